@@ -1,0 +1,80 @@
+"""Addresses of environments and URLs of brokers: parsing and checking (docs/protocol.md §2)."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from protocol.errors import AddressError
+
+DEFAULT_BROKER = "tcp://127.0.0.1:5555"
+
+_NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(/[a-z0-9]([a-z0-9._-]*[a-z0-9])?)*")
+_IDENTITY = re.compile(r"[a-z2-7]{16}")
+_HOST = re.compile(r"\*|[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%a-z]+\]")
+MAX_LENGTH = 128
+
+
+class Address(NamedTuple):
+    """An address, and the identity of the agent it is pinned to, if any (`cartpole@<identity>`)."""
+
+    name: str
+    identity: str | None = None
+
+    def __str__(self) -> str:
+        return self.name if self.identity is None else f"{self.name}@{self.identity}"
+
+
+def parse_address(text: str) -> Address:
+    """Read `name` or `name@identity`. Raises AddressError saying what an address looks like."""
+    name, at, identity = text.partition("@")
+    if len(name) > MAX_LENGTH or not _NAME.fullmatch(name):
+        raise AddressError(
+            f"{text[:200]!r} is not an address: use lower-case letters, digits and . _ - in parts "
+            f"joined by /, such as 'cartpole' or 'lab/price-market' (at most {MAX_LENGTH} "
+            f"characters)."
+        )
+    if at and not _IDENTITY.fullmatch(identity):
+        raise AddressError(
+            f"{text[:200]!r}: what follows the @ must be an agent's identity, 16 characters of "
+            f"a-z and 2-7, as `python -m learner_agent ls` shows it."
+        )
+    return Address(name, identity or None)
+
+
+def check_url(url: str, *, bind: bool = False) -> str:
+    """Check a ZeroMQ URL: `tcp://HOST:PORT` or `ipc://PATH`; with `bind`, HOST or PORT may be `*`.
+
+    Returns the URL. Raises AddressError.
+    """
+    scheme, separator, rest = url.partition("://")
+    if separator and scheme == "ipc" and rest and "\0" not in rest:
+        return url
+    if separator and scheme == "tcp":
+        host, colon, port = rest.rpartition(":")
+        if colon and _HOST.fullmatch(host) and (bind or host != "*"):
+            if bind and port == "*":
+                return url
+            if port.isascii() and port.isdecimal() and (0 if bind else 1) <= int(port) <= 65535:
+                return url
+    raise AddressError(
+        f"{url[:200]!r} is not a broker URL: write tcp://HOST:PORT, such as {DEFAULT_BROKER}, "
+        f"or ipc://PATH."
+    )
+
+
+def is_local(url: str) -> bool:
+    """Whether a checked URL can be reached from this host alone: loopback or ipc."""
+    scheme, _, rest = url.partition("://")
+    if scheme == "ipc":
+        return True
+    host = rest.rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or bool(re.fullmatch(r"127(\.\d{1,3}){3}", host))
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known address most like `name`, or None if none is alike."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return matches[0] if matches else None
