@@ -1,0 +1,80 @@
+"""Environments without any wire of ours: in this process, and in Gymnasium's own subprocesses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
+
+from benchmarks.harness import Running, Side
+
+ENV_ID = "CartPole-v1"
+
+
+def in_process() -> Side:
+    """CartPole in the learner's own process."""
+    return Side("in process", _open_in_process)
+
+
+def sync_vector(num_envs: int) -> Side:
+    """Gymnasium's SyncVectorEnv of CartPoles."""
+    return Side(f"SyncVectorEnv({num_envs})", partial(_open_vector, "sync", num_envs), num_envs)
+
+
+def async_vector(num_envs: int) -> Side:
+    """Gymnasium's AsyncVectorEnv of CartPoles, a process for each."""
+    return Side(f"AsyncVectorEnv({num_envs})", partial(_open_vector, "async", num_envs), num_envs)
+
+
+def cartpole_steps(env: gymnasium.Env[Any, Any]) -> Callable[[], object]:
+    """Returns a call that does one step in a CartPole, and a reset where an episode ended.
+
+    It pushes to where the pole leans, which keeps it up for hundreds of steps: resets are so few
+    that they show in no percentile.
+    """
+    observation, _ = env.reset(seed=1)
+    step = env.step
+
+    def one_step() -> object:
+        nonlocal observation
+        action = 1 if observation[2] + 0.5 * observation[3] > 0 else 0
+        observation, _, terminated, truncated, _ = step(action)
+        if terminated or truncated:
+            observation, _ = env.reset()
+        return observation
+
+    return one_step
+
+
+def vector_steps(envs: VectorEnv[Any, Any, Any]) -> Callable[[], object]:
+    """Returns a call that does one step in a vector of CartPoles, which resets by itself."""
+    observations, _ = envs.reset(seed=1)
+    step = envs.step
+
+    def one_step() -> object:
+        nonlocal observations
+        actions = (observations[:, 2] + 0.5 * observations[:, 3] > 0).astype(np.int64)
+        observations = step(actions)[0]
+        return observations
+
+    return one_step
+
+
+@contextlib.contextmanager
+def _open_in_process() -> Iterator[Running]:
+    env = gymnasium.make(ENV_ID)
+    with contextlib.closing(env):
+        yield Running(cartpole_steps(env))
+
+
+@contextlib.contextmanager
+def _open_vector(kind: str, num_envs: int) -> Iterator[Running]:
+    makers = [partial(gymnasium.make, ENV_ID)] * num_envs
+    envs = SyncVectorEnv(makers) if kind == "sync" else AsyncVectorEnv(makers)
+    with contextlib.closing(envs):
+        yield Running(vector_steps(envs))
