@@ -12,7 +12,7 @@ that starts with the kind:
     ["Graph", has_edges]                 then the node space, and the edge space if there is one
 
 A list of nodes is flat however deep the space is. Bounds, nvec and start are one number if all
-elements share it, else the array's raw bytes; dtypes are written as in `protocol.values`.
+elements share it, else the array's raw bytes; dtypes are written as in `protocol.arrays`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,10 @@ from typing import Any, Final
 import numpy as np
 from gymnasium import Space, spaces
 
+from protocol.arrays import MAX_DIMS, dtype_from_text, dtype_to_text
 from protocol.errors import DecodingError, GymwireError, UnsupportedSpaceError
 from protocol.space_codecs import MISFIT, SpaceCodec, compile
-from protocol.values import MAX_DEPTH, MAX_DIMS, dtype_from_text, dtype_to_text
+from protocol.values import MAX_DEPTH
 
 __all__ = ["MAX_SPACE_BYTES", "MISFIT", "SpaceCodec", "build", "compile", "describe"]
 

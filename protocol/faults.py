@@ -1,0 +1,163 @@
+"""What can travel and what cannot: where the fault sits, why, and what may stand in its place."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from gymnasium.spaces import GraphInstance
+
+from protocol.arrays import MAX_DIMS, SCALARS, TIMES, dtype_to_text
+
+__all__ = ["ATOMS", "CONTAINERS", "MAX_DEPTH", "Fault", "Opaque", "find_faults", "travels"]
+
+MAX_DEPTH: Final = 64
+"""The most containers that may sit in one another."""
+_REPR_LENGTH = 200
+
+
+@dataclass(frozen=True, slots=True)
+class Opaque:
+    """Stands in an info for a value that could not travel.
+
+    Attributes:
+        type: the value's qualified type name.
+        repr: its `repr`, at most 200 characters.
+    """
+
+    type: str
+    repr: str
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something that cannot travel.
+
+    Attributes:
+        path: where it sits, e.g. `info["agents"][3]`.
+        text: what is wrong with it, as the rest of a sentence that begins with the path.
+    """
+
+    path: str
+    text: str
+
+
+ATOMS: Final = frozenset(
+    {type(None), bool, int, float, str, bytes, np.ndarray, np.str_, np.bytes_, Opaque}
+    | {*SCALARS, *TIMES}
+)
+"""The types of which (nearly) every value can travel."""
+CONTAINERS: Final = frozenset({list, tuple, dict, OrderedDict, GraphInstance})
+"""The types that can travel if what they contain can."""
+
+
+def travels(value: Any, depth: int) -> bool:
+    """Whether only known types sit in a value, in at most `depth` containers in one another.
+
+    msgpack takes some types that come back as others (bytearray, memoryview, its own ExtType and
+    Timestamp) and nests to other depths than ours, so its success alone says too little.
+    """
+    kind = type(value)
+    if kind in ATOMS:
+        return True
+    if kind not in CONTAINERS or depth == 0:
+        return False
+    if kind is dict or kind is OrderedDict:
+        for key in value:
+            if type(key) is not str and not travels(key, depth - 1):
+                return False
+        value = value.values()
+    atoms = ATOMS
+    for item in value:  # noqa: SIM110 - twice as fast as all() with a generator
+        if type(item) not in atoms and not travels(item, depth - 1):
+            return False
+    return True
+
+
+def find_faults(value: Any, root: str) -> tuple[Any, list[Fault]]:
+    """Return a copy of a value with an `Opaque` for whatever cannot travel, and all the faults.
+
+    `root` is the first word of each fault's path.
+    """
+    replacer = _Replacer()
+    copy = replacer.walk(value, root)
+    return copy, replacer.faults
+
+
+def _name_fault(value: Any) -> str | None:
+    """Say why an atom cannot travel, or None if it can."""
+    kind = type(value)
+    if kind is np.ndarray:
+        if value.ndim > MAX_DIMS:
+            return f"is an array of {value.ndim} dimensions; {MAX_DIMS} are the most that travel"
+        if dtype_to_text(value.dtype) is None:
+            return f"is an array of dtype {value.dtype}, which has no portable form"
+    elif kind is str or kind is np.str_:
+        try:
+            value.encode()
+        except UnicodeEncodeError:
+            return "is text with lone surrogates, which no valid UTF-8 can hold"
+    elif kind not in ATOMS:
+        return (
+            f"is a {kind.__module__}.{kind.__qualname__}, which cannot travel; numbers, text, "
+            "bytes, numpy arrays and lists, tuples and dicts of them can"
+        )
+    return None
+
+
+def _as_opaque(value: object) -> Opaque:
+    kind = type(value)
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 - a foreign repr may raise anything
+        text = f"<repr raised {type(error).__name__}>"
+    text = text[:_REPR_LENGTH].encode("utf-8", "backslashreplace").decode()[:_REPR_LENGTH]
+    return Opaque(f"{kind.__module__}.{kind.__qualname__}", text)
+
+
+def _step_into(path: str, key: object) -> str:
+    return f'{path}["{key}"]' if type(key) is str else f"{path}[{_as_opaque(key).repr}]"
+
+
+class _Replacer:
+    """Walks a value and copies it with an `Opaque` wherever something cannot travel."""
+
+    def __init__(self) -> None:
+        self.faults: list[Fault] = []
+        self._above: list[int] = []
+
+    def _opaque(self, value: object, path: str, fault: str) -> Opaque:
+        self.faults.append(Fault(path, fault))
+        return _as_opaque(value)
+
+    def walk(self, value: Any, path: str) -> Any:
+        if type(value) not in CONTAINERS:
+            fault = _name_fault(value)
+            return value if fault is None else self._opaque(value, path, fault)
+        if id(value) in self._above:
+            return self._opaque(value, path, "contains itself")
+        if len(self._above) >= MAX_DEPTH:
+            return self._opaque(value, path, f"sits deeper than {MAX_DEPTH} levels")
+        self._above.append(id(value))
+        try:
+            return self._walk_items(value, path)
+        finally:
+            self._above.pop()
+
+    def _walk_items(self, value: Any, path: str) -> Any:
+        kind = type(value)
+        if kind is GraphInstance:
+            names = GraphInstance._fields
+            return GraphInstance(*map(self.walk, value, [f"{path}.{name}" for name in names]))
+        if kind is list or kind is tuple:
+            return kind(self.walk(item, f"{path}[{i}]") for i, item in enumerate(value))
+        copy = kind()
+        for key, item in value.items():
+            place = _step_into(path, key)
+            new_key = self.walk(key, f"the key {place}")
+            while new_key is not key and new_key in copy:  # two keys that look the same
+                new_key = Opaque(new_key.type, new_key.repr + "'")
+            copy[new_key] = self.walk(item, place)
+        return copy
