@@ -41,7 +41,7 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _UNITS = "Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as"
 _SIZED = re.compile(
-    rf"\|S[1-9]\d{{0,7}}|[<>]U[1-9]\d{{0,7}}|[<>][mM]8(\[[1-9]?\d{{0,8}}({_UNITS})\])?"
+    rf"\|S[1-9]\d{{0,7}}|[<>]U[1-9]\d{{0,7}}|[<>][mM]8(\[([1-9]\d{{0,8}})?({_UNITS})\])?"
 )
 
 

@@ -89,7 +89,7 @@ def _extend(tail: Tail | None, depth: int, value: Any) -> msgpack.ExtType:
         size = value.bit_length() // 8 + 1
         return msgpack.ExtType(_INT, value.to_bytes(size, "little", signed=True))
     if kind is np.str_:
-        return msgpack.ExtType(_SCALAR, b"U\0" + str(value).encode())
+        return msgpack.ExtType(_SCALAR, b"U\0" + str.encode(value))
     if kind is np.bytes_:
         return msgpack.ExtType(_SCALAR, b"S\0" + bytes(value))
     if kind in TIMES:
