@@ -25,6 +25,7 @@ class State(Enum):
 MOVES: dict[State, dict[Kind, dict[Kind, State]]] = {
     State.READY: {
         Kind.RESET: {Kind.STATUS: State.EPISODE},
+        Kind.RENDER: {Kind.FRAME: State.READY},
         Kind.CALL: {Kind.RESULT: State.READY},
         Kind.CLOSE: {Kind.CLOSED: State.CLOSED},
     },
@@ -50,9 +51,8 @@ def check_request(state: State, request: Kind) -> None:
     verb = request.name.lower()
     if state is State.CLOSED:
         raise EnvironmentClosed(f"{verb} after close: this environment is closed; make a new one.")
-    if request in MOVES[State.EPISODE]:
-        verb = {Kind.ACT: "step", Kind.RENDER: "render"}[request]
-        raise ResetNeeded(f"{verb}() before reset(): call reset() first.")
+    if request is Kind.ACT:
+        raise ResetNeeded("step() before reset(): call reset() first.")
     raise MoveError(f"{verb} is not a request of the gym dialogue.")
 
 

@@ -54,7 +54,7 @@ class Code:
 
     VERSION = "version"  # the peers speak different versions
     PROTOCOL = "protocol"  # the receiver of this error broke the protocol
-    EXPECTED = "expected"  # a request number was skipped; details: {"seq": the number expected}
+    EXPECTED = "expected"  # a request number was skipped; details: {"expected": its number}
     TOO_LARGE = "too-large"  # the message is over the receiver's limit
     ADDRESS_UNKNOWN = "address-unknown"
     ADDRESS_INVALID = "address-invalid"

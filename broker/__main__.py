@@ -1,0 +1,65 @@
+"""`python -m broker`: run a broker."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from broker.server import Server
+from protocol import logs
+from protocol.address import DEFAULT_BROKER
+from protocol.errors import GymwireError
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    made = argparse.ArgumentParser(
+        prog="python -m broker",
+        description="Introduce learner agents to env agents, and relay between them.",
+    )
+    made.add_argument(
+        "--bind",
+        action="append",
+        metavar="URL",
+        help=f"listen here: tcp://HOST:PORT or ipc://PATH; may be repeated "
+        f"(default {DEFAULT_BROKER})",
+    )
+    made.add_argument(
+        "--insecure",
+        action="store_true",
+        help="listen beyond this host without keys: anyone who reaches the port may do anything",
+    )
+    made.add_argument(
+        "--lease",
+        type=float,
+        default=30.0,
+        metavar="S",
+        help="seconds for which a session waits for a learner that vanished (default 30)",
+    )
+    logs.add_options(made)
+    return made
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run until SIGTERM or Ctrl-C. Returns the exit status."""
+    options = parser().parse_args(arguments)
+    logs.configure("broker", form=options.log_format, level=options.log_level)
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        server = Server(
+            options.bind or [DEFAULT_BROKER], insecure=options.insecure, lease_s=options.lease
+        )
+    except GymwireError as error:
+        print(f"broker: {error}", file=sys.stderr)  # noqa: T201 - the CLI's error output
+        return 2
+    server.run(stop)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

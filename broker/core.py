@@ -1,0 +1,511 @@
+"""The broker without its socket and clock: a frame and a time go in, frames to send come out.
+
+Its tables are soft. They are filled again by what agents announce after a restart; nothing that a
+peer sends makes them grow without bound.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import NamedTuple
+
+from broker import directory
+from broker.directory import Unavailable
+from broker.routing import Peer, Session, Tables
+from protocol import codec
+from protocol.address import parse_address
+from protocol.codec import PLAIN
+from protocol.errors import AddressError, DecodingError, GymwireError, VersionMismatch
+from protocol.messages import (
+    VERSION,
+    Busy,
+    BusyReason,
+    Bye,
+    Closed,
+    Code,
+    Error,
+    Find,
+    Found,
+    Gone,
+    Hello,
+    Kind,
+    Message,
+    Offer,
+    Offered,
+    Open,
+    Ping,
+    Pong,
+    Progress,
+    Resume,
+    Resumed,
+    Role,
+    Welcome,
+    Withdraw,
+)
+
+GRACE_S = 2.0  # a lost env agent may come back for so long before its sessions are given up
+STARTING_S = 5.0  # after a start, agents are still announcing their sessions
+MAX_PEERS = 20_000
+MAX_SESSIONS = 100_000
+MAX_OFFERS = 256  # per peer
+MAX_CONTROL = 1024 * 1024  # bytes of a message that the broker itself reads
+PROBES = 5  # ticks over which a connection that went down is asked for
+
+_MAGIC, _VERSION = codec.MAGIC, VERSION
+# Relayed unread. CLOSED ends a session and ERROR may refuse an OPEN: those are looked at.
+_RELAYED = frozenset(Kind) & frozenset(range(1, 16)) - {Kind.CLOSED, Kind.ERROR}
+
+
+class Send(NamedTuple):
+    """A frame for a peer."""
+
+    rid: bytes
+    frame: bytes | bytearray | memoryview
+
+
+class Sender(NamedTuple):
+    """What the socket knows of a frame's sender."""
+
+    rid: bytes
+    fd: int
+    key: bytes | None
+    identity: str
+
+
+class Note(NamedTuple):
+    """Something that an operator wants to know."""
+
+    event: str
+    facts: dict[str, object]
+
+
+class Core:
+    """One run of a broker. `epoch`: a random number of this run; `lease_s`: for silent learners."""
+
+    def __init__(
+        self,
+        *,
+        epoch: int,
+        now: float,
+        rng: random.Random,
+        software: str,
+        lease_s: float = 30.0,
+        max_message: int = 64 * 1024 * 1024,
+    ) -> None:
+        self.tables = Tables()
+        self.notes: list[Note] = []
+        self._epoch = epoch
+        self._started = now
+        self._rng = rng
+        self._software = software
+        self._lease_s = lease_s
+        self._max_message = max_message
+        self._suspects: dict[bytes, int] = {}
+        self._handlers: dict[Kind, Callable[[Peer, codec.Header, Message, float], list[Send]]] = {
+            Kind.OFFER: self._offer,
+            Kind.WITHDRAW: self._withdraw,
+            Kind.FIND: self._find,
+            Kind.OPEN: self._open,
+            Kind.RESUME: self._resume,
+            Kind.PROGRESS: self._progress,
+            Kind.PING: self._ping,
+            Kind.BYE: self._bye,
+        }
+
+    # --- the hot path -----------------------------------------------------------------------------
+
+    def relay(self, rid: bytes, data: bytes | memoryview, key: bytes | None) -> bytes | None:
+        """Where a frame of the gym dialogue goes, or None if `receive` must look at it.
+
+        Reads the header and the sender only.
+        """
+        if len(data) < codec.HEADER_SIZE or data[2] not in _RELAYED:
+            return None
+        route = self.tables.routes.get(rid + bytes(data[8:16]))
+        if (
+            route is None
+            or route.key != key
+            or data[0] != _MAGIC
+            or data[1] != _VERSION
+            or not route.session.is_open
+        ):
+            return None
+        route.session.frames += 1
+        return route.to.rid
+
+    # --- everything else --------------------------------------------------------------------------
+
+    def receive(self, sender: Sender, data: bytes | memoryview, now: float) -> list[Send]:
+        """Take a frame that `relay` did not place; returns what to send."""
+        try:
+            header = codec.read_header(data)
+        except VersionMismatch as error:
+            return [self._error(sender.rid, 0, 0, Code.VERSION, str(error))]
+        except DecodingError as error:
+            return [self._error(sender.rid, 0, 0, Code.PROTOCOL, str(error))]
+        peer = self.tables.peers.get(sender.rid)
+        if peer is not None and peer.key != sender.key:
+            # The routing id belongs to a connection with another key: somebody guesses ids.
+            return [self._error(sender.rid, header.sid, header.seq, Code.DENIED, _FORGED)]
+        if header.kind < 16:
+            return self._session_frame(sender.rid, peer, header, data, now)
+        if header.kind is Kind.OPENED and peer is not None:
+            return self._opened(peer, header, data)
+        if len(data) > MAX_CONTROL:
+            text = f"A {header.kind.name} may have {MAX_CONTROL} bytes, this one has {len(data)}."
+            return [self._error(sender.rid, header.sid, header.seq, Code.TOO_LARGE, text)]
+        try:
+            message = PLAIN.decode(data, header)
+            if header.kind is Kind.HELLO:
+                assert isinstance(message, Hello)
+                return self._hello(sender, header, message, now)
+            if peer is None:
+                busy = Busy(BusyReason.HELLO, 0.0)
+                return [self._send(sender.rid, busy, header.sid, header.seq)]
+            handler = self._handlers.get(header.kind)
+            if handler is None:
+                raise DecodingError(f"{header.kind.name} is not for a broker.")
+            return handler(peer, header, message, now)
+        except Unavailable as error:
+            return [
+                self._error(
+                    sender.rid, header.sid, header.seq, error.code, str(error), **error.details
+                )
+            ]
+        except AddressError as error:
+            code = Code.ADDRESS_INVALID
+            return [self._error(sender.rid, header.sid, header.seq, code, str(error))]
+        except GymwireError as error:
+            return [self._error(sender.rid, header.sid, header.seq, Code.PROTOCOL, str(error))]
+
+    def undelivered(
+        self, to: bytes, data: bytes | memoryview, sender: bytes, full: bool, now: float
+    ) -> list[Send]:
+        """A relayed frame could not be delivered: tell a learner to send it again later.
+
+        A reply is not worth a message: the env agent keeps it, and the learner asks again.
+        """
+        if not full:
+            self.unreachable(to, now)
+        header = codec.read_header(data)
+        session = self.tables.sessions.get(header.sid)
+        if session is None or session.learner is None or session.learner.rid != sender:
+            return []
+        reason = BusyReason.QUEUE_FULL if full else BusyReason.UNREACHABLE
+        return [self._send(sender, Busy(reason, 0.05), header.sid, header.seq)]
+
+    # --- time and connections ---------------------------------------------------------------------
+
+    def link_down(self, fd: int) -> None:
+        """The connection with this descriptor went down. Descriptors are reused: only a hint."""
+        peer = self.tables.by_fd.get(fd)
+        if peer is not None and peer.lost_at is None:
+            self._suspects[peer.rid] = PROBES
+
+    def unreachable(self, rid: bytes, now: float) -> None:
+        """Sending showed that this peer has no connection now."""
+        self._suspects.pop(rid, None)
+        peer = self.tables.peers.get(rid)
+        if peer is None or peer.lost_at is not None:
+            return
+        peer.lost_at = now
+        self.tables.lost[rid] = peer
+        if peer.role == Role.LEARNER:
+            for session in directory.open_sessions(self.tables, [peer]):
+                self.tables.orphan(session, now)
+
+    def expire(self, now: float) -> list[Send]:
+        """What time alone brings about: probes, sessions of lost agents, leases."""
+        sends: list[Send] = []
+        for rid, left in list(self._suspects.items()):
+            sends.append(self._send(rid, Ping()))
+            if left <= 1:
+                del self._suspects[rid]
+            else:
+                self._suspects[rid] = left - 1
+        for peer in list(self.tables.lost.values()):
+            assert peer.lost_at is not None
+            if peer.role == Role.ENV:
+                if now - peer.lost_at >= GRACE_S:
+                    sends += self._end_loop(peer, f"the env agent on {peer.host} is gone")
+            elif not peer.sessions:
+                self._forget(peer)
+        for session in list(self.tables.orphans.values()):
+            assert session.orphan_since is not None
+            if now - session.orphan_since >= self._lease_s:
+                sends += self._end_orphan(session)
+        return sends
+
+    def goodbye(self) -> list[Send]:
+        """The broker stops: tell everyone."""
+        frame = PLAIN.encode(Bye("the broker stops"))
+        return [Send(rid, frame) for rid in self.tables.peers]
+
+    # --- peers ------------------------------------------------------------------------------------
+
+    def _hello(self, sender: Sender, header: codec.Header, hello: Hello, now: float) -> list[Send]:
+        if hello.role not in (Role.LEARNER, Role.ENV, Role.PULSE):
+            raise DecodingError(f"{hello.role[:50]!r} is not a role.")
+        if sender.rid[:1] == b"\0":
+            raise DecodingError("A peer must set a routing id of its own.")
+        tables = self.tables
+        peer = tables.peers.get(sender.rid)
+        if peer is None:
+            if len(tables.peers) >= MAX_PEERS:
+                text = f"This broker has {MAX_PEERS} peers already; try again later."
+                return [self._error(sender.rid, 0, header.seq, Code.LIMIT, text)]
+            peer = Peer(
+                rid=sender.rid,
+                role=hello.role,
+                agent=hello.agent[:16],
+                host=hello.host[:200],
+                software=hello.software[:100],
+                identity=sender.identity,
+                key=sender.key,
+                fd=sender.fd,
+            )
+        else:
+            tables.by_fd.pop(peer.fd, None)
+            peer.fd = sender.fd
+        tables.add_peer(peer)
+        self._suspects.pop(peer.rid, None)
+        if peer.lost_at is not None:
+            peer.lost_at = None
+            tables.lost.pop(peer.rid, None)
+        if peer.role == Role.ENV:
+            for row in hello.sessions[:MAX_SESSIONS]:
+                self._announced(peer, row, now)
+        welcome = Welcome(
+            self._epoch, self._software, peer.identity, self._max_message, self._lease_s
+        )
+        return [self._send(peer.rid, welcome, 0, header.seq)]
+
+    def _announced(self, loop: Peer, row: object, now: float) -> None:
+        """A serving loop says that it has this session: after our restart, or its reconnect."""
+        match row:
+            case [int(sid), bytes(nonce), str(address), str(learner)] if (
+                0 < sid < 2**64 and len(nonce) == 16
+            ):
+                known = self.tables.sessions.get(sid)
+                if known is not None:
+                    if known.nonce == nonce and known.loop.agent == loop.agent:
+                        self.tables.bind_loop(known, loop)
+                elif nonce not in self.tables.by_nonce and (
+                    len(self.tables.sessions) < MAX_SESSIONS
+                ):
+                    session = Session(sid, nonce, address, learner, loop, None, is_open=True)
+                    self.tables.add_session(session)
+                    self.tables.orphan(session, now)
+            case _:
+                raise DecodingError("A session in HELLO is [sid, nonce, address, learner].")
+
+    def _bye(self, peer: Peer, header: codec.Header, bye: Message, now: float) -> list[Send]:
+        assert isinstance(bye, Bye)
+        if peer.role == Role.ENV:
+            return self._end_loop(peer, f"its env agent on {peer.host} has stopped")
+        sends: list[Send] = []
+        for session in directory.open_sessions(self.tables, [peer]):
+            sends += self._end_orphan(session)
+        self._forget(peer)
+        return sends
+
+    def _forget(self, peer: Peer) -> None:
+        self._suspects.pop(peer.rid, None)
+        self.tables.drop_peer(peer)
+
+    def _end_loop(self, loop: Peer, reason: str) -> list[Send]:
+        sends = []
+        for session in directory.open_sessions(self.tables, [loop]):
+            if session.learner is not None:
+                sends.append(self._send(session.learner.rid, Gone(reason), session.sid))
+            self.tables.drop_session(session)
+        self._forget(loop)
+        if not any(peer.agent == loop.agent for peer in self.tables.peers.values() if peer.offers):
+            self._note("agent left", host=loop.host, offers=sorted(loop.offers), why=reason)
+        return sends
+
+    def _end_orphan(self, session: Session) -> list[Send]:
+        self.tables.drop_session(session)
+        self._note("session ended without its learner", address=session.address)
+        gone = Gone("the learner has left")
+        return [self._send(session.loop.rid, gone, session.sid)]
+
+    # --- offers -----------------------------------------------------------------------------------
+
+    def _offer(self, peer: Peer, header: codec.Header, offer: Message, now: float) -> list[Send]:
+        assert isinstance(offer, Offer)
+        if peer.role != Role.ENV:
+            raise DecodingError("Only an env agent offers environments.")
+        if parse_address(offer.address).identity is not None:
+            raise AddressError(f"{offer.address!r}: an offer's address has no @identity.")
+        if len(peer.offers) >= MAX_OFFERS and offer.address not in peer.offers:
+            raise Unavailable(Code.LIMIT, f"An agent may offer {MAX_OFFERS} addresses at most.")
+        directory.check_offer(self.tables, peer, offer)
+        first = not any(other.agent == peer.agent for other in self.tables.loops(offer.address))
+        peer.offers[offer.address] = offer
+        peer.draining.discard(offer.address)
+        if first:
+            self._note("offer", address=offer.address, env=offer.env_id, host=peer.host)
+        return [self._send(peer.rid, Offered(offer.address), 0, header.seq)]
+
+    def _withdraw(
+        self, peer: Peer, header: codec.Header, message: Message, now: float
+    ) -> list[Send]:
+        assert isinstance(message, Withdraw)
+        if message.address in peer.offers:
+            peer.draining.add(message.address)
+        return []
+
+    def _find(self, peer: Peer, header: codec.Header, find: Message, now: float) -> list[Send]:
+        assert isinstance(find, Find)
+        found = Found(directory.listing(self.tables, find.address))
+        return [self._send(peer.rid, found, 0, header.seq)]
+
+    # --- sessions ---------------------------------------------------------------------------------
+
+    def _open(self, peer: Peer, header: codec.Header, wish: Message, now: float) -> list[Send]:
+        assert isinstance(wish, Open)
+        if peer.role != Role.LEARNER:
+            raise DecodingError("Only a learner opens sessions.")
+        if len(wish.nonce) != 16:
+            raise DecodingError(f"A nonce has 16 bytes, not {len(wish.nonce)}.")
+        address = parse_address(wish.address)
+        session = self.tables.by_nonce.get(wish.nonce)
+        if session is None:
+            if len(self.tables.sessions) >= MAX_SESSIONS:
+                raise Unavailable(Code.LIMIT, "This broker has no room for another session.")
+            session = Session(
+                sid=self._new_sid(),
+                nonce=wish.nonce,
+                address=address.name,
+                learner_identity=peer.identity,
+                loop=directory.choose(self.tables, address),
+                learner=peer,
+                is_open=False,
+            )
+            peer.sessions.add(session.sid)
+            self.tables.add_session(session)
+        elif session.learner is not peer:
+            raise Unavailable(Code.DENIED, "This session belongs to another learner.")
+        forwarded = Open(
+            address.name,
+            wish.nonce,
+            wish.render_mode,
+            wish.env_kwargs,
+            wish.num_envs,
+            wish.autoreset_mode,
+            wish.direct,
+            peer.identity,
+        )
+        return [self._send(session.loop.rid, forwarded, session.sid, header.seq)]
+
+    def _new_sid(self) -> int:
+        while (sid := self._rng.getrandbits(63)) in self.tables.sessions or sid == 0:
+            pass
+        return sid
+
+    def _opened(self, peer: Peer, header: codec.Header, data: bytes | memoryview) -> list[Send]:
+        session = self.tables.sessions.get(header.sid)
+        if session is None or session.loop is not peer or session.learner is None:
+            return [self._send(peer.rid, Gone("the learner has left"), header.sid)]
+        if not session.is_open:
+            session.is_open = True
+            self._note("session opened", address=session.address, host=peer.host)
+        return [Send(session.learner.rid, data)]
+
+    def _resume(self, peer: Peer, header: codec.Header, resume: Message, now: float) -> list[Send]:
+        assert isinstance(resume, Resume)
+        session = self.tables.sessions.get(header.sid)
+        if session is None:
+            return self._unknown_session(peer.rid, header, now)
+        holder = session.learner
+        if resume.nonce != session.nonce or peer.identity != session.learner_identity:
+            raise Unavailable(Code.DENIED, "This session belongs to another learner.")
+        if holder is not None and holder is not peer:
+            if holder.lost_at is None and not resume.take_over:
+                raise Unavailable(
+                    Code.DENIED,
+                    "This session is in use by another process: close it there first.",
+                )
+            if holder.lost_at is None:
+                self._suspects[holder.rid] = PROBES
+        self.tables.bind_learner(session, peer)
+        return [self._send(peer.rid, Resumed(), header.sid, header.seq)]
+
+    def _progress(
+        self, peer: Peer, header: codec.Header, progress: Message, now: float
+    ) -> list[Send]:
+        assert isinstance(progress, Progress)
+        session = self.tables.sessions.get(header.sid)
+        if session is None or session.loop.agent != peer.agent or session.loop.key != peer.key:
+            return []
+        session.in_step = (now, progress.since_s)
+        if session.learner is None:
+            return []
+        return [self._send(session.learner.rid, progress, header.sid, header.seq)]
+
+    def _ping(self, peer: Peer, header: codec.Header, message: Message, now: float) -> list[Send]:
+        if header.sid:
+            session = self.tables.sessions.get(header.sid)
+            if session is None or session.learner is not peer:
+                return self._unknown_session(peer.rid, header, now)
+            if session.loop.lost_at is not None:
+                busy = Busy(BusyReason.UNREACHABLE, 0.05)
+                return [self._send(peer.rid, busy, header.sid, header.seq)]
+        return [self._send(peer.rid, Pong(), header.sid, header.seq)]
+
+    def _session_frame(
+        self,
+        rid: bytes,
+        peer: Peer | None,
+        header: codec.Header,
+        data: bytes | memoryview,
+        now: float,
+    ) -> list[Send]:
+        """A frame of the gym dialogue that has no open route, or ends one."""
+        if peer is None:
+            return [self._send(rid, Busy(BusyReason.HELLO, 0.0), header.sid, header.seq)]
+        session = self.tables.sessions.get(header.sid)
+        if session is None:
+            if peer.role == Role.ENV:
+                return [self._send(rid, Gone("the broker does not know it"), header.sid)]
+            if header.kind is Kind.CLOSE:
+                return [self._send(rid, Closed(), header.sid, header.seq)]
+            return self._unknown_session(rid, header, now)
+        if session.loop is peer:
+            sends = [Send(session.learner.rid, data)] if session.learner is not None else []
+            if header.kind is Kind.CLOSED or not session.is_open:
+                self.tables.drop_session(session)
+                if session.is_open:
+                    self._note("session closed", address=session.address, frames=session.frames)
+            return sends
+        if session.learner is peer and session.is_open:
+            return [Send(session.loop.rid, data)]
+        if session.learner is None:
+            return [self._send(rid, Busy(BusyReason.HELLO, 0.0), header.sid, header.seq)]
+        text = "This session belongs to another learner."
+        return [self._error(rid, header.sid, header.seq, Code.DENIED, text)]
+
+    def _unknown_session(self, rid: bytes, header: codec.Header, now: float) -> list[Send]:
+        if now - self._started < STARTING_S:
+            busy = Busy(BusyReason.STARTING, 0.1)
+            return [self._send(rid, busy, header.sid, header.seq)]
+        text = "The broker does not know this session any more."
+        return [self._error(rid, header.sid, header.seq, Code.SESSION_LOST, text)]
+
+    # --- making frames ----------------------------------------------------------------------------
+
+    def _send(self, rid: bytes, message: Message, sid: int = 0, seq: int = 0) -> Send:
+        return Send(rid, PLAIN.encode(message, sid, seq))
+
+    def _error(
+        self, rid: bytes, sid: int, seq: int, code: str, text: str, **details: object
+    ) -> Send:
+        return self._send(rid, Error(code, text, dict(details)), sid, seq)
+
+    def _note(self, event: str, **facts: object) -> None:
+        self.notes.append(Note(event, facts))
+
+
+_FORGED = "This routing id belongs to another connection."

@@ -1,0 +1,131 @@
+"""What is on offer: admission, search, and the choice of the least loaded agent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from broker.routing import Peer, Session, Tables
+from protocol.address import Address, nearest
+from protocol.errors import OfferError
+from protocol.messages import Code, Offer, Role
+
+MAX_NAMES = 50
+
+
+class Unavailable(OfferError):
+    """No agent can take the session; `code` and `details` go into the ERROR."""
+
+    def __init__(self, code: str, text: str, **details: Any) -> None:
+        super().__init__(text)
+        self.code = code
+        self.details = details
+
+
+def check_offer(tables: Tables, peer: Peer, offer: Offer) -> None:
+    """Raise Unavailable if the address stands for another environment already."""
+    for other in tables.loops(offer.address):
+        standing = other.offers[offer.address]
+        if other is not peer and standing.digest != offer.digest:
+            raise Unavailable(
+                Code.ADDRESS_TAKEN,
+                f"The address {offer.address!r} is taken: an agent on {other.host} offers "
+                f"{standing.env_id} under it, whose spaces or id differ from those of "
+                f"{offer.env_id}. Choose another address.",
+            )
+
+
+def choose(tables: Tables, address: Address) -> Peer:
+    """The least loaded serving loop with a free slot. Raises Unavailable."""
+    name = address.name
+    offering = [
+        peer
+        for peer in tables.loops(name)
+        if address.identity is None or peer.identity == address.identity
+    ]
+    if not offering:
+        raise _unknown(tables, address)
+    free = [
+        peer
+        for peer in offering
+        if peer.lost_at is None
+        and name not in peer.draining
+        and used(tables, peer, name) < peer.offers[name].capacity
+    ]
+    if not free:
+        slots = sum(peer.offers[name].capacity for peer in offering)
+        raise Unavailable(
+            Code.NO_FREE_SLOT,
+            f"All {slots} slots of {str(address)!r} are in use: wait until a session ends, or "
+            f"start another env agent for this address (or give this one more --max-sessions).",
+            slots=slots,
+        )
+    # A loop in the middle of a long step would let the new session wait; take it last.
+    return min(free, key=lambda peer: (peer.in_step_since is not None, len(peer.sessions)))
+
+
+def used(tables: Tables, peer: Peer, name: str) -> int:
+    """How many sessions this loop has under this address."""
+    return sum(1 for sid in peer.sessions if tables.sessions[sid].address == name)
+
+
+def _unknown(tables: Tables, address: Address) -> Unavailable:
+    known = sorted({name for peer in tables.peers.values() for name in peer.offers})
+    if address.identity is not None and address.name in known:
+        text = (
+            f"{address.name!r} is on offer, but not by {address.identity}: use the identity that "
+            f"`python -m learner_agent ls` shows, or no @identity."
+        )
+    elif not known:
+        text = (
+            f"Nobody offers {address.name!r}; no environment is on offer at this broker. Start an "
+            f"env agent: python -m env_agent --address {address.name} --env ENV."
+        )
+    else:
+        text = f"Nobody offers {address.name!r}."
+        near = nearest(address.name, known)
+        if near is not None:
+            text += f" Did you mean {near!r}?"
+        text += f" On offer: {', '.join(known[:MAX_NAMES])}"
+        text += ", …" if len(known) > MAX_NAMES else "."
+    return Unavailable(Code.ADDRESS_UNKNOWN, text, known=known[:MAX_NAMES])
+
+
+def listing(tables: Tables, address: str) -> list[dict[str, Any]]:
+    """What FOUND carries: one entry per address and agent, loops of one process added up."""
+    entries: dict[tuple[str, bytes], dict[str, Any]] = {}
+    for peer in tables.peers.values():
+        if peer.role != Role.ENV:
+            continue
+        for name, offer in peer.offers.items():
+            if address not in ("", name):
+                continue
+            entry = entries.setdefault(
+                (name, peer.agent),
+                {
+                    "address": name,
+                    "env_id": offer.env_id,
+                    "observation_space": offer.observation_space,
+                    "action_space": offer.action_space,
+                    "metadata": offer.metadata,
+                    "capacity": 0,
+                    "used": 0,
+                    "host": peer.host,
+                    "software": peer.software,
+                    "identity": peer.identity,
+                    "direct": offer.direct,
+                    "state": "ready",
+                },
+            )
+            entry["capacity"] += offer.capacity
+            entry["used"] += used(tables, peer, name)
+            if peer.lost_at is not None:
+                entry["state"] = "silent"
+            elif name in peer.draining:
+                entry["state"] = "draining"
+    return sorted(entries.values(), key=lambda entry: (entry["address"], entry["host"]))
+
+
+def open_sessions(tables: Tables, peers: Iterable[Peer]) -> list[Session]:
+    """The sessions of these peers."""
+    return [tables.sessions[sid] for peer in peers for sid in sorted(peer.sessions)]

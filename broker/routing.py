@@ -1,0 +1,141 @@
+"""Who is connected and which session joins whom: the broker's soft tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from protocol.messages import Offer, Role
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """A connection that has introduced itself."""
+
+    rid: bytes
+    role: str
+    agent: bytes
+    host: str
+    software: str
+    identity: str
+    key: bytes | None
+    fd: int
+    lost_at: float | None = None
+    offers: dict[str, Offer] = field(default_factory=dict)
+    draining: set[str] = field(default_factory=set)
+    sessions: set[int] = field(default_factory=set)
+    in_step_since: float | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """One learner's use of one environment. `learner` is None until it has come (back)."""
+
+    sid: int
+    nonce: bytes
+    address: str
+    learner_identity: str
+    loop: Peer
+    learner: Peer | None
+    is_open: bool
+    orphan_since: float | None = None
+    frames: int = 0
+    in_step: tuple[float, float] | None = None  # (told at, in the step for that many seconds then)
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """Where a frame of one sender in one session goes."""
+
+    session: Session
+    to: Peer
+    key: bytes | None  # the sender's
+
+
+class Tables:
+    """Peers, sessions and routes, kept consistent with each other."""
+
+    def __init__(self) -> None:
+        self.peers: dict[bytes, Peer] = {}
+        self.sessions: dict[int, Session] = {}
+        self.by_nonce: dict[bytes, Session] = {}
+        self.by_fd: dict[int, Peer] = {}
+        # sender's routing id + the eight bytes of the sid, as they stand in the frame
+        self.routes: dict[bytes, Route] = {}
+        self.orphans: dict[int, Session] = {}
+        self.lost: dict[bytes, Peer] = {}
+
+    def add_peer(self, peer: Peer) -> None:
+        """Enter a peer, or the new connection of one that is known."""
+        self.peers[peer.rid] = peer
+        self.by_fd[peer.fd] = peer
+
+    def add_session(self, session: Session) -> None:
+        """Enter a session at its loop; bind its learner if it is there."""
+        self.sessions[session.sid] = session
+        self.by_nonce[session.nonce] = session
+        session.loop.sessions.add(session.sid)
+        self._link(session)
+
+    def bind_learner(self, session: Session, learner: Peer) -> None:
+        """This connection is the session's learner now; any other is not any more."""
+        self._unlink(session)
+        if session.learner is not None:
+            session.learner.sessions.discard(session.sid)
+        session.learner = learner
+        learner.sessions.add(session.sid)
+        self.adopt(session)
+        self._link(session)
+
+    def bind_loop(self, session: Session, loop: Peer) -> None:
+        """The session lives at this connection of its agent now."""
+        self._unlink(session)
+        session.loop.sessions.discard(session.sid)
+        session.loop = loop
+        loop.sessions.add(session.sid)
+        self._link(session)
+
+    def orphan(self, session: Session, now: float) -> None:
+        """Its learner is away; the lease runs."""
+        if session.orphan_since is None:
+            session.orphan_since = now
+            self.orphans[session.sid] = session
+
+    def adopt(self, session: Session) -> None:
+        """Its learner is there (again)."""
+        session.orphan_since = None
+        self.orphans.pop(session.sid, None)
+
+    def drop_session(self, session: Session) -> None:
+        """Forget a session."""
+        self._unlink(session)
+        session.loop.sessions.discard(session.sid)
+        if session.learner is not None:
+            session.learner.sessions.discard(session.sid)
+        self.orphans.pop(session.sid, None)
+        self.sessions.pop(session.sid, None)
+        self.by_nonce.pop(session.nonce, None)
+
+    def drop_peer(self, peer: Peer) -> None:
+        """Forget a peer; its sessions are the caller's to end first."""
+        if self.peers.get(peer.rid) is peer:
+            del self.peers[peer.rid]
+        if self.by_fd.get(peer.fd) is peer:
+            del self.by_fd[peer.fd]
+        self.lost.pop(peer.rid, None)
+
+    def loops(self, address: str) -> list[Peer]:
+        """The serving loops that offer this address, lost ones included."""
+        return [p for p in self.peers.values() if p.role == Role.ENV and address in p.offers]
+
+    def _link(self, session: Session) -> None:
+        sid = session.sid.to_bytes(8, "little")
+        loop, learner = session.loop, session.learner
+        if learner is not None:
+            self.routes[learner.rid + sid] = Route(session, loop, learner.key)
+            self.routes[loop.rid + sid] = Route(session, learner, loop.key)
+
+    def _unlink(self, session: Session) -> None:
+        sid = session.sid.to_bytes(8, "little")
+        self.routes.pop(session.loop.rid + sid, None)
+        if session.learner is not None:
+            self.routes.pop(session.learner.rid + sid, None)

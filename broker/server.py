@@ -1,0 +1,108 @@
+"""The ROUTER loop and the clock around the core."""
+
+from __future__ import annotations
+
+import os
+import random
+import socket as hostsocket
+import threading
+import time
+from collections.abc import Iterable
+from importlib.metadata import version
+
+import structlog
+
+from broker.core import Core, Send, Sender
+from protocol.keys import KeyPair, identity
+from protocol.transport import MAX_MESSAGE, TICK_MS, Delivery, Received, Router
+
+TIMERS_EVERY = 256  # frames after which timers get their turn even when the socket never rests
+
+
+class Server:
+    """A broker at these URLs, listening from the moment it is made until `run` returns."""
+
+    def __init__(
+        self,
+        urls: Iterable[str],
+        *,
+        key: KeyPair | None = None,
+        insecure: bool = False,
+        lease_s: float = 30.0,
+        max_message: int = MAX_MESSAGE,
+    ) -> None:
+        self._router = Router(urls, key=key, insecure=insecure, max_message=max_message)
+        self.urls = self._router.urls
+        self._keyed = key is not None
+        self._log = structlog.get_logger()
+        self._identities: dict[bytes, str] = {}
+        self.core = Core(
+            epoch=random.SystemRandom().getrandbits(63),
+            now=time.monotonic(),
+            rng=random.SystemRandom(),
+            software=f"gymwire {version('gymwire')}",
+            lease_s=lease_s,
+            max_message=max_message,
+        )
+        self._next_timers = 0.0
+
+    def run(self, stop: threading.Event) -> None:
+        """Serve until `stop` is set; then tell the peers and leave."""
+        host = hostsocket.gethostname()
+        self._log.info("broker listens", urls=self.urls, host=host, pid=os.getpid())
+        try:
+            while not stop.is_set():
+                self._serve()
+                self._timers(time.monotonic())
+        finally:
+            for send in self.core.goodbye():
+                self._router.send(send.rid, send.frame)
+            self._log.info("broker stops")
+            self._router.close(linger_s=0.3)
+
+    def _serve(self) -> None:
+        """Up to TIMERS_EVERY frames, or what comes before the socket rests for a tick."""
+        router, relay, keyed = self._router, self.core.relay, self._keyed
+        for _ in range(TIMERS_EVERY):
+            received = router.receive()
+            if received is None:
+                return
+            data = received.data
+            key = received.public_key if keyed else None
+            to = relay(received.rid, data, key)
+            if to is None:
+                self._look_at(received, data, key)
+                continue
+            delivery = router.send(to, data)
+            if delivery is not Delivery.DONE:
+                full = delivery is Delivery.FULL
+                now = time.monotonic()
+                self._deliver(self.core.undelivered(to, data, received.rid, full, now))
+
+    def _look_at(self, received: Received, data: bytes | memoryview, key: bytes | None) -> None:
+        sender = Sender(received.rid, received.fd, key, self._identity(key))
+        self._deliver(self.core.receive(sender, data, time.monotonic()))
+        self._write_notes()
+
+    def _identity(self, key: bytes | None) -> str:
+        return "" if key is None else identity(key)
+
+    def _deliver(self, sends: list[Send]) -> None:
+        for send in sends:
+            if self._router.send(send.rid, send.frame) is Delivery.UNREACHABLE:
+                self.core.unreachable(send.rid, time.monotonic())
+
+    def _timers(self, now: float) -> None:
+        if now < self._next_timers:
+            return
+        self._next_timers = now + TICK_MS / 1000
+        for event in self._router.link_events():
+            if not event.up:
+                self.core.link_down(event.fd)
+        self._deliver(self.core.expire(now))
+        self._write_notes()
+
+    def _write_notes(self) -> None:
+        for note in self.core.notes:
+            self._log.info(note.event, **note.facts)
+        self.core.notes.clear()

@@ -1,0 +1,98 @@
+"""What an operator asks for, on the command line or in a TOML file."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from env_agent.factory import resolve
+from env_agent.host import Service
+from protocol.address import parse_address
+from protocol.errors import ConfigurationError
+
+KEYS = {
+    "address": str,
+    "env": str,
+    "env_kwargs": dict,
+    "max_sessions": int,
+    "allow": list,
+    "strict_infos": bool,
+}
+MAX_SESSIONS = 8
+
+
+def service(
+    *,
+    address: str,
+    env: str,
+    env_kwargs: Mapping[str, Any] | None = None,
+    max_sessions: int = MAX_SESSIONS,
+    allow: list[str] | None = None,
+    strict_infos: bool = False,
+) -> Service:
+    """One offer. Raises AddressError or ConfigurationError."""
+    if parse_address(address).identity is not None:
+        raise ConfigurationError(f"{address!r}: an offer's address has no @identity.")
+    if max_sessions < 1:
+        raise ConfigurationError(f"max_sessions must be 1 or more, not {max_sessions}.")
+    factory = resolve(env, env_kwargs or {})
+    return Service(address, factory, max_sessions, tuple(allow or ()), strict_infos)
+
+
+def parse_kwargs(text: str) -> dict[str, Any]:
+    """Read `--env-kwargs`. Raises ConfigurationError."""
+    try:
+        kwargs = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigurationError(
+            f"--env-kwargs is not JSON ({error}): write it like '{{\"is_slippery\": false}}'."
+        ) from None
+    if not isinstance(kwargs, dict):
+        raise ConfigurationError(
+            f"--env-kwargs must be a JSON object of keyword arguments, not {text[:100]}."
+        )
+    return kwargs
+
+
+def load(path: Path) -> list[Service]:
+    """Read `--config`: one `[[offer]]` table for each address. Raises ConfigurationError."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no file {path}.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}.") from None
+    tables = document.pop("offer", None)
+    if document or not isinstance(tables, list) or not tables:
+        raise ConfigurationError(
+            f"{path} must hold one [[offer]] table for each address, and nothing else; each with "
+            f"{', '.join(KEYS)} (only address and env are needed)."
+        )
+    services = [_offer(path, index, table) for index, table in enumerate(tables, 1)]
+    addresses = [one.address for one in services]
+    twice = {address for address in addresses if addresses.count(address) > 1}
+    if twice:
+        raise ConfigurationError(f"{path}: {sorted(twice)[0]!r} is offered twice.")
+    return services
+
+
+def _offer(path: Path, index: int, table: object) -> Service:
+    where = f"{path}, offer {index}"
+    if not isinstance(table, dict):
+        raise ConfigurationError(f"{where}: [[offer]] must be a table.")
+    for key, value in table.items():
+        if key not in KEYS:
+            raise ConfigurationError(
+                f"{where}: there is no setting {key!r}; use {', '.join(KEYS)}."
+            )
+        if type(value) is not KEYS[key]:
+            raise ConfigurationError(
+                f"{where}: {key} must be a {KEYS[key].__name__}, not {type(value).__name__}."
+            )
+    for key in ("address", "env"):
+        if key not in table:
+            raise ConfigurationError(f"{where}: {key} is missing.")
+    return service(**table)

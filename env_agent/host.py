@@ -1,0 +1,356 @@
+"""The environments and what may be done to them: a message goes in, its reply comes out.
+
+No socket is seen here. Every environment is made, used and closed by the thread that calls.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import traceback
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, assert_never
+
+import structlog
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from env_agent.factory import Env, Factory
+from env_agent.session import Session, Verdict
+from protocol import generators, spaces, values
+from protocol.codec import PLAIN, Codec, Frame, Header
+from protocol.errors import EncodingError, ProtocolError
+from protocol.messages import (
+    Act,
+    Call,
+    Close,
+    Closed,
+    Code,
+    Error,
+    Kind,
+    Message,
+    Offer,
+    Open,
+    Opened,
+    Percept,
+    Render,
+    Reset,
+    Result,
+    Status,
+)
+from protocol.messages import Frame as RenderFrame
+
+# Attributes that may be read, written or called from afar, beside those of `--allow`.
+ATTRIBUTES = (
+    "action_mask",
+    "action_masks",
+    "get_action_meanings",
+    "get_keys_to_action",
+    "np_random",
+    "np_random_seed",
+    "valid_actions",
+)
+MAX_TRACEBACK = 20_000  # characters
+
+
+@dataclass(frozen=True)
+class Service:
+    """One environment under one address, as the operator asked for it."""
+
+    address: str
+    factory: Factory
+    max_sessions: int = 8
+    attributes: Sequence[str] = ()
+    strict_infos: bool = False
+
+
+@dataclass(slots=True)
+class Slot:
+    """A live session with its environment."""
+
+    session: Session
+    env: Env | VectorEnv[Any, Any, Any]
+    codec: Codec
+    attributes: frozenset[str]
+    opened: Frame
+
+
+class Host:
+    """The environments of one serving loop."""
+
+    def __init__(self, services: Iterable[Service]) -> None:
+        self._services = {service.address: service for service in services}
+        self._spares: dict[str, Env] = {}
+        self.slots: dict[int, Slot] = {}
+        self._log = structlog.get_logger()
+        self._opaque_paths: set[tuple[str, str]] = set()
+
+    # --- what is on offer -------------------------------------------------------------------------
+
+    def describe(self, service: Service, capacity: int, direct: str | None) -> Offer:
+        """Make the environment once to see its spaces; the first session will use this one.
+
+        What the constructor raises is passed on.
+        """
+        env = service.factory.make(None, {})
+        self._spares[service.address] = env
+        observation = spaces.describe(env.observation_space, root="observation_space")
+        action = spaces.describe(env.action_space, root="action_space")
+        env_id = env.spec.id if env.spec is not None else service.factory.name
+        return Offer(
+            address=service.address,
+            env_id=env_id,
+            observation_space=observation,
+            action_space=action,
+            spec=_spec(env, service.factory.name),
+            metadata=_metadata(env.metadata),
+            capacity=capacity,
+            digest=hashlib.sha256(values.encode([env_id, observation, action])).digest(),
+            direct=direct,
+        )
+
+    # --- sessions ---------------------------------------------------------------------------------
+
+    def open(self, sid: int, seq: int, wish: Open, direct: dict[str, Any] | None) -> Frame:
+        """Open a session, or say why not. Asked again, it answers the same."""
+        slot = self.slots.get(sid)
+        if slot is not None:
+            return slot.opened
+        service = self._services.get(wish.address)
+        if service is None:
+            error = Error(Code.ADDRESS_UNKNOWN, f"This agent does not offer {wish.address!r}.")
+            return PLAIN.encode(error, sid, seq)
+        try:
+            env = self._make(service, wish)
+        except Exception as error:  # noqa: BLE001 - whatever a constructor raises is an answer
+            return PLAIN.encode(_open_failed(service, error), sid, seq)
+        try:
+            reply, codec = self._opened(service, env, wish, direct)
+            frame = PLAIN.encode(reply, sid, seq)
+        except Exception as error:  # noqa: BLE001 - properties of the environment may raise, too
+            env.close()
+            return PLAIN.encode(_open_failed(service, error), sid, seq)
+        session = Session(sid, wish.nonce, wish.address, wish.learner)
+        attributes = frozenset((*ATTRIBUTES, *service.attributes))
+        self.slots[sid] = Slot(session, env, codec, attributes, frame)
+        return frame
+
+    def _make(self, service: Service, wish: Open) -> Env | VectorEnv[Any, Any, Any]:
+        spare = self._spares.pop(service.address, None)
+        if spare is not None:
+            if wish.num_envs == 0 and wish.render_mode is None and not wish.env_kwargs:
+                return spare
+            spare.close()
+        if wish.num_envs:
+            mode = AutoresetMode(wish.autoreset_mode)
+            return service.factory.make_vector(
+                wish.num_envs, mode, wish.render_mode, wish.env_kwargs
+            )
+        return service.factory.make(wish.render_mode, wish.env_kwargs)
+
+    def _opened(
+        self,
+        service: Service,
+        env: Env | VectorEnv[Any, Any, Any],
+        wish: Open,
+        direct: dict[str, Any] | None,
+    ) -> tuple[Opened, Codec]:
+        single_observation = single_action = None
+        if isinstance(env, VectorEnv):
+            single_observation = spaces.describe(
+                env.single_observation_space, root="single_observation_space"
+            )
+            single_action = spaces.describe(env.single_action_space, root="single_action_space")
+        opened = Opened(
+            observation_space=spaces.describe(env.observation_space, root="observation_space"),
+            action_space=spaces.describe(env.action_space, root="action_space"),
+            single_observation_space=single_observation,
+            single_action_space=single_action,
+            spec=_spec(env, service.factory.name),
+            metadata=_metadata(env.metadata),
+            render_mode=env.render_mode,
+            num_envs=wish.num_envs,
+            limits={"attributes": sorted({*ATTRIBUTES, *service.attributes})},
+            agent="",
+            direct=direct,
+        )
+
+        def on_opaque(path: str) -> None:
+            if (service.address, path) not in self._opaque_paths:
+                self._opaque_paths.add((service.address, path))
+                self._log.warning(
+                    "an info value cannot travel; the learner sees its repr",
+                    address=service.address,
+                    path=path,
+                )
+
+        codec = Codec(
+            spaces.compile(env.observation_space),
+            spaces.compile(env.action_space),
+            strict_infos=service.strict_infos,
+            on_opaque=on_opaque,
+        )
+        return opened, codec
+
+    def close(self, sid: int) -> Session | None:
+        """End a session and free its slot; a failing `close` is logged, not passed on."""
+        slot = self.slots.pop(sid, None)
+        if slot is None:
+            return None
+        try:
+            slot.env.close()
+        except Exception as error:  # noqa: BLE001 - the environment's, not ours
+            self._log.warning(
+                "the environment failed to close",
+                address=slot.session.address,
+                error=f"{type(error).__name__}: {error}",
+            )
+        return slot.session
+
+    def close_all(self) -> None:
+        """End everything: the loop stops."""
+        for sid in list(self.slots):
+            self.close(sid)
+        for env in self._spares.values():
+            env.close()
+        self._spares.clear()
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def handle(self, slot: Slot, header: Header, data: bytes | memoryview) -> Frame | None:
+        """Take one frame of the gym dialogue; returns the frame to send, if any."""
+        session = slot.session
+        match session.judge(header.kind, header.seq, data):
+            case Verdict.EXECUTE:
+                reply = self._execute(slot, header, data)
+                try:
+                    frame = slot.codec.encode(reply, header.sid, header.seq)
+                except EncodingError as error:
+                    reply = Error(Code.ENCODING, _cannot_travel(session.address, error))
+                    frame = slot.codec.encode(reply, header.sid, header.seq)
+                kind = Kind.ERROR if type(reply) is Error else _REPLY[header.kind]
+                session.executed(kind, frame)
+                return frame
+            case Verdict.REPEAT:
+                return session.answer
+            case Verdict.REFUSE:
+                return session.refusal
+            case Verdict.DROP:
+                return None
+            case verdict:
+                assert_never(verdict)
+
+    def _execute(self, slot: Slot, header: Header, data: bytes | memoryview) -> Message:
+        try:
+            message = slot.codec.decode(data, header)
+        except ProtocolError as error:
+            return Error(Code.PROTOCOL, str(error))
+        env = slot.env
+        try:
+            match message:
+                case Act():
+                    return Percept(*env.step(message.action))
+                case Reset():
+                    return Status(*env.reset(seed=message.seed, options=message.options))
+                case Render():
+                    return RenderFrame(env.render())
+                case Call():
+                    return self._call(slot, message)
+                case Close():
+                    return Closed()
+                case _:
+                    return Error(Code.PROTOCOL, f"{header.kind.name} is not a request.")
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; a reply, too
+            self._log.warning(
+                "the environment raised",
+                address=slot.session.address,
+                request=header.kind.name,
+                error=f"{type(error).__name__}: {error}"[:200],
+            )
+            return _failed(error)
+
+    def _call(self, slot: Slot, call: Call) -> Message:
+        name, env = call.name, slot.env
+        if name not in slot.attributes:
+            return Error(
+                Code.ATTRIBUTE_DENIED,
+                f"The env agent does not hand out {name!r}. Its operator can, with --allow {name}; "
+                f"now allowed: {', '.join(sorted(slot.attributes))}.",
+            )
+        if isinstance(env, VectorEnv):
+            return _call_vector(env, call)
+        if call.mode == "set":
+            value = call.args[0]
+            env.set_wrapper_attr(name, generators.build(value) if name == "np_random" else value)
+            return Result(None)
+        found = env.get_wrapper_attr(name)
+        if call.mode == "call":
+            return Result(found(*call.args, **call.kwargs))
+        if name == "np_random":
+            return Result({"value": generators.describe(found)})
+        return Result({"method": True} if callable(found) else {"value": found})
+
+
+def _call_vector(env: VectorEnv[Any, Any, Any], call: Call) -> Message:
+    if call.mode == "set":
+        env.set_attr(call.name, call.args[0])  # type: ignore[attr-defined]
+        return Result(None)
+    if call.mode == "call":
+        return Result(tuple(env.call(call.name, *call.args, **call.kwargs)))  # type: ignore[attr-defined]
+    return Result({"value": tuple(env.get_attr(call.name))})  # type: ignore[attr-defined]
+
+
+_REPLY = {
+    Kind.ACT: Kind.PERCEPT,
+    Kind.RESET: Kind.STATUS,
+    Kind.RENDER: Kind.FRAME,
+    Kind.CALL: Kind.RESULT,
+    Kind.CLOSE: Kind.CLOSED,
+}
+
+
+def _failed(error: BaseException) -> Error:
+    text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
+    kind = type(error)
+    builtin = kind.__module__ == "builtins"
+    name = kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}"
+    return Error(Code.ENVIRONMENT_FAILED, str(error), {"type": name, "traceback": text})
+
+
+def _open_failed(service: Service, error: Exception) -> Error:
+    if isinstance(error, EncodingError):
+        text = f"The environment at {service.address!r} cannot be offered: {error}"
+    else:
+        text = (
+            f"The environment at {service.address!r} could not be made: "
+            f"{type(error).__name__}: {error}"
+        )
+    details = _failed(error).details
+    return Error(Code.OPEN_FAILED, text, details)
+
+
+def _cannot_travel(address: str, error: EncodingError) -> str:
+    return (
+        f"The environment at {address!r} returned something that cannot travel: {error} The step "
+        f"has been executed."
+    )
+
+
+def _spec(env: Any, name: str) -> dict[str, Any]:
+    spec = env.spec
+    if spec is None:
+        return {"id": name}
+    fields = {
+        "id": spec.id,
+        "reward_threshold": spec.reward_threshold,
+        "nondeterministic": spec.nondeterministic,
+        "max_episode_steps": spec.max_episode_steps,
+        "order_enforce": spec.order_enforce,
+        "disable_env_checker": spec.disable_env_checker,
+        "kwargs": {k: v for k, v in spec.kwargs.items() if k != "render_mode"},
+    }
+    return values.opaque(fields, root="spec")[0]  # type: ignore[no-any-return]
+
+
+def _metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    plain = {k: v.value if isinstance(v, AutoresetMode) else v for k, v in metadata.items()}
+    return values.opaque(plain, root="metadata")[0]  # type: ignore[no-any-return]

@@ -1,0 +1,267 @@
+"""The serving loop: one connection, one host, one thread; requests in, replies out."""
+
+from __future__ import annotations
+
+import socket as hostsocket
+import threading
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any, NamedTuple
+
+import structlog
+
+from env_agent.host import Host, Slot
+from protocol import codec
+from protocol.codec import PLAIN, Header
+from protocol.errors import AddressTaken, BrokerUnreachable, Denied, GymwireError, Refused
+from protocol.messages import (
+    Busy,
+    BusyReason,
+    Bye,
+    Closed,
+    Code,
+    Error,
+    Gone,
+    Hello,
+    Kind,
+    Offer,
+    Open,
+    Role,
+    Welcome,
+    Withdraw,
+)
+from protocol.transport import Dealer
+
+TIMERS_EVERY = 256  # frames after which timers get their turn even when the socket never rests
+AWAY_S = 300.0  # sessions end when the broker has been away for so long
+
+
+class InStep(NamedTuple):
+    """The request that a loop is executing, and since when (monotonic seconds)."""
+
+    sid: int
+    seq: int
+    since: float
+
+
+class Loop:
+    """Serves the offers over one connection. Made, run and stopped in one thread.
+
+    `in_step` may be read from other threads; `stop` and `drain` may be set from them.
+    """
+
+    def __init__(self, make_dealer: Callable[[], Dealer], host: Host, agent: bytes) -> None:
+        self._make_dealer = make_dealer
+        self.host = host
+        self._agent = agent
+        self._offers: Sequence[Offer] = ()
+        self._log = structlog.get_logger()
+        self._welcomed = False
+        self._epoch = 0
+        self._away_since: float | None = None
+        self._draining = False
+        self._opened_at: dict[int, float] = {}
+        self.in_step: InStep | None = None
+        self.stop = threading.Event()
+        self.drain = threading.Event()
+
+    @property
+    def idle(self) -> bool:
+        """Whether no session is open here."""
+        return not self.host.slots
+
+    def connect(self, offers: Sequence[Offer], wait_s: float) -> None:
+        """Introduce this loop to the broker and offer.
+
+        Raises BrokerUnreachable after `wait_s`, Denied, VersionMismatch or AddressTaken.
+        """
+        self._offers = offers
+        self._dealer = self._make_dealer()
+        deadline = time.monotonic() + wait_s
+        pending = {offer.address for offer in offers}
+        greeted = False
+        while pending:
+            greeted = greeted or self._hello(wait=True)
+            data = self._dealer.receive() if greeted else None
+            if data is not None:
+                header = codec.read_header(data)
+                pending.discard(self._control(header, data) or "")
+                continue
+            if any(event.denied for event in self._dealer.link_events()):
+                raise Denied(_denied(self._dealer.url))
+            if time.monotonic() > deadline:
+                self._dealer.close()
+                raise BrokerUnreachable(
+                    f"No broker answers at {self._dealer.url} (waited {wait_s:g} s). Start one "
+                    f"with `python -m broker`, check --broker, or give --wait SECONDS."
+                )
+        self._dealer.link_events()  # the connection just made is no news any more
+
+    def run(self) -> None:
+        """Serve until `stop`, or until `drain` and the last session has ended."""
+        try:
+            while not self.stop.is_set():
+                self._serve()
+                self._timers()
+                if self._draining and self.idle:
+                    break
+        finally:
+            self.host.close_all()
+            self._dealer.send(PLAIN.encode(Bye("the env agent stops")))
+            self._dealer.close(linger_s=0.3)
+
+    # --- one frame --------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        dealer, host, slots = self._dealer, self.host, self.host.slots
+        for _ in range(TIMERS_EVERY):
+            data = dealer.receive()
+            if data is None:
+                return
+            try:
+                header = codec.read_header(data)
+            except GymwireError as error:
+                self._log.warning("dropped a frame", error=str(error))
+                continue
+            slot = slots.get(header.sid) if header.kind < 16 else None
+            if slot is None:
+                self._control(header, data)
+                continue
+            self.in_step = InStep(header.sid, header.seq, time.monotonic())
+            reply = host.handle(slot, header, data)
+            self.in_step = None
+            if reply is not None:
+                dealer.send(reply)
+            if header.kind is Kind.CLOSE:
+                self._ended(slot, "closed")
+
+    def _control(self, header: Header, data: bytes | memoryview) -> str | None:
+        """Take a frame from the broker itself. Returns the address that it says stands."""
+        kind = header.kind
+        if kind < 16 and kind is not Kind.ERROR:
+            self._unknown_session(header)
+            return None
+        message = PLAIN.decode(data, header)
+        match message:
+            case Open():
+                self._open(header, message)
+            case Gone():
+                slot = self.host.slots.get(header.sid)
+                if slot is not None:
+                    self._ended(slot, message.reason)
+            case Welcome():
+                self._welcome(message)
+            case Busy(reason=BusyReason.HELLO):
+                self._hello()
+            case Error():
+                self._refused(message)
+            case Bye():
+                self._log.info("the broker stops", broker=self._dealer.url)
+            case _:
+                return getattr(message, "address", None) if kind is Kind.OFFERED else None
+        return None
+
+    def _unknown_session(self, header: Header) -> None:
+        if header.kind is Kind.CLOSE:
+            reply: Closed | Error = Closed()
+        else:
+            text = "The env agent does not know this session: it was restarted, or the lease ended."
+            reply = Error(Code.SESSION_LOST, text)
+        self._dealer.send(PLAIN.encode(reply, header.sid, header.seq))
+
+    # --- sessions ---------------------------------------------------------------------------------
+
+    def _open(self, header: Header, wish: Open) -> None:
+        known = header.sid in self.host.slots
+        self.in_step = InStep(header.sid, header.seq, time.monotonic())
+        frame = self.host.open(header.sid, header.seq, wish, self._direct(header.sid, wish))
+        self.in_step = None
+        if header.sid in self.host.slots:
+            if not known:
+                self._opened_at[header.sid] = time.monotonic()
+                self._log.info("session opened", address=wish.address, num_envs=wish.num_envs or 1)
+        else:
+            self._log.warning("session refused", address=wish.address, why=_error_text(frame))
+        self._dealer.send(frame)
+
+    def _direct(self, sid: int, wish: Open) -> dict[str, Any] | None:
+        return None
+
+    def _ended(self, slot: Slot, why: str) -> None:
+        session = slot.session
+        self.host.close(session.sid)
+        lasted_s = time.monotonic() - self._opened_at.pop(session.sid, time.monotonic())
+        self._log.info(
+            "session ended",
+            address=session.address,
+            why=why,
+            steps=session.steps,
+            steps_per_s=round(session.steps / lasted_s) if lasted_s > 0 else 0,
+        )
+
+    # --- the broker -------------------------------------------------------------------------------
+
+    def _hello(self, wait: bool = False) -> bool:
+        rows = [
+            [slot.session.sid, slot.session.nonce, slot.session.address, slot.session.learner]
+            for slot in self.host.slots.values()
+        ]
+        return self._dealer.send(PLAIN.encode(hello(Role.ENV, self._agent, rows)), wait)
+
+    def _welcome(self, welcome: Welcome) -> None:
+        if self._welcomed:
+            again = "restarted" if welcome.epoch != self._epoch else "reached again"
+            self._log.info(f"broker {again}", broker=self._dealer.url)
+        self._welcomed, self._epoch, self._away_since = True, welcome.epoch, None
+        for offer in self._offers:
+            self._dealer.send(PLAIN.encode(offer))
+            if self._draining:
+                self._dealer.send(PLAIN.encode(Withdraw(offer.address)))
+
+    def _refused(self, error: Error) -> None:
+        if error.code == Code.ADDRESS_TAKEN:
+            raise AddressTaken(error.text)
+        if error.code == Code.DENIED:
+            raise Denied(error.text)
+        if not self._welcomed or error.code == Code.LIMIT:
+            raise Refused(error.text)
+        self._log.warning("the broker refused", why=error.text)
+
+    def _timers(self) -> None:
+        now = time.monotonic()
+        self._watch_link()
+        if self._away_since is not None and now - self._away_since > AWAY_S:
+            for slot in list(self.host.slots.values()):
+                self._ended(slot, f"the broker has been away for {AWAY_S:g} s")
+        if self.drain.is_set() and not self._draining:
+            self._draining = True
+            for offer in self._offers:
+                self._dealer.send(PLAIN.encode(Withdraw(offer.address)))
+
+    def _watch_link(self) -> None:
+        for event in self._dealer.link_events():
+            if event.denied:
+                raise Denied(_denied(self._dealer.url))
+            if event.up:
+                self._hello()
+            elif self._away_since is None and self._welcomed:
+                self._away_since = time.monotonic()
+                self._log.warning("broker lost, waiting for it", broker=self._dealer.url)
+
+
+def hello(role: str, agent: bytes, sessions: list[Any]) -> Hello:
+    """What this process says of itself."""
+    return Hello(role, agent, f"gymwire {version('gymwire')}", hostsocket.gethostname(), sessions)
+
+
+def _denied(url: str) -> str:
+    return (
+        f"The broker at {url} refuses this connection: it does not know this key, its own key is "
+        f"not the one given with --broker-key, or only one side uses keys."
+    )
+
+
+def _error_text(frame: codec.Frame) -> str:
+    message = PLAIN.decode(frame)
+    return message.text[:200] if isinstance(message, Error) else ""

@@ -1,0 +1,72 @@
+"""The pulse: a thread with its own connection that says since when a loop has been in its step.
+
+It needs the interpreter only for a moment each second; where an environment does not even leave it
+that, libzmq's own heartbeats still say that the process is there.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from env_agent.loop import Loop, hello
+from protocol import codec
+from protocol.codec import PLAIN
+from protocol.errors import GymwireError
+from protocol.messages import Busy, Kind, Progress, Role
+from protocol.transport import Dealer
+
+EVERY_S = 1.0
+SLOW_S = 1.0  # a request that lasts longer is reported
+
+
+class Pulse(threading.Thread):
+    """Reports the long requests of these loops until `stop` is called."""
+
+    def __init__(
+        self, make_dealer: Callable[[], Dealer], loops: Sequence[Loop], agent: bytes
+    ) -> None:
+        super().__init__(name="pulse", daemon=True)
+        self._make_dealer = make_dealer
+        self._loops = loops
+        self._agent = agent
+        self._stopping = threading.Event()
+
+    def run(self) -> None:
+        """The thread."""
+        dealer = self._make_dealer()
+        greeting = PLAIN.encode(hello(Role.PULSE, self._agent, []))
+        next_report = 0.0
+        try:
+            while not self._stopping.is_set():
+                data = dealer.receive()
+                if data is not None and _wants_hello(data):
+                    dealer.send(greeting)
+                if any(event.up for event in dealer.link_events()):
+                    dealer.send(greeting)
+                now = time.monotonic()
+                if now >= next_report:
+                    next_report = now + EVERY_S
+                    self._report(dealer, now)
+        finally:
+            dealer.close()
+
+    def stop(self) -> None:
+        """End the thread soon."""
+        self._stopping.set()
+
+    def _report(self, dealer: Dealer, now: float) -> None:
+        for loop in self._loops:
+            step = loop.in_step
+            if step is not None and now - step.since >= SLOW_S:
+                progress = Progress(round(now - step.since, 3))
+                dealer.send(PLAIN.encode(progress, step.sid, step.seq))
+
+
+def _wants_hello(data: bytes | memoryview) -> bool:
+    try:
+        header = codec.read_header(data)
+        return header.kind is Kind.BUSY and isinstance(PLAIN.decode(data, header), Busy)
+    except GymwireError:
+        return False

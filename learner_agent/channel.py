@@ -1,0 +1,406 @@
+"""Socket and clock around exchanges: a connection to a broker, and the sessions on it.
+
+Used from one thread, and from the process that made it.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import socket as hostsocket
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+
+from learner_agent.exchange import Exchange
+from learner_agent.failures import error_for
+from protocol import codec, spaces
+from protocol.codec import PLAIN, Codec, Frame, Header
+from protocol.errors import (
+    BrokerUnreachable,
+    ConfigurationError,
+    Denied,
+    GymwireError,
+    RequestTimeout,
+)
+from protocol.messages import (
+    KINDS,
+    Busy,
+    BusyReason,
+    Bye,
+    Close,
+    Error,
+    Find,
+    Found,
+    Hello,
+    Kind,
+    Message,
+    Open,
+    Opened,
+    Ping,
+    Role,
+    Welcome,
+)
+from protocol.transport import TICK_MS, Dealer
+
+CONNECT_S = 2.5  # how long a broker may take to answer at first
+CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
+TIMERS_EVERY = 64  # frames after which timers get their turn even when the socket never rests
+
+
+class Channel:
+    """A connection to the broker at `url`, introduced and ready.
+
+    `timeout_s`: the longest silence of the broker that is tolerated while something is asked of
+    it. `wait_s`: how much longer a broker may take to appear, and an address to be offered.
+    Raises BrokerUnreachable, Denied, VersionMismatch.
+    """
+
+    def __init__(self, url: str, *, timeout_s: float = 60.0, wait_s: float = 0.0) -> None:
+        if not timeout_s > 0:
+            raise ConfigurationError(f"timeout_s must be a positive number, not {timeout_s!r}.")
+        self.url = url
+        self.timeout_s = timeout_s
+        self.welcome: Welcome | None = None
+        self._wait_s = wait_s
+        self._pid = os.getpid()
+        self._log = structlog.get_logger()
+        self._rng = random.Random(secrets.randbits(64))
+        self._agent = secrets.token_bytes(16)
+        self._sessions: dict[int, RemoteSession] = {}
+        self._seq = 0  # of requests to the broker itself
+        self._answers: dict[int, tuple[Header, Message]] = {}
+        self._broker_away = False
+        self._heard = 0.0
+        self.dealer = Dealer(url)
+        try:
+            self._connect(time.monotonic() + min(CONNECT_S, timeout_s) + wait_s)
+        except BaseException:
+            self.dealer.close()
+            raise
+
+    def _connect(self, deadline: float) -> None:
+        greeted = False
+        while self.welcome is None:
+            greeted = greeted or self.dealer.send(self._hello(), wait=True)
+            if greeted:
+                self.pump()
+            for event in self.dealer.link_events():
+                if event.denied:
+                    raise Denied(_denied(self.url))
+            if time.monotonic() > deadline:
+                raise BrokerUnreachable(
+                    f"No broker answers at {self.url}. Start one with `python -m broker`, or check "
+                    f"the URL, the network and the firewall in between."
+                )
+        self.dealer.link_events()  # the connection just made is no news any more
+
+    def _hello(self) -> Frame:
+        software = f"gymwire {version('gymwire')}"
+        return PLAIN.encode(Hello(Role.LEARNER, self._agent, software, hostsocket.gethostname()))
+
+    @property
+    def foreign(self) -> bool:
+        """Whether this is another process than the one that made the channel (after a fork)."""
+        return self._pid != os.getpid()
+
+    # --- requests to the broker -------------------------------------------------------------------
+
+    def find(self, address: str = "") -> list[dict[str, Any]]:
+        """What is on offer (docs/protocol.md §6); `address`: only there."""
+        _, found = self._ask(Find(address))
+        assert isinstance(found, Found)
+        return found.offers
+
+    def open(
+        self,
+        address: str,
+        *,
+        render_mode: str | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        num_envs: int = 0,
+        autoreset_mode: str = "",
+    ) -> RemoteSession:
+        """Open a session. Raises OfferError, EnvironmentFailed, and what a connection may raise."""
+        wish = Open(
+            address,
+            secrets.token_bytes(16),
+            render_mode,
+            dict(env_kwargs or {}),
+            num_envs,
+            autoreset_mode,
+        )
+        deadline = time.monotonic() + self._wait_s
+        while True:
+            header, opened = self._ask(wish)
+            if isinstance(opened, Opened):
+                return self._opened(header, wish, opened)
+            assert isinstance(opened, Error)
+            failure = error_for(opened)
+            if opened.code != "address-unknown" or time.monotonic() > deadline:
+                raise failure
+            self.dealer.poll(0.1)  # the agent may still be on its way
+
+    def _opened(self, header: Header, wish: Open, opened: Opened) -> RemoteSession:
+        session = RemoteSession(self, header.sid, wish, opened)
+        self._sessions[header.sid] = session
+        return session
+
+    def _ask(self, request: Message) -> tuple[Header, Message]:
+        """Ask the broker (OPEN: through it, an agent); the same bytes again when it is silent."""
+        self._seq += 1
+        frame = PLAIN.encode(request, 0, self._seq)
+        self.dealer.send(frame)
+        now = time.monotonic()
+        heard, resend_at, pause_s = now, now + 0.5, 0.5
+        while self._seq not in self._answers:
+            before = self._heard
+            if not self.pump():
+                now = time.monotonic()
+                if self._relinked():
+                    self.dealer.send(self._hello())
+                    resend_at = now
+                if now >= resend_at:
+                    self.dealer.send(PLAIN.encode(Ping()))
+                    self.dealer.send(frame)
+                    pause_s = min(pause_s * 2, 4.0)
+                    resend_at = now + pause_s
+                if now - heard > self.timeout_s:
+                    raise BrokerUnreachable(
+                        f"The broker at {self.url} has been silent for {self.timeout_s:g} s: it is "
+                        f"gone, or cut off."
+                    )
+            if self._heard != before:
+                heard = self._heard
+        return self._answers.pop(self._seq)
+
+    # --- frames -----------------------------------------------------------------------------------
+
+    def pump(self) -> bool:
+        """Receive one frame, waiting for a tick at most, and hand it to whom it belongs."""
+        data = self.dealer.receive()
+        if data is None:
+            return False
+        self.dispatch(data)
+        return True
+
+    def dispatch(self, data: bytes | memoryview) -> None:
+        """Hand a frame to its session, or keep it as the broker's answer."""
+        header = codec.read_header(data)
+        session = self._sessions.get(header.sid)
+        if session is not None:
+            session.take(header, data)
+            return
+        self._heard = time.monotonic()
+        if header.kind in (Kind.OPENED, Kind.FOUND) or (
+            header.kind is Kind.ERROR and header.seq == self._seq
+        ):
+            if header.seq == self._seq:
+                self._answers[header.seq] = (header, PLAIN.decode(data, header))
+            return
+        match header.kind:
+            case Kind.WELCOME:
+                message = PLAIN.decode(data, header)
+                assert isinstance(message, Welcome)
+                self.welcome = message
+            case Kind.BUSY:
+                message = PLAIN.decode(data, header)
+                if isinstance(message, Busy) and message.reason == BusyReason.HELLO:
+                    self.dealer.send(self._hello())
+            case Kind.ERROR:
+                message = PLAIN.decode(data, header)
+                if isinstance(message, Error) and self.welcome is None:
+                    raise error_for(message)
+            case Kind.BYE:
+                self._log.warning("the broker stops", broker=self.url)
+            case _:  # a stray of an earlier session
+                return
+
+    def _relinked(self) -> bool:
+        """Whether the connection was made anew since the last call."""
+        up = False
+        for event in self.dealer.link_events():
+            if event.denied:
+                raise Denied(_denied(self.url))
+            if event.up:
+                up = True
+                if self._broker_away:
+                    self._log.info("broker reached again", broker=self.url)
+                self._broker_away = False
+            elif not self._broker_away:
+                self._broker_away = True
+                self._log.warning(
+                    "broker lost, waiting for it", broker=self.url, at_most_s=self.timeout_s
+                )
+        return up
+
+    def tick(self, now: float) -> None:
+        """Time has passed without a reply: watch the connection, resend what is owed."""
+        if self._relinked():
+            self.dealer.send(self._hello())
+            for session in self._sessions.values():
+                session.exchange.relinked(now)
+        for session in list(self._sessions.values()):
+            greet, frames = session.exchange.tick(now)
+            if greet:
+                self.dealer.send(self._hello())
+            for frame in frames:
+                self.dealer.send(frame)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def forget(self, session: RemoteSession) -> None:
+        """The session has ended."""
+        self._sessions.pop(session.sid, None)
+
+    def close(self) -> None:
+        """Leave the broker; sessions still open end with it. Idempotent."""
+        if self.foreign:
+            return  # the sockets are the parent's
+        self._sessions.clear()
+        self.dealer.send(PLAIN.encode(Bye("done")))
+        self.dealer.close(linger_s=0.5)
+
+
+class RemoteSession:
+    """One environment, or one vector of them, at an env agent."""
+
+    def __init__(self, channel: Channel, sid: int, wish: Open, opened: Opened) -> None:
+        self.channel = channel
+        self.sid = sid
+        self.wish = wish
+        self.opened = opened
+        self.observation_space = spaces.build(opened.observation_space, root="observation_space")
+        self.action_space = spaces.build(opened.action_space, root="action_space")
+        self._codec = Codec(
+            spaces.compile(self.observation_space), spaces.compile(self.action_space)
+        )
+        self.exchange = Exchange(
+            sid,
+            wish.nonce,
+            where=f"{wish.address!r}",
+            timeout_s=channel.timeout_s,
+            rng=random.Random(secrets.randbits(64)),
+        )
+        self._reply: tuple[Header, bytes | memoryview] | None = None
+        self._closed = False
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def request(self, message: Message, timeout_s: float | None = None) -> Message:
+        """Send a request of the gym dialogue and wait for its reply.
+
+        Raises MoveError and EncodingError before anything is sent; EnvironmentFailed,
+        EnvironmentLost, AttributeDenied; RequestTimeout after `timeout_s` (None: as long as it
+        takes), after which the same request may be repeated to wait on.
+        """
+        self.begin(message)
+        return self.finish(timeout_s)
+
+    def begin(self, message: Message) -> None:
+        """Send a request without waiting. The same request again, while pending, waits on."""
+        kind = KINDS[type(message)]
+        exchange = self.exchange
+        pending = exchange.pending
+        if pending is not None and pending.kind is kind:
+            again = self._codec.encode(message, self.sid, pending.seq)
+            if again == pending.frame:
+                exchange.keep_waiting(time.monotonic())
+                return
+        seq = exchange.begin(kind)
+        frame = self._codec.encode(message, self.sid, seq)
+        limit = self.channel.welcome.max_message if self.channel.welcome else 0
+        if limit and len(frame) > limit:
+            raise ConfigurationError(
+                f"This {kind.name} has {len(frame)} bytes; the broker takes {limit} at most."
+            )
+        self._reply = None
+        exchange.sent(kind, seq, frame, time.monotonic())
+        self.channel.dealer.send(frame)
+
+    def finish(self, timeout_s: float | None = None) -> Message:
+        """Wait for the reply to the pending request."""
+        channel = self.channel
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        frames = 0
+        while self._reply is None:
+            if deadline is not None:
+                left_s = deadline - time.monotonic()
+                if left_s < TICK_MS / 1000 and not channel.dealer.poll(max(left_s, 0.0)):
+                    assert timeout_s is not None
+                    raise RequestTimeout(self._timeout_text(timeout_s))
+            arrived = channel.pump()
+            frames += 1
+            if not arrived or not frames % TIMERS_EVERY:
+                channel.tick(time.monotonic())
+        header, data = self._reply
+        self._reply = None
+        message = self._codec.decode(data, header)
+        if type(message) is Error:
+            raise error_for(message)
+        return message
+
+    def _timeout_text(self, timeout_s: float) -> str:
+        pending = self.exchange.pending
+        verb = "request" if pending is None else pending.kind.name.lower()
+        verb = "step" if verb == "act" else verb
+        in_step_s = self.exchange.in_step_s
+        doing = "" if in_step_s is None else f" (it has been executing for {in_step_s:.0f} s)"
+        return (
+            f"The {verb} at {self.wish.address!r} has not been answered within {timeout_s:g} s"
+            f"{doing}. Call it again with the same arguments to wait on, or reset()."
+        )
+
+    @property
+    def ready(self) -> bool:
+        """Whether the reply to the pending request is here."""
+        return self._reply is not None
+
+    @property
+    def pending(self) -> bool:
+        """Whether a request has been sent whose reply was not taken yet."""
+        return self._reply is not None or self.exchange.pending is not None
+
+    def take(self, header: Header, data: bytes | memoryview) -> None:
+        """A frame of this session has arrived."""
+        if self.exchange.receive(header, data, time.monotonic()):
+            self._reply = (header, data)
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def close(self) -> None:
+        """End the session. Waits shortly for the agent, never for a step. Idempotent."""
+        if self._closed or self.channel.foreign:
+            return
+        self._closed = True
+        if self.exchange.lost is None and self.exchange.pending is None:
+            try:
+                self.request(Close(), CLOSE_S)
+            except GymwireError as error:
+                structlog.get_logger().debug("close was not confirmed", why=str(error))
+        self.channel.forget(self)
+
+
+def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) -> None:
+    """Wait until one of these sessions, all on one channel, has its reply.
+
+    Raises RequestTimeout.
+    """
+    channel = sessions[0].channel
+    deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    while not any(session.ready for session in sessions):
+        if deadline is not None and time.monotonic() >= deadline:
+            raise RequestTimeout(f"None of {len(sessions)} requests was answered in {timeout_s} s.")
+        if not channel.pump():
+            channel.tick(time.monotonic())
+
+
+def _denied(url: str) -> str:
+    return (
+        f"The broker at {url} refuses this connection: it does not know this key, its own key is "
+        f"not the one given with --broker-key, or only one side uses keys."
+    )

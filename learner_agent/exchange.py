@@ -1,0 +1,222 @@
+"""The learner's side of a session: request numbers, resending, deadlines, matching of replies.
+
+A reply is matched by its number, never assumed: what answers an older request is dropped
+(docs/protocol.md §7). No socket and no clock is seen here.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from protocol import dialogue
+from protocol.codec import PLAIN, Frame, Header
+from protocol.errors import BrokerUnreachable, EnvironmentLost, MoveError
+from protocol.messages import (
+    Busy,
+    BusyReason,
+    Code,
+    Error,
+    Gone,
+    Kind,
+    Ping,
+    Pong,
+    Progress,
+    Resume,
+    Resumed,
+)
+
+RESEND_S = 1.0  # the first silence after which a request is sent again; doubles each time
+RESEND_MAX_S = 15.0
+PING_S = 1.0
+
+
+@dataclass(slots=True)
+class Pending:
+    """A request that was sent and not answered yet."""
+
+    kind: Kind
+    seq: int
+    frame: Frame
+
+
+class Exchange:
+    """One session's requests. `timeout_s`: the longest silence of the broker that is tolerated."""
+
+    def __init__(
+        self,
+        sid: int,
+        nonce: bytes,
+        *,
+        where: str,
+        timeout_s: float,
+        rng: random.Random,
+        seq: int = 0,
+        state: dialogue.State = dialogue.State.READY,
+    ) -> None:
+        self.sid = sid
+        self.nonce = nonce
+        self.seq = seq  # the number of the last request
+        self.state = state
+        self.pending: Pending | None = None
+        self.lost: str | None = None
+        self.in_step_s: float | None = None  # what the last PROGRESS said
+        self._where = where
+        self._timeout_s = timeout_s
+        self._rng = rng
+        self._abandoned: list[Pending] = []
+        self._heard = 0.0
+        self._resend_at = 0.0
+        self._resend_s = RESEND_S
+        self._ping_at = 0.0
+        self._ping_s = min(PING_S, timeout_s / 4)
+        self._resume = False  # HELLO and RESUME are owed before the next resend
+        self._busy = 0
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def begin(self, kind: Kind) -> int:
+        """The number of a new request. Raises MoveError or EnvironmentLost; nothing moves then.
+
+        A request that is still pending is given up: its reply will be dropped. An ACT is not given
+        up for another ACT, since nobody could say then what the environment has executed.
+        """
+        if self.lost is not None:
+            raise EnvironmentLost(self._lost_text())
+        dialogue.check_request(self.state, kind)
+        pending = self.pending
+        if pending is not None:
+            if kind is Kind.ACT:
+                raise MoveError(
+                    f"The {_verb(pending.kind)} before is still under way. Call it again, with the "
+                    f"same arguments, to go on waiting for its answer; or call reset() or close()."
+                )
+            self._abandoned.append(pending)
+            self.pending = None
+        return self.seq + 1
+
+    def sent(self, kind: Kind, seq: int, frame: Frame, now: float) -> None:
+        """The request went out (or will, with the next resend)."""
+        self.seq = seq
+        self.pending = Pending(kind, seq, frame)
+        self.in_step_s = None
+        self._heard = now
+        self._resend_s = RESEND_S
+        self._resend_at = now + RESEND_S
+        self._ping_at = now + self._ping_s
+        self._busy = 0
+
+    # --- what arrives -----------------------------------------------------------------------------
+
+    def receive(self, header: Header, data: bytes | memoryview, now: float) -> bool:
+        """Take a frame of this session. True: it is the reply to the pending request.
+
+        Raises EnvironmentLost.
+        """
+        kind, pending = header.kind, self.pending
+        if kind < 16:
+            if pending is None or header.seq != pending.seq:
+                return self._stray(header, data)
+            if kind is Kind.ERROR and self._take_error(data, now):
+                return False
+            self.state = dialogue.after(self.state, pending.kind, kind)
+            self.pending = None
+            self._abandoned.clear()
+            return True
+        match PLAIN.decode(data, header):
+            case Progress(since_s):
+                self._heard = now
+                if pending is not None and header.seq == pending.seq:
+                    self.in_step_s = since_s
+                    self._resend_at = now + RESEND_MAX_S
+            case Pong():
+                self._heard = now
+            case Resumed():
+                self._heard = now
+                self._resend_at = now
+            case Busy(reason, retry_after_s):
+                self._take_busy(reason, retry_after_s, now)
+            case Gone(reason):
+                self.lose(reason)
+            case _:
+                return False
+        return False
+
+    def _stray(self, header: Header, data: bytes | memoryview) -> bool:
+        if header.kind is Kind.ERROR and header.seq == 0:
+            self._take_error(data, self._heard)
+        return False
+
+    def _take_error(self, data: bytes | memoryview, now: float) -> bool:
+        """Handle an ERROR that is not an answer of the environment. True: it was one."""
+        error = PLAIN.decode(data)
+        assert isinstance(error, Error)
+        if error.code == Code.SESSION_LOST:
+            self.lose(error.text)
+        if error.code == Code.EXPECTED and self._abandoned:
+            # An abandoned request never arrived; they all go out again, in order.
+            self._resend_at = now
+            return True
+        return False
+
+    def _take_busy(self, reason: str, retry_after_s: float, now: float) -> None:
+        self._heard = now
+        self._busy += 1
+        if reason == BusyReason.HELLO:
+            self._resume = True
+        pause_s = min(max(retry_after_s, 0.0) * 2 ** min(self._busy, 5), 1.0)
+        self._resend_at = now + pause_s * (0.5 + self._rng.random() / 2)
+
+    def lose(self, reason: str) -> None:
+        """The session is gone. Raises EnvironmentLost, now and for every later request."""
+        self.lost = reason
+        raise EnvironmentLost(self._lost_text())
+
+    def _lost_text(self) -> str:
+        request = "" if self.seq == 0 else f" at request {self.seq}"
+        return (
+            f"The session at {self._where} is lost{request}: {self.lost}. Make a new environment "
+            f"and reset it; what this one had in its episode cannot be recovered."
+        )
+
+    # --- time and connections ---------------------------------------------------------------------
+
+    def relinked(self, now: float) -> None:
+        """The connection was made anew: say RESUME, then send the pending request again."""
+        self._resume = True
+        self._resend_at = now
+
+    def tick(self, now: float) -> tuple[bool, list[Frame]]:
+        """What silence calls for: (whether HELLO must go first, frames to send).
+
+        Raises BrokerUnreachable when the silence has lasted too long.
+        """
+        if self.pending is None:
+            return False, []
+        if now - self._heard > self._timeout_s:
+            raise BrokerUnreachable(
+                f"The broker has been silent for {self._timeout_s:g} s while a "
+                f"{_verb(self.pending.kind)} at {self._where} was under way: it is gone, or cut "
+                f"off. The session goes on if it comes back: call again to wait on."
+            )
+        frames: list[Frame] = []
+        if now >= self._resend_at:
+            if self._resume:
+                self._resume = False
+                self._resend_at = now + RESEND_S
+                return True, [PLAIN.encode(Resume(self.nonce), self.sid, self.seq)]
+            frames += [one.frame for one in (*self._abandoned, self.pending)]
+            self._resend_s = min(self._resend_s * 2, RESEND_MAX_S)
+            self._resend_at = now + self._resend_s
+        if now >= self._ping_at:
+            self._ping_at = now + self._ping_s
+            frames.append(PLAIN.encode(Ping(), self.sid, self.pending.seq))
+        return False, frames
+
+    def keep_waiting(self, now: float) -> None:
+        """The caller waits on for the pending request: the silence counts from now."""
+        self._heard = now
+
+
+def _verb(kind: Kind) -> str:
+    return "step" if kind is Kind.ACT else kind.name.lower()

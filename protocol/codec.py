@@ -1,0 +1,223 @@
+"""Messages ⇄ frames (docs/protocol.md §3).
+
+    offset  0      1        2     3      4           8        16       24
+            magic  version  kind  flags  head_len    sid      seq      head (msgpack)  pad  tail
+            u8     u8       u8    u8     u32         u64      u64
+
+All integers are little-endian. The head is a msgpack array, the message's fields in their order.
+The tail, from the next multiple of 16 on, holds large buffers, to which the head refers by offset,
+so that a big array is copied once at each end.
+"""
+
+from __future__ import annotations
+
+import struct
+import types
+import typing
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+from protocol import values
+from protocol.errors import DecodingError, EncodingError, VersionMismatch
+from protocol.messages import (
+    KINDS,
+    TYPES,
+    VERSION,
+    Act,
+    Kind,
+    Message,
+    Percept,
+    Status,
+)
+from protocol.spaces import MISFIT, SpaceCodec
+
+MAGIC = 0xE7
+HEADER = struct.Struct("<BBBBIQQ")
+HEADER_SIZE = HEADER.size  # 24
+ALIGN = 16
+
+FITS = 1  # flag: the observation (or action) is in its space's form, not the self-describing one
+TIMED = 2  # flag: time stamps are wanted (request) or carried (reply), see docs/protocol.md §8
+
+Frame = bytes | bytearray
+
+
+class Header(NamedTuple):
+    """What stands before every message."""
+
+    kind: Kind
+    flags: int
+    head_len: int
+    sid: int
+    seq: int
+
+
+def read_header(data: bytes | bytearray | memoryview) -> Header:
+    """Read and check a frame's header. Raises DecodingError, or VersionMismatch."""
+    if len(data) < HEADER_SIZE:
+        raise DecodingError(f"A frame of {len(data)} bytes is shorter than a header.")
+    magic, version, kind, flags, head_len, sid, seq = HEADER.unpack_from(data)
+    if magic != MAGIC:
+        raise DecodingError("This is no gymwire frame: its first byte is not 0xE7.")
+    if version != VERSION:
+        raise VersionMismatch(
+            f"The other side speaks protocol version {version}, this side version {VERSION}: "
+            f"install the same gymwire on both."
+        )
+    if HEADER_SIZE + head_len > len(data):
+        raise DecodingError(f"The header promises {head_len} bytes of head; fewer are there.")
+    try:
+        return Header(_KIND_OF[kind], flags, head_len, sid, seq)
+    except KeyError:
+        raise DecodingError(f"There is no performative number {kind}.") from None
+
+
+_KIND_OF = {int(kind): kind for kind in Kind}
+
+
+class Codec:
+    """Encodes and decodes; with a session's spaces, their values in the compact form.
+
+    Used from one thread. `strict_infos`: raise EncodingError for an info that cannot travel,
+    instead of replacing the value by `values.Opaque` and reporting its path to `on_opaque`.
+    """
+
+    def __init__(
+        self,
+        observation: SpaceCodec | None = None,
+        action: SpaceCodec | None = None,
+        *,
+        strict_infos: bool = False,
+        on_opaque: Callable[[str], None] | None = None,
+    ) -> None:
+        self._observation = observation
+        self._action = action
+        self._strict_infos = strict_infos
+        self._on_opaque = on_opaque
+        # performative → (the codec of its first field)
+        self._spaces: dict[Kind, SpaceCodec] = {}
+        if observation is not None:
+            self._spaces[Kind.STATUS] = self._spaces[Kind.PERCEPT] = observation
+        if action is not None:
+            self._spaces[Kind.ACT] = action
+
+    def encode(self, message: Message, sid: int = 0, seq: int = 0) -> Frame:
+        """One message as one frame. Raises EncodingError naming the value that cannot travel."""
+        kind = KINDS[type(message)]
+        tail = values.Tail()
+        match message:
+            case Percept():
+                fields = [
+                    message.observation,
+                    message.reward,
+                    message.terminated,
+                    message.truncated,
+                    message.info,
+                ]
+            case Act():
+                fields = [message.action]
+            case Status():
+                fields = [message.observation, message.info]
+            case _:
+                fields = [getattr(message, name) for name in _FIELDS[kind]]
+        flags = 0
+        space = self._spaces.get(kind)
+        if space is not None:
+            compact = space.encode(fields[0], tail)
+            if compact is not MISFIT:
+                fields[0] = compact
+                flags = FITS
+        try:
+            head = values.pack(fields, tail)
+        except EncodingError as error:
+            head, tail, flags = self._explain(kind, message, error)
+        if not tail.size:
+            return HEADER.pack(MAGIC, VERSION, kind, flags, len(head), sid, seq) + head
+        start = _align(HEADER_SIZE + len(head))
+        frame = bytearray(start + tail.size)
+        HEADER.pack_into(frame, 0, MAGIC, VERSION, kind, flags, len(head), sid, seq)
+        frame[HEADER_SIZE : HEADER_SIZE + len(head)] = head
+        view = memoryview(frame)
+        for offset, part in tail.parts:
+            at = start + offset
+            view[at : at + part.nbytes] = part
+        return frame
+
+    def _explain(
+        self, kind: Kind, message: Message, error: EncodingError
+    ) -> tuple[bytes, values.Tail, int]:
+        """Pack field by field: to name the culprit, or to let an info's culprits go as Opaque."""
+        fields: list[Any] = []
+        for name in _FIELDS[kind]:
+            value = getattr(message, name)
+            if name == "info" and not self._strict_infos:
+                value, paths = values.opaque(value, root="info")
+                for path in paths:
+                    if self._on_opaque is not None:
+                        self._on_opaque(path)
+            else:
+                values.check(value, root=name)
+            fields.append(value)
+        tail = values.Tail()
+        try:
+            return values.pack(fields, tail), tail, 0
+        except EncodingError:
+            raise error from None
+
+    def decode(self, data: bytes | bytearray | memoryview, header: Header | None = None) -> Message:
+        """The message of a frame. Raises DecodingError; all that it returns is fresh."""
+        if header is None:
+            header = read_header(data)
+        kind, flags, head_len = header.kind, header.flags, header.head_len
+        end = HEADER_SIZE + head_len
+        start = _align(end)
+        tail = memoryview(data)[start:] if len(data) > start else None
+        fields = values.unpack(bytes(data[HEADER_SIZE:end]), tail)
+        if type(fields) is not list:
+            raise DecodingError(f"The head of {kind.name} is not an array.")
+        checks = _CHECKS[kind]
+        if len(fields) != len(checks):
+            raise DecodingError(f"{kind.name} has {len(checks)} fields, not {len(fields)}.")
+        if flags & FITS:
+            space = self._spaces.get(kind)
+            if space is None:
+                raise DecodingError(f"{kind.name} is in a space's form, but has no space here.")
+            fields[0] = space.decode(fields[0], tail)
+        for value, (name, allowed) in zip(fields, checks, strict=True):
+            if allowed is not None and type(value) not in allowed:
+                raise DecodingError(
+                    f"{kind.name}.{name} must be {_names(allowed)}, not {type(value).__name__}.",
+                    path=name,
+                )
+        return TYPES[kind](*fields)
+
+
+def _align(offset: int) -> int:
+    return (offset + ALIGN - 1) & ~(ALIGN - 1)
+
+
+def _names(allowed: Sequence[type]) -> str:
+    return " or ".join("None" if t is types.NoneType else t.__name__ for t in allowed)
+
+
+def _allowed(annotation: Any) -> tuple[type, ...] | None:
+    """The exact types that a field may have on the wire; None: any."""
+    if annotation is Any:
+        return None
+    if typing.get_origin(annotation) is types.UnionType:
+        parts = [_allowed(part) for part in typing.get_args(annotation)]
+        return tuple(t for part in parts if part is not None for t in part)
+    if annotation is float:
+        return (float, int)
+    return (typing.get_origin(annotation) or annotation,)
+
+
+_FIELDS: dict[Kind, tuple[str, ...]] = {}
+_CHECKS: dict[Kind, list[tuple[str, tuple[type, ...] | None]]] = {}
+for _kind, _type in TYPES.items():
+    _hints = typing.get_type_hints(_type)
+    _FIELDS[_kind] = tuple(_hints)
+    _CHECKS[_kind] = [(name, _allowed(hint)) for name, hint in _hints.items()]
+
+PLAIN = Codec()
+"""For everything but the observations and actions of a session."""

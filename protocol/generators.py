@@ -1,0 +1,35 @@
+"""Random generators on the wire: the state of a `numpy.random.Generator`, never a pickle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from protocol.errors import DecodingError
+
+_BIT_GENERATORS = {
+    kind.__name__: kind
+    for kind in (
+        np.random.PCG64,
+        np.random.PCG64DXSM,
+        np.random.MT19937,
+        np.random.Philox,
+        np.random.SFC64,
+    )
+}
+
+
+def describe(generator: np.random.Generator) -> dict[str, Any]:
+    """The state of a generator: what `bit_generator.state` says."""
+    return dict(generator.bit_generator.state)
+
+
+def build(state: Any) -> np.random.Generator:
+    """A generator in this state. Raises DecodingError."""
+    try:
+        bits = _BIT_GENERATORS[state["bit_generator"]]()
+        bits.state = state
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DecodingError(f"This is not the state of a random generator: {error!r}.") from None
+    return np.random.Generator(bits)

@@ -1,0 +1,333 @@
+"""The sockets: the only module that makes them and sets their options (docs/protocol.md §3).
+
+`zmq.ZMQError` does not leave this module for anything that a user can cause.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import zmq
+import zmq.backend
+from zmq.utils.monitor import recv_monitor_message
+
+from protocol.address import check_url, is_local
+from protocol.errors import ConfigurationError, ConnectionFailed
+
+if TYPE_CHECKING:
+    from protocol.keys import KeyPair
+
+TICK_MS = 100  # how long a blocking receive blocks before timers get their turn
+MAX_MESSAGE = 64 * 1024 * 1024
+# A frame of this size or more is handed to libzmq without a copy; below, copying is cheaper.
+ZERO_COPY = 64 * 1024
+# A received frame of this size or more is read where libzmq put it; below, as bytes.
+KEEP = 4 * 1024
+# Dead after IVL + TIMEOUT of silence, by the clock of libzmq's own thread: it answers for a process
+# that is busy, not for one that is frozen.
+HEARTBEAT_IVL_MS = 1500
+HEARTBEAT_TIMEOUT_MS = 5000
+ZAP_DOMAIN = "gymwire"
+
+# The base class's methods skip several microseconds of Python in the subclass.
+_send = zmq.backend.Socket.send
+_recv = zmq.backend.Socket.recv
+
+_context: tuple[int, zmq.Context[Any]] | None = None
+
+
+def context() -> zmq.Context[Any]:
+    """This process's context; a fork gets its own, and never touches its parent's."""
+    global _context
+    if _context is None or _context[0] != os.getpid():
+        made: zmq.Context[Any] = zmq.Context()
+        made.set(zmq.MAX_SOCKETS, 65535)
+        _context = (os.getpid(), made)
+    return _context[1]
+
+
+def _common(socket: zmq.Socket[bytes], max_message: int) -> None:
+    socket.linger = 0
+    socket.setsockopt(zmq.MAXMSGSIZE, max_message)
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_IVL_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 3000)
+    socket.setsockopt(zmq.TCP_MAXRT, 8000)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
+    socket.rcvtimeo = TICK_MS
+
+
+@dataclass(frozen=True, slots=True)
+class LinkEvent:
+    """A change of a connection. `fd`: the descriptor, as `Received.fd` has it."""
+
+    up: bool
+    fd: int
+    denied: bool = False
+
+
+class Monitor:
+    """The connection events of one socket, read without blocking."""
+
+    _EVENTS = (
+        zmq.Event.HANDSHAKE_SUCCEEDED
+        | zmq.Event.DISCONNECTED
+        | zmq.Event.HANDSHAKE_FAILED_AUTH
+        | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
+        | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+    )
+
+    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._socket: zmq.Socket[bytes] = socket.get_monitor_socket(self._EVENTS)
+
+    def events(self) -> list[LinkEvent]:
+        """What has happened since the last call."""
+        found = []
+        while self._socket.poll(0):
+            message = recv_monitor_message(self._socket)
+            event = message["event"]
+            found.append(
+                LinkEvent(
+                    up=event == zmq.Event.HANDSHAKE_SUCCEEDED,
+                    fd=message["value"],
+                    denied=event not in (zmq.Event.HANDSHAKE_SUCCEEDED, zmq.Event.DISCONNECTED),
+                )
+            )
+        return found
+
+
+class Dealer:
+    """A dialling socket: one connection to one broker, or to one agent directly.
+
+    It reconnects by itself for ever. Used from one thread.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: KeyPair | None = None,
+        server_key: bytes | None = None,
+        max_message: int = MAX_MESSAGE,
+    ) -> None:
+        self.url = check_url(url)
+        socket: zmq.Socket[bytes] = context().socket(zmq.DEALER)
+        _common(socket, max_message)
+        # Ours alone, new for each socket, and never shown to others (guessing it would let a peer
+        # take the connection over).
+        socket.setsockopt(zmq.ROUTING_ID, b"\x01" + os.urandom(15))
+        socket.setsockopt(zmq.RCVHWM, 0)  # bounded by the requests in flight
+        socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a broker that is not there
+        socket.setsockopt(zmq.RECONNECT_IVL, 50)
+        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+        socket.sndtimeo = TICK_MS
+        if key is not None and server_key is not None:
+            socket.curve_publickey = key.public
+            socket.curve_secretkey = key.secret
+            socket.curve_serverkey = server_key
+        self._socket = socket
+        self._monitor = Monitor(socket)
+        self._bare = cast(Any, socket)
+        try:
+            socket.connect(url)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConnectionFailed(f"Cannot dial {url}: {error.strerror}.") from None
+
+    def send(self, frame: bytes | bytearray, wait: bool = False) -> bool:
+        """Send one frame; with `wait`, within a tick, else now.
+
+        False: there is no connection at present, or its queue is full.
+        """
+        flags = 0 if wait else zmq.DONTWAIT
+        try:
+            if len(frame) < ZERO_COPY:
+                _send(self._bare, frame, flags)
+            else:
+                self._socket.send(frame, flags, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> bytes | memoryview | None:
+        """The next frame, or None after a tick without one. A message of more frames is dropped."""
+        bare = self._bare
+        try:
+            frame = _recv(bare, 0, False)
+        except zmq.Again:
+            return None
+        if frame.more:
+            _drop_rest(bare, frame)
+            return None
+        return frame.bytes if len(frame) < KEEP else frame.buffer
+
+    def poll(self, timeout_s: float = 0.0) -> bool:
+        """Whether a frame is there within `timeout_s`."""
+        return bool(self._socket.poll(int(timeout_s * 1000)))
+
+    def link_events(self) -> list[LinkEvent]:
+        """Connections made and lost since the last call."""
+        return self._monitor.events()
+
+    @property
+    def waitable(self) -> zmq.Socket[bytes]:
+        """The socket, for a poll over several."""
+        return self._socket
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close; what was sent last has `linger_s` seconds to leave."""
+        self._socket.disable_monitor()
+        self._socket.close(linger=int(linger_s * 1000))
+
+
+class Received(NamedTuple):
+    """One frame at a listening socket, its sender's routing id, and what libzmq knows of both."""
+
+    rid: bytes
+    frame: zmq.Frame
+
+    @property
+    def data(self) -> bytes | memoryview:
+        """The frame's bytes; large ones without a copy."""
+        frame = self.frame
+        return frame.bytes if len(frame) < KEEP else frame.buffer
+
+    @property
+    def fd(self) -> int:
+        """The descriptor of the sender's connection, as LinkEvent has it."""
+        return int(self.frame.get(zmq.SRCFD))
+
+    @property
+    def public_key(self) -> bytes | None:
+        """The sender's authenticated public key (z85), None where there is no authentication."""
+        try:
+            return str(self.frame.get("User-Id")).encode("ascii")
+        except zmq.ZMQError:
+            return None
+
+
+class Delivery(Enum):
+    """What became of a frame that was sent."""
+
+    DONE = "done"
+    UNREACHABLE = "unreachable"  # no such connection now
+    FULL = "full"  # its queue is full: the peer does not read
+
+
+class Router:
+    """A listening socket. Sends never block: what cannot be delivered is told at once."""
+
+    def __init__(
+        self,
+        urls: Iterable[str],
+        *,
+        key: KeyPair | None = None,
+        insecure: bool = False,
+        max_message: int = MAX_MESSAGE,
+    ) -> None:
+        checked = [check_url(url, bind=True) for url in urls]
+        remote = [url for url in checked if not is_local(url)]
+        if remote and key is None and not insecure:
+            raise ConfigurationError(
+                f"Refusing to listen at {remote[0]} without keys: anyone who reaches this port "
+                f"could use and offer environments. Give a key (--key FILE, made by `python -m "
+                f"protocol keygen`), or --insecure if the network is yours alone."
+            )
+        # libzmq names peers without an id of their own from rand(), which nobody seeds: whoever
+        # guesses the next name can abort the process. Start it somewhere unknown.
+        ctypes.CDLL(None).srand(secrets.randbits(32))
+        socket: zmq.Socket[bytes] = context().socket(zmq.ROUTER)
+        _common(socket, max_message)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        socket.setsockopt(zmq.SNDHWM, 1000)
+        socket.setsockopt(zmq.RCVHWM, 1000)
+        socket.setsockopt(zmq.BACKLOG, 1024)
+        if key is not None:
+            socket.curve_server = True
+            socket.curve_publickey = key.public
+            socket.curve_secretkey = key.secret
+            socket.setsockopt_string(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+            socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        self._socket = socket
+        self._bare = cast(Any, socket)
+        self._monitor = Monitor(socket)
+        self.urls: list[str] = []
+        for url in checked:
+            try:
+                socket.bind(url)
+            except zmq.ZMQError as error:
+                self.close()
+                raise ConfigurationError(_bind_failure(url, error)) from None
+            self.urls.append(socket.get_string(zmq.LAST_ENDPOINT))
+
+    def receive(self) -> Received | None:
+        """The next frame, or None after a tick without one. A message of more frames is dropped."""
+        bare = self._bare
+        try:
+            rid = _recv(bare)
+            frame = _recv(bare, 0, False)
+        except zmq.Again:
+            return None
+        if frame.more:
+            # A loop that read on would take the third frame for the next sender's id.
+            _drop_rest(bare, frame)
+            return None
+        return Received(rid, frame)
+
+    def send(self, rid: bytes, frame: bytes | bytearray | memoryview | zmq.Frame) -> Delivery:
+        """Send one frame to the peer of this routing id, now or not at all."""
+        bare = self._bare
+        try:
+            _send(bare, rid, zmq.DONTWAIT | zmq.SNDMORE)
+            if len(frame) < ZERO_COPY:
+                _send(bare, frame, zmq.DONTWAIT)
+            else:
+                self._socket.send(frame, zmq.DONTWAIT, copy=False)
+        except zmq.Again:
+            return Delivery.FULL
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                return Delivery.UNREACHABLE
+            raise
+        return Delivery.DONE
+
+    def link_events(self) -> list[LinkEvent]:
+        """Connections made and lost since the last call."""
+        return self._monitor.events()
+
+    @property
+    def waitable(self) -> zmq.Socket[bytes]:
+        """The socket, for a poll over several."""
+        return self._socket
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close; what was sent last has `linger_s` seconds to leave."""
+        self._socket.disable_monitor()
+        self._socket.close(linger=int(linger_s * 1000))
+
+
+def _drop_rest(bare: Any, frame: zmq.Frame) -> None:
+    while frame.more:
+        frame = _recv(bare, 0, False)
+
+
+def _bind_failure(url: str, error: zmq.ZMQError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"{url} is in use: another broker, or another program, listens there. Stop it, or "
+            f"choose another port with --bind."
+        )
+    if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        return f"{url} is not an address of this host: bind one that is, or tcp://*:PORT for all."
+    return f"Cannot listen at {url}: {error.strerror}."
