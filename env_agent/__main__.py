@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from env_agent import config
-from env_agent.agent import Agent
+from env_agent.agent import MAX_THREADS, Agent
+from env_agent.host import Service
+from env_agent.paths import DirectSettings
+from env_agent.workers import Supervisor
 from protocol import logs
 from protocol.address import DEFAULT_BROKER, check_url
 from protocol.errors import ConfigurationError, GymwireError
@@ -65,11 +71,25 @@ def parser() -> argparse.ArgumentParser:
         help="wait this much longer for the broker to appear ('inf': for ever)",
     )
     made.add_argument(
+        "--direct",
+        metavar="URL",
+        help="take direct connections, too, at tcp://HOST:PORT (and over ipc on this host); each "
+        "thread and worker takes the next port ('*': any)",
+    )
+    made.add_argument(
         "--threads",
         type=int,
         metavar="N",
         help="sessions that can be in a step at the same time (default: all, 8 at most)",
     )
+    made.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="serve with N processes, which share --max-sessions; one that dies is replaced",
+    )
+    made.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # this is worker number N
     made.add_argument(
         "--grace",
         type=float,
@@ -87,15 +107,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.configure("env_agent", form=options.log_format, level=options.log_level)
     try:
         check_url(options.broker)
+        if options.workers > 1 and options.worker is None:
+            return _supervise(sys.argv[1:] if arguments is None else arguments, options.workers)
         services = _services(options)
         agent = Agent(
             services,
             lambda: Dealer(options.broker),
+            direct=_direct(options),
             threads=options.threads,
             wait_s=2.5 + options.wait,
             grace_s=options.grace,
         )
         agent.install_signals()
+        if options.worker is not None:
+            threading.Thread(target=_end_with_parent, args=(agent,), daemon=True).start()
         agent.run()
     except GymwireError as error:
         print(f"env_agent: {error}", file=sys.stderr)  # noqa: T201 - the CLI's error output
@@ -103,11 +128,39 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _services(options: argparse.Namespace) -> list[config.Service]:
+def _end_with_parent(agent: Agent) -> None:
+    """The supervisor holds the other end of standard input, and never writes."""
+    sys.stdin.buffer.read()
+    agent.stop()
+
+
+def _supervise(arguments: Sequence[str], workers: int) -> int:
+    supervisor = Supervisor(arguments, workers)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda got, _: supervisor.stop(got))
+    return supervisor.run()
+
+
+def _direct(options: argparse.Namespace) -> DirectSettings | None:
+    if options.direct is None:
+        return None
+    url = check_url(options.direct, bind=True)
+    if not url.startswith("tcp://"):
+        raise ConfigurationError(f"--direct {url}: write tcp://HOST:PORT; ipc comes with it.")
+    if options.worker and not url.endswith(":*"):
+        threads = options.threads or MAX_THREADS
+        head, _, port = url.rpartition(":")
+        url = f"{head}:{int(port) + options.worker * threads}"
+    return DirectSettings(url)
+
+
+def _services(options: argparse.Namespace) -> list[Service]:
+    if options.workers < 1:
+        raise ConfigurationError(f"--workers must be 1 or more, not {options.workers}.")
     if options.config is not None:
         if options.address or options.env:
             raise ConfigurationError("Give either --config or --address and --env, not both.")
-        return config.load(options.config)
+        return _share(config.load(options.config), options)
     if not options.address or not options.env:
         raise ConfigurationError(
             "What shall be offered? Give --address NAME and --env ENV, or --config FILE. Example: "
@@ -121,7 +174,23 @@ def _services(options: argparse.Namespace) -> list[config.Service]:
         allow=options.allow,
         strict_infos=options.strict_infos,
     )
-    return [one]
+    return _share([one], options)
+
+
+def _share(services: list[Service], options: argparse.Namespace) -> list[Service]:
+    """The slots of each service that this worker serves."""
+    if options.worker is None:
+        return services
+    count, index = options.workers, options.worker
+    shares = [
+        replace(one, max_sessions=(one.max_sessions + count - 1 - index) // count)
+        for one in services
+    ]
+    if not all(one.max_sessions for one in shares):
+        raise ConfigurationError(
+            f"{count} workers need --max-sessions {count} at least: one for each."
+        )
+    return shares
 
 
 if __name__ == "__main__":

@@ -10,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import structlog
 
 from env_agent.host import Host, Service
 from env_agent.loop import Loop
+from env_agent.paths import DirectEndpoint, DirectSettings, Paths
 from env_agent.pulse import Pulse
 from protocol.errors import ConfigurationError, GymwireError
 from protocol.messages import Offer
@@ -34,6 +36,7 @@ class Agent:
         services: Sequence[Service],
         make_dealer: Callable[[], Dealer],
         *,
+        direct: DirectSettings | None = None,
         threads: int | None = None,
         wait_s: float = 2.5,
         grace_s: float = 10.0,
@@ -45,7 +48,11 @@ class Agent:
         self._token = secrets.token_bytes(16)
         most = max(service.max_sessions for service in services)
         count = min(most, threads or MAX_THREADS)
-        self._loops = [Loop(make_dealer, Host(services), self._token) for _ in range(count)]
+        self._direct = direct
+        self._loops = [
+            Loop(partial(self._make_paths, index), Host(services), self._token)
+            for index in range(count)
+        ]
         self._log = structlog.get_logger()
         self._failed: GymwireError | None = None
         self._signals = 0
@@ -83,11 +90,27 @@ class Agent:
         if self._failed is not None:
             raise self._failed
 
+    def _make_paths(self, index: int) -> Paths:
+        """Dial the broker and, where asked for, listen for direct connections."""
+        dealer = self._make_dealer()
+        if self._direct is None:
+            return Paths(dealer, None)
+        try:
+            endpoint = DirectEndpoint(self._direct, index, dealer.url)
+        except ConfigurationError as error:
+            if index == 0:
+                dealer.close()
+                raise
+            self._log.warning("this loop takes relayed sessions only", why=str(error))
+            endpoint = None
+        return Paths(dealer, endpoint)
+
     def _describe(self, host: Host) -> list[Offer]:
         offers = []
         for service in self._services:
             try:
-                offers.append(host.describe(service, service.max_sessions, None))
+                url = None if self._direct is None else self._direct.url
+                offers.append(host.describe(service, service.max_sessions, url))
             except GymwireError:
                 raise
             except Exception as error:

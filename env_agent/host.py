@@ -72,6 +72,7 @@ class Slot:
     codec: Codec
     attributes: frozenset[str]
     opened: Frame
+    heard: float = 0.0  # when a direct frame came last (monotonic seconds)
 
 
 class Host:

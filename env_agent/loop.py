@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import structlog
 
 from env_agent.host import Host, Slot
+from env_agent.paths import RELAY, Paths
 from protocol import codec
 from protocol.codec import PLAIN, Header
 from protocol.errors import AddressTaken, BrokerUnreachable, Denied, GymwireError, Refused
@@ -25,13 +26,16 @@ from protocol.messages import (
     Gone,
     Hello,
     Kind,
+    Message,
     Offer,
     Open,
+    Resume,
+    Resumed,
     Role,
     Welcome,
     Withdraw,
 )
-from protocol.transport import Dealer
+from protocol.transport import Received
 
 TIMERS_EVERY = 256  # frames after which timers get their turn even when the socket never rests
 AWAY_S = 300.0  # sessions end when the broker has been away for so long
@@ -51,8 +55,8 @@ class Loop:
     `in_step` may be read from other threads; `stop` and `drain` may be set from them.
     """
 
-    def __init__(self, make_dealer: Callable[[], Dealer], host: Host, agent: bytes) -> None:
-        self._make_dealer = make_dealer
+    def __init__(self, make_paths: Callable[[], Paths], host: Host, agent: bytes) -> None:
+        self._make_paths = make_paths
         self.host = host
         self._agent = agent
         self._offers: Sequence[Offer] = ()
@@ -77,7 +81,8 @@ class Loop:
         Raises BrokerUnreachable after `wait_s`, Denied, VersionMismatch or AddressTaken.
         """
         self._offers = offers
-        self._dealer = self._make_dealer()
+        self._paths = self._make_paths()
+        self._dealer = self._paths.dealer
         deadline = time.monotonic() + wait_s
         pending = {offer.address for offer in offers}
         greeted = False
@@ -91,7 +96,7 @@ class Loop:
             if any(event.denied for event in self._dealer.link_events()):
                 raise Denied(_denied(self._dealer.url))
             if time.monotonic() > deadline:
-                self._dealer.close()
+                self._paths.close()
                 raise BrokerUnreachable(
                     f"No broker answers at {self._dealer.url} (waited {wait_s:g} s). Start one "
                     f"with `python -m broker`, check --broker, or give --wait SECONDS."
@@ -109,20 +114,23 @@ class Loop:
         finally:
             self.host.close_all()
             self._dealer.send(PLAIN.encode(Bye("the env agent stops")))
-            self._dealer.close(linger_s=0.3)
+            self._paths.close()
 
     # --- one frame --------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        dealer, host, slots = self._dealer, self.host, self.host.slots
+        paths, host, slots = self._paths, self.host, self.host.slots
         for _ in range(TIMERS_EVERY):
-            data = dealer.receive()
-            if data is None:
+            arrived = paths.receive(len(slots))
+            if arrived is None:
                 return
+            way, data, received = arrived
             try:
                 header = codec.read_header(data)
             except GymwireError as error:
                 self._log.warning("dropped a frame", error=str(error))
+                continue
+            if received is not None and not self._admit(received, header, data):
                 continue
             slot = slots.get(header.sid) if header.kind < 16 else None
             if slot is None:
@@ -132,9 +140,32 @@ class Loop:
             reply = host.handle(slot, header, data)
             self.in_step = None
             if reply is not None:
-                dealer.send(reply)
+                paths.send(way, reply)
             if header.kind is Kind.CLOSE:
+                if way != RELAY:  # the broker frees the slot when it sees this
+                    self._dealer.send(PLAIN.encode(Closed(), header.sid, header.seq))
                 self._ended(slot, "closed")
+
+    def _admit(self, received: Received, header: Header, data: bytes | memoryview) -> bool:
+        """Whether a direct frame is a request of a session that is bound to its connection."""
+        direct = self._paths.direct
+        assert direct is not None
+        slot = self.host.slots.get(header.sid)
+        if slot is not None and header.kind < 16 and direct.allows(received.rid, header.sid):
+            slot.heard = time.monotonic()
+            return True
+        reply: Message = Busy(BusyReason.HELLO, 0.0)
+        if slot is None:
+            reply = Error(Code.SESSION_LOST, _UNKNOWN_SESSION)
+        elif header.kind is Kind.RESUME:
+            resume = PLAIN.decode(data, header)
+            assert isinstance(resume, Resume)
+            if direct.attach(slot.session, resume.nonce, received):
+                reply = Resumed()
+            else:
+                reply = Error(Code.DENIED, "This session belongs to another learner.")
+        direct.router.send(received.rid, PLAIN.encode(reply, header.sid, header.seq))
+        return False
 
     def _control(self, header: Header, data: bytes | memoryview) -> str | None:
         """Take a frame from the broker itself. Returns the address that it says stands."""
@@ -166,8 +197,7 @@ class Loop:
         if header.kind is Kind.CLOSE:
             reply: Closed | Error = Closed()
         else:
-            text = "The env agent does not know this session: it was restarted, or the lease ended."
-            reply = Error(Code.SESSION_LOST, text)
+            reply = Error(Code.SESSION_LOST, _UNKNOWN_SESSION)
         self._dealer.send(PLAIN.encode(reply, header.sid, header.seq))
 
     # --- sessions ---------------------------------------------------------------------------------
@@ -175,7 +205,9 @@ class Loop:
     def _open(self, header: Header, wish: Open) -> None:
         known = header.sid in self.host.slots
         self.in_step = InStep(header.sid, header.seq, time.monotonic())
-        frame = self.host.open(header.sid, header.seq, wish, self._direct(header.sid, wish))
+        direct = self._paths.direct
+        offer = direct.offer if direct is not None and wish.direct else None
+        frame = self.host.open(header.sid, header.seq, wish, offer)
         self.in_step = None
         if header.sid in self.host.slots:
             if not known:
@@ -185,12 +217,11 @@ class Loop:
             self._log.warning("session refused", address=wish.address, why=_error_text(frame))
         self._dealer.send(frame)
 
-    def _direct(self, sid: int, wish: Open) -> dict[str, Any] | None:
-        return None
-
     def _ended(self, slot: Slot, why: str) -> None:
         session = slot.session
         self.host.close(session.sid)
+        if self._paths.direct is not None:
+            self._paths.direct.detach(session.sid)
         lasted_s = time.monotonic() - self._opened_at.pop(session.sid, time.monotonic())
         self._log.info(
             "session ended",
@@ -233,7 +264,8 @@ class Loop:
         self._watch_link()
         if self._away_since is not None and now - self._away_since > AWAY_S:
             for slot in list(self.host.slots.values()):
-                self._ended(slot, f"the broker has been away for {AWAY_S:g} s")
+                if now - slot.heard > AWAY_S:
+                    self._ended(slot, f"the broker has been away for {AWAY_S:g} s")
         if self.drain.is_set() and not self._draining:
             self._draining = True
             for offer in self._offers:
@@ -248,6 +280,9 @@ class Loop:
             elif self._away_since is None and self._welcomed:
                 self._away_since = time.monotonic()
                 self._log.warning("broker lost, waiting for it", broker=self._dealer.url)
+
+
+_UNKNOWN_SESSION = "The env agent does not know this session: it was restarted, or the lease ended."
 
 
 def hello(role: str, agent: bytes, sessions: list[Any]) -> Hello:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import secrets
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
 
 import zmq
 import zmq.backend
@@ -53,7 +54,7 @@ def context() -> zmq.Context[Any]:
     return _context[1]
 
 
-def _common(socket: zmq.Socket[bytes], max_message: int) -> None:
+def _common(socket: zmq.Socket[bytes], max_message: int, tick_ms: int = TICK_MS) -> None:
     socket.linger = 0
     socket.setsockopt(zmq.MAXMSGSIZE, max_message)
     socket.setsockopt(zmq.IPV6, 1)
@@ -64,7 +65,7 @@ def _common(socket: zmq.Socket[bytes], max_message: int) -> None:
     socket.setsockopt(zmq.TCP_MAXRT, 8000)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
-    socket.rcvtimeo = TICK_MS
+    socket.rcvtimeo = tick_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +235,7 @@ class Router:
         key: KeyPair | None = None,
         insecure: bool = False,
         max_message: int = MAX_MESSAGE,
+        tick_ms: int = TICK_MS,
     ) -> None:
         checked = [check_url(url, bind=True) for url in urls]
         remote = [url for url in checked if not is_local(url)]
@@ -247,7 +249,7 @@ class Router:
         # guesses the next name can abort the process. Start it somewhere unknown.
         ctypes.CDLL(None).srand(secrets.randbits(32))
         socket: zmq.Socket[bytes] = context().socket(zmq.ROUTER)
-        _common(socket, max_message)
+        _common(socket, max_message, tick_ms)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         socket.setsockopt(zmq.SNDHWM, 1000)
@@ -269,7 +271,7 @@ class Router:
             except zmq.ZMQError as error:
                 self.close()
                 raise ConfigurationError(_bind_failure(url, error)) from None
-            self.urls.append(socket.get_string(zmq.LAST_ENDPOINT))
+            self.urls.append(_readable(socket.get_string(zmq.LAST_ENDPOINT)))
 
     def receive(self) -> Received | None:
         """The next frame, or None after a tick without one. A message of more frames is dropped."""
@@ -315,6 +317,21 @@ class Router:
         """Close; what was sent last has `linger_s` seconds to leave."""
         self._socket.disable_monitor()
         self._socket.close(linger=int(linger_s * 1000))
+
+
+def _readable(url: str) -> str:
+    """An endpoint as people write it: libzmq shows an IPv4 address as mapped into IPv6."""
+    return re.sub(r"\[::ffff:([0-9.]+)\]", r"\1", url)
+
+
+def wait_for(first: Dealer, second: Router) -> Literal["first", "second", "neither"]:
+    """Wait for a tick until one of the two has a frame."""
+    ready = zmq.zmq_poll(
+        [(first.waitable, zmq.POLLIN), (second.waitable, zmq.POLLIN)], timeout=TICK_MS
+    )
+    if not ready:
+        return "neither"
+    return "first" if ready[0][0] is first.waitable else "second"
 
 
 def _drop_rest(bare: Any, frame: zmq.Frame) -> None:

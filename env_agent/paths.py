@@ -1,0 +1,171 @@
+"""The two ways to a serving loop: relayed by the broker, and direct (docs/protocol.md §9).
+
+A reply goes back the way its request came. Both ways may be used for one session at any time: the
+numbers of the requests make the switch safe.
+"""
+
+from __future__ import annotations
+
+import hmac
+import platform
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from env_agent.session import Session
+from protocol.address import is_local
+from protocol.codec import Frame
+from protocol.errors import ConfigurationError
+from protocol.keys import KeyPair, identity
+from protocol.transport import Dealer, Received, Router, wait_for
+
+RELAY = b""  # the way through the broker
+DIRECT_TICK_MS = 20  # how often the broker is looked at while all sessions are direct
+LOOK_EVERY = 64  # direct frames after which the broker is looked at all the same
+
+
+class DirectSettings(NamedTuple):
+    """What `--direct` asks for. `url`: tcp://HOST:PORT, the first loop's; the next take the next."""
+
+    url: str
+    key: KeyPair | None = None
+    insecure: bool = False
+
+
+class DirectEndpoint:
+    """One loop's listening socket, and who may use it for which session."""
+
+    def __init__(self, settings: DirectSettings, index: int, broker: str) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="gymwire-"))  # 0700: this user's alone
+        urls = [_at_port(settings.url, index)]
+        if platform.system() != "Windows":
+            urls.append(f"ipc://{self._folder}/direct")
+        try:
+            self.router = Router(
+                urls, key=settings.key, insecure=settings.insecure, tick_ms=DIRECT_TICK_MS
+            )
+        except BaseException:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            raise
+        self._key = settings.key
+        port = self.router.urls[0].rpartition(":")[2]
+        host = _advertised_host(settings.url, broker)
+        self.offer: dict[str, Any] = {
+            "urls": [f"tcp://{host}:{port}", *urls[1:]],
+            "host": socket.gethostname(),
+            "key": b"" if settings.key is None else settings.key.public,
+        }
+        self._attached: dict[int, bytes] = {}
+
+    def attach(self, session: Session, nonce: bytes, received: Received) -> bool:
+        """Bind the session to this connection if it is its learner's."""
+        if not hmac.compare_digest(nonce, session.nonce):
+            return False
+        if self._key is not None:
+            key = received.public_key
+            if key is None or identity(key) != session.learner:
+                return False
+        self._attached[session.sid] = received.rid
+        return True
+
+    def allows(self, rid: bytes, sid: int) -> bool:
+        """Whether this connection is the session's."""
+        return self._attached.get(sid) == rid
+
+    def detach(self, sid: int) -> None:
+        """The session has ended."""
+        self._attached.pop(sid, None)
+
+    @property
+    def sessions(self) -> int:
+        """How many sessions use this endpoint."""
+        return len(self._attached)
+
+    def close(self) -> None:
+        """Close the socket."""
+        self.router.close(linger_s=0.3)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+class Paths:
+    """Receives from both ways and sends on either."""
+
+    def __init__(self, dealer: Dealer, direct: DirectEndpoint | None) -> None:
+        self.dealer = dealer
+        self.direct = direct
+        self._turn = 0
+
+    def receive(self, sessions: int) -> tuple[bytes, bytes | memoryview, Received | None] | None:
+        """The next frame and the way it came, or None after a tick; `sessions`: how many are open.
+
+        While all of them are direct, only that socket is waited for: a poll over both costs 2 µs.
+        """
+        direct = self.direct
+        if direct is None:
+            data = self.dealer.receive()
+            return None if data is None else (RELAY, data, None)
+        if 0 < sessions == direct.sessions:
+            self._turn += 1
+            if self._turn % LOOK_EVERY or not self.dealer.poll():
+                received = direct.router.receive()
+                if received is not None:
+                    return received.rid, received.data, received
+                if not self.dealer.poll():
+                    return None
+            data = self.dealer.receive()
+            return None if data is None else (RELAY, data, None)
+        match wait_for(self.dealer, direct.router):
+            case "first":
+                data = self.dealer.receive()
+                return None if data is None else (RELAY, data, None)
+            case "second":
+                received = direct.router.receive()
+                return None if received is None else (received.rid, received.data, received)
+        return None
+
+    def send(self, way: bytes, frame: Frame) -> None:
+        """Send a reply the way its request came; if that is gone, the learner will ask again."""
+        if way == RELAY:
+            self.dealer.send(frame)
+        elif self.direct is not None:
+            self.direct.router.send(way, frame)
+
+    def close(self) -> None:
+        """Close both."""
+        self.dealer.close(linger_s=0.3)
+        if self.direct is not None:
+            self.direct.close()
+
+
+def _at_port(url: str, index: int) -> str:
+    head, _, port = url.rpartition(":")
+    return url if port == "*" else f"{head}:{int(port) + index}"
+
+
+def _advertised_host(url: str, broker: str) -> str:
+    """The host that learners dial: the one given, or for `*` that which faces the broker."""
+    host = url.removeprefix("tcp://").rpartition(":")[0]
+    if host not in ("*", "0.0.0.0", "[::]"):
+        return host
+    if is_local(broker):
+        return "127.0.0.1"
+    target = broker.removeprefix("tcp://").rpartition(":")
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            target[0].strip("[]"), int(target[2]), type=socket.SOCK_DGRAM
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.connect(address)  # sends nothing: it only picks the interface
+            name = str(probe.getsockname()[0])
+    except OSError as error:
+        raise ConfigurationError(
+            f"--direct {url}: cannot tell which of this host's addresses learners should dial "
+            f"({error.strerror}); name it: --direct tcp://HOST:PORT."
+        ) from None
+    return f"[{name}]" if ":" in name else name
+
+
+MakePaths = Callable[[int], Paths]
