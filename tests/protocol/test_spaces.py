@@ -317,7 +317,7 @@ WRONG_FORMS: dict[str, tuple[str, Any]] = {
 def test_a_wrong_form_is_refused(name: str) -> None:
     space, form = WRONG_FORMS[name]
     with pytest.raises(DecodingError):
-        compile(ZOO[space]).decode(form, memoryview(bytes(84 * 84 * 4)))
+        compile(ZOO[space]).decode(form, memoryview(bytes(84 * 84 * 4 + 15)))
 
 
 def test_a_large_array_without_a_tail_is_refused() -> None:

@@ -5,6 +5,7 @@ import contextlib
 import enum
 import struct
 import threading
+import tracemalloc
 from typing import Any, NamedTuple
 
 import msgpack
@@ -278,7 +279,7 @@ def test_opaque_breaks_cycles_and_depth() -> None:
 
 
 def test_two_opaque_keys_that_look_alike_stay_two() -> None:
-    copy, paths = values.opaque({Colour.RED: 1, Point(1): 2, int: 3})
+    copy, paths = values.opaque({Unrepresentable(): 1, Unrepresentable(): 2, int: 3})
     assert len(copy) == len(paths) == 3
 
 
@@ -374,7 +375,18 @@ def test_hostile_bytes_are_refused(name: str) -> None:
 def test_a_wrong_place_in_the_tail_is_refused(place: Any) -> None:
     head = b"\x91" + ext(1, ["|u1", [5000], place])
     with pytest.raises(DecodingError):
-        values.unpack(head, memoryview(bytes(5000)))
+        values.unpack(head, memoryview(bytes(5015)))
+
+
+def test_lists_that_claim_all_there_is_allocate_little() -> None:
+    data = HOSTILE["lists that claim all there is, in one another"]
+    tracemalloc.start()
+    try:
+        with pytest.raises(DecodingError):
+            values.decode(data)
+        assert tracemalloc.get_traced_memory()[1] < 30 * len(data)
+    finally:
+        tracemalloc.stop()
 
 
 def test_arrays_that_claim_the_same_bytes_are_refused() -> None:
