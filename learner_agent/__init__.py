@@ -1,1 +1,29 @@
-"""..."""
+"""The agent that trains on environments which other agents own."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import gymnasium
+
+if TYPE_CHECKING:
+    from learner_agent.proxy_env import ProxyEnv as ProxyEnv
+
+__all__ = ["ProxyEnv"]
+
+gymnasium.register(
+    id="gymwire/Proxy-v0",
+    entry_point="learner_agent.proxy_env:make_proxy",
+    # The env agent made the environment with its checks and its time limit: once is enough.
+    order_enforce=False,
+    disable_env_checker=True,
+)
+
+
+def __getattr__(name: str) -> Any:
+    # Only when it is asked for: the import brings the sockets with it.
+    if name == "ProxyEnv":
+        from learner_agent.proxy_env import ProxyEnv
+
+        return ProxyEnv
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

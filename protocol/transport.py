@@ -89,7 +89,13 @@ class Monitor:
     )
 
     def __init__(self, socket: zmq.Socket[bytes]) -> None:
+        self._watched = socket
         self._socket: zmq.Socket[bytes] = socket.get_monitor_socket(self._EVENTS)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._watched.disable_monitor()
+        self._socket.close(linger=0)
 
     def events(self) -> list[LinkEvent]:
         """What has happened since the last call."""
@@ -187,7 +193,7 @@ class Dealer:
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close; what was sent last has `linger_s` seconds to leave."""
-        self._socket.disable_monitor()
+        self._monitor.close()
         self._socket.close(linger=int(linger_s * 1000))
 
 
@@ -315,7 +321,7 @@ class Router:
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close; what was sent last has `linger_s` seconds to leave."""
-        self._socket.disable_monitor()
+        self._monitor.close()
         self._socket.close(linger=int(linger_s * 1000))
 
 

@@ -1,0 +1,366 @@
+"""A Gymnasium environment that only forwards: the real one lives at an env agent."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.envs.registration import EnvSpec
+
+from learner_agent.channel import Channel, RemoteSession
+from protocol import generators
+from protocol.address import DEFAULT_BROKER, check_url, parse_address
+from protocol.errors import (
+    AttributeDenied,
+    ConfigurationError,
+    EnvironmentClosed,
+    ProtocolError,
+    ResetNeeded,
+)
+from protocol.messages import Act, Call, Frame, Message, Percept, Render, Reset, Result, Status
+
+# Connections of parent processes. A fork must neither use nor close them, so it never drops them.
+_of_parents: list[Channel] = []
+
+
+class ProxyEnv(gymnasium.Env[Any, Any]):
+    """One environment at an env agent, used through a broker as if it were here.
+
+    `reset` and `step` return what the remote environment returned, with the very types, fresh and
+    the caller's own. Attributes and methods of the remote environment that its operator hands out
+    (`action_masks` and the like, and what `--allow` names) are there under their own names.
+
+    A copy (`copy.deepcopy`, `pickle`) and a forked process get a session of their own, which needs
+    a `reset`. Used from one thread.
+
+    Args:
+        address: what is offered, e.g. "cartpole"; default: the variable GYMWIRE_ADDRESS.
+        broker: its URL; default: the variable GYMWIRE_BROKER, else tcp://127.0.0.1:5555.
+        render_mode: "rgb_array", "ansi" or another that the remote environment can do. For "human"
+            and the `_list` modes use `gymnasium.make("learner_agent:gymwire/Proxy-v0", ...)`.
+        env_kwargs: keyword arguments for the remote environment's constructor.
+        timeout_s: the longest silence of the broker that is tolerated. A long step is not silence.
+        step_timeout_s: the longest that one call may take; None: as long as it takes.
+        wait_s: how much longer the broker may take to appear, and the address to be offered.
+        channel: a connection to use instead of an own one to `broker`; the caller closes it.
+
+    Raises:
+        ConfigurationError: no address, or "human" as render mode.
+        AddressError: a malformed address or URL.
+        BrokerUnreachable, VersionMismatch, Denied: there is no getting through to the broker.
+        AddressUnknown, NoFreeSlot: the address cannot be used now.
+        EnvironmentFailed: the remote environment could not be made.
+    """
+
+    # What gymnasium.make sees before an instance exists, when this class is registered itself.
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"]}  # noqa: RUF012 - as gymnasium.Env declares it
+
+    def __init__(
+        self,
+        address: str | None = None,
+        broker: str | None = None,
+        *,
+        render_mode: str | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        timeout_s: float = 60.0,
+        step_timeout_s: float | None = None,
+        wait_s: float = 0.0,
+        channel: Channel | None = None,
+    ) -> None:
+        self._closed = False
+        address = address or os.environ.get("GYMWIRE_ADDRESS")
+        if not address:
+            raise ConfigurationError(
+                "Which environment? Give its address, such as ProxyEnv('cartpole'), or set "
+                "GYMWIRE_ADDRESS. `python -m learner_agent ls` shows what is on offer."
+            )
+        if render_mode == "human":
+            raise ConfigurationError(
+                "A remote environment opens no window here: use gymnasium.make("
+                "'learner_agent:gymwire/Proxy-v0', render_mode='human', ...), which shows it."
+            )
+        parse_address(address)
+        if channel is not None:
+            broker = channel.url
+        self._kwargs: dict[str, Any] = {
+            "address": address,
+            "broker": check_url(broker or os.environ.get("GYMWIRE_BROKER") or DEFAULT_BROKER),
+            "render_mode": render_mode,
+            "env_kwargs": dict(env_kwargs or {}),
+            "timeout_s": timeout_s,
+            "step_timeout_s": step_timeout_s,
+            "wait_s": wait_s,
+        }
+        self._step_timeout_s = step_timeout_s
+        self._owns_channel = channel is None
+        self._open(channel)
+        opened = self._session.opened
+        self.observation_space = self._session.observation_space
+        self.action_space = self._session.action_space
+        self.metadata = opened.metadata
+        self.render_mode = opened.render_mode
+        self._spec = _spec(opened.spec, self._kwargs)
+
+    def _open(self, channel: Channel | None) -> None:
+        """Open a session on this channel, or on a new one."""
+        kwargs = self._kwargs
+        made = None
+        if channel is None:
+            made = channel = Channel(
+                kwargs["broker"], timeout_s=kwargs["timeout_s"], wait_s=kwargs["wait_s"]
+            )
+            self._owns_channel = True
+        try:
+            session = channel.open(
+                kwargs["address"],
+                render_mode=kwargs["render_mode"],
+                env_kwargs=kwargs["env_kwargs"],
+            )
+        except BaseException:
+            if made is not None:
+                made.close()
+            raise
+        self._session: RemoteSession = session
+        self._pid = os.getpid()
+        self._methods: set[str] = set()
+        names = session.opened.limits.get("attributes", [])
+        self._remote_names = frozenset(names if isinstance(names, list) else [])
+
+    # --- gymnasium.Env ----------------------------------------------------------------------------
+
+    def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Let the remote environment do one step, exactly once.
+
+        The action travels as it is, never clipped or cast. Interrupted or timed out, the same call
+        again waits on for the same step.
+
+        Raises:
+            ResetNeeded, EnvironmentClosed: out of turn.
+            EncodingError: this action cannot travel; nothing was sent.
+            EnvironmentFailed: the remote environment raised; also an instance of what it raised,
+                where that is an exception of Python or Gymnasium.
+            EnvironmentLost: the env agent is gone, and the episode with it.
+            RequestTimeout: after `step_timeout_s`.
+            BrokerUnreachable: after `timeout_s` of silence.
+        """
+        percept = self._request(Act(action))
+        assert type(percept) is Percept
+        return (
+            percept.observation,
+            percept.reward,
+            percept.terminated,
+            percept.truncated,
+            percept.info,
+        )
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode. Raises what `step` raises.
+
+        After an EnvironmentLost this opens a new session, so that training can go on: with a fresh
+        environment, whose generator is seeded anew.
+        """
+        lost = self._session.exchange.lost is not None
+        if lost and not self._closed and self._pid == os.getpid():
+            self._open(self._session.channel)
+        status = self._request(Reset(seed, options))
+        assert type(status) is Status
+        return status.observation, status.info
+
+    def render(self) -> Any:
+        """What the remote environment renders: an array, a str, or None."""
+        frame = self._request(Render())
+        assert type(frame) is Frame
+        return frame.frame
+
+    def close(self) -> None:
+        """End the session and free its slot. Idempotent; never waits for a step."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._pid != os.getpid():
+            _of_parents.append(self._session.channel)
+            return
+        self._session.close()
+        if self._owns_channel:
+            self._session.channel.close()
+
+    def __del__(self) -> None:
+        session = self.__dict__.get("_session")
+        if session is None or self._closed or sys.is_finalizing():
+            return
+        if self._pid != os.getpid():
+            _of_parents.append(session.channel)
+        elif self._owns_channel:
+            session.channel.close()  # says goodbye, and waits for nothing
+
+    # --- what else an environment has -------------------------------------------------------------
+
+    @property
+    def spec(self) -> EnvSpec | None:
+        """The remote environment's spec; its `make` makes another proxy. None if it has none."""
+        return self._spec
+
+    @spec.setter
+    def spec(self, value: EnvSpec | None) -> None:
+        remote = self._spec
+        if value is not None and remote is not None:
+            # gymnasium.make brings its own; learners read the remote environment's limits in it.
+            value = replace(
+                value,
+                reward_threshold=remote.reward_threshold,
+                nondeterministic=remote.nondeterministic,
+                max_episode_steps=remote.max_episode_steps,
+            )
+        self._spec = value
+
+    @property
+    def np_random(self) -> np.random.Generator:
+        """A generator in the state that the remote environment's has now.
+
+        To draw from it leaves the remote one where it is; to set it sets the remote one.
+        """
+        return generators.build(self._get("np_random"))
+
+    @np_random.setter
+    def np_random(self, value: np.random.Generator) -> None:
+        self._request(Call("set", "np_random", (generators.describe(value),)))
+
+    @property
+    def _np_random(self) -> np.random.Generator:  # type: ignore[override]
+        return self.np_random  # read by gymnasium's environment checker
+
+    @property
+    def np_random_seed(self) -> int:
+        """The seed of the remote environment's generator, -1 if it is unknown."""
+        return self._get("np_random_seed")  # type: ignore[no-any-return]
+
+    def __getattr__(self, name: str) -> Any:
+        # Called for what was not found otherwise; before __init__ is through, for everything.
+        if name.startswith("_") or "_remote_names" not in self.__dict__:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        if name not in self._remote_names:
+            raise AttributeDenied(
+                f"{name!r} is no attribute that the env agent at {self._kwargs['address']!r} hands "
+                f"out; its operator can, with --allow {name}. Now allowed: "
+                f"{', '.join(sorted(self._remote_names))}."
+            )
+        return self._get(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in self.__dict__.get("_remote_names", ()) and not hasattr(type(self), name):
+            self._request(Call("set", name, (value,)))
+        else:
+            super().__setattr__(name, value)
+
+    def _get(self, name: str) -> Any:
+        if name not in self._methods:
+            result = self._request(Call("get", name))
+            assert type(result) is Result
+            match result.value:
+                case {"value": value}:
+                    return value
+                case {"method": True}:
+                    self._methods.add(name)
+                case _:
+                    raise ProtocolError(f"The env agent's answer for {name!r} is not understood.")
+        return partial(self._call, name)
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        result = self._request(Call("call", name, args, kwargs))
+        assert type(result) is Result
+        return result.value
+
+    # --- sessions ---------------------------------------------------------------------------------
+
+    def _request(self, message: Message) -> Message:
+        if self._closed:
+            raise EnvironmentClosed(
+                f"{_verb(message)} after close: this environment is closed; make a new one."
+            )
+        if self._pid != os.getpid():
+            self._leave_to_parent(message)
+        return self._session.request(message, self._step_timeout_s)
+
+    def _leave_to_parent(self, message: Message) -> None:
+        """This process is a fork of the one that opened the session: it needs its own."""
+        if type(message) is Act:
+            raise ResetNeeded(
+                "This environment was made before the process forked, and its episode belongs to "
+                "the parent process. Call reset() first: it opens a session for this one."
+            )
+        _of_parents.append(self._session.channel)
+        self._open(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = {
+            "_spec": self._spec,
+            "observation_space": self.observation_space,
+            "action_space": self.action_space,
+        }
+        return _remake, (type(self), self._kwargs), state
+
+
+def make_proxy(
+    address: str | None = None,
+    broker: str | None = None,
+    *,
+    render_mode: str | None = None,
+    **kwargs: Any,
+) -> gymnasium.Env[Any, Any]:
+    """What `gymnasium.make("learner_agent:gymwire/Proxy-v0", ...)` calls.
+
+    Takes the arguments of ProxyEnv. With `render_mode="human"` frames are fetched and shown in a
+    window here; with "rgb_array_list" or "ansi_list" they are fetched and collected.
+    """
+    if render_mode == "human":
+        env = ProxyEnv(address, broker, render_mode="rgb_array", **kwargs)
+        return gymnasium.wrappers.HumanRendering(env)
+    if render_mode is not None and render_mode.endswith("_list"):
+        env = ProxyEnv(address, broker, render_mode=render_mode.removesuffix("_list"), **kwargs)
+        return gymnasium.wrappers.RenderCollection(env)
+    return ProxyEnv(address, broker, render_mode=render_mode, **kwargs)
+
+
+def _remake(cls: type[ProxyEnv], kwargs: dict[str, Any]) -> ProxyEnv:
+    return cls(**kwargs)
+
+
+def _verb(message: Message) -> str:
+    return "step" if type(message) is Act else type(message).__name__.lower()
+
+
+def _spec(remote: Mapping[str, Any], kwargs: Mapping[str, Any]) -> EnvSpec | None:
+    """The spec of a proxy of the environment that has this spec; None if it has none."""
+    match remote:
+        case {
+            "id": str(env_id),
+            "reward_threshold": float() | int() | None as reward_threshold,
+            "nondeterministic": bool(nondeterministic),
+            "max_episode_steps": int() | None as max_episode_steps,
+            "order_enforce": bool(order_enforce),
+            "disable_env_checker": bool(disable_env_checker),
+        }:
+            pass
+        case _:
+            return None
+    try:
+        return EnvSpec(
+            id=env_id,
+            entry_point="learner_agent.proxy_env:make_proxy",
+            reward_threshold=reward_threshold,
+            nondeterministic=nondeterministic,
+            max_episode_steps=max_episode_steps,
+            order_enforce=order_enforce,
+            disable_env_checker=disable_env_checker,
+            kwargs=dict(kwargs),
+        )
+    except gymnasium.error.Error:  # not an id that Gymnasium would register
+        return None
