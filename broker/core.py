@@ -16,6 +16,7 @@ from broker.routing import Peer, Session, Tables
 from protocol import codec
 from protocol.address import parse_address
 from protocol.codec import PLAIN
+from protocol.dialogue import REQUESTS
 from protocol.errors import AddressError, DecodingError, GymwireError, VersionMismatch
 from protocol.messages import (
     VERSION,
@@ -44,12 +45,17 @@ from protocol.messages import (
     Withdraw,
 )
 
+# Sessions that agents announce to a restarted broker: their learners may be thinking, and will not
+# know of the restart until they speak again.
+REJOIN_S = 600.0
 GRACE_S = 2.0  # a lost env agent may come back for so long before its sessions are given up
 STARTING_S = 5.0  # after a start, agents are still announcing their sessions
 MAX_PEERS = 20_000
 MAX_SESSIONS = 100_000
 MAX_OFFERS = 256  # per peer
+MAX_IDENTITY = 64  # characters
 MAX_CONTROL = 1024 * 1024  # bytes of a message that the broker itself reads
+SWEEP_S = 10.0  # how often peers are asked for whose connection cannot be watched
 PROBES = 5  # ticks over which a connection that went down is asked for
 
 _MAGIC, _VERSION = codec.MAGIC, VERSION
@@ -102,6 +108,7 @@ class Core:
         self._lease_s = lease_s
         self._max_message = max_message
         self._suspects: dict[bytes, int] = {}
+        self._sweep_at = now + SWEEP_S
         self._handlers: dict[Kind, Callable[[Peer, codec.Header, Message, float], list[Send]]] = {
             Kind.OFFER: self._offer,
             Kind.WITHDRAW: self._withdraw,
@@ -148,14 +155,14 @@ class Core:
         if peer is not None and peer.key != sender.key:
             # The routing id belongs to a connection with another key: somebody guesses ids.
             return [self._error(sender.rid, header.sid, header.seq, Code.DENIED, _FORGED)]
-        if header.kind < 16:
-            return self._session_frame(sender.rid, peer, header, data, now)
         if header.kind is Kind.OPENED and peer is not None:
             return self._opened(peer, header, data)
-        if len(data) > MAX_CONTROL:
+        if header.kind >= 16 and len(data) > MAX_CONTROL:
             text = f"A {header.kind.name} may have {MAX_CONTROL} bytes, this one has {len(data)}."
             return [self._error(sender.rid, header.sid, header.seq, Code.TOO_LARGE, text)]
         try:
+            if header.kind < 16:
+                return self._session_frame(sender.rid, peer, header, data, now)
             message = PLAIN.decode(data, header)
             if header.kind is Kind.HELLO:
                 assert isinstance(message, Hello)
@@ -213,11 +220,25 @@ class Core:
         self.tables.lost[rid] = peer
         if peer.role == Role.LEARNER:
             for session in directory.open_sessions(self.tables, [peer]):
-                self.tables.orphan(session, now)
+                self.tables.orphan(session, until=now + self._lease_s)
+
+    def reachable(self, rid: bytes) -> None:
+        """A probe of a lost peer was delivered: its connection is there again."""
+        peer = self.tables.lost.pop(rid, None)
+        if peer is None:
+            return
+        peer.lost_at = None
+        self.tables.forget_fd(peer)
+        for session in directory.open_sessions(self.tables, [peer]):
+            if session.learner is peer:
+                self.tables.adopt(session)
 
     def expire(self, now: float) -> list[Send]:
         """What time alone brings about: probes, sessions of lost agents, leases."""
         sends: list[Send] = []
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_S
+            sends += [self._send(peer.rid, Ping()) for peer in self.tables.unwatched.values()]
         for rid, left in list(self._suspects.items()):
             sends.append(self._send(rid, Ping()))
             if left <= 1:
@@ -226,14 +247,16 @@ class Core:
                 self._suspects[rid] = left - 1
         for peer in list(self.tables.lost.values()):
             assert peer.lost_at is not None
+            # A connection that is made anew stays silent until its owner speaks: ask for it.
+            sends.append(self._send(peer.rid, Ping()))
             if peer.role == Role.ENV:
                 if now - peer.lost_at >= GRACE_S:
                     sends += self._end_loop(peer, f"the env agent on {peer.host} is gone")
             elif not peer.sessions:
                 self._forget(peer)
         for session in list(self.tables.orphans.values()):
-            assert session.orphan_since is not None
-            if now - session.orphan_since >= self._lease_s:
+            assert session.orphan_until is not None
+            if now >= session.orphan_until:
                 sends += self._end_orphan(session)
         return sends
 
@@ -266,39 +289,41 @@ class Core:
                 fd=sender.fd,
             )
         else:
-            tables.by_fd.pop(peer.fd, None)
+            self.reachable(peer.rid)
+            tables.forget_fd(peer)
             peer.fd = sender.fd
         tables.add_peer(peer)
         self._suspects.pop(peer.rid, None)
-        if peer.lost_at is not None:
-            peer.lost_at = None
-            tables.lost.pop(peer.rid, None)
-        if peer.role == Role.ENV:
-            for row in hello.sessions[:MAX_SESSIONS]:
-                self._announced(peer, row, now)
         welcome = Welcome(
             self._epoch, self._software, peer.identity, self._max_message, self._lease_s
         )
-        return [self._send(peer.rid, welcome, 0, header.seq)]
+        sends = [self._send(peer.rid, welcome, 0, header.seq)]
+        if peer.role == Role.ENV:
+            for row in hello.sessions:
+                sends += self._announced(peer, row, now)
+        return sends
 
-    def _announced(self, loop: Peer, row: object, now: float) -> None:
+    def _announced(self, loop: Peer, row: object, now: float) -> list[Send]:
         """A serving loop says that it has this session: after our restart, or its reconnect."""
         match row:
             case [int(sid), bytes(nonce), str(address), str(learner)] if (
-                0 < sid < 2**64 and len(nonce) == 16
+                0 < sid < 2**64 and len(nonce) == 16 and len(learner) <= MAX_IDENTITY
             ):
-                known = self.tables.sessions.get(sid)
-                if known is not None:
-                    if known.nonce == nonce and known.loop.agent == loop.agent:
-                        self.tables.bind_loop(known, loop)
-                elif nonce not in self.tables.by_nonce and (
-                    len(self.tables.sessions) < MAX_SESSIONS
-                ):
-                    session = Session(sid, nonce, address, learner, loop, None, is_open=True)
-                    self.tables.add_session(session)
-                    self.tables.orphan(session, now)
+                name = parse_address(address).name
             case _:
                 raise DecodingError("A session in HELLO is [sid, nonce, address, learner].")
+        known = self.tables.sessions.get(sid)
+        if known is None:
+            if nonce not in self.tables.by_nonce and len(self.tables.sessions) < MAX_SESSIONS:
+                session = Session(sid, nonce, name, learner, loop, None, is_open=True)
+                self.tables.add_session(session)
+                self.tables.orphan(session, until=now + max(REJOIN_S, self._lease_s))
+                return []
+        elif known.nonce == nonce and (known.loop.agent, known.loop.key) == (loop.agent, loop.key):
+            self.tables.bind_loop(known, loop)
+            return []
+        # Nobody can reach it there; kept, it would hold a slot for ever.
+        return [self._send(loop.rid, Gone("the broker has no place for it"), sid)]
 
     def _bye(self, peer: Peer, header: codec.Header, bye: Message, now: float) -> list[Send]:
         assert isinstance(bye, Bye)
@@ -380,14 +405,14 @@ class Core:
                 nonce=wish.nonce,
                 address=address.name,
                 learner_identity=peer.identity,
-                loop=directory.choose(self.tables, address),
-                learner=peer,
+                loop=directory.choose(self.tables, address, now),
+                learner=None,
                 is_open=False,
             )
-            peer.sessions.add(session.sid)
             self.tables.add_session(session)
-        elif session.learner is not peer:
-            raise Unavailable(Code.DENIED, "This session belongs to another learner.")
+        elif not self._may_bind(session, peer):
+            raise Unavailable(Code.DENIED, _NOT_YOURS)
+        self.tables.bind_learner(session, peer)
         forwarded = Open(
             address.name,
             wish.nonce,
@@ -399,6 +424,12 @@ class Core:
             peer.identity,
         )
         return [self._send(session.loop.rid, forwarded, session.sid, header.seq)]
+
+    def _may_bind(self, session: Session, peer: Peer) -> bool:
+        """Whether this peer, which knows the nonce, may be the session's learner from now on."""
+        holder = session.learner
+        free = holder is None or holder is peer or holder.lost_at is not None
+        return free and peer.identity == session.learner_identity
 
     def _new_sid(self) -> int:
         while (sid := self._rng.getrandbits(63)) in self.tables.sessions or sid == 0:
@@ -421,7 +452,7 @@ class Core:
             return self._unknown_session(peer.rid, header, now)
         holder = session.learner
         if resume.nonce != session.nonce or peer.identity != session.learner_identity:
-            raise Unavailable(Code.DENIED, "This session belongs to another learner.")
+            raise Unavailable(Code.DENIED, _NOT_YOURS)
         if holder is not None and holder is not peer:
             if holder.lost_at is None and not resume.take_over:
                 raise Unavailable(
@@ -440,7 +471,7 @@ class Core:
         session = self.tables.sessions.get(header.sid)
         if session is None or session.loop.agent != peer.agent or session.loop.key != peer.key:
             return []
-        session.in_step = (now, progress.since_s)
+        session.told_at, session.in_step_s = now, float(progress.since_s)
         if session.learner is None:
             return []
         return [self._send(session.learner.rid, progress, header.sid, header.seq)]
@@ -448,12 +479,23 @@ class Core:
     def _ping(self, peer: Peer, header: codec.Header, message: Message, now: float) -> list[Send]:
         if header.sid:
             session = self.tables.sessions.get(header.sid)
-            if session is None or session.learner is not peer:
+            if session is None:
                 return self._unknown_session(peer.rid, header, now)
+            if session.learner is not peer:
+                return self._not_bound(peer, session, header)
             if session.loop.lost_at is not None:
                 busy = Busy(BusyReason.UNREACHABLE, 0.05)
                 return [self._send(peer.rid, busy, header.sid, header.seq)]
+            if session.in_step(now):
+                pong = Pong(session.in_step_s + now - session.told_at)
+                return [self._send(peer.rid, pong, header.sid, header.seq)]
         return [self._send(peer.rid, Pong(), header.sid, header.seq)]
+
+    def _not_bound(self, peer: Peer, session: Session, header: codec.Header) -> list[Send]:
+        """A frame for a session that is not bound to this learner: now, or not at all."""
+        if session.learner in (None, peer):
+            return [self._send(peer.rid, Busy(BusyReason.HELLO, 0.0), header.sid, header.seq)]
+        return [self._error(peer.rid, header.sid, header.seq, Code.DENIED, _NOT_YOURS)]
 
     def _session_frame(
         self,
@@ -475,17 +517,14 @@ class Core:
             return self._unknown_session(rid, header, now)
         if session.loop is peer:
             sends = [Send(session.learner.rid, data)] if session.learner is not None else []
-            if header.kind is Kind.CLOSED or not session.is_open:
+            if header.kind is Kind.CLOSED or not session.is_open or _says_lost(header, data):
                 self.tables.drop_session(session)
                 if session.is_open:
                     self._note("session closed", address=session.address, frames=session.frames)
             return sends
-        if session.learner is peer and session.is_open:
-            return [Send(session.loop.rid, data)]
-        if session.learner is None:
-            return [self._send(rid, Busy(BusyReason.HELLO, 0.0), header.sid, header.seq)]
-        text = "This session belongs to another learner."
-        return [self._error(rid, header.sid, header.seq, Code.DENIED, text)]
+        if header.kind not in REQUESTS:
+            raise DecodingError(f"{header.kind.name} is not a request.")
+        return self._not_bound(peer, session, header)
 
     def _unknown_session(self, rid: bytes, header: codec.Header, now: float) -> list[Send]:
         if now - self._started < STARTING_S:
@@ -508,4 +547,13 @@ class Core:
         self.notes.append(Note(event, facts))
 
 
+def _says_lost(header: codec.Header, data: bytes | memoryview) -> bool:
+    """Whether an env agent says that it does not have this session any more."""
+    if header.kind is not Kind.ERROR:
+        return False
+    error = PLAIN.decode(data, header)
+    return isinstance(error, Error) and error.code == Code.SESSION_LOST
+
+
 _FORGED = "This routing id belongs to another connection."
+_NOT_YOURS = "This session belongs to another learner."

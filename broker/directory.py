@@ -35,7 +35,7 @@ def check_offer(tables: Tables, peer: Peer, offer: Offer) -> None:
             )
 
 
-def choose(tables: Tables, address: Address) -> Peer:
+def choose(tables: Tables, address: Address, now: float) -> Peer:
     """The least loaded serving loop with a free slot. Raises Unavailable."""
     name = address.name
     offering = [
@@ -60,8 +60,13 @@ def choose(tables: Tables, address: Address) -> Peer:
             f"start another env agent for this address (or give this one more --max-sessions).",
             slots=slots,
         )
-    # A loop in the middle of a long step would let the new session wait; take it last.
-    return min(free, key=lambda peer: (peer.in_step_since is not None, len(peer.sessions)))
+
+    def load(peer: Peer) -> tuple[bool, int]:
+        # A loop in the middle of a long step would let the new session wait; take it last.
+        sessions = open_sessions(tables, [peer])
+        return any(session.in_step(now) for session in sessions), len(sessions)
+
+    return min(free, key=load)
 
 
 def used(tables: Tables, peer: Peer, name: str) -> int:

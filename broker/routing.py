@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from protocol.messages import Offer, Role
+
+TOLD_S = 2.5  # an agent says each second that it is in a long step; later, it is not any more
 
 
 @dataclass(slots=True, eq=False)
@@ -23,7 +26,6 @@ class Peer:
     offers: dict[str, Offer] = field(default_factory=dict)
     draining: set[str] = field(default_factory=set)
     sessions: set[int] = field(default_factory=set)
-    in_step_since: float | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -37,9 +39,14 @@ class Session:
     loop: Peer
     learner: Peer | None
     is_open: bool
-    orphan_since: float | None = None
+    orphan_until: float | None = None  # when the session ends if its learner stays away
     frames: int = 0
-    in_step: tuple[float, float] | None = None  # (told at, in the step for that many seconds then)
+    told_at: float = -math.inf  # when the agent last said that it is in a long step here,
+    in_step_s: float = 0.0  # and for how long it had been then
+
+    def in_step(self, now: float) -> bool:
+        """Whether the agent is in a long step of this session, by what it has said lately."""
+        return now - self.told_at < TOLD_S
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +66,8 @@ class Tables:
         self.sessions: dict[int, Session] = {}
         self.by_nonce: dict[bytes, Session] = {}
         self.by_fd: dict[int, Peer] = {}
+        # peers whose connection cannot be watched by its descriptor
+        self.unwatched: dict[bytes, Peer] = {}
         # sender's routing id + the eight bytes of the sid, as they stand in the frame
         self.routes: dict[bytes, Route] = {}
         self.orphans: dict[int, Session] = {}
@@ -67,7 +76,17 @@ class Tables:
     def add_peer(self, peer: Peer) -> None:
         """Enter a peer, or the new connection of one that is known."""
         self.peers[peer.rid] = peer
+        displaced = self.by_fd.get(peer.fd)
+        if displaced is not None and displaced is not peer:
+            self.unwatched[displaced.rid] = displaced
         self.by_fd[peer.fd] = peer
+        self.unwatched.pop(peer.rid, None)
+
+    def forget_fd(self, peer: Peer) -> None:
+        """The peer's connection is another one now, whose descriptor is not known."""
+        if self.by_fd.get(peer.fd) is peer:
+            del self.by_fd[peer.fd]
+        self.unwatched[peer.rid] = peer
 
     def add_session(self, session: Session) -> None:
         """Enter a session at its loop; bind its learner if it is there."""
@@ -94,15 +113,15 @@ class Tables:
         loop.sessions.add(session.sid)
         self._link(session)
 
-    def orphan(self, session: Session, now: float) -> None:
+    def orphan(self, session: Session, *, until: float) -> None:
         """Its learner is away; the lease runs."""
-        if session.orphan_since is None:
-            session.orphan_since = now
+        if session.orphan_until is None:
+            session.orphan_until = until
             self.orphans[session.sid] = session
 
     def adopt(self, session: Session) -> None:
         """Its learner is there (again)."""
-        session.orphan_since = None
+        session.orphan_until = None
         self.orphans.pop(session.sid, None)
 
     def drop_session(self, session: Session) -> None:
@@ -122,6 +141,7 @@ class Tables:
         if self.by_fd.get(peer.fd) is peer:
             del self.by_fd[peer.fd]
         self.lost.pop(peer.rid, None)
+        self.unwatched.pop(peer.rid, None)
 
     def loops(self, address: str) -> list[Peer]:
         """The serving loops that offer this address, lost ones included."""

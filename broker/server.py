@@ -89,8 +89,11 @@ class Server:
 
     def _deliver(self, sends: list[Send]) -> None:
         for send in sends:
-            if self._router.send(send.rid, send.frame) is Delivery.UNREACHABLE:
+            delivery = self._router.send(send.rid, send.frame)
+            if delivery is Delivery.UNREACHABLE:
                 self.core.unreachable(send.rid, time.monotonic())
+            elif send.rid in self.core.tables.lost:
+                self.core.reachable(send.rid)
 
     def _timers(self, now: float) -> None:
         if now < self._next_timers:

@@ -130,7 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _end_with_parent(agent: Agent) -> None:
     """The supervisor holds the other end of standard input, and never writes."""
-    sys.stdin.buffer.read()
+    while os.read(0, 4096):  # sys.stdin's lock would be in the way when the interpreter ends
+        continue
     agent.stop()
 
 

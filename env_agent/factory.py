@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import gymnasium
-from gymnasium.envs.registration import EnvSpec
+from gymnasium.envs.registration import EnvSpec, VectorizeMode
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from protocol.errors import ConfigurationError
 
 Env = gymnasium.Env[Any, Any]
+Vector = VectorEnv[Any, Any, Any]
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,12 @@ class Factory:
         """One environment. What its constructor raises is passed on."""
         merged = {**self.kwargs, **kwargs}
         if self.make_one is None:
+            merged.pop("vectorization_mode", None)
             return gymnasium.make(self.name, render_mode=render_mode, **merged)
+        if self.makes_vectors:
+            raise ConfigurationError(
+                f"{self.name} makes vectors of environments only: open it with ProxyVectorEnv."
+            )
         if render_mode is not None:
             merged["render_mode"] = render_mode
         made = self.make_one(**merged)
@@ -40,33 +47,105 @@ class Factory:
             )
         return made
 
+    def make_first(self) -> Env | Vector:
+        """What shows the spaces: one environment, or a vector of one where there is nothing else."""
+        if self.make_one is not None and self.makes_vectors:
+            return _from_factory(self.make_one, self.name, 1, None, dict(self.kwargs))
+        return self.make(None, {})
+
+    @property
+    def makes_vectors(self) -> bool:
+        """Whether this is a VectorEnv class, or a function that takes `num_envs`."""
+        make = self.make_one
+        if isinstance(make, type):
+            return issubclass(make, VectorEnv)
+        return make is not None and _takes(make, "num_envs")
+
     def make_vector(
-        self, num_envs: int, mode: AutoresetMode, render_mode: str | None, kwargs: Mapping[str, Any]
-    ) -> VectorEnv[Any, Any, Any]:
-        """A vector: the environment's own where it registers one, else a SyncVectorEnv."""
+        self,
+        num_envs: int,
+        mode: AutoresetMode,
+        render_mode: str | None,
+        kwargs: Mapping[str, Any],
+    ) -> Vector:
+        """A vector, as `gymnasium.make_vec` makes it: of the environment's own kind if it has one.
+
+        Where that kind has another autoreset mode, or `vectorization_mode="sync"` is among the
+        keyword arguments, it is a SyncVectorEnv. What a constructor raises is passed on.
+        """
         merged = {**self.kwargs, **kwargs}
         if self.make_one is None:
-            spec = gymnasium.spec(self.name)
-            if spec.vector_entry_point is not None:
-                made = gymnasium.make_vec(
-                    self.name,
-                    num_envs=num_envs,
-                    vectorization_mode="vector_entry_point",
-                    render_mode=render_mode,
-                    **merged,
-                )
-                if made.metadata.get("autoreset_mode") == mode:
-                    return made
-                made.close()
-        elif _makes_vectors(self.make_one):
-            return self.make_one(num_envs=num_envs, **merged)  # type: ignore[no-any-return]
-        return SyncVectorEnv(
-            [lambda: self.make(render_mode, kwargs)] * num_envs, autoreset_mode=mode
+            return _registered(self.name, num_envs, mode, render_mode, merged)
+        if self.makes_vectors:
+            if render_mode is not None:
+                merged["render_mode"] = render_mode
+            return _from_factory(self.make_one, self.name, num_envs, mode, merged)
+        return _sync([lambda: self.make(render_mode, kwargs)] * num_envs, mode)
+
+
+def _registered(
+    name: str,
+    num_envs: int,
+    mode: AutoresetMode,
+    render_mode: str | None,
+    kwargs: dict[str, Any],
+) -> Vector:
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+    own = gymnasium.spec(name).vector_entry_point is not None
+    wanted = VectorizeMode(
+        kwargs.pop("vectorization_mode", "vector_entry_point" if own else "sync")
+    )
+    if wanted is VectorizeMode.ASYNC:
+        raise ConfigurationError(
+            'vectorization_mode is "sync" or "vector_entry_point" here; for several processes, let '
+            "the env agent have several workers and open as many sessions."
         )
+    if wanted is VectorizeMode.VECTOR_ENTRY_POINT:
+        made = gymnasium.make_vec(name, num_envs=num_envs, vectorization_mode=wanted, **kwargs)
+        if made.metadata.get("autoreset_mode") == mode:
+            return made
+        made.close()
+    return _sync([lambda: gymnasium.make(name, **kwargs)] * num_envs, mode)
 
 
-def _makes_vectors(make_one: Callable[..., Any]) -> bool:
-    return isinstance(make_one, type) and issubclass(make_one, VectorEnv)
+def _sync(makers: Sequence[Callable[[], Env]], mode: AutoresetMode) -> Vector:
+    # Observations go on the wire before the next step, so they need no copy of their own.
+    made = SyncVectorEnv(makers, copy=False, autoreset_mode=mode)
+    made.spec = made.envs[0].spec
+    return made
+
+
+def _from_factory(
+    make: Callable[..., Any],
+    name: str,
+    num_envs: int,
+    mode: AutoresetMode | None,
+    kwargs: dict[str, Any],
+) -> Vector:
+    if mode is not None and _takes(make, "autoreset_mode"):
+        kwargs["autoreset_mode"] = mode
+    made = make(num_envs=num_envs, **kwargs)
+    if not isinstance(made, VectorEnv):
+        raise ConfigurationError(
+            f"{name} returned a {type(made).__name__}, not a gymnasium.vector.VectorEnv: check the "
+            f"class or factory that the env agent was started with."
+        )
+    has = made.metadata.get("autoreset_mode")
+    if mode is not None and (has != mode or made.num_envs != num_envs):
+        made.close()
+        raise ConfigurationError(
+            f"{name} made {made.num_envs} environments in the autoreset mode "
+            f"{getattr(has, 'value', has)!r}; {num_envs} in {mode.value!r} were asked for."
+        )
+    return made
+
+
+def _takes(make: Callable[..., Any], parameter: str) -> bool:
+    try:
+        return parameter in inspect.signature(make).parameters
+    except (TypeError, ValueError):  # some callables written in C have no signature
+        return False
 
 
 def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:

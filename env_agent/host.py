@@ -9,14 +9,15 @@ import hashlib
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, assert_never
 
 import structlog
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from env_agent.factory import Env, Factory
+from env_agent.factory import Env, Factory, Vector
 from env_agent.session import Session, Verdict
-from protocol import generators, spaces, values
+from protocol import generators, spaces, values, vector_infos
 from protocol.codec import PLAIN, Codec, Frame, Header
 from protocol.errors import EncodingError, ProtocolError
 from protocol.messages import (
@@ -68,10 +69,11 @@ class Slot:
     """A live session with its environment."""
 
     session: Session
-    env: Env | VectorEnv[Any, Any, Any]
+    env: Env | Vector
     codec: Codec
     attributes: frozenset[str]
     opened: Frame
+    is_vector: bool
     heard: float = 0.0  # when a direct frame came last (monotonic seconds)
 
 
@@ -80,7 +82,7 @@ class Host:
 
     def __init__(self, services: Iterable[Service]) -> None:
         self._services = {service.address: service for service in services}
-        self._spares: dict[str, Env] = {}
+        self._spares: dict[str, Env | Vector] = {}
         self.slots: dict[int, Slot] = {}
         self._log = structlog.get_logger()
         self._opaque_paths: set[tuple[str, str]] = set()
@@ -92,10 +94,12 @@ class Host:
 
         What the constructor raises is passed on.
         """
-        env = service.factory.make(None, {})
-        self._spares[service.address] = env
-        observation = spaces.describe(env.observation_space, root="observation_space")
-        action = spaces.describe(env.action_space, root="action_space")
+        env = self._spares[service.address] = service.factory.make_first()
+        single = "single_" if isinstance(env, VectorEnv) else ""
+        observation, action = (
+            spaces.describe(getattr(env, single + name), root=name)
+            for name in ("observation_space", "action_space")
+        )
         env_id = env.spec.id if env.spec is not None else service.factory.name
         return Offer(
             address=service.address,
@@ -132,13 +136,14 @@ class Host:
             return PLAIN.encode(_open_failed(service, error), sid, seq)
         session = Session(sid, wish.nonce, wish.address, wish.learner)
         attributes = frozenset((*ATTRIBUTES, *service.attributes))
-        self.slots[sid] = Slot(session, env, codec, attributes, frame)
+        self.slots[sid] = Slot(session, env, codec, attributes, frame, bool(wish.num_envs))
         return frame
 
-    def _make(self, service: Service, wish: Open) -> Env | VectorEnv[Any, Any, Any]:
+    def _make(self, service: Service, wish: Open) -> Env | Vector:
         spare = self._spares.pop(service.address, None)
         if spare is not None:
-            if wish.num_envs == 0 and wish.render_mode is None and not wish.env_kwargs:
+            plain = wish.num_envs == 0 and wish.render_mode is None and not wish.env_kwargs
+            if plain and not isinstance(spare, VectorEnv):
                 return spare
             spare.close()
         if wish.num_envs:
@@ -151,7 +156,7 @@ class Host:
     def _opened(
         self,
         service: Service,
-        env: Env | VectorEnv[Any, Any, Any],
+        env: Env | Vector,
         wish: Open,
         direct: dict[str, Any] | None,
     ) -> tuple[Opened, Codec]:
@@ -249,9 +254,15 @@ class Host:
         try:
             match message:
                 case Act():
-                    return Percept(*env.step(message.action))
+                    observation, reward, terminated, truncated, info = env.step(message.action)
+                    if slot.is_vector:
+                        info = vector_infos.to_wire(info)
+                    return Percept(observation, reward, terminated, truncated, info)
                 case Reset():
-                    return Status(*env.reset(seed=message.seed, options=message.options))
+                    observation, info = env.reset(seed=message.seed, options=message.options)
+                    return Status(
+                        observation, vector_infos.to_wire(info) if slot.is_vector else info
+                    )
                 case Render():
                     return RenderFrame(env.render())
                 case Call():
@@ -267,7 +278,7 @@ class Host:
                 request=header.kind.name,
                 error=f"{type(error).__name__}: {error}"[:200],
             )
-            return _failed(error)
+            return _failed(error, env if isinstance(env, SyncVectorEnv) else None)
 
     def _call(self, slot: Slot, call: Call) -> Message:
         name, env = call.name, slot.env
@@ -291,13 +302,28 @@ class Host:
         return Result({"method": True} if callable(found) else {"value": found})
 
 
-def _call_vector(env: VectorEnv[Any, Any, Any], call: Call) -> Message:
+def _call_vector(env: Any, call: Call) -> Message:
+    name = call.name
+    if not hasattr(env, "get_attr"):  # a vector that is no collection of single environments
+        if call.mode == "call":
+            return Result(getattr(env, name)(*call.args, **call.kwargs))
+        if call.mode == "set":
+            setattr(env, name, call.args[0])
+            return Result(None)
+        found = getattr(env, name)
+        return Result({"value": generators.describe(found) if name == "np_random" else found})
     if call.mode == "set":
-        env.set_attr(call.name, call.args[0])  # type: ignore[attr-defined]
+        found = call.args[0]
+        if name == "np_random":
+            found = [generators.build(state) for state in found]
+        env.set_attr(name, found)
         return Result(None)
     if call.mode == "call":
-        return Result(tuple(env.call(call.name, *call.args, **call.kwargs)))  # type: ignore[attr-defined]
-    return Result({"value": tuple(env.get_attr(call.name))})  # type: ignore[attr-defined]
+        return Result(tuple(env.call(name, *call.args, **call.kwargs)))
+    found = tuple(env.get_attr(name))
+    if name == "np_random":
+        found = tuple(map(generators.describe, found))
+    return Result({"value": found})
 
 
 _REPLY = {
@@ -309,12 +335,28 @@ _REPLY = {
 }
 
 
-def _failed(error: BaseException) -> Error:
+def _failed(error: BaseException, vector: SyncVectorEnv[Any, Any] | None = None) -> Error:
     text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
     kind = type(error)
     builtin = kind.__module__ == "builtins"
     name = kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}"
-    return Error(Code.ENVIRONMENT_FAILED, str(error), {"type": name, "traceback": text})
+    details: dict[str, Any] = {"type": name, "traceback": text}
+    if vector is not None and (index := _index_in(vector, error)) is not None:
+        details["env_index"] = index
+    return Error(Code.ENVIRONMENT_FAILED, str(error), details)
+
+
+def _index_in(vector: SyncVectorEnv[Any, Any], error: BaseException) -> int | None:
+    """Which environment of a vector raised: what the loop over them was at."""
+    steps = [(frame, frame.f_code.co_name) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for (frame, name), (_, inner) in pairwise(steps):
+        if (
+            name in ("step", "reset")
+            and inner in ("step", "reset", "_add_info")
+            and frame.f_locals.get("self") is vector
+        ):
+            return frame.f_locals.get("i")
+    return None
 
 
 def _open_failed(service: Service, error: Exception) -> Error:

@@ -28,7 +28,7 @@ LOOK_EVERY = 64  # direct frames after which the broker is looked at all the sam
 
 
 class DirectSettings(NamedTuple):
-    """What `--direct` asks for. `url`: tcp://HOST:PORT, the first loop's; the next take the next."""
+    """What `--direct` asks for. `url`: tcp://HOST:PORT of the first loop; PORT+1 of the next …"""
 
     url: str
     key: KeyPair | None = None

@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from learner_agent.direct import ATTACH_S, DirectLink
 from learner_agent.exchange import Exchange
 from learner_agent.failures import error_for
 from protocol import codec, spaces
@@ -23,6 +24,7 @@ from protocol.codec import PLAIN, Codec, Frame, Header
 from protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
+    ConnectionFailed,
     Denied,
     GymwireError,
     RequestTimeout,
@@ -42,12 +44,14 @@ from protocol.messages import (
     Open,
     Opened,
     Ping,
+    Resume,
     Role,
     Welcome,
 )
 from protocol.transport import TICK_MS, Dealer
 
 CONNECT_S = 2.5  # how long a broker may take to answer at first
+LOOK_S = 0.25  # how often a direct session looks at its connections
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
 TIMERS_EVERY = 64  # frames after which timers get their turn even when the socket never rests
 
@@ -124,8 +128,15 @@ class Channel:
         env_kwargs: Mapping[str, Any] | None = None,
         num_envs: int = 0,
         autoreset_mode: str = "",
+        direct: str = "auto",
     ) -> RemoteSession:
-        """Open a session. Raises OfferError, EnvironmentFailed, and what a connection may raise."""
+        """Open a session. Raises OfferError, EnvironmentFailed, and what a connection may raise.
+
+        `direct`: "auto" goes past the broker where the agent allows it and can be reached, "never"
+        does not, "always" raises ConnectionFailed where it cannot.
+        """
+        if direct not in ("auto", "never", "always"):
+            raise ConfigurationError(f'direct must be "auto", "never" or "always", not {direct!r}.')
         wish = Open(
             address,
             secrets.token_bytes(16),
@@ -133,12 +144,16 @@ class Channel:
             dict(env_kwargs or {}),
             num_envs,
             autoreset_mode,
+            direct != "never",
         )
         deadline = time.monotonic() + self._wait_s
         while True:
             header, opened = self._ask(wish)
             if isinstance(opened, Opened):
-                return self._opened(header, wish, opened)
+                session = self._opened(header, wish, opened)
+                if direct != "never":
+                    session.go_direct(required=direct == "always")
+                return session
             assert isinstance(opened, Error)
             failure = error_for(opened)
             if opened.code != "address-unknown" or time.monotonic() > deadline:
@@ -240,16 +255,20 @@ class Channel:
 
     def tick(self, now: float) -> None:
         """Time has passed without a reply: watch the connection, resend what is owed."""
+        self.look(now)
+        for session in list(self._sessions.values()):
+            session.tick(now)
+
+    def look(self, now: float) -> None:
+        """Watch the connection to the broker, and introduce everything again to a new one."""
         if self._relinked():
-            self.dealer.send(self._hello())
+            self.greet()
             for session in self._sessions.values():
                 session.exchange.relinked(now)
-        for session in list(self._sessions.values()):
-            greet, frames = session.exchange.tick(now)
-            if greet:
-                self.dealer.send(self._hello())
-            for frame in frames:
-                self.dealer.send(frame)
+
+    def greet(self) -> None:
+        """Say HELLO."""
+        self.dealer.send(self._hello())
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -287,7 +306,42 @@ class RemoteSession:
             rng=random.Random(secrets.randbits(64)),
         )
         self._reply: tuple[Header, bytes | memoryview] | None = None
+        self._direct: DirectLink | None = None
+        self._look_at = 0.0
         self._closed = False
+
+    def go_direct(self, *, required: bool) -> None:
+        """Go past the broker if the agent offers that and can be reached."""
+        offer = self.opened.direct
+        link = None
+        try:
+            if offer is not None:
+                link = DirectLink(offer, self.sid, self.wish.nonce, None)
+                if link.attach(CONNECT_S if required else ATTACH_S):
+                    self._direct = link
+                    return
+        except GymwireError as error:
+            why = str(error)
+        else:
+            why = (
+                "it does not offer that (--direct)."
+                if offer is None
+                else f"{link.dealer.url if link else '?'} does not answer."
+            )
+        if link is not None:
+            link.close()
+        if required:
+            self.close()
+            raise ConnectionFailed(
+                f"The env agent at {self.wish.address!r} cannot be reached directly: {why} Use "
+                f'direct="auto" to go through the broker then.'
+            )
+        structlog.get_logger().debug("relayed", address=self.wish.address, why=why)
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether requests go past the broker at present."""
+        return self._direct is not None and self._direct.up
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -319,8 +373,61 @@ class RemoteSession:
                 f"This {kind.name} has {len(frame)} bytes; the broker takes {limit} at most."
             )
         self._reply = None
-        exchange.sent(kind, seq, frame, time.monotonic())
-        self.channel.dealer.send(frame)
+        now = time.monotonic()
+        exchange.sent(kind, seq, frame, now)
+        if now >= self._look_at and self._direct is not None:
+            self._look_around(now)
+        self._send(frame)
+
+    def _send(self, frame: Frame) -> None:
+        direct = self._direct
+        if direct is not None and direct.up:
+            direct.dealer.send(frame)
+        else:
+            self.channel.dealer.send(frame)
+
+    def _look_around(self, now: float) -> None:
+        """A direct session hears of the broker, and of its own other way, only when it looks."""
+        assert self._direct is not None
+        self._look_at = now + LOOK_S
+        if self._direct.watch():
+            self.exchange.resend(now)
+        self.channel.look(now)
+        while self.channel.dealer.poll():
+            self.channel.pump()
+        if self.exchange.resuming:
+            self.exchange.resuming = False
+            self.channel.greet()
+            self.channel.dealer.send(PLAIN.encode(Resume(self.wish.nonce), self.sid))
+
+    def tick(self, now: float) -> None:
+        """Time has passed without a reply: resend what is owed."""
+        direct = self._direct
+        if direct is not None:
+            self._look_around(now)
+            if direct.up:  # its heartbeats say that the agent is there
+                self.exchange.keep_waiting(now)
+        greet, frames = self.exchange.tick(now)
+        if greet:
+            self.channel.greet()
+        for frame in frames:
+            self._send(frame)
+
+    def pump(self) -> bool:
+        """Receive one frame on the session's way, waiting for a tick at most."""
+        direct = self._direct
+        if direct is None or not direct.up:
+            return self.channel.pump()
+        data = direct.dealer.receive()
+        if data is None:
+            return False
+        header = codec.read_header(data)
+        if header.sid == self.sid:
+            if header.kind is Kind.RESUMED:
+                direct.accept(data)
+            else:
+                self.take(header, data)
+        return True
 
     def finish(self, timeout_s: float | None = None) -> Message:
         """Wait for the reply to the pending request."""
@@ -330,10 +437,10 @@ class RemoteSession:
         while self._reply is None:
             if deadline is not None:
                 left_s = deadline - time.monotonic()
-                if left_s < TICK_MS / 1000 and not channel.dealer.poll(max(left_s, 0.0)):
+                if left_s < TICK_MS / 1000 and not self._dealer.poll(max(left_s, 0.0)):
                     assert timeout_s is not None
                     raise RequestTimeout(self._timeout_text(timeout_s))
-            arrived = channel.pump()
+            arrived = self.pump()
             frames += 1
             if not arrived or not frames % TIMERS_EVERY:
                 channel.tick(time.monotonic())
@@ -343,6 +450,11 @@ class RemoteSession:
         if type(message) is Error:
             raise error_for(message)
         return message
+
+    @property
+    def _dealer(self) -> Dealer:
+        direct = self._direct
+        return direct.dealer if direct is not None and direct.up else self.channel.dealer
 
     def _timeout_text(self, timeout_s: float) -> str:
         pending = self.exchange.pending
@@ -383,6 +495,8 @@ class RemoteSession:
             except GymwireError as error:
                 structlog.get_logger().debug("close was not confirmed", why=str(error))
         self.channel.forget(self)
+        if self._direct is not None:
+            self._direct.close()
 
 
 def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) -> None:

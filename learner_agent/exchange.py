@@ -70,7 +70,7 @@ class Exchange:
         self._resend_s = RESEND_S
         self._ping_at = 0.0
         self._ping_s = min(PING_S, timeout_s / 4)
-        self._resume = False  # HELLO and RESUME are owed before the next resend
+        self.resuming = False  # HELLO and RESUME are owed to the broker
         self._busy = 0
 
     # --- requests ---------------------------------------------------------------------------------
@@ -163,7 +163,7 @@ class Exchange:
         self._heard = now
         self._busy += 1
         if reason == BusyReason.HELLO:
-            self._resume = True
+            self.resuming = True
         pause_s = min(max(retry_after_s, 0.0) * 2 ** min(self._busy, 5), 1.0)
         self._resend_at = now + pause_s * (0.5 + self._rng.random() / 2)
 
@@ -183,7 +183,11 @@ class Exchange:
 
     def relinked(self, now: float) -> None:
         """The connection was made anew: say RESUME, then send the pending request again."""
-        self._resume = True
+        self.resuming = True
+        self._resend_at = now
+
+    def resend(self, now: float) -> None:
+        """The way to the agent has changed: send the pending request again at once."""
         self._resend_at = now
 
     def tick(self, now: float) -> tuple[bool, list[Frame]]:
@@ -201,8 +205,8 @@ class Exchange:
             )
         frames: list[Frame] = []
         if now >= self._resend_at:
-            if self._resume:
-                self._resume = False
+            if self.resuming:
+                self.resuming = False
                 self._resend_at = now + RESEND_S
                 return True, [PLAIN.encode(Resume(self.nonce), self.sid, self.seq)]
             frames += [one.frame for one in (*self._abandoned, self.pending)]

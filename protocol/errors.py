@@ -5,6 +5,7 @@ Each says what was wrong, whose fault it was and what to do; none lets a `zmq.ZM
     GymwireError
     ├── UsageError                  the caller's fault: fix the call
     │   ├── AddressError            not a well-formed address or URL
+    │   ├── BatchSizeError          not one action or seed for each environment (also a ValueError)
     │   ├── EncodingError           a value that cannot travel; `.path` says where it sits
     │   │   └── UnsupportedSpaceError
     │   ├── MoveError               a request that the dialogue does not allow now
@@ -40,6 +41,7 @@ __all__ = [
     "AddressTaken",
     "AddressUnknown",
     "AttributeDenied",
+    "BatchSizeError",
     "BrokerUnreachable",
     "ConfigurationError",
     "ConnectionFailed",
@@ -76,6 +78,10 @@ class UsageError(GymwireError):
 
 class AddressError(UsageError):
     """Not a well-formed address or URL."""
+
+
+class BatchSizeError(UsageError, ValueError):
+    """A batch for a vector that has not one item for each of its environments."""
 
 
 class EncodingError(UsageError):

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import argparse
 import base64
 import hashlib
 import os
+import re
 import stat
 import string
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import zmq
 
 from protocol.errors import ConfigurationError
 
+_KEPT = "a key is never overwritten. Move it away, or choose another name."
 _HEADER = "# gymwire CURVE"
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _Z85 = frozenset(string.ascii_letters + string.digits + ".-:+=^!/*?&<>()[]{}@%$#")
 
 
@@ -26,6 +32,52 @@ class KeyPair:
     secret: bytes = field(repr=False)
 
 
+class Credentials(NamedTuple):
+    """What an agent connects with: its own key pair and the broker's public key, or neither."""
+
+    key: KeyPair | None = None
+    broker_key: bytes | None = None
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--key` and `--broker-key`, as every agent takes them."""
+    group = parser.add_argument_group("keys")
+    group.add_argument(
+        "--key", metavar="FILE", help="this agent's secret key (default: GYMWIRE_KEY, else none)"
+    )
+    group.add_argument(
+        "--broker-key",
+        metavar="FILE|KEY",
+        help="the broker's public key, or its file (default: GYMWIRE_BROKER_KEY, else none)",
+    )
+
+
+def credentials(
+    key: str | os.PathLike[str] | None = None, broker_key: str | os.PathLike[str] | None = None
+) -> Credentials:
+    """Load both keys; what is None comes from GYMWIRE_KEY and GYMWIRE_BROKER_KEY, if set.
+
+    `broker_key` may be a file or the key itself, z85. Raises ConfigurationError, also if there is
+    only one of the two.
+    """
+    key = key or os.environ.get("GYMWIRE_KEY") or None
+    broker_key = broker_key or os.environ.get("GYMWIRE_BROKER_KEY") or None
+    if (key is None) != (broker_key is None):
+        missing = (
+            "own key (--key, GYMWIRE_KEY)"
+            if key is None
+            else ("broker's public key (--broker-key, GYMWIRE_BROKER_KEY)")
+        )
+        raise ConfigurationError(
+            f"Keys work in pairs, and the {missing} is missing. `python -m protocol keygen NAME` "
+            f"makes a key; the broker's operator hands out the broker's .pub file."
+        )
+    if key is None or broker_key is None:
+        return Credentials()
+    return Credentials(load(Path(key)), load_public(os.fspath(broker_key)))
+
+
+@lru_cache(maxsize=4096)
 def identity(public: bytes) -> str:
     """The identity of a public key (z85): 16 characters, base32 of 80 bits of its SHA-256."""
     return base64.b32encode(hashlib.sha256(public).digest()[:10]).decode("ascii").lower()
@@ -36,11 +88,21 @@ def generate(name: str, folder: Path) -> tuple[Path, Path]:
 
     Raises ConfigurationError if either exists: a key is never overwritten.
     """
+    if not _NAME.fullmatch(name):
+        raise ConfigurationError(
+            f"{name[:100]!r} is no name for a key: use letters, digits and . _ - only, and --dir "
+            f"for the folder."
+        )
     public, secret = zmq.curve_keypair()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"Cannot make the folder {folder}: {error.strerror}.") from None
     secret_path, public_path = folder / f"{name}.key", folder / f"{name}.pub"
     lines = f"public {public.decode()}\n"
     pair = f"{_HEADER} key pair: keep it secret\n{lines}secret {secret.decode()}\n"
+    if public_path.exists():
+        raise ConfigurationError(f"{public_path} exists: {_KEPT}")
     _write_new(secret_path, pair, 0o600)
     _write_new(public_path, f"{_HEADER} public key: give it to your peers\n{lines}", 0o644)
     return secret_path, public_path
@@ -50,9 +112,7 @@ def _write_new(path: Path, text: str, mode: int) -> None:
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
     except FileExistsError:
-        raise ConfigurationError(
-            f"{path} exists: a key is never overwritten. Move it away, or choose another name."
-        ) from None
+        raise ConfigurationError(f"{path} exists: {_KEPT}") from None
     except OSError as error:
         raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
     with os.fdopen(descriptor, "w") as file:

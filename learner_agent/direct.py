@@ -1,0 +1,87 @@
+"""The direct way to an env agent, beside the one through the broker (docs/protocol.md §9)."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from protocol import codec
+from protocol.codec import PLAIN
+from protocol.errors import AddressError, ConnectionFailed, DecodingError, GymwireError
+from protocol.keys import KeyPair
+from protocol.messages import Kind, Resume
+from protocol.transport import Dealer
+
+ATTACH_S = 0.5  # how long a direct connection may take before the relay serves instead
+
+
+class DirectLink:
+    """A connection to the env agent of one session. `up`: requests may go this way now."""
+
+    def __init__(
+        self, offer: Mapping[str, Any], sid: int, nonce: bytes, key: KeyPair | None
+    ) -> None:
+        url = _choose(offer)
+        server_key = offer.get("key") or None
+        if server_key is not None and key is None:
+            raise ConnectionFailed("The env agent's direct endpoint asks for a key.")
+        self.dealer = Dealer(url, key=key if server_key else None, server_key=server_key)
+        self.up = False
+        self._resume = PLAIN.encode(Resume(nonce), sid)
+
+    def attach(self, wait_s: float) -> bool:
+        """Introduce this session there; False if that has not worked within `wait_s`."""
+        deadline = time.monotonic() + wait_s
+        asked = False
+        while not self.up and time.monotonic() < deadline:
+            asked = asked or self.dealer.send(self._resume, wait=True)
+            data = self.dealer.receive() if asked else None
+            if data is not None:
+                self.accept(data)
+            elif any(event.denied for event in self.dealer.link_events()):
+                return False
+        self.dealer.link_events()  # the connection just made is no news any more
+        return self.up
+
+    def accept(self, data: bytes | memoryview) -> None:
+        """Take a frame that is not a reply: RESUMED opens this way."""
+        try:
+            if codec.read_header(data).kind is Kind.RESUMED:
+                self.up = True
+        except GymwireError:
+            return
+
+    def watch(self) -> bool:
+        """Follow the connection. True: it went down since the last call."""
+        was_up = self.up
+        for event in self.dealer.link_events():
+            self.up = False
+            if event.up:
+                self.dealer.send(self._resume)
+        if not self.up and self.dealer.poll():
+            data = self.dealer.receive()
+            if data is not None:
+                self.accept(data)
+        return was_up and not self.up
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.dealer.close(linger_s=0.3)
+
+
+def _choose(offer: Mapping[str, Any]) -> str:
+    """The nearest of the endpoints: ipc if its file is here, else tcp. Raises DecodingError."""
+    urls = offer.get("urls")
+    if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls) or not urls:
+        raise DecodingError("The env agent's direct endpoint has no URL.")
+    if offer.get("host") == socket.gethostname():
+        for url in urls:
+            if url.startswith("ipc://") and Path(url.removeprefix("ipc://")).is_socket():
+                return str(url)
+    for url in urls:
+        if url.startswith("tcp://"):
+            return str(url)
+    raise AddressError("The env agent's direct endpoint cannot be dialled from this host.")
