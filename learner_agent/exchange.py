@@ -78,15 +78,15 @@ class Exchange:
     def begin(self, kind: Kind) -> int:
         """The number of a new request. Raises MoveError or EnvironmentLost; nothing moves then.
 
-        A request that is still pending is given up: its reply will be dropped. An ACT is not given
-        up for another ACT, since nobody could say then what the environment has executed.
+        A request that is still pending is given up for a RESET or a CLOSE: its reply will be
+        dropped. For nothing else, since nobody could say then what the environment has executed.
         """
         if self.lost is not None:
             raise EnvironmentLost(self._lost_text())
         dialogue.check_request(self.state, kind)
         pending = self.pending
         if pending is not None:
-            if kind is Kind.ACT:
+            if kind not in (Kind.RESET, Kind.CLOSE):
                 raise MoveError(
                     f"The {_verb(pending.kind)} before is still under way. Call it again, with the "
                     f"same arguments, to go on waiting for its answer; or call reset() or close()."
@@ -175,8 +175,8 @@ class Exchange:
     def _lost_text(self) -> str:
         request = "" if self.seq == 0 else f" at request {self.seq}"
         return (
-            f"The session at {self._where} is lost{request}: {self.lost}. Make a new environment "
-            f"and reset it; what this one had in its episode cannot be recovered."
+            f"The session at {self._where} is lost{request}: {self.lost}. Its episode "
+            f"cannot be recovered; call reset() to go on with a fresh environment."
         )
 
     # --- time and connections ---------------------------------------------------------------------

@@ -1,0 +1,27 @@
+"""Fixtures for tests over real processes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from tests.processes import Programs, programs
+
+# Windows open nowhere: here and in the programs that tests start.
+os.environ["SDL_VIDEODRIVER"] = "dummy"
+
+
+@pytest.fixture(scope="session")
+def broker_url() -> Iterator[str]:
+    """The URL of a broker that all tests share; nobody may stop it."""
+    with programs() as started:
+        yield started.broker()[1]
+
+
+@pytest.fixture(name="programs")
+def _programs() -> Iterator[Programs]:
+    """Starts programs that are gone after the test."""
+    with programs() as started:
+        yield started

@@ -1,0 +1,128 @@
+"""Real brokers and env agents, started for a test and gone after it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+PATIENCE_S = 20.0  # for what must happen, on a machine that may be busy
+
+
+class Program:
+    """A program of this project in a process of its own; its log is read line by line."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.arguments = arguments
+        self.output: list[str] = []
+        self._news = threading.Condition()
+        self._ended = False
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", *arguments],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**os.environ, "SDL_VIDEODRIVER": "dummy", "PYTHONWARNINGS": "ignore"},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            with self._news:
+                self.output.append(line)
+                self._news.notify_all()
+        with self._news:
+            self._ended = True
+            self._news.notify_all()
+
+    def wait_for(self, event: str) -> dict[str, Any]:
+        """The first log line of this event."""
+        with self._news:
+            self._news.wait_for(lambda: self._find(event) or self._ended, PATIENCE_S)
+            found = self._find(event)
+        assert found is not None, f"{self.arguments}: no {event!r} in:\n{''.join(self.output)}"
+        return found
+
+    def _find(self, event: str) -> dict[str, Any] | None:
+        for line in self.output:
+            with contextlib.suppress(ValueError):
+                row = json.loads(line)
+                if row["event"] == event:
+                    return row  # type: ignore[no-any-return]
+        return None
+
+    def wait(self) -> int:
+        """Wait for the end; returns the exit status."""
+        status = self.process.wait(PATIENCE_S)
+        self._reader.join(PATIENCE_S)
+        return status
+
+    def kill(self) -> None:
+        """End it as a power cut would."""
+        self.process.kill()
+        self.wait()
+
+    def stop(self) -> None:
+        """End it in whatever state it is."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.terminate()
+            try:
+                self.process.wait(2.0)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+        self.wait()
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+
+
+class Programs:
+    """Starts programs and stops them all in the end."""
+
+    def __init__(self) -> None:
+        self._started: list[Program] = []
+
+    def start(self, *arguments: str) -> Program:
+        """Start `python -m ARGUMENTS`."""
+        program = Program(*arguments)
+        self._started.append(program)
+        return program
+
+    def broker(self, bind: str = "tcp://127.0.0.1:*", *options: str) -> tuple[Program, str]:
+        """A broker that listens, and its URL."""
+        program = self.start("broker", "--bind", bind, "--log-format", "json", *options)
+        return program, str(program.wait_for("broker listens")["urls"][0])
+
+    def env_agent(self, broker: str, *options: str) -> Program:
+        """An env agent that offers."""
+        program = self.start(
+            "env_agent", "--broker", broker, "--log-format", "json", "--grace", "0", *options
+        )
+        program.wait_for("offering")
+        return program
+
+    def stop(self) -> None:
+        """Stop everything, the last first."""
+        for program in reversed(self._started):
+            program.stop()
+
+
+@contextlib.contextmanager
+def programs() -> Iterator[Programs]:
+    """Programs that are gone afterwards."""
+    started = Programs()
+    try:
+        yield started
+    finally:
+        started.stop()
