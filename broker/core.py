@@ -471,7 +471,7 @@ class Core:
         session = self.tables.sessions.get(header.sid)
         if session is None or session.loop.agent != peer.agent or session.loop.key != peer.key:
             return []
-        session.told_at, session.in_step_s = now, float(progress.since_s)
+        session.told_at, session.in_step_s = now, max(0.0, min(progress.since_s, 1e9))
         if session.learner is None:
             return []
         return [self._send(session.learner.rid, progress, header.sid, header.seq)]

@@ -1,0 +1,152 @@
+"""A broker's core with a clock that only tests move, and peers that speak in messages."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from typing import Any, NamedTuple, TypeVar
+
+from broker.core import Core, Send, Sender
+from protocol import codec
+from protocol.codec import PLAIN, Header
+from protocol.messages import Act, Hello, Message, Offer, Offered, Open, Opened, Role, Welcome
+
+M = TypeVar("M", bound=Message)
+LEASE_S = 30.0
+STARTED = 1000.0
+SETTLED = STARTED + 100.0  # long after the time in which agents announce themselves
+
+
+class Told(NamedTuple):
+    """What a peer was sent."""
+
+    rid: bytes
+    header: Header
+    message: Message
+
+
+def told(sends: list[Send]) -> list[Told]:
+    """The messages in what the core sends."""
+    found = []
+    for send in sends:
+        header = codec.read_header(send.frame)
+        found.append(Told(send.rid, header, PLAIN.decode(send.frame, header)))
+    return found
+
+
+def only(sends: list[Told], kind: type[M]) -> M:
+    """The one message that was sent, which must be of this type."""
+    assert [type(one.message) for one in sends] == [kind], sends
+    message = sends[0].message
+    assert isinstance(message, kind)
+    return message
+
+
+class Broker:
+    """One run of a broker, seen from its peers."""
+
+    def __init__(self, *, epoch: int = 1, now: float = SETTLED, seed: int = 0) -> None:
+        self.now = now
+        self.core = Core(
+            epoch=epoch,
+            now=STARTED if now == SETTLED else now,
+            rng=random.Random(seed),
+            software="gymwire test",
+            lease_s=LEASE_S,
+        )
+        self._fds = itertools.count(100)
+        self.fds: dict[bytes, int] = {}
+
+    def frame(
+        self, rid: bytes, data: bytes | bytearray, key: bytes | None = None, fd: int | None = None
+    ) -> list[Told]:
+        """A frame arrives; what the broker sends, relayed frames included."""
+        to = self.core.relay(rid, bytes(data), key)
+        if to is not None:
+            return told([Send(to, data)])
+        fd = self.fds.setdefault(rid, next(self._fds)) if fd is None else fd
+        identity = "" if key is None else key.decode()
+        return told(self.core.receive(Sender(rid, fd, key, identity), bytes(data), self.now))
+
+    def say(
+        self,
+        rid: bytes,
+        message: Message,
+        sid: int = 0,
+        seq: int = 0,
+        *,
+        key: bytes | None = None,
+        fd: int | None = None,
+    ) -> list[Told]:
+        """A peer says something; what the broker sends."""
+        return self.frame(rid, PLAIN.encode(message, sid, seq), key, fd)
+
+    def hello(
+        self,
+        rid: bytes,
+        role: str,
+        *,
+        agent: bytes = b"",
+        sessions: list[Any] | None = None,
+        key: bytes | None = None,
+        fd: int | None = None,
+    ) -> list[Told]:
+        """A peer introduces itself."""
+        hello = Hello(role, agent or rid, "gymwire test", "host", sessions or [])
+        return self.say(rid, hello, key=key, fd=fd)
+
+    def learner(self, rid: bytes = b"\x01learner", *, key: bytes | None = None) -> bytes:
+        """A learner that has introduced itself."""
+        only(self.hello(rid, Role.LEARNER, key=key), Welcome)
+        return rid
+
+    def env(
+        self,
+        rid: bytes = b"\x01env",
+        *addresses: str,
+        capacity: int = 4,
+        digest: bytes = b"d",
+        agent: bytes = b"",
+        key: bytes | None = None,
+    ) -> bytes:
+        """A serving loop that offers these addresses."""
+        only(self.hello(rid, Role.ENV, agent=agent, key=key), Welcome)
+        for address in addresses or ("cartpole",):
+            only(self.say(rid, offer(address, capacity, digest), key=key), Offered)
+        return rid
+
+    def open(
+        self,
+        learner: bytes,
+        address: str = "cartpole",
+        *,
+        nonce: bytes = b"n" * 16,
+        key: bytes | None = None,
+        env_key: bytes | None = None,
+    ) -> int:
+        """A session from OPEN to OPENED; its sid."""
+        [forwarded] = self.say(learner, Open(address, nonce), seq=1, key=key)
+        assert isinstance(forwarded.message, Open), forwarded
+        sid = forwarded.header.sid
+        [answer] = self.say(forwarded.rid, opened(), sid, 1, key=env_key)
+        assert (answer.rid, answer.header.sid) == (learner, sid)
+        return sid
+
+    def reaches(self, sender: bytes, sid: int, seq: int = 1) -> bytes | None:
+        """To whom an ACT of this session is relayed, if to anyone."""
+        return self.core.relay(sender, bytes(PLAIN.encode(Act(0), sid, seq)), None)
+
+    def expire(self, after_s: float = 0.0) -> list[Told]:
+        """Time passes, and the core looks at the clock."""
+        self.now += after_s
+        return told(self.core.expire(self.now))
+
+
+def offer(address: str, capacity: int = 4, digest: bytes = b"d") -> Offer:
+    """An offer of an environment that nobody looks at."""
+    return Offer(address, "CartPole-v1", None, None, {}, {}, capacity, digest)
+
+
+def opened() -> Opened:
+    """The answer of an env agent that nobody looks at."""
+    return Opened(None, None, None, None, {}, {}, None, 0, {}, "")

@@ -1,0 +1,755 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from broker import core as core_module
+from broker.core import GRACE_S, MAX_CONTROL, MAX_OFFERS, REJOIN_S
+from protocol import codec
+from protocol.codec import PLAIN
+from protocol.messages import (
+    Act,
+    Busy,
+    BusyReason,
+    Bye,
+    Call,
+    Close,
+    Closed,
+    Code,
+    Error,
+    Find,
+    Found,
+    Gone,
+    Hello,
+    Offered,
+    Open,
+    Opened,
+    Percept,
+    Ping,
+    Pong,
+    Progress,
+    Reset,
+    Resume,
+    Resumed,
+    Role,
+    Status,
+    Welcome,
+    Withdraw,
+)
+from tests.broker.harness import LEASE_S, SETTLED, Broker, Told, offer, only, opened
+
+NONCE = b"n" * 16
+ENV, ENV2, LEARNER, THIEF = b"\x01env", b"\x01env2", b"\x01learner", b"\x01thief"
+
+
+@pytest.fixture
+def broker() -> Broker:
+    return Broker()
+
+
+def error_of(sends: list[Told]) -> Error:
+    return only(sends, Error)
+
+
+# --- relaying -------------------------------------------------------------------------------------
+
+
+def test_requests_and_replies_are_relayed_without_looking_at_their_bodies(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    head = codec.HEADER.pack(codec.MAGIC, 1, 3, 255, 0xFFFFFFFF, sid, 1)
+    assert broker.core.relay(learner, head + b"\xc1 no msgpack", None) == env
+    assert broker.core.relay(env, head[:2] + b"\x04" + head[3:], None) == learner
+
+
+def test_a_session_that_is_not_open_yet_relays_nothing(broker: Broker) -> None:
+    broker.env()
+    learner = broker.learner()
+    [forwarded] = broker.say(learner, Open("cartpole", NONCE), seq=1)
+    assert broker.reaches(learner, forwarded.header.sid) is None
+
+
+def test_a_forged_sid_reaches_nobody_and_is_denied(broker: Broker) -> None:
+    broker.env()
+    sid = broker.open(broker.learner())
+    thief = broker.learner(THIEF)
+    assert broker.reaches(thief, sid) is None
+    error = error_of(broker.say(thief, Act(0), sid, 1))
+    assert error.code == Code.DENIED
+
+
+def test_another_env_agent_cannot_answer_for_a_session(broker: Broker) -> None:
+    broker.env()
+    sid = broker.open(broker.learner())
+    broker.env(ENV2, "other")
+    assert broker.reaches(ENV2, sid) is None
+    assert error_of(broker.say(ENV2, Closed(), sid, 1)).code == Code.PROTOCOL
+    assert sid in broker.core.tables.sessions
+
+
+def test_a_routing_id_with_another_key_is_refused_on_every_frame() -> None:
+    broker = Broker()
+    broker.env(key=b"env-key")
+    broker.learner(key=b"key")
+    sid = broker.open(LEARNER, key=b"key", env_key=b"env-key")
+    act = bytes(PLAIN.encode(Act(0), sid, 1))
+    assert broker.core.relay(LEARNER, act, b"key") == ENV
+    assert broker.core.relay(LEARNER, act, b"other") is None
+    assert error_of(broker.frame(LEARNER, act, b"other")).code == Code.DENIED
+    assert error_of(broker.say(LEARNER, Bye(), key=None)).code == Code.DENIED
+
+
+def test_a_learner_cannot_send_an_error_to_an_env_agent(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    [answer] = broker.say(learner, Error(Code.DENIED, "go away"), sid, 1)
+    assert (answer.rid, answer.rid != env) == (learner, True)
+    assert isinstance(answer.message, Error)
+    assert answer.message.code == Code.PROTOCOL
+
+
+def test_a_request_that_its_agent_does_not_read_is_answered_busy(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    act = bytes(PLAIN.encode(Act(0), sid, 7))
+    for full, reason in ((True, BusyReason.QUEUE_FULL), (False, BusyReason.UNREACHABLE)):
+        [send] = broker.core.undelivered(env, act, learner, full, broker.now)
+        header = codec.read_header(send.frame)
+        assert (send.rid, header.sid, header.seq) == (learner, sid, 7)
+        assert PLAIN.decode(send.frame) == Busy(reason, 0.05)
+
+
+def test_a_reply_that_cannot_be_delivered_is_not_worth_a_message(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    percept = bytes(PLAIN.encode(Percept(0, 0.0, False, False, {}), sid, 1))
+    assert broker.core.undelivered(learner, percept, env, True, broker.now) == []
+
+
+# --- opening --------------------------------------------------------------------------------------
+
+
+def test_open_goes_to_the_agent_with_a_sid_and_the_learners_identity() -> None:
+    broker = Broker()
+    broker.env(key=b"env-key")
+    broker.learner(key=b"key")
+    wish = Open("cartpole", NONCE, "rgb_array", {"a": 1}, 3, "NextStep", True, learner="forged")
+    [forwarded] = broker.say(LEARNER, wish, seq=5, key=b"key")
+    assert forwarded.rid == ENV
+    assert forwarded.header.sid != 0
+    assert forwarded.header.seq == 5
+    assert forwarded.message == Open(
+        "cartpole", NONCE, "rgb_array", {"a": 1}, 3, "NextStep", True, learner="key"
+    )
+
+
+def test_open_twice_with_one_nonce_opens_one_session(broker: Broker) -> None:
+    broker.env()
+    learner = broker.learner()
+    first = broker.say(learner, Open("cartpole", NONCE), seq=1)
+    again = broker.say(learner, Open("cartpole", NONCE), seq=1)
+    assert first == again
+    assert len(broker.core.tables.sessions) == 1
+
+
+def test_another_learner_cannot_open_with_the_same_nonce(broker: Broker) -> None:
+    broker.env()
+    broker.open(broker.learner())
+    thief = broker.learner(THIEF)
+    assert error_of(broker.say(thief, Open("cartpole", NONCE), seq=1)).code == Code.DENIED
+
+
+def test_an_open_that_crossed_a_restart_finds_the_session_that_it_opened() -> None:
+    broker = Broker(now=5.0)
+    broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]])
+    learner = broker.learner()
+    [forwarded] = broker.say(learner, Open("cartpole", NONCE), seq=1)
+    assert (forwarded.rid, forwarded.header.sid) == (ENV, 77)
+    [answer] = broker.say(ENV, opened(), 77, 1)
+    assert (answer.rid, type(answer.message)) == (learner, Opened)
+    assert broker.reaches(learner, 77) == ENV
+
+
+@pytest.mark.parametrize("length", [0, 15, 17])
+def test_a_nonce_of_another_length_is_refused(broker: Broker, length: int) -> None:
+    broker.env()
+    error = error_of(broker.say(broker.learner(), Open("cartpole", b"x" * length), seq=1))
+    assert error.code == Code.PROTOCOL
+
+
+def test_a_new_session_goes_to_the_least_loaded_agent(broker: Broker) -> None:
+    broker.env(ENV)
+    broker.env(ENV2)
+    learner = broker.learner()
+    homes = [broker.say(learner, Open("cartpole", bytes([i]) * 16), seq=i)[0].rid for i in range(4)]
+    assert sorted(homes) == [ENV, ENV, ENV2, ENV2]
+
+
+def test_an_agent_in_a_long_step_is_taken_last(broker: Broker) -> None:
+    broker.env(ENV)
+    broker.env(ENV2)
+    learner = broker.learner()
+    sid = broker.open(learner)
+    busy = broker.core.tables.sessions[sid].loop.rid
+    other = ENV2 if busy == ENV else ENV
+    broker.open(learner, nonce=b"2" * 16)
+    assert broker.core.tables.sessions[broker.open(learner, nonce=b"3" * 16)].loop.rid == ENV
+    broker.say(busy, Progress(3.0), sid, 1)
+    chosen = [
+        broker.say(learner, Open("cartpole", bytes([i]) * 16), seq=i)[0].rid for i in range(3)
+    ]
+    assert chosen == [other] * 3
+
+
+def test_when_all_slots_are_in_use_open_says_so_at_once(broker: Broker) -> None:
+    broker.env(capacity=1)
+    learner = broker.learner()
+    broker.open(learner)
+    error = error_of(broker.say(learner, Open("cartpole", b"2" * 16), seq=2))
+    assert error.code == Code.NO_FREE_SLOT
+    assert error.details == {"slots": 1}
+
+
+def test_a_closed_session_frees_its_slot(broker: Broker) -> None:
+    env, learner = broker.env(capacity=1), broker.learner()
+    sid = broker.open(learner)
+    [asked] = broker.say(learner, Close(), sid, 1)
+    [answer] = broker.say(asked.rid, Closed(), sid, 1)
+    assert (asked.rid, answer.rid) == (env, learner)
+    assert broker.open(learner, nonce=b"2" * 16) != sid
+
+
+def test_an_agent_that_refuses_to_open_keeps_its_slot(broker: Broker) -> None:
+    env, learner = broker.env(capacity=1), broker.learner()
+    [forwarded] = broker.say(learner, Open("cartpole", NONCE), seq=1)
+    [answer] = broker.say(env, Error(Code.OPEN_FAILED, "no"), forwarded.header.sid, 1)
+    assert (answer.rid, answer.message) == (learner, Error(Code.OPEN_FAILED, "no"))
+    assert broker.open(learner, nonce=b"2" * 16)
+
+
+def test_an_unknown_address_names_the_nearest_and_all_others(broker: Broker) -> None:
+    broker.env(ENV, "cartpole", "taxi")
+    error = error_of(broker.say(broker.learner(), Open("cartpol", NONCE), seq=1))
+    assert error.code == Code.ADDRESS_UNKNOWN
+    assert "Did you mean 'cartpole'?" in error.text
+    assert error.details == {"known": ["cartpole", "taxi"]}
+
+
+def test_with_nothing_on_offer_an_unknown_address_says_that(broker: Broker) -> None:
+    error = error_of(broker.say(broker.learner(), Open("cartpole", NONCE), seq=1))
+    assert error.code == Code.ADDRESS_UNKNOWN
+    assert "no environment is on offer" in error.text
+
+
+def test_an_invalid_address_is_told_apart_from_an_unknown_one(broker: Broker) -> None:
+    error = error_of(broker.say(broker.learner(), Open("Cart Pole", NONCE), seq=1))
+    assert error.code == Code.ADDRESS_INVALID
+
+
+def test_a_pinned_address_goes_to_that_identity_only() -> None:
+    broker = Broker()
+    good, other = b"a" * 16, b"b" * 16
+    broker.env(ENV, key=good)
+    broker.env(ENV2, key=other)
+    learner = broker.learner()
+    for i in range(3):
+        pinned = Open(f"cartpole@{other.decode()}", bytes([i]) * 16)
+        [forwarded] = broker.say(learner, pinned, seq=i)
+        assert forwarded.rid == ENV2
+        assert isinstance(forwarded.message, Open)
+        assert forwarded.message.address == "cartpole"
+    error = error_of(broker.say(learner, Open("cartpole@cccccccccccccccc", NONCE), seq=9))
+    assert error.code == Code.ADDRESS_UNKNOWN
+    assert "not by cccccccccccccccc" in error.text
+
+
+def test_only_a_learner_opens_and_only_an_env_agent_offers(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    assert error_of(broker.say(env, Open("cartpole", NONCE), seq=1)).code == Code.PROTOCOL
+    assert error_of(broker.say(learner, offer("mine"))).code == Code.PROTOCOL
+
+
+# --- offers ---------------------------------------------------------------------------------------
+
+
+def test_an_address_that_stands_for_another_environment_is_taken(broker: Broker) -> None:
+    broker.env(ENV)
+    broker.hello(ENV2, Role.ENV)
+    error = error_of(broker.say(ENV2, offer("cartpole", digest=b"other")))
+    assert error.code == Code.ADDRESS_TAKEN
+    assert "taken" in error.text
+
+
+def test_the_same_environment_may_be_offered_by_many(broker: Broker) -> None:
+    broker.env(ENV)
+    broker.env(ENV2)
+    [found] = broker.say(broker.learner(), Find())
+    assert isinstance(found.message, Found)
+    assert [entry["capacity"] for entry in found.message.offers] == [4, 4]
+
+
+def test_loops_of_one_process_are_listed_as_one_offer(broker: Broker) -> None:
+    broker.env(ENV, agent=b"process")
+    broker.env(ENV2, agent=b"process")
+    learner = broker.learner()
+    broker.open(learner)
+    [found] = broker.say(learner, Find("cartpole"))
+    assert isinstance(found.message, Found)
+    [entry] = found.message.offers
+    assert (entry["address"], entry["capacity"], entry["used"]) == ("cartpole", 8, 1)
+
+
+def test_find_may_name_one_address(broker: Broker) -> None:
+    broker.env(ENV, "cartpole", "taxi")
+    found = only(broker.say(broker.learner(), Find("taxi")), Found)
+    assert [entry["address"] for entry in found.offers] == ["taxi"]
+
+
+def test_an_offer_cannot_be_pinned(broker: Broker) -> None:
+    broker.hello(ENV, Role.ENV)
+    error = error_of(broker.say(ENV, offer("cartpole@aaaaaaaaaaaaaaaa")))
+    assert error.code == Code.ADDRESS_INVALID
+
+
+def test_a_draining_agent_gets_no_new_sessions_and_keeps_its_old_ones(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    assert broker.say(env, Withdraw("cartpole")) == []
+    error = error_of(broker.say(learner, Open("cartpole", b"2" * 16), seq=2))
+    assert error.code == Code.NO_FREE_SLOT
+    assert broker.reaches(learner, sid) == env
+
+
+# --- lost and found -------------------------------------------------------------------------------
+
+
+def test_the_sessions_of_a_lost_agent_are_gone_after_the_grace(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    broker.core.unreachable(env, broker.now)
+    assert not [one for one in broker.expire(GRACE_S / 2) if type(one.message) is Gone]
+    gone = [one for one in broker.expire(GRACE_S) if one.rid == learner]
+    assert [(one.header.sid, type(one.message)) for one in gone] == [(sid, Gone)]
+    assert sid not in broker.core.tables.sessions
+    assert env not in broker.core.tables.peers
+
+
+def test_an_agent_that_comes_back_within_the_grace_keeps_its_sessions(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    broker.core.unreachable(env, broker.now)
+    broker.expire(GRACE_S / 2)
+    broker.hello(env, Role.ENV, sessions=[[sid, NONCE, "cartpole", ""]])
+    assert [one for one in broker.expire(10 * GRACE_S) if type(one.message) is Gone] == []
+    assert broker.reaches(learner, sid) == env
+
+
+def test_an_agent_that_comes_back_on_a_new_socket_keeps_its_sessions(broker: Broker) -> None:
+    env, learner = broker.env(agent=b"process"), broker.learner()
+    sid = broker.open(learner)
+    broker.core.unreachable(env, broker.now)
+    broker.hello(ENV2, Role.ENV, agent=b"process", sessions=[[sid, NONCE, "cartpole", ""]])
+    broker.expire(10 * GRACE_S)
+    assert broker.reaches(learner, sid) == ENV2
+    assert broker.reaches(ENV2, sid) == learner
+
+
+def test_another_agent_cannot_announce_somebody_elses_session(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    sends = broker.hello(ENV2, Role.ENV, sessions=[[sid, NONCE, "cartpole", ""]])
+    assert [type(one.message) for one in sends] == [Welcome, Gone]
+    assert broker.reaches(learner, sid) == env
+
+
+def test_while_an_agent_is_lost_a_ping_says_unreachable(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    broker.core.unreachable(env, broker.now)
+    assert only(broker.say(learner, Ping(), sid, 1), Busy).reason == BusyReason.UNREACHABLE
+
+
+def test_an_agent_that_says_bye_takes_its_sessions_along_at_once(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    [gone] = broker.say(env, Bye("done"))
+    assert (gone.rid, gone.header.sid, type(gone.message)) == (learner, sid, Gone)
+
+
+def test_a_session_that_its_agent_has_lost_frees_its_slot(broker: Broker) -> None:
+    env, learner = broker.env(capacity=1), broker.learner()
+    sid = broker.open(learner)
+    lost = Error(Code.SESSION_LOST, "unknown")
+    [answer] = broker.say(env, lost, sid, 1)
+    assert (answer.rid, answer.message) == (learner, lost)
+    assert broker.open(learner, nonce=b"2" * 16)
+
+
+def test_a_killed_learner_keeps_its_slot_for_the_lease_and_no_longer(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    broker.core.unreachable(learner, broker.now)
+    assert [one for one in broker.expire(LEASE_S - 1) if type(one.message) is Gone] == []
+    gone = [one for one in broker.expire(2.0) if type(one.message) is Gone]
+    assert [(one.rid, one.header.sid) for one in gone] == [(env, sid)]
+    assert not broker.core.tables.sessions
+    broker.expire()
+    assert learner not in broker.core.tables.peers
+
+
+def test_a_learner_whose_connection_is_back_keeps_its_session(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    broker.core.unreachable(learner, broker.now)
+    broker.core.reachable(learner)
+    assert {type(one.message) for one in broker.expire(10 * LEASE_S)} <= {Ping}
+    assert broker.reaches(learner, sid) == env
+
+
+def test_a_learner_that_says_bye_frees_its_slots_at_once(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    [gone] = broker.say(learner, Bye())
+    assert (gone.rid, gone.header.sid, type(gone.message)) == (env, sid, Gone)
+    assert learner not in broker.core.tables.peers
+
+
+def test_a_connection_that_went_down_is_only_asked_for(broker: Broker) -> None:
+    learner = broker.learner()
+    broker.core.link_down(broker.fds[learner])
+    [probe] = broker.expire()
+    assert (probe.rid, type(probe.message)) == (learner, Ping)
+    assert learner in broker.core.tables.peers
+    for _ in range(10):
+        broker.expire()
+    assert broker.expire() == []
+
+
+def test_the_descriptor_of_a_connection_may_be_another_peers_by_now(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    fd = broker.fds[learner]
+    broker.hello(THIEF, Role.LEARNER, fd=fd)
+    broker.core.link_down(fd)
+    for _ in range(3):
+        assert all(type(one.message) is Ping for one in broker.expire())
+    assert broker.reaches(learner, sid) == env
+
+
+def test_a_peer_whose_descriptor_was_taken_over_is_still_asked_for(broker: Broker) -> None:
+    broker.env()
+    learner = broker.learner()
+    broker.open(learner)
+    broker.hello(THIEF, Role.LEARNER, fd=broker.fds[learner])
+    asked = {one.rid for _ in range(20) for one in broker.expire(1.0)}
+    assert learner in asked
+
+
+# --- resuming -------------------------------------------------------------------------------------
+
+
+def test_resume_binds_the_session_to_the_new_connection_of_its_learner(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    broker.core.unreachable(learner, broker.now)
+    again = broker.learner(b"\x01again")
+    assert only(broker.say(again, Resume(NONCE), sid, 4), Resumed) == Resumed()
+    assert broker.reaches(again, sid) == env
+    assert broker.reaches(env, sid) == again
+    assert broker.reaches(learner, sid) is None
+    assert [one for one in broker.expire(2 * LEASE_S) if type(one.message) is Gone] == []
+
+
+def test_resume_with_another_nonce_is_denied(broker: Broker) -> None:
+    broker.env()
+    sid = broker.open(broker.learner())
+    thief = broker.learner(THIEF)
+    assert error_of(broker.say(thief, Resume(b"x" * 16), sid, 1)).code == Code.DENIED
+
+
+def test_resume_with_another_key_is_denied() -> None:
+    broker = Broker()
+    broker.env()
+    broker.learner(key=b"key")
+    sid = broker.open(LEARNER, key=b"key")
+    broker.core.unreachable(LEARNER, broker.now)
+    broker.learner(THIEF, key=b"thief")
+    error = error_of(broker.say(THIEF, Resume(NONCE), sid, 1, key=b"thief"))
+    assert error.code == Code.DENIED
+
+
+def test_a_session_in_use_is_taken_over_only_on_demand(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    again = broker.learner(b"\x01again")
+    error = error_of(broker.say(again, Resume(NONCE), sid, 1))
+    assert (error.code, "another process" in error.text) == (Code.DENIED, True)
+    assert broker.reaches(learner, sid) == env
+    assert only(broker.say(again, Resume(NONCE, take_over=True), sid, 1), Resumed)
+    assert broker.reaches(again, sid) == env
+    assert broker.reaches(learner, sid) is None
+
+
+def test_a_restarted_broker_asks_for_patience_then_binds_what_both_announce() -> None:
+    broker = Broker(epoch=2, now=5.0)
+    learner = broker.learner()
+    assert only(broker.say(learner, Act(0), 77, 3), Busy).reason == BusyReason.STARTING
+    assert only(broker.say(learner, Resume(NONCE), 77, 3), Busy).reason == BusyReason.STARTING
+    welcome, *others = broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]])
+    assert isinstance(welcome.message, Welcome)
+    assert (welcome.message.epoch, others) == (2, [])
+    assert only(broker.say(learner, Resume(NONCE), 77, 3), Resumed)
+    assert broker.reaches(learner, 77) == ENV
+
+
+def test_before_resume_a_restarted_broker_asks_for_it() -> None:
+    broker = Broker(now=5.0)
+    broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]])
+    learner = broker.learner()
+    broker.now += 60.0
+    for message in (Act(0), Close(), Ping()):
+        assert only(broker.say(learner, message, 77, 1), Busy).reason == BusyReason.HELLO
+
+
+def test_an_announced_session_whose_learner_never_comes_ends() -> None:
+    broker = Broker(now=5.0)
+    broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]])
+    assert broker.expire(LEASE_S) == []
+    assert only(broker.expire(REJOIN_S), Gone)
+
+
+def test_an_announced_session_holds_its_slot() -> None:
+    broker = Broker(now=5.0)
+    broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]])
+    broker.say(ENV, offer("cartpole", capacity=1))
+    error = error_of(broker.say(broker.learner(), Open("cartpole", b"2" * 16), seq=1))
+    assert error.code == Code.NO_FREE_SLOT
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        7, [], [0, NONCE, "a", ""], [2**64, NONCE, "a", ""], [1, b"short", "a", ""],
+        [1, NONCE, "A" * 10**5, ""], [1, NONCE, "a", "x" * 10**5], [1, NONCE, b"a", ""],
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_malformed_announcement_is_refused(broker: Broker, row: object) -> None:
+    assert error_of(broker.hello(ENV, Role.ENV, sessions=[row]))
+    assert not broker.core.tables.sessions
+
+
+def test_after_the_start_an_unknown_session_is_lost_for_good(broker: Broker) -> None:
+    learner = broker.learner()
+    for message in (Act(0), Reset(), Resume(NONCE), Ping()):
+        assert error_of(broker.say(learner, message, 77, 1)).code == Code.SESSION_LOST
+
+
+def test_closing_an_unknown_session_is_no_error(broker: Broker) -> None:
+    [answer] = broker.say(broker.learner(), Close(), 77, 3)
+    assert (answer.header.sid, answer.header.seq, answer.message) == (77, 3, Closed())
+
+
+def test_an_agent_that_speaks_of_an_unknown_session_is_told_that_it_is_gone(
+    broker: Broker,
+) -> None:
+    env = broker.env()
+    for message in (Status(0, {}), opened()):
+        [gone] = broker.say(env, message, 77, 1)
+        assert (gone.rid, gone.header.sid, type(gone.message)) == (env, 77, Gone)
+
+
+# --- progress and pings ---------------------------------------------------------------------------
+
+
+def test_progress_is_passed_on_from_any_connection_of_the_same_process(broker: Broker) -> None:
+    broker.env(agent=b"process")
+    learner = broker.learner()
+    sid = broker.open(learner)
+    broker.hello(b"\x01pulse", Role.PULSE, agent=b"process")
+    [told] = broker.say(b"\x01pulse", Progress(2.5), sid, 9)
+    assert (told.rid, told.header.seq, told.message) == (learner, 9, Progress(2.5))
+
+
+def test_progress_from_another_process_is_dropped(broker: Broker) -> None:
+    broker.env(agent=b"process")
+    sid = broker.open(broker.learner())
+    broker.hello(b"\x01pulse", Role.PULSE, agent=b"other")
+    assert broker.say(b"\x01pulse", Progress(2.5), sid, 9) == []
+
+
+def test_a_ping_is_answered_with_the_time_in_the_step(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    assert only(broker.say(learner, Ping(), sid, 1), Pong) == Pong(None)
+    broker.say(env, Progress(60.0), sid, 1)
+    broker.now += 1.0
+    assert only(broker.say(learner, Ping(), sid, 1), Pong) == Pong(61.0)
+    broker.now += 10.0
+    assert only(broker.say(learner, Ping(), sid, 1), Pong) == Pong(None)
+
+
+@pytest.mark.parametrize("since_s", [10**400, -(10**400), float("nan"), float("inf"), -1.0])
+def test_an_absurd_time_in_a_step_harms_nobody(broker: Broker, since_s: float) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    broker.say(env, Progress(since_s), sid, 1)
+    assert only(broker.say(learner, Ping(), sid, 1), Pong)
+
+
+def test_a_ping_without_a_session_asks_for_the_broker_alone(broker: Broker) -> None:
+    [answer] = broker.say(broker.learner(), Ping(), 0, 5)
+    assert (answer.header.seq, answer.message) == (5, Pong(None))
+
+
+def test_a_ping_for_somebody_elses_session_is_denied(broker: Broker) -> None:
+    broker.env()
+    sid = broker.open(broker.learner())
+    assert error_of(broker.say(broker.learner(THIEF), Ping(), sid, 1)).code == Code.DENIED
+
+
+# --- bounds and garbage ---------------------------------------------------------------------------
+
+
+def test_a_peer_that_did_not_introduce_itself_is_asked_to(broker: Broker) -> None:
+    for message in (Act(0), Open("cartpole", NONCE), Find(), Ping(), offer("a"), Bye()):
+        [answer] = broker.say(LEARNER, message, 3, 9)
+        assert answer.message == Busy(BusyReason.HELLO, 0.0)
+        assert (answer.header.sid, answer.header.seq) == (3, 9)
+
+
+def test_a_name_that_libzmq_invented_is_refused(broker: Broker) -> None:
+    error = error_of(broker.hello(b"\0abcd", Role.LEARNER))
+    assert "routing id of its own" in error.text
+
+
+def test_an_unknown_role_is_refused(broker: Broker) -> None:
+    assert error_of(broker.hello(LEARNER, "king")).code == Code.PROTOCOL
+    assert not broker.core.tables.peers
+
+
+def test_another_version_is_told_both_versions(broker: Broker) -> None:
+    frame = bytearray(PLAIN.encode(Hello(Role.LEARNER, b"", "", "")))
+    frame[1] = 9
+    error = error_of(broker.frame(LEARNER, frame))
+    assert error.code == Code.VERSION
+    assert "version 9" in error.text
+    assert "version 1" in error.text
+
+
+def test_what_is_not_for_a_broker_is_refused(broker: Broker) -> None:
+    learner = broker.learner()
+    for message in (Pong(), Gone("x"), Welcome(1, "", "", 1, 1.0), Offered("a"), Found([])):
+        assert error_of(broker.say(learner, message)).code == Code.PROTOCOL
+
+
+def test_a_large_control_message_is_refused_unread(broker: Broker) -> None:
+    broker.env()
+    wish = Open("cartpole", NONCE, env_kwargs={"blob": bytes(MAX_CONTROL)})
+    error = error_of(broker.say(broker.learner(), wish, seq=1))
+    assert error.code == Code.TOO_LARGE
+
+
+@given(st.binary(max_size=80))
+def test_garbage_is_answered_and_changes_nothing(data: bytes) -> None:
+    broker = Broker()
+    sends = broker.frame(LEARNER, data)
+    assert [one.rid for one in sends] == [LEARNER]
+    assert not broker.core.tables.peers
+
+
+@given(
+    st.sampled_from(
+        [
+            PLAIN.encode(Open("cartpole", NONCE), 0, 1),
+            PLAIN.encode(Resume(NONCE), 1, 1),
+            PLAIN.encode(offer("cartpole"), 0, 1),
+            PLAIN.encode(Progress(1.0), 1, 1),
+            PLAIN.encode(Hello(Role.ENV, b"a", "", "", [[1, NONCE, "a", ""]])),
+            PLAIN.encode(Error(Code.SESSION_LOST, ""), 1, 1),
+            PLAIN.encode(Call("get", "x"), 1, 1),
+        ]
+    ),
+    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=6),
+    st.sampled_from([ENV, LEARNER, THIEF]),
+)
+def test_damaged_messages_never_break_the_broker(
+    frame: bytes | bytearray, damage: list[tuple[int, int]], rid: bytes
+) -> None:
+    broker = Broker()
+    broker.env()
+    broker.open(broker.learner())
+    data = bytearray(frame)
+    for place, byte in damage:
+        data[place % len(data)] = byte
+    broker.frame(rid, data)
+    broker.expire(1.0)
+    broker.core.goodbye()
+
+
+def test_peers_sessions_and_offers_are_bounded(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core_module, "MAX_PEERS", 3)
+    monkeypatch.setattr(core_module, "MAX_SESSIONS", 2)
+    env = broker.env(ENV)
+    learner = broker.learner()
+    for i in range(2):
+        broker.open(learner, nonce=bytes([i]) * 16)
+    error = error_of(broker.say(learner, Open("cartpole", b"x" * 16), seq=1))
+    assert error.code == Code.LIMIT
+    for i in range(1, MAX_OFFERS):
+        only(broker.say(env, offer(f"a{i}")), Offered)
+    assert error_of(broker.say(env, offer("one-more"))).code == Code.LIMIT
+    sends = broker.hello(ENV2, Role.ENV, sessions=[[7, b"7" * 16, "cartpole", ""]])
+    assert [type(one.message) for one in sends] == [Welcome, Gone]
+    assert error_of(broker.hello(THIEF, Role.LEARNER)).code == Code.LIMIT
+    assert len(broker.core.tables.peers) == 3
+    assert len(broker.core.tables.sessions) == 2
+
+
+def test_nothing_is_left_of_ten_thousand_sessions(broker: Broker) -> None:
+    env = broker.env(capacity=1)
+    for i in range(10_000):
+        learner = broker.learner(b"\x01" + i.to_bytes(15))
+        sid = broker.open(learner, nonce=i.to_bytes(16))
+        match i % 4:
+            case 0:
+                broker.say(env, Closed(), sid, 1)
+                broker.say(learner, Bye())
+            case 1:
+                broker.say(learner, Bye())
+            case 2:
+                broker.core.unreachable(learner, broker.now)
+                broker.expire(LEASE_S + 1.0)
+                broker.expire()
+            case _:
+                broker.say(env, Error(Code.SESSION_LOST, "unknown"), sid, 1)
+                broker.say(learner, Bye())
+        broker.core.notes.clear()
+    tables = broker.core.tables
+    assert set(tables.peers) == {env}
+    held = (
+        tables.sessions, tables.by_nonce, tables.routes, tables.orphans, tables.lost,
+        tables.unwatched, tables.peers[env].sessions,
+    )  # fmt: skip
+    assert not any(held)
+    assert len(tables.by_fd) == 1
+
+
+def test_a_broker_that_stops_tells_everyone(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sends = broker.core.goodbye()
+    assert {send.rid for send in sends} == {env, learner}
+    assert all(isinstance(PLAIN.decode(send.frame), Bye) for send in sends)
+
+
+def test_an_operator_is_told_of_offers_and_sessions(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    broker.say(env, Closed(), sid, 1)
+    broker.say(env, Bye())
+    events = [note.event for note in broker.core.notes]
+    assert events == ["offer", "session opened", "session closed", "agent left"]
+    assert broker.now == SETTLED
