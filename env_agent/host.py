@@ -126,13 +126,13 @@ class Host:
             return PLAIN.encode(error, sid, seq)
         try:
             env = self._make(service, wish)
-        except Exception as error:  # noqa: BLE001 - whatever a constructor raises is an answer
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises is an answer
             return PLAIN.encode(_open_failed(service, error), sid, seq)
         try:
             reply, codec = self._opened(service, env, wish, direct)
             frame = PLAIN.encode(reply, sid, seq)
         except Exception as error:  # noqa: BLE001 - properties of the environment may raise, too
-            env.close()
+            self._close(env, wish.address)
             return PLAIN.encode(_open_failed(service, error), sid, seq)
         session = Session(sid, wish.nonce, wish.address, wish.learner)
         attributes = frozenset((*ATTRIBUTES, *service.attributes))
@@ -145,7 +145,7 @@ class Host:
             plain = wish.num_envs == 0 and wish.render_mode is None and not wish.env_kwargs
             if plain and not isinstance(spare, VectorEnv):
                 return spare
-            spare.close()
+            self._close(spare, service.address)
         if wish.num_envs:
             mode = AutoresetMode(wish.autoreset_mode)
             return service.factory.make_vector(
@@ -198,26 +198,30 @@ class Host:
         return opened, codec
 
     def close(self, sid: int) -> Session | None:
-        """End a session and free its slot; a failing `close` is logged, not passed on."""
+        """End a session and free its slot."""
         slot = self.slots.pop(sid, None)
         if slot is None:
             return None
+        self._close(slot.env, slot.session.address)
+        return slot.session
+
+    def _close(self, env: Env | Vector, address: str) -> None:
+        """Close an environment; if that fails, it is logged, not passed on."""
         try:
-            slot.env.close()
-        except Exception as error:  # noqa: BLE001 - the environment's, not ours
+            env.close()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's, not ours
             self._log.warning(
                 "the environment failed to close",
-                address=slot.session.address,
-                error=f"{type(error).__name__}: {error}",
+                address=address,
+                error=f"{type(error).__name__}: {_text(error)}"[:200],
             )
-        return slot.session
 
     def close_all(self) -> None:
         """End everything: the loop stops."""
         for sid in list(self.slots):
             self.close(sid)
-        for env in self._spares.values():
-            env.close()
+        for address, env in self._spares.items():
+            self._close(env, address)
         self._spares.clear()
 
     # --- requests ---------------------------------------------------------------------------------
@@ -276,7 +280,7 @@ class Host:
                 "the environment raised",
                 address=slot.session.address,
                 request=header.kind.name,
-                error=f"{type(error).__name__}: {error}"[:200],
+                error=f"{type(error).__name__}: {_text(error)}"[:200],
             )
             return _failed(error, env if isinstance(env, SyncVectorEnv) else None)
 
@@ -336,14 +340,27 @@ _REPLY = {
 
 
 def _failed(error: BaseException, vector: SyncVectorEnv[Any, Any] | None = None) -> Error:
-    text = "".join(traceback.format_exception(error))[-MAX_TRACEBACK:]
+    text = _printable("".join(traceback.format_exception(error)))[-MAX_TRACEBACK:]
     kind = type(error)
     builtin = kind.__module__ == "builtins"
     name = kind.__qualname__ if builtin else f"{kind.__module__}.{kind.__qualname__}"
     details: dict[str, Any] = {"type": name, "traceback": text}
     if vector is not None and (index := _index_in(vector, error)) is not None:
         details["env_index"] = index
-    return Error(Code.ENVIRONMENT_FAILED, str(error), details)
+    return Error(Code.ENVIRONMENT_FAILED, _text(error), details)
+
+
+def _text(error: BaseException) -> str:
+    """What an exception says, if it can: a foreign `__str__` may itself raise."""
+    try:
+        return _printable(str(error))
+    except Exception as failure:  # noqa: BLE001 - the environment's
+        return f"<its text cannot be had: {type(failure).__name__}>"
+
+
+def _printable(text: str) -> str:
+    """The text without lone surrogates (file names have them), which cannot travel."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _index_in(vector: SyncVectorEnv[Any, Any], error: BaseException) -> int | None:
@@ -359,13 +376,13 @@ def _index_in(vector: SyncVectorEnv[Any, Any], error: BaseException) -> int | No
     return None
 
 
-def _open_failed(service: Service, error: Exception) -> Error:
+def _open_failed(service: Service, error: BaseException) -> Error:
     if isinstance(error, EncodingError):
-        text = f"The environment at {service.address!r} cannot be offered: {error}"
+        text = f"The environment at {service.address!r} cannot be offered: {_text(error)}"
     else:
         text = (
             f"The environment at {service.address!r} could not be made: "
-            f"{type(error).__name__}: {error}"
+            f"{type(error).__name__}: {_text(error)}"
         )
     details = _failed(error).details
     return Error(Code.OPEN_FAILED, text, details)
@@ -373,8 +390,8 @@ def _open_failed(service: Service, error: Exception) -> Error:
 
 def _cannot_travel(address: str, error: EncodingError) -> str:
     return (
-        f"The environment at {address!r} returned something that cannot travel: {error} The step "
-        f"has been executed."
+        f"The environment at {address!r} returned something that cannot travel: {_text(error)} The "
+        f"step has been executed."
     )
 
 

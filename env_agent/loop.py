@@ -15,7 +15,7 @@ from env_agent.host import Host, Slot
 from env_agent.paths import RELAY, Paths
 from protocol import codec
 from protocol.codec import PLAIN, Header
-from protocol.errors import AddressTaken, BrokerUnreachable, Denied, GymwireError, Refused
+from protocol.errors import AddressTaken, BrokerUnreachable, Denied, ProtocolError, Refused
 from protocol.messages import (
     Busy,
     BusyReason,
@@ -35,7 +35,7 @@ from protocol.messages import (
     Welcome,
     Withdraw,
 )
-from protocol.transport import Received
+from protocol.transport import LinkEvent, Received
 
 TIMERS_EVERY = 256  # frames after which timers get their turn even when the socket never rests
 AWAY_S = 300.0  # sessions end when the broker has been away for so long
@@ -93,8 +93,9 @@ class Loop:
                 header = codec.read_header(data)
                 pending.discard(self._control(header, data) or "")
                 continue
-            if any(event.denied for event in self._dealer.link_events()):
-                raise Denied(_denied(self._dealer.url))
+            for event in self._dealer.link_events():
+                if event.denied:
+                    raise Denied(_denied(self._dealer.url, event))
             if time.monotonic() > deadline:
                 self._paths.close()
                 raise BrokerUnreachable(
@@ -127,21 +128,22 @@ class Loop:
             way, data, received = arrived
             try:
                 header = codec.read_header(data)
-            except GymwireError as error:
+                if received is not None and not self._admit(received, header, data):
+                    continue
+                kind = header.kind
+                slot = slots.get(header.sid) if kind < 16 and kind is not Kind.ERROR else None
+                if slot is None:
+                    self._control(header, data)
+                    continue
+            except ProtocolError as error:
                 self._log.warning("dropped a frame", error=str(error))
-                continue
-            if received is not None and not self._admit(received, header, data):
-                continue
-            slot = slots.get(header.sid) if header.kind < 16 else None
-            if slot is None:
-                self._control(header, data)
                 continue
             self.in_step = InStep(header.sid, header.seq, time.monotonic())
             reply = host.handle(slot, header, data)
             self.in_step = None
             if reply is not None:
                 paths.send(way, reply)
-            if header.kind is Kind.CLOSE:
+            if kind is Kind.CLOSE:
                 if way != RELAY:  # the broker frees the slot when it sees this
                     self._dealer.send(PLAIN.encode(Closed(), header.sid, header.seq))
                 self._ended(slot, "closed")
@@ -170,6 +172,8 @@ class Loop:
     def _control(self, header: Header, data: bytes | memoryview) -> str | None:
         """Take a frame from the broker itself. Returns the address that it says stands."""
         kind = header.kind
+        if kind is Kind.ERROR and header.sid:  # not the broker's word about this loop
+            return None
         if kind < 16 and kind is not Kind.ERROR:
             self._unknown_session(header)
             return None
@@ -274,7 +278,7 @@ class Loop:
     def _watch_link(self) -> None:
         for event in self._dealer.link_events():
             if event.denied:
-                raise Denied(_denied(self._dealer.url))
+                raise Denied(_denied(self._dealer.url, event))
             if event.up:
                 self._hello()
             elif self._away_since is None and self._welcomed:
@@ -290,11 +294,8 @@ def hello(role: str, agent: bytes, sessions: list[Any]) -> Hello:
     return Hello(role, agent, f"gymwire {version('gymwire')}", hostsocket.gethostname(), sessions)
 
 
-def _denied(url: str) -> str:
-    return (
-        f"The broker at {url} refuses this connection: it does not know this key, its own key is "
-        f"not the one given with --broker-key, or only one side uses keys."
-    )
+def _denied(url: str, event: LinkEvent) -> str:
+    return f"The broker at {url} and this agent do not come together: {event.denied}"
 
 
 def _error_text(frame: codec.Frame) -> str:
