@@ -14,8 +14,8 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from learner_agent.channel import Channel, RemoteSession
+from learner_agent.opening import OF_PARENTS, place, spec_of_proxy
 from protocol import generators
-from protocol.address import DEFAULT_BROKER, check_url, parse_address
 from protocol.errors import (
     AttributeDenied,
     ConfigurationError,
@@ -24,9 +24,6 @@ from protocol.errors import (
     ResetNeeded,
 )
 from protocol.messages import Act, Call, Frame, Message, Percept, Render, Reset, Result, Status
-
-# Connections of parent processes. A fork must neither use nor close them, so it never drops them.
-_of_parents: list[Channel] = []
 
 
 class ProxyEnv(gymnasium.Env[Any, Any]):
@@ -48,6 +45,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         timeout_s: the longest silence of the broker that is tolerated. A long step is not silence.
         step_timeout_s: the longest that one call may take; None: as long as it takes.
         wait_s: how much longer the broker may take to appear, and the address to be offered.
+        direct: "auto" goes past the broker where the env agent allows it and can be reached;
+            "never"; "always" raises ConnectionFailed where that is not possible.
         channel: a connection to use instead of an own one to `broker`; the caller closes it.
 
     Raises:
@@ -71,31 +70,25 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         timeout_s: float = 60.0,
         step_timeout_s: float | None = None,
         wait_s: float = 0.0,
+        direct: str = "auto",
         channel: Channel | None = None,
     ) -> None:
         self._closed = False
-        address = address or os.environ.get("GYMWIRE_ADDRESS")
-        if not address:
-            raise ConfigurationError(
-                "Which environment? Give its address, such as ProxyEnv('cartpole'), or set "
-                "GYMWIRE_ADDRESS. `python -m learner_agent ls` shows what is on offer."
-            )
+        address, broker = place(address, channel.url if channel is not None else broker)
         if render_mode == "human":
             raise ConfigurationError(
                 "A remote environment opens no window here: use gymnasium.make("
                 "'learner_agent:gymwire/Proxy-v0', render_mode='human', ...), which shows it."
             )
-        parse_address(address)
-        if channel is not None:
-            broker = channel.url
         self._kwargs: dict[str, Any] = {
             "address": address,
-            "broker": check_url(broker or os.environ.get("GYMWIRE_BROKER") or DEFAULT_BROKER),
+            "broker": broker,
             "render_mode": render_mode,
             "env_kwargs": dict(env_kwargs or {}),
             "timeout_s": timeout_s,
             "step_timeout_s": step_timeout_s,
             "wait_s": wait_s,
+            "direct": direct,
         }
         self._step_timeout_s = step_timeout_s
         self._owns_channel = channel is None
@@ -105,7 +98,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         self.action_space = self._session.action_space
         self.metadata = opened.metadata
         self.render_mode = opened.render_mode
-        self._spec = _spec(opened.spec, self._kwargs)
+        self._spec = spec_of_proxy(opened.spec, self._kwargs)
 
     def _open(self, channel: Channel | None) -> None:
         """Open a session on this channel, or on a new one."""
@@ -121,6 +114,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
                 kwargs["address"],
                 render_mode=kwargs["render_mode"],
                 env_kwargs=kwargs["env_kwargs"],
+                direct=kwargs["direct"],
             )
         except BaseException:
             if made is not None:
@@ -186,7 +180,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             return
         self._closed = True
         if self._pid != os.getpid():
-            _of_parents.append(self._session.channel)
+            OF_PARENTS.append(self._session.channel)
             return
         self._session.close()
         if self._owns_channel:
@@ -197,7 +191,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         if session is None or self._closed or sys.is_finalizing():
             return
         if self._pid != os.getpid():
-            _of_parents.append(session.channel)
+            OF_PARENTS.append(session.channel)
         elif self._owns_channel:
             session.channel.close()  # says goodbye, and waits for nothing
 
@@ -296,7 +290,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
                 "This environment was made before the process forked, and its episode belongs to "
                 "the parent process. Call reset() first: it opens a session for this one."
             )
-        _of_parents.append(self._session.channel)
+        OF_PARENTS.append(self._session.channel)
         self._open(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -335,32 +329,3 @@ def _remake(cls: type[ProxyEnv], kwargs: dict[str, Any]) -> ProxyEnv:
 
 def _verb(message: Message) -> str:
     return "step" if type(message) is Act else type(message).__name__.lower()
-
-
-def _spec(remote: Mapping[str, Any], kwargs: Mapping[str, Any]) -> EnvSpec | None:
-    """The spec of a proxy of the environment that has this spec; None if it has none."""
-    match remote:
-        case {
-            "id": str(env_id),
-            "reward_threshold": float() | int() | None as reward_threshold,
-            "nondeterministic": bool(nondeterministic),
-            "max_episode_steps": int() | None as max_episode_steps,
-            "order_enforce": bool(order_enforce),
-            "disable_env_checker": bool(disable_env_checker),
-        }:
-            pass
-        case _:
-            return None
-    try:
-        return EnvSpec(
-            id=env_id,
-            entry_point="learner_agent.proxy_env:make_proxy",
-            reward_threshold=reward_threshold,
-            nondeterministic=nondeterministic,
-            max_episode_steps=max_episode_steps,
-            order_enforce=order_enforce,
-            disable_env_checker=disable_env_checker,
-            kwargs=dict(kwargs),
-        )
-    except gymnasium.error.Error:  # not an id that Gymnasium would register
-        return None
