@@ -16,9 +16,10 @@ from env_agent.agent import MAX_THREADS, Agent
 from env_agent.host import Service
 from env_agent.paths import DirectSettings
 from env_agent.workers import Supervisor
-from protocol import logs
+from protocol import keys, logs
 from protocol.address import DEFAULT_BROKER, check_url
 from protocol.errors import ConfigurationError, GymwireError
+from protocol.keys import KeyPair
 from protocol.transport import Dealer
 
 
@@ -97,6 +98,12 @@ def parser() -> argparse.ArgumentParser:
         metavar="S",
         help="on SIGTERM, seconds for which running sessions may finish (default 10)",
     )
+    made.add_argument(
+        "--insecure",
+        action="store_true",
+        help="with --direct: listen beyond this host without keys",
+    )
+    keys.add_options(made)
     logs.add_options(made)
     return made
 
@@ -109,11 +116,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         check_url(options.broker)
         if options.workers > 1 and options.worker is None:
             return _supervise(sys.argv[1:] if arguments is None else arguments, options.workers)
+        mine = keys.credentials(options.key, options.broker_key)
         services = _services(options)
         agent = Agent(
             services,
-            lambda: Dealer(options.broker),
-            direct=_direct(options),
+            lambda: Dealer(options.broker, key=mine.key, server_key=mine.broker_key),
+            direct=_direct(options, mine.key),
             threads=options.threads,
             wait_s=2.5 + options.wait,
             grace_s=options.grace,
@@ -142,7 +150,7 @@ def _supervise(arguments: Sequence[str], workers: int) -> int:
     return supervisor.run()
 
 
-def _direct(options: argparse.Namespace) -> DirectSettings | None:
+def _direct(options: argparse.Namespace, key: KeyPair | None) -> DirectSettings | None:
     if options.direct is None:
         return None
     url = check_url(options.direct, bind=True)
@@ -152,7 +160,7 @@ def _direct(options: argparse.Namespace) -> DirectSettings | None:
         threads = options.threads or MAX_THREADS
         head, _, port = url.rpartition(":")
         url = f"{head}:{int(port) + options.worker * threads}"
-    return DirectSettings(url)
+    return DirectSettings(url, key, options.insecure)
 
 
 def _services(options: argparse.Namespace) -> list[Service]:

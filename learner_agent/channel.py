@@ -29,6 +29,7 @@ from protocol.errors import (
     GymwireError,
     RequestTimeout,
 )
+from protocol.keys import credentials
 from protocol.messages import (
     KINDS,
     Busy,
@@ -48,7 +49,7 @@ from protocol.messages import (
     Role,
     Welcome,
 )
-from protocol.transport import TICK_MS, Dealer
+from protocol.transport import TICK_MS, Dealer, LinkEvent
 
 CONNECT_S = 2.5  # how long a broker may take to answer at first
 LOOK_S = 0.25  # how often a direct session looks at its connections
@@ -61,10 +62,20 @@ class Channel:
 
     `timeout_s`: the longest silence of the broker that is tolerated while something is asked of
     it. `wait_s`: how much longer a broker may take to appear, and an address to be offered.
-    Raises BrokerUnreachable, Denied, VersionMismatch.
+    `key`, `broker_key`: this agent's key file and the broker's public key, as
+    `protocol.keys.credentials` takes them. Raises BrokerUnreachable, Denied, VersionMismatch,
+    ConfigurationError.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0, wait_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 60.0,
+        wait_s: float = 0.0,
+        key: str | os.PathLike[str] | None = None,
+        broker_key: str | os.PathLike[str] | None = None,
+    ) -> None:
         if not timeout_s > 0:
             raise ConfigurationError(f"timeout_s must be a positive number, not {timeout_s!r}.")
         self.url = url
@@ -80,7 +91,8 @@ class Channel:
         self._answers: dict[int, tuple[Header, Message]] = {}
         self._broker_away = False
         self._heard = 0.0
-        self.dealer = Dealer(url)
+        self.credentials = credentials(key, broker_key)
+        self.dealer = Dealer(url, key=self.credentials.key, server_key=self.credentials.broker_key)
         try:
             self._connect(time.monotonic() + min(CONNECT_S, timeout_s) + wait_s)
         except BaseException:
@@ -95,7 +107,7 @@ class Channel:
                 self.pump()
             for event in self.dealer.link_events():
                 if event.denied:
-                    raise Denied(_denied(self.url))
+                    raise Denied(_denied(self.url, event))
             if time.monotonic() > deadline:
                 raise BrokerUnreachable(
                     f"No broker answers at {self.url}. Start one with `python -m broker`, or check "
@@ -240,7 +252,7 @@ class Channel:
         up = False
         for event in self.dealer.link_events():
             if event.denied:
-                raise Denied(_denied(self.url))
+                raise Denied(_denied(self.url, event))
             if event.up:
                 up = True
                 if self._broker_away:
@@ -316,7 +328,8 @@ class RemoteSession:
         link = None
         try:
             if offer is not None:
-                link = DirectLink(offer, self.sid, self.wish.nonce, None)
+                key = self.channel.credentials.key
+                link = DirectLink(offer, self.sid, self.wish.nonce, key)
                 if link.attach(CONNECT_S if required else ATTACH_S):
                     self._direct = link
                     return
@@ -513,8 +526,5 @@ def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) 
             channel.tick(time.monotonic())
 
 
-def _denied(url: str) -> str:
-    return (
-        f"The broker at {url} refuses this connection: it does not know this key, its own key is "
-        f"not the one given with --broker-key, or only one side uses keys."
-    )
+def _denied(url: str, event: LinkEvent) -> str:
+    return f"The broker at {url} and this agent do not come together: {event.denied}"

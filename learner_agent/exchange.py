@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from protocol import dialogue
 from protocol.codec import PLAIN, Frame, Header
-from protocol.errors import BrokerUnreachable, EnvironmentLost, MoveError
+from protocol.errors import BrokerUnreachable, EnvironmentLost, MoveError, ProtocolError
 from protocol.messages import (
     Busy,
     BusyReason,
@@ -29,6 +29,7 @@ from protocol.messages import (
 RESEND_S = 1.0  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 15.0
 PING_S = 1.0
+UNWATCHED_S = 2.0  # a PING overdue for longer says that nobody has looked in the meantime
 
 
 @dataclass(slots=True)
@@ -111,7 +112,7 @@ class Exchange:
     def receive(self, header: Header, data: bytes | memoryview, now: float) -> bool:
         """Take a frame of this session. True: it is the reply to the pending request.
 
-        Raises EnvironmentLost.
+        Raises EnvironmentLost, or ProtocolError if the other side broke the protocol.
         """
         kind, pending = header.kind, self.pending
         if kind < 16:
@@ -119,7 +120,12 @@ class Exchange:
                 return self._stray(header, data)
             if kind is Kind.ERROR and self._take_error(data, now):
                 return False
-            self.state = dialogue.after(self.state, pending.kind, kind)
+            try:
+                self.state = dialogue.after(self.state, pending.kind, kind)
+            except MoveError as error:
+                raise ProtocolError(
+                    f"The agent at {self._where} broke the rules: {error}"
+                ) from None
             self.pending = None
             self._abandoned.clear()
             return True
@@ -164,7 +170,7 @@ class Exchange:
         self._busy += 1
         if reason == BusyReason.HELLO:
             self.resuming = True
-        pause_s = min(max(retry_after_s, 0.0) * 2 ** min(self._busy, 5), 1.0)
+        pause_s = min(max(0.0, retry_after_s) * 2 ** min(self._busy, 5), 1.0)
         self._resend_at = now + pause_s * (0.5 + self._rng.random() / 2)
 
     def lose(self, reason: str) -> None:
@@ -197,6 +203,8 @@ class Exchange:
         """
         if self.pending is None:
             return False, []
+        if now - self._ping_at > UNWATCHED_S:  # frozen, or not waiting: it cannot tell silence
+            self._heard = now
         if now - self._heard > self._timeout_s:
             raise BrokerUnreachable(
                 f"The broker has been silent for {self._timeout_s:g} s while a "

@@ -47,6 +47,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         wait_s: how much longer the broker may take to appear, and the address to be offered.
         direct: "auto" goes past the broker where the env agent allows it and can be reached;
             "never"; "always" raises ConnectionFailed where that is not possible.
+        key: the file of this agent's key pair; default: the variable GYMWIRE_KEY, else none.
+        broker_key: the broker's public key or its file; default: GYMWIRE_BROKER_KEY, else none.
         channel: a connection to use instead of an own one to `broker`; the caller closes it.
 
     Raises:
@@ -71,6 +73,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         step_timeout_s: float | None = None,
         wait_s: float = 0.0,
         direct: str = "auto",
+        key: str | os.PathLike[str] | None = None,
+        broker_key: str | os.PathLike[str] | None = None,
         channel: Channel | None = None,
     ) -> None:
         self._closed = False
@@ -88,6 +92,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             "timeout_s": timeout_s,
             "step_timeout_s": step_timeout_s,
             "wait_s": wait_s,
+            "key": key,
+            "broker_key": broker_key,
             "direct": direct,
         }
         self._step_timeout_s = step_timeout_s
@@ -106,7 +112,11 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         made = None
         if channel is None:
             made = channel = Channel(
-                kwargs["broker"], timeout_s=kwargs["timeout_s"], wait_s=kwargs["wait_s"]
+                kwargs["broker"],
+                timeout_s=kwargs["timeout_s"],
+                wait_s=kwargs["wait_s"],
+                key=kwargs["key"],
+                broker_key=kwargs["broker_key"],
             )
             self._owns_channel = True
         try:

@@ -9,12 +9,14 @@ import os
 import re
 import stat
 import string
+import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import zmq
+from zmq.utils import z85
 
 from protocol.errors import ConfigurationError
 
@@ -165,4 +167,10 @@ def _read(path: Path) -> dict[str, bytes]:
 
 
 def _is_z85(value: str) -> bool:
-    return len(value) == 40 and set(value) <= _Z85
+    if len(value) != 40 or not set(value) <= _Z85:
+        return False
+    try:
+        z85.decode(value)
+    except struct.error:  # five characters that stand for more than 32 bits
+        return False
+    return True

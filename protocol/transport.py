@@ -7,13 +7,16 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import re
 import secrets
+import socket as hostsocket
+import threading
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import zmq
 import zmq.backend
@@ -21,9 +24,8 @@ from zmq.utils.monitor import recv_monitor_message
 
 from protocol.address import check_url, is_local
 from protocol.errors import ConfigurationError, ConnectionFailed
-
-if TYPE_CHECKING:
-    from protocol.keys import KeyPair
+from protocol.keys import KeyPair, identity
+from protocol.zap import Allow, Authenticator
 
 TICK_MS = 100  # how long a blocking receive blocks before timers get their turn
 MAX_MESSAGE = 64 * 1024 * 1024
@@ -35,13 +37,17 @@ KEEP = 4 * 1024
 # that is busy, not for one that is frozen.
 HEARTBEAT_IVL_MS = 1500
 HEARTBEAT_TIMEOUT_MS = 5000
-ZAP_DOMAIN = "gymwire"
+ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+CLOSED_EARLY = 3  # handshakes that the other side broke off before its key is taken for another one
 
 # The base class's methods skip several microseconds of Python in the subclass.
 _send = zmq.backend.Socket.send
 _recv = zmq.backend.Socket.recv
 
 _context: tuple[int, zmq.Context[Any]] | None = None
+_authenticator: tuple[int, Authenticator] | None = None
+_domains = itertools.count(1)
+_lock = threading.Lock()
 
 
 def context() -> zmq.Context[Any]:
@@ -52,6 +58,20 @@ def context() -> zmq.Context[Any]:
         made.set(zmq.MAX_SOCKETS, 65535)
         _context = (os.getpid(), made)
     return _context[1]
+
+
+def authenticator() -> Authenticator:
+    """The thread of this process that libzmq asks about keys; started on first use."""
+    global _authenticator
+    with _lock:
+        if _authenticator is None or _authenticator[0] != os.getpid():
+            socket: zmq.Socket[bytes] = context().socket(zmq.REP)
+            socket.linger = 0
+            socket.bind(ZAP_ENDPOINT)
+            thread = Authenticator(socket)
+            thread.start()
+            _authenticator = (os.getpid(), thread)
+        return _authenticator[1]
 
 
 def _common(socket: zmq.Socket[bytes], max_message: int, tick_ms: int = TICK_MS) -> None:
@@ -70,27 +90,33 @@ def _common(socket: zmq.Socket[bytes], max_message: int, tick_ms: int = TICK_MS)
 
 @dataclass(frozen=True, slots=True)
 class LinkEvent:
-    """A change of a connection. `fd`: the descriptor, as `Received.fd` has it."""
+    """A change of a connection. `fd`: the descriptor, as `Received.fd` has it, or -1.
+
+    `denied`: why the other side will not have this one, as the rest of a sentence; "" if it will.
+    """
 
     up: bool
     fd: int
-    denied: bool = False
+    denied: str = ""
 
 
 class Monitor:
-    """The connection events of one socket, read without blocking."""
+    """The connection events of one socket, read without blocking. `key`: a dialling socket's."""
 
-    _EVENTS = (
-        zmq.Event.HANDSHAKE_SUCCEEDED
-        | zmq.Event.DISCONNECTED
-        | zmq.Event.HANDSHAKE_FAILED_AUTH
-        | zmq.Event.HANDSHAKE_FAILED_PROTOCOL
-        | zmq.Event.HANDSHAKE_FAILED_NO_DETAIL
+    _FAILED = (
+        zmq.Event.HANDSHAKE_FAILED_AUTH,
+        zmq.Event.HANDSHAKE_FAILED_PROTOCOL,
+        zmq.Event.HANDSHAKE_FAILED_NO_DETAIL,
     )
 
-    def __init__(self, socket: zmq.Socket[bytes]) -> None:
+    def __init__(self, socket: zmq.Socket[bytes], key: KeyPair | None = None) -> None:
         self._watched = socket
-        self._socket: zmq.Socket[bytes] = socket.get_monitor_socket(self._EVENTS)
+        self._key = key
+        self._closed_early = 0
+        events = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+        for event in self._FAILED:
+            events |= event
+        self._socket: zmq.Socket[bytes] = socket.get_monitor_socket(events)
 
     def close(self) -> None:
         """Stop watching."""
@@ -102,15 +128,44 @@ class Monitor:
         found = []
         while self._socket.poll(0):
             message = recv_monitor_message(self._socket)
-            event = message["event"]
-            found.append(
-                LinkEvent(
-                    up=event == zmq.Event.HANDSHAKE_SUCCEEDED,
-                    fd=message["value"],
-                    denied=event not in (zmq.Event.HANDSHAKE_SUCCEEDED, zmq.Event.DISCONNECTED),
-                )
-            )
+            event, value = zmq.Event(message["event"]), int(message["value"])
+            if event in self._FAILED:  # the value is an error number then
+                found.append(LinkEvent(False, -1, self._why(event, value)))
+            else:
+                up = event == zmq.Event.HANDSHAKE_SUCCEEDED
+                if up:
+                    self._closed_early = -(2**31)  # it has our key: later failures are faults
+                found.append(LinkEvent(up, value))
         return found
+
+    def _why(self, event: zmq.Event, value: int) -> str:
+        """Why a handshake failed, "" if it may yet succeed."""
+        key = self._key
+        if event == zmq.Event.HANDSHAKE_FAILED_AUTH:
+            if key is None:
+                return "it asks for a key. Give --key and --broker-key (key= and broker_key=)."
+            return (
+                f"it does not know the key {key.public.decode('ascii')} (identity "
+                f"{identity(key.public)}). Ask its operator to let this key in."
+            )
+        if event == zmq.Event.HANDSHAKE_FAILED_PROTOCOL:
+            if value != zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+                return ""
+            if key is None:
+                return (
+                    "it uses keys and this side none. Give --key and --broker-key (key= and "
+                    "broker_key=), as docs/security.md shows."
+                )
+            return (
+                "it uses no keys and this side does. Start it with --key, or leave the keys away "
+                "here."
+            )
+        # A CURVE server does not answer who was given a wrong key for it; it hangs up. So does a
+        # broker that is just being stopped, once.
+        self._closed_early += key is not None and value in (errno.EPIPE, errno.ECONNRESET)
+        if self._closed_early < CLOSED_EARLY:
+            return ""
+        return "its public key is not the one given here as --broker-key (broker_key=)."
 
 
 class Dealer:
@@ -138,12 +193,14 @@ class Dealer:
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         socket.sndtimeo = TICK_MS
+        if (key is None) != (server_key is None):
+            raise ConfigurationError("A connection needs both keys, its own and the other's.")
         if key is not None and server_key is not None:
             socket.curve_publickey = key.public
             socket.curve_secretkey = key.secret
             socket.curve_serverkey = server_key
         self._socket = socket
-        self._monitor = Monitor(socket)
+        self._monitor = Monitor(socket, key)
         self._bare = cast(Any, socket)
         try:
             socket.connect(url)
@@ -232,13 +289,18 @@ class Delivery(Enum):
 
 
 class Router:
-    """A listening socket. Sends never block: what cannot be delivered is told at once."""
+    """A listening socket. Sends never block: what cannot be delivered is told at once.
+
+    With `key`, peers must hold one, too, for which `allow` is true (asked at each connection, in
+    another thread). Without, it listens on this host only, unless `insecure`.
+    """
 
     def __init__(
         self,
         urls: Iterable[str],
         *,
         key: KeyPair | None = None,
+        allow: Allow = lambda _key: True,
         insecure: bool = False,
         max_message: int = MAX_MESSAGE,
         tick_ms: int = TICK_MS,
@@ -255,6 +317,7 @@ class Router:
         # guesses the next name can abort the process. Start it somewhere unknown.
         ctypes.CDLL(None).srand(secrets.randbits(32))
         socket: zmq.Socket[bytes] = context().socket(zmq.ROUTER)
+        self._domain = ""
         _common(socket, max_message, tick_ms)
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
@@ -265,7 +328,10 @@ class Router:
             socket.curve_server = True
             socket.curve_publickey = key.public
             socket.curve_secretkey = key.secret
-            socket.setsockopt_string(zmq.ZAP_DOMAIN, ZAP_DOMAIN)
+            # Answered for before the socket listens: nobody gets in between.
+            self._domain = f"gymwire-{next(_domains)}"
+            authenticator().admit(self._domain, allow)
+            socket.setsockopt_string(zmq.ZAP_DOMAIN, self._domain)
             socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         self._socket = socket
         self._bare = cast(Any, socket)
@@ -310,6 +376,19 @@ class Router:
             raise
         return Delivery.DONE
 
+    def hang_up(self, fd: int) -> None:
+        """Close the connection with this descriptor; libzmq sees it end as if the peer had."""
+        try:
+            connection = hostsocket.socket(fileno=fd)
+        except OSError:  # it is closed already
+            return
+        try:
+            connection.shutdown(hostsocket.SHUT_RDWR)
+        except OSError:
+            return
+        finally:
+            connection.detach()
+
     def link_events(self) -> list[LinkEvent]:
         """Connections made and lost since the last call."""
         return self._monitor.events()
@@ -321,6 +400,8 @@ class Router:
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close; what was sent last has `linger_s` seconds to leave."""
+        if self._domain:
+            authenticator().forget(self._domain)
         self._monitor.close()
         self._socket.close(linger=int(linger_s * 1000))
 
