@@ -37,7 +37,10 @@ def error_for(error: Error) -> errors.GymwireError:
         if error.code == Code.ENVIRONMENT_FAILED:
             text = f"{remote_type}: {text}" if text else remote_type
         trace = str(error.details.get("traceback", ""))
-        return kind(text, remote_type=remote_type, remote_traceback=trace)
+        failure = kind(text, remote_type=remote_type, remote_traceback=trace)
+        index = error.details.get("env_index")
+        failure.env_index = index if type(index) is int else None
+        return failure
     return _CLASSES.get(error.code, errors.Refused)(error.text)
 
 

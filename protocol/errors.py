@@ -182,7 +182,10 @@ class EnvironmentFailed(EnvironmentSideError):
     Attributes:
         remote_type: the exception's qualified type name.
         remote_traceback: the traceback at the env agent, as text.
+        env_index: which environment of a vector, None where that is not known.
     """
+
+    env_index: int | None = None
 
     def __init__(self, text: str, *, remote_type: str = "", remote_traceback: str = "") -> None:
         super().__init__(text)
