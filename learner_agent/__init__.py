@@ -8,12 +8,14 @@ import gymnasium
 
 if TYPE_CHECKING:
     from learner_agent.proxy_env import ProxyEnv as ProxyEnv
+    from learner_agent.proxy_vector_env import ProxyVectorEnv as ProxyVectorEnv
 
-__all__ = ["ProxyEnv"]
+__all__ = ["ProxyEnv", "ProxyVectorEnv"]
 
 gymnasium.register(
     id="gymwire/Proxy-v0",
     entry_point="learner_agent.proxy_env:make_proxy",
+    vector_entry_point="learner_agent.proxy_vector_env:ProxyVectorEnv",
     # The env agent made the environment with its checks and its time limit: once is enough.
     order_enforce=False,
     disable_env_checker=True,
@@ -26,4 +28,8 @@ def __getattr__(name: str) -> Any:
         from learner_agent.proxy_env import ProxyEnv
 
         return ProxyEnv
+    if name == "ProxyVectorEnv":
+        from learner_agent.proxy_vector_env import ProxyVectorEnv
+
+        return ProxyVectorEnv
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -150,3 +150,62 @@ def _as_objects(values: list[Any], masks: list[Any], sizes: Sequence[int]) -> An
                 array[start + i] = value[i] if batched else value
         start += size
     return array
+
+
+def split_ids(ids: Any, parts: Sequence[slice]) -> dict[int, NDArray[np.intp]]:
+    """For each part of the vector that `ids` name, where in `ids` its environments stand, in order.
+
+    Raises BatchSizeError for ids that are no different numbers of environments, or that name some
+    environments of a part and not all.
+    """
+    num_envs, numbers = parts[-1].stop, np.asarray(ids)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not numbers.size:
+        raise BatchSizeError("env_ids must be a list or an array of one or more integers.")
+    order = np.argsort(numbers)
+    ordered = numbers[order]
+    if ordered[0] < 0 or ordered[-1] >= num_envs or (ordered[1:] == ordered[:-1]).any():
+        raise BatchSizeError(
+            f"env_ids must be different numbers from 0 to {num_envs - 1}, not {numbers.tolist()}."
+        )
+    places: dict[int, NDArray[np.intp]] = {}
+    for i, part in enumerate(parts):
+        begin, end = np.searchsorted(ordered, (part.start, part.stop))
+        if end - begin == part.stop - part.start:
+            places[i] = order[begin:end]
+        elif begin != end:
+            raise BatchSizeError(
+                f"Environments {part.start} to {part.stop - 1} share a session and step together: "
+                f"env_ids must name all of them or none. With sessions={num_envs} each is alone."
+            )
+    return places
+
+
+def split_seed(seed: Any, parts: Sequence[slice]) -> list[Any]:
+    """The seed of each part, so that environment i gets `seed + i` or `seed[i]`."""
+    if seed is None:
+        return [None] * len(parts)
+    if isinstance(seed, int):
+        return [seed + part.start for part in parts]
+    num_envs = parts[-1].stop
+    if len(seed) != num_envs:
+        raise BatchSizeError(
+            f"{len(seed)} seeds for {num_envs} environments: give one for each, or an int."
+        )
+    return [list(seed[part]) for part in parts]
+
+
+def split_options(options: dict[str, Any] | None, parts: Sequence[slice]) -> dict[int, Any]:
+    """The options of each part that is to be reset: all, or those in which the mask has a True."""
+    if options is None or "reset_mask" not in options:
+        return dict.fromkeys(range(len(parts)), options)
+    mask, num_envs = options["reset_mask"], parts[-1].stop
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        raise TypeError("options['reset_mask'] must be a numpy array of bools.")
+    if mask.shape != (num_envs,) or not mask.any():
+        raise BatchSizeError(
+            f"options['reset_mask'] must have the shape ({num_envs},) and at least one True; it "
+            f"has the shape {mask.shape} and {mask.sum()}."
+        )
+    return {
+        i: {**options, "reset_mask": mask[part]} for i, part in enumerate(parts) if mask[part].any()
+    }

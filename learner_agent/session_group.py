@@ -1,0 +1,128 @@
+"""Several sessions of one address on one channel, each with some environments of one vector."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from learner_agent.channel import Channel, RemoteSession, wait_any
+from protocol import dialogue
+from protocol.errors import EnvironmentFailed, EnvironmentLost, RequestTimeout
+from protocol.messages import Kind, Message
+
+
+class SessionGroup:
+    """Sessions, with the environments that each has.
+
+    Errors name environments by their number in the whole vector. `open_one`: opens a session for
+    so many environments. Session i has the environments `slices[i]`.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        slices: Sequence[slice],
+        where: str,
+        open_one: Callable[[Channel, int], RemoteSession],
+    ) -> None:
+        self.channel = channel
+        self.slices = slices
+        self.sizes = [part.stop - part.start for part in slices]
+        self.num_envs = slices[-1].stop
+        self._where = where
+        self._open_one = open_one
+        self._sessions = [open_one(channel, size) for size in self.sizes]
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __getitem__(self, i: int) -> RemoteSession:
+        return self._sessions[i]
+
+    def names(self, i: int) -> str:
+        """The environments of a session, as errors call them."""
+        part = self.slices[i]
+        if part.stop - part.start == 1:
+            return f"environment {part.start}"
+        return f"environments {part.start} to {part.stop - 1}"
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def check(self, kind: Kind) -> None:
+        """Raise EnvironmentLost or MoveError unless all sessions may send this request now."""
+        for i, session in enumerate(self._sessions):
+            if session.exchange.lost is not None:
+                raise self.lost_error(i)
+            dialogue.check_request(session.exchange.state, kind)
+
+    def ask(self, requests: Mapping[int, Message], timeout_s: float | None) -> dict[int, Message]:
+        """Send a request to each of these sessions, and gather the replies."""
+        for i, request in requests.items():
+            self._sessions[i].begin(request)
+        self.wait_for_all(requests, timeout_s)
+        return {i: self.finish(i) for i in requests}
+
+    def wait_for_all(
+        self, waiting: Sequence[int] | Mapping[int, object], timeout_s: float | None
+    ) -> None:
+        """Wait for the replies of these sessions. Raises RequestTimeout and EnvironmentLost."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while missing := [i for i in waiting if not self._sessions[i].ready]:
+            self.wait_for_one(missing, deadline)
+
+    def wait_for_one(self, waiting: Sequence[int], deadline: float | None) -> None:
+        """Wait until one of these sessions has its reply; `deadline` is of the monotonic clock."""
+        left_s = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+        try:
+            wait_any([self._sessions[i] for i in waiting], left_s)
+        except RequestTimeout:
+            names = ", ".join(map(self.names, waiting))
+            raise RequestTimeout(
+                f"No answer yet from {names} of {self.num_envs} at {self._where}. Call again to "
+                f"wait on, or reset()."
+            ) from None
+        except EnvironmentLost:
+            raise self.lost_error() from None
+
+    def finish(self, i: int, timeout_s: float | None = None) -> Message:
+        """Wait for the reply to a session's pending request, and return it."""
+        try:
+            return self._sessions[i].finish(timeout_s)
+        except EnvironmentLost:
+            raise self.lost_error(i) from None
+        except EnvironmentFailed as error:
+            if error.env_index is not None:
+                error.env_index += self.slices[i].start
+                names = f"environment {error.env_index}"
+            else:
+                names = self.names(i)
+            error.args = (f"In {names} of {self.num_envs}: {error.args[0]}",)
+            raise
+
+    # --- loss and end -----------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> list[int]:
+        """The sessions that are lost."""
+        return [i for i, one in enumerate(self._sessions) if one.exchange.lost is not None]
+
+    def lost_error(self, i: int | None = None) -> EnvironmentLost:
+        """What to raise when one session, or whichever, was lost."""
+        lost = self.lost or ([] if i is None else [i])
+        names = ", ".join(map(self.names, lost)) or "environments"
+        why = self._sessions[lost[0]].exchange.lost if lost else None
+        return EnvironmentLost(
+            f"Lost: {names} of {self.num_envs} at {self._where}: {why or 'the agent is gone'}. "
+            f"reset() opens new sessions for what is lost; the episodes there cannot be recovered."
+        )
+
+    def reopen(self, i: int) -> None:
+        """Open a new session in the place of a lost one."""
+        self._sessions[i].close()
+        self._sessions[i] = self._open_one(self.channel, self.sizes[i])
+
+    def close(self) -> None:
+        """End the sessions and leave the broker; never waits for a step."""
+        for session in self._sessions:
+            session.close()
+        self.channel.close()
