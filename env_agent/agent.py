@@ -50,7 +50,7 @@ class Agent:
         count = min(most, threads or MAX_THREADS)
         self._direct = direct
         self._loops = [
-            Loop(partial(self._make_paths, index), Host(services), self._token)
+            Loop(partial(self._make_paths, index), Host(services), self._token, tells=index == 0)
             for index in range(count)
         ]
         self._log = structlog.get_logger()

@@ -28,6 +28,7 @@ from protocol.messages import (
     Kind,
     Message,
     Offer,
+    Offered,
     Open,
     Resume,
     Resumed,
@@ -38,6 +39,7 @@ from protocol.messages import (
 from protocol.transport import LinkEvent, Received
 
 TIMERS_EVERY = 256  # frames after which timers get their turn even when the socket never rests
+HELLO_AGAIN_S = 1.0
 AWAY_S = 300.0  # sessions end when the broker has been away for so long
 
 
@@ -52,18 +54,24 @@ class InStep(NamedTuple):
 class Loop:
     """Serves the offers over one connection. Made, run and stopped in one thread.
 
-    `in_step` may be read from other threads; `stop` and `drain` may be set from them.
+    `in_step` may be read from other threads; `stop` and `drain` may be set from them. Of the loops
+    of an agent, one with `tells` logs what becomes of the broker: all of them would see the same.
     """
 
-    def __init__(self, make_paths: Callable[[], Paths], host: Host, agent: bytes) -> None:
+    def __init__(
+        self, make_paths: Callable[[], Paths], host: Host, agent: bytes, *, tells: bool = True
+    ) -> None:
         self._make_paths = make_paths
         self.host = host
         self._agent = agent
+        self._tells = tells
         self._offers: Sequence[Offer] = ()
         self._log = structlog.get_logger()
         self._welcomed = False
         self._epoch = 0
         self._away_since: float | None = None
+        self._awaited: set[str] = set()  # the addresses of which the broker has not said OFFERED
+        self._hello_at = 0.0
         self._draining = False
         self._opened_at: dict[int, float] = {}
         self.in_step: InStep | None = None
@@ -84,14 +92,13 @@ class Loop:
         self._paths = self._make_paths()
         self._dealer = self._paths.dealer
         deadline = time.monotonic() + wait_s
-        pending = {offer.address for offer in offers}
+        self._awaited = {offer.address for offer in offers}
         greeted = False
-        while pending:
-            greeted = greeted or self._hello(wait=True)
+        while self._awaited:
+            greeted = self._introduce(wait=True) or greeted
             data = self._dealer.receive() if greeted else None
             if data is not None:
-                header = codec.read_header(data)
-                pending.discard(self._control(header, data) or "")
+                self._control(codec.read_header(data), data)
                 continue
             for event in self._dealer.link_events():
                 if event.denied:
@@ -108,14 +115,18 @@ class Loop:
         """Serve until `stop`, or until `drain` and the last session has ended."""
         try:
             while not self.stop.is_set():
-                self._serve()
-                self._timers()
+                self.turn()
                 if self._draining and self.idle:
                     break
         finally:
             self.host.close_all()
             self._dealer.send(PLAIN.encode(Bye("the env agent stops")))
             self._paths.close()
+
+    def turn(self) -> None:
+        """Serve what has arrived, waiting for a tick at most, then see to what time brings."""
+        self._serve()
+        self._timers()
 
     # --- one frame --------------------------------------------------------------------------------
 
@@ -169,14 +180,14 @@ class Loop:
         direct.router.send(received.rid, PLAIN.encode(reply, header.sid, header.seq))
         return False
 
-    def _control(self, header: Header, data: bytes | memoryview) -> str | None:
-        """Take a frame from the broker itself. Returns the address that it says stands."""
+    def _control(self, header: Header, data: bytes | memoryview) -> None:
+        """Take a frame from the broker itself."""
         kind = header.kind
         if kind is Kind.ERROR and header.sid:  # not the broker's word about this loop
-            return None
+            return
         if kind < 16 and kind is not Kind.ERROR:
             self._unknown_session(header)
-            return None
+            return
         message = PLAIN.decode(data, header)
         match message:
             case Open():
@@ -192,10 +203,9 @@ class Loop:
             case Error():
                 self._refused(message)
             case Bye():
-                self._log.info("the broker stops", broker=self._dealer.url)
-            case _:
-                return getattr(message, "address", None) if kind is Kind.OFFERED else None
-        return None
+                self._tell("the broker stops")
+            case Offered():
+                self._awaited.discard(message.address)
 
     def _unknown_session(self, header: Header) -> None:
         if header.kind is Kind.CLOSE:
@@ -242,12 +252,20 @@ class Loop:
             [slot.session.sid, slot.session.nonce, slot.session.address, slot.session.learner]
             for slot in self.host.slots.values()
         ]
-        return self._dealer.send(PLAIN.encode(hello(Role.ENV, self._agent, rows)), wait)
+        self._awaited = {offer.address for offer in self._offers}
+        sent = self._dealer.send(PLAIN.encode(hello(Role.ENV, self._agent, rows)), wait)
+        if sent:
+            self._hello_at = time.monotonic() + HELLO_AGAIN_S
+        return sent
+
+    def _introduce(self, wait: bool = False) -> bool:
+        """Say HELLO if it is due: until every offer stands, what was said may have got lost."""
+        return bool(self._awaited) and time.monotonic() >= self._hello_at and self._hello(wait)
 
     def _welcome(self, welcome: Welcome) -> None:
-        if self._welcomed:
+        if self._away_since is not None or (self._welcomed and welcome.epoch != self._epoch):
             again = "restarted" if welcome.epoch != self._epoch else "reached again"
-            self._log.info(f"broker {again}", broker=self._dealer.url)
+            self._tell(f"broker {again}")
         self._welcomed, self._epoch, self._away_since = True, welcome.epoch, None
         for offer in self._offers:
             self._dealer.send(PLAIN.encode(offer))
@@ -266,6 +284,7 @@ class Loop:
     def _timers(self) -> None:
         now = time.monotonic()
         self._watch_link()
+        self._introduce()
         if self._away_since is not None and now - self._away_since > AWAY_S:
             for slot in list(self.host.slots.values()):
                 if now - slot.heard > AWAY_S:
@@ -283,7 +302,12 @@ class Loop:
                 self._hello()
             elif self._away_since is None and self._welcomed:
                 self._away_since = time.monotonic()
-                self._log.warning("broker lost, waiting for it", broker=self._dealer.url)
+                self._tell("broker lost, waiting for it")
+
+    def _tell(self, event: str) -> None:
+        """Log what becomes of the broker; to an agent that leaves anyway it does not matter."""
+        if self._tells and not self.drain.is_set() and not self.stop.is_set():
+            self._log.info(event, broker=self._dealer.url)
 
 
 _UNKNOWN_SESSION = "The env agent does not know this session: it was restarted, or the lease ended."

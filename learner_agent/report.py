@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -39,14 +40,20 @@ def print_report(result: TrainingResult, learner: Learner, console: Console) -> 
 
 def _price_table(result: TrainingResult, agent: PriceAgent) -> Table:
     truth = _true_acceptance(result.reset_info, agent)
-    table = Table(title="Learnt prices", title_justify="left", title_style="bold")
+    # Narrow enough for 80 columns with a process manager's prefix before each line.
+    table = Table(
+        title="Learnt prices, and how likely they are accepted",
+        title_justify="left",
+        title_style="bold",
+        box=box.ROUNDED,
+    )
     table.add_column("good", justify="right")
     table.add_column("offers", justify="right")
-    table.add_column("learnt price", justify="right", style="bold")
-    table.add_column("accepted, learnt", justify="right")
+    table.add_column("price", justify="right", style="bold")
+    table.add_column("learnt", justify="right")
     table.add_column("90 % sure", justify="center", style="dim")
     if truth is not None:
-        table.add_column("accepted, true", justify="right")
+        table.add_column("true", justify="right")
     for place, good in enumerate(agent.goods[:MOST_GOODS_SHOWN]):
         best = good.best()
         low, high = best.interval(0.9)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
-from typing import Any, TextIO
+from typing import Any
 
 import structlog
 
@@ -19,21 +20,21 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--log-level", choices=LEVELS, default="info")
 
 
-class _Stream:
-    """Writes that survive a full disk or a closed pipe: losing a log line must not stop a step."""
+class _Stderr:
+    """Standard error, as it is at the moment: a progress bar takes its place to keep below lines.
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
+    Writes survive a full disk or a closed pipe: losing a log line must not stop a step.
+    """
 
     def write(self, text: str) -> int:
         try:
-            return self._stream.write(text)
+            return sys.stderr.write(text)
         except OSError:
             return 0
 
     def flush(self) -> None:
         try:
-            self._stream.flush()
+            sys.stderr.flush()
         except OSError:
             return
 
@@ -43,16 +44,17 @@ def configure(program: str, *, form: str = "lines", level: str = "info") -> None
     if form == "json":
         renderer: Any = structlog.processors.JSONRenderer()
     else:
-        renderer = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=28)
+        renderer = structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(), pad_event_to=16, pad_level=False, sort_keys=False
+        )
+    processors: list[Any] = [structlog.processors.add_log_level]
+    if form == "json":
+        processors.append(structlog.processors.TimeStamper(fmt="iso", utc=True))
+    elif "HONCHO_PROCESS_NAME" not in os.environ:  # honcho writes the time before each line
+        processors.append(structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False))
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(
-                fmt="iso" if form == "json" else "%H:%M:%S", utc=form == "json"
-            ),
-            renderer,
-        ],
+        processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(_Stream(sys.stderr)),  # type: ignore[arg-type]
+        logger_factory=structlog.PrintLoggerFactory(_Stderr()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )

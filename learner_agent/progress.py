@@ -1,0 +1,98 @@
+"""How a training shows that it goes on: a bar on a terminal, a few log lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import Protocol
+
+import structlog
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from learner_agent.task import Progress
+
+# A line for every tenth, but no sooner than a person can read them, nor so late that one would
+# wonder whether the training is stuck.
+LINE_AT_LEAST_S = 2.0
+LINE_AT_MOST_S = 60.0
+
+
+class Meter(Protocol):
+    """Shows progress from when it is made until it is closed."""
+
+    def __call__(self, progress: Progress) -> None:
+        """Show this."""
+
+    def close(self) -> None:
+        """Leave the terminal as it should be."""
+
+
+def meter(console: Console, title: str, steps: int) -> Meter:
+    """Return the meter that suits where `console` writes to."""
+    return BarMeter(console, title, steps) if console.is_terminal else LineMeter()
+
+
+class BarMeter:
+    """A progress bar with the rate of steps and the recent reward."""
+
+    def __init__(self, console: Console, title: str, steps: int) -> None:
+        self._bar = Bar(
+            TextColumn("{task.description}", style="bold", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TextColumn("{task.fields[reward]}", style="cyan"),
+            TimeRemainingColumn(compact=True),
+            console=console,
+        )
+        self._row = self._bar.add_task(title, total=steps, rate="", reward="")
+        self._bar.start()
+
+    def __call__(self, progress: Progress) -> None:
+        """Move the bar."""
+        self._bar.update(
+            self._row,
+            completed=progress.step,
+            rate=f"{progress.steps_per_s:,.0f}/s",
+            reward=f"reward {progress.recent_reward:.3f}",
+        )
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        self._bar.stop()
+
+
+class LineMeter:
+    """A log line for about each tenth of the training."""
+
+    def __init__(self) -> None:
+        self._log = structlog.get_logger()
+        self._last = time.monotonic()
+        self._tenth = 0
+
+    def __call__(self, progress: Progress) -> None:
+        """Write a line if one is due."""
+        if self.due(progress, time.monotonic()):
+            self._log.info(
+                f"trained {progress.step / progress.steps:.0%}",
+                step=progress.step,
+                reward=round(progress.recent_reward, 3),
+                steps_per_s=round(progress.steps_per_s),
+            )
+
+    def due(self, progress: Progress, now: float) -> bool:
+        """Whether this progress gets a line. The last step gets none: the report follows it."""
+        silent_s = now - self._last
+        tenth = 10 * progress.step // progress.steps
+        if (
+            progress.step == progress.steps
+            or silent_s < LINE_AT_LEAST_S
+            or (tenth == self._tenth and silent_s < LINE_AT_MOST_S)
+        ):
+            return False
+        self._last, self._tenth = now, tenth
+        return True
+
+    def close(self) -> None:
+        """There is nothing to leave behind."""
