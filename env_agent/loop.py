@@ -39,7 +39,7 @@ from protocol.messages import (
 from protocol.transport import LinkEvent, Received
 
 TIMERS_EVERY = 256  # frames after which timers get their turn even when the socket never rests
-HELLO_AGAIN_S = 1.0
+HELLO_AGAIN_S = 1.0  # how long offers may take to stand before HELLO is said again
 AWAY_S = 300.0  # sessions end when the broker has been away for so long
 
 

@@ -49,9 +49,10 @@ from protocol.messages import (
     Role,
     Welcome,
 )
-from protocol.transport import TICK_MS, Dealer, LinkEvent
+from protocol.transport import TICK_MS, Dealer, LinkEvent, wait_among
 
 CONNECT_S = 2.5  # how long a broker may take to answer at first
+HELLO_AGAIN_S = 1.0  # how long WELCOME may take before HELLO is said again
 LOOK_S = 0.25  # how often a direct session looks at its connections
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
 TIMERS_EVERY = 64  # frames after which timers get their turn even when the socket never rests
@@ -100,10 +101,12 @@ class Channel:
             raise
 
     def _connect(self, deadline: float) -> None:
-        greeted = False
+        hello_at = 0.0
         while self.welcome is None:
-            greeted = greeted or self.dealer.send(self._hello(), wait=True)
-            if greeted:
+            now = time.monotonic()
+            if now >= hello_at and self.dealer.send(self._hello(), wait=True):
+                hello_at = now + HELLO_AGAIN_S
+            if hello_at:
                 self.pump()
             for event in self.dealer.link_events():
                 if event.denied:
@@ -450,7 +453,7 @@ class RemoteSession:
         while self._reply is None:
             if deadline is not None:
                 left_s = deadline - time.monotonic()
-                if left_s < TICK_MS / 1000 and not self._dealer.poll(max(left_s, 0.0)):
+                if left_s < TICK_MS / 1000 and not self.way.poll(max(left_s, 0.0)):
                     assert timeout_s is not None
                     raise RequestTimeout(self._timeout_text(timeout_s))
             arrived = self.pump()
@@ -465,7 +468,8 @@ class RemoteSession:
         return message
 
     @property
-    def _dealer(self) -> Dealer:
+    def way(self) -> Dealer:
+        """The connection that requests and replies take at present."""
         direct = self._direct
         return direct.dealer if direct is not None and direct.up else self.channel.dealer
 
@@ -519,10 +523,21 @@ def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) 
     """
     channel = sessions[0].channel
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
+    tick_s, frames = TICK_MS / 1000, 0
     while not any(session.ready for session in sessions):
-        if deadline is not None and time.monotonic() >= deadline:
+        wait_s = tick_s if deadline is None else min(deadline - time.monotonic(), tick_s)
+        if wait_s <= 0:
             raise RequestTimeout(f"None of {len(sessions)} requests was answered in {timeout_s} s.")
-        if not channel.pump():
+        ways = {session.way: session for session in sessions}
+        if len(ways) == 1 and wait_s == tick_s:
+            arrived = sessions[0].pump()
+        else:
+            ready = wait_among([*ways], wait_s)
+            for i in ready:
+                [*ways.values()][i].pump()
+            arrived = bool(ready)
+        frames += 1
+        if not arrived or not frames % TIMERS_EVERY:
             channel.tick(time.monotonic())
 
 
