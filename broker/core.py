@@ -103,6 +103,7 @@ class Core:
         self.notes: list[Note] = []
         self._epoch = epoch
         self._started = now
+        self._patient_until = now
         self._rng = rng
         self._software = software
         self._lease_s = lease_s
@@ -233,6 +234,10 @@ class Core:
             if session.learner is peer:
                 self.tables.adopt(session)
 
+    def woke(self, now: float) -> None:
+        """This process did not run for a while: peers gave us up, and are on their way back."""
+        self._patient_until = now + STARTING_S
+
     def expire(self, now: float) -> list[Send]:
         """What time alone brings about: probes, sessions of lost agents, leases."""
         sends: list[Send] = []
@@ -250,13 +255,13 @@ class Core:
             # A connection that is made anew stays silent until its owner speaks: ask for it.
             sends.append(self._send(peer.rid, Ping()))
             if peer.role == Role.ENV:
-                if now - peer.lost_at >= GRACE_S:
+                if now - peer.lost_at >= GRACE_S and now >= self._patient_until:
                     sends += self._end_loop(peer, f"the env agent on {peer.host} is gone")
             elif not peer.sessions:
                 self._forget(peer)
         for session in list(self.tables.orphans.values()):
             assert session.orphan_until is not None
-            if now >= session.orphan_until:
+            if now >= session.orphan_until and now >= self._patient_until:
                 sends += self._end_orphan(session)
         return sends
 
@@ -314,7 +319,11 @@ class Core:
                 raise DecodingError("A session in HELLO is [sid, nonce, address, learner].")
         known = self.tables.sessions.get(sid)
         if known is None:
-            if nonce not in self.tables.by_nonce and len(self.tables.sessions) < MAX_SESSIONS:
+            if (
+                sid not in self.tables.ended
+                and nonce not in self.tables.by_nonce
+                and len(self.tables.sessions) < MAX_SESSIONS
+            ):
                 session = Session(sid, nonce, name, learner, loop, None, is_open=True)
                 self.tables.add_session(session)
                 self.tables.orphan(session, until=now + max(REJOIN_S, self._lease_s))

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from protocol.messages import Offer, Role
 
+MAX_ENDED = 10_000  # sessions that have ended and are still known as such
 TOLD_S = 2.5  # an agent says each second that it is in a long step; later, it is not any more
 
 
@@ -72,6 +73,7 @@ class Tables:
         self.routes: dict[bytes, Route] = {}
         self.orphans: dict[int, Session] = {}
         self.lost: dict[bytes, Peer] = {}
+        self.ended: dict[int, None] = {}  # the oldest first
 
     def add_peer(self, peer: Peer) -> None:
         """Enter a peer, or the new connection of one that is known."""
@@ -133,6 +135,10 @@ class Tables:
         self.orphans.pop(session.sid, None)
         self.sessions.pop(session.sid, None)
         self.by_nonce.pop(session.nonce, None)
+        # An agent that was cut off may announce it again, long after its learner was told.
+        self.ended[session.sid] = None
+        if len(self.ended) > MAX_ENDED:
+            del self.ended[next(iter(self.ended))]
 
     def drop_peer(self, peer: Peer) -> None:
         """Forget a peer; its sessions are the caller's to end first."""

@@ -16,6 +16,7 @@ from broker.core import Core, Send, Sender
 from protocol.keys import KeyPair, identity
 from protocol.transport import MAX_MESSAGE, TICK_MS, Delivery, Received, Router
 
+STOPPED_S = 2.0  # a gap between two ticks that shows that this process was frozen
 TIMERS_EVERY = 256  # frames after which timers get their turn even when the socket never rests
 
 
@@ -98,6 +99,8 @@ class Server:
     def _timers(self, now: float) -> None:
         if now < self._next_timers:
             return
+        if self._next_timers and now - self._next_timers > STOPPED_S:
+            self.core.woke(now)
         self._next_timers = now + TICK_MS / 1000
         for event in self._router.link_events():
             if not event.up:
