@@ -268,8 +268,11 @@ class Received(NamedTuple):
 
     @property
     def fd(self) -> int:
-        """The descriptor of the sender's connection, as LinkEvent has it."""
-        return int(self.frame.get(zmq.SRCFD))
+        """The descriptor of the sender's connection, as LinkEvent has it; -1 if it is unknown."""
+        try:
+            return int(self.frame.get(zmq.SRCFD))
+        except zmq.ZMQError:  # what is no ZeroMQ of this century (HTTP, say) has none
+            return -1
 
     @property
     def public_key(self) -> bytes | None:
