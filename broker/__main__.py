@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
+from broker.policy_file import PolicyFile
 from broker.server import Server
 from protocol import logs
 from protocol.address import DEFAULT_BROKER
-from protocol.errors import GymwireError
+from protocol.errors import ConfigurationError, GymwireError
+from protocol.keys import load
 
 
 def parser() -> argparse.ArgumentParser:
@@ -26,6 +30,15 @@ def parser() -> argparse.ArgumentParser:
         metavar="URL",
         help=f"listen here: tcp://HOST:PORT or ipc://PATH; may be repeated "
         f"(default {DEFAULT_BROKER})",
+    )
+    made.add_argument(
+        "--key", metavar="FILE", help="the broker's secret key (default: GYMWIRE_KEY, else none)"
+    )
+    made.add_argument(
+        "--policy",
+        type=Path,
+        metavar="FILE.toml",
+        help="which keys may offer and use what; read again when it changes (default: any key may)",
     )
     made.add_argument(
         "--insecure",
@@ -51,8 +64,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     try:
+        key_file = options.key or os.environ.get("GYMWIRE_KEY") or None
+        if options.policy is not None and key_file is None:
+            raise ConfigurationError("--policy is about keys: give the broker's own with --key.")
         server = Server(
-            options.bind or [DEFAULT_BROKER], insecure=options.insecure, lease_s=options.lease
+            options.bind or [DEFAULT_BROKER],
+            key=None if key_file is None else load(Path(key_file)),
+            policy=None if options.policy is None else PolicyFile(options.policy),
+            insecure=options.insecure,
+            lease_s=options.lease,
         )
     except GymwireError as error:
         print(f"broker: {error}", file=sys.stderr)  # noqa: T201 - the CLI's error output

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from broker import directory
+from broker.auth import NO_POLICY, Meter, Policy
 from broker.directory import Unavailable
 from broker.routing import Peer, Session, Tables
 from protocol import codec
@@ -98,9 +99,13 @@ class Core:
         software: str,
         lease_s: float = 30.0,
         max_message: int = 64 * 1024 * 1024,
+        policy: Policy = NO_POLICY,
     ) -> None:
         self.tables = Tables()
         self.notes: list[Note] = []
+        self.hang_ups: list[int] = []  # descriptors of connections that must be closed
+        self._policy = policy
+        self._meters: dict[bytes | None, Meter] = {}
         self._epoch = epoch
         self._started = now
         self._patient_until = now
@@ -137,6 +142,7 @@ class Core:
             or data[0] != _MAGIC
             or data[1] != _VERSION
             or not route.session.is_open
+            or route.metered
         ):
             return None
         route.session.frames += 1
@@ -277,6 +283,11 @@ class Core:
             raise DecodingError(f"{hello.role[:50]!r} is not a role.")
         if sender.rid[:1] == b"\0":
             raise DecodingError("A peer must set a routing id of its own.")
+        rights = self._policy.rights(sender.key)
+        if rights is None:
+            self.hang_ups.append(sender.fd)
+            text = f"{_whose(sender.key, sender.identity)} is not in this broker's policy: {_ASK}"
+            return [self._error(sender.rid, 0, header.seq, Code.DENIED, text)]
         tables = self.tables
         peer = tables.peers.get(sender.rid)
         if peer is None:
@@ -292,16 +303,18 @@ class Core:
                 identity=sender.identity,
                 key=sender.key,
                 fd=sender.fd,
+                rights=rights,
             )
         else:
             self.reachable(peer.rid)
             tables.forget_fd(peer)
             peer.fd = sender.fd
-        tables.add_peer(peer)
+        displaced = tables.add_peer(peer)
+        if displaced is not None:
+            self._suspects[displaced.rid] = PROBES
         self._suspects.pop(peer.rid, None)
-        welcome = Welcome(
-            self._epoch, self._software, peer.identity, self._max_message, self._lease_s
-        )
+        most = min(self._max_message, rights.message_bytes or self._max_message)
+        welcome = Welcome(self._epoch, self._software, peer.identity, most, self._lease_s)
         sends = [self._send(peer.rid, welcome, 0, header.seq)]
         if peer.role == Role.ENV:
             for row in hello.sessions:
@@ -317,6 +330,8 @@ class Core:
                 name = parse_address(address).name
             case _:
                 raise DecodingError("A session in HELLO is [sid, nonce, address, learner].")
+        if not loop.rights.may_offer(name):
+            return [self._send(loop.rid, Gone(f"this agent may not offer {name!r}"), sid)]
         known = self.tables.sessions.get(sid)
         if known is None:
             if (
@@ -353,17 +368,60 @@ class Core:
         for session in directory.open_sessions(self.tables, [loop]):
             if session.learner is not None:
                 sends.append(self._send(session.learner.rid, Gone(reason), session.sid))
-            self.tables.drop_session(session)
+            self._drop_session(session)
         self._forget(loop)
         if not any(peer.agent == loop.agent for peer in self.tables.peers.values() if peer.offers):
             self._note("agent left", host=loop.host, offers=sorted(loop.offers), why=reason)
         return sends
 
     def _end_orphan(self, session: Session) -> list[Send]:
-        self.tables.drop_session(session)
+        self._drop_session(session)
         self._note("session ended without its learner", address=session.address)
         gone = Gone("the learner has left")
         return [self._send(session.loop.rid, gone, session.sid)]
+
+    # --- the policy -------------------------------------------------------------------------------
+
+    def apply(self, policy: Policy) -> list[Send]:
+        """This policy holds from now on. Who lost a right is told; what it had by it ends."""
+        self._policy = policy
+        sends: list[Send] = []
+        for peer in list(self.tables.peers.values()):
+            rights = policy.rights(peer.key)
+            if rights is None:
+                sends += self._put_out(peer)
+                continue
+            peer.rights = rights
+            for address in [name for name in peer.offers if not rights.may_offer(name)]:
+                del peer.offers[address]
+                text = _may_not(peer, "offer", address)
+                sends.append(self._error(peer.rid, 0, 0, Code.DENIED, text))
+        for session in list(self.tables.sessions.values()):
+            learner, loop = session.learner, session.loop
+            if not loop.rights.may_offer(session.address):
+                sends += self._end_session(session, _may_not(loop, "offer", session.address))
+            elif learner is not None and not learner.rights.may_use(session.address):
+                sends += self._end_session(session, _may_not(learner, "use", session.address))
+        self.tables.relink()
+        return sends
+
+    def _put_out(self, peer: Peer) -> list[Send]:
+        text = f"{_whose(peer.key, peer.identity)} was taken out of this broker's policy: {_ASK}"
+        sends: list[Send] = []
+        for session in directory.open_sessions(self.tables, [peer]):
+            sends += self._end_session(session, text)
+        sends.append(self._error(peer.rid, 0, 0, Code.DENIED, text))
+        if self.tables.by_fd.get(peer.fd) is peer:
+            self.hang_ups.append(peer.fd)
+        self._forget(peer)
+        self._note("put out", host=peer.host, role=peer.role, identity=peer.identity)
+        return sends
+
+    def _end_session(self, session: Session, reason: str) -> list[Send]:
+        """End a session from here; both sides are told why."""
+        self._drop_session(session)
+        sides = [side for side in (session.learner, session.loop) if side is not None]
+        return [self._send(side.rid, Gone(reason), session.sid) for side in sides]
 
     # --- offers -----------------------------------------------------------------------------------
 
@@ -373,6 +431,8 @@ class Core:
             raise DecodingError("Only an env agent offers environments.")
         if parse_address(offer.address).identity is not None:
             raise AddressError(f"{offer.address!r}: an offer's address has no @identity.")
+        if not peer.rights.may_offer(offer.address):
+            raise Unavailable(Code.DENIED, _may_not(peer, "offer", offer.address))
         if len(peer.offers) >= MAX_OFFERS and offer.address not in peer.offers:
             raise Unavailable(Code.LIMIT, f"An agent may offer {MAX_OFFERS} addresses at most.")
         directory.check_offer(self.tables, peer, offer)
@@ -393,7 +453,7 @@ class Core:
 
     def _find(self, peer: Peer, header: codec.Header, find: Message, now: float) -> list[Send]:
         assert isinstance(find, Find)
-        found = Found(directory.listing(self.tables, find.address))
+        found = Found(directory.listing(self.tables, find.address, peer.rights))
         return [self._send(peer.rid, found, 0, header.seq)]
 
     # --- sessions ---------------------------------------------------------------------------------
@@ -405,8 +465,17 @@ class Core:
         if len(wish.nonce) != 16:
             raise DecodingError(f"A nonce has 16 bytes, not {len(wish.nonce)}.")
         address = parse_address(wish.address)
+        if not peer.rights.may_use(address.name):
+            raise Unavailable(Code.DENIED, _may_not(peer, "use", address.name))
         session = self.tables.by_nonce.get(wish.nonce)
         if session is None:
+            most = peer.rights.sessions
+            if most is not None and self.tables.sessions_of[peer.identity] >= most:
+                text = (
+                    f"{_whose(peer.key, peer.identity)} ({peer.rights.name}) has {most} sessions, "
+                    f"all that the broker's policy allows it: close one, or {_ASK}"
+                )
+                raise Unavailable(Code.LIMIT, text)
             if len(self.tables.sessions) >= MAX_SESSIONS:
                 raise Unavailable(Code.LIMIT, "This broker has no room for another session.")
             session = Session(
@@ -414,7 +483,7 @@ class Core:
                 nonce=wish.nonce,
                 address=address.name,
                 learner_identity=peer.identity,
-                loop=directory.choose(self.tables, address, now),
+                loop=directory.choose(self.tables, address, peer.rights, now),
                 learner=None,
                 is_open=False,
             )
@@ -462,6 +531,8 @@ class Core:
         holder = session.learner
         if resume.nonce != session.nonce or peer.identity != session.learner_identity:
             raise Unavailable(Code.DENIED, _NOT_YOURS)
+        if not peer.rights.may_use(session.address):
+            raise Unavailable(Code.DENIED, _may_not(peer, "use", session.address))
         if holder is not None and holder is not peer:
             if holder.lost_at is None and not resume.take_over:
                 raise Unavailable(
@@ -525,15 +596,55 @@ class Core:
                 return [self._send(rid, Closed(), header.sid, header.seq)]
             return self._unknown_session(rid, header, now)
         if session.loop is peer:
+            if session.learner is not None and session.learner.rights.metered:
+                session.frames += 1
+                self._meter(session.learner, now).answered(session.sid, header.seq)
             sends = [Send(session.learner.rid, data)] if session.learner is not None else []
             if header.kind is Kind.CLOSED or not session.is_open or _says_lost(header, data):
-                self.tables.drop_session(session)
+                self._drop_session(session)
                 if session.is_open:
                     self._note("session closed", address=session.address, frames=session.frames)
             return sends
         if header.kind not in REQUESTS:
             raise DecodingError(f"{header.kind.name} is not a request.")
+        if session.learner is peer and session.is_open:
+            return self._metered(peer, session, header, data, now)
         return self._not_bound(peer, session, header)
+
+    def _metered(
+        self,
+        peer: Peer,
+        session: Session,
+        header: codec.Header,
+        data: bytes | memoryview,
+        now: float,
+    ) -> list[Send]:
+        """A request of a learner whose key has limits."""
+        most = peer.rights.message_bytes
+        if most is not None and len(data) > most:
+            text = f"This {header.kind.name} has {len(data)} bytes; this key may send {most}."
+            return [self._error(peer.rid, header.sid, header.seq, Code.TOO_LARGE, text)]
+        if header.kind is not Kind.CLOSE:
+            meter = self._meter(peer, now)
+            wait_s = meter.admit(peer.rights, header.sid, header.seq, now)
+            if wait_s is not None:
+                busy = Busy(BusyReason.RATE, wait_s)
+                return [self._send(peer.rid, busy, header.sid, header.seq)]
+        session.frames += 1
+        return [Send(session.loop.rid, data)]
+
+    def _meter(self, peer: Peer, now: float) -> Meter:
+        meter = self._meters.get(peer.key)
+        if meter is None:
+            if len(self._meters) >= MAX_PEERS:
+                self._meters = {k: m for k, m in self._meters.items() if not m.idle(now)}
+            meter = self._meters[peer.key] = Meter(now)
+        return meter
+
+    def _drop_session(self, session: Session) -> None:
+        self.tables.drop_session(session)
+        if session.learner is not None and session.learner.key in self._meters:
+            self._meters[session.learner.key].ended(session.sid)
 
     def _unknown_session(self, rid: bytes, header: codec.Header, now: float) -> list[Send]:
         if now - self._started < STARTING_S:
@@ -564,5 +675,19 @@ def _says_lost(header: codec.Header, data: bytes | memoryview) -> bool:
     return isinstance(error, Error) and error.code == Code.SESSION_LOST
 
 
+def _whose(key: bytes | None, identity: str) -> str:
+    return f"The key {'-' if key is None else key.decode('ascii')} (identity {identity})"
+
+
+def _may_not(peer: Peer, verb: str, address: str) -> str:
+    patterns = peer.rights.offer if verb == "offer" else peer.rights.use
+    allowed = f"{', '.join(patterns)} only" if patterns else "nothing"
+    return (
+        f"{_whose(peer.key, peer.identity)}, which this broker calls {peer.rights.name!r}, may not "
+        f"{verb} {address!r}: its policy lets it {verb} {allowed}. To change that, {_ASK}"
+    )
+
+
+_ASK = "ask the broker's operator."
 _FORGED = "This routing id belongs to another connection."
 _NOT_YOURS = "This session belongs to another learner."

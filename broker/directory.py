@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from broker.auth import Rights
 from broker.routing import Peer, Session, Tables
 from protocol.address import Address, nearest
 from protocol.errors import OfferError
@@ -33,9 +34,16 @@ def check_offer(tables: Tables, peer: Peer, offer: Offer) -> None:
                 f"{standing.env_id} under it, whose spaces or id differ from those of "
                 f"{offer.env_id}. Choose another address.",
             )
+        if other.identity != peer.identity and not (other.rights.vouched and peer.rights.vouched):
+            raise Unavailable(
+                Code.ADDRESS_TAKEN,
+                f"The address {offer.address!r} is taken: it belongs to the agents of identity "
+                f"{other.identity} while they offer it. Choose another address, or let the "
+                f"broker's policy name both keys.",
+            )
 
 
-def choose(tables: Tables, address: Address, now: float) -> Peer:
+def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer:
     """The least loaded serving loop with a free slot. Raises Unavailable."""
     name = address.name
     offering = [
@@ -44,7 +52,7 @@ def choose(tables: Tables, address: Address, now: float) -> Peer:
         if address.identity is None or peer.identity == address.identity
     ]
     if not offering:
-        raise _unknown(tables, address)
+        raise _unknown(tables, address, rights)
     free = [
         peer
         for peer in offering
@@ -74,8 +82,9 @@ def used(tables: Tables, peer: Peer, name: str) -> int:
     return sum(1 for sid in peer.sessions if tables.sessions[sid].address == name)
 
 
-def _unknown(tables: Tables, address: Address) -> Unavailable:
-    known = sorted({name for peer in tables.peers.values() for name in peer.offers})
+def _unknown(tables: Tables, address: Address, rights: Rights) -> Unavailable:
+    offered = {name for peer in tables.peers.values() for name in peer.offers}
+    known = sorted(filter(rights.may_use, offered))
     if address.identity is not None and address.name in known:
         text = (
             f"{address.name!r} is on offer, but not by {address.identity}: use the identity that "
@@ -96,17 +105,22 @@ def _unknown(tables: Tables, address: Address) -> Unavailable:
     return Unavailable(Code.ADDRESS_UNKNOWN, text, known=known[:MAX_NAMES])
 
 
-def listing(tables: Tables, address: str) -> list[dict[str, Any]]:
-    """What FOUND carries: one entry per address and agent, loops of one process added up."""
-    entries: dict[tuple[str, bytes], dict[str, Any]] = {}
+def listing(tables: Tables, address: str, rights: Rights) -> list[dict[str, Any]]:
+    """What FOUND carries: one entry per address and agent, loops of one process added up.
+
+    Nobody sees what the rights let it neither use nor offer.
+    """
+    entries: dict[tuple[str, bytes, str], dict[str, Any]] = {}
     for peer in tables.peers.values():
         if peer.role != Role.ENV:
             continue
         for name, offer in peer.offers.items():
             if address not in ("", name):
                 continue
+            if not rights.may_use(name) and not rights.may_offer(name):
+                continue
             entry = entries.setdefault(
-                (name, peer.agent),
+                (name, peer.agent, peer.identity),
                 {
                     "address": name,
                     "env_id": offer.env_id,

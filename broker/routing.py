@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 
+from broker.auth import EVERYTHING, Rights
 from protocol.messages import Offer, Role
 
 MAX_ENDED = 10_000  # sessions that have ended and are still known as such
@@ -23,6 +25,7 @@ class Peer:
     identity: str
     key: bytes | None
     fd: int
+    rights: Rights = EVERYTHING
     lost_at: float | None = None
     offers: dict[str, Offer] = field(default_factory=dict)
     draining: set[str] = field(default_factory=set)
@@ -57,6 +60,7 @@ class Route:
     session: Session
     to: Peer
     key: bytes | None  # the sender's
+    metered: bool  # the learner's key has limits
 
 
 class Tables:
@@ -73,16 +77,23 @@ class Tables:
         self.routes: dict[bytes, Route] = {}
         self.orphans: dict[int, Session] = {}
         self.lost: dict[bytes, Peer] = {}
+        self.sessions_of: Counter[str] = Counter()  # by the learner's identity
         self.ended: dict[int, None] = {}  # the oldest first
 
-    def add_peer(self, peer: Peer) -> None:
-        """Enter a peer, or the new connection of one that is known."""
+    def add_peer(self, peer: Peer) -> Peer | None:
+        """Enter a peer, or the new connection of one that is known.
+
+        Returns whose connection had this descriptor before: that connection is gone.
+        """
         self.peers[peer.rid] = peer
         displaced = self.by_fd.get(peer.fd)
-        if displaced is not None and displaced is not peer:
+        if displaced is peer:
+            displaced = None
+        if displaced is not None:
             self.unwatched[displaced.rid] = displaced
         self.by_fd[peer.fd] = peer
         self.unwatched.pop(peer.rid, None)
+        return displaced
 
     def forget_fd(self, peer: Peer) -> None:
         """The peer's connection is another one now, whose descriptor is not known."""
@@ -94,6 +105,7 @@ class Tables:
         """Enter a session at its loop; bind its learner if it is there."""
         self.sessions[session.sid] = session
         self.by_nonce[session.nonce] = session
+        self.sessions_of[session.learner_identity] += 1
         session.loop.sessions.add(session.sid)
         self._link(session)
 
@@ -133,8 +145,11 @@ class Tables:
         if session.learner is not None:
             session.learner.sessions.discard(session.sid)
         self.orphans.pop(session.sid, None)
-        self.sessions.pop(session.sid, None)
         self.by_nonce.pop(session.nonce, None)
+        if self.sessions.pop(session.sid, None) is not None:
+            self.sessions_of[session.learner_identity] -= 1
+            if not self.sessions_of[session.learner_identity]:
+                del self.sessions_of[session.learner_identity]
         # An agent that was cut off may announce it again, long after its learner was told.
         self.ended[session.sid] = None
         if len(self.ended) > MAX_ENDED:
@@ -153,12 +168,18 @@ class Tables:
         """The serving loops that offer this address, lost ones included."""
         return [p for p in self.peers.values() if p.role == Role.ENV and address in p.offers]
 
+    def relink(self) -> None:
+        """What routes know of their peers has changed."""
+        for session in self.sessions.values():
+            self._link(session)
+
     def _link(self, session: Session) -> None:
         sid = session.sid.to_bytes(8, "little")
         loop, learner = session.loop, session.learner
         if learner is not None:
-            self.routes[learner.rid + sid] = Route(session, loop, learner.key)
-            self.routes[loop.rid + sid] = Route(session, learner, loop.key)
+            metered = learner.rights.metered
+            self.routes[learner.rid + sid] = Route(session, loop, learner.key, metered)
+            self.routes[loop.rid + sid] = Route(session, learner, loop.key, metered)
 
     def _unlink(self, session: Session) -> None:
         sid = session.sid.to_bytes(8, "little")

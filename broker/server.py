@@ -12,7 +12,9 @@ from importlib.metadata import version
 
 import structlog
 
+from broker.auth import NO_POLICY
 from broker.core import Core, Send, Sender
+from broker.policy_file import PolicyFile
 from protocol.keys import KeyPair, identity
 from protocol.transport import MAX_MESSAGE, TICK_MS, Delivery, Received, Router
 
@@ -28,15 +30,23 @@ class Server:
         urls: Iterable[str],
         *,
         key: KeyPair | None = None,
+        policy: PolicyFile | None = None,
         insecure: bool = False,
         lease_s: float = 30.0,
         max_message: int = MAX_MESSAGE,
     ) -> None:
-        self._router = Router(urls, key=key, insecure=insecure, max_message=max_message)
+        self._policy_file = policy
+        self._policy = NO_POLICY if policy is None else policy.policy
+        self._router = Router(
+            urls,
+            key=key,
+            allow=lambda public: self._policy.admits(public),
+            insecure=insecure,
+            max_message=max_message,
+        )
         self.urls = self._router.urls
         self._keyed = key is not None
         self._log = structlog.get_logger()
-        self._identities: dict[bytes, str] = {}
         self.core = Core(
             epoch=random.SystemRandom().getrandbits(63),
             now=time.monotonic(),
@@ -44,8 +54,10 @@ class Server:
             software=f"gymwire {version('gymwire')}",
             lease_s=lease_s,
             max_message=max_message,
+            policy=self._policy,
         )
         self._next_timers = 0.0
+        self._hang_ups: list[int] = []
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set; then tell the peers and leave."""
@@ -81,12 +93,9 @@ class Server:
                 self._deliver(self.core.undelivered(to, data, received.rid, full, now))
 
     def _look_at(self, received: Received, data: bytes | memoryview, key: bytes | None) -> None:
-        sender = Sender(received.rid, received.fd, key, self._identity(key))
+        sender = Sender(received.rid, received.fd, key, "" if key is None else identity(key))
         self._deliver(self.core.receive(sender, data, time.monotonic()))
         self._write_notes()
-
-    def _identity(self, key: bytes | None) -> str:
-        return "" if key is None else identity(key)
 
     def _deliver(self, sends: list[Send]) -> None:
         for send in sends:
@@ -106,6 +115,14 @@ class Server:
             if not event.up:
                 self.core.link_down(event.fd)
         self._deliver(self.core.expire(now))
+        # A tick later than the message that says why.
+        for fd in self._hang_ups:
+            self._router.hang_up(fd)
+        changed = None if self._policy_file is None else self._policy_file.changed()
+        if changed is not None:
+            self._policy = changed
+            self._deliver(self.core.apply(changed))
+        self._hang_ups, self.core.hang_ups = self.core.hang_ups, []
         self._write_notes()
 
     def _write_notes(self) -> None:

@@ -141,7 +141,7 @@ def load(path: Path) -> KeyPair:
 
 def load_public(value: str) -> bytes:
     """A public key, given as z85 text or as a file made by keygen. Raises ConfigurationError."""
-    if _is_z85(value):
+    if is_public_key(value):
         return value.encode("ascii")
     fields = _read(Path(value))
     if "public" not in fields:
@@ -160,13 +160,14 @@ def _read(path: Path) -> dict[str, bytes]:
     for line in text.splitlines():
         word, _, value = line.partition(" ")
         if word in ("public", "secret"):
-            if not _is_z85(value):
+            if not is_public_key(value):
                 raise ConfigurationError(f"{path}: the {word} key is not 40 characters of z85.")
             fields[word] = value.encode("ascii")
     return fields
 
 
-def _is_z85(value: str) -> bool:
+def is_public_key(value: str) -> bool:
+    """Whether this text can be a key: 40 characters of z85."""
     if len(value) != 40 or not set(value) <= _Z85:
         return False
     try:

@@ -6,6 +6,7 @@ import itertools
 import random
 from typing import Any, NamedTuple, TypeVar
 
+from broker.auth import NO_POLICY, Policy
 from broker.core import Core, Send, Sender
 from protocol import codec
 from protocol.codec import PLAIN, Header
@@ -45,7 +46,14 @@ def only(sends: list[Told], kind: type[M]) -> M:
 class Broker:
     """One run of a broker, seen from its peers."""
 
-    def __init__(self, *, epoch: int = 1, now: float = SETTLED, seed: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        epoch: int = 1,
+        now: float = SETTLED,
+        seed: int = 0,
+        policy: Policy = NO_POLICY,
+    ) -> None:
         self.now = now
         self.core = Core(
             epoch=epoch,
@@ -53,6 +61,7 @@ class Broker:
             rng=random.Random(seed),
             software="gymwire test",
             lease_s=LEASE_S,
+            policy=policy,
         )
         self._fds = itertools.count(100)
         self.fds: dict[bytes, int] = {}

@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import core as core_module
+from broker.auth import Policy, Rights
 from broker.core import GRACE_S, MAX_CONTROL, MAX_OFFERS, REJOIN_S
 from protocol import codec
 from protocol.codec import PLAIN
@@ -248,8 +249,9 @@ def test_an_invalid_address_is_told_apart_from_an_unknown_one(broker: Broker) ->
 
 
 def test_a_pinned_address_goes_to_that_identity_only() -> None:
-    broker = Broker()
     good, other = b"a" * 16, b"b" * 16
+    named = Rights("lab", offer=("cartpole",), vouched=True)
+    broker = Broker(policy=Policy({good: named, other: named}))
     broker.env(ENV, key=good)
     broker.env(ENV2, key=other)
     learner = broker.learner()

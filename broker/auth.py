@@ -1,0 +1,197 @@
+"""Who may do what at a broker: the policy, read from TOML, and the counting of limits.
+
+[peer.lab]                          # a name, for logs and messages
+key = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"   # or: keys = ["...", "..."]
+offer = ["lab/*"]                   # patterns of addresses; * stands for anything
+[peer.alice]
+key = "…"
+use = ["lab/*", "cartpole"]
+sessions = 4                        # at once
+requests_in_flight = 8              # over all sessions
+message_bytes = 1_000_000
+steps_per_s = 500
+[anyone]                            # keys that are not listed; without this they are refused
+use = ["demo/*"]
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+from protocol.errors import ConfigurationError
+from protocol.keys import is_public_key
+
+_RIGHTS = ("offer", "use")
+_LIMITS = ("sessions", "requests_in_flight", "message_bytes", "steps_per_s")
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What the owner of a key may do. A limit of None: none.
+
+    `vouched`: the operator has named this key, so it may share an address with other such keys;
+    others hold an address alone, whoever came first.
+    """
+
+    name: str
+    offer: tuple[str, ...] = ()
+    use: tuple[str, ...] = ()
+    sessions: int | None = None
+    requests_in_flight: int | None = None
+    message_bytes: int | None = None
+    steps_per_s: float | None = None
+    vouched: bool = False
+
+    def may_offer(self, address: str) -> bool:
+        """Whether it may offer environments under this address."""
+        return any(fnmatchcase(address, pattern) for pattern in self.offer)
+
+    def may_use(self, address: str) -> bool:
+        """Whether it may open sessions at this address, and see it on offer."""
+        return any(fnmatchcase(address, pattern) for pattern in self.use)
+
+    @property
+    def metered(self) -> bool:
+        """Whether each of its requests must be looked at."""
+        limits = (self.requests_in_flight, self.message_bytes, self.steps_per_s)
+        return any(limit is not None for limit in limits)
+
+
+EVERYTHING = Rights("anyone", offer=("*",), use=("*",))
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """Rights by public key (z85). `anyone`: those of keys that are not listed; None: refused."""
+
+    peers: Mapping[bytes, Rights] = field(default_factory=dict)
+    anyone: Rights | None = EVERYTHING
+
+    def rights(self, key: bytes | None) -> Rights | None:
+        """What this key may do, or None if it may not even connect. No key: as a key unlisted."""
+        return self.anyone if key is None else self.peers.get(key, self.anyone)
+
+    def admits(self, key: bytes) -> bool:
+        """Whether the owner of this key may connect."""
+        return self.rights(key) is not None
+
+
+NO_POLICY = Policy()
+"""Whoever connects may do everything; an address belongs to the first key that offers it."""
+
+
+def parse(text: str) -> Policy:
+    """Read a policy. Raises ConfigurationError saying where it is wrong."""
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise ConfigurationError(f"The policy is not TOML: {error}.") from None
+    for word in document:
+        if word not in ("peer", "anyone"):
+            raise ConfigurationError(
+                f"The policy has [{word}]; it may have [peer.NAME] tables and [anyone]."
+            )
+    tables = _table(document.get("peer", {}), "peer")
+    peers: dict[bytes, Rights] = {}
+    for name, entry in tables.items():
+        where = f"[peer.{name}]"
+        table = dict(_table(entry, f"peer.{name}"))
+        for key in _keys(table, where):
+            if key in peers:
+                raise ConfigurationError(
+                    f"{where}: the key {key.decode('ascii')} is that of [peer.{peers[key].name}], "
+                    f"too; a key belongs to one of them."
+                )
+            peers[key] = _rights(name, table, where, vouched=True)
+    anyone = None
+    if "anyone" in document:
+        anyone = _rights("anyone", _table(document["anyone"], "anyone"), "[anyone]", vouched=False)
+    return Policy(peers, anyone)
+
+
+def _table(value: object, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise ConfigurationError(f"The policy's {where} must be a table.")
+    return value
+
+
+def _keys(table: dict[str, Any], where: str) -> list[bytes]:
+    if ("key" in table) == ("keys" in table):
+        raise ConfigurationError(f"{where} needs either key = or keys = […].")
+    given = [table.pop("key")] if "key" in table else table.pop("keys")
+    if not isinstance(given, list) or not given:
+        raise ConfigurationError(f"{where}: keys must be a list of public keys.")
+    for key in given:
+        if not isinstance(key, str) or not is_public_key(key):
+            raise ConfigurationError(
+                f"{where}: {str(key)[:60]!r} is no public key; those have 40 characters, as "
+                f"`python -m protocol keygen` shows them."
+            )
+    return [key.encode("ascii") for key in given]
+
+
+def _rights(name: str, table: Mapping[str, Any], where: str, *, vouched: bool) -> Rights:
+    for word, value in table.items():
+        if word in _RIGHTS:
+            if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+                raise ConfigurationError(f"{where}: {word} must be a list of address patterns.")
+        elif word in _LIMITS:
+            fits = isinstance(value, int) or (word == "steps_per_s" and isinstance(value, float))
+            if isinstance(value, bool) or not fits or not 0 < value < 2**63:
+                raise ConfigurationError(f"{where}: {word} must be a number above 0.")
+        else:
+            raise ConfigurationError(
+                f"{where}: there is no setting {word!r}; use {', '.join(_RIGHTS + _LIMITS)}."
+            )
+    fields: dict[str, Any] = {k: tuple(v) if k in _RIGHTS else v for k, v in table.items()}
+    return Rights(name, vouched=vouched, **fields)
+
+
+class Meter:
+    """What one key has used of its limits, over all of its connections."""
+
+    def __init__(self, now: float) -> None:
+        self._tokens: float | None = None
+        self._at = now
+        self._in_flight: set[tuple[int, int]] = set()  # sid and seq; kept only where limited
+        self.busy_until = now  # nothing is remembered that matters after this
+
+    def admit(self, rights: Rights, sid: int, seq: int, now: float) -> float | None:
+        """Count a request. None: it may go on; else in how many seconds it may be tried again.
+
+        A request that is sent again, and was admitted before, is not counted twice.
+        """
+        if (sid, seq) in self._in_flight:
+            return None
+        most = rights.requests_in_flight
+        if most is not None and len(self._in_flight) >= most:
+            return 0.05
+        rate = rights.steps_per_s
+        if rate is not None:
+            burst = max(1.0, rate / 10)
+            tokens = burst if self._tokens is None else self._tokens
+            tokens = min(burst, tokens + (now - self._at) * rate)
+            self._at, self._tokens = now, tokens
+            if tokens < 1:
+                return (1 - tokens) / rate
+            self._tokens = tokens - 1
+            self.busy_until = now + burst / rate
+        if most is not None:
+            self._in_flight.add((sid, seq))
+        return None
+
+    def answered(self, sid: int, seq: int) -> None:
+        """The reply to a request went by."""
+        self._in_flight.discard((sid, seq))
+
+    def ended(self, sid: int) -> None:
+        """This session is over."""
+        self._in_flight = {one for one in self._in_flight if one[0] != sid}
+
+    def idle(self, now: float) -> bool:
+        """Whether a new meter would do as well as this one."""
+        return not self._in_flight and now >= self.busy_until
