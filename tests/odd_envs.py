@@ -1,0 +1,125 @@
+"""Environments that misbehave, each in one way, for an env agent to serve."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete, MultiBinary
+
+Result = tuple[Any, Any, bool, bool, dict[str, Any]]
+
+
+class Odd(gymnasium.Env[Any, Any]):
+    """Observes the number of the step; what each action does is said in `step`."""
+
+    observation_space = Discrete(1000)
+    action_space: gymnasium.Space[Any] = Discrete(10)
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - as in gymnasium.Env
+
+    def __init__(self, render_mode: str | None = None, gravity: float = 9.8) -> None:
+        self.render_mode = render_mode
+        self.gravity = gravity
+        self.steps = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.steps = 0
+        return self.steps, {"options": options}
+
+    def step(self, action: Any) -> Result:
+        self.steps += 1
+        return self.steps, 0.0, False, False, {"action": action}
+
+    def render(self) -> Any:
+        return f"step {self.steps}"
+
+    def action_masks(self) -> Any:
+        """Which actions are possible, bool (10,)."""
+        return np.arange(10) > self.steps
+
+    def scaled(self, by: float, *, offset: float = 0.0) -> float:
+        """What a method with arguments gives."""
+        return self.steps * by + offset
+
+
+class Patient(Odd):
+    """Each step lasts until the file at `gate` exists, whose name the options of reset give."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        self._gate = Path((options or {})["gate"])
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> Result:
+        while not self._gate.exists():
+            time.sleep(0.005)
+        return super().step(action)
+
+
+class Slow(Odd):
+    """A step lasts as many seconds as its action says."""
+
+    def step(self, action: Any) -> Result:
+        time.sleep(int(action))
+        return super().step(action)
+
+
+class Picky(Odd):
+    """Takes some actions only."""
+
+    def step(self, action: Any) -> Result:
+        match int(action):
+            case 7:
+                raise ValueError("seven is not to my taste")
+            case 8:
+                raise gymnasium.error.InvalidAction("neither is eight")
+            case 9:
+                raise Peculiar("nor nine")
+        return super().step(action)
+
+
+class Peculiar(Exception):
+    """An exception that no learner knows."""
+
+
+class Boxed(Odd):
+    """Takes any array, and says what came."""
+
+    action_space = Box(-1.0, 1.0, (2,), dtype=np.float32)
+
+
+class Binary(Odd):
+    """Takes bits."""
+
+    action_space = MultiBinary(3)
+
+
+class Unmakeable(Odd):
+    """Cannot be made, except by the env agent when it describes it."""
+
+    made = 0
+
+    def __init__(self, render_mode: str | None = None, *, works: bool = True) -> None:
+        if not works:
+            raise RuntimeError("the simulator's licence has expired")
+        super().__init__(render_mode)
+
+
+class Mortal(Odd):
+    """Action 1 kills the process that it is in, action 2 freezes it."""
+
+    def step(self, action: Any) -> Result:
+        if action == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if action == 2:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return super().step(action)

@@ -1,0 +1,404 @@
+"""What a learner is told when something is wrong: promptly, readably, and of the right kind."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import zmq
+
+from learner_agent import ProxyEnv
+from protocol import codec
+from protocol.codec import PLAIN
+from protocol.errors import (
+    AddressError,
+    AddressUnknown,
+    BrokerUnreachable,
+    ConfigurationError,
+    EncodingError,
+    EnvironmentClosed,
+    EnvironmentFailed,
+    EnvironmentLost,
+    NoFreeSlot,
+    ResetNeeded,
+    VersionMismatch,
+)
+from protocol.messages import Code, Error, Ping
+from tests.processes import PATIENCE_S, Programs, programs
+from tests.sameness import assert_same
+
+OFFERS = "".join(
+    f'[[offer]]\naddress = "{address}"\nenv = "{env}"\n'
+    for address, env in {
+        "cartpole": "CartPole-v1",
+        "pendulum": "Pendulum-v1",
+        "picky": "tests.odd_envs:Picky",
+        "boxed": "tests.odd_envs:Boxed",
+        "slow": "tests.odd_envs:Slow",
+        "unmakeable": "tests.odd_envs:Unmakeable",
+    }.items()
+)
+NOBODY_LISTENS = "tcp://127.0.0.1:1"
+PATIENCE_MS = int(PATIENCE_S * 1000)
+
+
+@pytest.fixture(scope="module")
+def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    config: Path = tmp_path_factory.mktemp("bad_input") / "offers.toml"
+    config.write_text(OFFERS)
+    with programs() as started:
+        started.env_agent(broker_url, "--config", str(config))
+        yield broker_url
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+# --- getting there ----------------------------------------------------------------------------
+
+
+@pytest.mark.timeout(8)
+def test_no_broker_is_told_within_seconds() -> None:
+    with pytest.raises(BrokerUnreachable, match=r"No broker answers at tcp://127\.0\.0\.1:1\. "):
+        ProxyEnv("cartpole", NOBODY_LISTENS)
+
+
+@pytest.mark.parametrize("url", ["127.0.0.1:5555", "http://127.0.0.1:5555", "tcp://127.0.0.1", "tcp://a b:1", "tcp://*:5555", "ipc://"])  # fmt: skip # noqa: E501
+def test_a_malformed_url_is_told_with_an_example(url: str) -> None:
+    with pytest.raises(AddressError, match=r"is not a broker URL: write tcp://HOST:PORT"):
+        ProxyEnv("cartpole", url)
+
+
+@pytest.mark.parametrize("address", ["Cart Pole", "/cartpole", "cartpole/", "a" * 200])
+def test_an_invalid_address_is_told_with_an_example(broker: str, address: str) -> None:
+    with pytest.raises(AddressError, match=r"is not an address: use lower-case letters"):
+        ProxyEnv(address, broker)
+
+
+def test_an_unknown_address_is_told_with_the_nearest_and_all(broker: str) -> None:
+    with pytest.raises(AddressUnknown) as caught:
+        ProxyEnv("cart-pole", broker)
+    text = str(caught.value)
+    assert "Nobody offers 'cart-pole'. Did you mean 'cartpole'?" in text
+    assert "boxed, cartpole" in text
+
+
+def test_no_address_at_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GYMWIRE_ADDRESS", raising=False)
+    with pytest.raises(ConfigurationError, match="Give its address"):
+        ProxyEnv()
+
+
+def test_what_the_constructor_raises_is_told(broker: str) -> None:
+    with pytest.raises(EnvironmentFailed, match="the simulator's licence has expired") as caught:
+        ProxyEnv("unmakeable", broker, env_kwargs={"works": False})
+    assert caught.value.remote_type == "RuntimeError"
+    assert "odd_envs.py" in caught.value.remote_traceback
+
+
+def test_wrong_keyword_arguments_are_told(broker: str) -> None:
+    with pytest.raises(EnvironmentFailed, match="unexpected keyword argument 'nonsense'"):
+        ProxyEnv("cartpole", broker, env_kwargs={"nonsense": 1})
+
+
+def test_keyword_arguments_that_cannot_travel_are_told(broker: str) -> None:
+    with pytest.raises(EncodingError, match="nonsense"):
+        ProxyEnv("cartpole", broker, env_kwargs={"nonsense": object()})
+
+
+def test_taken_slots_are_told(broker_url: str, programs: Programs) -> None:
+    programs.env_agent(
+        broker_url, "--address", "scarce", "--env", "CartPole-v1", "--max-sessions", "1"
+    )
+    with (
+        ProxyEnv("scarce", broker_url),
+        pytest.raises(NoFreeSlot, match="All 1 slots of 'scarce' are in use"),
+    ):
+        ProxyEnv("scarce", broker_url)
+
+
+# --- actions ----------------------------------------------------------------------------------
+
+
+def test_an_action_that_the_environment_rejects_brings_its_own_exception(broker: str) -> None:
+    with ProxyEnv("picky", broker) as env:
+        env.reset()
+        with pytest.raises(ValueError, match="seven is not to my taste") as caught:
+            env.step(7)
+        assert isinstance(caught.value, EnvironmentFailed)
+        assert "odd_envs.py" in caught.value.remote_traceback
+        with pytest.raises(gymnasium.error.InvalidAction, match="neither is eight"):
+            env.step(8)
+        with pytest.raises(EnvironmentFailed, match="nor nine") as caught_other:
+            env.step(9)
+        assert caught_other.value.remote_type == "tests.odd_envs.Peculiar"
+        assert env.step(1)[0] == 1  # the agent and the session live on
+
+
+def test_an_assertion_of_the_environment_is_an_assertion_here(broker: str) -> None:
+    with ProxyEnv("cartpole", broker) as env:
+        env.reset()
+        with pytest.raises(AssertionError):
+            env.step(5)
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        np.array([1.5, -3.0], np.float32),
+        np.array([0.1, 0.2], np.float64),
+        np.array([1, 0], np.int64),
+        np.array([[0.5, 0.5]], np.float16),
+        [0.1, 0.2],
+        (1, None),
+    ],
+    ids=["out of bounds", "float64", "int64", "other shape", "list", "tuple"],
+)
+def test_an_action_outside_its_space_arrives_as_it_is(broker: str, action: Any) -> None:
+    with ProxyEnv("boxed", broker) as env:
+        env.reset()
+        assert_same(env.step(action)[4]["action"], action)
+
+
+def test_an_action_out_of_bounds_is_taken_as_the_local_environment_takes_it(broker: str) -> None:
+    with ProxyEnv("pendulum", broker) as env, gymnasium.make("Pendulum-v1") as local:
+        env.reset(seed=1)
+        local.reset(seed=1)
+        for action in (np.array([9.0]), np.array([2], np.int32), np.array([-5.0], np.float32)):
+            assert_same(env.step(action), local.step(action))
+
+
+@pytest.mark.parametrize(
+    "action", [object(), np.array([None, 1]), {"a": {1, 2}}, 1 + 2j], ids=["object", "object array", "set", "complex"]  # noqa: E501
+)  # fmt: skip
+def test_an_action_that_cannot_travel_is_caught_before_it_is_sent(broker: str, action: Any) -> None:
+    with ProxyEnv("boxed", broker) as env:
+        env.reset()
+        with pytest.raises(EncodingError, match="action"):
+            env.step(action)
+        assert env.step(np.zeros(2, np.float32))[0] == 1
+
+
+# --- out of turn ------------------------------------------------------------------------------
+
+
+def test_step_before_reset_is_told(broker: str) -> None:
+    with ProxyEnv("cartpole", broker) as env:
+        with pytest.raises(ResetNeeded, match="call reset"):
+            env.step(0)
+        env.reset(seed=1)
+        env.step(0)
+
+
+def test_step_after_close_is_told(broker: str) -> None:
+    env = ProxyEnv("cartpole", broker)
+    env.close()
+    with pytest.raises(EnvironmentClosed, match="make a new one"):
+        env.step(0)
+
+
+# --- the env agent ----------------------------------------------------------------------------
+# `step_timeout_s` bounds how long the learner is left in the dark: past it, another error comes.
+
+
+def _mortal(started: Programs, broker: str, address: str) -> Any:
+    return started.env_agent(broker, "--address", address, "--env", "tests.odd_envs:Mortal")
+
+
+@pytest.mark.parametrize("threads", ["1", "4"])
+def test_an_env_agent_killed_during_a_step_is_told(
+    broker_url: str, programs: Programs, threads: str
+) -> None:
+    programs.env_agent(
+        broker_url,
+        *("--address", "mortal", "--env", "tests.odd_envs:Mortal", "--threads", threads),
+    )
+    with ProxyEnv("mortal", broker_url, step_timeout_s=3.5) as env:
+        env.reset()
+        with pytest.raises(EnvironmentLost, match="'mortal' is lost"):
+            env.step(1)
+        with pytest.raises(EnvironmentLost):
+            env.step(0)
+
+
+def test_a_frozen_env_agent_is_told(broker_url: str, programs: Programs) -> None:
+    _mortal(programs, broker_url, "freezing")
+    with ProxyEnv("freezing", broker_url, step_timeout_s=10.0) as env:
+        env.reset()
+        with pytest.raises(EnvironmentLost, match="'freezing' is lost"):
+            env.step(2)
+
+
+def test_an_env_agent_restarted_during_a_step_has_lost_the_session(
+    broker_url: str, programs: Programs
+) -> None:
+    first = _mortal(programs, broker_url, "reborn")
+
+    def restart() -> None:
+        first.wait()
+        _mortal(programs, broker_url, "reborn")
+
+    watch = threading.Thread(target=restart)
+    watch.start()
+    with ProxyEnv("reborn", broker_url, step_timeout_s=3.5) as env:
+        env.reset()
+        with pytest.raises(EnvironmentLost, match="call reset"):
+            env.step(1)
+        watch.join(PATIENCE_S)
+        # Nothing silent: the fresh environment comes only when it is asked for.
+        with pytest.raises(EnvironmentLost):
+            env.step(0)
+        assert env.reset()[0] == 0
+        assert env.step(0)[0] == 1
+
+
+def test_a_step_may_take_long_with_default_settings(broker: str) -> None:
+    with ProxyEnv("slow", broker) as env:
+        env.reset()
+        assert env.step(8)[0] == 1
+
+
+def test_a_long_step_outlasts_a_short_tolerance_of_silence(broker: str) -> None:
+    with ProxyEnv("slow", broker, timeout_s=2.0) as env:
+        env.reset()
+        assert env.step(4)[0] == 1
+
+
+# --- the broker -------------------------------------------------------------------------------
+
+
+def test_a_broker_killed_and_never_back_is_told_after_the_time_out(programs: Programs) -> None:
+    broker, url = programs.broker()
+    programs.env_agent(url, "--address", "cartpole", "--env", "CartPole-v1")
+    env = ProxyEnv("cartpole", url, timeout_s=2.0, step_timeout_s=4.0)
+    env.reset()
+    broker.kill()
+    with pytest.raises(BrokerUnreachable, match="silent for 2 s"):
+        env.step(0)
+    env.close()
+
+
+def test_nothing_happens_to_a_training_when_its_broker_is_restarted(programs: Programs) -> None:
+    url = f"tcp://127.0.0.1:{_free_port()}"
+    broker, _ = programs.broker(url)
+    programs.env_agent(url, "--address", "cartpole", "--env", "CartPole-v1")
+    with ProxyEnv("cartpole", url) as env, gymnasium.make("CartPole-v1") as local:
+        assert_same(env.reset(seed=6), local.reset(seed=6))
+        for step in range(60):
+            if step in (20, 40):
+                broker.kill()
+                broker, _ = programs.broker(url)
+            expected = local.step(step % 2)
+            assert_same(env.step(step % 2), expected)
+            if expected[2]:
+                assert_same(env.reset(), local.reset())
+
+
+def test_a_port_in_use_is_told(broker_url: str, programs: Programs) -> None:
+    second = programs.start("broker", "--bind", broker_url)
+    assert second.wait() == 2
+    assert second.output == [
+        f"broker: {broker_url} is in use: another broker, or another program, listens there. "
+        f"Stop it, or choose another port with --bind.\n"
+    ]
+
+
+# --- strangers --------------------------------------------------------------------------------
+
+OTHER_VERSION = 99
+
+
+def _of_another_version(frame: bytes | bytearray) -> bytes:
+    return bytes(frame[:1]) + bytes([OTHER_VERSION]) + bytes(frame[2:])
+
+
+def test_a_peer_of_another_version_is_told_both_versions(broker_url: str) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.linger = 0
+        peer.connect(broker_url)
+        peer.send(_of_another_version(PLAIN.encode(Ping())))
+        assert peer.poll(PATIENCE_MS)
+        answer = PLAIN.decode(peer.recv())
+    assert isinstance(answer, Error)
+    assert answer.code == Code.VERSION
+    assert f"version {OTHER_VERSION}" in answer.text
+    assert "version 1" in answer.text
+
+
+@pytest.mark.timeout(8)
+def test_a_broker_of_another_version_is_told_at_once() -> None:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as stranger:
+        stranger.linger = 0
+        port = stranger.bind_to_random_port("tcp://127.0.0.1")
+
+        def answer() -> None:
+            if stranger.poll(PATIENCE_MS):
+                sender, frame = stranger.recv_multipart()
+                stranger.send_multipart([sender, _of_another_version(frame)])
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        with pytest.raises(VersionMismatch, match=f"version {OTHER_VERSION}, this side version 1"):
+            ProxyEnv("cartpole", f"tcp://127.0.0.1:{port}", timeout_s=60.0)
+        thread.join(PATIENCE_S)
+
+
+GARBAGE = {
+    "a browser": b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    "ZMTP 1": b"\x05\0gymw\x47\0" + bytes(300),
+    "ZMTP 2": b"\xff\0\0\0\0\0\0\0\x01\x7f\x01\x05\0\0" + bytes(300),
+    "half a ZMTP 3": b"\xff" + bytes(8) + b"\x7f\x03",
+    "noise": np.random.default_rng(0).bytes(3000),
+    "TLS": bytes.fromhex("1603010200010001fc0303") + bytes(517),
+}
+
+
+@pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
+def test_garbage_on_the_port_harms_nobody(broker: str, garbage: bytes) -> None:
+    host, port = broker.removeprefix("tcp://").split(":")
+    with ProxyEnv("cartpole", broker) as env:
+        env.reset(seed=1)
+        with socket.create_connection((host, int(port))) as stranger:
+            stranger.sendall(garbage)
+            with ProxyEnv("cartpole", broker) as another:
+                another.reset()
+        env.step(0)
+
+
+@pytest.mark.parametrize(
+    "frames",
+    [
+        [np.random.default_rng(0).bytes(200)],
+        [b""],
+        [PLAIN.encode(Ping())[: codec.HEADER_SIZE]],
+        [PLAIN.encode(Ping(), 77, 5) + b"more"],
+    ],
+    ids=["noise", "empty", "half a message", "too much"],
+)
+def test_garbage_in_a_frame_is_answered_and_harms_nobody(broker: str, frames: list[bytes]) -> None:
+    with ProxyEnv("cartpole", broker) as env, zmq.Context() as context:
+        env.reset(seed=1)
+        with context.socket(zmq.DEALER) as peer:
+            peer.linger = 0
+            peer.connect(broker)
+            peer.send_multipart([b"three", b"frames", b"here"])
+            peer.send_multipart(frames)
+            assert peer.poll(PATIENCE_MS)
+        env.step(0)
+
+
+def test_what_listens_but_is_no_broker_is_told() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as mute,
+        pytest.raises(BrokerUnreachable, match="No broker answers"),
+    ):
+        ProxyEnv("cartpole", f"tcp://127.0.0.1:{mute.getsockname()[1]}")
