@@ -1,0 +1,276 @@
+"""An in-memory network with a clock of its own: the real broker core, serving loops and channels.
+
+Only sockets and clock are replaced. Frames can be dropped, doubled and delayed (and so reordered),
+connections cut, brokers restarted; everything follows from one seed, and nothing ever waits.
+
+    with Network(seed=1) as network:
+        network.env_agent(service("cartpole", "CartPole-v1"))
+        session = network.channel().open("cartpole")
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import random
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pytest
+import structlog.testing
+
+import env_agent.loop
+import learner_agent.channel
+from broker.core import Core, Send, Sender
+from env_agent.host import Host, Service, Slot
+from env_agent.loop import Loop
+from env_agent.paths import Paths
+from learner_agent.channel import Channel
+from protocol.codec import Header
+from protocol.messages import Message
+from protocol.transport import LinkEvent
+
+TICK_S = 0.1
+LATENCY_S = 0.001
+
+
+@dataclass(frozen=True)
+class Faults:
+    """What happens to each frame. Probabilities, and the most by which one may be late."""
+
+    drop: float = 0.0
+    double: float = 0.0
+    late: float = 0.0
+    late_s: float = 0.0
+
+
+class Dealer:
+    """What `protocol.transport.Dealer` is to agents, without a socket."""
+
+    url = "memory://broker"
+
+    def __init__(self, network: Network, number: int) -> None:
+        self._network = network
+        self.rid = b"\x01" + number.to_bytes(15)
+        self.fd = 1000 + number
+        self.up = True
+        self.generation = 0  # of its connection: what was under way on another is lost
+        self.loop: Loop | None = None  # whom to wake when something arrives
+        self.inbox: deque[bytes] = deque()
+        self.news: list[LinkEvent] = []
+
+    def send(self, frame: bytes | bytearray, wait: bool = False) -> bool:
+        if not self.up:
+            if wait:
+                self._network.pass_time(TICK_S)
+            return False
+        self._network.carry(self, lambda: self._network.at_broker(self, bytes(frame)))
+        return True
+
+    def receive(self) -> bytes | None:
+        self.poll(TICK_S)
+        return self.inbox.popleft() if self.inbox else None
+
+    def poll(self, timeout_s: float = 0.0) -> bool:
+        if self.loop is None:  # a serving loop is woken, and never waits
+            self._network.pass_time(timeout_s, until=lambda: bool(self.inbox))
+        return bool(self.inbox)
+
+    def link_events(self) -> list[LinkEvent]:
+        news, self.news = self.news, []
+        return news
+
+    def arrived(self, frame: bytes) -> None:
+        self.inbox.append(frame)
+        self.wake()
+
+    def wake(self) -> None:
+        if self.loop is not None:
+            self.loop.turn()
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self._network.pass_time(10 * LATENCY_S)  # what was sent last arrives
+        self._network.cut(self, for_s=None)
+
+
+class CountingHost(Host):
+    """Counts how often each request of each session was executed."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        super().__init__(services)
+        self.executed: Counter[tuple[int, int]] = Counter()
+
+    def _execute(self, slot: Slot, header: Header, data: bytes | memoryview) -> Message:
+        self.executed[header.sid, header.seq] += 1
+        return super()._execute(slot, header, data)
+
+
+class Network:
+    """One broker, and any number of agents around it. `now`: seconds, moved only by events."""
+
+    def __init__(self, seed: int = 0, *, lease_s: float = 30.0) -> None:
+        self.now = 1000.0
+        self.faults = Faults()
+        self.rng = random.Random(seed)
+        self.hosts: list[CountingHost] = []
+        self.loops: list[Loop] = []
+        self._lease_s = lease_s
+        self._epochs = itertools.count(1)
+        self._order = itertools.count()
+        self._numbers = itertools.count(1)
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._dealers: dict[bytes, Dealer] = {}
+        self._undo = contextlib.ExitStack()
+        self.core = self._new_core()
+        self._timers()
+
+    def __enter__(self) -> Network:
+        self._undo.enter_context(structlog.testing.capture_logs())
+        patch = self._undo.enter_context(pytest.MonkeyPatch.context())
+        for module in (env_agent.loop, learner_agent.channel):
+            patch.setattr(module, "time", self)
+        patch.setattr(learner_agent.channel, "Dealer", lambda *_, **__: self.dealer())
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._undo.close()
+        for host in self.hosts:
+            host.close_all()
+
+    def monotonic(self) -> float:
+        """The clock, as the modules under test ask for it."""
+        return self.now
+
+    # --- who takes part ---------------------------------------------------------------------------
+
+    def env_agent(self, *services: Service) -> Loop:
+        """A serving loop that offers these; its host counts executions."""
+        host = CountingHost(services)
+        dealer = self.dealer()
+        loop = Loop(lambda: Paths(cast(Any, dealer), None), host, self.rng.randbytes(16))
+        offers = [host.describe(one, one.max_sessions, None) for one in services]
+        loop.connect(offers, wait_s=60.0)
+        dealer.loop = loop
+        self.hosts.append(host)
+        self.loops.append(loop)
+        return loop
+
+    def channel(self, timeout_s: float = 60.0) -> Channel:
+        """A learner's connection."""
+        return Channel("tcp://memory:1", timeout_s=timeout_s)
+
+    def dealer(self) -> Dealer:
+        """A connection to the broker."""
+        made = Dealer(self, next(self._numbers))
+        self._dealers[made.rid] = made
+        return made
+
+    def _new_core(self) -> Core:
+        return Core(
+            epoch=next(self._epochs),
+            now=self.now,
+            rng=random.Random(self.rng.random()),
+            software="memory",
+            lease_s=self._lease_s,
+        )
+
+    # --- time -------------------------------------------------------------------------------------
+
+    def pass_time(self, for_s: float, until: Callable[[], bool] = lambda: False) -> None:
+        """Let happen what happens in the next `for_s` seconds, or until the condition holds."""
+        end = self.now + for_s
+        while not until():
+            if not self._events or self._events[0][0] > end:
+                self.now = max(self.now, end)
+                return
+            at, _, action = heapq.heappop(self._events)
+            self.now = max(self.now, at)
+            action()
+
+    def after(self, delay_s: float, action: Callable[[], None]) -> None:
+        """Let something happen later."""
+        heapq.heappush(self._events, (self.now + delay_s, next(self._order), action))
+
+    def _timers(self) -> None:
+        self.after(TICK_S, self._timers)
+        self._deliver(self.core.expire(self.now))
+        for loop in self.loops:
+            loop.turn()
+
+    # --- frames -----------------------------------------------------------------------------------
+
+    def carry(self, dealer: Dealer, deliver: Callable[[], None]) -> None:
+        """A frame is under way on this connection, and what may happen to it happens."""
+        generation = dealer.generation
+        faults, rng = self.faults, self.rng
+
+        def arrive() -> None:
+            if dealer.generation == generation:
+                deliver()
+
+        if rng.random() < faults.drop:
+            return
+        for _ in range(2 if rng.random() < faults.double else 1):
+            late_s = rng.random() * faults.late_s if rng.random() < faults.late else 0.0
+            self.after(LATENCY_S + late_s, arrive)
+
+    def at_broker(self, dealer: Dealer, frame: bytes) -> None:
+        """A frame arrives at the broker, which does as its server does."""
+        to = self.core.relay(dealer.rid, frame, None)
+        if to is None:
+            sender = Sender(dealer.rid, dealer.fd, None, "")
+            self._deliver(self.core.receive(sender, frame, self.now))
+        elif not self._send(to, frame):
+            self._deliver(self.core.undelivered(to, frame, dealer.rid, False, self.now))
+
+    def _deliver(self, sends: list[Send]) -> None:
+        for send in sends:
+            if not self._send(send.rid, bytes(send.frame)):
+                self.core.unreachable(send.rid, self.now)
+            elif send.rid in self.core.tables.lost:
+                self.core.reachable(send.rid)
+
+    def _send(self, rid: bytes, frame: bytes) -> bool:
+        dealer = self._dealers.get(rid)
+        if dealer is None or not dealer.up:
+            return False
+        self.carry(dealer, lambda: dealer.arrived(frame))
+        return True
+
+    # --- connections ------------------------------------------------------------------------------
+
+    def cut(self, dealer: Dealer, for_s: float | None) -> None:
+        """The connection breaks; what is under way on it is lost. None: it never comes back."""
+        if not dealer.up:
+            return
+        dealer.up = False
+        dealer.generation += 1
+        dealer.news.append(LinkEvent(up=False, fd=dealer.fd))
+        self.core.link_down(dealer.fd)
+        if for_s is not None:
+            self.after(for_s, lambda: self._mend(dealer))
+            dealer.wake()
+
+    def _mend(self, dealer: Dealer) -> None:
+        dealer.up = True
+        dealer.fd += 100_000
+        dealer.news.append(LinkEvent(up=True, fd=dealer.fd))
+        dealer.wake()
+
+    def restart_broker(self, for_s: float = 0.5) -> None:
+        """The broker is killed, and another one takes its place `for_s` later."""
+        for dealer in self._dealers.values():
+            self.cut(dealer, for_s)
+        self.core = self._new_core()
+
+    def connections(self) -> list[Dealer]:
+        """All that are up, the oldest first."""
+        return [dealer for dealer in self._dealers.values() if dealer.up]
+
+    @property
+    def executed(self) -> Counter[tuple[int, int]]:
+        """(sid, seq) → how often that request was executed, anywhere."""
+        return sum((host.executed for host in self.hosts), Counter())
