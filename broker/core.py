@@ -498,8 +498,10 @@ class Core:
             wish.env_kwargs,
             wish.num_envs,
             wish.autoreset_mode,
-            wish.direct,
+            # Past the broker nobody would count.
+            wish.direct and not peer.rights.metered,
             peer.identity,
+            wish.challenge,
         )
         return [self._send(session.loop.rid, forwarded, session.sid, header.seq)]
 

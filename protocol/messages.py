@@ -170,7 +170,8 @@ class Open:
     """Ask for a session. The broker chooses the agent, mints the sid and fills `learner`.
 
     `nonce`: 16 random bytes, the session's secret; the same nonce opens the same session.
-    `num_envs`: 0 for a plain environment, n for a vector of n.
+    `num_envs`: 0 for a plain environment, n for a vector of n. `challenge`: the X25519 public key
+    of a learner that pins the agent and wants the session sealed, else b"".
     """
 
     address: str
@@ -181,6 +182,7 @@ class Open:
     autoreset_mode: str = ""
     direct: bool = False
     learner: str = ""
+    challenge: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +190,8 @@ class Opened:
     """The session is open. Spaces are descriptions (`protocol.spaces.describe`).
 
     For a vector the `single_` spaces are those of one environment; for a plain environment they
-    are None. `direct`: {"url", "key"} of the agent's direct endpoint, or None.
+    are None. `direct`: {"url", "key"} of the agent's direct endpoint, or None. `key`: the agent's public key
+    (z85) if the session is sealed, else b"".
     """
 
     observation_space: Any
@@ -202,6 +205,7 @@ class Opened:
     limits: dict[str, Any]
     agent: str
     direct: dict[str, Any] | None = None
+    key: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
