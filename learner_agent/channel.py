@@ -14,12 +14,10 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
-import structlog
-
 from learner_agent.direct import ATTACH_S, DirectLink
 from learner_agent.exchange import Exchange
 from learner_agent.failures import error_for
-from protocol import codec, spaces
+from protocol import codec, logs, spaces
 from protocol.codec import PLAIN, Codec, Frame, Header
 from protocol.errors import (
     BrokerUnreachable,
@@ -84,7 +82,8 @@ class Channel:
         self.welcome: Welcome | None = None
         self._wait_s = wait_s
         self._pid = os.getpid()
-        self._log = structlog.get_logger()
+        self._log = logs.logger()
+        self.closed = False
         self._rng = random.Random(secrets.randbits(64))
         self._agent = secrets.token_bytes(16)
         self._sessions: dict[int, RemoteSession] = {}
@@ -293,8 +292,11 @@ class Channel:
 
     def close(self) -> None:
         """Leave the broker; sessions still open end with it. Idempotent."""
-        if self.foreign:
-            return  # the sockets are the parent's
+        if self.foreign or self.closed:
+            return  # after a fork the sockets are the parent's
+        self.closed = True
+        for session in self._sessions.values():
+            session.hang_up()
         self._sessions.clear()
         self.dealer.send(PLAIN.encode(Bye("done")))
         self.dealer.close(linger_s=0.5)
@@ -352,7 +354,7 @@ class RemoteSession:
                 f"The env agent at {self.wish.address!r} cannot be reached directly: {why} Use "
                 f'direct="auto" to go through the broker then.'
             )
-        structlog.get_logger().debug("relayed", address=self.wish.address, why=why)
+        logs.logger().debug("relayed", address=self.wish.address, why=why)
 
     @property
     def is_direct(self) -> bool:
@@ -503,17 +505,22 @@ class RemoteSession:
 
     def close(self) -> None:
         """End the session. Waits shortly for the agent, never for a step. Idempotent."""
-        if self._closed or self.channel.foreign:
+        if self._closed or self.channel.foreign or self.channel.closed:
             return
         self._closed = True
         if self.exchange.lost is None and self.exchange.pending is None:
             try:
                 self.request(Close(), CLOSE_S)
             except GymwireError as error:
-                structlog.get_logger().debug("close was not confirmed", why=str(error))
+                logs.logger().debug("close was not confirmed", why=str(error))
         self.channel.forget(self)
+        self.hang_up()
+
+    def hang_up(self) -> None:
+        """Give up the direct connection, if there is one."""
         if self._direct is not None:
             self._direct.close()
+            self._direct = None
 
 
 def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) -> None:

@@ -477,6 +477,21 @@ def test_several_environments_can_share_a_connection(broker: str) -> None:
     channel.close()
 
 
+def test_a_connection_may_be_closed_before_its_environments(broker: str) -> None:
+    channel = Channel(broker)
+    env = ProxyEnv("cartpole", channel=channel)
+    channel.close()
+    channel.close()
+    env.close()
+
+
+def test_a_script_of_the_users_is_not_written_into(broker: str) -> None:
+    code = f"from learner_agent import ProxyEnv; ProxyEnv('cartpole', {broker!r}).reset()"
+    script = [sys.executable, "-X", "dev", "-c", code]
+    ran = subprocess.run(script, capture_output=True, text=True, check=True)
+    assert (ran.stdout, ran.stderr) == ("", "")
+
+
 def test_importing_the_package_does_not_bring_the_sockets() -> None:
     code = "import learner_agent, sys; sys.exit('zmq' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
