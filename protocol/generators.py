@@ -29,7 +29,10 @@ def build(state: Any) -> np.random.Generator:
     """A generator in this state. Raises DecodingError."""
     try:
         bits = _BIT_GENERATORS[state["bit_generator"]]()
+        # numpy does not check these, and reads its memory from there.
+        if not 0 <= state["state"].get("pos", 0) <= 624 or not 0 <= state.get("buffer_pos", 0) <= 4:
+            raise ValueError("a position outside its buffer")
         bits.state = state
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise DecodingError(f"This is not the state of a random generator: {error!r}.") from None
     return np.random.Generator(bits)

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import gymnasium.error
+import pytest
+
+from protocol.dialogue import MOVES, REQUESTS, State, after, check_request, mermaid
+from protocol.errors import EnvironmentClosed, MoveError, ResetNeeded
+from protocol.messages import Kind
+
+REPLIES = {
+    Kind.RESET: Kind.STATUS,
+    Kind.ACT: Kind.PERCEPT,
+    Kind.RENDER: Kind.FRAME,
+    Kind.CALL: Kind.RESULT,
+    Kind.CLOSE: Kind.CLOSED,
+}
+LEGAL = {
+    State.READY: {Kind.RESET, Kind.RENDER, Kind.CALL, Kind.CLOSE},
+    State.EPISODE: {Kind.RESET, Kind.ACT, Kind.RENDER, Kind.CALL, Kind.CLOSE},
+    State.CLOSED: {Kind.CLOSE},
+}
+
+
+def test_the_requests_are_those_of_the_gym_dialogue() -> None:
+    assert REPLIES.keys() == REQUESTS
+
+
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("state", State)
+def test_each_request_is_legal_in_its_states_and_nowhere_else(state: State, kind: Kind) -> None:
+    if kind in LEGAL[state]:
+        check_request(state, kind)
+    else:
+        with pytest.raises(MoveError):
+            check_request(state, kind)
+
+
+@pytest.mark.parametrize("reply", Kind)
+@pytest.mark.parametrize("request_", Kind)
+@pytest.mark.parametrize("state", State)
+def test_each_request_has_one_reply_and_error(state: State, request_: Kind, reply: Kind) -> None:
+    if reply is Kind.ERROR:
+        assert after(state, request_, reply) is state
+    elif request_ in LEGAL[state] and reply is REPLIES[request_]:
+        expected = {Kind.RESET: State.EPISODE, Kind.CLOSE: State.CLOSED}.get(request_, state)
+        assert after(state, request_, reply) is expected
+    else:
+        with pytest.raises(MoveError):
+            after(state, request_, reply)
+
+
+def test_a_step_before_reset_is_also_gymnasiums_error() -> None:
+    with pytest.raises(gymnasium.error.ResetNeeded):
+        check_request(State.READY, Kind.ACT)
+    assert issubclass(ResetNeeded, MoveError)
+
+
+@pytest.mark.parametrize("kind", REQUESTS - {Kind.CLOSE})
+def test_what_comes_after_close_is_also_gymnasiums_error(kind: Kind) -> None:
+    with pytest.raises(gymnasium.error.ClosedEnvironmentError):
+        check_request(State.CLOSED, kind)
+    assert issubclass(EnvironmentClosed, MoveError)
+
+
+def test_the_diagram_shows_every_move() -> None:
+    lines = mermaid().splitlines()
+    moves = sum(len(replies) for requests in MOVES.values() for replies in requests.values())
+    assert len(lines) == moves + 3
+    assert "    episode --> episode: ACT / PERCEPT" in lines
