@@ -319,6 +319,11 @@ class Core:
         if peer.role == Role.ENV:
             for row in hello.sessions:
                 sends += self._announced(peer, row, now)
+        elif peer.role == Role.PULSE:
+            for row in hello.sessions:
+                match row:
+                    case [int(sid), *_]:
+                        tables.promise(sid, peer, until=now + REJOIN_S)
         return sends
 
     def _announced(self, loop: Peer, row: object, now: float) -> list[Send]:
@@ -649,7 +654,7 @@ class Core:
             self._meters[session.learner.key].ended(session.sid)
 
     def _unknown_session(self, rid: bytes, header: codec.Header, now: float) -> list[Send]:
-        if now - self._started < STARTING_S:
+        if now - self._started < STARTING_S or self.tables.is_promised(header.sid, now):
             busy = Busy(BusyReason.STARTING, 0.1)
             return [self._send(rid, busy, header.sid, header.seq)]
         text = "The broker does not know this session any more."

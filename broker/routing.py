@@ -79,6 +79,8 @@ class Tables:
         self.lost: dict[bytes, Peer] = {}
         self.sessions_of: Counter[str] = Counter()  # by the learner's identity
         self.ended: dict[int, None] = {}  # the oldest first
+        # sessions that a pulse has named before their loop could: until when, and whose pulse
+        self.promised: dict[int, tuple[float, Peer]] = {}
 
     def add_peer(self, peer: Peer) -> Peer | None:
         """Enter a peer, or the new connection of one that is known.
@@ -103,6 +105,7 @@ class Tables:
 
     def add_session(self, session: Session) -> None:
         """Enter a session at its loop; bind its learner if it is there."""
+        self.promised.pop(session.sid, None)
         self.sessions[session.sid] = session
         self.by_nonce[session.nonce] = session
         self.sessions_of[session.learner_identity] += 1
@@ -154,6 +157,19 @@ class Tables:
         self.ended[session.sid] = None
         if len(self.ended) > MAX_ENDED:
             del self.ended[next(iter(self.ended))]
+
+    def promise(self, sid: int, pulse: Peer, *, until: float) -> None:
+        """The loop that has this session will announce it when its long step is over."""
+        if sid in self.sessions or sid in self.ended:
+            return
+        self.promised[sid] = until, pulse
+        if len(self.promised) > MAX_ENDED:
+            del self.promised[next(iter(self.promised))]
+
+    def is_promised(self, sid: int, now: float) -> bool:
+        """Whether a pulse that is still there has promised this session."""
+        until, pulse = self.promised.get(sid, (now, None))
+        return now < until and pulse is not None and self.peers.get(pulse.rid) is pulse
 
     def drop_peer(self, peer: Peer) -> None:
         """Forget a peer; its sessions are the caller's to end first."""

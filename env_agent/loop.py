@@ -30,6 +30,7 @@ from protocol.messages import (
     Offer,
     Offered,
     Open,
+    Ping,
     Resume,
     Resumed,
     Role,
@@ -40,6 +41,7 @@ from protocol.transport import LinkEvent, Received
 
 TIMERS_EVERY = 256  # frames after which timers get their turn even when the socket never rests
 HELLO_AGAIN_S = 1.0  # how long offers may take to stand before HELLO is said again
+PING_S = 1.0  # how often a loop asks whether the broker still knows it
 AWAY_S = 300.0  # sessions end when the broker has been away for so long
 
 
@@ -73,10 +75,19 @@ class Loop:
         self._awaited: set[str] = set()  # the addresses of which the broker has not said OFFERED
         self._hello_at = 0.0
         self._draining = False
+        self._ping_at = 0.0
         self._opened_at: dict[int, float] = {}
         self.in_step: InStep | None = None
         self.stop = threading.Event()
         self.drain = threading.Event()
+
+    @property
+    def sessions(self) -> list[list[Any]]:
+        """The live sessions as HELLO lists them. May be read from other threads."""
+        return [
+            [slot.session.sid, slot.session.nonce, slot.session.address, slot.session.learner]
+            for slot in list(self.host.slots.values())
+        ]
 
     @property
     def idle(self) -> bool:
@@ -248,12 +259,8 @@ class Loop:
     # --- the broker -------------------------------------------------------------------------------
 
     def _hello(self, wait: bool = False) -> bool:
-        rows = [
-            [slot.session.sid, slot.session.nonce, slot.session.address, slot.session.learner]
-            for slot in self.host.slots.values()
-        ]
         self._awaited = {offer.address for offer in self._offers}
-        sent = self._dealer.send(PLAIN.encode(hello(Role.ENV, self._agent, rows)), wait)
+        sent = self._dealer.send(PLAIN.encode(hello(Role.ENV, self._agent, self.sessions)), wait)
         if sent:
             self._hello_at = time.monotonic() + HELLO_AGAIN_S
         return sent
@@ -285,6 +292,9 @@ class Loop:
         now = time.monotonic()
         self._watch_link()
         self._introduce()
+        if now >= self._ping_at:
+            self._ping_at = now + PING_S
+            self._dealer.send(PLAIN.encode(Ping()))
         if self._away_since is not None and now - self._away_since > AWAY_S:
             for slot in list(self.host.slots.values()):
                 if now - slot.heard > AWAY_S:

@@ -36,21 +36,24 @@ class Pulse(threading.Thread):
     def run(self) -> None:
         """The thread."""
         dealer = self._make_dealer()
-        greeting = PLAIN.encode(hello(Role.PULSE, self._agent, []))
         next_report = 0.0
         try:
             while not self._stopping.is_set():
                 data = dealer.receive()
-                if data is not None and _wants_hello(data):
-                    dealer.send(greeting)
-                if any(event.up for event in dealer.link_events()):
-                    dealer.send(greeting)
+                linked = any(event.up for event in dealer.link_events())
+                if linked or (data is not None and _wants_hello(data)):
+                    dealer.send(self._greeting())
                 now = time.monotonic()
                 if now >= next_report:
                     next_report = now + EVERY_S
                     self._report(dealer, now)
         finally:
             dealer.close()
+
+    def _greeting(self) -> bytes | bytearray:
+        """Names all sessions: a loop in a long step cannot announce them to a new broker itself."""
+        sessions = [row for loop in self._loops for row in loop.sessions]
+        return PLAIN.encode(hello(Role.PULSE, self._agent, sessions))
 
     def stop(self) -> None:
         """End the thread soon."""
