@@ -39,6 +39,8 @@ from protocol.messages import (
     Status,
 )
 from protocol.messages import Frame as RenderFrame
+from protocol.space_codecs import MISFIT
+from protocol.step_codec import StepCodec
 
 # Attributes that may be read, written or called from afar, beside those of `--allow`.
 ATTRIBUTES = (
@@ -74,6 +76,7 @@ class Slot:
     attributes: frozenset[str]
     opened: Frame
     is_vector: bool
+    steps: StepCodec
     heard: float = 0.0  # when a direct frame came last (monotonic seconds)
 
 
@@ -84,6 +87,7 @@ class Host:
         self._services = {service.address: service for service in services}
         self._spares: dict[str, Env | Vector] = {}
         self.slots: dict[int, Slot] = {}
+        self.by_key: dict[bytes, Slot] = {}  # by the sid's bytes, as they stand in a frame
         self._log = structlog.get_logger()
         self._opaque_paths: set[tuple[str, str]] = set()
 
@@ -129,14 +133,15 @@ class Host:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises is an answer
             return PLAIN.encode(_open_failed(service, error), sid, seq)
         try:
-            reply, codec = self._opened(service, env, wish, direct)
+            reply, codec, steps = self._opened(service, sid, env, wish, direct)
             frame = PLAIN.encode(reply, sid, seq)
         except Exception as error:  # noqa: BLE001 - properties of the environment may raise, too
             self._close(env, wish.address)
             return PLAIN.encode(_open_failed(service, error), sid, seq)
         session = Session(sid, wish.nonce, wish.address, wish.learner)
         attributes = frozenset((*ATTRIBUTES, *service.attributes))
-        self.slots[sid] = Slot(session, env, codec, attributes, frame, bool(wish.num_envs))
+        slot = Slot(session, env, codec, attributes, frame, bool(wish.num_envs), steps)
+        self.slots[sid] = self.by_key[session.key] = slot
         return frame
 
     def _make(self, service: Service, wish: Open) -> Env | Vector:
@@ -156,10 +161,11 @@ class Host:
     def _opened(
         self,
         service: Service,
+        sid: int,
         env: Env | Vector,
         wish: Open,
         direct: dict[str, Any] | None,
-    ) -> tuple[Opened, Codec]:
+    ) -> tuple[Opened, Codec, StepCodec]:
         single_observation = single_action = None
         if isinstance(env, VectorEnv):
             single_observation = spaces.describe(
@@ -189,19 +195,22 @@ class Host:
                     path=path,
                 )
 
+        observation = spaces.compile(env.observation_space)
+        action = spaces.compile(env.action_space)
         codec = Codec(
-            spaces.compile(env.observation_space),
-            spaces.compile(env.action_space),
+            observation,
+            action,
             strict_infos=service.strict_infos,
             on_opaque=on_opaque,
         )
-        return opened, codec
+        return opened, codec, StepCodec(sid, observation, action)
 
     def close(self, sid: int) -> Session | None:
         """End a session and free its slot."""
         slot = self.slots.pop(sid, None)
         if slot is None:
             return None
+        del self.by_key[slot.session.key]
         self._close(slot.env, slot.session.address)
         return slot.session
 
@@ -226,20 +235,35 @@ class Host:
 
     # --- requests ---------------------------------------------------------------------------------
 
+    def step(self, slot: Slot, seq: int, data: bytes | memoryview) -> Frame | None:
+        """Take an ACT of the common form: `handle` without detours. None: `handle` must."""
+        session = slot.session
+        if not session.awaits_step(seq):
+            return None
+        action = slot.steps.decode_act(data)
+        if action is MISFIT:
+            return None
+        try:
+            step = slot.env.step(action)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; a reply, too
+            reply: Message = self._raised(slot, Kind.ACT, error)
+        else:
+            if type(step) is tuple and len(step) == 5:
+                frame = slot.steps.encode_percept(step, seq)
+                if frame is not None:
+                    session.stepped(seq, data, frame)
+                    return frame
+            reply = self._percept(slot, step)
+        session.judge(Kind.ACT, seq, data)
+        return self._answer(slot, Kind.ACT, seq, reply)
+
     def handle(self, slot: Slot, header: Header, data: bytes | memoryview) -> Frame | None:
         """Take one frame of the gym dialogue; returns the frame to send, if any."""
         session = slot.session
         match session.judge(header.kind, header.seq, data):
             case Verdict.EXECUTE:
                 reply = self._execute(slot, header, data)
-                try:
-                    frame = slot.codec.encode(reply, header.sid, header.seq)
-                except EncodingError as error:
-                    reply = Error(Code.ENCODING, _cannot_travel(session.address, error))
-                    frame = slot.codec.encode(reply, header.sid, header.seq)
-                kind = Kind.ERROR if type(reply) is Error else _REPLY[header.kind]
-                session.executed(kind, frame)
-                return frame
+                return self._answer(slot, header.kind, header.seq, reply)
             case Verdict.REPEAT:
                 return session.answer
             case Verdict.REFUSE:
@@ -248,6 +272,16 @@ class Host:
                 return None
             case verdict:
                 assert_never(verdict)
+
+    def _answer(self, slot: Slot, request: Kind, seq: int, reply: Message) -> Frame:
+        session = slot.session
+        try:
+            frame = slot.codec.encode(reply, session.sid, seq)
+        except EncodingError as error:
+            reply = Error(Code.ENCODING, _cannot_travel(session.address, error))
+            frame = slot.codec.encode(reply, session.sid, seq)
+        session.executed(Kind.ERROR if type(reply) is Error else _REPLY[request], frame)
+        return frame
 
     def _execute(self, slot: Slot, header: Header, data: bytes | memoryview) -> Message:
         try:
@@ -258,10 +292,7 @@ class Host:
         try:
             match message:
                 case Act():
-                    observation, reward, terminated, truncated, info = env.step(message.action)
-                    if slot.is_vector:
-                        info = vector_infos.to_wire(info)
-                    return Percept(observation, reward, terminated, truncated, info)
+                    return self._percept(slot, env.step(message.action))
                 case Reset():
                     observation, info = env.reset(seed=message.seed, options=message.options)
                     return Status(
@@ -276,13 +307,26 @@ class Host:
                 case _:
                     return Error(Code.PROTOCOL, f"{header.kind.name} is not a request.")
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; a reply, too
-            self._log.warning(
-                "the environment raised",
-                address=slot.session.address,
-                request=header.kind.name,
-                error=f"{type(error).__name__}: {_text(error)}"[:200],
-            )
-            return _failed(error, env if isinstance(env, SyncVectorEnv) else None)
+            return self._raised(slot, header.kind, error)
+
+    def _percept(self, slot: Slot, step: Any) -> Message:
+        """What `step` returned, as a message; an ERROR if it is not what a step returns."""
+        try:
+            observation, reward, terminated, truncated, info = step
+        except (TypeError, ValueError) as error:
+            return self._raised(slot, Kind.ACT, error)
+        if slot.is_vector:
+            info = vector_infos.to_wire(info)
+        return Percept(observation, reward, terminated, truncated, info)
+
+    def _raised(self, slot: Slot, request: Kind, error: BaseException) -> Error:
+        self._log.warning(
+            "the environment raised",
+            address=slot.session.address,
+            request=request.name,
+            error=f"{type(error).__name__}: {_text(error)}"[:200],
+        )
+        return _failed(error, slot.env if isinstance(slot.env, SyncVectorEnv) else None)
 
     def _call(self, slot: Slot, call: Call) -> Message:
         name, env = call.name, slot.env

@@ -142,12 +142,22 @@ class Loop:
     # --- one frame --------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        paths, host, slots = self._paths, self.host, self.host.slots
+        paths, host, slots, by_key = self._paths, self.host, self.host.slots, self.host.by_key
         for _ in range(TIMERS_EVERY):
             arrived = paths.receive(len(slots))
             if arrived is None:
                 return
             way, data, received = arrived
+            slot = by_key.get(bytes(data[8:16]))
+            if slot is not None and (received is None or paths.allows(way, slot.session.sid)):
+                seq = int.from_bytes(data[16:24], "little")
+                slot.heard = time.monotonic()
+                self.in_step = InStep(slot.session.sid, seq, slot.heard)
+                reply = host.step(slot, seq, data)
+                self.in_step = None
+                if reply is not None:
+                    paths.send(way, reply)
+                    continue
             try:
                 header = codec.read_header(data)
                 if received is not None and not self._admit(received, header, data):
@@ -176,7 +186,6 @@ class Loop:
         assert direct is not None
         slot = self.host.slots.get(header.sid)
         if slot is not None and header.kind < 16 and direct.allows(received.rid, header.sid):
-            slot.heard = time.monotonic()
             return True
         reply: Message = Busy(BusyReason.HELLO, 0.0)
         if slot is None:

@@ -126,6 +126,10 @@ class Paths:
                 return None if received is None else (received.rid, received.data, received)
         return None
 
+    def allows(self, way: bytes, sid: int) -> bool:
+        """Whether a direct frame came over the connection that the session is bound to."""
+        return self.direct is not None and self.direct.allows(way, sid)
+
     def send(self, way: bytes, frame: Frame) -> None:
         """Send a reply the way its request came; if that is gone, the learner will ask again."""
         if way == RELAY:

@@ -27,6 +27,7 @@ class Session:
 
     def __init__(self, sid: int, nonce: bytes, address: str, learner: str) -> None:
         self.sid = sid
+        self.key = sid.to_bytes(8, "little")  # as it stands in a frame
         self.nonce = nonce
         self.address = address
         self.learner = learner
@@ -37,6 +38,15 @@ class Session:
         self.refusal: Frame = b""
         self._request: bytes | memoryview = b""
         self._executing: tuple[Kind, int, bytes | memoryview] | None = None
+
+    def awaits_step(self, seq: int) -> bool:
+        """Whether an ACT of this number is new and legal now."""
+        return seq == self.last + 1 and self.state is dialogue.State.EPISODE
+
+    def stepped(self, seq: int, request: bytes | memoryview, frame: Frame) -> None:
+        """The ACT that `awaits_step` let through was answered with this frame: a PERCEPT."""
+        self.last, self._request, self.answer = seq, request, frame
+        self.steps += 1
 
     def judge(self, kind: Kind, seq: int, data: bytes | memoryview) -> Verdict:
         """Decide about a request. EXECUTE must be followed by `executed`."""

@@ -24,12 +24,14 @@ from protocol.errors import (
     ConfigurationError,
     ConnectionFailed,
     Denied,
+    EnvironmentLost,
     GymwireError,
     RequestTimeout,
 )
 from protocol.keys import credentials
 from protocol.messages import (
     KINDS,
+    Act,
     Busy,
     BusyReason,
     Bye,
@@ -42,17 +44,20 @@ from protocol.messages import (
     Message,
     Open,
     Opened,
+    Percept,
     Ping,
     Resume,
     Role,
     Welcome,
 )
+from protocol.step_codec import Step, StepCodec
 from protocol.transport import TICK_MS, Dealer, LinkEvent, wait_among
 
 CONNECT_S = 2.5  # how long a broker may take to answer at first
 HELLO_AGAIN_S = 1.0  # how long WELCOME may take before HELLO is said again
 LOOK_S = 0.25  # how often a direct session looks at its connections
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
+SMALL = 64 * 1024  # requests up to this size are below every broker's limit
 TIMERS_EVERY = 64  # frames after which timers get their turn even when the socket never rests
 
 
@@ -188,7 +193,11 @@ class Channel:
         heard, resend_at, pause_s = now, now + 0.5, 0.5
         while self._seq not in self._answers:
             before = self._heard
-            if not self.pump():
+            try:
+                arrived = self.pump()
+            except EnvironmentLost:  # of another session, which says so when it is used
+                arrived = True
+            if not arrived:
                 now = time.monotonic()
                 if self._relinked():
                     self.dealer.send(self._hello())
@@ -312,9 +321,10 @@ class RemoteSession:
         self.opened = opened
         self.observation_space = spaces.build(opened.observation_space, root="observation_space")
         self.action_space = spaces.build(opened.action_space, root="action_space")
-        self._codec = Codec(
-            spaces.compile(self.observation_space), spaces.compile(self.action_space)
-        )
+        observation = spaces.compile(self.observation_space)
+        action = spaces.compile(self.action_space)
+        self._codec = Codec(observation, action)
+        self._steps = StepCodec(sid, observation, action)
         self.exchange = Exchange(
             sid,
             wish.nonce,
@@ -373,6 +383,33 @@ class RemoteSession:
         self.begin(message)
         return self.finish(timeout_s)
 
+    def step(self, action: Any, timeout_s: float | None = None) -> Step:
+        """`request` for an ACT: what `Env.step` returned, without detours where that can be."""
+        exchange = self.exchange
+        seq = exchange.next_step()
+        frame = self._steps.encode_act(action, seq) if seq and timeout_s is None else None
+        if frame is None or len(frame) > SMALL:
+            self.begin(Act(action))
+        else:
+            self._begin(Kind.ACT, seq, frame)
+            way = self.way
+            data = way.receive()
+            if data is not None:
+                step = self._steps.decode_percept(data, seq)
+                if step is not None:
+                    exchange.stepped()
+                    return step
+                self._arrived(data)
+        percept = self.finish(timeout_s)
+        assert type(percept) is Percept
+        return (
+            percept.observation,
+            percept.reward,
+            percept.terminated,
+            percept.truncated,
+            percept.info,
+        )
+
     def begin(self, message: Message) -> None:
         """Send a request without waiting. The same request again, while pending, waits on."""
         kind = KINDS[type(message)]
@@ -390,10 +427,13 @@ class RemoteSession:
             raise ConfigurationError(
                 f"This {kind.name} has {len(frame)} bytes; the broker takes {limit} at most."
             )
+        self._begin(kind, seq, frame)
+
+    def _begin(self, kind: Kind, seq: int, frame: Frame) -> None:
         self._reply = None
         now = time.monotonic()
-        exchange.sent(kind, seq, frame, now)
-        if now >= self._look_at and self._direct is not None:
+        self.exchange.sent(kind, seq, frame, now)
+        if self._direct is not None and now >= self._look_at:
             self._look_around(now)
         self._send(frame)
 
@@ -433,19 +473,23 @@ class RemoteSession:
 
     def pump(self) -> bool:
         """Receive one frame on the session's way, waiting for a tick at most."""
-        direct = self._direct
-        if direct is None or not direct.up:
-            return self.channel.pump()
-        data = direct.dealer.receive()
+        data = self.way.receive()
         if data is None:
             return False
+        self._arrived(data)
+        return True
+
+    def _arrived(self, data: bytes | memoryview) -> None:
+        direct = self._direct
+        if direct is None or not direct.up:
+            self.channel.dispatch(data)
+            return
         header = codec.read_header(data)
         if header.sid == self.sid:
             if header.kind is Kind.RESUMED:
                 direct.accept(data)
             else:
                 self.take(header, data)
-        return True
 
     def finish(self, timeout_s: float | None = None) -> Message:
         """Wait for the reply to the pending request."""

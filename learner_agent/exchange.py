@@ -66,6 +66,8 @@ class Exchange:
         self._timeout_s = timeout_s
         self._rng = rng
         self._abandoned: list[Pending] = []
+        self._sent = 0.0
+        self._armed = 0  # the request for which the timers below are set
         self._heard = 0.0
         self._resend_at = 0.0
         self._resend_s = RESEND_S
@@ -96,10 +98,29 @@ class Exchange:
             self.pending = None
         return self.seq + 1
 
+    def next_step(self) -> int:
+        """The number of a new ACT if one is legal and nothing is pending, else 0: use `begin`."""
+        free = self.pending is None and self.lost is None
+        return self.seq + 1 if free and self.state is dialogue.State.EPISODE else 0
+
+    def stepped(self) -> None:
+        """The pending request, an ACT, was answered by a PERCEPT."""
+        self.pending = None
+        if self._abandoned:
+            self._abandoned.clear()
+
     def sent(self, kind: Kind, seq: int, frame: Frame, now: float) -> None:
         """The request went out (or will, with the next resend)."""
         self.seq = seq
         self.pending = Pending(kind, seq, frame)
+        self._sent = now
+
+    def _arm(self) -> None:
+        """Set the timers of the pending request, now that it has not been answered at once."""
+        if self._armed == self.seq:
+            return
+        self._armed = self.seq
+        now = self._sent
         self.in_step_s = None
         self._heard = now
         self._resend_s = RESEND_S
@@ -115,6 +136,7 @@ class Exchange:
         Raises EnvironmentLost, or ProtocolError if the other side broke the protocol.
         """
         kind, pending = header.kind, self.pending
+        self._arm()
         if kind < 16:
             if pending is None or header.seq != pending.seq:
                 return self._stray(header, data)
@@ -189,11 +211,13 @@ class Exchange:
 
     def relinked(self, now: float) -> None:
         """The connection was made anew: say RESUME, then send the pending request again."""
+        self._arm()
         self.resuming = True
         self._resend_at = now
 
     def resend(self, now: float) -> None:
         """The way to the agent has changed: send the pending request again at once."""
+        self._arm()
         self._resend_at = now
 
     def tick(self, now: float) -> tuple[bool, list[Frame]]:
@@ -203,6 +227,7 @@ class Exchange:
         """
         if self.pending is None:
             return False, []
+        self._arm()
         if now - self._ping_at > UNWATCHED_S:  # frozen, or not waiting: it cannot tell silence
             self._heard = now
         if now - self._heard > self._timeout_s:
@@ -227,6 +252,7 @@ class Exchange:
 
     def keep_waiting(self, now: float) -> None:
         """The caller waits on for the pending request: the silence counts from now."""
+        self._arm()
         self._heard = now
 
 

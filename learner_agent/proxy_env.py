@@ -23,7 +23,7 @@ from protocol.errors import (
     ProtocolError,
     ResetNeeded,
 )
-from protocol.messages import Act, Call, Frame, Message, Percept, Render, Reset, Result, Status
+from protocol.messages import Act, Call, Frame, Message, Render, Reset, Result, Status
 
 
 class ProxyEnv(gymnasium.Env[Any, Any]):
@@ -153,15 +153,9 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             RequestTimeout: after `step_timeout_s`.
             BrokerUnreachable: after `timeout_s` of silence.
         """
-        percept = self._request(Act(action))
-        assert type(percept) is Percept
-        return (
-            percept.observation,
-            percept.reward,
-            percept.terminated,
-            percept.truncated,
-            percept.info,
-        )
+        if self._closed or self._pid != os.getpid():
+            self._check_usable(Act(action))
+        return self._session.step(action, self._step_timeout_s)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -285,13 +279,16 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
     # --- sessions ---------------------------------------------------------------------------------
 
     def _request(self, message: Message) -> Message:
+        self._check_usable(message)
+        return self._session.request(message, self._step_timeout_s)
+
+    def _check_usable(self, message: Message) -> None:
         if self._closed:
             raise EnvironmentClosed(
                 f"{_verb(message)} after close: this environment is closed; make a new one."
             )
         if self._pid != os.getpid():
             self._leave_to_parent(message)
-        return self._session.request(message, self._step_timeout_s)
 
     def _leave_to_parent(self, message: Message) -> None:
         """This process is a fork of the one that opened the session: it needs its own."""

@@ -90,8 +90,6 @@ class Codec:
         strict_infos: bool = False,
         on_opaque: Callable[[str], None] | None = None,
     ) -> None:
-        self._observation = observation
-        self._action = action
         self._strict_infos = strict_infos
         self._on_opaque = on_opaque
         # performative → (the codec of its first field)

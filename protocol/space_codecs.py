@@ -52,12 +52,14 @@ class SpaceCodec:
             `MISFIT`, with `tail` as it was, if the value does not have exactly the space's types,
             dtypes, shapes and keys. Bounds are not looked at, and nothing is cast.
         decode: `(form, tail) -> value`, with fresh writable arrays. Raises DecodingError.
+        array: dtype, shape and bytes of the array, if the values are arrays of one size.
         tail_bytes: how many bytes of tail the arrays of one value take, without padding.
     """
 
     encode: _Encode
     decode: _Decode
     tail_bytes: int = 0
+    array: tuple[np.dtype[Any], tuple[int, ...], int] | None = None
 
 
 def compile(space: Space[Any]) -> SpaceCodec:
@@ -96,7 +98,7 @@ def _(space: Space[Any]) -> SpaceCodec:
             raise DecodingError(f"An array of {size} bytes came as something else.")
         return frombuffer(form, dtype).copy() if flat else take(dtype, shape, form)
 
-    return SpaceCodec(encode, decode)
+    return SpaceCodec(encode, decode, array=(dtype, shape, size))
 
 
 def _compile_large(dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> SpaceCodec:
@@ -112,7 +114,7 @@ def _compile_large(dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> S
             raise DecodingError(f"An array claims {size} bytes at {form} in {len(tail)}.")
         return take(dtype, shape, tail, form)
 
-    return SpaceCodec(encode, decode, tail_bytes=size)
+    return SpaceCodec(encode, decode, size, (dtype, shape, size))
 
 
 @_compile.register

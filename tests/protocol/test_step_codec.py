@@ -1,0 +1,154 @@
+"""The short way makes the very bytes of the long one, and reads only what it has checked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from protocol.codec import PLAIN, Codec, Frame, read_header
+from protocol.errors import ProtocolError
+from protocol.messages import Act, Percept
+from protocol.space_codecs import MISFIT
+from protocol.spaces import compile
+from protocol.step_codec import StepCodec
+from tests.sameness import assert_same
+from tests.space_zoo import ZOO
+
+SID, SEQ = 77, 9
+BOX = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
+PICTURE = gymnasium.spaces.Box(0, 255, (84, 84, 4), np.uint8)
+TWO = gymnasium.spaces.Discrete(2)
+
+
+def codecs(
+    observation: gymnasium.Space[Any], action: gymnasium.Space[Any]
+) -> tuple[StepCodec, Codec]:
+    forms = compile(observation), compile(action)
+    return StepCodec(SID, *forms), Codec(*forms)
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_what_the_short_way_takes_has_the_bytes_of_the_long_one(name: str) -> None:
+    space = ZOO[name]
+    space.seed(3)
+    short, long = codecs(space, space)
+    for _ in range(5):
+        value = space.sample()
+        act = short.encode_act(value, SEQ)
+        if act is not None:
+            assert bytes(act) == bytes(long.encode(Act(value), SID, SEQ))
+            assert_same(short.decode_act(act), value)
+        step = (value, -0.5, False, True, {})
+        percept = short.encode_percept(step, SEQ)
+        if percept is not None:
+            assert bytes(percept) == bytes(long.encode(Percept(*step), SID, SEQ))
+            assert_same(short.decode_percept(percept, SEQ), step)
+
+
+@pytest.mark.parametrize("space", [BOX, PICTURE])
+def test_arrays_take_the_short_way(space: gymnasium.spaces.Box) -> None:
+    short, _ = codecs(space, space)
+    value = space.sample()
+    assert short.encode_act(value, SEQ) is not None
+    percept = short.encode_percept((value, 1.0, True, False, {}), SEQ)
+    assert percept is not None
+    decoded = short.decode_percept(memoryview(percept), SEQ)
+    assert decoded is not None
+    assert decoded[0].flags.writeable
+    assert decoded[0].flags.owndata
+
+
+@pytest.mark.parametrize("action", [0, 127, np.int64(1), np.int64(100)])
+def test_a_small_number_keeps_its_type(action: Any) -> None:
+    short, long = codecs(BOX, TWO)
+    act = short.encode_act(action, SEQ)
+    assert act is not None
+    assert bytes(act) == bytes(long.encode(Act(action), SID, SEQ))
+    assert_same(short.decode_act(act), action)
+
+
+@pytest.mark.parametrize("action", [True, -1, 128, 1.0, "1", None, np.int32(1), np.zeros(3)])
+def test_any_other_action_takes_the_long_way(action: Any) -> None:
+    short, _ = codecs(BOX, TWO)
+    assert short.encode_act(action, SEQ) is None
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        (np.zeros(4), 1.0, False, False, {}),
+        (np.zeros(4, np.float32), np.float64(1), False, False, {}),
+        (np.zeros(4, np.float32), 1, False, False, {}),
+        (np.zeros(4, np.float32), 1.0, np.False_, False, {}),
+        (np.zeros(4, np.float32), 1.0, False, 0, {}),
+        (np.zeros(4, np.float32), 1.0, False, False, {"a": 1}),
+        (np.zeros((8,), np.float32)[::2], 1.0, False, False, {}),
+        ([0.0] * 4, 1.0, False, False, {}),
+    ],
+)
+def test_any_other_percept_takes_the_long_way(step: Any) -> None:
+    short, _ = codecs(BOX, TWO)
+    assert short.encode_percept(step, SEQ) is None
+
+
+def percept() -> Frame:
+    frame = codecs(BOX, TWO)[0].encode_percept((np.ones(4, np.float32), 1.0, False, False, {}), SEQ)
+    assert frame is not None
+    return frame
+
+
+def test_the_answer_to_another_request_is_not_taken() -> None:
+    assert codecs(BOX, TWO)[0].decode_percept(bytes(percept()), SEQ + 1) is None
+
+
+def test_the_answer_of_another_session_is_not_taken() -> None:
+    other = StepCodec(SID + 1, compile(BOX), compile(TWO))
+    assert other.decode_percept(bytes(percept()), SEQ) is None
+
+
+def test_a_frame_with_any_byte_changed_is_read_as_the_long_way_reads_it() -> None:
+    short, long = codecs(BOX, TWO)
+    frame = bytes(percept())
+    for at in range(len(frame)):
+        for value in (0, 1, 0x7F, 0xC2, 0xC3, 0xFF):
+            changed = frame[:at] + bytes([value]) + frame[at + 1 :]
+            step = short.decode_percept(changed, SEQ)
+            if step is None:
+                continue
+            header = read_header(changed)
+            message = long.decode(changed, header)
+            assert (header.sid, header.seq) == (SID, SEQ)
+            assert isinstance(message, Percept)
+            expected = (
+                message.observation,
+                message.reward,
+                message.terminated,
+                message.truncated,
+                message.info,
+            )
+            assert_same(step, expected)
+
+
+def test_an_act_with_any_byte_changed_is_read_as_the_long_way_reads_it() -> None:
+    short, long = codecs(BOX, TWO)
+    frame = bytes(short.encode_act(np.int64(1), SEQ) or b"")
+    for at in range(len(frame)):
+        for value in range(256):
+            changed = frame[:at] + bytes([value]) + frame[at + 1 :]
+            action = short.decode_act(changed)
+            if action is MISFIT:
+                continue
+            try:
+                message = long.decode(changed)
+            except ProtocolError as error:
+                pytest.fail(f"the short way took what the long one refuses: {error}")
+            assert isinstance(message, Act)
+            assert_same(action, message.action)
+
+
+def test_the_common_form_needs_no_space_to_be_refused_elsewhere() -> None:
+    with pytest.raises(ProtocolError, match="has no space here"):
+        PLAIN.decode(bytes(percept()))
