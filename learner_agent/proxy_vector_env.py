@@ -219,8 +219,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         wishes = vector_parts.split_options(options, group.slices)
         if group.lost and len(wishes) < len(group):
             raise group.lost_error()
-        for i in group.lost:
-            group.reopen(i)
+        while group.lost:  # another may turn out to be lost in the meantime
+            group.reopen(group.lost[0])
         self._forget_steps()
         requests = {i: Reset(seeds[i], wish) for i, wish in wishes.items()}
         infos: list[dict[str, Any]] = [{} for _ in group.slices]
@@ -254,6 +254,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if self._timed_out is None:
             self.step_async(actions)
+        elif self._group.lost:
+            raise self._group.lost_error()
         elif values.encode(actions, root="actions") != self._timed_out:
             raise MoveError(
                 "The step before is still under way, with other actions. Call step_wait(), or "

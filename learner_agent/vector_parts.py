@@ -79,7 +79,7 @@ def join(space: Space[Any], parts: Sequence[Any]) -> Any:
         return tuple(join(child, [p[i] for p in parts]) for i, child in enumerate(space.spaces))
     if isinstance(space, _CUSTOM):
         return tuple(deepcopy(item) for part in parts for item in part)
-    return np.concatenate(parts)
+    return np.concatenate(parts, dtype=parts[0].dtype)  # keeps a foreign byte order
 
 
 def join_infos(parts: Sequence[Mapping[Any, Any]], sizes: Sequence[int]) -> dict[Any, Any]:

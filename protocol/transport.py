@@ -13,7 +13,7 @@ import re
 import secrets
 import socket as hostsocket
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Literal, NamedTuple, cast
@@ -412,6 +412,13 @@ class Router:
 def _readable(url: str) -> str:
     """An endpoint as people write it: libzmq shows an IPv4 address as mapped into IPv6."""
     return re.sub(r"\[::ffff:([0-9.]+)\]", r"\1", url)
+
+
+def wait_among(dealers: Sequence[Dealer], timeout_s: float) -> list[int]:
+    """Wait at most `timeout_s` until some of these have a frame; returns which, by their places."""
+    sockets = [(dealer.waitable, zmq.POLLIN) for dealer in dealers]
+    ready = {id(socket) for socket, _ in zmq.zmq_poll(sockets, timeout=int(timeout_s * 1000))}
+    return [i for i, (socket, _) in enumerate(sockets) if id(socket) in ready]
 
 
 def wait_for(first: Dealer, second: Router) -> Literal["first", "second", "neither"]:
