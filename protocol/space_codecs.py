@@ -52,6 +52,7 @@ class SpaceCodec:
             `MISFIT`, with `tail` as it was, if the value does not have exactly the space's types,
             dtypes, shapes and keys. Bounds are not looked at, and nothing is cast.
         decode: `(form, tail) -> value`, with fresh writable arrays. Raises DecodingError.
+        scalar: the type of the values, if they are NumPy integers.
         array: dtype, shape and bytes of the array, if the values are arrays of one size.
         tail_bytes: how many bytes of tail the arrays of one value take, without padding.
     """
@@ -60,6 +61,7 @@ class SpaceCodec:
     decode: _Decode
     tail_bytes: int = 0
     array: tuple[np.dtype[Any], tuple[int, ...], int] | None = None
+    scalar: type[Any] | None = None
 
 
 def compile(space: Space[Any]) -> SpaceCodec:
@@ -132,7 +134,7 @@ def _(space: spaces.Discrete) -> SpaceCodec:
         except OverflowError:
             raise DecodingError(f"{form} is out of range for {scalar.__name__}.") from None
 
-    return SpaceCodec(encode, decode)
+    return SpaceCodec(encode, decode, scalar=scalar)
 
 
 @_compile.register

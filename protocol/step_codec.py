@@ -43,6 +43,7 @@ class StepCodec:
             observation, sid, Kind.PERCEPT, _FIVE_FIELDS, bytes(_FLOAT.size + 3)
         )
         self._scalar = action
+        self._scalar_type = action.scalar
         self._plain_act = _prefix(sid, Kind.ACT, 0, 2)
         self._fit_act = _prefix(sid, Kind.ACT, FITS, 2)
 
@@ -53,16 +54,15 @@ class StepCodec:
             return array.encode(action, seq, b"") if array.fits(action) else None
         if type(action) is int:
             prefix, number = self._plain_act, action
+        elif self._scalar_type is type(action):
+            prefix, number = self._fit_act, int(action)
         else:
-            form = self._scalar.encode(action, None)  # type: ignore[arg-type]
-            if type(form) is not int:
-                return None
-            prefix, number = self._fit_act, form
+            return None
         if not 0 <= number < 128:
             return None
         return b"%b%b\x91%c" % (prefix, seq.to_bytes(8, "little"), number)
 
-    def decode_act(self, data: bytes | memoryview) -> Any | Misfit:
+    def decode_act(self, data: Frame | memoryview) -> Any | Misfit:
         """The action of a frame, or MISFIT."""
         if len(data) == HEADER_SIZE + 2 and data[24] == 0x91 and data[25] < 128:
             prefix = data[:16]
@@ -89,7 +89,7 @@ class StepCodec:
             return self._observation.encode(observation, seq, rest)
         return None
 
-    def decode_percept(self, data: bytes | memoryview, seq: int) -> Step | None:
+    def decode_percept(self, data: Frame | memoryview, seq: int) -> Step | None:
         """What `Env.step` returned, fresh, if this frame answers request `seq`; else None."""
         array = self._observation
         if len(data) != array.size or data[_SEQ] != seq.to_bytes(8, "little"):
@@ -157,7 +157,7 @@ class _Array:
             return b"".join((self._prefix, number, self._lead, value.tobytes(), rest))
         return b"".join((self._prefix, number, self._lead, rest, self._pad, value))
 
-    def decode(self, data: bytes | memoryview) -> Any | Misfit:
+    def decode(self, data: Frame | memoryview) -> Any | Misfit:
         """The array, fresh and writable; MISFIT if the frame is not of this form."""
         if len(data) != self.size or data[:16] != self._prefix:
             return MISFIT
