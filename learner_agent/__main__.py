@@ -18,7 +18,7 @@ from rich.console import Console
 
 from learner_agent import commands
 from learner_agent.terminal import printable
-from protocol import logs
+from protocol import keys, logs
 from protocol.address import DEFAULT_BROKER, check_url, parse_address
 from protocol.errors import EnvironmentFailed, GymwireError, UsageError
 
@@ -132,6 +132,7 @@ def _connection(verb: argparse.ArgumentParser) -> None:
         metavar="S",
         help="seconds of silence after which the broker is given up (default 60)",
     )
+    keys.add_options(verb)
     logs.add_options(verb)
 
 

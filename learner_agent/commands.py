@@ -41,6 +41,8 @@ def _open(options: Namespace, errors: Console, render_mode: str | None = None) -
             env_kwargs=options.env_kwargs,
             timeout_s=options.timeout,
             wait_s=options.wait,
+            key=options.key,
+            broker_key=options.broker_key,
         )
 
 
@@ -137,7 +139,13 @@ def check_writable(option: str, path: Path | None) -> None:
 
 def ls(options: Namespace, out: Console, errors: Console) -> int:
     """Show what is on offer."""
-    channel = Channel(options.broker, timeout_s=options.timeout, wait_s=options.wait)
+    channel = Channel(
+        options.broker,
+        timeout_s=options.timeout,
+        wait_s=options.wait,
+        key=options.key,
+        broker_key=options.broker_key,
+    )
     try:
         offers = channel.find()
     finally:

@@ -78,7 +78,7 @@ def _summary(result: TrainingResult, learner: Learner) -> list[tuple[str, str]]:
     returns = result.episode_returns
     if isinstance(learner, PriceAgent):
         early, late = _early_and_late(result.rewards > 0)
-        rows.append(("offers accepted", f"{early:.1%} in the first tenth, {late:.1%} in the last"))
+        rows.append(("accepted", f"{early:.1%} in the first tenth, {late:.1%} in the last"))
     elif returns.size >= 2:
         early, late = _early_and_late(returns)
         rows.append(("episode return", f"{early:.2f} in the first tenth, {late:.2f} in the last"))
@@ -86,7 +86,7 @@ def _summary(result: TrainingResult, learner: Learner) -> list[tuple[str, str]]:
             early, late = _early_and_late(reached)
             rows.append(("episodes won", f"{early:.0%} in the first tenth, {late:.0%} in the last"))
         early, late = _early_and_late(result.episode_lengths)
-        rows.append(("steps per episode", f"{early:.0f} early, {late:.0f} late"))
+        rows.append(("episode length", f"{early:.0f} steps early, {late:.0f} late"))
     else:
         early, late = _early_and_late(result.rewards)
         rows.append(("reward per step", f"{early:.3f} in the first tenth, {late:.3f} in the last"))

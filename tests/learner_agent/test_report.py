@@ -85,7 +85,7 @@ def test_episodes_are_told_by_return_wins_and_length() -> None:
     text = report(result, QLearner(Discrete(4), Discrete(2)))
     assert "-2.00 in the first tenth, 5.00 in the last" in text
     assert "0% in the first tenth, 100% in the last" in text
-    assert "2 early, 1 late" in text
+    assert "2 steps early, 1 late" in text
     assert "0 of 4" in text
 
 

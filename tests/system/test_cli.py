@@ -1,0 +1,194 @@
+"""The learner's commands as a person calls them: processes, their output and exit status."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.processes import PATIENCE_S, ROOT, Programs, programs
+
+NOBODY = "tcp://127.0.0.1:1"
+OFFERS = "".join(
+    f'[[offer]]\naddress = "{address}"\nenv = "{env}"\n{more}'
+    for address, env, more in (
+        ("price-market", "gymwire/PriceMarket-v0", ""),
+        ("cartpole", "CartPole-v1", ""),
+        ("single", "CartPole-v1", "max_sessions = 1\n"),
+        ("frozen-lake", "FrozenLake-v1", "env_kwargs = {is_slippery = false}\n"),
+        ("unmakeable", "tests.odd_envs:Unmakeable", ""),
+    )
+)
+
+
+@pytest.fixture(scope="module")
+def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker of this module's own, so that `ls` shows what is offered here."""
+    config = tmp_path_factory.mktemp("cli") / "offers.toml"
+    config.write_text(OFFERS)
+    with programs() as started:
+        url = started.broker()[1]
+        started.env_agent(url, "--threads", "1", "--config", str(config))
+        yield url
+
+
+def command(broker: str, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "learner_agent", *arguments, "--broker", broker]
+
+
+def call(broker: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    variables = {**os.environ, "PYTHONWARNINGS": "ignore"}
+    variables.pop("GYMWIRE_ADDRESS", None)
+    return subprocess.run(
+        command(broker, *arguments),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        env=variables,
+        check=False,
+    )
+
+
+def test_train_learns_prints_saves_and_draws(broker: str, tmp_path: Path) -> None:
+    plot, saved = tmp_path / "market.png", tmp_path / "market.npz"
+    done = call(
+        broker, "train", "--steps", "600", "--seed", "1", "--plot", str(plot), "--save", str(saved)
+    )
+    assert done.returncode == 0, done.stderr
+    assert "PriceAgent after 600 steps at price-market, seed 1" in done.stdout
+    assert "in the first tenth" in done.stdout
+    assert "[info] training" in done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    with np.load(saved) as learnt:
+        assert learnt["a"].shape == (10, 100)
+
+
+def test_swapping_the_address_swaps_the_task(broker: str) -> None:
+    done = call(broker, "train", "frozen-lake", "--steps", "300", "--seed", "1")
+    assert done.returncode == 0, done.stderr
+    assert "QLearner after 300 steps at frozen-lake" in done.stdout
+    assert "states seen" in done.stdout
+
+
+def test_ls_shows_each_offer_on_a_line(broker: str) -> None:
+    done = call(broker, "ls")
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if "frozen-lake" in line)
+    for part in ("FrozenLake-v1", "Discrete(16)", "Discrete(4)", "0/8", "ready"):
+        assert part in line
+
+
+def test_ls_says_when_nothing_is_on_offer(programs: Programs) -> None:
+    _, url = programs.broker()
+    done = call(url, "ls")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith(f"Nothing is on offer at {url}.")
+
+
+def test_check_runs_the_checker_and_measures(broker: str) -> None:
+    done = call(broker, "check", "cartpole", "--steps", "50")
+    assert done.returncode == 0, done.stderr
+    assert "Gymnasium's checker: passed, 2 warnings" in done.stdout
+    assert "Latency of 50 steps" in done.stdout
+
+
+def test_check_makes_do_with_a_single_slot(broker: str) -> None:
+    done = call(broker, "check", "single", "--steps", "50")
+    assert done.returncode == 0, done.stderr
+    assert "not checked: render modes and closing" in done.stdout
+
+
+def test_run_plays_and_renders(broker: str) -> None:
+    done = call(broker, "run", "frozen-lake", "--episodes", "2", "--seed", "3", "--render")
+    assert done.returncode == 0, done.stderr
+    assert "SFFF" in done.stdout
+    assert "episode    2" in done.stdout
+    assert "2 played" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (["train", "frozen-lak"], 1, "Did you mean 'frozen-lake'?"),
+        (["check", "nowhere"], 1, "Nobody offers 'nowhere'"),
+        (["run", "nowhere"], 1, "On offer: cartpole, frozen-lake, price-market"),
+        (["train", "cartpole"], 2, "no learner fits"),
+        (["train", "No/Address"], 2, "is not an address"),
+        (["train", "--steps", "0"], 2, "1 or more"),
+        (["train", "--plot", "nowhere/file.png"], 2, "there is no folder nowhere"),
+        (["train", "--load", "nowhere.npz"], 2, "cannot read nowhere.npz"),
+        (["check"], 2, "ADDRESS"),
+        (["run", "cartpole", "--render"], 2, "cartpole offers human, rgb_array"),
+    ],
+)
+def test_an_error_is_one_line_and_a_status(
+    broker: str, arguments: list[str], status: int, said: str
+) -> None:
+    done = call(broker, *arguments)
+    lines = [line for line in done.stderr.splitlines() if not line.endswith("display.")]
+    assert done.returncode == status
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("learner_agent: ")
+    assert said in lines[0]
+    assert done.stdout == ""
+
+
+def test_no_broker_is_an_error_for_every_command() -> None:
+    for arguments in (["train"], ["ls"], ["check", "cartpole"], ["run", "cartpole"]):
+        done = call(NOBODY, *arguments, "--timeout", "0.5")
+        assert done.returncode == 1
+        assert done.stderr.startswith(f"learner_agent: No broker answers at {NOBODY}.")
+        assert "Traceback" not in done.stderr
+
+
+def test_an_environment_that_cannot_be_made_is_shown_with_its_own_traceback(broker: str) -> None:
+    done = call(broker, "run", "frozen-lake", "--env-kwargs", '{"is_slipperi": 1}')
+    assert done.returncode == 1
+    assert done.stderr.startswith("learner_agent: The environment at 'frozen-lake' could not")
+    said, _, trace = done.stderr.partition("\n\n")
+    assert "is_slipperi" in said
+    assert "Traceback" not in said
+    assert trace.startswith("    Traceback at the env agent:\n")
+    assert "learner_agent/__main__" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_training_tells_what_was_learnt_so_far(
+    broker: str, number: signal.Signals, status: int
+) -> None:
+    with subprocess.Popen(
+        command(broker, "train", "--steps", "60000"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            while "trained" not in process.stderr.readline():
+                assert process.poll() is None
+            process.send_signal(number)
+            out, errors = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+    assert process.returncode == status
+    assert "in the first tenth" in out
+    assert "Traceback" not in errors
+
+
+def test_the_learner_waits_for_broker_and_address(programs: Programs, tmp_path: Path) -> None:
+    url = f"ipc://{tmp_path}/broker"
+    learner = programs.start(
+        "learner_agent", "train", "late", "--broker", url, "--wait", "30", "--steps", "50"
+    )
+    programs.broker(url)
+    programs.env_agent(url, "--address", "late", "--env", "FrozenLake-v1")
+    assert learner.wait() == 0, learner.output
