@@ -11,8 +11,9 @@ from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec, VectorizeMode
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 
+from env_agent.hosted_vector import HostedVector
 from protocol.errors import ConfigurationError
 
 Env = gymnasium.Env[Any, Any]
@@ -48,7 +49,7 @@ class Factory:
         return made
 
     def make_first(self) -> Env | Vector:
-        """What shows the spaces: one environment, or a vector of one where there is nothing else."""
+        """What shows the spaces: one environment, or a vector of one if it makes only vectors."""
         if self.make_one is not None and self.makes_vectors:
             return _from_factory(self.make_one, self.name, 1, None, dict(self.kwargs))
         return self.make(None, {})
@@ -111,7 +112,7 @@ def _registered(
 
 def _sync(makers: Sequence[Callable[[], Env]], mode: AutoresetMode) -> Vector:
     # Observations go on the wire before the next step, so they need no copy of their own.
-    made = SyncVectorEnv(makers, copy=False, autoreset_mode=mode)
+    made = HostedVector(makers, copy=False, autoreset_mode=mode)
     made.spec = made.envs[0].spec
     return made
 

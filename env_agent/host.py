@@ -9,6 +9,7 @@ import hashlib
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, assert_never
 
@@ -16,10 +17,12 @@ import structlog
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
 from env_agent.factory import Env, Factory, Vector
+from env_agent.hosted_vector import HostedVector
 from env_agent.session import Session, Verdict
-from protocol import generators, spaces, values, vector_infos
+from protocol import generators, seal, spaces, values, vector_infos
 from protocol.codec import PLAIN, Codec, Frame, Header
 from protocol.errors import EncodingError, ProtocolError
+from protocol.keys import KeyPair
 from protocol.messages import (
     Act,
     Call,
@@ -39,6 +42,7 @@ from protocol.messages import (
     Status,
 )
 from protocol.messages import Frame as RenderFrame
+from protocol.seal import Seal, SealedCodec
 from protocol.space_codecs import MISFIT
 from protocol.step_codec import StepCodec
 
@@ -76,14 +80,15 @@ class Slot:
     attributes: frozenset[str]
     opened: Frame
     is_vector: bool
-    steps: StepCodec
+    steps: StepCodec | None
     heard: float = 0.0  # when a direct frame came last (monotonic seconds)
 
 
 class Host:
     """The environments of one serving loop."""
 
-    def __init__(self, services: Iterable[Service]) -> None:
+    def __init__(self, services: Iterable[Service], key: KeyPair | None = None) -> None:
+        self._key = key
         self._services = {service.address: service for service in services}
         self._spares: dict[str, Env | Vector] = {}
         self.slots: dict[int, Slot] = {}
@@ -133,8 +138,13 @@ class Host:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises is an answer
             return PLAIN.encode(_open_failed(service, error), sid, seq)
         try:
-            reply, codec, steps = self._opened(service, sid, env, wish, direct)
+            sealed = None
+            if self._key is not None and wish.challenge:
+                sealed = seal.answer(self._key, wish.challenge, wish.nonce, sid)
+            reply, codec, steps = self._opened(service, sid, env, wish, direct, sealed)
             frame = PLAIN.encode(reply, sid, seq)
+            if sealed is not None:
+                frame = sealed.close(frame)
         except Exception as error:  # noqa: BLE001 - properties of the environment may raise, too
             self._close(env, wish.address)
             return PLAIN.encode(_open_failed(service, error), sid, seq)
@@ -165,7 +175,8 @@ class Host:
         env: Env | Vector,
         wish: Open,
         direct: dict[str, Any] | None,
-    ) -> tuple[Opened, Codec, StepCodec]:
+        sealed: Seal | None,
+    ) -> tuple[Opened, Codec, StepCodec | None]:
         single_observation = single_action = None
         if isinstance(env, VectorEnv):
             single_observation = spaces.describe(
@@ -184,6 +195,7 @@ class Host:
             limits={"attributes": sorted({*ATTRIBUTES, *service.attributes})},
             agent="",
             direct=direct,
+            key=b"" if sealed is None or self._key is None else self._key.public,
         )
 
         def on_opaque(path: str) -> None:
@@ -197,13 +209,14 @@ class Host:
 
         observation = spaces.compile(env.observation_space)
         action = spaces.compile(env.action_space)
-        codec = Codec(
+        codec = (Codec if sealed is None else partial(SealedCodec, sealed))(
             observation,
             action,
             strict_infos=service.strict_infos,
             on_opaque=on_opaque,
         )
-        return opened, codec, StepCodec(sid, observation, action)
+        # The short way for steps has no tags.
+        return opened, codec, StepCodec(sid, observation, action) if sealed is None else None
 
     def close(self, sid: int) -> Session | None:
         """End a session and free its slot."""
@@ -238,9 +251,10 @@ class Host:
     def step(self, slot: Slot, seq: int, data: bytes | memoryview) -> Frame | None:
         """Take an ACT of the common form: `handle` without detours. None: `handle` must."""
         session = slot.session
-        if not session.awaits_step(seq):
+        steps = slot.steps
+        if steps is None or not session.awaits_step(seq):
             return None
-        action = slot.steps.decode_act(data)
+        action = steps.decode_act(data)
         if action is MISFIT:
             return None
         try:
@@ -249,7 +263,7 @@ class Host:
             reply: Message = self._raised(slot, Kind.ACT, error)
         else:
             if type(step) is tuple and len(step) == 5:
-                frame = slot.steps.encode_percept(step, seq)
+                frame = steps.encode_percept(step, seq)
                 if frame is not None:
                     session.stepped(seq, data, frame)
                     return frame
@@ -295,9 +309,7 @@ class Host:
                     return self._percept(slot, env.step(message.action))
                 case Reset():
                     observation, info = env.reset(seed=message.seed, options=message.options)
-                    return Status(
-                        observation, vector_infos.to_wire(info) if slot.is_vector else info
-                    )
+                    return Status(observation, _infos(env, info) if slot.is_vector else info)
                 case Render():
                     return RenderFrame(env.render())
                 case Call():
@@ -316,7 +328,7 @@ class Host:
         except (TypeError, ValueError) as error:
             return self._raised(slot, Kind.ACT, error)
         if slot.is_vector:
-            info = vector_infos.to_wire(info)
+            info = _infos(slot.env, info)
         return Percept(observation, reward, terminated, truncated, info)
 
     def _raised(self, slot: Slot, request: Kind, error: BaseException) -> Error:
@@ -348,6 +360,13 @@ class Host:
         if name == "np_random":
             return Result({"value": generators.describe(found)})
         return Result({"method": True} if callable(found) else {"value": found})
+
+
+def _infos(env: Env | Vector, infos: Any) -> Any:
+    if not isinstance(env, HostedVector):
+        return vector_infos.to_wire(infos)
+    cast, env.cast = env.cast, {}
+    return vector_infos.to_wire(infos, cast)
 
 
 def _call_vector(env: Any, call: Call) -> Message:

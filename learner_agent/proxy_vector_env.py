@@ -224,14 +224,15 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._forget_steps()
         requests = {i: Reset(seeds[i], wish) for i, wish in wishes.items()}
         infos: list[dict[str, Any]] = [{} for _ in group.slices]
+        casts: list[vector_infos.Casts] = [{} for _ in group.slices]
         for i, status in group.ask(requests, self._step_timeout_s).items():
             assert type(status) is Status
             self._observations[i] = status.observation
-            infos[i] = vector_infos.from_wire(status.info)
+            infos[i], casts[i] = vector_infos.from_wire(status.info)
         if len(group) == 1:
             return self._observations[0], infos[0]
         observation = vector_parts.join(self.single_observation_space, self._observations)
-        return observation, vector_parts.join_infos(infos, group.sizes)
+        return observation, vector_parts.join_infos(infos, group.sizes, casts)
 
     def step(self, actions: Any) -> Step:
         """Let every environment do one step, exactly once.
@@ -475,16 +476,17 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             assert type(percept) is Percept
             self._observations[i] = percept.observation
             parts.append(percept)
-        infos = [vector_infos.from_wire(part.info) for part in parts]
+        read = [vector_infos.from_wire(part.info) for part in parts]
         if len(self._group) == 1:
             one = parts[0]
-            return one.observation, one.reward, one.terminated, one.truncated, infos[0]
+            return one.observation, one.reward, one.terminated, one.truncated, read[0][0]
+        infos, casts = zip(*read, strict=True)
         return (
             vector_parts.join(self.single_observation_space, [part.observation for part in parts]),
             np.concatenate([part.reward for part in parts]),
             np.concatenate([part.terminated for part in parts]),
             np.concatenate([part.truncated for part in parts]),
-            vector_parts.join_infos(infos, [self._group.sizes[i] for i in percepts]),
+            vector_parts.join_infos(infos, [self._group.sizes[i] for i in percepts], casts),
         )
 
 

@@ -18,6 +18,7 @@ from gymnasium import Space, spaces
 from numpy.typing import NDArray
 
 from protocol.errors import BatchSizeError
+from protocol.vector_infos import Casts
 
 _CUSTOM = (spaces.Text, spaces.Sequence, spaces.Graph, spaces.OneOf)
 
@@ -82,21 +83,40 @@ def join(space: Space[Any], parts: Sequence[Any]) -> Any:
     return np.concatenate(parts, dtype=parts[0].dtype)  # keeps a foreign byte order
 
 
-def join_infos(parts: Sequence[Mapping[Any, Any]], sizes: Sequence[int]) -> dict[Any, Any]:
+def join_infos(
+    parts: Sequence[Mapping[Any, Any]],
+    sizes: Sequence[int],
+    casts: Sequence[Casts] | None = None,
+    path: tuple[Any, ...] = (),
+) -> dict[Any, Any]:
     """The infos of several sessions as those of one vector of `sum(sizes)` environments.
 
-    As `VectorEnv._add_info` would have made them: where a session lacks a key, there are zeros of
-    the dtype of the first one that has it, None among objects, False in the `_key` masks. Where
-    dtypes or shapes do not go together, where Gymnasium would fail, it is an array of objects.
+    As `VectorEnv._add_info` would have made them: an array has the dtype of the first value under
+    its key, to which the others are cast; where a session lacks a key there are zeros, None among
+    objects, False in the `_key` masks. Where dtypes or shapes do not go together, where Gymnasium
+    would fail, it is an array of objects. `casts`: of each session, from `vector_infos.from_wire`.
     """
+    casts = casts or [{}] * len(parts)
     joined: dict[Any, Any] = {}
     for part in parts:
         for key in part:
             if key not in joined:
-                mask = f"_{key}"
-                joined[key] = _join_values(
-                    [p.get(key, _MISSING) for p in parts], [p.get(mask) for p in parts], sizes
-                )
+                values = [p.get(key, _MISSING) for p in parts]
+                place = (*path, key)
+                present = [value for value in values if value is not _MISSING]
+                if all(isinstance(value, dict) for value in present):
+                    dicts = [{} if value is _MISSING else value for value in values]
+                    joined[key] = join_infos(dicts, sizes, casts, place)
+                    continue
+                array = _join_arrays(values, sizes)
+                if array is None:
+                    masks = [p.get(f"_{key}") for p in parts]
+                    array = _as_objects(values, masks, sizes)
+                for start, size, cast in zip(_starts(sizes), sizes, casts, strict=True):
+                    for index, value in cast.get(place, ()):
+                        if index < size:
+                            array[start + index] = value
+                joined[key] = array
     return joined
 
 
@@ -107,26 +127,27 @@ class _Missing(enum.Enum):
 _MISSING = _Missing.MISSING
 
 
-def _join_values(values: list[Any], masks: list[Any], sizes: Sequence[int]) -> Any:
-    present = [value for value in values if value is not _MISSING]
-    if all(isinstance(value, dict) for value in present):
-        return join_infos([{} if value is _MISSING else value for value in values], sizes)
-    first = present[0]
-    fits = all(
-        value is _MISSING or (isinstance(value, np.ndarray) and value.shape[:1] == (size,))
-        for value, size in zip(values, sizes, strict=True)
-    )
-    if fits and all(_go_together(first, value) for value in present):
-        array = np.zeros((sum(sizes), *first.shape[1:]), first.dtype)
-        if first.dtype.kind == "O":
-            array.fill(None)
-        start = 0
-        for value, size in zip(values, sizes, strict=True):
-            if value is not _MISSING:
-                array[start : start + size] = value
-            start += size
-        return array
-    return _as_objects(values, masks, sizes)
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def _join_arrays(values: list[Any], sizes: Sequence[int]) -> np.ndarray[Any, Any] | None:
+    """None: they do not go together."""
+    first = next(value for value in values if value is not _MISSING)
+    for value, size in zip(values, sizes, strict=True):
+        if value is not _MISSING and not (
+            isinstance(value, np.ndarray)
+            and value.shape[:1] == (size,)
+            and _go_together(first, value)
+        ):
+            return None
+    array = np.zeros((sum(sizes), *first.shape[1:]), first.dtype)
+    if first.dtype.kind == "O":
+        array.fill(None)
+    for start, value, size in zip(_starts(sizes), values, sizes, strict=True):
+        if value is not _MISSING:
+            array[start : start + size] = value
+    return array
 
 
 def _go_together(first: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
@@ -142,13 +163,11 @@ _TEXTS = ("UU", "SS")
 
 def _as_objects(values: list[Any], masks: list[Any], sizes: Sequence[int]) -> Any:
     array = np.full(sum(sizes), None, object)
-    start = 0
-    for value, mask, size in zip(values, masks, sizes, strict=True):
+    for start, value, mask, size in zip(_starts(sizes), values, masks, sizes, strict=True):
         batched = isinstance(value, np.ndarray) and value.shape[:1] == (size,)
         for i in range(size):
             if value is not _MISSING and (mask is None or mask[i]):
                 array[start + i] = value[i] if batched else value
-        start += size
     return array
 
 

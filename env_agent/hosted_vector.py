@@ -1,0 +1,48 @@
+"""Gymnasium's SyncVectorEnv as an env agent serves it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from gymnasium.vector import SyncVectorEnv
+
+
+class HostedVector(SyncVectorEnv[Any, Any]):
+    """A SyncVectorEnv that remembers what its infos no longer tell.
+
+    An info's array has the dtype of the first value under its key, and later values are cast to
+    that. Where this vector is a part of a larger one, another value came first, perhaps of another
+    dtype: the learner then needs the values as they were.
+
+    Attributes:
+        cast: what was cast since it was last cleared, by the id of the array:
+            [[index of the environment, value], ...].
+    """
+
+    cast: dict[int, list[list[Any]]]
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.cast = {}
+        super().__init__(*args, **kwargs)
+
+    def _add_info(
+        self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int
+    ) -> dict[str, Any]:
+        infos = super()._add_info(vector_infos, env_info, env_num)
+        for key, value in env_info.items():
+            array = infos[key]
+            if (
+                type(array) is np.ndarray
+                and array.dtype.kind != "O"
+                and array.dtype != _dtype(value)
+            ):
+                self.cast.setdefault(id(array), []).append([env_num, value])
+        return infos
+
+
+_PLAIN: dict[type, np.dtype[Any]] = {kind: np.dtype(kind) for kind in (bool, int, float)}
+
+
+def _dtype(value: Any) -> np.dtype[Any] | None:
+    return _PLAIN.get(type(value)) or getattr(value, "dtype", None)
