@@ -1,0 +1,210 @@
+"""docs/protocol.md says what the code does; a block that does not is shown as it should be."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from protocol import dialogue, values
+from protocol.codec import HEADER_SIZE, Codec, Frame, read_header
+from protocol.messages import (
+    KINDS,
+    TYPES,
+    Act,
+    Busy,
+    BusyReason,
+    Call,
+    Close,
+    Closed,
+    Code,
+    Error,
+    Find,
+    Gone,
+    Hello,
+    Kind,
+    Message,
+    Offer,
+    Offered,
+    Open,
+    Opened,
+    Percept,
+    Ping,
+    Pong,
+    Progress,
+    Reset,
+    Result,
+    Resume,
+    Resumed,
+    Role,
+    Status,
+    Welcome,
+)
+from protocol.spaces import compile, describe
+
+PATH = Path(__file__).parents[2] / "docs" / "protocol.md"
+DOC = PATH.read_text(encoding="utf-8")
+
+OBSERVATION = spaces.Box(-1.0, 1.0, (2,), np.float32)
+ACTION = spaces.Discrete(2)
+NONCE = bytes(range(16))
+SID = 0x1122334455667788
+
+_BOX, _DISCRETE = describe(OBSERVATION), describe(ACTION)
+_DIGEST = hashlib.sha256(values.encode(["Toy-v0", _BOX, _DISCRETE])).digest()
+_OPEN = Open("toy", NONCE, None, {}, 0, "", False)
+_OBSERVATION = np.array([0.5, -1.0], np.float32)
+
+# In the order of a session, as the document shows them.
+EXAMPLES: dict[str, tuple[Message, int, int]] = {
+    "HELLO": (Hello(Role.ENV, NONCE, "toy 1", "host-a"), 0, 0),
+    "WELCOME": (Welcome(7, "gymwire 1.0", "", 67108864, 30.0), 0, 0),
+    "OFFER": (
+        Offer("toy", "Toy-v0", _BOX, _DISCRETE, {}, {}, 4, _DIGEST),
+        0,
+        1,
+    ),
+    "OFFERED": (Offered("toy"), 0, 1),
+    "FIND": (Find(), 0, 1),
+    "OPEN": (_OPEN, 0, 2),
+    "OPEN, forwarded": (_OPEN, SID, 2),
+    "OPENED": (
+        Opened(
+            _BOX,
+            _DISCRETE,
+            None,
+            None,
+            {"id": "Toy-v0"},
+            {"render_modes": []},
+            None,
+            0,
+            {"attributes": []},
+            agent="",
+        ),
+        SID,
+        2,
+    ),
+    "RESET": (Reset(42), SID, 1),
+    "STATUS": (Status(_OBSERVATION, {}), SID, 1),
+    "ACT": (Act(np.int64(1)), SID, 2),
+    "ACT, self-describing": (Act(1), SID, 2),
+    "PERCEPT": (Percept(_OBSERVATION, 1.0, False, True, {"a": (1, np.float32(2))}), SID, 2),
+    "CALL": (Call("get", "valid_actions"), SID, 3),
+    "RESULT": (Result({"value": np.array([True, False])}), SID, 3),
+    "RESULT, with a tail": (Result(np.zeros(1024, np.float32)), SID, 3),
+    "ERROR": (Error(Code.EXPECTED, "Request 5 came, but 4 is next.", {"expected": 4}), SID, 5),
+    "PROGRESS": (Progress(1.5), SID, 4),
+    "BUSY": (Busy(BusyReason.UNREACHABLE, 0.05), SID, 4),
+    "PING": (Ping(), SID, 4),
+    "PONG": (Pong(), SID, 4),
+    "RESUME": (Resume(NONCE), SID, 4),
+    "RESUMED": (Resumed(), SID, 4),
+    "CLOSE": (Close(), SID, 4),
+    "CLOSED": (Closed(), SID, 4),
+    "GONE": (Gone("the learner has left"), SID, 0),
+}
+
+CODEC = Codec(compile(OBSERVATION), compile(ACTION))
+
+
+def dump(frame: Frame) -> str:
+    """A frame as the document writes it; a long run of equal bytes as their number."""
+    head_len = read_header(frame).head_len
+    cuts = (0, 4, 8, 16, HEADER_SIZE)
+    header = "  ".join(frame[i:j].hex(" ") for i, j in pairwise(cuts))
+    head = frame[HEADER_SIZE : HEADER_SIZE + head_len]
+    lines = [header, *(head[i : i + 32].hex(" ") for i in range(0, head_len, 32))]
+    rest = frame[HEADER_SIZE + head_len :]
+    if rest:
+        assert not any(rest)
+        lines.append(f"00 × {len(rest)}")
+    return "\n".join(lines)
+
+
+def blocks(kind: str) -> dict[str, str]:
+    """The fenced blocks of a kind: title → content."""
+    return {
+        match[1].strip(): match[2]
+        for match in re.finditer(rf"```{kind}([^\n]*)\n(.*?)\n```", DOC, re.DOTALL)
+    }
+
+
+def test_the_diagram_is_that_of_the_table() -> None:
+    assert list(blocks("mermaid").values()) == [dialogue.mermaid()]
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_each_example_is_what_the_codec_makes(name: str) -> None:
+    assert blocks("hex").get(name) == dump(CODEC.encode(*EXAMPLES[name]))
+
+
+def test_the_document_has_no_other_examples() -> None:
+    assert set(blocks("hex")) == set(EXAMPLES)
+
+
+def test_every_message_is_listed_with_its_number_and_its_fields() -> None:
+    rows = {
+        int(match[1]): match[0]
+        for match in re.finditer(r"^\| (\d+) \| [A-Z]+ \|.*$", DOC, re.MULTILINE)
+    }
+    assert set(rows) == {int(kind) for kind in Kind}
+    for kind, row in rows.items():
+        names = re.findall(r"`(\w+): [^`]+`", row)
+        assert f"| {kind} | {Kind(kind).name} |" in row
+        assert names == list(TYPES[Kind(kind)].__dataclass_fields__)
+
+
+def test_the_table_of_moves_is_that_of_the_dialogue() -> None:
+    text = DOC.partition("| state | request |")[2].partition("```mermaid")[0]
+    moves, state = [], ""
+    for line in text.splitlines()[2:]:
+        if not line.startswith("|"):
+            continue
+        first, *rest = (cell.strip() for cell in line.strip("|").split("|"))
+        state = first.partition(":")[0] or state
+        moves.append((state, *rest))
+    assert moves == [
+        (state.value, request.name, reply.name, target.value)
+        for state, requests in dialogue.MOVES.items()
+        for request, replies in requests.items()
+        for reply, target in replies.items()
+    ]
+
+
+def _constants(owner: type) -> set[str]:
+    return {value for name, value in vars(owner).items() if name.isupper()}
+
+
+def test_every_code_and_every_reason_for_busy_is_listed() -> None:
+    first_cells = set(re.findall(r"^\| `([a-z-]+)` \|", DOC, re.MULTILINE))
+    assert first_cells >= _constants(Code) | _constants(BusyReason)
+
+
+def test_links_within_the_document_lead_somewhere() -> None:
+    headings = re.findall(r"^#+ (.*)$", DOC, re.MULTILINE)
+    anchors = {re.sub(r"[^a-z0-9 -]", "", h.lower()).replace(" ", "-") for h in headings}
+    assert set(re.findall(r"\(#([^)]*)\)", DOC)) <= anchors
+
+
+def test_clauses_that_are_cited_exist() -> None:
+    cited = set(re.findall(r"§(\d+(?:\.\d+)*)", DOC))
+    numbered = re.findall(r"^(?:\*\*|##+ )(\d+(?:\.\d+)*)\b", DOC, re.MULTILINE)
+    assert cited <= set(numbered)
+
+
+def test_every_message_type_has_a_kind() -> None:
+    assert set(KINDS) == set(TYPES.values())
+
+
+if __name__ == "__main__":  # write the examples and the diagram into the document anew
+    for name, old in blocks("hex").items():
+        new = dump(CODEC.encode(*EXAMPLES[name]))
+        DOC = DOC.replace(f"```hex {name}\n{old}\n", f"```hex {name}\n{new}\n")
+    for old in blocks("mermaid").values():
+        DOC = DOC.replace(old, dialogue.mermaid())
+    PATH.write_text(DOC, encoding="utf-8")
