@@ -504,8 +504,10 @@ class RemoteSession:
                     raise RequestTimeout(self._timeout_text(timeout_s))
             arrived = self.pump()
             frames += 1
-            if not arrived or not frames % TIMERS_EVERY:
-                channel.tick(time.monotonic())
+            if self._reply is None:
+                now = time.monotonic()
+                if not arrived or not frames % TIMERS_EVERY or self.exchange.is_due(now):
+                    channel.tick(now)
         header, data = self._reply
         self._reply = None
         message = self._codec.decode(data, header)

@@ -250,6 +250,10 @@ class Exchange:
             frames.append(PLAIN.encode(Ping(), self.sid, self.pending.seq))
         return False, frames
 
+    def is_due(self, now: float) -> bool:
+        """Whether `tick` has something to send already."""
+        return self.pending is not None and now >= self._resend_at
+
     def keep_waiting(self, now: float) -> None:
         """The caller waits on for the pending request: the silence counts from now."""
         self._arm()
