@@ -121,6 +121,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         agent = Agent(
             services,
             lambda: Dealer(options.broker, key=mine.key, server_key=mine.broker_key),
+            key=mine.key,
             direct=_direct(options, mine.key),
             threads=options.threads,
             wait_s=2.5 + options.wait,

@@ -19,6 +19,7 @@ from env_agent.loop import Loop
 from env_agent.paths import DirectEndpoint, DirectSettings, Paths
 from env_agent.pulse import Pulse
 from protocol.errors import ConfigurationError, GymwireError
+from protocol.keys import KeyPair
 from protocol.messages import Offer
 from protocol.transport import Dealer
 
@@ -36,6 +37,7 @@ class Agent:
         services: Sequence[Service],
         make_dealer: Callable[[], Dealer],
         *,
+        key: KeyPair | None = None,
         direct: DirectSettings | None = None,
         threads: int | None = None,
         wait_s: float = 2.5,
@@ -50,7 +52,12 @@ class Agent:
         count = min(most, threads or MAX_THREADS)
         self._direct = direct
         self._loops = [
-            Loop(partial(self._make_paths, index), Host(services), self._token, tells=index == 0)
+            Loop(
+                partial(self._make_paths, index),
+                Host(services, key),
+                self._token,
+                tells=index == 0,
+            )
             for index in range(count)
         ]
         self._log = structlog.get_logger()

@@ -37,7 +37,7 @@ from protocol.messages import (
     Welcome,
     Withdraw,
 )
-from protocol.transport import LinkEvent, Received
+from protocol.transport import Received
 
 TIMERS_EVERY = 256  # frames after which timers get their turn even when the socket never rests
 HELLO_AGAIN_S = 1.0  # how long offers may take to stand before HELLO is said again
@@ -113,9 +113,11 @@ class Loop:
                 continue
             for event in self._dealer.link_events():
                 if event.denied:
-                    raise Denied(_denied(self._dealer.url, event))
+                    raise Denied(_denied(self._dealer.url, event.denied))
             if time.monotonic() > deadline:
                 self._paths.close()
+                if self._dealer.suspicion:
+                    raise Denied(_denied(self._dealer.url, self._dealer.suspicion))
                 raise BrokerUnreachable(
                     f"No broker answers at {self._dealer.url} (waited {wait_s:g} s). Start one "
                     f"with `python -m broker`, check --broker, or give --wait SECONDS."
@@ -149,7 +151,7 @@ class Loop:
                 return
             way, data, received = arrived
             slot = by_key.get(bytes(data[8:16]))
-            if slot is not None and (received is None or paths.allows(way, slot.session.sid)):
+            if slot is not None and (received is None or paths.allows(received, slot.session.sid)):
                 seq = int.from_bytes(data[16:24], "little")
                 slot.heard = time.monotonic()
                 self.in_step = InStep(slot.session.sid, seq, slot.heard)
@@ -185,7 +187,7 @@ class Loop:
         direct = self._paths.direct
         assert direct is not None
         slot = self.host.slots.get(header.sid)
-        if slot is not None and header.kind < 16 and direct.allows(received.rid, header.sid):
+        if slot is not None and header.kind < 16 and direct.allows(received, header.sid):
             return True
         reply: Message = Busy(BusyReason.HELLO, 0.0)
         if slot is None:
@@ -241,6 +243,8 @@ class Loop:
         self.in_step = InStep(header.sid, header.seq, time.monotonic())
         direct = self._paths.direct
         offer = direct.offer if direct is not None and wish.direct else None
+        if direct is not None and wish.direct:
+            direct.expect(header.sid, wish.learner)
         frame = self.host.open(header.sid, header.seq, wish, offer)
         self.in_step = None
         if header.sid in self.host.slots:
@@ -248,6 +252,8 @@ class Loop:
                 self._opened_at[header.sid] = time.monotonic()
                 self._log.info("session opened", address=wish.address, num_envs=wish.num_envs or 1)
         else:
+            if direct is not None:
+                direct.detach(header.sid)
             self._log.warning("session refused", address=wish.address, why=_error_text(frame))
         self._dealer.send(frame)
 
@@ -316,7 +322,7 @@ class Loop:
     def _watch_link(self) -> None:
         for event in self._dealer.link_events():
             if event.denied:
-                raise Denied(_denied(self._dealer.url, event))
+                raise Denied(_denied(self._dealer.url, event.denied))
             if event.up:
                 self._hello()
             elif self._away_since is None and self._welcomed:
@@ -337,8 +343,8 @@ def hello(role: str, agent: bytes, sessions: list[Any]) -> Hello:
     return Hello(role, agent, f"gymwire {version('gymwire')}", hostsocket.gethostname(), sessions)
 
 
-def _denied(url: str, event: LinkEvent) -> str:
-    return f"The broker at {url} and this agent do not come together: {event.denied}"
+def _denied(url: str, why: str) -> str:
+    return f"The broker at {url} and this agent do not come together: {why}"
 
 
 def _error_text(frame: codec.Frame) -> str:

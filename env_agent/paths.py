@@ -39,13 +39,18 @@ class DirectEndpoint:
     """One loop's listening socket, and who may use it for which session."""
 
     def __init__(self, settings: DirectSettings, index: int, broker: str) -> None:
+        self._expected: dict[int, str] = {}
         self._folder = Path(tempfile.mkdtemp(prefix="gymwire-"))  # 0700: this user's alone
         urls = [_at_port(settings.url, index)]
         if platform.system() != "Windows":
             urls.append(f"ipc://{self._folder}/direct")
         try:
             self.router = Router(
-                urls, key=settings.key, insecure=settings.insecure, tick_ms=DIRECT_TICK_MS
+                urls,
+                key=settings.key,
+                allow=self._admits,
+                insecure=settings.insecure,
+                tick_ms=DIRECT_TICK_MS,
             )
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
@@ -58,7 +63,7 @@ class DirectEndpoint:
             "host": socket.gethostname(),
             "key": b"" if settings.key is None else settings.key.public,
         }
-        self._attached: dict[int, bytes] = {}
+        self._attached: dict[int, tuple[bytes, bytes | None]] = {}
 
     def attach(self, session: Session, nonce: bytes, received: Received) -> bool:
         """Bind the session to this connection if it is its learner's."""
@@ -68,16 +73,28 @@ class DirectEndpoint:
             key = received.public_key
             if key is None or identity(key) != session.learner:
                 return False
-        self._attached[session.sid] = received.rid
+        self._attached[session.sid] = (received.rid, received.public_key)
         return True
 
-    def allows(self, rid: bytes, sid: int) -> bool:
-        """Whether this connection is the session's."""
-        return self._attached.get(sid) == rid
+    def expect(self, sid: int, learner: str) -> None:
+        """The learner of this session may connect."""
+        self._expected[sid] = learner
+
+    def _admits(self, key: bytes) -> bool:
+        """Whether this key is that of a session's learner. Asked in another thread."""
+        return identity(key) in tuple(self._expected.values())
+
+    def allows(self, received: Received, sid: int) -> bool:
+        """Whether this connection is the session's; a routing id alone does not show that."""
+        bound = self._attached.get(sid)
+        if bound is None or bound[0] != received.rid:
+            return False
+        return self._key is None or bound[1] == received.public_key
 
     def detach(self, sid: int) -> None:
         """The session has ended."""
         self._attached.pop(sid, None)
+        self._expected.pop(sid, None)
 
     @property
     def sessions(self) -> int:
@@ -126,9 +143,9 @@ class Paths:
                 return None if received is None else (received.rid, received.data, received)
         return None
 
-    def allows(self, way: bytes, sid: int) -> bool:
+    def allows(self, received: Received, sid: int) -> bool:
         """Whether a direct frame came over the connection that the session is bound to."""
-        return self.direct is not None and self.direct.allows(way, sid)
+        return self.direct is not None and self.direct.allows(received, sid)
 
     def send(self, way: bytes, frame: Frame) -> None:
         """Send a reply the way its request came; if that is gone, the learner will ask again."""

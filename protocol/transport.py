@@ -38,7 +38,7 @@ KEEP = 4 * 1024
 HEARTBEAT_IVL_MS = 1500
 HEARTBEAT_TIMEOUT_MS = 5000
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
-CLOSED_EARLY = 3  # handshakes that the other side broke off before its key is taken for another one
+HUNG_UP = 3  # handshakes that the other side breaks off in a row before that is suspicious
 
 # The base class's methods skip several microseconds of Python in the subclass.
 _send = zmq.backend.Socket.send
@@ -112,7 +112,7 @@ class Monitor:
     def __init__(self, socket: zmq.Socket[bytes], key: KeyPair | None = None) -> None:
         self._watched = socket
         self._key = key
-        self._closed_early = 0
+        self._hung_up = 0
         events = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
         for event in self._FAILED:
             events |= event
@@ -134,7 +134,7 @@ class Monitor:
             else:
                 up = event == zmq.Event.HANDSHAKE_SUCCEEDED
                 if up:
-                    self._closed_early = -(2**31)  # it has our key: later failures are faults
+                    self._hung_up = 0
                 found.append(LinkEvent(up, value))
         return found
 
@@ -160,12 +160,25 @@ class Monitor:
                 "it uses no keys and this side does. Start it with --key, or leave the keys away "
                 "here."
             )
-        # A CURVE server does not answer who was given a wrong key for it; it hangs up. So does a
-        # broker that is just being stopped, once.
-        self._closed_early += key is not None and value in (errno.EPIPE, errno.ECONNRESET)
-        if self._closed_early < CLOSED_EARLY:
+        # So is treated who was given a wrong key for a CURVE server; but a port forwarder does the
+        # same while nobody is behind it.
+        self._hung_up += value in (errno.EPIPE, errno.ECONNRESET)
+        return ""
+
+    @property
+    def suspicion(self) -> str:
+        """Why the other side may be hanging up on each handshake; "" if it does not."""
+        if self._hung_up < HUNG_UP:
             return ""
-        return "its public key is not the one given here as --broker-key (broker_key=)."
+        if self._key is None:
+            return (
+                "it hangs up on each handshake. If it uses keys, give --key and --broker-key "
+                "(key= and broker_key=), as docs/security.md shows; it may also be no broker."
+            )
+        return (
+            "it hangs up on each handshake. Either its public key is not the one given here as "
+            "--broker-key (broker_key=), or it uses no keys."
+        )
 
 
 class Dealer:
@@ -238,6 +251,11 @@ class Dealer:
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Whether a frame is there within `timeout_s`."""
         return bool(self._socket.poll(int(timeout_s * 1000)))
+
+    @property
+    def suspicion(self) -> str:
+        """Why the other side may be hanging up on each handshake; "" if it does not."""
+        return self._monitor.suspicion
 
     def link_events(self) -> list[LinkEvent]:
         """Connections made and lost since the last call."""
