@@ -1,0 +1,31 @@
+"""`python -m tests.chaos --seconds N --seed S`: as many faults as fit, and what survived."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from tests.chaos import storm
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
+    parser.add_argument("--seconds", type=float, default=60.0, help="how long to go on")
+    parser.add_argument("--seed", type=int, default=1, help="the same seed, the same faults")
+    parser.add_argument("--folder", type=Path, help="where logs and the ledger go and stay")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="gymwire-chaos-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    say(f"seed {options.seed}; logs and ledger in {folder}")
+    survived = storm.run(folder, seconds=options.seconds, seed=options.seed, say=say)
+    return 0 if survived else 1
+
+
+def say(text: str) -> None:
+    print(text, flush=True)  # noqa: T201 - the report
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,221 @@
+"""Real brokers, env agents and learners, in processes that can be killed, frozen and replaced."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from tests.processes import PATIENCE_S, ROOT
+
+ADDRESS = "chain"
+
+
+def until(condition: Callable[[], object], what: str, patience_s: float = PATIENCE_S) -> None:
+    """Wait for a condition; fail, naming it, if it does not come."""
+    deadline = time.monotonic() + patience_s
+    while not condition():
+        assert time.monotonic() < deadline, f"this has not happened in {patience_s:g} s: {what}"
+        time.sleep(0.02)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return int(probe.getsockname()[1])
+
+
+class Part:
+    """A process, started again with the same command when it is wanted again.
+
+    `full_disk`: nothing of its log can be written. `descriptors`: its RLIMIT_NOFILE. `inside`: the
+    network namespace that it runs in.
+    """
+
+    def __init__(
+        self,
+        log: Path,
+        arguments: Sequence[str],
+        *,
+        full_disk: bool = False,
+        descriptors: int | None = None,
+        inside: str | None = None,
+    ) -> None:
+        self.log = log
+        self._full_disk = full_disk
+        self._command = [sys.executable, "-m", *arguments]
+        if descriptors is not None:
+            self._command = ["prlimit", f"--nofile={descriptors}", *self._command]
+        if inside is not None:
+            self._command = ["ip", "netns", "exec", inside, *self._command]
+        self.start()
+
+    def start(self) -> None:
+        """Start it, again if need be."""
+        if hasattr(self, "process"):
+            self.release()
+        path = "/dev/full" if self._full_disk else self.log
+        with open(path, "ab") as log:
+            self.process = subprocess.Popen(
+                self._command, cwd=ROOT, stdin=subprocess.PIPE, stdout=log, stderr=log
+            )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def text(self) -> str:
+        return self.log.read_text() if self.log.exists() else ""
+
+    def says(self, text: str, times: int = 1) -> None:
+        """Wait until its log has this text so many times."""
+        until(
+            lambda: self.text().count(text) >= times or not self.alive,
+            f"{text!r} in {self.log.name}",
+        )
+        assert self.text().count(text) >= times, f"{self.log.name} ended:\n{self.text()}"
+
+    def children(self) -> list[int]:
+        """The processes that it has started."""
+        path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
+        return [int(pid) for pid in path.read_text().split()]
+
+    def kill(self) -> float:
+        """SIGKILL; returns when (monotonic seconds)."""
+        at = time.monotonic()
+        self.process.kill()
+        self.process.wait()
+        return at
+
+    def freeze(self) -> float:
+        """SIGSTOP; returns when (monotonic seconds)."""
+        self.process.send_signal(signal.SIGSTOP)
+        return time.monotonic()
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
+    def end(self, patience_s: float = 15.0) -> float:
+        """SIGTERM; returns how many seconds it took. It must leave with status 0."""
+        start = time.monotonic()
+        self.process.terminate()
+        status = self.process.wait(patience_s)
+        assert status == 0, f"{self.log.name} ended with {status}:\n{self.text()[-2000:]}"
+        return time.monotonic() - start
+
+    def release(self) -> None:
+        """Let go of it in whatever state it is."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                self.thaw()
+            self.process.kill()
+            self.process.wait()
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
+
+
+class Fleet:
+    """One broker at a fixed port, and whoever uses it. `folder`: for logs and the ledger."""
+
+    def __init__(self, folder: Path, *, key_options: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.ledger = folder / "ledger"
+        self.ledger.touch()
+        self.port = free_port()
+        self.url = f"tcp://127.0.0.1:{self.port}"
+        self.parts: list[Part] = []
+        self._names = 0
+
+    def _part(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        *,
+        full_disk: bool = False,
+        descriptors: int | None = None,
+    ) -> Part:
+        self._names += 1
+        log = self.folder / f"{self._names:02d}-{name}.log"
+        part = Part(log, arguments, full_disk=full_disk, descriptors=descriptors)
+        self.parts.append(part)
+        return part
+
+    def broker(
+        self, *options: str, full_disk: bool = False, descriptors: int | None = None
+    ) -> Part:
+        part = self._part(
+            "broker",
+            ["broker", "--bind", self.url, *options],
+            full_disk=full_disk,
+            descriptors=descriptors,
+        )
+        until(lambda: reachable(self.port), f"a broker at {self.url}")
+        return part
+
+    def env_agent(
+        self,
+        *options: str,
+        url: str | None = None,
+        size: int = 32,
+        full_disk: bool = False,
+        descriptors: int | None = None,
+    ) -> Part:
+        kwargs = json.dumps({"ledger": str(self.ledger), "size": size})
+        arguments = ["env_agent", "--address", ADDRESS, "--env", "tests.chaos.chain:ChainEnv"]
+        arguments += ["--env-kwargs", kwargs, "--broker", url or self.url, "--wait", "20"]
+        part = self._part(
+            "env-agent",
+            [*arguments, *options],
+            full_disk=full_disk,
+            descriptors=descriptors,
+        )
+        if not full_disk:
+            part.says("offering")
+        return part
+
+    def learner(self, name: str, *options: str, url: str | None = None, seed: int = 1) -> Part:
+        arguments = ["tests.chaos.learner", "--broker", url or self.url, "--name", name]
+        return self._part(f"learner-{name}", [*arguments, "--seed", str(seed), *options])
+
+    def release(self) -> None:
+        for part in reversed(self.parts):
+            part.release()
+
+
+@contextlib.contextmanager
+def fleet(folder: Path) -> Iterator[Fleet]:
+    """A fleet that is gone afterwards, in whatever state it was."""
+    made = Fleet(folder)
+    try:
+        yield made
+    finally:
+        made.release()
+
+
+def reachable(port: int) -> bool:
+    """Whether somebody listens there."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
+        return True
+    return False
+
+
+def resident(pid: int) -> int:
+    """Resident bytes of a process."""
+    with open(f"/proc/{pid}/statm") as statm:
+        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def descriptors(pid: int) -> int:
+    """Open descriptors of a process."""
+    return len(os.listdir(f"/proc/{pid}/fd"))

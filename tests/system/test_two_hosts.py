@@ -1,0 +1,177 @@
+"""Hosts are network namespaces here, and their links go down and up while agents train."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from learner_agent import ProxyEnv
+from protocol.keys import generate
+from tests.chaos.chain import judge
+from tests.chaos.course import Course
+from tests.chaos.fleet import Part, until
+
+PORT = 5555
+
+
+class Hosts:
+    """Namespaces that are linked with this one or with each other; gone after `remove`."""
+
+    def __init__(self) -> None:
+        self._run = f"gw{secrets.token_hex(3)}"
+        # Of the second half of 10.0.0.0/8, which few use; each of our links has its own part of it.
+        self._subnet = secrets.randbelow(120) + 128
+        self._names: list[str] = []
+        self._links = 0
+
+    def add(self, name: str) -> str:
+        """A host without links."""
+        full = f"{self._run}{name}"
+        _ip("netns", "add", full)
+        self._names.append(full)
+        _ip("-n", full, "link", "set", "lo", "up")
+        return full
+
+    def link(self, one: str | None, other: str) -> tuple[str, str, Callable[[bool], None]]:
+        """Link two hosts (None: this one). Returns both addresses, and what sets it up or down."""
+        self._links += 1
+        ends = [f"{self._run}-{self._links}{side}" for side in "ab"]
+        subnet = f"10.{self._subnet}.{self._links}"
+        addresses = [f"{subnet}.1", f"{subnet}.2"]
+        _ip("link", "add", ends[0], "type", "veth", "peer", "name", ends[1])
+        hosts = [one, other]
+        # The end that goes away first takes its other end with it, also out of this namespace.
+        for end, host, address in zip(ends, hosts, addresses, strict=True):
+            if host is not None:
+                _ip("link", "set", end, "netns", host)
+            within = () if host is None else ("-n", host)
+            _ip(*within, "addr", "add", f"{address}/24", "dev", end)
+            _ip(*within, "link", "set", end, "up")
+
+        def set_up(up: bool) -> None:
+            _ip("-n", other, "link", "set", ends[1], "up" if up else "down")
+
+        return addresses[0], addresses[1], set_up
+
+    def remove(self) -> None:
+        for name in self._names:
+            _ip("netns", "del", name)
+
+
+def _ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+
+
+def _why_not() -> str | None:
+    if shutil.which("ip") is None:
+        return "network namespaces need the command `ip` (iproute2)"
+    hosts = Hosts()
+    try:
+        hosts.link(None, hosts.add("try"))
+    except subprocess.CalledProcessError as error:
+        return f"network namespaces are not to be had here: {error.stderr.strip()} (run as root?)"
+    finally:
+        with contextlib.suppress(subprocess.CalledProcessError):
+            hosts.remove()
+    return None
+
+
+WHY_NOT = _why_not()
+pytestmark = pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT))
+
+
+@pytest.fixture(name="hosts")
+def _hosts() -> Iterator[Hosts]:
+    made = Hosts()
+    try:
+        yield made
+    finally:
+        made.remove()
+
+
+@contextlib.contextmanager
+def parts() -> Iterator[list[Part]]:
+    started: list[Part] = []
+    try:
+        yield started
+    finally:
+        for part in reversed(started):
+            part.release()
+
+
+def env_agent(folder: Path, broker: str, inside: str, *options: str) -> Part:
+    arguments = ["env_agent", "--address", "lab/chain", "--env", "tests.chaos.chain:ChainEnv"]
+    arguments += ["--env-kwargs", f'{{"ledger": "{folder / "ledger"}"}}', "--broker", broker]
+    arguments += ["--wait", "20", *options]
+    return Part(folder / "env-agent.log", arguments, inside=inside)
+
+
+def assert_trained(course: Course, ledger: Path, requests: int) -> None:
+    for _ in range(requests):
+        course.advance()
+    assert course.lost == {}
+    assert judge(ledger, course.answered, course.lost).faults == []
+
+
+@pytest.mark.parametrize("way", ["relayed", "direct"])
+def test_an_env_agent_on_another_host_serves_a_learner_here(
+    hosts: Hosts, tmp_path: Path, way: str
+) -> None:
+    there = hosts.add("env")
+    here_ip, there_ip, _ = hosts.link(None, there)
+    url = f"tcp://{here_ip}:{PORT}"
+    direct = ["--direct", f"tcp://{there_ip}:*", "--insecure"] if way == "direct" else []
+    with parts() as started:
+        started.append(Part(tmp_path / "broker.log", ["broker", "--bind", url, "--insecure"]))
+        started.append(env_agent(tmp_path, url, there, *direct))
+        with ProxyEnv("lab/chain", url, wait_s=20.0) as env:
+            assert_trained(Course(env, "learner", seed=1), tmp_path / "ledger", 200)
+
+
+def test_three_hosts_train_with_keys_while_links_go_down_and_up(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    middle, there = hosts.add("mid"), hosts.add("env")
+    _, middle_ip, set_learners_link = hosts.link(None, middle)
+    middle_inner_ip, _, set_agents_link = hosts.link(middle, there)
+    keys = {name: generate(name, tmp_path) for name in ("broker", "env", "learner")}
+    broker_key = str(keys["broker"][1])
+    url = f"tcp://{middle_ip}:{PORT}"
+    with parts() as started:
+        bind = ["broker", "--bind", f"tcp://*:{PORT}", "--key", str(keys["broker"][0])]
+        started.append(Part(tmp_path / "broker.log", bind, inside=middle))
+        secured = ["--key", str(keys["env"][0]), "--broker-key", broker_key]
+        agent = env_agent(tmp_path, f"tcp://{middle_inner_ip}:{PORT}", there, *secured)
+        started.append(agent)
+        with ProxyEnv(
+            "lab/chain", url, wait_s=20.0, key=str(keys["learner"][0]), broker_key=broker_key
+        ) as env:
+            course = Course(env, "learner", seed=1)
+            assert_trained(course, tmp_path / "ledger", 50)
+            for set_up, down_s in (
+                (set_agents_link, 1.0),
+                (set_learners_link, 1.0),
+                (set_learners_link, 9.0),  # until both have given the connection up
+            ):
+                set_up(False)
+                up = threading.Timer(down_s, set_up, [True])
+                up.start()
+                assert_trained(course, tmp_path / "ledger", 50)
+                up.join()
+            # Cut off for too long, the environment is given up, and is on offer again later.
+            set_agents_link(False)
+            while not course.lost_at:
+                course.advance()
+            set_agents_link(True)
+            until(lambda: "reached again" in agent.text(), "the agent is back")
+            with ProxyEnv(
+                "lab/chain", url, wait_s=20.0, key=str(keys["learner"][0]), broker_key=broker_key
+            ) as again:
+                assert_trained(Course(again, "again", seed=2), tmp_path / "ledger", 50)
