@@ -29,6 +29,8 @@ class HostedVector(SyncVectorEnv[Any, Any]):
     def _add_info(
         self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int
     ) -> dict[str, Any]:
+        if not env_info:  # so it is in most steps of most environments
+            return vector_infos
         infos = super()._add_info(vector_infos, env_info, env_num)
         for key, value in env_info.items():
             array = infos[key]

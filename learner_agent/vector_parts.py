@@ -7,6 +7,7 @@ everything else as an array.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
@@ -115,7 +116,9 @@ def join_infos(
                 for start, size, cast in zip(_starts(sizes), sizes, casts, strict=True):
                     for index, value in cast.get(place, ()):
                         if index < size:
-                            array[start + index] = value
+                            # What does not go in stays as the session's own cast left it.
+                            with contextlib.suppress(TypeError, ValueError, OverflowError):
+                                array[start + index] = value
                 joined[key] = array
     return joined
 

@@ -79,7 +79,10 @@ def from_wire(form: Any) -> tuple[Any, Casts]:
         if type(place) is not list or len(place) != 2:
             raise DecodingError("The place of an array of objects is not [path, shape].")
         _restore(infos, *place)
-    return infos, dict(map(_read_cast, casts))
+    try:
+        return infos, dict(map(_read_cast, casts))
+    except TypeError:  # a path with a key that no dict could have
+        raise DecodingError("A cast has no path of keys.") from None
 
 
 def _read_cast(cast: Any) -> tuple[tuple[Any, ...], list[tuple[int, Any]]]:

@@ -1,0 +1,75 @@
+"""Infos of vectors on the wire: arrays of objects come back, and nothing else becomes one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from protocol import values, vector_infos
+from protocol.errors import DecodingError
+from tests.sameness import assert_same
+
+
+def objects(*items: Any) -> Any:
+    array = np.empty(len(items), object)
+    for i, item in enumerate(items):
+        array[i] = item
+    return array
+
+
+INFOS: list[dict[Any, Any]] = [
+    {},
+    {"reward": np.zeros(3), "_reward": np.ones(3, np.bool_)},
+    {"text": objects("a", None, "b"), "_text": np.array([True, False, True])},
+    {"final_obs": objects(np.zeros(2), None, {"x": (1, "y")}), 3: objects([1], (2,), None)},
+    {"a": {"b": {"c": objects(None)}, "d": np.zeros(1)}, "z": objects()},
+    {"square": objects(1, None, "x", 2.5).reshape(2, 2)},
+]
+
+
+@pytest.mark.parametrize("infos", INFOS, ids=range(len(INFOS)))
+def test_infos_come_back_as_they_were(infos: dict[Any, Any]) -> None:
+    before = repr(infos)
+    form = values.decode(values.encode(vector_infos.to_wire(infos)))
+    assert_same(vector_infos.from_wire(form), (infos, {}))
+    assert repr(infos) == before
+
+
+def test_infos_without_objects_travel_as_they_are() -> None:
+    assert vector_infos.to_wire(INFOS[1]) is INFOS[1]
+
+
+def test_values_that_were_cast_travel_beside_their_array() -> None:
+    array = np.array([1, 0])
+    form = vector_infos.to_wire({"a": {"prob": array}}, {id(array): [[1, 0.25]]})
+    form = values.decode(values.encode(form))
+    assert vector_infos.from_wire(form)[1] == {("a", "prob"): [(1, 0.25)]}
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        None,
+        [],
+        [{}],
+        [{}, [], 3],
+        [{}, [[]], []],
+        [{}, [[["a"], [1]]], []],
+        [{"a": [1]}, [[["a"], [2]]], []],
+        [{"a": [1]}, [[["a"], [-1]]], []],
+        [{"a": [1]}, [[["a"], ["1"]]], []],
+        [{"a": [1]}, [[[], [1]]], []],
+        [{"a": [1]}, [[[["a"]], [1]]], []],
+        [{"a": [1]}, [[["a", "b"], [1]]], []],
+        [{"a": [1]}, [[["a"], [1] * 33]], []],
+        [{}, [], [3]],
+        [{}, [], [["a", []], [[]]]],
+        [{}, [], [[["a"], [[-1, 2]]]]],
+        [{}, [], [[[["a"]], [[0, 2]]]]],
+    ],
+)
+def test_a_malformed_form_is_refused(form: Any) -> None:
+    with pytest.raises(DecodingError):
+        vector_infos.from_wire(form)
