@@ -497,6 +497,7 @@ class RemoteSession:
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         frames = 0
         while self._reply is None:
+            self.check_lost()
             if deadline is not None:
                 left_s = deadline - time.monotonic()
                 if left_s < TICK_MS / 1000 and not self.way.poll(max(left_s, 0.0)):
@@ -544,8 +545,17 @@ class RemoteSession:
 
     def take(self, header: Header, data: bytes | memoryview) -> None:
         """A frame of this session has arrived."""
-        if self.exchange.receive(header, data, time.monotonic()):
-            self._reply = (header, data)
+        try:
+            if self.exchange.receive(header, data, time.monotonic()):
+                self._reply = (header, data)
+        except EnvironmentLost:
+            # Told to who waits for it, and to nobody who waits for another session.
+            self.channel.forget(self)
+
+    def check_lost(self) -> None:
+        """Raise EnvironmentLost if the session is gone and there is no reply from before."""
+        if self._reply is None and self.exchange.lost is not None:
+            raise EnvironmentLost(self.exchange.lost_text())
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -578,6 +588,8 @@ def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) 
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     tick_s, frames = TICK_MS / 1000, 0
     while not any(session.ready for session in sessions):
+        for session in sessions:
+            session.check_lost()
         wait_s = tick_s if deadline is None else min(deadline - time.monotonic(), tick_s)
         if wait_s <= 0:
             raise RequestTimeout(f"None of {len(sessions)} requests was answered in {timeout_s} s.")

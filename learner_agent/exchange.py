@@ -85,7 +85,7 @@ class Exchange:
         dropped. For nothing else, since nobody could say then what the environment has executed.
         """
         if self.lost is not None:
-            raise EnvironmentLost(self._lost_text())
+            raise EnvironmentLost(self.lost_text())
         dialogue.check_request(self.state, kind)
         pending = self.pending
         if pending is not None:
@@ -198,9 +198,10 @@ class Exchange:
     def lose(self, reason: str) -> None:
         """The session is gone. Raises EnvironmentLost, now and for every later request."""
         self.lost = reason
-        raise EnvironmentLost(self._lost_text())
+        raise EnvironmentLost(self.lost_text())
 
-    def _lost_text(self) -> str:
+    def lost_text(self) -> str:
+        """Which session is lost, where in it, and why."""
         request = "" if self.seq == 0 else f" at request {self.seq}"
         return (
             f"The session at {self._where} is lost{request}: {self.lost}. Its episode "
