@@ -78,7 +78,7 @@ class Slot:
     env: Env | Vector
     codec: Codec
     attributes: frozenset[str]
-    opened: Frame
+    opened: Opened
     is_vector: bool
     steps: StepCodec | None
     heard: float = 0.0  # when a direct frame came last (monotonic seconds)
@@ -128,7 +128,7 @@ class Host:
         """Open a session, or say why not. Asked again, it answers the same."""
         slot = self.slots.get(sid)
         if slot is not None:
-            return slot.opened
+            return slot.codec.encode(slot.opened, sid, seq)
         service = self._services.get(wish.address)
         if service is None:
             error = Error(Code.ADDRESS_UNKNOWN, f"This agent does not offer {wish.address!r}.")
@@ -142,15 +142,13 @@ class Host:
             if self._key is not None and wish.challenge:
                 sealed = seal.answer(self._key, wish.challenge, wish.nonce, sid)
             reply, codec, steps = self._opened(service, sid, env, wish, direct, sealed)
-            frame = PLAIN.encode(reply, sid, seq)
-            if sealed is not None:
-                frame = sealed.close(frame)
+            frame = codec.encode(reply, sid, seq)
         except Exception as error:  # noqa: BLE001 - properties of the environment may raise, too
             self._close(env, wish.address)
             return PLAIN.encode(_open_failed(service, error), sid, seq)
         session = Session(sid, wish.nonce, wish.address, wish.learner)
         attributes = frozenset((*ATTRIBUTES, *service.attributes))
-        slot = Slot(session, env, codec, attributes, frame, bool(wish.num_envs), steps)
+        slot = Slot(session, env, codec, attributes, reply, bool(wish.num_envs), steps)
         self.slots[sid] = self.by_key[session.key] = slot
         return frame
 

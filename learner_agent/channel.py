@@ -11,6 +11,7 @@ import secrets
 import socket as hostsocket
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -18,7 +19,9 @@ from learner_agent.direct import ATTACH_S, DirectLink
 from learner_agent.exchange import Exchange
 from learner_agent.failures import error_for
 from protocol import codec, logs, spaces
+from protocol.address import parse_address
 from protocol.codec import PLAIN, Codec, Frame, Header
+from protocol.dialogue import State
 from protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
@@ -28,14 +31,16 @@ from protocol.errors import (
     GymwireError,
     RequestTimeout,
 )
-from protocol.keys import credentials
+from protocol.keys import credentials, identity
 from protocol.messages import (
     KINDS,
     Act,
     Busy,
     BusyReason,
     Bye,
+    Call,
     Close,
+    Code,
     Error,
     Find,
     Found,
@@ -50,12 +55,15 @@ from protocol.messages import (
     Role,
     Welcome,
 )
+from protocol.seal import Challenge, Seal, SealedCodec
 from protocol.step_codec import Step, StepCodec
-from protocol.transport import TICK_MS, Dealer, LinkEvent, wait_among
+from protocol.transport import TICK_MS, Dealer, wait_among
 
 CONNECT_S = 2.5  # how long a broker may take to answer at first
 HELLO_AGAIN_S = 1.0  # how long WELCOME may take before HELLO is said again
 LOOK_S = 0.25  # how often a direct session looks at its connections
+IN_USE_S = 3.0  # how long resume waits for the broker to miss the process before
+PROBE_SEQ = 2**62  # a request number that is never next
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
 SMALL = 64 * 1024  # requests up to this size are below every broker's limit
 TIMERS_EVERY = 64  # frames after which timers get their turn even when the socket never rests
@@ -93,7 +101,7 @@ class Channel:
         self._agent = secrets.token_bytes(16)
         self._sessions: dict[int, RemoteSession] = {}
         self._seq = 0  # of requests to the broker itself
-        self._answers: dict[int, tuple[Header, Message]] = {}
+        self._answers: dict[int, tuple[Header, Message, bytes | memoryview]] = {}
         self._broker_away = False
         self._heard = 0.0
         self.credentials = credentials(key, broker_key)
@@ -114,8 +122,10 @@ class Channel:
                 self.pump()
             for event in self.dealer.link_events():
                 if event.denied:
-                    raise Denied(_denied(self.url, event))
+                    raise Denied(_denied(self.url, event.denied))
             if time.monotonic() > deadline:
+                if self.dealer.suspicion:
+                    raise Denied(_denied(self.url, self.dealer.suspicion))
                 raise BrokerUnreachable(
                     f"No broker answers at {self.url}. Start one with `python -m broker`, or check "
                     f"the URL, the network and the firewall in between."
@@ -135,7 +145,7 @@ class Channel:
 
     def find(self, address: str = "") -> list[dict[str, Any]]:
         """What is on offer (docs/protocol.md §6); `address`: only there."""
-        _, found = self._ask(Find(address))
+        _, found, _ = self._ask(Find(address))
         assert isinstance(found, Found)
         return found.offers
 
@@ -156,6 +166,8 @@ class Channel:
         """
         if direct not in ("auto", "never", "always"):
             raise ConfigurationError(f'direct must be "auto", "never" or "always", not {direct!r}.')
+        pin = parse_address(address).identity
+        challenge = None if pin is None else Challenge()
         wish = Open(
             address,
             secrets.token_bytes(16),
@@ -164,12 +176,16 @@ class Channel:
             num_envs,
             autoreset_mode,
             direct != "never",
+            challenge=b"" if challenge is None else challenge.public,
         )
         deadline = time.monotonic() + self._wait_s
         while True:
-            header, opened = self._ask(wish)
+            header, opened, data = self._ask(wish)
             if isinstance(opened, Opened):
-                session = self._opened(header, wish, opened)
+                seal = None
+                if pin is not None and challenge is not None:
+                    seal = challenge.seal(pin, opened.key, wish.nonce, header.sid, data)
+                session = self._opened(header, wish, opened, seal)
                 if direct != "never":
                     session.go_direct(required=direct == "always")
                 return session
@@ -179,15 +195,49 @@ class Channel:
                 raise failure
             self.dealer.poll(0.1)  # the agent may still be on its way
 
-    def _opened(self, header: Header, wish: Open, opened: Opened) -> RemoteSession:
-        session = RemoteSession(self, header.sid, wish, opened)
+    def resume(
+        self, sid: int, wish: Open, seq: int, state: State, seal: Seal | None = None
+    ) -> RemoteSession:
+        """Go on with a session of a process that has ended, after request `seq` of it.
+
+        The request after it may have been executed already: sent again, the same, it gets the
+        answer that it had. `seal`: that of the session, if its agent is pinned. Raises
+        EnvironmentLost, Denied, and MoveError if the session has gone further than that.
+        """
+        deadline = time.monotonic() + IN_USE_S
+        while True:
+            _, resumed, _ = self._ask(Resume(wish.nonce), sid)
+            if not isinstance(resumed, Error):
+                break
+            # The broker may not have noticed yet that the other process has ended.
+            if resumed.code != Code.DENIED or time.monotonic() > deadline:
+                raise error_for(resumed)
+            self.dealer.poll(0.1)
+        header, opened, data = self._ask(wish)
+        if not isinstance(opened, Opened) or header.sid != sid:
+            raise EnvironmentLost("The session is lost: its env agent does not know it any more.")
+        if seal is not None:
+            seal.open(data)
+        elif parse_address(wish.address).identity is not None:
+            raise Denied("The session was pinned to an agent; its token lacks the session's seal.")
+        session = self._opened(header, wish, opened, seal)
+        session.exchange.rejoin(seq, state)
+        session.catch_up()
+        if wish.direct:
+            session.go_direct(required=False)
+        return session
+
+    def _opened(
+        self, header: Header, wish: Open, opened: Opened, seal: Seal | None
+    ) -> RemoteSession:
+        session = RemoteSession(self, header.sid, wish, opened, seal)
         self._sessions[header.sid] = session
         return session
 
-    def _ask(self, request: Message) -> tuple[Header, Message]:
+    def _ask(self, request: Message, sid: int = 0) -> tuple[Header, Message, bytes | memoryview]:
         """Ask the broker (OPEN: through it, an agent); the same bytes again when it is silent."""
         self._seq += 1
-        frame = PLAIN.encode(request, 0, self._seq)
+        frame = PLAIN.encode(request, sid, self._seq)
         self.dealer.send(frame)
         now = time.monotonic()
         heard, resend_at, pause_s = now, now + 0.5, 0.5
@@ -234,11 +284,11 @@ class Channel:
             session.take(header, data)
             return
         self._heard = time.monotonic()
-        if header.kind in (Kind.OPENED, Kind.FOUND) or (
+        if header.kind in (Kind.OPENED, Kind.FOUND, Kind.RESUMED) or (
             header.kind is Kind.ERROR and header.seq == self._seq
         ):
             if header.seq == self._seq:
-                self._answers[header.seq] = (header, PLAIN.decode(data, header))
+                self._answers[header.seq] = (header, PLAIN.decode(data, header), data)
             return
         match header.kind:
             case Kind.WELCOME:
@@ -263,7 +313,7 @@ class Channel:
         up = False
         for event in self.dealer.link_events():
             if event.denied:
-                raise Denied(_denied(self.url, event))
+                raise Denied(_denied(self.url, event.denied))
             if event.up:
                 up = True
                 if self._broker_away:
@@ -314,8 +364,11 @@ class Channel:
 class RemoteSession:
     """One environment, or one vector of them, at an env agent."""
 
-    def __init__(self, channel: Channel, sid: int, wish: Open, opened: Opened) -> None:
+    def __init__(
+        self, channel: Channel, sid: int, wish: Open, opened: Opened, seal: Seal | None = None
+    ) -> None:
         self.channel = channel
+        self.seal = seal
         self.sid = sid
         self.wish = wish
         self.opened = opened
@@ -323,8 +376,9 @@ class RemoteSession:
         self.action_space = spaces.build(opened.action_space, root="action_space")
         observation = spaces.compile(self.observation_space)
         action = spaces.compile(self.action_space)
-        self._codec = Codec(observation, action)
-        self._steps = StepCodec(sid, observation, action)
+        self._codec = (Codec if seal is None else partial(SealedCodec, seal))(observation, action)
+        # The short way for steps has no tags.
+        self._steps = StepCodec(sid, observation, action) if seal is None else None
         self.exchange = Exchange(
             sid,
             wish.nonce,
@@ -343,7 +397,9 @@ class RemoteSession:
         link = None
         try:
             if offer is not None:
-                key = self.channel.credentials.key
+                key, pin = self.channel.credentials.key, parse_address(self.wish.address).identity
+                if pin is not None and _identity_in(offer) != pin:
+                    raise Denied("Its direct endpoint is not that of the pinned agent.")
                 link = DirectLink(offer, self.sid, self.wish.nonce, key)
                 if link.attach(CONNECT_S if required else ATTACH_S):
                     self._direct = link
@@ -366,6 +422,16 @@ class RemoteSession:
             )
         logs.logger().debug("relayed", address=self.wish.address, why=why)
 
+    def catch_up(self) -> None:
+        """Ask the agent which request it awaits, after a resume."""
+        deadline = time.monotonic() + self.channel.timeout_s
+        probe = PLAIN.encode(Call("get", ""), self.sid, PROBE_SEQ)
+        while self.exchange.expected is None:
+            self.channel.dealer.send(probe)
+            if not self.channel.pump() and time.monotonic() > deadline:
+                raise BrokerUnreachable(f"The env agent at {self.wish.address!r} does not answer.")
+        self.exchange.check_rejoined()
+
     @property
     def is_direct(self) -> bool:
         """Whether requests go past the broker at present."""
@@ -387,15 +453,16 @@ class RemoteSession:
         """`request` for an ACT: what `Env.step` returned, without detours where that can be."""
         exchange = self.exchange
         seq = exchange.next_step()
-        frame = self._steps.encode_act(action, seq) if seq and timeout_s is None else None
-        if frame is None or len(frame) > SMALL:
+        steps = self._steps
+        frame = steps.encode_act(action, seq) if steps and seq and timeout_s is None else None
+        if steps is None or frame is None or len(frame) > SMALL:
             self.begin(Act(action))
         else:
             self._begin(Kind.ACT, seq, frame)
             way = self.way
             data = way.receive()
             if data is not None:
-                step = self._steps.decode_percept(data, seq)
+                step = steps.decode_percept(data, seq)
                 if step is not None:
                     exchange.stepped()
                     return step
@@ -606,5 +673,10 @@ def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) 
             channel.tick(time.monotonic())
 
 
-def _denied(url: str, event: LinkEvent) -> str:
-    return f"The broker at {url} and this agent do not come together: {event.denied}"
+def _identity_in(offer: Mapping[str, Any]) -> str:
+    key = offer.get("key")
+    return identity(key) if isinstance(key, bytes) else ""
+
+
+def _denied(url: str, why: str) -> str:
+    return f"The broker at {url} and this agent do not come together: {why}"

@@ -73,6 +73,7 @@ class Exchange:
         self._resend_s = RESEND_S
         self._ping_at = 0.0
         self._ping_s = min(PING_S, timeout_s / 4)
+        self.expected: int | None = None  # the request that the agent awaits, by its own word
         self.resuming = False  # HELLO and RESUME are owed to the broker
         self._busy = 0
 
@@ -97,6 +98,21 @@ class Exchange:
             self._abandoned.append(pending)
             self.pending = None
         return self.seq + 1
+
+    def rejoin(self, seq: int, state: dialogue.State) -> None:
+        """Go on after request `seq` of a process that has ended."""
+        self.seq, self.state = seq, state
+
+    def check_rejoined(self) -> None:
+        """Raise MoveError if the agent has executed more than the request after `seq`."""
+        assert self.expected is not None
+        missed = self.expected - 1 - self.seq
+        if missed > 1:
+            raise MoveError(
+                f"This token is old: {missed} requests were executed at {self._where} since it was "
+                f"made, and what they returned is gone with the process that asked. Take a new "
+                f"token after each step that you may want to go on from."
+            )
 
     def next_step(self) -> int:
         """The number of a new ACT if one is legal and nothing is pending, else 0: use `begin`."""
@@ -173,6 +189,10 @@ class Exchange:
     def _stray(self, header: Header, data: bytes | memoryview) -> bool:
         if header.kind is Kind.ERROR and header.seq == 0:
             self._take_error(data, self._heard)
+        elif header.kind is Kind.ERROR and header.seq > self.seq:
+            match PLAIN.decode(data, header):
+                case Error(code=Code.EXPECTED, details={"expected": int(expected)}):
+                    self.expected = expected
         return False
 
     def _take_error(self, data: bytes | memoryview, now: float) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,15 +16,23 @@ from gymnasium.envs.registration import EnvSpec
 
 from learner_agent.channel import Channel, RemoteSession
 from learner_agent.opening import OF_PARENTS, place, spec_of_proxy
-from protocol import generators
+from learner_agent.recording import Recording
+from protocol import generators, logs, values
+from protocol.dialogue import State
 from protocol.errors import (
+    AddressUnknown,
     AttributeDenied,
     ConfigurationError,
     EnvironmentClosed,
+    EnvironmentFailed,
+    EnvironmentLost,
+    NoFreeSlot,
     ProtocolError,
     ResetNeeded,
 )
-from protocol.messages import Act, Call, Frame, Message, Render, Reset, Result, Status
+from protocol.messages import Act, Call, Frame, Message, Open, Render, Reset, Result, Status
+from protocol.seal import Seal
+from protocol.step_codec import Step
 
 
 class ProxyEnv(gymnasium.Env[Any, Any]):
@@ -47,6 +56,11 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         wait_s: how much longer the broker may take to appear, and the address to be offered.
         direct: "auto" goes past the broker where the env agent allows it and can be reached;
             "never"; "always" raises ConnectionFailed where that is not possible.
+        on_lost: what happens when the env agent is lost in the middle of an episode. "raise":
+            EnvironmentLost. "replay": a new session is opened at another agent of the address (for
+            `timeout_s` at most), the episode is played again there, each answer compared with the
+            one before, and the waiting call goes on; ReplayMismatch if one differs. Costs a
+            round trip more for each reset without a seed.
         key: the file of this agent's key pair; default: the variable GYMWIRE_KEY, else none.
         broker_key: the broker's public key or its file; default: GYMWIRE_BROKER_KEY, else none.
         channel: a connection to use instead of an own one to `broker`; the caller closes it.
@@ -73,9 +87,11 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         step_timeout_s: float | None = None,
         wait_s: float = 0.0,
         direct: str = "auto",
+        on_lost: str = "raise",
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
         channel: Channel | None = None,
+        _session: RemoteSession | None = None,
     ) -> None:
         self._closed = False
         address, broker = place(address, channel.url if channel is not None else broker)
@@ -95,10 +111,17 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             "key": key,
             "broker_key": broker_key,
             "direct": direct,
+            "on_lost": on_lost,
         }
+        if on_lost not in ("raise", "replay"):
+            raise ConfigurationError(f'on_lost must be "raise" or "replay", not {on_lost!r}.')
+        self._recording = Recording() if on_lost == "replay" else None
         self._step_timeout_s = step_timeout_s
         self._owns_channel = channel is None
-        self._open(channel)
+        if _session is None:
+            self._open(channel)
+        else:
+            self._adopt(_session)
         opened = self._session.opened
         self.observation_space = self._session.observation_space
         self.action_space = self._session.action_space
@@ -111,13 +134,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         kwargs = self._kwargs
         made = None
         if channel is None:
-            made = channel = Channel(
-                kwargs["broker"],
-                timeout_s=kwargs["timeout_s"],
-                wait_s=kwargs["wait_s"],
-                key=kwargs["key"],
-                broker_key=kwargs["broker_key"],
-            )
+            made = channel = _connect(kwargs)
             self._owns_channel = True
         try:
             session = channel.open(
@@ -130,6 +147,9 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             if made is not None:
                 made.close()
             raise
+        self._adopt(session)
+
+    def _adopt(self, session: RemoteSession) -> None:
         self._session: RemoteSession = session
         self._pid = os.getpid()
         self._methods: set[str] = set()
@@ -155,6 +175,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         """
         if self._closed or self._pid != os.getpid():
             self._check_usable(Act(action))
+        if self._recording is not None:
+            return self._step_recorded(action, self._recording)
         return self._session.step(action, self._step_timeout_s)
 
     def reset(
@@ -168,9 +190,131 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         lost = self._session.exchange.lost is not None
         if lost and not self._closed and self._pid == os.getpid():
             self._open(self._session.channel)
+        recording = self._recording
+        if recording is None:
+            return self._reset(seed, options)
+        generator = None
+        while True:
+            try:
+                if seed is None:
+                    generator = self._generator_state()
+                answer = self._reset(seed, options)
+            except EnvironmentLost:
+                self._replay(recording)
+                if generator is not None:
+                    self._restore(generator)
+                continue
+            recording.reset(generator, seed, options, answer)
+            return answer
+
+    def _reset(self, seed: Any, options: Any) -> tuple[Any, dict[str, Any]]:
         status = self._request(Reset(seed, options))
         assert type(status) is Status
         return status.observation, status.info
+
+    def _generator_state(self) -> Any:
+        """The state of the remote environment's generator, None if it has none to show."""
+        try:
+            return self._get("np_random")
+        except (EnvironmentFailed, AttributeDenied):
+            return None
+
+    def _restore(self, generator: Any) -> None:
+        self._request(Call("set", "np_random", (generator,)))
+
+    def _step_recorded(self, action: Any, recording: Recording) -> Step:
+        encoded = values.encode(action, root="action")
+        while True:
+            try:
+                step = self._session.step(action, self._step_timeout_s)
+            except EnvironmentLost:
+                self._replay(recording)
+                continue
+            recording.step(encoded, step)
+            return step
+
+    def _replay(self, recording: Recording) -> None:
+        """Bring a new session to where the lost one was. Raises EnvironmentLost if none is had."""
+        lost = self._session.exchange.lost
+        deadline = time.monotonic() + self._kwargs["timeout_s"]
+        log = logs.logger()
+        log.warning("session lost, replaying", address=self._kwargs["address"], why=lost)
+        while True:
+            try:
+                self._open(self._session.channel)
+                if recording.generator is not None:
+                    self._restore(recording.generator)
+                recording.replay(self._reset, lambda action: self._session.step(action))
+            except (AddressUnknown, NoFreeSlot, EnvironmentLost) as error:
+                if time.monotonic() > deadline:
+                    raise EnvironmentLost(
+                        f"The session is lost ({lost}), and for {self._kwargs['timeout_s']:g} s no "
+                        f"other agent could take the episode over: {error}"
+                    ) from error
+                time.sleep(0.1)
+                continue
+            log.info("episode replayed", address=self._kwargs["address"], steps=recording.steps)
+            return
+
+    # --- going on in another process --------------------------------------------------------------
+
+    def session_token(self) -> bytes:
+        """What another process needs to go on with this session after this one has ended.
+
+        It is good for the request after the last one answered: take a new one after each step that
+        you may want to go on from. Whoever has it can use the session: keep it secret. The session
+        waits for the broker's lease.
+        """
+        self._check_usable(Reset())
+        exchange, wish, seal = self._session.exchange, self._session.wish, self._session.seal
+        kwargs = {
+            k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in self._kwargs.items()
+        }
+        pending = exchange.pending is not None
+        return values.encode(
+            {
+                "kwargs": kwargs,
+                "sid": exchange.sid,
+                "nonce": wish.nonce,
+                "seq": exchange.seq - pending,
+                "state": exchange.state.value,
+                "challenge": wish.challenge,
+                "seal": None if seal is None else list(seal),
+            }
+        )
+
+    @classmethod
+    def resume(cls, token: bytes) -> ProxyEnv:
+        """Go on, in the middle of an episode, with the session of a process that has ended.
+
+        If that process had sent its next request, that was executed; the same call again gets its
+        answer. Raises EnvironmentLost if the session has ended, Denied if it is in use, MoveError
+        if the token is older than that.
+        """
+        try:
+            fields = values.decode(token)
+            kwargs, sid, nonce = fields["kwargs"], fields["sid"], fields["nonce"]
+            seq, state = fields["seq"], State(fields["state"])
+            wish = Open(
+                kwargs["address"],
+                nonce,
+                kwargs["render_mode"],
+                kwargs["env_kwargs"],
+                direct=kwargs["direct"] != "never",
+                challenge=fields["challenge"],
+            )
+            seal = None if fields["seal"] is None else Seal(*fields["seal"])
+        except (ProtocolError, KeyError, TypeError, ValueError):
+            raise ConfigurationError("This is not what session_token() returned.") from None
+        channel = _connect(kwargs)
+        try:
+            session = channel.resume(sid, wish, seq, state, seal)
+            env = cls(**kwargs, channel=channel, _session=session)
+        except BaseException:
+            channel.close()
+            raise
+        env._owns_channel = True
+        return env
 
     def render(self) -> Any:
         """What the remote environment renders: an array, a str, or None."""
@@ -307,6 +451,16 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             "action_space": self.action_space,
         }
         return _remake, (type(self), self._kwargs), state
+
+
+def _connect(kwargs: Mapping[str, Any]) -> Channel:
+    return Channel(
+        kwargs["broker"],
+        timeout_s=kwargs["timeout_s"],
+        wait_s=kwargs["wait_s"],
+        key=kwargs["key"],
+        broker_key=kwargs["broker_key"],
+    )
 
 
 def make_proxy(
