@@ -569,6 +569,7 @@ class RemoteSession:
                 left_s = deadline - time.monotonic()
                 if left_s < TICK_MS / 1000 and not self.way.poll(max(left_s, 0.0)):
                     assert timeout_s is not None
+                    channel.tick(time.monotonic())  # whoever only ever waits briefly resends, too
                     raise RequestTimeout(self._timeout_text(timeout_s))
             arrived = self.pump()
             frames += 1
