@@ -14,27 +14,29 @@ import contextlib
 import heapq
 import itertools
 import random
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
+import gymnasium
 import pytest
 import structlog.testing
 
 import env_agent.loop
 import learner_agent.channel
 from broker.core import Core, Send, Sender
-from env_agent.host import Host, Service, Slot
+from env_agent.host import Host, Service
 from env_agent.loop import Loop
 from env_agent.paths import Paths
 from learner_agent.channel import Channel
-from protocol.codec import Header
-from protocol.messages import Message
+from protocol.codec import Frame
+from protocol.messages import Open
 from protocol.transport import LinkEvent
 
 TICK_S = 0.1
 LATENCY_S = 0.001
+Entry = tuple[str, Any]
 
 
 @dataclass(frozen=True)
@@ -96,16 +98,37 @@ class Dealer:
         self._network.cut(self, for_s=None)
 
 
-class CountingHost(Host):
-    """Counts how often each request of each session was executed."""
+class Ledger(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """Writes down what its environment was really asked to do."""
+
+    def __init__(self, env: gymnasium.Env[Any, Any], entries: list[Entry]) -> None:
+        super().__init__(env)
+        self.entries = entries
+
+    def step(self, action: Any) -> Any:
+        self.entries.append(("step", action))
+        return self.env.step(action)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.entries.append(("reset", seed))
+        return self.env.reset(seed=seed, options=options)
+
+
+class LedgerHost(Host):
+    """Keeps a ledger for each session, also after it has ended."""
 
     def __init__(self, services: Sequence[Service]) -> None:
         super().__init__(services)
-        self.executed: Counter[tuple[int, int]] = Counter()
+        self.ledgers: dict[int, list[Entry]] = {}
 
-    def _execute(self, slot: Slot, header: Header, data: bytes | memoryview) -> Message:
-        self.executed[header.sid, header.seq] += 1
-        return super()._execute(slot, header, data)
+    def open(self, sid: int, seq: int, wish: Open, direct: dict[str, Any] | None) -> Frame:
+        known = sid in self.slots
+        frame = super().open(sid, seq, wish, direct)
+        slot = self.slots.get(sid)
+        if slot is not None and not known:
+            assert isinstance(slot.env, gymnasium.Env)
+            slot.env = Ledger(slot.env, self.ledgers.setdefault(sid, []))
+        return frame
 
 
 class Network:
@@ -115,7 +138,7 @@ class Network:
         self.now = 1000.0
         self.faults = Faults()
         self.rng = random.Random(seed)
-        self.hosts: list[CountingHost] = []
+        self.hosts: list[LedgerHost] = []
         self.loops: list[Loop] = []
         self._lease_s = lease_s
         self._epochs = itertools.count(1)
@@ -147,8 +170,8 @@ class Network:
     # --- who takes part ---------------------------------------------------------------------------
 
     def env_agent(self, *services: Service) -> Loop:
-        """A serving loop that offers these; its host counts executions."""
-        host = CountingHost(services)
+        """A serving loop that offers these; its host keeps ledgers."""
+        host = LedgerHost(services)
         dealer = self.dealer()
         loop = Loop(lambda: Paths(cast(Any, dealer), None), host, self.rng.randbytes(16))
         offers = [host.describe(one, one.max_sessions, None) for one in services]
@@ -271,6 +294,10 @@ class Network:
         return [dealer for dealer in self._dealers.values() if dealer.up]
 
     @property
-    def executed(self) -> Counter[tuple[int, int]]:
-        """(sid, seq) → how often that request was executed, anywhere."""
-        return sum((host.executed for host in self.hosts), Counter())
+    def ledgers(self) -> dict[int, list[Entry]]:
+        """sid → what its environments were asked to do, wherever they were."""
+        found: dict[int, list[Entry]] = {}
+        for host in self.hosts:
+            for sid, entries in host.ledgers.items():
+                found.setdefault(sid, []).extend(entries)
+        return found
