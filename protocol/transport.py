@@ -36,7 +36,7 @@ KEEP = 4 * 1024
 # Dead after IVL + TIMEOUT of silence, by the clock of libzmq's own thread: it answers for a process
 # that is busy, not for one that is frozen.
 HEARTBEAT_IVL_MS = 1500
-HEARTBEAT_TIMEOUT_MS = 5000
+HEARTBEAT_TIMEOUT_MS = 4000
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 HUNG_UP = 3  # handshakes that the other side breaks off in a row before that is suspicious
 
@@ -78,9 +78,6 @@ def _common(socket: zmq.Socket[bytes], max_message: int, tick_ms: int = TICK_MS)
     socket.linger = 0
     socket.setsockopt(zmq.MAXMSGSIZE, max_message)
     socket.setsockopt(zmq.IPV6, 1)
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_IVL_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-    socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 3000)
     socket.setsockopt(zmq.TCP_MAXRT, 8000)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
@@ -202,6 +199,12 @@ class Dealer:
         # take the connection over).
         socket.setsockopt(zmq.ROUTING_ID, b"\x01" + os.urandom(15))
         socket.setsockopt(zmq.RCVHWM, 0)  # bounded by the requests in flight
+        # Only the dialling side pings; a TTL in each ping lets the other side miss the next. If a
+        # listening socket pinged, any peer could abort its process: connect twice under one routing
+        # id, speak on the first connection, close it, and libzmq's timer finds a dead engine.
+        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_IVL_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+        socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
         socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a broker that is not there
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)

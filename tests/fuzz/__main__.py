@@ -1,0 +1,118 @@
+"""`python -m tests.fuzz --inputs N --seed S`: throw mutated bytes at everything that parses them.
+
+Guided by coverage where that is cheap: an input after which a target has executed a line that none
+had before is kept, and mutated in its turn. What raises an error that was not promised is printed
+with the bytes that did it; the exit status is 1 then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable
+from types import CodeType, FrameType
+from typing import Any
+
+import structlog
+
+from tests.fuzz.mutate import mutate
+from tests.fuzz.targets import Target, targets
+
+GUIDED_EVERY = 50  # tracing makes an input ten times slower: one in so many is traced
+MAX_CORPUS = 2000
+SLOW_S = 1.0
+_OURS = ("protocol", "broker", "env_agent", "learner_agent")
+
+
+class Coverage:
+    """Lines of this project that have been executed."""
+
+    def __init__(self) -> None:
+        self._seen: set[tuple[CodeType, int]] = set()
+        self._ours: dict[CodeType, bool] = {}
+
+    def traced(self, run: Callable[[bytes], None], data: bytes) -> bool:
+        """Run; returns whether a line was executed that never was before."""
+        before = len(self._seen)
+        sys.settrace(self._enter)
+        try:
+            run(data)
+        finally:
+            sys.settrace(None)
+        return len(self._seen) > before
+
+    def _enter(self, frame: FrameType, event: str, argument: Any) -> Any:
+        code = frame.f_code
+        ours = self._ours.get(code)
+        if ours is None:
+            name = frame.f_globals.get("__name__", "")
+            ours = self._ours[code] = name.partition(".")[0] in _OURS
+        return self._line if ours else None
+
+    def _line(self, frame: FrameType, event: str, argument: Any) -> Any:
+        if event == "line":
+            self._seen.add((frame.f_code, frame.f_lineno))
+        return self._line
+
+    def __len__(self) -> int:
+        return len(self._seen)
+
+
+def fuzz(target: Target, inputs: int, rng: random.Random, findings: list[str]) -> str:
+    """Throw so many inputs at one target; returns a line about it."""
+    corpus, coverage = list(target.seeds), Coverage()
+    for seed in target.seeds:
+        coverage.traced(target.run, seed)
+    began, slowest_s = time.monotonic(), 0.0
+    for number in range(inputs):
+        data = mutate(rng.choice(corpus), rng.choice(corpus), rng)
+        started = time.process_time()
+        try:
+            if number % GUIDED_EVERY:
+                target.run(data)
+            elif coverage.traced(target.run, data) and len(corpus) < MAX_CORPUS:
+                corpus.append(data)
+        except Exception as error:  # noqa: BLE001 - that is what is looked for
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            findings.append(
+                f"{target.name}: {type(error).__name__}: {error} ({where.filename}:{where.lineno})"
+                f" by {data[:200].hex()}"
+            )
+            if len(findings) > 50:
+                break
+        took_s = time.process_time() - started
+        if took_s > max(SLOW_S, slowest_s):
+            findings.append(f"{target.name}: {took_s:.1f} s for {data[:200].hex()}")
+        slowest_s = max(slowest_s, took_s)
+    rate = inputs / (time.monotonic() - began)
+    return (
+        f"{target.name:<28}{inputs:>10,} inputs  {rate:>8,.0f}/s  {len(corpus):>5} kept  "
+        f"{len(coverage):>5} lines  slowest {slowest_s * 1000:.0f} ms"
+    )
+
+
+def main() -> int:
+    """Fuzz all targets, the same number of inputs each."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument("--inputs", type=int, default=100_000, help="in all (default 100000)")
+    parser.add_argument("--seed", type=int, default=0, help="the same seed, the same inputs")
+    options = parser.parse_args()
+    warnings.simplefilter("ignore")
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
+    findings: list[str] = []
+    chosen = targets()
+    for target in chosen:
+        rng = random.Random(f"{options.seed} {target.name}")
+        print(fuzz(target, -(-options.inputs // len(chosen)), rng, findings), flush=True)  # noqa: T201
+    for finding in findings:
+        print(finding)  # noqa: T201
+    print(f"{len(findings)} findings")  # noqa: T201
+    return 1 if findings else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,230 @@
+"""What is fuzzed: each target takes bytes, and may raise only the errors that it promises."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from broker import auth
+from broker.core import Core, Sender
+from env_agent.factory import resolve
+from env_agent.host import Host, Service
+from learner_agent.exchange import Exchange
+from protocol import address, codec, spaces, values, zap
+from protocol.codec import PLAIN
+from protocol.errors import ConfigurationError, GymwireError, ProtocolError, UsageError
+from protocol.messages import (
+    Act,
+    Busy,
+    Call,
+    Close,
+    Error,
+    Find,
+    Gone,
+    Hello,
+    Kind,
+    Offer,
+    Open,
+    Opened,
+    Ping,
+    Progress,
+    Render,
+    Reset,
+    Resume,
+    Role,
+    Welcome,
+)
+from tests.space_zoo import ZOO
+
+SID = 7
+NONCE = b"n" * 16
+
+
+@dataclass
+class Target:
+    """`run` gets bytes. `seeds`: well-formed inputs, which are mutated."""
+
+    name: str
+    seeds: list[bytes]
+    run: Callable[[bytes], None]
+
+
+def _frames() -> list[bytes]:
+    messages: list[Any] = [
+        Hello(Role.LEARNER, b"a" * 16, "x", "h"),
+        Hello(Role.ENV, b"a" * 16, "x", "h", [[SID, NONCE, "cartpole", ""]]),
+        Welcome(1, "x", "", 1000, 30.0),
+        Offer("cartpole", "CartPole-v1", None, None, {}, {"a": 1}, 3, b"d"),
+        Open("cartpole", NONCE, None, {"a": [1, 2.5]}, 0, "", False),
+        Opened(None, None, None, None, {}, {}, None, 0, {}, ""),
+        Resume(NONCE, take_over=True),
+        Find("cartpole"),
+        Ping(),
+        Progress(1.5),
+        Busy("rate", 0.1),
+        Gone("gone"),
+        Error("expected", "text", {"expected": 2}),
+        Reset(3, {"a": (1, b"x")}),
+        Act(1),
+        Render(),
+        Call("get", "np_random"),
+        Call("call", "action_masks", (1,), {"a": None}),
+        Close(),
+    ]
+    return [bytes(PLAIN.encode(one, SID, seq)) for one in messages for seq in (0, 1)]
+
+
+def _core() -> Callable[[bytes], None]:
+    core = Core(epoch=1, now=0.0, rng=random.Random(0), software="fuzz")
+    now = 100.0
+    rng = random.Random(1)
+    rids = [b"\x01env", b"\x01learner", b"\x01third"]
+
+    def run(data: bytes) -> None:
+        nonlocal core, now
+        now += 0.01
+        rid = rids[rng.randrange(len(rids))]
+        if core.relay(rid, data, None) is None:
+            core.receive(Sender(rid, 5, None, ""), data, now)
+        core.expire(now)
+        core.notes.clear()
+        if len(core.tables.sessions) > 1000 or len(core.tables.peers) > 1000:
+            core = Core(epoch=1, now=now, rng=random.Random(0), software="fuzz")
+
+    return run
+
+
+def _host() -> Callable[[bytes], None]:
+    service = Service("cartpole", resolve("CartPole-v1", {}))
+    host = Host([service])
+    seq = 1
+
+    def run(data: bytes) -> None:
+        nonlocal seq
+        if SID not in host.slots:
+            host.open(SID, 1, Open("cartpole", NONCE), None)
+            seq = 1
+        try:
+            header = codec.read_header(data)
+        except ProtocolError:
+            return
+        slot = host.slots[SID]
+        # Mostly the number that is next, so that the body is looked at.
+        header = header._replace(sid=SID, seq=seq if header.seq % 4 else header.seq)
+        if header.kind < 16:
+            host.handle(slot, header, data)
+            seq = slot.session.last + 1
+            if header.kind is Kind.CLOSE:
+                host.close(SID)
+
+    return run
+
+
+def _exchange() -> Callable[[bytes], None]:
+    def run(data: bytes) -> None:
+        exchange = Exchange(SID, NONCE, where="here", timeout_s=60.0, rng=random.Random(0))
+        sent = exchange.begin(Kind.RESET)
+        exchange.sent(Kind.RESET, sent, b"frame", 0.0)
+        try:
+            exchange.receive(codec.read_header(data), data, 1.0)
+            exchange.tick(20.0)
+        except GymwireError:
+            return
+
+    return run
+
+
+def _decode(data: bytes) -> None:
+    try:
+        PLAIN.decode(data)
+    except ProtocolError:
+        return
+
+
+def _values(data: bytes) -> None:
+    try:
+        values.decode(data)
+    except ProtocolError:
+        return
+
+
+def _spaces(data: bytes) -> None:
+    try:
+        description = values.decode(data)
+        spaces.build(description, root="space")
+    except (ProtocolError, UsageError):
+        return
+
+
+def _in_space() -> Callable[[bytes], None]:
+    codecs = [
+        codec.Codec(spaces.compile(space), spaces.compile(space))
+        for space in list(ZOO.values())[:12]
+    ]
+    rng = random.Random(2)
+
+    def run(data: bytes) -> None:
+        one = codecs[rng.randrange(len(codecs))]
+        try:
+            one.decode(data)
+        except ProtocolError:
+            return
+
+    return run
+
+
+def _policy(data: bytes) -> None:
+    try:
+        auth.parse(data.decode("utf-8", "replace"))
+    except ConfigurationError:
+        return
+
+
+def _addresses(data: bytes) -> None:
+    text = data.decode("utf-8", "replace")
+    for parse in (address.parse_address, address.check_url):
+        try:
+            parse(text)
+        except UsageError:
+            continue
+
+
+def _zap(data: bytes) -> None:
+    # libzmq itself is the only one who asks: the count of parts is its own, their content is not.
+    mechanism, rest = (b"CURVE", data[:32]) if len(data) % 2 else (data[:5], data[5:])
+    reply = zap.answer([b"1.0", b"1", data[:9], data[9:30], b"", mechanism, rest], {})
+    assert reply[2] == b"400"
+
+
+POLICY = b"""
+[peer.lab]
+key = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+offer = ["lab/*"]
+sessions = 4
+steps_per_s = 2.5
+[anyone]
+use = ["demo/*"]
+"""
+
+
+def targets() -> list[Target]:
+    """All of them, fresh."""
+    frames = _frames()
+    described = [values.encode(spaces.describe(space, root="space")) for space in ZOO.values()]
+    samples = [values.encode(space.sample()) for space in ZOO.values()]
+    return [
+        Target("broker.core", frames, _core()),
+        Target("env_agent.host", frames, _host()),
+        Target("learner_agent.exchange", frames, _exchange()),
+        Target("protocol.codec", frames, _decode),
+        Target("protocol.codec with spaces", frames, _in_space()),
+        Target("protocol.values", samples + described, _values),
+        Target("protocol.spaces", described, _spaces),
+        Target("broker.auth", [POLICY], _policy),
+        Target(
+            "protocol.address", [b"lab/cartpole@abcdefghijklmnop", b"tcp://[::1]:5555"], _addresses
+        ),
+        Target("protocol.zap", [b"x" * 64], _zap),
+    ]
