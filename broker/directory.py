@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
@@ -69,10 +70,16 @@ def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer
             slots=slots,
         )
 
-    def load(peer: Peer) -> tuple[bool, int]:
-        # A loop in the middle of a long step would let the new session wait; take it last.
+    process_load: Counter[bytes] = Counter()
+    for peer in tables.peers.values():
+        process_load[peer.agent] += len(peer.sessions) if peer.role == Role.ENV else 0
+
+    def load(peer: Peer) -> tuple[bool, int, int]:
+        # A loop in the middle of a long step would let the new session wait; take it last. The
+        # loops of one process share its interpreter, so the least loaded process comes first.
         sessions = open_sessions(tables, [peer])
-        return any(session.in_step(now) for session in sessions), len(sessions)
+        in_step = any(session.in_step(now) for session in sessions)
+        return in_step, process_load[peer.agent], len(sessions)
 
     return min(free, key=load)
 

@@ -68,7 +68,8 @@ class Agent:
         """Offer and serve until told to stop. Raises what kept it from offering."""
         first, *others = self._loops
         offers = self._describe(first.host)
-        first.connect(self._share(offers, 0), self._wait_s)
+        if not first.connect(self._share(offers, 0), self._wait_s):
+            return
         threads = [
             threading.Thread(target=self._run_loop, args=(i, offers), name=f"loop-{i}", daemon=True)
             for i in range(1, len(self._loops))
@@ -138,8 +139,8 @@ class Agent:
     def _run_loop(self, index: int, offers: Sequence[Offer]) -> None:
         loop = self._loops[index]
         try:
-            loop.connect(self._share(offers, index), max(self._wait_s, 10.0))
-            loop.run()
+            if loop.connect(self._share(offers, index), max(self._wait_s, 10.0)):
+                loop.run()
         except GymwireError as error:
             self._failed = error
             self.stop()

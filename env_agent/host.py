@@ -6,6 +6,8 @@ No socket is seen here. Every environment is made, used and closed by the thread
 from __future__ import annotations
 
 import hashlib
+import os
+import socket as hostsocket
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +58,7 @@ ATTRIBUTES = (
     "np_random_seed",
     "valid_actions",
 )
+MAX_MESSAGE = 64 * 1024 * 1024
 MAX_TRACEBACK = 20_000  # characters
 
 
@@ -92,6 +95,7 @@ class Host:
         self._services = {service.address: service for service in services}
         self._spares: dict[str, Env | Vector] = {}
         self.slots: dict[int, Slot] = {}
+        self.max_message = MAX_MESSAGE  # bytes of a frame; the loop lowers it to the broker's limit
         self.by_key: dict[bytes, Slot] = {}  # by the sid's bytes, as they stand in a frame
         self._log = structlog.get_logger()
         self._opaque_paths: set[tuple[str, str]] = set()
@@ -191,7 +195,7 @@ class Host:
             render_mode=env.render_mode,
             num_envs=wish.num_envs,
             limits={"attributes": sorted({*ATTRIBUTES, *service.attributes})},
-            agent="",
+            agent=f"host {hostsocket.gethostname()}, process {os.getpid()}",
             direct=direct,
             key=b"" if sealed is None or self._key is None else self._key.public,
         )
@@ -291,6 +295,13 @@ class Host:
             frame = slot.codec.encode(reply, session.sid, seq)
         except EncodingError as error:
             reply = Error(Code.ENCODING, _cannot_travel(session.address, error))
+            frame = slot.codec.encode(reply, session.sid, seq)
+        if len(frame) > self.max_message:
+            reply = Error(
+                Code.TOO_LARGE,
+                f"The answer of the environment at {session.address!r} has {len(frame)} bytes; "
+                f"the broker takes {self.max_message} at most. The request has been executed.",
+            )
             frame = slot.codec.encode(reply, session.sid, seq)
         session.executed(Kind.ERROR if type(reply) is Error else _REPLY[request], frame)
         return frame

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import structlog
 
-from env_agent.host import Host, Slot
+from env_agent.host import MAX_MESSAGE, Host, Slot
 from env_agent.paths import RELAY, Paths
 from protocol import codec
 from protocol.codec import PLAIN, Header
@@ -94,8 +94,8 @@ class Loop:
         """Whether no session is open here."""
         return not self.host.slots
 
-    def connect(self, offers: Sequence[Offer], wait_s: float) -> None:
-        """Introduce this loop to the broker and offer.
+    def connect(self, offers: Sequence[Offer], wait_s: float) -> bool:
+        """Introduce this loop to the broker and offer. False: told to stop meanwhile.
 
         Raises BrokerUnreachable after `wait_s`, Denied, VersionMismatch or AddressTaken.
         """
@@ -106,6 +106,9 @@ class Loop:
         self._awaited = {offer.address for offer in offers}
         greeted = False
         while self._awaited:
+            if self.stop.is_set() or self.drain.is_set():
+                self._paths.close()
+                return False
             greeted = self._introduce(wait=True) or greeted
             data = self._dealer.receive() if greeted else None
             if data is not None:
@@ -123,6 +126,7 @@ class Loop:
                     f"with `python -m broker`, check --broker, or give --wait SECONDS."
                 )
         self._dealer.link_events()  # the connection just made is no news any more
+        return True
 
     def run(self) -> None:
         """Serve until `stop`, or until `drain` and the last session has ended."""
@@ -170,7 +174,8 @@ class Loop:
                     self._control(header, data)
                     continue
             except ProtocolError as error:
-                self._log.warning("dropped a frame", error=str(error))
+                self._log.warning("refused a frame", error=str(error))
+                self._refuse_frame(way, data, error)
                 continue
             self.in_step = InStep(header.sid, header.seq, time.monotonic())
             reply = host.handle(slot, header, data)
@@ -228,6 +233,16 @@ class Loop:
                 self._tell("the broker stops")
             case Offered():
                 self._awaited.discard(message.address)
+
+    def _refuse_frame(self, way: bytes, data: bytes | memoryview, error: ProtocolError) -> None:
+        """Answer what cannot be understood, so that nobody waits for it in vain."""
+        try:
+            header = codec.read_header(data)
+        except ProtocolError:
+            return  # nobody to answer
+        if header.sid:
+            refusal = Error(Code.PROTOCOL, str(error))
+            self._paths.send(way, PLAIN.encode(refusal, header.sid, header.seq))
 
     def _unknown_session(self, header: Header) -> None:
         if header.kind is Kind.CLOSE:
@@ -288,6 +303,7 @@ class Loop:
         if self._away_since is not None or (self._welcomed and welcome.epoch != self._epoch):
             again = "restarted" if welcome.epoch != self._epoch else "reached again"
             self._tell(f"broker {again}")
+        self.host.max_message = min(MAX_MESSAGE, welcome.max_message)
         self._welcomed, self._epoch, self._away_since = True, welcome.epoch, None
         for offer in self._offers:
             self._dealer.send(PLAIN.encode(offer))

@@ -382,7 +382,7 @@ class RemoteSession:
         self.exchange = Exchange(
             sid,
             wish.nonce,
-            where=f"{wish.address!r}",
+            where=f"{wish.address!r} ({opened.agent})",
             timeout_s=channel.timeout_s,
             rng=random.Random(secrets.randbits(64)),
         )
@@ -536,7 +536,10 @@ class RemoteSession:
         if greet:
             self.channel.greet()
         for frame in frames:
-            self._send(frame)
+            if codec.read_header(frame).kind is Kind.PING:
+                self.channel.dealer.send(frame)  # it is the broker who answers
+            else:
+                self._send(frame)
 
     def pump(self) -> bool:
         """Receive one frame on the session's way, waiting for a tick at most."""

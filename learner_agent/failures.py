@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import builtins
-from functools import cache
+from functools import lru_cache
 
 import gymnasium.error
 
@@ -44,7 +44,7 @@ def error_for(error: Error) -> errors.GymwireError:
     return _CLASSES.get(error.code, errors.Refused)(error.text)
 
 
-@cache
+@lru_cache(maxsize=256)  # the names are the other side's
 def _failed_as(remote_type: str) -> type[errors.EnvironmentFailed]:
     name = remote_type.rpartition(".")[2]
     home = gymnasium.error if remote_type.startswith("gymnasium.error.") else builtins
@@ -56,6 +56,8 @@ def _failed_as(remote_type: str) -> type[errors.EnvironmentFailed]:
     ):
         return errors.EnvironmentFailed
     try:
-        return type(name, (errors.EnvironmentFailed, original), {"__module__": __name__})
-    except TypeError:  # its instances are laid out in another way
+        both = type(name, (errors.EnvironmentFailed, original), {"__module__": __name__})
+        both("")
+    except TypeError:  # its instances are laid out, or made, in another way
         return errors.EnvironmentFailed
+    return both

@@ -1,0 +1,54 @@
+"""Environments made to be measured."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+
+
+class Picture(gymnasium.Env[NDArray[Any], np.int64]):
+    """Returns the same observation of this shape and dtype at once: only its way is measured."""
+
+    def __init__(self, shape: list[int], dtype: str) -> None:
+        kind = np.dtype(dtype)
+        high = 255 if kind == np.uint8 else 1
+        self.observation_space = Box(0, high, tuple(shape), kind.type)
+        self.action_space = Discrete(2)
+        self._observation = np.ones(tuple(shape), kind)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Return the observation and no info."""
+        super().reset(seed=seed)
+        return self._observation, {}
+
+    def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        """Return the observation; the episode never ends."""
+        return self._observation, 0.0, False, False, {}
+
+
+class Sleeper(gymnasium.Env[NDArray[Any], np.int64]):
+    """Takes `sleep_s` for each step, as a simulator does that waits for something."""
+
+    def __init__(self, sleep_s: float = 0.005) -> None:
+        self.observation_space = Box(-1, 1, (4,), np.float32)
+        self.action_space = Discrete(2)
+        self._sleep_s = sleep_s
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Return zeros and no info."""
+        super().reset(seed=seed)
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        """Sleep, then return zeros."""
+        time.sleep(self._sleep_s)
+        return np.zeros(4, np.float32), 0.0, False, False, {}

@@ -1,0 +1,171 @@
+"""gymwire's own sides: a broker, env agents and proxies, each process as its users start it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any, Literal
+from unittest import mock
+
+import gymnasium
+
+from benchmarks.harness import Running, Side
+from benchmarks.local import ENV_ID, cartpole_steps, vector_steps
+from learner_agent.channel import Channel
+from learner_agent.proxy_env import ProxyEnv
+from learner_agent.proxy_vector_env import ProxyVectorEnv
+
+Way = Literal["relayed tcp", "relayed ipc", "direct tcp", "direct ipc"]
+
+
+@contextlib.contextmanager
+def service(
+    env: str,
+    way: Way,
+    *,
+    workers: int = 1,
+    slots: int = 8,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Iterator[tuple[str, dict[str, int]]]:
+    """A broker and an env agent that offers `env` as "it"; yields the URL and process ids."""
+    with contextlib.ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ours-"))
+        url = f"ipc://{folder}/broker" if way == "relayed ipc" else f"tcp://127.0.0.1:{_port()}"
+        broker = stack.enter_context(_program("broker", "--bind", url))
+        arguments = ["--address", "it", "--env", env, "--broker", url, "--wait", "10"]
+        arguments += ["--max-sessions", str(slots), "--workers", str(workers)]
+        arguments += ["--env-kwargs", json.dumps(dict(env_kwargs or {}))]
+        if way.startswith("direct"):
+            arguments += ["--direct", "tcp://127.0.0.1:*"]
+        agent = stack.enter_context(_program("env_agent", *arguments))
+        _until_offered(url, slots)
+        yield url, {"broker": broker.pid, "env agent": agent.pid}
+
+
+def _port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def _program(name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    command = [sys.executable, "-m", name, "--log-level", "warning", *arguments]
+    process = subprocess.Popen(command)
+    try:
+        yield process
+    finally:
+        process.terminate()
+        try:
+            process.wait(15)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _until_offered(url: str, slots: int) -> None:
+    """Wait until all loops of all workers offer."""
+    channel = Channel(url, wait_s=20)
+    with contextlib.closing(channel):
+        deadline = time.monotonic() + 30
+        while sum(entry["capacity"] for entry in channel.find("it")) < slots:
+            if time.monotonic() > deadline:
+                raise RuntimeError("The env agent did not come up; see its output.")
+
+
+def _seen_from(way: Way) -> contextlib.AbstractContextManager[object]:
+    """Learners on the agent's host take its ipc endpoint; for tcp, pretend to be on another."""
+    if way == "direct tcp":
+        return mock.patch("learner_agent.direct.socket.gethostname", return_value="elsewhere")
+    return contextlib.nullcontext()
+
+
+def _direct(way: Way) -> str:
+    return "always" if way.startswith("direct") else "never"
+
+
+def cartpole(way: Way) -> Side:
+    """One CartPole."""
+    return one(f"gymwire {way}", way, ENV_ID, cartpole_steps)
+
+
+def picture(way: Way, shape: tuple[int, ...], dtype: str) -> Side:
+    """One environment whose observation is large."""
+    kwargs = {"shape": list(shape), "dtype": dtype}
+    return one(f"gymwire {way}", way, "benchmarks.environments:Picture", always_0, kwargs)
+
+
+def always_0(env: gymnasium.Env[Any, Any]) -> Callable[[], object]:
+    """Returns a call that does one step with action 0."""
+    env.reset(seed=1)
+    action = env.action_space.sample() * 0
+    step = env.step
+    return lambda: step(action)
+
+
+def one(
+    name: str,
+    way: Way,
+    env: str,
+    stepper: Callable[[gymnasium.Env[Any, Any]], Callable[[], object]],
+    env_kwargs: Mapping[str, Any] | None = None,
+    idle: int = 0,
+) -> Side:
+    """One session in use, and `idle` sessions open beside it."""
+    return Side(name, partial(_open_one, way, env, stepper, env_kwargs, idle))
+
+
+@contextlib.contextmanager
+def _open_one(
+    way: Way,
+    env: str,
+    stepper: Callable[[gymnasium.Env[Any, Any]], Callable[[], object]],
+    env_kwargs: Mapping[str, Any] | None,
+    idle: int,
+) -> Iterator[Running]:
+    with contextlib.ExitStack() as stack:
+        url, pids = stack.enter_context(service(env, way, env_kwargs=env_kwargs, slots=8 + idle))
+        for _ in range(idle):
+            stack.enter_context(ProxyEnv("it", url, direct="never"))
+        with _seen_from(way):
+            proxy = stack.enter_context(ProxyEnv("it", url, direct=_direct(way)))
+        yield Running(stepper(proxy), pids)
+
+
+def vector(
+    way: Way,
+    num_envs: int,
+    *,
+    sessions: int = 1,
+    workers: int = 1,
+    env: str = ENV_ID,
+    stepper: Callable[[Any], Callable[[], object]] = vector_steps,
+) -> Side:
+    """A vector in some sessions on some workers."""
+    name = f"gymwire {way}, {sessions} × {num_envs // sessions} on {workers}"
+    return Side(
+        name, partial(_open_vector, way, num_envs, sessions, workers, env, stepper), num_envs
+    )
+
+
+@contextlib.contextmanager
+def _open_vector(
+    way: Way,
+    num_envs: int,
+    sessions: int,
+    workers: int,
+    env: str,
+    stepper: Callable[[Any], Callable[[], object]],
+) -> Iterator[Running]:
+    with service(env, way, workers=workers, slots=max(8, workers)) as (url, pids):
+        with _seen_from(way):
+            envs = ProxyVectorEnv("it", num_envs, url, sessions=sessions, direct=_direct(way))
+        with contextlib.closing(envs):
+            yield Running(stepper(envs), pids)
