@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
@@ -30,14 +31,15 @@ def actions(number: int) -> int:
 
 
 def local_trajectory(steps: int = STEPS) -> list[Any]:
-    with gymnasium.make("FrozenLake-v1") as env:
-        found: list[Any] = [env.reset(seed=5)]
-        for number in range(steps):
-            step = env.step(actions(number))
-            found.append(step)
-            if step[2] or step[3]:
-                found.append(env.reset())
-        return found
+    env = gymnasium.make("FrozenLake-v1")
+    found: list[Any] = [env.reset(seed=5)]
+    for number in range(steps):
+        step = env.step(actions(number))
+        found.append(step)
+        if step[2] or step[3]:
+            found.append(env.reset())
+    env.close()
+    return found
 
 
 @pytest.mark.parametrize("killed_at", [0, 1, 50])
@@ -77,7 +79,7 @@ def test_a_replay_that_comes_out_differently_says_where() -> None:
     recording.reset(None, 1, None, (0, {}))
     recording.step(b"\x01", (1, 0.0, False, False, {}))
     recording.step(b"\x01", (2, 0.0, False, False, {}))
-    answers = iter([(1, 0.0, False, False, {}), (3, 0.0, False, False, {})])
+    answers: Iterator[Any] = iter([(1, 0.0, False, False, {}), (3, 0.0, False, False, {})])
     with pytest.raises(ReplayMismatch, match=r"its step 2 came out differently"):
         recording.replay(lambda seed, options: (0, {}), lambda action: next(answers))
 

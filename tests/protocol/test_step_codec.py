@@ -41,7 +41,7 @@ def test_what_the_short_way_takes_has_the_bytes_of_the_long_one(name: str) -> No
         if act is not None:
             assert bytes(act) == bytes(long.encode(Act(value), SID, SEQ))
             assert_same(short.decode_act(act), value)
-        step = (value, -0.5, False, True, {})
+        step: Any = (value, -0.5, False, True, {})
         percept = short.encode_percept(step, SEQ)
         if percept is not None:
             assert bytes(percept) == bytes(long.encode(Percept(*step), SID, SEQ))
