@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from protocol.errors import AddressError, ConfigurationError
+from protocol.transport import Dealer, Delivery, LinkEvent, Received, Router, context
+
+ATTEMPTS = 100  # ticks for what must happen, on a machine that may be busy
+
+
+@pytest.fixture
+def router() -> Iterator[Router]:
+    made = Router(["tcp://127.0.0.1:*"])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def dealer(router: Router) -> Iterator[Dealer]:
+    made = Dealer(router.urls[0])
+    yield made
+    made.close()
+
+
+def receive(router: Router) -> Received:
+    for _ in range(ATTEMPTS):
+        received = router.receive()
+        if received is not None:
+            return received
+    raise AssertionError("nothing came")
+
+
+def send(dealer: Dealer, frame: bytes) -> None:
+    assert any(dealer.send(frame, wait=True) for _ in range(ATTEMPTS))
+
+
+def answer(dealer: Dealer) -> bytes:
+    for _ in range(ATTEMPTS):
+        frame = dealer.receive()
+        if frame is not None:
+            return bytes(frame)
+    raise AssertionError("nothing came")
+
+
+@pytest.mark.parametrize("size", [0, 1, 5_000, 70_000, 3_000_000])
+def test_a_frame_arrives_and_its_answer_comes_back(
+    router: Router, dealer: Dealer, size: int
+) -> None:
+    frame = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    send(dealer, frame)
+    received = receive(router)
+    assert bytes(received.data) == frame
+    assert router.send(received.rid, received.data) is Delivery.DONE
+    assert answer(dealer) == frame
+
+
+def test_a_routing_id_is_its_sockets_own_and_cannot_be_guessed(router: Router) -> None:
+    rids = set()
+    for _ in range(3):
+        dealer = Dealer(router.urls[0])
+        send(dealer, b"x")
+        rids.add(receive(router).rid)
+        dealer.close()
+    assert len(rids) == 3
+    assert {(len(rid), rid[0]) for rid in rids} == {(16, 1)}
+
+
+@pytest.mark.parametrize("frames", [2, 3, 4])
+def test_a_message_of_more_frames_is_dropped_whole(router: Router, frames: int) -> None:
+    with context().socket(zmq.DEALER) as raw:
+        raw.linger = 0
+        raw.routing_id = b"\x01raw"
+        raw.connect(router.urls[0])
+        raw.send_multipart([b"\x01victim"] * frames)
+        raw.send(b"good")
+        received = receive(router)
+    assert (received.rid, received.data) == (b"\x01raw", b"good")
+
+
+def test_a_dealer_drops_a_message_of_more_frames(router: Router, dealer: Dealer) -> None:
+    send(dealer, b"x")
+    rid = receive(router).rid
+    raw = router.waitable
+    raw.send_multipart([rid, b"two", b"frames"])
+    router.send(rid, b"good")
+    assert answer(dealer) == b"good"
+
+
+def test_a_peer_that_is_not_there_is_unreachable(router: Router) -> None:
+    assert router.send(b"\x01nobody", b"x") is Delivery.UNREACHABLE
+
+
+def test_a_peer_that_left_is_unreachable(router: Router) -> None:
+    dealer = Dealer(router.urls[0])
+    send(dealer, b"x")
+    rid = receive(router).rid
+    dealer.close()
+    deliveries = set()
+    for _ in range(ATTEMPTS):
+        deliveries.add(router.send(rid, b"y"))
+        if Delivery.UNREACHABLE in deliveries:
+            return
+        router.receive()
+    raise AssertionError(deliveries)
+
+
+def test_a_peer_that_does_not_read_never_stops_the_sender(router: Router) -> None:
+    with context().socket(zmq.DEALER) as raw:
+        raw.linger = 0
+        raw.rcvhwm = 10
+        raw.connect(router.urls[0])
+        raw.send(b"x")
+        rid = receive(router).rid
+        frame = bytes(60_000)
+        full = (router.send(rid, frame) is Delivery.FULL for _ in itertools.repeat(None, 20_000))
+        assert any(full)
+
+
+def test_without_a_connection_nothing_is_queued() -> None:
+    with context().socket(zmq.ROUTER) as free:
+        port = free.bind_to_random_port("tcp://127.0.0.1")
+    dealer = Dealer(f"tcp://127.0.0.1:{port}")
+    assert not dealer.send(b"x")
+    dealer.close()
+
+
+def test_an_oversized_message_drops_the_connection_not_the_socket(router: Router) -> None:
+    small = Router(["tcp://127.0.0.1:*"], max_message=1000)
+    big, good = Dealer(small.urls[0]), Dealer(small.urls[0])
+    send(big, bytes(1001))
+    send(good, bytes(1000))
+    assert len(receive(small).data) == 1000
+    assert small.receive() is None
+    for socket in (big, good, small):
+        socket.close()
+
+
+@pytest.mark.parametrize("url", ["tcp://*:*", "tcp://0.0.0.0:*", "tcp://[::]:*"])
+def test_listening_beyond_this_host_needs_keys_or_a_word(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="--insecure"):
+        Router([url])
+    Router([url], insecure=True).close()
+
+
+def test_a_port_in_use_is_told_as_that(router: Router) -> None:
+    with pytest.raises(ConfigurationError, match="is in use"):
+        Router(router.urls)
+
+
+def test_an_address_of_another_host_cannot_be_bound() -> None:
+    with pytest.raises(ConfigurationError, match="not an address of this host"):
+        Router(["tcp://192.0.2.1:5555"], insecure=True)
+
+
+def test_several_urls_may_be_listened_at(tmp_path: Path) -> None:
+    router = Router(["tcp://127.0.0.1:*", f"ipc://{tmp_path}/socket"])
+    for url in router.urls:
+        dealer = Dealer(url)
+        send(dealer, url.encode())
+        assert receive(router).data == url.encode()
+        dealer.close()
+    router.close()
+
+
+def test_a_malformed_url_is_no_zmq_error() -> None:
+    with pytest.raises(AddressError):
+        Dealer("tcp://nowhere")
+    with pytest.raises(AddressError):
+        Router(["udp://127.0.0.1:1"])
+
+
+def test_connections_made_and_lost_are_seen(router: Router) -> None:
+    dealer = Dealer(router.urls[0])
+    send(dealer, b"x")
+    fd = receive(router).fd
+    dealer.close()
+    seen: list[LinkEvent] = []
+    for _ in range(ATTEMPTS):
+        seen += router.link_events()
+        if len(seen) == 2:
+            break
+        router.receive()
+    assert [event.up for event in seen] == [True, False]
+    assert seen[1].fd == fd
