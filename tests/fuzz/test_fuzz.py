@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.fuzz.__main__ import fuzz
+from tests.fuzz.mutate import mutate
+from tests.fuzz.targets import Target, targets
+
+TARGETS = targets()
+
+
+@pytest.fixture(params=TARGETS, ids=lambda target: target.name)
+def target(request: pytest.FixtureRequest) -> Target:
+    chosen: Target = request.param
+    return chosen
+
+
+@given(data=st.binary(max_size=300))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_any_bytes_raise_only_what_is_promised(target: Target, data: bytes) -> None:
+    target.run(data)
+
+
+@given(data=st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_well_formed_bytes_with_changes_raise_only_what_is_promised(
+    target: Target, data: st.DataObject
+) -> None:
+    seeds = st.sampled_from(target.seeds)
+    rng = random.Random(data.draw(st.integers(0, 2**32)))
+    target.run(mutate(data.draw(seeds), data.draw(seeds), rng))
+
+
+def test_a_parser_that_raises_something_else_is_found() -> None:
+    def broken(data: bytes) -> None:
+        if b"\xdd" in data:
+            raise MemoryError("four billion")
+
+    findings: list[str] = []
+    fuzz(Target("broken", [b"abcdef"], broken), 2000, random.Random(0), findings)
+    assert findings
+    assert "broken: MemoryError: four billion" in findings[0]
