@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from env_agent.config import load, parse_kwargs, service
+from protocol.errors import AddressError, ConfigurationError
+
+GOOD = """
+[[offer]]
+address = "cartpole"
+env = "CartPole-v1"
+
+[[offer]]
+address = "lab/ice"
+env = "FrozenLake-v1"
+env_kwargs = { is_slippery = false }
+max_sessions = 2
+allow = ["P"]
+strict_infos = true
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "offers.toml"
+
+
+def test_each_offer_of_a_file_becomes_a_service(file: Path) -> None:
+    file.write_text(GOOD)
+    first, second = load(file)
+    assert (first.address, first.factory.name, first.max_sessions) == ("cartpole", "CartPole-v1", 8)
+    assert (second.address, second.factory.kwargs) == ("lab/ice", {"is_slippery": False})
+    assert (second.max_sessions, second.attributes, second.strict_infos) == (2, ("P",), True)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "one \\[\\[offer\\]\\] table"),
+        ("offer = 3", "one \\[\\[offer\\]\\] table"),
+        ("offer = [3]", "offer 1: \\[\\[offer\\]\\] must be a table"),
+        ("[[offer]]\nenv = 'CartPole-v1'", "offer 1: address is missing"),
+        ("[[offer]]\naddress = 'a'", "offer 1: env is missing"),
+        ("[[offer]]\naddress = 'a'\nenv = 3", "env must be a str, not int"),
+        ("[[offer]]\naddress = 'a'\nenv = 'CartPole-v1'\nmax_sessions = true", "not bool"),
+        ("[[offer]]\naddress = 'a'\nenv = 'CartPole-v1'\nallow = 'x'", "allow must be a list"),
+        ("[[offer]]\naddress = 'a'\nenv = 'CartPole-v1'\nslots = 2", "no setting 'slots'"),
+        ("other = 1\n" + GOOD, "nothing else"),
+        (GOOD + GOOD, "'cartpole' is offered twice"),
+        ("[[offer", "cannot be read"),
+    ],
+)
+def test_a_wrong_file_is_refused_saying_where(file: Path, text: str, why: str) -> None:
+    file.write_text(text)
+    with pytest.raises(ConfigurationError, match=why):
+        load(file)
+
+
+def test_a_missing_file_is_named(file: Path) -> None:
+    with pytest.raises(ConfigurationError, match="There is no file"):
+        load(file)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null"])
+def test_keyword_arguments_must_be_a_json_object(text: str) -> None:
+    with pytest.raises(ConfigurationError, match="--env-kwargs"):
+        parse_kwargs(text)
+
+
+def test_an_offer_has_an_address_without_identity_and_a_slot() -> None:
+    with pytest.raises(AddressError):
+        service(address="Cart Pole", env="CartPole-v1")
+    with pytest.raises(ConfigurationError, match="no @identity"):
+        service(address="a@abcdefgh234567ab", env="CartPole-v1")
+    with pytest.raises(ConfigurationError, match="1 or more"):
+        service(address="a", env="CartPole-v1", max_sessions=0)
