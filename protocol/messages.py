@@ -190,8 +190,9 @@ class Opened:
     """The session is open. Spaces are descriptions (`protocol.spaces.describe`).
 
     For a vector the `single_` spaces are those of one environment; for a plain environment they
-    are None. `direct`: {"urls", "host", "key"} of the agent's direct endpoint, or None. `key`: the
-    agent's public key (z85) if the session is sealed, else b"".
+    are None. `agent`: its host and process, for people. `direct`: {"urls", "host", "key"} of the
+    agent's direct endpoint, or None. `key`: the agent's public key (z85) if the session is
+    sealed, else b"".
     """
 
     observation_space: Any
