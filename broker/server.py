@@ -19,7 +19,6 @@ from protocol.keys import KeyPair, identity
 from protocol.transport import MAX_MESSAGE, TICK_MS, Delivery, Received, Router
 
 STOPPED_S = 2.0  # a gap between two ticks that shows that this process was frozen
-TIMERS_EVERY = 256  # frames after which timers get their turn even when the socket never rests
 
 
 class Server:
@@ -74,9 +73,10 @@ class Server:
             self._router.close(linger_s=0.3)
 
     def _serve(self) -> None:
-        """Up to TIMERS_EVERY frames, or what comes before the socket rests for a tick."""
+        """What comes until timers are due, or until the socket has rested for a tick."""
         router, relay, keyed = self._router, self.core.relay, self._keyed
-        for _ in range(TIMERS_EVERY):
+        clock, until = time.monotonic, self._next_timers
+        while clock() < until:
             received = router.receive()
             if received is None:
                 return

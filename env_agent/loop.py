@@ -39,7 +39,7 @@ from protocol.messages import (
 )
 from protocol.transport import Received
 
-TIMERS_EVERY = 256  # frames after which timers get their turn even when the socket never rests
+TIMERS_S = 0.1  # how often timers get their turn even when the socket never rests
 HELLO_AGAIN_S = 1.0  # how long offers may take to stand before HELLO is said again
 PING_S = 1.0  # how often a loop asks whether the broker still knows it
 AWAY_S = 300.0  # sessions end when the broker has been away for so long
@@ -149,7 +149,9 @@ class Loop:
 
     def _serve(self) -> None:
         paths, host, slots, by_key = self._paths, self.host, self.host.slots, self.host.by_key
-        for _ in range(TIMERS_EVERY):
+        clock = time.monotonic
+        until = clock() + TIMERS_S
+        while clock() < until:
             arrived = paths.receive(len(slots))
             if arrived is None:
                 return
