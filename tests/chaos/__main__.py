@@ -7,19 +7,25 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos import storm
+from tests.chaos import bounds, storm
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long to go on")
     parser.add_argument("--seed", type=int, default=1, help="the same seed, the same faults")
+    parser.add_argument("--keys", action="store_true", help="all connections under CURVE")
+    parser.add_argument("--sessions", type=int, help="instead: bounds, after so many sessions")
     parser.add_argument("--folder", type=Path, help="where logs and the ledger go and stay")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="gymwire-chaos-"))
     folder.mkdir(parents=True, exist_ok=True)
     say(f"seed {options.seed}; logs and ledger in {folder}")
-    survived = storm.run(folder, seconds=options.seconds, seed=options.seed, say=say)
+    if options.sessions is not None:
+        return 0 if bounds.run(folder, sessions=options.sessions, say=say) else 1
+    survived = storm.run(
+        folder, seconds=options.seconds, seed=options.seed, keys=options.keys, say=say
+    )
     return 0 if survived else 1
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from protocol.keys import generate
 from tests.processes import PATIENCE_S, ROOT
 
 ADDRESS = "chain"
@@ -126,10 +127,20 @@ class Part:
 
 
 class Fleet:
-    """One broker at a fixed port, and whoever uses it. `folder`: for logs and the ledger."""
+    """One broker at a fixed port, and whoever uses it. `folder`: for logs and the ledger.
 
-    def __init__(self, folder: Path, *, key_options: Sequence[str] = ()) -> None:
+    `keys`: everybody has a key of their own, and all connections are encrypted.
+    """
+
+    def __init__(self, folder: Path, *, keys: bool = False) -> None:
         self.folder = folder
+        self._keys: dict[str, list[str]] = {"broker": [], "env_agent": [], "learner": []}
+        if keys:
+            secret, public = generate("broker", folder)
+            self._keys["broker"] = ["--key", str(secret)]
+            for role in ("env_agent", "learner"):
+                own = str(generate(role, folder)[0])
+                self._keys[role] = ["--key", own, "--broker-key", str(public)]
         self.ledger = folder / "ledger"
         self.ledger.touch()
         self.port = free_port()
@@ -156,7 +167,7 @@ class Fleet:
     ) -> Part:
         part = self._part(
             "broker",
-            ["broker", "--bind", self.url, *options],
+            ["broker", "--bind", self.url, *self._keys["broker"], *options],
             full_disk=full_disk,
             descriptors=descriptors,
         )
@@ -176,7 +187,7 @@ class Fleet:
         arguments += ["--env-kwargs", kwargs, "--broker", url or self.url, "--wait", "20"]
         part = self._part(
             "env-agent",
-            [*arguments, *options],
+            [*arguments, *self._keys["env_agent"], *options],
             full_disk=full_disk,
             descriptors=descriptors,
         )
@@ -186,6 +197,7 @@ class Fleet:
 
     def learner(self, name: str, *options: str, url: str | None = None, seed: int = 1) -> Part:
         arguments = ["tests.chaos.learner", "--broker", url or self.url, "--name", name]
+        arguments += self._keys["learner"]
         return self._part(f"learner-{name}", [*arguments, "--seed", str(seed), *options])
 
     def release(self) -> None:
@@ -194,9 +206,9 @@ class Fleet:
 
 
 @contextlib.contextmanager
-def fleet(folder: Path) -> Iterator[Fleet]:
+def fleet(folder: Path, *, keys: bool = False) -> Iterator[Fleet]:
     """A fleet that is gone afterwards, in whatever state it was."""
-    made = Fleet(folder)
+    made = Fleet(folder, keys=keys)
     try:
         yield made
     finally:

@@ -32,7 +32,14 @@ def make(options: argparse.Namespace, index: int, stop: threading.Event) -> Cour
     """Open one session, as soon as it is to be had."""
     while not stop.is_set():
         try:
-            env = ProxyEnv(ADDRESS, options.broker, timeout_s=options.timeout, wait_s=5.0)
+            env = ProxyEnv(
+                ADDRESS,
+                options.broker,
+                timeout_s=options.timeout,
+                wait_s=5.0,
+                key=options.key,
+                broker_key=options.broker_key,
+            )
         except (BrokerUnreachable, OfferError) as error:
             write("waits", why=str(error))
             stop.wait(0.2)
@@ -51,6 +58,8 @@ def main() -> int:
     parser.add_argument("--episode", type=int, default=50)
     parser.add_argument("--pause", type=float, default=0.0, help="seconds after each step")
     parser.add_argument("--timeout", type=float, default=60.0)
+    parser.add_argument("--key")
+    parser.add_argument("--broker-key")
     parser.add_argument("--size", type=int, default=32)
     options = parser.parse_args()
     logs.configure("learner_agent")

@@ -21,9 +21,9 @@ RECOVER_S = 40.0  # in which everybody must go on after a fault has been lifted
 SETTLE_S = 1.0
 
 WEATHERS = {
-    "messages dropped": Weather(drop=0.02),
-    "messages doubled": Weather(double=0.3),
-    "messages delayed and reordered": Weather(delay=0.3, delay_s=0.1),
+    "dropped": Weather(drop=0.02),
+    "doubled": Weather(double=0.3),
+    "delayed and reordered": Weather(delay=0.3, delay_s=0.1),
 }
 
 
@@ -40,7 +40,7 @@ class Tally:
 class Storm:
     """A fleet, and what can be done to it."""
 
-    def __init__(self, fleet: Fleet, seed: int, say: Callable[[str], None]) -> None:
+    def __init__(self, fleet: Fleet, seed: int, keys: bool, say: Callable[[str], None]) -> None:
         self._fleet = fleet
         self._say = say
         self.tallies: dict[tuple[str, str], Tally] = defaultdict(Tally)
@@ -50,18 +50,20 @@ class Storm:
         self.agents_link = TcpRelay(fleet.port)
         self.learners_link = TcpRelay(fleet.port)
         self.messages = MessageRelay(fleet.url, seed)
+        # Under CURVE every frame is numbered and sealed: whole messages cannot be harmed there.
+        rainy = fleet.url if keys else self.messages.url
         self.workers = fleet.env_agent("--workers", "2", "--max-sessions", "100")
         self.agents = [
             fleet.env_agent("--max-sessions", "100", "--threads", "4"),
             fleet.env_agent("--max-sessions", "100", "--direct", "tcp://127.0.0.1:*"),
             fleet.env_agent("--max-sessions", "100", "--threads", "2", url=self.agents_link.url),
-            fleet.env_agent("--max-sessions", "100", "--threads", "2", url=self.messages.url),
+            fleet.env_agent("--max-sessions", "100", "--threads", "2", url=rainy),
             fleet.env_agent("--max-sessions", "100", "--threads", "1", full_disk=True),
         ]
         self.learners = [
             fleet.learner("near", "--envs", "20", seed=seed),
             fleet.learner("far", "--envs", "20", url=self.learners_link.url, seed=seed),
-            fleet.learner("rainy", "--envs", "6", url=self.messages.url, seed=seed),
+            fleet.learner("rainy", "--envs", "6", url=rainy, seed=seed),
             fleet.learner("crowd", "--envs", "200", "--pause", "0.002", seed=seed),
         ]
         self.mortal = self._mortal()
@@ -102,7 +104,7 @@ class Storm:
         if lost and not kind.loses:
             self.failures.append(f"{kind.target} {kind.name}: {len(lost)} sessions were lost.")
         self._say(
-            f"{kind.target} {kind.name} for {fault.lasts_s:.1f} s: all go on "
+            f"{kind.target}: {kind.name} for {fault.lasts_s:.1f} s: all go on "
             f"{recovered_s:.1f} s later, {len(lost)} sessions lost"
             + (f", told after {told:.1f} s" if told else "")
         )
@@ -240,23 +242,26 @@ def _harm_link(link: TcpRelay, name: str) -> Callable[[], None]:
     return calm
 
 
-def run(folder: Path, *, seconds: float, seed: int, say: Callable[[str], None]) -> bool:
+def run(folder: Path, *, seconds: float, seed: int, keys: bool, say: Callable[[str], None]) -> bool:
     """Run for about so long, and print what came of it. Returns whether all survived."""
     start = time.monotonic()
-    with fleet(folder) as made:
-        storm = Storm(made, seed, lambda text: say(f"{time.monotonic() - start:7.1f} s  {text}"))
+    with fleet(folder, keys=keys) as made:
+        storm = Storm(
+            made, seed, keys, lambda text: say(f"{time.monotonic() - start:7.1f} s  {text}")
+        )
         storm._all_go_on()
         for fault in faults(seed):
             if time.monotonic() - start > seconds or storm.failures:
                 break
-            storm.inject(fault)
+            if not (keys and fault.kind.target == "messages"):
+                storm.inject(fault)
         executed, sessions, relayed = storm.end()
     say("")
     say(f"{'what':42} {'times':>5} {'lost':>5} {'told, worst':>12} {'all go on, worst':>17}")
     for (target, name), tally in sorted(storm.tallies.items()):
         told = f"{max(tally.told_s):.1f} s" if tally.told_s else "–"
         again = f"{max(tally.recovered_s):.1f} s"
-        say(f"{target + ' ' + name:42} {tally.times:5} {tally.lost:5} {told:>12} {again:>17}")
+        say(f"{target + ': ' + name:42} {tally.times:5} {tally.lost:5} {told:>12} {again:>17}")
     say("")
     say(
         f"{executed} requests executed in {sessions} environments, each exactly once, in order, and"

@@ -19,7 +19,7 @@ import pytest
 from learner_agent import ProxyEnv
 from learner_agent.channel import Channel
 from protocol.errors import BrokerUnreachable, OfferError
-from tests.chaos import clocks
+from tests.chaos import bounds, clocks
 from tests.chaos.chain import ChainEnv, judge
 from tests.chaos.course import Course
 from tests.chaos.fleet import ADDRESS, Fleet, descriptors, fleet, until
@@ -468,3 +468,31 @@ def test_everybody_leaves_in_time_when_told(fleet: Fleet) -> None:
         while not one.lost_at:
             one.advance()
         broker.end()
+
+
+def test_sessions_and_floods_leave_nothing_behind(fleet: Fleet) -> None:
+    broker = fleet.broker("--lease", "0.5")
+    agent = fleet.env_agent("--max-sessions", "64", "--threads", "1")
+
+    def grown(act: Callable[[], None]) -> list[bounds.Use]:
+        before = [bounds.Use.of(part) for part in (broker, agent)]
+        act()
+        until(lambda: descriptors(broker.pid) <= before[0].descriptors + 1, "connections end")
+        return [
+            bounds.Use.of(part).since(was)
+            for part, was in zip((broker, agent), before, strict=True)
+        ]
+
+    def flood() -> None:
+        with bounds.greedy(fleet.url, deaf=True), course(fleet.url) as one:
+            go(one, 100)
+
+    bounds.open_and_close(fleet.url, 100)  # what is made once is made now
+    for more in (
+        *grown(lambda: bounds.open_and_close(fleet.url, 300)),
+        *grown(lambda: bounds.open_and_abandon(fleet.url, 100)),
+        *grown(flood),
+    ):
+        # At 10,000 sessions this slope would stay within the stated bound.
+        assert more.descriptors <= 4
+        assert more.memory <= bounds.MEMORY / 10

@@ -1,0 +1,136 @@
+"""What is left after many sessions and a flood; step times beside greedy peers."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from learner_agent import ProxyEnv
+from learner_agent.channel import Channel
+from tests.chaos.fleet import ADDRESS, Part, descriptors, fleet, resident, until
+from tests.processes import ROOT
+
+# What 10,000 sessions or a flood may leave behind in the broker or an env agent. Most of it is what
+# allocators keep; sessions and peers themselves leave nothing.
+MEMORY = 32 * 1024 * 1024
+DESCRIPTORS = 16
+
+
+class Use(NamedTuple):
+    """Resident bytes and open descriptors of one process."""
+
+    memory: int
+    descriptors: int
+
+    @classmethod
+    def of(cls, part: Part) -> Use:
+        return cls(resident(part.pid), descriptors(part.pid))
+
+    def since(self, before: Use) -> Use:
+        return Use(self.memory - before.memory, self.descriptors - before.descriptors)
+
+
+def used_slots(url: str) -> int:
+    with contextlib.closing(Channel(url)) as channel:
+        return sum(offer["used"] for offer in channel.find(ADDRESS))
+
+
+def open_and_close(url: str, sessions: int) -> None:
+    """So many sessions, one after the other: used for a step, and closed."""
+    with contextlib.closing(Channel(url)) as channel:
+        for number in range(sessions):
+            with ProxyEnv(ADDRESS, channel=channel) as env:
+                env.reset(seed=number)
+                env.step(1)
+
+
+def open_and_abandon(url: str, sessions: int, together: int = 50) -> None:
+    """So many sessions whose learners vanish without a word."""
+    for start in range(0, sessions, together):
+        dealers = []
+        for _ in range(min(together, sessions - start)):
+            channel = Channel(url)
+            channel.open(ADDRESS)
+            dealers.append(channel.dealer)
+        for dealer in dealers:
+            dealer.close()  # as a crash would: no CLOSE, no BYE
+        until(lambda: used_slots(url) == 0, "the slots of vanished learners are free", 60.0)
+
+
+@contextlib.contextmanager
+def greedy(url: str, *, deaf: bool) -> Iterator[None]:
+    """While the body runs, a peer asks as fast as it can; a deaf one never reads an answer."""
+    command = [sys.executable, "-m", "tests.chaos.greedy", url, *(["--deaf"] if deaf else [])]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        process.stdout.readline()
+        try:
+            yield
+        finally:
+            process.stdin.close()
+            process.wait(10.0)
+
+
+def p99_ms(url: str, steps: int) -> float:
+    """The 99th percentile of a step's time, in milliseconds."""
+    with ProxyEnv(ADDRESS, url) as env:
+        env.reset(seed=1)
+        times = np.empty(steps)
+        for i in range(steps):
+            start = time.perf_counter()
+            env.step(i % 256)
+            times[i] = time.perf_counter() - start
+    return float(np.percentile(times, 99) * 1000)
+
+
+def run(folder: Path, *, sessions: int, say: Callable[[str], None]) -> bool:
+    """Measure everything here and print it. Returns whether the bounds hold."""
+    kept = True
+    with fleet(folder) as made:
+        broker = made.broker("--lease", "2")
+        agent = made.env_agent("--max-sessions", "200", "--threads", "2")
+        parts = {"broker": broker, "env agent": agent}
+
+        def measure(what: str, act: Callable[[], None]) -> None:
+            nonlocal kept
+            before = {name: Use.of(part) for name, part in parts.items()}
+            start = time.monotonic()
+            act()
+            took_s = time.monotonic() - start
+            for name, part in parts.items():
+                until(lambda: descriptors(broker.pid) <= before["broker"].descriptors + 1, "rest")
+                more = Use.of(part).since(before[name])
+                kept &= more.memory <= MEMORY and more.descriptors <= DESCRIPTORS
+                say(
+                    f"{what:36} {took_s:6.0f} s  {name:9}  {more.memory / 2**20:+6.1f} MiB  "
+                    f"{more.descriptors:+3} descriptors"
+                )
+
+        def flood() -> None:
+            with greedy(made.url, deaf=True):
+                time.sleep(10.0)
+
+        measure("before: 200 sessions closed", lambda: open_and_close(made.url, 200))
+        measure(f"{sessions} sessions closed", lambda: open_and_close(made.url, sessions))
+        measure(f"{sessions} sessions abandoned", lambda: open_and_abandon(made.url, sessions, 200))
+        measure("10 s of flood, answers never read", flood)
+
+        alone = min(p99_ms(made.url, 3000) for _ in range(3))
+        say(f"p99 of a step: {alone:.2f} ms alone")
+        for deaf in (False, True):
+            with greedy(made.url, deaf=deaf):
+                beside = min(p99_ms(made.url, 3000) for _ in range(3))
+            what = "that never reads" if deaf else "that reads its answers"
+            say(f"p99 of a step: {beside:.2f} ms beside a greedy peer {what}")
+            kept &= beside <= 2 * alone
+    return kept
