@@ -6,6 +6,7 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from learner_agent import vector_parts
 from learner_agent.channel import Channel, RemoteSession
 from learner_agent.opening import OF_PARENTS, place, spec_of_proxy
 from learner_agent.session_group import SessionGroup
+from learner_agent.truncating_group import TruncatingGroup
 from protocol import generators, spaces, values, vector_infos
 from protocol.errors import (
     BatchSizeError,
@@ -28,7 +30,6 @@ from protocol.errors import (
     ResetNeeded,
 )
 from protocol.messages import (
-    Act,
     Call,
     Frame,
     Kind,
@@ -69,6 +70,11 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         wait_s: how much longer the broker may take to appear, and the address to be offered.
         direct: "auto" goes past the broker where the env agents allow it and can be reached,
             "never" does not, "always" raises where it cannot.
+        on_lost: what happens when an env agent is lost in the middle of a step. "raise":
+            EnvironmentLost. "truncate": the episodes of its environments end, with truncated, the
+            reward 0, the last observation known and `infos["env_lost"]`, and a new session is
+            opened for them (within `timeout_s`), with fresh seeds. They begin anew there as after
+            any other end: in the next step, in the same one (`final_obs`), or with `reset_mask`.
         key: the file of this agent's key pair; default: the variable GYMWIRE_KEY, else none.
         broker_key: the broker's public key or its file; default: GYMWIRE_BROKER_KEY, else none.
 
@@ -94,6 +100,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         step_timeout_s: float | None = None,
         wait_s: float = 0.0,
         direct: str = "auto",
+        on_lost: str = "raise",
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
     ) -> None:
@@ -105,6 +112,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             )
         if render_mode == "human":
             raise ConfigurationError('Remote environments open no window here: use "rgb_array".')
+        if on_lost not in ("raise", "truncate"):
+            raise ConfigurationError(f'on_lost must be "raise" or "truncate", not {on_lost!r}.')
         self.autoreset_mode = AutoresetMode(autoreset_mode)
         self._kwargs: dict[str, Any] = {
             "address": address,
@@ -118,6 +127,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             "step_timeout_s": step_timeout_s,
             "wait_s": wait_s,
             "direct": direct,
+            "on_lost": on_lost,
             "key": key,
             "broker_key": broker_key,
         }
@@ -152,7 +162,12 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         )
         parts = vector_parts.slices(self.num_envs, kwargs["sessions"])
         try:
-            self._group = SessionGroup(channel, parts, repr(kwargs["address"]), self._open_one)
+            make_group = (
+                partial(TruncatingGroup, self.autoreset_mode)
+                if kwargs["on_lost"] == "truncate"
+                else SessionGroup
+            )
+            self._group = make_group(channel, parts, repr(kwargs["address"]), self._open_one)
         except BaseException:
             channel.close()
             raise
@@ -217,15 +232,11 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         whole = len(group) == 1 and isinstance(seed, int)
         seeds = [seed] if whole else vector_parts.split_seed(seed, group.slices)
         wishes = vector_parts.split_options(options, group.slices)
-        if group.lost and len(wishes) < len(group):
-            raise group.lost_error()
-        while group.lost:  # another may turn out to be lost in the meantime
-            group.reopen(group.lost[0])
         self._forget_steps()
         requests = {i: Reset(seeds[i], wish) for i, wish in wishes.items()}
         infos: list[dict[str, Any]] = [{} for _ in group.slices]
         casts: list[vector_infos.Casts] = [{} for _ in group.slices]
-        for i, status in group.ask(requests, self._step_timeout_s).items():
+        for i, status in group.reset(requests, self._step_timeout_s).items():
             assert type(status) is Status
             self._observations[i] = status.observation
             infos[i], casts[i] = vector_infos.from_wire(status.info)
@@ -255,13 +266,13 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if self._timed_out is None:
             self.step_async(actions)
-        elif self._group.lost:
-            raise self._group.lost_error()
-        elif values.encode(actions, root="actions") != self._timed_out:
-            raise MoveError(
-                "The step before is still under way, with other actions. Call step_wait(), or "
-                "step() with the same actions, to go on waiting for it; or call reset()."
-            )
+        else:
+            self._check_usable(Kind.ACT)
+            if values.encode(actions, root="actions") != self._timed_out:
+                raise MoveError(
+                    "The step before is still under way, with other actions. Call step_wait(), or "
+                    "step() with the same actions, to go on waiting for it; or call reset()."
+                )
         try:
             return self.step_wait(self._step_timeout_s)
         finally:
@@ -273,7 +284,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_idle()
         vector_parts.check_size(self.single_action_space, actions, self.num_envs)
         if len(self._group) == 1:
-            self._group[0].begin(Act(actions))
+            self._group.prepare_steps([0])
+            self._group.begin_step(0, actions)
             self._waiting = [0]
         else:
             self._send(dict(enumerate(self._group.slices)), actions)
@@ -290,11 +302,13 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         group = self._group
         try:
             if len(group) > 1:
-                group.wait_for_all(self._waiting, timeout_s)
-            percepts = {i: group.finish(i, timeout_s) for i in self._waiting}
-        finally:
-            if not group.lost and not any(group[i].exchange.pending for i in self._waiting):
+                group.wait_for_steps(self._waiting, timeout_s)
+            percepts = {i: group.finish_step(i, timeout_s) for i in self._waiting}
+        except BaseException:
+            if group.settled:
                 self._forget_steps()
+            raise
+        self._forget_steps()
         return self._joined(percepts)
 
     # --- stragglers -------------------------------------------------------------------------------
@@ -342,14 +356,14 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         group = self._group
         while True:
-            for i in [i for i in self._waiting if group[i].ready]:
+            for i in [i for i in self._waiting if group.step_ready(i)]:
                 self._waiting.remove(i)
-                percept = group.finish(i)
+                percept = group.finish_step(i)
                 assert type(percept) is Percept
                 self._received[i] = percept
             if sum(group.sizes[i] for i in self._received) >= min_envs:
                 break
-            group.wait_for_one(self._waiting, deadline)
+            group.wait_for_step(self._waiting, deadline)
         received, self._received = self._received, {}
         step = self._joined(received)
         ids = [np.arange(group.slices[i].start, group.slices[i].stop) for i in received]
@@ -459,9 +473,10 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         """Send its part of the actions to each session. Nothing is sent if one cannot travel."""
         if type(actions) is not np.ndarray:
             values.check(actions, root="actions")
+        self._group.prepare_steps(places)
         for i, part in places.items():
             action = vector_parts.take(self.single_action_space, actions, part)
-            self._group[i].begin(Act(action))
+            self._group.begin_step(i, action)
             self._waiting.append(i)
 
     def _ask(self, requests: Mapping[int, Message]) -> list[Message]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from learner_agent.channel import Channel, RemoteSession, wait_any
 from protocol import dialogue
 from protocol.errors import EnvironmentFailed, EnvironmentLost, RequestTimeout
-from protocol.messages import Kind, Message
+from protocol.messages import Act, Kind, Message, Reset
 
 
 class SessionGroup:
@@ -57,6 +58,8 @@ class SessionGroup:
 
     def ask(self, requests: Mapping[int, Message], timeout_s: float | None) -> dict[int, Message]:
         """Send a request to each of these sessions, and gather the replies."""
+        if any(self[i].exchange.lost is not None for i in requests):
+            raise self.lost_error()
         for i, request in requests.items():
             self._sessions[i].begin(request)
         self.wait_for_all(requests, timeout_s)
@@ -98,6 +101,46 @@ class SessionGroup:
                 names = self.names(i)
             error.args = (f"In {names} of {self.num_envs}: {error.args[0]}",)
             raise
+
+    def reset(self, requests: Mapping[int, Reset], timeout_s: float | None) -> dict[int, Message]:
+        """Reset these sessions. New ones are opened for what is lost, if all are to be reset."""
+        if self.lost and len(requests) < len(self):
+            raise self.lost_error()
+        while self.lost:  # another may turn out to be lost in the meantime
+            self.reopen(self.lost[0])
+        return self.ask(requests, timeout_s)
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def prepare_steps(self, sessions: Iterable[int]) -> None:
+        """Called before anything of a step is sent; may raise."""
+
+    def begin_step(self, i: int, actions: Any) -> None:
+        """Send a session its actions."""
+        self._sessions[i].begin(Act(actions))
+
+    def step_ready(self, i: int) -> bool:
+        """Whether `finish_step` need not wait."""
+        return self._sessions[i].ready
+
+    def wait_for_step(self, waiting: Sequence[int], deadline: float | None) -> None:
+        """Wait until something has become of one of these sessions' steps."""
+        self.wait_for_one(waiting, deadline)
+
+    def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
+        """Wait until `step_ready` for all of these. Raises RequestTimeout and EnvironmentLost."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while missing := [i for i in waiting if not self.step_ready(i)]:
+            self.wait_for_step(missing, deadline)
+
+    def finish_step(self, i: int, timeout_s: float | None = None) -> Message:
+        """The percept of a session."""
+        return self.finish(i, timeout_s)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing of a step that failed is still to come."""
+        return not self.lost and not any(one.exchange.pending for one in self._sessions)
 
     # --- loss and end -----------------------------------------------------------------------------
 
