@@ -56,6 +56,7 @@ MAX_SESSIONS = 100_000
 MAX_OFFERS = 256  # per peer
 MAX_IDENTITY = 64  # characters
 MAX_CONTROL = 1024 * 1024  # bytes of a message that the broker itself reads
+SILENT_S = 3.5  # an env agent of which nothing is heard for so long is hung up on
 SWEEP_S = 10.0  # how often peers are asked for whose connection cannot be watched
 PROBES = 5  # ticks over which a connection that went down is asked for
 
@@ -109,6 +110,7 @@ class Core:
         self._epoch = epoch
         self._started = now
         self._patient_until = now
+        self._listen_at = now
         self._rng = rng
         self._software = software
         self._lease_s = lease_s
@@ -159,7 +161,9 @@ class Core:
         except DecodingError as error:
             return [self._error(sender.rid, 0, 0, Code.PROTOCOL, str(error))]
         peer = self.tables.peers.get(sender.rid)
-        if peer is not None and peer.key != sender.key:
+        if peer is not None and peer.key == sender.key:
+            peer.heard, peer.hung_up = now, False
+        elif peer is not None:
             # The routing id belongs to a connection with another key: somebody guesses ids.
             return [self._error(sender.rid, header.sid, header.seq, Code.DENIED, _FORGED)]
         if header.kind is Kind.OPENED and peer is not None:
@@ -244,12 +248,32 @@ class Core:
         """This process did not run for a while: peers gave us up, and are on their way back."""
         self._patient_until = now + STARTING_S
 
+    def _hang_up_on_the_silent(self, now: float) -> None:
+        """Close the connections of env agents of which nothing is heard, once.
+
+        libzmq's own thread makes them anew where the process is alive, whatever it is doing.
+        """
+        if now < self._patient_until:
+            return
+        loops = [p for p in self.tables.peers.values() if p.role != Role.LEARNER]
+        heard: dict[bytes, float] = {}
+        for peer in loops:
+            heard[peer.agent] = max(peer.heard, heard.get(peer.agent, 0.0))
+        for peer in loops:
+            silent = now - heard[peer.agent] > SILENT_S
+            if silent and not peer.hung_up and self.tables.by_fd.get(peer.fd) is peer:
+                peer.hung_up = True
+                self.hang_ups.append(peer.fd)
+
     def expire(self, now: float) -> list[Send]:
         """What time alone brings about: probes, sessions of lost agents, leases."""
         sends: list[Send] = []
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             sends += [self._send(peer.rid, Ping()) for peer in self.tables.unwatched.values()]
+        if now >= self._listen_at:
+            self._listen_at = now + 0.5
+            self._hang_up_on_the_silent(now)
         for rid, left in list(self._suspects.items()):
             sends.append(self._send(rid, Ping()))
             if left <= 1:
@@ -309,6 +333,7 @@ class Core:
             self.reachable(peer.rid)
             tables.forget_fd(peer)
             peer.fd = sender.fd
+        peer.heard, peer.hung_up = now, False
         displaced = tables.add_peer(peer)
         if displaced is not None:
             self._suspects[displaced.rid] = PROBES

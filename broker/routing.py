@@ -27,6 +27,8 @@ class Peer:
     fd: int
     rights: Rights = EVERYTHING
     lost_at: float | None = None
+    heard: float = 0.0  # when it last said something to the broker itself
+    hung_up: bool = False  # its connection was closed for its silence since then
     offers: dict[str, Offer] = field(default_factory=dict)
     draining: set[str] = field(default_factory=set)
     sessions: set[int] = field(default_factory=set)

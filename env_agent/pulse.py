@@ -14,7 +14,7 @@ from env_agent.loop import Loop, hello
 from protocol import codec
 from protocol.codec import PLAIN
 from protocol.errors import GymwireError
-from protocol.messages import Busy, Kind, Progress, Role
+from protocol.messages import Busy, Kind, Ping, Progress, Role
 from protocol.transport import Dealer
 
 EVERY_S = 1.0
@@ -46,6 +46,7 @@ class Pulse(threading.Thread):
                 now = time.monotonic()
                 if now >= next_report:
                     next_report = now + EVERY_S
+                    dealer.send(PLAIN.encode(Ping()))  # else the broker hangs up
                     self._report(dealer, now)
         finally:
             dealer.close()
