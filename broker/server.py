@@ -15,6 +15,8 @@ import structlog
 from broker.auth import NO_POLICY
 from broker.core import Core, Send, Sender
 from broker.policy_file import PolicyFile
+from protocol import stamps
+from protocol.codec import TIMED
 from protocol.keys import KeyPair, identity
 from protocol.transport import MAX_MESSAGE, TICK_MS, Delivery, Received, Router
 
@@ -82,19 +84,29 @@ class Server:
                 return
             data = received.data
             key = received.public_key if keyed else None
+            at = time.monotonic_ns() if len(data) > 3 and data[3] & TIMED else 0
             to = relay(received.rid, data, key)
             if to is None:
-                self._look_at(received, data, key)
+                self._look_at(received, data, key, at)
                 continue
-            delivery = router.send(to, data)
+            frame = stamps.passed(data, at, time.monotonic_ns) if at else data
+            delivery = router.send(to, frame)
             if delivery is not Delivery.DONE:
                 full = delivery is Delivery.FULL
                 now = time.monotonic()
                 self._deliver(self.core.undelivered(to, data, received.rid, full, now))
 
-    def _look_at(self, received: Received, data: bytes | memoryview, key: bytes | None) -> None:
+    def _look_at(
+        self, received: Received, data: bytes | memoryview, key: bytes | None, at: int
+    ) -> None:
         sender = Sender(received.rid, received.fd, key, "" if key is None else identity(key))
-        self._deliver(self.core.receive(sender, data, time.monotonic()))
+        sends = self.core.receive(sender, data, time.monotonic())
+        if at:  # of a learner with limits
+            sends = [
+                Send(rid, stamps.passed(data, at, time.monotonic_ns) if frame is data else frame)
+                for rid, frame in sends
+            ]
+        self._deliver(sends)
         self._write_notes()
 
     def _deliver(self, sends: list[Send]) -> None:

@@ -9,7 +9,7 @@ import hashlib
 import os
 import socket as hostsocket
 import traceback
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -85,6 +85,7 @@ class Slot:
     is_vector: bool
     steps: StepCodec | None
     heard: float = 0.0  # when a direct frame came last (monotonic seconds)
+    replied: int = 0  # when a reply with time stamps was made last (monotonic nanoseconds)
 
 
 class Host:
@@ -194,7 +195,10 @@ class Host:
             metadata=_metadata(env.metadata),
             render_mode=env.render_mode,
             num_envs=wish.num_envs,
-            limits={"attributes": sorted({*ATTRIBUTES, *service.attributes})},
+            limits={
+                "attributes": sorted({*ATTRIBUTES, *service.attributes}),
+                "stamps": sealed is None,
+            },
             agent=f"host {hostsocket.gethostname()}, process {os.getpid()}",
             direct=direct,
             key=b"" if sealed is None or self._key is None else self._key.public,
@@ -250,8 +254,17 @@ class Host:
 
     # --- requests ---------------------------------------------------------------------------------
 
-    def step(self, slot: Slot, seq: int, data: bytes | memoryview) -> Frame | None:
-        """Take an ACT of the common form: `handle` without detours. None: `handle` must."""
+    def step(
+        self,
+        slot: Slot,
+        seq: int,
+        data: Frame | memoryview,
+        stamp: Callable[[], None] | None = None,
+    ) -> Frame | None:
+        """Take an ACT of the common form: `handle` without detours. None: `handle` must.
+
+        `stamp` is called when the environment's step begins, and when it has ended.
+        """
         session = slot.session
         steps = slot.steps
         if steps is None or not session.awaits_step(seq):
@@ -259,11 +272,15 @@ class Host:
         action = steps.decode_act(data)
         if action is MISFIT:
             return None
+        if stamp is not None:
+            stamp()
         try:
             step = slot.env.step(action)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; a reply, too
             reply: Message = self._raised(slot, Kind.ACT, error)
         else:
+            if stamp is not None:
+                stamp()
             if type(step) is tuple and len(step) == 5:
                 frame = steps.encode_percept(step, seq)
                 if frame is not None:
@@ -273,12 +290,18 @@ class Host:
         session.judge(Kind.ACT, seq, data)
         return self._answer(slot, Kind.ACT, seq, reply)
 
-    def handle(self, slot: Slot, header: Header, data: bytes | memoryview) -> Frame | None:
+    def handle(
+        self,
+        slot: Slot,
+        header: Header,
+        data: Frame | memoryview,
+        stamp: Callable[[], None] | None = None,
+    ) -> Frame | None:
         """Take one frame of the gym dialogue; returns the frame to send, if any."""
         session = slot.session
         match session.judge(header.kind, header.seq, data):
             case Verdict.EXECUTE:
-                reply = self._execute(slot, header, data)
+                reply = self._execute(slot, header, data, stamp)
                 return self._answer(slot, header.kind, header.seq, reply)
             case Verdict.REPEAT:
                 return session.answer
@@ -306,7 +329,13 @@ class Host:
         session.executed(Kind.ERROR if type(reply) is Error else _REPLY[request], frame)
         return frame
 
-    def _execute(self, slot: Slot, header: Header, data: bytes | memoryview) -> Message:
+    def _execute(
+        self,
+        slot: Slot,
+        header: Header,
+        data: Frame | memoryview,
+        stamp: Callable[[], None] | None,
+    ) -> Message:
         try:
             message = slot.codec.decode(data, header)
         except ProtocolError as error:
@@ -315,7 +344,12 @@ class Host:
         try:
             match message:
                 case Act():
-                    return self._percept(slot, env.step(message.action))
+                    if stamp is not None:
+                        stamp()
+                    step = env.step(message.action)
+                    if stamp is not None:
+                        stamp()
+                    return self._percept(slot, step)
                 case Reset():
                     observation, info = env.reset(seed=message.seed, options=message.options)
                     return Status(observation, _infos(env, info) if slot.is_vector else info)

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import structlog
 
 from env_agent.host import MAX_MESSAGE, Host, Slot
-from env_agent.paths import RELAY, Paths
-from protocol import codec
-from protocol.codec import PLAIN, Header
+from env_agent.paths import RELAY, Arrived, Paths
+from env_agent.watch import Watch
+from protocol import codec, stamps
+from protocol.codec import PLAIN, TIMED, Frame, Header
 from protocol.errors import AddressTaken, BrokerUnreachable, Denied, ProtocolError, Refused
 from protocol.messages import (
     Busy,
@@ -77,6 +78,7 @@ class Loop:
         self._draining = False
         self._ping_at = 0.0
         self._opened_at: dict[int, float] = {}
+        self._watch = Watch(lambda: time.monotonic_ns())
         self.in_step: InStep | None = None
         self.stop = threading.Event()
         self.drain = threading.Event()
@@ -151,8 +153,9 @@ class Loop:
         paths, host, slots, by_key = self._paths, self.host, self.host.slots, self.host.by_key
         clock = time.monotonic
         until = clock() + TIMERS_S
+        receive = self._receive_watched if self._watch.is_on() else paths.receive
         while clock() < until:
-            arrived = paths.receive(len(slots))
+            arrived = receive(len(slots))
             if arrived is None:
                 return
             way, data, received = arrived
@@ -161,7 +164,11 @@ class Loop:
                 seq = int.from_bytes(data[16:24], "little")
                 slot.heard = time.monotonic()
                 self.in_step = InStep(slot.session.sid, seq, slot.heard)
-                reply = host.step(slot, seq, data)
+                if data[3] & TIMED:
+                    reply = self._timed(slot, seq, data)
+                    receive = self._receive_watched
+                else:
+                    reply = host.step(slot, seq, data)
                 self.in_step = None
                 if reply is not None:
                     paths.send(way, reply)
@@ -188,6 +195,46 @@ class Loop:
                 if way != RELAY:  # the broker frees the slot when it sees this
                     self._dealer.send(PLAIN.encode(Closed(), header.sid, header.seq))
                 self._ended(slot, "closed")
+
+    def _receive_watched(self, sessions: int) -> Arrived | None:
+        waited = not self._paths.poll()
+        arrived = self._paths.receive(sessions)
+        if arrived is not None:
+            self._watch.read(waited)
+        return arrived
+
+    def _timed(self, slot: Slot, seq: int, data: bytes | memoryview) -> Frame | None:
+        """Take an ACT that asks for time stamps (docs/protocol.md §8). None: it is none."""
+        if data[2] != Kind.ACT or slot.steps is None:
+            return None
+        busy_since, received = self._watch.asked()
+        try:
+            # What is judged, and compared if it is repeated, is the request without its stamps.
+            request, passed = stamps.asked(data)
+            header = codec.read_header(request)
+        except ProtocolError as error:
+            return PLAIN.encode(Error(Code.PROTOCOL, str(error)), slot.session.sid, seq)
+        at: list[int] = []
+
+        def stamp() -> None:
+            at.append(time.monotonic_ns())
+
+        host = self.host
+        reply = host.step(slot, seq, request, stamp)
+        if reply is None:
+            reply = host.handle(slot, header, request, stamp)
+        # Without two stamps nothing was executed now; what failed is no PERCEPT.
+        fits = reply is not None and len(reply) + stamps.REPLY_SIZE <= host.max_message
+        if reply is None or len(at) != 2 or reply[2] != Kind.PERCEPT or not fits:
+            return reply
+        started, ended = at
+        busy_since = max(busy_since, slot.replied)  # this request was not sent before that
+        reply = stamps.answer(
+            reply, passed, busy_since, received, started, ended, time.monotonic_ns
+        )
+        slot.session.answer = reply
+        slot.replied = time.monotonic_ns()
+        return reply
 
     def _admit(self, received: Received, header: Header, data: bytes | memoryview) -> bool:
         """Whether a direct frame is a request of a session that is bound to its connection."""

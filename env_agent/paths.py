@@ -27,6 +27,10 @@ DIRECT_TICK_MS = 20  # how often the broker is looked at while all sessions are 
 LOOK_EVERY = 64  # direct frames after which the broker is looked at all the same
 
 
+# The way that a frame came, the frame, and of a direct one, what is known of its sender.
+Arrived = tuple[bytes, bytes | memoryview, Received | None]
+
+
 class DirectSettings(NamedTuple):
     """What `--direct` asks for. `url`: tcp://HOST:PORT of the first loop; PORT+1 of the next …"""
 
@@ -115,7 +119,12 @@ class Paths:
         self.direct = direct
         self._turn = 0
 
-    def receive(self, sessions: int) -> tuple[bytes, bytes | memoryview, Received | None] | None:
+    def poll(self) -> bool:
+        """Whether a frame is there already."""
+        direct = self.direct
+        return self.dealer.poll() or (direct is not None and bool(direct.router.waitable.poll(0)))
+
+    def receive(self, sessions: int) -> Arrived | None:
         """The next frame and the way it came, or None after a tick; `sessions`: how many are open.
 
         While all of them are direct, only that socket is waited for: a poll over both costs 2 µs.

@@ -36,19 +36,19 @@ class Session:
         self.steps = 0
         self.answer: Frame = b""
         self.refusal: Frame = b""
-        self._request: bytes | memoryview = b""
-        self._executing: tuple[Kind, int, bytes | memoryview] | None = None
+        self._request: Frame | memoryview = b""
+        self._executing: tuple[Kind, int, Frame | memoryview] | None = None
 
     def awaits_step(self, seq: int) -> bool:
         """Whether an ACT of this number is new and legal now."""
         return seq == self.last + 1 and self.state is dialogue.State.EPISODE
 
-    def stepped(self, seq: int, request: bytes | memoryview, frame: Frame) -> None:
+    def stepped(self, seq: int, request: Frame | memoryview, frame: Frame) -> None:
         """The ACT that `awaits_step` let through was answered with this frame: a PERCEPT."""
         self.last, self._request, self.answer = seq, request, frame
         self.steps += 1
 
-    def judge(self, kind: Kind, seq: int, data: bytes | memoryview) -> Verdict:
+    def judge(self, kind: Kind, seq: int, data: Frame | memoryview) -> Verdict:
         """Decide about a request. EXECUTE must be followed by `executed`."""
         if seq == self.last + 1:
             try:

@@ -18,9 +18,10 @@ from typing import Any
 from learner_agent.direct import ATTACH_S, DirectLink
 from learner_agent.exchange import Exchange
 from learner_agent.failures import error_for
-from protocol import codec, logs, spaces
+from learner_agent.timings import Timings, apportion, waited
+from protocol import codec, logs, spaces, stamps
 from protocol.address import parse_address
-from protocol.codec import PLAIN, Codec, Frame, Header
+from protocol.codec import PLAIN, TIMED, Codec, Frame, Header
 from protocol.dialogue import State
 from protocol.errors import (
     BrokerUnreachable,
@@ -390,6 +391,7 @@ class RemoteSession:
         self._direct: DirectLink | None = None
         self._look_at = 0.0
         self._closed = False
+        self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
 
     def go_direct(self, *, required: bool) -> None:
         """Go past the broker if the agent offers that and can be reached."""
@@ -467,15 +469,57 @@ class RemoteSession:
                     exchange.stepped()
                     return step
                 self._arrived(data)
-        percept = self.finish(timeout_s)
-        assert type(percept) is Percept
-        return (
-            percept.observation,
-            percept.reward,
-            percept.terminated,
-            percept.truncated,
-            percept.info,
-        )
+        return _step_of(self.finish(timeout_s))
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether the env agent takes time stamps in this session."""
+        return self._steps is not None and self.opened.limits.get("stamps") is True
+
+    def timed_step(self, action: Any) -> tuple[Step, Timings | None]:
+        """`step`, and where its time went; None where the agent or this step has no stamps.
+
+        It waits for as long as it takes. An interrupted one cannot be waited on: reset or close.
+        """
+        if not self.is_timed:
+            return self.step(action), None
+        assert self._steps is not None
+        began = time.monotonic_ns()
+        seq = self.exchange.begin(Kind.ACT)
+        plain = self._steps.encode_act(action, seq)
+        if plain is None:
+            plain = self._codec.encode(Act(action), self.sid, seq)
+        frame = stamps.ask(plain)
+        self._check_size(Kind.ACT, frame)
+        encoded = time.monotonic_ns()
+        self._begin(Kind.ACT, seq, frame)
+        data = self.way.receive()
+        arrived = time.monotonic_ns()
+        step = None
+        if data is not None and data[2] == Kind.PERCEPT and data[3] & TIMED:
+            reply, taken = stamps.answered(data)
+            step = self._steps.decode_percept(reply, seq)
+        if step is not None:
+            self.exchange.stepped()
+        else:
+            if data is not None:
+                self._arrived(data)
+            if not self.ready:
+                self._wait(None)
+                arrived = time.monotonic_ns()
+            header, data = self._take_reply()
+            if header.kind is not Kind.PERCEPT or not header.flags & TIMED:
+                return _step_of(self._decoded(header, data)), None
+            reply, taken = stamps.answered(data)
+            step = _step_of(self._decoded(header, reply))
+        decoded = time.monotonic_ns()
+        is_direct = not taken.back_sent
+        least = self._least_network.get(is_direct, 0)
+        timings = apportion(began, encoded, arrived, decoded, taken, least)
+        if not waited(taken):
+            network = round(timings.network_us * 1000)
+            self._least_network[is_direct] = min(network, least or network)
+        return step, timings
 
     def begin(self, message: Message) -> None:
         """Send a request without waiting. The same request again, while pending, waits on."""
@@ -489,12 +533,15 @@ class RemoteSession:
                 return
         seq = exchange.begin(kind)
         frame = self._codec.encode(message, self.sid, seq)
+        self._check_size(kind, frame)
+        self._begin(kind, seq, frame)
+
+    def _check_size(self, kind: Kind, frame: Frame) -> None:
         limit = self.channel.welcome.max_message if self.channel.welcome else 0
         if limit and len(frame) > limit:
             raise ConfigurationError(
                 f"This {kind.name} has {len(frame)} bytes; the broker takes {limit} at most."
             )
-        self._begin(kind, seq, frame)
 
     def _begin(self, kind: Kind, seq: int, frame: Frame) -> None:
         self._reply = None
@@ -563,6 +610,22 @@ class RemoteSession:
 
     def finish(self, timeout_s: float | None = None) -> Message:
         """Wait for the reply to the pending request."""
+        self._wait(timeout_s)
+        header, data = self._take_reply()
+        return self._decoded(header, data)
+
+    def _take_reply(self) -> tuple[Header, bytes | memoryview]:
+        assert self._reply is not None
+        reply, self._reply = self._reply, None
+        return reply
+
+    def _decoded(self, header: Header, data: Frame | memoryview) -> Message:
+        message = self._codec.decode(data, header)
+        if type(message) is Error:
+            raise error_for(message)
+        return message
+
+    def _wait(self, timeout_s: float | None) -> None:
         channel = self.channel
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         frames = 0
@@ -580,12 +643,6 @@ class RemoteSession:
                 now = time.monotonic()
                 if not arrived or not frames % TIMERS_EVERY or self.exchange.is_due(now):
                     channel.tick(now)
-        header, data = self._reply
-        self._reply = None
-        message = self._codec.decode(data, header)
-        if type(message) is Error:
-            raise error_for(message)
-        return message
 
     @property
     def way(self) -> Dealer:
@@ -675,6 +732,17 @@ def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) 
         frames += 1
         if not arrived or not frames % TIMERS_EVERY:
             channel.tick(time.monotonic())
+
+
+def _step_of(percept: Message) -> Step:
+    assert type(percept) is Percept
+    return (
+        percept.observation,
+        percept.reward,
+        percept.terminated,
+        percept.truncated,
+        percept.info,
+    )
 
 
 def _identity_in(offer: Mapping[str, Any]) -> str:

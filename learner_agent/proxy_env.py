@@ -17,6 +17,7 @@ from gymnasium.envs.registration import EnvSpec
 from learner_agent.channel import Channel, RemoteSession
 from learner_agent.opening import OF_PARENTS, place, spec_of_proxy
 from learner_agent.recording import Recording
+from learner_agent.timings import Timings
 from protocol import generators, logs, values
 from protocol.dialogue import State
 from protocol.errors import (
@@ -178,6 +179,22 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         if self._recording is not None:
             return self._step_recorded(action, self._recording)
         return self._session.step(action, self._step_timeout_s)
+
+    @property
+    def is_timed(self) -> bool:
+        """Whether `timed_step` can tell where the time goes."""
+        return self._recording is None and self._session.is_timed
+
+    def timed_step(self, action: Any) -> tuple[Step, Timings | None]:
+        """`step`, and where its time went; None where the env agent cannot tell.
+
+        For measuring only: it costs a little more, waits as long as it takes, and with
+        `on_lost="replay"` tells nothing. Interrupted, it cannot be repeated: reset.
+        """
+        if not self.is_timed:
+            return self.step(action), None
+        self._check_usable(Act(action))
+        return self._session.timed_step(action)
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None

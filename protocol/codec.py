@@ -37,7 +37,7 @@ HEADER_SIZE = HEADER.size  # 24
 ALIGN = 16
 
 FITS = 1  # flag: the observation (or action) is in its space's form, not the self-describing one
-TIMED = 2  # flag: time stamps are wanted (request) or carried (reply), see docs/protocol.md §8
+TIMED = 2  # flag: the frame ends with time stamps, see protocol/stamps.py
 
 Frame = bytes | bytearray
 

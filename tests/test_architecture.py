@@ -15,9 +15,9 @@ MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).glob("*.py"
 PURE = [
     "protocol/messages.py", "protocol/dialogue.py", "protocol/values.py", "protocol/arrays.py",
     "protocol/faults.py", "protocol/spaces.py", "protocol/space_codecs.py", "protocol/codec.py",
-    "protocol/address.py", "protocol/errors.py", "protocol/generators.py",
+    "protocol/address.py", "protocol/errors.py", "protocol/generators.py", "protocol/stamps.py",
     "broker/routing.py", "broker/directory.py", "broker/core.py", "broker/auth.py",
-    "env_agent/session.py",
+    "env_agent/session.py", "env_agent/watch.py", "learner_agent/timings.py",
     "learner_agent/exchange.py", "learner_agent/failures.py", "learner_agent/price_bandits.py",
 ]  # fmt: skip
 # (who, what it imports all the same) → why that does no harm

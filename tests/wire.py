@@ -30,7 +30,8 @@ from env_agent.host import Host, Service
 from env_agent.loop import Loop
 from env_agent.paths import Paths
 from learner_agent.channel import Channel
-from protocol.codec import Frame
+from protocol import stamps
+from protocol.codec import TIMED, Frame
 from protocol.messages import Open
 from protocol.transport import LinkEvent
 
@@ -167,6 +168,10 @@ class Network:
         """The clock, as the modules under test ask for it."""
         return self.now
 
+    def monotonic_ns(self) -> int:
+        """The same, in nanoseconds."""
+        return round(self.now * 1e9)
+
     # --- who takes part ---------------------------------------------------------------------------
 
     def env_agent(self, *services: Service) -> Loop:
@@ -243,6 +248,8 @@ class Network:
     def at_broker(self, dealer: Dealer, frame: bytes) -> None:
         """A frame arrives at the broker, which does as its server does."""
         to = self.core.relay(dealer.rid, frame, None)
+        if to is not None and frame[3] & TIMED:
+            frame = bytes(stamps.passed(frame, self.monotonic_ns(), self.monotonic_ns))
         if to is None:
             sender = Sender(dealer.rid, dealer.fd, None, "")
             self._deliver(self.core.receive(sender, frame, self.now))

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from protocol import dialogue, values
-from protocol.codec import HEADER_SIZE, Codec, Frame, read_header
+from protocol import dialogue, stamps, values
+from protocol.codec import HEADER_SIZE, TIMED, Codec, Frame, read_header
 from protocol.messages import (
     KINDS,
     TYPES,
@@ -112,6 +112,22 @@ EXAMPLES: dict[str, tuple[Message, int, int]] = {
 CODEC = Codec(compile(OBSERVATION), compile(ACTION))
 
 
+def timed_frames() -> dict[str, Frame]:
+    """An ACT as a learner sends it, and a PERCEPT as the broker relays it, with time stamps."""
+    act = stamps.ask(CODEC.encode(*EXAMPLES["ACT"]))
+    _, request = stamps.asked(bytes(stamps.passed(bytes(act), 5_000, lambda: 8_000)))
+    percept = CODEC.encode(Percept(_OBSERVATION, 0.0, False, False, {}), SID, 2)
+    at = (90_000, 100_000, 102_000, 152_000)
+    reply = stamps.answer(percept, request, *at, clock=lambda: 155_000)
+    relayed = stamps.passed(bytes(reply), 205_000, lambda: 209_000)
+    return {"ACT, timed": act, "PERCEPT, timed": bytes(relayed)}
+
+
+def frames() -> dict[str, Frame]:
+    """All examples, encoded."""
+    return {name: CODEC.encode(*example) for name, example in EXAMPLES.items()} | timed_frames()
+
+
 def dump(frame: Frame) -> str:
     """A frame as the document writes it; a long run of equal bytes as their number."""
     head_len = read_header(frame).head_len
@@ -120,7 +136,9 @@ def dump(frame: Frame) -> str:
     head = frame[HEADER_SIZE : HEADER_SIZE + head_len]
     lines = [header, *(head[i : i + 32].hex(" ") for i in range(0, head_len, 32))]
     rest = frame[HEADER_SIZE + head_len :]
-    if rest:
+    if read_header(frame).flags & TIMED:
+        lines += [rest[i : i + 8].hex(" ") for i in range(0, len(rest), 8)]
+    elif rest:
         assert not any(rest)
         lines.append(f"00 × {len(rest)}")
     return "\n".join(lines)
@@ -138,13 +156,13 @@ def test_the_diagram_is_that_of_the_table() -> None:
     assert list(blocks("mermaid").values()) == [dialogue.mermaid()]
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", frames())
 def test_each_example_is_what_the_codec_makes(name: str) -> None:
-    assert blocks("hex").get(name) == dump(CODEC.encode(*EXAMPLES[name]))
+    assert blocks("hex").get(name) == dump(frames()[name])
 
 
 def test_the_document_has_no_other_examples() -> None:
-    assert set(blocks("hex")) == set(EXAMPLES)
+    assert set(blocks("hex")) == set(frames())
 
 
 def test_every_message_is_listed_with_its_number_and_its_fields() -> None:
@@ -203,7 +221,7 @@ def test_every_message_type_has_a_kind() -> None:
 
 if __name__ == "__main__":  # write the examples and the diagram into the document anew
     for name, old in blocks("hex").items():
-        new = dump(CODEC.encode(*EXAMPLES[name]))
+        new = dump(frames()[name])
         DOC = DOC.replace(f"```hex {name}\n{old}\n", f"```hex {name}\n{new}\n")
     for old in blocks("mermaid").values():
         DOC = DOC.replace(old, dialogue.mermaid())
