@@ -66,7 +66,10 @@ def parser() -> argparse.ArgumentParser:
     _connection(verb)
 
     verb = _verb(
-        verbs, "check", commands.check, "run Gymnasium's environment checker, and measure steps"
+        verbs,
+        "check",
+        commands.check,
+        "run Gymnasium's environment checker, and show where the time of a step goes",
     )
     _environment(verb)
     verb.add_argument(

@@ -8,6 +8,8 @@ import secrets
 import time
 import warnings
 from argparse import Namespace
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,12 @@ from learner_agent.channel import Channel
 from learner_agent.proxy_env import ProxyEnv
 from learner_agent.task import TrainingResult, TrainingTask
 from learner_agent.terminal import picture, printable, short
+from learner_agent.timings import Timings
 from protocol import spaces
 from protocol.errors import ConfigurationError, EnvironmentFailed, GymwireError, NoFreeSlot
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
-MEASURED_S = 20.0  # `check` measures no longer than that, however few steps were done
+MEASURED_S = 10.0  # `check` measures each thing no longer than that, however few steps were done
 
 
 def _open(options: Namespace, errors: Console, render_mode: str | None = None) -> ProxyEnv:
@@ -235,10 +238,14 @@ def check(options: Namespace, out: Console, errors: Console) -> int:
         if fault is not None:
             return 1
         with errors.status(f"measuring {options.steps:,} steps …"):
-            took_s = measure(env, options.steps, options.seed or 0)
+            took_s, timings = measure(env, options.steps, options.seed or 0)
         p50, p99 = np.percentile(took_s, [50, 99]) * 1e6
         _say(out, f"Latency of {took_s.size:,} steps of a random policy:")
         _say(out, f"  p50 {p50:,.0f} µs, p99 {p99:,.0f} µs, {1 / took_s.mean():,.0f} steps/s")
+        if timings:
+            out.print(timings_table(timings))
+        else:
+            _say(out, "  where the time goes: not known, this session has no time stamps")
     finally:
         env.close()
     return 0
@@ -258,8 +265,26 @@ def _text(error: Exception) -> str:
     return printable(str(error)).replace("\n", "\n  ")
 
 
-def measure(env: Any, steps: int, seed: int) -> Any:
-    """Return the seconds that each step of a random policy took, float64 (n,), n <= `steps`."""
+def measure(env: Any, steps: int, seed: int) -> tuple[Any, list[Timings]]:
+    """Return the seconds that each step of a random policy took, float64 (n,), n <= `steps`.
+
+    And, of as many steps more, where the time went, if the environment can tell.
+    """
+    timings: list[Timings] = []
+
+    def timed_step(action: Any) -> Any:
+        step, timing = env.timed_step(action)
+        if timing is not None:
+            timings.append(timing)
+        return step
+
+    took_s = _walk(env, env.step, steps, seed)
+    if getattr(env, "is_timed", False):
+        _walk(env, timed_step, steps, seed)
+    return took_s, timings
+
+
+def _walk(env: Any, do_step: Callable[[Any], Any], steps: int, seed: int) -> Any:
     env.action_space.seed(seed)
     env.reset(seed=seed)
     took_s = np.empty(steps)
@@ -267,13 +292,44 @@ def measure(env: Any, steps: int, seed: int) -> Any:
     for step in range(steps):
         action = env.action_space.sample()
         start = time.perf_counter()
-        _, _, terminated, truncated, _ = env.step(action)
+        _, _, terminated, truncated, _ = do_step(action)
         took_s[step] = time.perf_counter() - start
         if time.monotonic() > end:
             return took_s[: step + 1]
         if terminated or truncated:
             env.reset()
     return took_s
+
+
+PARTS = {
+    "network": "sockets, kernels, wires",
+    "broker": "its code",
+    "queue": "waiting for the env agent",
+    "environment": "its step",
+    "codec": "both agents' code",
+    "total": "",
+}
+
+
+def timings_table(timings: list[Timings]) -> Table:
+    """Return a table of where the time of these steps went."""
+    ways = Counter("direct" if timing.is_direct else "relayed" for timing in timings)
+    way = " and ".join(f"{n:,} {name}" for name, n in ways.most_common())
+    table = Table(box=box.SIMPLE_HEAD, title=f"Where the time goes ({way} steps)")
+    table.title_justify, table.title_style = "left", ""
+    table.add_column("part", style="bold")
+    for heading in ("p50 µs", "p99 µs", "mean µs", "share"):
+        table.add_column(heading, justify="right")
+    table.add_column("of what")
+    total = sum(timing.total_us for timing in timings) or 1.0
+    for part, what in PARTS.items():
+        took_us = np.array([getattr(timing, f"{part}_us") for timing in timings])
+        figures = (*np.percentile(took_us, [50, 99]), took_us.mean())
+        cells = [f"{figure:,.1f}" for figure in figures]
+        table.add_row(
+            part, *cells, f"{took_us.sum() / total:.0%}", what, end_section=part == "codec"
+        )
+    return table
 
 
 # --- run ------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from learner_agent.__main__ import Interrupted, parser
 from learner_agent.progress import LineMeter
 from learner_agent.task import Progress
 from learner_agent.terminal import picture, printable, short
+from learner_agent.timings import Timings
 from protocol.errors import (
     ConfigurationError,
     EnvironmentFailed,
@@ -271,6 +272,17 @@ def test_check_shows_the_checkers_warnings_and_the_latency(offer: Offer, screen:
     assert "Gymnasium's checker: passed, 2 warnings" in screen.text
     assert "warning: A Box observation space minimum value is -infinity." in screen.text
     assert "Latency of 20 steps" in screen.text
+    assert "this session has no time stamps" in screen.text  # as this environment is local
+
+
+def test_the_parts_of_steps_are_a_table_with_their_percentiles(screen: Screen) -> None:
+    relayed = Timings(60.0, 5.0, 0.0, 25.0, 10.0, 100.0, is_direct=False)
+    direct = Timings(70.0, 0.0, 0.0, 20.0, 10.0, 100.0, is_direct=True)
+    screen.console.print(commands.timings_table([relayed] * 3 + [direct]))
+    assert "Where the time goes (3 relayed and 1 direct steps)" in screen.text
+    rows = {line.split()[0]: line.split()[1:5] for line in screen.text.splitlines() if line.split()}
+    assert rows["network"] == ["60.0", "69.7", "62.5", "62%"]
+    assert rows["total"] == ["100.0", "100.0", "100.0", "100%"]
 
 
 def test_check_fails_with_the_checkers_own_words(offer: Offer, screen: Screen) -> None:

@@ -100,6 +100,14 @@ def test_check_runs_the_checker_and_measures(broker: str) -> None:
     assert "Latency of 50 steps" in done.stdout
 
 
+def test_check_tells_where_the_time_of_a_step_goes(broker: str) -> None:
+    done = call(broker, "check", "cartpole", "--steps", "50")
+    assert done.returncode == 0, done.stderr
+    assert "Where the time goes (50 relayed steps)" in done.stdout
+    for part in ("network", "broker", "queue", "environment", "codec", "total"):
+        assert any(line.split()[:1] == [part] for line in done.stdout.splitlines())
+
+
 def test_check_makes_do_with_a_single_slot(broker: str) -> None:
     done = call(broker, "check", "single", "--steps", "50")
     assert done.returncode == 0, done.stderr
