@@ -98,7 +98,7 @@ def run(folder: Path, *, sessions: int, say: Callable[[str], None]) -> bool:
     kept = True
     with fleet(folder) as made:
         broker = made.broker("--lease", "2")
-        agent = made.env_agent("--max-sessions", "200", "--threads", "2")
+        agent = made.env_agent("--max-sessions", "500", "--threads", "2")
         parts = {"broker": broker, "env agent": agent}
 
         def measure(what: str, act: Callable[[], None]) -> None:
@@ -122,7 +122,7 @@ def run(folder: Path, *, sessions: int, say: Callable[[str], None]) -> bool:
 
         measure("before: 200 sessions closed", lambda: open_and_close(made.url, 200))
         measure(f"{sessions} sessions closed", lambda: open_and_close(made.url, sessions))
-        measure(f"{sessions} sessions abandoned", lambda: open_and_abandon(made.url, sessions, 200))
+        measure(f"{sessions} sessions abandoned", lambda: open_and_abandon(made.url, sessions, 500))
         measure("10 s of flood, answers never read", flood)
 
         alone = min(p99_ms(made.url, 3000) for _ in range(3))
