@@ -60,9 +60,12 @@ SILENT_S = 3.5  # an env agent of which nothing is heard for so long is hung up 
 SWEEP_S = 10.0  # how often peers are asked for whose connection cannot be watched
 PROBES = 5  # ticks over which a connection that went down is asked for
 
-_MAGIC, _VERSION = codec.MAGIC, VERSION
 # Relayed unread. CLOSED ends a session and ERROR may refuse an OPEN: those are looked at.
-_RELAYED = frozenset(Kind) & frozenset(range(1, 16)) - {Kind.CLOSED, Kind.ERROR}
+_RELAYED = frozenset(
+    bytes((codec.MAGIC, VERSION, kind))
+    for kind in Kind
+    if kind < 16 and kind not in (Kind.CLOSED, Kind.ERROR)
+)
 
 
 class Send(NamedTuple):
@@ -103,6 +106,7 @@ class Core:
         policy: Policy = NO_POLICY,
     ) -> None:
         self.tables = Tables()
+        self._routes = self.tables.routes
         self.notes: list[Note] = []
         self.hang_ups: list[int] = []  # descriptors of connections that must be closed
         self._policy = policy
@@ -135,20 +139,17 @@ class Core:
 
         Reads the header and the sender only.
         """
-        if len(data) < codec.HEADER_SIZE or data[2] not in _RELAYED:
+        lead = bytes(data[:16])
+        if lead[:3] not in _RELAYED or len(data) < codec.HEADER_SIZE:
             return None
-        route = self.tables.routes.get(rid + bytes(data[8:16]))
-        if (
-            route is None
-            or route.key != key
-            or data[0] != _MAGIC
-            or data[1] != _VERSION
-            or not route.session.is_open
-            or route.metered
-        ):
+        route = self._routes.get(rid + lead[8:])
+        if route is None or route.key != key or route.metered:
             return None
-        route.session.frames += 1
-        return route.to.rid
+        session = route.session
+        if not session.is_open:
+            return None
+        session.frames += 1
+        return route.rid
 
     # --- everything else --------------------------------------------------------------------------
 

@@ -60,7 +60,7 @@ class Route:
     """Where a frame of one sender in one session goes."""
 
     session: Session
-    to: Peer
+    rid: bytes  # the receiver's
     key: bytes | None  # the sender's
     metered: bool  # the learner's key has limits
 
@@ -196,8 +196,8 @@ class Tables:
         loop, learner = session.loop, session.learner
         if learner is not None:
             metered = learner.rights.metered
-            self.routes[learner.rid + sid] = Route(session, loop, learner.key, metered)
-            self.routes[loop.rid + sid] = Route(session, learner, loop.key, metered)
+            self.routes[learner.rid + sid] = Route(session, loop.rid, learner.key, metered)
+            self.routes[loop.rid + sid] = Route(session, learner.rid, loop.key, metered)
 
     def _unlink(self, session: Session) -> None:
         sid = session.sid.to_bytes(8, "little")
