@@ -91,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
         help="serve with N processes, which share --max-sessions; one that dies is replaced",
     )
     made.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # this is worker number N
+    made.add_argument("--tell-once", type=Path, help=argparse.SUPPRESS)  # see _is_first_to_tell
     made.add_argument(
         "--grace",
         type=float,
@@ -132,9 +133,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             threading.Thread(target=_end_with_parent, args=(agent,), daemon=True).start()
         agent.run()
     except GymwireError as error:
-        print(f"env_agent: {error}", file=sys.stderr)  # noqa: T201 - the CLI's error output
+        if _is_first_to_tell(options.tell_once):
+            print(f"env_agent: {error}", file=sys.stderr)  # noqa: T201 - the CLI's error output
         return 2
     return 0
+
+
+def _is_first_to_tell(token: Path | None) -> bool:
+    """Whether no other worker says the same: all start alike, and one removes their token."""
+    try:
+        if token is not None:
+            token.unlink()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _end_with_parent(agent: Agent) -> None:
@@ -192,15 +204,14 @@ def _share(services: list[Service], options: argparse.Namespace) -> list[Service
     if options.worker is None:
         return services
     count, index = options.workers, options.worker
-    shares = [
-        replace(one, max_sessions=(one.max_sessions + count - 1 - index) // count)
-        for one in services
-    ]
-    if not all(one.max_sessions for one in shares):
+    if any(one.max_sessions < count for one in services):
         raise ConfigurationError(
             f"{count} workers need --max-sessions {count} at least: one for each."
         )
-    return shares
+    return [
+        replace(one, max_sessions=(one.max_sessions + count - 1 - index) // count)
+        for one in services
+    ]
 
 
 if __name__ == "__main__":

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 
@@ -44,8 +47,12 @@ class Supervisor:
 
     def run(self) -> int:
         """Returns the exit status: 0, or that of a worker that can never start."""
+        handle, token = tempfile.mkstemp(prefix="gymwire-")
+        os.close(handle)
+        alike = ("--tell-once", token)  # what keeps all from starting is said once
         workers = [
-            Worker(index, self._start(index), time.monotonic()) for index in range(self._count)
+            Worker(index, self._start(index, *alike), time.monotonic())
+            for index in range(self._count)
         ]
         status = 0
         try:
@@ -56,6 +63,7 @@ class Supervisor:
                         self._stop.set()
         finally:
             self._end(workers)
+            Path(token).unlink(missing_ok=True)
         return status
 
     def stop(self, number: int) -> None:
@@ -63,9 +71,9 @@ class Supervisor:
         self._signals.append(number)
         self._stop.set()
 
-    def _start(self, index: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "env_agent", *self._arguments, "--worker", str(index)]
-        return subprocess.Popen(command, stdin=subprocess.PIPE)
+    def _start(self, index: int, *more: str) -> subprocess.Popen[bytes]:
+        mine = (*self._arguments, "--worker", str(index), *more)
+        return subprocess.Popen([sys.executable, "-m", "env_agent", *mine], stdin=subprocess.PIPE)
 
     def _look_after(self, worker: Worker, now: float) -> bool:
         """Replace a worker that has died. False: it never will start."""

@@ -1,0 +1,283 @@
+"""Sessions that go past the broker: when they do, when they cannot, and what harms them."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import SyncVectorEnv
+
+from learner_agent import ProxyEnv, ProxyVectorEnv
+from learner_agent import direct as learner_direct
+from learner_agent.channel import Channel, RemoteSession
+from learner_agent.exchange import Exchange
+from protocol.codec import PLAIN
+from protocol.errors import ConnectionFailed, EnvironmentLost
+from protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume
+from protocol.transport import Dealer
+from tests.chaos.relays import TcpRelay
+from tests.processes import PATIENCE_S, Programs, programs
+from tests.sameness import assert_same
+
+DIRECT = ("--direct", "tcp://127.0.0.1:*")
+LOCATED = "tests.system.pool_envs:Located"
+OFFERS = {
+    "lake": "FrozenLake-v1",
+    "slow": "tests.odd_envs:Slow",
+}
+
+
+@pytest.fixture(scope="module")
+def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker with env agents that take direct connections, and one that does not."""
+    config: Path = tmp_path_factory.mktemp("direct") / "offers.toml"
+    config.write_text(
+        "\n".join(f'[[offer]]\naddress = "{a}-d"\nenv = "{e}"' for a, e in OFFERS.items())
+    )
+    with programs() as started:
+        started.env_agent(broker_url, "--config", str(config), *DIRECT)
+        # One serving loop, so that all sessions share an endpoint.
+        located = ("--address", "located-d", "--env", LOCATED, "--threads", "1")
+        started.env_agent(broker_url, *located, *DIRECT)
+        relayed = ("--address", "relayed-d", "--env", OFFERS["lake"], "--threads", "1")
+        started.env_agent(broker_url, *relayed)
+        yield broker_url
+
+
+def session_of(env: ProxyEnv) -> RemoteSession:
+    return env._session
+
+
+def tcp_url(offer: Mapping[str, Any]) -> str:
+    return next(str(u) for u in offer["urls"] if u.startswith("tcp://"))
+
+
+def answer(dealer: Dealer) -> Message:
+    """The next frame that comes here."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (data := dealer.receive()) is None:
+        assert time.monotonic() < deadline
+    return PLAIN.decode(data)
+
+
+@contextlib.contextmanager
+def dialled(url: str) -> Iterator[Dealer]:
+    dealer = Dealer(url)
+    try:
+        while not dealer.send(PLAIN.encode(Resume(b"no nonce of anybody's")), wait=True):
+            continue
+        answer(dealer)  # that session is unknown
+        yield dealer
+    finally:
+        dealer.close()
+
+
+# --- which way ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("direct", "past"), [("always", True), ("auto", True), ("never", False)])
+def test_the_learner_says_which_way_its_session_goes(url: str, direct: str, past: bool) -> None:
+    with ProxyEnv("located-d", url, direct=direct) as env:
+        env.reset()
+        for count in range(1, 5):
+            assert env.step(1)[0] == count
+        assert session_of(env).is_direct is past
+
+
+def test_an_agent_without_a_direct_endpoint_is_used_through_the_broker(url: str) -> None:
+    with ProxyEnv("relayed-d", url) as env:
+        env.reset()
+        assert not session_of(env).is_direct
+    with pytest.raises(ConnectionFailed, match="does not offer that"):
+        ProxyEnv("relayed-d", url, direct="always")
+
+
+def test_where_the_endpoint_cannot_be_reached_the_broker_relays(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_direct, "_choose", lambda offer: "tcp://127.0.0.1:1")
+    with ProxyEnv("located-d", url) as env:
+        env.reset()
+        assert env.step(1)[0] == 1
+        assert not session_of(env).is_direct
+    with pytest.raises(ConnectionFailed, match=r"tcp://127.0.0.1:1 does not answer"):
+        ProxyEnv("located-d", url, direct="always")
+
+
+def test_on_one_host_direct_sessions_go_over_ipc(url: str) -> None:
+    with ProxyEnv("located-d", url, direct="always") as env:
+        link = session_of(env)._direct
+        assert link is not None
+        assert link.dealer.url.startswith("ipc://")
+
+
+def test_where_the_socket_is_another_hosts_they_go_over_tcp(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("learner_agent.direct.socket.gethostname", lambda: "elsewhere")
+    with ProxyEnv("located-d", url, direct="always") as env:
+        link = session_of(env)._direct
+        assert link is not None
+        assert link.dealer.url.startswith("tcp://")
+        env.reset()
+        assert env.step(1)[0] == 1
+
+
+def test_a_vector_over_direct_sessions_is_that_of_a_sync_vector_env(url: str) -> None:
+    local = SyncVectorEnv([lambda: gymnasium.make("FrozenLake-v1")] * 5)
+    remote = ProxyVectorEnv("lake-d", 5, url, sessions=2, direct="always")
+    assert_same(local.reset(seed=2), remote.reset(seed=2))
+    local.action_space.seed(3)
+    for _ in range(100):
+        actions = local.action_space.sample()
+        assert_same(local.step(actions), remote.step(actions))
+    assert all(remote._group[i].is_direct for i in range(2))
+    remote.close()
+
+
+# --- cut off --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("harm", ["reset", "half_open", "doom"])
+def test_a_step_is_neither_lost_nor_doubled_when_the_direct_connection_is_cut(
+    url: str, harm: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relays: list[TcpRelay] = []
+
+    def through_a_relay(offer: Mapping[str, Any]) -> str:
+        relays.append(TcpRelay(int(tcp_url(offer).rpartition(":")[2])))
+        return relays[-1].url
+
+    monkeypatch.setattr(learner_direct, "_choose", through_a_relay)
+    local = gymnasium.make("FrozenLake-v1")
+    try:
+        with ProxyEnv("lake-d", url, direct="always") as env:
+            assert_same(local.reset(seed=5), env.reset(seed=5))
+            done = False
+            for number in range(150):
+                if number in (20, 70):
+                    getattr(relays[0], harm)()
+                if done:
+                    assert_same(local.reset(), env.reset())
+                step = local.step(number * 7 % 4)
+                assert_same(step, env.step(number * 7 % 4))
+                done = bool(step[2] or step[3])
+            deadline = time.monotonic() + PATIENCE_S
+            env.reset()
+            while not session_of(env).is_direct:  # it comes back
+                assert time.monotonic() < deadline
+                env.reset()
+            env.step(1)
+    finally:
+        for relay in relays:
+            relay.close()
+
+
+def test_a_direct_session_does_not_need_the_broker(programs: Programs) -> None:
+    broker, url = programs.broker()
+    programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1", *DIRECT)
+    with ProxyEnv("lake", url, direct="always") as env:
+        local = gymnasium.make("FrozenLake-v1")
+        assert_same(local.reset(seed=4), env.reset(seed=4))
+
+        def go_on(steps: int) -> None:
+            for number in range(steps):
+                step = local.step(number % 4)
+                assert_same(step, env.step(number % 4))
+                if step[2] or step[3]:
+                    assert_same(local.reset(), env.reset())
+
+        go_on(20)
+        broker.kill()
+        began = time.monotonic()
+        while time.monotonic() - began < 1.0:
+            go_on(20)
+        assert session_of(env).is_direct
+        programs.broker(url)
+        with contextlib.closing(Channel(url, wait_s=PATIENCE_S)) as channel:
+
+            def used() -> int:
+                return sum(offer["used"] for offer in channel.find("lake"))
+
+            deadline = time.monotonic() + PATIENCE_S
+            while used() != 1:  # the new broker knows of the session
+                assert time.monotonic() < deadline
+                go_on(5)
+            go_on(20)
+            assert session_of(env).is_direct
+            env.close()
+            while used():
+                assert time.monotonic() < deadline
+
+
+def test_an_agent_killed_in_a_direct_step_is_told_at_once(programs: Programs) -> None:
+    _, url = programs.broker()
+    programs.env_agent(url, "--address", "mortal", "--env", "tests.odd_envs:Mortal", *DIRECT)
+    with ProxyEnv("mortal", url, direct="always") as env:
+        env.reset()
+        env.step(0)
+        killed = time.monotonic()
+        with pytest.raises(EnvironmentLost, match="'mortal'"):
+            env.step(1)
+        assert time.monotonic() - killed <= 3.5
+
+
+# --- slow is not dead -----------------------------------------------------------------------------
+
+
+def test_a_long_direct_step_is_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy: list[str] = []
+    monkeypatch.setattr(Exchange, "_take_busy", lambda _, reason, *__: busy.append(reason))
+    with ProxyEnv("slow-d", url, direct="always") as env:
+        env.reset()
+        assert env.step(4)[0] == 1
+        assert env.step(0)[0] == 2
+        assert session_of(env).is_direct
+    remote = ProxyVectorEnv("slow-d", 2, url, sessions=2, direct="always")
+    remote.reset()
+    assert remote.step(np.array([3, 0]))[0].tolist() == [1, 1]
+    remote.close()
+    assert not busy
+
+
+# --- not another's --------------------------------------------------------------------------------
+
+
+def test_a_learner_with_a_wrong_nonce_is_refused(url: str) -> None:
+    with ProxyEnv("located-d", url, direct="always") as env:
+        env.reset()
+        session = session_of(env)
+        assert session.opened.direct is not None
+        with dialled(tcp_url(session.opened.direct)) as dealer:
+            dealer.send(PLAIN.encode(Resume(b"x" * len(session.wish.nonce)), session.sid))
+            refusal = answer(dealer)
+            assert isinstance(refusal, Error)
+            assert refusal.code == Code.DENIED
+            dealer.send(PLAIN.encode(Act(1), session.sid, 2))
+            refusal = answer(dealer)
+            assert isinstance(refusal, Busy)
+            assert refusal.reason == BusyReason.HELLO
+        assert env.step(1)[0] == 1
+
+
+def test_a_frame_for_anothers_session_is_refused(url: str) -> None:
+    with (
+        ProxyEnv("located-d", url, direct="always") as mine,
+        ProxyEnv("located-d", url, direct="always") as others,
+    ):
+        for env in (mine, others):
+            env.reset()
+        link, sid = session_of(mine)._direct, session_of(others).sid
+        assert link is not None
+        link.dealer.send(PLAIN.encode(Act(1), sid, 2))
+        refusal = answer(link.dealer)
+        assert isinstance(refusal, Busy)
+        assert refusal.reason == BusyReason.HELLO
+        for env in (mine, others):
+            assert env.step(1)[0] == 1

@@ -1,0 +1,276 @@
+"""Many processes behind one address: they share the sessions, die, come and go."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+
+from learner_agent import ProxyEnv
+from protocol.errors import AddressUnknown, EnvironmentLost, NoFreeSlot
+from tests.processes import PATIENCE_S, ROOT, Program, Programs
+
+T = TypeVar("T")
+POOL = ("--address", "pool", "--env", "tests.system.pool_envs:Located", "--threads", "1")
+
+
+def eventually(attempt: Callable[[], T | None], what: str) -> T:
+    """What `attempt` returns when it is not None any more."""
+    deadline = time.monotonic() + 2 * PATIENCE_S
+    while (found := attempt()) is None:
+        assert time.monotonic() < deadline, f"in vain: {what}"
+        time.sleep(0.05)
+    return found
+
+
+def rows(program: Program, event: str) -> list[dict[str, Any]]:
+    """The log lines of this event so far."""
+    found = []
+    for line in list(program.output):
+        with contextlib.suppress(ValueError):
+            row = json.loads(line)
+            found += [row] if row["event"] == event else []
+    return found
+
+
+def wait_for_rows(program: Program, event: str, count: int) -> list[dict[str, Any]]:
+    def attempt() -> list[dict[str, Any]] | None:
+        found = rows(program, event)
+        return found if len(found) >= count else None
+
+    return eventually(attempt, f"{count} lines of {event!r} in {program.output}")
+
+
+def pool(programs: Programs, url: str, workers: int, *options: str) -> Program:
+    """A supervisor whose workers all offer."""
+    program = programs.env_agent(url, *POOL, "--workers", str(workers), *options)
+    wait_for_rows(program, "offering", workers)
+    return program
+
+
+@contextlib.contextmanager
+def session(url: str) -> Iterator[tuple[ProxyEnv, int]]:
+    """An environment that has been reset, and the process that it is in."""
+    with contextlib.closing(ProxyEnv("pool", url)) as env:
+        yield env, env.reset(seed=1)[1]["pid"]
+
+
+def open_when_free(url: str) -> ProxyEnv:
+    def attempt() -> ProxyEnv | None:
+        try:
+            return ProxyEnv("pool", url)
+        except (NoFreeSlot, AddressUnknown):
+            return None
+
+    return eventually(attempt, "a free slot")
+
+
+def is_running(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state not in "ZX"
+
+
+def wait_for_end(pid: int) -> None:
+    eventually(lambda: None if is_running(pid) else True, f"the end of process {pid}")
+
+
+# --- workers --------------------------------------------------------------------------------------
+
+
+def test_the_sessions_of_one_address_are_spread_over_the_workers(programs: Programs) -> None:
+    _, url = programs.broker()
+    supervisor = pool(programs, url, 3, "--max-sessions", "7")
+    slots = {row["pid"]: row["slots"] for row in rows(supervisor, "offering")}
+    assert sorted(slots.values()) == [2, 2, 3]
+    with contextlib.ExitStack() as stack:
+        pids = [stack.enter_context(session(url))[1] for _ in range(6)]
+        assert Counter(pids) == dict.fromkeys(slots, 2)
+        stack.enter_context(session(url))
+        with pytest.raises(NoFreeSlot):
+            ProxyEnv("pool", url)
+
+
+def test_a_killed_worker_harms_only_its_sessions_and_is_replaced(programs: Programs) -> None:
+    _, url = programs.broker()
+    supervisor = pool(programs, url, 2, "--max-sessions", "2")
+    with session(url) as (lost, first), session(url) as (other, second):
+        os.kill(first, signal.SIGKILL)
+        with pytest.raises(EnvironmentLost):
+            lost.step(1)
+        assert other.step(1)[4]["pid"] == second
+        with contextlib.closing(open_when_free(url)) as env:
+            assert env.reset()[1]["pid"] not in (first, second)
+            env.step(1)
+        assert other.step(1)[4]["pid"] == second
+    (died,) = rows(supervisor, "worker died")
+    assert died["status"] == "SIGKILL"
+
+
+def test_workers_that_keep_dying_are_started_at_longer_and_longer_intervals(
+    programs: Programs, tmp_path: Path
+) -> None:
+    _, url = programs.broker()
+    kwargs = json.dumps({"made": str(tmp_path / "made"), "lives": 2})
+    env = ("--env", "tests.system.pool_envs:Doomed", "--env-kwargs", kwargs)
+    supervisor = pool(programs, url, 2, *env, "--max-sessions", "2")
+    with session(url) as (_, first), session(url) as (other, _):
+        os.kill(first, signal.SIGKILL)
+        died = wait_for_rows(supervisor, "worker died", 4)[:4]
+        assert [row["status"] for row in died] == ["SIGKILL", "exit 3", "exit 3", "exit 3"]
+        assert [row["again_in_s"] for row in died] == [0.5, 1.0, 2.0, 4.0]
+        assert [row["crashes"] for row in died] == [1, 2, 3, 4]
+        other.step(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--env", "tests.system.pool_envs:Deadly"], "licence has expired"),
+        (["--env", "NoSuchEnvironment-v0"], "NoSuchEnvironment"),
+        (["--max-sessions", "1"], "workers need --max-sessions"),
+    ],
+)
+def test_a_pool_that_can_never_start_says_why_once(
+    programs: Programs, options: list[str], said: str
+) -> None:
+    _, url = programs.broker()
+    supervisor = programs.start(
+        "env_agent", "--broker", url, "--log-format", "json", *POOL, "--workers", "3", *options
+    )
+    assert supervisor.wait() == 2
+    (line,) = supervisor.output
+    assert line.startswith("env_agent: ")
+    assert said in line
+
+
+# --- the end of a pool ----------------------------------------------------------------------------
+
+
+def test_on_sigterm_running_sessions_finish_and_no_new_ones_begin(programs: Programs) -> None:
+    _, url = programs.broker()
+    supervisor = pool(programs, url, 2, "--grace", "60")
+
+    def refused() -> bool | None:
+        try:
+            ProxyEnv("pool", url).close()
+        except (NoFreeSlot, AddressUnknown):
+            return True
+        return None
+
+    with session(url) as (env, pid):
+        supervisor.process.send_signal(signal.SIGTERM)
+        eventually(refused, "no new sessions")
+        for count in range(1, 20):
+            assert env.step(1)[0] == count
+        env.reset()
+        later = programs.env_agent(url, *POOL)
+        with session(url) as (_, elsewhere):
+            assert elsewhere == later.process.pid
+        assert env.step(1)[4]["pid"] == pid
+    assert supervisor.wait() == 0
+
+
+def test_sessions_that_outlast_the_grace_period_are_ended(programs: Programs) -> None:
+    _, url = programs.broker()
+    supervisor = pool(programs, url, 2, "--grace", "0.5")
+    with session(url) as (env, _):
+        supervisor.process.send_signal(signal.SIGTERM)
+        assert supervisor.wait() == 0
+        with pytest.raises(EnvironmentLost):
+            env.step(1)
+
+
+def test_on_sigint_a_pool_ends_at_once(programs: Programs) -> None:
+    _, url = programs.broker()
+    supervisor = pool(programs, url, 2, "--grace", "3600")
+    with session(url) as (env, _):
+        supervisor.process.send_signal(signal.SIGINT)
+        assert supervisor.wait() == 0
+        with pytest.raises(EnvironmentLost):
+            env.step(1)
+    assert not any("Traceback" in line for line in supervisor.output)
+
+
+def test_workers_do_not_outlive_a_killed_supervisor(programs: Programs) -> None:
+    _, url = programs.broker()
+    supervisor = pool(programs, url, 2)
+    pids = [row["pid"] for row in rows(supervisor, "offering")]
+    with session(url):  # also with a session
+        supervisor.process.kill()
+        for pid in pids:
+            wait_for_end(pid)
+
+
+# --- agents ---------------------------------------------------------------------------------------
+
+
+def test_the_least_loaded_agent_gets_the_session(programs: Programs) -> None:
+    _, url = programs.broker()
+    agents = {programs.env_agent(url, *POOL).process.pid for _ in range(2)}
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(session(url)) for _ in range(4)]
+        assert Counter(pid for _, pid in held) == dict.fromkeys(agents, 2)
+        gone = held[0][1]
+        for env, pid in held:
+            if pid == gone:
+                env.close()
+        for _ in range(2):
+            assert stack.enter_context(session(url))[1] == gone
+
+
+def test_an_agent_joins_while_learners_train(programs: Programs) -> None:
+    _, url = programs.broker()
+    first = programs.env_agent(url, *POOL, "--max-sessions", "1")
+    with session(url) as (env, pid):
+        assert pid == first.process.pid
+        with pytest.raises(NoFreeSlot):
+            ProxyEnv("pool", url)
+        second = programs.env_agent(url, *POOL, "--max-sessions", "1")
+        for count in range(1, 10):
+            assert env.step(1)[0] == count
+        with session(url) as (_, joined):
+            assert joined == second.process.pid
+            assert env.step(1)[4]["pid"] == pid
+
+
+VANISHES = """
+import sys
+from learner_agent import ProxyEnv
+env = ProxyEnv("pool", sys.argv[1])
+env.reset()
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_vanished_learner_frees_its_slot_within_the_lease(programs: Programs) -> None:
+    _, url = programs.broker("tcp://127.0.0.1:*", "--lease", "1")
+    agent = programs.env_agent(url, *POOL, "--max-sessions", "1")
+    with subprocess.Popen(
+        [sys.executable, "-c", VANISHES, url],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as learner:
+        assert learner.stdout is not None
+        assert learner.stdout.readline() == "ready\n"
+        with pytest.raises(NoFreeSlot):
+            ProxyEnv("pool", url)
+        learner.kill()
+    with contextlib.closing(open_when_free(url)) as env:
+        env.reset()
+    assert agent.wait_for("session ended")["why"] != "closed"
