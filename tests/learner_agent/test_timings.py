@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 
 from env_agent.factory import Factory
 from env_agent.host import Service
 from learner_agent import ProxyEnv
+from learner_agent.channel import Channel
 from learner_agent.timings import Timings, apportion, waited
 from protocol import stamps
 from protocol.codec import Frame, read_header
@@ -209,6 +211,23 @@ def test_the_parts_are_the_whole(broker: str, way: str) -> None:
             assert min(timings.network_us, timings.environment_us, timings.codec_us) > 0
             if terminated:
                 env.reset()
+
+
+def test_the_steps_of_a_vector_are_timed_as_one(broker: str, way: str) -> None:
+    channel = Channel(broker)
+    try:
+        session = channel.open(
+            "timed/pole",
+            num_envs=4,
+            autoreset_mode="NextStep",
+            direct="never" if way == "relayed" else "always",
+        )
+        session.request(Reset(1))
+        step, timings = session.timed_step(np.ones(4, np.int64))
+        assert step[0].shape == (4, 4)
+        assert check_sum(timings).is_direct is (way == "direct")
+    finally:
+        channel.close()
 
 
 def test_timed_and_plain_steps_may_be_mixed(broker: str, way: str) -> None:
