@@ -1,57 +1,67 @@
-"""Measure everything, print tables, and keep the figures as JSON."""
+"""Measure everything, print tables, and keep the figures as JSON and as a picture."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
+from rich.table import Table
 
-from benchmarks import peers, suites
-from benchmarks.harness import Result, Side, measure
+from benchmarks import peers
+from benchmarks.harness import measure
+from benchmarks.picture import draw
+from benchmarks.suites import SUITES
 
 
 def main() -> None:
     """Run the suites that were asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "suites", nargs="*", help="cartpole, observations, vectors; all when none is named"
+        "suites", nargs="*", help=f"{', '.join(SUITES)}; all of them when none is named"
     )
     parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default 7)")
-    parser.add_argument("--calls", type=int, default=3000, help="steps in a turn (default 3000)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
+    parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios here")
     options = parser.parse_args()
-    known = {"cartpole", "observations", "vectors"}
-    if unknown := set(options.suites) - known:
-        parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
+    if unknown := set(options.suites) - set(SUITES):
+        parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
 
     console = Console()
-    wanted = set(options.suites) or known
-    results: list[Result] = []
-
-    def run(title: str, sides: list[Side], calls: int, reference: str | None = None) -> None:
-        results.append(measure(title, sides, rounds=options.rounds, calls=max(calls, 10)))
-        console.print(results[-1].table(reference))
-
-    if "cartpole" in wanted:
-        for line in peers.installed()[1]:
-            print(line, file=sys.stderr)
-        run("CartPole", suites.cartpole(), options.calls)
-    if "observations" in wanted:
-        for name, n_bytes in suites.OBSERVATION_BYTES.items():
-            run(name, suites.observations(n_bytes), options.calls // 3)
-    if "vectors" in wanted:
-        run("64 CartPoles", suites.vectors(64), options.calls // 20)
-
+    for line in peers.installed()[1]:
+        print(line, file=sys.stderr)
+    processors = os.sched_getaffinity(0)
+    results: list[dict[str, Any]] = []
+    figures: list[dict[str, Any]] = []
+    for name in options.suites or SUITES:
+        for suite in SUITES[name]():
+            os.sched_setaffinity(0, {max(processors)} if suite.pinned else processors)
+            result = measure(suite.title, suite.sides, rounds=options.rounds, calls=suite.calls)
+            console.print(result.table())
+            results.append(result.as_json())
+            figures += [
+                {"figure": one.name, "target": one.target, "measured": one.value(result)}
+                for one in suite.figures
+            ]
+    table = Table("figure", "target", "measured")
+    for row in figures:
+        table.add_row(row["figure"], row["target"], f"{row['measured']:.2f}")
+    console.print(table)
     if options.json:
-        figures = {
-            "machine": {"platform": platform.platform(), "python": platform.python_version()},
-            "results": [result.as_json() for result in results],
+        machine = {
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+            "processors": len(processors),
         }
-        options.json.write_text(json.dumps(figures, indent=1))
+        document = {"machine": machine, "figures": figures, "results": results}
+        options.json.write_text(json.dumps(document, indent=1, ensure_ascii=False))
+    if options.plot:
+        draw(figures, options.plot)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ round, and the median over the rounds is what counts.
 from __future__ import annotations
 
 import contextlib
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -54,12 +55,14 @@ class Round:
     Attributes:
         p50_us, p99_us, mean_us: microseconds.
         cpu_us: CPU microseconds per call, by the roles of `Running.processes`.
+        memory_kib: resident memory after the turn, by the same roles.
     """
 
     p50_us: float
     p99_us: float
     mean_us: float
     cpu_us: Mapping[str, float]
+    memory_kib: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +110,10 @@ class Result:
     def cpu_us(self, side: str, role: str) -> float:
         """CPU microseconds per call of one of the side's processes; the median over the rounds."""
         return statistics.median(round_.cpu_us[role] for round_ in self.rounds[side])
+
+    def memory_kib(self, side: str, role: str) -> float:
+        """Resident memory of one of the side's processes; the median over the rounds."""
+        return statistics.median(round_.memory_kib[role] for round_ in self.rounds[side])
 
     @property
     def n_rounds(self) -> int:
@@ -169,9 +176,10 @@ def _turn(running: Running, calls: int, warm_up: int) -> Round:
         role: (cpu_time_ns(pid) - cpu_before[role]) / calls / 1e3
         for role, pid in running.processes.items()
     }
+    memory = {role: memory_kib(pid) for role, pid in running.processes.items()}
     times_us = np.diff(stamps) / 1e3
     p50, p99 = np.percentile(times_us, (50, 99))
-    return Round(float(p50), float(p99), float(times_us.mean()), cpu_us)
+    return Round(float(p50), float(p99), float(times_us.mean()), cpu_us, memory)
 
 
 def cpu_time_ns(pid: int) -> int:
@@ -180,3 +188,9 @@ def cpu_time_ns(pid: int) -> int:
         int((task / "schedstat").read_text().split()[0])
         for task in Path(f"/proc/{pid}/task").iterdir()
     )
+
+
+def memory_kib(pid: int) -> float:
+    """The resident memory of a process, in KiB. Linux only."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1024

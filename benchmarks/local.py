@@ -11,6 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
+from benchmarks.environments import Sleeper
 from benchmarks.harness import Running, Side
 
 ENV_ID = "CartPole-v1"
@@ -63,6 +64,25 @@ def vector_steps(envs: VectorEnv[Any, Any, Any]) -> Callable[[], object]:
         return observations
 
     return one_step
+
+
+def vector_zeros(envs: VectorEnv[Any, Any, Any]) -> Callable[[], object]:
+    """Returns a call that does one step with action 0 everywhere."""
+    envs.reset(seed=1)
+    actions = np.zeros(envs.num_envs, np.int64)
+    step = envs.step
+    return lambda: step(actions)
+
+
+def sleepers(num_envs: int) -> Side:
+    """A SyncVectorEnv of environments that take their time."""
+    return Side(f"SyncVectorEnv({num_envs}) of 5 ms", partial(_open_sleepers, num_envs), num_envs)
+
+
+@contextlib.contextmanager
+def _open_sleepers(num_envs: int) -> Iterator[Running]:
+    with contextlib.closing(SyncVectorEnv([Sleeper] * num_envs)) as envs:
+        yield Running(vector_zeros(envs))
 
 
 @contextlib.contextmanager

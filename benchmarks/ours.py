@@ -149,7 +149,7 @@ def vector(
     stepper: Callable[[Any], Callable[[], object]] = vector_steps,
 ) -> Side:
     """A vector in some sessions on some workers."""
-    name = f"gymwire {way}, {sessions} × {num_envs // sessions} on {workers}"
+    name = f"gymwire {way}, {sessions} × {num_envs // sessions}"
     return Side(
         name, partial(_open_vector, way, num_envs, sessions, workers, env, stepper), num_envs
     )
@@ -166,6 +166,13 @@ def _open_vector(
 ) -> Iterator[Running]:
     with service(env, way, workers=workers, slots=max(8, workers)) as (url, pids):
         with _seen_from(way):
-            envs = ProxyVectorEnv("it", num_envs, url, sessions=sessions, direct=_direct(way))
+            envs = ProxyVectorEnv(
+                "it",
+                num_envs,
+                url,
+                sessions=sessions,
+                direct=_direct(way),
+                env_kwargs={"vectorization_mode": "sync"} if env == ENV_ID else None,
+            )
         with contextlib.closing(envs):
             yield Running(stepper(envs), pids)
