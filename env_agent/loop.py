@@ -40,6 +40,7 @@ from protocol.messages import (
 )
 from protocol.transport import Received
 
+_tuple = tuple.__new__  # a NamedTuple without the Python function in between
 TIMERS_S = 0.1  # how often timers get their turn even when the socket never rests
 HELLO_AGAIN_S = 1.0  # how long offers may take to stand before HELLO is said again
 PING_S = 1.0  # how often a loop asks whether the broker still knows it
@@ -154,16 +155,18 @@ class Loop:
         clock = time.monotonic
         until = clock() + TIMERS_S
         receive = self._receive_watched if self._watch.is_on() else paths.receive
-        while clock() < until:
+        now = 0.0
+        while now < until:
             arrived = receive(len(slots))
             if arrived is None:
                 return
+            now = clock()
             way, data, received = arrived
             slot = by_key.get(bytes(data[8:16]))
             if slot is not None and (received is None or paths.allows(received, slot.session.sid)):
                 seq = int.from_bytes(data[16:24], "little")
-                slot.heard = time.monotonic()
-                self.in_step = InStep(slot.session.sid, seq, slot.heard)
+                slot.heard = now
+                self.in_step = _tuple(InStep, (slot.session.sid, seq, now))
                 if data[3] & TIMED:
                     reply = self._timed(slot, seq, data)
                     receive = self._receive_watched
@@ -186,7 +189,7 @@ class Loop:
                 self._log.warning("refused a frame", error=str(error))
                 self._refuse_frame(way, data, error)
                 continue
-            self.in_step = InStep(header.sid, header.seq, time.monotonic())
+            self.in_step = InStep(header.sid, header.seq, now)
             reply = host.handle(slot, header, data)
             self.in_step = None
             if reply is not None:

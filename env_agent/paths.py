@@ -67,7 +67,8 @@ class DirectEndpoint:
             "host": socket.gethostname(),
             "key": b"" if settings.key is None else settings.key.public,
         }
-        self._attached: dict[int, tuple[bytes, bytes | None]] = {}
+        # by sid: the connection that the session is bound to, and its key
+        self.attached: dict[int, tuple[bytes, bytes | None]] = {}
 
     def attach(self, session: Session, nonce: bytes, received: Received) -> bool:
         """Bind the session to this connection if it is its learner's."""
@@ -77,7 +78,7 @@ class DirectEndpoint:
             key = received.public_key
             if key is None or identity(key) != session.learner:
                 return False
-        self._attached[session.sid] = (received.rid, received.public_key)
+        self.attached[session.sid] = (received.rid, received.public_key)
         return True
 
     def expect(self, sid: int, learner: str) -> None:
@@ -90,20 +91,15 @@ class DirectEndpoint:
 
     def allows(self, received: Received, sid: int) -> bool:
         """Whether this connection is the session's; a routing id alone does not show that."""
-        bound = self._attached.get(sid)
+        bound = self.attached.get(sid)
         if bound is None or bound[0] != received.rid:
             return False
         return self._key is None or bound[1] == received.public_key
 
     def detach(self, sid: int) -> None:
         """The session has ended."""
-        self._attached.pop(sid, None)
+        self.attached.pop(sid, None)
         self._expected.pop(sid, None)
-
-    @property
-    def sessions(self) -> int:
-        """How many sessions use this endpoint."""
-        return len(self._attached)
 
     def close(self) -> None:
         """Close the socket."""
@@ -133,7 +129,7 @@ class Paths:
         if direct is None:
             data = self.dealer.receive()
             return None if data is None else (RELAY, data, None)
-        if 0 < sessions == direct.sessions:
+        if 0 < sessions == len(direct.attached):
             self._turn += 1
             if self._turn % LOOK_EVERY or not self.dealer.poll():
                 received = direct.router.receive()

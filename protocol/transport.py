@@ -45,6 +45,7 @@ _NOW = int(zmq.DONTWAIT)
 _MORE_NOW = int(zmq.DONTWAIT | zmq.SNDMORE)
 
 # The base class's methods skip several microseconds of Python in the subclass.
+_tuple = tuple.__new__  # a NamedTuple without the Python function in between
 _send = zmq.backend.Socket.send
 _recv = zmq.backend.Socket.recv
 
@@ -284,12 +285,7 @@ class Received(NamedTuple):
 
     rid: bytes
     frame: zmq.Frame
-
-    @property
-    def data(self) -> bytes | memoryview:
-        """The frame's bytes; large ones without a copy."""
-        frame = self.frame
-        return frame.bytes if len(frame) < KEEP else frame.buffer
+    data: bytes | memoryview  # the frame's bytes; large ones where libzmq put them
 
     @property
     def fd(self) -> int:
@@ -385,7 +381,8 @@ class Router:
             # A loop that read on would take the third frame for the next sender's id.
             _drop_rest(bare, frame)
             return None
-        return Received(rid, frame)
+        data = frame.bytes if len(frame) < KEEP else frame.buffer
+        return _tuple(Received, (rid, frame, data))
 
     def send(self, rid: bytes, frame: bytes | bytearray | memoryview | zmq.Frame) -> Delivery:
         """Send one frame to the peer of this routing id, now or not at all."""
