@@ -23,7 +23,7 @@ from env_agent.hosted_vector import HostedVector
 from env_agent.session import Session, Verdict
 from protocol import generators, seal, spaces, values, vector_infos
 from protocol.codec import PLAIN, Codec, Frame, Header
-from protocol.errors import EncodingError, ProtocolError
+from protocol.errors import ConfigurationError, EncodingError, ProtocolError
 from protocol.keys import KeyPair
 from protocol.messages import (
     Act,
@@ -58,6 +58,7 @@ ATTRIBUTES = (
     "np_random_seed",
     "valid_actions",
 )
+MAX_NUM_ENVS = 4096  # of one session: a number from the wire must not exhaust the memory
 MAX_MESSAGE = 64 * 1024 * 1024
 MAX_TRACEBACK = 20_000  # characters
 
@@ -158,6 +159,11 @@ class Host:
         return frame
 
     def _make(self, service: Service, wish: Open) -> Env | Vector:
+        if not 0 <= wish.num_envs <= MAX_NUM_ENVS:
+            raise ConfigurationError(
+                f"A session has {MAX_NUM_ENVS} environments at most, not {wish.num_envs}: spread "
+                f"them over several sessions."
+            )
         spare = self._spares.pop(service.address, None)
         if spare is not None:
             plain = wish.num_envs == 0 and wish.render_mode is None and not wish.env_kwargs

@@ -243,3 +243,12 @@ def test_a_failing_close_is_logged_and_frees_the_slot(client: Client, log: list[
     assert not client.host.slots
     assert any(entry["event"] == "the environment failed to close" for entry in log)
     assert client.host.close(SID) is None
+
+
+@pytest.mark.parametrize("num_envs", [-1, 4097, 2**60])
+def test_an_absurd_number_of_environments_is_refused(num_envs: int) -> None:
+    wish = Open("odd", bytes(16), num_envs=num_envs, autoreset_mode="NextStep")
+    refusal = PLAIN.decode(make_host().open(SID, 1, wish, None))
+    assert isinstance(refusal, Error)
+    assert refusal.code == Code.OPEN_FAILED
+    assert "4096 environments at most" in refusal.text
