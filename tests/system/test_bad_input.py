@@ -224,7 +224,7 @@ def test_an_env_agent_killed_during_a_step_is_told(
     )
     with ProxyEnv("mortal", broker_url, step_timeout_s=3.5) as env:
         env.reset()
-        with pytest.raises(EnvironmentLost, match="'mortal' is lost"):
+        with pytest.raises(EnvironmentLost, match=r"'mortal' \(host .*\) is lost at request 2"):
             env.step(1)
         with pytest.raises(EnvironmentLost):
             env.step(0)
@@ -234,7 +234,7 @@ def test_a_frozen_env_agent_is_told(broker_url: str, programs: Programs) -> None
     _mortal(programs, broker_url, "freezing")
     with ProxyEnv("freezing", broker_url, step_timeout_s=10.0) as env:
         env.reset()
-        with pytest.raises(EnvironmentLost, match="'freezing' is lost"):
+        with pytest.raises(EnvironmentLost, match=r"'freezing' \(host .*\) is lost at request 2"):
             env.step(2)
 
 
