@@ -10,37 +10,27 @@ import random
 import secrets
 import socket as hostsocket
 import time
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-from learner_agent.direct import ATTACH_S, DirectLink
-from learner_agent.exchange import Exchange
 from learner_agent.failures import error_for
-from learner_agent.timings import Timings, apportion, waited
-from protocol import codec, logs, spaces, stamps
+from learner_agent.remote_session import RemoteSession
+from protocol import codec, logs
 from protocol.address import parse_address
-from protocol.codec import PLAIN, TIMED, Codec, Frame, Header
+from protocol.codec import PLAIN, Frame, Header
 from protocol.dialogue import State
 from protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
-    ConnectionFailed,
     Denied,
     EnvironmentLost,
-    GymwireError,
-    RequestTimeout,
 )
-from protocol.keys import credentials, identity
+from protocol.keys import credentials
 from protocol.messages import (
-    KINDS,
-    Act,
     Busy,
     BusyReason,
     Bye,
-    Call,
-    Close,
     Code,
     Error,
     Find,
@@ -50,24 +40,17 @@ from protocol.messages import (
     Message,
     Open,
     Opened,
-    Percept,
     Ping,
     Resume,
     Role,
     Welcome,
 )
-from protocol.seal import Challenge, Seal, SealedCodec
-from protocol.step_codec import Step, StepCodec
-from protocol.transport import TICK_MS, Dealer, wait_among
+from protocol.seal import Challenge, Seal
+from protocol.transport import Dealer
 
 CONNECT_S = 2.5  # how long a broker may take to answer at first
 HELLO_AGAIN_S = 1.0  # how long WELCOME may take before HELLO is said again
-LOOK_S = 0.25  # how often a direct session looks at its connections
 IN_USE_S = 3.0  # how long resume waits for the broker to miss the process before
-PROBE_SEQ = 2**62  # a request number that is never next
-CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
-SMALL = 64 * 1024  # requests up to this size are below every broker's limit
-TIMERS_EVERY = 64  # frames after which timers get their turn even when the socket never rests
 
 
 class Channel:
@@ -360,394 +343,6 @@ class Channel:
         self._sessions.clear()
         self.dealer.send(PLAIN.encode(Bye("done")))
         self.dealer.close(linger_s=0.5)
-
-
-class RemoteSession:
-    """One environment, or one vector of them, at an env agent."""
-
-    def __init__(
-        self, channel: Channel, sid: int, wish: Open, opened: Opened, seal: Seal | None = None
-    ) -> None:
-        self.channel = channel
-        self.seal = seal
-        self.sid = sid
-        self.wish = wish
-        self.opened = opened
-        self.observation_space = spaces.build(opened.observation_space, root="observation_space")
-        self.action_space = spaces.build(opened.action_space, root="action_space")
-        observation = spaces.compile(self.observation_space)
-        action = spaces.compile(self.action_space)
-        self._codec = (Codec if seal is None else partial(SealedCodec, seal))(observation, action)
-        # The short way for steps has no tags.
-        self._steps = StepCodec(sid, observation, action) if seal is None else None
-        self.exchange = Exchange(
-            sid,
-            wish.nonce,
-            where=f"{wish.address!r} ({opened.agent})",
-            timeout_s=channel.timeout_s,
-            rng=random.Random(secrets.randbits(64)),
-        )
-        self._reply: tuple[Header, bytes | memoryview] | None = None
-        self._direct: DirectLink | None = None
-        self._look_at = 0.0
-        self._closed = False
-        self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
-
-    def go_direct(self, *, required: bool) -> None:
-        """Go past the broker if the agent offers that and can be reached."""
-        offer = self.opened.direct
-        link = None
-        try:
-            if offer is not None:
-                key, pin = self.channel.credentials.key, parse_address(self.wish.address).identity
-                if pin is not None and _identity_in(offer) != pin:
-                    raise Denied("Its direct endpoint is not that of the pinned agent.")
-                link = DirectLink(offer, self.sid, self.wish.nonce, key)
-                if link.attach(CONNECT_S if required else ATTACH_S):
-                    self._direct = link
-                    return
-        except GymwireError as error:
-            why = str(error)
-        else:
-            why = (
-                "it does not offer that (--direct)."
-                if offer is None
-                else f"{link.dealer.url if link else '?'} does not answer."
-            )
-        if link is not None:
-            link.close()
-        if required:
-            self.close()
-            raise ConnectionFailed(
-                f"The env agent at {self.wish.address!r} cannot be reached directly: {why} Use "
-                f'direct="auto" to go through the broker then.'
-            )
-        logs.logger().debug("relayed", address=self.wish.address, why=why)
-
-    def catch_up(self) -> None:
-        """Ask the agent which request it awaits, after a resume."""
-        deadline = time.monotonic() + self.channel.timeout_s
-        probe = PLAIN.encode(Call("get", ""), self.sid, PROBE_SEQ)
-        while self.exchange.expected is None:
-            self.channel.dealer.send(probe)
-            if not self.channel.pump() and time.monotonic() > deadline:
-                raise BrokerUnreachable(f"The env agent at {self.wish.address!r} does not answer.")
-        self.exchange.check_rejoined()
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether requests go past the broker at present."""
-        return self._direct is not None and self._direct.up
-
-    # --- requests ---------------------------------------------------------------------------------
-
-    def request(self, message: Message, timeout_s: float | None = None) -> Message:
-        """Send a request of the gym dialogue and wait for its reply.
-
-        Raises MoveError and EncodingError before anything is sent; EnvironmentFailed,
-        EnvironmentLost, AttributeDenied; RequestTimeout after `timeout_s` (None: as long as it
-        takes), after which the same request may be repeated to wait on.
-        """
-        self.begin(message)
-        return self.finish(timeout_s)
-
-    def step(self, action: Any, timeout_s: float | None = None) -> Step:
-        """`request` for an ACT: what `Env.step` returned, without detours where that can be."""
-        exchange = self.exchange
-        seq = exchange.next_step()
-        steps = self._steps
-        frame = steps.encode_act(action, seq) if steps and seq and timeout_s is None else None
-        if steps is None or frame is None or len(frame) > SMALL:
-            self.begin(Act(action))
-        else:
-            self._begin(Kind.ACT, seq, frame)
-            way = self.way
-            data = way.receive()
-            if data is not None:
-                step = steps.decode_percept(data, seq)
-                if step is not None:
-                    exchange.stepped()
-                    return step
-                self._arrived(data)
-        return _step_of(self.finish(timeout_s))
-
-    @property
-    def is_timed(self) -> bool:
-        """Whether the env agent takes time stamps in this session."""
-        return self._steps is not None and self.opened.limits.get("stamps") is True
-
-    def timed_step(self, action: Any) -> tuple[Step, Timings | None]:
-        """`step`, and where its time went; None where the agent or this step has no stamps.
-
-        It waits for as long as it takes. An interrupted one cannot be waited on: reset or close.
-        """
-        if not self.is_timed:
-            return self.step(action), None
-        assert self._steps is not None
-        began = time.monotonic_ns()
-        seq = self.exchange.begin(Kind.ACT)
-        plain = self._steps.encode_act(action, seq)
-        if plain is None:
-            plain = self._codec.encode(Act(action), self.sid, seq)
-        frame = stamps.ask(plain)
-        self._check_size(Kind.ACT, frame)
-        encoded = time.monotonic_ns()
-        self._begin(Kind.ACT, seq, frame)
-        data = self.way.receive()
-        arrived = time.monotonic_ns()
-        step = None
-        if data is not None and data[2] == Kind.PERCEPT and data[3] & TIMED:
-            reply, taken = stamps.answered(data)
-            step = self._steps.decode_percept(reply, seq)
-        if step is not None:
-            self.exchange.stepped()
-        else:
-            if data is not None:
-                self._arrived(data)
-            if not self.ready:
-                self._wait(None)
-                arrived = time.monotonic_ns()
-            header, data = self._take_reply()
-            if header.kind is not Kind.PERCEPT or not header.flags & TIMED:
-                return _step_of(self._decoded(header, data)), None
-            reply, taken = stamps.answered(data)
-            step = _step_of(self._decoded(header, reply))
-        decoded = time.monotonic_ns()
-        is_direct = not taken.back_sent
-        least = self._least_network.get(is_direct, 0)
-        timings = apportion(began, encoded, arrived, decoded, taken, least)
-        if not waited(taken):
-            network = round(timings.network_us * 1000)
-            self._least_network[is_direct] = min(network, least or network)
-        return step, timings
-
-    def begin(self, message: Message) -> None:
-        """Send a request without waiting. The same request again, while pending, waits on."""
-        kind = KINDS[type(message)]
-        exchange = self.exchange
-        pending = exchange.pending
-        if pending is not None and pending.kind is kind:
-            again = self._codec.encode(message, self.sid, pending.seq)
-            if again == pending.frame:
-                exchange.keep_waiting(time.monotonic())
-                return
-        seq = exchange.begin(kind)
-        frame = self._codec.encode(message, self.sid, seq)
-        self._check_size(kind, frame)
-        self._begin(kind, seq, frame)
-
-    def _check_size(self, kind: Kind, frame: Frame) -> None:
-        limit = self.channel.welcome.max_message if self.channel.welcome else 0
-        if limit and len(frame) > limit:
-            raise ConfigurationError(
-                f"This {kind.name} has {len(frame)} bytes; the broker takes {limit} at most."
-            )
-
-    def _begin(self, kind: Kind, seq: int, frame: Frame) -> None:
-        self._reply = None
-        now = time.monotonic()
-        self.exchange.sent(kind, seq, frame, now)
-        if self._direct is not None and now >= self._look_at:
-            self._look_around(now)
-        self._send(frame)
-
-    def _send(self, frame: Frame) -> None:
-        direct = self._direct
-        if direct is not None and direct.up:
-            direct.dealer.send(frame)
-        else:
-            self.channel.dealer.send(frame)
-
-    def _look_around(self, now: float) -> None:
-        """A direct session hears of the broker, and of its own other way, only when it looks."""
-        assert self._direct is not None
-        self._look_at = now + LOOK_S
-        if self._direct.watch():
-            self.exchange.resend(now)
-        self.channel.look(now)
-        while self.channel.dealer.poll():
-            self.channel.pump()
-        if self.exchange.resuming:
-            self.exchange.resuming = False
-            self.channel.greet()
-            self.channel.dealer.send(PLAIN.encode(Resume(self.wish.nonce), self.sid))
-
-    def tick(self, now: float) -> None:
-        """Time has passed without a reply: resend what is owed."""
-        direct = self._direct
-        if direct is not None:
-            self._look_around(now)
-            if direct.up:  # its heartbeats say that the agent is there
-                self.exchange.keep_waiting(now)
-        greet, frames = self.exchange.tick(now)
-        if greet:
-            self.channel.greet()
-        for frame in frames:
-            if codec.read_header(frame).kind is Kind.PING:
-                self.channel.dealer.send(frame)  # it is the broker who answers
-            else:
-                self._send(frame)
-
-    def pump(self) -> bool:
-        """Receive one frame on the session's way, waiting for a tick at most."""
-        data = self.way.receive()
-        if data is None:
-            return False
-        self._arrived(data)
-        return True
-
-    def _arrived(self, data: bytes | memoryview) -> None:
-        direct = self._direct
-        if direct is None or not direct.up:
-            self.channel.dispatch(data)
-            return
-        header = codec.read_header(data)
-        if header.sid == self.sid:
-            if header.kind is Kind.RESUMED:
-                direct.accept(data)
-            else:
-                self.take(header, data)
-
-    def finish(self, timeout_s: float | None = None) -> Message:
-        """Wait for the reply to the pending request."""
-        self._wait(timeout_s)
-        header, data = self._take_reply()
-        return self._decoded(header, data)
-
-    def _take_reply(self) -> tuple[Header, bytes | memoryview]:
-        assert self._reply is not None
-        reply, self._reply = self._reply, None
-        return reply
-
-    def _decoded(self, header: Header, data: Frame | memoryview) -> Message:
-        message = self._codec.decode(data, header)
-        if type(message) is Error:
-            raise error_for(message)
-        return message
-
-    def _wait(self, timeout_s: float | None) -> None:
-        channel = self.channel
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        frames = 0
-        while self._reply is None:
-            self.check_lost()
-            if deadline is not None:
-                left_s = deadline - time.monotonic()
-                if left_s < TICK_MS / 1000 and not self.way.poll(max(left_s, 0.0)):
-                    assert timeout_s is not None
-                    channel.tick(time.monotonic())  # whoever only ever waits briefly resends, too
-                    raise RequestTimeout(self._timeout_text(timeout_s))
-            arrived = self.pump()
-            frames += 1
-            if self._reply is None:
-                now = time.monotonic()
-                if not arrived or not frames % TIMERS_EVERY or self.exchange.is_due(now):
-                    channel.tick(now)
-
-    @property
-    def way(self) -> Dealer:
-        """The connection that requests and replies take at present."""
-        direct = self._direct
-        return direct.dealer if direct is not None and direct.up else self.channel.dealer
-
-    def _timeout_text(self, timeout_s: float) -> str:
-        pending = self.exchange.pending
-        verb = "request" if pending is None else pending.kind.name.lower()
-        verb = "step" if verb == "act" else verb
-        in_step_s = self.exchange.in_step_s
-        doing = "" if in_step_s is None else f" (it has been executing for {in_step_s:.0f} s)"
-        return (
-            f"The {verb} at {self.wish.address!r} has not been answered within {timeout_s:g} s"
-            f"{doing}. Call it again with the same arguments to wait on, or reset()."
-        )
-
-    @property
-    def ready(self) -> bool:
-        """Whether the reply to the pending request is here."""
-        return self._reply is not None
-
-    @property
-    def pending(self) -> bool:
-        """Whether a request has been sent whose reply was not taken yet."""
-        return self._reply is not None or self.exchange.pending is not None
-
-    def take(self, header: Header, data: bytes | memoryview) -> None:
-        """A frame of this session has arrived."""
-        try:
-            if self.exchange.receive(header, data, time.monotonic()):
-                self._reply = (header, data)
-        except EnvironmentLost:
-            # Told to who waits for it, and to nobody who waits for another session.
-            self.channel.forget(self)
-
-    def check_lost(self) -> None:
-        """Raise EnvironmentLost if the session is gone and there is no reply from before."""
-        if self._reply is None and self.exchange.lost is not None:
-            raise EnvironmentLost(self.exchange.lost_text())
-
-    # --- the end ----------------------------------------------------------------------------------
-
-    def close(self) -> None:
-        """End the session. Waits shortly for the agent, never for a step. Idempotent."""
-        if self._closed or self.channel.foreign or self.channel.closed:
-            return
-        self._closed = True
-        if self.exchange.lost is None and self.exchange.pending is None:
-            try:
-                self.request(Close(), CLOSE_S)
-            except GymwireError as error:
-                logs.logger().debug("close was not confirmed", why=str(error))
-        self.channel.forget(self)
-        self.hang_up()
-
-    def hang_up(self) -> None:
-        """Give up the direct connection, if there is one."""
-        if self._direct is not None:
-            self._direct.close()
-            self._direct = None
-
-
-def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) -> None:
-    """Wait until one of these sessions, all on one channel, has its reply.
-
-    Raises RequestTimeout.
-    """
-    channel = sessions[0].channel
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    tick_s, frames = TICK_MS / 1000, 0
-    while not any(session.ready for session in sessions):
-        for session in sessions:
-            session.check_lost()
-        wait_s = tick_s if deadline is None else min(deadline - time.monotonic(), tick_s)
-        if wait_s <= 0:
-            raise RequestTimeout(f"None of {len(sessions)} requests was answered in {timeout_s} s.")
-        ways = {session.way: session for session in sessions}
-        if len(ways) == 1 and wait_s == tick_s:
-            arrived = sessions[0].pump()
-        else:
-            ready = wait_among([*ways], wait_s)
-            for i in ready:
-                [*ways.values()][i].pump()
-            arrived = bool(ready)
-        frames += 1
-        if not arrived or not frames % TIMERS_EVERY:
-            channel.tick(time.monotonic())
-
-
-def _step_of(percept: Message) -> Step:
-    assert type(percept) is Percept
-    return (
-        percept.observation,
-        percept.reward,
-        percept.terminated,
-        percept.truncated,
-        percept.info,
-    )
-
-
-def _identity_in(offer: Mapping[str, Any]) -> str:
-    key = offer.get("key")
-    return identity(key) if isinstance(key, bytes) else ""
 
 
 def _denied(url: str, why: str) -> str:

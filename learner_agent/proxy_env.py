@@ -14,9 +14,10 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
-from learner_agent.channel import Channel, RemoteSession
+from learner_agent.channel import Channel
 from learner_agent.opening import OF_PARENTS, place, spec_of_proxy
 from learner_agent.recording import Recording
+from learner_agent.remote_session import RemoteSession
 from learner_agent.timings import Timings
 from protocol import generators, logs, values
 from protocol.dialogue import State

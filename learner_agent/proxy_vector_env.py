@@ -16,8 +16,9 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
 from learner_agent import vector_parts
-from learner_agent.channel import Channel, RemoteSession
+from learner_agent.channel import Channel
 from learner_agent.opening import OF_PARENTS, place, spec_of_proxy
+from learner_agent.remote_session import RemoteSession
 from learner_agent.session_group import SessionGroup
 from learner_agent.truncating_group import TruncatingGroup
 from protocol import generators, spaces, values, vector_infos

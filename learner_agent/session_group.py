@@ -6,7 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from learner_agent.channel import Channel, RemoteSession, wait_any
+from learner_agent.channel import Channel
+from learner_agent.remote_session import RemoteSession, wait_any
 from protocol import dialogue
 from protocol.errors import EnvironmentFailed, EnvironmentLost, RequestTimeout
 from protocol.messages import Act, Kind, Message, Reset

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from env_agent.config import service
-from learner_agent.channel import RemoteSession
+from learner_agent.remote_session import RemoteSession
 from protocol.errors import RequestTimeout
 from protocol.messages import Act, Message, Percept, Reset, Status
 from tests.sameness import assert_same

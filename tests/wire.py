@@ -25,6 +25,7 @@ import structlog.testing
 
 import env_agent.loop
 import learner_agent.channel
+import learner_agent.remote_session
 from broker.core import Core, Send, Sender
 from env_agent.host import Host, Service
 from env_agent.loop import Loop
@@ -154,7 +155,7 @@ class Network:
     def __enter__(self) -> Network:
         self._undo.enter_context(structlog.testing.capture_logs())
         patch = self._undo.enter_context(pytest.MonkeyPatch.context())
-        for module in (env_agent.loop, learner_agent.channel):
+        for module in (env_agent.loop, learner_agent.channel, learner_agent.remote_session):
             patch.setattr(module, "time", self)
         patch.setattr(learner_agent.channel, "Dealer", lambda *_, **__: self.dealer())
         return self

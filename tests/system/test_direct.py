@@ -15,8 +15,9 @@ from gymnasium.vector import SyncVectorEnv
 
 from learner_agent import ProxyEnv, ProxyVectorEnv
 from learner_agent import direct as learner_direct
-from learner_agent.channel import Channel, RemoteSession
+from learner_agent.channel import Channel
 from learner_agent.exchange import Exchange
+from learner_agent.remote_session import RemoteSession
 from protocol.codec import PLAIN
 from protocol.errors import ConnectionFailed, EnvironmentLost
 from protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume
