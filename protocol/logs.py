@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
 import os
 import sys
@@ -39,8 +40,17 @@ class _Stderr:
             return
 
 
+def _forget_unwritten() -> None:
+    """What a full disk or a closed pipe did not take must not change the exit status."""
+    try:
+        sys.stderr.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
 def configure(program: str, *, form: str = "lines", level: str = "info") -> None:
     """Set up structlog for this process. Colour only on a terminal."""
+    atexit.register(_forget_unwritten)
     if form == "json":
         renderer: Any = structlog.processors.JSONRenderer()
     else:
