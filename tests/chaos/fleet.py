@@ -62,9 +62,11 @@ class Part:
         if hasattr(self, "process"):
             self.release()
         path = "/dev/full" if self._full_disk else self.log
+        # Buffered, as it is by default: what stays in a buffer can change the exit status.
+        buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
         with open(path, "ab") as log:
             self.process = subprocess.Popen(
-                self._command, cwd=ROOT, stdin=subprocess.PIPE, stdout=log, stderr=log
+                self._command, cwd=ROOT, env=buffered, stdin=subprocess.PIPE, stdout=log, stderr=log
             )
 
     @property
