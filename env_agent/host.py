@@ -228,7 +228,8 @@ class Host:
             on_opaque=on_opaque,
         )
         # The short way for steps has no tags.
-        return opened, codec, StepCodec(sid, observation, action) if sealed is None else None
+        steps = StepCodec(sid, observation, action, wish.num_envs) if sealed is None else None
+        return opened, codec, steps
 
     def close(self, sid: int) -> Session | None:
         """End a session and free its slot."""

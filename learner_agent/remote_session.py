@@ -71,7 +71,7 @@ class RemoteSession:
         action = spaces.compile(self.action_space)
         self._codec = (Codec if seal is None else partial(SealedCodec, seal))(observation, action)
         # The short way for steps has no tags.
-        self._steps = StepCodec(sid, observation, action) if seal is None else None
+        self._steps = StepCodec(sid, observation, action, wish.num_envs) if seal is None else None
         self.exchange = Exchange(
             sid,
             wish.nonce,
@@ -224,7 +224,11 @@ class RemoteSession:
                 exchange.keep_waiting(time.monotonic())
                 return
         seq = exchange.begin(kind)
-        frame = self._codec.encode(message, self.sid, seq)
+        frame = None
+        if self._steps is not None and type(message) is Act:
+            frame = self._steps.encode_act(message.action, seq)
+        if frame is None:
+            frame = self._codec.encode(message, self.sid, seq)
         self._check_size(kind, frame)
         self._begin(kind, seq, frame)
 
@@ -312,6 +316,10 @@ class RemoteSession:
         return reply
 
     def _decoded(self, header: Header, data: Frame | memoryview) -> Message:
+        if self._steps is not None and header.kind is Kind.PERCEPT:
+            step = self._steps.decode_percept(data, header.seq)
+            if step is not None:
+                return Percept(*step)
         message = self._codec.decode(data, header)
         if type(message) is Error:
             raise error_for(message)

@@ -5,19 +5,21 @@ two of them the processor has worked for other processes, and what is not execut
 fetched again. Whatever is not of the common form goes through `Codec`.
 
 ACT:     an array, or an integer below 128, as the whole action.
-PERCEPT: an array as the observation, a float as reward, two bools, and an empty info.
+PERCEPT: an array as the observation, a float as reward, two bools, and an empty info; of a vector,
+         an array as the observation, float64 rewards, bool flags, and an empty info.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 from typing import Any
 
 import numpy as np
 
 from protocol.arrays import LARGE
-from protocol.codec import ALIGN, FITS, HEADER, HEADER_SIZE, MAGIC, Frame
-from protocol.messages import VERSION, Kind
+from protocol.codec import ALIGN, FITS, HEADER, HEADER_SIZE, MAGIC, Codec, Frame
+from protocol.messages import VERSION, Kind, Percept
 from protocol.space_codecs import MISFIT, Misfit, SpaceCodec
 
 _ONE_FIELD, _FIVE_FIELDS = b"\x91", b"\x95"
@@ -28,6 +30,7 @@ _ENDS = {
     for terminated in (False, True)
     for truncated in (False, True)
 }
+_REWARD, _BOOL = np.dtype("<f8"), np.dtype(bool)
 _FLAGS = {end: flags for flags, end in _ENDS.items()}
 _SEQ = slice(16, HEADER_SIZE)
 
@@ -37,7 +40,12 @@ Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 class StepCodec:
     """The steps of session `sid`. None and MISFIT send the caller to `Codec`."""
 
-    def __init__(self, sid: int, observation: SpaceCodec, action: SpaceCodec) -> None:
+    def __init__(
+        self, sid: int, observation: SpaceCodec, action: SpaceCodec, num_envs: int = 0
+    ) -> None:
+        self._vector: _VectorPercept | None = None
+        if num_envs and observation.array is not None:
+            self._vector = _VectorPercept(sid, observation, num_envs)
         self._action = _Array(action, sid, Kind.ACT, _ONE_FIELD, b"")
         self._observation = _Array(
             observation, sid, Kind.PERCEPT, _FIVE_FIELDS, bytes(_FLOAT.size + 3)
@@ -76,6 +84,8 @@ class StepCodec:
     def encode_percept(self, step: Step, seq: int) -> Frame | None:
         """The frame of PERCEPT for what `Env.step` returned, or None."""
         observation, reward, terminated, truncated, info = step
+        if self._vector is not None:
+            return self._vector.encode(step, seq)
         if (
             type(reward) is float
             and type(terminated) is bool
@@ -91,6 +101,8 @@ class StepCodec:
 
     def decode_percept(self, data: Frame | memoryview, seq: int) -> Step | None:
         """What `Env.step` returned, fresh, if this frame answers request `seq`; else None."""
+        if self._vector is not None:
+            return self._vector.decode(data, seq)
         array = self._observation
         if len(data) != array.size or data[_SEQ] != seq.to_bytes(8, "little"):
             return None
@@ -166,6 +178,86 @@ class _Array:
         if self._is_small:
             return self._decode(bytes(data[self._data_at : self._data_end]), None)
         return self._decode(0, memoryview(data)[self._data_at :])
+
+
+class _VectorPercept:
+    """A PERCEPT of a vector: a frame of which only the bytes of four arrays and the seq vary.
+
+    Where these stand is learnt from frames that `Codec` makes.
+    """
+
+    def __init__(self, sid: int, observation: SpaceCodec, num_envs: int) -> None:
+        assert observation.array is not None
+        dtype, shape, _ = observation.array
+        self._kinds = [(dtype, shape), (_REWARD, (num_envs,)), *[(_BOOL, (num_envs,))] * 2]
+        codec = Codec(observation)
+
+        def frame(filled: int) -> bytes:
+            """The frame in which the bytes of one array are 1 and all others 0."""
+            arrays = [
+                np.full(math.prod(of) * kind.itemsize, index == filled, np.uint8)
+                .view(kind)
+                .reshape(of)
+                for index, (kind, of) in enumerate(self._kinds)
+            ]
+            observations, rewards, terminated, truncated = arrays
+            percept = Percept(observations, rewards, terminated, truncated, {})
+            return bytes(codec.encode(percept, sid, 0))
+
+        blank = frame(-1)
+        self.size = len(blank)
+        ends: list[tuple[int, int, int]] = []
+        for index in range(4):
+            differ = [
+                at for at, (a, b) in enumerate(zip(blank, frame(index), strict=True)) if a != b
+            ]
+            if not differ:  # an array without bytes
+                self.size = -1
+                return
+            ends.append((differ[0], differ[-1] + 1, index))
+        self._places = ends
+        self._constant: list[tuple[int, int, bytes]] = []
+        at = HEADER_SIZE
+        for begin, end, _ in sorted(ends):
+            self._constant.append((at, begin, blank[at:begin]))
+            at = end
+        self._constant.append((at, self.size, blank[at:]))
+        self._order = [index for _, _, index in sorted(ends)]
+        self._prefix = blank[:16]
+
+    def encode(self, step: Step, seq: int) -> Frame | None:
+        info = step[4]
+        if self.size < 0 or type(info) is not dict or info:
+            return None
+        for value, (dtype, shape) in zip(step, self._kinds, strict=False):
+            if (
+                type(value) is not np.ndarray
+                or value.dtype != dtype
+                or value.shape != shape
+                or not value.flags.c_contiguous
+            ):
+                return None
+        parts: list[Any] = [self._prefix, seq.to_bytes(8, "little")]
+        for (_, _, constant), index in zip(self._constant, self._order, strict=False):
+            parts += (constant, step[index])
+        parts.append(self._constant[-1][2])
+        return b"".join(parts)
+
+    def decode(self, data: Frame | memoryview, seq: int) -> Step | None:
+        if len(data) != self.size or data[:16] != self._prefix:
+            return None
+        if data[_SEQ] != seq.to_bytes(8, "little"):
+            return None
+        for begin, end, constant in self._constant:
+            if data[begin:end] != constant:
+                return None
+        arrays = []
+        for (begin, end, _), (dtype, shape) in zip(self._places, self._kinds, strict=True):
+            if dtype is _BOOL and bytes(data[begin:end]).strip(b"\0\1"):
+                return None
+            raw = np.frombuffer(data, np.uint8, end - begin, begin).copy()
+            arrays.append(raw.view(dtype).reshape(shape))
+        return arrays[0], arrays[1], arrays[2], arrays[3], {}
 
 
 def _prefix(sid: int, kind: Kind, flags: int, head_len: int) -> bytes:

@@ -152,3 +152,54 @@ def test_an_act_with_any_byte_changed_is_read_as_the_long_way_reads_it() -> None
 def test_the_common_form_needs_no_space_to_be_refused_elsewhere() -> None:
     with pytest.raises(ProtocolError, match="has no space here"):
         PLAIN.decode(bytes(percept()))
+
+
+@pytest.mark.parametrize("single", [BOX, PICTURE, TWO])
+@pytest.mark.parametrize("num_envs", [1, 3, 600])
+def test_percepts_of_vectors_have_the_bytes_of_the_long_way(
+    single: gymnasium.Space[Any], num_envs: int
+) -> None:
+    space = gymnasium.vector.utils.batch_space(single, num_envs)
+    form = compile(space)
+    short, long = StepCodec(SID, form, form, num_envs), Codec(form, form)
+    rng = np.random.default_rng(1)
+    for _ in range(3):
+        step: Any = (
+            space.sample(),
+            rng.standard_normal(num_envs),
+            rng.random(num_envs) < 0.5,
+            rng.random(num_envs) < 0.5,
+            {},
+        )
+        frame = short.encode_percept(step, SEQ)
+        assert frame is not None
+        assert bytes(frame) == bytes(long.encode(Percept(*step), SID, SEQ))
+        decoded = short.decode_percept(memoryview(frame), SEQ)
+        assert decoded is not None
+        assert_same(decoded, step)
+        assert all(array.flags.writeable for array in decoded[:4])
+        assert short.decode_percept(frame, SEQ + 1) is None
+
+
+def test_a_vector_percept_with_any_byte_changed_is_read_as_the_long_way_reads_it() -> None:
+    space = gymnasium.vector.utils.batch_space(BOX, 2)
+    form = compile(space)
+    short, long = StepCodec(SID, form, form, 2), Codec(form, form)
+    step: Any = (space.sample(), np.ones(2), np.array([True, False]), np.zeros(2, bool), {})
+    frame = bytes(short.encode_percept(step, SEQ) or b"")
+    for at in range(len(frame)):
+        for value in (0, 1, 2, 0x7F, 0xFF):
+            changed = frame[:at] + bytes([value]) + frame[at + 1 :]
+            decoded = short.decode_percept(changed, SEQ)
+            if decoded is None:
+                continue
+            message = long.decode(changed)
+            assert isinstance(message, Percept)
+            expected = (
+                message.observation,
+                message.reward,
+                message.terminated,
+                message.truncated,
+                message.info,
+            )
+            assert_same(decoded, expected)
