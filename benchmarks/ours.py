@@ -42,6 +42,8 @@ def service(
         arguments = ["--address", "it", "--env", env, "--broker", url, "--wait", "10"]
         arguments += ["--max-sessions", str(slots), "--workers", str(workers)]
         arguments += ["--env-kwargs", json.dumps(dict(env_kwargs or {}))]
+        if workers > 1:
+            arguments.append("--pin")
         if way.startswith("direct"):
             arguments += ["--direct", "tcp://127.0.0.1:*"]
         agent = stack.enter_context(_program("env_agent", *arguments))

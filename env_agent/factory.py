@@ -197,7 +197,7 @@ def _check_registered(name: str) -> None:
         spec: EnvSpec = gymnasium.spec(name)
     except gymnasium.error.Error as error:
         raise ConfigurationError(
-            f"There is no environment {name!r} here: {str(error).rstrip('.')}. If another package "
+            f"There is no environment {name!r} here: {str(error).rstrip('.?')}. If another package "
             f"registers it, write --env package:{name}; for a class of your own, "
             f"--env package.module:MyEnv."
         ) from None

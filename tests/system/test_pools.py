@@ -103,6 +103,14 @@ def test_the_sessions_of_one_address_are_spread_over_the_workers(programs: Progr
             ProxyEnv("pool", url)
 
 
+def test_pinned_workers_take_one_processor_each_in_turn(programs: Programs) -> None:
+    _, url = programs.broker()
+    supervisor = pool(programs, url, 2, "--max-sessions", "2", "--pin")
+    pinned = [os.sched_getaffinity(row["pid"]) for row in wait_for_rows(supervisor, "offering", 2)]
+    assert all(len(processors) == 1 for processors in pinned)
+    assert set.union(*pinned) == set(sorted(os.sched_getaffinity(0))[:2])
+
+
 def test_a_killed_worker_harms_only_its_sessions_and_is_replaced(programs: Programs) -> None:
     _, url = programs.broker()
     supervisor = pool(programs, url, 2, "--max-sessions", "2")
