@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import sys
@@ -14,13 +13,14 @@ from broker.policy_file import PolicyFile
 from broker.server import Server
 from protocol import logs
 from protocol.address import DEFAULT_BROKER
+from protocol.command_line import Parser, seconds
 from protocol.errors import ConfigurationError, GymwireError
 from protocol.keys import load
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(
+    made = Parser(
         prog="python -m broker",
         description="Introduce learner agents to env agents, and relay between them.",
     )
@@ -47,7 +47,7 @@ def parser() -> argparse.ArgumentParser:
     )
     made.add_argument(
         "--lease",
-        type=float,
+        type=seconds,
         default=30.0,
         metavar="S",
         help="seconds for which a session waits for a learner that vanished (default 30)",

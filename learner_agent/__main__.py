@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import signal
 import sys
@@ -12,7 +11,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
@@ -20,6 +19,7 @@ from learner_agent import commands
 from learner_agent.terminal import printable
 from protocol import keys, logs
 from protocol.address import DEFAULT_BROKER, check_url, parse_address
+from protocol.command_line import Parser, count, natural, positive_seconds, seconds
 from protocol.errors import EnvironmentFailed, GymwireError, UsageError
 
 PROGRAM = "learner_agent"
@@ -34,14 +34,6 @@ class Interrupted(KeyboardInterrupt):
         self.status = 128 + number
 
 
-class Parser(argparse.ArgumentParser):
-    """Tells a wrong command line in one line, as every other error."""
-
-    def error(self, message: str) -> NoReturn:
-        """Say what was wrong, and end with status 2."""
-        self.exit(2, f"{PROGRAM}: {message.rstrip('.')}. See `{self.prog} --help`.\n")
-
-
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = Parser(
@@ -53,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
     verb = _verb(verbs, "train", commands.train, "train a learner that fits, and report")
     _environment(verb, DEMO_ADDRESS)
     verb.add_argument(
-        "--steps", type=_count, default=20_000, metavar="N", help="steps to train (default 20000)"
+        "--steps", type=count, default=20_000, metavar="N", help="steps to train (default 20000)"
     )
     _seed(verb, "the same seed gives the same result (default: a random one, which is logged)")
     verb.add_argument(
@@ -73,14 +65,14 @@ def parser() -> argparse.ArgumentParser:
     )
     _environment(verb)
     verb.add_argument(
-        "--steps", type=_count, default=2000, metavar="N", help="steps to measure (default 2000)"
+        "--steps", type=count, default=2000, metavar="N", help="steps to measure (default 2000)"
     )
     _seed(verb, "of the random policy")
 
     verb = _verb(verbs, "run", commands.run, "play episodes with a random policy")
     _environment(verb)
     verb.add_argument(
-        "--episodes", type=_count, default=10, metavar="N", help="how many (default 10)"
+        "--episodes", type=count, default=10, metavar="N", help="how many (default 10)"
     )
     _seed(verb, "of the environment and the policy")
     verb.add_argument("--render", action="store_true", help="print each step's picture, as text")
@@ -123,14 +115,14 @@ def _connection(verb: argparse.ArgumentParser) -> None:
     )
     verb.add_argument(
         "--wait",
-        type=_seconds,
+        type=seconds,
         default=0.0,
         metavar="S",
         help="wait this much longer for the broker and the address to appear ('inf': for ever)",
     )
     verb.add_argument(
         "--timeout",
-        type=_positive,
+        type=positive_seconds,
         default=60.0,
         metavar="S",
         help="seconds of silence after which the broker is given up (default 60)",
@@ -140,38 +132,10 @@ def _connection(verb: argparse.ArgumentParser) -> None:
 
 
 def _seed(verb: argparse.ArgumentParser, text: str) -> None:
-    verb.add_argument("--seed", type=_natural, metavar="S", help=text)
+    verb.add_argument("--seed", type=natural, metavar="S", help=text)
 
 
 # --- what an option may be ------------------------------------------------------------------------
-
-
-def _natural(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()):
-        raise argparse.ArgumentTypeError(f"a whole number of 0 or more is needed, not {text!r}")
-    return int(text)
-
-
-def _count(text: str) -> int:
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"a whole number of 1 or more is needed, not {text!r}")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not value >= 0:
-        raise argparse.ArgumentTypeError(f"seconds of 0 or more are needed, not {text!r}")
-    return value
-
-
-def _positive(text: str) -> float:
-    if not (value := _seconds(text)) > 0:
-        raise argparse.ArgumentTypeError("must be more than 0 seconds")
-    return value
 
 
 def _url(text: str) -> str:

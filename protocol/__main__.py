@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from protocol import keys
+from protocol.command_line import Parser
 from protocol.errors import GymwireError
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """The command line."""
-    made = argparse.ArgumentParser(prog="python -m protocol", description="Tools for keys.")
+    made = Parser(prog="python -m protocol", description="Tools for keys.")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     keygen = commands.add_parser("keygen", help="make a key pair for a broker or an agent")
     keygen.add_argument("name", metavar="NAME", help="the files will be NAME.key and NAME.pub")

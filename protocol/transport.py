@@ -462,8 +462,8 @@ def _bind_failure(url: str, error: zmq.ZMQError) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
             f"{url} is in use: another broker, or another program, listens there. Stop it, or "
-            f"choose another port with --bind."
+            f"choose another port."
         )
     if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
         return f"{url} is not an address of this host: bind one that is, or tcp://*:PORT for all."
-    return f"Cannot listen at {url}: {error.strerror}."
+    return f"Cannot listen at {url}: {zmq.strerror(error.errno or 0)}."

@@ -308,7 +308,7 @@ def test_a_port_in_use_is_told(broker_url: str, programs: Programs) -> None:
     assert second.wait() == 2
     assert second.output == [
         f"broker: {broker_url} is in use: another broker, or another program, listens there. "
-        f"Stop it, or choose another port with --bind.\n"
+        f"Stop it, or choose another port.\n"
     ]
 
 
