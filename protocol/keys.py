@@ -106,7 +106,11 @@ def generate(name: str, folder: Path) -> tuple[Path, Path]:
     if public_path.exists():
         raise ConfigurationError(f"{public_path} exists: {_KEPT}")
     _write_new(secret_path, pair, 0o600)
-    _write_new(public_path, f"{_HEADER} public key: give it to your peers\n{lines}", 0o644)
+    try:
+        _write_new(public_path, f"{_HEADER} public key: give it to your peers\n{lines}", 0o644)
+    except ConfigurationError:
+        secret_path.unlink()
+        raise
     return secret_path, public_path
 
 
@@ -117,21 +121,25 @@ def _write_new(path: Path, text: str, mode: int) -> None:
         raise ConfigurationError(f"{path} exists: {_KEPT}") from None
     except OSError as error:
         raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
-    with os.fdopen(descriptor, "w") as file:
-        file.write(text)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+    except OSError as error:  # a full disk: half a key would stand in the way of the next try
+        path.unlink()
+        raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
 
 
 def load(path: Path) -> KeyPair:
     """Read a key pair. Raises ConfigurationError if others can read it, or it is not one."""
     fields = _read(path)
-    if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigurationError(
-            f"{path} can be read by others, so its secret is none: run `chmod 600 {path}`, or make "
-            f"a new key if others may have read it."
-        )
     if "secret" not in fields or "public" not in fields:
         raise ConfigurationError(
             f"{path} holds no secret key. Give the .key file that `python -m protocol keygen` made."
+        )
+    if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigurationError(
+            f"{path} can be read by others, so it may be no secret any more: run `chmod 600 "
+            f"{path}`, or make a new key if others may have read it."
         )
     public, secret = fields["public"], fields["secret"]
     if zmq.curve_public(secret) != public:

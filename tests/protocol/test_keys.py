@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 
@@ -88,3 +89,28 @@ def test_a_pair_of_two_halves_is_refused(tmp_path: Path) -> None:
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="no key file at"):
         load(tmp_path / "nowhere.key")
+
+
+def test_a_public_file_is_told_from_a_secret_one_whoever_can_read_it(tmp_path: Path) -> None:
+    _, public = generate("a", tmp_path)
+    with pytest.raises(ConfigurationError, match="no secret key"):
+        load(public)
+
+
+@pytest.mark.parametrize("full", ["a.key", "a.pub"])
+def test_no_half_of_a_pair_is_left_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    open_file = os.open
+
+    def opened(path: Path, flags: int, mode: int) -> int:
+        descriptor = open_file(path, flags, mode)
+        if path.name != full:
+            return descriptor
+        os.close(descriptor)
+        return open_file("/dev/full", os.O_WRONLY)
+
+    monkeypatch.setattr(os, "open", opened)
+    with pytest.raises(ConfigurationError, match=f"Cannot write .*{full}: No space left"):
+        generate("a", tmp_path)
+    assert list(tmp_path.iterdir()) == []
