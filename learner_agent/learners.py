@@ -68,11 +68,11 @@ def learner_for(
             if int(observation_space.n) * int(action_space.n) <= LARGEST_TABLE:
                 return QLearner(observation_space, action_space, seed=seed)
     raise NoLearnerFits(
-        f"no learner fits the observation space {_shortened(observation_space)} with the action "
+        f"No learner fits the observation space {_shortened(observation_space)} with the action "
         f"space {_shortened(action_space)}. What would fit: Discrete observations and actions, for "
         "Q-learning; or Discrete(1) with MultiDiscrete([goods, prices]), for the price agent; "
         f"either of them with at most {LARGEST_TABLE:,} pairs. For anything else, train a learner "
-        "of your own on learner_agent.ProxyEnv"
+        "of your own on learner_agent.ProxyEnv."
     )
 
 
@@ -94,7 +94,7 @@ def save(learner: Learner, path: str | os.PathLike[str], metadata: Mapping[str, 
         unfinished.replace(path)
     except OSError as error:
         raise ConfigurationError(
-            f"cannot save what was learnt to {os.fspath(path)}: {error.strerror or error}"
+            f"Cannot save what was learnt to {os.fspath(path)}: {error.strerror or error}."
         ) from error
 
 
@@ -105,9 +105,13 @@ def load(learner: Learner, path: str | os.PathLike[str]) -> dict[str, Any]:
     """
     try:
         # Opened here, because np.load leaves a file open in which it finds a broken archive.
-        with Path(path).open("rb") as opened, np.load(opened, allow_pickle=False) as file:
-            metadata = json.loads(str(file["metadata"]))
-            state = {name: file[name] for name in learner.state()}
+        with Path(path).open("rb") as opened:
+            if not zipfile.is_zipfile(opened):  # NumPy's own words would advise to unpickle it
+                raise ValueError("it is no .npz file")
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                metadata = json.loads(str(file["metadata"]))
+                state = {name: file[name] for name in learner.state()}
         kind = type(learner).__name__
         if metadata["learner"] != kind:
             raise ValueError(f"it was learnt by a {metadata['learner']}, not by a {kind}")
@@ -123,7 +127,7 @@ def load(learner: Learner, path: str | os.PathLike[str]) -> dict[str, Any]:
         learner.restore(state)
     except OSError as error:
         raise ConfigurationError(
-            f"cannot read {os.fspath(path)}: {error.strerror or error}"
+            f"Cannot read {os.fspath(path)}: {error.strerror or error}."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigurationError(

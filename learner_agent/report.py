@@ -164,7 +164,7 @@ def plot(result: TrainingResult, learner: Learner, path: str | os.PathLike[str])
             figure.savefig(path)
         except (OSError, ValueError) as error:
             raise ConfigurationError(
-                f"cannot write a plot to {os.fspath(path)}: {error}"
+                f"Cannot write a plot to {os.fspath(path)}: {error}"
             ) from error
 
 

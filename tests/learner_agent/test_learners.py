@@ -107,7 +107,7 @@ NOTE = np.array('{"learner": "PriceAgent"}')
     [
         (b"", "No data left|not hold"),
         (b"no archive at all", "pickled|not hold"),
-        (pickle.dumps({"a": 1}), "pickled"),
+        (pickle.dumps({"a": 1}), "no .npz file"),
         (npz(a=ONES, b=ONES), "metadata"),
         (npz(a=ONES, metadata=NOTE), "b"),
         (npz(a=ONES, b=ONES, metadata=np.array("[]")), "not hold"),

@@ -162,5 +162,5 @@ def test_a_plot_needs_matplotlib_and_says_how_to_get_it(
 def test_a_plot_that_cannot_be_written_is_an_error_naming_the_file(
     tmp_path: Path, name: str
 ) -> None:
-    with pytest.raises(ConfigurationError, match=f"cannot write a plot to .*{name}"):
+    with pytest.raises(ConfigurationError, match=f"Cannot write a plot to .*{name}"):
         plot(result_of([1.0]), market()[0], tmp_path / name)
