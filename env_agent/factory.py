@@ -43,7 +43,7 @@ class Factory:
         made = self.make_one(**merged)
         if not isinstance(made, gymnasium.Env):
             raise ConfigurationError(
-                f"{self.name} returned a {type(made).__name__}, not a gymnasium.Env: check the "
+                f"{self.name} returned {type(made).__name__}, not a gymnasium.Env: check the "
                 f"class or factory that the env agent was started with."
             )
         return made
@@ -129,7 +129,7 @@ def _from_factory(
     made = make(num_envs=num_envs, **kwargs)
     if not isinstance(made, VectorEnv):
         raise ConfigurationError(
-            f"{name} returned a {type(made).__name__}, not a gymnasium.vector.VectorEnv: check the "
+            f"{name} returned {type(made).__name__}, not a gymnasium.vector.VectorEnv: check the "
             f"class or factory that the env agent was started with."
         )
     has = made.metadata.get("autoreset_mode")

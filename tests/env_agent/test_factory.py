@@ -79,7 +79,7 @@ def test_what_cannot_be_found_is_refused_saying_what_to_do(name: str, why: str) 
 
 
 def test_a_factory_must_return_an_environment() -> None:
-    with pytest.raises(ConfigurationError, match=r"returned a int, not a gymnasium\.Env"):
+    with pytest.raises(ConfigurationError, match=r"returned int, not a gymnasium\.Env"):
         resolve("mine:no_env", {}).make(None, {})
 
 
