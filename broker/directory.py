@@ -65,7 +65,8 @@ def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer
         slots = sum(peer.offers[name].capacity for peer in offering)
         raise Unavailable(
             Code.NO_FREE_SLOT,
-            f"All {slots} slots of {str(address)!r} are in use: wait until a session ends, or "
+            f"{'The only slot' if slots == 1 else f'All {slots} slots'} of {str(address)!r} "
+            f"{'is' if slots == 1 else 'are'} in use: wait until a session ends, or "
             f"start another env agent for this address (or give this one more --max-sessions).",
             slots=slots,
         )

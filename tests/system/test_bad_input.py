@@ -121,7 +121,7 @@ def test_taken_slots_are_told(broker_url: str, programs: Programs) -> None:
     )
     with (
         ProxyEnv("scarce", broker_url),
-        pytest.raises(NoFreeSlot, match="All 1 slots of 'scarce' are in use"),
+        pytest.raises(NoFreeSlot, match="The only slot of 'scarce' is in use"),
     ):
         ProxyEnv("scarce", broker_url)
 
