@@ -45,6 +45,7 @@ TIMERS_S = 0.1  # how often timers get their turn even when the socket never res
 HELLO_AGAIN_S = 1.0  # how long offers may take to stand before HELLO is said again
 PING_S = 1.0  # how often a loop asks whether the broker still knows it
 AWAY_S = 300.0  # sessions end when the broker has been away for so long
+SILENT_S = 3.0  # a broker that is waited for is missed aloud after so long
 
 
 class InStep(NamedTuple):
@@ -105,7 +106,8 @@ class Loop:
         self._offers = offers
         self._paths = self._make_paths()
         self._dealer = self._paths.dealer
-        deadline = time.monotonic() + wait_s
+        began = time.monotonic()
+        deadline, silent_until = began + wait_s, began + SILENT_S
         self._awaited = {offer.address for offer in offers}
         greeted = False
         while self._awaited:
@@ -128,6 +130,9 @@ class Loop:
                     f"No broker answers at {self._dealer.url} (waited {wait_s:g} s). Start one "
                     f"with `python -m broker`, check --broker, or give --wait SECONDS."
                 )
+            if time.monotonic() > silent_until:
+                silent_until = deadline
+                self._log.info("no broker yet", broker=self._dealer.url, waiting_s=wait_s)
         self._dealer.link_events()  # the connection just made is no news any more
         return True
 

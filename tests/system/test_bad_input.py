@@ -303,6 +303,12 @@ def test_nothing_happens_to_a_training_when_its_broker_is_restarted(programs: Pr
                 assert_same(env.reset(), local.reset())
 
 
+def test_an_env_agent_that_waits_for_its_broker_says_so(programs: Programs) -> None:
+    offer = ("--address", "early", "--env", "CartPole-v1")
+    waiting = programs.start("env_agent", "--broker", "tcp://127.0.0.1:1", "--wait", "60", *offer)
+    assert waiting.wait_for("no broker yet")["broker"] == "tcp://127.0.0.1:1"
+
+
 def test_a_port_in_use_is_told(broker_url: str, programs: Programs) -> None:
     second = programs.start("broker", "--bind", broker_url)
     assert second.wait() == 2
