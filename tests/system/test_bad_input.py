@@ -304,8 +304,8 @@ def test_nothing_happens_to_a_training_when_its_broker_is_restarted(programs: Pr
 
 
 def test_an_env_agent_that_waits_for_its_broker_says_so(programs: Programs) -> None:
-    offer = ("--address", "early", "--env", "CartPole-v1")
-    waiting = programs.start("env_agent", "--broker", "tcp://127.0.0.1:1", "--wait", "60", *offer)
+    options = ("--address", "early", "--env", "CartPole-v1", "--log-format", "json")
+    waiting = programs.start("env_agent", "--broker", "tcp://127.0.0.1:1", "--wait", "60", *options)
     assert waiting.wait_for("no broker yet")["broker"] == "tcp://127.0.0.1:1"
 
 
