@@ -24,6 +24,7 @@ from protocol.messages import (
     Code,
     Error,
     Hello,
+    Kind,
     Message,
     Open,
     Opened,
@@ -138,9 +139,14 @@ class Speaker:
         self._dealer = Dealer(broker)
         self._sid = 0
         token, nonce = os.urandom(16), os.urandom(16)
-        assert isinstance(self.request(Hello(Role.LEARNER, token, "test", "here"), 1)[0], Welcome)
-        opened, frame = self.request(Open("corridor", nonce), 2)
-        assert isinstance(opened, Opened)
+        try:
+            welcome, _ = self.request(Hello(Role.LEARNER, token, "test", "here"), 1)
+            assert isinstance(welcome, Welcome)
+            opened, frame = self.request(Open("corridor", nonce), 2)
+            assert isinstance(opened, Opened)
+        except BaseException:
+            self._dealer.close()
+            raise
         self._sid = codec.read_header(frame).sid
 
     def request(self, message: Message, seq: int) -> tuple[Message, bytes]:
@@ -149,9 +155,12 @@ class Speaker:
         deadline = time.monotonic() + PATIENCE_S
         while not self._dealer.send(frame, wait=True):
             assert time.monotonic() < deadline
-        while (data := self._dealer.receive()) is None:
+        while True:
             assert time.monotonic() < deadline
-        return CODEC.decode(data), bytes(data)
+            data = self._dealer.receive()
+            # A broker may PING at any time, to see whether somebody is there.
+            if data is not None and codec.read_header(data).kind is not Kind.PING:
+                return CODEC.decode(data), bytes(data)
 
     def close(self) -> None:
         self._dealer.send(PLAIN.encode(Bye()))
