@@ -11,7 +11,6 @@ import platform
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -192,6 +191,3 @@ def _advertised_host(url: str, broker: str) -> str:
             f"({error.strerror}); name it: --direct tcp://HOST:PORT."
         ) from None
     return f"[{name}]" if ":" in name else name
-
-
-MakePaths = Callable[[int], Paths]
