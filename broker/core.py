@@ -139,16 +139,12 @@ class Core:
 
         Reads the header and the sender only.
         """
-        lead = bytes(data[:16])
-        if lead[:3] not in _RELAYED or len(data) < codec.HEADER_SIZE:
+        if len(data) < codec.HEADER_SIZE:
             return None
-        route = self._routes.get(rid + lead[8:])
-        if route is None or route.key != key or route.metered:
+        route = self._routes.get(rid + data[8:16])
+        if route is None or route.key != key or bytes(data[:3]) not in _RELAYED:
             return None
-        session = route.session
-        if not session.is_open:
-            return None
-        session.frames += 1
+        route.session.frames += 1
         return route.rid
 
     # --- everything else --------------------------------------------------------------------------
@@ -552,7 +548,7 @@ class Core:
         if session is None or session.loop is not peer or session.learner is None:
             return [self._send(peer.rid, Gone("the learner has left"), header.sid)]
         if not session.is_open:
-            session.is_open = True
+            self.tables.open(session)
             self._note("session opened", address=session.address, host=peer.host)
         return [Send(session.learner.rid, data)]
 

@@ -57,12 +57,11 @@ class Session:
 
 @dataclass(slots=True, eq=False)
 class Route:
-    """Where a frame of one sender in one session goes."""
+    """Where a frame of one sender in one session goes, unread."""
 
     session: Session
     rid: bytes  # the receiver's
     key: bytes | None  # the sender's
-    metered: bool  # the learner's key has limits
 
 
 class Tables:
@@ -112,6 +111,11 @@ class Tables:
         self.by_nonce[session.nonce] = session
         self.sessions_of[session.learner_identity] += 1
         session.loop.sessions.add(session.sid)
+        self._link(session)
+
+    def open(self, session: Session) -> None:
+        """Its environment is there."""
+        session.is_open = True
         self._link(session)
 
     def bind_learner(self, session: Session, learner: Peer) -> None:
@@ -192,12 +196,16 @@ class Tables:
             self._link(session)
 
     def _link(self, session: Session) -> None:
+        """Frames of an open session need no look, but for those of a learner with limits."""
         sid = session.sid.to_bytes(8, "little")
         loop, learner = session.loop, session.learner
-        if learner is not None:
-            metered = learner.rights.metered
-            self.routes[learner.rid + sid] = Route(session, loop.rid, learner.key, metered)
-            self.routes[loop.rid + sid] = Route(session, learner.rid, loop.key, metered)
+        if learner is None or not session.is_open:
+            return
+        if learner.rights.metered:
+            self._unlink(session)
+        else:
+            self.routes[learner.rid + sid] = Route(session, loop.rid, learner.key)
+            self.routes[loop.rid + sid] = Route(session, learner.rid, loop.key)
 
     def _unlink(self, session: Session) -> None:
         sid = session.sid.to_bytes(8, "little")

@@ -18,7 +18,7 @@ from broker.policy_file import PolicyFile
 from protocol import stamps
 from protocol.codec import TIMED
 from protocol.keys import KeyPair, identity
-from protocol.transport import MAX_MESSAGE, TICK_MS, Delivery, Received, Router
+from protocol.transport import MAX_MESSAGE, TICK_MS, Delivery, Router, fd_of, public_key_of
 
 STOPPED_S = 2.0  # a gap between two ticks that shows that this process was frozen
 
@@ -76,30 +76,27 @@ class Server:
 
     def _serve(self) -> None:
         """What comes until timers are due, or until the socket has rested for a tick."""
-        router, relay, keyed = self._router, self.core.relay, self._keyed
-        clock, until = time.monotonic, self._next_timers
+        receive, send, relay = self._router.receive, self._router.send, self.core.relay
+        clock, until, keyed, done = time.monotonic, self._next_timers, self._keyed, Delivery.DONE
         while clock() < until:
-            received = router.receive()
+            received = receive()
             if received is None:
                 return
-            data = received.data
-            key = received.public_key if keyed else None
+            rid, origin, data = received
+            key = public_key_of(origin) if keyed else None
             at = time.monotonic_ns() if len(data) > 3 and data[3] & TIMED else 0
-            to = relay(received.rid, data, key)
+            to = relay(rid, data, key)
             if to is None:
-                self._look_at(received, data, key, at)
+                sender = Sender(rid, fd_of(origin), key, "" if key is None else identity(key))
+                self._look_at(sender, data, at)
                 continue
-            frame = stamps.passed(data, at, time.monotonic_ns) if at else data
-            delivery = router.send(to, frame)
-            if delivery is not Delivery.DONE:
-                full = delivery is Delivery.FULL
-                now = time.monotonic()
-                self._deliver(self.core.undelivered(to, data, received.rid, full, now))
+            relayed = stamps.passed(data, at, time.monotonic_ns) if at else data
+            delivery = send(to, relayed)
+            if delivery is not done:
+                full, now = delivery is Delivery.FULL, time.monotonic()
+                self._deliver(self.core.undelivered(to, data, rid, full, now))
 
-    def _look_at(
-        self, received: Received, data: bytes | memoryview, key: bytes | None, at: int
-    ) -> None:
-        sender = Sender(received.rid, received.fd, key, "" if key is None else identity(key))
+    def _look_at(self, sender: Sender, data: bytes | memoryview, at: int) -> None:
         sends = self.core.receive(sender, data, time.monotonic())
         if at:  # of a learner with limits
             sends = [

@@ -23,6 +23,7 @@ from env_agent.hosted_vector import HostedVector
 from env_agent.session import Session, Verdict
 from protocol import generators, seal, spaces, values, vector_infos
 from protocol.codec import PLAIN, Codec, Frame, Header
+from protocol.dialogue import State
 from protocol.errors import ConfigurationError, EncodingError, ProtocolError
 from protocol.keys import KeyPair
 from protocol.messages import (
@@ -46,7 +47,7 @@ from protocol.messages import (
 from protocol.messages import Frame as RenderFrame
 from protocol.seal import Seal, SealedCodec
 from protocol.space_codecs import MISFIT
-from protocol.step_codec import StepCodec
+from protocol.step_codec import StepCodec, compile_steps
 
 # Attributes that may be read, written or called from afar, beside those of `--allow`.
 ATTRIBUTES = (
@@ -228,7 +229,7 @@ class Host:
             on_opaque=on_opaque,
         )
         # The short way for steps has no tags.
-        steps = StepCodec(sid, observation, action, wish.num_envs) if sealed is None else None
+        steps = compile_steps(sid, observation, action, wish.num_envs) if sealed is None else None
         return opened, codec, steps
 
     def close(self, sid: int) -> Session | None:
@@ -274,7 +275,7 @@ class Host:
         """
         session = slot.session
         steps = slot.steps
-        if steps is None or not session.awaits_step(seq):
+        if steps is None or seq != session.last + 1 or session.state is not State.EPISODE:
             return None
         action = steps.decode_act(data)
         if action is MISFIT:
@@ -289,7 +290,7 @@ class Host:
             if stamp is not None:
                 stamp()
             if type(step) is tuple and len(step) == 5:
-                frame = steps.encode_percept(step, seq)
+                frame = steps.encode_percept(step, bytes(data[16:24]))
                 if frame is not None:
                     session.stepped(seq, data, frame)
                     return frame

@@ -38,7 +38,7 @@ from protocol.messages import (
     Welcome,
     Withdraw,
 )
-from protocol.transport import Received
+from protocol.transport import Origin
 
 _tuple = tuple.__new__  # a NamedTuple without the Python function in between
 TIMERS_S = 0.1  # how often timers get their turn even when the socket never rests
@@ -157,6 +157,7 @@ class Loop:
 
     def _serve(self) -> None:
         paths, host, slots, by_key = self._paths, self.host, self.host.slots, self.host.by_key
+        direct = paths.direct
         clock = time.monotonic
         until = clock() + TIMERS_S
         receive = self._receive_watched if self._watch.is_on() else paths.receive
@@ -166,9 +167,11 @@ class Loop:
             if arrived is None:
                 return
             now = clock()
-            way, data, received = arrived
+            way, origin, data = arrived
             slot = by_key.get(bytes(data[8:16]))
-            if slot is not None and (received is None or paths.allows(received, slot.session.sid)):
+            if slot is not None and (
+                direct is None or not way or direct.allows(slot.session.sid, way, origin)
+            ):
                 seq = int.from_bytes(data[16:24], "little")
                 slot.heard = now
                 self.in_step = _tuple(InStep, (slot.session.sid, seq, now))
@@ -183,7 +186,7 @@ class Loop:
                     continue
             try:
                 header = codec.read_header(data)
-                if received is not None and not self._admit(received, header, data):
+                if origin is not None and not self._admit(way, origin, header, data):
                     continue
                 kind = header.kind
                 slot = slots.get(header.sid) if kind < 16 and kind is not Kind.ERROR else None
@@ -244,12 +247,12 @@ class Loop:
         slot.replied = time.monotonic_ns()
         return reply
 
-    def _admit(self, received: Received, header: Header, data: bytes | memoryview) -> bool:
+    def _admit(self, rid: bytes, origin: Origin, header: Header, data: bytes | memoryview) -> bool:
         """Whether a direct frame is a request of a session that is bound to its connection."""
         direct = self._paths.direct
         assert direct is not None
         slot = self.host.slots.get(header.sid)
-        if slot is not None and header.kind < 16 and direct.allows(received, header.sid):
+        if slot is not None and header.kind < 16 and direct.allows(header.sid, rid, origin):
             return True
         reply: Message = Busy(BusyReason.HELLO, 0.0)
         if slot is None:
@@ -257,11 +260,11 @@ class Loop:
         elif header.kind is Kind.RESUME:
             resume = PLAIN.decode(data, header)
             assert isinstance(resume, Resume)
-            if direct.attach(slot.session, resume.nonce, received):
+            if direct.attach(slot.session, resume.nonce, rid, origin):
                 reply = Resumed()
             else:
                 reply = Error(Code.DENIED, "This session belongs to another learner.")
-        direct.router.send(received.rid, PLAIN.encode(reply, header.sid, header.seq))
+        direct.router.send(rid, PLAIN.encode(reply, header.sid, header.seq))
         return False
 
     def _control(self, header: Header, data: bytes | memoryview) -> None:

@@ -19,15 +19,15 @@ from protocol.address import is_local
 from protocol.codec import Frame
 from protocol.errors import ConfigurationError
 from protocol.keys import KeyPair, identity
-from protocol.transport import Dealer, Received, Router, wait_for
+from protocol.transport import Dealer, Origin, Received, Router, public_key_of, wait_for
 
-RELAY = b""  # the way through the broker
+RELAY = b""  # the way through the broker; a direct one is its connection's routing id
 DIRECT_TICK_MS = 20  # how often the broker is looked at while all sessions are direct
 LOOK_EVERY = 64  # direct frames after which the broker is looked at all the same
 
 
-# The way that a frame came, the frame, and of a direct one, what is known of its sender.
-Arrived = tuple[bytes, bytes | memoryview, Received | None]
+# The way that a frame came, what libzmq knows of a direct one, and the frame.
+Arrived = Received | tuple[bytes, None, bytes | memoryview]
 
 
 class DirectSettings(NamedTuple):
@@ -69,15 +69,16 @@ class DirectEndpoint:
         # by sid: the connection that the session is bound to, and its key
         self.attached: dict[int, tuple[bytes, bytes | None]] = {}
 
-    def attach(self, session: Session, nonce: bytes, received: Received) -> bool:
+    def attach(self, session: Session, nonce: bytes, rid: bytes, origin: Origin) -> bool:
         """Bind the session to this connection if it is its learner's."""
         if not hmac.compare_digest(nonce, session.nonce):
             return False
+        key = None
         if self._key is not None:
-            key = received.public_key
+            key = public_key_of(origin)
             if key is None or identity(key) != session.learner:
                 return False
-        self.attached[session.sid] = (received.rid, received.public_key)
+        self.attached[session.sid] = (rid, key)
         return True
 
     def expect(self, sid: int, learner: str) -> None:
@@ -88,12 +89,12 @@ class DirectEndpoint:
         """Whether this key is that of a session's learner. Asked in another thread."""
         return identity(key) in tuple(self._expected.values())
 
-    def allows(self, received: Received, sid: int) -> bool:
+    def allows(self, sid: int, rid: bytes, origin: Origin | None) -> bool:
         """Whether this connection is the session's; a routing id alone does not show that."""
         bound = self.attached.get(sid)
-        if bound is None or bound[0] != received.rid:
+        if bound is None or bound[0] != rid:
             return False
-        return self._key is None or bound[1] == received.public_key
+        return self._key is None or (origin is not None and bound[1] == public_key_of(origin))
 
     def detach(self, sid: int) -> None:
         """The session has ended."""
@@ -126,34 +127,29 @@ class Paths:
         """
         direct = self.direct
         if direct is None:
-            data = self.dealer.receive()
-            return None if data is None else (RELAY, data, None)
-        if 0 < sessions == len(direct.attached):
-            self._turn += 1
-            if self._turn % LOOK_EVERY or not self.dealer.poll():
-                received = direct.router.receive()
-                if received is not None:
-                    return received.rid, received.data, received
-                if not self.dealer.poll():
-                    return None
-            data = self.dealer.receive()
-            return None if data is None else (RELAY, data, None)
-        match wait_for(self.dealer, direct.router):
+            return self._relayed()
+        router = direct.router
+        if sessions and sessions == len(direct.attached):
+            self._turn = turn = (self._turn + 1) % LOOK_EVERY
+            if turn or not self.dealer.poll():
+                received = router.receive()
+                if received is not None or not self.dealer.poll():
+                    return received
+            return self._relayed()
+        match wait_for(self.dealer, router):
             case "first":
-                data = self.dealer.receive()
-                return None if data is None else (RELAY, data, None)
+                return self._relayed()
             case "second":
-                received = direct.router.receive()
-                return None if received is None else (received.rid, received.data, received)
+                return router.receive()
         return None
 
-    def allows(self, received: Received, sid: int) -> bool:
-        """Whether a direct frame came over the connection that the session is bound to."""
-        return self.direct is not None and self.direct.allows(received, sid)
+    def _relayed(self) -> Arrived | None:
+        data = self.dealer.receive()
+        return None if data is None else (RELAY, None, data)
 
     def send(self, way: bytes, frame: Frame) -> None:
         """Send a reply the way its request came; if that is gone, the learner will ask again."""
-        if way == RELAY:
+        if not way:
             self.dealer.send(frame)
         elif self.direct is not None:
             self.direct.router.send(way, frame)

@@ -39,12 +39,8 @@ class Session:
         self._request: Frame | memoryview = b""
         self._executing: tuple[Kind, int, Frame | memoryview] | None = None
 
-    def awaits_step(self, seq: int) -> bool:
-        """Whether an ACT of this number is new and legal now."""
-        return seq == self.last + 1 and self.state is dialogue.State.EPISODE
-
     def stepped(self, seq: int, request: Frame | memoryview, frame: Frame) -> None:
-        """The ACT that `awaits_step` let through was answered with this frame: a PERCEPT."""
+        """The ACT that was next was answered with this frame: a PERCEPT."""
         self.last, self._request, self.answer = seq, request, frame
         self.steps += 1
 

@@ -7,7 +7,7 @@ A reply is matched by its number, never assumed: what answers an older request i
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from protocol import dialogue
 from protocol.codec import PLAIN, Frame, Header
@@ -32,8 +32,11 @@ PING_S = 1.0
 UNWATCHED_S = 2.0  # a PING overdue for longer says that nobody has looked in the meantime
 
 
-@dataclass(slots=True)
-class Pending:
+_EPISODE = dialogue.State.EPISODE
+_tuple = tuple.__new__  # a NamedTuple without the Python function in between
+
+
+class Pending(NamedTuple):
     """A request that was sent and not answered yet."""
 
     kind: Kind
@@ -66,7 +69,6 @@ class Exchange:
         self._timeout_s = timeout_s
         self._rng = rng
         self._abandoned: list[Pending] = []
-        self._sent = 0.0
         self._armed = 0  # the request for which the timers below are set
         self._heard = 0.0
         self._resend_at = 0.0
@@ -91,10 +93,7 @@ class Exchange:
         pending = self.pending
         if pending is not None:
             if kind not in (Kind.RESET, Kind.CLOSE):
-                raise MoveError(
-                    f"The {_verb(pending.kind)} before is still under way. Call it again, with the "
-                    f"same arguments, to go on waiting for its answer; or call reset() or close()."
-                )
+                raise MoveError(still_under_way(pending.kind))
             self._abandoned.append(pending)
             self.pending = None
         return self.seq + 1
@@ -116,8 +115,9 @@ class Exchange:
 
     def next_step(self) -> int:
         """The number of a new ACT if one is legal and nothing is pending, else 0: use `begin`."""
-        free = self.pending is None and self.lost is None
-        return self.seq + 1 if free and self.state is dialogue.State.EPISODE else 0
+        if self.pending is None and self.lost is None and self.state is _EPISODE:
+            return self.seq + 1
+        return 0
 
     def stepped(self) -> None:
         """The pending request, an ACT, was answered by a PERCEPT."""
@@ -125,18 +125,16 @@ class Exchange:
         if self._abandoned:
             self._abandoned.clear()
 
-    def sent(self, kind: Kind, seq: int, frame: Frame, now: float) -> None:
+    def sent(self, kind: Kind, seq: int, frame: Frame) -> None:
         """The request went out (or will, with the next resend)."""
         self.seq = seq
-        self.pending = Pending(kind, seq, frame)
-        self._sent = now
+        self.pending = _tuple(Pending, (kind, seq, frame))
 
-    def _arm(self) -> None:
+    def _arm(self, now: float) -> None:
         """Set the timers of the pending request, now that it has not been answered at once."""
         if self._armed == self.seq:
             return
         self._armed = self.seq
-        now = self._sent
         self.in_step_s = None
         self._heard = now
         self._resend_s = RESEND_S
@@ -152,7 +150,7 @@ class Exchange:
         Raises EnvironmentLost, or ProtocolError if the other side broke the protocol.
         """
         kind, pending = header.kind, self.pending
-        self._arm()
+        self._arm(now)
         if kind < 16:
             if pending is None or header.seq != pending.seq:
                 return self._stray(header, data)
@@ -232,13 +230,13 @@ class Exchange:
 
     def relinked(self, now: float) -> None:
         """The connection was made anew: say RESUME, then send the pending request again."""
-        self._arm()
+        self._arm(now)
         self.resuming = True
         self._resend_at = now
 
     def resend(self, now: float) -> None:
         """The way to the agent has changed: send the pending request again at once."""
-        self._arm()
+        self._arm(now)
         self._resend_at = now
 
     def tick(self, now: float) -> tuple[bool, list[Frame]]:
@@ -248,7 +246,7 @@ class Exchange:
         """
         if self.pending is None:
             return False, []
-        self._arm()
+        self._arm(now)
         if now - self._ping_at > UNWATCHED_S:  # frozen, or not waiting: it cannot tell silence
             self._heard = now
         if now - self._heard > self._timeout_s:
@@ -277,8 +275,16 @@ class Exchange:
 
     def keep_waiting(self, now: float) -> None:
         """The caller waits on for the pending request: the silence counts from now."""
-        self._arm()
+        self._arm(now)
         self._heard = now
+
+
+def still_under_way(kind: Kind) -> str:
+    """Why nothing else can be asked for before the request of this kind is through."""
+    return (
+        f"The {_verb(kind)} before is still under way. Call it again, with the same arguments, to "
+        f"go on waiting for its answer; or call reset() or close()."
+    )
 
 
 def _verb(kind: Kind) -> str:

@@ -288,7 +288,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         kwargs = {
             k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in self._kwargs.items()
         }
-        pending = exchange.pending is not None
+        pending = self._session.pending
         return values.encode(
             {
                 "kwargs": kwargs,

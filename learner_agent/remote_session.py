@@ -10,7 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from learner_agent.direct import ATTACH_S, DirectLink
-from learner_agent.exchange import Exchange
+from learner_agent.exchange import Exchange, Pending, still_under_way
 from learner_agent.failures import error_for
 from learner_agent.timings import Timings, apportion, waited
 from protocol import codec, logs, spaces, stamps
@@ -23,6 +23,7 @@ from protocol.errors import (
     Denied,
     EnvironmentLost,
     GymwireError,
+    MoveError,
     RequestTimeout,
 )
 from protocol.keys import identity
@@ -40,14 +41,14 @@ from protocol.messages import (
     Resume,
 )
 from protocol.seal import Seal, SealedCodec
-from protocol.step_codec import Step, StepCodec
+from protocol.step_codec import Step, compile_steps
 from protocol.transport import TICK_MS, Dealer, wait_among
 
 if TYPE_CHECKING:
     from learner_agent.channel import Channel
 
 CONNECT_S = 2.5  # how long a direct connection may take that must be
-LOOK_S = 0.25  # how often a direct session looks at its connections
+LOOK_EVERY = 64  # steps after which a direct session looks at its connections
 PROBE_SEQ = 2**62  # a request number that is never next
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
 SMALL = 64 * 1024  # requests up to this size are below every broker's limit
@@ -71,7 +72,9 @@ class RemoteSession:
         action = spaces.compile(self.action_space)
         self._codec = (Codec if seal is None else partial(SealedCodec, seal))(observation, action)
         # The short way for steps has no tags.
-        self._steps = StepCodec(sid, observation, action, wish.num_envs) if seal is None else None
+        self._steps = (
+            compile_steps(sid, observation, action, wish.num_envs) if seal is None else None
+        )
         self.exchange = Exchange(
             sid,
             wish.nonce,
@@ -80,8 +83,9 @@ class RemoteSession:
             rng=random.Random(secrets.randbits(64)),
         )
         self._reply: tuple[Header, bytes | memoryview] | None = None
+        self._answered: Pending | None = None  # what `_reply` answers
         self._direct: DirectLink | None = None
-        self._look_at = 0.0
+        self.way: Dealer = channel.dealer  # the connection that requests take at present
         self._closed = False
         self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
 
@@ -97,6 +101,7 @@ class RemoteSession:
                 link = DirectLink(offer, self.sid, self.wish.nonce, key)
                 if link.attach(CONNECT_S if required else ATTACH_S):
                     self._direct = link
+                    self.way = link.dealer
                     return
         except GymwireError as error:
             why = str(error)
@@ -145,22 +150,26 @@ class RemoteSession:
 
     def step(self, action: Any, timeout_s: float | None = None) -> Step:
         """`request` for an ACT: what `Env.step` returned, without detours where that can be."""
-        exchange = self.exchange
+        exchange, steps = self.exchange, self._steps
         seq = exchange.next_step()
-        steps = self._steps
-        frame = steps.encode_act(action, seq) if steps and seq and timeout_s is None else None
-        if steps is None or frame is None or len(frame) > SMALL:
-            self.begin(Act(action))
-        else:
-            self._begin(Kind.ACT, seq, frame)
-            way = self.way
-            data = way.receive()
-            if data is not None:
-                step = steps.decode_percept(data, seq)
-                if step is not None:
-                    exchange.stepped()
-                    return step
-                self._arrived(data)
+        if seq and steps is not None and timeout_s is None and self._reply is None:
+            number = seq.to_bytes(8, "little")
+            frame = steps.encode_act(action, number)
+            if frame is not None and len(frame) <= SMALL:
+                exchange.sent(Kind.ACT, seq, frame)
+                if not seq % LOOK_EVERY and self._direct is not None:
+                    self._look_around(time.monotonic())
+                way = self.way
+                way.send(frame)
+                data = way.receive()
+                if data is not None:
+                    step = steps.decode_percept(data, number)
+                    if step is not None:
+                        exchange.stepped()
+                        return step
+                    self._arrived(data)
+                return _step_of(self.finish())
+        self.begin(Act(action))
         return _step_of(self.finish(timeout_s))
 
     @property
@@ -177,8 +186,9 @@ class RemoteSession:
             return self.step(action), None
         assert self._steps is not None
         began = time.monotonic_ns()
-        seq = self.exchange.begin(Kind.ACT)
-        plain = self._steps.encode_act(action, seq)
+        seq = self._next(Kind.ACT)
+        number = seq.to_bytes(8, "little")
+        plain = self._steps.encode_act(action, number)
         if plain is None:
             plain = self._codec.encode(Act(action), self.sid, seq)
         frame = stamps.ask(plain)
@@ -190,7 +200,7 @@ class RemoteSession:
         step = None
         if data is not None and data[2] == Kind.PERCEPT and data[3] & TIMED:
             reply, taken = stamps.answered(data)
-            step = self._steps.decode_percept(reply, seq)
+            step = self._steps.decode_percept(reply, number)
         if step is not None:
             self.exchange.stepped()
         else:
@@ -217,20 +227,27 @@ class RemoteSession:
         """Send a request without waiting. The same request again, while pending, waits on."""
         kind = KINDS[type(message)]
         exchange = self.exchange
-        pending = exchange.pending
+        pending = exchange.pending or self._answered
         if pending is not None and pending.kind is kind:
             again = self._codec.encode(message, self.sid, pending.seq)
             if again == pending.frame:
                 exchange.keep_waiting(time.monotonic())
                 return
-        seq = exchange.begin(kind)
+        seq = self._next(kind)
         frame = None
         if self._steps is not None and type(message) is Act:
-            frame = self._steps.encode_act(message.action, seq)
+            frame = self._steps.encode_act(message.action, seq.to_bytes(8, "little"))
         if frame is None:
             frame = self._codec.encode(message, self.sid, seq)
         self._check_size(kind, frame)
         self._begin(kind, seq, frame)
+
+    def _next(self, kind: Kind) -> int:
+        """The number of a new request; MoveError while one is under way, or not yet taken."""
+        # Its answer has come while another session of this channel was waited for.
+        if self._answered is not None and kind not in (Kind.RESET, Kind.CLOSE):
+            raise MoveError(still_under_way(self._answered.kind))
+        return self.exchange.begin(kind)
 
     def _check_size(self, kind: Kind, frame: Frame) -> None:
         limit = self.channel.welcome.max_message if self.channel.welcome else 0
@@ -240,26 +257,23 @@ class RemoteSession:
             )
 
     def _begin(self, kind: Kind, seq: int, frame: Frame) -> None:
-        self._reply = None
-        now = time.monotonic()
-        self.exchange.sent(kind, seq, frame, now)
-        if self._direct is not None and now >= self._look_at:
-            self._look_around(now)
-        self._send(frame)
+        self._reply = self._answered = None
+        self.exchange.sent(kind, seq, frame)
+        if self._direct is not None:
+            self._look_around(time.monotonic())
+        self.way.send(frame)
 
-    def _send(self, frame: Frame) -> None:
-        direct = self._direct
-        if direct is not None and direct.up:
-            direct.dealer.send(frame)
-        else:
-            self.channel.dealer.send(frame)
+    def _choose_way(self) -> None:
+        self.way = self.channel.dealer
+        if self._direct is not None and self._direct.up:
+            self.way = self._direct.dealer
 
     def _look_around(self, now: float) -> None:
         """A direct session hears of the broker, and of its own other way, only when it looks."""
         assert self._direct is not None
-        self._look_at = now + LOOK_S
         if self._direct.watch():
             self.exchange.resend(now)
+        self._choose_way()
         self.channel.look(now)
         while self.channel.dealer.poll():
             self.channel.pump()
@@ -282,7 +296,7 @@ class RemoteSession:
             if codec.read_header(frame).kind is Kind.PING:
                 self.channel.dealer.send(frame)  # it is the broker who answers
             else:
-                self._send(frame)
+                self.way.send(frame)
 
     def pump(self) -> bool:
         """Receive one frame on the session's way, waiting for a tick at most."""
@@ -301,6 +315,7 @@ class RemoteSession:
         if header.sid == self.sid:
             if header.kind is Kind.RESUMED:
                 direct.accept(data)
+                self._choose_way()
             else:
                 self.take(header, data)
 
@@ -312,12 +327,12 @@ class RemoteSession:
 
     def _take_reply(self) -> tuple[Header, bytes | memoryview]:
         assert self._reply is not None
-        reply, self._reply = self._reply, None
+        reply, self._reply, self._answered = self._reply, None, None
         return reply
 
     def _decoded(self, header: Header, data: Frame | memoryview) -> Message:
         if self._steps is not None and header.kind is Kind.PERCEPT:
-            step = self._steps.decode_percept(data, header.seq)
+            step = self._steps.decode_percept(data, header.seq.to_bytes(8, "little"))
             if step is not None:
                 return Percept(*step)
         message = self._codec.decode(data, header)
@@ -344,12 +359,6 @@ class RemoteSession:
                 if not arrived or not frames % TIMERS_EVERY or self.exchange.is_due(now):
                     channel.tick(now)
 
-    @property
-    def way(self) -> Dealer:
-        """The connection that requests and replies take at present."""
-        direct = self._direct
-        return direct.dealer if direct is not None and direct.up else self.channel.dealer
-
     def _timeout_text(self, timeout_s: float) -> str:
         pending = self.exchange.pending
         verb = "request" if pending is None else pending.kind.name.lower()
@@ -373,9 +382,10 @@ class RemoteSession:
 
     def take(self, header: Header, data: bytes | memoryview) -> None:
         """A frame of this session has arrived."""
+        pending = self.exchange.pending
         try:
             if self.exchange.receive(header, data, time.monotonic()):
-                self._reply = (header, data)
+                self._reply, self._answered = (header, data), pending
         except EnvironmentLost:
             # Told to who waits for it, and to nobody who waits for another session.
             self.channel.forget(self)
@@ -405,6 +415,7 @@ class RemoteSession:
         if self._direct is not None:
             self._direct.close()
             self._direct = None
+            self._choose_way()
 
 
 def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) -> None:

@@ -1,8 +1,9 @@
-"""The two frames of a step in their commonest form, without detours.
+"""The two frames of a step in their commonest form, by functions compiled from the spaces.
 
 The bytes are those of `Codec`; only the way to them is shorter. A step's code runs cold: between
 two of them the processor has worked for other processes, and what is not executed need not be
-fetched again. Whatever is not of the common form goes through `Codec`.
+fetched again. So all that is constant in a session is worked out once, and a frame is checked by
+comparing its constant bytes. Whatever is not of the common form goes through `Codec`.
 
 ACT:     an array, or an integer below 128, as the whole action.
 PERCEPT: an array as the observation, a float as reward, two bools, and an empty info; of a vector,
@@ -13,251 +14,276 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from protocol.arrays import LARGE
+from protocol.arrays import LARGE, take
 from protocol.codec import ALIGN, FITS, HEADER, HEADER_SIZE, MAGIC, Codec, Frame
+from protocol.errors import DecodingError
 from protocol.messages import VERSION, Kind, Percept
 from protocol.space_codecs import MISFIT, Misfit, SpaceCodec
 
+Step = tuple[Any, Any, Any, Any, dict[str, Any]]
+Data = Frame | memoryview
+
+# An array of this many bytes is handed over where libzmq received it. Below, libzmq reads several
+# messages into one block of memory, which an array would keep, and at odd addresses.
+IN_PLACE = 16 * 1024
+
 _ONE_FIELD, _FIVE_FIELDS = b"\x91", b"\x95"
-_FLOAT = struct.Struct(">sd")  # msgpack's float 64, its type byte before it
-_FLOAT_TYPE = b"\xcb"
+_REST = struct.Struct(">sd3s")  # a float 64, two bools and an empty map, as msgpack has them
+_FLOAT = b"\xcb"
 _ENDS = {
     (terminated, truncated): bytes((0xC2 + terminated, 0xC2 + truncated, 0x80))
     for terminated in (False, True)
     for truncated in (False, True)
 }
-_REWARD, _BOOL = np.dtype("<f8"), np.dtype(bool)
 _FLAGS = {end: flags for flags, end in _ENDS.items()}
-_SEQ = slice(16, HEADER_SIZE)
-
-Step = tuple[Any, Any, Any, Any, dict[str, Any]]
+_REWARD, _BOOL = np.dtype("<f8"), np.dtype(bool)
 
 
+@dataclass(frozen=True, slots=True)
 class StepCodec:
-    """The steps of session `sid`. None and MISFIT send the caller to `Codec`."""
+    """The steps of one session. None and MISFIT send the caller to `Codec`.
 
-    def __init__(
-        self, sid: int, observation: SpaceCodec, action: SpaceCodec, num_envs: int = 0
-    ) -> None:
-        self._vector: _VectorPercept | None = None
-        if num_envs and observation.array is not None:
-            self._vector = _VectorPercept(sid, observation, num_envs)
-        self._action = _Array(action, sid, Kind.ACT, _ONE_FIELD, b"")
-        self._observation = _Array(
-            observation, sid, Kind.PERCEPT, _FIVE_FIELDS, bytes(_FLOAT.size + 3)
-        )
-        self._scalar = action
-        self._scalar_type = action.scalar
-        self._plain_act = _prefix(sid, Kind.ACT, 0, 2)
-        self._fit_act = _prefix(sid, Kind.ACT, FITS, 2)
+    `number`: the eight bytes of the request's seq, as they stand in a frame.
 
-    def encode_act(self, action: Any, seq: int) -> Frame | None:
-        """The frame of ACT, or None."""
-        array = self._action
-        if type(action) is np.ndarray:
-            return array.encode(action, seq, b"") if array.fits(action) else None
-        if type(action) is int:
-            prefix, number = self._plain_act, action
-        elif self._scalar_type is type(action):
-            prefix, number = self._fit_act, int(action)
-        else:
-            return None
-        if not 0 <= number < 128:
-            return None
-        return b"%b%b\x91%c" % (prefix, seq.to_bytes(8, "little"), number)
-
-    def decode_act(self, data: Frame | memoryview) -> Any | Misfit:
-        """The action of a frame, or MISFIT."""
-        if len(data) == HEADER_SIZE + 2 and data[24] == 0x91 and data[25] < 128:
-            prefix = data[:16]
-            if prefix == self._fit_act:
-                return self._scalar.decode(data[25], None)
-            if prefix == self._plain_act:
-                return data[25]
-            return MISFIT
-        return self._action.decode(data)
-
-    def encode_percept(self, step: Step, seq: int) -> Frame | None:
-        """The frame of PERCEPT for what `Env.step` returned, or None."""
-        observation, reward, terminated, truncated, info = step
-        if self._vector is not None:
-            return self._vector.encode(step, seq)
-        if (
-            type(reward) is float
-            and type(terminated) is bool
-            and type(truncated) is bool
-            and type(info) is dict
-            and not info
-            and type(observation) is np.ndarray
-            and self._observation.fits(observation)
-        ):
-            rest = _FLOAT.pack(_FLOAT_TYPE, reward) + _ENDS[terminated, truncated]
-            return self._observation.encode(observation, seq, rest)
-        return None
-
-    def decode_percept(self, data: Frame | memoryview, seq: int) -> Step | None:
-        """What `Env.step` returned, fresh, if this frame answers request `seq`; else None."""
-        if self._vector is not None:
-            return self._vector.decode(data, seq)
-        array = self._observation
-        if len(data) != array.size or data[_SEQ] != seq.to_bytes(8, "little"):
-            return None
-        observation = array.decode(data)
-        if observation is MISFIT:
-            return None
-        at = array.rest_at
-        kind, reward = _FLOAT.unpack_from(data, at)
-        flags = _FLAGS.get(bytes(data[at + 9 : at + 12]))
-        if kind != _FLOAT_TYPE or flags is None:
-            return None
-        return observation, reward, flags[0], flags[1], {}
-
-
-class _Array:
-    """A frame whose first field is one array of a fixed size and whose other fields are `rest`.
-
-    Below LARGE bytes the array stands in the head; above, in the tail, which it then is alone.
+    Attributes:
+        encode_act: `(action, number) -> frame`, or None.
+        decode_act: `(frame) -> action`, or MISFIT. The frame's seq and sid are not looked at.
+        encode_percept: `(what Env.step returned, number) -> frame`, or None.
+        decode_percept: `(frame, number) -> what Env.step returned`, fresh and writable, if the
+            frame answers this request of this session; else None.
     """
 
-    def __init__(self, space: SpaceCodec, sid: int, kind: Kind, fields: bytes, rest: bytes) -> None:
-        self.size = -1  # of the whole frame; no frame has this size when there is no such array
-        self._decode = space.decode
-        self._array = space.array
-        if space.array is None:
-            return
-        self._dtype, self._shape, n_bytes = space.array
-        self._is_small = n_bytes < LARGE
-        if self._is_small:
-            lead = fields + (
+    encode_act: Callable[[Any, bytes], Frame | None]
+    decode_act: Callable[[Data], Any | Misfit]
+    encode_percept: Callable[[Step, bytes], Frame | None]
+    decode_percept: Callable[[Data, bytes], Step | None]
+
+
+def compile_steps(
+    sid: int, observation: SpaceCodec, action: SpaceCodec, num_envs: int = 0
+) -> StepCodec:
+    """The codec of session `sid`, which has `num_envs` environments, or one that is no vector."""
+    act = _number_act(sid, action.scalar) if action.array is None else _array_act(sid, action)
+    percept: _Percept = (lambda _step, _number: None, lambda _data, _number: None)
+    if observation.array is not None:
+        if num_envs:
+            percept = _vector_percept(sid, observation, num_envs)
+        elif observation.array[2]:
+            percept = _array_percept(sid, observation)
+    return StepCodec(*act, *percept)
+
+
+_Act = tuple[Callable[[Any, bytes], Frame | None], Callable[[Data], Any | Misfit]]
+_Percept = tuple[Callable[[Step, bytes], Frame | None], Callable[[Data, bytes], Step | None]]
+
+
+def _number_act(sid: int, scalar: type[Any] | None) -> _Act:
+    """Of a Discrete space, or of no known one: Python's integers go as such."""
+    fit, plain = _prefix(sid, Kind.ACT, FITS, 2), _prefix(sid, Kind.ACT, 0, 2)
+    bodies = [bytes((0x91, number)) for number in range(128)]
+    numbers = {body: number for number, body in enumerate(bodies)}
+    scalars = {} if scalar is None else {body: scalar(n) for body, n in numbers.items()}
+
+    def encode(action: Any, number: bytes) -> Frame | None:
+        kind = type(action)
+        if kind is not scalar and kind is not int:
+            return None
+        index = int(action)
+        if not 0 <= index < 128:
+            return None
+        return (fit if kind is scalar else plain) + number + bodies[index]
+
+    def decode(data: Data) -> Any | Misfit:
+        prefix = data[:16]
+        if prefix == fit:
+            return scalars.get(bytes(data[HEADER_SIZE:]), MISFIT)
+        return numbers.get(bytes(data[HEADER_SIZE:]), MISFIT) if prefix == plain else MISFIT
+
+    return encode, decode
+
+
+def _array_act(sid: int, space: SpaceCodec) -> _Act:
+    place = _Place(sid, Kind.ACT, _ONE_FIELD, space, 0)
+    prefix, lead, begin, end = place.prefix, place.lead, place.begin, place.end
+    dtype, shape, fixed, ndarray = place.dtype, place.shape, place.fixed, np.ndarray
+    lead_end, before = place.lead_end, lead + place.pad
+
+    def encode(action: Any, number: bytes) -> Frame | None:
+        if type(action) is ndarray and action.dtype == dtype and action.shape == shape:
+            return b"".join((prefix, number, before, action.tobytes()))
+        return None
+
+    def decode(data: Data) -> Any | Misfit:
+        if len(data) != end or data[:16] != prefix or data[HEADER_SIZE:lead_end] != lead:
+            return MISFIT
+        if fixed:
+            return ndarray(shape, dtype, data, begin).copy()
+        return take(dtype, shape, memoryview(data), begin)
+
+    return encode, decode
+
+
+def _array_percept(sid: int, space: SpaceCodec) -> _Percept:
+    place = _Place(sid, Kind.PERCEPT, _FIVE_FIELDS, space, _REST.size)
+    prefix, lead, begin, fixed = place.prefix, place.lead, place.begin, place.fixed
+    dtype, shape, size, small, pad = place.dtype, place.shape, place.size, place.small, place.pad
+    lead_end, rest_at = place.lead_end, place.rest_at
+    in_place = fixed and place.n_bytes >= IN_PLACE
+    ndarray, pack, unpack = np.ndarray, _REST.pack, _REST.unpack_from
+    float_type, ends, flags_of = _FLOAT, _ENDS, _FLAGS
+
+    def encode(step: Step, number: bytes) -> Frame | None:
+        observation, reward, terminated, truncated, info = step
+        if (
+            type(reward) is not float
+            or type(terminated) is not bool
+            or type(truncated) is not bool
+            or type(info) is not dict
+            or info
+            or type(observation) is not ndarray
+            or observation.dtype != dtype
+            or observation.shape != shape
+        ):
+            return None
+        rest = pack(float_type, reward, ends[terminated, truncated])
+        if small:
+            return b"".join((prefix, number, lead, observation.tobytes(), rest))
+        if observation.flags.c_contiguous:
+            return b"".join((prefix, number, lead, rest, pad, observation.data))
+        return None
+
+    def decode(data: Data, number: bytes) -> Step | None:
+        if len(data) != size or data[:lead_end] != prefix + number + lead:
+            return None
+        kind, reward, end = unpack(data, rest_at)
+        flags = flags_of.get(end)
+        if flags is None or kind != float_type:
+            return None
+        if not fixed:
+            try:
+                observation = take(dtype, shape, memoryview(data), begin)
+            except DecodingError:
+                return None
+        else:
+            observation = ndarray(shape, dtype, data, begin)
+            if not (in_place and observation.flags.writeable and observation.flags.aligned):
+                observation = observation.copy()
+        return observation, reward, flags[0], flags[1], {}
+
+    return encode, decode
+
+
+class _Place:
+    """Where one array of a fixed size stands in a frame whose other fields take `rest` bytes.
+
+    Below LARGE bytes the array stands in the head; above, in the tail, which it then is alone.
+    `fixed`: any bytes are values of its dtype.
+    """
+
+    def __init__(self, sid: int, kind: Kind, fields: bytes, space: SpaceCodec, rest: int) -> None:
+        assert space.array is not None
+        self.dtype, self.shape, self.n_bytes = space.array
+        self.fixed = self.dtype.kind not in "bU"
+        self.small = self.n_bytes < LARGE
+        self.pad = b""
+        if self.small:
+            n_bytes = self.n_bytes
+            size = (
                 b"\xc4" + n_bytes.to_bytes(1, "big")
                 if n_bytes < 256
                 else b"\xc5" + n_bytes.to_bytes(2, "big")
             )
-            head_len = len(lead) + n_bytes + len(rest)
-            self._data_at = HEADER_SIZE + len(lead)
-            self._data_end = self.rest_at = self._data_at + n_bytes
+            self.lead = fields + size
+            head_len = len(self.lead) + n_bytes + rest
+            self.begin = HEADER_SIZE + len(self.lead)
+            self.end = self.rest_at = self.begin + n_bytes
             self.size = HEADER_SIZE + head_len
-            self._pad = b""
         else:
-            lead = fields + b"\x00"  # its offset in the tail
-            head_len = len(lead) + len(rest)
-            self.rest_at = HEADER_SIZE + len(lead)
-            end = HEADER_SIZE + head_len
-            self._data_at = -(-end // ALIGN) * ALIGN
-            self._data_end = self.size = self._data_at + n_bytes
-            self._pad = bytes(self._data_at - end)
-        self._lead = lead
-        self._prefix = _prefix(sid, kind, FITS, head_len)
-
-    def fits(self, value: Any) -> bool:
-        """Whether this ndarray has exactly the space's dtype and shape."""
-        return (
-            self._array is not None
-            and value.dtype == self._dtype
-            and value.shape == self._shape
-            and value.flags.c_contiguous
-        )
-
-    def encode(self, value: Any, seq: int, rest: bytes) -> Frame:
-        """The frame; the array is copied once."""
-        number = seq.to_bytes(8, "little")
-        if self._is_small:
-            return b"".join((self._prefix, number, self._lead, value.tobytes(), rest))
-        return b"".join((self._prefix, number, self._lead, rest, self._pad, value))
-
-    def decode(self, data: Frame | memoryview) -> Any | Misfit:
-        """The array, fresh and writable; MISFIT if the frame is not of this form."""
-        if len(data) != self.size or data[:16] != self._prefix:
-            return MISFIT
-        if data[HEADER_SIZE : HEADER_SIZE + len(self._lead)] != self._lead:
-            return MISFIT
-        if self._is_small:
-            return self._decode(bytes(data[self._data_at : self._data_end]), None)
-        return self._decode(0, memoryview(data)[self._data_at :])
+            self.lead = fields + b"\x00"  # its offset in the tail
+            head_len = len(self.lead) + rest
+            self.rest_at = HEADER_SIZE + len(self.lead)
+            head_end = HEADER_SIZE + head_len
+            self.begin = -(-head_end // ALIGN) * ALIGN
+            self.end = self.size = self.begin + self.n_bytes
+            self.pad = bytes(self.begin - head_end)
+        self.lead_end = HEADER_SIZE + len(self.lead)
+        self.prefix = _prefix(sid, kind, FITS, head_len)
 
 
-class _VectorPercept:
-    """A PERCEPT of a vector: a frame of which only the bytes of four arrays and the seq vary.
+def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int) -> _Percept:
+    """A frame of which only the bytes of four arrays and the seq vary.
 
     Where these stand is learnt from frames that `Codec` makes.
     """
+    assert observation.array is not None
+    dtype, shape, _ = observation.array
+    kinds = [(dtype, shape), (_REWARD, (num_envs,)), *[(_BOOL, (num_envs,))] * 2]
+    codec = Codec(observation)
 
-    def __init__(self, sid: int, observation: SpaceCodec, num_envs: int) -> None:
-        assert observation.array is not None
-        dtype, shape, _ = observation.array
-        self._kinds = [(dtype, shape), (_REWARD, (num_envs,)), *[(_BOOL, (num_envs,))] * 2]
-        codec = Codec(observation)
+    def frame(filled: int) -> bytes:
+        """The frame in which the bytes of one array are 1 and all others 0."""
+        arrays = [
+            np.full(math.prod(of) * kind.itemsize, index == filled, np.uint8).view(kind).reshape(of)
+            for index, (kind, of) in enumerate(kinds)
+        ]
+        observations, rewards, terminated, truncated = arrays
+        percept = Percept(observations, rewards, terminated, truncated, {})
+        return bytes(codec.encode(percept, sid, 0))
 
-        def frame(filled: int) -> bytes:
-            """The frame in which the bytes of one array are 1 and all others 0."""
-            arrays = [
-                np.full(math.prod(of) * kind.itemsize, index == filled, np.uint8)
-                .view(kind)
-                .reshape(of)
-                for index, (kind, of) in enumerate(self._kinds)
-            ]
-            observations, rewards, terminated, truncated = arrays
-            percept = Percept(observations, rewards, terminated, truncated, {})
-            return bytes(codec.encode(percept, sid, 0))
+    blank = frame(-1)
+    size, prefix, ndarray = len(blank), blank[:16], np.ndarray
+    places: list[tuple[int, int]] = []  # where each array begins and ends
+    for index in range(4):
+        differ = [at for at, (a, b) in enumerate(zip(blank, frame(index), strict=True)) if a != b]
+        if not differ:  # an array without bytes
+            return lambda _step, _number: None, lambda _data, _number: None
+        places.append((differ[0], differ[-1] + 1))
+    order = sorted(range(4), key=lambda index: places[index])
+    edges = [HEADER_SIZE, *(edge for index in order for edge in places[index]), size]
+    gaps = list(zip(edges[::2], edges[1::2], strict=True))  # what stands between the arrays
+    constants = [(begin, end, blank[begin:end]) for begin, end in gaps]
+    fillings = [constant for _, _, constant in constants]
+    views = [(*place, *kind) for place, kind in zip(places, kinds, strict=True)]
 
-        blank = frame(-1)
-        self.size = len(blank)
-        ends: list[tuple[int, int, int]] = []
-        for index in range(4):
-            differ = [
-                at for at, (a, b) in enumerate(zip(blank, frame(index), strict=True)) if a != b
-            ]
-            if not differ:  # an array without bytes
-                self.size = -1
-                return
-            ends.append((differ[0], differ[-1] + 1, index))
-        self._places = ends
-        self._constant: list[tuple[int, int, bytes]] = []
-        at = HEADER_SIZE
-        for begin, end, _ in sorted(ends):
-            self._constant.append((at, begin, blank[at:begin]))
-            at = end
-        self._constant.append((at, self.size, blank[at:]))
-        self._order = [index for _, _, index in sorted(ends)]
-        self._prefix = blank[:16]
-
-    def encode(self, step: Step, seq: int) -> Frame | None:
+    def encode(step: Step, number: bytes) -> Frame | None:
         info = step[4]
-        if self.size < 0 or type(info) is not dict or info:
+        if type(info) is not dict or info:
             return None
-        for value, (dtype, shape) in zip(step, self._kinds, strict=False):
+        for value, (dtype, shape) in zip(step, kinds, strict=False):
             if (
-                type(value) is not np.ndarray
+                type(value) is not ndarray
                 or value.dtype != dtype
                 or value.shape != shape
                 or not value.flags.c_contiguous
             ):
                 return None
-        parts: list[Any] = [self._prefix, seq.to_bytes(8, "little")]
-        for (_, _, constant), index in zip(self._constant, self._order, strict=False):
-            parts += (constant, step[index])
-        parts.append(self._constant[-1][2])
+        parts: list[Any] = [prefix, number]
+        for filling, index in zip(fillings, order, strict=False):
+            parts += (filling, step[index])
+        parts.append(fillings[-1])
         return b"".join(parts)
 
-    def decode(self, data: Frame | memoryview, seq: int) -> Step | None:
-        if len(data) != self.size or data[:16] != self._prefix:
+    def decode(data: Data, number: bytes) -> Step | None:
+        if len(data) != size or data[:16] != prefix or data[16:HEADER_SIZE] != number:
             return None
-        if data[_SEQ] != seq.to_bytes(8, "little"):
-            return None
-        for begin, end, constant in self._constant:
+        for begin, end, constant in constants:
             if data[begin:end] != constant:
                 return None
         arrays = []
-        for (begin, end, _), (dtype, shape) in zip(self._places, self._kinds, strict=True):
+        for begin, end, dtype, shape in views:
             if dtype is _BOOL and bytes(data[begin:end]).strip(b"\0\1"):
                 return None
             raw = np.frombuffer(data, np.uint8, end - begin, begin).copy()
             arrays.append(raw.view(dtype).reshape(shape))
         return arrays[0], arrays[1], arrays[2], arrays[3], {}
+
+    return encode, decode
 
 
 def _prefix(sid: int, kind: Kind, flags: int, head_len: int) -> bytes:

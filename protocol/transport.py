@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import zmq
 import zmq.backend
@@ -45,7 +45,6 @@ _NOW = int(zmq.DONTWAIT)
 _MORE_NOW = int(zmq.DONTWAIT | zmq.SNDMORE)
 
 # The base class's methods skip several microseconds of Python in the subclass.
-_tuple = tuple.__new__  # a NamedTuple without the Python function in between
 _send = zmq.backend.Socket.send
 _recv = zmq.backend.Socket.recv
 
@@ -92,7 +91,7 @@ def _common(socket: zmq.Socket[bytes], max_message: int, tick_ms: int = TICK_MS)
 
 @dataclass(frozen=True, slots=True)
 class LinkEvent:
-    """A change of a connection. `fd`: the descriptor, as `Received.fd` has it, or -1.
+    """A change of a connection. `fd`: the descriptor, as `fd_of` has it, or -1.
 
     `denied`: why the other side will not have this one, as the rest of a sentence; "" if it will.
     """
@@ -223,6 +222,8 @@ class Dealer:
         self._socket = socket
         self._monitor = Monitor(socket, key)
         self._bare = cast(Any, socket)
+        # To ask libzmq for a frame as such costs as much as a small one; as bytes, a large one.
+        self._expects_large = False
         try:
             socket.connect(url)
         except zmq.ZMQError as error:
@@ -245,16 +246,21 @@ class Dealer:
         return True
 
     def receive(self) -> bytes | memoryview | None:
-        """The next frame, or None after a tick without one. A message of more frames is dropped."""
-        bare = self._bare
+        """The next frame, or None after a tick without one.
+
+        Here the parts of a message are frames like any others: they all come from the one peer.
+        """
         try:
-            frame = _recv(bare, 0, False)
+            if self._expects_large:
+                frame = _recv(self._bare, 0, False)
+                self._expects_large = len(frame) >= KEEP
+                return frame.buffer if self._expects_large else frame.bytes
+            data: bytes = _recv(self._bare)
         except zmq.Again:
             return None
-        if frame.more:
-            _drop_rest(bare, frame)
-            return None
-        return frame.bytes if len(frame) < KEEP else frame.buffer
+        if len(data) >= KEEP:
+            self._expects_large = True
+        return data
 
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Whether a frame is there within `timeout_s`."""
@@ -280,28 +286,27 @@ class Dealer:
         self._socket.close(linger=int(linger_s * 1000))
 
 
-class Received(NamedTuple):
-    """One frame at a listening socket, its sender's routing id, and what libzmq knows of both."""
+Origin = zmq.Frame
+"""What libzmq knows of a received frame, see `fd_of` and `public_key_of`."""
 
-    rid: bytes
-    frame: zmq.Frame
-    data: bytes | memoryview  # the frame's bytes; large ones where libzmq put them
+Received = tuple[bytes, Origin, bytes | memoryview]
+"""The sender's routing id, the frame's origin, and its bytes; large ones where libzmq put them."""
 
-    @property
-    def fd(self) -> int:
-        """The descriptor of the sender's connection, as LinkEvent has it; -1 if it is unknown."""
-        try:
-            return int(self.frame.get(zmq.SRCFD))
-        except zmq.ZMQError:  # what is no ZeroMQ of this century (HTTP, say) has none
-            return -1
 
-    @property
-    def public_key(self) -> bytes | None:
-        """The sender's authenticated public key (z85), None where there is no authentication."""
-        try:
-            return str(self.frame.get("User-Id")).encode("ascii")
-        except zmq.ZMQError:
-            return None
+def fd_of(origin: Origin) -> int:
+    """The descriptor of the sender's connection, as LinkEvent has it; -1 if it is unknown."""
+    try:
+        return int(origin.get(zmq.SRCFD))
+    except zmq.ZMQError:  # what is no ZeroMQ of this century (HTTP, say) has none
+        return -1
+
+
+def public_key_of(origin: Origin) -> bytes | None:
+    """The sender's authenticated public key (z85), None where there is no authentication."""
+    try:
+        return str(origin.get("User-Id")).encode("ascii")
+    except zmq.ZMQError:
+        return None
 
 
 class Delivery(Enum):
@@ -381,8 +386,7 @@ class Router:
             # A loop that read on would take the third frame for the next sender's id.
             _drop_rest(bare, frame)
             return None
-        data = frame.bytes if len(frame) < KEEP else frame.buffer
-        return _tuple(Received, (rid, frame, data))
+        return rid, frame, frame.bytes if len(frame) < KEEP else frame.buffer
 
     def send(self, rid: bytes, frame: bytes | bytearray | memoryview | zmq.Frame) -> Delivery:
         """Send one frame to the peer of this routing id, now or not at all."""

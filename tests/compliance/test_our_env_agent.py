@@ -80,12 +80,12 @@ class SocketLink:
             received = self._router.receive()
             if received is None:
                 continue
-            frame = bytes(received.data)
+            frame = bytes(received[2])
             if self._loop is None:
                 hello = PLAIN.decode(frame)
                 if isinstance(hello, Hello) and hello.role == Role.ENV:
-                    self._loop = received.rid
-            if received.rid == self._loop:
+                    self._loop = received[0]
+            if received[0] == self._loop:
                 return frame
         return None
 

@@ -126,7 +126,7 @@ def _exchange() -> Callable[[bytes], None]:
     def run(data: bytes) -> None:
         exchange = Exchange(SID, NONCE, where="here", timeout_s=60.0, rng=random.Random(0))
         sent = exchange.begin(Kind.RESET)
-        exchange.sent(Kind.RESET, sent, b"frame", 0.0)
+        exchange.sent(Kind.RESET, sent, b"frame")
         try:
             exchange.receive(codec.read_header(data), data, 1.0)
             exchange.tick(20.0)

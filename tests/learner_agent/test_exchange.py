@@ -52,7 +52,8 @@ class Learner:
     def ask(self, message: Message) -> bytes:
         seq = self.exchange.begin(KINDS[type(message)])
         frame = PLAIN.encode(message, SID, seq)
-        self.exchange.sent(KINDS[type(message)], seq, frame, self.now)
+        self.exchange.sent(KINDS[type(message)], seq, frame)
+        self.exchange.tick(self.now)  # it was not answered at once
         return bytes(frame)
 
     def hear(self, message: Message, seq: int | None = None) -> bool:
