@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 
@@ -40,7 +40,6 @@ from protocol.messages import (
 )
 from protocol.transport import Origin
 
-_tuple = tuple.__new__  # a NamedTuple without the Python function in between
 TIMERS_S = 0.1  # how often timers get their turn even when the socket never rests
 HELLO_AGAIN_S = 1.0  # how long offers may take to stand before HELLO is said again
 PING_S = 1.0  # how often a loop asks whether the broker still knows it
@@ -48,12 +47,8 @@ AWAY_S = 300.0  # sessions end when the broker has been away for so long
 SILENT_S = 3.0  # a broker that is waited for is missed aloud after so long
 
 
-class InStep(NamedTuple):
-    """The request that a loop is executing, and since when (monotonic seconds)."""
-
-    sid: int
-    seq: int
-    since: float
+InStep = tuple[int, int, float]
+"""The request that a loop is executing: sid, seq, and since when (monotonic seconds)."""
 
 
 class Loop:
@@ -157,8 +152,7 @@ class Loop:
 
     def _serve(self) -> None:
         paths, host, slots, by_key = self._paths, self.host, self.host.slots, self.host.by_key
-        direct = paths.direct
-        clock = time.monotonic
+        dealer, direct, clock = paths.dealer, paths.direct, time.monotonic
         until = clock() + TIMERS_S
         receive = self._receive_watched if self._watch.is_on() else paths.receive
         now = 0.0
@@ -174,7 +168,7 @@ class Loop:
             ):
                 seq = int.from_bytes(data[16:24], "little")
                 slot.heard = now
-                self.in_step = _tuple(InStep, (slot.session.sid, seq, now))
+                self.in_step = (slot.session.sid, seq, now)
                 if data[3] & TIMED:
                     reply = self._timed(slot, seq, data)
                     receive = self._receive_watched
@@ -182,7 +176,10 @@ class Loop:
                     reply = host.step(slot, seq, data)
                 self.in_step = None
                 if reply is not None:
-                    paths.send(way, reply)
+                    if direct is None or not way:
+                        dealer.send(reply)
+                    else:
+                        direct.router.send(way, reply)
                     continue
             try:
                 header = codec.read_header(data)
@@ -197,7 +194,7 @@ class Loop:
                 self._log.warning("refused a frame", error=str(error))
                 self._refuse_frame(way, data, error)
                 continue
-            self.in_step = InStep(header.sid, header.seq, now)
+            self.in_step = (header.sid, header.seq, now)
             reply = host.handle(slot, header, data)
             self.in_step = None
             if reply is not None:
@@ -315,7 +312,7 @@ class Loop:
 
     def _open(self, header: Header, wish: Open) -> None:
         known = header.sid in self.host.slots
-        self.in_step = InStep(header.sid, header.seq, time.monotonic())
+        self.in_step = (header.sid, header.seq, time.monotonic())
         direct = self._paths.direct
         offer = direct.offer if direct is not None and wish.direct else None
         if direct is not None and wish.direct:

@@ -127,7 +127,8 @@ class Paths:
         """
         direct = self.direct
         if direct is None:
-            return self._relayed()
+            data = self.dealer.receive()
+            return None if data is None else (RELAY, None, data)
         router = direct.router
         if sessions and sessions == len(direct.attached):
             self._turn = turn = (self._turn + 1) % LOOK_EVERY

@@ -62,10 +62,12 @@ class Pulse(threading.Thread):
 
     def _report(self, dealer: Dealer, now: float) -> None:
         for loop in self._loops:
-            step = loop.in_step
-            if step is not None and now - step.since >= SLOW_S:
-                progress = Progress(round(now - step.since, 3))
-                dealer.send(PLAIN.encode(progress, step.sid, step.seq))
+            in_step = loop.in_step  # once: the loop goes on meanwhile
+            if in_step is None:
+                continue
+            sid, seq, since = in_step
+            if now - since >= SLOW_S:
+                dealer.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))
 
 
 def _wants_hello(data: bytes | memoryview) -> bool:

@@ -62,7 +62,7 @@ class Exchange:
         self.nonce = nonce
         self.seq = seq  # the number of the last request
         self.state = state
-        self.pending: Pending | None = None
+        self.pending: Pending | None = None  # of an ACT, whoever has its PERCEPT may set it to None
         self.lost: str | None = None
         self.in_step_s: float | None = None  # what the last PROGRESS said
         self._where = where
@@ -118,12 +118,6 @@ class Exchange:
         if self.pending is None and self.lost is None and self.state is _EPISODE:
             return self.seq + 1
         return 0
-
-    def stepped(self) -> None:
-        """The pending request, an ACT, was answered by a PERCEPT."""
-        self.pending = None
-        if self._abandoned:
-            self._abandoned.clear()
 
     def sent(self, kind: Kind, seq: int, frame: Frame) -> None:
         """The request went out (or will, with the next resend)."""

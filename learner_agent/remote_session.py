@@ -165,7 +165,7 @@ class RemoteSession:
                 if data is not None:
                     step = steps.decode_percept(data, number)
                     if step is not None:
-                        exchange.stepped()
+                        exchange.pending = None
                         return step
                     self._arrived(data)
                 return _step_of(self.finish())
@@ -202,7 +202,7 @@ class RemoteSession:
             reply, taken = stamps.answered(data)
             step = self._steps.decode_percept(reply, number)
         if step is not None:
-            self.exchange.stepped()
+            self.exchange.pending = None
         else:
             if data is not None:
                 self._arrived(data)

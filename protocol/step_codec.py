@@ -131,8 +131,9 @@ def _array_act(sid: int, space: SpaceCodec) -> _Act:
 
 def _array_percept(sid: int, space: SpaceCodec) -> _Percept:
     place = _Place(sid, Kind.PERCEPT, _FIVE_FIELDS, space, _REST.size)
-    prefix, lead, begin, fixed = place.prefix, place.lead, place.begin, place.fixed
-    dtype, shape, size, small, pad = place.dtype, place.shape, place.size, place.small, place.pad
+    prefix, lead, begin, end = place.prefix, place.lead, place.begin, place.end
+    dtype, shape, size, pad = place.dtype, place.shape, place.size, place.pad
+    small, fixed = place.small, place.fixed
     lead_end, rest_at = place.lead_end, place.rest_at
     in_place = fixed and place.n_bytes >= IN_PLACE
     ndarray, pack, unpack = np.ndarray, _REST.pack, _REST.unpack_from
@@ -161,19 +162,22 @@ def _array_percept(sid: int, space: SpaceCodec) -> _Percept:
     def decode(data: Data, number: bytes) -> Step | None:
         if len(data) != size or data[:lead_end] != prefix + number + lead:
             return None
-        kind, reward, end = unpack(data, rest_at)
-        flags = flags_of.get(end)
+        kind, reward, last = unpack(data, rest_at)
+        flags = flags_of.get(last)
         if flags is None or kind != float_type:
             return None
-        if not fixed:
+        if small and fixed:
+            # To copy the bytes, and not an array, spares several cold microseconds of NumPy.
+            observation = ndarray(shape, dtype, bytearray(data[begin:end]))
+        elif fixed:
+            observation = ndarray(shape, dtype, data, begin)
+            if not (in_place and observation.flags.writeable and observation.flags.aligned):
+                observation = observation.copy()
+        else:
             try:
                 observation = take(dtype, shape, memoryview(data), begin)
             except DecodingError:
                 return None
-        else:
-            observation = ndarray(shape, dtype, data, begin)
-            if not (in_place and observation.flags.writeable and observation.flags.aligned):
-                observation = observation.copy()
         return observation, reward, flags[0], flags[1], {}
 
     return encode, decode
