@@ -90,8 +90,10 @@ class Server:
                 sender = Sender(rid, fd_of(origin), key, "" if key is None else identity(key))
                 self._look_at(sender, data, at)
                 continue
-            relayed = stamps.passed(data, at, time.monotonic_ns) if at else data
-            delivery = send(to, relayed)
+            if at:
+                delivery = send(to, stamps.passed(data, at, time.monotonic_ns))
+            else:
+                delivery = send(to, data if type(data) is bytes else origin)
             if delivery is not done:
                 full, now = delivery is Delivery.FULL, time.monotonic()
                 self._deliver(self.core.undelivered(to, data, rid, full, now))

@@ -29,8 +29,9 @@ from protocol.zap import Allow, Authenticator
 
 TICK_MS = 100  # how long a blocking receive blocks before timers get their turn
 MAX_MESSAGE = 64 * 1024 * 1024
-# A frame of this size or more is handed to libzmq without a copy; below, copying is cheaper.
-ZERO_COPY = 64 * 1024
+# A frame of this size or more is handed to libzmq without a copy; below, copying is cheaper than
+# pyzmq's way of learning, through a thread of its own, that libzmq does not need it any more.
+ZERO_COPY = 512 * 1024
 # A received frame of this size or more is read where libzmq put it; below, as bytes.
 KEEP = 4 * 1024
 # Dead after IVL + TIMEOUT of silence, by the clock of libzmq's own thread: it answers for a process
@@ -388,12 +389,15 @@ class Router:
             return None
         return rid, frame, frame.bytes if len(frame) < KEEP else frame.buffer
 
-    def send(self, rid: bytes, frame: bytes | bytearray | memoryview | zmq.Frame) -> Delivery:
-        """Send one frame to the peer of this routing id, now or not at all."""
+    def send(self, rid: bytes, frame: bytes | bytearray | memoryview | Origin) -> Delivery:
+        """Send one frame to the peer of this routing id, now or not at all.
+
+        A received frame that is passed on as its origin is not copied.
+        """
         bare = self._bare
         try:
             _send(bare, rid, _MORE_NOW)
-            if len(frame) < ZERO_COPY:
+            if type(frame) is Origin or len(frame) < ZERO_COPY:
                 _send(bare, frame, _NOW)
             else:
                 self._socket.send(frame, _NOW, copy=False)

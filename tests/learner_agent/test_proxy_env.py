@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
 import os
@@ -147,8 +148,9 @@ def test_what_step_returns_belongs_to_the_caller(cartpole: ProxyEnv) -> None:
     first[:] = 7
     cartpole.step(1)
     assert np.array_equal(second, kept)
-    assert second.flags.owndata
     assert second.flags.writeable
+    second[:] = 7
+    assert not np.array_equal(cartpole.step(1)[0], second)
 
 
 def test_two_environments_at_one_address_are_independent(broker: str) -> None:
@@ -422,6 +424,27 @@ def _until_answered(call: Callable[[], Any]) -> Any:
         except RequestTimeout:
             continue
     return call()
+
+
+def test_an_answer_that_comes_while_another_is_waited_for_is_kept_for_its_step(
+    broker: str, tmp_path: Path
+) -> None:
+    gate = tmp_path / "gate"
+    with contextlib.closing(Channel(broker)) as channel:
+        slow = ProxyEnv("patient", channel=channel, step_timeout_s=0.3)
+        quick = ProxyEnv("cartpole", channel=channel)
+        slow.reset(options={"gate": str(gate)})
+        quick.reset(seed=1)
+        with pytest.raises(RequestTimeout):
+            slow.step(1)
+        gate.touch()
+        while not slow._session.ready:  # it arrives at the connection that both share
+            if quick.step(0)[2]:
+                quick.reset()
+        with pytest.raises(MoveError, match="same arguments"):
+            slow.step(0)
+        assert slow.step(1) == (1, 0.0, False, False, {"action": 1})
+        assert _until_answered(lambda: slow.step(2)) == (2, 0.0, False, False, {"action": 2})
 
 
 def test_a_step_that_timed_out_is_left_behind_by_a_reset(broker: str, tmp_path: Path) -> None:
