@@ -172,6 +172,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         except BaseException:
             channel.close()
             raise
+        self._alone = len(parts) == 1 and kwargs["on_lost"] != "truncate"
         self._pid = os.getpid()
         self._observations: list[Any] = [None] * len(parts)  # the last ones of each session
         self._forget_steps()
@@ -266,6 +267,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             BrokerUnreachable: after `timeout_s` of silence.
         """
         if self._timed_out is None:
+            if self._alone:
+                return self._step_alone(actions)
             self.step_async(actions)
         else:
             self._check_usable(Kind.ACT)
@@ -278,6 +281,22 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             return self.step_wait(self._step_timeout_s)
         finally:
             self._timed_out = values.encode(actions) if self._waiting else None
+
+    def _step_alone(self, actions: Any) -> Step:
+        """A step of a vector in one session: what `step_async` and `step_wait` do, at once."""
+        if self.closed or self._pid != os.getpid():
+            self._check_usable(Kind.ACT)
+        self._check_idle()
+        vector_parts.check_size(self.single_action_space, actions, self.num_envs)
+        try:
+            step = self._group.step(actions, self._step_timeout_s)
+        except BaseException:
+            if not self._group.settled:
+                self._waiting, self._stepping = [0], True
+                self._timed_out = values.encode(actions)
+            raise
+        self._observations[0] = step[0]
+        return (*step[:4], vector_infos.from_wire(step[4])[0]) if step[4] else step
 
     def step_async(self, actions: Any) -> None:
         """Send the actions of all environments, and do not wait. Raises what `step` raises."""

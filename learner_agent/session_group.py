@@ -9,8 +9,9 @@ from typing import Any
 from learner_agent.channel import Channel
 from learner_agent.remote_session import RemoteSession, wait_any
 from protocol import dialogue
-from protocol.errors import EnvironmentFailed, EnvironmentLost, RequestTimeout
+from protocol.errors import EnvironmentFailed, EnvironmentLost, GymwireError, RequestTimeout
 from protocol.messages import Act, Kind, Message, Reset
+from protocol.step_codec import Step
 
 
 class SessionGroup:
@@ -92,16 +93,20 @@ class SessionGroup:
         """Wait for the reply to a session's pending request, and return it."""
         try:
             return self._sessions[i].finish(timeout_s)
-        except EnvironmentLost:
-            raise self.lost_error(i) from None
-        except EnvironmentFailed as error:
-            if error.env_index is not None:
-                error.env_index += self.slices[i].start
-                names = f"environment {error.env_index}"
-            else:
-                names = self.names(i)
-            error.args = (f"In {names} of {self.num_envs}: {error.args[0]}",)
-            raise
+        except (EnvironmentLost, EnvironmentFailed) as error:
+            raise self._named(i, error) from None
+
+    def _named(self, i: int, error: EnvironmentLost | EnvironmentFailed) -> GymwireError:
+        """An error of one session, as one of this vector."""
+        if isinstance(error, EnvironmentLost):
+            return self.lost_error(i)
+        if error.env_index is not None:
+            error.env_index += self.slices[i].start
+            names = f"environment {error.env_index}"
+        else:
+            names = self.names(i)
+        error.args = (f"In {names} of {self.num_envs}: {error.args[0]}",)
+        return error
 
     def reset(self, requests: Mapping[int, Reset], timeout_s: float | None) -> dict[int, Message]:
         """Reset these sessions. New ones are opened for what is lost, if all are to be reset."""
@@ -119,6 +124,13 @@ class SessionGroup:
     def begin_step(self, i: int, actions: Any) -> None:
         """Send a session its actions."""
         self._sessions[i].begin(Act(actions))
+
+    def step(self, actions: Any, timeout_s: float | None) -> Step:
+        """A step of the only session, without detours. The infos are as they travelled."""
+        try:
+            return self._sessions[0].step(actions, timeout_s)
+        except (EnvironmentLost, EnvironmentFailed) as error:
+            raise self._named(0, error) from None
 
     def step_ready(self, i: int) -> bool:
         """Whether `finish_step` need not wait."""
