@@ -34,17 +34,24 @@ LEARNER, ECHO = b"\x01learner", b"\x01echo"
 ZERO_COPY_FROM_BYTES = 16 * 1024
 
 
-def floor(shape: Shape, transport: Transport, request_bytes: int, reply_bytes: int) -> Side:
-    """A round trip of `request_bytes` there and `reply_bytes` back, as a side."""
+def floor(
+    shape: Shape, transport: Transport, request_bytes: int, reply_bytes: int, idle: int = 0
+) -> Side:
+    """A round trip of `request_bytes` there and `reply_bytes` back, as a side.
+
+    `idle`: as many connections beside the one in use, of which each has carried a message there
+    and one back.
+    """
+    beside = f" beside {idle:,} idle" if idle else ""
     return Side(
-        f"floor {shape} {transport}, {reply_bytes} B",
-        partial(_open, shape, transport, request_bytes, reply_bytes),
+        f"floor {shape} {transport}, {reply_bytes} B{beside}",
+        partial(_open, shape, transport, request_bytes, reply_bytes, idle),
     )
 
 
 @contextlib.contextmanager
 def _open(
-    shape: Shape, transport: Transport, request_bytes: int, reply_bytes: int
+    shape: Shape, transport: Transport, request_bytes: int, reply_bytes: int, idle: int
 ) -> Iterator[Running]:
     with contextlib.ExitStack() as stack:
         bind_url = "tcp://127.0.0.1:*"
@@ -62,6 +69,13 @@ def _open(
                 part(__name__, "echo", shape, bind_url, reply_bytes)
             )
         context = stack.enter_context(zmq.Context())
+        context.set(zmq.MAX_SOCKETS, idle + 8)
+        for _ in range(idle):
+            beside = stack.enter_context(context.socket(zmq.DEALER))
+            beside.linger = 0
+            beside.connect(url)
+            beside.send(b"hello")
+            beside.recv()
         socket = stack.enter_context(context.socket(zmq.DEALER))
         socket.linger = 0
         socket.routing_id = LEARNER
@@ -112,7 +126,8 @@ def _router(url: str) -> NoReturn:
     other = {LEARNER: ECHO, ECHO: LEARNER}
     more = zmq.SNDMORE
     while True:
-        to = other[recv()]
+        sender = recv()
+        to = other.get(sender, sender)
         body = recv(0, False)
         while True:
             try:

@@ -149,12 +149,13 @@ def vector(
     workers: int = 1,
     env: str = ENV_ID,
     stepper: Callable[[Any], Callable[[], object]] = vector_steps,
+    own: bool = False,
 ) -> Side:
-    """A vector in some sessions on some workers."""
-    name = f"gymwire {way}, {sessions} × {num_envs // sessions}"
-    return Side(
-        name, partial(_open_vector, way, num_envs, sessions, workers, env, stepper), num_envs
-    )
+    """A vector in some sessions on some workers; `own`: the one that the environment registers."""
+    name = f"gymwire {way}, {sessions} × {num_envs // sessions}{', its own' if own else ''}"
+    kwargs = {"vectorization_mode": "sync"} if env == ENV_ID and not own else None
+    opened = partial(_open_vector, way, num_envs, sessions, workers, env, stepper, kwargs)
+    return Side(name, opened, num_envs)
 
 
 @contextlib.contextmanager
@@ -165,6 +166,7 @@ def _open_vector(
     workers: int,
     env: str,
     stepper: Callable[[Any], Callable[[], object]],
+    env_kwargs: Mapping[str, Any] | None,
 ) -> Iterator[Running]:
     with service(env, way, workers=workers, slots=max(8, workers)) as (url, pids):
         with _seen_from(way):
@@ -174,7 +176,7 @@ def _open_vector(
                 url,
                 sessions=sessions,
                 direct=_direct(way),
-                env_kwargs={"vectorization_mode": "sync"} if env == ENV_ID else None,
+                env_kwargs=env_kwargs,
             )
         with contextlib.closing(envs):
             yield Running(stepper(envs), pids)

@@ -120,6 +120,7 @@ def vectors() -> Suite:
     one = ours.vector("relayed tcp", 64)
     direct = ours.vector("direct ipc", 64)
     two = ours.vector("direct ipc", 64, sessions=2, workers=2)
+    own = ours.vector("relayed tcp", 64, own=True)
     sync, asynchronous = local.sync_vector(64), local.async_vector(64)
 
     def speedup(side: Side, over: Side) -> Callable[[Result], float]:
@@ -130,8 +131,10 @@ def vectors() -> Suite:
         Figure(f"{direct.name} / {sync.name}", "≥ 0.8", speedup(direct, sync)),
         Figure(f"{two.name} / {sync.name}", "≥ 1", speedup(two, sync)),
         Figure(f"{one.name} / {asynchronous.name}", "≥ 7", speedup(one, asynchronous)),
+        Figure(f"{own.name} / {sync.name}", "–", speedup(own, sync)),
     ]
-    return Suite("64 CartPoles", [sync, asynchronous, one, direct, two], figures, 150, pinned=False)
+    sides = [sync, asynchronous, one, direct, two, own]
+    return Suite("64 CartPoles", sides, figures, 150, pinned=False)
 
 
 def slow() -> Suite:
@@ -153,18 +156,30 @@ def idle() -> Suite:
     crowd = ours.one(
         "beside 1,000 idle", "relayed tcp", local.ENV_ID, local.cartpole_steps, idle=1000
     )
+    bare = [floor("routed", "tcp", ACT_BYTES, STILL_BYTES, idle) for idle in (0, 1000)]
+
+    def kib_each(result: Result, with_: str, without: str) -> float:
+        more = result.memory_kib(with_, "broker") - result.memory_kib(without, "broker")
+        return more / 1000
+
     figures = [
         _over_floor(crowd.name, alone.name, "≤ 1.1"),
         Figure(
-            "KiB of broker memory per idle session",
+            "KiB of broker memory per idle session, less those of a bare ROUTER's connection",
             "≤ 4",
             lambda result: (
-                (result.memory_kib(crowd.name, "broker") - result.memory_kib(alone.name, "broker"))
-                / 1000
+                kib_each(result, crowd.name, alone.name)
+                - kib_each(result, bare[1].name, bare[0].name)
             ),
         ),
+        Figure(
+            "KiB of a bare ROUTER's memory per idle connection",
+            "–",
+            lambda result: kib_each(result, bare[1].name, bare[0].name),
+        ),
     ]
-    return Suite("A thousand idle sessions", [alone, crowd], figures, 1000, pinned=False)
+    sides = [alone, crowd, *bare]
+    return Suite("A thousand idle sessions", sides, figures, 1000, pinned=False)
 
 
 SUITES: dict[str, Callable[[], list[Suite]]] = {
