@@ -13,6 +13,7 @@ from typing import NamedTuple
 from broker import directory
 from broker.auth import NO_POLICY, Meter, Policy
 from broker.directory import Unavailable
+from broker.flood import Gate, Ruling
 from broker.routing import Peer, Session, Tables
 from protocol import codec
 from protocol.address import parse_address
@@ -57,7 +58,10 @@ MAX_OFFERS = 256  # per peer
 MAX_IDENTITY = 64  # characters
 MAX_CONTROL = 1024 * 1024  # bytes of a message that the broker itself reads
 SILENT_S = 3.5  # an env agent of which nothing is heard for so long is hung up on
+QUIET_S = 10.0  # a learner from which not even a heartbeat comes for so long is hung up on
+WATCH_S = 2.0  # how often that is looked at
 SWEEP_S = 10.0  # how often peers are asked for whose connection cannot be watched
+RETRY_S = 1.0  # when who asked too much may try again
 PROBES = 5  # ticks over which a connection that went down is asked for
 
 # Relayed unread. CLOSED ends a session and ERROR may refuse an OPEN: those are looked at.
@@ -82,6 +86,7 @@ class Sender(NamedTuple):
     fd: int
     key: bytes | None
     identity: str
+    connection: int = 0
 
 
 class Note(NamedTuple):
@@ -108,13 +113,15 @@ class Core:
         self.tables = Tables()
         self._routes = self.tables.routes
         self.notes: list[Note] = []
-        self.hang_ups: list[int] = []  # descriptors of connections that must be closed
+        self.hang_ups: list[tuple[int, int]] = []  # fd and connection of those that must be closed
         self._policy = policy
         self._meters: dict[bytes | None, Meter] = {}
+        self._gate = Gate()
         self._epoch = epoch
         self._started = now
         self._patient_until = now
         self._listen_at = now
+        self._watch_at = now
         self._rng = rng
         self._software = software
         self._lease_s = lease_s
@@ -148,6 +155,25 @@ class Core:
         return route.rid
 
     # --- everything else --------------------------------------------------------------------------
+
+    def rule(self, rid: bytes, data: bytes | memoryview, key: bytes | None, now: float) -> Ruling:
+        """Whether the broker looks at a frame that `relay` did not place.
+
+        The frames of its own sessions do not count: the other side pays for them, too.
+        """
+        if len(data) >= codec.HEADER_SIZE and (data[2] < 16 or data[2] == Kind.OPENED):
+            route = self._routes.get(rid + bytes(data[8:16]))
+            if route is not None and route.key == key:
+                return Ruling.PASS
+        return self._gate.rule(rid, len(data), now)
+
+    def refuse(self, rid: bytes, data: bytes | memoryview) -> list[Send]:
+        """What is told to the sender of a frame that is not looked at, since it asks too much."""
+        try:
+            header = codec.read_header(data)
+        except GymwireError:
+            return []
+        return [self._send(rid, Busy(BusyReason.RATE, RETRY_S), header.sid, header.seq)]
 
     def receive(self, sender: Sender, data: bytes | memoryview, now: float) -> list[Send]:
         """Take a frame that `relay` did not place; returns what to send."""
@@ -259,14 +285,34 @@ class Core:
         for peer in loops:
             silent = now - heard[peer.agent] > SILENT_S
             if silent and not peer.hung_up and self.tables.by_fd.get(peer.fd) is peer:
-                peer.hung_up = True
-                self.hang_ups.append(peer.fd)
+                self._hang_up(peer)
+
+    def learners_to_watch(self, now: float) -> list[Peer]:
+        """The learners of whose connections it must be asked now for how long nothing came.
+
+        They may think for hours, but libzmq's own thread sends heartbeats as long as they live.
+        """
+        if now < self._watch_at or now < self._patient_until:
+            return []
+        self._watch_at = now + WATCH_S
+        watched = (p for p in self.tables.by_fd.values() if p.role == Role.LEARNER)
+        return [peer for peer in watched if peer.sessions and not peer.hung_up]
+
+    def quiet(self, learner: Peer, quiet_s: float) -> None:
+        """Nothing came from this learner for so long, not even a heartbeat."""
+        if quiet_s > QUIET_S:
+            self._hang_up(learner)
+
+    def _hang_up(self, peer: Peer) -> None:
+        peer.hung_up = True
+        self.hang_ups.append((peer.fd, peer.connection))
 
     def expire(self, now: float) -> list[Send]:
         """What time alone brings about: probes, sessions of lost agents, leases."""
         sends: list[Send] = []
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
+            self._gate.sweep(now)
             sends += [self._send(peer.rid, Ping()) for peer in self.tables.unwatched.values()]
         if now >= self._listen_at:
             self._listen_at = now + 0.5
@@ -306,7 +352,7 @@ class Core:
             raise DecodingError("A peer must set a routing id of its own.")
         rights = self._policy.rights(sender.key)
         if rights is None:
-            self.hang_ups.append(sender.fd)
+            self.hang_ups.append((sender.fd, sender.connection))
             text = f"{_whose(sender.key, sender.identity)} is not in this broker's policy: {_ASK}"
             return [self._error(sender.rid, 0, header.seq, Code.DENIED, text)]
         tables = self.tables
@@ -324,12 +370,13 @@ class Core:
                 identity=sender.identity,
                 key=sender.key,
                 fd=sender.fd,
+                connection=sender.connection,
                 rights=rights,
             )
         else:
             self.reachable(peer.rid)
             tables.forget_fd(peer)
-            peer.fd = sender.fd
+            peer.fd, peer.connection = sender.fd, sender.connection
         peer.heard, peer.hung_up = now, False
         displaced = tables.add_peer(peer)
         if displaced is not None:
@@ -439,7 +486,7 @@ class Core:
             sends += self._end_session(session, text)
         sends.append(self._error(peer.rid, 0, 0, Code.DENIED, text))
         if self.tables.by_fd.get(peer.fd) is peer:
-            self.hang_ups.append(peer.fd)
+            self.hang_ups.append((peer.fd, peer.connection))
         self._forget(peer)
         self._note("put out", host=peer.host, role=peer.role, identity=peer.identity)
         return sends
@@ -481,7 +528,9 @@ class Core:
     def _find(self, peer: Peer, header: codec.Header, find: Message, now: float) -> list[Send]:
         assert isinstance(find, Find)
         found = Found(directory.listing(self.tables, find.address, peer.rights))
-        return [self._send(peer.rid, found, 0, header.seq)]
+        answer = self._send(peer.rid, found, 0, header.seq)
+        self._gate.charge(peer.rid, len(answer.frame), now)
+        return [answer]
 
     # --- sessions ---------------------------------------------------------------------------------
 

@@ -25,6 +25,7 @@ class Peer:
     identity: str
     key: bytes | None
     fd: int
+    connection: int = 0  # the one that had this descriptor; 0: not known
     rights: Rights = EVERYTHING
     lost_at: float | None = None
     heard: float = 0.0  # when it last said something to the broker itself

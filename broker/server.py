@@ -14,11 +14,20 @@ import structlog
 
 from broker.auth import NO_POLICY
 from broker.core import Core, Send, Sender
+from broker.flood import Ruling
 from broker.policy_file import PolicyFile
 from protocol import stamps
 from protocol.codec import TIMED
 from protocol.keys import KeyPair, identity
-from protocol.transport import MAX_MESSAGE, TICK_MS, Delivery, Router, fd_of, public_key_of
+from protocol.transport import (
+    MAX_MESSAGE,
+    TICK_MS,
+    Delivery,
+    Origin,
+    Router,
+    fd_of,
+    public_key_of,
+)
 
 STOPPED_S = 2.0  # a gap between two ticks that shows that this process was frozen
 
@@ -58,7 +67,7 @@ class Server:
             policy=self._policy,
         )
         self._next_timers = 0.0
-        self._hang_ups: list[int] = []
+        self._hang_ups: list[tuple[int, int]] = []
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set; then tell the peers and leave."""
@@ -87,8 +96,7 @@ class Server:
             at = time.monotonic_ns() if len(data) > 3 and data[3] & TIMED else 0
             to = relay(rid, data, key)
             if to is None:
-                sender = Sender(rid, fd_of(origin), key, "" if key is None else identity(key))
-                self._look_at(sender, data, at)
+                self._look_at(rid, origin, data, key, at)
                 continue
             if at:
                 delivery = send(to, stamps.passed(data, at, time.monotonic_ns))
@@ -98,8 +106,18 @@ class Server:
                 full, now = delivery is Delivery.FULL, time.monotonic()
                 self._deliver(self.core.undelivered(to, data, rid, full, now))
 
-    def _look_at(self, sender: Sender, data: bytes | memoryview, at: int) -> None:
-        sends = self.core.receive(sender, data, time.monotonic())
+    def _look_at(
+        self, rid: bytes, origin: Origin, data: bytes | memoryview, key: bytes | None, at: int
+    ) -> None:
+        now = time.monotonic()
+        ruling = self.core.rule(rid, data, key, now)
+        if ruling is not Ruling.PASS:
+            self._refuse(ruling, rid, origin, data)
+            return
+        fd = fd_of(origin)
+        name = "" if key is None else identity(key)
+        sender = Sender(rid, fd, key, name, self._router.connection(fd))
+        sends = self.core.receive(sender, data, now)
         if at:  # of a learner with limits
             sends = [
                 Send(rid, stamps.passed(data, at, time.monotonic_ns) if frame is data else frame)
@@ -107,6 +125,12 @@ class Server:
             ]
         self._deliver(sends)
         self._write_notes()
+
+    def _refuse(self, ruling: Ruling, rid: bytes, origin: Origin, data: bytes | memoryview) -> None:
+        if ruling is not Ruling.DROP:
+            self._deliver(self.core.refuse(rid, data))
+        if ruling is Ruling.CUT_OFF:
+            self._router.hang_up(fd_of(origin))
 
     def _deliver(self, sends: list[Send]) -> None:
         for send in sends:
@@ -127,8 +151,12 @@ class Server:
                 self.core.link_down(event.fd)
         self._deliver(self.core.expire(now))
         # A tick later than the message that says why.
-        for fd in self._hang_ups:
-            self._router.hang_up(fd)
+        for fd, connection in self._hang_ups:
+            self._router.hang_up(fd, connection)
+        for learner in self.core.learners_to_watch(now):
+            quiet_s = self._router.quiet_s(learner.fd)
+            if quiet_s is not None:
+                self.core.quiet(learner, quiet_s)
         changed = None if self._policy_file is None else self._policy_file.changed()
         if changed is not None:
             self._policy = changed

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import socket as hostsocket
+import sys
 import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,10 @@ _MORE_NOW = int(zmq.DONTWAIT | zmq.SNDMORE)
 # The base class's methods skip several microseconds of Python in the subclass.
 _send = zmq.backend.Socket.send
 _recv = zmq.backend.Socket.recv
+
+# Linux's struct tcp_info up to the milliseconds since data last came, its 14th 32-bit word.
+_LAST_DATA_RECV = 52
+_TCP_INFO_SIZE = _LAST_DATA_RECV + 4
 
 _context: tuple[int, zmq.Context[Any]] | None = None
 _authenticator: tuple[int, Authenticator] | None = None
@@ -409,18 +414,50 @@ class Router:
             raise
         return Delivery.DONE
 
-    def hang_up(self, fd: int) -> None:
-        """Close the connection with this descriptor; libzmq sees it end as if the peer had."""
+    def connection(self, fd: int) -> int:
+        """A number that stands for the connection which has this descriptor now; 0: none has."""
         try:
-            connection = hostsocket.socket(fileno=fd)
+            return os.fstat(fd).st_ino
+        except OSError:
+            return 0
+
+    def quiet_s(self, fd: int) -> float | None:
+        """For how many seconds nothing has come over this connection, heartbeats included.
+
+        None: unknown, as for ipc, and where the kernel does not tell.
+        """
+        if sys.platform != "linux":
+            return None
+        try:
+            watched = hostsocket.socket(fileno=fd)
+        except OSError:  # it is closed already
+            return None
+        try:
+            level, option = hostsocket.IPPROTO_TCP, hostsocket.TCP_INFO
+            info = watched.getsockopt(level, option, _TCP_INFO_SIZE)
+        except OSError:
+            return None
+        finally:
+            watched.detach()
+        return int.from_bytes(info[_LAST_DATA_RECV:], sys.byteorder) / 1000
+
+    def hang_up(self, fd: int, connection: int = 0) -> None:
+        """Close the connection with this descriptor; libzmq sees it end as if the peer had.
+
+        `connection`: only if it still is this one; 0: whichever it is.
+        """
+        if connection and self.connection(fd) != connection:
+            return
+        try:
+            hung_up = hostsocket.socket(fileno=fd)
         except OSError:  # it is closed already
             return
         try:
-            connection.shutdown(hostsocket.SHUT_RDWR)
+            hung_up.shutdown(hostsocket.SHUT_RDWR)
         except OSError:
             return
         finally:
-            connection.detach()
+            hung_up.detach()
 
     def link_events(self) -> list[LinkEvent]:
         """Connections made and lost since the last call."""

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from broker.auth import NO_POLICY, Policy
 from broker.core import Core, Send, Sender
+from broker.flood import Ruling
 from protocol import codec
 from protocol.codec import PLAIN, Header
 from protocol.messages import Act, Hello, Message, Offer, Offered, Open, Opened, Role, Welcome
@@ -73,6 +74,9 @@ class Broker:
         to = self.core.relay(rid, bytes(data), key)
         if to is not None:
             return told([Send(to, data)])
+        ruling = self.core.rule(rid, bytes(data), key, self.now)
+        if ruling is not Ruling.PASS:
+            return [] if ruling is Ruling.DROP else told(self.core.refuse(rid, bytes(data)))
         fd = self.fds.setdefault(rid, next(self._fds)) if fd is None else fd
         identity = "" if key is None else key.decode()
         return told(self.core.receive(Sender(rid, fd, key, identity), bytes(data), self.now))

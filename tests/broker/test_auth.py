@@ -163,7 +163,7 @@ def test_a_key_that_is_not_in_the_policy_gets_no_welcome_and_is_hung_up_on() -> 
     broker = site()
     error = only(broker.hello(b"\x01new", Role.LEARNER, key=zmq.curve_keypair()[0]), Error)
     assert error.code == Code.DENIED
-    assert broker.core.hang_ups == [broker.fds[b"\x01new"]]
+    assert broker.core.hang_ups == [(broker.fds[b"\x01new"], 0)]
 
 
 def test_without_a_policy_an_address_belongs_to_the_key_that_came_first() -> None:
@@ -228,7 +228,7 @@ def test_a_learner_taken_out_loses_its_sessions_and_both_sides_are_told() -> Non
     assert [one.message.code for one in sends if isinstance(one.message, Error)] == [Code.DENIED]
     assert broker.core.relay(LEARNER, bytes(24), OTHER) is None
     assert sid not in broker.core.tables.sessions
-    assert broker.core.hang_ups == [broker.fds[LEARNER]]
+    assert broker.core.hang_ups == [(broker.fds[LEARNER], 0)]
 
 
 def test_a_right_taken_away_takes_offers_and_sessions_with_it() -> None:

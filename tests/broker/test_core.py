@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from broker import core as core_module
 from broker.auth import Policy, Rights
-from broker.core import GRACE_S, MAX_CONTROL, MAX_OFFERS, REJOIN_S
+from broker.core import GRACE_S, MAX_CONTROL, MAX_OFFERS, QUIET_S, REJOIN_S, WATCH_S
 from protocol import codec
 from protocol.codec import PLAIN
 from protocol.messages import (
@@ -446,6 +446,39 @@ def test_a_peer_whose_descriptor_was_taken_over_is_still_asked_for(broker: Broke
     broker.hello(THIEF, Role.LEARNER, fd=broker.fds[learner])
     asked = {one.rid for _ in range(20) for one in broker.expire(1.0)}
     assert learner in asked
+
+
+def test_a_learner_that_sends_no_heartbeats_any_more_is_hung_up_on_once(broker: Broker) -> None:
+    broker.env()
+    learner = broker.learner()
+    broker.open(learner)
+    [watched] = broker.core.learners_to_watch(broker.now)
+    assert broker.core.learners_to_watch(broker.now) == []
+    broker.core.quiet(watched, QUIET_S - 0.1)
+    assert broker.core.hang_ups == []
+    broker.core.quiet(watched, QUIET_S + 0.1)
+    assert broker.core.hang_ups == [(broker.fds[learner], 0)]
+    assert broker.core.learners_to_watch(broker.now + WATCH_S) == []
+    broker.say(learner, Ping())
+    assert broker.core.learners_to_watch(broker.now + 2 * WATCH_S) == [watched]
+
+
+def test_only_learners_with_sessions_at_descriptors_of_their_own_are_watched(
+    broker: Broker,
+) -> None:
+    broker.env()
+    learner = broker.learner()
+    broker.learner(b"\x01idle")
+    broker.open(learner)
+    broker.hello(THIEF, Role.LEARNER, fd=broker.fds[learner])
+    assert broker.core.learners_to_watch(broker.now) == []
+
+
+def test_after_a_sleep_of_its_own_the_broker_judges_no_silence(broker: Broker) -> None:
+    broker.env()
+    broker.open(broker.learner())
+    broker.core.woke(broker.now)
+    assert broker.core.learners_to_watch(broker.now) == []
 
 
 # --- resuming -------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1, help="the same seed, the same faults")
     parser.add_argument("--keys", action="store_true", help="all connections under CURVE")
     parser.add_argument("--sessions", type=int, help="instead: bounds, after so many sessions")
+    parser.add_argument("--greedy", type=int, metavar="N", help="instead: steps beside a flood")
     parser.add_argument("--told", type=int, metavar="N", help="instead: how soon, N times each")
     parser.add_argument("--folder", type=Path, help="where logs and the ledger go and stay")
     options = parser.parse_args()
@@ -24,6 +25,8 @@ def main() -> int:
     say(f"seed {options.seed}; logs and ledger in {folder}")
     if options.sessions is not None:
         return 0 if bounds.run(folder, sessions=options.sessions, say=say) else 1
+    if options.greedy is not None:
+        return 0 if bounds.step_times(folder, rounds=options.greedy, say=say) else 1
     if options.told is not None:
         return 0 if told.run(folder, rounds=options.told, say=say) else 1
     survived = storm.run(

@@ -1,0 +1,79 @@
+"""Learners in processes of their own, before a broker whose patience is short."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from broker import core
+from broker.server import Server
+from learner_agent.channel import Channel
+from tests.chaos.fleet import until
+from tests.processes import ROOT, Programs
+
+# Steps, so that it is heard of; then thinks until it is told to step again.
+LEARNER = """
+import sys
+from learner_agent import ProxyEnv
+env = ProxyEnv("cartpole", sys.argv[1], direct="never")
+env.reset(seed=1)
+while True:
+    env.step(0)
+    print("stepped", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.fixture
+def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A broker that gives up a quiet learner, and its session, soon."""
+    monkeypatch.setattr(core, "QUIET_S", 3.0)
+    monkeypatch.setattr(core, "WATCH_S", 0.2)
+    server = Server(["tcp://127.0.0.1:*"], lease_s=0.5)
+    stop = threading.Event()
+    thread = threading.Thread(target=server.run, args=(stop,))
+    thread.start()
+    yield server.urls[0]
+    stop.set()
+    thread.join()
+
+
+@contextlib.contextmanager
+def learner(url: str) -> Iterator[subprocess.Popen[str]]:
+    """A learner that has stepped once."""
+    command = [sys.executable, "-c", LEARNER, url]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "stepped\n"
+            yield process
+        finally:
+            process.kill()
+
+
+def test_a_frozen_learner_frees_its_slot_and_one_that_thinks_keeps_it(
+    url: str, programs: Programs
+) -> None:
+    programs.env_agent(url, "--address", "cartpole", "--env", "CartPole-v1")
+    with contextlib.closing(Channel(url)) as channel, learner(url) as thinks, learner(url) as other:
+
+        def used() -> int:
+            return sum(offer["used"] for offer in channel.find("cartpole"))
+
+        assert used() == 2
+        # Frozen right after a step, before its next heartbeat: libzmq itself never misses it.
+        other.send_signal(signal.SIGSTOP)
+        until(lambda: used() == 1, "the slot of the frozen learner is free")
+        assert thinks.stdin is not None
+        assert thinks.stdout is not None
+        thinks.stdin.write("step\n")
+        thinks.stdin.flush()
+        assert thinks.stdout.readline() == "stepped\n"
+        assert used() == 1
