@@ -6,6 +6,7 @@ peer sends makes them grow without bound.
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import NamedTuple
@@ -61,6 +62,7 @@ SILENT_S = 3.5  # an env agent of which nothing is heard for so long is hung up 
 QUIET_S = 10.0  # a learner from which not even a heartbeat comes for so long is hung up on
 WATCH_S = 2.0  # how often that is looked at
 SWEEP_S = 10.0  # how often peers are asked for whose connection cannot be watched
+OWED_AT_ONCE = 100  # frames in each tick to loops whose queues were full
 RETRY_S = 1.0  # when who asked too much may try again
 PROBES = 5  # ticks over which a connection that went down is asked for
 
@@ -236,6 +238,21 @@ class Core:
         reason = BusyReason.QUEUE_FULL if full else BusyReason.UNREACHABLE
         return [self._send(sender, Busy(reason, 0.05), header.sid, header.seq)]
 
+    def queue_full(self, send: Send) -> None:
+        """A frame of the broker's own was dropped, since its receiver does not read.
+
+        Most are asked for again. A loop asks for no GONE: untold, it keeps an environment for ever.
+        """
+        peer = self.tables.peers.get(send.rid)
+        if peer is not None and peer.role == Role.ENV and send.frame[2] == Kind.GONE:
+            self.tables.owe(codec.read_header(send.frame).sid, send.rid, send.frame)
+
+    def _pay(self) -> list[Send]:
+        """What is owed and was not tried for the longest time; as much as fits into a tick."""
+        due = list(itertools.islice(self.tables.owed, OWED_AT_ONCE))
+        sends = [Send(*self.tables.owed.pop(sid)) for sid in due]
+        return [send for send in sends if send.rid in self.tables.peers]
+
     # --- time and connections ---------------------------------------------------------------------
 
     def link_down(self, fd: int) -> None:
@@ -317,6 +334,7 @@ class Core:
         if now >= self._listen_at:
             self._listen_at = now + 0.5
             self._hang_up_on_the_silent(now)
+        sends += self._pay()
         for rid, left in list(self._suspects.items()):
             sends.append(self._send(rid, Ping()))
             if left <= 1:
@@ -511,8 +529,7 @@ class Core:
             raise Unavailable(Code.LIMIT, f"An agent may offer {MAX_OFFERS} addresses at most.")
         directory.check_offer(self.tables, peer, offer)
         first = not any(other.agent == peer.agent for other in self.tables.loops(offer.address))
-        peer.offers[offer.address] = offer
-        peer.draining.discard(offer.address)
+        directory.enter_offer(self.tables, peer, offer, header.head_len)
         if first:
             self._note("offer", address=offer.address, env=offer.env_id, host=peer.host)
         return [self._send(peer.rid, Offered(offer.address), 0, header.seq)]

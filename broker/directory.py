@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
+import numpy as np
+
 from broker.auth import Rights
 from broker.routing import Peer, Session, Tables
 from protocol.address import Address, nearest
@@ -13,6 +15,8 @@ from protocol.errors import OfferError
 from protocol.messages import Code, Offer, Role
 
 MAX_NAMES = 50
+MAX_OFFERED = 8 * 1024 * 1024  # bytes that a peer's offers may take
+OBJECT = 64  # bytes that an object takes besides those of its frame
 
 
 class Unavailable(OfferError):
@@ -25,10 +29,14 @@ class Unavailable(OfferError):
 
 
 def check_offer(tables: Tables, peer: Peer, offer: Offer) -> None:
-    """Raise Unavailable if the address stands for another environment already."""
+    """Raise Unavailable if the address stands for another environment already.
+
+    What a lost loop offers stands for nothing: its agent may have been restarted with another
+    environment. But the address is still its owner's, who may come back.
+    """
     for other in tables.loops(offer.address):
         standing = other.offers[offer.address]
-        if other is not peer and standing.digest != offer.digest:
+        if other is not peer and other.lost_at is None and standing.digest != offer.digest:
             raise Unavailable(
                 Code.ADDRESS_TAKEN,
                 f"The address {offer.address!r} is taken: an agent on {other.host} offers "
@@ -42,6 +50,48 @@ def check_offer(tables: Tables, peer: Peer, offer: Offer) -> None:
                 f"{other.identity} while they offer it. Choose another address, or let the "
                 f"broker's policy name both keys.",
             )
+
+
+def enter_offer(tables: Tables, peer: Peer, offer: Offer, head_len: int) -> None:
+    """The offer stands, instead of another environment that lost loops offered at its address.
+
+    `head_len`: bytes of the head that it came in. Raises Unavailable if the peer's offers would
+    take too much room together.
+    """
+    others = sum(peer.room.get(name, 0) for name in peer.offers if name != offer.address)
+    room = _room(offer, head_len, MAX_OFFERED - others)
+    if others + room > MAX_OFFERED:
+        raise Unavailable(
+            Code.LIMIT,
+            f"With {offer.address!r} the offers of this serving loop would take more than the "
+            f"{MAX_OFFERED // 2**20} MiB that they may have at the broker. Offer less over one "
+            f"connection; bounds that differ for each element of a space, and metadata, take most.",
+        )
+    for other in tables.loops(offer.address):
+        if other.offers[offer.address].digest != offer.digest:
+            del other.offers[offer.address]
+    peer.offers[offer.address] = offer
+    peer.room[offer.address] = room
+    peer.draining.discard(offer.address)
+
+
+def _room(offer: Offer, head_len: int, most: int) -> int:
+    """About how many bytes an offer takes in memory; counted no further than just past `most`."""
+    found = head_len
+    waiting: list[object] = [
+        offer.observation_space, offer.action_space, offer.spec, offer.metadata,
+    ]  # fmt: skip
+    while waiting and found <= most:
+        one = waiting.pop()
+        found += OBJECT
+        match one:
+            case dict():
+                waiting += [*one.keys(), *one.values()]
+            case list() | tuple():
+                waiting += one
+            case np.ndarray():  # it may have come in the tail
+                found += one.nbytes
+    return found
 
 
 def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer:

@@ -10,6 +10,7 @@ from broker.auth import EVERYTHING, Rights
 from protocol.messages import Offer, Role
 
 MAX_ENDED = 10_000  # sessions that have ended and are still known as such
+MAX_OWED = 10_000  # sessions whose loops could not be told yet that they have ended
 TOLD_S = 2.5  # an agent says each second that it is in a long step; later, it is not any more
 
 
@@ -31,6 +32,7 @@ class Peer:
     heard: float = 0.0  # when it last said something to the broker itself
     hung_up: bool = False  # its connection was closed for its silence since then
     offers: dict[str, Offer] = field(default_factory=dict)
+    room: dict[str, int] = field(default_factory=dict)  # bytes that each of them takes
     draining: set[str] = field(default_factory=set)
     sessions: set[int] = field(default_factory=set)
 
@@ -80,6 +82,8 @@ class Tables:
         self.orphans: dict[int, Session] = {}
         self.lost: dict[bytes, Peer] = {}
         self.sessions_of: Counter[str] = Counter()  # by the learner's identity
+        # frames that say GONE to loops whose queue was full, and whose they are; by sid
+        self.owed: dict[int, tuple[bytes, bytes | bytearray | memoryview]] = {}
         self.ended: dict[int, None] = {}  # the oldest first
         # sessions that a pulse has named before their loop could: until when, and whose pulse
         self.promised: dict[int, tuple[float, Peer]] = {}
@@ -164,6 +168,12 @@ class Tables:
         self.ended[session.sid] = None
         if len(self.ended) > MAX_ENDED:
             del self.ended[next(iter(self.ended))]
+
+    def owe(self, sid: int, rid: bytes, frame: bytes | bytearray | memoryview) -> None:
+        """This loop must yet be told that the session is gone."""
+        self.owed[sid] = rid, frame
+        if len(self.owed) > MAX_OWED:
+            del self.owed[next(iter(self.owed))]
 
     def promise(self, sid: int, pulse: Peer, *, until: float) -> None:
         """The loop that has this session will announce it when its long step is over."""

@@ -137,6 +137,8 @@ class Server:
             delivery = self._router.send(send.rid, send.frame)
             if delivery is Delivery.UNREACHABLE:
                 self.core.unreachable(send.rid, time.monotonic())
+            elif delivery is Delivery.FULL:
+                self.core.queue_full(send)
             elif send.rid in self.core.tables.lost:
                 self.core.reachable(send.rid)
 

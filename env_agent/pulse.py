@@ -14,7 +14,7 @@ from env_agent.loop import Loop, hello
 from protocol import codec
 from protocol.codec import PLAIN
 from protocol.errors import GymwireError
-from protocol.messages import Busy, Kind, Ping, Progress, Role
+from protocol.messages import Busy, BusyReason, Kind, Ping, Progress, Role
 from protocol.transport import Dealer
 
 EVERY_S = 1.0
@@ -73,6 +73,9 @@ class Pulse(threading.Thread):
 def _wants_hello(data: bytes | memoryview) -> bool:
     try:
         header = codec.read_header(data)
-        return header.kind is Kind.BUSY and isinstance(PLAIN.decode(data, header), Busy)
+        match header.kind is Kind.BUSY and PLAIN.decode(data, header):
+            case Busy(reason=BusyReason.HELLO):
+                return True
+        return False
     except GymwireError:
         return False

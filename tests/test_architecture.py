@@ -17,6 +17,7 @@ PURE = [
     "protocol/faults.py", "protocol/spaces.py", "protocol/space_codecs.py", "protocol/codec.py",
     "protocol/address.py", "protocol/errors.py", "protocol/generators.py", "protocol/stamps.py",
     "broker/routing.py", "broker/directory.py", "broker/core.py", "broker/auth.py",
+    "broker/flood.py",
     "env_agent/session.py", "env_agent/watch.py", "learner_agent/timings.py",
     "learner_agent/exchange.py", "learner_agent/failures.py", "learner_agent/price_bandits.py",
 ]  # fmt: skip

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import core as core_module
+from broker import routing
 from broker.auth import Policy, Rights
-from broker.core import GRACE_S, MAX_CONTROL, MAX_OFFERS, QUIET_S, REJOIN_S, WATCH_S
+from broker.core import (
+    GRACE_S,
+    MAX_CONTROL,
+    MAX_OFFERS,
+    QUIET_S,
+    REJOIN_S,
+    WATCH_S,
+    Send,
+    Sender,
+)
 from protocol import codec
 from protocol.codec import PLAIN
 from protocol.messages import (
@@ -323,6 +335,66 @@ def test_a_draining_agent_gets_no_new_sessions_and_keeps_its_old_ones(broker: Br
     assert broker.reaches(learner, sid) == env
 
 
+def test_the_address_of_a_lost_agent_is_free_for_another_environment(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    broker.core.unreachable(env, broker.now)
+    broker.env(ENV2, digest=b"other")
+    [forwarded] = broker.say(learner, Open("cartpole", b"2" * 16), seq=2)
+    assert forwarded.rid == ENV2
+    # Back in time it goes on with its sessions, and gets no new ones.
+    broker.core.reachable(env)
+    assert broker.reaches(learner, sid) == env
+    found = only(broker.say(learner, Find()), Found)
+    assert [entry["used"] for entry in found.offers] == [1]
+    assert error_of(broker.say(env, offer("cartpole"))).code == Code.ADDRESS_TAKEN
+
+
+def test_an_agent_of_the_same_pool_leaves_the_offer_of_a_lost_one_alone(broker: Broker) -> None:
+    env = broker.env()
+    broker.core.unreachable(env, broker.now)
+    broker.env(ENV2)
+    broker.core.reachable(env)
+    found = only(broker.say(broker.learner(), Find()), Found)
+    assert [entry["capacity"] for entry in found.offers] == [4, 4]
+
+
+def test_a_stranger_cannot_take_the_address_of_a_lost_agent() -> None:
+    broker = Broker()
+    env = broker.env(key=b"owner")
+    broker.core.unreachable(env, broker.now)
+    broker.hello(ENV2, Role.ENV, key=b"stranger")
+    error = error_of(broker.say(ENV2, offer("cartpole", digest=b"other"), key=b"stranger"))
+    assert error.code == Code.ADDRESS_TAKEN
+
+
+@pytest.mark.parametrize(
+    "large", ["x" * 900_000, [[]] * 100_000, [0] * 120_000], ids=["text", "lists", "numbers"]
+)
+def test_the_room_that_the_offers_of_a_peer_take_is_bounded(broker: Broker, large: object) -> None:
+    broker.hello(ENV, Role.ENV)
+    answers = []
+    for i in range(20):
+        wish = replace(offer(f"a{i}"), metadata={"large": large})
+        [answer] = broker.say(ENV, wish)
+        answers.append(answer.message)
+        broker.now += 1.0
+    assert isinstance(answers[0], Offered)
+    refused = answers[-1]
+    assert isinstance(refused, Error)
+    assert refused.code == Code.LIMIT
+    assert "MiB" in refused.text
+    stand = [answer for answer in answers if isinstance(answer, Offered)]
+    assert list(broker.core.tables.peers[ENV].offers) == [answer.address for answer in stand]
+
+
+def test_an_offer_that_is_made_again_takes_its_room_once(broker: Broker) -> None:
+    broker.hello(ENV, Role.ENV)
+    for _ in range(20):
+        only(broker.say(ENV, replace(offer("a"), metadata={"large": "x" * 900_000})), Offered)
+        broker.now += 1.0
+
+
 # --- lost and found -------------------------------------------------------------------------------
 
 
@@ -461,6 +533,33 @@ def test_a_learner_that_sends_no_heartbeats_any_more_is_hung_up_on_once(broker: 
     assert broker.core.learners_to_watch(broker.now + WATCH_S) == []
     broker.say(learner, Ping())
     assert broker.core.learners_to_watch(broker.now + 2 * WATCH_S) == [watched]
+
+
+def test_an_agent_that_did_not_read_is_told_later_what_is_gone(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    [gone] = broker.core.receive(
+        Sender(learner, broker.fds[learner], None, ""), bytes(PLAIN.encode(Bye())), broker.now
+    )
+    for _ in range(3):
+        broker.core.queue_full(gone)
+        [again] = broker.expire(0.1)
+        assert (again.rid, again.header.sid, type(again.message)) == (env, sid, Gone)
+    assert broker.expire(0.1) == []
+
+
+def test_what_is_owed_to_agents_is_bounded_and_ends_with_them(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing, "MAX_OWED", 3)
+    env, learner = broker.env(), broker.learner()
+    for sid in range(1, 6):
+        broker.core.queue_full(Send(env, PLAIN.encode(Gone("over"), sid)))
+        broker.core.queue_full(Send(learner, PLAIN.encode(Gone("over"), sid + 10)))
+    assert list(broker.core.tables.owed) == [3, 4, 5]
+    broker.say(env, Bye())
+    assert broker.expire(0.1) == []
+    assert not broker.core.tables.owed
 
 
 def test_only_learners_with_sessions_at_descriptors_of_their_own_are_watched(

@@ -8,6 +8,8 @@ from protocol.messages import (
     Act,
     Busy,
     BusyReason,
+    Code,
+    Error,
     Find,
     Found,
     Open,
@@ -116,8 +118,11 @@ def test_steps_and_what_answers_them_do_not_count() -> None:
     sid = broker.open(learner)
     for _ in range(int(BURST) + 1):
         broker.say(learner, Ping())
+        broker.say(env, Ping())
     assert only(broker.say(learner, Act(0), sid, 1), Act) == Act(0)
     assert only(broker.say(env, Percept(0, 0.0, False, False, {}), sid, 1), Percept)
+    failed = Error(Code.ENVIRONMENT_FAILED, "it raised")
+    assert only(broker.say(env, failed, sid, 2), Error) == failed
     [busy] = broker.say(learner, Open("cartpole", b"2" * 16), seq=2)
     assert isinstance(busy.message, Busy)
 
