@@ -59,8 +59,8 @@ MAX_OFFERS = 256  # per peer
 MAX_IDENTITY = 64  # characters
 MAX_CONTROL = 1024 * 1024  # bytes of a message that the broker itself reads
 SILENT_S = 3.5  # an env agent of which nothing is heard for so long is hung up on
-QUIET_S = 10.0  # a learner from which not even a heartbeat comes for so long is hung up on
-WATCH_S = 2.0  # how often that is looked at
+QUIET_S = 10.0  # a learner of which not even a heartbeat comes for so long is hung up on
+TURNS = 20  # ticks in which all of them are looked at once
 SWEEP_S = 10.0  # how often peers are asked for whose connection cannot be watched
 OWED_AT_ONCE = 100  # frames in each tick to loops whose queues were full
 RETRY_S = 1.0  # when who asked too much may try again
@@ -123,7 +123,8 @@ class Core:
         self._started = now
         self._patient_until = now
         self._listen_at = now
-        self._watch_at = now
+        self._turn = 0
+        self._flood_note_at = now
         self._rng = rng
         self._software = software
         self._lease_s = lease_s
@@ -176,6 +177,20 @@ class Core:
         except GymwireError:
             return []
         return [self._send(rid, Busy(BusyReason.RATE, RETRY_S), header.sid, header.seq)]
+
+    def cut_off(self, rid: bytes, fd: int, now: float) -> bool:
+        """Whether to close the connection of this descriptor, over which `rid` floods the broker.
+
+        Not if it is another peer's by now: the frame may have waited longer than its connection.
+        """
+        holder = self.tables.by_fd.get(fd)
+        if holder is not None and holder.rid != rid:
+            return False
+        peer = self.tables.peers.get(rid)
+        if peer is not None and now >= self._flood_note_at:
+            self._flood_note_at = now + SWEEP_S
+            self._note("hung up on a flood", host=peer.host, identity=peer.identity)
+        return True
 
     def receive(self, sender: Sender, data: bytes | memoryview, now: float) -> list[Send]:
         """Take a frame that `relay` did not place; returns what to send."""
@@ -309,11 +324,15 @@ class Core:
 
         They may think for hours, but libzmq's own thread sends heartbeats as long as they live.
         """
-        if now < self._watch_at or now < self._patient_until:
+        self._turn = (self._turn + 1) % TURNS
+        if now < self._patient_until:
             return []
-        self._watch_at = now + WATCH_S
-        watched = (p for p in self.tables.by_fd.values() if p.role == Role.LEARNER)
-        return [peer for peer in watched if peer.sessions and not peer.hung_up]
+        found = []
+        for fd, peer in self.tables.by_fd.items():
+            mine = fd % TURNS == self._turn and peer.role == Role.LEARNER
+            if mine and peer.sessions and not peer.hung_up:
+                found.append(peer)
+        return found
 
     def quiet(self, learner: Peer, quiet_s: float) -> None:
         """Nothing came from this learner for so long, not even a heartbeat."""

@@ -130,7 +130,9 @@ class Server:
         if ruling is not Ruling.DROP:
             self._deliver(self.core.refuse(rid, data))
         if ruling is Ruling.CUT_OFF:
-            self._router.hang_up(fd_of(origin))
+            fd = fd_of(origin)
+            if self.core.cut_off(rid, fd, time.monotonic()):
+                self._router.hang_up(fd)
 
     def _deliver(self, sends: list[Send]) -> None:
         for send in sends:

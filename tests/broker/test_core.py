@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import core as core_module
-from broker import routing
 from broker.auth import Policy, Rights
 from broker.core import (
     GRACE_S,
@@ -15,10 +14,9 @@ from broker.core import (
     MAX_OFFERS,
     QUIET_S,
     REJOIN_S,
-    WATCH_S,
-    Send,
-    Sender,
+    TURNS,
 )
+from broker.routing import Peer
 from protocol import codec
 from protocol.codec import PLAIN
 from protocol.messages import (
@@ -59,6 +57,11 @@ ENV, ENV2, LEARNER, THIEF = b"\x01env", b"\x01env2", b"\x01learner", b"\x01thief
 @pytest.fixture
 def broker() -> Broker:
     return Broker()
+
+
+def watched_by(broker: Broker) -> list[Peer]:
+    """The learners at whose connections the broker looks, each once in so many ticks."""
+    return [peer for _ in range(TURNS) for peer in broker.core.learners_to_watch(broker.now)]
 
 
 def error_of(sends: list[Told]) -> Error:
@@ -524,42 +527,14 @@ def test_a_learner_that_sends_no_heartbeats_any_more_is_hung_up_on_once(broker: 
     broker.env()
     learner = broker.learner()
     broker.open(learner)
-    [watched] = broker.core.learners_to_watch(broker.now)
-    assert broker.core.learners_to_watch(broker.now) == []
+    [watched] = watched_by(broker)
     broker.core.quiet(watched, QUIET_S - 0.1)
     assert broker.core.hang_ups == []
     broker.core.quiet(watched, QUIET_S + 0.1)
     assert broker.core.hang_ups == [(broker.fds[learner], 0)]
-    assert broker.core.learners_to_watch(broker.now + WATCH_S) == []
+    assert watched_by(broker) == []
     broker.say(learner, Ping())
-    assert broker.core.learners_to_watch(broker.now + 2 * WATCH_S) == [watched]
-
-
-def test_an_agent_that_did_not_read_is_told_later_what_is_gone(broker: Broker) -> None:
-    env, learner = broker.env(), broker.learner()
-    sid = broker.open(learner)
-    [gone] = broker.core.receive(
-        Sender(learner, broker.fds[learner], None, ""), bytes(PLAIN.encode(Bye())), broker.now
-    )
-    for _ in range(3):
-        broker.core.queue_full(gone)
-        [again] = broker.expire(0.1)
-        assert (again.rid, again.header.sid, type(again.message)) == (env, sid, Gone)
-    assert broker.expire(0.1) == []
-
-
-def test_what_is_owed_to_agents_is_bounded_and_ends_with_them(
-    broker: Broker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(routing, "MAX_OWED", 3)
-    env, learner = broker.env(), broker.learner()
-    for sid in range(1, 6):
-        broker.core.queue_full(Send(env, PLAIN.encode(Gone("over"), sid)))
-        broker.core.queue_full(Send(learner, PLAIN.encode(Gone("over"), sid + 10)))
-    assert list(broker.core.tables.owed) == [3, 4, 5]
-    broker.say(env, Bye())
-    assert broker.expire(0.1) == []
-    assert not broker.core.tables.owed
+    assert watched_by(broker) == [watched]
 
 
 def test_only_learners_with_sessions_at_descriptors_of_their_own_are_watched(
@@ -570,14 +545,14 @@ def test_only_learners_with_sessions_at_descriptors_of_their_own_are_watched(
     broker.learner(b"\x01idle")
     broker.open(learner)
     broker.hello(THIEF, Role.LEARNER, fd=broker.fds[learner])
-    assert broker.core.learners_to_watch(broker.now) == []
+    assert watched_by(broker) == []
 
 
 def test_after_a_sleep_of_its_own_the_broker_judges_no_silence(broker: Broker) -> None:
     broker.env()
     broker.open(broker.learner())
     broker.core.woke(broker.now)
-    assert broker.core.learners_to_watch(broker.now) == []
+    assert watched_by(broker) == []
 
 
 # --- resuming -------------------------------------------------------------------------------------

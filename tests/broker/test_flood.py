@@ -127,6 +127,21 @@ def test_steps_and_what_answers_them_do_not_count() -> None:
     assert isinstance(busy.message, Busy)
 
 
+def test_a_descriptor_that_is_another_peers_by_now_is_left_alone() -> None:
+    broker = Broker()
+    learner, other = broker.learner(), broker.learner(OTHER)
+    assert broker.core.cut_off(learner, broker.fds[learner], broker.now)
+    assert not broker.core.cut_off(learner, broker.fds[other], broker.now)
+
+
+def test_an_operator_is_told_of_a_flood_now_and_then() -> None:
+    broker = Broker()
+    learner = broker.learner()
+    for _ in range(100):
+        broker.core.cut_off(learner, broker.fds[learner], broker.now)
+    assert [note.event for note in broker.core.notes] == ["hung up on a flood"]
+
+
 def test_a_flood_of_requests_in_sessions_of_others_counts() -> None:
     broker = Broker()
     broker.env()

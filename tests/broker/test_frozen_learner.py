@@ -34,7 +34,6 @@ while True:
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A broker that gives up a quiet learner, and its session, soon."""
     monkeypatch.setattr(core, "QUIET_S", 3.0)
-    monkeypatch.setattr(core, "WATCH_S", 0.2)
     server = Server(["tcp://127.0.0.1:*"], lease_s=0.5)
     stop = threading.Event()
     thread = threading.Thread(target=server.run, args=(stop,))
