@@ -11,8 +11,8 @@ from enum import Enum
 
 RATE = 1000.0  # tokens that a bucket gains in a second
 BURST = 2500.0  # tokens that it holds: a learner may open, or resume, 1,000 sessions at once
-DEBT = 500.0  # refusals that are told before the connection is closed
-# What is left of a closed connection arrives within so many tokens' time, under its descriptor.
+DEBT = 500.0  # refusals that are told before the connection is cut off
+# What had come over it before is read within so many tokens' time, under its descriptor.
 REST = 50.0
 TOKEN_BYTES = 1024  # of what is asked
 ANSWER_BYTES = 128  # of a listing, which has to be made
@@ -24,8 +24,8 @@ class Ruling(Enum):
 
     PASS = "pass"
     TELL = "tell"  # not taken, and its sender is told so
-    CUT_OFF = "cut off"  # the same, and the connection is closed
-    DROP = "drop"  # it came over a connection that is being closed
+    CUT_OFF = "cut off"  # the same, and the connection is not heard any more, then closed
+    DROP = "drop"  # it came over a connection that is cut off
 
 
 class Gate:

@@ -7,6 +7,7 @@ import random
 import socket as hostsocket
 import threading
 import time
+from collections import deque
 from collections.abc import Iterable
 from importlib.metadata import version
 
@@ -29,6 +30,8 @@ from protocol.transport import (
     public_key_of,
 )
 
+# Hung up on, a flood would be back at once, and a connection that is made costs more than a frame.
+MUTED_S = 2.0
 STOPPED_S = 2.0  # a gap between two ticks that shows that this process was frozen
 
 
@@ -68,6 +71,7 @@ class Server:
         )
         self._next_timers = 0.0
         self._hang_ups: list[tuple[int, int]] = []
+        self._muted: deque[tuple[float, int, int]] = deque()  # until when, fd and connection
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set; then tell the peers and leave."""
@@ -130,8 +134,12 @@ class Server:
         if ruling is not Ruling.DROP:
             self._deliver(self.core.refuse(rid, data))
         if ruling is Ruling.CUT_OFF:
-            fd = fd_of(origin)
-            if self.core.cut_off(rid, fd, time.monotonic()):
+            fd, now = fd_of(origin), time.monotonic()
+            if not self.core.cut_off(rid, fd, now):
+                return
+            if self._router.mute(fd):
+                self._muted.append((now + MUTED_S, fd, self._router.connection(fd)))
+            else:
                 self._router.hang_up(fd)
 
     def _deliver(self, sends: list[Send]) -> None:
@@ -156,6 +164,9 @@ class Server:
         self._deliver(self.core.expire(now))
         # A tick later than the message that says why.
         for fd, connection in self._hang_ups:
+            self._router.hang_up(fd, connection)
+        while self._muted and now >= self._muted[0][0]:
+            _, fd, connection = self._muted.popleft()
             self._router.hang_up(fd, connection)
         for learner in self.core.learners_to_watch(now):
             quiet_s = self._router.quiet_s(learner.fd)

@@ -12,6 +12,7 @@ import os
 import re
 import secrets
 import socket as hostsocket
+import struct
 import sys
 import threading
 from collections.abc import Iterable, Sequence
@@ -53,6 +54,9 @@ _recv = zmq.backend.Socket.recv
 # Linux's struct tcp_info up to the milliseconds since data last came, its 14th 32-bit word.
 _LAST_DATA_RECV = 52
 _TCP_INFO_SIZE = _LAST_DATA_RECV + 4
+# Linux's classic packet filter: one instruction, which keeps no byte of what comes.
+_SO_ATTACH_FILTER = 26
+_DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 _context: tuple[int, zmq.Context[Any]] | None = None
 _authenticator: tuple[int, Authenticator] | None = None
@@ -428,9 +432,8 @@ class Router:
         """
         if sys.platform != "linux":
             return None
-        try:
-            watched = hostsocket.socket(fileno=fd)
-        except OSError:  # it is closed already
+        watched = _borrowed(fd)
+        if watched is None:
             return None
         try:
             level, option = hostsocket.IPPROTO_TCP, hostsocket.TCP_INFO
@@ -441,6 +444,28 @@ class Router:
             watched.detach()
         return int.from_bytes(info[_LAST_DATA_RECV:], sys.byteorder) / 1000
 
+    def mute(self, fd: int) -> bool:
+        """Let nothing in any more over this connection until it is hung up on.
+
+        The kernel drops what comes, so that the peer can send no more. False: it cannot do that.
+        """
+        if sys.platform != "linux":
+            return False
+        muted = _borrowed(fd)
+        if muted is None:
+            return False
+        try:
+            if muted.family not in (hostsocket.AF_INET, hostsocket.AF_INET6):
+                return False
+            verdict = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
+            program = struct.pack("HP", 1, ctypes.addressof(verdict))
+            muted.setsockopt(hostsocket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+        except OSError:
+            return False
+        finally:
+            muted.detach()
+        return True
+
     def hang_up(self, fd: int, connection: int = 0) -> None:
         """Close the connection with this descriptor; libzmq sees it end as if the peer had.
 
@@ -448,9 +473,8 @@ class Router:
         """
         if connection and self.connection(fd) != connection:
             return
-        try:
-            hung_up = hostsocket.socket(fileno=fd)
-        except OSError:  # it is closed already
+        hung_up = _borrowed(fd)
+        if hung_up is None:
             return
         try:
             hung_up.shutdown(hostsocket.SHUT_RDWR)
@@ -474,6 +498,14 @@ class Router:
             authenticator().forget(self._domain)
         self._monitor.close()
         self._socket.close(linger=int(linger_s * 1000))
+
+
+def _borrowed(fd: int) -> hostsocket.socket | None:
+    """libzmq's connection with this descriptor, to be detached after use; None: there is none."""
+    try:
+        return hostsocket.socket(fileno=fd)
+    except (OSError, ValueError):  # it is closed already; libzmq did not know it
+        return None
 
 
 def _readable(url: str) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -187,3 +188,60 @@ def test_connections_made_and_lost_are_seen(router: Router) -> None:
         router.receive()
     assert [event.up for event in seen] == [True, False]
     assert seen[1].fd == fd
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels are not asked")
+def test_a_muted_connection_is_not_heard_until_it_is_made_anew(
+    router: Router, dealer: Dealer
+) -> None:
+    send(dealer, b"before")
+    fd = fd_of(receive(router)[1])
+    assert router.mute(fd)
+    send(dealer, b"muted")
+    other = Dealer(router.urls[0])
+    send(other, b"of another")
+    assert bytes(receive(router)[2]) == b"of another"
+    assert router.receive() is None
+    router.hang_up(fd, router.connection(fd))
+    heard = b""
+    for _ in range(ATTEMPTS):
+        dealer.send(b"after", wait=True)
+        received = router.receive()
+        if received is not None:
+            heard = bytes(received[2])
+            break
+    assert heard == b"after"
+    other.close()
+
+
+def test_a_descriptor_that_is_another_connections_by_now_is_not_hung_up_on(
+    router: Router, dealer: Dealer
+) -> None:
+    send(dealer, b"one")
+    fd = fd_of(receive(router)[1])
+    router.hang_up(fd, router.connection(fd) + 1)
+    send(dealer, b"two")
+    assert bytes(receive(router)[2]) == b"two"
+    assert not any(not event.up for event in router.link_events())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels are not asked")
+def test_for_how_long_nothing_came_is_known_of_tcp_alone(tmp_path: Path) -> None:
+    router = Router(["tcp://127.0.0.1:*", f"ipc://{tmp_path}/socket"])
+    known = []
+    for url in router.urls:
+        dealer = Dealer(url)
+        send(dealer, b"x")
+        known.append(router.quiet_s(fd_of(receive(router)[1])))
+        dealer.close()
+    router.close()
+    assert known[0] is not None
+    assert 0.0 <= known[0] < 60.0
+    assert known[1] is None
+
+
+def test_a_connection_that_is_not_known_is_left_alone(router: Router) -> None:
+    assert router.connection(-1) == 0
+    assert router.quiet_s(-1) is None
+    assert not router.mute(-1)
+    router.hang_up(-1)
