@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from protocol.arrays import LARGE, take
 from protocol.codec import ALIGN, FITS, HEADER, HEADER_SIZE, MAGIC, Codec, Frame
@@ -166,13 +167,14 @@ def _array_percept(sid: int, space: SpaceCodec) -> _Percept:
         flags = flags_of.get(last)
         if flags is None or kind != float_type:
             return None
+        observation: NDArray[Any] | None = None
         if small and fixed:
             # To copy the bytes, and not an array, spares several cold microseconds of NumPy.
             observation = ndarray(shape, dtype, bytearray(data[begin:end]))
         elif fixed:
-            observation = ndarray(shape, dtype, data, begin)
-            if not (in_place and observation.flags.writeable and observation.flags.aligned):
-                observation = observation.copy()
+            observation = _in_place(shape, dtype, data, begin) if in_place else None
+            if observation is None:
+                observation = ndarray(shape, dtype, data, begin).copy()
         else:
             try:
                 observation = take(dtype, shape, memoryview(data), begin)
@@ -253,23 +255,20 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int) -> _Percep
     gaps = list(zip(edges[::2], edges[1::2], strict=True))  # what stands between the arrays
     constants = [(begin, end, blank[begin:end]) for begin, end in gaps]
     fillings = [constant for _, _, constant in constants]
+    checks = [(index, *kinds[index]) for index in order]
     views = [(*place, *kind) for place, kind in zip(places, kinds, strict=True)]
 
     def encode(step: Step, number: bytes) -> Frame | None:
         info = step[4]
         if type(info) is not dict or info:
             return None
-        for value, (dtype, shape) in zip(step, kinds, strict=False):
-            if (
-                type(value) is not ndarray
-                or value.dtype != dtype
-                or value.shape != shape
-                or not value.flags.c_contiguous
-            ):
-                return None
         parts: list[Any] = [prefix, number]
-        for filling, index in zip(fillings, order, strict=False):
-            parts += (filling, step[index])
+        for (index, dtype, shape), filling in zip(checks, fillings, strict=False):
+            value = step[index]
+            if type(value) is not ndarray or value.dtype != dtype or value.shape != shape:
+                return None
+            large = value.nbytes >= LARGE and value.flags.c_contiguous
+            parts += (filling, value.data if large else value.tobytes())
         parts.append(fillings[-1])
         return b"".join(parts)
 
@@ -283,11 +282,23 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int) -> _Percep
         for begin, end, dtype, shape in views:
             if dtype is _BOOL and bytes(data[begin:end]).strip(b"\0\1"):
                 return None
-            raw = np.frombuffer(data, np.uint8, end - begin, begin).copy()
-            arrays.append(raw.view(dtype).reshape(shape))
+            array = None
+            if end - begin >= IN_PLACE:
+                array = _in_place(shape, dtype, data, begin)
+            arrays.append(
+                ndarray(shape, dtype, bytearray(data[begin:end])) if array is None else array
+            )
         return arrays[0], arrays[1], arrays[2], arrays[3], {}
 
     return encode, decode
+
+
+def _in_place(
+    shape: tuple[int, ...], dtype: np.dtype[Any], data: Data, begin: int
+) -> NDArray[Any] | None:
+    """The array where it was received; None if its memory is not the caller's, or unaligned."""
+    array = np.ndarray(shape, dtype, data, begin)
+    return array if array.flags.writeable and array.flags.aligned else None
 
 
 def _prefix(sid: int, kind: Kind, flags: int, head_len: int) -> bytes:
