@@ -42,6 +42,7 @@ CASES = {
     "idle": Case(idle=True),
     "sleeps-restart": Case(restart=True),
     "holds-restart": Case(hold=True, restart=True),
+    "holds-direct-restart": Case(hold=True, direct=True, restart=True),
     "idle-restart": Case(idle=True, restart=True),
 }
 
@@ -89,9 +90,7 @@ def go_through(case: Case, made: Fleet, seconds: float) -> float:
 def _nothing() -> None: ...
 
 
-def run(
-    folder: Path, *, seconds: float, names: Sequence[str], say: Callable[[str], None]
-) -> bool:
+def run(folder: Path, *, seconds: float, names: Sequence[str], say: Callable[[str], None]) -> bool:
     """All these cases at once, each in a process. Returns whether all survived."""
     started = {}
     for name in names:
@@ -104,7 +103,7 @@ def run(
     for name, process in started.items():
         text, _ = process.communicate()
         survived &= process.returncode == 0
-        say(f"{name:16} {text.strip() or 'NOT survived'}")
+        say(f"{name:21} {text.strip() or 'NOT survived'}")
     return survived
 
 
