@@ -242,9 +242,17 @@ def check(options: Namespace, out: Console, errors: Console) -> int:
         p50, p99 = np.percentile(took_s, [50, 99]) * 1e6
         _say(out, f"Latency of {took_s.size:,} steps of a random policy:")
         _say(out, f"  p50 {p50:,.0f} µs, p99 {p99:,.0f} µs, {1 / took_s.mean():,.0f} steps/s")
-        if timings:
-            out.print(timings_table(timings))
-        else:
+        free = [timing for timing in timings if not timing.held_back]
+        if free:
+            out.print(timings_table(free))
+        if len(free) < len(timings):
+            _say(
+                out,
+                f"  {len(timings) - len(free):,} steps had to wait, and are left out of where the "
+                f"time goes: the broker's policy\n  limits this key (steps_per_s, "
+                f"requests_in_flight); its operator may raise that.",
+            )
+        if not timings:
             _say(out, "  where the time goes: not known, this session has no time stamps")
     finally:
         env.close()
