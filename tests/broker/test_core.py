@@ -321,7 +321,16 @@ def test_a_draining_agent_gets_no_new_sessions_and_keeps_its_old_ones(broker: Br
     assert broker.say(env, Withdraw("cartpole")) == []
     error = error_of(broker.say(learner, Open("cartpole", b"2" * 16), seq=2))
     assert error.code == Code.NO_FREE_SLOT
+    assert "is leaving" in error.text
     assert broker.reaches(learner, sid) == env
+
+
+def test_an_agent_that_does_not_answer_is_not_called_full(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    broker.core.unreachable(env, broker.now)
+    error = error_of(broker.say(learner, Open("cartpole", b"2" * 16), seq=2))
+    assert error.code == Code.ADDRESS_UNKNOWN  # so that a learner with `wait_s` asks again
+    assert "does not answer at present: an env agent on host is cut off" in error.text
 
 
 # --- lost and found -------------------------------------------------------------------------------
