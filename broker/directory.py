@@ -106,8 +106,9 @@ def _unknown(tables: Tables, address: Address, rights: Rights) -> Unavailable:
     known = sorted(filter(rights.may_use, offered))
     if address.identity is not None and address.name in known:
         text = (
-            f"{address.name!r} is on offer, but not by {address.identity}: use the identity that "
-            f"`python -m learner_agent ls` shows, or no @identity."
+            f"{address.name!r} is on offer, but not by {address.identity}: that agent is not "
+            f"connected, or the identity is misspelt (`python -m learner_agent ls` shows whose "
+            f"are)."
         )
     elif not known:
         text = (

@@ -97,7 +97,10 @@ def _conclude(
     result: TrainingResult, learner: Any, options: Namespace, seed: int, out: Console
 ) -> None:
     name = type(learner).__name__
-    _say(out, f"\n{name} after {result.rewards.size:,} steps at {options.address}, seed {seed}\n")
+    done = f"{result.rewards.size:,}"
+    if result.rewards.size < options.steps:
+        done = f"only {done} of {options.steps:,}"
+    _say(out, f"\n{name} after {done} steps at {options.address}, seed {seed}\n")
     report.print_report(result, learner, out)
     if options.save is not None:
         learnt_at = {"address": options.address, "steps": result.rewards.size, "seed": seed}

@@ -505,8 +505,8 @@ def _drop_rest(bare: Any, frame: zmq.Frame) -> None:
 def _bind_failure(url: str, error: zmq.ZMQError) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
-            f"{url} is in use: another broker, or another program, listens there. Stop it, or "
-            f"choose another port."
+            f"{url} is in use: another broker, or another program, listens there, and whoever "
+            f"dials it reaches that one, not this one. Stop it, or choose another port."
         )
     if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
         return f"{url} is not an address of this host: bind one that is, or tcp://*:PORT for all."

@@ -21,7 +21,8 @@ from protocol import stamps
 from protocol.codec import Frame, read_header
 from protocol.messages import Kind, Reset
 from protocol.stamps import Stamps
-from tests.processes import programs
+from tests.chaos.fleet import until
+from tests.processes import PATIENCE_S, programs
 from tests.sameness import assert_same
 from tests.wire import Faults, Network
 
@@ -247,14 +248,14 @@ def test_what_an_environment_waits_for_is_the_environments(
     found: list[Timings | None] = []
     with opened(broker, "patient", way) as env:
         env.reset(options={"gate": str(gate)})
-        stepping = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]))
+        stepping = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]), daemon=True)
         stepping.start()
         # The agent tells of a step when it has lasted for a second.
-        while env._session.exchange.in_step_s is None:
-            time.sleep(0.01)
+        until(lambda: env._session.exchange.in_step_s is not None, "it is told of the step")
         in_step_s = env._session.exchange.in_step_s
         gate.touch()
-        stepping.join()
+        stepping.join(PATIENCE_S)
+    assert in_step_s is not None
     timings = check_sum(found[0])
     assert timings.environment_us > in_step_s * 1e6 > 0
     assert timings.total_us > timings.environment_us
@@ -271,20 +272,17 @@ def test_what_waits_behind_another_session_of_the_loop_is_in_the_queue(
         env.reset(options={"gate": str(gates[1])})
         env.timed_step(1)
         env.timed_step(1)
-        first = threading.Thread(target=other.step, args=(1,))
+        first = threading.Thread(target=other.step, args=(1,), daemon=True)
         first.start()
-        while other._session.exchange.in_step_s is None:  # the loop is in that step
-            time.sleep(0.01)
-        second = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]))
+        until(lambda: other._session.exchange.in_step_s is not None, "the loop is in that step")
+        second = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]), daemon=True)
         second.start()
-        while env._session.exchange.pending is None:
-            time.sleep(0.01)
+        until(lambda: env._session.exchange.pending is not None, "the step is under way")
         began = time.monotonic()
-        while not env._session.exchange._ping_at > began:  # it has waited, and asked the broker
-            time.sleep(0.01)
+        until(lambda: env._session.exchange._ping_at > began, "it has waited, and asked the broker")
         waited_s = time.monotonic() - began
         gates[0].touch()
-        first.join()
-        second.join()
+        first.join(PATIENCE_S)
+        second.join(PATIENCE_S)
     timings = check_sum(found[0])
     assert timings.queue_us > waited_s * 1e6 > timings.environment_us >= 0
