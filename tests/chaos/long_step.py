@@ -26,12 +26,13 @@ BEFORE, AFTER = 3, 20  # requests before the long one, and after it
 class Case:
     """`hold`: the step keeps the interpreter's lock. `direct`: it goes past the broker. `idle`: it
     is the learner that takes its time, between two steps. `restart`: a SIGKILLed broker and a new
-    one; in the middle of the step, or just before the pause."""
+    one; in the middle of the step, or just before the pause. `keys`: all under CURVE."""
 
     hold: bool = False
     direct: bool = False
     idle: bool = False
     restart: bool = False
+    keys: bool = False
 
 
 CASES = {
@@ -42,6 +43,7 @@ CASES = {
     "idle": Case(idle=True),
     "sleeps-restart": Case(restart=True),
     "holds-restart": Case(hold=True, restart=True),
+    "holds-restart-keys": Case(hold=True, restart=True, keys=True),
     "holds-direct-restart": Case(hold=True, direct=True, restart=True),
     "idle-restart": Case(idle=True, restart=True),
 }
@@ -58,7 +60,7 @@ def go_through(case: Case, made: Fleet, seconds: float) -> float:
         broker.kill()
         broker.start()
 
-    with ProxyEnv(ADDRESS, made.url, wait_s=5.0, direct=direct) as env:
+    with ProxyEnv(ADDRESS, made.url, wait_s=5.0, direct=direct, **made.credentials) as env:
         slow = () if case.idle else ((BEFORE, seconds),)
         course = Course(env, "long", seed=1, slow=slow, hold=case.hold)
         for _ in range(BEFORE):
@@ -108,7 +110,7 @@ def run(folder: Path, *, seconds: float, names: Sequence[str], say: Callable[[st
 
 
 def _one(name: str, seconds: float, folder: Path) -> None:
-    with fleet(folder) as made:
+    with fleet(folder, keys=CASES[name].keys) as made:
         took = go_through(CASES[name], made, seconds)
         lines = made.ledger.read_text().count("\n")
     print(f"{took:7.1f} s, {lines} requests, each once")  # noqa: T201 - for `run`

@@ -38,7 +38,7 @@ def in_the_background(scenario: Callable[[Fleet], None]) -> Callable[[Fleet], No
 
 def _run(scenario: Callable[[Fleet], None], folder: Path) -> None:
     folder.mkdir()
-    with fleet(folder) as made:
+    with fleet(folder, keys="keys" in scenario.__name__) as made:
         scenario(made)
 
 
