@@ -308,6 +308,7 @@ class Presence:
     ) -> None:
         self._socket = _dialling(PRESENCE + agent[:15], key, server_key, MAX_MESSAGE)
         self._socket.setsockopt(zmq.PROBE_ROUTER, 1)  # an empty message on each new connection
+        self._socket.setsockopt(zmq.RCVHWM, 10)  # nobody reads
         self._socket.connect(check_url(url))
         self._held, self._release = os.pipe()
 
@@ -320,6 +321,7 @@ class Presence:
 
     def release(self) -> None:
         """End `hold`; from any thread, once."""
+        os.write(self._release, b"x")  # to close it is not enough if an environment has forked
         os.close(self._release)
 
 
