@@ -204,14 +204,18 @@ def test_the_parts_are_the_whole(broker: str, way: str) -> None:
     with opened(broker, "pole", way) as env:
         env.reset(seed=1)
         assert env.is_timed
+        network_us = 0.0
         for _ in range(30):
             (_, _, terminated, _, _), timings = env.timed_step(env.action_space.sample())
             timings = check_sum(timings)
             assert timings.is_direct is (way == "direct")
             assert (timings.broker_us > 0) is (way == "relayed")
-            assert min(timings.network_us, timings.environment_us, timings.codec_us) > 0
+            assert min(timings.environment_us, timings.codec_us) > 0
+            network_us += timings.network_us
             if terminated:
                 env.reset()
+        # Of one step it may be nothing, if the loop was at work before it: see `apportion`.
+        assert network_us > 0
 
 
 def test_the_steps_of_a_vector_are_timed_as_one(broker: str, way: str) -> None:
