@@ -22,6 +22,7 @@ from protocol.codec import PLAIN
 from protocol.dialogue import REQUESTS
 from protocol.errors import AddressError, DecodingError, GymwireError, VersionMismatch
 from protocol.messages import (
+    PRESENCE,
     VERSION,
     Busy,
     BusyReason,
@@ -48,8 +49,9 @@ from protocol.messages import (
     Withdraw,
 )
 
-# Sessions that agents announce to a restarted broker: their learners may be thinking, and will not
-# know of the restart until they speak again.
+# After a restart: for so long at least sessions that agents announce wait for their learners, who
+# may be thinking and will not know of it until they speak again; and for so long at most learners
+# wait for sessions that an agent may yet announce, which is there but cannot speak.
 REJOIN_S = 600.0
 GRACE_S = 2.0  # a lost env agent may come back for so long before its sessions are given up
 STARTING_S = 5.0  # after a start, agents are still announcing their sessions
@@ -130,6 +132,7 @@ class Core:
         self._lease_s = lease_s
         self._max_message = max_message
         self._suspects: dict[bytes, int] = {}
+        self._connected: set[int] = set()  # descriptors of all connections
         self._sweep_at = now + SWEEP_S
         self._handlers: dict[Kind, Callable[[Peer, codec.Header, Message, float], list[Send]]] = {
             Kind.OFFER: self._offer,
@@ -194,6 +197,9 @@ class Core:
 
     def receive(self, sender: Sender, data: bytes | memoryview, now: float) -> list[Send]:
         """Take a frame that `relay` did not place; returns what to send."""
+        if not data and sender.rid[:1] == PRESENCE:
+            self._present(sender, now)
+            return []
         try:
             header = codec.read_header(data)
         except VersionMismatch as error:
@@ -270,8 +276,13 @@ class Core:
 
     # --- time and connections ---------------------------------------------------------------------
 
+    def link_up(self, fd: int) -> None:
+        """There is a new connection, with this descriptor."""
+        self._connected.add(fd)
+
     def link_down(self, fd: int) -> None:
         """The connection with this descriptor went down. Descriptors are reused: only a hint."""
+        self._connected.discard(fd)
         peer = self.tables.by_fd.get(fd)
         if peer is not None and peer.lost_at is None:
             self._suspects[peer.rid] = PROBES
@@ -310,7 +321,7 @@ class Core:
         """
         if now < self._patient_until:
             return
-        loops = [p for p in self.tables.peers.values() if p.role != Role.LEARNER]
+        loops = [p for p in self.tables.peers.values() if p.role in (Role.ENV, Role.PULSE)]
         heard: dict[bytes, float] = {}
         for peer in loops:
             heard[peer.agent] = max(peer.heard, heard.get(peer.agent, 0.0))
@@ -371,9 +382,16 @@ class Core:
                 self._forget(peer)
         for session in list(self.tables.orphans.values()):
             assert session.orphan_until is not None
-            if now >= session.orphan_until and now >= self._patient_until:
+            if now < max(session.orphan_until, self._patient_until):
+                continue
+            if session.learner is not None or not self._somebody_is_thinking():
                 sends += self._end_orphan(session)
         return sends
+
+    def _somebody_is_thinking(self) -> bool:
+        """Whether there are connections that have said nothing yet: a learner's is made anew by
+        libzmq alone, and it says HELLO when it wants something."""
+        return not self._connected <= self.tables.by_fd.keys()
 
     def goodbye(self) -> list[Send]:
         """The broker stops: tell everyone."""
@@ -381,6 +399,47 @@ class Core:
         return [Send(rid, frame) for rid in self.tables.peers]
 
     # --- peers ------------------------------------------------------------------------------------
+
+    def _present(self, sender: Sender, now: float) -> None:
+        """An env agent is there, and says so without its interpreter (docs/protocol.md §7.13)."""
+        tables, agent = self.tables, sender.rid[1:16]
+        rights = self._policy.rights(sender.key)
+        peer = tables.peers.get(sender.rid)
+        if rights is None or not rights.offer or len(agent) < 15:
+            return
+        if peer is None:
+            if len(tables.peers) >= MAX_PEERS:
+                return
+            peer = Peer(
+                rid=sender.rid,
+                role=Role.PRESENCE,
+                agent=agent,
+                host="",
+                software="",
+                identity=sender.identity,
+                key=sender.key,
+                fd=sender.fd,
+                connection=sender.connection,
+                rights=rights,
+            )
+        elif peer.role != Role.PRESENCE or peer.key != sender.key:
+            return
+        self._arrived(peer, sender, now)
+        if not tables.has_spoken(agent):
+            tables.mute[agent] = peer
+
+    def _arrived(self, peer: Peer, sender: Sender, now: float) -> None:
+        """This peer has made its connection, for the first time or anew."""
+        tables = self.tables
+        if tables.peers.get(peer.rid) is peer:
+            self.reachable(peer.rid)
+            tables.forget_fd(peer)
+            peer.fd, peer.connection = sender.fd, sender.connection
+        peer.heard, peer.hung_up = now, False
+        displaced = tables.add_peer(peer)
+        if displaced is not None:
+            self._suspects[displaced.rid] = PROBES
+        self._suspects.pop(peer.rid, None)
 
     def _hello(self, sender: Sender, header: codec.Header, hello: Hello, now: float) -> list[Send]:
         if hello.role not in (Role.LEARNER, Role.ENV, Role.PULSE):
@@ -410,15 +469,7 @@ class Core:
                 connection=sender.connection,
                 rights=rights,
             )
-        else:
-            self.reachable(peer.rid)
-            tables.forget_fd(peer)
-            peer.fd, peer.connection = sender.fd, sender.connection
-        peer.heard, peer.hung_up = now, False
-        displaced = tables.add_peer(peer)
-        if displaced is not None:
-            self._suspects[displaced.rid] = PROBES
-        self._suspects.pop(peer.rid, None)
+        self._arrived(peer, sender, now)
         most = min(self._max_message, rights.message_bytes or self._max_message)
         welcome = Welcome(self._epoch, self._software, peer.identity, most, self._lease_s)
         sends = [self._send(peer.rid, welcome, 0, header.seq)]
@@ -426,10 +477,11 @@ class Core:
             for row in hello.sessions:
                 sends += self._announced(peer, row, now)
         elif peer.role == Role.PULSE:
+            tables.mute.pop(peer.agent[:15], None)
             for row in hello.sessions:
                 match row:
                     case [int(sid), *_]:
-                        tables.promise(sid, peer, until=now + REJOIN_S)
+                        tables.promise(sid, peer)
         return sends
 
     def _announced(self, loop: Peer, row: object, now: float) -> list[Send]:
@@ -761,7 +813,12 @@ class Core:
             self._meters[session.learner.key].ended(session.sid)
 
     def _unknown_session(self, rid: bytes, header: codec.Header, now: float) -> list[Send]:
-        if now - self._started < STARTING_S or self.tables.is_promised(header.sid, now):
+        since_start_s = now - self._started
+        if (
+            since_start_s < STARTING_S
+            or (self.tables.mute and since_start_s < REJOIN_S)
+            or self.tables.is_promised(header.sid)
+        ):
             busy = Busy(BusyReason.STARTING, 0.1)
             return [self._send(rid, busy, header.sid, header.seq)]
         text = "The broker does not know this session any more."

@@ -104,15 +104,26 @@ def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer
     ]
     if not offering:
         raise _unknown(tables, address, rights)
-    free = [
-        peer
-        for peer in offering
-        if peer.lost_at is None
-        and name not in peer.draining
-        and used(tables, peer, name) < peer.offers[name].capacity
-    ]
+    there = [peer for peer in offering if peer.lost_at is None]
+    if not there:
+        hosts = ", ".join(sorted({peer.host for peer in offering})[:MAX_NAMES])
+        raise Unavailable(
+            Code.ADDRESS_UNKNOWN,
+            f"Who offers {str(address)!r} does not answer at present: an env agent on {hosts} is "
+            f"cut off, frozen or gone. Try again in a few seconds, or start another.",
+            known=[],
+        )
+    staying = [peer for peer in there if name not in peer.draining]
+    if not staying:
+        raise Unavailable(
+            Code.NO_FREE_SLOT,
+            f"Who offers {str(address)!r} is leaving and takes no new sessions: start another env "
+            f"agent for this address.",
+            slots=0,
+        )
+    free = [peer for peer in staying if used(tables, peer, name) < peer.offers[name].capacity]
     if not free:
-        slots = sum(peer.offers[name].capacity for peer in offering)
+        slots = sum(peer.offers[name].capacity for peer in staying)
         raise Unavailable(
             Code.NO_FREE_SLOT,
             f"{'The only slot' if slots == 1 else f'All {slots} slots'} of {str(address)!r} "
@@ -145,8 +156,9 @@ def _unknown(tables: Tables, address: Address, rights: Rights) -> Unavailable:
     known = sorted(filter(rights.may_use, offered))
     if address.identity is not None and address.name in known:
         text = (
-            f"{address.name!r} is on offer, but not by {address.identity}: use the identity that "
-            f"`python -m learner_agent ls` shows, or no @identity."
+            f"{address.name!r} is on offer, but not by {address.identity}: that agent is not "
+            f"connected, or the identity is misspelt (`python -m learner_agent ls` shows whose "
+            f"are)."
         )
     elif not known:
         text = (

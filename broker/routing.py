@@ -85,8 +85,10 @@ class Tables:
         # frames that say GONE to loops whose queue was full, and whose they are; by sid
         self.owed: dict[int, tuple[bytes, bytes | bytearray | memoryview]] = {}
         self.ended: dict[int, None] = {}  # the oldest first
-        # sessions that a pulse has named before their loop could: until when, and whose pulse
-        self.promised: dict[int, tuple[float, Peer]] = {}
+        # sessions that a pulse has named before their loop could
+        self.promised: dict[int, Peer] = {}
+        # env agents that are there and have not spoken: by the first 15 bytes of their `agent`
+        self.mute: dict[bytes, Peer] = {}
 
     def add_peer(self, peer: Peer) -> Peer | None:
         """Enter a peer, or the new connection of one that is known.
@@ -175,18 +177,23 @@ class Tables:
         if len(self.owed) > MAX_OWED:
             del self.owed[next(iter(self.owed))]
 
-    def promise(self, sid: int, pulse: Peer, *, until: float) -> None:
+    def promise(self, sid: int, pulse: Peer) -> None:
         """The loop that has this session will announce it when its long step is over."""
         if sid in self.sessions or sid in self.ended:
             return
-        self.promised[sid] = until, pulse
+        self.promised[sid] = pulse
         if len(self.promised) > MAX_ENDED:
             del self.promised[next(iter(self.promised))]
 
-    def is_promised(self, sid: int, now: float) -> bool:
+    def is_promised(self, sid: int) -> bool:
         """Whether a pulse that is still there has promised this session."""
-        until, pulse = self.promised.get(sid, (now, None))
-        return now < until and pulse is not None and self.peers.get(pulse.rid) is pulse
+        pulse = self.promised.get(sid)
+        return pulse is not None and self.peers.get(pulse.rid) is pulse
+
+    def has_spoken(self, agent: bytes) -> bool:
+        """Whether the pulse of the env agent whose `agent` begins so has said HELLO."""
+        pulses = (peer for peer in self.peers.values() if peer.role == Role.PULSE)
+        return any(pulse.agent[:15] == agent for pulse in pulses)
 
     def drop_peer(self, peer: Peer) -> None:
         """Forget a peer; its sessions are the caller's to end first."""
@@ -196,6 +203,8 @@ class Tables:
             del self.by_fd[peer.fd]
         self.lost.pop(peer.rid, None)
         self.unwatched.pop(peer.rid, None)
+        if self.mute.get(peer.agent) is peer:
+            del self.mute[peer.agent]
 
     def loops(self, address: str) -> list[Peer]:
         """The serving loops that offer this address, lost ones included."""

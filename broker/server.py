@@ -159,7 +159,9 @@ class Server:
             self.core.woke(now)
         self._next_timers = now + TICK_MS / 1000
         for event in self._router.link_events():
-            if not event.up:
+            if event.up:
+                self.core.link_up(event.fd)
+            else:
                 self.core.link_down(event.fd)
         self._deliver(self.core.expire(now))
         # A tick later than the message that says why.

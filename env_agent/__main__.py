@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from env_agent import config
@@ -21,7 +22,7 @@ from protocol.address import DEFAULT_BROKER, check_url
 from protocol.command_line import Parser, count, seconds
 from protocol.errors import ConfigurationError, GymwireError
 from protocol.keys import KeyPair
-from protocol.transport import Dealer
+from protocol.transport import Dealer, Presence
 
 
 def parser() -> argparse.ArgumentParser:
@@ -130,7 +131,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         services = _services(options)
         agent = Agent(
             services,
-            lambda: Dealer(options.broker, key=mine.key, server_key=mine.broker_key),
+            partial(Dealer, options.broker, key=mine.key, server_key=mine.broker_key),
+            partial(Presence, options.broker, key=mine.key, server_key=mine.broker_key),
             key=mine.key,
             direct=_direct(options, mine.key),
             threads=options.threads,

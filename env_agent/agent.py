@@ -21,7 +21,7 @@ from env_agent.pulse import Pulse
 from protocol.errors import ConfigurationError, GymwireError
 from protocol.keys import KeyPair
 from protocol.messages import Offer
-from protocol.transport import Dealer
+from protocol.transport import Dealer, Presence
 
 MAX_THREADS = 8
 
@@ -36,6 +36,7 @@ class Agent:
         self,
         services: Sequence[Service],
         make_dealer: Callable[[], Dealer],
+        make_presence: Callable[[bytes], Presence],
         *,
         key: KeyPair | None = None,
         direct: DirectSettings | None = None,
@@ -45,6 +46,7 @@ class Agent:
     ) -> None:
         self._services = services
         self._make_dealer = make_dealer
+        self._make_presence = make_presence
         self._wait_s = wait_s
         self._grace_s = grace_s
         self._token = secrets.token_bytes(16)
@@ -75,7 +77,9 @@ class Agent:
             for i in range(1, len(self._loops))
         ]
         pulse = Pulse(self._make_dealer, self._loops, self._token)
-        for thread in (*threads, pulse):
+        presence = self._make_presence(self._token)
+        holding = threading.Thread(target=presence.hold, name="presence", daemon=True)
+        for thread in (*threads, pulse, holding):
             thread.start()
         for offer in offers:
             self._log.info(
@@ -94,7 +98,9 @@ class Agent:
             for thread in threads:
                 thread.join(timeout=2.0)
             pulse.stop()
-            pulse.join(timeout=2.0)
+            presence.release()
+            for thread in (pulse, holding):
+                thread.join(timeout=2.0)
         if self._failed is not None:
             raise self._failed
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import hmac
 import platform
-import shutil
 import socket
-import tempfile
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from env_agent.private_folder import PrivateFolder
 from env_agent.session import Session
 from protocol.address import is_local
 from protocol.codec import Frame
@@ -43,10 +41,10 @@ class DirectEndpoint:
 
     def __init__(self, settings: DirectSettings, index: int, broker: str) -> None:
         self._expected: dict[int, str] = {}
-        self._folder = Path(tempfile.mkdtemp(prefix="gymwire-"))  # 0700: this user's alone
+        self._folder = PrivateFolder()
         urls = [_at_port(settings.url, index)]
         if platform.system() != "Windows":
-            urls.append(f"ipc://{self._folder}/direct")
+            urls.append(f"ipc://{self._folder.path}/direct")
         try:
             self.router = Router(
                 urls,
@@ -56,7 +54,7 @@ class DirectEndpoint:
                 tick_ms=DIRECT_TICK_MS,
             )
         except BaseException:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.remove()
             raise
         self._key = settings.key
         port = self.router.urls[0].rpartition(":")[2]
@@ -104,7 +102,7 @@ class DirectEndpoint:
     def close(self) -> None:
         """Close the socket."""
         self.router.close(linger_s=0.3)
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._folder.remove()
 
 
 class Paths:

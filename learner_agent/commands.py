@@ -97,7 +97,10 @@ def _conclude(
     result: TrainingResult, learner: Any, options: Namespace, seed: int, out: Console
 ) -> None:
     name = type(learner).__name__
-    _say(out, f"\n{name} after {result.rewards.size:,} steps at {options.address}, seed {seed}\n")
+    done = f"{result.rewards.size:,}"
+    if result.rewards.size < options.steps:
+        done = f"only {done} of {options.steps:,}"
+    _say(out, f"\n{name} after {done} steps at {options.address}, seed {seed}\n")
     report.print_report(result, learner, out)
     if options.save is not None:
         learnt_at = {"address": options.address, "steps": result.rewards.size, "seed": seed}
@@ -242,9 +245,17 @@ def check(options: Namespace, out: Console, errors: Console) -> int:
         p50, p99 = np.percentile(took_s, [50, 99]) * 1e6
         _say(out, f"Latency of {took_s.size:,} steps of a random policy:")
         _say(out, f"  p50 {p50:,.0f} µs, p99 {p99:,.0f} µs, {1 / took_s.mean():,.0f} steps/s")
-        if timings:
-            out.print(timings_table(timings))
-        else:
+        free = [timing for timing in timings if not timing.held_back]
+        if free:
+            out.print(timings_table(free))
+        if len(free) < len(timings):
+            _say(
+                out,
+                f"  {len(timings) - len(free):,} steps had to wait, and are left out of where the "
+                f"time goes: the broker's policy\n  limits this key (steps_per_s, "
+                f"requests_in_flight); its operator may raise that.",
+            )
+        if not timings:
             _say(out, "  where the time goes: not known, this session has no time stamps")
     finally:
         env.close()

@@ -6,6 +6,7 @@ import random
 import secrets
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -185,6 +186,7 @@ class RemoteSession:
         if not self.is_timed:
             return self.step(action), None
         assert self._steps is not None
+        held_back = self.exchange.held_back
         began = time.monotonic_ns()
         seq = self._next(Kind.ACT)
         number = seq.to_bytes(8, "little")
@@ -218,6 +220,8 @@ class RemoteSession:
         is_direct = not taken.back_sent
         least = self._least_network.get(is_direct, 0)
         timings = apportion(began, encoded, arrived, decoded, taken, least)
+        if self.exchange.held_back != held_back:
+            return step, replace(timings, held_back=True)
         if not waited(taken):
             network = round(timings.network_us * 1000)
             self._least_network[is_direct] = min(network, least or network)

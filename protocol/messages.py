@@ -75,6 +75,10 @@ class Role:
     LEARNER = "learner"
     ENV = "env"  # one serving loop of an env agent
     PULSE = "pulse"  # the thread of an env agent that reports long steps
+    PRESENCE = "presence"  # an env agent's connection that never says HELLO
+
+
+PRESENCE = b"\x02"  # how the routing id of a connection begins that only shows that it is there
 
 
 # --- the gym dialogue -----------------------------------------------------------------------------

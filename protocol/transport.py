@@ -27,6 +27,7 @@ from zmq.utils.monitor import recv_monitor_message
 from protocol.address import check_url, is_local
 from protocol.errors import ConfigurationError, ConnectionFailed
 from protocol.keys import KeyPair, identity
+from protocol.messages import PRESENCE
 from protocol.zap import Allow, Authenticator
 
 TICK_MS = 100  # how long a blocking receive blocks before timers get their turn
@@ -97,6 +98,33 @@ def _common(socket: zmq.Socket[bytes], max_message: int, tick_ms: int = TICK_MS)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
     socket.rcvtimeo = tick_ms
+
+
+def _dialling(
+    rid: bytes, key: KeyPair | None, server_key: bytes | None, max_message: int
+) -> zmq.Socket[bytes]:
+    """A DEALER that has not dialled yet."""
+    if (key is None) != (server_key is None):
+        raise ConfigurationError("A connection needs both keys, its own and the other's.")
+    socket: zmq.Socket[bytes] = context().socket(zmq.DEALER)
+    _common(socket, max_message)
+    socket.setsockopt(zmq.ROUTING_ID, rid)
+    socket.setsockopt(zmq.RCVHWM, 0)  # bounded by the requests in flight
+    # Only the dialling side pings; a TTL in each ping lets the other side miss the next. If a
+    # listening socket pinged, any peer could abort its process: connect twice under one routing
+    # id, speak on the first connection, close it, and libzmq's timer finds a dead engine.
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_IVL_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a broker that is not there
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+    socket.sndtimeo = TICK_MS
+    if key is not None and server_key is not None:
+        socket.curve_publickey = key.public
+        socket.curve_secretkey = key.secret
+        socket.curve_serverkey = server_key
+    return socket
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,28 +235,9 @@ class Dealer:
         max_message: int = MAX_MESSAGE,
     ) -> None:
         self.url = check_url(url)
-        socket: zmq.Socket[bytes] = context().socket(zmq.DEALER)
-        _common(socket, max_message)
         # Ours alone, new for each socket, and never shown to others (guessing it would let a peer
         # take the connection over).
-        socket.setsockopt(zmq.ROUTING_ID, b"\x01" + os.urandom(15))
-        socket.setsockopt(zmq.RCVHWM, 0)  # bounded by the requests in flight
-        # Only the dialling side pings; a TTL in each ping lets the other side miss the next. If a
-        # listening socket pinged, any peer could abort its process: connect twice under one routing
-        # id, speak on the first connection, close it, and libzmq's timer finds a dead engine.
-        socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_IVL_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
-        socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
-        socket.setsockopt(zmq.IMMEDIATE, 1)  # nothing is queued for a broker that is not there
-        socket.setsockopt(zmq.RECONNECT_IVL, 50)
-        socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
-        socket.sndtimeo = TICK_MS
-        if (key is None) != (server_key is None):
-            raise ConfigurationError("A connection needs both keys, its own and the other's.")
-        if key is not None and server_key is not None:
-            socket.curve_publickey = key.public
-            socket.curve_secretkey = key.secret
-            socket.curve_serverkey = server_key
+        socket = _dialling(b"\x01" + os.urandom(15), key, server_key, max_message)
         self._socket = socket
         self._monitor = Monitor(socket, key)
         self._bare = cast(Any, socket)
@@ -294,6 +303,35 @@ class Dealer:
         """Close; what was sent last has `linger_s` seconds to leave."""
         self._monitor.close()
         self._socket.close(linger=int(linger_s * 1000))
+
+
+class Presence:
+    """A connection that shows a broker that this process is there, also where an environment holds
+    the interpreter's lock: libzmq alone says so, each time that it has made the connection anew.
+
+    `agent`: the 16 bytes of HELLO. `hold` belongs into a thread of its own.
+    """
+
+    def __init__(
+        self, url: str, agent: bytes, *, key: KeyPair | None = None, server_key: bytes | None = None
+    ) -> None:
+        self._socket = _dialling(PRESENCE + agent[:15], key, server_key, MAX_MESSAGE)
+        self._socket.setsockopt(zmq.PROBE_ROUTER, 1)  # an empty message on each new connection
+        self._socket.setsockopt(zmq.RCVHWM, 10)  # nobody reads
+        self._socket.connect(check_url(url))
+        self._held, self._release = os.pipe()
+
+    def hold(self) -> None:
+        """Block until `release`, without the interpreter's lock."""
+        # POLLERR: the poll must watch the connection, but not end with a message from the broker.
+        zmq.zmq_poll([(self._socket, zmq.POLLERR), (self._held, zmq.POLLIN)], timeout=-1)
+        self._socket.close(linger=0)
+        os.close(self._held)
+
+    def release(self) -> None:
+        """End `hold`; from any thread, once."""
+        os.write(self._release, b"x")  # to close it is not enough if an environment has forked
+        os.close(self._release)
 
 
 Origin = zmq.Frame
@@ -538,8 +576,8 @@ def _drop_rest(bare: Any, frame: zmq.Frame) -> None:
 def _bind_failure(url: str, error: zmq.ZMQError) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
-            f"{url} is in use: another broker, or another program, listens there. Stop it, or "
-            f"choose another port."
+            f"{url} is in use: another broker, or another program, listens there, and whoever "
+            f"dials it reaches that one, not this one. Stop it, or choose another port."
         )
     if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
         return f"{url} is not an address of this host: bind one that is, or tcp://*:PORT for all."

@@ -20,6 +20,7 @@ from broker.routing import Peer
 from protocol import codec
 from protocol.codec import PLAIN
 from protocol.messages import (
+    PRESENCE,
     Act,
     Busy,
     BusyReason,
@@ -335,6 +336,7 @@ def test_a_draining_agent_gets_no_new_sessions_and_keeps_its_old_ones(broker: Br
     assert broker.say(env, Withdraw("cartpole")) == []
     error = error_of(broker.say(learner, Open("cartpole", b"2" * 16), seq=2))
     assert error.code == Code.NO_FREE_SLOT
+    assert "is leaving" in error.text
     assert broker.reaches(learner, sid) == env
 
 
@@ -396,6 +398,14 @@ def test_an_offer_that_is_made_again_takes_its_room_once(broker: Broker) -> None
     for _ in range(20):
         only(broker.say(ENV, replace(offer("a"), metadata={"large": "x" * 900_000})), Offered)
         broker.now += 1.0
+
+
+def test_an_agent_that_does_not_answer_is_not_called_full(broker: Broker) -> None:
+    env, learner = broker.env(), broker.learner()
+    broker.core.unreachable(env, broker.now)
+    error = error_of(broker.say(learner, Open("cartpole", b"2" * 16), seq=2))
+    assert error.code == Code.ADDRESS_UNKNOWN  # so that a learner with `wait_s` asks again
+    assert "does not answer at present: an env agent on host is cut off" in error.text
 
 
 # --- lost and found -------------------------------------------------------------------------------
@@ -626,6 +636,87 @@ def test_an_announced_session_whose_learner_never_comes_ends() -> None:
     broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]])
     assert broker.expire(LEASE_S) == []
     assert only(broker.expire(REJOIN_S), Gone)
+
+
+def test_an_announced_session_waits_on_while_somebody_is_there_who_has_not_spoken() -> None:
+    broker = Broker(now=5.0)
+    broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]], fd=1)
+    for fd in (1, 2):
+        broker.core.link_up(fd)
+    assert broker.expire(REJOIN_S + 3600.0) == []
+    broker.core.link_down(2)
+    assert only(broker.expire(), Gone)
+
+
+def test_the_lease_of_a_learner_that_was_here_waits_for_nobody() -> None:
+    broker = Broker(now=5.0)
+    broker.env()
+    learner = broker.learner()
+    broker.open(learner)
+    broker.core.link_up(99)
+    broker.core.unreachable(learner, broker.now)
+    told = broker.expire(LEASE_S)
+    assert any(isinstance(one.message, Gone) for one in told)
+
+
+def test_a_session_that_a_pulse_has_named_is_awaited_while_the_pulse_is_there() -> None:
+    broker = Broker(now=5.0)
+    broker.hello(b"\x01pulse", Role.PULSE, sessions=[[77, NONCE, "cartpole", ""]])
+    learner = broker.learner()
+    broker.now += REJOIN_S + 3600.0
+    assert only(broker.say(learner, Resume(NONCE), 77, 3), Busy).reason == BusyReason.STARTING
+    broker.say(b"\x01pulse", Bye("done"))
+    assert error_of(broker.say(learner, Resume(NONCE), 77, 3)).code == Code.SESSION_LOST
+
+
+PRESENT = PRESENCE + b"a" * 15
+"""The routing id of the presence of the agent b"a" * 16."""
+
+
+def test_an_agent_that_is_there_and_cannot_speak_is_awaited() -> None:
+    broker = Broker(now=5.0)
+    assert broker.frame(PRESENT, b"") == []
+    learner = broker.learner()
+    broker.now += REJOIN_S - 1.0
+    assert only(broker.say(learner, Resume(NONCE), 77, 3), Busy).reason == BusyReason.STARTING
+    broker.now += 1.0
+    assert error_of(broker.say(learner, Resume(NONCE), 77, 3)).code == Code.SESSION_LOST
+
+
+@pytest.mark.parametrize("pulse_first", [False, True])
+def test_an_agent_that_has_spoken_has_named_all_its_sessions(*, pulse_first: bool) -> None:
+    broker = Broker(now=5.0)
+    if not pulse_first:
+        broker.frame(PRESENT, b"")
+    broker.hello(b"\x01pulse", Role.PULSE, agent=b"a" * 16)
+    if pulse_first:
+        broker.frame(PRESENT, b"")
+    broker.now += 60.0
+    answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
+    assert error_of(answer).code == Code.SESSION_LOST
+
+
+def test_an_agent_that_is_not_there_any_more_is_not_awaited() -> None:
+    broker = Broker(now=5.0)
+    broker.frame(PRESENT, b"")
+    broker.now += 60.0
+    broker.core.unreachable(PRESENT, broker.now)
+    broker.expire()
+    answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
+    assert error_of(answer).code == Code.SESSION_LOST
+
+
+def test_the_presence_of_who_may_not_offer_counts_for_nothing() -> None:
+    policy = Policy(anyone=Rights("anyone", use=("*",)))
+    broker = Broker(now=5.0, policy=policy)
+    assert broker.frame(PRESENT, b"") == []
+    broker.now += 60.0
+    answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
+    assert error_of(answer).code == Code.SESSION_LOST
+
+
+def test_an_empty_frame_from_anybody_else_is_a_fault(broker: Broker) -> None:
+    assert error_of(broker.frame(b"\x01learner", b"")).code == Code.PROTOCOL
 
 
 def test_an_announced_session_holds_its_slot() -> None:

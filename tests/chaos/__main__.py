@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos import bounds, storm, told
+from tests.chaos import bounds, long_step, storm, told
 
 
 def main() -> int:
@@ -18,6 +18,10 @@ def main() -> int:
     parser.add_argument("--sessions", type=int, help="instead: bounds, after so many sessions")
     parser.add_argument("--greedy", type=int, metavar="N", help="instead: steps beside a flood")
     parser.add_argument("--told", type=int, metavar="N", help="instead: how soon, N times each")
+    parser.add_argument("--long-step", type=float, metavar="SECONDS", help="instead: such a step")
+    parser.add_argument(
+        "--case", action="append", choices=long_step.CASES, help="with --long-step: of all, these"
+    )
     parser.add_argument("--folder", type=Path, help="where logs and the ledger go and stay")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="gymwire-chaos-"))
@@ -29,6 +33,9 @@ def main() -> int:
         return 0 if bounds.step_times(folder, rounds=options.greedy, say=say) else 1
     if options.told is not None:
         return 0 if told.run(folder, rounds=options.told, say=say) else 1
+    if options.long_step is not None:
+        names = options.case or list(long_step.CASES)
+        return 0 if long_step.run(folder, seconds=options.long_step, names=names, say=say) else 1
     survived = storm.run(
         folder, seconds=options.seconds, seed=options.seed, keys=options.keys, say=say
     )

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from protocol.keys import generate
 from tests.processes import PATIENCE_S, ROOT
@@ -149,6 +150,12 @@ class Fleet:
         self.url = f"tcp://127.0.0.1:{self.port}"
         self.parts: list[Part] = []
         self._names = 0
+
+    @property
+    def credentials(self) -> dict[str, Any]:
+        """The learner's, as ProxyEnv takes them."""
+        options = self._keys["learner"]
+        return {"key": options[1], "broker_key": options[3]} if options else {}
 
     def _part(
         self,

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import zmq
+from zmq.utils.monitor import recv_monitor_message
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,10 @@ FAIR = Weather()
 
 
 class MessageRelay:
-    """Between agents and a broker without keys: ROUTER here, a DEALER for each agent there."""
+    """Between agents and a broker without keys: ROUTER here, a DEALER for each agent there.
+
+    When an agent's connection ends, so does the one for it: else nobody could notice its death.
+    """
 
     def __init__(self, broker: str, seed: int) -> None:
         self.weather = FAIR
@@ -61,6 +65,9 @@ class MessageRelay:
     def _run(self) -> None:
         poller = zmq.Poller()
         poller.register(self._front, zmq.POLLIN)
+        ends: zmq.Socket[bytes] = self._front.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+        poller.register(ends, zmq.POLLIN)
+        by_fd: dict[int, bytes] = {}
         owners: dict[zmq.Socket[bytes], bytes] = {}
         while not self._stop.is_set():
             wait_ms = 50.0
@@ -68,14 +75,23 @@ class MessageRelay:
                 wait_ms = max(0.0, min(wait_ms, (self._late[0][0] - time.monotonic()) * 1000))
             for ready, _ in poller.poll(int(wait_ms)):
                 if ready is self._front:
-                    rid, frame = self._front.recv_multipart()[:2]
+                    sender, received = self._front.recv_multipart(copy=False)[:2]
+                    rid, frame = sender.bytes, received.bytes
+                    by_fd[int(received.get(zmq.SRCFD))] = rid
                     back = self._backs.get(rid)
                     if back is None:
                         back = self._backs[rid] = self._dial()
                         owners[back] = rid
                         poller.register(back, zmq.POLLIN)
                     self._pass(rid, True, frame)
-                else:
+                elif ready is ends:
+                    ended = by_fd.pop(int(recv_monitor_message(ends)["value"]), b"")
+                    if ended in self._backs and ended not in by_fd.values():
+                        back = self._backs.pop(ended)
+                        poller.unregister(back)
+                        del owners[back]
+                        back.close(linger=0)
+                elif ready in owners:
                     self._pass(owners[ready], False, ready.recv())
             while self._late and self._late[0][0] <= time.monotonic():
                 _, _, rid, inward, frame = heapq.heappop(self._late)
@@ -111,7 +127,8 @@ class MessageRelay:
     def _send(self, rid: bytes, inward: bool, frame: bytes) -> None:
         with contextlib.suppress(zmq.Again):
             if inward:
-                self._backs[rid].send(frame, zmq.DONTWAIT)
+                if rid in self._backs:
+                    self._backs[rid].send(frame, zmq.DONTWAIT)
             else:
                 self._front.send_multipart([rid, frame], zmq.DONTWAIT)
 

@@ -19,7 +19,7 @@ import pytest
 from learner_agent import ProxyEnv
 from learner_agent.channel import Channel
 from protocol.errors import BrokerUnreachable, OfferError
-from tests.chaos import bounds, clocks
+from tests.chaos import bounds, clocks, long_step
 from tests.chaos.chain import ChainEnv, judge
 from tests.chaos.course import Course
 from tests.chaos.fleet import ADDRESS, Fleet, descriptors, fleet, until
@@ -38,7 +38,7 @@ def in_the_background(scenario: Callable[[Fleet], None]) -> Callable[[Fleet], No
 
 def _run(scenario: Callable[[Fleet], None], folder: Path) -> None:
     folder.mkdir()
-    with fleet(folder) as made:
+    with fleet(folder, keys="keys" in scenario.__name__) as made:
         scenario(made)
 
 
@@ -138,29 +138,6 @@ def a_frozen_env_agent_is_told_and_one_that_wakes_has_lost_nothing(fleet: Fleet)
 
 
 @in_the_background
-def a_long_step_with_the_interpreter_held_is_not_taken_for_death(fleet: Fleet) -> None:
-    fleet.broker()
-    fleet.env_agent()
-    with course(fleet.url, slow=((2, 9.0),), hold=True) as one:
-        go(one, 5)
-        assert one.longest_s > 8.0  # longer than every heartbeat, resend and grace period
-        assert_exactly_once(fleet, one)
-
-
-@in_the_background
-def a_long_step_outlasts_a_restart_of_the_broker(fleet: Fleet) -> None:
-    broker = fleet.broker()
-    fleet.env_agent()
-    with course(fleet.url, slow=((2, 9.0),)) as one:
-        go(one, 2)
-        with in_a_request(fleet, one):
-            broker.kill()
-            broker.start()
-        go(one)
-        assert_exactly_once(fleet, one)
-
-
-@in_the_background
 def a_frozen_broker_that_wakes_has_lost_no_session(fleet: Fleet) -> None:
     broker = fleet.broker()
     agent = fleet.env_agent()
@@ -210,6 +187,20 @@ def an_env_agent_that_is_cut_off_is_told(fleet: Fleet) -> None:
             go(one)
             assert_exactly_once(fleet, one, losses=1)
             assert agent.alive
+
+
+def _long_step(case: long_step.Case) -> Callable[[Fleet], None]:
+    def scenario(fleet: Fleet) -> None:
+        # Longer than every heartbeat, resend and grace period; and after a restart of the broker,
+        # than the time for which it takes any session for one that may still be announced.
+        long_step.go_through(case, fleet, 12.0)
+
+    return scenario
+
+
+for name, case in long_step.CASES.items():
+    if not case.idle or case.restart:
+        in_the_background(_long_step(case)).__name__ = f"a_long_step_that_{name}"
 
 
 @pytest.mark.parametrize("scenario", BACKGROUND, ids=lambda scenario: scenario.__name__)

@@ -100,11 +100,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     parser.add_argument("--inputs", type=int, default=100_000, help="in all (default 100000)")
     parser.add_argument("--seed", type=int, default=0, help="the same seed, the same inputs")
+    parser.add_argument("--target", action="append", help="of all, these; by their names")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))
     findings: list[str] = []
-    chosen = targets()
+    chosen = [one for one in targets() if not options.target or one.name in options.target]
+    if not chosen:
+        parser.error("no such target: " + ", ".join(one.name for one in targets()))
     for target in chosen:
         rng = random.Random(f"{options.seed} {target.name}")
         print(fuzz(target, -(-options.inputs // len(chosen)), rng, findings), flush=True)  # noqa: T201

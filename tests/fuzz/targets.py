@@ -12,10 +12,11 @@ from broker.core import Core, Sender
 from env_agent.factory import resolve
 from env_agent.host import Host, Service
 from learner_agent.exchange import Exchange
-from protocol import address, codec, spaces, values, zap
-from protocol.codec import PLAIN
+from protocol import address, codec, spaces, stamps, values, zap
+from protocol.codec import PLAIN, TIMED
 from protocol.errors import ConfigurationError, GymwireError, ProtocolError, UsageError
 from protocol.messages import (
+    PRESENCE,
     Act,
     Busy,
     Call,
@@ -28,6 +29,7 @@ from protocol.messages import (
     Offer,
     Open,
     Opened,
+    Percept,
     Ping,
     Progress,
     Render,
@@ -80,7 +82,7 @@ def _core() -> Callable[[bytes], None]:
     core = Core(epoch=1, now=0.0, rng=random.Random(0), software="fuzz")
     now = 100.0
     rng = random.Random(1)
-    rids = [b"\x01env", b"\x01learner", b"\x01third"]
+    rids = [b"\x01env", b"\x01learner", b"\x01third", PRESENCE + b"a" * 15]
 
     def run(data: bytes) -> None:
         nonlocal core, now
@@ -198,6 +200,34 @@ def _zap(data: bytes) -> None:
     assert reply[2] == b"400"
 
 
+def _timed() -> list[bytes]:
+    """An ACT that asks for stamps, and a PERCEPT that has them, as each of the three leaves it."""
+    clock = iter(range(100, 1000)).__next__
+    act = bytes(stamps.ask(PLAIN.encode(Act(1), SID, 1)))
+    passed = bytes(stamps.passed(act, 50, clock))
+    percept = PLAIN.encode(Percept(0, 0.0, False, False, {}), SID, 1)
+    reply = bytes(stamps.answer(percept, stamps.asked(passed)[1], 1, 2, 3, 4, clock))
+    back = stamps.passed(reply, 60, clock)
+    return [bytes(frame) for frame in (act, passed, reply, back)]
+
+
+def _stamps(data: bytes) -> None:
+    """What the broker, the env agent and the learner do with a frame whose flag is set. Shorter
+    ones than a header, and other kinds, do not get there."""
+    if len(data) < codec.HEADER_SIZE or not data[3] & TIMED or data[2] not in (3, 4):
+        return
+    passed = bytes(stamps.passed(data, 5, lambda: 6))
+    assert len(passed) == len(data)
+    size = stamps.REQUEST_SIZE if data[2] == Kind.ACT else stamps.REPLY_SIZE
+    try:
+        frame = stamps.asked(passed)[0] if data[2] == Kind.ACT else stamps.answered(passed)[0]
+    except ProtocolError:
+        return
+    assert frame[:3] == data[:3]
+    assert bytes(frame[4:]) == data[4:-size]
+    assert frame[3] == data[3] & ~TIMED
+
+
 POLICY = b"""
 [peer.lab]
 key = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
@@ -227,4 +257,5 @@ def targets() -> list[Target]:
             "protocol.address", [b"lab/cartpole@abcdefghijklmnop", b"tcp://[::1]:5555"], _addresses
         ),
         Target("protocol.zap", [b"x" * 64], _zap),
+        Target("protocol.stamps", _timed(), _stamps),
     ]

@@ -188,7 +188,7 @@ def test_what_was_learnt_until_the_end_came_early_is_reported_and_kept(
     path = tmp_path / "learnt.npz"
     with pytest.raises(type(failure)):
         call(screen, "train", "line", "--steps", "1000", "--save", str(path))
-    assert "QLearner after 120 steps" in screen.text
+    assert "QLearner after only 120 of 1,000 steps" in screen.text
     assert learnt(path)["steps"] == 120
     assert isinstance(env, Line)
     assert env.closed == 1

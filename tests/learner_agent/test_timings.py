@@ -21,7 +21,8 @@ from protocol import stamps
 from protocol.codec import Frame, read_header
 from protocol.messages import Kind, Reset
 from protocol.stamps import Stamps
-from tests.processes import programs
+from tests.chaos.fleet import until
+from tests.processes import PATIENCE_S, programs
 from tests.sameness import assert_same
 from tests.wire import Faults, Network
 
@@ -203,14 +204,18 @@ def test_the_parts_are_the_whole(broker: str, way: str) -> None:
     with opened(broker, "pole", way) as env:
         env.reset(seed=1)
         assert env.is_timed
+        network_us = 0.0
         for _ in range(30):
             (_, _, terminated, _, _), timings = env.timed_step(env.action_space.sample())
             timings = check_sum(timings)
             assert timings.is_direct is (way == "direct")
             assert (timings.broker_us > 0) is (way == "relayed")
-            assert min(timings.network_us, timings.environment_us, timings.codec_us) > 0
+            assert min(timings.environment_us, timings.codec_us) > 0
+            network_us += timings.network_us
             if terminated:
                 env.reset()
+        # Of one step it may be nothing, if the loop was at work before it: see `apportion`.
+        assert network_us > 0
 
 
 def test_the_steps_of_a_vector_are_timed_as_one(broker: str, way: str) -> None:
@@ -247,14 +252,14 @@ def test_what_an_environment_waits_for_is_the_environments(
     found: list[Timings | None] = []
     with opened(broker, "patient", way) as env:
         env.reset(options={"gate": str(gate)})
-        stepping = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]))
+        stepping = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]), daemon=True)
         stepping.start()
         # The agent tells of a step when it has lasted for a second.
-        while env._session.exchange.in_step_s is None:
-            time.sleep(0.01)
+        until(lambda: env._session.exchange.in_step_s is not None, "it is told of the step")
         in_step_s = env._session.exchange.in_step_s
         gate.touch()
-        stepping.join()
+        stepping.join(PATIENCE_S)
+    assert in_step_s is not None
     timings = check_sum(found[0])
     assert timings.environment_us > in_step_s * 1e6 > 0
     assert timings.total_us > timings.environment_us
@@ -271,20 +276,17 @@ def test_what_waits_behind_another_session_of_the_loop_is_in_the_queue(
         env.reset(options={"gate": str(gates[1])})
         env.timed_step(1)
         env.timed_step(1)
-        first = threading.Thread(target=other.step, args=(1,))
+        first = threading.Thread(target=other.step, args=(1,), daemon=True)
         first.start()
-        while other._session.exchange.in_step_s is None:  # the loop is in that step
-            time.sleep(0.01)
-        second = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]))
+        until(lambda: other._session.exchange.in_step_s is not None, "the loop is in that step")
+        second = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]), daemon=True)
         second.start()
-        while env._session.exchange.pending is None:
-            time.sleep(0.01)
+        until(lambda: env._session.exchange.pending is not None, "the step is under way")
         began = time.monotonic()
-        while not env._session.exchange._ping_at > began:  # it has waited, and asked the broker
-            time.sleep(0.01)
+        until(lambda: env._session.exchange._ping_at > began, "it has waited, and asked the broker")
         waited_s = time.monotonic() - began
         gates[0].touch()
-        first.join()
-        second.join()
+        first.join(PATIENCE_S)
+        second.join(PATIENCE_S)
     timings = check_sum(found[0])
     assert timings.queue_us > waited_s * 1e6 > timings.environment_us >= 0

@@ -42,7 +42,7 @@ from protocol.messages import (
     Role,
     Welcome,
 )
-from protocol.transport import Dealer
+from protocol.transport import HEARTBEAT_IVL_MS, Dealer
 from tests.processes import PATIENCE_S, Program, Programs, programs
 
 NAMES = ("broker", "lab", "alice", "mallory", "stranger")
@@ -427,14 +427,18 @@ def test_taking_over_ones_own_routing_id_does_not_end_the_process(target: Target
     site, url = target
     rid = b"\x01" + os.urandom(15)
     frame = PLAIN.encode(Find(), 0, 1)
-    with session_of(site, "alice"):  # so that the direct endpoint lets alice in
+    with session_of(site, "alice") as env:  # so that the direct endpoint lets alice in
         with attacker(site, "alice", url=url, rid=rid) as first:
             first.asks(Find())
             with attacker(site, "alice", url=url, rid=rid) as second:
                 second.asks(Find())
                 for _ in range(3):
                     first.socket.send(frame)  # its input stops: nobody reads it any more
-        time.sleep(2.0)  # longer than a heartbeat's interval: that nothing happens takes a while
+        # Served on for longer than a heartbeat's interval, after which it used to abort.
+        until_s = time.monotonic() + 1.2 * HEARTBEAT_IVL_MS / 1000
+        while time.monotonic() < until_s:
+            env.reset(seed=1)
+            assert site.broker.process.poll() is site.agent.process.poll() is None
 
 
 def test_a_step_recorded_and_replayed_after_a_reconnect_is_not_done_again(site: Site) -> None:

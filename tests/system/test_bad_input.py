@@ -313,8 +313,8 @@ def test_a_port_in_use_is_told(broker_url: str, programs: Programs) -> None:
     second = programs.start("broker", "--bind", broker_url)
     assert second.wait() == 2
     assert second.output == [
-        f"broker: {broker_url} is in use: another broker, or another program, listens there. "
-        f"Stop it, or choose another port.\n"
+        f"broker: {broker_url} is in use: another broker, or another program, listens there, and "
+        f"whoever dials it reaches that one, not this one. Stop it, or choose another port.\n"
     ]
 
 
