@@ -168,7 +168,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
                 if kwargs["on_lost"] == "truncate"
                 else SessionGroup
             )
-            self._group = make_group(channel, parts, repr(kwargs["address"]), self._open_one)
+            self._group = make_group(channel, parts, repr(kwargs["address"]), self._open_all)
         except BaseException:
             channel.close()
             raise
@@ -177,23 +177,25 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._observations: list[Any] = [None] * len(parts)  # the last ones of each session
         self._forget_steps()
 
-    def _open_one(self, channel: Channel, num_envs: int) -> RemoteSession:
+    def _open_all(self, channel: Channel, sizes: Sequence[int]) -> list[RemoteSession]:
         kwargs = self._kwargs
-        session = channel.open(
+        sessions = channel.open_all(
             kwargs["address"],
+            sizes,
             render_mode=kwargs["render_mode"],
             env_kwargs=kwargs["env_kwargs"],
-            num_envs=num_envs,
             autoreset_mode=kwargs["autoreset_mode"],
             direct=kwargs["direct"],
         )
-        has = session.opened.metadata.get("autoreset_mode")
-        if has != kwargs["autoreset_mode"]:
-            raise ProtocolError(
-                f"The env agent at {kwargs['address']!r} opened a vector in the autoreset mode "
-                f"{has!r}; {kwargs['autoreset_mode']!r} was asked for."
-            )
-        return session
+        for has in (session.opened.metadata.get("autoreset_mode") for session in sessions):
+            if has != kwargs["autoreset_mode"]:
+                for session in sessions:
+                    session.close(wait=False)
+                raise ProtocolError(
+                    f"The env agent at {kwargs['address']!r} opened a vector in the autoreset mode "
+                    f"{has!r}; {kwargs['autoreset_mode']!r} was asked for."
+                )
+        return sessions
 
     def _forget_steps(self) -> None:
         """Nothing is under way any more; whatever still arrives is dropped."""
