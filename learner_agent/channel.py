@@ -17,18 +17,19 @@ from typing import Any, NamedTuple
 from learner_agent.asking import Answer, Asking, Question
 from learner_agent.failures import error_for
 from learner_agent.remote_session import RemoteSession
+from learner_agent.session_token import SessionToken
 from protocol import codec, logs
 from protocol.address import parse_address
 from protocol.codec import PLAIN, Frame, Header
-from protocol.dialogue import State
 from protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
+    DecodingError,
     Denied,
     EnvironmentLost,
     GymwireError,
 )
-from protocol.keys import credentials
+from protocol.keys import credentials, identity
 from protocol.messages import (
     Busy,
     BusyReason,
@@ -263,35 +264,32 @@ class Channel:
             except GymwireError as error:
                 self._log.debug("an unwanted session was not closed", why=str(error))
 
-    def resume(
-        self, sid: int, wish: Open, seq: int, state: State, seal: Seal | None = None
-    ) -> RemoteSession:
-        """Go on with a session of a process that has ended, after request `seq` of it.
+    def resume(self, token: SessionToken) -> RemoteSession:
+        """Go on with a session of a process that has ended, after request `token.seq` of it.
 
         The request after it may have been executed already: sent again, the same, it gets the
-        answer that it had. `seal`: that of the session, if its agent is pinned. Raises
-        EnvironmentLost, Denied, and MoveError if the session has gone further than that.
+        answer that it had. Raises EnvironmentLost, Denied, and MoveError if the session has gone
+        further than that.
         """
         deadline = time.monotonic() + IN_USE_S
         while True:
-            _, resumed, _ = self._ask(Resume(wish.nonce), sid)
+            _, resumed, _ = self._ask(Resume(token.nonce), token.sid)
             if not isinstance(resumed, Error):
                 break
             # The broker may not have noticed yet that the other process has ended.
             if resumed.code != Code.DENIED or time.monotonic() > deadline:
                 raise error_for(resumed)
             self.dealer.poll(0.1)
-        header, opened, data = self._ask(wish)
-        if not isinstance(opened, Opened) or header.sid != sid:
+        header, opened, data = self._ask(token.wish)
+        if isinstance(opened, Error) and opened.code == Code.DENIED:
+            raise error_for(opened)
+        if not isinstance(opened, Opened) or header.sid != token.sid:
             raise EnvironmentLost("The session is lost: its env agent does not know it any more.")
-        if seal is not None:
-            seal.open(data)
-        elif parse_address(wish.address).identity is not None:
-            raise Denied("The session was pinned to an agent; its token lacks the session's seal.")
-        session = self._opened(header, wish, opened, seal)
-        session.exchange.rejoin(seq, state)
+        _check_pinned(token, opened, data)
+        session = self._opened(header, token.wish, opened, token.seal)
+        session.exchange.rejoin(token.seq, token.state)
         session.catch_up()
-        if wish.direct:
+        if token.wish.direct:
             session.go_direct(required=False)
         return session
 
@@ -431,20 +429,44 @@ class Channel:
         """The session has ended."""
         self._sessions.pop(session.sid, None)
 
-    def close(self) -> None:
-        """Leave the broker; sessions still open end with it. Idempotent."""
+    def close(self, *, goodbye: bool = True) -> None:
+        """Leave the broker; sessions still open end with it. Idempotent.
+
+        Without `goodbye` they wait for the broker's lease, and can be resumed.
+        """
         if self.foreign or self.closed:
             return  # after a fork the sockets are the parent's
         self.closed = True
         for session in self._sessions.values():
             session.hang_up()
         self._sessions.clear()
-        self.dealer.send(PLAIN.encode(Bye("done")))
+        if goodbye:
+            self.dealer.send(PLAIN.encode(Bye("done")))
         self.dealer.close(linger_s=0.5)
 
 
 def _denied(url: str, why: str) -> str:
     return f"The broker at {url} and this agent do not come together: {why}"
+
+
+def _check_pinned(token: SessionToken, opened: Opened, data: bytes | memoryview) -> None:
+    """Raise Denied unless the frame of OPENED comes from the agent that the address pins, if any.
+
+    It has the session's tag then, and names the key from which that tag's key was derived.
+    """
+    pin, seal = parse_address(token.kwargs["address"]).identity, token.seal
+    if pin is None and seal is None:
+        return
+    try:
+        if seal is not None and pin == identity(opened.key):
+            seal.open(data)
+            return
+    except DecodingError:
+        pass
+    raise Denied(
+        f"The session is not resumed: the agent that holds it is not the pinned one of "
+        f"{token.wish.address!r}, or cannot prove it, or the token is not the session's."
+    )
 
 
 def _answer(question: Question) -> Answer:
