@@ -401,7 +401,7 @@ class RemoteSession:
     def check_lost(self) -> None:
         """Raise EnvironmentLost if the session is gone and there is no reply from before."""
         if self._reply is None and self.exchange.lost is not None:
-            raise EnvironmentLost(self.exchange.lost_text())
+            raise self.exchange.lost_error()
 
     # --- the end ----------------------------------------------------------------------------------
 
