@@ -422,6 +422,8 @@ class RemoteSession:
             logs.logger().debug("close was not confirmed", why=str(error))
         if self.exchange.pending is None or self.exchange.lost is not None:
             self.channel.forget(self)
+        else:
+            self.exchange.keep_waiting(time.monotonic())  # it is sent again after some silence
         self.hang_up()
 
     def hang_up(self) -> None:
