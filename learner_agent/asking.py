@@ -13,6 +13,7 @@ from protocol.messages import Kind, Message
 
 RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 4.0
+FIRST_SEQ = 2**40  # beyond the requests of sessions: a late ERROR of one answers no question
 ANSWERS = (Kind.OPENED, Kind.FOUND, Kind.RESUMED, Kind.ERROR)
 
 Answer = tuple[Header, Message, bytes | memoryview]
@@ -33,7 +34,7 @@ class Asking:
     """The requests to the broker that somebody waits for."""
 
     def __init__(self) -> None:
-        self._seq = 0
+        self._seq = FIRST_SEQ
         self._questions: dict[int, Question] = {}
 
     def ask(self, request: Message, sid: int, now: float) -> Question:

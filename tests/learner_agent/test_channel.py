@@ -11,8 +11,9 @@ from env_agent.config import service
 from env_agent.loop import Loop
 from learner_agent.channel import Channel
 from protocol import codec
+from protocol.codec import PLAIN
 from protocol.errors import BrokerUnreachable, NoFreeSlot, RequestTimeout
-from protocol.messages import Act, Kind, Reset
+from protocol.messages import Act, Code, Error, Kind, Reset
 from tests.wire import Dealer, Faults, Network
 
 ENV = "CartPole-v1"
@@ -167,6 +168,19 @@ def test_a_session_that_is_closed_during_a_step_frees_its_slot_when_the_step_has
         assert not loop.idle
         listen(network, channel)
         assert loop.idle
+
+
+def test_a_late_error_of_a_lost_session_answers_nothing_else() -> None:
+    with Network() as network:
+        agent(network)
+        channel = network.channel()
+        session = channel.open("cartpole")
+        channel.forget(session)
+        dealer = cast(Any, channel.dealer)
+        for seq in range(5):
+            late = PLAIN.encode(Error(Code.SESSION_LOST, "It is gone."), session.sid, seq)
+            network.after(0.0001, partial(dealer.arrived, late))
+        assert used(channel) == 1
 
 
 def test_a_connection_that_breaks_during_an_open_is_waited_for() -> None:
