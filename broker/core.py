@@ -652,7 +652,7 @@ class Core:
                 is_open=False,
             )
             self.tables.add_session(session)
-        elif not self._may_bind(session, peer):
+        elif session.address != address.name or not self._may_bind(session, peer):
             raise Unavailable(Code.DENIED, _NOT_YOURS)
         self.tables.bind_learner(session, peer)
         forwarded = Open(

@@ -20,7 +20,7 @@ from env_agent.workers import Supervisor
 from protocol import keys, logs
 from protocol.address import DEFAULT_BROKER, check_url
 from protocol.command_line import Parser, count, seconds
-from protocol.errors import ConfigurationError, GymwireError
+from protocol.errors import ConfigurationError, GymwireError, UsageError
 from protocol.keys import KeyPair
 from protocol.transport import Dealer, Presence
 
@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--env",
         metavar="ENV",
-        help="a Gymnasium id (CartPole-v1, module:Id-v0), or a class or factory (module:MyEnv)",
+        help="a Gymnasium id (CartPole-v1, module:Id-v0), or a class or factory (module:MyEnv, "
+        "./file.py:MyEnv)",
     )
     made.add_argument(
         "--env-kwargs", metavar="JSON", default="{}", help="keyword arguments for the environment"
@@ -184,11 +185,15 @@ def _supervise(arguments: Sequence[str], workers: int) -> int:
 def _direct(options: argparse.Namespace, key: KeyPair | None) -> DirectSettings | None:
     if options.direct is None:
         return None
-    if not options.direct.startswith("tcp://"):
+    try:
+        url = check_url(options.direct, bind=True)
+    except UsageError:
+        url = ""
+    if not url.startswith("tcp://"):
         raise ConfigurationError(
-            f"--direct {options.direct}: write tcp://HOST:PORT; ipc comes with it."
+            f"--direct {options.direct}: write tcp://HOST:PORT, such as tcp://127.0.0.1:5600, or * "
+            f"as the port for any; ipc comes with it."
         )
-    url = check_url(options.direct, bind=True)
     if options.worker and not url.endswith(":*"):
         threads = options.threads or MAX_THREADS
         head, _, port = url.rpartition(":")

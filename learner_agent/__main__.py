@@ -20,7 +20,13 @@ from learner_agent.terminal import printable
 from protocol import keys, logs
 from protocol.address import DEFAULT_BROKER, check_url, parse_address
 from protocol.command_line import Parser, count, natural, positive_seconds, seconds
-from protocol.errors import EnvironmentFailed, GymwireError, UsageError
+from protocol.errors import (
+    BrokerUnreachable,
+    EnvironmentFailed,
+    EnvironmentLost,
+    GymwireError,
+    UsageError,
+)
 
 PROGRAM = "learner_agent"
 DEMO_ADDRESS = "price-market"
@@ -185,10 +191,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _told(error: GymwireError) -> str:
     """The error as it is printed; a traceback of the other side is set apart from our words."""
+    if error.advice:  # for programs
+        error.advice = _ADVICE.get(type(error), "")
     if isinstance(error, EnvironmentFailed) and error.remote_traceback:
         said, _, trace = str(error).partition("\n\n")
         return printable(f"{said}\n\n{textwrap.indent(trace, '    ')}")
     return printable(str(error))
+
+
+_ADVICE: dict[type[GymwireError], str] = {
+    EnvironmentLost: "Run the command again when an env agent offers the address (`python -m "
+    "learner_agent ls` shows it), or with --wait SECONDS.",
+    BrokerUnreachable: "Run the command again when the broker is back, or with a longer --timeout.",
+}
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -10,27 +10,31 @@ import random
 import secrets
 import socket as hostsocket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
+from learner_agent.asking import Answer, Asking, Question
 from learner_agent.failures import error_for
 from learner_agent.remote_session import RemoteSession
+from learner_agent.session_token import SessionToken
 from protocol import codec, logs
 from protocol.address import parse_address
 from protocol.codec import PLAIN, Frame, Header
-from protocol.dialogue import State
 from protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
+    DecodingError,
     Denied,
     EnvironmentLost,
+    GymwireError,
 )
-from protocol.keys import credentials
+from protocol.keys import credentials, identity
 from protocol.messages import (
     Busy,
     BusyReason,
     Bye,
+    Close,
     Code,
     Error,
     Find,
@@ -51,6 +55,20 @@ from protocol.transport import Dealer
 CONNECT_S = 2.5  # how long a broker may take to answer at first
 HELLO_AGAIN_S = 1.0  # how long WELCOME may take before HELLO is said again
 IN_USE_S = 3.0  # how long resume waits for the broker to miss the process before
+
+
+class _Opening(NamedTuple):
+    """An OPEN, and what it takes to check the agent's answer."""
+
+    wish: Open
+    pin: str | None
+    challenge: Challenge | None
+
+    def seal(self, header: Header, opened: Opened, data: bytes | memoryview) -> Seal | None:
+        """The seal of the session that OPENED begins. Raises Denied if it is not the pinned's."""
+        if self.pin is None or self.challenge is None:
+            return None
+        return self.challenge.seal(self.pin, opened.key, self.wish.nonce, header.sid, data)
 
 
 class Channel:
@@ -84,8 +102,8 @@ class Channel:
         self._rng = random.Random(secrets.randbits(64))
         self._agent = secrets.token_bytes(16)
         self._sessions: dict[int, RemoteSession] = {}
-        self._seq = 0  # of requests to the broker itself
-        self._answers: dict[int, tuple[Header, Message, bytes | memoryview]] = {}
+        self._asking = Asking()
+        self._unwanted: dict[int, _Opening] = {}  # nobody waits any more for what they open
         self._broker_away = False
         self._heard = 0.0
         self.credentials = credentials(key, broker_key)
@@ -148,107 +166,180 @@ class Channel:
         `direct`: "auto" goes past the broker where the agent allows it and can be reached, "never"
         does not, "always" raises ConnectionFailed where it cannot.
         """
+        (session,) = self.open_all(
+            address,
+            [num_envs],
+            render_mode=render_mode,
+            env_kwargs=env_kwargs,
+            autoreset_mode=autoreset_mode,
+            direct=direct,
+        )
+        return session
+
+    def open_all(
+        self,
+        address: str,
+        num_envs: Sequence[int],
+        *,
+        render_mode: str | None = None,
+        env_kwargs: Mapping[str, Any] | None = None,
+        autoreset_mode: str = "",
+        direct: str = "auto",
+    ) -> list[RemoteSession]:
+        """Open sessions at the same time, each for so many environments; in their order.
+
+        All or none: when one cannot be opened, or this is interrupted, the others are closed, those
+        too that are opened only later. Raises what `open` raises.
+        """
         if direct not in ("auto", "never", "always"):
             raise ConfigurationError(f'direct must be "auto", "never" or "always", not {direct!r}.')
         pin = parse_address(address).identity
-        challenge = None if pin is None else Challenge()
-        wish = Open(
-            address,
-            secrets.token_bytes(16),
-            render_mode,
-            dict(env_kwargs or {}),
-            num_envs,
-            autoreset_mode,
-            direct != "never",
-            challenge=b"" if challenge is None else challenge.public,
-        )
-        deadline = time.monotonic() + self._wait_s
-        while True:
-            header, opened, data = self._ask(wish)
-            if isinstance(opened, Opened):
-                seal = None
-                if pin is not None and challenge is not None:
-                    seal = challenge.seal(pin, opened.key, wish.nonce, header.sid, data)
-                session = self._opened(header, wish, opened, seal)
-                if direct != "never":
+        kwargs = dict(env_kwargs or {})
+        openings: list[_Opening] = []
+        for count in num_envs:
+            challenge = None if pin is None else Challenge()
+            public = b"" if challenge is None else challenge.public
+            nonce, past = secrets.token_bytes(16), direct != "never"
+            wish = Open(
+                address, nonce, render_mode, kwargs, count, autoreset_mode, past, challenge=public
+            )
+            openings.append(_Opening(wish, pin, challenge))
+        opened: dict[int, RemoteSession] = {}
+        asked: dict[int, Question] = {}
+        try:
+            self._open_all(openings, opened, asked)
+            sessions = [opened[i] for i in range(len(openings))]
+            if direct != "never":
+                for session in sessions:
                     session.go_direct(required=direct == "always")
-                return session
-            assert isinstance(opened, Error)
-            failure = error_for(opened)
-            if opened.code != "address-unknown" or time.monotonic() > deadline:
-                raise failure
-            self.dealer.poll(0.1)  # the agent may still be on its way
+            return sessions
+        except BaseException:
+            for i, question in asked.items():
+                self._give_up(openings[i], question)
+            for session in opened.values():
+                session.close(wait=False)
+            raise
 
-    def resume(
-        self, sid: int, wish: Open, seq: int, state: State, seal: Seal | None = None
-    ) -> RemoteSession:
-        """Go on with a session of a process that has ended, after request `seq` of it.
+    def _open_all(
+        self,
+        openings: Sequence[_Opening],
+        opened: dict[int, RemoteSession],
+        asked: dict[int, Question],
+    ) -> None:
+        """Fill `opened`; what is under way is in `asked` meanwhile."""
+        deadline = time.monotonic() + self._wait_s
+        while len(opened) < len(openings):
+            for i, opening in enumerate(openings):
+                if i not in opened:
+                    asked[i] = self._ask_for(opening.wish)
+            while asked:
+                i = self._first_answered(asked)
+                header, answer, data = _answer(asked[i])
+                if isinstance(answer, Opened):
+                    opening = openings[i]
+                    seal = opening.seal(header, answer, data)
+                    opened[i] = self._opened(header, opening.wish, answer, seal)
+                self._asking.forget([asked.pop(i)])
+                if isinstance(answer, Error):
+                    failure = error_for(answer)
+                    if answer.code != Code.ADDRESS_UNKNOWN or time.monotonic() > deadline:
+                        raise failure
+            if len(opened) < len(openings):
+                self.dealer.poll(0.1)  # the agent may still be on its way
+
+    def _give_up(self, opening: _Opening, question: Question) -> None:
+        """Nobody waits any more for a session that may be opened, now or later."""
+        self._asking.forget([question])
+        self._unwanted[question.seq] = opening
+        if question.answer is not None:
+            self._turn_away(*question.answer)
+
+    def _turn_away(self, header: Header, answer: Message, data: bytes | memoryview) -> None:
+        """Close a session that nobody waits for any more, so that it holds no slot."""
+        opening = self._unwanted.pop(header.seq)
+        if isinstance(answer, Opened) and header.sid not in self._sessions:
+            try:
+                seal = opening.seal(header, answer, data)
+                self._opened(header, opening.wish, answer, seal).close(wait=False)
+            except GymwireError as error:
+                self._log.debug("an unwanted session was not closed", why=str(error))
+
+    def resume(self, token: SessionToken) -> RemoteSession:
+        """Go on with a session of a process that has ended, after request `token.seq` of it.
 
         The request after it may have been executed already: sent again, the same, it gets the
-        answer that it had. `seal`: that of the session, if its agent is pinned. Raises
-        EnvironmentLost, Denied, and MoveError if the session has gone further than that.
+        answer that it had. Raises EnvironmentLost, Denied, and MoveError if the session has gone
+        further than that.
         """
         deadline = time.monotonic() + IN_USE_S
         while True:
-            _, resumed, _ = self._ask(Resume(wish.nonce), sid)
+            _, resumed, _ = self._ask(Resume(token.nonce), token.sid)
             if not isinstance(resumed, Error):
                 break
             # The broker may not have noticed yet that the other process has ended.
             if resumed.code != Code.DENIED or time.monotonic() > deadline:
                 raise error_for(resumed)
             self.dealer.poll(0.1)
-        header, opened, data = self._ask(wish)
-        if not isinstance(opened, Opened) or header.sid != sid:
+        header, opened, data = self._ask(token.wish)
+        if isinstance(opened, Error) and opened.code == Code.DENIED:
+            raise error_for(opened)
+        if not isinstance(opened, Opened) or header.sid != token.sid:
             raise EnvironmentLost("The session is lost: its env agent does not know it any more.")
-        if seal is not None:
-            seal.open(data)
-        elif parse_address(wish.address).identity is not None:
-            raise Denied("The session was pinned to an agent; its token lacks the session's seal.")
-        session = self._opened(header, wish, opened, seal)
-        session.exchange.rejoin(seq, state)
+        _check_pinned(token, opened, data)
+        session = self._opened(header, token.wish, opened, token.seal)
+        session.exchange.rejoin(token.seq, token.state)
         session.catch_up()
-        if wish.direct:
+        if token.wish.direct:
             session.go_direct(required=False)
         return session
 
     def _opened(
         self, header: Header, wish: Open, opened: Opened, seal: Seal | None
     ) -> RemoteSession:
-        session = RemoteSession(self, header.sid, wish, opened, seal)
+        try:
+            session = RemoteSession(self, header.sid, wish, opened, seal)
+        except GymwireError:  # its spaces are unknown here, say: it must not hold a slot
+            close = PLAIN.encode(Close(), header.sid, 1)
+            self.dealer.send(close if seal is None else seal.close(close))
+            raise
         self._sessions[header.sid] = session
         return session
 
-    def _ask(self, request: Message, sid: int = 0) -> tuple[Header, Message, bytes | memoryview]:
-        """Ask the broker (OPEN: through it, an agent); the same bytes again when it is silent."""
-        self._seq += 1
-        frame = PLAIN.encode(request, sid, self._seq)
-        self.dealer.send(frame)
-        now = time.monotonic()
-        heard, resend_at, pause_s = now, now + 0.5, 0.5
-        while self._seq not in self._answers:
-            before = self._heard
-            try:
-                arrived = self.pump()
-            except EnvironmentLost:  # of another session, which says so when it is used
-                arrived = True
-            if not arrived:
-                now = time.monotonic()
-                if self._relinked():
-                    self.dealer.send(self._hello())
-                    resend_at = now
-                if now >= resend_at:
-                    self.dealer.send(PLAIN.encode(Ping()))
-                    self.dealer.send(frame)
-                    pause_s = min(pause_s * 2, 4.0)
-                    resend_at = now + pause_s
-                if now - heard > self.timeout_s:
-                    raise BrokerUnreachable(
-                        f"The broker at {self.url} has been silent for {self.timeout_s:g} s: it is "
-                        f"gone, or cut off."
-                    )
-            if self._heard != before:
-                heard = self._heard
-        return self._answers.pop(self._seq)
+    def _ask(self, request: Message, sid: int = 0) -> Answer:
+        """Ask the broker (OPEN: through it, an agent), and wait for the answer."""
+        question = self._ask_for(request, sid)
+        try:
+            self._first_answered({0: question})
+        finally:
+            self._asking.forget([question])
+        return _answer(question)
+
+    def _ask_for(self, request: Message, sid: int = 0) -> Question:
+        question = self._asking.ask(request, sid, time.monotonic())
+        self.dealer.send(question.frame)
+        return question
+
+    def _first_answered(self, asked: Mapping[int, Question]) -> int:
+        """Wait until one of these is answered; the same bytes go out again when it is silent."""
+        self._heard = time.monotonic()
+        while True:
+            for i, question in asked.items():
+                if question.answer is not None:
+                    return i
+            arrived, now = self.pump(), time.monotonic()
+            for session in [one for one in self._sessions.values() if one.closed]:
+                session.tick(now)  # nobody else does
+            if arrived:
+                continue
+            self.look(now)
+            frames = self._asking.due(now)
+            for frame in [PLAIN.encode(Ping()), *frames] if frames else []:
+                self.dealer.send(frame)
+            if now - self._heard > self.timeout_s:
+                raise BrokerUnreachable(
+                    f"The broker at {self.url} has been silent for {self.timeout_s:g} s: it is "
+                    f"gone, or cut off."
+                )
 
     # --- frames -----------------------------------------------------------------------------------
 
@@ -260,6 +351,11 @@ class Channel:
         self.dispatch(data)
         return True
 
+    def hear(self) -> None:
+        """Take in what has arrived, without waiting."""
+        while self.dealer.poll():
+            self.pump()
+
     def dispatch(self, data: bytes | memoryview) -> None:
         """Hand a frame to its session, or keep it as the broker's answer."""
         header = codec.read_header(data)
@@ -268,11 +364,10 @@ class Channel:
             session.take(header, data)
             return
         self._heard = time.monotonic()
-        if header.kind in (Kind.OPENED, Kind.FOUND, Kind.RESUMED) or (
-            header.kind is Kind.ERROR and header.seq == self._seq
-        ):
-            if header.seq == self._seq:
-                self._answers[header.seq] = (header, PLAIN.decode(data, header), data)
+        if self._asking.take(header, data):
+            return
+        if header.seq in self._unwanted and header.kind in (Kind.OPENED, Kind.ERROR):
+            self._turn_away(header, PLAIN.decode(data, header), data)
             return
         match header.kind:
             case Kind.WELCOME:
@@ -320,6 +415,7 @@ class Channel:
         """Watch the connection to the broker, and introduce everything again to a new one."""
         if self._relinked():
             self.greet()
+            self._asking.relinked(now)
             for session in self._sessions.values():
                 session.exchange.relinked(now)
 
@@ -333,17 +429,46 @@ class Channel:
         """The session has ended."""
         self._sessions.pop(session.sid, None)
 
-    def close(self) -> None:
-        """Leave the broker; sessions still open end with it. Idempotent."""
+    def close(self, *, goodbye: bool = True) -> None:
+        """Leave the broker; sessions still open end with it. Idempotent.
+
+        Without `goodbye` they wait for the broker's lease, and can be resumed.
+        """
         if self.foreign or self.closed:
             return  # after a fork the sockets are the parent's
         self.closed = True
         for session in self._sessions.values():
             session.hang_up()
         self._sessions.clear()
-        self.dealer.send(PLAIN.encode(Bye("done")))
+        if goodbye:
+            self.dealer.send(PLAIN.encode(Bye("done")))
         self.dealer.close(linger_s=0.5)
 
 
 def _denied(url: str, why: str) -> str:
     return f"The broker at {url} and this agent do not come together: {why}"
+
+
+def _check_pinned(token: SessionToken, opened: Opened, data: bytes | memoryview) -> None:
+    """Raise Denied unless the frame of OPENED comes from the agent that the address pins, if any.
+
+    It has the session's tag then, and names the key from which that tag's key was derived.
+    """
+    pin, seal = parse_address(token.kwargs["address"]).identity, token.seal
+    if pin is None and seal is None:
+        return
+    try:
+        if seal is not None and pin == identity(opened.key):
+            seal.open(data)
+            return
+    except DecodingError:
+        pass
+    raise Denied(
+        f"The session is not resumed: the agent that holds it is not the pinned one of "
+        f"{token.wish.address!r}, or cannot prove it, or the token is not the session's."
+    )
+
+
+def _answer(question: Question) -> Answer:
+    assert question.answer is not None
+    return question.answer

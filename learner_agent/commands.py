@@ -36,17 +36,24 @@ MEASURED_S = 10.0  # `check` measures each thing no longer than that, however fe
 
 def _open(options: Namespace, errors: Console, render_mode: str | None = None) -> ProxyEnv:
     """The environment at the address, with a sign of life while it is waited for."""
-    with errors.status(f"opening {options.address} at {options.broker} …"):
-        return ProxyEnv(
-            options.address,
-            options.broker,
-            render_mode=render_mode,
-            env_kwargs=options.env_kwargs,
-            timeout_s=options.timeout,
-            wait_s=options.wait,
-            key=options.key,
-            broker_key=options.broker_key,
-        )
+    try:
+        with errors.status(f"opening {options.address} at {options.broker} …"):
+            return ProxyEnv(
+                options.address,
+                options.broker,
+                render_mode=render_mode,
+                env_kwargs=options.env_kwargs,
+                timeout_s=options.timeout,
+                wait_s=options.wait,
+                key=options.key,
+                broker_key=options.broker_key,
+            )
+    except EnvironmentFailed as error:
+        # Most often a wrong --env-kwargs; it can be had again, so the sentence will do.
+        if error.remote_traceback and options.log_level != "debug":
+            error.remote_traceback = ""
+            error.args = (f"{error.args[0]} (--log-level debug shows the traceback.)",)
+        raise
 
 
 def _say(console: Console, text: str) -> None:

@@ -89,7 +89,7 @@ class Exchange:
         dropped. For nothing else, since nobody could say then what the environment has executed.
         """
         if self.lost is not None:
-            raise EnvironmentLost(self.lost_text())
+            raise self.lost_error()
         dialogue.check_request(self.state, kind)
         pending = self.pending
         if pending is not None:
@@ -213,14 +213,15 @@ class Exchange:
     def lose(self, reason: str) -> None:
         """The session is gone. Raises EnvironmentLost, now and for every later request."""
         self.lost = reason
-        raise EnvironmentLost(self.lost_text())
+        raise self.lost_error()
 
-    def lost_text(self) -> str:
+    def lost_error(self) -> EnvironmentLost:
         """Which session is lost, where in it, and why."""
         request = "" if self.seq == 0 else f" at request {self.seq}"
-        return (
-            f"The session at {self._where} is lost{request}: {self.lost}. Its episode "
-            f"cannot be recovered; call reset() to go on with a fresh environment."
+        return EnvironmentLost(
+            f"The session at {self._where} is lost{request}: {self.lost}. Its episode cannot be "
+            f"recovered.",
+            advice="Call reset() to go on with a fresh environment.",
         )
 
     # --- time and connections ---------------------------------------------------------------------
@@ -250,7 +251,8 @@ class Exchange:
             raise BrokerUnreachable(
                 f"The broker has been silent for {self._timeout_s:g} s while a "
                 f"{_verb(self.pending.kind)} at {self._where} was under way: it is gone, or cut "
-                f"off. The session goes on if it comes back: call again to wait on."
+                f"off.",
+                advice="The session goes on if it comes back: call again to wait on.",
             )
         frames: list[Frame] = []
         if now >= self._resend_at:

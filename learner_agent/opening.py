@@ -1,15 +1,19 @@
-"""What a proxy of one environment and one of a vector share when they open their sessions."""
+"""What a proxy of one environment and one of a vector share when they open their sessions.
+
+Both keep the keyword arguments that make another like them, their *keywords*.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
 from learner_agent.channel import Channel
+from learner_agent.remote_session import RemoteSession
 from protocol.address import DEFAULT_BROKER, check_url, parse_address
 from protocol.errors import ConfigurationError
 
@@ -30,6 +34,53 @@ def place(address: str | None, broker: str | None) -> tuple[str, str]:
         )
     parse_address(address)
     return address, check_url(broker or os.environ.get("GYMWIRE_BROKER") or DEFAULT_BROKER)
+
+
+def keywords(
+    address: str | None,
+    broker: str | None,
+    env_kwargs: Mapping[str, Any] | None,
+    on_lost: str,
+    ways_to_lose: tuple[str, str],
+    **others: Any,
+) -> dict[str, Any]:
+    """The keywords of a proxy. Raises AddressError and ConfigurationError."""
+    address, broker = place(address, broker)
+    if on_lost not in ways_to_lose:
+        first, second = ways_to_lose
+        raise ConfigurationError(f'on_lost must be "{first}" or "{second}", not {on_lost!r}.')
+    return {
+        "address": address,
+        "broker": broker,
+        "env_kwargs": dict(env_kwargs or {}),
+        "on_lost": on_lost,
+        **others,
+    }
+
+
+def connect(kwargs: Mapping[str, Any]) -> Channel:
+    """A connection as these keywords ask for it. Raises what Channel raises."""
+    return Channel(
+        kwargs["broker"],
+        timeout_s=kwargs["timeout_s"],
+        wait_s=kwargs["wait_s"],
+        key=kwargs["key"],
+        broker_key=kwargs["broker_key"],
+    )
+
+
+def open_all(
+    channel: Channel, kwargs: Mapping[str, Any], num_envs: Sequence[int], autoreset_mode: str = ""
+) -> list[RemoteSession]:
+    """Sessions as these keywords ask for them. Raises what `Channel.open_all` raises."""
+    return channel.open_all(
+        kwargs["address"],
+        num_envs,
+        render_mode=kwargs["render_mode"],
+        env_kwargs=kwargs["env_kwargs"],
+        autoreset_mode=autoreset_mode,
+        direct=kwargs["direct"],
+    )
 
 
 def spec_of_proxy(remote: Mapping[str, Any], kwargs: Mapping[str, Any]) -> EnvSpec | None:

@@ -14,13 +14,14 @@ import gymnasium
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
+from learner_agent import opening, session_token
 from learner_agent.channel import Channel
-from learner_agent.opening import OF_PARENTS, place, spec_of_proxy
+from learner_agent.opening import OF_PARENTS, spec_of_proxy
 from learner_agent.recording import Recording
 from learner_agent.remote_session import RemoteSession
+from learner_agent.session_token import SessionToken
 from learner_agent.timings import Timings
 from protocol import generators, logs, values
-from protocol.dialogue import State
 from protocol.errors import (
     AddressUnknown,
     AttributeDenied,
@@ -32,8 +33,7 @@ from protocol.errors import (
     ProtocolError,
     ResetNeeded,
 )
-from protocol.messages import Act, Call, Frame, Message, Open, Render, Reset, Result, Status
-from protocol.seal import Seal
+from protocol.messages import Act, Call, Frame, Message, Render, Reset, Result, Status
 from protocol.step_codec import Step
 
 
@@ -96,27 +96,25 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         _session: RemoteSession | None = None,
     ) -> None:
         self._closed = False
-        address, broker = place(address, channel.url if channel is not None else broker)
         if render_mode == "human":
             raise ConfigurationError(
                 "A remote environment opens no window here: use gymnasium.make("
                 "'learner_agent:gymwire/Proxy-v0', render_mode='human', ...), which shows it."
             )
-        self._kwargs: dict[str, Any] = {
-            "address": address,
-            "broker": broker,
-            "render_mode": render_mode,
-            "env_kwargs": dict(env_kwargs or {}),
-            "timeout_s": timeout_s,
-            "step_timeout_s": step_timeout_s,
-            "wait_s": wait_s,
-            "key": key,
-            "broker_key": broker_key,
-            "direct": direct,
-            "on_lost": on_lost,
-        }
-        if on_lost not in ("raise", "replay"):
-            raise ConfigurationError(f'on_lost must be "raise" or "replay", not {on_lost!r}.')
+        self._kwargs = opening.keywords(
+            address,
+            broker if channel is None else channel.url,
+            env_kwargs,
+            on_lost,
+            ("raise", "replay"),
+            render_mode=render_mode,
+            timeout_s=timeout_s,
+            step_timeout_s=step_timeout_s,
+            wait_s=wait_s,
+            direct=direct,
+            key=key,
+            broker_key=broker_key,
+        )
         self._recording = Recording() if on_lost == "replay" else None
         self._step_timeout_s = step_timeout_s
         self._owns_channel = channel is None
@@ -136,15 +134,10 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         kwargs = self._kwargs
         made = None
         if channel is None:
-            made = channel = _connect(kwargs)
+            made = channel = opening.connect(kwargs)
             self._owns_channel = True
         try:
-            session = channel.open(
-                kwargs["address"],
-                render_mode=kwargs["render_mode"],
-                env_kwargs=kwargs["env_kwargs"],
-                direct=kwargs["direct"],
-            )
+            (session,) = opening.open_all(channel, kwargs, [0])
         except BaseException:
             if made is not None:
                 made.close()
@@ -284,52 +277,36 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         waits for the broker's lease.
         """
         self._check_usable(Reset())
-        exchange, wish, seal = self._session.exchange, self._session.wish, self._session.seal
+        session, exchange = self._session, self._session.exchange
         kwargs = {
             k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in self._kwargs.items()
         }
-        pending = self._session.pending
-        return values.encode(
-            {
-                "kwargs": kwargs,
-                "sid": exchange.sid,
-                "nonce": wish.nonce,
-                "seq": exchange.seq - pending,
-                "state": exchange.state.value,
-                "challenge": wish.challenge,
-                "seal": None if seal is None else list(seal),
-            }
-        )
+        return SessionToken(
+            kwargs,
+            exchange.sid,
+            session.wish.nonce,
+            exchange.seq - session.pending,
+            exchange.state,
+            session.wish.challenge,
+            session.seal,
+        ).encode()
 
     @classmethod
     def resume(cls, token: bytes) -> ProxyEnv:
         """Go on, in the middle of an episode, with the session of a process that has ended.
 
         If that process had sent its next request, that was executed; the same call again gets its
-        answer. Raises EnvironmentLost if the session has ended, Denied if it is in use, MoveError
-        if the token is older than that.
+        answer. Raises ConfigurationError if the token is none; EnvironmentLost if the session has
+        ended; Denied if it is in use, another key's, or not the pinned agent's; MoveError if the
+        token is older than that.
         """
+        kept = session_token.decode(token)
+        channel = opening.connect(kept.kwargs)
         try:
-            fields = values.decode(token)
-            kwargs, sid, nonce = fields["kwargs"], fields["sid"], fields["nonce"]
-            seq, state = fields["seq"], State(fields["state"])
-            wish = Open(
-                kwargs["address"],
-                nonce,
-                kwargs["render_mode"],
-                kwargs["env_kwargs"],
-                direct=kwargs["direct"] != "never",
-                challenge=fields["challenge"],
-            )
-            seal = None if fields["seal"] is None else Seal(*fields["seal"])
-        except (ProtocolError, KeyError, TypeError, ValueError):
-            raise ConfigurationError("This is not what session_token() returned.") from None
-        channel = _connect(kwargs)
-        try:
-            session = channel.resume(sid, wish, seq, state, seal)
-            env = cls(**kwargs, channel=channel, _session=session)
+            session = channel.resume(kept)
+            env = cls(**kept.kwargs, channel=channel, _session=session)
         except BaseException:
-            channel.close()
+            channel.close(goodbye=False)  # another attempt, or another token, may do better
             raise
         env._owns_channel = True
         return env
@@ -469,16 +446,6 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             "action_space": self.action_space,
         }
         return _remake, (type(self), self._kwargs), state
-
-
-def _connect(kwargs: Mapping[str, Any]) -> Channel:
-    return Channel(
-        kwargs["broker"],
-        timeout_s=kwargs["timeout_s"],
-        wait_s=kwargs["wait_s"],
-        key=kwargs["key"],
-        broker_key=kwargs["broker_key"],
-    )
 
 
 def make_proxy(

@@ -15,9 +15,9 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from learner_agent import vector_parts
+from learner_agent import opening, vector_parts
 from learner_agent.channel import Channel
-from learner_agent.opening import OF_PARENTS, place, spec_of_proxy
+from learner_agent.opening import OF_PARENTS, spec_of_proxy
 from learner_agent.remote_session import RemoteSession
 from learner_agent.session_group import SessionGroup
 from learner_agent.truncating_group import TruncatingGroup
@@ -105,7 +105,6 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
     ) -> None:
-        address, broker = place(address, broker)
         if not 1 <= sessions <= num_envs:
             raise ConfigurationError(
                 f"{num_envs} environments in {sessions} sessions: there must be at least one "
@@ -113,25 +112,24 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             )
         if render_mode == "human":
             raise ConfigurationError('Remote environments open no window here: use "rgb_array".')
-        if on_lost not in ("raise", "truncate"):
-            raise ConfigurationError(f'on_lost must be "raise" or "truncate", not {on_lost!r}.')
         self.autoreset_mode = AutoresetMode(autoreset_mode)
-        self._kwargs: dict[str, Any] = {
-            "address": address,
-            "num_envs": num_envs,
-            "broker": broker,
-            "sessions": sessions,
-            "autoreset_mode": self.autoreset_mode.value,
-            "render_mode": render_mode,
-            "env_kwargs": dict(env_kwargs or {}),
-            "timeout_s": timeout_s,
-            "step_timeout_s": step_timeout_s,
-            "wait_s": wait_s,
-            "direct": direct,
-            "on_lost": on_lost,
-            "key": key,
-            "broker_key": broker_key,
-        }
+        self._kwargs = opening.keywords(
+            address,
+            broker,
+            env_kwargs,
+            on_lost,
+            ("raise", "truncate"),
+            num_envs=num_envs,
+            sessions=sessions,
+            autoreset_mode=self.autoreset_mode.value,
+            render_mode=render_mode,
+            timeout_s=timeout_s,
+            step_timeout_s=step_timeout_s,
+            wait_s=wait_s,
+            direct=direct,
+            key=key,
+            broker_key=broker_key,
+        )
         self.num_envs = num_envs
         self._step_timeout_s = step_timeout_s
         self._open()
@@ -154,13 +152,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _open(self) -> None:
         kwargs = self._kwargs
-        channel = Channel(
-            kwargs["broker"],
-            timeout_s=kwargs["timeout_s"],
-            wait_s=kwargs["wait_s"],
-            key=kwargs["key"],
-            broker_key=kwargs["broker_key"],
-        )
+        channel = opening.connect(kwargs)
         parts = vector_parts.slices(self.num_envs, kwargs["sessions"])
         try:
             make_group = (
@@ -168,7 +160,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
                 if kwargs["on_lost"] == "truncate"
                 else SessionGroup
             )
-            self._group = make_group(channel, parts, repr(kwargs["address"]), self._open_one)
+            self._group = make_group(channel, parts, repr(kwargs["address"]), self._open_all)
         except BaseException:
             channel.close()
             raise
@@ -177,23 +169,18 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._observations: list[Any] = [None] * len(parts)  # the last ones of each session
         self._forget_steps()
 
-    def _open_one(self, channel: Channel, num_envs: int) -> RemoteSession:
+    def _open_all(self, channel: Channel, sizes: Sequence[int]) -> list[RemoteSession]:
         kwargs = self._kwargs
-        session = channel.open(
-            kwargs["address"],
-            render_mode=kwargs["render_mode"],
-            env_kwargs=kwargs["env_kwargs"],
-            num_envs=num_envs,
-            autoreset_mode=kwargs["autoreset_mode"],
-            direct=kwargs["direct"],
-        )
-        has = session.opened.metadata.get("autoreset_mode")
-        if has != kwargs["autoreset_mode"]:
-            raise ProtocolError(
-                f"The env agent at {kwargs['address']!r} opened a vector in the autoreset mode "
-                f"{has!r}; {kwargs['autoreset_mode']!r} was asked for."
-            )
-        return session
+        sessions = opening.open_all(channel, kwargs, sizes, kwargs["autoreset_mode"])
+        for has in (session.opened.metadata.get("autoreset_mode") for session in sessions):
+            if has != kwargs["autoreset_mode"]:
+                for session in sessions:
+                    session.close(wait=False)
+                raise ProtocolError(
+                    f"The env agent at {kwargs['address']!r} opened a vector in the autoreset mode "
+                    f"{has!r}; {kwargs['autoreset_mode']!r} was asked for."
+                )
+        return sessions
 
     def _forget_steps(self) -> None:
         """Nothing is under way any more; whatever still arrives is dropped."""

@@ -87,7 +87,7 @@ class RemoteSession:
         self._answered: Pending | None = None  # what `_reply` answers
         self._direct: DirectLink | None = None
         self.way: Dealer = channel.dealer  # the connection that requests take at present
-        self._closed = False
+        self.closed = False  # on this side; the agent may still have to confirm it
         self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
 
     def go_direct(self, *, required: bool) -> None:
@@ -293,7 +293,13 @@ class RemoteSession:
             self._look_around(now)
             if direct.up:  # its heartbeats say that the agent is there
                 self.exchange.keep_waiting(now)
-        greet, frames = self.exchange.tick(now)
+        try:
+            greet, frames = self.exchange.tick(now)
+        except BrokerUnreachable:
+            if not self.closed:
+                raise
+            self.channel.forget(self)  # nobody waits for it
+            return
         if greet:
             self.channel.greet()
         for frame in frames:
@@ -390,6 +396,8 @@ class RemoteSession:
         try:
             if self.exchange.receive(header, data, time.monotonic()):
                 self._reply, self._answered = (header, data), pending
+                if self.closed:
+                    self.channel.forget(self)
         except EnvironmentLost:
             # Told to who waits for it, and to nobody who waits for another session.
             self.channel.forget(self)
@@ -397,21 +405,29 @@ class RemoteSession:
     def check_lost(self) -> None:
         """Raise EnvironmentLost if the session is gone and there is no reply from before."""
         if self._reply is None and self.exchange.lost is not None:
-            raise EnvironmentLost(self.exchange.lost_text())
+            raise self.exchange.lost_error()
 
     # --- the end ----------------------------------------------------------------------------------
 
-    def close(self) -> None:
-        """End the session. Waits shortly for the agent, never for a step. Idempotent."""
-        if self._closed or self.channel.foreign or self.channel.closed:
+    def close(self, *, wait: bool = True) -> None:
+        """End the session. Waits shortly for the agent, never for a step. Idempotent.
+
+        Until the agent has confirmed it, the channel goes on asking whenever it is used.
+        """
+        if self.closed or self.channel.foreign or self.channel.closed:
             return
-        self._closed = True
-        if self.exchange.lost is None and self.exchange.pending is None:
-            try:
-                self.request(Close(), CLOSE_S)
-            except GymwireError as error:
-                logs.logger().debug("close was not confirmed", why=str(error))
-        self.channel.forget(self)
+        self.closed = True
+        wait = wait and self.exchange.pending is None
+        try:
+            self.begin(Close())
+            if wait:
+                self.finish(CLOSE_S)
+        except GymwireError as error:
+            logs.logger().debug("close was not confirmed", why=str(error))
+        if self.exchange.pending is None or self.exchange.lost is not None:
+            self.channel.forget(self)
+        else:
+            self.exchange.keep_waiting(time.monotonic())  # it is sent again after some silence
         self.hang_up()
 
     def hang_up(self) -> None:

@@ -17,8 +17,8 @@ from protocol.step_codec import Step
 class SessionGroup:
     """Sessions, with the environments that each has.
 
-    Errors name environments by their number in the whole vector. `open_one`: opens a session for
-    so many environments. Session i has the environments `slices[i]`.
+    Errors name environments by their number in the whole vector. `open_all`: opens sessions, at the
+    same time, for so many environments each. Session i has the environments `slices[i]`.
     """
 
     def __init__(
@@ -26,15 +26,15 @@ class SessionGroup:
         channel: Channel,
         slices: Sequence[slice],
         where: str,
-        open_one: Callable[[Channel, int], RemoteSession],
+        open_all: Callable[[Channel, Sequence[int]], list[RemoteSession]],
     ) -> None:
         self.channel = channel
         self.slices = slices
         self.sizes = [part.stop - part.start for part in slices]
         self.num_envs = slices[-1].stop
         self._where = where
-        self._open_one = open_one
-        self._sessions = [open_one(channel, size) for size in self.sizes]
+        self._open_all = open_all
+        self._sessions = open_all(channel, self.sizes)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -110,10 +110,11 @@ class SessionGroup:
 
     def reset(self, requests: Mapping[int, Reset], timeout_s: float | None) -> dict[int, Message]:
         """Reset these sessions. New ones are opened for what is lost, if all are to be reset."""
+        self.channel.hear()  # what is lost together is opened again together
         if self.lost and len(requests) < len(self):
             raise self.lost_error()
         while self.lost:  # another may turn out to be lost in the meantime
-            self.reopen(self.lost[0])
+            self.reopen(self.lost)
         return self.ask(requests, timeout_s)
 
     # --- steps ------------------------------------------------------------------------------------
@@ -172,10 +173,12 @@ class SessionGroup:
             f"reset() opens new sessions for what is lost; the episodes there cannot be recovered."
         )
 
-    def reopen(self, i: int) -> None:
-        """Open a new session in the place of a lost one."""
-        self._sessions[i].close()
-        self._sessions[i] = self._open_one(self.channel, self.sizes[i])
+    def reopen(self, lost: Sequence[int]) -> None:
+        """Open new sessions in the place of lost ones, all or none."""
+        made = self._open_all(self.channel, [self.sizes[i] for i in lost])
+        for i, session in zip(lost, made, strict=True):
+            self._sessions[i].close()
+            self._sessions[i] = session
 
     def close(self) -> None:
         """End the sessions and leave the broker; never waits for a step."""

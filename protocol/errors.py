@@ -69,7 +69,20 @@ __all__ = [
 
 
 class GymwireError(Exception):
-    """The root of all errors of this project."""
+    """The root of all errors of this project.
+
+    Attributes:
+        advice: what a program that catches it can do, which people at a command line cannot. Told
+            after the text.
+    """
+
+    def __init__(self, *args: object, advice: str = "") -> None:
+        super().__init__(*args)
+        self.advice = advice
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        return f"{text} {self.advice}" if self.advice else text
 
 
 class UsageError(GymwireError):

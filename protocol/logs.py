@@ -6,7 +6,9 @@ import argparse
 import atexit
 import logging
 import os
+import re
 import sys
+import warnings
 from typing import Any
 
 import structlog
@@ -51,6 +53,7 @@ def _forget_unwritten() -> None:
 def configure(program: str, *, form: str = "lines", level: str = "info") -> None:
     """Set up structlog for this process. Colour only on a terminal."""
     atexit.register(_forget_unwritten)
+    warnings.showwarning = _show_warning
     if form == "json":
         renderer: Any = structlog.processors.JSONRenderer()
     else:
@@ -68,6 +71,19 @@ def configure(program: str, *, form: str = "lines", level: str = "info") -> None
         logger_factory=structlog.PrintLoggerFactory(_Stderr()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
+) -> None:
+    """Log a warning of a library, without its place in the library's code and its colours."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(message)).removeprefix("WARN: ")
+    structlog.get_logger().warning("a library warns", category=category.__name__, text=text)
 
 
 def logger() -> Any:

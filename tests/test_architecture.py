@@ -19,7 +19,8 @@ PURE = [
     "broker/routing.py", "broker/directory.py", "broker/core.py", "broker/auth.py",
     "broker/flood.py",
     "env_agent/session.py", "env_agent/watch.py", "learner_agent/timings.py",
-    "learner_agent/exchange.py", "learner_agent/failures.py", "learner_agent/price_bandits.py",
+    "learner_agent/asking.py", "learner_agent/exchange.py", "learner_agent/failures.py",
+    "learner_agent/price_bandits.py",
 ]  # fmt: skip
 # (who, what it imports all the same) → why that does no harm
 EXCUSED = {

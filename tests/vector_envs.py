@@ -7,6 +7,7 @@ import signal
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import gymnasium
 import numpy as np
@@ -14,6 +15,7 @@ from gymnasium.spaces import Box, Discrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from tests.processes import PATIENCE_S
 from tests.space_zoo import ZooEnv
 
 Result = tuple[Any, Any, bool, bool, dict[str, Any]]
@@ -105,6 +107,28 @@ class Gated(gymnasium.Env[Any, Any]):
             raise ValueError("nine is not to my taste")
         self._steps += 1
         return self._steps, float(action), False, False, {"action": int(action)}
+
+
+class Sociable(Gated):
+    """Can only be made together with others, `party` at a time, who meet in the folder `meet`.
+
+    The last of `late` that come there fails.
+    """
+
+    def __init__(self, meet: str = "", party: int = 1, late: int = 0) -> None:
+        super().__init__()
+        if not meet:  # to be described
+            return
+        (Path(meet) / uuid4().hex).touch()
+        number = len(os.listdir(meet))
+        here = -(-number // party) * party
+        deadline = time.monotonic() + PATIENCE_S
+        while len(os.listdir(meet)) < here:
+            if time.monotonic() > deadline:
+                raise TimeoutError("nobody else has come")
+            time.sleep(0.002)
+        if number == late:
+            raise RuntimeError("the last one to come found no chair")
 
 
 class Counters(VectorEnv[Any, Any, Any]):

@@ -117,7 +117,7 @@ class Ledger(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class LedgerHost(Host):
-    """Keeps a ledger for each session, also after it has ended."""
+    """Keeps a ledger for each session of one environment, also after it has ended."""
 
     def __init__(self, services: Sequence[Service]) -> None:
         super().__init__(services)
@@ -127,8 +127,7 @@ class LedgerHost(Host):
         known = sid in self.slots
         frame = super().open(sid, seq, wish, direct)
         slot = self.slots.get(sid)
-        if slot is not None and not known:
-            assert isinstance(slot.env, gymnasium.Env)
+        if slot is not None and not known and isinstance(slot.env, gymnasium.Env):
             slot.env = Ledger(slot.env, self.ledgers.setdefault(sid, []))
         return frame
 

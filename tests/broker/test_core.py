@@ -177,6 +177,13 @@ def test_another_learner_cannot_open_with_the_same_nonce(broker: Broker) -> None
     assert error_of(broker.say(thief, Open("cartpole", NONCE), seq=1)).code == Code.DENIED
 
 
+def test_a_nonce_opens_no_session_at_another_address(broker: Broker) -> None:
+    broker.env()
+    learner = broker.learner()
+    broker.open(learner)
+    assert error_of(broker.say(learner, Open("lake", NONCE), seq=2)).code == Code.DENIED
+
+
 def test_an_open_that_crossed_a_restart_finds_the_session_that_it_opened() -> None:
     broker = Broker(now=5.0)
     broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]])

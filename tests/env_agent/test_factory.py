@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import random
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import gymnasium
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
@@ -23,25 +26,61 @@ class Mine(gymnasium.Env):
 
 class Inner:
     Deep = Mine
+    def __init__(self): pass
 
 def no_env(**kwargs):
     return 7
 
+class Broken(Mine):
+    def __init__(self, size):
+        Inner(inner=size)
+
 number = 3
 """
+OWN = """
+from dataclasses import dataclass  # it looks its class's module up
+import gymnasium
+
+@dataclass(eq=False)
+class Own(gymnasium.Env):
+    observation_space = action_space = gymnasium.spaces.Discrete(2)
+    size: int = 0
+    render_mode: str | None = None
+"""
+NEIGHBOURLY = f"{OWN}\nfrom neighbour import WHERE\nOwn.where = WHERE"
+REGISTERING = f"{OWN}\ngymnasium.register('OwnOne-v0', Own, kwargs={{'size': 1}})"
+NEEDY = """
+import gymnasium
+raise gymnasium.error.DependencyNotInstalled("Wheels are missing: pip install wheels")
+"""
+FILES = {
+    "mine.py": MINE,
+    "broken.py": BROKEN,
+    "raising.py": "1 / 0",
+    "needy.py": NEEDY,
+    "own.py": OWN,
+    "elsewhere/own.py": OWN,
+    "elsewhere/random.py": NEIGHBOURLY,
+    "elsewhere/neighbour.py": "WHERE = 'elsewhere'",
+    "elsewhere/registering.py": REGISTERING,
+}
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current folder, with a user's module in it; forgotten afterwards."""
-    (tmp_path / "mine.py").write_text(MINE)
-    (tmp_path / "broken.py").write_text(BROKEN)
-    (tmp_path / "raising.py").write_text("1 / 0")
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The current folder, with a user's modules in it; forgotten afterwards."""
+    for name, text in FILES.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
-    for name in ("mine", "broken", "raising"):
-        sys.modules.pop(name, None)
-    return tmp_path
+    modules = dict(sys.modules)
+    yield tmp_path
+    for name in sys.modules.keys() - modules.keys():
+        if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
+    gymnasium.registry.pop("OwnOne-v0", None)
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "gymnasium.envs:CartPole-v1"])
@@ -71,6 +110,12 @@ def test_the_learners_arguments_come_after_the_operators() -> None:
         ("raising:Env", "importing 'raising' raised ZeroDivisionError"),
         ("mine:Nothing", "has no 'Nothing'"),
         ("mine:number", "neither a class nor a factory"),
+        ("mine", r"a file mine\.py: name the class .* mine\.py:MyEnv"),
+        ("mine.py", r"mine\.py is a file: name the class or factory in it"),
+        ("./absent.py:Mine", r"there is no file absent\.py here"),
+        ("./mine.py:Nothing", "has no 'Nothing'"),
+        ("./raising.py:Env", "importing 'raising' raised ZeroDivisionError"),
+        ("needy:Env", r"needy:Env cannot be used yet: .*pip install wheels"),
     ],
 )
 def test_what_cannot_be_found_is_refused_saying_what_to_do(name: str, why: str) -> None:
@@ -83,9 +128,42 @@ def test_a_factory_must_return_an_environment() -> None:
         resolve("mine:no_env", {}).make(None, {})
 
 
-def test_bad_arguments_raise_what_the_constructor_raises() -> None:
-    with pytest.raises(TypeError, match="colour"):
-        resolve("mine:Mine", {}).make(None, {"colour": 1})
+@pytest.mark.parametrize("place", ["", "./", "elsewhere/"])
+def test_a_class_is_found_in_a_file(place: str) -> None:
+    factory = resolve(f"{place}own.py:Own", {"size": 4})
+    assert factory.make(None, {}).size == 4  # type: ignore[attr-defined]
+    # Where the file is does not matter to what the agents of a pool must have in common.
+    assert factory.name == "own:Own"
+
+
+def test_a_file_may_be_called_as_a_module_and_import_its_neighbours() -> None:
+    env = resolve("elsewhere/random.py:Own", {}).make(None, {})
+    assert env.where == "elsewhere"  # type: ignore[attr-defined]
+    assert random.Random(1).random()
+
+
+def test_an_environment_that_a_file_registers_is_found_by_its_id() -> None:
+    factory = resolve("elsewhere/registering.py:OwnOne-v0", {})
+    assert factory.make(None, {}).unwrapped.size == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [("mine:Mine", "size"), ("FrozenLake-v1", "desc, map_name, is_slippery")],
+)
+def test_an_unknown_keyword_argument_is_named_with_those_there_are(name: str, known: str) -> None:
+    said = f"^{name} takes no keyword argument 'colour'; it takes {known}"
+    with pytest.raises(TypeError, match=said):
+        resolve(name, {}).make(None, {"colour": 1})
+    with pytest.raises(TypeError, match=said):
+        resolve(name, {"colour": 1}).make_first()
+    with pytest.raises(TypeError, match=said):
+        resolve(name, {}).make_vector(2, AutoresetMode.NEXT_STEP, None, {"colour": 1})
+
+
+def test_what_else_a_constructor_raises_is_passed_on() -> None:
+    with pytest.raises(TypeError, match="unexpected keyword argument 'inner'"):
+        resolve("mine:Broken", {}).make(None, {"size": 1})
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)

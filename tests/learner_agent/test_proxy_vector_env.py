@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import pickle
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from learner_agent import ProxyEnv, ProxyVectorEnv
+from learner_agent.channel import Channel
 from protocol.errors import (
     AttributeDenied,
     BatchSizeError,
@@ -28,7 +31,7 @@ from protocol.errors import (
     RequestTimeout,
     ResetNeeded,
 )
-from tests.processes import Programs, programs
+from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
 from tests.space_zoo import ZOO
 from tests.vector_envs import Counters, Moody, VectorZooEnv
@@ -44,6 +47,7 @@ OFFERS = {
     "moody": "tests.vector_envs:Moody",
     "zoo": "tests.vector_envs:VectorZooEnv",
     "gated": "tests.vector_envs:Gated",
+    "sociable": "tests.vector_envs:Sociable",
     "counters": "tests.vector_envs:Counters",
     "made-counters": "tests.vector_envs:make_counters",
 }
@@ -72,6 +76,13 @@ def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 def gate(tmp_path: Path) -> Path:
     """The file that lets go of the environments which wait at action 1."""
     return tmp_path / "gate"
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not is_so():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 def opened(broker: str, address: str, num_envs: int = 7, **kwargs: Any) -> ProxyVectorEnv:
@@ -435,6 +446,43 @@ def test_ids_that_are_not_whole_sessions_are_refused(
     with pytest.raises(BatchSizeError, match=why):
         remote.send([0, 0], env_ids=ids)
     remote.close()
+
+
+# --- opening several sessions ---------------------------------------------------------------------
+
+
+def test_all_sessions_are_opened_at_the_same_time(broker: str, tmp_path: Path) -> None:
+    meeting = {"meet": str(tmp_path), "party": 4}
+    remote = opened(broker, "sociable", 4, sessions=4, env_kwargs=meeting)
+    assert remote.reset()[0].tolist() == [0] * 4
+    remote.close()
+
+
+def test_sessions_that_were_lost_are_opened_again_at_the_same_time(
+    programs: Programs, broker_url: str, tmp_path: Path
+) -> None:
+    offer = ("--address", "parties-v", "--env", "tests.vector_envs:Sociable")
+    meeting = {"meet": str(tmp_path), "party": 3}
+    first = programs.env_agent(broker_url, *offer)
+    remote = ProxyVectorEnv("parties-v", 3, broker_url, sessions=3, env_kwargs=meeting)
+    first.kill()
+    with pytest.raises(EnvironmentLost, match="of 3 at 'parties-v'"):
+        remote.reset()
+    programs.env_agent(broker_url, *offer)
+    with contextlib.closing(Channel(broker_url)) as channel:
+        wait_until(lambda: len(channel.find("parties-v")) == 1)  # the broker has given up the first
+    assert remote.reset()[0].tolist() == [0] * 3
+    remote.close()
+
+
+def test_where_one_session_cannot_be_opened_the_others_are_closed(
+    broker: str, tmp_path: Path
+) -> None:
+    meeting = {"meet": str(tmp_path), "party": 4, "late": 4}
+    with contextlib.closing(Channel(broker)) as channel:
+        with pytest.raises(EnvironmentFailed, match="the last one to come found no chair"):
+            channel.open_all("sociable-v", [1] * 4, env_kwargs=meeting, autoreset_mode="NextStep")
+        wait_until(lambda: channel.find("sociable-v")[0]["used"] == 0)
 
 
 # --- faults ---------------------------------------------------------------------------------------

@@ -2,121 +2,26 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
-from gymnasium import spaces
 
-from protocol import dialogue, stamps, values
-from protocol.codec import HEADER_SIZE, TIMED, Codec, Frame, read_header
-from protocol.messages import (
-    KINDS,
-    TYPES,
-    Act,
-    Busy,
-    BusyReason,
-    Call,
-    Close,
-    Closed,
-    Code,
-    Error,
-    Find,
-    Gone,
-    Hello,
-    Kind,
-    Message,
-    Offer,
-    Offered,
-    Open,
-    Opened,
-    Percept,
-    Ping,
-    Pong,
-    Progress,
-    Reset,
-    Result,
-    Resume,
-    Resumed,
-    Role,
-    Status,
-    Welcome,
-)
-from protocol.spaces import compile, describe
+from protocol import dialogue, stamps
+from protocol.codec import HEADER_SIZE, TIMED, Frame, read_header
+from protocol.messages import KINDS, TYPES, BusyReason, Code, Kind, Percept
+from tests.protocol.examples import CODEC, DOCUMENTED, OBSERVED, SID
 
 PATH = Path(__file__).parents[2] / "docs" / "protocol.md"
 DOC = PATH.read_text(encoding="utf-8")
 
-OBSERVATION = spaces.Box(-1.0, 1.0, (2,), np.float32)
-ACTION = spaces.Discrete(2)
-NONCE = bytes(range(16))
-SID = 0x1122334455667788
-
-_BOX, _DISCRETE = describe(OBSERVATION), describe(ACTION)
-_DIGEST = hashlib.sha256(values.encode(["Toy-v0", _BOX, _DISCRETE])).digest()
-_OPEN = Open("toy", NONCE, None, {}, 0, "", False)
-_OBSERVATION = np.array([0.5, -1.0], np.float32)
-
-# In the order of a session, as the document shows them.
-EXAMPLES: dict[str, tuple[Message, int, int]] = {
-    "HELLO": (Hello(Role.ENV, NONCE, "toy 1", "host-a"), 0, 0),
-    "WELCOME": (Welcome(7, "gymwire 1.0", "", 67108864, 30.0), 0, 0),
-    "OFFER": (
-        Offer("toy", "Toy-v0", _BOX, _DISCRETE, {}, {}, 4, _DIGEST),
-        0,
-        1,
-    ),
-    "OFFERED": (Offered("toy"), 0, 1),
-    "FIND": (Find(), 0, 1),
-    "OPEN": (_OPEN, 0, 2),
-    "OPEN, forwarded": (_OPEN, SID, 2),
-    "OPENED": (
-        Opened(
-            _BOX,
-            _DISCRETE,
-            None,
-            None,
-            {"id": "Toy-v0"},
-            {"render_modes": []},
-            None,
-            0,
-            {"attributes": []},
-            agent="",
-        ),
-        SID,
-        2,
-    ),
-    "RESET": (Reset(42), SID, 1),
-    "STATUS": (Status(_OBSERVATION, {}), SID, 1),
-    "ACT": (Act(np.int64(1)), SID, 2),
-    "ACT, self-describing": (Act(1), SID, 2),
-    "PERCEPT": (Percept(_OBSERVATION, 1.0, False, True, {"a": (1, np.float32(2))}), SID, 2),
-    "CALL": (Call("get", "valid_actions"), SID, 3),
-    "RESULT": (Result({"value": np.array([True, False])}), SID, 3),
-    "RESULT, with a tail": (Result(np.zeros(1024, np.float32)), SID, 3),
-    "ERROR": (Error(Code.EXPECTED, "Request 5 came, but 4 is next.", {"expected": 4}), SID, 5),
-    "PROGRESS": (Progress(1.5), SID, 4),
-    "BUSY": (Busy(BusyReason.UNREACHABLE, 0.05), SID, 4),
-    "PING": (Ping(), SID, 4),
-    "PONG": (Pong(), SID, 4),
-    "RESUME": (Resume(NONCE), SID, 4),
-    "RESUMED": (Resumed(), SID, 4),
-    "CLOSE": (Close(), SID, 4),
-    "CLOSED": (Closed(), SID, 4),
-    "GONE": (Gone("the learner has left"), SID, 0),
-}
-
-CODEC = Codec(compile(OBSERVATION), compile(ACTION))
-
 
 def timed_frames() -> dict[str, Frame]:
     """An ACT as a learner sends it, and a PERCEPT as the broker relays it, with time stamps."""
-    act = stamps.ask(CODEC.encode(*EXAMPLES["ACT"]))
+    act = stamps.ask(CODEC.encode(*DOCUMENTED["ACT"]))
     _, request = stamps.asked(bytes(stamps.passed(bytes(act), 5_000, lambda: 8_000)))
-    percept = CODEC.encode(Percept(_OBSERVATION, 0.0, False, False, {}), SID, 2)
+    percept = CODEC.encode(Percept(OBSERVED, 0.0, False, False, {}), SID, 2)
     at = (90_000, 100_000, 102_000, 152_000)
     reply = stamps.answer(percept, request, *at, clock=lambda: 155_000)
     relayed = stamps.passed(bytes(reply), 205_000, lambda: 209_000)
@@ -125,7 +30,7 @@ def timed_frames() -> dict[str, Frame]:
 
 def frames() -> dict[str, Frame]:
     """All examples, encoded."""
-    return {name: CODEC.encode(*example) for name, example in EXAMPLES.items()} | timed_frames()
+    return {name: CODEC.encode(*example) for name, example in DOCUMENTED.items()} | timed_frames()
 
 
 def dump(frame: Frame) -> str:

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tests.odd_envs import Odd, Result
+from tests.odd_envs import Odd, Patient, Result
 
 
 class Located(Odd):
@@ -31,6 +31,14 @@ class Doomed(Located):
         if Path(made).stat().st_size > lives:
             os._exit(3)
         super().__init__(render_mode)
+
+
+class Entered(Patient):
+    """Makes the file `{gate}.entered` when a step begins."""
+
+    def step(self, action: Any) -> Result:
+        Path(f"{self._gate}.entered").touch()
+        return super().step(action)
 
 
 class Deadly(Odd):

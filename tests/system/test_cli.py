@@ -157,15 +157,40 @@ def test_no_broker_is_an_error_for_every_command() -> None:
         assert "Traceback" not in done.stderr
 
 
-def test_an_environment_that_cannot_be_made_is_shown_with_its_own_traceback(broker: str) -> None:
-    done = call(broker, "run", "frozen-lake", "--env-kwargs", '{"is_slipperi": 1}')
+WRONG_KWARGS = ("run", "frozen-lake", "--env-kwargs", '{"is_slipperi": 1}')
+
+
+def test_a_wrong_keyword_argument_is_told_in_one_line(broker: str) -> None:
+    done = call(broker, *WRONG_KWARGS)
     assert done.returncode == 1
-    assert done.stderr.startswith("learner_agent: The environment at 'frozen-lake' could not")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("learner_agent: The environment at 'frozen-lake' could not be made")
+    assert "FrozenLake-v1 takes no keyword argument 'is_slipperi'; it takes " in line
+    assert "is_slippery" in line
+    assert line.endswith("(--log-level debug shows the traceback.)")
+
+
+def test_an_environment_that_cannot_be_made_is_shown_with_its_traceback_if_wanted(
+    broker: str,
+) -> None:
+    done = call(broker, *WRONG_KWARGS, "--log-level", "debug")
+    assert done.returncode == 1
     said, _, trace = done.stderr.partition("\n\n")
     assert "is_slipperi" in said
     assert "Traceback" not in said
     assert trace.startswith("    Traceback at the env agent:\n")
     assert "learner_agent/__main__" not in done.stderr
+
+
+def test_a_lost_agent_is_told_with_what_a_person_can_do(programs: Programs) -> None:
+    _, url = programs.broker()
+    programs.env_agent(url, "--address", "mortal", "--env", "tests.odd_envs:Mortal")
+    done = call(url, "run", "mortal", "--seed", "1")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("learner_agent: The session at 'mortal'")
+    assert "Run the command again when an env agent offers the address" in line
+    assert "reset()" not in line
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

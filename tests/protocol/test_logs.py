@@ -1,0 +1,42 @@
+"""What libraries warn of becomes a line of the log, like all else that a program has to say."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+WARNS = r"""
+import sys, warnings
+from protocol import logs
+logs.configure("env_agent", form=sys.argv[1])
+warnings.warn("\x1b[33mWARN: CartPole-v0 is out of date.\x1b[0m", DeprecationWarning)
+"""
+
+
+def logged(form: str) -> str:
+    """Standard error of a program that a library warns."""
+    done = subprocess.run(
+        [sys.executable, "-c", WARNS, form],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONWARNINGS": "default"},
+    )
+    assert done.stdout == ""
+    return done.stderr
+
+
+def test_a_warning_of_a_library_is_a_log_line() -> None:
+    row = json.loads(logged("json"))
+    assert (row["level"], row["event"]) == ("warning", "a library warns")
+    assert (row["category"], row["text"]) == ("DeprecationWarning", "CartPole-v0 is out of date.")
+
+
+def test_a_warning_of_a_library_is_one_line_without_colours_and_places_in_code() -> None:
+    (line,) = logged("lines").splitlines()
+    assert "[warning] a library warns" in line
+    assert "CartPole-v0 is out of date." in line
+    assert ".py" not in line
+    assert "\x1b" not in line
