@@ -291,7 +291,7 @@ class Host:
                 stamp()
             if type(step) is tuple and len(step) == 5:
                 frame = steps.encode_percept(step, bytes(data[16:24]))
-                if frame is not None:
+                if frame is not None and len(frame) <= self.max_message:
                     session.stepped(seq, data, frame)
                     return frame
             reply = self._percept(slot, step)

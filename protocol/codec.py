@@ -129,17 +129,7 @@ class Codec:
             head = values.pack(fields, tail)
         except EncodingError as error:
             head, tail, flags = self._explain(kind, message, error)
-        if not tail.size:
-            return HEADER.pack(MAGIC, VERSION, kind, flags, len(head), sid, seq) + head
-        start = _align(HEADER_SIZE + len(head))
-        frame = bytearray(start + tail.size)
-        HEADER.pack_into(frame, 0, MAGIC, VERSION, kind, flags, len(head), sid, seq)
-        frame[HEADER_SIZE : HEADER_SIZE + len(head)] = head
-        view = memoryview(frame)
-        for offset, part in tail.parts:
-            at = start + offset
-            view[at : at + part.nbytes] = part
-        return frame
+        return join(kind, flags, head, tail, sid, seq)
 
     def _explain(
         self, kind: Kind, message: Message, error: EncodingError
@@ -166,11 +156,8 @@ class Codec:
         """The message of a frame. Raises DecodingError; all that it returns is fresh."""
         if header is None:
             header = read_header(data)
-        kind, flags, head_len = header.kind, header.flags, header.head_len
-        end = HEADER_SIZE + head_len
-        start = _align(end)
-        tail = memoryview(data)[start:] if len(data) > start else None
-        fields = values.unpack(bytes(data[HEADER_SIZE:end]), tail)
+        kind, flags = header.kind, header.flags
+        fields, tail = split(data, header.head_len)
         if type(fields) is not list:
             raise DecodingError(f"The head of {kind.name} is not an array.")
         checks = _CHECKS[kind]
@@ -188,6 +175,30 @@ class Codec:
                     path=name,
                 )
         return TYPES[kind](*fields)
+
+
+def join(kind: int, flags: int, head: bytes, tail: values.Tail, sid: int, seq: int) -> Frame:
+    """A frame of its parts."""
+    header = HEADER.pack(MAGIC, VERSION, kind, flags, len(head), sid, seq)
+    if not tail.size:
+        return header + head
+    end = HEADER_SIZE + len(head)
+    start = _align(end)
+    frame = bytearray(start + tail.size)
+    frame[:end] = header + head
+    view = memoryview(frame)
+    for offset, part in tail.parts:
+        at = start + offset
+        view[at : at + part.nbytes] = part
+    return frame
+
+
+def split(data: Frame | memoryview, head_len: int) -> tuple[Any, memoryview | None]:
+    """The value in a frame's head, and the frame's tail. Raises DecodingError."""
+    end = HEADER_SIZE + head_len
+    start = _align(end)
+    tail = memoryview(data)[start:] if len(data) > start else None
+    return values.unpack(bytes(data[HEADER_SIZE:end]), tail), tail
 
 
 def _align(offset: int) -> int:

@@ -1,13 +1,17 @@
-"""The two frames of a step in their commonest form, by functions compiled from the spaces.
+"""The two frames of a step, by functions compiled from the spaces.
 
 The bytes are those of `Codec`; only the way to them is shorter. A step's code runs cold: between
 two of them the processor has worked for other processes, and what is not executed need not be
-fetched again. So all that is constant in a session is worked out once, and a frame is checked by
-comparing its constant bytes. Whatever is not of the common form goes through `Codec`.
+fetched again. So all that is constant in a session is worked out once, a frame is checked by
+comparing its constant bytes, and no message object is made.
+
+The commonest forms have a way of their own, in which all but a few bytes is constant:
 
 ACT:     an array, or an integer below 128, as the whole action.
 PERCEPT: an array as the observation, a float as reward, two bools, and an empty info; of a vector,
          an array as the observation, float64 rewards, bool flags, and an empty info.
+
+What cannot travel or is malformed is left to `Codec`, which says why.
 """
 
 from __future__ import annotations
@@ -21,9 +25,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from protocol import values
 from protocol.arrays import LARGE, take
-from protocol.codec import ALIGN, FITS, HEADER, HEADER_SIZE, MAGIC, Codec, Frame
-from protocol.errors import DecodingError
+from protocol.codec import ALIGN, FITS, HEADER, HEADER_SIZE, MAGIC, Codec, Frame, join, split
+from protocol.errors import DecodingError, EncodingError
 from protocol.messages import VERSION, Kind, Percept
 from protocol.space_codecs import MISFIT, Misfit, SpaceCodec
 
@@ -70,67 +75,150 @@ def compile_steps(
     sid: int, observation: SpaceCodec, action: SpaceCodec, num_envs: int = 0
 ) -> StepCodec:
     """The codec of session `sid`, which has `num_envs` environments, or one that is no vector."""
-    act = _number_act(sid, action.scalar) if action.array is None else _array_act(sid, action)
-    percept: _Percept = (lambda _step, _number: None, lambda _data, _number: None)
-    if observation.array is not None:
-        if num_envs:
-            percept = _vector_percept(sid, observation, num_envs)
-        elif observation.array[2]:
-            percept = _array_percept(sid, observation)
+    act = _any_act(sid, action)
+    if action.array is not None:
+        act = _array_act(sid, action, act)
+    else:
+        act = _number_act(sid, action.scalar, act)
+    percept = _any_percept(sid, observation, num_envs)
+    if observation.array is not None and num_envs:
+        percept = _vector_percept(sid, observation, num_envs, percept)
+    elif observation.array is not None and observation.array[2]:
+        percept = _array_percept(sid, observation, percept)
     return StepCodec(*act, *percept)
 
 
 _Act = tuple[Callable[[Any, bytes], Frame | None], Callable[[Data], Any | Misfit]]
 _Percept = tuple[Callable[[Step, bytes], Frame | None], Callable[[Data, bytes], Step | None]]
+_Fields = tuple[
+    Callable[[list[Any], bytes], Frame | None], Callable[[Data, bytes], list[Any] | None]
+]
 
 
-def _number_act(sid: int, scalar: type[Any] | None) -> _Act:
+def _any_act(sid: int, space: SpaceCodec) -> _Act:
+    """Of any action that can travel."""
+    encode_fields, decode_fields = _any(sid, Kind.ACT, space, 1)
+
+    def encode(action: Any, number: bytes) -> Frame | None:
+        return encode_fields([action], number)
+
+    def decode(data: Data) -> Any | Misfit:
+        fields = decode_fields(data, bytes(data[16:HEADER_SIZE]))
+        return MISFIT if fields is None else fields[0]
+
+    return encode, decode
+
+
+def _any_percept(sid: int, space: SpaceCodec, num_envs: int) -> _Percept:
+    """Of any percept that can travel; but the infos of a vector have a form of their own."""
+    encode_fields, decode_fields = _any(sid, Kind.PERCEPT, space, 5)
+
+    def encode(step: Step, number: bytes) -> Frame | None:
+        return None if num_envs and step[4] else encode_fields([*step], number)
+
+    def decode(data: Data, number: bytes) -> Step | None:
+        fields = decode_fields(data, number)
+        return None if fields is None else (fields[0], fields[1], fields[2], fields[3], fields[4])
+
+    return encode, decode
+
+
+def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
+    """Of whatever can travel, as `count` fields, the first of which may be of this space."""
+    sid_bytes, starts = (
+        sid.to_bytes(8, "little"),
+        (
+            bytes((MAGIC, VERSION, kind, 0)),
+            bytes((MAGIC, VERSION, kind, FITS)),
+        ),
+    )
+
+    def encode(fields: list[Any], number: bytes) -> Frame | None:
+        tail = values.Tail()
+        flags = 0
+        form = space.encode(fields[0], tail)
+        if form is not MISFIT:
+            fields[0], flags = form, FITS
+        try:
+            head = values.pack(fields, tail)
+        except EncodingError:
+            return None
+        return join(kind, flags, head, tail, sid, int.from_bytes(number, "little"))
+
+    def decode(data: Data, number: bytes) -> list[Any] | None:
+        start = bytes(data[:4])
+        if start not in starts or data[8:16] != sid_bytes or data[16:HEADER_SIZE] != number:
+            return None
+        head_len = int.from_bytes(data[4:8], "little")
+        if HEADER_SIZE + head_len > len(data):
+            return None
+        try:
+            fields, tail = split(data, head_len)
+            if type(fields) is not list or len(fields) != count:
+                return None
+            if start[3]:
+                fields[0] = space.decode(fields[0], tail)
+        except DecodingError:
+            return None
+        return fields
+
+    return encode, decode
+
+
+def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
     """Of a Discrete space, or of no known one: Python's integers go as such."""
     fit, plain = _prefix(sid, Kind.ACT, FITS, 2), _prefix(sid, Kind.ACT, 0, 2)
     bodies = [bytes((0x91, number)) for number in range(128)]
     numbers = {body: number for number, body in enumerate(bodies)}
     scalars = {} if scalar is None else {body: scalar(n) for body, n in numbers.items()}
 
+    encode_other, decode_other = other
+
     def encode(action: Any, number: bytes) -> Frame | None:
         kind = type(action)
         if kind is not scalar and kind is not int:
-            return None
+            return encode_other(action, number)
         index = int(action)
         if not 0 <= index < 128:
-            return None
+            return encode_other(action, number)
         return (fit if kind is scalar else plain) + number + bodies[index]
 
     def decode(data: Data) -> Any | Misfit:
         prefix = data[:16]
-        if prefix == fit:
-            return scalars.get(bytes(data[HEADER_SIZE:]), MISFIT)
-        return numbers.get(bytes(data[HEADER_SIZE:]), MISFIT) if prefix == plain else MISFIT
+        known = scalars if prefix == fit else numbers if prefix == plain else {}
+        action = known.get(bytes(data[HEADER_SIZE:]))
+        return decode_other(data) if action is None else action
 
     return encode, decode
 
 
-def _array_act(sid: int, space: SpaceCodec) -> _Act:
+def _array_act(sid: int, space: SpaceCodec, other: _Act) -> _Act:
     place = _Place(sid, Kind.ACT, _ONE_FIELD, space, 0)
     prefix, lead, begin, end = place.prefix, place.lead, place.begin, place.end
     dtype, shape, fixed, ndarray = place.dtype, place.shape, place.fixed, np.ndarray
     lead_end, before = place.lead_end, lead + place.pad
 
+    encode_other, decode_other = other
+
     def encode(action: Any, number: bytes) -> Frame | None:
         if type(action) is ndarray and action.dtype == dtype and action.shape == shape:
             return b"".join((prefix, number, before, action.tobytes()))
-        return None
+        return encode_other(action, number)
 
     def decode(data: Data) -> Any | Misfit:
         if len(data) != end or data[:16] != prefix or data[HEADER_SIZE:lead_end] != lead:
-            return MISFIT
+            return decode_other(data)
         if fixed:
             return ndarray(shape, dtype, data, begin).copy()
-        return take(dtype, shape, memoryview(data), begin)
+        try:
+            return take(dtype, shape, memoryview(data), begin)
+        except DecodingError:
+            return MISFIT
 
     return encode, decode
 
 
-def _array_percept(sid: int, space: SpaceCodec) -> _Percept:
+def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
     place = _Place(sid, Kind.PERCEPT, _FIVE_FIELDS, space, _REST.size)
     prefix, lead, begin, end = place.prefix, place.lead, place.begin, place.end
     dtype, shape, size, pad = place.dtype, place.shape, place.size, place.pad
@@ -139,6 +227,8 @@ def _array_percept(sid: int, space: SpaceCodec) -> _Percept:
     in_place = fixed and place.n_bytes >= IN_PLACE
     ndarray, pack, unpack = np.ndarray, _REST.pack, _REST.unpack_from
     float_type, ends, flags_of = _FLOAT, _ENDS, _FLAGS
+
+    encode_other, decode_other = other
 
     def encode(step: Step, number: bytes) -> Frame | None:
         observation, reward, terminated, truncated, info = step
@@ -152,21 +242,21 @@ def _array_percept(sid: int, space: SpaceCodec) -> _Percept:
             or observation.dtype != dtype
             or observation.shape != shape
         ):
-            return None
+            return encode_other(step, number)
         rest = pack(float_type, reward, ends[terminated, truncated])
         if small:
             return b"".join((prefix, number, lead, observation.tobytes(), rest))
         if observation.flags.c_contiguous:
             return b"".join((prefix, number, lead, rest, pad, observation.data))
-        return None
+        return encode_other(step, number)
 
     def decode(data: Data, number: bytes) -> Step | None:
         if len(data) != size or data[:lead_end] != prefix + number + lead:
-            return None
+            return decode_other(data, number)
         kind, reward, last = unpack(data, rest_at)
         flags = flags_of.get(last)
         if flags is None or kind != float_type:
-            return None
+            return decode_other(data, number)
         observation: NDArray[Any] | None = None
         if small and fixed:
             # To copy the bytes, and not an array, spares several cold microseconds of NumPy.
@@ -222,7 +312,7 @@ class _Place:
         self.prefix = _prefix(sid, kind, FITS, head_len)
 
 
-def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int) -> _Percept:
+def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Percept) -> _Percept:
     """A frame of which only the bytes of four arrays and the seq vary.
 
     Where these stand is learnt from frames that `Codec` makes.
@@ -248,7 +338,7 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int) -> _Percep
     for index in range(4):
         differ = [at for at, (a, b) in enumerate(zip(blank, frame(index), strict=True)) if a != b]
         if not differ:  # an array without bytes
-            return lambda _step, _number: None, lambda _data, _number: None
+            return other
         places.append((differ[0], differ[-1] + 1))
     order = sorted(range(4), key=lambda index: places[index])
     edges = [HEADER_SIZE, *(edge for index in order for edge in places[index]), size]
@@ -258,15 +348,17 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int) -> _Percep
     checks = [(index, *kinds[index]) for index in order]
     views = [(*place, *kind) for place, kind in zip(places, kinds, strict=True)]
 
+    encode_other, decode_other = other
+
     def encode(step: Step, number: bytes) -> Frame | None:
         info = step[4]
         if type(info) is not dict or info:
-            return None
+            return encode_other(step, number)
         parts: list[Any] = [prefix, number]
         for (index, dtype, shape), filling in zip(checks, fillings, strict=False):
             value = step[index]
             if type(value) is not ndarray or value.dtype != dtype or value.shape != shape:
-                return None
+                return encode_other(step, number)
             large = value.nbytes >= LARGE and value.flags.c_contiguous
             parts += (filling, value.data if large else value.tobytes())
         parts.append(fillings[-1])
@@ -274,14 +366,14 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int) -> _Percep
 
     def decode(data: Data, number: bytes) -> Step | None:
         if len(data) != size or data[:16] != prefix or data[16:HEADER_SIZE] != number:
-            return None
+            return decode_other(data, number)
         for begin, end, constant in constants:
             if data[begin:end] != constant:
-                return None
+                return decode_other(data, number)
         arrays = []
         for begin, end, dtype, shape in views:
             if dtype is _BOOL and bytes(data[begin:end]).strip(b"\0\1"):
-                return None
+                return decode_other(data, number)
             array = None
             if end - begin >= IN_PLACE:
                 array = _in_place(shape, dtype, data, begin)

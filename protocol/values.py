@@ -187,7 +187,9 @@ def _read_scalar(data: bytes) -> Any:
     dtype = dtype_from_text(text.decode("ascii"))
     if dtype.kind in "SU" or len(raw) != dtype.itemsize:
         raise DecodingError("A numpy scalar has not as many bytes as its dtype.")
-    return take(dtype, (), raw)[()]
+    if dtype.kind == "b":
+        return take(dtype, (), raw)[()]
+    return np.frombuffer(raw, dtype)[0]
 
 
 class _Reader:

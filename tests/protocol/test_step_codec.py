@@ -39,14 +39,14 @@ def test_what_the_short_way_takes_has_the_bytes_of_the_long_one(name: str) -> No
     for _ in range(5):
         value = space.sample()
         act = short.encode_act(value, NUMBER)
-        if act is not None:
-            assert bytes(act) == bytes(long.encode(Act(value), SID, SEQ))
-            assert_same(short.decode_act(act), value)
+        assert act is not None
+        assert bytes(act) == bytes(long.encode(Act(value), SID, SEQ))
+        assert_same(short.decode_act(act), value)
         step: Any = (value, -0.5, False, True, {})
         percept = short.encode_percept(step, NUMBER)
-        if percept is not None:
-            assert bytes(percept) == bytes(long.encode(Percept(*step), SID, SEQ))
-            assert_same(short.decode_percept(percept, NUMBER), step)
+        assert percept is not None
+        assert bytes(percept) == bytes(long.encode(Percept(*step), SID, SEQ))
+        assert_same(short.decode_percept(percept, NUMBER), step)
 
 
 @pytest.mark.parametrize("space", [BOX, PICTURE])
@@ -91,25 +91,52 @@ def test_a_small_number_keeps_its_type(action: Any) -> None:
 
 
 @pytest.mark.parametrize("action", [True, -1, 128, 1.0, "1", None, np.int32(1), np.zeros(3)])
-def test_any_other_action_takes_the_long_way(action: Any) -> None:
-    short, _ = codecs(BOX, TWO)
-    assert short.encode_act(action, NUMBER) is None
+def test_any_other_action_has_the_bytes_of_the_long_way(action: Any) -> None:
+    for space in (BOX, TWO):
+        short, long = codecs(BOX, space)
+        act = short.encode_act(action, NUMBER)
+        assert act is not None
+        assert bytes(act) == bytes(long.encode(Act(action), SID, SEQ))
+        assert_same(short.decode_act(bytes(act)), action)
 
 
+@pytest.mark.parametrize("space", [BOX, PICTURE, TWO])
 @pytest.mark.parametrize(
-    "step",
+    "rest",
     [
-        (np.zeros(4), 1.0, False, False, {}),
-        (np.zeros(4, np.float32), np.float64(1), False, False, {}),
-        (np.zeros(4, np.float32), 1, False, False, {}),
-        (np.zeros(4, np.float32), 1.0, np.False_, False, {}),
-        (np.zeros(4, np.float32), 1.0, False, 0, {}),
-        (np.zeros(4, np.float32), 1.0, False, False, {"a": 1}),
-        ([0.0] * 4, 1.0, False, False, {}),
+        (np.float64(1), False, False, {}),
+        (1, False, False, {}),
+        (1.0, np.False_, np.True_, {}),
+        (1.0, False, 0, {}),
+        (1.0, False, False, {"lives": 3, "x": np.float64(0.5), "mask": np.ones(3, bool)}),
+        (1.0, False, False, {"map": np.arange(2048.0)}),
+        (1.0, False, False, ("no", "dict")),
     ],
 )
-def test_any_other_percept_takes_the_long_way(step: Any) -> None:
+@pytest.mark.parametrize("fits", [True, False])
+def test_any_other_percept_has_the_bytes_of_the_long_way(
+    space: gymnasium.Space[Any], rest: Any, fits: bool
+) -> None:
+    short, long = codecs(space, TWO)
+    step: Any = (space.sample() if fits else [0.0] * 4, *rest)
+    percept = short.encode_percept(step, NUMBER)
+    assert percept is not None
+    assert bytes(percept) == bytes(long.encode(Percept(*step), SID, SEQ))
+    assert_same(short.decode_percept(bytes(percept), NUMBER), step)
+    assert short.decode_percept(bytes(percept), OTHER) is None
+
+
+def test_what_cannot_travel_is_left_to_the_long_way() -> None:
     short, _ = codecs(BOX, TWO)
+    assert short.encode_act(object(), NUMBER) is None
+    step: Any = (BOX.sample(), 1.0, False, False, {"at": object()})
+    assert short.encode_percept(step, NUMBER) is None
+
+
+def test_the_infos_of_a_vector_are_left_to_the_long_way() -> None:
+    form = compile(BOX)
+    short = compile_steps(SID, form, form, 4)
+    step: Any = (BOX.sample(), np.ones(4), np.ones(4, bool), np.ones(4, bool), {"a": np.ones(4)})
     assert short.encode_percept(step, NUMBER) is None
 
 
