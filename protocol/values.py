@@ -20,6 +20,7 @@ dtype is as in `protocol.arrays`. A type that would come back as another one (an
 from __future__ import annotations
 
 import math
+import struct
 from collections import OrderedDict
 from functools import partial
 from typing import Any
@@ -59,6 +60,7 @@ _ARRAY, _SCALAR, _INT, _TUPLE, _GRAPH, _OPAQUE, _ORDERED = range(1, 8)
 # A list header may claim as many items as the message has bytes, and msgpack allocates what it
 # claims, level by level; longer messages are therefore skimmed before anything is allocated.
 _SKIM_ABOVE = 2048
+_FLOAT64 = struct.Struct("<d")
 _FAILURES = (TypeError, ValueError, OverflowError, RecursionError, MemoryError)
 _MALFORMED = (*_FAILURES, msgpack.UnpackException)
 
@@ -74,6 +76,8 @@ def _pack(value: object, tail: Tail | None, depth: int = 0) -> bytes:
 def _extend(tail: Tail | None, depth: int, value: Any) -> msgpack.ExtType:
     """Turn what msgpack has no type for into an extension type; TypeError where there is none."""
     kind = type(value)
+    if kind is np.float64:  # rewards and infos are full of them, and its tobytes() takes its time
+        return msgpack.ExtType(_SCALAR, b"<f8\0" + _FLOAT64.pack(value))
     if (prefix := SCALARS.get(kind)) is not None:
         return msgpack.ExtType(_SCALAR, prefix + value.tobytes())
     if kind is np.ndarray:
@@ -180,6 +184,8 @@ def _read_array(data: bytes, tail: memoryview | None) -> np.ndarray[Any, Any]:
 
 def _read_scalar(data: bytes) -> Any:
     text, _, raw = data.partition(b"\0")
+    if text == b"<f8" and len(raw) == 8:
+        return np.float64(_FLOAT64.unpack(raw)[0])
     if text == b"U":
         return np.str_(raw.decode())
     if text == b"S":
@@ -187,9 +193,7 @@ def _read_scalar(data: bytes) -> Any:
     dtype = dtype_from_text(text.decode("ascii"))
     if dtype.kind in "SU" or len(raw) != dtype.itemsize:
         raise DecodingError("A numpy scalar has not as many bytes as its dtype.")
-    if dtype.kind == "b":
-        return take(dtype, (), raw)[()]
-    return np.frombuffer(raw, dtype)[0]
+    return take(dtype, (), raw)[()]
 
 
 class _Reader:

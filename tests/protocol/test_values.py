@@ -453,3 +453,9 @@ def test_a_mutated_message_gives_a_value_or_a_decoding_error(value: Any, data: A
         head[at] = data.draw(st.integers(0, 255))
     with contextlib.suppress(DecodingError):
         values.unpack(bytes(head[: data.draw(st.integers(0, len(head)))]), joined(tail))
+
+
+def test_every_bit_of_a_float64_travels() -> None:
+    bits = np.array([0x7FF0000000000001, 0xFFF8DEADBEEF0001, 1 << 63], np.uint64).view(np.float64)
+    for value in bits:
+        assert through(value).tobytes() == value.tobytes()
