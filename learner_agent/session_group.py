@@ -144,6 +144,11 @@ class SessionGroup:
     def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
         """Wait until `step_ready` for all of these. Raises RequestTimeout and EnvironmentLost."""
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        if deadline is None:
+            # All are needed, so each is as good to wait for as any, and nothing need be polled.
+            for session in [self._sessions[i] for i in waiting]:
+                if not session.ready and session.exchange.lost is None:
+                    session.pump()
         while missing := [i for i in waiting if not self.step_ready(i)]:
             self.wait_for_step(missing, deadline)
 
