@@ -179,11 +179,11 @@ class Loop:
                     if direct is None or not way:
                         dealer.send(reply)
                     else:
-                        direct.router.send(way, reply)
+                        direct.send(way, reply)
                     continue
             try:
                 header = codec.read_header(data)
-                if origin is not None and not self._admit(way, origin, header, data):
+                if way and not self._admit(way, origin, header, data):
                     continue
                 kind = header.kind
                 slot = slots.get(header.sid) if kind < 16 and kind is not Kind.ERROR else None
@@ -244,7 +244,9 @@ class Loop:
         slot.replied = time.monotonic_ns()
         return reply
 
-    def _admit(self, rid: bytes, origin: Origin, header: Header, data: bytes | memoryview) -> bool:
+    def _admit(
+        self, rid: bytes, origin: Origin | None, header: Header, data: bytes | memoryview
+    ) -> bool:
         """Whether a direct frame is a request of a session that is bound to its connection."""
         direct = self._paths.direct
         assert direct is not None
@@ -261,7 +263,7 @@ class Loop:
                 reply = Resumed()
             else:
                 reply = Error(Code.DENIED, "This session belongs to another learner.")
-        direct.router.send(rid, PLAIN.encode(reply, header.sid, header.seq))
+        direct.send(rid, PLAIN.encode(reply, header.sid, header.seq))
         return False
 
     def _control(self, header: Header, data: bytes | memoryview) -> None:

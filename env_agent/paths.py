@@ -17,15 +17,24 @@ from protocol.address import is_local
 from protocol.codec import Frame
 from protocol.errors import ConfigurationError
 from protocol.keys import KeyPair, identity
-from protocol.transport import Dealer, Origin, Received, Router, public_key_of, wait_for
+from protocol.transport import (
+    TICK_MS,
+    Dealer,
+    Origin,
+    Received,
+    Router,
+    public_key_of,
+    wait_among,
+)
+from protocol.unix_sockets import CAN_LISTEN, MARK, SCHEME, UnixReceived, UnixRouter
 
 RELAY = b""  # the way through the broker; a direct one is its connection's routing id
-DIRECT_TICK_MS = 20  # how often the broker is looked at while all sessions are direct
-LOOK_EVERY = 64  # direct frames after which the broker is looked at all the same
+DIRECT_TICK_MS = 20  # how often the rest is looked at while all sessions use one direct socket
+LOOK_EVERY = 64  # frames of that socket after which the rest is looked at all the same
 
 
-# The way that a frame came, what libzmq knows of a direct one, and the frame.
-Arrived = Received | tuple[bytes, None, bytes | memoryview]
+# The way that a frame came, what libzmq knows of it (if it came by libzmq), and the frame.
+Arrived = Received | UnixReceived
 
 
 class DirectSettings(NamedTuple):
@@ -37,15 +46,25 @@ class DirectSettings(NamedTuple):
 
 
 class DirectEndpoint:
-    """One loop's listening socket, and who may use it for which session."""
+    """One loop's listening sockets, and who may use them for which session.
+
+    Learners of this host take the Unix socket; with keys, which are proved over ZeroMQ only, ipc.
+    """
 
     def __init__(self, settings: DirectSettings, index: int, broker: str) -> None:
         self._expected: dict[int, str] = {}
         self._folder = PrivateFolder()
         urls = [_at_port(settings.url, index)]
-        if platform.system() != "Windows":
+        unix = [f"{SCHEME}{self._folder.path}/direct"] if settings.key is None and CAN_LISTEN else []
+        if not unix and platform.system() != "Windows":
             urls.append(f"ipc://{self._folder.path}/direct")
+        self.attached: dict[int, tuple[bytes, bytes | None]] = {}
+        self.unix: UnixRouter | None = None
+        # the socket that all sessions in `attached` use, if it is one
+        self.sole: Router | UnixRouter | None = None
         try:
+            for url in unix:
+                self.unix = UnixRouter(url, ended=self._left, tick_ms=DIRECT_TICK_MS)
             self.router = Router(
                 urls,
                 key=settings.key,
@@ -54,30 +73,44 @@ class DirectEndpoint:
                 tick_ms=DIRECT_TICK_MS,
             )
         except BaseException:
+            if self.unix is not None:
+                self.unix.close()
             self._folder.remove()
             raise
         self._key = settings.key
         port = self.router.urls[0].rpartition(":")[2]
         host = _advertised_host(settings.url, broker)
         self.offer: dict[str, Any] = {
-            "urls": [f"tcp://{host}:{port}", *urls[1:]],
+            "urls": [f"tcp://{host}:{port}", *urls[1:], *unix],
             "host": socket.gethostname(),
             "key": b"" if settings.key is None else settings.key.public,
         }
-        # by sid: the connection that the session is bound to, and its key
-        self.attached: dict[int, tuple[bytes, bytes | None]] = {}
 
-    def attach(self, session: Session, nonce: bytes, rid: bytes, origin: Origin) -> bool:
+    def attach(self, session: Session, nonce: bytes, rid: bytes, origin: Origin | None) -> bool:
         """Bind the session to this connection if it is its learner's."""
         if not hmac.compare_digest(nonce, session.nonce):
             return False
         key = None
         if self._key is not None:
-            key = public_key_of(origin)
+            key = None if origin is None else public_key_of(origin)
             if key is None or identity(key) != session.learner:
                 return False
         self.attached[session.sid] = (rid, key)
+        self._choose_sole()
         return True
+
+    def _choose_sole(self) -> None:
+        on_unix = {rid[0] == MARK for rid, _ in self.attached.values()}
+        self.sole = None
+        if len(on_unix) == 1:
+            self.sole = self.unix if on_unix.pop() else self.router
+
+    def send(self, rid: bytes, frame: Frame) -> None:
+        """Send to this connection; if it is gone, or does not read, its learner will ask again."""
+        if rid[0] != MARK:
+            self.router.send(rid, frame)
+        elif self.unix is not None:
+            self.unix.send(rid, frame)
 
     def expect(self, sid: int, learner: str) -> None:
         """The learner of this session may connect."""
@@ -96,12 +129,21 @@ class DirectEndpoint:
 
     def detach(self, sid: int) -> None:
         """The session has ended."""
-        self.attached.pop(sid, None)
         self._expected.pop(sid, None)
+        if self.attached.pop(sid, None) is not None:
+            self._choose_sole()
+
+    def _left(self, rid: bytes) -> None:
+        """This connection has ended: its sessions may come back over another, or the relay."""
+        for sid in [sid for sid, bound in self.attached.items() if bound[0] == rid]:
+            del self.attached[sid]
+        self._choose_sole()
 
     def close(self) -> None:
-        """Close the socket."""
+        """Close the sockets."""
         self.router.close(linger_s=0.3)
+        if self.unix is not None:
+            self.unix.close()
         self._folder.remove()
 
 
@@ -112,34 +154,46 @@ class Paths:
         self.dealer = dealer
         self.direct = direct
         self._turn = 0
+        self._sockets: list[Dealer | Router | UnixRouter] = [dealer]
+        if direct is not None:
+            self._sockets.append(direct.router)
+            if direct.unix is not None:
+                self._sockets.append(direct.unix)
 
     def poll(self) -> bool:
         """Whether a frame is there already."""
-        direct = self.direct
-        return self.dealer.poll() or (direct is not None and bool(direct.router.waitable.poll(0)))
+        return self.dealer.poll() if self.direct is None else bool(wait_among(self._sockets, 0))
 
     def receive(self, sessions: int) -> Arrived | None:
         """The next frame and the way it came, or None after a tick; `sessions`: how many are open.
 
-        While all of them are direct, only that socket is waited for: a poll over both costs 2 µs.
+        While all of them use one direct socket, only that is waited for: a poll over all costs
+        more than 2 µs.
         """
         direct = self.direct
         if direct is None:
-            data = self.dealer.receive()
-            return None if data is None else (RELAY, None, data)
-        router = direct.router
-        if sessions and sessions == len(direct.attached):
-            self._turn = turn = (self._turn + 1) % LOOK_EVERY
-            if turn or not self.dealer.poll():
-                received = router.receive()
-                if received is not None or not self.dealer.poll():
-                    return received
             return self._relayed()
-        match wait_for(self.dealer, router):
-            case "first":
-                return self._relayed()
-            case "second":
-                return router.receive()
+        sole = direct.sole
+        if sole is None or sessions != len(direct.attached):
+            return self._any(TICK_MS / 1000)
+        self._turn = turn = (self._turn + 1) % LOOK_EVERY
+        received = sole.receive() if turn else None
+        if received is None:
+            received = self._any(0)
+        return received
+
+    def _any(self, wait_s: float) -> Arrived | None:
+        """A frame of any socket, the relay's first."""
+        for place in wait_among(self._sockets, wait_s):
+            match self._sockets[place]:
+                case Dealer():
+                    return self._relayed()
+                case Router() as router:
+                    return router.receive()
+                case UnixRouter() as unix:
+                    arrived = unix.receive(wait=False)
+                    if arrived is not None:
+                        return arrived
         return None
 
     def _relayed(self) -> Arrived | None:
@@ -151,7 +205,7 @@ class Paths:
         if not way:
             self.dealer.send(frame)
         elif self.direct is not None:
-            self.direct.router.send(way, frame)
+            self.direct.send(way, frame)
 
     def close(self) -> None:
         """Close both."""

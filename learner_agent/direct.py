@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from protocol.errors import AddressError, ConnectionFailed, DecodingError, Gymwi
 from protocol.keys import KeyPair
 from protocol.messages import Kind, Resume
 from protocol.transport import Dealer
+from protocol.unix_sockets import SCHEME, UnixDealer
+
+AnyDealer = Dealer | UnixDealer
 
 ATTACH_S = 0.5  # how long a direct connection may take before the relay serves instead
 
@@ -24,11 +28,10 @@ class DirectLink:
     def __init__(
         self, offer: Mapping[str, Any], sid: int, nonce: bytes, key: KeyPair | None
     ) -> None:
-        url = _choose(offer)
         server_key = offer.get("key") or None
         if server_key is not None and key is None:
             raise ConnectionFailed("The env agent's direct endpoint asks for a key.")
-        self.dealer = Dealer(url, key=key if server_key else None, server_key=server_key)
+        self.dealer = _dial(_choose(offer), key, server_key)
         self.up = False
         self._resume = PLAIN.encode(Resume(nonce), sid)
 
@@ -72,16 +75,31 @@ class DirectLink:
         self.dealer.close(linger_s=0.3)
 
 
-def _choose(offer: Mapping[str, Any]) -> str:
-    """The nearest of the endpoints: ipc if its file is here, else tcp. Raises DecodingError."""
+def _choose(offer: Mapping[str, Any]) -> list[str]:
+    """The endpoints that may be dialled from here, the nearest first. Raises DecodingError."""
     urls = offer.get("urls")
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls) or not urls:
         raise DecodingError("The env agent's direct endpoint has no URL.")
+    schemes = ["tcp://"]
     if offer.get("host") == socket.gethostname():
-        for url in urls:
-            if url.startswith("ipc://") and Path(url.removeprefix("ipc://")).is_socket():
-                return str(url)
+        # Over a Unix socket nobody proves a key.
+        schemes = ["ipc://", "tcp://"] if offer.get("key") else [SCHEME, "ipc://", "tcp://"]
+    return [url for scheme in schemes for url in urls if url.startswith(scheme)]
+
+
+def _dial(urls: Sequence[str], key: KeyPair | None, server_key: bytes | None) -> AnyDealer:
+    """The first that is there. Raises AddressError if none can be."""
     for url in urls:
-        if url.startswith("tcp://"):
-            return str(url)
+        if url.startswith(SCHEME):
+            with contextlib.suppress(ConnectionFailed):
+                return UnixDealer(url)
+        elif url.startswith("tcp://") or _is_socket(url.removeprefix("ipc://")):
+            return Dealer(url, key=key if server_key else None, server_key=server_key)
     raise AddressError("The env agent's direct endpoint cannot be dialled from this host.")
+
+
+def _is_socket(path: str) -> bool:
+    try:
+        return Path(path).is_socket()
+    except OSError:  # in a folder of another user's
+        return False

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from learner_agent.direct import ATTACH_S, DirectLink
+from learner_agent.direct import ATTACH_S, AnyDealer, DirectLink
 from learner_agent.exchange import Exchange, Pending, still_under_way
 from learner_agent.failures import error_for
 from learner_agent.timings import Timings, apportion, waited
@@ -43,7 +43,7 @@ from protocol.messages import (
 )
 from protocol.seal import Seal, SealedCodec
 from protocol.step_codec import Step, compile_steps
-from protocol.transport import TICK_MS, Dealer, wait_among
+from protocol.transport import TICK_MS, wait_among
 
 if TYPE_CHECKING:
     from learner_agent.channel import Channel
@@ -86,7 +86,7 @@ class RemoteSession:
         self._reply: tuple[Header, bytes | memoryview] | None = None
         self._answered: Pending | None = None  # what `_reply` answers
         self._direct: DirectLink | None = None
-        self.way: Dealer = channel.dealer  # the connection that requests take at present
+        self.way: AnyDealer = channel.dealer  # the connection that requests take at present
         self.closed = False  # on this side; the agent may still have to confirm it
         self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
 

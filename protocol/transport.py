@@ -18,7 +18,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Literal, cast
+from typing import Any, Protocol, cast
 
 import zmq
 import zmq.backend
@@ -226,6 +226,8 @@ class Dealer:
     It reconnects by itself for ever. Used from one thread.
     """
 
+    holds = False
+
     def __init__(
         self,
         url: str,
@@ -371,6 +373,8 @@ class Router:
     With `key`, peers must hold one, too, for which `allow` is true (asked at each connection, in
     another thread). Without, it listens on this host only, unless `insecure`.
     """
+
+    holds = False
 
     def __init__(
         self,
@@ -551,21 +555,26 @@ def _readable(url: str) -> str:
     return re.sub(r"\[::ffff:([0-9.]+)\]", r"\1", url)
 
 
-def wait_among(dealers: Sequence[Dealer], timeout_s: float) -> list[int]:
+class Waitable(Protocol):
+    """What `wait_among` takes: sockets of this module, and of `unix_sockets`."""
+
+    @property
+    def holds(self) -> bool:
+        """Whether a frame may be here that a poll of `waitable` does not see any more."""
+
+    @property
+    def waitable(self) -> Any:
+        """A ZeroMQ socket, or a descriptor."""
+
+
+def wait_among(sockets: Sequence[Waitable], timeout_s: float) -> list[int]:
     """Wait at most `timeout_s` until some of these have a frame; returns which, by their places."""
-    sockets = [(dealer.waitable, zmq.POLLIN) for dealer in dealers]
-    ready = {id(socket) for socket, _ in zmq.zmq_poll(sockets, timeout=int(timeout_s * 1000))}
-    return [i for i, (socket, _) in enumerate(sockets) if id(socket) in ready]
-
-
-def wait_for(first: Dealer, second: Router) -> Literal["first", "second", "neither"]:
-    """Wait for a tick until one of the two has a frame."""
-    ready = zmq.zmq_poll(
-        [(first.waitable, zmq.POLLIN), (second.waitable, zmq.POLLIN)], timeout=TICK_MS
-    )
-    if not ready:
-        return "neither"
-    return "first" if ready[0][0] is first.waitable else "second"
+    held = [i for i, socket in enumerate(sockets) if socket.holds]
+    if held:
+        return held
+    polled = [(socket.waitable, zmq.POLLIN) for socket in sockets]
+    ready = {id(socket) for socket, _ in zmq.zmq_poll(polled, timeout=int(timeout_s * 1000))}
+    return [i for i, (socket, _) in enumerate(polled) if id(socket) in ready]
 
 
 def _drop_rest(bare: Any, frame: zmq.Frame) -> None:

@@ -22,6 +22,7 @@ from protocol.codec import PLAIN
 from protocol.errors import ConnectionFailed, EnvironmentLost
 from protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume
 from protocol.transport import Dealer
+from protocol.unix_sockets import UnixDealer
 from tests.chaos.relays import TcpRelay
 from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
@@ -59,7 +60,7 @@ def tcp_url(offer: Mapping[str, Any]) -> str:
     return next(str(u) for u in offer["urls"] if u.startswith("tcp://"))
 
 
-def answer(dealer: Dealer) -> Message:
+def answer(dealer: Dealer | UnixDealer) -> Message:
     """The next frame that comes here."""
     deadline = time.monotonic() + PATIENCE_S
     while (data := dealer.receive()) is None:
@@ -102,7 +103,7 @@ def test_an_agent_without_a_direct_endpoint_is_used_through_the_broker(url: str)
 def test_where_the_endpoint_cannot_be_reached_the_broker_relays(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learner_direct, "_choose", lambda offer: "tcp://127.0.0.1:1")
+    monkeypatch.setattr(learner_direct, "_choose", lambda offer: ["tcp://127.0.0.1:1"])
     with ProxyEnv("located-d", url) as env:
         env.reset()
         assert env.step(1)[0] == 1
@@ -111,11 +112,11 @@ def test_where_the_endpoint_cannot_be_reached_the_broker_relays(
         ProxyEnv("located-d", url, direct="always")
 
 
-def test_on_one_host_direct_sessions_go_over_ipc(url: str) -> None:
+def test_on_one_host_direct_sessions_go_over_a_unix_socket(url: str) -> None:
     with ProxyEnv("located-d", url, direct="always") as env:
         link = session_of(env)._direct
         assert link is not None
-        assert link.dealer.url.startswith("ipc://")
+        assert link.dealer.url.startswith("unix://")
 
 
 def test_where_the_socket_is_another_hosts_they_go_over_tcp(
@@ -151,9 +152,9 @@ def test_a_step_is_neither_lost_nor_doubled_when_the_direct_connection_is_cut(
 ) -> None:
     relays: list[TcpRelay] = []
 
-    def through_a_relay(offer: Mapping[str, Any]) -> str:
+    def through_a_relay(offer: Mapping[str, Any]) -> list[str]:
         relays.append(TcpRelay(int(tcp_url(offer).rpartition(":")[2])))
-        return relays[-1].url
+        return [relays[-1].url]
 
     monkeypatch.setattr(learner_direct, "_choose", through_a_relay)
     local = gymnasium.make("FrozenLake-v1")

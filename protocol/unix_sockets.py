@@ -1,0 +1,454 @@
+"""Frames over a Unix stream socket, between two processes of one host (docs/protocol.md §9.6).
+
+A step over ZeroMQ passes through a thread of libzmq at either end, each way; here the two ends
+speak to the kernel themselves. The classes have the methods of `Dealer` and `Router` that direct
+sessions use; nobody proves a key here: the kernel says which user the other side is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import struct
+import sys
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Final
+
+import numpy as np
+
+from protocol.codec import HEADER_SIZE
+from protocol.errors import ConfigurationError, ConnectionFailed
+from protocol.transport import MAX_MESSAGE, TICK_MS, Delivery, LinkEvent
+
+SCHEME: Final = "unix://"
+CAN_LISTEN = hasattr(socket, "AF_UNIX") and hasattr(select, "epoll")
+MARK: Final = 2  # the first byte of the routing ids made here
+
+PREFIX: Final = 4  # bytes before each frame: its length
+CHUNK: Final = 8 * 1024  # what a frame that comes in one piece may have, as bytes
+BUFFER = 4 * 1024 * 1024  # asked of the kernel, which gives what it allows
+MAX_PEERS = 1024
+LOOK_EVERY = 64  # frames of one peer after which newcomers are looked for
+
+_NOW: Final = getattr(socket, "MSG_DONTWAIT", 0)
+_WHOLE: Final = getattr(socket, "MSG_WAITALL", 0)
+
+
+class _Stream:
+    """Frames over one connected socket, each after its length, as u32 little-endian.
+
+    `holds`: bytes beyond the last frame were received. `owed`: what the socket has not taken yet
+    of the last frame that was sent.
+    """
+
+    up = False
+    holds = False
+    owed: memoryview | None = None
+
+    def __init__(self, max_message: int) -> None:
+        self._max_message = max_message
+
+    def _start(self, sock: socket.socket, tick_ms: int) -> None:
+        tick = struct.pack("ll", tick_ms // 1000, tick_ms % 1000 * 1000)
+        # The kernel's own time-outs: Python's would cost a poll before each call.
+        sock.setblocking(True)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        self.sock = sock
+        self._recv, self._send = sock.recv, sock.send
+        self.up, self.owed = True, None
+        self._pause(b"")
+        self._frame: memoryview | None = None  # the one that is being received
+        self._filled = 0
+
+    def _pause(self, rest: bytes, expects_large: bool = False) -> None:
+        self._rest, self._expects_large = rest, expects_large
+        self.holds = bool(rest)
+        self._plain = not rest and not expects_large  # the next frame may come in one piece
+
+    def read(self, flags: int) -> bytes | memoryview | None:
+        """The next frame; None if it is not here, within a tick unless `flags` say now.
+
+        A large frame has memory of its own, which may be written to.
+        """
+        try:
+            if not self._plain:
+                return self._read_in_parts(flags)
+            data = self._recv(CHUNK, flags)
+            size = len(data) - PREFIX
+            if (
+                int.from_bytes(data[:PREFIX], "little") == size
+                and HEADER_SIZE <= size <= self._max_message
+            ):
+                return data[PREFIX:]
+            if not data:
+                raise EOFError
+            self._pause(data)
+            return self._take(flags)
+        except BlockingIOError:
+            return None
+        except (OSError, EOFError, MemoryError):
+            self.end()
+            return None
+
+    def _read_in_parts(self, flags: int) -> bytes | memoryview | None:
+        if self._frame is None and not self.holds:
+            data = self._recv(PREFIX, flags)  # nothing of a large frame is copied
+            if not data:
+                raise EOFError
+            self._pause(data)
+        return self._take(flags)
+
+    def _take(self, flags: int) -> bytes | memoryview | None:
+        """Go on with the bytes that are here, and read on if they are not a frame."""
+        frame = self._frame
+        if frame is None:
+            rest = self._rest
+            if len(rest) < PREFIX:
+                data = self._recv(CHUNK, flags)
+                if not data:
+                    raise EOFError
+                rest += data
+                self._pause(rest)
+                if len(rest) < PREFIX:
+                    return None
+            size = int.from_bytes(rest[:PREFIX], "little")
+            if not HEADER_SIZE <= size <= self._max_message:
+                raise EOFError
+            end = PREFIX + size
+            if len(rest) >= end:
+                self._pause(rest[end:])
+                return rest[PREFIX:end]
+            frame = self._frame = memoryview(np.empty(size, np.uint8))  # type: ignore[arg-type]
+            self._filled = len(rest) - PREFIX
+            frame[: self._filled] = rest[PREFIX:]
+            self.holds, self._plain = False, False
+        # The kernel waits for all of it, but for a tick at most: who sends byte by byte holds
+        # nobody up.
+        got = self.sock.recv_into(frame[self._filled :], 0, flags or _WHOLE)
+        if not got:
+            raise EOFError
+        self._filled += got
+        if self._filled < len(frame):
+            return None
+        self._frame = None
+        self._pause(b"", len(frame) >= CHUNK)
+        return frame
+
+    def write(self, frame: bytes | bytearray | memoryview, flags: int) -> bool:
+        """Send one frame. What the socket does not take at once is owed. False: it is dropped."""
+        if self.owed is not None and not self.settle(flags):
+            return False
+        size = len(frame)
+        prefix = size.to_bytes(PREFIX, "little")
+        try:
+            if size <= CHUNK:
+                sent = self._send(prefix + frame, flags)
+            else:
+                sent = self.sock.sendmsg((prefix, frame), (), flags)
+        except BlockingIOError:
+            return False
+        except OSError:
+            self.end()
+            return False
+        if sent != size + PREFIX:
+            if sent < PREFIX:
+                self.owed = memoryview(prefix[sent:] + frame)
+            else:
+                self.owed = memoryview(frame)[sent - PREFIX :]
+        return True
+
+    def settle(self, flags: int) -> bool:
+        """Send what is owed. False: some of it is owed still."""
+        if self.owed is not None:
+            try:
+                self.owed = self.owed[self._send(self.owed, flags) :] or None
+            except BlockingIOError:
+                return False
+            except OSError:
+                self.end()
+        return self.owed is None
+
+    def end(self) -> None:
+        """Close the connection. Idempotent."""
+        if self.up:
+            self.up, self.holds, self.owed, self._frame = False, False, None, None
+            with contextlib.suppress(OSError):  # a process that was forked may have it open, too
+                self.sock.shutdown(socket.SHUT_RDWR)
+            self.sock.close()
+
+
+class UnixDealer(_Stream):
+    """A dialling socket: one connection to one agent of this host.
+
+    It connects again, when it can, at each `link_events`. Used from one thread. Raises
+    ConnectionFailed if nobody listens there, or nobody that this user may speak to.
+    """
+
+    def __init__(self, url: str, *, max_message: int = MAX_MESSAGE) -> None:
+        super().__init__(max_message)
+        self.url = url
+        self._path = url.removeprefix(SCHEME)
+        self._events: list[LinkEvent] = []
+        why = self._connect()
+        if why:
+            raise ConnectionFailed(f"Cannot dial {url}: {why}.")
+
+    def _connect(self) -> str:
+        """Dial; returns why that has failed, "" if it has not."""
+        if not hasattr(socket, "AF_UNIX") or not self._path.startswith("/"):
+            return "that is no path of a socket here"
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.setblocking(False)  # also where it is listened but not looked
+            sock.connect(self._path)
+        except (OSError, ValueError) as error:
+            sock.close()
+            return getattr(error, "strerror", None) or str(error)
+        self._start(sock, TICK_MS)
+        self._events.append(LinkEvent(True, -1))
+        return ""
+
+    def end(self) -> None:
+        """Close the connection; `link_events` makes another."""
+        if self.up:
+            self._events.append(LinkEvent(False, -1))
+        super().end()
+
+    def send(self, frame: bytes | bytearray, wait: bool = False) -> bool:
+        """Send one frame, waiting for a tick at most while the other side does not read.
+
+        False: there is no connection at present, or its queue is full.
+        """
+        return self.up and self.write(frame, 0)
+
+    def receive(self) -> bytes | memoryview | None:
+        """The next frame, or None after a tick without one, or at once when the connection ends."""
+        if not self.up:
+            time.sleep(TICK_MS / 1000)
+            return None
+        if self.owed is not None:
+            self.settle(0)
+        return self.read(0)
+
+    def poll(self, timeout_s: float = 0.0) -> bool:
+        """Whether a frame, or a part of one, is there within `timeout_s`."""
+        if self.holds:
+            return True
+        if not self.up:
+            time.sleep(timeout_s)
+            return False
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        return bool(poll.poll(timeout_s * 1000))
+
+    def link_events(self) -> list[LinkEvent]:
+        """Connections made and lost since the last call."""
+        if not self.up:
+            self._connect()
+        elif self.owed is not None:
+            self.settle(_NOW)
+        events, self._events = self._events, []
+        return events
+
+    @property
+    def waitable(self) -> int:
+        """The descriptor, for a poll over several; -1 without a connection."""
+        return self.sock.fileno()
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close. The kernel delivers what was sent."""
+        super().end()
+
+
+class _Peer(_Stream):
+    """One who has dialled."""
+
+    def __init__(
+        self, sock: socket.socket, rid: bytes, epoll: select.epoll, max_message: int, tick_ms: int
+    ) -> None:
+        super().__init__(max_message)
+        self.rid = rid
+        self.fd = sock.fileno()
+        self._epoll = epoll
+        self._start(sock, tick_ms)
+        epoll.register(sock, select.EPOLLIN)
+
+    def end(self) -> None:
+        if self.up:
+            self._epoll.unregister(self.sock)
+        super().end()
+
+
+UnixReceived = tuple[bytes, None, bytes | memoryview]
+"""The sender's routing id, nothing else that is known of it, and the frame."""
+
+
+class UnixRouter:
+    """A listening socket for this user's processes, and root's. Sends never block.
+
+    `ended(rid)` is called when a peer's connection has ended. Raises ConfigurationError.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        ended: Callable[[bytes], None] = lambda _rid: None,
+        max_message: int = MAX_MESSAGE,
+        tick_ms: int = TICK_MS,
+    ) -> None:
+        self.url = url
+        self._tell_ended = ended
+        self._max_message = max_message
+        self._tick_ms = tick_ms
+        self._peers: dict[bytes, _Peer] = {}
+        self._by_fd: dict[int, _Peer] = {}
+        self._turns: deque[_Peer] = deque()  # who may have a frame, in fair order
+        self._only: _Peer | None = None  # the one peer, if there is one and it is owed nothing
+        self._frames_left = 0  # how many of its frames come before newcomers are looked for
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._listener.setblocking(False)
+        try:
+            self._listener.bind(url.removeprefix(SCHEME))
+            self._listener.listen(MAX_PEERS)
+        except OSError as error:
+            self._listener.close()
+            raise ConfigurationError(
+                f"Cannot listen at {url}: {error.strerror or error}. The environment variable "
+                f"TMPDIR chooses another folder."
+            ) from None
+        self._epoll = select.epoll()
+        # Once for each newcomer: at the limit of descriptors one that cannot be let in would keep
+        # the loop awake.
+        self._epoll.register(self._listener, select.EPOLLIN | select.EPOLLET)
+
+    @property
+    def holds(self) -> bool:
+        """Whether frames may be here that the kernel does not know of any more."""
+        return bool(self._turns)
+
+    def receive(self, wait: bool = True) -> UnixReceived | None:
+        """The next frame, or None after a tick (without `wait`: now) without one."""
+        only = self._only
+        if only is not None and self._frames_left and wait:
+            # To wait in the reading itself is the fastest.
+            self._frames_left -= 1
+            frame = only.read(0)
+            if frame is not None:
+                if only.holds:
+                    self._frames_left = 0
+                    self._turns.append(only)
+                return only.rid, None, frame
+            self._frames_left = 0
+            if not only.up:
+                self._end(only)
+            return None
+        if not self._turns:
+            self._look(0 if self._only is not None or not wait else self._tick_ms / 1000)
+        while self._turns:
+            peer = self._turns.popleft()
+            frame = peer.read(_NOW) if peer.up else None
+            if peer.holds and frame is not None:
+                self._turns.append(peer)
+            if not peer.up:
+                self._end(peer)
+            if frame is not None:
+                return peer.rid, None, frame
+        if self._only is not None and wait:
+            self._frames_left = LOOK_EVERY
+            return self.receive()
+        return None
+
+    def poll(self) -> bool:
+        """Whether a frame may be there already."""
+        if not self._turns:
+            self._look(0)
+        return bool(self._turns)
+
+    def _look(self, timeout_s: float) -> None:
+        """See who has something to say, can be told something, or wants to come in."""
+        events = self._epoll.poll(timeout_s, 64)
+        for fd, event in events:
+            peer = self._by_fd.get(fd)
+            if peer is None:
+                self._let_in()
+                continue
+            if event & select.EPOLLOUT and peer.settle(_NOW) and peer.up:
+                self._epoll.modify(fd, select.EPOLLIN)
+                self._choose_only()
+            if event & ~select.EPOLLOUT or not peer.up:
+                self._turns.append(peer)
+        if not events:
+            self._let_in()
+
+    def _let_in(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:  # nobody, or no descriptor is left: later
+                return
+            if len(self._peers) >= MAX_PEERS or not _is_ours(sock):
+                sock.close()
+                continue
+            # Nobody is ever shown it, and a ZeroMQ peer, who chooses its own, cannot guess it.
+            rid = bytes((MARK,)) + os.urandom(15)
+            peer = _Peer(sock, rid, self._epoll, self._max_message, self._tick_ms)
+            self._peers[rid] = self._by_fd[peer.fd] = peer
+            self._choose_only()
+
+    def _choose_only(self) -> None:
+        only = next(iter(self._peers.values())) if len(self._peers) == 1 else None
+        self._only = None if only is None or only.owed is not None else only
+
+    def _end(self, peer: _Peer) -> None:
+        if self._peers.pop(peer.rid, None) is not None:
+            if self._by_fd[peer.fd] is peer:  # the kernel gives a descriptor out again
+                del self._by_fd[peer.fd]
+            self._choose_only()
+            self._tell_ended(peer.rid)
+
+    def send(self, rid: bytes, frame: bytes | bytearray | memoryview) -> Delivery:
+        """Send one frame to the peer of this routing id, now or not at all.
+
+        What the kernel does not take of a frame is kept and sent when it does; meanwhile the
+        connection is FULL.
+        """
+        peer = self._peers.get(rid)
+        if peer is None:
+            return Delivery.UNREACHABLE
+        if not peer.write(frame, _NOW):
+            if peer.up:
+                return Delivery.FULL
+            self._end(peer)
+            return Delivery.UNREACHABLE
+        if peer.owed is not None:
+            self._epoll.modify(peer.sock, select.EPOLLIN | select.EPOLLOUT)
+            self._only = None
+        return Delivery.DONE
+
+    @property
+    def waitable(self) -> int:
+        """A descriptor for a poll over several."""
+        return self._epoll.fileno()
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close all connections. The kernel delivers what was sent."""
+        self._tell_ended = lambda _rid: None
+        for peer in list(self._peers.values()):
+            peer.end()
+        self._listener.close()
+        self._epoll.close()
+
+
+def _is_ours(sock: socket.socket) -> bool:
+    """Whether the other side is this user, or root; True where the system does not tell."""
+    if sys.platform != "linux":
+        return True
+    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    return uid in (0, os.geteuid())
