@@ -12,7 +12,6 @@ import os
 import select
 import socket
 import struct
-import sys
 import time
 from collections import deque
 from collections.abc import Callable
@@ -25,12 +24,12 @@ from protocol.errors import ConfigurationError, ConnectionFailed
 from protocol.transport import MAX_MESSAGE, TICK_MS, Delivery, LinkEvent
 
 SCHEME: Final = "unix://"
-CAN_LISTEN = hasattr(socket, "AF_UNIX") and hasattr(select, "epoll")
+CAN_LISTEN = hasattr(select, "epoll") and hasattr(socket, "SO_PEERCRED")  # Linux
 MARK: Final = 2  # the first byte of the routing ids made here
 
 PREFIX: Final = 4  # bytes before each frame: its length
 CHUNK: Final = 8 * 1024  # what a frame that comes in one piece may have, as bytes
-BUFFER = 4 * 1024 * 1024  # asked of the kernel, which gives what it allows
+BUFFER = 1024 * 1024  # asked of the kernel, which gives what it allows
 MAX_PEERS = 1024
 LOOK_EVERY = 64  # frames of one peer after which newcomers are looked for
 
@@ -365,12 +364,6 @@ class UnixRouter:
             return self.receive()
         return None
 
-    def poll(self) -> bool:
-        """Whether a frame may be there already."""
-        if not self._turns:
-            self._look(0)
-        return bool(self._turns)
-
     def _look(self, timeout_s: float) -> None:
         """See who has something to say, can be told something, or wants to come in."""
         events = self._epoll.poll(timeout_s, 64)
@@ -437,7 +430,7 @@ class UnixRouter:
         """A descriptor for a poll over several."""
         return self._epoll.fileno()
 
-    def close(self, linger_s: float = 0.0) -> None:
+    def close(self) -> None:
         """Close all connections. The kernel delivers what was sent."""
         self._tell_ended = lambda _rid: None
         for peer in list(self._peers.values()):
@@ -447,8 +440,6 @@ class UnixRouter:
 
 
 def _is_ours(sock: socket.socket) -> bool:
-    """Whether the other side is this user, or root; True where the system does not tell."""
-    if sys.platform != "linux":
-        return True
-    _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+    """Whether the other side is this user, or root."""
+    _, uid, _ = struct.unpack("iII", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
     return uid in (0, os.geteuid())

@@ -1,0 +1,392 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from protocol import unix_sockets
+from protocol.errors import ConfigurationError, ConnectionFailed
+from protocol.transport import Delivery, LinkEvent, wait_among
+from protocol.unix_sockets import CAN_LISTEN, MAX_PEERS, UnixDealer, UnixReceived, UnixRouter
+
+pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system's Unix sockets cannot do it")
+
+ATTEMPTS = 100  # ticks for what must happen, on a machine that may be busy
+UP, DOWN = LinkEvent(True, -1), LinkEvent(False, -1)
+SIZES = [24, 25, 4_000, 8_188, 8_189, 70_000, 1024 * 1024, 9_000_000]
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    folder = Path(tempfile.mkdtemp(prefix="unix-"))  # pytest's own paths may be too long
+    yield f"unix://{folder}/socket"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def ended() -> list[bytes]:
+    """The routing ids of the connections that have ended."""
+    return []
+
+
+@pytest.fixture
+def router(url: str, ended: list[bytes]) -> Iterator[UnixRouter]:
+    with contextlib.closing(UnixRouter(url, ended=ended.append, tick_ms=20)) as made:
+        yield made
+
+
+@pytest.fixture
+def dealer(router: UnixRouter) -> Iterator[UnixDealer]:
+    with contextlib.closing(UnixDealer(router.url)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def raw(url: str) -> Iterator[socket.socket]:
+    """A peer that sends what it likes."""
+    with socket.socket(socket.AF_UNIX) as made:
+        made.settimeout(10)
+        made.connect(url.removeprefix("unix://"))
+        yield made
+
+
+def frame(size: int, salt: int = 0) -> bytes:
+    return np.random.default_rng(size + salt).bytes(size)
+
+
+def framed(*frames: bytes) -> bytes:
+    return b"".join(len(one).to_bytes(4, "little") + one for one in frames)
+
+
+def receive(router: UnixRouter) -> UnixReceived:
+    for _ in range(ATTEMPTS):
+        received = router.receive()
+        if received is not None:
+            return received
+    raise AssertionError("nothing came")
+
+
+def answer(dealer: UnixDealer, router: UnixRouter | None = None) -> bytes:
+    for _ in range(ATTEMPTS):
+        data = dealer.receive()
+        if data is not None:
+            return bytes(data)
+        if router is not None:  # it sends on when it looks
+            router.receive(wait=False)
+    raise AssertionError("nothing came")
+
+
+def introduced(dealer: UnixDealer, router: UnixRouter) -> bytes:
+    """The routing id that the router has for this dealer."""
+    assert dealer.send(frame(24))
+    return receive(router)[0]
+
+
+def until_ended(router: UnixRouter, ended: list[bytes]) -> None:
+    for _ in range(ATTEMPTS):
+        if ended:
+            return
+        assert router.receive() is None
+    raise AssertionError("nobody has left")
+
+
+# --- frames ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_frame_arrives_and_its_answer_comes_back(
+    router: UnixRouter, dealer: UnixDealer, size: int
+) -> None:
+    for salt in range(3):  # the second of a size is read in another way than the first
+        sent = frame(size, salt)
+        # What the kernel does not take at once goes on while both look.
+        dealer.send(sent)
+        for _ in range(ATTEMPTS):
+            received = router.receive()
+            if received is not None:
+                break
+            dealer.link_events()
+        assert received is not None
+        assert received[2] == sent
+        assert router.send(received[0], received[2]) is Delivery.DONE
+        assert answer(dealer, router) == sent
+
+
+def test_frames_of_all_sizes_keep_their_order(router: UnixRouter, dealer: UnixDealer) -> None:
+    frames = [frame(size) for size in (24, 30_000, 40, 50, 9_000, 8_188, 30_000, 24)]
+    for one in frames:
+        assert dealer.send(one)
+    assert [receive(router)[2] for _ in frames] == frames
+    assert router.receive() is None
+
+
+@pytest.mark.parametrize("at", range(1, 4 + 30 + 4 + 26))
+def test_a_stream_may_be_cut_anywhere(router: UnixRouter, at: int) -> None:
+    first, second = frame(30), frame(26)
+    stream = framed(first, second)
+    with raw(router.url) as peer:
+        peer.sendall(stream[:at])
+        received = [router.receive() for _ in range(4)]
+        peer.sendall(stream[at:])
+        received += [router.receive() for _ in range(4)]
+    assert [one[2] for one in received if one is not None] == [first, second]
+
+
+def test_frames_that_come_together_are_told_apart(router: UnixRouter) -> None:
+    frames = [frame(24 + size) for size in range(20)]
+    with raw(router.url) as peer:
+        peer.sendall(framed(*frames))
+        assert [receive(router)[2] for _ in frames] == frames
+
+
+def test_what_is_held_already_counts_as_ready(router: UnixRouter, dealer: UnixDealer) -> None:
+    rid = introduced(dealer, router)
+    with raw(router.url) as peer:
+        peer.sendall(framed(frame(24), frame(25)))
+        assert receive(router)[2] == frame(24)
+        assert wait_among([dealer, router], 0) == [1]
+        assert receive(router)[2] == frame(25)
+    for size in (24, 25):
+        router.send(rid, frame(size))
+    assert wait_among([dealer], 10) == [0]
+    assert answer(dealer) == frame(24)
+    assert dealer.poll()
+    assert wait_among([router, dealer], 0) == [1]
+    assert answer(dealer) == frame(25)
+    assert not dealer.poll()
+
+
+def test_a_large_frame_has_memory_of_its_own_that_may_be_written_to(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    rid = introduced(dealer, router)
+    views = []
+    for _ in range(2):
+        router.send(rid, frame(70_000))
+        data = dealer.receive()
+        assert isinstance(data, memoryview)
+        assert not data.readonly
+        views.append(np.frombuffer(data, np.uint8))
+    assert not np.shares_memory(views[0], views[1])
+
+
+@pytest.mark.parametrize("size", [0, 1, 23, 1001, 2**32 - 1])
+def test_a_length_that_no_frame_has_ends_the_connection(
+    url: str, ended: list[bytes], size: int
+) -> None:
+    small = UnixRouter(url, ended=ended.append, max_message=1000)
+    with contextlib.closing(small), raw(url) as bad, raw(url) as good:
+        bad.sendall(size.to_bytes(4, "little") + bytes(min(size, 1001)))
+        until_ended(small, ended)
+        with contextlib.suppress(ConnectionResetError):
+            assert bad.recv(1) == b""
+        good.sendall(framed(frame(1000)))
+        assert receive(small)[2] == frame(1000)
+
+
+@pytest.mark.parametrize("sent", [1, 3, 4, 20, 9_000])
+def test_what_ends_in_the_middle_is_no_frame(
+    router: UnixRouter, ended: list[bytes], sent: int
+) -> None:
+    with raw(router.url) as peer:
+        peer.sendall(framed(frame(10_000))[:sent])
+    until_ended(router, ended)
+    assert len(ended) == 1
+
+
+def test_half_a_frame_holds_nobody_up(router: UnixRouter, dealer: UnixDealer) -> None:
+    with raw(router.url) as slow:
+        slow.sendall(framed(frame(10_000))[:5_000])
+        for _ in range(5):
+            rid = introduced(dealer, router)
+            assert router.send(rid, frame(30)) is Delivery.DONE
+            assert answer(dealer) == frame(30)
+
+
+# --- who does not read ----------------------------------------------------------------------------
+
+
+def test_a_peer_that_does_not_read_never_stops_the_sender(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    large = frame(1024 * 1024)
+    with raw(router.url) as deaf:
+        deaf.sendall(framed(frame(24)))
+        rid, _, _ = receive(router)
+        sent = 0
+        while router.send(rid, large) is Delivery.DONE:
+            sent += 1
+            assert sent < 100
+        other = introduced(dealer, router)
+        assert router.send(other, frame(30)) is Delivery.DONE
+        assert answer(dealer) == frame(30)
+        # What was taken comes whole, once it is read; then there is room again.
+        heard = bytearray()
+        while len(heard) < sent * (4 + len(large)):
+            heard += deaf.recv(1024 * 1024)
+            router.receive(wait=False)
+        assert heard == framed(large) * sent
+        assert router.send(rid, frame(30)) is Delivery.DONE
+
+
+def test_a_router_that_does_not_read_does_not_stop_a_dealer_for_good(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    sent = 0
+    while dealer.send(frame(1024 * 1024)):
+        sent += 1
+        assert sent < 100
+    for _ in range(sent):
+        for _ in range(ATTEMPTS):
+            received = router.receive(wait=False)
+            if received is not None:
+                break
+            dealer.link_events()
+        assert received is not None
+        assert received[2] == frame(1024 * 1024)
+
+
+# --- connections ----------------------------------------------------------------------------------
+
+
+def test_each_connection_has_a_routing_id_that_cannot_be_guessed(router: UnixRouter) -> None:
+    rids = set()
+    for _ in range(3):
+        with contextlib.closing(UnixDealer(router.url)) as dealer:
+            rids.add(introduced(dealer, router))
+    assert len(rids) == 3
+    assert {(len(rid), rid[0]) for rid in rids} == {(16, unix_sockets.MARK)}
+
+
+def test_a_peer_that_left_is_unreachable(
+    router: UnixRouter, dealer: UnixDealer, ended: list[bytes]
+) -> None:
+    rid = introduced(dealer, router)
+    dealer.close()
+    until_ended(router, ended)
+    assert ended == [rid]
+    assert router.send(rid, frame(24)) is Delivery.UNREACHABLE
+
+
+def test_a_peer_that_left_unnoticed_is_noticed_when_it_is_sent_to(
+    router: UnixRouter, dealer: UnixDealer, ended: list[bytes]
+) -> None:
+    rid = introduced(dealer, router)
+    dealer.close()
+    assert router.send(rid, frame(24)) is Delivery.UNREACHABLE
+    assert ended == [rid]
+
+
+def test_many_take_turns(router: UnixRouter) -> None:
+    with contextlib.ExitStack() as stack:
+        dealers = [stack.enter_context(contextlib.closing(UnixDealer(router.url))) for _ in "12345"]
+        rids = [introduced(dealer, router) for dealer in dealers]
+        for dealer in dealers:
+            for _ in range(3):
+                dealer.send(frame(24))
+        order = [receive(router)[0] for _ in range(15)]
+        assert [set(order[i : i + 5]) for i in (0, 5, 10)] == [set(rids)] * 3
+
+
+def test_a_newcomer_is_heard_beside_one_that_never_rests(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    rid = introduced(dealer, router)
+    with contextlib.closing(UnixDealer(router.url)) as newcomer:
+        newcomer.send(frame(25))
+        heard = []
+        for _ in range(2 * unix_sockets.LOOK_EVERY):
+            dealer.send(frame(24))
+            heard.append(receive(router)[0])
+    assert set(heard) > {rid}
+
+
+def test_a_dealer_comes_back_to_a_router_that_was_started_again(url: str) -> None:
+    with contextlib.closing(UnixRouter(url)) as first:
+        dealer = UnixDealer(url)
+        introduced(dealer, first)
+        assert dealer.link_events() == [UP]
+    assert dealer.receive() is None
+    assert dealer.link_events() == [DOWN]
+    assert not dealer.send(frame(24))
+    assert dealer.receive() is None
+    assert not dealer.poll(0.01)
+    assert wait_among([dealer], 0.01) == []
+    Path(url.removeprefix("unix://")).unlink()
+    with contextlib.closing(UnixRouter(url)) as second, contextlib.closing(dealer):
+        assert dealer.link_events() == [UP]
+        rid = introduced(dealer, second)
+        second.send(rid, frame(30))
+        assert answer(dealer) == frame(30)
+
+
+def test_what_was_sent_before_the_end_is_heard(router: UnixRouter, dealer: UnixDealer) -> None:
+    rid = introduced(dealer, router)
+    router.send(rid, frame(70_000))
+    router.close()
+    assert answer(dealer) == frame(70_000)
+
+
+def test_nobody_listens(url: str) -> None:
+    with pytest.raises(ConnectionFailed, match=f"Cannot dial {url}: No such file or directory"):
+        UnixDealer(url)
+    UnixRouter(url).close()
+    with pytest.raises(ConnectionFailed, match="Connection refused"):
+        UnixDealer(url)
+
+
+@pytest.mark.parametrize("path", ["", "relative", "\0abstract", "/nul\0", "/" + "x" * 200, "/tmp"])
+def test_a_path_that_cannot_be_one_is_refused(path: str) -> None:
+    with pytest.raises(ConnectionFailed, match="Cannot dial"):
+        UnixDealer(f"unix://{path}")
+
+
+def test_a_path_that_cannot_be_listened_at_is_told(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"path too long\. .*TMPDIR"):
+        UnixRouter(url + "x" * 200)
+
+
+def test_another_user_is_hung_up_on(
+    router: UnixRouter, monkeypatch: pytest.MonkeyPatch, ended: list[bytes]
+) -> None:
+    whose = os.geteuid() + 1
+
+    class OfAnother(socket.socket):
+        def accept(self) -> tuple[socket.socket, object]:
+            accepted, address = super().accept()
+            return OfAnother(fileno=accepted.detach()), address
+
+        def getsockopt(self, *_: object) -> bytes:  # type: ignore[override]
+            return struct.pack("iII", 1, whose, whose)
+
+    router._listener = OfAnother(fileno=router._listener.detach())
+    with raw(router.url) as stranger:
+        stranger.sendall(framed(frame(24)))
+        assert router.receive() is None
+        with contextlib.suppress(ConnectionResetError):
+            assert stranger.recv(1) == b""
+    whose = 0  # root may
+    with raw(router.url) as root:
+        root.sendall(framed(frame(24)))
+        assert receive(router)[2] == frame(24)
+
+
+def test_connections_are_bounded(router: UnixRouter, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert MAX_PEERS == 1024
+    monkeypatch.setattr(unix_sockets, "MAX_PEERS", 3)
+    with contextlib.ExitStack() as stack:
+        peers = [stack.enter_context(raw(router.url)) for _ in range(4)]
+        for _ in range(3):
+            router.receive(wait=False)
+        assert peers[3].recv(1) == b""
+        for peer in peers[:3]:
+            peer.sendall(framed(frame(24)))
+            receive(router)
