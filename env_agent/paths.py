@@ -53,18 +53,19 @@ class DirectEndpoint:
 
     def __init__(self, settings: DirectSettings, index: int, broker: str) -> None:
         self._expected: dict[int, str] = {}
-        self._folder = PrivateFolder()
-        urls = [_at_port(settings.url, index)]
-        unix = [f"{SCHEME}{self._folder.path}/direct"] if settings.key is None and CAN_LISTEN else []
-        if not unix and platform.system() != "Windows":
-            urls.append(f"ipc://{self._folder.path}/direct")
+        # by sid: the connection that the session is bound to, and its key
         self.attached: dict[int, tuple[bytes, bytes | None]] = {}
-        self.unix: UnixRouter | None = None
-        # the socket that all sessions in `attached` use, if it is one
+        # the socket that all of these use, if it is one
         self.sole: Router | UnixRouter | None = None
+        self._folder = PrivateFolder()
+        near = f"{self._folder.path}/direct"
+        urls = [_at_port(settings.url, index)]
+        self.unix: UnixRouter | None = None
         try:
-            for url in unix:
-                self.unix = UnixRouter(url, ended=self._left, tick_ms=DIRECT_TICK_MS)
+            if settings.key is None and CAN_LISTEN:
+                self.unix = UnixRouter(SCHEME + near, ended=self._left, tick_ms=DIRECT_TICK_MS)
+            elif platform.system() != "Windows":
+                urls.append(f"ipc://{near}")
             self.router = Router(
                 urls,
                 key=settings.key,
@@ -81,7 +82,7 @@ class DirectEndpoint:
         port = self.router.urls[0].rpartition(":")[2]
         host = _advertised_host(settings.url, broker)
         self.offer: dict[str, Any] = {
-            "urls": [f"tcp://{host}:{port}", *urls[1:], *unix],
+            "urls": [f"tcp://{host}:{port}", *urls[1:], *([self.unix.url] if self.unix else [])],
             "host": socket.gethostname(),
             "key": b"" if settings.key is None else settings.key.public,
         }

@@ -227,9 +227,10 @@ class UnixDealer(_Stream):
         return self.up and self.write(frame, 0)
 
     def receive(self) -> bytes | memoryview | None:
-        """The next frame, or None after a tick without one, or at once when the connection ends."""
+        """The next frame, or None after a tick without one; at once if `link_events` says why."""
         if not self.up:
-            time.sleep(TICK_MS / 1000)
+            if not self._events:
+                time.sleep(TICK_MS / 1000)
             return None
         if self.owed is not None:
             self.settle(0)

@@ -18,7 +18,7 @@ Result = tuple[Any, Any, bool, bool, dict[str, Any]]
 class Odd(gymnasium.Env[Any, Any]):
     """Observes the number of the step; what each action does is said in `step`."""
 
-    observation_space = Discrete(1000)
+    observation_space: gymnasium.Space[Any] = Discrete(1000)
     action_space: gymnasium.Space[Any] = Discrete(10)
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012 - as in gymnasium.Env
 
@@ -101,6 +101,25 @@ class Binary(Odd):
     """Takes bits."""
 
     action_space = MultiBinary(3)
+
+
+class Noise(Odd):
+    """Observes a megabyte of noise, and rewards the sum of 400,000 bytes of action."""
+
+    observation_space = Box(0, 255, (512, 512, 4), dtype=np.uint8)
+    action_space = Box(-1.0, 1.0, (100_000,), dtype=np.float32)
+
+    def _noise(self) -> Any:
+        return self.np_random.integers(0, 256, (512, 512, 4), dtype=np.uint8)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._noise(), {}
+
+    def step(self, action: Any) -> Result:
+        return self._noise(), float(action.sum()), False, False, {}
 
 
 class Unmakeable(Odd):

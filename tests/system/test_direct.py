@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import socket
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
 
+from env_agent.paths import DirectEndpoint, DirectSettings
 from learner_agent import ProxyEnv, ProxyVectorEnv
 from learner_agent import direct as learner_direct
 from learner_agent.channel import Channel
@@ -20,10 +22,12 @@ from learner_agent.exchange import Exchange
 from learner_agent.remote_session import RemoteSession
 from protocol.codec import PLAIN
 from protocol.errors import ConnectionFailed, EnvironmentLost
+from protocol.keys import generate, load
 from protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume
 from protocol.transport import Dealer
 from protocol.unix_sockets import UnixDealer
 from tests.chaos.relays import TcpRelay
+from tests.odd_envs import Noise
 from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
 
@@ -32,6 +36,7 @@ LOCATED = "tests.system.pool_envs:Located"
 OFFERS = {
     "lake": "FrozenLake-v1",
     "slow": "tests.odd_envs:Slow",
+    "noise": "tests.odd_envs:Noise",
 }
 
 
@@ -56,8 +61,8 @@ def session_of(env: ProxyEnv) -> RemoteSession:
     return env._session
 
 
-def tcp_url(offer: Mapping[str, Any]) -> str:
-    return next(str(u) for u in offer["urls"] if u.startswith("tcp://"))
+def url_in(offer: Mapping[str, Any], scheme: str = "tcp") -> str:
+    return next(str(u) for u in offer["urls"] if u.startswith(f"{scheme}://"))
 
 
 def answer(dealer: Dealer | UnixDealer) -> Message:
@@ -69,8 +74,8 @@ def answer(dealer: Dealer | UnixDealer) -> Message:
 
 
 @contextlib.contextmanager
-def dialled(url: str) -> Iterator[Dealer]:
-    dealer = Dealer(url)
+def dialled(url: str) -> Iterator[Dealer | UnixDealer]:
+    dealer = UnixDealer(url) if url.startswith("unix://") else Dealer(url)
     try:
         while not dealer.send(PLAIN.encode(Resume(b"no nonce of anybody's")), wait=True):
             continue
@@ -143,6 +148,49 @@ def test_a_vector_over_direct_sessions_is_that_of_a_sync_vector_env(url: str) ->
     remote.close()
 
 
+def test_what_is_large_is_the_same_over_a_unix_socket(url: str) -> None:
+    local, remote = Noise(), SyncVectorEnv([Noise, Noise])
+    with ProxyEnv("noise-d", url, direct="always") as env:
+        assert_same(local.reset(seed=1), env.reset(seed=1))
+        env.action_space.seed(2)
+        for _ in range(5):
+            action = env.action_space.sample()
+            assert_same(local.step(action), env.step(action))
+        assert session_of(env).is_direct
+    envs = ProxyVectorEnv("noise-d", 2, url, sessions=2, direct="always")
+    assert_same(remote.reset(seed=1), envs.reset(seed=1))
+    remote.action_space.seed(2)
+    for _ in range(5):
+        actions = remote.action_space.sample()
+        assert_same(remote.step(actions), envs.step(actions))
+    envs.close()
+
+
+def test_a_unix_socket_that_is_not_there_is_passed_over(url: str) -> None:
+    with ProxyEnv("located-d", url, direct="always") as env:
+        offer = session_of(env).opened.direct
+        assert offer is not None
+        tcp = url_in(offer)
+        elsewhere = {**offer, "urls": ["unix:///of/another/container", tcp]}
+        urls = learner_direct._choose(elsewhere)
+        assert urls == elsewhere["urls"]
+        dealer = learner_direct._dial(urls, None, None)
+        assert dealer.url == tcp
+        dealer.close()
+
+
+def test_where_keys_are_used_no_unix_socket_is_offered_nor_taken(tmp_path: Path) -> None:
+    key = load(generate("agent", tmp_path)[0])
+    endpoint = DirectEndpoint(
+        DirectSettings("tcp://127.0.0.1:*", key), 0, broker="tcp://127.0.0.1:1"
+    )
+    with contextlib.closing(endpoint):
+        offer = endpoint.offer
+        assert [url.partition(":")[0] for url in offer["urls"]] == ["tcp", "ipc"]
+        offer["urls"].append("unix:///tmp/liar")
+        assert learner_direct._choose(offer) == [url_in(offer, "ipc"), url_in(offer)]
+
+
 # --- cut off --------------------------------------------------------------------------------------
 
 
@@ -153,7 +201,7 @@ def test_a_step_is_neither_lost_nor_doubled_when_the_direct_connection_is_cut(
     relays: list[TcpRelay] = []
 
     def through_a_relay(offer: Mapping[str, Any]) -> list[str]:
-        relays.append(TcpRelay(int(tcp_url(offer).rpartition(":")[2])))
+        relays.append(TcpRelay(int(url_in(offer).rpartition(":")[2])))
         return [relays[-1].url]
 
     monkeypatch.setattr(learner_direct, "_choose", through_a_relay)
@@ -179,6 +227,32 @@ def test_a_step_is_neither_lost_nor_doubled_when_the_direct_connection_is_cut(
     finally:
         for relay in relays:
             relay.close()
+
+
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_a_step_is_neither_lost_nor_doubled_when_a_unix_socket_is_cut(
+    url: str, comes_back: bool
+) -> None:
+    local = gymnasium.make("FrozenLake-v1")
+    with ProxyEnv("lake-d", url, direct="always") as env:
+        assert_same(local.reset(seed=5), env.reset(seed=5))
+        link = session_of(env)._direct
+        assert link is not None
+        assert isinstance(link.dealer, UnixDealer)
+        done, relayed = False, 0
+        for number in range(300):
+            if number in ((20, 70) if comes_back else (20,)):
+                link.dealer.sock.shutdown(socket.SHUT_RDWR)
+            if number == 20 and not comes_back:
+                link.dealer._path += "-is-gone"
+            if done:
+                assert_same(local.reset(), env.reset())
+            step = local.step(number * 7 % 4)
+            assert_same(step, env.step(number * 7 % 4))
+            done = bool(step[2] or step[3])
+            relayed += not session_of(env).is_direct
+        assert session_of(env).is_direct is comes_back
+        assert relayed < 200 if comes_back else relayed > 200
 
 
 def test_a_direct_session_does_not_need_the_broker(programs: Programs) -> None:
@@ -230,6 +304,32 @@ def test_an_agent_killed_in_a_direct_step_is_told_at_once(programs: Programs) ->
         assert time.monotonic() - killed <= 3.5
 
 
+def test_an_agent_killed_between_direct_steps_is_told_at_the_next(programs: Programs) -> None:
+    _, url = programs.broker()
+    agent = programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1", *DIRECT)
+    with ProxyEnv("lake", url, direct="always") as env:
+        env.reset()
+        env.step(0)
+        agent.kill()
+        killed = time.monotonic()
+        with pytest.raises(EnvironmentLost, match="'lake'"):
+            env.step(1)
+        assert time.monotonic() - killed <= 3.5
+
+
+def test_an_agent_frozen_in_a_direct_step_is_told_in_time(programs: Programs) -> None:
+    _, url = programs.broker()
+    programs.env_agent(url, "--address", "mortal", "--env", "tests.odd_envs:Mortal", *DIRECT)
+    with ProxyEnv("mortal", url, direct="always") as env:
+        env.reset()
+        env.step(0)
+        assert session_of(env).is_direct
+        frozen = time.monotonic()
+        with pytest.raises(EnvironmentLost, match="'mortal'"):
+            env.step(2)
+        assert time.monotonic() - frozen <= 10.5
+
+
 # --- slow is not dead -----------------------------------------------------------------------------
 
 
@@ -251,12 +351,13 @@ def test_a_long_direct_step_is_waited_for(url: str, monkeypatch: pytest.MonkeyPa
 # --- not another's --------------------------------------------------------------------------------
 
 
-def test_a_learner_with_a_wrong_nonce_is_refused(url: str) -> None:
+@pytest.mark.parametrize("scheme", ["tcp", "unix"])
+def test_a_learner_with_a_wrong_nonce_is_refused(url: str, scheme: str) -> None:
     with ProxyEnv("located-d", url, direct="always") as env:
         env.reset()
         session = session_of(env)
         assert session.opened.direct is not None
-        with dialled(tcp_url(session.opened.direct)) as dealer:
+        with dialled(url_in(session.opened.direct, scheme)) as dealer:
             dealer.send(PLAIN.encode(Resume(b"x" * len(session.wish.nonce)), session.sid))
             refusal = answer(dealer)
             assert isinstance(refusal, Error)
