@@ -166,6 +166,34 @@ def test_what_is_large_is_the_same_over_a_unix_socket(url: str) -> None:
     envs.close()
 
 
+def test_all_ways_meet_in_one_serving_loop(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with contextlib.ExitStack() as stack:
+
+        def opened(direct: str) -> ProxyEnv:
+            env = stack.enter_context(ProxyEnv("located-d", url, direct=direct))
+            env.reset()
+            return env
+
+        envs = [opened("never"), opened("always"), opened("always")]
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr("learner_agent.direct.socket.gethostname", lambda: "elsewhere")
+            envs.append(opened("always"))
+        ways = [session_of(env).way.url.partition(":")[0] for env in envs]
+        assert ways == ["tcp", "unix", "unix", "tcp"]
+        counts = [0] * 4
+        # Alone, two of a kind, all; and again with fewer, as they leave.
+        for count in (1, 2, 3, 4):
+            for _ in range(70):
+                for i in range(count):
+                    counts[i] += 1
+                    assert envs[i].step(1)[0] == counts[i]
+        for i in (0, 3, 1):
+            envs[i].close()
+            for _ in range(70):
+                counts[2] += 1
+                assert envs[2].step(1)[0] == counts[2]
+
+
 def test_a_unix_socket_that_is_not_there_is_passed_over(url: str) -> None:
     with ProxyEnv("located-d", url, direct="always") as env:
         offer = session_of(env).opened.direct
