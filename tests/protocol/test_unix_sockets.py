@@ -164,6 +164,18 @@ def test_what_is_held_already_counts_as_ready(router: UnixRouter, dealer: UnixDe
     assert not dealer.poll()
 
 
+def test_what_is_held_of_an_only_peer_counts_as_ready(router: UnixRouter) -> None:
+    with raw(router.url) as peer:
+        peer.sendall(framed(frame(24)))
+        receive(router)
+        assert router.receive() is None  # from here on it waits for this one alone
+        peer.sendall(framed(frame(24), frame(25)))
+        assert receive(router)[2] == frame(24)
+        assert wait_among([router], 0) == [0]
+        assert receive(router)[2] == frame(25)
+        assert wait_among([router], 0) == []
+
+
 def test_a_large_frame_has_memory_of_its_own_that_may_be_written_to(
     router: UnixRouter, dealer: UnixDealer
 ) -> None:
@@ -228,13 +240,17 @@ def test_a_peer_that_does_not_read_never_stops_the_sender(
         other = introduced(dealer, router)
         assert router.send(other, frame(30)) is Delivery.DONE
         assert answer(dealer) == frame(30)
-        # What was taken comes whole, once it is read; then there is room again.
+        # What was taken comes whole, once it is read, and before anything else.
         heard = bytearray()
-        while len(heard) < sent * (4 + len(large)):
-            heard += deaf.recv(1024 * 1024)
+        expected, added = framed(large) * sent, 0
+        while len(heard) < len(expected):
+            heard += deaf.recv(64 * 1024)
+            if added < 9 and router.send(rid, frame(30)) is Delivery.DONE:
+                expected += framed(frame(30))
+                added += 1
             router.receive(wait=False)
-        assert heard == framed(large) * sent
-        assert router.send(rid, frame(30)) is Delivery.DONE
+        assert heard == expected
+        assert added
 
 
 def test_a_router_that_does_not_read_does_not_stop_a_dealer_for_good(
@@ -357,7 +373,8 @@ def test_a_path_that_cannot_be_listened_at_is_told(url: str) -> None:
 def test_another_user_is_hung_up_on(
     router: UnixRouter, monkeypatch: pytest.MonkeyPatch, ended: list[bytes]
 ) -> None:
-    whose = os.geteuid() + 1
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    whose = 1001
 
     class OfAnother(socket.socket):
         def accept(self) -> tuple[socket.socket, object]:
@@ -373,10 +390,11 @@ def test_another_user_is_hung_up_on(
         assert router.receive() is None
         with contextlib.suppress(ConnectionResetError):
             assert stranger.recv(1) == b""
-    whose = 0  # root may
-    with raw(router.url) as root:
-        root.sendall(framed(frame(24)))
-        assert receive(router)[2] == frame(24)
+    for allowed in (1000, 0):  # this user, and root
+        whose = allowed
+        with raw(router.url) as welcome:
+            welcome.sendall(framed(frame(24)))
+            assert receive(router)[2] == frame(24)
 
 
 def test_connections_are_bounded(router: UnixRouter, monkeypatch: pytest.MonkeyPatch) -> None:
