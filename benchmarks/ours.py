@@ -22,7 +22,7 @@ from learner_agent.channel import Channel
 from learner_agent.proxy_env import ProxyEnv
 from learner_agent.proxy_vector_env import ProxyVectorEnv
 
-Way = Literal["relayed tcp", "relayed ipc", "direct tcp", "direct ipc"]
+Way = Literal["relayed tcp", "relayed ipc", "direct tcp", "direct, same host"]
 
 
 @contextlib.contextmanager
@@ -83,7 +83,7 @@ def _until_offered(url: str, slots: int) -> None:
 
 
 def _seen_from(way: Way) -> contextlib.AbstractContextManager[object]:
-    """Learners on the agent's host take its ipc endpoint; for tcp, pretend to be on another."""
+    """Learners on the agent's host take its Unix socket; for tcp, pretend to be on another."""
     if way == "direct tcp":
         return mock.patch("learner_agent.direct.socket.gethostname", return_value="elsewhere")
     return contextlib.nullcontext()

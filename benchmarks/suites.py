@@ -58,9 +58,9 @@ def step() -> Suite:
         "relayed tcp": sides[1].name,
         "relayed ipc": sides[3].name,
         "direct tcp": sides[0].name,
-        "direct ipc": sides[2].name,
+        "direct, same host": sides[2].name,
     }
-    ways: list[ours.Way] = ["relayed tcp", "relayed ipc", "direct tcp", "direct ipc"]
+    ways: list[ours.Way] = ["relayed tcp", "relayed ipc", "direct tcp", "direct, same host"]
     sides += [ours.picture(way, *STILL) for way in ways]
     figures = [
         _over_floor(f"gymwire {way}", names[way], "≤ 1.25" if "relayed" in way else "≤ 1.4")
@@ -86,20 +86,20 @@ def cartpole() -> Suite:
     sides += [
         ours.cartpole("relayed tcp"),
         ours.cartpole("direct tcp"),
-        ours.cartpole("direct ipc"),
+        ours.cartpole("direct, same host"),
     ]
     figures = [
         Figure(
-            "AsyncVectorEnv(1) / gymwire direct ipc",
+            "AsyncVectorEnv(1) / gymwire direct, same host",
             "> 1",
-            lambda result: result.ratio("AsyncVectorEnv(1)", "gymwire direct ipc"),
+            lambda result: result.ratio("AsyncVectorEnv(1)", "gymwire direct, same host"),
         )
     ]
     for peer in others:
         target = "≥ 2.5" if "rpc" in peer.name else "≥ 4"
         figures += [
             _over_floor(peer.name, f"gymwire {way}", target)
-            for way in ("relayed tcp", "direct ipc")
+            for way in ("relayed tcp", "direct, same host")
         ]
     return Suite("CartPole", [*sides, *others], figures, 1000)
 
@@ -118,8 +118,8 @@ def observations(name: str) -> Suite:
 def vectors() -> Suite:
     """64 CartPoles in a Gymnasium SyncVectorEnv, wherever it stands."""
     one = ours.vector("relayed tcp", 64)
-    direct = ours.vector("direct ipc", 64)
-    two = ours.vector("direct ipc", 64, sessions=2, workers=2)
+    direct = ours.vector("direct, same host", 64)
+    two = ours.vector("direct, same host", 64, sessions=2, workers=2)
     own = ours.vector("relayed tcp", 64, own=True)
     sync, asynchronous = local.sync_vector(64), local.async_vector(64)
 

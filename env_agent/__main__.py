@@ -77,7 +77,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--direct",
         metavar="URL",
-        help="take direct connections, too, at tcp://HOST:PORT (and over ipc on this host); each "
+        help="take direct connections, too, at tcp://HOST:PORT (and within this host); each "
         "thread and worker takes the next port ('*': any)",
     )
     made.add_argument(
@@ -192,7 +192,7 @@ def _direct(options: argparse.Namespace, key: KeyPair | None) -> DirectSettings 
     if not url.startswith("tcp://"):
         raise ConfigurationError(
             f"--direct {options.direct}: write tcp://HOST:PORT, such as tcp://127.0.0.1:5600, or * "
-            f"as the port for any; ipc comes with it."
+            f"as the port for any; a socket for this host comes with it."
         )
     if options.worker and not url.endswith(":*"):
         threads = options.threads or MAX_THREADS

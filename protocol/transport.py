@@ -1,4 +1,4 @@
-"""The sockets: the only module that makes them and sets their options (docs/protocol.md §3).
+"""The ZeroMQ sockets: made, and their options set, in this module only (docs/protocol.md §3).
 
 `zmq.ZMQError` does not leave this module for anything that a user can cause.
 """

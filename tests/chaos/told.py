@@ -13,6 +13,7 @@ from protocol.errors import BrokerUnreachable, EnvironmentLost
 from tests.chaos.fleet import ADDRESS, Fleet, fleet, until
 from tests.chaos.relays import TcpRelay
 
+DIRECT = ("--direct", "tcp://127.0.0.1:*")
 SLOW = {"label": "told", "slow": [[1, 120.0]]}
 
 
@@ -22,6 +23,8 @@ def run(folder: Path, *, rounds: int, say: Callable[[str], None]) -> bool:
     for what, limit_s, measure in (
         ("env agent killed in a step", 3.0, _killed),
         ("env agent frozen in a step", 10.0, _frozen),
+        ("env agent killed in a direct step", 3.0, _killed_direct),
+        ("env agent frozen in a direct step", 10.0, _frozen_direct),
         ("env agent cut off in a step", 10.0, _cut_off),
         ("broker killed in a step, noticed", 3.0, _broker_noticed),
         ("broker killed, given up beyond timeout_s", 1.0, _broker_given_up),
@@ -66,6 +69,16 @@ def _killed(made: Fleet) -> float:
 def _frozen(made: Fleet) -> float:
     made.broker()
     return _waiting(made, made.url, made.env_agent().freeze)
+
+
+def _killed_direct(made: Fleet) -> float:
+    made.broker()
+    return _waiting(made, made.url, made.env_agent(*DIRECT).kill)
+
+
+def _frozen_direct(made: Fleet) -> float:
+    made.broker()
+    return _waiting(made, made.url, made.env_agent(*DIRECT).freeze)
 
 
 def _cut_off(made: Fleet) -> float:
