@@ -66,8 +66,7 @@ class _Stream:
         self._filled = 0
 
     def _pause(self, rest: bytes, expects_large: bool = False) -> None:
-        self._rest, self._expects_large = rest, expects_large
-        self.holds = bool(rest)
+        self._rest, self.holds = rest, bool(rest)
         self._plain = not rest and not expects_large  # the next frame may come in one piece
 
     def read(self, flags: int) -> bytes | memoryview | None:
@@ -202,13 +201,14 @@ class UnixDealer(_Stream):
         """Dial; returns why that has failed, "" if it has not."""
         if not hasattr(socket, "AF_UNIX") or not self._path.startswith("/"):
             return "that is no path of a socket here"
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)  # also where it is listened but not looked
-            sock.connect(self._path)
-        except (OSError, ValueError) as error:
-            sock.close()
-            return getattr(error, "strerror", None) or str(error)
+        with contextlib.ExitStack() as stack:
+            try:
+                sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+                sock.setblocking(False)  # where nobody takes newcomers in, connect would wait
+                sock.connect(self._path)
+            except (OSError, ValueError) as error:
+                return getattr(error, "strerror", None) or str(error)
+            stack.pop_all()
         self._start(sock, TICK_MS)
         self._events.append(LinkEvent(True, -1))
         return ""
@@ -222,9 +222,14 @@ class UnixDealer(_Stream):
     def send(self, frame: bytes | bytearray, wait: bool = False) -> bool:
         """Send one frame, waiting for a tick at most while the other side does not read.
 
+        With `wait`, a tick passes, too, while there is no connection.
         False: there is no connection at present, or its queue is full.
         """
-        return self.up and self.write(frame, 0)
+        if not self.up:
+            if wait:
+                time.sleep(TICK_MS / 1000)
+            return False
+        return self.write(frame, 0)
 
     def receive(self) -> bytes | memoryview | None:
         """The next frame, or None after a tick without one; at once if `link_events` says why."""

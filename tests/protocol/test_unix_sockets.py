@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import socket
@@ -349,6 +350,22 @@ def test_what_was_sent_before_the_end_is_heard(router: UnixRouter, dealer: UnixD
     router.send(rid, frame(70_000))
     router.close()
     assert answer(dealer) == frame(70_000)
+
+
+def test_without_a_descriptor_a_dealer_stays_down(
+    router: UnixRouter, dealer: UnixDealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    dealer.link_events()
+    dealer.end()
+    with monkeypatch.context() as full:
+        full.setattr(socket, "socket", none_left)
+        assert dealer.link_events() == [DOWN]
+        assert not dealer.send(frame(24), wait=True)
+    assert dealer.link_events() == [UP]
+    assert introduced(dealer, router)
 
 
 def test_nobody_listens(url: str) -> None:

@@ -207,6 +207,16 @@ def test_a_unix_socket_that_is_not_there_is_passed_over(url: str) -> None:
         dealer.close()
 
 
+def test_a_socket_in_another_users_folder_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(_: Path) -> bool:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "is_socket", denied)
+    dealer = learner_direct._dial(["ipc:///private/x", "tcp://127.0.0.1:1"], None, None)
+    assert dealer.url == "tcp://127.0.0.1:1"
+    dealer.close()
+
+
 def test_where_keys_are_used_no_unix_socket_is_offered_nor_taken(tmp_path: Path) -> None:
     key = load(generate("agent", tmp_path)[0])
     endpoint = DirectEndpoint(
