@@ -151,7 +151,7 @@ def plot(result: TrainingResult, learner: Learner, path: str | os.PathLike[str])
     except ImportError as error:
         raise ConfigurationError(
             "plots are drawn with matplotlib, which is not installed here; "
-            "install it with: pip install 'gymwire[plot]'"
+            "install it with: pip install matplotlib"
         ) from error
     # A Figure of its own, not pyplot: no window, and no global state beyond this block.
     with matplotlib.rc_context(_STYLE):

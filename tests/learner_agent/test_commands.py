@@ -168,7 +168,7 @@ def test_a_missing_matplotlib_is_told_before_training(
     screen: Screen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'gymwire\[plot\]'"):
+    with pytest.raises(ConfigurationError, match=r"pip install matplotlib"):
         call(screen, "train", "line", "--plot", str(tmp_path / "file.png"))
 
 
@@ -310,9 +310,18 @@ def test_check_says_what_a_lack_of_slots_left_unchecked(
             raise NoFreeSlot("all in use")
 
     monkeypatch.setattr(commands, "check_env", checker)
+    offer(gymnasium.make("CartPole-v1").unwrapped)
+    assert call(screen, "check", "cartpole", "--steps", "5") == 0
+    assert "not checked: render modes and closing, which need a second free slot" in screen.text
+
+
+def test_check_of_an_unregistered_environment_advises_nothing_that_a_learner_cannot_do(
+    offer: Offer, screen: Screen
+) -> None:
     offer(Line())
     assert call(screen, "check", "line", "--steps", "5") == 0
-    assert "not checked: render modes and closing" in screen.text
+    assert "passed, no warnings" in screen.text
+    assert "not checked: render modes and closing, which need a registered environ" in screen.text
 
 
 # --- run ------------------------------------------------------------------------------------------
