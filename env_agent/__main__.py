@@ -142,7 +142,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         agent.install_signals()
         if options.worker is not None:
-            threading.Thread(target=_end_with_parent, args=(agent,), daemon=True).start()
+            threading.Thread(
+                target=_end_with_parent, args=(agent, options.tell_once), daemon=True
+            ).start()
         agent.run()
     except GymwireError as error:
         if _is_first_to_tell(options.tell_once):
@@ -168,10 +170,15 @@ def _pin(worker: int) -> None:
     os.sched_setaffinity(0, {processors[worker % len(processors)]})
 
 
-def _end_with_parent(agent: Agent) -> None:
-    """The supervisor holds the other end of standard input, and never writes."""
+def _end_with_parent(agent: Agent, token: Path | None) -> None:
+    """The supervisor holds the other end of standard input, and never writes.
+
+    If it was killed, the workers' token is left for them to remove.
+    """
     while os.read(0, 4096):  # sys.stdin's lock would be in the way when the interpreter ends
         continue
+    if token is not None:
+        token.unlink(missing_ok=True)
     agent.stop()
 
 

@@ -212,7 +212,10 @@ def test_on_sigint_a_pool_ends_at_once(programs: Programs) -> None:
     assert not any("Traceback" in line for line in supervisor.output)
 
 
-def test_workers_do_not_outlive_a_killed_supervisor(programs: Programs) -> None:
+def test_workers_do_not_outlive_a_killed_supervisor_and_clear_up_after_it(
+    programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
     _, url = programs.broker()
     supervisor = pool(programs, url, 2)
     pids = [row["pid"] for row in rows(supervisor, "offering")]
@@ -220,6 +223,7 @@ def test_workers_do_not_outlive_a_killed_supervisor(programs: Programs) -> None:
         supervisor.process.kill()
         for pid in pids:
             wait_for_end(pid)
+    assert list(tmp_path.iterdir()) == []
 
 
 # --- agents ---------------------------------------------------------------------------------------
