@@ -5,11 +5,14 @@ Used from one thread, and from the process that made it.
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
 import secrets
 import socket as hostsocket
+import threading
 import time
+import weakref
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Any, NamedTuple
@@ -71,6 +74,18 @@ class _Opening(NamedTuple):
         return self.challenge.seal(self.pin, opened.key, self.wish.nonce, header.sid, data)
 
 
+_OPEN: weakref.WeakSet[Channel] = weakref.WeakSet()
+
+
+@atexit.register
+def _leave_at_exit() -> None:
+    """A script that ends without closing its environments frees their slots all the same."""
+    for channel in list(_OPEN):
+        # Another thread may be using its own still.
+        if channel._thread == threading.get_ident():
+            channel.close(goodbye=not channel.keeps_sessions)
+
+
 class Channel:
     """A connection to the broker at `url`, introduced and ready.
 
@@ -99,6 +114,8 @@ class Channel:
         self._pid = os.getpid()
         self._log = logs.logger()
         self.closed = False
+        self.keeps_sessions = False  # for another process, which has a token of one of them
+        self._thread = threading.get_ident()
         self._rng = random.Random(secrets.randbits(64))
         self._agent = secrets.token_bytes(16)
         self._sessions: dict[int, RemoteSession] = {}
@@ -113,6 +130,7 @@ class Channel:
         except BaseException:
             self.dealer.close()
             raise
+        _OPEN.add(self)
 
     def _connect(self, deadline: float) -> None:
         hello_at = 0.0
@@ -437,6 +455,7 @@ class Channel:
         if self.foreign or self.closed:
             return  # after a fork the sockets are the parent's
         self.closed = True
+        _OPEN.discard(self)
         for session in self._sessions.values():
             session.hang_up()
         self._sessions.clear()

@@ -274,10 +274,11 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
         It is good for the request after the last one answered: take a new one after each step that
         you may want to go on from. Whoever has it can use the session: keep it secret. The session
-        waits for the broker's lease.
+        waits for the broker's lease, also if this process ends in good order, unless it is closed.
         """
         self._check_usable(Reset())
         session, exchange = self._session, self._session.exchange
+        session.channel.keeps_sessions = True
         kwargs = {
             k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in self._kwargs.items()
         }

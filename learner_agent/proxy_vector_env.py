@@ -441,6 +441,14 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         else:
             self._group.close()
 
+    def __enter__(self) -> ProxyVectorEnv:
+        """For `with`, as a `gymnasium.Env` has it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close."""
+        self.close()
+
     def __del__(self) -> None:
         group = self.__dict__.get("_group")
         if group is None or self.closed or sys.is_finalizing():

@@ -317,6 +317,18 @@ def test_a_forgotten_environment_frees_its_slot(broker: str) -> None:
     _eventually(lambda: ProxyEnv("single", broker)).close()
 
 
+@pytest.mark.parametrize("end", ["", "raise SystemExit(3)", "env.step('no action')"])
+def test_a_script_that_does_not_close_frees_its_slot(broker: str, end: str) -> None:
+    script = f"""
+from learner_agent import ProxyEnv
+env = ProxyEnv("single", {broker!r})
+env.reset(seed=1)
+{end}
+"""
+    subprocess.run([sys.executable, "-c", script], check=not end, capture_output=True)
+    _eventually(lambda: ProxyEnv("single", broker)).close()
+
+
 def _eventually(make: Callable[[], ProxyEnv]) -> ProxyEnv:
     """The goodbye and the next request travel on two connections: either may be first."""
     for _ in range(100):
