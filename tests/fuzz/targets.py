@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker import auth
-from broker.core import Core, Sender
+from broker.core import Core
+from broker.traffic import Sender
 from env_agent.factory import resolve
 from env_agent.host import Host, Service
 from learner_agent.exchange import Exchange
