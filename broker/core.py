@@ -160,19 +160,20 @@ class Core:
                 text = "This routing id belongs to another connection."
                 raise Refusal(Code.DENIED, text)
             peer.heard, peer.hung_up = now, False
-            if header.kind < 16:
-                return self._frames.frame(peer, header, data, now)
-            if header.kind is Kind.OPENED:
-                return self.sessions.opened(peer, header, data)
-        if header.kind >= 16 and len(data) > MAX_CONTROL:
+        unread = header.kind < 16 or header.kind is Kind.OPENED
+        if not unread and len(data) > MAX_CONTROL:
             text = f"A {header.kind.name} may have {MAX_CONTROL} bytes, this one has {len(data)}."
             raise Refusal(Code.TOO_LARGE, text)
-        message = PLAIN.decode(data, header) if header.kind >= 16 else None
+        message = None if unread else PLAIN.decode(data, header)
         if isinstance(message, Hello):
             return self.peers.hello(sender, header, message, now)
-        if peer is None or message is None:
+        if peer is None:
             return [say(sender.rid, Busy(BusyReason.HELLO, 0.0), header.sid, header.seq)]
-        return self._answer(peer, header, message, now)
+        if message is not None:
+            return self._answer(peer, header, message, now)
+        if header.kind is Kind.OPENED:
+            return self.sessions.opened(peer, header, data)
+        return self._frames.frame(peer, header, data, now)
 
     def _answer(self, peer: Peer, header: codec.Header, message: Message, now: float) -> list[Send]:
         match message:

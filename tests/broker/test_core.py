@@ -825,6 +825,13 @@ def test_a_peer_that_did_not_introduce_itself_is_asked_to(broker: Broker) -> Non
         assert (answer.header.sid, answer.header.seq) == (3, 9)
 
 
+def test_a_large_answer_to_open_of_who_must_introduce_itself_first_is_not_too_large(
+    broker: Broker,
+) -> None:
+    large = replace(opened(), metadata={"blob": bytes(MAX_CONTROL)})
+    assert only(broker.say(ENV, large, 77, 1), Busy).reason == BusyReason.HELLO
+
+
 def test_a_name_that_libzmq_invented_is_refused(broker: Broker) -> None:
     error = error_of(broker.hello(b"\0abcd", Role.LEARNER))
     assert "routing id of its own" in error.text
