@@ -92,8 +92,10 @@ class Sessions:
     def opened(self, loop: Peer, header: Header, data: bytes | memoryview) -> list[Send]:
         """The environment of a session is there."""
         session = self._tables.sessions.get(header.sid)
-        if session is None or session.loop is not loop or session.learner is None:
+        if session is None or session.loop is not loop:
             return [say(loop.rid, Gone("the learner has left"), header.sid)]
+        if session.learner is None:  # it asks again when it is back
+            return []
         if not session.is_open:
             self._tables.open(session)
             self._notes.add("session opened", address=session.address, host=loop.host)
