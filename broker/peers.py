@@ -68,7 +68,7 @@ class Peers:
         if peer.role == Role.ENV:
             for row in hello.sessions:
                 sends += self._sessions.announced(peer, row, now)
-        elif peer.role == Role.PULSE:
+        elif peer.role == Role.PULSE and peer.rights.offer:
             self._awaited.named(peer, hello.sessions)
         return sends
 

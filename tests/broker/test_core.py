@@ -194,6 +194,13 @@ def test_an_open_that_crossed_a_restart_finds_the_session_that_it_opened() -> No
     assert broker.reaches(learner, 77) == ENV
 
 
+def test_an_answer_to_open_that_crossed_a_restart_does_not_end_its_session() -> None:
+    broker = Broker(now=5.0)
+    broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]])
+    assert broker.say(ENV, opened(), 77, 1) == []
+    assert only(broker.say(broker.learner(), Resume(NONCE), 77, 3), Resumed)
+
+
 @pytest.mark.parametrize("length", [0, 15, 17])
 def test_a_nonce_of_another_length_is_refused(broker: Broker, length: int) -> None:
     broker.env()
@@ -404,6 +411,15 @@ def test_an_offer_that_is_made_again_takes_its_room_once(broker: Broker) -> None
     for _ in range(20):
         only(broker.say(ENV, replace(offer("a"), metadata={"large": "x" * 900_000})), Offered)
         broker.now += 1.0
+
+
+def test_nothing_is_left_of_an_offer_that_is_displaced(broker: Broker) -> None:
+    env = broker.env()
+    broker.say(env, Withdraw("cartpole"))
+    broker.core.connections.unreachable(env, broker.now)
+    broker.env(ENV2, digest=b"other")
+    peer = broker.core.tables.peers[env]
+    assert not any((peer.offers, peer.room, peer.draining))
 
 
 def test_an_agent_that_does_not_answer_is_not_called_full(broker: Broker) -> None:
@@ -712,10 +728,11 @@ def test_an_agent_that_is_not_there_any_more_is_not_awaited() -> None:
     assert error_of(answer).code == Code.SESSION_LOST
 
 
-def test_the_presence_of_who_may_not_offer_counts_for_nothing() -> None:
+def test_the_presence_and_the_pulse_of_who_may_not_offer_count_for_nothing() -> None:
     policy = Policy(anyone=Rights("anyone", use=("*",)))
     broker = Broker(now=5.0, policy=policy)
     assert broker.frame(PRESENT, b"") == []
+    broker.hello(b"\x01pulse", Role.PULSE, sessions=[[77, NONCE, "cartpole", ""]])
     broker.now += 60.0
     answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
     assert error_of(answer).code == Code.SESSION_LOST
