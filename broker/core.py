@@ -212,12 +212,13 @@ class Core:
         """
         if not full:
             self.connections.unreachable(to, now)
-        header = codec.read_header(data)
-        session = self.tables.sessions.get(header.sid)
+        # Not `read_header`: what is relayed unread may be damaged behind the sid and the kind.
+        *_, sid, seq = codec.HEADER.unpack_from(data)
+        session = self.tables.sessions.get(sid)
         if session is None or session.learner is None or session.learner.rid != sender:
             return []
         reason = BusyReason.QUEUE_FULL if full else BusyReason.UNREACHABLE
-        return [say(sender, Busy(reason, 0.05), header.sid, header.seq)]
+        return [say(sender, Busy(reason, 0.05), sid, seq)]
 
     def expire(self, now: float) -> list[Send]:
         """What time alone brings about: probes, sessions of lost agents, leases."""

@@ -31,6 +31,7 @@ from protocol.messages import (
     Found,
     Gone,
     Hello,
+    Kind,
     Offered,
     Open,
     Opened,
@@ -134,6 +135,19 @@ def test_a_request_that_its_agent_does_not_read_is_answered_busy(broker: Broker)
         header = codec.read_header(send.frame)
         assert (send.rid, header.sid, header.seq) == (learner, sid, 7)
         assert PLAIN.decode(send.frame) == Busy(reason, 0.05)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_a_damaged_request_that_cannot_be_delivered_is_answered_like_any_other(
+    broker: Broker, *, full: bool
+) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    head = codec.HEADER.pack(codec.MAGIC, 1, 3, 255, 0xFFFFFFFF, sid, 7)
+    assert broker.core.relay(learner, head, None) == env
+    [send] = broker.core.undelivered(env, head, learner, full, broker.now)
+    header = codec.read_header(send.frame)
+    assert (send.rid, header.kind, header.sid, header.seq) == (learner, Kind.BUSY, sid, 7)
 
 
 def test_a_reply_that_cannot_be_delivered_is_not_worth_a_message(broker: Broker) -> None:

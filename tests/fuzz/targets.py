@@ -89,8 +89,11 @@ def _core() -> Callable[[bytes], None]:
         nonlocal core, now
         now += 0.01
         rid = rids[rng.randrange(len(rids))]
-        if core.relay(rid, data, None) is None:
+        to = core.relay(rid, data, None)
+        if to is None:
             core.receive(Sender(rid, 5, None, ""), data, now)
+        else:
+            core.undelivered(to, data, rid, rng.random() < 0.5, now)
         core.expire(now)
         core.notes.clear()
         if len(core.tables.sessions) > 1000 or len(core.tables.peers) > 1000:
