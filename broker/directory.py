@@ -1,101 +1,21 @@
-"""What is on offer: admission, search, and the choice of the least loaded agent."""
+"""What is on offer: search, and the choice of the least loaded agent."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from broker.auth import Rights
-from broker.routing import Peer, Session, Tables
+from broker.refusals import Refusal
+from broker.routing import Peer, Tables
 from protocol.address import Address, nearest
-from protocol.errors import OfferError
-from protocol.messages import Code, Offer, Role
+from protocol.messages import Code, Role
 
 MAX_NAMES = 50
-MAX_OFFERED = 8 * 1024 * 1024  # bytes that a peer's offers may take
-OBJECT = 64  # bytes that an object takes besides those of its frame
-
-
-class Unavailable(OfferError):
-    """No agent can take the session; `code` and `details` go into the ERROR."""
-
-    def __init__(self, code: str, text: str, **details: Any) -> None:
-        super().__init__(text)
-        self.code = code
-        self.details = details
-
-
-def check_offer(tables: Tables, peer: Peer, offer: Offer) -> None:
-    """Raise Unavailable if the address stands for another environment already.
-
-    What a lost loop offers stands for nothing: its agent may have been restarted with another
-    environment. But the address is still its owner's, who may come back.
-    """
-    for other in tables.loops(offer.address):
-        standing = other.offers[offer.address]
-        if other is not peer and other.lost_at is None and standing.digest != offer.digest:
-            raise Unavailable(
-                Code.ADDRESS_TAKEN,
-                f"The address {offer.address!r} is taken: an agent on {other.host} offers "
-                f"{standing.env_id} under it, whose spaces or id differ from those of "
-                f"{offer.env_id}. Choose another address.",
-            )
-        if other.identity != peer.identity and not (other.rights.vouched and peer.rights.vouched):
-            raise Unavailable(
-                Code.ADDRESS_TAKEN,
-                f"The address {offer.address!r} is taken: it belongs to the agents of identity "
-                f"{other.identity} while they offer it. Choose another address, or let the "
-                f"broker's policy name both keys.",
-            )
-
-
-def enter_offer(tables: Tables, peer: Peer, offer: Offer, head_len: int) -> None:
-    """The offer stands, instead of another environment that lost loops offered at its address.
-
-    `head_len`: bytes of the head that it came in. Raises Unavailable if the peer's offers would
-    take too much room together.
-    """
-    others = sum(peer.room.get(name, 0) for name in peer.offers if name != offer.address)
-    room = _room(offer, head_len, MAX_OFFERED - others)
-    if others + room > MAX_OFFERED:
-        raise Unavailable(
-            Code.LIMIT,
-            f"With {offer.address!r} the offers of this serving loop would take more than the "
-            f"{MAX_OFFERED // 2**20} MiB that they may have at the broker. Offer less over one "
-            f"connection; bounds that differ for each element of a space, and metadata, take most.",
-        )
-    for other in tables.loops(offer.address):
-        if other.offers[offer.address].digest != offer.digest:
-            del other.offers[offer.address]
-    peer.offers[offer.address] = offer
-    peer.room[offer.address] = room
-    peer.draining.discard(offer.address)
-
-
-def _room(offer: Offer, head_len: int, most: int) -> int:
-    """About how many bytes an offer takes in memory; counted no further than just past `most`."""
-    found = head_len
-    waiting: list[object] = [
-        offer.observation_space, offer.action_space, offer.spec, offer.metadata,
-    ]  # fmt: skip
-    while waiting and found <= most:
-        one = waiting.pop()
-        found += OBJECT
-        match one:
-            case dict():
-                waiting += [*one.keys(), *one.values()]
-            case list() | tuple():
-                waiting += one
-            case np.ndarray():  # it may have come in the tail
-                found += one.nbytes
-    return found
 
 
 def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer:
-    """The least loaded serving loop with a free slot. Raises Unavailable."""
+    """The least loaded serving loop with a free slot. Raises Refusal."""
     name = address.name
     offering = [
         peer
@@ -107,7 +27,7 @@ def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer
     there = [peer for peer in offering if peer.lost_at is None]
     if not there:
         hosts = ", ".join(sorted({peer.host for peer in offering})[:MAX_NAMES])
-        raise Unavailable(
+        raise Refusal(
             Code.ADDRESS_UNKNOWN,
             f"Who offers {str(address)!r} does not answer at present: an env agent on {hosts} is "
             f"cut off, frozen or gone. Try again in a few seconds, or start another.",
@@ -115,7 +35,7 @@ def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer
         )
     staying = [peer for peer in there if name not in peer.draining]
     if not staying:
-        raise Unavailable(
+        raise Refusal(
             Code.NO_FREE_SLOT,
             f"Who offers {str(address)!r} is leaving and takes no new sessions: start another env "
             f"agent for this address.",
@@ -124,7 +44,7 @@ def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer
     free = [peer for peer in staying if used(tables, peer, name) < peer.offers[name].capacity]
     if not free:
         slots = sum(peer.offers[name].capacity for peer in staying)
-        raise Unavailable(
+        raise Refusal(
             Code.NO_FREE_SLOT,
             f"{'The only slot' if slots == 1 else f'All {slots} slots'} of {str(address)!r} "
             f"{'is' if slots == 1 else 'are'} in use: wait until a session ends, or "
@@ -139,7 +59,7 @@ def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer
     def load(peer: Peer) -> tuple[bool, int, int]:
         # A loop in the middle of a long step would let the new session wait; take it last. The
         # loops of one process share its interpreter, so the least loaded process comes first.
-        sessions = open_sessions(tables, [peer])
+        sessions = tables.sessions_at(peer)
         in_step = any(session.in_step(now) for session in sessions)
         return in_step, process_load[peer.agent], len(sessions)
 
@@ -151,7 +71,7 @@ def used(tables: Tables, peer: Peer, name: str) -> int:
     return sum(1 for sid in peer.sessions if tables.sessions[sid].address == name)
 
 
-def _unknown(tables: Tables, address: Address, rights: Rights) -> Unavailable:
+def _unknown(tables: Tables, address: Address, rights: Rights) -> Refusal:
     offered = {name for peer in tables.peers.values() for name in peer.offers}
     known = sorted(filter(rights.may_use, offered))
     if address.identity is not None and address.name in known:
@@ -172,7 +92,7 @@ def _unknown(tables: Tables, address: Address, rights: Rights) -> Unavailable:
             text += f" Did you mean {near!r}?"
         text += f" On offer: {', '.join(known[:MAX_NAMES])}"
         text += ", …" if len(known) > MAX_NAMES else "."
-    return Unavailable(Code.ADDRESS_UNKNOWN, text, known=known[:MAX_NAMES])
+    return Refusal(Code.ADDRESS_UNKNOWN, text, known=known[:MAX_NAMES])
 
 
 def listing(tables: Tables, address: str, rights: Rights) -> list[dict[str, Any]]:
@@ -213,8 +133,3 @@ def listing(tables: Tables, address: str, rights: Rights) -> list[dict[str, Any]
             elif name in peer.draining:
                 entry["state"] = "draining"
     return sorted(entries.values(), key=lambda entry: (entry["address"], entry["host"]))
-
-
-def open_sessions(tables: Tables, peers: Iterable[Peer]) -> list[Session]:
-    """The sessions of these peers."""
-    return [tables.sessions[sid] for peer in peers for sid in sorted(peer.sessions)]

@@ -34,9 +34,6 @@ class Gate:
     def __init__(self) -> None:
         self._buckets: dict[bytes, tuple[float, float]] = {}  # tokens, and when there were so many
 
-    def __len__(self) -> int:
-        return len(self._buckets)
-
     def rule(self, rid: bytes, size: int, now: float) -> Ruling:
         """Take the tokens for a message of `size` bytes, and say what becomes of it."""
         known = self._buckets.get(rid)

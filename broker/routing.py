@@ -10,7 +10,6 @@ from broker.auth import EVERYTHING, Rights
 from protocol.messages import Offer, Role
 
 MAX_ENDED = 10_000  # sessions that have ended and are still known as such
-MAX_OWED = 10_000  # sessions whose loops could not be told yet that they have ended
 TOLD_S = 2.5  # an agent says each second that it is in a long step; later, it is not any more
 
 
@@ -36,6 +35,11 @@ class Peer:
     draining: set[str] = field(default_factory=set)
     sessions: set[int] = field(default_factory=set)
 
+    def take_back(self, address: str) -> None:
+        """Nothing is offered there any more."""
+        del self.offers[address], self.room[address]
+        self.draining.discard(address)
+
 
 @dataclass(slots=True, eq=False)
 class Session:
@@ -46,8 +50,8 @@ class Session:
     address: str
     learner_identity: str
     loop: Peer
-    learner: Peer | None
     is_open: bool
+    learner: Peer | None = None
     orphan_until: float | None = None  # when the session ends if its learner stays away
     frames: int = 0
     told_at: float = -math.inf  # when the agent last said that it is in a long step here,
@@ -82,13 +86,7 @@ class Tables:
         self.orphans: dict[int, Session] = {}
         self.lost: dict[bytes, Peer] = {}
         self.sessions_of: Counter[str] = Counter()  # by the learner's identity
-        # frames that say GONE to loops whose queue was full, and whose they are; by sid
-        self.owed: dict[int, tuple[bytes, bytes | bytearray | memoryview]] = {}
         self.ended: dict[int, None] = {}  # the oldest first
-        # sessions that a pulse has named before their loop could
-        self.promised: dict[int, Peer] = {}
-        # env agents that are there and have not spoken: by the first 15 bytes of their `agent`
-        self.mute: dict[bytes, Peer] = {}
 
     def add_peer(self, peer: Peer) -> Peer | None:
         """Enter a peer, or the new connection of one that is known.
@@ -112,13 +110,11 @@ class Tables:
         self.unwatched[peer.rid] = peer
 
     def add_session(self, session: Session) -> None:
-        """Enter a session at its loop; bind its learner if it is there."""
-        self.promised.pop(session.sid, None)
+        """Enter a session at its loop; its learner is bound later."""
         self.sessions[session.sid] = session
         self.by_nonce[session.nonce] = session
         self.sessions_of[session.learner_identity] += 1
         session.loop.sessions.add(session.sid)
-        self._link(session)
 
     def open(self, session: Session) -> None:
         """Its environment is there."""
@@ -171,30 +167,6 @@ class Tables:
         if len(self.ended) > MAX_ENDED:
             del self.ended[next(iter(self.ended))]
 
-    def owe(self, sid: int, rid: bytes, frame: bytes | bytearray | memoryview) -> None:
-        """This loop must yet be told that the session is gone."""
-        self.owed[sid] = rid, frame
-        if len(self.owed) > MAX_OWED:
-            del self.owed[next(iter(self.owed))]
-
-    def promise(self, sid: int, pulse: Peer) -> None:
-        """The loop that has this session will announce it when its long step is over."""
-        if sid in self.sessions or sid in self.ended:
-            return
-        self.promised[sid] = pulse
-        if len(self.promised) > MAX_ENDED:
-            del self.promised[next(iter(self.promised))]
-
-    def is_promised(self, sid: int) -> bool:
-        """Whether a pulse that is still there has promised this session."""
-        pulse = self.promised.get(sid)
-        return pulse is not None and self.peers.get(pulse.rid) is pulse
-
-    def has_spoken(self, agent: bytes) -> bool:
-        """Whether the pulse of the env agent whose `agent` begins so has said HELLO."""
-        pulses = (peer for peer in self.peers.values() if peer.role == Role.PULSE)
-        return any(pulse.agent[:15] == agent for pulse in pulses)
-
     def drop_peer(self, peer: Peer) -> None:
         """Forget a peer; its sessions are the caller's to end first."""
         if self.peers.get(peer.rid) is peer:
@@ -203,12 +175,14 @@ class Tables:
             del self.by_fd[peer.fd]
         self.lost.pop(peer.rid, None)
         self.unwatched.pop(peer.rid, None)
-        if self.mute.get(peer.agent) is peer:
-            del self.mute[peer.agent]
 
     def loops(self, address: str) -> list[Peer]:
         """The serving loops that offer this address, lost ones included."""
         return [p for p in self.peers.values() if p.role == Role.ENV and address in p.offers]
+
+    def sessions_at(self, peer: Peer) -> list[Session]:
+        """The sessions of this peer, a learner's or a loop's."""
+        return [self.sessions[sid] for sid in sorted(peer.sessions)]
 
     def relink(self) -> None:
         """What routes know of their peers has changed."""

@@ -14,9 +14,10 @@ from importlib.metadata import version
 import structlog
 
 from broker.auth import NO_POLICY
-from broker.core import Core, Send, Sender
+from broker.core import Core
 from broker.flood import Ruling
 from broker.policy_file import PolicyFile
+from broker.traffic import Send, Sender
 from protocol import stamps
 from protocol.codec import TIMED
 from protocol.keys import KeyPair, identity
@@ -69,7 +70,7 @@ class Server:
             max_message=max_message,
             policy=self._policy,
         )
-        self._next_timers = 0.0
+        self._next_timers = time.monotonic()
         self._hang_ups: list[tuple[int, int]] = []
         self._muted: deque[tuple[float, int, int]] = deque()  # until when, fd and connection
 
@@ -82,8 +83,7 @@ class Server:
                 self._serve()
                 self._timers(time.monotonic())
         finally:
-            for send in self.core.goodbye():
-                self._router.send(send.rid, send.frame)
+            self._deliver(self.core.peers.goodbye())
             self._log.info("broker stops")
             self._router.close(linger_s=0.3)
 
@@ -116,7 +116,7 @@ class Server:
         now = time.monotonic()
         ruling = self.core.rule(rid, data, key, now)
         if ruling is not Ruling.PASS:
-            self._refuse(ruling, rid, origin, data)
+            self._refuse(ruling, rid, origin, data, now)
             return
         fd = fd_of(origin)
         name = "" if key is None else identity(key)
@@ -130,11 +130,13 @@ class Server:
         self._deliver(sends)
         self._write_notes()
 
-    def _refuse(self, ruling: Ruling, rid: bytes, origin: Origin, data: bytes | memoryview) -> None:
+    def _refuse(
+        self, ruling: Ruling, rid: bytes, origin: Origin, data: bytes | memoryview, now: float
+    ) -> None:
         if ruling is not Ruling.DROP:
             self._deliver(self.core.refuse(rid, data))
         if ruling is Ruling.CUT_OFF:
-            fd, now = fd_of(origin), time.monotonic()
+            fd = fd_of(origin)
             if not self.core.cut_off(rid, fd, now):
                 return
             if self._router.mute(fd):
@@ -146,23 +148,24 @@ class Server:
         for send in sends:
             delivery = self._router.send(send.rid, send.frame)
             if delivery is Delivery.UNREACHABLE:
-                self.core.unreachable(send.rid, time.monotonic())
+                self.core.connections.unreachable(send.rid, time.monotonic())
             elif delivery is Delivery.FULL:
-                self.core.queue_full(send)
-            elif send.rid in self.core.tables.lost:
-                self.core.reachable(send.rid)
+                self.core.sessions.not_told(send)
+            else:
+                self.core.connections.reachable(send.rid)
 
     def _timers(self, now: float) -> None:
         if now < self._next_timers:
             return
-        if self._next_timers and now - self._next_timers > STOPPED_S:
-            self.core.woke(now)
+        connections = self.core.connections
+        if now - self._next_timers > STOPPED_S:
+            connections.woke(now)
         self._next_timers = now + TICK_MS / 1000
         for event in self._router.link_events():
             if event.up:
-                self.core.link_up(event.fd)
+                connections.link_up(event.fd)
             else:
-                self.core.link_down(event.fd)
+                connections.link_down(event.fd)
         self._deliver(self.core.expire(now))
         # A tick later than the message that says why.
         for fd, connection in self._hang_ups:
@@ -170,15 +173,15 @@ class Server:
         while self._muted and now >= self._muted[0][0]:
             _, fd, connection = self._muted.popleft()
             self._router.hang_up(fd, connection)
-        for learner in self.core.learners_to_watch(now):
+        for learner in connections.learners_to_watch(now):
             quiet_s = self._router.quiet_s(learner.fd)
             if quiet_s is not None:
-                self.core.quiet(learner, quiet_s)
+                connections.quiet(learner, quiet_s)
         changed = None if self._policy_file is None else self._policy_file.changed()
         if changed is not None:
             self._policy = changed
-            self._deliver(self.core.apply(changed))
-        self._hang_ups, self.core.hang_ups = self.core.hang_ups, []
+            self._deliver(self.core.peers.apply(changed))
+        self._hang_ups, connections.hang_ups = connections.hang_ups, []
         self._write_notes()
 
     def _write_notes(self) -> None:

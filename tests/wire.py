@@ -26,7 +26,8 @@ import structlog.testing
 import env_agent.loop
 import learner_agent.channel
 import learner_agent.remote_session
-from broker.core import Core, Send, Sender
+from broker.core import Core
+from broker.traffic import Send, Sender
 from env_agent.host import Host, Service
 from env_agent.loop import Loop
 from env_agent.paths import Paths
@@ -259,9 +260,9 @@ class Network:
     def _deliver(self, sends: list[Send]) -> None:
         for send in sends:
             if not self._send(send.rid, bytes(send.frame)):
-                self.core.unreachable(send.rid, self.now)
+                self.core.connections.unreachable(send.rid, self.now)
             elif send.rid in self.core.tables.lost:
-                self.core.reachable(send.rid)
+                self.core.connections.reachable(send.rid)
 
     def _send(self, rid: bytes, frame: bytes) -> bool:
         dealer = self._dealers.get(rid)
@@ -279,7 +280,7 @@ class Network:
         dealer.up = False
         dealer.generation += 1
         dealer.news.append(LinkEvent(up=False, fd=dealer.fd))
-        self.core.link_down(dealer.fd)
+        self.core.connections.link_down(dealer.fd)
         if for_s is not None:
             self.after(for_s, lambda: self._mend(dealer))
             dealer.wake()

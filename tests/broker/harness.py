@@ -7,8 +7,9 @@ import random
 from typing import Any, NamedTuple, TypeVar
 
 from broker.auth import NO_POLICY, Policy
-from broker.core import Core, Send, Sender
+from broker.core import Core
 from broker.flood import Ruling
+from broker.traffic import Send, Sender
 from protocol import codec
 from protocol.codec import PLAIN, Header
 from protocol.messages import Act, Hello, Message, Offer, Offered, Open, Opened, Role, Welcome

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker import auth
-from broker.auth import Meter, Policy, Rights
+from broker.auth import Policy, Rights
+from broker.meter import Meter
 from protocol.errors import ConfigurationError
 from protocol.messages import (
     Act,
@@ -155,7 +156,7 @@ def test_nobody_sees_what_it_may_neither_use_nor_offer() -> None:
     broker = site()
     found = only(broker.say(LEARNER, Find(), key=OTHER), Found)
     assert [one["address"] for one in found.offers] == ["lab/a"]
-    broker.core.apply(Policy({KEY: Rights("l", offer=("*",)), OTHER: Rights("a")}, None))
+    broker.core.peers.apply(Policy({KEY: Rights("l", offer=("*",)), OTHER: Rights("a")}, None))
     assert only(broker.say(LEARNER, Find(), key=OTHER), Found).offers == []
 
 
@@ -163,7 +164,7 @@ def test_a_key_that_is_not_in_the_policy_gets_no_welcome_and_is_hung_up_on() -> 
     broker = site()
     error = only(broker.hello(b"\x01new", Role.LEARNER, key=zmq.curve_keypair()[0]), Error)
     assert error.code == Code.DENIED
-    assert broker.core.hang_ups == [(broker.fds[b"\x01new"], 0)]
+    assert broker.core.connections.hang_ups == [(broker.fds[b"\x01new"], 0)]
 
 
 def test_without_a_policy_an_address_belongs_to_the_key_that_came_first() -> None:
@@ -223,18 +224,18 @@ def test_a_learner_taken_out_loses_its_sessions_and_both_sides_are_told() -> Non
     broker = site()
     sid = broker.open(LEARNER, "lab/a", key=OTHER, env_key=KEY)
     env = Rights("lab", offer=("lab/*",), vouched=True)
-    sends = told(broker.core.apply(Policy({KEY: env}, anyone=None)))
+    sends = told(broker.core.peers.apply(Policy({KEY: env}, anyone=None)))
     assert {one.rid for one in sends if isinstance(one.message, Gone)} == {LEARNER, ENV}
     assert [one.message.code for one in sends if isinstance(one.message, Error)] == [Code.DENIED]
     assert broker.core.relay(LEARNER, bytes(24), OTHER) is None
     assert sid not in broker.core.tables.sessions
-    assert broker.core.hang_ups == [(broker.fds[LEARNER], 0)]
+    assert broker.core.connections.hang_ups == [(broker.fds[LEARNER], 0)]
 
 
 def test_a_right_taken_away_takes_offers_and_sessions_with_it() -> None:
     broker = site()
     broker.open(LEARNER, "lab/a", key=OTHER, env_key=KEY)
     learner = Rights("alice", use=("lab/*",))
-    broker.core.apply(Policy({KEY: Rights("lab"), OTHER: learner}, anyone=None))
+    broker.core.peers.apply(Policy({KEY: Rights("lab"), OTHER: learner}, anyone=None))
     assert not broker.core.tables.sessions
     assert only(broker.say(LEARNER, Find(), key=OTHER), Found).offers == []

@@ -6,16 +6,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import core as core_module
+from broker import peers, sessions
 from broker.auth import Policy, Rights
-from broker.core import (
-    GRACE_S,
-    MAX_CONTROL,
-    MAX_OFFERS,
-    QUIET_S,
-    REJOIN_S,
-    TURNS,
-)
+from broker.awaited import REJOIN_S
+from broker.connections import QUIET_S, TURNS
+from broker.core import MAX_CONTROL
+from broker.offers import MAX_OFFERS
+from broker.peers import GRACE_S
 from broker.routing import Peer
 from protocol import codec
 from protocol.codec import PLAIN
@@ -34,6 +31,7 @@ from protocol.messages import (
     Found,
     Gone,
     Hello,
+    Kind,
     Offered,
     Open,
     Opened,
@@ -62,7 +60,9 @@ def broker() -> Broker:
 
 def watched_by(broker: Broker) -> list[Peer]:
     """The learners at whose connections the broker looks, each once in so many ticks."""
-    return [peer for _ in range(TURNS) for peer in broker.core.learners_to_watch(broker.now)]
+    return [
+        peer for _ in range(TURNS) for peer in broker.core.connections.learners_to_watch(broker.now)
+    ]
 
 
 def error_of(sends: list[Told]) -> Error:
@@ -137,6 +137,19 @@ def test_a_request_that_its_agent_does_not_read_is_answered_busy(broker: Broker)
         assert PLAIN.decode(send.frame) == Busy(reason, 0.05)
 
 
+@pytest.mark.parametrize("full", [True, False])
+def test_a_damaged_request_that_cannot_be_delivered_is_answered_like_any_other(
+    broker: Broker, *, full: bool
+) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    head = codec.HEADER.pack(codec.MAGIC, 1, 3, 255, 0xFFFFFFFF, sid, 7)
+    assert broker.core.relay(learner, head, None) == env
+    [send] = broker.core.undelivered(env, head, learner, full, broker.now)
+    header = codec.read_header(send.frame)
+    assert (send.rid, header.kind, header.sid, header.seq) == (learner, Kind.BUSY, sid, 7)
+
+
 def test_a_reply_that_cannot_be_delivered_is_not_worth_a_message(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
@@ -193,6 +206,13 @@ def test_an_open_that_crossed_a_restart_finds_the_session_that_it_opened() -> No
     [answer] = broker.say(ENV, opened(), 77, 1)
     assert (answer.rid, type(answer.message)) == (learner, Opened)
     assert broker.reaches(learner, 77) == ENV
+
+
+def test_an_answer_to_open_that_crossed_a_restart_does_not_end_its_session() -> None:
+    broker = Broker(now=5.0)
+    broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]])
+    assert broker.say(ENV, opened(), 77, 1) == []
+    assert only(broker.say(broker.learner(), Resume(NONCE), 77, 3), Resumed)
 
 
 @pytest.mark.parametrize("length", [0, 15, 17])
@@ -350,12 +370,12 @@ def test_a_draining_agent_gets_no_new_sessions_and_keeps_its_old_ones(broker: Br
 def test_the_address_of_a_lost_agent_is_free_for_another_environment(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.unreachable(env, broker.now)
+    broker.core.connections.unreachable(env, broker.now)
     broker.env(ENV2, digest=b"other")
     [forwarded] = broker.say(learner, Open("cartpole", b"2" * 16), seq=2)
     assert forwarded.rid == ENV2
     # Back in time it goes on with its sessions, and gets no new ones.
-    broker.core.reachable(env)
+    broker.core.connections.reachable(env)
     assert broker.reaches(learner, sid) == env
     found = only(broker.say(learner, Find()), Found)
     assert [entry["used"] for entry in found.offers] == [1]
@@ -364,9 +384,9 @@ def test_the_address_of_a_lost_agent_is_free_for_another_environment(broker: Bro
 
 def test_an_agent_of_the_same_pool_leaves_the_offer_of_a_lost_one_alone(broker: Broker) -> None:
     env = broker.env()
-    broker.core.unreachable(env, broker.now)
+    broker.core.connections.unreachable(env, broker.now)
     broker.env(ENV2)
-    broker.core.reachable(env)
+    broker.core.connections.reachable(env)
     found = only(broker.say(broker.learner(), Find()), Found)
     assert [entry["capacity"] for entry in found.offers] == [4, 4]
 
@@ -374,7 +394,7 @@ def test_an_agent_of_the_same_pool_leaves_the_offer_of_a_lost_one_alone(broker: 
 def test_a_stranger_cannot_take_the_address_of_a_lost_agent() -> None:
     broker = Broker()
     env = broker.env(key=b"owner")
-    broker.core.unreachable(env, broker.now)
+    broker.core.connections.unreachable(env, broker.now)
     broker.hello(ENV2, Role.ENV, key=b"stranger")
     error = error_of(broker.say(ENV2, offer("cartpole", digest=b"other"), key=b"stranger"))
     assert error.code == Code.ADDRESS_TAKEN
@@ -407,9 +427,18 @@ def test_an_offer_that_is_made_again_takes_its_room_once(broker: Broker) -> None
         broker.now += 1.0
 
 
+def test_nothing_is_left_of_an_offer_that_is_displaced(broker: Broker) -> None:
+    env = broker.env()
+    broker.say(env, Withdraw("cartpole"))
+    broker.core.connections.unreachable(env, broker.now)
+    broker.env(ENV2, digest=b"other")
+    peer = broker.core.tables.peers[env]
+    assert not any((peer.offers, peer.room, peer.draining))
+
+
 def test_an_agent_that_does_not_answer_is_not_called_full(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
-    broker.core.unreachable(env, broker.now)
+    broker.core.connections.unreachable(env, broker.now)
     error = error_of(broker.say(learner, Open("cartpole", b"2" * 16), seq=2))
     assert error.code == Code.ADDRESS_UNKNOWN  # so that a learner with `wait_s` asks again
     assert "does not answer at present: an env agent on host is cut off" in error.text
@@ -421,7 +450,7 @@ def test_an_agent_that_does_not_answer_is_not_called_full(broker: Broker) -> Non
 def test_the_sessions_of_a_lost_agent_are_gone_after_the_grace(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.unreachable(env, broker.now)
+    broker.core.connections.unreachable(env, broker.now)
     assert not [one for one in broker.expire(GRACE_S / 2) if type(one.message) is Gone]
     gone = [one for one in broker.expire(GRACE_S) if one.rid == learner]
     assert [(one.header.sid, type(one.message)) for one in gone] == [(sid, Gone)]
@@ -432,7 +461,7 @@ def test_the_sessions_of_a_lost_agent_are_gone_after_the_grace(broker: Broker) -
 def test_an_agent_that_comes_back_within_the_grace_keeps_its_sessions(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.unreachable(env, broker.now)
+    broker.core.connections.unreachable(env, broker.now)
     broker.expire(GRACE_S / 2)
     broker.hello(env, Role.ENV, sessions=[[sid, NONCE, "cartpole", ""]])
     assert [one for one in broker.expire(10 * GRACE_S) if type(one.message) is Gone] == []
@@ -442,7 +471,7 @@ def test_an_agent_that_comes_back_within_the_grace_keeps_its_sessions(broker: Br
 def test_an_agent_that_comes_back_on_a_new_socket_keeps_its_sessions(broker: Broker) -> None:
     env, learner = broker.env(agent=b"process"), broker.learner()
     sid = broker.open(learner)
-    broker.core.unreachable(env, broker.now)
+    broker.core.connections.unreachable(env, broker.now)
     broker.hello(ENV2, Role.ENV, agent=b"process", sessions=[[sid, NONCE, "cartpole", ""]])
     broker.expire(10 * GRACE_S)
     assert broker.reaches(learner, sid) == ENV2
@@ -460,7 +489,7 @@ def test_another_agent_cannot_announce_somebody_elses_session(broker: Broker) ->
 def test_while_an_agent_is_lost_a_ping_says_unreachable(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.unreachable(env, broker.now)
+    broker.core.connections.unreachable(env, broker.now)
     assert only(broker.say(learner, Ping(), sid, 1), Busy).reason == BusyReason.UNREACHABLE
 
 
@@ -483,7 +512,7 @@ def test_a_session_that_its_agent_has_lost_frees_its_slot(broker: Broker) -> Non
 def test_a_killed_learner_keeps_its_slot_for_the_lease_and_no_longer(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.unreachable(learner, broker.now)
+    broker.core.connections.unreachable(learner, broker.now)
     assert [one for one in broker.expire(LEASE_S - 1) if type(one.message) is Gone] == []
     gone = [one for one in broker.expire(2.0) if type(one.message) is Gone]
     assert [(one.rid, one.header.sid) for one in gone] == [(env, sid)]
@@ -495,8 +524,8 @@ def test_a_killed_learner_keeps_its_slot_for_the_lease_and_no_longer(broker: Bro
 def test_a_learner_whose_connection_is_back_keeps_its_session(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.unreachable(learner, broker.now)
-    broker.core.reachable(learner)
+    broker.core.connections.unreachable(learner, broker.now)
+    broker.core.connections.reachable(learner)
     assert {type(one.message) for one in broker.expire(10 * LEASE_S)} <= {Ping}
     assert broker.reaches(learner, sid) == env
 
@@ -511,7 +540,7 @@ def test_a_learner_that_says_bye_frees_its_slots_at_once(broker: Broker) -> None
 
 def test_a_connection_that_went_down_is_only_asked_for(broker: Broker) -> None:
     learner = broker.learner()
-    broker.core.link_down(broker.fds[learner])
+    broker.core.connections.link_down(broker.fds[learner])
     [probe] = broker.expire()
     assert (probe.rid, type(probe.message)) == (learner, Ping)
     assert learner in broker.core.tables.peers
@@ -525,7 +554,7 @@ def test_the_descriptor_of_a_connection_may_be_another_peers_by_now(broker: Brok
     sid = broker.open(learner)
     fd = broker.fds[learner]
     broker.hello(THIEF, Role.LEARNER, fd=fd)
-    broker.core.link_down(fd)
+    broker.core.connections.link_down(fd)
     for _ in range(3):
         assert all(type(one.message) is Ping for one in broker.expire())
     assert broker.reaches(learner, sid) == env
@@ -545,10 +574,10 @@ def test_a_learner_that_sends_no_heartbeats_any_more_is_hung_up_on_once(broker: 
     learner = broker.learner()
     broker.open(learner)
     [watched] = watched_by(broker)
-    broker.core.quiet(watched, QUIET_S - 0.1)
-    assert broker.core.hang_ups == []
-    broker.core.quiet(watched, QUIET_S + 0.1)
-    assert broker.core.hang_ups == [(broker.fds[learner], 0)]
+    broker.core.connections.quiet(watched, QUIET_S - 0.1)
+    assert broker.core.connections.hang_ups == []
+    broker.core.connections.quiet(watched, QUIET_S + 0.1)
+    assert broker.core.connections.hang_ups == [(broker.fds[learner], 0)]
     assert watched_by(broker) == []
     broker.say(learner, Ping())
     assert watched_by(broker) == [watched]
@@ -568,7 +597,7 @@ def test_only_learners_with_sessions_at_descriptors_of_their_own_are_watched(
 def test_after_a_sleep_of_its_own_the_broker_judges_no_silence(broker: Broker) -> None:
     broker.env()
     broker.open(broker.learner())
-    broker.core.woke(broker.now)
+    broker.core.connections.woke(broker.now)
     assert watched_by(broker) == []
 
 
@@ -578,7 +607,7 @@ def test_after_a_sleep_of_its_own_the_broker_judges_no_silence(broker: Broker) -
 def test_resume_binds_the_session_to_the_new_connection_of_its_learner(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.unreachable(learner, broker.now)
+    broker.core.connections.unreachable(learner, broker.now)
     again = broker.learner(b"\x01again")
     assert only(broker.say(again, Resume(NONCE), sid, 4), Resumed) == Resumed()
     assert broker.reaches(again, sid) == env
@@ -599,7 +628,7 @@ def test_resume_with_another_key_is_denied() -> None:
     broker.env()
     broker.learner(key=b"key")
     sid = broker.open(LEARNER, key=b"key")
-    broker.core.unreachable(LEARNER, broker.now)
+    broker.core.connections.unreachable(LEARNER, broker.now)
     broker.learner(THIEF, key=b"thief")
     error = error_of(broker.say(THIEF, Resume(NONCE), sid, 1, key=b"thief"))
     assert error.code == Code.DENIED
@@ -649,9 +678,9 @@ def test_an_announced_session_waits_on_while_somebody_is_there_who_has_not_spoke
     broker = Broker(now=5.0)
     broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]], fd=1)
     for fd in (1, 2):
-        broker.core.link_up(fd)
+        broker.core.connections.link_up(fd)
     assert broker.expire(REJOIN_S + 3600.0) == []
-    broker.core.link_down(2)
+    broker.core.connections.link_down(2)
     assert only(broker.expire(), Gone)
 
 
@@ -660,8 +689,8 @@ def test_the_lease_of_a_learner_that_was_here_waits_for_nobody() -> None:
     broker.env()
     learner = broker.learner()
     broker.open(learner)
-    broker.core.link_up(99)
-    broker.core.unreachable(learner, broker.now)
+    broker.core.connections.link_up(99)
+    broker.core.connections.unreachable(learner, broker.now)
     told = broker.expire(LEASE_S)
     assert any(isinstance(one.message, Gone) for one in told)
 
@@ -707,16 +736,17 @@ def test_an_agent_that_is_not_there_any_more_is_not_awaited() -> None:
     broker = Broker(now=5.0)
     broker.frame(PRESENT, b"")
     broker.now += 60.0
-    broker.core.unreachable(PRESENT, broker.now)
+    broker.core.connections.unreachable(PRESENT, broker.now)
     broker.expire()
     answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
     assert error_of(answer).code == Code.SESSION_LOST
 
 
-def test_the_presence_of_who_may_not_offer_counts_for_nothing() -> None:
+def test_the_presence_and_the_pulse_of_who_may_not_offer_count_for_nothing() -> None:
     policy = Policy(anyone=Rights("anyone", use=("*",)))
     broker = Broker(now=5.0, policy=policy)
     assert broker.frame(PRESENT, b"") == []
+    broker.hello(b"\x01pulse", Role.PULSE, sessions=[[77, NONCE, "cartpole", ""]])
     broker.now += 60.0
     answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
     assert error_of(answer).code == Code.SESSION_LOST
@@ -826,6 +856,13 @@ def test_a_peer_that_did_not_introduce_itself_is_asked_to(broker: Broker) -> Non
         assert (answer.header.sid, answer.header.seq) == (3, 9)
 
 
+def test_a_large_answer_to_open_of_who_must_introduce_itself_first_is_not_too_large(
+    broker: Broker,
+) -> None:
+    large = replace(opened(), metadata={"blob": bytes(MAX_CONTROL)})
+    assert only(broker.say(ENV, large, 77, 1), Busy).reason == BusyReason.HELLO
+
+
 def test_a_name_that_libzmq_invented_is_refused(broker: Broker) -> None:
     error = error_of(broker.hello(b"\0abcd", Role.LEARNER))
     assert "routing id of its own" in error.text
@@ -892,14 +929,14 @@ def test_damaged_messages_never_break_the_broker(
         data[place % len(data)] = byte
     broker.frame(rid, data)
     broker.expire(1.0)
-    broker.core.goodbye()
+    broker.core.peers.goodbye()
 
 
 def test_peers_sessions_and_offers_are_bounded(
     broker: Broker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(core_module, "MAX_PEERS", 3)
-    monkeypatch.setattr(core_module, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(peers, "MAX_PEERS", 3)
+    monkeypatch.setattr(sessions, "MAX_SESSIONS", 2)
     env = broker.env(ENV)
     learner = broker.learner()
     for i in range(2):
@@ -928,7 +965,7 @@ def test_nothing_is_left_of_ten_thousand_sessions(broker: Broker) -> None:
             case 1:
                 broker.say(learner, Bye())
             case 2:
-                broker.core.unreachable(learner, broker.now)
+                broker.core.connections.unreachable(learner, broker.now)
                 broker.expire(LEASE_S + 1.0)
                 broker.expire()
             case _:
@@ -947,7 +984,7 @@ def test_nothing_is_left_of_ten_thousand_sessions(broker: Broker) -> None:
 
 def test_a_broker_that_stops_tells_everyone(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
-    sends = broker.core.goodbye()
+    sends = broker.core.peers.goodbye()
     assert {send.rid for send in sends} == {env, learner}
     assert all(isinstance(PLAIN.decode(send.frame), Bye) for send in sends)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker import core
+from broker import connections
 from broker.server import Server
 from learner_agent.channel import Channel
 from tests.chaos.fleet import until
@@ -33,7 +33,7 @@ while True:
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A broker that gives up a quiet learner, and its session, soon."""
-    monkeypatch.setattr(core, "QUIET_S", 3.0)
+    monkeypatch.setattr(connections, "QUIET_S", 3.0)
     server = Server(["tcp://127.0.0.1:*"], lease_s=0.5)
     stop = threading.Event()
     thread = threading.Thread(target=server.run, args=(stop,))

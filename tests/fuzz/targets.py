@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from broker import auth
-from broker.core import Core, Sender
+from broker.core import Core
+from broker.traffic import Sender
 from env_agent.factory import resolve
 from env_agent.host import Host, Service
 from learner_agent.exchange import Exchange
@@ -88,8 +89,11 @@ def _core() -> Callable[[bytes], None]:
         nonlocal core, now
         now += 0.01
         rid = rids[rng.randrange(len(rids))]
-        if core.relay(rid, data, None) is None:
+        to = core.relay(rid, data, None)
+        if to is None:
             core.receive(Sender(rid, 5, None, ""), data, now)
+        else:
+            core.undelivered(to, data, rid, rng.random() < 0.5, now)
         core.expire(now)
         core.notes.clear()
         if len(core.tables.sessions) > 1000 or len(core.tables.peers) > 1000:
