@@ -83,20 +83,17 @@ class Exchange:
     # --- requests ---------------------------------------------------------------------------------
 
     def begin(self, kind: Kind) -> int:
-        """The number of a new request. Raises MoveError or EnvironmentLost; nothing moves then.
+        """The number of a new request. Raises MoveError or EnvironmentLost. Nothing moves yet.
 
-        A request that is still pending is given up for a RESET or a CLOSE: its reply will be
-        dropped. For nothing else, since nobody could say then what the environment has executed.
+        A request that is still pending can be given up for a RESET or a CLOSE, when that is sent:
+        its reply will be dropped. For nothing else, since nobody could say then what the
+        environment has executed.
         """
         if self.lost is not None:
             raise self.lost_error()
         dialogue.check_request(self.state, kind)
-        pending = self.pending
-        if pending is not None:
-            if kind not in (Kind.RESET, Kind.CLOSE):
-                raise MoveError(still_under_way(pending.kind))
-            self._abandoned.append(pending)
-            self.pending = None
+        if self.pending is not None and kind not in (Kind.RESET, Kind.CLOSE):
+            raise MoveError(still_under_way(self.pending.kind))
         return self.seq + 1
 
     def rejoin(self, seq: int, state: dialogue.State) -> None:
@@ -122,8 +119,12 @@ class Exchange:
 
     def sent(self, kind: Kind, seq: int, frame: Frame) -> None:
         """The request went out (or will, with the next resend)."""
+        if self.pending is not None:
+            self._abandoned.append(self.pending)
+        pending = _tuple(Pending, (kind, seq, frame))
+        # Both or none: a call in between could end with a KeyboardInterrupt.
         self.seq = seq
-        self.pending = _tuple(Pending, (kind, seq, frame))
+        self.pending = pending
 
     def _arm(self, now: float) -> None:
         """Set the timers of the pending request, now that it has not been answered at once."""
@@ -157,8 +158,8 @@ class Exchange:
                 raise ProtocolError(
                     f"The agent at {self._where} broke the rules: {error}"
                 ) from None
-            self.pending = None
             self._abandoned.clear()
+            self.pending = None  # nothing is called until the caller has the reply: see `sent`
             return True
         match PLAIN.decode(data, header):
             case Progress(since_s):

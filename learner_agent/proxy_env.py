@@ -326,9 +326,11 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         if self._pid != os.getpid():
             OF_PARENTS.append(self._session.channel)
             return
-        self._session.close()
-        if self._owns_channel:
-            self._session.channel.close()
+        try:
+            self._session.close()
+        finally:  # interrupted, too: nobody can close it any more
+            if self._owns_channel:
+                self._session.channel.close()
 
     def __del__(self) -> None:
         session = self.__dict__.get("_session")

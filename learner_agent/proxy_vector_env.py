@@ -25,7 +25,9 @@ from protocol import generators, spaces, values, vector_infos
 from protocol.errors import (
     BatchSizeError,
     ConfigurationError,
+    EncodingError,
     EnvironmentClosed,
+    EnvironmentLost,
     MoveError,
     ProtocolError,
     ResetNeeded,
@@ -186,7 +188,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         """Nothing is under way any more; whatever still arrives is dropped."""
         self._waiting: list[int] = []  # sessions whose step is under way, in the order of sending
         self._stepping = False  # whether that is all of them, by step_async
-        self._received: dict[int, Percept] = {}  # arrived, and not yet handed over by recv
+        self._received: dict[int, Message] = {}  # their percepts, not handed over yet
         self._timed_out: bytes | None = None  # the actions of a step() that may be called again
 
     # --- gymnasium.vector.VectorEnv ---------------------------------------------------------------
@@ -256,7 +258,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         if self._timed_out is None:
             if self._alone:
                 return self._step_alone(actions)
-            self.step_async(actions)
+            self._check_new_step(actions)
         else:
             self._check_usable(Kind.ACT)
             if values.encode(actions, root="actions") != self._timed_out:
@@ -265,6 +267,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
                     "step() with the same actions, to go on waiting for it; or call reset()."
                 )
         try:
+            if not self._stepping:
+                self._send_all(actions)
             return self.step_wait(self._step_timeout_s)
         finally:
             self._timed_out = values.encode(actions) if self._waiting else None
@@ -277,19 +281,28 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         vector_parts.check_size(self.single_action_space, actions, self.num_envs)
         try:
             step = self._group.step(actions, self._step_timeout_s)
+        except (MoveError, EncodingError, EnvironmentLost):
+            raise  # what may be under way is not this step
         except BaseException:
             if not self._group.settled:
                 self._waiting, self._stepping = [0], True
                 self._timed_out = values.encode(actions)
             raise
         self._observations[0] = step[0]
-        return (*step[:4], vector_infos.from_wire(step[4])[0]) if step[4] else step
+        return step
 
     def step_async(self, actions: Any) -> None:
         """Send the actions of all environments, and do not wait. Raises what `step` raises."""
+        self._check_new_step(actions)
+        self._send_all(actions)
+
+    def _check_new_step(self, actions: Any) -> None:
         self._check_usable(Kind.ACT)
         self._check_idle()
         vector_parts.check_size(self.single_action_space, actions, self.num_envs)
+
+    def _send_all(self, actions: Any) -> None:
+        """Send the actions of all environments, or the rest of them after an interrupt."""
         if len(self._group) == 1:
             self._group.prepare_steps([0])
             self._group.begin_step(0, actions)
@@ -309,14 +322,22 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         group = self._group
         try:
             if len(group) > 1:
-                group.wait_for_steps(self._waiting, timeout_s)
-            percepts = {i: group.finish_step(i, timeout_s) for i in self._waiting}
-        except BaseException:
+                group.wait_for_steps(self._not_received(), timeout_s)
+            for i in self._not_received():
+                percept = group.finish_step(i, timeout_s)
+                self._received[i] = percept
+        except Exception:
             if group.settled:
+                group.drop_replies()
                 self._forget_steps()
             raise
+        # In the order of the sessions; forgotten last: interrupted, the same call gets it again.
+        step = self._joined({i: self._received[i] for i in self._waiting})
         self._forget_steps()
-        return self._joined(percepts)
+        return step
+
+    def _not_received(self) -> list[int]:
+        return [i for i in self._waiting if i not in self._received]
 
     # --- stragglers -------------------------------------------------------------------------------
 
@@ -355,7 +376,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_usable(Kind.ACT)
         if self._stepping:
             raise MoveError("A step of all environments is under way: call step_wait() for it.")
-        under_way = sum(self._group.sizes[i] for i in (*self._waiting, *self._received))
+        under_way = sum(self._group.sizes[i] for i in {*self._waiting, *self._received})
         if not 1 <= min_envs <= under_way:
             raise BatchSizeError(
                 f"recv() of {min_envs} environments: {under_way} have been sent an action."
@@ -363,18 +384,21 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         group = self._group
         while True:
-            for i in [i for i in self._waiting if group.step_ready(i)]:
-                self._waiting.remove(i)
-                percept = group.finish_step(i)
-                assert type(percept) is Percept
+            for i in [i for i in self._not_received() if group.step_ready(i)]:
+                try:
+                    percept = group.finish_step(i)
+                except Exception:
+                    self._waiting.remove(i)
+                    raise
                 self._received[i] = percept
+            self._waiting = self._not_received()
             if sum(group.sizes[i] for i in self._received) >= min_envs:
                 break
             group.wait_for_step(self._waiting, deadline)
-        received, self._received = self._received, {}
-        step = self._joined(received)
-        ids = [np.arange(group.slices[i].start, group.slices[i].stop) for i in received]
+        step = self._joined(self._received)
+        ids = [np.arange(group.slices[i].start, group.slices[i].stop) for i in self._received]
         step[4]["env_id"] = np.concatenate(ids)
+        self._received = {}
         return step
 
     # --- attributes, pictures, the end ------------------------------------------------------------
@@ -490,6 +514,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             values.check(actions, root="actions")
         self._group.prepare_steps(places)
         for i, part in places.items():
+            if i in self._waiting:  # it was sent before an interrupt
+                continue
             action = vector_parts.take(self.single_action_space, actions, part)
             self._group.begin_step(i, action)
             self._waiting.append(i)

@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 import secrets
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from learner_agent.direct import ATTACH_S, AnyDealer, DirectLink
 from learner_agent.exchange import Exchange, Pending, still_under_way
 from learner_agent.failures import error_for
 from learner_agent.timings import Timings, apportion, waited
-from protocol import codec, logs, spaces, stamps
+from protocol import codec, logs, spaces, stamps, vector_infos
 from protocol.address import parse_address
 from protocol.codec import PLAIN, TIMED, Codec, Frame, Header
 from protocol.errors import (
@@ -54,6 +54,8 @@ PROBE_SEQ = 2**62  # a request number that is never next
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
 SMALL = 64 * 1024  # requests up to this size are below every broker's limit
 TIMERS_EVERY = 64  # frames after which timers get their turn even when the socket never rests
+
+T = TypeVar("T")
 
 
 class RemoteSession:
@@ -150,7 +152,10 @@ class RemoteSession:
         return self.finish(timeout_s)
 
     def step(self, action: Any, timeout_s: float | None = None) -> Step:
-        """`request` for an ACT: what `Env.step` returned, without detours where that can be."""
+        """`request` for an ACT: what `Env.step` returned, without detours where that can be.
+
+        The infos of a vector are those that Gymnasium merges.
+        """
         exchange, steps = self.exchange, self._steps
         seq = exchange.next_step()
         if seq and steps is not None and timeout_s is None and self._reply is None:
@@ -169,9 +174,9 @@ class RemoteSession:
                         exchange.pending = None
                         return step
                     self._arrived(data)
-                return _step_of(self.finish())
+                return self._finish_step()
         self.begin(Act(action))
-        return _step_of(self.finish(timeout_s))
+        return self._finish_step(timeout_s)
 
     @property
     def is_timed(self) -> bool:
@@ -332,8 +337,26 @@ class RemoteSession:
     def finish(self, timeout_s: float | None = None) -> Message:
         """Wait for the reply to the pending request."""
         self._wait(timeout_s)
-        header, data = self._take_reply()
-        return self._decoded(header, data)
+        return self._taken(self._decoded)
+
+    def _finish_step(self, timeout_s: float | None = None) -> Step:
+        self._wait(timeout_s)
+        return self._taken(self._decoded_step)
+
+    def _taken(self, read: Callable[[Header, bytes | memoryview], T]) -> T:
+        """The reply, as it is read; interrupted, it stays for who makes the same request again."""
+        assert self._reply is not None
+        try:
+            found = read(*self._reply)
+        except Exception:  # an ERROR, or not to be read: that is an answer, too
+            self.drop_reply()
+            raise
+        self._reply = self._answered = None
+        return found
+
+    def drop_reply(self) -> None:
+        """Nobody takes the reply that is here."""
+        self._reply = self._answered = None
 
     def _take_reply(self) -> tuple[Header, bytes | memoryview]:
         assert self._reply is not None
@@ -349,6 +372,12 @@ class RemoteSession:
         if type(message) is Error:
             raise error_for(message)
         return message
+
+    def _decoded_step(self, header: Header, data: Frame | memoryview) -> Step:
+        step = _step_of(self._decoded(header, data))
+        if self.wish.num_envs and step[4]:
+            return *step[:4], vector_infos.from_wire(step[4])[0]
+        return step
 
     def _wait(self, timeout_s: float | None) -> None:
         channel = self.channel

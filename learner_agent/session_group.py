@@ -127,7 +127,7 @@ class SessionGroup:
         self._sessions[i].begin(Act(actions))
 
     def step(self, actions: Any, timeout_s: float | None) -> Step:
-        """A step of the only session, without detours. The infos are as they travelled."""
+        """A step of the only session, without detours."""
         try:
             return self._sessions[0].step(actions, timeout_s)
         except (EnvironmentLost, EnvironmentFailed) as error:
@@ -161,6 +161,11 @@ class SessionGroup:
         """Whether nothing of a step that failed is still to come."""
         return not self.lost and not any(one.exchange.pending for one in self._sessions)
 
+    def drop_replies(self) -> None:
+        """What has come of a step that failed elsewhere is handed to nobody."""
+        for session in self._sessions:
+            session.drop_reply()
+
     # --- loss and end -----------------------------------------------------------------------------
 
     @property
@@ -187,6 +192,8 @@ class SessionGroup:
 
     def close(self) -> None:
         """End the sessions and leave the broker; never waits for a step."""
-        for session in self._sessions:
-            session.close()
-        self.channel.close()
+        try:
+            for session in self._sessions:
+                session.close()
+        finally:  # interrupted, too: nobody can close it any more
+            self.channel.close()

@@ -75,6 +75,7 @@ def from_wire(form: Any) -> tuple[Any, Casts]:
     if type(form) is not list or [type(part) for part in form[1:]] != [list, list]:
         raise DecodingError("The infos of a vector are neither a dict nor infos with places.")
     infos, places, casts = form
+    infos = _copied(infos)
     for place in places:
         if type(place) is not list or len(place) != 2:
             raise DecodingError("The place of an array of objects is not [path, shape].")
@@ -83,6 +84,13 @@ def from_wire(form: Any) -> tuple[Any, Casts]:
         return infos, dict(map(_read_cast, casts))
     except TypeError:  # a path with a key that no dict could have
         raise DecodingError("A cast has no path of keys.") from None
+
+
+def _copied(infos: Any) -> Any:
+    """The same values in dicts of their own: to read the form twice must give the same twice."""
+    if type(infos) is not dict:
+        return infos
+    return {key: _copied(value) for key, value in infos.items()}
 
 
 def _read_cast(cast: Any) -> tuple[tuple[Any, ...], list[tuple[int, Any]]]:

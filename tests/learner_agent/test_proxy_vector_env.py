@@ -505,6 +505,18 @@ def test_a_failing_environment_is_named_and_the_vector_lives_on(
     remote.close()
 
 
+@pytest.mark.parametrize("sessions", [1, 3])
+def test_after_a_failure_all_environments_step_again(
+    broker: str, gate: Path, sessions: int
+) -> None:
+    remote = gated(broker, gate, num_envs=3, sessions=sessions)
+    remote.reset()
+    with pytest.raises(EnvironmentFailed, match="In environment 0 of 3"):
+        remote.step([9, 2, 2])
+    assert remote.step([2, 3, 4])[1].tolist() == [2, 3, 4]
+    remote.close()
+
+
 def test_a_failure_does_not_cost_the_others_their_percepts(broker: str, gate: Path) -> None:
     remote = gated(broker, gate, num_envs=3, sessions=3)
     remote.reset()
