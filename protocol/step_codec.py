@@ -335,11 +335,12 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Pe
     blank = frame(-1)
     size, prefix, ndarray = len(blank), blank[:16], np.ndarray
     places: list[tuple[int, int]] = []  # where each array begins and ends
+    zeros = np.frombuffer(blank, np.uint8)
     for index in range(4):
-        differ = [at for at, (a, b) in enumerate(zip(blank, frame(index), strict=True)) if a != b]
-        if not differ:  # an array without bytes
+        differ = zeros != np.frombuffer(frame(index), np.uint8)
+        if not differ.any():  # an array without bytes
             return other
-        places.append((differ[0], differ[-1] + 1))
+        places.append((int(differ.argmax()), size - int(differ[::-1].argmax())))
     order = sorted(range(4), key=lambda index: places[index])
     edges = [HEADER_SIZE, *(edge for index in order for edge in places[index]), size]
     gaps = list(zip(edges[::2], edges[1::2], strict=True))  # what stands between the arrays
