@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from env_agent.private_folder import PrivateFolder
 from env_agent.session import Session
 from protocol.address import is_local
-from protocol.codec import Frame
+from protocol.codec import HEADER_SIZE, Frame
 from protocol.errors import ConfigurationError
 from protocol.keys import KeyPair, identity
 from protocol.transport import (
@@ -155,6 +155,7 @@ class Paths:
         self.dealer = dealer
         self.direct = direct
         self._turn = 0
+        self._all = 0  # direct frames for which all sockets are waited for
         self._sockets: list[Dealer | Router | UnixRouter] = [dealer]
         if direct is not None:
             self._sockets.append(direct.router)
@@ -169,13 +170,13 @@ class Paths:
         """The next frame and the way it came, or None after a tick; `sessions`: how many are open.
 
         While all of them use one direct socket, only that is waited for: a poll over all costs
-        more than 2 µs.
+        more than 2 µs. Who came that way may ask through the broker all the same: all are then.
         """
         direct = self.direct
         if direct is None:
             return self._relayed()
         sole = direct.sole
-        if sole is None or sessions != len(direct.attached):
+        if sole is None or self._all or sessions != len(direct.attached):
             return self._any(TICK_MS / 1000)
         self._turn = turn = (self._turn + 1) % LOOK_EVERY
         received = sole.receive() if turn else None
@@ -190,16 +191,22 @@ class Paths:
                 case Dealer():
                     return self._relayed()
                 case Router() as router:
+                    self._all -= bool(self._all)
                     return router.receive()
                 case UnixRouter() as unix:
                     arrived = unix.receive(wait=False)
                     if arrived is not None:
+                        self._all -= bool(self._all)
                         return arrived
         return None
 
     def _relayed(self) -> Arrived | None:
         data = self.dealer.receive()
-        return None if data is None else (RELAY, None, data)
+        if data is None:
+            return None
+        if len(data) > HEADER_SIZE and data[2] < 16:  # a session's, not the broker's own
+            self._all = LOOK_EVERY
+        return RELAY, None, data
 
     def send(self, way: bytes, frame: Frame) -> None:
         """Send a reply the way its request came; if that is gone, the learner will ask again."""

@@ -1,0 +1,63 @@
+"""Which of its two ways a serving loop waits for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from env_agent.paths import RELAY, Arrived, DirectEndpoint, DirectSettings, Paths
+from env_agent.session import Session
+from protocol.codec import PLAIN
+from protocol.messages import Act
+from protocol.transport import Dealer, Router
+
+SID = 5
+REQUEST = bytes(PLAIN.encode(Act(1), SID, 2))
+ATTEMPTS = 100  # ticks for what must happen, on a machine that may be busy
+
+
+@pytest.fixture
+def broker() -> Iterator[Router]:
+    made = Router(["tcp://127.0.0.1:*"])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def paths(broker: Router) -> Iterator[Paths]:
+    """Those of a loop whose only session has come directly."""
+    url = broker.urls[0]
+    made = Paths(Dealer(url), DirectEndpoint(DirectSettings("tcp://127.0.0.1:*"), 0, url))
+    assert made.direct is not None
+    session = Session(SID, b"n" * 16, "cartpole", "")
+    assert made.direct.attach(session, session.nonce, b"\x01its learner", None)
+    yield made
+    made.close()
+
+
+def relay(broker: Router, paths: Paths) -> None:
+    """The broker passes a request of the session on."""
+    assert any(paths.dealer.send(b"x", wait=True) for _ in range(ATTEMPTS))
+    received = next(filter(None, (broker.receive() for _ in range(ATTEMPTS))))
+    broker.send(received[0], REQUEST)
+
+
+def arrived(paths: Paths) -> Arrived:
+    for _ in range(ATTEMPTS):
+        found = paths.receive(1)
+        if found is not None:
+            return found
+    raise AssertionError("nothing came")
+
+
+def test_a_session_that_has_fallen_back_is_not_kept_waiting_for_the_direct_way(
+    broker: Router, paths: Paths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relay(broker, paths)
+    assert arrived(paths) == (RELAY, None, REQUEST)
+    assert paths.direct is not None
+    monkeypatch.setattr(paths.direct.router, "receive", lambda: pytest.fail("waited for in vain"))
+    for _ in range(3):
+        relay(broker, paths)
+        assert arrived(paths) == (RELAY, None, REQUEST)
