@@ -64,7 +64,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--broker",
         metavar="URL",
-        default=os.environ.get("GYMWIRE_BROKER", DEFAULT_BROKER),
+        default=os.environ.get("GYMWIRE_BROKER") or DEFAULT_BROKER,
         help=f"the broker's URL (default: GYMWIRE_BROKER, else {DEFAULT_BROKER})",
     )
     made.add_argument(

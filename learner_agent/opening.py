@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import gymnasium
@@ -49,6 +50,13 @@ def keywords(
     if on_lost not in ways_to_lose:
         first, second = ways_to_lose
         raise ConfigurationError(f'on_lost must be "{first}" or "{second}", not {on_lost!r}.')
+    if env_kwargs is not None and not isinstance(env_kwargs, Mapping):
+        raise ConfigurationError(
+            f"env_kwargs must be a dict of keyword arguments, such as {{'map_name': '8x8'}}, not "
+            f"{env_kwargs!r:.100}."
+        )
+    for name in ("timeout_s", "step_timeout_s", "wait_s"):
+        _check_seconds(name, others[name])
     return {
         "address": address,
         "broker": broker,
@@ -56,6 +64,14 @@ def keywords(
         "on_lost": on_lost,
         **others,
     }
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if value is None and name == "step_timeout_s":
+        return
+    if not isinstance(value, Real) or not float(value) >= 0 or (name == "timeout_s" and not value):
+        least = "more than 0" if name == "timeout_s" else "0 or more"
+        raise ConfigurationError(f"{name} is a number of seconds, {least}, not {value!r:.100}.")
 
 
 def connect(kwargs: Mapping[str, Any]) -> Channel:

@@ -107,6 +107,12 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
     ) -> None:
+        for name, count in (("num_envs", num_envs), ("sessions", sessions)):
+            if not isinstance(count, int):
+                raise ConfigurationError(
+                    f"{name} must be an int, not {count!r:.100}: the order is "
+                    f"ProxyVectorEnv(address, num_envs, broker)."
+                )
         if not 1 <= sessions <= num_envs:
             raise ConfigurationError(
                 f"{num_envs} environments in {sessions} sessions: there must be at least one "
@@ -114,7 +120,13 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             )
         if render_mode == "human":
             raise ConfigurationError('Remote environments open no window here: use "rgb_array".')
-        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        try:
+            self.autoreset_mode = AutoresetMode(autoreset_mode)
+        except ValueError:
+            modes = ", ".join(repr(mode.value) for mode in AutoresetMode)
+            raise ConfigurationError(
+                f"autoreset_mode must be one of {modes}, not {autoreset_mode!r:.100}."
+            ) from None
         self._kwargs = opening.keywords(
             address,
             broker,

@@ -209,6 +209,11 @@ def split_seed(seed: Any, parts: Sequence[slice]) -> list[Any]:
     if isinstance(seed, int):
         return [seed + part.start for part in parts]
     num_envs = parts[-1].stop
+    if not isinstance(seed, Sequence | np.ndarray):
+        raise TypeError(
+            f"seed must be None, an int, or a list with one of these for each environment, not "
+            f"{seed!r:.100}."
+        )
     if len(seed) != num_envs:
         raise BatchSizeError(
             f"{len(seed)} seeds for {num_envs} environments: give one for each, or an int."

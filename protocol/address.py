@@ -29,6 +29,8 @@ class Address(NamedTuple):
 
 def parse_address(text: str) -> Address:
     """Read `name` or `name@identity`. Raises AddressError saying what an address looks like."""
+    if not isinstance(text, str):
+        raise AddressError(f"An address is text, such as 'cartpole', not {text!r:.200}.")
     name, at, identity = text.partition("@")
     if len(name) > MAX_LENGTH or not _NAME.fullmatch(name):
         raise AddressError(
@@ -49,7 +51,7 @@ def check_url(url: str, *, bind: bool = False) -> str:
 
     Returns the URL. Raises AddressError.
     """
-    scheme, separator, rest = url.partition("://")
+    scheme, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
     if separator and scheme == "ipc" and rest and "\0" not in rest:
         return url
     if separator and scheme == "tcp":
@@ -60,7 +62,7 @@ def check_url(url: str, *, bind: bool = False) -> str:
             if port.isascii() and port.isdecimal() and (0 if bind else 1) <= int(port) <= 65535:
                 return url
     raise AddressError(
-        f"{url[:200]!r} is not a broker URL: write tcp://HOST:PORT, such as {DEFAULT_BROKER}, "
+        f"{url!r:.200} is not a broker URL: write tcp://HOST:PORT, such as {DEFAULT_BROKER}, "
         f"or ipc://PATH."
     )
 

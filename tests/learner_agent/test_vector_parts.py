@@ -85,3 +85,8 @@ def test_a_batch_of_another_size_is_refused(actions: Any, why: str) -> None:
     vector_parts.check_size(SPACE, BATCH, 3)
     with pytest.raises(BatchSizeError, match=why):
         vector_parts.check_size(SPACE, actions, 3)
+
+
+def test_a_seed_of_another_type_is_named() -> None:
+    with pytest.raises(TypeError, match=r"seed must be None, an int, or a list .* not 1\.5"):
+        vector_parts.split_seed(1.5, [slice(0, 2)])
