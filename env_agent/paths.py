@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from env_agent.private_folder import PrivateFolder
 from env_agent.session import Session
 from protocol.address import is_local
-from protocol.codec import HEADER_SIZE, Frame
+from protocol.codec import Frame
 from protocol.errors import ConfigurationError
 from protocol.keys import KeyPair, identity
 from protocol.transport import (
@@ -189,7 +189,11 @@ class Paths:
         for place in wait_among(self._sockets, wait_s):
             match self._sockets[place]:
                 case Dealer():
-                    return self._relayed()
+                    arrived = self._relayed()
+                    # A session's request, and nothing of the broker's own.
+                    if arrived is not None and len(arrived[2]) > 2 and arrived[2][2] < 16:
+                        self._all = LOOK_EVERY
+                    return arrived
                 case Router() as router:
                     self._all -= bool(self._all)
                     return router.receive()
@@ -202,11 +206,7 @@ class Paths:
 
     def _relayed(self) -> Arrived | None:
         data = self.dealer.receive()
-        if data is None:
-            return None
-        if len(data) > HEADER_SIZE and data[2] < 16:  # a session's, not the broker's own
-            self._all = LOOK_EVERY
-        return RELAY, None, data
+        return None if data is None else (RELAY, None, data)
 
     def send(self, way: bytes, frame: Frame) -> None:
         """Send a reply the way its request came; if that is gone, the learner will ask again."""

@@ -171,7 +171,9 @@ class RemoteSession:
                 if data is not None:
                     step = steps.decode_percept(data, number)
                     if step is not None:
-                        exchange.pending = None
+                        if step[4] and self.wish.num_envs:
+                            step = _with_infos(step)
+                        exchange.pending = None  # last: see `Exchange.sent`
                         return step
                     self._arrived(data)
                 return self._finish_step()
@@ -375,9 +377,7 @@ class RemoteSession:
 
     def _decoded_step(self, header: Header, data: Frame | memoryview) -> Step:
         step = _step_of(self._decoded(header, data))
-        if self.wish.num_envs and step[4]:
-            return *step[:4], vector_infos.from_wire(step[4])[0]
-        return step
+        return _with_infos(step) if step[4] and self.wish.num_envs else step
 
     def _wait(self, timeout_s: float | None) -> None:
         channel = self.channel
@@ -503,6 +503,11 @@ def _step_of(percept: Message) -> Step:
         percept.truncated,
         percept.info,
     )
+
+
+def _with_infos(step: Step) -> Step:
+    """A vector's step, with the infos that were sent."""
+    return *step[:4], vector_infos.from_wire(step[4])[0]
 
 
 def _identity_in(offer: Mapping[str, Any]) -> str:

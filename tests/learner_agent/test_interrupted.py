@@ -104,7 +104,7 @@ def test_an_interrupted_step_is_neither_lost_nor_doubled(
                 break
             for action in actions:
                 assert_same(remote.step(action), local.step(action), where)
-    assert moment > 20
+    assert moment > 5
 
 
 def test_what_was_interrupted_is_not_answered_to_other_actions() -> None:
@@ -119,7 +119,7 @@ def test_what_was_interrupted_is_not_answered_to_other_actions() -> None:
                     got = remote.step(other)
                     assert_same(got, local.step(other), where)
                     break
-    assert moment > 20
+    assert moment > 5
 
 
 def test_of_an_interrupted_recv_nothing_is_lost() -> None:
@@ -134,7 +134,7 @@ def test_of_an_interrupted_recv_nothing_is_lost() -> None:
             expected = local.step(actions)
             assert_same(observations[np.argsort(infos["env_id"])], expected[0], where)
             assert_same(rewards[np.argsort(infos["env_id"])], expected[1], where)
-    assert moment > 20
+    assert moment > 5
 
 
 @pytest.mark.parametrize("sessions", [0, 2])
