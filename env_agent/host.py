@@ -376,10 +376,10 @@ class Host:
         """What `step` returned, as a message; an ERROR if it is not what a step returns."""
         try:
             observation, reward, terminated, truncated, info = step
+            if slot.is_vector:
+                info = _infos(slot.env, info)
         except (TypeError, ValueError) as error:
             return self._raised(slot, Kind.ACT, error)
-        if slot.is_vector:
-            info = _infos(slot.env, info)
         return Percept(observation, reward, terminated, truncated, info)
 
     def _raised(self, slot: Slot, request: Kind, error: BaseException) -> Error:
@@ -414,6 +414,8 @@ class Host:
 
 
 def _infos(env: Env | Vector, infos: Any) -> Any:
+    if not isinstance(infos, dict):
+        raise TypeError(f"The infos of a vector must be a dict, not {type(infos).__name__}.")
     if not isinstance(env, HostedVector):
         return vector_infos.to_wire(infos)
     cast, env.cast = env.cast, {}

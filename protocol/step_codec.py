@@ -114,7 +114,9 @@ def _any_percept(sid: int, space: SpaceCodec, num_envs: int) -> _Percept:
     encode_fields, decode_fields = _any(sid, Kind.PERCEPT, space, 5)
 
     def encode(step: Step, number: bytes) -> Frame | None:
-        return None if num_envs and step[4] else encode_fields([*step], number)
+        if num_envs and (type(step[4]) is not dict or step[4]):
+            return None
+        return encode_fields([*step], number)
 
     def decode(data: Data, number: bytes) -> Step | None:
         fields = decode_fields(data, number)

@@ -9,7 +9,8 @@ import gymnasium
 import numpy as np
 import pytest
 import structlog.testing
-from gymnasium.spaces import Box, Discrete
+from gymnasium.spaces import Box, Discrete, MultiDiscrete
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from env_agent.factory import Factory
 from env_agent.host import Host, Service
@@ -193,6 +194,44 @@ def test_an_observation_that_cannot_travel_is_said_to_have_been_stepped(stepping
     assert error.code == Code.ENCODING
     assert "observation is a builtins.object" in error.text
     assert "The step has been executed" in error.text
+
+
+class OddVector(VectorEnv[Any, Any, Any]):
+    """Whose infos are what the test says, and no dict."""
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
+    single_observation_space = Box(-1, 1, (2,), np.float32)
+    single_action_space = Discrete(9)
+    observation_space = Box(-1, 1, (2, 2), np.float32)
+    action_space = MultiDiscrete([9, 9])
+    infos: Any = None
+
+    def __init__(self, num_envs: int = 1) -> None:
+        self.num_envs = num_envs
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return np.zeros((2, 2), np.float32), {}
+
+    def step(self, actions: Any) -> Any:
+        no = np.zeros(2, bool)
+        return np.zeros((2, 2), np.float32), np.ones(2), no, no, self.infos
+
+
+@pytest.mark.parametrize("infos", [np.ones(2), [1, 2], "infos", 5])
+def test_infos_of_a_vector_that_are_no_dict_are_the_environments_fault(
+    infos: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(OddVector, "infos", infos)
+    host = Host([Service("odd", Factory("odd:OddVector", OddVector))])
+    host.open(SID, 1, Open("odd", b"n" * 16, num_envs=2, autoreset_mode="NextStep"), None)
+    slot, requests = host.slots[SID], list[Message]([Reset(), Act([1, 1])])
+    for seq, request in enumerate(requests, 1):
+        frame = bytes(PLAIN.encode(request, SID, seq))
+        reply = host.step(slot, seq, frame) or host.handle(slot, read_header(frame), frame)
+    error = PLAIN.decode(reply or b"")
+    assert isinstance(error, Error)
+    assert error.code == Code.ENVIRONMENT_FAILED
+    assert "The infos of a vector must be a dict" in error.text
 
 
 def test_an_info_that_cannot_travel_is_opaque_and_warned_of_once(
