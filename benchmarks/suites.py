@@ -47,6 +47,13 @@ def _over_floor(side: str, over: str, target: str) -> Figure:
     return Figure(f"{side} / {over}", target, lambda result: result.ratio(side, over))
 
 
+def _speedup(side: Side, over: Side, target: str) -> Figure:
+    def value(result: Result) -> float:
+        return result.speedup(side.name, over.name)
+
+    return Figure(f"{side.name} / {over.name}", target, value)
+
+
 def step() -> Suite:
     """A step of an environment that takes no time itself, over the same bytes through pyzmq."""
     sides = [
@@ -115,26 +122,33 @@ def observations(name: str) -> Suite:
     return Suite(name, sides, figures, 500)
 
 
+def one_session() -> Suite:
+    """64 CartPoles in one session: in a SyncVectorEnv, and as an env agent serves them by itself.
+
+    By itself it takes the vector that CartPole registers, where the autoreset mode allows.
+    """
+    sync = local.sync_vector(64)
+    ways: list[tuple[ours.Way, str]] = [("relayed tcp", "≥ 0.7"), ("direct, same host", "≥ 0.8")]
+    sides, figures = [sync], []
+    for own in (False, True):
+        for way, target in ways:
+            side = ours.vector(way, 64, own=own)
+            sides.append(side)
+            figures.append(_speedup(side, sync, target))
+    return Suite("64 CartPoles in one session", sides, figures, 150)
+
+
 def vectors() -> Suite:
-    """64 CartPoles in a Gymnasium SyncVectorEnv, wherever it stands."""
-    one = ours.vector("relayed tcp", 64)
-    direct = ours.vector("direct, same host", 64)
-    two = ours.vector("direct, same host", 64, sessions=2, workers=2)
-    own = ours.vector("relayed tcp", 64, own=True)
+    """64 CartPoles over several processes, which may run at once."""
     sync, asynchronous = local.sync_vector(64), local.async_vector(64)
-
-    def speedup(side: Side, over: Side) -> Callable[[Result], float]:
-        return lambda result: result.speedup(side.name, over.name)
-
+    one, own = ours.vector("relayed tcp", 64), ours.vector("relayed tcp", 64, own=True)
+    two = ours.vector("direct, same host", 64, sessions=2, workers=2)
     figures = [
-        Figure(f"{one.name} / {sync.name}", "≥ 0.7", speedup(one, sync)),
-        Figure(f"{direct.name} / {sync.name}", "≥ 0.8", speedup(direct, sync)),
-        Figure(f"{two.name} / {sync.name}", "≥ 1", speedup(two, sync)),
-        Figure(f"{one.name} / {asynchronous.name}", "≥ 7", speedup(one, asynchronous)),
-        Figure(f"{own.name} / {sync.name}", "–", speedup(own, sync)),
+        _speedup(two, sync, "≥ 1"),
+        _speedup(one, asynchronous, "≥ 7"),
+        _speedup(own, asynchronous, "≥ 7"),
     ]
-    sides = [sync, asynchronous, one, direct, two, own]
-    return Suite("64 CartPoles", sides, figures, 150, pinned=False)
+    return Suite("64 CartPoles", [sync, asynchronous, one, own, two], figures, 150, pinned=False)
 
 
 def slow() -> Suite:
@@ -142,11 +156,7 @@ def slow() -> Suite:
     here = local.sleepers(16)
     env, stepper = "benchmarks.environments:Sleeper", local.vector_zeros
     there = ours.vector("relayed tcp", 16, sessions=4, workers=4, env=env, stepper=stepper)
-    speedup = Figure(
-        f"{there.name} / {here.name}",
-        "≥ 3.5",
-        lambda result: result.speedup(there.name, here.name),
-    )
+    speedup = _speedup(there, here, "≥ 3.5")
     return Suite("16 environments of 5 ms", [here, there], [speedup], 12, pinned=False)
 
 
@@ -186,7 +196,7 @@ SUITES: dict[str, Callable[[], list[Suite]]] = {
     "step": lambda: [step()],
     "cartpole": lambda: [cartpole()],
     "observations": lambda: [observations(name) for name in OBSERVATIONS],
-    "vectors": lambda: [vectors()],
+    "vectors": lambda: [one_session(), vectors()],
     "slow": lambda: [slow()],
     "idle": lambda: [idle()],
 }

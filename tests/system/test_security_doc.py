@@ -27,7 +27,7 @@ def _commands(port: int) -> list[list[str]]:
     for line in lines:
         assert line.startswith("./run python -m "), line
         line = line.replace("./run python", shlex.quote(sys.executable), 1)
-        line = line.replace("broker.example", "127.0.0.1").replace("5555", str(port))
+        line = line.replace("broker.example.org", "127.0.0.1").replace("5555", str(port))
         commands.append(shlex.split(line))
     return commands
 
