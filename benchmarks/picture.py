@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+NO_TARGET = "–"
+
 
 def draw(figures: Sequence[dict[str, Any]], path: Path) -> None:
     """A bar for each figure, in multiples of its target; the line at 1 is the target."""
@@ -14,7 +16,7 @@ def draw(figures: Sequence[dict[str, Any]], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot
 
-    rows = list(reversed(figures))
+    rows = [row for row in reversed(figures) if row["target"] != NO_TARGET]
     lengths, colours = [], []
     for row in rows:
         sign, _, number = str(row["target"]).partition(" ")

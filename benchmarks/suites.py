@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from benchmarks import local, ours, peers
 from benchmarks.floors import floor
 from benchmarks.harness import Result, Side
+from benchmarks.picture import NO_TARGET
 
 ACT_BYTES = 26  # an ACT with a Discrete action, as it travels
 STILL = ((4,), "float32")  # an observation of CartPole's size, from an environment of no own time
@@ -184,7 +185,7 @@ def idle() -> Suite:
         ),
         Figure(
             "KiB of a bare ROUTER's memory per idle connection",
-            "–",
+            NO_TARGET,
             lambda result: kib_each(result, bare[1].name, bare[0].name),
         ),
     ]
