@@ -271,7 +271,8 @@ class Exchange:
 
     def is_due(self, now: float) -> bool:
         """Whether `tick` has something to send already."""
-        return self.pending is not None and now >= self._resend_at
+        pending = self.pending
+        return pending is not None and self._armed == pending.seq and now >= self._resend_at
 
     def keep_waiting(self, now: float) -> None:
         """The caller waits on for the pending request: the silence counts from now."""

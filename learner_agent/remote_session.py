@@ -383,6 +383,8 @@ class RemoteSession:
         channel = self.channel
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         frames = 0
+        if self.exchange.is_due(time.monotonic()):  # by what `step` has received
+            channel.tick(time.monotonic())
         while self._reply is None:
             self.check_lost()
             if deadline is not None:
