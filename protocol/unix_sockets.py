@@ -37,7 +37,7 @@ _NOW: Final = getattr(socket, "MSG_DONTWAIT", 0)
 _WHOLE: Final = getattr(socket, "MSG_WAITALL", 0)
 
 
-class _Stream:
+class Stream:
     """Frames over one connected socket, each after its length, as u32 little-endian.
 
     `holds`: bytes beyond the last frame were received. `owed`: what the socket has not taken yet
@@ -51,7 +51,8 @@ class _Stream:
     def __init__(self, max_message: int) -> None:
         self._max_message = max_message
 
-    def _start(self, sock: socket.socket, tick_ms: int) -> None:
+    def start(self, sock: socket.socket, tick_ms: int) -> None:
+        """Go on with this connection, anew."""
         tick = struct.pack("ll", tick_ms // 1000, tick_ms % 1000 * 1000)
         # The kernel's own time-outs: Python's would cost a poll before each call.
         sock.setblocking(True)
@@ -181,7 +182,7 @@ class _Stream:
             self.sock.close()
 
 
-class UnixDealer(_Stream):
+class UnixDealer(Stream):
     """A dialling socket: one connection to one agent of this host.
 
     It connects again, when it can, at each `link_events`. Used from one thread. Raises
@@ -209,7 +210,7 @@ class UnixDealer(_Stream):
             except (OSError, ValueError) as error:
                 return getattr(error, "strerror", None) or str(error)
             stack.pop_all()
-        self._start(sock, TICK_MS)
+        self.start(sock, TICK_MS)
         self._events.append(LinkEvent(True, -1))
         return ""
 
@@ -271,7 +272,7 @@ class UnixDealer(_Stream):
         super().end()
 
 
-class _Peer(_Stream):
+class _Peer(Stream):
     """One who has dialled."""
 
     def __init__(
@@ -281,7 +282,7 @@ class _Peer(_Stream):
         self.rid = rid
         self.fd = sock.fileno()
         self._epoll = epoll
-        self._start(sock, tick_ms)
+        self.start(sock, tick_ms)
         epoll.register(sock, select.EPOLLIN)
 
     def end(self) -> None:

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import random
+import socket as hostsocket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
+from gymnasium.spaces import Box
+from gymnasium.vector.utils import batch_space
 
 from broker import auth
 from broker.core import Core
@@ -39,6 +44,9 @@ from protocol.messages import (
     Role,
     Welcome,
 )
+from protocol.space_codecs import MISFIT
+from protocol.step_codec import compile_steps
+from protocol.unix_sockets import Stream
 from tests.space_zoo import ZOO
 
 SID = 7
@@ -181,6 +189,69 @@ def _in_space() -> Callable[[bytes], None]:
     return run
 
 
+def _steps() -> tuple[list[bytes], Callable[[bytes], None]]:
+    """What the short way of a step takes, the long way takes, and reads in the same way."""
+    pairs, seeds = [], []
+    number = (1).to_bytes(8, "little")
+    for space in list(ZOO.values())[:16]:
+        form = spaces.compile(space)
+        short, long = compile_steps(SID, form, form), codec.Codec(form, form)
+        pairs.append((short, long))
+        act = short.encode_act(space.sample(), number)
+        step = (space.sample(), 0.5, False, True, {"lives": 3, "x": np.float64(1)})
+        seeds += [bytes(act or b""), bytes(short.encode_percept(step, number) or b"")]
+    vector = batch_space(Box(-1, 1, (3,), np.float32), 2)
+    form = spaces.compile(vector)
+    short, long = compile_steps(SID, form, form, 2), codec.Codec(form, form)
+    pairs.append((short, long))
+    flags = np.zeros(2, bool)
+    ones: Any = (vector.sample(), np.ones(2), flags, flags, {})
+    seeds.append(bytes(short.encode_percept(ones, number) or b""))
+
+    def run(data: bytes) -> None:
+        for short, long in pairs:
+            action = short.decode_act(data)
+            if action is not MISFIT:
+                act = long.decode(data)
+                assert isinstance(act, Act)
+                assert values.encode(action) == values.encode(act.action)
+            step = short.decode_percept(data, data[16:24])
+            if step is not None:
+                percept = long.decode(data)
+                assert isinstance(percept, Percept)
+                assert values.encode(step) == values.encode(_fields(percept))
+
+    return seeds, run
+
+
+def _fields(percept: Percept) -> tuple[Any, ...]:
+    ends = percept.terminated, percept.truncated
+    return (percept.observation, percept.reward, *ends, percept.info)
+
+
+def _framed(frames: list[bytes]) -> list[bytes]:
+    """Frames as they follow each other over a Unix socket."""
+    one_by_one = [len(frame).to_bytes(4, "little") + frame for frame in frames]
+    return [*one_by_one, b"".join(one_by_one[:3]), (5000).to_bytes(4, "little") + bytes(5000)]
+
+
+def _stream(data: bytes) -> None:
+    """Whatever comes over a Unix socket are frames, or its end."""
+    ours, theirs = hostsocket.socketpair()
+    stream = Stream(64 * 1024)
+    stream.start(ours, 1)
+    with theirs:
+        theirs.setblocking(False)
+        theirs.send(data[:32_000])
+    read = 0
+    while stream.up:
+        frame = stream.read(0)
+        if frame is not None:
+            assert len(frame) >= codec.HEADER_SIZE
+            read += len(frame) + 4
+    assert read <= len(data)
+
+
 def _policy(data: bytes) -> None:
     try:
         auth.parse(data.decode("utf-8", "replace"))
@@ -254,6 +325,8 @@ def targets() -> list[Target]:
         Target("learner_agent.exchange", frames, _exchange()),
         Target("protocol.codec", frames, _decode),
         Target("protocol.codec with spaces", frames, _in_space()),
+        Target("protocol.step_codec", *_steps()),
+        Target("protocol.unix_sockets", _framed(frames), _stream),
         Target("protocol.values", samples + described, _values),
         Target("protocol.spaces", described, _spaces),
         Target("broker.auth", [POLICY], _policy),
