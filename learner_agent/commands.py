@@ -351,6 +351,8 @@ def timings_table(timings: list[Timings]) -> Table:
         table.add_row(
             part, *cells, f"{took_us.sum() / total:.0%}", what, end_section=part == "codec"
         )
+    table.caption = "To take the times makes a step longer: the latency above is the true one."
+    table.caption_justify, table.caption_style = "left", ""
     return table
 
 
