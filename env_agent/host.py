@@ -269,7 +269,7 @@ class Host:
         data: Frame | memoryview,
         stamp: Callable[[], None] | None = None,
     ) -> Frame | None:
-        """Take an ACT of the common form: `handle` without detours. None: `handle` must.
+        """Take the ACT that is next: `handle` without detours. None: it is not; `handle` must.
 
         `stamp` is called when the environment's step begins, and when it has ended.
         """

@@ -383,8 +383,9 @@ class RemoteSession:
         channel = self.channel
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         frames = 0
-        if self.exchange.is_due(time.monotonic()):  # by what `step` has received
-            channel.tick(time.monotonic())
+        now = time.monotonic()
+        if self.exchange.is_due(now):  # by what `step` has received
+            channel.tick(now)
         while self._reply is None:
             self.check_lost()
             if deadline is not None:

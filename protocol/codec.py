@@ -6,7 +6,7 @@
 
 All integers are little-endian. The head is a msgpack array, the message's fields in their order.
 The tail, from the next multiple of 16 on, holds large buffers, to which the head refers by offset,
-so that a big array is copied once at each end.
+so that a big array is copied once at each end, or read where it was received.
 """
 
 from __future__ import annotations
