@@ -7,6 +7,7 @@ So every such moment of a step that lies in the learner's code gets its Keyboard
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import itertools
 import sys
@@ -55,6 +56,7 @@ def interrupted(call: Callable[[], Any], moment: int) -> str | None:
                 where = f"{event} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
                 raise KeyboardInterrupt
 
+    gc.disable()  # a __del__ of what other tests have left is no moment of this call
     sys.setprofile(at_event)
     try:
         call()
@@ -62,6 +64,7 @@ def interrupted(call: Callable[[], Any], moment: int) -> str | None:
         return where
     finally:
         sys.setprofile(None)
+        gc.enable()
     return None
 
 
