@@ -22,7 +22,7 @@ from learner_agent.channel import Channel
 from learner_agent.proxy_env import ProxyEnv
 from learner_agent.proxy_vector_env import ProxyVectorEnv
 
-Way = Literal["relayed tcp", "relayed ipc", "direct tcp", "direct, same host"]
+Way = Literal["relayed tcp", "relayed ipc", "relayed, same host", "direct tcp", "direct, same host"]
 
 
 @contextlib.contextmanager
@@ -38,7 +38,10 @@ def service(
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ours-"))
         url = f"ipc://{folder}/broker" if way == "relayed ipc" else f"tcp://127.0.0.1:{_port()}"
-        broker = stack.enter_context(_program("broker", "--bind", url))
+        bind = ["--bind", url]
+        if way in ("relayed tcp", "relayed ipc"):
+            bind.append("--no-lanes")
+        broker = stack.enter_context(_program("broker", *bind))
         arguments = ["--address", "it", "--env", env, "--broker", url, "--wait", "10"]
         arguments += ["--max-sessions", str(slots), "--workers", str(workers)]
         arguments += ["--env-kwargs", json.dumps(dict(env_kwargs or {}))]

@@ -52,6 +52,11 @@ def parser() -> Parser:
         metavar="S",
         help="seconds for which a session waits for a learner that vanished (default 30)",
     )
+    made.add_argument(
+        "--no-lanes",
+        action="store_true",
+        help="relay by ZeroMQ only, also within this host, where a Unix socket is faster",
+    )
     logs.add_options(made)
     return made
 
@@ -73,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             policy=None if options.policy is None else PolicyFile(options.policy),
             insecure=options.insecure,
             lease_s=options.lease,
+            lanes=not options.no_lanes,
         )
     except GymwireError as error:
         print(f"broker: {error}", file=sys.stderr)  # noqa: T201 - the CLI's error output

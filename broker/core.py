@@ -26,6 +26,7 @@ from protocol.errors import DecodingError, GymwireError
 from protocol.messages import (
     PRESENCE,
     VERSION,
+    Attach,
     Busy,
     BusyReason,
     Bye,
@@ -58,7 +59,10 @@ _RELAYED = frozenset(
 
 
 class Core:
-    """One run of a broker. `epoch`: a random number of this run; `lease_s`: for silent learners."""
+    """One run of a broker. `epoch`: a random number of this run; `lease_s`: for silent learners.
+
+    `lane`: where peers of `host` may dial lanes; "" where nobody can.
+    """
 
     def __init__(
         self,
@@ -70,6 +74,8 @@ class Core:
         lease_s: float = 30.0,
         max_message: int = 64 * 1024 * 1024,
         policy: Policy = NO_POLICY,
+        lane: str = "",
+        host: str = "",
     ) -> None:
         self.tables = tables = Tables()
         self.notes = notes = Notes()
@@ -77,8 +83,10 @@ class Core:
         awaited, meters = Awaited(tables, now), Meters()
         self.sessions = Sessions(tables, self.connections, awaited, meters, notes, rng, lease_s)
         self._frames = SessionFrames(tables, self.sessions, meters, notes)
-        welcome = Welcome(epoch, software, "", max_message, lease_s)
-        self.peers = Peers(tables, self.connections, self.sessions, awaited, notes, policy, welcome)
+        welcome = Welcome(epoch, software, "", max_message, lease_s, lane)
+        self.peers = Peers(
+            tables, self.connections, self.sessions, awaited, notes, policy, welcome, host, rng
+        )
         self._routes = tables.routes
         self._gate = Gate()
         self._sweep_at = now + SWEEP_S
@@ -133,6 +141,19 @@ class Core:
             self._flood_note_at = now + SWEEP_S
             self.notes.add("hung up on a flood", host=peer.host, identity=peer.identity)
         return True
+
+    # --- lanes ------------------------------------------------------------------------------------
+
+    def attach(self, data: bytes | memoryview, now: float) -> bytes | None:
+        """Whose lane a connection is, by its first frame; None: nobody's."""
+        try:
+            message = PLAIN.decode(data)
+        except GymwireError:
+            return None
+        peer = self.tables.by_ticket.get(message.ticket) if isinstance(message, Attach) else None
+        if peer is None or self._gate.rule(peer.rid, len(data), now) is not Ruling.PASS:
+            return None
+        return peer.rid
 
     # --- everything else --------------------------------------------------------------------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 from broker.auth import Policy, Rights
@@ -20,7 +21,11 @@ GRACE_S = 2.0  # a lost env agent may come back for so long before its sessions 
 
 
 class Peers:
-    """The peers in the tables. `welcome`: what those are told who may do everything."""
+    """The peers in the tables.
+
+    `welcome`: what those are told who may do everything; its `lane`, if it has one, goes to peers
+    on `host` only.
+    """
 
     def __init__(
         self,
@@ -31,6 +36,8 @@ class Peers:
         notes: Notes,
         policy: Policy,
         welcome: Welcome,
+        host: str,
+        rng: random.Random,
     ) -> None:
         self._tables = tables
         self._connections = connections
@@ -39,6 +46,8 @@ class Peers:
         self._notes = notes
         self._policy = policy
         self._welcome = welcome
+        self._host = host
+        self._rng = rng
 
     # --- coming -----------------------------------------------------------------------------------
 
@@ -59,10 +68,14 @@ class Peers:
                 Code.LIMIT, f"This broker has {MAX_PEERS} peers already; try again later."
             )
         most = self._welcome.max_message
+        if self._welcome.lane and peer.host == self._host and peer.role != Role.PULSE:
+            self._give_ticket(peer)
         welcome = replace(
             self._welcome,
             identity=peer.identity,
             max_message=min(most, rights.message_bytes or most),
+            lane=self._welcome.lane if peer.ticket else "",
+            ticket=peer.ticket,
         )
         sends = [say(peer.rid, welcome, 0, header.seq)]
         if peer.role == Role.ENV:
@@ -71,6 +84,11 @@ class Peers:
         elif peer.role == Role.PULSE and peer.rights.offer:
             self._awaited.named(peer, hello.sessions)
         return sends
+
+    def _give_ticket(self, peer: Peer) -> None:
+        if not peer.ticket:
+            peer.ticket = self._rng.randbytes(16)
+            self._tables.by_ticket[peer.ticket] = peer
 
     def present(self, sender: Sender, now: float) -> None:
         """An env agent is there, and says so without its interpreter (docs/protocol.md §7.13)."""

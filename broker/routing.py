@@ -34,6 +34,7 @@ class Peer:
     room: dict[str, int] = field(default_factory=dict)  # bytes that each of them takes
     draining: set[str] = field(default_factory=set)
     sessions: set[int] = field(default_factory=set)
+    ticket: bytes = b""  # shows that a lane is this peer's; b"": it gets none
 
     def take_back(self, address: str) -> None:
         """Nothing is offered there any more."""
@@ -79,6 +80,7 @@ class Tables:
         self.sessions: dict[int, Session] = {}
         self.by_nonce: dict[bytes, Session] = {}
         self.by_fd: dict[int, Peer] = {}
+        self.by_ticket: dict[bytes, Peer] = {}
         # peers whose connection cannot be watched by its descriptor
         self.unwatched: dict[bytes, Peer] = {}
         # sender's routing id + the eight bytes of the sid, as they stand in the frame
@@ -173,6 +175,7 @@ class Tables:
             del self.peers[peer.rid]
         if self.by_fd.get(peer.fd) is peer:
             del self.by_fd[peer.fd]
+        self.by_ticket.pop(peer.ticket, None)
         self.lost.pop(peer.rid, None)
         self.unwatched.pop(peer.rid, None)
 

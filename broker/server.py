@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import socket as hostsocket
+import sys
 import threading
 import time
 from collections import deque
@@ -16,11 +17,14 @@ import structlog
 from broker.auth import NO_POLICY
 from broker.core import Core
 from broker.flood import Ruling
+from broker.lanes import Lanes
 from broker.policy_file import PolicyFile
 from broker.traffic import Send, Sender
 from protocol import stamps
 from protocol.codec import TIMED
+from protocol.errors import ConfigurationError
 from protocol.keys import KeyPair, identity
+from protocol.messages import Kind
 from protocol.transport import (
     MAX_MESSAGE,
     TICK_MS,
@@ -30,14 +34,28 @@ from protocol.transport import (
     fd_of,
     public_key_of,
 )
+from protocol.unix_sockets import CAN_LISTEN
+
+if sys.platform != "win32":
+    import resource
 
 # Hung up on, a flood would be back at once, and a connection that is made costs more than a frame.
 MUTED_S = 2.0
 STOPPED_S = 2.0  # a gap between two ticks that shows that this process was frozen
 
 
+def _descriptors() -> int:
+    """How many this process may have."""
+    if sys.platform == "win32":
+        return 0
+    return min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 2**20)
+
+
 class Server:
-    """A broker at these URLs, listening from the moment it is made until `run` returns."""
+    """A broker at these URLs, listening from the moment it is made until `run` returns.
+
+    `lanes`: peers of this host may have them, where neither side has keys.
+    """
 
     def __init__(
         self,
@@ -48,6 +66,7 @@ class Server:
         insecure: bool = False,
         lease_s: float = 30.0,
         max_message: int = MAX_MESSAGE,
+        lanes: bool = True,
     ) -> None:
         self._policy_file = policy
         self._policy = NO_POLICY if policy is None else policy.policy
@@ -61,6 +80,8 @@ class Server:
         self.urls = self._router.urls
         self._keyed = key is not None
         self._log = structlog.get_logger()
+        self._host = hostsocket.gethostname()
+        self._lanes = self._make_lanes(max_message) if lanes and not self._keyed else None
         self.core = Core(
             epoch=random.SystemRandom().getrandbits(63),
             now=time.monotonic(),
@@ -69,6 +90,8 @@ class Server:
             lease_s=lease_s,
             max_message=max_message,
             policy=self._policy,
+            lane="" if self._lanes is None else self._lanes.url,
+            host=self._host,
         )
         self._next_timers = time.monotonic()
         self._hang_ups: list[tuple[int, int]] = []
@@ -76,8 +99,7 @@ class Server:
 
     def run(self, stop: threading.Event) -> None:
         """Serve until `stop` is set; then tell the peers and leave."""
-        host = hostsocket.gethostname()
-        self._log.info("broker listens", urls=self.urls, host=host, pid=os.getpid())
+        self._log.info("broker listens", urls=self.urls, host=self._host, pid=os.getpid())
         try:
             while not stop.is_set():
                 self._serve()
@@ -85,42 +107,93 @@ class Server:
         finally:
             self._deliver(self.core.peers.goodbye())
             self._log.info("broker stops")
+            if self._lanes is not None:
+                self._lanes.close()
             self._router.close(linger_s=0.3)
 
+    def _make_lanes(self, max_message: int) -> Lanes | None:
+        if not CAN_LISTEN:
+            return None
+        try:
+            # Descriptors are for those, too, who come by ZeroMQ only.
+            return Lanes(self._router, max_lanes=_descriptors() // 4, max_message=max_message)
+        except ConfigurationError as error:
+            self._log.warning("peers of this host get no lanes", why=str(error))
+            return None
+
     def _serve(self) -> None:
-        """What comes until timers are due, or until the socket has rested for a tick."""
-        receive, send, relay = self._router.receive, self._router.send, self.core.relay
+        """What comes until timers are due, or until the sockets have rested for a tick."""
+        send, lanes, tickets = self._router.send, self._lanes, self.core.tables.by_ticket
+        # While nobody may have a lane, to wait in libzmq itself is faster.
+        waits_for_lanes = lanes is not None and bool(tickets)
+        receive = lanes.receive if lanes is not None and waits_for_lanes else self._router.receive
+        lane_of, owners = ({}, {}) if lanes is None else (lanes.of, lanes.owners)
+        relay = self.core.relay
         clock, until, keyed, done = time.monotonic, self._next_timers, self._keyed, Delivery.DONE
         while clock() < until:
             received = receive()
             if received is None:
                 return
             rid, origin, data = received
-            key = public_key_of(origin) if keyed else None
+            key = None
+            if origin is None:
+                owner = owners.get(rid)
+                if owner is None:
+                    self._attach(rid, data)
+                    continue
+                rid = owner
+            elif keyed:
+                key = public_key_of(origin)
             at = time.monotonic_ns() if len(data) > 3 and data[3] & TIMED else 0
             to = relay(rid, data, key)
             if to is None:
                 self._look_at(rid, origin, data, key, at)
+                if lanes is not None and waits_for_lanes is not bool(tickets):
+                    return
                 continue
-            if at:
-                delivery = send(to, stamps.passed(data, at, time.monotonic_ns))
-            else:
-                delivery = send(to, data if type(data) is bytes else origin)
+            frame = stamps.passed(data, at, time.monotonic_ns) if at else data
+            to_lane = lane_of.get(to)
+            if to_lane is not None and lanes is not None:
+                delivery = lanes.send(to_lane, frame)
+            elif at or origin is None or type(data) is bytes:
+                delivery = send(to, frame)
+            else:  # as libzmq received it
+                delivery = send(to, origin)
             if delivery is not done:
                 full, now = delivery is Delivery.FULL, time.monotonic()
                 self._deliver(self.core.undelivered(to, data, rid, full, now))
 
+    def _attach(self, lane: bytes, data: bytes | memoryview) -> None:
+        """The first frame of a connection that may become somebody's lane."""
+        assert self._lanes is not None
+        rid = self.core.attach(data, time.monotonic())
+        if rid is None:
+            self._lanes.hang_up(lane)
+        else:
+            self._lanes.open(lane, rid)
+
     def _look_at(
-        self, rid: bytes, origin: Origin, data: bytes | memoryview, key: bytes | None, at: int
+        self,
+        rid: bytes,
+        origin: Origin | None,
+        data: bytes | memoryview,
+        key: bytes | None,
+        at: int,
     ) -> None:
         now = time.monotonic()
         ruling = self.core.rule(rid, data, key, now)
         if ruling is not Ruling.PASS:
             self._refuse(ruling, rid, origin, data, now)
             return
-        fd = fd_of(origin)
-        name = "" if key is None else identity(key)
-        sender = Sender(rid, fd, key, name, self._router.connection(fd))
+        if origin is None:
+            if len(data) > 2 and data[2] == Kind.HELLO:  # that is about a ZeroMQ connection
+                self._end_lane(rid)
+                return
+            sender = Sender(rid, -1, None, "")
+        else:
+            fd = fd_of(origin)
+            name = "" if key is None else identity(key)
+            sender = Sender(rid, fd, key, name, self._router.connection(fd))
         sends = self.core.receive(sender, data, now)
         if at:  # of a learner with limits
             sends = [
@@ -131,11 +204,18 @@ class Server:
         self._write_notes()
 
     def _refuse(
-        self, ruling: Ruling, rid: bytes, origin: Origin, data: bytes | memoryview, now: float
+        self,
+        ruling: Ruling,
+        rid: bytes,
+        origin: Origin | None,
+        data: bytes | memoryview,
+        now: float,
     ) -> None:
         if ruling is not Ruling.DROP:
             self._deliver(self.core.refuse(rid, data))
-        if ruling is Ruling.CUT_OFF:
+        if ruling is Ruling.CUT_OFF and origin is None:
+            self._end_lane(rid)
+        elif ruling is Ruling.CUT_OFF and origin is not None:
             fd = fd_of(origin)
             if not self.core.cut_off(rid, fd, now):
                 return
@@ -144,8 +224,15 @@ class Server:
             else:
                 self._router.hang_up(fd)
 
+    def _end_lane(self, rid: bytes) -> None:
+        if self._lanes is not None and rid in self._lanes.of:
+            self._lanes.hang_up(self._lanes.of[rid])
+
     def _deliver(self, sends: list[Send]) -> None:
+        lanes = self._lanes
         for send in sends:
+            if lanes is not None and lanes.of and lanes.deliver(send.rid, send.frame):
+                continue
             delivery = self._router.send(send.rid, send.frame)
             if delivery is Delivery.UNREACHABLE:
                 self.core.connections.unreachable(send.rid, time.monotonic())
@@ -182,6 +269,8 @@ class Server:
             self._policy = changed
             self._deliver(self.core.peers.apply(changed))
         self._hang_ups, connections.hang_ups = connections.hang_ups, []
+        if self._lanes is not None:
+            self._lanes.keep(self.core.tables.peers)
         self._write_notes()
 
     def _write_notes(self) -> None:

@@ -20,6 +20,7 @@ from env_agent.paths import DirectEndpoint, DirectSettings, Paths
 from env_agent.pulse import Pulse
 from protocol.errors import ConfigurationError, GymwireError
 from protocol.keys import KeyPair
+from protocol.link import Link
 from protocol.messages import Offer
 from protocol.transport import Dealer, Presence
 
@@ -106,7 +107,7 @@ class Agent:
 
     def _make_paths(self, index: int) -> Paths:
         """Dial the broker and, where asked for, listen for direct connections."""
-        dealer = self._make_dealer()
+        dealer = Link(self._make_dealer(), eager=True)
         if self._direct is None:
             return Paths(dealer, None)
         try:

@@ -349,7 +349,8 @@ class Loop:
 
     def _hello(self, wait: bool = False) -> bool:
         self._awaited = {offer.address for offer in self._offers}
-        sent = self._dealer.send(PLAIN.encode(hello(Role.ENV, self._agent, self.sessions)), wait)
+        said = PLAIN.encode(hello(Role.ENV, self._agent, self.sessions))
+        sent = self._dealer.introduce(said, wait)
         if sent:
             self._hello_at = time.monotonic() + HELLO_AGAIN_S
         return sent
@@ -364,6 +365,7 @@ class Loop:
             self._tell(f"broker {again}")
         self.host.max_message = min(MAX_MESSAGE, welcome.max_message)
         self._welcomed, self._epoch, self._away_since = True, welcome.epoch, None
+        self._dealer.welcomed(welcome)
         for offer in self._offers:
             self._dealer.send(PLAIN.encode(offer))
             if self._draining:

@@ -11,15 +11,15 @@ import platform
 import socket
 from typing import Any, NamedTuple
 
-from env_agent.private_folder import PrivateFolder
 from env_agent.session import Session
 from protocol.address import is_local
 from protocol.codec import Frame
 from protocol.errors import ConfigurationError
 from protocol.keys import KeyPair, identity
+from protocol.link import Link
+from protocol.private_folder import PrivateFolder
 from protocol.transport import (
     TICK_MS,
-    Dealer,
     Origin,
     Received,
     Router,
@@ -151,12 +151,12 @@ class DirectEndpoint:
 class Paths:
     """Receives from both ways and sends on either."""
 
-    def __init__(self, dealer: Dealer, direct: DirectEndpoint | None) -> None:
+    def __init__(self, dealer: Link, direct: DirectEndpoint | None) -> None:
         self.dealer = dealer
         self.direct = direct
         self._turn = 0
         self._all = 0  # direct frames for which all sockets are waited for
-        self._sockets: list[Dealer | Router | UnixRouter] = [dealer]
+        self._sockets: list[Link | Router | UnixRouter] = [dealer]
         if direct is not None:
             self._sockets.append(direct.router)
             if direct.unix is not None:
@@ -188,7 +188,7 @@ class Paths:
         """A frame of any socket, the relay's first."""
         for place in wait_among(self._sockets, wait_s):
             match self._sockets[place]:
-                case Dealer():
+                case Link():
                     arrived = self._relayed()
                     # A session's request, and nothing of the broker's own.
                     if arrived is not None and len(arrived[2]) > 2 and arrived[2][2] < 16:

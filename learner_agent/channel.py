@@ -33,6 +33,7 @@ from protocol.errors import (
     GymwireError,
 )
 from protocol.keys import credentials, identity
+from protocol.link import Link
 from protocol.messages import (
     Busy,
     BusyReason,
@@ -124,7 +125,8 @@ class Channel:
         self._broker_away = False
         self._heard = 0.0
         self.credentials = credentials(key, broker_key)
-        self.dealer = Dealer(url, key=self.credentials.key, server_key=self.credentials.broker_key)
+        own, server_key = self.credentials.key, self.credentials.broker_key
+        self.dealer = Link(Dealer(url, key=own, server_key=server_key))
         try:
             self._connect(time.monotonic() + min(CONNECT_S, timeout_s) + wait_s)
         except BaseException:
@@ -136,7 +138,7 @@ class Channel:
         hello_at = 0.0
         while self.welcome is None:
             now = time.monotonic()
-            if now >= hello_at and self.dealer.send(self._hello(), wait=True):
+            if now >= hello_at and self.dealer.introduce(self._hello(), wait=True):
                 hello_at = now + HELLO_AGAIN_S
             if hello_at:
                 self.pump()
@@ -392,10 +394,11 @@ class Channel:
                 message = PLAIN.decode(data, header)
                 assert isinstance(message, Welcome)
                 self.welcome = message
+                self.dealer.welcomed(message)
             case Kind.BUSY:
                 message = PLAIN.decode(data, header)
                 if isinstance(message, Busy) and message.reason == BusyReason.HELLO:
-                    self.dealer.send(self._hello())
+                    self.greet()
             case Kind.ERROR:
                 message = PLAIN.decode(data, header)
                 if isinstance(message, Error) and self.welcome is None:
@@ -439,7 +442,7 @@ class Channel:
 
     def greet(self) -> None:
         """Say HELLO."""
-        self.dealer.send(self._hello())
+        self.dealer.introduce(self._hello())
 
     # --- the end ----------------------------------------------------------------------------------
 

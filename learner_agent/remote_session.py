@@ -28,6 +28,7 @@ from protocol.errors import (
     RequestTimeout,
 )
 from protocol.keys import identity
+from protocol.link import Link
 from protocol.messages import (
     KINDS,
     Act,
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from learner_agent.channel import Channel
 
 CONNECT_S = 2.5  # how long a direct connection may take that must be
-LOOK_EVERY = 64  # steps after which a direct session looks at its connections
+LOOK_EVERY = 64  # steps after which a session looks at what is not on its way
 PROBE_SEQ = 2**62  # a request number that is never next
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
 SMALL = 64 * 1024  # requests up to this size are below every broker's limit
@@ -88,7 +89,7 @@ class RemoteSession:
         self._reply: tuple[Header, bytes | memoryview] | None = None
         self._answered: Pending | None = None  # what `_reply` answers
         self._direct: DirectLink | None = None
-        self.way: AnyDealer = channel.dealer  # the connection that requests take at present
+        self.way: AnyDealer | Link = channel.dealer  # the connection that requests take at present
         self.closed = False  # on this side; the agent may still have to confirm it
         self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
 
@@ -163,7 +164,7 @@ class RemoteSession:
             frame = steps.encode_act(action, number)
             if frame is not None and len(frame) <= SMALL:
                 exchange.sent(Kind.ACT, seq, frame)
-                if not seq % LOOK_EVERY and self._direct is not None:
+                if not seq % LOOK_EVERY:
                     self._look_around(time.monotonic())
                 way = self.way
                 way.send(frame)
@@ -269,6 +270,8 @@ class RemoteSession:
 
     def _begin(self, kind: Kind, seq: int, frame: Frame) -> None:
         self._reply = self._answered = None
+        if kind is Kind.RESET and self._direct is None:
+            self.channel.dealer.approach()  # who only opens a session needs no lane
         self.exchange.sent(kind, seq, frame)
         if self._direct is not None:
             self._look_around(time.monotonic())
@@ -280,12 +283,13 @@ class RemoteSession:
             self.way = self._direct.dealer
 
     def _look_around(self, now: float) -> None:
-        """A direct session hears of the broker, and of its own other way, only when it looks."""
-        assert self._direct is not None
-        if self._direct.watch():
+        """What does not come the way that requests take is seen only by who looks."""
+        if self._direct is not None and self._direct.watch():
             self.exchange.resend(now)
         self._choose_way()
         self.channel.look(now)
+        if self._direct is None:
+            return
         while self.channel.dealer.poll():
             self.channel.pump()
         if self.exchange.resuming:

@@ -47,6 +47,8 @@ class Kind(IntEnum):
     PING = 39
     PONG = 40
     BYE = 41
+    ATTACH = 42
+    ATTACHED = 43
 
 
 class Code:
@@ -286,7 +288,9 @@ class Hello:
 class Welcome:
     """The broker's answer. `epoch`: a random number of this run of the broker.
 
-    `identity`: that of the peer's key, or "" without keys. `max_message`: bytes.
+    `identity`: that of the peer's key, or "" without keys. `max_message`: bytes. `lane`: where a
+    peer of the broker's host may dial a lane, which `ticket` shows to be its own; "" and b"" for
+    others.
     """
 
     epoch: int
@@ -294,6 +298,8 @@ class Welcome:
     identity: str
     max_message: int
     lease_s: float
+    lane: str = ""
+    ticket: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -361,6 +367,18 @@ class Bye:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """This connection is a lane of the peer that was given this ticket."""
+
+    ticket: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attached:
+    """So it is."""
+
+
 Message = (
     Reset
     | Status
@@ -390,6 +408,8 @@ Message = (
     | Ping
     | Pong
     | Bye
+    | Attach
+    | Attached
 )
 
 TYPES: dict[Kind, type[Message]] = {Kind[t.__name__.upper()]: t for t in Message.__args__}

@@ -47,6 +47,7 @@ HUNG_UP = 3  # handshakes that the other side breaks off in a row before that is
 # Plain integers: to join pyzmq's flags anew for each frame costs more than sending it.
 _NOW = int(zmq.DONTWAIT)
 _MORE_NOW = int(zmq.DONTWAIT | zmq.SNDMORE)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 # The base class's methods skip several microseconds of Python in the subclass.
 _send = zmq.backend.Socket.send
@@ -372,9 +373,12 @@ class Router:
 
     With `key`, peers must hold one, too, for which `allow` is true (asked at each connection, in
     another thread). Without, it listens on this host only, unless `insecure`.
+
+    `stirred`: something may be here of which `descriptor` does not tell any more.
     """
 
     holds = False
+    stirred = True
 
     def __init__(
         self,
@@ -426,6 +430,16 @@ class Router:
                 raise ConfigurationError(_bind_failure(url, error)) from None
             self.urls.append(_readable(socket.get_string(zmq.LAST_ENDPOINT)))
 
+    @property
+    def descriptor(self) -> int:
+        """What can be read when it is time to look; not for what came before the last call here."""
+        return int(self._bare.getsockopt(zmq.FD))
+
+    def look(self) -> bool:
+        """Whether `receive` will not wait."""
+        self.stirred = bool(self._bare.getsockopt(_EVENTS) & _POLLIN)
+        return self.stirred
+
     def receive(self) -> Received | None:
         """The next frame, or None after a tick without one. A message of more frames is dropped."""
         bare = self._bare
@@ -446,6 +460,7 @@ class Router:
         A received frame that is passed on as its origin is not copied.
         """
         bare = self._bare
+        self.stirred = True
         try:
             _send(bare, rid, _MORE_NOW)
             if type(frame) is Origin or len(frame) < ZERO_COPY:

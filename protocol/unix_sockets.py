@@ -298,7 +298,8 @@ UnixReceived = tuple[bytes, None, bytes | memoryview]
 class UnixRouter:
     """A listening socket for this user's processes, and root's. Sends never block.
 
-    `ended(rid)` is called when a peer's connection has ended. Raises ConfigurationError.
+    `ended(rid)` is called when a peer's connection has ended. `watched`: a descriptor that ends the
+    waiting of `receive`, too, as long as it can be read. Raises ConfigurationError.
     """
 
     def __init__(
@@ -307,10 +308,13 @@ class UnixRouter:
         *,
         ended: Callable[[bytes], None] = lambda _rid: None,
         max_message: int = MAX_MESSAGE,
+        max_peers: int = MAX_PEERS,
         tick_ms: int = TICK_MS,
+        watched: int = -1,
     ) -> None:
         self.url = url
         self._tell_ended = ended
+        self._max_peers = max_peers
         self._max_message = max_message
         self._tick_ms = tick_ms
         self._peers: dict[bytes, _Peer] = {}
@@ -333,6 +337,9 @@ class UnixRouter:
         # Once for each newcomer: at the limit of descriptors one that cannot be let in would keep
         # the loop awake.
         self._epoll.register(self._listener, select.EPOLLIN | select.EPOLLET)
+        self._watched = watched
+        if watched >= 0:
+            self._epoll.register(watched, select.EPOLLIN)
 
     @property
     def holds(self) -> bool:
@@ -377,7 +384,8 @@ class UnixRouter:
         for fd, event in events:
             peer = self._by_fd.get(fd)
             if peer is None:
-                self._let_in()
+                if fd != self._watched:
+                    self._let_in()
                 continue
             if event & select.EPOLLOUT and peer.settle(_NOW) and peer.up:
                 self._epoll.modify(fd, select.EPOLLIN)
@@ -393,7 +401,7 @@ class UnixRouter:
                 sock, _ = self._listener.accept()
             except OSError:  # nobody, or no descriptor is left: later
                 return
-            if len(self._peers) >= MAX_PEERS or not _is_ours(sock):
+            if len(self._peers) >= self._max_peers or not _is_ours(sock):
                 sock.close()
                 continue
             # Nobody is ever shown it, and a ZeroMQ peer, who chooses its own, cannot guess it.
@@ -403,7 +411,8 @@ class UnixRouter:
             self._choose_only()
 
     def _choose_only(self) -> None:
-        only = next(iter(self._peers.values())) if len(self._peers) == 1 else None
+        sole = len(self._peers) == 1 and self._watched < 0
+        only = next(iter(self._peers.values())) if sole else None
         self._only = None if only is None or only.owed is not None else only
 
     def _end(self, peer: _Peer) -> None:
@@ -431,6 +440,13 @@ class UnixRouter:
             self._epoll.modify(peer.sock, select.EPOLLIN | select.EPOLLOUT)
             self._only = None
         return Delivery.DONE
+
+    def hang_up(self, rid: bytes) -> None:
+        """End this peer's connection, if it is there."""
+        peer = self._peers.get(rid)
+        if peer is not None:
+            peer.end()
+            self._end(peer)
 
     @property
     def waitable(self) -> int:

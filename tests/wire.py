@@ -34,6 +34,7 @@ from env_agent.paths import Paths
 from learner_agent.channel import Channel
 from protocol import stamps
 from protocol.codec import TIMED, Frame
+from protocol.link import Link
 from protocol.messages import Open
 from protocol.transport import LinkEvent
 
@@ -56,6 +57,7 @@ class Dealer:
     """What `protocol.transport.Dealer` is to agents, without a socket."""
 
     url = "memory://broker"
+    holds = False
 
     def __init__(self, network: Network, number: int) -> None:
         self._network = network
@@ -179,7 +181,8 @@ class Network:
         """A serving loop that offers these; its host keeps ledgers."""
         host = LedgerHost(services)
         dealer = self.dealer()
-        loop = Loop(lambda: Paths(cast(Any, dealer), None), host, self.rng.randbytes(16))
+        link = Link(cast(Any, dealer), eager=True)
+        loop = Loop(lambda: Paths(link, None), host, self.rng.randbytes(16))
         offers = [host.describe(one, one.max_sessions, None) for one in services]
         loop.connect(offers, wait_s=60.0)
         dealer.loop = loop

@@ -196,7 +196,7 @@ class Fleet:
         arguments += ["--env-kwargs", kwargs, "--broker", url or self.url, "--wait", "20"]
         part = self._part(
             "env-agent",
-            [*arguments, *self._keys["env_agent"], *options],
+            [*self._at(url), *arguments, *self._keys["env_agent"], *options],
             full_disk=full_disk,
             descriptors=descriptors,
         )
@@ -205,9 +205,14 @@ class Fleet:
         return part
 
     def learner(self, name: str, *options: str, url: str | None = None, seed: int = 1) -> Part:
-        arguments = ["tests.chaos.learner", "--broker", url or self.url, "--name", name]
+        arguments = [*self._at(url), "tests.chaos.learner", "--broker", url or self.url]
+        arguments += ["--name", name]
         arguments += self._keys["learner"]
         return self._part(f"learner-{name}", [*arguments, "--seed", str(seed), *options])
+
+    def _at(self, url: str | None) -> list[str]:
+        """Who reaches the broker by a relay is on another host."""
+        return [] if url in (None, self.url) else ["tests.chaos.elsewhere"]
 
     def release(self) -> None:
         for part in reversed(self.parts):

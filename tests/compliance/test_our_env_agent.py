@@ -14,6 +14,7 @@ from env_agent.host import Host
 from env_agent.loop import Loop
 from env_agent.paths import Paths
 from protocol.codec import PLAIN
+from protocol.link import Link
 from protocol.messages import Hello, Role
 from protocol.transport import LinkEvent, Router
 from tests.compliance.suite import Agent, EnvAgentCompliance
@@ -28,6 +29,7 @@ class MemoryDealer:
 
     url = "memory://broker"
     suspicion = ""
+    holds = False
 
     def __init__(self) -> None:
         self.to_agent: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -108,7 +110,8 @@ class TestInMemory(EnvAgentCompliance):
         offered = service(address="lab/cartpole", env=ENV)
         host = Host([offered])
         offers = [host.describe(offered, 4, None)]
-        loop = Loop(lambda: Paths(cast(Any, dealer), None), host, b"a" * 16)
+        link = Link(cast(Any, dealer), eager=True)
+        loop = Loop(lambda: Paths(link, None), host, b"a" * 16)
 
         def serve() -> None:
             loop.connect(offers, PATIENCE_S)

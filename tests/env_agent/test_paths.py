@@ -9,6 +9,7 @@ import pytest
 from env_agent.paths import RELAY, Arrived, DirectEndpoint, DirectSettings, Paths
 from env_agent.session import Session
 from protocol.codec import PLAIN
+from protocol.link import Link
 from protocol.messages import Act
 from protocol.transport import Dealer, Router
 
@@ -28,7 +29,7 @@ def broker() -> Iterator[Router]:
 def paths(broker: Router) -> Iterator[Paths]:
     """Those of a loop whose only session has come directly."""
     url = broker.urls[0]
-    made = Paths(Dealer(url), DirectEndpoint(DirectSettings("tcp://127.0.0.1:*"), 0, url))
+    made = Paths(Link(Dealer(url)), DirectEndpoint(DirectSettings("tcp://127.0.0.1:*"), 0, url))
     assert made.direct is not None
     session = Session(SID, b"n" * 16, "cartpole", "")
     assert made.direct.attach(session, session.nonce, b"\x01its learner", None)

@@ -24,6 +24,8 @@ from protocol.errors import ConfigurationError, GymwireError, ProtocolError, Usa
 from protocol.messages import (
     PRESENCE,
     Act,
+    Attach,
+    Attached,
     Busy,
     Call,
     Close,
@@ -66,7 +68,9 @@ def _frames() -> list[bytes]:
     messages: list[Any] = [
         Hello(Role.LEARNER, b"a" * 16, "x", "h"),
         Hello(Role.ENV, b"a" * 16, "x", "h", [[SID, NONCE, "cartpole", ""]]),
-        Welcome(1, "x", "", 1000, 30.0),
+        Welcome(1, "x", "", 1000, 30.0, "unix:///x", b"t"),
+        Attach(b"t" * 16),
+        Attached(),
         Offer("cartpole", "CartPole-v1", None, None, {}, {"a": 1}, 3, b"d"),
         Open("cartpole", NONCE, None, {"a": [1, 2.5]}, 0, "", False),
         Opened(None, None, None, None, {}, {}, None, 0, {}, ""),
@@ -88,7 +92,7 @@ def _frames() -> list[bytes]:
 
 
 def _core() -> Callable[[bytes], None]:
-    core = Core(epoch=1, now=0.0, rng=random.Random(0), software="fuzz")
+    core = Core(epoch=1, now=0.0, rng=random.Random(0), software="fuzz", lane="l", host="h")
     now = 100.0
     rng = random.Random(1)
     rids = [b"\x01env", b"\x01learner", b"\x01third", PRESENCE + b"a" * 15]
@@ -100,12 +104,13 @@ def _core() -> Callable[[bytes], None]:
         to = core.relay(rid, data, None)
         if to is None:
             core.receive(Sender(rid, 5, None, ""), data, now)
+            core.attach(data, now)
         else:
             core.undelivered(to, data, rid, rng.random() < 0.5, now)
         core.expire(now)
         core.notes.clear()
         if len(core.tables.sessions) > 1000 or len(core.tables.peers) > 1000:
-            core = Core(epoch=1, now=now, rng=random.Random(0), software="fuzz")
+            core = Core(epoch=1, now=now, rng=random.Random(0), software="fuzz", lane="l", host="h")
 
     return run
 

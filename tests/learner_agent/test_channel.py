@@ -26,9 +26,8 @@ def agent(network: Network, slots: int = 1) -> Loop:
 
 def answers_late(network: Network, loop: Loop, patch: pytest.MonkeyPatch) -> None:
     """The agent makes its environments, and is heard of that only AWAY_S later."""
-    dealer = network.connections()[0]
-    assert dealer.loop is loop
-    at_once = dealer.send
+    link = loop._dealer
+    at_once = link.send
 
     def arrive(frame: bytes | bytearray) -> None:
         at_once(frame)
@@ -39,7 +38,7 @@ def answers_late(network: Network, loop: Loop, patch: pytest.MonkeyPatch) -> Non
             return True
         return at_once(frame, wait)
 
-    patch.setattr(dealer, "send", send)
+    patch.setattr(link, "send", send)
 
 
 def interrupt() -> None:
@@ -128,7 +127,7 @@ def test_of_several_sessions_all_are_closed_when_one_has_no_slot(
     with Network() as network:
         loop = agent(network, slots=2)
         channel = network.channel()
-        dealer = cast(Any, channel.dealer)
+        dealer = cast(Any, channel.dealer._dealer)
         at_once = dealer.arrived
 
         def arrived(frame: bytes) -> None:
@@ -176,7 +175,7 @@ def test_a_late_error_of_a_lost_session_answers_nothing_else() -> None:
         channel = network.channel()
         session = channel.open("cartpole")
         channel.forget(session)
-        dealer = cast(Any, channel.dealer)
+        dealer = cast(Any, channel.dealer._dealer)
         for seq in range(5):
             late = PLAIN.encode(Error(Code.SESSION_LOST, "It is gone."), session.sid, seq)
             network.after(0.0001, partial(dealer.arrived, late))
@@ -187,7 +186,7 @@ def test_a_connection_that_breaks_during_an_open_is_waited_for() -> None:
     with Network() as network:
         agent(network)
         channel = network.channel()
-        dealer = channel.dealer
+        dealer = cast(Any, channel.dealer._dealer)
         assert isinstance(dealer, Dealer)
         network.after(0.0005, lambda: network.cut(dealer, 2.0))
         assert channel.open("cartpole").opened.num_envs == 0

@@ -139,10 +139,11 @@ def test_a_repeated_request_with_other_stamps_of_the_broker_gets_the_same_reply(
 ) -> None:
     session = network.channel().open("lake")
     session.request(Reset(5))
-    dealer: Any = network.loops[0]._dealer
+    link: Any = network.loops[0]._dealer
+    dealer = link._dealer
     asked: list[bytes] = []
     replies: list[bytes] = []
-    deliver, send = dealer.arrived, dealer.send
+    deliver, send = dealer.arrived, link.send
 
     def arrived(frame: bytes) -> None:
         asked.extend([frame] if read_header(frame).kind is Kind.ACT else [])
@@ -153,7 +154,7 @@ def test_a_repeated_request_with_other_stamps_of_the_broker_gets_the_same_reply(
         return bool(send(frame, wait))
 
     monkeypatch.setattr(dealer, "arrived", arrived)
-    monkeypatch.setattr(dealer, "send", sent)
+    monkeypatch.setattr(link, "send", sent)
     session.timed_step(1)
     network.pass_time(3.0)
     again = bytes(stamps.passed(asked[0], network.monotonic_ns(), network.monotonic_ns))

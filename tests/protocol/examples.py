@@ -11,6 +11,8 @@ from protocol import values
 from protocol.codec import Codec
 from protocol.messages import (
     Act,
+    Attach,
+    Attached,
     Busy,
     BusyReason,
     Bye,
@@ -59,7 +61,12 @@ _OTHER = np.array([0.5, -1.0])  # does not fit the space
 # Name → the message, its sid and its seq; in the order of a session, as the document shows them.
 DOCUMENTED: dict[str, tuple[Message, int, int]] = {
     "HELLO": (Hello(Role.ENV, NONCE, "toy 1", "host-a"), 0, 0),
-    "WELCOME": (Welcome(7, "gymwire 1.0", "", 67108864, 30.0), 0, 0),
+    "WELCOME": (
+        Welcome(7, "gymwire 1.0", "", 67108864, 30.0, "unix:///tmp/toy/lanes", NONCE[::-1]),
+        0,
+        0,
+    ),
+    "ATTACH": (Attach(NONCE[::-1]), 0, 0),
     "OFFER": (
         Offer("toy", "Toy-v0", _BOX, _DISCRETE, {}, {}, 4, _DIGEST),
         0,
@@ -106,6 +113,7 @@ DOCUMENTED: dict[str, tuple[Message, int, int]] = {
 }
 
 OTHERS: dict[str, tuple[Message, int, int]] = {
+    "ATTACHED": (Attached(), 0, 0),
     "BYE": (Bye("done"), 0, 0),
     "CALL, with arguments": (Call("call", "action_masks", (1,), {"deep": True}), SID, 7),
     "FOUND": (Found([{"address": "toy", "used": 1}]), 0, 1),

@@ -16,7 +16,7 @@ import pytest
 from protocol import unix_sockets
 from protocol.errors import ConfigurationError, ConnectionFailed
 from protocol.transport import Delivery, LinkEvent, wait_among
-from protocol.unix_sockets import CAN_LISTEN, MAX_PEERS, UnixDealer, UnixReceived, UnixRouter
+from protocol.unix_sockets import CAN_LISTEN, UnixDealer, UnixReceived, UnixRouter
 
 pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system's Unix sockets cannot do it")
 
@@ -414,10 +414,9 @@ def test_another_user_is_hung_up_on(
             assert receive(router)[2] == frame(24)
 
 
-def test_connections_are_bounded(router: UnixRouter, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MAX_PEERS == 1024
-    monkeypatch.setattr(unix_sockets, "MAX_PEERS", 3)
+def test_connections_are_bounded(url: str) -> None:
     with contextlib.ExitStack() as stack:
+        router = stack.enter_context(contextlib.closing(UnixRouter(url, max_peers=3)))
         peers = [stack.enter_context(raw(router.url)) for _ in range(4)]
         for _ in range(3):
             router.receive(wait=False)

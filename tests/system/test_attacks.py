@@ -26,6 +26,7 @@ from protocol import codec, keys
 from protocol.codec import PLAIN
 from protocol.errors import Denied, EnvironmentLost, GymwireError
 from protocol.keys import KeyPair
+from protocol.link import Link
 from protocol.messages import (
     Act,
     Error,
@@ -205,8 +206,8 @@ def attacker(site: Site, name: str = "mallory", **options: Any) -> Iterator[Atta
         made.close()
 
 
-def _rid(dealer: Dealer) -> bytes:
-    return dealer.waitable.getsockopt(zmq.ROUTING_ID)  # type: ignore[return-value]
+def _rid(link: Link) -> bytes:
+    return link.waitable.getsockopt(zmq.ROUTING_ID)  # type: ignore[no-any-return]
 
 
 def _go_on(env: ProxyEnv) -> None:

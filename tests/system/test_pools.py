@@ -215,8 +215,8 @@ def test_on_sigint_a_pool_ends_at_once(programs: Programs) -> None:
 def test_workers_do_not_outlive_a_killed_supervisor_and_clear_up_after_it(
     programs: Programs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
     _, url = programs.broker()
+    monkeypatch.setenv("TMPDIR", str(tmp_path))  # of the workers, and not of the broker
     supervisor = pool(programs, url, 2)
     pids = [row["pid"] for row in rows(supervisor, "offering")]
     with session(url):  # also with a session

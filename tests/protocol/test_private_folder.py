@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from env_agent.private_folder import PREFIX, PrivateFolder
+from protocol.private_folder import PREFIX, PrivateFolder
 from tests.processes import ROOT
 
 MAKE = """
-from env_agent.private_folder import PrivateFolder
+from protocol.private_folder import PrivateFolder
 folder = PrivateFolder()
 print(folder.path, flush=True)
 input()

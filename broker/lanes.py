@@ -1,0 +1,96 @@
+"""Lanes: Unix sockets beside the ZeroMQ connections of peers on this host (docs/protocol.md §9.12).
+
+Frames over a lane spare the threads of libzmq at either end. Without keys only: nobody proves one
+there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from protocol.codec import PLAIN, Frame
+from protocol.messages import Attached, Kind
+from protocol.private_folder import PrivateFolder
+from protocol.transport import Delivery, Received, Router
+from protocol.unix_sockets import SCHEME, UnixReceived, UnixRouter
+
+IN_A_ROW = 16  # frames of ZeroMQ after which the lanes have their turn
+MAX_LANES = 4096
+
+# A peer's connection itself is meant by these: they do not go over its lane.
+_ABOUT_CONNECTION = (Kind.PING, Kind.WELCOME)
+
+
+class Lanes:
+    """The lanes of a broker's peers, and its way to receive over both them and ZeroMQ.
+
+    `of`: the lane of each peer that has one, by its routing id. `owners`: the reverse.
+    Raises ConfigurationError.
+    """
+
+    def __init__(self, router: Router, *, max_lanes: int, max_message: int) -> None:
+        self.of: dict[bytes, bytes] = {}
+        self.owners: dict[bytes, bytes] = {}
+        self._router = router
+        self._in_a_row = 0
+        self._folder = PrivateFolder()
+        try:
+            self._unix = UnixRouter(
+                f"{SCHEME}{self._folder.path}/lanes",
+                ended=self._ended,
+                max_message=max_message,
+                max_peers=min(max_lanes, MAX_LANES),
+                watched=router.descriptor,
+            )
+        except BaseException:
+            self._folder.remove()
+            raise
+        self.url = self._unix.url
+        self.send = self._unix.send
+
+    def receive(self) -> Received | UnixReceived | None:
+        """The next frame, or None after a tick without one. What came over a lane has no origin."""
+        router = self._router
+        waiting = router.stirred and router.look()
+        if waiting and self._in_a_row < IN_A_ROW:
+            self._in_a_row += 1
+            return router.receive()
+        self._in_a_row = 0
+        received = self._unix.receive(wait=not waiting)
+        if received is None and (waiting or router.look()):
+            return router.receive()
+        return received
+
+    def open(self, lane: bytes, rid: bytes) -> None:
+        """This is the peer's lane now, and any other of its is not any more."""
+        former = self.of.get(rid)
+        if former is not None:
+            self._unix.hang_up(former)
+        self.of[rid], self.owners[lane] = lane, rid
+        self._unix.send(lane, PLAIN.encode(Attached()))
+
+    def deliver(self, rid: bytes, frame: Frame | memoryview) -> bool:
+        """Send a frame of the broker's own, if this peer has a lane and the frame may take it."""
+        lane = self.of.get(rid)
+        if lane is None or frame[2] in _ABOUT_CONNECTION:
+            return False
+        return self._unix.send(lane, frame) is Delivery.DONE
+
+    def hang_up(self, lane: bytes) -> None:
+        """End this lane."""
+        self._unix.hang_up(lane)
+
+    def keep(self, peers: Collection[bytes]) -> None:
+        """End the lanes of all but these peers."""
+        for rid in [rid for rid in self.of if rid not in peers]:
+            self._unix.hang_up(self.of[rid])
+
+    def _ended(self, lane: bytes) -> None:
+        rid = self.owners.pop(lane, None)
+        if rid is not None and self.of.get(rid) == lane:
+            del self.of[rid]
+
+    def close(self) -> None:
+        """Close all lanes. The kernel delivers what was sent."""
+        self._unix.close()
+        self._folder.remove()
