@@ -129,7 +129,10 @@ def one_session() -> Suite:
     By itself it takes the vector that CartPole registers, where the autoreset mode allows.
     """
     sync = local.sync_vector(64)
-    ways: list[tuple[ours.Way, str]] = [("relayed tcp", "≥ 0.7"), ("direct, same host", "≥ 0.8")]
+    ways: list[tuple[ours.Way, str]] = [
+        ("relayed, same host", "≥ 0.7"),
+        ("direct, same host", "≥ 0.8"),
+    ]
     sides, figures = [sync], []
     for own in (False, True):
         for way, target in ways:
@@ -142,7 +145,8 @@ def one_session() -> Suite:
 def vectors() -> Suite:
     """64 CartPoles over several processes, which may run at once."""
     sync, asynchronous = local.sync_vector(64), local.async_vector(64)
-    one, own = ours.vector("relayed tcp", 64), ours.vector("relayed tcp", 64, own=True)
+    way: ours.Way = "relayed, same host"
+    one, own = ours.vector(way, 64), ours.vector(way, 64, own=True)
     two = ours.vector("direct, same host", 64, sessions=2, workers=2)
     figures = [
         _speedup(two, sync, "≥ 1"),

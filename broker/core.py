@@ -21,7 +21,7 @@ from broker.session_frames import SessionFrames
 from broker.sessions import Sessions
 from broker.traffic import Notes, Send, Sender, say
 from protocol import codec
-from protocol.codec import PLAIN
+from protocol.codec import PLAIN, Frame
 from protocol.errors import DecodingError, GymwireError
 from protocol.messages import (
     PRESENCE,
@@ -144,7 +144,7 @@ class Core:
 
     # --- lanes ------------------------------------------------------------------------------------
 
-    def attach(self, data: bytes | memoryview, now: float) -> bytes | None:
+    def attach(self, data: Frame | memoryview, now: float) -> Peer | None:
         """Whose lane a connection is, by its first frame; None: nobody's."""
         try:
             message = PLAIN.decode(data)
@@ -153,7 +153,7 @@ class Core:
         peer = self.tables.by_ticket.get(message.ticket) if isinstance(message, Attach) else None
         if peer is None or self._gate.rule(peer.rid, len(data), now) is not Ruling.PASS:
             return None
-        return peer.rid
+        return peer
 
     # --- everything else --------------------------------------------------------------------------
 

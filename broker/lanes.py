@@ -1,13 +1,14 @@
 """Lanes: Unix sockets beside the ZeroMQ connections of peers on this host (docs/protocol.md §9.12).
 
-Frames over a lane spare the threads of libzmq at either end. Without keys only: nobody proves one
-there.
+Frames over a lane spare the threads of libzmq at either end. Whose lane it is shows a ticket, which
+was told over the peer's ZeroMQ connection and so only to the holder of its key, if it has one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+from broker.routing import Peer
 from protocol.codec import PLAIN, Frame
 from protocol.messages import Attached, Kind
 from protocol.private_folder import PrivateFolder
@@ -24,13 +25,13 @@ _ABOUT_CONNECTION = (Kind.PING, Kind.WELCOME)
 class Lanes:
     """The lanes of a broker's peers, and its way to receive over both them and ZeroMQ.
 
-    `of`: the lane of each peer that has one, by its routing id. `owners`: the reverse.
-    Raises ConfigurationError.
+    `of`: the lane of each peer that has one, by its routing id. `owners`: routing id and key of the
+    peer whose lane it is. Raises ConfigurationError.
     """
 
     def __init__(self, router: Router, *, max_lanes: int, max_message: int) -> None:
         self.of: dict[bytes, bytes] = {}
-        self.owners: dict[bytes, bytes] = {}
+        self.owners: dict[bytes, tuple[bytes, bytes | None]] = {}
         self._router = router
         self._in_a_row = 0
         self._folder = PrivateFolder()
@@ -46,27 +47,27 @@ class Lanes:
             self._folder.remove()
             raise
         self.url = self._unix.url
-        self.send = self._unix.send
+        self.send, self._receive_here = self._unix.send, self._unix.receive
 
     def receive(self) -> Received | UnixReceived | None:
         """The next frame, or None after a tick without one. What came over a lane has no origin."""
         router = self._router
-        waiting = router.stirred and router.look()
-        if waiting and self._in_a_row < IN_A_ROW:
+        if router.stirred and router.look():
             self._in_a_row += 1
-            return router.receive()
-        self._in_a_row = 0
-        received = self._unix.receive(wait=not waiting)
-        if received is None and (waiting or router.look()):
+            if self._in_a_row % IN_A_ROW:
+                return router.receive()
+            return self._receive_here(wait=False) or router.receive()
+        received = self._receive_here()
+        if received is None and router.look():
             return router.receive()
         return received
 
-    def open(self, lane: bytes, rid: bytes) -> None:
+    def open(self, lane: bytes, peer: Peer) -> None:
         """This is the peer's lane now, and any other of its is not any more."""
-        former = self.of.get(rid)
+        former = self.of.get(peer.rid)
         if former is not None:
             self._unix.hang_up(former)
-        self.of[rid], self.owners[lane] = lane, rid
+        self.of[peer.rid], self.owners[lane] = lane, (peer.rid, peer.key)
         self._unix.send(lane, PLAIN.encode(Attached()))
 
     def deliver(self, rid: bytes, frame: Frame | memoryview) -> bool:
@@ -86,9 +87,9 @@ class Lanes:
             self._unix.hang_up(self.of[rid])
 
     def _ended(self, lane: bytes) -> None:
-        rid = self.owners.pop(lane, None)
-        if rid is not None and self.of.get(rid) == lane:
-            del self.of[rid]
+        owner = self.owners.pop(lane, None)
+        if owner is not None and self.of.get(owner[0]) == lane:
+            del self.of[owner[0]]
 
     def close(self) -> None:
         """Close all lanes. The kernel delivers what was sent."""

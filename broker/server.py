@@ -54,7 +54,7 @@ def _descriptors() -> int:
 class Server:
     """A broker at these URLs, listening from the moment it is made until `run` returns.
 
-    `lanes`: peers of this host may have them, where neither side has keys.
+    `lanes`: peers of this host may have them.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Server:
         self._keyed = key is not None
         self._log = structlog.get_logger()
         self._host = hostsocket.gethostname()
-        self._lanes = self._make_lanes(max_message) if lanes and not self._keyed else None
+        self._lanes = self._make_lanes(max_message) if lanes else None
         self.core = Core(
             epoch=random.SystemRandom().getrandbits(63),
             now=time.monotonic(),
@@ -141,7 +141,7 @@ class Server:
                 if owner is None:
                     self._attach(rid, data)
                     continue
-                rid = owner
+                rid, key = owner
             elif keyed:
                 key = public_key_of(origin)
             at = time.monotonic_ns() if len(data) > 3 and data[3] & TIMED else 0
@@ -166,11 +166,11 @@ class Server:
     def _attach(self, lane: bytes, data: bytes | memoryview) -> None:
         """The first frame of a connection that may become somebody's lane."""
         assert self._lanes is not None
-        rid = self.core.attach(data, time.monotonic())
-        if rid is None:
+        peer = self.core.attach(data, time.monotonic())
+        if peer is None:
             self._lanes.hang_up(lane)
         else:
-            self._lanes.open(lane, rid)
+            self._lanes.open(lane, peer)
 
     def _look_at(
         self,
@@ -185,14 +185,14 @@ class Server:
         if ruling is not Ruling.PASS:
             self._refuse(ruling, rid, origin, data, now)
             return
+        name = "" if key is None else identity(key)
         if origin is None:
             if len(data) > 2 and data[2] == Kind.HELLO:  # that is about a ZeroMQ connection
                 self._end_lane(rid)
                 return
-            sender = Sender(rid, -1, None, "")
+            sender = Sender(rid, -1, key, name)
         else:
             fd = fd_of(origin)
-            name = "" if key is None else identity(key)
             sender = Sender(rid, fd, key, name, self._router.connection(fd))
         sends = self.core.receive(sender, data, now)
         if at:  # of a learner with limits

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from protocol.codec import PLAIN
-from protocol.errors import ConnectionFailed
+from protocol.errors import ConnectionFailed, GymwireError
 from protocol.messages import Attach, Attached, Welcome
 from protocol.transport import Dealer, LinkEvent
 from protocol.unix_sockets import UnixDealer
@@ -85,7 +85,7 @@ class Link:
         if coming is None or not (wait or coming.poll()):
             return
         frame = coming.receive()
-        if frame is not None and isinstance(PLAIN.decode(frame), Attached):
+        if frame is not None and _says_attached(frame):
             self._lane, self._coming = coming, None
             self._hold()
             self._take(coming)
@@ -151,3 +151,10 @@ class Link:
         """Close; what was sent last has `linger_s` seconds to leave."""
         self._leave_lane()
         self._dealer.close(linger_s)
+
+
+def _says_attached(frame: bytes | memoryview) -> bool:
+    try:
+        return isinstance(PLAIN.decode(frame), Attached)
+    except GymwireError:
+        return False

@@ -14,7 +14,7 @@ import socket
 import struct
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -29,10 +29,11 @@ MARK: Final = 2  # the first byte of the routing ids made here
 
 PREFIX: Final = 4  # bytes before each frame: its length
 CHUNK: Final = 8 * 1024  # what a frame that comes in one piece may have, as bytes
-BUFFER = 1024 * 1024  # asked of the kernel, which gives what it allows
+BUFFER = 1024 * 1024
 MAX_PEERS = 1024
 LOOK_EVERY = 64  # frames of one peer after which newcomers are looked for
 
+_IN: Final = 1  # select.EPOLLIN, looked up for each frame
 _NOW: Final = getattr(socket, "MSG_DONTWAIT", 0)
 _WHOLE: Final = getattr(socket, "MSG_WAITALL", 0)
 
@@ -317,6 +318,7 @@ class UnixRouter:
         self._max_peers = max_peers
         self._max_message = max_message
         self._tick_ms = tick_ms
+        self._tick_s = tick_ms / 1000
         self._peers: dict[bytes, _Peer] = {}
         self._by_fd: dict[int, _Peer] = {}
         self._turns: deque[_Peer] = deque()  # who may have a frame, in fair order
@@ -334,6 +336,7 @@ class UnixRouter:
                 f"TMPDIR chooses another folder."
             ) from None
         self._epoll = select.epoll()
+        self._poll = self._epoll.poll
         # Once for each newcomer: at the limit of descriptors one that cannot be let in would keep
         # the loop awake.
         self._epoll.register(self._listener, select.EPOLLIN | select.EPOLLET)
@@ -363,14 +366,17 @@ class UnixRouter:
                 self._end(only)
             return None
         if not self._turns:
-            self._look(0 if self._only is not None or not wait else self._tick_ms / 1000)
+            events = self._poll(self._tick_s if wait and self._only is None else 0, 64)
+            ready = self._by_fd.get(events[0][0]) if len(events) == 1 else None
+            if ready is None or events[0][1] != _IN:
+                self._look(events)
+            else:  # the usual case: one has something to say
+                frame = self._read(ready)
+                if frame is not None:
+                    return ready.rid, None, frame
         while self._turns:
             peer = self._turns.popleft()
-            frame = peer.read(_NOW) if peer.up else None
-            if peer.holds and frame is not None:
-                self._turns.append(peer)
-            if not peer.up:
-                self._end(peer)
+            frame = self._read(peer)
             if frame is not None:
                 return peer.rid, None, frame
         if self._only is not None and wait:
@@ -378,9 +384,16 @@ class UnixRouter:
             return self.receive()
         return None
 
-    def _look(self, timeout_s: float) -> None:
+    def _read(self, peer: _Peer) -> bytes | memoryview | None:
+        frame = peer.read(_NOW) if peer.up else None
+        if frame is not None and peer.holds:
+            self._turns.append(peer)
+        if not peer.up:
+            self._end(peer)
+        return frame
+
+    def _look(self, events: Sequence[tuple[int, int]]) -> None:
         """See who has something to say, can be told something, or wants to come in."""
-        events = self._epoll.poll(timeout_s, 64)
         for fd, event in events:
             peer = self._by_fd.get(fd)
             if peer is None:

@@ -55,6 +55,8 @@ class Broker:
         now: float = SETTLED,
         seed: int = 0,
         policy: Policy = NO_POLICY,
+        lane: str = "",
+        host: str = "",
     ) -> None:
         self.now = now
         self.core = Core(
@@ -64,6 +66,8 @@ class Broker:
             software="gymwire test",
             lease_s=LEASE_S,
             policy=policy,
+            lane=lane,
+            host=host,
         )
         self._fds = itertools.count(100)
         self.fds: dict[bytes, int] = {}

@@ -19,6 +19,7 @@ from protocol.codec import PLAIN
 from protocol.messages import (
     PRESENCE,
     Act,
+    Attach,
     Busy,
     BusyReason,
     Bye,
@@ -997,3 +998,65 @@ def test_an_operator_is_told_of_offers_and_sessions(broker: Broker) -> None:
     events = [note.event for note in broker.core.notes]
     assert events == ["offer", "session opened", "session closed", "agent left"]
     assert broker.now == SETTLED
+
+
+# --- lanes ----------------------------------------------------------------------------------------
+
+
+def welcomed(broker: Broker, rid: bytes, role: str, host: str) -> Welcome:
+    return only(broker.say(rid, Hello(role, rid, "test", host)), Welcome)
+
+
+@pytest.fixture
+def near() -> Broker:
+    """A broker on `here`, where lanes can be dialled."""
+    return Broker(lane="unix:///here", host="here")
+
+
+@pytest.mark.parametrize("role", [Role.LEARNER, Role.ENV])
+def test_a_peer_of_the_brokers_host_is_told_of_a_lane_and_gets_a_ticket(
+    near: Broker, role: str
+) -> None:
+    welcome = welcomed(near, b"\x01one", role, "here")
+    assert (welcome.lane, len(welcome.ticket)) == ("unix:///here", 16)
+    assert welcomed(near, b"\x01two", role, "here").ticket != welcome.ticket
+    assert welcomed(near, b"\x01one", role, "here") == welcome
+    peer = near.core.attach(PLAIN.encode(Attach(welcome.ticket)), near.now)
+    assert peer is near.core.tables.peers[b"\x01one"]
+
+
+@pytest.mark.parametrize(("role", "host"), [(Role.LEARNER, "there"), (Role.PULSE, "here")])
+def test_others_are_told_of_none(near: Broker, role: str, host: str) -> None:
+    welcome = welcomed(near, b"\x01one", role, host)
+    assert (welcome.lane, welcome.ticket) == ("", b"")
+
+
+def test_a_broker_without_lanes_tells_nobody_of_one() -> None:
+    welcome = welcomed(Broker(host="here"), b"\x01one", Role.LEARNER, "here")
+    assert (welcome.lane, welcome.ticket) == ("", b"")
+
+
+def test_a_ticket_ends_with_its_peer(near: Broker) -> None:
+    ticket = welcomed(near, b"\x01one", Role.LEARNER, "here").ticket
+    near.say(b"\x01one", Bye())
+    assert near.core.attach(PLAIN.encode(Attach(ticket)), near.now) is None
+    assert near.core.tables.by_ticket == {}
+
+
+@pytest.mark.parametrize(
+    "first",
+    [b"", b"x", PLAIN.encode(Attach(b"")), PLAIN.encode(Attach(b"x" * 16)), PLAIN.encode(Ping())],
+)
+def test_without_a_ticket_a_connection_is_nobodys_lane(near: Broker, first: bytes) -> None:
+    welcomed(near, b"\x01far", Role.LEARNER, "there")  # whose ticket is empty
+    welcomed(near, b"\x01one", Role.LEARNER, "here")
+    assert near.core.attach(first, near.now) is None
+
+
+def test_who_floods_gets_no_lane(near: Broker) -> None:
+    attach = PLAIN.encode(Attach(welcomed(near, b"\x01one", Role.LEARNER, "here").ticket))
+    assert near.core.attach(attach, near.now) is not None
+    for _ in range(5000):
+        near.say(b"\x01one", Ping())
+    assert near.core.attach(attach, near.now) is None
+    assert near.core.attach(attach, near.now + 60.0) is not None

@@ -1,0 +1,227 @@
+"""Sessions whose frames take a lane to the broker, and what harms them."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.vector import SyncVectorEnv
+
+from learner_agent import ProxyEnv, ProxyVectorEnv
+from protocol import keys
+from protocol.errors import EnvironmentLost
+from protocol.unix_sockets import CAN_LISTEN, UnixDealer
+from tests.odd_envs import Noise
+from tests.processes import PATIENCE_S, Programs, programs
+from tests.sameness import assert_same
+
+pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system has no lanes")
+
+LAKE = "FrozenLake-v1"
+
+
+@pytest.fixture(scope="module")
+def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    config = tmp_path_factory.mktemp("lanes") / "offers.toml"
+    offers = {"lake-l": LAKE, "noise-l": "tests.odd_envs:Noise", "patient-l": "tests.odd_envs:Slow"}
+    config.write_text(
+        "\n".join(f'[[offer]]\naddress = "{a}"\nenv = "{e}"' for a, e in offers.items())
+    )
+    with programs() as started:
+        started.env_agent(broker_url, "--config", str(config))
+        yield broker_url
+
+
+def lane_of(env: ProxyEnv | ProxyVectorEnv) -> UnixDealer | None:
+    session = env._session if isinstance(env, ProxyEnv) else env._group[0]
+    return session.channel.dealer._lane
+
+
+def why_lost(env: ProxyEnv) -> str:
+    """Step until the session is lost."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        try:
+            env.step(0)
+        except EnvironmentLost as error:
+            return str(error)
+    raise AssertionError("it goes on")
+
+
+class Lake:
+    """A remote lake beside a local one: each step must be the same."""
+
+    def __init__(self, env: ProxyEnv) -> None:
+        self.env = env
+        self._local = gymnasium.make(LAKE)
+        self._number = 0
+        assert_same(self._local.reset(seed=5), env.reset(seed=5))
+
+    def go(self, steps: int) -> None:
+        for _ in range(steps):
+            self._number += 1
+            action = self._number * 7 % 4
+            step = self._local.step(action)
+            assert_same(step, self.env.step(action))
+            if step[2] or step[3]:
+                assert_same(self._local.reset(), self.env.reset())
+
+
+def test_a_session_takes_the_lane_from_its_first_reset_on(url: str) -> None:
+    with ProxyEnv("lake-l", url) as env:
+        assert lane_of(env) is None  # a session that only lies there costs the broker none
+        lake = Lake(env)
+        assert lane_of(env) is not None
+        lake.go(300)
+
+
+def test_elsewhere_there_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("learner_agent.channel.hostsocket.gethostname", lambda: "elsewhere")
+    with ProxyEnv("lake-l", url) as env:
+        Lake(env).go(100)
+        assert lane_of(env) is None
+
+
+def test_the_operator_may_want_none(programs: Programs) -> None:
+    _, url = programs.broker("tcp://127.0.0.1:*", "--no-lanes")
+    programs.env_agent(url, "--address", "lake", "--env", LAKE)
+    with ProxyEnv("lake", url) as env:
+        Lake(env).go(100)
+        assert lane_of(env) is None
+
+
+def test_what_is_large_is_the_same(url: str) -> None:
+    local = Noise()
+    with ProxyEnv("noise-l", url) as env:
+        assert_same(local.reset(seed=1), env.reset(seed=1))
+        env.action_space.seed(2)
+        for _ in range(10):
+            action = env.action_space.sample()
+            assert_same(local.step(action), env.step(action))
+        assert lane_of(env) is not None
+
+
+def test_a_vector_of_several_sessions_shares_one(url: str) -> None:
+    local = SyncVectorEnv([lambda: gymnasium.make(LAKE)] * 6)
+    remote = ProxyVectorEnv("lake-l", 6, url, sessions=3)
+    assert_same(local.reset(seed=2), remote.reset(seed=2))
+    assert lane_of(remote) is not None
+    local.action_space.seed(3)
+    for _ in range(100):
+        actions = local.action_space.sample()
+        assert_same(local.step(actions), remote.step(actions))
+    remote.close()
+
+
+def test_steps_of_any_length_come_back(url: str) -> None:
+    with ProxyEnv("patient-l", url) as env:
+        env.reset()
+        assert env.step(0)[0] == 1
+        assert env.step(1)[0] == 2  # longer than many ticks
+        assert lane_of(env) is not None
+
+
+def test_a_closed_session_frees_its_slot_at_once(programs: Programs) -> None:
+    _, url = programs.broker()
+    programs.env_agent(url, "--address", "lake", "--env", LAKE, "--max-sessions", "1")
+    for _ in range(5):
+        with ProxyEnv("lake", url) as env:
+            Lake(env).go(3)
+
+
+# --- cut off --------------------------------------------------------------------------------------
+
+
+def test_a_step_is_neither_lost_nor_doubled_when_the_learners_lane_is_cut(url: str) -> None:
+    with ProxyEnv("lake-l", url) as env:
+        lake = Lake(env)
+        for _ in range(4):
+            lake.go(70)
+            lane = lane_of(env)
+            assert lane is not None
+            lane.sock.shutdown(socket.SHUT_RDWR)
+        lake.go(70)
+
+
+def test_a_step_under_way_is_neither_lost_nor_doubled_when_its_lane_is_cut(url: str) -> None:
+    with ProxyEnv("patient-l", url) as env:
+        env.reset()
+        lane = lane_of(env)
+        assert lane is not None
+        cut = threading.Timer(0.3, lane.sock.shutdown, [socket.SHUT_RDWR])
+        cut.start()
+        assert env.step(1)[0] == 1
+        cut.join()
+        assert env.step(0)[0] == 2
+        assert lane_of(env) not in (None, lane)
+
+
+def test_when_the_broker_is_started_again_there_are_new_ones(programs: Programs) -> None:
+    broker, url = programs.broker()
+    programs.env_agent(url, "--address", "lake", "--env", LAKE)
+    with ProxyEnv("lake", url) as env:
+        lake = Lake(env)
+        lake.go(20)
+        first = lane_of(env)
+        assert first is not None
+        broker.kill()
+        programs.broker(url)
+        lake.go(200)
+        deadline = time.monotonic() + PATIENCE_S
+        while lane_of(env) in (None, first):
+            assert time.monotonic() < deadline
+            lake.go(64)
+
+
+def test_a_lost_agent_is_told_over_the_lane(programs: Programs) -> None:
+    _, url = programs.broker()
+    agent = programs.env_agent(url, "--address", "lake", "--env", LAKE)
+    with ProxyEnv("lake", url) as env:
+        Lake(env).go(20)
+        assert lane_of(env) is not None
+        agent.kill()
+        assert "gone" in why_lost(env)
+
+
+# --- with keys ------------------------------------------------------------------------------------
+
+
+def policed(started: Programs, folder: Path) -> tuple[str, dict[str, Any], Path]:
+    """A broker with keys and a policy; its URL, the learner's credentials, and the policy."""
+    secrets = {name: keys.generate(name, folder)[0] for name in ("broker", "lab", "alice")}
+    policy = folder / "policy.toml"
+
+    def row(name: str, right: str) -> str:
+        public = keys.load(secrets[name]).public.decode()
+        return f'[peer.{name}]\nkey = "{public}"\n{right} = ["lake"]\n'
+
+    policy.write_text(row("lab", "offer") + row("alice", "use"))
+    of_broker = ("--key", str(secrets["broker"]), "--policy", str(policy))
+    _, url = started.broker("tcp://127.0.0.1:*", *of_broker)
+    public = folder / "broker.pub"
+    of_lab = ("--key", str(secrets["lab"]), "--broker-key", str(public))
+    started.env_agent(url, "--address", "lake", "--env", LAKE, *of_lab)
+    (folder / "without-alice.toml").write_text(row("lab", "offer"))
+    return url, {"key": secrets["alice"], "broker_key": public}, policy
+
+
+def test_with_keys_there_are_lanes_too_until_the_key_is_put_out(
+    programs: Programs, tmp_path: Path
+) -> None:
+    url, credentials, policy = policed(programs, tmp_path)
+    with ProxyEnv("lake", url, timeout_s=5.0, **credentials) as env:
+        Lake(env).go(100)
+        lane = lane_of(env)
+        assert lane is not None
+        (tmp_path / "without-alice.toml").replace(policy)
+        assert "policy" in why_lost(env)
+        deadline = time.monotonic() + PATIENCE_S
+        while lane.up:
+            assert time.monotonic() < deadline
+            lane.receive()
