@@ -13,7 +13,7 @@ import pytest
 from broker.server import Server
 from protocol.codec import PLAIN
 from protocol.link import Link
-from protocol.messages import Find, Found, Hello, Message, Pong, Role, Welcome
+from protocol.messages import Find, Found, Hello, Message, Ping, Pong, Role, Welcome
 from protocol.transport import Dealer, LinkEvent, Router, wait_among
 from protocol.unix_sockets import CAN_LISTEN, UnixDealer
 
@@ -245,3 +245,14 @@ def test_a_socket_that_is_not_there_is_passed_over(broker: Server) -> None:
         link.welcomed(Welcome(1, "", "", 1000, 1.0, "unix:///of/another/container", b"t" * 16))
         assert lane_of(link) is None
         assert finds(link)
+
+
+def test_the_brokers_ping_tries_the_connection_that_it_is_about(broker: Server) -> None:
+    with linked(broker.urls[0]) as link:
+        introduced(link)
+        (peer,) = broker.core.tables.peers.values()
+        broker.core.connections.suspect(peer)
+        assert link._dealer.poll(5.0)
+        frame = link._dealer.receive()
+        assert frame is not None
+        assert PLAIN.decode(frame) == Ping()
