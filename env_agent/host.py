@@ -22,7 +22,7 @@ from env_agent.factory import Env, Factory, Vector
 from env_agent.hosted_vector import HostedVector
 from env_agent.session import Session, Verdict
 from protocol import generators, seal, spaces, values, vector_infos
-from protocol.codec import PLAIN, Codec, Frame, Header
+from protocol.codec import PLAIN, Codec, Frame, Header, Pieces
 from protocol.dialogue import State
 from protocol.errors import ConfigurationError, EncodingError, ProtocolError
 from protocol.keys import KeyPair
@@ -268,7 +268,7 @@ class Host:
         seq: int,
         data: Frame | memoryview,
         stamp: Callable[[], None] | None = None,
-    ) -> Frame | None:
+    ) -> Frame | Pieces | None:
         """Take the ACT that is next: `handle` without detours. None: it is not; `handle` must.
 
         `stamp` is called when the environment's step begins, and when it has ended.
@@ -304,7 +304,7 @@ class Host:
         header: Header,
         data: Frame | memoryview,
         stamp: Callable[[], None] | None = None,
-    ) -> Frame | None:
+    ) -> Frame | Pieces | None:
         """Take one frame of the gym dialogue; returns the frame to send, if any."""
         session = slot.session
         match session.judge(header.kind, header.seq, data):

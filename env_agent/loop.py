@@ -15,7 +15,7 @@ from env_agent.host import MAX_MESSAGE, Host, Slot
 from env_agent.paths import RELAY, Arrived, Paths
 from env_agent.watch import Watch
 from protocol import codec, stamps
-from protocol.codec import PLAIN, TIMED, Frame, Header
+from protocol.codec import PLAIN, TIMED, Frame, Header, Pieces
 from protocol.errors import AddressTaken, BrokerUnreachable, Denied, ProtocolError, Refused
 from protocol.messages import (
     Busy,
@@ -75,6 +75,7 @@ class Loop:
         self._draining = False
         self._ping_at = 0.0
         self._opened_at: dict[int, float] = {}
+        self._loose: Slot | None = None  # whose last reply lies with its environment still
         self._watch = Watch(lambda: time.monotonic_ns())
         self.in_step: InStep | None = None
         self.stop = threading.Event()
@@ -159,16 +160,20 @@ class Loop:
         while now < until:
             arrived = receive(len(slots))
             if arrived is None:
+                self._settle()
                 return
             now = clock()
             way, origin, data = arrived
             slot = by_key.get(bytes(data[8:16]))
+            if self._loose is not None and self._loose is not slot:
+                self._settle()
             if slot is not None and (
                 direct is None or not way or direct.allows(slot.session.sid, way, origin)
             ):
                 seq = int.from_bytes(data[16:24], "little")
                 slot.heard = now
                 self.in_step = (slot.session.sid, seq, now)
+                reply: Frame | Pieces | None
                 if data[3] & TIMED:
                     reply = self._timed(slot, seq, data)
                     receive = self._receive_watched
@@ -176,7 +181,9 @@ class Loop:
                     reply = host.step(slot, seq, data)
                 self.in_step = None
                 if reply is not None:
-                    if direct is None or not way:
+                    if isinstance(reply, Pieces):
+                        self._send_pieces(slot, way, reply)
+                    elif direct is None or not way:
                         dealer.send(reply)
                     else:
                         direct.send(way, reply)
@@ -195,10 +202,12 @@ class Loop:
                 self._refuse_frame(way, data, error)
                 continue
             self.in_step = (header.sid, header.seq, now)
-            reply = host.handle(slot, header, data)
+            answer = host.handle(slot, header, data)
             self.in_step = None
-            if reply is not None:
-                paths.send(way, reply)
+            if isinstance(answer, Pieces):
+                self._send_pieces(slot, way, answer)
+            elif answer is not None:
+                paths.send(way, answer)
             if kind is Kind.CLOSE:
                 if way != RELAY:  # the broker frees the slot when it sees this
                     self._dealer.send(PLAIN.encode(Closed(), header.sid, header.seq))
@@ -210,6 +219,25 @@ class Loop:
         if arrived is not None:
             self._watch.read(waited)
         return arrived
+
+    def _send_pieces(self, slot: Slot, way: bytes, reply: Pieces) -> None:
+        """Send a reply from where the environment has left it, if that goes this way.
+
+        Who asks for the next step has had the answer, so that it need not be kept any more when
+        the environment changes what it has handed out.
+        """
+        if self._paths.takes_pieces(way):
+            self._paths.send(way, reply)
+            self._loose = slot
+        else:
+            whole = slot.session.answer = bytes(reply)
+            self._paths.send(way, whole)
+
+    def _settle(self) -> None:
+        """Copy the last reply, before anything but the next step of its session happens."""
+        if self._loose is not None:
+            self._loose.session.settle()
+            self._loose = None
 
     def _timed(self, slot: Slot, seq: int, data: bytes | memoryview) -> Frame | None:
         """Take an ACT that asks for time stamps (docs/protocol.md §8). None: it is none."""
@@ -231,6 +259,8 @@ class Loop:
         reply = host.step(slot, seq, request, stamp)
         if reply is None:
             reply = host.handle(slot, header, request, stamp)
+        if isinstance(reply, Pieces):
+            reply = slot.session.answer = bytes(reply)
         # Without two stamps nothing was executed now; what failed is no PERCEPT.
         fits = reply is not None and len(reply) + stamps.REPLY_SIZE <= host.max_message
         if reply is None or len(at) != 2 or reply[2] != Kind.PERCEPT or not fits:

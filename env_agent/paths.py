@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from env_agent.session import Session
 from protocol.address import is_local
-from protocol.codec import Frame
+from protocol.codec import Frame, Pieces
 from protocol.errors import ConfigurationError
 from protocol.keys import KeyPair, identity
 from protocol.link import Link
@@ -106,9 +106,13 @@ class DirectEndpoint:
         if len(on_unix) == 1:
             self.sole = self.unix if on_unix.pop() else self.router
 
-    def send(self, rid: bytes, frame: Frame) -> None:
-        """Send to this connection; if it is gone, or does not read, its learner will ask again."""
+    def send(self, rid: bytes, frame: Frame | Pieces) -> None:
+        """Send to this connection; if it is gone, or does not read, its learner will ask again.
+
+        In pieces to a Unix socket only.
+        """
         if rid[0] != MARK:
+            assert not isinstance(frame, Pieces)
             self.router.send(rid, frame)
         elif self.unix is not None:
             self.unix.send(rid, frame)
@@ -208,7 +212,11 @@ class Paths:
         data = self.dealer.receive()
         return None if data is None else (RELAY, None, data)
 
-    def send(self, way: bytes, frame: Frame) -> None:
+    def takes_pieces(self, way: bytes) -> bool:
+        """Whether a frame may go this way in pieces: libzmq wants it in one."""
+        return way[0] == MARK if way else self.dealer.takes_pieces
+
+    def send(self, way: bytes, frame: Frame | Pieces) -> None:
         """Send a reply the way its request came; if that is gone, the learner will ask again."""
         if not way:
             self.dealer.send(frame)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from enum import Enum
 
 from protocol import dialogue
-from protocol.codec import PLAIN, Frame
+from protocol.codec import PLAIN, Frame, Pieces
 from protocol.errors import MoveError
 from protocol.messages import Code, Error, Kind
 
@@ -34,15 +34,20 @@ class Session:
         self.state = dialogue.State.READY
         self.last = 0  # the number of the last request that was executed
         self.steps = 0
-        self.answer: Frame = b""
+        self.answer: Frame | Pieces = b""
         self.refusal: Frame = b""
         self._request: Frame | memoryview = b""
         self._executing: tuple[Kind, int, Frame | memoryview] | None = None
 
-    def stepped(self, seq: int, request: Frame | memoryview, frame: Frame) -> None:
+    def stepped(self, seq: int, request: Frame | memoryview, frame: Frame | Pieces) -> None:
         """The ACT that was next was answered with this frame: a PERCEPT."""
         self.last, self._request, self.answer = seq, request, frame
         self.steps += 1
+
+    def settle(self) -> None:
+        """Keep a copy of the last answer, if parts of it still lie with the environment."""
+        if isinstance(self.answer, Pieces):
+            self.answer = bytes(self.answer)
 
     def judge(self, kind: Kind, seq: int, data: Frame | memoryview) -> Verdict:
         """Decide about a request. EXECUTE must be followed by `executed`."""

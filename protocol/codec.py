@@ -42,6 +42,25 @@ TIMED = 2  # flag: the frame ends with time stamps, see protocol/stamps.py
 Frame = bytes | bytearray
 
 
+class Pieces:
+    """A frame whose large arrays lie where the environment has left them, which may change them.
+
+    `parts`: buffers. `bytes(pieces)` is the frame in one piece.
+    """
+
+    __slots__ = ("parts", "size")
+
+    def __init__(self, parts: list[Any], size: int) -> None:
+        self.parts = parts
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __bytes__(self) -> bytes:
+        return b"".join(self.parts)
+
+
 class Header(NamedTuple):
     """What stands before every message."""
 

@@ -129,6 +129,11 @@ class Link:
         return events
 
     @property
+    def takes_pieces(self) -> bool:
+        """Whether frames may be sent in pieces."""
+        return self._lane is not None
+
+    @property
     def holds(self) -> bool:
         """Whether a frame may be here that a poll of `waitable` does not see."""
         return bool(self._held) or self._way.holds

@@ -27,7 +27,18 @@ from numpy.typing import NDArray
 
 from protocol import values
 from protocol.arrays import LARGE, take
-from protocol.codec import ALIGN, FITS, HEADER, HEADER_SIZE, MAGIC, Codec, Frame, join, split
+from protocol.codec import (
+    ALIGN,
+    FITS,
+    HEADER,
+    HEADER_SIZE,
+    MAGIC,
+    Codec,
+    Frame,
+    Pieces,
+    join,
+    split,
+)
 from protocol.errors import DecodingError, EncodingError
 from protocol.messages import VERSION, Kind, Percept
 from protocol.space_codecs import MISFIT, Misfit, SpaceCodec
@@ -38,6 +49,8 @@ Data = Frame | memoryview
 # An array of this many bytes is handed over where libzmq received it. Below, libzmq reads several
 # messages into one block of memory, which an array would keep, and at odd addresses.
 IN_PLACE = 16 * 1024
+# From so many bytes on, an array of a percept is not copied into the frame but stays a piece.
+APART = 16 * 1024
 
 _ONE_FIELD, _FIVE_FIELDS = b"\x91", b"\x95"
 _REST = struct.Struct(">sd3s")  # a float 64, two bools and an empty map, as msgpack has them
@@ -67,7 +80,7 @@ class StepCodec:
 
     encode_act: Callable[[Any, bytes], Frame | None]
     decode_act: Callable[[Data], Any | Misfit]
-    encode_percept: Callable[[Step, bytes], Frame | None]
+    encode_percept: Callable[[Step, bytes], Frame | Pieces | None]
     decode_percept: Callable[[Data, bytes], Step | None]
 
 
@@ -89,7 +102,9 @@ def compile_steps(
 
 
 _Act = tuple[Callable[[Any, bytes], Frame | None], Callable[[Data], Any | Misfit]]
-_Percept = tuple[Callable[[Step, bytes], Frame | None], Callable[[Data, bytes], Step | None]]
+_Percept = tuple[
+    Callable[[Step, bytes], Frame | Pieces | None], Callable[[Data, bytes], Step | None]
+]
 _Fields = tuple[
     Callable[[list[Any], bytes], Frame | None], Callable[[Data, bytes], list[Any] | None]
 ]
@@ -226,13 +241,13 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
     dtype, shape, size, pad = place.dtype, place.shape, place.size, place.pad
     small, fixed = place.small, place.fixed
     lead_end, rest_at = place.lead_end, place.rest_at
-    in_place = fixed and place.n_bytes >= IN_PLACE
+    in_place, apart = fixed and place.n_bytes >= IN_PLACE, place.n_bytes >= APART
     ndarray, pack, unpack = np.ndarray, _REST.pack, _REST.unpack_from
     float_type, ends, flags_of = _FLOAT, _ENDS, _FLAGS
 
     encode_other, decode_other = other
 
-    def encode(step: Step, number: bytes) -> Frame | None:
+    def encode(step: Step, number: bytes) -> Frame | Pieces | None:
         observation, reward, terminated, truncated, info = step
         if (
             type(reward) is not float
@@ -248,9 +263,10 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
         rest = pack(float_type, reward, ends[terminated, truncated])
         if small:
             return b"".join((prefix, number, lead, observation.tobytes(), rest))
-        if observation.flags.c_contiguous:
-            return b"".join((prefix, number, lead, rest, pad, observation.data))
-        return encode_other(step, number)
+        if not observation.flags.c_contiguous:
+            return encode_other(step, number)
+        head = b"".join((prefix, number, lead, rest, pad))
+        return Pieces([head, observation.data], size) if apart else head + observation.data
 
     def decode(data: Data, number: bytes) -> Step | None:
         if len(data) != size or data[:lead_end] != prefix + number + lead:
@@ -353,19 +369,21 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Pe
 
     encode_other, decode_other = other
 
-    def encode(step: Step, number: bytes) -> Frame | None:
+    def encode(step: Step, number: bytes) -> Frame | Pieces | None:
         info = step[4]
         if type(info) is not dict or info:
             return encode_other(step, number)
         parts: list[Any] = [prefix, number]
+        apart = False
         for (index, dtype, shape), filling in zip(checks, fillings, strict=False):
             value = step[index]
             if type(value) is not ndarray or value.dtype != dtype or value.shape != shape:
                 return encode_other(step, number)
             large = value.nbytes >= LARGE and value.flags.c_contiguous
+            apart = apart or (large and value.nbytes >= APART)
             parts += (filling, value.data if large else value.tobytes())
         parts.append(fillings[-1])
-        return b"".join(parts)
+        return Pieces(parts, size) if apart else b"".join(parts)
 
     def decode(data: Data, number: bytes) -> Step | None:
         if len(data) != size or data[:16] != prefix or data[16:HEADER_SIZE] != number:

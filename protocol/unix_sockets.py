@@ -19,7 +19,7 @@ from typing import Final
 
 import numpy as np
 
-from protocol.codec import HEADER_SIZE
+from protocol.codec import HEADER_SIZE, Pieces
 from protocol.errors import ConfigurationError, ConnectionFailed
 from protocol.transport import MAX_MESSAGE, TICK_MS, Delivery, LinkEvent
 
@@ -140,27 +140,30 @@ class Stream:
         self._pause(b"", len(frame) >= CHUNK)
         return frame
 
-    def write(self, frame: bytes | bytearray | memoryview, flags: int) -> bool:
+    def write(self, frame: bytes | bytearray | memoryview | Pieces, flags: int) -> bool:
         """Send one frame. What the socket does not take at once is owed. False: it is dropped."""
         if self.owed is not None and not self.settle(flags):
             return False
         size = len(frame)
         prefix = size.to_bytes(PREFIX, "little")
         try:
-            if size <= CHUNK:
+            if size <= CHUNK and not isinstance(frame, Pieces):
                 sent = self._send(prefix + frame, flags)
             else:
-                sent = self.sock.sendmsg((prefix, frame), (), flags)
+                parts = frame.parts if isinstance(frame, Pieces) else (frame,)
+                sent = self.sock.sendmsg((prefix, *parts), (), flags)
         except BlockingIOError:
             return False
         except OSError:
             self.end()
             return False
         if sent != size + PREFIX:
+            # What is owed must stay as it is.
+            whole = bytes(frame) if isinstance(frame, Pieces) else frame
             if sent < PREFIX:
-                self.owed = memoryview(prefix[sent:] + frame)
+                self.owed = memoryview(prefix[sent:] + whole)
             else:
-                self.owed = memoryview(frame)[sent - PREFIX :]
+                self.owed = memoryview(whole)[sent - PREFIX :]
         return True
 
     def settle(self, flags: int) -> bool:
@@ -221,7 +224,7 @@ class UnixDealer(Stream):
             self._events.append(LinkEvent(False, -1))
         super().end()
 
-    def send(self, frame: bytes | bytearray, wait: bool = False) -> bool:
+    def send(self, frame: bytes | bytearray | Pieces, wait: bool = False) -> bool:
         """Send one frame, waiting for a tick at most while the other side does not read.
 
         With `wait`, a tick passes, too, while there is no connection.
@@ -435,7 +438,7 @@ class UnixRouter:
             self._choose_only()
             self._tell_ended(peer.rid)
 
-    def send(self, rid: bytes, frame: bytes | bytearray | memoryview) -> Delivery:
+    def send(self, rid: bytes, frame: bytes | bytearray | memoryview | Pieces) -> Delivery:
         """Send one frame to the peer of this routing id, now or not at all.
 
         What the kernel does not take of a frame is kept and sent when it does; meanwhile the

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,39 @@ class Mortal(Odd):
         if action == 2:
             os.kill(os.getpid(), signal.SIGSTOP)
         return super().step(action)
+
+
+class Shared(Odd):
+    """All of them write into one picture, which they hand out: one changes what the others gave."""
+
+    observation_space = Box(0, 255, (200, 200), np.uint8)
+    picture = np.zeros((200, 200), np.uint8)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self.picture, {}
+
+    def step(self, action: Any) -> Result:
+        self.picture += 1
+        return self.picture, 0.0, False, False, {}
+
+
+class Restless(Shared):
+    """Goes on writing into its picture between two steps, then makes the file `options["done"]`."""
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        self._done = Path((options or {})["done"])
+        return super().reset(seed=seed)
+
+    def step(self, action: Any) -> Result:
+        result = super().step(action)
+        threading.Timer(0.2, self._write).start()
+        return result
+
+    def _write(self) -> None:
+        self.picture[:] = 99
+        self._done.touch()

@@ -113,7 +113,7 @@ class Client:
         reply = self.host.handle(self.host.slots[SID], read_header(frame), frame)
         assert reply is not None
         assert read_header(frame).kind == KINDS[type(message)]
-        return self.codec.decode(reply)
+        return self.codec.decode(bytes(reply))
 
     def error(self, message: Message) -> Error:
         reply = self.ask(message)
@@ -228,7 +228,7 @@ def test_infos_of_a_vector_that_are_no_dict_are_the_environments_fault(
     for seq, request in enumerate(requests, 1):
         frame = bytes(PLAIN.encode(request, SID, seq))
         reply = host.step(slot, seq, frame) or host.handle(slot, read_header(frame), frame)
-    error = PLAIN.decode(reply or b"")
+    error = PLAIN.decode(bytes(reply or b""))
     assert isinstance(error, Error)
     assert error.code == Code.ENVIRONMENT_FAILED
     assert "The infos of a vector must be a dict" in error.text

@@ -8,7 +8,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from protocol.codec import PLAIN, Codec, Frame, read_header
+from protocol.codec import PLAIN, Codec, Frame, Pieces, read_header
 from protocol.errors import ProtocolError
 from protocol.messages import Act, Percept
 from protocol.space_codecs import MISFIT
@@ -45,8 +45,9 @@ def test_what_the_short_way_takes_has_the_bytes_of_the_long_one(name: str) -> No
         step: Any = (value, -0.5, False, True, {})
         percept = short.encode_percept(step, NUMBER)
         assert percept is not None
+        assert len(percept) == len(bytes(percept))
         assert bytes(percept) == bytes(long.encode(Percept(*step), SID, SEQ))
-        assert_same(short.decode_percept(percept, NUMBER), step)
+        assert_same(short.decode_percept(bytes(percept), NUMBER), step)
 
 
 @pytest.mark.parametrize("space", [BOX, PICTURE])
@@ -56,7 +57,7 @@ def test_arrays_take_the_short_way(space: gymnasium.spaces.Box) -> None:
     assert short.encode_act(value, NUMBER) is not None
     percept = short.encode_percept((value, 1.0, True, False, {}), NUMBER)
     assert percept is not None
-    decoded = short.decode_percept(memoryview(percept), NUMBER)
+    decoded = short.decode_percept(memoryview(bytes(percept)), NUMBER)
     assert decoded is not None
     assert decoded[0].flags.writeable
     assert decoded[0].flags.aligned
@@ -73,12 +74,23 @@ def test_a_large_array_stays_where_it_was_received() -> None:
     short, _ = codecs(PICTURE, TWO)
     picture = PICTURE.sample()
     frame = short.encode_percept((picture, 1.0, True, False, {}), NUMBER)
-    received = bytearray(frame or b"")
+    received = bytearray(bytes(frame or b""))
     decoded = short.decode_percept(memoryview(received), NUMBER)
     assert decoded is not None
     assert_same(decoded[0], picture)
     received[-1] ^= 1
     assert decoded[0][-1, -1, -1] != picture[-1, -1, -1]
+
+
+def test_a_large_array_that_is_sent_is_not_copied() -> None:
+    """The environment's own memory is what is sent; `bytes` makes a copy that lasts."""
+    short, _ = codecs(PICTURE, TWO)
+    picture = PICTURE.sample()
+    frame = short.encode_percept((picture, 1.0, True, False, {}), NUMBER)
+    assert isinstance(frame, Pieces)
+    before = bytes(frame)
+    picture[0, 0, 0] ^= 1
+    assert bytes(frame) != before
 
 
 @pytest.mark.parametrize("action", [0, 127, np.int64(1), np.int64(100)])
@@ -144,7 +156,7 @@ def percept() -> Frame:
     step: Any = (np.ones(4, np.float32), 1.0, False, False, {})
     frame = codecs(BOX, TWO)[0].encode_percept(step, NUMBER)
     assert frame is not None
-    return frame
+    return bytes(frame)
 
 
 def test_the_answer_to_another_request_is_not_taken() -> None:
@@ -218,9 +230,10 @@ def test_percepts_of_vectors_have_the_bytes_of_the_long_way(
             rng.random(num_envs) < 0.5,
             {},
         )
-        frame = short.encode_percept(step, NUMBER)
-        assert frame is not None
-        assert bytes(frame) == bytes(long.encode(Percept(*step), SID, SEQ))
+        percept = short.encode_percept(step, NUMBER)
+        assert percept is not None
+        frame = bytes(percept)
+        assert frame == bytes(long.encode(Percept(*step), SID, SEQ))
         decoded = short.decode_percept(memoryview(frame), NUMBER)
         assert decoded is not None
         assert_same(decoded, step)

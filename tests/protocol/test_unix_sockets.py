@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from protocol import unix_sockets
+from protocol.codec import Pieces
 from protocol.errors import ConfigurationError, ConnectionFailed
 from protocol.transport import Delivery, LinkEvent, wait_among
 from protocol.unix_sockets import CAN_LISTEN, UnixDealer, UnixReceived, UnixRouter
@@ -83,6 +84,19 @@ def answer(dealer: UnixDealer, router: UnixRouter | None = None) -> bytes:
         if router is not None:  # it sends on when it looks
             router.receive(wait=False)
     raise AssertionError("nothing came")
+
+
+@pytest.mark.parametrize("size", [20_000, 9_000_000])
+def test_a_frame_in_pieces_arrives_as_it_was_when_it_was_sent(
+    router: UnixRouter, dealer: UnixDealer, size: int
+) -> None:
+    rid = introduced(dealer, router)
+    array = np.frombuffer(frame(size), np.uint8).copy()
+    pieces = Pieces([frame(24), array.data, b"end"], size + 27)
+    sent = bytes(pieces)
+    assert router.send(rid, pieces) is Delivery.DONE
+    array[:] = 0
+    assert answer(dealer, router) == sent
 
 
 def introduced(dealer: UnixDealer, router: UnixRouter) -> bytes:

@@ -20,7 +20,7 @@ from learner_agent import direct as learner_direct
 from learner_agent.channel import Channel
 from learner_agent.exchange import Exchange
 from learner_agent.remote_session import RemoteSession
-from protocol.codec import PLAIN
+from protocol.codec import PLAIN, Frame
 from protocol.errors import ConnectionFailed, EnvironmentLost
 from protocol.keys import generate, load
 from protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume
@@ -227,6 +227,62 @@ def test_where_keys_are_used_no_unix_socket_is_offered_nor_taken(tmp_path: Path)
         assert [url.partition(":")[0] for url in offer["urls"]] == ["tcp", "ipc"]
         offer["urls"].append("unix:///tmp/liar")
         assert learner_direct._choose(offer) == [url_in(offer, "ipc"), url_in(offer)]
+
+
+# --- large answers, which are sent from where the environment has left them -----------------------
+
+
+def asked(env: ProxyEnv, frame: Frame) -> bytes:
+    """The answer to these bytes, sent as they are on the session's way."""
+    way = session_of(env).way
+    way.send(frame)
+    deadline = time.monotonic() + PATIENCE_S
+    while (data := way.receive()) is None:
+        assert time.monotonic() < deadline
+    return bytes(data)
+
+
+def act(env: ProxyEnv) -> Frame:
+    """The next step's frame."""
+    session = session_of(env)
+    seq = session.exchange.seq = session.exchange.seq + 1
+    return PLAIN.encode(Act(1), session.sid, seq)
+
+
+@pytest.mark.parametrize("direct", ["always", "never"])
+def test_a_repeated_step_is_answered_the_same_though_another_session_changed_its_array(
+    programs: Programs, direct: str
+) -> None:
+    _, url = programs.broker()
+    shared = ("--address", "shared", "--env", "tests.odd_envs:Shared", "--threads", "1")
+    programs.env_agent(url, *shared, *DIRECT)
+    with ProxyEnv("shared", url, direct=direct) as one, ProxyEnv("shared", url) as other:
+        one.reset()
+        other.reset()
+        request = act(one)
+        answers = [asked(one, request)]
+        for number in range(2, 5):
+            assert other.step(1)[0][0, 0] == number
+            answers.append(asked(one, request))
+        assert answers == answers[:1] * 4
+        assert asked(one, act(one)) != answers[0]
+
+
+def test_a_repeated_step_is_answered_the_same_though_its_environment_never_rests(
+    programs: Programs, tmp_path: Path
+) -> None:
+    _, url = programs.broker()
+    restless = ("--address", "restless", "--env", "tests.odd_envs:Restless")
+    programs.env_agent(url, *restless, *DIRECT)
+    with ProxyEnv("restless", url, direct="always") as env:
+        env.reset(options={"done": str(tmp_path / "done")})
+        request = act(env)
+        answer = asked(env, request)
+        deadline = time.monotonic() + PATIENCE_S
+        while not (tmp_path / "done").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert asked(env, request) == answer
 
 
 # --- cut off --------------------------------------------------------------------------------------
