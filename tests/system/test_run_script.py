@@ -116,6 +116,17 @@ def test_the_first_start_installs_and_says_so(clone: Clone) -> None:
     assert line.endswith("--editable .[test]")
 
 
+def test_pip_installs_into_the_environment_and_nowhere_else(clone: Clone) -> None:
+    clone.run("echo")
+    put_program(clone, "pip", "echo another pip")
+    done = clone.run("pip", "install", "a package", "-e", ".[peers]")
+    assert done.returncode == 0
+    assert "another pip" not in done.stdout
+    assert clone.installations[1:] == [
+        f"{clone.root}/.venv/bin/python --disable-pip-version-check install a package -e .[peers]"
+    ]
+
+
 def test_a_second_start_is_silent_and_starts_no_python(clone: Clone) -> None:
     clone.run("echo")
     done = clone.run("echo", "hello", PYTHON="/nowhere")
