@@ -7,7 +7,6 @@ import json
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -22,7 +21,13 @@ from learner_agent.channel import Channel
 from learner_agent.proxy_env import ProxyEnv
 from learner_agent.proxy_vector_env import ProxyVectorEnv
 
-Way = Literal["relayed tcp", "relayed ipc", "relayed, same host", "direct tcp", "direct, same host"]
+# Between hosts all parts talk by ZeroMQ over tcp; on one host they find Unix sockets by themselves.
+Way = Literal[
+    "relayed, same host",
+    "relayed, between hosts",
+    "direct, same host",
+    "direct, between hosts",
+]
 
 
 @contextlib.contextmanager
@@ -36,12 +41,9 @@ def service(
 ) -> Iterator[tuple[str, dict[str, int]]]:
     """A broker and an env agent that offers `env` as "it"; yields the URL and process ids."""
     with contextlib.ExitStack() as stack:
-        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="ours-"))
-        url = f"ipc://{folder}/broker" if way == "relayed ipc" else f"tcp://127.0.0.1:{_port()}"
-        bind = ["--bind", url]
-        if way in ("relayed tcp", "relayed ipc"):
-            bind.append("--no-lanes")
-        broker = stack.enter_context(_program("broker", *bind))
+        url = f"tcp://127.0.0.1:{_port()}"
+        lanes = [] if way.endswith("same host") else ["--no-lanes"]
+        broker = stack.enter_context(_program("broker", "--bind", url, *lanes))
         arguments = ["--address", "it", "--env", env, "--broker", url, "--wait", "10"]
         arguments += ["--max-sessions", str(slots), "--workers", str(workers)]
         arguments += ["--env-kwargs", json.dumps(dict(env_kwargs or {}))]
@@ -86,8 +88,8 @@ def _until_offered(url: str, slots: int) -> None:
 
 
 def _seen_from(way: Way) -> contextlib.AbstractContextManager[object]:
-    """Learners on the agent's host take its Unix socket; for tcp, pretend to be on another."""
-    if way == "direct tcp":
+    """Learners on the agent's host take its Unix socket: pretend to be on another."""
+    if way == "direct, between hosts":
         return mock.patch("learner_agent.direct.socket.gethostname", return_value="elsewhere")
     return contextlib.nullcontext()
 

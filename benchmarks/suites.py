@@ -21,6 +21,14 @@ OBSERVATIONS = {
 }
 
 
+WAYS: list[ours.Way] = [
+    "relayed, same host",
+    "relayed, between hosts",
+    "direct, same host",
+    "direct, between hosts",
+]
+
+
 @dataclass(frozen=True, slots=True)
 class Figure:
     """A ratio that counts. `target` is a text such as "≤ 1.25"; `value` reads it off a result."""
@@ -62,28 +70,30 @@ def step() -> Suite:
         for transport in ("tcp", "ipc")
         for shape in ("direct", "routed")
     ]
-    names = {
-        "relayed tcp": sides[1].name,
-        "relayed ipc": sides[3].name,
-        "direct tcp": sides[0].name,
-        "direct, same host": sides[2].name,
-    }
-    ways: list[ours.Way] = ["relayed tcp", "relayed ipc", "direct tcp", "direct, same host"]
-    sides += [ours.picture(way, *STILL) for way in ways]
-    figures = [
-        _over_floor(f"gymwire {way}", names[way], "≤ 1.25" if "relayed" in way else "≤ 1.4")
-        for way in ways
+    direct_tcp, routed_tcp, direct_ipc, routed_ipc = (side.name for side in sides)
+    floors: list[tuple[ours.Way, str]] = [
+        ("relayed, same host", routed_tcp),
+        ("relayed, same host", routed_ipc),
+        ("relayed, between hosts", routed_tcp),
+        ("direct, same host", direct_tcp),
+        ("direct, same host", direct_ipc),
+        ("direct, between hosts", direct_tcp),
     ]
-    routed = names["relayed tcp"]
-    figures.append(
-        Figure(
-            "CPU of the broker per step / of the bare ROUTER loop",
-            "≤ 2",
-            lambda result: (
-                result.cpu_us("gymwire relayed tcp", "broker") / result.cpu_us(routed, "broker")
-            ),
+    sides += [ours.picture(way, *STILL) for way in WAYS]
+    figures = [
+        _over_floor(f"gymwire {way}", over, "≤ 1.25" if "relayed" in way else "≤ 1.4")
+        for way, over in floors
+    ]
+
+    def cpu(way: ours.Way) -> Callable[[Result], float]:
+        return lambda result: (
+            result.cpu_us(f"gymwire {way}", "broker") / result.cpu_us(routed_tcp, "broker")
         )
-    )
+
+    figures += [
+        Figure(f"CPU of the broker per step, {way} / of the bare ROUTER loop", "≤ 2", cpu(way))
+        for way in WAYS[:2]
+    ]
     return Suite("A step of no own time", sides, figures, 2000)
 
 
@@ -91,11 +101,7 @@ def cartpole() -> Suite:
     """One CartPole, as a user has it: here, in a subprocess, remote, and through the peers."""
     others, _ = peers.installed()
     sides = [local.in_process(), local.async_vector(1)]
-    sides += [
-        ours.cartpole("relayed tcp"),
-        ours.cartpole("direct tcp"),
-        ours.cartpole("direct, same host"),
-    ]
+    sides += [ours.cartpole(way) for way in WAYS]
     figures = [
         Figure(
             "AsyncVectorEnv(1) / gymwire direct, same host",
@@ -107,7 +113,7 @@ def cartpole() -> Suite:
         target = "≥ 2.5" if "rpc" in peer.name else "≥ 4"
         figures += [
             _over_floor(peer.name, f"gymwire {way}", target)
-            for way in ("relayed tcp", "direct, same host")
+            for way in ("relayed, same host", "direct, same host")
         ]
     return Suite("CartPole", [*sides, *others], figures, 1000)
 
@@ -116,10 +122,12 @@ def observations(name: str) -> Suite:
     """One large observation in each reply."""
     shape, dtype, n_bytes = OBSERVATIONS[name]
     sides = [floor(kind, "tcp", ACT_BYTES, n_bytes + 64) for kind in ("direct", "routed")]
-    ways: list[ours.Way] = ["relayed tcp", "direct tcp"]
-    floors = {"relayed tcp": sides[1].name, "direct tcp": sides[0].name}
-    sides += [ours.picture(way, shape, dtype) for way in ways]
-    figures = [_over_floor(f"gymwire {way}", floors[way], "≤ 1.3") for way in ways]
+    direct, routed = (side.name for side in sides)
+    sides += [ours.picture(way, shape, dtype) for way in WAYS]
+    figures = [
+        _over_floor(f"gymwire {way}", routed if "relayed" in way else direct, "≤ 1.3")
+        for way in WAYS
+    ]
     return Suite(name, sides, figures, 500)
 
 
@@ -160,17 +168,16 @@ def slow() -> Suite:
     """16 environments that take 5 ms a step, in one process and on four workers."""
     here = local.sleepers(16)
     env, stepper = "benchmarks.environments:Sleeper", local.vector_zeros
-    there = ours.vector("relayed tcp", 16, sessions=4, workers=4, env=env, stepper=stepper)
+    there = ours.vector("relayed, same host", 16, sessions=4, workers=4, env=env, stepper=stepper)
     speedup = _speedup(there, here, "≥ 3.5")
     return Suite("16 environments of 5 ms", [here, there], [speedup], 12, pinned=False)
 
 
 def idle() -> Suite:
     """One busy learner, alone and beside a thousand idle sessions."""
-    alone = ours.cartpole("relayed tcp")
-    crowd = ours.one(
-        "beside 1,000 idle", "relayed tcp", local.ENV_ID, local.cartpole_steps, idle=1000
-    )
+    way: ours.Way = "relayed, same host"
+    alone = ours.cartpole(way)
+    crowd = ours.one("beside 1,000 idle", way, local.ENV_ID, local.cartpole_steps, idle=1000)
     bare = [floor("routed", "tcp", ACT_BYTES, STILL_BYTES, idle) for idle in (0, 1000)]
 
     def kib_each(result: Result, with_: str, without: str) -> float:
