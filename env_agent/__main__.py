@@ -23,6 +23,9 @@ from protocol.command_line import Parser, count, seconds
 from protocol.errors import ConfigurationError, GymwireError, UsageError
 from protocol.keys import KeyPair
 from protocol.transport import Dealer, Presence
+from protocol.unix_sockets import CAN_LISTEN
+
+WITHIN_HOST, NEVER = "host", "never"  # for --direct
 
 
 def parser() -> argparse.ArgumentParser:
@@ -77,8 +80,10 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--direct",
         metavar="URL",
-        help="take direct connections, too, at tcp://HOST:PORT (and within this host); each "
-        "thread and worker takes the next port ('*': any)",
+        default=WITHIN_HOST,
+        help="who may go past the broker: 'host', learners of this host (the default; with keys "
+        "nobody); tcp://HOST:PORT, those of others, too, for which each thread and worker takes "
+        "the next port ('*': any); or 'never'",
     )
     made.add_argument(
         "--threads",
@@ -190,7 +195,9 @@ def _supervise(arguments: Sequence[str], workers: int) -> int:
 
 
 def _direct(options: argparse.Namespace, key: KeyPair | None) -> DirectSettings | None:
-    if options.direct is None:
+    if options.direct == WITHIN_HOST:
+        return DirectSettings(None) if CAN_LISTEN and key is None else None
+    if options.direct == NEVER:
         return None
     try:
         url = check_url(options.direct, bind=True)
@@ -199,7 +206,7 @@ def _direct(options: argparse.Namespace, key: KeyPair | None) -> DirectSettings 
     if not url.startswith("tcp://"):
         raise ConfigurationError(
             f"--direct {options.direct}: write tcp://HOST:PORT, such as tcp://127.0.0.1:5600, or * "
-            f"as the port for any; a socket for this host comes with it."
+            f"as the port for any (a socket for this host comes with it); 'host'; or 'never'."
         )
     if options.worker and not url.endswith(":*"):
         threads = options.threads or MAX_THREADS

@@ -106,14 +106,14 @@ class Agent:
             raise self._failed
 
     def _make_paths(self, index: int) -> Paths:
-        """Dial the broker and, where asked for, listen for direct connections."""
+        """Dial the broker and listen for direct connections."""
         dealer = Link(self._make_dealer(), eager=True)
         if self._direct is None:
             return Paths(dealer, None)
         try:
             endpoint = DirectEndpoint(self._direct, index, dealer.url)
         except ConfigurationError as error:
-            if index == 0:
+            if index == 0 and self._direct.url is not None:
                 dealer.close()
                 raise
             self._log.warning("this loop takes relayed sessions only", why=str(error))

@@ -31,6 +31,7 @@ from protocol.unix_sockets import CAN_LISTEN, MARK, SCHEME, UnixReceived, UnixRo
 RELAY = b""  # the way through the broker; a direct one is its connection's routing id
 DIRECT_TICK_MS = 20  # how often the rest is looked at while all sessions use one direct socket
 LOOK_EVERY = 64  # frames of that socket after which the rest is looked at all the same
+NEWCOMERS = 1000  # frames, or ticks of rest, in which a learner comes who can come directly
 
 
 # The way that a frame came, what libzmq knows of it (if it came by libzmq), and the frame.
@@ -38,9 +39,12 @@ Arrived = Received | UnixReceived
 
 
 class DirectSettings(NamedTuple):
-    """What `--direct` asks for. `url`: tcp://HOST:PORT of the first loop; PORT+1 of the next …"""
+    """What `--direct` asks for.
 
-    url: str
+    `url`: tcp://HOST:PORT of the first loop, PORT+1 of the next …; None: within this host only.
+    """
+
+    url: str | None
     key: KeyPair | None = None
     insecure: bool = False
 
@@ -49,6 +53,8 @@ class DirectEndpoint:
     """One loop's listening sockets, and who may use them for which session.
 
     Learners of this host take the Unix socket; with keys, which are proved over ZeroMQ only, ipc.
+
+    `newcomers`: for so many frames yet somebody may come who was told of these sockets just now.
     """
 
     def __init__(self, settings: DirectSettings, index: int, broker: str) -> None:
@@ -57,32 +63,36 @@ class DirectEndpoint:
         self.attached: dict[int, tuple[bytes, bytes | None]] = {}
         # the socket that all of these use, if it is one
         self.sole: Router | UnixRouter | None = None
+        self.newcomers = 0
         self._folder = PrivateFolder()
         near = f"{self._folder.path}/direct"
-        urls = [_at_port(settings.url, index)]
+        urls = [] if settings.url is None else [_at_port(settings.url, index)]
         self.unix: UnixRouter | None = None
+        self.router: Router | None = None
         try:
             if settings.key is None and CAN_LISTEN:
                 self.unix = UnixRouter(SCHEME + near, ended=self._left, tick_ms=DIRECT_TICK_MS)
             elif platform.system() != "Windows":
                 urls.append(f"ipc://{near}")
-            self.router = Router(
-                urls,
-                key=settings.key,
-                allow=self._admits,
-                insecure=settings.insecure,
-                tick_ms=DIRECT_TICK_MS,
-            )
+            if urls:
+                self.router = Router(
+                    urls,
+                    key=settings.key,
+                    allow=self._admits,
+                    insecure=settings.insecure,
+                    tick_ms=DIRECT_TICK_MS,
+                )
         except BaseException:
             if self.unix is not None:
                 self.unix.close()
             self._folder.remove()
             raise
         self._key = settings.key
-        port = self.router.urls[0].rpartition(":")[2]
-        host = _advertised_host(settings.url, broker)
+        if self.router is not None and settings.url is not None:
+            port = self.router.urls[0].rpartition(":")[2]
+            urls[0] = f"tcp://{_advertised_host(settings.url, broker)}:{port}"
         self.offer: dict[str, Any] = {
-            "urls": [f"tcp://{host}:{port}", *urls[1:], *([self.unix.url] if self.unix else [])],
+            "urls": [*urls, *([self.unix.url] if self.unix else [])],
             "host": socket.gethostname(),
             "key": b"" if settings.key is None else settings.key.public,
         }
@@ -113,13 +123,15 @@ class DirectEndpoint:
         """
         if rid[0] != MARK:
             assert not isinstance(frame, Pieces)
-            self.router.send(rid, frame)
+            if self.router is not None:
+                self.router.send(rid, frame)
         elif self.unix is not None:
             self.unix.send(rid, frame)
 
     def expect(self, sid: int, learner: str) -> None:
         """The learner of this session may connect."""
         self._expected[sid] = learner
+        self.newcomers = NEWCOMERS
 
     def _admits(self, key: bytes) -> bool:
         """Whether this key is that of a session's learner. Asked in another thread."""
@@ -146,7 +158,8 @@ class DirectEndpoint:
 
     def close(self) -> None:
         """Close the sockets."""
-        self.router.close(linger_s=0.3)
+        if self.router is not None:
+            self.router.close(linger_s=0.3)
         if self.unix is not None:
             self.unix.close()
         self._folder.remove()
@@ -162,7 +175,8 @@ class Paths:
         self._all = 0  # direct frames for which all sockets are waited for
         self._sockets: list[Link | Router | UnixRouter] = [dealer]
         if direct is not None:
-            self._sockets.append(direct.router)
+            if direct.router is not None:
+                self._sockets.append(direct.router)
             if direct.unix is not None:
                 self._sockets.append(direct.unix)
 
@@ -173,17 +187,22 @@ class Paths:
     def receive(self, sessions: int) -> Arrived | None:
         """The next frame and the way it came, or None after a tick; `sessions`: how many are open.
 
-        While all of them use one direct socket, only that is waited for: a poll over all costs
-        more than 2 µs. Who came that way may ask through the broker all the same: all are then.
+        While all of them use one socket, only that is waited for: a poll over all costs more than
+        2 µs. Who came directly may ask through the broker all the same: all are then.
         """
         direct = self.direct
         if direct is None:
             return self._relayed()
-        sole = direct.sole
-        if sole is None or self._all or sessions != len(direct.attached):
+        if direct.newcomers or self._all:
+            direct.newcomers -= bool(direct.newcomers)
+            return self._any(TICK_MS / 1000)
+        sole, attached = direct.sole, len(direct.attached)
+        if attached and (sole is None or attached != sessions):
             return self._any(TICK_MS / 1000)
         self._turn = turn = (self._turn + 1) % LOOK_EVERY
-        received = sole.receive() if turn else None
+        received: Arrived | None = None
+        if turn:
+            received = self._relayed() if sole is None else sole.receive()
         if received is None:
             received = self._any(0)
         return received

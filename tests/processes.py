@@ -105,7 +105,8 @@ class Programs:
         return program, str(program.wait_for("broker listens")["urls"][0])
 
     def env_agent(self, broker: str, *options: str) -> Program:
-        """An env agent that offers."""
+        """An env agent that offers; by itself only through the broker."""
+        options = ("--direct", "never", *options)
         program = self.start(
             "env_agent", "--broker", broker, "--log-format", "json", "--grace", "0", *options
         )

@@ -196,7 +196,7 @@ class Fleet:
         arguments += ["--env-kwargs", kwargs, "--broker", url or self.url, "--wait", "20"]
         part = self._part(
             "env-agent",
-            [*self._at(url), *arguments, *self._keys["env_agent"], *options],
+            [*self._at(url), *arguments, "--direct", "never", *self._keys["env_agent"], *options],
             full_disk=full_disk,
             descriptors=descriptors,
         )

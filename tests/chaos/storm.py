@@ -20,6 +20,7 @@ from tests.chaos.schedule import Fault, Kind, faults
 RECOVER_S = 40.0  # in which everybody must go on after a fault has been lifted
 SETTLE_S = 1.0
 
+HOST = ("--direct", "host")
 WEATHERS = {
     "dropped": Weather(drop=0.02),
     "doubled": Weather(double=0.3),
@@ -52,7 +53,7 @@ class Storm:
         self.messages = MessageRelay(fleet.url, seed)
         # Under CURVE every frame is numbered and sealed: whole messages cannot be harmed there.
         rainy = fleet.url if keys else self.messages.url
-        self.workers = fleet.env_agent("--workers", "2", "--max-sessions", "100")
+        self.workers = fleet.env_agent("--workers", "2", "--max-sessions", "100", *HOST)
         self.agents = [
             fleet.env_agent("--max-sessions", "100", "--threads", "4"),
             fleet.env_agent("--max-sessions", "100", "--direct", "tcp://127.0.0.1:*"),

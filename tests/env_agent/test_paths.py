@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from protocol.codec import PLAIN
 from protocol.link import Link
 from protocol.messages import Act
 from protocol.transport import Dealer, Router
+from protocol.unix_sockets import UnixDealer
 
 SID = 5
 REQUEST = bytes(PLAIN.encode(Act(1), SID, 2))
@@ -58,7 +60,40 @@ def test_a_session_that_has_fallen_back_is_not_kept_waiting_for_the_direct_way(
     relay(broker, paths)
     assert arrived(paths) == (RELAY, None, REQUEST)
     assert paths.direct is not None
+    assert paths.direct.router is not None
     monkeypatch.setattr(paths.direct.router, "receive", lambda: pytest.fail("waited for in vain"))
     for _ in range(3):
         relay(broker, paths)
         assert arrived(paths) == (RELAY, None, REQUEST)
+
+
+def test_who_was_told_of_the_direct_way_is_not_kept_waiting_there(
+    broker: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = broker.urls[0]
+    with contextlib.closing(
+        Paths(Link(Dealer(url)), DirectEndpoint(DirectSettings(None), 0, url))
+    ) as made:
+        assert made.direct is not None
+        assert made.direct.unix is not None
+        made.direct.expect(SID, "")
+        monkeypatch.setattr(made.dealer, "receive", lambda: pytest.fail("waited for in vain"))
+        with contextlib.closing(UnixDealer(made.direct.unix.url)) as learner:
+            learner.send(REQUEST)
+            found = next(filter(None, (made.receive(1) for _ in range(ATTEMPTS))))
+            assert found[2] == REQUEST
+
+
+def test_a_relayed_session_is_waited_for_where_it_comes(
+    broker: Router, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A poll over all sockets, of which nobody uses the others, would cost each step more."""
+    url = broker.urls[0]
+    with contextlib.closing(
+        Paths(Link(Dealer(url)), DirectEndpoint(DirectSettings(None), 0, url))
+    ) as made:
+        relay(broker, made)
+        made.receive(1)
+        monkeypatch.setattr(made, "_any", lambda _: pytest.fail("waited for all"))
+        relay(broker, made)
+        assert arrived(made) == (RELAY, None, REQUEST)

@@ -117,6 +117,27 @@ def test_where_the_endpoint_cannot_be_reached_the_broker_relays(
         ProxyEnv("located-d", url, direct="always")
 
 
+def test_within_a_host_sessions_go_past_the_broker_by_themselves(
+    programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, url = programs.broker()
+    programs.env_agent(url, "--address", "lake", "--env", OFFERS["lake"], "--direct", "host")
+    local = gymnasium.make("FrozenLake-v1")
+    with ProxyEnv("lake", url) as near, ProxyEnv("lake", url, direct="never") as relayed:
+        monkeypatch.setattr("learner_agent.direct.socket.gethostname", lambda: "elsewhere")
+        with ProxyEnv("lake", url) as far:
+            for env in (near, relayed, far):
+                assert_same(local.reset(seed=3), env.reset(seed=3))
+                for number in range(100):
+                    step = local.step(number * 7 % 4)
+                    assert_same(step, env.step(number * 7 % 4))
+                    if step[2] or step[3]:
+                        assert_same(local.reset(), env.reset())
+                assert session_of(env).is_direct is (env is near)
+        with pytest.raises(ConnectionFailed, match="cannot be dialled from this host"):
+            ProxyEnv("lake", url, direct="always")
+
+
 def test_on_one_host_direct_sessions_go_over_a_unix_socket(url: str) -> None:
     with ProxyEnv("located-d", url, direct="always") as env:
         link = session_of(env)._direct
