@@ -207,7 +207,7 @@ def attacker(site: Site, name: str = "mallory", **options: Any) -> Iterator[Atta
 
 
 def _rid(link: Link) -> bytes:
-    return link.waitable.getsockopt(zmq.ROUTING_ID)  # type: ignore[no-any-return]
+    return link._dealer.waitable.getsockopt(zmq.ROUTING_ID)  # type: ignore[return-value]
 
 
 def _go_on(env: ProxyEnv) -> None:
