@@ -18,9 +18,6 @@ from protocol.unix_sockets import SCHEME, UnixReceived, UnixRouter
 IN_A_ROW = 16  # frames of ZeroMQ after which the lanes have their turn
 MAX_LANES = 4096
 
-# A peer's connection itself is meant by these: they do not go over its lane.
-_ABOUT_CONNECTION = (Kind.PING, Kind.WELCOME)
-
 
 class Lanes:
     """The lanes of a broker's peers, and its way to receive over both them and ZeroMQ.
@@ -73,7 +70,7 @@ class Lanes:
     def deliver(self, rid: bytes, frame: Frame | memoryview) -> bool:
         """Send a frame of the broker's own, if this peer has a lane and the frame may take it."""
         lane = self.of.get(rid)
-        if lane is None or frame[2] in _ABOUT_CONNECTION:
+        if lane is None or frame[2] == Kind.PING:  # that tries the ZeroMQ connection
             return False
         return self._unix.send(lane, frame) is Delivery.DONE
 

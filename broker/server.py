@@ -161,7 +161,7 @@ class Server:
                 delivery = send(to, origin)
             if delivery is not done:
                 full, now = delivery is Delivery.FULL, time.monotonic()
-                self._deliver(self.core.undelivered(to, data, rid, full, now))
+                self._deliver(self.core.undelivered(to, data, rid, full, now), rid, origin)
 
     def _attach(self, lane: bytes, data: bytes | memoryview) -> None:
         """The first frame of a connection that may become somebody's lane."""
@@ -200,7 +200,7 @@ class Server:
                 Send(rid, stamps.passed(data, at, time.monotonic_ns) if frame is data else frame)
                 for rid, frame in sends
             ]
-        self._deliver(sends)
+        self._deliver(sends, rid, origin)
         self._write_notes()
 
     def _refuse(
@@ -212,7 +212,7 @@ class Server:
         now: float,
     ) -> None:
         if ruling is not Ruling.DROP:
-            self._deliver(self.core.refuse(rid, data))
+            self._deliver(self.core.refuse(rid, data), rid, origin)
         if ruling is Ruling.CUT_OFF and origin is None:
             self._end_lane(rid)
         elif ruling is Ruling.CUT_OFF and origin is not None:
@@ -228,10 +228,17 @@ class Server:
         if self._lanes is not None and rid in self._lanes.of:
             self._lanes.hang_up(self._lanes.of[rid])
 
-    def _deliver(self, sends: list[Send]) -> None:
+    def _deliver(
+        self, sends: list[Send], sender: bytes = b"", origin: Origin | None = None
+    ) -> None:
+        """Send what the core has said, to the sender of a frame on the way by which that came.
+
+        Over ZeroMQ it may be somebody else who claims the routing id of a peer that has a lane.
+        """
         lanes = self._lanes
         for send in sends:
-            if lanes is not None and lanes.of and lanes.deliver(send.rid, send.frame):
+            by_lane = send.rid != sender or origin is None
+            if by_lane and lanes is not None and lanes.deliver(send.rid, send.frame):
                 continue
             delivery = self._router.send(send.rid, send.frame)
             if delivery is Delivery.UNREACHABLE:
