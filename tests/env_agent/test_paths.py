@@ -67,13 +67,15 @@ def test_a_session_that_has_fallen_back_is_not_kept_waiting_for_the_direct_way(
         assert arrived(paths) == (RELAY, None, REQUEST)
 
 
+def within_host(url: str) -> Paths:
+    """Those of a loop to which learners of its host may come directly, and none has."""
+    return Paths(Link(Dealer(url)), DirectEndpoint(DirectSettings(None), 0, url))
+
+
 def test_who_was_told_of_the_direct_way_is_not_kept_waiting_there(
     broker: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    url = broker.urls[0]
-    with contextlib.closing(
-        Paths(Link(Dealer(url)), DirectEndpoint(DirectSettings(None), 0, url))
-    ) as made:
+    with contextlib.closing(within_host(broker.urls[0])) as made:
         assert made.direct is not None
         assert made.direct.unix is not None
         made.direct.expect(SID, "")
@@ -88,10 +90,7 @@ def test_a_relayed_session_is_waited_for_where_it_comes(
     broker: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A poll over all sockets, of which nobody uses the others, would cost each step more."""
-    url = broker.urls[0]
-    with contextlib.closing(
-        Paths(Link(Dealer(url)), DirectEndpoint(DirectSettings(None), 0, url))
-    ) as made:
+    with contextlib.closing(within_host(broker.urls[0])) as made:
         relay(broker, made)
         made.receive(1)
         monkeypatch.setattr(made, "_any", lambda _: pytest.fail("waited for all"))

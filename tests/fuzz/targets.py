@@ -48,7 +48,7 @@ from protocol.messages import (
 )
 from protocol.space_codecs import MISFIT
 from protocol.step_codec import compile_steps
-from protocol.unix_sockets import Stream
+from protocol.streams import Stream
 from tests.space_zoo import ZOO
 
 SID = 7
