@@ -11,7 +11,7 @@ from pathlib import Path
 if sys.platform != "win32":
     import fcntl
 
-PREFIX = "gymwire-"
+PREFIX = "gymwire-socket-"
 
 
 class PrivateFolder:
