@@ -15,8 +15,9 @@ from protocol.private_folder import PrivateFolder
 from protocol.transport import Delivery, Received, Router
 from protocol.unix_sockets import SCHEME, UnixReceived, UnixRouter
 
-IN_A_ROW = 16  # frames of ZeroMQ after which the lanes have their turn
+LOOK_EVERY = 16  # frames after which ZeroMQ is looked at though the lanes never rest
 MAX_LANES = 4096
+MAX_ATTACH = 64  # bytes; what a connection says before it is somebody's lane
 
 
 class Lanes:
@@ -30,13 +31,15 @@ class Lanes:
         self.of: dict[bytes, bytes] = {}
         self.owners: dict[bytes, tuple[bytes, bytes | None]] = {}
         self._router = router
-        self._in_a_row = 0
+        self._turn = 0
+        self._lanes_next = False
         self._folder = PrivateFolder()
         try:
             self._unix = UnixRouter(
                 f"{SCHEME}{self._folder.path}/lanes",
                 ended=self._ended,
                 max_message=max_message,
+                max_first=MAX_ATTACH,
                 max_peers=min(max_lanes, MAX_LANES),
                 watched=router.descriptor,
             )
@@ -49,11 +52,12 @@ class Lanes:
     def receive(self) -> Received | UnixReceived | None:
         """The next frame, or None after a tick without one. What came over a lane has no origin."""
         router = self._router
-        if router.stirred and router.look():
-            self._in_a_row += 1
-            if self._in_a_row % IN_A_ROW:
-                return router.receive()
-            return self._receive_here(wait=False) or router.receive()
+        self._turn = turn = (self._turn + 1) % LOOK_EVERY
+        if (router.stirred or not turn) and router.look():
+            # Both have something to say, it may be: they take turns.
+            self._lanes_next = not self._lanes_next
+            received = self._receive_here(wait=False) if self._lanes_next else None
+            return router.receive() if received is None else received
         received = self._receive_here()
         if received is None and router.look():
             return router.receive()
@@ -65,6 +69,7 @@ class Lanes:
         if former is not None:
             self._unix.hang_up(former)
         self.of[peer.rid], self.owners[lane] = lane, (peer.rid, peer.key)
+        self._unix.admit(lane)
         self._unix.send(lane, PLAIN.encode(Attached()))
 
     def deliver(self, rid: bytes, frame: Frame | memoryview) -> bool:

@@ -155,6 +155,8 @@ class Server:
             to_lane = lane_of.get(to)
             if to_lane is not None and lanes is not None:
                 delivery = lanes.send(to_lane, frame)
+                if delivery is Delivery.UNREACHABLE:  # of that, only ZeroMQ can tell
+                    delivery = send(to, frame)
             elif at or origin is None or type(data) is bytes:
                 delivery = send(to, frame)
             else:  # as libzmq received it

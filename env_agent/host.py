@@ -238,6 +238,7 @@ class Host:
         if slot is None:
             return None
         del self.by_key[slot.session.key]
+        slot.session.answer = b""  # it may lie in memory that goes with the environment
         self._close(slot.env, slot.session.address)
         return slot.session
 
@@ -282,6 +283,7 @@ class Host:
             return None
         if stamp is not None:
             stamp()
+        session.answer = b""  # see `Session.judge`
         try:
             step = slot.env.step(action)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; a reply, too

@@ -57,6 +57,8 @@ class Session:
             except MoveError as error:
                 return self._refuse(seq, Code.PROTOCOL, str(error))
             self._executing = (kind, seq, data)
+            # Who asks for this has had that; and it may lie in memory of the environment's.
+            self.answer = b""
             return Verdict.EXECUTE
         if seq == self.last:
             if data != self._request:

@@ -73,7 +73,12 @@ class Supervisor:
 
     def _start(self, index: int, *more: str) -> subprocess.Popen[bytes]:
         mine = (*self._arguments, "--worker", str(index), *more)
-        return subprocess.Popen([sys.executable, "-m", "env_agent", *mine], stdin=subprocess.PIPE)
+        # In a session of its own: a terminal's Ctrl-C comes once, from here.
+        return subprocess.Popen(
+            [sys.executable, "-m", "env_agent", *mine],
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
 
     def _look_after(self, worker: Worker, now: float) -> bool:
         """Replace a worker that has died. False: it never will start."""

@@ -44,10 +44,10 @@ class Link:
             self.receive = self._receive_held
 
     def _receive_held(self) -> bytes | memoryview | None:
-        frame = self._held.popleft()
         if not self._held:
             self._take(self._way)
-        return frame
+            return self._way.receive()
+        return self._held.popleft()
 
     def introduce(self, hello: bytes | bytearray, wait: bool = False) -> bool:
         """Send HELLO, which is about the ZeroMQ connection. As `Dealer.send`."""

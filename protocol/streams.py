@@ -31,7 +31,7 @@ class Stream:
     owed: memoryview | None = None
 
     def __init__(self, max_message: int) -> None:
-        self._max_message = max_message
+        self.max_message = max_message
 
     def start(self, sock: socket.socket, tick_ms: int) -> None:
         """Go on with this connection, anew."""
@@ -64,7 +64,7 @@ class Stream:
             size = len(data) - PREFIX
             if (
                 int.from_bytes(data[:PREFIX], "little") == size
-                and HEADER_SIZE <= size <= self._max_message
+                and HEADER_SIZE <= size <= self.max_message
             ):
                 return data[PREFIX:]
             if not data:
@@ -76,6 +76,9 @@ class Stream:
         except (OSError, EOFError, MemoryError):
             self.end()
             return None
+        except BaseException:  # an interrupt: bytes that the kernel has given may be lost
+            self.end()
+            raise
 
     def _read_in_parts(self, flags: int) -> bytes | memoryview | None:
         if self._frame is None and not self.holds:
@@ -99,7 +102,7 @@ class Stream:
                 if len(rest) < PREFIX:
                     return None
             size = int.from_bytes(rest[:PREFIX], "little")
-            if not HEADER_SIZE <= size <= self._max_message:
+            if not HEADER_SIZE <= size <= self.max_message:
                 raise EOFError
             end = PREFIX + size
             if len(rest) >= end:
@@ -133,18 +136,21 @@ class Stream:
             else:
                 parts = frame.parts if isinstance(frame, Pieces) else (frame,)
                 sent = self.sock.sendmsg((prefix, *parts), (), flags)
+            if sent != size + PREFIX:
+                # What is owed must stay as it is.
+                whole = bytes(frame) if isinstance(frame, Pieces) else frame
+                if sent < PREFIX:
+                    self.owed = memoryview(prefix[sent:] + whole)
+                else:
+                    self.owed = memoryview(whole)[sent - PREFIX :]
         except BlockingIOError:
             return False
         except OSError:
-            self.end()
+            self.not_read()
             return False
-        if sent != size + PREFIX:
-            # What is owed must stay as it is.
-            whole = bytes(frame) if isinstance(frame, Pieces) else frame
-            if sent < PREFIX:
-                self.owed = memoryview(prefix[sent:] + whole)
-            else:
-                self.owed = memoryview(whole)[sent - PREFIX :]
+        except BaseException:  # an interrupt: how much of it is on its way is not known
+            self.end()
+            raise
         return True
 
     def settle(self, flags: int) -> bool:
@@ -155,8 +161,15 @@ class Stream:
             except BlockingIOError:
                 return False
             except OSError:
+                self.not_read()
+            except BaseException:
                 self.end()
+                raise
         return self.owed is None
+
+    def not_read(self) -> None:
+        """The other side reads no more."""
+        self.end()
 
     def end(self) -> None:
         """Close the connection. Idempotent."""

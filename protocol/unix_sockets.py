@@ -130,10 +130,15 @@ class _Peer(Stream):
     ) -> None:
         super().__init__(max_message)
         self.rid = rid
+        self.deaf = False
         self.fd = sock.fileno()
         self._epoll = epoll
         self.start(sock, tick_ms)
         epoll.register(sock, select.EPOLLIN)
+
+    def not_read(self) -> None:
+        """It has left; what it has said before is here to be read yet, and behind that the end."""
+        self.deaf, self.owed = True, None
 
     def end(self) -> None:
         if self.up:
@@ -149,7 +154,8 @@ class UnixRouter:
     """A listening socket for this user's processes, and root's. Sends never block.
 
     `ended(rid)` is called when a peer's connection has ended. `watched`: a descriptor that ends the
-    waiting of `receive`, too, as long as it can be read. Raises ConfigurationError.
+    waiting of `receive`, too, as long as it can be read. `max_first`: bytes of a frame of a peer
+    who is not admitted (`admit`). Raises ConfigurationError.
     """
 
     def __init__(
@@ -158,6 +164,7 @@ class UnixRouter:
         *,
         ended: Callable[[bytes], None] = lambda _rid: None,
         max_message: int = MAX_MESSAGE,
+        max_first: int | None = None,
         max_peers: int = MAX_PEERS,
         tick_ms: int = TICK_MS,
         watched: int = -1,
@@ -166,6 +173,7 @@ class UnixRouter:
         self._tell_ended = ended
         self._max_peers = max_peers
         self._max_message = max_message
+        self._max_first = max_first or max_message
         self._tick_ms = tick_ms
         self._tick_s = tick_ms / 1000
         self._peers: dict[bytes, _Peer] = {}
@@ -268,7 +276,7 @@ class UnixRouter:
                 continue
             # Nobody is ever shown it, and a ZeroMQ peer, who chooses its own, cannot guess it.
             rid = bytes((MARK,)) + os.urandom(15)
-            peer = _Peer(sock, rid, self._epoll, self._max_message, self._tick_ms)
+            peer = _Peer(sock, rid, self._epoll, self._max_first, self._tick_ms)
             self._peers[rid] = self._by_fd[peer.fd] = peer
             self._choose_only()
 
@@ -291,17 +299,19 @@ class UnixRouter:
         connection is FULL.
         """
         peer = self._peers.get(rid)
-        if peer is None:
+        if peer is None or peer.deaf:
             return Delivery.UNREACHABLE
         if not peer.write(frame, NOW):
-            if peer.up:
-                return Delivery.FULL
-            self._end(peer)
-            return Delivery.UNREACHABLE
+            return Delivery.UNREACHABLE if peer.deaf else Delivery.FULL
         if peer.owed is not None:
             self._epoll.modify(peer.sock, select.EPOLLIN | select.EPOLLOUT)
             self._only = None
         return Delivery.DONE
+
+    def admit(self, rid: bytes) -> None:
+        """Take large frames, too, from this peer."""
+        if rid in self._peers:
+            self._peers[rid].max_message = self._max_message
 
     def hang_up(self, rid: bytes) -> None:
         """End this peer's connection, if it is there."""

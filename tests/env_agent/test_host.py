@@ -291,3 +291,28 @@ def test_an_absurd_number_of_environments_is_refused(num_envs: int) -> None:
     assert isinstance(refusal, Error)
     assert refusal.code == Code.OPEN_FAILED
     assert "4096 environments at most" in refusal.text
+
+
+def test_an_answer_is_not_kept_in_an_environments_memory_longer_than_that_lasts(
+    client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large one lies there: in the next request, and with close, that memory may go."""
+    assert isinstance(client.ask(Reset()), Status)
+    slot = client.host.slots[SID]
+    kept: list[object] = []
+
+    def note(*_: object, **__: object) -> Any:
+        kept.append(slot.session.answer)
+        return 0, {}
+
+    for name in ("reset", "step", "close"):
+        monkeypatch.setattr(slot.env, name, note)
+    assert slot.session.answer
+    client.ask(Reset())
+    client.ask(Act(1))
+    act = bytes(client.codec.encode(Act(1), SID, client.seq + 1))
+    slot.session.answer = b"of before"
+    client.host.step(slot, client.seq + 1, act)
+    slot.session.answer = b"of before"
+    client.host.close(SID)
+    assert kept == [b""] * 4

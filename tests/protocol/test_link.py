@@ -125,6 +125,16 @@ def test_what_had_come_by_zeromq_before_the_lane_is_not_lost(broker: Server) -> 
         assert finds(link)
 
 
+def test_held_frames_that_are_gone_hold_nobody_up(broker: Server) -> None:
+    """An interrupt may come right after the last of them was taken."""
+    with linked(broker.urls[0]) as link:
+        introduced(link)
+        link._held.append(b"x")
+        link.link_events()
+        link._held.clear()
+        assert finds(link)
+
+
 def test_a_lane_that_ends_counts_as_a_connection_made_anew(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         welcome = introduced(link)

@@ -4,10 +4,11 @@ import contextlib
 import errno
 import os
 import shutil
+import signal
 import socket
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -313,7 +314,86 @@ def test_a_peer_that_left_unnoticed_is_noticed_when_it_is_sent_to(
     rid = introduced(dealer, router)
     dealer.close()
     assert router.send(rid, frame(24)) is Delivery.UNREACHABLE
+    until_ended(router, ended)
     assert ended == [rid]
+
+
+def test_what_a_peer_said_before_it_left_is_read_though_it_cannot_be_answered(
+    router: UnixRouter, dealer: UnixDealer, ended: list[bytes]
+) -> None:
+    rid = introduced(dealer, router)
+    last = [frame(24, 1), frame(9_000, 2), frame(24, 3)]
+    for one in last:
+        dealer.send(one)
+    dealer.close()
+    for _ in range(2):
+        assert router.send(rid, frame(24)) is Delivery.UNREACHABLE
+    assert [receive(router)[2] for _ in last] == last
+    until_ended(router, ended)
+
+
+class Interrupt(Exception):
+    """What a signal handler raises."""
+
+
+def for_ever(call: Callable[[], object]) -> None:
+    while True:
+        call()
+
+
+@pytest.fixture
+def interrupted() -> Iterator[None]:
+    """A signal comes while the test waits in the kernel."""
+
+    def handler(*_: object) -> None:
+        raise Interrupt
+
+    former = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.03)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, former)
+
+
+def test_an_interrupt_in_the_middle_of_a_large_frame_ends_the_connection(
+    url: str, interrupted: None
+) -> None:
+    """How much of it had come is not known any more: what came next would fill the gap."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(url.removeprefix("unix://"))
+        listener.listen()
+        with contextlib.closing(UnixDealer(url)) as dealer:
+            other, _ = listener.accept()
+            with other:
+                other.sendall(framed(frame(20_000))[:15_000])
+                with pytest.raises(Interrupt):
+                    for_ever(dealer.receive)
+                assert not dealer.up
+                assert UP in dealer.link_events()  # anew
+
+
+def test_an_interrupt_while_a_frame_is_sent_ends_the_connection(
+    router: UnixRouter, dealer: UnixDealer, interrupted: None
+) -> None:
+    large = frame(9_000_000)
+    with pytest.raises(Interrupt):
+        for_ever(lambda: dealer.send(large))
+    assert not dealer.up
+
+
+def test_who_is_not_admitted_says_little(url: str, ended: list[bytes]) -> None:
+    with contextlib.ExitStack() as stack:
+        router = stack.enter_context(
+            contextlib.closing(UnixRouter(url, ended=ended.append, max_first=64))
+        )
+        one, other = (stack.enter_context(contextlib.closing(UnixDealer(url))) for _ in "12")
+        rid = introduced(one, router)
+        router.admit(rid)
+        one.send(frame(65))
+        assert receive(router) == (rid, None, frame(65))
+        other.send(frame(65))
+        until_ended(router, ended)
+        assert rid not in ended
 
 
 def test_many_take_turns(router: UnixRouter) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
+import signal
 import socket
 import threading
 import time
@@ -15,7 +18,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from learner_agent import ProxyEnv, ProxyVectorEnv
 from protocol import keys
-from protocol.errors import EnvironmentLost
+from protocol.errors import EnvironmentLost, NoFreeSlot
 from protocol.unix_sockets import CAN_LISTEN, UnixDealer
 from tests.odd_envs import Noise
 from tests.processes import PATIENCE_S, Programs, programs
@@ -24,6 +27,7 @@ from tests.sameness import assert_same
 pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system has no lanes")
 
 LAKE = "FrozenLake-v1"
+NOISE = "tests.odd_envs:Noise"
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +191,59 @@ def test_a_lost_agent_is_told_over_the_lane(programs: Programs) -> None:
         assert lane_of(env) is not None
         agent.kill()
         assert "gone" in why_lost(env)
+
+
+@pytest.mark.parametrize("direct", ["never", "always"])
+def test_interrupted_steps_are_neither_lost_nor_doubled_nor_damaged(
+    programs: Programs, direct: str
+) -> None:
+    """Ctrl-C at any moment of a step whose answer comes in many parts; then the same step again."""
+    _, url = programs.broker()
+    programs.env_agent(url, "--address", "noise", "--env", NOISE, "--direct", "host")
+    moments = random.Random(1)
+    local = Noise()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        with ProxyEnv("noise", url, direct=direct, timeout_s=10.0) as env:
+            assert_same(local.reset(seed=1), env.reset(seed=1))
+            env.action_space.seed(2)
+            for _ in range(40):
+                action = env.action_space.sample()
+                expected = local.step(action)
+                step = None
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.setitimer(signal.ITIMER_REAL, moments.uniform(1e-5, 3e-3))
+                    step = env.step(action)
+                with contextlib.suppress(KeyboardInterrupt):
+                    signal.setitimer(signal.ITIMER_REAL, 0)
+                assert_same(expected, env.step(action) if step is None else step)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+
+
+def test_what_was_said_before_leaving_is_heard(programs: Programs) -> None:
+    """CLOSE, right after a step whose answer nobody waits for."""
+    _, url = programs.broker()
+    programs.env_agent(url, "--address", "lake", "--env", LAKE, "--max-sessions", "8")
+    for _ in range(5):
+        envs = ProxyVectorEnv("lake", 8, url, sessions=8, wait_s=PATIENCE_S)
+        envs.reset(seed=1)
+        actions = envs.action_space.sample()
+        envs.step(actions)
+        envs.step_async(actions)
+        envs.close()
+        began = time.monotonic()
+        while True:
+            try:
+                ProxyVectorEnv("lake", 8, url, sessions=8).close()
+                break
+            except NoFreeSlot:
+                assert time.monotonic() - began < 5.0  # the lease is 30
 
 
 # --- with keys ------------------------------------------------------------------------------------

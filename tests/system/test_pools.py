@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from learner_agent import ProxyEnv
+from learner_agent.channel import Channel
 from protocol.errors import AddressUnknown, EnvironmentLost, NoFreeSlot
 from tests.processes import PATIENCE_S, ROOT, Program, Programs
 
@@ -210,6 +211,29 @@ def test_on_sigint_a_pool_ends_at_once(programs: Programs) -> None:
         with pytest.raises(EnvironmentLost):
             env.step(1)
     assert not any("Traceback" in line for line in supervisor.output)
+
+
+def test_ctrl_c_in_a_terminal_lets_each_worker_take_its_leave(programs: Programs) -> None:
+    """It comes to all processes of the terminal, and a second one would end a worker at once."""
+    broker, url = programs.broker()
+    arguments = [sys.executable, "-m", "env_agent", "--broker", url, "--log-format", "json"]
+    supervisor = subprocess.Popen(
+        [*arguments, *POOL, "--workers", "2"], cwd=ROOT, start_new_session=True
+    )
+    try:
+        with contextlib.closing(Channel(url, wait_s=PATIENCE_S)) as channel:
+            deadline = time.monotonic() + PATIENCE_S
+            while len(channel.find("pool")) < 2:
+                assert time.monotonic() < deadline
+            os.killpg(supervisor.pid, signal.SIGINT)
+            assert supervisor.wait(PATIENCE_S) == 0
+            while channel.find("pool"):
+                assert time.monotonic() < deadline
+    finally:
+        supervisor.kill()
+    left = [row["why"] for row in rows(broker, "agent left")]
+    assert left
+    assert all("has stopped" in why for why in left)
 
 
 def test_workers_do_not_outlive_a_killed_supervisor_and_clear_up_after_it(
