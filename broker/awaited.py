@@ -24,10 +24,14 @@ class Awaited:
         # presences of agents whose pulse has not spoken: by the first 15 bytes of their `agent`
         self._mute: dict[bytes, Peer] = {}
 
+    def has_just_started(self, now: float) -> bool:
+        """Whether agents that were here before are still on their way back."""
+        return now - self._started < STARTING_S
+
     def may_come(self, sid: int, now: float) -> bool:
         """Whether this session, which the broker does not know, may yet be announced."""
         since_start_s = now - self._started
-        if since_start_s < STARTING_S or (self._mute and since_start_s < REJOIN_S):
+        if self.has_just_started(now) or (self._mute and since_start_s < REJOIN_S):
             return True
         pulse = self._promised.get(sid)
         return pulse is not None and self._tables.peers.get(pulse.rid) is pulse

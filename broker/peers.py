@@ -158,7 +158,8 @@ class Peers:
         for session in self._tables.sessions_at(loop):
             sends += self._sessions.end_without_loop(session, reason)
         self._forget(loop)
-        if not any(peer.agent == loop.agent for peer in self._tables.peers.values() if peer.offers):
+        others = (peer for peer in self._tables.peers.values() if peer.offers)
+        if loop.offers and not any(peer.agent == loop.agent for peer in others):
             self._notes.add("agent left", host=loop.host, offers=sorted(loop.offers), why=reason)
         return sends
 

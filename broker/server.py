@@ -76,6 +76,7 @@ class Server:
             allow=lambda public: self._policy.admits(public),
             insecure=insecure,
             max_message=max_message,
+            elsewhere="choose another port (--bind; --broker or GYMWIRE_BROKER tell the others)",
         )
         self.urls = self._router.urls
         self._keyed = key is not None

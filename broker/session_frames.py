@@ -63,7 +63,7 @@ class SessionFrames:
         if header.kind is Kind.CLOSED or not session.is_open or _says_lost(header, data):
             self._sessions.drop(session)
             if session.is_open:
-                self._notes.add("session closed", address=session.address, frames=session.frames)
+                self._notes.add("session closed", address=session.address, relayed=session.frames)
         return [] if learner is None else [Send(learner.rid, data)]
 
     def _metered(

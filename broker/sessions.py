@@ -24,6 +24,12 @@ MAX_OWED = 10_000  # sessions whose loops could not be told yet that they have e
 OWED_AT_ONCE = 100  # frames in each tick to loops whose queues were full
 
 
+JUST_STARTED = (
+    "This broker has just started, and env agents that were here before are on their way back: try "
+    "again, or wait for them (wait_s=10; --wait 10)."
+)
+
+
 class Sessions:
     """The sessions in the tables. `lease_s`: how long they wait for a lost learner."""
 
@@ -82,7 +88,12 @@ class Sessions:
             )
         if len(self._tables.sessions) >= MAX_SESSIONS:
             raise Refusal(Code.LIMIT, "This broker has no room for another session.")
-        loop = directory.choose(self._tables, address, peer.rights, now)
+        try:
+            loop = directory.choose(self._tables, address, peer.rights, now)
+        except Refusal as refusal:
+            if refusal.code != Code.ADDRESS_UNKNOWN or not self._awaited.has_just_started(now):
+                raise
+            raise Refusal(refusal.code, f"{refusal} {JUST_STARTED}", **refusal.details) from None
         while (sid := self._rng.getrandbits(63)) in self._tables.sessions or sid == 0:
             pass
         session = Session(sid, nonce, address.name, peer.identity, loop, is_open=False)

@@ -116,7 +116,7 @@ class Agent:
             if index == 0 and self._direct.url is not None:
                 dealer.close()
                 raise
-            self._log.warning("this loop takes relayed sessions only", why=str(error))
+            self._log.warning("a thread takes no direct sessions", why=str(error))
             endpoint = None
         return Paths(dealer, endpoint)
 

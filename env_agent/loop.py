@@ -38,7 +38,7 @@ from protocol.messages import (
     Welcome,
     Withdraw,
 )
-from protocol.transport import Origin
+from protocol.transport import Origin, unknown_host
 
 TIMERS_S = 0.1  # how often timers get their turn even when the socket never rests
 HELLO_AGAIN_S = 1.0  # how long offers may take to stand before HELLO is said again
@@ -122,6 +122,9 @@ class Loop:
                 self._paths.close()
                 if self._dealer.suspicion:
                     raise Denied(_denied(self._dealer.url, self._dealer.suspicion))
+                unknown = unknown_host(self._dealer.url)
+                if unknown:
+                    raise BrokerUnreachable(f"No broker answers at {self._dealer.url}: {unknown}.")
                 raise BrokerUnreachable(
                     f"No broker answers at {self._dealer.url} (waited {wait_s:g} s). Start one "
                     f"with `python -m broker`, check --broker, or give --wait SECONDS."

@@ -81,6 +81,7 @@ class DirectEndpoint:
                     allow=self._admits,
                     insecure=settings.insecure,
                     tick_ms=DIRECT_TICK_MS,
+                    elsewhere="give --direct another port: each thread takes the next one",
                 )
         except BaseException:
             if self.unix is not None:

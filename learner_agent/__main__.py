@@ -99,7 +99,11 @@ def _environment(verb: argparse.ArgumentParser, default: str | None = None) -> N
         default=fallback,
         type=_address,
         metavar="ADDRESS",
-        help=f"where (default: GYMWIRE_ADDRESS{f', else {default}' if default else ''})",
+        help=(
+            f"where (default: GYMWIRE_ADDRESS, else {default})"
+            if default
+            else "where; may be left out if GYMWIRE_ADDRESS says it"
+        ),
     )
     verb.add_argument(
         "--env-kwargs",

@@ -14,6 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from typing import Any, NamedTuple
 
@@ -54,7 +55,7 @@ from protocol.messages import (
     Welcome,
 )
 from protocol.seal import Challenge, Seal
-from protocol.transport import Dealer
+from protocol.transport import Dealer, unknown_host
 
 CONNECT_S = 2.5  # how long a broker may take to answer at first
 HELLO_AGAIN_S = 1.0  # how long WELCOME may take before HELLO is said again
@@ -148,6 +149,9 @@ class Channel:
             if time.monotonic() > deadline:
                 if self.dealer.suspicion:
                     raise Denied(_denied(self.url, self.dealer.suspicion))
+                unknown = unknown_host(self.url)
+                if unknown:
+                    raise BrokerUnreachable(f"No broker answers at {self.url}: {unknown}.")
                 raise BrokerUnreachable(
                     f"No broker answers at {self.url}. Start one with `python -m broker`, or check "
                     f"the URL, the network and the firewall in between."
@@ -261,6 +265,9 @@ class Channel:
                     opened[i] = self._opened(header, opening.wish, answer, seal)
                 self._asking.forget([asked.pop(i)])
                 if isinstance(answer, Error):
+                    if answer.code == Code.NO_FREE_SLOT and len(openings) > 1:
+                        text = f"{len(openings)} sessions are wanted at once. {answer.text}"
+                        answer = replace(answer, text=text)
                     failure = error_for(answer)
                     if answer.code != Code.ADDRESS_UNKNOWN or time.monotonic() > deadline:
                         raise failure

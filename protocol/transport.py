@@ -374,6 +374,8 @@ class Router:
     With `key`, peers must hold one, too, for which `allow` is true (asked at each connection, in
     another thread). Without, it listens on this host only, unless `insecure`.
 
+    `elsewhere`: what to do where a port is in use.
+
     `stirred`: something may be here of which `descriptor` does not tell any more.
     """
 
@@ -389,6 +391,7 @@ class Router:
         insecure: bool = False,
         max_message: int = MAX_MESSAGE,
         tick_ms: int = TICK_MS,
+        elsewhere: str = "choose another port",
     ) -> None:
         checked = [check_url(url, bind=True) for url in urls]
         remote = [url for url in checked if not is_local(url)]
@@ -427,7 +430,7 @@ class Router:
                 socket.bind(url)
             except zmq.ZMQError as error:
                 self.close()
-                raise ConfigurationError(_bind_failure(url, error)) from None
+                raise ConfigurationError(_bind_failure(url, error, elsewhere)) from None
             self.urls.append(_readable(socket.get_string(zmq.LAST_ENDPOINT)))
 
     @property
@@ -557,6 +560,17 @@ class Router:
         self._socket.close(linger=int(linger_s * 1000))
 
 
+def unknown_host(url: str) -> str:
+    """Why the host of this URL is not known here, as the rest of a sentence; "" if it is."""
+    if url.startswith("tcp://"):
+        host = url.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        try:
+            hostsocket.getaddrinfo(host, None)
+        except OSError as error:
+            return f"the host {host!r} is not known here ({error.strerror})"
+    return ""
+
+
 def _borrowed(fd: int) -> hostsocket.socket | None:
     """libzmq's connection with this descriptor, to be detached after use; None: there is none."""
     try:
@@ -597,11 +611,11 @@ def _drop_rest(bare: Any, frame: zmq.Frame) -> None:
         frame = _recv(bare, 0, False)
 
 
-def _bind_failure(url: str, error: zmq.ZMQError) -> str:
+def _bind_failure(url: str, error: zmq.ZMQError, elsewhere: str) -> str:
     if error.errno == errno.EADDRINUSE:
         return (
             f"{url} is in use: another broker, or another program, listens there, and whoever "
-            f"dials it reaches that one, not this one. Stop it, or choose another port."
+            f"dials it reaches that one, not this one. Stop it, or {elsewhere}."
         )
     if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
         return f"{url} is not an address of this host: bind one that is, or tcp://*:PORT for all."

@@ -48,7 +48,7 @@ from protocol.messages import (
     Welcome,
     Withdraw,
 )
-from tests.broker.harness import LEASE_S, SETTLED, Broker, Told, offer, only, opened
+from tests.broker.harness import LEASE_S, SETTLED, STARTED, Broker, Told, offer, only, opened
 
 NONCE = b"n" * 16
 ENV, ENV2, LEARNER, THIEF = b"\x01env", b"\x01env2", b"\x01learner", b"\x01thief"
@@ -173,6 +173,18 @@ def test_open_goes_to_the_agent_with_a_sid_and_the_learners_identity() -> None:
     assert forwarded.message == Open(
         "cartpole", NONCE, "rgb_array", {"a": 1}, 3, "NextStep", True, learner="key"
     )
+
+
+def test_right_after_a_start_nobody_is_told_that_nothing_exists_for_good() -> None:
+    broker = Broker(now=STARTED)
+    broker.hello(LEARNER, Role.LEARNER)
+    asked = Open("cartpole", b"n" * 16, None, {}, 0, "", False)
+    error = only(broker.say(LEARNER, asked), Error)
+    assert "Nobody offers 'cartpole'" in error.text
+    assert "has just started" in error.text
+    broker.now += 10.0
+    error = only(broker.say(LEARNER, asked), Error)
+    assert "has just started" not in error.text
 
 
 def test_open_twice_with_one_nonce_opens_one_session(broker: Broker) -> None:

@@ -178,10 +178,11 @@ def test_a_wrong_ticket_opens_no_lane(broker: Server, ticket: bytes) -> None:
     [
         b"\x18\0\0\0" + bytes(24),
         b"\xff\xff\xff\xff",
+        (1_000_000).to_bytes(4, "little") + bytes(24),
         b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
         len(PLAIN.encode(Pong())).to_bytes(4, "little") + bytes(PLAIN.encode(Pong())),
     ],
-    ids=["zeros", "a huge length", "HTTP", "another message"],
+    ids=["zeros", "a huge length", "a large frame", "HTTP", "another message"],
 )
 def test_what_does_not_begin_with_a_ticket_is_hung_up_on(broker: Server, first: bytes) -> None:
     with linked(broker.urls[0]) as link, socket.socket(socket.AF_UNIX) as raw:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import zmq
 
-from learner_agent import ProxyEnv
+from learner_agent import ProxyEnv, ProxyVectorEnv
 from protocol import codec
 from protocol.codec import PLAIN
 from protocol.errors import (
@@ -309,12 +309,30 @@ def test_an_env_agent_that_waits_for_its_broker_says_so(programs: Programs) -> N
     assert waiting.wait_for("no broker yet")["broker"] == "tcp://127.0.0.1:1"
 
 
+def test_a_host_that_is_not_known_is_told(programs: Programs) -> None:
+    nowhere = "tcp://no-such-host.invalid:5555"
+    with pytest.raises(BrokerUnreachable, match=r"the host 'no-such-host\.invalid' is not known"):
+        ProxyEnv("lake", nowhere)
+    options = ("--address", "early", "--env", "CartPole-v1", "--broker", nowhere)
+    agent = programs.start("env_agent", *options)
+    assert agent.wait() == 2
+    assert "the host 'no-such-host.invalid' is not known here" in agent.output[-1]
+
+
+def test_more_sessions_than_slots_at_once_are_told_so(programs: Programs) -> None:
+    _, url = programs.broker()
+    programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1", "--max-sessions", "2")
+    with pytest.raises(NoFreeSlot, match=r"^3 sessions are wanted at once\. All 2 slots of 'lake'"):
+        ProxyVectorEnv("lake", 3, url, sessions=3)
+
+
 def test_a_port_in_use_is_told(broker_url: str, programs: Programs) -> None:
     second = programs.start("broker", "--bind", broker_url)
     assert second.wait() == 2
     assert second.output == [
         f"broker: {broker_url} is in use: another broker, or another program, listens there, and "
-        f"whoever dials it reaches that one, not this one. Stop it, or choose another port.\n"
+        "whoever dials it reaches that one, not this one. Stop it, or choose another port (--bind; "
+        "--broker or GYMWIRE_BROKER tell the others).\n"
     ]
 
 

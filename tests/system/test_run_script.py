@@ -116,6 +116,14 @@ def test_the_first_start_installs_and_says_so(clone: Clone) -> None:
     assert line.endswith("--editable .[test]")
 
 
+@pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
+def test_without_a_command_it_says_how_it_is_used(clone: Clone, words: tuple[str, ...]) -> None:
+    done = clone.run(*words)
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: ")
+    assert clone.installations == []
+
+
 def test_pip_installs_into_the_environment_and_nowhere_else(clone: Clone) -> None:
     clone.run("echo")
     put_program(clone, "pip", "echo another pip")
