@@ -194,11 +194,11 @@ class Paths:
         direct = self.direct
         if direct is None:
             return self._relayed()
-        if direct.newcomers or self._all:
-            direct.newcomers -= bool(direct.newcomers)
-            return self._any(TICK_MS / 1000)
         sole, attached = direct.sole, len(direct.attached)
-        if attached and (sole is None or attached != sessions):
+        if direct.newcomers:
+            direct.newcomers -= 1
+            return self._any(TICK_MS / 1000)
+        if attached and (self._all or sole is None or attached != sessions):
             return self._any(TICK_MS / 1000)
         self._turn = turn = (self._turn + 1) % LOOK_EVERY
         received: Arrived | None = None

@@ -91,8 +91,10 @@ def test_a_relayed_session_is_waited_for_where_it_comes(
 ) -> None:
     """A poll over all sockets, of which nobody uses the others, would cost each step more."""
     with contextlib.closing(within_host(broker.urls[0])) as made:
+        assert made.direct is not None
+        made.direct.newcomers = 1
         relay(broker, made)
-        made.receive(1)
+        assert arrived(made) == (RELAY, None, REQUEST)  # while all were waited for
         monkeypatch.setattr(made, "_any", lambda _: pytest.fail("waited for all"))
         relay(broker, made)
         assert arrived(made) == (RELAY, None, REQUEST)
