@@ -25,7 +25,10 @@ def main() -> None:
     parser.add_argument(
         "suites", nargs="*", help=f"{', '.join(SUITES)}; all of them when none is named"
     )
-    parser.add_argument("--rounds", type=int, default=7, help="turns of each side (default 7)")
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each side (default 9)")
+    parser.add_argument(
+        "--starts", type=int, default=3, help="starts of each side, which share them (default 3)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios here")
     options = parser.parse_args()
@@ -41,7 +44,13 @@ def main() -> None:
     for name in options.suites or SUITES:
         for suite in SUITES[name]():
             os.sched_setaffinity(0, {max(processors)} if suite.pinned else processors)
-            result = measure(suite.title, suite.sides, rounds=options.rounds, calls=suite.calls)
+            result = measure(
+                suite.title,
+                suite.sides,
+                rounds=options.rounds,
+                calls=suite.calls,
+                starts=options.starts,
+            )
             console.print(result.table())
             results.append(result.as_json())
             figures += [

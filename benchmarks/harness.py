@@ -2,7 +2,9 @@
 
 A machine's speed drifts within seconds, by more than what is to be measured. Figures are therefore
 never compared across runs: in each round every side takes its turn, a ratio is formed within the
-round, and the median over the rounds is what counts.
+round, and the median over the rounds is what counts. One start in five or ten is slower by half in
+all its rounds, by where the memory of its processes happens to lie: so all sides are started anew
+after a part of the rounds.
 """
 
 from __future__ import annotations
@@ -141,24 +143,32 @@ class Result:
 
 
 def measure(
-    title: str, sides: Sequence[Side], *, rounds: int, calls: int, warm_up: int = 200
+    title: str,
+    sides: Sequence[Side],
+    *,
+    rounds: int,
+    calls: int,
+    starts: int = 1,
+    warm_up: int = 200,
 ) -> Result:
-    """Open all sides, run them in turn, and close them.
+    """Open all sides, run them in turn, and close them; all that so many times.
 
     Args:
         title: what is measured.
         sides: at least one; their names must differ.
-        rounds: how often each side has its turn.
+        rounds: how often each side has its turn, over all starts.
         calls: calls of `step()` in a turn.
+        starts: how often all sides are opened.
         warm_up: calls before each turn that are not counted: caches cool down while others run.
     """
     collected: dict[str, list[Round]] = {side.name: [] for side in sides}
-    with contextlib.ExitStack() as stack:
-        running = [(side.name, stack.enter_context(side.open())) for side in sides]
-        for number in range(rounds):
-            # Every other round backwards, so that no side always follows the same one.
-            for name, side in running if number % 2 == 0 else reversed(running):
-                collected[name].append(_turn(side, calls, min(warm_up, calls)))
+    for numbers in np.array_split(range(rounds), min(starts, rounds)):
+        with contextlib.ExitStack() as stack:
+            running = [(side.name, stack.enter_context(side.open())) for side in sides]
+            for number in numbers:
+                # Every other round backwards, so that no side always follows the same one.
+                for name, side in running if number % 2 == 0 else reversed(running):
+                    collected[name].append(_turn(side, calls, min(warm_up, calls)))
     return Result(title, calls, {side.name: side.steps_per_call for side in sides}, collected)
 
 

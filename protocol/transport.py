@@ -602,8 +602,13 @@ def wait_among(sockets: Sequence[Waitable], timeout_s: float) -> list[int]:
     if held:
         return held
     polled = [(socket.waitable, zmq.POLLIN) for socket in sockets]
-    ready = {id(socket) for socket, _ in zmq.zmq_poll(polled, timeout=int(timeout_s * 1000))}
-    return [i for i, (socket, _) in enumerate(polled) if id(socket) in ready]
+    ready = {_named(socket) for socket, _ in zmq.zmq_poll(polled, timeout=int(timeout_s * 1000))}
+    return [i for i, (socket, _) in enumerate(polled) if _named(socket) in ready]
+
+
+def _named(polled: Any) -> int:
+    """A descriptor by its number, which libzmq gives back as another object; a socket as itself."""
+    return polled if isinstance(polled, int) else id(polled)
 
 
 def _drop_rest(bare: Any, frame: zmq.Frame) -> None:

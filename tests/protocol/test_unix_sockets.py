@@ -518,3 +518,18 @@ def test_connections_are_bounded(url: str) -> None:
         for peer in peers[:3]:
             peer.sendall(framed(frame(24)))
             receive(router)
+
+
+def test_any_number_of_descriptors_may_be_open_already(url: str) -> None:
+    """Python has one object for each small number only."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(Path(os.devnull).open("rb"))
+        router = stack.enter_context(contextlib.closing(UnixRouter(url)))
+        dealer = stack.enter_context(contextlib.closing(UnixDealer(url)))
+        assert min(router.waitable, dealer.waitable) > 256
+        dealer.send(frame(24))
+        assert wait_among([dealer, router], 10) == [1]
+        rid = receive(router)[0]
+        router.send(rid, frame(25))
+        assert wait_among([router, dealer], 10) == [1]
