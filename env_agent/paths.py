@@ -64,6 +64,7 @@ class DirectEndpoint:
         # the socket that all of these use, if it is one
         self.sole: Router | UnixRouter | None = None
         self.newcomers = 0
+        self._coming: set[int] = set()  # their sessions
         self._folder = PrivateFolder()
         near = f"{self._folder.path}/direct"
         urls = [] if settings.url is None else [_at_port(settings.url, index)]
@@ -108,6 +109,7 @@ class DirectEndpoint:
             if key is None or identity(key) != session.learner:
                 return False
         self.attached[session.sid] = (rid, key)
+        self._has_come(session.sid)
         self._choose_sole()
         return True
 
@@ -132,7 +134,16 @@ class DirectEndpoint:
     def expect(self, sid: int, learner: str) -> None:
         """The learner of this session may connect."""
         self._expected[sid] = learner
+        if not self.newcomers:
+            self._coming.clear()
         self.newcomers = NEWCOMERS
+        self._coming.add(sid)
+
+    def _has_come(self, sid: int) -> None:
+        """The learner of this session is here, or will not come."""
+        self._coming.discard(sid)
+        if not self._coming:
+            self.newcomers = 0
 
     def _admits(self, key: bytes) -> bool:
         """Whether this key is that of a session's learner. Asked in another thread."""
@@ -148,6 +159,7 @@ class DirectEndpoint:
     def detach(self, sid: int) -> None:
         """The session has ended."""
         self._expected.pop(sid, None)
+        self._has_come(sid)
         if self.attached.pop(sid, None) is not None:
             self._choose_sole()
 

@@ -84,6 +84,9 @@ def test_who_was_told_of_the_direct_way_is_not_kept_waiting_there(
             learner.send(REQUEST)
             found = next(filter(None, (made.receive(1) for _ in range(ATTEMPTS))))
             assert found[2] == REQUEST
+        session = Session(SID, b"n" * 16, "cartpole", "")
+        assert made.direct.attach(session, session.nonce, found[0], None)
+        assert made.direct.newcomers == 0  # nobody else is waited for
 
 
 def test_a_relayed_session_is_waited_for_where_it_comes(
