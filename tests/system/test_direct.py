@@ -123,6 +123,8 @@ def test_within_a_host_sessions_go_past_the_broker_by_themselves(
     _, url = programs.broker()
     programs.env_agent(url, "--address", "lake", "--env", OFFERS["lake"], "--direct", "host")
     local = gymnasium.make("FrozenLake-v1")
+    # An agent that is still starting its threads may take too long for `auto`.
+    ProxyEnv("lake", url, direct="always").close()
     with ProxyEnv("lake", url) as near, ProxyEnv("lake", url, direct="never") as relayed:
         monkeypatch.setattr("learner_agent.direct.socket.gethostname", lambda: "elsewhere")
         with ProxyEnv("lake", url) as far:
