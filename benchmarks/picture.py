@@ -30,7 +30,7 @@ def draw(figures: Sequence[dict[str, Any]], path: Path) -> None:
     axes.axvline(1, color="black", linewidth=1)
     axes.set_xlabel("measured, in multiples of the target (blue: reached, orange: not)")
     axes.tick_params(axis="y", labelsize=8)
-    axes.margins(x=0.12)
+    axes.margins(x=0.12, y=0.01)
     axes.spines[["top", "right"]].set_visible(False)
     plot.savefig(path, dpi=150)
     pyplot.close(plot)
