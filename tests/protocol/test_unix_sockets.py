@@ -336,27 +336,30 @@ class Interrupt(Exception):
     """What a signal handler raises."""
 
 
-def for_ever(call: Callable[[], object]) -> None:
-    while True:
-        call()
-
-
 @pytest.fixture
-def interrupted() -> Iterator[None]:
-    """A signal comes while the test waits in the kernel."""
+def interrupted() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Makes a call again and again until a signal comes, which finds it waiting in the kernel."""
 
     def handler(*_: object) -> None:
         raise Interrupt
 
+    def until_interrupted(call: Callable[[], object]) -> None:
+        with pytest.raises(Interrupt):
+            for_ever(call)
+
+    def for_ever(call: Callable[[], object]) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.03)
+        while True:
+            call()
+
     former = signal.signal(signal.SIGALRM, handler)
-    signal.setitimer(signal.ITIMER_REAL, 0.03)
-    yield
+    yield until_interrupted
     signal.setitimer(signal.ITIMER_REAL, 0)
     signal.signal(signal.SIGALRM, former)
 
 
 def test_an_interrupt_in_the_middle_of_a_large_frame_ends_the_connection(
-    url: str, interrupted: None
+    url: str, interrupted: Callable[[Callable[[], object]], None]
 ) -> None:
     """How much of it had come is not known any more: what came next would fill the gap."""
     with socket.socket(socket.AF_UNIX) as listener:
@@ -366,18 +369,16 @@ def test_an_interrupt_in_the_middle_of_a_large_frame_ends_the_connection(
             other, _ = listener.accept()
             with other:
                 other.sendall(framed(frame(20_000))[:15_000])
-                with pytest.raises(Interrupt):
-                    for_ever(dealer.receive)
+                interrupted(dealer.receive)
                 assert not dealer.up
                 assert UP in dealer.link_events()  # anew
 
 
 def test_an_interrupt_while_a_frame_is_sent_ends_the_connection(
-    router: UnixRouter, dealer: UnixDealer, interrupted: None
+    router: UnixRouter, dealer: UnixDealer, interrupted: Callable[[Callable[[], object]], None]
 ) -> None:
     large = frame(9_000_000)
-    with pytest.raises(Interrupt):
-        for_ever(lambda: dealer.send(large))
+    interrupted(lambda: dealer.send(large))
     assert not dealer.up
 
 

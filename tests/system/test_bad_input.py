@@ -321,7 +321,8 @@ def test_a_host_that_is_not_known_is_told(programs: Programs) -> None:
 
 def test_more_sessions_than_slots_at_once_are_told_so(programs: Programs) -> None:
     _, url = programs.broker()
-    programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1", "--max-sessions", "2")
+    slots = ("--max-sessions", "2", "--threads", "1")
+    programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1", *slots)
     with pytest.raises(NoFreeSlot, match=r"^3 sessions are wanted at once\. All 2 slots of 'lake'"):
         ProxyVectorEnv("lake", 3, url, sessions=3)
 
