@@ -113,10 +113,14 @@ class Agent:
         try:
             endpoint = DirectEndpoint(self._direct, index, dealer.url)
         except ConfigurationError as error:
-            if index == 0 and self._direct.url is not None:
+            if self._direct.url is None:  # nobody has asked for it
+                if index == 0:
+                    self._log.warning("no direct sessions within this host", why=str(error))
+            elif index == 0:
                 dealer.close()
                 raise
-            self._log.warning("a thread takes no direct sessions", why=str(error))
+            else:
+                self._log.warning("a thread takes no direct sessions", why=str(error))
             endpoint = None
         return Paths(dealer, endpoint)
 
