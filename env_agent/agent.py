@@ -64,6 +64,8 @@ class Agent:
             for index in range(count)
         ]
         self._log = structlog.get_logger()
+        self._lock = threading.Lock()
+        self._standing = 0  # loops whose part of the offers stands
         self._failed: GymwireError | None = None
         self._signals = 0
 
@@ -82,15 +84,7 @@ class Agent:
         holding = threading.Thread(target=presence.hold, name="presence", daemon=True)
         for thread in (*threads, pulse, holding):
             thread.start()
-        for offer in offers:
-            self._log.info(
-                "offering",
-                address=offer.address,
-                env=offer.env_id,
-                slots=offer.capacity,
-                host=hostsocket.gethostname(),
-                pid=os.getpid(),
-            )
+        self._stands(offers)
         try:
             first.run()
         finally:
@@ -151,10 +145,27 @@ class Agent:
         loop = self._loops[index]
         try:
             if loop.connect(self._share(offers, index), max(self._wait_s, 10.0)):
+                self._stands(offers)
                 loop.run()
         except GymwireError as error:
             self._failed = error
             self.stop()
+
+    def _stands(self, offers: Sequence[Offer]) -> None:
+        """What one of the loops offers stands; that of the last makes the offers whole."""
+        with self._lock:
+            self._standing += 1
+            if self._standing < len(self._loops):
+                return
+        for offer in offers:
+            self._log.info(
+                "offering",
+                address=offer.address,
+                env=offer.env_id,
+                slots=offer.capacity,
+                host=hostsocket.gethostname(),
+                pid=os.getpid(),
+            )
 
     # --- stopping ---------------------------------------------------------------------------------
 

@@ -128,7 +128,7 @@ def _connection(verb: argparse.ArgumentParser) -> None:
         type=seconds,
         default=0.0,
         metavar="S",
-        help="wait this much longer for the broker and the address to appear ('inf': for ever)",
+        help="wait this much longer for the broker, the address and a free slot ('inf': for ever)",
     )
     verb.add_argument(
         "--timeout",

@@ -59,7 +59,14 @@ from protocol.transport import Dealer, unknown_host
 
 CONNECT_S = 2.5  # how long a broker may take to answer at first
 HELLO_AGAIN_S = 1.0  # how long WELCOME may take before HELLO is said again
+AGAIN_S, AGAIN_MAX_S = (
+    0.1,
+    1.0,
+)  # the first and the longest pause before a session is asked for again
+SILENT_S = 3.0  # what keeps a session from being opened is told after so long
 IN_USE_S = 3.0  # how long resume waits for the broker to miss the process before
+
+_MAY_CHANGE = (Code.ADDRESS_UNKNOWN, Code.NO_FREE_SLOT)
 
 
 class _Opening(NamedTuple):
@@ -92,7 +99,8 @@ class Channel:
     """A connection to the broker at `url`, introduced and ready.
 
     `timeout_s`: the longest silence of the broker that is tolerated while something is asked of
-    it. `wait_s`: how much longer a broker may take to appear, and an address to be offered.
+    it. `wait_s`: how much longer a broker may take to appear, an address to be offered, and a slot
+    to become free.
     `key`, `broker_key`: this agent's key file and the broker's public key, as
     `protocol.keys.credentials` takes them. Raises BrokerUnreachable, Denied, VersionMismatch,
     ConfigurationError.
@@ -251,7 +259,8 @@ class Channel:
         asked: dict[int, Question],
     ) -> None:
         """Fill `opened`; what is under way is in `asked` meanwhile."""
-        deadline = time.monotonic() + self._wait_s
+        began = time.monotonic()
+        pause_s, told = AGAIN_S, False
         while len(opened) < len(openings):
             for i, opening in enumerate(openings):
                 if i not in opened:
@@ -268,11 +277,15 @@ class Channel:
                     if answer.code == Code.NO_FREE_SLOT and len(openings) > 1:
                         text = f"{len(openings)} sessions are wanted at once. {answer.text}"
                         answer = replace(answer, text=text)
-                    failure = error_for(answer)
-                    if answer.code != Code.ADDRESS_UNKNOWN or time.monotonic() > deadline:
-                        raise failure
+                    waited_s = time.monotonic() - began
+                    if answer.code not in _MAY_CHANGE or waited_s > self._wait_s:
+                        raise error_for(answer)
+                    if waited_s > SILENT_S and not told:
+                        told = True
+                        self._log.info("waiting", at_most_s=self._wait_s, why=answer.text)
             if len(opened) < len(openings):
-                self.dealer.poll(0.1)  # the agent may still be on its way
+                self.dealer.poll(pause_s)
+                pause_s = min(pause_s * 1.5, AGAIN_MAX_S)
 
     def _give_up(self, opening: _Opening, question: Question) -> None:
         """Nobody waits any more for a session that may be opened, now or later."""

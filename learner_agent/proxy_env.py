@@ -55,7 +55,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         env_kwargs: keyword arguments for the remote environment's constructor.
         timeout_s: the longest silence of the broker that is tolerated. A long step is not silence.
         step_timeout_s: the longest that one call may take; None: as long as it takes.
-        wait_s: how much longer the broker may take to appear, and the address to be offered.
+        wait_s: how much longer the broker may take to appear, the address to be offered, and a slot
+            to become free.
         direct: "auto" goes past the broker where the env agent allows it and can be reached;
             "never"; "always" raises ConnectionFailed where that is not possible.
         on_lost: what happens when the env agent is lost in the middle of an episode. "raise":

@@ -70,7 +70,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         env_kwargs: keyword arguments for the remote environments' constructor.
         timeout_s: the longest silence of the broker that is tolerated. A long step is not silence.
         step_timeout_s: the longest that one call may take; None: as long as it takes.
-        wait_s: how much longer the broker may take to appear, and the address to be offered.
+        wait_s: how much longer the broker may take to appear, the address to be offered, and a slot
+            to become free.
         direct: "auto" goes past the broker where the env agents allow it and can be reached,
             "never" does not, "always" raises where it cannot.
         on_lost: what happens when an env agent is lost in the middle of a step. "raise":

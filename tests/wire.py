@@ -190,9 +190,9 @@ class Network:
         self.loops.append(loop)
         return loop
 
-    def channel(self, timeout_s: float = 60.0) -> Channel:
+    def channel(self, timeout_s: float = 60.0, wait_s: float = 0.0) -> Channel:
         """A learner's connection."""
-        return Channel("tcp://memory:1", timeout_s=timeout_s)
+        return Channel("tcp://memory:1", timeout_s=timeout_s, wait_s=wait_s)
 
     def dealer(self) -> Dealer:
         """A connection to the broker."""

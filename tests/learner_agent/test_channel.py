@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, cast
 
 import pytest
+import structlog
 
 from env_agent.config import service
 from env_agent.loop import Loop
@@ -140,6 +141,33 @@ def test_of_several_sessions_all_are_closed_when_one_has_no_slot(
         listen(network, channel)
         assert loop.idle
         assert used(channel) == 0
+
+
+def test_a_slot_that_becomes_free_in_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.logs.logger", structlog.get_logger)  # as where it is configured
+    with Network() as network:
+        agent(network)
+        other = network.channel()
+        session = other.open("cartpole")
+        began = network.now
+        network.after(20.0, session.close)
+        with structlog.testing.capture_logs() as told:
+            network.channel(wait_s=60.0).open("cartpole").close()
+        assert 20.0 <= network.now - began < 22.0
+        waiting = [row for row in told if row["event"] == "waiting"]
+        assert [row["at_most_s"] for row in waiting] == [60.0]
+        assert waiting[0]["why"].startswith("The only slot of 'cartpole' is in use")
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 5.0])
+def test_a_slot_is_waited_for_no_longer_than_asked(wait_s: float) -> None:
+    with Network() as network:
+        agent(network)
+        network.channel().open("cartpole")
+        began = network.now
+        with pytest.raises(NoFreeSlot, match="The only slot"):
+            network.channel(wait_s=wait_s).open("cartpole")
+        assert wait_s <= network.now - began < wait_s + 2.0
 
 
 def test_sessions_that_are_opened_together_come_in_the_order_asked_for() -> None:

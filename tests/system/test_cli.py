@@ -109,7 +109,7 @@ def test_check_tells_where_the_time_of_a_step_goes(broker: str) -> None:
 
 
 def test_check_makes_do_with_a_single_slot(broker: str) -> None:
-    done = call(broker, "check", "single", "--steps", "50")
+    done = call(broker, "check", "single", "--steps", "50", "--wait", "600")  # not for itself
     assert done.returncode == 0, done.stderr
     assert "not checked: render modes and closing" in done.stdout
 

@@ -231,7 +231,7 @@ def test_what_was_said_before_leaving_is_heard(programs: Programs) -> None:
     _, url = programs.broker()
     programs.env_agent(url, "--address", "lake", "--env", LAKE, "--max-sessions", "8")
     for _ in range(5):
-        envs = ProxyVectorEnv("lake", 8, url, sessions=8, wait_s=PATIENCE_S)
+        envs = ProxyVectorEnv("lake", 8, url, sessions=8)
         envs.reset(seed=1)
         actions = envs.action_space.sample()
         envs.step(actions)

@@ -1,0 +1,80 @@
+"""The env agent around its serving loops."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import pytest
+import structlog
+
+from env_agent import agent
+from env_agent.config import service
+from env_agent.host import Host
+from protocol.messages import Offer
+
+
+class Loop:
+    """A serving loop that has reached the broker when `may_connect` is set."""
+
+    made: list[Loop]
+
+    def __init__(self, make_paths: object, host: Host, token: bytes, *, tells: bool) -> None:
+        self.host = host
+        self.stop, self.may_connect = threading.Event(), threading.Event()
+        self.runs = threading.Event()
+        self.made.append(self)
+
+    def connect(self, offers: Sequence[Offer], wait_s: float) -> bool:
+        return self.may_connect.wait(60.0)
+
+    def run(self) -> None:
+        self.runs.set()
+        self.stop.wait(60.0)
+
+
+class Presence:
+    def hold(self) -> None:
+        pass
+
+    def release(self) -> None:
+        pass
+
+
+class Pulse(threading.Thread):
+    def __init__(self, make_dealer: Callable[[], Any], loops: Sequence[Loop], token: bytes) -> None:
+        super().__init__()
+
+    def stop(self) -> None:
+        pass
+
+
+def test_an_offer_is_told_when_all_its_slots_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    Loop.made = []
+    monkeypatch.setattr(agent, "Loop", Loop)
+    monkeypatch.setattr(agent, "Pulse", Pulse)
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(structlog, "get_logger", lambda: Log(told))
+    services = [service(address="cartpole", env="CartPole-v1", max_sessions=3)]
+    made = agent.Agent(services, cast(Any, None), lambda _token: cast(Any, Presence()))
+    running = threading.Thread(target=made.run)
+    running.start()
+    for loop in Loop.made:
+        assert told == []
+        loop.may_connect.set()
+        assert loop.runs.wait(60.0)
+    assert [(row["event"], row["slots"]) for row in told] == [("offering", 3)]
+    made.stop()
+    running.join(60.0)
+    assert not running.is_alive()
+
+
+class Log:
+    """A logger whose lines of any thread are collected."""
+
+    def __init__(self, told: list[dict[str, Any]]) -> None:
+        self._told = told
+
+    def info(self, event: str, **facts: Any) -> None:
+        self._told.append({"event": event, **facts})
