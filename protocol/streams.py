@@ -23,10 +23,12 @@ class Stream:
     """Frames over one connected socket, each after its length, as u32 little-endian.
 
     `holds`: bytes beyond the last frame were received. `owed`: what the socket has not taken yet
-    of the last frame that was sent.
+    of the last frame that was sent. `deaf`: the other side reads no more; what it has said before
+    that is here to be read, and behind it the end.
     """
 
     up = False
+    deaf = False
     holds = False
     owed: memoryview | None = None
 
@@ -43,7 +45,7 @@ class Stream:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         self.sock = sock
         self._recv, self._send = sock.recv, sock.send
-        self.up, self.owed = True, None
+        self.up, self.deaf, self.owed = True, False, None
         self._pause(b"")
         self._frame: memoryview | None = None  # the one that is being received
         self._filled = 0
@@ -146,7 +148,7 @@ class Stream:
         except BlockingIOError:
             return False
         except OSError:
-            self.not_read()
+            self._not_read()
             return False
         except BaseException:  # an interrupt: how much of it is on its way is not known
             self.end()
@@ -161,15 +163,16 @@ class Stream:
             except BlockingIOError:
                 return False
             except OSError:
-                self.not_read()
+                self._not_read()
             except BaseException:
                 self.end()
                 raise
         return self.owed is None
 
-    def not_read(self) -> None:
-        """The other side reads no more."""
-        self.end()
+    def _not_read(self) -> None:
+        self.deaf, self.owed = True, None
+        with contextlib.suppress(OSError):
+            self.sock.shutdown(socket.SHUT_RDWR)  # what is here already can still be read
 
     def end(self) -> None:
         """Close the connection. Idempotent."""

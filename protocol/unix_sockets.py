@@ -80,7 +80,7 @@ class UnixDealer(Stream):
             if wait:
                 time.sleep(TICK_MS / 1000)
             return False
-        return self.write(frame, 0)
+        return not self.deaf and self.write(frame, 0)
 
     def receive(self) -> bytes | memoryview | None:
         """The next frame, or None after a tick without one; at once if `link_events` says why."""
@@ -130,15 +130,10 @@ class _Peer(Stream):
     ) -> None:
         super().__init__(max_message)
         self.rid = rid
-        self.deaf = False
         self.fd = sock.fileno()
         self._epoll = epoll
         self.start(sock, tick_ms)
         epoll.register(sock, select.EPOLLIN)
-
-    def not_read(self) -> None:
-        """It has left; what it has said before is here to be read yet, and behind that the end."""
-        self.deaf, self.owed = True, None
 
     def end(self) -> None:
         if self.up:

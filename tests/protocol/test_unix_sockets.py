@@ -336,6 +336,22 @@ class Interrupt(Exception):
     """What a signal handler raises."""
 
 
+def test_what_a_router_said_before_it_left_is_read_though_it_cannot_be_answered(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    rid = introduced(dealer, router)
+    dealer.link_events()
+    assert router.send(rid, frame(100, salt=1)) is Delivery.DONE
+    assert router.send(rid, frame(70_000, salt=2)) is Delivery.DONE
+    router.hang_up(rid)
+    for _ in range(2):
+        assert not dealer.send(frame(24))
+    assert [answer(dealer), answer(dealer)] == [frame(100, salt=1), frame(70_000, salt=2)]
+    assert dealer.receive() is None
+    assert dealer.link_events() == [DOWN, UP]
+    assert dealer.send(frame(24))
+
+
 @pytest.fixture
 def interrupted() -> Iterator[Callable[[Callable[[], object]], None]]:
     """Makes a call again and again until a signal comes, which finds it waiting in the kernel."""
