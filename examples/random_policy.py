@@ -5,7 +5,7 @@ python examples/random_policy.py cartpole
 
 from __future__ import annotations
 
-import sys
+import argparse
 
 import gymnasium
 from gymnasium.wrappers import RecordEpisodeStatistics
@@ -28,4 +28,6 @@ def main(address: str) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1] if len(sys.argv) > 1 else "cartpole")
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("address", nargs="?", default="cartpole")
+    main(parser.parse_args().address)
