@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from learner_agent.asking import Answer, Asking, Question
 from learner_agent.failures import error_for
-from learner_agent.remote_session import RemoteSession
+from learner_agent.remote_session import RemoteSession, go_direct
 from learner_agent.session_token import SessionToken
 from protocol import codec, logs
 from protocol.address import parse_address
@@ -242,8 +242,7 @@ class Channel:
             self._open_all(openings, opened, asked)
             sessions = [opened[i] for i in range(len(openings))]
             if direct != "never":
-                for session in sessions:
-                    session.go_direct(required=direct == "always")
+                go_direct(sessions, required=direct == "always")
             return sessions
         except BaseException:
             for i, question in asked.items():
@@ -330,7 +329,7 @@ class Channel:
         session.exchange.rejoin(token.seq, token.state)
         session.catch_up()
         if token.wish.direct:
-            session.go_direct(required=False)
+            go_direct([session], required=False)
         return session
 
     def _opened(

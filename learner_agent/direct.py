@@ -19,11 +19,14 @@ from protocol.unix_sockets import SCHEME, UnixDealer
 
 AnyDealer = Dealer | UnixDealer
 
-ATTACH_S = 0.5  # how long a direct connection may take before the relay serves instead
+LOOK_S = 0.002  # how often connections that are being made are looked at
 
 
 class DirectLink:
-    """A connection to the env agent of one session. `up`: requests may go this way now."""
+    """A connection to the env agent of one session. `up`: requests may go this way now.
+
+    `denied`: the agent will not have it.
+    """
 
     def __init__(
         self, offer: Mapping[str, Any], sid: int, nonce: bytes, key: KeyPair | None
@@ -32,22 +35,9 @@ class DirectLink:
         if server_key is not None and key is None:
             raise ConnectionFailed("The env agent's direct endpoint asks for a key.")
         self.dealer = _dial(_choose(offer), key, server_key)
-        self.up = False
+        self.up = self.denied = False
+        self._owes_resume = False
         self._resume = PLAIN.encode(Resume(nonce), sid)
-
-    def attach(self, wait_s: float) -> bool:
-        """Introduce this session there; False if that has not worked within `wait_s`."""
-        deadline = time.monotonic() + wait_s
-        asked = False
-        while not self.up and time.monotonic() < deadline:
-            asked = asked or self.dealer.send(self._resume, wait=True)
-            data = self.dealer.receive() if asked else None
-            if data is not None:
-                self.accept(data)
-            elif any(event.denied for event in self.dealer.link_events()):
-                return False
-        self.dealer.link_events()  # the connection just made is no news any more
-        return self.up
 
     def accept(self, data: bytes | memoryview) -> None:
         """Take a frame that is not a reply: RESUMED opens this way."""
@@ -61,9 +51,10 @@ class DirectLink:
         """Follow the connection. True: it went down since the last call."""
         was_up = self.up
         for event in self.dealer.link_events():
-            self.up = False
-            if event.up:
-                self.dealer.send(self._resume)
+            self.up, self._owes_resume = False, event.up
+            self.denied = self.denied or bool(event.denied)
+        if self._owes_resume:
+            self._owes_resume = not self.dealer.send(self._resume)
         if not self.up and self.dealer.poll():
             data = self.dealer.receive()
             if data is not None:
@@ -73,6 +64,19 @@ class DirectLink:
     def close(self) -> None:
         """Close the connection."""
         self.dealer.close(linger_s=0.3)
+
+
+def attach(links: Sequence[DirectLink], wait_s: float) -> None:
+    """Wait until all of these are up, but for those that cannot be within `wait_s`."""
+    deadline = time.monotonic() + wait_s
+    coming = links
+    while True:
+        for link in coming:
+            link.watch()
+        coming = [link for link in coming if not link.up and not link.denied]
+        if not coming or time.monotonic() > deadline:
+            return
+        coming[0].dealer.poll(LOOK_S)
 
 
 def _choose(offer: Mapping[str, Any]) -> list[str]:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from learner_agent.direct import ATTACH_S, AnyDealer, DirectLink
+from learner_agent.direct import AnyDealer, DirectLink, attach
 from learner_agent.exchange import Exchange, Pending, still_under_way
 from learner_agent.failures import error_for
 from learner_agent.timings import Timings, apportion, waited
@@ -49,7 +49,8 @@ from protocol.transport import TICK_MS, wait_among
 if TYPE_CHECKING:
     from learner_agent.channel import Channel
 
-CONNECT_S = 2.5  # how long a direct connection may take that must be
+ATTACH_S = 0.5  # how long a direct connection may take before the relay serves instead,
+DIRECT_S = 2.5  # and how long one that must be
 LOOK_EVERY = 64  # steps after which a session looks at what is not on its way
 PROBE_SEQ = 2**62  # a request number that is never next
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
@@ -93,30 +94,24 @@ class RemoteSession:
         self.closed = False  # on this side; the agent may still have to confirm it
         self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
 
-    def go_direct(self, *, required: bool) -> None:
-        """Go past the broker if the agent offers that and can be reached."""
+    def dial_direct(self) -> DirectLink | None:
+        """Dial the agent itself, if it offers that. Raises GymwireError if it cannot be dialled."""
         offer = self.opened.direct
-        link = None
-        try:
-            if offer is not None:
-                key, pin = self.channel.credentials.key, parse_address(self.wish.address).identity
-                if pin is not None and _identity_in(offer) != pin:
-                    raise Denied("Its direct endpoint is not that of the pinned agent.")
-                link = DirectLink(offer, self.sid, self.wish.nonce, key)
-                if link.attach(CONNECT_S if required else ATTACH_S):
-                    self._direct = link
-                    self.way = link.dealer
-                    return
-        except GymwireError as error:
-            why = str(error)
-        else:
-            why = (
-                "it does not offer that (--direct)."
-                if offer is None
-                else f"{link.dealer.url if link else '?'} does not answer."
-            )
-        if link is not None:
-            link.close()
+        if offer is not None:
+            key, pin = self.channel.credentials.key, parse_address(self.wish.address).identity
+            if pin is not None and _identity_in(offer) != pin:
+                raise Denied("Its direct endpoint is not that of the pinned agent.")
+            self._direct = DirectLink(offer, self.sid, self.wish.nonce, key)
+        return self._direct
+
+    def settle_direct(self, why: str, *, required: bool) -> None:
+        """Go past the broker from now on if the agent was reached; else it is said `why` not."""
+        self._choose_way()
+        if self.is_direct:
+            return
+        if self._direct is not None:
+            why = f"{self._direct.dealer.url} does not answer."
+            self.hang_up()
         if required:
             self.close()
             raise ConnectionFailed(
@@ -472,6 +467,24 @@ class RemoteSession:
             self._direct.close()
             self._direct = None
             self._choose_way()
+
+
+def go_direct(sessions: Sequence[RemoteSession], *, required: bool) -> None:
+    """Go past the broker, each of these whose agent offers that and can be reached.
+
+    All are dialled at once. Raises ConnectionFailed if it is `required` and one cannot be reached.
+    """
+    links, why = [], {}
+    for session in sessions:
+        try:
+            link = session.dial_direct()
+            why[session.sid] = "it does not offer that (--direct)."
+            links += [] if link is None else [link]
+        except GymwireError as error:
+            why[session.sid] = str(error)
+    attach(links, DIRECT_S if required else ATTACH_S)
+    for session in sessions:
+        session.settle_direct(why[session.sid], required=required)
 
 
 def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) -> None:
