@@ -59,10 +59,8 @@ from protocol.transport import Dealer, unknown_host
 
 CONNECT_S = 2.5  # how long a broker may take to answer at first
 HELLO_AGAIN_S = 1.0  # how long WELCOME may take before HELLO is said again
-AGAIN_S, AGAIN_MAX_S = (
-    0.1,
-    1.0,
-)  # the first and the longest pause before a session is asked for again
+AGAIN_S = 0.1  # the first pause before a session is asked for again; each is longer, up to
+AGAIN_MAX_S = 1.0
 SILENT_S = 3.0  # what keeps a session from being opened is told after so long
 IN_USE_S = 3.0  # how long resume waits for the broker to miss the process before
 
