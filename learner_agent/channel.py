@@ -215,11 +215,13 @@ class Channel:
         env_kwargs: Mapping[str, Any] | None = None,
         autoreset_mode: str = "",
         direct: str = "auto",
+        wait_s: float | None = None,
     ) -> list[RemoteSession]:
         """Open sessions at the same time, each for so many environments; in their order.
 
         All or none: when one cannot be opened, or this is interrupted, the others are closed, those
-        too that are opened only later. Raises what `open` raises.
+        too that are opened only later. `wait_s`: in the place of the channel's. Raises what `open`
+        raises.
         """
         if direct not in ("auto", "never", "always"):
             raise ConfigurationError(f'direct must be "auto", "never" or "always", not {direct!r}.')
@@ -237,7 +239,7 @@ class Channel:
         opened: dict[int, RemoteSession] = {}
         asked: dict[int, Question] = {}
         try:
-            self._open_all(openings, opened, asked)
+            self._open_all(openings, opened, asked, self._wait_s if wait_s is None else wait_s)
             sessions = [opened[i] for i in range(len(openings))]
             if direct != "never":
                 go_direct(sessions, required=direct == "always")
@@ -254,6 +256,7 @@ class Channel:
         openings: Sequence[_Opening],
         opened: dict[int, RemoteSession],
         asked: dict[int, Question],
+        wait_s: float,
     ) -> None:
         """Fill `opened`; what is under way is in `asked` meanwhile."""
         began = time.monotonic()
@@ -275,11 +278,11 @@ class Channel:
                         text = f"{len(openings)} sessions are wanted at once. {answer.text}"
                         answer = replace(answer, text=text)
                     waited_s = time.monotonic() - began
-                    if answer.code not in _MAY_CHANGE or waited_s > self._wait_s:
+                    if answer.code not in _MAY_CHANGE or waited_s > wait_s:
                         raise error_for(answer)
                     if waited_s > SILENT_S and not told:
                         told = True
-                        self._log.info("waiting", at_most_s=self._wait_s, why=answer.text)
+                        self._log.info("waiting", at_most_s=wait_s, why=answer.text)
             if len(opened) < len(openings):
                 self.dealer.poll(pause_s)
                 pause_s = min(pause_s * 1.5, AGAIN_MAX_S)

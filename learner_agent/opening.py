@@ -86,9 +86,14 @@ def connect(kwargs: Mapping[str, Any]) -> Channel:
 
 
 def open_all(
-    channel: Channel, kwargs: Mapping[str, Any], num_envs: Sequence[int], autoreset_mode: str = ""
+    channel: Channel,
+    kwargs: Mapping[str, Any],
+    num_envs: Sequence[int],
+    autoreset_mode: str = "",
+    *,
+    wait_s: float | None = None,
 ) -> list[RemoteSession]:
-    """Sessions as these keywords ask for them. Raises what `Channel.open_all` raises."""
+    """Sessions as these keywords ask for them; `wait_s`, and errors: as of `Channel.open_all`."""
     return channel.open_all(
         kwargs["address"],
         num_envs,
@@ -96,6 +101,7 @@ def open_all(
         env_kwargs=kwargs["env_kwargs"],
         autoreset_mode=autoreset_mode,
         direct=kwargs["direct"],
+        wait_s=wait_s,
     )
 
 

@@ -130,7 +130,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         self.render_mode = opened.render_mode
         self._spec = spec_of_proxy(opened.spec, self._kwargs)
 
-    def _open(self, channel: Channel | None) -> None:
+    def _open(self, channel: Channel | None, *, wait_s: float | None = None) -> None:
         """Open a session on this channel, or on a new one."""
         kwargs = self._kwargs
         made = None
@@ -138,7 +138,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             made = channel = opening.connect(kwargs)
             self._owns_channel = True
         try:
-            (session,) = opening.open_all(channel, kwargs, [0])
+            (session,) = opening.open_all(channel, kwargs, [0], wait_s=wait_s)
         except BaseException:
             if made is not None:
                 made.close()
@@ -253,7 +253,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         log.warning("session lost, replaying", address=self._kwargs["address"], why=lost)
         while True:
             try:
-                self._open(self._session.channel)
+                self._open(self._session.channel, wait_s=0.0)
                 if recording.generator is not None:
                     self._restore(recording.generator)
                 recording.replay(self._reset, lambda action: self._session.step(action))

@@ -184,16 +184,19 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._observations: list[Any] = [None] * len(parts)  # the last ones of each session
         self._forget_steps()
 
-    def _open_all(self, channel: Channel, sizes: Sequence[int]) -> list[RemoteSession]:
+    def _open_all(
+        self, channel: Channel, sizes: Sequence[int], wait_s: float | None
+    ) -> list[RemoteSession]:
         kwargs = self._kwargs
-        sessions = opening.open_all(channel, kwargs, sizes, kwargs["autoreset_mode"])
+        mode = kwargs["autoreset_mode"]
+        sessions = opening.open_all(channel, kwargs, sizes, mode, wait_s=wait_s)
         for has in (session.opened.metadata.get("autoreset_mode") for session in sessions):
-            if has != kwargs["autoreset_mode"]:
+            if has != mode:
                 for session in sessions:
                     session.close(wait=False)
                 raise ProtocolError(
                     f"The env agent at {kwargs['address']!r} opened a vector in the autoreset mode "
-                    f"{has!r}; {kwargs['autoreset_mode']!r} was asked for."
+                    f"{has!r}; {mode!r} was asked for."
                 )
         return sessions
 

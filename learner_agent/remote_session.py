@@ -94,14 +94,15 @@ class RemoteSession:
         self.closed = False  # on this side; the agent may still have to confirm it
         self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
 
-    def dial_direct(self) -> DirectLink | None:
-        """Dial the agent itself, if it offers that. Raises GymwireError if it cannot be dialled."""
+    def dial_direct(self) -> DirectLink:
+        """Dial the agent itself. Raises GymwireError if it cannot be dialled."""
         offer = self.opened.direct
-        if offer is not None:
-            key, pin = self.channel.credentials.key, parse_address(self.wish.address).identity
-            if pin is not None and _identity_in(offer) != pin:
-                raise Denied("Its direct endpoint is not that of the pinned agent.")
-            self._direct = DirectLink(offer, self.sid, self.wish.nonce, key)
+        if offer is None:
+            raise ConnectionFailed("it does not offer that (--direct).")
+        key, pin = self.channel.credentials.key, parse_address(self.wish.address).identity
+        if pin is not None and _identity_in(offer) != pin:
+            raise Denied("Its direct endpoint is not that of the pinned agent.")
+        self._direct = DirectLink(offer, self.sid, self.wish.nonce, key)
         return self._direct
 
     def settle_direct(self, why: str, *, required: bool) -> None:
@@ -474,17 +475,16 @@ def go_direct(sessions: Sequence[RemoteSession], *, required: bool) -> None:
 
     All are dialled at once. Raises ConnectionFailed if it is `required` and one cannot be reached.
     """
-    links, why = [], {}
+    links: list[DirectLink] = []
+    why: dict[int, str] = {}
     for session in sessions:
         try:
-            link = session.dial_direct()
-            why[session.sid] = "it does not offer that (--direct)."
-            links += [] if link is None else [link]
+            links.append(session.dial_direct())
         except GymwireError as error:
             why[session.sid] = str(error)
     attach(links, DIRECT_S if required else ATTACH_S)
     for session in sessions:
-        session.settle_direct(why[session.sid], required=required)
+        session.settle_direct(why.get(session.sid, ""), required=required)
 
 
 def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) -> None:

@@ -18,7 +18,8 @@ class SessionGroup:
     """Sessions, with the environments that each has.
 
     Errors name environments by their number in the whole vector. `open_all`: opens sessions, at the
-    same time, for so many environments each. Session i has the environments `slices[i]`.
+    same time, for so many environments each, and waits as `Channel.open_all` does. Session i has
+    the environments `slices[i]`.
     """
 
     def __init__(
@@ -26,7 +27,7 @@ class SessionGroup:
         channel: Channel,
         slices: Sequence[slice],
         where: str,
-        open_all: Callable[[Channel, Sequence[int]], list[RemoteSession]],
+        open_all: Callable[[Channel, Sequence[int], float | None], list[RemoteSession]],
     ) -> None:
         self.channel = channel
         self.slices = slices
@@ -34,7 +35,7 @@ class SessionGroup:
         self.num_envs = slices[-1].stop
         self._where = where
         self._open_all = open_all
-        self._sessions = open_all(channel, self.sizes)
+        self._sessions = open_all(channel, self.sizes, None)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -183,9 +184,9 @@ class SessionGroup:
             f"reset() opens new sessions for what is lost; the episodes there cannot be recovered."
         )
 
-    def reopen(self, lost: Sequence[int]) -> None:
+    def reopen(self, lost: Sequence[int], *, wait_s: float | None = None) -> None:
         """Open new sessions in the place of lost ones, all or none."""
-        made = self._open_all(self.channel, [self.sizes[i] for i in lost])
+        made = self._open_all(self.channel, [self.sizes[i] for i in lost], wait_s)
         for i, session in zip(lost, made, strict=True):
             self._sessions[i].close()
             self._sessions[i] = session

@@ -157,7 +157,7 @@ class TruncatingGroup(SessionGroup):
         logs.logger().warning("session lost, opening another", envs=self.names(i), why=why)
         while True:
             try:
-                self.reopen([i])
+                self.reopen([i], wait_s=0.0)
                 return
             except (AddressUnknown, NoFreeSlot, EnvironmentLost) as error:
                 if time.monotonic() > deadline:

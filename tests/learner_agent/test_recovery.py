@@ -59,6 +59,16 @@ def test_an_episode_goes_on_at_another_agent_to_the_bit(programs: Programs, kill
     assert_same(found, local_trajectory())
 
 
+def test_where_no_agent_is_left_a_replay_gives_up_after_its_own_time(programs: Programs) -> None:
+    _, url = programs.broker()
+    agent = programs.env_agent(url, *LAKE)
+    with ProxyEnv("lake", url, on_lost="replay", timeout_s=1.0, wait_s=600.0) as env:
+        env.reset(seed=5)
+        agent.kill()
+        with pytest.raises(EnvironmentLost, match="for 1 s no other agent could take the episode"):
+            env.step(0)
+
+
 def test_without_replay_the_loss_is_an_error(programs: Programs) -> None:
     _, url = programs.broker()
     agent = programs.env_agent(url, *LAKE)

@@ -127,7 +127,7 @@ def test_where_no_agent_is_left_the_loss_is_an_error_until_one_comes(
     _, url = programs.broker()
     offer(programs, url)
     remote = ProxyVectorEnv(
-        "mortal", 2, url, autoreset_mode=mode, on_lost="truncate", timeout_s=1.0
+        "mortal", 2, url, autoreset_mode=mode, on_lost="truncate", timeout_s=1.0, wait_s=600.0
     )
     remote.reset()
     remote.step([2, 2])

@@ -332,10 +332,6 @@ def test_what_a_peer_said_before_it_left_is_read_though_it_cannot_be_answered(
     until_ended(router, ended)
 
 
-class Interrupt(Exception):
-    """What a signal handler raises."""
-
-
 def test_what_a_router_said_before_it_left_is_read_though_it_cannot_be_answered(
     router: UnixRouter, dealer: UnixDealer
 ) -> None:
@@ -350,6 +346,10 @@ def test_what_a_router_said_before_it_left_is_read_though_it_cannot_be_answered(
     assert dealer.receive() is None
     assert dealer.link_events() == [DOWN, UP]
     assert dealer.send(frame(24))
+
+
+class Interrupt(Exception):
+    """What a signal handler raises."""
 
 
 @pytest.fixture
