@@ -17,9 +17,9 @@ import gymnasium
 
 from benchmarks.harness import Running, Side
 from benchmarks.local import ENV_ID, cartpole_steps, vector_steps
-from learner_agent.channel import Channel
-from learner_agent.proxy_env import ProxyEnv
-from learner_agent.proxy_vector_env import ProxyVectorEnv
+from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
+from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 
 # Between hosts all parts talk by ZeroMQ over tcp; on one host they find Unix sockets by themselves.
 Way = Literal[
@@ -43,7 +43,7 @@ def service(
     with contextlib.ExitStack() as stack:
         url = f"tcp://127.0.0.1:{_port()}"
         lanes = [] if way.endswith("same host") else ["--no-lanes"]
-        broker = stack.enter_context(_program("broker", "--bind", url, *lanes))
+        broker = stack.enter_context(_program("gymwire.broker", "--bind", url, *lanes))
         arguments = ["--address", "it", "--env", env, "--broker", url, "--wait", "10"]
         arguments += ["--max-sessions", str(slots), "--workers", str(workers)]
         arguments += ["--env-kwargs", json.dumps(dict(env_kwargs or {}))]
@@ -51,7 +51,7 @@ def service(
             arguments.append("--pin")
         if way.startswith("direct"):
             arguments += ["--direct", "tcp://127.0.0.1:*"]
-        agent = stack.enter_context(_program("env_agent", *arguments))
+        agent = stack.enter_context(_program("gymwire.env_agent", *arguments))
         _until_offered(url, slots)
         yield url, {"broker": broker.pid, "env agent": agent.pid}
 
@@ -90,7 +90,9 @@ def _until_offered(url: str, slots: int) -> None:
 def _seen_from(way: Way) -> contextlib.AbstractContextManager[object]:
     """Learners on the agent's host take its Unix socket: pretend to be on another."""
     if way == "direct, between hosts":
-        return mock.patch("learner_agent.direct.socket.gethostname", return_value="elsewhere")
+        return mock.patch(
+            "gymwire.learner_agent.client.direct.socket.gethostname", return_value="elsewhere"
+        )
     return contextlib.nullcontext()
 
 

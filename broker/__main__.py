@@ -1,4 +1,4 @@
-"""`python -m broker`: run a broker."""
+"""`gymwire broker`: run a broker."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from broker.policy_file import PolicyFile
-from broker.server import Server
-from protocol import logs
-from protocol.address import DEFAULT_BROKER
-from protocol.command_line import Parser, seconds
-from protocol.errors import ConfigurationError, GymwireError
-from protocol.keys import load
+from gymwire.broker.policy_file import PolicyFile
+from gymwire.broker.server import Server
+from gymwire.protocol import logs
+from gymwire.protocol.address import DEFAULT_BROKER
+from gymwire.protocol.command_line import Parser, seconds
+from gymwire.protocol.errors import ConfigurationError, GymwireError
+from gymwire.protocol.security.keys import load
 
 
 def parser() -> Parser:
     """The command line."""
     made = Parser(
-        prog="python -m broker",
+        prog="gymwire broker",
         description="Introduce learner agents to env agents, and relay between them.",
     )
     made.add_argument(

@@ -22,8 +22,8 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
-from protocol.errors import ConfigurationError
-from protocol.keys import is_public_key
+from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.security.keys import is_public_key
 
 _RIGHTS = ("offer", "use")
 _LIMITS = ("sessions", "requests_in_flight", "message_bytes", "steps_per_s")
@@ -129,7 +129,7 @@ def _keys(table: dict[str, Any], where: str) -> list[bytes]:
         if not isinstance(key, str) or not is_public_key(key):
             raise ConfigurationError(
                 f"{where}: {str(key)[:60]!r} is no public key; those have 40 characters, as "
-                f"`python -m protocol keygen` shows them."
+                f"`gymwire keygen` shows them."
             )
     return [key.encode("ascii") for key in given]
 

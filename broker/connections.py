@@ -5,10 +5,10 @@ A ROUTER is not told that a peer is gone: docs/design.md says how the broker not
 
 from __future__ import annotations
 
-from broker.awaited import STARTING_S
-from broker.routing import Peer, Tables
-from broker.traffic import Send, Sender, say
-from protocol.messages import Ping, Role
+from gymwire.broker.events import Send, Sender, say
+from gymwire.broker.recovery import STARTING_S
+from gymwire.broker.tables import Peer, Tables
+from gymwire.protocol.messages import Ping, Role
 
 SILENT_S = 3.5  # an env agent of which nothing is heard for so long is hung up on
 LISTEN_S = 0.5  # how often that is looked at

@@ -8,22 +8,22 @@ from __future__ import annotations
 
 import random
 
-from broker import directory, offers
-from broker.auth import NO_POLICY, Policy
-from broker.awaited import Awaited
-from broker.connections import Connections
-from broker.flood import Gate, Ruling
-from broker.meter import Meters
-from broker.peers import Peers
-from broker.refusals import Refusal, refuse
-from broker.routing import Peer, Tables
-from broker.session_frames import SessionFrames
-from broker.sessions import Sessions
-from broker.traffic import Notes, Send, Sender, say
-from protocol import codec
-from protocol.codec import PLAIN, Frame
-from protocol.errors import DecodingError, GymwireError
-from protocol.messages import (
+from gymwire.broker import directory, offers
+from gymwire.broker.auth import NO_POLICY, Policy
+from gymwire.broker.connections import Connections
+from gymwire.broker.events import Notes, Send, Sender, say
+from gymwire.broker.peers import Peers
+from gymwire.broker.quotas import Meters
+from gymwire.broker.rate_limit import Gate, Ruling
+from gymwire.broker.recovery import Awaited
+from gymwire.broker.refusals import Refusal, refuse
+from gymwire.broker.session_messages import SessionFrames
+from gymwire.broker.sessions import Sessions
+from gymwire.broker.tables import Peer, Tables
+from gymwire.protocol import codec
+from gymwire.protocol.codec import PLAIN, Frame
+from gymwire.protocol.errors import DecodingError, GymwireError
+from gymwire.protocol.messages import (
     PRESENCE,
     VERSION,
     Attach,

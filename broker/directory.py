@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from broker.auth import Rights
-from broker.refusals import Refusal
-from broker.routing import Peer, Tables
-from protocol.address import Address, nearest
-from protocol.messages import Code, Role
+from gymwire.broker.auth import Rights
+from gymwire.broker.refusals import Refusal
+from gymwire.broker.tables import Peer, Tables
+from gymwire.protocol.address import Address, nearest
+from gymwire.protocol.messages import Code, Role
 
 MAX_NAMES = 50
 
@@ -77,13 +77,13 @@ def _unknown(tables: Tables, address: Address, rights: Rights) -> Refusal:
     if address.identity is not None and address.name in known:
         text = (
             f"{address.name!r} is on offer, but not by {address.identity}: that agent is not "
-            f"connected, or the identity is misspelt (`python -m learner_agent ls` shows whose "
+            f"connected, or the identity is misspelt (`gymwire ls` shows whose "
             f"are)."
         )
     elif not known:
         text = (
             f"Nobody offers {address.name!r}; no environment is on offer at this broker. Start an "
-            f"env agent: python -m env_agent --address {address.name} --env ENV."
+            f"env agent: gymwire serve --address {address.name} --env ENV."
         )
     else:
         text = f"Nobody offers {address.name!r}."

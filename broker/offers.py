@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from broker.refusals import Refusal, may_not
-from broker.routing import Peer, Tables
-from protocol.address import parse_address
-from protocol.errors import AddressError, DecodingError
-from protocol.messages import Code, Offer, Role
+from gymwire.broker.refusals import Refusal, may_not
+from gymwire.broker.tables import Peer, Tables
+from gymwire.protocol.address import parse_address
+from gymwire.protocol.errors import AddressError, DecodingError
+from gymwire.protocol.messages import Code, Offer, Role
 
 MAX_OFFERS = 256  # per peer
 MAX_OFFERED = 8 * 1024 * 1024  # bytes that a peer's offers may take

@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 from dataclasses import replace
 
-from broker.auth import Policy, Rights
-from broker.awaited import Awaited
-from broker.connections import Connections
-from broker.refusals import ASK, Refusal, may_not, refuse, whose
-from broker.routing import Peer, Tables
-from broker.sessions import Sessions
-from broker.traffic import Notes, Send, Sender, say
-from protocol.codec import PLAIN, Header
-from protocol.errors import DecodingError
-from protocol.messages import Bye, Code, Hello, Role, Welcome
+from gymwire.broker.auth import Policy, Rights
+from gymwire.broker.connections import Connections
+from gymwire.broker.events import Notes, Send, Sender, say
+from gymwire.broker.recovery import Awaited
+from gymwire.broker.refusals import ASK, Refusal, may_not, refuse, whose
+from gymwire.broker.sessions import Sessions
+from gymwire.broker.tables import Peer, Tables
+from gymwire.protocol.codec import PLAIN, Header
+from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.messages import Bye, Code, Hello, Role, Welcome
 
 MAX_PEERS = 20_000
 GRACE_S = 2.0  # a lost env agent may come back for so long before its sessions are given up

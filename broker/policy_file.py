@@ -6,9 +6,9 @@ from pathlib import Path
 
 import structlog
 
-from broker import auth
-from broker.auth import Policy
-from protocol.errors import ConfigurationError
+from gymwire.broker import auth
+from gymwire.broker.auth import Policy
+from gymwire.protocol.errors import ConfigurationError
 
 
 class PolicyFile:

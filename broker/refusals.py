@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from broker.routing import Peer
-from broker.traffic import Send, say
-from protocol.errors import AddressError, GymwireError, VersionMismatch
-from protocol.messages import Code, Error
+from gymwire.broker.events import Send, say
+from gymwire.broker.tables import Peer
+from gymwire.protocol.errors import AddressError, GymwireError, VersionMismatch
+from gymwire.protocol.messages import Code, Error
 
 ASK = "ask the broker's operator."
 NOT_YOURS = "This session belongs to another learner."

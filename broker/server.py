@@ -14,18 +14,19 @@ from importlib.metadata import version
 
 import structlog
 
-from broker.auth import NO_POLICY
-from broker.core import Core
-from broker.flood import Ruling
-from broker.lanes import Lanes
-from broker.policy_file import PolicyFile
-from broker.traffic import Send, Sender
-from protocol import stamps
-from protocol.codec import TIMED
-from protocol.errors import ConfigurationError
-from protocol.keys import KeyPair, identity
-from protocol.messages import Kind
-from protocol.transport import (
+from gymwire.broker.auth import NO_POLICY
+from gymwire.broker.core import Core
+from gymwire.broker.events import Send, Sender
+from gymwire.broker.local_channels import Lanes
+from gymwire.broker.policy_file import PolicyFile
+from gymwire.broker.rate_limit import Ruling
+from gymwire.protocol import stamps
+from gymwire.protocol.codec import TIMED
+from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.messages import Kind
+from gymwire.protocol.security.keys import KeyPair, identity
+from gymwire.protocol.transport.unix import CAN_LISTEN
+from gymwire.protocol.transport.zmq_sockets import (
     MAX_MESSAGE,
     TICK_MS,
     Delivery,
@@ -34,7 +35,6 @@ from protocol.transport import (
     fd_of,
     public_key_of,
 )
-from protocol.unix_sockets import CAN_LISTEN
 
 if sys.platform != "win32":
     import resource

@@ -6,17 +6,27 @@ import itertools
 import random
 from dataclasses import replace
 
-from broker import directory
-from broker.awaited import REJOIN_S, Awaited
-from broker.connections import Connections
-from broker.meter import Meters
-from broker.refusals import ASK, NOT_YOURS, Refusal, may_not, whose
-from broker.routing import Peer, Session, Tables
-from broker.traffic import Notes, Send, say
-from protocol.address import Address, parse_address
-from protocol.codec import Header, read_header
-from protocol.errors import DecodingError
-from protocol.messages import Busy, BusyReason, Code, Gone, Kind, Open, Resume, Resumed, Role
+from gymwire.broker import directory
+from gymwire.broker.connections import Connections
+from gymwire.broker.events import Notes, Send, say
+from gymwire.broker.quotas import Meters
+from gymwire.broker.recovery import REJOIN_S, Awaited
+from gymwire.broker.refusals import ASK, NOT_YOURS, Refusal, may_not, whose
+from gymwire.broker.tables import Peer, Session, Tables
+from gymwire.protocol.address import Address, parse_address
+from gymwire.protocol.codec import Header, read_header
+from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.messages import (
+    Busy,
+    BusyReason,
+    Code,
+    Gone,
+    Kind,
+    Open,
+    Resume,
+    Resumed,
+    Role,
+)
 
 MAX_SESSIONS = 100_000
 MAX_IDENTITY = 64  # characters

@@ -4,7 +4,7 @@ import gymnasium
 
 gymnasium.register(
     id="gymwire/PriceMarket-v0",
-    entry_point="env_agent.price_market:PriceMarket",
+    entry_point="gymwire.env_agent.price_market:PriceMarket",
     # A trading day. The market itself has no end: what ends is truncated, never terminated.
     max_episode_steps=200,
 )

@@ -1,4 +1,4 @@
-"""`python -m env_agent`: offer environments under addresses."""
+"""`gymwire serve`: offer environments under addresses."""
 
 from __future__ import annotations
 
@@ -12,18 +12,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from env_agent import config
-from env_agent.agent import MAX_THREADS, Agent
-from env_agent.host import Service
-from env_agent.paths import DirectSettings
-from env_agent.workers import Supervisor
-from protocol import keys, logs
-from protocol.address import DEFAULT_BROKER, check_url
-from protocol.command_line import Parser, count, seconds
-from protocol.errors import ConfigurationError, GymwireError, UsageError
-from protocol.keys import KeyPair
-from protocol.transport import Dealer, Presence
-from protocol.unix_sockets import CAN_LISTEN
+from gymwire.env_agent import config
+from gymwire.env_agent.agent import MAX_THREADS, Agent
+from gymwire.env_agent.host import Service
+from gymwire.env_agent.transports import DirectSettings
+from gymwire.env_agent.workers import Supervisor
+from gymwire.protocol import logs
+from gymwire.protocol.address import DEFAULT_BROKER, check_url
+from gymwire.protocol.command_line import Parser, count, seconds
+from gymwire.protocol.errors import ConfigurationError, GymwireError, UsageError
+from gymwire.protocol.security import keys
+from gymwire.protocol.security.keys import KeyPair
+from gymwire.protocol.transport.unix import CAN_LISTEN
+from gymwire.protocol.transport.zmq_sockets import Dealer, Presence
 
 WITHIN_HOST, NEVER = "host", "never"  # for --direct
 
@@ -31,7 +32,7 @@ WITHIN_HOST, NEVER = "host", "never"  # for --direct
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     made = Parser(
-        prog="python -m env_agent",
+        prog="gymwire serve",
         description="Own Gymnasium environments and offer them under an address.",
     )
     made.add_argument("--address", metavar="NAME", help="the address to offer, e.g. lab/cartpole")
@@ -223,7 +224,7 @@ def _services(options: argparse.Namespace) -> list[Service]:
     if not options.address or not options.env:
         raise ConfigurationError(
             "What shall be offered? Give --address NAME and --env ENV, or --config FILE. Example: "
-            "python -m env_agent --address cartpole --env CartPole-v1"
+            "gymwire serve --address cartpole --env CartPole-v1"
         )
     one = config.service(
         address=options.address,

@@ -14,15 +14,15 @@ from functools import partial
 
 import structlog
 
-from env_agent.host import Host, Service
-from env_agent.loop import Loop
-from env_agent.paths import DirectEndpoint, DirectSettings, Paths
-from env_agent.pulse import Pulse
-from protocol.errors import ConfigurationError, GymwireError
-from protocol.keys import KeyPair
-from protocol.link import Link
-from protocol.messages import Offer
-from protocol.transport import Dealer, Presence
+from gymwire.env_agent.host import Host, Service
+from gymwire.env_agent.loop import Loop
+from gymwire.env_agent.progress_reporter import Pulse
+from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Paths
+from gymwire.protocol.errors import ConfigurationError, GymwireError
+from gymwire.protocol.messages import Offer
+from gymwire.protocol.security.keys import KeyPair
+from gymwire.protocol.transport.broker_link import Link
+from gymwire.protocol.transport.zmq_sockets import Dealer, Presence
 
 MAX_THREADS = 8
 

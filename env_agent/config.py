@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from env_agent.factory import resolve
-from env_agent.host import Service
-from protocol.address import parse_address
-from protocol.errors import ConfigurationError
+from gymwire.env_agent.factory import resolve
+from gymwire.env_agent.host import Service
+from gymwire.protocol.address import parse_address
+from gymwire.protocol.errors import ConfigurationError
 
 KEYS = {
     "address": str,

@@ -17,8 +17,8 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from env_agent.hosted_vector import HostedVector
-from protocol.errors import ConfigurationError
+from gymwire.env_agent.hosted_vector import HostedVector
+from gymwire.protocol.errors import ConfigurationError
 
 Env = gymnasium.Env[Any, Any]
 Vector = VectorEnv[Any, Any, Any]

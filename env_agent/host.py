@@ -18,15 +18,14 @@ from typing import Any, assert_never
 import structlog
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from env_agent.factory import Env, Factory, Vector
-from env_agent.hosted_vector import HostedVector
-from env_agent.session import Session, Verdict
-from protocol import generators, seal, spaces, values, vector_infos
-from protocol.codec import PLAIN, Codec, Frame, Header, Pieces
-from protocol.dialogue import State
-from protocol.errors import ConfigurationError, EncodingError, ProtocolError
-from protocol.keys import KeyPair
-from protocol.messages import (
+from gymwire.env_agent.factory import Env, Factory, Vector
+from gymwire.env_agent.hosted_vector import HostedVector
+from gymwire.env_agent.session import Session, Verdict
+from gymwire.protocol import generators, spaces, values, vector_infos
+from gymwire.protocol.codec import PLAIN, Codec, Frame, Header, Pieces
+from gymwire.protocol.dialogue import State
+from gymwire.protocol.errors import ConfigurationError, EncodingError, ProtocolError
+from gymwire.protocol.messages import (
     Act,
     Call,
     Close,
@@ -44,10 +43,12 @@ from protocol.messages import (
     Result,
     Status,
 )
-from protocol.messages import Frame as RenderFrame
-from protocol.seal import Seal, SealedCodec
-from protocol.space_codecs import MISFIT
-from protocol.step_codec import StepCodec, compile_steps
+from gymwire.protocol.messages import Frame as RenderFrame
+from gymwire.protocol.security import signing as seal
+from gymwire.protocol.security.keys import KeyPair
+from gymwire.protocol.security.signing import Seal, SealedCodec
+from gymwire.protocol.space_codecs import MISFIT
+from gymwire.protocol.step_codec import StepCodec, compile_steps
 
 # Attributes that may be read, written or called from afar, beside those of `--allow`.
 ATTRIBUTES = (

@@ -11,13 +11,13 @@ from typing import Any
 
 import structlog
 
-from env_agent.host import MAX_MESSAGE, Host, Slot
-from env_agent.paths import RELAY, Arrived, Paths
-from env_agent.watch import Watch
-from protocol import codec, stamps
-from protocol.codec import PLAIN, TIMED, Frame, Header, Pieces
-from protocol.errors import AddressTaken, BrokerUnreachable, Denied, ProtocolError, Refused
-from protocol.messages import (
+from gymwire.env_agent.host import MAX_MESSAGE, Host, Slot
+from gymwire.env_agent.transports import RELAY, Arrived, Paths
+from gymwire.env_agent.watch import Watch
+from gymwire.protocol import codec, stamps
+from gymwire.protocol.codec import PLAIN, TIMED, Frame, Header, Pieces
+from gymwire.protocol.errors import AddressTaken, BrokerUnreachable, Denied, ProtocolError, Refused
+from gymwire.protocol.messages import (
     Busy,
     BusyReason,
     Bye,
@@ -38,7 +38,7 @@ from protocol.messages import (
     Welcome,
     Withdraw,
 )
-from protocol.transport import Origin, unknown_host
+from gymwire.protocol.transport.zmq_sockets import Origin, unknown_host
 
 TIMERS_S = 0.1  # how often timers get their turn even when the socket never rests
 HELLO_AGAIN_S = 1.0  # how long offers may take to stand before HELLO is said again
@@ -127,7 +127,7 @@ class Loop:
                     raise BrokerUnreachable(f"No broker answers at {self._dealer.url}: {unknown}.")
                 raise BrokerUnreachable(
                     f"No broker answers at {self._dealer.url} (waited {wait_s:g} s). Start one "
-                    f"with `python -m broker`, check --broker, or give --wait SECONDS."
+                    f"with `gymwire broker`, check --broker, or give --wait SECONDS."
                 )
             if time.monotonic() > silent_until:
                 silent_until = deadline

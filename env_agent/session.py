@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from enum import Enum
 
-from protocol import dialogue
-from protocol.codec import PLAIN, Frame, Pieces
-from protocol.errors import MoveError
-from protocol.messages import Code, Error, Kind
+from gymwire.protocol import dialogue
+from gymwire.protocol.codec import PLAIN, Frame, Pieces
+from gymwire.protocol.errors import MoveError
+from gymwire.protocol.messages import Code, Error, Kind
 
 
 class Verdict(Enum):

@@ -75,7 +75,7 @@ class Supervisor:
         mine = (*self._arguments, "--worker", str(index), *more)
         # In a session of its own: a terminal's Ctrl-C comes once, from here.
         return subprocess.Popen(
-            [sys.executable, "-m", "env_agent", *mine],
+            [sys.executable, "-m", "gymwire.env_agent", *mine],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )

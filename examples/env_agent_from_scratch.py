@@ -2,9 +2,9 @@
 
 It offers a corridor: the learner starts somewhere in it, and its right end is worth a reward of 1.
 
-    python -m broker
+    gymwire broker
     python examples/env_agent_from_scratch.py tcp://127.0.0.1:5555
-    python -m learner_agent run corridor --episodes 3
+    gymwire run corridor --episodes 3
 
 The clauses in the comments are those of docs/protocol.md.
 """

@@ -14,7 +14,7 @@ from gymnasium.wrappers import RecordEpisodeStatistics
 def main(address: str) -> None:
     """Play five episodes with random actions."""
     # The broker's URL comes from GYMWIRE_BROKER, or is tcp://127.0.0.1:5555.
-    proxy = gymnasium.make("learner_agent:gymwire/Proxy-v0", address=address)
+    proxy = gymnasium.make("gymwire:gymwire/Proxy-v0", address=address)
     env = RecordEpisodeStatistics(proxy)
     env.action_space.seed(0)
     for episode in range(5):

@@ -1,7 +1,7 @@
 """An environment of one's own: nothing in it knows that it will be offered to others.
 
-python -m env_agent --address thermostat --env examples.thermostat:Thermostat
-python -m learner_agent train thermostat
+gymwire serve --address thermostat --env examples.thermostat:Thermostat
+gymwire train thermostat
 """
 
 from __future__ import annotations

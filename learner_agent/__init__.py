@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 import gymnasium
 
 if TYPE_CHECKING:
-    from learner_agent.proxy_env import ProxyEnv as ProxyEnv
-    from learner_agent.proxy_vector_env import ProxyVectorEnv as ProxyVectorEnv
+    from gymwire.learner_agent.proxies.proxy_env import ProxyEnv as ProxyEnv
+    from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv as ProxyVectorEnv
 
 __all__ = ["ProxyEnv", "ProxyVectorEnv"]
 
 gymnasium.register(
     id="gymwire/Proxy-v0",
-    entry_point="learner_agent.proxy_env:make_proxy",
-    vector_entry_point="learner_agent.proxy_vector_env:ProxyVectorEnv",
+    entry_point="gymwire.learner_agent.proxies.proxy_env:make_proxy",
+    vector_entry_point="gymwire.learner_agent.proxies.proxy_vector_env:ProxyVectorEnv",
     # The env agent made the environment with its checks and its time limit: once is enough.
     order_enforce=False,
     disable_env_checker=True,
@@ -25,11 +25,11 @@ gymnasium.register(
 def __getattr__(name: str) -> Any:
     # Only when it is asked for: the import brings the sockets with it.
     if name == "ProxyEnv":
-        from learner_agent.proxy_env import ProxyEnv
+        from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 
         return ProxyEnv
     if name == "ProxyVectorEnv":
-        from learner_agent.proxy_vector_env import ProxyVectorEnv
+        from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 
         return ProxyVectorEnv
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

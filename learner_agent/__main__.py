@@ -1,4 +1,4 @@
-"""`python -m learner_agent`: train against an address, see what is on offer, check, try."""
+"""`gymwire`: train against an address, see what is on offer, check, try."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ from typing import Any
 
 from rich.console import Console
 
-from learner_agent import commands
-from learner_agent.terminal import printable
-from protocol import keys, logs
-from protocol.address import DEFAULT_BROKER, check_url, parse_address
-from protocol.command_line import Parser, count, natural, positive_seconds, seconds
-from protocol.errors import (
+from gymwire.learner_agent import commands
+from gymwire.learner_agent.terminal import printable
+from gymwire.protocol import logs
+from gymwire.protocol.address import DEFAULT_BROKER, check_url, parse_address
+from gymwire.protocol.command_line import Parser, count, natural, positive_seconds, seconds
+from gymwire.protocol.errors import (
     BrokerUnreachable,
     EnvironmentFailed,
     EnvironmentLost,
     GymwireError,
     UsageError,
 )
+from gymwire.protocol.security import keys
 
 PROGRAM = "learner_agent"
 DEMO_ADDRESS = "price-market"

@@ -1,4 +1,4 @@
-"""What the commands of `python -m learner_agent` do; each returns its exit status."""
+"""What the commands of `gymwire` do; each returns its exit status."""
 
 from __future__ import annotations
 
@@ -21,14 +21,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from learner_agent import learners, progress, report
-from learner_agent.channel import Channel
-from learner_agent.proxy_env import ProxyEnv
-from learner_agent.task import TrainingResult, TrainingTask
-from learner_agent.terminal import picture, printable, short
-from learner_agent.timings import Timings
-from protocol import spaces
-from protocol.errors import ConfigurationError, EnvironmentFailed, GymwireError, NoFreeSlot
+from gymwire.learner_agent import progress
+from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.timings import Timings
+from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
+from gymwire.learner_agent.terminal import picture, printable, short
+from gymwire.learner_agent.training import learners, report
+from gymwire.learner_agent.training.task import TrainingResult, TrainingTask
+from gymwire.protocol import spaces
+from gymwire.protocol.errors import ConfigurationError, EnvironmentFailed, GymwireError, NoFreeSlot
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 MEASURED_S = 10.0  # `check` measures each thing no longer than that, however few steps were done
@@ -167,7 +168,7 @@ def ls(options: Namespace, out: Console, errors: Console) -> int:
         _say(
             out,
             f"Nothing is on offer at {options.broker}. Start an env agent, for example: "
-            f"python -m env_agent --address cartpole --env CartPole-v1",
+            f"gymwire serve --address cartpole --env CartPole-v1",
         )
         return 0
     if not out.is_terminal:

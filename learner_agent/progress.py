@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from learner_agent.task import Progress
+from gymwire.learner_agent.training.task import Progress
 
 # A line for every tenth, but no sooner than a person can read them, nor so late that one would
 # wonder whether the training is stuck.

@@ -1,4 +1,4 @@
-"""`python -m protocol keygen NAME`: make a CURVE key pair."""
+"""`gymwire keygen NAME`: make a CURVE key pair."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from protocol import keys
-from protocol.command_line import Parser
-from protocol.errors import GymwireError
+from gymwire.protocol.command_line import Parser
+from gymwire.protocol.errors import GymwireError
+from gymwire.protocol.security import keys
 
 
 def parser() -> Parser:
     """The command line."""
-    made = Parser(prog="python -m protocol", description="Tools for keys.")
+    made = Parser(prog="python -m gymwire.protocol", description="Tools for keys.")
     commands = made.add_subparsers(dest="command", required=True, metavar="COMMAND")
     keygen = commands.add_parser("keygen", help="make a key pair for a broker or an agent")
     keygen.add_argument("name", metavar="NAME", help="the files will be NAME.key and NAME.pub")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from protocol.errors import AddressError
+from gymwire.protocol.errors import AddressError
 
 DEFAULT_BROKER = "tcp://127.0.0.1:5555"
 
@@ -41,7 +41,7 @@ def parse_address(text: str) -> Address:
     if at and not _IDENTITY.fullmatch(identity):
         raise AddressError(
             f"{text[:200]!r}: what follows the @ must be an agent's identity, 16 characters of "
-            f"a-z and 2-7, as `python -m learner_agent ls` shows it."
+            f"a-z and 2-7, as `gymwire ls` shows it."
         )
     return Address(name, identity or None)
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from protocol.errors import DecodingError
+from gymwire.protocol.errors import DecodingError
 
 __all__ = [
     "ALIGNMENT",

@@ -17,19 +17,10 @@ import typing
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from protocol import values
-from protocol.errors import DecodingError, EncodingError, VersionMismatch
-from protocol.messages import (
-    KINDS,
-    TYPES,
-    VERSION,
-    Act,
-    Kind,
-    Message,
-    Percept,
-    Status,
-)
-from protocol.spaces import MISFIT, SpaceCodec
+from gymwire.protocol import values
+from gymwire.protocol.errors import DecodingError, EncodingError, VersionMismatch
+from gymwire.protocol.messages import KINDS, TYPES, VERSION, Act, Kind, Message, Percept, Status
+from gymwire.protocol.spaces import MISFIT, SpaceCodec
 
 MAGIC = 0xE7
 HEADER = struct.Struct("<BBBBIQQ")

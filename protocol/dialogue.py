@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from enum import Enum
 
-from protocol.errors import EnvironmentClosed, MoveError, ResetNeeded
-from protocol.messages import Kind
+from gymwire.protocol.errors import EnvironmentClosed, MoveError, ResetNeeded
+from gymwire.protocol.messages import Kind
 
 
 class State(Enum):

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from gymnasium.spaces import GraphInstance
 
-from protocol.arrays import MAX_DIMS, SCALARS, TIMES, dtype_to_text
+from gymwire.protocol.arrays import MAX_DIMS, SCALARS, TIMES, dtype_to_text
 
 __all__ = ["ATOMS", "CONTAINERS", "MAX_DEPTH", "Fault", "Opaque", "find_faults", "travels"]
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from protocol.errors import DecodingError
+from gymwire.protocol.errors import DecodingError
 
 _BIT_GENERATORS = {
     kind.__name__: kind

@@ -24,8 +24,8 @@ from typing import Any, Final
 import numpy as np
 from gymnasium import Space, spaces
 
-from protocol.arrays import ALIGNMENT, LARGE, Tail, take
-from protocol.errors import DecodingError, UnsupportedSpaceError
+from gymwire.protocol.arrays import ALIGNMENT, LARGE, Tail, take
+from gymwire.protocol.errors import DecodingError, UnsupportedSpaceError
 
 __all__ = ["MISFIT", "Misfit", "SpaceCodec", "compile"]
 

@@ -27,10 +27,10 @@ from typing import Any, Final
 import numpy as np
 from gymnasium import Space, spaces
 
-from protocol.arrays import MAX_DIMS, dtype_from_text, dtype_to_text
-from protocol.errors import DecodingError, GymwireError, UnsupportedSpaceError
-from protocol.space_codecs import MISFIT, SpaceCodec, compile
-from protocol.values import MAX_DEPTH
+from gymwire.protocol.arrays import MAX_DIMS, dtype_from_text, dtype_to_text
+from gymwire.protocol.errors import DecodingError, GymwireError, UnsupportedSpaceError
+from gymwire.protocol.space_codecs import MISFIT, SpaceCodec, compile
+from gymwire.protocol.values import MAX_DEPTH
 
 __all__ = ["MAX_SPACE_BYTES", "MISFIT", "SpaceCodec", "build", "compile", "describe"]
 

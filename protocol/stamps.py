@@ -11,9 +11,9 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from protocol.codec import HEADER_SIZE, TIMED, Frame
-from protocol.errors import DecodingError
-from protocol.messages import Kind
+from gymwire.protocol.codec import HEADER_SIZE, TIMED, Frame
+from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.messages import Kind
 
 Clock = Callable[[], int]
 

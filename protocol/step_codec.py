@@ -25,9 +25,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from protocol import values
-from protocol.arrays import LARGE, take
-from protocol.codec import (
+from gymwire.protocol import values
+from gymwire.protocol.arrays import LARGE, take
+from gymwire.protocol.codec import (
     ALIGN,
     FITS,
     HEADER,
@@ -39,9 +39,9 @@ from protocol.codec import (
     join,
     split,
 )
-from protocol.errors import DecodingError, EncodingError
-from protocol.messages import VERSION, Kind, Percept
-from protocol.space_codecs import MISFIT, Misfit, SpaceCodec
+from gymwire.protocol.errors import DecodingError, EncodingError
+from gymwire.protocol.messages import VERSION, Kind, Percept
+from gymwire.protocol.space_codecs import MISFIT, Misfit, SpaceCodec
 
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 Data = Frame | memoryview

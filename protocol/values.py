@@ -29,7 +29,7 @@ import msgpack
 import numpy as np
 from gymnasium.spaces import GraphInstance
 
-from protocol.arrays import (
+from gymwire.protocol.arrays import (
     ALIGNMENT,
     LARGE,
     MAX_DIMS,
@@ -40,8 +40,8 @@ from protocol.arrays import (
     dtype_to_text,
     take,
 )
-from protocol.errors import DecodingError, EncodingError
-from protocol.faults import CONTAINERS, MAX_DEPTH, Opaque, find_faults, travels
+from gymwire.protocol.errors import DecodingError, EncodingError
+from gymwire.protocol.faults import CONTAINERS, MAX_DEPTH, Opaque, find_faults, travels
 
 __all__ = [
     "LARGE",

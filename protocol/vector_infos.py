@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from protocol.arrays import MAX_DIMS
-from protocol.errors import DecodingError
+from gymwire.protocol.arrays import MAX_DIMS
+from gymwire.protocol.errors import DecodingError
 
 __all__ = ["Casts", "from_wire", "to_wire"]
 

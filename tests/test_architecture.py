@@ -9,24 +9,28 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("protocol", "broker", "env_agent", "learner_agent")
-MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).glob("*.py"))
+MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
 
 # No sockets, clocks, files, threads or global randomness: time comes in, what to send goes out.
 PURE = [
     "protocol/messages.py", "protocol/dialogue.py", "protocol/values.py", "protocol/arrays.py",
     "protocol/faults.py", "protocol/spaces.py", "protocol/space_codecs.py", "protocol/codec.py",
     "protocol/address.py", "protocol/errors.py", "protocol/generators.py", "protocol/stamps.py",
-    "broker/core.py", "broker/routing.py", "broker/traffic.py", "broker/connections.py",
-    "broker/awaited.py", "broker/peers.py", "broker/sessions.py", "broker/session_frames.py",
-    "broker/offers.py", "broker/directory.py", "broker/auth.py", "broker/meter.py",
-    "broker/flood.py", "broker/refusals.py",
-    "env_agent/session.py", "env_agent/watch.py", "learner_agent/timings.py",
-    "learner_agent/asking.py", "learner_agent/exchange.py", "learner_agent/failures.py",
-    "learner_agent/price_bandits.py",
+    "broker/core.py", "broker/tables.py", "broker/events.py", "broker/connections.py",
+    "broker/recovery.py", "broker/peers.py", "broker/sessions.py", "broker/session_messages.py",
+    "broker/offers.py", "broker/directory.py", "broker/auth.py", "broker/quotas.py",
+    "broker/rate_limit.py", "broker/refusals.py",
+    "env_agent/session.py", "env_agent/watch.py", "learner_agent/client/timings.py",
+    "learner_agent/client/requests.py", "learner_agent/client/exchange.py",
+    "learner_agent/client/failures.py",
+    "learner_agent/training/price_bandits.py",
 ]  # fmt: skip
 # (who, what it imports all the same) → why that does no harm
 EXCUSED = {
-    ("broker/auth.py", "protocol.keys"): "asks whether a text is a key, and opens no file",
+    (
+        "broker/auth.py",
+        "gymwire.protocol.security.keys",
+    ): "asks whether a text is a key, and opens no file",
 }
 IMPURE = {
     "asyncio", "ctypes", "datetime", "io", "multiprocessing", "os", "pathlib", "queue", "secrets",
@@ -36,10 +40,10 @@ IMPURE = {
 # Module-level randomness is global; a Random or a Generator that is handed in is not.
 RANDOM = {"random": {"Random"}, "numpy.random": {"Generator", "BitGenerator"}}
 ZMQ = {
-    "protocol/transport.py": "makes the sockets",
-    "protocol/keys.py": "makes and checks CURVE keys",
-    "protocol/zap.py": "answers libzmq's questions about keys",
-    "protocol/seal.py": "seals what agents tell each other through the broker",
+    "protocol/transport/zmq_sockets.py": "makes the sockets",
+    "protocol/security/keys.py": "makes and checks CURVE keys",
+    "protocol/security/zap.py": "answers libzmq's questions about keys",
+    "protocol/security/signing.py": "seals what agents tell each other through the broker",
 }
 
 
@@ -60,7 +64,7 @@ def imports(path: Path) -> set[str]:
 
 
 def roots(path: Path) -> set[str]:
-    return {name.partition(".")[0] for name in imports(path)}
+    return {name.removeprefix("gymwire.").partition(".")[0] for name in imports(path)}
 
 
 def dotted(node: ast.expr) -> str:
@@ -73,7 +77,7 @@ def dotted(node: ast.expr) -> str:
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_a_package_imports_no_other_but_protocol(path: Path) -> None:
-    own = path.parent.name
+    own = path.relative_to(ROOT).parts[0]
     assert roots(path) & set(PACKAGES) <= {own, "protocol"}
 
 
@@ -92,7 +96,7 @@ def test_a_pure_module_imports_nothing_impure(name: str) -> None:
     assert not roots(path) & IMPURE
     pure = {ROOT / one for one in PURE}
     for module in imports(path):
-        ours = ROOT / (module.replace(".", "/") + ".py")
+        ours = ROOT / (module.removeprefix("gymwire.").replace(".", "/") + ".py")
         fine = not ours.exists() or ours in pure or (name, module) in EXCUSED
         assert fine, f"{name} imports {module}, which is not pure"
 
@@ -118,5 +122,5 @@ def test_nothing_can_unpickle(path: Path) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_there_is_no_drawer_for_odds_and_ends(package: str) -> None:
-    names = {path.stem for path in (ROOT / package).glob("*.py")}
+    names = {path.stem for path in (ROOT / package).rglob("*.py")}
     assert not names & {"utils", "util", "helpers", "common", "misc"}

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from env_agent.config import service
-from learner_agent.remote_session import RemoteSession
-from protocol.errors import RequestTimeout
-from protocol.messages import Act, Message, Percept, Reset, Status
+from gymwire.env_agent.config import service
+from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.protocol.errors import RequestTimeout
+from gymwire.protocol.messages import Act, Message, Percept, Reset, Status
 from tests.sameness import assert_same
 from tests.wire import Entry, Faults, Network
 

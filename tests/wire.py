@@ -23,20 +23,19 @@ import gymnasium
 import pytest
 import structlog.testing
 
-import env_agent.loop
-import learner_agent.channel
-import learner_agent.remote_session
-from broker.core import Core
-from broker.traffic import Send, Sender
-from env_agent.host import Host, Service
-from env_agent.loop import Loop
-from env_agent.paths import Paths
-from learner_agent.channel import Channel
-from protocol import stamps
-from protocol.codec import TIMED, Frame
-from protocol.link import Link
-from protocol.messages import Open
-from protocol.transport import LinkEvent
+from gymwire import env_agent
+from gymwire.broker.core import Core
+from gymwire.broker.events import Send, Sender
+from gymwire.env_agent.host import Host, Service
+from gymwire.env_agent.loop import Loop
+from gymwire.env_agent.transports import Paths
+from gymwire.learner_agent import client
+from gymwire.learner_agent.client.connection import Channel
+from gymwire.protocol import stamps
+from gymwire.protocol.codec import TIMED, Frame
+from gymwire.protocol.messages import Open
+from gymwire.protocol.transport.broker_link import Link
+from gymwire.protocol.transport.zmq_sockets import LinkEvent
 
 TICK_S = 0.1
 LATENCY_S = 0.001
@@ -54,7 +53,7 @@ class Faults:
 
 
 class Dealer:
-    """What `protocol.transport.Dealer` is to agents, without a socket."""
+    """What `gymwire.protocol.transport.zmq_sockets.Dealer` is to agents, without a socket."""
 
     url = "memory://broker"
     holds = False
@@ -157,9 +156,9 @@ class Network:
     def __enter__(self) -> Network:
         self._undo.enter_context(structlog.testing.capture_logs())
         patch = self._undo.enter_context(pytest.MonkeyPatch.context())
-        for module in (env_agent.loop, learner_agent.channel, learner_agent.remote_session):
+        for module in (env_agent.loop, client.connection, client.session):
             patch.setattr(module, "time", self)
-        patch.setattr(learner_agent.channel, "Dealer", lambda *_, **__: self.dealer())
+        patch.setattr(client.connection, "Dealer", lambda *_, **__: self.dealer())
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -6,13 +6,23 @@ import itertools
 import random
 from typing import Any, NamedTuple, TypeVar
 
-from broker.auth import NO_POLICY, Policy
-from broker.core import Core
-from broker.flood import Ruling
-from broker.traffic import Send, Sender
-from protocol import codec
-from protocol.codec import PLAIN, Header
-from protocol.messages import Act, Hello, Message, Offer, Offered, Open, Opened, Role, Welcome
+from gymwire.broker.auth import NO_POLICY, Policy
+from gymwire.broker.core import Core
+from gymwire.broker.events import Send, Sender
+from gymwire.broker.rate_limit import Ruling
+from gymwire.protocol import codec
+from gymwire.protocol.codec import PLAIN, Header
+from gymwire.protocol.messages import (
+    Act,
+    Hello,
+    Message,
+    Offer,
+    Offered,
+    Open,
+    Opened,
+    Role,
+    Welcome,
+)
 
 M = TypeVar("M", bound=Message)
 LEASE_S = 30.0

@@ -5,11 +5,11 @@ import zmq
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import auth
-from broker.auth import Policy, Rights
-from broker.meter import Meter
-from protocol.errors import ConfigurationError
-from protocol.messages import (
+from gymwire.broker import auth
+from gymwire.broker.auth import Policy, Rights
+from gymwire.broker.quotas import Meter
+from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.messages import (
     Act,
     Busy,
     BusyReason,

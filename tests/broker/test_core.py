@@ -6,17 +6,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker import peers, sessions
-from broker.auth import Policy, Rights
-from broker.awaited import REJOIN_S
-from broker.connections import QUIET_S, TURNS
-from broker.core import MAX_CONTROL
-from broker.offers import MAX_OFFERS
-from broker.peers import GRACE_S
-from broker.routing import Peer
-from protocol import codec
-from protocol.codec import PLAIN
-from protocol.messages import (
+from gymwire.broker import peers, sessions
+from gymwire.broker.auth import Policy, Rights
+from gymwire.broker.connections import QUIET_S, TURNS
+from gymwire.broker.core import MAX_CONTROL
+from gymwire.broker.offers import MAX_OFFERS
+from gymwire.broker.peers import GRACE_S
+from gymwire.broker.recovery import REJOIN_S
+from gymwire.broker.tables import Peer
+from gymwire.protocol import codec
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.messages import (
     PRESENCE,
     Act,
     Attach,

@@ -7,11 +7,12 @@ import threading
 
 import pytest
 
-from broker import flood, server
-from learner_agent.channel import Channel
-from protocol.codec import PLAIN
-from protocol.messages import Busy, BusyReason, Ping
-from protocol.transport import Dealer
+from gymwire.broker import rate_limit as flood
+from gymwire.broker import server
+from gymwire.learner_agent.client.connection import Channel
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.messages import Busy, BusyReason, Ping
+from gymwire.protocol.transport.zmq_sockets import Dealer
 from tests.chaos.fleet import until
 
 

@@ -11,16 +11,16 @@ from collections.abc import Iterator
 
 import pytest
 
-from broker import connections
-from broker.server import Server
-from learner_agent.channel import Channel
+from gymwire.broker import connections
+from gymwire.broker.server import Server
+from gymwire.learner_agent.client.connection import Channel
 from tests.chaos.fleet import until
 from tests.processes import ROOT, Programs
 
 # Steps, so that it is heard of; then thinks until it is told to step again.
 LEARNER = """
 import sys
-from learner_agent import ProxyEnv
+from gymwire import ProxyEnv
 env = ProxyEnv("cartpole", sys.argv[1], direct="never")
 env.reset(seed=1)
 while True:

@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from learner_agent import ProxyEnv
-from learner_agent.channel import Channel
+from gymwire import ProxyEnv
+from gymwire.learner_agent.client.connection import Channel
 from tests.chaos.fleet import ADDRESS, Part, descriptors, fleet, resident, until
 from tests.processes import ROOT
 
@@ -109,7 +109,7 @@ def step_times(folder: Path, *, rounds: int, say: Callable[[str], None]) -> bool
     found: dict[str, list[float]] = {what: [] for what in peers}
     with fleet(folder) as made:
         made.broker()
-        arguments = ["env_agent", "--address", "cartpole", "--env", "CartPole-v1"]
+        arguments = ["gymwire.env_agent", "--address", "cartpole", "--env", "CartPole-v1"]
         agent = Part(folder / "cartpole.log", [*arguments, "--broker", made.url])
         made.parts.append(agent)
         agent.says("offering")

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from learner_agent import ProxyEnv
-from protocol.errors import BrokerUnreachable, EnvironmentLost
+from gymwire import ProxyEnv
+from gymwire.protocol.errors import BrokerUnreachable, EnvironmentLost
 from tests.chaos.chain import ACTIONS, ChainEnv
 from tests.sameness import assert_same
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from protocol.keys import generate
+from gymwire.protocol.security.keys import generate
 from tests.processes import PATIENCE_S, ROOT
 
 ADDRESS = "chain"
@@ -176,7 +176,7 @@ class Fleet:
     ) -> Part:
         part = self._part(
             "broker",
-            ["broker", "--bind", self.url, *self._keys["broker"], *options],
+            ["gymwire.broker", "--bind", self.url, *self._keys["broker"], *options],
             full_disk=full_disk,
             descriptors=descriptors,
         )
@@ -192,7 +192,13 @@ class Fleet:
         descriptors: int | None = None,
     ) -> Part:
         kwargs = json.dumps({"ledger": str(self.ledger), "size": size})
-        arguments = ["env_agent", "--address", ADDRESS, "--env", "tests.chaos.chain:ChainEnv"]
+        arguments = [
+            "gymwire.env_agent",
+            "--address",
+            ADDRESS,
+            "--env",
+            "tests.chaos.chain:ChainEnv",
+        ]
         arguments += ["--env-kwargs", kwargs, "--broker", url or self.url, "--wait", "20"]
         part = self._part(
             "env-agent",

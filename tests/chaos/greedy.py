@@ -11,8 +11,8 @@ import threading
 
 import zmq
 
-from protocol.codec import PLAIN
-from protocol.messages import Find, Hello, Role
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.messages import Find, Hello, Role
 
 
 def wait_for_the_end(stop: threading.Event) -> None:

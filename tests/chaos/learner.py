@@ -11,9 +11,9 @@ import sys
 import threading
 import time
 
-from learner_agent import ProxyEnv
-from protocol import logs
-from protocol.errors import BrokerUnreachable, OfferError
+from gymwire import ProxyEnv
+from gymwire.protocol import logs
+from gymwire.protocol.errors import BrokerUnreachable, OfferError
 from tests.chaos.course import Course
 from tests.chaos.fleet import ADDRESS
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from learner_agent import ProxyEnv
+from gymwire import ProxyEnv
 from tests.chaos.chain import judge
 from tests.chaos.course import Course
 from tests.chaos.fleet import ADDRESS, Fleet, fleet

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import pytest
 
-from learner_agent import ProxyEnv
-from learner_agent.channel import Channel
-from protocol.errors import BrokerUnreachable, OfferError
+from gymwire import ProxyEnv
+from gymwire.learner_agent.client.connection import Channel
+from gymwire.protocol.errors import BrokerUnreachable, OfferError
 from tests.chaos import bounds, clocks, long_step
 from tests.chaos.chain import ChainEnv, judge
 from tests.chaos.course import Course

@@ -8,8 +8,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from learner_agent import ProxyEnv
-from protocol.errors import BrokerUnreachable, EnvironmentLost
+from gymwire import ProxyEnv
+from gymwire.protocol.errors import BrokerUnreachable, EnvironmentLost
 from tests.chaos.fleet import ADDRESS, Fleet, fleet, until
 from tests.chaos.relays import TcpRelay
 

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 
 import pytest
 
-from protocol import codec, spaces
-from protocol.codec import PLAIN, Codec, Header
-from protocol.messages import (
+from gymwire.protocol import codec, spaces
+from gymwire.protocol.codec import PLAIN, Codec, Header
+from gymwire.protocol.messages import (
     Act,
     Busy,
     BusyReason,

@@ -9,14 +9,14 @@ from typing import Any, cast
 
 import pytest
 
-from env_agent.config import service
-from env_agent.host import Host
-from env_agent.loop import Loop
-from env_agent.paths import Paths
-from protocol.codec import PLAIN
-from protocol.link import Link
-from protocol.messages import Hello, Role
-from protocol.transport import LinkEvent, Router
+from gymwire.env_agent.config import service
+from gymwire.env_agent.host import Host
+from gymwire.env_agent.loop import Loop
+from gymwire.env_agent.transports import Paths
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.messages import Hello, Role
+from gymwire.protocol.transport.broker_link import Link
+from gymwire.protocol.transport.zmq_sockets import LinkEvent, Router
 from tests.compliance.suite import Agent, EnvAgentCompliance
 from tests.processes import programs
 
@@ -98,7 +98,7 @@ def served() -> Iterator[Agent]:
     router = Router(["tcp://127.0.0.1:*"])
     options = ("--address", "lab/cartpole", "--env", ENV, "--threads", "1", "--grace", "0")
     with programs() as started:
-        started.start("env_agent", "--broker", router.urls[0], *options)
+        started.start("gymwire.env_agent", "--broker", router.urls[0], *options)
         yield Agent(SocketLink(router))
     router.close()
 

@@ -9,10 +9,10 @@ from typing import Any, cast
 import pytest
 import structlog
 
-from env_agent import agent
-from env_agent.config import service
-from env_agent.host import Host
-from protocol.messages import Offer
+from gymwire.env_agent import agent
+from gymwire.env_agent.config import service
+from gymwire.env_agent.host import Host
+from gymwire.protocol.messages import Offer
 
 
 class Loop:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from env_agent.config import load, parse_kwargs, service
-from protocol.errors import AddressError, ConfigurationError
+from gymwire.env_agent.config import load, parse_kwargs, service
+from gymwire.protocol.errors import AddressError, ConfigurationError
 
 GOOD = """
 [[offer]]

@@ -9,8 +9,8 @@ import gymnasium
 import pytest
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from env_agent.factory import Factory, resolve
-from protocol.errors import ConfigurationError
+from gymwire.env_agent.factory import Factory, resolve
+from gymwire.protocol.errors import ConfigurationError
 
 BROKEN = """
 import gymnasium

@@ -12,11 +12,11 @@ import structlog.testing
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from env_agent.factory import Factory
-from env_agent.host import Host, Service
-from protocol import spaces
-from protocol.codec import PLAIN, Codec, read_header
-from protocol.messages import (
+from gymwire.env_agent.factory import Factory
+from gymwire.env_agent.host import Host, Service
+from gymwire.protocol import spaces
+from gymwire.protocol.codec import PLAIN, Codec, read_header
+from gymwire.protocol.messages import (
     KINDS,
     Act,
     Call,
@@ -32,7 +32,7 @@ from protocol.messages import (
     Result,
     Status,
 )
-from protocol.values import Opaque
+from gymwire.protocol.values import Opaque
 
 SID = 9
 

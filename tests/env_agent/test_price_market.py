@@ -12,8 +12,8 @@ import pytest
 from gymnasium.error import InvalidAction, ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
-import env_agent  # noqa: F401 - registers the market
-from env_agent.price_market import PriceMarket
+import gymwire.env_agent  # noqa: F401 - registers the market
+from gymwire.env_agent.price_market import PriceMarket
 
 
 @pytest.mark.parametrize("render_mode", [None, "ansi", "rgb_array"])

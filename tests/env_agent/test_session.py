@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from env_agent.session import Session, Verdict
-from protocol.codec import PLAIN
-from protocol.dialogue import State
-from protocol.messages import Code, Error, Kind
+from gymwire.env_agent.session import Session, Verdict
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.dialogue import State
+from gymwire.protocol.messages import Code, Error, Kind
 
 RESET, ACT, REPLY = b"reset", b"act", b"reply"
 

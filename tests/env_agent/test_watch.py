@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from env_agent.watch import KEEP, Watch
+from gymwire.env_agent.watch import KEEP, Watch
 
 
 class Clock:

@@ -12,16 +12,16 @@ import numpy as np
 from gymnasium.spaces import Box
 from gymnasium.vector.utils import batch_space
 
-from broker import auth
-from broker.core import Core
-from broker.traffic import Sender
-from env_agent.factory import resolve
-from env_agent.host import Host, Service
-from learner_agent.exchange import Exchange
-from protocol import address, codec, spaces, stamps, values, zap
-from protocol.codec import PLAIN, TIMED
-from protocol.errors import ConfigurationError, GymwireError, ProtocolError, UsageError
-from protocol.messages import (
+from gymwire.broker import auth
+from gymwire.broker.core import Core
+from gymwire.broker.events import Sender
+from gymwire.env_agent.factory import resolve
+from gymwire.env_agent.host import Host, Service
+from gymwire.learner_agent.client.exchange import Exchange
+from gymwire.protocol import address, codec, spaces, stamps, values
+from gymwire.protocol.codec import PLAIN, TIMED
+from gymwire.protocol.errors import ConfigurationError, GymwireError, ProtocolError, UsageError
+from gymwire.protocol.messages import (
     PRESENCE,
     Act,
     Attach,
@@ -46,9 +46,10 @@ from protocol.messages import (
     Role,
     Welcome,
 )
-from protocol.space_codecs import MISFIT
-from protocol.step_codec import compile_steps
-from protocol.streams import Stream
+from gymwire.protocol.security import zap
+from gymwire.protocol.space_codecs import MISFIT
+from gymwire.protocol.step_codec import compile_steps
+from gymwire.protocol.transport.stream import Stream
 from tests.space_zoo import ZOO
 
 SID = 7
@@ -326,18 +327,18 @@ def targets() -> list[Target]:
     samples = [values.encode(space.sample()) for space in ZOO.values()]
     return [
         Target("broker.core", frames, _core()),
-        Target("env_agent.host", frames, _host()),
-        Target("learner_agent.exchange", frames, _exchange()),
+        Target("gymwire.env_agent.host", frames, _host()),
+        Target("gymwire.learner_agent.client.exchange", frames, _exchange()),
         Target("protocol.codec", frames, _decode),
         Target("protocol.codec with spaces", frames, _in_space()),
         Target("protocol.step_codec", *_steps()),
-        Target("protocol.unix_sockets", _framed(frames), _stream),
+        Target("gymwire.protocol.transport.unix", _framed(frames), _stream),
         Target("protocol.values", samples + described, _values),
         Target("protocol.spaces", described, _spaces),
         Target("broker.auth", [POLICY], _policy),
         Target(
             "protocol.address", [b"lab/cartpole@abcdefghijklmnop", b"tcp://[::1]:5555"], _addresses
         ),
-        Target("protocol.zap", [b"x" * 64], _zap),
+        Target("gymwire.protocol.security.zap", [b"x" * 64], _zap),
         Target("protocol.stamps", _timed(), _stamps),
     ]

@@ -15,20 +15,20 @@ import pytest
 from gymnasium import spaces
 from rich.console import Console
 
-from learner_agent import commands
-from learner_agent.__main__ import Interrupted, parser
-from learner_agent.progress import LineMeter
-from learner_agent.task import Progress
-from learner_agent.terminal import picture, printable, short
-from learner_agent.timings import Timings
-from protocol.errors import (
+from gymwire.learner_agent import commands
+from gymwire.learner_agent.__main__ import Interrupted, parser
+from gymwire.learner_agent.client.timings import Timings
+from gymwire.learner_agent.progress import LineMeter
+from gymwire.learner_agent.terminal import picture, printable, short
+from gymwire.learner_agent.training.task import Progress
+from gymwire.protocol.errors import (
     ConfigurationError,
     EnvironmentFailed,
     EnvironmentLost,
     NoFreeSlot,
     NoLearnerFits,
 )
-from protocol.spaces import describe
+from gymwire.protocol.spaces import describe
 
 
 class Line(gymnasium.Env[Any, Any]):
@@ -210,7 +210,7 @@ def test_without_a_fitting_learner_the_session_is_closed(offer: Offer, screen: S
 def test_a_log_line_comes_for_a_tenth_but_not_too_often_nor_too_rarely(
     step: int, now: float, due: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("learner_agent.progress.time.monotonic", lambda: 0.0)
+    monkeypatch.setattr("gymwire.learner_agent.progress.time.monotonic", lambda: 0.0)
     assert LineMeter().due(Progress(step, 100, 0, 0.0, 1.0), now) is due
 
 

@@ -7,9 +7,9 @@ import hashlib
 import numpy as np
 from gymnasium.spaces import Box, Discrete
 
-from protocol import values
-from protocol.codec import Codec
-from protocol.messages import (
+from gymwire.protocol import values
+from gymwire.protocol.codec import Codec
+from gymwire.protocol.messages import (
     Act,
     Attach,
     Attached,
@@ -45,7 +45,7 @@ from protocol.messages import (
     Welcome,
     Withdraw,
 )
-from protocol.spaces import compile, describe
+from gymwire.protocol.spaces import compile, describe
 
 OBSERVATION = Box(-1.0, 1.0, (2,), np.float32)
 ACTION = Discrete(2)

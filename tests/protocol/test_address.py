@@ -4,8 +4,8 @@ import re
 
 import pytest
 
-from protocol.address import Address, check_url, is_local, nearest, parse_address
-from protocol.errors import AddressError
+from gymwire.protocol.address import Address, check_url, is_local, nearest, parse_address
+from gymwire.protocol.errors import AddressError
 
 
 @pytest.mark.parametrize(

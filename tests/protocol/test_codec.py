@@ -8,10 +8,10 @@ from gymnasium.spaces import Box, Dict, Discrete, Text
 from hypothesis import given
 from hypothesis import strategies as st
 
-from protocol import codec, spaces
-from protocol.codec import ALIGN, FITS, HEADER_SIZE, PLAIN, Codec, Header, read_header
-from protocol.errors import DecodingError, EncodingError, ProtocolError, VersionMismatch
-from protocol.messages import (
+from gymwire.protocol import codec, spaces
+from gymwire.protocol.codec import ALIGN, FITS, HEADER_SIZE, PLAIN, Codec, Header, read_header
+from gymwire.protocol.errors import DecodingError, EncodingError, ProtocolError, VersionMismatch
+from gymwire.protocol.messages import (
     VERSION,
     Act,
     Busy,
@@ -24,7 +24,7 @@ from protocol.messages import (
     Result,
     Status,
 )
-from protocol.values import Opaque
+from gymwire.protocol.values import Opaque
 from tests.protocol.examples import CODEC
 from tests.protocol.test_golden import golden
 from tests.sameness import assert_same

@@ -4,7 +4,7 @@ import argparse
 
 import pytest
 
-from protocol.command_line import Parser, count, natural, positive_seconds, seconds
+from gymwire.protocol.command_line import Parser, count, natural, positive_seconds, seconds
 
 
 def test_a_wrong_command_line_is_told_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -3,9 +3,9 @@ from __future__ import annotations
 import gymnasium.error
 import pytest
 
-from protocol.dialogue import MOVES, REQUESTS, State, after, check_request, mermaid
-from protocol.errors import EnvironmentClosed, MoveError, ResetNeeded
-from protocol.messages import Kind
+from gymwire.protocol.dialogue import MOVES, REQUESTS, State, after, check_request, mermaid
+from gymwire.protocol.errors import EnvironmentClosed, MoveError, ResetNeeded
+from gymwire.protocol.messages import Kind
 
 REPLIES = {
     Kind.RESET: Kind.STATUS,

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from protocol import dialogue, stamps
-from protocol.codec import HEADER_SIZE, TIMED, Frame, read_header
-from protocol.messages import KINDS, TYPES, BusyReason, Code, Kind, Percept
+from gymwire.protocol import dialogue, stamps
+from gymwire.protocol.codec import HEADER_SIZE, TIMED, Frame, read_header
+from gymwire.protocol.messages import KINDS, TYPES, BusyReason, Code, Kind, Percept
 from tests.protocol.examples import CODEC, DOCUMENTED, OBSERVED, SID
 
 PATH = Path(__file__).parents[2] / "docs" / "protocol.md"

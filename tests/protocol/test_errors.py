@@ -4,8 +4,8 @@ import re
 
 import gymnasium.error
 
-from protocol import errors
-from protocol.errors import EncodingError, EnvironmentFailed, GymwireError
+from gymwire.protocol import errors
+from gymwire.protocol.errors import EncodingError, EnvironmentFailed, GymwireError
 
 
 def defined() -> dict[str, type[Exception]]:

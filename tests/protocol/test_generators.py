@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protocol import generators, values
-from protocol.errors import DecodingError
+from gymwire.protocol import generators, values
+from gymwire.protocol.errors import DecodingError
 
 
 @pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from protocol.codec import read_header
-from protocol.messages import TYPES
+from gymwire.protocol.codec import read_header
+from gymwire.protocol.messages import TYPES
 from tests.protocol.examples import CODEC, EXAMPLES
 from tests.sameness import assert_same
 

@@ -9,7 +9,7 @@ import sys
 
 WARNS = r"""
 import sys, warnings
-from protocol import logs
+from gymwire.protocol import logs
 logs.configure("env_agent", form=sys.argv[1])
 warnings.warn("\x1b[33mWARN: CartPole-v0 is out of date.\x1b[0m", DeprecationWarning)
 """

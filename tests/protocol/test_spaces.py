@@ -15,9 +15,9 @@ from gymnasium.vector.utils import batch_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from protocol.errors import DecodingError, UnsupportedSpaceError
-from protocol.spaces import MISFIT, build, compile, describe
-from protocol.values import MAX_DEPTH, Tail
+from gymwire.protocol.errors import DecodingError, UnsupportedSpaceError
+from gymwire.protocol.spaces import MISFIT, build, compile, describe
+from gymwire.protocol.values import MAX_DEPTH, Tail
 from tests.protocol.test_values import joined
 from tests.sameness import assert_same
 from tests.space_zoo import ZOO, ZooEnv, canonical

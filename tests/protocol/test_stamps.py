@@ -7,10 +7,10 @@ from collections.abc import Callable
 
 import pytest
 
-from protocol import stamps
-from protocol.codec import HEADER_SIZE, PLAIN, TIMED, Frame, read_header
-from protocol.errors import DecodingError
-from protocol.messages import Act, Percept, Reset
+from gymwire.protocol import stamps
+from gymwire.protocol.codec import HEADER_SIZE, PLAIN, TIMED, Frame, read_header
+from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.messages import Act, Percept, Reset
 
 SID, SEQ = 0x1122334455667788, 7
 ACT = PLAIN.encode(Act(3), SID, SEQ)

@@ -8,12 +8,12 @@ import gymnasium
 import numpy as np
 import pytest
 
-from protocol.codec import PLAIN, Codec, Frame, Pieces, read_header
-from protocol.errors import ProtocolError
-from protocol.messages import Act, Percept
-from protocol.space_codecs import MISFIT
-from protocol.spaces import compile
-from protocol.step_codec import StepCodec, compile_steps
+from gymwire.protocol.codec import PLAIN, Codec, Frame, Pieces, read_header
+from gymwire.protocol.errors import ProtocolError
+from gymwire.protocol.messages import Act, Percept
+from gymwire.protocol.space_codecs import MISFIT
+from gymwire.protocol.spaces import compile
+from gymwire.protocol.step_codec import StepCodec, compile_steps
 from tests.sameness import assert_same
 from tests.space_zoo import ZOO
 

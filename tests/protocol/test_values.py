@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from protocol import values
-from protocol.errors import DecodingError, EncodingError
-from protocol.values import LARGE, MAX_DEPTH, Opaque, Tail
+from gymwire.protocol import values
+from gymwire.protocol.errors import DecodingError, EncodingError
+from gymwire.protocol.values import LARGE, MAX_DEPTH, Opaque, Tail
 from tests.sameness import assert_same
 
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protocol import values, vector_infos
-from protocol.errors import DecodingError
+from gymwire.protocol import values, vector_infos
+from gymwire.protocol.errors import DecodingError
 from tests.sameness import assert_same
 
 

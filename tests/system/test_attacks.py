@@ -20,14 +20,12 @@ from typing import Any, NamedTuple
 import pytest
 import zmq
 
-from learner_agent.channel import Channel
-from learner_agent.proxy_env import ProxyEnv
-from protocol import codec, keys
-from protocol.codec import PLAIN
-from protocol.errors import Denied, EnvironmentLost, GymwireError
-from protocol.keys import KeyPair
-from protocol.link import Link
-from protocol.messages import (
+from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
+from gymwire.protocol import codec
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.errors import Denied, EnvironmentLost, GymwireError
+from gymwire.protocol.messages import (
     Act,
     Error,
     Find,
@@ -43,7 +41,10 @@ from protocol.messages import (
     Role,
     Welcome,
 )
-from protocol.transport import HEARTBEAT_IVL_MS, Dealer
+from gymwire.protocol.security import keys
+from gymwire.protocol.security.keys import KeyPair
+from gymwire.protocol.transport.broker_link import Link
+from gymwire.protocol.transport.zmq_sockets import HEARTBEAT_IVL_MS, Dealer
 from tests.processes import PATIENCE_S, Program, Programs, programs
 
 NAMES = ("broker", "lab", "alice", "mallory", "stranger")
@@ -244,7 +245,7 @@ def test_an_impostor_of_the_broker_is_not_trusted(site: Site) -> None:
 
 def test_an_env_agent_with_an_unknown_key_ends_and_says_why(site: Site, programs: Programs) -> None:
     program = programs.start(
-        *("env_agent", "--broker", site.url, "--address", "m/x", "--env", "CartPole-v1"),
+        *("gymwire.env_agent", "--broker", site.url, "--address", "m/x", "--env", "CartPole-v1"),
         *("--key", str(site.folder / "stranger.key")),
         *("--broker-key", str(site.folder / "broker.pub")),
     )
@@ -308,7 +309,8 @@ def test_a_wrong_policy_leaves_the_old_one_in_force(own_site: Site) -> None:
 
 def test_a_process_whose_key_check_died_does_not_go_on() -> None:
     code = (
-        "from protocol import keys, transport, zap\n"
+        "from gymwire.protocol.security import keys\n"
+        "from gymwire.protocol.transport import zmq_sockets as transport\n"
         "import time, zmq\n"
         "public, secret = zmq.curve_keypair()\n"
         "pair = keys.KeyPair(public, secret)\n"
@@ -580,8 +582,8 @@ def test_a_broker_of_ill_will_does_not_crash_the_learner(site: Site) -> None:
         url = router.get_string(zmq.LAST_ENDPOINT)
         code = (
             "import sys\n"
-            "from learner_agent.channel import Channel\n"
-            "from protocol.errors import GymwireError\n"
+            "from gymwire.learner_agent.client.connection import Channel\n"
+            "from gymwire.protocol.errors import GymwireError\n"
             "try: Channel(sys.argv[1], timeout_s=2.0, key=sys.argv[2], broker_key=sys.argv[3])\n"
             "except GymwireError as error: print(type(error).__name__)\n"
         )

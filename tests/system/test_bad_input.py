@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 import zmq
 
-from learner_agent import ProxyEnv, ProxyVectorEnv
-from protocol import codec
-from protocol.codec import PLAIN
-from protocol.errors import (
+from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.protocol import codec
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.errors import (
     AddressError,
     AddressUnknown,
     BrokerUnreachable,
@@ -29,7 +29,7 @@ from protocol.errors import (
     ResetNeeded,
     VersionMismatch,
 )
-from protocol.messages import Code, Error, Ping
+from gymwire.protocol.messages import Code, Error, Ping
 from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
 
@@ -305,7 +305,9 @@ def test_nothing_happens_to_a_training_when_its_broker_is_restarted(programs: Pr
 
 def test_an_env_agent_that_waits_for_its_broker_says_so(programs: Programs) -> None:
     options = ("--address", "early", "--env", "CartPole-v1", "--log-format", "json")
-    waiting = programs.start("env_agent", "--broker", "tcp://127.0.0.1:1", "--wait", "60", *options)
+    waiting = programs.start(
+        "gymwire.env_agent", "--broker", "tcp://127.0.0.1:1", "--wait", "60", *options
+    )
     assert waiting.wait_for("no broker yet")["broker"] == "tcp://127.0.0.1:1"
 
 
@@ -314,7 +316,7 @@ def test_a_host_that_is_not_known_is_told(programs: Programs) -> None:
     with pytest.raises(BrokerUnreachable, match=r"the host 'no-such-host\.invalid' is not known"):
         ProxyEnv("lake", nowhere)
     options = ("--address", "early", "--env", "CartPole-v1", "--broker", nowhere)
-    agent = programs.start("env_agent", *options)
+    agent = programs.start("gymwire.env_agent", *options)
     assert agent.wait() == 2
     assert "the host 'no-such-host.invalid' is not known here" in agent.output[-1]
 
@@ -328,7 +330,7 @@ def test_more_sessions_than_slots_at_once_are_told_so(programs: Programs) -> Non
 
 
 def test_a_port_in_use_is_told(broker_url: str, programs: Programs) -> None:
-    second = programs.start("broker", "--bind", broker_url)
+    second = programs.start("gymwire.broker", "--bind", broker_url)
     assert second.wait() == 2
     assert second.output == [
         f"broker: {broker_url} is in use: another broker, or another program, listens there, and "

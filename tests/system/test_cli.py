@@ -39,7 +39,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def command(broker: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "learner_agent", *arguments, "--broker", broker]
+    return [sys.executable, "-m", "gymwire.learner_agent", *arguments, "--broker", broker]
 
 
 def call(broker: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -220,7 +220,7 @@ def test_an_interrupted_training_tells_what_was_learnt_so_far(
 def test_the_learner_waits_for_broker_and_address(programs: Programs, tmp_path: Path) -> None:
     url = f"ipc://{tmp_path}/broker"
     learner = programs.start(
-        "learner_agent", "train", "late", "--broker", url, "--wait", "30", "--steps", "50"
+        "gymwire.learner_agent", "train", "late", "--broker", url, "--wait", "30", "--steps", "50"
     )
     programs.broker(url)
     programs.env_agent(url, "--address", "late", "--env", "FrozenLake-v1")

@@ -14,18 +14,18 @@ import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
 
-from env_agent.paths import DirectEndpoint, DirectSettings
-from learner_agent import ProxyEnv, ProxyVectorEnv
-from learner_agent import direct as learner_direct
-from learner_agent.channel import Channel
-from learner_agent.exchange import Exchange
-from learner_agent.remote_session import RemoteSession
-from protocol.codec import PLAIN, Frame
-from protocol.errors import ConnectionFailed, EnvironmentLost
-from protocol.keys import generate, load
-from protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume
-from protocol.transport import Dealer
-from protocol.unix_sockets import UnixDealer
+from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.env_agent.transports import DirectEndpoint, DirectSettings
+from gymwire.learner_agent.client import direct as learner_direct
+from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.exchange import Exchange
+from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.protocol.codec import PLAIN, Frame
+from gymwire.protocol.errors import ConnectionFailed, EnvironmentLost
+from gymwire.protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume
+from gymwire.protocol.security.keys import generate, load
+from gymwire.protocol.transport.unix import UnixDealer
+from gymwire.protocol.transport.zmq_sockets import Dealer
 from tests.chaos.relays import TcpRelay
 from tests.odd_envs import Noise
 from tests.processes import PATIENCE_S, Programs, programs
@@ -126,7 +126,9 @@ def test_within_a_host_sessions_go_past_the_broker_by_themselves(
     # An agent that is still starting its threads may take too long for `auto`.
     ProxyEnv("lake", url, direct="always").close()
     with ProxyEnv("lake", url) as near, ProxyEnv("lake", url, direct="never") as relayed:
-        monkeypatch.setattr("learner_agent.direct.socket.gethostname", lambda: "elsewhere")
+        monkeypatch.setattr(
+            "gymwire.learner_agent.client.direct.socket.gethostname", lambda: "elsewhere"
+        )
         with ProxyEnv("lake", url) as far:
             for env in (near, relayed, far):
                 assert_same(local.reset(seed=3), env.reset(seed=3))
@@ -150,7 +152,9 @@ def test_on_one_host_direct_sessions_go_over_a_unix_socket(url: str) -> None:
 def test_where_the_socket_is_another_hosts_they_go_over_tcp(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("learner_agent.direct.socket.gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(
+        "gymwire.learner_agent.client.direct.socket.gethostname", lambda: "elsewhere"
+    )
     with ProxyEnv("located-d", url, direct="always") as env:
         link = session_of(env)._direct
         assert link is not None
@@ -199,7 +203,9 @@ def test_all_ways_meet_in_one_serving_loop(url: str, monkeypatch: pytest.MonkeyP
 
         envs = [opened("never"), opened("always"), opened("always")]
         with monkeypatch.context() as elsewhere:
-            elsewhere.setattr("learner_agent.direct.socket.gethostname", lambda: "elsewhere")
+            elsewhere.setattr(
+                "gymwire.learner_agent.client.direct.socket.gethostname", lambda: "elsewhere"
+            )
             envs.append(opened("always"))
         ways = [session_of(env).way.url.partition(":")[0] for env in envs]
         assert ways == ["tcp", "unix", "unix", "tcp"]

@@ -12,11 +12,11 @@ import gymnasium
 import numpy as np
 import pytest
 
-from learner_agent import ProxyEnv
-from protocol import codec, spaces
-from protocol.codec import PLAIN, Codec
-from protocol.errors import AttributeDenied, EnvironmentFailed, NoFreeSlot
-from protocol.messages import (
+from gymwire import ProxyEnv
+from gymwire.protocol import codec, spaces
+from gymwire.protocol.codec import PLAIN, Codec
+from gymwire.protocol.errors import AttributeDenied, EnvironmentFailed, NoFreeSlot
+from gymwire.protocol.messages import (
     Act,
     Bye,
     Close,
@@ -34,7 +34,7 @@ from protocol.messages import (
     Status,
     Welcome,
 )
-from protocol.transport import Dealer
+from gymwire.protocol.transport.zmq_sockets import Dealer
 from tests.processes import PATIENCE_S, ROOT, Programs, programs
 
 MODULE = "examples.env_agent_from_scratch"

@@ -16,10 +16,10 @@ import gymnasium
 import pytest
 from gymnasium.vector import SyncVectorEnv
 
-from learner_agent import ProxyEnv, ProxyVectorEnv
-from protocol import keys
-from protocol.errors import EnvironmentLost, NoFreeSlot
-from protocol.unix_sockets import CAN_LISTEN, UnixDealer
+from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.protocol.errors import EnvironmentLost, NoFreeSlot
+from gymwire.protocol.security import keys
+from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer
 from tests.odd_envs import Noise
 from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
@@ -86,7 +86,9 @@ def test_a_session_takes_the_lane_from_its_first_reset_on(url: str) -> None:
 
 
 def test_elsewhere_there_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("learner_agent.channel.hostsocket.gethostname", lambda: "elsewhere")
+    monkeypatch.setattr(
+        "gymwire.learner_agent.client.connection.hostsocket.gethostname", lambda: "elsewhere"
+    )
     with ProxyEnv("lake-l", url) as env:
         Lake(env).go(100)
         assert lane_of(env) is None

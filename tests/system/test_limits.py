@@ -10,8 +10,8 @@ from pathlib import Path
 import gymnasium
 import pytest
 
-from learner_agent import ProxyEnv
-from protocol import keys
+from gymwire import ProxyEnv
+from gymwire.protocol.security import keys
 from tests.processes import ROOT, programs
 from tests.sameness import assert_same
 
@@ -42,7 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
 
 def check(site: tuple[str, Path], name: str) -> str:
     url, folder = site
-    command = [sys.executable, "-m", "learner_agent", "check", "cartpole", "--steps", "60"]
+    command = [sys.executable, "-m", "gymwire.learner_agent", "check", "cartpole", "--steps", "60"]
     command += ["--broker", url, "--key", str(folder / f"{name}.key")]
     command += ["--broker-key", str(folder / "broker.pub")]
     done = subprocess.run(

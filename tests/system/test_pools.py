@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 
 import pytest
 
-from learner_agent import ProxyEnv
-from learner_agent.channel import Channel
-from protocol.errors import AddressUnknown, EnvironmentLost, NoFreeSlot
+from gymwire import ProxyEnv
+from gymwire.learner_agent.client.connection import Channel
+from gymwire.protocol.errors import AddressUnknown, EnvironmentLost, NoFreeSlot
 from tests.processes import PATIENCE_S, ROOT, Program, Programs
 
 T = TypeVar("T")
@@ -157,7 +157,15 @@ def test_a_pool_that_can_never_start_says_why_once(
 ) -> None:
     _, url = programs.broker()
     supervisor = programs.start(
-        "env_agent", "--broker", url, "--log-format", "json", *POOL, "--workers", "3", *options
+        "gymwire.env_agent",
+        "--broker",
+        url,
+        "--log-format",
+        "json",
+        *POOL,
+        "--workers",
+        "3",
+        *options,
     )
     assert supervisor.wait() == 2
     (line,) = supervisor.output
@@ -216,7 +224,7 @@ def test_on_sigint_a_pool_ends_at_once(programs: Programs) -> None:
 def test_ctrl_c_in_a_terminal_lets_each_worker_take_its_leave(programs: Programs) -> None:
     """It comes to all processes of the terminal, and a second one would end a worker at once."""
     broker, url = programs.broker()
-    arguments = [sys.executable, "-m", "env_agent", "--broker", url, "--log-format", "json"]
+    arguments = [sys.executable, "-m", "gymwire.env_agent", "--broker", url, "--log-format", "json"]
     supervisor = subprocess.Popen(
         [*arguments, *POOL, "--workers", "2"], cwd=ROOT, start_new_session=True
     )
@@ -284,7 +292,7 @@ def test_an_agent_joins_while_learners_train(programs: Programs) -> None:
 
 VANISHES = """
 import sys
-from learner_agent import ProxyEnv
+from gymwire import ProxyEnv
 env = ProxyEnv("pool", sys.argv[1])
 env.reset()
 print("ready", flush=True)

@@ -11,7 +11,7 @@ from typing import Any
 import gymnasium
 import pytest
 
-from learner_agent import ProxyEnv
+from gymwire import ProxyEnv
 from tests.processes import programs
 from tests.sameness import assert_same
 from tests.space_zoo import ZOO, ZooEnv

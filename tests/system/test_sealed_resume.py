@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from learner_agent import ProxyEnv
-from protocol import keys, values
-from protocol.errors import ConfigurationError, Denied, EnvironmentLost, MoveError
+from gymwire import ProxyEnv
+from gymwire.protocol import values
+from gymwire.protocol.errors import ConfigurationError, Denied, EnvironmentLost, MoveError
+from gymwire.protocol.security import keys
 from tests.processes import PATIENCE_S, ROOT, Program, programs
 
 WAYS = ["never", "always"]
@@ -67,7 +68,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 FIRST = """
 import sys
-from learner_agent import ProxyEnv
+from gymwire import ProxyEnv
 address, url, direct, key, broker_key, gate = sys.argv[1:]
 env = ProxyEnv(address, url, direct=direct, key=key, broker_key=broker_key)
 env.reset(seed=5, options={"gate": gate})
@@ -79,7 +80,7 @@ sys.stdin.read()
 
 SECOND = """
 import sys
-from learner_agent import ProxyEnv
+from gymwire import ProxyEnv
 env = ProxyEnv.resume(bytes.fromhex(sys.stdin.readline()))
 print(env._session.is_direct, flush=True)
 env.step(4)

@@ -11,7 +11,7 @@ import threading
 import time
 from pathlib import Path
 
-from broker import auth
+from gymwire.broker import auth
 from tests.processes import PATIENCE_S, ROOT
 
 TEXT = (ROOT / "docs" / "security.md").read_text(encoding="utf-8")
@@ -40,7 +40,7 @@ def test_a_remote_host_with_keys_as_the_manual_shows_it(tmp_path: Path) -> None:
     played = ""
     try:
         for command in _commands(port):
-            serves = "broker" in command[2:3] or "env_agent" in command
+            serves = "gymwire.broker" in command[2:3] or "gymwire.env_agent" in command
             if not serves:
                 done = subprocess.run(
                     command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from learner_agent import ProxyEnv
-from protocol.keys import generate
+from gymwire import ProxyEnv
+from gymwire.protocol.security.keys import generate
 from tests.chaos.chain import judge
 from tests.chaos.course import Course
 from tests.chaos.fleet import Part, until
@@ -107,7 +107,13 @@ def parts() -> Iterator[list[Part]]:
 
 
 def env_agent(folder: Path, broker: str, inside: str, *options: str) -> Part:
-    arguments = ["env_agent", "--address", "lab/chain", "--env", "tests.chaos.chain:ChainEnv"]
+    arguments = [
+        "gymwire.env_agent",
+        "--address",
+        "lab/chain",
+        "--env",
+        "tests.chaos.chain:ChainEnv",
+    ]
     arguments += ["--env-kwargs", f'{{"ledger": "{folder / "ledger"}"}}', "--broker", broker]
     arguments += ["--wait", "20", *options]
     return Part(folder / "env-agent.log", arguments, inside=inside)
@@ -129,7 +135,9 @@ def test_an_env_agent_on_another_host_serves_a_learner_here(
     url = f"tcp://{here_ip}:{PORT}"
     direct = ["--direct", f"tcp://{there_ip}:*", "--insecure"] if way == "direct" else []
     with parts() as started:
-        started.append(Part(tmp_path / "broker.log", ["broker", "--bind", url, "--insecure"]))
+        started.append(
+            Part(tmp_path / "broker.log", ["gymwire.broker", "--bind", url, "--insecure"])
+        )
         started.append(env_agent(tmp_path, url, there, *direct))
         with ProxyEnv("lab/chain", url, wait_s=20.0) as env:
             assert_trained(Course(env, "learner", seed=1), tmp_path / "ledger", 200)
@@ -145,7 +153,7 @@ def test_three_hosts_train_with_keys_while_links_go_down_and_up(
     broker_key = str(keys["broker"][1])
     url = f"tcp://{middle_ip}:{PORT}"
     with parts() as started:
-        bind = ["broker", "--bind", f"tcp://*:{PORT}", "--key", str(keys["broker"][0])]
+        bind = ["gymwire.broker", "--bind", f"tcp://*:{PORT}", "--key", str(keys["broker"][0])]
         started.append(Part(tmp_path / "broker.log", bind, inside=middle))
         secured = ["--key", str(keys["env"][0]), "--broker-key", broker_key]
         agent = env_agent(tmp_path, f"tcp://{middle_inner_ip}:{PORT}", there, *secured)

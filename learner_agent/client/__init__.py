@@ -1,0 +1,1 @@
+"""Everything of the learner agent that talks: connection, requests, sessions."""

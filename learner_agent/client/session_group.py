@@ -1,0 +1,200 @@
+"""Several sessions of one address on one channel, each with some environments of one vector."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.session import RemoteSession, wait_any
+from gymwire.protocol import dialogue
+from gymwire.protocol.errors import EnvironmentFailed, EnvironmentLost, GymwireError, RequestTimeout
+from gymwire.protocol.messages import Act, Kind, Message, Reset
+from gymwire.protocol.step_codec import Step
+
+
+class SessionGroup:
+    """Sessions, with the environments that each has.
+
+    Errors name environments by their number in the whole vector. `open_all`: opens sessions, at the
+    same time, for so many environments each, and waits as `Channel.open_all` does. Session i has
+    the environments `slices[i]`.
+    """
+
+    def __init__(
+        self,
+        channel: Channel,
+        slices: Sequence[slice],
+        where: str,
+        open_all: Callable[[Channel, Sequence[int], float | None], list[RemoteSession]],
+    ) -> None:
+        self.channel = channel
+        self.slices = slices
+        self.sizes = [part.stop - part.start for part in slices]
+        self.num_envs = slices[-1].stop
+        self._where = where
+        self._open_all = open_all
+        self._sessions = open_all(channel, self.sizes, None)
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __getitem__(self, i: int) -> RemoteSession:
+        return self._sessions[i]
+
+    def names(self, i: int) -> str:
+        """The environments of a session, as errors call them."""
+        part = self.slices[i]
+        if part.stop - part.start == 1:
+            return f"environment {part.start}"
+        return f"environments {part.start} to {part.stop - 1}"
+
+    # --- requests ---------------------------------------------------------------------------------
+
+    def check(self, kind: Kind) -> None:
+        """Raise EnvironmentLost or MoveError unless all sessions may send this request now."""
+        for i, session in enumerate(self._sessions):
+            if session.exchange.lost is not None:
+                raise self.lost_error(i)
+            dialogue.check_request(session.exchange.state, kind)
+
+    def ask(self, requests: Mapping[int, Message], timeout_s: float | None) -> dict[int, Message]:
+        """Send a request to each of these sessions, and gather the replies."""
+        if any(self[i].exchange.lost is not None for i in requests):
+            raise self.lost_error()
+        for i, request in requests.items():
+            self._sessions[i].begin(request)
+        self.wait_for_all(requests, timeout_s)
+        return {i: self.finish(i) for i in requests}
+
+    def wait_for_all(
+        self, waiting: Sequence[int] | Mapping[int, object], timeout_s: float | None
+    ) -> None:
+        """Wait for the replies of these sessions. Raises RequestTimeout and EnvironmentLost."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while missing := [i for i in waiting if not self._sessions[i].ready]:
+            self.wait_for_one(missing, deadline)
+
+    def wait_for_one(self, waiting: Sequence[int], deadline: float | None) -> None:
+        """Wait until one of these sessions has its reply; `deadline` is of the monotonic clock."""
+        left_s = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+        try:
+            wait_any([self._sessions[i] for i in waiting], left_s)
+        except RequestTimeout:
+            names = ", ".join(map(self.names, waiting))
+            raise RequestTimeout(
+                f"No answer yet from {names} of {self.num_envs} at {self._where}. Call again to "
+                f"wait on, or reset()."
+            ) from None
+        except EnvironmentLost:
+            raise self.lost_error() from None
+
+    def finish(self, i: int, timeout_s: float | None = None) -> Message:
+        """Wait for the reply to a session's pending request, and return it."""
+        try:
+            return self._sessions[i].finish(timeout_s)
+        except (EnvironmentLost, EnvironmentFailed) as error:
+            raise self._named(i, error) from None
+
+    def _named(self, i: int, error: EnvironmentLost | EnvironmentFailed) -> GymwireError:
+        """An error of one session, as one of this vector."""
+        if isinstance(error, EnvironmentLost):
+            return self.lost_error(i)
+        if error.env_index is not None:
+            error.env_index += self.slices[i].start
+            names = f"environment {error.env_index}"
+        else:
+            names = self.names(i)
+        error.args = (f"In {names} of {self.num_envs}: {error.args[0]}",)
+        return error
+
+    def reset(self, requests: Mapping[int, Reset], timeout_s: float | None) -> dict[int, Message]:
+        """Reset these sessions. New ones are opened for what is lost, if all are to be reset."""
+        self.channel.hear()  # what is lost together is opened again together
+        if self.lost and len(requests) < len(self):
+            raise self.lost_error()
+        while self.lost:  # another may turn out to be lost in the meantime
+            self.reopen(self.lost)
+        return self.ask(requests, timeout_s)
+
+    # --- steps ------------------------------------------------------------------------------------
+
+    def prepare_steps(self, sessions: Iterable[int]) -> None:
+        """Called before anything of a step is sent; may raise."""
+
+    def begin_step(self, i: int, actions: Any) -> None:
+        """Send a session its actions."""
+        self._sessions[i].begin(Act(actions))
+
+    def step(self, actions: Any, timeout_s: float | None) -> Step:
+        """A step of the only session, without detours."""
+        try:
+            return self._sessions[0].step(actions, timeout_s)
+        except (EnvironmentLost, EnvironmentFailed) as error:
+            raise self._named(0, error) from None
+
+    def step_ready(self, i: int) -> bool:
+        """Whether `finish_step` need not wait."""
+        return self._sessions[i].ready
+
+    def wait_for_step(self, waiting: Sequence[int], deadline: float | None) -> None:
+        """Wait until something has become of one of these sessions' steps."""
+        self.wait_for_one(waiting, deadline)
+
+    def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
+        """Wait until `step_ready` for all of these. Raises RequestTimeout and EnvironmentLost."""
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        if deadline is None:
+            # All are needed, so each is as good to wait for as any, and nothing need be polled.
+            for session in [self._sessions[i] for i in waiting]:
+                if not session.ready and session.exchange.lost is None:
+                    session.pump()
+        while missing := [i for i in waiting if not self.step_ready(i)]:
+            self.wait_for_step(missing, deadline)
+
+    def finish_step(self, i: int, timeout_s: float | None = None) -> Message:
+        """The percept of a session."""
+        return self.finish(i, timeout_s)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing of a step that failed is still to come."""
+        return not self.lost and not any(one.exchange.pending for one in self._sessions)
+
+    def drop_replies(self) -> None:
+        """What has come of a step that failed elsewhere is handed to nobody."""
+        for session in self._sessions:
+            session.drop_reply()
+
+    # --- loss and end -----------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> list[int]:
+        """The sessions that are lost."""
+        return [i for i, one in enumerate(self._sessions) if one.exchange.lost is not None]
+
+    def lost_error(self, i: int | None = None) -> EnvironmentLost:
+        """What to raise when one session, or whichever, was lost."""
+        lost = self.lost or ([] if i is None else [i])
+        names = ", ".join(map(self.names, lost)) or "environments"
+        why = self._sessions[lost[0]].exchange.lost if lost else None
+        return EnvironmentLost(
+            f"Lost: {names} of {self.num_envs} at {self._where}: {why or 'the agent is gone'}. "
+            f"reset() opens new sessions for what is lost; the episodes there cannot be recovered."
+        )
+
+    def reopen(self, lost: Sequence[int], *, wait_s: float | None = None) -> None:
+        """Open new sessions in the place of lost ones, all or none."""
+        made = self._open_all(self.channel, [self.sizes[i] for i in lost], wait_s)
+        for i, session in zip(lost, made, strict=True):
+            self._sessions[i].close()
+            self._sessions[i] = session
+
+    def close(self) -> None:
+        """End the sessions and leave the broker; never waits for a step."""
+        try:
+            for session in self._sessions:
+                session.close()
+        finally:  # interrupted, too: nobody can close it any more
+            self.channel.close()

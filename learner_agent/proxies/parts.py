@@ -1,0 +1,238 @@
+"""A vector in parts: actions split over sessions, their observations and infos joined again.
+
+Every function takes the space of a single environment where it must know how values are batched:
+Dict and Tuple batch each of their parts; Text, Sequence, Graph and OneOf are batched as a tuple;
+everything else as an array.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import enum
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+from numpy.typing import NDArray
+
+from gymwire.protocol.errors import BatchSizeError
+from gymwire.protocol.vector_infos import Casts
+
+_CUSTOM = (spaces.Text, spaces.Sequence, spaces.Graph, spaces.OneOf)
+
+
+def slices(num_envs: int, sessions: int) -> list[slice]:
+    """Which environments each session has: as even as can be, the first ones one more."""
+    each, more = divmod(num_envs, sessions)
+    stops = [each * i + min(i, more) for i in range(sessions + 1)]
+    return [slice(start, stop) for start, stop in pairwise(stops)]
+
+
+def check_size(space: Space[Any], actions: Any, num_envs: int, path: str = "actions") -> None:
+    """Raise BatchSizeError unless there is one action for each environment."""
+    if isinstance(space, spaces.Dict):
+        if not isinstance(actions, Mapping):
+            raise BatchSizeError(f"{path} must be a dict of batches, as the action space is.")
+        for key, value in actions.items():
+            if key in space.spaces:
+                check_size(space.spaces[key], value, num_envs, f"{path}[{key!r}]")
+        return
+    if isinstance(space, spaces.Tuple):
+        if not isinstance(actions, Sequence) or len(actions) != len(space.spaces):
+            raise BatchSizeError(
+                f"{path} must be a tuple of {len(space.spaces)} batches, as the action space is."
+            )
+        for i, (child, value) in enumerate(zip(space.spaces, actions, strict=True)):
+            check_size(child, value, num_envs, f"{path}[{i}]")
+        return
+    try:
+        size = len(actions)
+    except TypeError:
+        raise BatchSizeError(
+            f"{path} must hold one action for each of {num_envs} environments; a "
+            f"{type(actions).__name__} has no length."
+        ) from None
+    if size != num_envs:
+        raise BatchSizeError(f"{path} holds {size} actions for {num_envs} environments.")
+
+
+def take(space: Space[Any], actions: Any, part: slice | NDArray[np.intp]) -> Any:
+    """The actions at these places of a batch; of arrays, for a slice, they are views."""
+    if isinstance(space, spaces.Dict):
+        return {
+            key: take(space.spaces[key], value, part) if key in space.spaces else value
+            for key, value in actions.items()
+        }
+    if isinstance(space, spaces.Tuple):
+        return tuple(take(child, a, part) for child, a in zip(space.spaces, actions, strict=True))
+    if isinstance(part, slice) or isinstance(actions, np.ndarray):
+        return actions[part]
+    return tuple(actions[i] for i in part)
+
+
+def join(space: Space[Any], parts: Sequence[Any]) -> Any:
+    """The observations of several sessions as those of one vector, in fresh memory."""
+    if isinstance(space, spaces.Dict):
+        return {key: join(child, [p[key] for p in parts]) for key, child in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(join(child, [p[i] for p in parts]) for i, child in enumerate(space.spaces))
+    if isinstance(space, _CUSTOM):
+        return tuple(deepcopy(item) for part in parts for item in part)
+    return np.concatenate(parts, dtype=parts[0].dtype)  # keeps a foreign byte order
+
+
+def join_infos(
+    parts: Sequence[Mapping[Any, Any]],
+    sizes: Sequence[int],
+    casts: Sequence[Casts] | None = None,
+    path: tuple[Any, ...] = (),
+) -> dict[Any, Any]:
+    """The infos of several sessions as those of one vector of `sum(sizes)` environments.
+
+    As `VectorEnv._add_info` would have made them: an array has the dtype of the first value under
+    its key, to which the others are cast; where a session lacks a key there are zeros, None among
+    objects, False in the `_key` masks. Where dtypes or shapes do not go together, where Gymnasium
+    would fail, it is an array of objects. `casts`: of each session, from `vector_infos.from_wire`.
+    """
+    casts = casts or [{}] * len(parts)
+    joined: dict[Any, Any] = {}
+    for part in parts:
+        for key in part:
+            if key not in joined:
+                values = [p.get(key, _MISSING) for p in parts]
+                place = (*path, key)
+                present = [value for value in values if value is not _MISSING]
+                if all(isinstance(value, dict) for value in present):
+                    dicts = [{} if value is _MISSING else value for value in values]
+                    joined[key] = join_infos(dicts, sizes, casts, place)
+                    continue
+                array = _join_arrays(values, sizes)
+                if array is None:
+                    masks = [p.get(f"_{key}") for p in parts]
+                    array = _as_objects(values, masks, sizes)
+                for start, size, cast in zip(_starts(sizes), sizes, casts, strict=True):
+                    for index, value in cast.get(place, ()):
+                        if index < size:
+                            # What does not go in stays as the session's own cast left it.
+                            with contextlib.suppress(TypeError, ValueError, OverflowError):
+                                array[start + index] = value
+                joined[key] = array
+    return joined
+
+
+class _Missing(enum.Enum):
+    MISSING = "the session has nothing under this key"
+
+
+_MISSING = _Missing.MISSING
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return [sum(sizes[:i]) for i in range(len(sizes))]
+
+
+def _join_arrays(values: list[Any], sizes: Sequence[int]) -> np.ndarray[Any, Any] | None:
+    """None: they do not go together."""
+    first = next(value for value in values if value is not _MISSING)
+    for value, size in zip(values, sizes, strict=True):
+        if value is not _MISSING and not (
+            isinstance(value, np.ndarray)
+            and value.shape[:1] == (size,)
+            and _go_together(first, value)
+        ):
+            return None
+    array = np.zeros((sum(sizes), *first.shape[1:]), first.dtype)
+    if first.dtype.kind == "O":
+        array.fill(None)
+    for start, value, size in zip(_starts(sizes), values, sizes, strict=True):
+        if value is not _MISSING:
+            array[start : start + size] = value
+    return array
+
+
+def _go_together(first: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
+    if first.shape[1:] != other.shape[1:]:
+        return False
+    kinds = first.dtype.kind + other.dtype.kind
+    # Among numbers, numpy casts as it does when a single environment's value is put in its place.
+    return first.dtype == other.dtype or all(kind in "biufc" for kind in kinds) or kinds in _TEXTS
+
+
+_TEXTS = ("UU", "SS")
+
+
+def _as_objects(values: list[Any], masks: list[Any], sizes: Sequence[int]) -> Any:
+    array = np.full(sum(sizes), None, object)
+    for start, value, mask, size in zip(_starts(sizes), values, masks, sizes, strict=True):
+        batched = isinstance(value, np.ndarray) and value.shape[:1] == (size,)
+        for i in range(size):
+            if value is not _MISSING and (mask is None or mask[i]):
+                array[start + i] = value[i] if batched else value
+    return array
+
+
+def split_ids(ids: Any, parts: Sequence[slice]) -> dict[int, NDArray[np.intp]]:
+    """For each part of the vector that `ids` name, where in `ids` its environments stand, in order.
+
+    Raises BatchSizeError for ids that are no different numbers of environments, or that name some
+    environments of a part and not all.
+    """
+    num_envs, numbers = parts[-1].stop, np.asarray(ids)
+    if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not numbers.size:
+        raise BatchSizeError("env_ids must be a list or an array of one or more integers.")
+    order = np.argsort(numbers)
+    ordered = numbers[order]
+    if ordered[0] < 0 or ordered[-1] >= num_envs or (ordered[1:] == ordered[:-1]).any():
+        raise BatchSizeError(
+            f"env_ids must be different numbers from 0 to {num_envs - 1}, not {numbers.tolist()}."
+        )
+    places: dict[int, NDArray[np.intp]] = {}
+    for i, part in enumerate(parts):
+        begin, end = np.searchsorted(ordered, (part.start, part.stop))
+        if end - begin == part.stop - part.start:
+            places[i] = order[begin:end]
+        elif begin != end:
+            raise BatchSizeError(
+                f"Environments {part.start} to {part.stop - 1} share a session and step together: "
+                f"env_ids must name all of them or none. With sessions={num_envs} each is alone."
+            )
+    return places
+
+
+def split_seed(seed: Any, parts: Sequence[slice]) -> list[Any]:
+    """The seed of each part, so that environment i gets `seed + i` or `seed[i]`."""
+    if seed is None:
+        return [None] * len(parts)
+    if isinstance(seed, int):
+        return [seed + part.start for part in parts]
+    num_envs = parts[-1].stop
+    if not isinstance(seed, Sequence | np.ndarray):
+        raise TypeError(
+            f"seed must be None, an int, or a list with one of these for each environment, not "
+            f"{seed!r:.100}."
+        )
+    if len(seed) != num_envs:
+        raise BatchSizeError(
+            f"{len(seed)} seeds for {num_envs} environments: give one for each, or an int."
+        )
+    return [list(seed[part]) for part in parts]
+
+
+def split_options(options: dict[str, Any] | None, parts: Sequence[slice]) -> dict[int, Any]:
+    """The options of each part that is to be reset: all, or those in which the mask has a True."""
+    if options is None or "reset_mask" not in options:
+        return dict.fromkeys(range(len(parts)), options)
+    mask, num_envs = options["reset_mask"], parts[-1].stop
+    if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+        raise TypeError("options['reset_mask'] must be a numpy array of bools.")
+    if mask.shape != (num_envs,) or not mask.any():
+        raise BatchSizeError(
+            f"options['reset_mask'] must have the shape ({num_envs},) and at least one True; it "
+            f"has the shape {mask.shape} and {mask.sum()}."
+        )
+    return {
+        i: {**options, "reset_mask": mask[part]} for i, part in enumerate(parts) if mask[part].any()
+    }

@@ -1,0 +1,1 @@
+"""The demo learners and their training task."""

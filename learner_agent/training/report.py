@@ -1,0 +1,274 @@
+"""What a person wants to see when a training is over: a short table, and curves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from gymwire.learner_agent.training.learners import Learner
+from gymwire.learner_agent.training.price_bandits import PriceAgent, beta_quantile
+from gymwire.learner_agent.training.q_learning import QLearner
+from gymwire.learner_agent.training.task import TrainingResult
+from gymwire.protocol.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# More rows than this tell a person nothing more.
+MOST_GOODS_SHOWN = 20
+
+
+def print_report(result: TrainingResult, learner: Learner, console: Console) -> None:
+    """Print what was learnt, reward early against late, and the rate of steps."""
+    if isinstance(learner, PriceAgent):
+        console.print(_price_table(result, learner))
+    summary = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    summary.add_column(style="dim")
+    summary.add_column()
+    for name, text in _summary(result, learner):
+        summary.add_row(name, text)
+    console.print(summary)
+
+
+def _price_table(result: TrainingResult, agent: PriceAgent) -> Table:
+    truth = _true_acceptance(result.reset_info, agent)
+    # Narrow enough for 80 columns with a process manager's prefix before each line.
+    table = Table(
+        title="Learnt prices, and how likely they are accepted",
+        title_justify="left",
+        title_style="bold",
+        box=box.ROUNDED,
+    )
+    table.add_column("good", justify="right")
+    table.add_column("offers", justify="right")
+    table.add_column("price", justify="right", style="bold")
+    table.add_column("learnt", justify="right")
+    table.add_column("90 % sure", justify="center", style="dim")
+    if truth is not None:
+        table.add_column("true", justify="right")
+    for place, good in enumerate(agent.goods[:MOST_GOODS_SHOWN]):
+        best = good.best()
+        low, high = best.interval(0.9)
+        cells = [
+            str(agent.first_good + place),
+            f"{good.offers:,}",
+            str(best.price),
+            f"{best.mean:.0%}",
+            f"{low:.0%} to {high:.0%}",
+        ]
+        if truth is not None:
+            cells.append(f"{truth[place, best.price - good.first_price]:.0%}")
+        table.add_row(*cells)
+    hidden = len(agent.goods) - MOST_GOODS_SHOWN
+    if hidden > 0:
+        table.caption = f"and {hidden:,} more goods"
+    return table
+
+
+def _summary(result: TrainingResult, learner: Learner) -> list[tuple[str, str]]:
+    rows = []
+    returns = result.episode_returns
+    if isinstance(learner, PriceAgent):
+        early, late = _early_and_late(result.rewards > 0)
+        rows.append(("accepted", f"{early:.1%} in the first tenth, {late:.1%} in the last"))
+    elif returns.size >= 2:
+        early, late = _early_and_late(returns)
+        rows.append(("episode return", f"{early:.2f} in the first tenth, {late:.2f} in the last"))
+        if (reached := result.final_rewards > 0).any():
+            early, late = _early_and_late(reached)
+            rows.append(("episodes won", f"{early:.0%} in the first tenth, {late:.0%} in the last"))
+        early, late = _early_and_late(result.episode_lengths)
+        rows.append(("episode length", f"{early:.0f} steps early, {late:.0f} late"))
+    else:
+        early, late = _early_and_late(result.rewards)
+        rows.append(("reward per step", f"{early:.3f} in the first tenth, {late:.3f} in the last"))
+    if isinstance(learner, QLearner):
+        seen = int(np.count_nonzero(learner.visits))
+        rows.append(("states seen", f"{seen:,} of {learner.visits.size:,}"))
+    rows.append(("episodes", f"{returns.size:,}"))
+    pace = f"in {result.seconds:.1f} s, {result.steps_per_s:,.0f} per second"
+    rows.append(("steps", f"{result.rewards.size:,} {pace}"))
+    return rows
+
+
+def _early_and_late(values: NDArray[Any]) -> tuple[float, float]:
+    """Return the means of the first and of the last tenth, of at least one value each."""
+    if values.size == 0:
+        return 0.0, 0.0
+    n = max(1, values.size // 10)
+    return float(values[:n].mean()), float(values[-n:].mean())
+
+
+def _true_acceptance(info: Mapping[str, Any], agent: PriceAgent) -> NDArray[np.float64] | None:
+    """Return the probabilities that the market tells, if it does and they fit; else None."""
+    truth = info.get("acceptance_probability")
+    shape = (len(agent.goods), agent.goods[0].a.size)
+    if not isinstance(truth, np.ndarray) or truth.dtype != np.float64 or truth.shape != shape:
+        return None
+    return truth if ((truth >= 0) & (truth <= 1)).all() else None
+
+
+# Okabe and Ito's palette: its colours differ for colour-blind eyes too.
+_BLUE, _VERMILION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#8A8F98"
+_INK = "#2B2F36"
+_STYLE: Any = {
+    "axes.edgecolor": "#C4C8CF",
+    "axes.grid": True,
+    "axes.labelcolor": _INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": _INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 10,
+    "font.size": 9,
+    "grid.color": "#ECEEF1",
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "text.color": _INK,
+    "xtick.color": "#6B717B",
+    "ytick.color": "#6B717B",
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
+
+
+def plot(result: TrainingResult, learner: Learner, path: str | os.PathLike[str]) -> None:
+    """Draw the training to `path`, in the format that its name ends with: .png, .svg, .pdf …
+
+    Raises ConfigurationError when matplotlib is missing or the file cannot be written.
+    """
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigurationError(
+            "plots are drawn with matplotlib, which is not installed here; "
+            "install it with: pip install matplotlib"
+        ) from error
+    # A Figure of its own, not pyplot: no window, and no global state beyond this block.
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(layout="constrained", dpi=150)
+        if isinstance(learner, PriceAgent):
+            _draw_market(figure, result, learner)
+        else:
+            _draw_episodes(figure, result)
+        try:
+            figure.savefig(path)
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(
+                f"Cannot write a plot to {os.fspath(path)}: {error}"
+            ) from error
+
+
+def _draw_market(figure: Figure, result: TrainingResult, agent: PriceAgent) -> None:
+    goods = agent.goods[:MOST_GOODS_SHOWN]
+    columns = min(5, len(goods))
+    rows = -(-len(goods) // columns)
+    figure.set_size_inches(max(6.0, 2.3 * columns), 1.75 * rows + 2.9)
+    layout = figure.add_gridspec(rows + 1, columns, height_ratios=[1.0] * rows + [1.25])
+    truth = _true_acceptance(result.reset_info, agent)
+    first: Axes | None = None
+    for place, good in enumerate(goods):
+        axes = figure.add_subplot(layout[divmod(place, columns)], sharex=first, sharey=first)
+        first = first or axes
+        prices = np.arange(good.first_price, good.first_price + good.a.size)
+        low, high = (beta_quantile(good.a, good.b, q) for q in (0.05, 0.95))
+        axes.vlines(prices, low, high, color=_BLUE, alpha=0.17, lw=1.3, label="learnt, 90 % sure")
+        # The area of a dot counts offers: what the agent looked at stands out from mere priors.
+        offers = good.a + good.b - 2
+        means = good.a / (good.a + good.b)
+        axes.scatter(prices, means, s=1 + offers, color=_BLUE, lw=0, label="learnt", zorder=3)
+        if truth is not None:
+            axes.plot(prices, truth[place], color=_VERMILION, lw=1.5, label="true", zorder=2)
+        best = good.best()
+        axes.plot(
+            best.price, best.mean, "o", mfc="none", mec=_INK, ms=8, label="learnt price", zorder=4
+        )
+        axes.set_title(f"good {agent.first_good + place}: price {best.price}")
+        axes.set_ylim(-0.04, 1.08)
+        axes.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
+        axes.set_xlim(prices[0] - 2, prices[-1] + 2)
+        leftmost, lowest = place % columns == 0, place + columns >= len(goods)
+        axes.set(ylabel="accepted" if leftmost else "", xlabel="price" if lowest else "")
+        axes.tick_params(labelleft=leftmost, labelbottom=lowest)
+    assert first is not None
+    below = figure.add_subplot(layout[rows, :])
+    _draw_moving_mean(below, result.rewards > 0, _BLUE, percent=True)
+    below.set(
+        title="Offers accepted over time", xlabel="offer", xlim=(0, max(1, result.rewards.size))
+    )
+    figure.suptitle("Which prices are accepted", x=0.01, ha="left", fontsize=12, weight="bold")
+    handles, labels = first.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=len(handles))
+
+
+def _draw_episodes(figure: Figure, result: TrainingResult) -> None:
+    returns = result.episode_returns
+    panels: list[tuple[str, NDArray[Any], str, bool]] = []
+    if returns.size < 2:
+        panels.append(("Reward per step", result.rewards, _BLUE, False))
+    else:
+        won = (result.final_rewards > 0).astype(float)
+        # Where winning is all there is to get, the return says the same a second time.
+        if not np.array_equal(returns, won):
+            panels.append(("Return of an episode", returns, _BLUE, False))
+        if won.any():
+            panels.append(("Episodes won", won, _GREEN, True))
+        panels.append(("Steps of an episode", result.episode_lengths, _VERMILION, False))
+    figure.set_size_inches(8.0, 0.8 + 2.1 * len(panels))
+    for place, (title, values, color, percent) in enumerate(panels):
+        axes = figure.add_subplot(len(panels), 1, place + 1)
+        _draw_moving_mean(axes, values, color, percent=percent)
+        axes.set(title=title, xlim=(0, max(1, values.size)))
+        axes.tick_params(labelbottom=place == len(panels) - 1)
+    axes.set_xlabel("episode" if returns.size >= 2 else "step")
+    figure.suptitle(
+        f"Training over {result.rewards.size:,} steps",
+        x=0.01,
+        ha="left",
+        fontsize=12,
+        weight="bold",
+    )
+
+
+def _draw_moving_mean(axes: Axes, values: NDArray[Any], color: str, *, percent: bool) -> None:
+    """Draw the mean over a twentieth of all values, and the values themselves faintly behind."""
+    if not values.size:
+        return
+    window = max(1, values.size // 20)
+    sums = np.concatenate([[0.0], np.cumsum(values, dtype=np.float64)])
+    at = np.arange(1, values.size + 1)
+    start = np.maximum(0, at - window)
+    mean = (sums[at] - sums[start]) / (at - start)
+    # The first few means are of too few values to mean anything.
+    shown = slice(min(values.size - 1, window // 4), None)
+    # No more points than the eye can tell apart, or a vector file of a long run would be huge.
+    every = max(1, values.size // 4000)
+    if percent:
+        axes.set_ylim(0, 1.03)
+        axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+        axes.fill_between(at[shown][::every], 0, mean[shown][::every], color=color, alpha=0.1, lw=0)
+    else:
+        axes.plot(at[::every], values[::every], ".", color=_GREY, ms=2, alpha=0.35, rasterized=True)
+        middle = np.percentile(values, [1, 99])
+        spread = max(1e-9, float(middle[1] - middle[0]))
+        axes.set_ylim(middle[0] - 0.08 * spread, middle[1] + 0.08 * spread)
+    axes.plot(at[shown][::every], mean[shown][::every], color=color, lw=1.8)
+    axes.xaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
+    axes.annotate(
+        f"mean of {window:,}",
+        (1, 1),
+        xycoords="axes fraction",
+        ha="right",
+        va="bottom",
+        color=_GREY,
+        fontsize=8,
+    )

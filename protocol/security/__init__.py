@@ -1,0 +1,1 @@
+"""Keys, who may connect, and signed sessions."""

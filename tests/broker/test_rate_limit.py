@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import itertools
+
+from gymwire.broker import rate_limit as flood
+from gymwire.broker.rate_limit import BURST, DEBT, RATE, REST, Gate, Ruling
+from gymwire.protocol.messages import (
+    Act,
+    Busy,
+    BusyReason,
+    Code,
+    Error,
+    Find,
+    Found,
+    Open,
+    Percept,
+    Ping,
+    Pong,
+    Resume,
+    Resumed,
+)
+from tests.broker.harness import Broker, offer, only
+
+ENV, LEARNER, OTHER = b"\x01env", b"\x01learner", b"\x01other"
+NOW = 5.0
+
+
+def rulings(gate: Gate, times: int, *, size: int = 26, now: float = NOW) -> list[Ruling]:
+    """What becomes of so many messages at once, equal ones in a row given once."""
+    ruled = [gate.rule(LEARNER, size, now) for _ in range(times)]
+    return [ruling for ruling, _ in itertools.groupby(ruled)]
+
+
+def test_a_flood_is_told_to_wait_then_cut_off_and_what_is_left_of_it_dropped() -> None:
+    gate = Gate()
+    assert rulings(gate, int(BURST)) == [Ruling.PASS]
+    assert rulings(gate, int(DEBT)) == [Ruling.TELL]
+    assert rulings(gate, 1000) == [Ruling.CUT_OFF, Ruling.DROP]
+
+
+def test_one_that_floods_again_after_it_was_cut_off_is_cut_off_again_soon() -> None:
+    gate = Gate()
+    rulings(gate, int(BURST + DEBT) + 1)
+    later = NOW + (REST + 10) / RATE
+    assert rulings(gate, 20, now=later) == [Ruling.TELL, Ruling.CUT_OFF, Ruling.DROP]
+
+
+def test_one_that_waits_is_let_pass_again() -> None:
+    gate = Gate()
+    rulings(gate, int(BURST + DEBT))
+    assert rulings(gate, 1, now=NOW + DEBT / RATE + 0.1) == [Ruling.PASS]
+
+
+def test_a_flood_harms_nobody_else() -> None:
+    gate = Gate()
+    rulings(gate, int(BURST + DEBT) + 1)
+    assert gate.rule(OTHER, 26, NOW) is Ruling.PASS
+
+
+def test_a_large_message_counts_for_more() -> None:
+    gate = Gate()
+    most = int(BURST) // (1024 + 1)
+    assert rulings(gate, most, size=1024 * 1024) == [Ruling.PASS]
+    assert rulings(gate, 1, size=1024 * 1024) == [Ruling.TELL]
+    assert rulings(gate, 1) == [Ruling.PASS]
+
+
+def test_buckets_are_bounded_and_full_ones_forgotten() -> None:
+    gate = Gate()
+    for i in range(flood.MAX_BUCKETS):
+        gate.rule(i.to_bytes(16), 26, NOW)
+    assert gate.rule(LEARNER, 26, NOW) is Ruling.DROP
+    gate.sweep(NOW + 1.0)
+    assert gate.rule(LEARNER, 26, NOW) is Ruling.PASS
+
+
+def test_a_learner_may_open_a_thousand_sessions_at_once() -> None:
+    broker = Broker()
+    broker.env(capacity=2000)
+    learner = broker.learner()
+    sids = [broker.open(learner, nonce=i.to_bytes(16)) for i in range(1000)]
+    broker.now += 1.0
+    for i, sid in enumerate(sids):
+        assert only(broker.say(learner, Ping(), sid, 1), Pong)
+        assert only(broker.say(learner, Resume(i.to_bytes(16)), sid, 1), Resumed)
+
+
+def test_who_asks_too_much_is_told_when_to_come_again() -> None:
+    broker = Broker()
+    learner = broker.learner()
+    for _ in range(int(BURST)):
+        told = broker.say(learner, Ping(), 0, 7)
+    [answer] = told
+    assert answer.message == Busy(BusyReason.RATE, 1.0)
+    assert (answer.rid, answer.header.sid, answer.header.seq) == (learner, 0, 7)
+    broker.now += 1.0
+    assert only(broker.say(learner, Ping()), Pong)
+
+
+def test_listings_count_by_what_it_takes_to_make_them() -> None:
+    def findings(offers: int) -> int:
+        """How many listings of so many offers a learner may ask for at once."""
+        broker = Broker()
+        broker.env(ENV, *(f"a{i}" for i in range(offers)))
+        learner = broker.learner()
+        for count in itertools.count():
+            if not isinstance(broker.say(learner, Find())[0].message, Found):
+                return count
+        raise AssertionError
+
+    assert findings(10) > 5 * findings(100) > 0
+
+
+def test_steps_and_what_answers_them_do_not_count() -> None:
+    broker = Broker()
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    for _ in range(int(BURST) + 1):
+        broker.say(learner, Ping())
+        broker.say(env, Ping())
+    assert only(broker.say(learner, Act(0), sid, 1), Act) == Act(0)
+    assert only(broker.say(env, Percept(0, 0.0, False, False, {}), sid, 1), Percept)
+    failed = Error(Code.ENVIRONMENT_FAILED, "it raised")
+    assert only(broker.say(env, failed, sid, 2), Error) == failed
+    [busy] = broker.say(learner, Open("cartpole", b"2" * 16), seq=2)
+    assert isinstance(busy.message, Busy)
+
+
+def test_a_descriptor_that_is_another_peers_by_now_is_left_alone() -> None:
+    broker = Broker()
+    learner, other = broker.learner(), broker.learner(OTHER)
+    assert broker.core.cut_off(learner, broker.fds[learner], broker.now)
+    assert not broker.core.cut_off(learner, broker.fds[other], broker.now)
+
+
+def test_an_operator_is_told_of_a_flood_now_and_then() -> None:
+    broker = Broker()
+    learner = broker.learner()
+    for _ in range(100):
+        broker.core.cut_off(learner, broker.fds[learner], broker.now)
+    assert [note.event for note in broker.core.notes] == ["hung up on a flood"]
+
+
+def test_a_flood_of_requests_in_sessions_of_others_counts() -> None:
+    broker = Broker()
+    broker.env()
+    sid = broker.open(broker.learner())
+    thief = broker.learner(OTHER)
+    for _ in range(int(BURST + DEBT) + 1):
+        broker.say(thief, Act(0), sid, 1)
+    assert broker.say(thief, Act(0), sid, 1) == []
+
+
+def test_an_agent_may_offer_all_that_it_may_have_at_once() -> None:
+    broker = Broker()
+    env = broker.env()
+    for i in range(255):
+        broker.say(env, offer(f"a{i}"))
+    assert len(broker.core.tables.peers[env].offers) == 256

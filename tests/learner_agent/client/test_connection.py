@@ -1,0 +1,222 @@
+"""Requests to the broker: sessions that nobody waits for any more hold no slot."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, cast
+
+import pytest
+import structlog
+
+from gymwire.env_agent.config import service
+from gymwire.env_agent.loop import Loop
+from gymwire.learner_agent.client.connection import Channel
+from gymwire.protocol import codec
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.errors import BrokerUnreachable, NoFreeSlot, RequestTimeout
+from gymwire.protocol.messages import Act, Code, Error, Kind, Reset
+from tests.wire import Dealer, Faults, Network
+
+ENV = "CartPole-v1"
+AWAY_S = 20.0
+
+
+def agent(network: Network, slots: int = 1) -> Loop:
+    return network.env_agent(service(address="cartpole", env=ENV, max_sessions=slots))
+
+
+def answers_late(network: Network, loop: Loop, patch: pytest.MonkeyPatch) -> None:
+    """The agent makes its environments, and is heard of that only AWAY_S later."""
+    link = loop._dealer
+    at_once = link.send
+
+    def arrive(frame: bytes | bytearray) -> None:
+        at_once(frame)
+
+    def send(frame: bytes | bytearray, wait: bool = False) -> bool:
+        if codec.read_header(frame).kind is Kind.OPENED:
+            network.after(AWAY_S, partial(arrive, frame))
+            return True
+        return at_once(frame, wait)
+
+    patch.setattr(link, "send", send)
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def interrupted_open(network: Network, channel: Channel) -> None:
+    network.after(0.5, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        channel.open("cartpole")
+
+
+def used(channel: Channel) -> int:
+    return int(channel.find("cartpole")[0]["used"])
+
+
+def listen(network: Network, channel: Channel) -> None:
+    """Whoever uses a channel hears on it what came in the meantime."""
+    network.pass_time(AWAY_S)
+    channel.find()
+    network.pass_time(1.0)
+
+
+def test_a_session_that_opens_after_an_interrupt_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Network() as network:
+        loop = agent(network)
+        channel = network.channel()
+        answers_late(network, loop, monkeypatch)
+        interrupted_open(network, channel)
+        assert not loop.idle
+        listen(network, channel)
+        assert loop.idle
+        assert used(channel) == 0
+
+
+def test_a_session_that_opens_after_a_silence_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Network() as network:
+        loop = agent(network)
+        channel = network.channel(timeout_s=5.0)
+        answers_late(network, loop, monkeypatch)
+        network.after(0.1, lambda: monkeypatch.setattr(network, "faults", Faults(drop=1.0)))
+        with pytest.raises(BrokerUnreachable):
+            channel.open("cartpole")
+        monkeypatch.setattr(network, "faults", Faults())
+        assert not loop.idle
+        listen(network, channel)
+        assert loop.idle
+        assert used(channel) == 0
+
+
+def test_an_unwanted_session_is_closed_even_if_the_first_close_gets_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Network() as network:
+        loop = agent(network)
+        channel = network.channel()
+        answers_late(network, loop, monkeypatch)
+        interrupted_open(network, channel)
+        network.pass_time(AWAY_S)
+        network.faults = Faults(drop=1.0)
+        assert channel.pump()  # OPENED; what is sent now gets lost
+        network.faults = Faults()
+        assert not loop.idle
+        listen(network, channel)
+        assert loop.idle
+
+
+def test_the_slot_of_an_unwanted_session_can_be_used_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with Network() as network:
+        loop = agent(network)
+        channel = network.channel()
+        answers_late(network, loop, monkeypatch)
+        interrupted_open(network, channel)
+        listen(network, channel)
+        session = channel.open("cartpole")
+        session.request(Reset(1))
+        assert len(loop.sessions) == 1
+
+
+@pytest.mark.parametrize("late", [Kind.OPENED, Kind.ERROR])
+def test_of_several_sessions_all_are_closed_when_one_has_no_slot(
+    late: Kind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Network() as network:
+        loop = agent(network, slots=2)
+        channel = network.channel()
+        dealer = cast(Any, channel.dealer._dealer)
+        at_once = dealer.arrived
+
+        def arrived(frame: bytes) -> None:
+            delay_s = 5.0 if codec.read_header(frame).kind is late else 0.0
+            network.after(delay_s, lambda: at_once(frame))
+
+        monkeypatch.setattr(dealer, "arrived", arrived)
+        with pytest.raises(NoFreeSlot, match="All 2 slots"):
+            channel.open_all("cartpole", [0, 0, 0])
+        listen(network, channel)
+        assert loop.idle
+        assert used(channel) == 0
+
+
+def test_a_slot_that_becomes_free_in_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "gymwire.protocol.logs.logger", structlog.get_logger
+    )  # as where it is configured
+    with Network() as network:
+        agent(network)
+        other = network.channel()
+        session = other.open("cartpole")
+        began = network.now
+        network.after(20.0, session.close)
+        with structlog.testing.capture_logs() as told:
+            network.channel(wait_s=60.0).open("cartpole").close()
+        assert 20.0 <= network.now - began < 22.0
+        waiting = [row for row in told if row["event"] == "waiting"]
+        assert [row["at_most_s"] for row in waiting] == [60.0]
+        assert waiting[0]["why"].startswith("The only slot of 'cartpole' is in use")
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 5.0])
+def test_a_slot_is_waited_for_no_longer_than_asked(wait_s: float) -> None:
+    with Network() as network:
+        agent(network)
+        network.channel().open("cartpole")
+        began = network.now
+        with pytest.raises(NoFreeSlot, match="The only slot"):
+            network.channel(wait_s=wait_s).open("cartpole")
+        assert wait_s <= network.now - began < wait_s + 2.0
+
+
+def test_sessions_that_are_opened_together_come_in_the_order_asked_for() -> None:
+    with Network(seed=3) as network:
+        agent(network, slots=8)
+        channel = network.channel()
+        network.faults = Faults(late=1.0, late_s=3.0)
+        sizes = [3, 1, 4, 1, 5]
+        sessions = channel.open_all("cartpole", sizes, autoreset_mode="NextStep")
+        assert [session.opened.num_envs for session in sessions] == sizes
+        assert len({session.sid for session in sessions}) == len(sizes)
+
+
+def test_a_session_that_is_closed_during_a_step_frees_its_slot_when_the_step_has_ended() -> None:
+    with Network() as network:
+        loop = agent(network)
+        channel = network.channel()
+        session = channel.open("cartpole")
+        session.request(Reset(1))
+        network.faults = Faults(drop=1.0)
+        with pytest.raises(RequestTimeout):
+            session.request(Act(1), timeout_s=0.5)
+        session.close()
+        network.faults = Faults()
+        assert not loop.idle
+        listen(network, channel)
+        assert loop.idle
+
+
+def test_a_late_error_of_a_lost_session_answers_nothing_else() -> None:
+    with Network() as network:
+        agent(network)
+        channel = network.channel()
+        session = channel.open("cartpole")
+        channel.forget(session)
+        dealer = cast(Any, channel.dealer._dealer)
+        for seq in range(5):
+            late = PLAIN.encode(Error(Code.SESSION_LOST, "It is gone."), session.sid, seq)
+            network.after(0.0001, partial(dealer.arrived, late))
+        assert used(channel) == 1
+
+
+def test_a_connection_that_breaks_during_an_open_is_waited_for() -> None:
+    with Network() as network:
+        agent(network)
+        channel = network.channel()
+        dealer = cast(Any, channel.dealer._dealer)
+        assert isinstance(dealer, Dealer)
+        network.after(0.0005, lambda: network.cut(dealer, 2.0))
+        assert channel.open("cartpole").opened.num_envs == 0

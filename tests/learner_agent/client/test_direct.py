@@ -1,0 +1,87 @@
+"""Direct connections that are being made, with a clock of the test's own."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import pytest
+
+from gymwire.learner_agent.client import direct
+from gymwire.learner_agent.client.direct import DirectLink
+from gymwire.protocol.codec import PLAIN, read_header
+from gymwire.protocol.messages import Kind, Resumed
+from gymwire.protocol.transport.zmq_sockets import LinkEvent
+
+
+class Clock:
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Dealer:
+    """A connection that is made `up_at`, whose other side answers RESUME at once, or never."""
+
+    def __init__(self, clock: Clock, up_at: float, *, answers: bool, denied: str = "") -> None:
+        self._clock, self._up_at = clock, up_at
+        self._answers, self._denied = answers, denied
+        self._told = False
+        self._arrived: list[bytes | bytearray] = []
+        self.sent: list[Kind] = []
+        self.refused = 1  # libzmq may not take a frame in the moment when a connection is made
+
+    def link_events(self) -> list[LinkEvent]:
+        if self._told or self._clock.now < self._up_at:
+            return []
+        self._told = True
+        return [LinkEvent(not self._denied, -1, self._denied)]
+
+    def send(self, frame: bytes | bytearray) -> bool:
+        if self.refused:
+            self.refused -= 1
+            return False
+        self.sent.append(read_header(frame).kind)
+        if self._answers:
+            self._arrived.append(PLAIN.encode(Resumed(), 7, 0))
+        return True
+
+    def poll(self, timeout_s: float = 0.0) -> bool:
+        if not self._arrived:
+            self._clock.now += timeout_s
+        return bool(self._arrived)
+
+    def receive(self) -> bytes | bytearray:
+        return self._arrived.pop()
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(direct, "time", made)
+    return made
+
+
+def link(monkeypatch: pytest.MonkeyPatch, dealer: Dealer) -> DirectLink:
+    monkeypatch.setattr(direct, "_dial", lambda *_: cast(Any, dealer))
+    return DirectLink({"urls": ["tcp://far:1"]}, 7, bytes(16), None)
+
+
+def test_connections_are_made_side_by_side(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    never, silent = Dealer(clock, 1e9, answers=False), Dealer(clock, 0.1, answers=False)
+    late = Dealer(clock, 0.4, answers=True)
+    links = [link(monkeypatch, dealer) for dealer in (never, silent, never, late)]
+    direct.attach(links, 0.5)
+    assert [one.up for one in links] == [False, False, False, True]
+    assert 0.5 <= clock.now < 0.51
+    assert silent.sent == late.sent == [Kind.RESUME]
+
+
+def test_who_is_up_or_denied_is_not_waited_for(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denied = Dealer(clock, 0.2, answers=False, denied="it knows no such key")
+    links = [link(monkeypatch, dealer) for dealer in (denied, Dealer(clock, 0.1, answers=True))]
+    direct.attach(links, 0.5)
+    assert [one.up for one in links] == [False, True]
+    assert clock.now < 0.21

@@ -1,0 +1,300 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from gymwire.learner_agent.client.exchange import PING_S, RESEND_MAX_S, RESEND_S, Exchange
+from gymwire.protocol import codec
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.errors import (
+    BrokerUnreachable,
+    EnvironmentLost,
+    MoveError,
+    ProtocolError,
+    ResetNeeded,
+)
+from gymwire.protocol.messages import (
+    KINDS,
+    Act,
+    Busy,
+    BusyReason,
+    Close,
+    Closed,
+    Code,
+    Error,
+    Gone,
+    Kind,
+    Message,
+    Percept,
+    Ping,
+    Pong,
+    Progress,
+    Reset,
+    Resume,
+    Resumed,
+    Status,
+)
+
+SID, NONCE = 5, b"n" * 16
+PERCEPT = Percept(0, 1.0, False, False, {})
+
+
+class Learner:
+    """An exchange with a clock that only tests move."""
+
+    def __init__(self, timeout_s: float = 60.0) -> None:
+        self.now = 100.0
+        self.exchange = Exchange(
+            SID, NONCE, where="'cartpole'", timeout_s=timeout_s, rng=random.Random(0)
+        )
+
+    def ask(self, message: Message) -> bytes:
+        seq = self.exchange.begin(KINDS[type(message)])
+        frame = PLAIN.encode(message, SID, seq)
+        self.exchange.sent(KINDS[type(message)], seq, frame)
+        self.exchange.tick(self.now)  # it was not answered at once
+        return bytes(frame)
+
+    def hear(self, message: Message, seq: int | None = None) -> bool:
+        """A frame arrives; by default it carries the number of the last request."""
+        seq = self.exchange.seq if seq is None else seq
+        frame = bytes(PLAIN.encode(message, SID, seq))
+        return self.exchange.receive(codec.read_header(frame), frame, self.now)
+
+    def tick(self, after_s: float = 0.0) -> tuple[bool, list[bytes]]:
+        """Time passes as it does for somebody who looks often; what is to be sent at the end."""
+        end = self.now + after_s
+        greet, frames = False, list[bytes | bytearray]()
+        while self.now < end:
+            self.now = min(self.now + 0.5, end)
+            greet, frames = self.exchange.tick(self.now)
+        if not after_s:
+            greet, frames = self.exchange.tick(self.now)
+        return greet, [bytes(frame) for frame in frames]
+
+    def resent(self, after_s: float) -> list[bytes]:
+        """The requests, pings left out, that are sent again at the end of this time."""
+        return [frame for frame in self.tick(after_s)[1] if frame[2] != Kind.PING]
+
+
+@pytest.fixture
+def learner() -> Learner:
+    made = Learner()
+    made.ask(Reset())
+    assert made.hear(Status(0, {}))
+    return made
+
+
+# --- requests -------------------------------------------------------------------------------------
+
+
+def test_requests_are_numbered_from_one() -> None:
+    learner = Learner()
+    assert [learner.exchange.begin(Kind.RESET), learner.exchange.seq] == [1, 0]
+    learner.ask(Reset())
+    learner.hear(Status(0, {}))
+    assert learner.exchange.begin(Kind.ACT) == 2
+
+
+def test_an_illegal_request_raises_and_moves_nothing() -> None:
+    learner = Learner()
+    with pytest.raises(ResetNeeded):
+        learner.exchange.begin(Kind.ACT)
+    assert (learner.exchange.seq, learner.exchange.pending) == (0, None)
+
+
+def test_after_close_nothing_is_legal(learner: Learner) -> None:
+    learner.ask(Close())
+    assert learner.hear(Closed())
+    with pytest.raises(MoveError):
+        learner.exchange.begin(Kind.RESET)
+
+
+def test_an_error_answers_any_request_and_moves_nothing(learner: Learner) -> None:
+    learner.ask(Act(0))
+    assert learner.hear(Error(Code.ENVIRONMENT_FAILED, "no"))
+    assert learner.exchange.begin(Kind.ACT) == 3
+
+
+def test_a_reply_of_the_wrong_kind_is_the_other_sides_fault(learner: Learner) -> None:
+    learner.ask(Act(0))
+    with pytest.raises(ProtocolError, match="STATUS does not answer ACT"):
+        learner.hear(Status(0, {}))
+    assert learner.hear(PERCEPT)
+
+
+def test_what_is_pending_is_given_up_only_when_its_successor_is_sent(learner: Learner) -> None:
+    asked = learner.ask(Act(0))
+    learner.exchange.begin(Kind.RESET)  # whose options, say, turn out not to travel
+    assert learner.resent(RESEND_S) == [asked]
+    assert learner.hear(PERCEPT)
+
+
+# --- matching -------------------------------------------------------------------------------------
+
+
+def test_a_late_or_doubled_reply_is_dropped(learner: Learner) -> None:
+    learner.ask(Act(0))
+    assert not learner.hear(Status(0, {}), seq=1)
+    assert learner.hear(PERCEPT)
+    assert not learner.hear(PERCEPT)
+    learner.ask(Act(1))
+    assert not learner.hear(PERCEPT, seq=2)
+    assert learner.hear(PERCEPT, seq=3)
+
+
+def test_a_reply_from_the_future_is_dropped(learner: Learner) -> None:
+    learner.ask(Act(0))
+    assert not learner.hear(PERCEPT, seq=99)
+
+
+def test_an_act_under_way_cannot_be_replaced_by_another(learner: Learner) -> None:
+    learner.ask(Act(0))
+    with pytest.raises(MoveError, match="still under way"):
+        learner.exchange.begin(Kind.ACT)
+
+
+def test_the_answer_to_an_abandoned_request_is_dropped(learner: Learner) -> None:
+    learner.ask(Act(0))
+    learner.ask(Reset())
+    assert not learner.hear(PERCEPT, seq=2)
+    assert learner.hear(Status(0, {}), seq=3)
+
+
+def test_abandoned_requests_that_never_arrived_are_sent_again_in_order(learner: Learner) -> None:
+    act, reset = learner.ask(Act(0)), learner.ask(Reset())
+    assert not learner.hear(Error(Code.EXPECTED, "2 is next", {"expected": 2}))
+    assert learner.resent(0.0) == [act, reset]
+    assert learner.hear(Status(0, {}))
+
+
+def test_a_skipped_number_that_was_not_abandoned_is_an_error(learner: Learner) -> None:
+    learner.ask(Act(0))
+    assert learner.hear(Error(Code.EXPECTED, "9 is next", {"expected": 9}))
+
+
+# --- silence --------------------------------------------------------------------------------------
+
+
+def test_nothing_is_sent_while_nothing_is_pending(learner: Learner) -> None:
+    assert learner.tick(1000.0) == (False, [])
+
+
+def test_a_request_is_resent_after_silence_and_then_less_and_less_often(learner: Learner) -> None:
+    act = learner.ask(Act(0))
+    pauses, last = [], learner.now
+    for _ in range(100):
+        if learner.resent(0.5):
+            pauses.append(learner.now - last)
+            last = learner.now
+    assert pauses[:5] == [RESEND_S, 2.0, 4.0, 8.0, RESEND_MAX_S]
+    assert act
+
+
+def test_while_a_request_is_pending_the_broker_is_asked(learner: Learner) -> None:
+    learner.ask(Act(0))
+    pings = [PLAIN.decode(frame) for frame in learner.tick(PING_S)[1] if frame[2] == Kind.PING]
+    assert pings == [Ping()]
+
+
+def test_a_long_step_is_waited_for_as_long_as_the_broker_answers(learner: Learner) -> None:
+    learner.ask(Act(0))
+    for second in range(600):
+        learner.tick(1.0)
+        learner.hear(Progress(float(second)) if second % 2 else Pong())
+    assert learner.exchange.in_step_s == 599.0
+    assert learner.hear(PERCEPT)
+
+
+def test_progress_stops_the_resending(learner: Learner) -> None:
+    learner.ask(Act(0))
+    learner.hear(Progress(1.0))
+    assert [learner.resent(1.0) for _ in range(10)] == [[]] * 10
+
+
+def test_a_broker_that_is_silent_for_too_long_is_given_up() -> None:
+    learner = Learner(timeout_s=5.0)
+    learner.ask(Reset())
+    learner.tick(5.0)
+    with pytest.raises(BrokerUnreachable, match="silent for 5 s while a reset"):
+        learner.tick(0.5)
+
+
+def test_waiting_on_after_giving_up_gets_the_answer() -> None:
+    learner = Learner(timeout_s=5.0)
+    learner.ask(Reset())
+    with pytest.raises(BrokerUnreachable):
+        learner.tick(6.0)
+    learner.exchange.keep_waiting(learner.now)
+    learner.tick(4.0)
+    assert learner.hear(Status(0, {}))
+
+
+def test_time_in_which_nobody_looked_is_no_silence(learner: Learner) -> None:
+    learner.ask(Act(0))
+    learner.now += 3600.0
+    learner.tick()
+    learner.tick(59.0)
+    with pytest.raises(BrokerUnreachable):
+        learner.tick(3.0)
+
+
+# --- what the broker says -------------------------------------------------------------------------
+
+
+def test_busy_is_answered_with_a_resend_that_backs_off(learner: Learner) -> None:
+    act = learner.ask(Act(0))
+    pauses = []
+    for _ in range(8):
+        learner.hear(Busy(BusyReason.QUEUE_FULL, 0.05))
+        start = learner.now
+        while not (frames := [bytes(one) for one in learner.exchange.tick(learner.now)[1]]):
+            learner.now += 0.001
+        assert act in frames or frames == [bytes(PLAIN.encode(Ping(), SID, 2))]
+        pauses.append(learner.now - start)
+    assert pauses[0] <= 0.11
+    assert max(pauses) <= 1.01
+    assert pauses[-1] > pauses[0]
+
+
+@pytest.mark.parametrize("retry_after_s", [float("nan"), float("inf"), -1.0, 10**400])
+def test_an_absurd_pause_does_not_stop_the_resending(
+    learner: Learner, retry_after_s: float
+) -> None:
+    act = learner.ask(Act(0))
+    learner.hear(Busy(BusyReason.QUEUE_FULL, retry_after_s))
+    assert act in [*learner.resent(0.5), *learner.resent(0.5), *learner.resent(0.5)]
+
+
+def test_busy_hello_asks_for_hello_and_resume_before_the_request(learner: Learner) -> None:
+    act = learner.ask(Act(0))
+    learner.hear(Busy(BusyReason.HELLO, 0.0))
+    greet, frames = learner.tick()
+    assert (greet, [PLAIN.decode(frame) for frame in frames]) == (True, [Resume(NONCE)])
+    learner.hear(Resumed())
+    assert learner.tick() == (False, [act])
+
+
+def test_a_new_connection_resumes_before_it_resends(learner: Learner) -> None:
+    act = learner.ask(Act(0))
+    learner.exchange.relinked(learner.now)
+    greet, frames = learner.tick()
+    assert (greet, [PLAIN.decode(frame) for frame in frames]) == (True, [Resume(NONCE)])
+    assert act in learner.resent(RESEND_S)  # even if RESUMED gets lost
+
+
+def test_gone_is_final(learner: Learner) -> None:
+    learner.ask(Act(0))
+    with pytest.raises(EnvironmentLost, match="the env agent is gone"):
+        learner.hear(Gone("the env agent is gone"))
+    with pytest.raises(EnvironmentLost, match="at request 2"):
+        learner.exchange.begin(Kind.RESET)
+
+
+@pytest.mark.parametrize("seq", [0, 2])
+def test_session_lost_is_final(learner: Learner, seq: int) -> None:
+    learner.ask(Act(0))
+    with pytest.raises(EnvironmentLost, match="unknown here"):
+        learner.hear(Error(Code.SESSION_LOST, "unknown here"), seq=seq)
+    assert learner.exchange.lost == "unknown here"

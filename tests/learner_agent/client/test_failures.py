@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import builtins
+
+import gymnasium.error
+import pytest
+
+from gymwire.learner_agent.client.failures import error_for
+from gymwire.protocol import errors
+from gymwire.protocol.errors import EnvironmentFailed, GymwireError, Refused
+from gymwire.protocol.messages import Code, Error
+
+CODES = sorted(value for name, value in vars(Code).items() if name.isupper())
+BUILTIN = sorted(
+    name
+    for name, kind in vars(builtins).items()
+    if isinstance(kind, type) and issubclass(kind, BaseException)
+)
+GYMNASIUM = sorted(
+    name
+    for name, kind in vars(gymnasium.error).items()
+    if isinstance(kind, type) and issubclass(kind, Exception)
+)
+
+
+def failed(remote_type: str, text: str = "text") -> GymwireError:
+    details = {"type": remote_type, "traceback": "Traceback …"}
+    return error_for(Error(Code.ENVIRONMENT_FAILED, text, details))
+
+
+@pytest.mark.parametrize("code", [*CODES, "unheard-of"])
+def test_every_code_becomes_an_error_of_ours_with_its_text(code: str) -> None:
+    error = error_for(Error(code, "what was wrong"))
+    assert isinstance(error, GymwireError)
+    assert "what was wrong" in str(error)
+
+
+def test_a_code_of_a_later_version_is_a_refusal() -> None:
+    assert type(error_for(Error("unheard-of", "no"))) is Refused
+
+
+@pytest.mark.parametrize("name", BUILTIN)
+def test_what_python_raises_there_is_failed_here(name: str) -> None:
+    error = failed(name)
+    assert isinstance(error, EnvironmentFailed)
+    assert (error.remote_type, error.remote_traceback) == (name, "Traceback …")
+    assert f"{name}: text" in str(error)
+
+
+@pytest.mark.parametrize("name", GYMNASIUM)
+def test_what_gymnasium_raises_there_is_failed_here(name: str) -> None:
+    assert isinstance(failed(f"gymnasium.error.{name}"), EnvironmentFailed)
+
+
+@pytest.mark.parametrize(
+    "kind", [AssertionError, ValueError, KeyError, RuntimeError, ZeroDivisionError, OSError]
+)
+def test_it_can_be_caught_as_locally(kind: type[Exception]) -> None:
+    assert isinstance(failed(kind.__name__), kind)
+    assert isinstance(failed("gymnasium.error.InvalidAction"), gymnasium.error.InvalidAction)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["KeyboardInterrupt", "SystemExit", "print", "__import__", "", "os.error", "a.ValueError"],
+)
+def test_only_plain_exceptions_of_python_and_gymnasium_are_taken_by_name(name: str) -> None:
+    assert type(failed(name)) is EnvironmentFailed
+
+
+def test_without_a_text_the_type_speaks() -> None:
+    assert str(failed("AssertionError", "")).startswith("AssertionError\n")
+
+
+def test_a_refused_attribute_is_an_attribute_error() -> None:
+    assert isinstance(error_for(Error(Code.ATTRIBUTE_DENIED, "no")), AttributeError)
+    assert type(error_for(Error(Code.SESSION_LOST, "no"))) is errors.EnvironmentLost
+
+
+def test_which_environment_of_a_vector_failed_is_told() -> None:
+    details = {"type": "ValueError", "env_index": 3}
+    error = error_for(Error(Code.ENVIRONMENT_FAILED, "no", details))
+    assert isinstance(error, EnvironmentFailed)
+    assert error.env_index == 3

@@ -1,0 +1,160 @@
+"""Ctrl-C at any moment of a step loses nothing and doubles nothing: the same call waits on.
+
+CPython runs a signal's handler when a Python function begins, and when a built-in one has returned.
+So every such moment of a step that lies in the learner's code gets its KeyboardInterrupt.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import inspect
+import itertools
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.vector import SyncVectorEnv
+
+import gymwire.learner_agent
+from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.env_agent.config import service
+from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.protocol.errors import MoveError
+from tests.sameness import assert_same
+from tests.vector_envs import Moody
+from tests.wire import Network
+
+ENV = "tests.vector_envs:Moody"  # whose infos are of all sorts
+OURS = str(Path(gymwire.learner_agent.__file__).parent)
+BROKER = "tcp://memory:1"
+Pair = tuple[Any, Any]  # a proxy, and the local environment that is the same
+Make = Callable[[Network, float | None], Pair]
+
+
+def _is_ours(frame: FrameType | None) -> bool:
+    return frame is not None and frame.f_code.co_filename.startswith(OURS)
+
+
+def interrupted(call: Callable[[], Any], moment: int) -> str | None:
+    """Interrupt a call at its n-th moment. Returns where that was; None: it has ended before."""
+    left, where = moment, ""
+
+    def at_event(frame: FrameType, event: str, _: object) -> None:
+        nonlocal left, where
+        # A generator is called to be closed, too.
+        plain = not frame.f_code.co_flags & inspect.CO_GENERATOR
+        entered = event == "call" and plain and (_is_ours(frame) or _is_ours(frame.f_back))
+        if entered or (event == "c_return" and _is_ours(frame)):
+            left -= 1
+            if left < 0:
+                where = f"{event} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
+                raise KeyboardInterrupt
+
+    gc.disable()  # a __del__ of what other tests have left is no moment of this call
+    sys.setprofile(at_event)
+    try:
+        call()
+    except KeyboardInterrupt:
+        return where
+    finally:
+        sys.setprofile(None)
+        gc.enable()
+    return None
+
+
+def single(network: Network, step_timeout_s: float | None) -> Pair:
+    return ProxyEnv("moody", channel=network.channel(), step_timeout_s=step_timeout_s), Moody()
+
+
+def vector(sessions: int) -> Make:
+    def make(_: Network, step_timeout_s: float | None) -> Pair:
+        remote = ProxyVectorEnv(
+            "moody", 3, BROKER, sessions=sessions, step_timeout_s=step_timeout_s
+        )
+        return remote, SyncVectorEnv([Moody] * 3)
+
+    return make
+
+
+@contextlib.contextmanager
+def pairs(make: Make, step_timeout_s: float | None = None) -> Iterator[Pair]:
+    """Both have begun the same episode."""
+    with Network() as network:
+        network.env_agent(service(address="moody", env=ENV))
+        remote, local = make(network, step_timeout_s)
+        assert_same(remote.reset(seed=1), local.reset(seed=1))
+        yield remote, local
+        remote.close()
+        local.close()
+
+
+@pytest.mark.parametrize("make", [single, vector(1), vector(2)], ids=["single", "one", "two"])
+@pytest.mark.parametrize("step_timeout_s", [None, 60.0])
+def test_an_interrupted_step_is_neither_lost_nor_doubled(
+    make: Make, step_timeout_s: float | None
+) -> None:
+    for moment in itertools.count():
+        with pairs(make, step_timeout_s) as (remote, local):
+            actions = [remote.action_space.sample() for _ in range(2)]
+            where = interrupted(partial(remote.step, actions[0]), moment)
+            if where is None:
+                break
+            for action in actions:
+                assert_same(remote.step(action), local.step(action), where)
+    assert moment > 5
+
+
+def test_what_was_interrupted_is_not_answered_to_other_actions() -> None:
+    for moment in itertools.count():
+        with pairs(vector(1)) as (remote, local):
+            asked, other = np.array([0, 1, 2]), np.array([3, 3, 3])
+            where = interrupted(partial(remote.step_async, asked), moment)
+            if where is None:
+                break
+            for _ in range(2):
+                with contextlib.suppress(MoveError):
+                    got = remote.step(other)
+                    assert_same(got, local.step(other), where)
+                    break
+    assert moment > 5
+
+
+def test_of_an_interrupted_recv_nothing_is_lost() -> None:
+    for moment in itertools.count():
+        with pairs(vector(3)) as (remote, local):
+            actions = np.array([0, 1, 2])
+            remote.send(actions, env_ids=[0, 1, 2])
+            where = interrupted(partial(remote.recv, 3), moment)
+            if where is None:
+                break
+            observations, rewards, _, _, infos = remote.recv(3)
+            expected = local.step(actions)
+            assert_same(observations[np.argsort(infos["env_id"])], expected[0], where)
+            assert_same(rewards[np.argsort(infos["env_id"])], expected[1], where)
+    assert moment > 5
+
+
+@pytest.mark.parametrize("sessions", [0, 2])
+def test_an_interrupted_close_frees_the_slots(
+    sessions: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with Network() as network:
+        loop = network.env_agent(service(address="moody", env=ENV))
+        if sessions:
+            remote: Any = ProxyVectorEnv("moody", 3, BROKER, sessions=sessions)
+        else:
+            remote = ProxyEnv("moody", BROKER)
+        monkeypatch.setattr(RemoteSession, "finish", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            remote.close()
+        network.pass_time(1.0)
+        assert loop.idle

@@ -1,0 +1,166 @@
+"""The report after a training: what its table says, and that its pictures get drawn."""
+
+from __future__ import annotations
+
+import io
+import sys
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Discrete
+from rich.console import Console
+
+import gymwire.env_agent  # noqa: F401 - registers the market
+from gymwire.learner_agent.training.learners import Learner
+from gymwire.learner_agent.training.price_bandits import PriceAgent
+from gymwire.learner_agent.training.q_learning import QLearner
+from gymwire.learner_agent.training.report import plot, print_report
+from gymwire.learner_agent.training.task import TrainingResult, TrainingTask
+from gymwire.protocol.errors import ConfigurationError
+
+
+def report(result: TrainingResult, learner: Learner) -> str:
+    file = io.StringIO()
+    print_report(result, learner, Console(file=file, width=100, color_system=None))
+    return file.getvalue()
+
+
+def result_of(rewards: Any, episode_ends: Any = (), **reset_info: Any) -> TrainingResult:
+    return TrainingResult(np.array(rewards, float), np.array(episode_ends, int), 2.0, reset_info)
+
+
+def market() -> tuple[PriceAgent, dict[str, Any]]:
+    """Return an agent that has seen offers for the first of two goods, and the truth."""
+    agent = PriceAgent(2, 4, seed=0)
+    for _ in range(8):
+        agent.goods[0].update(3, True)
+    agent.goods[0].update(1, False)
+    truth = np.array([[0.0, 0.25, 0.875, 1.0], [0.125, 0.5, 0.5, 1.0]])
+    return agent, {"acceptance_probability": truth}
+
+
+def cells(text: str, good: int) -> list[str]:
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in text.splitlines()]
+    return next(row for row in rows if row and row[0] == str(good))
+
+
+def test_the_table_gives_each_good_its_learnt_price_and_its_acceptance_learnt_and_true() -> None:
+    agent, truth = market()
+    text = report(result_of([1.0], **truth), agent)
+    # Beta(9, 1) has the mean 0.9 and the distribution function x ** 9.
+    assert cells(text, 0) == ["0", "9", "3", "90%", "72% to 99%", "88%"]
+    assert cells(text, 1) == ["1", "0", "1", "50%", "5% to 95%", "12%"]
+
+
+@pytest.mark.parametrize(
+    "told",
+    [None, "all of it", np.ones((3, 3)), np.full((2, 4), 7.0), np.ones((2, 4), np.float32)],
+)
+def test_without_a_truth_that_fits_the_table_has_no_column_for_it(told: Any) -> None:
+    agent, _ = market()
+    text = report(result_of([1.0], acceptance_probability=told), agent)
+    assert "true" not in text
+    assert cells(text, 0) == ["0", "9", "3", "90%", "72% to 99%"]
+
+
+def test_a_market_of_many_goods_shows_the_first_and_counts_the_rest() -> None:
+    text = report(result_of([1.0]), PriceAgent(1_050, 3))
+    assert cells(text, 19)[0] == "19"
+    assert "│   20 │" not in text
+    assert "and 1,030 more goods" in text
+
+
+def test_acceptance_is_told_early_and_late_with_the_pace() -> None:
+    text = report(result_of([0.0] * 10 + [1.0] * 90), market()[0])
+    assert "0.0% in the first tenth, 100.0% in the last" in text
+    assert "100 in 2.0 s, 50 per second" in text
+
+
+def test_episodes_are_told_by_return_wins_and_length() -> None:
+    # Ten lost episodes of two steps, then ten won ones of one step.
+    result = result_of([-1.0] * 20 + [5.0] * 10, [*range(2, 21, 2), *range(21, 31)])
+    text = report(result, QLearner(Discrete(4), Discrete(2)))
+    assert "-2.00 in the first tenth, 5.00 in the last" in text
+    assert "0% in the first tenth, 100% in the last" in text
+    assert "2 steps early, 1 late" in text
+    assert "0 of 4" in text
+
+
+def test_where_nothing_is_ever_won_no_wins_are_told() -> None:
+    text = report(result_of([-1.0] * 4, [2, 4]), QLearner(Discrete(4), Discrete(2)))
+    assert "won" not in text
+
+
+def test_without_finished_episodes_the_reward_per_step_is_told() -> None:
+    text = report(result_of([0.0] * 5 + [1.0] * 5), QLearner(Discrete(4), Discrete(2)))
+    assert "0.000 in the first tenth, 1.000 in the last" in text
+
+
+def test_an_interrupted_training_that_did_nothing_can_be_told() -> None:
+    assert "0 in 2.0 s" in report(result_of([]), QLearner(Discrete(4), Discrete(2)))
+
+
+def drawn(path: Path) -> np.ndarray[Any, Any]:
+    from matplotlib.image import imread
+
+    return np.asarray(imread(path))[..., :3]
+
+
+def colours_of(path: Path) -> set[str]:
+    pixels = (drawn(path).reshape(-1, 3) * 255).round().astype(int)
+    return {"#{:02X}{:02X}{:02X}".format(*pixel) for pixel in np.unique(pixels, axis=0)}
+
+
+def test_a_market_is_drawn_with_what_was_learnt_and_what_is_true(tmp_path: Path) -> None:
+    env, agent = gymnasium.make("gymwire/PriceMarket-v0"), PriceAgent(10, 100, seed=0)
+    result = TrainingTask(env, agent, 300, 0).run()
+    plot(result, agent, tmp_path / "with.png")
+    plot(result_of(result.rewards), agent, tmp_path / "without.png")
+    learnt, true = "#0072B2", "#D55E00"
+    assert {learnt, true} <= colours_of(tmp_path / "with.png")
+    assert true not in colours_of(tmp_path / "without.png")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "episode_ends", "panels"),
+    [
+        ([-1.0, 5.0] * 40, range(2, 81, 2), 3),
+        ([0.0, 1.0] * 40, range(2, 81, 2), 2),
+        ([-1.0] * 80, range(2, 81, 2), 2),
+        ([1.0, 2.0, 3.0], [], 1),
+        ([], [], 1),
+    ],
+)
+def test_episodes_are_drawn_in_as_many_panels_as_say_something(
+    tmp_path: Path, rewards: list[float], episode_ends: Any, panels: int
+) -> None:
+    path = tmp_path / "curves.png"
+    plot(result_of(rewards, list(episode_ends)), QLearner(Discrete(4), Discrete(2)), path)
+    height, width, _ = drawn(path).shape
+    assert (height, width) == (round(150 * (0.8 + 2.1 * panels)), 1200)
+
+
+def test_markets_of_one_good_and_of_many_can_be_drawn(tmp_path: Path) -> None:
+    for n_goods in (1, 7, 30):
+        path = tmp_path / f"{n_goods}.png"
+        plot(result_of([1.0, 0.0]), PriceAgent(n_goods, 5), path)
+        assert drawn(path).size > 0
+
+
+def test_a_plot_needs_matplotlib_and_says_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(ConfigurationError, match="pip install matplotlib"):
+        plot(result_of([1.0]), market()[0], tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("name", ["curves.nonsense", "missing/curves.png"])
+def test_a_plot_that_cannot_be_written_is_an_error_naming_the_file(
+    tmp_path: Path, name: str
+) -> None:
+    with pytest.raises(ConfigurationError, match=f"Cannot write a plot to .*{name}"):
+        plot(result_of([1.0]), market()[0], tmp_path / name)

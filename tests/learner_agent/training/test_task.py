@@ -1,0 +1,149 @@
+"""The training task: its loop, its figures, and that it cleans up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Discrete
+from numpy.typing import NDArray
+
+from gymwire.learner_agent.training.task import Progress, TrainingTask
+
+
+class CountingEnv(gymnasium.Env[Any, Any]):
+    """Episodes of three steps; the reward is the number of the step; observations count on."""
+
+    def __init__(self, fail_at: int | None = None) -> None:
+        self.observation_space, self.action_space = Discrete(1000), Discrete(2)
+        self.resets: list[int | None] = []
+        self.steps = self.in_episode = self.closed = 0
+        self.fail_at = fail_at
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        self.resets.append(seed)
+        self.in_episode = 0
+        return self.steps, {"resets": len(self.resets)}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        self.steps += 1
+        self.in_episode += 1
+        if self.steps == self.fail_at:
+            raise RuntimeError("the env broke")
+        terminated = self.in_episode == 3
+        return self.steps, float(self.in_episode), terminated, False, {"step": self.steps}
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+class Recorder:
+    """A learner that does nothing but remember."""
+
+    def __init__(self) -> None:
+        self.acts: list[tuple[Any, Mapping[str, Any]]] = []
+        self.lessons: list[tuple[Any, ...]] = []
+
+    def act(self, observation: Any, info: Mapping[str, Any]) -> int:
+        self.acts.append((observation, info))
+        return len(self.acts) % 2
+
+    def learn(self, *lesson: Any) -> None:
+        self.lessons.append(lesson)
+
+    def state(self) -> dict[str, NDArray[Any]]:
+        return {}
+
+    def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
+        pass
+
+
+def ticking() -> Iterator[float]:
+    now = 0.0
+    while True:
+        yield now
+        now += 1.0
+
+
+def test_rewards_episodes_and_returns_are_what_the_environment_gave() -> None:
+    result = TrainingTask(CountingEnv(), Recorder(), 8).run()
+    assert result.rewards.tolist() == [1, 2, 3, 1, 2, 3, 1, 2]
+    assert result.episode_ends.tolist() == [3, 6]
+    assert result.episode_returns.tolist() == [6, 6]
+    assert result.episode_lengths.tolist() == [3, 3]
+    assert result.final_rewards.tolist() == [3, 3]
+
+
+def test_a_training_without_a_finished_episode_has_no_returns() -> None:
+    result = TrainingTask(CountingEnv(), Recorder(), 2).run()
+    assert result.episode_returns.size == result.episode_lengths.size == 0
+    assert result.final_rewards.size == 0
+
+
+def test_only_the_first_reset_is_seeded_and_none_follows_the_last_step() -> None:
+    env = CountingEnv()
+    TrainingTask(env, Recorder(), 6, seed=9).run()
+    assert env.resets == [9, None]
+
+
+def test_the_learner_acts_on_the_reset_and_learns_from_the_step_that_ended_the_episode() -> None:
+    recorder = Recorder()
+    TrainingTask(CountingEnv(), recorder, 4).run()
+    assert recorder.acts[2:] == [(2, {"step": 2}), (3, {"resets": 2})]
+    assert recorder.lessons[2] == (2, 1, 3.0, 3, True, False, {"step": 3})
+    assert recorder.lessons[3] == (3, 0, 1.0, 4, False, False, {"step": 4})
+
+
+def test_the_info_of_the_first_reset_is_kept() -> None:
+    assert TrainingTask(CountingEnv(), Recorder(), 8).run().reset_info == {"resets": 1}
+
+
+def test_the_pace_is_told_by_the_clock_that_was_given() -> None:
+    clock = ticking()
+    result = TrainingTask(CountingEnv(), Recorder(), 8, clock=lambda: next(clock)).run()
+    assert (result.seconds, result.steps_per_s) == (1.0, 8.0)
+
+
+def test_progress_is_told_now_and_then_and_after_the_last_step() -> None:
+    told: list[Progress] = []
+    times = iter([0.0, 0.01, 0.02, 0.03, 0.5, 0.51, 0.52, 1.0])
+    TrainingTask(
+        CountingEnv(), Recorder(), 6, on_progress=told.append, clock=lambda: next(times)
+    ).run()
+    assert [progress.step for progress in told] == [1, 4, 6]
+    assert told[-1] == Progress(step=6, steps=6, episodes=2, recent_reward=2.0, steps_per_s=6.0)
+
+
+def test_the_environment_is_closed_after_the_training() -> None:
+    env = CountingEnv()
+    TrainingTask(env, Recorder(), 3).run()
+    assert env.closed == 1
+
+
+def test_an_environment_that_fails_is_closed_and_what_was_done_is_known() -> None:
+    env = CountingEnv(fail_at=5)
+    task = TrainingTask(env, Recorder(), 8)
+    with pytest.raises(RuntimeError, match="the env broke"):
+        task.run()
+    assert env.closed == 1
+    assert task.result().rewards.tolist() == [1, 2, 3, 1]
+    assert task.result().episode_ends.tolist() == [3]
+
+
+def test_a_result_is_not_changed_by_going_on() -> None:
+    task = TrainingTask(CountingEnv(), Recorder(), 4)
+    task.setup()
+    task.execute()
+    before = task.result().rewards
+    before[:] = 0
+    assert np.array_equal(task.result().rewards, [1, 2, 3, 1])
+
+
+def test_a_training_of_no_steps_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least 1 step, not 0"):
+        TrainingTask(CountingEnv(), Recorder(), 0)

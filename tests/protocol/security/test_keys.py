@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.security.keys import generate, identity, load, load_public
+
+
+def test_the_secret_file_is_its_owners_alone(tmp_path: Path) -> None:
+    secret, public = generate("broker", tmp_path / "new" / "folder")
+    assert stat.S_IMODE(secret.stat().st_mode) == 0o600
+    assert secret.name == "broker.key"
+    assert load(secret).secret not in public.read_bytes()
+
+
+def test_a_pair_is_read_as_it_was_written(tmp_path: Path) -> None:
+    secret, public = generate("a", tmp_path)
+    pair = load(secret)
+    assert len(pair.public) == len(pair.secret) == 40
+    assert load_public(str(public)) == load_public(pair.public.decode()) == pair.public
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o644, 0o660])
+def test_a_secret_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
+    secret, _ = generate("a", tmp_path)
+    secret.chmod(mode)
+    with pytest.raises(ConfigurationError, match="chmod 600"):
+        load(secret)
+
+
+@pytest.mark.parametrize("kept", ["a.key", "a.pub"])
+def test_a_key_is_never_overwritten(tmp_path: Path, kept: str) -> None:
+    (tmp_path / kept).write_text("precious")
+    with pytest.raises(ConfigurationError, match="never overwritten"):
+        generate("a", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [kept]
+    assert (tmp_path / kept).read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", ["", "../a", "a/b", ".hidden", "a b", "x" * 101])
+def test_a_name_stays_in_its_folder(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigurationError, match="no name for a key"):
+        generate(name, tmp_path)
+
+
+def test_a_secret_does_not_show_in_a_repr(tmp_path: Path) -> None:
+    pair = load(generate("a", tmp_path)[0])
+    assert pair.secret.decode() not in repr(pair)
+
+
+def test_an_identity_is_16_characters_of_the_public_key_alone() -> None:
+    public = b"rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"
+    assert identity(public) == "qqispborbevh576c"
+    assert identity(public) != identity(public[::-1])
+
+
+def test_a_public_file_is_no_secret(tmp_path: Path) -> None:
+    _, public = generate("a", tmp_path)
+    public.chmod(0o600)
+    with pytest.raises(ConfigurationError, match="no secret key"):
+        load(public)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [lambda text: text.replace("secret ", "secret x"), lambda text: "\0ä" + text],
+    ids=["too long", "not ASCII"],
+)
+def test_a_damaged_file_is_refused(tmp_path: Path, damage: object) -> None:
+    secret, _ = generate("a", tmp_path)
+    assert callable(damage)
+    secret.write_text(damage(secret.read_text()), encoding="utf-8")
+    with pytest.raises(ConfigurationError):
+        load(secret)
+
+
+def test_a_pair_of_two_halves_is_refused(tmp_path: Path) -> None:
+    one, other = (generate(name, tmp_path)[0] for name in "ab")
+    mixed = one.read_text().replace(load(one).public.decode(), load(other).public.decode())
+    one.write_text(mixed)
+    with pytest.raises(ConfigurationError, match="damaged"):
+        load(one)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="no key file at"):
+        load(tmp_path / "nowhere.key")
+
+
+def test_a_public_file_is_told_from_a_secret_one_whoever_can_read_it(tmp_path: Path) -> None:
+    _, public = generate("a", tmp_path)
+    with pytest.raises(ConfigurationError, match="no secret key"):
+        load(public)
+
+
+@pytest.mark.parametrize("full", ["a.key", "a.pub"])
+def test_no_half_of_a_pair_is_left_where_the_disk_is_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+) -> None:
+    open_file = os.open
+
+    def opened(path: Path, flags: int, mode: int) -> int:
+        descriptor = open_file(path, flags, mode)
+        if path.name != full:
+            return descriptor
+        os.close(descriptor)
+        return open_file("/dev/full", os.O_WRONLY)
+
+    monkeypatch.setattr(os, "open", opened)
+    with pytest.raises(ConfigurationError, match=f"Cannot write .*{full}: No space left"):
+        generate("a", tmp_path)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import contextlib
+import shutil
+import socket
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gymwire.broker.server import Server
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.messages import Find, Found, Hello, Message, Ping, Pong, Role, Welcome
+from gymwire.protocol.transport.broker_link import Link
+from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer
+from gymwire.protocol.transport.zmq_sockets import Dealer, LinkEvent, Router, wait_among
+
+pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system's Unix sockets cannot do it")
+
+ATTEMPTS = 100  # ticks for what must happen, on a machine that may be busy
+MADE_ANEW = LinkEvent(True, -1)
+
+
+@pytest.fixture
+def broker() -> Iterator[Server]:
+    made = Server(["tcp://127.0.0.1:*"])
+    stop = threading.Event()
+    thread = threading.Thread(target=made.run, args=(stop,))
+    thread.start()
+    yield made
+    stop.set()
+    thread.join()
+
+
+@contextlib.contextmanager
+def linked(url: str, *, eager: bool = True) -> Iterator[Link]:
+    with contextlib.closing(Link(Dealer(url), eager=eager)) as made:
+        yield made
+
+
+def answer(link: Link) -> Message:
+    for _ in range(ATTEMPTS):
+        data = link.receive()
+        if data is not None:
+            return PLAIN.decode(data)
+        link.link_events()
+    raise AssertionError("nothing came")
+
+
+def introduced(link: Link, host: str = "") -> Welcome:
+    """What the broker answers to HELLO; the link knows it, too."""
+    hello = PLAIN.encode(Hello(Role.LEARNER, b"a" * 16, "test", host or socket.gethostname()))
+    for _ in range(ATTEMPTS):
+        if link.introduce(hello, wait=True):
+            break
+    welcome = answer(link)
+    assert isinstance(welcome, Welcome)
+    link.welcomed(welcome)
+    return welcome
+
+
+def lane_of(link: Link) -> UnixDealer | None:
+    return link._lane
+
+
+def until(link: Link, condition: Callable[[], bool]) -> list[LinkEvent]:
+    """Look until the condition holds; what was seen meanwhile."""
+    events = []
+    for _ in range(ATTEMPTS):
+        events += link.link_events()
+        if condition():
+            return events
+        link.poll(0.05)
+    raise AssertionError("it never did")
+
+
+def finds(link: Link) -> bool:
+    """Whether the broker answers."""
+    link.send(PLAIN.encode(Find()))
+    return isinstance(answer(link), Found)
+
+
+def test_on_the_brokers_host_frames_take_a_lane(broker: Server) -> None:
+    with linked(broker.urls[0]) as link:
+        assert introduced(link).lane.startswith("unix://")
+        lane = lane_of(link)
+        assert lane is not None
+        assert link.waitable == lane.waitable
+        assert finds(link)
+        assert not link._dealer.poll(0.2)  # the answer came by the lane, and by nothing else
+
+
+def test_on_another_host_there_is_none(broker: Server) -> None:
+    with linked(broker.urls[0]) as link:
+        welcome = introduced(link, "elsewhere")
+        assert (welcome.lane, welcome.ticket) == ("", b"")
+        assert lane_of(link) is None
+        assert finds(link)
+
+
+def test_who_is_not_eager_dials_a_lane_when_it_wants_one(broker: Server) -> None:
+    with linked(broker.urls[0], eager=False) as link:
+        introduced(link)
+        assert lane_of(link) is None
+        assert finds(link)
+        link.approach()
+        assert lane_of(link) is not None
+        assert finds(link)
+
+
+def test_what_had_come_by_zeromq_before_the_lane_is_not_lost(broker: Server) -> None:
+    with linked(broker.urls[0], eager=False) as link:
+        introduced(link)
+        link.send(PLAIN.encode(Find()))
+        assert link._dealer.poll(5.0)
+        link.approach()
+        assert lane_of(link) is not None
+        assert link.holds
+        assert link.poll()
+        assert wait_among([link], 5.0) == [0]
+        assert isinstance(answer(link), Found)
+        assert not link.holds
+        assert finds(link)
+
+
+def test_held_frames_that_are_gone_hold_nobody_up(broker: Server) -> None:
+    """An interrupt may come right after the last of them was taken."""
+    with linked(broker.urls[0]) as link:
+        introduced(link)
+        link._held.append(b"x")
+        link.link_events()
+        link._held.clear()
+        assert finds(link)
+
+
+def test_a_lane_that_ends_counts_as_a_connection_made_anew(broker: Server) -> None:
+    with linked(broker.urls[0]) as link:
+        welcome = introduced(link)
+        lane = lane_of(link)
+        assert lane is not None
+        link.link_events()  # that of its making
+        lane.sock.shutdown(socket.SHUT_RDWR)
+        assert link.receive() is None
+        assert until(link, lambda: lane_of(link) is None) == [MADE_ANEW]
+        assert finds(link)  # by ZeroMQ
+        assert introduced(link) == welcome
+        assert lane_of(link) not in (None, lane)
+        assert finds(link)
+
+
+def test_the_newer_lane_of_a_peer_ends_the_older(broker: Server) -> None:
+    with linked(broker.urls[0], eager=False) as link, linked(broker.urls[0], eager=False) as thief:
+        welcome = introduced(link)
+        link.approach()
+        introduced(thief, "elsewhere")
+        thief.welcomed(welcome)
+        thief.approach()
+        assert lane_of(thief) is not None
+        assert until(link, lambda: lane_of(link) is None or link.receive() is not None)
+        assert lane_of(link) is None
+
+
+@pytest.mark.parametrize("ticket", [b"", b"x" * 16], ids=["none", "of nobody"])
+def test_a_wrong_ticket_opens_no_lane(broker: Server, ticket: bytes) -> None:
+    with linked(broker.urls[0], eager=False) as link:
+        lane = introduced(link).lane
+        link.welcomed(Welcome(1, "", "", 1000, 1.0, lane, ticket))
+        link.approach()
+        until(link, lambda: link._coming is None)
+        assert lane_of(link) is None
+        assert finds(link)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"\x18\0\0\0" + bytes(24),
+        b"\xff\xff\xff\xff",
+        (1_000_000).to_bytes(4, "little") + bytes(24),
+        b"GET / HTTP/1.1\r\nHost: here\r\n\r\n",
+        len(PLAIN.encode(Pong())).to_bytes(4, "little") + bytes(PLAIN.encode(Pong())),
+    ],
+    ids=["zeros", "a huge length", "a large frame", "HTTP", "another message"],
+)
+def test_what_does_not_begin_with_a_ticket_is_hung_up_on(broker: Server, first: bytes) -> None:
+    with linked(broker.urls[0]) as link, socket.socket(socket.AF_UNIX) as raw:
+        path = introduced(link).lane.removeprefix("unix://")
+        raw.settimeout(10)
+        raw.connect(path)
+        raw.sendall(first)
+        assert raw.recv(1) == b""
+        assert finds(link)
+
+
+def test_hello_ends_the_lane_over_which_it_comes(broker: Server) -> None:
+    with linked(broker.urls[0]) as link:
+        introduced(link)
+        link.send(PLAIN.encode(Hello(Role.LEARNER, b"a" * 16, "test", "host")))
+        assert MADE_ANEW in until(link, lambda: link.receive() is None and lane_of(link) is None)
+        assert finds(link)
+
+
+def test_who_floods_over_a_lane_loses_it(broker: Server) -> None:
+    with linked(broker.urls[0]) as link:
+        welcome = introduced(link)
+        lane = lane_of(link)
+        assert lane is not None
+        for _ in range(5000):
+            if not link.send(PLAIN.encode(Find())):
+                break
+        while lane.up:
+            link.receive()
+        # Nor does it get another one at once.
+        link.welcomed(welcome)
+        until(link, lambda: link._coming is None)
+        assert lane_of(link) is None
+        with linked(broker.urls[0]) as other:
+            introduced(other)
+            assert finds(other)
+
+
+def test_a_broker_that_never_answers_is_spoken_to_by_zeromq() -> None:
+    """One that is short of descriptors does not take newcomers in."""
+    folder = Path(tempfile.mkdtemp(prefix="lane-"))
+    router = Router(["tcp://127.0.0.1:*"])
+    try:
+        with socket.socket(socket.AF_UNIX) as listener, linked(router.urls[0]) as link:
+            listener.bind(f"{folder}/lanes")
+            listener.listen()
+            link.welcomed(Welcome(1, "", "", 1000, 1.0, f"unix://{folder}/lanes", b"t" * 16))
+            assert link._coming is not None
+            while not link.send(PLAIN.encode(Find()), wait=True):
+                link.link_events()
+            received = router.receive()
+            assert received is not None
+            assert PLAIN.decode(received[2]) == Find()
+            router.send(received[0], PLAIN.encode(Found([])))
+            assert answer(link) == Found([])
+            assert lane_of(link) is None
+            # Late, but it does answer.
+            accepted, _ = listener.accept()
+            with accepted:
+                attached = bytes.fromhex("e7012b00 01000000") + bytes(16) + b"\x90"
+                accepted.sendall(len(attached).to_bytes(4, "little") + attached)
+                until(link, lambda: lane_of(link) is not None)
+    finally:
+        router.close()
+        shutil.rmtree(folder)
+
+
+def test_a_socket_that_is_not_there_is_passed_over(broker: Server) -> None:
+    with linked(broker.urls[0]) as link:
+        introduced(link, "elsewhere")
+        link.welcomed(Welcome(1, "", "", 1000, 1.0, "unix:///of/another/container", b"t" * 16))
+        assert lane_of(link) is None
+        assert finds(link)
+
+
+def test_the_brokers_ping_tries_the_connection_that_it_is_about(broker: Server) -> None:
+    with linked(broker.urls[0]) as link:
+        introduced(link)
+        (peer,) = broker.core.tables.peers.values()
+        broker.core.connections.suspect(peer)
+        assert link._dealer.poll(5.0)
+        frame = link._dealer.receive()
+        assert frame is not None
+        assert PLAIN.decode(frame) == Ping()

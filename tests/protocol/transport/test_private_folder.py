@@ -1,0 +1,79 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from gymwire.protocol.transport.private_folder import PREFIX, PrivateFolder
+from tests.processes import ROOT
+
+MAKE = """
+from gymwire.protocol.transport.private_folder import PrivateFolder
+folder = PrivateFolder()
+print(folder.path, flush=True)
+input()
+"""
+
+
+@pytest.fixture(autouse=True)
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+def of_another_process(*, killed: bool) -> tuple[Path, subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", MAKE],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    path = Path(process.stdout.readline().strip())
+    if killed:
+        process.kill()
+        process.communicate()
+    return path, process
+
+
+def test_nobody_else_may_look_into_it_and_it_goes_with_what_is_in_it(temporary: Path) -> None:
+    folder = PrivateFolder()
+    assert folder.path.parent == temporary
+    assert folder.path.stat().st_mode & 0o777 == 0o700
+    (folder.path / "direct").touch()
+    folder.remove()
+    folder.remove()
+    assert list(temporary.iterdir()) == []
+
+
+def test_what_a_killed_process_has_left_is_cleared_away() -> None:
+    path, _ = of_another_process(killed=True)
+    assert path.is_dir()
+    PrivateFolder().remove()
+    assert not path.exists()
+
+
+def test_that_of_a_living_process_stays() -> None:
+    path, process = of_another_process(killed=False)
+    PrivateFolder().remove()
+    assert path.is_dir()
+    process.communicate("\n")
+
+
+def test_a_folder_without_the_lock_stays_and_a_link_is_not_followed(temporary: Path) -> None:
+    (temporary / f"{PREFIX}new").mkdir()
+    (temporary / "target").mkdir()
+    (temporary / "target" / "kept").touch()
+    (temporary / "lock").touch()
+    (temporary / f"{PREFIX}linked").symlink_to(temporary / "target")
+    (temporary / f"{PREFIX}odd").mkdir()
+    (temporary / f"{PREFIX}odd" / "lock").symlink_to(temporary / "lock")
+    PrivateFolder().remove()
+    assert (temporary / "target" / "kept").exists()
+    assert (temporary / f"{PREFIX}new").is_dir()
+    assert (temporary / f"{PREFIX}odd").is_dir()

@@ -1,0 +1,552 @@
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import signal
+import socket
+import struct
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gymwire.protocol.codec import Pieces
+from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
+from gymwire.protocol.transport import unix as unix_sockets
+from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer, UnixReceived, UnixRouter
+from gymwire.protocol.transport.zmq_sockets import Delivery, LinkEvent, wait_among
+
+pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system's Unix sockets cannot do it")
+
+ATTEMPTS = 100  # ticks for what must happen, on a machine that may be busy
+UP, DOWN = LinkEvent(True, -1), LinkEvent(False, -1)
+SIZES = [24, 25, 4_000, 8_188, 8_189, 70_000, 1024 * 1024, 9_000_000]
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    folder = Path(tempfile.mkdtemp(prefix="unix-"))  # pytest's own paths may be too long
+    yield f"unix://{folder}/socket"
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def ended() -> list[bytes]:
+    """The routing ids of the connections that have ended."""
+    return []
+
+
+@pytest.fixture
+def router(url: str, ended: list[bytes]) -> Iterator[UnixRouter]:
+    with contextlib.closing(UnixRouter(url, ended=ended.append, tick_ms=20)) as made:
+        yield made
+
+
+@pytest.fixture
+def dealer(router: UnixRouter) -> Iterator[UnixDealer]:
+    with contextlib.closing(UnixDealer(router.url)) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def raw(url: str) -> Iterator[socket.socket]:
+    """A peer that sends what it likes."""
+    with socket.socket(socket.AF_UNIX) as made:
+        made.settimeout(10)
+        made.connect(url.removeprefix("unix://"))
+        yield made
+
+
+def frame(size: int, salt: int = 0) -> bytes:
+    return np.random.default_rng(size + salt).bytes(size)
+
+
+def framed(*frames: bytes) -> bytes:
+    return b"".join(len(one).to_bytes(4, "little") + one for one in frames)
+
+
+def receive(router: UnixRouter) -> UnixReceived:
+    for _ in range(ATTEMPTS):
+        received = router.receive()
+        if received is not None:
+            return received
+    raise AssertionError("nothing came")
+
+
+def answer(dealer: UnixDealer, router: UnixRouter | None = None) -> bytes:
+    for _ in range(ATTEMPTS):
+        data = dealer.receive()
+        if data is not None:
+            return bytes(data)
+        if router is not None:  # it sends on when it looks
+            router.receive(wait=False)
+    raise AssertionError("nothing came")
+
+
+@pytest.mark.parametrize("size", [20_000, 9_000_000])
+def test_a_frame_in_pieces_arrives_as_it_was_when_it_was_sent(
+    router: UnixRouter, dealer: UnixDealer, size: int
+) -> None:
+    rid = introduced(dealer, router)
+    array = np.frombuffer(frame(size), np.uint8).copy()
+    pieces = Pieces([frame(24), array.data, b"end"], size + 27)
+    sent = bytes(pieces)
+    assert router.send(rid, pieces) is Delivery.DONE
+    array[:] = 0
+    assert answer(dealer, router) == sent
+
+
+def introduced(dealer: UnixDealer, router: UnixRouter) -> bytes:
+    """The routing id that the router has for this dealer."""
+    assert dealer.send(frame(24))
+    return receive(router)[0]
+
+
+def until_ended(router: UnixRouter, ended: list[bytes]) -> None:
+    for _ in range(ATTEMPTS):
+        if ended:
+            return
+        assert router.receive() is None
+    raise AssertionError("nobody has left")
+
+
+# --- frames ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_a_frame_arrives_and_its_answer_comes_back(
+    router: UnixRouter, dealer: UnixDealer, size: int
+) -> None:
+    for salt in range(3):  # the second of a size is read in another way than the first
+        sent = frame(size, salt)
+        # What the kernel does not take at once goes on while both look.
+        dealer.send(sent)
+        for _ in range(ATTEMPTS):
+            received = router.receive()
+            if received is not None:
+                break
+            dealer.link_events()
+        assert received is not None
+        assert received[2] == sent
+        assert router.send(received[0], received[2]) is Delivery.DONE
+        assert answer(dealer, router) == sent
+
+
+def test_frames_of_all_sizes_keep_their_order(router: UnixRouter, dealer: UnixDealer) -> None:
+    frames = [frame(size) for size in (24, 30_000, 40, 50, 9_000, 8_188, 30_000, 24)]
+    for one in frames:
+        assert dealer.send(one)
+    assert [receive(router)[2] for _ in frames] == frames
+    assert router.receive() is None
+
+
+@pytest.mark.parametrize("at", range(1, 4 + 30 + 4 + 26))
+def test_a_stream_may_be_cut_anywhere(router: UnixRouter, at: int) -> None:
+    first, second = frame(30), frame(26)
+    stream = framed(first, second)
+    with raw(router.url) as peer:
+        peer.sendall(stream[:at])
+        received = [router.receive() for _ in range(4)]
+        peer.sendall(stream[at:])
+        received += [router.receive() for _ in range(4)]
+    assert [one[2] for one in received if one is not None] == [first, second]
+
+
+def test_frames_that_come_together_are_told_apart(router: UnixRouter) -> None:
+    frames = [frame(24 + size) for size in range(20)]
+    with raw(router.url) as peer:
+        peer.sendall(framed(*frames))
+        assert [receive(router)[2] for _ in frames] == frames
+
+
+def test_what_is_held_already_counts_as_ready(router: UnixRouter, dealer: UnixDealer) -> None:
+    rid = introduced(dealer, router)
+    with raw(router.url) as peer:
+        peer.sendall(framed(frame(24), frame(25)))
+        assert receive(router)[2] == frame(24)
+        assert wait_among([dealer, router], 0) == [1]
+        assert receive(router)[2] == frame(25)
+    for size in (24, 25):
+        router.send(rid, frame(size))
+    assert wait_among([dealer], 10) == [0]
+    assert answer(dealer) == frame(24)
+    assert dealer.poll()
+    assert wait_among([router, dealer], 0) == [1]
+    assert answer(dealer) == frame(25)
+    assert not dealer.poll()
+
+
+def test_what_is_held_of_an_only_peer_counts_as_ready(router: UnixRouter) -> None:
+    with raw(router.url) as peer:
+        peer.sendall(framed(frame(24)))
+        receive(router)
+        assert router.receive() is None  # from here on it waits for this one alone
+        peer.sendall(framed(frame(24), frame(25)))
+        assert receive(router)[2] == frame(24)
+        assert wait_among([router], 0) == [0]
+        assert receive(router)[2] == frame(25)
+        assert wait_among([router], 0) == []
+
+
+def test_a_large_frame_has_memory_of_its_own_that_may_be_written_to(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    rid = introduced(dealer, router)
+    views = []
+    for _ in range(2):
+        router.send(rid, frame(70_000))
+        data = dealer.receive()
+        assert isinstance(data, memoryview)
+        assert not data.readonly
+        views.append(np.frombuffer(data, np.uint8))
+    assert not np.shares_memory(views[0], views[1])
+
+
+@pytest.mark.parametrize("size", [0, 1, 23, 1001, 2**32 - 1])
+def test_a_length_that_no_frame_has_ends_the_connection(
+    url: str, ended: list[bytes], size: int
+) -> None:
+    small = UnixRouter(url, ended=ended.append, max_message=1000)
+    with contextlib.closing(small), raw(url) as bad, raw(url) as good:
+        bad.sendall(size.to_bytes(4, "little") + bytes(min(size, 1001)))
+        until_ended(small, ended)
+        with contextlib.suppress(ConnectionResetError):
+            assert bad.recv(1) == b""
+        good.sendall(framed(frame(1000)))
+        assert receive(small)[2] == frame(1000)
+
+
+@pytest.mark.parametrize("sent", [1, 3, 4, 20, 9_000])
+def test_what_ends_in_the_middle_is_no_frame(
+    router: UnixRouter, ended: list[bytes], sent: int
+) -> None:
+    with raw(router.url) as peer:
+        peer.sendall(framed(frame(10_000))[:sent])
+    until_ended(router, ended)
+    assert len(ended) == 1
+
+
+def test_half_a_frame_holds_nobody_up(router: UnixRouter, dealer: UnixDealer) -> None:
+    with raw(router.url) as slow:
+        slow.sendall(framed(frame(10_000))[:5_000])
+        for _ in range(5):
+            rid = introduced(dealer, router)
+            assert router.send(rid, frame(30)) is Delivery.DONE
+            assert answer(dealer) == frame(30)
+
+
+# --- who does not read ----------------------------------------------------------------------------
+
+
+def test_a_peer_that_does_not_read_never_stops_the_sender(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    large = frame(1024 * 1024)
+    with raw(router.url) as deaf:
+        deaf.sendall(framed(frame(24)))
+        rid, _, _ = receive(router)
+        sent = 0
+        while router.send(rid, large) is Delivery.DONE:
+            sent += 1
+            assert sent < 100
+        other = introduced(dealer, router)
+        assert router.send(other, frame(30)) is Delivery.DONE
+        assert answer(dealer) == frame(30)
+        # What was taken comes whole, once it is read, and before anything else.
+        heard = bytearray()
+        expected, added = framed(large) * sent, 0
+        while len(heard) < len(expected):
+            heard += deaf.recv(64 * 1024)
+            if added < 9 and router.send(rid, frame(30)) is Delivery.DONE:
+                expected += framed(frame(30))
+                added += 1
+            router.receive(wait=False)
+        assert heard == expected
+        assert added
+
+
+def test_a_router_that_does_not_read_does_not_stop_a_dealer_for_good(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    sent = 0
+    while dealer.send(frame(1024 * 1024)):
+        sent += 1
+        assert sent < 100
+    for _ in range(sent):
+        for _ in range(ATTEMPTS):
+            received = router.receive(wait=False)
+            if received is not None:
+                break
+            dealer.link_events()
+        assert received is not None
+        assert received[2] == frame(1024 * 1024)
+
+
+# --- connections ----------------------------------------------------------------------------------
+
+
+def test_each_connection_has_a_routing_id_that_cannot_be_guessed(router: UnixRouter) -> None:
+    rids = set()
+    for _ in range(3):
+        with contextlib.closing(UnixDealer(router.url)) as dealer:
+            rids.add(introduced(dealer, router))
+    assert len(rids) == 3
+    assert {(len(rid), rid[0]) for rid in rids} == {(16, unix_sockets.MARK)}
+
+
+def test_a_peer_that_left_is_unreachable(
+    router: UnixRouter, dealer: UnixDealer, ended: list[bytes]
+) -> None:
+    rid = introduced(dealer, router)
+    dealer.close()
+    until_ended(router, ended)
+    assert ended == [rid]
+    assert router.send(rid, frame(24)) is Delivery.UNREACHABLE
+
+
+def test_a_peer_that_left_unnoticed_is_noticed_when_it_is_sent_to(
+    router: UnixRouter, dealer: UnixDealer, ended: list[bytes]
+) -> None:
+    rid = introduced(dealer, router)
+    dealer.close()
+    assert router.send(rid, frame(24)) is Delivery.UNREACHABLE
+    until_ended(router, ended)
+    assert ended == [rid]
+
+
+def test_what_a_peer_said_before_it_left_is_read_though_it_cannot_be_answered(
+    router: UnixRouter, dealer: UnixDealer, ended: list[bytes]
+) -> None:
+    rid = introduced(dealer, router)
+    last = [frame(24, 1), frame(9_000, 2), frame(24, 3)]
+    for one in last:
+        dealer.send(one)
+    dealer.close()
+    for _ in range(2):
+        assert router.send(rid, frame(24)) is Delivery.UNREACHABLE
+    assert [receive(router)[2] for _ in last] == last
+    until_ended(router, ended)
+
+
+def test_what_a_router_said_before_it_left_is_read_though_it_cannot_be_answered(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    rid = introduced(dealer, router)
+    dealer.link_events()
+    assert router.send(rid, frame(100, salt=1)) is Delivery.DONE
+    assert router.send(rid, frame(70_000, salt=2)) is Delivery.DONE
+    router.hang_up(rid)
+    for _ in range(2):
+        assert not dealer.send(frame(24))
+    assert [answer(dealer), answer(dealer)] == [frame(100, salt=1), frame(70_000, salt=2)]
+    assert dealer.receive() is None
+    assert dealer.link_events() == [DOWN, UP]
+    assert dealer.send(frame(24))
+
+
+class Interrupt(Exception):
+    """What a signal handler raises."""
+
+
+@pytest.fixture
+def interrupted() -> Iterator[Callable[[Callable[[], object]], None]]:
+    """Makes a call again and again until a signal comes, which finds it waiting in the kernel."""
+
+    def handler(*_: object) -> None:
+        raise Interrupt
+
+    def until_interrupted(call: Callable[[], object]) -> None:
+        with pytest.raises(Interrupt):
+            for_ever(call)
+
+    def for_ever(call: Callable[[], object]) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0.03)
+        while True:
+            call()
+
+    former = signal.signal(signal.SIGALRM, handler)
+    yield until_interrupted
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, former)
+
+
+def test_an_interrupt_in_the_middle_of_a_large_frame_ends_the_connection(
+    url: str, interrupted: Callable[[Callable[[], object]], None]
+) -> None:
+    """How much of it had come is not known any more: what came next would fill the gap."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(url.removeprefix("unix://"))
+        listener.listen()
+        with contextlib.closing(UnixDealer(url)) as dealer:
+            other, _ = listener.accept()
+            with other:
+                other.sendall(framed(frame(20_000))[:15_000])
+                interrupted(dealer.receive)
+                assert not dealer.up
+                assert UP in dealer.link_events()  # anew
+
+
+def test_an_interrupt_while_a_frame_is_sent_ends_the_connection(
+    router: UnixRouter, dealer: UnixDealer, interrupted: Callable[[Callable[[], object]], None]
+) -> None:
+    large = frame(9_000_000)
+    interrupted(lambda: dealer.send(large))
+    assert not dealer.up
+
+
+def test_who_is_not_admitted_says_little(url: str, ended: list[bytes]) -> None:
+    with contextlib.ExitStack() as stack:
+        router = stack.enter_context(
+            contextlib.closing(UnixRouter(url, ended=ended.append, max_first=64))
+        )
+        one, other = (stack.enter_context(contextlib.closing(UnixDealer(url))) for _ in "12")
+        rid = introduced(one, router)
+        router.admit(rid)
+        one.send(frame(65))
+        assert receive(router) == (rid, None, frame(65))
+        other.send(frame(65))
+        until_ended(router, ended)
+        assert rid not in ended
+
+
+def test_many_take_turns(router: UnixRouter) -> None:
+    with contextlib.ExitStack() as stack:
+        dealers = [stack.enter_context(contextlib.closing(UnixDealer(router.url))) for _ in "12345"]
+        rids = [introduced(dealer, router) for dealer in dealers]
+        for dealer in dealers:
+            for _ in range(3):
+                dealer.send(frame(24))
+        order = [receive(router)[0] for _ in range(15)]
+        assert [set(order[i : i + 5]) for i in (0, 5, 10)] == [set(rids)] * 3
+
+
+def test_a_newcomer_is_heard_beside_one_that_never_rests(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    rid = introduced(dealer, router)
+    with contextlib.closing(UnixDealer(router.url)) as newcomer:
+        newcomer.send(frame(25))
+        heard = []
+        for _ in range(2 * unix_sockets.LOOK_EVERY):
+            dealer.send(frame(24))
+            heard.append(receive(router)[0])
+    assert set(heard) > {rid}
+
+
+def test_a_dealer_comes_back_to_a_router_that_was_started_again(url: str) -> None:
+    with contextlib.closing(UnixRouter(url)) as first:
+        dealer = UnixDealer(url)
+        introduced(dealer, first)
+        assert dealer.link_events() == [UP]
+    assert dealer.receive() is None
+    assert dealer.link_events() == [DOWN]
+    assert not dealer.send(frame(24))
+    assert dealer.receive() is None
+    assert not dealer.poll(0.01)
+    assert wait_among([dealer], 0.01) == []
+    Path(url.removeprefix("unix://")).unlink()
+    with contextlib.closing(UnixRouter(url)) as second, contextlib.closing(dealer):
+        assert dealer.link_events() == [UP]
+        rid = introduced(dealer, second)
+        second.send(rid, frame(30))
+        assert answer(dealer) == frame(30)
+
+
+def test_what_was_sent_before_the_end_is_heard(router: UnixRouter, dealer: UnixDealer) -> None:
+    rid = introduced(dealer, router)
+    router.send(rid, frame(70_000))
+    router.close()
+    assert answer(dealer) == frame(70_000)
+
+
+def test_without_a_descriptor_a_dealer_stays_down(
+    router: UnixRouter, dealer: UnixDealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> socket.socket:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    dealer.link_events()
+    dealer.end()
+    with monkeypatch.context() as full:
+        full.setattr(socket, "socket", none_left)
+        assert dealer.link_events() == [DOWN]
+        assert not dealer.send(frame(24), wait=True)
+    assert dealer.link_events() == [UP]
+    assert introduced(dealer, router)
+
+
+def test_nobody_listens(url: str) -> None:
+    with pytest.raises(ConnectionFailed, match=f"Cannot dial {url}: No such file or directory"):
+        UnixDealer(url)
+    UnixRouter(url).close()
+    with pytest.raises(ConnectionFailed, match="Connection refused"):
+        UnixDealer(url)
+
+
+@pytest.mark.parametrize("path", ["", "relative", "\0abstract", "/nul\0", "/" + "x" * 200, "/tmp"])
+def test_a_path_that_cannot_be_one_is_refused(path: str) -> None:
+    with pytest.raises(ConnectionFailed, match="Cannot dial"):
+        UnixDealer(f"unix://{path}")
+
+
+def test_a_path_that_cannot_be_listened_at_is_told(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"path too long\. .*TMPDIR"):
+        UnixRouter(url + "x" * 200)
+
+
+def test_another_user_is_hung_up_on(
+    router: UnixRouter, monkeypatch: pytest.MonkeyPatch, ended: list[bytes]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    whose = 1001
+
+    class OfAnother(socket.socket):
+        def accept(self) -> tuple[socket.socket, object]:
+            accepted, address = super().accept()
+            return OfAnother(fileno=accepted.detach()), address
+
+        def getsockopt(self, *_: object) -> bytes:  # type: ignore[override]
+            return struct.pack("iII", 1, whose, whose)
+
+    router._listener = OfAnother(fileno=router._listener.detach())
+    with raw(router.url) as stranger:
+        stranger.sendall(framed(frame(24)))
+        assert router.receive() is None
+        with contextlib.suppress(ConnectionResetError):
+            assert stranger.recv(1) == b""
+    for allowed in (1000, 0):  # this user, and root
+        whose = allowed
+        with raw(router.url) as welcome:
+            welcome.sendall(framed(frame(24)))
+            assert receive(router)[2] == frame(24)
+
+
+def test_connections_are_bounded(url: str) -> None:
+    with contextlib.ExitStack() as stack:
+        router = stack.enter_context(contextlib.closing(UnixRouter(url, max_peers=3)))
+        peers = [stack.enter_context(raw(router.url)) for _ in range(4)]
+        for _ in range(3):
+            router.receive(wait=False)
+        assert peers[3].recv(1) == b""
+        for peer in peers[:3]:
+            peer.sendall(framed(frame(24)))
+            receive(router)
+
+
+def test_any_number_of_descriptors_may_be_open_already(url: str) -> None:
+    """Python has one object for each small number only."""
+    with contextlib.ExitStack() as stack:
+        for _ in range(300):
+            stack.enter_context(Path(os.devnull).open("rb"))
+        router = stack.enter_context(contextlib.closing(UnixRouter(url)))
+        dealer = stack.enter_context(contextlib.closing(UnixDealer(url)))
+        assert min(router.waitable, dealer.waitable) > 256
+        dealer.send(frame(24))
+        assert wait_among([dealer, router], 10) == [1]
+        rid = receive(router)[0]
+        router.send(rid, frame(25))
+        assert wait_among([router, dealer], 10) == [1]

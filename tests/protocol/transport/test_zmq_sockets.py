@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import zmq
+
+from gymwire.protocol.errors import AddressError, ConfigurationError
+from gymwire.protocol.transport.zmq_sockets import (
+    Dealer,
+    Delivery,
+    LinkEvent,
+    Received,
+    Router,
+    context,
+    fd_of,
+)
+
+ATTEMPTS = 100  # ticks for what must happen, on a machine that may be busy
+
+
+@pytest.fixture
+def router() -> Iterator[Router]:
+    made = Router(["tcp://127.0.0.1:*"])
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def dealer(router: Router) -> Iterator[Dealer]:
+    made = Dealer(router.urls[0])
+    yield made
+    made.close()
+
+
+def receive(router: Router) -> Received:
+    for _ in range(ATTEMPTS):
+        received = router.receive()
+        if received is not None:
+            return received
+    raise AssertionError("nothing came")
+
+
+def send(dealer: Dealer, frame: bytes) -> None:
+    assert any(dealer.send(frame, wait=True) for _ in range(ATTEMPTS))
+
+
+def answer(dealer: Dealer) -> bytes:
+    for _ in range(ATTEMPTS):
+        frame = dealer.receive()
+        if frame is not None:
+            return bytes(frame)
+    raise AssertionError("nothing came")
+
+
+@pytest.mark.parametrize("size", [0, 1, 5_000, 70_000, 3_000_000])
+def test_a_frame_arrives_and_its_answer_comes_back(
+    router: Router, dealer: Dealer, size: int
+) -> None:
+    frame = bytes(range(256)) * (size // 256) + b"x" * (size % 256)
+    send(dealer, frame)
+    received = receive(router)
+    assert bytes(received[2]) == frame
+    assert router.send(received[0], received[2]) is Delivery.DONE
+    assert answer(dealer) == frame
+
+
+def test_a_routing_id_is_its_sockets_own_and_cannot_be_guessed(router: Router) -> None:
+    rids = set()
+    for _ in range(3):
+        dealer = Dealer(router.urls[0])
+        send(dealer, b"x")
+        rids.add(receive(router)[0])
+        dealer.close()
+    assert len(rids) == 3
+    assert {(len(rid), rid[0]) for rid in rids} == {(16, 1)}
+
+
+@pytest.mark.parametrize("frames", [2, 3, 4])
+def test_a_message_of_more_frames_is_dropped_whole(router: Router, frames: int) -> None:
+    with context().socket(zmq.DEALER) as raw:
+        raw.linger = 0
+        raw.routing_id = b"\x01raw"
+        raw.connect(router.urls[0])
+        raw.send_multipart([b"\x01victim"] * frames)
+        raw.send(b"good")
+        received = receive(router)
+    assert (received[0], received[2]) == (b"\x01raw", b"good")
+
+
+def test_at_a_dealer_the_parts_of_a_message_are_frames(router: Router, dealer: Dealer) -> None:
+    send(dealer, b"x")
+    rid = receive(router)[0]
+    raw = router.waitable
+    raw.send_multipart([rid, b"two", b"frames"])
+    router.send(rid, b"good")
+    assert [answer(dealer) for _ in range(3)] == [b"two", b"frames", b"good"]
+
+
+def test_a_peer_that_is_not_there_is_unreachable(router: Router) -> None:
+    assert router.send(b"\x01nobody", b"x") is Delivery.UNREACHABLE
+
+
+def test_a_peer_that_left_is_unreachable(router: Router) -> None:
+    dealer = Dealer(router.urls[0])
+    send(dealer, b"x")
+    rid = receive(router)[0]
+    dealer.close()
+    deliveries = set()
+    for _ in range(ATTEMPTS):
+        deliveries.add(router.send(rid, b"y"))
+        if Delivery.UNREACHABLE in deliveries:
+            return
+        router.receive()
+    raise AssertionError(deliveries)
+
+
+def test_a_peer_that_does_not_read_never_stops_the_sender(router: Router) -> None:
+    with context().socket(zmq.DEALER) as raw:
+        raw.linger = 0
+        raw.rcvhwm = 10
+        raw.connect(router.urls[0])
+        raw.send(b"x")
+        rid = receive(router)[0]
+        frame = bytes(60_000)
+        full = (router.send(rid, frame) is Delivery.FULL for _ in itertools.repeat(None, 20_000))
+        assert any(full)
+
+
+def test_without_a_connection_nothing_is_queued() -> None:
+    with context().socket(zmq.ROUTER) as free:
+        port = free.bind_to_random_port("tcp://127.0.0.1")
+    dealer = Dealer(f"tcp://127.0.0.1:{port}")
+    assert not dealer.send(b"x")
+    dealer.close()
+
+
+def test_an_oversized_message_drops_the_connection_not_the_socket(router: Router) -> None:
+    small = Router(["tcp://127.0.0.1:*"], max_message=1000)
+    big, good = Dealer(small.urls[0]), Dealer(small.urls[0])
+    send(big, bytes(1001))
+    send(good, bytes(1000))
+    assert len(receive(small)[2]) == 1000
+    assert small.receive() is None
+    for socket in (big, good, small):
+        socket.close()
+
+
+@pytest.mark.parametrize("url", ["tcp://*:*", "tcp://0.0.0.0:*", "tcp://[::]:*"])
+def test_listening_beyond_this_host_needs_keys_or_a_word(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="--insecure"):
+        Router([url])
+    Router([url], insecure=True).close()
+
+
+def test_a_port_in_use_is_told_as_that(router: Router) -> None:
+    with pytest.raises(ConfigurationError, match="is in use"):
+        Router(router.urls)
+
+
+def test_an_address_of_another_host_cannot_be_bound() -> None:
+    with pytest.raises(ConfigurationError, match="not an address of this host"):
+        Router(["tcp://192.0.2.1:5555"], insecure=True)
+
+
+def test_several_urls_may_be_listened_at(tmp_path: Path) -> None:
+    router = Router(["tcp://127.0.0.1:*", f"ipc://{tmp_path}/socket"])
+    for url in router.urls:
+        dealer = Dealer(url)
+        send(dealer, url.encode())
+        assert receive(router)[2] == url.encode()
+        dealer.close()
+    router.close()
+
+
+def test_a_malformed_url_is_no_zmq_error() -> None:
+    with pytest.raises(AddressError):
+        Dealer("tcp://nowhere")
+    with pytest.raises(AddressError):
+        Router(["udp://127.0.0.1:1"])
+
+
+def test_connections_made_and_lost_are_seen(router: Router) -> None:
+    dealer = Dealer(router.urls[0])
+    send(dealer, b"x")
+    fd = fd_of(receive(router)[1])
+    dealer.close()
+    seen: list[LinkEvent] = []
+    for _ in range(ATTEMPTS):
+        seen += router.link_events()
+        if len(seen) == 2:
+            break
+        router.receive()
+    assert [event.up for event in seen] == [True, False]
+    assert seen[1].fd == fd
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels are not asked")
+def test_a_muted_connection_is_not_heard_until_it_is_made_anew(
+    router: Router, dealer: Dealer
+) -> None:
+    send(dealer, b"before")
+    fd = fd_of(receive(router)[1])
+    assert router.mute(fd)
+    send(dealer, b"muted")
+    other = Dealer(router.urls[0])
+    send(other, b"of another")
+    assert bytes(receive(router)[2]) == b"of another"
+    assert router.receive() is None
+    router.hang_up(fd, router.connection(fd))
+    heard = b""
+    for _ in range(ATTEMPTS):
+        dealer.send(b"after", wait=True)
+        received = router.receive()
+        if received is not None:
+            heard = bytes(received[2])
+            break
+    assert heard == b"after"
+    other.close()
+
+
+def test_a_descriptor_that_is_another_connections_by_now_is_not_hung_up_on(
+    router: Router, dealer: Dealer
+) -> None:
+    send(dealer, b"one")
+    fd = fd_of(receive(router)[1])
+    router.hang_up(fd, router.connection(fd) + 1)
+    send(dealer, b"two")
+    assert bytes(receive(router)[2]) == b"two"
+    assert not any(not event.up for event in router.link_events())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other kernels are not asked")
+def test_for_how_long_nothing_came_is_known_of_tcp_alone(tmp_path: Path) -> None:
+    router = Router(["tcp://127.0.0.1:*", f"ipc://{tmp_path}/socket"])
+    known = []
+    for url in router.urls:
+        dealer = Dealer(url)
+        send(dealer, b"x")
+        known.append(router.quiet_s(fd_of(receive(router)[1])))
+        dealer.close()
+    router.close()
+    assert known[0] is not None
+    assert 0.0 <= known[0] < 60.0
+    assert known[1] is None
+
+
+def test_a_connection_that_is_not_known_is_left_alone(router: Router) -> None:
+    assert router.connection(-1) == 0
+    assert router.quiet_s(-1) is None
+    assert not router.mute(-1)
+    router.hang_up(-1)
