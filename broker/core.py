@@ -24,7 +24,7 @@ from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import (
-    PRESENCE,
+    LIVENESS_PREFIX,
     VERSION,
     Attach,
     Busy,
@@ -150,7 +150,9 @@ class Core:
             message = PLAIN.decode(data)
         except GymwireError:
             return None
-        peer = self.tables.by_ticket.get(message.ticket) if isinstance(message, Attach) else None
+        peer = (
+            self.tables.by_ticket.get(message.attach_token) if isinstance(message, Attach) else None
+        )
         if peer is None or self._gate.rule(peer.rid, len(data), now) is not Ruling.PASS:
             return None
         return peer
@@ -159,7 +161,7 @@ class Core:
 
     def receive(self, sender: Sender, data: bytes | memoryview, now: float) -> list[Send]:
         """Take a frame that `relay` did not place; returns what to send."""
-        if not data and sender.rid[:1] == PRESENCE:
+        if not data and sender.rid[:1] == LIVENESS_PREFIX:
             self.peers.present(sender, now)
             return []
         try:

@@ -11,9 +11,10 @@ from collections.abc import Collection
 from gymwire.broker.tables import Peer
 from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.messages import Attached, Kind
+from gymwire.protocol.transport.interface import Delivery, Received
 from gymwire.protocol.transport.private_folder import PrivateFolder
-from gymwire.protocol.transport.unix import SCHEME, UnixReceived, UnixRouter
-from gymwire.protocol.transport.zmq_sockets import Delivery, Received, Router
+from gymwire.protocol.transport.router import Router
+from gymwire.protocol.transport.unix import SCHEME, UnixRouter
 
 LOOK_EVERY = 16  # frames after which ZeroMQ is looked at though the lanes never rest
 MAX_LANES = 4096
@@ -49,17 +50,17 @@ class Lanes:
         self.url = self._unix.url
         self.send, self._receive_here = self._unix.send, self._unix.receive
 
-    def receive(self) -> Received | UnixReceived | None:
+    def receive(self) -> Received | None:
         """The next frame, or None after a tick without one. What came over a lane has no origin."""
         router = self._router
         self._turn = turn = (self._turn + 1) % LOOK_EVERY
-        if (router.stirred or not turn) and router.look():
+        if (router.may_have_unsignalled_input or not turn) and router.has_input():
             # Both have something to say, it may be: they take turns.
             self._lanes_next = not self._lanes_next
             received = self._receive_here(wait=False) if self._lanes_next else None
             return router.receive() if received is None else received
         received = self._receive_here()
-        if received is None and router.look():
+        if received is None and router.has_input():
             return router.receive()
         return received
 

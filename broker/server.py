@@ -25,16 +25,9 @@ from gymwire.protocol.codec import TIMED
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Kind
 from gymwire.protocol.security.keys import KeyPair, identity
+from gymwire.protocol.transport.interface import MAX_MESSAGE, TICK_MS, Delivery, Origin
+from gymwire.protocol.transport.router import Router, fd_of, public_key_of
 from gymwire.protocol.transport.unix import CAN_LISTEN
-from gymwire.protocol.transport.zmq_sockets import (
-    MAX_MESSAGE,
-    TICK_MS,
-    Delivery,
-    Origin,
-    Router,
-    fd_of,
-    public_key_of,
-)
 
 if sys.platform != "win32":
     import resource
@@ -152,7 +145,7 @@ class Server:
                 if lanes is not None and waits_for_lanes is not bool(tickets):
                     return
                 continue
-            frame = stamps.passed(data, at, time.monotonic_ns) if at else data
+            frame = stamps.stamp_relay(data, at, time.monotonic_ns) if at else data
             to_lane = lane_of.get(to)
             if to_lane is not None and lanes is not None:
                 delivery = lanes.send(to_lane, frame)
@@ -196,11 +189,13 @@ class Server:
             sender = Sender(rid, -1, key, name)
         else:
             fd = fd_of(origin)
-            sender = Sender(rid, fd, key, name, self._router.connection(fd))
+            sender = Sender(rid, fd, key, name, self._router.connection_id(fd))
         sends = self.core.receive(sender, data, now)
         if at:  # of a learner with limits
             sends = [
-                Send(rid, stamps.passed(data, at, time.monotonic_ns) if frame is data else frame)
+                Send(
+                    rid, stamps.stamp_relay(data, at, time.monotonic_ns) if frame is data else frame
+                )
                 for rid, frame in sends
             ]
         self._deliver(sends, rid, origin)
@@ -222,8 +217,8 @@ class Server:
             fd = fd_of(origin)
             if not self.core.cut_off(rid, fd, now):
                 return
-            if self._router.mute(fd):
-                self._muted.append((now + MUTED_S, fd, self._router.connection(fd)))
+            if self._router.drop_input(fd):
+                self._muted.append((now + MUTED_S, fd, self._router.connection_id(fd)))
             else:
                 self._router.hang_up(fd)
 
@@ -271,9 +266,9 @@ class Server:
             _, fd, connection = self._muted.popleft()
             self._router.hang_up(fd, connection)
         for learner in connections.learners_to_watch(now):
-            quiet_s = self._router.quiet_s(learner.fd)
-            if quiet_s is not None:
-                connections.quiet(learner, quiet_s)
+            idle_s = self._router.idle_s(learner.fd)
+            if idle_s is not None:
+                connections.quiet(learner, idle_s)
         changed = None if self._policy_file is None else self._policy_file.changed()
         if changed is not None:
             self._policy = changed

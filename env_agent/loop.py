@@ -38,7 +38,8 @@ from gymwire.protocol.messages import (
     Welcome,
     Withdraw,
 )
-from gymwire.protocol.transport.zmq_sockets import Origin, unknown_host
+from gymwire.protocol.transport.handshake import unknown_host
+from gymwire.protocol.transport.interface import Origin
 
 TIMERS_S = 0.1  # how often timers get their turn even when the socket never rests
 HELLO_AGAIN_S = 1.0  # how long offers may take to stand before HELLO is said again
@@ -120,8 +121,8 @@ class Loop:
                     raise Denied(_denied(self._dealer.url, event.denied))
             if time.monotonic() > deadline:
                 self._paths.close()
-                if self._dealer.suspicion:
-                    raise Denied(_denied(self._dealer.url, self._dealer.suspicion))
+                if self._dealer.handshake_hint:
+                    raise Denied(_denied(self._dealer.url, self._dealer.handshake_hint))
                 unknown = unknown_host(self._dealer.url)
                 if unknown:
                     raise BrokerUnreachable(f"No broker answers at {self._dealer.url}: {unknown}.")
@@ -249,7 +250,7 @@ class Loop:
         busy_since, received = self._watch.asked()
         try:
             # What is judged, and compared if it is repeated, is the request without its stamps.
-            request, passed = stamps.asked(data)
+            request, passed = stamps.strip_request(data)
             header = codec.read_header(request)
         except ProtocolError as error:
             return PLAIN.encode(Error(Code.PROTOCOL, str(error)), slot.session.sid, seq)
@@ -270,7 +271,7 @@ class Loop:
             return reply
         started, ended = at
         busy_since = max(busy_since, slot.replied)  # this request was not sent before that
-        reply = stamps.answer(
+        reply = stamps.append_reply(
             reply, passed, busy_since, received, started, ended, time.monotonic_ns
         )
         slot.session.answer = reply
@@ -383,7 +384,7 @@ class Loop:
     def _hello(self, wait: bool = False) -> bool:
         self._awaited = {offer.address for offer in self._offers}
         said = PLAIN.encode(hello(Role.ENV, self._agent, self.sessions))
-        sent = self._dealer.introduce(said, wait)
+        sent = self._dealer.send_hello(said, wait)
         if sent:
             self._hello_at = time.monotonic() + HELLO_AGAIN_S
         return sent
@@ -398,7 +399,7 @@ class Loop:
             self._tell(f"broker {again}")
         self.host.max_message = min(MAX_MESSAGE, welcome.max_message)
         self._welcomed, self._epoch, self._away_since = True, welcome.epoch, None
-        self._dealer.welcomed(welcome)
+        self._dealer.handle_welcome(welcome)
         for offer in self._offers:
             self._dealer.send(PLAIN.encode(offer))
             if self._draining:

@@ -15,7 +15,7 @@ from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import GymwireError
 from gymwire.protocol.messages import Busy, BusyReason, Kind, Ping, Progress, Role
-from gymwire.protocol.transport.zmq_sockets import Dealer
+from gymwire.protocol.transport.dealer import Dealer
 
 EVERY_S = 1.0
 SLOW_S = 1.0  # a request that lasts longer is reported
@@ -54,7 +54,7 @@ class Pulse(threading.Thread):
     def _greeting(self) -> bytes | bytearray:
         """Names all sessions: a loop in a long step cannot announce them to a new broker itself."""
         sessions = [row for loop in self._loops for row in loop.sessions]
-        return PLAIN.encode(hello(Role.PULSE, self._agent, sessions))
+        return PLAIN.encode(hello(Role.PROGRESS, self._agent, sessions))
 
     def stop(self) -> None:
         """End the thread soon."""

@@ -16,17 +16,12 @@ from gymwire.protocol.address import is_local
 from gymwire.protocol.codec import Frame, Pieces
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.security.keys import KeyPair, identity
-from gymwire.protocol.transport.broker_link import Link
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.interface import TICK_MS, Origin, Received
+from gymwire.protocol.transport.polling import wait_among
 from gymwire.protocol.transport.private_folder import PrivateFolder
-from gymwire.protocol.transport.unix import CAN_LISTEN, MARK, SCHEME, UnixReceived, UnixRouter
-from gymwire.protocol.transport.zmq_sockets import (
-    TICK_MS,
-    Origin,
-    Received,
-    Router,
-    public_key_of,
-    wait_among,
-)
+from gymwire.protocol.transport.router import Router, public_key_of
+from gymwire.protocol.transport.unix import CAN_LISTEN, MARK, SCHEME, UnixRouter
 
 RELAY = b""  # the way through the broker; a direct one is its connection's routing id
 DIRECT_TICK_MS = 20  # how often the rest is looked at while all sessions use one direct socket
@@ -35,7 +30,7 @@ NEWCOMERS = 1000  # frames, or ticks of rest, in which a learner comes who can c
 
 
 # The way that a frame came, what libzmq knows of it (if it came by libzmq), and the frame.
-Arrived = Received | UnixReceived
+Arrived = Received
 
 
 class DirectSettings(NamedTuple):
@@ -181,12 +176,12 @@ class DirectEndpoint:
 class Paths:
     """Receives from both ways and sends on either."""
 
-    def __init__(self, dealer: Link, direct: DirectEndpoint | None) -> None:
+    def __init__(self, dealer: BrokerLink, direct: DirectEndpoint | None) -> None:
         self.dealer = dealer
         self.direct = direct
         self._turn = 0
         self._all = 0  # direct frames for which all sockets are waited for
-        self._sockets: list[Link | Router | UnixRouter] = [dealer]
+        self._sockets: list[BrokerLink | Router | UnixRouter] = [dealer]
         if direct is not None:
             if direct.router is not None:
                 self._sockets.append(direct.router)
@@ -224,7 +219,7 @@ class Paths:
         """A frame of any socket, the relay's first."""
         for place in wait_among(self._sockets, wait_s):
             match self._sockets[place]:
-                case Link():
+                case BrokerLink():
                     arrived = self._relayed()
                     # A session's request, and nothing of the broker's own.
                     if arrived is not None and len(arrived[2]) > 2 and arrived[2][2] < 16:

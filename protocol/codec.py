@@ -20,14 +20,14 @@ from typing import Any, NamedTuple
 from gymwire.protocol import values
 from gymwire.protocol.errors import DecodingError, EncodingError, VersionMismatch
 from gymwire.protocol.messages import KINDS, TYPES, VERSION, Act, Kind, Message, Percept, Status
-from gymwire.protocol.spaces import MISFIT, SpaceCodec
+from gymwire.protocol.spaces import NOT_COMPACT, SpaceCodec
 
 MAGIC = 0xE7
 HEADER = struct.Struct("<BBBBIQQ")
 HEADER_SIZE = HEADER.size  # 24
 ALIGN = 16
 
-FITS = 1  # flag: the observation (or action) is in its space's form, not the self-describing one
+COMPACT = 1  # flag: the observation (or action) is in its space's form, not the self-describing one
 TIMED = 2  # flag: the frame ends with time stamps, see protocol/stamps.py
 
 Frame = bytes | bytearray
@@ -132,9 +132,9 @@ class Codec:
         space = self._spaces.get(kind)
         if space is not None:
             compact = space.encode(fields[0], tail)
-            if compact is not MISFIT:
+            if compact is not NOT_COMPACT:
                 fields[0] = compact
-                flags = FITS
+                flags = COMPACT
         try:
             head = values.pack(fields, tail)
         except EncodingError as error:
@@ -173,7 +173,7 @@ class Codec:
         checks = _CHECKS[kind]
         if len(fields) != len(checks):
             raise DecodingError(f"{kind.name} has {len(checks)} fields, not {len(fields)}.")
-        if flags & FITS:
+        if flags & COMPACT:
             space = self._spaces.get(kind)
             if space is None:
                 raise DecodingError(f"{kind.name} is in a space's form, but has no space here.")

@@ -76,11 +76,11 @@ class Role:
 
     LEARNER = "learner"
     ENV = "env"  # one serving loop of an env agent
-    PULSE = "pulse"  # the thread of an env agent that reports long steps
-    PRESENCE = "presence"  # an env agent's connection that never says HELLO
+    PROGRESS = "pulse"  # an env agent's progress connection, which reports long steps
+    LIVENESS = "presence"  # an env agent's liveness connection, which never sends HELLO
 
 
-PRESENCE = b"\x02"  # how the routing id of a connection begins that only shows that it is there
+LIVENESS_PREFIX = b"\x02"  # the first byte of a liveness connection's routing id
 
 
 # --- the gym dialogue -----------------------------------------------------------------------------
@@ -136,7 +136,7 @@ class Render:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class RenderedFrame:
     """The answer to RENDER: what `Env.render` returned."""
 
     frame: Any
@@ -177,7 +177,7 @@ class Open:
 
     `nonce`: 16 random bytes, the session's secret; the same nonce opens the same session.
     `num_envs`: 0 for a plain environment, n for a vector of n. `challenge`: the X25519 public key
-    of a learner that pins the agent and wants the session sealed, else b"".
+    of a learner that pins the agent and wants the session signed, else b"".
     """
 
     address: str
@@ -198,7 +198,7 @@ class Opened:
     For a vector the `single_` spaces are those of one environment; for a plain environment they
     are None. `agent`: its host and process, for people. `direct`: {"urls", "host", "key"} of the
     agent's direct endpoint, or None. `key`: the agent's public key (z85) if the session is
-    sealed, else b"".
+    signed, else b"".
     """
 
     observation_space: Any
@@ -298,8 +298,8 @@ class Welcome:
     identity: str
     max_message: int
     lease_s: float
-    lane: str = ""
-    ticket: bytes = b""
+    local_channel: str = ""
+    attach_token: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +371,7 @@ class Bye:
 class Attach:
     """This connection is a lane of the peer that was given this ticket."""
 
-    ticket: bytes
+    attach_token: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +387,7 @@ Message = (
     | Close
     | Closed
     | Render
-    | Frame
+    | RenderedFrame
     | Call
     | Result
     | Error
@@ -412,5 +412,7 @@ Message = (
     | Attached
 )
 
-TYPES: dict[Kind, type[Message]] = {Kind[t.__name__.upper()]: t for t in Message.__args__}
+TYPES: dict[Kind, type[Message]] = {
+    Kind.FRAME if t is RenderedFrame else Kind[t.__name__.upper()]: t for t in Message.__args__
+}
 KINDS: dict[type[Message], Kind] = {t: kind for kind, t in TYPES.items()}

@@ -44,7 +44,7 @@ class Stamps(NamedTuple):
     back_sent: int
 
 
-def ask(frame: Frame) -> Frame:
+def request_stamps(frame: Frame) -> Frame:
     """This ACT, asking for stamps."""
     timed = bytearray(frame)
     timed[_FLAGS_AT] |= TIMED
@@ -52,7 +52,7 @@ def ask(frame: Frame) -> Frame:
     return timed
 
 
-def passed(data: bytes | memoryview, received: int, clock: Clock) -> Frame | memoryview:
+def stamp_relay(data: bytes | memoryview, received: int, clock: Clock) -> Frame | memoryview:
     """This frame as the broker relays it: with its stamps if it has the flag and the room."""
     room = _ROOM.get(data[2])
     if room is None or not _fits(data, room):
@@ -62,7 +62,7 @@ def passed(data: bytes | memoryview, received: int, clock: Clock) -> Frame | mem
     return frame
 
 
-def asked(data: bytes | memoryview) -> tuple[Frame, bytes]:
+def strip_request(data: bytes | memoryview) -> tuple[Frame, bytes]:
     """An ACT with the flag: as it would be without, and the broker's stamps, as they stand there.
 
     Raises DecodingError.
@@ -70,7 +70,7 @@ def asked(data: bytes | memoryview) -> tuple[Frame, bytes]:
     return _plain(data, REQUEST_SIZE)
 
 
-def answer(
+def append_reply(
     frame: Frame,
     request: bytes,
     busy_since: int,
@@ -87,7 +87,7 @@ def answer(
     return timed
 
 
-def answered(data: bytes | memoryview) -> tuple[Frame, Stamps]:
+def strip_reply(data: bytes | memoryview) -> tuple[Frame, Stamps]:
     """A PERCEPT with the flag: as it would be without, and its stamps. Raises DecodingError."""
     frame, trailer = _plain(data, REPLY_SIZE)
     stamps = Stamps(*_ALL.unpack(trailer))

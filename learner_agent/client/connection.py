@@ -53,9 +53,10 @@ from gymwire.protocol.messages import (
     Welcome,
 )
 from gymwire.protocol.security.keys import credentials, identity
-from gymwire.protocol.security.signing import Challenge, Seal
-from gymwire.protocol.transport.broker_link import Link
-from gymwire.protocol.transport.zmq_sockets import Dealer, unknown_host
+from gymwire.protocol.security.signing import Challenge, Signer
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.handshake import unknown_host
 
 CONNECT_S = 2.5  # how long a broker may take to answer at first
 HELLO_AGAIN_S = 1.0  # how long WELCOME may take before HELLO is said again
@@ -74,11 +75,11 @@ class _Opening(NamedTuple):
     pin: str | None
     challenge: Challenge | None
 
-    def seal(self, header: Header, opened: Opened, data: bytes | memoryview) -> Seal | None:
-        """The seal of the session that OPENED begins. Raises Denied if it is not the pinned's."""
+    def signer(self, header: Header, opened: Opened, data: bytes | memoryview) -> Signer | None:
+        """The signer of the session that OPENED begins. Raises Denied if it is not the pinned's."""
         if self.pin is None or self.challenge is None:
             return None
-        return self.challenge.seal(self.pin, opened.key, self.wish.nonce, header.sid, data)
+        return self.challenge.signer(self.pin, opened.key, self.wish.nonce, header.sid, data)
 
 
 _OPEN: weakref.WeakSet[Channel] = weakref.WeakSet()
@@ -133,7 +134,7 @@ class Channel:
         self._heard = 0.0
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
-        self.dealer = Link(Dealer(url, key=own, server_key=server_key))
+        self.dealer = BrokerLink(Dealer(url, key=own, server_key=server_key))
         try:
             self._connect(time.monotonic() + min(CONNECT_S, timeout_s) + wait_s)
         except BaseException:
@@ -145,7 +146,7 @@ class Channel:
         hello_at = 0.0
         while self.welcome is None:
             now = time.monotonic()
-            if now >= hello_at and self.dealer.introduce(self._hello(), wait=True):
+            if now >= hello_at and self.dealer.send_hello(self._hello(), wait=True):
                 hello_at = now + HELLO_AGAIN_S
             if hello_at:
                 self.pump()
@@ -153,8 +154,8 @@ class Channel:
                 if event.denied:
                     raise Denied(_denied(self.url, event.denied))
             if time.monotonic() > deadline:
-                if self.dealer.suspicion:
-                    raise Denied(_denied(self.url, self.dealer.suspicion))
+                if self.dealer.handshake_hint:
+                    raise Denied(_denied(self.url, self.dealer.handshake_hint))
                 unknown = unknown_host(self.url)
                 if unknown:
                     raise BrokerUnreachable(f"No broker answers at {self.url}: {unknown}.")
@@ -270,8 +271,8 @@ class Channel:
                 header, answer, data = _answer(asked[i])
                 if isinstance(answer, Opened):
                     opening = openings[i]
-                    seal = opening.seal(header, answer, data)
-                    opened[i] = self._opened(header, opening.wish, answer, seal)
+                    signer = opening.signer(header, answer, data)
+                    opened[i] = self._opened(header, opening.wish, answer, signer)
                 self._asking.forget([asked.pop(i)])
                 if isinstance(answer, Error):
                     if answer.code == Code.NO_FREE_SLOT and len(openings) > 1:
@@ -299,8 +300,8 @@ class Channel:
         opening = self._unwanted.pop(header.seq)
         if isinstance(answer, Opened) and header.sid not in self._sessions:
             try:
-                seal = opening.seal(header, answer, data)
-                self._opened(header, opening.wish, answer, seal).close(wait=False)
+                signer = opening.signer(header, answer, data)
+                self._opened(header, opening.wish, answer, signer).close(wait=False)
             except GymwireError as error:
                 self._log.debug("an unwanted session was not closed", why=str(error))
 
@@ -326,7 +327,7 @@ class Channel:
         if not isinstance(opened, Opened) or header.sid != token.sid:
             raise EnvironmentLost("The session is lost: its env agent does not know it any more.")
         _check_pinned(token, opened, data)
-        session = self._opened(header, token.wish, opened, token.seal)
+        session = self._opened(header, token.wish, opened, token.signer)
         session.exchange.rejoin(token.seq, token.state)
         session.catch_up()
         if token.wish.direct:
@@ -334,13 +335,13 @@ class Channel:
         return session
 
     def _opened(
-        self, header: Header, wish: Open, opened: Opened, seal: Seal | None
+        self, header: Header, wish: Open, opened: Opened, signer: Signer | None
     ) -> RemoteSession:
         try:
-            session = RemoteSession(self, header.sid, wish, opened, seal)
+            session = RemoteSession(self, header.sid, wish, opened, signer)
         except GymwireError:  # its spaces are unknown here, say: it must not hold a slot
             close = PLAIN.encode(Close(), header.sid, 1)
-            self.dealer.send(close if seal is None else seal.close(close))
+            self.dealer.send(close if signer is None else signer.sign(close))
             raise
         self._sessions[header.sid] = session
         return session
@@ -414,7 +415,7 @@ class Channel:
                 message = PLAIN.decode(data, header)
                 assert isinstance(message, Welcome)
                 self.welcome = message
-                self.dealer.welcomed(message)
+                self.dealer.handle_welcome(message)
             case Kind.BUSY:
                 message = PLAIN.decode(data, header)
                 if isinstance(message, Busy) and message.reason == BusyReason.HELLO:
@@ -462,7 +463,7 @@ class Channel:
 
     def greet(self) -> None:
         """Say HELLO."""
-        self.dealer.introduce(self._hello())
+        self.dealer.send_hello(self._hello())
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -496,12 +497,12 @@ def _check_pinned(token: SessionToken, opened: Opened, data: bytes | memoryview)
 
     It has the session's tag then, and names the key from which that tag's key was derived.
     """
-    pin, seal = parse_address(token.kwargs["address"]).identity, token.seal
-    if pin is None and seal is None:
+    pin, signer = parse_address(token.kwargs["address"]).identity, token.signer
+    if pin is None and signer is None:
         return
     try:
-        if seal is not None and pin == identity(opened.key):
-            seal.open(data)
+        if signer is not None and pin == identity(opened.key):
+            signer.verify(data)
             return
     except DecodingError:
         pass

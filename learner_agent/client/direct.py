@@ -14,8 +14,8 @@ from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import AddressError, ConnectionFailed, DecodingError, GymwireError
 from gymwire.protocol.messages import Kind, Resume
 from gymwire.protocol.security.keys import KeyPair
+from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.unix import SCHEME, UnixDealer
-from gymwire.protocol.transport.zmq_sockets import Dealer
 
 AnyDealer = Dealer | UnixDealer
 

@@ -14,11 +14,12 @@ from typing import Any
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import ConnectionFailed, GymwireError
 from gymwire.protocol.messages import Attach, Attached, Welcome
+from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.interface import LinkEvent
 from gymwire.protocol.transport.unix import UnixDealer
-from gymwire.protocol.transport.zmq_sockets import Dealer, LinkEvent
 
 
-class Link:
+class BrokerLink:
     """What `Dealer` is, over either way. Used from one thread.
 
     `eager`: a lane is dialled as soon as the broker says where; else by the first `approach`.
@@ -49,22 +50,22 @@ class Link:
             return self._way.receive()
         return self._held.popleft()
 
-    def introduce(self, hello: bytes | bytearray, wait: bool = False) -> bool:
+    def send_hello(self, hello: bytes | bytearray, wait: bool = False) -> bool:
         """Send HELLO, which is about the ZeroMQ connection. As `Dealer.send`."""
         return self._dealer.send(hello, wait)
 
     # --- the lane ---------------------------------------------------------------------------------
 
-    def welcomed(self, welcome: Welcome) -> None:
+    def handle_welcome(self, welcome: Welcome) -> None:
         """The broker has said where a lane may be dialled, or that there is none."""
-        offer = (welcome.lane, welcome.ticket)
+        offer = (welcome.local_channel, welcome.attach_token)
         if offer != self._offer:
             self._leave_lane()
             self._offer = offer
         if self._eager:
-            self.approach()
+            self.open_local_channel()
 
-    def approach(self) -> None:
+    def open_local_channel(self) -> None:
         """Dial a lane, if there can be one and is none yet; waits for a tick at most."""
         self._eager = True
         url, ticket = self._offer
@@ -134,18 +135,18 @@ class Link:
         return self._lane is not None
 
     @property
-    def holds(self) -> bool:
+    def has_buffered(self) -> bool:
         """Whether a frame may be here that a poll of `waitable` does not see."""
-        return bool(self._held) or self._way.holds
+        return bool(self._held) or self._way.has_buffered
 
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Whether a frame is there within `timeout_s`."""
         return bool(self._held) or self._way.poll(timeout_s)
 
     @property
-    def suspicion(self) -> str:
+    def handshake_hint(self) -> str:
         """Why the broker may be hanging up on each handshake; "" if it does not."""
-        return self._dealer.suspicion
+        return self._dealer.handshake_hint
 
     @property
     def waitable(self) -> Any:

@@ -23,14 +23,14 @@ class Stream:
     """Frames over one connected socket, each after its length, as u32 little-endian.
 
     `holds`: bytes beyond the last frame were received. `owed`: what the socket has not taken yet
-    of the last frame that was sent. `deaf`: the other side reads no more; what it has said before
+    of the last frame that was sent. `write_closed`: the other side reads no more; what it has said before
     that is here to be read, and behind it the end.
     """
 
     up = False
-    deaf = False
-    holds = False
-    owed: memoryview | None = None
+    write_closed = False
+    has_buffered = False
+    unsent: memoryview | None = None
 
     def __init__(self, max_message: int) -> None:
         self.max_message = max_message
@@ -45,13 +45,13 @@ class Stream:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         self.sock = sock
         self._recv, self._send = sock.recv, sock.send
-        self.up, self.deaf, self.owed = True, False, None
+        self.up, self.write_closed, self.unsent = True, False, None
         self._pause(b"")
         self._frame: memoryview | None = None  # the one that is being received
         self._filled = 0
 
     def _pause(self, rest: bytes, expects_large: bool = False) -> None:
-        self._rest, self.holds = rest, bool(rest)
+        self._rest, self.has_buffered = rest, bool(rest)
         self._plain = not rest and not expects_large  # the next frame may come in one piece
 
     def read(self, flags: int) -> bytes | memoryview | None:
@@ -83,7 +83,7 @@ class Stream:
             raise
 
     def _read_in_parts(self, flags: int) -> bytes | memoryview | None:
-        if self._frame is None and not self.holds:
+        if self._frame is None and not self.has_buffered:
             data = self._recv(PREFIX, flags)  # nothing of a large frame is copied
             if not data:
                 raise EOFError
@@ -113,7 +113,7 @@ class Stream:
             frame = self._frame = memoryview(np.empty(size, np.uint8))  # type: ignore[arg-type]
             self._filled = len(rest) - PREFIX
             frame[: self._filled] = rest[PREFIX:]
-            self.holds, self._plain = False, False
+            self.has_buffered, self._plain = False, False
         # The kernel waits for all of it, but for a tick at most: who sends byte by byte holds
         # nobody up.
         got = self.sock.recv_into(frame[self._filled :], 0, flags or _WHOLE)
@@ -128,7 +128,7 @@ class Stream:
 
     def write(self, frame: bytes | bytearray | memoryview | Pieces, flags: int) -> bool:
         """Send one frame. What the socket does not take at once is owed. False: it is dropped."""
-        if self.owed is not None and not self.settle(flags):
+        if self.unsent is not None and not self.flush_pending(flags):
             return False
         size = len(frame)
         prefix = size.to_bytes(PREFIX, "little")
@@ -142,9 +142,9 @@ class Stream:
                 # What is owed must stay as it is.
                 whole = bytes(frame) if isinstance(frame, Pieces) else frame
                 if sent < PREFIX:
-                    self.owed = memoryview(prefix[sent:] + whole)
+                    self.unsent = memoryview(prefix[sent:] + whole)
                 else:
-                    self.owed = memoryview(whole)[sent - PREFIX :]
+                    self.unsent = memoryview(whole)[sent - PREFIX :]
         except BlockingIOError:
             return False
         except OSError:
@@ -155,11 +155,11 @@ class Stream:
             raise
         return True
 
-    def settle(self, flags: int) -> bool:
+    def flush_pending(self, flags: int) -> bool:
         """Send what is owed. False: some of it is owed still."""
-        if self.owed is not None:
+        if self.unsent is not None:
             try:
-                self.owed = self.owed[self._send(self.owed, flags) :] or None
+                self.unsent = self.unsent[self._send(self.unsent, flags) :] or None
             except BlockingIOError:
                 return False
             except OSError:
@@ -167,17 +167,17 @@ class Stream:
             except BaseException:
                 self.end()
                 raise
-        return self.owed is None
+        return self.unsent is None
 
     def _not_read(self) -> None:
-        self.deaf, self.owed = True, None
+        self.write_closed, self.unsent = True, None
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)  # what is here already can still be read
 
     def end(self) -> None:
         """Close the connection. Idempotent."""
         if self.up:
-            self.up, self.holds, self.owed, self._frame = False, False, None, None
+            self.up, self.has_buffered, self.unsent, self._frame = False, False, None, None
             with contextlib.suppress(OSError):  # a process that was forked may have it open, too
                 self.sock.shutdown(socket.SHUT_RDWR)
             self.sock.close()

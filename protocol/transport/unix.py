@@ -19,8 +19,8 @@ from typing import Final
 
 from gymwire.protocol.codec import Pieces
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
+from gymwire.protocol.transport.interface import MAX_MESSAGE, TICK_MS, Delivery, LinkEvent
 from gymwire.protocol.transport.stream import NOW, Stream
-from gymwire.protocol.transport.zmq_sockets import MAX_MESSAGE, TICK_MS, Delivery, LinkEvent
 
 SCHEME: Final = "unix://"
 CAN_LISTEN = hasattr(select, "epoll") and hasattr(socket, "SO_PEERCRED")  # Linux
@@ -80,7 +80,7 @@ class UnixDealer(Stream):
             if wait:
                 time.sleep(TICK_MS / 1000)
             return False
-        return not self.deaf and self.write(frame, 0)
+        return not self.write_closed and self.write(frame, 0)
 
     def receive(self) -> bytes | memoryview | None:
         """The next frame, or None after a tick without one; at once if `link_events` says why."""
@@ -88,13 +88,13 @@ class UnixDealer(Stream):
             if not self._events:
                 time.sleep(TICK_MS / 1000)
             return None
-        if self.owed is not None:
-            self.settle(0)
+        if self.unsent is not None:
+            self.flush_pending(0)
         return self.read(0)
 
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Whether a frame, or a part of one, is there within `timeout_s`."""
-        if self.holds:
+        if self.has_buffered:
             return True
         if not self.up:
             time.sleep(timeout_s)
@@ -107,8 +107,8 @@ class UnixDealer(Stream):
         """Connections made and lost since the last call."""
         if not self.up:
             self._connect()
-        elif self.owed is not None:
-            self.settle(NOW)
+        elif self.unsent is not None:
+            self.flush_pending(NOW)
         events, self._events = self._events, []
         return events
 
@@ -141,7 +141,7 @@ class _Peer(Stream):
         super().end()
 
 
-UnixReceived = tuple[bytes, None, bytes | memoryview]
+Received = tuple[bytes, None, bytes | memoryview]
 """The sender's routing id, nothing else that is known of it, and the frame."""
 
 
@@ -197,11 +197,11 @@ class UnixRouter:
             self._epoll.register(watched, select.EPOLLIN)
 
     @property
-    def holds(self) -> bool:
+    def has_buffered(self) -> bool:
         """Whether frames may be here that the kernel does not know of any more."""
         return bool(self._turns)
 
-    def receive(self, wait: bool = True) -> UnixReceived | None:
+    def receive(self, wait: bool = True) -> Received | None:
         """The next frame, or None after a tick (without `wait`: now) without one."""
         only = self._only
         if only is not None and self._frames_left and wait:
@@ -209,7 +209,7 @@ class UnixRouter:
             self._frames_left -= 1
             frame = only.read(0)
             if frame is not None:
-                if only.holds:
+                if only.has_buffered:
                     self._frames_left = 0
                     self._turns.append(only)
                 return only.rid, None, frame
@@ -238,7 +238,7 @@ class UnixRouter:
 
     def _read(self, peer: _Peer) -> bytes | memoryview | None:
         frame = peer.read(NOW) if peer.up else None
-        if frame is not None and peer.holds:
+        if frame is not None and peer.has_buffered:
             self._turns.append(peer)
         if not peer.up:
             self._end(peer)
@@ -252,7 +252,7 @@ class UnixRouter:
                 if fd != self._watched:
                     self._let_in()
                 continue
-            if event & select.EPOLLOUT and peer.settle(NOW) and peer.up:
+            if event & select.EPOLLOUT and peer.flush_pending(NOW) and peer.up:
                 self._epoll.modify(fd, select.EPOLLIN)
                 self._choose_only()
             if event & ~select.EPOLLOUT or not peer.up:
@@ -278,7 +278,7 @@ class UnixRouter:
     def _choose_only(self) -> None:
         sole = len(self._peers) == 1 and self._watched < 0
         only = next(iter(self._peers.values())) if sole else None
-        self._only = None if only is None or only.owed is not None else only
+        self._only = None if only is None or only.unsent is not None else only
 
     def _end(self, peer: _Peer) -> None:
         if self._peers.pop(peer.rid, None) is not None:
@@ -294,11 +294,11 @@ class UnixRouter:
         connection is FULL.
         """
         peer = self._peers.get(rid)
-        if peer is None or peer.deaf:
+        if peer is None or peer.write_closed:
             return Delivery.UNREACHABLE
         if not peer.write(frame, NOW):
-            return Delivery.UNREACHABLE if peer.deaf else Delivery.FULL
-        if peer.owed is not None:
+            return Delivery.UNREACHABLE if peer.write_closed else Delivery.FULL
+        if peer.unsent is not None:
             self._epoll.modify(peer.sock, select.EPOLLIN | select.EPOLLOUT)
             self._only = None
         return Delivery.DONE

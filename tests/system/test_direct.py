@@ -24,8 +24,8 @@ from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import ConnectionFailed, EnvironmentLost
 from gymwire.protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume
 from gymwire.protocol.security.keys import generate, load
+from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.unix import UnixDealer
-from gymwire.protocol.transport.zmq_sockets import Dealer
 from tests.chaos.relays import TcpRelay
 from tests.odd_envs import Noise
 from tests.processes import PATIENCE_S, Programs, programs

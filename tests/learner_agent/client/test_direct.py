@@ -10,7 +10,7 @@ from gymwire.learner_agent.client import direct
 from gymwire.learner_agent.client.direct import DirectLink
 from gymwire.protocol.codec import PLAIN, read_header
 from gymwire.protocol.messages import Kind, Resumed
-from gymwire.protocol.transport.zmq_sockets import LinkEvent
+from gymwire.protocol.transport.interface import LinkEvent
 
 
 class Clock:
