@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from gymwire.broker.tables import Peer
-from gymwire.protocol.codec import PLAIN, Frame
+from gymwire.protocol.codec import KIND_AT, PLAIN, Frame
 from gymwire.protocol.messages import Attached, Kind
 from gymwire.protocol.transport.interface import Delivery, Received
 from gymwire.protocol.transport.private_folder import PrivateFolder
@@ -76,7 +76,7 @@ class Lanes:
     def deliver(self, rid: bytes, frame: Frame | memoryview) -> bool:
         """Send a frame of the broker's own, if this peer has a lane and the frame may take it."""
         lane = self.of.get(rid)
-        if lane is None or frame[2] == Kind.PING:  # that tries the ZeroMQ connection
+        if lane is None or frame[KIND_AT] == Kind.PING:  # that tries the ZeroMQ connection
             return False
         return self._unix.send(lane, frame) is Delivery.DONE
 

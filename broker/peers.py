@@ -12,6 +12,7 @@ from gymwire.broker.recovery import Awaited
 from gymwire.broker.refusals import ASK, Refusal, may_not, refuse, whose
 from gymwire.broker.sessions import Sessions
 from gymwire.broker.tables import Peer, Tables
+from gymwire.protocol.capabilities import common
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Bye, Code, Hello, Role, Welcome
@@ -120,6 +121,7 @@ class Peers:
                 fd=sender.fd,
                 connection=sender.connection,
                 rights=rights,
+                capabilities=common(hello.capabilities),
             )
         self._connections.arrived(peer, sender, now)
         return peer

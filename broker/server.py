@@ -21,7 +21,7 @@ from gymwire.broker.local_channels import Lanes
 from gymwire.broker.policy_file import PolicyFile
 from gymwire.broker.rate_limit import Ruling
 from gymwire.protocol import stamps
-from gymwire.protocol.codec import TIMED
+from gymwire.protocol.codec import FLAGS_AT, KIND_AT, TIMED
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Kind
 from gymwire.protocol.security.keys import KeyPair, identity
@@ -138,7 +138,7 @@ class Server:
                 rid, key = owner
             elif keyed:
                 key = public_key_of(origin)
-            at = time.monotonic_ns() if len(data) > 3 and data[3] & TIMED else 0
+            at = time.monotonic_ns() if len(data) > FLAGS_AT and data[FLAGS_AT] & TIMED else 0
             to = relay(rid, data, key)
             if to is None:
                 self._look_at(rid, origin, data, key, at)
@@ -183,7 +183,9 @@ class Server:
             return
         name = "" if key is None else identity(key)
         if origin is None:
-            if len(data) > 2 and data[2] == Kind.HELLO:  # that is about a ZeroMQ connection
+            if (
+                len(data) > KIND_AT and data[KIND_AT] == Kind.HELLO
+            ):  # that is about a ZeroMQ connection
                 self._end_lane(rid)
                 return
             sender = Sender(rid, -1, key, name)

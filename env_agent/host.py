@@ -22,7 +22,8 @@ from gymwire.env_agent.factory import Env, Factory, Vector
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.session import Session, Verdict
 from gymwire.protocol import generators, spaces, values, vector_infos
-from gymwire.protocol.codec import PLAIN, Codec, Frame, Header, Pieces
+from gymwire.protocol.capabilities import CAPABILITIES
+from gymwire.protocol.codec import PLAIN, SEQ, Codec, Frame, Header, Pieces
 from gymwire.protocol.dialogue import State
 from gymwire.protocol.errors import ConfigurationError, EncodingError, ProtocolError
 from gymwire.protocol.messages import (
@@ -128,6 +129,7 @@ class Host:
             capacity=capacity,
             digest=hashlib.sha256(values.encode([env_id, observation, action])).digest(),
             direct=direct,
+            capabilities=list(CAPABILITIES),
         )
 
     # --- sessions ---------------------------------------------------------------------------------
@@ -210,6 +212,7 @@ class Host:
             agent=f"host {hostsocket.gethostname()}, process {os.getpid()}",
             direct=direct,
             key=b"" if signed is None or self._key is None else self._key.public,
+            capabilities=list(CAPABILITIES),
         )
 
         def on_opaque(path: str) -> None:
@@ -293,7 +296,7 @@ class Host:
             if stamp is not None:
                 stamp()
             if type(step) is tuple and len(step) == 5:
-                frame = steps.encode_percept(step, bytes(data[16:24]))
+                frame = steps.encode_percept(step, bytes(data[SEQ]))
                 if frame is not None and len(frame) <= self.max_message:
                     session.stepped(seq, data, frame)
                     return frame

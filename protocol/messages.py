@@ -15,7 +15,7 @@ VERSION = 1
 
 
 class Kind(IntEnum):
-    """The performative of a frame. Below 16: the gym dialogue, relayed unread by the broker."""
+    """The kind of a message. Below `CONTROL_KINDS` it belongs to the gym dialogue."""
 
     RESET = 1
     STATUS = 2
@@ -51,6 +51,10 @@ class Kind(IntEnum):
     ATTACHED = 43
 
 
+CONTROL_KINDS = 16
+"""The first kind that the broker itself reads; it relays those below without reading them."""
+
+
 class Code:
     """What an ERROR is about; the learner raises the exception that belongs to it."""
 
@@ -80,6 +84,16 @@ class Role:
     LIVENESS = "presence"  # an env agent's liveness connection, which never sends HELLO
 
 
+def extension() -> list[Any]:
+    """Declare an extension field: a list that the frame carries beside the head (§3.11).
+
+    Release 0.1.0 ignores such fields, so a message can get them without a new version.
+    """
+    made: list[Any] = field(default_factory=list, metadata={EXTENSION: True})
+    return made
+
+
+EXTENSION = "extension"  # marks extension fields in the metadata of their dataclass
 LIVENESS_PREFIX = b"\x02"  # the first byte of a liveness connection's routing id
 
 
@@ -213,6 +227,7 @@ class Opened:
     agent: str
     direct: dict[str, Any] | None = None
     key: bytes = b""
+    capabilities: list[Any] = extension()
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +297,7 @@ class Hello:
     software: str
     host: str
     sessions: list[Any] = field(default_factory=list)
+    capabilities: list[Any] = extension()
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,6 +316,7 @@ class Welcome:
     lease_s: float
     local_channel: str = ""
     attach_token: bytes = b""
+    capabilities: list[Any] = extension()
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +335,7 @@ class Offer:
     capacity: int
     digest: bytes
     direct: str | None = None
+    capabilities: list[Any] = extension()
 
 
 @dataclass(frozen=True, slots=True)

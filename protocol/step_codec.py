@@ -30,9 +30,15 @@ from gymwire.protocol.arrays import LARGE, take
 from gymwire.protocol.codec import (
     ALIGN,
     COMPACT,
+    FLAGS_AT,
+    HEAD_LEN,
     HEADER,
     HEADER_SIZE,
     MAGIC,
+    SEQ,
+    SID,
+    UP_TO_FLAGS,
+    UP_TO_SID,
     Codec,
     Frame,
     Pieces,
@@ -118,7 +124,7 @@ def _any_act(sid: int, space: SpaceCodec) -> _Act:
         return encode_fields([action], number)
 
     def decode(data: Data) -> Any | NotCompact:
-        fields = decode_fields(data, bytes(data[16:HEADER_SIZE]))
+        fields = decode_fields(data, bytes(data[SEQ]))
         return NOT_COMPACT if fields is None else fields[0]
 
     return encode, decode
@@ -163,17 +169,17 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
         return join(kind, flags, head, tail, sid, int.from_bytes(number, "little"))
 
     def decode(data: Data, number: bytes) -> list[Any] | None:
-        start = bytes(data[:4])
-        if start not in starts or data[8:16] != sid_bytes or data[16:HEADER_SIZE] != number:
+        start = bytes(data[UP_TO_FLAGS])
+        if start not in starts or data[SID] != sid_bytes or data[SEQ] != number:
             return None
-        head_len = int.from_bytes(data[4:8], "little")
+        head_len = int.from_bytes(data[HEAD_LEN], "little")
         if HEADER_SIZE + head_len > len(data):
             return None
         try:
             fields, tail = split(data, head_len)
             if type(fields) is not list or len(fields) != count:
                 return None
-            if start[3]:
+            if start[FLAGS_AT]:
                 fields[0] = space.decode(fields[0], tail)
         except DecodingError:
             return None
@@ -201,7 +207,7 @@ def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
         return (fit if kind is scalar else plain) + number + bodies[index]
 
     def decode(data: Data) -> Any | NotCompact:
-        prefix = data[:16]
+        prefix = data[UP_TO_SID]
         known = scalars if prefix == fit else numbers if prefix == plain else {}
         action = known.get(bytes(data[HEADER_SIZE:]))
         return decode_other(data) if action is None else action
@@ -223,7 +229,7 @@ def _array_act(sid: int, space: SpaceCodec, other: _Act) -> _Act:
         return encode_other(action, number)
 
     def decode(data: Data) -> Any | NotCompact:
-        if len(data) != end or data[:16] != prefix or data[HEADER_SIZE:lead_end] != lead:
+        if len(data) != end or data[UP_TO_SID] != prefix or data[HEADER_SIZE:lead_end] != lead:
             return decode_other(data)
         if fixed:
             return ndarray(shape, dtype, data, begin).copy()
@@ -351,7 +357,7 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Pe
         return bytes(codec.encode(percept, sid, 0))
 
     blank = frame(-1)
-    size, prefix, ndarray = len(blank), blank[:16], np.ndarray
+    size, prefix, ndarray = len(blank), blank[UP_TO_SID], np.ndarray
     places: list[tuple[int, int]] = []  # where each array begins and ends
     zeros = np.frombuffer(blank, np.uint8)
     for index in range(4):
@@ -386,7 +392,7 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Pe
         return Pieces(parts, size) if apart else b"".join(parts)
 
     def decode(data: Data, number: bytes) -> Step | None:
-        if len(data) != size or data[:16] != prefix or data[16:HEADER_SIZE] != number:
+        if len(data) != size or data[UP_TO_SID] != prefix or data[SEQ] != number:
             return decode_other(data, number)
         for begin, end, constant in constants:
             if data[begin:end] != constant:
@@ -415,4 +421,4 @@ def _in_place(
 
 
 def _prefix(sid: int, kind: Kind, flags: int, head_len: int) -> bytes:
-    return HEADER.pack(MAGIC, VERSION, kind, flags, head_len, sid, 0)[:16]
+    return HEADER.pack(MAGIC, VERSION, kind, flags, head_len, sid, 0)[UP_TO_SID]

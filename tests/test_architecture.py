@@ -15,7 +15,8 @@ MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py
 PURE = [
     "protocol/messages.py", "protocol/dialogue.py", "protocol/values.py", "protocol/arrays.py",
     "protocol/faults.py", "protocol/spaces.py", "protocol/space_codecs.py", "protocol/codec.py",
-    "protocol/address.py", "protocol/errors.py", "protocol/generators.py", "protocol/stamps.py",
+    "protocol/address.py", "protocol/capabilities.py", "protocol/errors.py",
+    "protocol/generators.py", "protocol/stamps.py",
     "broker/core.py", "broker/tables.py", "broker/events.py", "broker/connections.py",
     "broker/recovery.py", "broker/peers.py", "broker/sessions.py", "broker/session_messages.py",
     "broker/offers.py", "broker/directory.py", "broker/auth.py", "broker/quotas.py",

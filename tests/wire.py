@@ -32,7 +32,7 @@ from gymwire.env_agent.transports import Paths
 from gymwire.learner_agent import client
 from gymwire.learner_agent.client.connection import Channel
 from gymwire.protocol import stamps
-from gymwire.protocol.codec import TIMED, Frame
+from gymwire.protocol.codec import FLAGS_AT, TIMED, Frame
 from gymwire.protocol.messages import Open
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.interface import LinkEvent
@@ -251,7 +251,7 @@ class Network:
     def at_broker(self, dealer: Dealer, frame: bytes) -> None:
         """A frame arrives at the broker, which does as its server does."""
         to = self.core.relay(dealer.rid, frame, None)
-        if to is not None and frame[3] & TIMED:
+        if to is not None and frame[FLAGS_AT] & TIMED:
             frame = bytes(stamps.stamp_relay(frame, self.monotonic_ns(), self.monotonic_ns))
         if to is None:
             sender = Sender(dealer.rid, dealer.fd, None, "")

@@ -10,13 +10,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gymwire.learner_agent.client.direct import AnyDealer, DirectLink, attach
+from gymwire.learner_agent.client.direct import DirectLink, attach
 from gymwire.learner_agent.client.exchange import Exchange, Pending, still_under_way
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import codec, logs, spaces, stamps, vector_infos
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.codec import PLAIN, TIMED, Codec, Frame, Header
+from gymwire.protocol.codec import FLAGS_AT, KIND_AT, PLAIN, TIMED, Codec, Frame, Header
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
@@ -43,8 +43,7 @@ from gymwire.protocol.messages import (
 from gymwire.protocol.security.keys import identity
 from gymwire.protocol.security.signing import SignedCodec, Signer
 from gymwire.protocol.step_codec import Step, compile_steps
-from gymwire.protocol.transport.broker_link import BrokerLink
-from gymwire.protocol.transport.interface import TICK_MS
+from gymwire.protocol.transport.interface import TICK_MS, Transport
 from gymwire.protocol.transport.polling import wait_among
 
 if TYPE_CHECKING:
@@ -93,9 +92,7 @@ class RemoteSession:
         self._reply: tuple[Header, bytes | memoryview] | None = None
         self._answered: Pending | None = None  # what `_reply` answers
         self._direct: DirectLink | None = None
-        self.way: AnyDealer | BrokerLink = (
-            channel.dealer
-        )  # the connection that requests take at present
+        self.way: Transport = channel.dealer  # the connection that requests take at present
         self.closed = False  # on this side; the agent may still have to confirm it
         self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
 
@@ -209,7 +206,7 @@ class RemoteSession:
         data = self.way.receive()
         arrived = time.monotonic_ns()
         step = None
-        if data is not None and data[2] == Kind.PERCEPT and data[3] & TIMED:
+        if data is not None and data[KIND_AT] == Kind.PERCEPT and data[FLAGS_AT] & TIMED:
             reply, taken = stamps.strip_reply(data)
             step = self._steps.decode_percept(reply, number)
         if step is not None:

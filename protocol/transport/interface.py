@@ -2,7 +2,7 @@
 
 A transport carries whole frames between two processes, in order, and loses them only together with
 the connection. docs/protocol.md §3.4 and §9.6 say what each implementation puts on the wire.
-`dialling.py` holds the registry of the implementations.
+`registry.py` holds the table of the implementations.
 """
 
 from __future__ import annotations
@@ -107,9 +107,12 @@ class Listener(Waitable, Protocol):
     def takes_pieces(self) -> bool:
         """Whether `send` also accepts `Pieces`."""
 
+    urls: list[str]
+    """The URLs that it listens at."""
+
     @property
-    def urls(self) -> list[str]:
-        """The URLs that peers can dial."""
+    def mark(self) -> int:
+        """The first byte of the routing ids that it makes; -1: peers choose theirs themselves."""
 
     def receive(self, wait: bool = True) -> Received | None:
         """Return the next frame, or None after a tick (without `wait`: at once) without one."""

@@ -97,6 +97,7 @@ class Router:
 
     has_buffered = False
     takes_pieces = False
+    mark = -1
     may_have_unsignalled_input = True
 
     def __init__(

@@ -19,7 +19,7 @@ from gymwire.env_agent.factory import resolve
 from gymwire.env_agent.host import Host, Service
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.protocol import address, codec, spaces, stamps, values
-from gymwire.protocol.codec import PLAIN, TIMED
+from gymwire.protocol.codec import KIND_AT, PLAIN, TIMED
 from gymwire.protocol.errors import ConfigurationError, GymwireError, ProtocolError, UsageError
 from gymwire.protocol.messages import (
     LIVENESS_PREFIX,
@@ -299,11 +299,11 @@ def _stamps(data: bytes) -> None:
         return
     passed = bytes(stamps.stamp_relay(data, 5, lambda: 6))
     assert len(passed) == len(data)
-    size = stamps.REQUEST_SIZE if data[2] == Kind.ACT else stamps.REPLY_SIZE
+    size = stamps.REQUEST_SIZE if data[KIND_AT] == Kind.ACT else stamps.REPLY_SIZE
     try:
         frame = (
             stamps.strip_request(passed)[0]
-            if data[2] == Kind.ACT
+            if data[KIND_AT] == Kind.ACT
             else stamps.strip_reply(passed)[0]
         )
     except ProtocolError:

@@ -119,6 +119,11 @@ OTHERS: dict[str, tuple[Message, int, int]] = {
     "FOUND": (Found([{"address": "toy", "used": 1}]), 0, 1),
     "FRAME": (RenderedFrame(np.zeros((1, 2, 3), np.uint8)), SID, 7),
     "FRAME, with a tail": (RenderedFrame(np.arange(4096, dtype=np.uint8)), SID, 7),
+    "HELLO, with capabilities": (
+        Hello("learner", NONCE, "toy 1", "host-a", capabilities=["extensions"]),
+        0,
+        0,
+    ),
     "HELLO, with sessions": (Hello("env", NONCE, "toy 1", "host-a", [[1, NONCE, "a", ""]]), 0, 0),
     "OPEN, of a vector": (Open("lab/toy", NONCE, "ansi", {"n": 1}, 4, "NextStep", True, ""), 0, 3),
     "PERCEPT, self-describing": (

@@ -208,7 +208,7 @@ def attacker(site: Site, name: str = "mallory", **options: Any) -> Iterator[Atta
 
 
 def _rid(link: BrokerLink) -> bytes:
-    return link._dealer.waitable.getsockopt(zmq.ROUTING_ID)  # type: ignore[return-value]
+    return bytes(link._dealer.waitable.getsockopt(zmq.ROUTING_ID))
 
 
 def _go_on(env: ProxyEnv) -> None:

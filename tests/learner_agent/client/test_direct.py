@@ -63,7 +63,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def link(monkeypatch: pytest.MonkeyPatch, dealer: Dealer) -> DirectLink:
-    monkeypatch.setattr(direct, "_dial", lambda *_: cast(Any, dealer))
+    monkeypatch.setattr(direct, "dial_first", lambda *_, **__: cast(Any, dealer))
     return DirectLink({"urls": ["tcp://far:1"]}, 7, bytes(16), None)
 
 

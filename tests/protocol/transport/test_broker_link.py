@@ -65,7 +65,7 @@ def introduced(link: BrokerLink, host: str = "") -> Welcome:
 
 
 def lane_of(link: BrokerLink) -> UnixDealer | None:
-    return link._lane
+    return link._channel
 
 
 def until(link: BrokerLink, condition: Callable[[], bool]) -> list[LinkEvent]:
@@ -132,9 +132,9 @@ def test_held_frames_that_are_gone_hold_nobody_up(broker: Server) -> None:
     """An interrupt may come right after the last of them was taken."""
     with linked(broker.urls[0]) as link:
         introduced(link)
-        link._held.append(b"x")
+        link._backlog.append(b"x")
         link.link_events()
-        link._held.clear()
+        link._backlog.clear()
         assert finds(link)
 
 
@@ -171,7 +171,7 @@ def test_a_wrong_ticket_opens_no_lane(broker: Server, ticket: bytes) -> None:
         lane = introduced(link).local_channel
         link.handle_welcome(Welcome(1, "", "", 1000, 1.0, lane, ticket))
         link.open_local_channel()
-        until(link, lambda: link._coming is None)
+        until(link, lambda: link._pending is None)
         assert lane_of(link) is None
         assert finds(link)
 
@@ -217,7 +217,7 @@ def test_who_floods_over_a_lane_loses_it(broker: Server) -> None:
             link.receive()
         # Nor does it get another one at once.
         link.handle_welcome(welcome)
-        until(link, lambda: link._coming is None)
+        until(link, lambda: link._pending is None)
         assert lane_of(link) is None
         with linked(broker.urls[0]) as other:
             introduced(other)
@@ -233,7 +233,7 @@ def test_a_broker_that_never_answers_is_spoken_to_by_zeromq() -> None:
             listener.bind(f"{folder}/lanes")
             listener.listen()
             link.handle_welcome(Welcome(1, "", "", 1000, 1.0, f"unix://{folder}/lanes", b"t" * 16))
-            assert link._coming is not None
+            assert link._pending is not None
             while not link.send(PLAIN.encode(Find()), wait=True):
                 link.link_events()
             received = router.receive()

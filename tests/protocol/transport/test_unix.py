@@ -432,7 +432,7 @@ def test_a_newcomer_is_heard_beside_one_that_never_rests(
     with contextlib.closing(UnixDealer(router.url)) as newcomer:
         newcomer.send(frame(25))
         heard = []
-        for _ in range(2 * unix_sockets.LOOK_EVERY):
+        for _ in range(2 * unix_sockets.ACCEPT_EVERY):
             dealer.send(frame(24))
             heard.append(receive(router)[0])
     assert set(heard) > {rid}
