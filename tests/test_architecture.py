@@ -15,7 +15,8 @@ MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py
 PURE = [
     "protocol/messages.py", "protocol/dialogue.py", "protocol/values.py", "protocol/arrays.py",
     "protocol/faults.py", "protocol/spaces.py", "protocol/space_codecs.py", "protocol/codec.py",
-    "protocol/address.py", "protocol/errors.py", "protocol/generators.py", "protocol/stamps.py",
+    "protocol/address.py", "protocol/capabilities.py", "protocol/errors.py",
+    "protocol/generators.py", "protocol/stamps.py",
     "broker/core.py", "broker/tables.py", "broker/events.py", "broker/connections.py",
     "broker/recovery.py", "broker/peers.py", "broker/sessions.py", "broker/session_messages.py",
     "broker/offers.py", "broker/directory.py", "broker/auth.py", "broker/quotas.py",
@@ -40,10 +41,15 @@ IMPURE = {
 # Module-level randomness is global; a Random or a Generator that is handed in is not.
 RANDOM = {"random": {"Random"}, "numpy.random": {"Generator", "BitGenerator"}}
 ZMQ = {
-    "protocol/transport/zmq_sockets.py": "makes the sockets",
+    "protocol/transport/context.py": "makes the context and the thread that checks keys",
+    "protocol/transport/dealer.py": "makes the dialling sockets",
+    "protocol/transport/interface.py": "names the type of a received frame's origin",
+    "protocol/transport/monitor.py": "reads connection events",
+    "protocol/transport/polling.py": "polls sockets",
+    "protocol/transport/router.py": "makes the listening sockets",
     "protocol/security/keys.py": "makes and checks CURVE keys",
     "protocol/security/zap.py": "answers libzmq's questions about keys",
-    "protocol/security/signing.py": "seals what agents tell each other through the broker",
+    "protocol/security/signing.py": "reads the z85 text of keys",
 }
 
 

@@ -51,7 +51,7 @@ class Storm:
         self.agents_link = TcpRelay(fleet.port)
         self.learners_link = TcpRelay(fleet.port)
         self.messages = MessageRelay(fleet.url, seed)
-        # Under CURVE every frame is numbered and sealed: whole messages cannot be harmed there.
+        # Under CURVE every frame is numbered and encrypted: whole messages cannot be harmed there.
         rainy = fleet.url if keys else self.messages.url
         self.workers = fleet.env_agent("--workers", "2", "--max-sessions", "100", *HOST)
         self.agents = [

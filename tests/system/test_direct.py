@@ -24,8 +24,9 @@ from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import ConnectionFailed, EnvironmentLost
 from gymwire.protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume
 from gymwire.protocol.security.keys import generate, load
+from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.registry import dial, dial_first
 from gymwire.protocol.transport.unix import UnixDealer
-from gymwire.protocol.transport.zmq_sockets import Dealer
 from tests.chaos.relays import TcpRelay
 from tests.odd_envs import Noise
 from tests.processes import PATIENCE_S, Programs, programs
@@ -65,7 +66,7 @@ def url_in(offer: Mapping[str, Any], scheme: str = "tcp") -> str:
     return next(str(u) for u in offer["urls"] if u.startswith(f"{scheme}://"))
 
 
-def answer(dealer: Dealer | UnixDealer) -> Message:
+def answer(dealer: Transport) -> Message:
     """The next frame that comes here."""
     deadline = time.monotonic() + PATIENCE_S
     while (data := dealer.receive()) is None:
@@ -74,8 +75,8 @@ def answer(dealer: Dealer | UnixDealer) -> Message:
 
 
 @contextlib.contextmanager
-def dialled(url: str) -> Iterator[Dealer | UnixDealer]:
-    dealer = UnixDealer(url) if url.startswith("unix://") else Dealer(url)
+def dialled(url: str) -> Iterator[Transport]:
+    dealer = dial(url)
     try:
         while not dealer.send(PLAIN.encode(Resume(b"no nonce of anybody's")), wait=True):
             continue
@@ -231,7 +232,7 @@ def test_a_unix_socket_that_is_not_there_is_passed_over(url: str) -> None:
         elsewhere = {**offer, "urls": ["unix:///of/another/container", tcp]}
         urls = learner_direct._choose(elsewhere)
         assert urls == elsewhere["urls"]
-        dealer = learner_direct._dial(urls, None, None)
+        dealer = dial_first(urls)
         assert dealer.url == tcp
         dealer.close()
 
@@ -241,7 +242,7 @@ def test_a_socket_in_another_users_folder_is_passed_over(monkeypatch: pytest.Mon
         raise PermissionError
 
     monkeypatch.setattr(Path, "is_socket", denied)
-    dealer = learner_direct._dial(["ipc:///private/x", "tcp://127.0.0.1:1"], None, None)
+    dealer = dial_first(["ipc:///private/x", "tcp://127.0.0.1:1"])
     assert dealer.url == "tcp://127.0.0.1:1"
     dealer.close()
 

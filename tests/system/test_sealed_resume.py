@@ -129,7 +129,7 @@ def test_a_pinned_session_goes_on_in_another_process(site: Site, direct: str, ga
     address = f"lab/patient@{site.identity('lab')}"
     token = token_of_killed_learner(site, address, direct, gate)
     with contextlib.closing(ProxyEnv.resume(token)) as env:
-        assert env._session.seal is not None
+        assert env._session.signer is not None
         assert env._session.is_direct is (direct == "always")
         assert env.step(4)[0] == 3
         assert env.step(4)[0] == 4
@@ -196,12 +196,12 @@ def held(site: Site, gate: Path) -> Iterator[Held]:
 
 def test_a_token_without_its_seal_is_refused(held: Held) -> None:
     with pytest.raises(Denied, match="not the session's"):
-        ProxyEnv.resume(held.altered(seal=None))
+        ProxyEnv.resume(held.altered(signer=None))
 
 
 def test_a_token_with_the_seal_of_another_session_is_refused(held: Held) -> None:
     with pytest.raises(Denied, match="cannot prove it, or the token is not the session's"):
-        ProxyEnv.resume(held.altered(seal=held.other()["seal"]))
+        ProxyEnv.resume(held.altered(signer=held.other()["signer"]))
 
 
 def test_a_token_with_another_nonce_is_refused(held: Held) -> None:
@@ -256,8 +256,8 @@ def test_a_session_that_has_ended_is_not_resumed(site: Site) -> None:
         {"seq": 2**62},
         {"state": "closed"},
         {"state": 7},
-        {"seal": [b"1", b"2"]},
-        {"seal": "keys"},
+        {"signer": [b"1", b"2"]},
+        {"signer": "keys"},
         {"kwargs": {"address": "lab/patient"}},
         {"kwargs": None},
         {"challenge": ""},
