@@ -109,7 +109,7 @@ def test_each_extra_that_a_text_names_exists(metadata: Message) -> None:
     named = {
         extra
         for text in texts
-        for match in re.finditer(r"install [^\n`]*['\"](?:\.|gymwire)\[([\w, -]+)\]", text)
+        for match in re.finditer(r"install [^\n`]*['\"](?:\.|gymwire)\[([a-z0-9_, -]+)\]", text)
         for extra in match[1].replace(" ", "").split(",")
     }
     assert named <= set(metadata.get_all("Provides-Extra", []))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.packaging.test_distributions import PYPROJECT, ROOT, clone_files
+from tests.packaging.conftest import ROOT
+from tests.packaging.test_distributions import PYPROJECT, clone_files
 
 # Where the name of the distribution is not that of the module.
 DISTRIBUTIONS = {"zmq": "pyzmq"}
@@ -47,7 +48,9 @@ def test_each_library_is_a_declared_dependency() -> None:
     declared = {re.split(r"[^\w.-]", one)[0] for one in PYPROJECT["project"]["dependencies"]}
     modules = [ROOT / name for name in clone_files() if name.endswith(".py")]
     used = {name for path in modules for name in libraries(path)} - sys.stdlib_module_names
-    assert {DISTRIBUTIONS.get(name, name) for name in used - IN_EXTRAS - {"gymwire"}} == declared
+    assert {
+        DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in used - IN_EXTRAS - {"gymwire"}
+    } == declared
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "Taxi-v4", "Blackjack-v1"])

@@ -50,7 +50,7 @@ class Clone:
     notes: Path
 
     def environment(self, extra: Mapping[str, str]) -> dict[str, str]:
-        """What the script gets to see; `extra` adds to it and overrides it."""
+        """Return the variables that the script sees; `extra` overrides them."""
         return {
             "PATH": str(self.path),
             "PYTHON": sys.executable,
@@ -223,6 +223,11 @@ def test_a_changed_requirement_is_installed(clone: Clone, name: str) -> None:
     assert done.stderr.startswith("gymwire: updating ")
     assert len(clone.installations) == 2
     assert clone.run("echo").stderr == ""
+
+
+def test_the_documentation_installs_its_own_tools(clone: Clone) -> None:
+    clone.run("sphinx-build", "docs", "build/docs")
+    assert clone.installations[0].endswith(" .[demo,docs]")
 
 
 def test_the_test_tools_are_added_to_what_the_demo_needs(clone: Clone) -> None:
