@@ -215,7 +215,7 @@ class Storm:
 
 
 def rows(part: Part) -> Iterator[dict[str, Any]]:
-    """The diary of a learner."""
+    """Yield the entries of a learner's diary."""
     for line in part.text().splitlines():
         if line.startswith("{"):
             yield json.loads(line)

@@ -196,7 +196,7 @@ def _in_space() -> Callable[[bytes], None]:
 
 
 def _steps() -> tuple[list[bytes], Callable[[bytes], None]]:
-    """What the short way of a step takes, the long way takes, and reads in the same way."""
+    """Return frames of steps, and a check that the compact and the general codec agree on them."""
     pairs, seeds = [], []
     number = (1).to_bytes(8, "little")
     for space in list(ZOO.values())[:16]:
@@ -282,7 +282,7 @@ def _zap(data: bytes) -> None:
 
 
 def _timed() -> list[bytes]:
-    """An ACT that asks for stamps, and a PERCEPT that has them, as each of the three leaves it."""
+    """Return a timed ACT and its PERCEPT as the learner, the broker and the env agent send them."""
     clock = iter(range(100, 1000)).__next__
     act = bytes(stamps.request_stamps(PLAIN.encode(Act(1), SID, 1)))
     passed = bytes(stamps.stamp_relay(act, 50, clock))
@@ -293,8 +293,10 @@ def _timed() -> list[bytes]:
 
 
 def _stamps(data: bytes) -> None:
-    """What the broker, the env agent and the learner do with a frame whose flag is set. Shorter
-    ones than a header, and other kinds, do not get there."""
+    """Treat a timed frame as the broker, the env agent and the learner do.
+
+    Frames shorter than a header and other kinds do not get that far.
+    """
     if len(data) < codec.HEADER_SIZE or not data[3] & TIMED or data[2] not in (3, 4):
         return
     passed = bytes(stamps.stamp_relay(data, 5, lambda: 6))

@@ -146,7 +146,7 @@ def target(request: pytest.FixtureRequest, site: Site) -> Target:
 
 @contextlib.contextmanager
 def session_of(site: Site, name: str) -> Iterator[ProxyEnv]:
-    """A direct session, so that the direct endpoint expects its learner."""
+    """Open a direct session, so that the direct endpoint expects its learner."""
     with contextlib.closing(site.env(name, direct="always")) as env:
         yield env
 

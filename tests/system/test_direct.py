@@ -67,7 +67,7 @@ def url_in(offer: Mapping[str, Any], scheme: str = "tcp") -> str:
 
 
 def answer(dealer: Transport) -> Message:
-    """The next frame that comes here."""
+    """Return the next message that this dealer receives."""
     deadline = time.monotonic() + PATIENCE_S
     while (data := dealer.receive()) is None:
         assert time.monotonic() < deadline
@@ -263,7 +263,7 @@ def test_where_keys_are_used_no_unix_socket_is_offered_nor_taken(tmp_path: Path)
 
 
 def asked(env: ProxyEnv, frame: Frame) -> bytes:
-    """The answer to these bytes, sent as they are on the session's way."""
+    """Send these bytes unchanged on the path of the session and return the answer."""
     way = session_of(env).way
     way.send(frame)
     deadline = time.monotonic() + PATIENCE_S
@@ -273,7 +273,7 @@ def asked(env: ProxyEnv, frame: Frame) -> bytes:
 
 
 def act(env: ProxyEnv) -> Frame:
-    """The next step's frame."""
+    """Return the frame of the next step."""
     session = session_of(env)
     seq = session.exchange.seq = session.exchange.seq + 1
     return PLAIN.encode(Act(1), session.sid, seq)

@@ -252,7 +252,7 @@ def test_what_was_said_before_leaving_is_heard(programs: Programs) -> None:
 
 
 def policed(started: Programs, folder: Path) -> tuple[str, dict[str, Any], Path]:
-    """A broker with keys and a policy; its URL, the learner's credentials, and the policy."""
+    """Start a broker with a policy; return its URL, a learner's credentials and the policy."""
     secrets = {name: keys.generate(name, folder)[0] for name in ("broker", "lab", "alice")}
     policy = folder / "policy.toml"
 

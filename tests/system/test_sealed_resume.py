@@ -106,7 +106,7 @@ def wait_for(path: Path) -> None:
 
 
 def token_of_killed_learner(site: Site, address: str, direct: str, gate: Path) -> bytes:
-    """The token after two steps, of a process that has been killed."""
+    """Return the token of a learner that was killed after two steps."""
     gate.touch()
     options = site.options("alice")
     process = run(
@@ -170,13 +170,13 @@ class Held(NamedTuple):
     gate: Path
 
     def altered(self, **changes: Any) -> bytes:
-        """The token with other fields; `address`: that of its keyword arguments."""
+        """Return the token with these fields, or these keyword arguments in it, replaced."""
         fields = values.decode(self.token)
         fields["kwargs"] |= {k: v for k, v in changes.items() if k in fields["kwargs"]}
         return values.encode(fields | {k: v for k, v in changes.items() if k in fields})
 
     def other(self) -> dict[str, Any]:
-        """The fields of the token of another such session."""
+        """Return the fields of the token of another such session."""
         pin = self.site.identity("lab")
         address = f"lab/patient@{pin}"
         token = token_of_killed_learner(self.site, address, "never", self.gate)
