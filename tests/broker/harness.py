@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from gymwire.broker.auth import NO_POLICY, Policy
 from gymwire.broker.core import Core
 from gymwire.broker.events import Send, Sender
-from gymwire.broker.rate_limit import Ruling
+from gymwire.broker.rate_limit import Admission
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.messages import (
@@ -65,8 +65,7 @@ class Broker:
         now: float = SETTLED,
         seed: int = 0,
         policy: Policy = NO_POLICY,
-        lane: str = "",
-        host: str = "",
+        local: tuple[str, str] | None = None,
     ) -> None:
         self.now = now
         self.core = Core(
@@ -76,8 +75,7 @@ class Broker:
             software="gymwire test",
             lease_s=LEASE_S,
             policy=policy,
-            lane=lane,
-            host=host,
+            local=local,
         )
         self._fds = itertools.count(100)
         self.fds: dict[bytes, int] = {}
@@ -89,9 +87,9 @@ class Broker:
         to = self.core.relay(rid, bytes(data), key)
         if to is not None:
             return told([Send(to, data)])
-        ruling = self.core.rule(rid, bytes(data), key, self.now)
-        if ruling is not Ruling.PASS:
-            return [] if ruling is Ruling.DROP else told(self.core.refuse(rid, bytes(data)))
+        ruling = self.core.admit(rid, bytes(data), key, self.now)
+        if ruling is not Admission.PASS:
+            return [] if ruling is Admission.DROP else told(self.core.throttle(rid, bytes(data)))
         fd = self.fds.setdefault(rid, next(self._fds)) if fd is None else fd
         identity = "" if key is None else key.decode()
         return told(self.core.receive(Sender(rid, fd, key, identity), bytes(data), self.now))

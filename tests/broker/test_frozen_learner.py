@@ -33,7 +33,7 @@ while True:
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A broker that gives up a quiet learner, and its session, soon."""
-    monkeypatch.setattr(connections, "QUIET_S", 3.0)
+    monkeypatch.setattr(connections, "LEARNER_SILENCE_S", 3.0)
     server = Server(["tcp://127.0.0.1:*"], lease_s=0.5)
     stop = threading.Event()
     thread = threading.Thread(target=server.run, args=(stop,))

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from gymwire.broker.local_channels import LOOK_EVERY, Lanes
-from gymwire.broker.tables import Peer
+from gymwire.broker.local_channels import ZMQ_CHECK_EVERY, LocalChannels
 from gymwire.protocol.codec import PLAIN
-from gymwire.protocol.messages import Ping, Role
+from gymwire.protocol.messages import Ping
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer
 from gymwire.protocol.transport.zmq_sockets import Dealer, Router
 
@@ -27,24 +26,23 @@ def router() -> Iterator[Router]:
 
 
 @pytest.fixture
-def lanes(router: Router) -> Iterator[Lanes]:
-    with contextlib.closing(Lanes(router, max_lanes=10, max_message=1000)) as made:
+def lanes(router: Router) -> Iterator[LocalChannels]:
+    with contextlib.closing(LocalChannels(router, max_channels=10, max_message=1000)) as made:
         yield made
 
 
 @pytest.fixture
-def near(lanes: Lanes) -> Iterator[UnixDealer]:
+def near(lanes: LocalChannels) -> Iterator[UnixDealer]:
     """One with a lane."""
     with contextlib.closing(UnixDealer(lanes.url)) as made:
         made.send(PING)
         received = next(filter(None, (lanes.receive() for _ in range(ATTEMPTS))))
-        peer = Peer(b"\x01near", Role.LEARNER, b"", "", "", "", None, 0)
-        lanes.open(received[0], peer)
+        lanes.attach(received[0], b"\x01near", None)
         yield made
 
 
 @pytest.fixture
-def far(router: Router, lanes: Lanes) -> Iterator[Dealer]:
+def far(router: Router, lanes: LocalChannels) -> Iterator[Dealer]:
     """One without."""
     with contextlib.closing(Dealer(router.urls[0])) as made:
         assert any(made.send(PING, wait=True) for _ in range(ATTEMPTS))
@@ -56,13 +54,13 @@ def far(router: Router, lanes: Lanes) -> Iterator[Dealer]:
 
 
 def test_who_comes_by_zeromq_is_heard_beside_a_lane_that_never_rests(
-    lanes: Lanes, near: UnixDealer, far: Dealer
+    lanes: LocalChannels, near: UnixDealer, far: Dealer
 ) -> None:
     far.send(PING)
     assert any(lanes._router.look() for _ in range(10_000))
     lanes._router.stirred = False  # it came after the last call
     origins = []
-    for _ in range(2 * LOOK_EVERY):
+    for _ in range(2 * ZMQ_CHECK_EVERY):
         near.send(PING)
         received = lanes.receive()
         assert received is not None
@@ -71,7 +69,7 @@ def test_who_comes_by_zeromq_is_heard_beside_a_lane_that_never_rests(
 
 
 def test_who_has_a_lane_is_heard_beside_one_by_zeromq_that_never_rests(
-    lanes: Lanes, near: UnixDealer, far: Dealer
+    lanes: LocalChannels, near: UnixDealer, far: Dealer
 ) -> None:
     for _ in range(50):
         far.send(PING)

@@ -93,7 +93,7 @@ def _frames() -> list[bytes]:
 
 
 def _core() -> Callable[[bytes], None]:
-    core = Core(epoch=1, now=0.0, rng=random.Random(0), software="fuzz", lane="l", host="h")
+    core = Core(epoch=1, now=0.0, rng=random.Random(0), software="fuzz", local=("l", "h"))
     now = 100.0
     rng = random.Random(1)
     rids = [b"\x01env", b"\x01learner", b"\x01third", PRESENCE + b"a" * 15]
@@ -109,9 +109,9 @@ def _core() -> Callable[[bytes], None]:
         else:
             core.undelivered(to, data, rid, rng.random() < 0.5, now)
         core.expire(now)
-        core.notes.clear()
-        if len(core.tables.sessions) > 1000 or len(core.tables.peers) > 1000:
-            core = Core(epoch=1, now=now, rng=random.Random(0), software="fuzz", lane="l", host="h")
+        core.take_notes()
+        if len(core._tables.sessions) > 1000 or len(core._tables.peers) > 1000:
+            core = Core(epoch=1, now=now, rng=random.Random(0), software="fuzz", local=("l", "h"))
 
     return run
 

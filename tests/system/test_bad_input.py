@@ -88,7 +88,7 @@ def test_an_unknown_address_is_told_with_the_nearest_and_all(broker: str) -> Non
     with pytest.raises(AddressUnknown) as caught:
         ProxyEnv("cart-pole", broker)
     text = str(caught.value)
-    assert "Nobody offers 'cart-pole'. Did you mean 'cartpole'?" in text
+    assert "No env agent offers 'cart-pole'. Did you mean 'cartpole'?" in text
     assert "boxed, cartpole" in text
 
 
