@@ -79,7 +79,7 @@ class Server:
             allow=lambda public: self._policy.admits(public),
             insecure=insecure,
             max_message=max_message,
-            elsewhere="choose another port with --bind and give it to the others as --broker or "
+            elsewhere="choose another port with --bind, and give it to the others with --broker or "
             "GYMWIRE_BROKER",
         )
         self.urls = self._router.urls
