@@ -19,7 +19,7 @@ from gymwire.broker.peers import Peers
 from gymwire.broker.quotas import Quotas
 from gymwire.broker.rate_limit import Admission, RateLimiter
 from gymwire.broker.recovery import SessionRecovery
-from gymwire.broker.refusals import NotNow, Refusal, reply_to
+from gymwire.broker.refusals import Refusal, RetryLater, reply_to
 from gymwire.broker.session_messages import SessionMessages
 from gymwire.broker.sessions import Sessions
 from gymwire.broker.snapshot import Snapshot
@@ -145,7 +145,7 @@ class Core:
             header = codec.read_header(data)
         except GymwireError:
             return []
-        busy = NotNow(BusyReason.RATE, THROTTLE_RETRY_S)
+        busy = RetryLater(BusyReason.RATE, THROTTLE_RETRY_S)
         return [reply_to(self._journal, rid, busy, header.sid, header.seq)]
 
     def may_cut_off(self, rid: bytes, fd: int, now: float) -> bool:
@@ -218,7 +218,7 @@ class Core:
         if isinstance(message, Hello):
             return self._peers.hello(sender, header, message, now)
         if peer is None:
-            raise NotNow(BusyReason.HELLO, 0.0)
+            raise RetryLater(BusyReason.HELLO, 0.0)
         if message is not None:
             return self._answer(peer, header, message, now)
         if header.kind is Kind.OPENED:
@@ -271,7 +271,7 @@ class Core:
         if session is None or session.learner is None or session.learner.rid != sender:
             return []
         reason = BusyReason.QUEUE_FULL if full else BusyReason.UNREACHABLE
-        busy = NotNow(reason, UNDELIVERED_RETRY_S)
+        busy = RetryLater(reason, UNDELIVERED_RETRY_S)
         return [reply_to(self._journal, sender, busy, sid, seq)]
 
     def reachable(self, rid: bytes) -> None:

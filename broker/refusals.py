@@ -23,7 +23,7 @@ class Refusal(GymwireError):
         self.details = details
 
 
-class NotNow(GymwireError):
+class RetryLater(GymwireError):
     """The broker cannot deliver a frame at present: it replies BUSY.
 
     `reason`: see `BusyReason`. The sender may repeat the frame after `retry_after_s` seconds.
@@ -37,7 +37,7 @@ class NotNow(GymwireError):
 
 def reply_to(journal: Journal, rid: bytes, error: GymwireError, sid: int = 0, seq: int = 0) -> Send:
     """Return the reply that tells a peer about an error, ERROR or BUSY, and count it."""
-    if isinstance(error, NotNow):
+    if isinstance(error, RetryLater):
         journal.busy[error.reason] += 1
         return Send.message(rid, Busy(error.reason, error.retry_after_s), sid, seq)
     code, details = Code.PROTOCOL, {}
@@ -54,7 +54,9 @@ def reply_to(journal: Journal, rid: bytes, error: GymwireError, sid: int = 0, se
 
 def describe_key(key: bytes | None, identity: str) -> str:
     """Return the subject of a sentence about a key."""
-    return f"The key {'-' if key is None else key.decode('ascii')} (identity {identity})"
+    if key is None:
+        return "A peer without a key"
+    return f"The key {key.decode('ascii')} (identity {identity})"
 
 
 def not_allowed(peer: Peer, verb: str, address: str) -> str:

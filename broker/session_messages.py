@@ -5,7 +5,7 @@ from __future__ import annotations
 from gymwire.broker.events import Send
 from gymwire.broker.journal import Journal, Loss
 from gymwire.broker.quotas import Quotas
-from gymwire.broker.refusals import NOT_YOURS, NotNow, Refusal
+from gymwire.broker.refusals import NOT_YOURS, Refusal, RetryLater
 from gymwire.broker.sessions import Sessions
 from gymwire.broker.tables import Peer, Session, Tables
 from gymwire.protocol.codec import PLAIN, Header
@@ -85,7 +85,7 @@ class SessionMessages:
             usage = self._quotas.of(peer.key, now)
             wait_s = usage.admit(peer.rights, header.sid, header.seq, now)
             if wait_s is not None:
-                raise NotNow(BusyReason.RATE, wait_s)
+                raise RetryLater(BusyReason.RATE, wait_s)
         session.frames += 1
         return [Send(session.loop.rid, data)]
 
@@ -112,16 +112,16 @@ class SessionMessages:
             if session.learner is not peer:
                 raise _not_bound(peer, session)
             if session.loop.lost_at is not None:
-                raise NotNow(BusyReason.UNREACHABLE, UNREACHABLE_RETRY_S)
+                raise RetryLater(BusyReason.UNREACHABLE, UNREACHABLE_RETRY_S)
             if session.in_step(now):
                 pong = Pong(session.in_step_s + now - session.progress_at)
         return [Send.message(peer.rid, pong, header.sid, header.seq)]
 
 
-def _not_bound(peer: Peer, session: Session) -> NotNow | Refusal:
+def _not_bound(peer: Peer, session: Session) -> RetryLater | Refusal:
     """Return the error for a frame in a session that is not bound to this learner."""
     if session.learner in (None, peer):
-        return NotNow(BusyReason.HELLO, 0.0)
+        return RetryLater(BusyReason.HELLO, 0.0)
     return Refusal(Code.DENIED, NOT_YOURS)
 
 

@@ -14,8 +14,8 @@ from gymwire.broker.recovery import REJOIN_S, SessionRecovery
 from gymwire.broker.refusals import (
     ASK_OPERATOR,
     NOT_YOURS,
-    NotNow,
     Refusal,
+    RetryLater,
     describe_key,
     not_allowed,
 )
@@ -182,13 +182,13 @@ class Sessions:
         self._tables.bind_learner(session, peer)
         return [Send.message(peer.rid, Resumed(), header.sid, header.seq)]
 
-    def unknown(self, sid: int, now: float) -> NotNow | Refusal:
+    def unknown(self, sid: int, now: float) -> RetryLater | Refusal:
         """Return the error for a learner that uses an unknown session: wait for it, or it is lost.
 
         For the caller to raise.
         """
         if self._recovery.may_come(sid, now):
-            return NotNow(BusyReason.STARTING, STARTING_RETRY_S)
+            return RetryLater(BusyReason.STARTING, STARTING_RETRY_S)
         return Refusal(Code.SESSION_LOST, "The broker does not know this session any more.")
 
     # --- ending -----------------------------------------------------------------------------------

@@ -86,7 +86,7 @@ def test_several_keys_may_have_one_name() -> None:
         ("anyone = []", "must be a table"),
     ],
 )
-def test_a_wrong_policy_is_told_where_it_is_wrong(text: str, expected: str) -> None:
+def test_an_invalid_policy_names_the_wrong_place(text: str, expected: str) -> None:
     with pytest.raises(ConfigurationError, match=expected):
         parse(text)
 
@@ -139,7 +139,7 @@ def denied(broker: Broker, told: str, *arguments: object) -> None:
     assert told in error.text
 
 
-def test_who_lacks_a_right_is_told_the_key_and_what_it_lacks() -> None:
+def test_a_missing_right_is_refused_with_the_key_and_its_rights() -> None:
     broker = site()
     denied(broker, f"{KEY.decode()} ", ENV, offer("other/a"), KEY)
     denied(
@@ -158,7 +158,7 @@ def test_who_lacks_a_right_is_told_the_key_and_what_it_lacks() -> None:
     )
 
 
-def test_nobody_sees_what_it_may_neither_use_nor_offer() -> None:
+def test_a_listing_hides_what_the_key_may_neither_use_nor_offer() -> None:
     broker = site()
     found = only(broker.say(LEARNER, Find(), key=OTHER), Found)
     assert [one["address"] for one in found.offers] == ["lab/a"]
@@ -166,7 +166,7 @@ def test_nobody_sees_what_it_may_neither_use_nor_offer() -> None:
     assert only(broker.say(LEARNER, Find(), key=OTHER), Found).offers == []
 
 
-def test_a_key_that_is_not_in_the_policy_gets_no_welcome_and_is_hung_up_on() -> None:
+def test_a_key_that_is_not_in_the_policy_is_refused_and_disconnected() -> None:
     broker = site()
     error = only(broker.hello(b"\x01new", Role.LEARNER, key=zmq.curve_keypair()[0]), Error)
     assert error.code == Code.DENIED
@@ -220,13 +220,13 @@ def test_replies_to_a_limited_learner_pass_and_free_its_place_in_flight() -> Non
     only(broker.say(LEARNER, Act(1), sid, 2, key=OTHER), Act)
 
 
-def test_a_limited_learner_does_not_go_past_the_broker() -> None:
+def test_a_learner_with_limits_gets_no_direct_connection() -> None:
     broker = site(steps_per_s=1)
-    wish = Open("lab/a", NONCE, direct=True)
-    assert not only(broker.say(LEARNER, wish, seq=1, key=OTHER), Open).direct
+    request = Open("lab/a", NONCE, direct=True)
+    assert not only(broker.say(LEARNER, request, seq=1, key=OTHER), Open).direct
 
 
-def test_a_learner_taken_out_loses_its_sessions_and_both_sides_are_told() -> None:
+def test_removing_a_learner_from_the_policy_ends_its_sessions_for_both_sides() -> None:
     broker = site()
     sid = broker.open(LEARNER, "lab/a", key=OTHER, env_key=KEY)
     env = Rights("lab", offer=("lab/*",), vouched=True)
@@ -238,7 +238,7 @@ def test_a_learner_taken_out_loses_its_sessions_and_both_sides_are_told() -> Non
     assert broker.core.take_hang_ups() == [(broker.fds[LEARNER], 0)]
 
 
-def test_a_right_taken_away_takes_offers_and_sessions_with_it() -> None:
+def test_removing_a_right_ends_the_offers_and_sessions_that_need_it() -> None:
     broker = site()
     broker.open(LEARNER, "lab/a", key=OTHER, env_key=KEY)
     learner = Rights("alice", use=("lab/*",))

@@ -85,7 +85,7 @@ def test_a_session_that_is_not_open_yet_relays_nothing(broker: Broker) -> None:
     assert broker.reaches(learner, forwarded.header.sid) is None
 
 
-def test_a_forged_sid_reaches_nobody_and_is_denied(broker: Broker) -> None:
+def test_a_forged_sid_is_denied_and_not_relayed(broker: Broker) -> None:
     broker.env()
     sid = broker.open(broker.learner())
     thief = broker.learner(THIEF)
@@ -148,7 +148,7 @@ def test_a_damaged_request_that_cannot_be_delivered_is_answered_like_any_other(
     assert (send.rid, header.kind, header.sid, header.seq) == (learner, Kind.BUSY, sid, 7)
 
 
-def test_a_reply_that_cannot_be_delivered_is_not_worth_a_message(broker: Broker) -> None:
+def test_a_reply_that_cannot_be_delivered_is_dropped(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
     percept = bytes(PLAIN.encode(Percept(0, 0.0, False, False, {}), sid, 1))
@@ -162,8 +162,8 @@ def test_open_goes_to_the_agent_with_a_sid_and_the_learners_identity() -> None:
     broker = Broker()
     broker.env(key=b"env-key")
     broker.learner(key=b"key")
-    wish = Open("cartpole", NONCE, "rgb_array", {"a": 1}, 3, "NextStep", True, learner="forged")
-    [forwarded] = broker.say(LEARNER, wish, seq=5, key=b"key")
+    request = Open("cartpole", NONCE, "rgb_array", {"a": 1}, 3, "NextStep", True, learner="forged")
+    [forwarded] = broker.say(LEARNER, request, seq=5, key=b"key")
     assert forwarded.rid == ENV
     assert forwarded.header.sid != 0
     assert forwarded.header.seq == 5
@@ -172,7 +172,7 @@ def test_open_goes_to_the_agent_with_a_sid_and_the_learners_identity() -> None:
     )
 
 
-def test_right_after_a_start_nobody_is_told_that_nothing_exists_for_good() -> None:
+def test_right_after_a_start_an_unknown_address_may_still_appear() -> None:
     broker = Broker(now=STARTED)
     broker.hello(LEARNER, Role.LEARNER)
     asked = Open("cartpole", b"n" * 16, None, {}, 0, "", False)
@@ -296,7 +296,7 @@ def test_with_nothing_on_offer_an_unknown_address_says_that(broker: Broker) -> N
     assert "has no offers" in error.text
 
 
-def test_an_invalid_address_is_told_apart_from_an_unknown_one(broker: Broker) -> None:
+def test_an_invalid_address_has_an_error_code_of_its_own(broker: Broker) -> None:
     error = error_of(broker.say(broker.learner(), Open("Cart Pole", NONCE), seq=1))
     assert error.code == Code.ADDRESS_INVALID
 
@@ -417,8 +417,8 @@ def test_the_room_that_the_offers_of_a_peer_take_is_bounded(broker: Broker, larg
     broker.hello(ENV, Role.ENV)
     answers = []
     for i in range(20):
-        wish = replace(offer(f"a{i}"), metadata={"large": large})
-        [answer] = broker.say(ENV, wish)
+        request = replace(offer(f"a{i}"), metadata={"large": large})
+        [answer] = broker.say(ENV, request)
         answers.append(answer.message)
         broker.now += 1.0
     assert isinstance(answers[0], Offered)
@@ -446,7 +446,7 @@ def test_nothing_is_left_of_an_offer_that_is_displaced(broker: Broker) -> None:
     assert not any((peer.offers, peer.offer_bytes, peer.draining))
 
 
-def test_an_agent_that_does_not_answer_is_not_called_full(broker: Broker) -> None:
+def test_an_agent_that_does_not_respond_is_not_reported_as_full(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     broker.core.unreachable(env, broker.now)
     error = error_of(broker.say(learner, Open("cartpole", b"2" * 16), seq=2))
@@ -548,7 +548,7 @@ def test_a_learner_that_says_bye_frees_its_slots_at_once(broker: Broker) -> None
     assert learner not in broker.core._tables.peers
 
 
-def test_a_connection_that_went_down_is_only_asked_for(broker: Broker) -> None:
+def test_a_connection_that_went_down_is_probed(broker: Broker) -> None:
     learner = broker.learner()
     broker.core.link_down(broker.fds[learner])
     [probe] = broker.expire()
@@ -570,7 +570,7 @@ def test_the_descriptor_of_a_connection_may_be_another_peers_by_now(broker: Brok
     assert broker.reaches(learner, sid) == env
 
 
-def test_a_peer_whose_descriptor_was_taken_over_is_still_asked_for(broker: Broker) -> None:
+def test_a_peer_whose_descriptor_was_reused_is_still_probed(broker: Broker) -> None:
     broker.env()
     learner = broker.learner()
     broker.open(learner)
@@ -579,7 +579,7 @@ def test_a_peer_whose_descriptor_was_taken_over_is_still_asked_for(broker: Broke
     assert learner in asked
 
 
-def test_a_learner_that_sends_no_heartbeats_any_more_is_hung_up_on_once(broker: Broker) -> None:
+def test_a_learner_without_heartbeats_is_disconnected_once(broker: Broker) -> None:
     broker.env()
     learner = broker.learner()
     broker.open(learner)
@@ -593,7 +593,7 @@ def test_a_learner_that_sends_no_heartbeats_any_more_is_hung_up_on_once(broker: 
     assert checked(broker) == [watched]
 
 
-def test_only_learners_with_sessions_at_descriptors_of_their_own_are_watched(
+def test_only_learners_with_sessions_and_a_known_descriptor_are_checked(
     broker: Broker,
 ) -> None:
     broker.env()
@@ -604,7 +604,7 @@ def test_only_learners_with_sessions_at_descriptors_of_their_own_are_watched(
     assert checked(broker) == []
 
 
-def test_after_a_sleep_of_its_own_the_broker_judges_no_silence(broker: Broker) -> None:
+def test_after_it_was_suspended_the_broker_ignores_silence_for_a_while(broker: Broker) -> None:
     broker.env()
     broker.open(broker.learner())
     broker.core.woke_up(broker.now)
@@ -668,7 +668,7 @@ def test_a_restarted_broker_asks_for_patience_then_binds_what_both_announce() ->
     assert broker.reaches(learner, 77) == ENV
 
 
-def test_before_resume_a_restarted_broker_asks_for_it() -> None:
+def test_a_restarted_broker_asks_for_resume_first() -> None:
     broker = Broker(now=5.0)
     broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]])
     learner = broker.learner()
@@ -684,7 +684,7 @@ def test_an_announced_session_whose_learner_never_comes_ends() -> None:
     assert only(broker.expire(REJOIN_S), Gone)
 
 
-def test_an_announced_session_waits_on_while_somebody_is_there_who_has_not_spoken() -> None:
+def test_an_announced_session_waits_while_a_connection_has_not_sent_hello() -> None:
     broker = Broker(now=5.0)
     broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]], fd=1)
     for fd in (1, 2):
@@ -694,7 +694,7 @@ def test_an_announced_session_waits_on_while_somebody_is_there_who_has_not_spoke
     assert only(broker.expire(), Gone)
 
 
-def test_the_lease_of_a_learner_that_was_here_waits_for_nobody() -> None:
+def test_the_lease_of_a_lost_learner_ends_whatever_else_is_connected() -> None:
     broker = Broker(now=5.0)
     broker.env()
     learner = broker.learner()
@@ -705,7 +705,7 @@ def test_the_lease_of_a_learner_that_was_here_waits_for_nobody() -> None:
     assert any(isinstance(one.message, Gone) for one in told)
 
 
-def test_a_session_that_a_pulse_has_named_is_awaited_while_the_pulse_is_there() -> None:
+def test_a_session_is_expected_while_the_progress_connection_that_named_it_lasts() -> None:
     broker = Broker(now=5.0)
     broker.hello(b"\x01pulse", Role.PULSE, sessions=[[77, NONCE, "cartpole", ""]])
     learner = broker.learner()
@@ -715,13 +715,13 @@ def test_a_session_that_a_pulse_has_named_is_awaited_while_the_pulse_is_there() 
     assert error_of(broker.say(learner, Resume(NONCE), 77, 3)).code == Code.SESSION_LOST
 
 
-PRESENT = PRESENCE + b"a" * 15
-"""The routing id of the presence of the agent b"a" * 16."""
+LIVENESS = PRESENCE + b"a" * 15
+"""The routing id of the liveness connection of the agent b"a" * 16."""
 
 
-def test_an_agent_that_is_there_and_cannot_speak_is_awaited() -> None:
+def test_sessions_are_expected_of_a_connected_agent_that_has_not_sent_hello() -> None:
     broker = Broker(now=5.0)
-    assert broker.frame(PRESENT, b"") == []
+    assert broker.frame(LIVENESS, b"") == []
     learner = broker.learner()
     broker.now += REJOIN_S - 1.0
     assert only(broker.say(learner, Resume(NONCE), 77, 3), Busy).reason == BusyReason.STARTING
@@ -729,40 +729,40 @@ def test_an_agent_that_is_there_and_cannot_speak_is_awaited() -> None:
     assert error_of(broker.say(learner, Resume(NONCE), 77, 3)).code == Code.SESSION_LOST
 
 
-@pytest.mark.parametrize("pulse_first", [False, True])
-def test_an_agent_that_has_spoken_has_named_all_its_sessions(*, pulse_first: bool) -> None:
+@pytest.mark.parametrize("progress_first", [False, True])
+def test_no_session_is_expected_of_an_agent_that_has_named_all(*, progress_first: bool) -> None:
     broker = Broker(now=5.0)
-    if not pulse_first:
-        broker.frame(PRESENT, b"")
+    if not progress_first:
+        broker.frame(LIVENESS, b"")
     broker.hello(b"\x01pulse", Role.PULSE, agent=b"a" * 16)
-    if pulse_first:
-        broker.frame(PRESENT, b"")
+    if progress_first:
+        broker.frame(LIVENESS, b"")
     broker.now += 60.0
     answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
     assert error_of(answer).code == Code.SESSION_LOST
 
 
-def test_an_agent_that_is_not_there_any_more_is_not_awaited() -> None:
+def test_no_session_is_expected_of_an_agent_that_is_lost() -> None:
     broker = Broker(now=5.0)
-    broker.frame(PRESENT, b"")
+    broker.frame(LIVENESS, b"")
     broker.now += 60.0
-    broker.core.unreachable(PRESENT, broker.now)
+    broker.core.unreachable(LIVENESS, broker.now)
     broker.expire()
     answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
     assert error_of(answer).code == Code.SESSION_LOST
 
 
-def test_the_presence_and_the_pulse_of_who_may_not_offer_count_for_nothing() -> None:
+def test_a_key_that_may_not_offer_makes_the_broker_expect_nothing() -> None:
     policy = Policy(anyone=Rights("anyone", use=("*",)))
     broker = Broker(now=5.0, policy=policy)
-    assert broker.frame(PRESENT, b"") == []
+    assert broker.frame(LIVENESS, b"") == []
     broker.hello(b"\x01pulse", Role.PULSE, sessions=[[77, NONCE, "cartpole", ""]])
     broker.now += 60.0
     answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
     assert error_of(answer).code == Code.SESSION_LOST
 
 
-def test_an_empty_frame_from_anybody_else_is_a_fault(broker: Broker) -> None:
+def test_an_empty_frame_over_another_connection_is_an_error(broker: Broker) -> None:
     assert error_of(broker.frame(b"\x01learner", b"")).code == Code.PROTOCOL
 
 
@@ -798,7 +798,7 @@ def test_closing_an_unknown_session_is_no_error(broker: Broker) -> None:
     assert (answer.header.sid, answer.header.seq, answer.message) == (77, 3, Closed())
 
 
-def test_an_agent_that_speaks_of_an_unknown_session_is_told_that_it_is_gone(
+def test_an_agent_that_names_an_unknown_session_gets_gone(
     broker: Broker,
 ) -> None:
     env = broker.env()
@@ -838,7 +838,7 @@ def test_a_ping_is_answered_with_the_time_in_the_step(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("since_s", [10**400, -(10**400), float("nan"), float("inf"), -1.0])
-def test_an_absurd_time_in_a_step_harms_nobody(broker: Broker, since_s: float) -> None:
+def test_an_absurd_time_in_a_step_does_no_harm(broker: Broker, since_s: float) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
     broker.say(env, Progress(since_s), sid, 1)
@@ -859,21 +859,21 @@ def test_a_ping_for_somebody_elses_session_is_denied(broker: Broker) -> None:
 # --- bounds and garbage ---------------------------------------------------------------------------
 
 
-def test_a_peer_that_did_not_introduce_itself_is_asked_to(broker: Broker) -> None:
+def test_a_peer_without_hello_gets_busy(broker: Broker) -> None:
     for message in (Act(0), Open("cartpole", NONCE), Find(), Ping(), offer("a"), Bye()):
         [answer] = broker.say(LEARNER, message, 3, 9)
         assert answer.message == Busy(BusyReason.HELLO, 0.0)
         assert (answer.header.sid, answer.header.seq) == (3, 9)
 
 
-def test_a_large_answer_to_open_of_who_must_introduce_itself_first_is_not_too_large(
+def test_a_large_opened_without_hello_gets_busy_and_not_too_large(
     broker: Broker,
 ) -> None:
     large = replace(opened(), metadata={"blob": bytes(MAX_CONTROL)})
     assert only(broker.say(ENV, large, 77, 1), Busy).reason == BusyReason.HELLO
 
 
-def test_a_name_that_libzmq_invented_is_refused(broker: Broker) -> None:
+def test_a_routing_id_made_by_libzmq_is_refused(broker: Broker) -> None:
     error = error_of(broker.hello(b"\0abcd", Role.LEARNER))
     assert "routing id of its own" in error.text
 
@@ -883,7 +883,7 @@ def test_an_unknown_role_is_refused(broker: Broker) -> None:
     assert not broker.core._tables.peers
 
 
-def test_another_version_is_told_both_versions(broker: Broker) -> None:
+def test_the_error_for_another_version_names_both(broker: Broker) -> None:
     frame = bytearray(PLAIN.encode(Hello(Role.LEARNER, b"", "", "")))
     frame[1] = 9
     error = error_of(broker.frame(LEARNER, frame))
@@ -900,8 +900,8 @@ def test_what_is_not_for_a_broker_is_refused(broker: Broker) -> None:
 
 def test_a_large_control_message_is_refused_unread(broker: Broker) -> None:
     broker.env()
-    wish = Open("cartpole", NONCE, env_kwargs={"blob": bytes(MAX_CONTROL)})
-    error = error_of(broker.say(broker.learner(), wish, seq=1))
+    request = Open("cartpole", NONCE, env_kwargs={"blob": bytes(MAX_CONTROL)})
+    error = error_of(broker.say(broker.learner(), request, seq=1))
     assert error.code == Code.TOO_LARGE
 
 
@@ -992,14 +992,14 @@ def test_nothing_is_left_of_ten_thousand_sessions(broker: Broker) -> None:
     assert len(tables.by_fd) == 1
 
 
-def test_a_broker_that_stops_tells_everyone(broker: Broker) -> None:
+def test_a_broker_that_stops_sends_bye_to_every_peer(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sends = broker.core.goodbye()
     assert {send.rid for send in sends} == {env, learner}
     assert all(isinstance(PLAIN.decode(send.frame), Bye) for send in sends)
 
 
-def test_an_operator_is_told_of_offers_and_sessions(broker: Broker) -> None:
+def test_the_log_notes_offers_and_sessions(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
     broker.say(env, Closed(), sid, 1)
@@ -1009,7 +1009,7 @@ def test_an_operator_is_told_of_offers_and_sessions(broker: Broker) -> None:
     assert broker.now == SETTLED
 
 
-# --- lanes ----------------------------------------------------------------------------------------
+# --- local channels -------------------------------------------------------------------------------
 
 
 def welcomed(broker: Broker, rid: bytes, role: str, host: str) -> Welcome:
@@ -1018,37 +1018,35 @@ def welcomed(broker: Broker, rid: bytes, role: str, host: str) -> Welcome:
 
 @pytest.fixture
 def near() -> Broker:
-    """A broker on `here`, where lanes can be dialled."""
+    """A broker on `here` with local channels."""
     return Broker(local=("unix:///here", "here"))
 
 
 @pytest.mark.parametrize("role", [Role.LEARNER, Role.ENV])
-def test_a_peer_of_the_brokers_host_is_told_of_a_lane_and_gets_a_ticket(
-    near: Broker, role: str
-) -> None:
+def test_a_peer_on_the_brokers_host_gets_an_attach_token(near: Broker, role: str) -> None:
     welcome = welcomed(near, b"\x01one", role, "here")
     assert (welcome.lane, len(welcome.ticket)) == ("unix:///here", 16)
-    assert welcomed(near, b"\x01two", role, "here").ticket != welcome.ticket
+    assert welcomed(near, b"\x01two", role, "here") != welcome
     assert welcomed(near, b"\x01one", role, "here") == welcome
     peer = near.core.attach(PLAIN.encode(Attach(welcome.ticket)), near.now)
     assert peer == (b"\x01one", None)
 
 
 @pytest.mark.parametrize(("role", "host"), [(Role.LEARNER, "there"), (Role.PULSE, "here")])
-def test_others_are_told_of_none(near: Broker, role: str, host: str) -> None:
+def test_other_peers_get_no_attach_token(near: Broker, role: str, host: str) -> None:
     welcome = welcomed(near, b"\x01one", role, host)
     assert (welcome.lane, welcome.ticket) == ("", b"")
 
 
-def test_a_broker_without_lanes_tells_nobody_of_one() -> None:
+def test_a_broker_without_local_channels_gives_no_attach_token() -> None:
     welcome = welcomed(Broker(), b"\x01one", Role.LEARNER, "here")
     assert (welcome.lane, welcome.ticket) == ("", b"")
 
 
-def test_a_ticket_ends_with_its_peer(near: Broker) -> None:
-    ticket = welcomed(near, b"\x01one", Role.LEARNER, "here").ticket
+def test_an_attach_token_ends_with_its_peer(near: Broker) -> None:
+    welcome = welcomed(near, b"\x01one", Role.LEARNER, "here")
     near.say(b"\x01one", Bye())
-    assert near.core.attach(PLAIN.encode(Attach(ticket)), near.now) is None
+    assert near.core.attach(PLAIN.encode(Attach(welcome.ticket)), near.now) is None
     assert not near.core.has_attach_tokens
 
 
@@ -1056,14 +1054,15 @@ def test_a_ticket_ends_with_its_peer(near: Broker) -> None:
     "first",
     [b"", b"x", PLAIN.encode(Attach(b"")), PLAIN.encode(Attach(b"x" * 16)), PLAIN.encode(Ping())],
 )
-def test_without_a_ticket_a_connection_is_nobodys_lane(near: Broker, first: bytes) -> None:
-    welcomed(near, b"\x01far", Role.LEARNER, "there")  # whose ticket is empty
+def test_a_connection_without_an_attach_token_is_not_attached(near: Broker, first: bytes) -> None:
+    welcomed(near, b"\x01far", Role.LEARNER, "there")  # its attach token is empty
     welcomed(near, b"\x01one", Role.LEARNER, "here")
     assert near.core.attach(first, near.now) is None
 
 
-def test_who_floods_gets_no_lane(near: Broker) -> None:
-    attach = PLAIN.encode(Attach(welcomed(near, b"\x01one", Role.LEARNER, "here").ticket))
+def test_a_flooding_peer_gets_no_local_channel(near: Broker) -> None:
+    welcome = welcomed(near, b"\x01one", Role.LEARNER, "here")
+    attach = PLAIN.encode(Attach(welcome.ticket))
     assert near.core.attach(attach, near.now) is not None
     for _ in range(5000):
         near.say(b"\x01one", Ping())

@@ -1,4 +1,4 @@
-"""A rate_limit over a real connection, before a broker that soon has enough of it."""
+"""A flood over a real connection."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from gymwire.protocol.transport.zmq_sockets import Dealer
 from tests.chaos.fleet import until
 
 
-def test_a_flood_is_told_then_cut_off_and_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_flood_gets_busy_then_is_cut_off_and_may_reconnect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(rate_limit, "BURST", 50.0)
     monkeypatch.setattr(rate_limit, "DEBT", 10.0)
     monkeypatch.setattr(server, "DROP_INPUT_S", 0.2)
@@ -38,9 +40,11 @@ def test_a_flood_is_told_then_cut_off_and_may_come_back(monkeypatch: pytest.Monk
             went.extend(event.up for event in dealer.link_events())
             return False in went
 
-        until(cut_off, "the rate_limit is cut off")
+        until(cut_off, "the flood is cut off")
         assert Busy(BusyReason.RATE, 1.0) in heard
-        until(lambda: any(one.up for one in dealer.link_events()) or went[-1], "it is back")
+        until(
+            lambda: any(one.up for one in dealer.link_events()) or went[-1], "it is connected again"
+        )
         with contextlib.closing(Channel(broker.urls[0])) as channel:
             assert channel.find() == []
     finally:

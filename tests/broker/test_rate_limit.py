@@ -28,19 +28,19 @@ NOW = 5.0
 def admissions(
     limiter: RateLimiter, times: int, *, size: int = 26, now: float = NOW
 ) -> list[Admission]:
-    """What becomes of so many messages at once, equal ones in a row given once."""
+    """Return what happens to so many messages at once, equal results in a row only once."""
     ruled = [limiter.admit(LEARNER, size, now) for _ in range(times)]
     return [ruling for ruling, _ in itertools.groupby(ruled)]
 
 
-def test_a_flood_is_told_to_wait_then_cut_off_and_what_is_left_of_it_dropped() -> None:
+def test_a_flood_is_throttled_then_cut_off_then_dropped() -> None:
     limiter = RateLimiter()
     assert admissions(limiter, int(BURST)) == [Admission.PASS]
     assert admissions(limiter, int(DEBT)) == [Admission.THROTTLE]
     assert admissions(limiter, 1000) == [Admission.CUT_OFF, Admission.DROP]
 
 
-def test_one_that_floods_again_after_it_was_cut_off_is_cut_off_again_soon() -> None:
+def test_a_second_flood_is_cut_off_sooner() -> None:
     limiter = RateLimiter()
     admissions(limiter, int(BURST + DEBT) + 1)
     later = NOW + (CUT_OFF_DEBT + 10) / RATE
@@ -51,13 +51,13 @@ def test_one_that_floods_again_after_it_was_cut_off_is_cut_off_again_soon() -> N
     ]
 
 
-def test_one_that_waits_is_let_pass_again() -> None:
+def test_a_peer_that_waits_passes_again() -> None:
     limiter = RateLimiter()
     admissions(limiter, int(BURST + DEBT))
     assert admissions(limiter, 1, now=NOW + DEBT / RATE + 0.1) == [Admission.PASS]
 
 
-def test_a_flood_harms_nobody_else() -> None:
+def test_a_flood_does_not_affect_other_peers() -> None:
     limiter = RateLimiter()
     admissions(limiter, int(BURST + DEBT) + 1)
     assert limiter.admit(OTHER, 26, NOW) is Admission.PASS
@@ -91,7 +91,7 @@ def test_a_learner_may_open_a_thousand_sessions_at_once() -> None:
         assert only(broker.say(learner, Resume(i.to_bytes(16)), sid, 1), Resumed)
 
 
-def test_who_asks_too_much_is_told_when_to_come_again() -> None:
+def test_a_peer_that_sends_too_much_learns_when_to_retry() -> None:
     broker = Broker()
     learner = broker.learner()
     for _ in range(int(BURST)):
@@ -103,9 +103,9 @@ def test_who_asks_too_much_is_told_when_to_come_again() -> None:
     assert only(broker.say(learner, Ping()), Pong)
 
 
-def test_listings_count_by_what_it_takes_to_make_them() -> None:
+def test_listings_cost_by_their_size() -> None:
     def findings(offers: int) -> int:
-        """How many listings of so many offers a learner may ask for at once."""
+        """Return how many listings of so many offers a learner may request at once."""
         broker = Broker()
         broker.env(ENV, *(f"a{i}" for i in range(offers)))
         learner = broker.learner()
@@ -117,7 +117,7 @@ def test_listings_count_by_what_it_takes_to_make_them() -> None:
     assert findings(10) > 5 * findings(100) > 0
 
 
-def test_steps_and_what_answers_them_do_not_count() -> None:
+def test_steps_and_their_replies_are_free() -> None:
     broker = Broker()
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
@@ -132,14 +132,14 @@ def test_steps_and_what_answers_them_do_not_count() -> None:
     assert isinstance(busy.message, Busy)
 
 
-def test_a_descriptor_that_is_another_peers_by_now_is_left_alone() -> None:
+def test_a_reused_descriptor_is_left_alone() -> None:
     broker = Broker()
     learner, other = broker.learner(), broker.learner(OTHER)
     assert broker.core.may_cut_off(learner, broker.fds[learner], broker.now)
     assert not broker.core.may_cut_off(learner, broker.fds[other], broker.now)
 
 
-def test_an_operator_is_told_of_a_flood_now_and_then() -> None:
+def test_the_log_notes_a_flood_now_and_then() -> None:
     broker = Broker()
     learner = broker.learner()
     for _ in range(100):
