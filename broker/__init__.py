@@ -1,1 +1,1 @@
-"""The broker: knows who offers what, introduces the two, and relays for them unread."""
+"""The broker: lists the offered environments, opens sessions and relays their frames unread."""

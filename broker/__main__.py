@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             policy=None if options.policy is None else PolicyFile(options.policy),
             insecure=options.insecure,
             lease_s=options.lease,
-            lanes=not options.no_lanes,
+            local_channels=not options.no_lanes,
         )
     except GymwireError as error:
         print(f"broker: {error}", file=sys.stderr)  # noqa: T201 - the CLI's error output

@@ -1,16 +1,16 @@
-"""Who may do what at a broker: the policy, read from TOML.
+"""The policy: which key may do what at a broker, read from TOML.
 
 [peer.lab]                          # a name, for logs and messages
 key = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7"   # or: keys = ["...", "..."]
-offer = ["lab/*"]                   # patterns of addresses; * stands for anything
+offer = ["lab/*"]                   # patterns of addresses; * matches anything
 [peer.alice]
 key = "…"
 use = ["lab/*", "cartpole"]
-sessions = 4                        # at once
+sessions = 4                        # at the same time
 requests_in_flight = 8              # over all sessions
 message_bytes = 1_000_000
 steps_per_s = 500
-[anyone]                            # keys that are not listed; without this they are refused
+[anyone]                            # all other keys; without this table they are refused
 use = ["demo/*"]
 """
 
@@ -31,10 +31,11 @@ _LIMITS = ("sessions", "requests_in_flight", "message_bytes", "steps_per_s")
 
 @dataclass(frozen=True, slots=True)
 class Rights:
-    """What the owner of a key may do. A limit of None: none.
+    """What the owner of a key may do. A limit of None means unlimited.
 
-    `vouched`: the operator has named this key, so it may share an address with other such keys;
-    others hold an address alone, whoever came first.
+    `name`: the policy's name for the key. `offer`, `use`: patterns of addresses. `vouched`: the
+    policy lists this key, so it may offer an address together with other listed keys. An unlisted
+    key never shares an address: the first key to offer the address owns it.
     """
 
     name: str
@@ -47,16 +48,16 @@ class Rights:
     vouched: bool = False
 
     def may_offer(self, address: str) -> bool:
-        """Whether it may offer environments under this address."""
+        """Return whether the key may offer environments under this address."""
         return any(fnmatchcase(address, pattern) for pattern in self.offer)
 
     def may_use(self, address: str) -> bool:
-        """Whether it may open sessions at this address, and see it on offer."""
+        """Return whether the key may open sessions at this address and see it listed."""
         return any(fnmatchcase(address, pattern) for pattern in self.use)
 
     @property
     def metered(self) -> bool:
-        """Whether each of its requests must be looked at."""
+        """Whether the broker must check each request of the key against limits."""
         limits = (self.requests_in_flight, self.message_bytes, self.steps_per_s)
         return any(limit is not None for limit in limits)
 
@@ -66,34 +67,40 @@ EVERYTHING = Rights("anyone", offer=("*",), use=("*",))
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """Rights by public key (z85). `anyone`: those of keys that are not listed; None: refused."""
+    """Rights by public key (z85).
+
+    `anyone`: the rights of keys that are not listed; None: they may not connect.
+    """
 
     peers: Mapping[bytes, Rights] = field(default_factory=dict)
     anyone: Rights | None = EVERYTHING
 
     def rights(self, key: bytes | None) -> Rights | None:
-        """What this key may do, or None if it may not even connect. No key: as a key unlisted."""
+        """Return what this key may do, or None if it may not connect.
+
+        A peer without a key has the rights of an unlisted key.
+        """
         return self.anyone if key is None else self.peers.get(key, self.anyone)
 
     def admits(self, key: bytes) -> bool:
-        """Whether the owner of this key may connect."""
+        """Return whether the owner of this key may connect."""
         return self.rights(key) is not None
 
 
 NO_POLICY = Policy()
-"""Whoever connects may do everything; an address belongs to the first key that offers it."""
+"""Every peer may do everything; an address belongs to the first key that offers it."""
 
 
 def parse(text: str) -> Policy:
-    """Read a policy. Raises ConfigurationError saying where it is wrong."""
+    """Parse a policy. Raises ConfigurationError naming the wrong place."""
     try:
         document = tomllib.loads(text)
     except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise ConfigurationError(f"The policy is not TOML: {error}.") from None
+        raise ConfigurationError(f"The policy is not valid TOML: {error}.") from None
     for word in document:
         if word not in ("peer", "anyone"):
             raise ConfigurationError(
-                f"The policy has [{word}]; it may have [peer.NAME] tables and [anyone]."
+                f"The policy has an unknown table [{word}]. Use [peer.NAME] and [anyone]."
             )
     tables = _table(document.get("peer", {}), "peer")
     peers: dict[bytes, Rights] = {}
@@ -103,8 +110,8 @@ def parse(text: str) -> Policy:
         for key in _keys(table, where):
             if key in peers:
                 raise ConfigurationError(
-                    f"{where}: the key {key.decode('ascii')} is that of [peer.{peers[key].name}], "
-                    f"too; a key belongs to one of them."
+                    f"{where}: [peer.{peers[key].name}] already has the key {key.decode('ascii')}. "
+                    f"List each key once."
                 )
             peers[key] = _rights(name, table, where, vouched=True)
     anyone = None
@@ -115,21 +122,21 @@ def parse(text: str) -> Policy:
 
 def _table(value: object, where: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise ConfigurationError(f"The policy's {where} must be a table.")
+        raise ConfigurationError(f"[{where}] must be a table in the policy.")
     return value
 
 
 def _keys(table: dict[str, Any], where: str) -> list[bytes]:
     if ("key" in table) == ("keys" in table):
-        raise ConfigurationError(f"{where} needs either key = or keys = […].")
+        raise ConfigurationError(f'{where} needs either key = "…" or keys = […].')
     given = [table.pop("key")] if "key" in table else table.pop("keys")
     if not isinstance(given, list) or not given:
-        raise ConfigurationError(f"{where}: keys must be a list of public keys.")
+        raise ConfigurationError(f"{where}: keys must be a list with at least one public key.")
     for key in given:
         if not isinstance(key, str) or not is_public_key(key):
             raise ConfigurationError(
-                f"{where}: {str(key)[:60]!r} is no public key; those have 40 characters, as "
-                f"`gymwire keygen` shows them."
+                f"{where}: {str(key)[:60]!r} is not a public key. A public key has 40 characters; "
+                f"`gymwire keygen` prints it."
             )
     return [key.encode("ascii") for key in given]
 
@@ -140,12 +147,12 @@ def _rights(name: str, table: Mapping[str, Any], where: str, *, vouched: bool) -
             if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
                 raise ConfigurationError(f"{where}: {word} must be a list of address patterns.")
         elif word in _LIMITS:
-            fits = isinstance(value, int) or (word == "steps_per_s" and isinstance(value, float))
-            if isinstance(value, bool) or not fits or not 0 < value < 2**63:
+            allowed = (int, float) if word == "steps_per_s" else (int,)
+            if type(value) not in allowed or not 0 < value < 2**63:
                 raise ConfigurationError(f"{where}: {word} must be a number above 0.")
         else:
             raise ConfigurationError(
-                f"{where}: there is no setting {word!r}; use {', '.join(_RIGHTS + _LIMITS)}."
+                f"{where}: unknown setting {word!r}. Use {', '.join(_RIGHTS + _LIMITS)}."
             )
     fields: dict[str, Any] = {k: tuple(v) if k in _RIGHTS else v for k, v in table.items()}
     return Rights(name, vouched=vouched, **fields)

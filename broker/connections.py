@@ -1,50 +1,54 @@
-"""Which connections are up, lost, or silent; which must be asked for, and which closed.
+"""Which connections are up, lost or silent, which to probe, and which to close.
 
-A ROUTER is not told that a peer is gone: docs/design.md says how the broker notices.
+libzmq does not report to a ROUTER that a peer is gone; docs/design.md explains how the broker
+notices.
 """
 
 from __future__ import annotations
 
-from gymwire.broker.events import Send, Sender, say
+from gymwire.broker.events import Send, Sender
 from gymwire.broker.recovery import STARTING_S
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol.messages import Ping, Role
 
-SILENT_S = 3.5  # an env agent of which nothing is heard for so long is hung up on
-LISTEN_S = 0.5  # how often that is looked at
-QUIET_S = 10.0  # a learner of which not even a heartbeat comes for so long is hung up on
-TURNS = 20  # ticks in which all of them are looked at once
-PROBES = 5  # ticks over which a connection that went down is asked for
+AGENT_SILENCE_S = 3.5  # the broker hangs up on an env agent that is silent for longer
+SILENCE_CHECK_S = 0.5  # interval between these checks
+LEARNER_SILENCE_S = 10.0  # the same for a learner; its heartbeats count
+CHECK_TICKS = 20  # ticks over which the checks of all learners are spread
+PROBES = 5  # probes of a connection that may have ended, one per tick
 
 
 class Connections:
-    """The connections of the peers. `lease_s`: how long sessions wait for a lost learner."""
+    """The connections of the peers. `lease_s`: how long a session waits for a lost learner."""
 
     def __init__(self, tables: Tables, now: float, lease_s: float) -> None:
-        self.hang_ups: list[tuple[int, int]] = []  # fd and connection of those that must be closed
-        self.patient_until = now  # before that nobody is given up
+        self.hang_ups: list[tuple[int, int]] = []  # (fd, connection) of connections to close
+        self.patient_until = now  # before this time the broker gives nobody up
         self._tables = tables
         self._lease_s = lease_s
-        self._suspects: dict[bytes, int] = {}  # probes that are left, by routing id
+        self._suspects: dict[bytes, int] = {}  # routing id → probes left
         self._up: set[int] = set()  # descriptors of all connections
-        self._listen_at = now
-        self._turn = 0
+        self._next_silence_check = now
+        self._tick = 0
 
-    # --- what the socket says ---------------------------------------------------------------------
+    # --- reports of the socket --------------------------------------------------------------------
 
     def link_up(self, fd: int) -> None:
-        """There is a new connection, with this descriptor."""
+        """Note a new connection with this descriptor."""
         self._up.add(fd)
 
     def link_down(self, fd: int) -> None:
-        """The connection with this descriptor went down. Descriptors are reused: only a hint."""
+        """Note that the connection with this descriptor ended.
+
+        This is only a hint, since descriptors are reused.
+        """
         self._up.discard(fd)
         peer = self._tables.by_fd.get(fd)
         if peer is not None and peer.lost_at is None:
             self.suspect(peer)
 
     def unreachable(self, rid: bytes, now: float) -> None:
-        """Sending showed that this peer has no connection now."""
+        """Mark a peer as lost: sending to it failed for want of a connection."""
         self._suspects.pop(rid, None)
         peer = self._tables.peers.get(rid)
         if peer is None or peer.lost_at is not None:
@@ -56,7 +60,7 @@ class Connections:
                 self._tables.orphan(session, until=now + self._lease_s)
 
     def reachable(self, rid: bytes) -> None:
-        """A probe of a lost peer was delivered: its connection is there again."""
+        """Mark a lost peer as connected again: sending to it succeeded."""
         peer = self._tables.lost.pop(rid, None)
         if peer is None:
             return
@@ -66,14 +70,14 @@ class Connections:
             if session.learner is peer:
                 self._tables.adopt(session)
 
-    def woke(self, now: float) -> None:
-        """This process did not run for a while: peers gave us up, and are on their way back."""
+    def woke_up(self, now: float) -> None:
+        """Give peers time to reconnect, since this process was suspended for a while."""
         self.patient_until = now + STARTING_S
 
-    # --- what peers show --------------------------------------------------------------------------
+    # --- messages of peers ------------------------------------------------------------------------
 
-    def arrived(self, peer: Peer, sender: Sender, now: float) -> None:
-        """This peer has made its connection, for the first time or anew."""
+    def add(self, peer: Peer, sender: Sender, now: float) -> None:
+        """Register the connection over which a new or known peer has introduced itself."""
         if self._tables.peers.get(peer.rid) is peer:
             self.reachable(peer.rid)
             self._tables.forget_fd(peer)
@@ -84,33 +88,34 @@ class Connections:
             self.suspect(displaced)
         self._suspects.pop(peer.rid, None)
 
-    def left(self, peer: Peer) -> None:
-        """This peer is not asked for any more."""
+    def remove(self, peer: Peer) -> None:
+        """Stop probing this peer."""
         self._suspects.pop(peer.rid, None)
 
-    def strangers(self) -> bool:
-        """Whether there are connections that have said nothing yet.
+    def has_strangers(self) -> bool:
+        """Return whether some connections have not introduced themselves yet.
 
-        A learner's is made anew by libzmq alone; it says HELLO when it wants something.
+        libzmq restores the connection of a learner by itself; the learner sends HELLO only with
+        its next request.
         """
         return not self._up <= self._tables.by_fd.keys()
 
-    # --- asking -----------------------------------------------------------------------------------
+    # --- probes -----------------------------------------------------------------------------------
 
     def suspect(self, peer: Peer) -> None:
-        """Ask for this connection over the next ticks: sending fails if it is not there."""
+        """Probe this connection during the next ticks: sending fails if it has ended."""
         self._suspects[peer.rid] = PROBES
 
     def probe(self) -> list[Send]:
-        """In each tick: the connections that went down, and those that may have come back."""
-        asked = list(self._suspects)
+        """Return this tick's probes of connections that may have ended, or may be restored."""
+        suspects = list(self._suspects)
         self._suspects = {rid: left - 1 for rid, left in self._suspects.items() if left > 1}
-        # A connection that is made anew stays silent until its owner speaks: ask for it.
-        return [say(rid, Ping()) for rid in [*asked, *self._tables.lost]]
+        # A restored connection stays silent until its owner sends something.
+        return [Send.message(rid, Ping()) for rid in [*suspects, *self._tables.lost]]
 
     def probe_unwatched(self) -> list[Send]:
-        """Now and then: peers whose connection cannot be watched by its descriptor."""
-        return [say(rid, Ping()) for rid in self._tables.unwatched]
+        """Return probes of the peers whose connection cannot be watched by its descriptor."""
+        return [Send.message(rid, Ping()) for rid in self._tables.unwatched]
 
     # --- hanging up -------------------------------------------------------------------------------
 
@@ -120,39 +125,42 @@ class Connections:
             peer.hung_up = True
             self.hang_ups.append((peer.fd, peer.connection))
 
-    def listen(self, now: float) -> None:
-        """Hang up on env agents of which nothing is heard, once.
+    def drop_silent_agents(self, now: float) -> None:
+        """Close the connections of env agents that have been silent for too long, once.
 
-        libzmq's own thread makes their connections anew where the process is alive, whatever it is
-        doing.
+        If such a process is alive, libzmq's own thread reconnects, whatever the process is doing.
         """
-        if now < max(self._listen_at, self.patient_until):
+        if now < max(self._next_silence_check, self.patient_until):
             return
-        self._listen_at = now + LISTEN_S
-        loops = [p for p in self._tables.peers.values() if p.role in (Role.ENV, Role.PROGRESS)]
+        self._next_silence_check = now + SILENCE_CHECK_S
+        speakers = [p for p in self._tables.peers.values() if p.role in (Role.ENV, Role.PROGRESS)]
         heard: dict[bytes, float] = {}
-        for peer in loops:
+        for peer in speakers:
             heard[peer.agent] = max(peer.heard, heard.get(peer.agent, 0.0))
-        for peer in loops:
-            if now - heard[peer.agent] > SILENT_S and not peer.hung_up:
+        for peer in speakers:
+            if now - heard[peer.agent] > AGENT_SILENCE_S and not peer.hung_up:
                 self.hang_up(peer)
 
-    def learners_to_watch(self, now: float) -> list[Peer]:
-        """The learners of whose connections it must be asked now for how long nothing came.
+    def learners_to_check(self, now: float) -> list[int]:
+        """Return the descriptors of learners whose silence the socket must measure in this tick.
 
-        They may think for hours, but libzmq's own thread sends heartbeats as long as they live.
+        A learner may compute for hours between two steps, but libzmq's own thread sends
+        heartbeats as long as its process lives.
         """
-        self._turn = (self._turn + 1) % TURNS
+        self._tick = (self._tick + 1) % CHECK_TICKS
         if now < self.patient_until:
             return []
-        found = []
-        for fd, peer in self._tables.by_fd.items():
-            mine = fd % TURNS == self._turn and peer.role == Role.LEARNER
-            if mine and peer.sessions and not peer.hung_up:
-                found.append(peer)
-        return found
+        return [
+            fd
+            for fd, peer in self._tables.by_fd.items()
+            if fd % CHECK_TICKS == self._tick
+            and peer.role == Role.LEARNER
+            and peer.sessions
+            and not peer.hung_up
+        ]
 
-    def quiet(self, learner: Peer, idle_s: float) -> None:
-        """Nothing came from this learner for so long, not even a heartbeat."""
-        if idle_s > QUIET_S:
+    def silent_for(self, fd: int, silent_s: float) -> None:
+        """Close this learner's connection if nothing, not even a heartbeat, came for too long."""
+        learner = self._tables.by_fd.get(fd)
+        if learner is not None and silent_s > LEARNER_SILENCE_S:
             self.hang_up(learner)

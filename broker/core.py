@@ -1,35 +1,38 @@
-"""The broker without its socket and clock: a frame and a time go in, frames to send come out.
+"""The broker without socket and clock: frames and times go in, frames to send come out.
 
-Its tables are soft. They are filled again by what agents announce after a restart; nothing that a
-peer sends makes them grow without bound.
+The tables are soft state: after a restart the env agents announce their sessions again. Nothing
+that a peer sends makes them grow without bound.
 """
 
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
+from typing import NamedTuple
 
-from gymwire.broker import directory, offers
+from gymwire.broker import directory, offers, snapshot
 from gymwire.broker.auth import NO_POLICY, Policy
 from gymwire.broker.connections import Connections
-from gymwire.broker.events import Notes, Send, Sender, say
+from gymwire.broker.events import Send, Sender
+from gymwire.broker.journal import Journal, Note
 from gymwire.broker.peers import Peers
-from gymwire.broker.quotas import Meters
-from gymwire.broker.rate_limit import Gate, Ruling
-from gymwire.broker.recovery import Awaited
-from gymwire.broker.refusals import Refusal, refuse
-from gymwire.broker.session_messages import SessionFrames
+from gymwire.broker.quotas import Quotas
+from gymwire.broker.rate_limit import Admission, RateLimiter
+from gymwire.broker.recovery import SessionRecovery
+from gymwire.broker.refusals import Refusal, RetryLater, reply_to
+from gymwire.broker.session_messages import SessionMessages
 from gymwire.broker.sessions import Sessions
+from gymwire.broker.snapshot import Snapshot
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol import codec
 from gymwire.protocol.capabilities import CAPABILITIES
-from gymwire.protocol.codec import KIND_AT, PLAIN, SID, UP_TO_KIND, Frame
+from gymwire.protocol.codec import KIND_AT, PLAIN, SID, Frame
 from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import (
     CONTROL_KINDS,
     LIVENESS_PREFIX,
     VERSION,
     Attach,
-    Busy,
     BusyReason,
     Bye,
     Code,
@@ -48,11 +51,13 @@ from gymwire.protocol.messages import (
     Withdraw,
 )
 
-MAX_CONTROL = 1024 * 1024  # bytes of a message that the broker itself reads
-SWEEP_S = 10.0  # how often peers are asked for whose connection cannot be watched
-RETRY_S = 1.0  # when who asked too much may try again
+MAX_CONTROL = 1024 * 1024  # bytes of a message to the broker itself
+SWEEP_S = 10.0  # interval between probes of peers whose connection cannot be watched
+THROTTLE_RETRY_S = 1.0  # when a peer may repeat a message after it sent too many
+UNDELIVERED_RETRY_S = 0.05  # when a learner may repeat a request that was not delivered
 
-# Relayed unread. CLOSED ends a session and ERROR may refuse an OPEN: those are looked at.
+# The first bytes of frames that are relayed unread. CLOSED ends a session and ERROR may refuse
+# OPEN: the broker reads those.
 _RELAYED = frozenset(
     bytes((codec.MAGIC, VERSION, kind))
     for kind in Kind
@@ -60,10 +65,19 @@ _RELAYED = frozenset(
 )
 
 
-class Core:
-    """One run of a broker. `epoch`: a random number of this run; `lease_s`: for silent learners.
+class Attachment(NamedTuple):
+    """The peer that a local channel belongs to: its routing id and public key."""
 
-    `lane`: where peers of `host` may dial lanes; "" where nobody can.
+    rid: bytes
+    key: bytes | None
+
+
+class Core:
+    """One run of a broker.
+
+    `epoch`: a random number that tells this run from others. `lease_s`: how long a session waits
+    for a lost learner. `max_message`: bytes. `local`: the URL for local channels and the host
+    whose peers may open them; None: no peer may. Times are monotonic seconds.
     """
 
     def __init__(
@@ -76,189 +90,278 @@ class Core:
         lease_s: float = 30.0,
         max_message: int = 64 * 1024 * 1024,
         policy: Policy = NO_POLICY,
-        lane: str = "",
-        host: str = "",
+        local: tuple[str, str] | None = None,
     ) -> None:
-        self.tables = tables = Tables()
-        self.notes = notes = Notes()
-        self.connections = Connections(tables, now, lease_s)
-        awaited, meters = Awaited(tables, now), Meters()
-        self.sessions = Sessions(tables, self.connections, awaited, meters, notes, rng, lease_s)
-        self._frames = SessionFrames(tables, self.sessions, meters, notes)
+        self._epoch = epoch
+        self._software = software
+        self._started = now
+        self._tables = tables = Tables(rng)
+        self._journal = journal = Journal()
+        self._connections = connections = Connections(tables, now, lease_s)
+        recovery, quotas = SessionRecovery(tables, now), Quotas()
+        self._sessions = Sessions(tables, connections, recovery, quotas, journal, lease_s)
+        self._messages = SessionMessages(tables, self._sessions, quotas, journal)
+        url, host = local or ("", "")
         welcome = Welcome(
-            epoch, software, "", max_message, lease_s, lane, capabilities=list(CAPABILITIES)
+            epoch, software, "", max_message, lease_s, url, capabilities=list(CAPABILITIES)
         )
-        self.peers = Peers(
-            tables, self.connections, self.sessions, awaited, notes, policy, welcome, host, rng
+        self._peers = Peers(
+            tables, connections, self._sessions, recovery, journal, policy, welcome, host
         )
         self._routes = tables.routes
-        self._gate = Gate()
+        self._limiter = RateLimiter()
         self._sweep_at = now + SWEEP_S
         self._flood_note_at = now
 
     # --- the hot path -----------------------------------------------------------------------------
 
     def relay(self, rid: bytes, data: bytes | memoryview, key: bytes | None) -> bytes | None:
-        """Where a frame of the gym dialogue goes, or None if `receive` must look at it.
+        """Return the receiver of a frame of the gym dialogue; None: pass it to `receive`.
 
-        Reads the header and the sender only.
+        Reads only the header and the sender.
         """
         if len(data) < codec.HEADER_SIZE:
             return None
         route = self._routes.get(rid + data[SID])
-        if route is None or route.key != key or bytes(data[UP_TO_KIND]) not in _RELAYED:
+        if route is None or route.key != key or bytes(data[:3]) not in _RELAYED:
             return None
         route.session.frames += 1
         return route.rid
 
-    # --- floods -----------------------------------------------------------------------------------
+    # --- rate limit -------------------------------------------------------------------------------
 
-    def rule(self, rid: bytes, data: bytes | memoryview, key: bytes | None, now: float) -> Ruling:
-        """Whether the broker looks at a frame that `relay` did not place.
+    def admit(
+        self, rid: bytes, data: bytes | memoryview, key: bytes | None, now: float
+    ) -> Admission:
+        """Return what to do with a frame that `relay` did not relay.
 
-        The frames of its own sessions do not count: the other side pays for them, too.
+        Frames of the sender's own sessions are free: they cost the other side as much.
         """
         if len(data) >= codec.HEADER_SIZE and (
             data[KIND_AT] < CONTROL_KINDS or data[KIND_AT] == Kind.OPENED
         ):
             route = self._routes.get(rid + bytes(data[SID]))
             if route is not None and route.key == key:
-                return Ruling.PASS
-        return self._gate.rule(rid, len(data), now)
+                return Admission.PASS
+        return self._limiter.admit(rid, len(data), now)
 
-    def refuse(self, rid: bytes, data: bytes | memoryview) -> list[Send]:
-        """What is told to the sender of a frame that is not looked at, since it asks too much."""
+    def throttle(self, rid: bytes, data: bytes | memoryview) -> list[Send]:
+        """Return BUSY for a frame that is not admitted."""
         try:
             header = codec.read_header(data)
         except GymwireError:
             return []
-        return [say(rid, Busy(BusyReason.RATE, RETRY_S), header.sid, header.seq)]
+        busy = RetryLater(BusyReason.RATE, THROTTLE_RETRY_S)
+        return [reply_to(self._journal, rid, busy, header.sid, header.seq)]
 
-    def cut_off(self, rid: bytes, fd: int, now: float) -> bool:
-        """Whether to close the connection of this descriptor, over which `rid` floods the broker.
+    def may_cut_off(self, rid: bytes, fd: int, now: float) -> bool:
+        """Return whether to close the connection with this descriptor, over which `rid` floods.
 
-        Not if it is another peer's by now: the frame may have waited longer than its connection.
+        False if the descriptor belongs to another peer by now: a frame may stay queued for longer
+        than its connection lasts.
         """
-        holder = self.tables.by_fd.get(fd)
+        holder = self._tables.by_fd.get(fd)
         if holder is not None and holder.rid != rid:
             return False
-        peer = self.tables.peers.get(rid)
+        peer = self._tables.peers.get(rid)
         if peer is not None and now >= self._flood_note_at:
             self._flood_note_at = now + SWEEP_S
-            self.notes.add("hung up on a flood", host=peer.host, identity=peer.identity)
+            self._journal.note("flood cut off", host=peer.host, identity=peer.identity)
         return True
 
-    # --- lanes ------------------------------------------------------------------------------------
+    # --- local channels ---------------------------------------------------------------------------
 
-    def attach(self, data: Frame | memoryview, now: float) -> Peer | None:
-        """Whose lane a connection is, by its first frame; None: nobody's."""
+    @property
+    def has_attach_tokens(self) -> bool:
+        """Whether any peer may use a local channel."""
+        return bool(self._tables.by_attach_token)
+
+    def attach(self, data: Frame | memoryview, now: float) -> Attachment | None:
+        """Return the peer that a local channel belongs to, by its first frame; None: nobody."""
         try:
             message = PLAIN.decode(data)
         except GymwireError:
             return None
-        peer = (
-            self.tables.by_ticket.get(message.attach_token) if isinstance(message, Attach) else None
-        )
-        if peer is None or self._gate.rule(peer.rid, len(data), now) is not Ruling.PASS:
+        if not isinstance(message, Attach):
             return None
-        return peer
+        peer = self._tables.by_attach_token.get(message.attach_token)
+        if peer is None or self._limiter.admit(peer.rid, len(data), now) is not Admission.PASS:
+            return None
+        return Attachment(peer.rid, peer.key)
 
-    # --- everything else --------------------------------------------------------------------------
+    # --- frames -----------------------------------------------------------------------------------
 
     def receive(self, sender: Sender, data: bytes | memoryview, now: float) -> list[Send]:
-        """Take a frame that `relay` did not place; returns what to send."""
+        """Handle a frame that `relay` did not relay. Returns the frames to send."""
         if not data and sender.rid[:1] == LIVENESS_PREFIX:
-            self.peers.present(sender, now)
+            self._peers.liveness(sender, now)
             return []
         try:
             header = codec.read_header(data)
         except GymwireError as error:
-            return [refuse(sender.rid, error)]
+            return [reply_to(self._journal, sender.rid, error)]
         try:
-            return self._look_at(sender, header, data, now)
+            return self._handle(sender, header, data, now)
         except GymwireError as error:
-            return [refuse(sender.rid, error, header.sid, header.seq)]
+            return [reply_to(self._journal, sender.rid, error, header.sid, header.seq)]
 
-    def _look_at(
+    def _handle(
         self, sender: Sender, header: codec.Header, data: bytes | memoryview, now: float
     ) -> list[Send]:
-        peer = self.tables.peers.get(sender.rid)
+        peer = self._tables.peers.get(sender.rid)
         if peer is not None:
-            if peer.key != sender.key:
-                # Somebody guesses ids.
+            if peer.key != sender.key:  # somebody guesses routing ids
                 text = "This routing id belongs to another connection."
                 raise Refusal(Code.DENIED, text)
             peer.heard, peer.hung_up = now, False
         unread = header.kind < CONTROL_KINDS or header.kind is Kind.OPENED
         if not unread and len(data) > MAX_CONTROL:
-            text = f"A {header.kind.name} may have {MAX_CONTROL} bytes, this one has {len(data)}."
-            raise Refusal(Code.TOO_LARGE, text)
+            raise Refusal(
+                Code.TOO_LARGE,
+                f"This {header.kind.name} has {len(data)} bytes; a broker accepts {MAX_CONTROL}.",
+            )
         message = None if unread else PLAIN.decode(data, header)
         if isinstance(message, Hello):
-            return self.peers.hello(sender, header, message, now)
+            return self._peers.hello(sender, header, message, now)
         if peer is None:
-            return [say(sender.rid, Busy(BusyReason.HELLO, 0.0), header.sid, header.seq)]
+            raise RetryLater(BusyReason.HELLO, 0.0)
         if message is not None:
             return self._answer(peer, header, message, now)
         if header.kind is Kind.OPENED:
-            return self.sessions.opened(peer, header, data)
-        return self._frames.frame(peer, header, data, now)
+            return self._sessions.opened(peer, header, data)
+        return self._messages.relay(peer, header, data, now)
 
     def _answer(self, peer: Peer, header: codec.Header, message: Message, now: float) -> list[Send]:
         match message:
             case Offer():
                 address, env = message.address, message.env_id
-                if offers.admit(self.tables, peer, message, header.head_len):
-                    self.notes.add("offer", address=address, env=env, host=peer.host)
-                return [say(peer.rid, Offered(address), 0, header.seq)]
+                if offers.accept(self._tables, peer, message, header.head_len):
+                    self._journal.note("offer accepted", address=address, env=env, host=peer.host)
+                return [Send.message(peer.rid, Offered(address), 0, header.seq)]
             case Withdraw():
                 if message.address in peer.offers:
                     peer.draining.add(message.address)
                 return []
             case Find():
-                found = Found(directory.listing(self.tables, message.address, peer.rights))
-                answer = say(peer.rid, found, 0, header.seq)
-                self._gate.charge(peer.rid, len(answer.frame), now)
+                found = Found(directory.listing(self._tables, message.address, peer.rights))
+                answer = Send.message(peer.rid, found, 0, header.seq)
+                self._limiter.charge_listing(peer.rid, len(answer.frame), now)
                 return [answer]
             case Open():
-                return self.sessions.open(peer, header, message, now)
+                return self._sessions.open(peer, header, message, now)
             case Resume():
-                return self.sessions.resume(peer, header, message, now)
+                return self._sessions.resume(peer, header, message, now)
             case Progress():
-                return self._frames.progress(peer, header, message, now)
+                return self._messages.progress(peer, header, message, now)
             case Ping():
-                return self._frames.ping(peer, header, now)
+                return self._messages.ping(peer, header, now)
             case Bye():
-                return self.peers.bye(peer)
-        raise DecodingError(f"{header.kind.name} is not for a broker.")
+                return self._peers.bye(peer)
+        raise DecodingError(f"A broker does not accept {header.kind.name}.")
+
+    # --- what became of sent frames ---------------------------------------------------------------
 
     def undelivered(
         self, to: bytes, data: bytes | memoryview, sender: bytes, full: bool, now: float
     ) -> list[Send]:
-        """A relayed frame could not be delivered: tell a learner to send it again later.
+        """Handle a relayed frame that could not be sent. Returns BUSY if it was a request.
 
-        A reply is not worth a message: the env agent keeps it, and the learner asks again.
+        `full`: the receiver does not read; otherwise it has no connection. A lost reply needs no
+        message: the env agent keeps it and the learner asks for it again.
         """
         if not full:
-            self.connections.unreachable(to, now)
-        # Not `read_header`: what is relayed unread may be damaged behind the sid and the kind.
+            self._connections.unreachable(to, now)
+        # Not `read_header`: a frame that was relayed unread may be damaged after kind and sid.
         *_, sid, seq = codec.HEADER.unpack_from(data)
-        session = self.tables.sessions.get(sid)
+        session = self._tables.sessions.get(sid)
         if session is None or session.learner is None or session.learner.rid != sender:
             return []
         reason = BusyReason.QUEUE_FULL if full else BusyReason.UNREACHABLE
-        return [say(sender, Busy(reason, 0.05), sid, seq)]
+        busy = RetryLater(reason, UNDELIVERED_RETRY_S)
+        return [reply_to(self._journal, sender, busy, sid, seq)]
+
+    def reachable(self, rid: bytes) -> None:
+        """Note that a frame from the broker itself was sent to this peer."""
+        self._connections.reachable(rid)
+
+    def unreachable(self, rid: bytes, now: float) -> None:
+        """Note that a frame from the broker itself found no connection to this peer."""
+        self._connections.unreachable(rid, now)
+
+    def queue_full(self, send: Send) -> None:
+        """Note that a frame from the broker itself was dropped: its receiver does not read."""
+        self._sessions.queue_full(send)
+
+    # --- connections ------------------------------------------------------------------------------
+
+    @property
+    def peer_ids(self) -> Collection[bytes]:
+        """The routing ids of all peers, including lost ones."""
+        return self._tables.peers.keys()
+
+    def link_up(self, fd: int) -> None:
+        """Note that a connection with this descriptor was made."""
+        self._connections.link_up(fd)
+
+    def link_down(self, fd: int) -> None:
+        """Note that the connection with this descriptor ended."""
+        self._connections.link_down(fd)
+
+    def woke_up(self, now: float) -> None:
+        """Note that this process was suspended and that its peers have to reconnect."""
+        self._connections.woke_up(now)
+
+    def learners_to_check(self, now: float) -> list[int]:
+        """Return the descriptors for which `silent_for` is due. Call it once per tick."""
+        return self._connections.learners_to_check(now)
+
+    def silent_for(self, fd: int, silent_s: float) -> None:
+        """Note that nothing, not even a heartbeat, came over this connection for `silent_s`."""
+        self._connections.silent_for(fd, silent_s)
+
+    def take_hang_ups(self) -> list[tuple[int, int]]:
+        """Return the connections to close, as (descriptor, connection), and forget them.
+
+        Close them a tick later, so that the messages that explain it arrive first.
+        """
+        taken, self._connections.hang_ups = self._connections.hang_ups, []
+        return taken
+
+    # --- time, policy and state -------------------------------------------------------------------
 
     def expire(self, now: float) -> list[Send]:
-        """What time alone brings about: probes, sessions of lost agents, leases."""
+        """Do what is due at this time: probes, and the end of leases and of lost env agents."""
         sends: list[Send] = []
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
-            self._gate.sweep(now)
-            sends += self.connections.probe_unwatched()
-        self.connections.listen(now)
-        sends += self.sessions.tell_again()
-        sends += self.connections.probe()
-        sends += self.peers.expire(now)
-        sends += self.sessions.expire(now)
+            self._limiter.sweep(now)
+            sends += self._connections.probe_unwatched()
+        self._connections.drop_silent_agents(now)
+        sends += self._sessions.retry_undelivered()
+        sends += self._connections.probe()
+        sends += self._peers.expire(now)
+        sends += self._sessions.expire(now)
         return sends
+
+    def apply_policy(self, policy: Policy) -> list[Send]:
+        """Replace the policy and end all that the new one does not allow."""
+        return self._peers.apply(policy)
+
+    def goodbye(self) -> list[Send]:
+        """Return BYE for every peer, for a broker that stops."""
+        return self._peers.goodbye()
+
+    def take_notes(self) -> list[Note]:
+        """Return the events for the log and forget them."""
+        return self._journal.take_notes()
+
+    def snapshot(self, now: float) -> Snapshot:
+        """Return the offers, peers, sessions and counters as plain values."""
+        return snapshot.take(
+            self._tables,
+            self._journal,
+            epoch=self._epoch,
+            software=self._software,
+            started=self._started,
+            now=now,
+        )

@@ -1,21 +1,37 @@
-"""What is on offer: search, and the choice of the least loaded agent."""
+"""List what is offered, and choose the serving loop for a new session.
+
+The broker chooses among the serving loops that offer the address, are connected, are not draining
+and have a free slot there. If the address is pinned, only those of its identity count. Among them
+it prefers, in this order,
+
+1. a loop in which no session is in a long step, since a loop runs one request at a time;
+2. a loop of the process (the same `agent` in HELLO) with the fewest sessions, counted over all of
+   its loops and addresses, since the loops of a process share one interpreter;
+3. the loop with the fewest sessions, counted over all of its addresses;
+4. the loop that the broker has known for longest.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 from gymwire.broker.auth import Rights
 from gymwire.broker.refusals import Refusal
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol.address import Address, nearest
-from gymwire.protocol.messages import Code, Role
+from gymwire.protocol.messages import Code, Offer, Role
+from gymwire.protocol.process_slots import process_slots
 
 MAX_NAMES = 50
 
 
-def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer:
-    """The least loaded serving loop with a free slot. Raises Refusal."""
+def choose_loop(tables: Tables, address: Address, rights: Rights, now: float) -> Peer:
+    """Return the serving loop for a new session; the module docstring has the rule.
+
+    Raises Refusal if no loop can take the session.
+    """
     name = address.name
     offering = [
         peer
@@ -23,32 +39,33 @@ def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer
         if address.identity is None or peer.identity == address.identity
     ]
     if not offering:
-        raise _unknown(tables, address, rights)
-    there = [peer for peer in offering if peer.lost_at is None]
-    if not there:
-        hosts = ", ".join(sorted({peer.host for peer in offering})[:MAX_NAMES])
+        raise _not_offered(tables, address, rights)
+    connected = [peer for peer in offering if peer.lost_at is None]
+    if not connected:
+        hosts = sorted({peer.host for peer in offering})[:MAX_NAMES]
         raise Refusal(
             Code.ADDRESS_UNKNOWN,
-            f"Who offers {str(address)!r} does not answer at present: an env agent on {hosts} is "
-            f"cut off, frozen or gone. Try again in a few seconds, or start another.",
+            f"No env agent that offers {str(address)!r} is responding "
+            f"({'host' if len(hosts) == 1 else 'hosts'} {', '.join(hosts)}). It may be stopped, "
+            f"frozen or unreachable: retry in a few seconds, or start another.",
             known=[],
         )
-    staying = [peer for peer in there if name not in peer.draining]
+    staying = [peer for peer in connected if name not in peer.draining]
     if not staying:
         raise Refusal(
             Code.NO_FREE_SLOT,
-            f"Who offers {str(address)!r} is leaving and takes no new sessions: start another env "
-            f"agent for this address.",
+            f"All env agents that offer {str(address)!r} are shutting down and accept no new "
+            f"sessions. Start another env agent for this address.",
             slots=0,
         )
-    free = [peer for peer in staying if used(tables, peer, name) < peer.offers[name].capacity]
+    free = [peer for peer in staying if _used(tables, peer, name) < peer.offers[name].capacity]
     if not free:
         slots = sum(peer.offers[name].capacity for peer in staying)
         raise Refusal(
             Code.NO_FREE_SLOT,
             f"{'The only slot' if slots == 1 else f'All {slots} slots'} of {str(address)!r} "
-            f"{'is' if slots == 1 else 'are'} in use: wait until a session ends, or "
-            f"start another env agent for this address (or give this one more --max-sessions).",
+            f"{'is' if slots == 1 else 'are'} in use. Wait until a session ends, start another env "
+            f"agent for this address, or give this one more --max-sessions.",
             slots=slots,
         )
 
@@ -57,8 +74,6 @@ def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer
         process_load[peer.agent] += len(peer.sessions) if peer.role == Role.ENV else 0
 
     def load(peer: Peer) -> tuple[bool, int, int]:
-        # A loop in the middle of a long step would let the new session wait; take it last. The
-        # loops of one process share its interpreter, so the least loaded process comes first.
         sessions = tables.sessions_at(peer)
         in_step = any(session.in_step(now) for session in sessions)
         return in_step, process_load[peer.agent], len(sessions)
@@ -66,70 +81,96 @@ def choose(tables: Tables, address: Address, rights: Rights, now: float) -> Peer
     return min(free, key=load)
 
 
-def used(tables: Tables, peer: Peer, name: str) -> int:
-    """How many sessions this loop has under this address."""
+def _used(tables: Tables, peer: Peer, name: str) -> int:
+    """Return how many sessions this loop has at this address."""
     return sum(1 for sid in peer.sessions if tables.sessions[sid].address == name)
 
 
-def _unknown(tables: Tables, address: Address, rights: Rights) -> Refusal:
+def _not_offered(tables: Tables, address: Address, rights: Rights) -> Refusal:
     offered = {name for peer in tables.peers.values() for name in peer.offers}
     known = sorted(filter(rights.may_use, offered))
     if address.identity is not None and address.name in known:
         text = (
-            f"{address.name!r} is on offer, but not by {address.identity}: that agent is not "
-            f"connected, or the identity is misspelt (`gymwire ls` shows whose "
-            f"are)."
+            f"{address.name!r} is offered, but not by {address.identity}. That env "
+            f"agent is not connected, or the identity is misspelled: `gymwire ls` shows the "
+            f"identities."
         )
     elif not known:
         text = (
-            f"Nobody offers {address.name!r}; no environment is on offer at this broker. Start an "
-            f"env agent: gymwire serve --address {address.name} --env ENV."
+            f"No env agent offers {address.name!r}: this broker has no offers at all. Start an env "
+            f"agent: gymwire serve --address {address.name} --env ENV."
         )
     else:
-        text = f"Nobody offers {address.name!r}."
+        text = f"No env agent offers {address.name!r}."
         near = nearest(address.name, known)
         if near is not None:
             text += f" Did you mean {near!r}?"
-        text += f" On offer: {', '.join(known[:MAX_NAMES])}"
+        text += f" Offered: {', '.join(known[:MAX_NAMES])}"
         text += ", …" if len(known) > MAX_NAMES else "."
     return Refusal(Code.ADDRESS_UNKNOWN, text, known=known[:MAX_NAMES])
 
 
-def listing(tables: Tables, address: str, rights: Rights) -> list[dict[str, Any]]:
-    """What FOUND carries: one entry per address and agent, loops of one process added up.
+@dataclass(frozen=True, slots=True)
+class PooledOffer:
+    """What the serving loops of one process offer at one address.
 
-    Nobody sees what the rights let it neither use nor offer.
+    `slots`: those of the whole process, although some of its loops may still be starting.
+    `state`: "ready"; "silent": the connection of a loop is lost; "draining": no new sessions.
     """
-    entries: dict[tuple[str, bytes, str], dict[str, Any]] = {}
+
+    offer: Offer
+    loops: tuple[Peer, ...]
+    slots: int
+    used: int
+    state: str
+
+
+def pooled_offers(tables: Tables) -> list[PooledOffer]:
+    """Return one entry per address and process, sorted by address and host."""
+    groups: dict[tuple[str, str, bytes, str], list[Peer]] = {}
     for peer in tables.peers.values():
-        if peer.role != Role.ENV:
-            continue
-        for name, offer in peer.offers.items():
-            if address not in ("", name):
-                continue
-            if not rights.may_use(name) and not rights.may_offer(name):
-                continue
-            entry = entries.setdefault(
-                (name, peer.agent, peer.identity),
-                {
-                    "address": name,
-                    "env_id": offer.env_id,
-                    "observation_space": offer.observation_space,
-                    "action_space": offer.action_space,
-                    "metadata": offer.metadata,
-                    "capacity": 0,
-                    "used": 0,
-                    "host": peer.host,
-                    "software": peer.software,
-                    "identity": peer.identity,
-                    "direct": offer.direct,
-                    "state": "ready",
-                },
-            )
-            entry["capacity"] += offer.capacity
-            entry["used"] += used(tables, peer, name)
-            if peer.lost_at is not None:
-                entry["state"] = "silent"
-            elif name in peer.draining:
-                entry["state"] = "draining"
-    return sorted(entries.values(), key=lambda entry: (entry["address"], entry["host"]))
+        for name in peer.offers:
+            groups.setdefault((name, peer.host, peer.agent, peer.identity), []).append(peer)
+    return [_pool(tables, name, loops) for (name, *_), loops in sorted(groups.items())]
+
+
+def _pool(tables: Tables, name: str, loops: list[Peer]) -> PooledOffer:
+    offers = [peer.offers[name] for peer in loops]
+    state = "ready"
+    if any(peer.lost_at is not None for peer in loops):
+        state = "silent"
+    elif any(name in peer.draining for peer in loops):
+        state = "draining"
+    return PooledOffer(
+        offer=offers[0],
+        loops=tuple(loops),
+        slots=max(sum(offer.capacity for offer in offers), *map(process_slots, offers)),
+        used=sum(_used(tables, peer, name) for peer in loops),
+        state=state,
+    )
+
+
+def listing(tables: Tables, address: str, rights: Rights) -> list[dict[str, Any]]:
+    """Return the entries of FOUND: one per address and process.
+
+    `address`: the only one to list; "" lists all that the rights allow to use or to offer.
+    """
+    return [
+        {
+            "address": one.offer.address,
+            "env_id": one.offer.env_id,
+            "observation_space": one.offer.observation_space,
+            "action_space": one.offer.action_space,
+            "metadata": one.offer.metadata,
+            "capacity": one.slots,
+            "used": one.used,
+            "host": one.loops[0].host,
+            "software": one.loops[0].software,
+            "identity": one.loops[0].identity,
+            "direct": one.offer.direct,
+            "state": one.state,
+        }
+        for one in pooled_offers(tables)
+        if address in ("", one.offer.address)
+        and (rights.may_use(one.offer.address) or rights.may_offer(one.offer.address))
+    ]

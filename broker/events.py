@@ -1,4 +1,4 @@
-"""What comes to the core and what leaves it: frames, and notes for the operator."""
+"""The frames that enter and leave the core."""
 
 from __future__ import annotations
 
@@ -9,37 +9,22 @@ from gymwire.protocol.messages import Message
 
 
 class Send(NamedTuple):
-    """A frame for a peer."""
+    """A frame for the peer with this routing id."""
 
     rid: bytes
     frame: bytes | bytearray | memoryview
 
+    @classmethod
+    def message(cls, rid: bytes, message: Message, sid: int = 0, seq: int = 0) -> Send:
+        """Return a message from the broker itself as a frame."""
+        return cls(rid, PLAIN.encode(message, sid, seq))
+
 
 class Sender(NamedTuple):
-    """What the socket knows of a frame's sender."""
+    """What the socket knows about the sender of a frame."""
 
     rid: bytes
     fd: int
     key: bytes | None
     identity: str
     connection: int = 0
-
-
-class Note(NamedTuple):
-    """Something that an operator wants to know."""
-
-    event: str
-    facts: dict[str, object]
-
-
-class Notes(list[Note]):
-    """What has not been written to the log yet."""
-
-    def add(self, event: str, **facts: object) -> None:
-        """Something has happened."""
-        self.append(Note(event, facts))
-
-
-def say(rid: bytes, message: Message, sid: int = 0, seq: int = 0) -> Send:
-    """A message of the broker's own."""
-    return Send(rid, PLAIN.encode(message, sid, seq))

@@ -1,14 +1,14 @@
-"""Lanes: Unix sockets beside the ZeroMQ connections of peers on this host (docs/protocol.md §9.12).
+"""Local channels: Unix sockets beside the ZeroMQ connections of peers on this host.
 
-Frames over a lane spare the threads of libzmq at either end. Whose lane it is shows a ticket, which
-was told over the peer's ZeroMQ connection and so only to the holder of its key, if it has one.
+Frames over a local channel bypass libzmq's threads at both ends. An attach token proves which peer
+a local channel belongs to: the broker sends it over the peer's ZeroMQ connection, so only the
+holder of that peer's key, if it has one, knows it (docs/protocol.md §9.12).
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
-from gymwire.broker.tables import Peer
 from gymwire.protocol.codec import KIND_AT, PLAIN, Frame
 from gymwire.protocol.messages import Attached, Kind
 from gymwire.protocol.transport.interface import Delivery, Received
@@ -16,24 +16,24 @@ from gymwire.protocol.transport.private_folder import PrivateFolder
 from gymwire.protocol.transport.router import Router
 from gymwire.protocol.transport.unix import SCHEME, UnixRouter
 
-LOOK_EVERY = 16  # frames after which ZeroMQ is looked at though the lanes never rest
-MAX_LANES = 4096
-MAX_ATTACH = 64  # bytes; what a connection says before it is somebody's lane
+ZMQ_CHECK_EVERY = 16  # frames between two checks of ZeroMQ while local channels are always busy
+MAX_CHANNELS = 4096
+MAX_ATTACH = 64  # bytes of a frame before the connection is attached to a peer
 
 
-class Lanes:
-    """The lanes of a broker's peers, and its way to receive over both them and ZeroMQ.
+class LocalChannels:
+    """The local channels of a broker's peers, and reception over both them and ZeroMQ.
 
-    `of`: the lane of each peer that has one, by its routing id. `owners`: routing id and key of the
-    peer whose lane it is. Raises ConfigurationError.
+    `of`: routing id of a peer → id of its local channel. `owners`: id of a local channel → routing
+    id and key of its peer. Raises ConfigurationError if the socket cannot be made.
     """
 
-    def __init__(self, router: Router, *, max_lanes: int, max_message: int) -> None:
+    def __init__(self, router: Router, *, max_channels: int, max_message: int) -> None:
         self.of: dict[bytes, bytes] = {}
         self.owners: dict[bytes, tuple[bytes, bytes | None]] = {}
         self._router = router
         self._turn = 0
-        self._lanes_next = False
+        self._local_next = False
         self._folder = PrivateFolder()
         try:
             self._unix = UnixRouter(
@@ -41,60 +41,71 @@ class Lanes:
                 ended=self._ended,
                 max_message=max_message,
                 max_first=MAX_ATTACH,
-                max_peers=min(max_lanes, MAX_LANES),
+                max_peers=min(max_channels, MAX_CHANNELS),
                 watched=router.descriptor,
             )
         except BaseException:
             self._folder.remove()
             raise
         self.url = self._unix.url
-        self.send, self._receive_here = self._unix.send, self._unix.receive
+        self.send, self._receive_local = self._unix.send, self._unix.receive
 
     def receive(self) -> Received | None:
-        """The next frame, or None after a tick without one. What came over a lane has no origin."""
+        """Return the next frame, or None after a tick without one.
+
+        A frame over a local channel has no origin.
+        """
         router = self._router
-        self._turn = turn = (self._turn + 1) % LOOK_EVERY
+        self._turn = turn = (self._turn + 1) % ZMQ_CHECK_EVERY
         if (router.may_have_unsignalled_input or not turn) and router.has_input():
-            # Both have something to say, it may be: they take turns.
-            self._lanes_next = not self._lanes_next
-            received = self._receive_here(wait=False) if self._lanes_next else None
+            # Both may have frames: they take turns.
+            self._local_next = not self._local_next
+            received = self._receive_local(wait=False) if self._local_next else None
             return router.receive() if received is None else received
-        received = self._receive_here()
+        received = self._receive_local()
         if received is None and router.has_input():
             return router.receive()
         return received
 
-    def open(self, lane: bytes, peer: Peer) -> None:
-        """This is the peer's lane now, and any other of its is not any more."""
-        former = self.of.get(peer.rid)
+    def attach(self, channel: bytes, rid: bytes, key: bytes | None) -> None:
+        """Make this the local channel of a peer, instead of any other, and send ATTACHED."""
+        former = self.of.get(rid)
         if former is not None:
             self._unix.hang_up(former)
-        self.of[peer.rid], self.owners[lane] = lane, (peer.rid, peer.key)
-        self._unix.admit(lane)
-        self._unix.send(lane, PLAIN.encode(Attached()))
+        self.of[rid], self.owners[channel] = channel, (rid, key)
+        self._unix.admit(channel)
+        self._unix.send(channel, PLAIN.encode(Attached()))
 
     def deliver(self, rid: bytes, frame: Frame | memoryview) -> bool:
-        """Send a frame of the broker's own, if this peer has a lane and the frame may take it."""
-        lane = self.of.get(rid)
-        if lane is None or frame[KIND_AT] == Kind.PING:  # that tries the ZeroMQ connection
-            return False
-        return self._unix.send(lane, frame) is Delivery.DONE
+        """Send a frame from the broker itself, if this peer has a local channel.
 
-    def hang_up(self, lane: bytes) -> None:
-        """End this lane."""
-        self._unix.hang_up(lane)
+        Returns whether it was sent. PING never is, since it tests the ZeroMQ connection.
+        """
+        channel = self.of.get(rid)
+        if channel is None or frame[KIND_AT] == Kind.PING:
+            return False
+        return self._unix.send(channel, frame) is Delivery.DONE
+
+    def hang_up(self, channel: bytes) -> None:
+        """Close this connection."""
+        self._unix.hang_up(channel)
+
+    def detach(self, rid: bytes) -> None:
+        """Close the local channel of this peer, if it has one."""
+        if rid in self.of:
+            self._unix.hang_up(self.of[rid])
 
     def keep(self, peers: Collection[bytes]) -> None:
-        """End the lanes of all but these peers."""
+        """Close the local channels of all but these peers."""
         for rid in [rid for rid in self.of if rid not in peers]:
             self._unix.hang_up(self.of[rid])
 
-    def _ended(self, lane: bytes) -> None:
-        owner = self.owners.pop(lane, None)
-        if owner is not None and self.of.get(owner[0]) == lane:
+    def _ended(self, channel: bytes) -> None:
+        owner = self.owners.pop(channel, None)
+        if owner is not None and self.of.get(owner[0]) == channel:
             del self.of[owner[0]]
 
     def close(self) -> None:
-        """Close all lanes. The kernel delivers what was sent."""
+        """Close all local channels. The kernel still delivers what was sent."""
         self._unix.close()
         self._folder.remove()

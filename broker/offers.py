@@ -1,93 +1,96 @@
-"""Which offers are taken: whose an address is, what it stands for, and how much room there is."""
+"""Accept or refuse offers: by owner and environment of the address, and by memory."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from gymwire.broker.refusals import Refusal, may_not
+from gymwire.broker.refusals import Refusal, not_allowed
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.errors import AddressError, DecodingError
 from gymwire.protocol.messages import Code, Offer, Role
 
 MAX_OFFERS = 256  # per peer
-MAX_OFFERED = 8 * 1024 * 1024  # bytes that a peer's offers may take
-OBJECT = 64  # bytes that an object takes besides those of its frame
+MAX_OFFER_BYTES = 8 * 1024 * 1024  # memory for all offers of a peer
+OBJECT_BYTES = 64  # memory per decoded object, in addition to its bytes in the frame
 
 
-def admit(tables: Tables, peer: Peer, offer: Offer, head_len: int) -> bool:
-    """The offer stands, instead of another environment that lost loops offered at its address.
+def accept(tables: Tables, peer: Peer, offer: Offer, head_len: int) -> bool:
+    """Add an offer to a serving loop.
 
-    `head_len`: bytes of the head that it came in. Returns whether it is the first of its agent
-    there. Raises DecodingError, AddressError or Refusal.
+    If lost loops offer another environment at the address, their offers are withdrawn. `head_len`:
+    bytes of the head of the frame. Returns whether it is the first offer of its agent at the
+    address. Raises DecodingError, AddressError or Refusal.
     """
     name = offer.address
     if peer.role != Role.ENV:
-        raise DecodingError("Only an env agent offers environments.")
+        raise DecodingError("Only an env agent may offer environments.")
     if parse_address(name).identity is not None:
-        raise AddressError(f"{name!r}: an offer's address has no @identity.")
+        raise AddressError(
+            f"Cannot offer {name!r}: the address of an offer must not contain @identity."
+        )
     if not peer.rights.may_offer(name):
-        raise Refusal(Code.DENIED, may_not(peer, "offer", name))
+        raise Refusal(Code.DENIED, not_allowed(peer, "offer", name))
     if len(peer.offers) >= MAX_OFFERS and name not in peer.offers:
-        raise Refusal(Code.LIMIT, f"An agent may offer {MAX_OFFERS} addresses at most.")
+        raise Refusal(Code.LIMIT, f"A serving loop may offer at most {MAX_OFFERS} addresses.")
     _check_owner(tables, peer, offer)
     first = not any(other.agent == peer.agent for other in tables.loops(name))
-    others = sum(room for one, room in peer.room.items() if one != name)
-    room = _room(offer, head_len, MAX_OFFERED - others)
-    if others + room > MAX_OFFERED:
+    others = sum(size for one, size in peer.offer_bytes.items() if one != name)
+    size = _memory_of(offer, head_len, MAX_OFFER_BYTES - others)
+    if others + size > MAX_OFFER_BYTES:
         raise Refusal(
             Code.LIMIT,
-            f"With {name!r} the offers of this serving loop would take more than the "
-            f"{MAX_OFFERED // 2**20} MiB that they may have at the broker. Offer less over one "
-            f"connection; bounds that differ for each element of a space, and metadata, take most.",
+            f"The offers of this serving loop, including {name!r}, would take more than "
+            f"{MAX_OFFER_BYTES // 2**20} MiB of the broker's memory. Offer fewer addresses from "
+            f"one env agent, or make metadata and spaces smaller: bounds that differ per element "
+            f"take the most.",
         )
     for other in tables.loops(name):
         if other.offers[name].digest != offer.digest:
-            other.take_back(name)
+            other.withdraw_offer(name)
     peer.offers[name] = offer
-    peer.room[name] = room
+    peer.offer_bytes[name] = size
     peer.draining.discard(name)
     return first
 
 
 def _check_owner(tables: Tables, peer: Peer, offer: Offer) -> None:
-    """Raise Refusal if the address is another's, or stands for another environment already.
+    """Raise Refusal if the address has another owner or another environment.
 
-    What a lost loop offers stands for nothing: its agent may have been restarted with another
-    environment. But the address is still its owner's, who may come back.
+    The environment of a lost loop does not count, since its env agent may have been restarted with
+    another one. Its ownership does count, since the env agent may come back.
     """
     for other in tables.loops(offer.address):
         standing = other.offers[offer.address]
         if other is not peer and other.lost_at is None and standing.digest != offer.digest:
             raise Refusal(
                 Code.ADDRESS_TAKEN,
-                f"The address {offer.address!r} is taken: an agent on {other.host} offers "
-                f"{standing.env_id} under it, whose spaces or id differ from those of "
-                f"{offer.env_id}. Choose another address.",
+                f"The address {offer.address!r} is taken: an env agent on {other.host} offers "
+                f"{standing.env_id} there, which differs from {offer.env_id} in its id or spaces. "
+                f"Choose another address.",
             )
         if other.identity != peer.identity and not (other.rights.vouched and peer.rights.vouched):
             raise Refusal(
                 Code.ADDRESS_TAKEN,
-                f"The address {offer.address!r} is taken: it belongs to the agents of identity "
-                f"{other.identity} while they offer it. Choose another address, or let the "
-                f"broker's policy name both keys.",
+                f"The address {offer.address!r} is taken: the identity {other.identity} offers it. "
+                f"Choose another address, or list both keys in the broker's policy.",
             )
 
 
-def _room(offer: Offer, head_len: int, most: int) -> int:
-    """About how many bytes an offer takes in memory; counted no further than just past `most`."""
+def _memory_of(offer: Offer, head_len: int, most: int) -> int:
+    """Return roughly how many bytes an offer takes in memory. Stops counting beyond `most`."""
     found = head_len
     waiting: list[object] = [
         offer.observation_space, offer.action_space, offer.spec, offer.metadata,
     ]  # fmt: skip
     while waiting and found <= most:
         one = waiting.pop()
-        found += OBJECT
+        found += OBJECT_BYTES
         match one:
             case dict():
                 waiting += [*one.keys(), *one.values()]
             case list() | tuple():
                 waiting += one
-            case np.ndarray():  # it may have come in the tail
+            case np.ndarray():  # its bytes may be in the tail, not in the head
                 found += one.nbytes
     return found

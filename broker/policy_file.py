@@ -1,4 +1,4 @@
-"""The policy's file, read again whenever it changes."""
+"""The policy file, read again whenever it changes."""
 
 from __future__ import annotations
 
@@ -12,29 +12,32 @@ from gymwire.protocol.errors import ConfigurationError
 
 
 class PolicyFile:
-    """The policy in a file. Raises ConfigurationError if it is wrong when first read."""
+    """The policy in a file. Raises ConfigurationError if the file is invalid at first."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._stamp = self._look()
+        self._version = self._stat()
         self.policy = self._read()
 
     def changed(self) -> Policy | None:
-        """The new policy if the file has changed and is right; if it is wrong, the log says why."""
-        stamp = self._look()
-        if stamp == self._stamp:
+        """Return the new policy if the file has changed and is valid.
+
+        If the new file is invalid, log why, keep the previous policy and return None.
+        """
+        version = self._stat()
+        if version == self._version:
             return None
-        self._stamp = stamp
+        self._version = version
         log = structlog.get_logger()
         try:
             self.policy = self._read()
         except ConfigurationError as error:
-            log.error("the policy that was in force stays", why=str(error))
+            log.error("invalid policy ignored", why=str(error))
             return None
-        log.info("policy read again", file=str(self._path), keys=len(self.policy.peers))
+        log.info("policy reloaded", file=str(self._path), keys=len(self.policy.peers))
         return self.policy
 
-    def _look(self) -> tuple[int, int, int] | None:
+    def _stat(self) -> tuple[int, int, int] | None:
         try:
             found = self._path.stat()
         except OSError:
@@ -43,12 +46,10 @@ class PolicyFile:
 
     def _read(self) -> Policy:
         try:
-            text = self._path.read_text(encoding="utf-8")
+            return auth.parse(self._path.read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConfigurationError(f"There is no policy file {self._path}.") from None
+            raise ConfigurationError(f"The policy file {self._path} does not exist.") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{self._path} cannot be read: {error}.") from None
-        try:
-            return auth.parse(text)
+            raise ConfigurationError(f"Cannot read {self._path}: {error}.") from None
         except ConfigurationError as error:
             raise ConfigurationError(f"{self._path}: {error}") from None

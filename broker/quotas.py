@@ -1,29 +1,32 @@
-"""What keys with limits have used of them."""
+"""How much of its limits each key has used."""
 
 from __future__ import annotations
 
 from gymwire.broker.auth import Rights
 
+MAX_USAGES = 20_000
+IN_FLIGHT_RETRY_S = 0.05  # when to retry a request that exceeds `requests_in_flight`
 
-class Meter:
+
+class Usage:
     """What one key has used of its limits, over all of its connections."""
 
     def __init__(self, now: float) -> None:
         self._tokens: float | None = None
         self._at = now
-        self._in_flight: set[tuple[int, int]] = set()  # sid and seq; kept only where limited
-        self.busy_until = now  # nothing is remembered that matters after this
+        self._in_flight: set[tuple[int, int]] = set()  # (sid, seq); kept only if limited
+        self._bucket_full_at = now
 
     def admit(self, rights: Rights, sid: int, seq: int, now: float) -> float | None:
-        """Count a request. None: it may go on; else in how many seconds it may be tried again.
+        """Count a request. Return None if it may pass, else the seconds until a retry.
 
-        A request that is sent again, and was admitted before, is not counted twice.
+        A repeated request that was admitted before is not counted again.
         """
         if (sid, seq) in self._in_flight:
             return None
         most = rights.requests_in_flight
         if most is not None and len(self._in_flight) >= most:
-            return 0.05
+            return IN_FLIGHT_RETRY_S
         rate = rights.steps_per_s
         if rate is not None:
             burst = max(1.0, rate / 10)
@@ -33,43 +36,40 @@ class Meter:
             if tokens < 1:
                 return (1 - tokens) / rate
             self._tokens = tokens - 1
-            self.busy_until = now + burst / rate
+            self._bucket_full_at = now + burst / rate
         if most is not None:
             self._in_flight.add((sid, seq))
         return None
 
-    def answered(self, sid: int, seq: int) -> None:
-        """The reply to a request went by."""
+    def end_request(self, sid: int, seq: int) -> None:
+        """Free the place in flight of a request that was answered."""
         self._in_flight.discard((sid, seq))
 
-    def ended(self, sid: int) -> None:
-        """This session is over."""
+    def end_session(self, sid: int) -> None:
+        """Free the places in flight of a session that has ended."""
         self._in_flight = {one for one in self._in_flight if one[0] != sid}
 
-    def idle(self, now: float) -> bool:
-        """Whether a new meter would do as well as this one."""
-        return not self._in_flight and now >= self.busy_until
+    def is_idle(self, now: float) -> bool:
+        """Return whether this usage holds no state and can be forgotten."""
+        return not self._in_flight and now >= self._bucket_full_at
 
 
-MAX_METERS = 20_000
-
-
-class Meters:
-    """A meter for each key with limits. One that is idle is forgotten when there are many."""
+class Quotas:
+    """The usage of each key that has limits. When there are many, idle ones are forgotten."""
 
     def __init__(self) -> None:
-        self._meters: dict[bytes | None, Meter] = {}
+        self._usages: dict[bytes | None, Usage] = {}
 
-    def of(self, key: bytes | None, now: float) -> Meter:
-        """The meter of this key."""
-        meter = self._meters.get(key)
-        if meter is None:
-            if len(self._meters) >= MAX_METERS:
-                self._meters = {k: m for k, m in self._meters.items() if not m.idle(now)}
-            meter = self._meters[key] = Meter(now)
-        return meter
+    def of(self, key: bytes | None, now: float) -> Usage:
+        """Return the usage of this key."""
+        usage = self._usages.get(key)
+        if usage is None:
+            if len(self._usages) >= MAX_USAGES:
+                self._usages = {k: u for k, u in self._usages.items() if not u.is_idle(now)}
+            usage = self._usages[key] = Usage(now)
+        return usage
 
-    def ended(self, key: bytes | None, sid: int) -> None:
-        """A session of this key is over."""
-        if key in self._meters:
-            self._meters[key].ended(sid)
+    def end_session(self, key: bytes | None, sid: int) -> None:
+        """Free what an ended session of this key has used."""
+        if key in self._usages:
+            self._usages[key].end_session(sid)

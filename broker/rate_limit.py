@@ -1,67 +1,67 @@
-"""How much each connection may ask of the broker itself: a bucket of tokens for each.
+"""Limit how many control messages each connection may send to the broker: one token bucket each.
 
-A token stands for one control message of up to 1 KiB; a larger one takes more. Who asks for more
-than its bucket holds is told to wait, and cut off if it does not. To read and drop a flood would
-take as much of the processor as the flood's sender has, and with it the time of everybody's steps.
+A token pays for one control message of up to 1 KiB; a larger message costs more. A connection that
+sends more than its bucket holds gets BUSY, and is cut off if it does not slow down. Reading and
+dropping a flood would cost as much processor time as its sender has, and would delay every step.
 """
 
 from __future__ import annotations
 
 from enum import Enum
 
-RATE = 1000.0  # tokens that a bucket gains in a second
-BURST = 2500.0  # tokens that it holds: a learner may open, or resume, 1,000 sessions at once
-DEBT = 500.0  # refusals that are told before the connection is cut off
-# What had come over it before is read within so many tokens' time, under its descriptor.
-REST = 50.0
-TOKEN_BYTES = 1024  # of what is asked
-ANSWER_BYTES = 128  # of a listing, which has to be made
+RATE = 1000.0  # tokens per second that flow into a bucket
+BURST = 2500.0  # capacity of a bucket: a learner may open or resume 1,000 sessions at once
+DEBT = 500.0  # BUSY replies before the connection is cut off
+# Extra debt after a cut-off: meanwhile the broker drops what had already arrived.
+CUT_OFF_DEBT = 50.0
+TOKEN_BYTES = 1024  # bytes of a request per token
+LISTING_BYTES = 128  # bytes of a FOUND reply per token, since the broker has to build it
 MAX_BUCKETS = 20_000
 
 
-class Ruling(Enum):
-    """What becomes of a message."""
+class Admission(Enum):
+    """What the broker does with a message."""
 
     PASS = "pass"
-    TELL = "tell"  # not taken, and its sender is told so
-    CUT_OFF = "cut off"  # the same, and the connection is not heard any more, then closed
-    DROP = "drop"  # it came over a connection that is cut off
+    THROTTLE = "throttle"  # reply BUSY instead of handling it
+    CUT_OFF = "cut off"  # reply BUSY, stop reading from the connection, close it later
+    DROP = "drop"  # ignore it: the connection is already cut off
 
 
-class Gate:
-    """The buckets, by routing id. One that is full is forgotten: it is as good as a new one."""
+class RateLimiter:
+    """The token buckets by routing id. A full bucket is forgotten: it equals a new one."""
 
     def __init__(self) -> None:
-        self._buckets: dict[bytes, tuple[float, float]] = {}  # tokens, and when there were so many
+        self._buckets: dict[bytes, tuple[float, float]] = {}  # tokens, and when they were counted
 
-    def rule(self, rid: bytes, size: int, now: float) -> Ruling:
-        """Take the tokens for a message of `size` bytes, and say what becomes of it."""
+    def admit(self, rid: bytes, size: int, now: float) -> Admission:
+        """Pay for a message of `size` bytes and return what to do with it."""
         known = self._buckets.get(rid)
         if known is not None:
             tokens = min(BURST, known[0] + (now - known[1]) * RATE)
         elif len(self._buckets) < MAX_BUCKETS:
             tokens = BURST
         else:
-            return Ruling.DROP
+            return Admission.DROP
         if tokens < -DEBT:
-            return Ruling.DROP
+            return Admission.DROP
         cost = 1 + size // TOKEN_BYTES
         if tokens >= cost:
             self._buckets[rid] = tokens - cost, now
-            return Ruling.PASS
+            return Admission.PASS
         if tokens - 1 >= -DEBT:
             self._buckets[rid] = tokens - 1, now
-            return Ruling.TELL
-        self._buckets[rid] = -DEBT - REST, now
-        return Ruling.CUT_OFF
+            return Admission.THROTTLE
+        self._buckets[rid] = -DEBT - CUT_OFF_DEBT, now
+        return Admission.CUT_OFF
 
-    def charge(self, rid: bytes, answer: int, now: float) -> None:
-        """A message that was let pass is answered by a listing of so many bytes."""
+    def charge_listing(self, rid: bytes, size: int, now: float) -> None:
+        """Charge for a FOUND reply of `size` bytes, in addition to its request."""
         tokens, at = self._buckets.get(rid, (BURST, now))
-        self._buckets[rid] = max(0.0, tokens - answer // ANSWER_BYTES), at
+        self._buckets[rid] = max(0.0, tokens - size // LISTING_BYTES), at
 
     def sweep(self, now: float) -> None:
-        """Forget the buckets that are full."""
+        """Forget the full buckets."""
         self._buckets = {
             rid: (tokens, at)
             for rid, (tokens, at) in self._buckets.items()

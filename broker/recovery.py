@@ -1,67 +1,68 @@
-"""Sessions that the broker does not know and that may yet be announced (docs/protocol.md §7.13)."""
+"""Sessions that the broker does not know but may still learn of (docs/protocol.md §7.13)."""
 
 from __future__ import annotations
 
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol.messages import Role
 
-STARTING_S = 5.0  # after a start, agents are still announcing their sessions
-# After a restart: for so long at least sessions that agents announce wait for their learners, who
-# may be thinking and will not know of it until they speak again; and for so long at most learners
-# wait for sessions that an agent may yet announce, which is there but cannot speak.
+STARTING_S = 5.0  # env agents announce their sessions within this time after a broker starts
+# After a restart of the broker: at least this long an announced session waits for its learner,
+# which may be computing and notices the restart only when it sends its next request. At most this
+# long a learner waits for a session of an env agent that is connected but has not sent HELLO.
 REJOIN_S = 600.0
-MAX_PROMISED = 10_000
+MAX_EXPECTED = 10_000
 
 
-class Awaited:
-    """What is known, since this broker started, of agents that have not announced all yet."""
+class SessionRecovery:
+    """What is known since the broker started about sessions that no serving loop has announced."""
 
     def __init__(self, tables: Tables, started: float) -> None:
         self._tables = tables
         self._started = started
-        # sessions that a pulse has named before their loop could; the oldest first
-        self._promised: dict[int, Peer] = {}
-        # presences of agents whose pulse has not spoken: by the first 15 bytes of their `agent`
-        self._mute: dict[bytes, Peer] = {}
+        # sid → the progress connection that named it; the oldest first
+        self._expected_sessions: dict[int, Peer] = {}
+        # first 15 bytes of the agent id → the liveness connection of an agent without HELLO
+        self._silent_agents: dict[bytes, Peer] = {}
 
     def has_just_started(self, now: float) -> bool:
-        """Whether agents that were here before are still on their way back."""
+        """Return whether env agents of the previous run may still be reconnecting."""
         return now - self._started < STARTING_S
 
     def may_come(self, sid: int, now: float) -> bool:
-        """Whether this session, which the broker does not know, may yet be announced."""
-        since_start_s = now - self._started
-        if self.has_just_started(now) or (self._mute and since_start_s < REJOIN_S):
+        """Return whether a serving loop may still announce this unknown session."""
+        in_rejoin_time = now - self._started < REJOIN_S
+        if self.has_just_started(now) or (self._silent_agents and in_rejoin_time):
             return True
-        pulse = self._promised.get(sid)
-        return pulse is not None and self._tables.peers.get(pulse.rid) is pulse
+        progress = self._expected_sessions.get(sid)
+        return progress is not None and self._tables.peers.get(progress.rid) is progress
 
-    def present(self, presence: Peer) -> None:
-        """An agent is there; it may not be able to speak."""
-        pulses = (peer for peer in self._tables.peers.values() if peer.role == Role.PROGRESS)
-        if not any(pulse.agent[:15] == presence.agent for pulse in pulses):
-            self._mute[presence.agent] = presence
+    def add_liveness(self, liveness: Peer) -> None:
+        """Note that an env agent is connected, although it may not be able to send HELLO yet."""
+        peers = self._tables.peers.values()
+        progress = (peer for peer in peers if peer.role == Role.PROGRESS)
+        if not any(peer.agent[:15] == liveness.agent for peer in progress):
+            self._silent_agents[liveness.agent] = liveness
 
-    def named(self, pulse: Peer, sessions: list[object]) -> None:
-        """The pulse of an agent has spoken: these are all its sessions (rows of HELLO).
+    def expect(self, progress: Peer, rows: list[object]) -> None:
+        """Expect the sessions that the HELLO of an agent's progress connection lists.
 
-        The loops that have them will announce them when their long steps are over.
+        Their serving loops announce them when their long steps end.
         """
-        self._mute.pop(pulse.agent[:15], None)
-        for row in sessions:
+        self._silent_agents.pop(progress.agent[:15], None)
+        for row in rows:
             match row:
                 case [int(sid), *_] if not (
                     sid in self._tables.sessions or sid in self._tables.ended
                 ):
-                    self._promised[sid] = pulse
-                    if len(self._promised) > MAX_PROMISED:
-                        del self._promised[next(iter(self._promised))]
+                    self._expected_sessions[sid] = progress
+                    if len(self._expected_sessions) > MAX_EXPECTED:
+                        del self._expected_sessions[next(iter(self._expected_sessions))]
 
     def announced(self, sid: int) -> None:
-        """The broker knows this session now."""
-        self._promised.pop(sid, None)
+        """Stop expecting this session: its serving loop has announced it."""
+        self._expected_sessions.pop(sid, None)
 
-    def left(self, peer: Peer) -> None:
-        """This peer is not there any more."""
-        if self._mute.get(peer.agent) is peer:
-            del self._mute[peer.agent]
+    def remove(self, peer: Peer) -> None:
+        """Stop waiting for the agent of this peer, if the peer is its liveness connection."""
+        if self._silent_agents.get(peer.agent) is peer:
+            del self._silent_agents[peer.agent]

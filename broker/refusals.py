@@ -1,20 +1,21 @@
-"""How the broker says no: the errors that it raises and answers, and why somebody may not."""
+"""Broker errors and their wording."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from gymwire.broker.events import Send, say
+from gymwire.broker.events import Send
+from gymwire.broker.journal import Journal
 from gymwire.broker.tables import Peer
 from gymwire.protocol.errors import AddressError, GymwireError, VersionMismatch
-from gymwire.protocol.messages import Code, Error
+from gymwire.protocol.messages import Busy, Code, Error
 
-ASK = "ask the broker's operator."
+ASK_OPERATOR = "ask the operator of the broker."
 NOT_YOURS = "This session belongs to another learner."
 
 
 class Refusal(GymwireError):
-    """What was asked is not done; `code` and `details` go into the ERROR."""
+    """The broker refuses a request. `code` and `details` go into the ERROR reply."""
 
     def __init__(self, code: str, text: str, **details: Any) -> None:
         super().__init__(text)
@@ -22,8 +23,23 @@ class Refusal(GymwireError):
         self.details = details
 
 
-def refuse(rid: bytes, error: GymwireError, sid: int = 0, seq: int = 0) -> Send:
-    """The ERROR that tells a peer of this."""
+class RetryLater(GymwireError):
+    """The broker cannot deliver a frame at present: it replies BUSY.
+
+    `reason`: see `BusyReason`. The sender may repeat the frame after `retry_after_s` seconds.
+    """
+
+    def __init__(self, reason: str, retry_after_s: float) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.retry_after_s = retry_after_s
+
+
+def reply_to(journal: Journal, rid: bytes, error: GymwireError, sid: int = 0, seq: int = 0) -> Send:
+    """Return the reply that tells a peer about an error, ERROR or BUSY, and count it."""
+    if isinstance(error, RetryLater):
+        journal.busy[error.reason] += 1
+        return Send.message(rid, Busy(error.reason, error.retry_after_s), sid, seq)
     code, details = Code.PROTOCOL, {}
     match error:
         case Refusal():
@@ -32,19 +48,23 @@ def refuse(rid: bytes, error: GymwireError, sid: int = 0, seq: int = 0) -> Send:
             code = Code.VERSION
         case AddressError():
             code = Code.ADDRESS_INVALID
-    return say(rid, Error(code, str(error), details), sid, seq)
+    journal.refusals[code] += 1
+    return Send.message(rid, Error(code, str(error), details), sid, seq)
 
 
-def whose(key: bytes | None, identity: str) -> str:
-    """Whom a refusal is about."""
-    return f"The key {'-' if key is None else key.decode('ascii')} (identity {identity})"
+def describe_key(key: bytes | None, identity: str) -> str:
+    """Return the subject of a sentence about a key."""
+    if key is None:
+        return "A peer without a key"
+    return f"The key {key.decode('ascii')} (identity {identity})"
 
 
-def may_not(peer: Peer, verb: str, address: str) -> str:
-    """Why this peer may not `offer`, or `use`, an address."""
+def not_allowed(peer: Peer, verb: str, address: str) -> str:
+    """Return why this peer may not `offer` or `use` an address."""
     patterns = peer.rights.offer if verb == "offer" else peer.rights.use
-    allowed = f"{', '.join(patterns)} only" if patterns else "nothing"
+    allowed = f"only {', '.join(patterns)}" if patterns else "nothing"
     return (
-        f"{whose(peer.key, peer.identity)}, which this broker calls {peer.rights.name!r}, may not "
-        f"{verb} {address!r}: its policy lets it {verb} {allowed}. To change that, {ASK}"
+        f"{describe_key(peer.key, peer.identity)}, named {peer.rights.name!r} in this broker's "
+        f"policy, may not {verb} {address!r}. It may {verb} {allowed}. To change that, "
+        f"{ASK_OPERATOR}"
     )

@@ -1,4 +1,4 @@
-"""The ROUTER loop and the clock around the core."""
+"""The broker's sockets, clock and log around the core."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ import structlog
 from gymwire.broker.auth import NO_POLICY
 from gymwire.broker.core import Core
 from gymwire.broker.events import Send, Sender
-from gymwire.broker.local_channels import Lanes
+from gymwire.broker.local_channels import LocalChannels
 from gymwire.broker.policy_file import PolicyFile
-from gymwire.broker.rate_limit import Ruling
+from gymwire.broker.rate_limit import Admission
 from gymwire.protocol import stamps
 from gymwire.protocol.codec import FLAGS_AT, KIND_AT, TIMED
 from gymwire.protocol.errors import ConfigurationError
@@ -32,22 +32,25 @@ from gymwire.protocol.transport.unix import CAN_LISTEN
 if sys.platform != "win32":
     import resource
 
-# Hung up on, a flood would be back at once, and a connection that is made costs more than a frame.
-MUTED_S = 2.0
-STOPPED_S = 2.0  # a gap between two ticks that shows that this process was frozen
+# A flooding peer would reconnect at once, and accepting a connection costs more than a frame. The
+# kernel therefore drops its input for a while before the broker closes the connection.
+DROP_INPUT_S = 2.0
+SUSPENDED_S = 2.0  # a gap between two ticks that shows that this process was suspended
 
 
-def _descriptors() -> int:
-    """How many this process may have."""
+def _max_descriptors() -> int:
+    """Return how many descriptors this process may open."""
     if sys.platform == "win32":
         return 0
     return min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 2**20)
 
 
 class Server:
-    """A broker at these URLs, listening from the moment it is made until `run` returns.
+    """A broker that listens at these URLs from construction until `run` returns.
 
-    `lanes`: peers of this host may have them.
+    `key`: the broker's key pair; without it any peer may connect. `insecure`: listen beyond this
+    host without keys. `lease_s`: how long a session waits for a lost learner. `max_message`: bytes.
+    `local_channels`: let peers on this host use local channels. Raises ConfigurationError.
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class Server:
         insecure: bool = False,
         lease_s: float = 30.0,
         max_message: int = MAX_MESSAGE,
-        lanes: bool = True,
+        local_channels: bool = True,
     ) -> None:
         self._policy_file = policy
         self._policy = NO_POLICY if policy is None else policy.policy
@@ -69,60 +72,66 @@ class Server:
             allow=lambda public: self._policy.admits(public),
             insecure=insecure,
             max_message=max_message,
-            elsewhere="choose another port (--bind; --broker or GYMWIRE_BROKER tell the others)",
+            elsewhere="choose another port with --bind, and give it to the others with --broker or "
+            "GYMWIRE_BROKER",
         )
         self.urls = self._router.urls
         self._keyed = key is not None
         self._log = structlog.get_logger()
         self._host = hostsocket.gethostname()
-        self._lanes = self._make_lanes(max_message) if lanes else None
+        self._local = self._listen_locally(max_message) if local_channels else None
+        now = time.monotonic()
         self.core = Core(
             epoch=random.SystemRandom().getrandbits(63),
-            now=time.monotonic(),
+            now=now,
             rng=random.SystemRandom(),
             software=f"gymwire {version('gymwire')}",
             lease_s=lease_s,
             max_message=max_message,
             policy=self._policy,
-            lane="" if self._lanes is None else self._lanes.url,
-            host=self._host,
+            local=None if self._local is None else (self._local.url, self._host),
         )
-        self._next_timers = time.monotonic()
+        self._next_timers = now
         self._hang_ups: list[tuple[int, int]] = []
-        self._muted: deque[tuple[float, int, int]] = deque()  # until when, fd and connection
+        # (when to close it, fd, connection) of flooding connections
+        self._dropping_input: deque[tuple[float, int, int]] = deque()
 
     def run(self, stop: threading.Event) -> None:
-        """Serve until `stop` is set; then tell the peers and leave."""
-        self._log.info("broker listens", urls=self.urls, host=self._host, pid=os.getpid())
+        """Serve until `stop` is set. Then send BYE to the peers and close the sockets."""
+        self._log.info("broker listening", urls=self.urls, host=self._host, pid=os.getpid())
         try:
             while not stop.is_set():
                 self._serve()
                 self._timers(time.monotonic())
         finally:
-            self._deliver(self.core.peers.goodbye())
-            self._log.info("broker stops")
-            if self._lanes is not None:
-                self._lanes.close()
+            self._deliver(self.core.goodbye())
+            self._log.info("broker stopped")
+            if self._local is not None:
+                self._local.close()
             self._router.close(linger_s=0.3)
 
-    def _make_lanes(self, max_message: int) -> Lanes | None:
+    def _listen_locally(self, max_message: int) -> LocalChannels | None:
         if not CAN_LISTEN:
             return None
         try:
-            # Descriptors are for those, too, who come by ZeroMQ only.
-            return Lanes(self._router, max_lanes=_descriptors() // 4, max_message=max_message)
+            # Peers that connect over ZeroMQ only need descriptors, too.
+            return LocalChannels(
+                self._router, max_channels=_max_descriptors() // 4, max_message=max_message
+            )
         except ConfigurationError as error:
-            self._log.warning("peers of this host get no lanes", why=str(error))
+            self._log.warning("local channels unavailable", why=str(error))
             return None
 
+    # --- frames -----------------------------------------------------------------------------------
+
     def _serve(self) -> None:
-        """What comes until timers are due, or until the sockets have rested for a tick."""
-        send, lanes, tickets = self._router.send, self._lanes, self.core.tables.by_ticket
-        # While nobody may have a lane, to wait in libzmq itself is faster.
-        waits_for_lanes = lanes is not None and bool(tickets)
-        receive = lanes.receive if lanes is not None and waits_for_lanes else self._router.receive
-        lane_of, owners = ({}, {}) if lanes is None else (lanes.of, lanes.owners)
-        relay = self.core.relay
+        """Handle frames until timers are due, or until no frame came for a tick."""
+        core, local = self.core, self._local
+        # Waiting in libzmq itself is faster, as long as no peer may have a local channel.
+        with_local = local is not None and core.has_attach_tokens
+        receive = local.receive if local is not None and with_local else self._router.receive
+        channel_of, owners = ({}, {}) if local is None else (local.of, local.owners)
+        send, relay = self._router.send, core.relay
         clock, until, keyed, done = time.monotonic, self._next_timers, self._keyed, Delivery.DONE
         while clock() < until:
             received = receive()
@@ -138,37 +147,37 @@ class Server:
                 rid, key = owner
             elif keyed:
                 key = public_key_of(origin)
-            at = time.monotonic_ns() if len(data) > FLAGS_AT and data[FLAGS_AT] & TIMED else 0
+            at = time.monotonic_ns() if len(data) > 3 and data[FLAGS_AT] & TIMED else 0
             to = relay(rid, data, key)
             if to is None:
-                self._look_at(rid, origin, data, key, at)
-                if lanes is not None and waits_for_lanes is not bool(tickets):
+                self._receive(rid, origin, data, key, at)
+                if local is not None and with_local is not core.has_attach_tokens:
                     return
                 continue
             frame = stamps.stamp_relay(data, at, time.monotonic_ns) if at else data
-            to_lane = lane_of.get(to)
-            if to_lane is not None and lanes is not None:
-                delivery = lanes.send(to_lane, frame)
-                if delivery is Delivery.UNREACHABLE:  # of that, only ZeroMQ can tell
+            channel = channel_of.get(to)
+            if channel is not None and local is not None:
+                delivery = local.send(channel, frame)
+                if delivery is Delivery.UNREACHABLE:  # only ZeroMQ shows whether the peer is lost
                     delivery = send(to, frame)
             elif at or origin is None or type(data) is bytes:
                 delivery = send(to, frame)
-            else:  # as libzmq received it
+            else:  # pass on libzmq's own frame without a copy
                 delivery = send(to, origin)
             if delivery is not done:
                 full, now = delivery is Delivery.FULL, time.monotonic()
-                self._deliver(self.core.undelivered(to, data, rid, full, now), rid, origin)
+                self._deliver(core.undelivered(to, data, rid, full, now), rid, origin)
 
-    def _attach(self, lane: bytes, data: bytes | memoryview) -> None:
-        """The first frame of a connection that may become somebody's lane."""
-        assert self._lanes is not None
-        peer = self.core.attach(data, time.monotonic())
-        if peer is None:
-            self._lanes.hang_up(lane)
+    def _attach(self, channel: bytes, data: bytes | memoryview) -> None:
+        """Handle the first frame over a connection that may become a local channel."""
+        assert self._local is not None
+        owner = self.core.attach(data, time.monotonic())
+        if owner is None:
+            self._local.hang_up(channel)
         else:
-            self._lanes.open(lane, peer)
+            self._local.attach(channel, owner.rid, owner.key)
 
-    def _look_at(
+    def _receive(
         self,
         rid: bytes,
         origin: Origin | None,
@@ -176,24 +185,24 @@ class Server:
         key: bytes | None,
         at: int,
     ) -> None:
+        """Pass a frame that was not relayed to the core. `at`: when it came, if it has stamps."""
         now = time.monotonic()
-        ruling = self.core.rule(rid, data, key, now)
-        if ruling is not Ruling.PASS:
-            self._refuse(ruling, rid, origin, data, now)
+        admission = self.core.admit(rid, data, key, now)
+        if admission is not Admission.PASS:
+            self._reject(admission, rid, origin, data, now)
             return
         name = "" if key is None else identity(key)
         if origin is None:
-            if (
-                len(data) > KIND_AT and data[KIND_AT] == Kind.HELLO
-            ):  # that is about a ZeroMQ connection
-                self._end_lane(rid)
+            # HELLO is about a ZeroMQ connection: the peer has to send it there.
+            if len(data) > 2 and data[KIND_AT] == Kind.HELLO:
+                self._detach(rid)
                 return
             sender = Sender(rid, -1, key, name)
         else:
             fd = fd_of(origin)
             sender = Sender(rid, fd, key, name, self._router.connection_id(fd))
         sends = self.core.receive(sender, data, now)
-        if at:  # of a learner with limits
+        if at:  # a relayed frame of a learner with limits still gets its stamps
             sends = [
                 Send(
                     rid, stamps.stamp_relay(data, at, time.monotonic_ns) if frame is data else frame
@@ -203,84 +212,91 @@ class Server:
         self._deliver(sends, rid, origin)
         self._write_notes()
 
-    def _refuse(
+    def _reject(
         self,
-        ruling: Ruling,
+        admission: Admission,
         rid: bytes,
         origin: Origin | None,
         data: bytes | memoryview,
         now: float,
     ) -> None:
-        if ruling is not Ruling.DROP:
-            self._deliver(self.core.refuse(rid, data), rid, origin)
-        if ruling is Ruling.CUT_OFF and origin is None:
-            self._end_lane(rid)
-        elif ruling is Ruling.CUT_OFF and origin is not None:
-            fd = fd_of(origin)
-            if not self.core.cut_off(rid, fd, now):
-                return
-            if self._router.drop_input(fd):
-                self._muted.append((now + MUTED_S, fd, self._router.connection_id(fd)))
-            else:
-                self._router.hang_up(fd)
+        if admission is not Admission.DROP:
+            self._deliver(self.core.throttle(rid, data), rid, origin)
+        if admission is not Admission.CUT_OFF:
+            return
+        if origin is None:
+            self._detach(rid)
+            return
+        fd = fd_of(origin)
+        if not self.core.may_cut_off(rid, fd, now):
+            return
+        if self._router.drop_input(fd):
+            self._dropping_input.append((now + DROP_INPUT_S, fd, self._router.connection_id(fd)))
+        else:
+            self._router.hang_up(fd)
 
-    def _end_lane(self, rid: bytes) -> None:
-        if self._lanes is not None and rid in self._lanes.of:
-            self._lanes.hang_up(self._lanes.of[rid])
+    def _detach(self, rid: bytes) -> None:
+        if self._local is not None:
+            self._local.detach(rid)
 
     def _deliver(
         self, sends: list[Send], sender: bytes = b"", origin: Origin | None = None
     ) -> None:
-        """Send what the core has said, to the sender of a frame on the way by which that came.
+        """Send frames from the core; those to the sender of a frame go back the way that it came.
 
-        Over ZeroMQ it may be somebody else who claims the routing id of a peer that has a lane.
+        Over ZeroMQ, another process may claim the routing id of a peer that has a local channel.
         """
-        lanes = self._lanes
+        local, core = self._local, self.core
         for send in sends:
-            by_lane = send.rid != sender or origin is None
-            if by_lane and lanes is not None and lanes.deliver(send.rid, send.frame):
+            may_be_local = send.rid != sender or origin is None
+            if may_be_local and local is not None and local.deliver(send.rid, send.frame):
                 continue
             delivery = self._router.send(send.rid, send.frame)
             if delivery is Delivery.UNREACHABLE:
-                self.core.connections.unreachable(send.rid, time.monotonic())
+                core.unreachable(send.rid, time.monotonic())
             elif delivery is Delivery.FULL:
-                self.core.sessions.not_told(send)
+                core.queue_full(send)
             else:
-                self.core.connections.reachable(send.rid)
+                core.reachable(send.rid)
+
+    # --- timers -----------------------------------------------------------------------------------
 
     def _timers(self, now: float) -> None:
+        """Do what is due once per tick."""
         if now < self._next_timers:
             return
-        connections = self.core.connections
-        if now - self._next_timers > STOPPED_S:
-            connections.woke(now)
+        core = self.core
+        if now - self._next_timers > SUSPENDED_S:
+            core.woke_up(now)
         self._next_timers = now + TICK_MS / 1000
         for event in self._router.link_events():
             if event.up:
-                connections.link_up(event.fd)
+                core.link_up(event.fd)
             else:
-                connections.link_down(event.fd)
-        self._deliver(self.core.expire(now))
-        # A tick later than the message that says why.
-        for fd, connection in self._hang_ups:
-            self._router.hang_up(fd, connection)
-        while self._muted and now >= self._muted[0][0]:
-            _, fd, connection = self._muted.popleft()
-            self._router.hang_up(fd, connection)
-        for learner in connections.learners_to_watch(now):
-            idle_s = self._router.idle_s(learner.fd)
+                core.link_down(event.fd)
+        self._deliver(core.expire(now))
+        self._hang_up(now)
+        for fd in core.learners_to_check(now):
+            idle_s = self._router.idle_s(fd)
             if idle_s is not None:
-                connections.quiet(learner, idle_s)
+                core.silent_for(fd, idle_s)
         changed = None if self._policy_file is None else self._policy_file.changed()
         if changed is not None:
             self._policy = changed
-            self._deliver(self.core.peers.apply(changed))
-        self._hang_ups, connections.hang_ups = connections.hang_ups, []
-        if self._lanes is not None:
-            self._lanes.keep(self.core.tables.peers)
+            self._deliver(core.apply_policy(changed))
+        self._hang_ups = core.take_hang_ups()
+        if self._local is not None:
+            self._local.keep(core.peer_ids)
         self._write_notes()
 
+    def _hang_up(self, now: float) -> None:
+        """Close the connections that were due in the previous tick, and floods after a while."""
+        for fd, connection in self._hang_ups:
+            self._router.hang_up(fd, connection)
+        while self._dropping_input and now >= self._dropping_input[0][0]:
+            _, fd, connection = self._dropping_input.popleft()
+            self._router.hang_up(fd, connection)
+
     def _write_notes(self) -> None:
-        for note in self.core.notes:
+        for note in self.core.take_notes():
             self._log.info(note.event, **note.facts)
-        self.core.notes.clear()

@@ -1,23 +1,29 @@
-"""How sessions begin, change hands, and end."""
+"""Open, resume and end sessions."""
 
 from __future__ import annotations
 
 import itertools
-import random
 from dataclasses import replace
 
 from gymwire.broker import directory
 from gymwire.broker.connections import Connections
-from gymwire.broker.events import Notes, Send, say
-from gymwire.broker.quotas import Meters
-from gymwire.broker.recovery import REJOIN_S, Awaited
-from gymwire.broker.refusals import ASK, NOT_YOURS, Refusal, may_not, whose
+from gymwire.broker.events import Send
+from gymwire.broker.journal import Journal, Loss
+from gymwire.broker.quotas import Quotas
+from gymwire.broker.recovery import REJOIN_S, SessionRecovery
+from gymwire.broker.refusals import (
+    ASK_OPERATOR,
+    NOT_YOURS,
+    Refusal,
+    RetryLater,
+    describe_key,
+    not_allowed,
+)
 from gymwire.broker.tables import Peer, Session, Tables
 from gymwire.protocol.address import Address, parse_address
 from gymwire.protocol.codec import KIND_AT, Header, read_header
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import (
-    Busy,
     BusyReason,
     Code,
     Gone,
@@ -30,109 +36,112 @@ from gymwire.protocol.messages import (
 
 MAX_SESSIONS = 100_000
 MAX_IDENTITY = 64  # characters
-MAX_OWED = 10_000  # sessions whose loops could not be told yet that they have ended
-OWED_AT_ONCE = 100  # frames in each tick to loops whose queues were full
-
+NONCE_SIZE = 16  # bytes
+MAX_PENDING_GONE = 10_000
+GONE_PER_TICK = 100  # retries of undelivered GONE frames per tick
+STARTING_RETRY_S = 0.1
 
 JUST_STARTED = (
-    "This broker has just started, and env agents that were here before are on their way back: try "
-    "again, or wait for them (wait_s=10; --wait 10)."
+    "This broker has just started, and env agents may still be reconnecting: retry, or wait for "
+    "them (wait_s=10; --wait 10)."
 )
 
 
 class Sessions:
-    """The sessions in the tables. `lease_s`: how long they wait for a lost learner."""
+    """The sessions in the tables. `lease_s`: how long a session waits for a lost learner."""
 
     def __init__(
         self,
         tables: Tables,
         connections: Connections,
-        awaited: Awaited,
-        meters: Meters,
-        notes: Notes,
-        rng: random.Random,
+        recovery: SessionRecovery,
+        quotas: Quotas,
+        journal: Journal,
         lease_s: float,
     ) -> None:
         self._tables = tables
         self._connections = connections
-        self._awaited = awaited
-        self._meters = meters
-        self._notes = notes
-        self._rng = rng
+        self._recovery = recovery
+        self._quotas = quotas
+        self._journal = journal
         self._lease_s = lease_s
-        self._owed: dict[int, Send] = {}  # GONE for loops whose queue was full, by sid
+        self._pending_gone: dict[int, Send] = {}  # sid → GONE that a full queue did not take
 
-    # --- beginnings -------------------------------------------------------------------------------
+    # --- opening ----------------------------------------------------------------------------------
 
-    def open(self, peer: Peer, header: Header, wish: Open, now: float) -> list[Send]:
-        """A learner asks for a session, or again for the one that it has by this nonce."""
+    def open(self, peer: Peer, header: Header, request: Open, now: float) -> list[Send]:
+        """Open a session for a learner, or find the one that it has opened with this nonce."""
         if peer.role != Role.LEARNER:
-            raise DecodingError("Only a learner opens sessions.")
-        if len(wish.nonce) != 16:
-            raise DecodingError(f"A nonce has 16 bytes, not {len(wish.nonce)}.")
-        address = parse_address(wish.address)
+            raise DecodingError("Only a learner may open a session.")
+        if len(request.nonce) != NONCE_SIZE:
+            raise DecodingError(f"A nonce must have {NONCE_SIZE} bytes, not {len(request.nonce)}.")
+        address = parse_address(request.address)
         if not peer.rights.may_use(address.name):
-            raise Refusal(Code.DENIED, may_not(peer, "use", address.name))
-        session = self._tables.by_nonce.get(wish.nonce)
+            raise Refusal(Code.DENIED, not_allowed(peer, "use", address.name))
+        session = self._tables.by_nonce.get(request.nonce)
         if session is None:
-            session = self._new(peer, address, wish.nonce, now)
+            session = self._new(peer, address, request.nonce, now)
         elif session.address != address.name or not _may_bind(session, peer):
             raise Refusal(Code.DENIED, NOT_YOURS)
         self._tables.bind_learner(session, peer)
+        # Nothing outside the broker enforces limits.
+        session.may_be_direct = request.direct and not peer.rights.metered
         forwarded = replace(
-            wish,
-            address=address.name,
-            # Past the broker nobody would count.
-            direct=wish.direct and not peer.rights.metered,
-            learner=peer.identity,
+            request, address=address.name, direct=session.may_be_direct, learner=peer.identity
         )
-        return [say(session.loop.rid, forwarded, session.sid, header.seq)]
+        return [Send.message(session.loop.rid, forwarded, session.sid, header.seq)]
 
     def _new(self, peer: Peer, address: Address, nonce: bytes, now: float) -> Session:
         most = peer.rights.sessions
         if most is not None and self._tables.sessions_of[peer.identity] >= most:
             raise Refusal(
                 Code.LIMIT,
-                f"{whose(peer.key, peer.identity)} ({peer.rights.name}) has {most} sessions, "
-                f"all that the broker's policy allows it: close one, or {ASK}",
+                f"{describe_key(peer.key, peer.identity)}, named {peer.rights.name!r} in this "
+                f"broker's policy, has {most} sessions and may not have more. Close one, or "
+                f"{ASK_OPERATOR}",
             )
         if len(self._tables.sessions) >= MAX_SESSIONS:
-            raise Refusal(Code.LIMIT, "This broker has no room for another session.")
+            raise Refusal(
+                Code.LIMIT, f"This broker already has {MAX_SESSIONS} sessions. Retry later."
+            )
         try:
-            loop = directory.choose(self._tables, address, peer.rights, now)
+            loop = directory.choose_loop(self._tables, address, peer.rights, now)
         except Refusal as refusal:
-            if refusal.code != Code.ADDRESS_UNKNOWN or not self._awaited.has_just_started(now):
+            if refusal.code != Code.ADDRESS_UNKNOWN or not self._recovery.has_just_started(now):
                 raise
             raise Refusal(refusal.code, f"{refusal} {JUST_STARTED}", **refusal.details) from None
-        while (sid := self._rng.getrandbits(63)) in self._tables.sessions or sid == 0:
-            pass
-        session = Session(sid, nonce, address.name, peer.identity, loop, is_open=False)
+        sid = self._tables.new_sid()
+        session = Session(sid, nonce, address.name, peer.identity, loop, is_open=False, created=now)
         self._tables.add_session(session)
         return session
 
     def opened(self, loop: Peer, header: Header, data: bytes | memoryview) -> list[Send]:
-        """The environment of a session is there."""
+        """Relay OPENED to the learner and start to relay the session's frames."""
         session = self._tables.sessions.get(header.sid)
         if session is None or session.loop is not loop:
-            return [say(loop.rid, Gone("the learner has left"), header.sid)]
-        if session.learner is None:  # it asks again when it is back
+            return [Send.message(loop.rid, Gone("the learner has left"), header.sid)]
+        if session.learner is None:  # it repeats OPEN when it is back
             return []
         if not session.is_open:
             self._tables.open(session)
-            self._notes.add("session opened", address=session.address, host=loop.host)
+            self._journal.sessions_opened += 1
+            self._journal.note("session opened", address=session.address, host=loop.host)
         return [Send(session.learner.rid, data)]
 
     def announced(self, loop: Peer, row: object, now: float) -> list[Send]:
-        """A serving loop says that it has this session: after our restart, or its reconnect."""
+        """Take over a session that a serving loop lists in HELLO.
+
+        Loops list their sessions after each restart of the broker and after each reconnect.
+        """
         match row:
             case [int(sid), bytes(nonce), str(address), str(learner)] if (
-                0 < sid < 2**64 and len(nonce) == 16 and len(learner) <= MAX_IDENTITY
+                0 < sid < 2**64 and len(nonce) == NONCE_SIZE and len(learner) <= MAX_IDENTITY
             ):
                 name = parse_address(address).name
             case _:
-                raise DecodingError("A session in HELLO is [sid, nonce, address, learner].")
+                raise DecodingError("A session in HELLO must be [sid, nonce, address, learner].")
         if not loop.rights.may_offer(name):
-            return [say(loop.rid, Gone(f"this agent may not offer {name!r}"), sid)]
+            return [Send.message(loop.rid, Gone(f"this env agent may not offer {name!r}"), sid)]
         tables = self._tables
         known = tables.sessions.get(sid)
         if known is None:
@@ -141,101 +150,110 @@ class Sessions:
                 and nonce not in tables.by_nonce
                 and len(tables.sessions) < MAX_SESSIONS
             ):
-                self._awaited.announced(sid)
-                session = Session(sid, nonce, name, learner, loop, is_open=True)
+                self._recovery.announced(sid)
+                session = Session(sid, nonce, name, learner, loop, is_open=True, created=now)
                 tables.add_session(session)
                 tables.orphan(session, until=now + max(REJOIN_S, self._lease_s))
+                self._journal.sessions_recovered += 1
                 return []
         elif known.nonce == nonce and (known.loop.agent, known.loop.key) == (loop.agent, loop.key):
             tables.bind_loop(known, loop)
             return []
-        # Nobody can reach it there; kept, it would hold a slot for ever.
-        return [say(loop.rid, Gone("the broker has no place for it"), sid)]
+        # No learner can reach this session; without GONE it would keep its slot forever.
+        return [Send.message(loop.rid, Gone("the broker cannot take this session"), sid)]
 
-    # --- changing hands ---------------------------------------------------------------------------
+    # --- resuming ---------------------------------------------------------------------------------
 
-    def resume(self, peer: Peer, header: Header, resume: Resume, now: float) -> list[Send]:
-        """A learner goes on with its session over this connection."""
+    def resume(self, peer: Peer, header: Header, request: Resume, now: float) -> list[Send]:
+        """Bind a session to the connection over which its learner asks for it."""
         session = self._tables.sessions.get(header.sid)
         if session is None:
-            return self.unknown(peer.rid, header, now)
+            raise self.unknown(header.sid, now)
         holder = session.learner
-        if resume.nonce != session.nonce or peer.identity != session.learner_identity:
+        if request.nonce != session.nonce or peer.identity != session.learner_identity:
             raise Refusal(Code.DENIED, NOT_YOURS)
         if not peer.rights.may_use(session.address):
-            raise Refusal(Code.DENIED, may_not(peer, "use", session.address))
+            raise Refusal(Code.DENIED, not_allowed(peer, "use", session.address))
         if holder is not None and holder is not peer and holder.lost_at is None:
-            if not resume.take_over:
-                text = "This session is in use by another process: close it there first."
+            if not request.take_over:
+                text = "This session is in use by another process. Close it there first."
                 raise Refusal(Code.DENIED, text)
             self._connections.suspect(holder)
         self._tables.bind_learner(session, peer)
-        return [say(peer.rid, Resumed(), header.sid, header.seq)]
+        return [Send.message(peer.rid, Resumed(), header.sid, header.seq)]
 
-    def unknown(self, rid: bytes, header: Header, now: float) -> list[Send]:
-        """A learner speaks of a session that is not there: it must wait, or has lost it."""
-        if self._awaited.may_come(header.sid, now):
-            return [say(rid, Busy(BusyReason.STARTING, 0.1), header.sid, header.seq)]
-        text = "The broker does not know this session any more."
-        raise Refusal(Code.SESSION_LOST, text)
+    def unknown(self, sid: int, now: float) -> RetryLater | Refusal:
+        """Return the error for a learner that uses an unknown session: wait for it, or it is lost.
 
-    # --- ends -------------------------------------------------------------------------------------
+        For the caller to raise.
+        """
+        if self._recovery.may_come(sid, now):
+            return RetryLater(BusyReason.STARTING, STARTING_RETRY_S)
+        return Refusal(Code.SESSION_LOST, "The broker does not know this session any more.")
 
-    def drop(self, session: Session) -> None:
-        """Forget a session."""
+    # --- ending -----------------------------------------------------------------------------------
+
+    def drop(self, session: Session, loss: str | None) -> None:
+        """Forget a session and count its end. `loss`: see `Loss`; None: it was closed."""
         self._tables.drop_session(session)
         if session.learner is not None:
-            self._meters.ended(session.learner.key, session.sid)
+            self._quotas.end_session(session.learner.key, session.sid)
+        if session.is_open:
+            self._journal.session_ended(session.frames, loss)
 
-    def end(self, session: Session, reason: str) -> list[Send]:
-        """End a session from here; both sides are told why."""
-        self.drop(session)
+    def end_for_policy(self, session: Session, reason: str) -> list[Send]:
+        """End a session that the policy does not allow any more, and tell both sides why."""
+        self.drop(session, Loss.POLICY)
         sides = [side for side in (session.learner, session.loop) if side is not None]
-        return [say(side.rid, Gone(reason), session.sid) for side in sides]
+        return [Send.message(side.rid, Gone(reason), session.sid) for side in sides]
 
-    def end_without_learner(self, session: Session) -> list[Send]:
-        """Its learner has left, or stayed away for too long."""
-        self.drop(session)
-        self._notes.add("session ended without its learner", address=session.address)
-        return [say(session.loop.rid, Gone("the learner has left"), session.sid)]
+    def end_without_learner(self, session: Session, loss: str) -> list[Send]:
+        """End a session whose learner has left or did not come back in time."""
+        self.drop(session, loss)
+        self._journal.note("session lost", address=session.address, why=loss)
+        return [Send.message(session.loop.rid, Gone("the learner has left"), session.sid)]
 
-    def end_without_loop(self, session: Session, reason: str) -> list[Send]:
-        """Its env agent has left, or stayed away for too long."""
-        self.drop(session)
-        return [say(session.learner.rid, Gone(reason), session.sid)] if session.learner else []
+    def end_without_loop(self, session: Session, loss: str, reason: str) -> list[Send]:
+        """End a session whose env agent has left or did not come back in time."""
+        self.drop(session, loss)
+        if session.learner is None:
+            return []
+        return [Send.message(session.learner.rid, Gone(reason), session.sid)]
 
     def expire(self, now: float) -> list[Send]:
-        """End the sessions whose learners stayed away for too long."""
+        """End the sessions whose learners did not come back in time."""
         sends: list[Send] = []
         for session in list(self._tables.orphans.values()):
             assert session.orphan_until is not None
             if now < max(session.orphan_until, self._connections.patient_until):
                 continue
-            # Who was here and is lost would be heard of; who never came may be thinking.
-            if session.learner is not None or not self._connections.strangers():
-                sends += self.end_without_learner(session)
+            # The broker notices when a learner that was bound vanishes. One that has not returned
+            # since a restart may just be computing, behind a connection without HELLO.
+            if session.learner is not None or not self._connections.has_strangers():
+                sends += self.end_without_learner(session, Loss.LEASE_EXPIRED)
         return sends
 
-    def not_told(self, send: Send) -> None:
-        """A frame of the broker's own was dropped, since its receiver does not read.
+    def queue_full(self, send: Send) -> None:
+        """Keep a GONE that the full queue of a serving loop did not take, to retry it.
 
-        Most are asked for again. A loop asks for no GONE: untold, it keeps an environment for ever.
+        Receivers ask again for most other messages. Without GONE, a loop would keep its
+        environment forever.
         """
         peer = self._tables.peers.get(send.rid)
         if peer is not None and peer.role == Role.ENV and send.frame[KIND_AT] == Kind.GONE:
-            self._owed[read_header(send.frame).sid] = send
-            if len(self._owed) > MAX_OWED:
-                del self._owed[next(iter(self._owed))]
+            self._pending_gone[read_header(send.frame).sid] = send
+            if len(self._pending_gone) > MAX_PENDING_GONE:
+                del self._pending_gone[next(iter(self._pending_gone))]
 
-    def tell_again(self) -> list[Send]:
-        """What is owed and was not tried for the longest time; as much as fits into a tick."""
-        due = list(itertools.islice(self._owed, OWED_AT_ONCE))
-        sends = [self._owed.pop(sid) for sid in due]
+    def retry_undelivered(self) -> list[Send]:
+        """Return up to GONE_PER_TICK undelivered GONE frames, oldest first."""
+        due = list(itertools.islice(self._pending_gone, GONE_PER_TICK))
+        sends = [self._pending_gone.pop(sid) for sid in due]
         return [send for send in sends if send.rid in self._tables.peers]
 
 
 def _may_bind(session: Session, peer: Peer) -> bool:
-    """Whether this peer, which knows the nonce, may be the session's learner from now on."""
+    """Return whether this peer, which knows the nonce, may become the session's learner."""
     holder = session.learner
     free = holder is None or holder is peer or holder.lost_at is not None
     return free and peer.identity == session.learner_identity

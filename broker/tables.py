@@ -1,21 +1,23 @@
-"""Who is connected and which session joins whom: the broker's soft tables."""
+"""The broker's tables: which peers are connected, and which sessions connect them."""
 
 from __future__ import annotations
 
 import math
+import random
 from collections import Counter
 from dataclasses import dataclass, field
 
 from gymwire.broker.auth import EVERYTHING, Rights
 from gymwire.protocol.messages import Offer, Role
 
-MAX_ENDED = 10_000  # sessions that have ended and are still known as such
-TOLD_S = 2.5  # an agent says each second that it is in a long step; later, it is not any more
+MAX_ENDED = 10_000  # ended sessions that the broker remembers
+# An env agent reports a long step every second; without a report for this long the step has ended.
+PROGRESS_TTL_S = 2.5
 
 
 @dataclass(slots=True, eq=False)
 class Peer:
-    """A connection that has introduced itself."""
+    """A connection that has sent HELLO, or the liveness connection of an env agent."""
 
     rid: bytes
     role: str
@@ -25,27 +27,27 @@ class Peer:
     identity: str
     key: bytes | None
     fd: int
-    connection: int = 0  # the one that had this descriptor; 0: not known
+    connection: int = 0  # tells connections with the same descriptor apart; 0: unknown
     rights: Rights = EVERYTHING
-    capabilities: frozenset[str] = frozenset()  # those that it shares with this broker
-    lost_at: float | None = None
-    heard: float = 0.0  # when it last said something to the broker itself
-    hung_up: bool = False  # its connection was closed for its silence since then
+    lost_at: float | None = None  # when sending to it failed; None: connected
+    heard: float = 0.0  # when it last sent a message to the broker itself
+    hung_up: bool = False  # the broker has closed its connection since then
     offers: dict[str, Offer] = field(default_factory=dict)
-    room: dict[str, int] = field(default_factory=dict)  # bytes that each of them takes
-    draining: set[str] = field(default_factory=set)
+    offer_bytes: dict[str, int] = field(default_factory=dict)  # memory that each offer takes
+    draining: set[str] = field(default_factory=set)  # addresses without new sessions
     sessions: set[int] = field(default_factory=set)
-    ticket: bytes = b""  # shows that a lane is this peer's; b"": it gets none
+    attach_token: bytes = b""  # proves that a local channel is this peer's; b"": not allowed one
+    capabilities: frozenset[str] = frozenset()  # those that it shares with this broker
 
-    def take_back(self, address: str) -> None:
-        """Nothing is offered there any more."""
-        del self.offers[address], self.room[address]
+    def withdraw_offer(self, address: str) -> None:
+        """Remove the offer at this address."""
+        del self.offers[address], self.offer_bytes[address]
         self.draining.discard(address)
 
 
 @dataclass(slots=True, eq=False)
 class Session:
-    """One learner's use of one environment. `learner` is None until it has come (back)."""
+    """One learner's use of one environment. `learner` is None until the learner has come back."""
 
     sid: int
     nonce: bytes
@@ -53,38 +55,41 @@ class Session:
     learner_identity: str
     loop: Peer
     is_open: bool
+    created: float  # when this broker learned of it (monotonic seconds)
     learner: Peer | None = None
-    orphan_until: float | None = None  # when the session ends if its learner stays away
-    frames: int = 0
-    told_at: float = -math.inf  # when the agent last said that it is in a long step here,
-    in_step_s: float = 0.0  # and for how long it had been then
+    may_be_direct: bool = True  # the learner and the policy allow a direct connection
+    orphan_until: float | None = None  # when the session ends unless its learner comes back
+    frames: int = 0  # relayed so far
+    progress_at: float = -math.inf  # when the env agent last reported a long step,
+    in_step_s: float = 0.0  # and how long the step had taken by then
 
     def in_step(self, now: float) -> bool:
-        """Whether the agent is in a long step of this session, by what it has said lately."""
-        return now - self.told_at < TOLD_S
+        """Return whether the env agent has recently reported a long step of this session."""
+        return now - self.progress_at < PROGRESS_TTL_S
 
 
 @dataclass(slots=True, eq=False)
 class Route:
-    """Where a frame of one sender in one session goes, unread."""
+    """Where to relay the frames that one sender sends in one session."""
 
     session: Session
-    rid: bytes  # the receiver's
-    key: bytes | None  # the sender's
+    rid: bytes  # of the receiver
+    key: bytes | None  # of the sender
 
 
 class Tables:
     """Peers, sessions and routes, kept consistent with each other."""
 
-    def __init__(self) -> None:
+    def __init__(self, rng: random.Random) -> None:
+        self._rng = rng
         self.peers: dict[bytes, Peer] = {}
         self.sessions: dict[int, Session] = {}
         self.by_nonce: dict[bytes, Session] = {}
         self.by_fd: dict[int, Peer] = {}
-        self.by_ticket: dict[bytes, Peer] = {}
+        self.by_attach_token: dict[bytes, Peer] = {}
         # peers whose connection cannot be watched by its descriptor
         self.unwatched: dict[bytes, Peer] = {}
-        # sender's routing id + the eight bytes of the sid, as they stand in the frame
+        # sender's routing id + the eight bytes of the sid as they stand in a frame
         self.routes: dict[bytes, Route] = {}
         self.orphans: dict[int, Session] = {}
         self.lost: dict[bytes, Peer] = {}
@@ -92,9 +97,9 @@ class Tables:
         self.ended: dict[int, None] = {}  # the oldest first
 
     def add_peer(self, peer: Peer) -> Peer | None:
-        """Enter a peer, or the new connection of one that is known.
+        """Add a peer, or register the new connection of a known one.
 
-        Returns whose connection had this descriptor before: that connection is gone.
+        Returns the peer whose connection had this descriptor before, if any: it has ended.
         """
         self.peers[peer.rid] = peer
         displaced = self.by_fd.get(peer.fd)
@@ -107,25 +112,37 @@ class Tables:
         return displaced
 
     def forget_fd(self, peer: Peer) -> None:
-        """The peer's connection is another one now, whose descriptor is not known."""
+        """Note that the peer has a new connection with an unknown descriptor."""
         if self.by_fd.get(peer.fd) is peer:
             del self.by_fd[peer.fd]
         self.unwatched[peer.rid] = peer
 
+    def give_attach_token(self, peer: Peer) -> None:
+        """Let the peer use a local channel, unless it already may."""
+        if not peer.attach_token:
+            peer.attach_token = self._rng.randbytes(16)
+            self.by_attach_token[peer.attach_token] = peer
+
+    def new_sid(self) -> int:
+        """Return a random sid that no session has."""
+        while (sid := self._rng.getrandbits(63)) in self.sessions or sid == 0:
+            pass
+        return sid
+
     def add_session(self, session: Session) -> None:
-        """Enter a session at its loop; its learner is bound later."""
+        """Add a session of its serving loop, without a learner yet."""
         self.sessions[session.sid] = session
         self.by_nonce[session.nonce] = session
         self.sessions_of[session.learner_identity] += 1
         session.loop.sessions.add(session.sid)
 
     def open(self, session: Session) -> None:
-        """Its environment is there."""
+        """Mark a session as open and relay its frames."""
         session.is_open = True
         self._link(session)
 
     def bind_learner(self, session: Session, learner: Peer) -> None:
-        """This connection is the session's learner now; any other is not any more."""
+        """Make this connection the session's learner, instead of any other."""
         self._unlink(session)
         if session.learner is not None:
             session.learner.sessions.discard(session.sid)
@@ -135,7 +152,7 @@ class Tables:
         self._link(session)
 
     def bind_loop(self, session: Session, loop: Peer) -> None:
-        """The session lives at this connection of its agent now."""
+        """Make this connection the session's serving loop, instead of any other."""
         self._unlink(session)
         session.loop.sessions.discard(session.sid)
         session.loop = loop
@@ -143,18 +160,18 @@ class Tables:
         self._link(session)
 
     def orphan(self, session: Session, *, until: float) -> None:
-        """Its learner is away; the lease runs."""
+        """Start the lease of a session whose learner is lost."""
         if session.orphan_until is None:
             session.orphan_until = until
             self.orphans[session.sid] = session
 
     def adopt(self, session: Session) -> None:
-        """Its learner is there (again)."""
+        """End the lease of a session whose learner is back."""
         session.orphan_until = None
         self.orphans.pop(session.sid, None)
 
     def drop_session(self, session: Session) -> None:
-        """Forget a session."""
+        """Forget a session, but remember that it has ended."""
         self._unlink(session)
         session.loop.sessions.discard(session.sid)
         if session.learner is not None:
@@ -165,36 +182,36 @@ class Tables:
             self.sessions_of[session.learner_identity] -= 1
             if not self.sessions_of[session.learner_identity]:
                 del self.sessions_of[session.learner_identity]
-        # An agent that was cut off may announce it again, long after its learner was told.
+        # An env agent that was cut off may still announce it, long after its learner got GONE.
         self.ended[session.sid] = None
         if len(self.ended) > MAX_ENDED:
             del self.ended[next(iter(self.ended))]
 
     def drop_peer(self, peer: Peer) -> None:
-        """Forget a peer; its sessions are the caller's to end first."""
+        """Forget a peer. The caller ends its sessions first."""
         if self.peers.get(peer.rid) is peer:
             del self.peers[peer.rid]
         if self.by_fd.get(peer.fd) is peer:
             del self.by_fd[peer.fd]
-        self.by_ticket.pop(peer.ticket, None)
+        self.by_attach_token.pop(peer.attach_token, None)
         self.lost.pop(peer.rid, None)
         self.unwatched.pop(peer.rid, None)
 
     def loops(self, address: str) -> list[Peer]:
-        """The serving loops that offer this address, lost ones included."""
+        """Return the serving loops that offer this address, including lost ones."""
         return [p for p in self.peers.values() if p.role == Role.ENV and address in p.offers]
 
     def sessions_at(self, peer: Peer) -> list[Session]:
-        """The sessions of this peer, a learner's or a loop's."""
+        """Return the sessions of a learner or of a serving loop."""
         return [self.sessions[sid] for sid in sorted(peer.sessions)]
 
     def relink(self) -> None:
-        """What routes know of their peers has changed."""
+        """Update the routes after the rights of peers have changed."""
         for session in self.sessions.values():
             self._link(session)
 
     def _link(self, session: Session) -> None:
-        """Frames of an open session need no look, but for those of a learner with limits."""
+        """Relay the frames of an open session unread, unless its learner has limits."""
         sid = session.sid.to_bytes(8, "little")
         loop, learner = session.loop, session.learner
         if learner is None or not session.is_open:

@@ -20,6 +20,7 @@ from gymwire.env_agent.progress_reporter import Pulse
 from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Paths
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import Offer
+from gymwire.protocol.process_slots import with_process_slots
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
@@ -133,10 +134,13 @@ class Agent:
         return offers
 
     def _share(self, offers: Sequence[Offer], index: int) -> list[Offer]:
-        """The part of the slots that the loop of this index serves."""
+        """Return the offers of the loop with this index: its part of all slots."""
         count = len(self._loops)
         shares = [
-            replace(offer, capacity=(offer.capacity + count - 1 - index) // count)
+            replace(
+                with_process_slots(offer, offer.capacity),
+                capacity=(offer.capacity + count - 1 - index) // count,
+            )
             for offer in offers
         ]
         return [share for share in shares if share.capacity > 0]

@@ -174,7 +174,7 @@ class OfferError(GymwireError):
 
 
 class AddressUnknown(OfferError):
-    """Nobody offers environments under this address."""
+    """No env agent offers environments under this address."""
 
 
 class AddressTaken(OfferError):

@@ -83,7 +83,7 @@ def _show_warning(
 ) -> None:
     """Log a warning of a library, without its place in the library's code and its colours."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(message)).removeprefix("WARN: ")
-    structlog.get_logger().warning("a library warns", category=category.__name__, text=text)
+    structlog.get_logger().warning("library warning", category=category.__name__, text=text)
 
 
 def logger() -> Any:

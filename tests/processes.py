@@ -102,7 +102,7 @@ class Programs:
     def broker(self, bind: str = "tcp://127.0.0.1:*", *options: str) -> tuple[Program, str]:
         """A broker that listens, and its URL."""
         program = self.start("gymwire.broker", "--bind", bind, "--log-format", "json", *options)
-        return program, str(program.wait_for("broker listens")["urls"][0])
+        return program, str(program.wait_for("broker listening")["urls"][0])
 
     def env_agent(self, broker: str, *options: str) -> Program:
         """An env agent that offers; by itself only through the broker."""

@@ -193,7 +193,7 @@ def test_an_open_happens_once(seed: int, faults: Faults) -> None:
         network.pass_time(60.0)
         live = [sid for host in network.hosts for sid in host.slots]
         assert sorted(live) == sorted(session.sid for session in sessions)
-        assert len(network.core.tables.sessions) == 5
+        assert len(network.core.snapshot(network.now).sessions) == 5
 
 
 def test_sessions_share_a_connection_without_mixing_their_answers() -> None:

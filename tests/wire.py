@@ -262,9 +262,9 @@ class Network:
     def _deliver(self, sends: list[Send]) -> None:
         for send in sends:
             if not self._send(send.rid, bytes(send.frame)):
-                self.core.connections.unreachable(send.rid, self.now)
-            elif send.rid in self.core.tables.lost:
-                self.core.connections.reachable(send.rid)
+                self.core.unreachable(send.rid, self.now)
+            else:
+                self.core.reachable(send.rid)
 
     def _send(self, rid: bytes, frame: bytes) -> bool:
         dealer = self._dealers.get(rid)
@@ -282,7 +282,7 @@ class Network:
         dealer.up = False
         dealer.generation += 1
         dealer.news.append(LinkEvent(up=False, fd=dealer.fd))
-        self.core.connections.link_down(dealer.fd)
+        self.core.link_down(dealer.fd)
         if for_s is not None:
             self.after(for_s, lambda: self._mend(dealer))
             dealer.wake()

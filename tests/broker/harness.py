@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 from gymwire.broker.auth import NO_POLICY, Policy
 from gymwire.broker.core import Core
 from gymwire.broker.events import Send, Sender
-from gymwire.broker.rate_limit import Ruling
+from gymwire.broker.rate_limit import Admission
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.messages import (
@@ -31,7 +31,7 @@ SETTLED = STARTED + 100.0  # long after the time in which agents announce themse
 
 
 class Told(NamedTuple):
-    """What a peer was sent."""
+    """A message that a peer was sent."""
 
     rid: bytes
     header: Header
@@ -39,7 +39,7 @@ class Told(NamedTuple):
 
 
 def told(sends: list[Send]) -> list[Told]:
-    """The messages in what the core sends."""
+    """Return the messages that the core sends."""
     found = []
     for send in sends:
         header = codec.read_header(send.frame)
@@ -48,7 +48,7 @@ def told(sends: list[Send]) -> list[Told]:
 
 
 def only(sends: list[Told], kind: type[M]) -> M:
-    """The one message that was sent, which must be of this type."""
+    """Return the only message that was sent, which must have this type."""
     assert [type(one.message) for one in sends] == [kind], sends
     message = sends[0].message
     assert isinstance(message, kind)
@@ -65,8 +65,7 @@ class Broker:
         now: float = SETTLED,
         seed: int = 0,
         policy: Policy = NO_POLICY,
-        lane: str = "",
-        host: str = "",
+        local: tuple[str, str] | None = None,
     ) -> None:
         self.now = now
         self.core = Core(
@@ -76,8 +75,7 @@ class Broker:
             software="gymwire test",
             lease_s=LEASE_S,
             policy=policy,
-            lane=lane,
-            host=host,
+            local=local,
         )
         self._fds = itertools.count(100)
         self.fds: dict[bytes, int] = {}
@@ -85,13 +83,13 @@ class Broker:
     def frame(
         self, rid: bytes, data: bytes | bytearray, key: bytes | None = None, fd: int | None = None
     ) -> list[Told]:
-        """A frame arrives; what the broker sends, relayed frames included."""
+        """Deliver a frame; return what the broker sends, including relayed frames."""
         to = self.core.relay(rid, bytes(data), key)
         if to is not None:
             return told([Send(to, data)])
-        ruling = self.core.rule(rid, bytes(data), key, self.now)
-        if ruling is not Ruling.PASS:
-            return [] if ruling is Ruling.DROP else told(self.core.refuse(rid, bytes(data)))
+        ruling = self.core.admit(rid, bytes(data), key, self.now)
+        if ruling is not Admission.PASS:
+            return [] if ruling is Admission.DROP else told(self.core.throttle(rid, bytes(data)))
         fd = self.fds.setdefault(rid, next(self._fds)) if fd is None else fd
         identity = "" if key is None else key.decode()
         return told(self.core.receive(Sender(rid, fd, key, identity), bytes(data), self.now))
@@ -106,7 +104,7 @@ class Broker:
         key: bytes | None = None,
         fd: int | None = None,
     ) -> list[Told]:
-        """A peer says something; what the broker sends."""
+        """Deliver a message of a peer; return what the broker sends."""
         return self.frame(rid, PLAIN.encode(message, sid, seq), key, fd)
 
     def hello(
@@ -119,12 +117,12 @@ class Broker:
         key: bytes | None = None,
         fd: int | None = None,
     ) -> list[Told]:
-        """A peer introduces itself."""
+        """Deliver HELLO of a peer; return what the broker sends."""
         hello = Hello(role, agent or rid, "gymwire test", "host", sessions or [])
         return self.say(rid, hello, key=key, fd=fd)
 
     def learner(self, rid: bytes = b"\x01learner", *, key: bytes | None = None) -> bytes:
-        """A learner that has introduced itself."""
+        """Connect a learner; return its routing id."""
         only(self.hello(rid, Role.LEARNER, key=key), Welcome)
         return rid
 
@@ -137,7 +135,7 @@ class Broker:
         agent: bytes = b"",
         key: bytes | None = None,
     ) -> bytes:
-        """A serving loop that offers these addresses."""
+        """Connect a serving loop that offers these addresses; return its routing id."""
         only(self.hello(rid, Role.ENV, agent=agent, key=key), Welcome)
         for address in addresses or ("cartpole",):
             only(self.say(rid, offer(address, capacity, digest), key=key), Offered)
@@ -152,7 +150,7 @@ class Broker:
         key: bytes | None = None,
         env_key: bytes | None = None,
     ) -> int:
-        """A session from OPEN to OPENED; its sid."""
+        """Open a session, from OPEN to OPENED; return its sid."""
         [forwarded] = self.say(learner, Open(address, nonce), seq=1, key=key)
         assert isinstance(forwarded.message, Open), forwarded
         sid = forwarded.header.sid
@@ -161,20 +159,20 @@ class Broker:
         return sid
 
     def reaches(self, sender: bytes, sid: int, seq: int = 1) -> bytes | None:
-        """To whom an ACT of this session is relayed, if to anyone."""
+        """Return the routing id to which an ACT of this session is relayed, if any."""
         return self.core.relay(sender, bytes(PLAIN.encode(Act(0), sid, seq)), None)
 
     def expire(self, after_s: float = 0.0) -> list[Told]:
-        """Time passes, and the core looks at the clock."""
+        """Let time pass; return what the broker sends."""
         self.now += after_s
         return told(self.core.expire(self.now))
 
 
 def offer(address: str, capacity: int = 4, digest: bytes = b"d") -> Offer:
-    """An offer of an environment that nobody looks at."""
+    """Return an offer of an environment without spaces."""
     return Offer(address, "CartPole-v1", None, None, {}, {}, capacity, digest)
 
 
 def opened() -> Opened:
-    """The answer of an env agent that nobody looks at."""
+    """Return OPENED of an environment without spaces."""
     return Opened(None, None, None, None, {}, {}, None, 0, {}, "")

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gymwire.broker import auth
 from gymwire.broker.auth import Policy, Rights
-from gymwire.broker.quotas import Meter
+from gymwire.broker.quotas import Usage
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import (
     Act,
@@ -70,14 +70,14 @@ def test_several_keys_may_have_one_name() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("[peer.lab", "not TOML"),
+        ("[peer.lab", "not valid TOML"),
         ("[peers]", r"\[peers\]"),
         ("[peer.lab]", "needs either key"),
-        ('[peer.lab]\nkey = "short"', "'short' is no public key"),
-        ('[peer.lab]\nkey = "' + "#" * 40 + '"', "is no public key"),
+        ('[peer.lab]\nkey = "short"', "'short' is not a public key"),
+        ('[peer.lab]\nkey = "' + "#" * 40 + '"', "is not a public key"),
         ("[peer.lab]\nkeys = []", "must be a list"),
-        ('[peer.lab]\nkey = "KEY"\n[peer.two]\nkey = "KEY"', "that of .peer.lab., too"),
-        ('[peer.lab]\nkey = "KEY"\noffers = []', "no setting 'offers'"),
+        ('[peer.lab]\nkey = "KEY"\n[peer.two]\nkey = "KEY"', ".peer.lab. already has the key"),
+        ('[peer.lab]\nkey = "KEY"\noffers = []', "unknown setting 'offers'"),
         ('[peer.lab]\nkey = "KEY"\noffer = "x"', "offer must be a list"),
         ('[peer.lab]\nkey = "KEY"\nsessions = 0', "sessions must be a number above 0"),
         ('[peer.lab]\nkey = "KEY"\nsessions = true', "sessions must be a number above 0"),
@@ -86,7 +86,7 @@ def test_several_keys_may_have_one_name() -> None:
         ("anyone = []", "must be a table"),
     ],
 )
-def test_a_wrong_policy_is_told_where_it_is_wrong(text: str, expected: str) -> None:
+def test_an_invalid_policy_names_the_wrong_place(text: str, expected: str) -> None:
     with pytest.raises(ConfigurationError, match=expected):
         parse(text)
 
@@ -103,22 +103,22 @@ def test_any_text_is_a_policy_or_a_configuration_error(text: str) -> None:
 
 
 def test_steps_over_the_rate_wait_for_as_long_as_it_takes() -> None:
-    rights, meter = Rights("x", steps_per_s=2.0), Meter(10.0)
-    assert meter.admit(rights, 1, 1, 10.0) is None
-    assert meter.admit(rights, 1, 2, 10.0) == pytest.approx(0.5)
-    assert meter.admit(rights, 1, 2, 10.25) == pytest.approx(0.25)
-    assert meter.admit(rights, 1, 2, 10.5) is None
+    rights, usage = Rights("x", steps_per_s=2.0), Usage(10.0)
+    assert usage.admit(rights, 1, 1, 10.0) is None
+    assert usage.admit(rights, 1, 2, 10.0) == pytest.approx(0.5)
+    assert usage.admit(rights, 1, 2, 10.25) == pytest.approx(0.25)
+    assert usage.admit(rights, 1, 2, 10.5) is None
 
 
 def test_a_request_sent_again_is_in_flight_once() -> None:
-    rights, meter = Rights("x", requests_in_flight=1), Meter(0.0)
-    assert meter.admit(rights, 1, 1, 0.0) is None
-    assert meter.admit(rights, 1, 1, 0.0) is None
-    assert meter.admit(rights, 2, 1, 0.0) is not None
-    meter.answered(1, 1)
-    assert meter.admit(rights, 2, 1, 0.0) is None
-    meter.ended(2)
-    assert meter.idle(0.0)
+    rights, usage = Rights("x", requests_in_flight=1), Usage(0.0)
+    assert usage.admit(rights, 1, 1, 0.0) is None
+    assert usage.admit(rights, 1, 1, 0.0) is None
+    assert usage.admit(rights, 2, 1, 0.0) is not None
+    usage.end_request(1, 1)
+    assert usage.admit(rights, 2, 1, 0.0) is None
+    usage.end_session(2)
+    assert usage.is_idle(0.0)
 
 
 # --- at the core ----------------------------------------------------------------------------------
@@ -139,32 +139,38 @@ def denied(broker: Broker, told: str, *arguments: object) -> None:
     assert told in error.text
 
 
-def test_who_lacks_a_right_is_told_the_key_and_what_it_lacks() -> None:
+def test_a_missing_right_is_refused_with_the_key_and_its_rights() -> None:
     broker = site()
     denied(broker, f"{KEY.decode()} ", ENV, offer("other/a"), KEY)
     denied(
         broker,
-        "may not offer 'other/a': its policy lets it offer lab/*",
+        "may not offer 'other/a'. It may offer only lab/*",
         ENV,
         offer("other/a"),
         KEY,
     )
-    denied(broker, "'alice', may not use 'other/a'", LEARNER, Open("other/a", NONCE), OTHER)
+    denied(
+        broker,
+        "'alice' in this broker's policy, may not use 'other/a'",
+        LEARNER,
+        Open("other/a", NONCE),
+        OTHER,
+    )
 
 
-def test_nobody_sees_what_it_may_neither_use_nor_offer() -> None:
+def test_a_listing_hides_what_the_key_may_neither_use_nor_offer() -> None:
     broker = site()
     found = only(broker.say(LEARNER, Find(), key=OTHER), Found)
     assert [one["address"] for one in found.offers] == ["lab/a"]
-    broker.core.peers.apply(Policy({KEY: Rights("l", offer=("*",)), OTHER: Rights("a")}, None))
+    broker.core.apply_policy(Policy({KEY: Rights("l", offer=("*",)), OTHER: Rights("a")}, None))
     assert only(broker.say(LEARNER, Find(), key=OTHER), Found).offers == []
 
 
-def test_a_key_that_is_not_in_the_policy_gets_no_welcome_and_is_hung_up_on() -> None:
+def test_a_key_that_is_not_in_the_policy_is_refused_and_disconnected() -> None:
     broker = site()
     error = only(broker.hello(b"\x01new", Role.LEARNER, key=zmq.curve_keypair()[0]), Error)
     assert error.code == Code.DENIED
-    assert broker.core.connections.hang_ups == [(broker.fds[b"\x01new"], 0)]
+    assert broker.core.take_hang_ups() == [(broker.fds[b"\x01new"], 0)]
 
 
 def test_without_a_policy_an_address_belongs_to_the_key_that_came_first() -> None:
@@ -214,28 +220,28 @@ def test_replies_to_a_limited_learner_pass_and_free_its_place_in_flight() -> Non
     only(broker.say(LEARNER, Act(1), sid, 2, key=OTHER), Act)
 
 
-def test_a_limited_learner_does_not_go_past_the_broker() -> None:
+def test_a_learner_with_limits_gets_no_direct_connection() -> None:
     broker = site(steps_per_s=1)
-    wish = Open("lab/a", NONCE, direct=True)
-    assert not only(broker.say(LEARNER, wish, seq=1, key=OTHER), Open).direct
+    request = Open("lab/a", NONCE, direct=True)
+    assert not only(broker.say(LEARNER, request, seq=1, key=OTHER), Open).direct
 
 
-def test_a_learner_taken_out_loses_its_sessions_and_both_sides_are_told() -> None:
+def test_removing_a_learner_from_the_policy_ends_its_sessions_for_both_sides() -> None:
     broker = site()
     sid = broker.open(LEARNER, "lab/a", key=OTHER, env_key=KEY)
     env = Rights("lab", offer=("lab/*",), vouched=True)
-    sends = told(broker.core.peers.apply(Policy({KEY: env}, anyone=None)))
+    sends = told(broker.core.apply_policy(Policy({KEY: env}, anyone=None)))
     assert {one.rid for one in sends if isinstance(one.message, Gone)} == {LEARNER, ENV}
     assert [one.message.code for one in sends if isinstance(one.message, Error)] == [Code.DENIED]
     assert broker.core.relay(LEARNER, bytes(24), OTHER) is None
-    assert sid not in broker.core.tables.sessions
-    assert broker.core.connections.hang_ups == [(broker.fds[LEARNER], 0)]
+    assert sid not in broker.core._tables.sessions
+    assert broker.core.take_hang_ups() == [(broker.fds[LEARNER], 0)]
 
 
-def test_a_right_taken_away_takes_offers_and_sessions_with_it() -> None:
+def test_removing_a_right_ends_the_offers_and_sessions_that_need_it() -> None:
     broker = site()
     broker.open(LEARNER, "lab/a", key=OTHER, env_key=KEY)
     learner = Rights("alice", use=("lab/*",))
-    broker.core.peers.apply(Policy({KEY: Rights("lab"), OTHER: learner}, anyone=None))
-    assert not broker.core.tables.sessions
+    broker.core.apply_policy(Policy({KEY: Rights("lab"), OTHER: learner}, anyone=None))
+    assert not broker.core._tables.sessions
     assert only(broker.say(LEARNER, Find(), key=OTHER), Found).offers == []

@@ -8,12 +8,11 @@ from hypothesis import strategies as st
 
 from gymwire.broker import peers, sessions
 from gymwire.broker.auth import Policy, Rights
-from gymwire.broker.connections import QUIET_S, TURNS
+from gymwire.broker.connections import CHECK_TICKS, LEARNER_SILENCE_S
 from gymwire.broker.core import MAX_CONTROL
 from gymwire.broker.offers import MAX_OFFERS
 from gymwire.broker.peers import GRACE_S
 from gymwire.broker.recovery import REJOIN_S
-from gymwire.broker.tables import Peer
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import (
@@ -59,11 +58,9 @@ def broker() -> Broker:
     return Broker()
 
 
-def watched_by(broker: Broker) -> list[Peer]:
-    """The learners at whose connections the broker looks, each once in so many ticks."""
-    return [
-        peer for _ in range(TURNS) for peer in broker.core.connections.learners_to_watch(broker.now)
-    ]
+def checked(broker: Broker) -> list[int]:
+    """The connections of learners whose silence the broker measures, each once per period."""
+    return [fd for _ in range(CHECK_TICKS) for fd in broker.core.learners_to_check(broker.now)]
 
 
 def error_of(sends: list[Told]) -> Error:
@@ -88,7 +85,7 @@ def test_a_session_that_is_not_open_yet_relays_nothing(broker: Broker) -> None:
     assert broker.reaches(learner, forwarded.header.sid) is None
 
 
-def test_a_forged_sid_reaches_nobody_and_is_denied(broker: Broker) -> None:
+def test_a_forged_sid_is_denied_and_not_relayed(broker: Broker) -> None:
     broker.env()
     sid = broker.open(broker.learner())
     thief = broker.learner(THIEF)
@@ -103,7 +100,7 @@ def test_another_env_agent_cannot_answer_for_a_session(broker: Broker) -> None:
     broker.env(ENV2, "other")
     assert broker.reaches(ENV2, sid) is None
     assert error_of(broker.say(ENV2, Closed(), sid, 1)).code == Code.PROTOCOL
-    assert sid in broker.core.tables.sessions
+    assert sid in broker.core._tables.sessions
 
 
 def test_a_routing_id_with_another_key_is_refused_on_every_frame() -> None:
@@ -151,7 +148,7 @@ def test_a_damaged_request_that_cannot_be_delivered_is_answered_like_any_other(
     assert (send.rid, header.kind, header.sid, header.seq) == (learner, Kind.BUSY, sid, 7)
 
 
-def test_a_reply_that_cannot_be_delivered_is_not_worth_a_message(broker: Broker) -> None:
+def test_a_reply_that_cannot_be_delivered_is_dropped(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
     percept = bytes(PLAIN.encode(Percept(0, 0.0, False, False, {}), sid, 1))
@@ -165,8 +162,8 @@ def test_open_goes_to_the_agent_with_a_sid_and_the_learners_identity() -> None:
     broker = Broker()
     broker.env(key=b"env-key")
     broker.learner(key=b"key")
-    wish = Open("cartpole", NONCE, "rgb_array", {"a": 1}, 3, "NextStep", True, learner="forged")
-    [forwarded] = broker.say(LEARNER, wish, seq=5, key=b"key")
+    request = Open("cartpole", NONCE, "rgb_array", {"a": 1}, 3, "NextStep", True, learner="forged")
+    [forwarded] = broker.say(LEARNER, request, seq=5, key=b"key")
     assert forwarded.rid == ENV
     assert forwarded.header.sid != 0
     assert forwarded.header.seq == 5
@@ -175,12 +172,12 @@ def test_open_goes_to_the_agent_with_a_sid_and_the_learners_identity() -> None:
     )
 
 
-def test_right_after_a_start_nobody_is_told_that_nothing_exists_for_good() -> None:
+def test_right_after_a_start_an_unknown_address_may_still_appear() -> None:
     broker = Broker(now=STARTED)
     broker.hello(LEARNER, Role.LEARNER)
     asked = Open("cartpole", b"n" * 16, None, {}, 0, "", False)
     error = only(broker.say(LEARNER, asked), Error)
-    assert "Nobody offers 'cartpole'" in error.text
+    assert "No env agent offers 'cartpole'" in error.text
     assert "has just started" in error.text
     broker.now += 10.0
     error = only(broker.say(LEARNER, asked), Error)
@@ -193,7 +190,7 @@ def test_open_twice_with_one_nonce_opens_one_session(broker: Broker) -> None:
     first = broker.say(learner, Open("cartpole", NONCE), seq=1)
     again = broker.say(learner, Open("cartpole", NONCE), seq=1)
     assert first == again
-    assert len(broker.core.tables.sessions) == 1
+    assert len(broker.core._tables.sessions) == 1
 
 
 def test_another_learner_cannot_open_with_the_same_nonce(broker: Broker) -> None:
@@ -248,10 +245,10 @@ def test_an_agent_in_a_long_step_is_taken_last(broker: Broker) -> None:
     broker.env(ENV2)
     learner = broker.learner()
     sid = broker.open(learner)
-    busy = broker.core.tables.sessions[sid].loop.rid
+    busy = broker.core._tables.sessions[sid].loop.rid
     other = ENV2 if busy == ENV else ENV
     broker.open(learner, nonce=b"2" * 16)
-    assert broker.core.tables.sessions[broker.open(learner, nonce=b"3" * 16)].loop.rid == ENV
+    assert broker.core._tables.sessions[broker.open(learner, nonce=b"3" * 16)].loop.rid == ENV
     broker.say(busy, Progress(3.0), sid, 1)
     chosen = [
         broker.say(learner, Open("cartpole", bytes([i]) * 16), seq=i)[0].rid for i in range(3)
@@ -296,10 +293,10 @@ def test_an_unknown_address_names_the_nearest_and_all_others(broker: Broker) -> 
 def test_with_nothing_on_offer_an_unknown_address_says_that(broker: Broker) -> None:
     error = error_of(broker.say(broker.learner(), Open("cartpole", NONCE), seq=1))
     assert error.code == Code.ADDRESS_UNKNOWN
-    assert "no environment is on offer" in error.text
+    assert "has no offers" in error.text
 
 
-def test_an_invalid_address_is_told_apart_from_an_unknown_one(broker: Broker) -> None:
+def test_an_invalid_address_has_an_error_code_of_its_own(broker: Broker) -> None:
     error = error_of(broker.say(broker.learner(), Open("Cart Pole", NONCE), seq=1))
     assert error.code == Code.ADDRESS_INVALID
 
@@ -376,19 +373,19 @@ def test_a_draining_agent_gets_no_new_sessions_and_keeps_its_old_ones(broker: Br
     assert broker.say(env, Withdraw("cartpole")) == []
     error = error_of(broker.say(learner, Open("cartpole", b"2" * 16), seq=2))
     assert error.code == Code.NO_FREE_SLOT
-    assert "is leaving" in error.text
+    assert "are shutting down" in error.text
     assert broker.reaches(learner, sid) == env
 
 
 def test_the_address_of_a_lost_agent_is_free_for_another_environment(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.connections.unreachable(env, broker.now)
+    broker.core.unreachable(env, broker.now)
     broker.env(ENV2, digest=b"other")
     [forwarded] = broker.say(learner, Open("cartpole", b"2" * 16), seq=2)
     assert forwarded.rid == ENV2
     # Back in time it goes on with its sessions, and gets no new ones.
-    broker.core.connections.reachable(env)
+    broker.core.reachable(env)
     assert broker.reaches(learner, sid) == env
     found = only(broker.say(learner, Find()), Found)
     assert [entry["used"] for entry in found.offers] == [1]
@@ -397,9 +394,9 @@ def test_the_address_of_a_lost_agent_is_free_for_another_environment(broker: Bro
 
 def test_an_agent_of_the_same_pool_leaves_the_offer_of_a_lost_one_alone(broker: Broker) -> None:
     env = broker.env()
-    broker.core.connections.unreachable(env, broker.now)
+    broker.core.unreachable(env, broker.now)
     broker.env(ENV2)
-    broker.core.connections.reachable(env)
+    broker.core.reachable(env)
     found = only(broker.say(broker.learner(), Find()), Found)
     assert [entry["capacity"] for entry in found.offers] == [4, 4]
 
@@ -407,7 +404,7 @@ def test_an_agent_of_the_same_pool_leaves_the_offer_of_a_lost_one_alone(broker: 
 def test_a_stranger_cannot_take_the_address_of_a_lost_agent() -> None:
     broker = Broker()
     env = broker.env(key=b"owner")
-    broker.core.connections.unreachable(env, broker.now)
+    broker.core.unreachable(env, broker.now)
     broker.hello(ENV2, Role.ENV, key=b"stranger")
     error = error_of(broker.say(ENV2, offer("cartpole", digest=b"other"), key=b"stranger"))
     assert error.code == Code.ADDRESS_TAKEN
@@ -420,8 +417,8 @@ def test_the_room_that_the_offers_of_a_peer_take_is_bounded(broker: Broker, larg
     broker.hello(ENV, Role.ENV)
     answers = []
     for i in range(20):
-        wish = replace(offer(f"a{i}"), metadata={"large": large})
-        [answer] = broker.say(ENV, wish)
+        request = replace(offer(f"a{i}"), metadata={"large": large})
+        [answer] = broker.say(ENV, request)
         answers.append(answer.message)
         broker.now += 1.0
     assert isinstance(answers[0], Offered)
@@ -430,7 +427,7 @@ def test_the_room_that_the_offers_of_a_peer_take_is_bounded(broker: Broker, larg
     assert refused.code == Code.LIMIT
     assert "MiB" in refused.text
     stand = [answer for answer in answers if isinstance(answer, Offered)]
-    assert list(broker.core.tables.peers[ENV].offers) == [answer.address for answer in stand]
+    assert list(broker.core._tables.peers[ENV].offers) == [answer.address for answer in stand]
 
 
 def test_an_offer_that_is_made_again_takes_its_room_once(broker: Broker) -> None:
@@ -443,18 +440,18 @@ def test_an_offer_that_is_made_again_takes_its_room_once(broker: Broker) -> None
 def test_nothing_is_left_of_an_offer_that_is_displaced(broker: Broker) -> None:
     env = broker.env()
     broker.say(env, Withdraw("cartpole"))
-    broker.core.connections.unreachable(env, broker.now)
+    broker.core.unreachable(env, broker.now)
     broker.env(ENV2, digest=b"other")
-    peer = broker.core.tables.peers[env]
-    assert not any((peer.offers, peer.room, peer.draining))
+    peer = broker.core._tables.peers[env]
+    assert not any((peer.offers, peer.offer_bytes, peer.draining))
 
 
-def test_an_agent_that_does_not_answer_is_not_called_full(broker: Broker) -> None:
+def test_an_agent_that_does_not_respond_is_not_reported_as_full(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
-    broker.core.connections.unreachable(env, broker.now)
+    broker.core.unreachable(env, broker.now)
     error = error_of(broker.say(learner, Open("cartpole", b"2" * 16), seq=2))
     assert error.code == Code.ADDRESS_UNKNOWN  # so that a learner with `wait_s` asks again
-    assert "does not answer at present: an env agent on host is cut off" in error.text
+    assert "No env agent that offers 'cartpole' is responding (host host)." in error.text
 
 
 # --- lost and found -------------------------------------------------------------------------------
@@ -463,18 +460,18 @@ def test_an_agent_that_does_not_answer_is_not_called_full(broker: Broker) -> Non
 def test_the_sessions_of_a_lost_agent_are_gone_after_the_grace(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.connections.unreachable(env, broker.now)
+    broker.core.unreachable(env, broker.now)
     assert not [one for one in broker.expire(GRACE_S / 2) if type(one.message) is Gone]
     gone = [one for one in broker.expire(GRACE_S) if one.rid == learner]
     assert [(one.header.sid, type(one.message)) for one in gone] == [(sid, Gone)]
-    assert sid not in broker.core.tables.sessions
-    assert env not in broker.core.tables.peers
+    assert sid not in broker.core._tables.sessions
+    assert env not in broker.core._tables.peers
 
 
 def test_an_agent_that_comes_back_within_the_grace_keeps_its_sessions(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.connections.unreachable(env, broker.now)
+    broker.core.unreachable(env, broker.now)
     broker.expire(GRACE_S / 2)
     broker.hello(env, Role.ENV, sessions=[[sid, NONCE, "cartpole", ""]])
     assert [one for one in broker.expire(10 * GRACE_S) if type(one.message) is Gone] == []
@@ -484,7 +481,7 @@ def test_an_agent_that_comes_back_within_the_grace_keeps_its_sessions(broker: Br
 def test_an_agent_that_comes_back_on_a_new_socket_keeps_its_sessions(broker: Broker) -> None:
     env, learner = broker.env(agent=b"process"), broker.learner()
     sid = broker.open(learner)
-    broker.core.connections.unreachable(env, broker.now)
+    broker.core.unreachable(env, broker.now)
     broker.hello(ENV2, Role.ENV, agent=b"process", sessions=[[sid, NONCE, "cartpole", ""]])
     broker.expire(10 * GRACE_S)
     assert broker.reaches(learner, sid) == ENV2
@@ -502,7 +499,7 @@ def test_another_agent_cannot_announce_somebody_elses_session(broker: Broker) ->
 def test_while_an_agent_is_lost_a_ping_says_unreachable(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.connections.unreachable(env, broker.now)
+    broker.core.unreachable(env, broker.now)
     assert only(broker.say(learner, Ping(), sid, 1), Busy).reason == BusyReason.UNREACHABLE
 
 
@@ -525,20 +522,20 @@ def test_a_session_that_its_agent_has_lost_frees_its_slot(broker: Broker) -> Non
 def test_a_killed_learner_keeps_its_slot_for_the_lease_and_no_longer(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.connections.unreachable(learner, broker.now)
+    broker.core.unreachable(learner, broker.now)
     assert [one for one in broker.expire(LEASE_S - 1) if type(one.message) is Gone] == []
     gone = [one for one in broker.expire(2.0) if type(one.message) is Gone]
     assert [(one.rid, one.header.sid) for one in gone] == [(env, sid)]
-    assert not broker.core.tables.sessions
+    assert not broker.core._tables.sessions
     broker.expire()
-    assert learner not in broker.core.tables.peers
+    assert learner not in broker.core._tables.peers
 
 
 def test_a_learner_whose_connection_is_back_keeps_its_session(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.connections.unreachable(learner, broker.now)
-    broker.core.connections.reachable(learner)
+    broker.core.unreachable(learner, broker.now)
+    broker.core.reachable(learner)
     assert {type(one.message) for one in broker.expire(10 * LEASE_S)} <= {Ping}
     assert broker.reaches(learner, sid) == env
 
@@ -548,15 +545,15 @@ def test_a_learner_that_says_bye_frees_its_slots_at_once(broker: Broker) -> None
     sid = broker.open(learner)
     [gone] = broker.say(learner, Bye())
     assert (gone.rid, gone.header.sid, type(gone.message)) == (env, sid, Gone)
-    assert learner not in broker.core.tables.peers
+    assert learner not in broker.core._tables.peers
 
 
-def test_a_connection_that_went_down_is_only_asked_for(broker: Broker) -> None:
+def test_a_connection_that_went_down_is_probed(broker: Broker) -> None:
     learner = broker.learner()
-    broker.core.connections.link_down(broker.fds[learner])
+    broker.core.link_down(broker.fds[learner])
     [probe] = broker.expire()
     assert (probe.rid, type(probe.message)) == (learner, Ping)
-    assert learner in broker.core.tables.peers
+    assert learner in broker.core._tables.peers
     for _ in range(10):
         broker.expire()
     assert broker.expire() == []
@@ -567,13 +564,13 @@ def test_the_descriptor_of_a_connection_may_be_another_peers_by_now(broker: Brok
     sid = broker.open(learner)
     fd = broker.fds[learner]
     broker.hello(THIEF, Role.LEARNER, fd=fd)
-    broker.core.connections.link_down(fd)
+    broker.core.link_down(fd)
     for _ in range(3):
         assert all(type(one.message) is Ping for one in broker.expire())
     assert broker.reaches(learner, sid) == env
 
 
-def test_a_peer_whose_descriptor_was_taken_over_is_still_asked_for(broker: Broker) -> None:
+def test_a_peer_whose_descriptor_was_reused_is_still_probed(broker: Broker) -> None:
     broker.env()
     learner = broker.learner()
     broker.open(learner)
@@ -582,21 +579,21 @@ def test_a_peer_whose_descriptor_was_taken_over_is_still_asked_for(broker: Broke
     assert learner in asked
 
 
-def test_a_learner_that_sends_no_heartbeats_any_more_is_hung_up_on_once(broker: Broker) -> None:
+def test_a_learner_without_heartbeats_is_disconnected_once(broker: Broker) -> None:
     broker.env()
     learner = broker.learner()
     broker.open(learner)
-    [watched] = watched_by(broker)
-    broker.core.connections.quiet(watched, QUIET_S - 0.1)
-    assert broker.core.connections.hang_ups == []
-    broker.core.connections.quiet(watched, QUIET_S + 0.1)
-    assert broker.core.connections.hang_ups == [(broker.fds[learner], 0)]
-    assert watched_by(broker) == []
+    [watched] = checked(broker)
+    broker.core.silent_for(watched, LEARNER_SILENCE_S - 0.1)
+    assert broker.core.take_hang_ups() == []
+    broker.core.silent_for(watched, LEARNER_SILENCE_S + 0.1)
+    assert broker.core.take_hang_ups() == [(broker.fds[learner], 0)]
+    assert checked(broker) == []
     broker.say(learner, Ping())
-    assert watched_by(broker) == [watched]
+    assert checked(broker) == [watched]
 
 
-def test_only_learners_with_sessions_at_descriptors_of_their_own_are_watched(
+def test_only_learners_with_sessions_and_a_known_descriptor_are_checked(
     broker: Broker,
 ) -> None:
     broker.env()
@@ -604,14 +601,14 @@ def test_only_learners_with_sessions_at_descriptors_of_their_own_are_watched(
     broker.learner(b"\x01idle")
     broker.open(learner)
     broker.hello(THIEF, Role.LEARNER, fd=broker.fds[learner])
-    assert watched_by(broker) == []
+    assert checked(broker) == []
 
 
-def test_after_a_sleep_of_its_own_the_broker_judges_no_silence(broker: Broker) -> None:
+def test_after_it_was_suspended_the_broker_ignores_silence_for_a_while(broker: Broker) -> None:
     broker.env()
     broker.open(broker.learner())
-    broker.core.connections.woke(broker.now)
-    assert watched_by(broker) == []
+    broker.core.woke_up(broker.now)
+    assert checked(broker) == []
 
 
 # --- resuming -------------------------------------------------------------------------------------
@@ -620,7 +617,7 @@ def test_after_a_sleep_of_its_own_the_broker_judges_no_silence(broker: Broker) -
 def test_resume_binds_the_session_to_the_new_connection_of_its_learner(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
-    broker.core.connections.unreachable(learner, broker.now)
+    broker.core.unreachable(learner, broker.now)
     again = broker.learner(b"\x01again")
     assert only(broker.say(again, Resume(NONCE), sid, 4), Resumed) == Resumed()
     assert broker.reaches(again, sid) == env
@@ -641,7 +638,7 @@ def test_resume_with_another_key_is_denied() -> None:
     broker.env()
     broker.learner(key=b"key")
     sid = broker.open(LEARNER, key=b"key")
-    broker.core.connections.unreachable(LEARNER, broker.now)
+    broker.core.unreachable(LEARNER, broker.now)
     broker.learner(THIEF, key=b"thief")
     error = error_of(broker.say(THIEF, Resume(NONCE), sid, 1, key=b"thief"))
     assert error.code == Code.DENIED
@@ -671,7 +668,7 @@ def test_a_restarted_broker_asks_for_patience_then_binds_what_both_announce() ->
     assert broker.reaches(learner, 77) == ENV
 
 
-def test_before_resume_a_restarted_broker_asks_for_it() -> None:
+def test_a_restarted_broker_asks_for_resume_first() -> None:
     broker = Broker(now=5.0)
     broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]])
     learner = broker.learner()
@@ -687,28 +684,28 @@ def test_an_announced_session_whose_learner_never_comes_ends() -> None:
     assert only(broker.expire(REJOIN_S), Gone)
 
 
-def test_an_announced_session_waits_on_while_somebody_is_there_who_has_not_spoken() -> None:
+def test_an_announced_session_waits_while_a_connection_has_not_sent_hello() -> None:
     broker = Broker(now=5.0)
     broker.hello(ENV, Role.ENV, sessions=[[77, NONCE, "cartpole", ""]], fd=1)
     for fd in (1, 2):
-        broker.core.connections.link_up(fd)
+        broker.core.link_up(fd)
     assert broker.expire(REJOIN_S + 3600.0) == []
-    broker.core.connections.link_down(2)
+    broker.core.link_down(2)
     assert only(broker.expire(), Gone)
 
 
-def test_the_lease_of_a_learner_that_was_here_waits_for_nobody() -> None:
+def test_the_lease_of_a_lost_learner_ends_whatever_else_is_connected() -> None:
     broker = Broker(now=5.0)
     broker.env()
     learner = broker.learner()
     broker.open(learner)
-    broker.core.connections.link_up(99)
-    broker.core.connections.unreachable(learner, broker.now)
+    broker.core.link_up(99)
+    broker.core.unreachable(learner, broker.now)
     told = broker.expire(LEASE_S)
     assert any(isinstance(one.message, Gone) for one in told)
 
 
-def test_a_session_that_a_pulse_has_named_is_awaited_while_the_pulse_is_there() -> None:
+def test_a_session_is_expected_while_the_progress_connection_that_named_it_lasts() -> None:
     broker = Broker(now=5.0)
     broker.hello(b"\x01pulse", Role.PROGRESS, sessions=[[77, NONCE, "cartpole", ""]])
     learner = broker.learner()
@@ -718,13 +715,13 @@ def test_a_session_that_a_pulse_has_named_is_awaited_while_the_pulse_is_there() 
     assert error_of(broker.say(learner, Resume(NONCE), 77, 3)).code == Code.SESSION_LOST
 
 
-PRESENT = LIVENESS_PREFIX + b"a" * 15
-"""The routing id of the presence of the agent b"a" * 16."""
+LIVENESS = LIVENESS_PREFIX + b"a" * 15
+"""The routing id of the liveness connection of the agent b"a" * 16."""
 
 
-def test_an_agent_that_is_there_and_cannot_speak_is_awaited() -> None:
+def test_sessions_are_expected_of_a_connected_agent_that_has_not_sent_hello() -> None:
     broker = Broker(now=5.0)
-    assert broker.frame(PRESENT, b"") == []
+    assert broker.frame(LIVENESS, b"") == []
     learner = broker.learner()
     broker.now += REJOIN_S - 1.0
     assert only(broker.say(learner, Resume(NONCE), 77, 3), Busy).reason == BusyReason.STARTING
@@ -732,40 +729,40 @@ def test_an_agent_that_is_there_and_cannot_speak_is_awaited() -> None:
     assert error_of(broker.say(learner, Resume(NONCE), 77, 3)).code == Code.SESSION_LOST
 
 
-@pytest.mark.parametrize("pulse_first", [False, True])
-def test_an_agent_that_has_spoken_has_named_all_its_sessions(*, pulse_first: bool) -> None:
+@pytest.mark.parametrize("progress_first", [False, True])
+def test_no_session_is_expected_of_an_agent_that_has_named_all(*, progress_first: bool) -> None:
     broker = Broker(now=5.0)
-    if not pulse_first:
-        broker.frame(PRESENT, b"")
+    if not progress_first:
+        broker.frame(LIVENESS, b"")
     broker.hello(b"\x01pulse", Role.PROGRESS, agent=b"a" * 16)
-    if pulse_first:
-        broker.frame(PRESENT, b"")
+    if progress_first:
+        broker.frame(LIVENESS, b"")
     broker.now += 60.0
     answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
     assert error_of(answer).code == Code.SESSION_LOST
 
 
-def test_an_agent_that_is_not_there_any_more_is_not_awaited() -> None:
+def test_no_session_is_expected_of_an_agent_that_is_lost() -> None:
     broker = Broker(now=5.0)
-    broker.frame(PRESENT, b"")
+    broker.frame(LIVENESS, b"")
     broker.now += 60.0
-    broker.core.connections.unreachable(PRESENT, broker.now)
+    broker.core.unreachable(LIVENESS, broker.now)
     broker.expire()
     answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
     assert error_of(answer).code == Code.SESSION_LOST
 
 
-def test_the_presence_and_the_pulse_of_who_may_not_offer_count_for_nothing() -> None:
+def test_a_key_that_may_not_offer_makes_the_broker_expect_nothing() -> None:
     policy = Policy(anyone=Rights("anyone", use=("*",)))
     broker = Broker(now=5.0, policy=policy)
-    assert broker.frame(PRESENT, b"") == []
+    assert broker.frame(LIVENESS, b"") == []
     broker.hello(b"\x01pulse", Role.PROGRESS, sessions=[[77, NONCE, "cartpole", ""]])
     broker.now += 60.0
     answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
     assert error_of(answer).code == Code.SESSION_LOST
 
 
-def test_an_empty_frame_from_anybody_else_is_a_fault(broker: Broker) -> None:
+def test_an_empty_frame_over_another_connection_is_an_error(broker: Broker) -> None:
     assert error_of(broker.frame(b"\x01learner", b"")).code == Code.PROTOCOL
 
 
@@ -787,7 +784,7 @@ def test_an_announced_session_holds_its_slot() -> None:
 )  # fmt: skip
 def test_a_malformed_announcement_is_refused(broker: Broker, row: object) -> None:
     assert error_of(broker.hello(ENV, Role.ENV, sessions=[row]))
-    assert not broker.core.tables.sessions
+    assert not broker.core._tables.sessions
 
 
 def test_after_the_start_an_unknown_session_is_lost_for_good(broker: Broker) -> None:
@@ -801,7 +798,7 @@ def test_closing_an_unknown_session_is_no_error(broker: Broker) -> None:
     assert (answer.header.sid, answer.header.seq, answer.message) == (77, 3, Closed())
 
 
-def test_an_agent_that_speaks_of_an_unknown_session_is_told_that_it_is_gone(
+def test_an_agent_that_names_an_unknown_session_gets_gone(
     broker: Broker,
 ) -> None:
     env = broker.env()
@@ -841,7 +838,7 @@ def test_a_ping_is_answered_with_the_time_in_the_step(broker: Broker) -> None:
 
 
 @pytest.mark.parametrize("since_s", [10**400, -(10**400), float("nan"), float("inf"), -1.0])
-def test_an_absurd_time_in_a_step_harms_nobody(broker: Broker, since_s: float) -> None:
+def test_an_absurd_time_in_a_step_does_no_harm(broker: Broker, since_s: float) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
     broker.say(env, Progress(since_s), sid, 1)
@@ -862,31 +859,31 @@ def test_a_ping_for_somebody_elses_session_is_denied(broker: Broker) -> None:
 # --- bounds and garbage ---------------------------------------------------------------------------
 
 
-def test_a_peer_that_did_not_introduce_itself_is_asked_to(broker: Broker) -> None:
+def test_a_peer_without_hello_gets_busy(broker: Broker) -> None:
     for message in (Act(0), Open("cartpole", NONCE), Find(), Ping(), offer("a"), Bye()):
         [answer] = broker.say(LEARNER, message, 3, 9)
         assert answer.message == Busy(BusyReason.HELLO, 0.0)
         assert (answer.header.sid, answer.header.seq) == (3, 9)
 
 
-def test_a_large_answer_to_open_of_who_must_introduce_itself_first_is_not_too_large(
+def test_a_large_opened_without_hello_gets_busy_and_not_too_large(
     broker: Broker,
 ) -> None:
     large = replace(opened(), metadata={"blob": bytes(MAX_CONTROL)})
     assert only(broker.say(ENV, large, 77, 1), Busy).reason == BusyReason.HELLO
 
 
-def test_a_name_that_libzmq_invented_is_refused(broker: Broker) -> None:
+def test_a_routing_id_made_by_libzmq_is_refused(broker: Broker) -> None:
     error = error_of(broker.hello(b"\0abcd", Role.LEARNER))
     assert "routing id of its own" in error.text
 
 
 def test_an_unknown_role_is_refused(broker: Broker) -> None:
     assert error_of(broker.hello(LEARNER, "king")).code == Code.PROTOCOL
-    assert not broker.core.tables.peers
+    assert not broker.core._tables.peers
 
 
-def test_another_version_is_told_both_versions(broker: Broker) -> None:
+def test_the_error_for_another_version_names_both(broker: Broker) -> None:
     frame = bytearray(PLAIN.encode(Hello(Role.LEARNER, b"", "", "")))
     frame[1] = 9
     error = error_of(broker.frame(LEARNER, frame))
@@ -903,8 +900,8 @@ def test_what_is_not_for_a_broker_is_refused(broker: Broker) -> None:
 
 def test_a_large_control_message_is_refused_unread(broker: Broker) -> None:
     broker.env()
-    wish = Open("cartpole", NONCE, env_kwargs={"blob": bytes(MAX_CONTROL)})
-    error = error_of(broker.say(broker.learner(), wish, seq=1))
+    request = Open("cartpole", NONCE, env_kwargs={"blob": bytes(MAX_CONTROL)})
+    error = error_of(broker.say(broker.learner(), request, seq=1))
     assert error.code == Code.TOO_LARGE
 
 
@@ -913,7 +910,7 @@ def test_garbage_is_answered_and_changes_nothing(data: bytes) -> None:
     broker = Broker()
     sends = broker.frame(LEARNER, data)
     assert [one.rid for one in sends] == [LEARNER]
-    assert not broker.core.tables.peers
+    assert not broker.core._tables.peers
 
 
 @given(
@@ -942,7 +939,7 @@ def test_damaged_messages_never_break_the_broker(
         data[place % len(data)] = byte
     broker.frame(rid, data)
     broker.expire(1.0)
-    broker.core.peers.goodbye()
+    broker.core.goodbye()
 
 
 def test_peers_sessions_and_offers_are_bounded(
@@ -962,8 +959,8 @@ def test_peers_sessions_and_offers_are_bounded(
     sends = broker.hello(ENV2, Role.ENV, sessions=[[7, b"7" * 16, "cartpole", ""]])
     assert [type(one.message) for one in sends] == [Welcome, Gone]
     assert error_of(broker.hello(THIEF, Role.LEARNER)).code == Code.LIMIT
-    assert len(broker.core.tables.peers) == 3
-    assert len(broker.core.tables.sessions) == 2
+    assert len(broker.core._tables.peers) == 3
+    assert len(broker.core._tables.sessions) == 2
 
 
 def test_nothing_is_left_of_ten_thousand_sessions(broker: Broker) -> None:
@@ -978,14 +975,14 @@ def test_nothing_is_left_of_ten_thousand_sessions(broker: Broker) -> None:
             case 1:
                 broker.say(learner, Bye())
             case 2:
-                broker.core.connections.unreachable(learner, broker.now)
+                broker.core.unreachable(learner, broker.now)
                 broker.expire(LEASE_S + 1.0)
                 broker.expire()
             case _:
                 broker.say(env, Error(Code.SESSION_LOST, "unknown"), sid, 1)
                 broker.say(learner, Bye())
-        broker.core.notes.clear()
-    tables = broker.core.tables
+        broker.core.take_notes()
+    tables = broker.core._tables
     assert set(tables.peers) == {env}
     held = (
         tables.sessions, tables.by_nonce, tables.routes, tables.orphans, tables.lost,
@@ -995,24 +992,24 @@ def test_nothing_is_left_of_ten_thousand_sessions(broker: Broker) -> None:
     assert len(tables.by_fd) == 1
 
 
-def test_a_broker_that_stops_tells_everyone(broker: Broker) -> None:
+def test_a_broker_that_stops_sends_bye_to_every_peer(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
-    sends = broker.core.peers.goodbye()
+    sends = broker.core.goodbye()
     assert {send.rid for send in sends} == {env, learner}
     assert all(isinstance(PLAIN.decode(send.frame), Bye) for send in sends)
 
 
-def test_an_operator_is_told_of_offers_and_sessions(broker: Broker) -> None:
+def test_the_log_notes_offers_and_sessions(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
     broker.say(env, Closed(), sid, 1)
     broker.say(env, Bye())
-    events = [note.event for note in broker.core.notes]
-    assert events == ["offer", "session opened", "session closed", "agent left"]
+    events = [note.event for note in broker.core.take_notes()]
+    assert events == ["offer accepted", "session opened", "session closed", "agent left"]
     assert broker.now == SETTLED
 
 
-# --- lanes ----------------------------------------------------------------------------------------
+# --- local channels -------------------------------------------------------------------------------
 
 
 def welcomed(broker: Broker, rid: bytes, role: str, host: str) -> Welcome:
@@ -1021,52 +1018,51 @@ def welcomed(broker: Broker, rid: bytes, role: str, host: str) -> Welcome:
 
 @pytest.fixture
 def near() -> Broker:
-    """A broker on `here`, where lanes can be dialled."""
-    return Broker(lane="unix:///here", host="here")
+    """A broker on `here` with local channels."""
+    return Broker(local=("unix:///here", "here"))
 
 
 @pytest.mark.parametrize("role", [Role.LEARNER, Role.ENV])
-def test_a_peer_of_the_brokers_host_is_told_of_a_lane_and_gets_a_ticket(
-    near: Broker, role: str
-) -> None:
+def test_a_peer_on_the_brokers_host_gets_an_attach_token(near: Broker, role: str) -> None:
     welcome = welcomed(near, b"\x01one", role, "here")
     assert (welcome.local_channel, len(welcome.attach_token)) == ("unix:///here", 16)
-    assert welcomed(near, b"\x01two", role, "here").attach_token != welcome.attach_token
+    assert welcomed(near, b"\x01two", role, "here") != welcome
     assert welcomed(near, b"\x01one", role, "here") == welcome
     peer = near.core.attach(PLAIN.encode(Attach(welcome.attach_token)), near.now)
-    assert peer is near.core.tables.peers[b"\x01one"]
+    assert peer == (b"\x01one", None)
 
 
 @pytest.mark.parametrize(("role", "host"), [(Role.LEARNER, "there"), (Role.PROGRESS, "here")])
-def test_others_are_told_of_none(near: Broker, role: str, host: str) -> None:
+def test_other_peers_get_no_attach_token(near: Broker, role: str, host: str) -> None:
     welcome = welcomed(near, b"\x01one", role, host)
     assert (welcome.local_channel, welcome.attach_token) == ("", b"")
 
 
-def test_a_broker_without_lanes_tells_nobody_of_one() -> None:
-    welcome = welcomed(Broker(host="here"), b"\x01one", Role.LEARNER, "here")
+def test_a_broker_without_local_channels_gives_no_attach_token() -> None:
+    welcome = welcomed(Broker(), b"\x01one", Role.LEARNER, "here")
     assert (welcome.local_channel, welcome.attach_token) == ("", b"")
 
 
-def test_a_ticket_ends_with_its_peer(near: Broker) -> None:
-    ticket = welcomed(near, b"\x01one", Role.LEARNER, "here").attach_token
+def test_an_attach_token_ends_with_its_peer(near: Broker) -> None:
+    welcome = welcomed(near, b"\x01one", Role.LEARNER, "here")
     near.say(b"\x01one", Bye())
-    assert near.core.attach(PLAIN.encode(Attach(ticket)), near.now) is None
-    assert near.core.tables.by_ticket == {}
+    assert near.core.attach(PLAIN.encode(Attach(welcome.attach_token)), near.now) is None
+    assert not near.core.has_attach_tokens
 
 
 @pytest.mark.parametrize(
     "first",
     [b"", b"x", PLAIN.encode(Attach(b"")), PLAIN.encode(Attach(b"x" * 16)), PLAIN.encode(Ping())],
 )
-def test_without_a_ticket_a_connection_is_nobodys_lane(near: Broker, first: bytes) -> None:
-    welcomed(near, b"\x01far", Role.LEARNER, "there")  # whose ticket is empty
+def test_a_connection_without_an_attach_token_is_not_attached(near: Broker, first: bytes) -> None:
+    welcomed(near, b"\x01far", Role.LEARNER, "there")  # its attach token is empty
     welcomed(near, b"\x01one", Role.LEARNER, "here")
     assert near.core.attach(first, near.now) is None
 
 
-def test_who_floods_gets_no_lane(near: Broker) -> None:
-    attach = PLAIN.encode(Attach(welcomed(near, b"\x01one", Role.LEARNER, "here").attach_token))
+def test_a_flooding_peer_gets_no_local_channel(near: Broker) -> None:
+    welcome = welcomed(near, b"\x01one", Role.LEARNER, "here")
+    attach = PLAIN.encode(Attach(welcome.attach_token))
     assert near.core.attach(attach, near.now) is not None
     for _ in range(5000):
         near.say(b"\x01one", Ping())

@@ -1,4 +1,4 @@
-"""A flood over a real connection, before a broker that soon has enough of it."""
+"""A flood over a real connection."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ import threading
 
 import pytest
 
-from gymwire.broker import rate_limit as flood
-from gymwire.broker import server
+from gymwire.broker import rate_limit, server
 from gymwire.learner_agent.client.connection import Channel
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Busy, BusyReason, Ping
@@ -16,10 +15,12 @@ from gymwire.protocol.transport.dealer import Dealer
 from tests.chaos.fleet import until
 
 
-def test_a_flood_is_told_then_cut_off_and_may_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(flood, "BURST", 50.0)
-    monkeypatch.setattr(flood, "DEBT", 10.0)
-    monkeypatch.setattr(server, "MUTED_S", 0.2)
+def test_a_flood_gets_busy_then_is_cut_off_and_may_reconnect(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(rate_limit, "BURST", 50.0)
+    monkeypatch.setattr(rate_limit, "DEBT", 10.0)
+    monkeypatch.setattr(server, "DROP_INPUT_S", 0.2)
     broker = server.Server(["tcp://127.0.0.1:*"])
     stop = threading.Event()
     thread = threading.Thread(target=broker.run, args=(stop,))
@@ -41,7 +42,9 @@ def test_a_flood_is_told_then_cut_off_and_may_come_back(monkeypatch: pytest.Monk
 
         until(cut_off, "the flood is cut off")
         assert Busy(BusyReason.RATE, 1.0) in heard
-        until(lambda: any(one.up for one in dealer.link_events()) or went[-1], "it is back")
+        until(
+            lambda: any(one.up for one in dealer.link_events()) or went[-1], "it is connected again"
+        )
         with contextlib.closing(Channel(broker.urls[0])) as channel:
             assert channel.find() == []
     finally:

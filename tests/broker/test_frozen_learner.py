@@ -1,4 +1,4 @@
-"""Learners in processes of their own, before a broker whose patience is short."""
+"""A learner that is frozen, and one that only computes, in processes of their own."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gymwire.learner_agent.client.connection import Channel
 from tests.chaos.fleet import until
 from tests.processes import ROOT, Programs
 
-# Steps, so that it is heard of; then thinks until it is told to step again.
+# Steps once, then waits for a line on standard input before each further step.
 LEARNER = """
 import sys
 from gymwire import ProxyEnv
@@ -32,8 +32,8 @@ while True:
 
 @pytest.fixture
 def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """A broker that gives up a quiet learner, and its session, soon."""
-    monkeypatch.setattr(connections, "QUIET_S", 3.0)
+    """A broker that soon disconnects a silent learner and ends its session."""
+    monkeypatch.setattr(connections, "LEARNER_SILENCE_S", 3.0)
     server = Server(["tcp://127.0.0.1:*"], lease_s=0.5)
     stop = threading.Event()
     thread = threading.Thread(target=server.run, args=(stop,))

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import itertools
 
-from gymwire.broker import rate_limit as flood
-from gymwire.broker.rate_limit import BURST, DEBT, RATE, REST, Gate, Ruling
+from gymwire.broker import rate_limit
+from gymwire.broker.rate_limit import BURST, CUT_OFF_DEBT, DEBT, RATE, Admission, RateLimiter
 from gymwire.protocol.messages import (
     Act,
     Busy,
@@ -25,53 +25,59 @@ ENV, LEARNER, OTHER = b"\x01env", b"\x01learner", b"\x01other"
 NOW = 5.0
 
 
-def rulings(gate: Gate, times: int, *, size: int = 26, now: float = NOW) -> list[Ruling]:
-    """What becomes of so many messages at once, equal ones in a row given once."""
-    ruled = [gate.rule(LEARNER, size, now) for _ in range(times)]
+def admissions(
+    limiter: RateLimiter, times: int, *, size: int = 26, now: float = NOW
+) -> list[Admission]:
+    """Return what happens to so many messages at once, equal results in a row only once."""
+    ruled = [limiter.admit(LEARNER, size, now) for _ in range(times)]
     return [ruling for ruling, _ in itertools.groupby(ruled)]
 
 
-def test_a_flood_is_told_to_wait_then_cut_off_and_what_is_left_of_it_dropped() -> None:
-    gate = Gate()
-    assert rulings(gate, int(BURST)) == [Ruling.PASS]
-    assert rulings(gate, int(DEBT)) == [Ruling.TELL]
-    assert rulings(gate, 1000) == [Ruling.CUT_OFF, Ruling.DROP]
+def test_a_flood_is_throttled_then_cut_off_then_dropped() -> None:
+    limiter = RateLimiter()
+    assert admissions(limiter, int(BURST)) == [Admission.PASS]
+    assert admissions(limiter, int(DEBT)) == [Admission.THROTTLE]
+    assert admissions(limiter, 1000) == [Admission.CUT_OFF, Admission.DROP]
 
 
-def test_one_that_floods_again_after_it_was_cut_off_is_cut_off_again_soon() -> None:
-    gate = Gate()
-    rulings(gate, int(BURST + DEBT) + 1)
-    later = NOW + (REST + 10) / RATE
-    assert rulings(gate, 20, now=later) == [Ruling.TELL, Ruling.CUT_OFF, Ruling.DROP]
+def test_a_second_flood_is_cut_off_sooner() -> None:
+    limiter = RateLimiter()
+    admissions(limiter, int(BURST + DEBT) + 1)
+    later = NOW + (CUT_OFF_DEBT + 10) / RATE
+    assert admissions(limiter, 20, now=later) == [
+        Admission.THROTTLE,
+        Admission.CUT_OFF,
+        Admission.DROP,
+    ]
 
 
-def test_one_that_waits_is_let_pass_again() -> None:
-    gate = Gate()
-    rulings(gate, int(BURST + DEBT))
-    assert rulings(gate, 1, now=NOW + DEBT / RATE + 0.1) == [Ruling.PASS]
+def test_a_peer_that_waits_passes_again() -> None:
+    limiter = RateLimiter()
+    admissions(limiter, int(BURST + DEBT))
+    assert admissions(limiter, 1, now=NOW + DEBT / RATE + 0.1) == [Admission.PASS]
 
 
-def test_a_flood_harms_nobody_else() -> None:
-    gate = Gate()
-    rulings(gate, int(BURST + DEBT) + 1)
-    assert gate.rule(OTHER, 26, NOW) is Ruling.PASS
+def test_a_flood_does_not_affect_other_peers() -> None:
+    limiter = RateLimiter()
+    admissions(limiter, int(BURST + DEBT) + 1)
+    assert limiter.admit(OTHER, 26, NOW) is Admission.PASS
 
 
 def test_a_large_message_counts_for_more() -> None:
-    gate = Gate()
+    limiter = RateLimiter()
     most = int(BURST) // (1024 + 1)
-    assert rulings(gate, most, size=1024 * 1024) == [Ruling.PASS]
-    assert rulings(gate, 1, size=1024 * 1024) == [Ruling.TELL]
-    assert rulings(gate, 1) == [Ruling.PASS]
+    assert admissions(limiter, most, size=1024 * 1024) == [Admission.PASS]
+    assert admissions(limiter, 1, size=1024 * 1024) == [Admission.THROTTLE]
+    assert admissions(limiter, 1) == [Admission.PASS]
 
 
 def test_buckets_are_bounded_and_full_ones_forgotten() -> None:
-    gate = Gate()
-    for i in range(flood.MAX_BUCKETS):
-        gate.rule(i.to_bytes(16), 26, NOW)
-    assert gate.rule(LEARNER, 26, NOW) is Ruling.DROP
-    gate.sweep(NOW + 1.0)
-    assert gate.rule(LEARNER, 26, NOW) is Ruling.PASS
+    limiter = RateLimiter()
+    for i in range(rate_limit.MAX_BUCKETS):
+        limiter.admit(i.to_bytes(16), 26, NOW)
+    assert limiter.admit(LEARNER, 26, NOW) is Admission.DROP
+    limiter.sweep(NOW + 1.0)
+    assert limiter.admit(LEARNER, 26, NOW) is Admission.PASS
 
 
 def test_a_learner_may_open_a_thousand_sessions_at_once() -> None:
@@ -85,7 +91,7 @@ def test_a_learner_may_open_a_thousand_sessions_at_once() -> None:
         assert only(broker.say(learner, Resume(i.to_bytes(16)), sid, 1), Resumed)
 
 
-def test_who_asks_too_much_is_told_when_to_come_again() -> None:
+def test_a_peer_that_sends_too_much_learns_when_to_retry() -> None:
     broker = Broker()
     learner = broker.learner()
     for _ in range(int(BURST)):
@@ -97,9 +103,9 @@ def test_who_asks_too_much_is_told_when_to_come_again() -> None:
     assert only(broker.say(learner, Ping()), Pong)
 
 
-def test_listings_count_by_what_it_takes_to_make_them() -> None:
+def test_listings_cost_by_their_size() -> None:
     def findings(offers: int) -> int:
-        """How many listings of so many offers a learner may ask for at once."""
+        """Return how many listings of so many offers a learner may request at once."""
         broker = Broker()
         broker.env(ENV, *(f"a{i}" for i in range(offers)))
         learner = broker.learner()
@@ -111,7 +117,7 @@ def test_listings_count_by_what_it_takes_to_make_them() -> None:
     assert findings(10) > 5 * findings(100) > 0
 
 
-def test_steps_and_what_answers_them_do_not_count() -> None:
+def test_steps_and_their_replies_are_free() -> None:
     broker = Broker()
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
@@ -126,19 +132,19 @@ def test_steps_and_what_answers_them_do_not_count() -> None:
     assert isinstance(busy.message, Busy)
 
 
-def test_a_descriptor_that_is_another_peers_by_now_is_left_alone() -> None:
+def test_a_reused_descriptor_is_left_alone() -> None:
     broker = Broker()
     learner, other = broker.learner(), broker.learner(OTHER)
-    assert broker.core.cut_off(learner, broker.fds[learner], broker.now)
-    assert not broker.core.cut_off(learner, broker.fds[other], broker.now)
+    assert broker.core.may_cut_off(learner, broker.fds[learner], broker.now)
+    assert not broker.core.may_cut_off(learner, broker.fds[other], broker.now)
 
 
-def test_an_operator_is_told_of_a_flood_now_and_then() -> None:
+def test_the_log_notes_a_flood_now_and_then() -> None:
     broker = Broker()
     learner = broker.learner()
     for _ in range(100):
-        broker.core.cut_off(learner, broker.fds[learner], broker.now)
-    assert [note.event for note in broker.core.notes] == ["hung up on a flood"]
+        broker.core.may_cut_off(learner, broker.fds[learner], broker.now)
+    assert [note.event for note in broker.core.take_notes()] == ["flood cut off"]
 
 
 def test_a_flood_of_requests_in_sessions_of_others_counts() -> None:
@@ -156,4 +162,4 @@ def test_an_agent_may_offer_all_that_it_may_have_at_once() -> None:
     env = broker.env()
     for i in range(255):
         broker.say(env, offer(f"a{i}"))
-    assert len(broker.core.tables.peers[env].offers) == 256
+    assert len(broker.core._tables.peers[env].offers) == 256

@@ -19,9 +19,10 @@ from gymwire.env_agent.factory import resolve
 from gymwire.env_agent.host import Host, Service
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.protocol import address, codec, spaces, stamps, values
-from gymwire.protocol.codec import KIND_AT, PLAIN, TIMED
+from gymwire.protocol.codec import FLAGS_AT, KIND_AT, PLAIN, SEQ, TIMED
 from gymwire.protocol.errors import ConfigurationError, GymwireError, ProtocolError, UsageError
 from gymwire.protocol.messages import (
+    CONTROL_KINDS,
     LIVENESS_PREFIX,
     Act,
     Attach,
@@ -93,7 +94,7 @@ def _frames() -> list[bytes]:
 
 
 def _core() -> Callable[[bytes], None]:
-    core = Core(epoch=1, now=0.0, rng=random.Random(0), software="fuzz", lane="l", host="h")
+    core = Core(epoch=1, now=0.0, rng=random.Random(0), software="fuzz", local=("l", "h"))
     now = 100.0
     rng = random.Random(1)
     rids = [b"\x01env", b"\x01learner", b"\x01third", LIVENESS_PREFIX + b"a" * 15]
@@ -109,9 +110,9 @@ def _core() -> Callable[[bytes], None]:
         else:
             core.undelivered(to, data, rid, rng.random() < 0.5, now)
         core.expire(now)
-        core.notes.clear()
-        if len(core.tables.sessions) > 1000 or len(core.tables.peers) > 1000:
-            core = Core(epoch=1, now=now, rng=random.Random(0), software="fuzz", lane="l", host="h")
+        core.take_notes()
+        if len(core._tables.sessions) > 1000 or len(core._tables.peers) > 1000:
+            core = Core(epoch=1, now=now, rng=random.Random(0), software="fuzz", local=("l", "h"))
 
     return run
 
@@ -133,7 +134,7 @@ def _host() -> Callable[[bytes], None]:
         slot = host.slots[SID]
         # Mostly the number that is next, so that the body is looked at.
         header = header._replace(sid=SID, seq=seq if header.seq % 4 else header.seq)
-        if header.kind < 16:
+        if header.kind < CONTROL_KINDS:
             host.handle(slot, header, data)
             seq = slot.session.last + 1
             if header.kind is Kind.CLOSE:
@@ -221,7 +222,7 @@ def _steps() -> tuple[list[bytes], Callable[[bytes], None]]:
                 act = long.decode(data)
                 assert isinstance(act, Act)
                 assert values.encode(action) == values.encode(act.action)
-            step = short.decode_percept(data, data[16:24])
+            step = short.decode_percept(data, data[SEQ])
             if step is not None:
                 percept = long.decode(data)
                 assert isinstance(percept, Percept)
@@ -297,7 +298,7 @@ def _stamps(data: bytes) -> None:
 
     Frames shorter than a header and other kinds do not get that far.
     """
-    if len(data) < codec.HEADER_SIZE or not data[3] & TIMED or data[2] not in (3, 4):
+    if len(data) < codec.HEADER_SIZE or not data[FLAGS_AT] & TIMED or data[2] not in (3, 4):
         return
     passed = bytes(stamps.stamp_relay(data, 5, lambda: 6))
     assert len(passed) == len(data)

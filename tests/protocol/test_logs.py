@@ -30,7 +30,7 @@ def logged(form: str) -> str:
 
 def test_a_warning_of_a_library_is_a_log_line() -> None:
     row = json.loads(logged("json"))
-    assert (row["level"], row["event"]) == ("warning", "a library warns")
+    assert (row["level"], row["event"]) == ("warning", "library warning")
     assert (row["category"], row["text"]) == ("DeprecationWarning", "CartPole-v0 is out of date.")
 
 

@@ -88,7 +88,7 @@ def test_an_unknown_address_is_told_with_the_nearest_and_all(broker: str) -> Non
     with pytest.raises(AddressUnknown) as caught:
         ProxyEnv("cart-pole", broker)
     text = str(caught.value)
-    assert "Nobody offers 'cart-pole'. Did you mean 'cartpole'?" in text
+    assert "No env agent offers 'cart-pole'. Did you mean 'cartpole'?" in text
     assert "boxed, cartpole" in text
 
 
@@ -334,8 +334,8 @@ def test_a_port_in_use_is_told(broker_url: str, programs: Programs) -> None:
     assert second.wait() == 2
     assert second.output == [
         f"broker: {broker_url} is in use: another broker, or another program, listens there, and "
-        "whoever dials it reaches that one, not this one. Stop it, or choose another port (--bind; "
-        "--broker or GYMWIRE_BROKER tell the others).\n"
+        "whoever dials it reaches that one, not this one. Stop it, or choose another port with "
+        "--bind, and give it to the others with --broker or GYMWIRE_BROKER.\n"
     ]
 
 

@@ -55,7 +55,7 @@ def test_a_remote_host_with_keys_as_the_manual_shows_it(tmp_path: Path) -> None:
             assert process.stderr is not None
             deadline = time.monotonic() + PATIENCE_S
             for line in process.stderr:
-                if "broker listens" in line or "offering" in line:
+                if "broker listening" in line or "offering" in line:
                     break
                 assert time.monotonic() < deadline
             # The rest is read, so that it never blocks.

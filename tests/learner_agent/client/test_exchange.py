@@ -6,7 +6,7 @@ import pytest
 
 from gymwire.learner_agent.client.exchange import PING_S, RESEND_MAX_S, RESEND_S, Exchange
 from gymwire.protocol import codec
-from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.codec import KIND_AT, PLAIN
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     EnvironmentLost,
@@ -75,7 +75,7 @@ class Learner:
 
     def resent(self, after_s: float) -> list[bytes]:
         """The requests, pings left out, that are sent again at the end of this time."""
-        return [frame for frame in self.tick(after_s)[1] if frame[2] != Kind.PING]
+        return [frame for frame in self.tick(after_s)[1] if frame[KIND_AT] != Kind.PING]
 
 
 @pytest.fixture
@@ -119,7 +119,7 @@ def test_an_error_answers_any_request_and_moves_nothing(learner: Learner) -> Non
 
 def test_a_reply_of_the_wrong_kind_is_the_other_sides_fault(learner: Learner) -> None:
     learner.ask(Act(0))
-    with pytest.raises(ProtocolError, match="STATUS does not answer ACT"):
+    with pytest.raises(ProtocolError, match="STATUS is not a reply to ACT"):
         learner.hear(Status(0, {}))
     assert learner.hear(PERCEPT)
 
@@ -194,7 +194,9 @@ def test_a_request_is_resent_after_silence_and_then_less_and_less_often(learner:
 
 def test_while_a_request_is_pending_the_broker_is_asked(learner: Learner) -> None:
     learner.ask(Act(0))
-    pings = [PLAIN.decode(frame) for frame in learner.tick(PING_S)[1] if frame[2] == Kind.PING]
+    pings = [
+        PLAIN.decode(frame) for frame in learner.tick(PING_S)[1] if frame[KIND_AT] == Kind.PING
+    ]
     assert pings == [Ping()]
 
 

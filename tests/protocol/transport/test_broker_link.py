@@ -266,8 +266,8 @@ def test_a_socket_that_is_not_there_is_passed_over(broker: Server) -> None:
 def test_the_brokers_ping_tries_the_connection_that_it_is_about(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         introduced(link)
-        (peer,) = broker.core.tables.peers.values()
-        broker.core.connections.suspect(peer)
+        (peer,) = broker.core._tables.peers.values()
+        broker.core._connections.suspect(peer)
         assert link._dealer.poll(5.0)
         frame = link._dealer.receive()
         assert frame is not None
