@@ -87,5 +87,5 @@ def test_a_refusal_does_not_displace_the_cached_reply(stepped: Session) -> None:
 
 def test_a_reply_that_does_not_belong_to_its_request_is_a_bug_here(session: Session) -> None:
     session.judge(Kind.RESET, 1, RESET)
-    with pytest.raises(Exception, match="PERCEPT does not answer RESET"):
+    with pytest.raises(Exception, match="PERCEPT is not a reply to RESET"):
         session.executed(Kind.PERCEPT, b"")

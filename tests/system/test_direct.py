@@ -24,7 +24,7 @@ from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import ConnectionFailed, EnvironmentLost
 from gymwire.protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume
 from gymwire.protocol.security.keys import generate, load
-from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.interface import Transport
 from gymwire.protocol.transport.registry import dial, dial_first
 from gymwire.protocol.transport.unix import UnixDealer
 from tests.chaos.relays import TcpRelay

@@ -119,7 +119,7 @@ def test_an_error_answers_any_request_and_moves_nothing(learner: Learner) -> Non
 
 def test_a_reply_of_the_wrong_kind_is_the_other_sides_fault(learner: Learner) -> None:
     learner.ask(Act(0))
-    with pytest.raises(ProtocolError, match="STATUS does not answer ACT"):
+    with pytest.raises(ProtocolError, match="STATUS is not a reply to ACT"):
         learner.hear(Status(0, {}))
     assert learner.hear(PERCEPT)
 
