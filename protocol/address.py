@@ -1,4 +1,4 @@
-"""Addresses of environments and URLs of brokers: parsing and checking (docs/protocol.md §2)."""
+"""Parse and check addresses of environments and URLs of brokers (docs/protocol.md §2)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MAX_LENGTH = 128
 
 
 class Address(NamedTuple):
-    """An address, and the identity of the agent it is pinned to, if any (`cartpole@<identity>`)."""
+    """An address; in a pinned address (`cartpole@<identity>`) also the env agent's identity."""
 
     name: str
     identity: str | None = None
@@ -28,9 +28,9 @@ class Address(NamedTuple):
 
 
 def parse_address(text: str) -> Address:
-    """Read `name` or `name@identity`. Raises AddressError saying what an address looks like."""
+    """Parse `name` or `name@identity`. Raises AddressError with an example."""
     if not isinstance(text, str):
-        raise AddressError(f"An address is text, such as 'cartpole', not {text!r:.200}.")
+        raise AddressError(f"An address must be a str such as 'cartpole', not {text!r:.200}.")
     name, at, identity = text.partition("@")
     if len(name) > MAX_LENGTH or not _NAME.fullmatch(name):
         raise AddressError(
@@ -40,16 +40,16 @@ def parse_address(text: str) -> Address:
         )
     if at and not _IDENTITY.fullmatch(identity):
         raise AddressError(
-            f"{text[:200]!r}: what follows the @ must be an agent's identity, 16 characters of "
-            f"a-z and 2-7, as `gymwire ls` shows it."
+            f"{text[:200]!r} has no identity after the @. Give the identity of an env agent, 16 "
+            f"characters of a-z and 2-7, as `gymwire ls` shows it."
         )
     return Address(name, identity or None)
 
 
 def check_url(url: str, *, bind: bool = False) -> str:
-    """Check a ZeroMQ URL: `tcp://HOST:PORT` or `ipc://PATH`; with `bind`, HOST or PORT may be `*`.
+    """Check a ZeroMQ URL, `tcp://HOST:PORT` or `ipc://PATH`, and return it.
 
-    Returns the URL. Raises AddressError.
+    With `bind`, HOST and PORT may be `*`. Raises AddressError.
     """
     scheme, separator, rest = url.partition("://") if isinstance(url, str) else ("", "", "")
     if separator and scheme == "ipc" and rest and "\0" not in rest:
@@ -68,7 +68,7 @@ def check_url(url: str, *, bind: bool = False) -> str:
 
 
 def is_local(url: str) -> bool:
-    """Whether a checked URL can be reached from this host alone: loopback or ipc."""
+    """Return whether only this host can reach a checked URL: loopback or ipc."""
     scheme, _, rest = url.partition("://")
     if scheme == "ipc":
         return True
@@ -77,6 +77,6 @@ def is_local(url: str) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known address most like `name`, or None if none is alike."""
+    """Return the known address most similar to `name`, or None if none is similar."""
     matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
     return matches[0] if matches else None

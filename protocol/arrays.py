@@ -1,6 +1,6 @@
-"""numpy on the wire: which dtypes travel and under what text, and the tail for large arrays.
+"""Serialize NumPy arrays: the supported dtypes, their text on the wire, and the tail of a frame.
 
-A dtype's text is numpy's own with the byte order spelled out: `<f4`, `|b1`, `>U7`, `<M8[ns]`. Raw
+The text of a dtype is NumPy's own with an explicit byte order: `<f4`, `|b1`, `>U7`, `<M8[ns]`. Raw
 bytes are C-ordered and in that byte order.
 """
 
@@ -22,13 +22,13 @@ __all__ = [
     "Tail",
     "dtype_from_text",
     "dtype_to_text",
-    "take",
+    "copy_array",
 ]
 
 LARGE: Final = 4096
-"""Arrays of at least this many bytes go to the tail, where there is one."""
+"""Arrays of at least this many bytes go to the tail, if there is one."""
 MAX_DIMS: Final = 32
-"""The most dimensions of an array."""
+"""The maximum number of dimensions of an array."""
 ALIGNMENT: Final = 16
 """Every buffer of a tail starts at a multiple of this many bytes."""
 
@@ -45,39 +45,38 @@ _SIZED = re.compile(
 )
 
 
-# np.longlong and its like equal one of the sized types, and come back as that one.
+# np.longlong and similar types equal one of the sized types, and are decoded as that one.
 SCALARS: dict[type, bytes] = {
     np.dtype(code).type: np.dtype(code).str.encode() + b"\0" for code in "?bhilqBHILQefdFD"
 }
-"""numpy's scalar types of one fixed dtype, with that dtype's text and a zero byte."""
+"""NumPy's scalar types with a fixed dtype → the text of that dtype and a zero byte."""
 TIMES: Final = (np.datetime64, np.timedelta64)
-"""numpy's scalar types whose dtype has a unit."""
+"""NumPy's scalar types whose dtype has a unit."""
 
 
 def dtype_to_text(dtype: np.dtype[Any]) -> str | None:
-    """Return the dtype's text on the wire, or None if arrays of it cannot travel."""
+    """Return the text of a dtype on the wire, or None if its arrays cannot be serialized."""
     text = dtype.str
     return text if text in _DTYPES or _SIZED.fullmatch(text) else None
 
 
 def dtype_from_text(text: object) -> np.dtype[Any]:
-    """Return the dtype that a text from the wire stands for. Raises DecodingError."""
+    """Return the dtype with this text on the wire. Raises DecodingError."""
     if type(text) is str:
         if (dtype := _DTYPES.get(text)) is not None:
             return dtype
         if _SIZED.fullmatch(text):
             return np.dtype(text)
-    raise DecodingError(f"{text!r:.40} is not a dtype that the protocol knows.")
+    raise DecodingError(f"Unknown dtype {text!r:.40}.")
 
 
 class Tail:
     """The large buffers of one frame, in the order in which they follow its head.
 
     Attributes:
-        parts: (offset, buffer) pairs with rising offsets; each buffer is a flat memoryview of
-            bytes that shares its memory with the array it was made from, where that one is
-            C-contiguous.
-        size: bytes from the tail's start to the end of its last buffer.
+        parts: (offset, buffer) pairs with increasing offsets. Each buffer is a flat memoryview of
+            bytes; it shares memory with the array if that is C-contiguous.
+        size: bytes from the start of the tail to the end of its last buffer.
     """
 
     __slots__ = ("parts", "size")
@@ -95,24 +94,24 @@ class Tail:
         return offset
 
     def rewind(self, count: int) -> None:
-        """Forget all but the first `count` parts."""
+        """Remove all but the first `count` parts."""
         del self.parts[count:]
         self.size = self.parts[-1][0] + self.parts[-1][1].nbytes if self.parts else 0
 
 
-def take(
+def copy_array(
     dtype: np.dtype[Any], shape: tuple[int, ...], buffer: bytes | memoryview, offset: int = 0
 ) -> np.ndarray[Any, Any]:
     """Return a fresh, writable array that owns a copy of its bytes in `buffer`.
 
-    The caller has checked that the bytes are there. Raises DecodingError if they are no values of
-    the dtype: a bool is 0 or 1, a character a Unicode code point.
+    The caller must have checked that the buffer is long enough. Raises DecodingError for bytes that
+    are not values of the dtype: a bool is 0 or 1, a character is a Unicode code point.
     """
     array = np.ndarray(shape, dtype, buffer, offset).copy()
     if dtype.kind == "b" and array.size and array.view(np.uint8).max() > 1:
-        raise DecodingError("An array of bools holds bytes other than 0 and 1.")
+        raise DecodingError("An array of bools contains bytes other than 0 and 1.")
     if dtype.kind == "U" and array.size:
         points = array.reshape(-1).view(np.dtype(np.uint32).newbyteorder(dtype.byteorder))
         if points.max() > 0x10FFFF:
-            raise DecodingError("An array of text holds numbers that are no Unicode characters.")
+            raise DecodingError("An array of text contains invalid Unicode code points.")
     return array

@@ -1,12 +1,12 @@
-"""Messages ⇄ frames (docs/protocol.md §3).
+"""Encode messages as frames, and decode frames (docs/protocol.md §3).
 
     offset  0      1        2     3      4           8        16       24
             magic  version  kind  flags  head_len    sid      seq      head (msgpack)  pad  tail
             u8     u8       u8    u8     u32         u64      u64
 
-All integers are little-endian. The head is a msgpack array, the message's fields in their order.
-The tail, from the next multiple of 16 on, holds large buffers, to which the head refers by offset,
-so that a big array is copied once at each end, or read where it was received.
+All integers are little-endian. The head is a msgpack array of the message's fields, in their order.
+The tail begins at the next multiple of 16. It holds large buffers, and the head refers to them by
+offset, so that each end copies a big array once, or reads it where it was received.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ UP_TO_SID = slice(0, 16)  # constant in all frames of a kind and a size in one s
 ALIGN = 16
 MAX_EXTENSIONS = 1024  # bytes of extension fields in a frame
 
-COMPACT = 1  # flag: the observation (or action) is in its space's form, not the self-describing one
+COMPACT = 1  # flag: the observation or action is in the compact form, not the self-describing one
 TIMED = 2  # flag: the frame ends with time stamps, see protocol/stamps.py
 EXTENDED = 4  # flag: the frame ends with extension fields (docs/protocol.md §3.11)
 
@@ -57,9 +57,9 @@ Frame = bytes | bytearray
 
 
 class Pieces:
-    """A frame whose large arrays lie where the environment has left them, which may change them.
+    """A frame in several buffers, some of them memory of the environment, which may change it.
 
-    `parts`: buffers. `bytes(pieces)` is the frame in one piece.
+    `parts`: the buffers, in their order. `bytes(pieces)` returns the frame as a copy.
     """
 
     __slots__ = ("parts", "size")
@@ -76,7 +76,7 @@ class Pieces:
 
 
 class Header(NamedTuple):
-    """What stands before every message."""
+    """The header of a frame."""
 
     kind: Kind
     flags: int
@@ -86,7 +86,7 @@ class Header(NamedTuple):
 
 
 def read_header(data: bytes | bytearray | memoryview) -> Header:
-    """Read and check a frame's header. Raises DecodingError, or VersionMismatch."""
+    """Read and check the header of a frame. Raises DecodingError, VersionMismatch."""
     if len(data) < HEADER_SIZE:
         raise DecodingError(
             f"Truncated frame: {len(data)} bytes are fewer than the {HEADER_SIZE} of a header."
@@ -114,10 +114,14 @@ _KIND_OF = {int(kind): kind for kind in Kind}
 
 
 class Codec:
-    """Encodes and decodes; with a session's spaces, their values in the compact form.
+    """Encodes and decodes messages. Use it from one thread.
 
-    Used from one thread. `strict_infos`: raise EncodingError for an info that cannot travel,
-    instead of replacing the value by `values.Opaque` and reporting its path to `on_opaque`.
+    Args:
+        observation: the codec of a session's observation space, for the compact form.
+        action: the codec of its action space.
+        strict_infos: raise EncodingError for an info that cannot be serialized. Otherwise
+            `values.Opaque` replaces the value, and `on_opaque` gets its path.
+        on_opaque: called with the path of each info value that cannot be serialized.
     """
 
     def __init__(
@@ -130,7 +134,7 @@ class Codec:
     ) -> None:
         self._strict_infos = strict_infos
         self._on_opaque = on_opaque
-        # performative → (the codec of its first field)
+        # kind → the codec of its first field
         self._spaces: dict[Kind, SpaceCodec] = {}
         if observation is not None:
             self._spaces[Kind.STATUS] = self._spaces[Kind.PERCEPT] = observation
@@ -138,7 +142,10 @@ class Codec:
             self._spaces[Kind.ACT] = action
 
     def encode(self, message: Message, sid: int = 0, seq: int = 0) -> Frame:
-        """One message as one frame. Raises EncodingError naming the value that cannot travel."""
+        """Return a message as a frame.
+
+        Raises EncodingError naming the value that cannot be serialized.
+        """
         kind = KINDS[type(message)]
         tail = values.Tail()
         match message:
@@ -174,7 +181,7 @@ class Codec:
     def _explain(
         self, kind: Kind, message: Message, error: EncodingError
     ) -> tuple[bytes, values.Tail, int]:
-        """Pack field by field: to name the culprit, or to let an info's culprits go as Opaque."""
+        """Pack field by field, to replace unserializable infos by Opaque or to name the fault."""
         fields: list[Any] = []
         for name in _FIELDS[kind]:
             value = getattr(message, name)
@@ -193,7 +200,10 @@ class Codec:
             raise error from None
 
     def decode(self, data: bytes | bytearray | memoryview, header: Header | None = None) -> Message:
-        """The message of a frame. Raises DecodingError; all that it returns is fresh."""
+        """Return the message of a frame; it shares no memory with the frame.
+
+        Raises DecodingError.
+        """
         if header is None:
             header = read_header(data)
         kind, flags = header.kind, header.flags
@@ -202,14 +212,16 @@ class Codec:
             data, extensions = _split_extensions(data, header)
         fields, tail = split(data, header.head_len)
         if type(fields) is not list:
-            raise DecodingError(f"The head of {kind.name} is not an array.")
+            raise DecodingError(f"The head of {kind.name} is not a msgpack array.")
         checks = _CHECKS[kind]
         if len(fields) != len(checks):
-            raise DecodingError(f"{kind.name} has {len(checks)} fields, not {len(fields)}.")
+            raise DecodingError(f"{kind.name} must have {len(checks)} fields, not {len(fields)}.")
         if flags & COMPACT:
             space = self._spaces.get(kind)
             if space is None:
-                raise DecodingError(f"{kind.name} is in a space's form, but has no space here.")
+                raise DecodingError(
+                    f"{kind.name} is in the compact form, but its space is unknown."
+                )
             fields[0] = space.decode(fields[0], tail)
         for value, (name, allowed) in zip(fields, checks, strict=True):
             if allowed is not None and type(value) not in allowed:
@@ -221,7 +233,7 @@ class Codec:
 
 
 def join(kind: int, flags: int, head: bytes, tail: values.Tail, sid: int, seq: int) -> Frame:
-    """A frame of its parts."""
+    """Return a frame made of these parts."""
     header = HEADER.pack(MAGIC, VERSION, kind, flags, len(head), sid, seq)
     if not tail.size:
         return header + head
@@ -237,7 +249,7 @@ def join(kind: int, flags: int, head: bytes, tail: values.Tail, sid: int, seq: i
 
 
 def split(data: Frame | memoryview, head_len: int) -> tuple[Any, memoryview | None]:
-    """The value in a frame's head, and the frame's tail. Raises DecodingError."""
+    """Return the value in the head of a frame, and its tail. Raises DecodingError."""
     end = HEADER_SIZE + head_len
     start = _align(end)
     tail = memoryview(data)[start:] if len(data) > start else None
@@ -282,7 +294,7 @@ def _names(allowed: Sequence[type]) -> str:
 
 
 def _allowed(annotation: Any) -> tuple[type, ...] | None:
-    """The exact types that a field may have on the wire; None: any."""
+    """Return the exact types that a field may have on the wire; None: any type."""
     if annotation is Any:
         return None
     if typing.get_origin(annotation) is types.UnionType:
@@ -298,11 +310,11 @@ _EXTENSIONS: dict[Kind, tuple[str, ...]] = {}
 _CHECKS: dict[Kind, list[tuple[str, tuple[type, ...] | None]]] = {}
 for _kind, _type in TYPES.items():
     _hints = typing.get_type_hints(_type)
-    _extended = tuple(f.name for f in dataclasses.fields(_type) if EXTENSION in f.metadata)
+    _extended = tuple(f.name for f in dataclasses.fields(_type) if f.metadata == EXTENSION)
     if _extended:
         _EXTENSIONS[_kind] = _extended
     _FIELDS[_kind] = tuple(name for name in _hints if name not in _extended)
     _CHECKS[_kind] = [(name, _allowed(_hints[name])) for name in _FIELDS[_kind]]
 
 PLAIN = Codec()
-"""For everything but the observations and actions of a session."""
+"""The codec for everything but the observations and actions of a session."""

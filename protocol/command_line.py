@@ -1,4 +1,4 @@
-"""How the command lines of all parts read: an error in one line, and numbers that make sense."""
+"""What the command lines of all parts share: errors in one line, and checked numbers."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import NoReturn
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a wrong command line in one line, as every other error."""
+    """An argument parser that reports an error in one line."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what was wrong, and end with status 2."""
+        """Print what was wrong and exit with status 2."""
         program = self.prog.removeprefix("python -m ").partition(" ")[0]
         self.exit(2, f"{program}: {message.rstrip('.')}. See `{self.prog} --help`.\n")
 

@@ -1,7 +1,7 @@
 """The dialogue of a session as a table of legal moves (docs/protocol.md §5).
 
-The table does not know which side it plays: the learner checks a request before it sends it, the
-env agent before it executes it. An illegal move raises and moves nothing.
+Both sides use the same table: the learner checks a request before it sends it, the env agent before
+it executes it. An illegal move raises an error and changes nothing.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from gymwire.protocol.messages import Kind
 
 
 class State(Enum):
-    """Where a session stands between two requests."""
+    """The state of a session between two requests."""
 
     READY = "ready"  # open, no episode yet
     EPISODE = "episode"  # at least one reset has succeeded
     CLOSED = "closed"
 
 
-# Which request is legal where, and the replies that it may get with the state that each leads to.
-# ERROR is a legal reply to every request and leaves the state as it was.
+# State → legal request → legal reply → next state. ERROR is a legal reply to every request and leaves
+# the state unchanged.
 MOVES: dict[State, dict[Kind, dict[Kind, State]]] = {
     State.READY: {
         Kind.RESET: {Kind.STATUS: State.EPISODE},
@@ -50,26 +50,26 @@ def check_request(state: State, request: Kind) -> None:
         return
     verb = request.name.lower()
     if state is State.CLOSED:
-        raise EnvironmentClosed(f"{verb} after close: this environment is closed; make a new one.")
+        raise EnvironmentClosed(f"{verb} after close: this environment is closed. Make a new one.")
     if request is Kind.ACT:
         raise ResetNeeded("step() before reset(): call reset() first.")
     raise MoveError(f"{verb} is not a request of the gym dialogue.")
 
 
 def after(state: State, request: Kind, reply: Kind) -> State:
-    """The state after `request` was answered by `reply`. Raises MoveError if it may not be."""
+    """Return the state after this reply to this request. Raises MoveError for an illegal reply."""
     if reply is Kind.ERROR:
         return state
     try:
         return MOVES[state][request][reply]
     except KeyError:
         raise MoveError(
-            f"{reply.name} does not answer {request.name} in the state {state.value!r}."
+            f"{reply.name} is not a reply to {request.name} in the state {state.value!r}."
         ) from None
 
 
 def mermaid() -> str:
-    """The table as a Mermaid state diagram, as docs/protocol.md shows it."""
+    """Return the table as a Mermaid state diagram, as in docs/protocol.md."""
     lines = ["stateDiagram-v2", "    [*] --> ready: OPEN / OPENED"]
     for state, moves in MOVES.items():
         for request, replies in moves.items():

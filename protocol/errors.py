@@ -1,35 +1,35 @@
-"""Every error that gymwire raises, in one tree.
+"""The exceptions of gymwire.
 
-Each says what was wrong, whose fault it was and what to do; none lets a `zmq.ZMQError` through.
+Each message says what was wrong, whose fault it was and what to do. Errors of ZeroMQ never escape.
 
     GymwireError
     ├── UsageError                  the caller's fault: fix the call
-    │   ├── AddressError            not a well-formed address or URL
-    │   ├── BatchSizeError          not one action or seed for each environment (also a ValueError)
-    │   ├── EncodingError           a value that cannot travel; `.path` says where it sits
+    │   ├── AddressError            malformed address or URL
+    │   ├── BatchSizeError          wrong number of actions or seeds (also a ValueError)
+    │   ├── EncodingError           value that cannot be serialized; `.path` says where it is
     │   │   └── UnsupportedSpaceError
-    │   ├── MoveError               a request that the dialogue does not allow now
+    │   ├── MoveError               request that the dialogue does not allow now
     │   │   ├── ResetNeeded         step or render before reset (also a gymnasium ResetNeeded)
     │   │   └── EnvironmentClosed   anything after close (also a gymnasium ClosedEnvironmentError)
-    │   ├── NoLearnerFits           no learner here handles these spaces
-    │   └── ConfigurationError      options, files or keys that cannot be used as given
+    │   ├── NoLearnerFits           no built-in learner handles these spaces
+    │   └── ConfigurationError      unusable option, file or key
     ├── ProtocolError               the other side's fault: it broke the protocol
-    │   ├── DecodingError           bytes that are not what the protocol says
-    │   └── VersionMismatch         the other side speaks another version
-    ├── ConnectionFailed            nobody's fault that we know of
+    │   ├── DecodingError           malformed bytes
+    │   └── VersionMismatch         the other side's version is incompatible
+    ├── ConnectionFailed            nobody's known fault
     │   ├── BrokerUnreachable       no broker answers at the URL
-    │   ├── RequestTimeout          no answer in the time that the caller allowed
-    │   └── Denied                  the broker or the agent refuses this key
-    ├── OfferError                  the address cannot be used
-    │   ├── AddressUnknown          nobody offers it
-    │   ├── AddressTaken            it stands for another environment already
+    │   ├── RequestTimeout          no answer within the time that the caller allowed
+    │   └── Denied                  the broker or the env agent refuses this key
+    ├── OfferError                  the address cannot be used now
+    │   ├── AddressUnknown          no env agent offers it
+    │   ├── AddressTaken            it already stands for another environment
     │   └── NoFreeSlot              all its slots are in use
-    ├── EnvironmentSideError           the environment's side
+    ├── EnvironmentSideError        a failure on the environment's side
     │   ├── EnvironmentFailed       the environment raised; `.remote_type`, `.remote_traceback`
-    │   ├── EnvironmentLost         its agent died, froze or was cut off; the session is gone
-    │   ├── ReplayMismatch          a replayed episode did not come out the same
-    │   └── AttributeDenied         an attribute or method that the agent does not hand out
-    └── Refused                     any other refusal, with the refuser's own words
+    │   ├── EnvironmentLost         its env agent died, froze or was cut off; the session is lost
+    │   ├── ReplayMismatch          a replayed episode had a different result
+    │   └── AttributeDenied         attribute or method that the env agent does not expose
+    └── Refused                     any other refusal, in the words of the other side
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ __all__ = [
 
 
 class GymwireError(Exception):
-    """The root of all errors of this project.
+    """The base class of all exceptions of gymwire.
 
     Attributes:
-        advice: what a program that catches it can do, which people at a command line cannot. Told
-            after the text.
+        advice: what a program that catches it can do and a person at a command line cannot. `str`
+            appends it to the message.
     """
 
     def __init__(self, *args: object, advice: str = "") -> None:
@@ -86,22 +86,22 @@ class GymwireError(Exception):
 
 
 class UsageError(GymwireError):
-    """The caller asked for something that cannot be."""
+    """The caller asked for something impossible."""
 
 
 class AddressError(UsageError):
-    """Not a well-formed address or URL."""
+    """The address or URL is malformed."""
 
 
 class BatchSizeError(UsageError, ValueError):
-    """A batch for a vector that has not one item for each of its environments."""
+    """The batch does not have one item for each environment of the vector."""
 
 
 class EncodingError(UsageError):
-    """A value that cannot travel.
+    """The value cannot be serialized.
 
     Attributes:
-        path: where the value sits, e.g. `info["agents"][3]`; empty for the value itself.
+        path: where the value is, e.g. `info["agents"][3]`; empty for the value itself.
     """
 
     def __init__(self, text: str, *, path: str = "") -> None:
@@ -110,27 +110,27 @@ class EncodingError(UsageError):
 
 
 class UnsupportedSpaceError(EncodingError):
-    """A space that has no description in the protocol."""
+    """The protocol has no description for this space."""
 
 
 class MoveError(UsageError):
-    """A request that the dialogue does not allow in its present state."""
+    """The dialogue does not allow this request in its present state."""
 
 
 class ResetNeeded(MoveError, gymnasium.error.ResetNeeded):
-    """A step or a render before the first reset."""
+    """The environment must be reset before the first step or render."""
 
 
 class EnvironmentClosed(MoveError, gymnasium.error.ClosedEnvironmentError):
-    """A request after close."""
+    """The environment is closed."""
 
 
 class NoLearnerFits(UsageError):
-    """No learner of this project handles the environment's spaces."""
+    """No built-in learner handles the spaces of this environment."""
 
 
 class ConfigurationError(UsageError):
-    """Options, files or keys that cannot be used as they were given."""
+    """An option, a file or a key cannot be used."""
 
 
 class ProtocolError(GymwireError):
@@ -138,10 +138,10 @@ class ProtocolError(GymwireError):
 
 
 class DecodingError(ProtocolError):
-    """Bytes that are not what the protocol says they should be.
+    """The bytes do not follow the protocol.
 
     Attributes:
-        path: where in the value the fault sits; empty for the value itself.
+        path: where in the value the fault is; empty for the value itself.
     """
 
     def __init__(self, text: str, *, path: str = "") -> None:
@@ -150,7 +150,7 @@ class DecodingError(ProtocolError):
 
 
 class VersionMismatch(ProtocolError):
-    """The other side speaks another version of the protocol."""
+    """The other side's version is incompatible: the message says who must upgrade."""
 
 
 class ConnectionFailed(GymwireError):
@@ -162,11 +162,11 @@ class BrokerUnreachable(ConnectionFailed):
 
 
 class RequestTimeout(ConnectionFailed):
-    """No answer came in the time that the caller allowed."""
+    """No answer came within the time that the caller allowed."""
 
 
 class Denied(ConnectionFailed):
-    """The broker or the agent does not allow this to this key."""
+    """The broker or the env agent does not allow this key to do this."""
 
 
 class OfferError(GymwireError):
@@ -182,7 +182,7 @@ class AddressTaken(OfferError):
 
 
 class NoFreeSlot(OfferError):
-    """Every slot of every agent that offers this address is in use."""
+    """All slots of all env agents that offer this address are in use."""
 
 
 class EnvironmentSideError(GymwireError):
@@ -190,12 +190,12 @@ class EnvironmentSideError(GymwireError):
 
 
 class EnvironmentFailed(EnvironmentSideError):
-    """The environment raised an exception; the agent that owns it lives on.
+    """The environment raised an exception. Its env agent continues to run.
 
     Attributes:
-        remote_type: the exception's qualified type name.
-        remote_traceback: the traceback at the env agent, as text.
-        env_index: which environment of a vector, None where that is not known.
+        remote_type: the qualified name of the exception's type.
+        remote_traceback: the traceback in the env agent, as text.
+        env_index: the index of the environment in a vector; None if unknown.
     """
 
     env_index: int | None = None
@@ -213,16 +213,16 @@ class EnvironmentFailed(EnvironmentSideError):
 
 
 class EnvironmentLost(EnvironmentSideError):
-    """The env agent died, froze or was cut off, and the session with it."""
+    """The env agent died, froze or was cut off; the session is lost."""
 
 
 class ReplayMismatch(EnvironmentSideError):
-    """A replayed episode did not come out the same."""
+    """A replayed episode had a different result."""
 
 
 class AttributeDenied(EnvironmentSideError, AttributeError):
-    """An attribute or method that the env agent does not hand out."""
+    """The env agent does not expose this attribute or method."""
 
 
 class Refused(GymwireError):
-    """A refusal that has no class of its own; the text is the refuser's."""
+    """The other side refused, in its own words, for a reason without a class of its own."""

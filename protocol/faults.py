@@ -1,4 +1,4 @@
-"""What can travel and what cannot: where the fault sits, why, and what may stand in its place."""
+"""Find what cannot be serialized: where it is, why, and what can replace it."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from gymnasium.spaces import GraphInstance
 
 from gymwire.protocol.arrays import MAX_DIMS, SCALARS, TIMES, dtype_to_text
 
-__all__ = ["ATOMS", "CONTAINERS", "MAX_DEPTH", "Fault", "Opaque", "find_faults", "travels"]
+__all__ = ["ATOMS", "CONTAINERS", "MAX_DEPTH", "Fault", "Opaque", "find_faults", "is_encodable"]
 
 MAX_DEPTH: Final = 64
-"""The most containers that may sit in one another."""
+"""The maximum depth of nested containers."""
 _REPR_LENGTH = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Opaque:
-    """Stands in an info for a value that could not travel.
+    """Replaces a value in an info that cannot be serialized.
 
     Attributes:
-        type: the value's qualified type name.
+        type: the qualified name of the value's type.
         repr: its `repr`, at most 200 characters.
     """
 
@@ -33,10 +33,10 @@ class Opaque:
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something that cannot travel.
+    """A value that cannot be serialized.
 
     Attributes:
-        path: where it sits, e.g. `info["agents"][3]`.
+        path: where it is, e.g. `info["agents"][3]`.
         text: what is wrong with it, as the rest of a sentence that begins with the path.
     """
 
@@ -48,16 +48,16 @@ ATOMS: Final = frozenset(
     {type(None), bool, int, float, str, bytes, np.ndarray, np.str_, np.bytes_, Opaque}
     | {*SCALARS, *TIMES}
 )
-"""The types of which (nearly) every value can travel."""
+"""The types whose values can (nearly all) be serialized."""
 CONTAINERS: Final = frozenset({list, tuple, dict, OrderedDict, GraphInstance})
-"""The types that can travel if what they contain can."""
+"""The types that can be serialized if their contents can."""
 
 
-def travels(value: Any, depth: int) -> bool:
-    """Whether only known types sit in a value, in at most `depth` containers in one another.
+def is_encodable(value: Any, depth: int) -> bool:
+    """Return whether a value has known types only, in at most `depth` nested containers.
 
-    msgpack takes some types that come back as others (bytearray, memoryview, its own ExtType and
-    Timestamp) and nests to other depths than ours, so its success alone says too little.
+    The success of msgpack alone is not enough: it accepts types that it decodes as others
+    (bytearray, memoryview, its own ExtType and Timestamp), and it has other limits of depth.
     """
     kind = type(value)
     if kind in ATOMS:
@@ -66,20 +66,20 @@ def travels(value: Any, depth: int) -> bool:
         return False
     if kind is dict or kind is OrderedDict:
         for key in value:
-            if type(key) is not str and not travels(key, depth - 1):
+            if type(key) is not str and not is_encodable(key, depth - 1):
                 return False
         value = value.values()
     atoms = ATOMS
-    for item in value:  # noqa: SIM110 - twice as fast as all() with a generator
-        if type(item) not in atoms and not travels(item, depth - 1):
+    for item in value:  # a loop is twice as fast as all() with a generator
+        if type(item) not in atoms and not is_encodable(item, depth - 1):
             return False
     return True
 
 
 def find_faults(value: Any, root: str) -> tuple[Any, list[Fault]]:
-    """Return a copy of a value with an `Opaque` for whatever cannot travel, and all the faults.
+    """Return a copy of a value with `Opaque` for what cannot be serialized, and all the faults.
 
-    `root` is the first word of each fault's path.
+    Each fault's path begins with `root`.
     """
     replacer = _Replacer()
     copy = replacer.walk(value, root)
@@ -87,22 +87,22 @@ def find_faults(value: Any, root: str) -> tuple[Any, list[Fault]]:
 
 
 def _name_fault(value: Any) -> str | None:
-    """Say why an atom cannot travel, or None if it can."""
+    """Return why an atom cannot be serialized, or None if it can."""
     kind = type(value)
     if kind is np.ndarray:
         if value.ndim > MAX_DIMS:
-            return f"is an array of {value.ndim} dimensions; {MAX_DIMS} are the most that travel"
+            return f"is an array of {value.ndim} dimensions; the maximum is {MAX_DIMS}"
         if dtype_to_text(value.dtype) is None:
             return f"is an array of dtype {value.dtype}, which has no portable form"
     elif kind is str or kind is np.str_:
         try:
             value.encode()
         except UnicodeEncodeError:
-            return "is text with lone surrogates, which no valid UTF-8 can hold"
+            return "is text with lone surrogates, which UTF-8 cannot encode"
     elif kind not in ATOMS:
         return (
-            f"is a {kind.__module__}.{kind.__qualname__}, which cannot travel; numbers, text, "
-            "bytes, numpy arrays and lists, tuples and dicts of them can"
+            f"is a {kind.__module__}.{kind.__qualname__}, which cannot be serialized. Use "
+            "numbers, text, bytes, NumPy arrays, and lists, tuples and dicts of them"
         )
     return None
 
@@ -122,7 +122,7 @@ def _step_into(path: str, key: object) -> str:
 
 
 class _Replacer:
-    """Walks a value and copies it with an `Opaque` wherever something cannot travel."""
+    """Copies a value with an `Opaque` in place of each value that cannot be serialized."""
 
     def __init__(self) -> None:
         self.faults: list[Fault] = []
@@ -139,7 +139,7 @@ class _Replacer:
         if id(value) in self._above:
             return self._opaque(value, path, "contains itself")
         if len(self._above) >= MAX_DEPTH:
-            return self._opaque(value, path, f"sits deeper than {MAX_DEPTH} levels")
+            return self._opaque(value, path, f"is nested deeper than {MAX_DEPTH} levels")
         self._above.append(id(value))
         try:
             return self._walk_items(value, path)

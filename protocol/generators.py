@@ -1,4 +1,4 @@
-"""Random generators on the wire: the state of a `numpy.random.Generator`, never a pickle."""
+"""Serialize random generators by the state of a `numpy.random.Generator`, never by pickling."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _BIT_GENERATORS = {
 
 
 def describe(generator: np.random.Generator) -> dict[str, Any]:
-    """The state of a generator: what `bit_generator.state` says."""
+    """Return the state of a generator, as `bit_generator.state` has it."""
     return dict(generator.bit_generator.state)
 
 
 def build(state: Any) -> np.random.Generator:
-    """A generator in this state. Raises DecodingError."""
+    """Return a generator in this state. Raises DecodingError."""
     try:
         bits = _BIT_GENERATORS[state["bit_generator"]]()
-        # numpy does not check these, and reads its memory from there.
+        # numpy does not check these positions and would read memory outside its buffers.
         if not 0 <= state["state"].get("pos", 0) <= 624 or not 0 <= state.get("buffer_pos", 0) <= 4:
             raise ValueError("a position outside its buffer")
         bits.state = state
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
-        raise DecodingError(f"This is not the state of a random generator: {error!r}.") from None
+        raise DecodingError(f"Not the state of a random generator: {error!r}.") from None
     return np.random.Generator(bits)

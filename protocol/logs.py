@@ -1,4 +1,4 @@
-"""Logging for all three programs: structlog to stderr, readable lines or JSON."""
+"""Logging of all commands: structlog to standard error, as readable lines or JSON."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 class _Stderr:
-    """Standard error, as it is at the moment: a progress bar takes its place to keep below lines.
+    """Writes to the current `sys.stderr`, which a progress bar may replace for a while.
 
-    Writes survive a full disk or a closed pipe: losing a log line must not stop a step.
+    It ignores a full disk or a closed pipe: a lost log line must not stop a step.
     """
 
     def write(self, text: str) -> int:
@@ -42,8 +42,8 @@ class _Stderr:
             return
 
 
-def _forget_unwritten() -> None:
-    """What a full disk or a closed pipe did not take must not change the exit status."""
+def _discard_unwritten() -> None:
+    """Discard what a full disk or a closed pipe did not accept, to keep the exit status."""
     try:
         sys.stderr.flush()
     except OSError:
@@ -52,7 +52,7 @@ def _forget_unwritten() -> None:
 
 def configure(program: str, *, form: str = "lines", level: str = "info") -> None:
     """Set up structlog for this process. Colour only on a terminal."""
-    atexit.register(_forget_unwritten)
+    atexit.register(_discard_unwritten)
     warnings.showwarning = _show_warning
     if form == "json":
         renderer: Any = structlog.processors.JSONRenderer()
@@ -81,13 +81,13 @@ def _show_warning(
     file: object = None,
     line: str | None = None,
 ) -> None:
-    """Log a warning of a library, without its place in the library's code and its colours."""
+    """Log a warning of a library without its source line and colours."""
     text = re.sub(r"\x1b\[[0-9;]*m", "", str(message)).removeprefix("WARN: ")
     structlog.get_logger().warning("library warning", category=category.__name__, text=text)
 
 
 def logger() -> Any:
-    """The logger. In a user's own program, unless structlog is configured there: warnings alone."""
+    """Return the logger. In a user's program that does not configure structlog, it only warns."""
     if structlog.is_configured():
         return structlog.get_logger()
     return structlog.wrap_logger(

@@ -1,8 +1,8 @@
-"""The messages of the protocol, one frozen type per performative (docs/protocol.md §4).
+"""The messages of the protocol, one frozen type per kind (docs/protocol.md §4).
 
-A message is the body of a frame; `sid` (the session, 0 for none) and `seq` (the number of the
-request that it is or answers) travel in the header and are kept beside it. Fields are listed in the
-order in which they travel.
+A message is the body of a frame. The header of the frame carries the session id `sid` (0: none) and
+the request number `seq`: that of the request itself, or of the request that a reply answers. Fields
+have the order that they have on the wire.
 """
 
 from __future__ import annotations
@@ -56,27 +56,27 @@ CONTROL_KINDS = 16
 
 
 class Code:
-    """What an ERROR is about; the learner raises the exception that belongs to it."""
+    """The cause of an ERROR. The learner raises the exception that belongs to it."""
 
     VERSION = "version"  # the peers speak different versions
     PROTOCOL = "protocol"  # the receiver of this error broke the protocol
-    EXPECTED = "expected"  # a request number was skipped; details: {"expected": its number}
-    TOO_LARGE = "too-large"  # the message is over the receiver's limit
+    EXPECTED = "expected"  # a request number was skipped; details: {"expected": number}
+    TOO_LARGE = "too-large"  # the message exceeds the receiver's limit
     ADDRESS_UNKNOWN = "address-unknown"
     ADDRESS_INVALID = "address-invalid"
     ADDRESS_TAKEN = "address-taken"
     NO_FREE_SLOT = "no-free-slot"
     DENIED = "denied"  # the key lacks a right
-    OPEN_FAILED = "open-failed"  # the environment could not be made
+    OPEN_FAILED = "open-failed"  # the environment could not be created
     ENVIRONMENT_FAILED = "environment-failed"  # the environment raised
     ATTRIBUTE_DENIED = "attribute-denied"
-    ENCODING = "encoding"  # the environment's answer cannot travel
+    ENCODING = "encoding"  # the environment's answer cannot be serialized
     SESSION_LOST = "session-lost"  # final
-    LIMIT = "limit"  # a limit of the policy is reached
+    LIMIT = "limit"  # a quota of the policy is used up
 
 
 class Role:
-    """What a peer is to the broker."""
+    """The role of a peer of the broker."""
 
     LEARNER = "learner"
     ENV = "env"  # one serving loop of an env agent
@@ -84,16 +84,8 @@ class Role:
     LIVENESS = "presence"  # an env agent's liveness connection, which never sends HELLO
 
 
-def extension() -> list[Any]:
-    """Declare an extension field: a list that the frame carries beside the head (§3.11).
-
-    Release 0.1.0 ignores such fields, so a message can get them without a new version.
-    """
-    made: list[Any] = field(default_factory=list, metadata={EXTENSION: True})
-    return made
-
-
-EXTENSION = "extension"  # marks extension fields in the metadata of their dataclass
+EXTENSION = {"extension": True}
+"""The metadata of extension fields: lists that a frame carries beside its head (§3.11)."""
 LIVENESS_PREFIX = b"\x02"  # the first byte of a liveness connection's routing id
 
 
@@ -102,7 +94,7 @@ LIVENESS_PREFIX = b"\x02"  # the first byte of a liveness connection's routing i
 
 @dataclass(frozen=True, slots=True)
 class Reset:
-    """Start an episode. `seed`: int, list (a vector of environments) or None; `options`: dict."""
+    """Start an episode. `seed`: int, list (for a vector) or None; `options`: dict or None."""
 
     seed: Any = None
     options: Any = None
@@ -110,7 +102,7 @@ class Reset:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """The answer to RESET."""
+    """Reply to RESET: what `Env.reset` returned."""
 
     observation: Any
     info: Any
@@ -118,14 +110,14 @@ class Status:
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """One step with this action."""
+    """Take one step with this action."""
 
     action: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Percept:
-    """The answer to ACT: what `Env.step` returned, with the very types it returned."""
+    """Reply to ACT: what `Env.step` returned, with the same types."""
 
     observation: Any
     reward: Any
@@ -136,12 +128,12 @@ class Percept:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """End the session. Idempotent."""
+    """End the session. A second CLOSE has no effect."""
 
 
 @dataclass(frozen=True, slots=True)
 class Closed:
-    """The session has ended and its slot is free."""
+    """Reply to CLOSE: the session has ended, and its slot is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,14 +143,14 @@ class Render:
 
 @dataclass(frozen=True, slots=True)
 class RenderedFrame:
-    """The answer to RENDER: what `Env.render` returned."""
+    """Reply to RENDER: what `Env.render` returned."""
 
     frame: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Read (`get`), write (`set`) or call (`call`) an attribute that the agent hands out."""
+    """Read (`get`), write (`set`) or call (`call`) an attribute that the env agent exposes."""
 
     mode: str
     name: str
@@ -168,14 +160,14 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """The answer to CALL."""
+    """Reply to CALL."""
 
     value: Any
 
 
 @dataclass(frozen=True, slots=True)
 class Error:
-    """A refusal or a failure; a legal answer to every request."""
+    """Reply to any request: it was refused, or it failed. `code`: see `Code`."""
 
     code: str
     text: str
@@ -187,11 +179,15 @@ class Error:
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """Ask for a session. The broker chooses the agent, mints the sid and fills `learner`.
+    """Open a session. The broker chooses the env agent and fills in the sid and `learner`.
 
-    `nonce`: 16 random bytes, the session's secret; the same nonce opens the same session.
-    `num_envs`: 0 for a plain environment, n for a vector of n. `challenge`: the X25519 public key
-    of a learner that pins the agent and wants the session signed, else b"".
+    Attributes:
+        nonce: 16 random bytes, the secret of the session; the same nonce opens the same session.
+        num_envs: 0 for a single environment, n for a vector of n.
+        direct: whether the learner may connect directly.
+        learner: the identity of the learner's key.
+        challenge: the X25519 public key of a learner that pins the env agent and wants a signed
+            session; otherwise b"".
     """
 
     address: str
@@ -207,12 +203,15 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """The session is open. Spaces are descriptions (`protocol.spaces.describe`).
+    """Reply to OPEN: the session is open. Spaces are descriptions (`spaces.describe`).
 
-    For a vector the `single_` spaces are those of one environment; for a plain environment they
-    are None. `agent`: its host and process, for people. `direct`: {"urls", "host", "key"} of the
-    agent's direct endpoint, or None. `key`: the agent's public key (z85) if the session is
-    signed, else b"".
+    Attributes:
+        single_observation_space: that of one environment of a vector; None without a vector.
+        single_action_space: likewise.
+        agent: host and process of the env agent, for people.
+        direct: {"urls", "host", "key"} of the env agent's direct endpoint, or None.
+        key: the public key (z85) of the env agent if the session is signed; otherwise b"".
+        capabilities: what the env agent understands, see `protocol.capabilities`.
     """
 
     observation_space: Any
@@ -227,14 +226,15 @@ class Opened:
     agent: str
     direct: dict[str, Any] | None = None
     key: bytes = b""
-    capabilities: list[Any] = extension()
+    capabilities: list[Any] = field(default_factory=list, metadata=EXTENSION)
 
 
 @dataclass(frozen=True, slots=True)
 class Resume:
-    """Bind the session in the header to this connection. `nonce` proves that it is the learner's.
+    """Bind the session in the header to this connection.
 
-    `take_over`: bind it even though another connection, now silent, still holds it.
+    `nonce` proves that the session is the sender's. `take_over`: bind it even if another connection
+    of this learner, now silent, still has it.
     """
 
     nonce: bytes
@@ -243,28 +243,28 @@ class Resume:
 
 @dataclass(frozen=True, slots=True)
 class Resumed:
-    """The session is bound to this connection."""
+    """Reply to RESUME: the session is bound to this connection."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """The request in the header is being executed, since `since_s` seconds."""
+    """The request in the header has been running for `since_s` seconds."""
 
     since_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """The session in the header is lost, and why. Final."""
+    """The session in the header is lost, for this reason. Final."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True)
 class Busy:
-    """The frame was not delivered; send the same bytes again after `retry_after_s` seconds.
+    """The frame was not delivered: send the same bytes again after `retry_after_s` seconds.
 
-    Reasons: see `BusyReason`.
+    `reason`: see `BusyReason`.
     """
 
     reason: str
@@ -274,9 +274,11 @@ class Busy:
 class BusyReason:
     """Why a frame was not delivered."""
 
-    HELLO = "hello"  # the broker does not know this connection: HELLO and RESUME first
-    STARTING = "starting"  # the broker has just started; the agent may still announce the session
-    UNREACHABLE = "unreachable"  # the other side's connection is down; it may come back
+    HELLO = "hello"  # the broker does not know this connection: send HELLO and RESUME first
+    STARTING = (
+        "starting"  # the broker has just started; the env agent may still announce the session
+    )
+    UNREACHABLE = "unreachable"  # the other side is disconnected; it may reconnect
     QUEUE_FULL = "queue-full"  # the other side does not read
     RATE = "rate"  # over the policy's steps per second
 
@@ -286,10 +288,13 @@ class BusyReason:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """A peer introduces itself, on every new connection and to every new broker.
+    """Introduce this peer: on every new connection, and to every new broker.
 
-    `agent`: 16 random bytes, the same for all connections of one process. `sessions`: the live
-    sessions of a serving loop, [sid, nonce, address, learner] each.
+    Attributes:
+        role: see `Role`.
+        agent: 16 random bytes, the same for all connections of one process.
+        sessions: the live sessions of a serving loop, each as [sid, nonce, address, learner].
+        capabilities: what this peer understands, see `protocol.capabilities`.
     """
 
     role: str
@@ -297,16 +302,21 @@ class Hello:
     software: str
     host: str
     sessions: list[Any] = field(default_factory=list)
-    capabilities: list[Any] = extension()
+    capabilities: list[Any] = field(default_factory=list, metadata=EXTENSION)
 
 
 @dataclass(frozen=True, slots=True)
 class Welcome:
-    """The broker's answer. `epoch`: a random number of this run of the broker.
+    """Reply to HELLO.
 
-    `identity`: that of the peer's key, or "" without keys. `max_message`: bytes. `lane`: where a
-    peer of the broker's host may dial a lane, which `ticket` shows to be its own; "" and b"" for
-    others.
+    Attributes:
+        epoch: a random number that identifies this run of the broker.
+        identity: that of the peer's key, or "" without keys.
+        max_message: bytes of a frame.
+        lease_s: how long the broker keeps the sessions of a disconnected learner.
+        local_channel: the URL of the local channel, for peers on the broker's host; else "".
+        attach_token: what ATTACH must carry over it; else b"".
+        capabilities: what the broker understands, see `protocol.capabilities`.
     """
 
     epoch: int
@@ -316,14 +326,17 @@ class Welcome:
     lease_s: float
     local_channel: str = ""
     attach_token: bytes = b""
-    capabilities: list[Any] = extension()
+    capabilities: list[Any] = field(default_factory=list, metadata=EXTENSION)
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What a serving loop offers under an address. `capacity`: sessions at once.
+    """Offer environments under an address.
 
-    `digest` stands for what all agents of a pool must share: env id and spaces.
+    Attributes:
+        capacity: sessions at once.
+        digest: a hash of what all env agents of a pool must share, the env id and the spaces.
+        capabilities: what the env agent understands, see `protocol.capabilities`.
     """
 
     address: str
@@ -335,66 +348,66 @@ class Offer:
     capacity: int
     digest: bytes
     direct: str | None = None
-    capabilities: list[Any] = extension()
+    capabilities: list[Any] = field(default_factory=list, metadata=EXTENSION)
 
 
 @dataclass(frozen=True, slots=True)
 class Offered:
-    """The offer stands."""
+    """Reply to OFFER: the offer is accepted."""
 
     address: str
 
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """No new sessions for this address; running ones go on."""
+    """Take no new sessions for this address; running ones continue."""
 
     address: str
 
 
 @dataclass(frozen=True, slots=True)
 class Find:
-    """What is on offer? `address`: one of them, or "" for all."""
+    """List the offers: for one address, or all with ""."""
 
     address: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The answer to FIND: one dict per address and agent (docs/protocol.md §6)."""
+    """Reply to FIND: one dict per address and env agent (docs/protocol.md §6)."""
 
     offers: list[Any]
 
 
 @dataclass(frozen=True, slots=True)
 class Ping:
-    """Is the session in the header (0: just the broker) alive?"""
+    """Ask whether the session in the header (0: only the broker) is alive."""
 
 
 @dataclass(frozen=True, slots=True)
 class Pong:
-    """It is. `in_step_s`: for how long it has been executing a request, or None."""
+    """Reply to PING. `in_step_s`: how long the session's request has been running, or None."""
 
     in_step_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Bye:
-    """The sender leaves, on purpose."""
+    """Leave on purpose."""
 
     reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Attach:
-    """This connection is a lane of the peer that was given this ticket."""
+    """Make this connection the local channel of the peer that got this token."""
 
     attach_token: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Attached:
-    """So it is."""
+    """Reply to ATTACH: the local channel is ready."""
 
 
 Message = (

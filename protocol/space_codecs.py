@@ -1,4 +1,4 @@
-"""Codecs compiled from a space: values that fit it exactly travel without describing themselves.
+"""Codecs compiled from a space: the compact form of the values that fit it exactly.
 
 | space                           | form                                                          |
 |---------------------------------|---------------------------------------------------------------|
@@ -7,9 +7,9 @@
 | Text                            | str                                                           |
 | Dict, Tuple                     | list of the parts, in the space's order                       |
 
-Bytes are in the byte order of the space's dtype, which its description spells out. Values of
-Sequence, Graph and OneOf vary in shape from one to the next, so the form would hardly be smaller
-than the self-describing one: they always misfit.
+Bytes are in the byte order of the space's dtype, which its description states. Values of Sequence,
+Graph and OneOf differ in shape, so a compact form would hardly be smaller than the self-describing
+one; they are always sent in the latter.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 from gymnasium import Space, spaces
 
-from gymwire.protocol.arrays import ALIGNMENT, LARGE, Tail, take
+from gymwire.protocol.arrays import ALIGNMENT, LARGE, Tail, copy_array
 from gymwire.protocol.errors import DecodingError, UnsupportedSpaceError
 
 __all__ = ["NOT_COMPACT", "NotCompact", "SpaceCodec", "compile"]
@@ -33,11 +33,11 @@ __all__ = ["NOT_COMPACT", "NotCompact", "SpaceCodec", "compile"]
 class NotCompact(enum.Enum):
     """The type of `NOT_COMPACT`."""
 
-    NOT_COMPACT = "a value that does not fit its space exactly"
+    NOT_COMPACT = "a value without a compact form"
 
 
 NOT_COMPACT: Final = NotCompact.NOT_COMPACT
-"""What `SpaceCodec.encode` returns for a value that must go in the self-describing form."""
+"""`SpaceCodec.encode` returns it for a value that needs the self-describing form."""
 
 _Encode = Callable[[Any, Tail], Any]
 _Decode = Callable[[Any, memoryview | None], Any]
@@ -48,13 +48,13 @@ class SpaceCodec:
     """Encodes and decodes the values of one space.
 
     Attributes:
-        encode: `(value, tail) -> form`, where the form is something msgpack packs as it is; or
-            `NOT_COMPACT`, with `tail` as it was, if the value does not have exactly the space's types,
-            dtypes, shapes and keys. Bounds are not looked at, and nothing is cast.
-        decode: `(form, tail) -> value`, with fresh writable arrays. Raises DecodingError.
+        encode: `(value, tail) -> compact form`, which msgpack can pack. Returns `NOT_COMPACT`, and
+            leaves `tail` unchanged, unless the value has exactly the types, dtypes, shapes and keys
+            of the space. It ignores bounds and casts nothing.
+        decode: `(compact form, tail) -> value`, with fresh writable arrays. Raises DecodingError.
         scalar: the type of the values, if they are NumPy integers.
-        array: dtype, shape and bytes of the array, if the values are arrays of one size.
-        tail_bytes: how many bytes of tail the arrays of one value take, without padding.
+        array: dtype, shape and number of bytes, if the values are arrays of one size.
+        tail_bytes: how many bytes the arrays of one value use in the tail, without padding.
     """
 
     encode: _Encode
@@ -68,7 +68,10 @@ def compile(space: Space[Any]) -> SpaceCodec:
     """Return the codec of a space. Raises UnsupportedSpaceError as `describe` does."""
     if type(space) not in _compile.registry:
         kind = type(space)
-        raise UnsupportedSpaceError(f"{kind.__module__}.{kind.__qualname__} cannot travel.")
+        raise UnsupportedSpaceError(
+            f"{kind.__module__}.{kind.__qualname__} is not a supported space. Use the classes of "
+            f"gymnasium.spaces, not subclasses of them."
+        )
     return _compile(space)
 
 
@@ -97,8 +100,8 @@ def _(space: Space[Any]) -> SpaceCodec:
 
     def decode(form: Any, tail: memoryview | None) -> Any:
         if type(form) is not bytes or len(form) != size:
-            raise DecodingError(f"An array of {size} bytes came as something else.")
-        return frombuffer(form, dtype).copy() if flat else take(dtype, shape, form)
+            raise DecodingError(f"The compact form of an array is not {size} bytes.")
+        return frombuffer(form, dtype).copy() if flat else copy_array(dtype, shape, form)
 
     return SpaceCodec(encode, decode, array=(dtype, shape, size))
 
@@ -111,10 +114,12 @@ def _compile_large(dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> S
 
     def decode(form: Any, tail: memoryview | None) -> Any:
         if type(form) is not int or tail is None or form % ALIGNMENT:
-            raise DecodingError(f"An array of {size} bytes came without its place in a tail.")
+            raise DecodingError(f"An array of {size} bytes has no aligned offset in a tail.")
         if not 0 <= form <= len(tail) - size:
-            raise DecodingError(f"An array claims {size} bytes at {form} in {len(tail)}.")
-        return take(dtype, shape, tail, form)
+            raise DecodingError(
+                f"An array declares {size} bytes at offset {form} of a tail of {len(tail)} bytes."
+            )
+        return copy_array(dtype, shape, tail, form)
 
     return SpaceCodec(encode, decode, size, (dtype, shape, size))
 
@@ -128,7 +133,7 @@ def _(space: spaces.Discrete) -> SpaceCodec:
 
     def decode(form: Any, tail: memoryview | None) -> Any:
         if type(form) is not int:
-            raise DecodingError("A number of a Discrete space came as something else.")
+            raise DecodingError("The compact form of a Discrete value is not an int.")
         try:
             return scalar(form)
         except OverflowError:
@@ -144,14 +149,14 @@ def _(space: spaces.Text) -> SpaceCodec:
 
     def decode(form: Any, tail: memoryview | None) -> Any:
         if type(form) is not str:
-            raise DecodingError("The text of a Text space came as something else.")
+            raise DecodingError("The compact form of a Text value is not a str.")
         return form
 
     return SpaceCodec(encode, decode)
 
 
 def _compile_parts(parts: list[SpaceCodec]) -> SpaceCodec:
-    """Return a codec between a list of values and the list of their forms."""
+    """Return a codec between a list of values and the list of their compact forms."""
     encoders, decoders = [part.encode for part in parts], [part.decode for part in parts]
     count, tail_bytes = len(parts), sum(part.tail_bytes for part in parts)
 
@@ -165,10 +170,10 @@ def _compile_parts(parts: list[SpaceCodec]) -> SpaceCodec:
 
     def decode(forms: Any, tail: memoryview | None) -> Any:
         if type(forms) is not list or len(forms) != count:
-            raise DecodingError(f"{count} parts of a Dict or Tuple came as something else.")
-        # Arrays that shared their bytes would let a short tail claim any amount of memory.
+            raise DecodingError(f"The compact form of a Dict or Tuple is not a list of {count}.")
+        # If arrays shared their bytes, a short tail could claim any amount of memory.
         if tail_bytes and (tail is None or len(tail) < tail_bytes):
-            raise DecodingError(f"{tail_bytes} bytes of arrays came in a shorter tail.")
+            raise DecodingError(f"The tail is shorter than its {tail_bytes} bytes of arrays.")
         return [decode(form, tail) for decode, form in zip(decoders, forms, strict=True)]
 
     return SpaceCodec(encode, decode, tail_bytes)
@@ -215,6 +220,6 @@ def _(space: Space[Any]) -> SpaceCodec:
         return NOT_COMPACT
 
     def decode(form: Any, tail: memoryview | None) -> Any:
-        raise DecodingError("A value that always describes itself came as one that does not.")
+        raise DecodingError("Values of Sequence, Graph and OneOf have no compact form.")
 
     return SpaceCodec(encode, decode)

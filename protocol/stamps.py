@@ -1,8 +1,8 @@
-"""Time stamps on a step, for who asks where its time goes (docs/protocol.md §8).
+"""Time stamps on a step, to find out where its time goes (docs/protocol.md §8).
 
-An ACT with the flag TIMED ends with room for the stamps of the broker; the PERCEPT that answers it
-has the flag, too, and ends with the stamps of all. Each is a reading, in nanoseconds, of the
-writer's own monotonic clock: only readings of one clock may be subtracted from each other.
+An ACT with the flag TIMED ends with room for the stamps of the broker. The PERCEPT that answers it
+also has the flag and ends with the stamps of everyone. Each stamp is a reading of the writer's own
+monotonic clock in nanoseconds, so subtract only readings of the same clock.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ _ROOM: dict[int, int] = {Kind.ACT: REQUEST_SIZE, Kind.PERCEPT: REPLY_SIZE}
 
 
 class Stamps(NamedTuple):
-    """What a reply carries, ns. Those of a broker are 0 where the frame did not pass one.
+    """The stamps of a reply, in ns. Those of the broker are 0 in a direct session.
 
-    `busy_since`: when the serving loop began the work that it did without a rest before it read the
-    request; `received` itself if it was waiting for it.
+    `busy_since`: when the serving loop began the uninterrupted work that it finished before it read
+    the request; equal to `received` if the loop was waiting.
     """
 
     there_received: int
@@ -44,7 +44,7 @@ class Stamps(NamedTuple):
 
 
 def request_stamps(frame: Frame) -> Frame:
-    """This ACT, asking for stamps."""
+    """Return this ACT with a request for stamps."""
     timed = bytearray(frame)
     timed[FLAGS_AT] |= TIMED
     timed += bytes(REQUEST_SIZE)
@@ -52,7 +52,7 @@ def request_stamps(frame: Frame) -> Frame:
 
 
 def stamp_relay(data: bytes | memoryview, received: int, clock: Clock) -> Frame | memoryview:
-    """This frame as the broker relays it: with its stamps if it has the flag and the room."""
+    """Return a TIMED frame with the broker's stamps; return a frame without room unchanged."""
     room = _ROOM.get(data[KIND_AT])
     if room is None or not _fits(data, room):
         return data
@@ -62,7 +62,7 @@ def stamp_relay(data: bytes | memoryview, received: int, clock: Clock) -> Frame 
 
 
 def strip_request(data: bytes | memoryview) -> tuple[Frame, bytes]:
-    """An ACT with the flag: as it would be without, and the broker's stamps, as they stand there.
+    """Return a TIMED ACT without flag and stamps, and the bytes of the broker's stamps.
 
     Raises DecodingError.
     """
@@ -78,7 +78,7 @@ def append_reply(
     ended: int,
     clock: Clock,
 ) -> Frame:
-    """This PERCEPT with its stamps; `request`: the broker's stamps, as `asked` returned them."""
+    """Return this PERCEPT with stamps. `request`: the bytes that `strip_request` returned."""
     timed = bytearray().join((frame, request, bytes(_AGENT.size + _BROKER.size)))
     timed[FLAGS_AT] |= TIMED
     at = len(frame) + len(request)
@@ -87,12 +87,12 @@ def append_reply(
 
 
 def strip_reply(data: bytes | memoryview) -> tuple[Frame, Stamps]:
-    """A PERCEPT with the flag: as it would be without, and its stamps. Raises DecodingError."""
+    """Return a TIMED PERCEPT without flag and stamps, and the stamps. Raises DecodingError."""
     frame, trailer = _plain(data, REPLY_SIZE)
     stamps = Stamps(*_ALL.unpack(trailer))
     for clock in (stamps[:2], stamps[2:7], stamps[7:]):
         if list(clock) != sorted(clock):
-            raise DecodingError("The time stamps of a step run backwards.")
+            raise DecodingError("The time stamps of a step go backwards.")
     return frame, stamps
 
 
@@ -102,7 +102,7 @@ def _fits(data: bytes | memoryview, size: int) -> bool:
 
 def _plain(data: bytes | memoryview, size: int) -> tuple[Frame, bytes]:
     if not _fits(data, size):
-        raise DecodingError(f"A frame with time stamps has {size} bytes of them at its end.")
+        raise DecodingError(f"Truncated frame: {size} bytes of time stamps must end it.")
     view = memoryview(data)
     frame = bytearray(view[:-size])
     frame[FLAGS_AT] &= ~TIMED

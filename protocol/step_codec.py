@@ -1,24 +1,24 @@
-"""The two frames of a step, by functions compiled from the spaces.
+"""Fast encoding and decoding of the two frames of a step, by functions compiled from the spaces.
 
-The bytes are those of `Codec`; only the way to them is shorter. A step's code runs cold: between
-two of them the processor has worked for other processes, and what is not executed need not be
-fetched again. So all that is constant in a session is worked out once, a frame is checked by
-comparing its constant bytes, and no message object is made.
+The bytes are the same as those of `Codec`. The code of a step runs with cold caches, because other
+processes used the processor since the last step, so every instruction saved counts. Therefore all
+that is constant in a session is computed once, a frame is checked by comparing its constant bytes,
+and no message object is created.
 
-The commonest forms have a way of their own, in which all but a few bytes is constant:
+The most frequent values have functions of their own:
 
 ACT:     an array, or an integer below 128, as the whole action.
-PERCEPT: an array as the observation, a float as reward, two bools, and an empty info; of a vector,
-         an array as the observation, float64 rewards, bool flags, and an empty info.
+PERCEPT: an array as the observation, a float as reward, two bools and an empty info; of a vector,
+         an array as the observation, float64 rewards, bool flags and an empty info.
 
-What cannot travel or is malformed is left to `Codec`, which says why.
+Values that cannot be serialized and malformed frames are left to `Codec`, which explains the fault.
 """
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gymwire.protocol import values
-from gymwire.protocol.arrays import LARGE, take
+from gymwire.protocol.arrays import LARGE, copy_array
 from gymwire.protocol.codec import (
     ALIGN,
     COMPACT,
@@ -52,10 +52,10 @@ from gymwire.protocol.space_codecs import NOT_COMPACT, NotCompact, SpaceCodec
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 Data = Frame | memoryview
 
-# An array of this many bytes is handed over where libzmq received it. Below, libzmq reads several
-# messages into one block of memory, which an array would keep, and at odd addresses.
+# Arrays of at least this many bytes stay in the memory where libzmq received them. Smaller messages
+# share a block, which an array would keep alive, and may be at odd addresses.
 IN_PLACE = 16 * 1024
-# From so many bytes on, an array of a percept is not copied into the frame but stays a piece.
+# Arrays of at least this many bytes are not copied into the frame of a percept, but become a piece.
 APART = 16 * 1024
 
 _ONE_FIELD, _FIVE_FIELDS = b"\x91", b"\x95"
@@ -72,16 +72,16 @@ _REWARD, _BOOL = np.dtype("<f8"), np.dtype(bool)
 
 @dataclass(frozen=True, slots=True)
 class StepCodec:
-    """The steps of one session. None and NOT_COMPACT send the caller to `Codec`.
+    """Encodes and decodes the steps of one session. After None or NOT_COMPACT, use `Codec`.
 
-    `number`: the eight bytes of the request's seq, as they stand in a frame.
+    `number` is the request number as the eight bytes of the header.
 
     Attributes:
         encode_act: `(action, number) -> frame`, or None.
-        decode_act: `(frame) -> action`, or NOT_COMPACT. The frame's seq and sid are not looked at.
+        decode_act: `(frame) -> action`, or NOT_COMPACT. It ignores the request number.
         encode_percept: `(what Env.step returned, number) -> frame`, or None.
-        decode_percept: `(frame, number) -> what Env.step returned`, fresh and writable, if the
-            frame answers this request of this session; else None.
+        decode_percept: `(frame, number) -> what Env.step returned`, fresh and writable; None if
+            the frame does not answer this request of this session.
     """
 
     encode_act: Callable[[Any, bytes], Frame | None]
@@ -93,7 +93,7 @@ class StepCodec:
 def compile_steps(
     sid: int, observation: SpaceCodec, action: SpaceCodec, num_envs: int = 0
 ) -> StepCodec:
-    """The codec of session `sid`, which has `num_envs` environments, or one that is no vector."""
+    """Return the codec of session `sid`. `num_envs`: 0 for a single environment."""
     act = _any_act(sid, action)
     if action.array is not None:
         act = _array_act(sid, action, act)
@@ -117,7 +117,7 @@ _Fields = tuple[
 
 
 def _any_act(sid: int, space: SpaceCodec) -> _Act:
-    """Of any action that can travel."""
+    """Return the functions for any action that can be serialized."""
     encode_fields, decode_fields = _any(sid, Kind.ACT, space, 1)
 
     def encode(action: Any, number: bytes) -> Frame | None:
@@ -131,7 +131,7 @@ def _any_act(sid: int, space: SpaceCodec) -> _Act:
 
 
 def _any_percept(sid: int, space: SpaceCodec, num_envs: int) -> _Percept:
-    """Of any percept that can travel; but the infos of a vector have a form of their own."""
+    """Return the functions for any percept, except non-empty infos of a vector."""
     encode_fields, decode_fields = _any(sid, Kind.PERCEPT, space, 5)
 
     def encode(step: Step, number: bytes) -> Frame | None:
@@ -147,7 +147,7 @@ def _any_percept(sid: int, space: SpaceCodec, num_envs: int) -> _Percept:
 
 
 def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
-    """Of whatever can travel, as `count` fields, the first of which may be of this space."""
+    """Return the functions for `count` fields, the first of which may be a value of this space."""
     sid_bytes, starts = (
         sid.to_bytes(8, "little"),
         (
@@ -189,7 +189,7 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
 
 
 def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
-    """Of a Discrete space, or of no known one: Python's integers go as such."""
+    """Return the functions for small integers, NumPy ones of a Discrete space and Python's."""
     fit, plain = _prefix(sid, Kind.ACT, COMPACT, 2), _prefix(sid, Kind.ACT, 0, 2)
     bodies = [bytes((0x91, number)) for number in range(128)]
     numbers = {body: number for number, body in enumerate(bodies)}
@@ -216,10 +216,10 @@ def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
 
 
 def _array_act(sid: int, space: SpaceCodec, other: _Act) -> _Act:
-    place = _Place(sid, Kind.ACT, _ONE_FIELD, space, 0)
-    prefix, lead, begin, end = place.prefix, place.lead, place.begin, place.end
-    dtype, shape, fixed, ndarray = place.dtype, place.shape, place.fixed, np.ndarray
-    lead_end, before = place.lead_end, lead + place.pad
+    layout = _FrameLayout(sid, Kind.ACT, _ONE_FIELD, space, 0)
+    prefix, lead, begin, end = layout.prefix, layout.lead, layout.begin, layout.end
+    dtype, shape, fixed, ndarray = layout.dtype, layout.shape, layout.fixed, np.ndarray
+    lead_end, before = layout.lead_end, lead + layout.pad
 
     encode_other, decode_other = other
 
@@ -234,7 +234,7 @@ def _array_act(sid: int, space: SpaceCodec, other: _Act) -> _Act:
         if fixed:
             return ndarray(shape, dtype, data, begin).copy()
         try:
-            return take(dtype, shape, memoryview(data), begin)
+            return copy_array(dtype, shape, memoryview(data), begin)
         except DecodingError:
             return NOT_COMPACT
 
@@ -242,12 +242,12 @@ def _array_act(sid: int, space: SpaceCodec, other: _Act) -> _Act:
 
 
 def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
-    place = _Place(sid, Kind.PERCEPT, _FIVE_FIELDS, space, _REST.size)
-    prefix, lead, begin, end = place.prefix, place.lead, place.begin, place.end
-    dtype, shape, size, pad = place.dtype, place.shape, place.size, place.pad
-    small, fixed = place.small, place.fixed
-    lead_end, rest_at = place.lead_end, place.rest_at
-    in_place, apart = fixed and place.n_bytes >= IN_PLACE, place.n_bytes >= APART
+    layout = _FrameLayout(sid, Kind.PERCEPT, _FIVE_FIELDS, space, _REST.size)
+    prefix, lead, begin, end = layout.prefix, layout.lead, layout.begin, layout.end
+    dtype, shape, size, pad = layout.dtype, layout.shape, layout.size, layout.pad
+    small, fixed = layout.small, layout.fixed
+    lead_end, rest_at = layout.lead_end, layout.rest_at
+    in_place, apart = fixed and layout.n_bytes >= IN_PLACE, layout.n_bytes >= APART
     ndarray, pack, unpack = np.ndarray, _REST.pack, _REST.unpack_from
     float_type, ends, flags_of = _FLOAT, _ENDS, _FLAGS
 
@@ -283,7 +283,7 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
             return decode_other(data, number)
         observation: NDArray[Any] | None = None
         if small and fixed:
-            # To copy the bytes, and not an array, spares several cold microseconds of NumPy.
+            # Copying the bytes instead of an array saves several microseconds of NumPy.
             observation = ndarray(shape, dtype, bytearray(data[begin:end]))
         elif fixed:
             observation = _in_place(shape, dtype, data, begin) if in_place else None
@@ -291,7 +291,7 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
                 observation = ndarray(shape, dtype, data, begin).copy()
         else:
             try:
-                observation = take(dtype, shape, memoryview(data), begin)
+                observation = copy_array(dtype, shape, memoryview(data), begin)
             except DecodingError:
                 return None
         return observation, reward, flags[0], flags[1], {}
@@ -299,11 +299,11 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
     return encode, decode
 
 
-class _Place:
-    """Where one array of a fixed size stands in a frame whose other fields take `rest` bytes.
+class _FrameLayout:
+    """The layout of a frame with one array of a fixed size, and `rest` bytes of other fields.
 
-    Below LARGE bytes the array stands in the head; above, in the tail, which it then is alone.
-    `fixed`: any bytes are values of its dtype.
+    Below LARGE bytes the array is in the head, otherwise it is the whole tail. `fixed`: any bytes
+    are valid values of its dtype.
     """
 
     def __init__(self, sid: int, kind: Kind, fields: bytes, space: SpaceCodec, rest: int) -> None:
@@ -325,7 +325,7 @@ class _Place:
             self.end = self.rest_at = self.begin + n_bytes
             self.size = HEADER_SIZE + head_len
         else:
-            self.lead = fields + b"\x00"  # its offset in the tail
+            self.lead = fields + b"\x00"  # the offset in the tail
             head_len = len(self.lead) + rest
             self.rest_at = HEADER_SIZE + len(self.lead)
             head_end = HEADER_SIZE + head_len
@@ -337,37 +337,20 @@ class _Place:
 
 
 def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Percept) -> _Percept:
-    """A frame of which only the bytes of four arrays and the seq vary.
+    """Return the functions for a frame in which only four arrays and the request number vary.
 
-    Where these stand is learnt from frames that `Codec` makes.
+    The positions of the arrays are found by comparing frames that `Codec` encodes.
     """
     assert observation.array is not None
     dtype, shape, _ = observation.array
     kinds = [(dtype, shape), (_REWARD, (num_envs,)), *[(_BOOL, (num_envs,))] * 2]
-    codec = Codec(observation)
-
-    def frame(filled: int) -> bytes:
-        """The frame in which the bytes of one array are 1 and all others 0."""
-        arrays = [
-            np.full(math.prod(of) * kind.itemsize, index == filled, np.uint8).view(kind).reshape(of)
-            for index, (kind, of) in enumerate(kinds)
-        ]
-        observations, rewards, terminated, truncated = arrays
-        percept = Percept(observations, rewards, terminated, truncated, {})
-        return bytes(codec.encode(percept, sid, 0))
-
-    blank = frame(-1)
+    blank, places = _find_arrays(Codec(observation), sid, kinds)
+    if not places:
+        return other
     size, prefix, ndarray = len(blank), blank[UP_TO_SID], np.ndarray
-    places: list[tuple[int, int]] = []  # where each array begins and ends
-    zeros = np.frombuffer(blank, np.uint8)
-    for index in range(4):
-        differ = zeros != np.frombuffer(frame(index), np.uint8)
-        if not differ.any():  # an array without bytes
-            return other
-        places.append((int(differ.argmax()), size - int(differ[::-1].argmax())))
     order = sorted(range(4), key=lambda index: places[index])
     edges = [HEADER_SIZE, *(edge for index in order for edge in places[index]), size]
-    gaps = list(zip(edges[::2], edges[1::2], strict=True))  # what stands between the arrays
+    gaps = list(zip(edges[::2], edges[1::2], strict=True))  # the bytes between the arrays
     constants = [(begin, end, blank[begin:end]) for begin, end in gaps]
     fillings = [constant for _, _, constant in constants]
     checks = [(index, *kinds[index]) for index in order]
@@ -412,10 +395,39 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Pe
     return encode, decode
 
 
+def _find_arrays(
+    codec: Codec, sid: int, kinds: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]
+) -> tuple[bytes, list[tuple[int, int]]]:
+    """Return a percept's frame full of zeros, and the begin and end of each of its four arrays.
+
+    There are no such places if an array has no bytes.
+    """
+
+    def frame(filled: int) -> bytes:
+        """Return the frame in which the bytes of one array are 1 and those of the others 0."""
+        arrays = [
+            np.full(math.prod(of) * kind.itemsize, index == filled, np.uint8).view(kind).reshape(of)
+            for index, (kind, of) in enumerate(kinds)
+        ]
+        observations, rewards, terminated, truncated = arrays
+        percept = Percept(observations, rewards, terminated, truncated, {})
+        return bytes(codec.encode(percept, sid, 0))
+
+    blank = frame(-1)
+    zeros = np.frombuffer(blank, np.uint8)
+    places: list[tuple[int, int]] = []
+    for index in range(4):
+        differ = zeros != np.frombuffer(frame(index), np.uint8)
+        if not differ.any():
+            return blank, []
+        places.append((int(differ.argmax()), len(blank) - int(differ[::-1].argmax())))
+    return blank, places
+
+
 def _in_place(
     shape: tuple[int, ...], dtype: np.dtype[Any], data: Data, begin: int
 ) -> NDArray[Any] | None:
-    """The array where it was received; None if its memory is not the caller's, or unaligned."""
+    """Return the array in the received memory; None if that is read-only or unaligned."""
     array = np.ndarray(shape, dtype, data, begin)
     return array if array.flags.writeable and array.flags.aligned else None
 

@@ -1,7 +1,7 @@
-"""Values on the wire: msgpack that keeps every type, with large arrays beside it.
+"""Serialize values as msgpack that keeps every type, with large arrays beside it.
 
-A value is plain msgpack where msgpack has the type (None, bool, 64-bit int, float, str, bytes,
-list, dict with any hashable key), and one of these extension types where it has not:
+A value is plain msgpack if msgpack has its type (None, bool, 64-bit int, float, str, bytes, list,
+dict with any hashable key), and otherwise one of these extension types:
 
 | code | stands for                  | data                                                       |
 |------|-----------------------------|------------------------------------------------------------|
@@ -13,7 +13,7 @@ list, dict with any hashable key), and one of these extension types where it has
 | 6    | `Opaque`                    | msgpack [type, repr]                                       |
 | 7    | collections.OrderedDict     | msgpack map                                                |
 
-dtype is as in `protocol.arrays`. A type that would come back as another one (an
+For the text of a dtype see `protocol.arrays`. A type that would be decoded as another one (an
 `IntEnum`, a named tuple, a `bytearray`, a masked array) is refused, never converted.
 """
 
@@ -36,12 +36,12 @@ from gymwire.protocol.arrays import (
     SCALARS,
     TIMES,
     Tail,
+    copy_array,
     dtype_from_text,
     dtype_to_text,
-    take,
 )
 from gymwire.protocol.errors import DecodingError, EncodingError
-from gymwire.protocol.faults import CONTAINERS, MAX_DEPTH, Opaque, find_faults, travels
+from gymwire.protocol.faults import CONTAINERS, MAX_DEPTH, Opaque, find_faults, is_encodable
 
 __all__ = [
     "LARGE",
@@ -57,8 +57,8 @@ __all__ = [
 ]
 
 _ARRAY, _SCALAR, _INT, _TUPLE, _GRAPH, _OPAQUE, _ORDERED = range(1, 8)
-# A list header may claim as many items as the message has bytes, and msgpack allocates what it
-# claims, level by level; longer messages are therefore skimmed before anything is allocated.
+# A list header may declare as many items as the message has bytes, and msgpack allocates that many
+# at each level. Longer messages are therefore skimmed before anything is allocated.
 _SKIM_ABOVE = 2048
 _FLOAT64 = struct.Struct("<d")
 _FAILURES = (TypeError, ValueError, OverflowError, RecursionError, MemoryError)
@@ -74,9 +74,9 @@ def _pack(value: object, tail: Tail | None, depth: int = 0) -> bytes:
 
 
 def _extend(tail: Tail | None, depth: int, value: Any) -> msgpack.ExtType:
-    """Turn what msgpack has no type for into an extension type; TypeError where there is none."""
+    """Convert a value to an extension type. Raises TypeError if there is none for its type."""
     kind = type(value)
-    if kind is np.float64:  # rewards and infos are full of them, and its tobytes() takes its time
+    if kind is np.float64:  # frequent in rewards and infos, and its tobytes() is slow
         return msgpack.ExtType(_SCALAR, b"<f8\0" + _FLOAT64.pack(value))
     if (prefix := SCALARS.get(kind)) is not None:
         return msgpack.ExtType(_SCALAR, prefix + value.tobytes())
@@ -118,43 +118,43 @@ def _encode(value: Any, tail: Tail | None, root: str, depth: int) -> bytes:
     cause: Exception | None = None
     try:
         packed = _pack(value, tail)
-        if travels(value, depth):
+        if is_encodable(value, depth):
             return packed
     except _FAILURES as error:
         cause = error
     if tail is not None:
         tail.rewind(mark)
     check(value, root=root)
-    raise EncodingError(f"{root} cannot travel ({cause}).", path=root) from cause
+    raise EncodingError(f"{root} cannot be serialized ({cause}).", path=root) from cause
 
 
 def encode(value: Any, *, root: str = "value") -> bytes:
-    """Return the self-contained bytes of any value that can travel.
+    """Return the bytes of a value, with nothing beside them.
 
-    Raises EncodingError, whose `path` starts with `root`, if something in it cannot.
+    Raises EncodingError, whose `path` starts with `root`, if a part of it cannot be serialized.
     """
     return _encode(value, None, root, MAX_DEPTH)
 
 
 def pack(parts: list[Any], tail: Tail | None = None, *, root: str = "value") -> bytes:
-    """Return the bytes of the parts of a message; their large arrays are added to `tail`.
+    """Return the bytes of the parts of a message, and add their large arrays to `tail`.
 
-    Raises EncodingError, having left `tail` as it was, if something in the parts cannot travel.
+    Raises EncodingError, leaving `tail` unchanged, if a part cannot be serialized.
     """
     return _encode(parts, tail, root, MAX_DEPTH + 1)
 
 
 def check(value: Any, *, root: str = "value") -> None:
-    """Raise EncodingError, whose `path` starts with `root`, if something in `value` cannot travel.
+    """Raise EncodingError, whose `path` starts with `root`, if `value` cannot be serialized.
 
-    Slower than packing: for saying which part of a message that failed is to blame.
+    This is slower than packing; use it to find the faulty part of a message.
     """
     for fault in find_faults(value, root)[1]:
         raise EncodingError(f"{fault.path} {fault.text}.", path=fault.path)
 
 
 def opaque(value: Any, *, root: str = "info") -> tuple[Any, list[str]]:
-    """Return a copy of `value` that can travel, and the paths where an `Opaque` now stands."""
+    """Return a copy of `value` that can be serialized, and the paths that are now `Opaque`."""
     copy, faults = find_faults(value, root)
     return copy, [fault.path for fault in faults]
 
@@ -173,13 +173,15 @@ def _read_array(data: bytes, tail: memoryview | None) -> np.ndarray[Any, Any]:
     size = math.prod(shape) * dtype.itemsize
     if type(body) is bytes:
         if len(body) != size:
-            raise DecodingError(f"An array should have {size} bytes and has {len(body)}.")
-        return take(dtype, tuple(shape), body)
+            raise DecodingError(f"An array must have {size} bytes, not {len(body)}.")
+        return copy_array(dtype, tuple(shape), body)
     if type(body) is not int or tail is None:
-        raise DecodingError("An array has neither bytes nor a place in a tail.")
+        raise DecodingError("An array has neither bytes nor an offset in a tail.")
     if body < 0 or body % ALIGNMENT or body + size > len(tail):
-        raise DecodingError(f"An array claims {size} bytes at {body} in a tail of {len(tail)}.")
-    return take(dtype, tuple(shape), tail, body)
+        raise DecodingError(
+            f"An array declares {size} bytes at offset {body} of a tail of {len(tail)} bytes."
+        )
+    return copy_array(dtype, tuple(shape), tail, body)
 
 
 def _read_scalar(data: bytes) -> Any:
@@ -192,15 +194,15 @@ def _read_scalar(data: bytes) -> Any:
         return np.bytes_(raw)
     dtype = dtype_from_text(text.decode("ascii"))
     if dtype.kind in "SU" or len(raw) != dtype.itemsize:
-        raise DecodingError("A numpy scalar has not as many bytes as its dtype.")
-    return take(dtype, (), raw)[()]
+        raise DecodingError("A NumPy scalar has the wrong number of bytes for its dtype.")
+    return copy_array(dtype, (), raw)[()]
 
 
 class _Reader:
     """Decodes one message and its extension types.
 
-    The arrays taken from the tail may together be no larger than it: many that point at the same
-    bytes would let a small message claim any amount of memory.
+    The arrays in the tail may not be larger together than the tail: if many of them pointed at the
+    same bytes, a small message could claim any amount of memory.
     """
 
     __slots__ = ("budget", "depth", "tail")
@@ -211,11 +213,11 @@ class _Reader:
         self.depth = 0
 
     def read(self, data: bytes) -> Any:
-        # unpackb bounds every length in a header by len(data), as long as no max_* is given.
+        # Without max_* arguments, unpackb limits every declared length by len(data).
         if len(data) > _SKIM_ABOVE:
             skimmer = msgpack.Unpacker(max_buffer_size=len(data), strict_map_key=False)
             skimmer.feed(data)
-            skimmer.skip()  # raises if the data end before what they claim
+            skimmer.skip()  # raises if the data are shorter than declared
         return msgpack.unpackb(data, strict_map_key=False, ext_hook=self.extension)
 
     def extension(self, code: int, data: bytes) -> Any:
@@ -226,12 +228,15 @@ class _Reader:
             if array.nbytes > len(data):  # its bytes came from the tail
                 self.budget -= array.nbytes
                 if self.budget < 0:
-                    raise DecodingError("Several arrays claim the same bytes of a tail.")
+                    raise DecodingError("Several arrays use the same bytes of a tail.")
             return array
         if code == _INT:
             return int.from_bytes(data, "little", signed=True)
         if code not in (_TUPLE, _GRAPH, _OPAQUE, _ORDERED):
-            raise DecodingError(f"The protocol has no extension type {code}.")
+            raise DecodingError(f"Unknown extension type {code}.")
+        return self._container(code, data)
+
+    def _container(self, code: int, data: bytes) -> Any:
         if self.depth > MAX_DEPTH:
             raise DecodingError(f"A value is nested deeper than {MAX_DEPTH} levels.")
         self.depth += 1
@@ -247,33 +252,35 @@ class _Reader:
                 return GraphInstance(*items)
             if code == _OPAQUE and [type(item) for item in items] == [str, str]:
                 return Opaque(*items)
-        raise DecodingError(f"Extension type {code} holds something else than it should.")
+        raise DecodingError(f"Extension type {code} has malformed contents.")
 
 
 def _decode(data: bytes | memoryview, tail: memoryview | None, depth: int) -> Any:
     data = bytes(data)
     try:
         value = _Reader(tail).read(data)
-        # 0xFF is the code of msgpack's own timestamps, which it decodes without asking.
-        fine = (len(data) <= depth and b"\xff" not in data) or travels(value, depth)
+        # 0xFF is the code of msgpack's own timestamps, which it decodes without `ext_hook`.
+        fine = (len(data) <= depth and b"\xff" not in data) or is_encodable(value, depth)
     except _MALFORMED as error:
-        raise DecodingError(f"A message holds a malformed value ({error}).") from error
+        raise DecodingError(f"A message contains a malformed value ({error}).") from error
     if not fine:
-        raise DecodingError(f"A value is nested deeper than {MAX_DEPTH} levels, or has no type.")
+        raise DecodingError(
+            f"A value is nested deeper than {MAX_DEPTH} levels, or has an unknown type."
+        )
     return value
 
 
 def decode(data: bytes | memoryview) -> Any:
-    """Return the value that `encode` made `data` of; its arrays are fresh and writable.
+    """Return the value that `encode` serialized; its arrays are fresh and writable.
 
-    Raises DecodingError, and nothing else, if the bytes are no such value.
+    Raises DecodingError, and nothing else, for malformed bytes.
     """
     return _decode(data, None, MAX_DEPTH)
 
 
 def unpack(data: bytes | memoryview, tail: memoryview | None = None) -> Any:
-    """Return the parts that `pack` made `data` and `tail` of; arrays are fresh and writable.
+    """Return the parts that `pack` serialized; their arrays are fresh and writable.
 
-    Raises DecodingError, and nothing else, if the bytes are no such parts.
+    Raises DecodingError, and nothing else, for malformed bytes.
     """
     return _decode(data, tail, MAX_DEPTH + 1)

@@ -1,14 +1,14 @@
-"""The infos of a vector of environments on the wire.
+"""Serialize the infos of a vector of environments.
 
-Gymnasium keeps in arrays of objects what has no dtype of its own: texts, None, lists, and every
-`final_obs`. Such an array travels as the list of its items, and where it stood beside it:
+Gymnasium keeps values without a dtype (texts, None, lists, every `final_obs`) in arrays of objects.
+On the wire such an array becomes the list of its items, with its place beside it:
 
-    infos                     if there is nothing else to say
-    [infos, places, casts]    else
+    infos                     without arrays of objects and casts
+    [infos, places, casts]    otherwise
 
-    places: [[path, shape], ...], where path is the list of keys that leads to the array
-    casts:  [[path, [[index, value], ...]], ...], values that were cast when they were put into an
-            array: where several sessions make one vector, the cast may have to be another one
+    places: [[path, shape], ...]; path is the list of keys that leads to the array
+    casts:  [[path, [[index, value], ...]], ...], values that were cast to the dtype of an array:
+            a vector of several sessions may need another dtype
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from gymwire.protocol.errors import DecodingError
 __all__ = ["Casts", "from_wire", "to_wire"]
 
 Casts = dict[tuple[Any, ...], list[tuple[int, Any]]]
-"""By the path of an array: the index of an environment, and its value before it was cast."""
+"""Path of an array → the index of an environment and its value before the cast, for each cast."""
 
 
 def to_wire(infos: Any, cast: Mapping[int, list[Any]] | None = None) -> Any:
-    """Return what `from_wire` makes these infos of; arrays of objects are gone from it.
+    """Return the wire form of these infos, which has no arrays of objects.
 
-    `infos` stays as it is. What is not an array of objects is passed on, not copied. `cast`: by
-    the id of an array in `infos`, [[index, value], ...].
+    It leaves `infos` unchanged and copies only what it replaces. `cast`: the id of an array in
+    `infos` → [[index, value], ...].
     """
     if type(infos) is not dict:
         return [infos, [], []]
@@ -69,7 +69,7 @@ def _without_objects(
 
 
 def from_wire(form: Any) -> tuple[Any, Casts]:
-    """Return the infos that `to_wire` made `form` of, and the casts. Raises DecodingError."""
+    """Return the infos of a wire form, and the casts. Raises DecodingError."""
     if type(form) is dict:
         return form, {}
     if type(form) is not list or [type(part) for part in form[1:]] != [list, list]:
@@ -82,12 +82,12 @@ def from_wire(form: Any) -> tuple[Any, Casts]:
         _restore(infos, *place)
     try:
         return infos, dict(map(_read_cast, casts))
-    except TypeError:  # a path with a key that no dict could have
-        raise DecodingError("A cast has no path of keys.") from None
+    except TypeError:  # an unhashable key in a path
+        raise DecodingError("The path of a cast is not a list of keys.") from None
 
 
 def _copied(infos: Any) -> Any:
-    """The same values in dicts of their own: to read the form twice must give the same twice."""
+    """Copy the dicts but not the values, so that reading a form leaves it unchanged."""
     if type(infos) is not dict:
         return infos
     return {key: _copied(value) for key, value in infos.items()}
@@ -120,11 +120,11 @@ def _restore(infos: Any, path: Any, shape: Any) -> None:
         except (KeyError, TypeError):
             items = None
     if type(items) is not list or holder is None:
-        raise DecodingError(f"There is no list of items at {path!r:.100}.")
+        raise DecodingError(f"No list of items at {path!r:.100}.")
     if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) != len(items):
         raise DecodingError(f"{len(items)} items do not make an array of shape {shape!r:.100}.")
     array = np.empty(len(items), object)
-    # One by one: numpy would make one array of a list of arrays.
+    # One by one: NumPy would make one array of a list of arrays.
     for index, item in enumerate(items):
         array[index] = item
     holder[path[-1]] = array.reshape(shape)

@@ -1,4 +1,4 @@
-"""CURVE key pairs, their files, and the identities derived from them (docs/security.md)."""
+"""CURVE key pairs, their files, and their identities (docs/security.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zmq.utils import z85
 
 from gymwire.protocol.errors import ConfigurationError
 
-_KEPT = "a key is never overwritten. Move it away, or choose another name."
+_KEPT = "keys are never overwritten. Move it away, or choose another name."
 _HEADER = "# gymwire CURVE"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _Z85 = frozenset(string.ascii_letters + string.digits + ".-:+=^!/*?&<>()[]{}@%$#")
@@ -28,21 +28,21 @@ _Z85 = frozenset(string.ascii_letters + string.digits + ".-:+=^!/*?&<>()[]{}@%$#
 
 @dataclass(frozen=True, slots=True)
 class KeyPair:
-    """A CURVE25519 key pair, z85: 40 ASCII bytes each. The secret is kept out of `repr`."""
+    """A CURVE25519 key pair, z85: 40 ASCII bytes each. `repr` omits the secret key."""
 
     public: bytes
     secret: bytes = field(repr=False)
 
 
 class Credentials(NamedTuple):
-    """What an agent connects with: its own key pair and the broker's public key, or neither."""
+    """An agent's own key pair and the broker's public key, or neither."""
 
     key: KeyPair | None = None
     broker_key: bytes | None = None
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--key` and `--broker-key`, as every agent takes them."""
+    """Add the options `--key` and `--broker-key`, which every agent has."""
     group = parser.add_argument_group("keys")
     group.add_argument(
         "--key", metavar="FILE", help="this agent's secret key (default: GYMWIRE_KEY, else none)"
@@ -57,10 +57,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def credentials(
     key: str | os.PathLike[str] | None = None, broker_key: str | os.PathLike[str] | None = None
 ) -> Credentials:
-    """Load both keys; what is None comes from GYMWIRE_KEY and GYMWIRE_BROKER_KEY, if set.
+    """Load both keys; defaults are GYMWIRE_KEY and GYMWIRE_BROKER_KEY.
 
-    `broker_key` may be a file or the key itself, z85. Raises ConfigurationError, also if there is
-    only one of the two.
+    `key`: a file. `broker_key`: a file, or the key itself as z85. Raises ConfigurationError, also
+    if only one of the two is given.
     """
     key = key or os.environ.get("GYMWIRE_KEY") or None
     broker_key = broker_key or os.environ.get("GYMWIRE_BROKER_KEY") or None
@@ -71,8 +71,8 @@ def credentials(
             else ("broker's public key (--broker-key, GYMWIRE_BROKER_KEY)")
         )
         raise ConfigurationError(
-            f"Keys work in pairs, and the {missing} is missing. `gymwire keygen NAME` "
-            f"makes a key; the broker's operator hands out the broker's .pub file."
+            f"Keys work in pairs, and the {missing} is missing. `gymwire keygen NAME` creates a "
+            f"key; the broker's operator has the broker's .pub file."
         )
     if key is None or broker_key is None:
         return Credentials()
@@ -81,25 +81,25 @@ def credentials(
 
 @lru_cache(maxsize=4096)
 def identity(public: bytes) -> str:
-    """The identity of a public key (z85): 16 characters, base32 of 80 bits of its SHA-256."""
+    """Return the identity of a public key (z85): 16 characters, base32 of 80 bits of SHA-256."""
     return base64.b32encode(hashlib.sha256(public).digest()[:10]).decode("ascii").lower()
 
 
 def generate(name: str, folder: Path) -> tuple[Path, Path]:
-    """Write `name.key` (secret, mode 0600) and `name.pub`; returns both paths.
+    """Write a new key pair to `name.key` (secret, mode 0600) and `name.pub`; return both paths.
 
-    Raises ConfigurationError if either exists: a key is never overwritten.
+    Raises ConfigurationError if either file exists.
     """
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
-            f"{name[:100]!r} is no name for a key: use letters, digits and . _ - only, and --dir "
-            f"for the folder."
+            f"{name[:100]!r} is not a valid name for a key. Use only letters, digits and . _ - "
+            f"and give the folder with --dir."
         )
     public, secret = zmq.curve_keypair()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"Cannot make the folder {folder}: {error.strerror}.") from None
+        raise ConfigurationError(f"Cannot create the folder {folder}: {error.strerror}.") from None
     secret_path, public_path = folder / f"{name}.key", folder / f"{name}.pub"
     lines = f"public {public.decode()}\n"
     pair = f"{_HEADER} key pair: keep it secret\n{lines}secret {secret.decode()}\n"
@@ -124,36 +124,38 @@ def _write_new(path: Path, text: str, mode: int) -> None:
     try:
         with os.fdopen(descriptor, "w") as file:
             file.write(text)
-    except OSError as error:  # a full disk: half a key would stand in the way of the next try
+    except OSError as error:  # a full disk: half a key would block the next attempt
         path.unlink()
         raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
 
 
 def load(path: Path) -> KeyPair:
-    """Read a key pair. Raises ConfigurationError if others can read it, or it is not one."""
+    """Read a key pair. Raises ConfigurationError if it is malformed, or if others can read it."""
     fields = _read(path)
     if "secret" not in fields or "public" not in fields:
         raise ConfigurationError(
-            f"{path} holds no secret key. Give the .key file that `gymwire keygen` made."
+            f"{path} does not contain a secret key. Give the .key file of `gymwire keygen`."
         )
     if os.name == "posix" and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         raise ConfigurationError(
-            f"{path} can be read by others, so it may be no secret any more: run `chmod 600 "
-            f"{path}`, or make a new key if others may have read it."
+            f"Others can read {path}, so it may have been exposed. Run `chmod 600 {path}`, or "
+            f"create a new key if others may have read it."
         )
     public, secret = fields["public"], fields["secret"]
     if zmq.curve_public(secret) != public:
-        raise ConfigurationError(f"{path} is damaged: its public key is not that of its secret.")
+        raise ConfigurationError(f"{path} is damaged: its public and secret keys do not match.")
     return KeyPair(public, secret)
 
 
 def load_public(value: str) -> bytes:
-    """A public key, given as z85 text or as a file made by keygen. Raises ConfigurationError."""
+    """Return a public key, given as z85 text or as a file. Raises ConfigurationError."""
     if is_public_key(value):
         return value.encode("ascii")
     fields = _read(Path(value))
     if "public" not in fields:
-        raise ConfigurationError(f"{value} holds no public key. Give the broker's .pub file.")
+        raise ConfigurationError(
+            f"{value} does not contain a public key. Give the broker's .pub file."
+        )
     return fields["public"]
 
 
@@ -163,7 +165,7 @@ def _read(path: Path) -> dict[str, bytes]:
     except FileNotFoundError:
         raise ConfigurationError(f"There is no key file at {path}.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigurationError(f"{path} cannot be read as a key file: {error}.") from None
+        raise ConfigurationError(f"Cannot read {path} as a key file: {error}.") from None
     fields = {}
     for line in text.splitlines():
         word, _, value = line.partition(" ")
@@ -175,11 +177,11 @@ def _read(path: Path) -> dict[str, bytes]:
 
 
 def is_public_key(value: str) -> bool:
-    """Whether this text can be a key: 40 characters of z85."""
+    """Return whether this text is a key: 40 characters of z85."""
     if len(value) != 40 or not set(value) <= _Z85:
         return False
     try:
         z85.decode(value)
-    except struct.error:  # five characters that stand for more than 32 bits
+    except struct.error:  # five characters that encode more than 32 bits
         return False
     return True

@@ -1,10 +1,11 @@
-"""Sessions that are signed end to end, for learners that pin an agent (docs/security.md).
+"""Signed sessions, for learners that pin an env agent (docs/security.md).
 
-CURVE protects each connection; between its two the broker sees and could change everything. Who
-opens `address@identity` sends a fresh X25519 key along (`Open.challenge`); the agent answers with
-its public key (`Opened.key`), and both derive, from that and the agent's own CURVE key, two keys
-that nobody else can know. From OPENED on, each frame ends with a 16-byte BLAKE2b tag over the whole
-frame, header included. That proves the agent, and that nothing was changed; it hides nothing.
+CURVE protects each connection, but the broker between two connections sees everything and could
+change it. A learner that opens the pinned address `address@identity` sends a fresh X25519 key
+(`Open.challenge`), and the env agent answers with its public key (`Opened.key`). From both and the
+env agent's own CURVE key, the two sides derive two keys that nobody else can know. From OPENED on,
+each frame ends with a 16-byte BLAKE2b tag over the whole frame including the header. The tag proves
+the sender and the content; it hides nothing.
 """
 
 from __future__ import annotations
@@ -29,29 +30,32 @@ TAG_SIZE = 16
 
 
 class Signer(NamedTuple):
-    """The keys of one session at one of its ends."""
+    """Signs and verifies the frames of one session, on one side.
+
+    `mine`, `theirs`: the keys of this and of the other side, 32 bytes each.
+    """
 
     mine: bytes
     theirs: bytes
 
     def sign(self, frame: Frame) -> Frame:
-        """The frame with its tag. The same frame gets the same tag."""
+        """Return the frame with its tag. The same frame gets the same tag."""
         return frame + _tag(frame, self.mine)
 
     def verify(self, data: bytes | bytearray | memoryview) -> memoryview:
-        """The frame without its tag. Raises DecodingError if the tag is not the other end's."""
+        """Return the frame without its tag. Raises DecodingError if the tag is wrong."""
         view = memoryview(data)
         frame, tag = view[:-TAG_SIZE], view[-TAG_SIZE:]
         if not hmac.compare_digest(_tag(frame, self.theirs), tag):
             raise DecodingError(
-                "A frame of a signed session has not the tag of the pinned agent: something "
-                "between the two changed it or made it up."
+                "A frame of a signed session has a wrong tag: something between the learner and "
+                "the pinned env agent changed or invented it."
             )
         return frame
 
 
 class Challenge:
-    """The learner's half: a key pair for one OPEN."""
+    """The learner's half of the key agreement: a key pair for one OPEN."""
 
     def __init__(self) -> None:
         from cryptography.hazmat.primitives.asymmetric import x25519
@@ -62,13 +66,14 @@ class Challenge:
     def signer(
         self, pin: str, key: bytes, nonce: bytes, sid: int, opened: bytes | memoryview
     ) -> Signer:
-        """The session's keys, after `opened`, the frame of OPENED, has proved its sender.
+        """Return the session's signer, after checking the sender of OPENED.
 
-        `key`: the public key that it names. Raises Denied if this is not the pinned agent.
+        `key`: the public key in OPENED. `opened`: its frame. Raises Denied if the sender is not the
+        pinned env agent.
         """
         text = (
-            f"The broker led to another agent than the pinned {pin}, or to one that cannot prove "
-            f"itself: no session was opened."
+            f"No session was opened: the broker chose an env agent that is not the pinned {pin}, "
+            f"or that cannot prove its identity."
         )
         if not is_public_key(key.decode("ascii", "replace")) or identity(key) != pin:
             raise Denied(text)
@@ -85,7 +90,7 @@ class Challenge:
 
 
 def answer_challenge(pair: KeyPair, challenge: bytes, nonce: bytes, sid: int) -> Signer | None:
-    """The agent's half: the session's keys, or None for a challenge that is none."""
+    """Return the session's signer for the env agent; None for an invalid challenge."""
     from cryptography.hazmat.primitives.asymmetric import x25519
 
     private = x25519.X25519PrivateKey.from_private_bytes(z85.decode(pair.secret))
@@ -106,7 +111,7 @@ def _agree(private: X25519PrivateKey, public: bytes) -> bytes | None:
 
 
 def _derive(shared: bytes, challenge: bytes, key: bytes, nonce: bytes, sid: int) -> list[bytes]:
-    """The keys for frames of the learner and of the agent."""
+    """Return the keys for the frames of the learner and of the env agent."""
     about = challenge + key + nonce + sid.to_bytes(8, "little")
     return [
         hashlib.blake2b(about, key=shared, digest_size=32, person=role).digest()
@@ -119,7 +124,7 @@ def _tag(frame: Frame | memoryview, key: bytes) -> bytes:
 
 
 class SignedCodec(Codec):
-    """A session's codec that adds and checks the tags."""
+    """The codec of a signed session, which adds and verifies the tags."""
 
     def __init__(
         self,
@@ -134,13 +139,14 @@ class SignedCodec(Codec):
         self._signer = signer
 
     def encode(self, message: Message, sid: int = 0, seq: int = 0) -> Frame:
-        """One message as one frame, its tag at the end."""
+        """Return a message as a frame with its tag."""
         return self._signer.sign(super().encode(message, sid, seq))
 
     def decode(self, data: bytes | bytearray | memoryview, header: Header | None = None) -> Message:
-        """The message of a frame, whose tag must be right.
+        """Return the message of a frame after verifying its tag.
 
-        An ERROR may come without: brokers refuse, too. It ends a request and never answers one.
+        An ERROR may have no tag, since brokers also refuse requests. It ends a request and never
+        passes for its result.
         """
         try:
             return super().decode(self._signer.verify(data), header)

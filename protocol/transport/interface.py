@@ -76,7 +76,7 @@ class Transport(Waitable, Protocol):
 
     @property
     def handshake_hint(self) -> str:
-        """Why the other side may be closing each handshake, as `LinkEvent.denied`; "" if unknown."""
+        """Why the other side may be closing each handshake, as `LinkEvent.denied`; else ""."""
 
     def send(self, frame: Frame, wait: bool = False) -> bool:
         """Send one frame: now, or with `wait` within a tick.

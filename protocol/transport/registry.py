@@ -151,7 +151,7 @@ def usable(urls: Sequence[str], *, same_host: bool, keyed: bool) -> list[str]:
 
 
 def local_url(path: str, *, keyed: bool) -> str | None:
-    """Return the fastest URL for listening at this path, for this host alone; None: there is none."""
+    """Return the fastest URL to listen at this path for this host; None if there is none."""
     for name, scheme in SCHEMES.items():
         if scheme.same_host and scheme.can_listen and (scheme.proves_keys or not keyed):
             return f"{name}://{path}"

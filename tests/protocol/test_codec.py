@@ -182,7 +182,7 @@ def test_a_value_that_does_not_fit_its_space_travels_all_the_same(misfit: Any) -
 
 
 def test_the_compact_form_without_the_space_is_refused() -> None:
-    with pytest.raises(DecodingError, match="has no space here"):
+    with pytest.raises(DecodingError, match="its space is unknown"):
         PLAIN.decode(compiled().encode(Act(np.int64(1))))
 
 

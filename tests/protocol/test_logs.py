@@ -16,7 +16,7 @@ warnings.warn("\x1b[33mWARN: CartPole-v0 is out of date.\x1b[0m", DeprecationWar
 
 
 def logged(form: str) -> str:
-    """Standard error of a program that a library warns."""
+    """Standard error of a program that library warning."""
     done = subprocess.run(
         [sys.executable, "-c", WARNS, form],
         capture_output=True,
@@ -36,7 +36,7 @@ def test_a_warning_of_a_library_is_a_log_line() -> None:
 
 def test_a_warning_of_a_library_is_one_line_without_colours_and_places_in_code() -> None:
     (line,) = logged("lines").splitlines()
-    assert "[warning] a library warns" in line
+    assert "[warning] library warning" in line
     assert "CartPole-v0 is out of date." in line
     assert ".py" not in line
     assert "\x1b" not in line

@@ -1,7 +1,7 @@
 """Peers of release 0.1.0 and of this one understand each other (docs/protocol.md §3.11).
 
-tests/golden/release-0.1.0.txt keeps frames that the code of 0.1.0 made: every kind of message, and a
-step with time stamps. It never changes.
+tests/golden/release-0.1.0.txt keeps frames that the code of 0.1.0 encoded: every kind of message,
+and a step with time stamps. It never changes.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def test_an_act_with_any_byte_changed_is_read_as_the_long_way_reads_it() -> None
 
 
 def test_the_common_form_needs_no_space_to_be_refused_elsewhere() -> None:
-    with pytest.raises(ProtocolError, match="has no space here"):
+    with pytest.raises(ProtocolError, match="its space is unknown"):
         PLAIN.decode(bytes(percept()))
 
 
