@@ -14,10 +14,11 @@ from functools import partial
 
 import structlog
 
-from gymwire.env_agent.host import Host, Service
-from gymwire.env_agent.loop import Loop
-from gymwire.env_agent.progress_reporter import Pulse
-from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Paths
+from gymwire.env_agent.environments import Service
+from gymwire.env_agent.loop import ServingLoop
+from gymwire.env_agent.progress_reporter import ProgressReporter
+from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import Offer
 from gymwire.protocol.security.keys import KeyPair
@@ -55,11 +56,11 @@ class Agent:
         count = min(most, threads or MAX_THREADS)
         self._direct = direct
         self._loops = [
-            Loop(
+            ServingLoop(
                 partial(self._make_paths, index),
-                Host(services, key),
+                SessionHost(services, key),
                 self._token,
-                tells=index == 0,
+                logs_broker_state=index == 0,
             )
             for index in range(count)
         ]
@@ -79,7 +80,7 @@ class Agent:
             threading.Thread(target=self._run_loop, args=(i, offers), name=f"loop-{i}", daemon=True)
             for i in range(1, len(self._loops))
         ]
-        pulse = Pulse(self._make_dealer, self._loops, self._token)
+        pulse = ProgressReporter(self._make_dealer, self._loops, self._token)
         presence = self._make_presence(self._token)
         holding = threading.Thread(target=presence.hold, name="presence", daemon=True)
         for thread in (*threads, pulse, holding):
@@ -99,11 +100,11 @@ class Agent:
         if self._failed is not None:
             raise self._failed
 
-    def _make_paths(self, index: int) -> Paths:
+    def _make_paths(self, index: int) -> Transports:
         """Dial the broker and listen for direct connections."""
         dealer = Link(self._make_dealer(), eager=True)
         if self._direct is None:
-            return Paths(dealer, None)
+            return Transports(dealer, None)
         try:
             endpoint = DirectEndpoint(self._direct, index, dealer.url)
         except ConfigurationError as error:
@@ -116,9 +117,9 @@ class Agent:
             else:
                 self._log.warning("a thread takes no direct sessions", why=str(error))
             endpoint = None
-        return Paths(dealer, endpoint)
+        return Transports(dealer, endpoint)
 
-    def _describe(self, host: Host) -> list[Offer]:
+    def _describe(self, host: SessionHost) -> list[Offer]:
         offers = []
         for service in self._services:
             try:

@@ -11,9 +11,9 @@ from typing import Any
 
 import structlog
 
-from gymwire.env_agent.host import MAX_MESSAGE, Host, Slot
-from gymwire.env_agent.transports import RELAY, Arrived, Paths
-from gymwire.env_agent.watch import Watch
+from gymwire.env_agent.busy_tracker import BusyTracker
+from gymwire.env_agent.sessions import MAX_MESSAGE, SessionHost, Slot
+from gymwire.env_agent.transports import RELAY, Arrived, Transports
 from gymwire.protocol import codec, stamps
 from gymwire.protocol.codec import PLAIN, TIMED, Frame, Header, Pieces
 from gymwire.protocol.errors import AddressTaken, BrokerUnreachable, Denied, ProtocolError, Refused
@@ -47,24 +47,29 @@ AWAY_S = 300.0  # sessions end when the broker has been away for so long
 SILENT_S = 3.0  # a broker that is waited for is missed aloud after so long
 
 
-InStep = tuple[int, int, float]
+CurrentRequest = tuple[int, int, float]
 """The request that a loop is executing: sid, seq, and since when (monotonic seconds)."""
 
 
-class Loop:
+class ServingLoop:
     """Serves the offers over one connection. Made, run and stopped in one thread.
 
-    `in_step` may be read from other threads; `stop` and `drain` may be set from them. Of the loops
-    of an agent, one with `tells` logs what becomes of the broker: all of them would see the same.
+    `current_request` may be read from other threads; `stop` and `drain` may be set from them. Of the loops
+    of an agent, one with `logs_broker_state` logs what becomes of the broker: all of them would see the same.
     """
 
     def __init__(
-        self, make_paths: Callable[[], Paths], host: Host, agent: bytes, *, tells: bool = True
+        self,
+        make_transports: Callable[[], Transports],
+        host: SessionHost,
+        agent: bytes,
+        *,
+        logs_broker_state: bool = True,
     ) -> None:
-        self._make_paths = make_paths
+        self._make_paths = make_transports
         self.host = host
         self._agent = agent
-        self._tells = tells
+        self._tells = logs_broker_state
         self._offers: Sequence[Offer] = ()
         self._log = structlog.get_logger()
         self._welcomed = False
@@ -76,8 +81,8 @@ class Loop:
         self._ping_at = 0.0
         self._opened_at: dict[int, float] = {}
         self._loose: Slot | None = None  # whose last reply lies with its environment still
-        self._watch = Watch(lambda: time.monotonic_ns())
-        self.in_step: InStep | None = None
+        self._watch = BusyTracker(lambda: time.monotonic_ns())
+        self.current_request: CurrentRequest | None = None
         self.stop = threading.Event()
         self.drain = threading.Event()
 
@@ -175,14 +180,14 @@ class Loop:
             ):
                 seq = int.from_bytes(data[16:24], "little")
                 slot.heard = now
-                self.in_step = (slot.session.sid, seq, now)
+                self.current_request = (slot.session.sid, seq, now)
                 reply: Frame | Pieces | None
                 if data[3] & TIMED:
                     reply = self._timed(slot, seq, data)
                     receive = self._receive_watched
                 else:
                     reply = host.step(slot, seq, data)
-                self.in_step = None
+                self.current_request = None
                 if reply is not None:
                     if isinstance(reply, Pieces):
                         self._send_pieces(slot, way, reply)
@@ -204,9 +209,9 @@ class Loop:
                 self._log.warning("refused a frame", error=str(error))
                 self._refuse_frame(way, data, error)
                 continue
-            self.in_step = (header.sid, header.seq, now)
+            self.current_request = (header.sid, header.seq, now)
             answer = host.handle(slot, header, data)
-            self.in_step = None
+            self.current_request = None
             if isinstance(answer, Pieces):
                 self._send_pieces(slot, way, answer)
             elif answer is not None:
@@ -347,13 +352,13 @@ class Loop:
 
     def _open(self, header: Header, wish: Open) -> None:
         known = header.sid in self.host.slots
-        self.in_step = (header.sid, header.seq, time.monotonic())
+        self.current_request = (header.sid, header.seq, time.monotonic())
         direct = self._paths.direct
         offer = direct.offer if direct is not None and wish.direct else None
         if direct is not None and wish.direct:
             direct.expect(header.sid, wish.learner)
         frame = self.host.open(header.sid, header.seq, wish, offer)
-        self.in_step = None
+        self.current_request = None
         if header.sid in self.host.slots:
             if not known:
                 self._opened_at[header.sid] = time.monotonic()

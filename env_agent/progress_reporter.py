@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from gymwire.env_agent.loop import Loop, hello
+from gymwire.env_agent.loop import ServingLoop, hello
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import GymwireError
@@ -21,11 +21,11 @@ EVERY_S = 1.0
 SLOW_S = 1.0  # a request that lasts longer is reported
 
 
-class Pulse(threading.Thread):
+class ProgressReporter(threading.Thread):
     """Reports the long requests of these loops until `stop` is called."""
 
     def __init__(
-        self, make_dealer: Callable[[], Dealer], loops: Sequence[Loop], agent: bytes
+        self, make_dealer: Callable[[], Dealer], loops: Sequence[ServingLoop], agent: bytes
     ) -> None:
         super().__init__(name="pulse", daemon=True)
         self._make_dealer = make_dealer
@@ -62,10 +62,10 @@ class Pulse(threading.Thread):
 
     def _report(self, dealer: Dealer, now: float) -> None:
         for loop in self._loops:
-            in_step = loop.in_step  # once: the loop goes on meanwhile
-            if in_step is None:
+            current_request = loop.current_request  # once: the loop goes on meanwhile
+            if current_request is None:
                 continue
-            sid, seq, since = in_step
+            sid, seq, since = current_request
             if now - since >= SLOW_S:
                 dealer.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))
 

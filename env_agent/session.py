@@ -32,7 +32,7 @@ class Session:
         self.address = address
         self.learner = learner
         self.state = dialogue.State.READY
-        self.last = 0  # the number of the last request that was executed
+        self.last_seq = 0  # the number of the last request that was executed
         self.steps = 0
         self.answer: Frame | Pieces = b""
         self.refusal: Frame = b""
@@ -41,7 +41,7 @@ class Session:
 
     def stepped(self, seq: int, request: Frame | memoryview, frame: Frame | Pieces) -> None:
         """The ACT that was next was answered with this frame: a PERCEPT."""
-        self.last, self._request, self.answer = seq, request, frame
+        self.last_seq, self._request, self.answer = seq, request, frame
         self.steps += 1
 
     def settle(self) -> None:
@@ -51,7 +51,7 @@ class Session:
 
     def judge(self, kind: Kind, seq: int, data: Frame | memoryview) -> Verdict:
         """Decide about a request. EXECUTE must be followed by `executed`."""
-        if seq == self.last + 1:
+        if seq == self.last_seq + 1:
             try:
                 dialogue.check_request(self.state, kind)
             except MoveError as error:
@@ -60,7 +60,7 @@ class Session:
             # Who asks for this has had that; and it may lie in memory of the environment's.
             self.answer = b""
             return Verdict.EXECUTE
-        if seq == self.last:
+        if seq == self.last_seq:
             if data != self._request:
                 return self._refuse(
                     seq,
@@ -69,19 +69,19 @@ class Session:
                     f"request must be the same to the byte.",
                 )
             return Verdict.REPEAT
-        if seq < self.last:
+        if seq < self.last_seq:
             return Verdict.DROP
         return self._refuse(
             seq,
             Code.EXPECTED,
-            f"Request {seq} came, but {self.last + 1} is next.",
-            expected=self.last + 1,
+            f"Request {seq} came, but {self.last_seq + 1} is next.",
+            expected=self.last_seq + 1,
         )
 
     def executed(self, reply: Kind, frame: Frame) -> None:
         """The request that `judge` let through was answered with this frame."""
         assert self._executing is not None
-        kind, self.last, self._request = self._executing
+        kind, self.last_seq, self._request = self._executing
         self._executing = None
         self.state = dialogue.after(self.state, kind, reply)
         self.steps += kind is Kind.ACT

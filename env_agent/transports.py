@@ -178,7 +178,7 @@ class DirectEndpoint:
         self._folder.remove()
 
 
-class Paths:
+class Transports:
     """Receives from both ways and sends on either."""
 
     def __init__(self, dealer: Link, direct: DirectEndpoint | None) -> None:

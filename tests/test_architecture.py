@@ -20,7 +20,7 @@ PURE = [
     "broker/recovery.py", "broker/peers.py", "broker/sessions.py", "broker/session_messages.py",
     "broker/offers.py", "broker/directory.py", "broker/auth.py", "broker/quotas.py",
     "broker/rate_limit.py", "broker/refusals.py",
-    "env_agent/session.py", "env_agent/watch.py", "learner_agent/client/timings.py",
+    "env_agent/session.py", "env_agent/busy_tracker.py", "learner_agent/client/timings.py",
     "learner_agent/client/requests.py", "learner_agent/client/exchange.py",
     "learner_agent/client/failures.py",
     "learner_agent/training/price_bandits.py",

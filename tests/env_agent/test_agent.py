@@ -11,16 +11,18 @@ import structlog
 
 from gymwire.env_agent import agent
 from gymwire.env_agent.config import service
-from gymwire.env_agent.host import Host
+from gymwire.env_agent.sessions import SessionHost
 from gymwire.protocol.messages import Offer
 
 
-class Loop:
+class ServingLoop:
     """A serving loop that has reached the broker when `may_connect` is set."""
 
-    made: list[Loop]
+    made: list[ServingLoop]
 
-    def __init__(self, make_paths: object, host: Host, token: bytes, *, tells: bool) -> None:
+    def __init__(
+        self, make_transports: object, host: SessionHost, token: bytes, *, logs_broker_state: bool
+    ) -> None:
         self.host = host
         self.stop, self.may_connect = threading.Event(), threading.Event()
         self.runs = threading.Event()
@@ -42,8 +44,10 @@ class Presence:
         pass
 
 
-class Pulse(threading.Thread):
-    def __init__(self, make_dealer: Callable[[], Any], loops: Sequence[Loop], token: bytes) -> None:
+class ProgressReporter(threading.Thread):
+    def __init__(
+        self, make_dealer: Callable[[], Any], loops: Sequence[ServingLoop], token: bytes
+    ) -> None:
         super().__init__()
 
     def stop(self) -> None:
@@ -51,16 +55,16 @@ class Pulse(threading.Thread):
 
 
 def test_an_offer_is_told_when_all_its_slots_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    Loop.made = []
-    monkeypatch.setattr(agent, "Loop", Loop)
-    monkeypatch.setattr(agent, "Pulse", Pulse)
+    ServingLoop.made = []
+    monkeypatch.setattr(agent, "ServingLoop", ServingLoop)
+    monkeypatch.setattr(agent, "ProgressReporter", ProgressReporter)
     told: list[dict[str, Any]] = []
     monkeypatch.setattr(structlog, "get_logger", lambda: Log(told))
     services = [service(address="cartpole", env="CartPole-v1", max_sessions=3)]
     made = agent.Agent(services, cast(Any, None), lambda _token: cast(Any, Presence()))
     running = threading.Thread(target=made.run)
     running.start()
-    for loop in Loop.made:
+    for loop in ServingLoop.made:
         assert told == []
         loop.may_connect.set()
         assert loop.runs.wait(60.0)

@@ -38,7 +38,7 @@ def refusal(session: Session) -> Error:
 
 def test_the_next_request_is_executed(stepped: Session) -> None:
     assert stepped.judge(Kind.ACT, 3, ACT) is Verdict.EXECUTE
-    assert (stepped.last, stepped.state, stepped.steps) == (2, State.EPISODE, 1)
+    assert (stepped.last_seq, stepped.state, stepped.steps) == (2, State.EPISODE, 1)
 
 
 def test_the_last_request_again_gets_its_reply_again(stepped: Session) -> None:
@@ -63,7 +63,7 @@ def test_a_skipped_number_is_refused_naming_the_expected_one(stepped: Session, s
     assert stepped.judge(Kind.ACT, seq, ACT) is Verdict.REFUSE
     error = refusal(stepped)
     assert (error.code, error.details) == (Code.EXPECTED, {"expected": 3})
-    assert stepped.last == 2
+    assert stepped.last_seq == 2
 
 
 def test_an_illegal_request_is_refused_and_takes_no_number(session: Session) -> None:
@@ -74,7 +74,7 @@ def test_an_illegal_request_is_refused_and_takes_no_number(session: Session) -> 
 
 def test_an_error_is_a_reply_and_takes_a_number(session: Session) -> None:
     execute(session, Kind.RESET, 1, RESET, Kind.ERROR, b"error")
-    assert (session.state, session.last) == (State.READY, 1)
+    assert (session.state, session.last_seq) == (State.READY, 1)
     assert session.judge(Kind.RESET, 1, RESET) is Verdict.REPEAT
     assert session.answer == b"error"
 

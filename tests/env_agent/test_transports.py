@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from gymwire.env_agent.session import Session
-from gymwire.env_agent.transports import RELAY, Arrived, DirectEndpoint, DirectSettings, Paths
+from gymwire.env_agent.transports import RELAY, Arrived, DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Act
 from gymwire.protocol.transport.broker_link import Link
@@ -28,10 +28,12 @@ def broker() -> Iterator[Router]:
 
 
 @pytest.fixture
-def paths(broker: Router) -> Iterator[Paths]:
+def paths(broker: Router) -> Iterator[Transports]:
     """Those of a loop whose only session has come directly."""
     url = broker.urls[0]
-    made = Paths(Link(Dealer(url)), DirectEndpoint(DirectSettings("tcp://127.0.0.1:*"), 0, url))
+    made = Transports(
+        Link(Dealer(url)), DirectEndpoint(DirectSettings("tcp://127.0.0.1:*"), 0, url)
+    )
     assert made.direct is not None
     session = Session(SID, b"n" * 16, "cartpole", "")
     assert made.direct.attach(session, session.nonce, b"\x01its learner", None)
@@ -39,14 +41,14 @@ def paths(broker: Router) -> Iterator[Paths]:
     made.close()
 
 
-def relay(broker: Router, paths: Paths) -> None:
+def relay(broker: Router, paths: Transports) -> None:
     """The broker passes a request of the session on."""
     assert any(paths.dealer.send(b"x", wait=True) for _ in range(ATTEMPTS))
     received = next(filter(None, (broker.receive() for _ in range(ATTEMPTS))))
     broker.send(received[0], REQUEST)
 
 
-def arrived(paths: Paths) -> Arrived:
+def arrived(paths: Transports) -> Arrived:
     for _ in range(ATTEMPTS):
         found = paths.receive(1)
         if found is not None:
@@ -55,7 +57,7 @@ def arrived(paths: Paths) -> Arrived:
 
 
 def test_a_session_that_has_fallen_back_is_not_kept_waiting_for_the_direct_way(
-    broker: Router, paths: Paths, monkeypatch: pytest.MonkeyPatch
+    broker: Router, paths: Transports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     relay(broker, paths)
     assert arrived(paths) == (RELAY, None, REQUEST)
@@ -67,9 +69,9 @@ def test_a_session_that_has_fallen_back_is_not_kept_waiting_for_the_direct_way(
         assert arrived(paths) == (RELAY, None, REQUEST)
 
 
-def within_host(url: str) -> Paths:
+def within_host(url: str) -> Transports:
     """Those of a loop to which learners of its host may come directly, and none has."""
-    return Paths(Link(Dealer(url)), DirectEndpoint(DirectSettings(None), 0, url))
+    return Transports(Link(Dealer(url)), DirectEndpoint(DirectSettings(None), 0, url))
 
 
 def test_who_was_told_of_the_direct_way_is_not_kept_waiting_there(

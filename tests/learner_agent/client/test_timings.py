@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from gymwire import ProxyEnv
+from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
-from gymwire.env_agent.host import Service
 from gymwire.learner_agent.client.connection import Channel
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import stamps

@@ -7,7 +7,7 @@ from collections.abc import Callable
 KEEP = 1000  # reads for which the loop is watched after a request for time stamps
 
 
-class Watch:
+class BusyTracker:
     """The reads of one loop. `clock`: nanoseconds, monotonic."""
 
     def __init__(self, clock: Callable[[], int]) -> None:

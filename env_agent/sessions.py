@@ -9,7 +9,7 @@ import hashlib
 import os
 import socket as hostsocket
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
@@ -18,7 +18,8 @@ from typing import Any, assert_never
 import structlog
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 
-from gymwire.env_agent.factory import Env, Factory, Vector
+from gymwire.env_agent.environments import Service
+from gymwire.env_agent.factory import Env, Vector
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.session import Session, Verdict
 from gymwire.protocol import generators, spaces, values, vector_infos
@@ -65,17 +66,6 @@ MAX_MESSAGE = 64 * 1024 * 1024
 MAX_TRACEBACK = 20_000  # characters
 
 
-@dataclass(frozen=True)
-class Service:
-    """One environment under one address, as the operator asked for it."""
-
-    address: str
-    factory: Factory
-    max_sessions: int = 8
-    attributes: Sequence[str] = ()
-    strict_infos: bool = False
-
-
 @dataclass(slots=True)
 class Slot:
     """A live session with its environment."""
@@ -91,7 +81,7 @@ class Slot:
     replied: int = 0  # when a reply with time stamps was made last (monotonic nanoseconds)
 
 
-class Host:
+class SessionHost:
     """The environments of one serving loop."""
 
     def __init__(self, services: Iterable[Service], key: KeyPair | None = None) -> None:
@@ -277,7 +267,7 @@ class Host:
         """
         session = slot.session
         steps = slot.steps
-        if steps is None or seq != session.last + 1 or session.state is not State.EPISODE:
+        if steps is None or seq != session.last_seq + 1 or session.state is not State.EPISODE:
             return None
         action = steps.decode_act(data)
         if action is MISFIT:

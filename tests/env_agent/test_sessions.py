@@ -12,8 +12,9 @@ import structlog.testing
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
-from gymwire.env_agent.host import Host, Service
+from gymwire.env_agent.sessions import SessionHost
 from gymwire.protocol import spaces
 from gymwire.protocol.codec import PLAIN, Codec, read_header
 from gymwire.protocol.messages import (
@@ -98,7 +99,7 @@ class Odd(gymnasium.Env[Any, Any]):
 class Client:
     """Numbers requests and reads replies."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: SessionHost) -> None:
         self.host = host
         self.seq = 0
         self.codec = Codec(spaces.compile(Odd.observation_space), spaces.compile(Odd.action_space))
@@ -121,8 +122,8 @@ class Client:
         return reply
 
 
-def make_host(**options: Any) -> Host:
-    return Host(
+def make_host(**options: Any) -> SessionHost:
+    return SessionHost(
         [Service("odd", Factory("odd:Odd", Odd), attributes=("shown", "double"), **options)]
     )
 
@@ -222,7 +223,7 @@ def test_infos_of_a_vector_that_are_no_dict_are_the_environments_fault(
     infos: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OddVector, "infos", infos)
-    host = Host([Service("odd", Factory("odd:OddVector", OddVector))])
+    host = SessionHost([Service("odd", Factory("odd:OddVector", OddVector))])
     host.open(SID, 1, Open("odd", b"n" * 16, num_envs=2, autoreset_mode="NextStep"), None)
     slot, requests = host.slots[SID], list[Message]([Reset(), Act([1, 1])])
     for seq, request in enumerate(requests, 1):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gymwire.env_agent.watch import KEEP, Watch
+from gymwire.env_agent.busy_tracker import KEEP, BusyTracker
 
 
 class Clock:
@@ -20,22 +20,24 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def watch(clock: Clock) -> Watch:
+def watch(clock: Clock) -> BusyTracker:
     """One that was asked for stamps at 1000."""
-    made = Watch(clock)
+    made = BusyTracker(clock)
     made.asked()
     return made
 
 
 def test_nobody_is_watched_before_somebody_asks(clock: Clock) -> None:
-    assert not Watch(clock).is_on()
+    assert not BusyTracker(clock).is_on()
 
 
 def test_the_first_request_passes_for_one_that_was_waited_for(clock: Clock) -> None:
-    assert Watch(clock).asked() == (1000, 1000)
+    assert BusyTracker(clock).asked() == (1000, 1000)
 
 
-def test_a_request_that_was_waited_for_found_nothing_before_it(watch: Watch, clock: Clock) -> None:
+def test_a_request_that_was_waited_for_found_nothing_before_it(
+    watch: BusyTracker, clock: Clock
+) -> None:
     clock.now = 2000
     watch.read(waited=True)
     clock.now = 2500  # what is asked for is when it was read
@@ -43,21 +45,23 @@ def test_a_request_that_was_waited_for_found_nothing_before_it(watch: Watch, clo
 
 
 def test_a_request_behind_others_was_behind_all_since_the_last_rest(
-    watch: Watch, clock: Clock
+    watch: BusyTracker, clock: Clock
 ) -> None:
     for clock.now, waited in ((2000, True), (3000, False), (4000, False)):
         watch.read(waited)
     assert watch.asked() == (2000, 4000)
 
 
-def test_the_watch_ends_when_nobody_has_asked_for_a_while(watch: Watch, clock: Clock) -> None:
+def test_the_watch_ends_when_nobody_has_asked_for_a_while(watch: BusyTracker, clock: Clock) -> None:
     for _ in range(KEEP):
         assert watch.is_on()
         watch.read(waited=True)
     assert not watch.is_on()
 
 
-def test_what_was_read_before_the_watch_ended_is_forgotten(watch: Watch, clock: Clock) -> None:
+def test_what_was_read_before_the_watch_ended_is_forgotten(
+    watch: BusyTracker, clock: Clock
+) -> None:
     for _ in range(KEEP):
         watch.read(waited=True)
     clock.now = 5000
