@@ -1,7 +1,8 @@
-"""The pulse: a thread with its own connection that says since when a loop has been in its step.
+"""The progress connection: reports which requests of the loops take long.
 
-It needs the interpreter only for a moment each second; where an environment does not even leave it
-that, libzmq's own heartbeats still say that the process is there.
+It runs in a thread of its own, and needs the interpreter only briefly each second. If an
+environment does not release the interpreter at all, the liveness connection still shows that the
+process is alive.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from gymwire.env_agent.loop import ServingLoop, hello
+from gymwire.env_agent.loop import ServingLoop
+from gymwire.env_agent.registration import hello
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import GymwireError
@@ -18,7 +20,7 @@ from gymwire.protocol.messages import Busy, BusyReason, Kind, Ping, Progress, Ro
 from gymwire.protocol.transport.zmq_sockets import Dealer
 
 EVERY_S = 1.0
-SLOW_S = 1.0  # a request that lasts longer is reported
+SLOW_S = 1.0  # report requests that take longer
 
 
 class ProgressReporter(threading.Thread):
@@ -27,14 +29,14 @@ class ProgressReporter(threading.Thread):
     def __init__(
         self, make_dealer: Callable[[], Dealer], loops: Sequence[ServingLoop], agent: bytes
     ) -> None:
-        super().__init__(name="pulse", daemon=True)
+        super().__init__(name="progress", daemon=True)
         self._make_dealer = make_dealer
         self._loops = loops
         self._agent = agent
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        """The thread."""
+        """Run the thread."""
         dealer = self._make_dealer()
         next_report = 0.0
         try:
@@ -46,13 +48,13 @@ class ProgressReporter(threading.Thread):
                 now = time.monotonic()
                 if now >= next_report:
                     next_report = now + EVERY_S
-                    dealer.send(PLAIN.encode(Ping()))  # else the broker hangs up
+                    dealer.send(PLAIN.encode(Ping()))  # else the broker closes the connection
                     self._report(dealer, now)
         finally:
             dealer.close()
 
     def _greeting(self) -> bytes | bytearray:
-        """Names all sessions: a loop in a long step cannot announce them to a new broker itself."""
+        """Return a HELLO with all sessions, which a loop in a long step cannot announce itself."""
         sessions = [row for loop in self._loops for row in loop.sessions]
         return PLAIN.encode(hello(Role.PULSE, self._agent, sessions))
 
@@ -62,10 +64,10 @@ class ProgressReporter(threading.Thread):
 
     def _report(self, dealer: Dealer, now: float) -> None:
         for loop in self._loops:
-            current_request = loop.current_request  # once: the loop goes on meanwhile
-            if current_request is None:
+            request = loop.current_request  # read once, since the loop continues meanwhile
+            if request is None:
                 continue
-            sid, seq, since = current_request
+            sid, seq, since = request
             if now - since >= SLOW_S:
                 dealer.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))
 

@@ -28,6 +28,7 @@ from gymwire.broker.core import Core
 from gymwire.broker.events import Send, Sender
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.loop import ServingLoop
+from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.transports import Transports
 from gymwire.learner_agent import client
@@ -130,8 +131,9 @@ class LedgerHost(SessionHost):
         known = sid in self.slots
         frame = super().open(sid, seq, wish, direct)
         slot = self.slots.get(sid)
-        if slot is not None and not known and isinstance(slot.env, gymnasium.Env):
-            slot.env = Ledger(slot.env, self.ledgers.setdefault(sid, []))
+        if slot is not None and not known and isinstance(slot.runner.env, gymnasium.Env):
+            ledger = Ledger(slot.runner.env, self.ledgers.setdefault(sid, []))
+            slot.runner = InLoopRunner(ledger)
         return frame
 
 
@@ -183,7 +185,7 @@ class Network:
         dealer = self.dealer()
         link = Link(cast(Any, dealer), eager=True)
         loop = ServingLoop(lambda: Transports(link, None), host, self.rng.randbytes(16))
-        offers = [host.describe(one, one.max_sessions, None) for one in services]
+        offers = [host.environments.describe(one, one.max_sessions, None) for one in services]
         loop.connect(offers, wait_s=60.0)
         dealer.loop = loop
         self.hosts.append(host)

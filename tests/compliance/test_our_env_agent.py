@@ -109,7 +109,7 @@ class TestInMemory(EnvAgentCompliance):
         dealer = MemoryDealer()
         offered = service(address="lab/cartpole", env=ENV)
         host = SessionHost([offered])
-        offers = [host.describe(offered, 4, None)]
+        offers = [host.environments.describe(offered, 4, None)]
         link = Link(cast(Any, dealer), eager=True)
         loop = ServingLoop(lambda: Transports(link, None), host, b"a" * 16)
 

@@ -135,7 +135,7 @@ def _host() -> Callable[[bytes], None]:
         # Mostly the number that is next, so that the body is looked at.
         header = header._replace(sid=SID, seq=seq if header.seq % 4 else header.seq)
         if header.kind < 16:
-            host.handle(slot, header, data)
+            host.requests.handle(slot, header, data)
             seq = slot.session.last_seq + 1
             if header.kind is Kind.CLOSE:
                 host.close(SID)

@@ -27,7 +27,7 @@ def agent(network: Network, slots: int = 1) -> ServingLoop:
 
 def answers_late(network: Network, loop: ServingLoop, patch: pytest.MonkeyPatch) -> None:
     """The agent makes its environments, and is heard of that only AWAY_S later."""
-    link = loop._dealer
+    link = loop._link
     at_once = link.send
 
     def arrive(frame: bytes | bytearray) -> None:

@@ -139,7 +139,7 @@ def test_a_repeated_request_with_other_stamps_of_the_broker_gets_the_same_reply(
 ) -> None:
     session = network.channel().open("lake")
     session.request(Reset(5))
-    link: Any = network.loops[0]._dealer
+    link: Any = network.loops[0]._link
     dealer = link._dealer
     asked: list[bytes] = []
     replies: list[bytes] = []

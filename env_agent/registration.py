@@ -1,0 +1,159 @@
+"""The registration of one serving loop with the broker: HELLO, WELCOME, OFFER, WITHDRAW."""
+
+from __future__ import annotations
+
+import socket as hostsocket
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import structlog
+
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.errors import AddressTaken, Denied, Refused
+from gymwire.protocol.messages import (
+    Busy,
+    BusyReason,
+    Bye,
+    Code,
+    Error,
+    Hello,
+    Message,
+    Offer,
+    Offered,
+    Ping,
+    Role,
+    Welcome,
+    Withdraw,
+)
+from gymwire.protocol.transport.broker_link import Link as BrokerLink
+
+HELLO_AGAIN_S = 1.0  # send HELLO again if the broker has not confirmed all offers by then
+PING_S = 1.0  # interval at which a loop asks whether the broker still knows it
+
+
+class Registration:
+    """Keeps the offers of one serving loop registered, also with a broker that was restarted.
+
+    Args:
+        link: the link to the broker.
+        agent: the random bytes that identify this process.
+        offers: what the loop offers.
+        sessions: returns the live sessions, as HELLO lists them.
+        log_state: logs an event that concerns the broker.
+
+    Attributes:
+        unconfirmed: the addresses for which the broker has not sent OFFERED yet.
+        away_since: since when the broker is away, in monotonic seconds; None if it is not.
+        withdrawn: whether the offers were withdrawn.
+    """
+
+    def __init__(
+        self,
+        link: BrokerLink,
+        agent: bytes,
+        offers: Sequence[Offer],
+        sessions: Callable[[], list[Any]],
+        log_state: Callable[[str], None],
+    ) -> None:
+        self.unconfirmed = {offer.address for offer in offers}
+        self.away_since: float | None = None
+        self.withdrawn = False
+        self._link = link
+        self._agent = agent
+        self._offers = offers
+        self._sessions = sessions
+        self._log_state = log_state
+        self._log = structlog.get_logger()
+        self._welcomed = False
+        self._epoch = 0
+        self._hello_at = 0.0
+        self._ping_at = 0.0
+
+    def announce(self, now: float, wait: bool = False) -> bool:
+        """Send HELLO if it is due: until each offer is confirmed, frames may have been lost.
+
+        Returns whether HELLO was sent. With `wait`, wait for the connection for a tick.
+        """
+        return bool(self.unconfirmed) and now >= self._hello_at and self._hello(now, wait)
+
+    def _hello(self, now: float, wait: bool = False) -> bool:
+        self.unconfirmed = {offer.address for offer in self._offers}
+        frame = PLAIN.encode(hello(Role.ENV, self._agent, self._sessions()))
+        sent = self._link.introduce(frame, wait)
+        if sent:
+            self._hello_at = now + HELLO_AGAIN_S
+        return sent
+
+    def handle(self, message: Message, now: float) -> None:
+        """Handle a message from the broker that concerns this loop, not one of its sessions.
+
+        Raises AddressTaken, Denied or Refused if the broker rejects this agent.
+        """
+        match message:
+            case Welcome():
+                self._welcome(message)
+            case Busy(reason=BusyReason.HELLO):
+                self._hello(now)
+            case Error():
+                self._refused(message)
+            case Bye():
+                self._log_state("broker stopping")
+            case Offered():
+                self.unconfirmed.discard(message.address)
+
+    def _welcome(self, welcome: Welcome) -> None:
+        restarted = welcome.epoch != self._epoch
+        if self._welcomed and restarted:
+            self._log_state("broker restarted")
+        elif self.away_since is not None:
+            self._log_state("broker reconnected")
+        self._welcomed, self._epoch, self.away_since = True, welcome.epoch, None
+        self._link.welcomed(welcome)
+        for offer in self._offers:
+            self._link.send(PLAIN.encode(offer))
+            if self.withdrawn:
+                self._link.send(PLAIN.encode(Withdraw(offer.address)))
+
+    def _refused(self, error: Error) -> None:
+        if error.code == Code.ADDRESS_TAKEN:
+            raise AddressTaken(error.text)
+        if error.code == Code.DENIED:
+            raise Denied(error.text)
+        if not self._welcomed or error.code == Code.LIMIT:
+            raise Refused(error.text)
+        self._log.warning("error from broker", error=error.text)
+
+    def run_timers(self, now: float) -> None:
+        """Follow the state of the connection, repeat HELLO if it is due, and ping the broker.
+
+        Raises Denied if the broker denies the connection.
+        """
+        for event in self._link.link_events():
+            if event.denied:
+                raise Denied(denied(self._link.url, event.denied))
+            if event.up:
+                self._hello(now)
+            elif self.away_since is None and self._welcomed:
+                self.away_since = now
+                self._log_state("broker lost, waiting for it")
+        self.announce(now)
+        if now >= self._ping_at:
+            self._ping_at = now + PING_S
+            self._link.send(PLAIN.encode(Ping()))
+
+    def withdraw(self) -> None:
+        """Withdraw the offers, so that no new sessions are opened."""
+        self.withdrawn = True
+        for offer in self._offers:
+            self._link.send(PLAIN.encode(Withdraw(offer.address)))
+
+
+def hello(role: str, agent: bytes, sessions: list[Any]) -> Hello:
+    """Return the HELLO of a connection of this process."""
+    return Hello(role, agent, f"gymwire {version('gymwire')}", hostsocket.gethostname(), sessions)
+
+
+def denied(url: str, why: str) -> str:
+    """Return the error text for a connection that the broker denies."""
+    return f"Cannot connect to the broker at {url}: {why}"
