@@ -141,15 +141,13 @@ class SessionHost:
             self._opaque_paths.add((address, path))
             self._log.warning("info value not serializable, repr sent", address=address, path=path)
 
-    def close(self, sid: int) -> Session | None:
-        """Close a session and its environment; return the session, or None if it is unknown."""
+    def close(self, sid: int) -> None:
+        """Close a session, if it is open, and its environment."""
         slot = self.slots.pop(sid, None)
-        if slot is None:
-            return None
-        del self.by_key[slot.session.key]
-        slot.session.drop_reply()
-        self.environments.close(slot.runner, slot.session.address)
-        return slot.session
+        if slot is not None:
+            del self.by_key[slot.session.key]
+            slot.session.drop_reply()
+            self.environments.close(slot.runner, slot.session.address)
 
     def close_all(self) -> None:
         """Close all sessions and environments."""
