@@ -1,4 +1,4 @@
-"""The env agent: serving loops, one a thread, and the pulse; what an operator starts and stops."""
+"""The env agent of one process: its serving loops, one a thread, and its helper connections."""
 
 from __future__ import annotations
 
@@ -14,24 +14,37 @@ from functools import partial
 
 import structlog
 
-from gymwire.env_agent.host import Host, Service
-from gymwire.env_agent.loop import Loop
-from gymwire.env_agent.progress_reporter import Pulse
-from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Paths
+from gymwire.env_agent.environments import Environments, Service
+from gymwire.env_agent.loop import ServingLoop
+from gymwire.env_agent.progress_reporter import ProgressReporter
+from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import Offer
 from gymwire.protocol.process_slots import with_process_slots
 from gymwire.protocol.security.keys import KeyPair
-from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.broker_link import BrokerLink as BrokerLink
 from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
 
 MAX_THREADS = 8
 
 
 class Agent:
-    """One process's env agent. `threads`: how many sessions can be in a step at the same time.
+    """The env agent of one process.
 
-    The first loop runs in the thread that calls `run`, the main thread: some environments need it.
+    The first loop runs in the thread that calls `run`, which must be the main thread for some
+    environments.
+
+    Args:
+        services: what to offer.
+        make_dealer: makes a connection to the broker.
+        make_presence: makes the liveness connection of the process with this id.
+        key: the agent's key pair, or None.
+        direct: the settings for direct sessions; None: no direct sessions.
+        threads: how many sessions can execute a step at the same time (default: one for each
+            slot, at most MAX_THREADS).
+        wait_s: how long to wait for the broker, in seconds.
+        grace_s: how long sessions may continue after `drain`, in seconds.
     """
 
     def __init__(
@@ -49,43 +62,42 @@ class Agent:
         self._services = services
         self._make_dealer = make_dealer
         self._make_presence = make_presence
+        self._direct = direct
         self._wait_s = wait_s
         self._grace_s = grace_s
-        self._token = secrets.token_bytes(16)
-        most = max(service.max_sessions for service in services)
-        count = min(most, threads or MAX_THREADS)
-        self._direct = direct
+        self._id = secrets.token_bytes(16)
+        max_slots = max(service.max_sessions for service in services)
         self._loops = [
-            Loop(
-                partial(self._make_paths, index),
-                Host(services, key),
-                self._token,
-                tells=index == 0,
+            ServingLoop(
+                partial(self._make_transports, index),
+                SessionHost(services, key),
+                self._id,
+                logs_broker_state=index == 0,
             )
-            for index in range(count)
+            for index in range(min(max_slots, threads or MAX_THREADS))
         ]
         self._log = structlog.get_logger()
         self._lock = threading.Lock()
-        self._standing = 0  # loops whose part of the offers stands
-        self._failed: GymwireError | None = None
+        self._registered = 0  # loops whose offers the broker has confirmed
+        self._failure: GymwireError | None = None
         self._signals = 0
 
     def run(self) -> None:
-        """Offer and serve until told to stop. Raises what kept it from offering."""
+        """Offer and serve until `stop` or `drain`. Raises the GymwireError that prevents it."""
         first, *others = self._loops
-        offers = self._describe(first.host)
+        offers = self._describe(first.host.environments)
         if not first.connect(self._share(offers, 0), self._wait_s):
             return
         threads = [
             threading.Thread(target=self._run_loop, args=(i, offers), name=f"loop-{i}", daemon=True)
             for i in range(1, len(self._loops))
         ]
-        pulse = Pulse(self._make_dealer, self._loops, self._token)
-        presence = self._make_presence(self._token)
-        holding = threading.Thread(target=presence.hold, name="presence", daemon=True)
-        for thread in (*threads, pulse, holding):
+        reporter = ProgressReporter(self._make_dealer, self._loops, self._id)
+        presence = self._make_presence(self._id)
+        holder = threading.Thread(target=presence.hold, name="liveness", daemon=True)
+        for thread in (*threads, reporter, holder):
             thread.start()
-        self._stands(offers)
+        self._loop_registered(offers)
         try:
             first.run()
         finally:
@@ -93,38 +105,38 @@ class Agent:
                 loop.stop.set()
             for thread in threads:
                 thread.join(timeout=2.0)
-            pulse.stop()
+            reporter.stop()
             presence.release()
-            for thread in (pulse, holding):
+            for thread in (reporter, holder):
                 thread.join(timeout=2.0)
-        if self._failed is not None:
-            raise self._failed
+        if self._failure is not None:
+            raise self._failure
 
-    def _make_paths(self, index: int) -> Paths:
-        """Dial the broker and listen for direct connections."""
-        dealer = BrokerLink(self._make_dealer(), eager=True)
+    def _make_transports(self, index: int) -> Transports:
+        """Dial the broker, and listen for direct connections to the loop with this index."""
+        link = BrokerLink(self._make_dealer(), eager=True)
         if self._direct is None:
-            return Paths(dealer, None)
+            return Transports(link, None)
         try:
-            endpoint = DirectEndpoint(self._direct, index, dealer.url)
+            endpoint = DirectEndpoint(self._direct, index, link.url)
         except ConfigurationError as error:
-            if self._direct.url is None:  # nobody has asked for it
+            if self._direct.url is None:  # the default: the operator did not ask for it
                 if index == 0:
                     self._log.warning("no direct sessions within this host", why=str(error))
             elif index == 0:
-                dealer.close()
+                link.close()
                 raise
             else:
-                self._log.warning("a thread takes no direct sessions", why=str(error))
+                self._log.warning("no direct sessions for a thread", why=str(error))
             endpoint = None
-        return Paths(dealer, endpoint)
+        return Transports(link, endpoint)
 
-    def _describe(self, host: Host) -> list[Offer]:
+    def _describe(self, environments: Environments) -> list[Offer]:
+        url = None if self._direct is None else self._direct.url
         offers = []
         for service in self._services:
             try:
-                url = None if self._direct is None else self._direct.url
-                offers.append(host.describe(service, service.max_sessions, url))
+                offers.append(environments.describe(service, service.max_sessions, url))
             except GymwireError:
                 raise
             except Exception as error:
@@ -134,7 +146,7 @@ class Agent:
         return offers
 
     def _share(self, offers: Sequence[Offer], index: int) -> list[Offer]:
-        """Return the offers of the loop with this index: its part of all slots."""
+        """Return the share of the slots that the loop with this index serves."""
         count = len(self._loops)
         shares = [
             replace(
@@ -146,20 +158,21 @@ class Agent:
         return [share for share in shares if share.capacity > 0]
 
     def _run_loop(self, index: int, offers: Sequence[Offer]) -> None:
+        """Run a loop other than the first, in its own thread."""
         loop = self._loops[index]
         try:
             if loop.connect(self._share(offers, index), max(self._wait_s, 10.0)):
-                self._stands(offers)
+                self._loop_registered(offers)
                 loop.run()
         except GymwireError as error:
-            self._failed = error
+            self._failure = error
             self.stop()
 
-    def _stands(self, offers: Sequence[Offer]) -> None:
-        """What one of the loops offers stands; that of the last makes the offers whole."""
+    def _loop_registered(self, offers: Sequence[Offer]) -> None:
+        """Log the offers once all loops, and so all slots, are registered."""
         with self._lock:
-            self._standing += 1
-            if self._standing < len(self._loops):
+            self._registered += 1
+            if self._registered < len(self._loops):
                 return
         for offer in offers:
             self._log.info(
@@ -174,25 +187,24 @@ class Agent:
     # --- stopping ---------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """End all loops; what they are executing is finished first."""
+        """End all loops, each after its current request."""
         for loop in self._loops:
             loop.stop.set()
 
     def drain(self) -> None:
-        """Take no new sessions; end when the running ones have ended, or after the grace period."""
+        """Accept no new sessions; stop when the open ones have ended, or after `grace_s`."""
         for loop in self._loops:
             loop.drain.set()
-        watch = threading.Thread(target=self._watch_drain, name="drain", daemon=True)
-        watch.start()
+        threading.Thread(target=self._stop_when_idle, name="drain", daemon=True).start()
 
-    def _watch_drain(self) -> None:
+    def _stop_when_idle(self) -> None:
         deadline = time.monotonic() + self._grace_s
         while time.monotonic() < deadline and not all(loop.idle for loop in self._loops):
             time.sleep(0.05)
         self.stop()
 
     def install_signals(self) -> None:
-        """SIGTERM drains, Ctrl-C stops; a second signal ends the process where it stands."""
+        """Drain on SIGTERM, stop on Ctrl-C; a second signal ends the process immediately."""
 
         def on_signal(number: int, frame: object) -> None:
             self._signals += 1

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import resolve
-from gymwire.env_agent.host import Service
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.errors import ConfigurationError
 

@@ -1,4 +1,4 @@
-"""From what a user writes after `--env` to environments."""
+"""Factories: make environments from what a user writes after `--env`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,20 @@ _UNKNOWN_KEYWORD = re.compile(r"got an unexpected keyword argument '(\w+)'")
 
 @dataclass(frozen=True)
 class Factory:
-    """Makes environments: from a Gymnasium id, or from a class or function of the user's."""
+    """Makes environments: from a Gymnasium id, or from the user's own class or function.
+
+    Attributes:
+        name: the Gymnasium id, or the name of the class or function.
+        make_one: the class or function, or None for a Gymnasium id.
+        kwargs: the operator's keyword arguments; those of the learner override them.
+    """
 
     name: str
     make_one: Callable[..., Any] | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
     def make(self, render_mode: str | None, kwargs: Mapping[str, Any]) -> Env:
-        """One environment. What its constructor raises is passed on."""
+        """Make one environment. Raises ConfigurationError, or what its constructor raises."""
         merged = {**self.kwargs, **kwargs}
         if self.make_one is None:
             merged.pop("vectorization_mode", None)
@@ -42,7 +48,7 @@ class Factory:
                 return gymnasium.make(self.name, render_mode=render_mode, **merged)
         if self.makes_vectors:
             raise ConfigurationError(
-                f"{self.name} makes vectors of environments only: open it with ProxyVectorEnv."
+                f"{self.name} only makes vectors of environments. Open it with ProxyVectorEnv."
             )
         if render_mode is not None:
             merged["render_mode"] = render_mode
@@ -50,14 +56,14 @@ class Factory:
             made = self.make_one(**merged)
         if not isinstance(made, gymnasium.Env):
             raise ConfigurationError(
-                f"{self.name} returned {type(made).__name__}, not a gymnasium.Env: check the "
-                f"class or factory that the env agent was started with."
+                f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. Check the class "
+                f"or factory that the env agent was started with."
             )
         return made
 
     @contextmanager
     def _naming_keywords(self, given: Mapping[str, Any]) -> Iterator[None]:
-        """Say in a sentence of ours that a keyword argument is unknown, and which there are."""
+        """Name the known keyword arguments in the TypeError about an unknown one."""
         try:
             yield
         except TypeError as error:
@@ -71,7 +77,7 @@ class Factory:
             ) from error
 
     def _keywords(self) -> list[str]:
-        """The keyword arguments that an environment takes, none if that is not known."""
+        """Return the keyword arguments that the environment accepts; empty if unknown."""
         make = self.make_one
         if make is None:
             entry_point = gymnasium.spec(self.name).entry_point
@@ -85,7 +91,7 @@ class Factory:
         return [name for name in parameters if name != "render_mode"]
 
     def make_first(self) -> Env | Vector:
-        """What shows the spaces: one environment, or a vector of one if it makes only vectors."""
+        """Make one environment to learn its spaces: a vector of one if it only makes vectors."""
         if self.make_one is not None and self.makes_vectors:
             with self._naming_keywords(self.kwargs):
                 return _from_factory(self.make_one, self.name, 1, None, dict(self.kwargs))
@@ -93,7 +99,7 @@ class Factory:
 
     @property
     def makes_vectors(self) -> bool:
-        """Whether this is a VectorEnv class, or a function that takes `num_envs`."""
+        """Whether this is a VectorEnv class, or a function with a parameter `num_envs`."""
         make = self.make_one
         if isinstance(make, type):
             return issubclass(make, VectorEnv)
@@ -106,10 +112,11 @@ class Factory:
         render_mode: str | None,
         kwargs: Mapping[str, Any],
     ) -> Vector:
-        """A vector, as `gymnasium.make_vec` makes it: of the environment's own kind if it has one.
+        """Make a vector as `gymnasium.make_vec` does: of the environment's own vector class.
 
-        Where that kind has another autoreset mode, or `vectorization_mode="sync"` is among the
-        keyword arguments, it is a SyncVectorEnv. What a constructor raises is passed on.
+        Use a SyncVectorEnv if there is no such class, if it has another autoreset mode, or if
+        `vectorization_mode="sync"` is among the keyword arguments. Raises ConfigurationError, or
+        what a constructor raises.
         """
         merged = {**self.kwargs, **kwargs}
         with self._naming_keywords(merged):
@@ -137,8 +144,9 @@ def _registered(
     )
     if wanted is VectorizeMode.ASYNC:
         raise ConfigurationError(
-            'vectorization_mode is "sync" or "vector_entry_point" here; for several processes, let '
-            "the env agent have several workers and open as many sessions."
+            'A remote vector cannot have vectorization_mode="async". Use "sync" or '
+            '"vector_entry_point"; for several processes, start the env agent with --workers and '
+            "open as many sessions."
         )
     if wanted is VectorizeMode.VECTOR_ENTRY_POINT:
         made = gymnasium.make_vec(name, num_envs=num_envs, vectorization_mode=wanted, **kwargs)
@@ -149,7 +157,7 @@ def _registered(
 
 
 def _sync(makers: Sequence[Callable[[], Env]], mode: AutoresetMode) -> Vector:
-    # Observations go on the wire before the next step, so they need no copy of their own.
+    # No copy is needed, since observations are sent before the next step.
     made = HostedVector(makers, copy=False, autoreset_mode=mode)
     made.spec = made.envs[0].spec
     return made
@@ -167,15 +175,16 @@ def _from_factory(
     made = make(num_envs=num_envs, **kwargs)
     if not isinstance(made, VectorEnv):
         raise ConfigurationError(
-            f"{name} returned {type(made).__name__}, not a gymnasium.vector.VectorEnv: check the "
+            f"{name} returned {type(made).__name__}, not a gymnasium.vector.VectorEnv. Check the "
             f"class or factory that the env agent was started with."
         )
     has = made.metadata.get("autoreset_mode")
     if mode is not None and (has != mode or made.num_envs != num_envs):
         made.close()
         raise ConfigurationError(
-            f"{name} made {made.num_envs} environments in the autoreset mode "
-            f"{getattr(has, 'value', has)!r}; {num_envs} in {mode.value!r} were asked for."
+            f"{name} made {made.num_envs} environments with the autoreset mode "
+            f"{getattr(has, 'value', has)!r}, but the learner requested {num_envs} with "
+            f"{mode.value!r}."
         )
     return made
 
@@ -188,9 +197,10 @@ def _takes(make: Callable[..., Any], parameter: str) -> bool:
 
 
 def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
-    """Understand `CartPole-v1`, `module:Id-v0`, `package.module:MyEnv` or `./file.py:MyEnv`.
+    """Return the factory for a name; `kwargs` are the operator's keyword arguments.
 
-    Modules are found as Python finds them, and in the current folder. Raises ConfigurationError.
+    The name is `CartPole-v1`, `module:Id-v0`, `package.module:MyEnv` or `./file.py:MyEnv`. Modules
+    are imported from Python's path and from the current folder. Raises ConfigurationError.
     """
     if "" not in sys.path:
         sys.path.insert(0, "")
@@ -198,14 +208,15 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
     if not colon:
         if name.endswith(".py"):
             raise ConfigurationError(
-                f"{name} is a file: name the class or factory in it, too, such as {name}:MyEnv."
+                f"{name} is a file. Also name the class or factory in it, such as {name}:MyEnv."
             )
         _check_registered(name)
         return Factory(name, None, kwargs)
     if module_name.endswith(".py"):
         path = Path(module_name)
         module = _import(path.stem, name, lambda: _load(path, name))
-        name = f"{path.stem}:{attribute}"  # a pool's agents may have the file in other places
+        # The agents of a pool may have the file in different folders.
+        name = f"{path.stem}:{attribute}"
     else:
         module = _import(module_name, name, lambda: importlib.import_module(module_name))
     target = module
@@ -213,27 +224,29 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
         target = getattr(target, part, None)
     if target is not None:
         if not callable(target):
-            raise ConfigurationError(f"{name}: {attribute} is neither a class nor a factory.")
+            raise ConfigurationError(
+                f"{name}: {attribute} is neither a class nor a factory. Name one that is."
+            )
         return Factory(name, target, kwargs)
     if attribute not in gymnasium.registry:
         raise ConfigurationError(
-            f"{name}: the module {module_name!r} has no {attribute!r}, and registers no "
-            f"environment of that id either. Check the spelling."
+            f"{name}: the module {module_name!r} has no {attribute!r}, and does not register an "
+            f"environment with that id. Check the spelling."
         )
     return Factory(attribute if module_name.endswith(".py") else name, None, kwargs)
 
 
 def _load(path: Path, name: str) -> Any:
-    """The module in a file, whose neighbours it can import as a script can."""
+    """Import a file as a module; like a script, it can import the modules beside it."""
     if not path.is_file():
-        raise ConfigurationError(f"{name}: there is no file {path} here.")
+        raise ConfigurationError(f"{name}: there is no file {path} in {Path.cwd()}.")
     path = path.resolve()
     if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # last, so that it hides nothing
+        sys.path.append(str(path.parent))  # last, so that it does not hide other modules
     known = sys.modules.get(path.stem)
     if known is not None and getattr(known, "__file__", None) == str(path):
         return known
-    # A file may be called as a module that is in use already, such as random.py.
+    # The file may have the name of a module that is in use already, such as random.py.
     called = path.stem if known is None else f"{path.stem} in {path.parent}"
     spec = importlib.util.spec_from_file_location(called, path)
     assert spec is not None
@@ -256,12 +269,12 @@ def _import(module_name: str, name: str, load: Callable[[], Any]) -> Any:
         missing = error.name or module_name
         if missing == module_name or module_name.startswith(f"{missing}."):
             hint = (
-                "install its package here, start the env agent in the folder that holds it, or "
-                "write --env ./path/to/file.py:MyEnv"
+                "Install its package on this machine, start the env agent in the folder that "
+                "contains it, or use --env ./path/to/file.py:MyEnv"
             )
         else:
             hint = f"{module_name} needs it: pip install {missing.partition('.')[0]}"
-        raise ConfigurationError(f"{name}: there is no module {missing!r}; {hint}.") from None
+        raise ConfigurationError(f"{name}: there is no module {missing!r}. {hint}.") from None
     except gymnasium.error.DependencyNotInstalled as error:
         raise ConfigurationError(f"{name} cannot be used yet: {error}") from None
     except Exception as error:
@@ -276,12 +289,12 @@ def _check_registered(name: str) -> None:
     except gymnasium.error.Error as error:
         if Path(f"{name}.py").is_file():
             raise ConfigurationError(
-                f"There is no environment {name!r} here, but a file {name}.py: name the class or "
-                f"factory in it, too, such as {name}.py:MyEnv."
+                f"There is no environment {name!r}, but a file {name}.py. To use it, name the "
+                f"class or factory in it, such as {name}.py:MyEnv."
             ) from None
         raise ConfigurationError(
-            f"There is no environment {name!r} here: {str(error).rstrip('.?')}. If another package "
-            f"registers it, write --env package:{name}; for a class of your own, "
+            f"There is no environment {name!r}: {str(error).rstrip('.?')}. If another package "
+            f"registers it, use --env package:{name}; for a class of your own, use "
             f"--env package.module:MyEnv or --env ./file.py:MyEnv."
         ) from None
     entry_point = spec.entry_point

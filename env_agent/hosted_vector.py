@@ -9,14 +9,14 @@ from gymnasium.vector import SyncVectorEnv
 
 
 class HostedVector(SyncVectorEnv[Any, Any]):
-    """A SyncVectorEnv that remembers what its infos no longer tell.
+    """A SyncVectorEnv that remembers the info values that it casts.
 
-    An info's array has the dtype of the first value under its key, and later values are cast to
-    that. Where this vector is a part of a larger one, another value came first, perhaps of another
-    dtype: the learner then needs the values as they were.
+    The array of an info has the dtype of the first value under its key, and later values are cast
+    to it. In a larger vector of which this one is a part, another value may come first, with
+    another dtype: the learner then needs the original values.
 
     Attributes:
-        cast: what was cast since it was last cleared, by the id of the array:
+        cast: the values cast since it was last cleared, by the id of the array:
             [[index of the environment, value], ...].
     """
 
@@ -29,7 +29,7 @@ class HostedVector(SyncVectorEnv[Any, Any]):
     def _add_info(
         self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int
     ) -> dict[str, Any]:
-        if not env_info:  # so it is in most steps of most environments
+        if not env_info:  # the usual case, which `super` takes longer to find out
             return vector_infos
         infos = super()._add_info(vector_infos, env_info, env_num)
         for key, value in env_info.items():

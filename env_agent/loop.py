@@ -1,4 +1,4 @@
-"""The serving loop: one connection, one host, one thread; requests in, replies out."""
+"""The serving loop: one connection, one host of sessions, one thread; requests in, replies out."""
 
 from __future__ import annotations
 
@@ -9,73 +9,74 @@ from typing import Any
 
 import structlog
 
-from gymwire.env_agent.host import MAX_MESSAGE, Host, Slot
-from gymwire.env_agent.transports import RELAY, Arrived, Paths
-from gymwire.env_agent.watch import Watch
-from gymwire.protocol import codec, stamps
-from gymwire.protocol.codec import FLAGS_AT, KIND_AT, PLAIN, SEQ, SID, TIMED, Frame, Header, Pieces
-from gymwire.protocol.errors import AddressTaken, Denied, ProtocolError, Refused
+from gymwire.env_agent import failure_reports
+from gymwire.env_agent.registration import Registration
+from gymwire.env_agent.requests import MAX_MESSAGE
+from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.slot import Slot
+from gymwire.env_agent.timed_steps import TimedSteps
+from gymwire.env_agent.transports import Arrived, Transports
+from gymwire.protocol import codec
+from gymwire.protocol.codec import FLAGS_AT, PLAIN, SEQ, SID, TIMED, Frame, Header, Pieces
+from gymwire.protocol.errors import ProtocolError
 from gymwire.protocol.messages import (
     CONTROL_KINDS,
-    Busy,
-    BusyReason,
     Bye,
     Closed,
     Code,
     Error,
     Gone,
     Kind,
-    Message,
     Offer,
-    Offered,
     Open,
-    Ping,
-    Resume,
-    Resumed,
-    Role,
     Welcome,
-    Withdraw,
 )
-from gymwire.protocol.transport.handshake import Handshake
 from gymwire.protocol.transport.interface import Origin
 
-TIMERS_S = 0.1  # how often timers get their turn even when the socket never rests
-PING_S = 1.0  # how often a loop asks whether the broker still knows it
-AWAY_S = 300.0  # sessions end when the broker has been away for so long
+TIMERS_S = 0.1  # how often timers run even if frames keep arriving
+AWAY_S = 300.0  # close idle sessions when the broker has been away for this long
 
 
-InStep = tuple[int, int, float]
+CurrentRequest = tuple[int, int, float]
 """The request that a loop is executing: sid, seq, and since when (monotonic seconds)."""
 
 
-class Loop:
-    """Serves the offers over one connection. Made, run and stopped in one thread.
+class ServingLoop:
+    """Serves the sessions of its offers over one connection. Use it in one thread.
 
-    `in_step` may be read from other threads; `stop` and `drain` may be set from them. Of the loops
-    of an agent, one with `tells` logs what becomes of the broker: all of them would see the same.
+    Args:
+        make_transports: dials the broker, and listens for direct connections.
+        host: the sessions and their environments.
+        agent: the random bytes that identify this process.
+        logs_broker_state: whether this loop logs when the broker is lost and found again. One
+            loop of an agent does, since all loops see the same.
+
+    Attributes:
+        current_request: the request being executed, or None. May be read from any thread.
+        stop: ends `run` after the current request. May be set from any thread.
+        drain: withdraws the offers, and ends `run` after the last session. May be set from any
+            thread.
     """
 
     def __init__(
-        self, make_paths: Callable[[], Paths], host: Host, agent: bytes, *, tells: bool = True
+        self,
+        make_transports: Callable[[], Transports],
+        host: SessionHost,
+        agent: bytes,
+        *,
+        logs_broker_state: bool = True,
     ) -> None:
-        self._make_paths = make_paths
         self.host = host
-        self._agent = agent
-        self._tells = tells
-        self._offers: Sequence[Offer] = ()
-        self._log = structlog.get_logger()
-        self._welcomed = False
-        self._epoch = 0
-        self._away_since: float | None = None
-        self._awaited: set[str] = set()  # the addresses of which the broker has not said OFFERED
-        self._draining = False
-        self._ping_at = 0.0
-        self._opened_at: dict[int, float] = {}
-        self._loose: Slot | None = None  # whose last reply lies with its environment still
-        self._watch = Watch(lambda: time.monotonic_ns())
-        self.in_step: InStep | None = None
+        self.current_request: CurrentRequest | None = None
         self.stop = threading.Event()
         self.drain = threading.Event()
+        self._make_transports = make_transports
+        self._agent = agent
+        self._logs_broker_state = logs_broker_state
+        self._log = structlog.get_logger()
+        self._timed_steps = TimedSteps(host.requests, lambda: time.monotonic_ns())
+        # The slot whose last reply was sent from, and still is in, its environment's memory.
+        self._zero_copy_slot: Slot | None = None
 
     @property
     def sessions(self) -> list[list[Any]]:
@@ -87,220 +88,169 @@ class Loop:
 
     @property
     def idle(self) -> bool:
-        """Whether no session is open here."""
+        """Whether no session is open."""
         return not self.host.slots
 
     def connect(self, offers: Sequence[Offer], wait_s: float) -> bool:
-        """Introduce this loop to the broker and offer. False: told to stop meanwhile.
+        """Introduce this loop to the broker, and register its offers.
 
-        Raises BrokerUnreachable after `wait_s`, Denied, VersionMismatch or AddressTaken.
+        Returns False if `stop` or `drain` was set meanwhile. Raises BrokerUnreachable after
+        `wait_s` seconds, Denied, VersionMismatch or AddressTaken.
         """
-        self._offers = offers
-        self._paths = self._make_paths()
-        self._dealer = self._paths.dealer
-        self._handshake = Handshake(self._dealer, Role.ENV, self._agent, lambda: self.sessions)
-        self._await_offers()
+        self._transports = self._make_transports()
+        link = self._link = self._transports.link
+        registration = self._registration = Registration(
+            link, self._agent, offers, lambda: self.sessions, self._log_broker_state
+        )
         connected = False
         try:
-            connected = self._handshake.connect(
+            connected = registration.connect(
                 time.monotonic,
                 wait_s,
                 pump=self._pump,
-                done=lambda: not self._awaited,
                 stopped=lambda: self.stop.is_set() or self.drain.is_set(),
-                on_wait=lambda: self._log.info(
-                    "waiting for broker", broker=self._dealer.url, at_most_s=wait_s
-                ),
             )
         finally:
             if not connected:
-                self._paths.close()
+                self._transports.close()
         return connected
 
     def _pump(self) -> None:
-        data = self._dealer.receive()
+        data = self._link.receive()
         if data is not None:
             self._control(codec.read_header(data), data)
 
     def run(self) -> None:
-        """Serve until `stop`, or until `drain` and the last session has ended."""
+        """Serve until `stop` is set, or until `drain` is set and the last session has ended."""
         try:
             while not self.stop.is_set():
                 self.turn()
-                if self._draining and self.idle:
+                if self._registration.withdrawn and self.idle:
                     break
         finally:
             self.host.close_all()
-            self._dealer.send(PLAIN.encode(Bye("the env agent stops")))
-            self._paths.close()
+            self._link.send(PLAIN.encode(Bye("the env agent stops")))
+            self._transports.close()
 
     def turn(self) -> None:
-        """Serve what has arrived, waiting for a tick at most, then see to what time brings."""
+        """Serve the frames that arrive within a tick, then run the timers."""
         self._serve()
-        self._timers()
+        now = time.monotonic()
+        self._registration.run_timers(now)
+        self._close_abandoned(now)
+        if self.drain.is_set() and not self._registration.withdrawn:
+            self._registration.withdraw()
 
     # --- one frame --------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        paths, host, slots, by_key = self._paths, self.host, self.host.slots, self.host.by_key
-        dealer, direct, clock = paths.dealer, paths.direct, time.monotonic
+        """Serve frames until none arrives for a tick, or until timers are due.
+
+        This is the hot path: a step that is not timed is executed without another call of ours
+        than those of the transports, the request handler and the session.
+        """
+        transports, by_key, slots = self._transports, self.host.by_key, self.host.slots
+        link, direct, clock = transports.link, transports.direct, time.monotonic
+        step, timed_steps = self.host.requests.step, self._timed_steps
         until = clock() + TIMERS_S
-        receive = self._receive_watched if self._watch.is_on() else paths.receive
+        receive = self._receive_tracked if timed_steps.tracker.is_active else transports.receive
         now = 0.0
         while now < until:
             arrived = receive(len(slots))
             if arrived is None:
-                self._settle()
+                self._detach_reply()
                 return
             now = clock()
-            way, origin, data = arrived
+            path, origin, data = arrived
             slot = by_key.get(bytes(data[SID]))
-            if self._loose is not None and self._loose is not slot:
-                self._settle()
-            if slot is not None and (
-                direct is None or not way or direct.allows(slot.session.sid, way, origin)
+            if self._zero_copy_slot is not None and self._zero_copy_slot is not slot:
+                self._detach_reply()
+            if slot is None or (
+                path and direct is not None and not direct.is_bound(slot.session.sid, path, origin)
             ):
-                seq = int.from_bytes(data[SEQ], "little")
-                slot.heard = now
-                self.in_step = (slot.session.sid, seq, now)
-                reply: Frame | Pieces | None
-                if data[FLAGS_AT] & TIMED:
-                    reply = self._timed(slot, seq, data)
-                    receive = self._receive_watched
-                else:
-                    reply = host.step(slot, seq, data)
-                self.in_step = None
-                if reply is not None:
-                    if isinstance(reply, Pieces):
-                        self._send_pieces(slot, way, reply)
-                    elif direct is None or not way:
-                        dealer.send(reply)
-                    else:
-                        direct.send(way, reply)
-                    continue
-            try:
-                header = codec.read_header(data)
-                if way and not self._admit(way, origin, header, data):
-                    continue
-                kind = header.kind
-                slot = (
-                    slots.get(header.sid)
-                    if kind < CONTROL_KINDS and kind is not Kind.ERROR
-                    else None
-                )
-                if slot is None:
-                    self._control(header, data)
-                    continue
-            except ProtocolError as error:
-                self._log.warning("refused a frame", error=str(error))
-                self._refuse_frame(way, data, error)
+                self._handle(path, origin, data)
                 continue
-            self.in_step = (header.sid, header.seq, now)
-            answer = host.handle(slot, header, data)
-            self.in_step = None
-            if isinstance(answer, Pieces):
-                self._send_pieces(slot, way, answer)
-            elif answer is not None:
-                paths.send(way, answer)
-            if kind is Kind.CLOSE:
-                if way != RELAY:  # the broker frees the slot when it sees this
-                    self._dealer.send(PLAIN.encode(Closed(), header.sid, header.seq))
-                self._ended(slot, "closed")
+            seq = int.from_bytes(data[SEQ], "little")
+            slot.heard_at = now
+            self.current_request = (slot.session.sid, seq, now)
+            reply: Frame | Pieces | None
+            if data[FLAGS_AT] & TIMED:
+                reply = timed_steps.step(slot, seq, data)
+                receive = self._receive_tracked
+            else:
+                reply = step(slot, seq, data)
+            self.current_request = None
+            if reply is None:
+                self._handle(path, origin, data)
+            elif isinstance(reply, Pieces):
+                self._send_pieces(slot, path, reply)
+            elif direct is None or not path:
+                link.send(reply)
+            else:
+                direct.send(path, reply)
 
-    def _receive_watched(self, sessions: int) -> Arrived | None:
-        waited = not self._paths.poll()
-        arrived = self._paths.receive(sessions)
+    def _handle(self, path: bytes, origin: Origin | None, data: bytes | memoryview) -> None:
+        """Handle a frame that the fast path does not: everything but the next step."""
+        try:
+            header = codec.read_header(data)
+            slot = self.host.slots.get(header.sid)
+            if path:
+                session = None if slot is None else slot.session
+                direct = self._transports.direct
+                if direct is None or not direct.admit(session, path, origin, header, data):
+                    return
+            if slot is None or header.kind >= CONTROL_KINDS or header.kind is Kind.ERROR:
+                self._control(header, data)
+                return
+        except ProtocolError as error:
+            self._log.warning("invalid frame", error=str(error))
+            self._refuse_frame(path, data, error)
+            return
+        self.current_request = (header.sid, header.seq, time.monotonic())
+        reply = self.host.requests.handle(slot, header, data)
+        self.current_request = None
+        if isinstance(reply, Pieces):
+            self._send_pieces(slot, path, reply)
+        elif reply is not None:
+            self._transports.send(path, reply)
+        if header.kind is Kind.CLOSE:
+            if path:  # the broker frees the slot when it receives CLOSED
+                self._link.send(PLAIN.encode(Closed(), header.sid, header.seq))
+            self._end_session(slot, "closed")
+
+    def _receive_tracked(self, sessions: int) -> Arrived | None:
+        waited = not self._transports.poll()
+        arrived = self._transports.receive(sessions)
         if arrived is not None:
-            self._watch.read(waited)
+            self._timed_steps.tracker.frame_read(waited)
         return arrived
 
-    def _send_pieces(self, slot: Slot, way: bytes, reply: Pieces) -> None:
-        """Send a reply from where the environment has left it, if that goes this way.
+    def _send_pieces(self, slot: Slot, path: bytes, reply: Pieces) -> None:
+        """Send a reply from the environment's memory if the path's transport supports that.
 
-        Who asks for the next step has had the answer, so that it need not be kept any more when
-        the environment changes what it has handed out.
+        A request for step n+1 proves that reply n arrived, so the reply need not be kept when the
+        environment overwrites that memory in its next step.
         """
-        if self._paths.takes_pieces(way):
-            self._paths.send(way, reply)
-            self._loose = slot
+        if self._transports.takes_pieces(path):
+            self._transports.send(path, reply)
+            self._zero_copy_slot = slot
         else:
-            whole = slot.session.answer = bytes(reply)
-            self._paths.send(way, whole)
+            self._transports.send(path, slot.session.detach_reply())
 
-    def _settle(self) -> None:
-        """Copy the last reply, before anything but the next step of its session happens."""
-        if self._loose is not None:
-            self._loose.session.settle()
-            self._loose = None
-
-    def _timed(self, slot: Slot, seq: int, data: bytes | memoryview) -> Frame | None:
-        """Take an ACT that asks for time stamps (docs/protocol.md §8). None: it is none."""
-        if data[KIND_AT] != Kind.ACT or slot.steps is None:
-            return None
-        busy_since, received = self._watch.asked()
-        try:
-            # What is judged, and compared if it is repeated, is the request without its stamps.
-            request, passed = stamps.strip_request(data)
-            header = codec.read_header(request)
-        except ProtocolError as error:
-            return PLAIN.encode(Error(Code.PROTOCOL, str(error)), slot.session.sid, seq)
-        at: list[int] = []
-
-        def stamp() -> None:
-            at.append(time.monotonic_ns())
-
-        host = self.host
-        reply = host.step(slot, seq, request, stamp)
-        if reply is None:
-            reply = host.handle(slot, header, request, stamp)
-        if isinstance(reply, Pieces):
-            reply = slot.session.answer = bytes(reply)
-        # Without two stamps nothing was executed now; what failed is no PERCEPT.
-        fits = reply is not None and len(reply) + stamps.REPLY_SIZE <= host.max_message
-        if reply is None or len(at) != 2 or reply[KIND_AT] != Kind.PERCEPT or not fits:
-            return reply
-        started, ended = at
-        busy_since = max(busy_since, slot.replied)  # this request was not sent before that
-        reply = stamps.append_reply(
-            reply, passed, busy_since, received, started, ended, time.monotonic_ns
-        )
-        slot.session.answer = reply
-        slot.replied = time.monotonic_ns()
-        return reply
-
-    def _admit(
-        self, rid: bytes, origin: Origin | None, header: Header, data: bytes | memoryview
-    ) -> bool:
-        """Whether a direct frame is a request of a session that is bound to its connection."""
-        direct = self._paths.direct
-        assert direct is not None
-        slot = self.host.slots.get(header.sid)
-        if (
-            slot is not None
-            and header.kind < CONTROL_KINDS
-            and direct.allows(header.sid, rid, origin)
-        ):
-            return True
-        reply: Message = Busy(BusyReason.HELLO, 0.0)
-        if slot is None:
-            reply = Error(Code.SESSION_LOST, _UNKNOWN_SESSION)
-        elif header.kind is Kind.RESUME:
-            resume = PLAIN.decode(data, header)
-            assert isinstance(resume, Resume)
-            if direct.attach(slot.session, resume.nonce, rid, origin):
-                reply = Resumed()
-            else:
-                reply = Error(Code.DENIED, "This session belongs to another learner.")
-        direct.send(rid, PLAIN.encode(reply, header.sid, header.seq))
-        return False
+    def _detach_reply(self) -> None:
+        """Copy the last reply before anything but the next step of its session happens."""
+        if self._zero_copy_slot is not None:
+            self._zero_copy_slot.session.detach_reply()
+            self._zero_copy_slot = None
 
     def _control(self, header: Header, data: bytes | memoryview) -> None:
-        """Take a frame from the broker itself."""
+        """Handle a frame that is not a request of an open session."""
         kind = header.kind
-        if kind is Kind.ERROR and header.sid:  # not the broker's word about this loop
+        if kind is Kind.ERROR and header.sid:  # it does not concern this loop
             return
         if kind < CONTROL_KINDS and kind is not Kind.ERROR:
-            self._unknown_session(header)
+            reply = Closed() if kind is Kind.CLOSE else failure_reports.session_lost()
+            self._link.send(PLAIN.encode(reply, header.sid, header.seq))
             return
         message = PLAIN.decode(data, header)
         match message:
@@ -309,63 +259,53 @@ class Loop:
             case Gone():
                 slot = self.host.slots.get(header.sid)
                 if slot is not None:
-                    self._ended(slot, message.reason)
-            case Welcome():
-                self._welcome(message)
-            case Busy(reason=BusyReason.HELLO):
-                self._await_offers()
-                self._handshake.take(message, time.monotonic())
-            case Error():
-                self._refused(message)
-            case Bye():
-                self._tell("the broker stops")
-            case Offered():
-                self._awaited.discard(message.address)
+                    self._end_session(slot, message.reason)
+            case _:
+                if isinstance(message, Welcome):
+                    self.host.requests.max_message = min(MAX_MESSAGE, message.max_message)
+                self._registration.handle(message, time.monotonic())
 
-    def _refuse_frame(self, way: bytes, data: bytes | memoryview, error: ProtocolError) -> None:
-        """Answer what cannot be understood, so that nobody waits for it in vain."""
+    def _refuse_frame(self, path: bytes, data: bytes | memoryview, error: ProtocolError) -> None:
+        """Reply to a frame that cannot be decoded, so that its sender does not wait in vain."""
         try:
             header = codec.read_header(data)
         except ProtocolError:
-            return  # nobody to answer
+            return  # the frame does not say which request to reply to
         if header.sid:
             refusal = Error(Code.PROTOCOL, str(error))
-            self._paths.send(way, PLAIN.encode(refusal, header.sid, header.seq))
-
-    def _unknown_session(self, header: Header) -> None:
-        if header.kind is Kind.CLOSE:
-            reply: Closed | Error = Closed()
-        else:
-            reply = Error(Code.SESSION_LOST, _UNKNOWN_SESSION)
-        self._dealer.send(PLAIN.encode(reply, header.sid, header.seq))
+            self._transports.send(path, PLAIN.encode(refusal, header.sid, header.seq))
 
     # --- sessions ---------------------------------------------------------------------------------
 
-    def _open(self, header: Header, wish: Open) -> None:
-        known = header.sid in self.host.slots
-        self.in_step = (header.sid, header.seq, time.monotonic())
-        direct = self._paths.direct
-        offer = direct.offer if direct is not None and wish.direct else None
-        if direct is not None and wish.direct:
-            direct.expect(header.sid, wish.learner)
-        frame = self.host.open(header.sid, header.seq, wish, offer)
-        self.in_step = None
-        if header.sid in self.host.slots:
-            if not known:
-                self._opened_at[header.sid] = time.monotonic()
-                self._log.info("session opened", address=wish.address, num_envs=wish.num_envs or 1)
-        else:
-            if direct is not None:
-                direct.detach(header.sid)
-            self._log.warning("session refused", address=wish.address, why=_error_text(frame))
-        self._dealer.send(frame)
+    def _open(self, header: Header, request: Open) -> None:
+        sid = header.sid
+        known = sid in self.host.slots
+        began = time.monotonic()
+        self.current_request = (sid, header.seq, began)
+        direct = self._transports.direct if request.direct else None
+        if direct is not None:
+            direct.expect(sid, request.learner)
+        offer = None if direct is None else direct.offer
+        frame = self.host.open(sid, header.seq, request, offer)
+        self.current_request = None
+        slot = self.host.slots.get(sid)
+        if slot is None:
+            if self._transports.direct is not None:
+                self._transports.direct.detach(sid)
+            self._log.warning("session refused", address=request.address, why=_error_text(frame))
+        elif not known:
+            slot.opened_at = time.monotonic()
+            self._log.info(
+                "session opened", address=request.address, num_envs=request.num_envs or 1
+            )
+        self._link.send(frame)
 
-    def _ended(self, slot: Slot, why: str) -> None:
+    def _end_session(self, slot: Slot, why: str) -> None:
         session = slot.session
         self.host.close(session.sid)
-        if self._paths.direct is not None:
-            self._paths.direct.detach(session.sid)
-        lasted_s = time.monotonic() - self._opened_at.pop(session.sid, time.monotonic())
+        if self._transports.direct is not None:
+            self._transports.direct.detach(session.sid)
+        lasted_s = time.monotonic() - slot.opened_at
         self._log.info(
             "session ended",
             address=session.address,
@@ -374,67 +314,20 @@ class Loop:
             steps_per_s=round(session.steps / lasted_s) if lasted_s > 0 else 0,
         )
 
-    # --- the broker -------------------------------------------------------------------------------
-
-    def _await_offers(self) -> None:
-        """Expect OFFERED for each offer: a broker that gets HELLO gets the offers after it."""
-        self._awaited = {offer.address for offer in self._offers}
-
-    def _welcome(self, welcome: Welcome) -> None:
-        if self._away_since is not None or (self._welcomed and welcome.epoch != self._epoch):
-            again = "restarted" if welcome.epoch != self._epoch else "reached again"
-            self._tell(f"broker {again}")
-        self.host.max_message = min(MAX_MESSAGE, welcome.max_message)
-        self._welcomed, self._epoch, self._away_since = True, welcome.epoch, None
-        self._handshake.take(welcome, time.monotonic())
-        for offer in self._offers:
-            self._dealer.send(PLAIN.encode(offer))
-            if self._draining:
-                self._dealer.send(PLAIN.encode(Withdraw(offer.address)))
-
-    def _refused(self, error: Error) -> None:
-        if error.code == Code.ADDRESS_TAKEN:
-            raise AddressTaken(error.text)
-        if error.code == Code.DENIED:
-            raise Denied(error.text)
-        if not self._welcomed or error.code == Code.LIMIT:
-            raise Refused(error.text)
-        self._log.warning("the broker refused", why=error.text)
-
-    def _timers(self) -> None:
-        now = time.monotonic()
-        self._watch_link(now)
-        if self._awaited:  # until every offer stands, a frame of the handshake may have got lost
-            self._handshake.repeat_hello(now)
-        if now >= self._ping_at:
-            self._ping_at = now + PING_S
-            self._dealer.send(PLAIN.encode(Ping()))
-        if self._away_since is not None and now - self._away_since > AWAY_S:
+    def _close_abandoned(self, now: float) -> None:
+        """Close the sessions that are idle while the broker is away."""
+        away_since = self._registration.away_since
+        if away_since is not None and now - away_since > AWAY_S:
             for slot in list(self.host.slots.values()):
-                if now - slot.heard > AWAY_S:
-                    self._ended(slot, f"the broker has been away for {AWAY_S:g} s")
-        if self.drain.is_set() and not self._draining:
-            self._draining = True
-            for offer in self._offers:
-                self._dealer.send(PLAIN.encode(Withdraw(offer.address)))
+                if now - slot.heard_at > AWAY_S:
+                    self._end_session(slot, f"the broker has been away for {AWAY_S:g} s")
 
-    def _watch_link(self, now: float) -> None:
-        for event in self._handshake.watch(now):
-            if event.up:
-                self._await_offers()
-            elif self._away_since is None and self._welcomed:
-                self._away_since = time.monotonic()
-                self._tell("broker lost, waiting for it")
-
-    def _tell(self, event: str) -> None:
-        """Log what becomes of the broker; to an agent that leaves anyway it does not matter."""
-        if self._tells and not self.drain.is_set() and not self.stop.is_set():
-            self._log.info(event, broker=self._dealer.url)
+    def _log_broker_state(self, event: str) -> None:
+        """Log an event that concerns the broker, unless this agent is stopping anyway."""
+        if self._logs_broker_state and not self.drain.is_set() and not self.stop.is_set():
+            self._log.info(event, broker=self._link.url)
 
 
-_UNKNOWN_SESSION = "The env agent does not know this session: it was restarted, or the lease ended."
-
-
-def _error_text(frame: codec.Frame) -> str:
+def _error_text(frame: Frame) -> str:
     message = PLAIN.decode(frame)
     return message.text[:200] if isinstance(message, Error) else ""

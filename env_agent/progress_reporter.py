@@ -1,7 +1,8 @@
-"""The pulse: a thread with its own connection that says since when a loop has been in its step.
+"""The progress connection: reports which requests of the loops take long.
 
-It needs the interpreter only for a moment each second; where an environment does not even leave it
-that, libzmq's own heartbeats still say that the process is there.
+It runs in a thread of its own, and needs the interpreter only briefly each second. If an
+environment does not release the interpreter at all, the liveness connection still shows that the
+process is alive.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gymwire.env_agent.loop import Loop
+from gymwire.env_agent.loop import ServingLoop
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import GymwireError
 from gymwire.protocol.messages import Ping, Progress, Role
@@ -21,54 +22,53 @@ from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import Handshake
 
 EVERY_S = 1.0
-SLOW_S = 1.0  # a request that lasts longer is reported
+SLOW_S = 1.0  # report requests that take longer
 
 
-class Pulse(threading.Thread):
+class ProgressReporter(threading.Thread):
     """Reports the long requests of these loops until `stop` is called."""
 
     def __init__(
-        self, make_dealer: Callable[[], Dealer], loops: Sequence[Loop], agent: bytes
+        self, make_dealer: Callable[[], Dealer], loops: Sequence[ServingLoop], agent: bytes
     ) -> None:
-        super().__init__(name="pulse", daemon=True)
+        super().__init__(name="progress", daemon=True)
         self._make_dealer = make_dealer
         self._loops = loops
         self._agent = agent
         self._stopping = threading.Event()
 
     def run(self) -> None:
-        """The thread."""
-        dealer = BrokerLink(self._make_dealer())
-        handshake = Handshake(dealer, Role.PROGRESS, self._agent, self._sessions)
+        """Run the thread."""
+        link = BrokerLink(self._make_dealer())
+        handshake = Handshake(link, Role.PROGRESS, self._agent, self._sessions)
         next_report = 0.0
         try:
             while not self._stopping.is_set():
-                data = dealer.receive()
-                now = time.monotonic()
+                data, now = link.receive(), time.monotonic()
                 with contextlib.suppress(GymwireError):  # the loops report what is wrong
                     handshake.watch(now)
                     if data is not None:
                         handshake.take(PLAIN.decode(data), now)
                 if now >= next_report:
                     next_report = now + EVERY_S
-                    dealer.send(PLAIN.encode(Ping()))  # else the broker hangs up
-                    self._report(dealer, now)
+                    link.send(PLAIN.encode(Ping()))  # else the broker closes the connection
+                    self._report(link, now)
         finally:
-            dealer.close()
+            link.close()
 
     def _sessions(self) -> list[list[Any]]:
-        """All sessions, since a loop in a long step cannot announce its own to a new broker."""
+        """Return all sessions, since a loop in a long step cannot announce its own."""
         return [row for loop in self._loops for row in loop.sessions]
 
     def stop(self) -> None:
         """End the thread soon."""
         self._stopping.set()
 
-    def _report(self, dealer: BrokerLink, now: float) -> None:
+    def _report(self, link: BrokerLink, now: float) -> None:
         for loop in self._loops:
-            in_step = loop.in_step  # once: the loop goes on meanwhile
-            if in_step is None:
+            request = loop.current_request  # read once, since the loop continues meanwhile
+            if request is None:
                 continue
-            sid, seq, since = in_step
+            sid, seq, since = request
             if now - since >= SLOW_S:
-                dealer.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))
+                link.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))

@@ -1,6 +1,7 @@
-"""One session at the env agent: which request is new, which was answered, which must not be.
+"""One session at the env agent: the rule by which each request is executed exactly once.
 
-A request happens exactly once however often it arrives (docs/protocol.md §7).
+However often a request arrives, it is executed once (docs/protocol.md §7). Every request goes
+through `Session.begin` and `Session.finish`; nothing else changes the numbers.
 """
 
 from __future__ import annotations
@@ -12,80 +13,138 @@ from gymwire.protocol.codec import PLAIN, Frame, Pieces
 from gymwire.protocol.errors import MoveError
 from gymwire.protocol.messages import Code, Error, Kind
 
+# A step compares these; before Python 3.12, looking an enum member up takes 0.1 µs and more.
+_ACT, _ERROR = Kind.ACT, Kind.ERROR
+
 
 class Verdict(Enum):
     """What to do with a request that has arrived."""
 
     EXECUTE = "execute"
-    REPEAT = "repeat"  # send `Session.answer` again
-    REFUSE = "refuse"  # send `Session.refusal`; nothing has moved
+    REPEAT = "repeat"  # send `Session.reply` again
+    REFUSE = "refuse"  # send `Session.refusal`; the session has not changed
     DROP = "drop"
 
 
 class Session:
-    """Numbers, the last reply, and the state of the dialogue."""
+    """The request numbers, the last reply, and the state of the dialogue.
+
+    Attributes:
+        sid: the session's id; `key` holds its eight bytes as they appear in a frame.
+        nonce: the secret by which the learner proves that the session is its own.
+        address: the address under which the learner opened the session.
+        learner: the identity of the learner's key, "" without keys.
+        state: the state of the dialogue between two requests.
+        last_seq: the number of the last request that was executed.
+        steps: how many ACT requests were executed.
+        reply: the reply to the last request, kept in case the learner repeats the request; empty
+            while a request is being executed.
+        refusal: the ERROR to send when `judge` has returned REFUSE.
+    """
 
     def __init__(self, sid: int, nonce: bytes, address: str, learner: str) -> None:
         self.sid = sid
-        self.key = sid.to_bytes(8, "little")  # as it stands in a frame
+        self.key = sid.to_bytes(8, "little")
         self.nonce = nonce
         self.address = address
         self.learner = learner
         self.state = dialogue.State.READY
-        self.last = 0  # the number of the last request that was executed
+        self.last_seq = 0
         self.steps = 0
-        self.answer: Frame | Pieces = b""
+        self.reply: Frame | Pieces = b""
         self.refusal: Frame = b""
-        self._request: Frame | memoryview = b""
-        self._executing: tuple[Kind, int, Frame | memoryview] | None = None
+        self._legal = dialogue.MOVES[self.state]
+        self._kind: Kind | None = None  # of the request being executed
+        self._request: Frame | memoryview = b""  # being executed, or the last one executed
 
-    def stepped(self, seq: int, request: Frame | memoryview, frame: Frame | Pieces) -> None:
-        """The ACT that was next was answered with this frame: a PERCEPT."""
-        self.last, self._request, self.answer = seq, request, frame
-        self.steps += 1
+    def begin(self, kind: Kind, seq: int, request: Frame | memoryview) -> bool:
+        """Begin to execute a request if it is the next one and legal in the present state.
 
-    def settle(self) -> None:
-        """Keep a copy of the last answer, if parts of it still lie with the environment."""
-        if isinstance(self.answer, Pieces):
-            self.answer = bytes(self.answer)
+        Args:
+            kind: the kind of the request.
+            seq: its number.
+            request: its frame, kept in order to recognize a repetition.
 
-    def judge(self, kind: Kind, seq: int, data: Frame | memoryview) -> Verdict:
-        """Decide about a request. EXECUTE must be followed by `executed`."""
-        if seq == self.last + 1:
-            try:
-                dialogue.check_request(self.state, kind)
-            except MoveError as error:
-                return self._refuse(seq, Code.PROTOCOL, str(error))
-            self._executing = (kind, seq, data)
-            # Who asks for this has had that; and it may lie in memory of the environment's.
-            self.answer = b""
+        Returns:
+            Whether the caller must execute the request, and then call `finish`. If not, nothing
+            has changed, and `judge` says what to do.
+        """
+        if seq != self.last_seq + 1 or kind not in self._legal:
+            return False
+        self._kind, self._request = kind, request
+        # The learner has reply n-1 once it sends n; drop it, since it may alias memory of the
+        # environment.
+        self.reply = b""
+        return True
+
+    def finish(self, reply: Kind, frame: Frame | Pieces) -> None:
+        """Record the reply to the request that `begin` let through.
+
+        Args:
+            reply: the kind of the reply.
+            frame: the reply as it is sent.
+
+        Raises:
+            MoveError: this kind does not answer the request.
+        """
+        kind = self._kind
+        assert kind is not None
+        # A step leaves the state as it is: the table is consulted again only when it changes.
+        if reply is not _ERROR and self._legal[kind].get(reply) is not self.state:
+            self.state = dialogue.after(self.state, kind, reply)
+            self._legal = dialogue.MOVES[self.state]
+        self._kind = None
+        self.last_seq += 1
+        self.steps += kind is _ACT
+        self.reply = frame
+
+    def judge(self, kind: Kind, seq: int, request: Frame | memoryview) -> Verdict:
+        """Decide what to do with a request, and begin it if it is to be executed.
+
+        Returns:
+            EXECUTE: execute the request, then call `finish`. REPEAT: send `reply` again. REFUSE:
+            send `refusal`. DROP: send nothing, since the learner has the reply already.
+        """
+        if self.begin(kind, seq, request):
             return Verdict.EXECUTE
-        if seq == self.last:
-            if data != self._request:
-                return self._refuse(
-                    seq,
-                    Code.PROTOCOL,
-                    f"Request {seq} was executed already, with another content: a repeated "
-                    f"request must be the same to the byte.",
-                )
-            return Verdict.REPEAT
-        if seq < self.last:
+        if seq < self.last_seq:
             return Verdict.DROP
-        return self._refuse(
-            seq,
-            Code.EXPECTED,
-            f"Request {seq} came, but {self.last + 1} is next.",
-            expected=self.last + 1,
-        )
+        expected = self.last_seq + 1
+        if seq > expected:
+            return self._refuse(
+                seq,
+                Code.EXPECTED,
+                f"Request {seq} arrived, but request {expected} is next.",
+                expected=expected,
+            )
+        if seq == self.last_seq:
+            if request == self._request:
+                return Verdict.REPEAT
+            return self._refuse(
+                seq,
+                Code.PROTOCOL,
+                f"Request {seq} was executed already, with different content. A repeated request "
+                f"must be identical byte for byte.",
+            )
+        try:
+            dialogue.check_request(self.state, kind)
+        except MoveError as error:
+            return self._refuse(seq, Code.PROTOCOL, str(error))
+        raise AssertionError(f"{kind.name} is legal in the state {self.state.value!r}")
 
-    def executed(self, reply: Kind, frame: Frame) -> None:
-        """The request that `judge` let through was answered with this frame."""
-        assert self._executing is not None
-        kind, self.last, self._request = self._executing
-        self._executing = None
-        self.state = dialogue.after(self.state, kind, reply)
-        self.steps += kind is Kind.ACT
-        self.answer = frame
+    def restamp(self, frame: Frame) -> None:
+        """Replace the reply by the same reply with time stamps."""
+        self.reply = frame
+
+    def detach_reply(self) -> Frame:
+        """Copy the reply if parts of it are still in the environment's memory, and return it."""
+        if isinstance(self.reply, Pieces):
+            self.reply = bytes(self.reply)
+        return self.reply
+
+    def drop_reply(self) -> None:
+        """Drop the reply, whose memory may be freed when the environment closes."""
+        self.reply = b""
 
     def _refuse(self, seq: int, code: str, text: str, **details: object) -> Verdict:
         self.refusal = PLAIN.encode(Error(code, text, dict(details)), self.sid, seq)

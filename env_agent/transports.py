@@ -1,7 +1,7 @@
-"""The two ways to a serving loop: relayed by the broker, and direct (docs/protocol.md §9).
+"""The transports of a serving loop: relayed by the broker, and direct (docs/protocol.md §9).
 
-A reply goes back the way its request came. Both ways may be used for one session at any time: the
-numbers of the requests make the switch safe.
+A reply takes the path by which its request came. A session may use both paths at any time: the
+request numbers make the switch safe.
 """
 
 from __future__ import annotations
@@ -10,11 +10,22 @@ import hmac
 import socket
 from typing import Any, NamedTuple
 
+from gymwire.env_agent import failure_reports
 from gymwire.env_agent.session import Session
 from gymwire.protocol.address import is_local
-from gymwire.protocol.codec import KIND_AT, Frame, Pieces
+from gymwire.protocol.codec import KIND_AT, PLAIN, Frame, Header, Pieces
 from gymwire.protocol.errors import ConfigurationError
-from gymwire.protocol.messages import CONTROL_KINDS
+from gymwire.protocol.messages import (
+    CONTROL_KINDS,
+    Busy,
+    BusyReason,
+    Code,
+    Error,
+    Kind,
+    Message,
+    Resume,
+    Resumed,
+)
 from gymwire.protocol.security.keys import KeyPair, identity
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.interface import TICK_MS, Listener, Origin, Received, Waitable
@@ -23,20 +34,21 @@ from gymwire.protocol.transport.private_folder import PrivateFolder
 from gymwire.protocol.transport.registry import ListenOptions, listen, local_url
 from gymwire.protocol.transport.router import public_key_of
 
-RELAY = b""  # the way through the broker; a direct one is its connection's routing id
-DIRECT_TICK_MS = 20  # how often the rest is looked at while all sessions use one direct socket
-LOOK_EVERY = 64  # frames of that socket after which the rest is looked at all the same
-NEWCOMERS = 1000  # frames, or ticks of rest, in which a learner comes who can come directly
+RELAY = b""  # the path through the broker; a direct path is the routing id of its connection
+DIRECT_TICK_MS = 20  # how long to wait for one direct socket before polling the other ones, too
+POLL_ALL_EVERY = 64  # frames of one socket after which the other ones are polled, too
+NEW_LEARNER_POLLS = 1000  # frames, or idle ticks, within which a new learner connects directly
 
 
-# The way that a frame came, what libzmq knows of it (if it came by libzmq), and the frame.
+# The path of a frame, what libzmq knows about the frame (if it received it), and the frame.
 Arrived = Received
 
 
 class DirectSettings(NamedTuple):
-    """What `--direct` asks for.
+    """The settings of `--direct`.
 
-    `url`: tcp://HOST:PORT of the first loop, PORT+1 of the next …; None: within this host only.
+    `url` is tcp://HOST:PORT of the first loop (the next loop uses PORT + 1, and so on), or None
+    for connections from this host only.
     """
 
     url: str | None
@@ -45,31 +57,40 @@ class DirectSettings(NamedTuple):
 
 
 class DirectEndpoint:
-    """One loop's listening sockets, and who may use them for which session.
+    """The listening sockets of one loop, and which connection may use which session.
 
-    Learners of this host take the Unix socket; with keys, which are proved over ZeroMQ only, ipc.
+    Learners on this host use the Unix socket; with keys, which need ZeroMQ, they use ipc.
 
-    `newcomers`: for so many frames yet somebody may come who was told of these sockets just now.
+    Args:
+        settings: the settings of `--direct`.
+        index: the index of the loop among those of its agent.
+        broker: the broker's URL, which shows the interface that learners can reach.
+
+    Attributes:
+        attached: sid → the connection to which the session is bound, and its key.
+        only_socket: the socket that all attached sessions use, or None if they use several.
+        new_learner_polls: how many more times all sockets are polled, because a learner that was
+            offered a direct connection has not connected yet.
+        offer: how learners can connect, as OPENED carries it.
     """
 
     def __init__(self, settings: DirectSettings, index: int, broker: str) -> None:
-        self._expected: dict[int, str] = {}
-        # by sid: the connection that the session is bound to, and its key
         self.attached: dict[int, tuple[bytes, bytes | None]] = {}
-        # the socket that all of these use, if it is one
-        self.sole: Listener | None = None
-        self.newcomers = 0
-        self._coming: set[int] = set()  # their sessions
+        self.only_socket: Listener | None = None
+        self.new_learner_polls = 0
+        self._key = settings.key
+        self._learners: dict[int, str] = {}  # sid → the identity that may attach to it
+        self._not_connected: set[int] = set()  # the sessions whose learner is waited for
         self._folder = PrivateFolder()
         urls = [] if settings.url is None else [_at_port(settings.url, index)]
-        near = local_url(f"{self._folder.path}/direct", keyed=settings.key is not None)
-        if near is not None:
-            urls.append(near)
+        within_host = local_url(f"{self._folder.path}/direct", keyed=settings.key is not None)
+        if within_host is not None:
+            urls.append(within_host)
         options = ListenOptions(
             key=settings.key,
-            allow=self._admits,
+            allow=self._is_learners_key,
             insecure=settings.insecure,
-            ended=self._left,
+            ended=self._connection_lost,
             tick_ms=DIRECT_TICK_MS,
             elsewhere="give --direct another port: each thread takes the next one",
         )
@@ -79,7 +100,6 @@ class DirectEndpoint:
             self._folder.remove()
             raise
         self._by_mark = {listener.mark: listener for listener in self.listeners}
-        self._key = settings.key
         if settings.url is not None:
             port = self.listeners[0].urls[0].rpartition(":")[2]
             urls[0] = f"tcp://{_advertised_host(settings.url, broker)}:{port}"
@@ -89,8 +109,54 @@ class DirectEndpoint:
             "key": b"" if settings.key is None else settings.key.public,
         }
 
+    def expect(self, sid: int, learner: str) -> None:
+        """Let the learner of this session connect; its identity is `learner`, "" without keys."""
+        self._learners[sid] = learner
+        if not self.new_learner_polls:
+            self._not_connected.clear()
+        self.new_learner_polls = NEW_LEARNER_POLLS
+        self._not_connected.add(sid)
+
+    def admit(
+        self,
+        session: Session | None,
+        rid: bytes,
+        origin: Origin | None,
+        header: Header,
+        data: bytes | memoryview,
+    ) -> bool:
+        """Return whether a direct frame is a request of the session bound to its connection.
+
+        If not, reply to it; RESUME binds the session.
+
+        Args:
+            session: the session that the frame names, or None if it is not open.
+            rid: the connection by which the frame came.
+            origin: what libzmq knows about the frame.
+            header: its header.
+            data: the frame.
+        """
+        if (
+            session is not None
+            and header.kind < CONTROL_KINDS
+            and self.is_bound(session.sid, rid, origin)
+        ):
+            return True
+        reply: Message = Busy(BusyReason.HELLO, 0.0)
+        if session is None:
+            reply = failure_reports.session_lost()
+        elif header.kind is Kind.RESUME:
+            resume = PLAIN.decode(data, header)
+            assert isinstance(resume, Resume)
+            if self.attach(session, resume.nonce, rid, origin):
+                reply = Resumed()
+            else:
+                reply = Error(Code.DENIED, "This session belongs to another learner.")
+        self.send(rid, PLAIN.encode(reply, header.sid, header.seq))
+        return False
+
     def attach(self, session: Session, nonce: bytes, rid: bytes, origin: Origin | None) -> bool:
-        """Bind the session to this connection if it is its learner's."""
+        """Bind the session to this connection, and return True, if it is its learner's."""
         if not hmac.compare_digest(nonce, session.nonce):
             return False
         key = None
@@ -99,64 +165,32 @@ class DirectEndpoint:
             if key is None or identity(key) != session.learner:
                 return False
         self.attached[session.sid] = (rid, key)
-        self._has_come(session.sid)
-        self._choose_sole()
+        self._stop_waiting(session.sid)
+        self._choose_only_socket()
         return True
 
-    def _choose_sole(self) -> None:
-        used = {id(found): found for rid, _ in self.attached.values() if (found := self.of(rid))}
-        self.sole = next(iter(used.values())) if len(used) == 1 else None
-
-    def of(self, rid: bytes) -> Listener | None:
-        """Return the listener of this connection."""
-        return self._by_mark.get(rid[0]) or self._by_mark.get(-1)
-
-    def send(self, rid: bytes, frame: Frame | Pieces) -> None:
-        """Send to this connection; if it is gone, or does not read, its learner will ask again.
-
-        `Pieces` only where `takes_pieces` says so.
-        """
-        listener = self._by_mark.get(rid[0]) or self._by_mark.get(-1)
-        if listener is not None:
-            listener.send(rid, frame)  # type: ignore[arg-type]
-
-    def expect(self, sid: int, learner: str) -> None:
-        """The learner of this session may connect."""
-        self._expected[sid] = learner
-        if not self.newcomers:
-            self._coming.clear()
-        self.newcomers = NEWCOMERS
-        self._coming.add(sid)
-
-    def _has_come(self, sid: int) -> None:
-        """The learner of this session is here, or will not come."""
-        self._coming.discard(sid)
-        if not self._coming:
-            self.newcomers = 0
-
-    def _admits(self, key: bytes) -> bool:
-        """Whether this key is that of a session's learner. Asked in another thread."""
-        return identity(key) in tuple(self._expected.values())
-
-    def allows(self, sid: int, rid: bytes, origin: Origin | None) -> bool:
-        """Whether this connection is the session's; a routing id alone does not show that."""
+    def is_bound(self, sid: int, rid: bytes, origin: Origin | None) -> bool:
+        """Return whether the session is bound to this connection: by its routing id and its key."""
         bound = self.attached.get(sid)
         if bound is None or bound[0] != rid:
             return False
         return self._key is None or (origin is not None and bound[1] == public_key_of(origin))
 
     def detach(self, sid: int) -> None:
-        """The session has ended."""
-        self._expected.pop(sid, None)
-        self._has_come(sid)
+        """Forget a session that has ended."""
+        self._learners.pop(sid, None)
+        self._stop_waiting(sid)
         if self.attached.pop(sid, None) is not None:
-            self._choose_sole()
+            self._choose_only_socket()
 
-    def _left(self, rid: bytes) -> None:
-        """This connection has ended: its sessions may come back over another, or the relay."""
-        for sid in [sid for sid, bound in self.attached.items() if bound[0] == rid]:
-            del self.attached[sid]
-        self._choose_sole()
+    def send(self, rid: bytes, frame: Frame | Pieces) -> None:
+        """Send to a connection; `Pieces` only if its listener takes them.
+
+        If the connection is lost or its queue is full, the learner repeats its request.
+        """
+        listener = self._by_mark.get(rid[0]) or self._by_mark.get(-1)
+        if listener is not None:
+            listener.send(rid, frame)  # type: ignore[arg-type]
 
     def close(self) -> None:
         """Close the sockets."""
@@ -164,85 +198,120 @@ class DirectEndpoint:
             listener.close(linger_s=0.3)
         self._folder.remove()
 
+    def listener_of(self, rid: bytes) -> Listener | None:
+        """Return the listener of this connection."""
+        return self._by_mark.get(rid[0]) or self._by_mark.get(-1)
 
-class Paths:
-    """Receives from both ways and sends on either."""
+    def _choose_only_socket(self) -> None:
+        connections = [self.listener_of(rid) for rid, _ in self.attached.values()]
+        used = {id(listener): listener for listener in connections if listener is not None}
+        self.only_socket = next(iter(used.values())) if len(used) == 1 else None
 
-    def __init__(self, dealer: BrokerLink, direct: DirectEndpoint | None) -> None:
-        self.dealer = dealer
+    def _stop_waiting(self, sid: int) -> None:
+        """Do not wait any longer for the learner of this session."""
+        self._not_connected.discard(sid)
+        if not self._not_connected:
+            self.new_learner_polls = 0
+
+    def _is_learners_key(self, key: bytes) -> bool:
+        """Return whether a session's learner has this key. Called in another thread."""
+        return identity(key) in tuple(self._learners.values())
+
+    def _connection_lost(self, rid: bytes) -> None:
+        """Unbind the sessions of a connection; they may use another one, or the relay."""
+        for sid in [sid for sid, bound in self.attached.items() if bound[0] == rid]:
+            del self.attached[sid]
+        self._choose_only_socket()
+
+
+class Transports:
+    """Receives from both paths, and sends on either.
+
+    Attributes:
+        link: the link to the broker.
+        direct: the endpoint for direct connections, or None.
+    """
+
+    def __init__(self, link: BrokerLink, direct: DirectEndpoint | None) -> None:
+        self.link = link
         self.direct = direct
         self._turn = 0
-        self._all = 0  # direct frames for which all sockets are waited for
+        # A session that could connect directly uses the relay: how many more direct frames to
+        # receive by polling all sockets.
+        self._relayed_polls = 0
         self._listeners = [] if direct is None else direct.listeners
-        self._sockets: list[Waitable] = [dealer, *self._listeners]
+        self._sockets: list[Waitable] = [link, *self._listeners]
 
     def poll(self) -> bool:
-        """Whether a frame is there already."""
-        return self.dealer.poll() if self.direct is None else bool(wait_among(self._sockets, 0))
+        """Return whether a frame has arrived already."""
+        return self.link.poll() if self.direct is None else bool(wait_among(self._sockets, 0))
 
     def receive(self, sessions: int) -> Arrived | None:
-        """The next frame and the way it came, or None after a tick; `sessions`: how many are open.
+        """Return the next frame and its path, or None after a tick without one.
 
-        While all of them use one socket, only that is waited for: a poll over all costs more than
-        2 µs. Who came directly may ask through the broker all the same: all are then.
+        While all sessions use one socket, wait for that one only: a poll over all costs more than
+        2 µs. Poll all sockets if a session that is attached to a direct one uses the relay.
+
+        Args:
+            sessions: the number of open sessions.
         """
         direct = self.direct
         if direct is None:
-            return self._relayed()
-        sole, attached = direct.sole, len(direct.attached)
-        if direct.newcomers:
-            direct.newcomers -= 1
-            return self._any(TICK_MS / 1000)
-        if attached and (self._all or sole is None or attached != sessions):
-            return self._any(TICK_MS / 1000)
-        self._turn = turn = (self._turn + 1) % LOOK_EVERY
+            return self._receive_relayed()
+        only_socket, attached = direct.only_socket, len(direct.attached)
+        if direct.new_learner_polls:
+            direct.new_learner_polls -= 1
+            return self._receive_any(TICK_MS / 1000)
+        if attached and (self._relayed_polls or only_socket is None or attached != sessions):
+            return self._receive_any(TICK_MS / 1000)
+        self._turn = turn = (self._turn + 1) % POLL_ALL_EVERY
         received: Arrived | None = None
         if turn:
-            received = self._relayed() if sole is None else sole.receive()
+            received = self._receive_relayed() if only_socket is None else only_socket.receive()
         if received is None:
-            received = self._any(0)
+            received = self._receive_any(0)
         return received
 
-    def _any(self, wait_s: float) -> Arrived | None:
-        """A frame of any socket, the relay's first."""
-        for place in wait_among(self._sockets, wait_s):
-            if not place:
-                relayed = self._relayed()
-                # A request of a session, not a message of the broker itself.
+    def _receive_any(self, wait_s: float) -> Arrived | None:
+        """Return a frame from any socket, from the relay's first."""
+        for index in wait_among(self._sockets, wait_s):
+            if not index:
+                relayed = self._receive_relayed()
+                # A request of a session, not a message from the broker itself.
                 if (
                     relayed is not None
                     and len(relayed[2]) > KIND_AT
                     and relayed[2][KIND_AT] < CONTROL_KINDS
                 ):
-                    self._all = LOOK_EVERY
+                    self._relayed_polls = POLL_ALL_EVERY
                 return relayed
-            arrived = self._listeners[place - 1].receive(wait=False)
+            arrived = self._listeners[index - 1].receive(wait=False)
             if arrived is not None:
-                self._all -= bool(self._all)
+                self._relayed_polls -= bool(self._relayed_polls)
                 return arrived
         return None
 
-    def _relayed(self) -> Arrived | None:
-        data = self.dealer.receive()
+    def _receive_relayed(self) -> Arrived | None:
+        data = self.link.receive()
         return None if data is None else (RELAY, None, data)
 
-    def takes_pieces(self, way: bytes) -> bool:
-        """Whether a frame may go this way in pieces: libzmq wants it in one."""
-        if not way or self.direct is None:
-            return self.dealer.takes_pieces
-        listener = self.direct.of(way)
+    def takes_pieces(self, path: bytes) -> bool:
+        """Return whether this path accepts `Pieces`: a Unix socket does, libzmq does not."""
+        if not path or self.direct is None:
+            return self.link.takes_pieces
+        listener = self.direct.listener_of(path)
         return listener is not None and listener.takes_pieces
 
-    def send(self, way: bytes, frame: Frame | Pieces) -> None:
-        """Send a reply the way its request came; if that is gone, the learner will ask again."""
-        if not way:
-            self.dealer.send(frame)
+    def send(self, path: bytes, frame: Frame | Pieces) -> None:
+        """Send a reply by the path of its request; if that is lost, the learner repeats it."""
+        if not path:
+            self.link.send(frame)
         elif self.direct is not None:
-            self.direct.send(way, frame)
+            self.direct.send(path, frame)
 
     def close(self) -> None:
-        """Close both."""
-        self.dealer.close(linger_s=0.3)
+        """Close all connections."""
+        self.link.close(linger_s=0.3)
         if self.direct is not None:
             self.direct.close()
 
@@ -253,7 +322,7 @@ def _at_port(url: str, index: int) -> str:
 
 
 def _advertised_host(url: str, broker: str) -> str:
-    """The host that learners dial: the one given, or for `*` that which faces the broker."""
+    """Return the host that learners dial: the given one, or for `*` the one facing the broker."""
     host = url.removeprefix("tcp://").rpartition(":")[0]
     if host not in ("*", "0.0.0.0", "[::]"):
         return host
@@ -269,7 +338,7 @@ def _advertised_host(url: str, broker: str) -> str:
             name = str(probe.getsockname()[0])
     except OSError as error:
         raise ConfigurationError(
-            f"--direct {url}: cannot tell which of this host's addresses learners should dial "
-            f"({error.strerror}); name it: --direct tcp://HOST:PORT."
+            f"--direct {url}: cannot find the address of this host that learners should dial "
+            f"({error.strerror}). Name it: --direct tcp://HOST:PORT."
         ) from None
     return f"[{name}]" if ":" in name else name

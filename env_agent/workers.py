@@ -1,4 +1,4 @@
-"""Several processes behind one address: a crash of one harms only its sessions; it is replaced."""
+"""Workers: several processes behind one address. A crash of one ends only its own sessions."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from pathlib import Path
 
 import structlog
 
-FIRST_PAUSE_S = 0.5  # before a crashed worker is started again; doubles while it keeps crashing
+FIRST_PAUSE_S = 0.5  # before a crashed worker is restarted; doubles while it keeps crashing
 MAX_PAUSE_S = 30.0
-HEALTHY_S = 30.0  # a worker that has lived for so long starts with the first pause again
-MISCONFIGURED = 2  # exit status of a worker that can never start
+HEALTHY_S = 30.0  # after this long, a worker counts as healthy, and its crashes are forgotten
+MISCONFIGURED = 2  # exit status of a worker whose options or environment are wrong
 
 
 @dataclass(slots=True)
 class Worker:
-    """One process, and when it was or will be started."""
+    """A worker process, and when it was or will be started (monotonic seconds)."""
 
     index: int
     process: subprocess.Popen[bytes]
@@ -33,9 +33,10 @@ class Worker:
 
 
 class Supervisor:
-    """Runs `count` workers with these command-line arguments until it is told to stop.
+    """Runs `count` workers with these command-line arguments until `stop` is called.
 
-    A worker's standard input is a pipe from here: it ends when this process does, however it dies.
+    The standard input of a worker is a pipe from this process, so that the worker sees it close
+    however this process ends.
     """
 
     def __init__(self, arguments: Sequence[str], count: int) -> None:
@@ -46,19 +47,19 @@ class Supervisor:
         self._log = structlog.get_logger()
 
     def run(self) -> int:
-        """Returns the exit status: 0, or that of a worker that can never start."""
+        """Run the workers; return 0, or MISCONFIGURED if a worker cannot start."""
         handle, token = tempfile.mkstemp(prefix="gymwire-")
         os.close(handle)
-        alike = ("--tell-once", token)  # what keeps all from starting is said once
+        once = ("--report-once", token)  # only one worker reports what prevents all from starting
         workers = [
-            Worker(index, self._start(index, *alike), time.monotonic())
+            Worker(index, self._start(index, *once), time.monotonic())
             for index in range(self._count)
         ]
         status = 0
         try:
             while not self._stop.wait(0.1):
                 for worker in workers:
-                    if not self._look_after(worker, time.monotonic()):
+                    if not self._supervise(worker, time.monotonic()):
                         status = MISCONFIGURED
                         self._stop.set()
         finally:
@@ -67,21 +68,22 @@ class Supervisor:
         return status
 
     def stop(self, number: int) -> None:
-        """Pass a signal on to the workers, and end with them."""
+        """Forward a signal to the workers, and stop when they have ended."""
         self._signals.append(number)
         self._stop.set()
 
     def _start(self, index: int, *more: str) -> subprocess.Popen[bytes]:
-        mine = (*self._arguments, "--worker", str(index), *more)
-        # In a session of its own: a terminal's Ctrl-C comes once, from here.
+        # Each worker has a process session of its own, so that a terminal's Ctrl-C reaches it
+        # once: from this process.
+        arguments = (*self._arguments, "--worker", str(index), *more)
         return subprocess.Popen(
-            [sys.executable, "-m", "gymwire.env_agent", *mine],
+            [sys.executable, "-m", "gymwire.env_agent", *arguments],
             stdin=subprocess.PIPE,
             start_new_session=True,
         )
 
-    def _look_after(self, worker: Worker, now: float) -> bool:
-        """Replace a worker that has died. False: it never will start."""
+    def _supervise(self, worker: Worker, now: float) -> bool:
+        """Restart a worker that has died. Returns False if it cannot start."""
         status = worker.process.poll()
         if status is None:
             if worker.crashes and now - worker.started > HEALTHY_S:
@@ -98,7 +100,7 @@ class Supervisor:
                 worker=worker.index,
                 status=_name(status),
                 crashes=worker.crashes,
-                again_in_s=pause_s,
+                restart_in_s=pause_s,
             )
         elif now >= worker.restart_at:
             worker.process = self._start(worker.index)
@@ -106,18 +108,19 @@ class Supervisor:
         return True
 
     def _end(self, workers: Sequence[Worker]) -> None:
+        """End all workers; kill them on a second signal."""
         for worker in workers:
             if worker.process.poll() is None:
                 worker.process.send_signal(self._signals[0] if self._signals else signal.SIGTERM)
-        passed_on = 1
+        forwarded = 1
         for worker in workers:
             while True:
                 try:
                     worker.process.wait(timeout=0.1)
                     break
                 except subprocess.TimeoutExpired:
-                    if len(self._signals) > passed_on:  # the operator insists
-                        passed_on = len(self._signals)
+                    if len(self._signals) > forwarded:
+                        forwarded = len(self._signals)
                         for other in workers:
                             other.process.kill()
 

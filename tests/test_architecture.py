@@ -49,7 +49,7 @@ IMPURE = {
     "env_agent/agent.py": "runs the serving loops",
     "env_agent/config.py": "reads the configuration",
     "env_agent/factory.py": "imports the user's environment from a file",
-    "env_agent/host.py": "runs environments and logs what they do",
+    "env_agent/sessions.py": "runs environments and logs what they do",
     "env_agent/loop.py": "receives, steps and sends",
     "env_agent/progress_reporter.py": "is a thread with a socket",
     "env_agent/transports.py": "listens for direct sessions",

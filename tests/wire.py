@@ -26,9 +26,11 @@ import structlog.testing
 from gymwire import env_agent
 from gymwire.broker.core import Core
 from gymwire.broker.events import Send, Sender
-from gymwire.env_agent.host import Host, Service
-from gymwire.env_agent.loop import Loop
-from gymwire.env_agent.transports import Paths
+from gymwire.env_agent.environments import Service
+from gymwire.env_agent.loop import ServingLoop
+from gymwire.env_agent.runners.in_loop import InLoopRunner
+from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.transports import Transports
 from gymwire.learner_agent import client
 from gymwire.learner_agent.client.connection import Channel
 from gymwire.protocol import stamps
@@ -64,7 +66,7 @@ class Dealer:
         self.fd = 1000 + number
         self.up = True
         self.generation = 0  # of its connection: what was under way on another is lost
-        self.loop: Loop | None = None  # whom to wake when something arrives
+        self.loop: ServingLoop | None = None  # whom to wake when something arrives
         self.inbox: deque[bytes] = deque()
         self.news: list[LinkEvent] = []
 
@@ -118,7 +120,7 @@ class Ledger(gymnasium.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(seed=seed, options=options)
 
 
-class LedgerHost(Host):
+class LedgerHost(SessionHost):
     """Keeps a ledger for each session of one environment, also after it has ended."""
 
     def __init__(self, services: Sequence[Service]) -> None:
@@ -129,8 +131,9 @@ class LedgerHost(Host):
         known = sid in self.slots
         frame = super().open(sid, seq, wish, direct)
         slot = self.slots.get(sid)
-        if slot is not None and not known and isinstance(slot.env, gymnasium.Env):
-            slot.env = Ledger(slot.env, self.ledgers.setdefault(sid, []))
+        if slot is not None and not known and isinstance(slot.runner.env, gymnasium.Env):
+            ledger = Ledger(slot.runner.env, self.ledgers.setdefault(sid, []))
+            slot.runner = InLoopRunner(ledger)
         return frame
 
 
@@ -142,7 +145,7 @@ class Network:
         self.faults = Faults()
         self.rng = random.Random(seed)
         self.hosts: list[LedgerHost] = []
-        self.loops: list[Loop] = []
+        self.loops: list[ServingLoop] = []
         self._lease_s = lease_s
         self._epochs = itertools.count(1)
         self._order = itertools.count()
@@ -176,13 +179,13 @@ class Network:
 
     # --- who takes part ---------------------------------------------------------------------------
 
-    def env_agent(self, *services: Service) -> Loop:
+    def env_agent(self, *services: Service) -> ServingLoop:
         """A serving loop that offers these; its host keeps ledgers."""
         host = LedgerHost(services)
         dealer = self.dealer()
         link = BrokerLink(cast(Any, dealer), eager=True)
-        loop = Loop(lambda: Paths(link, None), host, self.rng.randbytes(16))
-        offers = [host.describe(one, one.max_sessions, None) for one in services]
+        loop = ServingLoop(lambda: Transports(link, None), host, self.rng.randbytes(16))
+        offers = [host.environments.describe(one, one.max_sessions, None) for one in services]
         loop.connect(offers, wait_s=60.0)
         dealer.loop = loop
         self.hosts.append(host)

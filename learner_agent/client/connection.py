@@ -405,7 +405,7 @@ class Channel:
             if event.up:
                 up = True
                 if self._broker_away:
-                    self._log.info("broker reached again", broker=self.url)
+                    self._log.info("broker reconnected", broker=self.url)
                 self._broker_away = False
             elif not self._broker_away:
                 self._broker_away = True

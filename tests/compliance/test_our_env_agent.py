@@ -10,9 +10,9 @@ from typing import Any, cast
 import pytest
 
 from gymwire.env_agent.config import service
-from gymwire.env_agent.host import Host
-from gymwire.env_agent.loop import Loop
-from gymwire.env_agent.transports import Paths
+from gymwire.env_agent.loop import ServingLoop
+from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.transports import Transports
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Hello, Role
 from gymwire.protocol.transport.broker_link import BrokerLink
@@ -109,10 +109,10 @@ class TestInMemory(EnvAgentCompliance):
     def agent(self) -> Iterator[Agent]:
         dealer = MemoryDealer()
         offered = service(address="lab/cartpole", env=ENV)
-        host = Host([offered])
-        offers = [host.describe(offered, 4, None)]
+        host = SessionHost([offered])
+        offers = [host.environments.describe(offered, 4, None)]
         link = BrokerLink(cast(Any, dealer), eager=True)
-        loop = Loop(lambda: Paths(link, None), host, b"a" * 16)
+        loop = ServingLoop(lambda: Transports(link, None), host, b"a" * 16)
 
         def serve() -> None:
             loop.connect(offers, PATIENCE_S)

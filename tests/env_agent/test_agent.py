@@ -1,4 +1,4 @@
-"""The env agent around its serving loops."""
+"""The env agent and its serving loops."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import structlog
 
 from gymwire.env_agent import agent
 from gymwire.env_agent.config import service
-from gymwire.env_agent.host import Host
+from gymwire.env_agent.sessions import SessionHost
 from gymwire.protocol.messages import Offer
 
 
-class Loop:
-    """A serving loop that has reached the broker when `may_connect` is set."""
+class ServingLoop:
+    """A serving loop that connects when `may_connect` is set."""
 
-    made: list[Loop]
+    made: list[ServingLoop]
 
-    def __init__(self, make_paths: object, host: Host, token: bytes, *, tells: bool) -> None:
+    def __init__(
+        self, make_transports: object, host: SessionHost, token: bytes, *, logs_broker_state: bool
+    ) -> None:
         self.host = host
         self.stop, self.may_connect = threading.Event(), threading.Event()
         self.runs = threading.Event()
@@ -42,39 +44,43 @@ class Presence:
         pass
 
 
-class Pulse(threading.Thread):
-    def __init__(self, make_dealer: Callable[[], Any], loops: Sequence[Loop], token: bytes) -> None:
+class ProgressReporter(threading.Thread):
+    def __init__(
+        self, make_dealer: Callable[[], Any], loops: Sequence[ServingLoop], token: bytes
+    ) -> None:
         super().__init__()
 
     def stop(self) -> None:
         pass
 
 
-def test_an_offer_is_told_when_all_its_slots_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    Loop.made = []
-    monkeypatch.setattr(agent, "Loop", Loop)
-    monkeypatch.setattr(agent, "Pulse", Pulse)
-    told: list[dict[str, Any]] = []
-    monkeypatch.setattr(structlog, "get_logger", lambda: Log(told))
+def test_an_offer_is_logged_when_all_its_slots_are_registered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ServingLoop.made = []
+    monkeypatch.setattr(agent, "ServingLoop", ServingLoop)
+    monkeypatch.setattr(agent, "ProgressReporter", ProgressReporter)
+    logged: list[dict[str, Any]] = []
+    monkeypatch.setattr(structlog, "get_logger", lambda: Log(logged))
     services = [service(address="cartpole", env="CartPole-v1", max_sessions=3)]
     made = agent.Agent(services, cast(Any, None), lambda _token: cast(Any, Presence()))
     running = threading.Thread(target=made.run)
     running.start()
-    for loop in Loop.made:
-        assert told == []
+    for loop in ServingLoop.made:
+        assert logged == []
         loop.may_connect.set()
         assert loop.runs.wait(60.0)
-    assert [(row["event"], row["slots"]) for row in told] == [("offering", 3)]
+    assert [(row["event"], row["slots"]) for row in logged] == [("offering", 3)]
     made.stop()
     running.join(60.0)
     assert not running.is_alive()
 
 
 class Log:
-    """A logger whose lines of any thread are collected."""
+    """A logger that collects the lines of all threads."""
 
-    def __init__(self, told: list[dict[str, Any]]) -> None:
-        self._told = told
+    def __init__(self, logged: list[dict[str, Any]]) -> None:
+        self._logged = logged
 
     def info(self, event: str, **facts: Any) -> None:
-        self._told.append({"event": event, **facts})
+        self._logged.append({"event": event, **facts})

@@ -32,7 +32,7 @@ def test_each_offer_of_a_file_becomes_a_service(file: Path) -> None:
     first, second = load(file)
     assert (first.address, first.factory.name, first.max_sessions) == ("cartpole", "CartPole-v1", 8)
     assert (second.address, second.factory.kwargs) == ("lab/ice", {"is_slippery": False})
-    assert (second.max_sessions, second.attributes, second.strict_infos) == (2, ("P",), True)
+    assert (second.max_sessions, second.exposed, second.strict_infos) == (2, ("P",), True)
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,7 @@ FILES = {
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The current folder, with a user's modules in it; forgotten afterwards."""
+    """Make a current folder with a user's modules; unload these modules afterwards."""
     for name, text in FILES.items():
         path = tmp_path / name
         path.parent.mkdir(exist_ok=True)
@@ -96,7 +96,7 @@ def test_a_class_is_found_in_the_current_folder() -> None:
     assert (type(env).__name__, env.size, env.render_mode) == ("Mine", 2, "ansi")  # type: ignore[attr-defined]
 
 
-def test_the_learners_arguments_come_after_the_operators() -> None:
+def test_the_learners_arguments_override_the_operators() -> None:
     assert resolve("mine:Inner.Deep", {"size": 2}).make(None, {"size": 3}).size == 3  # type: ignore[attr-defined]
 
 
@@ -110,9 +110,9 @@ def test_the_learners_arguments_come_after_the_operators() -> None:
         ("raising:Env", "importing 'raising' raised ZeroDivisionError"),
         ("mine:Nothing", "has no 'Nothing'"),
         ("mine:number", "neither a class nor a factory"),
-        ("mine", r"a file mine\.py: name the class .* mine\.py:MyEnv"),
-        ("mine.py", r"mine\.py is a file: name the class or factory in it"),
-        ("./absent.py:Mine", r"there is no file absent\.py here"),
+        ("mine", r"a file mine\.py\. To use it, name the class .* mine\.py:MyEnv"),
+        ("mine.py", r"mine\.py is a file\. Also name the class or factory in it"),
+        ("./absent.py:Mine", r"there is no file absent\.py in /"),
         ("./mine.py:Nothing", "has no 'Nothing'"),
         ("./raising.py:Env", "importing 'raising' raised ZeroDivisionError"),
         ("needy:Env", r"needy:Env cannot be used yet: .*pip install wheels"),
@@ -136,7 +136,7 @@ def test_a_class_is_found_in_a_file(place: str) -> None:
     assert factory.name == "own:Own"
 
 
-def test_a_file_may_be_called_as_a_module_and_import_its_neighbours() -> None:
+def test_a_file_may_have_the_name_of_a_module_and_import_the_files_beside_it() -> None:
     env = resolve("elsewhere/random.py:Own", {}).make(None, {})
     assert env.where == "elsewhere"  # type: ignore[attr-defined]
     assert random.Random(1).random()
@@ -151,7 +151,7 @@ def test_an_environment_that_a_file_registers_is_found_by_its_id() -> None:
     ("name", "known"),
     [("mine:Mine", "size"), ("FrozenLake-v1", "desc, map_name, is_slippery")],
 )
-def test_an_unknown_keyword_argument_is_named_with_those_there_are(name: str, known: str) -> None:
+def test_an_unknown_keyword_argument_is_named_with_the_known_ones(name: str, known: str) -> None:
     said = f"^{name} takes no keyword argument 'colour'; it takes {known}"
     with pytest.raises(TypeError, match=said):
         resolve(name, {}).make(None, {"colour": 1})
@@ -161,13 +161,13 @@ def test_an_unknown_keyword_argument_is_named_with_those_there_are(name: str, kn
         resolve(name, {}).make_vector(2, AutoresetMode.NEXT_STEP, None, {"colour": 1})
 
 
-def test_what_else_a_constructor_raises_is_passed_on() -> None:
+def test_other_exceptions_of_a_constructor_propagate() -> None:
     with pytest.raises(TypeError, match="unexpected keyword argument 'inner'"):
         resolve("mine:Broken", {}).make(None, {"size": 1})
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
-def test_a_vector_has_the_mode_that_was_asked_for(mode: AutoresetMode) -> None:
+def test_a_vector_has_the_requested_autoreset_mode(mode: AutoresetMode) -> None:
     for name in ("FrozenLake-v1", "mine:Mine"):
         vector = resolve(name, {}).make_vector(3, mode, None, {})
         assert isinstance(vector, SyncVectorEnv)

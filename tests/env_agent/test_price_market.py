@@ -1,4 +1,4 @@
-"""The demo market: its rules, its statistics, its pictures."""
+"""The demo market: its rules, its statistics, its text rendering."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import gymwire.env_agent  # noqa: F401 - registers the market
 from gymwire.env_agent.price_market import PriceMarket
 
 
-@pytest.mark.parametrize("render_mode", [None, "ansi", "rgb_array"])
+@pytest.mark.parametrize("render_mode", [None, "ansi"])
 def test_the_market_passes_the_environment_checker_without_a_warning(
     render_mode: str | None,
 ) -> None:
@@ -71,13 +71,13 @@ def test_offers_are_accepted_as_often_as_the_market_says() -> None:
     n = 4_000
     for distance in (-15, -5, 0, 5, 15):
         price = min(100, max(1, round(mean + distance)))
-        told = info["acceptance_probability"][0, price - 1]
+        expected = info["acceptance_probability"][0, price - 1]
         seen = sum(market.step((0, price))[1] for _ in range(n)) / n
-        assert told == pytest.approx(0.5 * math.erfc((mean - price) / (10.0 * math.sqrt(2))))
-        assert abs(seen - told) < 4 * math.sqrt(0.25 / n)
+        assert expected == pytest.approx(0.5 * math.erfc((mean - price) / (10.0 * math.sqrt(2))))
+        assert abs(seen - expected) < 4 * math.sqrt(0.25 / n)
 
 
-def test_a_reward_is_one_or_nothing_and_a_step_tells_nothing_else() -> None:
+def test_a_reward_is_0_or_1_and_a_step_returns_no_info() -> None:
     market = PriceMarket()
     market.reset(seed=0)
     steps: list[Any] = [market.step((0, price)) for price in (1, 100)]
@@ -85,7 +85,9 @@ def test_a_reward_is_one_or_nothing_and_a_step_tells_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("action", [(10, 5), (-1, 5), (0, 0), (0, 101)])
-def test_an_offer_outside_the_market_is_refused_by_name(action: tuple[int, int]) -> None:
+def test_an_offer_outside_the_market_is_refused_naming_good_and_price(
+    action: tuple[int, int],
+) -> None:
     market = PriceMarket()
     market.reset(seed=0)
     with pytest.raises(InvalidAction, match=f"good {action[0]} at price {action[1]}"):
@@ -93,14 +95,14 @@ def test_an_offer_outside_the_market_is_refused_by_name(action: tuple[int, int])
 
 
 @pytest.mark.parametrize("action", [7, (1, 2, 3), (0.5, 1.0), "ab", None])
-def test_an_offer_that_is_no_pair_of_integers_is_refused(action: Any) -> None:
+def test_an_offer_that_is_not_a_pair_of_integers_is_refused(action: Any) -> None:
     market = PriceMarket()
     market.reset(seed=0)
     with pytest.raises(InvalidAction, match="two integers"):
         market.step(action)
 
 
-def test_nothing_goes_before_reset() -> None:
+def test_step_and_render_need_a_reset() -> None:
     with pytest.raises(ResetNeeded):
         PriceMarket().step((0, 1))
     with pytest.raises(ResetNeeded):
@@ -110,7 +112,7 @@ def test_nothing_goes_before_reset() -> None:
 @pytest.mark.parametrize(
     "kwargs", [{"n_goods": 0}, {"n_prices": 1}, {"price_std": 0.0}, {"render_mode": "human"}]
 )
-def test_a_market_that_cannot_be_is_refused(kwargs: dict[str, Any]) -> None:
+def test_invalid_arguments_are_refused(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"must be|at least"):
         PriceMarket(**kwargs)
 
@@ -121,6 +123,7 @@ def test_the_text_shows_every_good_with_its_offers_and_the_last_one() -> None:
     for price in (1, 1, 100):
         market.step((1, price))
     text = market.render()
+    assert text is not None
     assert "3 offers, 33% accepted" in text
     assert "Last: good 1 at price 100, accepted" in text
     rows = [line.split() for line in text.splitlines() if line.strip()[:1] in set("012")]
@@ -131,27 +134,10 @@ def test_the_text_shows_every_good_with_its_offers_and_the_last_one() -> None:
     assert of_good_1[2:4] == ["3", "33%"]
 
 
-def test_the_picture_shows_what_was_accepted_and_refused() -> None:
-    market = PriceMarket(render_mode="rgb_array")
-    market.reset(seed=0)
-    blue, vermilion = [0, 114, 178], [213, 94, 0]
-
-    def count(colour: list[int]) -> int:
-        return int((market.render() == colour).all(-1).sum())
-
-    assert (count(blue), count(vermilion)) == (0, 0)
-    market.step((0, 100))
-    assert count(blue) > 0 == count(vermilion)
-    market.step((0, 1))
-    assert count(blue) > 0 < count(vermilion)
-    assert market.render().dtype == np.uint8
-
-
 @pytest.mark.parametrize(("n_goods", "n_prices"), [(1, 2), (12, 5), (3, 1000)])
-def test_markets_of_any_size_can_be_drawn(n_goods: int, n_prices: int) -> None:
-    for render_mode in ("ansi", "rgb_array"):
-        market = PriceMarket(n_goods, n_prices, render_mode=render_mode)
-        market.reset(seed=0)
-        for price in (1, n_prices):
-            market.step((n_goods - 1, price))
-            market.render()
+def test_a_market_of_any_size_can_be_rendered(n_goods: int, n_prices: int) -> None:
+    market = PriceMarket(n_goods, n_prices, render_mode="ansi")
+    market.reset(seed=0)
+    for price in (1, n_prices):
+        market.step((n_goods - 1, price))
+        market.render()

@@ -1,12 +1,15 @@
-"""The table of a request that arrives at the env agent, row by row (docs/protocol.md)."""
+"""The exactly-once rule, row by row (docs/protocol.md §7): for steps and all other requests."""
 
 from __future__ import annotations
+
+import copy
 
 import pytest
 
 from gymwire.env_agent.session import Session, Verdict
-from gymwire.protocol.codec import PLAIN
-from gymwire.protocol.dialogue import State
+from gymwire.protocol.codec import PLAIN, Pieces
+from gymwire.protocol.dialogue import MOVES, REQUESTS, State
+from gymwire.protocol.errors import MoveError
 from gymwire.protocol.messages import Code, Error, Kind
 
 RESET, ACT, REPLY = b"reset", b"act", b"reply"
@@ -19,7 +22,7 @@ def session() -> Session:
 
 def execute(session: Session, kind: Kind, seq: int, data: bytes, reply: Kind, frame: bytes) -> None:
     assert session.judge(kind, seq, data) is Verdict.EXECUTE
-    session.executed(reply, frame)
+    session.finish(reply, frame)
 
 
 @pytest.fixture
@@ -38,20 +41,20 @@ def refusal(session: Session) -> Error:
 
 def test_the_next_request_is_executed(stepped: Session) -> None:
     assert stepped.judge(Kind.ACT, 3, ACT) is Verdict.EXECUTE
-    assert (stepped.last, stepped.state, stepped.steps) == (2, State.EPISODE, 1)
+    assert (stepped.last_seq, stepped.state, stepped.steps) == (2, State.EPISODE, 1)
 
 
 def test_the_last_request_again_gets_its_reply_again(stepped: Session) -> None:
     for _ in range(3):
         assert stepped.judge(Kind.ACT, 2, memoryview(ACT)) is Verdict.REPEAT
-        assert stepped.answer == REPLY
+        assert stepped.reply == REPLY
     assert stepped.steps == 1
 
 
 def test_the_last_number_with_other_content_is_refused(stepped: Session) -> None:
     assert stepped.judge(Kind.ACT, 2, b"another action") is Verdict.REFUSE
     assert refusal(stepped).code == Code.PROTOCOL
-    assert stepped.answer == REPLY
+    assert stepped.reply == REPLY
 
 
 def test_older_requests_are_dropped(stepped: Session) -> None:
@@ -63,7 +66,7 @@ def test_a_skipped_number_is_refused_naming_the_expected_one(stepped: Session, s
     assert stepped.judge(Kind.ACT, seq, ACT) is Verdict.REFUSE
     error = refusal(stepped)
     assert (error.code, error.details) == (Code.EXPECTED, {"expected": 3})
-    assert stepped.last == 2
+    assert stepped.last_seq == 2
 
 
 def test_an_illegal_request_is_refused_and_takes_no_number(session: Session) -> None:
@@ -74,18 +77,81 @@ def test_an_illegal_request_is_refused_and_takes_no_number(session: Session) -> 
 
 def test_an_error_is_a_reply_and_takes_a_number(session: Session) -> None:
     execute(session, Kind.RESET, 1, RESET, Kind.ERROR, b"error")
-    assert (session.state, session.last) == (State.READY, 1)
+    assert (session.state, session.last_seq) == (State.READY, 1)
     assert session.judge(Kind.RESET, 1, RESET) is Verdict.REPEAT
-    assert session.answer == b"error"
+    assert session.reply == b"error"
 
 
 def test_a_refusal_does_not_displace_the_cached_reply(stepped: Session) -> None:
     stepped.judge(Kind.ACT, 9, ACT)
     assert stepped.judge(Kind.ACT, 2, ACT) is Verdict.REPEAT
-    assert stepped.answer == REPLY
+    assert stepped.reply == REPLY
 
 
-def test_a_reply_that_does_not_belong_to_its_request_is_a_bug_here(session: Session) -> None:
+def test_a_reply_that_does_not_answer_the_request_raises(session: Session) -> None:
     session.judge(Kind.RESET, 1, RESET)
-    with pytest.raises(Exception, match="PERCEPT is not a reply to RESET"):
-        session.executed(Kind.PERCEPT, b"")
+    with pytest.raises(MoveError, match="PERCEPT is not a reply to RESET"):
+        session.finish(Kind.PERCEPT, b"")
+
+
+# --- begin, which the fast path of a step calls instead of judge ---
+
+
+def test_a_step_that_is_next_begins_once_and_counts_when_it_is_finished(stepped: Session) -> None:
+    assert stepped.begin(Kind.ACT, 3, b"act 3")
+    assert (stepped.last_seq, stepped.steps, stepped.reply) == (2, 1, b"")
+    stepped.finish(Kind.PERCEPT, b"percept 3")
+    assert (stepped.last_seq, stepped.steps, stepped.reply) == (3, 2, b"percept 3")
+    assert not stepped.begin(Kind.ACT, 3, b"act 3")
+    assert stepped.judge(Kind.ACT, 3, b"act 3") is Verdict.REPEAT
+
+
+@pytest.mark.parametrize("kind", [*REQUESTS, Kind.STATUS, Kind.ERROR])
+@pytest.mark.parametrize("seq", [0, 1, 2, 3, 4, 2**64 - 1])
+def test_begin_lets_through_exactly_what_judge_executes(
+    session: Session, kind: Kind, seq: int
+) -> None:
+    """In each state: the same requests begin, and a request that does not changes nothing."""
+    requests = [(Kind.RESET, Kind.STATUS), (Kind.ACT, Kind.PERCEPT), (Kind.CLOSE, Kind.CLOSED)]
+    for last_seq in range(len(requests) + 1):
+        before = vars(copy.copy(session))
+        began = session.begin(kind, seq, ACT)
+        assert began == (seq == last_seq + 1 and kind in MOVES[session.state])
+        if not began:
+            assert vars(session) == before
+        vars(session).update(before)
+        assert began == (session.judge(kind, seq, ACT) is Verdict.EXECUTE)
+        vars(session).update(before)
+        if last_seq < len(requests):
+            request, reply = requests[last_seq]
+            execute(session, request, last_seq + 1, ACT, reply, REPLY)
+
+
+def test_a_failed_step_counts_and_leaves_the_episode_open(stepped: Session) -> None:
+    assert stepped.begin(Kind.ACT, 3, ACT)
+    stepped.finish(Kind.ERROR, b"error")
+    assert (stepped.last_seq, stepped.steps, stepped.state) == (3, 2, State.EPISODE)
+
+
+def test_nothing_is_finished_that_has_not_begun(stepped: Session) -> None:
+    with pytest.raises(AssertionError):
+        stepped.finish(Kind.PERCEPT, REPLY)
+
+
+# --- the reply that is kept ---
+
+
+def test_a_reply_in_pieces_is_copied_when_it_is_detached(stepped: Session) -> None:
+    memory = bytearray(b"cept")
+    assert stepped.begin(Kind.ACT, 3, ACT)
+    stepped.finish(Kind.PERCEPT, Pieces([b"per", memory], 7))
+    assert stepped.detach_reply() == b"percept"
+    memory[:] = b"next"
+    assert stepped.judge(Kind.ACT, 3, ACT) is Verdict.REPEAT
+    assert stepped.reply == b"percept"
+
+
+def test_a_repetition_of_a_timed_step_gets_its_time_stamps(stepped: Session) -> None:
+    stepped.restamp(b"reply with stamps")
+    assert stepped.judge(Kind.ACT, 2, ACT) is Verdict.REPEAT
+    assert stepped.reply == b"reply with stamps"

@@ -1,4 +1,4 @@
-"""Which of its two ways a serving loop waits for."""
+"""For which of its sockets a serving loop waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from gymwire.env_agent.session import Session
-from gymwire.env_agent.transports import RELAY, Arrived, DirectEndpoint, DirectSettings, Paths
+from gymwire.env_agent.transports import RELAY, Arrived, DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Act
 from gymwire.protocol.transport.broker_link import BrokerLink
@@ -29,10 +29,10 @@ def broker() -> Iterator[Router]:
 
 
 @pytest.fixture
-def paths(broker: Router) -> Iterator[Paths]:
-    """Those of a loop whose only session has come directly."""
+def transports(broker: Router) -> Iterator[Transports]:
+    """The transports of a loop whose only session is attached to a direct connection."""
     url = broker.urls[0]
-    made = Paths(
+    made = Transports(
         BrokerLink(Dealer(url)), DirectEndpoint(DirectSettings("tcp://127.0.0.1:*"), 0, url)
     )
     assert made.direct is not None
@@ -42,65 +42,69 @@ def paths(broker: Router) -> Iterator[Paths]:
     made.close()
 
 
-def relay(broker: Router, paths: Paths) -> None:
-    """The broker passes a request of the session on."""
-    assert any(paths.dealer.send(b"x", wait=True) for _ in range(ATTEMPTS))
+def relay(broker: Router, transports: Transports) -> None:
+    """Let the broker relay a request of the session."""
+    assert any(transports.link.send(b"x", wait=True) for _ in range(ATTEMPTS))
     received = next(filter(None, (broker.receive() for _ in range(ATTEMPTS))))
     broker.send(received[0], REQUEST)
 
 
-def arrived(paths: Paths) -> Arrived:
+def arrived(transports: Transports) -> Arrived:
     for _ in range(ATTEMPTS):
-        found = paths.receive(1)
+        found = transports.receive(1)
         if found is not None:
             return found
-    raise AssertionError("nothing came")
+    raise AssertionError("no frame arrived")
 
 
-def test_a_session_that_has_fallen_back_is_not_kept_waiting_for_the_direct_way(
-    broker: Router, paths: Paths, monkeypatch: pytest.MonkeyPatch
+def test_a_session_that_fell_back_to_the_relay_does_not_wait_for_the_direct_socket(
+    broker: Router, transports: Transports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    relay(broker, paths)
-    assert arrived(paths) == (RELAY, None, REQUEST)
-    assert paths.direct is not None
-    for listener in paths.direct.listeners:
-        monkeypatch.setattr(listener, "receive", lambda **_: pytest.fail("waited for in vain"))
+    relay(broker, transports)
+    assert arrived(transports) == (RELAY, None, REQUEST)
+    assert transports.direct is not None
+    for listener in transports.direct.listeners:
+        monkeypatch.setattr(
+            listener, "receive", lambda **_: pytest.fail("waited for the wrong socket")
+        )
     for _ in range(3):
-        relay(broker, paths)
-        assert arrived(paths) == (RELAY, None, REQUEST)
+        relay(broker, transports)
+        assert arrived(transports) == (RELAY, None, REQUEST)
 
 
-def within_host(url: str) -> Paths:
-    """Those of a loop to which learners of its host may come directly, and none has."""
-    return Paths(BrokerLink(Dealer(url)), DirectEndpoint(DirectSettings(None), 0, url))
+def within_host(url: str) -> Transports:
+    """The transports of a loop that accepts direct connections from its host, and has none."""
+    return Transports(BrokerLink(Dealer(url)), DirectEndpoint(DirectSettings(None), 0, url))
 
 
-def test_who_was_told_of_the_direct_way_is_not_kept_waiting_there(
+def test_a_new_learner_that_connects_directly_does_not_wait_for_the_relay(
     broker: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with contextlib.closing(within_host(broker.urls[0])) as made:
         assert made.direct is not None
         (unix,) = made.direct.listeners
         made.direct.expect(SID, "")
-        monkeypatch.setattr(made.dealer, "receive", lambda: pytest.fail("waited for in vain"))
+        monkeypatch.setattr(
+            made.link, "receive", lambda: pytest.fail("waited for the wrong socket")
+        )
         with contextlib.closing(UnixDealer(unix.urls[0])) as learner:
             learner.send(REQUEST)
             found = next(filter(None, (made.receive(1) for _ in range(ATTEMPTS))))
             assert found[2] == REQUEST
         session = Session(SID, b"n" * 16, "cartpole", "")
         assert made.direct.attach(session, session.nonce, found[0], None)
-        assert made.direct.newcomers == 0  # nobody else is waited for
+        assert made.direct.new_learner_polls == 0  # no other learner is expected
 
 
-def test_a_relayed_session_is_waited_for_where_it_comes(
+def test_only_the_relay_is_waited_for_while_all_sessions_use_it(
     broker: Router, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A poll over all sockets, of which nobody uses the others, would cost each step more."""
+    """A poll over all sockets would make each step slower."""
     with contextlib.closing(within_host(broker.urls[0])) as made:
         assert made.direct is not None
-        made.direct.newcomers = 1
+        made.direct.new_learner_polls = 1
         relay(broker, made)
-        assert arrived(made) == (RELAY, None, REQUEST)  # while all were waited for
-        monkeypatch.setattr(made, "_any", lambda _: pytest.fail("waited for all"))
+        assert arrived(made) == (RELAY, None, REQUEST)  # found by a poll over all sockets
+        monkeypatch.setattr(made, "_receive_any", lambda _: pytest.fail("polled all sockets"))
         relay(broker, made)
         assert arrived(made) == (RELAY, None, REQUEST)

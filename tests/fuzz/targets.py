@@ -15,8 +15,9 @@ from gymnasium.vector.utils import batch_space
 from gymwire.broker import auth
 from gymwire.broker.core import Core
 from gymwire.broker.events import Sender
+from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import resolve
-from gymwire.env_agent.host import Host, Service
+from gymwire.env_agent.sessions import SessionHost
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.protocol import address, codec, spaces, stamps, values
 from gymwire.protocol.codec import FLAGS_AT, KIND_AT, PLAIN, SEQ, TIMED
@@ -119,7 +120,7 @@ def _core() -> Callable[[bytes], None]:
 
 def _host() -> Callable[[bytes], None]:
     service = Service("cartpole", resolve("CartPole-v1", {}))
-    host = Host([service])
+    host = SessionHost([service])
     seq = 1
 
     def run(data: bytes) -> None:
@@ -135,8 +136,8 @@ def _host() -> Callable[[bytes], None]:
         # Mostly the number that is next, so that the body is looked at.
         header = header._replace(sid=SID, seq=seq if header.seq % 4 else header.seq)
         if header.kind < CONTROL_KINDS:
-            host.handle(slot, header, data)
-            seq = slot.session.last + 1
+            host.requests.handle(slot, header, data)
+            seq = slot.session.last_seq + 1
             if header.kind is Kind.CLOSE:
                 host.close(SID)
 
@@ -334,7 +335,7 @@ def targets() -> list[Target]:
     samples = [values.encode(space.sample()) for space in ZOO.values()]
     return [
         Target("broker.core", frames, _core()),
-        Target("gymwire.env_agent.host", frames, _host()),
+        Target("gymwire.env_agent.sessions", frames, _host()),
         Target("gymwire.learner_agent.client.exchange", frames, _exchange()),
         Target("protocol.codec", frames, _decode),
         Target("protocol.codec with spaces", frames, _in_space()),

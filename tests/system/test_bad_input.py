@@ -308,7 +308,7 @@ def test_an_env_agent_that_waits_for_its_broker_says_so(programs: Programs) -> N
     waiting = programs.start(
         "gymwire.env_agent", "--broker", "tcp://127.0.0.1:1", "--wait", "60", *options
     )
-    assert waiting.wait_for("no broker yet")["broker"] == "tcp://127.0.0.1:1"
+    assert waiting.wait_for("waiting for broker")["broker"] == "tcp://127.0.0.1:1"
 
 
 def test_a_host_that_is_not_known_is_told(programs: Programs) -> None:

@@ -139,7 +139,7 @@ def test_workers_that_keep_dying_are_started_at_longer_and_longer_intervals(
         os.kill(first, signal.SIGKILL)
         died = wait_for_rows(supervisor, "worker died", 4)[:4]
         assert [row["status"] for row in died] == ["SIGKILL", "exit 3", "exit 3", "exit 3"]
-        assert [row["again_in_s"] for row in died] == [0.5, 1.0, 2.0, 4.0]
+        assert [row["restart_in_s"] for row in died] == [0.5, 1.0, 2.0, 4.0]
         assert [row["crashes"] for row in died] == [1, 2, 3, 4]
         other.step(1)
 

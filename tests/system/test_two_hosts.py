@@ -178,7 +178,7 @@ def test_three_hosts_train_with_keys_while_links_go_down_and_up(
             while not course.lost_at:
                 course.advance()
             set_agents_link(True)
-            until(lambda: "reached again" in agent.text(), "the agent is back")
+            until(lambda: "reconnected" in agent.text(), "the agent is back")
             with ProxyEnv(
                 "lab/chain", url, wait_s=20.0, key=str(keys["learner"][0]), broker_key=broker_key
             ) as again:

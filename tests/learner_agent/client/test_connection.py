@@ -9,7 +9,7 @@ import pytest
 import structlog
 
 from gymwire.env_agent.config import service
-from gymwire.env_agent.loop import Loop
+from gymwire.env_agent.loop import ServingLoop
 from gymwire.learner_agent.client.connection import Channel
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
@@ -21,13 +21,13 @@ ENV = "CartPole-v1"
 AWAY_S = 20.0
 
 
-def agent(network: Network, slots: int = 1) -> Loop:
+def agent(network: Network, slots: int = 1) -> ServingLoop:
     return network.env_agent(service(address="cartpole", env=ENV, max_sessions=slots))
 
 
-def answers_late(network: Network, loop: Loop, patch: pytest.MonkeyPatch) -> None:
+def answers_late(network: Network, loop: ServingLoop, patch: pytest.MonkeyPatch) -> None:
     """The agent makes its environments, and is heard of that only AWAY_S later."""
-    link = loop._dealer
+    link = loop._link
     at_once = link.send
 
     def arrive(frame: bytes | bytearray) -> None:

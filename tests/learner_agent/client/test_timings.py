@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from gymwire import ProxyEnv
+from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
-from gymwire.env_agent.host import Service
 from gymwire.learner_agent.client.connection import Channel
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import stamps
@@ -139,7 +139,7 @@ def test_a_repeated_request_with_other_stamps_of_the_broker_gets_the_same_reply(
 ) -> None:
     session = network.channel().open("lake")
     session.request(Reset(5))
-    link: Any = network.loops[0]._dealer
+    link: Any = network.loops[0]._link
     dealer = link._dealer
     asked: list[bytes] = []
     replies: list[bytes] = []

@@ -1,4 +1,4 @@
-"""The host over frames: what sockets never see. Its table of numbers is test_session.py's."""
+"""Sessions and requests as frames, without sockets; test_session.py tests the numbers."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ import structlog.testing
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
-from gymwire.env_agent.host import Host, Service
+from gymwire.env_agent.runners.in_loop import InLoopRunner
+from gymwire.env_agent.sessions import SessionHost
 from gymwire.protocol import spaces
 from gymwire.protocol.codec import PLAIN, Codec, read_header
 from gymwire.protocol.messages import (
@@ -43,7 +45,7 @@ class UnspeakableError(Exception):
 
 
 class Odd(gymnasium.Env[Any, Any]):
-    """Does on a step what its action says."""
+    """An environment whose action says how its step fails."""
 
     observation_space = Box(-1, 1, (2,), np.float32)
     action_space = Discrete(9)
@@ -98,19 +100,19 @@ class Odd(gymnasium.Env[Any, Any]):
 class Client:
     """Numbers requests and reads replies."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: SessionHost) -> None:
         self.host = host
         self.seq = 0
         self.codec = Codec(spaces.compile(Odd.observation_space), spaces.compile(Odd.action_space))
 
     def open(self, address: str = "odd", **env_kwargs: Any) -> Message:
-        wish = Open(address, b"n" * 16, env_kwargs=env_kwargs)
-        return PLAIN.decode(self.host.open(SID, 1, wish, None))
+        request = Open(address, b"n" * 16, env_kwargs=env_kwargs)
+        return PLAIN.decode(self.host.open(SID, 1, request, None))
 
     def ask(self, message: Message) -> Message:
         self.seq += 1
         frame = bytes(self.codec.encode(message, SID, self.seq))
-        reply = self.host.handle(self.host.slots[SID], read_header(frame), frame)
+        reply = self.host.requests.handle(self.host.slots[SID], read_header(frame), frame)
         assert reply is not None
         assert read_header(frame).kind == KINDS[type(message)]
         return self.codec.decode(bytes(reply))
@@ -121,9 +123,9 @@ class Client:
         return reply
 
 
-def make_host(**options: Any) -> Host:
-    return Host(
-        [Service("odd", Factory("odd:Odd", Odd), attributes=("shown", "double"), **options)]
+def make_host(**options: Any) -> SessionHost:
+    return SessionHost(
+        [Service("odd", Factory("odd:Odd", Odd), exposed=("shown", "double"), **options)]
     )
 
 
@@ -150,7 +152,7 @@ def stepping(client: Client) -> Client:
 def test_the_environment_made_for_the_offer_serves_the_first_session(log: list[Any]) -> None:
     host = make_host()
     before = Odd.made
-    host.describe(Service("odd", Factory("odd:Odd", Odd)), 1, None)
+    host.environments.describe(Service("odd", Factory("odd:Odd", Odd)), 1, None)
     Client(host).open()
     assert Odd.made == before + 1
 
@@ -162,7 +164,9 @@ def test_an_unknown_address_is_refused(client: Client) -> None:
 
 
 @pytest.mark.parametrize("fail", ["exit", "surrogate", "unspeakable", "value"])
-def test_a_constructor_that_raises_is_an_answer(log: list[Any], fail: str) -> None:
+def test_an_open_whose_constructor_raises_is_answered_with_an_error(
+    log: list[Any], fail: str
+) -> None:
     host = make_host()
     error = Client(host).open(fail=fail)
     assert isinstance(error, Error)
@@ -189,15 +193,17 @@ def test_what_a_step_raises_is_a_reply_and_the_session_goes_on(
     assert isinstance(stepping.ask(Act("fine")), Percept)
 
 
-def test_an_observation_that_cannot_travel_is_said_to_have_been_stepped(stepping: Client) -> None:
+def test_the_error_for_an_unserializable_observation_says_that_the_step_was_executed(
+    stepping: Client,
+) -> None:
     error = stepping.error(Act("bad observation"))
     assert error.code == Code.ENCODING
     assert "observation is a builtins.object" in error.text
-    assert "The step has been executed" in error.text
+    assert "The request has been executed" in error.text
 
 
 class OddVector(VectorEnv[Any, Any, Any]):
-    """Whose infos are what the test says, and no dict."""
+    """A vector whose infos are not a dict."""
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012
     single_observation_space = Box(-1, 1, (2,), np.float32)
@@ -218,41 +224,41 @@ class OddVector(VectorEnv[Any, Any, Any]):
 
 
 @pytest.mark.parametrize("infos", [np.ones(2), [1, 2], "infos", 5])
-def test_infos_of_a_vector_that_are_no_dict_are_the_environments_fault(
+def test_infos_of_a_vector_that_are_not_a_dict_are_the_environments_fault(
     infos: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(OddVector, "infos", infos)
-    host = Host([Service("odd", Factory("odd:OddVector", OddVector))])
+    host = SessionHost([Service("odd", Factory("odd:OddVector", OddVector))])
     host.open(SID, 1, Open("odd", b"n" * 16, num_envs=2, autoreset_mode="NextStep"), None)
     slot, requests = host.slots[SID], list[Message]([Reset(), Act([1, 1])])
     for seq, request in enumerate(requests, 1):
         frame = bytes(PLAIN.encode(request, SID, seq))
-        reply = host.step(slot, seq, frame) or host.handle(slot, read_header(frame), frame)
+        reply = host.requests.step(slot, seq, frame) or host.requests.handle(
+            slot, read_header(frame), frame
+        )
     error = PLAIN.decode(bytes(reply or b""))
     assert isinstance(error, Error)
     assert error.code == Code.ENVIRONMENT_FAILED
     assert "The infos of a vector must be a dict" in error.text
 
 
-def test_an_info_that_cannot_travel_is_opaque_and_warned_of_once(
-    stepping: Client, log: list[Any]
-) -> None:
+def test_an_unserializable_info_is_opaque_and_logged_once(stepping: Client, log: list[Any]) -> None:
     for _ in range(3):
         percept = stepping.ask(Act("bad info"))
         assert isinstance(percept, Percept)
         assert percept.info["thing"] == Opaque("builtins.set", "{1}")
-    warned = [entry["path"] for entry in log if "cannot travel" in entry["event"]]
+    warned = [entry["path"] for entry in log if "not serializable" in entry["event"]]
     assert warned.count('info["thing"]') == 1
 
 
-def test_with_strict_infos_it_is_an_error_whatever_the_key(log: list[Any]) -> None:
+def test_an_unserializable_info_is_an_error_with_strict_infos(log: list[Any]) -> None:
     client = Client(make_host(strict_infos=True))
     client.open()
     client.ask(Reset())
     assert client.error(Act("bad info")).code == Code.ENCODING
 
 
-def test_allowed_attributes_are_read_written_and_called(client: Client) -> None:
+def test_exposed_attributes_are_read_written_and_called(client: Client) -> None:
     assert client.ask(Call("get", "shown")) == Result({"value": 2})
     assert client.ask(Call("set", "shown", (5,))) == Result(None)
     assert client.ask(Call("get", "shown")) == Result({"value": 5})
@@ -262,13 +268,13 @@ def test_allowed_attributes_are_read_written_and_called(client: Client) -> None:
 
 @pytest.mark.parametrize("name", ["hidden", "close", "__class__", "__dict__", "spec"])
 @pytest.mark.parametrize("mode", ["get", "set", "call"])
-def test_anything_else_is_denied(client: Client, mode: str, name: str) -> None:
+def test_attributes_that_are_not_exposed_are_denied(client: Client, mode: str, name: str) -> None:
     error = client.error(Call(mode, name, (1,)))
     assert error.code == Code.ATTRIBUTE_DENIED
-    assert "--allow" in error.text
+    assert f"--expose {name}" in error.text
 
 
-def test_a_call_with_wrong_arguments_fails_and_harms_nobody(client: Client) -> None:
+def test_a_call_with_wrong_arguments_fails_and_the_session_goes_on(client: Client) -> None:
     for call in (Call("set", "shown"), Call("call", "double"), Call("call", "double", 7)):
         assert client.error(call).code == Code.ENVIRONMENT_FAILED
     assert client.error(Call("set", "np_random", ({},))).code == Code.ENVIRONMENT_FAILED
@@ -280,39 +286,41 @@ def test_a_failing_close_is_logged_and_frees_the_slot(client: Client, log: list[
     client.host.close(SID)
     assert Odd.closed == closed + 1
     assert not client.host.slots
-    assert any(entry["event"] == "the environment failed to close" for entry in log)
-    assert client.host.close(SID) is None
+    assert any(entry["event"] == "environment failed to close" for entry in log)
+    client.host.close(SID)
+    assert Odd.closed == closed + 1
 
 
 @pytest.mark.parametrize("num_envs", [-1, 4097, 2**60])
 def test_an_absurd_number_of_environments_is_refused(num_envs: int) -> None:
-    wish = Open("odd", bytes(16), num_envs=num_envs, autoreset_mode="NextStep")
-    refusal = PLAIN.decode(make_host().open(SID, 1, wish, None))
+    request = Open("odd", bytes(16), num_envs=num_envs, autoreset_mode="NextStep")
+    refusal = PLAIN.decode(make_host().open(SID, 1, request, None))
     assert isinstance(refusal, Error)
     assert refusal.code == Code.OPEN_FAILED
-    assert "4096 environments at most" in refusal.text
+    assert "at most 4096 environments" in refusal.text
 
 
-def test_an_answer_is_not_kept_in_an_environments_memory_longer_than_that_lasts(
+def test_a_reply_in_the_environments_memory_is_dropped_before_that_memory_changes(
     client: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A large one lies there: in the next request, and with close, that memory may go."""
+    """The next request, or closing the environment, may free or overwrite that memory."""
     assert isinstance(client.ask(Reset()), Status)
     slot = client.host.slots[SID]
     kept: list[object] = []
 
     def note(*_: object, **__: object) -> Any:
-        kept.append(slot.session.answer)
+        kept.append(slot.session.reply)
         return 0, {}
 
     for name in ("reset", "step", "close"):
-        monkeypatch.setattr(slot.env, name, note)
-    assert slot.session.answer
+        monkeypatch.setattr(slot.runner.env, name, note)
+    assert slot.session.reply
+    slot.runner = InLoopRunner(slot.runner.env)
     client.ask(Reset())
     client.ask(Act(1))
     act = bytes(client.codec.encode(Act(1), SID, client.seq + 1))
-    slot.session.answer = b"of before"
-    client.host.step(slot, client.seq + 1, act)
-    slot.session.answer = b"of before"
+    slot.session.restamp(b"previous reply")
+    client.host.requests.step(slot, client.seq + 1, act)
+    slot.session.restamp(b"previous reply")
     client.host.close(SID)
     assert kept == [b""] * 4

@@ -1,0 +1,125 @@
+"""The environments of one serving loop: what it serves, and how they are made and closed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import structlog
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from gymwire.env_agent import failure_reports
+from gymwire.env_agent.factory import Factory
+from gymwire.env_agent.runners.in_loop import InLoopRunner
+from gymwire.protocol import spaces, values
+from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.messages import Offer, Open
+
+MAX_NUM_ENVS = 4096  # of one session: a number from the wire must not exhaust the memory
+
+
+@dataclass(frozen=True)
+class Service:
+    """One environment under one address, as the operator configured it.
+
+    Attributes:
+        address: the address to offer.
+        factory: makes the environments.
+        max_sessions: the number of slots.
+        exposed: the attributes that learners may use, in addition to the default ones.
+        strict_infos: whether an info value that cannot be serialized is an error.
+    """
+
+    address: str
+    factory: Factory
+    max_sessions: int = 8
+    exposed: Sequence[str] = ()
+    strict_infos: bool = False
+
+
+class Environments:
+    """Makes, describes and closes the environments of one serving loop, in its thread."""
+
+    def __init__(self, services: Iterable[Service]) -> None:
+        self._services = {service.address: service for service in services}
+        self._spares: dict[str, InLoopRunner] = {}
+        self._log = structlog.get_logger()
+
+    def service(self, address: str) -> Service | None:
+        """Return what is served under an address, or None."""
+        return self._services.get(address)
+
+    def describe(self, service: Service, capacity: int, direct: str | None) -> Offer:
+        """Make the environment once to learn its spaces, and return the offer.
+
+        The first session uses this environment. Raises what its constructor raises.
+
+        Args:
+            service: what to offer.
+            capacity: the number of slots to offer.
+            direct: the URL for direct sessions from other hosts, or None.
+        """
+        runner = InLoopRunner(service.factory.make_first())
+        self._spares[service.address] = runner
+        found = runner.describe(service.factory.name)
+        observation, action = (
+            spaces.describe(space if single is None else single, root=name)
+            for space, single, name in (
+                (found.observation_space, found.single_observation_space, "observation_space"),
+                (found.action_space, found.single_action_space, "action_space"),
+            )
+        )
+        env_id = found.spec["id"]
+        return Offer(
+            address=service.address,
+            env_id=env_id,
+            observation_space=observation,
+            action_space=action,
+            spec=found.spec,
+            metadata=found.metadata,
+            capacity=capacity,
+            digest=hashlib.sha256(values.encode([env_id, observation, action])).digest(),
+            direct=direct,
+        )
+
+    def make(self, service: Service, request: Open) -> InLoopRunner:
+        """Make the environment or the vector that a learner requests.
+
+        Raises ConfigurationError, or what the constructor raises.
+        """
+        num_envs = request.num_envs
+        if not 0 <= num_envs <= MAX_NUM_ENVS:
+            raise ConfigurationError(
+                f"A session has at most {MAX_NUM_ENVS} environments, not {num_envs}. Spread them "
+                f"over several sessions."
+            )
+        spare = self._spares.pop(service.address, None)
+        if spare is not None:
+            is_default = num_envs == 0 and request.render_mode is None and not request.env_kwargs
+            if is_default and not isinstance(spare.env, VectorEnv):
+                return spare
+            self.close(spare, service.address)
+        if num_envs == 0:
+            return InLoopRunner(service.factory.make(request.render_mode, request.env_kwargs))
+        mode = AutoresetMode(request.autoreset_mode)
+        return InLoopRunner(
+            service.factory.make_vector(num_envs, mode, request.render_mode, request.env_kwargs)
+        )
+
+    def close(self, runner: InLoopRunner, address: str) -> None:
+        """Close an environment; log the exception if that fails."""
+        try:
+            runner.close()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's, not ours
+            self._log.warning(
+                "environment failed to close",
+                address=address,
+                error=failure_reports.summary(error)[:200],
+            )
+
+    def close_spares(self) -> None:
+        """Close the environments that no session has used."""
+        for address, runner in self._spares.items():
+            self.close(runner, address)
+        self._spares.clear()

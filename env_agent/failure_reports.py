@@ -1,0 +1,97 @@
+"""Failures of an environment as ERROR messages, with the environment's traceback."""
+
+from __future__ import annotations
+
+import traceback
+from itertools import pairwise
+from typing import Any
+
+from gymnasium.vector import SyncVectorEnv
+
+from gymwire.protocol.errors import EncodingError
+from gymwire.protocol.messages import Code, Error
+
+MAX_TRACEBACK = 20_000  # characters, counted from the end
+
+
+def request_failed(error: BaseException, env: object) -> Error:
+    """Report an exception that `env`, an environment or a vector, raised during a request."""
+    return Error(Code.ENVIRONMENT_FAILED, text_of(error), _details(error, env))
+
+
+def open_failed(address: str, error: BaseException) -> Error:
+    """Report an exception that prevented a session at `address` from being opened."""
+    if isinstance(error, EncodingError):
+        text = f"The environment at {address!r} cannot be offered: {text_of(error)}"
+    else:
+        text = f"The environment at {address!r} could not be made: {summary(error)}"
+    return Error(Code.OPEN_FAILED, text, _details(error, None))
+
+
+def reply_not_encodable(address: str, error: EncodingError) -> Error:
+    """Report that a request was executed, but that its result cannot be serialized."""
+    return Error(
+        Code.ENCODING,
+        f"The environment at {address!r} returned a value that cannot be serialized: "
+        f"{text_of(error)} The request has been executed.",
+    )
+
+
+def reply_too_large(address: str, size: int, limit: int) -> Error:
+    """Report that a request was executed, but that its reply of `size` bytes is too large."""
+    return Error(
+        Code.TOO_LARGE,
+        f"The reply of the environment at {address!r} has {size} bytes, but the broker accepts at "
+        f"most {limit}. The request has been executed.",
+    )
+
+
+def summary(error: BaseException) -> str:
+    """Return the type and the text of an exception in one line."""
+    return f"{type(error).__name__}: {text_of(error)}"
+
+
+def text_of(error: BaseException) -> str:
+    """Return the text of an exception, even if its own `__str__` raises."""
+    try:
+        return _printable(str(error))
+    except Exception as failure:  # noqa: BLE001 - the environment's
+        return f"<no text: its __str__ raised {type(failure).__name__}>"
+
+
+def _details(error: BaseException, env: object) -> dict[str, Any]:
+    kind = type(error)
+    is_builtin = kind.__module__ == "builtins"
+    details: dict[str, Any] = {
+        "type": kind.__qualname__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}",
+        "traceback": _printable("".join(traceback.format_exception(error)))[-MAX_TRACEBACK:],
+    }
+    if isinstance(env, SyncVectorEnv) and (index := _index_in(env, error)) is not None:
+        details["env_index"] = index
+    return details
+
+
+def _printable(text: str) -> str:
+    """Escape lone surrogates, which file names can contain and UTF-8 cannot encode."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _index_in(vector: SyncVectorEnv[Any, Any], error: BaseException) -> int | None:
+    """Return the index of the environment that raised: the loop variable of SyncVectorEnv."""
+    steps = [(frame, frame.f_code.co_name) for frame, _ in traceback.walk_tb(error.__traceback__)]
+    for (frame, name), (_, inner) in pairwise(steps):
+        if (
+            name in ("step", "reset")
+            and inner in ("step", "reset", "_add_info")
+            and frame.f_locals.get("self") is vector
+        ):
+            return frame.f_locals.get("i")
+    return None
+
+
+def session_lost() -> Error:
+    """Report that a request names a session which this agent does not have."""
+    return Error(
+        Code.SESSION_LOST,
+        "The env agent does not know this session. It was restarted, or the lease has ended.",
+    )

@@ -1,0 +1,163 @@
+"""The registration of one serving loop with the broker: HELLO, WELCOME, OFFER, WITHDRAW."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import structlog
+
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.errors import AddressTaken, Denied, Refused
+from gymwire.protocol.messages import (
+    Busy,
+    BusyReason,
+    Bye,
+    Code,
+    Error,
+    Message,
+    Offer,
+    Offered,
+    Ping,
+    Role,
+    Welcome,
+    Withdraw,
+)
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.handshake import Handshake
+
+PING_S = 1.0  # interval at which a loop asks whether the broker still knows it
+
+
+class Registration:
+    """Keeps the offers of one serving loop registered, also with a broker that was restarted.
+
+    Args:
+        link: the link to the broker.
+        agent: the random bytes that identify this process.
+        offers: what the loop offers.
+        sessions: returns the live sessions, as HELLO lists them.
+        log_state: logs an event that concerns the broker.
+
+    Attributes:
+        unconfirmed: the addresses for which the broker has not sent OFFERED yet.
+        away_since: since when the broker is away, in monotonic seconds; None if it is not.
+        withdrawn: whether the offers were withdrawn.
+    """
+
+    def __init__(
+        self,
+        link: BrokerLink,
+        agent: bytes,
+        offers: Sequence[Offer],
+        sessions: Callable[[], list[Any]],
+        log_state: Callable[[str], None],
+    ) -> None:
+        self.unconfirmed = {offer.address for offer in offers}
+        self.away_since: float | None = None
+        self.withdrawn = False
+        self._link = link
+        self._offers = offers
+        self._handshake = Handshake(link, Role.ENV, agent, sessions)
+        self._log_state = log_state
+        self._log = structlog.get_logger()
+        self._welcomed = False
+        self._epoch = 0
+        self._ping_at = 0.0
+
+    def connect(
+        self,
+        clock: Callable[[], float],
+        wait_s: float,
+        *,
+        pump: Callable[[], None],
+        stopped: Callable[[], bool],
+    ) -> bool:
+        """Send HELLO and the offers until the broker has confirmed all of them.
+
+        Args:
+            clock: returns the time in seconds.
+            wait_s: how long the broker may take.
+            pump: receives at most one frame, waiting a tick at most, and handles it.
+            stopped: whether to give up.
+
+        Returns False if `stopped` meanwhile. Raises BrokerUnreachable, Denied, VersionMismatch or
+        AddressTaken.
+        """
+        return self._handshake.connect(
+            clock,
+            wait_s,
+            pump=pump,
+            done=lambda: not self.unconfirmed,
+            stopped=stopped,
+            on_wait=lambda: self._log.info(
+                "waiting for broker", broker=self._link.url, at_most_s=wait_s
+            ),
+        )
+
+    def _await_confirmation(self) -> None:
+        """Expect OFFERED for each offer: the offers follow each HELLO."""
+        self.unconfirmed = {offer.address for offer in self._offers}
+
+    def handle(self, message: Message, now: float) -> None:
+        """Handle a message from the broker that concerns this loop, not one of its sessions.
+
+        Raises AddressTaken, Denied or Refused if the broker rejects this agent.
+        """
+        match message:
+            case Welcome():
+                self._welcome(message, now)
+            case Busy(reason=BusyReason.HELLO):
+                self._await_confirmation()
+                self._handshake.take(message, now)
+            case Error():
+                self._refused(message)
+            case Bye():
+                self._log_state("broker stopping")
+            case Offered():
+                self.unconfirmed.discard(message.address)
+
+    def _welcome(self, welcome: Welcome, now: float) -> None:
+        restarted = welcome.epoch != self._epoch
+        if self._welcomed and restarted:
+            self._log_state("broker restarted")
+        elif self.away_since is not None:
+            self._log_state("broker reconnected")
+        self._welcomed, self._epoch, self.away_since = True, welcome.epoch, None
+        self._handshake.take(welcome, now)
+        for offer in self._offers:
+            self._link.send(PLAIN.encode(offer))
+            if self.withdrawn:
+                self._link.send(PLAIN.encode(Withdraw(offer.address)))
+
+    def _refused(self, error: Error) -> None:
+        if error.code == Code.ADDRESS_TAKEN:
+            raise AddressTaken(error.text)
+        if error.code == Code.DENIED:
+            raise Denied(error.text)
+        if not self._welcomed or error.code == Code.LIMIT:
+            raise Refused(error.text)
+        self._log.warning("error from broker", error=error.text)
+
+    def run_timers(self, now: float) -> None:
+        """Follow the state of the connection, repeat HELLO if it is due, and ping the broker.
+
+        Raises Denied if the broker denies the connection.
+        """
+        for event in self._handshake.watch(now):
+            if event.up:
+                self._await_confirmation()
+            elif self.away_since is None and self._welcomed:
+                self.away_since = now
+                self._log_state("broker lost, waiting for it")
+        if self.unconfirmed:  # a frame of the handshake may have been lost
+            self._handshake.repeat_hello(now)
+        if now >= self._ping_at:
+            self._ping_at = now + PING_S
+            self._link.send(PLAIN.encode(Ping()))
+
+    def withdraw(self) -> None:
+        """Withdraw the offers, so that no new sessions are opened."""
+        self.withdrawn = True
+        for offer in self._offers:
+            self._link.send(PLAIN.encode(Withdraw(offer.address)))

@@ -1,0 +1,194 @@
+"""Requests of the gym dialogue: a frame in, the environment called, the frame of the reply out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, assert_never
+
+import structlog
+
+from gymwire.env_agent import failure_reports
+from gymwire.env_agent.session import Verdict
+from gymwire.env_agent.slot import Slot
+from gymwire.protocol.codec import SEQ, Frame, Header, Pieces
+from gymwire.protocol.errors import EncodingError, ProtocolError
+from gymwire.protocol.messages import (
+    Act,
+    Call,
+    Close,
+    Closed,
+    Code,
+    Error,
+    Kind,
+    Message,
+    Percept,
+    Render,
+    RenderedFrame,
+    Reset,
+    Result,
+    Status,
+)
+from gymwire.protocol.space_codecs import NOT_COMPACT
+
+MAX_MESSAGE = 64 * 1024 * 1024
+
+# Before Python 3.12, looking an enum member up takes 0.1 µs and more.
+_ACT, _PERCEPT = Kind.ACT, Kind.PERCEPT
+_REPLY = {
+    Kind.ACT: Kind.PERCEPT,
+    Kind.RESET: Kind.STATUS,
+    Kind.RENDER: Kind.FRAME,
+    Kind.CALL: Kind.RESULT,
+    Kind.CLOSE: Kind.CLOSED,
+}
+
+
+class RequestHandler:
+    """Executes the requests of the sessions of one serving loop, in its thread.
+
+    Attributes:
+        max_message: the largest frame that may be sent, in bytes; the loop lowers it to the
+            broker's limit.
+    """
+
+    def __init__(self) -> None:
+        self.max_message = MAX_MESSAGE
+        self._log = structlog.get_logger()
+
+    def step(
+        self,
+        slot: Slot,
+        seq: int,
+        data: Frame | memoryview,
+        stamp: Callable[[], None] | None = None,
+    ) -> Frame | Pieces | None:
+        """Execute an ACT that is the next request; the fast path of `handle`.
+
+        Args:
+            slot: the session and its environment.
+            seq: the request number in the frame.
+            data: the frame.
+            stamp: called when the environment's step begins, and when it has ended.
+
+        Returns:
+            The frame to send, or None if `handle` must handle the request.
+        """
+        steps = slot.steps
+        if steps is None:
+            return None
+        action = steps.decode_act(data)
+        session = slot.session
+        if action is NOT_COMPACT or not session.begin(_ACT, seq, data):
+            return None
+        if stamp is not None:
+            stamp()
+        try:
+            step = slot.runner.step(action)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; a reply, too
+            reply: Message = self._raised(slot, Kind.ACT, error)
+        else:
+            if stamp is not None:
+                stamp()
+            if type(step) is tuple and len(step) == 5:
+                frame = steps.encode_percept(step, bytes(data[SEQ]))
+                if frame is not None and len(frame) <= self.max_message:
+                    session.finish(_PERCEPT, frame)
+                    return frame
+            reply = self._percept(slot, step)
+        return self._finish(slot, Kind.ACT, seq, reply)
+
+    def handle(
+        self,
+        slot: Slot,
+        header: Header,
+        data: Frame | memoryview,
+        stamp: Callable[[], None] | None = None,
+    ) -> Frame | Pieces | None:
+        """Handle any request of the gym dialogue; return the frame to send, or None."""
+        session = slot.session
+        match session.judge(header.kind, header.seq, data):
+            case Verdict.EXECUTE:
+                reply = self._execute(slot, header, data, stamp)
+                return self._finish(slot, header.kind, header.seq, reply)
+            case Verdict.REPEAT:
+                return session.reply
+            case Verdict.REFUSE:
+                return session.refusal
+            case Verdict.DROP:
+                return None
+            case verdict:
+                assert_never(verdict)
+
+    def _finish(self, slot: Slot, request: Kind, seq: int, reply: Message) -> Frame:
+        session = slot.session
+        try:
+            frame = slot.codec.encode(reply, session.sid, seq)
+        except EncodingError as error:
+            reply = failure_reports.reply_not_encodable(session.address, error)
+            frame = slot.codec.encode(reply, session.sid, seq)
+        if len(frame) > self.max_message:
+            reply = failure_reports.reply_too_large(session.address, len(frame), self.max_message)
+            frame = slot.codec.encode(reply, session.sid, seq)
+        session.finish(Kind.ERROR if type(reply) is Error else _REPLY[request], frame)
+        return frame
+
+    def _execute(
+        self,
+        slot: Slot,
+        header: Header,
+        data: Frame | memoryview,
+        stamp: Callable[[], None] | None,
+    ) -> Message:
+        try:
+            message = slot.codec.decode(data, header)
+        except ProtocolError as error:
+            return Error(Code.PROTOCOL, str(error))
+        runner = slot.runner
+        try:
+            match message:
+                case Act():
+                    if stamp is not None:
+                        stamp()
+                    step = runner.step(message.action)
+                    if stamp is not None:
+                        stamp()
+                    return self._percept(slot, step)
+                case Reset():
+                    return Status(*runner.reset(message.seed, message.options))
+                case Render():
+                    return RenderedFrame(runner.render())
+                case Call():
+                    return self._call(slot, message)
+                case Close():
+                    return Closed()
+                case _:
+                    return Error(Code.PROTOCOL, f"{header.kind.name} is not a request.")
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; a reply, too
+            return self._raised(slot, header.kind, error)
+
+    def _percept(self, slot: Slot, step: Any) -> Message:
+        """Return the PERCEPT of a step, or an ERROR if `step` is not what a step returns."""
+        try:
+            observation, reward, terminated, truncated, info = step
+            info = slot.runner.wire_infos(info)
+        except (TypeError, ValueError) as error:
+            return self._raised(slot, Kind.ACT, error)
+        return Percept(observation, reward, terminated, truncated, info)
+
+    def _call(self, slot: Slot, call: Call) -> Message:
+        if call.name not in slot.exposed:
+            return Error(
+                Code.ATTRIBUTE_DENIED,
+                f"The env agent does not expose {call.name!r}. Its operator can expose it with "
+                f"--expose {call.name}. Exposed now: {', '.join(sorted(slot.exposed))}.",
+            )
+        return Result(slot.runner.access(call))
+
+    def _raised(self, slot: Slot, request: Kind, error: BaseException) -> Error:
+        self._log.warning(
+            "environment raised",
+            address=slot.session.address,
+            request=request.name,
+            error=failure_reports.summary(error)[:200],
+        )
+        return failure_reports.request_failed(error, slot.runner.env)

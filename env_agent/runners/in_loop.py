@@ -1,0 +1,101 @@
+"""The runner that runs an environment in the thread of the serving loop."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gymnasium.vector import VectorEnv
+
+from gymwire.env_agent.description import Description, describe
+from gymwire.env_agent.factory import Env, Vector
+from gymwire.env_agent.hosted_vector import HostedVector
+from gymwire.protocol import generators, vector_infos
+from gymwire.protocol.messages import Call
+
+
+class InLoopRunner:
+    """An environment or a vector that runs in the thread which makes, uses and closes it.
+
+    Every method raises what the environment raises.
+
+    Attributes:
+        env: the environment or the vector.
+        step: its `step`, without a call in between. The result is what the environment returned,
+            unchecked; `wire_infos` converts the infos of a vector.
+    """
+
+    def __init__(self, env: Env | Vector) -> None:
+        self.env = env
+        self.step = env.step
+
+    def describe(self, name: str) -> Description:
+        """Describe the environment; `name` is its id if it has no spec."""
+        return describe(self.env, name)
+
+    def reset(self, seed: Any, options: dict[str, Any] | None) -> tuple[Any, Any]:
+        """Reset; return the observation, and the infos in wire form."""
+        observation, infos = self.env.reset(seed=seed, options=options)
+        return observation, self.wire_infos(infos)
+
+    def wire_infos(self, infos: Any) -> Any:
+        """Convert infos to wire form (docs/protocol.md): of a vector only.
+
+        Raises TypeError if the infos of a vector are not a dict.
+        """
+        env = self.env
+        if not isinstance(env, VectorEnv):
+            return infos
+        if not isinstance(infos, dict):
+            raise TypeError(f"The infos of a vector must be a dict, not {type(infos).__name__}.")
+        if not isinstance(env, HostedVector):
+            return vector_infos.to_wire(infos)
+        cast, env.cast = env.cast, {}
+        return vector_infos.to_wire(infos, cast)
+
+    def render(self) -> Any:
+        """Return what the environment renders."""
+        return self.env.render()
+
+    def access(self, call: Call) -> Any:
+        """Read, write or call the attribute that `call` names; return the value of RESULT."""
+        if isinstance(self.env, VectorEnv):
+            return _access_vector(self.env, call)
+        name, env = call.name, self.env
+        if call.mode == "set":
+            value = call.args[0]
+            env.set_wrapper_attr(name, generators.build(value) if name == "np_random" else value)
+            return None
+        found = env.get_wrapper_attr(name)
+        if call.mode == "call":
+            return found(*call.args, **call.kwargs)
+        if name == "np_random":
+            return {"value": generators.describe(found)}
+        return {"method": True} if callable(found) else {"value": found}
+
+    def close(self) -> None:
+        """Close the environment."""
+        self.env.close()
+
+
+def _access_vector(env: Any, call: Call) -> Any:
+    name = call.name
+    if not hasattr(env, "get_attr"):  # a vector that does not consist of single environments
+        if call.mode == "call":
+            return getattr(env, name)(*call.args, **call.kwargs)
+        if call.mode == "set":
+            setattr(env, name, call.args[0])
+            return None
+        found = getattr(env, name)
+        return {"value": generators.describe(found) if name == "np_random" else found}
+    if call.mode == "set":
+        found = call.args[0]
+        if name == "np_random":
+            found = [generators.build(state) for state in found]
+        env.set_attr(name, found)
+        return None
+    if call.mode == "call":
+        return tuple(env.call(name, *call.args, **call.kwargs))
+    found = tuple(env.get_attr(name))
+    if name == "np_random":
+        found = tuple(map(generators.describe, found))
+    return {"value": found}
