@@ -127,7 +127,7 @@ def test_run_plays_and_renders(broker: str) -> None:
     [
         (["train", "frozen-lak"], 1, "Did you mean 'frozen-lake'?"),
         (["check", "nowhere"], 1, "No env agent offers 'nowhere'"),
-        (["run", "nowhere"], 1, "On offer: cartpole, frozen-lake, price-market"),
+        (["run", "nowhere"], 1, "Offered: cartpole, frozen-lake, price-market"),
         (["train", "cartpole"], 2, "No learner fits"),
         (["train", "No/Address"], 2, "is not an address"),
         (["train", "--steps", "0"], 2, "1 or more"),
