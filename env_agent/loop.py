@@ -151,7 +151,7 @@ class ServingLoop:
         """
         transports, by_key, slots = self._transports, self.host.by_key, self.host.slots
         link, direct, clock = transports.link, transports.direct, time.monotonic
-        step, timed_steps = self.host.requests.step, self._timed_steps
+        requests, timed_steps = self.host.requests, self._timed_steps
         until = clock() + TIMERS_S
         receive = self._receive_tracked if timed_steps.tracker.is_active else transports.receive
         now = 0.0
@@ -178,7 +178,7 @@ class ServingLoop:
                 reply = timed_steps.step(slot, seq, data)
                 receive = self._receive_tracked
             else:
-                reply = step(slot, seq, data)
+                reply = requests.step(slot, seq, data)
             self.current_request = None
             if reply is None:
                 self._handle(path, origin, data)

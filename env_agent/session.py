@@ -1,7 +1,8 @@
 """One session at the env agent: the rule by which each request is executed exactly once.
 
-However often a request arrives, it is executed once (docs/protocol.md §7). Every request goes
-through `Session.begin` and `Session.finish`; nothing else changes the numbers.
+However often a request arrives, it is executed once (docs/protocol.md §7). Every request begins
+with `Session.judge` and ends with `Session.finish`; a step on the fast path uses `begin_step` and
+`finish_step`, which do the same for an ACT and a PERCEPT. Nothing else changes the numbers.
 """
 
 from __future__ import annotations
@@ -13,8 +14,7 @@ from gymwire.protocol.codec import PLAIN, Frame, Pieces
 from gymwire.protocol.errors import MoveError
 from gymwire.protocol.messages import Code, Error, Kind
 
-# A step compares these; before Python 3.12, looking an enum member up takes 0.1 µs and more.
-_ACT, _ERROR = Kind.ACT, Kind.ERROR
+_ACT = Kind.ACT  # before Python 3.12, looking an enum member up takes 0.1 µs and more
 
 
 class Verdict(Enum):
@@ -53,12 +53,12 @@ class Session:
         self.steps = 0
         self.reply: Frame | Pieces = b""
         self.refusal: Frame = b""
-        self._legal = dialogue.MOVES[self.state]
+        self._may_step = False  # whether an ACT is legal in this state
         self._kind: Kind | None = None  # of the request being executed
         self._request: Frame | memoryview = b""  # being executed, or the last one executed
 
-    def begin(self, kind: Kind, seq: int, request: Frame | memoryview) -> bool:
-        """Begin to execute a request if it is the next one and legal in the present state.
+    def judge(self, kind: Kind, seq: int, request: Frame | memoryview) -> Verdict:
+        """Decide what to do with a request, and begin it if it is to be executed.
 
         Args:
             kind: the kind of the request.
@@ -66,57 +66,20 @@ class Session:
             request: its frame, kept in order to recognize a repetition.
 
         Returns:
-            Whether the caller must execute the request, and then call `finish`. If not, nothing
-            has changed, and `judge` says what to do.
-        """
-        if seq != self.last_seq + 1 or kind not in self._legal:
-            return False
-        self._kind, self._request = kind, request
-        # The learner has reply n-1 once it sends n; drop it, since it may alias memory of the
-        # environment.
-        self.reply = b""
-        return True
-
-    def finish(self, reply: Kind, frame: Frame | Pieces) -> None:
-        """Record the reply to the request that `begin` let through.
-
-        Args:
-            reply: the kind of the reply.
-            frame: the reply as it is sent.
-
-        Raises:
-            MoveError: this kind does not answer the request.
-        """
-        kind = self._kind
-        assert kind is not None
-        # A step leaves the state as it is: the table is consulted again only when it changes.
-        if reply is not _ERROR and self._legal[kind].get(reply) is not self.state:
-            self.state = dialogue.after(self.state, kind, reply)
-            self._legal = dialogue.MOVES[self.state]
-        self._kind = None
-        self.last_seq += 1
-        self.steps += kind is _ACT
-        self.reply = frame
-
-    def judge(self, kind: Kind, seq: int, request: Frame | memoryview) -> Verdict:
-        """Decide what to do with a request, and begin it if it is to be executed.
-
-        Returns:
             EXECUTE: execute the request, then call `finish`. REPEAT: send `reply` again. REFUSE:
             send `refusal`. DROP: send nothing, since the learner has the reply already.
         """
-        if self.begin(kind, seq, request):
-            return Verdict.EXECUTE
-        if seq < self.last_seq:
-            return Verdict.DROP
         expected = self.last_seq + 1
-        if seq > expected:
-            return self._refuse(
-                seq,
-                Code.EXPECTED,
-                f"Request {seq} arrived, but request {expected} is next.",
-                expected=expected,
-            )
+        if seq == expected:
+            try:
+                dialogue.check_request(self.state, kind)
+            except MoveError as error:
+                return self._refuse(seq, Code.PROTOCOL, str(error))
+            self._kind, self._request = kind, request
+            # The learner has reply n-1 once it sends n; drop it, since it may alias memory of the
+            # environment.
+            self.reply = b""
+            return Verdict.EXECUTE
         if seq == self.last_seq:
             if request == self._request:
                 return Verdict.REPEAT
@@ -126,11 +89,54 @@ class Session:
                 f"Request {seq} was executed already, with different content. A repeated request "
                 f"must be identical byte for byte.",
             )
-        try:
-            dialogue.check_request(self.state, kind)
-        except MoveError as error:
-            return self._refuse(seq, Code.PROTOCOL, str(error))
-        raise AssertionError(f"{kind.name} is legal in the state {self.state.value!r}")
+        if seq < self.last_seq:
+            return Verdict.DROP
+        return self._refuse(
+            seq,
+            Code.EXPECTED,
+            f"Request {seq} arrived, but request {expected} is next.",
+            expected=expected,
+        )
+
+    def finish(self, reply: Kind, frame: Frame) -> None:
+        """Record the reply to the request that has begun.
+
+        Args:
+            reply: the kind of the reply.
+            frame: the reply as it is sent.
+
+        Raises:
+            MoveError: this kind does not answer the request.
+        """
+        kind = self._kind
+        assert kind is not None, "no request has begun"
+        self.state = dialogue.after(self.state, kind, reply)
+        self._may_step = _ACT in dialogue.MOVES[self.state]
+        self._kind = None
+        self.last_seq += 1
+        self.steps += kind is _ACT
+        self.reply = frame
+
+    def begin_step(self, seq: int, request: Frame | memoryview) -> bool:
+        """Begin an ACT if `judge` would have it executed; the fast path of a step.
+
+        Returns:
+            Whether the caller must execute the step, and then call `finish_step`, or `finish` if
+            the reply is an ERROR. If not, nothing has changed, and `judge` says what to do.
+        """
+        if seq != self.last_seq + 1 or not self._may_step:
+            return False
+        self._kind, self._request = _ACT, request
+        self.reply = b""  # see `judge`
+        return True
+
+    def finish_step(self, frame: Frame | Pieces) -> None:
+        """Record the PERCEPT that answers the step which has begun, as `finish` does."""
+        assert self._kind is _ACT, "no step has begun"
+        self._kind = None  # a PERCEPT leaves the state of the dialogue as it is
+        self.last_seq += 1
+        self.steps += 1
+        self.reply = frame
 
     def restamp(self, frame: Frame) -> None:
         """Replace the reply by the same reply with time stamps."""

@@ -8,7 +8,7 @@ import pytest
 
 from gymwire.env_agent.session import Session, Verdict
 from gymwire.protocol.codec import PLAIN, Pieces
-from gymwire.protocol.dialogue import MOVES, REQUESTS, State
+from gymwire.protocol.dialogue import State
 from gymwire.protocol.errors import MoveError
 from gymwire.protocol.messages import Code, Error, Kind
 
@@ -94,48 +94,64 @@ def test_a_reply_that_does_not_answer_the_request_raises(session: Session) -> No
         session.finish(Kind.PERCEPT, b"")
 
 
-# --- begin, which the fast path of a step calls instead of judge ---
+# --- a step on the fast path ---
 
 
 def test_a_step_that_is_next_begins_once_and_counts_when_it_is_finished(stepped: Session) -> None:
-    assert stepped.begin(Kind.ACT, 3, b"act 3")
+    assert stepped.begin_step(3, b"act 3")
     assert (stepped.last_seq, stepped.steps, stepped.reply) == (2, 1, b"")
-    stepped.finish(Kind.PERCEPT, b"percept 3")
+    stepped.finish_step(b"percept 3")
     assert (stepped.last_seq, stepped.steps, stepped.reply) == (3, 2, b"percept 3")
-    assert not stepped.begin(Kind.ACT, 3, b"act 3")
+    assert not stepped.begin_step(3, b"act 3")
     assert stepped.judge(Kind.ACT, 3, b"act 3") is Verdict.REPEAT
+    assert stepped.judge(Kind.ACT, 3, b"another") is Verdict.REFUSE
 
 
-@pytest.mark.parametrize("kind", [*REQUESTS, Kind.STATUS, Kind.ERROR])
-@pytest.mark.parametrize("seq", [0, 1, 2, 3, 4, 2**64 - 1])
-def test_begin_lets_through_exactly_what_judge_executes(
-    session: Session, kind: Kind, seq: int
+DIALOGUE = [
+    (Kind.RENDER, Kind.FRAME),
+    (Kind.RESET, Kind.ERROR),
+    (Kind.RESET, Kind.STATUS),
+    (Kind.ACT, Kind.ERROR),
+    (Kind.ACT, Kind.PERCEPT),
+    (Kind.CALL, Kind.RESULT),
+    (Kind.CLOSE, Kind.CLOSED),
+]
+
+
+@pytest.mark.parametrize("length", range(len(DIALOGUE) + 1))
+@pytest.mark.parametrize("seq", [0, *range(1, len(DIALOGUE) + 3), 2**64 - 1])
+def test_the_fast_path_does_exactly_what_judge_and_finish_do(
+    session: Session, length: int, seq: int
 ) -> None:
-    """In each state: the same requests begin, and a request that does not changes nothing."""
-    requests = [(Kind.RESET, Kind.STATUS), (Kind.ACT, Kind.PERCEPT), (Kind.CLOSE, Kind.CLOSED)]
-    for last_seq in range(len(requests) + 1):
-        before = vars(copy.copy(session))
-        began = session.begin(kind, seq, ACT)
-        assert began == (seq == last_seq + 1 and kind in MOVES[session.state])
-        if not began:
-            assert vars(session) == before
-        vars(session).update(before)
-        assert began == (session.judge(kind, seq, ACT) is Verdict.EXECUTE)
-        vars(session).update(before)
-        if last_seq < len(requests):
-            request, reply = requests[last_seq]
-            execute(session, request, last_seq + 1, ACT, reply, REPLY)
+    """After any part of a dialogue: the same steps begin, and leave the same session."""
+    for number, (request, reply) in enumerate(DIALOGUE[:length], 1):
+        execute(session, request, number, ACT, reply, REPLY)
+    before, fast = vars(copy.copy(session)), copy.copy(session)
+    began = fast.begin_step(seq, b"act")
+    assert began == (session.judge(Kind.ACT, seq, b"act") is Verdict.EXECUTE)
+    if began:
+        assert vars(fast) == vars(session)
+        fast.finish_step(b"percept")
+        session.finish(Kind.PERCEPT, b"percept")
+        assert vars(fast) == vars(session)
+    else:
+        assert vars(fast) == before
 
 
 def test_a_failed_step_counts_and_leaves_the_episode_open(stepped: Session) -> None:
-    assert stepped.begin(Kind.ACT, 3, ACT)
+    assert stepped.begin_step(3, ACT)
     stepped.finish(Kind.ERROR, b"error")
     assert (stepped.last_seq, stepped.steps, stepped.state) == (3, 2, State.EPISODE)
 
 
-def test_nothing_is_finished_that_has_not_begun(stepped: Session) -> None:
+def test_a_request_that_has_not_begun_cannot_be_finished(stepped: Session) -> None:
     with pytest.raises(AssertionError):
         stepped.finish(Kind.PERCEPT, REPLY)
+    with pytest.raises(AssertionError):
+        stepped.finish_step(REPLY)
+    stepped.judge(Kind.RESET, 3, RESET)
+    with pytest.raises(AssertionError):
+        stepped.finish_step(REPLY)
 
 
 # --- the reply that is kept ---
@@ -143,8 +159,8 @@ def test_nothing_is_finished_that_has_not_begun(stepped: Session) -> None:
 
 def test_a_reply_in_pieces_is_copied_when_it_is_detached(stepped: Session) -> None:
     memory = bytearray(b"cept")
-    assert stepped.begin(Kind.ACT, 3, ACT)
-    stepped.finish(Kind.PERCEPT, Pieces([b"per", memory], 7))
+    assert stepped.begin_step(3, ACT)
+    stepped.finish_step(Pieces([b"per", memory], 7))
     assert stepped.detach_reply() == b"percept"
     memory[:] = b"next"
     assert stepped.judge(Kind.ACT, 3, ACT) is Verdict.REPEAT
