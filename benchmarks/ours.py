@@ -42,7 +42,7 @@ def service(
     """A broker and an env agent that offers `env` as "it"; yields the URL and process ids."""
     with contextlib.ExitStack() as stack:
         url = f"tcp://127.0.0.1:{_port()}"
-        lanes = [] if way.endswith("same host") else ["--no-lanes"]
+        lanes = [] if way.endswith("same host") else ["--no-local-channels"]
         broker = stack.enter_context(_program("gymwire.broker", "--bind", url, *lanes))
         arguments = ["--address", "it", "--env", env, "--broker", url, "--wait", "10"]
         arguments += ["--max-sessions", str(slots), "--workers", str(workers)]

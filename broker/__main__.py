@@ -53,7 +53,7 @@ def parser() -> Parser:
         help="seconds for which a session waits for a learner that vanished (default 30)",
     )
     made.add_argument(
-        "--no-lanes",
+        "--no-local-channels",
         action="store_true",
         help="relay by ZeroMQ only, also within this host, where a Unix socket is faster",
     )

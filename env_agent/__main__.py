@@ -53,7 +53,7 @@ def parser() -> argparse.ArgumentParser:
         help=f"learners at once (default {config.MAX_SESSIONS})",
     )
     made.add_argument(
-        "--allow",
+        "--expose",
         action="append",
         default=[],
         metavar="NAME",
@@ -106,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         "learner steps together, since the kernel tends to wake them all on one (Linux)",
     )
     made.add_argument("--worker", type=int, help=argparse.SUPPRESS)  # this is worker number N
-    made.add_argument("--tell-once", type=Path, help=argparse.SUPPRESS)  # see _is_first_to_tell
+    made.add_argument("--report-once", type=Path, help=argparse.SUPPRESS)  # see _is_first_to_tell
     made.add_argument(
         "--grace",
         type=seconds,
@@ -149,11 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         agent.install_signals()
         if options.worker is not None:
             threading.Thread(
-                target=_end_with_parent, args=(agent, options.tell_once), daemon=True
+                target=_end_with_parent, args=(agent, options.report_once), daemon=True
             ).start()
         agent.run()
     except GymwireError as error:
-        if _is_first_to_tell(options.tell_once):
+        if _is_first_to_tell(options.report_once):
             print(f"env_agent: {error}", file=sys.stderr)  # noqa: T201 - the CLI's error output
         return 2
     return 0

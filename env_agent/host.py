@@ -50,7 +50,7 @@ from gymwire.protocol.security.signing import Seal, SealedCodec
 from gymwire.protocol.space_codecs import MISFIT
 from gymwire.protocol.step_codec import StepCodec, compile_steps
 
-# Attributes that may be read, written or called from afar, beside those of `--allow`.
+# Attributes that may be read, written or called from afar, beside those of `--expose`.
 ATTRIBUTES = (
     "action_mask",
     "action_masks",
@@ -399,7 +399,7 @@ class Host:
         if name not in slot.attributes:
             return Error(
                 Code.ATTRIBUTE_DENIED,
-                f"The env agent does not hand out {name!r}. Its operator can, with --allow {name}; "
+                f"The env agent does not hand out {name!r}. Its operator can, with --expose {name}; "
                 f"now allowed: {', '.join(sorted(slot.attributes))}.",
             )
         if isinstance(env, VectorEnv):

@@ -49,7 +49,7 @@ class Supervisor:
         """Returns the exit status: 0, or that of a worker that can never start."""
         handle, token = tempfile.mkstemp(prefix="gymwire-")
         os.close(handle)
-        alike = ("--tell-once", token)  # what keeps all from starting is said once
+        alike = ("--report-once", token)  # what keeps all from starting is said once
         workers = [
             Worker(index, self._start(index, *alike), time.monotonic())
             for index in range(self._count)

@@ -43,7 +43,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
     `reset` and `step` return what the remote environment returned, with the very types, fresh and
     the caller's own. Attributes and methods of the remote environment that its operator hands out
-    (`action_masks` and the like, and what `--allow` names) are there under their own names.
+    (`action_masks` and the like, and what `--expose` names) are there under their own names.
 
     A copy (`copy.deepcopy`, `pickle`) and a forked process get a session of their own, which needs
     a `reset`. Used from one thread.
@@ -391,7 +391,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         if name not in self._remote_names:
             raise AttributeDenied(
                 f"{name!r} is no attribute that the env agent at {self._kwargs['address']!r} hands "
-                f"out; its operator can, with --allow {name}. Now allowed: "
+                f"out; its operator can, with --expose {name}. Now allowed: "
                 f"{', '.join(sorted(self._remote_names))}."
             )
         return self._get(name)

@@ -265,7 +265,7 @@ def test_allowed_attributes_are_read_written_and_called(client: Client) -> None:
 def test_anything_else_is_denied(client: Client, mode: str, name: str) -> None:
     error = client.error(Call(mode, name, (1,)))
     assert error.code == Code.ATTRIBUTE_DENIED
-    assert "--allow" in error.text
+    assert "--expose" in error.text
 
 
 def test_a_call_with_wrong_arguments_fails_and_harms_nobody(client: Client) -> None:

@@ -95,7 +95,7 @@ def test_elsewhere_there_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_operator_may_want_none(programs: Programs) -> None:
-    _, url = programs.broker("tcp://127.0.0.1:*", "--no-lanes")
+    _, url = programs.broker("tcp://127.0.0.1:*", "--no-local-channels")
     programs.env_agent(url, "--address", "lake", "--env", LAKE)
     with ProxyEnv("lake", url) as env:
         Lake(env).go(100)

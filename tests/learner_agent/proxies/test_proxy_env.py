@@ -280,7 +280,7 @@ def test_attributes_that_the_agent_hands_out_can_be_read_and_set(odd: ProxyEnv) 
 def test_other_attributes_are_denied_with_what_is_allowed_and_how_to_allow_more(
     cartpole: ProxyEnv,
 ) -> None:
-    with pytest.raises(AttributeDenied, match=r"--allow gravity\. Now allowed: .*action_masks"):
+    with pytest.raises(AttributeDenied, match=r"--expose gravity\. Now allowed: .*action_masks"):
         _ = cartpole.gravity
 
 
