@@ -399,8 +399,8 @@ class Host:
         if name not in slot.attributes:
             return Error(
                 Code.ATTRIBUTE_DENIED,
-                f"The env agent does not hand out {name!r}. Its operator can, with --expose {name}; "
-                f"now allowed: {', '.join(sorted(slot.attributes))}.",
+                f"The env agent does not hand out {name!r}. Its operator can, with "
+                f"--expose {name}; now allowed: {', '.join(sorted(slot.attributes))}.",
             )
         if isinstance(env, VectorEnv):
             return _call_vector(env, call)

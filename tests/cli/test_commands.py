@@ -13,13 +13,13 @@ import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
+from gymwire.learner_agent.progress import LineMeter
+from gymwire.learner_agent.terminal import picture, printable, short
 from rich.console import Console
 
 from gymwire.learner_agent import commands
 from gymwire.learner_agent.__main__ import Interrupted, parser
 from gymwire.learner_agent.client.timings import Timings
-from gymwire.learner_agent.progress import LineMeter
-from gymwire.learner_agent.terminal import picture, printable, short
 from gymwire.learner_agent.training.task import Progress
 from gymwire.protocol.errors import (
     ConfigurationError,
