@@ -193,8 +193,8 @@ def _positional(option: Option) -> str:
 
 
 def _command(name: str, summary: Summary) -> RichCommand:
-    def callback(**values: Any) -> int:
-        return _execute(name, values)
+    def callback(**_: Any) -> int:
+        return _execute(click.get_current_context(), name)
 
     return _Command(
         name=name,
@@ -302,20 +302,19 @@ def origin(ctx: click.Context, param: click.Parameter) -> str:
     return param.opts[0] if isinstance(param, click.Option) else str(param.metavar).strip("[]")
 
 
-def _execute(name: str, values: dict[str, Any]) -> int:
-    """Run a command with these values of its parameters. Returns the exit status."""
-    ctx = click.get_current_context()
-    options = _settle(ctx, name, values)
+def _execute(ctx: click.Context, name: str) -> int:
+    """Run a command whose parameters were parsed. Returns the exit status."""
+    options = fields_of(ctx, name)
     from gymwire.cli.output import Output
     from gymwire.protocol import logs
     from gymwire.protocol.errors import GymwireError, UsageError
 
-    if "log_level" in values:
-        logs.configure(name, form=values["log_format"], level=values["log_level"])
+    if "log_level" in options:
+        logs.configure(name, form=options["log_format"], level=options["log_level"])
     if not COMMANDS[name].stops_on_signals:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
-    output = Output(as_json=bool(values.get("json")))
+    output = Output(as_json=bool(options.get("json")))
     module = import_module(f"gymwire.cli.{name}")
     try:
         status = int(module.command(module.Options(**options), output))
@@ -331,17 +330,17 @@ def _execute(name: str, values: dict[str, Any]) -> int:
     return status
 
 
-def _settle(ctx: click.Context, name: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Return the fields of the command's Options: one value for each option, and their origins.
+def fields_of(ctx: click.Context, name: str) -> dict[str, Any]:
+    """Return the fields of a command's Options from its parsed parameters, with their origins.
 
     Raises click.UsageError if a value is given both as an argument and as an option.
     """
     params = {param.name: param for param in ctx.command.params}
     chosen: dict[str, Any] = {"origins": {}}
     for option in options_of(name):
-        keyword, value, argument = option.keyword, values[option.keyword], None
+        keyword, value, argument = option.keyword, ctx.params[option.keyword], None
         if option.positional:
-            argument = values[_positional(option)]
+            argument = ctx.params[_positional(option)]
         explicit = ctx.get_parameter_source(keyword)
         if argument is not None:
             if explicit is ParameterSource.COMMANDLINE:
@@ -350,10 +349,7 @@ def _settle(ctx: click.Context, name: str, values: dict[str, Any]) -> dict[str, 
                 )
             value = argument
             chosen["origins"][keyword] = option.metavar
-        elif explicit in (
-            ParameterSource.COMMANDLINE,
-            ParameterSource.ENVIRONMENT,
-        ):
+        elif explicit in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
             chosen["origins"][keyword] = origin(ctx, params[keyword])
         chosen[keyword] = value
     if name == "serve":

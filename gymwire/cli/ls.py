@@ -141,9 +141,13 @@ def table(
     if not with_identity:
         for row in rows:
             del row[HEADINGS.index("identity")]
-    rows = [[printable(str(cell)) for cell in row] for row in rows]
+    rows = [[_one_line(str(cell)) for cell in row] for row in rows]
     lines = columns(rows, width=width, shortened=SHORTENED)
     return [Text(line, style=style) for line, style in zip(lines, styles, strict=True)]
+
+
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", " ").replace("\t", " ")
 
 
 def _one_or_number(values: Sequence[str], name: str) -> str:
@@ -175,5 +179,8 @@ def as_json(listing: Listing) -> dict[str, Json]:
         "used": listing.used,
         "capacity": listing.capacity,
         "state": listing.state,
-        "processes": [{key: entry[key] for key in keys} for entry in listing.processes],
+        "processes": [
+            {key: entry[key] for key in keys} | {"direct": entry["direct"] or None}
+            for entry in listing.processes
+        ],
     }
