@@ -336,8 +336,8 @@ def test_a_port_in_use_is_an_error(broker_url: str, programs: Programs) -> None:
     assert second.wait() == 2
     assert second.output == [
         f"gymwire broker: --bind: {broker_url} is in use: another broker, or another "
-        "program, listens there, and whoever dials it reaches that one, not this one. Stop it, or choose another port (--bind; "
-        "--broker or GYMWIRE_BROKER tell the others).\n"
+        "program, listens there, and whoever dials it reaches that one, not this one. Stop it, or "
+        "choose another port (--bind; --broker or GYMWIRE_BROKER tell the others).\n"
     ]
 
 
