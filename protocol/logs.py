@@ -1,4 +1,4 @@
-"""Logging for all three programs: structlog to stderr, readable lines or JSON."""
+"""Logging for all commands: structlog to stderr, readable lines or JSON."""
 
 from __future__ import annotations
 

@@ -208,9 +208,9 @@ def _print_times(seconds: NDArray[np.float64], timings: Sequence[Timings], outpu
         output.text.print(timings_table(free))
     if len(free) < len(timings):
         output.say(
-            f"  {len(timings) - len(free):,} steps are left out of this table, because the "
-            f"broker's policy\n  limits this key (steps_per_s, requests_in_flight) and made them "
-            f"wait; its operator may raise that."
+            f"  {len(timings) - len(free):,} steps had to wait and are left out of this table: the "
+            f"broker's policy\n  limits this key (steps_per_s, requests_in_flight); its operator "
+            f"may raise the limit."
         )
     if not timings:
         output.say("  where the time goes: unknown, since this session has no time stamps")

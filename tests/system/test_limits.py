@@ -42,7 +42,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]
 
 def check(site: tuple[str, Path], name: str) -> str:
     url, folder = site
-    command = [sys.executable, "-m", "gymwire.learner_agent", "check", "cartpole", "--steps", "60"]
+    command = [sys.executable, "-m", "gymwire", "check", "cartpole", "--steps", "60"]
     command += ["--broker", url, "--key", str(folder / f"{name}.key")]
     command += ["--broker-key", str(folder / "broker.pub")]
     done = subprocess.run(
@@ -57,7 +57,7 @@ def test_what_a_limited_learner_waited_for_is_not_taken_for_the_network(
 ) -> None:
     text = check(site, "slow")
     assert "Latency of 60 steps" in text
-    assert "steps had to wait, and are left out of where the time goes: the broker's policy" in text
+    assert "steps had to wait and are left out of this table: the broker's policy" in text
 
 
 def test_within_its_limits_a_learner_sees_where_all_the_time_goes(site: tuple[str, Path]) -> None:

@@ -169,7 +169,7 @@ def test_a_pool_that_can_never_start_says_why_once(
     )
     assert supervisor.wait() == 2
     (line,) = supervisor.output
-    assert line.startswith("env_agent: ")
+    assert line.startswith("gymwire serve: ")
     assert said in line
 
 
