@@ -177,7 +177,7 @@ def _share(services: list[Service], options: Options) -> list[Service]:
     count, index = options.workers, options.worker
     if any(one.max_sessions < count for one in services):
         raise ConfigurationError(
-            f"{count} workers need at least --max-sessions {count}: one session for each."
+            f"{count} workers need --max-sessions {count} or more: one session for each."
         )
     return [
         replace(one, max_sessions=(one.max_sessions + count - 1 - index) // count)
