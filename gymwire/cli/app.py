@@ -1,4 +1,4 @@
-"""The commands, built from the table of options, and how they begin and end."""
+"""The commands, built from the table of options; errors, signals and exit statuses."""
 
 from __future__ import annotations
 
@@ -44,19 +44,19 @@ SETTINGS = {
 class Summary:
     """What the help of a command says beside its options.
 
-    `stops_on_signals`: the command handles SIGINT and SIGTERM itself.
+    `handles_signals`: the command handles SIGINT and SIGTERM itself.
     """
 
     help: str
     examples: tuple[str, ...]
-    stops_on_signals: bool = False
+    handles_signals: bool = False
 
 
 COMMANDS = {
     "broker": Summary(
         "Run a broker: introduce learner agents to env agents, and relay between them.",
         ("gymwire broker", "gymwire broker --bind tcp://0.0.0.0:5555 --key keys/broker.key"),
-        stops_on_signals=True,
+        handles_signals=True,
     ),
     "serve": Summary(
         "Serve Gymnasium environments under an address.",
@@ -64,7 +64,7 @@ COMMANDS = {
             "gymwire serve cartpole CartPole-v1",
             "gymwire serve lab/arm ./arm.py:Arm --max-sessions 2 --wait 30",
         ),
-        stops_on_signals=True,
+        handles_signals=True,
     ),
     "ls": Summary(
         "List the addresses on offer.",
@@ -311,7 +311,7 @@ def _execute(ctx: click.Context, name: str) -> int:
 
     if "log_level" in options:
         logs.configure(name, form=options["log_format"], level=options["log_level"])
-    if not COMMANDS[name].stops_on_signals:
+    if not COMMANDS[name].handles_signals:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
     output = Output(as_json=bool(options.get("json")))
@@ -323,8 +323,8 @@ def _execute(ctx: click.Context, name: str) -> int:
     except GymwireError as error:
         _print_error(ctx.command_path, _text(error))
         output.fail(error)
-        # A server that fails has not started, whatever the reason.
-        wrong = isinstance(error, UsageError) or COMMANDS[name].stops_on_signals
+        # A broker or an env agent that fails could not start, whatever the reason.
+        wrong = isinstance(error, UsageError) or COMMANDS[name].handles_signals
         status = MISUSED if wrong else FAILED
     output.finish()
     return status
@@ -362,7 +362,7 @@ def _text(error: GymwireError) -> str:
     from gymwire.cli.terminal import printable
     from gymwire.protocol.errors import EnvironmentFailed
 
-    if error.advice:  # is for programs
+    if error.advice:  # written for programs
         error.advice = _ADVICE.get(type(error).__name__, "")
     if isinstance(error, EnvironmentFailed) and error.remote_traceback:
         said, _, trace = str(error).partition("\n\n")

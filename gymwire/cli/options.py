@@ -413,7 +413,7 @@ OPTIONS = (
 
 
 def options_of(command: str) -> Iterator[Option]:
-    """Yield the options of a command, in the order of its help."""
+    """Return the options of a command, in the order of its help."""
     return (option for option in OPTIONS if command in option.commands)
 
 
