@@ -2,7 +2,16 @@ from __future__ import annotations
 
 import pytest
 
-from gymwire.cli.kinds import Kind, choice, count, direct, natural, positive_seconds, seconds
+from gymwire.cli.kinds import (
+    Kind,
+    choice,
+    count,
+    direct,
+    json_object,
+    natural,
+    positive_seconds,
+    seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -43,3 +52,9 @@ def test_a_choice_names_its_texts() -> None:
     assert kind.read("two") == "two"
     with pytest.raises(ValueError, match="expected one of one, two, got 'three'"):
         kind.read("three")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null"])
+def test_keyword_arguments_are_a_json_object(text: str) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        json_object(text)
