@@ -1,10 +1,9 @@
-"""What an operator asks for, on the command line or in a TOML file."""
+"""Offers as an operator writes them: on the command line or in a TOML file."""
 
 from __future__ import annotations
 
-import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ KEYS = {
     "env": str,
     "env_kwargs": dict,
     "max_sessions": int,
-    "allow": list,
+    "expose": list,
     "strict_infos": bool,
 }
 MAX_SESSIONS = 8
@@ -30,35 +29,30 @@ def service(
     env: str,
     env_kwargs: Mapping[str, Any] | None = None,
     max_sessions: int = MAX_SESSIONS,
-    allow: list[str] | None = None,
+    expose: Sequence[str] = (),
     strict_infos: bool = False,
 ) -> Service:
-    """One offer. Raises AddressError or ConfigurationError."""
-    if parse_address(address).identity is not None:
-        raise ConfigurationError(f"{address!r}: an offer's address has no @identity.")
+    """Return the service that one offer describes. Raises AddressError and ConfigurationError."""
+    check_address(address)
     if max_sessions < 1:
         raise ConfigurationError(f"max_sessions must be 1 or more, not {max_sessions}.")
     factory = resolve(env, env_kwargs or {})
-    return Service(address, factory, max_sessions, tuple(allow or ()), strict_infos)
+    return Service(address, factory, max_sessions, tuple(expose), strict_infos)
 
 
-def parse_kwargs(text: str) -> dict[str, Any]:
-    """Read `--env-kwargs`. Raises ConfigurationError."""
-    try:
-        kwargs = json.loads(text)
-    except json.JSONDecodeError as error:
+def check_address(address: str) -> None:
+    """Raise AddressError or ConfigurationError if nothing can be offered under this address."""
+    if parse_address(address).identity is not None:
         raise ConfigurationError(
-            f"--env-kwargs is not JSON ({error}): write it like '{{\"is_slippery\": false}}'."
-        ) from None
-    if not isinstance(kwargs, dict):
-        raise ConfigurationError(
-            f"--env-kwargs must be a JSON object of keyword arguments, not {text[:100]}."
+            f"{address!r}: an env agent offers an address without @identity. Leave that part out."
         )
-    return kwargs
 
 
 def load(path: Path) -> list[Service]:
-    """Read `--config`: one `[[offer]]` table for each address. Raises ConfigurationError."""
+    """Return the services of a TOML file with one `[[offer]]` table for each address.
+
+    Raises AddressError and ConfigurationError.
+    """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -68,8 +62,8 @@ def load(path: Path) -> list[Service]:
     tables = document.pop("offer", None)
     if document or not isinstance(tables, list) or not tables:
         raise ConfigurationError(
-            f"{path} must hold one [[offer]] table for each address, and nothing else; each with "
-            f"{', '.join(KEYS)} (only address and env are needed)."
+            f"{path} must contain one [[offer]] table for each address, and nothing else. Its keys "
+            f"are {', '.join(KEYS)}; only address and env are required."
         )
     services = [_offer(path, index, table) for index, table in enumerate(tables, 1)]
     addresses = [one.address for one in services]
@@ -82,12 +76,10 @@ def load(path: Path) -> list[Service]:
 def _offer(path: Path, index: int, table: object) -> Service:
     where = f"{path}, offer {index}"
     if not isinstance(table, dict):
-        raise ConfigurationError(f"{where}: [[offer]] must be a table.")
+        raise ConfigurationError(f"{where}: [[offer]] must be a table, not {type(table).__name__}.")
     for key, value in table.items():
         if key not in KEYS:
-            raise ConfigurationError(
-                f"{where}: there is no setting {key!r}; use {', '.join(KEYS)}."
-            )
+            raise ConfigurationError(f"{where}: unknown key {key!r}. Use {', '.join(KEYS)}.")
         if type(value) is not KEYS[key]:
             raise ConfigurationError(
                 f"{where}: {key} must be a {KEYS[key].__name__}, not {type(value).__name__}."

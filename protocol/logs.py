@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import atexit
 import logging
 import os
@@ -12,15 +11,6 @@ import warnings
 from typing import Any
 
 import structlog
-
-LEVELS = ("debug", "info", "warning", "error")
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add `--log-format` and `--log-level`."""
-    group = parser.add_argument_group("logging")
-    group.add_argument("--log-format", choices=("lines", "json"), default="lines")
-    group.add_argument("--log-level", choices=LEVELS, default="info")
 
 
 class _Stderr:

@@ -1,4 +1,4 @@
-"""Real brokers and env agents, started for a test and gone after it."""
+"""Real brokers and env agents, started for a test and stopped after it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PATIENCE_S = 20.0  # for what must happen, on a machine that may be busy
 
 
 class Program:
-    """A program of this project in a process of its own; its log is read line by line."""
+    """A Python program in a process of its own, with its output line by line."""
 
     def __init__(self, *arguments: str) -> None:
         self.arguments = arguments
@@ -47,7 +47,7 @@ class Program:
             self._news.notify_all()
 
     def wait_for(self, event: str) -> dict[str, Any]:
-        """The first log line of this event."""
+        """Return the first log line of this event."""
         with self._news:
             self._news.wait_for(lambda: self._find(event) or self._ended, PATIENCE_S)
             found = self._find(event)
@@ -63,18 +63,18 @@ class Program:
         return None
 
     def wait(self) -> int:
-        """Wait for the end; returns the exit status."""
+        """Wait for the end. Returns the exit status."""
         status = self.process.wait(PATIENCE_S)
         self._reader.join(PATIENCE_S)
         return status
 
     def kill(self) -> None:
-        """End it as a power cut would."""
+        """Kill the process, as a power cut would."""
         self.process.kill()
         self.wait()
 
     def stop(self) -> None:
-        """End it in whatever state it is."""
+        """Stop the process, whatever its state."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()
@@ -88,7 +88,7 @@ class Program:
 
 
 class Programs:
-    """Starts programs and stops them all in the end."""
+    """Programs that are stopped together."""
 
     def __init__(self) -> None:
         self._started: list[Program] = []
@@ -100,35 +100,29 @@ class Programs:
         return program
 
     def broker(self, bind: str = "tcp://127.0.0.1:*", *options: str) -> tuple[Program, str]:
-        """A broker that listens, and its URL."""
-        program = self.start("gymwire.broker", "--bind", bind, "--log-format", "json", *options)
+        """Start a broker. Returns it and its URL once it listens."""
+        program = self.start("gymwire", "broker", "--bind", bind, "--log-format", "json", *options)
         return program, str(program.wait_for("broker listening")["urls"][0])
 
     def env_agent(self, broker: str, *options: str) -> Program:
-        """An env agent that offers; by itself only through the broker."""
+        """Start an env agent, without direct connections. Returns it once it offers."""
         options = ("--direct", "never", *options)
         program = self.start(
-            "gymwire.env_agent",
-            "--broker",
-            broker,
-            "--log-format",
-            "json",
-            "--grace",
-            "0",
+            *("gymwire", "serve", "--broker", broker, "--log-format", "json", "--grace", "0"),
             *options,
         )
         program.wait_for("offering")
         return program
 
     def stop(self) -> None:
-        """Stop everything, the last first."""
+        """Stop all programs, the last one first."""
         for program in reversed(self._started):
             program.stop()
 
 
 @contextlib.contextmanager
 def programs() -> Iterator[Programs]:
-    """Programs that are gone afterwards."""
+    """Yield a collection of programs that are stopped afterwards."""
     started = Programs()
     try:
         yield started

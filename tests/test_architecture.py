@@ -209,7 +209,7 @@ def test_imports_point_down(path: Path) -> None:
     own = part_of(path)
     allowed = [own, *MAY_IMPORT[own]]
     if path.name == "__main__.py":
-        allowed.append("cli")  # `python -m gymwire.broker` runs the command
+        allowed.append("cli")  # `gymwire broker` runs the command
     for target in imported_modules(path):
         assert target.name != "__main__.py", f"{name_of(target)} is a program, not a module"
         if target == PACKAGE / "__init__.py":

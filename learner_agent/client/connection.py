@@ -17,7 +17,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 from gymwire.learner_agent.client.failures import error_for
-from gymwire.learner_agent.client.requests import Answer, Asking, Question
+from gymwire.learner_agent.client.requests import Answer, BrokerRequests, Question
 from gymwire.learner_agent.client.session import RemoteSession, go_direct
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.protocol import codec, logs
@@ -76,7 +76,7 @@ class _Opening(NamedTuple):
         return self.challenge.signer(self.pin, opened.key, self.wish.nonce, header.sid, data)
 
 
-_OPEN: weakref.WeakSet[Channel] = weakref.WeakSet()
+_OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
 
 @atexit.register
@@ -88,7 +88,7 @@ def _leave_at_exit() -> None:
             channel.close(goodbye=not channel.keeps_sessions)
 
 
-class Channel:
+class BrokerConnection:
     """A connection to the broker at `url`, introduced and ready.
 
     `timeout_s`: the longest silence of the broker that is tolerated while something is asked of
@@ -120,7 +120,7 @@ class Channel:
         self._thread = threading.get_ident()
         self._rng = random.Random(secrets.randbits(64))
         self._sessions: dict[int, RemoteSession] = {}
-        self._asking = Asking()
+        self._asking = BrokerRequests()
         self._unwanted: dict[int, _Opening] = {}  # nobody waits any more for what they open
         self._broker_away = False
         self._heard = 0.0

@@ -79,7 +79,7 @@ class Exchange:
         self.expected: int | None = None  # the request that the agent awaits, by its own word
         self.resuming = False  # HELLO and RESUME are owed to the broker
         self._busy = 0
-        self.held_back = 0  # how often the broker said that this key asks too much
+        self.throttled = 0  # how often the broker said that this key asks too much
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -208,7 +208,7 @@ class Exchange:
         if reason == BusyReason.HELLO:
             self.resuming = True
         elif reason == BusyReason.RATE:
-            self.held_back += 1
+            self.throttled += 1
         pause_s = min(max(0.0, retry_after_s) * 2 ** min(self._busy, 5), 1.0)
         self._resend_at = now + pause_s * (0.5 + self._rng.random() / 2)
 

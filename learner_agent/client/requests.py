@@ -30,7 +30,7 @@ class Question:
     answer: Answer | None = None
 
 
-class Asking:
+class BrokerRequests:
     """The requests to the broker that somebody waits for."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gymwire.learner_agent.client.direct import DirectLink, attach
+from gymwire.learner_agent.client.direct import DirectConnection, attach
 from gymwire.learner_agent.client.exchange import Exchange, Pending, still_under_way
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
@@ -47,7 +47,7 @@ from gymwire.protocol.transport.interface import TICK_MS, Transport
 from gymwire.protocol.transport.polling import wait_among
 
 if TYPE_CHECKING:
-    from gymwire.learner_agent.client.connection import Channel
+    from gymwire.learner_agent.client.connection import BrokerConnection
 
 ATTACH_S = 0.5  # how long a direct connection may take before the relay serves instead,
 DIRECT_S = 2.5  # and how long one that must be
@@ -64,7 +64,12 @@ class RemoteSession:
     """One environment, or one vector of them, at an env agent."""
 
     def __init__(
-        self, channel: Channel, sid: int, wish: Open, opened: Opened, signer: Signer | None = None
+        self,
+        channel: BrokerConnection,
+        sid: int,
+        wish: Open,
+        opened: Opened,
+        signer: Signer | None = None,
     ) -> None:
         self.channel = channel
         self.signer = signer
@@ -91,12 +96,12 @@ class RemoteSession:
         )
         self._reply: tuple[Header, bytes | memoryview] | None = None
         self._answered: Pending | None = None  # what `_reply` answers
-        self._direct: DirectLink | None = None
-        self.way: Transport = channel.dealer  # the connection that requests take at present
+        self._direct: DirectConnection | None = None
+        self.way: Transport = channel.link  # the connection that requests take at present
         self.closed = False  # on this side; the agent may still have to confirm it
         self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
 
-    def dial_direct(self) -> DirectLink:
+    def dial_direct(self) -> DirectConnection:
         """Dial the agent itself. Raises GymwireError if it cannot be dialled."""
         offer = self.opened.direct
         if offer is None:
@@ -104,7 +109,7 @@ class RemoteSession:
         key, pin = self.channel.credentials.key, parse_address(self.wish.address).identity
         if pin is not None and _identity_in(offer) != pin:
             raise Denied("Its direct endpoint is not that of the pinned agent.")
-        self._direct = DirectLink(offer, self.sid, self.wish.nonce, key)
+        self._direct = DirectConnection(offer, self.sid, self.wish.nonce, key)
         return self._direct
 
     def settle_direct(self, why: str, *, required: bool) -> None:
@@ -128,7 +133,7 @@ class RemoteSession:
         deadline = time.monotonic() + self.channel.timeout_s
         probe = PLAIN.encode(Call("get", ""), self.sid, PROBE_SEQ)
         while self.exchange.expected is None:
-            self.channel.dealer.send(probe)
+            self.channel.link.send(probe)
             if not self.channel.pump() and time.monotonic() > deadline:
                 raise BrokerUnreachable(f"The env agent at {self.wish.address!r} does not answer.")
         self.exchange.check_rejoined()
@@ -192,7 +197,7 @@ class RemoteSession:
         if not self.is_timed:
             return self.step(action), None
         assert self._steps is not None
-        held_back = self.exchange.held_back
+        throttled = self.exchange.throttled
         began = time.monotonic_ns()
         seq = self._next(Kind.ACT)
         number = seq.to_bytes(8, "little")
@@ -226,8 +231,8 @@ class RemoteSession:
         is_direct = not taken.back_sent
         least = self._least_network.get(is_direct, 0)
         timings = apportion(began, encoded, arrived, decoded, taken, least)
-        if self.exchange.held_back != held_back:
-            return step, replace(timings, held_back=True)
+        if self.exchange.throttled != throttled:
+            return step, replace(timings, throttled=True)
         if not waited(taken):
             network = round(timings.network_us * 1000)
             self._least_network[is_direct] = min(network, least or network)
@@ -269,14 +274,14 @@ class RemoteSession:
     def _begin(self, kind: Kind, seq: int, frame: Frame) -> None:
         self._reply = self._answered = None
         if kind is Kind.RESET and self._direct is None:
-            self.channel.dealer.open_local_channel()  # who only opens a session needs no lane
+            self.channel.link.open_local_channel()  # who only opens a session needs no lane
         self.exchange.sent(kind, seq, frame)
         if self._direct is not None:
             self._look_around(time.monotonic())
         self.way.send(frame)
 
     def _choose_way(self) -> None:
-        self.way = self.channel.dealer
+        self.way = self.channel.link
         if self._direct is not None and self._direct.up:
             self.way = self._direct.dealer
 
@@ -288,12 +293,12 @@ class RemoteSession:
         self.channel.look(now)
         if self._direct is None:
             return
-        while self.channel.dealer.poll():
+        while self.channel.link.poll():
             self.channel.pump()
         if self.exchange.resuming:
             self.exchange.resuming = False
             self.channel.greet()
-            self.channel.dealer.send(PLAIN.encode(Resume(self.wish.nonce), self.sid))
+            self.channel.link.send(PLAIN.encode(Resume(self.wish.nonce), self.sid))
 
     def tick(self, now: float) -> None:
         """Time has passed without a reply: resend what is owed."""
@@ -313,7 +318,7 @@ class RemoteSession:
             self.channel.greet()
         for frame in frames:
             if codec.read_header(frame).kind is Kind.PING:
-                self.channel.dealer.send(frame)  # it is the broker who answers
+                self.channel.link.send(frame)  # it is the broker who answers
             else:
                 self.way.send(frame)
 
@@ -477,7 +482,7 @@ def go_direct(sessions: Sequence[RemoteSession], *, required: bool) -> None:
 
     All are dialled at once. Raises ConnectionFailed if it is `required` and one cannot be reached.
     """
-    links: list[DirectLink] = []
+    links: list[DirectConnection] = []
     why: dict[int, str] = {}
     for session in sessions:
         try:
@@ -503,7 +508,7 @@ def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) 
         wait_s = tick_s if deadline is None else min(deadline - time.monotonic(), tick_s)
         if wait_s <= 0:
             raise RequestTimeout(f"None of {len(sessions)} requests was answered in {timeout_s} s.")
-        ways = {session.way: session for session in sessions}
+        ways = {session.path: session for session in sessions}
         if len(ways) == 1 and wait_s == tick_s:
             arrived = sessions[0].pump()
         else:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession, wait_any
 from gymwire.protocol import dialogue
 from gymwire.protocol.errors import EnvironmentFailed, EnvironmentLost, GymwireError, RequestTimeout
@@ -18,16 +18,16 @@ class SessionGroup:
     """Sessions, with the environments that each has.
 
     Errors name environments by their number in the whole vector. `open_all`: opens sessions, at the
-    same time, for so many environments each, and waits as `Channel.open_all` does. Session i has
+    same time, for so many environments each, and waits as `BrokerConnection.open_all` does. Session i has
     the environments `slices[i]`.
     """
 
     def __init__(
         self,
-        channel: Channel,
+        channel: BrokerConnection,
         slices: Sequence[slice],
         where: str,
-        open_all: Callable[[Channel, Sequence[int], float | None], list[RemoteSession]],
+        open_all: Callable[[BrokerConnection, Sequence[int], float | None], list[RemoteSession]],
     ) -> None:
         self.channel = channel
         self.slices = slices

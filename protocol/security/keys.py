@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import base64
 import hashlib
 import os
@@ -39,19 +38,6 @@ class Credentials(NamedTuple):
 
     key: KeyPair | None = None
     broker_key: bytes | None = None
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options `--key` and `--broker-key`, which every agent has."""
-    group = parser.add_argument_group("keys")
-    group.add_argument(
-        "--key", metavar="FILE", help="this agent's secret key (default: GYMWIRE_KEY, else none)"
-    )
-    group.add_argument(
-        "--broker-key",
-        metavar="FILE|KEY",
-        help="the broker's public key, or its file (default: GYMWIRE_BROKER_KEY, else none)",
-    )
 
 
 def credentials(

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from gymwire.broker import rate_limit, server
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Busy, BusyReason, Ping
 from gymwire.protocol.transport.dealer import Dealer
@@ -45,7 +45,7 @@ def test_a_flood_gets_busy_then_is_cut_off_and_may_reconnect(
         until(
             lambda: any(one.up for one in dealer.link_events()) or went[-1], "it is connected again"
         )
-        with contextlib.closing(Channel(broker.urls[0])) as channel:
+        with contextlib.closing(BrokerConnection(broker.urls[0])) as channel:
             assert channel.find() == []
     finally:
         dealer.close()

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol import process_slots
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Code, Error, Find, Found, Offer, Offered, Open, Role
@@ -73,7 +73,7 @@ def test_an_env_agent_that_starts_is_never_listed_with_some_of_its_slots(
     options = ("--address", "cartpole", "--env", "CartPole-v1", "--max-sessions", "8")
     starting = threading.Thread(target=programs.env_agent, args=(url, *options))
     seen: list[tuple[int, int, str]] = []
-    with contextlib.closing(Channel(url)) as channel:
+    with contextlib.closing(BrokerConnection(url)) as channel:
         starting.start()
 
         def has_started() -> bool:

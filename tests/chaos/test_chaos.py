@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from gymwire import ProxyEnv
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import BrokerUnreachable, OfferError
 from tests.chaos import bounds, clocks, long_step
 from tests.chaos.chain import ChainEnv, judge
@@ -152,7 +152,7 @@ def a_frozen_broker_that_wakes_has_lost_no_session(fleet: Fleet) -> None:
 
 @in_the_background
 def a_connection_that_is_dead_for_one_side_only_is_replaced(fleet: Fleet) -> None:
-    fleet.broker("--no-lanes")
+    fleet.broker("--no-local-channels")
     fleet.env_agent()
     with contextlib.closing(TcpRelay(fleet.port)) as relay, course(relay.url) as one:
         go(one)
@@ -163,7 +163,7 @@ def a_connection_that_is_dead_for_one_side_only_is_replaced(fleet: Fleet) -> Non
 
 @in_the_background
 def a_connection_that_swallows_everything_is_replaced(fleet: Fleet) -> None:
-    fleet.broker("--no-lanes")
+    fleet.broker("--no-local-channels")
     fleet.env_agent()
     with contextlib.closing(TcpRelay(fleet.port)) as relay, course(relay.url) as one:
         go(one)
@@ -304,7 +304,7 @@ def test_a_killed_learner_frees_its_slot_and_a_frozen_one_goes_on(fleet: Fleet) 
 
 
 def _used(fleet: Fleet) -> int:
-    with contextlib.closing(Channel(fleet.url)) as channel:
+    with contextlib.closing(BrokerConnection(fleet.url)) as channel:
         return sum(offer["used"] for offer in channel.find(ADDRESS))
 
 
@@ -336,7 +336,7 @@ def test_an_idle_learner_keeps_its_session_also_over_a_restart_of_the_broker(fle
     ids=["doubled", "delayed-and-reordered", "dropped-too"],
 )
 def test_messages(fleet: Fleet, weather: Weather) -> None:
-    fleet.broker("--no-lanes")
+    fleet.broker("--no-local-channels")
     relay = MessageRelay(fleet.url, seed=1)
     with contextlib.closing(relay):
         fleet.env_agent(url=relay.url)
@@ -352,7 +352,7 @@ def test_messages(fleet: Fleet, weather: Weather) -> None:
 @pytest.mark.parametrize("at", ["learner", "env-agent"])
 @pytest.mark.parametrize("fault", ["reset", "stall", "throttle"])
 def test_connections(fleet: Fleet, fault: str, at: str) -> None:
-    fleet.broker("--no-lanes")
+    fleet.broker("--no-local-channels")
     with contextlib.closing(TcpRelay(fleet.port)) as relay:
         fleet.env_agent(url=relay.url if at == "env-agent" else None)
         with course(relay.url if at == "learner" else fleet.url) as one:
@@ -377,7 +377,7 @@ def _calm(relay: TcpRelay) -> None:
 
 
 def test_a_learner_that_does_not_read_stops_nobody_else(fleet: Fleet) -> None:
-    fleet.broker("--no-lanes")
+    fleet.broker("--no-local-channels")
     fleet.env_agent("--threads", "1", size=1 << 20)
     with contextlib.closing(TcpRelay(fleet.port)) as relay:
         slow = course(relay.url, "slow", size=1 << 20, slow=((2, 1.0),))
@@ -419,7 +419,7 @@ def test_a_broker_out_of_descriptors_keeps_who_is_there_and_takes_others_later(
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(BrokerUnreachable):
                 for _ in range(40):
-                    channel = Channel(fleet.url, timeout_s=0.5)
+                    channel = BrokerConnection(fleet.url, timeout_s=0.5)
                     crowd.append(stack.enter_context(contextlib.closing(channel)))
             assert len(crowd) < 40
             assert descriptors(broker.pid) <= 40

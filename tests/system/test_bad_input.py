@@ -1,4 +1,4 @@
-"""What a learner is told when something is wrong: promptly, readably, and of the right kind."""
+"""What a learner gets when something is wrong: an error in time, readable, of the right type."""
 
 from __future__ import annotations
 
@@ -63,28 +63,28 @@ def _free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-# --- getting there ----------------------------------------------------------------------------
+# --- connecting -------------------------------------------------------------------------------
 
 
 @pytest.mark.timeout(8)
-def test_no_broker_is_told_within_seconds() -> None:
+def test_a_missing_broker_is_an_error_within_seconds() -> None:
     with pytest.raises(BrokerUnreachable, match=r"No broker answers at tcp://127\.0\.0\.1:1\. "):
         ProxyEnv("cartpole", NOBODY_LISTENS)
 
 
 @pytest.mark.parametrize("url", ["127.0.0.1:5555", "http://127.0.0.1:5555", "tcp://127.0.0.1", "tcp://a b:1", "tcp://*:5555", "ipc://"])  # fmt: skip # noqa: E501
-def test_a_malformed_url_is_told_with_an_example(url: str) -> None:
+def test_a_malformed_url_is_an_error_with_an_example(url: str) -> None:
     with pytest.raises(AddressError, match=r"is not a broker URL: write tcp://HOST:PORT"):
         ProxyEnv("cartpole", url)
 
 
 @pytest.mark.parametrize("address", ["Cart Pole", "/cartpole", "cartpole/", "a" * 200])
-def test_an_invalid_address_is_told_with_an_example(broker: str, address: str) -> None:
+def test_an_invalid_address_is_an_error_with_an_example(broker: str, address: str) -> None:
     with pytest.raises(AddressError, match=r"is not an address: use lower-case letters"):
         ProxyEnv(address, broker)
 
 
-def test_an_unknown_address_is_told_with_the_nearest_and_all(broker: str) -> None:
+def test_the_error_of_an_unknown_address_lists_the_nearest_and_all(broker: str) -> None:
     with pytest.raises(AddressUnknown) as caught:
         ProxyEnv("cart-pole", broker)
     text = str(caught.value)
@@ -92,30 +92,30 @@ def test_an_unknown_address_is_told_with_the_nearest_and_all(broker: str) -> Non
     assert "boxed, cartpole" in text
 
 
-def test_no_address_at_all_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GYMWIRE_ADDRESS", raising=False)
     with pytest.raises(ConfigurationError, match="Give its address"):
         ProxyEnv()
 
 
-def test_what_the_constructor_raises_is_told(broker: str) -> None:
+def test_the_exception_of_a_constructor_is_passed_on(broker: str) -> None:
     with pytest.raises(EnvironmentFailed, match="the simulator's licence has expired") as caught:
         ProxyEnv("unmakeable", broker, env_kwargs={"works": False})
     assert caught.value.remote_type == "RuntimeError"
     assert "odd_envs.py" in caught.value.remote_traceback
 
 
-def test_wrong_keyword_arguments_are_told(broker: str) -> None:
+def test_wrong_keyword_arguments_are_an_error(broker: str) -> None:
     with pytest.raises(EnvironmentFailed, match="takes no keyword argument 'nonsense'"):
         ProxyEnv("cartpole", broker, env_kwargs={"nonsense": 1})
 
 
-def test_keyword_arguments_that_cannot_travel_are_told(broker: str) -> None:
+def test_keyword_arguments_that_cannot_be_serialized_are_an_error(broker: str) -> None:
     with pytest.raises(EncodingError, match="nonsense"):
         ProxyEnv("cartpole", broker, env_kwargs={"nonsense": object()})
 
 
-def test_taken_slots_are_told(broker_url: str, programs: Programs) -> None:
+def test_taken_slots_are_an_error(broker_url: str, programs: Programs) -> None:
     programs.env_agent(
         broker_url, "--address", "scarce", "--env", "CartPole-v1", "--max-sessions", "1"
     )
@@ -180,7 +180,9 @@ def test_an_action_out_of_bounds_is_taken_as_the_local_environment_takes_it(brok
 @pytest.mark.parametrize(
     "action", [object(), np.array([None, 1]), {"a": {1, 2}}, 1 + 2j], ids=["object", "object array", "set", "complex"]  # noqa: E501
 )  # fmt: skip
-def test_an_action_that_cannot_travel_is_caught_before_it_is_sent(broker: str, action: Any) -> None:
+def test_an_action_that_cannot_be_serialized_is_an_error_before_it_is_sent(
+    broker: str, action: Any
+) -> None:
     with ProxyEnv("boxed", broker) as env:
         env.reset()
         with pytest.raises(EncodingError, match="action"):
@@ -191,7 +193,7 @@ def test_an_action_that_cannot_travel_is_caught_before_it_is_sent(broker: str, a
 # --- out of turn ------------------------------------------------------------------------------
 
 
-def test_step_before_reset_is_told(broker: str) -> None:
+def test_step_before_reset_is_an_error(broker: str) -> None:
     with ProxyEnv("cartpole", broker) as env:
         with pytest.raises(ResetNeeded, match="call reset"):
             env.step(0)
@@ -199,7 +201,7 @@ def test_step_before_reset_is_told(broker: str) -> None:
         env.step(0)
 
 
-def test_step_after_close_is_told(broker: str) -> None:
+def test_step_after_close_is_an_error(broker: str) -> None:
     env = ProxyEnv("cartpole", broker)
     env.close()
     with pytest.raises(EnvironmentClosed, match="make a new one"):
@@ -207,7 +209,7 @@ def test_step_after_close_is_told(broker: str) -> None:
 
 
 # --- the env agent ----------------------------------------------------------------------------
-# `step_timeout_s` bounds how long the learner is left in the dark: past it, another error comes.
+# `step_timeout_s` bounds the wait: if the loss goes unnoticed, the tests see another error.
 
 
 def _mortal(started: Programs, broker: str, address: str) -> Any:
@@ -215,7 +217,7 @@ def _mortal(started: Programs, broker: str, address: str) -> Any:
 
 
 @pytest.mark.parametrize("threads", ["1", "4"])
-def test_an_env_agent_killed_during_a_step_is_told(
+def test_an_env_agent_killed_during_a_step_is_lost(
     broker_url: str, programs: Programs, threads: str
 ) -> None:
     programs.env_agent(
@@ -230,7 +232,7 @@ def test_an_env_agent_killed_during_a_step_is_told(
             env.step(0)
 
 
-def test_a_frozen_env_agent_is_told(broker_url: str, programs: Programs) -> None:
+def test_a_frozen_env_agent_is_lost(broker_url: str, programs: Programs) -> None:
     _mortal(programs, broker_url, "freezing")
     with ProxyEnv("freezing", broker_url, step_timeout_s=10.0) as env:
         env.reset()
@@ -254,7 +256,7 @@ def test_an_env_agent_restarted_during_a_step_has_lost_the_session(
         with pytest.raises(EnvironmentLost, match=r"Call reset\(\)"):
             env.step(1)
         watch.join(PATIENCE_S)
-        # Nothing silent: the fresh environment comes only when it is asked for.
+        # The session does not continue on a fresh environment before reset asks for one.
         with pytest.raises(EnvironmentLost):
             env.step(0)
         assert env.reset()[0] == 0
@@ -276,7 +278,7 @@ def test_a_long_step_outlasts_a_short_tolerance_of_silence(broker: str) -> None:
 # --- the broker -------------------------------------------------------------------------------
 
 
-def test_a_broker_killed_and_never_back_is_told_after_the_time_out(programs: Programs) -> None:
+def test_a_broker_that_never_comes_back_is_an_error_after_timeout_s(programs: Programs) -> None:
     broker, url = programs.broker()
     programs.env_agent(url, "--address", "cartpole", "--env", "CartPole-v1")
     env = ProxyEnv("cartpole", url, timeout_s=2.0, step_timeout_s=4.0)
@@ -287,7 +289,7 @@ def test_a_broker_killed_and_never_back_is_told_after_the_time_out(programs: Pro
     env.close()
 
 
-def test_nothing_happens_to_a_training_when_its_broker_is_restarted(programs: Programs) -> None:
+def test_a_restart_of_the_broker_does_not_change_a_training(programs: Programs) -> None:
     url = f"tcp://127.0.0.1:{_free_port()}"
     broker, _ = programs.broker(url)
     programs.env_agent(url, "--address", "cartpole", "--env", "CartPole-v1")
@@ -306,22 +308,22 @@ def test_nothing_happens_to_a_training_when_its_broker_is_restarted(programs: Pr
 def test_an_env_agent_that_waits_for_its_broker_says_so(programs: Programs) -> None:
     options = ("--address", "early", "--env", "CartPole-v1", "--log-format", "json")
     waiting = programs.start(
-        "gymwire.env_agent", "--broker", "tcp://127.0.0.1:1", "--wait", "60", *options
+        "gymwire", "serve", "--broker", "tcp://127.0.0.1:1", "--wait", "60", *options
     )
     assert waiting.wait_for("waiting for broker")["broker"] == "tcp://127.0.0.1:1"
 
 
-def test_a_host_that_is_not_known_is_told(programs: Programs) -> None:
+def test_an_unknown_host_is_an_error(programs: Programs) -> None:
     nowhere = "tcp://no-such-host.invalid:5555"
     with pytest.raises(BrokerUnreachable, match=r"the host 'no-such-host\.invalid' is not known"):
         ProxyEnv("lake", nowhere)
     options = ("--address", "early", "--env", "CartPole-v1", "--broker", nowhere)
-    agent = programs.start("gymwire.env_agent", *options)
+    agent = programs.start("gymwire", "serve", *options)
     assert agent.wait() == 2
     assert "the host 'no-such-host.invalid' is not known here" in agent.output[-1]
 
 
-def test_more_sessions_than_slots_at_once_are_told_so(programs: Programs) -> None:
+def test_more_sessions_than_slots_are_an_error(programs: Programs) -> None:
     _, url = programs.broker()
     slots = ("--max-sessions", "2", "--threads", "1")
     programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1", *slots)
@@ -329,13 +331,13 @@ def test_more_sessions_than_slots_at_once_are_told_so(programs: Programs) -> Non
         ProxyVectorEnv("lake", 3, url, sessions=3)
 
 
-def test_a_port_in_use_is_told(broker_url: str, programs: Programs) -> None:
-    second = programs.start("gymwire.broker", "--bind", broker_url)
+def test_a_port_in_use_is_an_error(broker_url: str, programs: Programs) -> None:
+    second = programs.start("gymwire", "broker", "--bind", broker_url)
     assert second.wait() == 2
     assert second.output == [
-        f"broker: {broker_url} is in use: another broker, or another program, listens there, and "
-        "whoever dials it reaches that one, not this one. Stop it, or choose another port with "
-        "--bind, and give it to the others with --broker or GYMWIRE_BROKER.\n"
+        f"gymwire broker: --bind: {broker_url} is in use: another broker, or another "
+        "program, listens there, and whoever dials it reaches that one, not this one. Stop it, or "
+        "choose another port (--bind; --broker or GYMWIRE_BROKER tell the others).\n"
     ]
 
 
@@ -348,7 +350,7 @@ def _of_another_version(frame: bytes | bytearray) -> bytes:
     return bytes(frame[:1]) + bytes([OTHER_VERSION]) + bytes(frame[2:])
 
 
-def test_a_peer_of_another_version_is_told_both_versions(broker_url: str) -> None:
+def test_a_peer_of_another_version_gets_both_versions(broker_url: str) -> None:
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
         peer.linger = 0
         peer.connect(broker_url)
@@ -362,7 +364,7 @@ def test_a_peer_of_another_version_is_told_both_versions(broker_url: str) -> Non
 
 
 @pytest.mark.timeout(8)
-def test_a_broker_of_another_version_is_told_at_once() -> None:
+def test_a_broker_of_another_version_is_an_error_at_once() -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as stranger:
         stranger.linger = 0
         port = stranger.bind_to_random_port("tcp://127.0.0.1")
@@ -390,7 +392,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE)
-def test_garbage_on_the_port_harms_nobody(broker: str, garbage: bytes) -> None:
+def test_garbage_on_the_port_has_no_effect_on_others(broker: str, garbage: bytes) -> None:
     host, port = broker.removeprefix("tcp://").split(":")
     with ProxyEnv("cartpole", broker) as env:
         env.reset(seed=1)
@@ -411,7 +413,9 @@ def test_garbage_on_the_port_harms_nobody(broker: str, garbage: bytes) -> None:
     ],
     ids=["noise", "empty", "half a message", "too much"],
 )
-def test_garbage_in_a_frame_is_answered_and_harms_nobody(broker: str, frames: list[bytes]) -> None:
+def test_garbage_in_a_frame_is_answered_and_has_no_effect_on_others(
+    broker: str, frames: list[bytes]
+) -> None:
     with ProxyEnv("cartpole", broker) as env, zmq.Context() as context:
         env.reset(seed=1)
         with context.socket(zmq.DEALER) as peer:
@@ -423,7 +427,7 @@ def test_garbage_in_a_frame_is_answered_and_harms_nobody(broker: str, frames: li
         env.step(0)
 
 
-def test_what_listens_but_is_no_broker_is_told() -> None:
+def test_a_listener_that_is_not_a_broker_is_an_error() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as mute,
         pytest.raises(BrokerUnreachable, match="No broker answers"),

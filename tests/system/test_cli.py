@@ -1,7 +1,8 @@
-"""The learner's commands as a person calls them: processes, their output and exit status."""
+"""The commands as a person calls them: processes, their output and exit status."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ OFFERS = "".join(
 
 @pytest.fixture(scope="module")
 def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A broker of this module's own, so that `ls` shows what is offered here."""
+    """Start a broker for this module alone, so that `ls` shows only its addresses."""
     config = tmp_path_factory.mktemp("cli") / "offers.toml"
     config.write_text(OFFERS)
     with programs() as started:
@@ -39,7 +40,7 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def command(broker: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "gymwire.learner_agent", *arguments, "--broker", broker]
+    return [sys.executable, "-m", "gymwire", *arguments, "--broker", broker]
 
 
 def call(broker: str, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -78,7 +79,7 @@ def test_swapping_the_address_swaps_the_task(broker: str) -> None:
     assert "states seen" in done.stdout
 
 
-def test_ls_shows_each_offer_on_a_line(broker: str) -> None:
+def test_ls_shows_each_address_on_a_line(broker: str) -> None:
     done = call(broker, "ls")
     assert done.returncode == 0, done.stderr
     (line,) = (line for line in done.stdout.splitlines() if "frozen-lake" in line)
@@ -86,7 +87,7 @@ def test_ls_shows_each_offer_on_a_line(broker: str) -> None:
         assert part in line
 
 
-def test_ls_says_when_nothing_is_on_offer(programs: Programs) -> None:
+def test_ls_says_that_nothing_is_on_offer(programs: Programs) -> None:
     _, url = programs.broker()
     done = call(url, "ls")
     assert done.returncode == 0, done.stderr
@@ -100,7 +101,7 @@ def test_check_runs_the_checker_and_measures(broker: str) -> None:
     assert "Latency of 50 steps" in done.stdout
 
 
-def test_check_tells_where_the_time_of_a_step_goes(broker: str) -> None:
+def test_check_shows_where_the_time_of_a_step_goes(broker: str) -> None:
     done = call(broker, "check", "cartpole", "--steps", "50")
     assert done.returncode == 0, done.stderr
     assert "Where the time goes (50 relayed steps)" in done.stdout
@@ -108,7 +109,7 @@ def test_check_tells_where_the_time_of_a_step_goes(broker: str) -> None:
         assert any(line.split()[:1] == [part] for line in done.stdout.splitlines())
 
 
-def test_check_makes_do_with_a_single_slot(broker: str) -> None:
+def test_check_needs_only_a_single_slot(broker: str) -> None:
     done = call(broker, "check", "single", "--steps", "50", "--wait", "600")  # not for itself
     assert done.returncode == 0, done.stderr
     assert "not checked: render modes and closing" in done.stdout
@@ -119,7 +120,37 @@ def test_run_plays_and_renders(broker: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "SFFF" in done.stdout
     assert "episode    2" in done.stdout
-    assert "2 played" in done.stdout
+    assert "2 episodes: return" in done.stdout
+
+
+JSON_KEYS = {
+    ("ls",): {"broker", "offers"},
+    ("check", "cartpole", "--steps", "20"): {
+        "address", "broker", "passed", "failure", "warnings", "not_checked", "latency", "timings",
+    },
+    ("run", "frozen-lake", "--episodes", "1", "--render"): {
+        "address", "broker", "seed", "complete", "episodes", "summary",
+    },
+    ("train", "--steps", "50"): {
+        "address", "broker", "learner", "seed", "steps", "complete", "seconds", "steps_per_s",
+        "episodes", "reward_per_step", "episode_return", "saved", "plot",
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("arguments", JSON_KEYS, ids=" ".join)
+def test_json_is_one_object_on_standard_output(broker: str, arguments: tuple[str, ...]) -> None:
+    done = call(broker, *arguments, "--json")
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)) == JSON_KEYS[arguments]
+    assert done.stdout.count("\n") == 1
+
+
+def test_json_contains_the_error(broker: str) -> None:
+    done = call(broker, "run", "nowhere", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["error"]["type"] == "AddressUnknown"
+    assert done.stderr.startswith("gymwire run: ")
 
 
 @pytest.mark.parametrize(
@@ -131,8 +162,12 @@ def test_run_plays_and_renders(broker: str) -> None:
         (["train", "cartpole"], 2, "No learner fits"),
         (["train", "No/Address"], 2, "is not an address"),
         (["train", "--steps", "0"], 2, "1 or more"),
-        (["train", "--plot", "nowhere/file.png"], 2, "there is no folder nowhere"),
-        (["train", "--load", "nowhere.npz"], 2, "Cannot read nowhere.npz"),
+        (
+            ["train", "--plot", "nowhere/file.png"],
+            2,
+            "--plot: nowhere/file.png: there is no folder nowhere",
+        ),
+        (["train", "--load", "nowhere.npz"], 2, "--load: Cannot read nowhere.npz"),
         (["check"], 2, "ADDRESS"),
         (["run", "cartpole", "--render"], 2, "cartpole offers human, rgb_array"),
     ],
@@ -144,7 +179,7 @@ def test_an_error_is_one_line_and_a_status(
     lines = [line for line in done.stderr.splitlines() if not line.endswith("display.")]
     assert done.returncode == status
     assert len(lines) == 1, done.stderr
-    assert lines[0].startswith("learner_agent: ")
+    assert lines[0].startswith(f"gymwire {arguments[0]}: ")
     assert said in lines[0]
     assert done.stdout == ""
 
@@ -153,24 +188,24 @@ def test_no_broker_is_an_error_for_every_command() -> None:
     for arguments in (["train"], ["ls"], ["check", "cartpole"], ["run", "cartpole"]):
         done = call(NOBODY, *arguments, "--timeout", "0.5")
         assert done.returncode == 1
-        assert done.stderr.startswith(f"learner_agent: No broker answers at {NOBODY}.")
+        assert done.stderr.startswith(f"gymwire {arguments[0]}: No broker answers at {NOBODY}.")
         assert "Traceback" not in done.stderr
 
 
 WRONG_KWARGS = ("run", "frozen-lake", "--env-kwargs", '{"is_slipperi": 1}')
 
 
-def test_a_wrong_keyword_argument_is_told_in_one_line(broker: str) -> None:
+def test_a_wrong_keyword_argument_is_an_error_of_one_line(broker: str) -> None:
     done = call(broker, *WRONG_KWARGS)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("learner_agent: The environment at 'frozen-lake' could not be made")
+    assert line.startswith("gymwire run: The environment at 'frozen-lake' could not be made")
     assert "FrozenLake-v1 takes no keyword argument 'is_slipperi'; it takes " in line
     assert "is_slippery" in line
     assert line.endswith("(--log-level debug shows the traceback.)")
 
 
-def test_an_environment_that_cannot_be_made_is_shown_with_its_traceback_if_wanted(
+def test_log_level_debug_shows_the_traceback_of_an_environment(
     broker: str,
 ) -> None:
     done = call(broker, *WRONG_KWARGS, "--log-level", "debug")
@@ -179,22 +214,22 @@ def test_an_environment_that_cannot_be_made_is_shown_with_its_traceback_if_wante
     assert "is_slipperi" in said
     assert "Traceback" not in said
     assert trace.startswith("    Traceback at the env agent:\n")
-    assert "learner_agent/__main__" not in done.stderr
+    assert "gymwire/cli" not in done.stderr
 
 
-def test_a_lost_agent_is_told_with_what_a_person_can_do(programs: Programs) -> None:
+def test_the_error_of_a_lost_agent_says_what_a_person_can_do(programs: Programs) -> None:
     _, url = programs.broker()
     programs.env_agent(url, "--address", "mortal", "--env", "tests.odd_envs:Mortal")
     done = call(url, "run", "mortal", "--seed", "1")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("learner_agent: The session at 'mortal'")
+    assert line.startswith("gymwire run: The session at 'mortal'")
     assert "Run the command again when an env agent offers the address" in line
     assert "reset()" not in line
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_training_tells_what_was_learnt_so_far(
+def test_an_interrupted_training_reports_what_it_has_learnt(
     broker: str, number: signal.Signals, status: int
 ) -> None:
     with subprocess.Popen(
@@ -220,7 +255,7 @@ def test_an_interrupted_training_tells_what_was_learnt_so_far(
 def test_the_learner_waits_for_broker_and_address(programs: Programs, tmp_path: Path) -> None:
     url = f"ipc://{tmp_path}/broker"
     learner = programs.start(
-        "gymwire.learner_agent", "train", "late", "--broker", url, "--wait", "30", "--steps", "50"
+        "gymwire", "train", "late", "--broker", url, "--wait", "30", "--steps", "50"
     )
     programs.broker(url)
     programs.env_agent(url, "--address", "late", "--env", "FrozenLake-v1")

@@ -44,7 +44,7 @@ def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 def lane_of(env: ProxyEnv | ProxyVectorEnv) -> UnixDealer | None:
     session = env._session if isinstance(env, ProxyEnv) else env._group[0]
-    return session.channel.dealer._channel
+    return session.connection.link._channel
 
 
 def why_lost(env: ProxyEnv) -> str:
@@ -95,7 +95,7 @@ def test_elsewhere_there_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_the_operator_may_want_none(programs: Programs) -> None:
-    _, url = programs.broker("tcp://127.0.0.1:*", "--no-lanes")
+    _, url = programs.broker("tcp://127.0.0.1:*", "--no-local-channels")
     programs.env_agent(url, "--address", "lake", "--env", LAKE)
     with ProxyEnv("lake", url) as env:
         Lake(env).go(100)

@@ -10,7 +10,7 @@ import structlog
 
 from gymwire.env_agent.config import service
 from gymwire.env_agent.loop import ServingLoop
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable, NoFreeSlot, RequestTimeout
@@ -46,17 +46,17 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def interrupted_open(network: Network, channel: Channel) -> None:
+def interrupted_open(network: Network, channel: BrokerConnection) -> None:
     network.after(0.5, interrupt)
     with pytest.raises(KeyboardInterrupt):
         channel.open("cartpole")
 
 
-def used(channel: Channel) -> int:
+def used(channel: BrokerConnection) -> int:
     return int(channel.find("cartpole")[0]["used"])
 
 
-def listen(network: Network, channel: Channel) -> None:
+def listen(network: Network, channel: BrokerConnection) -> None:
     """Whoever uses a channel hears on it what came in the meantime."""
     network.pass_time(AWAY_S)
     channel.find()
@@ -66,7 +66,7 @@ def listen(network: Network, channel: Channel) -> None:
 def test_a_session_that_opens_after_an_interrupt_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Network() as network:
         loop = agent(network)
-        channel = network.channel()
+        channel = network.connection()
         answers_late(network, loop, monkeypatch)
         interrupted_open(network, channel)
         assert not loop.idle
@@ -78,7 +78,7 @@ def test_a_session_that_opens_after_an_interrupt_is_closed(monkeypatch: pytest.M
 def test_a_session_that_opens_after_a_silence_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Network() as network:
         loop = agent(network)
-        channel = network.channel(timeout_s=5.0)
+        channel = network.connection(timeout_s=5.0)
         answers_late(network, loop, monkeypatch)
         network.after(0.1, lambda: monkeypatch.setattr(network, "faults", Faults(drop=1.0)))
         with pytest.raises(BrokerUnreachable):
@@ -95,7 +95,7 @@ def test_an_unwanted_session_is_closed_even_if_the_first_close_gets_lost(
 ) -> None:
     with Network() as network:
         loop = agent(network)
-        channel = network.channel()
+        channel = network.connection()
         answers_late(network, loop, monkeypatch)
         interrupted_open(network, channel)
         network.pass_time(AWAY_S)
@@ -112,7 +112,7 @@ def test_the_slot_of_an_unwanted_session_can_be_used_at_once(
 ) -> None:
     with Network() as network:
         loop = agent(network)
-        channel = network.channel()
+        channel = network.connection()
         answers_late(network, loop, monkeypatch)
         interrupted_open(network, channel)
         listen(network, channel)
@@ -127,8 +127,8 @@ def test_of_several_sessions_all_are_closed_when_one_has_no_slot(
 ) -> None:
     with Network() as network:
         loop = agent(network, slots=2)
-        channel = network.channel()
-        dealer = cast(Any, channel.dealer._dealer)
+        channel = network.connection()
+        dealer = cast(Any, channel.link._dealer)
         at_once = dealer.arrived
 
         def arrived(frame: bytes) -> None:
@@ -149,12 +149,12 @@ def test_a_slot_that_becomes_free_in_time_is_waited_for(monkeypatch: pytest.Monk
     )  # as where it is configured
     with Network() as network:
         agent(network)
-        other = network.channel()
+        other = network.connection()
         session = other.open("cartpole")
         began = network.now
         network.after(20.0, session.close)
         with structlog.testing.capture_logs() as told:
-            network.channel(wait_s=60.0).open("cartpole").close()
+            network.connection(wait_s=60.0).open("cartpole").close()
         assert 20.0 <= network.now - began < 22.0
         waiting = [row for row in told if row["event"] == "waiting"]
         assert [row["at_most_s"] for row in waiting] == [60.0]
@@ -165,17 +165,17 @@ def test_a_slot_that_becomes_free_in_time_is_waited_for(monkeypatch: pytest.Monk
 def test_a_slot_is_waited_for_no_longer_than_asked(wait_s: float) -> None:
     with Network() as network:
         agent(network)
-        network.channel().open("cartpole")
+        network.connection().open("cartpole")
         began = network.now
         with pytest.raises(NoFreeSlot, match="The only slot"):
-            network.channel(wait_s=wait_s).open("cartpole")
+            network.connection(wait_s=wait_s).open("cartpole")
         assert wait_s <= network.now - began < wait_s + 2.0
 
 
 def test_sessions_that_are_opened_together_come_in_the_order_asked_for() -> None:
     with Network(seed=3) as network:
         agent(network, slots=8)
-        channel = network.channel()
+        channel = network.connection()
         network.faults = Faults(late=1.0, late_s=3.0)
         sizes = [3, 1, 4, 1, 5]
         sessions = channel.open_all("cartpole", sizes, autoreset_mode="NextStep")
@@ -186,7 +186,7 @@ def test_sessions_that_are_opened_together_come_in_the_order_asked_for() -> None
 def test_a_session_that_is_closed_during_a_step_frees_its_slot_when_the_step_has_ended() -> None:
     with Network() as network:
         loop = agent(network)
-        channel = network.channel()
+        channel = network.connection()
         session = channel.open("cartpole")
         session.request(Reset(1))
         network.faults = Faults(drop=1.0)
@@ -202,10 +202,10 @@ def test_a_session_that_is_closed_during_a_step_frees_its_slot_when_the_step_has
 def test_a_late_error_of_a_lost_session_answers_nothing_else() -> None:
     with Network() as network:
         agent(network)
-        channel = network.channel()
+        channel = network.connection()
         session = channel.open("cartpole")
         channel.forget(session)
-        dealer = cast(Any, channel.dealer._dealer)
+        dealer = cast(Any, channel.link._dealer)
         for seq in range(5):
             late = PLAIN.encode(Error(Code.SESSION_LOST, "It is gone."), session.sid, seq)
             network.after(0.0001, partial(dealer.arrived, late))
@@ -215,8 +215,8 @@ def test_a_late_error_of_a_lost_session_answers_nothing_else() -> None:
 def test_a_connection_that_breaks_during_an_open_is_waited_for() -> None:
     with Network() as network:
         agent(network)
-        channel = network.channel()
-        dealer = cast(Any, channel.dealer._dealer)
+        channel = network.connection()
+        dealer = cast(Any, channel.link._dealer)
         assert isinstance(dealer, Dealer)
         network.after(0.0005, lambda: network.cut(dealer, 2.0))
         assert channel.open("cartpole").opened.num_envs == 0

@@ -1,4 +1,4 @@
-"""How a training shows that it goes on: a bar on a terminal, a few log lines elsewhere."""
+"""Progress of a training: a bar on a terminal, a few log lines elsewhere."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from rich.progress import Progress as Bar
 
 from gymwire.learner_agent.training.task import Progress
 
-# A line for every tenth, but no sooner than a person can read them, nor so late that one would
-# wonder whether the training is stuck.
+# A line for every tenth, but not faster than a person can read, and often enough to show that the
+# training is not stuck.
 LINE_AT_LEAST_S = 2.0
 LINE_AT_MOST_S = 60.0
 
 
 class Meter(Protocol):
-    """Shows progress from when it is made until it is closed."""
+    """Shows progress until it is closed."""
 
     def __call__(self, progress: Progress) -> None:
-        """Show this."""
+        """Show this progress."""
 
     def close(self) -> None:
-        """Leave the terminal as it should be."""
+        """Stop showing progress."""
 
 
 def meter(console: Console, title: str, steps: int) -> Meter:
-    """Return the meter that suits where `console` writes to."""
+    """Return a bar if `console` is a terminal, else a meter that writes log lines."""
     return BarMeter(console, title, steps) if console.is_terminal else LineMeter()
 
 
@@ -59,7 +59,7 @@ class BarMeter:
         )
 
     def close(self) -> None:
-        """Leave the bar as it is."""
+        """Stop updating the bar."""
         self._bar.stop()
 
 
@@ -82,17 +82,17 @@ class LineMeter:
             )
 
     def due(self, progress: Progress, now: float) -> bool:
-        """Whether this progress gets a line. The last step gets none: the report follows it."""
-        silent_s = now - self._last
+        """Return whether to write a line now. The last step gets none: the report follows it."""
+        since_last_s = now - self._last
         tenth = 10 * progress.step // progress.steps
         if (
             progress.step == progress.steps
-            or silent_s < LINE_AT_LEAST_S
-            or (tenth == self._tenth and silent_s < LINE_AT_MOST_S)
+            or since_last_s < LINE_AT_LEAST_S
+            or (tenth == self._tenth and since_last_s < LINE_AT_MOST_S)
         ):
             return False
         self._last, self._tenth = now, tenth
         return True
 
     def close(self) -> None:
-        """There is nothing to leave behind."""
+        """Do nothing: log lines need no end."""

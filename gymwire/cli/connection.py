@@ -1,0 +1,117 @@
+"""What the commands share that connect to a broker: their options, and how they connect."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gymwire.cli.output import Output
+from gymwire.protocol.errors import ConfigurationError, EnvironmentFailed, UsageError
+from gymwire.protocol.security import keys
+
+if TYPE_CHECKING:
+    from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
+
+
+@dataclass(frozen=True, kw_only=True)
+class CommandOptions:
+    """The options of every command.
+
+    Attributes:
+        origins: the option, argument or variable that a value came from, by keyword; nothing for
+            defaults.
+    """
+
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogOptions(CommandOptions):
+    """The options of every command that writes a log."""
+
+    log_format: str
+    log_level: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentOptions(LogOptions):
+    """The options of every command that connects to a broker."""
+
+    broker: str
+    wait_s: float
+    key: Path | None
+    broker_key: str | None
+
+    def credentials(self) -> keys.Credentials:
+        """Return both keys. Raises ConfigurationError, which names the key that is wrong."""
+        if self.key is not None:
+            with naming(self, "key"):
+                keys.load(self.key)
+        if self.broker_key is not None:
+            with naming(self, "broker_key"):
+                keys.load_public(self.broker_key)
+        return keys.credentials(self.key, self.broker_key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerOptions(AgentOptions):
+    """The options of every command that asks a broker for something."""
+
+    timeout_s: float
+    json: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SessionOptions(LearnerOptions):
+    """The options of every command that opens a session."""
+
+    address: str | None
+    env_kwargs: dict[str, Any]
+    seed: int | None
+
+
+@contextmanager
+def naming(options: CommandOptions, keyword: str) -> Iterator[None]:
+    """Let a UsageError within name the option or the variable that the value came from."""
+    try:
+        yield
+    except UsageError as error:
+        if keyword in options.origins:
+            error.args = (f"{options.origins[keyword]}: {error.args[0]}", *error.args[1:])
+        raise
+
+
+def open_env(options: SessionOptions, output: Output, render_mode: str | None = None) -> ProxyEnv:
+    """Return the environment at the address; a terminal shows that the command waits for it.
+
+    Raises what ProxyEnv raises.
+    """
+    from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
+
+    if options.address is None:
+        raise ConfigurationError(
+            "No address given: pass ADDRESS, or set GYMWIRE_ADDRESS. `gymwire ls` lists the "
+            "addresses on offer."
+        )
+    options.credentials()
+    try:
+        with output.errors.status(f"opening {options.address} at {options.broker} …"):
+            return ProxyEnv(
+                options.address,
+                options.broker,
+                render_mode=render_mode,
+                env_kwargs=options.env_kwargs,
+                timeout_s=options.timeout_s,
+                wait_s=options.wait_s,
+                key=options.key,
+                broker_key=options.broker_key,
+            )
+    except EnvironmentFailed as error:
+        # The reason is most often a wrong --env-kwargs, for which one sentence is enough.
+        if error.remote_traceback and options.log_level != "debug":
+            error.remote_traceback = ""
+            error.args = (f"{error.args[0]} (--log-level debug shows the traceback.)",)
+        raise

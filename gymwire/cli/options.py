@@ -1,0 +1,448 @@
+"""All options of all commands, in one table.
+
+The commands are built from it, and so is the table of the documentation
+(`python -m gymwire.cli.options` prints that).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from gymwire.cli import kinds
+from gymwire.cli.kinds import Kind
+
+DEFAULT_BROKER = "tcp://127.0.0.1:5555"  # that of protocol/address.py; a test compares the two
+DEMO_ADDRESS = "price-market"
+
+LEARNERS = ("check", "run", "train")  # the commands that open a session
+AGENTS = ("serve", "ls", *LEARNERS)  # the commands that connect to a broker
+SERVERS = ("broker", *AGENTS)
+
+PANELS = ("Options", "Connection", "Keys", "Log")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """An option, the variable of the same name, and where both apply.
+
+    Attributes:
+        keyword: the name in Python. The other names follow from it: `wait_s` is the option
+            `--wait` and the variable GYMWIRE_WAIT.
+        kind: how a text becomes a value.
+        help: what it means, as a phrase.
+        commands: the commands that take it.
+        default: the text of its value if none is given; several texts if it repeats.
+        metavar: what stands for its value in the help.
+        panel: the part of the help in which it is listed, one of PANELS.
+        short: a short form of the option, such as -v.
+        repeats: the option may be given several times; the variable holds several values with
+            spaces between them.
+        positional: the value may also be given as an argument without the option's name.
+        internal: for gymwire's own processes: in no help, and without a variable.
+    """
+
+    keyword: str
+    kind: Kind
+    help: str
+    commands: tuple[str, ...]
+    default: str | tuple[str, ...] | None = None
+    metavar: str = ""
+    panel: str = "Options"
+    short: str = ""
+    repeats: bool = False
+    positional: bool = False
+    internal: bool = False
+
+    @property
+    def option(self) -> str:
+        """The option's name on the command line."""
+        return "--" + self.keyword.removesuffix("_s").replace("_", "-")
+
+    @property
+    def variable(self) -> str | None:
+        """The name of the environment variable."""
+        return None if self.internal else "GYMWIRE_" + self.keyword.removesuffix("_s").upper()
+
+
+OPTIONS = (
+    # --- what to serve or to use ------------------------------------------------------------------
+    Option(
+        keyword="address",
+        kind=kinds.ADDRESS,
+        commands=("serve",),
+        metavar="ADDRESS",
+        help="the address to offer, such as lab/cartpole",
+        positional=True,
+    ),
+    Option(
+        keyword="address",
+        kind=kinds.ADDRESS,
+        commands=("check", "run"),
+        metavar="ADDRESS",
+        help="the address of the environment",
+        positional=True,
+    ),
+    Option(
+        keyword="address",
+        kind=kinds.ADDRESS,
+        commands=("train",),
+        default=DEMO_ADDRESS,
+        metavar="ADDRESS",
+        help="the address of the environment",
+        positional=True,
+    ),
+    Option(
+        keyword="env",
+        kind=kinds.TEXT,
+        commands=("serve",),
+        metavar="ENV",
+        help="a Gymnasium id (CartPole-v1, module:Id-v0), or a class or factory (module:MyEnv, "
+        "./file.py:MyEnv)",
+        positional=True,
+    ),
+    Option(
+        keyword="env_kwargs",
+        kind=kinds.JSON_OBJECT,
+        commands=("serve", *LEARNERS),
+        default="{}",
+        metavar="JSON",
+        help="keyword arguments for the environment's constructor; the learner's win over the env "
+        "agent's",
+    ),
+    Option(
+        keyword="config",
+        kind=kinds.FILE,
+        commands=("serve",),
+        metavar="FILE",
+        help="a TOML file with several offers",
+    ),
+    Option(
+        keyword="max_sessions",
+        kind=kinds.COUNT,
+        commands=("serve",),
+        default="8",
+        metavar="N",
+        help="number of slots: sessions at the same time",
+    ),
+    Option(
+        keyword="expose",
+        kind=kinds.TEXT,
+        commands=("serve",),
+        default=(),
+        metavar="NAME",
+        help="an attribute or method of the environment that learners may use",
+        repeats=True,
+    ),
+    Option(
+        keyword="strict_infos",
+        kind=kinds.FLAG,
+        commands=("serve",),
+        help="fail on info values that cannot be serialized, instead of sending their repr",
+    ),
+    Option(
+        keyword="direct",
+        kind=kinds.DIRECT,
+        commands=("serve",),
+        default=kinds.WITHIN_HOST,
+        metavar="URL",
+        help="who may connect directly, bypassing the broker. 'host': learners on this host, none "
+        "if keys are used; tcp://HOST:PORT: learners on any host (one port per thread and worker, "
+        "counting up; '*': any free port); 'never'",
+    ),
+    Option(
+        keyword="threads",
+        kind=kinds.COUNT,
+        commands=("serve",),
+        metavar="N",
+        help="number of sessions that can be in a step at the same time (default: all, at most 8)",
+    ),
+    Option(
+        keyword="workers",
+        kind=kinds.COUNT,
+        commands=("serve",),
+        default="1",
+        metavar="N",
+        help="number of processes; they share --max-sessions, and one that dies is replaced",
+    ),
+    Option(
+        keyword="pin",
+        kind=kinds.FLAG,
+        commands=("serve",),
+        help="keep each worker on a processor of its own (Linux): faster if one learner steps "
+        "several cheap environments together, which the kernel tends to wake on one processor",
+    ),
+    Option(
+        keyword="grace_s",
+        kind=kinds.SECONDS,
+        commands=("serve",),
+        default="10",
+        metavar="S",
+        help="seconds that running sessions have to finish after SIGTERM",
+    ),
+    # --- what to do -------------------------------------------------------------------------------
+    Option(
+        keyword="steps",
+        kind=kinds.COUNT,
+        commands=("check",),
+        default="2000",
+        metavar="N",
+        help="number of steps to measure",
+    ),
+    Option(
+        keyword="steps",
+        kind=kinds.COUNT,
+        commands=("train",),
+        default="20000",
+        metavar="N",
+        help="number of steps to train",
+    ),
+    Option(
+        keyword="episodes",
+        kind=kinds.COUNT,
+        commands=("run",),
+        default="10",
+        metavar="N",
+        help="number of episodes",
+    ),
+    Option(
+        keyword="seed",
+        kind=kinds.NATURAL,
+        commands=LEARNERS,
+        metavar="N",
+        help="seed of the environment, the policy and the learner; the same seed gives the same "
+        "result",
+    ),
+    Option(
+        keyword="render",
+        kind=kinds.FLAG,
+        commands=("run",),
+        help="print each step as text; the environment needs the render mode ansi",
+    ),
+    Option(
+        keyword="plot",
+        kind=kinds.FILE,
+        commands=("train",),
+        metavar="FILE",
+        help="draw learning curves to a .png, .svg or .pdf file",
+    ),
+    Option(
+        keyword="save",
+        kind=kinds.FILE,
+        commands=("train",),
+        metavar="FILE",
+        help="save the trained learner to an .npz file",
+    ),
+    Option(
+        keyword="load",
+        kind=kinds.FILE,
+        commands=("train",),
+        metavar="FILE",
+        help="continue with a learner from a file of --save",
+    ),
+    Option(
+        keyword="verbose",
+        kind=kinds.FLAG,
+        commands=("ls",),
+        short="-v",
+        help="also list the processes of each address, with their hosts",
+    ),
+    Option(
+        keyword="json",
+        kind=kinds.FLAG,
+        commands=("ls", *LEARNERS),
+        help="print one JSON object to standard output, and everything else to standard error",
+    ),
+    # --- the broker -------------------------------------------------------------------------------
+    Option(
+        keyword="bind",
+        kind=kinds.BIND_URL,
+        commands=("broker",),
+        default=(DEFAULT_BROKER,),
+        metavar="URL",
+        help="listen at this URL: tcp://HOST:PORT or ipc://PATH",
+        repeats=True,
+    ),
+    Option(
+        keyword="policy",
+        kind=kinds.FILE,
+        commands=("broker",),
+        metavar="FILE",
+        help="a TOML file that says what each key may offer and use; it is read again when it "
+        "changes (default: any key may do anything)",
+    ),
+    Option(
+        keyword="lease_s",
+        kind=kinds.SECONDS,
+        commands=("broker",),
+        default="30",
+        metavar="S",
+        help="seconds that a session is kept for a learner that vanished",
+    ),
+    Option(
+        keyword="no_local_channels",
+        kind=kinds.FLAG,
+        commands=("broker",),
+        help="relay over ZeroMQ only; local channels (Unix sockets to agents on this host) are "
+        "faster",
+    ),
+    Option(
+        keyword="insecure",
+        kind=kinds.FLAG,
+        commands=("broker",),
+        help="listen beyond this host without keys: anyone who reaches the port may do anything",
+    ),
+    Option(
+        keyword="insecure",
+        kind=kinds.FLAG,
+        commands=("serve",),
+        help="with --direct: listen beyond this host without keys",
+    ),
+    # --- keygen -----------------------------------------------------------------------------------
+    Option(
+        keyword="name",
+        kind=kinds.TEXT,
+        commands=("keygen",),
+        metavar="NAME",
+        help="the name of the key: the files will be NAME.key and NAME.pub",
+        positional=True,
+    ),
+    Option(
+        keyword="dir",
+        kind=kinds.FOLDER,
+        commands=("keygen",),
+        default=".",
+        metavar="FOLDER",
+        help="the folder for the files; it is made if there is none",
+    ),
+    Option(
+        keyword="role",
+        kind=kinds.choice("broker", "agent"),
+        commands=("keygen",),
+        metavar="ROLE",
+        help="who will use the key: 'broker', or 'agent' for an env agent or a learner agent "
+        "(default: broker if that is the NAME, else agent)",
+    ),
+    # --- the connection to the broker -------------------------------------------------------------
+    Option(
+        keyword="broker",
+        kind=kinds.URL,
+        commands=AGENTS,
+        default=DEFAULT_BROKER,
+        metavar="URL",
+        panel="Connection",
+        help="the URL of the broker",
+    ),
+    Option(
+        keyword="wait_s",
+        kind=kinds.SECONDS,
+        commands=("serve",),
+        default="0",
+        metavar="S",
+        panel="Connection",
+        help="seconds to wait for the broker if it is not up yet ('inf': forever)",
+    ),
+    Option(
+        keyword="wait_s",
+        kind=kinds.SECONDS,
+        commands=("ls", *LEARNERS),
+        default="0",
+        metavar="S",
+        panel="Connection",
+        help="seconds to wait for the broker, the address and a free slot ('inf': forever)",
+    ),
+    Option(
+        keyword="timeout_s",
+        kind=kinds.POSITIVE_SECONDS,
+        commands=("ls", *LEARNERS),
+        default="60",
+        metavar="S",
+        panel="Connection",
+        help="give up when the broker has sent nothing for this many seconds",
+    ),
+    Option(
+        keyword="key",
+        kind=kinds.FILE,
+        commands=SERVERS,
+        metavar="FILE",
+        panel="Keys",
+        help="the own secret key, a file made by gymwire keygen",
+    ),
+    Option(
+        keyword="broker_key",
+        kind=kinds.FILE_OR_KEY,
+        commands=AGENTS,
+        metavar="FILE",
+        panel="Keys",
+        help="the broker's public key: its .pub file, or the key itself",
+    ),
+    Option(
+        keyword="log_format",
+        kind=kinds.choice("lines", "json"),
+        commands=SERVERS,
+        default="lines",
+        metavar="FORMAT",
+        panel="Log",
+        help="the format of the log on standard error: lines or json",
+    ),
+    Option(
+        keyword="log_level",
+        kind=kinds.choice("debug", "info", "warning", "error"),
+        commands=SERVERS,
+        default="info",
+        metavar="LEVEL",
+        panel="Log",
+        help="the least level to log: debug, info, warning or error",
+    ),
+    # --- between the processes of `serve --workers` -----------------------------------------------
+    Option(
+        keyword="worker",
+        kind=kinds.NATURAL,
+        commands=("serve",),
+        help="the number of this worker",
+        internal=True,
+    ),
+    Option(
+        keyword="report_once",
+        kind=kinds.FILE,
+        commands=("serve",),
+        help="the worker that can remove this file prints the error that stops them all",
+        internal=True,
+    ),
+)
+
+
+def options_of(command: str) -> Iterator[Option]:
+    """Return the options of a command, in the order of its help."""
+    return (option for option in OPTIONS if command in option.commands)
+
+
+def markdown() -> str:
+    """Return the table of all options and variables in Markdown, for the documentation."""
+    lines = [
+        "| option | variable | value | default | commands | meaning |",
+        "|---|---|---|---|---|---|",
+    ]
+    for option in sorted(OPTIONS, key=lambda option: option.option):
+        if option.internal:
+            continue
+        names = ", ".join(f"`{name}`" for name in (option.short, option.option) if name)
+        cells = (
+            names,
+            f"`{option.variable}`",
+            option.kind.name + (", several" if option.repeats else ""),
+            _default(option),
+            ", ".join(option.commands),
+            option.help,
+        )
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _default(option: Option) -> str:
+    texts = option.default if isinstance(option.default, tuple) else (option.default,)
+    return " ".join(f"`{text}`" for text in texts if text)
+
+
+if __name__ == "__main__":
+    print(markdown())  # noqa: T201 - this is what the module is run for

@@ -1,0 +1,185 @@
+"""`gymwire serve`: serve environments under addresses."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gymwire.cli.connection import AgentOptions, naming
+from gymwire.cli.kinds import NEVER, WITHIN_HOST
+from gymwire.cli.output import Output
+from gymwire.env_agent import config
+from gymwire.env_agent.agent import MAX_THREADS, Agent
+from gymwire.env_agent.environments import Service
+from gymwire.env_agent.transports import DirectSettings
+from gymwire.env_agent.workers import Supervisor
+from gymwire.protocol.errors import ConfigurationError, GymwireError
+from gymwire.protocol.security.keys import KeyPair
+from gymwire.protocol.transport.unix import CAN_LISTEN
+from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
+
+CONNECT_S = 2.5  # how long a broker that is up may take to answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(AgentOptions):
+    """The options of `gymwire serve`.
+
+    Attributes:
+        worker: the number of this process, if it is one of several workers.
+        report_once: the file that one of the workers removes before it prints the error that
+            stops them all.
+        arguments: the command's arguments, with which workers are started.
+    """
+
+    address: str | None
+    env: str | None
+    env_kwargs: dict[str, Any]
+    config: Path | None
+    max_sessions: int
+    expose: tuple[str, ...]
+    strict_infos: bool
+    direct: str
+    threads: int | None
+    workers: int
+    pin: bool
+    grace_s: float
+    insecure: bool
+    worker: int | None
+    report_once: Path | None
+    arguments: tuple[str, ...] = ()
+
+
+def command(options: Options, output: Output) -> int:
+    """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
+    if options.workers > 1 and options.worker is None:
+        return _supervise(options.arguments, options.workers)
+    try:
+        agent = make_agent(options)
+        agent.install_signals()
+        if options.worker is not None:
+            threading.Thread(
+                target=_end_with_parent, args=(agent, options.report_once), daemon=True
+            ).start()
+        agent.run()
+    except GymwireError:
+        if _is_first_to_report(options.report_once):
+            raise
+        return 2
+    return 0
+
+
+def make_agent(options: Options) -> Agent:
+    """Return an env agent that is ready to run. Raises GymwireError."""
+    mine = options.credentials()
+    if options.pin:
+        _pin(options.worker or 0)
+    services = make_services(options)
+    return Agent(
+        services,
+        partial(Dealer, options.broker, key=mine.key, server_key=mine.broker_key),
+        partial(LivenessConnection, options.broker, key=mine.key, server_key=mine.broker_key),
+        key=mine.key,
+        direct=direct_settings(options, mine.key),
+        threads=options.threads,
+        wait_s=CONNECT_S + options.wait_s,
+        grace_s=options.grace_s,
+    )
+
+
+def _is_first_to_report(token: Path | None) -> bool:
+    """Return whether to print the error: of workers, which all fail alike, only one does."""
+    try:
+        if token is not None:
+            token.unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def _pin(worker: int) -> None:
+    if not hasattr(os, "sched_setaffinity"):
+        raise ConfigurationError("--pin works on Linux only. Leave it out on this system.")
+    processors = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {processors[worker % len(processors)]})
+
+
+def _end_with_parent(agent: Agent, token: Path | None) -> None:
+    """Stop the agent when standard input ends: the supervisor holds its other end, unused.
+
+    A supervisor that was killed leaves the workers' file, which the workers then remove.
+    """
+    while os.read(0, 4096):  # not sys.stdin, whose lock would block the end of the interpreter
+        continue
+    if token is not None:
+        token.unlink(missing_ok=True)
+    agent.stop()
+
+
+def _supervise(arguments: Sequence[str], workers: int) -> int:
+    supervisor = Supervisor(arguments, workers)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda got, _: supervisor.stop(got))
+    return supervisor.run()
+
+
+def direct_settings(options: Options, key: KeyPair | None) -> DirectSettings | None:
+    """Return where this process listens for direct connections; None: nowhere."""
+    if options.direct == WITHIN_HOST:
+        return DirectSettings(None) if CAN_LISTEN and key is None else None
+    if options.direct == NEVER:
+        return None
+    url = options.direct
+    if options.worker and not url.endswith(":*"):
+        head, _, port = url.rpartition(":")
+        url = f"{head}:{int(port) + options.worker * (options.threads or MAX_THREADS)}"
+    return DirectSettings(url, key, options.insecure)
+
+
+def make_services(options: Options) -> list[Service]:
+    """Return what this process offers. Raises AddressError and ConfigurationError."""
+    if options.config is not None:
+        if options.address or options.env:
+            raise ConfigurationError(
+                "Give either --config, or an address and an environment, not both."
+            )
+        with naming(options, "config"):
+            return _share(config.load(options.config), options)
+    if not options.address or not options.env:
+        raise ConfigurationError(
+            "Nothing to serve: pass ADDRESS and ENV, or --config FILE. Example: "
+            "gymwire serve cartpole CartPole-v1"
+        )
+    with naming(options, "address"):
+        config.check_address(options.address)
+    with naming(options, "env"):
+        service = config.service(
+            address=options.address,
+            env=options.env,
+            env_kwargs=options.env_kwargs,
+            max_sessions=options.max_sessions,
+            expose=options.expose,
+            strict_infos=options.strict_infos,
+        )
+    return _share([service], options)
+
+
+def _share(services: list[Service], options: Options) -> list[Service]:
+    """Return the services with the slots that this worker serves."""
+    if options.worker is None:
+        return services
+    count, index = options.workers, options.worker
+    if any(one.max_sessions < count for one in services):
+        raise ConfigurationError(
+            f"{count} workers need --max-sessions {count} or more: one session for each."
+        )
+    return [
+        replace(one, max_sessions=(one.max_sessions + count - 1 - index) // count)
+        for one in services
+    ]
