@@ -20,9 +20,9 @@ __all__ = [
     "SCALARS",
     "TIMES",
     "Tail",
+    "copy_array",
     "dtype_from_text",
     "dtype_to_text",
-    "copy_array",
 ]
 
 LARGE: Final = 4096

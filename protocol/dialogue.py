@@ -20,8 +20,8 @@ class State(Enum):
     CLOSED = "closed"
 
 
-# State → legal request → legal reply → next state. ERROR is a legal reply to every request and leaves
-# the state unchanged.
+# State → legal request → legal reply → next state. ERROR is a legal reply to every request and
+# leaves the state unchanged.
 MOVES: dict[State, dict[Kind, dict[Kind, State]]] = {
     State.READY: {
         Kind.RESET: {Kind.STATUS: State.EPISODE},

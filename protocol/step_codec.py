@@ -349,11 +349,10 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Pe
         return other
     size, prefix, ndarray = len(blank), blank[UP_TO_SID], np.ndarray
     order = sorted(range(4), key=lambda index: places[index])
-    edges = [HEADER_SIZE, *(edge for index in order for edge in places[index]), size]
-    gaps = list(zip(edges[::2], edges[1::2], strict=True))  # the bytes between the arrays
-    constants = [(begin, end, blank[begin:end]) for begin, end in gaps]
-    fillings = [constant for _, _, constant in constants]
-    checks = [(index, *kinds[index]) for index in order]
+    constants = _constants_between(blank, [places[index] for index in order])
+    # What to send, in order: the constant bytes before an array, and what the array must be.
+    fields = [(before[2], i, *kinds[i]) for before, i in zip(constants, order, strict=False)]
+    end_bytes = constants[-1][2]
     views = [(*place, *kind) for place, kind in zip(places, kinds, strict=True)]
 
     encode_other, decode_other = other
@@ -364,14 +363,14 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Pe
             return encode_other(step, number)
         parts: list[Any] = [prefix, number]
         apart = False
-        for (index, dtype, shape), filling in zip(checks, fillings, strict=False):
+        for filling, index, dtype, shape in fields:
             value = step[index]
             if type(value) is not ndarray or value.dtype != dtype or value.shape != shape:
                 return encode_other(step, number)
             large = value.nbytes >= LARGE and value.flags.c_contiguous
             apart = apart or (large and value.nbytes >= APART)
             parts += (filling, value.data if large else value.tobytes())
-        parts.append(fillings[-1])
+        parts.append(end_bytes)
         return Pieces(parts, size) if apart else b"".join(parts)
 
     def decode(data: Data, number: bytes) -> Step | None:
@@ -422,6 +421,15 @@ def _find_arrays(
             return blank, []
         places.append((int(differ.argmax()), len(blank) - int(differ[::-1].argmax())))
     return blank, places
+
+
+def _constants_between(
+    blank: bytes, places: Sequence[tuple[int, int]]
+) -> list[tuple[int, int, bytes]]:
+    """Return begin, end and bytes of what is before, between and behind these places."""
+    edges = [HEADER_SIZE, *(edge for place in places for edge in place), len(blank)]
+    gaps = zip(edges[::2], edges[1::2], strict=True)
+    return [(begin, end, blank[begin:end]) for begin, end in gaps]
 
 
 def _in_place(

@@ -18,7 +18,7 @@ DOC = PATH.read_text(encoding="utf-8")
 
 
 def timed_frames() -> dict[str, Frame]:
-    """An ACT as a learner sends it, and a PERCEPT as the broker relays it, with time stamps."""
+    """Return an ACT from a learner and a PERCEPT relayed by the broker, with time stamps."""
     act = stamps.request_stamps(CODEC.encode(*DOCUMENTED["ACT"]))
     _, request = stamps.strip_request(bytes(stamps.stamp_relay(bytes(act), 5_000, lambda: 8_000)))
     percept = CODEC.encode(Percept(OBSERVED, 0.0, False, False, {}), SID, 2)
@@ -34,7 +34,7 @@ def frames() -> dict[str, Frame]:
 
 
 def dump(frame: Frame) -> str:
-    """A frame as the document writes it; a long run of equal bytes as their number."""
+    """Return a frame as the document writes it, with the number of bytes for a run of zeros."""
     head_len = read_header(frame).head_len
     cuts = (0, 4, 8, 16, HEADER_SIZE)
     header = "  ".join(frame[i:j].hex(" ") for i, j in pairwise(cuts))
@@ -50,7 +50,7 @@ def dump(frame: Frame) -> str:
 
 
 def blocks(kind: str) -> dict[str, str]:
-    """The fenced blocks of a kind: title → content."""
+    """Return the fenced blocks of a kind: title → content."""
     return {
         match[1].strip(): match[2]
         for match in re.finditer(rf"```{kind}([^\n]*)\n(.*?)\n```", DOC, re.DOTALL)

@@ -16,7 +16,7 @@ warnings.warn("\x1b[33mWARN: CartPole-v0 is out of date.\x1b[0m", DeprecationWar
 
 
 def logged(form: str) -> str:
-    """Standard error of a program that library warning."""
+    """Return the standard error of a program in which a library warns."""
     done = subprocess.run(
         [sys.executable, "-c", WARNS, form],
         capture_output=True,

@@ -53,7 +53,7 @@ def answer(link: BrokerLink) -> Message:
 
 
 def introduced(link: BrokerLink, host: str = "") -> Welcome:
-    """What the broker answers to HELLO; the link knows it, too."""
+    """Return the broker's answer to HELLO, which the link handles, too."""
     hello = PLAIN.encode(Hello(Role.LEARNER, b"a" * 16, "test", host or socket.gethostname()))
     for _ in range(ATTEMPTS):
         if link.send_hello(hello, wait=True):

@@ -37,7 +37,7 @@ def url() -> Iterator[str]:
 
 @pytest.fixture
 def ended() -> list[bytes]:
-    """The routing ids of the connections that have ended."""
+    """Return the routing ids of the connections that have ended."""
     return []
 
 
@@ -55,7 +55,7 @@ def dealer(router: UnixRouter) -> Iterator[UnixDealer]:
 
 @contextlib.contextmanager
 def raw(url: str) -> Iterator[socket.socket]:
-    """A peer that sends what it likes."""
+    """Connect a peer that can send any bytes."""
     with socket.socket(socket.AF_UNIX) as made:
         made.settimeout(10)
         made.connect(url.removeprefix("unix://"))
@@ -102,7 +102,7 @@ def test_a_frame_in_pieces_arrives_as_it_was_when_it_was_sent(
 
 
 def introduced(dealer: UnixDealer, router: UnixRouter) -> bytes:
-    """The routing id that the router has for this dealer."""
+    """Return the routing id that the router has for this dealer."""
     assert dealer.send(frame(24))
     return receive(router)[0]
 
@@ -355,7 +355,7 @@ class Interrupt(Exception):
 
 @pytest.fixture
 def interrupted() -> Iterator[Callable[[Callable[[], object]], None]]:
-    """Makes a call again and again until a signal comes, which finds it waiting in the kernel."""
+    """Repeat a call until a signal interrupts it while it waits in the kernel."""
 
     def handler(*_: object) -> None:
         raise Interrupt
