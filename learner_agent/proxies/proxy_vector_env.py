@@ -19,8 +19,8 @@ from gymwire.learner_agent.client.connection import Channel
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.client.truncating_group import TruncatingGroup
+from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies import options as opening
-from gymwire.learner_agent.proxies import parts as vector_parts
 from gymwire.learner_agent.proxies.options import OF_PARENTS, spec_of_proxy
 from gymwire.protocol import generators, spaces, values, vector_infos
 from gymwire.protocol.errors import (
@@ -169,7 +169,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     def _open(self) -> None:
         kwargs = self._kwargs
         channel = opening.connect(kwargs)
-        parts = vector_parts.slices(self.num_envs, kwargs["sessions"])
+        parts = batching.slices(self.num_envs, kwargs["sessions"])
         try:
             make_group = (
                 partial(TruncatingGroup, self.autoreset_mode)
@@ -238,8 +238,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         group = self._group
         # The int of a vector of an environment's own kind is for that vector to interpret.
         whole = len(group) == 1 and isinstance(seed, int)
-        seeds = [seed] if whole else vector_parts.split_seed(seed, group.slices)
-        wishes = vector_parts.split_options(options, group.slices)
+        seeds = [seed] if whole else batching.split_seed(seed, group.slices)
+        wishes = batching.split_options(options, group.slices)
         self._forget_steps()
         requests = {i: Reset(seeds[i], wish) for i, wish in wishes.items()}
         infos: list[dict[str, Any]] = [{} for _ in group.slices]
@@ -250,8 +250,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             infos[i], casts[i] = vector_infos.from_wire(status.info)
         if len(group) == 1:
             return self._observations[0], infos[0]
-        observation = vector_parts.join(self.single_observation_space, self._observations)
-        return observation, vector_parts.join_infos(infos, group.sizes, casts)
+        observation = batching.join(self.single_observation_space, self._observations)
+        return observation, batching.join_infos(infos, group.sizes, casts)
 
     def step(self, actions: Any) -> Step:
         """Let every environment do one step, exactly once.
@@ -295,7 +295,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         if self.closed or self._pid != os.getpid():
             self._check_usable(Kind.ACT)
         self._check_idle()
-        vector_parts.check_size(self.single_action_space, actions, self.num_envs)
+        batching.check_size(self.single_action_space, actions, self.num_envs)
         try:
             step = self._group.step(actions, self._step_timeout_s)
         except (MoveError, EncodingError, EnvironmentLost):
@@ -316,7 +316,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     def _check_new_step(self, actions: Any) -> None:
         self._check_usable(Kind.ACT)
         self._check_idle()
-        vector_parts.check_size(self.single_action_space, actions, self.num_envs)
+        batching.check_size(self.single_action_space, actions, self.num_envs)
 
     def _send_all(self, actions: Any) -> None:
         """Send the actions of all environments, or the rest of them after an interrupt."""
@@ -373,8 +373,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_usable(Kind.ACT)
         if self._stepping:
             raise MoveError("A step of all environments is under way: call step_wait() first.")
-        places = vector_parts.split_ids(env_ids, self._group.slices)
-        vector_parts.check_size(self.single_action_space, actions, sum(map(len, places.values())))
+        places = batching.split_ids(env_ids, self._group.slices)
+        batching.check_size(self.single_action_space, actions, sum(map(len, places.values())))
         for i in places:
             if i in self._waiting or i in self._received:
                 raise MoveError(
@@ -533,7 +533,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         for i, part in places.items():
             if i in self._waiting:  # it was sent before an interrupt
                 continue
-            action = vector_parts.take(self.single_action_space, actions, part)
+            action = batching.take(self.single_action_space, actions, part)
             self._group.begin_step(i, action)
             self._waiting.append(i)
 
@@ -555,11 +555,11 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             return one.observation, one.reward, one.terminated, one.truncated, read[0][0]
         infos, casts = zip(*read, strict=True)
         return (
-            vector_parts.join(self.single_observation_space, [part.observation for part in parts]),
+            batching.join(self.single_observation_space, [part.observation for part in parts]),
             np.concatenate([part.reward for part in parts]),
             np.concatenate([part.terminated for part in parts]),
             np.concatenate([part.truncated for part in parts]),
-            vector_parts.join_infos(infos, [self._group.sizes[i] for i in percepts], casts),
+            batching.join_infos(infos, [self._group.sizes[i] for i in percepts], casts),
         )
 
 
