@@ -1,4 +1,4 @@
-"""Sessions' infos, actions and ids, split and joined as those of one vector."""
+"""Infos, actions and ids of several sessions are split and joined as those of one vector."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ BATCH = {"a": np.arange(3), "b": (np.ones((3, 2), np.float32), ("x", "y", "z"))}
 
 
 def merged(infos: list[dict[str, Any]], cls: type[Any] = VectorEnv) -> tuple[Any, Any]:
-    """What a vector of these environments makes of their infos, and what it cast."""
+    """Return the infos of a vector of these environments, and the casts it made."""
     vector: Any = object.__new__(cls)
     vector.num_envs, vector.cast = len(infos), {}
     joined: dict[str, Any] = {}
@@ -51,7 +51,7 @@ def test_infos_of_two_sessions_join_as_those_of_one_vector(infos: list[dict[str,
     assert_same(batching.join_infos(parts, [2, 2], casts), merged(infos)[0])
 
 
-def test_infos_that_do_not_go_together_become_objects() -> None:
+def test_infos_that_do_not_match_become_objects() -> None:
     parts = [{"x": np.ones((2, 3))}, {"x": np.zeros((1, 4))}]
     joined = batching.join_infos(parts, [2, 1])["x"]
     assert joined.dtype == object
@@ -74,8 +74,8 @@ def test_actions_are_taken_part_by_part() -> None:
 @pytest.mark.parametrize(
     ("actions", "why"),
     [
-        ({**BATCH, "a": np.arange(2)}, r"actions\['a'\] holds 2"),
-        ({**BATCH, "b": (np.ones((3, 2)), ("x",))}, r"actions\['b'\]\[1\] holds 1"),
+        ({**BATCH, "a": np.arange(2)}, r"actions\['a'\] has 2"),
+        ({**BATCH, "b": (np.ones((3, 2)), ("x",))}, r"actions\['b'\]\[1\] has 1"),
         ({**BATCH, "b": (np.ones((3, 2)),)}, "tuple of 2"),
         ([BATCH] * 3, "must be a dict"),
         ({**BATCH, "a": 1}, "has no length"),

@@ -1,4 +1,4 @@
-"""What cannot be meant is refused before anybody is asked, and the refusal names it."""
+"""Impossible options are refused before anything is sent, and the error names them."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ NOBODY = "tcp://127.0.0.1:9"
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"timeout_s": "60"}, "timeout_s is a number of seconds, more than 0, not '60'"),
-        ({"timeout_s": 0}, "timeout_s is a number of seconds, more than 0, not 0"),
-        ({"timeout_s": None}, "timeout_s is a number of seconds, more than 0, not None"),
-        ({"timeout_s": float("nan")}, "timeout_s is a number of seconds, more than 0, not nan"),
-        ({"step_timeout_s": -1}, "step_timeout_s is a number of seconds, 0 or more, not -1"),
-        ({"wait_s": "x"}, "wait_s is a number of seconds, 0 or more, not 'x'"),
+        ({"timeout_s": "60"}, "timeout_s must be a number of seconds greater than 0, not '60'"),
+        ({"timeout_s": 0}, "timeout_s must be a number of seconds greater than 0, not 0"),
+        ({"timeout_s": None}, "timeout_s must be a number of seconds greater than 0, not None"),
+        (
+            {"timeout_s": float("nan")},
+            "timeout_s must be a number of seconds greater than 0, not nan",
+        ),
+        ({"step_timeout_s": -1}, "step_timeout_s must be a number of seconds of 0 or more, not -1"),
+        ({"wait_s": "x"}, "wait_s must be a number of seconds of 0 or more, not 'x'"),
         ({"env_kwargs": [1]}, r"env_kwargs must be a dict .* not \[1\]"),
     ],
 )
