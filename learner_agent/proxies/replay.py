@@ -86,8 +86,8 @@ class EpisodeReplay:
             except (AddressUnknown, NoFreeSlot, EnvironmentLost) as error:
                 if time.monotonic() > deadline:
                     raise EnvironmentLost(
-                        f"The session is lost ({lost}), and for {timeout_s:g} s no other agent could "
-                        f"take the episode over: {error}"
+                        f"The session is lost ({lost}), and for {timeout_s:g} s no other agent "
+                        f"could take the episode over: {error}"
                     ) from error
                 time.sleep(RETRY_S)
                 continue

@@ -280,10 +280,10 @@ def test_exposed_attributes_can_be_read_and_set(odd: ProxyEnv) -> None:
 def test_the_error_for_other_attributes_lists_the_exposed_ones_and_how_to_expose_more(
     cartpole: ProxyEnv,
 ) -> None:
-    with pytest.raises(
-        AttributeDenied,
-        match=r"'cartpole' does not expose 'gravity'\. .* --expose gravity\. Exposed now: .*action_masks",
-    ):
+    text = (
+        r"'cartpole' does not expose 'gravity'\. .* --expose gravity\. Exposed now: .*action_masks"
+    )
+    with pytest.raises(AttributeDenied, match=text):
         _ = cartpole.gravity
 
 

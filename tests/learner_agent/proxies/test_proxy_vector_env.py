@@ -272,7 +272,7 @@ def test_a_plain_environment_where_there_are_only_vectors_is_refused(broker: str
         ProxyEnv("counters-v", broker)
 
 
-# --- what is refused -------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sessions", [1, 3])
