@@ -71,7 +71,7 @@ def test_an_error_in_a_variable_names_the_variable(monkeypatch: pytest.MonkeyPat
 
 def test_without_an_address_the_error_says_how_to_give_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GYMWIRE_ADDRESS", raising=False)
-    with pytest.raises(ConfigurationError, match="Pass one, .* or set GYMWIRE_ADDRESS"):
+    with pytest.raises(ConfigurationError, match=r"Pass one, .* or set GYMWIRE_ADDRESS"):
         ProxyEnv(broker=NOBODY)
 
 
