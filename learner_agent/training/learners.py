@@ -78,7 +78,7 @@ def learner_for(
             if int(observation_space.n) * int(action_space.n) <= LARGEST_TABLE:
                 return QLearner(observation_space, action_space, seed=seed)
     raise NoLearnerFits(
-        f"No learner handles the observation space {_shortened(observation_space)} with the action "
+        f"No learner fits the observation space {_shortened(observation_space)} with the action "
         f"space {_shortened(action_space)}. Supported: Discrete observations and actions, with "
         "Q-learning; Discrete(1) observations and MultiDiscrete([goods, prices]) actions, with the "
         f"price agent; each with at most {LARGEST_TABLE:,} pairs. For other spaces, train your own "
