@@ -19,7 +19,7 @@ Step = tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
 
 
 class VectorSteps:
-    """Keeps track of which sessions are in a step and which percepts have arrived.
+    """The sessions that are in a step, and the percepts that have arrived.
 
     A step passes through three stages: its sessions are `_awaited` once their actions are sent;
     their percepts are `_received`; finally all of them are returned together. An interrupt or a
