@@ -194,8 +194,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         """Return a token with which another process can resume this session after this one ends.
 
         The token is valid for the request after the last one that was answered: take a new token
-        after each step from which you may want to go on. Anybody with the token can use the session,
-        so keep it secret. The broker keeps the session for the duration of its lease, even if this
+        after each step from which you may want to go on. Keep it secret: anybody with
+        the token can use the session. The broker keeps the session for the duration of its lease, even if this
         process exits normally, unless the environment is closed.
         """
         return self._owner.token()
