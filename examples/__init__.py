@@ -1,1 +1,1 @@
-"""Small programs to start from."""
+"""Small example programs."""

@@ -1,12 +1,13 @@
-"""An env agent without gymwire: docs/protocol.md, pyzmq and msgpack are all it needs.
+"""An env agent without gymwire, written from docs/protocol.md with pyzmq and msgpack.
 
-It offers a corridor: the learner starts somewhere in it, and its right end is worth a reward of 1.
+It serves a corridor: the learner starts at a random position and gets a reward of 1 at the right
+end.
 
     gymwire broker
     python examples/env_agent_from_scratch.py tcp://127.0.0.1:5555
     gymwire run corridor --episodes 3
 
-The clauses in the comments are those of docs/protocol.md.
+§ in comments refers to docs/protocol.md.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ import zmq
 ADDRESS, ENV_ID, CAPACITY = "corridor", "Corridor-v0", 4
 LAST = 10
 HEADER = struct.Struct("<BBBBIQQ")  # §3.7: magic, version, kind, flags, head_len, sid, seq
-COMPACT = 1
+COMPACT = 1  # flag: values are in the compact form of their spaces (§11.8)
 OBSERVATION = [["Box", "<f4", [1], 0.0, 10.0]]  # §11
 ACTION = [["Discrete", "<i8", 2, 0]]
 
 
 class Kind:
-    """The performatives that this agent needs (§4)."""
+    """The message kinds that this agent needs (§4)."""
 
     RESET, STATUS, ACT, PERCEPT, CLOSE, CLOSED, RENDER, FRAME, CALL, RESULT, ERROR = range(1, 12)
     OPEN, OPENED, GONE, BUSY = 16, 17, 21, 22
@@ -42,29 +43,29 @@ class Kind:
 
 
 class Corridor:
-    """The environment. Its observations are in the form of their space (§11.8) from the start."""
+    """The environment. It returns observations in the compact form of their space (§11.8)."""
 
     def __init__(self) -> None:
         self._random, self._position = random.Random(), 0
 
     def reset(self, seed: int | None) -> list[Any]:
-        """The fields of STATUS."""
+        """Return the fields of STATUS."""
         if seed is not None:
             self._random.seed(seed)
         self._position = self._random.randrange(LAST)
         return [struct.pack("<f", self._position), {}]
 
     def step(self, action: int) -> list[Any]:
-        """The fields of PERCEPT."""
+        """Return the fields of PERCEPT."""
         if action not in (0, 1):
             raise ValueError(f"{action} is neither 0 (left) nor 1 (right)")
         self._position = max(0, self._position + (1 if action else -1))
-        there = self._position == LAST
-        return [struct.pack("<f", self._position), float(there), there, False, {}]
+        at_end = self._position == LAST
+        return [struct.pack("<f", self._position), float(at_end), at_end, False, {}]
 
 
 class Session:
-    """An environment, and what is kept so that each request happens once (§7.1)."""
+    """An environment, and the last request and reply, to execute each request once (§7.1)."""
 
     def __init__(self, nonce: bytes, learner: str, opened: bytes) -> None:
         self.nonce, self.learner, self.opened = nonce, learner, opened
@@ -73,7 +74,7 @@ class Session:
 
 
 class Message(NamedTuple):
-    """A frame that has been read. Its head is decoded when somebody needs it."""
+    """A received message. Its head is decoded only when needed."""
 
     kind: int
     sid: int
@@ -81,19 +82,19 @@ class Message(NamedTuple):
     head: bytes
 
     def fields(self, count: int) -> list[Any]:
-        """The fields. Raises ValueError if they are not so many, as msgpack does for nonsense."""
+        """Decode the fields. Raises ValueError if there are not `count`."""
         fields = msgpack.unpackb(self.head, strict_map_key=False)
         if not isinstance(fields, list) or len(fields) != count:
-            raise ValueError(f"A message of kind {self.kind} has {count} fields.")
+            raise ValueError(f"A message of kind {self.kind} must have {count} fields.")
         return fields
 
-    def answer(self, kind: int, *fields: Any, flags: int = 0) -> bytes:
-        """The frame that answers this one."""
+    def reply(self, kind: int, *fields: Any, flags: int = 0) -> bytes:
+        """Encode a reply to this message."""
         return encode(kind, *fields, sid=self.sid, seq=self.seq, flags=flags)
 
 
 def encode(kind: int, *fields: Any, sid: int = 0, seq: int = 0, flags: int = 0) -> bytes:
-    """A message as a frame."""
+    """Encode a message as a frame."""
     head: bytes = msgpack.packb(fields)
     return HEADER.pack(0xE7, 1, kind, flags, len(head), sid, seq) + head
 
@@ -102,23 +103,23 @@ def read(frame: bytes) -> Message:
     """Check a frame's header (§3.7). Raises ValueError or struct.error."""
     magic, version, kind, _flags, head_len, sid, seq = HEADER.unpack_from(frame)
     if magic != 0xE7 or version != 1 or HEADER.size + head_len > len(frame):
-        raise ValueError("This is no frame of gymwire, version 1.")
+        raise ValueError("Not a gymwire frame of version 1.")
     return Message(kind, sid, seq, frame[HEADER.size : HEADER.size + head_len])
 
 
 def number(action: Any) -> int:
-    """An action that came in its space's form, as an int, or as a numpy integer (§10.1)."""
+    """Return an action as an int. It may be a NumPy integer on the wire (§10.1)."""
     if isinstance(action, msgpack.ExtType) and action.code == 2:
         dtype, _, raw = action.data.partition(b"\0")
         if dtype[1:2] in (b"i", b"u"):
             return int.from_bytes(raw, "big" if dtype[:1] == b">" else "little")
     if type(action) is not int:
-        raise TypeError(f"{action!r} is no action: send 0 (left) or 1 (right)")
+        raise TypeError(f"{action!r} is not an action: send 0 (left) or 1 (right)")
     return action
 
 
 class Agent:
-    """One serving loop: a connection to the broker, and the sessions on it."""
+    """One serving loop: a connection to the broker and the sessions on it."""
 
     def __init__(self, broker: str) -> None:
         self._token = os.urandom(16)
@@ -126,8 +127,8 @@ class Agent:
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.ROUTING_ID, b"\x01" + os.urandom(15))  # §3.3
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 1500)  # §3.4
-        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 5000)
-        self._socket.setsockopt(zmq.HEARTBEAT_TTL, 5000)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 4000)
+        self._socket.setsockopt(zmq.HEARTBEAT_TTL, 4000)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # §3.5
         self._socket.setsockopt(zmq.RCVTIMEO, 100)
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(
@@ -138,21 +139,21 @@ class Agent:
     def run(self) -> None:
         """Serve until the process ends."""
         while True:
-            if self._monitor.poll(0):  # §4.3.2: a connection has been made
+            if self._monitor.poll(0):  # §4.3.2: connected, or reconnected
                 self._monitor.recv_multipart()
                 self._hello()
             with contextlib.suppress(zmq.Again, ValueError, TypeError, struct.error):
                 frame, *more = self._socket.recv_multipart()
                 if not more:  # §3.2
-                    self._take(read(frame), frame)
+                    self._handle(read(frame), frame)
 
     def close(self) -> None:
         """Leave the broker."""
-        self._send(encode(Kind.BYE, "the corridor closes"))
+        self._send(encode(Kind.BYE, "env agent stopped"))
         self._socket.close(linger=300)
 
     def _send(self, frame: bytes) -> None:
-        with contextlib.suppress(zmq.Again):  # whoever misses a frame asks again (§7.5)
+        with contextlib.suppress(zmq.Again):  # the peer repeats its request (§7.5)
             self._socket.send(frame, zmq.DONTWAIT)
 
     def _hello(self) -> None:
@@ -161,24 +162,24 @@ class Agent:
             encode(Kind.HELLO, "env", self._token, "scratch", hostsocket.gethostname(), rows)
         )
 
-    def _take(self, message: Message, frame: bytes) -> None:
+    def _handle(self, message: Message, frame: bytes) -> None:
         match message.kind:
             case Kind.WELCOME:
                 digest = hashlib.sha256(msgpack.packb([ENV_ID, OBSERVATION, ACTION])).digest()
                 about = [{"id": ENV_ID}, {"render_modes": []}, CAPACITY, digest, None]
                 self._send(encode(Kind.OFFER, ADDRESS, ENV_ID, OBSERVATION, ACTION, *about))
             case Kind.OFFERED:
-                print("offering", ADDRESS, flush=True)
+                print("serving", ADDRESS, flush=True)
             case Kind.BUSY:
                 self._hello()
             case Kind.GONE:
                 self._sessions.pop(message.sid, None)
             case Kind.ERROR:
-                sys.exit(f"The broker refuses: {message.fields(3)[1]}")
+                sys.exit(f"The broker refused: {message.fields(3)[1]}")
             case Kind.OPEN:
                 self._send(self._open(message))
             case Kind.RESET | Kind.ACT | Kind.RENDER | Kind.CALL | Kind.CLOSE:
-                reply = self._answer(message, frame)
+                reply = self._reply_to(message, frame)
                 if reply is not None:
                     self._send(reply)
 
@@ -187,31 +188,31 @@ class Agent:
             return self._sessions[message.sid].opened
         _, nonce, render_mode, kwargs, num_envs, _, _, learner, _ = message.fields(9)
         if render_mode is not None or kwargs or num_envs:
-            text = "The corridor is one environment without options and pictures."
+            text = "The corridor supports no render mode, no keyword arguments and no vectors."
             return error(message, "open-failed", text)
         about = [{"id": ENV_ID}, {"render_modes": []}, None, 0, {"attributes": []}, "", None, b""]
-        opened = message.answer(Kind.OPENED, OBSERVATION, ACTION, None, None, *about)
+        opened = message.reply(Kind.OPENED, OBSERVATION, ACTION, None, None, *about)
         self._sessions[message.sid] = Session(nonce, learner, opened)
         return opened
 
-    def _answer(self, message: Message, frame: bytes) -> bytes | None:
-        """The table of §7.2."""
+    def _reply_to(self, message: Message, frame: bytes) -> bytes | None:
+        """Apply the table of §7.2: execute the next request, repeat the last reply, or refuse."""
         session, seq = self._sessions.get(message.sid), message.seq
         if session is None:
             if message.kind == Kind.CLOSE:
-                return message.answer(Kind.CLOSED)
+                return message.reply(Kind.CLOSED)
             return error(message, "session-lost", "The corridor does not know this session.")
         if seq > session.last + 1:
-            text = f"Request {seq} came, but {session.last + 1} is next."
+            text = f"Got request {seq}; expected {session.last + 1}."
             return error(message, "expected", text, expected=session.last + 1)
         if seq < session.last:
             return None
         if seq == session.last:
             if frame == session.request:
                 return session.reply
-            return error(message, "protocol", "A repeated request must be the same to the byte.")
-        if message.kind == Kind.ACT and not session.in_episode:  # §7.3: not counted
-            return error(message, "protocol", "ACT is not legal before RESET.")
+            return error(message, "protocol", "A repeated request must have the same bytes.")
+        if message.kind == Kind.ACT and not session.in_episode:  # §7.3: does not use up the number
+            return error(message, "protocol", "ACT is not allowed before RESET.")
         session.reply = self._execute(session, message)
         session.last, session.request = seq, frame
         return session.reply
@@ -220,31 +221,31 @@ class Agent:
         counts = {Kind.RESET: 2, Kind.ACT: 1, Kind.CLOSE: 0, Kind.RENDER: 0, Kind.CALL: 4}
         try:
             fields = message.fields(counts[message.kind])
-        except (ValueError, TypeError) as failure:  # §7.3: counted all the same
+        except (ValueError, TypeError) as failure:  # §7.3: uses up the number
             return error(message, "protocol", str(failure))
         try:
             match message.kind:
                 case Kind.RESET:
                     status = session.env.reset(fields[0])
                     session.in_episode = True
-                    return message.answer(Kind.STATUS, *status, flags=COMPACT)
+                    return message.reply(Kind.STATUS, *status, flags=COMPACT)
                 case Kind.ACT:
                     percept = session.env.step(number(fields[0]))
-                    return message.answer(Kind.PERCEPT, *percept, flags=COMPACT)
+                    return message.reply(Kind.PERCEPT, *percept, flags=COMPACT)
                 case Kind.CLOSE:
                     del self._sessions[message.sid]
-                    return message.answer(Kind.CLOSED)
+                    return message.reply(Kind.CLOSED)
                 case Kind.CALL:
-                    return error(message, "attribute-denied", "The corridor hands nothing out.")
-            raise NotImplementedError("The corridor has no pictures.")
-        except Exception as failure:  # noqa: BLE001 - whatever it was is the answer (§7.2)
+                    return error(message, "attribute-denied", "The corridor exposes no attributes.")
+            raise NotImplementedError("The corridor cannot be rendered.")
+        except Exception as failure:  # noqa: BLE001 - every failure becomes a reply (§7.2)
             kind, trace = type(failure).__qualname__, traceback.format_exc()
             return error(message, "environment-failed", str(failure), type=kind, traceback=trace)
 
 
 def error(message: Message, code: str, text: str, **details: Any) -> bytes:
-    """An ERROR that answers this message (§12)."""
-    return message.answer(Kind.ERROR, code, text, details)
+    """Encode an ERROR in reply to this message (§12)."""
+    return message.reply(Kind.ERROR, code, text, details)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
-"""Use an environment that somebody offers, from a script of one's own.
+"""Use a served environment in a script.
 
+gymwire broker
+gymwire serve cartpole CartPole-v1
 python examples/random_policy.py cartpole
 """
 
@@ -13,18 +15,19 @@ from gymnasium.wrappers import RecordEpisodeStatistics
 
 def main(address: str) -> None:
     """Play five episodes with random actions."""
-    # The broker's URL comes from GYMWIRE_BROKER, or is tcp://127.0.0.1:5555.
+    # The broker is at the URL in GYMWIRE_BROKER, by default tcp://127.0.0.1:5555.
     proxy = gymnasium.make("gymwire:gymwire/Proxy-v0", address=address)
     env = RecordEpisodeStatistics(proxy)
-    env.action_space.seed(0)
-    for episode in range(5):
-        env.reset(seed=episode)
-        over = False
-        while not over:
-            _, _, terminated, truncated, info = env.step(env.action_space.sample())
-            over = terminated or truncated
-        print(f"episode {episode}: return {info['episode']['r']:.1f}, {info['episode']['l']} steps")
-    env.close()
+    with env:  # closes it, which frees its slot
+        env.action_space.seed(0)
+        for episode in range(5):
+            env.reset(seed=episode)
+            done = False
+            while not done:
+                _, _, terminated, truncated, info = env.step(env.action_space.sample())
+                done = terminated or truncated
+            total, length = info["episode"]["r"], info["episode"]["l"]
+            print(f"episode {episode}: return {total:.1f}, {length} steps")
 
 
 if __name__ == "__main__":

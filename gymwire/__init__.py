@@ -1,21 +1,108 @@
-"""Reinforcement-learning environments as a service: Gymnasium over ZeroMQ."""
+"""Use Gymnasium environments that run elsewhere, and serve your own, over ZeroMQ.
+
+    import gymnasium
+
+    env = gymnasium.make("gymwire:gymwire/Proxy-v0", address="cartpole")
+
+Importing this package registers the environment ids `gymwire/Proxy-v0` and
+`gymwire/PriceMarket-v0`. It loads neither ZeroMQ, NumPy nor Gymnasium: the names in `__all__` are
+loaded when they are first used.
+"""
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from gymwire.learner_agent.proxies.proxy_env import ProxyEnv as ProxyEnv
-    from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv as ProxyVectorEnv
+from gymwire import registration
 
-__all__ = ["ProxyEnv", "ProxyVectorEnv", "__version__"]
+if TYPE_CHECKING:
+    from gymwire import errors
+    from gymwire.errors import (
+        AddressError,
+        AddressTaken,
+        AddressUnknown,
+        AttributeDenied,
+        BatchSizeError,
+        BrokerUnreachable,
+        ConfigurationError,
+        ConnectionFailed,
+        DecodingError,
+        Denied,
+        EncodingError,
+        EnvironmentClosed,
+        EnvironmentFailed,
+        EnvironmentLost,
+        EnvironmentSideError,
+        GymwireError,
+        MoveError,
+        NoFreeSlot,
+        NoLearnerFits,
+        OfferError,
+        ProtocolError,
+        Refused,
+        ReplayMismatch,
+        RequestTimeout,
+        ResetNeeded,
+        UnsupportedSpaceError,
+        UsageError,
+        VersionMismatch,
+    )
+    from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
+    from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 
 __version__ = "0.2.0"
 
+__all__ = [
+    "AddressError",
+    "AddressTaken",
+    "AddressUnknown",
+    "AttributeDenied",
+    "BatchSizeError",
+    "BrokerUnreachable",
+    "ConfigurationError",
+    "ConnectionFailed",
+    "DecodingError",
+    "Denied",
+    "EncodingError",
+    "EnvironmentClosed",
+    "EnvironmentFailed",
+    "EnvironmentLost",
+    "EnvironmentSideError",
+    "GymwireError",
+    "MoveError",
+    "NoFreeSlot",
+    "NoLearnerFits",
+    "OfferError",
+    "ProtocolError",
+    "ProxyEnv",
+    "ProxyVectorEnv",
+    "Refused",
+    "ReplayMismatch",
+    "RequestTimeout",
+    "ResetNeeded",
+    "UnsupportedSpaceError",
+    "UsageError",
+    "VersionMismatch",
+    "__version__",
+    "errors",
+]
+
+_PROXIES = {
+    "ProxyEnv": "gymwire.learner_agent.proxies.proxy_env",
+    "ProxyVectorEnv": "gymwire.learner_agent.proxies.proxy_vector_env",
+}
+
+registration.register_with_gymnasium()
+
 
 def __getattr__(name: str) -> Any:
-    if name in ("ProxyEnv", "ProxyVectorEnv"):
-        from gymwire import learner_agent
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name == "errors":
+        return importlib.import_module("gymwire.errors")
+    return getattr(importlib.import_module(_PROXIES.get(name, "gymwire.errors")), name)
 
-        return getattr(learner_agent, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,1 +1,1 @@
-"""The environments that a learner sees."""
+"""Gymnasium environments that forward every call to an env agent."""

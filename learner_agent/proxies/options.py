@@ -1,134 +1,220 @@
-"""What a proxy of one environment and one of a vector share when they open their sessions.
-
-Both keep the keyword arguments that make another like them, their *keywords*.
-"""
+"""The options of ProxyEnv and ProxyVectorEnv: checked once, and used to connect and to open."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode
 
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol.address import DEFAULT_BROKER, check_url, parse_address
-from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.errors import AddressError, ConfigurationError
 
-OF_PARENTS: list[BrokerConnection] = []
-"""Connections of parent processes. A fork must neither use nor close them, so it keeps them."""
+INHERITED_CONNECTIONS: list[BrokerConnection] = []
+"""Connections of a parent process. A forked child must neither use nor close them: it keeps them
+here, so that they are not collected."""
 
 
-def place(address: str | None, broker: str | None) -> tuple[str, str]:
-    """The address and the broker's URL: what was given, else what the environment variables say.
+@dataclass(frozen=True, kw_only=True)
+class ProxyOptions:
+    """The options of a proxy. ProxyEnv and ProxyVectorEnv describe them.
 
-    Raises AddressError, and ConfigurationError where there is no address.
+    An empty `address` or `broker` is replaced by the variable GYMWIRE_ADDRESS or GYMWIRE_BROKER.
+
+    Raises:
+        AddressError: a malformed address or URL.
+        ConfigurationError: no address, or a value that an option cannot have.
     """
-    address = address or os.environ.get("GYMWIRE_ADDRESS")
-    if not address:
-        raise ConfigurationError(
-            "Which environment? Give its address, such as ProxyEnv('cartpole'), or set "
-            "GYMWIRE_ADDRESS. `gymwire ls` shows what is on offer."
-        )
-    parse_address(address)
-    return address, check_url(broker or os.environ.get("GYMWIRE_BROKER") or DEFAULT_BROKER)
 
-
-def keywords(
-    address: str | None,
-    broker: str | None,
-    env_kwargs: Mapping[str, Any] | None,
-    on_lost: str,
-    ways_to_lose: tuple[str, str],
-    **others: Any,
-) -> dict[str, Any]:
-    """The keywords of a proxy. Raises AddressError and ConfigurationError."""
-    address, broker = place(address, broker)
-    if on_lost not in ways_to_lose:
-        first, second = ways_to_lose
-        raise ConfigurationError(f'on_lost must be "{first}" or "{second}", not {on_lost!r}.')
-    if env_kwargs is not None and not isinstance(env_kwargs, Mapping):
-        raise ConfigurationError(
-            f"env_kwargs must be a dict of keyword arguments, such as {{'map_name': '8x8'}}, not "
-            f"{env_kwargs!r:.100}."
-        )
-    for name in ("timeout_s", "step_timeout_s", "wait_s"):
-        _check_seconds(name, others[name])
-    return {
-        "address": address,
-        "broker": broker,
-        "env_kwargs": dict(env_kwargs or {}),
-        "on_lost": on_lost,
-        **others,
-    }
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if value is None and name == "step_timeout_s":
-        return
-    if not isinstance(value, Real) or not float(value) >= 0 or (name == "timeout_s" and not value):
-        least = "more than 0" if name == "timeout_s" else "0 or more"
-        raise ConfigurationError(f"{name} is a number of seconds, {least}, not {value!r:.100}.")
-
-
-def connect(kwargs: Mapping[str, Any]) -> BrokerConnection:
-    """A connection as these keywords ask for it. Raises what BrokerConnection raises."""
-    return BrokerConnection(
-        kwargs["broker"],
-        timeout_s=kwargs["timeout_s"],
-        wait_s=kwargs["wait_s"],
-        key=kwargs["key"],
-        broker_key=kwargs["broker_key"],
+    ON_LOST: ClassVar[tuple[str, ...]] = ("raise", "replay")
+    HUMAN_HINT: ClassVar[str] = (
+        "Use gymnasium.make('gymwire:gymwire/Proxy-v0', render_mode='human', ...), which fetches "
+        "the frames and shows them."
     )
 
+    address: str
+    broker: str
+    render_mode: str | None = None
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    timeout_s: float = 60.0
+    step_timeout_s: float | None = None
+    wait_s: float = 0.0
+    direct: str = "auto"
+    on_lost: str = "raise"
+    key: str | os.PathLike[str] | None = None
+    broker_key: str | os.PathLike[str] | None = None
 
-def open_all(
-    channel: BrokerConnection,
-    kwargs: Mapping[str, Any],
-    num_envs: Sequence[int],
-    autoreset_mode: str = "",
-    *,
-    wait_s: float | None = None,
-) -> list[RemoteSession]:
-    """Sessions as these keywords ask for them; `wait_s`, and errors: as of `BrokerConnection.open_all`."""
-    return channel.open_all(
-        kwargs["address"],
-        num_envs,
-        render_mode=kwargs["render_mode"],
-        env_kwargs=kwargs["env_kwargs"],
-        autoreset_mode=autoreset_mode,
-        direct=kwargs["direct"],
-        wait_s=wait_s,
-    )
+    def __post_init__(self) -> None:
+        if self.render_mode == "human":
+            raise ConfigurationError(
+                f"A remote environment cannot open a window on this machine. {self.HUMAN_HINT}"
+            )
+        address = _resolve(self.address, "GYMWIRE_ADDRESS", "", parse_address)
+        if not address:
+            raise ConfigurationError(
+                "No address given. Pass one, such as ProxyEnv('cartpole'), or set "
+                "GYMWIRE_ADDRESS. `gymwire ls` lists the addresses on offer."
+            )
+        broker = _resolve(self.broker, "GYMWIRE_BROKER", DEFAULT_BROKER, check_url)
+        if self.on_lost not in self.ON_LOST:
+            choices = " or ".join(f'"{choice}"' for choice in self.ON_LOST)
+            raise ConfigurationError(f"on_lost must be {choices}, not {self.on_lost!r:.100}.")
+        if not isinstance(self.env_kwargs, Mapping):
+            raise ConfigurationError(
+                f"env_kwargs must be a dict of keyword arguments, such as {{'map_name': '8x8'}}, "
+                f"not {self.env_kwargs!r:.100}."
+            )
+        _check_seconds("timeout_s", self.timeout_s, more_than_0=True)
+        _check_seconds("wait_s", self.wait_s)
+        if self.step_timeout_s is not None:
+            _check_seconds("step_timeout_s", self.step_timeout_s)
+        resolved = {"address": address, "broker": broker, "env_kwargs": dict(self.env_kwargs)}
+        for name, value in resolved.items():
+            object.__setattr__(self, name, value)  # the only place that sets a field
 
+    def as_kwargs(self) -> dict[str, Any]:
+        """Return the keyword arguments that make another proxy like this one; paths as str."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in values.items()}
 
-def spec_of_proxy(remote: Mapping[str, Any], kwargs: Mapping[str, Any]) -> EnvSpec | None:
-    """The spec of a proxy of the environment that has this spec; None if it has none."""
-    match remote:
-        case {
-            "id": str(env_id),
-            "reward_threshold": float() | int() | None as reward_threshold,
-            "nondeterministic": bool(nondeterministic),
-            "max_episode_steps": int() | None as max_episode_steps,
-            "order_enforce": bool(order_enforce),
-            "disable_env_checker": bool(disable_env_checker),
-        }:
-            pass
-        case _:
+    def connect(self) -> BrokerConnection:
+        """Connect to the broker.
+
+        Raises:
+            BrokerUnreachable, Denied, VersionMismatch, ConfigurationError.
+        """
+        return BrokerConnection(
+            self.broker,
+            timeout_s=self.timeout_s,
+            wait_s=self.wait_s,
+            key=self.key,
+            broker_key=self.broker_key,
+        )
+
+    def open_sessions(
+        self,
+        channel: BrokerConnection,
+        num_envs: Sequence[int] = (0,),
+        *,
+        autoreset_mode: str = "",
+        wait_s: float | None = None,
+    ) -> list[RemoteSession]:
+        """Open sessions at the same time.
+
+        Args:
+            channel: the connection that they are on.
+            num_envs: the number of environments in each session; 0 for a plain environment.
+            autoreset_mode: the mode of the vectors.
+            wait_s: how long to wait for a free slot, s; None: as long as the option says.
+
+        Raises:
+            What `BrokerConnection.open_all` raises.
+        """
+        return channel.open_all(
+            self.address,
+            num_envs,
+            render_mode=self.render_mode,
+            env_kwargs=self.env_kwargs,
+            autoreset_mode=autoreset_mode,
+            direct=self.direct,
+            wait_s=wait_s,
+        )
+
+    def spec_for(self, remote: Mapping[str, Any]) -> EnvSpec | None:
+        """Return a spec whose `make` makes another proxy like this one.
+
+        Args:
+            remote: the remote environment's spec, as OPENED describes it.
+
+        Returns:
+            The spec, with the id and limits of `remote`; None if `remote` has no usable id.
+        """
+        match remote:
+            case {
+                "id": str(env_id),
+                "reward_threshold": float() | int() | None as reward_threshold,
+                "nondeterministic": bool(nondeterministic),
+                "max_episode_steps": int() | None as max_episode_steps,
+                "order_enforce": bool(order_enforce),
+                "disable_env_checker": bool(disable_env_checker),
+            }:
+                pass
+            case _:
+                return None
+        try:
+            return EnvSpec(
+                id=env_id,
+                entry_point="gymwire.learner_agent.proxies.proxy_env:make_proxy",
+                reward_threshold=reward_threshold,
+                nondeterministic=nondeterministic,
+                max_episode_steps=max_episode_steps,
+                order_enforce=order_enforce,
+                disable_env_checker=disable_env_checker,
+                kwargs=self.as_kwargs(),
+            )
+        except gymnasium.error.Error:  # Gymnasium does not accept this id
             return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorProxyOptions(ProxyOptions):
+    """The options of a ProxyVectorEnv: those of every proxy and three more. Raises the same."""
+
+    ON_LOST: ClassVar[tuple[str, ...]] = ("raise", "truncate")
+    HUMAN_HINT: ClassVar[str] = 'Use render_mode="rgb_array" and show the frames yourself.'
+
+    num_envs: int = 1
+    sessions: int = 1
+    autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP
+
+    def __post_init__(self) -> None:
+        for name, count in (("num_envs", self.num_envs), ("sessions", self.sessions)):
+            if not isinstance(count, int):
+                raise ConfigurationError(
+                    f"{name} must be an int, not {count!r:.100}. The order of the arguments is "
+                    f"ProxyVectorEnv(address, num_envs, broker)."
+                )
+        if not 1 <= self.sessions <= self.num_envs:
+            raise ConfigurationError(
+                f"Cannot spread {self.num_envs} environments over {self.sessions} sessions: there "
+                f"must be at least one session, and at least one environment in each."
+            )
+        try:
+            mode = AutoresetMode(self.autoreset_mode)
+        except ValueError:
+            modes = ", ".join(repr(mode.value) for mode in AutoresetMode)
+            raise ConfigurationError(
+                f"autoreset_mode must be one of {modes}, not {self.autoreset_mode!r:.100}."
+            ) from None
+        object.__setattr__(self, "autoreset_mode", mode.value)
+        super().__post_init__()
+
+
+def _resolve(value: str, variable: str, default: str, check: Callable[[str], object]) -> str:
+    """Return `value`, or else what the variable holds, or else `default`. Raises AddressError."""
+    if value:
+        check(value)
+        return value
+    found = os.environ.get(variable)
+    if not found:
+        return default
     try:
-        return EnvSpec(
-            id=env_id,
-            entry_point="gymwire.learner_agent.proxies.proxy_env:make_proxy",
-            reward_threshold=reward_threshold,
-            nondeterministic=nondeterministic,
-            max_episode_steps=max_episode_steps,
-            order_enforce=order_enforce,
-            disable_env_checker=disable_env_checker,
-            kwargs=dict(kwargs),
-        )
-    except gymnasium.error.Error:  # not an id that Gymnasium would register
-        return None
+        check(found)
+    except AddressError as error:
+        raise AddressError(f"In the environment variable {variable}: {error}") from None
+    return found
+
+
+def _check_seconds(name: str, value: object, *, more_than_0: bool = False) -> None:
+    """Raise ConfigurationError unless `value` is a number of seconds in the allowed range."""
+    if isinstance(value, Real) and (float(value) > 0 if more_than_0 else float(value) >= 0):
+        return
+    least = "greater than 0" if more_than_0 else "of 0 or more"
+    raise ConfigurationError(f"{name} must be a number of seconds {least}, not {value!r:.100}.")

@@ -1,1 +1,1 @@
-"""The demo learners and their training task."""
+"""The demo learners, the task that trains them, and its report."""

@@ -1,4 +1,4 @@
-"""What a learner is, which one fits an environment, and files that keep what one has learnt."""
+"""Learners: their interface, the choice of one for an environment, saving and loading."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gymwire.learner_agent.training.price_bandits import PriceAgent
 from gymwire.learner_agent.training.q_learning import QLearner
 from gymwire.protocol.errors import ConfigurationError, NoLearnerFits
 
-# 80 MB of float64: larger tables are never filled by steps that come over a network.
+# 80 MB of float64. Steps over a network would never fill a larger table.
 LARGEST_TABLE = 10_000_000
 
 
 class Learner(Protocol):
-    """Something that acts and learns, one step at a time."""
+    """The interface of an agent that acts and learns one step at a time."""
 
     def act(self, observation: Any, info: Mapping[str, Any]) -> Any:
         """Return the action to take after `observation` and its `info`."""
@@ -38,13 +38,17 @@ class Learner(Protocol):
         truncated: bool,
         info: Mapping[str, Any],
     ) -> None:
-        """Learn from a step: `action`, after `observation`, led to all the rest."""
+        """Learn from one step: `action`, taken after `observation`, led to the other values."""
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return what was learnt as fresh numeric arrays."""
+        """Return the learnt parameters as numeric arrays, in fresh memory."""
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from another learner's `state()`. Raises ValueError when it makes no sense."""
+        """Replace the learnt parameters by those that `state` of another learner returned.
+
+        Raises:
+            ValueError: impossible values.
+        """
 
 
 def learner_for(
@@ -52,9 +56,15 @@ def learner_for(
     action_space: gymnasium.Space[Any],
     seed: int | None = None,
 ) -> PriceAgent | QLearner:
-    """Return the learner that fits an environment's spaces, seeded with `seed`.
+    """Return a new learner for an environment with these spaces.
 
-    Raises NoLearnerFits, which says what would fit.
+    Args:
+        observation_space: the environment's observation space.
+        action_space: the environment's action space.
+        seed: seeds the learner's own generator.
+
+    Raises:
+        NoLearnerFits: no learner handles these spaces; the text lists those that are handled.
     """
     match observation_space, action_space:
         case Discrete(n=1), MultiDiscrete(shape=(2,)):
@@ -69,20 +79,25 @@ def learner_for(
                 return QLearner(observation_space, action_space, seed=seed)
     raise NoLearnerFits(
         f"No learner fits the observation space {_shortened(observation_space)} with the action "
-        f"space {_shortened(action_space)}. What would fit: Discrete observations and actions, for "
-        "Q-learning; or Discrete(1) with MultiDiscrete([goods, prices]), for the price agent; "
-        f"either of them with at most {LARGEST_TABLE:,} pairs. For anything else, train a learner "
-        "of your own on learner_agent.ProxyEnv."
+        f"space {_shortened(action_space)}. Supported: Discrete observations and actions, with "
+        "Q-learning; Discrete(1) observations and MultiDiscrete([goods, prices]) actions, with the "
+        f"price agent; each with at most {LARGEST_TABLE:,} pairs. For other spaces, train your own "
+        "learner on gymwire.ProxyEnv."
     )
 
 
 def save(learner: Learner, path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> None:
-    """Write what was learnt to `path`, an .npz file whatever its name, replacing a file in one go.
+    """Save the learnt parameters to a file, in .npz format whatever its name.
+
+    The file appears, or replaces an existing one, only when it is complete.
 
     Args:
-        metadata: what to remember beside it, JSON-able; the learner's kind is added.
+        learner: the learner to save.
+        path: the file.
+        metadata: JSON-serializable values to store as well. The learner's class is added.
 
-    Raises ConfigurationError when the file cannot be written.
+    Raises:
+        ConfigurationError: the file cannot be written.
     """
     note = json.dumps({**metadata, "learner": type(learner).__name__})
     unfinished = Path(f"{os.fspath(path)}.unfinished")
@@ -94,36 +109,40 @@ def save(learner: Learner, path: str | os.PathLike[str], metadata: Mapping[str, 
         unfinished.replace(path)
     except OSError as error:
         raise ConfigurationError(
-            f"Cannot save what was learnt to {os.fspath(path)}: {error.strerror or error}."
+            f"Cannot save the learner to {os.fspath(path)}: {error.strerror or error}."
         ) from error
 
 
 def load(learner: Learner, path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Let `learner` go on from a file that `save` wrote, and return the file's metadata.
+    """Load the parameters that `save` wrote into a learner, and return the file's metadata.
 
-    Raises ConfigurationError when there is no such file, or what it holds does not fit `learner`.
+    Raises:
+        ConfigurationError: the file cannot be read, or its content does not fit `learner`, which
+            then stays unchanged.
     """
     try:
-        # Opened here, because np.load leaves a file open in which it finds a broken archive.
+        # np.load would leave the file open if the archive is damaged.
         with Path(path).open("rb") as opened:
-            if not zipfile.is_zipfile(opened):  # NumPy's own words would advise to unpickle it
-                raise ValueError("it is no .npz file")
+            if not zipfile.is_zipfile(opened):  # NumPy's own error would suggest unpickling
+                raise ValueError("it is not an .npz file")
             opened.seek(0)
             with np.load(opened, allow_pickle=False) as file:
                 metadata = json.loads(str(file["metadata"]))
                 state = {name: file[name] for name in learner.state()}
         kind = type(learner).__name__
         if metadata["learner"] != kind:
-            raise ValueError(f"it was learnt by a {metadata['learner']}, not by a {kind}")
+            raise ValueError(
+                f"it was saved by a {metadata['learner']}, but this environment needs a {kind}"
+            )
         for name, own in learner.state().items():
             loaded = state[name]
             if (loaded.shape, loaded.dtype) != (own.shape, own.dtype):
                 raise ValueError(
                     f"its {name} is {loaded.dtype} {loaded.shape}, "
-                    f"where this environment needs {own.dtype} {own.shape}"
+                    f"but this environment needs {own.dtype} {own.shape}"
                 )
             if not np.isfinite(loaded).all():
-                raise ValueError(f"its {name} holds values that are not finite")
+                raise ValueError(f"its {name} contains values that are not finite")
         learner.restore(state)
     except OSError as error:
         raise ConfigurationError(
@@ -131,7 +150,7 @@ def load(learner: Learner, path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         raise ConfigurationError(
-            f"{os.fspath(path)} does not hold what this learner could go on from: {error}"
+            f"Cannot load {os.fspath(path)} into this learner: {error}."
         ) from error
     return dict(metadata)
 

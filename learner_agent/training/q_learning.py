@@ -1,9 +1,9 @@
-"""Tabular Q-learning (Watkins, 1989), for any Discrete observation and Discrete action.
+"""Tabular Q-learning (Watkins, 1989) for Discrete observations and Discrete actions.
 
     Q(s, a) += rate · (reward + discount · max Q(s', ·) - Q(s, a))
 
-with nothing to come after a terminal step. A truncated episode is not over: its last step still
-counts what could have come.
+After a terminal step the maximum is 0. After a truncated step it is not, because the episode could
+have gone on.
 """
 
 from __future__ import annotations
@@ -18,28 +18,29 @@ from numpy.typing import NDArray
 
 
 class QLearner:
-    """Learns the value of each action in each state, and takes the best one, or a random one.
+    """A learner that estimates the value of each action in each state.
 
-    With probability `epsilon` an action is random; epsilon falls from 1 towards `final_epsilon`
-    by a factor of e every `exploration_steps` steps learnt from. An `action_mask` in
-    the info (int8 (n_actions,), 1 for what makes sense, as Taxi gives it) is respected.
+    It takes a random action with probability `epsilon`, else one with the highest value. Epsilon
+    decays from 1 to `final_epsilon` exponentially. If the info has an `action_mask` (int8
+    (n_actions,), 1 for useful actions, as in Taxi), only those actions are considered.
 
-    What it does depends only on `seed` and on what the environment returns.
+    Its actions depend only on `seed` and on what the environment returns.
 
     Args:
-        observation_space, action_space: their `start` is respected.
+        observation_space: the environment's observation space, with any `start`.
+        action_space: the environment's action space, with any `start`.
         seed: seeds the learner's own generator.
-        rate_decay: how fast the share of each surprise that is learnt falls with the number of
-            visits to its state: `visits ** -rate_decay`. 0.3 lets a first surprise count in full,
-            which deterministic worlds reward, and averages over hundreds, which slippery ones need.
-        discount: what a reward is worth one step later, in [0, 1].
+        rate_decay: the learning rate is `visits ** -rate_decay`, where `visits` counts the visits
+            to the state. With 0.3, the first update counts in full, which suits deterministic
+            environments, and later ones average over hundreds of visits, which suits random ones.
+        discount: the discount factor, in [0, 1].
         exploration_steps: the time constant of epsilon, in steps.
-        final_epsilon: where epsilon ends, in [0, 1].
+        final_epsilon: the limit of epsilon, in [0, 1].
 
     Attributes:
-        values: float64 (n_states, n_actions), Q.
-        visits: int64 (n_states,), how many actions were taken in each state.
-        steps: int, how many steps were learnt from.
+        values: Q, float64 (n_states, n_actions).
+        visits: the number of actions taken in each state, int64 (n_states,).
+        steps: the number of steps learnt from.
     """
 
     def __init__(
@@ -67,16 +68,16 @@ class QLearner:
 
     @property
     def epsilon(self) -> float:
-        """The probability of a random action now."""
+        """The present probability of a random action."""
         decay = math.exp(-self.steps / self.exploration_steps)
         return self.final_epsilon + (1 - self.final_epsilon) * decay
 
     def act(self, observation: Any, info: Mapping[str, Any]) -> int:
-        """Return the action to take after `observation`, one of the action space."""
+        """Return the action to take after `observation`."""
         actions = self._allowed(info)
         if self._rng.random() >= self.epsilon:
             values = self.values[int(observation) - self._first_state, actions]
-            # Of equal values a random one: always taking the first would never leave the start.
+            # Break ties at random: always the first action might never leave the start.
             actions = actions[values == values.max()]
         return self._first_action + int(actions[self._rng.integers(actions.size)])
 
@@ -90,19 +91,19 @@ class QLearner:
         truncated: bool,
         info: Mapping[str, Any],
     ) -> None:
-        """Learn from one step; `info` belongs to `next_observation`."""
-        state, place = int(observation) - self._first_state, action - self._first_action
+        """Learn from one step. `info` belongs to `next_observation`."""
+        state, column = int(observation) - self._first_state, action - self._first_action
         target = float(reward)
         if not terminated:
             next_values = self.values[int(next_observation) - self._first_state]
             target += self.discount * float(next_values[self._allowed(info)].max())
         self.visits[state] += 1
         rate = float(self.visits[state]) ** -self.rate_decay
-        self.values[state, place] += rate * (target - self.values[state, place])
+        self.values[state, column] += rate * (target - self.values[state, column])
         self.steps += 1
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return what was learnt, as fresh arrays: `values`, `visits` and `steps`."""
+        """Return `values`, `visits` and `steps`, in fresh memory."""
         return {
             "values": self.values.copy(),
             "visits": self.visits.copy(),
@@ -110,7 +111,7 @@ class QLearner:
         }
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Go on from what `state()` returned, of a learner of the same size."""
+        """Continue from what `state` of a learner of the same size returned."""
         self.values, self.visits = state["values"].copy(), state["visits"].copy()
         self.steps = int(state["steps"])
 

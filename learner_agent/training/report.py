@@ -1,9 +1,10 @@
-"""What a person wants to see when a training is over: a short table, and curves."""
+"""The report of a training: a short table, and plots."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +23,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# More rows than this tell a person nothing more.
-MOST_GOODS_SHOWN = 20
+MAX_GOODS_SHOWN = 20
+MAX_DOT_AREA = 120  # of the price with the most offers, in points²
 
 
 def print_report(result: TrainingResult, learner: Learner, console: Console) -> None:
-    """Print what was learnt, reward early against late, and the rate of steps."""
+    """Print the result: best prices, rewards at the start and at the end, steps per second."""
     if isinstance(learner, PriceAgent):
         console.print(_price_table(result, learner))
     summary = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -40,9 +41,9 @@ def print_report(result: TrainingResult, learner: Learner, console: Console) -> 
 
 def _price_table(result: TrainingResult, agent: PriceAgent) -> Table:
     truth = _true_acceptance(result.reset_info, agent)
-    # Narrow enough for 80 columns with a process manager's prefix before each line.
+    # Fits into 80 columns with the prefix that honcho puts before each line.
     table = Table(
-        title="Learnt prices, and how likely they are accepted",
+        title="Best price of each good and its acceptance",
         title_justify="left",
         title_style="bold",
         box=box.ROUNDED,
@@ -50,24 +51,24 @@ def _price_table(result: TrainingResult, agent: PriceAgent) -> Table:
     table.add_column("good", justify="right")
     table.add_column("offers", justify="right")
     table.add_column("price", justify="right", style="bold")
-    table.add_column("learnt", justify="right")
-    table.add_column("90 % sure", justify="center", style="dim")
+    table.add_column("estimated\nacceptance", justify="right")
+    table.add_column("90% interval", justify="center", style="dim")
     if truth is not None:
         table.add_column("true", justify="right")
-    for place, good in enumerate(agent.goods[:MOST_GOODS_SHOWN]):
+    for number, good in enumerate(agent.goods[:MAX_GOODS_SHOWN]):
         best = good.best()
         low, high = best.interval(0.9)
         cells = [
-            str(agent.first_good + place),
+            str(agent.first_good + number),
             f"{good.offers:,}",
             str(best.price),
             f"{best.mean:.0%}",
             f"{low:.0%} to {high:.0%}",
         ]
         if truth is not None:
-            cells.append(f"{truth[place, best.price - good.first_price]:.0%}")
+            cells.append(f"{truth[number, best.price - good.first_price]:.0%}")
         table.add_row(*cells)
-    hidden = len(agent.goods) - MOST_GOODS_SHOWN
+    hidden = len(agent.goods) - MAX_GOODS_SHOWN
     if hidden > 0:
         table.caption = f"and {hidden:,} more goods"
     return table
@@ -100,7 +101,7 @@ def _summary(result: TrainingResult, learner: Learner) -> list[tuple[str, str]]:
 
 
 def _early_and_late(values: NDArray[Any]) -> tuple[float, float]:
-    """Return the means of the first and of the last tenth, of at least one value each."""
+    """Return the means of the first and the last tenth, at least one value each."""
     if values.size == 0:
         return 0.0, 0.0
     n = max(1, values.size // 10)
@@ -108,7 +109,7 @@ def _early_and_late(values: NDArray[Any]) -> tuple[float, float]:
 
 
 def _true_acceptance(info: Mapping[str, Any], agent: PriceAgent) -> NDArray[np.float64] | None:
-    """Return the probabilities that the market tells, if it does and they fit; else None."""
+    """Return the acceptance probabilities in the info; None if there are none of this shape."""
     truth = info.get("acceptance_probability")
     shape = (len(agent.goods), agent.goods[0].a.size)
     if not isinstance(truth, np.ndarray) or truth.dtype != np.float64 or truth.shape != shape:
@@ -116,7 +117,7 @@ def _true_acceptance(info: Mapping[str, Any], agent: PriceAgent) -> NDArray[np.f
     return truth if ((truth >= 0) & (truth <= 1)).all() else None
 
 
-# Okabe and Ito's palette: its colours differ for colour-blind eyes too.
+# The palette of Okabe and Ito, which colour-blind people can distinguish.
 _BLUE, _VERMILION, _GREEN, _GREY = "#0072B2", "#D55E00", "#009E73", "#8A8F98"
 _INK = "#2B2F36"
 _STYLE: Any = {
@@ -140,22 +141,41 @@ _STYLE: Any = {
 }
 
 
-def plot(result: TrainingResult, learner: Learner, path: str | os.PathLike[str]) -> None:
-    """Draw the training to `path`, in the format that its name ends with: .png, .svg, .pdf …
+def plot(
+    result: TrainingResult,
+    learner: Learner,
+    path: str | os.PathLike[str],
+    *,
+    address: str = "",
+    seed: int | None = None,
+) -> None:
+    """Plot a training to a file.
 
-    Raises ConfigurationError when matplotlib is missing or the file cannot be written.
+    Args:
+        result: the rewards and episodes.
+        learner: the trained learner.
+        path: the file; the suffix selects the format (.png, .svg, .pdf).
+        address: the address of the environment, for the title.
+        seed: the seed of the training, for the title.
+
+    Raises:
+        ConfigurationError: matplotlib is not installed, or the file cannot be written.
     """
     try:
         import matplotlib
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigurationError(
-            "plots are drawn with matplotlib, which is not installed here; "
-            "install it with: pip install matplotlib"
+            "Plots need matplotlib, which is not installed. Install it with: pip install "
+            "'gymwire[plot]' (in a clone: ./run pip install -e '.[plot]')"
         ) from error
-    # A Figure of its own, not pyplot: no window, and no global state beyond this block.
+    # Figure instead of pyplot: opens no window and leaves no global state.
     with matplotlib.rc_context(_STYLE):
         figure = Figure(layout="constrained", dpi=150)
+        draw_title = partial(figure.suptitle, x=0.01, ha="left", fontsize=12, weight="bold")
+        place = f" at {address}" if address else ""
+        seeded = "" if seed is None else f", seed {seed}"
+        draw_title(f"{type(learner).__name__}{place}{seeded}: {result.rewards.size:,} steps")
         if isinstance(learner, PriceAgent):
             _draw_market(figure, result, learner)
         else:
@@ -169,78 +189,84 @@ def plot(result: TrainingResult, learner: Learner, path: str | os.PathLike[str])
 
 
 def _draw_market(figure: Figure, result: TrainingResult, agent: PriceAgent) -> None:
-    goods = agent.goods[:MOST_GOODS_SHOWN]
+    goods = agent.goods[:MAX_GOODS_SHOWN]
     columns = min(5, len(goods))
     rows = -(-len(goods) // columns)
     figure.set_size_inches(max(6.0, 2.3 * columns), 1.75 * rows + 2.9)
     layout = figure.add_gridspec(rows + 1, columns, height_ratios=[1.0] * rows + [1.25])
     truth = _true_acceptance(result.reset_info, agent)
+    most_offers = max(float((good.a + good.b - 2).max()) for good in goods)
     first: Axes | None = None
-    for place, good in enumerate(goods):
-        axes = figure.add_subplot(layout[divmod(place, columns)], sharex=first, sharey=first)
+    for number, good in enumerate(goods):
+        axes = figure.add_subplot(layout[divmod(number, columns)], sharex=first, sharey=first)
         first = first or axes
         prices = np.arange(good.first_price, good.first_price + good.a.size)
         low, high = (beta_quantile(good.a, good.b, q) for q in (0.05, 0.95))
-        axes.vlines(prices, low, high, color=_BLUE, alpha=0.17, lw=1.3, label="learnt, 90 % sure")
-        # The area of a dot counts offers: what the agent looked at stands out from mere priors.
-        offers = good.a + good.b - 2
+        axes.vlines(prices, low, high, color=_BLUE, alpha=0.17, lw=1.3, label="90% interval")
+        # The area of a dot grows with the offers, so that tried prices stand out from priors.
+        areas = 1 + (good.a + good.b - 2) * min(1.0, MAX_DOT_AREA / max(1.0, most_offers))
         means = good.a / (good.a + good.b)
-        axes.scatter(prices, means, s=1 + offers, color=_BLUE, lw=0, label="learnt", zorder=3)
+        on_top: Any = {"zorder": 3, "clip_on": False}  # dots at the border are not cut off
+        axes.scatter(
+            prices, means, s=areas, color=_BLUE, lw=0, label="estimated acceptance", **on_top
+        )
         if truth is not None:
-            axes.plot(prices, truth[place], color=_VERMILION, lw=1.5, label="true", zorder=2)
+            axes.plot(prices, truth[number], color=_VERMILION, lw=1.5, label="true", zorder=2)
         best = good.best()
         axes.plot(
-            best.price, best.mean, "o", mfc="none", mec=_INK, ms=8, label="learnt price", zorder=4
+            best.price, best.mean, "o", mfc="none", mec=_INK, ms=8, label="best price", **on_top
         )
-        axes.set_title(f"good {agent.first_good + place}: price {best.price}")
+        axes.set_title(f"good {agent.first_good + number}: price {best.price}")
         axes.set_ylim(-0.04, 1.08)
         axes.set_yticks([0, 0.5, 1], ["0%", "50%", "100%"])
         axes.set_xlim(prices[0] - 2, prices[-1] + 2)
-        leftmost, lowest = place % columns == 0, place + columns >= len(goods)
+        leftmost, lowest = number % columns == 0, number + columns >= len(goods)
         axes.set(ylabel="accepted" if leftmost else "", xlabel="price" if lowest else "")
         axes.tick_params(labelleft=leftmost, labelbottom=lowest)
+        _use_integer_ticks(axes)
     assert first is not None
     below = figure.add_subplot(layout[rows, :])
-    _draw_moving_mean(below, result.rewards > 0, _BLUE, percent=True)
-    below.set(
-        title="Offers accepted over time", xlabel="offer", xlim=(0, max(1, result.rewards.size))
-    )
-    figure.suptitle("Which prices are accepted", x=0.01, ha="left", fontsize=12, weight="bold")
+    _draw_moving_mean(below, result.rewards > 0, _BLUE, "offers", percent=True)
+    below.set(title="Accepted offers", xlabel="offer")
     handles, labels = first.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper right", ncols=len(handles))
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(handles))
 
 
 def _draw_episodes(figure: Figure, result: TrainingResult) -> None:
     returns = result.episode_returns
     panels: list[tuple[str, NDArray[Any], str, bool]] = []
-    if returns.size < 2:
+    unit = "episode" if returns.size >= 2 else "step"
+    if unit == "step":
         panels.append(("Reward per step", result.rewards, _BLUE, False))
     else:
         won = (result.final_rewards > 0).astype(float)
-        # Where winning is all there is to get, the return says the same a second time.
+        # If the return only says whether the episode was won, one panel suffices.
         if not np.array_equal(returns, won):
-            panels.append(("Return of an episode", returns, _BLUE, False))
+            panels.append(("Episode return", returns, _BLUE, False))
         if won.any():
             panels.append(("Episodes won", won, _GREEN, True))
-        panels.append(("Steps of an episode", result.episode_lengths, _VERMILION, False))
+        panels.append(("Episode length in steps", result.episode_lengths, _VERMILION, False))
     figure.set_size_inches(8.0, 0.8 + 2.1 * len(panels))
-    for place, (title, values, color, percent) in enumerate(panels):
-        axes = figure.add_subplot(len(panels), 1, place + 1)
-        _draw_moving_mean(axes, values, color, percent=percent)
-        axes.set(title=title, xlim=(0, max(1, values.size)))
-        axes.tick_params(labelbottom=place == len(panels) - 1)
-    axes.set_xlabel("episode" if returns.size >= 2 else "step")
-    figure.suptitle(
-        f"Training over {result.rewards.size:,} steps",
-        x=0.01,
-        ha="left",
-        fontsize=12,
-        weight="bold",
-    )
+    for number, (title, values, color, percent) in enumerate(panels, 1):
+        axes = figure.add_subplot(len(panels), 1, number)
+        _draw_moving_mean(axes, values, color, f"{unit}s", percent=percent)
+        axes.set(title=title, xlabel=unit if number == len(panels) else "")
+        axes.tick_params(labelbottom=number == len(panels))
 
 
-def _draw_moving_mean(axes: Axes, values: NDArray[Any], color: str, *, percent: bool) -> None:
-    """Draw the mean over a twentieth of all values, and the values themselves faintly behind."""
+def _use_integer_ticks(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+    axes.xaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
+
+
+def _draw_moving_mean(
+    axes: Axes, values: NDArray[Any], color: str, unit: str, *, percent: bool
+) -> None:
+    """Draw the mean over a twentieth of all values, and the values themselves in the background."""
+    axes.set_xlim(0, 1.01 * max(1, values.size))
+    _use_integer_ticks(axes)
     if not values.size:
         return
     window = max(1, values.size // 20)
@@ -248,23 +274,23 @@ def _draw_moving_mean(axes: Axes, values: NDArray[Any], color: str, *, percent: 
     at = np.arange(1, values.size + 1)
     start = np.maximum(0, at - window)
     mean = (sums[at] - sums[start]) / (at - start)
-    # The first few means are of too few values to mean anything.
+    # The first means are of too few values to be meaningful.
     shown = slice(min(values.size - 1, window // 4), None)
-    # No more points than the eye can tell apart, or a vector file of a long run would be huge.
+    # Limit the number of points, or a vector file of a long run would be huge.
     every = max(1, values.size // 4000)
     if percent:
         axes.set_ylim(0, 1.03)
         axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.fill_between(at[shown][::every], 0, mean[shown][::every], color=color, alpha=0.1, lw=0)
     else:
-        axes.plot(at[::every], values[::every], ".", color=_GREY, ms=2, alpha=0.35, rasterized=True)
-        middle = np.percentile(values, [1, 99])
-        spread = max(1e-9, float(middle[1] - middle[0]))
-        axes.set_ylim(middle[0] - 0.08 * spread, middle[1] + 0.08 * spread)
+        low, high = np.percentile(values, [1, 99])
+        margin = 0.08 * max(1e-9, float(high - low))
+        dots = np.where((values >= low) & (values <= high), values, np.nan)  # no cut-off outliers
+        axes.plot(at[::every], dots[::every], ".", color=_GREY, ms=2, alpha=0.35, rasterized=True)
+        axes.set_ylim(low - margin, high + margin)
     axes.plot(at[shown][::every], mean[shown][::every], color=color, lw=1.8)
-    axes.xaxis.set_major_formatter(lambda count, _: f"{count:,.0f}")
     axes.annotate(
-        f"mean of {window:,}",
+        f"mean of {window:,} {unit}",
         (1, 1),
         xycoords="axes fraction",
         ha="right",

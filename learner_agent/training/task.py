@@ -1,4 +1,4 @@
-"""The training task: setup, execute, teardown, on any Gymnasium environment, remote or local."""
+"""The training task: setup, execute and teardown, on any Gymnasium environment."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ from numpy.typing import NDArray
 
 from gymwire.learner_agent.training.learners import Learner
 
-# Twenty pictures a second look alive; more would only slow the training down.
+# 20 updates per second look smooth; more would slow the training down.
 PROGRESS_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a training is: what a progress bar or a log line shows.
+    """The progress of a training, for a progress bar or a log line.
 
     Attributes:
-        step: steps done, of `steps`.
-        episodes: episodes ended.
-        recent_reward: mean reward per step over the last 1000 steps, or as many as there are.
-        steps_per_s: since the start.
+        step: the number of steps done.
+        steps: the number of steps to do.
+        episodes: the number of episodes that have ended.
+        recent_reward: the mean reward per step over the last 1000 steps, or fewer at the start.
+        steps_per_s: steps per second since the start.
     """
 
     step: int
@@ -37,15 +38,15 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainingResult:
-    """What came of a training.
+    """The rewards and episodes of a training.
 
     Attributes:
-        rewards: float64 (n_steps,), each step's reward.
-        episode_ends: int64 (n_episodes,), the number of steps done when each episode ended; steps
-            after the last are of an episode that the training left unfinished.
-        seconds: how long the steps took, with resets and learning.
-        reset_info: the info of the first reset, in which some environments tell the truth by which
-            a learner can be judged.
+        rewards: the reward of each step, float64 (n_steps,).
+        episode_ends: the number of steps done when each episode ended, int64 (n_episodes,). Later
+            steps belong to an unfinished episode.
+        seconds: the duration of all steps, resets and learning included.
+        reset_info: the info of the first reset. Some environments put the true values in it that
+            a learner should find.
     """
 
     rewards: NDArray[np.float64]
@@ -55,7 +56,7 @@ class TrainingResult:
 
     @property
     def steps_per_s(self) -> float:
-        """Steps per second of wall time; 0 when nothing was done."""
+        """Steps per second of wall time; 0 without steps."""
         return self.rewards.size / self.seconds if self.seconds > 0 else 0.0
 
     @property
@@ -79,18 +80,18 @@ class TrainingResult:
 
 
 class TrainingTask:
-    """Lets a learner act in an environment and learn from it for a number of steps.
+    """Trains a learner in an environment for a number of steps.
 
-    `run()` is setup, execute and teardown in that order, the last one whatever happens. After a run
-    that was interrupted, `result()` still tells what was done.
+    `run` calls `setup`, `execute` and, even after an error, `teardown`. After an interrupted run,
+    `result` returns what was done until then.
 
     Args:
-        env: any Gymnasium environment; the task closes it.
-        learner: acts and learns.
-        steps: how many steps to train, at least 1.
-        seed: seeds the environment's first reset; later ones go on from there.
-        on_progress: called with a `Progress` at most every 0.05 s, and after the last step.
-        clock: tells the time in seconds.
+        env: any Gymnasium environment. The task closes it.
+        learner: the learner, which chooses the actions.
+        steps: the number of steps, at least 1.
+        seed: seeds the first reset of the environment. Later resets have no seed.
+        on_progress: called at most every 0.05 s, and after the last step.
+        clock: returns the time in seconds.
     """
 
     def __init__(
@@ -103,7 +104,7 @@ class TrainingTask:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if steps < 1:
-            raise ValueError(f"a training takes at least 1 step, not {steps}")
+            raise ValueError(f"steps must be at least 1, not {steps}")
         self._env, self._learner, self._seed = env, learner, seed
         self._on_progress, self._clock = on_progress, clock
         self._rewards = np.empty(steps)
@@ -124,12 +125,12 @@ class TrainingTask:
         return self.result()
 
     def setup(self) -> None:
-        """Reset the environment with the task's seed."""
+        """Reset the environment with the seed of the task."""
         self._observation, self._info = self._env.reset(seed=self._seed)
         self._reset_info = self._info
 
     def execute(self) -> None:
-        """Do the steps, with a reset after each episode that ends before the last of them."""
+        """Run the steps, and reset after each episode except at the last step."""
         env, learner, rewards, clock = self._env, self._learner, self._rewards, self._clock
         steps, observation, info = rewards.size, self._observation, self._info
         start = clock()
@@ -167,7 +168,7 @@ class TrainingTask:
         self._env.close()
 
     def result(self) -> TrainingResult:
-        """Return what was done so far."""
+        """Return the result of the steps done so far."""
         return TrainingResult(
             rewards=self._rewards[: self._done].copy(),
             episode_ends=np.array(self._episode_ends, np.int64),

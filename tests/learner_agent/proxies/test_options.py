@@ -1,12 +1,18 @@
-"""What cannot be meant is refused before anybody is asked, and the refusal names it."""
+"""Impossible options are refused before anything is sent, and the error names them."""
 
 from __future__ import annotations
 
+import inspect
+import os
+from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.learner_agent.client import session_token
+from gymwire.learner_agent.proxies.options import ProxyOptions, VectorProxyOptions
 from gymwire.protocol.errors import AddressError, ConfigurationError
 
 NOBODY = "tcp://127.0.0.1:9"
@@ -16,12 +22,15 @@ NOBODY = "tcp://127.0.0.1:9"
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"timeout_s": "60"}, "timeout_s is a number of seconds, more than 0, not '60'"),
-        ({"timeout_s": 0}, "timeout_s is a number of seconds, more than 0, not 0"),
-        ({"timeout_s": None}, "timeout_s is a number of seconds, more than 0, not None"),
-        ({"timeout_s": float("nan")}, "timeout_s is a number of seconds, more than 0, not nan"),
-        ({"step_timeout_s": -1}, "step_timeout_s is a number of seconds, 0 or more, not -1"),
-        ({"wait_s": "x"}, "wait_s is a number of seconds, 0 or more, not 'x'"),
+        ({"timeout_s": "60"}, "timeout_s must be a number of seconds greater than 0, not '60'"),
+        ({"timeout_s": 0}, "timeout_s must be a number of seconds greater than 0, not 0"),
+        ({"timeout_s": None}, "timeout_s must be a number of seconds greater than 0, not None"),
+        (
+            {"timeout_s": float("nan")},
+            "timeout_s must be a number of seconds greater than 0, not nan",
+        ),
+        ({"step_timeout_s": -1}, "step_timeout_s must be a number of seconds of 0 or more, not -1"),
+        ({"wait_s": "x"}, "wait_s must be a number of seconds of 0 or more, not 'x'"),
         ({"env_kwargs": [1]}, r"env_kwargs must be a dict .* not \[1\]"),
     ],
 )
@@ -49,3 +58,50 @@ def test_an_address_and_a_url_are_text() -> None:
         ProxyEnv(5)  # type: ignore[arg-type]
     with pytest.raises(AddressError, match="5555 is not a broker URL: write tcp://HOST:PORT"):
         ProxyEnv("cartpole", 5555)  # type: ignore[arg-type]
+
+
+def test_an_error_in_a_variable_names_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GYMWIRE_BROKER", "nonsense")
+    with pytest.raises(AddressError, match="environment variable GYMWIRE_BROKER: 'nonsense'"):
+        ProxyEnv("cartpole")
+    monkeypatch.setenv("GYMWIRE_ADDRESS", "Not One")
+    with pytest.raises(AddressError, match="environment variable GYMWIRE_ADDRESS: 'Not One'"):
+        ProxyEnv()
+
+
+def test_without_an_address_the_error_says_how_to_give_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GYMWIRE_ADDRESS", raising=False)
+    with pytest.raises(ConfigurationError, match=r"Pass one, .* or set GYMWIRE_ADDRESS"):
+        ProxyEnv(broker=NOBODY)
+
+
+def test_each_proxy_lists_its_own_choices_of_on_lost() -> None:
+    with pytest.raises(ConfigurationError, match='must be "raise" or "replay", not \'truncate\''):
+        ProxyEnv("cartpole", on_lost="truncate")
+    with pytest.raises(ConfigurationError, match='must be "raise" or "truncate", not \'replay\''):
+        ProxyVectorEnv("cartpole", on_lost="replay")
+
+
+@pytest.mark.parametrize(
+    ("proxy", "options"), [(ProxyEnv, ProxyOptions), (ProxyVectorEnv, VectorProxyOptions)]
+)
+def test_a_constructor_and_its_options_have_the_same_names_and_defaults(
+    proxy: type, options: type[ProxyOptions]
+) -> None:
+    parameters = inspect.signature(proxy).parameters.values()
+    constructor = {one.name: one.default for one in parameters if one.name != "channel"}
+    listed = {field.name: field.default for field in fields(options)}
+    assert constructor.keys() == listed.keys()
+    for name in listed.keys() - {"address", "broker", "env_kwargs"}:  # empty instead of None
+        assert constructor[name] == listed[name]
+
+
+def test_options_become_the_keywords_of_another_proxy() -> None:
+    options = ProxyOptions(address="cartpole", broker=NOBODY, key=Path("keys") / "me")
+    kwargs = options.as_kwargs()
+    assert kwargs["key"] == os.path.join("keys", "me")
+    assert ProxyOptions(**kwargs).as_kwargs() == kwargs
+
+
+def test_a_session_token_keeps_every_option_of_a_proxy() -> None:
+    assert {field.name for field in fields(ProxyOptions)} == session_token.KEYWORDS

@@ -1,4 +1,4 @@
-"""ProxyVectorEnv is the vector that Gymnasium makes locally, over real processes."""
+"""ProxyVectorEnv equals the vector that Gymnasium makes locally, over real processes."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
 
 @pytest.fixture
 def gate(tmp_path: Path) -> Path:
-    """The file that lets go of the environments which wait at action 1."""
+    """Return the file whose creation releases the environments that wait at action 1."""
     return tmp_path / "gate"
 
 
@@ -94,7 +94,7 @@ def gated(broker: str, gate: Path, num_envs: int = 4, **kwargs: Any) -> ProxyVec
 
 
 def assert_same_course(local: Vector, remote: Vector, steps: int, seed: Any = 3) -> None:
-    """Fail unless both say the same at every step, in which DISABLED resets what has ended."""
+    """Fail unless both return the same at every step. DISABLED: reset what has ended."""
     assert remote.observation_space == local.observation_space
     assert remote.action_space == local.action_space
     assert remote.single_observation_space == local.single_observation_space
@@ -216,7 +216,7 @@ def test_attributes_are_read_called_and_set_in_each_environment(broker: str, ses
     remote.close()
 
 
-def test_attributes_that_are_not_handed_out_are_denied(broker: str) -> None:
+def test_attributes_that_are_not_exposed_are_denied(broker: str) -> None:
     remote = opened(broker, "moody", 2)
     with pytest.raises(AttributeDenied, match="_info"):
         remote.call("_info")
@@ -235,7 +235,7 @@ def test_rendering_gives_one_frame_for_each_environment(broker: str) -> None:
     remote.close()
 
 
-def test_it_says_what_it_is(broker: str) -> None:
+def test_spec_metadata_and_repr_describe_the_vector(broker: str) -> None:
     remote = opened(broker, "taxi", 3, autoreset_mode=AutoresetMode.SAME_STEP)
     assert remote.autoreset_mode is remote.metadata["autoreset_mode"] is AutoresetMode.SAME_STEP
     assert remote.spec is not None
@@ -272,7 +272,7 @@ def test_a_plain_environment_where_there_are_only_vectors_is_refused(broker: str
         ProxyEnv("counters-v", broker)
 
 
-# --- what cannot be -------------------------------------------------------------------------------
+# --- what is refused ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sessions", [1, 3])
@@ -280,14 +280,14 @@ def test_a_plain_environment_where_there_are_only_vectors_is_refused(broker: str
 def test_too_few_or_too_many_actions_are_not_sent(broker: str, sessions: int, count: int) -> None:
     local, remote = SyncVectorEnv([Moody] * 7), opened(broker, "moody", sessions=sessions)
     assert_same(local.reset(seed=1), remote.reset(seed=1))
-    with pytest.raises(BatchSizeError, match=f"actions holds {count} actions for 7 environments"):
+    with pytest.raises(BatchSizeError, match=f"actions has {count} actions for 7 environments"):
         remote.step(np.zeros(count, np.int64))
     actions = np.ones(7, np.int64)
     assert_same(local.step(actions), remote.step(actions))
     remote.close()
 
 
-def test_actions_of_which_one_cannot_travel_are_not_sent(broker: str) -> None:
+def test_nothing_is_sent_if_one_action_cannot_be_serialized(broker: str) -> None:
     local, remote = SyncVectorEnv([Moody] * 3), opened(broker, "moody", 3, sessions=3)
     assert_same(local.reset(seed=1), remote.reset(seed=1))
     with pytest.raises(EncodingError, match=r"actions\[2\]"):
@@ -318,13 +318,13 @@ def test_out_of_turn_calls_are_refused(broker: str) -> None:
     with pytest.raises(ResetNeeded):
         remote.step([0, 0])
     remote.reset()
-    with pytest.raises(MoveError, match="without step_async"):
+    with pytest.raises(MoveError, match="call step_async"):
         remote.step_wait()
     with pytest.raises(BatchSizeError, match="0 have been sent an action"):
         remote.recv()
     remote.step_async([0, 0])
     for call in (partial(remote.step_async, [0, 0]), remote.render, remote.recv):
-        with pytest.raises(MoveError, match="under way"):
+        with pytest.raises(MoveError, match="in progress"):
             call()
     remote.step_wait()
     remote.close()
@@ -396,7 +396,7 @@ def test_a_late_answer_is_dropped_after_a_reset(broker: str, gate: Path, session
     remote.close()
 
 
-def test_whoever_is_ready_first_is_handed_over_first(broker: str, gate: Path) -> None:
+def test_environments_that_finish_first_are_returned_first(broker: str, gate: Path) -> None:
     remote = gated(broker, gate, sessions=4)
     remote.reset()
     remote.send([1, 2, 3], env_ids=[0, 2, 3])
@@ -417,7 +417,7 @@ def test_whoever_is_ready_first_is_handed_over_first(broker: str, gate: Path) ->
     remote.close()
 
 
-def test_actions_go_to_the_environments_that_their_ids_name(broker: str, gate: Path) -> None:
+def test_actions_go_to_the_environments_named_by_their_ids(broker: str, gate: Path) -> None:
     remote = gated(broker, gate, num_envs=5, sessions=2)
     remote.reset()
     remote.send(np.array([3, 5, 4]), env_ids=[1, 0, 2])
@@ -432,7 +432,7 @@ def test_actions_go_to_the_environments_that_their_ids_name(broker: str, gate: P
     [
         ([0, 1], "Environments 0 to 2 share a session"),
         ([0, 1, 5], "from 0 to 4"),
-        ([3, 3], "different numbers"),
+        ([3, 3], "distinct numbers"),
         ([], "one or more integers"),
         ([0.5], "one or more integers"),
         ([3, 4, 0, 1, 2], "2 actions for 5"),
@@ -475,9 +475,7 @@ def test_sessions_that_were_lost_are_opened_again_at_the_same_time(
     remote.close()
 
 
-def test_where_one_session_cannot_be_opened_the_others_are_closed(
-    broker: str, tmp_path: Path
-) -> None:
+def test_if_one_session_cannot_be_opened_the_others_are_closed(broker: str, tmp_path: Path) -> None:
     meeting = {"meet": str(tmp_path), "party": 4, "late": 4}
     with contextlib.closing(BrokerConnection(broker)) as channel:
         with pytest.raises(EnvironmentFailed, match="the last one to come found no chair"):
@@ -517,7 +515,7 @@ def test_after_a_failure_all_environments_step_again(
     remote.close()
 
 
-def test_a_failure_does_not_cost_the_others_their_percepts(broker: str, gate: Path) -> None:
+def test_a_failure_loses_no_percepts_of_the_other_environments(broker: str, gate: Path) -> None:
     remote = gated(broker, gate, num_envs=3, sessions=3)
     remote.reset()
     remote.send([2, 9, 3], env_ids=[0, 1, 2])

@@ -1,4 +1,4 @@
-"""Which learner fits which spaces, and files that keep what one has learnt."""
+"""The choice of a learner for an environment's spaces, and saving and loading."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_discrete_observations_and_actions_get_q_learning() -> None:
         (Discrete(1), MultiDiscrete([10**5, 10**5])),
     ],
 )
-def test_where_no_learner_fits_the_error_says_what_would(
+def test_if_no_learner_fits_the_error_lists_the_supported_spaces(
     observation_space: gymnasium.Space[Any], action_space: gymnasium.Space[Any]
 ) -> None:
     with pytest.raises(NoLearnerFits) as caught:
@@ -53,43 +53,43 @@ def test_where_no_learner_fits_the_error_says_what_would(
     text = str(caught.value)
     assert repr(observation_space) in text
     assert " ".join(repr(action_space).split()) in text
-    assert "What would fit: Discrete observations and actions" in text
+    assert "Supported: Discrete observations and actions" in text
 
 
-def test_a_space_that_takes_pages_to_print_is_shortened_in_the_error() -> None:
+def test_a_space_with_a_long_repr_is_shortened_in_the_error() -> None:
     space = Dict({f"sensor-{n}": Discrete(2) for n in range(500)})
     with pytest.raises(NoLearnerFits) as caught:
         learner_for(space, Discrete(2))
     assert len(str(caught.value)) < 700
 
 
-def test_what_was_learnt_comes_back_from_its_file(tmp_path: Path) -> None:
+def test_a_saved_learner_can_be_loaded(tmp_path: Path) -> None:
     q = QLearner(Discrete(3), Discrete(2), seed=0)
     q.learn(0, 1, 4.0, 1, True, False, {})
-    save(q, tmp_path / "learnt.npz", {"address": "frozen-lake", "seed": 0})
+    save(q, tmp_path / "learner.npz", {"address": "frozen-lake", "seed": 0})
     other = QLearner(Discrete(3), Discrete(2))
-    metadata = load(other, tmp_path / "learnt.npz")
+    metadata = load(other, tmp_path / "learner.npz")
     assert metadata == {"address": "frozen-lake", "seed": 0, "learner": "QLearner"}
     assert other.values.tolist() == q.values.tolist()
     assert other.steps == 1
-    assert [path.name for path in tmp_path.iterdir()] == ["learnt.npz"]
+    assert [path.name for path in tmp_path.iterdir()] == ["learner.npz"]
 
 
 def test_the_file_is_plain_npz_without_pickles_whatever_its_name(tmp_path: Path) -> None:
-    save(PriceAgent(2, 3), tmp_path / "learnt", {})
-    with np.load(tmp_path / "learnt", allow_pickle=False) as file:
+    save(PriceAgent(2, 3), tmp_path / "learner", {})
+    with np.load(tmp_path / "learner", allow_pickle=False) as file:
         assert sorted(file) == ["a", "b", "metadata"]
         assert all(file[name].dtype != object for name in file)
 
 
-def test_a_place_that_cannot_be_written_is_an_error_naming_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"missing.learnt\.npz: No such file"):
-        save(PriceAgent(2, 3), tmp_path / "missing" / "learnt.npz", {})
+def test_a_file_that_cannot_be_written_is_an_error_naming_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"missing.learner\.npz: No such file"):
+        save(PriceAgent(2, 3), tmp_path / "missing" / "learner.npz", {})
 
 
-def test_no_file_is_an_error_naming_it(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"learnt\.npz: No such file"):
-        load(PriceAgent(2, 3), tmp_path / "learnt.npz")
+def test_a_missing_file_is_an_error_naming_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"learner\.npz: No such file"):
+        load(PriceAgent(2, 3), tmp_path / "learner.npz")
 
 
 def npz(**arrays: Any) -> bytes:
@@ -105,25 +105,25 @@ NOTE = np.array('{"learner": "PriceAgent"}')
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        (b"", "No data left|not hold"),
-        (b"no archive at all", "pickled|not hold"),
-        (pickle.dumps({"a": 1}), "no .npz file"),
+        (b"", "No data left|Cannot load"),
+        (b"no archive at all", "pickled|Cannot load"),
+        (pickle.dumps({"a": 1}), "not an .npz file"),
         (npz(a=ONES, b=ONES), "metadata"),
         (npz(a=ONES, metadata=NOTE), "b"),
-        (npz(a=ONES, b=ONES, metadata=np.array("[]")), "not hold"),
+        (npz(a=ONES, b=ONES, metadata=np.array("[]")), "Cannot load"),
         (npz(a=ONES, b=ONES, metadata=np.array('{"learner": "QLearner"}')), "by a QLearner"),
         (npz(a=np.ones((2, 4)), b=ONES, metadata=NOTE), r"\(2, 4\)"),
         (npz(a=ONES.astype(np.float32), b=ONES, metadata=NOTE), "float32"),
         (npz(a=ONES * np.nan, b=ONES, metadata=NOTE), "finite"),
         (npz(a=ONES * 0, b=ONES, metadata=NOTE), "below 1"),
         (npz(a=np.array([print]), b=ONES, metadata=NOTE), "allow_pickle"),
-        (npz(a=ONES, b=ONES, metadata=NOTE)[:-40], "zip|not hold"),
+        (npz(a=ONES, b=ONES, metadata=NOTE)[:-40], "zip|Cannot load"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(
     tmp_path: Path, content: bytes, complaint: str
 ) -> None:
-    path = tmp_path / "learnt.npz"
+    path = tmp_path / "learner.npz"
     path.write_bytes(content)
     agent = PriceAgent(2, 3)
     with pytest.raises(ConfigurationError, match=complaint):

@@ -1,4 +1,4 @@
-"""The price agent: beta distributions, Thompson sampling, and that it learns."""
+"""The price agent: beta distributions, Thompson sampling, and its results on the demo market."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-import gymwire.env_agent  # noqa: F401 - registers the market
+import gymwire  # noqa: F401 - registers the market
 from gymwire.learner_agent.training.price_bandits import (
     GoodPriceModel,
     PriceAgent,
@@ -21,7 +21,7 @@ def trained(seed: int, steps: int = 3_000) -> tuple[PriceAgent, TrainingResult]:
     return agent, TrainingTask(gymnasium.make("gymwire/PriceMarket-v0"), agent, steps, seed).run()
 
 
-def test_an_untried_price_is_accepted_as_likely_as_not() -> None:
+def test_the_prior_acceptance_of_a_price_is_one_half() -> None:
     assert PriceBandit(5).mean == 0.5
 
 
@@ -35,19 +35,19 @@ def test_an_accepted_offer_raises_a_and_a_refused_one_raises_b() -> None:
 
 
 @pytest.mark.parametrize("price", [0, 11])
-def test_a_price_without_a_bandit_is_an_error(price: int) -> None:
+def test_an_unknown_price_is_an_error(price: int) -> None:
     with pytest.raises(IndexError, match="prices are 1 to 10"):
         GoodPriceModel(10).update(price, True)
 
 
-def test_the_learnt_price_is_the_likeliest_and_of_equals_the_cheapest() -> None:
+def test_the_best_price_is_the_likeliest_and_of_equals_the_cheapest() -> None:
     model = GoodPriceModel(10)
     for price in (8, 6, 6, 9, 9):
         model.update(price, True)
     assert model.best().price == 6
 
 
-def test_prices_are_drawn_as_often_as_their_distribution_draws_the_highest() -> None:
+def test_a_price_is_sampled_with_the_probability_that_its_draw_is_the_highest() -> None:
     # P(Beta(2, 1) > Beta(1, 1)) is 2/3: the draws are real, not rounded to 0 or 1.
     model = GoodPriceModel(2)
     model.update(2, True)
@@ -66,18 +66,18 @@ def test_quantiles_are_those_of_the_beta_distribution() -> None:
     )
 
 
-def test_quantiles_of_much_seen_prices_do_not_underflow() -> None:
+def test_quantiles_for_many_offers_do_not_underflow() -> None:
     assert float(beta_quantile(90_000.0, 10_000.0, 0.5)) == pytest.approx(0.9, abs=1e-3)
 
 
-def test_offers_get_accepted_far_more_often_in_the_end_than_at_first() -> None:
+def test_more_offers_are_accepted_at_the_end_than_at_the_start() -> None:
     for seed in range(3):
         _, result = trained(seed)
         assert result.rewards[-300:].mean() > result.rewards[:300].mean() + 0.2
         assert result.rewards[-300:].mean() > 0.8
 
 
-def test_the_learnt_prices_are_truly_accepted() -> None:
+def test_the_true_acceptance_of_the_best_prices_is_high() -> None:
     agent, result = trained(0)
     truth = result.reset_info["acceptance_probability"]
     chances = [truth[n, good.best().price - 1] for n, good in enumerate(agent.goods)]
@@ -85,19 +85,19 @@ def test_the_learnt_prices_are_truly_accepted() -> None:
     assert np.mean(chances) > 0.9
 
 
-def test_the_same_seed_learns_the_same_to_the_bit() -> None:
+def test_the_same_seed_gives_the_same_result_bit_for_bit() -> None:
     (one, one_result), (other, other_result) = trained(5, 500), trained(5, 500)
     assert one_result.rewards.tobytes() == other_result.rewards.tobytes()
     assert all(one.state()[name].tobytes() == other.state()[name].tobytes() for name in "ab")
 
 
-def test_another_seed_offers_something_else() -> None:
+def test_another_seed_gives_other_offers() -> None:
     one, other = PriceAgent(10, 100, seed=1), PriceAgent(10, 100, seed=2)
     offers = [[agent.act(0, {}).tolist() for _ in range(5)] for agent in (one, other)]
     assert offers[0] != offers[1]
 
 
-def test_goods_and_prices_count_from_where_the_market_counts() -> None:
+def test_goods_and_prices_start_at_the_first_numbers_of_the_market() -> None:
     agent = PriceAgent(2, 3, first_good=5, first_price=10, seed=0)
     offers = [agent.act(0, {}) for _ in range(200)]
     assert {int(good) for good, _ in offers} == {5, 6}
@@ -106,7 +106,7 @@ def test_goods_and_prices_count_from_where_the_market_counts() -> None:
     assert agent.goods[1].bandit(12).a == 2
 
 
-def test_a_restored_agent_knows_what_the_first_one_knew() -> None:
+def test_a_restored_agent_has_the_best_prices_of_the_saved_one() -> None:
     agent, _ = trained(0, 500)
     other = PriceAgent(10, 100)
     other.restore(agent.state())

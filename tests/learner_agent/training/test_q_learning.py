@@ -1,4 +1,4 @@
-"""Tabular Q-learning: its arithmetic, and that it learns."""
+"""Tabular Q-learning: its updates, its exploration, and its results."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def trained(env_id: str, steps: int, seed: int = 0) -> tuple[QLearner, TrainingR
     return q, TrainingTask(env, q, steps, seed).run()
 
 
-def test_a_first_surprise_counts_in_full_and_later_ones_less() -> None:
+def test_the_first_update_counts_in_full_and_later_ones_less() -> None:
     q = learner(rate_decay=0.5)
     q.learn(0, 1, 4.0, 1, True, False, {})
     assert q.values[0, 1] == 4.0
@@ -36,21 +36,21 @@ def test_a_first_surprise_counts_in_full_and_later_ones_less() -> None:
     assert q.values[0, 1] == pytest.approx(4.0 - 4.0 / 2**0.5)
 
 
-def test_nothing_comes_after_a_terminal_step() -> None:
+def test_a_terminal_step_has_no_future_value() -> None:
     q = learner()
     q.values[1] = 10.0
     q.learn(0, 0, 1.0, 1, True, False, {})
     assert q.values[0, 0] == 1.0
 
 
-def test_a_truncated_step_still_counts_what_could_have_come() -> None:
+def test_a_truncated_step_has_a_future_value() -> None:
     q = learner(discount=0.5)
     q.values[1] = 10.0
     q.learn(0, 0, 1.0, 1, False, True, {})
     assert q.values[0, 0] == 6.0
 
 
-def test_the_best_of_the_next_state_counts_only_actions_that_the_mask_allows() -> None:
+def test_the_maximum_over_the_next_state_considers_only_masked_actions() -> None:
     q = learner(discount=1.0)
     q.values[1] = [5.0, 9.0]
     q.learn(0, 0, 0.0, 1, False, False, {"action_mask": np.array([1, 0], np.int8)})
@@ -67,52 +67,52 @@ def test_masked_actions_are_never_taken() -> None:
 
 
 @pytest.mark.parametrize("mask", [np.zeros(2, np.int8), np.ones(3, np.int8), "both", None])
-def test_a_mask_that_says_nothing_is_ignored(mask: Any) -> None:
+def test_an_unusable_mask_is_ignored(mask: Any) -> None:
     q = learner(seed=0)
     assert {q.act(0, {"action_mask": mask}) for _ in range(50)} == {0, 1}
 
 
-def test_spaces_may_start_anywhere() -> None:
+def test_the_start_of_the_spaces_is_respected() -> None:
     q = QLearner(Discrete(2, start=-4), Discrete(2, start=7), seed=0)
     assert {q.act(-3, {}) for _ in range(50)} == {7, 8}
     q.learn(-3, 8, 1.0, -4, True, False, {})
     assert q.values.tolist() == [[0.0, 0.0], [0.0, 1.0]]
 
 
-def test_exploration_falls_from_all_to_little() -> None:
+def test_epsilon_decays_from_1_to_its_limit() -> None:
     q = learner(final_epsilon=0.02, exploration_steps=100)
     assert q.epsilon == 1.0
     q.steps = 10**6
     assert q.epsilon == pytest.approx(0.02)
 
 
-def test_of_equal_values_a_random_action_is_taken() -> None:
+def test_ties_are_broken_at_random() -> None:
     q = learner(seed=0, final_epsilon=0.0)
     q.steps = 10**9
     assert {q.act(0, {}) for _ in range(50)} == {0, 1}
 
 
-def test_it_learns_to_cross_the_slippery_lake() -> None:
+def test_it_learns_frozen_lake() -> None:
     _, result = trained("FrozenLake-v1", 30_000)
     n = result.episode_returns.size // 10
     assert result.episode_returns[:n].mean() < 0.1
     assert result.episode_returns[-n:].mean() > 0.5  # the best possible is about 0.74
 
 
-def test_it_learns_to_drive_a_taxi() -> None:
+def test_it_learns_taxi() -> None:
     _, result = trained(TAXI, 40_000)
     n = result.episode_returns.size // 10
     assert result.episode_returns[-n:].mean() > 5  # the best possible is about 8
     assert (result.final_rewards[-n:] > 0).mean() > 0.95
 
 
-def test_the_same_seed_learns_the_same_to_the_bit() -> None:
+def test_the_same_seed_gives_the_same_result_bit_for_bit() -> None:
     (one, one_result), (other, other_result) = (trained("FrozenLake-v1", 3_000) for _ in range(2))
     assert one.values.tobytes() == other.values.tobytes()
     assert one_result.episode_ends.tolist() == other_result.episode_ends.tolist()
 
 
-def test_a_restored_learner_goes_on_where_the_first_one_stopped() -> None:
+def test_a_restored_learner_continues_where_the_saved_one_stopped() -> None:
     one, _ = trained("FrozenLake-v1", 2_000)
     other = QLearner(Discrete(16), Discrete(4))
     other.restore(one.state())

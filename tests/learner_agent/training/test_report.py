@@ -1,4 +1,4 @@
-"""The report after a training: what its table says, and that its pictures get drawn."""
+"""The report of a training: the content of its table, and its plots."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from gymnasium.spaces import Discrete
 from rich.console import Console
 
-import gymwire.env_agent  # noqa: F401 - registers the market
+import gymwire  # noqa: F401 - registers the market
 from gymwire.learner_agent.training.learners import Learner
 from gymwire.learner_agent.training.price_bandits import PriceAgent
 from gymwire.learner_agent.training.q_learning import QLearner
@@ -33,7 +33,7 @@ def result_of(rewards: Any, episode_ends: Any = (), **reset_info: Any) -> Traini
 
 
 def market() -> tuple[PriceAgent, dict[str, Any]]:
-    """Return an agent that has seen offers for the first of two goods, and the truth."""
+    """Return an agent with offers for the first of two goods, and the true probabilities."""
     agent = PriceAgent(2, 4, seed=0)
     for _ in range(8):
         agent.goods[0].update(3, True)
@@ -47,21 +47,23 @@ def cells(text: str, good: int) -> list[str]:
     return next(row for row in rows if row and row[0] == str(good))
 
 
-def test_the_table_gives_each_good_its_learnt_price_and_its_acceptance_learnt_and_true() -> None:
+def test_the_table_has_the_best_price_of_each_good_with_estimated_and_true_acceptance() -> None:
     agent, truth = market()
     text = report(result_of([1.0], **truth), agent)
+    assert "estimated" in text
+    assert "90% interval" in text
     # Beta(9, 1) has the mean 0.9 and the distribution function x ** 9.
     assert cells(text, 0) == ["0", "9", "3", "90%", "72% to 99%", "88%"]
     assert cells(text, 1) == ["1", "0", "1", "50%", "5% to 95%", "12%"]
 
 
 @pytest.mark.parametrize(
-    "told",
+    "truth",
     [None, "all of it", np.ones((3, 3)), np.full((2, 4), 7.0), np.ones((2, 4), np.float32)],
 )
-def test_without_a_truth_that_fits_the_table_has_no_column_for_it(told: Any) -> None:
+def test_without_true_probabilities_that_fit_the_table_has_no_column_for_them(truth: Any) -> None:
     agent, _ = market()
-    text = report(result_of([1.0], acceptance_probability=told), agent)
+    text = report(result_of([1.0], acceptance_probability=truth), agent)
     assert "true" not in text
     assert cells(text, 0) == ["0", "9", "3", "90%", "72% to 99%"]
 
@@ -73,13 +75,13 @@ def test_a_market_of_many_goods_shows_the_first_and_counts_the_rest() -> None:
     assert "and 1,030 more goods" in text
 
 
-def test_acceptance_is_told_early_and_late_with_the_pace() -> None:
+def test_the_summary_has_early_and_late_acceptance_and_the_step_rate() -> None:
     text = report(result_of([0.0] * 10 + [1.0] * 90), market()[0])
     assert "0.0% in the first tenth, 100.0% in the last" in text
     assert "100 in 2.0 s, 50 per second" in text
 
 
-def test_episodes_are_told_by_return_wins_and_length() -> None:
+def test_the_summary_of_episodes_has_return_wins_and_length() -> None:
     # Ten lost episodes of two steps, then ten won ones of one step.
     result = result_of([-1.0] * 20 + [5.0] * 10, [*range(2, 21, 2), *range(21, 31)])
     text = report(result, QLearner(Discrete(4), Discrete(2)))
@@ -89,17 +91,17 @@ def test_episodes_are_told_by_return_wins_and_length() -> None:
     assert "0 of 4" in text
 
 
-def test_where_nothing_is_ever_won_no_wins_are_told() -> None:
+def test_the_summary_omits_wins_if_no_episode_was_won() -> None:
     text = report(result_of([-1.0] * 4, [2, 4]), QLearner(Discrete(4), Discrete(2)))
     assert "won" not in text
 
 
-def test_without_finished_episodes_the_reward_per_step_is_told() -> None:
+def test_without_finished_episodes_the_summary_has_the_reward_per_step() -> None:
     text = report(result_of([0.0] * 5 + [1.0] * 5), QLearner(Discrete(4), Discrete(2)))
     assert "0.000 in the first tenth, 1.000 in the last" in text
 
 
-def test_an_interrupted_training_that_did_nothing_can_be_told() -> None:
+def test_a_training_interrupted_before_its_first_step_can_be_reported() -> None:
     assert "0 in 2.0 s" in report(result_of([]), QLearner(Discrete(4), Discrete(2)))
 
 
@@ -114,13 +116,13 @@ def colours_of(path: Path) -> set[str]:
     return {"#{:02X}{:02X}{:02X}".format(*pixel) for pixel in np.unique(pixels, axis=0)}
 
 
-def test_a_market_is_drawn_with_what_was_learnt_and_what_is_true(tmp_path: Path) -> None:
+def test_the_plot_of_a_market_has_estimated_and_true_acceptance(tmp_path: Path) -> None:
     env, agent = gymnasium.make("gymwire/PriceMarket-v0"), PriceAgent(10, 100, seed=0)
     result = TrainingTask(env, agent, 300, 0).run()
     plot(result, agent, tmp_path / "with.png")
     plot(result_of(result.rewards), agent, tmp_path / "without.png")
-    learnt, true = "#0072B2", "#D55E00"
-    assert {learnt, true} <= colours_of(tmp_path / "with.png")
+    estimated, true = "#0072B2", "#D55E00"
+    assert {estimated, true} <= colours_of(tmp_path / "with.png")
     assert true not in colours_of(tmp_path / "without.png")
 
 
@@ -134,7 +136,7 @@ def test_a_market_is_drawn_with_what_was_learnt_and_what_is_true(tmp_path: Path)
         ([], [], 1),
     ],
 )
-def test_episodes_are_drawn_in_as_many_panels_as_say_something(
+def test_the_plot_of_episodes_has_no_redundant_panels(
     tmp_path: Path, rewards: list[float], episode_ends: Any, panels: int
 ) -> None:
     path = tmp_path / "curves.png"
@@ -150,12 +152,32 @@ def test_markets_of_one_good_and_of_many_can_be_drawn(tmp_path: Path) -> None:
         assert drawn(path).size > 0
 
 
-def test_a_plot_needs_matplotlib_and_says_how_to_get_it(
+def test_without_matplotlib_the_error_has_the_command_to_install_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
-    with pytest.raises(ConfigurationError, match="pip install matplotlib"):
+    with pytest.raises(ConfigurationError, match=r"pip install 'gymwire\[plot\]'"):
         plot(result_of([1.0]), market()[0], tmp_path / "curves.png")
+
+
+@pytest.mark.parametrize("learner", [PriceAgent(2, 4), QLearner(Discrete(4), Discrete(2))])
+def test_the_title_of_a_plot_names_learner_address_and_seed(
+    tmp_path: Path, learner: PriceAgent | QLearner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    titles: list[str] = []
+    draw = Figure.suptitle
+
+    def recorded(figure: Figure, title: str, **options: Any) -> None:
+        titles.append(title)
+        draw(figure, title, **options)
+
+    monkeypatch.setattr(Figure, "suptitle", recorded)
+    plot(result_of([1.0] * 1200), learner, tmp_path / "a.svg", address="lab/one", seed=7)
+    plot(result_of([1.0] * 1200), learner, tmp_path / "b.svg")
+    name = type(learner).__name__
+    assert titles == [f"{name} at lab/one, seed 7: 1,200 steps", f"{name}: 1,200 steps"]
 
 
 @pytest.mark.parametrize("name", ["curves.nonsense", "missing/curves.png"])

@@ -1,4 +1,4 @@
-"""The training task: its loop, its figures, and that it cleans up."""
+"""The training task: its loop, its results, and its clean-up."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gymwire.learner_agent.training.task import Progress, TrainingTask
 
 
 class CountingEnv(gymnasium.Env[Any, Any]):
-    """Episodes of three steps; the reward is the number of the step; observations count on."""
+    """Episodes of three steps. The reward is the number of the step; the observation counts all."""
 
     def __init__(self, fail_at: int | None = None) -> None:
         self.observation_space, self.action_space = Discrete(1000), Discrete(2)
@@ -43,7 +43,7 @@ class CountingEnv(gymnasium.Env[Any, Any]):
 
 
 class Recorder:
-    """A learner that does nothing but remember."""
+    """A learner that only records its calls."""
 
     def __init__(self) -> None:
         self.acts: list[tuple[Any, Mapping[str, Any]]] = []
@@ -70,7 +70,7 @@ def ticking() -> Iterator[float]:
         now += 1.0
 
 
-def test_rewards_episodes_and_returns_are_what_the_environment_gave() -> None:
+def test_the_result_has_the_rewards_episodes_and_returns_of_the_environment() -> None:
     result = TrainingTask(CountingEnv(), Recorder(), 8).run()
     assert result.rewards.tolist() == [1, 2, 3, 1, 2, 3, 1, 2]
     assert result.episode_ends.tolist() == [3, 6]
@@ -85,7 +85,7 @@ def test_a_training_without_a_finished_episode_has_no_returns() -> None:
     assert result.final_rewards.size == 0
 
 
-def test_only_the_first_reset_is_seeded_and_none_follows_the_last_step() -> None:
+def test_only_the_first_reset_is_seeded_and_the_last_step_is_not_followed_by_one() -> None:
     env = CountingEnv()
     TrainingTask(env, Recorder(), 6, seed=9).run()
     assert env.resets == [9, None]
@@ -103,20 +103,20 @@ def test_the_info_of_the_first_reset_is_kept() -> None:
     assert TrainingTask(CountingEnv(), Recorder(), 8).run().reset_info == {"resets": 1}
 
 
-def test_the_pace_is_told_by_the_clock_that_was_given() -> None:
+def test_the_step_rate_uses_the_given_clock() -> None:
     clock = ticking()
     result = TrainingTask(CountingEnv(), Recorder(), 8, clock=lambda: next(clock)).run()
     assert (result.seconds, result.steps_per_s) == (1.0, 8.0)
 
 
-def test_progress_is_told_now_and_then_and_after_the_last_step() -> None:
-    told: list[Progress] = []
+def test_progress_is_reported_now_and_then_and_after_the_last_step() -> None:
+    reports: list[Progress] = []
     times = iter([0.0, 0.01, 0.02, 0.03, 0.5, 0.51, 0.52, 1.0])
     TrainingTask(
-        CountingEnv(), Recorder(), 6, on_progress=told.append, clock=lambda: next(times)
+        CountingEnv(), Recorder(), 6, on_progress=reports.append, clock=lambda: next(times)
     ).run()
-    assert [progress.step for progress in told] == [1, 4, 6]
-    assert told[-1] == Progress(step=6, steps=6, episodes=2, recent_reward=2.0, steps_per_s=6.0)
+    assert [progress.step for progress in reports] == [1, 4, 6]
+    assert reports[-1] == Progress(step=6, steps=6, episodes=2, recent_reward=2.0, steps_per_s=6.0)
 
 
 def test_the_environment_is_closed_after_the_training() -> None:
@@ -125,7 +125,7 @@ def test_the_environment_is_closed_after_the_training() -> None:
     assert env.closed == 1
 
 
-def test_an_environment_that_fails_is_closed_and_what_was_done_is_known() -> None:
+def test_an_environment_that_fails_is_closed_and_the_steps_before_are_in_the_result() -> None:
     env = CountingEnv(fail_at=5)
     task = TrainingTask(env, Recorder(), 8)
     with pytest.raises(RuntimeError, match="the env broke"):
@@ -135,7 +135,7 @@ def test_an_environment_that_fails_is_closed_and_what_was_done_is_known() -> Non
     assert task.result().episode_ends.tolist() == [3]
 
 
-def test_a_result_is_not_changed_by_going_on() -> None:
+def test_a_result_does_not_share_memory_with_the_task() -> None:
     task = TrainingTask(CountingEnv(), Recorder(), 4)
     task.setup()
     task.execute()
@@ -145,5 +145,5 @@ def test_a_result_is_not_changed_by_going_on() -> None:
 
 
 def test_a_training_of_no_steps_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1 step, not 0"):
+    with pytest.raises(ValueError, match="at least 1, not 0"):
         TrainingTask(CountingEnv(), Recorder(), 0)

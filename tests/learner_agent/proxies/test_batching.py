@@ -1,4 +1,4 @@
-"""Sessions' infos, actions and ids, split and joined as those of one vector."""
+"""Infos, actions and ids of several sessions are split and joined as those of one vector."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gymnasium.spaces import Box, Dict, Discrete, Text, Tuple
 from gymnasium.vector import VectorEnv
 
 from gymwire.env_agent.hosted_vector import HostedVector
-from gymwire.learner_agent.proxies import parts as vector_parts
+from gymwire.learner_agent.proxies import batching
 from gymwire.protocol import vector_infos
 from gymwire.protocol.errors import BatchSizeError
 from tests.sameness import assert_same
@@ -20,7 +20,7 @@ BATCH = {"a": np.arange(3), "b": (np.ones((3, 2), np.float32), ("x", "y", "z"))}
 
 
 def merged(infos: list[dict[str, Any]], cls: type[Any] = VectorEnv) -> tuple[Any, Any]:
-    """What a vector of these environments makes of their infos, and what it cast."""
+    """Return the infos of a vector of these environments, and the casts it made."""
     vector: Any = object.__new__(cls)
     vector.num_envs, vector.cast = len(infos), {}
     joined: dict[str, Any] = {}
@@ -48,45 +48,45 @@ def test_infos_of_two_sessions_join_as_those_of_one_vector(infos: list[dict[str,
         part, cast = vector_infos.from_wire(vector_infos.to_wire(*merged(half, HostedVector)))
         parts.append(part)
         casts.append(cast)
-    assert_same(vector_parts.join_infos(parts, [2, 2], casts), merged(infos)[0])
+    assert_same(batching.join_infos(parts, [2, 2], casts), merged(infos)[0])
 
 
-def test_infos_that_do_not_go_together_become_objects() -> None:
+def test_infos_that_do_not_match_become_objects() -> None:
     parts = [{"x": np.ones((2, 3))}, {"x": np.zeros((1, 4))}]
-    joined = vector_parts.join_infos(parts, [2, 1])["x"]
+    joined = batching.join_infos(parts, [2, 1])["x"]
     assert joined.dtype == object
     assert [item.shape for item in joined] == [(3,), (3,), (4,)]
 
 
 @pytest.mark.parametrize(("sessions", "sizes"), [(1, [7]), (3, [3, 2, 2]), (7, [1] * 7)])
 def test_environments_are_spread_evenly(sessions: int, sizes: list[int]) -> None:
-    parts = vector_parts.slices(7, sessions)
+    parts = batching.slices(7, sessions)
     assert [part.stop - part.start for part in parts] == sizes
     assert [i for part in parts for i in range(part.start, part.stop)] == list(range(7))
 
 
 def test_actions_are_taken_part_by_part() -> None:
     expected = {"a": np.array([1, 2]), "b": (np.ones((2, 2), np.float32), ("y", "z"))}
-    assert_same(vector_parts.take(SPACE, BATCH, slice(1, 3)), expected)
-    assert_same(vector_parts.take(SPACE, BATCH, np.array([1, 2])), expected)
+    assert_same(batching.take(SPACE, BATCH, slice(1, 3)), expected)
+    assert_same(batching.take(SPACE, BATCH, np.array([1, 2])), expected)
 
 
 @pytest.mark.parametrize(
     ("actions", "why"),
     [
-        ({**BATCH, "a": np.arange(2)}, r"actions\['a'\] holds 2"),
-        ({**BATCH, "b": (np.ones((3, 2)), ("x",))}, r"actions\['b'\]\[1\] holds 1"),
+        ({**BATCH, "a": np.arange(2)}, r"actions\['a'\] has 2"),
+        ({**BATCH, "b": (np.ones((3, 2)), ("x",))}, r"actions\['b'\]\[1\] has 1"),
         ({**BATCH, "b": (np.ones((3, 2)),)}, "tuple of 2"),
         ([BATCH] * 3, "must be a dict"),
         ({**BATCH, "a": 1}, "has no length"),
     ],
 )
 def test_a_batch_of_another_size_is_refused(actions: Any, why: str) -> None:
-    vector_parts.check_size(SPACE, BATCH, 3)
+    batching.check_size(SPACE, BATCH, 3)
     with pytest.raises(BatchSizeError, match=why):
-        vector_parts.check_size(SPACE, actions, 3)
+        batching.check_size(SPACE, actions, 3)
 
 
 def test_a_seed_of_another_type_is_named() -> None:
     with pytest.raises(TypeError, match=r"seed must be None, an int, or a list .* not 1\.5"):
-        vector_parts.split_seed(1.5, [slice(0, 2)])
+        batching.split_seed(1.5, [slice(0, 2)])

@@ -1,8 +1,8 @@
-"""A vector in parts: actions split over sessions, their observations and infos joined again.
+"""Split batches over the sessions of a vector, and join observations and infos again.
 
-Every function takes the space of a single environment where it must know how values are batched:
-Dict and Tuple batch each of their parts; Text, Sequence, Graph and OneOf are batched as a tuple;
-everything else as an array.
+Functions that need to know how values are batched take the space of a single environment. As in
+Gymnasium, Dict and Tuple batch each of their parts; Text, Sequence, Graph and OneOf are batched as
+a tuple; every other space is batched as an array.
 """
 
 from __future__ import annotations
@@ -25,17 +25,20 @@ _CUSTOM = (spaces.Text, spaces.Sequence, spaces.Graph, spaces.OneOf)
 
 
 def slices(num_envs: int, sessions: int) -> list[slice]:
-    """Which environments each session has: as even as can be, the first ones one more."""
+    """Return the environments of each session, spread evenly; the first sessions have one more."""
     each, more = divmod(num_envs, sessions)
     stops = [each * i + min(i, more) for i in range(sessions + 1)]
     return [slice(start, stop) for start, stop in pairwise(stops)]
 
 
 def check_size(space: Space[Any], actions: Any, num_envs: int, path: str = "actions") -> None:
-    """Raise BatchSizeError unless there is one action for each environment."""
+    """Raise BatchSizeError unless `actions` has one action for each environment."""
     if isinstance(space, spaces.Dict):
         if not isinstance(actions, Mapping):
-            raise BatchSizeError(f"{path} must be a dict of batches, as the action space is.")
+            raise BatchSizeError(
+                f"{path} must be a dict of batches, like the action space, not a "
+                f"{type(actions).__name__}."
+            )
         for key, value in actions.items():
             if key in space.spaces:
                 check_size(space.spaces[key], value, num_envs, f"{path}[{key!r}]")
@@ -43,7 +46,7 @@ def check_size(space: Space[Any], actions: Any, num_envs: int, path: str = "acti
     if isinstance(space, spaces.Tuple):
         if not isinstance(actions, Sequence) or len(actions) != len(space.spaces):
             raise BatchSizeError(
-                f"{path} must be a tuple of {len(space.spaces)} batches, as the action space is."
+                f"{path} must be a tuple of {len(space.spaces)} batches, like the action space."
             )
         for i, (child, value) in enumerate(zip(space.spaces, actions, strict=True)):
             check_size(child, value, num_envs, f"{path}[{i}]")
@@ -52,15 +55,15 @@ def check_size(space: Space[Any], actions: Any, num_envs: int, path: str = "acti
         size = len(actions)
     except TypeError:
         raise BatchSizeError(
-            f"{path} must hold one action for each of {num_envs} environments; a "
+            f"{path} must have one action for each of {num_envs} environments; a value of type "
             f"{type(actions).__name__} has no length."
         ) from None
     if size != num_envs:
-        raise BatchSizeError(f"{path} holds {size} actions for {num_envs} environments.")
+        raise BatchSizeError(f"{path} has {size} actions for {num_envs} environments.")
 
 
 def take(space: Space[Any], actions: Any, part: slice | NDArray[np.intp]) -> Any:
-    """The actions at these places of a batch; of arrays, for a slice, they are views."""
+    """Return the actions at these places of a batch. A slice of an array is a view."""
     if isinstance(space, spaces.Dict):
         return {
             key: take(space.spaces[key], value, part) if key in space.spaces else value
@@ -74,7 +77,7 @@ def take(space: Space[Any], actions: Any, part: slice | NDArray[np.intp]) -> Any
 
 
 def join(space: Space[Any], parts: Sequence[Any]) -> Any:
-    """The observations of several sessions as those of one vector, in fresh memory."""
+    """Join the observations of several sessions to those of one vector, in fresh memory."""
     if isinstance(space, spaces.Dict):
         return {key: join(child, [p[key] for p in parts]) for key, child in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
@@ -90,12 +93,18 @@ def join_infos(
     casts: Sequence[Casts] | None = None,
     path: tuple[Any, ...] = (),
 ) -> dict[Any, Any]:
-    """The infos of several sessions as those of one vector of `sum(sizes)` environments.
+    """Join the infos of several sessions to those of one vector.
 
-    As `VectorEnv._add_info` would have made them: an array has the dtype of the first value under
-    its key, to which the others are cast; where a session lacks a key there are zeros, None among
-    objects, False in the `_key` masks. Where dtypes or shapes do not go together, where Gymnasium
-    would fail, it is an array of objects. `casts`: of each session, from `vector_infos.from_wire`.
+    The result is what `VectorEnv._add_info` would have made: an array has the dtype of the first
+    value under its key, and other values are cast to it. A session without the key contributes
+    zeros, None among objects, or False in the `_key` masks. If dtypes or shapes do not match, so
+    that Gymnasium would fail, the result is an array of objects.
+
+    Args:
+        parts: the infos of each session.
+        sizes: the number of environments of each session.
+        casts: the casts of each session, from `vector_infos.from_wire`.
+        path: the keys that lead to `parts` in the infos of the vector.
     """
     casts = casts or [{}] * len(parts)
     joined: dict[Any, Any] = {}
@@ -116,7 +125,7 @@ def join_infos(
                 for start, size, cast in zip(_starts(sizes), sizes, casts, strict=True):
                     for index, value in cast.get(place, ()):
                         if index < size:
-                            # What does not go in stays as the session's own cast left it.
+                            # A value that does not fit stays as the session's own cast left it.
                             with contextlib.suppress(TypeError, ValueError, OverflowError):
                                 array[start + index] = value
                 joined[key] = array
@@ -124,7 +133,7 @@ def join_infos(
 
 
 class _Missing(enum.Enum):
-    MISSING = "the session has nothing under this key"
+    MISSING = "the session does not have this key"
 
 
 _MISSING = _Missing.MISSING
@@ -135,13 +144,11 @@ def _starts(sizes: Sequence[int]) -> list[int]:
 
 
 def _join_arrays(values: list[Any], sizes: Sequence[int]) -> np.ndarray[Any, Any] | None:
-    """None: they do not go together."""
+    """Join the values of one key to an array; return None if they do not match."""
     first = next(value for value in values if value is not _MISSING)
     for value, size in zip(values, sizes, strict=True):
         if value is not _MISSING and not (
-            isinstance(value, np.ndarray)
-            and value.shape[:1] == (size,)
-            and _go_together(first, value)
+            isinstance(value, np.ndarray) and value.shape[:1] == (size,) and _matches(first, value)
         ):
             return None
     array = np.zeros((sum(sizes), *first.shape[1:]), first.dtype)
@@ -153,11 +160,11 @@ def _join_arrays(values: list[Any], sizes: Sequence[int]) -> np.ndarray[Any, Any
     return array
 
 
-def _go_together(first: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
+def _matches(first: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:
     if first.shape[1:] != other.shape[1:]:
         return False
     kinds = first.dtype.kind + other.dtype.kind
-    # Among numbers, numpy casts as it does when a single environment's value is put in its place.
+    # NumPy casts numbers as it would on assigning the value of a single environment.
     return first.dtype == other.dtype or all(kind in "biufc" for kind in kinds) or kinds in _TEXTS
 
 
@@ -175,19 +182,22 @@ def _as_objects(values: list[Any], masks: list[Any], sizes: Sequence[int]) -> An
 
 
 def split_ids(ids: Any, parts: Sequence[slice]) -> dict[int, NDArray[np.intp]]:
-    """For each part of the vector that `ids` name, where in `ids` its environments stand, in order.
+    """Return, for each part that `ids` name, the positions of its environments in `ids`, in order.
 
-    Raises BatchSizeError for ids that are no different numbers of environments, or that name some
-    environments of a part and not all.
+    Raises:
+        BatchSizeError: the ids are not distinct numbers of environments, or they name some but not
+            all environments of a part.
     """
     num_envs, numbers = parts[-1].stop, np.asarray(ids)
     if numbers.ndim != 1 or numbers.dtype.kind not in "iu" or not numbers.size:
-        raise BatchSizeError("env_ids must be a list or an array of one or more integers.")
+        raise BatchSizeError(
+            "env_ids must be a list or a one-dimensional array of one or more integers."
+        )
     order = np.argsort(numbers)
     ordered = numbers[order]
     if ordered[0] < 0 or ordered[-1] >= num_envs or (ordered[1:] == ordered[:-1]).any():
         raise BatchSizeError(
-            f"env_ids must be different numbers from 0 to {num_envs - 1}, not {numbers.tolist()}."
+            f"env_ids must be distinct numbers from 0 to {num_envs - 1}, not {numbers.tolist()}."
         )
     places: dict[int, NDArray[np.intp]] = {}
     for i, part in enumerate(parts):
@@ -197,13 +207,19 @@ def split_ids(ids: Any, parts: Sequence[slice]) -> dict[int, NDArray[np.intp]]:
         elif begin != end:
             raise BatchSizeError(
                 f"Environments {part.start} to {part.stop - 1} share a session and step together: "
-                f"env_ids must name all of them or none. With sessions={num_envs} each is alone."
+                f"env_ids must name all of them or none. With sessions={num_envs} each environment "
+                f"has its own."
             )
     return places
 
 
 def split_seed(seed: Any, parts: Sequence[slice]) -> list[Any]:
-    """The seed of each part, so that environment i gets `seed + i` or `seed[i]`."""
+    """Return the seed of each part, such that environment i gets `seed + i` or `seed[i]`.
+
+    Raises:
+        TypeError: the seed has another type.
+        BatchSizeError: the list does not have one seed for each environment.
+    """
     if seed is None:
         return [None] * len(parts)
     if isinstance(seed, int):
@@ -216,13 +232,18 @@ def split_seed(seed: Any, parts: Sequence[slice]) -> list[Any]:
         )
     if len(seed) != num_envs:
         raise BatchSizeError(
-            f"{len(seed)} seeds for {num_envs} environments: give one for each, or an int."
+            f"{len(seed)} seeds for {num_envs} environments: pass one for each, or an int."
         )
     return [list(seed[part]) for part in parts]
 
 
 def split_options(options: dict[str, Any] | None, parts: Sequence[slice]) -> dict[int, Any]:
-    """The options of each part that is to be reset: all, or those in which the mask has a True."""
+    """Return the options of each part to reset: all, or those with a True in the mask.
+
+    Raises:
+        TypeError: the mask is not an array of bools.
+        BatchSizeError: the mask has another shape, or no True.
+    """
     if options is None or "reset_mask" not in options:
         return dict.fromkeys(range(len(parts)), options)
     mask, num_envs = options["reset_mask"], parts[-1].stop
@@ -231,7 +252,7 @@ def split_options(options: dict[str, Any] | None, parts: Sequence[slice]) -> dic
     if mask.shape != (num_envs,) or not mask.any():
         raise BatchSizeError(
             f"options['reset_mask'] must have the shape ({num_envs},) and at least one True; it "
-            f"has the shape {mask.shape} and {mask.sum()}."
+            f"has the shape {mask.shape} and {mask.sum()} of them."
         )
     return {
         i: {**options, "reset_mask": mask[part]} for i, part in enumerate(parts) if mask[part].any()

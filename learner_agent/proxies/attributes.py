@@ -1,0 +1,66 @@
+"""Access to the attributes and methods of a remote environment that its operator exposes."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+from gymwire.learner_agent.proxies.session_owner import SessionOwner
+from gymwire.protocol.errors import AttributeDenied, ProtocolError
+from gymwire.protocol.messages import Call, Result
+
+
+class RemoteAttributes:
+    """Reads, sets and calls attributes of the environment behind a session."""
+
+    def __init__(self, owner: SessionOwner) -> None:
+        self._owner = owner
+        self._methods: set[str] = set()  # the names that are known to be methods
+
+    @property
+    def exposed(self) -> list[str]:
+        """The names that the env agent exposes."""
+        names = self._owner.session.opened.limits.get("attributes")
+        return names if isinstance(names, list) else []
+
+    def get_exposed(self, name: str) -> Any:
+        """Return an attribute. Raises AttributeDenied at once if it is not exposed."""
+        if name not in self.exposed:
+            raise AttributeDenied(
+                f"The env agent at {self._owner.options.address!r} does not expose {name!r}. Its "
+                f"operator can expose it with --expose {name}. Exposed now: "
+                f"{', '.join(sorted(self.exposed))}."
+            )
+        return self.get(name)
+
+    def get(self, name: str) -> Any:
+        """Return an attribute's value or, if it is a method, a callable that calls it remotely.
+
+        Raises:
+            AttributeDenied: the env agent does not expose it.
+            EnvironmentFailed: reading it raised.
+            ProtocolError: the reply makes no sense.
+        """
+        if name not in self._methods:
+            result = self._owner.request(Call("get", name))
+            assert type(result) is Result
+            match result.value:
+                case {"value": value}:
+                    return value
+                case {"method": True}:
+                    self._methods.add(name)
+                case _:
+                    raise ProtocolError(
+                        f"The env agent at {self._owner.options.address!r} sent a malformed reply "
+                        f"for the attribute {name!r}."
+                    )
+        return partial(self._call, name)
+
+    def set(self, name: str, value: Any) -> None:
+        """Set an attribute. Raises AttributeDenied and EncodingError."""
+        self._owner.request(Call("set", name, (value,)))
+
+    def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        result = self._owner.request(Call("call", name, args, kwargs))
+        assert type(result) is Result
+        return result.value

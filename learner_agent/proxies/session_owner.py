@@ -1,0 +1,151 @@
+"""The session behind a ProxyEnv: opened, replaced after a loss or a fork, and closed."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.session_token import SessionToken
+from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, ProxyOptions
+from gymwire.protocol.errors import EnvironmentClosed, ResetNeeded
+from gymwire.protocol.messages import Act, Message, Reset, Status
+
+
+class SessionOwner:
+    """Owns one session of a plain environment and, unless the caller does, its connection.
+
+    Dropping the last reference to it frees the slot, like `close`.
+
+    Args:
+        options: how to connect and what to open.
+        channel: a connection to open the session on, which the caller closes; None: a new one.
+        resumed: a session to use instead of opening one; its connection is owned.
+
+    Attributes:
+        session: the session in use.
+        pid: the process that opened it.
+        closed: whether `close` has been called.
+
+    Raises:
+        What `ProxyOptions.connect` and `ProxyOptions.open_sessions` raise.
+    """
+
+    def __init__(
+        self,
+        options: ProxyOptions,
+        *,
+        channel: BrokerConnection | None = None,
+        resumed: RemoteSession | None = None,
+    ) -> None:
+        self.options = options
+        self.closed = False
+        self._owns_channel = channel is None
+        if resumed is None:
+            self.open(channel)
+        else:
+            self._use(resumed)
+
+    def open(self, channel: BrokerConnection | None, *, wait_s: float | None = None) -> None:
+        """Open a session and use it from now on.
+
+        Args:
+            channel: the connection to open it on; None: a new one, which is owned.
+            wait_s: how long to wait for a free slot, s; None: as long as the option says.
+        """
+        made = None
+        if channel is None:
+            made = channel = self.options.connect()
+            self._owns_channel = True
+        try:
+            (session,) = self.options.open_sessions(channel, wait_s=wait_s)
+        except BaseException:
+            if made is not None:
+                made.close()
+            raise
+        self._use(session)
+
+    def _use(self, session: RemoteSession) -> None:
+        self.session = session
+        self.pid = os.getpid()
+
+    def reopen(self, *, wait_s: float | None = None) -> None:
+        """Open another session on the same connection."""
+        self.open(self.session.connection, wait_s=wait_s)
+
+    def reopen_if_lost(self) -> None:
+        """Open another session if the env agent was lost."""
+        lost = self.session.exchange.lost is not None
+        if lost and not self.closed and self.pid == os.getpid():
+            self.reopen()
+
+    def request(self, message: Message) -> Message:
+        """Send a request and return its reply, as `RemoteSession.request` does.
+
+        Raises:
+            EnvironmentClosed: after `close`.
+            ResetNeeded: a step in a forked process.
+        """
+        self.check_usable(message)
+        return self.session.request(message, self.options.step_timeout_s)
+
+    def reset(self, seed: Any, options: Any) -> tuple[Any, dict[str, Any]]:
+        """Reset the remote environment, and return the observation and the info."""
+        status = self.request(Reset(seed, options))
+        assert type(status) is Status
+        return status.observation, status.info
+
+    def check_usable(self, message: Message) -> None:
+        """Raise unless `message` may be sent. In a forked process, open a session of its own."""
+        verb = "step" if type(message) is Act else type(message).__name__.lower()
+        if self.closed:
+            raise EnvironmentClosed(f"Cannot {verb}: this environment is closed. Make a new one.")
+        if self.pid == os.getpid():
+            return
+        if verb == "step":
+            raise ResetNeeded(
+                "This environment was made before the process forked, and its episode belongs to "
+                "the parent process. Call reset() first: it opens a session for this process."
+            )
+        INHERITED_CONNECTIONS.append(self.session.connection)
+        self.open(None)
+
+    def token(self) -> bytes:
+        """Return the token with which another process can resume the session."""
+        self.check_usable(Reset())
+        session, exchange = self.session, self.session.exchange
+        session.connection.keeps_sessions = True
+        return SessionToken(
+            self.options.as_kwargs(),
+            exchange.sid,
+            session.open_msg.nonce,
+            exchange.seq - session.pending,
+            exchange.state,
+            session.open_msg.challenge,
+            session.signer,
+        ).encode()
+
+    def close(self) -> None:
+        """End the session and free its slot. Idempotent; never waits for a step."""
+        if self.closed:
+            return
+        self.closed = True
+        if self.pid != os.getpid():
+            INHERITED_CONNECTIONS.append(self.session.connection)
+            return
+        try:
+            self.session.close()
+        finally:  # an interrupt must not leave the connection open
+            if self._owns_channel:
+                self.session.connection.close()
+
+    def __del__(self) -> None:
+        session = self.__dict__.get("session")
+        if session is None or self.closed or sys.is_finalizing():
+            return
+        if self.pid != os.getpid():
+            INHERITED_CONNECTIONS.append(session.connection)
+        elif self._owns_channel:
+            session.connection.close()  # sends BYE and does not wait

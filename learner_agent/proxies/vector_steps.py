@@ -1,0 +1,239 @@
+"""The steps of a vector: actions split over its sessions, replies joined again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gymwire.learner_agent.client.session_group import SessionGroup
+from gymwire.learner_agent.proxies import batching
+from gymwire.protocol import spaces, values, vector_infos
+from gymwire.protocol.errors import BatchSizeError, EncodingError, EnvironmentLost, MoveError
+from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
+
+Step = tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
+
+
+class VectorSteps:
+    """The sessions that are in a step, and the percepts that have arrived.
+
+    A step passes through three stages: its sessions are `_awaited` once their actions are sent;
+    their percepts are `_received`; finally all of them are returned together. An interrupt or a
+    time-out leaves it at its stage, and the next call goes on from there.
+
+    Args:
+        group: the sessions.
+        single_request: whether a vector in one session may step by a single call of
+            `SessionGroup.step`. Not if the group itself acts on a loss.
+    """
+
+    def __init__(self, group: SessionGroup, *, single_request: bool) -> None:
+        opened = group[0].opened
+        self.single_observation_space = spaces.build(
+            opened.single_observation_space, root="single_observation_space"
+        )
+        self.single_action_space = spaces.build(
+            opened.single_action_space, root="single_action_space"
+        )
+        self._group = group
+        self._is_single = single_request and len(group) == 1
+        self._observations: list[Any] = [None] * len(group)  # the last one of each session
+        self._forget()
+
+    def _forget(self) -> None:
+        """Return to the state in which no step is in progress; late replies are dropped."""
+        self._awaited: list[int] = []  # sessions in a step, in the order of sending
+        self._stepping = False  # whether step_async has sent to all sessions
+        self._received: dict[int, Message] = {}  # percepts that have not been returned yet
+        self._unfinished: bytes | None = None  # the actions of a step() that may be repeated
+
+    def check_idle(self) -> None:
+        """Raise MoveError while a step is in progress."""
+        if self._awaited or self._received:
+            raise MoveError(
+                "A step is still in progress. Wait for it with step_wait() after step_async(), or "
+                "with recv() after send(); or abandon it with reset()."
+            )
+
+    def reset(
+        self, requests: Mapping[int, Reset], timeout_s: float | None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Abandon the steps in progress, reset these sessions, and return what `Env.reset` does."""
+        group = self._group
+        self._forget()
+        infos: list[dict[str, Any]] = [{} for _ in group.slices]
+        casts: list[vector_infos.Casts] = [{} for _ in group.slices]
+        for i, status in group.reset(requests, timeout_s).items():
+            assert type(status) is Status
+            self._observations[i] = status.observation
+            infos[i], casts[i] = vector_infos.from_wire(status.info)
+        if len(group) == 1:
+            return self._observations[0], infos[0]
+        observation = batching.join(self.single_observation_space, self._observations)
+        return observation, batching.join_infos(infos, group.sizes, casts)
+
+    def step(self, actions: Any, timeout_s: float | None) -> Step:
+        """Run one step of all environments, or wait on for the one that was interrupted."""
+        if self._unfinished is None:
+            if self._is_single:
+                return self._step_single(actions, timeout_s)
+            self._check_new(actions)
+        else:
+            self._group.check(Kind.ACT)
+            if values.encode(actions, root="actions") != self._unfinished:
+                raise MoveError(
+                    "The previous step is still in progress, with other actions. Call step_wait(), "
+                    "or step() with the same actions, to wait for it; or abandon it with reset()."
+                )
+        try:
+            if not self._stepping:
+                self._send_all(actions)
+            return self.wait(timeout_s)
+        finally:
+            self._unfinished = values.encode(actions) if self._awaited else None
+
+    def _step_single(self, actions: Any, timeout_s: float | None) -> Step:
+        """Run one step of a vector in one session: the fast path."""
+        if self._awaited or self._received:
+            self.check_idle()
+        batching.check_size(self.single_action_space, actions, self._group.num_envs)
+        try:
+            step = self._group.step(actions, timeout_s)
+        except (MoveError, EncodingError, EnvironmentLost):
+            raise  # this step was not sent, or its session is gone
+        except BaseException:
+            if not self._group.is_idle:
+                self._awaited, self._stepping = [0], True
+                self._unfinished = values.encode(actions)
+            raise
+        self._observations[0] = step[0]
+        return step
+
+    def begin(self, actions: Any) -> None:
+        """Send the actions of all environments without waiting."""
+        self._check_new(actions)
+        self._send_all(actions)
+
+    def _check_new(self, actions: Any) -> None:
+        self._group.check(Kind.ACT)
+        self.check_idle()
+        batching.check_size(self.single_action_space, actions, self._group.num_envs)
+
+    def _send_all(self, actions: Any) -> None:
+        """Send the actions of all environments; after an interrupt, those not sent yet."""
+        if len(self._group) == 1:
+            self._group.prepare_steps([0])
+            self._group.begin_step(0, actions)
+            self._awaited = [0]
+        else:
+            self._send(dict(enumerate(self._group.slices)), actions)
+        self._stepping = True
+
+    def wait(self, timeout_s: float | None) -> Step:
+        """Wait for the step that `begin` sent, and return it."""
+        group = self._group
+        group.check(Kind.ACT)
+        if not self._stepping:
+            raise MoveError("No step is in progress: call step_async() before step_wait().")
+        try:
+            if len(group) > 1:
+                group.wait_for_steps(self._missing(), timeout_s)
+            for i in self._missing():
+                percept = group.finish_step(i, timeout_s)
+                self._received[i] = percept
+        except Exception:
+            if group.is_idle:
+                group.drop_replies()
+                self._forget()
+            raise
+        # In the order of the sessions. Forgotten last: after an interrupt, the same call returns
+        # the same step.
+        step = self._joined({i: self._received[i] for i in self._awaited})
+        self._forget()
+        return step
+
+    def _missing(self) -> list[int]:
+        return [i for i in self._awaited if i not in self._received]
+
+    # --- some of the environments -----------------------------------------------------------------
+
+    def send(self, actions: Any, env_ids: ArrayLike) -> None:
+        """Send actions to some of the environments without waiting."""
+        self._group.check(Kind.ACT)
+        if self._stepping:
+            raise MoveError("A step of all environments is in progress: call step_wait() first.")
+        places = batching.split_ids(env_ids, self._group.slices)
+        batching.check_size(self.single_action_space, actions, sum(map(len, places.values())))
+        for i in places:
+            if i in self._awaited or i in self._received:
+                raise MoveError(
+                    f"The previous step of {self._group.names(i)} has not been returned yet: call "
+                    f"recv() first."
+                )
+        self._send(places, actions)
+
+    def _send(self, places: Mapping[int, slice | NDArray[np.intp]], actions: Any) -> None:
+        """Send each session its part of the actions; nothing if one cannot be serialized."""
+        if type(actions) is not np.ndarray:
+            values.check(actions, root="actions")
+        self._group.prepare_steps(places)
+        for i, part in places.items():
+            if i in self._awaited:  # it was sent before an interrupt
+                continue
+            self._group.begin_step(i, batching.take(self.single_action_space, actions, part))
+            self._awaited.append(i)
+
+    def receive(self, min_envs: int, timeout_s: float | None) -> Step:
+        """Wait until `min_envs` environments have stepped; return all that have."""
+        group = self._group
+        group.check(Kind.ACT)
+        if self._stepping:
+            raise MoveError("A step of all environments is in progress: call step_wait() for it.")
+        in_progress = sum(group.sizes[i] for i in {*self._awaited, *self._received})
+        if not 1 <= min_envs <= in_progress:
+            raise BatchSizeError(
+                f"recv() cannot wait for {min_envs} environments: {in_progress} have been sent an "
+                f"action."
+            )
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            for i in [i for i in self._missing() if group.step_ready(i)]:
+                try:
+                    percept = group.finish_step(i)
+                except Exception:
+                    self._awaited.remove(i)
+                    raise
+                self._received[i] = percept
+            self._awaited = self._missing()
+            if sum(group.sizes[i] for i in self._received) >= min_envs:
+                break
+            group.wait_for_step(self._awaited, deadline)
+        step = self._joined(self._received)
+        ids = [np.arange(group.slices[i].start, group.slices[i].stop) for i in self._received]
+        step[4]["env_id"] = np.concatenate(ids)
+        self._received = {}
+        return step
+
+    def _joined(self, percepts: Mapping[int, Message]) -> Step:
+        """Join the percepts of some sessions, in their order, to those of one vector."""
+        parts: list[Percept] = []
+        for i, percept in percepts.items():
+            assert type(percept) is Percept
+            self._observations[i] = percept.observation
+            parts.append(percept)
+        read = [vector_infos.from_wire(part.info) for part in parts]
+        if len(self._group) == 1:
+            one = parts[0]
+            return one.observation, one.reward, one.terminated, one.truncated, read[0][0]
+        infos, casts = zip(*read, strict=True)
+        return (
+            batching.join(self.single_observation_space, [part.observation for part in parts]),
+            np.concatenate([part.reward for part in parts]),
+            np.concatenate([part.terminated for part in parts]),
+            np.concatenate([part.truncated for part in parts]),
+            batching.join_infos(infos, [self._group.sizes[i] for i in percepts], casts),
+        )
