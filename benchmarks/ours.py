@@ -17,7 +17,7 @@ import gymnasium
 
 from benchmarks.harness import Running, Side
 from benchmarks.local import ENV_ID, cartpole_steps, vector_steps
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 
@@ -79,7 +79,7 @@ def _program(name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def _until_offered(url: str, slots: int) -> None:
     """Wait until all loops of all workers offer."""
-    channel = Channel(url, wait_s=20)
+    channel = BrokerConnection(url, wait_s=20)
     with contextlib.closing(channel):
         deadline = time.monotonic() + 30
         while sum(entry["capacity"] for entry in channel.find("it")) < slots:

@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gymwire.learner_agent import progress
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.timings import Timings
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.learner_agent.terminal import picture, printable, short
@@ -153,7 +153,7 @@ def check_writable(option: str, path: Path | None) -> None:
 
 def ls(options: Namespace, out: Console, errors: Console) -> int:
     """Show what is on offer."""
-    channel = Channel(
+    channel = BrokerConnection(
         options.broker,
         timeout_s=options.timeout,
         wait_s=options.wait,
@@ -178,7 +178,7 @@ def ls(options: Namespace, out: Console, errors: Console) -> int:
 
 
 def offers_table(offers: list[dict[str, Any]]) -> Table:
-    """Return a table of what `Channel.find` returned."""
+    """Return a table of what `BrokerConnection.find` returned."""
     with_identity = any(offer["identity"] for offer in offers)
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("address", style="bold")
@@ -253,7 +253,7 @@ def check(options: Namespace, out: Console, errors: Console) -> int:
         p50, p99 = np.percentile(took_s, [50, 99]) * 1e6
         _say(out, f"Latency of {took_s.size:,} steps of a random policy:")
         _say(out, f"  p50 {p50:,.0f} µs, p99 {p99:,.0f} µs, {1 / took_s.mean():,.0f} steps/s")
-        free = [timing for timing in timings if not timing.held_back]
+        free = [timing for timing in timings if not timing.throttled]
         if free:
             out.print(timings_table(free))
         if len(free) < len(timings):

@@ -79,7 +79,7 @@ RUNS = settings(
 def test_without_faults_the_remote_trajectory_is_the_local_one() -> None:
     with Network() as network:
         network.env_agent(service(address="cartpole", env=ENV))
-        session = network.channel().open("cartpole")
+        session = network.connection().open("cartpole")
         trajectory = local_trajectory(seed=1, steps=300)
         for request, expected in trajectory:
             assert_reply(session.request(request), expected)
@@ -91,9 +91,9 @@ def test_without_faults_the_remote_trajectory_is_the_local_one() -> None:
 def test_lost_doubled_late_and_reordered_frames_change_nothing(seed: int, faults: Faults) -> None:
     with Network(seed) as network:
         network.env_agent(service(address="cartpole", env=ENV))
-        channel = network.channel(timeout_s=600.0)
+        connection = network.connection(timeout_s=600.0)
         network.faults = faults
-        session = channel.open("cartpole")
+        session = connection.open("cartpole")
         trajectory = local_trajectory(seed, steps=40)
         for request, expected in trajectory:
             assert_reply(session.request(request), expected)
@@ -109,7 +109,7 @@ def test_restarts_of_the_broker_change_nothing(
 ) -> None:
     with Network(seed) as network:
         network.env_agent(service(address="cartpole", env=ENV))
-        session = network.channel(timeout_s=600.0).open("cartpole")
+        session = network.connection(timeout_s=600.0).open("cartpole")
         network.faults = faults
         trajectory = local_trajectory(seed, steps=40)
         for index, (request, expected) in enumerate(trajectory):
@@ -126,7 +126,7 @@ def test_restarts_of_the_broker_change_nothing(
 def test_broken_connections_change_nothing(seed: int, cuts: set[int]) -> None:
     with Network(seed) as network:
         network.env_agent(service(address="cartpole", env=ENV))
-        session = network.channel(timeout_s=600.0).open("cartpole")
+        session = network.connection(timeout_s=600.0).open("cartpole")
         trajectory = local_trajectory(seed, steps=40)
         for index, (request, expected) in enumerate(trajectory):
             if index in cuts:
@@ -143,7 +143,7 @@ def test_a_request_that_timed_out_is_waited_for_without_a_second_execution(
 ) -> None:
     with Network(seed) as network:
         network.env_agent(service(address="cartpole", env=ENV))
-        session = network.channel(timeout_s=600.0).open("cartpole")
+        session = network.connection(timeout_s=600.0).open("cartpole")
         network.faults = faults
         trajectory = local_trajectory(seed, steps=30)
         for request, expected in trajectory:
@@ -164,7 +164,7 @@ def test_a_request_that_timed_out_is_waited_for_without_a_second_execution(
 def test_a_reset_instead_of_waiting_never_gets_an_older_answer(seed: int, faults: Faults) -> None:
     with Network(seed) as network:
         network.env_agent(service(address="cartpole", env=ENV))
-        session = network.channel(timeout_s=600.0).open("cartpole")
+        session = network.connection(timeout_s=600.0).open("cartpole")
         network.faults = faults
         asked: list[Entry] = []
         for round_ in range(15):
@@ -186,9 +186,9 @@ def test_an_open_happens_once(seed: int, faults: Faults) -> None:
     with Network(seed) as network:
         for _ in range(3):
             network.env_agent(service(address="cartpole", env=ENV))
-        channel = network.channel(timeout_s=600.0)
+        connection = network.connection(timeout_s=600.0)
         network.faults = faults
-        sessions = [channel.open("cartpole") for _ in range(5)]
+        sessions = [connection.open("cartpole") for _ in range(5)]
         network.faults = Faults()
         network.pass_time(60.0)
         live = [sid for host in network.hosts for sid in host.slots]
@@ -200,9 +200,9 @@ def test_sessions_share_a_connection_without_mixing_their_answers() -> None:
     with Network() as network:
         network.env_agent(service(address="cartpole", env=ENV))
         network.env_agent(service(address="cartpole", env=ENV))
-        channel = network.channel()
+        connection = network.connection()
         network.faults = Faults(drop=0.1, double=0.2, late=0.3, late_s=0.5)
-        sessions = [channel.open("cartpole") for _ in range(4)]
+        sessions = [connection.open("cartpole") for _ in range(4)]
         trajectories = [local_trajectory(seed, 50) for seed in range(4)]
         for row in zip(*trajectories, strict=True):
             for session, (request, _) in zip(sessions, row, strict=True):
@@ -217,7 +217,7 @@ def test_sessions_share_a_connection_without_mixing_their_answers() -> None:
 def test_a_learner_that_thinks_while_the_broker_restarts_keeps_its_session(idle_s: float) -> None:
     with Network() as network:
         network.env_agent(service(address="cartpole", env=ENV))
-        session = network.channel().open("cartpole")
+        session = network.connection().open("cartpole")
         trajectory = local_trajectory(seed=3, steps=20)
         for request, expected in trajectory[:10]:
             assert_reply(session.request(request), expected)

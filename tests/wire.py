@@ -5,7 +5,7 @@ connections cut, brokers restarted; everything follows from one seed, and nothin
 
     with Network(seed=1) as network:
         network.env_agent(service("cartpole", "CartPole-v1"))
-        session = network.channel().open("cartpole")
+        session = network.connection().open("cartpole")
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gymwire.env_agent.host import Host, Service
 from gymwire.env_agent.loop import Loop
 from gymwire.env_agent.transports import Paths
 from gymwire.learner_agent import client
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol import stamps
 from gymwire.protocol.codec import TIMED, Frame
 from gymwire.protocol.messages import Open
@@ -189,9 +189,9 @@ class Network:
         self.loops.append(loop)
         return loop
 
-    def channel(self, timeout_s: float = 60.0, wait_s: float = 0.0) -> Channel:
+    def connection(self, timeout_s: float = 60.0, wait_s: float = 0.0) -> BrokerConnection:
         """A learner's connection."""
-        return Channel("tcp://memory:1", timeout_s=timeout_s, wait_s=wait_s)
+        return BrokerConnection("tcp://memory:1", timeout_s=timeout_s, wait_s=wait_s)
 
     def dealer(self) -> Dealer:
         """A connection to the broker."""

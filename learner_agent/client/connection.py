@@ -19,8 +19,8 @@ from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from gymwire.learner_agent.client.failures import error_for
-from gymwire.learner_agent.client.requests import Answer, Asking, Question
-from gymwire.learner_agent.client.session import RemoteSession, go_direct
+from gymwire.learner_agent.client.requests import Answer, BrokerRequests, PendingRequest
+from gymwire.learner_agent.client.session import RemoteSession, connect_directly
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.protocol import codec, logs
 from gymwire.protocol.address import parse_address
@@ -70,7 +70,7 @@ _MAY_CHANGE = (Code.ADDRESS_UNKNOWN, Code.NO_FREE_SLOT)
 class _Opening(NamedTuple):
     """An OPEN, and what it takes to check the agent's answer."""
 
-    wish: Open
+    open_msg: Open
     pin: str | None
     challenge: Challenge | None
 
@@ -78,22 +78,22 @@ class _Opening(NamedTuple):
         """The seal of the session that OPENED begins. Raises Denied if it is not the pinned's."""
         if self.pin is None or self.challenge is None:
             return None
-        return self.challenge.seal(self.pin, opened.key, self.wish.nonce, header.sid, data)
+        return self.challenge.seal(self.pin, opened.key, self.open_msg.nonce, header.sid, data)
 
 
-_OPEN: weakref.WeakSet[Channel] = weakref.WeakSet()
+_OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
 
 @atexit.register
 def _leave_at_exit() -> None:
     """A script that ends without closing its environments frees their slots all the same."""
-    for channel in list(_OPEN):
+    for connection in list(_OPEN):
         # Another thread may be using its own still.
-        if channel._thread == threading.get_ident():
-            channel.close(goodbye=not channel.keeps_sessions)
+        if connection._thread == threading.get_ident():
+            connection.close(goodbye=not connection.keeps_sessions)
 
 
-class Channel:
+class BrokerConnection:
     """A connection to the broker at `url`, introduced and ready.
 
     `timeout_s`: the longest silence of the broker that is tolerated while something is asked of
@@ -127,17 +127,17 @@ class Channel:
         self._rng = random.Random(secrets.randbits(64))
         self._agent = secrets.token_bytes(16)
         self._sessions: dict[int, RemoteSession] = {}
-        self._asking = Asking()
+        self._asking = BrokerRequests()
         self._unwanted: dict[int, _Opening] = {}  # nobody waits any more for what they open
         self._broker_away = False
         self._heard = 0.0
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
-        self.dealer = Link(Dealer(url, key=own, server_key=server_key))
+        self.link = Link(Dealer(url, key=own, server_key=server_key))
         try:
             self._connect(time.monotonic() + min(CONNECT_S, timeout_s) + wait_s)
         except BaseException:
-            self.dealer.close()
+            self.link.close()
             raise
         _OPEN.add(self)
 
@@ -145,16 +145,16 @@ class Channel:
         hello_at = 0.0
         while self.welcome is None:
             now = time.monotonic()
-            if now >= hello_at and self.dealer.introduce(self._hello(), wait=True):
+            if now >= hello_at and self.link.introduce(self._hello(), wait=True):
                 hello_at = now + HELLO_AGAIN_S
             if hello_at:
                 self.pump()
-            for event in self.dealer.link_events():
+            for event in self.link.link_events():
                 if event.denied:
                     raise Denied(_denied(self.url, event.denied))
             if time.monotonic() > deadline:
-                if self.dealer.suspicion:
-                    raise Denied(_denied(self.url, self.dealer.suspicion))
+                if self.link.suspicion:
+                    raise Denied(_denied(self.url, self.link.suspicion))
                 unknown = unknown_host(self.url)
                 if unknown:
                     raise BrokerUnreachable(f"No broker answers at {self.url}: {unknown}.")
@@ -162,7 +162,7 @@ class Channel:
                     f"No broker answers at {self.url}. Start one with `gymwire broker`, or check "
                     f"the URL, the network and the firewall in between."
                 )
-        self.dealer.link_events()  # the connection just made is no news any more
+        self.link.link_events()  # the connection just made is no news any more
 
     def _hello(self) -> Frame:
         software = f"gymwire {version('gymwire')}"
@@ -170,7 +170,7 @@ class Channel:
 
     @property
     def foreign(self) -> bool:
-        """Whether this is another process than the one that made the channel (after a fork)."""
+        """Whether this is another process than the one that made the connection (after a fork)."""
         return self._pid != os.getpid()
 
     # --- requests to the broker -------------------------------------------------------------------
@@ -220,8 +220,8 @@ class Channel:
         """Open sessions at the same time, each for so many environments; in their order.
 
         All or none: when one cannot be opened, or this is interrupted, the others are closed, those
-        too that are opened only later. `wait_s`: in the place of the channel's. Raises what `open`
-        raises.
+        too that are opened only later. `wait_s`: in the place of the connection's. Raises what
+        `open` raises.
         """
         if direct not in ("auto", "never", "always"):
             raise ConfigurationError(f'direct must be "auto", "never" or "always", not {direct!r}.')
@@ -232,17 +232,17 @@ class Channel:
             challenge = None if pin is None else Challenge()
             public = b"" if challenge is None else challenge.public
             nonce, past = secrets.token_bytes(16), direct != "never"
-            wish = Open(
+            open_msg = Open(
                 address, nonce, render_mode, kwargs, count, autoreset_mode, past, challenge=public
             )
-            openings.append(_Opening(wish, pin, challenge))
+            openings.append(_Opening(open_msg, pin, challenge))
         opened: dict[int, RemoteSession] = {}
-        asked: dict[int, Question] = {}
+        asked: dict[int, PendingRequest] = {}
         try:
             self._open_all(openings, opened, asked, self._wait_s if wait_s is None else wait_s)
             sessions = [opened[i] for i in range(len(openings))]
             if direct != "never":
-                go_direct(sessions, required=direct == "always")
+                connect_directly(sessions, required=direct == "always")
             return sessions
         except BaseException:
             for i, question in asked.items():
@@ -255,7 +255,7 @@ class Channel:
         self,
         openings: Sequence[_Opening],
         opened: dict[int, RemoteSession],
-        asked: dict[int, Question],
+        asked: dict[int, PendingRequest],
         wait_s: float,
     ) -> None:
         """Fill `opened`; what is under way is in `asked` meanwhile."""
@@ -264,14 +264,14 @@ class Channel:
         while len(opened) < len(openings):
             for i, opening in enumerate(openings):
                 if i not in opened:
-                    asked[i] = self._ask_for(opening.wish)
+                    asked[i] = self._ask_for(opening.open_msg)
             while asked:
-                i = self._first_answered(asked)
+                i = self.wait_first(asked)
                 header, answer, data = _answer(asked[i])
                 if isinstance(answer, Opened):
                     opening = openings[i]
                     seal = opening.seal(header, answer, data)
-                    opened[i] = self._opened(header, opening.wish, answer, seal)
+                    opened[i] = self._opened(header, opening.open_msg, answer, seal)
                 self._asking.forget([asked.pop(i)])
                 if isinstance(answer, Error):
                     if answer.code == Code.NO_FREE_SLOT and len(openings) > 1:
@@ -284,10 +284,10 @@ class Channel:
                         told = True
                         self._log.info("waiting", at_most_s=wait_s, why=answer.text)
             if len(opened) < len(openings):
-                self.dealer.poll(pause_s)
+                self.link.poll(pause_s)
                 pause_s = min(pause_s * 1.5, AGAIN_MAX_S)
 
-    def _give_up(self, opening: _Opening, question: Question) -> None:
+    def _give_up(self, opening: _Opening, question: PendingRequest) -> None:
         """Nobody waits any more for a session that may be opened, now or later."""
         self._asking.forget([question])
         self._unwanted[question.seq] = opening
@@ -300,7 +300,7 @@ class Channel:
         if isinstance(answer, Opened) and header.sid not in self._sessions:
             try:
                 seal = opening.seal(header, answer, data)
-                self._opened(header, opening.wish, answer, seal).close(wait=False)
+                self._opened(header, opening.open_msg, answer, seal).close(wait=False)
             except GymwireError as error:
                 self._log.debug("an unwanted session was not closed", why=str(error))
 
@@ -319,28 +319,28 @@ class Channel:
             # The broker may not have noticed yet that the other process has ended.
             if resumed.code != Code.DENIED or time.monotonic() > deadline:
                 raise error_for(resumed)
-            self.dealer.poll(0.1)
-        header, opened, data = self._ask(token.wish)
+            self.link.poll(0.1)
+        header, opened, data = self._ask(token.open_msg)
         if isinstance(opened, Error) and opened.code == Code.DENIED:
             raise error_for(opened)
         if not isinstance(opened, Opened) or header.sid != token.sid:
             raise EnvironmentLost("The session is lost: its env agent does not know it any more.")
         _check_pinned(token, opened, data)
-        session = self._opened(header, token.wish, opened, token.seal)
-        session.exchange.rejoin(token.seq, token.state)
-        session.catch_up()
-        if token.wish.direct:
-            go_direct([session], required=False)
+        session = self._opened(header, token.open_msg, opened, token.seal)
+        session.exchange.restore_position(token.seq, token.state)
+        session.query_position()
+        if token.open_msg.direct:
+            connect_directly([session], required=False)
         return session
 
     def _opened(
-        self, header: Header, wish: Open, opened: Opened, seal: Seal | None
+        self, header: Header, open_msg: Open, opened: Opened, seal: Seal | None
     ) -> RemoteSession:
         try:
-            session = RemoteSession(self, header.sid, wish, opened, seal)
+            session = RemoteSession(self, header.sid, open_msg, opened, seal)
         except GymwireError:  # its spaces are unknown here, say: it must not hold a slot
             close = PLAIN.encode(Close(), header.sid, 1)
-            self.dealer.send(close if seal is None else seal.close(close))
+            self.link.send(close if seal is None else seal.close(close))
             raise
         self._sessions[header.sid] = session
         return session
@@ -349,17 +349,17 @@ class Channel:
         """Ask the broker (OPEN: through it, an agent), and wait for the answer."""
         question = self._ask_for(request, sid)
         try:
-            self._first_answered({0: question})
+            self.wait_first({0: question})
         finally:
             self._asking.forget([question])
         return _answer(question)
 
-    def _ask_for(self, request: Message, sid: int = 0) -> Question:
+    def _ask_for(self, request: Message, sid: int = 0) -> PendingRequest:
         question = self._asking.ask(request, sid, time.monotonic())
-        self.dealer.send(question.frame)
+        self.link.send(question.frame)
         return question
 
-    def _first_answered(self, asked: Mapping[int, Question]) -> int:
+    def wait_first(self, asked: Mapping[int, PendingRequest]) -> int:
         """Wait until one of these is answered; the same bytes go out again when it is silent."""
         self._heard = time.monotonic()
         while True:
@@ -374,7 +374,7 @@ class Channel:
             self.look(now)
             frames = self._asking.due(now)
             for frame in [PLAIN.encode(Ping()), *frames] if frames else []:
-                self.dealer.send(frame)
+                self.link.send(frame)
             if now - self._heard > self.timeout_s:
                 raise BrokerUnreachable(
                     f"The broker at {self.url} has been silent for {self.timeout_s:g} s: it is "
@@ -385,7 +385,7 @@ class Channel:
 
     def pump(self) -> bool:
         """Receive one frame, waiting for a tick at most, and hand it to whom it belongs."""
-        data = self.dealer.receive()
+        data = self.link.receive()
         if data is None:
             return False
         self.dispatch(data)
@@ -393,7 +393,7 @@ class Channel:
 
     def hear(self) -> None:
         """Take in what has arrived, without waiting."""
-        while self.dealer.poll():
+        while self.link.poll():
             self.pump()
 
     def dispatch(self, data: bytes | memoryview) -> None:
@@ -414,7 +414,7 @@ class Channel:
                 message = PLAIN.decode(data, header)
                 assert isinstance(message, Welcome)
                 self.welcome = message
-                self.dealer.welcomed(message)
+                self.link.welcomed(message)
             case Kind.BUSY:
                 message = PLAIN.decode(data, header)
                 if isinstance(message, Busy) and message.reason == BusyReason.HELLO:
@@ -431,7 +431,7 @@ class Channel:
     def _relinked(self) -> bool:
         """Whether the connection was made anew since the last call."""
         up = False
-        for event in self.dealer.link_events():
+        for event in self.link.link_events():
             if event.denied:
                 raise Denied(_denied(self.url, event.denied))
             if event.up:
@@ -462,7 +462,7 @@ class Channel:
 
     def greet(self) -> None:
         """Say HELLO."""
-        self.dealer.introduce(self._hello())
+        self.link.introduce(self._hello())
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -483,8 +483,8 @@ class Channel:
             session.hang_up()
         self._sessions.clear()
         if goodbye:
-            self.dealer.send(PLAIN.encode(Bye("done")))
-        self.dealer.close(linger_s=0.5)
+            self.link.send(PLAIN.encode(Bye("done")))
+        self.link.close(linger_s=0.5)
 
 
 def _denied(url: str, why: str) -> str:
@@ -507,10 +507,10 @@ def _check_pinned(token: SessionToken, opened: Opened, data: bytes | memoryview)
         pass
     raise Denied(
         f"The session is not resumed: the agent that holds it is not the pinned one of "
-        f"{token.wish.address!r}, or cannot prove it, or the token is not the session's."
+        f"{token.open_msg.address!r}, or cannot prove it, or the token is not the session's."
     )
 
 
-def _answer(question: Question) -> Answer:
+def _answer(question: PendingRequest) -> Answer:
     assert question.answer is not None
     return question.answer

@@ -22,7 +22,7 @@ AnyDealer = Dealer | UnixDealer
 LOOK_S = 0.002  # how often connections that are being made are looked at
 
 
-class DirectLink:
+class DirectConnection:
     """A connection to the env agent of one session. `up`: requests may go this way now.
 
     `denied`: the agent will not have it.
@@ -66,7 +66,7 @@ class DirectLink:
         self.dealer.close(linger_s=0.3)
 
 
-def attach(links: Sequence[DirectLink], wait_s: float) -> None:
+def attach(links: Sequence[DirectConnection], wait_s: float) -> None:
     """Wait until all of these are up, but for those that cannot be within `wait_s`."""
     deadline = time.monotonic() + wait_s
     coming = links

@@ -78,7 +78,7 @@ class Exchange:
         self.expected: int | None = None  # the request that the agent awaits, by its own word
         self.resuming = False  # HELLO and RESUME are owed to the broker
         self._busy = 0
-        self.held_back = 0  # how often the broker said that this key asks too much
+        self.throttled = 0  # how often the broker said that this key asks too much
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -96,11 +96,11 @@ class Exchange:
             raise MoveError(still_under_way(self.pending.kind))
         return self.seq + 1
 
-    def rejoin(self, seq: int, state: dialogue.State) -> None:
+    def restore_position(self, seq: int, state: dialogue.State) -> None:
         """Go on after request `seq` of a process that has ended."""
         self.seq, self.state = seq, state
 
-    def check_rejoined(self) -> None:
+    def check_position(self) -> None:
         """Raise MoveError if the agent has executed more than the request after `seq`."""
         assert self.expected is not None
         missed = self.expected - 1 - self.seq
@@ -207,7 +207,7 @@ class Exchange:
         if reason == BusyReason.HELLO:
             self.resuming = True
         elif reason == BusyReason.RATE:
-            self.held_back += 1
+            self.throttled += 1
         pause_s = min(max(0.0, retry_after_s) * 2 ** min(self._busy, 5), 1.0)
         self._resend_at = now + pause_s * (0.5 + self._rng.random() / 2)
 

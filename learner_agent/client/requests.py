@@ -20,7 +20,7 @@ Answer = tuple[Header, Message, bytes | memoryview]
 
 
 @dataclass(slots=True, eq=False)
-class Question:
+class PendingRequest:
     """A request to the broker. `answer`: once it is here, with its header and its frame."""
 
     seq: int
@@ -30,18 +30,18 @@ class Question:
     answer: Answer | None = None
 
 
-class Asking:
+class BrokerRequests:
     """The requests to the broker that somebody waits for."""
 
     def __init__(self) -> None:
         self._seq = FIRST_SEQ
-        self._questions: dict[int, Question] = {}
+        self._questions: dict[int, PendingRequest] = {}
 
-    def ask(self, request: Message, sid: int, now: float) -> Question:
+    def ask(self, request: Message, sid: int, now: float) -> PendingRequest:
         """A new question, whose frame is to be sent now."""
         self._seq += 1
         frame = PLAIN.encode(request, sid, self._seq)
-        question = self._questions[self._seq] = Question(self._seq, frame, now + RESEND_S)
+        question = self._questions[self._seq] = PendingRequest(self._seq, frame, now + RESEND_S)
         return question
 
     def take(self, header: Header, data: bytes | memoryview) -> bool:
@@ -53,7 +53,7 @@ class Asking:
             question.answer = (header, PLAIN.decode(data, header), data)
         return True
 
-    def forget(self, questions: Iterable[Question]) -> None:
+    def forget(self, questions: Iterable[PendingRequest]) -> None:
         """Nobody waits for these any more."""
         for question in questions:
             self._questions.pop(question.seq, None)

@@ -1,4 +1,4 @@
-"""One session over a channel: requests out, the replies that belong to them back in."""
+"""One session over a connection: requests out, the replies that belong to them back in."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gymwire.learner_agent.client.direct import AnyDealer, DirectLink, attach
+from gymwire.learner_agent.client.direct import AnyDealer, DirectConnection, attach
 from gymwire.learner_agent.client.exchange import Exchange, Pending, still_under_way
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
@@ -47,7 +47,7 @@ from gymwire.protocol.transport.broker_link import Link
 from gymwire.protocol.transport.zmq_sockets import TICK_MS, wait_among
 
 if TYPE_CHECKING:
-    from gymwire.learner_agent.client.connection import Channel
+    from gymwire.learner_agent.client.connection import BrokerConnection
 
 ATTACH_S = 0.5  # how long a direct connection may take before the relay serves instead,
 DIRECT_S = 2.5  # and how long one that must be
@@ -64,12 +64,17 @@ class RemoteSession:
     """One environment, or one vector of them, at an env agent."""
 
     def __init__(
-        self, channel: Channel, sid: int, wish: Open, opened: Opened, seal: Seal | None = None
+        self,
+        connection: BrokerConnection,
+        sid: int,
+        open_msg: Open,
+        opened: Opened,
+        seal: Seal | None = None,
     ) -> None:
-        self.channel = channel
+        self.connection = connection
         self.seal = seal
         self.sid = sid
-        self.wish = wish
+        self.open_msg = open_msg
         self.opened = opened
         self.observation_space = spaces.build(opened.observation_space, root="observation_space")
         self.action_space = spaces.build(opened.action_space, root="action_space")
@@ -78,36 +83,38 @@ class RemoteSession:
         self._codec = (Codec if seal is None else partial(SealedCodec, seal))(observation, action)
         # The short way for steps has no tags.
         self._steps = (
-            compile_steps(sid, observation, action, wish.num_envs) if seal is None else None
+            compile_steps(sid, observation, action, open_msg.num_envs) if seal is None else None
         )
         self.exchange = Exchange(
             sid,
-            wish.nonce,
-            where=f"{wish.address!r} ({opened.agent})",
-            timeout_s=channel.timeout_s,
+            open_msg.nonce,
+            where=f"{open_msg.address!r} ({opened.agent})",
+            timeout_s=connection.timeout_s,
             rng=random.Random(secrets.randbits(64)),
         )
         self._reply: tuple[Header, bytes | memoryview] | None = None
         self._answered: Pending | None = None  # what `_reply` answers
-        self._direct: DirectLink | None = None
-        self.way: AnyDealer | Link = channel.dealer  # the connection that requests take at present
+        self._direct: DirectConnection | None = None
+        self.path: AnyDealer | Link = (
+            connection.link
+        )  # the connection that requests take at present
         self.closed = False  # on this side; the agent may still have to confirm it
         self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
 
-    def dial_direct(self) -> DirectLink:
+    def dial_direct(self) -> DirectConnection:
         """Dial the agent itself. Raises GymwireError if it cannot be dialled."""
         offer = self.opened.direct
         if offer is None:
             raise ConnectionFailed("it does not offer that (--direct).")
-        key, pin = self.channel.credentials.key, parse_address(self.wish.address).identity
+        key, pin = self.connection.credentials.key, parse_address(self.open_msg.address).identity
         if pin is not None and _identity_in(offer) != pin:
             raise Denied("Its direct endpoint is not that of the pinned agent.")
-        self._direct = DirectLink(offer, self.sid, self.wish.nonce, key)
+        self._direct = DirectConnection(offer, self.sid, self.open_msg.nonce, key)
         return self._direct
 
-    def settle_direct(self, why: str, *, required: bool) -> None:
+    def finish_direct_setup(self, why: str, *, required: bool) -> None:
         """Go past the broker from now on if the agent was reached; else it is said `why` not."""
-        self._choose_way()
+        self._choose_path()
         if self.is_direct:
             return
         if self._direct is not None:
@@ -116,20 +123,22 @@ class RemoteSession:
         if required:
             self.close()
             raise ConnectionFailed(
-                f"The env agent at {self.wish.address!r} cannot be reached directly: {why} Use "
+                f"The env agent at {self.open_msg.address!r} cannot be reached directly: {why} Use "
                 f'direct="auto" to go through the broker then.'
             )
-        logs.logger().debug("relayed", address=self.wish.address, why=why)
+        logs.logger().debug("relayed", address=self.open_msg.address, why=why)
 
-    def catch_up(self) -> None:
+    def query_position(self) -> None:
         """Ask the agent which request it awaits, after a resume."""
-        deadline = time.monotonic() + self.channel.timeout_s
+        deadline = time.monotonic() + self.connection.timeout_s
         probe = PLAIN.encode(Call("get", ""), self.sid, PROBE_SEQ)
         while self.exchange.expected is None:
-            self.channel.dealer.send(probe)
-            if not self.channel.pump() and time.monotonic() > deadline:
-                raise BrokerUnreachable(f"The env agent at {self.wish.address!r} does not answer.")
-        self.exchange.check_rejoined()
+            self.connection.link.send(probe)
+            if not self.connection.pump() and time.monotonic() > deadline:
+                raise BrokerUnreachable(
+                    f"The env agent at {self.open_msg.address!r} does not answer."
+                )
+        self.exchange.check_position()
 
     @property
     def is_direct(self) -> bool:
@@ -162,13 +171,13 @@ class RemoteSession:
                 exchange.sent(Kind.ACT, seq, frame)
                 if not seq % LOOK_EVERY:
                     self._look_around(time.monotonic())
-                way = self.way
+                way = self.path
                 way.send(frame)
                 data = way.receive()
                 if data is not None:
                     step = steps.decode_percept(data, number)
                     if step is not None:
-                        if step[4] and self.wish.num_envs:
+                        if step[4] and self.open_msg.num_envs:
                             step = _with_infos(step)
                         exchange.pending = None  # last: see `Exchange.sent`
                         return step
@@ -190,7 +199,7 @@ class RemoteSession:
         if not self.is_timed:
             return self.step(action), None
         assert self._steps is not None
-        held_back = self.exchange.held_back
+        throttled = self.exchange.throttled
         began = time.monotonic_ns()
         seq = self._next(Kind.ACT)
         number = seq.to_bytes(8, "little")
@@ -201,7 +210,7 @@ class RemoteSession:
         self._check_size(Kind.ACT, frame)
         encoded = time.monotonic_ns()
         self._begin(Kind.ACT, seq, frame)
-        data = self.way.receive()
+        data = self.path.receive()
         arrived = time.monotonic_ns()
         step = None
         if data is not None and data[2] == Kind.PERCEPT and data[3] & TIMED:
@@ -224,8 +233,8 @@ class RemoteSession:
         is_direct = not taken.back_sent
         least = self._least_network.get(is_direct, 0)
         timings = apportion(began, encoded, arrived, decoded, taken, least)
-        if self.exchange.held_back != held_back:
-            return step, replace(timings, held_back=True)
+        if self.exchange.throttled != throttled:
+            return step, replace(timings, throttled=True)
         if not waited(taken):
             network = round(timings.network_us * 1000)
             self._least_network[is_direct] = min(network, least or network)
@@ -252,13 +261,13 @@ class RemoteSession:
 
     def _next(self, kind: Kind) -> int:
         """The number of a new request; MoveError while one is under way, or not yet taken."""
-        # Its answer has come while another session of this channel was waited for.
+        # Its answer has come while another session of this connection was waited for.
         if self._answered is not None and kind not in (Kind.RESET, Kind.CLOSE):
             raise MoveError(still_under_way(self._answered.kind))
         return self.exchange.begin(kind)
 
     def _check_size(self, kind: Kind, frame: Frame) -> None:
-        limit = self.channel.welcome.max_message if self.channel.welcome else 0
+        limit = self.connection.welcome.max_message if self.connection.welcome else 0
         if limit and len(frame) > limit:
             raise ConfigurationError(
                 f"This {kind.name} has {len(frame)} bytes; the broker takes {limit} at most."
@@ -267,31 +276,31 @@ class RemoteSession:
     def _begin(self, kind: Kind, seq: int, frame: Frame) -> None:
         self._reply = self._answered = None
         if kind is Kind.RESET and self._direct is None:
-            self.channel.dealer.approach()  # who only opens a session needs no lane
+            self.connection.link.approach()  # who only opens a session needs no lane
         self.exchange.sent(kind, seq, frame)
         if self._direct is not None:
             self._look_around(time.monotonic())
-        self.way.send(frame)
+        self.path.send(frame)
 
-    def _choose_way(self) -> None:
-        self.way = self.channel.dealer
+    def _choose_path(self) -> None:
+        self.path = self.connection.link
         if self._direct is not None and self._direct.up:
-            self.way = self._direct.dealer
+            self.path = self._direct.dealer
 
     def _look_around(self, now: float) -> None:
         """What does not come the way that requests take is seen only by who looks."""
         if self._direct is not None and self._direct.watch():
             self.exchange.resend(now)
-        self._choose_way()
-        self.channel.look(now)
+        self._choose_path()
+        self.connection.look(now)
         if self._direct is None:
             return
-        while self.channel.dealer.poll():
-            self.channel.pump()
+        while self.connection.link.poll():
+            self.connection.pump()
         if self.exchange.resuming:
             self.exchange.resuming = False
-            self.channel.greet()
-            self.channel.dealer.send(PLAIN.encode(Resume(self.wish.nonce), self.sid))
+            self.connection.greet()
+            self.connection.link.send(PLAIN.encode(Resume(self.open_msg.nonce), self.sid))
 
     def tick(self, now: float) -> None:
         """Time has passed without a reply: resend what is owed."""
@@ -305,19 +314,19 @@ class RemoteSession:
         except BrokerUnreachable:
             if not self.closed:
                 raise
-            self.channel.forget(self)  # nobody waits for it
+            self.connection.forget(self)  # nobody waits for it
             return
         if greet:
-            self.channel.greet()
+            self.connection.greet()
         for frame in frames:
             if codec.read_header(frame).kind is Kind.PING:
-                self.channel.dealer.send(frame)  # it is the broker who answers
+                self.connection.link.send(frame)  # it is the broker who answers
             else:
-                self.way.send(frame)
+                self.path.send(frame)
 
     def pump(self) -> bool:
         """Receive one frame on the session's way, waiting for a tick at most."""
-        data = self.way.receive()
+        data = self.path.receive()
         if data is None:
             return False
         self._arrived(data)
@@ -326,13 +335,13 @@ class RemoteSession:
     def _arrived(self, data: bytes | memoryview) -> None:
         direct = self._direct
         if direct is None or not direct.up:
-            self.channel.dispatch(data)
+            self.connection.dispatch(data)
             return
         header = codec.read_header(data)
         if header.sid == self.sid:
             if header.kind is Kind.RESUMED:
                 direct.accept(data)
-                self._choose_way()
+                self._choose_path()
             else:
                 self.take(header, data)
 
@@ -377,29 +386,31 @@ class RemoteSession:
 
     def _decoded_step(self, header: Header, data: Frame | memoryview) -> Step:
         step = _step_of(self._decoded(header, data))
-        return _with_infos(step) if step[4] and self.wish.num_envs else step
+        return _with_infos(step) if step[4] and self.open_msg.num_envs else step
 
     def _wait(self, timeout_s: float | None) -> None:
-        channel = self.channel
+        connection = self.connection
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         frames = 0
         now = time.monotonic()
         if self.exchange.is_due(now):  # by what `step` has received
-            channel.tick(now)
+            connection.tick(now)
         while self._reply is None:
             self.check_lost()
             if deadline is not None:
                 left_s = deadline - time.monotonic()
-                if left_s < TICK_MS / 1000 and not self.way.poll(max(left_s, 0.0)):
+                if left_s < TICK_MS / 1000 and not self.path.poll(max(left_s, 0.0)):
                     assert timeout_s is not None
-                    channel.tick(time.monotonic())  # whoever only ever waits briefly resends, too
+                    connection.tick(
+                        time.monotonic()
+                    )  # whoever only ever waits briefly resends, too
                     raise RequestTimeout(self._timeout_text(timeout_s))
             arrived = self.pump()
             frames += 1
             if self._reply is None:
                 now = time.monotonic()
                 if not arrived or not frames % TIMERS_EVERY or self.exchange.is_due(now):
-                    channel.tick(now)
+                    connection.tick(now)
 
     def _timeout_text(self, timeout_s: float) -> str:
         pending = self.exchange.pending
@@ -408,7 +419,7 @@ class RemoteSession:
         in_step_s = self.exchange.in_step_s
         doing = "" if in_step_s is None else f" (it has been executing for {in_step_s:.0f} s)"
         return (
-            f"The {verb} at {self.wish.address!r} has not been answered within {timeout_s:g} s"
+            f"The {verb} at {self.open_msg.address!r} has not been answered within {timeout_s:g} s"
             f"{doing}. Call it again with the same arguments to wait on, or reset()."
         )
 
@@ -429,10 +440,10 @@ class RemoteSession:
             if self.exchange.receive(header, data, time.monotonic()):
                 self._reply, self._answered = (header, data), pending
                 if self.closed:
-                    self.channel.forget(self)
+                    self.connection.forget(self)
         except EnvironmentLost:
             # Told to who waits for it, and to nobody who waits for another session.
-            self.channel.forget(self)
+            self.connection.forget(self)
 
     def check_lost(self) -> None:
         """Raise EnvironmentLost if the session is gone and there is no reply from before."""
@@ -444,9 +455,9 @@ class RemoteSession:
     def close(self, *, wait: bool = True) -> None:
         """End the session. Waits shortly for the agent, never for a step. Idempotent.
 
-        Until the agent has confirmed it, the channel goes on asking whenever it is used.
+        Until the agent has confirmed it, the connection goes on asking whenever it is used.
         """
-        if self.closed or self.channel.foreign or self.channel.closed:
+        if self.closed or self.connection.foreign or self.connection.closed:
             return
         self.closed = True
         wait = wait and self.exchange.pending is None
@@ -457,7 +468,7 @@ class RemoteSession:
         except GymwireError as error:
             logs.logger().debug("close was not confirmed", why=str(error))
         if self.exchange.pending is None or self.exchange.lost is not None:
-            self.channel.forget(self)
+            self.connection.forget(self)
         else:
             self.exchange.keep_waiting(time.monotonic())  # it is sent again after some silence
         self.hang_up()
@@ -467,15 +478,15 @@ class RemoteSession:
         if self._direct is not None:
             self._direct.close()
             self._direct = None
-            self._choose_way()
+            self._choose_path()
 
 
-def go_direct(sessions: Sequence[RemoteSession], *, required: bool) -> None:
+def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> None:
     """Go past the broker, each of these whose agent offers that and can be reached.
 
     All are dialled at once. Raises ConnectionFailed if it is `required` and one cannot be reached.
     """
-    links: list[DirectLink] = []
+    links: list[DirectConnection] = []
     why: dict[int, str] = {}
     for session in sessions:
         try:
@@ -484,15 +495,15 @@ def go_direct(sessions: Sequence[RemoteSession], *, required: bool) -> None:
             why[session.sid] = str(error)
     attach(links, DIRECT_S if required else ATTACH_S)
     for session in sessions:
-        session.settle_direct(why.get(session.sid, ""), required=required)
+        session.finish_direct_setup(why.get(session.sid, ""), required=required)
 
 
-def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) -> None:
-    """Wait until one of these sessions, all on one channel, has its reply.
+def wait_for_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) -> None:
+    """Wait until one of these sessions, all on one connection, has its reply.
 
     Raises RequestTimeout.
     """
-    channel = sessions[0].channel
+    connection = sessions[0].connection
     deadline = None if timeout_s is None else time.monotonic() + timeout_s
     tick_s, frames = TICK_MS / 1000, 0
     while not any(session.ready for session in sessions):
@@ -501,7 +512,7 @@ def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) 
         wait_s = tick_s if deadline is None else min(deadline - time.monotonic(), tick_s)
         if wait_s <= 0:
             raise RequestTimeout(f"None of {len(sessions)} requests was answered in {timeout_s} s.")
-        ways = {session.way: session for session in sessions}
+        ways = {session.path: session for session in sessions}
         if len(ways) == 1 and wait_s == tick_s:
             arrived = sessions[0].pump()
         else:
@@ -511,7 +522,7 @@ def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) 
             arrived = bool(ready)
         frames += 1
         if not arrived or not frames % TIMERS_EVERY:
-            channel.tick(time.monotonic())
+            connection.tick(time.monotonic())
 
 
 def _step_of(percept: Message) -> Step:

@@ -1,4 +1,4 @@
-"""Several sessions of one address on one channel, each with some environments of one vector."""
+"""Several sessions of one address on one connection, each with some environments of one vector."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from gymwire.learner_agent.client.connection import Channel
-from gymwire.learner_agent.client.session import RemoteSession, wait_any
+from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.session import RemoteSession, wait_for_any
 from gymwire.protocol import dialogue
 from gymwire.protocol.errors import EnvironmentFailed, EnvironmentLost, GymwireError, RequestTimeout
 from gymwire.protocol.messages import Act, Kind, Message, Reset
@@ -18,24 +18,24 @@ class SessionGroup:
     """Sessions, with the environments that each has.
 
     Errors name environments by their number in the whole vector. `open_all`: opens sessions, at the
-    same time, for so many environments each, and waits as `Channel.open_all` does. Session i has
-    the environments `slices[i]`.
+    same time, for so many environments each, and waits as `BrokerConnection.open_all` does. Session
+    i has the environments `slices[i]`.
     """
 
     def __init__(
         self,
-        channel: Channel,
+        connection: BrokerConnection,
         slices: Sequence[slice],
         where: str,
-        open_all: Callable[[Channel, Sequence[int], float | None], list[RemoteSession]],
+        open_all: Callable[[BrokerConnection, Sequence[int], float | None], list[RemoteSession]],
     ) -> None:
-        self.channel = channel
+        self.connection = connection
         self.slices = slices
         self.sizes = [part.stop - part.start for part in slices]
         self.num_envs = slices[-1].stop
         self._where = where
         self._open_all = open_all
-        self._sessions = open_all(channel, self.sizes, None)
+        self._sessions = open_all(connection, self.sizes, None)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -80,7 +80,7 @@ class SessionGroup:
         """Wait until one of these sessions has its reply; `deadline` is of the monotonic clock."""
         left_s = None if deadline is None else max(deadline - time.monotonic(), 0.0)
         try:
-            wait_any([self._sessions[i] for i in waiting], left_s)
+            wait_for_any([self._sessions[i] for i in waiting], left_s)
         except RequestTimeout:
             names = ", ".join(map(self.names, waiting))
             raise RequestTimeout(
@@ -111,7 +111,7 @@ class SessionGroup:
 
     def reset(self, requests: Mapping[int, Reset], timeout_s: float | None) -> dict[int, Message]:
         """Reset these sessions. New ones are opened for what is lost, if all are to be reset."""
-        self.channel.hear()  # what is lost together is opened again together
+        self.connection.hear()  # what is lost together is opened again together
         if self.lost and len(requests) < len(self):
             raise self.lost_error()
         while self.lost:  # another may turn out to be lost in the meantime
@@ -158,7 +158,7 @@ class SessionGroup:
         return self.finish(i, timeout_s)
 
     @property
-    def settled(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether nothing of a step that failed is still to come."""
         return not self.lost and not any(one.exchange.pending for one in self._sessions)
 
@@ -186,7 +186,7 @@ class SessionGroup:
 
     def reopen(self, lost: Sequence[int], *, wait_s: float | None = None) -> None:
         """Open new sessions in the place of lost ones, all or none."""
-        made = self._open_all(self.channel, [self.sizes[i] for i in lost], wait_s)
+        made = self._open_all(self.connection, [self.sizes[i] for i in lost], wait_s)
         for i, session in zip(lost, made, strict=True):
             self._sessions[i].close()
             self._sessions[i] = session
@@ -197,4 +197,4 @@ class SessionGroup:
             for session in self._sessions:
                 session.close()
         finally:  # interrupted, too: nobody can close it any more
-            self.channel.close()
+            self.connection.close()

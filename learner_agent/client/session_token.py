@@ -31,7 +31,7 @@ class SessionToken:
     seal: Seal | None
 
     @property
-    def wish(self) -> Open:
+    def open_msg(self) -> Open:
         """The OPEN that began the session."""
         return Open(
             self.kwargs["address"],

@@ -14,7 +14,7 @@ class Timings:
     `network_us`: sockets, kernels and wires, and the threads that they wake. `broker_us`: the
     broker's code. `queue_us`: waiting at the env agent until it had done what came before.
     `environment_us`: the environment's `step`. `codec_us`: encoding and decoding, and the rest of
-    the agents' own code. `is_direct`: the reply came past the broker. `held_back`: the broker made
+    the agents' own code. `is_direct`: the reply came past the broker. `throttled`: the broker made
     the step wait for a limit in its policy, and `network_us` holds that time, too.
     """
 
@@ -25,7 +25,7 @@ class Timings:
     codec_us: float
     total_us: float
     is_direct: bool
-    held_back: bool = False
+    throttled: bool = False
 
 
 def waited(stamps: Stamps) -> bool:

@@ -102,7 +102,7 @@ class TruncatingGroup(SessionGroup):
         return percept
 
     @property
-    def settled(self) -> bool:
+    def is_idle(self) -> bool:
         """Whether nothing of a step that failed is still to come."""
         if self._mode is AutoresetMode.SAME_STEP and self.lost:
             return False
@@ -152,7 +152,7 @@ class TruncatingGroup(SessionGroup):
 
     def _replace(self, i: int) -> None:
         """Open another session in the place of a lost one. Raises EnvironmentLost."""
-        why, timeout_s = self._sessions[i].exchange.lost, self.channel.timeout_s
+        why, timeout_s = self._sessions[i].exchange.lost, self.connection.timeout_s
         deadline = time.monotonic() + timeout_s
         logs.logger().warning("session lost, opening another", envs=self.names(i), why=why)
         while True:

@@ -13,12 +13,12 @@ from typing import Any
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
 
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol.address import DEFAULT_BROKER, check_url, parse_address
 from gymwire.protocol.errors import ConfigurationError
 
-OF_PARENTS: list[Channel] = []
+OF_PARENTS: list[BrokerConnection] = []
 """Connections of parent processes. A fork must neither use nor close them, so it keeps them."""
 
 
@@ -74,9 +74,9 @@ def _check_seconds(name: str, value: object) -> None:
         raise ConfigurationError(f"{name} is a number of seconds, {least}, not {value!r:.100}.")
 
 
-def connect(kwargs: Mapping[str, Any]) -> Channel:
-    """A connection as these keywords ask for it. Raises what Channel raises."""
-    return Channel(
+def connect(kwargs: Mapping[str, Any]) -> BrokerConnection:
+    """A connection as these keywords ask for it. Raises what BrokerConnection raises."""
+    return BrokerConnection(
         kwargs["broker"],
         timeout_s=kwargs["timeout_s"],
         wait_s=kwargs["wait_s"],
@@ -86,14 +86,14 @@ def connect(kwargs: Mapping[str, Any]) -> Channel:
 
 
 def open_all(
-    channel: Channel,
+    channel: BrokerConnection,
     kwargs: Mapping[str, Any],
     num_envs: Sequence[int],
     autoreset_mode: str = "",
     *,
     wait_s: float | None = None,
 ) -> list[RemoteSession]:
-    """Sessions as these keywords ask for them; `wait_s`, and errors: as of `Channel.open_all`."""
+    """Open sessions as these keywords ask for; see `BrokerConnection.open_all`."""
     return channel.open_all(
         kwargs["address"],
         num_envs,

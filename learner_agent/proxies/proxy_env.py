@@ -15,7 +15,7 @@ import numpy as np
 from gymnasium.envs.registration import EnvSpec
 
 from gymwire.learner_agent.client import session_token
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.recording import Recording
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
@@ -94,7 +94,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         on_lost: str = "raise",
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
-        channel: Channel | None = None,
+        channel: BrokerConnection | None = None,
         _session: RemoteSession | None = None,
     ) -> None:
         self._closed = False
@@ -131,7 +131,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         self.render_mode = opened.render_mode
         self._spec = spec_of_proxy(opened.spec, self._kwargs)
 
-    def _open(self, channel: Channel | None, *, wait_s: float | None = None) -> None:
+    def _open(self, channel: BrokerConnection | None, *, wait_s: float | None = None) -> None:
         """Open a session on this channel, or on a new one."""
         kwargs = self._kwargs
         made = None
@@ -202,7 +202,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         """
         lost = self._session.exchange.lost is not None
         if lost and not self._closed and self._pid == os.getpid():
-            self._open(self._session.channel)
+            self._open(self._session.connection)
         recording = self._recording
         if recording is None:
             return self._reset(seed, options)
@@ -254,7 +254,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         log.warning("session lost, replaying", address=self._kwargs["address"], why=lost)
         while True:
             try:
-                self._open(self._session.channel, wait_s=0.0)
+                self._open(self._session.connection, wait_s=0.0)
                 if recording.generator is not None:
                     self._restore(recording.generator)
                 recording.replay(self._reset, lambda action: self._session.step(action))
@@ -280,17 +280,17 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         """
         self._check_usable(Reset())
         session, exchange = self._session, self._session.exchange
-        session.channel.keeps_sessions = True
+        session.connection.keeps_sessions = True
         kwargs = {
             k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in self._kwargs.items()
         }
         return SessionToken(
             kwargs,
             exchange.sid,
-            session.wish.nonce,
+            session.open_msg.nonce,
             exchange.seq - session.pending,
             exchange.state,
-            session.wish.challenge,
+            session.open_msg.challenge,
             session.seal,
         ).encode()
 
@@ -326,22 +326,22 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             return
         self._closed = True
         if self._pid != os.getpid():
-            OF_PARENTS.append(self._session.channel)
+            OF_PARENTS.append(self._session.connection)
             return
         try:
             self._session.close()
         finally:  # interrupted, too: nobody can close it any more
             if self._owns_channel:
-                self._session.channel.close()
+                self._session.connection.close()
 
     def __del__(self) -> None:
         session = self.__dict__.get("_session")
         if session is None or self._closed or sys.is_finalizing():
             return
         if self._pid != os.getpid():
-            OF_PARENTS.append(session.channel)
+            OF_PARENTS.append(session.connection)
         elif self._owns_channel:
-            session.channel.close()  # says goodbye, and waits for nothing
+            session.connection.close()  # says goodbye, and waits for nothing
 
     # --- what else an environment has -------------------------------------------------------------
 
@@ -441,7 +441,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
                 "This environment was made before the process forked, and its episode belongs to "
                 "the parent process. Call reset() first: it opens a session for this one."
             )
-        OF_PARENTS.append(self._session.channel)
+        OF_PARENTS.append(self._session.connection)
         self._open(None)
 
     def __reduce__(self) -> tuple[Any, ...]:

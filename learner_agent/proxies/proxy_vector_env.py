@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike, NDArray
 
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.client.truncating_group import TruncatingGroup
@@ -186,7 +186,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._forget_steps()
 
     def _open_all(
-        self, channel: Channel, sizes: Sequence[int], wait_s: float | None
+        self, channel: BrokerConnection, sizes: Sequence[int], wait_s: float | None
     ) -> list[RemoteSession]:
         kwargs = self._kwargs
         mode = kwargs["autoreset_mode"]
@@ -301,7 +301,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         except (MoveError, EncodingError, EnvironmentLost):
             raise  # what may be under way is not this step
         except BaseException:
-            if not self._group.settled:
+            if not self._group.is_idle:
                 self._waiting, self._stepping = [0], True
                 self._timed_out = values.encode(actions)
             raise
@@ -344,7 +344,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
                 percept = group.finish_step(i, timeout_s)
                 self._received[i] = percept
         except Exception:
-            if group.settled:
+            if group.is_idle:
                 group.drop_replies()
                 self._forget_steps()
             raise
@@ -478,7 +478,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     def close_extras(self, **kwargs: Any) -> None:
         """End the sessions and free their slots; never waits for a step."""
         if self._pid != os.getpid():
-            OF_PARENTS.append(self._group.channel)
+            OF_PARENTS.append(self._group.connection)
         else:
             self._group.close()
 
@@ -495,9 +495,9 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         if group is None or self.closed or sys.is_finalizing():
             return
         if self._pid != os.getpid():
-            OF_PARENTS.append(group.channel)
+            OF_PARENTS.append(group.connection)
         else:
-            group.channel.close()  # says goodbye, and waits for nothing
+            group.connection.close()  # says goodbye, and waits for nothing
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _remake, (type(self), self._kwargs)
@@ -513,7 +513,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
                     "These environments were made before the process forked, and their episodes "
                     "belong to the parent process. Call reset() first: it opens new sessions."
                 )
-            OF_PARENTS.append(self._group.channel)
+            OF_PARENTS.append(self._group.connection)
             self._open()
         if kind is not None:
             self._group.check(kind)

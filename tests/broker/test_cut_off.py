@@ -9,7 +9,7 @@ import pytest
 
 from gymwire.broker import rate_limit as flood
 from gymwire.broker import server
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Busy, BusyReason, Ping
 from gymwire.protocol.transport.zmq_sockets import Dealer
@@ -42,7 +42,7 @@ def test_a_flood_is_told_then_cut_off_and_may_come_back(monkeypatch: pytest.Monk
         until(cut_off, "the flood is cut off")
         assert Busy(BusyReason.RATE, 1.0) in heard
         until(lambda: any(one.up for one in dealer.link_events()) or went[-1], "it is back")
-        with contextlib.closing(Channel(broker.urls[0])) as channel:
+        with contextlib.closing(BrokerConnection(broker.urls[0])) as channel:
             assert channel.find() == []
     finally:
         dealer.close()

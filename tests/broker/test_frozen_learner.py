@@ -13,7 +13,7 @@ import pytest
 
 from gymwire.broker import connections
 from gymwire.broker.server import Server
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from tests.chaos.fleet import until
 from tests.processes import ROOT, Programs
 
@@ -61,7 +61,11 @@ def test_a_frozen_learner_frees_its_slot_and_one_that_thinks_keeps_it(
     url: str, programs: Programs
 ) -> None:
     programs.env_agent(url, "--address", "cartpole", "--env", "CartPole-v1")
-    with contextlib.closing(Channel(url)) as channel, learner(url) as thinks, learner(url) as other:
+    with (
+        contextlib.closing(BrokerConnection(url)) as channel,
+        learner(url) as thinks,
+        learner(url) as other,
+    ):
 
         def used() -> int:
             return sum(offer["used"] for offer in channel.find("cartpole"))

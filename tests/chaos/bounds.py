@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from gymwire import ProxyEnv
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from tests.chaos.fleet import ADDRESS, Part, descriptors, fleet, resident, until
 from tests.processes import ROOT
 
@@ -44,13 +44,13 @@ def until_free(part: Part, most: int) -> None:
 
 
 def used_slots(url: str) -> int:
-    with contextlib.closing(Channel(url)) as channel:
+    with contextlib.closing(BrokerConnection(url)) as channel:
         return sum(offer["used"] for offer in channel.find(ADDRESS))
 
 
 def open_and_close(url: str, sessions: int) -> None:
     """So many sessions, one after the other: used for a step, and closed."""
-    with contextlib.closing(Channel(url)) as channel:
+    with contextlib.closing(BrokerConnection(url)) as channel:
         for number in range(sessions):
             with ProxyEnv(ADDRESS, channel=channel) as env:
                 env.reset(seed=number)
@@ -62,9 +62,9 @@ def open_and_abandon(url: str, sessions: int, together: int = 50) -> None:
     for start in range(0, sessions, together):
         dealers = []
         for _ in range(min(together, sessions - start)):
-            channel = Channel(url)
+            channel = BrokerConnection(url)
             channel.open(ADDRESS)
-            dealers.append(channel.dealer)
+            dealers.append(channel.link)
         for dealer in dealers:
             dealer.close()  # as a crash would: no CLOSE, no BYE
         until(lambda: used_slots(url) == 0, "the slots of vanished learners are free", 60.0)

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from gymwire import ProxyEnv
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import BrokerUnreachable, OfferError
 from tests.chaos import bounds, clocks, long_step
 from tests.chaos.chain import ChainEnv, judge
@@ -304,7 +304,7 @@ def test_a_killed_learner_frees_its_slot_and_a_frozen_one_goes_on(fleet: Fleet) 
 
 
 def _used(fleet: Fleet) -> int:
-    with contextlib.closing(Channel(fleet.url)) as channel:
+    with contextlib.closing(BrokerConnection(fleet.url)) as channel:
         return sum(offer["used"] for offer in channel.find(ADDRESS))
 
 
@@ -419,7 +419,7 @@ def test_a_broker_out_of_descriptors_keeps_who_is_there_and_takes_others_later(
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(BrokerUnreachable):
                 for _ in range(40):
-                    channel = Channel(fleet.url, timeout_s=0.5)
+                    channel = BrokerConnection(fleet.url, timeout_s=0.5)
                     crowd.append(stack.enter_context(contextlib.closing(channel)))
             assert len(crowd) < 40
             assert descriptors(broker.pid) <= 40

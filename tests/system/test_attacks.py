@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import pytest
 import zmq
 
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
@@ -70,8 +70,8 @@ class Site(NamedTuple):
             "timeout_s": 5.0,
         }
 
-    def channel(self, name: str) -> Channel:
-        return Channel(self.url, **self.of(name))
+    def channel(self, name: str) -> BrokerConnection:
+        return BrokerConnection(self.url, **self.of(name))
 
     def env(self, name: str = "alice", address: str = "lab/cartpole", **options: Any) -> ProxyEnv:
         return ProxyEnv(address, self.url, **self.of(name), **options)
@@ -229,18 +229,18 @@ def test_an_unknown_key_is_told_so_at_once(site: Site) -> None:
 
 def test_a_learner_without_keys_is_told_so_at_once(site: Site) -> None:
     with pytest.raises(Denied, match="uses keys"):
-        Channel(site.url)
+        BrokerConnection(site.url)
 
 
 def test_a_learner_with_keys_is_told_when_the_broker_has_none(site: Site, broker_url: str) -> None:
     with pytest.raises(Denied, match="uses no keys"):
-        Channel(broker_url, **site.of("alice"))
+        BrokerConnection(broker_url, **site.of("alice"))
 
 
 def test_an_impostor_of_the_broker_is_not_trusted(site: Site) -> None:
     wrong = {**site.of("alice"), "broker_key": site.pair("mallory").public.decode()}
     with pytest.raises(Denied, match="not the one given here as --broker-key"):
-        Channel(site.url, **wrong)
+        BrokerConnection(site.url, **wrong)
 
 
 def test_an_env_agent_with_an_unknown_key_ends_and_says_why(site: Site, programs: Programs) -> None:
@@ -393,7 +393,7 @@ def test_a_forged_sid_reaches_nobody(site: Site) -> None:
 def test_a_session_is_not_resumed_without_its_nonce_or_by_another_key(site: Site) -> None:
     with contextlib.closing(site.env(direct="never")) as env, attacker(site) as mallory:
         mallory.hello()
-        for nonce in (os.urandom(16), env._session.wish.nonce):
+        for nonce in (os.urandom(16), env._session.open_msg.nonce):
             answer = mallory.asks(Resume(nonce, take_over=True), env._session.sid)
             assert isinstance(answer, Error)
             assert answer.code == "denied"
@@ -415,7 +415,7 @@ def test_anothers_routing_id_with_ones_own_key_speaks_for_nobody(site: Site) -> 
     """Even one who had learnt the routing id, 15 random bytes that are never shown."""
     with contextlib.closing(site.env(direct="never")) as env:
         env.reset(seed=1)
-        rid = _rid(env._session.channel.dealer)
+        rid = _rid(env._session.connection.link)
         with attacker(site, rid=rid) as mallory:
             answer = mallory.asks(Act(1), env._session.sid, env._session.exchange.seq + 1)
             assert isinstance(answer, Error)
@@ -456,7 +456,7 @@ def test_a_step_recorded_and_replayed_after_a_reconnect_is_not_done_again(site: 
             answer = recorder.hears()
             assert isinstance(answer, Error)
             assert answer.code == "denied"
-        session.channel.dealer.send(step)  # and from the right one: answered, not executed
+        session.connection.link.send(step)  # and from the right one: answered, not executed
         following, *_ = env.step(0)
         env.reset(seed=1)
         assert (env.step(0)[0] == observation).all()
@@ -469,7 +469,7 @@ def test_a_step_recorded_and_replayed_after_a_reconnect_is_not_done_again(site: 
 def test_three_frames_do_not_pass_for_another_sender(site: Site) -> None:
     with contextlib.closing(site.env(direct="never")) as env, attacker(site) as mallory:
         env.reset(seed=1)
-        victim = _rid(env._session.channel.dealer)
+        victim = _rid(env._session.connection.link)
         act = PLAIN.encode(Act(1), env._session.sid, env._session.exchange.seq + 1)
         mallory.hello()
         mallory.socket.send_multipart([b"x", victim, act])
@@ -582,9 +582,10 @@ def test_a_broker_of_ill_will_does_not_crash_the_learner(site: Site) -> None:
         url = router.get_string(zmq.LAST_ENDPOINT)
         code = (
             "import sys\n"
-            "from gymwire.learner_agent.client.connection import Channel\n"
+            "from gymwire.learner_agent.client.connection import BrokerConnection\n"
             "from gymwire.protocol.errors import GymwireError\n"
-            "try: Channel(sys.argv[1], timeout_s=2.0, key=sys.argv[2], broker_key=sys.argv[3])\n"
+            "keys = dict(key=sys.argv[2], broker_key=sys.argv[3])\n"
+            "try: BrokerConnection(sys.argv[1], timeout_s=2.0, **keys)\n"
             "except GymwireError as error: print(type(error).__name__)\n"
         )
         learner = subprocess.Popen(

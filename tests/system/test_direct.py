@@ -17,7 +17,7 @@ from gymnasium.vector import SyncVectorEnv
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.env_agent.transports import DirectEndpoint, DirectSettings
 from gymwire.learner_agent.client import direct as learner_direct
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol.codec import PLAIN, Frame
@@ -207,7 +207,7 @@ def test_all_ways_meet_in_one_serving_loop(url: str, monkeypatch: pytest.MonkeyP
                 "gymwire.learner_agent.client.direct.socket.gethostname", lambda: "elsewhere"
             )
             envs.append(opened("always"))
-        ways = [session_of(env).way.url.partition(":")[0] for env in envs]
+        ways = [session_of(env).path.url.partition(":")[0] for env in envs]
         assert ways == ["tcp", "unix", "unix", "tcp"]
         counts = [0] * 4
         # Alone, two of a kind, all; and again with fewer, as they leave.
@@ -263,7 +263,7 @@ def test_where_keys_are_used_no_unix_socket_is_offered_nor_taken(tmp_path: Path)
 
 def asked(env: ProxyEnv, frame: Frame) -> bytes:
     """The answer to these bytes, sent as they are on the session's way."""
-    way = session_of(env).way
+    way = session_of(env).path
     way.send(frame)
     deadline = time.monotonic() + PATIENCE_S
     while (data := way.receive()) is None:
@@ -399,7 +399,7 @@ def test_a_direct_session_does_not_need_the_broker(programs: Programs) -> None:
             go_on(20)
         assert session_of(env).is_direct
         programs.broker(url)
-        with contextlib.closing(Channel(url, wait_s=PATIENCE_S)) as channel:
+        with contextlib.closing(BrokerConnection(url, wait_s=PATIENCE_S)) as channel:
 
             def used() -> int:
                 return sum(offer["used"] for offer in channel.find("lake"))
@@ -481,7 +481,7 @@ def test_a_learner_with_a_wrong_nonce_is_refused(url: str, scheme: str) -> None:
         session = session_of(env)
         assert session.opened.direct is not None
         with dialled(url_in(session.opened.direct, scheme)) as dealer:
-            dealer.send(PLAIN.encode(Resume(b"x" * len(session.wish.nonce)), session.sid))
+            dealer.send(PLAIN.encode(Resume(b"x" * len(session.open_msg.nonce)), session.sid))
             refusal = answer(dealer)
             assert isinstance(refusal, Error)
             assert refusal.code == Code.DENIED

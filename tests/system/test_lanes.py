@@ -44,7 +44,7 @@ def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 def lane_of(env: ProxyEnv | ProxyVectorEnv) -> UnixDealer | None:
     session = env._session if isinstance(env, ProxyEnv) else env._group[0]
-    return session.channel.dealer._lane
+    return session.connection.link._lane
 
 
 def why_lost(env: ProxyEnv) -> str:

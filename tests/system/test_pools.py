@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import pytest
 
 from gymwire import ProxyEnv
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import AddressUnknown, EnvironmentLost, NoFreeSlot
 from tests.processes import PATIENCE_S, ROOT, Program, Programs
 
@@ -229,7 +229,7 @@ def test_ctrl_c_in_a_terminal_lets_each_worker_take_its_leave(programs: Programs
         [*arguments, *POOL, "--workers", "2"], cwd=ROOT, start_new_session=True
     )
     try:
-        with contextlib.closing(Channel(url, wait_s=PATIENCE_S)) as channel:
+        with contextlib.closing(BrokerConnection(url, wait_s=PATIENCE_S)) as channel:
             deadline = time.monotonic() + PATIENCE_S
             while len(channel.find("pool")) < 2:
                 assert time.monotonic() < deadline

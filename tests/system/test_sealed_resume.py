@@ -233,7 +233,7 @@ def test_an_old_token_does_not_cost_the_session(site: Site, gate: Path) -> None:
     for _ in range(2):
         env.step(4)
     new = env.session_token()
-    env._session.channel.close(goodbye=False)  # as if the process had been killed
+    env._session.connection.close(goodbye=False)  # as if the process had been killed
     with pytest.raises(MoveError, match="This token is old"):
         ProxyEnv.resume(old)
     with contextlib.closing(ProxyEnv.resume(new)) as again:

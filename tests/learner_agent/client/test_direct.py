@@ -7,7 +7,7 @@ from typing import Any, cast
 import pytest
 
 from gymwire.learner_agent.client import direct
-from gymwire.learner_agent.client.direct import DirectLink
+from gymwire.learner_agent.client.direct import DirectConnection
 from gymwire.protocol.codec import PLAIN, read_header
 from gymwire.protocol.messages import Kind, Resumed
 from gymwire.protocol.transport.zmq_sockets import LinkEvent
@@ -62,9 +62,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     return made
 
 
-def link(monkeypatch: pytest.MonkeyPatch, dealer: Dealer) -> DirectLink:
+def link(monkeypatch: pytest.MonkeyPatch, dealer: Dealer) -> DirectConnection:
     monkeypatch.setattr(direct, "_dial", lambda *_: cast(Any, dealer))
-    return DirectLink({"urls": ["tcp://far:1"]}, 7, bytes(16), None)
+    return DirectConnection({"urls": ["tcp://far:1"]}, 7, bytes(16), None)
 
 
 def test_connections_are_made_side_by_side(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:

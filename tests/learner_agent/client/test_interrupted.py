@@ -69,7 +69,7 @@ def interrupted(call: Callable[[], Any], moment: int) -> str | None:
 
 
 def single(network: Network, step_timeout_s: float | None) -> Pair:
-    return ProxyEnv("moody", channel=network.channel(), step_timeout_s=step_timeout_s), Moody()
+    return ProxyEnv("moody", channel=network.connection(), step_timeout_s=step_timeout_s), Moody()
 
 
 def vector(sessions: int) -> Make:

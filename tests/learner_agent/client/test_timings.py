@@ -15,7 +15,7 @@ import pytest
 from gymwire import ProxyEnv
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.host import Service
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import stamps
 from gymwire.protocol.codec import Frame, read_header
@@ -97,7 +97,7 @@ def network() -> Iterator[Network]:
 
 
 def test_a_timed_step_is_the_step_that_it_times(network: Network) -> None:
-    session = network.channel().open("lake")
+    session = network.connection().open("lake")
     session.request(Reset(5))
     local = gymnasium.make("FrozenLake-v1")
     local.reset(seed=5)
@@ -108,7 +108,7 @@ def test_a_timed_step_is_the_step_that_it_times(network: Network) -> None:
 
 
 def test_the_wire_is_the_network(network: Network) -> None:
-    session = network.channel().open("lake")
+    session = network.connection().open("lake")
     session.request(Reset(5))
     timings = check_sum(session.timed_step(1)[1])
     # Four ways of a millisecond; nothing else takes time here.
@@ -117,7 +117,7 @@ def test_the_wire_is_the_network(network: Network) -> None:
 
 
 def test_timed_steps_happen_exactly_once_whatever_gets_lost(network: Network) -> None:
-    session = network.channel().open("lake")
+    session = network.connection().open("lake")
     session.request(Reset(5))
     local = gymnasium.make("FrozenLake-v1")
     local.reset(seed=5)
@@ -137,7 +137,7 @@ def test_timed_steps_happen_exactly_once_whatever_gets_lost(network: Network) ->
 def test_a_repeated_request_with_other_stamps_of_the_broker_gets_the_same_reply(
     network: Network, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    session = network.channel().open("lake")
+    session = network.connection().open("lake")
     session.request(Reset(5))
     link: Any = network.loops[0]._dealer
     dealer = link._dealer
@@ -166,7 +166,7 @@ def test_a_repeated_request_with_other_stamps_of_the_broker_gets_the_same_reply(
 
 
 def test_a_request_too_short_for_its_stamps_is_not_executed(network: Network) -> None:
-    session = network.channel().open("lake")
+    session = network.connection().open("lake")
     session.request(Reset(5))
     seq = session.exchange.begin(Kind.ACT)
     assert session._steps is not None
@@ -220,9 +220,9 @@ def test_the_parts_are_the_whole(broker: str, way: str) -> None:
 
 
 def test_the_steps_of_a_vector_are_timed_as_one(broker: str, way: str) -> None:
-    channel = Channel(broker)
+    connection = BrokerConnection(broker)
     try:
-        session = channel.open(
+        session = connection.open(
             "timed/pole",
             num_envs=4,
             autoreset_mode="NextStep",
@@ -233,7 +233,7 @@ def test_the_steps_of_a_vector_are_timed_as_one(broker: str, way: str) -> None:
         assert step[0].shape == (4, 4)
         assert check_sum(timings).is_direct is (way == "direct")
     finally:
-        channel.close()
+        connection.close()
 
 
 def test_timed_and_plain_steps_may_be_mixed(broker: str, way: str) -> None:

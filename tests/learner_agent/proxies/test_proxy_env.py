@@ -23,7 +23,7 @@ from gymnasium.utils.env_checker import check_env
 from gymnasium.wrappers import RecordEpisodeStatistics, RecordVideo, TimeLimit
 
 from gymwire import ProxyEnv
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import (
     AttributeDenied,
     ConfigurationError,
@@ -442,7 +442,7 @@ def test_an_answer_that_comes_while_another_is_waited_for_is_kept_for_its_step(
     broker: str, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    with contextlib.closing(Channel(broker)) as channel:
+    with contextlib.closing(BrokerConnection(broker)) as channel:
         slow = ProxyEnv("patient", channel=channel, step_timeout_s=0.3)
         quick = ProxyEnv("cartpole", channel=channel)
         slow.reset(options={"gate": str(gate)})
@@ -503,7 +503,7 @@ def test_keyword_arguments_reach_the_constructor(broker: str) -> None:
 
 
 def test_several_environments_can_share_a_connection(broker: str) -> None:
-    channel = Channel(broker)
+    channel = BrokerConnection(broker)
     with ProxyEnv("cartpole", channel=channel) as a, ProxyEnv("odd", channel=channel) as b:
         a.reset(seed=1)
         b.reset()
@@ -513,7 +513,7 @@ def test_several_environments_can_share_a_connection(broker: str) -> None:
 
 
 def test_a_connection_may_be_closed_before_its_environments(broker: str) -> None:
-    channel = Channel(broker)
+    channel = BrokerConnection(broker)
     env = ProxyEnv("cartpole", channel=channel)
     channel.close()
     channel.close()

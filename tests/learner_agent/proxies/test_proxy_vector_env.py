@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from gymwire import ProxyEnv, ProxyVectorEnv
-from gymwire.learner_agent.client.connection import Channel
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import (
     AttributeDenied,
     BatchSizeError,
@@ -469,7 +469,7 @@ def test_sessions_that_were_lost_are_opened_again_at_the_same_time(
     with pytest.raises(EnvironmentLost, match="of 3 at 'parties-v'"):
         remote.reset()
     programs.env_agent(broker_url, *offer)
-    with contextlib.closing(Channel(broker_url)) as channel:
+    with contextlib.closing(BrokerConnection(broker_url)) as channel:
         wait_until(lambda: len(channel.find("parties-v")) == 1)  # the broker has given up the first
     assert remote.reset()[0].tolist() == [0] * 3
     remote.close()
@@ -479,7 +479,7 @@ def test_where_one_session_cannot_be_opened_the_others_are_closed(
     broker: str, tmp_path: Path
 ) -> None:
     meeting = {"meet": str(tmp_path), "party": 4, "late": 4}
-    with contextlib.closing(Channel(broker)) as channel:
+    with contextlib.closing(BrokerConnection(broker)) as channel:
         with pytest.raises(EnvironmentFailed, match="the last one to come found no chair"):
             channel.open_all("sociable-v", [1] * 4, env_kwargs=meeting, autoreset_mode="NextStep")
         wait_until(lambda: channel.find("sociable-v")[0]["used"] == 0)
