@@ -1,4 +1,4 @@
-"""An in-memory network with a clock of its own: the real broker core, serving loops and channels.
+"""A network in memory, with its own clock: the real broker core, serving loops and connections.
 
 Only sockets and clock are replaced. Frames can be dropped, doubled and delayed (and so reordered),
 connections cut, brokers restarted; everything follows from one seed, and nothing ever waits.
@@ -29,7 +29,6 @@ from gymwire.broker.events import Send, Sender
 from gymwire.env_agent.host import Host, Service
 from gymwire.env_agent.loop import Loop
 from gymwire.env_agent.transports import Paths
-from gymwire.learner_agent import client
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol import stamps
 from gymwire.protocol.codec import TIMED, Frame
@@ -37,6 +36,7 @@ from gymwire.protocol.messages import Open
 from gymwire.protocol.transport.broker_link import Link
 from gymwire.protocol.transport.zmq_sockets import LinkEvent
 
+BROKER = "tcp://memory:1"
 TICK_S = 0.1
 LATENCY_S = 0.001
 Entry = tuple[str, Any]
@@ -156,9 +156,7 @@ class Network:
     def __enter__(self) -> Network:
         self._undo.enter_context(structlog.testing.capture_logs())
         patch = self._undo.enter_context(pytest.MonkeyPatch.context())
-        for module in (env_agent.loop, client.connection, client.session):
-            patch.setattr(module, "time", self)
-        patch.setattr(client.connection, "Dealer", lambda *_, **__: self.dealer())
+        patch.setattr(env_agent.loop, "time", self)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -190,8 +188,15 @@ class Network:
         return loop
 
     def connection(self, timeout_s: float = 60.0, wait_s: float = 0.0) -> BrokerConnection:
-        """A learner's connection."""
-        return BrokerConnection("tcp://memory:1", timeout_s=timeout_s, wait_s=wait_s)
+        """Return a learner agent's connection."""
+        return BrokerConnection(
+            BROKER,
+            timeout_s=timeout_s,
+            wait_s=wait_s,
+            clock=self.monotonic,
+            clock_ns=self.monotonic_ns,
+            dial=lambda *_, **__: self.dealer(),
+        )
 
     def dealer(self) -> Dealer:
         """A connection to the broker."""

@@ -1,14 +1,14 @@
-"""The direct way to an env agent, beside the one through the broker (docs/protocol.md §9)."""
+"""The direct path to an env agent, beside the one through the broker (docs/protocol.md §9)."""
 
 from __future__ import annotations
 
 import contextlib
 import socket
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from gymwire.learner_agent.client.waiting import wait
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import AddressError, ConnectionFailed, DecodingError, GymwireError
@@ -17,15 +17,22 @@ from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.unix import SCHEME, UnixDealer
 from gymwire.protocol.transport.zmq_sockets import Dealer
 
+if TYPE_CHECKING:
+    from gymwire.learner_agent.client.session import RemoteSession
+
 AnyDealer = Dealer | UnixDealer
 
-LOOK_S = 0.002  # how often connections that are being made are looked at
+AUTO_S = 0.5  # how long direct="auto" waits for a direct connection before it uses the relay
+ALWAYS_S = 2.5  # and how long direct="always" waits
+CHECK_EVERY_S = 0.002  # the pause between two looks at connections that are being made
 
 
 class DirectConnection:
-    """A connection to the env agent of one session. `up`: requests may go this way now.
+    """A connection to the env agent of one session.
 
-    `denied`: the agent will not have it.
+    Attributes:
+        up: whether requests can take this path now.
+        denied: whether the agent rejects the connection.
     """
 
     def __init__(
@@ -33,32 +40,33 @@ class DirectConnection:
     ) -> None:
         server_key = offer.get("key") or None
         if server_key is not None and key is None:
-            raise ConnectionFailed("The env agent's direct endpoint asks for a key.")
+            raise ConnectionFailed("The env agent's direct endpoint requires a key.")
         self.dealer = _dial(_choose(offer), key, server_key)
         self.up = self.denied = False
-        self._owes_resume = False
+        self._must_resume = False
         self._resume = PLAIN.encode(Resume(nonce), sid)
 
-    def accept(self, data: bytes | memoryview) -> None:
-        """Take a frame that is not a reply: RESUMED opens this way."""
-        try:
+    def receive_frame(self, data: bytes | memoryview) -> None:
+        """Handle a frame that is not a reply: RESUMED opens this path.
+
+        A frame that cannot be read is ignored, because the session still has the relayed path.
+        """
+        with contextlib.suppress(GymwireError):
             if codec.read_header(data).kind is Kind.RESUMED:
                 self.up = True
-        except GymwireError:
-            return
 
-    def watch(self) -> bool:
-        """Follow the connection. True: it went down since the last call."""
+    def check(self) -> bool:
+        """Handle what has happened to the connection; return whether it went down."""
         was_up = self.up
         for event in self.dealer.link_events():
-            self.up, self._owes_resume = False, event.up
+            self.up, self._must_resume = False, event.up
             self.denied = self.denied or bool(event.denied)
-        if self._owes_resume:
-            self._owes_resume = not self.dealer.send(self._resume)
+        if self._must_resume:
+            self._must_resume = not self.dealer.send(self._resume)
         if not self.up and self.dealer.poll():
             data = self.dealer.receive()
             if data is not None:
-                self.accept(data)
+                self.receive_frame(data)
         return was_up and not self.up
 
     def close(self) -> None:
@@ -66,33 +74,75 @@ class DirectConnection:
         self.dealer.close(linger_s=0.3)
 
 
-def attach(links: Sequence[DirectConnection], wait_s: float) -> None:
-    """Wait until all of these are up, but for those that cannot be within `wait_s`."""
-    deadline = time.monotonic() + wait_s
-    coming = links
-    while True:
-        for link in coming:
-            link.watch()
-        coming = [link for link in coming if not link.up and not link.denied]
-        if not coming or time.monotonic() > deadline:
-            return
-        coming[0].dealer.poll(LOOK_S)
+def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> None:
+    """Connect these sessions to their env agents, all at the same time, where that is possible.
+
+    Raises ConnectionFailed if it is `required` and an agent cannot be reached.
+    """
+    dialled: list[DirectConnection] = []
+    why: dict[int, str] = {}
+    for session in sessions:
+        try:
+            dialled.append(session.dial_direct())
+        except GymwireError as error:
+            why[session.sid] = str(error)
+    if dialled:
+        attach(dialled, ALWAYS_S if required else AUTO_S, sessions[0].connection.clock)
+    for session in sessions:
+        session.finish_direct_setup(why.get(session.sid, ""), required=required)
+
+
+def attach(
+    dialled: Sequence[DirectConnection], timeout_s: float, clock: Callable[[], float]
+) -> None:
+    """Wait until each of these connections is up or denied, for at most `timeout_s` seconds."""
+    setup = _Setup(dialled)
+    setup.check()
+    wait(
+        lambda: not setup.coming,
+        clock() + timeout_s,
+        sources=(setup,),
+        run_timers=setup.check,
+        clock=clock,
+        tick_s=CHECK_EVERY_S,
+    )
+
+
+class _Setup:
+    """Connections that are being made; as a source of frames, the first of them."""
+
+    def __init__(self, dialled: Sequence[DirectConnection]) -> None:
+        self.coming = list(dialled)
+
+    def check(self, _now: float = 0.0) -> None:
+        """Drop the connections that are up or denied."""
+        for one in self.coming:
+            one.check()
+        self.coming = [one for one in self.coming if not one.up and not one.denied]
+
+    @property
+    def path(self) -> AnyDealer:
+        return self.coming[0].dealer
+
+    def receive_frame(self, data: bytes | memoryview) -> bool:
+        self.coming[0].receive_frame(data)
+        return False  # so that `check` is next
 
 
 def _choose(offer: Mapping[str, Any]) -> list[str]:
-    """The endpoints that may be dialled from here, the nearest first. Raises DecodingError."""
+    """Return the endpoints that this host can dial, the nearest first. Raises DecodingError."""
     urls = offer.get("urls")
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls) or not urls:
         raise DecodingError("The env agent's direct endpoint has no URL.")
     schemes = ["tcp://"]
     if offer.get("host") == socket.gethostname():
-        # Over a Unix socket nobody proves a key.
+        # A Unix socket does not prove keys.
         schemes = ["ipc://", "tcp://"] if offer.get("key") else [SCHEME, "ipc://", "tcp://"]
     return [url for scheme in schemes for url in urls if url.startswith(scheme)]
 
 
 def _dial(urls: Sequence[str], key: KeyPair | None, server_key: bytes | None) -> AnyDealer:
-    """The first that is there. Raises AddressError if none can be."""
+    """Dial the first endpoint that exists. Raises AddressError if none does."""
     for url in urls:
         if url.startswith(SCHEME):
             with contextlib.suppress(ConnectionFailed):
@@ -105,5 +155,5 @@ def _dial(urls: Sequence[str], key: KeyPair | None, server_key: bytes | None) ->
 def _is_socket(path: str) -> bool:
     try:
         return Path(path).is_socket()
-    except OSError:  # in a folder of another user's
+    except OSError:  # the folder belongs to another user
         return False

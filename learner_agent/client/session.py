@@ -1,17 +1,16 @@
-"""One session over a connection: requests out, the replies that belong to them back in."""
+"""One session over a broker connection: requests and the replies that belong to them."""
 
 from __future__ import annotations
 
 import random
 import secrets
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gymwire.learner_agent.client.direct import AnyDealer, DirectConnection, attach
-from gymwire.learner_agent.client.exchange import Exchange, Pending, still_under_way
+from gymwire.learner_agent.client.direct import AnyDealer, DirectConnection
+from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import codec, logs, spaces, stamps, vector_infos
@@ -21,10 +20,10 @@ from gymwire.protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
     ConnectionFailed,
+    DecodingError,
     Denied,
     EnvironmentLost,
     GymwireError,
-    MoveError,
     RequestTimeout,
 )
 from gymwire.protocol.messages import (
@@ -44,24 +43,21 @@ from gymwire.protocol.security.keys import identity
 from gymwire.protocol.security.signing import Seal, SealedCodec
 from gymwire.protocol.step_codec import Step, compile_steps
 from gymwire.protocol.transport.broker_link import Link
-from gymwire.protocol.transport.zmq_sockets import TICK_MS, wait_among
 
 if TYPE_CHECKING:
     from gymwire.learner_agent.client.connection import BrokerConnection
 
-ATTACH_S = 0.5  # how long a direct connection may take before the relay serves instead,
-DIRECT_S = 2.5  # and how long one that must be
-LOOK_EVERY = 64  # steps after which a session looks at what is not on its way
+OTHER_PATHS_EVERY = 64  # steps after which a session serves the paths that it does not use
 PROBE_SEQ = 2**62  # a request number that is never next
+PROBE_S = 0.1  # the pause between two probes
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
-SMALL = 64 * 1024  # requests up to this size are below every broker's limit
-TIMERS_EVERY = 64  # frames after which timers get their turn even when the socket never rests
 
+Data = bytes | memoryview
 T = TypeVar("T")
 
 
 class RemoteSession:
-    """One environment, or one vector of them, at an env agent."""
+    """One environment, or one vector of environments, at an env agent."""
 
     def __init__(
         self,
@@ -81,7 +77,7 @@ class RemoteSession:
         observation = spaces.compile(self.observation_space)
         action = spaces.compile(self.action_space)
         self._codec = (Codec if seal is None else partial(SealedCodec, seal))(observation, action)
-        # The short way for steps has no tags.
+        # The fast path does not sign frames.
         self._steps = (
             compile_steps(sid, observation, action, open_msg.num_envs) if seal is None else None
         )
@@ -91,149 +87,165 @@ class RemoteSession:
             where=f"{open_msg.address!r} ({opened.agent})",
             timeout_s=connection.timeout_s,
             rng=random.Random(secrets.randbits(64)),
+            steps=self._steps,
         )
-        self._reply: tuple[Header, bytes | memoryview] | None = None
-        self._answered: Pending | None = None  # what `_reply` answers
         self._direct: DirectConnection | None = None
-        self.path: AnyDealer | Link = (
-            connection.link
-        )  # the connection that requests take at present
-        self.closed = False  # on this side; the agent may still have to confirm it
-        self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
+        self.path: AnyDealer | Link = connection.link  # which requests take at present
+        self.closed = False  # on this side; the agent may not have confirmed it yet
+        self._least_network: dict[bool, int] = {}  # is it direct? → ns of a step, for `apportion`
+
+    # --- the direct path --------------------------------------------------------------------------
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether requests take the direct path at present."""
+        return self._direct is not None and self._direct.up
 
     def dial_direct(self) -> DirectConnection:
-        """Dial the agent itself. Raises GymwireError if it cannot be dialled."""
+        """Dial the env agent itself. Raises GymwireError if it cannot be dialled."""
         offer = self.opened.direct
         if offer is None:
-            raise ConnectionFailed("it does not offer that (--direct).")
+            raise ConnectionFailed("it offers no direct connection (--direct).")
         key, pin = self.connection.credentials.key, parse_address(self.open_msg.address).identity
         if pin is not None and _identity_in(offer) != pin:
-            raise Denied("Its direct endpoint is not that of the pinned agent.")
+            raise Denied("Its direct endpoint does not belong to the pinned agent.")
         self._direct = DirectConnection(offer, self.sid, self.open_msg.nonce, key)
         return self._direct
 
     def finish_direct_setup(self, why: str, *, required: bool) -> None:
-        """Go past the broker from now on if the agent was reached; else it is said `why` not."""
+        """Use the direct path from now on if it is up; else the relayed one.
+
+        `why`: why the agent was not dialled, if it was not. Raises ConnectionFailed if a direct
+        path is `required`.
+        """
         self._choose_path()
         if self.is_direct:
             return
         if self._direct is not None:
             why = f"{self._direct.dealer.url} does not answer."
-            self.hang_up()
+            self.close_direct()
         if required:
             self.close()
             raise ConnectionFailed(
                 f"The env agent at {self.open_msg.address!r} cannot be reached directly: {why} Use "
                 f'direct="auto" to go through the broker then.'
             )
-        logs.logger().debug("relayed", address=self.open_msg.address, why=why)
+        logs.logger().debug("session relayed", address=self.open_msg.address, why=why)
 
-    def query_position(self) -> None:
-        """Ask the agent which request it awaits, after a resume."""
-        deadline = time.monotonic() + self.connection.timeout_s
-        probe = PLAIN.encode(Call("get", ""), self.sid, PROBE_SEQ)
-        while self.exchange.expected is None:
-            self.connection.link.send(probe)
-            if not self.connection.pump() and time.monotonic() > deadline:
-                raise BrokerUnreachable(
-                    f"The env agent at {self.open_msg.address!r} does not answer."
-                )
-        self.exchange.check_position()
+    def close_direct(self) -> None:
+        """Close the direct connection, if there is one."""
+        if self._direct is not None:
+            self._direct.close()
+            self._direct = None
+            self._choose_path()
 
-    @property
-    def is_direct(self) -> bool:
-        """Whether requests go past the broker at present."""
-        return self._direct is not None and self._direct.up
+    def _choose_path(self) -> None:
+        self.path = self.connection.link
+        if self._direct is not None and self._direct.up:
+            self.path = self._direct.dealer
+
+    def _serve_other_paths(self, now: float) -> None:
+        """Handle what no receive on the present path can see."""
+        if self._direct is not None and self._direct.check():
+            self.exchange.resend(now)
+        self._choose_path()
+        self.connection.check_link(now)
+        if self._direct is None:
+            return
+        self.connection.drain()
+        if self.exchange.resume_pending:
+            self.exchange.resume_pending = False
+            self.connection.send_hello()
+            self.connection.link.send(PLAIN.encode(Resume(self.open_msg.nonce), self.sid))
 
     # --- requests ---------------------------------------------------------------------------------
 
     def request(self, message: Message, timeout_s: float | None = None) -> Message:
-        """Send a request of the gym dialogue and wait for its reply.
+        """Send a request of the gym dialogue, wait for its reply, and return it.
 
-        Raises MoveError and EncodingError before anything is sent; EnvironmentFailed,
-        EnvironmentLost, AttributeDenied; RequestTimeout after `timeout_s` (None: as long as it
-        takes), after which the same request may be repeated to wait on.
+        Args:
+            message: the request. The same one again, after an exception, waits on.
+            timeout_s: how long to wait, in seconds; None: as long as it takes.
+
+        Raises:
+            MoveError, EncodingError: nothing was sent.
+            EnvironmentFailed, AttributeDenied: the agent's reply.
+            EnvironmentLost: the session is lost.
+            RequestTimeout: after `timeout_s`.
         """
         self.begin(message)
         return self.finish(timeout_s)
 
     def step(self, action: Any, timeout_s: float | None = None) -> Step:
-        """`request` for an ACT: what `Env.step` returned, without detours where that can be.
+        """Send an ACT, and return what `Env.step` returned, on the fast path where that can be.
 
-        The infos of a vector are those that Gymnasium merges.
+        The infos of a vector are those that Gymnasium merges. Otherwise as `request`. An exception
+        that comes from outside (a signal handler's, say) leaves the request numbered and its reply
+        kept: the same call again returns it.
         """
-        exchange, steps = self.exchange, self._steps
-        seq = exchange.next_step()
-        if seq and steps is not None and timeout_s is None and self._reply is None:
-            number = seq.to_bytes(8, "little")
-            frame = steps.encode_act(action, number)
-            if frame is not None and len(frame) <= SMALL:
-                exchange.sent(Kind.ACT, seq, frame)
-                if not seq % LOOK_EVERY:
-                    self._look_around(time.monotonic())
-                way = self.path
-                way.send(frame)
-                data = way.receive()
-                if data is not None:
-                    step = steps.decode_percept(data, number)
-                    if step is not None:
-                        if step[4] and self.open_msg.num_envs:
-                            step = _with_infos(step)
-                        exchange.pending = None  # last: see `Exchange.sent`
-                        return step
-                    self._arrived(data)
-                return self._finish_step()
-        self.begin(Act(action))
-        return self._finish_step(timeout_s)
+        exchange = self.exchange
+        frame = exchange.begin_step(action) if timeout_s is None else None
+        if frame is None:
+            self.begin(Act(action))
+            return self._finish_step(timeout_s)
+        request, data = exchange.request, None
+        try:
+            if not request.seq % OTHER_PATHS_EVERY:
+                self._serve_other_paths(self.connection.clock())
+            path = self.path
+            path.send(frame)
+            data = path.receive()
+            if data is not None:
+                step = exchange.finish_step(data)
+                if step is not None:
+                    if step[4] and self.open_msg.num_envs:
+                        step = _with_infos(step)
+                    return step
+        except BaseException:
+            exchange.reopen(request, data)
+            raise
+        if data is not None and not self.receive_frame(data):
+            self.connection.tick(self.connection.clock())
+        return self._finish_step(None)
 
     @property
     def is_timed(self) -> bool:
-        """Whether the env agent takes time stamps in this session."""
+        """Whether the env agent supports time stamps in this session."""
         return self._steps is not None and self.opened.limits.get("stamps") is True
 
     def timed_step(self, action: Any) -> tuple[Step, Timings | None]:
-        """`step`, and where its time went; None where the agent or this step has no stamps.
+        """Return what `step` returns, and where its time went; None if that is unknown."""
 
-        It waits for as long as it takes. An interrupted one cannot be waited on: reset or close.
-        """
+        def encode(seq: int) -> Frame:
+            return stamps.ask(self._encode(Act(action), seq))
+
+        exchange, clock = self.exchange, self.connection.clock_ns
         if not self.is_timed:
             return self.step(action), None
-        assert self._steps is not None
-        throttled = self.exchange.throttled
-        began = time.monotonic_ns()
-        seq = self._next(Kind.ACT)
-        number = seq.to_bytes(8, "little")
-        plain = self._steps.encode_act(action, number)
-        if plain is None:
-            plain = self._codec.encode(Act(action), self.sid, seq)
-        frame = stamps.ask(plain)
+        if self._is_repeat(Kind.ACT, encode):
+            return self._finish_step(None), None
+        throttled = exchange.throttled
+        began = clock()
+        seq = exchange.begin(Kind.ACT)
+        frame = encode(seq)
         self._check_size(Kind.ACT, frame)
-        encoded = time.monotonic_ns()
-        self._begin(Kind.ACT, seq, frame)
+        encoded = clock()
+        self._send(Kind.ACT, seq, frame)
         data = self.path.receive()
-        arrived = time.monotonic_ns()
-        step = None
-        if data is not None and data[2] == Kind.PERCEPT and data[3] & TIMED:
-            reply, taken = stamps.answered(data)
-            step = self._steps.decode_percept(reply, number)
-        if step is not None:
-            self.exchange.pending = None
-        else:
-            if data is not None:
-                self._arrived(data)
-            if not self.ready:
-                self._wait(None)
-                arrived = time.monotonic_ns()
-            header, data = self._take_reply()
-            if header.kind is not Kind.PERCEPT or not header.flags & TIMED:
-                return _step_of(self._decoded(header, data)), None
-            reply, taken = stamps.answered(data)
-            step = _step_of(self._decoded(header, reply))
-        decoded = time.monotonic_ns()
+        arrived = clock()
+        if data is not None:
+            self.receive_frame(data)
+        if not self.ready:
+            self._wait(None)
+            arrived = clock()
+        step, taken = self._take(self._read_timed)
+        decoded = clock()
+        if taken is None:
+            return step, None
         is_direct = not taken.back_sent
         least = self._least_network.get(is_direct, 0)
         timings = apportion(began, encoded, arrived, decoded, taken, least)
-        if self.exchange.throttled != throttled:
+        if exchange.throttled != throttled:
             return step, replace(timings, throttled=True)
         if not waited(taken):
             network = round(timings.network_us * 1000)
@@ -243,301 +255,238 @@ class RemoteSession:
     def begin(self, message: Message) -> None:
         """Send a request without waiting. The same request again, while pending, waits on."""
         kind = KINDS[type(message)]
-        exchange = self.exchange
-        pending = exchange.pending or self._answered
-        if pending is not None and pending.kind is kind:
-            again = self._codec.encode(message, self.sid, pending.seq)
-            if again == pending.frame:
-                exchange.keep_waiting(time.monotonic())
-                return
-        seq = self._next(kind)
+        if self._is_repeat(kind, partial(self._codec.encode, message, self.sid)):
+            return
+        seq = self.exchange.begin(kind)
+        frame = self._encode(message, seq)
+        self._check_size(kind, frame)
+        self._send(kind, seq, frame)
+
+    def _is_repeat(self, kind: Kind, encode: Callable[[int], Frame]) -> bool:
+        """Return whether a request is pending already; its caller waits on then."""
+        if not self.exchange.is_repeat(kind, encode):
+            return False
+        self.exchange.keep_waiting(self.connection.clock())
+        return True
+
+    def _encode(self, message: Message, seq: int) -> Frame:
         frame = None
         if self._steps is not None and type(message) is Act:
             frame = self._steps.encode_act(message.action, seq.to_bytes(8, "little"))
-        if frame is None:
-            frame = self._codec.encode(message, self.sid, seq)
-        self._check_size(kind, frame)
-        self._begin(kind, seq, frame)
-
-    def _next(self, kind: Kind) -> int:
-        """The number of a new request; MoveError while one is under way, or not yet taken."""
-        # Its answer has come while another session of this connection was waited for.
-        if self._answered is not None and kind not in (Kind.RESET, Kind.CLOSE):
-            raise MoveError(still_under_way(self._answered.kind))
-        return self.exchange.begin(kind)
+        return self._codec.encode(message, self.sid, seq) if frame is None else frame
 
     def _check_size(self, kind: Kind, frame: Frame) -> None:
         limit = self.connection.welcome.max_message if self.connection.welcome else 0
         if limit and len(frame) > limit:
             raise ConfigurationError(
-                f"This {kind.name} has {len(frame)} bytes; the broker takes {limit} at most."
+                f"This {kind.name} has {len(frame)} bytes; the broker's limit is {limit}."
             )
 
-    def _begin(self, kind: Kind, seq: int, frame: Frame) -> None:
-        self._reply = self._answered = None
+    def _send(self, kind: Kind, seq: int, frame: Frame) -> None:
         if kind is Kind.RESET and self._direct is None:
-            self.connection.link.approach()  # who only opens a session needs no lane
+            # Not earlier: a process that only opens a session needs no local channel.
+            self.connection.link.approach()
         self.exchange.sent(kind, seq, frame)
         if self._direct is not None:
-            self._look_around(time.monotonic())
+            self._serve_other_paths(self.connection.clock())
         self.path.send(frame)
 
-    def _choose_path(self) -> None:
-        self.path = self.connection.link
-        if self._direct is not None and self._direct.up:
-            self.path = self._direct.dealer
+    # --- replies ----------------------------------------------------------------------------------
 
-    def _look_around(self, now: float) -> None:
-        """What does not come the way that requests take is seen only by who looks."""
-        if self._direct is not None and self._direct.watch():
-            self.exchange.resend(now)
-        self._choose_path()
-        self.connection.look(now)
-        if self._direct is None:
+    @property
+    def ready(self) -> bool:
+        """Whether the reply to the pending request has arrived."""
+        return self.exchange.reply is not None
+
+    @property
+    def pending(self) -> bool:
+        """Whether the caller does not have the reply to the last request yet."""
+        return self.exchange.pending is not None
+
+    def is_settled(self) -> bool:
+        """Return whether the reply has arrived. Raises EnvironmentLost if none can come."""
+        if self.ready:
+            return True
+        if self.exchange.lost is not None:
+            raise self.exchange.lost_error()
+        return False
+
+    def finish(self, timeout_s: float | None = None) -> Message:
+        """Wait for the reply to the pending request, and return it."""
+        self._wait(timeout_s)
+        # A `cast` would be a call, which a signal could interrupt after the reply was taken.
+        return self._take(self._read)  # type: ignore[return-value]
+
+    def _finish_step(self, timeout_s: float | None) -> Step:
+        self._wait(timeout_s)
+        return self._take(self._read_step)
+
+    def drop_reply(self) -> None:
+        """Drop the reply to the pending request, if it has arrived."""
+        if self.ready:
+            self.exchange.mark_returned()
+
+    def _wait(self, timeout_s: float | None) -> None:
+        connection = self.connection
+        deadline = None if timeout_s is None else connection.clock() + timeout_s
+        if connection.wait(self.is_settled, deadline, (self,)):
             return
-        while self.connection.link.poll():
-            self.connection.pump()
-        if self.exchange.resuming:
-            self.exchange.resuming = False
-            self.connection.greet()
-            self.connection.link.send(PLAIN.encode(Resume(self.open_msg.nonce), self.sid))
+        pending, in_step_s = self.exchange.pending, self.exchange.in_step_s
+        verb = "request" if pending is None else pending.kind.name.lower()
+        doing = "" if in_step_s is None else f" (it has been executing for {in_step_s:.0f} s)"
+        raise RequestTimeout(
+            f"The {'step' if verb == 'act' else verb} at {self.open_msg.address!r} has not been "
+            f"answered within {timeout_s:g} s{doing}. Call it again with the same arguments to "
+            f"wait on, or reset()."
+        )
+
+    def _take(self, read: Callable[[Header, Data], T | Error]) -> T:
+        """Return what `read` makes of the reply, or raise the exception that the reply stands for.
+
+        Any other exception leaves the reply to the next call of the same request.
+        """
+        exchange = self.exchange
+        request, reply = exchange.request, exchange.reply
+        assert reply is not None
+        try:
+            value = read(*reply)
+            if not isinstance(value, Error):
+                exchange.mark_returned()
+                return value
+            failure = error_for(value)
+        except DecodingError:  # it stays unreadable
+            exchange.mark_returned()
+            raise
+        except BaseException:
+            exchange.reopen(request, None)
+            raise
+        exchange.mark_returned()
+        raise failure
+
+    def _read(self, header: Header, data: Frame | memoryview) -> Message:
+        if self._steps is not None and header.kind is Kind.PERCEPT:
+            step = self._steps.decode_percept(data, header.seq.to_bytes(8, "little"))
+            if step is not None:
+                return Percept(*step)
+        return self._codec.decode(data, header)
+
+    def _read_step(self, header: Header, data: Data) -> Step | Error:
+        frame = stamps.answered(data)[0] if header.flags & TIMED else data
+        percept = self._read(header, frame)
+        if type(percept) is not Percept:
+            assert type(percept) is Error
+            return percept
+        step = (
+            percept.observation,
+            percept.reward,
+            percept.terminated,
+            percept.truncated,
+            percept.info,
+        )
+        return _with_infos(step) if step[4] and self.open_msg.num_envs else step
+
+    def _read_timed(self, header: Header, data: Data) -> tuple[Step, stamps.Stamps | None] | Error:
+        taken = stamps.answered(data)[1] if header.flags & TIMED else None
+        step = self._read_step(header, data)
+        return step if isinstance(step, Error) else (step, taken)
+
+    # --- frames and timers ------------------------------------------------------------------------
+
+    def receive_frame(self, data: Data) -> bool:
+        """Handle a frame from the session's path; return whether it answers a request."""
+        direct = self._direct
+        if direct is None or not direct.up:
+            return self.connection.receive_frame(data)
+        header = codec.read_header(data)
+        if header.sid != self.sid:
+            return False
+        if header.kind is Kind.RESUMED:
+            direct.receive_frame(data)
+            self._choose_path()
+            return False
+        return self.receive(header, data)
+
+    def receive(self, header: Header, data: Data) -> bool:
+        """Handle a frame of this session; return whether it is the reply to the request."""
+        try:
+            answered = self.exchange.receive(header, data, self.connection.clock())
+        except EnvironmentLost:
+            # Whoever waits for this session gets the error; a caller that waits for another does
+            # not.
+            self.connection.forget(self)
+            return True
+        if answered and self.closed:
+            self.connection.forget(self)
+        return answered
 
     def tick(self, now: float) -> None:
-        """Time has passed without a reply: resend what is owed."""
+        """Run the session's timers: send again what is due."""
         direct = self._direct
         if direct is not None:
-            self._look_around(now)
-            if direct.up:  # its heartbeats say that the agent is there
+            self._serve_other_paths(now)
+            if direct.up:  # its heartbeats show that the agent is alive
                 self.exchange.keep_waiting(now)
         try:
-            greet, frames = self.exchange.tick(now)
+            hello_first, frames = self.exchange.tick(now)
         except BrokerUnreachable:
             if not self.closed:
                 raise
             self.connection.forget(self)  # nobody waits for it
             return
-        if greet:
-            self.connection.greet()
+        if hello_first:
+            self.connection.send_hello()
         for frame in frames:
             if codec.read_header(frame).kind is Kind.PING:
-                self.connection.link.send(frame)  # it is the broker who answers
+                self.connection.link.send(frame)  # the broker answers it
             else:
                 self.path.send(frame)
 
-    def pump(self) -> bool:
-        """Receive one frame on the session's way, waiting for a tick at most."""
-        data = self.path.receive()
-        if data is None:
-            return False
-        self._arrived(data)
-        return True
+    def query_position(self) -> None:
+        """Ask the agent which request it awaits, after a resume.
 
-    def _arrived(self, data: bytes | memoryview) -> None:
-        direct = self._direct
-        if direct is None or not direct.up:
-            self.connection.dispatch(data)
-            return
-        header = codec.read_header(data)
-        if header.sid == self.sid:
-            if header.kind is Kind.RESUMED:
-                direct.accept(data)
-                self._choose_path()
-            else:
-                self.take(header, data)
-
-    def finish(self, timeout_s: float | None = None) -> Message:
-        """Wait for the reply to the pending request."""
-        self._wait(timeout_s)
-        return self._taken(self._decoded)
-
-    def _finish_step(self, timeout_s: float | None = None) -> Step:
-        self._wait(timeout_s)
-        return self._taken(self._decoded_step)
-
-    def _taken(self, read: Callable[[Header, bytes | memoryview], T]) -> T:
-        """The reply, as it is read; interrupted, it stays for who makes the same request again."""
-        assert self._reply is not None
-        try:
-            found = read(*self._reply)
-        except Exception:  # an ERROR, or not to be read: that is an answer, too
-            self.drop_reply()
-            raise
-        self._reply = self._answered = None
-        return found
-
-    def drop_reply(self) -> None:
-        """Nobody takes the reply that is here."""
-        self._reply = self._answered = None
-
-    def _take_reply(self) -> tuple[Header, bytes | memoryview]:
-        assert self._reply is not None
-        reply, self._reply, self._answered = self._reply, None, None
-        return reply
-
-    def _decoded(self, header: Header, data: Frame | memoryview) -> Message:
-        if self._steps is not None and header.kind is Kind.PERCEPT:
-            step = self._steps.decode_percept(data, header.seq.to_bytes(8, "little"))
-            if step is not None:
-                return Percept(*step)
-        message = self._codec.decode(data, header)
-        if type(message) is Error:
-            raise error_for(message)
-        return message
-
-    def _decoded_step(self, header: Header, data: Frame | memoryview) -> Step:
-        step = _step_of(self._decoded(header, data))
-        return _with_infos(step) if step[4] and self.open_msg.num_envs else step
-
-    def _wait(self, timeout_s: float | None) -> None:
-        connection = self.connection
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        frames = 0
-        now = time.monotonic()
-        if self.exchange.is_due(now):  # by what `step` has received
-            connection.tick(now)
-        while self._reply is None:
-            self.check_lost()
-            if deadline is not None:
-                left_s = deadline - time.monotonic()
-                if left_s < TICK_MS / 1000 and not self.path.poll(max(left_s, 0.0)):
-                    assert timeout_s is not None
-                    connection.tick(
-                        time.monotonic()
-                    )  # whoever only ever waits briefly resends, too
-                    raise RequestTimeout(self._timeout_text(timeout_s))
-            arrived = self.pump()
-            frames += 1
-            if self._reply is None:
-                now = time.monotonic()
-                if not arrived or not frames % TIMERS_EVERY or self.exchange.is_due(now):
-                    connection.tick(now)
-
-    def _timeout_text(self, timeout_s: float) -> str:
-        pending = self.exchange.pending
-        verb = "request" if pending is None else pending.kind.name.lower()
-        verb = "step" if verb == "act" else verb
-        in_step_s = self.exchange.in_step_s
-        doing = "" if in_step_s is None else f" (it has been executing for {in_step_s:.0f} s)"
-        return (
-            f"The {verb} at {self.open_msg.address!r} has not been answered within {timeout_s:g} s"
-            f"{doing}. Call it again with the same arguments to wait on, or reset()."
-        )
-
-    @property
-    def ready(self) -> bool:
-        """Whether the reply to the pending request is here."""
-        return self._reply is not None
-
-    @property
-    def pending(self) -> bool:
-        """Whether a request has been sent whose reply was not taken yet."""
-        return self._reply is not None or self.exchange.pending is not None
-
-    def take(self, header: Header, data: bytes | memoryview) -> None:
-        """A frame of this session has arrived."""
-        pending = self.exchange.pending
-        try:
-            if self.exchange.receive(header, data, time.monotonic()):
-                self._reply, self._answered = (header, data), pending
-                if self.closed:
-                    self.connection.forget(self)
-        except EnvironmentLost:
-            # Told to who waits for it, and to nobody who waits for another session.
-            self.connection.forget(self)
-
-    def check_lost(self) -> None:
-        """Raise EnvironmentLost if the session is gone and there is no reply from before."""
-        if self._reply is None and self.exchange.lost is not None:
-            raise self.exchange.lost_error()
+        Raises:
+            BrokerUnreachable: no answer within the connection's `timeout_s`.
+            MoveError: the agent has executed more than the request after the last one.
+        """
+        connection, exchange = self.connection, self.exchange
+        deadline = connection.clock() + connection.timeout_s
+        probe = PLAIN.encode(Call("get", ""), self.sid, PROBE_SEQ)
+        while exchange.expected is None:
+            if connection.clock() > deadline:
+                raise BrokerUnreachable(
+                    f"The env agent at {self.open_msg.address!r} does not answer."
+                )
+            connection.link.send(probe)
+            connection.wait(lambda: exchange.expected is not None, connection.clock() + PROBE_S)
+        exchange.check_position()
 
     # --- the end ----------------------------------------------------------------------------------
 
     def close(self, *, wait: bool = True) -> None:
-        """End the session. Waits shortly for the agent, never for a step. Idempotent.
+        """End the session. Waits briefly for the agent, never for a step. Idempotent.
 
-        Until the agent has confirmed it, the connection goes on asking whenever it is used.
+        Until the agent has confirmed it, the connection sends CLOSE again whenever it is used.
         """
-        if self.closed or self.connection.foreign or self.connection.closed:
+        connection, exchange = self.connection, self.exchange
+        if self.closed or connection.is_inherited or connection.closed:
             return
         self.closed = True
-        wait = wait and self.exchange.pending is None
+        wait = wait and exchange.unanswered is None
         try:
             self.begin(Close())
             if wait:
                 self.finish(CLOSE_S)
         except GymwireError as error:
-            logs.logger().debug("close was not confirmed", why=str(error))
-        if self.exchange.pending is None or self.exchange.lost is not None:
-            self.connection.forget(self)
+            logs.logger().debug("close not confirmed", why=str(error))
+        if exchange.unanswered is None or exchange.lost is not None:
+            connection.forget(self)
         else:
-            self.exchange.keep_waiting(time.monotonic())  # it is sent again after some silence
-        self.hang_up()
-
-    def hang_up(self) -> None:
-        """Give up the direct connection, if there is one."""
-        if self._direct is not None:
-            self._direct.close()
-            self._direct = None
-            self._choose_path()
-
-
-def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> None:
-    """Go past the broker, each of these whose agent offers that and can be reached.
-
-    All are dialled at once. Raises ConnectionFailed if it is `required` and one cannot be reached.
-    """
-    links: list[DirectConnection] = []
-    why: dict[int, str] = {}
-    for session in sessions:
-        try:
-            links.append(session.dial_direct())
-        except GymwireError as error:
-            why[session.sid] = str(error)
-    attach(links, DIRECT_S if required else ATTACH_S)
-    for session in sessions:
-        session.finish_direct_setup(why.get(session.sid, ""), required=required)
-
-
-def wait_for_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) -> None:
-    """Wait until one of these sessions, all on one connection, has its reply.
-
-    Raises RequestTimeout.
-    """
-    connection = sessions[0].connection
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    tick_s, frames = TICK_MS / 1000, 0
-    while not any(session.ready for session in sessions):
-        for session in sessions:
-            session.check_lost()
-        wait_s = tick_s if deadline is None else min(deadline - time.monotonic(), tick_s)
-        if wait_s <= 0:
-            raise RequestTimeout(f"None of {len(sessions)} requests was answered in {timeout_s} s.")
-        ways = {session.path: session for session in sessions}
-        if len(ways) == 1 and wait_s == tick_s:
-            arrived = sessions[0].pump()
-        else:
-            ready = wait_among([*ways], wait_s)
-            for i in ready:
-                [*ways.values()][i].pump()
-            arrived = bool(ready)
-        frames += 1
-        if not arrived or not frames % TIMERS_EVERY:
-            connection.tick(time.monotonic())
-
-
-def _step_of(percept: Message) -> Step:
-    assert type(percept) is Percept
-    return (
-        percept.observation,
-        percept.reward,
-        percept.terminated,
-        percept.truncated,
-        percept.info,
-    )
+            exchange.keep_waiting(connection.clock())  # starts the timers that send it again
+        self.close_direct()
 
 
 def _with_infos(step: Step) -> Step:
-    """A vector's step, with the infos that were sent."""
+    """Return a vector's step with its infos as Gymnasium merges them."""
     return *step[:4], vector_infos.from_wire(step[4])[0]
 
 

@@ -1,4 +1,4 @@
-"""What another process needs to go on with a session: `ProxyEnv.session_token()`, as bytes."""
+"""Session tokens: what another process needs to continue a session, as bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import Open
 from gymwire.protocol.security.signing import Seal
 
-KEY_SIZE = 32  # of a seal
+KEY_SIZE = 32  # bytes, of a signed session
 KEYWORDS = {
     *("address", "broker", "key", "broker_key", "direct", "on_lost", "render_mode", "env_kwargs"),
     *("timeout_s", "step_timeout_s", "wait_s"),
@@ -20,7 +20,7 @@ KEYWORDS = {
 
 @dataclass(frozen=True)
 class SessionToken:
-    """A session after its request number `seq`. `kwargs`: the keywords of its ProxyEnv."""
+    """A session after its request number `seq`, with the keyword arguments of its ProxyEnv."""
 
     kwargs: dict[str, Any]
     sid: int
@@ -43,7 +43,7 @@ class SessionToken:
         )
 
     def encode(self) -> bytes:
-        """The token's bytes."""
+        """Return the token's bytes."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         seal = None if self.seal is None else list(self.seal)
         return values.encode({**fields, "state": self.state.value, "seal": seal})
@@ -74,6 +74,6 @@ def decode(token: bytes) -> SessionToken:
             made = None if seal is None else Seal(*seal)
             return SessionToken(kwargs, sid, nonce, seq, State(state), challenge, made)
     raise ConfigurationError(
-        "This is not what session_token() returned: give the same bytes, all of them, to the same "
-        "version of gymwire."
+        "This is not a session token. Pass the bytes that session_token() returned, all of them, "
+        "to the same version of gymwire."
     )

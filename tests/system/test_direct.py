@@ -101,7 +101,7 @@ def test_an_agent_without_a_direct_endpoint_is_used_through_the_broker(url: str)
     with ProxyEnv("relayed-d", url) as env:
         env.reset()
         assert not session_of(env).is_direct
-    with pytest.raises(ConnectionFailed, match="does not offer that"):
+    with pytest.raises(ConnectionFailed, match="offers no direct connection"):
         ProxyEnv("relayed-d", url, direct="always")
 
 
@@ -274,7 +274,8 @@ def asked(env: ProxyEnv, frame: Frame) -> bytes:
 def act(env: ProxyEnv) -> Frame:
     """The next step's frame."""
     session = session_of(env)
-    seq = session.exchange.seq = session.exchange.seq + 1
+    seq = session.exchange.seq + 1
+    session.exchange.restore_position(seq, session.exchange.state)
     return PLAIN.encode(Act(1), session.sid, seq)
 
 
@@ -458,7 +459,7 @@ def test_an_agent_frozen_in_a_direct_step_is_told_in_time(programs: Programs) ->
 
 def test_a_long_direct_step_is_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     busy: list[str] = []
-    monkeypatch.setattr(Exchange, "_take_busy", lambda _, reason, *__: busy.append(reason))
+    monkeypatch.setattr(Exchange, "_handle_busy", lambda _, reason, *__: busy.append(reason))
     with ProxyEnv("slow-d", url, direct="always") as env:
         env.reset()
         assert env.step(4)[0] == 1

@@ -156,7 +156,7 @@ def test_a_slot_that_becomes_free_in_time_is_waited_for(monkeypatch: pytest.Monk
         with structlog.testing.capture_logs() as told:
             network.connection(wait_s=60.0).open("cartpole").close()
         assert 20.0 <= network.now - began < 22.0
-        waiting = [row for row in told if row["event"] == "waiting"]
+        waiting = [row for row in told if row["event"] == "waiting for a slot"]
         assert [row["at_most_s"] for row in waiting] == [60.0]
         assert waiting[0]["why"].startswith("The only slot of 'cartpole' is in use")
 

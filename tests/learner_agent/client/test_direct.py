@@ -16,7 +16,7 @@ from gymwire.protocol.transport.zmq_sockets import LinkEvent
 class Clock:
     now = 0.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
@@ -56,10 +56,8 @@ class Dealer:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(direct, "time", made)
-    return made
+def clock() -> Clock:
+    return Clock()
 
 
 def link(monkeypatch: pytest.MonkeyPatch, dealer: Dealer) -> DirectConnection:
@@ -71,7 +69,7 @@ def test_connections_are_made_side_by_side(clock: Clock, monkeypatch: pytest.Mon
     never, silent = Dealer(clock, 1e9, answers=False), Dealer(clock, 0.1, answers=False)
     late = Dealer(clock, 0.4, answers=True)
     links = [link(monkeypatch, dealer) for dealer in (never, silent, never, late)]
-    direct.attach(links, 0.5)
+    direct.attach(links, 0.5, clock)
     assert [one.up for one in links] == [False, False, False, True]
     assert 0.5 <= clock.now < 0.51
     assert silent.sent == late.sent == [Kind.RESUME]
@@ -82,6 +80,6 @@ def test_who_is_up_or_denied_is_not_waited_for(
 ) -> None:
     denied = Dealer(clock, 0.2, answers=False, denied="it knows no such key")
     links = [link(monkeypatch, dealer) for dealer in (denied, Dealer(clock, 0.1, answers=True))]
-    direct.attach(links, 0.5)
+    direct.attach(links, 0.5, clock)
     assert [one.up for one in links] == [False, True]
     assert clock.now < 0.21

@@ -57,10 +57,13 @@ class Learner:
         return bytes(frame)
 
     def hear(self, message: Message, seq: int | None = None) -> bool:
-        """A frame arrives; by default it carries the number of the last request."""
+        """Receive a frame, by default for the last request; the caller takes a reply at once."""
         seq = self.exchange.seq if seq is None else seq
         frame = bytes(PLAIN.encode(message, SID, seq))
-        return self.exchange.receive(codec.read_header(frame), frame, self.now)
+        answered = self.exchange.receive(codec.read_header(frame), frame, self.now)
+        if answered:
+            self.exchange.mark_returned()
+        return answered
 
     def tick(self, after_s: float = 0.0) -> tuple[bool, list[bytes]]:
         """Time passes as it does for somebody who looks often; what is to be sent at the end."""
@@ -278,7 +281,7 @@ def test_busy_hello_asks_for_hello_and_resume_before_the_request(learner: Learne
 
 def test_a_new_connection_resumes_before_it_resends(learner: Learner) -> None:
     act = learner.ask(Act(0))
-    learner.exchange.relinked(learner.now)
+    learner.exchange.reconnected(learner.now)
     greet, frames = learner.tick()
     assert (greet, [PLAIN.decode(frame) for frame in frames]) == (True, [Resume(NONCE)])
     assert act in learner.resent(RESEND_S)  # even if RESUMED gets lost

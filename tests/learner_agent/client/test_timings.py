@@ -172,7 +172,7 @@ def test_a_request_too_short_for_its_stamps_is_not_executed(network: Network) ->
     assert session._steps is not None
     act = session._steps.encode_act(1, seq.to_bytes(8, "little"))
     assert act is not None
-    session._begin(Kind.ACT, seq, bytes(stamps.ask(act)[:-1]))
+    session._send(Kind.ACT, seq, bytes(stamps.ask(act)[:-1]))
     with pytest.raises(Exception, match="has 16 bytes of them"):
         session.finish()
     assert network.ledgers[session.sid] == [("reset", 5)]
