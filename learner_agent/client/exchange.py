@@ -92,6 +92,7 @@ class Exchange:
         self.expected: int | None = None  # the request number that the agent awaits, by its word
         self.resume_pending = False  # the broker must get HELLO and RESUME before anything else
         self.throttled = 0  # how often the broker delayed a request because of a rate limit
+        self._failure: BaseException | None = None  # which the last reply stands for
         self._steps = steps
         self._number = b""  # of the step that `begin_step` began, as it stands in a frame
         self._where = where
@@ -254,16 +255,25 @@ class Exchange:
                 return False
         return False
 
-    def mark_returned(self) -> None:
-        """Record that the caller has the reply to the last request."""
+    def mark_returned(self, failure: BaseException | None = None) -> None:
+        """Record that the caller has the last reply, or the failure that it stands for."""
+        self._failure = failure
         self._returned = self.request.seq
 
-    def reopen(self, request: Pending, data: bytes | memoryview | None) -> None:
-        """Keep a request, and its reply, that an exception kept from the caller.
+    def reopen(
+        self, request: Pending, error: BaseException, data: bytes | memoryview | None = None
+    ) -> None:
+        """Keep a request and its reply if an exception from outside kept them from the caller.
 
-        The same call again returns that reply. `data`: the frame that arrived last, if any.
+        The same call again returns that reply.
+
+        Args:
+            request: the request that was under way.
+            error: the exception, which may also be the failure that the reply stands for.
+            data: the frame that arrived last, if any.
         """
-        if self.request is not request:
+        failure, self._failure = self._failure, None
+        if self.request is not request or error is failure:
             return
         self._returned = request.seq - 1
         if data is None or self.reply is not None:

@@ -174,7 +174,13 @@ class RemoteSession:
             RequestTimeout: after `timeout_s`.
         """
         self.begin(message)
-        return self.finish(timeout_s)
+        request = self.exchange.request
+        try:  # not by `finish`: after its return, an exception would find no handler
+            self._wait(timeout_s)
+            return self._take(self._read)  # type: ignore[return-value]
+        except BaseException as error:
+            self.exchange.reopen(request, error)
+            raise
 
     def step(self, action: Any, timeout_s: float | None = None) -> Step:
         """Send an ACT, and return what `Env.step` returned, on the fast path where that can be.
@@ -187,26 +193,26 @@ class RemoteSession:
         frame = exchange.begin_step(action) if timeout_s is None else None
         if frame is None:
             self.begin(Act(action))
-            return self._finish_step(timeout_s)
         request, data = exchange.request, None
         try:
-            if not request.seq % OTHER_PATHS_EVERY:
-                self._serve_other_paths(self.connection.clock())
-            path = self.path
-            path.send(frame)
-            data = path.receive()
-            if data is not None:
-                step = exchange.finish_step(data)
-                if step is not None:
-                    if step[4] and self.open_msg.num_envs:
-                        step = _with_infos(step)
-                    return step
-        except BaseException:
-            exchange.reopen(request, data)
+            if frame is not None:
+                if not request.seq % OTHER_PATHS_EVERY:
+                    self._serve_other_paths(self.connection.clock())
+                path = self.path
+                path.send(frame)
+                data = path.receive()
+                if data is not None:
+                    step = exchange.finish_step(data)
+                    if step is not None:
+                        if step[4] and self.open_msg.num_envs:
+                            step = _with_infos(step)
+                        return step
+                    if not self.receive_frame(data):
+                        self.connection.tick(self.connection.clock())
+            return self._finish_step(timeout_s)
+        except BaseException as error:
+            exchange.reopen(request, error, data)
             raise
-        if data is not None and not self.receive_frame(data):
-            self.connection.tick(self.connection.clock())
-        return self._finish_step(None)
 
     @property
     def is_timed(self) -> bool:
@@ -231,26 +237,35 @@ class RemoteSession:
         self._check_size(Kind.ACT, frame)
         encoded = clock()
         self._send(Kind.ACT, seq, frame)
-        data = self.path.receive()
-        arrived = clock()
-        if data is not None:
-            self.receive_frame(data)
-        if not self.ready:
-            self._wait(None)
+        request = exchange.request
+        try:
+            data = self.path.receive()
             arrived = clock()
-        step, taken = self._take(self._read_timed)
-        decoded = clock()
-        if taken is None:
-            return step, None
+            if data is not None:
+                self.receive_frame(data)
+            if not self.ready:
+                self._wait(None)
+                arrived = clock()
+            step, taken = self._take(self._read_timed)
+            readings = began, encoded, arrived, clock()
+            is_throttled = exchange.throttled != throttled
+            return step, None if taken is None else self._timings(readings, taken, is_throttled)
+        except BaseException as error:
+            exchange.reopen(request, error)
+            raise
+
+    def _timings(
+        self, readings: tuple[int, int, int, int], taken: stamps.Stamps, is_throttled: bool
+    ) -> Timings:
         is_direct = not taken.back_sent
         least = self._least_network.get(is_direct, 0)
-        timings = apportion(began, encoded, arrived, decoded, taken, least)
-        if exchange.throttled != throttled:
-            return step, replace(timings, throttled=True)
+        timings = apportion(*readings, taken, least)
+        if is_throttled:
+            return replace(timings, throttled=True)
         if not waited(taken):
             network = round(timings.network_us * 1000)
             self._least_network[is_direct] = min(network, least or network)
-        return step, timings
+        return timings
 
     def begin(self, message: Message) -> None:
         """Send a request without waiting. The same request again, while pending, waits on."""
@@ -313,9 +328,14 @@ class RemoteSession:
 
     def finish(self, timeout_s: float | None = None) -> Message:
         """Wait for the reply to the pending request, and return it."""
-        self._wait(timeout_s)
-        # A `cast` would be a call, which a signal could interrupt after the reply was taken.
-        return self._take(self._read)  # type: ignore[return-value]
+        request = self.exchange.request
+        try:
+            self._wait(timeout_s)
+            # A `cast` would be a call, which a signal could interrupt after the reply was taken.
+            return self._take(self._read)  # type: ignore[return-value]
+        except BaseException as error:
+            self.exchange.reopen(request, error)
+            raise
 
     def _finish_step(self, timeout_s: float | None) -> Step:
         self._wait(timeout_s)
@@ -343,25 +363,22 @@ class RemoteSession:
     def _take(self, read: Callable[[Header, Data], T | Error]) -> T:
         """Return what `read` makes of the reply, or raise the exception that the reply stands for.
 
-        Any other exception leaves the reply to the next call of the same request.
+        The caller must `reopen` the request after an exception.
         """
         exchange = self.exchange
-        request, reply = exchange.request, exchange.reply
+        reply = exchange.reply
         assert reply is not None
         try:
             value = read(*reply)
-            if not isinstance(value, Error):
-                exchange.mark_returned()
-                return value
+        except DecodingError as error:  # the reply stays unreadable
+            exchange.mark_returned(error)
+            raise
+        if isinstance(value, Error):
             failure = error_for(value)
-        except DecodingError:  # it stays unreadable
-            exchange.mark_returned()
-            raise
-        except BaseException:
-            exchange.reopen(request, None)
-            raise
+            exchange.mark_returned(failure)
+            raise failure
         exchange.mark_returned()
-        raise failure
+        return value
 
     def _read(self, header: Header, data: Frame | memoryview) -> Message:
         if self._steps is not None and header.kind is Kind.PERCEPT:
