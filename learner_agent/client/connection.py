@@ -408,7 +408,7 @@ class BrokerConnection:
         self.closed = True
         _OPEN.discard(self)
         for session in self._sessions.values():
-            session.close_direct()
+            session.paths.close_direct()
         self._sessions.clear()
         if goodbye:
             self.link.send(PLAIN.encode(Bye("done")))

@@ -9,15 +9,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gymwire.learner_agent.client.waiting import wait
-from gymwire.protocol import codec
+from gymwire.protocol import codec, logs
+from gymwire.protocol.address import parse_address
 from gymwire.protocol.codec import PLAIN
-from gymwire.protocol.errors import AddressError, ConnectionFailed, DecodingError, GymwireError
-from gymwire.protocol.messages import Kind, Resume
-from gymwire.protocol.security.keys import KeyPair
+from gymwire.protocol.errors import (
+    AddressError,
+    ConnectionFailed,
+    DecodingError,
+    Denied,
+    GymwireError,
+)
+from gymwire.protocol.messages import Kind, Open, Opened, Resume
+from gymwire.protocol.security.keys import KeyPair, identity
+from gymwire.protocol.transport.broker_link import Link
 from gymwire.protocol.transport.unix import SCHEME, UnixDealer
 from gymwire.protocol.transport.zmq_sockets import Dealer
 
 if TYPE_CHECKING:
+    from gymwire.learner_agent.client.connection import BrokerConnection
+    from gymwire.learner_agent.client.exchange import Exchange
     from gymwire.learner_agent.client.session import RemoteSession
 
 AnyDealer = Dealer | UnixDealer
@@ -74,6 +84,94 @@ class DirectConnection:
         self.dealer.close(linger_s=0.3)
 
 
+class SessionPaths:
+    """The relayed path of a session, and the direct one, if there is one.
+
+    Attributes:
+        current: the connection that requests take at present.
+        direct: the direct connection.
+    """
+
+    def __init__(
+        self,
+        connection: BrokerConnection,
+        sid: int,
+        open_msg: Open,
+        opened: Opened,
+        exchange: Exchange,
+    ) -> None:
+        self.current: AnyDealer | Link = connection.link
+        self.direct: DirectConnection | None = None
+        self._connection = connection
+        self._sid = sid
+        self._open_msg = open_msg
+        self._offer = opened.direct
+        self._exchange = exchange
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether requests take the direct path at present."""
+        return self.direct is not None and self.direct.up
+
+    def dial_direct(self) -> DirectConnection:
+        """Dial the env agent itself. Raises GymwireError if it cannot be dialled."""
+        offer = self._offer
+        if offer is None:
+            raise ConnectionFailed("it offers no direct connection (--direct).")
+        key, pin = self._connection.credentials.key, parse_address(self._open_msg.address).identity
+        if pin is not None and _identity_in(offer) != pin:
+            raise Denied("Its direct endpoint does not belong to the pinned agent.")
+        self.direct = DirectConnection(offer, self._sid, self._open_msg.nonce, key)
+        return self.direct
+
+    def finish_setup(self, why: str, *, required: bool) -> None:
+        """Use the direct path from now on if it is up; else the relayed one.
+
+        `why`: why the agent was not dialled, if it was not. Raises ConnectionFailed if a direct
+        path is `required`.
+        """
+        self._choose()
+        if self.is_direct:
+            return
+        if self.direct is not None:
+            why = f"{self.direct.dealer.url} does not answer."
+            self.close_direct()
+        address = self._open_msg.address
+        if required:
+            raise ConnectionFailed(
+                f"The env agent at {address!r} cannot be reached directly: {why} Use "
+                f'direct="auto" to go through the broker then.'
+            )
+        logs.logger().debug("session relayed", address=address, why=why)
+
+    def close_direct(self) -> None:
+        """Close the direct connection, if there is one."""
+        if self.direct is not None:
+            self.direct.close()
+            self.direct = None
+            self._choose()
+
+    def _choose(self) -> None:
+        self.current = self._connection.link
+        if self.direct is not None and self.direct.up:
+            self.current = self.direct.dealer
+
+    def serve_others(self, now: float) -> None:
+        """Handle what no receive on the present path can see."""
+        connection, exchange = self._connection, self._exchange
+        if self.direct is not None and self.direct.check():
+            exchange.resend(now)
+        self._choose()
+        connection.check_link(now)
+        if self.direct is None:
+            return
+        connection.drain()
+        if exchange.resume_pending:
+            exchange.resume_pending = False
+            connection.send_hello()
+            connection.link.send(PLAIN.encode(Resume(self._open_msg.nonce), self._sid))
+
+
 def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> None:
     """Connect these sessions to their env agents, all at the same time, where that is possible.
 
@@ -83,13 +181,17 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
     why: dict[int, str] = {}
     for session in sessions:
         try:
-            dialled.append(session.dial_direct())
+            dialled.append(session.paths.dial_direct())
         except GymwireError as error:
             why[session.sid] = str(error)
     if dialled:
         attach(dialled, ALWAYS_S if required else AUTO_S, sessions[0].connection.clock)
     for session in sessions:
-        session.finish_direct_setup(why.get(session.sid, ""), required=required)
+        try:
+            session.paths.finish_setup(why.get(session.sid, ""), required=required)
+        except ConnectionFailed:
+            session.close()
+            raise
 
 
 def attach(
@@ -150,6 +252,11 @@ def _dial(urls: Sequence[str], key: KeyPair | None, server_key: bytes | None) ->
         elif url.startswith("tcp://") or _is_socket(url.removeprefix("ipc://")):
             return Dealer(url, key=key if server_key else None, server_key=server_key)
     raise AddressError("The env agent's direct endpoint cannot be dialled from this host.")
+
+
+def _identity_in(offer: Mapping[str, Any]) -> str:
+    key = offer.get("key")
+    return identity(key) if isinstance(key, bytes) else ""
 
 
 def _is_socket(path: str) -> bool:

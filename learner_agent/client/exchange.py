@@ -255,25 +255,32 @@ class Exchange:
                 return False
         return False
 
-    def mark_returned(self, failure: BaseException | None = None) -> None:
-        """Record that the caller has the last reply, or the failure that it stands for."""
-        self._failure = failure
+    def mark_returned(self) -> None:
+        """Record that the caller has the reply to the last request."""
         self._returned = self.request.seq
 
-    def reopen(
+    def set_failure(self, failure: BaseException) -> None:
+        """Record the exception that the last reply stands for, before it is raised."""
+        self._failure = failure
+
+    def end_with(
         self, request: Pending, error: BaseException, data: bytes | memoryview | None = None
     ) -> None:
-        """Keep a request and its reply if an exception from outside kept them from the caller.
+        """End a call of a request with an exception.
 
-        The same call again returns that reply.
+        The failure that the reply stands for is the reply, and the caller has it now. Any other
+        exception leaves the request pending and its reply kept: the same call again returns it.
 
         Args:
             request: the request that was under way.
-            error: the exception, which may also be the failure that the reply stands for.
+            error: the exception.
             data: the frame that arrived last, if any.
         """
+        if self.request is not request:
+            return
         failure, self._failure = self._failure, None
-        if self.request is not request or error is failure:
+        if error is failure:
+            self._returned = request.seq
             return
         self._returned = request.seq - 1
         if data is None or self.reply is not None:

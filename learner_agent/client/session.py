@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gymwire.learner_agent.client.direct import AnyDealer, DirectConnection
+from gymwire.learner_agent.client.direct import AnyDealer, SessionPaths
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import codec, logs, spaces, stamps, vector_infos
-from gymwire.protocol.address import parse_address
 from gymwire.protocol.codec import PLAIN, TIMED, Codec, Frame, Header
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
-    ConnectionFailed,
     DecodingError,
-    Denied,
     EnvironmentLost,
     GymwireError,
     RequestTimeout,
@@ -37,9 +34,7 @@ from gymwire.protocol.messages import (
     Open,
     Opened,
     Percept,
-    Resume,
 )
-from gymwire.protocol.security.keys import identity
 from gymwire.protocol.security.signing import Seal, SealedCodec
 from gymwire.protocol.step_codec import Step, compile_steps
 from gymwire.protocol.transport.broker_link import Link
@@ -89,74 +84,19 @@ class RemoteSession:
             rng=random.Random(secrets.randbits(64)),
             steps=self._steps,
         )
-        self._direct: DirectConnection | None = None
-        self.path: AnyDealer | Link = connection.link  # which requests take at present
+        self.paths = SessionPaths(connection, sid, open_msg, opened, self.exchange)
         self.closed = False  # on this side; the agent may not have confirmed it yet
         self._least_network: dict[bool, int] = {}  # is it direct? → ns of a step, for `apportion`
 
-    # --- the direct path --------------------------------------------------------------------------
+    @property
+    def path(self) -> AnyDealer | Link:
+        """The connection that requests take at present."""
+        return self.paths.current
 
     @property
     def is_direct(self) -> bool:
         """Whether requests take the direct path at present."""
-        return self._direct is not None and self._direct.up
-
-    def dial_direct(self) -> DirectConnection:
-        """Dial the env agent itself. Raises GymwireError if it cannot be dialled."""
-        offer = self.opened.direct
-        if offer is None:
-            raise ConnectionFailed("it offers no direct connection (--direct).")
-        key, pin = self.connection.credentials.key, parse_address(self.open_msg.address).identity
-        if pin is not None and _identity_in(offer) != pin:
-            raise Denied("Its direct endpoint does not belong to the pinned agent.")
-        self._direct = DirectConnection(offer, self.sid, self.open_msg.nonce, key)
-        return self._direct
-
-    def finish_direct_setup(self, why: str, *, required: bool) -> None:
-        """Use the direct path from now on if it is up; else the relayed one.
-
-        `why`: why the agent was not dialled, if it was not. Raises ConnectionFailed if a direct
-        path is `required`.
-        """
-        self._choose_path()
-        if self.is_direct:
-            return
-        if self._direct is not None:
-            why = f"{self._direct.dealer.url} does not answer."
-            self.close_direct()
-        if required:
-            self.close()
-            raise ConnectionFailed(
-                f"The env agent at {self.open_msg.address!r} cannot be reached directly: {why} Use "
-                f'direct="auto" to go through the broker then.'
-            )
-        logs.logger().debug("session relayed", address=self.open_msg.address, why=why)
-
-    def close_direct(self) -> None:
-        """Close the direct connection, if there is one."""
-        if self._direct is not None:
-            self._direct.close()
-            self._direct = None
-            self._choose_path()
-
-    def _choose_path(self) -> None:
-        self.path = self.connection.link
-        if self._direct is not None and self._direct.up:
-            self.path = self._direct.dealer
-
-    def _serve_other_paths(self, now: float) -> None:
-        """Handle what no receive on the present path can see."""
-        if self._direct is not None and self._direct.check():
-            self.exchange.resend(now)
-        self._choose_path()
-        self.connection.check_link(now)
-        if self._direct is None:
-            return
-        self.connection.drain()
-        if self.exchange.resume_pending:
-            self.exchange.resume_pending = False
-            self.connection.send_hello()
-            self.connection.link.send(PLAIN.encode(Resume(self.open_msg.nonce), self.sid))
+        return self.paths.is_direct
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -179,7 +119,7 @@ class RemoteSession:
             self._wait(timeout_s)
             return self._take(self._read)  # type: ignore[return-value]
         except BaseException as error:
-            self.exchange.reopen(request, error)
+            self.exchange.end_with(request, error)
             raise
 
     def step(self, action: Any, timeout_s: float | None = None) -> Step:
@@ -197,8 +137,8 @@ class RemoteSession:
         try:
             if frame is not None:
                 if not request.seq % OTHER_PATHS_EVERY:
-                    self._serve_other_paths(self.connection.clock())
-                path = self.path
+                    self.paths.serve_others(self.connection.clock())
+                path = self.paths.current
                 path.send(frame)
                 data = path.receive()
                 if data is not None:
@@ -211,7 +151,7 @@ class RemoteSession:
                         self.connection.tick(self.connection.clock())
             return self._finish_step(timeout_s)
         except BaseException as error:
-            exchange.reopen(request, error, data)
+            exchange.end_with(request, error, data)
             raise
 
     @property
@@ -251,7 +191,7 @@ class RemoteSession:
             is_throttled = exchange.throttled != throttled
             return step, None if taken is None else self._timings(readings, taken, is_throttled)
         except BaseException as error:
-            exchange.reopen(request, error)
+            exchange.end_with(request, error)
             raise
 
     def _timings(
@@ -298,12 +238,12 @@ class RemoteSession:
             )
 
     def _send(self, kind: Kind, seq: int, frame: Frame) -> None:
-        if kind is Kind.RESET and self._direct is None:
+        if kind is Kind.RESET and self.paths.direct is None:
             # Not earlier: a process that only opens a session needs no local channel.
             self.connection.link.approach()
         self.exchange.sent(kind, seq, frame)
-        if self._direct is not None:
-            self._serve_other_paths(self.connection.clock())
+        if self.paths.direct is not None:
+            self.paths.serve_others(self.connection.clock())
         self.path.send(frame)
 
     # --- replies ----------------------------------------------------------------------------------
@@ -334,7 +274,7 @@ class RemoteSession:
             # A `cast` would be a call, which a signal could interrupt after the reply was taken.
             return self._take(self._read)  # type: ignore[return-value]
         except BaseException as error:
-            self.exchange.reopen(request, error)
+            self.exchange.end_with(request, error)
             raise
 
     def _finish_step(self, timeout_s: float | None) -> Step:
@@ -363,7 +303,7 @@ class RemoteSession:
     def _take(self, read: Callable[[Header, Data], T | Error]) -> T:
         """Return what `read` makes of the reply, or raise the exception that the reply stands for.
 
-        The caller must `reopen` the request after an exception.
+        After an exception the caller must call `Exchange.end_with`.
         """
         exchange = self.exchange
         reply = exchange.reply
@@ -371,11 +311,11 @@ class RemoteSession:
         try:
             value = read(*reply)
         except DecodingError as error:  # the reply stays unreadable
-            exchange.mark_returned(error)
+            exchange.set_failure(error)
             raise
         if isinstance(value, Error):
             failure = error_for(value)
-            exchange.mark_returned(failure)
+            exchange.set_failure(failure)
             raise failure
         exchange.mark_returned()
         return value
@@ -411,15 +351,11 @@ class RemoteSession:
 
     def receive_frame(self, data: Data) -> bool:
         """Handle a frame from the session's path; return whether it answers a request."""
-        direct = self._direct
-        if direct is None or not direct.up:
+        if not self.paths.is_direct:
             return self.connection.receive_frame(data)
         header = codec.read_header(data)
-        if header.sid != self.sid:
-            return False
-        if header.kind is Kind.RESUMED:
-            direct.receive_frame(data)
-            self._choose_path()
+        # RESUMED would open this path, which is open.
+        if header.sid != self.sid or header.kind is Kind.RESUMED:
             return False
         return self.receive(header, data)
 
@@ -438,10 +374,9 @@ class RemoteSession:
 
     def tick(self, now: float) -> None:
         """Run the session's timers: send again what is due."""
-        direct = self._direct
-        if direct is not None:
-            self._serve_other_paths(now)
-            if direct.up:  # its heartbeats show that the agent is alive
+        if self.paths.direct is not None:
+            self.paths.serve_others(now)
+            if self.paths.is_direct:  # its heartbeats show that the agent is alive
                 self.exchange.keep_waiting(now)
         try:
             hello_first, frames = self.exchange.tick(now)
@@ -499,14 +434,9 @@ class RemoteSession:
             connection.forget(self)
         else:
             exchange.keep_waiting(connection.clock())  # starts the timers that send it again
-        self.close_direct()
+        self.paths.close_direct()
 
 
 def _with_infos(step: Step) -> Step:
     """Return a vector's step with its infos as Gymnasium merges them."""
     return *step[:4], vector_infos.from_wire(step[4])[0]
-
-
-def _identity_in(offer: Mapping[str, Any]) -> str:
-    key = offer.get("key")
-    return identity(key) if isinstance(key, bytes) else ""

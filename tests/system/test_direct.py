@@ -144,7 +144,7 @@ def test_within_a_host_sessions_go_past_the_broker_by_themselves(
 
 def test_on_one_host_direct_sessions_go_over_a_unix_socket(url: str) -> None:
     with ProxyEnv("located-d", url, direct="always") as env:
-        link = session_of(env)._direct
+        link = session_of(env).paths.direct
         assert link is not None
         assert link.dealer.url.startswith("unix://")
 
@@ -156,7 +156,7 @@ def test_where_the_socket_is_another_hosts_they_go_over_tcp(
         "gymwire.learner_agent.client.direct.socket.gethostname", lambda: "elsewhere"
     )
     with ProxyEnv("located-d", url, direct="always") as env:
-        link = session_of(env)._direct
+        link = session_of(env).paths.direct
         assert link is not None
         assert link.dealer.url.startswith("tcp://")
         env.reset()
@@ -360,7 +360,7 @@ def test_a_step_is_neither_lost_nor_doubled_when_a_unix_socket_is_cut(
     local = gymnasium.make("FrozenLake-v1")
     with ProxyEnv("lake-d", url, direct="always") as env:
         assert_same(local.reset(seed=5), env.reset(seed=5))
-        link = session_of(env)._direct
+        link = session_of(env).paths.direct
         assert link is not None
         assert isinstance(link.dealer, UnixDealer)
         done, relayed = False, 0
@@ -500,7 +500,7 @@ def test_a_frame_for_anothers_session_is_refused(url: str) -> None:
     ):
         for env in (mine, others):
             env.reset()
-        link, sid = session_of(mine)._direct, session_of(others).sid
+        link, sid = session_of(mine).paths.direct, session_of(others).sid
         assert link is not None
         link.dealer.send(PLAIN.encode(Act(1), sid, 2))
         refusal = answer(link.dealer)

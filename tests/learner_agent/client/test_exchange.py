@@ -197,7 +197,7 @@ def test_an_exception_from_outside_leaves_the_reply_to_the_same_call(stepping: L
     exchange.begin_step(1)
     data = percept(2, observation=7)
     assert exchange.finish_step(data) is not None
-    exchange.reopen(exchange.request, TimeoutError(), data)
+    exchange.end_with(exchange.request, TimeoutError(), data)
     assert exchange.is_repeat(Kind.ACT, lambda seq: PLAIN.encode(Act(1), SID, seq))
     assert not exchange.is_repeat(Kind.ACT, lambda seq: PLAIN.encode(Act(0), SID, seq))
     with pytest.raises(MoveError, match="The previous step is still under way"):
@@ -212,11 +212,12 @@ def test_the_failure_that_a_reply_stands_for_is_the_reply(stepping: Learner) -> 
     stepping.ask(Act(0))
     frame = bytes(PLAIN.encode(Error(Code.ENVIRONMENT_FAILED, "no"), SID, 2))
     assert exchange.receive(codec.read_header(frame), frame, stepping.now)
-    exchange.mark_returned(failure)
-    exchange.reopen(exchange.request, failure)
-    assert exchange.pending is None
-    exchange.reopen(exchange.request, TimeoutError())
+    exchange.set_failure(failure)
+    exchange.end_with(exchange.request, TimeoutError())
     assert exchange.reply is not None
+    exchange.set_failure(failure)
+    exchange.end_with(exchange.request, failure)
+    assert exchange.pending is None
 
 
 # --- matching -------------------------------------------------------------------------------------

@@ -142,6 +142,9 @@ def test_a_request_keeps_its_number_and_its_reply(
         where = interrupted(partial(request, session, message), instruction)
         if where is None:
             break
+        if reply == "AttributeDenied" and not session.pending and session.exchange.seq > seq:
+            assert where.startswith(("RemoteSession.request", "Exchange.end_with"))  # its last
+            continue
         assert request(session, message) == reply
         assert session.exchange.seq == seq + 1, where
     assert instruction > 50
