@@ -1,4 +1,4 @@
-"""Whatever the network does, each request is executed once and the trajectory is the local one."""
+"""Each request is executed once, whatever the network does, and the trajectory is the local one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENV = "CartPole-v1"
 
 
 def local_trajectory(seed: int, steps: int) -> list[tuple[Message, Message]]:
-    """Requests and the replies that a local environment gives."""
+    """Return requests, and the replies of a local environment."""
     env: gymnasium.Env[Any, Any] = gymnasium.make(ENV)
     rng = random.Random(seed)
     found: list[tuple[Message, Message]] = []
@@ -48,7 +48,7 @@ def assert_reply(reply: Message, expected: Message) -> None:
 
 
 def entry(request: Message) -> Entry:
-    """What the ledger of an environment says once this request was executed."""
+    """Return the ledger entry of a request."""
     match request:
         case Reset(seed):
             return "reset", seed
@@ -60,7 +60,7 @@ def entry(request: Message) -> Entry:
 def assert_executed_once(
     network: Network, session: RemoteSession, trajectory: list[tuple[Message, Message]]
 ) -> None:
-    """Request n is entry n: none is missing, doubled or out of order."""
+    """Assert that request n is entry n: none is missing, doubled or out of order."""
     assert network.ledgers == {session.sid: [entry(request) for request, _ in trajectory]}
 
 

@@ -1,7 +1,7 @@
 """A network in memory, with its own clock: the real broker core, serving loops and connections.
 
 Only sockets and clock are replaced. Frames can be dropped, doubled and delayed (and so reordered),
-connections cut, brokers restarted; everything follows from one seed, and nothing ever waits.
+connections cut, and brokers restarted. Everything follows from one seed, and nothing waits.
 
     with Network(seed=1) as network:
         network.env_agent(service("cartpole", "CartPole-v1"))
@@ -44,7 +44,7 @@ Entry = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Faults:
-    """What happens to each frame. Probabilities, and the most by which one may be late."""
+    """What happens to frames: probabilities, and the longest delay in seconds."""
 
     drop: float = 0.0
     double: float = 0.0
@@ -53,7 +53,7 @@ class Faults:
 
 
 class Dealer:
-    """What `gymwire.protocol.transport.zmq_sockets.Dealer` is to agents, without a socket."""
+    """Stand in for `gymwire.protocol.transport.zmq_sockets.Dealer`, without a socket."""
 
     url = "memory://broker"
     holds = False
@@ -103,7 +103,7 @@ class Dealer:
 
 
 class Ledger(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Writes down what its environment was really asked to do."""
+    """Records the calls that its environment executes."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], entries: list[Entry]) -> None:
         super().__init__(env)
@@ -119,7 +119,7 @@ class Ledger(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class LedgerHost(Host):
-    """Keeps a ledger for each session of one environment, also after it has ended."""
+    """Keeps a ledger for each session of one environment, even after the session has ended."""
 
     def __init__(self, services: Sequence[Service]) -> None:
         super().__init__(services)
@@ -135,7 +135,7 @@ class LedgerHost(Host):
 
 
 class Network:
-    """One broker, and any number of agents around it. `now`: seconds, moved only by events."""
+    """One broker, and any number of agents. Only events move `now`, in seconds."""
 
     def __init__(self, seed: int = 0, *, lease_s: float = 30.0) -> None:
         self.now = 1000.0
@@ -165,17 +165,17 @@ class Network:
             host.close_all()
 
     def monotonic(self) -> float:
-        """The clock, as the modules under test ask for it."""
+        """Return the time in seconds."""
         return self.now
 
     def monotonic_ns(self) -> int:
-        """The same, in nanoseconds."""
+        """Return the time in nanoseconds."""
         return round(self.now * 1e9)
 
-    # --- who takes part ---------------------------------------------------------------------------
+    # --- participants -----------------------------------------------------------------------------
 
     def env_agent(self, *services: Service) -> Loop:
-        """A serving loop that offers these; its host keeps ledgers."""
+        """Return a serving loop that offers these services; its host keeps ledgers."""
         host = LedgerHost(services)
         dealer = self.dealer()
         link = Link(cast(Any, dealer), eager=True)
@@ -199,7 +199,7 @@ class Network:
         )
 
     def dealer(self) -> Dealer:
-        """A connection to the broker."""
+        """Return a new connection to the broker."""
         made = Dealer(self, next(self._numbers))
         self._dealers[made.rid] = made
         return made
@@ -216,7 +216,7 @@ class Network:
     # --- time -------------------------------------------------------------------------------------
 
     def pass_time(self, for_s: float, until: Callable[[], bool] = lambda: False) -> None:
-        """Let happen what happens in the next `for_s` seconds, or until the condition holds."""
+        """Run the events of the next `for_s` seconds, or until the condition holds."""
         end = self.now + for_s
         while not until():
             if not self._events or self._events[0][0] > end:
@@ -227,7 +227,7 @@ class Network:
             action()
 
     def after(self, delay_s: float, action: Callable[[], None]) -> None:
-        """Let something happen later."""
+        """Run an action `delay_s` seconds from now."""
         heapq.heappush(self._events, (self.now + delay_s, next(self._order), action))
 
     def _timers(self) -> None:
@@ -239,7 +239,7 @@ class Network:
     # --- frames -----------------------------------------------------------------------------------
 
     def carry(self, dealer: Dealer, deliver: Callable[[], None]) -> None:
-        """A frame is under way on this connection, and what may happen to it happens."""
+        """Deliver a frame over a connection later, with the faults that are set."""
         generation = dealer.generation
         faults, rng = self.faults, self.rng
 
@@ -254,7 +254,7 @@ class Network:
             self.after(LATENCY_S + late_s, arrive)
 
     def at_broker(self, dealer: Dealer, frame: bytes) -> None:
-        """A frame arrives at the broker, which does as its server does."""
+        """Handle a frame at the broker, as its server does."""
         to = self.core.relay(dealer.rid, frame, None)
         if to is not None and frame[3] & TIMED:
             frame = bytes(stamps.passed(frame, self.monotonic_ns(), self.monotonic_ns))
@@ -281,7 +281,7 @@ class Network:
     # --- connections ------------------------------------------------------------------------------
 
     def cut(self, dealer: Dealer, for_s: float | None) -> None:
-        """The connection breaks; what is under way on it is lost. None: it never comes back."""
+        """Break a connection and lose its frames; `for_s`: for how long, None: for ever."""
         if not dealer.up:
             return
         dealer.up = False
@@ -299,18 +299,18 @@ class Network:
         dealer.wake()
 
     def restart_broker(self, for_s: float = 0.5) -> None:
-        """The broker is killed, and another one takes its place `for_s` later."""
+        """Replace the broker by a new one, which is reachable `for_s` seconds later."""
         for dealer in self._dealers.values():
             self.cut(dealer, for_s)
         self.core = self._new_core()
 
     def connections(self) -> list[Dealer]:
-        """All that are up, the oldest first."""
+        """Return the connections that are up, the oldest first."""
         return [dealer for dealer in self._dealers.values() if dealer.up]
 
     @property
     def ledgers(self) -> dict[int, list[Entry]]:
-        """sid → what its environments were asked to do, wherever they were."""
+        """sid → the calls that its environments executed, at whichever agent."""
         found: dict[int, list[Entry]] = {}
         for host in self.hosts:
             for sid, entries in host.ledgers.items():

@@ -1,4 +1,4 @@
-"""Requests to the broker: sessions that nobody waits for any more hold no slot."""
+"""Requests to the broker: sessions that nobody waits for any more free their slots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def agent(network: Network, slots: int = 1) -> Loop:
 
 
 def answers_late(network: Network, loop: Loop, patch: pytest.MonkeyPatch) -> None:
-    """The agent makes its environments, and is heard of that only AWAY_S later."""
+    """Delay the agent's OPENED by AWAY_S."""
     link = loop._dealer
     at_once = link.send
 
@@ -57,7 +57,7 @@ def used(connection: BrokerConnection) -> int:
 
 
 def listen(network: Network, connection: BrokerConnection) -> None:
-    """Whoever uses a connection hears on it what came in the meantime."""
+    """Use a connection, which then receives what has arrived in the meantime."""
     network.pass_time(AWAY_S)
     connection.find()
     network.pass_time(1.0)

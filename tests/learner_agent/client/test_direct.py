@@ -1,4 +1,4 @@
-"""Direct connections that are being made, with a clock of the test's own."""
+"""Direct connections that are being made, with an injected clock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Clock:
 
 
 class Dealer:
-    """A connection that is made `up_at`, whose other side answers RESUME at once, or never."""
+    """A connection that is up from `up_at` on; its peer answers RESUME at once, or never."""
 
     def __init__(self, clock: Clock, up_at: float, *, answers: bool, denied: str = "") -> None:
         self._clock, self._up_at = clock, up_at
