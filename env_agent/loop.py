@@ -50,6 +50,8 @@ class ServingLoop:
         agent: the random bytes that identify this process.
         logs_broker_state: whether this loop logs when the broker is lost and found again. One
             loop of an agent does, since all loops see the same.
+        clock: returns the time in seconds.
+        clock_ns: returns the time in nanoseconds.
 
     Attributes:
         current_request: the request being executed, or None. May be read from any thread.
@@ -65,6 +67,8 @@ class ServingLoop:
         agent: bytes,
         *,
         logs_broker_state: bool = True,
+        clock: Callable[[], float] = time.monotonic,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.host = host
         self.current_request: CurrentRequest | None = None
@@ -74,7 +78,8 @@ class ServingLoop:
         self._agent = agent
         self._logs_broker_state = logs_broker_state
         self._log = structlog.get_logger()
-        self._timed_steps = TimedSteps(host.requests, lambda: time.monotonic_ns())
+        self._clock = clock
+        self._timed_steps = TimedSteps(host.requests, clock_ns)
         # The slot whose last reply was sent from, and still is in, its environment's memory.
         self._zero_copy_slot: Slot | None = None
 
@@ -105,7 +110,7 @@ class ServingLoop:
         connected = False
         try:
             connected = registration.connect(
-                time.monotonic,
+                self._clock,
                 wait_s,
                 pump=self._pump,
                 stopped=lambda: self.stop.is_set() or self.drain.is_set(),
@@ -135,7 +140,7 @@ class ServingLoop:
     def turn(self) -> None:
         """Serve the frames that arrive within a tick, then run the timers."""
         self._serve()
-        now = time.monotonic()
+        now = self._clock()
         self._registration.run_timers(now)
         self._close_abandoned(now)
         if self.drain.is_set() and not self._registration.withdrawn:
@@ -150,7 +155,7 @@ class ServingLoop:
         than those of the transports, the request handler and the session.
         """
         transports, by_key, slots = self._transports, self.host.by_key, self.host.slots
-        link, direct, clock = transports.link, transports.direct, time.monotonic
+        link, direct, clock = transports.link, transports.direct, self._clock
         requests, timed_steps = self.host.requests, self._timed_steps
         until = clock() + TIMERS_S
         receive = self._receive_tracked if timed_steps.tracker.is_active else transports.receive
@@ -206,7 +211,7 @@ class ServingLoop:
             self._log.warning("invalid frame", error=str(error))
             self._refuse_frame(path, data, error)
             return
-        self.current_request = (header.sid, header.seq, time.monotonic())
+        self.current_request = (header.sid, header.seq, self._clock())
         reply = self.host.requests.handle(slot, header, data)
         self.current_request = None
         if isinstance(reply, Pieces):
@@ -263,7 +268,7 @@ class ServingLoop:
             case _:
                 if isinstance(message, Welcome):
                     self.host.requests.max_message = min(MAX_MESSAGE, message.max_message)
-                self._registration.handle(message, time.monotonic())
+                self._registration.handle(message, self._clock())
 
     def _refuse_frame(self, path: bytes, data: bytes | memoryview, error: ProtocolError) -> None:
         """Reply to a frame that cannot be decoded, so that its sender does not wait in vain."""
@@ -280,7 +285,7 @@ class ServingLoop:
     def _open(self, header: Header, request: Open) -> None:
         sid = header.sid
         known = sid in self.host.slots
-        began = time.monotonic()
+        began = self._clock()
         self.current_request = (sid, header.seq, began)
         direct = self._transports.direct if request.direct else None
         if direct is not None:
@@ -294,7 +299,7 @@ class ServingLoop:
                 self._transports.direct.detach(sid)
             self._log.warning("session refused", address=request.address, why=_error_text(frame))
         elif not known:
-            slot.opened_at = time.monotonic()
+            slot.opened_at = self._clock()
             self._log.info(
                 "session opened", address=request.address, num_envs=request.num_envs or 1
             )
@@ -305,7 +310,7 @@ class ServingLoop:
         self.host.close(session.sid)
         if self._transports.direct is not None:
             self._transports.direct.detach(session.sid)
-        lasted_s = time.monotonic() - slot.opened_at
+        lasted_s = self._clock() - slot.opened_at
         self._log.info(
             "session ended",
             address=session.address,

@@ -1,4 +1,4 @@
-"""Whatever the network does, each request is executed once and the trajectory is the local one."""
+"""Each request is executed once, whatever the network does, and the trajectory is the local one."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENV = "CartPole-v1"
 
 
 def local_trajectory(seed: int, steps: int) -> list[tuple[Message, Message]]:
-    """Requests and the replies that a local environment gives."""
+    """Return requests, and the replies of a local environment."""
     env: gymnasium.Env[Any, Any] = gymnasium.make(ENV)
     rng = random.Random(seed)
     found: list[tuple[Message, Message]] = []
@@ -48,7 +48,7 @@ def assert_reply(reply: Message, expected: Message) -> None:
 
 
 def entry(request: Message) -> Entry:
-    """What the ledger of an environment says once this request was executed."""
+    """Return the ledger entry of a request."""
     match request:
         case Reset(seed):
             return "reset", seed
@@ -60,7 +60,7 @@ def entry(request: Message) -> Entry:
 def assert_executed_once(
     network: Network, session: RemoteSession, trajectory: list[tuple[Message, Message]]
 ) -> None:
-    """Request n is entry n: none is missing, doubled or out of order."""
+    """Assert that request n is entry n: none is missing, doubled or out of order."""
     assert network.ledgers == {session.sid: [entry(request) for request, _ in trajectory]}
 
 
@@ -91,9 +91,9 @@ def test_without_faults_the_remote_trajectory_is_the_local_one() -> None:
 def test_lost_doubled_late_and_reordered_frames_change_nothing(seed: int, faults: Faults) -> None:
     with Network(seed) as network:
         network.env_agent(service(address="cartpole", env=ENV))
-        channel = network.connection(timeout_s=600.0)
+        connection = network.connection(timeout_s=600.0)
         network.faults = faults
-        session = channel.open("cartpole")
+        session = connection.open("cartpole")
         trajectory = local_trajectory(seed, steps=40)
         for request, expected in trajectory:
             assert_reply(session.request(request), expected)
@@ -186,9 +186,9 @@ def test_an_open_happens_once(seed: int, faults: Faults) -> None:
     with Network(seed) as network:
         for _ in range(3):
             network.env_agent(service(address="cartpole", env=ENV))
-        channel = network.connection(timeout_s=600.0)
+        connection = network.connection(timeout_s=600.0)
         network.faults = faults
-        sessions = [channel.open("cartpole") for _ in range(5)]
+        sessions = [connection.open("cartpole") for _ in range(5)]
         network.faults = Faults()
         network.pass_time(60.0)
         live = [sid for host in network.hosts for sid in host.slots]
@@ -200,9 +200,9 @@ def test_sessions_share_a_connection_without_mixing_their_answers() -> None:
     with Network() as network:
         network.env_agent(service(address="cartpole", env=ENV))
         network.env_agent(service(address="cartpole", env=ENV))
-        channel = network.connection()
+        connection = network.connection()
         network.faults = Faults(drop=0.1, double=0.2, late=0.3, late_s=0.5)
-        sessions = [channel.open("cartpole") for _ in range(4)]
+        sessions = [connection.open("cartpole") for _ in range(4)]
         trajectories = [local_trajectory(seed, 50) for seed in range(4)]
         for row in zip(*trajectories, strict=True):
             for session, (request, _) in zip(sessions, row, strict=True):

@@ -1,7 +1,7 @@
-"""An in-memory network with a clock of its own: the real broker core, serving loops and channels.
+"""A network in memory, with its own clock: the real broker core, serving loops and connections.
 
 Only sockets and clock are replaced. Frames can be dropped, doubled and delayed (and so reordered),
-connections cut, brokers restarted; everything follows from one seed, and nothing ever waits.
+connections cut, and brokers restarted. Everything follows from one seed, and nothing waits.
 
     with Network(seed=1) as network:
         network.env_agent(service("cartpole", "CartPole-v1"))
@@ -20,10 +20,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import gymnasium
-import pytest
 import structlog.testing
 
-from gymwire import env_agent
 from gymwire.broker.core import Core
 from gymwire.broker.events import Send, Sender
 from gymwire.env_agent.environments import Service
@@ -31,14 +29,14 @@ from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.transports import Transports
-from gymwire.learner_agent import client
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol import stamps
-from gymwire.protocol.codec import FLAGS_AT, TIMED, Frame
+from gymwire.protocol.codec import TIMED, Frame
 from gymwire.protocol.messages import Open
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.interface import LinkEvent
 
+BROKER = "tcp://memory:1"
 TICK_S = 0.1
 LATENCY_S = 0.001
 Entry = tuple[str, Any]
@@ -46,7 +44,7 @@ Entry = tuple[str, Any]
 
 @dataclass(frozen=True)
 class Faults:
-    """What happens to each frame. Probabilities, and the most by which one may be late."""
+    """What happens to frames: probabilities, and the longest delay in seconds."""
 
     drop: float = 0.0
     double: float = 0.0
@@ -55,7 +53,7 @@ class Faults:
 
 
 class Dealer:
-    """What `gymwire.protocol.transport.dealer.Dealer` is to agents, without a socket."""
+    """Stand in for `gymwire.protocol.transport.dealer.Dealer`, without a socket."""
 
     url = "memory://broker"
     has_buffered = False
@@ -105,7 +103,7 @@ class Dealer:
 
 
 class Ledger(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """Writes down what its environment was really asked to do."""
+    """Records the calls that its environment executes."""
 
     def __init__(self, env: gymnasium.Env[Any, Any], entries: list[Entry]) -> None:
         super().__init__(env)
@@ -121,7 +119,7 @@ class Ledger(gymnasium.Wrapper[Any, Any, Any, Any]):
 
 
 class LedgerHost(SessionHost):
-    """Keeps a ledger for each session of one environment, also after it has ended."""
+    """Keeps a ledger for each session of one environment, even after the session has ended."""
 
     def __init__(self, services: Sequence[Service]) -> None:
         super().__init__(services)
@@ -138,7 +136,7 @@ class LedgerHost(SessionHost):
 
 
 class Network:
-    """One broker, and any number of agents around it. `now`: seconds, moved only by events."""
+    """One broker, and any number of agents. Only events move `now`, in seconds."""
 
     def __init__(self, seed: int = 0, *, lease_s: float = 30.0) -> None:
         self.now = 1000.0
@@ -158,10 +156,6 @@ class Network:
 
     def __enter__(self) -> Network:
         self._undo.enter_context(structlog.testing.capture_logs())
-        patch = self._undo.enter_context(pytest.MonkeyPatch.context())
-        for module in (env_agent.loop, client.connection, client.session):
-            patch.setattr(module, "time", self)
-        patch.setattr(client.connection, "Dealer", lambda *_, **__: self.dealer())
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -170,21 +164,27 @@ class Network:
             host.close_all()
 
     def monotonic(self) -> float:
-        """The clock, as the modules under test ask for it."""
+        """Return the time in seconds."""
         return self.now
 
     def monotonic_ns(self) -> int:
-        """The same, in nanoseconds."""
+        """Return the time in nanoseconds."""
         return round(self.now * 1e9)
 
-    # --- who takes part ---------------------------------------------------------------------------
+    # --- participants -----------------------------------------------------------------------------
 
     def env_agent(self, *services: Service) -> ServingLoop:
-        """A serving loop that offers these; its host keeps ledgers."""
+        """Return a serving loop that offers these services; its host keeps ledgers."""
         host = LedgerHost(services)
         dealer = self.dealer()
         link = BrokerLink(cast(Any, dealer), eager=True)
-        loop = ServingLoop(lambda: Transports(link, None), host, self.rng.randbytes(16))
+        loop = ServingLoop(
+            lambda: Transports(link, None),
+            host,
+            self.rng.randbytes(16),
+            clock=self.monotonic,
+            clock_ns=self.monotonic_ns,
+        )
         offers = [host.environments.describe(one, one.max_sessions, None) for one in services]
         loop.connect(offers, wait_s=60.0)
         dealer.loop = loop
@@ -192,12 +192,19 @@ class Network:
         self.loops.append(loop)
         return loop
 
-    def channel(self, timeout_s: float = 60.0, wait_s: float = 0.0) -> BrokerConnection:
-        """A learner's connection."""
-        return BrokerConnection("tcp://memory:1", timeout_s=timeout_s, wait_s=wait_s)
+    def connection(self, timeout_s: float = 60.0, wait_s: float = 0.0) -> BrokerConnection:
+        """Return a learner agent's connection."""
+        return BrokerConnection(
+            BROKER,
+            timeout_s=timeout_s,
+            wait_s=wait_s,
+            clock=self.monotonic,
+            clock_ns=self.monotonic_ns,
+            dial=lambda *_, **__: self.dealer(),
+        )
 
     def dealer(self) -> Dealer:
-        """A connection to the broker."""
+        """Return a new connection to the broker."""
         made = Dealer(self, next(self._numbers))
         self._dealers[made.rid] = made
         return made
@@ -214,7 +221,7 @@ class Network:
     # --- time -------------------------------------------------------------------------------------
 
     def pass_time(self, for_s: float, until: Callable[[], bool] = lambda: False) -> None:
-        """Let happen what happens in the next `for_s` seconds, or until the condition holds."""
+        """Run the events of the next `for_s` seconds, or until the condition holds."""
         end = self.now + for_s
         while not until():
             if not self._events or self._events[0][0] > end:
@@ -225,7 +232,7 @@ class Network:
             action()
 
     def after(self, delay_s: float, action: Callable[[], None]) -> None:
-        """Let something happen later."""
+        """Run an action `delay_s` seconds from now."""
         heapq.heappush(self._events, (self.now + delay_s, next(self._order), action))
 
     def _timers(self) -> None:
@@ -237,7 +244,7 @@ class Network:
     # --- frames -----------------------------------------------------------------------------------
 
     def carry(self, dealer: Dealer, deliver: Callable[[], None]) -> None:
-        """A frame is under way on this connection, and what may happen to it happens."""
+        """Deliver a frame over a connection later, with the faults that are set."""
         generation = dealer.generation
         faults, rng = self.faults, self.rng
 
@@ -252,9 +259,9 @@ class Network:
             self.after(LATENCY_S + late_s, arrive)
 
     def at_broker(self, dealer: Dealer, frame: bytes) -> None:
-        """A frame arrives at the broker, which does as its server does."""
+        """Handle a frame at the broker, as its server does."""
         to = self.core.relay(dealer.rid, frame, None)
-        if to is not None and frame[FLAGS_AT] & TIMED:
+        if to is not None and frame[3] & TIMED:
             frame = bytes(stamps.stamp_relay(frame, self.monotonic_ns(), self.monotonic_ns))
         if to is None:
             sender = Sender(dealer.rid, dealer.fd, None, "")
@@ -279,7 +286,7 @@ class Network:
     # --- connections ------------------------------------------------------------------------------
 
     def cut(self, dealer: Dealer, for_s: float | None) -> None:
-        """The connection breaks; what is under way on it is lost. None: it never comes back."""
+        """Break a connection and lose its frames; `for_s`: for how long, None: for ever."""
         if not dealer.up:
             return
         dealer.up = False
@@ -297,18 +304,18 @@ class Network:
         dealer.wake()
 
     def restart_broker(self, for_s: float = 0.5) -> None:
-        """The broker is killed, and another one takes its place `for_s` later."""
+        """Replace the broker by a new one, which is reachable `for_s` seconds later."""
         for dealer in self._dealers.values():
             self.cut(dealer, for_s)
         self.core = self._new_core()
 
     def connections(self) -> list[Dealer]:
-        """All that are up, the oldest first."""
+        """Return the connections that are up, the oldest first."""
         return [dealer for dealer in self._dealers.values() if dealer.up]
 
     @property
     def ledgers(self) -> dict[int, list[Entry]]:
-        """sid → what its environments were asked to do, wherever they were."""
+        """sid → the calls that its environments executed, at whichever agent."""
         found: dict[int, list[Entry]] = {}
         for host in self.hosts:
             for sid, entries in host.ledgers.items():

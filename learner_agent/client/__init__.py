@@ -1,1 +1,1 @@
-"""Everything of the learner agent that talks: connection, requests, sessions."""
+"""The learner agent's side of the wire: connection, requests, sessions."""

@@ -1,4 +1,4 @@
-"""Socket and clock around exchanges: a connection to a broker, and the sessions on it.
+"""A connection to a broker: socket and clock around the requests and sessions that use it.
 
 Used from one thread, and from the process that made it.
 """
@@ -12,91 +12,68 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from gymwire.learner_agent.client.failures import error_for
-from gymwire.learner_agent.client.requests import Answer, BrokerRequests, Question
-from gymwire.learner_agent.client.session import RemoteSession, go_direct
+from gymwire.learner_agent.client.open_sessions import SessionOpener
+from gymwire.learner_agent.client.requests import Answer, BrokerRequests, PendingRequest
+from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
+from gymwire.learner_agent.client.waiting import Source, wait
 from gymwire.protocol import codec, logs
-from gymwire.protocol.address import parse_address
-from gymwire.protocol.codec import PLAIN, Header
-from gymwire.protocol.errors import (
-    BrokerUnreachable,
-    ConfigurationError,
-    DecodingError,
-    Denied,
-    EnvironmentLost,
-    GymwireError,
-)
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError
 from gymwire.protocol.messages import (
     Bye,
-    Close,
-    Code,
     Error,
     Find,
     Found,
     Kind,
     Message,
-    Open,
-    Opened,
     Ping,
-    Resume,
     Role,
     Welcome,
 )
-from gymwire.protocol.security.keys import credentials, identity
-from gymwire.protocol.security.signing import Challenge, Signer
+from gymwire.protocol.security.keys import credentials
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import Handshake
 
-CONNECT_S = 2.5  # how long a broker may take to answer at first
-AGAIN_S = 0.1  # the first pause before a session is asked for again; each is longer, up to
-AGAIN_MAX_S = 1.0
-SILENT_S = 3.0  # what keeps a session from being opened is told after so long
-IN_USE_S = 3.0  # how long resume waits for the broker to miss the process before
-
-_MAY_CHANGE = (Code.ADDRESS_UNKNOWN, Code.NO_FREE_SLOT)
-
-
-class _Opening(NamedTuple):
-    """An OPEN, and what it takes to check the agent's answer."""
-
-    wish: Open
-    pin: str | None
-    challenge: Challenge | None
-
-    def signer(self, header: Header, opened: Opened, data: bytes | memoryview) -> Signer | None:
-        """The signer of the session that OPENED begins. Raises Denied if it is not the pinned's."""
-        if self.pin is None or self.challenge is None:
-            return None
-        return self.challenge.signer(self.pin, opened.key, self.wish.nonce, header.sid, data)
-
+CONNECT_S = 2.5  # how long the first answer of a broker may take
 
 _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
 
 @atexit.register
-def _leave_at_exit() -> None:
-    """A script that ends without closing its environments frees their slots all the same."""
-    for channel in list(_OPEN):
-        # Another thread may be using its own still.
-        if channel._thread == threading.get_ident():
-            channel.close(goodbye=not channel.keeps_sessions)
+def _close_at_exit() -> None:
+    """Free the slots of a script that ends without closing its environments."""
+    for connection in list(_OPEN):
+        # Another thread may still use its own.
+        if connection._thread == threading.get_ident():
+            connection.close(goodbye=not connection.keeps_sessions)
 
 
 class BrokerConnection:
-    """A connection to the broker at `url`, introduced and ready.
+    """A connection to the broker at `url`, ready for requests.
 
-    `timeout_s`: the longest silence of the broker that is tolerated while something is asked of
-    it. `wait_s`: how much longer a broker may take to appear, an address to be offered, and a slot
-    to become free.
-    `key`, `broker_key`: this agent's key file and the broker's public key, as
-    `gymwire.protocol.security.keys.credentials` takes them.
-    Raises BrokerUnreachable, Denied, VersionMismatch, ConfigurationError.
+    Args:
+        url: the broker's URL.
+        timeout_s: how long to wait without hearing from the broker, in seconds.
+        wait_s: how many seconds longer to wait for the broker to appear, an address to be offered,
+            and a slot to become free.
+        key: this learner agent's key file, as `gymwire.protocol.security.keys.credentials` takes
+            it.
+        broker_key: the broker's public key or its file.
+        clock: returns the time in seconds.
+        clock_ns: returns the time in nanoseconds.
+        dial: makes the ZeroMQ connection.
+
+    Raises:
+        BrokerUnreachable: no broker answers.
+        Denied: the broker rejects the key.
+        VersionMismatch: the broker uses another version of the protocol.
+        ConfigurationError: an argument is wrong.
     """
 
     def __init__(
@@ -107,36 +84,40 @@ class BrokerConnection:
         wait_s: float = 0.0,
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+        clock_ns: Callable[[], int] = time.monotonic_ns,
+        dial: Callable[..., Any] = Dealer,
     ) -> None:
         if not timeout_s > 0:
             raise ConfigurationError(f"timeout_s must be a positive number, not {timeout_s!r}.")
         self.url = url
         self.timeout_s = timeout_s
-        self._wait_s = wait_s
-        self._pid = os.getpid()
-        self._log = logs.logger()
+        self.clock = clock
+        self.clock_ns = clock_ns
         self.closed = False
         self.keeps_sessions = False  # for another process, which has a token of one of them
+        self._pid = os.getpid()
         self._thread = threading.get_ident()
+        self._log = logs.logger()
         self._rng = random.Random(secrets.randbits(64))
         self._sessions: dict[int, RemoteSession] = {}
-        self._asking = BrokerRequests()
-        self._unwanted: dict[int, _Opening] = {}  # nobody waits any more for what they open
-        self._broker_away = False
+        self._requests = BrokerRequests()
+        self._opener = SessionOpener(self, wait_s)
+        self._broker_lost = False
         self._heard = 0.0
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
-        self.dealer = BrokerLink(Dealer(url, key=own, server_key=server_key))
-        self._handshake = Handshake(self.dealer, Role.LEARNER, secrets.token_bytes(16))
+        self.link = BrokerLink(dial(url, key=own, server_key=server_key))
+        self._handshake = Handshake(self.link, Role.LEARNER, secrets.token_bytes(16))
         try:
             self._handshake.connect(
-                time.monotonic,
+                clock,
                 min(CONNECT_S, timeout_s) + wait_s,
                 pump=self.pump,
                 done=lambda: self.welcome is not None,
             )
         except BaseException:
-            self.dealer.close()
+            self.link.close()
             raise
         _OPEN.add(self)
 
@@ -146,15 +127,15 @@ class BrokerConnection:
         return self._handshake.welcome
 
     @property
-    def foreign(self) -> bool:
-        """Whether this is another process than the one that made the channel (after a fork)."""
+    def is_inherited(self) -> bool:
+        """Whether a parent process made the connection, and a fork must leave it alone."""
         return self._pid != os.getpid()
 
     # --- requests to the broker -------------------------------------------------------------------
 
     def find(self, address: str = "") -> list[dict[str, Any]]:
-        """What is on offer (docs/protocol.md §6); `address`: only there."""
-        _, found, _ = self._ask(Find(address))
+        """Return the offers (docs/protocol.md §6), of one address if it is given."""
+        _, found, _ = self.ask(Find(address))
         assert isinstance(found, Found)
         return found.offers
 
@@ -168,11 +149,7 @@ class BrokerConnection:
         autoreset_mode: str = "",
         direct: str = "auto",
     ) -> RemoteSession:
-        """Open a session. Raises OfferError, EnvironmentFailed, and what a connection may raise.
-
-        `direct`: "auto" goes past the broker where the agent allows it and can be reached, "never"
-        does not, "always" raises ConnectionFailed where it cannot.
-        """
+        """Open one session. As `open_all`; `num_envs`: 0 for a single environment."""
         (session,) = self.open_all(
             address,
             [num_envs],
@@ -194,286 +171,212 @@ class BrokerConnection:
         direct: str = "auto",
         wait_s: float | None = None,
     ) -> list[RemoteSession]:
-        """Open sessions at the same time, each for so many environments; in their order.
+        """Open several sessions at the same time, and return them in order; all or none.
 
-        All or none: when one cannot be opened, or this is interrupted, the others are closed, those
-        too that are opened only later. `wait_s`: in the place of the channel's. Raises what `open`
-        raises.
+        When one cannot be opened, or this call is interrupted, the others are closed, including
+        those that an env agent opens only later.
+
+        Args:
+            address: the offer's address.
+            num_envs: for each session how many environments it has, 0 for a single one.
+            render_mode, env_kwargs: for the constructor of the environments.
+            autoreset_mode: of a vector.
+            direct: "auto" connects directly where the env agent offers that and can be reached;
+                "never" relays; "always" raises ConnectionFailed where the agent cannot be reached.
+            wait_s: replaces the connection's.
+
+        Raises:
+            OfferError: the address or a slot is not available.
+            EnvironmentFailed: an environment cannot be made.
+            ConnectionFailed, BrokerUnreachable, Denied, ConfigurationError.
         """
-        if direct not in ("auto", "never", "always"):
-            raise ConfigurationError(f'direct must be "auto", "never" or "always", not {direct!r}.')
-        pin = parse_address(address).identity
-        kwargs = dict(env_kwargs or {})
-        openings: list[_Opening] = []
-        for count in num_envs:
-            challenge = None if pin is None else Challenge()
-            public = b"" if challenge is None else challenge.public
-            nonce, past = secrets.token_bytes(16), direct != "never"
-            wish = Open(
-                address, nonce, render_mode, kwargs, count, autoreset_mode, past, challenge=public
-            )
-            openings.append(_Opening(wish, pin, challenge))
-        opened: dict[int, RemoteSession] = {}
-        asked: dict[int, Question] = {}
-        try:
-            self._open_all(openings, opened, asked, self._wait_s if wait_s is None else wait_s)
-            sessions = [opened[i] for i in range(len(openings))]
-            if direct != "never":
-                go_direct(sessions, required=direct == "always")
-            return sessions
-        except BaseException:
-            for i, question in asked.items():
-                self._give_up(openings[i], question)
-            for session in opened.values():
-                session.close(wait=False)
-            raise
-
-    def _open_all(
-        self,
-        openings: Sequence[_Opening],
-        opened: dict[int, RemoteSession],
-        asked: dict[int, Question],
-        wait_s: float,
-    ) -> None:
-        """Fill `opened`; what is under way is in `asked` meanwhile."""
-        began = time.monotonic()
-        pause_s, told = AGAIN_S, False
-        while len(opened) < len(openings):
-            for i, opening in enumerate(openings):
-                if i not in opened:
-                    asked[i] = self._ask_for(opening.wish)
-            while asked:
-                i = self._first_answered(asked)
-                header, answer, data = _answer(asked[i])
-                if isinstance(answer, Opened):
-                    opening = openings[i]
-                    signer = opening.signer(header, answer, data)
-                    opened[i] = self._opened(header, opening.wish, answer, signer)
-                self._asking.forget([asked.pop(i)])
-                if isinstance(answer, Error):
-                    if answer.code == Code.NO_FREE_SLOT and len(openings) > 1:
-                        text = f"{len(openings)} sessions are wanted at once. {answer.text}"
-                        answer = replace(answer, text=text)
-                    waited_s = time.monotonic() - began
-                    if answer.code not in _MAY_CHANGE or waited_s > wait_s:
-                        raise error_for(answer)
-                    if waited_s > SILENT_S and not told:
-                        told = True
-                        self._log.info("waiting", at_most_s=wait_s, why=answer.text)
-            if len(opened) < len(openings):
-                self.dealer.poll(pause_s)
-                pause_s = min(pause_s * 1.5, AGAIN_MAX_S)
-
-    def _give_up(self, opening: _Opening, question: Question) -> None:
-        """Nobody waits any more for a session that may be opened, now or later."""
-        self._asking.forget([question])
-        self._unwanted[question.seq] = opening
-        if question.answer is not None:
-            self._turn_away(*question.answer)
-
-    def _turn_away(self, header: Header, answer: Message, data: bytes | memoryview) -> None:
-        """Close a session that nobody waits for any more, so that it holds no slot."""
-        opening = self._unwanted.pop(header.seq)
-        if isinstance(answer, Opened) and header.sid not in self._sessions:
-            try:
-                signer = opening.signer(header, answer, data)
-                self._opened(header, opening.wish, answer, signer).close(wait=False)
-            except GymwireError as error:
-                self._log.debug("an unwanted session was not closed", why=str(error))
+        return self._opener.open_all(
+            address,
+            num_envs,
+            render_mode=render_mode,
+            env_kwargs=env_kwargs,
+            autoreset_mode=autoreset_mode,
+            direct=direct,
+            wait_s=wait_s,
+        )
 
     def resume(self, token: SessionToken) -> RemoteSession:
-        """Go on with a session of a process that has ended, after request `token.seq` of it.
+        """Continue a session of a process that has ended, after its request `token.seq`.
 
-        The request after it may have been executed already: sent again, the same, it gets the
-        answer that it had. Raises EnvironmentLost, Denied, and MoveError if the session has gone
-        further than that.
+        The env agent may have executed the next request already: the same request again gets the
+        same reply.
+
+        Raises:
+            EnvironmentLost: the session is lost.
+            Denied: another process uses it, or the agent is not the pinned one.
+            MoveError: the session has gone further than one request.
         """
-        deadline = time.monotonic() + IN_USE_S
-        while True:
-            _, resumed, _ = self._ask(Resume(token.nonce), token.sid)
-            if not isinstance(resumed, Error):
-                break
-            # The broker may not have noticed yet that the other process has ended.
-            if resumed.code != Code.DENIED or time.monotonic() > deadline:
-                raise error_for(resumed)
-            self.dealer.poll(0.1)
-        header, opened, data = self._ask(token.wish)
-        if isinstance(opened, Error) and opened.code == Code.DENIED:
-            raise error_for(opened)
-        if not isinstance(opened, Opened) or header.sid != token.sid:
-            raise EnvironmentLost("The session is lost: its env agent does not know it any more.")
-        _check_pinned(token, opened, data)
-        session = self._opened(header, token.wish, opened, token.signer)
-        session.exchange.rejoin(token.seq, token.state)
-        session.catch_up()
-        if token.wish.direct:
-            go_direct([session], required=False)
-        return session
+        return self._opener.resume(token)
 
-    def _opened(
-        self, header: Header, wish: Open, opened: Opened, signer: Signer | None
-    ) -> RemoteSession:
-        try:
-            session = RemoteSession(self, header.sid, wish, opened, signer)
-        except GymwireError:  # its spaces are unknown here, say: it must not hold a slot
-            close = PLAIN.encode(Close(), header.sid, 1)
-            self.dealer.send(close if signer is None else signer.sign(close))
-            raise
-        self._sessions[header.sid] = session
-        return session
+    def ask(self, message: Message, sid: int = 0) -> Answer:
+        """Send a request to the broker, wait for the answer, and return it.
 
-    def _ask(self, request: Message, sid: int = 0) -> Answer:
-        """Ask the broker (OPEN: through it, an agent), and wait for the answer."""
-        question = self._ask_for(request, sid)
+        An env agent answers OPEN.
+        """
+        request = self.send_request(message, sid)
         try:
-            self._first_answered({0: question})
+            self.wait_first({0: request})
         finally:
-            self._asking.forget([question])
-        return _answer(question)
+            self.forget_requests(request)
+        assert request.answer is not None
+        return request.answer
 
-    def _ask_for(self, request: Message, sid: int = 0) -> Question:
-        question = self._asking.ask(request, sid, time.monotonic())
-        self.dealer.send(question.frame)
-        return question
+    def send_request(self, message: Message, sid: int = 0) -> PendingRequest:
+        """Send a request to the broker without waiting; `forget_requests` ends it."""
+        request = self._requests.add(message, sid, self.clock())
+        self.link.send(request.frame)
+        return request
 
-    def _first_answered(self, asked: Mapping[int, Question]) -> int:
-        """Wait until one of these is answered; the same bytes go out again when it is silent."""
-        self._heard = time.monotonic()
-        while True:
-            for i, question in asked.items():
-                if question.answer is not None:
-                    return i
-            arrived, now = self.pump(), time.monotonic()
-            for session in [one for one in self._sessions.values() if one.closed]:
-                session.tick(now)  # nobody else does
-            if arrived:
-                continue
-            self.look(now)
-            frames = self._asking.due(now)
-            for frame in [PLAIN.encode(Ping()), *frames] if frames else []:
-                self.dealer.send(frame)
-            if now - self._heard > self.timeout_s:
-                raise BrokerUnreachable(
-                    f"The broker at {self.url} has been silent for {self.timeout_s:g} s: it is "
-                    f"gone, or cut off."
-                )
+    def forget_requests(self, *requests: PendingRequest) -> None:
+        """Drop requests, answered or not."""
+        self._requests.forget(requests)
+
+    def wait_first(self, pending: Mapping[int, PendingRequest]) -> int:
+        """Wait until a request is answered, and return its key."""
+        now = self._heard = self.clock()
+        for session in [one for one in self._sessions.values() if one.closed]:
+            session.tick(now)  # frames may arrive without a pause in which timers run
+        self.wait(lambda: any(one.answer is not None for one in pending.values()))
+        return next(key for key, one in pending.items() if one.answer is not None)
+
+    # --- waiting ----------------------------------------------------------------------------------
+
+    @property
+    def path(self) -> BrokerLink:
+        """The link to the broker, as a source of frames."""
+        return self.link
+
+    def wait(
+        self,
+        until: Callable[[], bool],
+        deadline: float | None = None,
+        sources: Sequence[Source] = (),
+    ) -> bool:
+        """Receive frames and run all timers until a condition holds.
+
+        Args:
+            until: the condition; whatever it raises ends the waiting.
+            deadline: a reading of `clock`, in seconds; None: wait without limit.
+            sources: sessions from whose paths to receive; default: the link to the broker.
+
+        Returns False if the deadline comes first. Raises BrokerUnreachable, Denied.
+        """
+        return wait(
+            until, deadline, sources=sources or (self,), run_timers=self.tick, clock=self.clock
+        )
+
+    def pump(self) -> bool:
+        """Receive one frame from the broker, within a tick; return whether one arrived."""
+        data = self.link.receive()
+        if data is None:
+            return False
+        self.receive_frame(data)
+        return True
+
+    def drain(self) -> None:
+        """Receive what has arrived from the broker, without waiting."""
+        while self.link.poll():
+            self.pump()
 
     # --- frames -----------------------------------------------------------------------------------
 
-    def pump(self) -> bool:
-        """Receive one frame, waiting for a tick at most, and hand it to whom it belongs."""
-        data = self.dealer.receive()
-        if data is None:
-            return False
-        self.dispatch(data)
-        return True
-
-    def hear(self) -> None:
-        """Take in what has arrived, without waiting."""
-        while self.dealer.poll():
-            self.pump()
-
-    def dispatch(self, data: bytes | memoryview) -> None:
-        """Hand a frame to its session, or keep it as the broker's answer."""
+    def receive_frame(self, data: bytes | memoryview) -> bool:
+        """Handle a frame from the broker; return whether it answers a request."""
         header = codec.read_header(data)
         session = self._sessions.get(header.sid)
         if session is not None:
-            session.take(header, data)
-            return
-        self._heard = time.monotonic()
-        if self._asking.take(header, data):
-            return
-        if header.seq in self._unwanted and header.kind in (Kind.OPENED, Kind.ERROR):
-            self._turn_away(header, PLAIN.decode(data, header), data)
-            return
+            return session.receive(header, data)
+        self._heard = self.clock()
+        if self._requests.receive(header, data):
+            return True
+        if self._opener.receive(header, data):
+            return False
         match header.kind:
             case Kind.WELCOME | Kind.BUSY:
-                self._handshake.take(PLAIN.decode(data, header), time.monotonic())
+                self._handshake.take(PLAIN.decode(data, header), self.clock())
             case Kind.ERROR:
                 message = PLAIN.decode(data, header)
                 if isinstance(message, Error) and self.welcome is None:
                     raise error_for(message)
             case Kind.BYE:
-                self._log.warning("the broker stops", broker=self.url)
-            case _:  # a stray of an earlier session
-                return
+                self._log.warning("broker stopping", broker=self.url)
+            case _:  # a late frame of an earlier session
+                pass
+        return False
 
-    def _relinked(self, now: float) -> bool:
-        """Whether the connection was made anew since the last call."""
-        up = False
+    # --- timers and the connection ----------------------------------------------------------------
+
+    def tick(self, now: float) -> None:
+        """Run all timers: check the link, and send again what is due.
+
+        Raises BrokerUnreachable if the broker has been silent for too long, and Denied.
+        """
+        self.check_link(now)
+        for session in list(self._sessions.values()):
+            session.tick(now)
+        frames = self._requests.due(now)
+        for frame in [PLAIN.encode(Ping()), *frames] if frames else []:
+            self.link.send(frame)
+        if now - self._heard > self.timeout_s and self._requests.is_waiting:
+            raise BrokerUnreachable(
+                f"The broker at {self.url} has been silent for {self.timeout_s:g} s: it has "
+                f"stopped, or cannot be reached."
+            )
+
+    def check_link(self, now: float) -> None:
+        """Handle lost and new connections; over a new one, send HELLO and everything pending."""
+        is_new = False
         for event in self._handshake.watch(now):
             if event.up:
-                up = True
-                if self._broker_away:
+                is_new = True
+                if self._broker_lost:
                     self._log.info("broker reconnected", broker=self.url)
-                self._broker_away = False
-            elif not self._broker_away:
-                self._broker_away = True
+                self._broker_lost = False
+            elif not self._broker_lost:
+                self._broker_lost = True
                 self._log.warning(
                     "broker lost, waiting for it", broker=self.url, at_most_s=self.timeout_s
                 )
-        return up
-
-    def tick(self, now: float) -> None:
-        """Time has passed without a reply: watch the connection, resend what is owed."""
-        self.look(now)
-        for session in list(self._sessions.values()):
-            session.tick(now)
-
-    def look(self, now: float) -> None:
-        """Watch the connection to the broker, and introduce everything again to a new one."""
-        if self._relinked(now):
-            self._asking.relinked(now)
+        if is_new:
+            self._requests.reconnected(now)
             for session in self._sessions.values():
-                session.exchange.relinked(now)
+                session.exchange.reconnected(now)
 
-    def greet(self) -> None:
-        """Say HELLO."""
-        self._handshake.send_hello(time.monotonic())
+    def send_hello(self) -> None:
+        """Send HELLO."""
+        self._handshake.send_hello(self.clock())
 
-    # --- the end ----------------------------------------------------------------------------------
+    # --- sessions and the end ---------------------------------------------------------------------
+
+    def add(self, session: RemoteSession) -> None:
+        """Direct the frames of a session to it from now on."""
+        self._sessions[session.sid] = session
+
+    def has_session(self, sid: int) -> bool:
+        """Return whether a session with this number uses the connection."""
+        return sid in self._sessions
 
     def forget(self, session: RemoteSession) -> None:
-        """The session has ended."""
+        """Remove a session that has ended."""
         self._sessions.pop(session.sid, None)
 
     def close(self, *, goodbye: bool = True) -> None:
-        """Leave the broker; sessions still open end with it. Idempotent.
+        """Leave the broker, which ends the sessions that are still open. Idempotent.
 
-        Without `goodbye` they wait for the broker's lease, and can be resumed.
+        Without `goodbye` the sessions wait for the broker's lease, and can be resumed.
         """
-        if self.foreign or self.closed:
-            return  # after a fork the sockets are the parent's
+        if self.is_inherited or self.closed:
+            return  # after a fork the sockets belong to the parent
         self.closed = True
         _OPEN.discard(self)
         for session in self._sessions.values():
-            session.hang_up()
+            session.paths.close_direct()
         self._sessions.clear()
         if goodbye:
-            self.dealer.send(PLAIN.encode(Bye("done")))
-        self.dealer.close(linger_s=0.5)
-
-
-def _check_pinned(token: SessionToken, opened: Opened, data: bytes | memoryview) -> None:
-    """Raise Denied unless the frame of OPENED comes from the agent that the address pins, if any.
-
-    It has the session's tag then, and names the key from which that tag's key was derived.
-    """
-    pin, signer = parse_address(token.kwargs["address"]).identity, token.signer
-    if pin is None and signer is None:
-        return
-    try:
-        if signer is not None and pin == identity(opened.key):
-            signer.verify(data)
-            return
-    except DecodingError:
-        pass
-    raise Denied(
-        f"The session is not resumed: the agent that holds it is not the pinned one of "
-        f"{token.wish.address!r}, or cannot prove it, or the token is not the session's."
-    )
-
-
-def _answer(question: Question) -> Answer:
-    assert question.answer is not None
-    return question.answer
+            self.link.send(PLAIN.encode(Bye("done")))
+        self.link.close(linger_s=0.5)

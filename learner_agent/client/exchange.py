@@ -1,17 +1,29 @@
 """The learner's side of a session: request numbers, resending, deadlines, matching of replies.
 
-A reply is matched by its number, never assumed: what answers an older request is dropped
-(docs/protocol.md §7). No socket and no clock is seen here.
+A reply is matched by its number, never assumed: a reply to an older request is dropped
+(docs/protocol.md §7). This module uses no socket and no clock.
+
+Three facts say where a session stands, and each changes in a single assignment, so that an
+exception that interrupts this code anywhere leaves a valid state: the last request, the last reply,
+and the number of the last request whose reply the caller has.
 """
 
 from __future__ import annotations
 
+import contextlib
 import random
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 from gymwire.protocol import dialogue
-from gymwire.protocol.codec import PLAIN, Frame, Header
-from gymwire.protocol.errors import BrokerUnreachable, EnvironmentLost, MoveError, ProtocolError
+from gymwire.protocol.codec import PLAIN, Frame, Header, read_header
+from gymwire.protocol.errors import (
+    BrokerUnreachable,
+    EnvironmentLost,
+    GymwireError,
+    MoveError,
+    ProtocolError,
+)
 from gymwire.protocol.messages import (
     CONTROL_KINDS,
     Busy,
@@ -26,19 +38,22 @@ from gymwire.protocol.messages import (
     Resume,
     Resumed,
 )
+from gymwire.protocol.step_codec import Step, StepCodec
 
 RESEND_S = 1.0  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 15.0
 PING_S = 1.0
-UNWATCHED_S = 2.0  # a PING overdue for longer says that nobody has looked in the meantime
-
+UNWATCHED_S = 2.0  # a PING overdue for longer shows that this process did not run in the meantime
+SMALL = 64 * 1024  # requests up to this size are below every broker's limit
 
 _EPISODE = dialogue.State.EPISODE
-_tuple = tuple.__new__  # a NamedTuple without the Python function in between
+_tuple = tuple.__new__  # makes a NamedTuple without a call of a Python function
+
+Reply = tuple[Header, bytes | memoryview]
 
 
 class Pending(NamedTuple):
-    """A request that was sent and not answered yet."""
+    """A request that was sent."""
 
     kind: Kind
     seq: int
@@ -46,7 +61,16 @@ class Pending(NamedTuple):
 
 
 class Exchange:
-    """One session's requests. `timeout_s`: the longest silence of the broker that is tolerated."""
+    """The requests of one session, and the replies to them.
+
+    Args:
+        sid: the session's number.
+        nonce: the 16 bytes that prove the ownership of the session.
+        where: the env agent, as errors name it.
+        timeout_s: how long the broker may be silent, in seconds.
+        rng: the source of the random part of pauses.
+        steps: the codec of the fast path for steps; None: every step takes the general path.
+    """
 
     def __init__(
         self,
@@ -56,16 +80,22 @@ class Exchange:
         where: str,
         timeout_s: float,
         rng: random.Random,
-        seq: int = 0,
-        state: dialogue.State = dialogue.State.READY,
+        steps: StepCodec | None = None,
     ) -> None:
         self.sid = sid
         self.nonce = nonce
-        self.seq = seq  # the number of the last request
-        self.state = state
-        self.pending: Pending | None = None  # of an ACT, whoever has its PERCEPT may set it to None
+        self.state = dialogue.State.READY
+        self.request = Pending(Kind.OPEN, 0, b"")  # the last one; only `sent` may change it
+        self._reply: Reply | None = None
+        self._returned = 0  # the number of the last request whose reply the caller has
         self.lost: str | None = None
-        self.in_step_s: float | None = None  # what the last PROGRESS said
+        self.in_step_s: float | None = None  # from the last PROGRESS
+        self.expected: int | None = None  # the request number that the agent awaits, by its word
+        self.resume_pending = False  # the broker must get HELLO and RESUME before anything else
+        self.throttled = 0  # how often the broker delayed a request because of a rate limit
+        self._failure: BaseException | None = None  # which the last reply stands for
+        self._steps = steps
+        self._number = b""  # of the step that `begin_step` began, as it stands in a frame
         self._where = where
         self._timeout_s = timeout_s
         self._rng = rng
@@ -76,59 +106,240 @@ class Exchange:
         self._resend_s = RESEND_S
         self._ping_at = 0.0
         self._ping_s = min(PING_S, timeout_s / 4)
-        self.expected: int | None = None  # the request that the agent awaits, by its own word
-        self.resuming = False  # HELLO and RESUME are owed to the broker
         self._busy = 0
-        self.throttled = 0  # how often the broker said that this key asks too much
 
     # --- requests ---------------------------------------------------------------------------------
 
-    def begin(self, kind: Kind) -> int:
-        """The number of a new request. Raises MoveError or EnvironmentLost. Nothing moves yet.
+    @property
+    def seq(self) -> int:
+        """The number of the last request."""
+        return self.request.seq
 
-        A request that is still pending can be given up for a RESET or a CLOSE, when that is sent:
-        its reply will be dropped. For nothing else, since nobody could say then what the
-        environment has executed.
+    @property
+    def pending(self) -> Pending | None:
+        """The request whose reply the caller does not have yet, answered or not."""
+        request = self.request
+        return None if request.seq == self._returned else request
+
+    @property
+    def unanswered(self) -> Pending | None:
+        """The request whose reply has not arrived yet."""
+        return None if self.reply is not None else self.pending
+
+    @property
+    def reply(self) -> Reply | None:
+        """The reply to the pending request, once it has arrived."""
+        reply, seq = self._reply, self.request.seq
+        return reply if reply is not None and reply[0].seq == seq != self._returned else None
+
+    def begin(self, kind: Kind) -> int:
+        """Return the number for a new request, and change nothing.
+
+        A RESET or a CLOSE may replace a pending request, whose reply is dropped then. No other
+        request may: nobody could say what the environment has executed.
+
+        Raises:
+            MoveError: the dialogue or a pending request does not allow this request.
+            EnvironmentLost: the session is lost.
         """
         if self.lost is not None:
             raise self.lost_error()
         dialogue.check_request(self.state, kind)
-        if self.pending is not None and kind not in (Kind.RESET, Kind.CLOSE):
-            raise MoveError(still_under_way(self.pending.kind))
+        pending = self.pending
+        if pending is not None and kind not in (Kind.RESET, Kind.CLOSE):
+            raise MoveError(
+                f"The previous {_verb(pending.kind)} is still under way. Call it again with the "
+                f"same arguments to wait for its reply; or call reset() or close()."
+            )
         return self.seq + 1
 
-    def rejoin(self, seq: int, state: dialogue.State) -> None:
-        """Go on after request `seq` of a process that has ended."""
-        self.seq, self.state = seq, state
+    def is_repeat(self, kind: Kind, encode: Callable[[int], Frame]) -> bool:
+        """Return whether a request is the pending one: the same kind, and the same bytes.
 
-    def check_rejoined(self) -> None:
+        `encode` returns the request's frame for a request number.
+        """
+        pending = self.pending
+        return pending is not None and pending.kind is kind and encode(pending.seq) == pending.frame
+
+    def sent(self, kind: Kind, seq: int, frame: Frame) -> None:
+        """Record that a request was sent, or will be with the next resend."""
+        unanswered = self.unanswered
+        if unanswered is not None:
+            self._abandoned.append(unanswered)
+        self.request = Pending(kind, seq, frame)
+
+    def restore_position(self, seq: int, state: dialogue.State) -> None:
+        """Continue after request `seq` of a process that has ended."""
+        self._returned, self.state = seq, state
+        self.request = Pending(Kind.OPEN, seq, b"")
+
+    def check_position(self) -> None:
         """Raise MoveError if the agent has executed more than the request after `seq`."""
         assert self.expected is not None
         missed = self.expected - 1 - self.seq
         if missed > 1:
             raise MoveError(
                 f"This token is old: {missed} requests were executed at {self._where} since it was "
-                f"made, and what they returned is gone with the process that asked. Take a new "
-                f"token after each step that you may want to go on from."
+                f"made, and their replies are gone with the process that sent them. Take a new "
+                f"token after each step from which you may want to continue."
             )
 
-    def next_step(self) -> int:
-        """The number of a new ACT if one is legal and nothing is pending, else 0: use `begin`."""
-        if self.pending is None and self.lost is None and self.state is _EPISODE:
-            return self.seq + 1
-        return 0
+    # --- the fast path of a step ------------------------------------------------------------------
 
-    def sent(self, kind: Kind, seq: int, frame: Frame) -> None:
-        """The request went out (or will, with the next resend)."""
-        if self.pending is not None:
-            self._abandoned.append(self.pending)
-        pending = _tuple(Pending, (kind, seq, frame))
-        # Both or none: a call in between could end with a KeyboardInterrupt.
-        self.seq = seq
-        self.pending = pending
+    def begin_step(self, action: Any) -> Frame | None:
+        """Return the frame of a new step, recorded as sent; None: use `begin` and `sent`."""
+        steps, request = self._steps, self.request
+        if (
+            steps is None
+            or request.seq != self._returned
+            or self.lost is not None
+            or self.state is not _EPISODE
+        ):
+            return None
+        seq = request.seq + 1
+        self._number = number = seq.to_bytes(8, "little")
+        frame = steps.encode_act(action, number)
+        if frame is None or len(frame) > SMALL:
+            return None
+        self.request = _tuple(Pending, (Kind.ACT, seq, frame))
+        return frame
+
+    def finish_step(self, data: bytes | memoryview) -> Step | None:
+        """Return the step's result if this frame is its reply; None: use `receive`."""
+        assert self._steps is not None
+        step = self._steps.decode_percept(data, self._number)
+        if step is not None:
+            self._returned = self.request.seq  # last: until here the same call gets the reply again
+        return step
+
+    # --- what arrives -----------------------------------------------------------------------------
+
+    def receive(self, header: Header, data: bytes | memoryview, now: float) -> bool:
+        """Handle a frame of this session; return whether it is the reply to the pending request.
+
+        Raises:
+            EnvironmentLost: the frame says that the session is lost.
+            ProtocolError: the frame breaks the protocol.
+        """
+        kind, request = header.kind, self.unanswered
+        self._arm(now)
+        if kind < CONTROL_KINDS:
+            if request is None or header.seq != request.seq:
+                return self._stray(header, data)
+            if kind is Kind.ERROR and self._handle_error(data, now):
+                return False
+            try:
+                self.state = dialogue.after(self.state, request.kind, kind)
+            except MoveError as error:
+                raise ProtocolError(
+                    f"The agent at {self._where} broke the protocol: {error}"
+                ) from None
+            self._abandoned.clear()
+            self._reply = header, data
+            return True
+        match PLAIN.decode(data, header):
+            case Progress(since_s):
+                self._heard = now
+                if request is not None and header.seq == request.seq:
+                    self.in_step_s = since_s
+                    self._resend_at = now + RESEND_MAX_S
+            case Pong():
+                self._heard = now
+            case Resumed():
+                self._heard = now
+                self._resend_at = now
+            case Busy(reason, retry_after_s):
+                self._handle_busy(reason, retry_after_s, now)
+            case Gone(reason):
+                self.lose(reason)
+            case _:
+                return False
+        return False
+
+    def mark_returned(self) -> None:
+        """Record that the caller has the reply to the last request."""
+        self._returned = self.request.seq
+
+    def set_failure(self, failure: BaseException) -> None:
+        """Record the exception that the last reply stands for, before it is raised."""
+        self._failure = failure
+
+    def end_with(
+        self, request: Pending, error: BaseException, data: bytes | memoryview | None = None
+    ) -> None:
+        """End a call of a request with an exception.
+
+        The failure that the reply stands for is the reply, and the caller has it now. Any other
+        exception leaves the request pending and its reply kept: the same call again returns it.
+
+        Args:
+            request: the request that was under way.
+            error: the exception.
+            data: the frame that arrived last, if any.
+        """
+        if self.request is not request:
+            return
+        failure, self._failure = self._failure, None
+        if error is failure:
+            self._returned = request.seq
+            return
+        self._returned = request.seq - 1
+        if data is None or self.reply is not None:
+            return
+        with contextlib.suppress(GymwireError):  # it is not readable: the request is sent again
+            header = read_header(data)
+            if (header.kind, header.sid, header.seq) == (Kind.PERCEPT, self.sid, request.seq):
+                self._reply = header, data
+
+    def _stray(self, header: Header, data: bytes | memoryview) -> bool:
+        if header.kind is Kind.ERROR and header.seq == 0:
+            self._handle_error(data, self._heard)
+        elif header.kind is Kind.ERROR and header.seq > self.seq:
+            match PLAIN.decode(data, header):
+                case Error(code=Code.EXPECTED, details={"expected": int(expected)}):
+                    self.expected = expected
+        return False
+
+    def _handle_error(self, data: bytes | memoryview, now: float) -> bool:
+        """Handle an ERROR that is not a reply of the environment; return whether it was one."""
+        error = PLAIN.decode(data)
+        assert isinstance(error, Error)
+        if error.code == Code.SESSION_LOST:
+            self.lose(error.text)
+        if error.code == Code.EXPECTED and self._abandoned:
+            # An abandoned request did not arrive: all of them are sent again, in order.
+            self._resend_at = now
+            return True
+        return False
+
+    def _handle_busy(self, reason: str, retry_after_s: float, now: float) -> None:
+        self._heard = now
+        self._busy += 1
+        if reason == BusyReason.HELLO:
+            self.resume_pending = True
+        elif reason == BusyReason.RATE:
+            self.throttled += 1
+        pause_s = min(max(0.0, retry_after_s) * 2 ** min(self._busy, 5), 1.0)
+        self._resend_at = now + pause_s * (0.5 + self._rng.random() / 2)
+
+    def lose(self, reason: str) -> None:
+        """Record that the session is lost. Raises EnvironmentLost, as every later request does."""
+        self.lost = reason
+        raise self.lost_error()
+
+    def lost_error(self) -> EnvironmentLost:
+        """Return the error that says which session is lost, at which request, and why."""
+        request = "" if self.seq == 0 else f" at request {self.seq}"
+        return EnvironmentLost(
+            f"The session at {self._where} is lost{request}: {self.lost}. Its episode cannot be "
+            f"recovered.",
+            advice="Call reset() to continue with a fresh environment.",
+        )
+
+    # --- time and connections ---------------------------------------------------------------------
 
     def _arm(self, now: float) -> None:
-        """Set the timers of the pending request, now that it has not been answered at once."""
+        """Set the timers of the last request, unless they are set."""
         if self._armed == self.seq:
             return
         self._armed = self.seq
@@ -139,154 +350,53 @@ class Exchange:
         self._ping_at = now + self._ping_s
         self._busy = 0
 
-    # --- what arrives -----------------------------------------------------------------------------
-
-    def receive(self, header: Header, data: bytes | memoryview, now: float) -> bool:
-        """Take a frame of this session. True: it is the reply to the pending request.
-
-        Raises EnvironmentLost, or ProtocolError if the other side broke the protocol.
-        """
-        kind, pending = header.kind, self.pending
+    def reconnected(self, now: float) -> None:
+        """Send RESUME over the new connection, then the pending request again."""
         self._arm(now)
-        if kind < CONTROL_KINDS:
-            if pending is None or header.seq != pending.seq:
-                return self._stray(header, data)
-            if kind is Kind.ERROR and self._take_error(data, now):
-                return False
-            try:
-                self.state = dialogue.after(self.state, pending.kind, kind)
-            except MoveError as error:
-                raise ProtocolError(
-                    f"The agent at {self._where} broke the rules: {error}"
-                ) from None
-            self._abandoned.clear()
-            self.pending = None  # nothing is called until the caller has the reply: see `sent`
-            return True
-        match PLAIN.decode(data, header):
-            case Progress(since_s):
-                self._heard = now
-                if pending is not None and header.seq == pending.seq:
-                    self.in_step_s = since_s
-                    self._resend_at = now + RESEND_MAX_S
-            case Pong():
-                self._heard = now
-            case Resumed():
-                self._heard = now
-                self._resend_at = now
-            case Busy(reason, retry_after_s):
-                self._take_busy(reason, retry_after_s, now)
-            case Gone(reason):
-                self.lose(reason)
-            case _:
-                return False
-        return False
-
-    def _stray(self, header: Header, data: bytes | memoryview) -> bool:
-        if header.kind is Kind.ERROR and header.seq == 0:
-            self._take_error(data, self._heard)
-        elif header.kind is Kind.ERROR and header.seq > self.seq:
-            match PLAIN.decode(data, header):
-                case Error(code=Code.EXPECTED, details={"expected": int(expected)}):
-                    self.expected = expected
-        return False
-
-    def _take_error(self, data: bytes | memoryview, now: float) -> bool:
-        """Handle an ERROR that is not an answer of the environment. True: it was one."""
-        error = PLAIN.decode(data)
-        assert isinstance(error, Error)
-        if error.code == Code.SESSION_LOST:
-            self.lose(error.text)
-        if error.code == Code.EXPECTED and self._abandoned:
-            # An abandoned request never arrived; they all go out again, in order.
-            self._resend_at = now
-            return True
-        return False
-
-    def _take_busy(self, reason: str, retry_after_s: float, now: float) -> None:
-        self._heard = now
-        self._busy += 1
-        if reason == BusyReason.HELLO:
-            self.resuming = True
-        elif reason == BusyReason.RATE:
-            self.throttled += 1
-        pause_s = min(max(0.0, retry_after_s) * 2 ** min(self._busy, 5), 1.0)
-        self._resend_at = now + pause_s * (0.5 + self._rng.random() / 2)
-
-    def lose(self, reason: str) -> None:
-        """The session is gone. Raises EnvironmentLost, now and for every later request."""
-        self.lost = reason
-        raise self.lost_error()
-
-    def lost_error(self) -> EnvironmentLost:
-        """Which session is lost, where in it, and why."""
-        request = "" if self.seq == 0 else f" at request {self.seq}"
-        return EnvironmentLost(
-            f"The session at {self._where} is lost{request}: {self.lost}. Its episode cannot be "
-            f"recovered.",
-            advice="Call reset() to go on with a fresh environment.",
-        )
-
-    # --- time and connections ---------------------------------------------------------------------
-
-    def relinked(self, now: float) -> None:
-        """The connection was made anew: say RESUME, then send the pending request again."""
-        self._arm(now)
-        self.resuming = True
+        self.resume_pending = True
         self._resend_at = now
 
     def resend(self, now: float) -> None:
-        """The way to the agent has changed: send the pending request again at once."""
+        """Send the pending request again at once: the path to the agent has changed."""
         self._arm(now)
         self._resend_at = now
 
     def tick(self, now: float) -> tuple[bool, list[Frame]]:
-        """What silence calls for: (whether HELLO must go first, frames to send).
+        """Return whether HELLO must be sent first, and the frames that are due.
 
-        Raises BrokerUnreachable when the silence has lasted too long.
+        Raises BrokerUnreachable if the broker has been silent for longer than `timeout_s`.
         """
-        if self.pending is None:
+        request = self.unanswered
+        if request is None:
             return False, []
         self._arm(now)
-        if now - self._ping_at > UNWATCHED_S:  # frozen, or not waiting: it cannot tell silence
+        if now - self._ping_at > UNWATCHED_S:  # this process was frozen, or did not wait
             self._heard = now
         if now - self._heard > self._timeout_s:
             raise BrokerUnreachable(
                 f"The broker has been silent for {self._timeout_s:g} s while a "
-                f"{_verb(self.pending.kind)} at {self._where} was under way: it is gone, or cut "
-                f"off.",
-                advice="The session goes on if it comes back: call again to wait on.",
+                f"{_verb(request.kind)} at {self._where} was under way: it has stopped, or cannot "
+                f"be reached.",
+                advice="The session continues if it comes back: call again to wait on.",
             )
         frames: list[Frame] = []
         if now >= self._resend_at:
-            if self.resuming:
-                self.resuming = False
+            if self.resume_pending:
+                self.resume_pending = False
                 self._resend_at = now + RESEND_S
                 return True, [PLAIN.encode(Resume(self.nonce), self.sid, self.seq)]
-            frames += [one.frame for one in (*self._abandoned, self.pending)]
+            frames += [one.frame for one in (*self._abandoned, request)]
             self._resend_s = min(self._resend_s * 2, RESEND_MAX_S)
             self._resend_at = now + self._resend_s
         if now >= self._ping_at:
             self._ping_at = now + self._ping_s
-            frames.append(PLAIN.encode(Ping(), self.sid, self.pending.seq))
+            frames.append(PLAIN.encode(Ping(), self.sid, request.seq))
         return False, frames
 
-    def is_due(self, now: float) -> bool:
-        """Whether `tick` has something to send already."""
-        pending = self.pending
-        return pending is not None and self._armed == pending.seq and now >= self._resend_at
-
     def keep_waiting(self, now: float) -> None:
-        """The caller waits on for the pending request: the silence counts from now."""
+        """Count the silence of the broker from now: the caller waits on."""
         self._arm(now)
         self._heard = now
-
-
-def still_under_way(kind: Kind) -> str:
-    """Why nothing else can be asked for before the request of this kind is through."""
-    return (
-        f"The {_verb(kind)} before is still under way. Call it again, with the same arguments, to "
-        f"go on waiting for its answer; or call reset() or close()."
-    )
 
 
 def _verb(kind: Kind) -> str:

@@ -1,4 +1,4 @@
-"""From an ERROR to the exception that the learner's caller sees."""
+"""The exceptions that ERROR messages stand for."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ _CLASSES: dict[str, type[errors.GymwireError]] = {
 
 
 def error_for(error: Error) -> errors.GymwireError:
-    """The exception for an ERROR.
+    """Return the exception for an ERROR.
 
-    What the environment raised comes back as EnvironmentFailed and, where the type is Python's own
-    or Gymnasium's, as that type too, so that `except AssertionError` works as it does locally.
+    An exception of the environment becomes an EnvironmentFailed. If its type is one of Python or
+    Gymnasium, the result is an instance of that type too, so that `except AssertionError` works as
+    it does locally.
     """
     if error.code in (Code.ENVIRONMENT_FAILED, Code.OPEN_FAILED, Code.ENCODING):
         remote_type = str(error.details.get("type", ""))
@@ -44,7 +45,7 @@ def error_for(error: Error) -> errors.GymwireError:
     return _CLASSES.get(error.code, errors.Refused)(error.text)
 
 
-@lru_cache(maxsize=256)  # the names are the other side's
+@lru_cache(maxsize=256)  # bounded, because the other side chooses the names
 def _failed_as(remote_type: str) -> type[errors.EnvironmentFailed]:
     name = remote_type.rpartition(".")[2]
     home = gymnasium.error if remote_type.startswith("gymnasium.error.") else builtins
@@ -58,6 +59,6 @@ def _failed_as(remote_type: str) -> type[errors.EnvironmentFailed]:
     try:
         both = type(name, (errors.EnvironmentFailed, original), {"__module__": __name__})
         both("")
-    except TypeError:  # its instances are laid out, or made, in another way
+    except TypeError:  # the two types do not combine
         return errors.EnvironmentFailed
     return both

@@ -1,7 +1,7 @@
-"""What an episode needs to be played again elsewhere (docs/protocol.md §7.14).
+"""Recordings of episodes, for replay at another env agent (docs/protocol.md §7.14).
 
-An episode is the state of the environment's generator before its reset, or its seed; the options of
-the reset; and the actions since. Replayed, each answer must have the digest that it had.
+A recording holds the state of the environment's generator before the reset, or the seed; the
+options of the reset; and the actions since. In a replay, each result must have the same digest.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MAX_STEPS = 1_000_000
 
 
 class Recording:
-    """One episode so far. Requests are kept as bytes: the caller may change its arrays after."""
+    """One episode so far. It keeps requests as bytes, because the caller may change its arrays."""
 
     def __init__(self) -> None:
         self.generator: Any = None  # the state before the reset, if the reset had no seed
@@ -26,24 +26,24 @@ class Recording:
         self._digests: list[bytes] = []
 
     def reset(self, generator: Any, seed: Any, options: Any, answer: Any) -> None:
-        """A reset was answered: a new episode begins."""
+        """Start a new episode with a reset and its result."""
         self.generator = generator
         self._reset = values.encode([seed, options])
         self._actions.clear()
         self._digests = [digest(answer)]
 
     def step(self, action: bytes, answer: Any) -> None:
-        """A step was answered."""
+        """Add a step and its result."""
         self._actions.append(action)
         self._digests.append(digest(answer))
 
     @property
     def steps(self) -> int:
-        """How many steps the episode has."""
+        """The number of steps of the episode."""
         return len(self._actions)
 
     def replay(self, reset: Callable[[Any, Any], Any], step: Callable[[Any], Any]) -> None:
-        """Play the episode again with these. Raises ReplayMismatch, which says where it differs."""
+        """Repeat the episode with these functions. Raises ReplayMismatch if a result differs."""
         if self._reset is None:
             return
         self._compare("reset", 0, reset(*values.decode(self._reset)))
@@ -53,12 +53,12 @@ class Recording:
     def _compare(self, what: str, index: int, answer: Any) -> None:
         if digest(answer) != self._digests[index]:
             raise ReplayMismatch(
-                f"The episode could not be continued at another env agent: played again, its "
-                f"{what} came out differently (of {self.steps} steps). The environment is not "
-                f'deterministic, or the agents run different versions of it; use on_lost="raise".'
+                f"The episode cannot continue at another env agent: in the replay its {what} came "
+                f"out differently (of {self.steps} steps). The environment is not deterministic, "
+                f'or the agents run different versions of it. Use on_lost="raise".'
             )
 
 
 def digest(answer: Any) -> bytes:
-    """A digest of what `reset` or `step` returned, types and bits included."""
+    """Return a digest of what `reset` or `step` returned, including types and bits."""
     return hashlib.blake2b(values.encode(answer), digest_size=16).digest()

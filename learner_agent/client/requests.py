@@ -1,6 +1,7 @@
-"""The learner's requests to the broker itself, any number at once: numbers, resending, answers.
+"""The learner's requests to the broker itself: numbers, resending, answers.
 
-OPEN is one of them: the broker passes it on, and an agent answers. No socket and no clock is seen.
+OPEN is one of them: the broker forwards it, and an env agent answers. This module uses no socket
+and no clock.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from gymwire.protocol.messages import Kind, Message
 
 RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 4.0
-FIRST_SEQ = 2**40  # beyond the requests of sessions: a late ERROR of one answers no question
+FIRST_SEQ = 2**40  # beyond the numbers of sessions: a late ERROR of a session answers none of these
 ANSWERS = (Kind.OPENED, Kind.FOUND, Kind.RESUMED, Kind.ERROR)
 
 Answer = tuple[Header, Message, bytes | memoryview]
 
 
 @dataclass(slots=True, eq=False)
-class Question:
-    """A request to the broker. `answer`: once it is here, with its header and its frame."""
+class PendingRequest:
+    """A request to the broker, and its answer, once it has arrived, with header and frame."""
 
     seq: int
     frame: Frame
@@ -31,44 +32,49 @@ class Question:
 
 
 class BrokerRequests:
-    """The requests to the broker that somebody waits for."""
+    """The requests to the broker that a caller waits for."""
 
     def __init__(self) -> None:
         self._seq = FIRST_SEQ
-        self._questions: dict[int, Question] = {}
+        self._pending: dict[int, PendingRequest] = {}
 
-    def ask(self, request: Message, sid: int, now: float) -> Question:
-        """A new question, whose frame is to be sent now."""
+    def add(self, message: Message, sid: int, now: float) -> PendingRequest:
+        """Return a new request, whose frame the caller sends now."""
         self._seq += 1
-        frame = PLAIN.encode(request, sid, self._seq)
-        question = self._questions[self._seq] = Question(self._seq, frame, now + RESEND_S)
-        return question
+        frame = PLAIN.encode(message, sid, self._seq)
+        request = self._pending[self._seq] = PendingRequest(self._seq, frame, now + RESEND_S)
+        return request
 
-    def take(self, header: Header, data: bytes | memoryview) -> bool:
-        """Whether a frame answers a question; it is kept there then."""
-        question = self._questions.get(header.seq)
-        if question is None or header.kind not in ANSWERS:
+    def receive(self, header: Header, data: bytes | memoryview) -> bool:
+        """Keep a frame that answers a request; return whether it does."""
+        request = self._pending.get(header.seq)
+        if request is None or header.kind not in ANSWERS:
             return False
-        if question.answer is None:
-            question.answer = (header, PLAIN.decode(data, header), data)
+        if request.answer is None:
+            request.answer = (header, PLAIN.decode(data, header), data)
         return True
 
-    def forget(self, questions: Iterable[Question]) -> None:
-        """Nobody waits for these any more."""
-        for question in questions:
-            self._questions.pop(question.seq, None)
+    def forget(self, requests: Iterable[PendingRequest]) -> None:
+        """Drop requests whose answers nobody waits for any more."""
+        for request in requests:
+            self._pending.pop(request.seq, None)
 
-    def relinked(self, now: float) -> None:
-        """The connection was made anew: all goes out again."""
-        for question in self._questions.values():
-            question.resend_at = now
+    def reconnected(self, now: float) -> None:
+        """Send all requests again over a new connection."""
+        for request in self._pending.values():
+            request.resend_at = now
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether a request has no answer yet."""
+        return any(request.answer is None for request in self._pending.values())
 
     def due(self, now: float) -> list[Frame]:
-        """What is to be sent again, the same bytes, since nothing has answered for a while."""
+        """Return the requests that are to be sent again, with the same bytes."""
         frames: list[Frame] = []
-        for question in self._questions.values():
-            if question.answer is None and now >= question.resend_at:
-                frames.append(question.frame)
-                question.resend_s = min(question.resend_s * 2, RESEND_MAX_S)
-                question.resend_at = now + question.resend_s
+        for request in self._pending.values():
+            if request.answer is None and now >= request.resend_at:
+                frames.append(request.frame)
+                request.resend_s = min(request.resend_s * 2, RESEND_MAX_S)
+                request.resend_at = now + request.resend_s
         return frames

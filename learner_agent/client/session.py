@@ -1,30 +1,26 @@
-"""One session over a channel: requests out, the replies that belong to them back in."""
+"""One session over a broker connection: requests and the replies that belong to them."""
 
 from __future__ import annotations
 
 import random
 import secrets
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gymwire.learner_agent.client.direct import DirectConnection, attach
-from gymwire.learner_agent.client.exchange import Exchange, Pending, still_under_way
+from gymwire.learner_agent.client.direct import SessionPaths
+from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import codec, logs, spaces, stamps, vector_infos
-from gymwire.protocol.address import parse_address
-from gymwire.protocol.codec import FLAGS_AT, KIND_AT, PLAIN, TIMED, Codec, Frame, Header
+from gymwire.protocol.codec import PLAIN, TIMED, Codec, Frame, Header
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
-    ConnectionFailed,
-    Denied,
+    DecodingError,
     EnvironmentLost,
     GymwireError,
-    MoveError,
     RequestTimeout,
 )
 from gymwire.protocol.messages import (
@@ -38,43 +34,38 @@ from gymwire.protocol.messages import (
     Open,
     Opened,
     Percept,
-    Resume,
 )
-from gymwire.protocol.security.keys import identity
 from gymwire.protocol.security.signing import SignedCodec, Signer
 from gymwire.protocol.step_codec import Step, compile_steps
-from gymwire.protocol.transport.interface import TICK_MS, Transport
-from gymwire.protocol.transport.polling import wait_among
+from gymwire.protocol.transport.interface import Transport
 
 if TYPE_CHECKING:
     from gymwire.learner_agent.client.connection import BrokerConnection
 
-ATTACH_S = 0.5  # how long a direct connection may take before the relay serves instead,
-DIRECT_S = 2.5  # and how long one that must be
-LOOK_EVERY = 64  # steps after which a session looks at what is not on its way
+OTHER_PATHS_EVERY = 64  # steps after which a session serves the paths that it does not use
 PROBE_SEQ = 2**62  # a request number that is never next
+PROBE_S = 0.1  # the pause between two probes
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
-SMALL = 64 * 1024  # requests up to this size are below every broker's limit
-TIMERS_EVERY = 64  # frames after which timers get their turn even when the socket never rests
 
+Data = bytes | memoryview
 T = TypeVar("T")
 
 
 class RemoteSession:
-    """One environment, or one vector of them, at an env agent."""
+    """One environment, or one vector of environments, at an env agent."""
 
     def __init__(
         self,
-        channel: BrokerConnection,
+        connection: BrokerConnection,
         sid: int,
-        wish: Open,
+        open_msg: Open,
         opened: Opened,
         signer: Signer | None = None,
     ) -> None:
-        self.channel = channel
+        self.connection = connection
         self.signer = signer
         self.sid = sid
-        self.wish = wish
+        self.open_msg = open_msg
         self.opened = opened
         self.observation_space = spaces.build(opened.observation_space, root="observation_space")
         self.action_space = spaces.build(opened.action_space, root="action_space")
@@ -83,460 +74,371 @@ class RemoteSession:
         self._codec = (Codec if signer is None else partial(SignedCodec, signer))(
             observation, action
         )
-        # The short way for steps has no tags.
+        # The fast path does not sign frames.
         self._steps = (
-            compile_steps(sid, observation, action, wish.num_envs) if signer is None else None
+            compile_steps(sid, observation, action, open_msg.num_envs) if signer is None else None
         )
         self.exchange = Exchange(
             sid,
-            wish.nonce,
-            where=f"{wish.address!r} ({opened.agent})",
-            timeout_s=channel.timeout_s,
+            open_msg.nonce,
+            where=f"{open_msg.address!r} ({opened.agent})",
+            timeout_s=connection.timeout_s,
             rng=random.Random(secrets.randbits(64)),
+            steps=self._steps,
         )
-        self._reply: tuple[Header, bytes | memoryview] | None = None
-        self._answered: Pending | None = None  # what `_reply` answers
-        self._direct: DirectConnection | None = None
-        self.way: Transport = channel.link  # the connection that requests take at present
-        self.closed = False  # on this side; the agent may still have to confirm it
-        self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
+        self.paths = SessionPaths(connection, sid, open_msg, opened, self.exchange)
+        self.closed = False  # on this side; the agent may not have confirmed it yet
+        self._least_network: dict[bool, int] = {}  # is it direct? → ns of a step, for `apportion`
 
-    def dial_direct(self) -> DirectConnection:
-        """Dial the agent itself. Raises GymwireError if it cannot be dialled."""
-        offer = self.opened.direct
-        if offer is None:
-            raise ConnectionFailed("it does not offer that (--direct).")
-        key, pin = self.channel.credentials.key, parse_address(self.wish.address).identity
-        if pin is not None and _identity_in(offer) != pin:
-            raise Denied("Its direct endpoint is not that of the pinned agent.")
-        self._direct = DirectConnection(offer, self.sid, self.wish.nonce, key)
-        return self._direct
-
-    def settle_direct(self, why: str, *, required: bool) -> None:
-        """Go past the broker from now on if the agent was reached; else it is said `why` not."""
-        self._choose_way()
-        if self.is_direct:
-            return
-        if self._direct is not None:
-            why = f"{self._direct.dealer.url} does not answer."
-            self.hang_up()
-        if required:
-            self.close()
-            raise ConnectionFailed(
-                f"The env agent at {self.wish.address!r} cannot be reached directly: {why} Use "
-                f'direct="auto" to go through the broker then.'
-            )
-        logs.logger().debug("relayed", address=self.wish.address, why=why)
-
-    def catch_up(self) -> None:
-        """Ask the agent which request it awaits, after a resume."""
-        deadline = time.monotonic() + self.channel.timeout_s
-        probe = PLAIN.encode(Call("get", ""), self.sid, PROBE_SEQ)
-        while self.exchange.expected is None:
-            self.channel.link.send(probe)
-            if not self.channel.pump() and time.monotonic() > deadline:
-                raise BrokerUnreachable(f"The env agent at {self.wish.address!r} does not answer.")
-        self.exchange.check_rejoined()
+    @property
+    def path(self) -> Transport:
+        """The connection that requests take at present."""
+        return self.paths.current
 
     @property
     def is_direct(self) -> bool:
-        """Whether requests go past the broker at present."""
-        return self._direct is not None and self._direct.up
+        """Whether requests take the direct path at present."""
+        return self.paths.is_direct
 
     # --- requests ---------------------------------------------------------------------------------
 
     def request(self, message: Message, timeout_s: float | None = None) -> Message:
-        """Send a request of the gym dialogue and wait for its reply.
+        """Send a request of the gym dialogue, wait for its reply, and return it.
 
-        Raises MoveError and EncodingError before anything is sent; EnvironmentFailed,
-        EnvironmentLost, AttributeDenied; RequestTimeout after `timeout_s` (None: as long as it
-        takes), after which the same request may be repeated to wait on.
+        Args:
+            message: the request. The same one again, after an exception, waits on.
+            timeout_s: how long to wait, in seconds; None: as long as it takes.
+
+        Raises:
+            MoveError, EncodingError: nothing was sent.
+            EnvironmentFailed, AttributeDenied: the agent's reply.
+            EnvironmentLost: the session is lost.
+            RequestTimeout: after `timeout_s`.
         """
         self.begin(message)
-        return self.finish(timeout_s)
+        request = self.exchange.request
+        try:  # not by `finish`: after its return, an exception would find no handler
+            self._wait(timeout_s)
+            return self._take(self._read)  # type: ignore[return-value]
+        except BaseException as error:
+            self.exchange.end_with(request, error)
+            raise
 
     def step(self, action: Any, timeout_s: float | None = None) -> Step:
-        """`request` for an ACT: what `Env.step` returned, without detours where that can be.
+        """Send an ACT, and return what `Env.step` returned, on the fast path where that can be.
 
-        The infos of a vector are those that Gymnasium merges.
+        The infos of a vector are those that Gymnasium merges. Otherwise as `request`. An exception
+        that comes from outside (a signal handler's, say) leaves the request numbered and its reply
+        kept: the same call again returns it.
         """
-        exchange, steps = self.exchange, self._steps
-        seq = exchange.next_step()
-        if seq and steps is not None and timeout_s is None and self._reply is None:
-            number = seq.to_bytes(8, "little")
-            frame = steps.encode_act(action, number)
-            if frame is not None and len(frame) <= SMALL:
-                exchange.sent(Kind.ACT, seq, frame)
-                if not seq % LOOK_EVERY:
-                    self._look_around(time.monotonic())
-                way = self.way
-                way.send(frame)
-                data = way.receive()
+        exchange = self.exchange
+        frame = exchange.begin_step(action) if timeout_s is None else None
+        if frame is None:
+            self.begin(Act(action))
+        request, data = exchange.request, None
+        try:
+            if frame is not None:
+                if not request.seq % OTHER_PATHS_EVERY:
+                    self.paths.serve_others(self.connection.clock())
+                path = self.paths.current
+                path.send(frame)
+                data = path.receive()
                 if data is not None:
-                    step = steps.decode_percept(data, number)
+                    step = exchange.finish_step(data)
                     if step is not None:
-                        if step[4] and self.wish.num_envs:
+                        if step[4] and self.open_msg.num_envs:
                             step = _with_infos(step)
-                        exchange.pending = None  # last: see `Exchange.sent`
                         return step
-                    self._arrived(data)
-                return self._finish_step()
-        self.begin(Act(action))
-        return self._finish_step(timeout_s)
+                    if not self.receive_frame(data):
+                        self.connection.tick(self.connection.clock())
+            return self._finish_step(timeout_s)
+        except BaseException as error:
+            exchange.end_with(request, error, data)
+            raise
 
     @property
     def is_timed(self) -> bool:
-        """Whether the env agent takes time stamps in this session."""
+        """Whether the env agent supports time stamps in this session."""
         return self._steps is not None and self.opened.limits.get("stamps") is True
 
     def timed_step(self, action: Any) -> tuple[Step, Timings | None]:
-        """`step`, and where its time went; None where the agent or this step has no stamps.
+        """Return what `step` returns, and where its time went; None if that is unknown."""
 
-        It waits for as long as it takes. An interrupted one cannot be waited on: reset or close.
-        """
+        def encode(seq: int) -> Frame:
+            return stamps.request_stamps(self._encode(Act(action), seq))
+
+        exchange, clock = self.exchange, self.connection.clock_ns
         if not self.is_timed:
             return self.step(action), None
-        assert self._steps is not None
-        throttled = self.exchange.throttled
-        began = time.monotonic_ns()
-        seq = self._next(Kind.ACT)
-        number = seq.to_bytes(8, "little")
-        plain = self._steps.encode_act(action, number)
-        if plain is None:
-            plain = self._codec.encode(Act(action), self.sid, seq)
-        frame = stamps.request_stamps(plain)
+        if self._is_repeat(Kind.ACT, encode):
+            return self._finish_step(None), None
+        throttled = exchange.throttled
+        began = clock()
+        seq = exchange.begin(Kind.ACT)
+        frame = encode(seq)
         self._check_size(Kind.ACT, frame)
-        encoded = time.monotonic_ns()
-        self._begin(Kind.ACT, seq, frame)
-        data = self.way.receive()
-        arrived = time.monotonic_ns()
-        step = None
-        if data is not None and data[KIND_AT] == Kind.PERCEPT and data[FLAGS_AT] & TIMED:
-            reply, taken = stamps.strip_reply(data)
-            step = self._steps.decode_percept(reply, number)
-        if step is not None:
-            self.exchange.pending = None
-        else:
+        encoded = clock()
+        self._send(Kind.ACT, seq, frame)
+        request = exchange.request
+        try:
+            data = self.path.receive()
+            arrived = clock()
             if data is not None:
-                self._arrived(data)
+                self.receive_frame(data)
             if not self.ready:
                 self._wait(None)
-                arrived = time.monotonic_ns()
-            header, data = self._take_reply()
-            if header.kind is not Kind.PERCEPT or not header.flags & TIMED:
-                return _step_of(self._decoded(header, data)), None
-            reply, taken = stamps.strip_reply(data)
-            step = _step_of(self._decoded(header, reply))
-        decoded = time.monotonic_ns()
+                arrived = clock()
+            step, taken = self._take(self._read_timed)
+            readings = began, encoded, arrived, clock()
+            is_throttled = exchange.throttled != throttled
+            return step, None if taken is None else self._timings(readings, taken, is_throttled)
+        except BaseException as error:
+            exchange.end_with(request, error)
+            raise
+
+    def _timings(
+        self, readings: tuple[int, int, int, int], taken: stamps.Stamps, is_throttled: bool
+    ) -> Timings:
         is_direct = not taken.back_sent
         least = self._least_network.get(is_direct, 0)
-        timings = apportion(began, encoded, arrived, decoded, taken, least)
-        if self.exchange.throttled != throttled:
-            return step, replace(timings, throttled=True)
+        timings = apportion(*readings, taken, least)
+        if is_throttled:
+            return replace(timings, throttled=True)
         if not waited(taken):
             network = round(timings.network_us * 1000)
             self._least_network[is_direct] = min(network, least or network)
-        return step, timings
+        return timings
 
     def begin(self, message: Message) -> None:
         """Send a request without waiting. The same request again, while pending, waits on."""
         kind = KINDS[type(message)]
-        exchange = self.exchange
-        pending = exchange.pending or self._answered
-        if pending is not None and pending.kind is kind:
-            again = self._codec.encode(message, self.sid, pending.seq)
-            if again == pending.frame:
-                exchange.keep_waiting(time.monotonic())
-                return
-        seq = self._next(kind)
+        if self._is_repeat(kind, partial(self._codec.encode, message, self.sid)):
+            return
+        seq = self.exchange.begin(kind)
+        frame = self._encode(message, seq)
+        self._check_size(kind, frame)
+        self._send(kind, seq, frame)
+
+    def _is_repeat(self, kind: Kind, encode: Callable[[int], Frame]) -> bool:
+        """Return whether a request is pending already; its caller waits on then."""
+        if not self.exchange.is_repeat(kind, encode):
+            return False
+        self.exchange.keep_waiting(self.connection.clock())
+        return True
+
+    def _encode(self, message: Message, seq: int) -> Frame:
         frame = None
         if self._steps is not None and type(message) is Act:
             frame = self._steps.encode_act(message.action, seq.to_bytes(8, "little"))
-        if frame is None:
-            frame = self._codec.encode(message, self.sid, seq)
-        self._check_size(kind, frame)
-        self._begin(kind, seq, frame)
-
-    def _next(self, kind: Kind) -> int:
-        """The number of a new request; MoveError while one is under way, or not yet taken."""
-        # Its answer has come while another session of this channel was waited for.
-        if self._answered is not None and kind not in (Kind.RESET, Kind.CLOSE):
-            raise MoveError(still_under_way(self._answered.kind))
-        return self.exchange.begin(kind)
+        return self._codec.encode(message, self.sid, seq) if frame is None else frame
 
     def _check_size(self, kind: Kind, frame: Frame) -> None:
-        limit = self.channel.welcome.max_message if self.channel.welcome else 0
+        limit = self.connection.welcome.max_message if self.connection.welcome else 0
         if limit and len(frame) > limit:
             raise ConfigurationError(
-                f"This {kind.name} has {len(frame)} bytes; the broker takes {limit} at most."
+                f"This {kind.name} has {len(frame)} bytes; the broker's limit is {limit}."
             )
 
-    def _begin(self, kind: Kind, seq: int, frame: Frame) -> None:
-        self._reply = self._answered = None
-        if kind is Kind.RESET and self._direct is None:
-            self.channel.link.open_local_channel()  # who only opens a session needs no lane
+    def _send(self, kind: Kind, seq: int, frame: Frame) -> None:
+        if kind is Kind.RESET and self.paths.direct is None:
+            # Not earlier: a process that only opens a session needs no local channel.
+            self.connection.link.open_local_channel()
         self.exchange.sent(kind, seq, frame)
-        if self._direct is not None:
-            self._look_around(time.monotonic())
-        self.way.send(frame)
+        if self.paths.direct is not None:
+            self.paths.serve_others(self.connection.clock())
+        self.path.send(frame)
 
-    def _choose_way(self) -> None:
-        self.way = self.channel.link
-        if self._direct is not None and self._direct.up:
-            self.way = self._direct.dealer
+    # --- replies ----------------------------------------------------------------------------------
 
-    def _look_around(self, now: float) -> None:
-        """What does not come the way that requests take is seen only by who looks."""
-        if self._direct is not None and self._direct.watch():
-            self.exchange.resend(now)
-        self._choose_way()
-        self.channel.look(now)
-        if self._direct is None:
-            return
-        while self.channel.link.poll():
-            self.channel.pump()
-        if self.exchange.resuming:
-            self.exchange.resuming = False
-            self.channel.greet()
-            self.channel.link.send(PLAIN.encode(Resume(self.wish.nonce), self.sid))
+    @property
+    def ready(self) -> bool:
+        """Whether the reply to the pending request has arrived."""
+        return self.exchange.reply is not None
 
-    def tick(self, now: float) -> None:
-        """Time has passed without a reply: resend what is owed."""
-        direct = self._direct
-        if direct is not None:
-            self._look_around(now)
-            if direct.up:  # its heartbeats say that the agent is there
-                self.exchange.keep_waiting(now)
-        try:
-            greet, frames = self.exchange.tick(now)
-        except BrokerUnreachable:
-            if not self.closed:
-                raise
-            self.channel.forget(self)  # nobody waits for it
-            return
-        if greet:
-            self.channel.greet()
-        for frame in frames:
-            if codec.read_header(frame).kind is Kind.PING:
-                self.channel.link.send(frame)  # it is the broker who answers
-            else:
-                self.way.send(frame)
+    @property
+    def pending(self) -> bool:
+        """Whether the caller does not have the reply to the last request yet."""
+        return self.exchange.pending is not None
 
-    def pump(self) -> bool:
-        """Receive one frame on the session's way, waiting for a tick at most."""
-        data = self.way.receive()
-        if data is None:
-            return False
-        self._arrived(data)
-        return True
-
-    def _arrived(self, data: bytes | memoryview) -> None:
-        direct = self._direct
-        if direct is None or not direct.up:
-            self.channel.dispatch(data)
-            return
-        header = codec.read_header(data)
-        if header.sid == self.sid:
-            if header.kind is Kind.RESUMED:
-                direct.accept(data)
-                self._choose_way()
-            else:
-                self.take(header, data)
+    def is_settled(self) -> bool:
+        """Return whether the reply has arrived. Raises EnvironmentLost if none can come."""
+        if self.ready:
+            return True
+        if self.exchange.lost is not None:
+            raise self.exchange.lost_error()
+        return False
 
     def finish(self, timeout_s: float | None = None) -> Message:
-        """Wait for the reply to the pending request."""
-        self._wait(timeout_s)
-        return self._taken(self._decoded)
-
-    def _finish_step(self, timeout_s: float | None = None) -> Step:
-        self._wait(timeout_s)
-        return self._taken(self._decoded_step)
-
-    def _taken(self, read: Callable[[Header, bytes | memoryview], T]) -> T:
-        """The reply, as it is read; interrupted, it stays for who makes the same request again."""
-        assert self._reply is not None
+        """Wait for the reply to the pending request, and return it."""
+        request = self.exchange.request
         try:
-            found = read(*self._reply)
-        except Exception:  # an ERROR, or not to be read: that is an answer, too
-            self.drop_reply()
+            self._wait(timeout_s)
+            # A `cast` would be a call, which a signal could interrupt after the reply was taken.
+            return self._take(self._read)  # type: ignore[return-value]
+        except BaseException as error:
+            self.exchange.end_with(request, error)
             raise
-        self._reply = self._answered = None
-        return found
+
+    def _finish_step(self, timeout_s: float | None) -> Step:
+        self._wait(timeout_s)
+        return self._take(self._read_step)
 
     def drop_reply(self) -> None:
-        """Nobody takes the reply that is here."""
-        self._reply = self._answered = None
+        """Drop the reply to the pending request, if it has arrived."""
+        if self.ready:
+            self.exchange.mark_returned()
 
-    def _take_reply(self) -> tuple[Header, bytes | memoryview]:
-        assert self._reply is not None
-        reply, self._reply, self._answered = self._reply, None, None
-        return reply
+    def _wait(self, timeout_s: float | None) -> None:
+        connection = self.connection
+        deadline = None if timeout_s is None else connection.clock() + timeout_s
+        if connection.wait(self.is_settled, deadline, (self,)):
+            return
+        pending, in_step_s = self.exchange.pending, self.exchange.in_step_s
+        verb = "request" if pending is None else pending.kind.name.lower()
+        doing = "" if in_step_s is None else f" (it has been executing for {in_step_s:.0f} s)"
+        raise RequestTimeout(
+            f"The {'step' if verb == 'act' else verb} at {self.open_msg.address!r} has not been "
+            f"answered within {timeout_s:g} s{doing}. Call it again with the same arguments to "
+            f"wait on, or reset()."
+        )
 
-    def _decoded(self, header: Header, data: Frame | memoryview) -> Message:
+    def _take(self, read: Callable[[Header, Data], T | Error]) -> T:
+        """Return what `read` makes of the reply, or raise the exception that the reply stands for.
+
+        After an exception the caller must call `Exchange.end_with`.
+        """
+        exchange = self.exchange
+        reply = exchange.reply
+        assert reply is not None
+        try:
+            value = read(*reply)
+        except DecodingError as error:  # the reply stays unreadable
+            exchange.set_failure(error)
+            raise
+        if isinstance(value, Error):
+            failure = error_for(value)
+            exchange.set_failure(failure)
+            raise failure
+        exchange.mark_returned()
+        return value
+
+    def _read(self, header: Header, data: Frame | memoryview) -> Message:
         if self._steps is not None and header.kind is Kind.PERCEPT:
             step = self._steps.decode_percept(data, header.seq.to_bytes(8, "little"))
             if step is not None:
                 return Percept(*step)
-        message = self._codec.decode(data, header)
-        if type(message) is Error:
-            raise error_for(message)
-        return message
+        return self._codec.decode(data, header)
 
-    def _decoded_step(self, header: Header, data: Frame | memoryview) -> Step:
-        step = _step_of(self._decoded(header, data))
-        return _with_infos(step) if step[4] and self.wish.num_envs else step
-
-    def _wait(self, timeout_s: float | None) -> None:
-        channel = self.channel
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
-        frames = 0
-        now = time.monotonic()
-        if self.exchange.is_due(now):  # by what `step` has received
-            channel.tick(now)
-        while self._reply is None:
-            self.check_lost()
-            if deadline is not None:
-                left_s = deadline - time.monotonic()
-                if left_s < TICK_MS / 1000 and not self.way.poll(max(left_s, 0.0)):
-                    assert timeout_s is not None
-                    channel.tick(time.monotonic())  # whoever only ever waits briefly resends, too
-                    raise RequestTimeout(self._timeout_text(timeout_s))
-            arrived = self.pump()
-            frames += 1
-            if self._reply is None:
-                now = time.monotonic()
-                if not arrived or not frames % TIMERS_EVERY or self.exchange.is_due(now):
-                    channel.tick(now)
-
-    def _timeout_text(self, timeout_s: float) -> str:
-        pending = self.exchange.pending
-        verb = "request" if pending is None else pending.kind.name.lower()
-        verb = "step" if verb == "act" else verb
-        in_step_s = self.exchange.in_step_s
-        doing = "" if in_step_s is None else f" (it has been executing for {in_step_s:.0f} s)"
-        return (
-            f"The {verb} at {self.wish.address!r} has not been answered within {timeout_s:g} s"
-            f"{doing}. Call it again with the same arguments to wait on, or reset()."
+    def _read_step(self, header: Header, data: Data) -> Step | Error:
+        frame = stamps.strip_reply(data)[0] if header.flags & TIMED else data
+        percept = self._read(header, frame)
+        if type(percept) is not Percept:
+            assert type(percept) is Error
+            return percept
+        step = (
+            percept.observation,
+            percept.reward,
+            percept.terminated,
+            percept.truncated,
+            percept.info,
         )
+        return _with_infos(step) if step[4] and self.open_msg.num_envs else step
 
-    @property
-    def ready(self) -> bool:
-        """Whether the reply to the pending request is here."""
-        return self._reply is not None
+    def _read_timed(self, header: Header, data: Data) -> tuple[Step, stamps.Stamps | None] | Error:
+        taken = stamps.strip_reply(data)[1] if header.flags & TIMED else None
+        step = self._read_step(header, data)
+        return step if isinstance(step, Error) else (step, taken)
 
-    @property
-    def pending(self) -> bool:
-        """Whether a request has been sent whose reply was not taken yet."""
-        return self._reply is not None or self.exchange.pending is not None
+    # --- frames and timers ------------------------------------------------------------------------
 
-    def take(self, header: Header, data: bytes | memoryview) -> None:
-        """A frame of this session has arrived."""
-        pending = self.exchange.pending
+    def receive_frame(self, data: Data) -> bool:
+        """Handle a frame from the session's path; return whether it answers a request."""
+        if not self.paths.is_direct:
+            return self.connection.receive_frame(data)
+        header = codec.read_header(data)
+        # RESUMED would open this path, which is open.
+        if header.sid != self.sid or header.kind is Kind.RESUMED:
+            return False
+        return self.receive(header, data)
+
+    def receive(self, header: Header, data: Data) -> bool:
+        """Handle a frame of this session; return whether it is the reply to the request."""
         try:
-            if self.exchange.receive(header, data, time.monotonic()):
-                self._reply, self._answered = (header, data), pending
-                if self.closed:
-                    self.channel.forget(self)
+            answered = self.exchange.receive(header, data, self.connection.clock())
         except EnvironmentLost:
-            # Told to who waits for it, and to nobody who waits for another session.
-            self.channel.forget(self)
+            # Whoever waits for this session gets the error; a caller that waits for another does
+            # not.
+            self.connection.forget(self)
+            return True
+        if answered and self.closed:
+            self.connection.forget(self)
+        return answered
 
-    def check_lost(self) -> None:
-        """Raise EnvironmentLost if the session is gone and there is no reply from before."""
-        if self._reply is None and self.exchange.lost is not None:
-            raise self.exchange.lost_error()
+    def tick(self, now: float) -> None:
+        """Run the session's timers: send again what is due."""
+        if self.paths.direct is not None:
+            self.paths.serve_others(now)
+            if self.paths.is_direct:  # its heartbeats show that the agent is alive
+                self.exchange.keep_waiting(now)
+        try:
+            hello_first, frames = self.exchange.tick(now)
+        except BrokerUnreachable:
+            if not self.closed:
+                raise
+            self.connection.forget(self)  # nobody waits for it
+            return
+        if hello_first:
+            self.connection.send_hello()
+        for frame in frames:
+            if codec.read_header(frame).kind is Kind.PING:
+                self.connection.link.send(frame)  # the broker answers it
+            else:
+                self.path.send(frame)
+
+    def query_position(self) -> None:
+        """Ask the agent which request it awaits, after a resume.
+
+        Raises:
+            BrokerUnreachable: no answer within the connection's `timeout_s`.
+            MoveError: the agent has executed more than the request after the last one.
+        """
+        connection, exchange = self.connection, self.exchange
+        deadline = connection.clock() + connection.timeout_s
+        probe = PLAIN.encode(Call("get", ""), self.sid, PROBE_SEQ)
+        while exchange.expected is None:
+            if connection.clock() > deadline:
+                raise BrokerUnreachable(
+                    f"The env agent at {self.open_msg.address!r} does not answer."
+                )
+            connection.link.send(probe)
+            connection.wait(lambda: exchange.expected is not None, connection.clock() + PROBE_S)
+        exchange.check_position()
 
     # --- the end ----------------------------------------------------------------------------------
 
     def close(self, *, wait: bool = True) -> None:
-        """End the session. Waits shortly for the agent, never for a step. Idempotent.
+        """End the session. Waits briefly for the agent, never for a step. Idempotent.
 
-        Until the agent has confirmed it, the channel goes on asking whenever it is used.
+        Until the agent has confirmed it, the connection sends CLOSE again whenever it is used.
         """
-        if self.closed or self.channel.foreign or self.channel.closed:
+        connection, exchange = self.connection, self.exchange
+        if self.closed or connection.is_inherited or connection.closed:
             return
         self.closed = True
-        wait = wait and self.exchange.pending is None
+        wait = wait and exchange.unanswered is None
         try:
             self.begin(Close())
             if wait:
                 self.finish(CLOSE_S)
         except GymwireError as error:
-            logs.logger().debug("close was not confirmed", why=str(error))
-        if self.exchange.pending is None or self.exchange.lost is not None:
-            self.channel.forget(self)
+            logs.logger().debug("close not confirmed", why=str(error))
+        if exchange.unanswered is None or exchange.lost is not None:
+            connection.forget(self)
         else:
-            self.exchange.keep_waiting(time.monotonic())  # it is sent again after some silence
-        self.hang_up()
-
-    def hang_up(self) -> None:
-        """Give up the direct connection, if there is one."""
-        if self._direct is not None:
-            self._direct.close()
-            self._direct = None
-            self._choose_way()
-
-
-def go_direct(sessions: Sequence[RemoteSession], *, required: bool) -> None:
-    """Go past the broker, each of these whose agent offers that and can be reached.
-
-    All are dialled at once. Raises ConnectionFailed if it is `required` and one cannot be reached.
-    """
-    links: list[DirectConnection] = []
-    why: dict[int, str] = {}
-    for session in sessions:
-        try:
-            links.append(session.dial_direct())
-        except GymwireError as error:
-            why[session.sid] = str(error)
-    attach(links, DIRECT_S if required else ATTACH_S)
-    for session in sessions:
-        session.settle_direct(why.get(session.sid, ""), required=required)
-
-
-def wait_any(sessions: Sequence[RemoteSession], timeout_s: float | None = None) -> None:
-    """Wait until one of these sessions, all on one channel, has its reply.
-
-    Raises RequestTimeout.
-    """
-    channel = sessions[0].channel
-    deadline = None if timeout_s is None else time.monotonic() + timeout_s
-    tick_s, frames = TICK_MS / 1000, 0
-    while not any(session.ready for session in sessions):
-        for session in sessions:
-            session.check_lost()
-        wait_s = tick_s if deadline is None else min(deadline - time.monotonic(), tick_s)
-        if wait_s <= 0:
-            raise RequestTimeout(f"None of {len(sessions)} requests was answered in {timeout_s} s.")
-        ways = {session.path: session for session in sessions}
-        if len(ways) == 1 and wait_s == tick_s:
-            arrived = sessions[0].pump()
-        else:
-            ready = wait_among([*ways], wait_s)
-            for i in ready:
-                [*ways.values()][i].pump()
-            arrived = bool(ready)
-        frames += 1
-        if not arrived or not frames % TIMERS_EVERY:
-            channel.tick(time.monotonic())
-
-
-def _step_of(percept: Message) -> Step:
-    assert type(percept) is Percept
-    return (
-        percept.observation,
-        percept.reward,
-        percept.terminated,
-        percept.truncated,
-        percept.info,
-    )
+            exchange.keep_waiting(connection.clock())  # starts the timers that send it again
+        self.paths.close_direct()
 
 
 def _with_infos(step: Step) -> Step:
-    """A vector's step, with the infos that were sent."""
+    """Return a vector's step with its infos as Gymnasium merges them."""
     return *step[:4], vector_infos.from_wire(step[4])[0]
-
-
-def _identity_in(offer: Mapping[str, Any]) -> str:
-    key = offer.get("key")
-    return identity(key) if isinstance(key, bytes) else ""

@@ -1,13 +1,12 @@
-"""Several sessions of one address on one channel, each with some environments of one vector."""
+"""The sessions of one vector on one connection, each with some of its environments."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.client.session import RemoteSession, wait_any
+from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol import dialogue
 from gymwire.protocol.errors import EnvironmentFailed, EnvironmentLost, GymwireError, RequestTimeout
 from gymwire.protocol.messages import Act, Kind, Message, Reset
@@ -15,27 +14,30 @@ from gymwire.protocol.step_codec import Step
 
 
 class SessionGroup:
-    """Sessions, with the environments that each has.
+    """The sessions of a vector. Errors name environments by their number in the whole vector.
 
-    Errors name environments by their number in the whole vector. `open_all`: opens sessions, at the
-    same time, for so many environments each, and waits as `BrokerConnection.open_all` does. Session i has
-    the environments `slices[i]`.
+    Args:
+        connection: the connection to the broker.
+        slices: which environments of the vector each session has.
+        where: the address, as errors name it.
+        open_all: opens sessions, from the number of environments of each and `wait_s`, as
+            `BrokerConnection.open_all` does.
     """
 
     def __init__(
         self,
-        channel: BrokerConnection,
+        connection: BrokerConnection,
         slices: Sequence[slice],
         where: str,
         open_all: Callable[[BrokerConnection, Sequence[int], float | None], list[RemoteSession]],
     ) -> None:
-        self.channel = channel
+        self.connection = connection
         self.slices = slices
         self.sizes = [part.stop - part.start for part in slices]
         self.num_envs = slices[-1].stop
         self._where = where
         self._open_all = open_all
-        self._sessions = open_all(channel, self.sizes, None)
+        self._sessions = open_all(connection, self.sizes, None)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -44,7 +46,7 @@ class SessionGroup:
         return self._sessions[i]
 
     def names(self, i: int) -> str:
-        """The environments of a session, as errors call them."""
+        """Return the environments of a session, as errors name them."""
         part = self.slices[i]
         if part.stop - part.start == 1:
             return f"environment {part.start}"
@@ -60,7 +62,7 @@ class SessionGroup:
             dialogue.check_request(session.exchange.state, kind)
 
     def ask(self, requests: Mapping[int, Message], timeout_s: float | None) -> dict[int, Message]:
-        """Send a request to each of these sessions, and gather the replies."""
+        """Send a request to each of these sessions, and return the replies."""
         if any(self[i].exchange.lost is not None for i in requests):
             raise self.lost_error()
         for i, request in requests.items():
@@ -72,23 +74,33 @@ class SessionGroup:
         self, waiting: Sequence[int] | Mapping[int, object], timeout_s: float | None
     ) -> None:
         """Wait for the replies of these sessions. Raises RequestTimeout and EnvironmentLost."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = self._deadline(timeout_s)
         while missing := [i for i in waiting if not self._sessions[i].ready]:
             self.wait_for_one(missing, deadline)
 
+    def _deadline(self, timeout_s: float | None) -> float | None:
+        return None if timeout_s is None else self.connection.clock() + timeout_s
+
     def wait_for_one(self, waiting: Sequence[int], deadline: float | None) -> None:
-        """Wait until one of these sessions has its reply; `deadline` is of the monotonic clock."""
-        left_s = None if deadline is None else max(deadline - time.monotonic(), 0.0)
+        """Wait until one of these sessions has its reply.
+
+        `deadline`: a reading of the connection's clock. Raises RequestTimeout and EnvironmentLost.
+        """
+        sessions = [self._sessions[i] for i in waiting]
+
+        def is_settled() -> bool:
+            return any(one.ready for one in sessions) or any(one.is_settled() for one in sessions)
+
         try:
-            wait_any([self._sessions[i] for i in waiting], left_s)
-        except RequestTimeout:
-            names = ", ".join(map(self.names, waiting))
-            raise RequestTimeout(
-                f"No answer yet from {names} of {self.num_envs} at {self._where}. Call again to "
-                f"wait on, or reset()."
-            ) from None
+            if self.connection.wait(is_settled, deadline, sessions):
+                return
         except EnvironmentLost:
             raise self.lost_error() from None
+        names = ", ".join(map(self.names, waiting))
+        raise RequestTimeout(
+            f"No reply yet from {names} of {self.num_envs} at {self._where}. Call again to wait "
+            f"on, or reset()."
+        )
 
     def finish(self, i: int, timeout_s: float | None = None) -> Message:
         """Wait for the reply to a session's pending request, and return it."""
@@ -98,7 +110,7 @@ class SessionGroup:
             raise self._named(i, error) from None
 
     def _named(self, i: int, error: EnvironmentLost | EnvironmentFailed) -> GymwireError:
-        """An error of one session, as one of this vector."""
+        """Return an error of one session as an error of this vector."""
         if isinstance(error, EnvironmentLost):
             return self.lost_error(i)
         if error.env_index is not None:
@@ -110,60 +122,62 @@ class SessionGroup:
         return error
 
     def reset(self, requests: Mapping[int, Reset], timeout_s: float | None) -> dict[int, Message]:
-        """Reset these sessions. New ones are opened for what is lost, if all are to be reset."""
-        self.channel.hear()  # what is lost together is opened again together
+        """Reset these sessions; if they are all, open new ones in the place of lost ones first."""
+        self.connection.drain()  # sessions that are lost together are opened again together
         if self.lost and len(requests) < len(self):
             raise self.lost_error()
-        while self.lost:  # another may turn out to be lost in the meantime
+        while self.lost:  # another may be lost in the meantime
             self.reopen(self.lost)
         return self.ask(requests, timeout_s)
 
     # --- steps ------------------------------------------------------------------------------------
 
     def prepare_steps(self, sessions: Iterable[int]) -> None:
-        """Called before anything of a step is sent; may raise."""
+        """Prepare these sessions for a step. Raises before anything of the step is sent."""
 
     def begin_step(self, i: int, actions: Any) -> None:
         """Send a session its actions."""
         self._sessions[i].begin(Act(actions))
 
     def step(self, actions: Any, timeout_s: float | None) -> Step:
-        """A step of the only session, without detours."""
+        """Let the only session do one step, on the fast path."""
         try:
             return self._sessions[0].step(actions, timeout_s)
         except (EnvironmentLost, EnvironmentFailed) as error:
             raise self._named(0, error) from None
 
     def step_ready(self, i: int) -> bool:
-        """Whether `finish_step` need not wait."""
+        """Return whether `finish_step` does not have to wait."""
         return self._sessions[i].ready
 
     def wait_for_step(self, waiting: Sequence[int], deadline: float | None) -> None:
-        """Wait until something has become of one of these sessions' steps."""
+        """Wait until the step of one of these sessions has ended."""
         self.wait_for_one(waiting, deadline)
 
     def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
         """Wait until `step_ready` for all of these. Raises RequestTimeout and EnvironmentLost."""
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = self._deadline(timeout_s)
         if deadline is None:
-            # All are needed, so each is as good to wait for as any, and nothing need be polled.
+            # All replies are needed, in whichever order: a receive that blocks needs no poll.
             for session in [self._sessions[i] for i in waiting]:
                 if not session.ready and session.exchange.lost is None:
-                    session.pump()
+                    data = session.path.receive()
+                    if data is not None:
+                        session.receive_frame(data)
         while missing := [i for i in waiting if not self.step_ready(i)]:
             self.wait_for_step(missing, deadline)
 
     def finish_step(self, i: int, timeout_s: float | None = None) -> Message:
-        """The percept of a session."""
+        """Wait for the percept of a session, and return it."""
         return self.finish(i, timeout_s)
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing of a step that failed is still to come."""
-        return not self.lost and not any(one.exchange.pending for one in self._sessions)
+    def is_idle(self) -> bool:
+        """Whether no session is lost, and none has a request without a reply."""
+        return not self.lost and not any(one.exchange.unanswered for one in self._sessions)
 
     def drop_replies(self) -> None:
-        """What has come of a step that failed elsewhere is handed to nobody."""
+        """Drop the replies that have arrived to a step that failed in another session."""
         for session in self._sessions:
             session.drop_reply()
 
@@ -171,22 +185,22 @@ class SessionGroup:
 
     @property
     def lost(self) -> list[int]:
-        """The sessions that are lost."""
+        """The indices of the sessions that are lost."""
         return [i for i, one in enumerate(self._sessions) if one.exchange.lost is not None]
 
     def lost_error(self, i: int | None = None) -> EnvironmentLost:
-        """What to raise when one session, or whichever, was lost."""
+        """Return the error that names the lost sessions, of which `i` may be one."""
         lost = self.lost or ([] if i is None else [i])
         names = ", ".join(map(self.names, lost)) or "environments"
         why = self._sessions[lost[0]].exchange.lost if lost else None
         return EnvironmentLost(
             f"Lost: {names} of {self.num_envs} at {self._where}: {why or 'the agent is gone'}. "
-            f"reset() opens new sessions for what is lost; the episodes there cannot be recovered."
+            f"Call reset() to open new sessions for them; their episodes cannot be recovered."
         )
 
     def reopen(self, lost: Sequence[int], *, wait_s: float | None = None) -> None:
         """Open new sessions in the place of lost ones, all or none."""
-        made = self._open_all(self.channel, [self.sizes[i] for i in lost], wait_s)
+        made = self._open_all(self.connection, [self.sizes[i] for i in lost], wait_s)
         for i, session in zip(lost, made, strict=True):
             self._sessions[i].close()
             self._sessions[i] = session
@@ -196,5 +210,5 @@ class SessionGroup:
         try:
             for session in self._sessions:
                 session.close()
-        finally:  # interrupted, too: nobody can close it any more
-            self.channel.close()
+        finally:  # even if interrupted: no later call closes it
+            self.connection.close()

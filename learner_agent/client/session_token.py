@@ -1,4 +1,4 @@
-"""What another process needs to go on with a session: `ProxyEnv.session_token()`, as bytes."""
+"""Session tokens: what another process needs to continue a session, as bytes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import Open
 from gymwire.protocol.security.signing import Signer
 
-KEY_SIZE = 32  # of a signer
+KEY_SIZE = 32  # bytes, of a signed session
 KEYWORDS = {
     *("address", "broker", "key", "broker_key", "direct", "on_lost", "render_mode", "env_kwargs"),
     *("timeout_s", "step_timeout_s", "wait_s"),
@@ -20,7 +20,7 @@ KEYWORDS = {
 
 @dataclass(frozen=True)
 class SessionToken:
-    """A session after its request number `seq`. `kwargs`: the keywords of its ProxyEnv."""
+    """A session after its request number `seq`, with the keyword arguments of its ProxyEnv."""
 
     kwargs: dict[str, Any]
     sid: int
@@ -31,7 +31,7 @@ class SessionToken:
     signer: Signer | None
 
     @property
-    def wish(self) -> Open:
+    def open_msg(self) -> Open:
         """The OPEN that began the session."""
         return Open(
             self.kwargs["address"],
@@ -43,7 +43,7 @@ class SessionToken:
         )
 
     def encode(self) -> bytes:
-        """The token's bytes."""
+        """Return the token's bytes."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
         signer = None if self.signer is None else list(self.signer)
         return values.encode({**fields, "state": self.state.value, "signer": signer})
@@ -74,6 +74,6 @@ def decode(token: bytes) -> SessionToken:
             made = None if signer is None else Signer(*signer)
             return SessionToken(kwargs, sid, nonce, seq, State(state), challenge, made)
     raise ConfigurationError(
-        "This is not what session_token() returned: give the same bytes, all of them, to the same "
-        "version of gymwire."
+        "This is not a session token. Pass the bytes that session_token() returned, all of them, "
+        "to the same version of gymwire."
     )

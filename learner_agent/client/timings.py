@@ -1,4 +1,4 @@
-"""Where the time of a step went, from the stamps of all who had a hand in it (protocol.md §8)."""
+"""Where the time of a step went, from the stamps of all processes involved (protocol.md §8)."""
 
 from __future__ import annotations
 
@@ -11,11 +11,16 @@ from gymwire.protocol.stamps import Stamps
 class Timings:
     """The parts of one step, in microseconds, none negative; their sum is `total_us`.
 
-    `network_us`: sockets, kernels and wires, and the threads that they wake. `broker_us`: the
-    broker's code. `queue_us`: waiting at the env agent until it had done what came before.
-    `environment_us`: the environment's `step`. `codec_us`: encoding and decoding, and the rest of
-    the agents' own code. `is_direct`: the reply came past the broker. `throttled`: the broker made
-    the step wait for a limit in its policy, and `network_us` holds that time, too.
+    Attributes:
+        network_us: sockets, kernels and wires, and the threads that they wake.
+        broker_us: the broker's code.
+        queue_us: waiting at the env agent until it had finished earlier work.
+        environment_us: the environment's `step`.
+        codec_us: encoding and decoding, and the rest of the agents' own code.
+        total_us: from the call of the step to its return.
+        is_direct: whether the reply took the direct path.
+        throttled: whether the broker delayed the step because of a rate limit; `network_us`
+            includes that time.
     """
 
     network_us: float
@@ -29,23 +34,28 @@ class Timings:
 
 
 def waited(stamps: Stamps) -> bool:
-    """Whether the request may have waited for the env agent."""
+    """Return whether the request may have waited for the env agent."""
     return stamps.received > stamps.busy_since
 
 
 def apportion(
     began: int, encoded: int, arrived: int, decoded: int, stamps: Stamps, least_network: int
 ) -> Timings:
-    """Share a step out, between four readings of the learner's clock, ns.
+    """Divide the time of a step among its parts.
 
-    What nobody's stamps explain was spent in the network, or waiting in the agent's socket, for as
-    long at most as the agent was at work without a rest. The two look the same from outside; the
-    network gets `least_network`, ns, first: the least that it has taken when nothing waited.
+    Time that no stamp explains passed in the network or in the queue of the agent's socket. A
+    request was in that queue for no longer than the agent had worked without a pause. From outside
+    the two look the same, so the network gets `least_network` first.
+
+    Args:
+        began, encoded, arrived, decoded: readings of the learner's clock, in ns.
+        stamps: the readings of the other processes.
+        least_network: the shortest time, in ns, that the network took when nothing waited.
     """
     left = decoded - began
 
     def take(ns: int) -> float:
-        """Clocks differ in their rates: no part gets more than is left."""
+        """Take from what is left, not more: the rates of clocks differ."""
         nonlocal left
         part = max(0, min(ns, left))
         left -= part

@@ -1,9 +1,8 @@
-"""Sessions that end and begin anew when their env agent is lost, as episodes do."""
+"""A group of sessions that truncates the episodes of a lost env agent, and replaces it."""
 
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -17,29 +16,30 @@ from gymwire.protocol import dialogue, logs
 from gymwire.protocol.errors import AddressUnknown, EnvironmentLost, NoFreeSlot, ResetNeeded
 from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
 
-AGAIN_S = 0.1  # between attempts to open another session
+RETRY_S = 0.1  # the pause between attempts to open another session
 
 
 class TruncatingGroup(SessionGroup):
-    """A group in which the environments of a lost session are truncated.
+    """A group that truncates the environments of a lost session.
 
     The percept of a lost session has the last observation known, zeros as rewards, truncated, and
-    `env_lost` among its infos. Its environments begin anew, in a session at another agent, as
-    `mode` has it: in the next step, whose actions are ignored; in the same one; or by a reset.
+    `env_lost` among its infos. Its environments start again in a session at another env agent, at
+    the time that `mode` says: in the next step, whose actions are ignored; in the same step; or
+    with a reset by the caller.
     """
 
     def __init__(self, mode: AutoresetMode, *args: Any) -> None:
         super().__init__(*args)
         self._mode = mode
-        self._ended: set[int] = set()  # were truncated, and have not begun anew yet
+        self._ended: set[int] = set()  # truncated, and not started again yet
         self._last: list[Any] = [None] * len(self)
         self._reward_dtype = np.dtype(np.float64)
 
     def check(self, kind: Kind) -> None:
-        """Raise MoveError unless all sessions that live may send this request now."""
+        """Raise MoveError unless all sessions that are not lost may send this request now."""
         for i, session in enumerate(self._sessions):
             exchange = session.exchange
-            if exchange.lost is None and exchange.pending is None and i not in self._ended:
+            if exchange.lost is None and exchange.unanswered is None and i not in self._ended:
                 dialogue.check_request(exchange.state, kind)
 
     # --- steps ------------------------------------------------------------------------------------
@@ -47,31 +47,31 @@ class TruncatingGroup(SessionGroup):
     def prepare_steps(self, sessions: Iterable[int]) -> None:
         """Open new sessions for those that have ended and are to step now.
 
-        Raises ResetNeeded if it is the caller who resets, EnvironmentLost if no agent is found.
+        Raises ResetNeeded if the caller must reset them, and EnvironmentLost if no agent is found.
         """
         for i in self._ended.intersection(sessions):
             if self._mode is AutoresetMode.DISABLED:
                 raise ResetNeeded(
-                    f"The episodes of {self.names(i)} have ended, because the env agent was lost: "
-                    f'reset them first, with options={{"reset_mask": …}}.'
+                    f"The episodes of {self.names(i)} have ended, because the env agent was lost. "
+                    f'Reset them first, with options={{"reset_mask": …}}.'
                 )
             if self._is_lost(i):
                 self._replace(i)
 
     def begin_step(self, i: int, actions: Any) -> None:
-        """Send a session its actions, or a reset if it begins anew."""
+        """Send a session its actions, or a reset if it starts again."""
         if i in self._ended:
             self._sessions[i].begin(_fresh_reset())
         elif not self._is_lost(i):
             super().begin_step(i, actions)
 
     def step_ready(self, i: int) -> bool:
-        """Whether the percept is there, or the loss that makes one."""
+        """Return whether the percept has arrived, or a loss stands for it."""
         waits = self._mode is not AutoresetMode.SAME_STEP
         return self._sessions[i].ready or (waits and self._is_lost(i))
 
     def wait_for_step(self, waiting: Sequence[int], deadline: float | None) -> None:
-        """Wait for one of these. In SAME_STEP mode the lost ones begin anew first."""
+        """Wait for one of these. In SAME_STEP mode the lost ones start again first."""
         for i in waiting:
             while self._is_lost(i):
                 self._ended.add(i)
@@ -81,10 +81,10 @@ class TruncatingGroup(SessionGroup):
         try:
             self.wait_for_one(waiting, deadline)
         except EnvironmentLost:
-            return  # seen by `step_ready`, or replaced by the next call
+            return  # `step_ready` sees it, or the next call replaces the session
 
     def finish_step(self, i: int, timeout_s: float | None = None) -> Message:
-        """The percept of a session; if it is lost, the one that says so."""
+        """Return the percept of a session; if it is lost, one that says so."""
         self.wait_for_steps([i], timeout_s)
         if not self._sessions[i].ready:
             self._ended.add(i)
@@ -102,21 +102,21 @@ class TruncatingGroup(SessionGroup):
         return percept
 
     @property
-    def settled(self) -> bool:
-        """Whether nothing of a step that failed is still to come."""
+    def is_idle(self) -> bool:
+        """Whether no session has a request without a reply; lost ones need none."""
         if self._mode is AutoresetMode.SAME_STEP and self.lost:
             return False
-        return not any(one.exchange.pending for one in self._sessions if not one.exchange.lost)
+        return not any(one.exchange.unanswered for one in self._sessions if not one.exchange.lost)
 
     # --- reset ------------------------------------------------------------------------------------
 
     def reset(self, requests: Mapping[int, Reset], timeout_s: float | None) -> dict[int, Message]:
-        """Reset these sessions, new ones in the place of those that are lost."""
+        """Reset these sessions, after opening new ones in the place of lost ones."""
         for i, request in requests.items():
             mask = (request.options or {}).get("reset_mask")
             if mask is not None and not mask.all() and (i in self._ended or self._is_lost(i)):
                 raise ResetNeeded(
-                    f"The env agent of {self.names(i)} was lost: they begin anew together, so "
+                    f"The env agent of {self.names(i)} was lost, so they start again together. "
                     f"reset_mask must have True for all of them."
                 )
         replies: dict[int, Message] = {}
@@ -147,28 +147,31 @@ class TruncatingGroup(SessionGroup):
         return self._sessions[i].exchange.lost is not None
 
     def _keep(self, i: int, observation: Any) -> None:
-        # That of a single session is handed to the caller as it is, who may write into it.
+        # The caller gets a single session's observation itself, and may write into it.
         self._last[i] = deepcopy(observation) if len(self) == 1 else observation
 
     def _replace(self, i: int) -> None:
         """Open another session in the place of a lost one. Raises EnvironmentLost."""
-        why, timeout_s = self._sessions[i].exchange.lost, self.channel.timeout_s
-        deadline = time.monotonic() + timeout_s
+        why, timeout_s = self._sessions[i].exchange.lost, self.connection.timeout_s
+        deadline = self.connection.clock() + timeout_s
         logs.logger().warning("session lost, opening another", envs=self.names(i), why=why)
         while True:
             try:
                 self.reopen([i], wait_s=0.0)
                 return
             except (AddressUnknown, NoFreeSlot, EnvironmentLost) as error:
-                if time.monotonic() > deadline:
+                if self.connection.clock() > deadline:
                     raise EnvironmentLost(
-                        f"Lost: {self.names(i)} of {self.num_envs} ({why}), and for {timeout_s:g} "
-                        f"s no other agent could take their place: {error}"
+                        f"Lost: {self.names(i)} of {self.num_envs} ({why}). For {timeout_s:g} s "
+                        f"no other agent could take their place: {error}"
                     ) from error
-                time.sleep(AGAIN_S)
+                self.connection.wait(lambda: False, self.connection.clock() + RETRY_S)
 
     def _truncated(self, i: int, status: Status | None = None) -> Percept:
-        """The end of a session's episodes; `status`: how the next ones have begun already."""
+        """Return the percept that ends a session's episodes.
+
+        `status`: how the next episodes have started, if they have.
+        """
         size, last = self.sizes[i], self._last[i]
         infos: dict[str, Any] = _of_all(size, env_lost=np.ones(size, np.bool_))
         if status is None:
@@ -177,7 +180,7 @@ class TruncatingGroup(SessionGroup):
         for k, observation in enumerate(iterate(self._sessions[i].observation_space, last)):
             final[k] = deepcopy(observation)
         infos |= _of_all(size, final_obs=final, final_info=deepcopy(infos))
-        # What is beside the infos of a vector says where in them objects are.
+        # A vector's infos may come in a list, with a second item that says where objects are.
         begun = status.info[0] if type(status.info) is list and status.info else status.info
         if type(begun) is dict:
             begun.update(infos)
@@ -195,12 +198,12 @@ class TruncatingGroup(SessionGroup):
 
 
 def _fresh_reset() -> Reset:
-    # A seed, since a vector of its own kind may begin all over again without one.
+    # With a seed, because some vectors would repeat their first episodes without one.
     return Reset(secrets.randbits(31), None)
 
 
 def _of_all(size: int, **infos: Any) -> dict[str, Any]:
-    """Infos that all environments have, with their masks."""
+    """Return infos that all environments have, with their masks."""
     made: dict[str, Any] = {}
     for key, value in infos.items():
         made[key], made[f"_{key}"] = value, np.ones(size, np.bool_)

@@ -327,7 +327,9 @@ def test_more_sessions_than_slots_are_an_error(programs: Programs) -> None:
     _, url = programs.broker()
     slots = ("--max-sessions", "2", "--threads", "1")
     programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1", *slots)
-    with pytest.raises(NoFreeSlot, match=r"^3 sessions are wanted at once\. All 2 slots of 'lake'"):
+    with pytest.raises(
+        NoFreeSlot, match=r"^3 sessions are requested together\. All 2 slots of 'lake'"
+    ):
         ProxyVectorEnv("lake", 3, url, sessions=3)
 
 

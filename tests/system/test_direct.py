@@ -102,7 +102,7 @@ def test_an_agent_without_a_direct_endpoint_is_used_through_the_broker(url: str)
     with ProxyEnv("relayed-d", url) as env:
         env.reset()
         assert not session_of(env).is_direct
-    with pytest.raises(ConnectionFailed, match="does not offer that"):
+    with pytest.raises(ConnectionFailed, match="offers no direct connection"):
         ProxyEnv("relayed-d", url, direct="always")
 
 
@@ -145,7 +145,7 @@ def test_within_a_host_sessions_go_past_the_broker_by_themselves(
 
 def test_on_one_host_direct_sessions_go_over_a_unix_socket(url: str) -> None:
     with ProxyEnv("located-d", url, direct="always") as env:
-        link = session_of(env)._direct
+        link = session_of(env).paths.direct
         assert link is not None
         assert link.dealer.url.startswith("unix://")
 
@@ -157,7 +157,7 @@ def test_where_the_socket_is_another_hosts_they_go_over_tcp(
         "gymwire.learner_agent.client.direct.socket.gethostname", lambda: "elsewhere"
     )
     with ProxyEnv("located-d", url, direct="always") as env:
-        link = session_of(env)._direct
+        link = session_of(env).paths.direct
         assert link is not None
         assert link.dealer.url.startswith("tcp://")
         env.reset()
@@ -275,7 +275,8 @@ def asked(env: ProxyEnv, frame: Frame) -> bytes:
 def act(env: ProxyEnv) -> Frame:
     """Return the frame of the next step."""
     session = session_of(env)
-    seq = session.exchange.seq = session.exchange.seq + 1
+    seq = session.exchange.seq + 1
+    session.exchange.restore_position(seq, session.exchange.state)
     return PLAIN.encode(Act(1), session.sid, seq)
 
 
@@ -360,7 +361,7 @@ def test_a_step_is_neither_lost_nor_doubled_when_a_unix_socket_is_cut(
     local = gymnasium.make("FrozenLake-v1")
     with ProxyEnv("lake-d", url, direct="always") as env:
         assert_same(local.reset(seed=5), env.reset(seed=5))
-        link = session_of(env)._direct
+        link = session_of(env).paths.direct
         assert link is not None
         assert isinstance(link.dealer, UnixDealer)
         done, relayed = False, 0
@@ -459,7 +460,7 @@ def test_an_agent_frozen_in_a_direct_step_is_told_in_time(programs: Programs) ->
 
 def test_a_long_direct_step_is_waited_for(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     busy: list[str] = []
-    monkeypatch.setattr(Exchange, "_take_busy", lambda _, reason, *__: busy.append(reason))
+    monkeypatch.setattr(Exchange, "_handle_busy", lambda _, reason, *__: busy.append(reason))
     with ProxyEnv("slow-d", url, direct="always") as env:
         env.reset()
         assert env.step(4)[0] == 1
@@ -500,7 +501,7 @@ def test_a_frame_for_anothers_session_is_refused(url: str) -> None:
     ):
         for env in (mine, others):
             env.reset()
-        link, sid = session_of(mine)._direct, session_of(others).sid
+        link, sid = session_of(mine).paths.direct, session_of(others).sid
         assert link is not None
         link.dealer.send(PLAIN.encode(Act(1), sid, 2))
         refusal = answer(link.dealer)

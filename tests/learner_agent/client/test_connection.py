@@ -1,4 +1,4 @@
-"""Requests to the broker: sessions that nobody waits for any more hold no slot."""
+"""Requests to the broker: sessions that nobody waits for any more free their slots."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def agent(network: Network, slots: int = 1) -> ServingLoop:
 
 
 def answers_late(network: Network, loop: ServingLoop, patch: pytest.MonkeyPatch) -> None:
-    """The agent makes its environments, and is heard of that only AWAY_S later."""
+    """Delay the agent's OPENED by AWAY_S."""
     link = loop._link
     at_once = link.send
 
@@ -46,48 +46,48 @@ def interrupt() -> None:
     raise KeyboardInterrupt
 
 
-def interrupted_open(network: Network, channel: BrokerConnection) -> None:
+def interrupted_open(network: Network, connection: BrokerConnection) -> None:
     network.after(0.5, interrupt)
     with pytest.raises(KeyboardInterrupt):
-        channel.open("cartpole")
+        connection.open("cartpole")
 
 
-def used(channel: BrokerConnection) -> int:
-    return int(channel.find("cartpole")[0]["used"])
+def used(connection: BrokerConnection) -> int:
+    return int(connection.find("cartpole")[0]["used"])
 
 
-def listen(network: Network, channel: BrokerConnection) -> None:
-    """Whoever uses a channel hears on it what came in the meantime."""
+def listen(network: Network, connection: BrokerConnection) -> None:
+    """Use a connection, which then receives what has arrived in the meantime."""
     network.pass_time(AWAY_S)
-    channel.find()
+    connection.find()
     network.pass_time(1.0)
 
 
 def test_a_session_that_opens_after_an_interrupt_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Network() as network:
         loop = agent(network)
-        channel = network.connection()
+        connection = network.connection()
         answers_late(network, loop, monkeypatch)
-        interrupted_open(network, channel)
+        interrupted_open(network, connection)
         assert not loop.idle
-        listen(network, channel)
+        listen(network, connection)
         assert loop.idle
-        assert used(channel) == 0
+        assert used(connection) == 0
 
 
 def test_a_session_that_opens_after_a_silence_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     with Network() as network:
         loop = agent(network)
-        channel = network.connection(timeout_s=5.0)
+        connection = network.connection(timeout_s=5.0)
         answers_late(network, loop, monkeypatch)
         network.after(0.1, lambda: monkeypatch.setattr(network, "faults", Faults(drop=1.0)))
         with pytest.raises(BrokerUnreachable):
-            channel.open("cartpole")
+            connection.open("cartpole")
         monkeypatch.setattr(network, "faults", Faults())
         assert not loop.idle
-        listen(network, channel)
+        listen(network, connection)
         assert loop.idle
-        assert used(channel) == 0
+        assert used(connection) == 0
 
 
 def test_an_unwanted_session_is_closed_even_if_the_first_close_gets_lost(
@@ -95,15 +95,15 @@ def test_an_unwanted_session_is_closed_even_if_the_first_close_gets_lost(
 ) -> None:
     with Network() as network:
         loop = agent(network)
-        channel = network.connection()
+        connection = network.connection()
         answers_late(network, loop, monkeypatch)
-        interrupted_open(network, channel)
+        interrupted_open(network, connection)
         network.pass_time(AWAY_S)
         network.faults = Faults(drop=1.0)
-        assert channel.pump()  # OPENED; what is sent now gets lost
+        assert connection.pump()  # OPENED; what is sent now gets lost
         network.faults = Faults()
         assert not loop.idle
-        listen(network, channel)
+        listen(network, connection)
         assert loop.idle
 
 
@@ -112,11 +112,11 @@ def test_the_slot_of_an_unwanted_session_can_be_used_at_once(
 ) -> None:
     with Network() as network:
         loop = agent(network)
-        channel = network.connection()
+        connection = network.connection()
         answers_late(network, loop, monkeypatch)
-        interrupted_open(network, channel)
-        listen(network, channel)
-        session = channel.open("cartpole")
+        interrupted_open(network, connection)
+        listen(network, connection)
+        session = connection.open("cartpole")
         session.request(Reset(1))
         assert len(loop.sessions) == 1
 
@@ -127,8 +127,8 @@ def test_of_several_sessions_all_are_closed_when_one_has_no_slot(
 ) -> None:
     with Network() as network:
         loop = agent(network, slots=2)
-        channel = network.connection()
-        dealer = cast(Any, channel.link._dealer)
+        connection = network.connection()
+        dealer = cast(Any, connection.link._dealer)
         at_once = dealer.arrived
 
         def arrived(frame: bytes) -> None:
@@ -137,10 +137,10 @@ def test_of_several_sessions_all_are_closed_when_one_has_no_slot(
 
         monkeypatch.setattr(dealer, "arrived", arrived)
         with pytest.raises(NoFreeSlot, match="All 2 slots"):
-            channel.open_all("cartpole", [0, 0, 0])
-        listen(network, channel)
+            connection.open_all("cartpole", [0, 0, 0])
+        listen(network, connection)
         assert loop.idle
-        assert used(channel) == 0
+        assert used(connection) == 0
 
 
 def test_a_slot_that_becomes_free_in_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,7 +156,7 @@ def test_a_slot_that_becomes_free_in_time_is_waited_for(monkeypatch: pytest.Monk
         with structlog.testing.capture_logs() as told:
             network.connection(wait_s=60.0).open("cartpole").close()
         assert 20.0 <= network.now - began < 22.0
-        waiting = [row for row in told if row["event"] == "waiting"]
+        waiting = [row for row in told if row["event"] == "waiting for a slot"]
         assert [row["at_most_s"] for row in waiting] == [60.0]
         assert waiting[0]["why"].startswith("The only slot of 'cartpole' is in use")
 
@@ -175,10 +175,10 @@ def test_a_slot_is_waited_for_no_longer_than_asked(wait_s: float) -> None:
 def test_sessions_that_are_opened_together_come_in_the_order_asked_for() -> None:
     with Network(seed=3) as network:
         agent(network, slots=8)
-        channel = network.connection()
+        connection = network.connection()
         network.faults = Faults(late=1.0, late_s=3.0)
         sizes = [3, 1, 4, 1, 5]
-        sessions = channel.open_all("cartpole", sizes, autoreset_mode="NextStep")
+        sessions = connection.open_all("cartpole", sizes, autoreset_mode="NextStep")
         assert [session.opened.num_envs for session in sessions] == sizes
         assert len({session.sid for session in sessions}) == len(sizes)
 
@@ -186,8 +186,8 @@ def test_sessions_that_are_opened_together_come_in_the_order_asked_for() -> None
 def test_a_session_that_is_closed_during_a_step_frees_its_slot_when_the_step_has_ended() -> None:
     with Network() as network:
         loop = agent(network)
-        channel = network.connection()
-        session = channel.open("cartpole")
+        connection = network.connection()
+        session = connection.open("cartpole")
         session.request(Reset(1))
         network.faults = Faults(drop=1.0)
         with pytest.raises(RequestTimeout):
@@ -195,28 +195,28 @@ def test_a_session_that_is_closed_during_a_step_frees_its_slot_when_the_step_has
         session.close()
         network.faults = Faults()
         assert not loop.idle
-        listen(network, channel)
+        listen(network, connection)
         assert loop.idle
 
 
 def test_a_late_error_of_a_lost_session_answers_nothing_else() -> None:
     with Network() as network:
         agent(network)
-        channel = network.connection()
-        session = channel.open("cartpole")
-        channel.forget(session)
-        dealer = cast(Any, channel.link._dealer)
+        connection = network.connection()
+        session = connection.open("cartpole")
+        connection.forget(session)
+        dealer = cast(Any, connection.link._dealer)
         for seq in range(5):
             late = PLAIN.encode(Error(Code.SESSION_LOST, "It is gone."), session.sid, seq)
             network.after(0.0001, partial(dealer.arrived, late))
-        assert used(channel) == 1
+        assert used(connection) == 1
 
 
 def test_a_connection_that_breaks_during_an_open_is_waited_for() -> None:
     with Network() as network:
         agent(network)
-        channel = network.connection()
-        dealer = cast(Any, channel.link._dealer)
+        connection = network.connection()
+        dealer = cast(Any, connection.link._dealer)
         assert isinstance(dealer, Dealer)
         network.after(0.0005, lambda: network.cut(dealer, 2.0))
-        assert channel.open("cartpole").opened.num_envs == 0
+        assert connection.open("cartpole").opened.num_envs == 0

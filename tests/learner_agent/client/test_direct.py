@@ -1,4 +1,4 @@
-"""Direct connections that are being made, with a clock of the test's own."""
+"""Direct connections that are being made, with an injected clock."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from gymwire.protocol.transport.interface import LinkEvent
 class Clock:
     now = 0.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
 class Dealer:
-    """A connection that is made `up_at`, whose other side answers RESUME at once, or never."""
+    """A connection that is up from `up_at` on; its peer answers RESUME at once, or never."""
 
     def __init__(self, clock: Clock, up_at: float, *, answers: bool, denied: str = "") -> None:
         self._clock, self._up_at = clock, up_at
@@ -56,14 +56,12 @@ class Dealer:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    made = Clock()
-    monkeypatch.setattr(direct, "time", made)
-    return made
+def clock() -> Clock:
+    return Clock()
 
 
 def link(monkeypatch: pytest.MonkeyPatch, dealer: Dealer) -> DirectConnection:
-    monkeypatch.setattr(direct, "dial_first", lambda *_, **__: cast(Any, dealer))
+    monkeypatch.setattr(direct, "_dial", lambda *_: cast(Any, dealer))
     return DirectConnection({"urls": ["tcp://far:1"]}, 7, bytes(16), None)
 
 
@@ -71,7 +69,7 @@ def test_connections_are_made_side_by_side(clock: Clock, monkeypatch: pytest.Mon
     never, silent = Dealer(clock, 1e9, answers=False), Dealer(clock, 0.1, answers=False)
     late = Dealer(clock, 0.4, answers=True)
     links = [link(monkeypatch, dealer) for dealer in (never, silent, never, late)]
-    direct.attach(links, 0.5)
+    direct.attach(links, 0.5, clock)
     assert [one.up for one in links] == [False, False, False, True]
     assert 0.5 <= clock.now < 0.51
     assert silent.sent == late.sent == [Kind.RESUME]
@@ -82,6 +80,6 @@ def test_who_is_up_or_denied_is_not_waited_for(
 ) -> None:
     denied = Dealer(clock, 0.2, answers=False, denied="it knows no such key")
     links = [link(monkeypatch, dealer) for dealer in (denied, Dealer(clock, 0.1, answers=True))]
-    direct.attach(links, 0.5)
+    direct.attach(links, 0.5, clock)
     assert [one.up for one in links] == [False, True]
     assert clock.now < 0.21

@@ -3,12 +3,14 @@ from __future__ import annotations
 import random
 
 import pytest
+from gymnasium.spaces import Discrete
 
 from gymwire.learner_agent.client.exchange import PING_S, RESEND_MAX_S, RESEND_S, Exchange
-from gymwire.protocol import codec
+from gymwire.protocol import codec, spaces
 from gymwire.protocol.codec import KIND_AT, PLAIN
 from gymwire.protocol.errors import (
     BrokerUnreachable,
+    EnvironmentFailed,
     EnvironmentLost,
     MoveError,
     ProtocolError,
@@ -35,18 +37,25 @@ from gymwire.protocol.messages import (
     Resumed,
     Status,
 )
+from gymwire.protocol.step_codec import StepCodec, compile_steps
 
 SID, NONCE = 5, b"n" * 16
 PERCEPT = Percept(0, 1.0, False, False, {})
+STEPS = compile_steps(SID, spaces.compile(Discrete(9)), spaces.compile(Discrete(9)))
 
 
 class Learner:
     """An exchange with a clock that only tests move."""
 
-    def __init__(self, timeout_s: float = 60.0) -> None:
+    def __init__(self, timeout_s: float = 60.0, steps: StepCodec | None = None) -> None:
         self.now = 100.0
         self.exchange = Exchange(
-            SID, NONCE, where="'cartpole'", timeout_s=timeout_s, rng=random.Random(0)
+            SID,
+            NONCE,
+            where="'cartpole'",
+            timeout_s=timeout_s,
+            rng=random.Random(0),
+            steps=steps,
         )
 
     def ask(self, message: Message) -> bytes:
@@ -57,10 +66,13 @@ class Learner:
         return bytes(frame)
 
     def hear(self, message: Message, seq: int | None = None) -> bool:
-        """A frame arrives; by default it carries the number of the last request."""
+        """Receive a frame, by default for the last request; the caller takes a reply at once."""
         seq = self.exchange.seq if seq is None else seq
         frame = bytes(PLAIN.encode(message, SID, seq))
-        return self.exchange.receive(codec.read_header(frame), frame, self.now)
+        answered = self.exchange.receive(codec.read_header(frame), frame, self.now)
+        if answered:
+            self.exchange.mark_returned()
+        return answered
 
     def tick(self, after_s: float = 0.0) -> tuple[bool, list[bytes]]:
         """Time passes as it does for somebody who looks often; what is to be sent at the end."""
@@ -129,6 +141,83 @@ def test_what_is_pending_is_given_up_only_when_its_successor_is_sent(learner: Le
     learner.exchange.begin(Kind.RESET)  # whose options, say, turn out not to travel
     assert learner.resent(RESEND_S) == [asked]
     assert learner.hear(PERCEPT)
+
+
+# --- the fast path of a step ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def stepping() -> Learner:
+    made = Learner(steps=STEPS)
+    made.ask(Reset())
+    assert made.hear(Status(0, {}))
+    return made
+
+
+def percept(seq: int, observation: int = 0) -> bytes:
+    return bytes(PLAIN.encode(Percept(observation, 1.0, False, False, {}), SID, seq))
+
+
+def test_a_step_is_pending_until_its_reply_is_read(stepping: Learner) -> None:
+    exchange = stepping.exchange
+    frame = exchange.begin_step(1)
+    assert frame == PLAIN.encode(Act(1), SID, 2)
+    assert exchange.pending == (Kind.ACT, 2, frame)
+    assert exchange.finish_step(percept(2)) == (0, 1.0, False, False, {})
+    assert exchange.seq == 2
+    assert not exchange.pending
+
+
+def test_no_other_frame_finishes_a_step(stepping: Learner) -> None:
+    exchange = stepping.exchange
+    exchange.begin_step(1)
+    other_session = bytes(PLAIN.encode(PERCEPT, SID + 1, 2))
+    error = bytes(PLAIN.encode(Error(Code.ENVIRONMENT_FAILED, "no"), SID, 2))
+    for frame in (percept(1), percept(3), other_session, error, b""):
+        assert exchange.finish_step(frame) is None
+        assert exchange.unanswered is not None
+    assert exchange.finish_step(percept(2)) is not None
+
+
+def test_a_step_out_of_turn_takes_the_general_path(stepping: Learner) -> None:
+    exchange = stepping.exchange
+    exchange.begin_step(1)
+    assert exchange.begin_step(1) is None  # one is pending
+    assert Learner(steps=STEPS).exchange.begin_step(1) is None  # no episode
+    assert Learner().exchange.begin_step(1) is None  # no codec
+    with pytest.raises(EnvironmentLost):
+        stepping.hear(Gone("the agent is gone"))
+    exchange.mark_returned()
+    assert exchange.begin_step(1) is None
+    assert exchange.seq == 2
+
+
+def test_an_exception_from_outside_leaves_the_reply_to_the_same_call(stepping: Learner) -> None:
+    exchange = stepping.exchange
+    exchange.begin_step(1)
+    data = percept(2, observation=7)
+    assert exchange.finish_step(data) is not None
+    exchange.end_with(exchange.request, TimeoutError(), data)
+    assert exchange.is_repeat(Kind.ACT, lambda seq: PLAIN.encode(Act(1), SID, seq))
+    assert not exchange.is_repeat(Kind.ACT, lambda seq: PLAIN.encode(Act(0), SID, seq))
+    with pytest.raises(MoveError, match="The previous step is still under way"):
+        exchange.begin(Kind.CALL)
+    assert exchange.unanswered is None  # nothing is sent again
+    assert exchange.reply is not None
+    assert exchange.reply[1] == data
+
+
+def test_the_failure_that_a_reply_stands_for_is_the_reply(stepping: Learner) -> None:
+    exchange, failure = stepping.exchange, EnvironmentFailed("no", remote_type="ValueError")
+    stepping.ask(Act(0))
+    frame = bytes(PLAIN.encode(Error(Code.ENVIRONMENT_FAILED, "no"), SID, 2))
+    assert exchange.receive(codec.read_header(frame), frame, stepping.now)
+    exchange.set_failure(failure)
+    exchange.end_with(exchange.request, TimeoutError())
+    assert exchange.reply is not None
+    exchange.set_failure(failure)
+    exchange.end_with(exchange.request, failure)
+    assert exchange.pending is None
 
 
 # --- matching -------------------------------------------------------------------------------------
@@ -280,7 +369,7 @@ def test_busy_hello_asks_for_hello_and_resume_before_the_request(learner: Learne
 
 def test_a_new_connection_resumes_before_it_resends(learner: Learner) -> None:
     act = learner.ask(Act(0))
-    learner.exchange.relinked(learner.now)
+    learner.exchange.reconnected(learner.now)
     greet, frames = learner.tick()
     assert (greet, [PLAIN.decode(frame) for frame in frames]) == (True, [Resume(NONCE)])
     assert act in learner.resent(RESEND_S)  # even if RESUMED gets lost

@@ -24,15 +24,16 @@ from gymnasium.vector import SyncVectorEnv
 import gymwire.learner_agent
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.env_agent.config import service
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.proxies import options
 from gymwire.protocol.errors import MoveError
 from tests.sameness import assert_same
 from tests.vector_envs import Moody
-from tests.wire import Network
+from tests.wire import BROKER, Network
 
 ENV = "tests.vector_envs:Moody"  # whose infos are of all sorts
 OURS = str(Path(gymwire.learner_agent.__file__).parent)
-BROKER = "tcp://memory:1"
 Pair = tuple[Any, Any]  # a proxy, and the local environment that is the same
 Make = Callable[[Network, float | None], Pair]
 
@@ -83,10 +84,22 @@ def vector(sessions: int) -> Make:
 
 
 @contextlib.contextmanager
+def in_memory() -> Iterator[Network]:
+    """A network that also serves the proxies which make their own connection."""
+    with Network() as network, pytest.MonkeyPatch.context() as patch:
+
+        def connect(_url: str, *, timeout_s: float, wait_s: float, **_: object) -> BrokerConnection:
+            return network.connection(timeout_s, wait_s)
+
+        patch.setattr(options, "BrokerConnection", connect)
+        network.env_agent(service(address="moody", env=ENV))
+        yield network
+
+
+@contextlib.contextmanager
 def pairs(make: Make, step_timeout_s: float | None = None) -> Iterator[Pair]:
     """Both have begun the same episode."""
-    with Network() as network:
-        network.env_agent(service(address="moody", env=ENV))
+    with in_memory() as network:
         remote, local = make(network, step_timeout_s)
         assert_same(remote.reset(seed=1), local.reset(seed=1))
         yield remote, local
@@ -147,8 +160,8 @@ def test_an_interrupted_close_frees_the_slots(
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with Network() as network:
-        loop = network.env_agent(service(address="moody", env=ENV))
+    with in_memory() as network:
+        (loop,) = network.loops
         if sessions:
             remote: Any = ProxyVectorEnv("moody", 3, BROKER, sessions=sessions)
         else:

@@ -171,5 +171,5 @@ def test_a_token_outlives_a_restart_of_the_broker(programs: Programs) -> None:
 
 
 def test_what_is_no_token_is_refused() -> None:
-    with pytest.raises(ConfigurationError, match="not what session_token"):
+    with pytest.raises(ConfigurationError, match="not a session token"):
         ProxyEnv.resume(b"\x80")

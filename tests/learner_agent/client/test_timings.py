@@ -172,8 +172,8 @@ def test_a_request_too_short_for_its_stamps_is_not_executed(network: Network) ->
     assert session._steps is not None
     act = session._steps.encode_act(1, seq.to_bytes(8, "little"))
     assert act is not None
-    session._begin(Kind.ACT, seq, bytes(stamps.request_stamps(act)[:-1]))
-    with pytest.raises(Exception, match="16 bytes of time stamps"):
+    session._send(Kind.ACT, seq, bytes(stamps.request_stamps(act)[:-1]))
+    with pytest.raises(Exception, match="has 16 bytes of them"):
         session.finish()
     assert network.ledgers[session.sid] == [("reset", 5)]
 
@@ -220,9 +220,9 @@ def test_the_parts_are_the_whole(broker: str, way: str) -> None:
 
 
 def test_the_steps_of_a_vector_are_timed_as_one(broker: str, way: str) -> None:
-    channel = BrokerConnection(broker)
+    connection = BrokerConnection(broker)
     try:
-        session = channel.open(
+        session = connection.open(
             "timed/pole",
             num_envs=4,
             autoreset_mode="NextStep",
@@ -233,7 +233,7 @@ def test_the_steps_of_a_vector_are_timed_as_one(broker: str, way: str) -> None:
         assert step[0].shape == (4, 4)
         assert check_sum(timings).is_direct is (way == "direct")
     finally:
-        channel.close()
+        connection.close()
 
 
 def test_timed_and_plain_steps_may_be_mixed(broker: str, way: str) -> None:

@@ -1,0 +1,255 @@
+"""The opening of sessions on a broker connection, and the resuming of them."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from gymwire.learner_agent.client.direct import connect_directly
+from gymwire.learner_agent.client.failures import error_for
+from gymwire.learner_agent.client.requests import PendingRequest
+from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.session_token import SessionToken
+from gymwire.protocol import logs
+from gymwire.protocol.address import parse_address
+from gymwire.protocol.codec import PLAIN, Header
+from gymwire.protocol.errors import (
+    ConfigurationError,
+    DecodingError,
+    Denied,
+    EnvironmentLost,
+    GymwireError,
+)
+from gymwire.protocol.messages import Close, Code, Error, Kind, Message, Open, Opened, Resume
+from gymwire.protocol.security.keys import identity
+from gymwire.protocol.security.signing import Challenge, Signer
+
+if TYPE_CHECKING:
+    from gymwire.learner_agent.client.connection import BrokerConnection
+
+RETRY_S = 0.1  # the first pause before a session is requested again; each is longer, up to
+RETRY_MAX_S = 1.0
+QUIET_S = 3.0  # how long a session may wait for a slot before a log event says why
+IN_USE_S = 3.0  # how long resume waits for the broker to notice that the other process has ended
+
+_MAY_CHANGE = (Code.ADDRESS_UNKNOWN, Code.NO_FREE_SLOT)
+
+
+class _Opening(NamedTuple):
+    """An OPEN, and what it takes to check the agent's answer."""
+
+    open_msg: Open
+    pin: str | None
+    challenge: Challenge | None
+
+    def signer(self, header: Header, opened: Opened, data: bytes | memoryview) -> Signer | None:
+        """Return the keys of a signed session; None: the address pins no agent.
+
+        Raises Denied if the answer is not the pinned agent's.
+        """
+        if self.pin is None or self.challenge is None:
+            return None
+        nonce = self.open_msg.nonce
+        return self.challenge.signer(self.pin, opened.key, nonce, header.sid, data)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Sessions that are opened together, by their places in the batch."""
+
+    openings: Sequence[_Opening]
+    opened: dict[int, RemoteSession]
+    pending: dict[int, PendingRequest]
+
+    @property
+    def is_complete(self) -> bool:
+        return len(self.opened) == len(self.openings)
+
+
+class SessionOpener:
+    """Opens and resumes sessions on one connection.
+
+    It also closes the sessions that an env agent opens after their caller has given up.
+    """
+
+    def __init__(self, connection: BrokerConnection, wait_s: float) -> None:
+        self._connection = connection
+        self._wait_s = wait_s
+        self._given_up: dict[int, _Opening] = {}  # request number → what it may still open
+        self._log = logs.logger()
+
+    def open_all(
+        self,
+        address: str,
+        num_envs: Sequence[int],
+        *,
+        render_mode: str | None,
+        env_kwargs: Mapping[str, Any] | None,
+        autoreset_mode: str,
+        direct: str,
+        wait_s: float | None,
+    ) -> list[RemoteSession]:
+        """Open sessions at the same time; see `BrokerConnection.open_all`."""
+        if direct not in ("auto", "never", "always"):
+            raise ConfigurationError(f'direct must be "auto", "never" or "always", not {direct!r}.')
+        pin = parse_address(address).identity
+        kwargs = dict(env_kwargs or {})
+        openings: list[_Opening] = []
+        for count in num_envs:
+            challenge = None if pin is None else Challenge()
+            open_msg = Open(
+                address,
+                secrets.token_bytes(16),
+                render_mode,
+                kwargs,
+                count,
+                autoreset_mode,
+                direct != "never",
+                challenge=b"" if challenge is None else challenge.public,
+            )
+            openings.append(_Opening(open_msg, pin, challenge))
+        batch = _Batch(openings, {}, {})
+        try:
+            self._complete(batch, self._wait_s if wait_s is None else wait_s)
+            sessions = [batch.opened[i] for i in range(len(openings))]
+            if direct != "never":
+                connect_directly(sessions, required=direct == "always")
+            return sessions
+        except BaseException:
+            for i, request in batch.pending.items():
+                self._give_up(openings[i], request)
+            for session in batch.opened.values():
+                session.close(wait=False)
+            raise
+
+    def _complete(self, batch: _Batch, wait_s: float) -> None:
+        """Open all sessions of a batch, and wait for slots for at most `wait_s` seconds."""
+        connection = self._connection
+        began = connection.clock()
+        pause_s, is_logged = RETRY_S, False
+        while True:
+            for i, opening in enumerate(batch.openings):
+                if i not in batch.opened:
+                    batch.pending[i] = connection.send_request(opening.open_msg)
+            while batch.pending:
+                error = self._receive_next(batch)
+                if error is None:
+                    continue
+                waited_s = connection.clock() - began
+                if error.code not in _MAY_CHANGE or waited_s > wait_s:
+                    raise error_for(error)
+                if waited_s > QUIET_S and not is_logged:
+                    is_logged = True
+                    self._log.info("waiting for a slot", at_most_s=wait_s, why=error.text)
+            if batch.is_complete:
+                return
+            connection.wait(lambda: False, connection.clock() + pause_s)
+            pause_s = min(pause_s * 1.5, RETRY_MAX_S)
+
+    def _receive_next(self, batch: _Batch) -> Error | None:
+        """Wait for the next answer to a batch; return it if it is an ERROR."""
+        connection = self._connection
+        i = connection.wait_first(batch.pending)
+        opening, request = batch.openings[i], batch.pending[i]
+        assert request.answer is not None
+        header, answer, data = request.answer
+        if isinstance(answer, Opened):
+            signer = opening.signer(header, answer, data)
+            batch.opened[i] = self._opened(header, opening.open_msg, answer, signer)
+        del batch.pending[i]
+        connection.forget_requests(request)
+        if not isinstance(answer, Error):
+            return None
+        if answer.code == Code.NO_FREE_SLOT and len(batch.openings) > 1:
+            text = f"{len(batch.openings)} sessions are requested together. {answer.text}"
+            return replace(answer, text=text)
+        return answer
+
+    def _opened(
+        self, header: Header, open_msg: Open, opened: Opened, signer: Signer | None
+    ) -> RemoteSession:
+        connection = self._connection
+        try:
+            session = RemoteSession(connection, header.sid, open_msg, opened, signer)
+        except GymwireError:  # for example, an unknown kind of space: the slot must not stay in use
+            close = PLAIN.encode(Close(), header.sid, 1)
+            connection.link.send(close if signer is None else signer.sign(close))
+            raise
+        connection.add(session)
+        return session
+
+    # --- sessions that nobody waits for any more --------------------------------------------------
+
+    def _give_up(self, opening: _Opening, request: PendingRequest) -> None:
+        """Stop waiting for a session, which may be open already, or be opened later."""
+        self._connection.forget_requests(request)
+        self._given_up[request.seq] = opening
+        if request.answer is not None:
+            self._close_unwanted(*request.answer)
+
+    def receive(self, header: Header, data: bytes | memoryview) -> bool:
+        """Handle an answer to an OPEN that was given up; return whether the frame is one."""
+        if header.seq not in self._given_up or header.kind not in (Kind.OPENED, Kind.ERROR):
+            return False
+        self._close_unwanted(header, PLAIN.decode(data, header), data)
+        return True
+
+    def _close_unwanted(self, header: Header, answer: Message, data: bytes | memoryview) -> None:
+        opening = self._given_up.pop(header.seq)
+        if isinstance(answer, Opened) and not self._connection.has_session(header.sid):
+            try:
+                signer = opening.signer(header, answer, data)
+                self._opened(header, opening.open_msg, answer, signer).close(wait=False)
+            except GymwireError as error:
+                self._log.debug("unwanted session not closed", why=str(error))
+
+    # --- resuming ---------------------------------------------------------------------------------
+
+    def resume(self, token: SessionToken) -> RemoteSession:
+        """Continue a session of a process that has ended; see `BrokerConnection.resume`."""
+        connection = self._connection
+        deadline = connection.clock() + IN_USE_S
+        while True:
+            _, resumed, _ = connection.ask(Resume(token.nonce), token.sid)
+            if not isinstance(resumed, Error):
+                break
+            # The broker may not have noticed yet that the other process has ended.
+            if resumed.code != Code.DENIED or connection.clock() > deadline:
+                raise error_for(resumed)
+            connection.wait(lambda: False, connection.clock() + RETRY_S)
+        header, opened, data = connection.ask(token.open_msg)
+        if isinstance(opened, Error) and opened.code == Code.DENIED:
+            raise error_for(opened)
+        if not isinstance(opened, Opened) or header.sid != token.sid:
+            raise EnvironmentLost(
+                "The session is lost: its env agent does not know it any more. Open a new one."
+            )
+        _check_pinned(token, opened, data)
+        session = self._opened(header, token.open_msg, opened, token.signer)
+        session.exchange.restore_position(token.seq, token.state)
+        session.query_position()
+        if token.open_msg.direct:
+            connect_directly([session], required=False)
+        return session
+
+
+def _check_pinned(token: SessionToken, opened: Opened, data: bytes | memoryview) -> None:
+    """Raise Denied unless OPENED comes from the agent that the address pins, if it pins one.
+
+    That agent signs the frame with the session's key, and names its own key in it.
+    """
+    pin, signer = parse_address(token.kwargs["address"]).identity, token.signer
+    if pin is None and signer is None:
+        return
+    try:
+        if signer is not None and pin == identity(opened.key):
+            signer.verify(data)
+            return
+    except DecodingError:
+        pass
+    raise Denied(
+        f"The session at {token.open_msg.address!r} is not resumed: its agent is not the pinned "
+        f"one, or cannot prove it, or the token belongs to another session."
+    )

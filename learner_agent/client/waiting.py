@@ -1,0 +1,78 @@
+"""The one waiting loop of the learner agent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from gymwire.protocol.transport.interface import TICK_MS
+from gymwire.protocol.transport.polling import wait_among
+
+TICK_S = TICK_MS / 1000
+TIMERS_EVERY = 64  # frames after which timers run even if answers arrive without a pause
+
+
+class Source(Protocol):
+    """A place from which frames arrive, and their receiver."""
+
+    @property
+    def path(self) -> Any:
+        """The connection at present: it can `poll`, `receive` and stand in `wait_among`."""
+
+    def receive_frame(self, data: bytes | memoryview) -> bool:
+        """Handle a frame; return whether it answers a request."""
+
+
+def wait(
+    until: Callable[[], bool],
+    deadline: float | None,
+    *,
+    sources: Sequence[Source],
+    run_timers: Callable[[float], None],
+    clock: Callable[[], float],
+    tick_s: float = TICK_S,
+) -> bool:
+    """Receive frames until a condition holds; return False if the deadline comes first.
+
+    Timers run after each tick without a frame, after each frame that answers no request (it may
+    have moved a timer), and after every `TIMERS_EVERY` frames.
+
+    Args:
+        until: the condition; whatever it raises ends the waiting.
+        deadline: a reading of `clock`, in seconds; None: wait without limit.
+        sources: where frames arrive.
+        run_timers: called with the time; whatever it raises ends the waiting.
+        clock: returns the time in seconds.
+        tick_s: the longest pause between two runs of the timers, at most TICK_S.
+    """
+    frames = 0
+    while not until():
+        left_s = tick_s if deadline is None else min(max(deadline - clock(), 0.0), tick_s)
+        answered = _receive(sources, left_s)
+        frames += 1
+        if answered and frames % TIMERS_EVERY:
+            continue
+        now = clock()
+        run_timers(now)
+        # A frame that has arrived in time counts, even if it is read later.
+        if deadline is not None and now >= deadline and (answered is None or frames > TIMERS_EVERY):
+            return until()
+    return True
+
+
+def _receive(sources: Sequence[Source], timeout_s: float) -> bool | None:
+    """Receive what arrives first; return whether it answers a request, None: nothing arrived."""
+    by_path = {source.path: source for source in sources}
+    if len(by_path) > 1:
+        paths = [*by_path]
+        ready = [paths[i] for i in wait_among(paths, timeout_s)]
+    else:
+        (path,) = by_path
+        # A receive that blocks for a tick needs no poll before it.
+        ready = [path] if timeout_s == TICK_S or path.poll(timeout_s) else []
+    answered: bool | None = None
+    for path in ready:
+        data = path.receive()
+        if data is not None:
+            answered = by_path[path].receive_frame(data) or bool(answered)
+    return answered
