@@ -1,0 +1,82 @@
+"""The documents are readable as plain Markdown: links, columns, and one name for each thing."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.docs import modules
+from tests.docs.pages import PAGES, prose, read
+from tests.processes import ROOT
+
+COLUMNS = 100
+LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
+# How things were called before; the documents use the new names only.
+OLD_COMMANDS = (
+    r"python -m (gymwire\.)?(broker|env_agent|learner_agent|protocol)\b",
+    r"--allow\b",
+    r"--no-lanes\b",
+)
+OLD_NAMES = (
+    r"\blanes?\b",
+    r"\btickets?\b",
+    r"\bsealed\b",
+    r"\bhand(s|ed)? out\b",
+    r"\bcannot travel\b",
+)
+CODE = re.compile(r"`[^`]*`")
+WRITTEN = [page for page in PAGES if page != modules.PATH]  # that one quotes docstrings
+page_by_page = pytest.mark.parametrize(
+    "page", WRITTEN, ids=[str(page.relative_to(ROOT)) for page in WRITTEN]
+)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub gives to the headings of a page."""
+    headings = re.findall(r"^#+ (.*)$", prose(read(page)), re.MULTILINE)
+    plain = (re.sub(r"[^\w -]", "", heading.lower()) for heading in headings)
+    return {heading.strip().replace(" ", "-") for heading in plain}
+
+
+@page_by_page
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in LINK.findall(prose(read(page))):
+        if re.match(r"https?://", link):
+            continue
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{link}: there is no {target}"
+        assert not anchor or anchor in anchors(target), f"{link}: there is no such heading"
+
+
+@page_by_page
+def test_lines_have_at_most_100_columns(page: Path) -> None:
+    # A row of a table and a command to copy cannot be broken.
+    long = [line for line in prose(read(page)).splitlines() if len(line) > COLUMNS]
+    assert [line for line in long if not line.startswith(("|", "!["))] == []
+
+
+@page_by_page
+def test_only_the_new_names_are_used(page: Path) -> None:
+    text = CODE.sub("", prose(read(page)))  # without the names of fields on the wire
+    for old in (*OLD_COMMANDS, *OLD_NAMES):
+        assert not re.search(old, read(page) if old in OLD_COMMANDS else text), old
+
+
+@page_by_page
+def test_files_that_are_named_exist(page: Path) -> None:
+    folders = "broker|docs|env_agent|examples|gymwire|learner_agent|protocol|tests"
+    for path in re.findall(rf"`((?:{folders})/[\w./]*)`", read(page)):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_list_of_modules_is_up_to_date() -> None:
+    assert modules.PATH.read_text(encoding="utf-8") == modules.page()
+
+
+def test_the_glossary_explains_each_term_once() -> None:
+    terms = re.findall(r"^\*\*([^*]+)\*\*:", read("docs/glossary.md"), re.MULTILINE)
+    assert len(terms) == len(set(terms))
+    assert {"broker", "env agent", "learner agent", "session", "lease", "local channel"} <= {*terms}
