@@ -69,6 +69,13 @@ class Terminals:
             return ""
         return self._finish(arguments)
 
+    def wait_for(self, *addresses: str) -> None:
+        """Wait until these addresses are on offer."""
+        opened = "".join(
+            f"ProxyEnv({address!r}, wait_s={PATIENCE_S}).close()\n" for address in addresses
+        )
+        self.script(f"from gymwire import ProxyEnv\n{opened}")
+
     def script(self, text: str) -> str:
         """Run a script of a page; return its output."""
         return self._finish([sys.executable, "-c", self._here(text)])

@@ -62,9 +62,9 @@ def test_the_commands_that_serve_an_environment_of_ones_own(tmp_path: Path) -> N
         terminals.run("gymwire broker")
         terminals.run("gymwire serve cartpole CartPole-v1")
         walk_through(page, terminals)
+        terminals.wait_for("cartpole", "frozen-lake", "warm-room", "maze", "pole")
         for script in blocks(page, "python"):
             terminals.script(PRELUDE + script.text)
-        terminals.script("from gymwire import ProxyEnv\nProxyEnv('maze').close()")
 
 
 @pytest.mark.parametrize("page", ["recovery", "vectors", "video"])
@@ -72,6 +72,7 @@ def test_the_scripts_of_a_how_to(page: str, tmp_path: Path) -> None:
     with Terminals(tmp_path) as terminals:
         terminals.run("gymwire broker")
         terminals.run("gymwire serve cartpole CartPole-v1 --max-sessions 32")
+        terminals.wait_for("cartpole")
         for script in blocks(f"docs/how-to/{page}.md", "python"):
             if "RecordVideo" in script.text and importlib.util.find_spec("moviepy") is None:
                 continue
