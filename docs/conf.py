@@ -19,6 +19,8 @@ exclude_patterns = ["README.md"]  # index.rst includes it
 html_theme = "furo"
 html_title = "gymwire"
 html_show_sourcelink = False
+default_role = "code"  # docstrings write `names` as Markdown does
+smartquotes = False  # an option keeps both of its hyphens
 
 # --- Markdown ---------------------------------------------------------------------------------
 

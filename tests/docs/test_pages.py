@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from gymwire.protocol import errors
 from tests.docs import generated
 from tests.docs.pages import PAGES, prose, read
 from tests.processes import ROOT
@@ -81,3 +82,8 @@ def test_the_glossary_explains_each_term_once() -> None:
     terms = re.findall(r"^\*\*([^*]+)\*\*:", read("docs/glossary.md"), re.MULTILINE)
     assert len(terms) == len(set(terms))
     assert {"broker", "env agent", "learner agent", "session", "lease", "local channel"} <= {*terms}
+
+
+def test_every_error_is_explained() -> None:
+    explained = re.findall(r"^\| `(\w+)` \|", read("docs/reference/errors.md"), re.MULTILINE)
+    assert sorted(explained) == sorted(errors.__all__)

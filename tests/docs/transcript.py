@@ -86,7 +86,7 @@ def _without_chance(frame: bytes) -> bytes:
     if read_header(frame).kind is not Kind.HELLO:
         return frame
     role, _, software, _, *rest = msgpack.unpackb(frame[HEADER_SIZE:])
-    head = msgpack.packb([role, AGENT, software, HOST, *rest])
+    head: bytes = msgpack.packb([role, AGENT, software, HOST, *rest])
     return frame[:4] + len(head).to_bytes(4, "little") + frame[8:HEADER_SIZE] + head
 
 
