@@ -129,7 +129,7 @@ class Connections:
         if now < max(self._listen_at, self.patient_until):
             return
         self._listen_at = now + LISTEN_S
-        loops = [p for p in self._tables.peers.values() if p.role in (Role.ENV, Role.PULSE)]
+        loops = [p for p in self._tables.peers.values() if p.role in (Role.ENV, Role.PROGRESS)]
         heard: dict[bytes, float] = {}
         for peer in loops:
             heard[peer.agent] = max(peer.heard, heard.get(peer.agent, 0.0))
@@ -152,7 +152,7 @@ class Connections:
                 found.append(peer)
         return found
 
-    def quiet(self, learner: Peer, quiet_s: float) -> None:
+    def quiet(self, learner: Peer, idle_s: float) -> None:
         """Nothing came from this learner for so long, not even a heartbeat."""
-        if quiet_s > QUIET_S:
+        if idle_s > QUIET_S:
             self.hang_up(learner)

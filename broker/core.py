@@ -21,10 +21,12 @@ from gymwire.broker.session_messages import SessionFrames
 from gymwire.broker.sessions import Sessions
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol import codec
-from gymwire.protocol.codec import PLAIN, Frame
+from gymwire.protocol.capabilities import CAPABILITIES
+from gymwire.protocol.codec import KIND_AT, PLAIN, SID, UP_TO_KIND, Frame
 from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import (
-    PRESENCE,
+    CONTROL_KINDS,
+    LIVENESS_PREFIX,
     VERSION,
     Attach,
     Busy,
@@ -54,7 +56,7 @@ RETRY_S = 1.0  # when who asked too much may try again
 _RELAYED = frozenset(
     bytes((codec.MAGIC, VERSION, kind))
     for kind in Kind
-    if kind < 16 and kind not in (Kind.CLOSED, Kind.ERROR)
+    if kind < CONTROL_KINDS and kind not in (Kind.CLOSED, Kind.ERROR)
 )
 
 
@@ -83,7 +85,9 @@ class Core:
         awaited, meters = Awaited(tables, now), Meters()
         self.sessions = Sessions(tables, self.connections, awaited, meters, notes, rng, lease_s)
         self._frames = SessionFrames(tables, self.sessions, meters, notes)
-        welcome = Welcome(epoch, software, "", max_message, lease_s, lane)
+        welcome = Welcome(
+            epoch, software, "", max_message, lease_s, lane, capabilities=list(CAPABILITIES)
+        )
         self.peers = Peers(
             tables, self.connections, self.sessions, awaited, notes, policy, welcome, host, rng
         )
@@ -101,8 +105,8 @@ class Core:
         """
         if len(data) < codec.HEADER_SIZE:
             return None
-        route = self._routes.get(rid + data[8:16])
-        if route is None or route.key != key or bytes(data[:3]) not in _RELAYED:
+        route = self._routes.get(rid + data[SID])
+        if route is None or route.key != key or bytes(data[UP_TO_KIND]) not in _RELAYED:
             return None
         route.session.frames += 1
         return route.rid
@@ -114,8 +118,10 @@ class Core:
 
         The frames of its own sessions do not count: the other side pays for them, too.
         """
-        if len(data) >= codec.HEADER_SIZE and (data[2] < 16 or data[2] == Kind.OPENED):
-            route = self._routes.get(rid + bytes(data[8:16]))
+        if len(data) >= codec.HEADER_SIZE and (
+            data[KIND_AT] < CONTROL_KINDS or data[KIND_AT] == Kind.OPENED
+        ):
+            route = self._routes.get(rid + bytes(data[SID]))
             if route is not None and route.key == key:
                 return Ruling.PASS
         return self._gate.rule(rid, len(data), now)
@@ -150,7 +156,9 @@ class Core:
             message = PLAIN.decode(data)
         except GymwireError:
             return None
-        peer = self.tables.by_ticket.get(message.ticket) if isinstance(message, Attach) else None
+        peer = (
+            self.tables.by_ticket.get(message.attach_token) if isinstance(message, Attach) else None
+        )
         if peer is None or self._gate.rule(peer.rid, len(data), now) is not Ruling.PASS:
             return None
         return peer
@@ -159,7 +167,7 @@ class Core:
 
     def receive(self, sender: Sender, data: bytes | memoryview, now: float) -> list[Send]:
         """Take a frame that `relay` did not place; returns what to send."""
-        if not data and sender.rid[:1] == PRESENCE:
+        if not data and sender.rid[:1] == LIVENESS_PREFIX:
             self.peers.present(sender, now)
             return []
         try:
@@ -181,7 +189,7 @@ class Core:
                 text = "This routing id belongs to another connection."
                 raise Refusal(Code.DENIED, text)
             peer.heard, peer.hung_up = now, False
-        unread = header.kind < 16 or header.kind is Kind.OPENED
+        unread = header.kind < CONTROL_KINDS or header.kind is Kind.OPENED
         if not unread and len(data) > MAX_CONTROL:
             text = f"A {header.kind.name} may have {MAX_CONTROL} bytes, this one has {len(data)}."
             raise Refusal(Code.TOO_LARGE, text)

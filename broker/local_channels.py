@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from gymwire.broker.tables import Peer
-from gymwire.protocol.codec import PLAIN, Frame
+from gymwire.protocol.codec import KIND_AT, PLAIN, Frame
 from gymwire.protocol.messages import Attached, Kind
+from gymwire.protocol.transport.interface import Delivery, Received
 from gymwire.protocol.transport.private_folder import PrivateFolder
-from gymwire.protocol.transport.unix import SCHEME, UnixReceived, UnixRouter
-from gymwire.protocol.transport.zmq_sockets import Delivery, Received, Router
+from gymwire.protocol.transport.router import Router
+from gymwire.protocol.transport.unix import SCHEME, UnixRouter
 
 LOOK_EVERY = 16  # frames after which ZeroMQ is looked at though the lanes never rest
 MAX_LANES = 4096
@@ -49,17 +50,17 @@ class Lanes:
         self.url = self._unix.url
         self.send, self._receive_here = self._unix.send, self._unix.receive
 
-    def receive(self) -> Received | UnixReceived | None:
+    def receive(self) -> Received | None:
         """The next frame, or None after a tick without one. What came over a lane has no origin."""
         router = self._router
         self._turn = turn = (self._turn + 1) % LOOK_EVERY
-        if (router.stirred or not turn) and router.look():
+        if (router.may_have_unsignalled_input or not turn) and router.has_input():
             # Both have something to say, it may be: they take turns.
             self._lanes_next = not self._lanes_next
             received = self._receive_here(wait=False) if self._lanes_next else None
             return router.receive() if received is None else received
         received = self._receive_here()
-        if received is None and router.look():
+        if received is None and router.has_input():
             return router.receive()
         return received
 
@@ -75,7 +76,7 @@ class Lanes:
     def deliver(self, rid: bytes, frame: Frame | memoryview) -> bool:
         """Send a frame of the broker's own, if this peer has a lane and the frame may take it."""
         lane = self.of.get(rid)
-        if lane is None or frame[2] == Kind.PING:  # that tries the ZeroMQ connection
+        if lane is None or frame[KIND_AT] == Kind.PING:  # that tries the ZeroMQ connection
             return False
         return self._unix.send(lane, frame) is Delivery.DONE
 

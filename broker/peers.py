@@ -12,6 +12,7 @@ from gymwire.broker.recovery import Awaited
 from gymwire.broker.refusals import ASK, Refusal, may_not, refuse, whose
 from gymwire.broker.sessions import Sessions
 from gymwire.broker.tables import Peer, Tables
+from gymwire.protocol.capabilities import common
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Bye, Code, Hello, Role, Welcome
@@ -53,7 +54,7 @@ class Peers:
 
     def hello(self, sender: Sender, header: Header, hello: Hello, now: float) -> list[Send]:
         """A peer introduces itself: it is new, or its connection is, or it was not answered."""
-        if hello.role not in (Role.LEARNER, Role.ENV, Role.PULSE):
+        if hello.role not in (Role.LEARNER, Role.ENV, Role.PROGRESS):
             raise DecodingError(f"{hello.role[:50]!r} is not a role.")
         if sender.rid[:1] == b"\0":
             raise DecodingError("A peer must set a routing id of its own.")
@@ -68,20 +69,20 @@ class Peers:
                 Code.LIMIT, f"This broker has {MAX_PEERS} peers already; try again later."
             )
         most = self._welcome.max_message
-        if self._welcome.lane and peer.host == self._host and peer.role != Role.PULSE:
+        if self._welcome.local_channel and peer.host == self._host and peer.role != Role.PROGRESS:
             self._give_ticket(peer)
         welcome = replace(
             self._welcome,
             identity=peer.identity,
             max_message=min(most, rights.message_bytes or most),
-            lane=self._welcome.lane if peer.ticket else "",
-            ticket=peer.ticket,
+            local_channel=self._welcome.local_channel if peer.ticket else "",
+            attach_token=peer.ticket,
         )
         sends = [say(peer.rid, welcome, 0, header.seq)]
         if peer.role == Role.ENV:
             for row in hello.sessions:
                 sends += self._sessions.announced(peer, row, now)
-        elif peer.role == Role.PULSE and peer.rights.offer:
+        elif peer.role == Role.PROGRESS and peer.rights.offer:
             self._awaited.named(peer, hello.sessions)
         return sends
 
@@ -97,9 +98,9 @@ class Peers:
         if rights is None or not rights.offer or len(agent) < 15:
             return
         known = self._tables.peers.get(sender.rid)
-        if known is not None and (known.role != Role.PRESENCE or known.key != sender.key):
+        if known is not None and (known.role != Role.LIVENESS or known.key != sender.key):
             return
-        peer = self._enter(sender, rights, Hello(Role.PRESENCE, agent, "", "", []), now)
+        peer = self._enter(sender, rights, Hello(Role.LIVENESS, agent, "", "", []), now)
         if peer is not None:
             self._awaited.present(peer)
 
@@ -120,6 +121,7 @@ class Peers:
                 fd=sender.fd,
                 connection=sender.connection,
                 rights=rights,
+                capabilities=common(hello.capabilities),
             )
         self._connections.arrived(peer, sender, now)
         return peer

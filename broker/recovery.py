@@ -38,7 +38,7 @@ class Awaited:
 
     def present(self, presence: Peer) -> None:
         """An agent is there; it may not be able to speak."""
-        pulses = (peer for peer in self._tables.peers.values() if peer.role == Role.PULSE)
+        pulses = (peer for peer in self._tables.peers.values() if peer.role == Role.PROGRESS)
         if not any(pulse.agent[:15] == presence.agent for pulse in pulses):
             self._mute[presence.agent] = presence
 

@@ -21,20 +21,13 @@ from gymwire.broker.local_channels import Lanes
 from gymwire.broker.policy_file import PolicyFile
 from gymwire.broker.rate_limit import Ruling
 from gymwire.protocol import stamps
-from gymwire.protocol.codec import TIMED
+from gymwire.protocol.codec import FLAGS_AT, KIND_AT, TIMED
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Kind
 from gymwire.protocol.security.keys import KeyPair, identity
+from gymwire.protocol.transport.interface import MAX_MESSAGE, TICK_MS, Delivery, Origin
+from gymwire.protocol.transport.router import Router, fd_of, public_key_of
 from gymwire.protocol.transport.unix import CAN_LISTEN
-from gymwire.protocol.transport.zmq_sockets import (
-    MAX_MESSAGE,
-    TICK_MS,
-    Delivery,
-    Origin,
-    Router,
-    fd_of,
-    public_key_of,
-)
 
 if sys.platform != "win32":
     import resource
@@ -145,14 +138,14 @@ class Server:
                 rid, key = owner
             elif keyed:
                 key = public_key_of(origin)
-            at = time.monotonic_ns() if len(data) > 3 and data[3] & TIMED else 0
+            at = time.monotonic_ns() if len(data) > FLAGS_AT and data[FLAGS_AT] & TIMED else 0
             to = relay(rid, data, key)
             if to is None:
                 self._look_at(rid, origin, data, key, at)
                 if lanes is not None and waits_for_lanes is not bool(tickets):
                     return
                 continue
-            frame = stamps.passed(data, at, time.monotonic_ns) if at else data
+            frame = stamps.stamp_relay(data, at, time.monotonic_ns) if at else data
             to_lane = lane_of.get(to)
             if to_lane is not None and lanes is not None:
                 delivery = lanes.send(to_lane, frame)
@@ -190,17 +183,21 @@ class Server:
             return
         name = "" if key is None else identity(key)
         if origin is None:
-            if len(data) > 2 and data[2] == Kind.HELLO:  # that is about a ZeroMQ connection
+            if (
+                len(data) > KIND_AT and data[KIND_AT] == Kind.HELLO
+            ):  # that is about a ZeroMQ connection
                 self._end_lane(rid)
                 return
             sender = Sender(rid, -1, key, name)
         else:
             fd = fd_of(origin)
-            sender = Sender(rid, fd, key, name, self._router.connection(fd))
+            sender = Sender(rid, fd, key, name, self._router.connection_id(fd))
         sends = self.core.receive(sender, data, now)
         if at:  # of a learner with limits
             sends = [
-                Send(rid, stamps.passed(data, at, time.monotonic_ns) if frame is data else frame)
+                Send(
+                    rid, stamps.stamp_relay(data, at, time.monotonic_ns) if frame is data else frame
+                )
                 for rid, frame in sends
             ]
         self._deliver(sends, rid, origin)
@@ -222,8 +219,8 @@ class Server:
             fd = fd_of(origin)
             if not self.core.cut_off(rid, fd, now):
                 return
-            if self._router.mute(fd):
-                self._muted.append((now + MUTED_S, fd, self._router.connection(fd)))
+            if self._router.drop_input(fd):
+                self._muted.append((now + MUTED_S, fd, self._router.connection_id(fd)))
             else:
                 self._router.hang_up(fd)
 
@@ -271,9 +268,9 @@ class Server:
             _, fd, connection = self._muted.popleft()
             self._router.hang_up(fd, connection)
         for learner in connections.learners_to_watch(now):
-            quiet_s = self._router.quiet_s(learner.fd)
-            if quiet_s is not None:
-                connections.quiet(learner, quiet_s)
+            idle_s = self._router.idle_s(learner.fd)
+            if idle_s is not None:
+                connections.quiet(learner, idle_s)
         changed = None if self._policy_file is None else self._policy_file.changed()
         if changed is not None:
             self._policy = changed

@@ -14,7 +14,7 @@ from gymwire.broker.recovery import REJOIN_S, Awaited
 from gymwire.broker.refusals import ASK, NOT_YOURS, Refusal, may_not, whose
 from gymwire.broker.tables import Peer, Session, Tables
 from gymwire.protocol.address import Address, parse_address
-from gymwire.protocol.codec import Header, read_header
+from gymwire.protocol.codec import KIND_AT, Header, read_header
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import (
     Busy,
@@ -222,7 +222,7 @@ class Sessions:
         Most are asked for again. A loop asks for no GONE: untold, it keeps an environment for ever.
         """
         peer = self._tables.peers.get(send.rid)
-        if peer is not None and peer.role == Role.ENV and send.frame[2] == Kind.GONE:
+        if peer is not None and peer.role == Role.ENV and send.frame[KIND_AT] == Kind.GONE:
             self._owed[read_header(send.frame).sid] = send
             if len(self._owed) > MAX_OWED:
                 del self._owed[next(iter(self._owed))]

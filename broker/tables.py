@@ -27,6 +27,7 @@ class Peer:
     fd: int
     connection: int = 0  # the one that had this descriptor; 0: not known
     rights: Rights = EVERYTHING
+    capabilities: frozenset[str] = frozenset()  # those that it shares with this broker
     lost_at: float | None = None
     heard: float = 0.0  # when it last said something to the broker itself
     hung_up: bool = False  # its connection was closed for its silence since then

@@ -23,8 +23,8 @@ from gymwire.protocol.command_line import Parser, count, seconds
 from gymwire.protocol.errors import ConfigurationError, GymwireError, UsageError
 from gymwire.protocol.security import keys
 from gymwire.protocol.security.keys import KeyPair
+from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
 from gymwire.protocol.transport.unix import CAN_LISTEN
-from gymwire.protocol.transport.zmq_sockets import Dealer, Presence
 
 WITHIN_HOST, NEVER = "host", "never"  # for --direct
 
@@ -139,7 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         agent = Agent(
             services,
             partial(Dealer, options.broker, key=mine.key, server_key=mine.broker_key),
-            partial(Presence, options.broker, key=mine.key, server_key=mine.broker_key),
+            partial(LivenessConnection, options.broker, key=mine.key, server_key=mine.broker_key),
             key=mine.key,
             direct=_direct(options, mine.key),
             threads=options.threads,

@@ -21,8 +21,8 @@ from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Paths
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import Offer
 from gymwire.protocol.security.keys import KeyPair
-from gymwire.protocol.transport.broker_link import Link
-from gymwire.protocol.transport.zmq_sockets import Dealer, Presence
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
 
 MAX_THREADS = 8
 
@@ -37,7 +37,7 @@ class Agent:
         self,
         services: Sequence[Service],
         make_dealer: Callable[[], Dealer],
-        make_presence: Callable[[bytes], Presence],
+        make_presence: Callable[[bytes], LivenessConnection],
         *,
         key: KeyPair | None = None,
         direct: DirectSettings | None = None,
@@ -101,7 +101,7 @@ class Agent:
 
     def _make_paths(self, index: int) -> Paths:
         """Dial the broker and listen for direct connections."""
-        dealer = Link(self._make_dealer(), eager=True)
+        dealer = BrokerLink(self._make_dealer(), eager=True)
         if self._direct is None:
             return Paths(dealer, None)
         try:

@@ -22,7 +22,8 @@ from gymwire.env_agent.factory import Env, Factory, Vector
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.session import Session, Verdict
 from gymwire.protocol import generators, spaces, values, vector_infos
-from gymwire.protocol.codec import PLAIN, Codec, Frame, Header, Pieces
+from gymwire.protocol.capabilities import CAPABILITIES
+from gymwire.protocol.codec import PLAIN, SEQ, Codec, Frame, Header, Pieces
 from gymwire.protocol.dialogue import State
 from gymwire.protocol.errors import ConfigurationError, EncodingError, ProtocolError
 from gymwire.protocol.messages import (
@@ -39,15 +40,15 @@ from gymwire.protocol.messages import (
     Opened,
     Percept,
     Render,
+    RenderedFrame,
     Reset,
     Result,
     Status,
 )
-from gymwire.protocol.messages import Frame as RenderFrame
-from gymwire.protocol.security import signing as seal
+from gymwire.protocol.security import signing
 from gymwire.protocol.security.keys import KeyPair
-from gymwire.protocol.security.signing import Seal, SealedCodec
-from gymwire.protocol.space_codecs import MISFIT
+from gymwire.protocol.security.signing import SignedCodec, Signer
+from gymwire.protocol.space_codecs import NOT_COMPACT
 from gymwire.protocol.step_codec import StepCodec, compile_steps
 
 # Attributes that may be read, written or called from afar, beside those of `--allow`.
@@ -128,6 +129,7 @@ class Host:
             capacity=capacity,
             digest=hashlib.sha256(values.encode([env_id, observation, action])).digest(),
             direct=direct,
+            capabilities=list(CAPABILITIES),
         )
 
     # --- sessions ---------------------------------------------------------------------------------
@@ -146,10 +148,10 @@ class Host:
         except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises is an answer
             return PLAIN.encode(_open_failed(service, error), sid, seq)
         try:
-            sealed = None
+            signed = None
             if self._key is not None and wish.challenge:
-                sealed = seal.answer(self._key, wish.challenge, wish.nonce, sid)
-            reply, codec, steps = self._opened(service, sid, env, wish, direct, sealed)
+                signed = signing.answer_challenge(self._key, wish.challenge, wish.nonce, sid)
+            reply, codec, steps = self._opened(service, sid, env, wish, direct, signed)
             frame = codec.encode(reply, sid, seq)
         except Exception as error:  # noqa: BLE001 - properties of the environment may raise, too
             self._close(env, wish.address)
@@ -186,7 +188,7 @@ class Host:
         env: Env | Vector,
         wish: Open,
         direct: dict[str, Any] | None,
-        sealed: Seal | None,
+        signed: Signer | None,
     ) -> tuple[Opened, Codec, StepCodec | None]:
         single_observation = single_action = None
         if isinstance(env, VectorEnv):
@@ -205,11 +207,12 @@ class Host:
             num_envs=wish.num_envs,
             limits={
                 "attributes": sorted({*ATTRIBUTES, *service.attributes}),
-                "stamps": sealed is None,
+                "stamps": signed is None,
             },
             agent=f"host {hostsocket.gethostname()}, process {os.getpid()}",
             direct=direct,
-            key=b"" if sealed is None or self._key is None else self._key.public,
+            key=b"" if signed is None or self._key is None else self._key.public,
+            capabilities=list(CAPABILITIES),
         )
 
         def on_opaque(path: str) -> None:
@@ -223,14 +226,14 @@ class Host:
 
         observation = spaces.compile(env.observation_space)
         action = spaces.compile(env.action_space)
-        codec = (Codec if sealed is None else partial(SealedCodec, sealed))(
+        codec = (Codec if signed is None else partial(SignedCodec, signed))(
             observation,
             action,
             strict_infos=service.strict_infos,
             on_opaque=on_opaque,
         )
         # The short way for steps has no tags.
-        steps = compile_steps(sid, observation, action, wish.num_envs) if sealed is None else None
+        steps = compile_steps(sid, observation, action, wish.num_envs) if signed is None else None
         return opened, codec, steps
 
     def close(self, sid: int) -> Session | None:
@@ -280,7 +283,7 @@ class Host:
         if steps is None or seq != session.last + 1 or session.state is not State.EPISODE:
             return None
         action = steps.decode_act(data)
-        if action is MISFIT:
+        if action is NOT_COMPACT:
             return None
         if stamp is not None:
             stamp()
@@ -293,7 +296,7 @@ class Host:
             if stamp is not None:
                 stamp()
             if type(step) is tuple and len(step) == 5:
-                frame = steps.encode_percept(step, bytes(data[16:24]))
+                frame = steps.encode_percept(step, bytes(data[SEQ]))
                 if frame is not None and len(frame) <= self.max_message:
                     session.stepped(seq, data, frame)
                     return frame
@@ -365,7 +368,7 @@ class Host:
                     observation, info = env.reset(seed=message.seed, options=message.options)
                     return Status(observation, _infos(env, info) if slot.is_vector else info)
                 case Render():
-                    return RenderFrame(env.render())
+                    return RenderedFrame(env.render())
                 case Call():
                     return self._call(slot, message)
                 case Close():

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import socket as hostsocket
 import threading
 import time
 from collections.abc import Callable, Sequence
-from importlib.metadata import version
 from typing import Any
 
 import structlog
@@ -15,9 +13,10 @@ from gymwire.env_agent.host import MAX_MESSAGE, Host, Slot
 from gymwire.env_agent.transports import RELAY, Arrived, Paths
 from gymwire.env_agent.watch import Watch
 from gymwire.protocol import codec, stamps
-from gymwire.protocol.codec import PLAIN, TIMED, Frame, Header, Pieces
-from gymwire.protocol.errors import AddressTaken, BrokerUnreachable, Denied, ProtocolError, Refused
+from gymwire.protocol.codec import FLAGS_AT, KIND_AT, PLAIN, SEQ, SID, TIMED, Frame, Header, Pieces
+from gymwire.protocol.errors import AddressTaken, Denied, ProtocolError, Refused
 from gymwire.protocol.messages import (
+    CONTROL_KINDS,
     Busy,
     BusyReason,
     Bye,
@@ -25,7 +24,6 @@ from gymwire.protocol.messages import (
     Code,
     Error,
     Gone,
-    Hello,
     Kind,
     Message,
     Offer,
@@ -38,13 +36,12 @@ from gymwire.protocol.messages import (
     Welcome,
     Withdraw,
 )
-from gymwire.protocol.transport.zmq_sockets import Origin, unknown_host
+from gymwire.protocol.transport.handshake import Handshake
+from gymwire.protocol.transport.interface import Origin
 
 TIMERS_S = 0.1  # how often timers get their turn even when the socket never rests
-HELLO_AGAIN_S = 1.0  # how long offers may take to stand before HELLO is said again
 PING_S = 1.0  # how often a loop asks whether the broker still knows it
 AWAY_S = 300.0  # sessions end when the broker has been away for so long
-SILENT_S = 3.0  # a broker that is waited for is missed aloud after so long
 
 
 InStep = tuple[int, int, float]
@@ -71,7 +68,6 @@ class Loop:
         self._epoch = 0
         self._away_since: float | None = None
         self._awaited: set[str] = set()  # the addresses of which the broker has not said OFFERED
-        self._hello_at = 0.0
         self._draining = False
         self._ping_at = 0.0
         self._opened_at: dict[int, float] = {}
@@ -102,38 +98,29 @@ class Loop:
         self._offers = offers
         self._paths = self._make_paths()
         self._dealer = self._paths.dealer
-        began = time.monotonic()
-        deadline, silent_until = began + wait_s, began + SILENT_S
-        self._awaited = {offer.address for offer in offers}
-        greeted = False
-        while self._awaited:
-            if self.stop.is_set() or self.drain.is_set():
+        self._handshake = Handshake(self._dealer, Role.ENV, self._agent, lambda: self.sessions)
+        self._await_offers()
+        connected = False
+        try:
+            connected = self._handshake.connect(
+                time.monotonic,
+                wait_s,
+                pump=self._pump,
+                done=lambda: not self._awaited,
+                stopped=lambda: self.stop.is_set() or self.drain.is_set(),
+                on_wait=lambda: self._log.info(
+                    "waiting for broker", broker=self._dealer.url, at_most_s=wait_s
+                ),
+            )
+        finally:
+            if not connected:
                 self._paths.close()
-                return False
-            greeted = self._introduce(wait=True) or greeted
-            data = self._dealer.receive() if greeted else None
-            if data is not None:
-                self._control(codec.read_header(data), data)
-                continue
-            for event in self._dealer.link_events():
-                if event.denied:
-                    raise Denied(_denied(self._dealer.url, event.denied))
-            if time.monotonic() > deadline:
-                self._paths.close()
-                if self._dealer.suspicion:
-                    raise Denied(_denied(self._dealer.url, self._dealer.suspicion))
-                unknown = unknown_host(self._dealer.url)
-                if unknown:
-                    raise BrokerUnreachable(f"No broker answers at {self._dealer.url}: {unknown}.")
-                raise BrokerUnreachable(
-                    f"No broker answers at {self._dealer.url} (waited {wait_s:g} s). Start one "
-                    f"with `gymwire broker`, check --broker, or give --wait SECONDS."
-                )
-            if time.monotonic() > silent_until:
-                silent_until = deadline
-                self._log.info("no broker yet", broker=self._dealer.url, waiting_s=wait_s)
-        self._dealer.link_events()  # the connection just made is no news any more
-        return True
+        return connected
+
+    def _pump(self) -> None:
+        data = self._dealer.receive()
+        if data is not None:
+            self._control(codec.read_header(data), data)
 
     def run(self) -> None:
         """Serve until `stop`, or until `drain` and the last session has ended."""
@@ -167,17 +154,17 @@ class Loop:
                 return
             now = clock()
             way, origin, data = arrived
-            slot = by_key.get(bytes(data[8:16]))
+            slot = by_key.get(bytes(data[SID]))
             if self._loose is not None and self._loose is not slot:
                 self._settle()
             if slot is not None and (
                 direct is None or not way or direct.allows(slot.session.sid, way, origin)
             ):
-                seq = int.from_bytes(data[16:24], "little")
+                seq = int.from_bytes(data[SEQ], "little")
                 slot.heard = now
                 self.in_step = (slot.session.sid, seq, now)
                 reply: Frame | Pieces | None
-                if data[3] & TIMED:
+                if data[FLAGS_AT] & TIMED:
                     reply = self._timed(slot, seq, data)
                     receive = self._receive_watched
                 else:
@@ -196,7 +183,11 @@ class Loop:
                 if way and not self._admit(way, origin, header, data):
                     continue
                 kind = header.kind
-                slot = slots.get(header.sid) if kind < 16 and kind is not Kind.ERROR else None
+                slot = (
+                    slots.get(header.sid)
+                    if kind < CONTROL_KINDS and kind is not Kind.ERROR
+                    else None
+                )
                 if slot is None:
                     self._control(header, data)
                     continue
@@ -244,12 +235,12 @@ class Loop:
 
     def _timed(self, slot: Slot, seq: int, data: bytes | memoryview) -> Frame | None:
         """Take an ACT that asks for time stamps (docs/protocol.md §8). None: it is none."""
-        if data[2] != Kind.ACT or slot.steps is None:
+        if data[KIND_AT] != Kind.ACT or slot.steps is None:
             return None
         busy_since, received = self._watch.asked()
         try:
             # What is judged, and compared if it is repeated, is the request without its stamps.
-            request, passed = stamps.asked(data)
+            request, passed = stamps.strip_request(data)
             header = codec.read_header(request)
         except ProtocolError as error:
             return PLAIN.encode(Error(Code.PROTOCOL, str(error)), slot.session.sid, seq)
@@ -266,11 +257,11 @@ class Loop:
             reply = slot.session.answer = bytes(reply)
         # Without two stamps nothing was executed now; what failed is no PERCEPT.
         fits = reply is not None and len(reply) + stamps.REPLY_SIZE <= host.max_message
-        if reply is None or len(at) != 2 or reply[2] != Kind.PERCEPT or not fits:
+        if reply is None or len(at) != 2 or reply[KIND_AT] != Kind.PERCEPT or not fits:
             return reply
         started, ended = at
         busy_since = max(busy_since, slot.replied)  # this request was not sent before that
-        reply = stamps.answer(
+        reply = stamps.append_reply(
             reply, passed, busy_since, received, started, ended, time.monotonic_ns
         )
         slot.session.answer = reply
@@ -284,7 +275,11 @@ class Loop:
         direct = self._paths.direct
         assert direct is not None
         slot = self.host.slots.get(header.sid)
-        if slot is not None and header.kind < 16 and direct.allows(header.sid, rid, origin):
+        if (
+            slot is not None
+            and header.kind < CONTROL_KINDS
+            and direct.allows(header.sid, rid, origin)
+        ):
             return True
         reply: Message = Busy(BusyReason.HELLO, 0.0)
         if slot is None:
@@ -304,7 +299,7 @@ class Loop:
         kind = header.kind
         if kind is Kind.ERROR and header.sid:  # not the broker's word about this loop
             return
-        if kind < 16 and kind is not Kind.ERROR:
+        if kind < CONTROL_KINDS and kind is not Kind.ERROR:
             self._unknown_session(header)
             return
         message = PLAIN.decode(data, header)
@@ -318,7 +313,8 @@ class Loop:
             case Welcome():
                 self._welcome(message)
             case Busy(reason=BusyReason.HELLO):
-                self._hello()
+                self._await_offers()
+                self._handshake.take(message, time.monotonic())
             case Error():
                 self._refused(message)
             case Bye():
@@ -380,17 +376,9 @@ class Loop:
 
     # --- the broker -------------------------------------------------------------------------------
 
-    def _hello(self, wait: bool = False) -> bool:
+    def _await_offers(self) -> None:
+        """Expect OFFERED for each offer: a broker that gets HELLO gets the offers after it."""
         self._awaited = {offer.address for offer in self._offers}
-        said = PLAIN.encode(hello(Role.ENV, self._agent, self.sessions))
-        sent = self._dealer.introduce(said, wait)
-        if sent:
-            self._hello_at = time.monotonic() + HELLO_AGAIN_S
-        return sent
-
-    def _introduce(self, wait: bool = False) -> bool:
-        """Say HELLO if it is due: until every offer stands, what was said may have got lost."""
-        return bool(self._awaited) and time.monotonic() >= self._hello_at and self._hello(wait)
 
     def _welcome(self, welcome: Welcome) -> None:
         if self._away_since is not None or (self._welcomed and welcome.epoch != self._epoch):
@@ -398,7 +386,7 @@ class Loop:
             self._tell(f"broker {again}")
         self.host.max_message = min(MAX_MESSAGE, welcome.max_message)
         self._welcomed, self._epoch, self._away_since = True, welcome.epoch, None
-        self._dealer.welcomed(welcome)
+        self._handshake.take(welcome, time.monotonic())
         for offer in self._offers:
             self._dealer.send(PLAIN.encode(offer))
             if self._draining:
@@ -415,8 +403,9 @@ class Loop:
 
     def _timers(self) -> None:
         now = time.monotonic()
-        self._watch_link()
-        self._introduce()
+        self._watch_link(now)
+        if self._awaited:  # until every offer stands, a frame of the handshake may have got lost
+            self._handshake.repeat_hello(now)
         if now >= self._ping_at:
             self._ping_at = now + PING_S
             self._dealer.send(PLAIN.encode(Ping()))
@@ -429,12 +418,10 @@ class Loop:
             for offer in self._offers:
                 self._dealer.send(PLAIN.encode(Withdraw(offer.address)))
 
-    def _watch_link(self) -> None:
-        for event in self._dealer.link_events():
-            if event.denied:
-                raise Denied(_denied(self._dealer.url, event.denied))
+    def _watch_link(self, now: float) -> None:
+        for event in self._handshake.watch(now):
             if event.up:
-                self._hello()
+                self._await_offers()
             elif self._away_since is None and self._welcomed:
                 self._away_since = time.monotonic()
                 self._tell("broker lost, waiting for it")
@@ -446,15 +433,6 @@ class Loop:
 
 
 _UNKNOWN_SESSION = "The env agent does not know this session: it was restarted, or the lease ended."
-
-
-def hello(role: str, agent: bytes, sessions: list[Any]) -> Hello:
-    """What this process says of itself."""
-    return Hello(role, agent, f"gymwire {version('gymwire')}", hostsocket.gethostname(), sessions)
-
-
-def _denied(url: str, why: str) -> str:
-    return f"The broker at {url} and this agent do not come together: {why}"
 
 
 def _error_text(frame: codec.Frame) -> str:

@@ -6,16 +6,19 @@ that, libzmq's own heartbeats still say that the process is there.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from gymwire.env_agent.loop import Loop, hello
-from gymwire.protocol import codec
+from gymwire.env_agent.loop import Loop
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import GymwireError
-from gymwire.protocol.messages import Busy, BusyReason, Kind, Ping, Progress, Role
-from gymwire.protocol.transport.zmq_sockets import Dealer
+from gymwire.protocol.messages import Ping, Progress, Role
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.handshake import Handshake
 
 EVERY_S = 1.0
 SLOW_S = 1.0  # a request that lasts longer is reported
@@ -35,15 +38,17 @@ class Pulse(threading.Thread):
 
     def run(self) -> None:
         """The thread."""
-        dealer = self._make_dealer()
+        dealer = BrokerLink(self._make_dealer())
+        handshake = Handshake(dealer, Role.PROGRESS, self._agent, self._sessions)
         next_report = 0.0
         try:
             while not self._stopping.is_set():
                 data = dealer.receive()
-                linked = any(event.up for event in dealer.link_events())
-                if linked or (data is not None and _wants_hello(data)):
-                    dealer.send(self._greeting())
                 now = time.monotonic()
+                with contextlib.suppress(GymwireError):  # the loops report what is wrong
+                    handshake.watch(now)
+                    if data is not None:
+                        handshake.take(PLAIN.decode(data), now)
                 if now >= next_report:
                     next_report = now + EVERY_S
                     dealer.send(PLAIN.encode(Ping()))  # else the broker hangs up
@@ -51,16 +56,15 @@ class Pulse(threading.Thread):
         finally:
             dealer.close()
 
-    def _greeting(self) -> bytes | bytearray:
-        """Names all sessions: a loop in a long step cannot announce them to a new broker itself."""
-        sessions = [row for loop in self._loops for row in loop.sessions]
-        return PLAIN.encode(hello(Role.PULSE, self._agent, sessions))
+    def _sessions(self) -> list[list[Any]]:
+        """All sessions, since a loop in a long step cannot announce its own to a new broker."""
+        return [row for loop in self._loops for row in loop.sessions]
 
     def stop(self) -> None:
         """End the thread soon."""
         self._stopping.set()
 
-    def _report(self, dealer: Dealer, now: float) -> None:
+    def _report(self, dealer: BrokerLink, now: float) -> None:
         for loop in self._loops:
             in_step = loop.in_step  # once: the loop goes on meanwhile
             if in_step is None:
@@ -68,14 +72,3 @@ class Pulse(threading.Thread):
             sid, seq, since = in_step
             if now - since >= SLOW_S:
                 dealer.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))
-
-
-def _wants_hello(data: bytes | memoryview) -> bool:
-    try:
-        header = codec.read_header(data)
-        match header.kind is Kind.BUSY and PLAIN.decode(data, header):
-            case Busy(reason=BusyReason.HELLO):
-                return True
-        return False
-    except GymwireError:
-        return False

@@ -7,26 +7,21 @@ numbers of the requests make the switch safe.
 from __future__ import annotations
 
 import hmac
-import platform
 import socket
 from typing import Any, NamedTuple
 
 from gymwire.env_agent.session import Session
 from gymwire.protocol.address import is_local
-from gymwire.protocol.codec import Frame, Pieces
+from gymwire.protocol.codec import KIND_AT, Frame, Pieces
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.messages import CONTROL_KINDS
 from gymwire.protocol.security.keys import KeyPair, identity
-from gymwire.protocol.transport.broker_link import Link
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.interface import TICK_MS, Listener, Origin, Received, Waitable
+from gymwire.protocol.transport.polling import wait_among
 from gymwire.protocol.transport.private_folder import PrivateFolder
-from gymwire.protocol.transport.unix import CAN_LISTEN, MARK, SCHEME, UnixReceived, UnixRouter
-from gymwire.protocol.transport.zmq_sockets import (
-    TICK_MS,
-    Origin,
-    Received,
-    Router,
-    public_key_of,
-    wait_among,
-)
+from gymwire.protocol.transport.registry import ListenOptions, listen, local_url
+from gymwire.protocol.transport.router import public_key_of
 
 RELAY = b""  # the way through the broker; a direct one is its connection's routing id
 DIRECT_TICK_MS = 20  # how often the rest is looked at while all sessions use one direct socket
@@ -35,7 +30,7 @@ NEWCOMERS = 1000  # frames, or ticks of rest, in which a learner comes who can c
 
 
 # The way that a frame came, what libzmq knows of it (if it came by libzmq), and the frame.
-Arrived = Received | UnixReceived
+Arrived = Received
 
 
 class DirectSettings(NamedTuple):
@@ -62,39 +57,34 @@ class DirectEndpoint:
         # by sid: the connection that the session is bound to, and its key
         self.attached: dict[int, tuple[bytes, bytes | None]] = {}
         # the socket that all of these use, if it is one
-        self.sole: Router | UnixRouter | None = None
+        self.sole: Listener | None = None
         self.newcomers = 0
         self._coming: set[int] = set()  # their sessions
         self._folder = PrivateFolder()
-        near = f"{self._folder.path}/direct"
         urls = [] if settings.url is None else [_at_port(settings.url, index)]
-        self.unix: UnixRouter | None = None
-        self.router: Router | None = None
+        near = local_url(f"{self._folder.path}/direct", keyed=settings.key is not None)
+        if near is not None:
+            urls.append(near)
+        options = ListenOptions(
+            key=settings.key,
+            allow=self._admits,
+            insecure=settings.insecure,
+            ended=self._left,
+            tick_ms=DIRECT_TICK_MS,
+            elsewhere="give --direct another port: each thread takes the next one",
+        )
         try:
-            if settings.key is None and CAN_LISTEN:
-                self.unix = UnixRouter(SCHEME + near, ended=self._left, tick_ms=DIRECT_TICK_MS)
-            elif platform.system() != "Windows":
-                urls.append(f"ipc://{near}")
-            if urls:
-                self.router = Router(
-                    urls,
-                    key=settings.key,
-                    allow=self._admits,
-                    insecure=settings.insecure,
-                    tick_ms=DIRECT_TICK_MS,
-                    elsewhere="give --direct another port: each thread takes the next one",
-                )
+            self.listeners = listen(urls, options)
         except BaseException:
-            if self.unix is not None:
-                self.unix.close()
             self._folder.remove()
             raise
+        self._by_mark = {listener.mark: listener for listener in self.listeners}
         self._key = settings.key
-        if self.router is not None and settings.url is not None:
-            port = self.router.urls[0].rpartition(":")[2]
+        if settings.url is not None:
+            port = self.listeners[0].urls[0].rpartition(":")[2]
             urls[0] = f"tcp://{_advertised_host(settings.url, broker)}:{port}"
         self.offer: dict[str, Any] = {
-            "urls": [*urls, *([self.unix.url] if self.unix else [])],
+            "urls": urls,
             "host": socket.gethostname(),
             "key": b"" if settings.key is None else settings.key.public,
         }
@@ -114,22 +104,21 @@ class DirectEndpoint:
         return True
 
     def _choose_sole(self) -> None:
-        on_unix = {rid[0] == MARK for rid, _ in self.attached.values()}
-        self.sole = None
-        if len(on_unix) == 1:
-            self.sole = self.unix if on_unix.pop() else self.router
+        used = {id(found): found for rid, _ in self.attached.values() if (found := self.of(rid))}
+        self.sole = next(iter(used.values())) if len(used) == 1 else None
+
+    def of(self, rid: bytes) -> Listener | None:
+        """Return the listener of this connection."""
+        return self._by_mark.get(rid[0]) or self._by_mark.get(-1)
 
     def send(self, rid: bytes, frame: Frame | Pieces) -> None:
         """Send to this connection; if it is gone, or does not read, its learner will ask again.
 
-        In pieces to a Unix socket only.
+        `Pieces` only where `takes_pieces` says so.
         """
-        if rid[0] != MARK:
-            assert not isinstance(frame, Pieces)
-            if self.router is not None:
-                self.router.send(rid, frame)
-        elif self.unix is not None:
-            self.unix.send(rid, frame)
+        listener = self._by_mark.get(rid[0]) or self._by_mark.get(-1)
+        if listener is not None:
+            listener.send(rid, frame)  # type: ignore[arg-type]
 
     def expect(self, sid: int, learner: str) -> None:
         """The learner of this session may connect."""
@@ -171,27 +160,21 @@ class DirectEndpoint:
 
     def close(self) -> None:
         """Close the sockets."""
-        if self.router is not None:
-            self.router.close(linger_s=0.3)
-        if self.unix is not None:
-            self.unix.close()
+        for listener in self.listeners:
+            listener.close(linger_s=0.3)
         self._folder.remove()
 
 
 class Paths:
     """Receives from both ways and sends on either."""
 
-    def __init__(self, dealer: Link, direct: DirectEndpoint | None) -> None:
+    def __init__(self, dealer: BrokerLink, direct: DirectEndpoint | None) -> None:
         self.dealer = dealer
         self.direct = direct
         self._turn = 0
         self._all = 0  # direct frames for which all sockets are waited for
-        self._sockets: list[Link | Router | UnixRouter] = [dealer]
-        if direct is not None:
-            if direct.router is not None:
-                self._sockets.append(direct.router)
-            if direct.unix is not None:
-                self._sockets.append(direct.unix)
+        self._listeners = [] if direct is None else direct.listeners
+        self._sockets: list[Waitable] = [dealer, *self._listeners]
 
     def poll(self) -> bool:
         """Whether a frame is there already."""
@@ -223,21 +206,20 @@ class Paths:
     def _any(self, wait_s: float) -> Arrived | None:
         """A frame of any socket, the relay's first."""
         for place in wait_among(self._sockets, wait_s):
-            match self._sockets[place]:
-                case Link():
-                    arrived = self._relayed()
-                    # A session's request, and nothing of the broker's own.
-                    if arrived is not None and len(arrived[2]) > 2 and arrived[2][2] < 16:
-                        self._all = LOOK_EVERY
-                    return arrived
-                case Router() as router:
-                    self._all -= bool(self._all)
-                    return router.receive()
-                case UnixRouter() as unix:
-                    arrived = unix.receive(wait=False)
-                    if arrived is not None:
-                        self._all -= bool(self._all)
-                        return arrived
+            if not place:
+                relayed = self._relayed()
+                # A request of a session, not a message of the broker itself.
+                if (
+                    relayed is not None
+                    and len(relayed[2]) > KIND_AT
+                    and relayed[2][KIND_AT] < CONTROL_KINDS
+                ):
+                    self._all = LOOK_EVERY
+                return relayed
+            arrived = self._listeners[place - 1].receive(wait=False)
+            if arrived is not None:
+                self._all -= bool(self._all)
+                return arrived
         return None
 
     def _relayed(self) -> Arrived | None:
@@ -246,7 +228,10 @@ class Paths:
 
     def takes_pieces(self, way: bytes) -> bool:
         """Whether a frame may go this way in pieces: libzmq wants it in one."""
-        return way[0] == MARK if way else self.dealer.takes_pieces
+        if not way or self.direct is None:
+            return self.dealer.takes_pieces
+        listener = self.direct.of(way)
+        return listener is not None and listener.takes_pieces
 
     def send(self, way: bytes, frame: Frame | Pieces) -> None:
         """Send a reply the way its request came; if that is gone, the learner will ask again."""

@@ -28,7 +28,7 @@ import zmq
 ADDRESS, ENV_ID, CAPACITY = "corridor", "Corridor-v0", 4
 LAST = 10
 HEADER = struct.Struct("<BBBBIQQ")  # §3.7: magic, version, kind, flags, head_len, sid, seq
-FITS = 1
+COMPACT = 1
 OBSERVATION = [["Box", "<f4", [1], 0.0, 10.0]]  # §11
 ACTION = [["Discrete", "<i8", 2, 0]]
 
@@ -227,10 +227,10 @@ class Agent:
                 case Kind.RESET:
                     status = session.env.reset(fields[0])
                     session.in_episode = True
-                    return message.answer(Kind.STATUS, *status, flags=FITS)
+                    return message.answer(Kind.STATUS, *status, flags=COMPACT)
                 case Kind.ACT:
                     percept = session.env.step(number(fields[0]))
-                    return message.answer(Kind.PERCEPT, *percept, flags=FITS)
+                    return message.answer(Kind.PERCEPT, *percept, flags=COMPACT)
                 case Kind.CLOSE:
                     del self._sessions[message.sid]
                     return message.answer(Kind.CLOSED)

@@ -8,7 +8,9 @@ if TYPE_CHECKING:
     from gymwire.learner_agent.proxies.proxy_env import ProxyEnv as ProxyEnv
     from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv as ProxyVectorEnv
 
-__all__ = ["ProxyEnv", "ProxyVectorEnv"]
+__all__ = ["ProxyEnv", "ProxyVectorEnv", "__version__"]
+
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ so that a big array is copied once at each end, or read where it was received.
 
 from __future__ import annotations
 
+import dataclasses
 import struct
 import types
 import typing
@@ -19,16 +20,38 @@ from typing import Any, NamedTuple
 
 from gymwire.protocol import values
 from gymwire.protocol.errors import DecodingError, EncodingError, VersionMismatch
-from gymwire.protocol.messages import KINDS, TYPES, VERSION, Act, Kind, Message, Percept, Status
-from gymwire.protocol.spaces import MISFIT, SpaceCodec
+from gymwire.protocol.messages import (
+    EXTENSION,
+    KINDS,
+    TYPES,
+    VERSION,
+    Act,
+    Kind,
+    Message,
+    Percept,
+    Status,
+)
+from gymwire.protocol.spaces import NOT_COMPACT, SpaceCodec
 
 MAGIC = 0xE7
 HEADER = struct.Struct("<BBBBIQQ")
 HEADER_SIZE = HEADER.size  # 24
+# Where the fields of the header are, for code that reads one of them without the others. A slice in
+# a constant costs no more than one written out.
+KIND_AT = 2
+FLAGS_AT = 3
+HEAD_LEN = slice(4, 8)
+SID = slice(8, 16)
+SEQ = slice(16, 24)
+UP_TO_KIND = slice(0, 3)
+UP_TO_FLAGS = slice(0, 4)
+UP_TO_SID = slice(0, 16)  # constant in all frames of a kind and a size in one session
 ALIGN = 16
+MAX_EXTENSIONS = 1024  # bytes of extension fields in a frame
 
-FITS = 1  # flag: the observation (or action) is in its space's form, not the self-describing one
+COMPACT = 1  # flag: the observation (or action) is in its space's form, not the self-describing one
 TIMED = 2  # flag: the frame ends with time stamps, see protocol/stamps.py
+EXTENDED = 4  # flag: the frame ends with extension fields (docs/protocol.md §3.11)
 
 Frame = bytes | bytearray
 
@@ -65,21 +88,26 @@ class Header(NamedTuple):
 def read_header(data: bytes | bytearray | memoryview) -> Header:
     """Read and check a frame's header. Raises DecodingError, or VersionMismatch."""
     if len(data) < HEADER_SIZE:
-        raise DecodingError(f"A frame of {len(data)} bytes is shorter than a header.")
+        raise DecodingError(
+            f"Truncated frame: {len(data)} bytes are fewer than the {HEADER_SIZE} of a header."
+        )
     magic, version, kind, flags, head_len, sid, seq = HEADER.unpack_from(data)
     if magic != MAGIC:
-        raise DecodingError("This is no gymwire frame: its first byte is not 0xE7.")
+        raise DecodingError(f"Not a gymwire frame: its first byte is 0x{magic:02X}, not 0xE7.")
     if version != VERSION:
         raise VersionMismatch(
-            f"The other side speaks protocol version {version}, this side version {VERSION}: "
-            f"install the same gymwire on both."
+            f"The other side speaks protocol version {version}, this side version {VERSION}. "
+            f"Upgrade gymwire on {'the other' if version < VERSION else 'this'} side."
         )
     if HEADER_SIZE + head_len > len(data):
-        raise DecodingError(f"The header promises {head_len} bytes of head; fewer are there.")
+        raise DecodingError(
+            f"Truncated frame: the header declares a head of {head_len} bytes, only "
+            f"{len(data) - HEADER_SIZE} follow."
+        )
     try:
         return Header(_KIND_OF[kind], flags, head_len, sid, seq)
     except KeyError:
-        raise DecodingError(f"There is no performative number {kind}.") from None
+        raise DecodingError(f"Unknown message kind {kind}.") from None
 
 
 _KIND_OF = {int(kind): kind for kind in Kind}
@@ -132,14 +160,16 @@ class Codec:
         space = self._spaces.get(kind)
         if space is not None:
             compact = space.encode(fields[0], tail)
-            if compact is not MISFIT:
+            if compact is not NOT_COMPACT:
                 fields[0] = compact
-                flags = FITS
+                flags = COMPACT
         try:
             head = values.pack(fields, tail)
         except EncodingError as error:
             head, tail, flags = self._explain(kind, message, error)
-        return join(kind, flags, head, tail, sid, seq)
+        frame = join(kind, flags, head, tail, sid, seq)
+        extensions = _EXTENSIONS.get(kind)
+        return frame if extensions is None else _extend(frame, message, extensions)
 
     def _explain(
         self, kind: Kind, message: Message, error: EncodingError
@@ -167,13 +197,16 @@ class Codec:
         if header is None:
             header = read_header(data)
         kind, flags = header.kind, header.flags
+        extensions: dict[str, Any] = {}
+        if flags & EXTENDED:
+            data, extensions = _split_extensions(data, header)
         fields, tail = split(data, header.head_len)
         if type(fields) is not list:
             raise DecodingError(f"The head of {kind.name} is not an array.")
         checks = _CHECKS[kind]
         if len(fields) != len(checks):
             raise DecodingError(f"{kind.name} has {len(checks)} fields, not {len(fields)}.")
-        if flags & FITS:
+        if flags & COMPACT:
             space = self._spaces.get(kind)
             if space is None:
                 raise DecodingError(f"{kind.name} is in a space's form, but has no space here.")
@@ -184,7 +217,7 @@ class Codec:
                     f"{kind.name}.{name} must be {_names(allowed)}, not {type(value).__name__}.",
                     path=name,
                 )
-        return TYPES[kind](*fields)
+        return TYPES[kind](*fields, **extensions)
 
 
 def join(kind: int, flags: int, head: bytes, tail: values.Tail, sid: int, seq: int) -> Frame:
@@ -211,6 +244,35 @@ def split(data: Frame | memoryview, head_len: int) -> tuple[Any, memoryview | No
     return values.unpack(bytes(data[HEADER_SIZE:end]), tail), tail
 
 
+def _extend(frame: Frame, message: Message, names: Sequence[str]) -> Frame:
+    """Append the extension fields of a message that are not empty, if there are any."""
+    fields = {name: value for name in names if (value := getattr(message, name))}
+    if not fields:
+        return frame
+    packed = values.encode(fields, root="extensions")
+    extended = bytearray().join((frame, packed, len(packed).to_bytes(4, "little")))
+    extended[FLAGS_AT] |= EXTENDED
+    return extended
+
+
+def _split_extensions(
+    data: Frame | memoryview, header: Header
+) -> tuple[Frame | memoryview, dict[str, Any]]:
+    """Return a frame without its extension fields, and those that this release knows."""
+    end = len(data) - 4
+    size = int.from_bytes(data[-4:], "little")
+    if size > min(end - HEADER_SIZE - header.head_len, MAX_EXTENSIONS):
+        raise DecodingError(f"The frame declares {size} bytes of extension fields: too many.")
+    fields = values.decode(bytes(data[end - size : end]))
+    if type(fields) is not dict:
+        raise DecodingError("The extension fields of a frame are not a map.")
+    known = {name: fields[name] for name in _EXTENSIONS.get(header.kind, ()) if name in fields}
+    for name, value in known.items():
+        if type(value) is not list:
+            raise DecodingError(f"{header.kind.name}.{name} must be list.", path=name)
+    return data[: end - size], known
+
+
 def _align(offset: int) -> int:
     return (offset + ALIGN - 1) & ~(ALIGN - 1)
 
@@ -232,11 +294,15 @@ def _allowed(annotation: Any) -> tuple[type, ...] | None:
 
 
 _FIELDS: dict[Kind, tuple[str, ...]] = {}
+_EXTENSIONS: dict[Kind, tuple[str, ...]] = {}
 _CHECKS: dict[Kind, list[tuple[str, tuple[type, ...] | None]]] = {}
 for _kind, _type in TYPES.items():
     _hints = typing.get_type_hints(_type)
-    _FIELDS[_kind] = tuple(_hints)
-    _CHECKS[_kind] = [(name, _allowed(hint)) for name, hint in _hints.items()]
+    _extended = tuple(f.name for f in dataclasses.fields(_type) if EXTENSION in f.metadata)
+    if _extended:
+        _EXTENSIONS[_kind] = _extended
+    _FIELDS[_kind] = tuple(name for name in _hints if name not in _extended)
+    _CHECKS[_kind] = [(name, _allowed(_hints[name])) for name in _FIELDS[_kind]]
 
 PLAIN = Codec()
 """For everything but the observations and actions of a session."""

@@ -15,7 +15,7 @@ VERSION = 1
 
 
 class Kind(IntEnum):
-    """The performative of a frame. Below 16: the gym dialogue, relayed unread by the broker."""
+    """The kind of a message. Below `CONTROL_KINDS` it belongs to the gym dialogue."""
 
     RESET = 1
     STATUS = 2
@@ -51,6 +51,10 @@ class Kind(IntEnum):
     ATTACHED = 43
 
 
+CONTROL_KINDS = 16
+"""The first kind that the broker itself reads; it relays those below without reading them."""
+
+
 class Code:
     """What an ERROR is about; the learner raises the exception that belongs to it."""
 
@@ -76,11 +80,21 @@ class Role:
 
     LEARNER = "learner"
     ENV = "env"  # one serving loop of an env agent
-    PULSE = "pulse"  # the thread of an env agent that reports long steps
-    PRESENCE = "presence"  # an env agent's connection that never says HELLO
+    PROGRESS = "pulse"  # an env agent's progress connection, which reports long steps
+    LIVENESS = "presence"  # an env agent's liveness connection, which never sends HELLO
 
 
-PRESENCE = b"\x02"  # how the routing id of a connection begins that only shows that it is there
+def extension() -> list[Any]:
+    """Declare an extension field: a list that the frame carries beside the head (§3.11).
+
+    Release 0.1.0 ignores such fields, so a message can get them without a new version.
+    """
+    made: list[Any] = field(default_factory=list, metadata={EXTENSION: True})
+    return made
+
+
+EXTENSION = "extension"  # marks extension fields in the metadata of their dataclass
+LIVENESS_PREFIX = b"\x02"  # the first byte of a liveness connection's routing id
 
 
 # --- the gym dialogue -----------------------------------------------------------------------------
@@ -136,7 +150,7 @@ class Render:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
+class RenderedFrame:
     """The answer to RENDER: what `Env.render` returned."""
 
     frame: Any
@@ -177,7 +191,7 @@ class Open:
 
     `nonce`: 16 random bytes, the session's secret; the same nonce opens the same session.
     `num_envs`: 0 for a plain environment, n for a vector of n. `challenge`: the X25519 public key
-    of a learner that pins the agent and wants the session sealed, else b"".
+    of a learner that pins the agent and wants the session signed, else b"".
     """
 
     address: str
@@ -198,7 +212,7 @@ class Opened:
     For a vector the `single_` spaces are those of one environment; for a plain environment they
     are None. `agent`: its host and process, for people. `direct`: {"urls", "host", "key"} of the
     agent's direct endpoint, or None. `key`: the agent's public key (z85) if the session is
-    sealed, else b"".
+    signed, else b"".
     """
 
     observation_space: Any
@@ -213,6 +227,7 @@ class Opened:
     agent: str
     direct: dict[str, Any] | None = None
     key: bytes = b""
+    capabilities: list[Any] = extension()
 
 
 @dataclass(frozen=True, slots=True)
@@ -282,6 +297,7 @@ class Hello:
     software: str
     host: str
     sessions: list[Any] = field(default_factory=list)
+    capabilities: list[Any] = extension()
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,8 +314,9 @@ class Welcome:
     identity: str
     max_message: int
     lease_s: float
-    lane: str = ""
-    ticket: bytes = b""
+    local_channel: str = ""
+    attach_token: bytes = b""
+    capabilities: list[Any] = extension()
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +335,7 @@ class Offer:
     capacity: int
     digest: bytes
     direct: str | None = None
+    capabilities: list[Any] = extension()
 
 
 @dataclass(frozen=True, slots=True)
@@ -371,7 +389,7 @@ class Bye:
 class Attach:
     """This connection is a lane of the peer that was given this ticket."""
 
-    ticket: bytes
+    attach_token: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,7 +405,7 @@ Message = (
     | Close
     | Closed
     | Render
-    | Frame
+    | RenderedFrame
     | Call
     | Result
     | Error
@@ -412,5 +430,7 @@ Message = (
     | Attached
 )
 
-TYPES: dict[Kind, type[Message]] = {Kind[t.__name__.upper()]: t for t in Message.__args__}
+TYPES: dict[Kind, type[Message]] = {
+    Kind.FRAME if t is RenderedFrame else Kind[t.__name__.upper()]: t for t in Message.__args__
+}
 KINDS: dict[type[Message], Kind] = {t: kind for kind, t in TYPES.items()}

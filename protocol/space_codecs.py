@@ -27,16 +27,16 @@ from gymnasium import Space, spaces
 from gymwire.protocol.arrays import ALIGNMENT, LARGE, Tail, take
 from gymwire.protocol.errors import DecodingError, UnsupportedSpaceError
 
-__all__ = ["MISFIT", "Misfit", "SpaceCodec", "compile"]
+__all__ = ["NOT_COMPACT", "NotCompact", "SpaceCodec", "compile"]
 
 
-class Misfit(enum.Enum):
-    """The type of `MISFIT`."""
+class NotCompact(enum.Enum):
+    """The type of `NOT_COMPACT`."""
 
-    MISFIT = "a value that does not fit its space exactly"
+    NOT_COMPACT = "a value that does not fit its space exactly"
 
 
-MISFIT: Final = Misfit.MISFIT
+NOT_COMPACT: Final = NotCompact.NOT_COMPACT
 """What `SpaceCodec.encode` returns for a value that must go in the self-describing form."""
 
 _Encode = Callable[[Any, Tail], Any]
@@ -49,7 +49,7 @@ class SpaceCodec:
 
     Attributes:
         encode: `(value, tail) -> form`, where the form is something msgpack packs as it is; or
-            `MISFIT`, with `tail` as it was, if the value does not have exactly the space's types,
+            `NOT_COMPACT`, with `tail` as it was, if the value does not have exactly the space's types,
             dtypes, shapes and keys. Bounds are not looked at, and nothing is cast.
         decode: `(form, tail) -> value`, with fresh writable arrays. Raises DecodingError.
         scalar: the type of the values, if they are NumPy integers.
@@ -93,7 +93,7 @@ def _(space: Space[Any]) -> SpaceCodec:
     def encode(value: Any, tail: Tail) -> Any:
         if type(value) is ndarray and value.dtype == dtype and value.shape == shape:
             return value.tobytes()
-        return MISFIT
+        return NOT_COMPACT
 
     def decode(form: Any, tail: memoryview | None) -> Any:
         if type(form) is not bytes or len(form) != size:
@@ -107,7 +107,7 @@ def _compile_large(dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> S
     def encode(value: Any, tail: Tail) -> Any:
         if type(value) is np.ndarray and value.dtype == dtype and value.shape == shape:
             return tail.add(value)
-        return MISFIT
+        return NOT_COMPACT
 
     def decode(form: Any, tail: memoryview | None) -> Any:
         if type(form) is not int or tail is None or form % ALIGNMENT:
@@ -124,7 +124,7 @@ def _(space: spaces.Discrete) -> SpaceCodec:
     scalar = space.dtype.type
 
     def encode(value: Any, tail: Tail) -> Any:
-        return int(value) if type(value) is scalar else MISFIT
+        return int(value) if type(value) is scalar else NOT_COMPACT
 
     def decode(form: Any, tail: memoryview | None) -> Any:
         if type(form) is not int:
@@ -140,7 +140,7 @@ def _(space: spaces.Discrete) -> SpaceCodec:
 @_compile.register
 def _(space: spaces.Text) -> SpaceCodec:
     def encode(value: Any, tail: Tail) -> Any:
-        return value if type(value) is str else MISFIT
+        return value if type(value) is str else NOT_COMPACT
 
     def decode(form: Any, tail: memoryview | None) -> Any:
         if type(form) is not str:
@@ -158,9 +158,9 @@ def _compile_parts(parts: list[SpaceCodec]) -> SpaceCodec:
     def encode(values: Any, tail: Tail) -> Any:
         mark = len(tail.parts)
         forms = [encode(value, tail) for encode, value in zip(encoders, values, strict=True)]
-        if MISFIT in forms:
+        if NOT_COMPACT in forms:
             tail.rewind(mark)
-            return MISFIT
+            return NOT_COMPACT
         return forms
 
     def decode(forms: Any, tail: memoryview | None) -> Any:
@@ -182,7 +182,7 @@ def _(space: spaces.Dict) -> SpaceCodec:
 
     def encode(value: Any, tail: Tail) -> Any:
         if type(value) is not dict or [*value] != keys or [*map(type, value)] != kinds:
-            return MISFIT
+            return NOT_COMPACT
         return encode_parts(value.values(), tail)
 
     def decode(form: Any, tail: memoryview | None) -> Any:
@@ -198,7 +198,7 @@ def _(space: spaces.Tuple[Any]) -> SpaceCodec:
 
     def encode(value: Any, tail: Tail) -> Any:
         if type(value) is not tuple or len(value) != count:
-            return MISFIT
+            return NOT_COMPACT
         return encode_parts(value, tail)
 
     def decode(form: Any, tail: memoryview | None) -> Any:
@@ -212,7 +212,7 @@ def _(space: spaces.Tuple[Any]) -> SpaceCodec:
 @_compile.register(spaces.OneOf)
 def _(space: Space[Any]) -> SpaceCodec:
     def encode(value: Any, tail: Tail) -> Any:
-        return MISFIT
+        return NOT_COMPACT
 
     def decode(form: Any, tail: memoryview | None) -> Any:
         raise DecodingError("A value that always describes itself came as one that does not.")

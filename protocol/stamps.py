@@ -11,7 +11,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
-from gymwire.protocol.codec import HEADER_SIZE, TIMED, Frame
+from gymwire.protocol.codec import FLAGS_AT, HEAD_LEN, HEADER_SIZE, KIND_AT, TIMED, Frame
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Kind
 
@@ -23,7 +23,6 @@ _ALL = struct.Struct("<9Q")
 REQUEST_SIZE = _BROKER.size  # 16
 REPLY_SIZE = _ALL.size  # 72: the broker's of the request, the agent's, the broker's of the reply
 _ROOM: dict[int, int] = {Kind.ACT: REQUEST_SIZE, Kind.PERCEPT: REPLY_SIZE}
-_FLAGS_AT = 3
 
 
 class Stamps(NamedTuple):
@@ -44,17 +43,17 @@ class Stamps(NamedTuple):
     back_sent: int
 
 
-def ask(frame: Frame) -> Frame:
+def request_stamps(frame: Frame) -> Frame:
     """This ACT, asking for stamps."""
     timed = bytearray(frame)
-    timed[_FLAGS_AT] |= TIMED
+    timed[FLAGS_AT] |= TIMED
     timed += bytes(REQUEST_SIZE)
     return timed
 
 
-def passed(data: bytes | memoryview, received: int, clock: Clock) -> Frame | memoryview:
+def stamp_relay(data: bytes | memoryview, received: int, clock: Clock) -> Frame | memoryview:
     """This frame as the broker relays it: with its stamps if it has the flag and the room."""
-    room = _ROOM.get(data[2])
+    room = _ROOM.get(data[KIND_AT])
     if room is None or not _fits(data, room):
         return data
     frame = bytearray(data)
@@ -62,7 +61,7 @@ def passed(data: bytes | memoryview, received: int, clock: Clock) -> Frame | mem
     return frame
 
 
-def asked(data: bytes | memoryview) -> tuple[Frame, bytes]:
+def strip_request(data: bytes | memoryview) -> tuple[Frame, bytes]:
     """An ACT with the flag: as it would be without, and the broker's stamps, as they stand there.
 
     Raises DecodingError.
@@ -70,7 +69,7 @@ def asked(data: bytes | memoryview) -> tuple[Frame, bytes]:
     return _plain(data, REQUEST_SIZE)
 
 
-def answer(
+def append_reply(
     frame: Frame,
     request: bytes,
     busy_since: int,
@@ -81,13 +80,13 @@ def answer(
 ) -> Frame:
     """This PERCEPT with its stamps; `request`: the broker's stamps, as `asked` returned them."""
     timed = bytearray().join((frame, request, bytes(_AGENT.size + _BROKER.size)))
-    timed[_FLAGS_AT] |= TIMED
+    timed[FLAGS_AT] |= TIMED
     at = len(frame) + len(request)
     _AGENT.pack_into(timed, at, busy_since, received, started, ended, clock())
     return timed
 
 
-def answered(data: bytes | memoryview) -> tuple[Frame, Stamps]:
+def strip_reply(data: bytes | memoryview) -> tuple[Frame, Stamps]:
     """A PERCEPT with the flag: as it would be without, and its stamps. Raises DecodingError."""
     frame, trailer = _plain(data, REPLY_SIZE)
     stamps = Stamps(*_ALL.unpack(trailer))
@@ -98,7 +97,7 @@ def answered(data: bytes | memoryview) -> tuple[Frame, Stamps]:
 
 
 def _fits(data: bytes | memoryview, size: int) -> bool:
-    return len(data) >= HEADER_SIZE + int.from_bytes(data[4:8], "little") + size
+    return len(data) >= HEADER_SIZE + int.from_bytes(data[HEAD_LEN], "little") + size
 
 
 def _plain(data: bytes | memoryview, size: int) -> tuple[Frame, bytes]:
@@ -106,5 +105,5 @@ def _plain(data: bytes | memoryview, size: int) -> tuple[Frame, bytes]:
         raise DecodingError(f"A frame with time stamps has {size} bytes of them at its end.")
     view = memoryview(data)
     frame = bytearray(view[:-size])
-    frame[_FLAGS_AT] &= ~TIMED
+    frame[FLAGS_AT] &= ~TIMED
     return frame, bytes(view[-size:])

@@ -29,10 +29,16 @@ from gymwire.protocol import values
 from gymwire.protocol.arrays import LARGE, take
 from gymwire.protocol.codec import (
     ALIGN,
-    FITS,
+    COMPACT,
+    FLAGS_AT,
+    HEAD_LEN,
     HEADER,
     HEADER_SIZE,
     MAGIC,
+    SEQ,
+    SID,
+    UP_TO_FLAGS,
+    UP_TO_SID,
     Codec,
     Frame,
     Pieces,
@@ -41,7 +47,7 @@ from gymwire.protocol.codec import (
 )
 from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.messages import VERSION, Kind, Percept
-from gymwire.protocol.space_codecs import MISFIT, Misfit, SpaceCodec
+from gymwire.protocol.space_codecs import NOT_COMPACT, NotCompact, SpaceCodec
 
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 Data = Frame | memoryview
@@ -66,20 +72,20 @@ _REWARD, _BOOL = np.dtype("<f8"), np.dtype(bool)
 
 @dataclass(frozen=True, slots=True)
 class StepCodec:
-    """The steps of one session. None and MISFIT send the caller to `Codec`.
+    """The steps of one session. None and NOT_COMPACT send the caller to `Codec`.
 
     `number`: the eight bytes of the request's seq, as they stand in a frame.
 
     Attributes:
         encode_act: `(action, number) -> frame`, or None.
-        decode_act: `(frame) -> action`, or MISFIT. The frame's seq and sid are not looked at.
+        decode_act: `(frame) -> action`, or NOT_COMPACT. The frame's seq and sid are not looked at.
         encode_percept: `(what Env.step returned, number) -> frame`, or None.
         decode_percept: `(frame, number) -> what Env.step returned`, fresh and writable, if the
             frame answers this request of this session; else None.
     """
 
     encode_act: Callable[[Any, bytes], Frame | None]
-    decode_act: Callable[[Data], Any | Misfit]
+    decode_act: Callable[[Data], Any | NotCompact]
     encode_percept: Callable[[Step, bytes], Frame | Pieces | None]
     decode_percept: Callable[[Data, bytes], Step | None]
 
@@ -101,7 +107,7 @@ def compile_steps(
     return StepCodec(*act, *percept)
 
 
-_Act = tuple[Callable[[Any, bytes], Frame | None], Callable[[Data], Any | Misfit]]
+_Act = tuple[Callable[[Any, bytes], Frame | None], Callable[[Data], Any | NotCompact]]
 _Percept = tuple[
     Callable[[Step, bytes], Frame | Pieces | None], Callable[[Data, bytes], Step | None]
 ]
@@ -117,9 +123,9 @@ def _any_act(sid: int, space: SpaceCodec) -> _Act:
     def encode(action: Any, number: bytes) -> Frame | None:
         return encode_fields([action], number)
 
-    def decode(data: Data) -> Any | Misfit:
-        fields = decode_fields(data, bytes(data[16:HEADER_SIZE]))
-        return MISFIT if fields is None else fields[0]
+    def decode(data: Data) -> Any | NotCompact:
+        fields = decode_fields(data, bytes(data[SEQ]))
+        return NOT_COMPACT if fields is None else fields[0]
 
     return encode, decode
 
@@ -146,7 +152,7 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
         sid.to_bytes(8, "little"),
         (
             bytes((MAGIC, VERSION, kind, 0)),
-            bytes((MAGIC, VERSION, kind, FITS)),
+            bytes((MAGIC, VERSION, kind, COMPACT)),
         ),
     )
 
@@ -154,8 +160,8 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
         tail = values.Tail()
         flags = 0
         form = space.encode(fields[0], tail)
-        if form is not MISFIT:
-            fields[0], flags = form, FITS
+        if form is not NOT_COMPACT:
+            fields[0], flags = form, COMPACT
         try:
             head = values.pack(fields, tail)
         except EncodingError:
@@ -163,17 +169,17 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
         return join(kind, flags, head, tail, sid, int.from_bytes(number, "little"))
 
     def decode(data: Data, number: bytes) -> list[Any] | None:
-        start = bytes(data[:4])
-        if start not in starts or data[8:16] != sid_bytes or data[16:HEADER_SIZE] != number:
+        start = bytes(data[UP_TO_FLAGS])
+        if start not in starts or data[SID] != sid_bytes or data[SEQ] != number:
             return None
-        head_len = int.from_bytes(data[4:8], "little")
+        head_len = int.from_bytes(data[HEAD_LEN], "little")
         if HEADER_SIZE + head_len > len(data):
             return None
         try:
             fields, tail = split(data, head_len)
             if type(fields) is not list or len(fields) != count:
                 return None
-            if start[3]:
+            if start[FLAGS_AT]:
                 fields[0] = space.decode(fields[0], tail)
         except DecodingError:
             return None
@@ -184,7 +190,7 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
 
 def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
     """Of a Discrete space, or of no known one: Python's integers go as such."""
-    fit, plain = _prefix(sid, Kind.ACT, FITS, 2), _prefix(sid, Kind.ACT, 0, 2)
+    fit, plain = _prefix(sid, Kind.ACT, COMPACT, 2), _prefix(sid, Kind.ACT, 0, 2)
     bodies = [bytes((0x91, number)) for number in range(128)]
     numbers = {body: number for number, body in enumerate(bodies)}
     scalars = {} if scalar is None else {body: scalar(n) for body, n in numbers.items()}
@@ -200,8 +206,8 @@ def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
             return encode_other(action, number)
         return (fit if kind is scalar else plain) + number + bodies[index]
 
-    def decode(data: Data) -> Any | Misfit:
-        prefix = data[:16]
+    def decode(data: Data) -> Any | NotCompact:
+        prefix = data[UP_TO_SID]
         known = scalars if prefix == fit else numbers if prefix == plain else {}
         action = known.get(bytes(data[HEADER_SIZE:]))
         return decode_other(data) if action is None else action
@@ -222,15 +228,15 @@ def _array_act(sid: int, space: SpaceCodec, other: _Act) -> _Act:
             return b"".join((prefix, number, before, action.tobytes()))
         return encode_other(action, number)
 
-    def decode(data: Data) -> Any | Misfit:
-        if len(data) != end or data[:16] != prefix or data[HEADER_SIZE:lead_end] != lead:
+    def decode(data: Data) -> Any | NotCompact:
+        if len(data) != end or data[UP_TO_SID] != prefix or data[HEADER_SIZE:lead_end] != lead:
             return decode_other(data)
         if fixed:
             return ndarray(shape, dtype, data, begin).copy()
         try:
             return take(dtype, shape, memoryview(data), begin)
         except DecodingError:
-            return MISFIT
+            return NOT_COMPACT
 
     return encode, decode
 
@@ -327,7 +333,7 @@ class _Place:
             self.end = self.size = self.begin + self.n_bytes
             self.pad = bytes(self.begin - head_end)
         self.lead_end = HEADER_SIZE + len(self.lead)
-        self.prefix = _prefix(sid, kind, FITS, head_len)
+        self.prefix = _prefix(sid, kind, COMPACT, head_len)
 
 
 def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Percept) -> _Percept:
@@ -351,7 +357,7 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Pe
         return bytes(codec.encode(percept, sid, 0))
 
     blank = frame(-1)
-    size, prefix, ndarray = len(blank), blank[:16], np.ndarray
+    size, prefix, ndarray = len(blank), blank[UP_TO_SID], np.ndarray
     places: list[tuple[int, int]] = []  # where each array begins and ends
     zeros = np.frombuffer(blank, np.uint8)
     for index in range(4):
@@ -386,7 +392,7 @@ def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Pe
         return Pieces(parts, size) if apart else b"".join(parts)
 
     def decode(data: Data, number: bytes) -> Step | None:
-        if len(data) != size or data[:16] != prefix or data[16:HEADER_SIZE] != number:
+        if len(data) != size or data[UP_TO_SID] != prefix or data[SEQ] != number:
             return decode_other(data, number)
         for begin, end, constant in constants:
             if data[begin:end] != constant:
@@ -415,4 +421,4 @@ def _in_place(
 
 
 def _prefix(sid: int, kind: Kind, flags: int, head_len: int) -> bytes:
-    return HEADER.pack(MAGIC, VERSION, kind, flags, head_len, sid, 0)[:16]
+    return HEADER.pack(MAGIC, VERSION, kind, flags, head_len, sid, 0)[UP_TO_SID]

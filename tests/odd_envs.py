@@ -47,7 +47,7 @@ class Odd(gymnasium.Env[Any, Any]):
         return np.arange(10) > self.steps
 
     def scaled(self, by: float, *, offset: float = 0.0) -> float:
-        """What a method with arguments gives."""
+        """Return a value that depends on the arguments."""
         return self.steps * by + offset
 
 

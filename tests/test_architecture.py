@@ -1,73 +1,182 @@
-"""Who may import what, and which modules are pure."""
+"""Test which module may import what, which modules are pure, and how large they may get."""
 
 from __future__ import annotations
 
 import ast
+import io
+import os
+import re
+import tokenize
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from functools import cache
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("protocol", "broker", "env_agent", "learner_agent")
-MODULES = sorted(path for name in PACKAGES for path in (ROOT / name).rglob("*.py"))
+PACKAGE = ROOT / "gymwire"
 
-# No sockets, clocks, files, threads or global randomness: time comes in, what to send goes out.
-PURE = [
-    "protocol/messages.py", "protocol/dialogue.py", "protocol/values.py", "protocol/arrays.py",
-    "protocol/faults.py", "protocol/spaces.py", "protocol/space_codecs.py", "protocol/codec.py",
-    "protocol/address.py", "protocol/errors.py", "protocol/generators.py", "protocol/stamps.py",
-    "broker/core.py", "broker/tables.py", "broker/events.py", "broker/connections.py",
-    "broker/recovery.py", "broker/peers.py", "broker/sessions.py", "broker/session_messages.py",
-    "broker/offers.py", "broker/directory.py", "broker/auth.py", "broker/quotas.py",
-    "broker/rate_limit.py", "broker/refusals.py",
-    "env_agent/session.py", "env_agent/watch.py", "learner_agent/client/timings.py",
-    "learner_agent/client/requests.py", "learner_agent/client/exchange.py",
-    "learner_agent/client/failures.py",
-    "learner_agent/training/price_bandits.py",
-]  # fmt: skip
-# (who, what it imports all the same) → why that does no harm
-EXCUSED = {
-    (
-        "broker/auth.py",
-        "gymwire.protocol.security.keys",
-    ): "asks whether a text is a key, and opens no file",
+# What the modules of a part may import besides their own part. `gymwire` stands for the modules
+# at the top of the package; gateway and fleet do not exist yet.
+MAY_IMPORT = {
+    "protocol": [],
+    "broker": ["protocol"],
+    "env_agent": ["protocol"],
+    "learner_agent": ["protocol"],
+    "gateway": ["protocol", "learner_agent.client"],
+    "fleet": ["protocol", "learner_agent.client"],
+    "cli": ["gymwire", "protocol", "broker", "env_agent", "learner_agent", "gateway", "fleet"],
+    "gymwire": ["protocol", "env_agent", "learner_agent"],
 }
+PARTS = sorted(MAY_IMPORT.keys() - {"gymwire"})
+
+# A pure module uses no sockets, clocks, files, threads, logs or global randomness: time comes in
+# as an argument, and what to send goes out as a return value. Every module is pure, except these.
 IMPURE = {
-    "asyncio", "ctypes", "datetime", "io", "multiprocessing", "os", "pathlib", "queue", "secrets",
-    "select", "selectors", "shutil", "signal", "socket", "ssl", "subprocess", "sys", "tempfile",
-    "threading", "time", "zmq",
+    "__init__.py": "loads the public names",
+    "__main__.py": "starts the command",
+    "*/__main__.py": "starts the command",
+    "cli/*.py": "reads the command line and prints",
+    "protocol/logs.py": "writes the log",
+    "protocol/security/*.py": "reads key files and makes CURVE sockets",
+    "protocol/transport/*.py": "sends and receives",
+    "broker/local_channels.py": "listens on Unix sockets",
+    "broker/policy_file.py": "reads the policy",
+    "broker/server.py": "receives, asks the core, and sends",
+    "env_agent/agent.py": "runs the serving loops",
+    "env_agent/config.py": "reads the configuration",
+    "env_agent/factory.py": "imports the user's environment from a file",
+    "env_agent/host.py": "runs environments and logs what they do",
+    "env_agent/loop.py": "receives, steps and sends",
+    "env_agent/progress_reporter.py": "is a thread with a socket",
+    "env_agent/transports.py": "listens for direct sessions",
+    "env_agent/workers.py": "starts processes",
+    "learner_agent/__init__.py": "loads the proxies",
+    "learner_agent/commands.py": "prints",
+    "learner_agent/progress.py": "draws a progress bar",
+    "learner_agent/client/connection.py": "sends and receives",
+    "learner_agent/client/direct.py": "dials the env agent",
+    "learner_agent/client/session*.py": "waits for replies",
+    "learner_agent/client/truncating_group.py": "waits for replies",
+    "learner_agent/proxies/*.py": "read variables of the process and wait for replies",
+    "learner_agent/training/learners.py": "saves and loads learners",
+    "learner_agent/training/report.py": "prints and draws",
+    "learner_agent/training/task.py": "measures time",
+}
+IMPURE_LIBRARIES = {
+    "asyncio", "ctypes", "datetime", "fcntl", "io", "logging", "multiprocessing", "os", "pathlib",
+    "queue", "secrets", "select", "selectors", "shutil", "signal", "socket", "ssl", "structlog",
+    "subprocess", "sys", "tempfile", "threading", "time", "zmq",
 }  # fmt: skip
-# Module-level randomness is global; a Random or a Generator that is handed in is not.
+# (a pure module, the impure one that it imports) → why that does no harm
+EXCUSED = {
+    ("broker/auth.py", "protocol/security/keys.py"): "checks whether a text is a key",
+}
+# Randomness at module level is global; a Random or a Generator that is passed in is not.
 RANDOM = {"random": {"Random"}, "numpy.random": {"Generator", "BitGenerator"}}
+
 ZMQ = {
-    "protocol/transport/zmq_sockets.py": "makes the sockets",
+    "protocol/transport/*.py": "makes the sockets",
     "protocol/security/keys.py": "makes and checks CURVE keys",
     "protocol/security/zap.py": "answers libzmq's questions about keys",
-    "protocol/security/signing.py": "seals what agents tell each other through the broker",
+    "protocol/security/signing.py": "signs what agents send each other through the broker",
 }
+
+MAX_CLASS_LINES, MAX_MODULE_LINES = 300, 400
+
+
+class Import(NamedTuple):
+    module: str
+    names: tuple[str, ...]  # empty: `import module`
+    for_types: bool  # under `if TYPE_CHECKING`
+
+
+def python_files(folder: Path) -> list[Path]:
+    """Return all modules in the folder, also behind the links in gymwire/."""
+    return sorted(
+        Path(parent, name)
+        for parent, _, names in os.walk(folder, followlinks=True)
+        for name in names
+        if name.endswith(".py")
+    )
+
+
+MODULES = python_files(PACKAGE)
+OTHERS = [
+    path for name in ("tests", "benchmarks", "examples") for path in python_files(ROOT / name)
+]
 
 
 def name_of(path: Path) -> str:
-    return path.relative_to(ROOT).as_posix()
+    """Return `broker/core.py` for gymwire/broker/core.py, `tests/wire.py` for itself."""
+    return path.relative_to(PACKAGE if path.is_relative_to(PACKAGE) else ROOT).as_posix()
 
 
-def imports(path: Path) -> set[str]:
-    """The modules that a file imports, wherever in it."""
-    found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute here"
-            found.add(node.module or "")
+def dotted_name(path: Path) -> str:
+    """Return `gymwire.broker` for gymwire/broker/__init__.py."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+BY_DOTTED_NAME = {dotted_name(path): path for path in MODULES}
+
+
+def part_of(path: Path) -> str:
+    """Return the part that a module of the package belongs to."""
+    first, *rest = path.relative_to(PACKAGE).parts
+    return first if rest else "gymwire"
+
+
+@cache
+def parse(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@cache
+def imports(path: Path) -> list[Import]:
+    """Return all imports of a file, also those inside functions."""
+    return list(_imports(parse(path), for_types=False))
+
+
+def _imports(tree: ast.AST, for_types: bool) -> Iterator[Import]:
+    for node in ast.iter_child_nodes(tree):
+        match node:
+            case ast.Import():
+                yield from (Import(alias.name, (), for_types) for alias in node.names)
+            case ast.ImportFrom():
+                names = tuple(alias.name for alias in node.names)
+                yield Import(node.module or "", names, for_types)
+            case ast.If(test=ast.Name("TYPE_CHECKING")):
+                yield from _imports(node, for_types=True)
+            case _:
+                yield from _imports(node, for_types)
+
+
+def imported_modules(path: Path) -> dict[Path, bool]:
+    """Map each module of the package that a file imports to whether only types need it."""
+    found: dict[Path, bool] = {}
+    for module, names, for_types in imports(path):
+        targets = [f"{module}.{name}" for name in names] or [module]
+        for target in targets:
+            ours = BY_DOTTED_NAME.get(target) or BY_DOTTED_NAME.get(module)
+            if ours is not None and ours != path:
+                found[ours] = for_types and found.get(ours, True)
     return found
 
 
-def roots(path: Path) -> set[str]:
-    return {name.removeprefix("gymwire.").partition(".")[0] for name in imports(path)}
+def libraries(path: Path) -> set[str]:
+    """Return the top-level packages that a file imports at run time."""
+    return {found.module.partition(".")[0] for found in imports(path) if not found.for_types}
 
 
-def dotted(node: ast.expr) -> str:
+def listed(name: str, patterns: dict[str, str]) -> bool:
+    return any(fnmatch(name, pattern) for pattern in patterns)
+
+
+def called_name(node: ast.expr) -> str:
     parts: list[str] = []
     while isinstance(node, ast.Attribute):
         parts.append(node.attr)
@@ -75,52 +184,174 @@ def dotted(node: ast.expr) -> str:
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_a_package_imports_no_other_but_protocol(path: Path) -> None:
-    own = path.relative_to(ROOT).parts[0]
-    assert roots(path) & set(PACKAGES) <= {own, "protocol"}
+# Who imports whom
+
+
+@pytest.mark.parametrize("path", [*MODULES, *OTHERS], ids=name_of)
+def test_a_part_is_imported_by_its_full_name(path: Path) -> None:
+    for node in ast.walk(parse(path)):
+        assert not isinstance(node, ast.ImportFrom) or node.level == 0, "imports are absolute"
+    bare = {found.module.partition(".")[0] for found in imports(path)} & set(PARTS)
+    assert not bare, f"write `from gymwire.{bare.pop()} import …`"
+
+
+def test_no_command_or_text_names_a_part_without_gymwire() -> None:
+    bare = re.compile(rf"python3? -m ({'|'.join(PARTS)})\b")
+    texts = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "Procfile", *MODULES, *OTHERS]
+    named = [
+        f"{path.name}: {match[0]}" for path in texts for match in bare.finditer(path.read_text())
+    ]
+    assert not [one for one in named if not one.startswith("CHANGELOG.md")]
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
-def test_nothing_imports_the_tests_or_the_benchmarks(path: Path) -> None:
-    assert not roots(path) & {"tests", "benchmarks", "examples"}
+def test_imports_point_down(path: Path) -> None:
+    own = part_of(path)
+    allowed = [own, *MAY_IMPORT[own]]
+    if path.name == "__main__.py":
+        allowed.append("cli")  # `python -m gymwire.broker` runs the command
+    for target in imported_modules(path):
+        assert target.name != "__main__.py", f"{name_of(target)} is a program, not a module"
+        if target == PACKAGE / "__init__.py":
+            continue  # see the next test
+        name = dotted_name(target).removeprefix("gymwire.")
+        fine = part_of(target) in allowed or any(
+            name == one or name.startswith(f"{one}.") for one in allowed
+        )
+        assert fine, f"{own} must not import {dotted_name(target)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_parts_take_only_the_version_from_the_public_names(path: Path) -> None:
+    names = {name for module, names, _ in imports(path) if module == "gymwire" for name in names}
+    modules = {name for name in names if f"gymwire.{name}" in BY_DOTTED_NAME}
+    assert part_of(path) == "gymwire" or names - modules <= {"__version__"}
+
+
+def test_there_are_no_import_cycles() -> None:
+    # Imports in functions and for the type checker count, too. gymwire/__init__.py does not: it
+    # loads the public names only when they are used.
+    facade = PACKAGE / "__init__.py"
+    graph = {
+        name_of(path): [name_of(target) for target in imported_modules(path) if target != facade]
+        for path in MODULES
+        if path != facade
+    }
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" imports ".join(reversed(error.args[1])))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_the_package_imports_neither_tests_nor_benchmarks(path: Path) -> None:
+    assert not libraries(path) & {"tests", "benchmarks", "examples"}
 
 
 def test_only_the_transport_and_the_keys_know_zeromq() -> None:
-    assert {name_of(path) for path in MODULES if "zmq" in roots(path)} <= set(ZMQ)
-
-
-@pytest.mark.parametrize("name", PURE)
-def test_a_pure_module_imports_nothing_impure(name: str) -> None:
-    path = ROOT / name
-    assert not roots(path) & IMPURE
-    pure = {ROOT / one for one in PURE}
-    for module in imports(path):
-        ours = ROOT / (module.removeprefix("gymwire.").replace(".", "/") + ".py")
-        fine = not ours.exists() or ours in pure or (name, module) in EXCUSED
-        assert fine, f"{name} imports {module}, which is not pure"
-
-
-@pytest.mark.parametrize("name", PURE)
-def test_a_pure_module_uses_no_global_randomness_and_opens_nothing(name: str) -> None:
-    for node in ast.walk(ast.parse((ROOT / name).read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ImportFrom) and node.module in RANDOM:
-            assert {alias.name for alias in node.names} <= RANDOM[node.module]
-        if isinstance(node, ast.Call):
-            called = dotted(node.func)
-            assert called not in ("open", "input", "print", "exec", "eval"), f"{name}: {called}()"
-            home, _, attribute = called.removeprefix("np.").rpartition(".")
-            if home == "random":
-                seeded = attribute == "default_rng" and node.args
-                assert seeded or attribute in {"Random", "Generator"}, f"{name}: {called}()"
+    users = [name_of(path) for path in MODULES if "zmq" in libraries(path)]
+    assert [name for name in users if not listed(name, ZMQ)] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_nothing_can_unpickle(path: Path) -> None:
-    assert not roots(path) & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
+    assert not libraries(path) & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
 
 
-@pytest.mark.parametrize("package", PACKAGES)
-def test_there_is_no_drawer_for_odds_and_ends(package: str) -> None:
-    names = {path.stem for path in (ROOT / package).rglob("*.py")}
+# Pure modules
+
+PURE = [path for path in MODULES if not listed(name_of(path), IMPURE)]
+
+
+@pytest.mark.parametrize("path", PURE, ids=name_of)
+def test_a_pure_module_imports_nothing_impure(path: Path) -> None:
+    assert not libraries(path) & IMPURE_LIBRARIES
+    name = name_of(path)
+    for target, for_types in imported_modules(path).items():
+        other = name_of(target)
+        fine = for_types or not listed(other, IMPURE) or (name, other) in EXCUSED
+        assert fine, f"{name} imports {other}, which is not pure"
+
+
+@pytest.mark.parametrize("path", PURE, ids=name_of)
+def test_a_pure_module_uses_no_global_randomness_and_opens_nothing(path: Path) -> None:
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.ImportFrom) and node.module in RANDOM:
+            assert {alias.name for alias in node.names} <= RANDOM[node.module]
+        if isinstance(node, ast.Call):
+            called = called_name(node.func)
+            assert called not in ("open", "input", "print", "exec", "eval"), f"{called}()"
+            module, _, attribute = called.removeprefix("np.").rpartition(".")
+            if module == "random":
+                seeded = attribute == "default_rng" and node.args
+                assert seeded or attribute in {"Random", "Generator"}, f"{called}()"
+
+
+def test_each_module_that_may_be_impure_is() -> None:
+    shells = [path for path in MODULES if listed(name_of(path), IMPURE)]
+    impure = {
+        name_of(path)
+        for path in shells
+        if libraries(path) & IMPURE_LIBRARIES or set(shells) & imported_modules(path).keys()
+    }
+    assert [one for one in IMPURE if not any(fnmatch(name, one) for name in impure)] == []
+
+
+# Size
+
+
+@cache
+def code_lines(path: Path) -> frozenset[int]:
+    """Return the numbers of the lines that hold code, not comments, docstrings or nothing."""
+    source = path.read_text(encoding="utf-8")
+    no_code = {
+        tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT,
+        tokenize.ENDMARKER,
+    }  # fmt: skip
+    lines: set[int] = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in no_code:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(parse(path)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            match node.body:
+                case [ast.Expr(ast.Constant(str())) as docstring, *_]:
+                    assert docstring.end_lineno is not None
+                    lines.difference_update(range(docstring.lineno, docstring.end_lineno + 1))
+    return frozenset(lines)
+
+
+@cache
+def classes() -> dict[str, tuple[int, list[str]]]:
+    """Map the name of each class to its number of code lines and the names of its bases."""
+    found = {}
+    for path in MODULES:
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno is not None
+                span = range(node.lineno, node.end_lineno + 1)
+                bases = [called_name(base).rpartition(".")[2] for base in node.bases]
+                found[f"{name_of(path)}:{node.name}"] = (len(code_lines(path) & {*span}), bases)
+    return found
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_has_at_most_400_lines_of_code(path: Path) -> None:
+    assert len(code_lines(path)) <= MAX_MODULE_LINES
+
+
+@pytest.mark.parametrize("name", classes())
+def test_a_class_has_at_most_300_lines_of_code(name: str) -> None:
+    # A base class with no other subclass counts as part of the class: a mixin makes nothing
+    # smaller.
+    own, bases = classes()[name]
+    for other, (lines, _) in classes().items():
+        base = other.rpartition(":")[2]
+        heirs = sum(base in their_bases for _, their_bases in classes().values())
+        own += lines if base in bases and heirs == 1 else 0
+    assert own <= MAX_CLASS_LINES
+
+
+def test_there_is_no_module_for_odds_and_ends() -> None:
+    names = {path.stem for path in MODULES}
     assert not names & {"utils", "util", "helpers", "common", "misc"}

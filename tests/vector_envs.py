@@ -120,10 +120,10 @@ class Sociable(Gated):
         if not meet:  # to be described
             return
         (Path(meet) / uuid4().hex).touch()
-        number = len(os.listdir(meet))
+        number = len(list(Path(meet).iterdir()))
         here = -(-number // party) * party
         deadline = time.monotonic() + PATIENCE_S
-        while len(os.listdir(meet)) < here:
+        while len(list(Path(meet).iterdir())) < here:
             if time.monotonic() > deadline:
                 raise TimeoutError("nobody else has come")
             time.sleep(0.002)
@@ -156,5 +156,5 @@ class Counters(VectorEnv[Any, Any, Any]):
 
 
 def make_counters(num_envs: int = 1, first: int = 0) -> Counters:
-    """A factory that makes vectors only."""
+    """Make a vector, as a factory that cannot make a single environment does."""
     return Counters(num_envs, first)

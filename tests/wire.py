@@ -32,10 +32,10 @@ from gymwire.env_agent.transports import Paths
 from gymwire.learner_agent import client
 from gymwire.learner_agent.client.connection import Channel
 from gymwire.protocol import stamps
-from gymwire.protocol.codec import TIMED, Frame
+from gymwire.protocol.codec import FLAGS_AT, TIMED, Frame
 from gymwire.protocol.messages import Open
-from gymwire.protocol.transport.broker_link import Link
-from gymwire.protocol.transport.zmq_sockets import LinkEvent
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.interface import LinkEvent
 
 TICK_S = 0.1
 LATENCY_S = 0.001
@@ -53,10 +53,10 @@ class Faults:
 
 
 class Dealer:
-    """What `gymwire.protocol.transport.zmq_sockets.Dealer` is to agents, without a socket."""
+    """What `gymwire.protocol.transport.dealer.Dealer` is to agents, without a socket."""
 
     url = "memory://broker"
-    holds = False
+    has_buffered = False
 
     def __init__(self, network: Network, number: int) -> None:
         self._network = network
@@ -180,7 +180,7 @@ class Network:
         """A serving loop that offers these; its host keeps ledgers."""
         host = LedgerHost(services)
         dealer = self.dealer()
-        link = Link(cast(Any, dealer), eager=True)
+        link = BrokerLink(cast(Any, dealer), eager=True)
         loop = Loop(lambda: Paths(link, None), host, self.rng.randbytes(16))
         offers = [host.describe(one, one.max_sessions, None) for one in services]
         loop.connect(offers, wait_s=60.0)
@@ -251,8 +251,8 @@ class Network:
     def at_broker(self, dealer: Dealer, frame: bytes) -> None:
         """A frame arrives at the broker, which does as its server does."""
         to = self.core.relay(dealer.rid, frame, None)
-        if to is not None and frame[3] & TIMED:
-            frame = bytes(stamps.passed(frame, self.monotonic_ns(), self.monotonic_ns))
+        if to is not None and frame[FLAGS_AT] & TIMED:
+            frame = bytes(stamps.stamp_relay(frame, self.monotonic_ns(), self.monotonic_ns))
         if to is None:
             sender = Sender(dealer.rid, dealer.fd, None, "")
             self._deliver(self.core.receive(sender, frame, self.now))

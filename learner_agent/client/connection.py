@@ -9,13 +9,11 @@ import atexit
 import os
 import random
 import secrets
-import socket as hostsocket
 import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any, NamedTuple
 
 from gymwire.learner_agent.client.failures import error_for
@@ -24,7 +22,7 @@ from gymwire.learner_agent.client.session import RemoteSession, go_direct
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.protocol import codec, logs
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.codec import PLAIN, Frame, Header
+from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
@@ -34,15 +32,12 @@ from gymwire.protocol.errors import (
     GymwireError,
 )
 from gymwire.protocol.messages import (
-    Busy,
-    BusyReason,
     Bye,
     Close,
     Code,
     Error,
     Find,
     Found,
-    Hello,
     Kind,
     Message,
     Open,
@@ -53,12 +48,12 @@ from gymwire.protocol.messages import (
     Welcome,
 )
 from gymwire.protocol.security.keys import credentials, identity
-from gymwire.protocol.security.signing import Challenge, Seal
-from gymwire.protocol.transport.broker_link import Link
-from gymwire.protocol.transport.zmq_sockets import Dealer, unknown_host
+from gymwire.protocol.security.signing import Challenge, Signer
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.handshake import Handshake
 
 CONNECT_S = 2.5  # how long a broker may take to answer at first
-HELLO_AGAIN_S = 1.0  # how long WELCOME may take before HELLO is said again
 AGAIN_S = 0.1  # the first pause before a session is asked for again; each is longer, up to
 AGAIN_MAX_S = 1.0
 SILENT_S = 3.0  # what keeps a session from being opened is told after so long
@@ -74,11 +69,11 @@ class _Opening(NamedTuple):
     pin: str | None
     challenge: Challenge | None
 
-    def seal(self, header: Header, opened: Opened, data: bytes | memoryview) -> Seal | None:
-        """The seal of the session that OPENED begins. Raises Denied if it is not the pinned's."""
+    def signer(self, header: Header, opened: Opened, data: bytes | memoryview) -> Signer | None:
+        """The signer of the session that OPENED begins. Raises Denied if it is not the pinned's."""
         if self.pin is None or self.challenge is None:
             return None
-        return self.challenge.seal(self.pin, opened.key, self.wish.nonce, header.sid, data)
+        return self.challenge.signer(self.pin, opened.key, self.wish.nonce, header.sid, data)
 
 
 _OPEN: weakref.WeakSet[Channel] = weakref.WeakSet()
@@ -117,7 +112,6 @@ class Channel:
             raise ConfigurationError(f"timeout_s must be a positive number, not {timeout_s!r}.")
         self.url = url
         self.timeout_s = timeout_s
-        self.welcome: Welcome | None = None
         self._wait_s = wait_s
         self._pid = os.getpid()
         self._log = logs.logger()
@@ -125,7 +119,6 @@ class Channel:
         self.keeps_sessions = False  # for another process, which has a token of one of them
         self._thread = threading.get_ident()
         self._rng = random.Random(secrets.randbits(64))
-        self._agent = secrets.token_bytes(16)
         self._sessions: dict[int, RemoteSession] = {}
         self._asking = Asking()
         self._unwanted: dict[int, _Opening] = {}  # nobody waits any more for what they open
@@ -133,40 +126,24 @@ class Channel:
         self._heard = 0.0
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
-        self.dealer = Link(Dealer(url, key=own, server_key=server_key))
+        self.dealer = BrokerLink(Dealer(url, key=own, server_key=server_key))
+        self._handshake = Handshake(self.dealer, Role.LEARNER, secrets.token_bytes(16))
         try:
-            self._connect(time.monotonic() + min(CONNECT_S, timeout_s) + wait_s)
+            self._handshake.connect(
+                time.monotonic,
+                min(CONNECT_S, timeout_s) + wait_s,
+                pump=self.pump,
+                done=lambda: self.welcome is not None,
+            )
         except BaseException:
             self.dealer.close()
             raise
         _OPEN.add(self)
 
-    def _connect(self, deadline: float) -> None:
-        hello_at = 0.0
-        while self.welcome is None:
-            now = time.monotonic()
-            if now >= hello_at and self.dealer.introduce(self._hello(), wait=True):
-                hello_at = now + HELLO_AGAIN_S
-            if hello_at:
-                self.pump()
-            for event in self.dealer.link_events():
-                if event.denied:
-                    raise Denied(_denied(self.url, event.denied))
-            if time.monotonic() > deadline:
-                if self.dealer.suspicion:
-                    raise Denied(_denied(self.url, self.dealer.suspicion))
-                unknown = unknown_host(self.url)
-                if unknown:
-                    raise BrokerUnreachable(f"No broker answers at {self.url}: {unknown}.")
-                raise BrokerUnreachable(
-                    f"No broker answers at {self.url}. Start one with `gymwire broker`, or check "
-                    f"the URL, the network and the firewall in between."
-                )
-        self.dealer.link_events()  # the connection just made is no news any more
-
-    def _hello(self) -> Frame:
-        software = f"gymwire {version('gymwire')}"
-        return PLAIN.encode(Hello(Role.LEARNER, self._agent, software, hostsocket.gethostname()))
+    @property
+    def welcome(self) -> Welcome | None:
+        """The broker's last answer to HELLO."""
+        return self._handshake.welcome
 
     @property
     def foreign(self) -> bool:
@@ -270,8 +247,8 @@ class Channel:
                 header, answer, data = _answer(asked[i])
                 if isinstance(answer, Opened):
                     opening = openings[i]
-                    seal = opening.seal(header, answer, data)
-                    opened[i] = self._opened(header, opening.wish, answer, seal)
+                    signer = opening.signer(header, answer, data)
+                    opened[i] = self._opened(header, opening.wish, answer, signer)
                 self._asking.forget([asked.pop(i)])
                 if isinstance(answer, Error):
                     if answer.code == Code.NO_FREE_SLOT and len(openings) > 1:
@@ -299,8 +276,8 @@ class Channel:
         opening = self._unwanted.pop(header.seq)
         if isinstance(answer, Opened) and header.sid not in self._sessions:
             try:
-                seal = opening.seal(header, answer, data)
-                self._opened(header, opening.wish, answer, seal).close(wait=False)
+                signer = opening.signer(header, answer, data)
+                self._opened(header, opening.wish, answer, signer).close(wait=False)
             except GymwireError as error:
                 self._log.debug("an unwanted session was not closed", why=str(error))
 
@@ -326,7 +303,7 @@ class Channel:
         if not isinstance(opened, Opened) or header.sid != token.sid:
             raise EnvironmentLost("The session is lost: its env agent does not know it any more.")
         _check_pinned(token, opened, data)
-        session = self._opened(header, token.wish, opened, token.seal)
+        session = self._opened(header, token.wish, opened, token.signer)
         session.exchange.rejoin(token.seq, token.state)
         session.catch_up()
         if token.wish.direct:
@@ -334,13 +311,13 @@ class Channel:
         return session
 
     def _opened(
-        self, header: Header, wish: Open, opened: Opened, seal: Seal | None
+        self, header: Header, wish: Open, opened: Opened, signer: Signer | None
     ) -> RemoteSession:
         try:
-            session = RemoteSession(self, header.sid, wish, opened, seal)
+            session = RemoteSession(self, header.sid, wish, opened, signer)
         except GymwireError:  # its spaces are unknown here, say: it must not hold a slot
             close = PLAIN.encode(Close(), header.sid, 1)
-            self.dealer.send(close if seal is None else seal.close(close))
+            self.dealer.send(close if signer is None else signer.sign(close))
             raise
         self._sessions[header.sid] = session
         return session
@@ -410,15 +387,8 @@ class Channel:
             self._turn_away(header, PLAIN.decode(data, header), data)
             return
         match header.kind:
-            case Kind.WELCOME:
-                message = PLAIN.decode(data, header)
-                assert isinstance(message, Welcome)
-                self.welcome = message
-                self.dealer.welcomed(message)
-            case Kind.BUSY:
-                message = PLAIN.decode(data, header)
-                if isinstance(message, Busy) and message.reason == BusyReason.HELLO:
-                    self.greet()
+            case Kind.WELCOME | Kind.BUSY:
+                self._handshake.take(PLAIN.decode(data, header), time.monotonic())
             case Kind.ERROR:
                 message = PLAIN.decode(data, header)
                 if isinstance(message, Error) and self.welcome is None:
@@ -428,12 +398,10 @@ class Channel:
             case _:  # a stray of an earlier session
                 return
 
-    def _relinked(self) -> bool:
+    def _relinked(self, now: float) -> bool:
         """Whether the connection was made anew since the last call."""
         up = False
-        for event in self.dealer.link_events():
-            if event.denied:
-                raise Denied(_denied(self.url, event.denied))
+        for event in self._handshake.watch(now):
             if event.up:
                 up = True
                 if self._broker_away:
@@ -454,15 +422,14 @@ class Channel:
 
     def look(self, now: float) -> None:
         """Watch the connection to the broker, and introduce everything again to a new one."""
-        if self._relinked():
-            self.greet()
+        if self._relinked(now):
             self._asking.relinked(now)
             for session in self._sessions.values():
                 session.exchange.relinked(now)
 
     def greet(self) -> None:
         """Say HELLO."""
-        self.dealer.introduce(self._hello())
+        self._handshake.send_hello(time.monotonic())
 
     # --- the end ----------------------------------------------------------------------------------
 
@@ -487,21 +454,17 @@ class Channel:
         self.dealer.close(linger_s=0.5)
 
 
-def _denied(url: str, why: str) -> str:
-    return f"The broker at {url} and this agent do not come together: {why}"
-
-
 def _check_pinned(token: SessionToken, opened: Opened, data: bytes | memoryview) -> None:
     """Raise Denied unless the frame of OPENED comes from the agent that the address pins, if any.
 
     It has the session's tag then, and names the key from which that tag's key was derived.
     """
-    pin, seal = parse_address(token.kwargs["address"]).identity, token.seal
-    if pin is None and seal is None:
+    pin, signer = parse_address(token.kwargs["address"]).identity, token.signer
+    if pin is None and signer is None:
         return
     try:
-        if seal is not None and pin == identity(opened.key):
-            seal.open(data)
+        if signer is not None and pin == identity(opened.key):
+            signer.verify(data)
             return
     except DecodingError:
         pass

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import socket
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
-from gymwire.protocol.errors import AddressError, ConnectionFailed, DecodingError, GymwireError
+from gymwire.protocol.errors import ConnectionFailed, DecodingError, GymwireError
 from gymwire.protocol.messages import Kind, Resume
 from gymwire.protocol.security.keys import KeyPair
-from gymwire.protocol.transport.unix import SCHEME, UnixDealer
-from gymwire.protocol.transport.zmq_sockets import Dealer
-
-AnyDealer = Dealer | UnixDealer
+from gymwire.protocol.transport.interface import Transport
+from gymwire.protocol.transport.registry import dial_first, usable
 
 LOOK_S = 0.002  # how often connections that are being made are looked at
 
@@ -34,7 +30,9 @@ class DirectLink:
         server_key = offer.get("key") or None
         if server_key is not None and key is None:
             raise ConnectionFailed("The env agent's direct endpoint asks for a key.")
-        self.dealer = _dial(_choose(offer), key, server_key)
+        self.dealer: Transport = dial_first(
+            _choose(offer), key=key if server_key else None, server_key=server_key
+        )
         self.up = self.denied = False
         self._owes_resume = False
         self._resume = PLAIN.encode(Resume(nonce), sid)
@@ -84,26 +82,5 @@ def _choose(offer: Mapping[str, Any]) -> list[str]:
     urls = offer.get("urls")
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls) or not urls:
         raise DecodingError("The env agent's direct endpoint has no URL.")
-    schemes = ["tcp://"]
-    if offer.get("host") == socket.gethostname():
-        # Over a Unix socket nobody proves a key.
-        schemes = ["ipc://", "tcp://"] if offer.get("key") else [SCHEME, "ipc://", "tcp://"]
-    return [url for scheme in schemes for url in urls if url.startswith(scheme)]
-
-
-def _dial(urls: Sequence[str], key: KeyPair | None, server_key: bytes | None) -> AnyDealer:
-    """The first that is there. Raises AddressError if none can be."""
-    for url in urls:
-        if url.startswith(SCHEME):
-            with contextlib.suppress(ConnectionFailed):
-                return UnixDealer(url)
-        elif url.startswith("tcp://") or _is_socket(url.removeprefix("ipc://")):
-            return Dealer(url, key=key if server_key else None, server_key=server_key)
-    raise AddressError("The env agent's direct endpoint cannot be dialled from this host.")
-
-
-def _is_socket(path: str) -> bool:
-    try:
-        return Path(path).is_socket()
-    except OSError:  # in a folder of another user's
-        return False
+    same_host = offer.get("host") == socket.gethostname()
+    return usable(urls, same_host=same_host, keyed=bool(offer.get("key")))

@@ -13,6 +13,7 @@ from gymwire.protocol import dialogue
 from gymwire.protocol.codec import PLAIN, Frame, Header
 from gymwire.protocol.errors import BrokerUnreachable, EnvironmentLost, MoveError, ProtocolError
 from gymwire.protocol.messages import (
+    CONTROL_KINDS,
     Busy,
     BusyReason,
     Code,
@@ -147,7 +148,7 @@ class Exchange:
         """
         kind, pending = header.kind, self.pending
         self._arm(now)
-        if kind < 16:
+        if kind < CONTROL_KINDS:
             if pending is None or header.seq != pending.seq:
                 return self._stray(header, data)
             if kind is Kind.ERROR and self._take_error(data, now):

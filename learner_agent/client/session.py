@@ -10,13 +10,13 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from gymwire.learner_agent.client.direct import AnyDealer, DirectLink, attach
+from gymwire.learner_agent.client.direct import DirectLink, attach
 from gymwire.learner_agent.client.exchange import Exchange, Pending, still_under_way
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import codec, logs, spaces, stamps, vector_infos
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.codec import PLAIN, TIMED, Codec, Frame, Header
+from gymwire.protocol.codec import FLAGS_AT, KIND_AT, PLAIN, TIMED, Codec, Frame, Header
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
@@ -41,10 +41,10 @@ from gymwire.protocol.messages import (
     Resume,
 )
 from gymwire.protocol.security.keys import identity
-from gymwire.protocol.security.signing import Seal, SealedCodec
+from gymwire.protocol.security.signing import SignedCodec, Signer
 from gymwire.protocol.step_codec import Step, compile_steps
-from gymwire.protocol.transport.broker_link import Link
-from gymwire.protocol.transport.zmq_sockets import TICK_MS, wait_among
+from gymwire.protocol.transport.interface import TICK_MS, Transport
+from gymwire.protocol.transport.polling import wait_among
 
 if TYPE_CHECKING:
     from gymwire.learner_agent.client.connection import Channel
@@ -64,10 +64,10 @@ class RemoteSession:
     """One environment, or one vector of them, at an env agent."""
 
     def __init__(
-        self, channel: Channel, sid: int, wish: Open, opened: Opened, seal: Seal | None = None
+        self, channel: Channel, sid: int, wish: Open, opened: Opened, signer: Signer | None = None
     ) -> None:
         self.channel = channel
-        self.seal = seal
+        self.signer = signer
         self.sid = sid
         self.wish = wish
         self.opened = opened
@@ -75,10 +75,12 @@ class RemoteSession:
         self.action_space = spaces.build(opened.action_space, root="action_space")
         observation = spaces.compile(self.observation_space)
         action = spaces.compile(self.action_space)
-        self._codec = (Codec if seal is None else partial(SealedCodec, seal))(observation, action)
+        self._codec = (Codec if signer is None else partial(SignedCodec, signer))(
+            observation, action
+        )
         # The short way for steps has no tags.
         self._steps = (
-            compile_steps(sid, observation, action, wish.num_envs) if seal is None else None
+            compile_steps(sid, observation, action, wish.num_envs) if signer is None else None
         )
         self.exchange = Exchange(
             sid,
@@ -90,7 +92,7 @@ class RemoteSession:
         self._reply: tuple[Header, bytes | memoryview] | None = None
         self._answered: Pending | None = None  # what `_reply` answers
         self._direct: DirectLink | None = None
-        self.way: AnyDealer | Link = channel.dealer  # the connection that requests take at present
+        self.way: Transport = channel.dealer  # the connection that requests take at present
         self.closed = False  # on this side; the agent may still have to confirm it
         self._least_network: dict[bool, int] = {}  # directly or not → ns of a step, for `apportion`
 
@@ -197,15 +199,15 @@ class RemoteSession:
         plain = self._steps.encode_act(action, number)
         if plain is None:
             plain = self._codec.encode(Act(action), self.sid, seq)
-        frame = stamps.ask(plain)
+        frame = stamps.request_stamps(plain)
         self._check_size(Kind.ACT, frame)
         encoded = time.monotonic_ns()
         self._begin(Kind.ACT, seq, frame)
         data = self.way.receive()
         arrived = time.monotonic_ns()
         step = None
-        if data is not None and data[2] == Kind.PERCEPT and data[3] & TIMED:
-            reply, taken = stamps.answered(data)
+        if data is not None and data[KIND_AT] == Kind.PERCEPT and data[FLAGS_AT] & TIMED:
+            reply, taken = stamps.strip_reply(data)
             step = self._steps.decode_percept(reply, number)
         if step is not None:
             self.exchange.pending = None
@@ -218,7 +220,7 @@ class RemoteSession:
             header, data = self._take_reply()
             if header.kind is not Kind.PERCEPT or not header.flags & TIMED:
                 return _step_of(self._decoded(header, data)), None
-            reply, taken = stamps.answered(data)
+            reply, taken = stamps.strip_reply(data)
             step = _step_of(self._decoded(header, reply))
         decoded = time.monotonic_ns()
         is_direct = not taken.back_sent
@@ -267,7 +269,7 @@ class RemoteSession:
     def _begin(self, kind: Kind, seq: int, frame: Frame) -> None:
         self._reply = self._answered = None
         if kind is Kind.RESET and self._direct is None:
-            self.channel.dealer.approach()  # who only opens a session needs no lane
+            self.channel.dealer.open_local_channel()  # who only opens a session needs no lane
         self.exchange.sent(kind, seq, frame)
         if self._direct is not None:
             self._look_around(time.monotonic())

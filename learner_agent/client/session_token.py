@@ -9,9 +9,9 @@ from gymwire.protocol import values
 from gymwire.protocol.dialogue import State
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import Open
-from gymwire.protocol.security.signing import Seal
+from gymwire.protocol.security.signing import Signer
 
-KEY_SIZE = 32  # of a seal
+KEY_SIZE = 32  # of a signer
 KEYWORDS = {
     *("address", "broker", "key", "broker_key", "direct", "on_lost", "render_mode", "env_kwargs"),
     *("timeout_s", "step_timeout_s", "wait_s"),
@@ -28,7 +28,7 @@ class SessionToken:
     seq: int
     state: State
     challenge: bytes
-    seal: Seal | None
+    signer: Signer | None
 
     @property
     def wish(self) -> Open:
@@ -45,8 +45,8 @@ class SessionToken:
     def encode(self) -> bytes:
         """The token's bytes."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        seal = None if self.seal is None else list(self.seal)
-        return values.encode({**fields, "state": self.state.value, "seal": seal})
+        signer = None if self.signer is None else list(self.signer)
+        return values.encode({**fields, "state": self.state.value, "signer": signer})
 
 
 def decode(token: bytes) -> SessionToken:
@@ -63,15 +63,15 @@ def decode(token: bytes) -> SessionToken:
             "seq": int(seq),
             "state": State.READY.value | State.EPISODE.value as state,
             "challenge": bytes(challenge),
-            "seal": None | [bytes(), bytes()] as seal,
+            "signer": None | [bytes(), bytes()] as signer,
         } if (
             set(kwargs) == KEYWORDS
             and 0 < sid < 2**64
             and len(nonce) == 16
             and 0 <= seq < 2**62
-            and all(len(key) == KEY_SIZE for key in seal or ())
+            and all(len(key) == KEY_SIZE for key in signer or ())
         ):
-            made = None if seal is None else Seal(*seal)
+            made = None if signer is None else Signer(*signer)
             return SessionToken(kwargs, sid, nonce, seq, State(state), challenge, made)
     raise ConfigurationError(
         "This is not what session_token() returned: give the same bytes, all of them, to the same "

@@ -34,7 +34,16 @@ from gymwire.protocol.errors import (
     ProtocolError,
     ResetNeeded,
 )
-from gymwire.protocol.messages import Act, Call, Frame, Message, Render, Reset, Result, Status
+from gymwire.protocol.messages import (
+    Act,
+    Call,
+    Message,
+    Render,
+    RenderedFrame,
+    Reset,
+    Result,
+    Status,
+)
 from gymwire.protocol.step_codec import Step
 
 
@@ -291,7 +300,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             exchange.seq - session.pending,
             exchange.state,
             session.wish.challenge,
-            session.seal,
+            session.signer,
         ).encode()
 
     @classmethod
@@ -317,7 +326,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
     def render(self) -> Any:
         """What the remote environment renders: an array, a str, or None."""
         frame = self._request(Render())
-        assert type(frame) is Frame
+        assert type(frame) is RenderedFrame
         return frame.frame
 
     def close(self) -> None:

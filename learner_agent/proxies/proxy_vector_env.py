@@ -35,11 +35,11 @@ from gymwire.protocol.errors import (
 )
 from gymwire.protocol.messages import (
     Call,
-    Frame,
     Kind,
     Message,
     Percept,
     Render,
+    RenderedFrame,
     Reset,
     Result,
     Status,
@@ -469,7 +469,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         """What the environments render, a frame each; None without a render mode."""
         frames: list[Any] = []
         for reply in self._ask(dict.fromkeys(range(len(self._group)), Render())):
-            assert type(reply) is Frame
+            assert type(reply) is RenderedFrame
             if reply.frame is None:
                 return None
             frames += reply.frame

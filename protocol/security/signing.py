@@ -1,4 +1,4 @@
-"""Sessions that are sealed end to end, for learners that pin an agent (docs/security.md).
+"""Sessions that are signed end to end, for learners that pin an agent (docs/security.md).
 
 CURVE protects each connection; between its two the broker sees and could change everything. Who
 opens `address@identity` sends a fresh X25519 key along (`Open.challenge`); the agent answers with
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 TAG_SIZE = 16
 
 
-class Seal(NamedTuple):
+class Signer(NamedTuple):
     """The keys of one session at one of its ends."""
 
     mine: bytes
     theirs: bytes
 
-    def close(self, frame: Frame) -> Frame:
+    def sign(self, frame: Frame) -> Frame:
         """The frame with its tag. The same frame gets the same tag."""
         return frame + _tag(frame, self.mine)
 
-    def open(self, data: bytes | bytearray | memoryview) -> memoryview:
+    def verify(self, data: bytes | bytearray | memoryview) -> memoryview:
         """The frame without its tag. Raises DecodingError if the tag is not the other end's."""
         view = memoryview(data)
         frame, tag = view[:-TAG_SIZE], view[-TAG_SIZE:]
         if not hmac.compare_digest(_tag(frame, self.theirs), tag):
             raise DecodingError(
-                "A frame of a sealed session has not the tag of the pinned agent: something "
+                "A frame of a signed session has not the tag of the pinned agent: something "
                 "between the two changed it or made it up."
             )
         return frame
@@ -59,9 +59,9 @@ class Challenge:
         self._private: X25519PrivateKey = x25519.X25519PrivateKey.generate()
         self.public: bytes = self._private.public_key().public_bytes_raw()
 
-    def seal(
+    def signer(
         self, pin: str, key: bytes, nonce: bytes, sid: int, opened: bytes | memoryview
-    ) -> Seal:
+    ) -> Signer:
         """The session's keys, after `opened`, the frame of OPENED, has proved its sender.
 
         `key`: the public key that it names. Raises Denied if this is not the pinned agent.
@@ -76,15 +76,15 @@ class Challenge:
         if shared is None:
             raise Denied(text)
         mine, theirs = _derive(shared, self.public, key, nonce, sid)
-        seal = Seal(mine, theirs)
+        signer = Signer(mine, theirs)
         try:
-            seal.open(opened)
+            signer.verify(opened)
         except DecodingError:
             raise Denied(text) from None
-        return seal
+        return signer
 
 
-def answer(pair: KeyPair, challenge: bytes, nonce: bytes, sid: int) -> Seal | None:
+def answer_challenge(pair: KeyPair, challenge: bytes, nonce: bytes, sid: int) -> Signer | None:
     """The agent's half: the session's keys, or None for a challenge that is none."""
     from cryptography.hazmat.primitives.asymmetric import x25519
 
@@ -93,7 +93,7 @@ def answer(pair: KeyPair, challenge: bytes, nonce: bytes, sid: int) -> Seal | No
     if shared is None:
         return None
     theirs, mine = _derive(shared, challenge, pair.public, nonce, sid)
-    return Seal(mine, theirs)
+    return Signer(mine, theirs)
 
 
 def _agree(private: X25519PrivateKey, public: bytes) -> bytes | None:
@@ -118,12 +118,12 @@ def _tag(frame: Frame | memoryview, key: bytes) -> bytes:
     return hashlib.blake2b(frame, key=key, digest_size=TAG_SIZE).digest()
 
 
-class SealedCodec(Codec):
+class SignedCodec(Codec):
     """A session's codec that adds and checks the tags."""
 
     def __init__(
         self,
-        seal: Seal,
+        signer: Signer,
         observation: SpaceCodec | None = None,
         action: SpaceCodec | None = None,
         *,
@@ -131,11 +131,11 @@ class SealedCodec(Codec):
         on_opaque: Callable[[str], None] | None = None,
     ) -> None:
         super().__init__(observation, action, strict_infos=strict_infos, on_opaque=on_opaque)
-        self._seal = seal
+        self._signer = signer
 
     def encode(self, message: Message, sid: int = 0, seq: int = 0) -> Frame:
         """One message as one frame, its tag at the end."""
-        return self._seal.close(super().encode(message, sid, seq))
+        return self._signer.sign(super().encode(message, sid, seq))
 
     def decode(self, data: bytes | bytearray | memoryview, header: Header | None = None) -> Message:
         """The message of a frame, whose tag must be right.
@@ -143,7 +143,7 @@ class SealedCodec(Codec):
         An ERROR may come without: brokers refuse, too. It ends a request and never answers one.
         """
         try:
-            return super().decode(self._seal.open(data), header)
+            return super().decode(self._signer.verify(data), header)
         except DecodingError:
             if header is not None and header.kind is Kind.ERROR:
                 return super().decode(data, header)

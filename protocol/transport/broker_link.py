@@ -1,8 +1,8 @@
-"""An agent's link to its broker: a ZeroMQ connection, and a lane beside it where there may be one.
+"""The connection of a learner or env agent to its broker: ZeroMQ, and a local channel beside it.
 
-A lane is a Unix socket to a broker of the same host and user, over which frames pass without the
-threads of libzmq (docs/protocol.md §9.12). Which way a frame takes makes no difference to either
-side; the ZeroMQ connection says who is there and alive.
+The local channel is a Unix socket to a broker of the same host and user. It carries frames without
+the threads of libzmq (docs/protocol.md §9.12). Which of the two carries a frame makes no difference
+to either side; the ZeroMQ connection shows who is connected and alive.
 """
 
 from __future__ import annotations
@@ -14,151 +14,154 @@ from typing import Any
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import ConnectionFailed, GymwireError
 from gymwire.protocol.messages import Attach, Attached, Welcome
+from gymwire.protocol.transport.interface import LinkEvent, Transport
 from gymwire.protocol.transport.unix import UnixDealer
-from gymwire.protocol.transport.zmq_sockets import Dealer, LinkEvent
+
+_NO_OFFER = ("", b"")
 
 
-class Link:
-    """What `Dealer` is, over either way. Used from one thread.
+class BrokerLink:
+    """A `Transport` that sends and receives over the local channel while there is one.
 
-    `eager`: a lane is dialled as soon as the broker says where; else by the first `approach`.
+    `dealer`: the ZeroMQ connection. `eager`: dial a local channel as soon as the broker offers one;
+    otherwise the first `open_local_channel` does.
     """
 
-    def __init__(self, dealer: Dealer, *, eager: bool = False) -> None:
+    def __init__(self, dealer: Transport, *, eager: bool = False) -> None:
         self.url = dealer.url
         self._dealer = dealer
         self._eager = eager
-        self._offer: tuple[str, bytes] = ("", b"")  # of a lane: where, and the ticket
-        self._coming: UnixDealer | None = None  # dialled; the broker has not answered yet
-        self._lane: UnixDealer | None = None
-        self._held: deque[bytes | memoryview] = deque()  # came by ZeroMQ while there was a lane
-        self._take(dealer)
+        self._offer = _NO_OFFER  # of a local channel: its URL and the attach token
+        self._pending: UnixDealer | None = None  # dialled; the broker has not answered yet
+        self._channel: UnixDealer | None = None
+        self._backlog: deque[bytes | memoryview] = deque()  # received by ZeroMQ beside the channel
+        self._use(dealer)
 
-    def _take(self, way: Dealer | UnixDealer) -> None:
-        """Send and receive this way from now on."""
-        self._way: Dealer | UnixDealer = way
-        # A step calls these two: the way's own methods, with nothing in between.
-        self.send: Callable[..., bool] = way.send
-        self.receive: Callable[[], bytes | memoryview | None] = way.receive
-        if self._held:
-            self.receive = self._receive_held
+    def _use(self, path: Transport) -> None:
+        """Send and receive over this connection from now on."""
+        self._path = path
+        # Every step calls these two, so they are the connection's own methods.
+        self.send: Callable[..., bool] = path.send
+        self.receive: Callable[[], bytes | memoryview | None] = path.receive
+        if self._backlog:
+            self.receive = self._receive_backlog
 
-    def _receive_held(self) -> bytes | memoryview | None:
-        if not self._held:
-            self._take(self._way)
-            return self._way.receive()
-        return self._held.popleft()
+    def _receive_backlog(self) -> bytes | memoryview | None:
+        if not self._backlog:
+            self._use(self._path)
+            return self._path.receive()
+        return self._backlog.popleft()
 
-    def introduce(self, hello: bytes | bytearray, wait: bool = False) -> bool:
-        """Send HELLO, which is about the ZeroMQ connection. As `Dealer.send`."""
+    def send_hello(self, hello: bytes | bytearray, wait: bool = False) -> bool:
+        """Send HELLO over ZeroMQ, because it is about that connection. Returns as `send`."""
         return self._dealer.send(hello, wait)
 
-    # --- the lane ---------------------------------------------------------------------------------
+    # --- the local channel ------------------------------------------------------------------------
 
-    def welcomed(self, welcome: Welcome) -> None:
-        """The broker has said where a lane may be dialled, or that there is none."""
-        offer = (welcome.lane, welcome.ticket)
+    def handle_welcome(self, welcome: Welcome) -> None:
+        """Note whether, and where, the broker offers a local channel."""
+        offer = (welcome.local_channel, welcome.attach_token)
         if offer != self._offer:
-            self._leave_lane()
+            self._drop_channel()
             self._offer = offer
         if self._eager:
-            self.approach()
+            self.open_local_channel()
 
-    def approach(self) -> None:
-        """Dial a lane, if there can be one and is none yet; waits for a tick at most."""
+    def open_local_channel(self) -> None:
+        """Dial a local channel if the broker offers one and there is none; wait a tick at most."""
         self._eager = True
-        url, ticket = self._offer
-        if not url or self._lane is not None or self._coming is not None:
+        url, token = self._offer
+        if not url or self._channel is not None or self._pending is not None:
             return
         try:
-            coming = UnixDealer(url)
-        except ConnectionFailed:  # another user's broker; or it has just ended
-            self._offer = ("", b"")
+            pending = UnixDealer(url)
+        except ConnectionFailed:  # the broker belongs to another user, or has just ended
+            self._offer = _NO_OFFER
             return
-        self._coming = coming
-        coming.send(PLAIN.encode(Attach(ticket)))
-        self._see_coming(wait=True)
+        self._pending = pending
+        pending.send(PLAIN.encode(Attach(token)))
+        self._check_pending(wait=True)
 
-    def _see_coming(self, *, wait: bool = False) -> None:
-        """The broker takes newcomers in when it gets to it, if it does."""
-        coming = self._coming
-        if coming is None or not (wait or coming.poll()):
+    def _check_pending(self, *, wait: bool = False) -> None:
+        """Use the pending channel once the broker has answered; it may be slow to accept."""
+        pending = self._pending
+        if pending is None or not (wait or pending.poll()):
             return
-        frame = coming.receive()
-        if frame is not None and _says_attached(frame):
-            self._lane, self._coming = coming, None
-            self._hold()
-            self._take(coming)
-        elif frame is not None or not coming.up:
-            self._leave_lane()
+        frame = pending.receive()
+        if frame is not None and _is_attached(frame):
+            self._channel, self._pending = pending, None
+            self._drain_dealer()
+            self._use(pending)
+        elif frame is not None or not pending.up:
+            self._drop_channel()
 
-    def _leave_lane(self) -> None:
-        for one in (self._coming, self._lane):
+    def _drop_channel(self) -> None:
+        for one in (self._pending, self._channel):
             if one is not None:
                 one.close()
-        self._coming = self._lane = None
-        self._offer = ("", b"")
-        if self._way is not self._dealer:
-            self._take(self._dealer)
+        self._pending = self._channel = None
+        self._offer = _NO_OFFER
+        if self._path is not self._dealer:
+            self._use(self._dealer)
 
-    def _hold(self) -> None:
-        """Take in what has come by ZeroMQ meanwhile."""
+    def _drain_dealer(self) -> None:
+        """Receive what has arrived by ZeroMQ meanwhile."""
         while self._dealer.poll():
             frame = self._dealer.receive()
             if frame is not None:
-                self._held.append(frame)
+                self._backlog.append(frame)
 
-    # --- what a dealer has ------------------------------------------------------------------------
+    # --- the rest of a transport ------------------------------------------------------------------
 
     def link_events(self) -> list[LinkEvent]:
-        """Connections made and lost since the last call.
+        """Return the connections made and lost since the last call.
 
-        The loss of a lane counts as a connection made anew: the broker must be told who is here,
-        and what was in flight is sent again.
+        The loss of the local channel counts as a new connection: the caller must send HELLO and
+        repeat what was in flight.
         """
         events = self._dealer.link_events()
-        self._see_coming()
-        lane = self._lane
-        if lane is not None:
-            if lane.up:
-                self._hold()
-                self._take(lane)
+        self._check_pending()
+        channel = self._channel
+        if channel is not None:
+            if channel.up:
+                self._drain_dealer()
+                self._use(channel)
             else:
-                self._leave_lane()
+                self._drop_channel()
                 events.append(LinkEvent(True, -1))
         return events
 
     @property
     def takes_pieces(self) -> bool:
-        """Whether frames may be sent in pieces."""
-        return self._lane is not None
+        """Whether `send` also accepts `Pieces`."""
+        return self._path.takes_pieces
 
     @property
-    def holds(self) -> bool:
-        """Whether a frame may be here that a poll of `waitable` does not see."""
-        return bool(self._held) or self._way.holds
+    def has_buffered(self) -> bool:
+        """Whether a frame may be buffered here, where a poll of `waitable` does not see it."""
+        return bool(self._backlog) or self._path.has_buffered
 
     def poll(self, timeout_s: float = 0.0) -> bool:
-        """Whether a frame is there within `timeout_s`."""
-        return bool(self._held) or self._way.poll(timeout_s)
+        """Return whether a frame arrives within `timeout_s`."""
+        return bool(self._backlog) or self._path.poll(timeout_s)
 
     @property
-    def suspicion(self) -> str:
-        """Why the broker may be hanging up on each handshake; "" if it does not."""
-        return self._dealer.suspicion
+    def handshake_hint(self) -> str:
+        """Why the broker may be closing each handshake; "" if it does not."""
+        return self._dealer.handshake_hint
 
     @property
     def waitable(self) -> Any:
-        """The socket, for a poll over several."""
-        return self._way.waitable
+        """The socket or descriptor, for `polling.wait_among`."""
+        return self._path.waitable
 
     def close(self, linger_s: float = 0.0) -> None:
-        """Close; what was sent last has `linger_s` seconds to leave."""
-        self._leave_lane()
+        """Close both connections. Frames sent last have `linger_s` seconds to leave."""
+        self._drop_channel()
         self._dealer.close(linger_s)
 
 
-def _says_attached(frame: bytes | memoryview) -> bool:
+def _is_attached(frame: bytes | memoryview) -> bool:
     try:
         return isinstance(PLAIN.decode(frame), Attached)
     except GymwireError:

@@ -11,9 +11,9 @@ import numpy as np
 
 from gymwire.protocol.codec import HEADER_SIZE, Pieces
 
-PREFIX: Final = 4  # bytes before each frame: its length
-CHUNK: Final = 8 * 1024  # what a frame that comes in one piece may have, as bytes
-BUFFER = 1024 * 1024  # asked of the kernel, which gives what it allows
+LENGTH_SIZE: Final = 4  # bytes of the length before each frame
+CHUNK: Final = 8 * 1024  # bytes of one read; a larger frame gets memory of its own
+BUFFER = 1024 * 1024  # bytes of send buffer to request from the kernel, which may grant less
 
 NOW: Final = getattr(socket, "MSG_DONTWAIT", 0)
 _WHOLE: Final = getattr(socket, "MSG_WAITALL", 0)
@@ -22,53 +22,56 @@ _WHOLE: Final = getattr(socket, "MSG_WAITALL", 0)
 class Stream:
     """Frames over one connected socket, each after its length, as u32 little-endian.
 
-    `holds`: bytes beyond the last frame were received. `owed`: what the socket has not taken yet
-    of the last frame that was sent. `deaf`: the other side reads no more; what it has said before
-    that is here to be read, and behind it the end.
+    Attributes:
+        up: whether the connection is open.
+        write_closed: whether the peer has stopped reading. Data already received can still be
+            read, followed by EOF.
+        has_buffered: whether bytes beyond the last frame were received.
+        unsent: the rest of the last frame sent, which the socket has not accepted yet.
     """
 
     up = False
-    deaf = False
-    holds = False
-    owed: memoryview | None = None
+    write_closed = False
+    has_buffered = False
+    unsent: memoryview | None = None
 
     def __init__(self, max_message: int) -> None:
         self.max_message = max_message
 
     def start(self, sock: socket.socket, tick_ms: int) -> None:
-        """Go on with this connection, anew."""
+        """Use this connected socket from now on, with time-outs of `tick_ms`."""
         tick = struct.pack("ll", tick_ms // 1000, tick_ms % 1000 * 1000)
-        # The kernel's own time-outs: Python's would cost a poll before each call.
+        # The kernel's own time-outs: Python's would cost one poll per call.
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         self.sock = sock
         self._recv, self._send = sock.recv, sock.send
-        self.up, self.deaf, self.owed = True, False, None
+        self.up, self.write_closed, self.unsent = True, False, None
         self._pause(b"")
-        self._frame: memoryview | None = None  # the one that is being received
-        self._filled = 0
+        self._frame: memoryview | None = None  # a large frame, received in part
+        self._filled = 0  # its bytes received so far
 
     def _pause(self, rest: bytes, expects_large: bool = False) -> None:
-        self._rest, self.holds = rest, bool(rest)
-        self._plain = not rest and not expects_large  # the next frame may come in one piece
+        self._rest, self.has_buffered = rest, bool(rest)
+        self._plain = not rest and not expects_large  # one read may return the next frame whole
 
     def read(self, flags: int) -> bytes | memoryview | None:
-        """The next frame; None if it is not here, within a tick unless `flags` say now.
+        """Return the next frame, or None without one within a tick (with the flag NOW: at once).
 
-        A large frame has memory of its own, which may be written to.
+        A large frame has memory of its own, which the caller may write to.
         """
         try:
             if not self._plain:
                 return self._read_in_parts(flags)
             data = self._recv(CHUNK, flags)
-            size = len(data) - PREFIX
+            size = len(data) - LENGTH_SIZE
             if (
-                int.from_bytes(data[:PREFIX], "little") == size
+                int.from_bytes(data[:LENGTH_SIZE], "little") == size
                 and HEADER_SIZE <= size <= self.max_message
             ):
-                return data[PREFIX:]
+                return data[LENGTH_SIZE:]
             if not data:
                 raise EOFError
             self._pause(data)
@@ -78,44 +81,44 @@ class Stream:
         except (OSError, EOFError, MemoryError):
             self.end()
             return None
-        except BaseException:  # an interrupt: bytes that the kernel has given may be lost
+        except BaseException:  # an interrupt: bytes taken from the kernel may be lost
             self.end()
             raise
 
     def _read_in_parts(self, flags: int) -> bytes | memoryview | None:
-        if self._frame is None and not self.holds:
-            data = self._recv(PREFIX, flags)  # nothing of a large frame is copied
+        if self._frame is None and not self.has_buffered:
+            data = self._recv(LENGTH_SIZE, flags)  # so that no byte of a large frame is copied
             if not data:
                 raise EOFError
             self._pause(data)
         return self._take(flags)
 
     def _take(self, flags: int) -> bytes | memoryview | None:
-        """Go on with the bytes that are here, and read on if they are not a frame."""
+        """Return a frame from the buffered bytes, reading more if they are not a whole frame."""
         frame = self._frame
         if frame is None:
             rest = self._rest
-            if len(rest) < PREFIX:
+            if len(rest) < LENGTH_SIZE:
                 data = self._recv(CHUNK, flags)
                 if not data:
                     raise EOFError
                 rest += data
                 self._pause(rest)
-                if len(rest) < PREFIX:
+                if len(rest) < LENGTH_SIZE:
                     return None
-            size = int.from_bytes(rest[:PREFIX], "little")
+            size = int.from_bytes(rest[:LENGTH_SIZE], "little")
             if not HEADER_SIZE <= size <= self.max_message:
                 raise EOFError
-            end = PREFIX + size
+            end = LENGTH_SIZE + size
             if len(rest) >= end:
                 self._pause(rest[end:])
-                return rest[PREFIX:end]
+                return rest[LENGTH_SIZE:end]
             frame = self._frame = memoryview(np.empty(size, np.uint8))  # type: ignore[arg-type]
-            self._filled = len(rest) - PREFIX
-            frame[: self._filled] = rest[PREFIX:]
-            self.holds, self._plain = False, False
-        # The kernel waits for all of it, but for a tick at most: who sends byte by byte holds
-        # nobody up.
+            self._filled = len(rest) - LENGTH_SIZE
+            frame[: self._filled] = rest[LENGTH_SIZE:]
+            self.has_buffered, self._plain = False, False
+        # The kernel waits for the whole rest, but a tick at most: a peer that sends byte by byte
+        # delays no other.
         got = self.sock.recv_into(frame[self._filled :], 0, flags or _WHOLE)
         if not got:
             raise EOFError
@@ -127,57 +130,60 @@ class Stream:
         return frame
 
     def write(self, frame: bytes | bytearray | memoryview | Pieces, flags: int) -> bool:
-        """Send one frame. What the socket does not take at once is owed. False: it is dropped."""
-        if self.owed is not None and not self.settle(flags):
+        """Send one frame; keep in `unsent` what the socket does not accept at once.
+
+        Returns False, and drops the frame, if the socket accepts nothing or has closed.
+        """
+        if self.unsent is not None and not self.flush_pending(flags):
             return False
         size = len(frame)
-        prefix = size.to_bytes(PREFIX, "little")
+        prefix = size.to_bytes(LENGTH_SIZE, "little")
         try:
             if size <= CHUNK and not isinstance(frame, Pieces):
                 sent = self._send(prefix + frame, flags)
             else:
                 parts = frame.parts if isinstance(frame, Pieces) else (frame,)
                 sent = self.sock.sendmsg((prefix, *parts), (), flags)
-            if sent != size + PREFIX:
-                # What is owed must stay as it is.
+            if sent != size + LENGTH_SIZE:
+                # A copy of pieces: the environment may change their memory.
                 whole = bytes(frame) if isinstance(frame, Pieces) else frame
-                if sent < PREFIX:
-                    self.owed = memoryview(prefix[sent:] + whole)
+                if sent < LENGTH_SIZE:
+                    self.unsent = memoryview(prefix[sent:] + whole)
                 else:
-                    self.owed = memoryview(whole)[sent - PREFIX :]
+                    self.unsent = memoryview(whole)[sent - LENGTH_SIZE :]
         except BlockingIOError:
             return False
         except OSError:
-            self._not_read()
+            self._close_writing()
             return False
-        except BaseException:  # an interrupt: how much of it is on its way is not known
+        except BaseException:  # an interrupt: how many bytes were sent is unknown
             self.end()
             raise
         return True
 
-    def settle(self, flags: int) -> bool:
-        """Send what is owed. False: some of it is owed still."""
-        if self.owed is not None:
+    def flush_pending(self, flags: int) -> bool:
+        """Send what is `unsent`; return whether all of it is sent."""
+        if self.unsent is not None:
             try:
-                self.owed = self.owed[self._send(self.owed, flags) :] or None
+                self.unsent = self.unsent[self._send(self.unsent, flags) :] or None
             except BlockingIOError:
                 return False
             except OSError:
-                self._not_read()
+                self._close_writing()
             except BaseException:
                 self.end()
                 raise
-        return self.owed is None
+        return self.unsent is None
 
-    def _not_read(self) -> None:
-        self.deaf, self.owed = True, None
+    def _close_writing(self) -> None:
+        self.write_closed, self.unsent = True, None
         with contextlib.suppress(OSError):
-            self.sock.shutdown(socket.SHUT_RDWR)  # what is here already can still be read
+            self.sock.shutdown(socket.SHUT_RDWR)  # data already received can still be read
 
     def end(self) -> None:
         """Close the connection. Idempotent."""
         if self.up:
-            self.up, self.holds, self.owed, self._frame = False, False, None, None
-            with contextlib.suppress(OSError):  # a process that was forked may have it open, too
+            self.up, self.has_buffered, self.unsent, self._frame = False, False, None, None
+            with contextlib.suppress(OSError):  # a forked process may still have it open
                 self.sock.shutdown(socket.SHUT_RDWR)
             self.sock.close()

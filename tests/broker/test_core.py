@@ -17,7 +17,7 @@ from gymwire.broker.tables import Peer
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import (
-    PRESENCE,
+    LIVENESS_PREFIX,
     Act,
     Attach,
     Busy,
@@ -710,7 +710,7 @@ def test_the_lease_of_a_learner_that_was_here_waits_for_nobody() -> None:
 
 def test_a_session_that_a_pulse_has_named_is_awaited_while_the_pulse_is_there() -> None:
     broker = Broker(now=5.0)
-    broker.hello(b"\x01pulse", Role.PULSE, sessions=[[77, NONCE, "cartpole", ""]])
+    broker.hello(b"\x01pulse", Role.PROGRESS, sessions=[[77, NONCE, "cartpole", ""]])
     learner = broker.learner()
     broker.now += REJOIN_S + 3600.0
     assert only(broker.say(learner, Resume(NONCE), 77, 3), Busy).reason == BusyReason.STARTING
@@ -718,7 +718,7 @@ def test_a_session_that_a_pulse_has_named_is_awaited_while_the_pulse_is_there() 
     assert error_of(broker.say(learner, Resume(NONCE), 77, 3)).code == Code.SESSION_LOST
 
 
-PRESENT = PRESENCE + b"a" * 15
+PRESENT = LIVENESS_PREFIX + b"a" * 15
 """The routing id of the presence of the agent b"a" * 16."""
 
 
@@ -737,7 +737,7 @@ def test_an_agent_that_has_spoken_has_named_all_its_sessions(*, pulse_first: boo
     broker = Broker(now=5.0)
     if not pulse_first:
         broker.frame(PRESENT, b"")
-    broker.hello(b"\x01pulse", Role.PULSE, agent=b"a" * 16)
+    broker.hello(b"\x01pulse", Role.PROGRESS, agent=b"a" * 16)
     if pulse_first:
         broker.frame(PRESENT, b"")
     broker.now += 60.0
@@ -759,7 +759,7 @@ def test_the_presence_and_the_pulse_of_who_may_not_offer_count_for_nothing() -> 
     policy = Policy(anyone=Rights("anyone", use=("*",)))
     broker = Broker(now=5.0, policy=policy)
     assert broker.frame(PRESENT, b"") == []
-    broker.hello(b"\x01pulse", Role.PULSE, sessions=[[77, NONCE, "cartpole", ""]])
+    broker.hello(b"\x01pulse", Role.PROGRESS, sessions=[[77, NONCE, "cartpole", ""]])
     broker.now += 60.0
     answer = broker.say(broker.learner(), Resume(NONCE), 77, 3)
     assert error_of(answer).code == Code.SESSION_LOST
@@ -817,7 +817,7 @@ def test_progress_is_passed_on_from_any_connection_of_the_same_process(broker: B
     broker.env(agent=b"process")
     learner = broker.learner()
     sid = broker.open(learner)
-    broker.hello(b"\x01pulse", Role.PULSE, agent=b"process")
+    broker.hello(b"\x01pulse", Role.PROGRESS, agent=b"process")
     [told] = broker.say(b"\x01pulse", Progress(2.5), sid, 9)
     assert (told.rid, told.header.seq, told.message) == (learner, 9, Progress(2.5))
 
@@ -825,7 +825,7 @@ def test_progress_is_passed_on_from_any_connection_of_the_same_process(broker: B
 def test_progress_from_another_process_is_dropped(broker: Broker) -> None:
     broker.env(agent=b"process")
     sid = broker.open(broker.learner())
-    broker.hello(b"\x01pulse", Role.PULSE, agent=b"other")
+    broker.hello(b"\x01pulse", Role.PROGRESS, agent=b"other")
     assert broker.say(b"\x01pulse", Progress(2.5), sid, 9) == []
 
 
@@ -1030,26 +1030,26 @@ def test_a_peer_of_the_brokers_host_is_told_of_a_lane_and_gets_a_ticket(
     near: Broker, role: str
 ) -> None:
     welcome = welcomed(near, b"\x01one", role, "here")
-    assert (welcome.lane, len(welcome.ticket)) == ("unix:///here", 16)
-    assert welcomed(near, b"\x01two", role, "here").ticket != welcome.ticket
+    assert (welcome.local_channel, len(welcome.attach_token)) == ("unix:///here", 16)
+    assert welcomed(near, b"\x01two", role, "here").attach_token != welcome.attach_token
     assert welcomed(near, b"\x01one", role, "here") == welcome
-    peer = near.core.attach(PLAIN.encode(Attach(welcome.ticket)), near.now)
+    peer = near.core.attach(PLAIN.encode(Attach(welcome.attach_token)), near.now)
     assert peer is near.core.tables.peers[b"\x01one"]
 
 
-@pytest.mark.parametrize(("role", "host"), [(Role.LEARNER, "there"), (Role.PULSE, "here")])
+@pytest.mark.parametrize(("role", "host"), [(Role.LEARNER, "there"), (Role.PROGRESS, "here")])
 def test_others_are_told_of_none(near: Broker, role: str, host: str) -> None:
     welcome = welcomed(near, b"\x01one", role, host)
-    assert (welcome.lane, welcome.ticket) == ("", b"")
+    assert (welcome.local_channel, welcome.attach_token) == ("", b"")
 
 
 def test_a_broker_without_lanes_tells_nobody_of_one() -> None:
     welcome = welcomed(Broker(host="here"), b"\x01one", Role.LEARNER, "here")
-    assert (welcome.lane, welcome.ticket) == ("", b"")
+    assert (welcome.local_channel, welcome.attach_token) == ("", b"")
 
 
 def test_a_ticket_ends_with_its_peer(near: Broker) -> None:
-    ticket = welcomed(near, b"\x01one", Role.LEARNER, "here").ticket
+    ticket = welcomed(near, b"\x01one", Role.LEARNER, "here").attach_token
     near.say(b"\x01one", Bye())
     assert near.core.attach(PLAIN.encode(Attach(ticket)), near.now) is None
     assert near.core.tables.by_ticket == {}
@@ -1066,7 +1066,7 @@ def test_without_a_ticket_a_connection_is_nobodys_lane(near: Broker, first: byte
 
 
 def test_who_floods_gets_no_lane(near: Broker) -> None:
-    attach = PLAIN.encode(Attach(welcomed(near, b"\x01one", Role.LEARNER, "here").ticket))
+    attach = PLAIN.encode(Attach(welcomed(near, b"\x01one", Role.LEARNER, "here").attach_token))
     assert near.core.attach(attach, near.now) is not None
     for _ in range(5000):
         near.say(b"\x01one", Ping())

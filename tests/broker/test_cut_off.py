@@ -12,7 +12,7 @@ from gymwire.broker import server
 from gymwire.learner_agent.client.connection import Channel
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Busy, BusyReason, Ping
-from gymwire.protocol.transport.zmq_sockets import Dealer
+from gymwire.protocol.transport.dealer import Dealer
 from tests.chaos.fleet import until
 
 

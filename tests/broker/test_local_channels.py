@@ -11,8 +11,9 @@ from gymwire.broker.local_channels import LOOK_EVERY, Lanes
 from gymwire.broker.tables import Peer
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Ping, Role
+from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.router import Router
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer
-from gymwire.protocol.transport.zmq_sockets import Dealer, Router
 
 pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system has no lanes")
 
@@ -59,8 +60,8 @@ def test_who_comes_by_zeromq_is_heard_beside_a_lane_that_never_rests(
     lanes: Lanes, near: UnixDealer, far: Dealer
 ) -> None:
     far.send(PING)
-    assert any(lanes._router.look() for _ in range(10_000))
-    lanes._router.stirred = False  # it came after the last call
+    assert any(lanes._router.has_input() for _ in range(10_000))
+    lanes._router.may_have_unsignalled_input = False  # it came after the last call
     origins = []
     for _ in range(2 * LOOK_EVERY):
         near.send(PING)
@@ -75,7 +76,7 @@ def test_who_has_a_lane_is_heard_beside_one_by_zeromq_that_never_rests(
 ) -> None:
     for _ in range(50):
         far.send(PING)
-    assert any(lanes._router.look() for _ in range(10_000))
+    assert any(lanes._router.has_input() for _ in range(10_000))
     near.send(PING)
     received = [lanes.receive() for _ in range(4)]
     assert any(one is not None and one[1] is None for one in received)

@@ -88,7 +88,7 @@ def greedy(url: str, deaf: bool) -> Iterator[None]:
 
 
 def p99_ms(env: ProxyEnv, steps: int) -> float:
-    """The 99th percentile of a step's time, in milliseconds."""
+    """Return the 99th percentile of the duration of a step, in milliseconds."""
     env.reset(seed=1)
     times = np.empty(steps)
     for i in range(steps):
@@ -101,7 +101,7 @@ def p99_ms(env: ProxyEnv, steps: int) -> float:
 
 
 def step_times(folder: Path, *, rounds: int, say: Callable[[str], None]) -> bool:
-    """A CartPole's p99 through the broker, alone and beside greedy peers, in turns.
+    """Compare the p99 of a CartPole step through the broker, alone and beside greedy peers.
 
     Returns whether the medians of the latter are at most twice that of the former.
     """

@@ -44,8 +44,11 @@ class Course:
         self._left = 0
 
     def advance(self) -> None:
-        """Do a step, or a reset when it is due; compare. Raises AssertionError, and what a reset
-        may raise while nobody offers the address: then call again."""
+        """Step, or reset when that is due, and compare with the local environment.
+
+        Raises AssertionError, and whatever a reset raises while no agent offers the address; call
+        it again in that case.
+        """
         start = time.monotonic()
         if self._left == 0:
             self._reset()
@@ -76,7 +79,7 @@ class Course:
             self._left = self.episode
 
     def _ask(self, call: Callable[[], Any]) -> Any:
-        """The answer, waited for as long as the broker is away, or None if the session is lost."""
+        """Return the answer, however long the broker is away, or None if the session is lost."""
         while True:
             try:
                 got = call()

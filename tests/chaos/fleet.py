@@ -65,7 +65,7 @@ class Part:
         path = "/dev/full" if self._full_disk else self.log
         # Buffered, as it is by default: what stays in a buffer can change the exit status.
         buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
-        with open(path, "ab") as log:
+        with Path(path).open("ab") as log:
             self.process = subprocess.Popen(
                 self._command, cwd=ROOT, env=buffered, stdin=subprocess.PIPE, stdout=log, stderr=log
             )
@@ -90,7 +90,7 @@ class Part:
         assert self.text().count(text) >= times, f"{self.log.name} ended:\n{self.text()}"
 
     def children(self) -> list[int]:
-        """The processes that it has started."""
+        """Return the ids of the processes that it has started."""
         path = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         return [int(pid) for pid in path.read_text().split()]
 
@@ -227,7 +227,7 @@ class Fleet:
 
 @contextlib.contextmanager
 def fleet(folder: Path, *, keys: bool = False) -> Iterator[Fleet]:
-    """A fleet that is gone afterwards, in whatever state it was."""
+    """Make a fleet and end it after the block, in whatever state it is."""
     made = Fleet(folder, keys=keys)
     try:
         yield made
@@ -243,11 +243,10 @@ def reachable(port: int) -> bool:
 
 
 def resident(pid: int) -> int:
-    """Resident bytes of a process."""
-    with open(f"/proc/{pid}/statm") as statm:
-        return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    """Return the resident bytes of a process."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def descriptors(pid: int) -> int:
-    """Open descriptors of a process."""
-    return len(os.listdir(f"/proc/{pid}/fd"))
+    """Return the number of open descriptors of a process."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())

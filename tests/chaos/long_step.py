@@ -24,9 +24,13 @@ BEFORE, AFTER = 3, 20  # requests before the long one, and after it
 
 @dataclass(frozen=True)
 class Case:
-    """`hold`: the step keeps the interpreter's lock. `direct`: it goes past the broker. `idle`: it
-    is the learner that takes its time, between two steps. `restart`: a SIGKILLed broker and a new
-    one; in the middle of the step, or just before the pause. `keys`: all under CURVE."""
+    """What happens during a long step, or a long pause between two steps.
+
+    `hold`: the step keeps the interpreter's lock. `direct`: the session bypasses the broker.
+    `idle`: the learner pauses between two steps; the step itself is short. `restart`: the broker
+    is killed and replaced in the middle of the step, or just before the pause. `keys`: all
+    connections use CURVE.
+    """
 
     hold: bool = False
     direct: bool = False
@@ -50,8 +54,10 @@ CASES = {
 
 
 def go_through(case: Case, made: Fleet, seconds: float) -> float:
-    """Do it; returns how long the step, or the pause, was. Raises AssertionError if a request was
-    lost, doubled or answered wrongly."""
+    """Run the case and return the duration of the step or the pause, in seconds.
+
+    Raises AssertionError if a request was lost, executed twice or answered wrongly.
+    """
     broker = made.broker()
     agent = made.env_agent(*(("--direct", "tcp://127.0.0.1:*") if case.direct else ()))
     direct = "always" if case.direct else "auto"

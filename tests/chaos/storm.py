@@ -51,7 +51,7 @@ class Storm:
         self.agents_link = TcpRelay(fleet.port)
         self.learners_link = TcpRelay(fleet.port)
         self.messages = MessageRelay(fleet.url, seed)
-        # Under CURVE every frame is numbered and sealed: whole messages cannot be harmed there.
+        # Under CURVE every frame is numbered and encrypted: whole messages cannot be harmed there.
         rainy = fleet.url if keys else self.messages.url
         self.workers = fleet.env_agent("--workers", "2", "--max-sessions", "100", *HOST)
         self.agents = [
@@ -215,7 +215,7 @@ class Storm:
 
 
 def rows(part: Part) -> Iterator[dict[str, Any]]:
-    """The diary of a learner."""
+    """Yield the entries of a learner's diary."""
     for line in part.text().splitlines():
         if line.startswith("{"):
             yield json.loads(line)

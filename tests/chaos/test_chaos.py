@@ -31,7 +31,7 @@ BACKGROUND: list[Callable[[Fleet], None]] = []
 
 
 def in_the_background(scenario: Callable[[Fleet], None]) -> Callable[[Fleet], None]:
-    """A scenario that mostly waits: they run beside each other, and the tests collect them."""
+    """Run a scenario that mostly waits beside the others; its test collects the result."""
     BACKGROUND.append(scenario)
     return scenario
 

@@ -47,7 +47,7 @@ class Link(Protocol):
         """Send one frame to the agent."""
 
     def receive(self) -> bytes | None:
-        """The agent's next frame; None if none came in good time."""
+        """Return the agent's next frame, or None if none arrived in time."""
 
 
 class Agent:
@@ -70,7 +70,7 @@ class Agent:
         self._link.send(frame)
 
     def receive(self) -> tuple[Header, bytes]:
-        """The next frame. PINGs are answered, and not returned."""
+        """Return the next frame. Answer PINGs instead of returning them."""
         while True:
             frame = self._link.receive()
             assert frame is not None, "the env agent says nothing"
@@ -80,7 +80,7 @@ class Agent:
             self.send(Pong(), header.sid, header.seq)
 
     def expect(self, *kinds: type[Message]) -> Message:
-        """The next message, which must be one of these."""
+        """Return the next message, which must be of one of these kinds."""
         header, frame = self.receive()
         message = PLAIN.decode(frame, header)
         assert type(message) in kinds, message
@@ -98,7 +98,7 @@ class Agent:
         return hello
 
     def open(self, **wish: Any) -> Session:
-        """A session, opened."""
+        """Open a session and return it."""
         address = next(iter(self.offers))
         sid = next(self._sids)
         nonce = sid.to_bytes(16)
@@ -132,7 +132,7 @@ class Session:
         return self.agent.send(message, self.sid, seq, self.codec)
 
     def receive(self, seq: int) -> tuple[Message, bytes]:
-        """The reply to this request, and its frame."""
+        """Return the reply to this request, and its frame."""
         header, frame = self.agent.receive()
         assert (header.sid, header.seq) == (self.sid, seq), header
         return self.codec.decode(frame, header), frame
@@ -149,7 +149,7 @@ class Session:
         return error
 
     def act(self) -> Act:
-        """A step with some legal action."""
+        """Return a step with a random legal action."""
         return Act(self.action_space.sample())
 
 

@@ -15,8 +15,9 @@ from gymwire.env_agent.loop import Loop
 from gymwire.env_agent.transports import Paths
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Hello, Role
-from gymwire.protocol.transport.broker_link import Link
-from gymwire.protocol.transport.zmq_sockets import LinkEvent, Router
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.interface import LinkEvent
+from gymwire.protocol.transport.router import Router
 from tests.compliance.suite import Agent, EnvAgentCompliance
 from tests.processes import programs
 
@@ -28,8 +29,8 @@ class MemoryDealer:
     """What a Dealer is to a serving loop, and a Link to the suite: two queues."""
 
     url = "memory://broker"
-    suspicion = ""
-    holds = False
+    handshake_hint = ""
+    has_buffered = False
 
     def __init__(self) -> None:
         self.to_agent: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -110,7 +111,7 @@ class TestInMemory(EnvAgentCompliance):
         offered = service(address="lab/cartpole", env=ENV)
         host = Host([offered])
         offers = [host.describe(offered, 4, None)]
-        link = Link(cast(Any, dealer), eager=True)
+        link = BrokerLink(cast(Any, dealer), eager=True)
         loop = Loop(lambda: Paths(link, None), host, b"a" * 16)
 
         def serve() -> None:

@@ -19,14 +19,14 @@ DOC = transcript.PATH.read_text(encoding="utf-8")
 
 # Clause, what it says, and the constants that it says it with.
 NUMBERS = (
-    ("0.1", "interval {:d} ms", "protocol.transport.zmq_sockets:HEARTBEAT_IVL_MS"),
-    ("0.1", "TTL {:d} ms", "protocol.transport.zmq_sockets:HEARTBEAT_TIMEOUT_MS"),
+    ("0.1", "interval {:d} ms", "protocol.transport.dealer:HEARTBEAT_IVL_MS"),
+    ("0.1", "TTL {:d} ms", "protocol.transport.dealer:HEARTBEAT_TIMEOUT_MS"),
     ("0.2", "{:d} bytes of header", "protocol.codec:HEADER_SIZE"),
-    ("3.4", "interval {:d} ms", "protocol.transport.zmq_sockets:HEARTBEAT_IVL_MS"),
-    ("3.4", "time-out {:d} ms", "protocol.transport.zmq_sockets:HEARTBEAT_TIMEOUT_MS"),
-    ("3.4", "TTL {:d} ms", "protocol.transport.zmq_sockets:HEARTBEAT_TIMEOUT_MS"),
+    ("3.4", "interval {:d} ms", "protocol.transport.dealer:HEARTBEAT_IVL_MS"),
+    ("3.4", "time-out {:d} ms", "protocol.transport.dealer:HEARTBEAT_TIMEOUT_MS"),
+    ("3.4", "TTL {:d} ms", "protocol.transport.dealer:HEARTBEAT_TIMEOUT_MS"),
     ("3.4", "arrived on it for {:g} s", "broker.connections:QUIET_S"),
-    ("3.6", "{:d} MiB by default", "protocol.transport.zmq_sockets:MAX_MESSAGE/1048576"),
+    ("3.6", "{:d} MiB by default", "protocol.transport.interface:MAX_MESSAGE/1048576"),
     ("3.6", "at most {:d} MiB", "broker.core:MAX_CONTROL/1048576"),
     ("3.7", "header of {:d} bytes", "protocol.codec:HEADER_SIZE"),
     ("7.5", "SHOULD: {:g} s", "learner_agent.client.exchange:RESEND_S"),

@@ -11,9 +11,10 @@ from gymwire.env_agent.session import Session
 from gymwire.env_agent.transports import RELAY, Arrived, DirectEndpoint, DirectSettings, Paths
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Act
-from gymwire.protocol.transport.broker_link import Link
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.router import Router
 from gymwire.protocol.transport.unix import UnixDealer
-from gymwire.protocol.transport.zmq_sockets import Dealer, Router
 
 SID = 5
 REQUEST = bytes(PLAIN.encode(Act(1), SID, 2))
@@ -31,7 +32,9 @@ def broker() -> Iterator[Router]:
 def paths(broker: Router) -> Iterator[Paths]:
     """Those of a loop whose only session has come directly."""
     url = broker.urls[0]
-    made = Paths(Link(Dealer(url)), DirectEndpoint(DirectSettings("tcp://127.0.0.1:*"), 0, url))
+    made = Paths(
+        BrokerLink(Dealer(url)), DirectEndpoint(DirectSettings("tcp://127.0.0.1:*"), 0, url)
+    )
     assert made.direct is not None
     session = Session(SID, b"n" * 16, "cartpole", "")
     assert made.direct.attach(session, session.nonce, b"\x01its learner", None)
@@ -60,8 +63,8 @@ def test_a_session_that_has_fallen_back_is_not_kept_waiting_for_the_direct_way(
     relay(broker, paths)
     assert arrived(paths) == (RELAY, None, REQUEST)
     assert paths.direct is not None
-    assert paths.direct.router is not None
-    monkeypatch.setattr(paths.direct.router, "receive", lambda: pytest.fail("waited for in vain"))
+    for listener in paths.direct.listeners:
+        monkeypatch.setattr(listener, "receive", lambda **_: pytest.fail("waited for in vain"))
     for _ in range(3):
         relay(broker, paths)
         assert arrived(paths) == (RELAY, None, REQUEST)
@@ -69,7 +72,7 @@ def test_a_session_that_has_fallen_back_is_not_kept_waiting_for_the_direct_way(
 
 def within_host(url: str) -> Paths:
     """Those of a loop to which learners of its host may come directly, and none has."""
-    return Paths(Link(Dealer(url)), DirectEndpoint(DirectSettings(None), 0, url))
+    return Paths(BrokerLink(Dealer(url)), DirectEndpoint(DirectSettings(None), 0, url))
 
 
 def test_who_was_told_of_the_direct_way_is_not_kept_waiting_there(
@@ -77,10 +80,10 @@ def test_who_was_told_of_the_direct_way_is_not_kept_waiting_there(
 ) -> None:
     with contextlib.closing(within_host(broker.urls[0])) as made:
         assert made.direct is not None
-        assert made.direct.unix is not None
+        (unix,) = made.direct.listeners
         made.direct.expect(SID, "")
         monkeypatch.setattr(made.dealer, "receive", lambda: pytest.fail("waited for in vain"))
-        with contextlib.closing(UnixDealer(made.direct.unix.url)) as learner:
+        with contextlib.closing(UnixDealer(unix.urls[0])) as learner:
             learner.send(REQUEST)
             found = next(filter(None, (made.receive(1) for _ in range(ATTEMPTS))))
             assert found[2] == REQUEST

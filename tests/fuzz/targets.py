@@ -19,10 +19,10 @@ from gymwire.env_agent.factory import resolve
 from gymwire.env_agent.host import Host, Service
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.protocol import address, codec, spaces, stamps, values
-from gymwire.protocol.codec import PLAIN, TIMED
+from gymwire.protocol.codec import KIND_AT, PLAIN, TIMED
 from gymwire.protocol.errors import ConfigurationError, GymwireError, ProtocolError, UsageError
 from gymwire.protocol.messages import (
-    PRESENCE,
+    LIVENESS_PREFIX,
     Act,
     Attach,
     Attached,
@@ -47,7 +47,7 @@ from gymwire.protocol.messages import (
     Welcome,
 )
 from gymwire.protocol.security import zap
-from gymwire.protocol.space_codecs import MISFIT
+from gymwire.protocol.space_codecs import NOT_COMPACT
 from gymwire.protocol.step_codec import compile_steps
 from gymwire.protocol.transport.stream import Stream
 from tests.space_zoo import ZOO
@@ -96,7 +96,7 @@ def _core() -> Callable[[bytes], None]:
     core = Core(epoch=1, now=0.0, rng=random.Random(0), software="fuzz", lane="l", host="h")
     now = 100.0
     rng = random.Random(1)
-    rids = [b"\x01env", b"\x01learner", b"\x01third", PRESENCE + b"a" * 15]
+    rids = [b"\x01env", b"\x01learner", b"\x01third", LIVENESS_PREFIX + b"a" * 15]
 
     def run(data: bytes) -> None:
         nonlocal core, now
@@ -196,7 +196,7 @@ def _in_space() -> Callable[[bytes], None]:
 
 
 def _steps() -> tuple[list[bytes], Callable[[bytes], None]]:
-    """What the short way of a step takes, the long way takes, and reads in the same way."""
+    """Return frames of steps, and a check that the compact and the general codec agree on them."""
     pairs, seeds = [], []
     number = (1).to_bytes(8, "little")
     for space in list(ZOO.values())[:16]:
@@ -217,7 +217,7 @@ def _steps() -> tuple[list[bytes], Callable[[bytes], None]]:
     def run(data: bytes) -> None:
         for short, long in pairs:
             action = short.decode_act(data)
-            if action is not MISFIT:
+            if action is not NOT_COMPACT:
                 act = long.decode(data)
                 assert isinstance(act, Act)
                 assert values.encode(action) == values.encode(act.action)
@@ -282,26 +282,32 @@ def _zap(data: bytes) -> None:
 
 
 def _timed() -> list[bytes]:
-    """An ACT that asks for stamps, and a PERCEPT that has them, as each of the three leaves it."""
+    """Return a timed ACT and its PERCEPT as the learner, the broker and the env agent send them."""
     clock = iter(range(100, 1000)).__next__
-    act = bytes(stamps.ask(PLAIN.encode(Act(1), SID, 1)))
-    passed = bytes(stamps.passed(act, 50, clock))
+    act = bytes(stamps.request_stamps(PLAIN.encode(Act(1), SID, 1)))
+    passed = bytes(stamps.stamp_relay(act, 50, clock))
     percept = PLAIN.encode(Percept(0, 0.0, False, False, {}), SID, 1)
-    reply = bytes(stamps.answer(percept, stamps.asked(passed)[1], 1, 2, 3, 4, clock))
-    back = stamps.passed(reply, 60, clock)
+    reply = bytes(stamps.append_reply(percept, stamps.strip_request(passed)[1], 1, 2, 3, 4, clock))
+    back = stamps.stamp_relay(reply, 60, clock)
     return [bytes(frame) for frame in (act, passed, reply, back)]
 
 
 def _stamps(data: bytes) -> None:
-    """What the broker, the env agent and the learner do with a frame whose flag is set. Shorter
-    ones than a header, and other kinds, do not get there."""
+    """Treat a timed frame as the broker, the env agent and the learner do.
+
+    Frames shorter than a header and other kinds do not get that far.
+    """
     if len(data) < codec.HEADER_SIZE or not data[3] & TIMED or data[2] not in (3, 4):
         return
-    passed = bytes(stamps.passed(data, 5, lambda: 6))
+    passed = bytes(stamps.stamp_relay(data, 5, lambda: 6))
     assert len(passed) == len(data)
-    size = stamps.REQUEST_SIZE if data[2] == Kind.ACT else stamps.REPLY_SIZE
+    size = stamps.REQUEST_SIZE if data[KIND_AT] == Kind.ACT else stamps.REPLY_SIZE
     try:
-        frame = stamps.asked(passed)[0] if data[2] == Kind.ACT else stamps.answered(passed)[0]
+        frame = (
+            stamps.strip_request(passed)[0]
+            if data[KIND_AT] == Kind.ACT
+            else stamps.strip_reply(passed)[0]
+        )
     except ProtocolError:
         return
     assert frame[:3] == data[:3]

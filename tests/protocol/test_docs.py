@@ -22,12 +22,12 @@ DOC = PATH.read_text(encoding="utf-8")
 
 def timed_frames() -> dict[str, Frame]:
     """Return an ACT of a learner, and a PERCEPT relayed by the broker, with time stamps."""
-    act = stamps.ask(CODEC.encode(*DOCUMENTED["ACT"]))
-    _, request = stamps.asked(bytes(stamps.passed(bytes(act), 5_000, lambda: 8_000)))
+    act = stamps.request_stamps(CODEC.encode(*DOCUMENTED["ACT"]))
+    _, request = stamps.strip_request(bytes(stamps.stamp_relay(bytes(act), 5_000, lambda: 8_000)))
     percept = CODEC.encode(Percept(OBSERVED, 0.0, False, False, {}), SID, 2)
     at = (90_000, 100_000, 102_000, 152_000)
-    reply = stamps.answer(percept, request, *at, clock=lambda: 155_000)
-    relayed = stamps.passed(bytes(reply), 205_000, lambda: 209_000)
+    reply = stamps.append_reply(percept, request, *at, clock=lambda: 155_000)
+    relayed = stamps.stamp_relay(bytes(reply), 205_000, lambda: 209_000)
     return {"ACT, timed": act, "PERCEPT, timed": bytes(relayed)}
 
 

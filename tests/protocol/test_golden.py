@@ -1,6 +1,6 @@
 """The bytes of every message, so that nobody changes the wire without seeing it.
 
-`python -m tests.protocol.test_golden` writes the file anew, after a change that is meant.
+After an intended change, `python -m tests.protocol.test_golden` writes the file again.
 """
 
 from __future__ import annotations
@@ -17,13 +17,18 @@ from tests.sameness import assert_same
 FILE = Path(__file__).parents[1] / "golden" / "messages.txt"
 
 
-def golden() -> dict[str, bytes]:
-    """Name → bytes, from the file."""
+def read(path: Path) -> dict[str, bytes]:
+    """Name → bytes, from a file."""
     found: dict[str, bytes] = {}
-    for block in FILE.read_text(encoding="ascii").strip().split("\n\n"):
+    for block in path.read_text(encoding="ascii").strip().split("\n\n"):
         name, *rows = block.splitlines()
         found[name.removeprefix("# ")] = bytes.fromhex("".join(rows))
     return found
+
+
+def golden() -> dict[str, bytes]:
+    """Name → bytes, of this release."""
+    return read(FILE)
 
 
 def write() -> None:
@@ -54,7 +59,7 @@ def test_these_bytes_are_the_message(name: str) -> None:
     assert [header.sid, header.seq] == number
     back = CODEC.decode(golden()[name], header)
     assert type(back) is type(message)
-    for field in type(message).__slots__:
+    for field in type(message).__dataclass_fields__:
         assert_same(getattr(back, field), getattr(message, field), field)
 
 

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gymwire.protocol.errors import DecodingError, UnsupportedSpaceError
-from gymwire.protocol.spaces import MISFIT, build, compile, describe
+from gymwire.protocol.spaces import NOT_COMPACT, build, compile, describe
 from gymwire.protocol.values import MAX_DEPTH, Tail
 from tests.protocol.test_values import joined
 from tests.sameness import assert_same
@@ -220,8 +220,8 @@ def test_a_sample_comes_back_the_same_through_its_compiled_codec(name: str) -> N
     for value in samples(space):
         tail = Tail()
         form = near.encode(value, tail)
-        assert (form is MISFIT) == holds_self_describing(space)
-        if form is not MISFIT:
+        assert (form is NOT_COMPACT) == holds_self_describing(space)
+        if form is not NOT_COMPACT:
             assert_same(far.decode(over_the_wire(form), joined(tail)), value)
 
 
@@ -256,7 +256,7 @@ MISFITS: dict[str, tuple[Space[Any], Any]] = {
 @pytest.mark.parametrize("name", MISFITS)
 def test_what_does_not_fit_exactly_misfits(name: str) -> None:
     space, value = MISFITS[name]
-    assert compile(space).encode(value, Tail()) is MISFIT
+    assert compile(space).encode(value, Tail()) is NOT_COMPACT
 
 
 def test_a_value_out_of_bounds_is_neither_clipped_nor_refused() -> None:
@@ -277,7 +277,7 @@ def test_a_misfit_leaves_the_tail_as_it_was() -> None:
     tail = Tail()
     tail.add(np.zeros(5000, np.uint8))
     value = {"i": np.zeros((64, 64, 3), np.uint8), "n": 1}
-    assert compile(ZOO["dict-image"]).encode(value, tail) is MISFIT
+    assert compile(ZOO["dict-image"]).encode(value, tail) is NOT_COMPACT
     assert (len(tail.parts), tail.size) == (1, 5000)
 
 

@@ -11,7 +11,7 @@ import pytest
 from gymwire.protocol.codec import PLAIN, Codec, Frame, Pieces, read_header
 from gymwire.protocol.errors import ProtocolError
 from gymwire.protocol.messages import Act, Percept
-from gymwire.protocol.space_codecs import MISFIT
+from gymwire.protocol.space_codecs import NOT_COMPACT
 from gymwire.protocol.spaces import compile
 from gymwire.protocol.step_codec import StepCodec, compile_steps
 from tests.sameness import assert_same
@@ -198,7 +198,7 @@ def test_an_act_with_any_byte_changed_is_read_as_the_long_way_reads_it() -> None
         for value in range(256):
             changed = frame[:at] + bytes([value]) + frame[at + 1 :]
             action = short.decode_act(changed)
-            if action is MISFIT:
+            if action is NOT_COMPACT:
                 continue
             try:
                 message = long.decode(changed)

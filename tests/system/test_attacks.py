@@ -43,8 +43,8 @@ from gymwire.protocol.messages import (
 )
 from gymwire.protocol.security import keys
 from gymwire.protocol.security.keys import KeyPair
-from gymwire.protocol.transport.broker_link import Link
-from gymwire.protocol.transport.zmq_sockets import HEARTBEAT_IVL_MS, Dealer
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.dealer import HEARTBEAT_IVL_MS, Dealer
 from tests.processes import PATIENCE_S, Program, Programs, programs
 
 NAMES = ("broker", "lab", "alice", "mallory", "stranger")
@@ -146,7 +146,7 @@ def target(request: pytest.FixtureRequest, site: Site) -> Target:
 
 @contextlib.contextmanager
 def session_of(site: Site, name: str) -> Iterator[ProxyEnv]:
-    """A direct session, so that the direct endpoint expects its learner."""
+    """Open a direct session, so that the direct endpoint expects its learner."""
     with contextlib.closing(site.env(name, direct="always")) as env:
         yield env
 
@@ -207,8 +207,8 @@ def attacker(site: Site, name: str = "mallory", **options: Any) -> Iterator[Atta
         made.close()
 
 
-def _rid(link: Link) -> bytes:
-    return link._dealer.waitable.getsockopt(zmq.ROUTING_ID)  # type: ignore[return-value]
+def _rid(link: BrokerLink) -> bytes:
+    return bytes(link._dealer.waitable.getsockopt(zmq.ROUTING_ID))
 
 
 def _go_on(env: ProxyEnv) -> None:
@@ -233,13 +233,13 @@ def test_a_learner_without_keys_is_told_so_at_once(site: Site) -> None:
 
 
 def test_a_learner_with_keys_is_told_when_the_broker_has_none(site: Site, broker_url: str) -> None:
-    with pytest.raises(Denied, match="uses no keys"):
+    with pytest.raises(Denied, match="does not use keys"):
         Channel(broker_url, **site.of("alice"))
 
 
 def test_an_impostor_of_the_broker_is_not_trusted(site: Site) -> None:
     wrong = {**site.of("alice"), "broker_key": site.pair("mallory").public.decode()}
-    with pytest.raises(Denied, match="not the one given here as --broker-key"):
+    with pytest.raises(Denied, match="not the one given as --broker-key"):
         Channel(site.url, **wrong)
 
 
@@ -310,13 +310,13 @@ def test_a_wrong_policy_leaves_the_old_one_in_force(own_site: Site) -> None:
 def test_a_process_whose_key_check_died_does_not_go_on() -> None:
     code = (
         "from gymwire.protocol.security import keys\n"
-        "from gymwire.protocol.transport import zmq_sockets as transport\n"
+        "from gymwire.protocol.transport import dealer, router\n"
         "import time, zmq\n"
         "public, secret = zmq.curve_keypair()\n"
         "pair = keys.KeyPair(public, secret)\n"
         "def broken(key): raise RuntimeError('broken')\n"
-        "router = transport.Router(['tcp://127.0.0.1:*'], key=pair, allow=broken)\n"
-        "dealer = transport.Dealer(router.urls[0], key=pair, server_key=public)\n"
+        "listening = router.Router(['tcp://127.0.0.1:*'], key=pair, allow=broken)\n"
+        "dialling = dealer.Dealer(listening.urls[0], key=pair, server_key=public)\n"
         "time.sleep(60)\n"
     )
     done = subprocess.run(

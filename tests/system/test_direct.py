@@ -24,8 +24,9 @@ from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import ConnectionFailed, EnvironmentLost
 from gymwire.protocol.messages import Act, Busy, BusyReason, Code, Error, Message, Resume
 from gymwire.protocol.security.keys import generate, load
+from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.registry import dial, dial_first
 from gymwire.protocol.transport.unix import UnixDealer
-from gymwire.protocol.transport.zmq_sockets import Dealer
 from tests.chaos.relays import TcpRelay
 from tests.odd_envs import Noise
 from tests.processes import PATIENCE_S, Programs, programs
@@ -65,8 +66,8 @@ def url_in(offer: Mapping[str, Any], scheme: str = "tcp") -> str:
     return next(str(u) for u in offer["urls"] if u.startswith(f"{scheme}://"))
 
 
-def answer(dealer: Dealer | UnixDealer) -> Message:
-    """The next frame that comes here."""
+def answer(dealer: Transport) -> Message:
+    """Return the next message that this dealer receives."""
     deadline = time.monotonic() + PATIENCE_S
     while (data := dealer.receive()) is None:
         assert time.monotonic() < deadline
@@ -74,8 +75,8 @@ def answer(dealer: Dealer | UnixDealer) -> Message:
 
 
 @contextlib.contextmanager
-def dialled(url: str) -> Iterator[Dealer | UnixDealer]:
-    dealer = UnixDealer(url) if url.startswith("unix://") else Dealer(url)
+def dialled(url: str) -> Iterator[Transport]:
+    dealer = dial(url)
     try:
         while not dealer.send(PLAIN.encode(Resume(b"no nonce of anybody's")), wait=True):
             continue
@@ -231,7 +232,7 @@ def test_a_unix_socket_that_is_not_there_is_passed_over(url: str) -> None:
         elsewhere = {**offer, "urls": ["unix:///of/another/container", tcp]}
         urls = learner_direct._choose(elsewhere)
         assert urls == elsewhere["urls"]
-        dealer = learner_direct._dial(urls, None, None)
+        dealer = dial_first(urls)
         assert dealer.url == tcp
         dealer.close()
 
@@ -241,7 +242,7 @@ def test_a_socket_in_another_users_folder_is_passed_over(monkeypatch: pytest.Mon
         raise PermissionError
 
     monkeypatch.setattr(Path, "is_socket", denied)
-    dealer = learner_direct._dial(["ipc:///private/x", "tcp://127.0.0.1:1"], None, None)
+    dealer = dial_first(["ipc:///private/x", "tcp://127.0.0.1:1"])
     assert dealer.url == "tcp://127.0.0.1:1"
     dealer.close()
 
@@ -262,7 +263,7 @@ def test_where_keys_are_used_no_unix_socket_is_offered_nor_taken(tmp_path: Path)
 
 
 def asked(env: ProxyEnv, frame: Frame) -> bytes:
-    """The answer to these bytes, sent as they are on the session's way."""
+    """Send these bytes unchanged on the path of the session and return the answer."""
     way = session_of(env).way
     way.send(frame)
     deadline = time.monotonic() + PATIENCE_S
@@ -272,7 +273,7 @@ def asked(env: ProxyEnv, frame: Frame) -> bytes:
 
 
 def act(env: ProxyEnv) -> Frame:
-    """The next step's frame."""
+    """Return the frame of the next step."""
     session = session_of(env)
     seq = session.exchange.seq = session.exchange.seq + 1
     return PLAIN.encode(Act(1), session.sid, seq)

@@ -34,7 +34,7 @@ from gymwire.protocol.messages import (
     Status,
     Welcome,
 )
-from gymwire.protocol.transport.zmq_sockets import Dealer
+from gymwire.protocol.transport.dealer import Dealer
 from tests.processes import PATIENCE_S, ROOT, Programs, programs
 
 MODULE = "examples.env_agent_from_scratch"

@@ -44,7 +44,7 @@ def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 
 def lane_of(env: ProxyEnv | ProxyVectorEnv) -> UnixDealer | None:
     session = env._session if isinstance(env, ProxyEnv) else env._group[0]
-    return session.channel.dealer._lane
+    return session.channel.dealer._channel
 
 
 def why_lost(env: ProxyEnv) -> str:
@@ -252,7 +252,7 @@ def test_what_was_said_before_leaving_is_heard(programs: Programs) -> None:
 
 
 def policed(started: Programs, folder: Path) -> tuple[str, dict[str, Any], Path]:
-    """A broker with keys and a policy; its URL, the learner's credentials, and the policy."""
+    """Start a broker with a policy; return its URL, a learner's credentials and the policy."""
     secrets = {name: keys.generate(name, folder)[0] for name in ("broker", "lab", "alice")}
     policy = folder / "policy.toml"
 

@@ -26,7 +26,7 @@ POOL = ("--address", "pool", "--env", "tests.system.pool_envs:Located", "--threa
 
 
 def eventually(attempt: Callable[[], T | None], what: str) -> T:
-    """What `attempt` returns when it is not None any more."""
+    """Repeat `attempt` until it does not return None, and return its result."""
     deadline = time.monotonic() + 2 * PATIENCE_S
     while (found := attempt()) is None:
         assert time.monotonic() < deadline, f"in vain: {what}"
@@ -35,7 +35,7 @@ def eventually(attempt: Callable[[], T | None], what: str) -> T:
 
 
 def rows(program: Program, event: str) -> list[dict[str, Any]]:
-    """The log lines of this event so far."""
+    """Return the log lines of this event so far."""
     found = []
     for line in list(program.output):
         with contextlib.suppress(ValueError):
@@ -53,7 +53,7 @@ def wait_for_rows(program: Program, event: str, count: int) -> list[dict[str, An
 
 
 def pool(programs: Programs, url: str, workers: int, *options: str) -> Program:
-    """A supervisor whose workers all offer."""
+    """Start an env agent and wait until all its workers offer."""
     program = programs.env_agent(url, *POOL, "--workers", str(workers), *options)
     wait_for_rows(program, "offering", workers)
     return program
@@ -61,7 +61,7 @@ def pool(programs: Programs, url: str, workers: int, *options: str) -> Program:
 
 @contextlib.contextmanager
 def session(url: str) -> Iterator[tuple[ProxyEnv, int]]:
-    """An environment that has been reset, and the process that it is in."""
+    """Open and reset an environment; yield it and the id of its process."""
     with contextlib.closing(ProxyEnv("pool", url)) as env:
         yield env, env.reset(seed=1)[1]["pid"]
 

@@ -1,4 +1,4 @@
-"""The script `run`, in a folder of its own, with a pip that only notes what it was asked for."""
+"""Test the script `run` in a folder of its own, with a pip that only records its arguments."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "run"
 
-# Stands in for the pip package. BEHAVIOUR=fail ends like a failed installation, =kill like one
-# whose terminal was closed: nothing of the script gets to run after it.
+# Stands in for the pip package. BEHAVIOUR=fail ends like a failed installation, and
+# BEHAVIOUR=kill like one whose terminal was closed: it kills the script and all its children.
 PIP = """
 import os, pathlib, signal, sys
 here = pathlib.Path(os.environ["PIP_NOTES"])
@@ -23,12 +23,15 @@ if sys.argv[1:] == ["--version"]:
     sys.exit(print(f"pip 99.0 from {os.path.dirname(__file__)} (python 3.11)"))
 with here.open("a") as notes:
     print(sys.executable, *sys.argv[1:], file=notes)
+print("Collecting numpy<3,>=2 (from gymwire==0.2.0)")
+print("Processing /some/where/rich-15.0.0-py3-none-any.whl (from gymwire==0.2.0)")
+print("Installing collected packages: numpy, rich")
 print("a line that only pip prints")
 match os.environ.get("BEHAVIOUR"):
     case "fail":
         sys.exit(1)
     case "kill":
-        os.kill(os.getppid(), signal.SIGKILL)
+        os.killpg(0, signal.SIGKILL)
 """
 
 # What `python -m pip` amounts to where there is no pip.
@@ -47,7 +50,7 @@ class Clone:
     notes: Path
 
     def environment(self, extra: Mapping[str, str]) -> dict[str, str]:
-        """What the script gets to see; `extra` adds to it and overrides it."""
+        """Return the variables that the script sees; `extra` overrides them."""
         return {
             "PATH": str(self.path),
             "PYTHON": sys.executable,
@@ -68,6 +71,7 @@ class Clone:
             text=True,
             check=False,
             timeout=60,
+            start_new_session=True,
         )
 
     @property
@@ -82,6 +86,7 @@ def clone(tmp_path: Path) -> Clone:
     root.mkdir()
     shutil.copy(SCRIPT, root / "run")
     (root / "pyproject.toml").write_text("[project]\n")
+    (root / "constraints.txt").touch()
     site = tmp_path / "site"
     put_pip(site, PIP)
     path = tmp_path / "bin"
@@ -109,11 +114,55 @@ def put_program(clone: Clone, name: str, script: str) -> None:
 def test_the_first_start_installs_and_says_so(clone: Clone) -> None:
     done = clone.run("echo", "hello")
     assert (done.returncode, done.stdout) == (0, "hello\n")
-    assert done.stderr.startswith("gymwire: making ")
-    assert len(done.stderr.splitlines()) == 1
+    first, *progress = done.stderr.splitlines()
+    assert first.startswith("gymwire: making ")
+    assert [line.split(maxsplit=1)[1] for line in progress] == [
+        "numpy",
+        "rich",
+        "unpacking all of them",
+    ]
     (line,) = clone.installations
     assert line.startswith(f"{clone.root}/.venv/bin/python ")
-    assert line.endswith("--editable .[test]")
+    assert line.endswith("--constraint constraints.txt --editable .[demo]")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("honcho", "start"),
+        ("gymwire", "serve", "cartpole", "CartPole-v1"),
+        ("python", "my_script.py"),
+        ("python", "-m", "gymwire", "ls"),
+        ("pip", "list"),
+    ],
+)
+def test_the_demo_and_the_command_do_without_the_test_tools(
+    clone: Clone, command: tuple[str, ...]
+) -> None:
+    put_program(clone, command[0], "echo up")
+    clone.run(*command)
+    assert clone.installations[0].endswith(" .[demo]")
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("pytest",),
+        ("pytest", "-n", "3", "tests/protocol"),
+        ("ruff", "check", "."),
+        ("mypy",),
+        ("codespell",),
+        ("twine", "check", "dist/x"),
+        ("python", "-m", "pytest"),
+        ("python", "-m", "build", "--no-isolation"),
+        ("python", "-m", "tests.chaos", "--seconds", "600"),
+        ("python", "-m", "benchmarks"),
+    ],
+)
+def test_the_first_test_or_check_installs_its_tools(clone: Clone, command: tuple[str, ...]) -> None:
+    put_program(clone, command[0], "echo up")
+    clone.run(*command)
+    assert clone.installations[0].endswith(" .[demo,test]")
 
 
 @pytest.mark.parametrize("words", [(), ("--help",), ("-h",)])
@@ -166,24 +215,33 @@ def test_the_caller_stays_in_its_folder_and_may_come_through_a_link(
     assert done.stdout.strip() == f"{tmp_path}/elsewhere {clone.root}/.venv"
 
 
-def test_a_changed_pyproject_is_installed_again(clone: Clone) -> None:
+@pytest.mark.parametrize("name", ["pyproject.toml", "constraints.txt"])
+def test_a_changed_requirement_is_installed(clone: Clone, name: str) -> None:
     clone.run("echo")
-    (clone.root / "pyproject.toml").write_text("[project]\ndependencies = []\n")
+    (clone.root / name).write_text("# changed\n")
     done = clone.run("echo")
-    assert done.stderr.startswith("gymwire: installing what is new in pyproject.toml")
+    assert done.stderr.startswith("gymwire: updating ")
     assert len(clone.installations) == 2
     assert clone.run("echo").stderr == ""
 
 
-def test_the_demo_asks_for_less_and_the_tests_then_for_the_rest(clone: Clone) -> None:
+def test_the_documentation_installs_its_own_tools(clone: Clone) -> None:
+    clone.run("sphinx-build", "docs", "build/docs")
+    assert clone.installations[0].endswith(" .[demo,docs]")
+
+
+def test_the_test_tools_are_added_to_what_the_demo_needs(clone: Clone) -> None:
     put_program(clone, "honcho", "echo up")
+    put_program(clone, "pytest", "echo passed")
     assert clone.run("honcho").stdout == "up\n"
-    clone.run("echo")
+    done = clone.run("pytest")
+    assert done.stdout == "passed\n"
+    assert done.stderr.startswith(f"gymwire: installing into {clone.root}/.venv what pytest needs")
     assert clone.run("honcho").stderr == ""
-    assert [line.rpartition(" ")[2] for line in clone.installations] == [".[demo]", ".[test]"]
+    assert [line.rpartition(" ")[2] for line in clone.installations] == [".[demo]", ".[demo,test]"]
 
 
-def test_a_failed_installation_shows_what_pip_said_and_is_made_anew(clone: Clone) -> None:
+def test_a_failed_installation_shows_the_output_of_pip_and_starts_again(clone: Clone) -> None:
     failed = clone.run("echo", "hello", BEHAVIOUR="fail")
     assert (failed.returncode, failed.stdout) == (1, "")
     assert "a line that only pip prints" in failed.stderr

@@ -106,7 +106,7 @@ def wait_for(path: Path) -> None:
 
 
 def token_of_killed_learner(site: Site, address: str, direct: str, gate: Path) -> bytes:
-    """The token after two steps, of a process that has been killed."""
+    """Return the token of a learner that was killed after two steps."""
     gate.touch()
     options = site.options("alice")
     process = run(
@@ -129,7 +129,7 @@ def test_a_pinned_session_goes_on_in_another_process(site: Site, direct: str, ga
     address = f"lab/patient@{site.identity('lab')}"
     token = token_of_killed_learner(site, address, direct, gate)
     with contextlib.closing(ProxyEnv.resume(token)) as env:
-        assert env._session.seal is not None
+        assert env._session.signer is not None
         assert env._session.is_direct is (direct == "always")
         assert env.step(4)[0] == 3
         assert env.step(4)[0] == 4
@@ -170,13 +170,13 @@ class Held(NamedTuple):
     gate: Path
 
     def altered(self, **changes: Any) -> bytes:
-        """The token with other fields; `address`: that of its keyword arguments."""
+        """Return the token with these fields, or these keyword arguments in it, replaced."""
         fields = values.decode(self.token)
         fields["kwargs"] |= {k: v for k, v in changes.items() if k in fields["kwargs"]}
         return values.encode(fields | {k: v for k, v in changes.items() if k in fields})
 
     def other(self) -> dict[str, Any]:
-        """The fields of the token of another such session."""
+        """Return the fields of the token of another such session."""
         pin = self.site.identity("lab")
         address = f"lab/patient@{pin}"
         token = token_of_killed_learner(self.site, address, "never", self.gate)
@@ -196,12 +196,12 @@ def held(site: Site, gate: Path) -> Iterator[Held]:
 
 def test_a_token_without_its_seal_is_refused(held: Held) -> None:
     with pytest.raises(Denied, match="not the session's"):
-        ProxyEnv.resume(held.altered(seal=None))
+        ProxyEnv.resume(held.altered(signer=None))
 
 
 def test_a_token_with_the_seal_of_another_session_is_refused(held: Held) -> None:
     with pytest.raises(Denied, match="cannot prove it, or the token is not the session's"):
-        ProxyEnv.resume(held.altered(seal=held.other()["seal"]))
+        ProxyEnv.resume(held.altered(signer=held.other()["signer"]))
 
 
 def test_a_token_with_another_nonce_is_refused(held: Held) -> None:
@@ -256,8 +256,8 @@ def test_a_session_that_has_ended_is_not_resumed(site: Site) -> None:
         {"seq": 2**62},
         {"state": "closed"},
         {"state": 7},
-        {"seal": [b"1", b"2"]},
-        {"seal": "keys"},
+        {"signer": [b"1", b"2"]},
+        {"signer": "keys"},
         {"kwargs": {"address": "lab/patient"}},
         {"kwargs": None},
         {"challenge": ""},

@@ -32,7 +32,7 @@ class Hosts:
         self._links = 0
 
     def add(self, name: str) -> str:
-        """A host without links."""
+        """Add a host without links and return its name."""
         full = f"{self._run}{name}"
         _ip("netns", "add", full)
         self._names.append(full)

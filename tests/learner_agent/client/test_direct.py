@@ -10,7 +10,7 @@ from gymwire.learner_agent.client import direct
 from gymwire.learner_agent.client.direct import DirectLink
 from gymwire.protocol.codec import PLAIN, read_header
 from gymwire.protocol.messages import Kind, Resumed
-from gymwire.protocol.transport.zmq_sockets import LinkEvent
+from gymwire.protocol.transport.interface import LinkEvent
 
 
 class Clock:
@@ -63,7 +63,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 def link(monkeypatch: pytest.MonkeyPatch, dealer: Dealer) -> DirectLink:
-    monkeypatch.setattr(direct, "_dial", lambda *_: cast(Any, dealer))
+    monkeypatch.setattr(direct, "dial_first", lambda *_, **__: cast(Any, dealer))
     return DirectLink({"urls": ["tcp://far:1"]}, 7, bytes(16), None)
 
 

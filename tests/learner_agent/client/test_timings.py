@@ -157,7 +157,7 @@ def test_a_repeated_request_with_other_stamps_of_the_broker_gets_the_same_reply(
     monkeypatch.setattr(link, "send", sent)
     session.timed_step(1)
     network.pass_time(3.0)
-    again = bytes(stamps.passed(asked[0], network.monotonic_ns(), network.monotonic_ns))
+    again = bytes(stamps.stamp_relay(asked[0], network.monotonic_ns(), network.monotonic_ns))
     assert again != asked[0]
     dealer.arrived(again)
     assert len(replies) == 2
@@ -172,7 +172,7 @@ def test_a_request_too_short_for_its_stamps_is_not_executed(network: Network) ->
     assert session._steps is not None
     act = session._steps.encode_act(1, seq.to_bytes(8, "little"))
     assert act is not None
-    session._begin(Kind.ACT, seq, bytes(stamps.ask(act)[:-1]))
+    session._begin(Kind.ACT, seq, bytes(stamps.request_stamps(act)[:-1]))
     with pytest.raises(Exception, match="has 16 bytes of them"):
         session.finish()
     assert network.ledgers[session.sid] == [("reset", 5)]

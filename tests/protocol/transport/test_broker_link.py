@@ -13,9 +13,12 @@ import pytest
 from gymwire.broker.server import Server
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Find, Found, Hello, Message, Ping, Pong, Role, Welcome
-from gymwire.protocol.transport.broker_link import Link
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.interface import LinkEvent
+from gymwire.protocol.transport.polling import wait_among
+from gymwire.protocol.transport.router import Router
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer
-from gymwire.protocol.transport.zmq_sockets import Dealer, LinkEvent, Router, wait_among
 
 pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system's Unix sockets cannot do it")
 
@@ -35,12 +38,12 @@ def broker() -> Iterator[Server]:
 
 
 @contextlib.contextmanager
-def linked(url: str, *, eager: bool = True) -> Iterator[Link]:
-    with contextlib.closing(Link(Dealer(url), eager=eager)) as made:
+def linked(url: str, *, eager: bool = True) -> Iterator[BrokerLink]:
+    with contextlib.closing(BrokerLink(Dealer(url), eager=eager)) as made:
         yield made
 
 
-def answer(link: Link) -> Message:
+def answer(link: BrokerLink) -> Message:
     for _ in range(ATTEMPTS):
         data = link.receive()
         if data is not None:
@@ -49,23 +52,23 @@ def answer(link: Link) -> Message:
     raise AssertionError("nothing came")
 
 
-def introduced(link: Link, host: str = "") -> Welcome:
+def introduced(link: BrokerLink, host: str = "") -> Welcome:
     """What the broker answers to HELLO; the link knows it, too."""
     hello = PLAIN.encode(Hello(Role.LEARNER, b"a" * 16, "test", host or socket.gethostname()))
     for _ in range(ATTEMPTS):
-        if link.introduce(hello, wait=True):
+        if link.send_hello(hello, wait=True):
             break
     welcome = answer(link)
     assert isinstance(welcome, Welcome)
-    link.welcomed(welcome)
+    link.handle_welcome(welcome)
     return welcome
 
 
-def lane_of(link: Link) -> UnixDealer | None:
-    return link._lane
+def lane_of(link: BrokerLink) -> UnixDealer | None:
+    return link._channel
 
 
-def until(link: Link, condition: Callable[[], bool]) -> list[LinkEvent]:
+def until(link: BrokerLink, condition: Callable[[], bool]) -> list[LinkEvent]:
     """Look until the condition holds; what was seen meanwhile."""
     events = []
     for _ in range(ATTEMPTS):
@@ -76,7 +79,7 @@ def until(link: Link, condition: Callable[[], bool]) -> list[LinkEvent]:
     raise AssertionError("it never did")
 
 
-def finds(link: Link) -> bool:
+def finds(link: BrokerLink) -> bool:
     """Whether the broker answers."""
     link.send(PLAIN.encode(Find()))
     return isinstance(answer(link), Found)
@@ -84,7 +87,7 @@ def finds(link: Link) -> bool:
 
 def test_on_the_brokers_host_frames_take_a_lane(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
-        assert introduced(link).lane.startswith("unix://")
+        assert introduced(link).local_channel.startswith("unix://")
         lane = lane_of(link)
         assert lane is not None
         assert link.waitable == lane.waitable
@@ -95,7 +98,7 @@ def test_on_the_brokers_host_frames_take_a_lane(broker: Server) -> None:
 def test_on_another_host_there_is_none(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         welcome = introduced(link, "elsewhere")
-        assert (welcome.lane, welcome.ticket) == ("", b"")
+        assert (welcome.local_channel, welcome.attach_token) == ("", b"")
         assert lane_of(link) is None
         assert finds(link)
 
@@ -105,7 +108,7 @@ def test_who_is_not_eager_dials_a_lane_when_it_wants_one(broker: Server) -> None
         introduced(link)
         assert lane_of(link) is None
         assert finds(link)
-        link.approach()
+        link.open_local_channel()
         assert lane_of(link) is not None
         assert finds(link)
 
@@ -115,13 +118,13 @@ def test_what_had_come_by_zeromq_before_the_lane_is_not_lost(broker: Server) -> 
         introduced(link)
         link.send(PLAIN.encode(Find()))
         assert link._dealer.poll(5.0)
-        link.approach()
+        link.open_local_channel()
         assert lane_of(link) is not None
-        assert link.holds
+        assert link.has_buffered
         assert link.poll()
         assert wait_among([link], 5.0) == [0]
         assert isinstance(answer(link), Found)
-        assert not link.holds
+        assert not link.has_buffered
         assert finds(link)
 
 
@@ -129,9 +132,9 @@ def test_held_frames_that_are_gone_hold_nobody_up(broker: Server) -> None:
     """An interrupt may come right after the last of them was taken."""
     with linked(broker.urls[0]) as link:
         introduced(link)
-        link._held.append(b"x")
+        link._backlog.append(b"x")
         link.link_events()
-        link._held.clear()
+        link._backlog.clear()
         assert finds(link)
 
 
@@ -153,10 +156,10 @@ def test_a_lane_that_ends_counts_as_a_connection_made_anew(broker: Server) -> No
 def test_the_newer_lane_of_a_peer_ends_the_older(broker: Server) -> None:
     with linked(broker.urls[0], eager=False) as link, linked(broker.urls[0], eager=False) as thief:
         welcome = introduced(link)
-        link.approach()
+        link.open_local_channel()
         introduced(thief, "elsewhere")
-        thief.welcomed(welcome)
-        thief.approach()
+        thief.handle_welcome(welcome)
+        thief.open_local_channel()
         assert lane_of(thief) is not None
         assert until(link, lambda: lane_of(link) is None or link.receive() is not None)
         assert lane_of(link) is None
@@ -165,10 +168,10 @@ def test_the_newer_lane_of_a_peer_ends_the_older(broker: Server) -> None:
 @pytest.mark.parametrize("ticket", [b"", b"x" * 16], ids=["none", "of nobody"])
 def test_a_wrong_ticket_opens_no_lane(broker: Server, ticket: bytes) -> None:
     with linked(broker.urls[0], eager=False) as link:
-        lane = introduced(link).lane
-        link.welcomed(Welcome(1, "", "", 1000, 1.0, lane, ticket))
-        link.approach()
-        until(link, lambda: link._coming is None)
+        lane = introduced(link).local_channel
+        link.handle_welcome(Welcome(1, "", "", 1000, 1.0, lane, ticket))
+        link.open_local_channel()
+        until(link, lambda: link._pending is None)
         assert lane_of(link) is None
         assert finds(link)
 
@@ -186,7 +189,7 @@ def test_a_wrong_ticket_opens_no_lane(broker: Server, ticket: bytes) -> None:
 )
 def test_what_does_not_begin_with_a_ticket_is_hung_up_on(broker: Server, first: bytes) -> None:
     with linked(broker.urls[0]) as link, socket.socket(socket.AF_UNIX) as raw:
-        path = introduced(link).lane.removeprefix("unix://")
+        path = introduced(link).local_channel.removeprefix("unix://")
         raw.settimeout(10)
         raw.connect(path)
         raw.sendall(first)
@@ -213,8 +216,8 @@ def test_who_floods_over_a_lane_loses_it(broker: Server) -> None:
         while lane.up:
             link.receive()
         # Nor does it get another one at once.
-        link.welcomed(welcome)
-        until(link, lambda: link._coming is None)
+        link.handle_welcome(welcome)
+        until(link, lambda: link._pending is None)
         assert lane_of(link) is None
         with linked(broker.urls[0]) as other:
             introduced(other)
@@ -229,8 +232,8 @@ def test_a_broker_that_never_answers_is_spoken_to_by_zeromq() -> None:
         with socket.socket(socket.AF_UNIX) as listener, linked(router.urls[0]) as link:
             listener.bind(f"{folder}/lanes")
             listener.listen()
-            link.welcomed(Welcome(1, "", "", 1000, 1.0, f"unix://{folder}/lanes", b"t" * 16))
-            assert link._coming is not None
+            link.handle_welcome(Welcome(1, "", "", 1000, 1.0, f"unix://{folder}/lanes", b"t" * 16))
+            assert link._pending is not None
             while not link.send(PLAIN.encode(Find()), wait=True):
                 link.link_events()
             received = router.receive()
@@ -253,7 +256,9 @@ def test_a_broker_that_never_answers_is_spoken_to_by_zeromq() -> None:
 def test_a_socket_that_is_not_there_is_passed_over(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         introduced(link, "elsewhere")
-        link.welcomed(Welcome(1, "", "", 1000, 1.0, "unix:///of/another/container", b"t" * 16))
+        link.handle_welcome(
+            Welcome(1, "", "", 1000, 1.0, "unix:///of/another/container", b"t" * 16)
+        )
         assert lane_of(link) is None
         assert finds(link)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gymwire.protocol.transport.private_folder import PREFIX, PrivateFolder
+from gymwire.protocol.transport.private_folder import FOLDER_PREFIX, PrivateFolder
 from tests.processes import ROOT
 
 MAKE = """
@@ -66,14 +66,14 @@ def test_that_of_a_living_process_stays() -> None:
 
 
 def test_a_folder_without_the_lock_stays_and_a_link_is_not_followed(temporary: Path) -> None:
-    (temporary / f"{PREFIX}new").mkdir()
+    (temporary / f"{FOLDER_PREFIX}new").mkdir()
     (temporary / "target").mkdir()
     (temporary / "target" / "kept").touch()
     (temporary / "lock").touch()
-    (temporary / f"{PREFIX}linked").symlink_to(temporary / "target")
-    (temporary / f"{PREFIX}odd").mkdir()
-    (temporary / f"{PREFIX}odd" / "lock").symlink_to(temporary / "lock")
+    (temporary / f"{FOLDER_PREFIX}linked").symlink_to(temporary / "target")
+    (temporary / f"{FOLDER_PREFIX}odd").mkdir()
+    (temporary / f"{FOLDER_PREFIX}odd" / "lock").symlink_to(temporary / "lock")
     PrivateFolder().remove()
     assert (temporary / "target" / "kept").exists()
-    assert (temporary / f"{PREFIX}new").is_dir()
-    assert (temporary / f"{PREFIX}odd").is_dir()
+    assert (temporary / f"{FOLDER_PREFIX}new").is_dir()
+    assert (temporary / f"{FOLDER_PREFIX}odd").is_dir()

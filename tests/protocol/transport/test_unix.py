@@ -17,8 +17,9 @@ import pytest
 from gymwire.protocol.codec import Pieces
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
 from gymwire.protocol.transport import unix as unix_sockets
-from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer, UnixReceived, UnixRouter
-from gymwire.protocol.transport.zmq_sockets import Delivery, LinkEvent, wait_among
+from gymwire.protocol.transport.interface import Delivery, LinkEvent, Received
+from gymwire.protocol.transport.polling import wait_among
+from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer, UnixRouter
 
 pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system's Unix sockets cannot do it")
 
@@ -69,7 +70,7 @@ def framed(*frames: bytes) -> bytes:
     return b"".join(len(one).to_bytes(4, "little") + one for one in frames)
 
 
-def receive(router: UnixRouter) -> UnixReceived:
+def receive(router: UnixRouter) -> Received:
     for _ in range(ATTEMPTS):
         received = router.receive()
         if received is not None:
@@ -431,7 +432,7 @@ def test_a_newcomer_is_heard_beside_one_that_never_rests(
     with contextlib.closing(UnixDealer(router.url)) as newcomer:
         newcomer.send(frame(25))
         heard = []
-        for _ in range(2 * unix_sockets.LOOK_EVERY):
+        for _ in range(2 * unix_sockets.ACCEPT_EVERY):
             dealer.send(frame(24))
             heard.append(receive(router)[0])
     assert set(heard) > {rid}

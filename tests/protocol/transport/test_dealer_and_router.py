@@ -9,15 +9,10 @@ import pytest
 import zmq
 
 from gymwire.protocol.errors import AddressError, ConfigurationError
-from gymwire.protocol.transport.zmq_sockets import (
-    Dealer,
-    Delivery,
-    LinkEvent,
-    Received,
-    Router,
-    context,
-    fd_of,
-)
+from gymwire.protocol.transport.context import context
+from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.interface import Delivery, LinkEvent, Received
+from gymwire.protocol.transport.router import Router, fd_of
 
 ATTEMPTS = 100  # ticks for what must happen, on a machine that may be busy
 
@@ -204,13 +199,13 @@ def test_a_muted_connection_is_not_heard_until_it_is_made_anew(
 ) -> None:
     send(dealer, b"before")
     fd = fd_of(receive(router)[1])
-    assert router.mute(fd)
+    assert router.drop_input(fd)
     send(dealer, b"muted")
     other = Dealer(router.urls[0])
     send(other, b"of another")
     assert bytes(receive(router)[2]) == b"of another"
     assert router.receive() is None
-    router.hang_up(fd, router.connection(fd))
+    router.hang_up(fd, router.connection_id(fd))
     heard = b""
     for _ in range(ATTEMPTS):
         dealer.send(b"after", wait=True)
@@ -227,7 +222,7 @@ def test_a_descriptor_that_is_another_connections_by_now_is_not_hung_up_on(
 ) -> None:
     send(dealer, b"one")
     fd = fd_of(receive(router)[1])
-    router.hang_up(fd, router.connection(fd) + 1)
+    router.hang_up(fd, router.connection_id(fd) + 1)
     send(dealer, b"two")
     assert bytes(receive(router)[2]) == b"two"
     assert not any(not event.up for event in router.link_events())
@@ -240,7 +235,7 @@ def test_for_how_long_nothing_came_is_known_of_tcp_alone(tmp_path: Path) -> None
     for url in router.urls:
         dealer = Dealer(url)
         send(dealer, b"x")
-        known.append(router.quiet_s(fd_of(receive(router)[1])))
+        known.append(router.idle_s(fd_of(receive(router)[1])))
         dealer.close()
     router.close()
     assert known[0] is not None
@@ -249,7 +244,7 @@ def test_for_how_long_nothing_came_is_known_of_tcp_alone(tmp_path: Path) -> None
 
 
 def test_a_connection_that_is_not_known_is_left_alone(router: Router) -> None:
-    assert router.connection(-1) == 0
-    assert router.quiet_s(-1) is None
-    assert not router.mute(-1)
+    assert router.connection_id(-1) == 0
+    assert router.idle_s(-1) is None
+    assert not router.drop_input(-1)
     router.hang_up(-1)

@@ -1,0 +1,45 @@
+"""What a peer understands beyond release 0.1.0 (docs/protocol.md §3.11).
+
+A peer lists its capabilities in HELLO, WELCOME, OFFER and OPENED; two peers use what both list. A
+peer of release 0.1.0 lists none and ignores the lists of others. A new wire feature gets a name
+here, and code asks for that name before it uses the feature.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Final
+
+from gymwire.protocol.errors import VersionMismatch
+
+__all__ = ["CAPABILITIES", "EXTENSIONS", "common", "require"]
+
+EXTENSIONS: Final = "extensions"
+"""It reads extension fields (§3.11) in every message."""
+
+CAPABILITIES: Final = (EXTENSIONS,)
+"""What this release understands."""
+
+
+def common(theirs: Iterable[object]) -> frozenset[str]:
+    """Return the capabilities that both sides have, from the other side's list."""
+    return frozenset(name for name in theirs if name in CAPABILITIES and isinstance(name, str))
+
+
+def require(capability: str, have: Collection[str], *, who: str, theirs: str, ours: str) -> None:
+    """Check that the other side has a capability that this call cannot do without.
+
+    Args:
+        capability: its name.
+        have: what `common` returned.
+        who: the other side, e.g. "the broker at tcp://127.0.0.1:5555".
+        theirs: its software, as in HELLO and WELCOME.
+        ours: the software of this side.
+
+    Raises VersionMismatch naming both versions and who must upgrade.
+    """
+    if capability not in have:
+        raise VersionMismatch(
+            f"This needs the capability {capability!r}, which {who} ({theirs}) lacks; this side is "
+            f"{ours}. Upgrade {who}."
+        )

@@ -1,0 +1,54 @@
+"""The ZeroMQ context of this process, and the options that all its sockets share."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import zmq
+
+from gymwire.protocol.security.zap import Authenticator
+from gymwire.protocol.transport.interface import TICK_MS
+
+ZAP_ENDPOINT = "inproc://zeromq.zap.01"
+
+_context: tuple[int, zmq.Context[Any]] | None = None
+_authenticator: tuple[int, Authenticator] | None = None
+_lock = threading.Lock()
+
+
+def context() -> zmq.Context[Any]:
+    """Return the context of this process. A fork gets its own and never touches its parent's."""
+    global _context
+    if _context is None or _context[0] != os.getpid():
+        made: zmq.Context[Any] = zmq.Context()
+        made.set(zmq.MAX_SOCKETS, 65535)
+        _context = (os.getpid(), made)
+    return _context[1]
+
+
+def authenticator() -> Authenticator:
+    """Return the thread that checks keys for libzmq in this process; start it on first use."""
+    global _authenticator
+    with _lock:
+        if _authenticator is None or _authenticator[0] != os.getpid():
+            socket: zmq.Socket[bytes] = context().socket(zmq.REP)
+            socket.linger = 0
+            socket.bind(ZAP_ENDPOINT)
+            thread = Authenticator(socket)
+            thread.start()
+            _authenticator = (os.getpid(), thread)
+        return _authenticator[1]
+
+
+def set_common_options(socket: zmq.Socket[bytes], max_message: int, tick_ms: int = TICK_MS) -> None:
+    """Set the options of every socket that sends or receives frames."""
+    socket.linger = 0
+    socket.setsockopt(zmq.MAXMSGSIZE, max_message)
+    socket.setsockopt(zmq.IPV6, 1)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, 3000)
+    socket.setsockopt(zmq.TCP_MAXRT, 8000)
+    socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
+    socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
+    socket.rcvtimeo = tick_ms

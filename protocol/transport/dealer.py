@@ -1,0 +1,189 @@
+"""The dialling ZeroMQ sockets: `Dealer`, and the liveness connection of an env agent.
+
+`zmq.ZMQError` does not leave this module for anything that a user can cause.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, cast
+
+import zmq
+import zmq.backend
+
+from gymwire.protocol.address import check_url
+from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
+from gymwire.protocol.messages import LIVENESS_PREFIX
+from gymwire.protocol.security.keys import KeyPair
+from gymwire.protocol.transport.context import context, set_common_options
+from gymwire.protocol.transport.interface import MAX_MESSAGE, TICK_MS, LinkEvent
+from gymwire.protocol.transport.monitor import Monitor
+
+# Frames of this size or more are handed to libzmq without a copy. Below, copying costs less than
+# the thread through which pyzmq learns that libzmq has finished with the memory.
+ZERO_COPY = 512 * 1024
+# Received frames of this size or more stay in the memory of libzmq; smaller ones become bytes.
+KEEP = 4 * 1024
+# A peer counts as dead after IVL + TIMEOUT of silence. libzmq's own thread measures this, so it
+# detects a frozen process but not a busy one.
+HEARTBEAT_IVL_MS = 1500
+HEARTBEAT_TIMEOUT_MS = 4000
+
+_NOW = int(zmq.DONTWAIT)  # a plain integer: pyzmq's flags are slow to combine for each frame
+
+# The base class's methods skip several microseconds of Python in the subclass.
+_send = zmq.backend.Socket.send
+_recv = zmq.backend.Socket.recv
+
+
+def _make_dealer(
+    rid: bytes, key: KeyPair | None, server_key: bytes | None, max_message: int
+) -> zmq.Socket[bytes]:
+    """Return a DEALER socket that has not dialled yet."""
+    if (key is None) != (server_key is None):
+        raise ConfigurationError(
+            "A connection with keys needs two: this side's key pair and the other side's public "
+            "key. Give both or neither."
+        )
+    socket: zmq.Socket[bytes] = context().socket(zmq.DEALER)
+    set_common_options(socket, max_message)
+    socket.setsockopt(zmq.ROUTING_ID, rid)
+    socket.setsockopt(zmq.RCVHWM, 0)  # the number of requests in flight bounds it
+    # Only the dialling side sends pings; the TTL in each ping lets the other side detect the loss
+    # of the next. If a listening socket sent pings, any peer could abort its process: connect twice
+    # under one routing id, send on the first connection, close it, and libzmq's timer finds a dead
+    # engine.
+    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_IVL_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
+    socket.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing while there is no connection
+    socket.setsockopt(zmq.RECONNECT_IVL, 50)
+    socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
+    socket.sndtimeo = TICK_MS
+    if key is not None and server_key is not None:
+        socket.curve_publickey = key.public
+        socket.curve_secretkey = key.secret
+        socket.curve_serverkey = server_key
+    return socket
+
+
+class Dealer:
+    """A ZeroMQ `Transport`: one connection to a broker, or directly to an env agent.
+
+    `key`, `server_key`: this side's key pair and the other side's public key, or neither.
+    `max_message`: bytes of a received frame; a larger one ends the connection.
+
+    Raises AddressError, ConfigurationError, ConnectionFailed.
+    """
+
+    has_buffered = False
+    takes_pieces = False
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: KeyPair | None = None,
+        server_key: bytes | None = None,
+        max_message: int = MAX_MESSAGE,
+    ) -> None:
+        self.url = check_url(url)
+        # New for each socket and never shown to others: a peer that guessed the routing id could
+        # take over the connection.
+        socket = _make_dealer(b"\x01" + os.urandom(15), key, server_key, max_message)
+        self._socket = socket
+        self._monitor = Monitor(socket, key)
+        self._bare = cast(Any, socket)
+        # Receiving a zmq.Frame costs as much as copying a small frame; copying a large one costs
+        # more. The size of the last frame predicts the size of the next.
+        self._expects_large = False
+        try:
+            socket.connect(url)
+        except zmq.ZMQError as error:
+            self.close()
+            raise ConnectionFailed(f"Cannot dial {url}: {error.strerror}.") from None
+
+    def send(self, frame: bytes | bytearray, wait: bool = False) -> bool:
+        """Send one frame: now, or with `wait` within a tick.
+
+        Returns False if there is no connection or its queue is full.
+        """
+        flags = 0 if wait else _NOW
+        try:
+            if len(frame) < ZERO_COPY:
+                _send(self._bare, frame, flags)
+            else:
+                self._socket.send(frame, flags, copy=False)
+        except zmq.Again:
+            return False
+        return True
+
+    def receive(self) -> bytes | memoryview | None:
+        """Return the next frame, or None after a tick without one.
+
+        The parts of a multipart message count as frames: all of them come from the one peer.
+        """
+        try:
+            if self._expects_large:
+                frame = _recv(self._bare, 0, False)
+                self._expects_large = len(frame) >= KEEP
+                return frame.buffer if self._expects_large else frame.bytes
+            data: bytes = _recv(self._bare)
+        except zmq.Again:
+            return None
+        if len(data) >= KEEP:
+            self._expects_large = True
+        return data
+
+    def poll(self, timeout_s: float = 0.0) -> bool:
+        """Return whether a frame arrives within `timeout_s`."""
+        return bool(self._socket.poll(int(timeout_s * 1000)))
+
+    @property
+    def handshake_hint(self) -> str:
+        """Why the other side may be closing each handshake; "" if it does not."""
+        return self._monitor.handshake_hint
+
+    def link_events(self) -> list[LinkEvent]:
+        """Return the connections made and lost since the last call."""
+        return self._monitor.events()
+
+    @property
+    def waitable(self) -> zmq.Socket[bytes]:
+        """The socket, for `polling.wait_among`."""
+        return self._socket
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close the connection. Frames sent last have `linger_s` seconds to leave."""
+        self._monitor.close()
+        self._socket.close(linger=int(linger_s * 1000))
+
+
+class LivenessConnection:
+    """A connection that shows the broker that this process is alive.
+
+    libzmq alone keeps it up and reconnects it, also while an environment holds the interpreter's
+    lock. `agent`: the 16 bytes that HELLO carries. Call `hold` in a thread of its own.
+    """
+
+    def __init__(
+        self, url: str, agent: bytes, *, key: KeyPair | None = None, server_key: bytes | None = None
+    ) -> None:
+        self._socket = _make_dealer(LIVENESS_PREFIX + agent[:15], key, server_key, MAX_MESSAGE)
+        self._socket.setsockopt(zmq.PROBE_ROUTER, 1)  # sends an empty message on each connection
+        self._socket.setsockopt(zmq.RCVHWM, 10)  # received messages are never read
+        self._socket.connect(check_url(url))
+        self._held, self._release = os.pipe()
+
+    def hold(self) -> None:
+        """Block until `release` is called, without holding the interpreter's lock."""
+        # POLLERR: the poll must service the connection, but not end when the broker sends.
+        zmq.zmq_poll([(self._socket, zmq.POLLERR), (self._held, zmq.POLLIN)], timeout=-1)
+        self._socket.close(linger=0)
+        os.close(self._held)
+
+    def release(self) -> None:
+        """End `hold`. Call it once, from any thread."""
+        # Closing the pipe alone does not end `hold` if an environment has forked.
+        os.write(self._release, b"x")
+        os.close(self._release)

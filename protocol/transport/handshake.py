@@ -1,0 +1,165 @@
+"""The handshake with a broker, HELLO → WELCOME, and why it fails (docs/protocol.md §6, §12).
+
+Learners, serving loops and progress connections all introduce themselves with it: at first, after
+each new connection, and whenever the broker asks. The caller passes the time.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from typing import Any
+
+from gymwire.protocol.capabilities import CAPABILITIES, common
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.errors import BrokerUnreachable, Denied
+from gymwire.protocol.messages import Busy, BusyReason, Hello, Message, Welcome
+from gymwire.protocol.transport.broker_link import BrokerLink
+from gymwire.protocol.transport.interface import LinkEvent
+
+HELLO_AGAIN_S = 1.0  # how long to wait for an answer before sending HELLO again
+NOTICE_S = 3.0  # when `connect` calls `on_wait` while no broker answers
+
+
+class Handshake:
+    """Introduces one connection to its broker.
+
+    `role`: one of `messages.Role`. `agent`: 16 random bytes, the same for all connections of a
+    process. `sessions`: returns the live sessions that HELLO lists.
+
+    Attributes:
+        welcome: the broker's last answer, None before the first.
+        capabilities: those that the broker and this side share (docs/protocol.md §3.11).
+    """
+
+    def __init__(
+        self,
+        link: BrokerLink,
+        role: str,
+        agent: bytes,
+        sessions: Callable[[], Sequence[Any]] = tuple,
+    ) -> None:
+        self.welcome: Welcome | None = None
+        self.capabilities: frozenset[str] = frozenset()
+        self._link = link
+        self._role = role
+        self._agent = agent
+        self._sessions = sessions
+        self._repeat_at = 0.0
+
+    def connect(
+        self,
+        clock: Callable[[], float],
+        wait_s: float,
+        *,
+        pump: Callable[[], object],
+        done: Callable[[], bool],
+        stopped: Callable[[], bool] = lambda: False,
+        on_wait: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Send HELLO until the broker has answered; return False if `stopped` meanwhile.
+
+        Args:
+            clock: returns the time in seconds.
+            wait_s: how long the broker may take.
+            pump: receives at most one frame, waiting a tick at most, and handles it.
+            done: whether the answer is complete.
+            stopped: whether to give up.
+            on_wait: called once if the broker has not answered after `NOTICE_S`.
+
+        Raises BrokerUnreachable, Denied, and whatever `pump` raises.
+        """
+        began = clock()
+        notice_at = began + NOTICE_S
+        sent = False
+        while not done():
+            if stopped():
+                return False
+            sent = self.repeat_hello(clock(), wait=True) or sent
+            if sent:
+                pump()
+            self._read_events()
+            now = clock()
+            if now - began > wait_s:
+                raise self._unanswered(wait_s)
+            if now > notice_at:
+                notice_at = began + wait_s
+                on_wait()
+        self._read_events()  # the first connection is not a reconnection
+        return True
+
+    def send_hello(self, now: float, *, wait: bool = False) -> bool:
+        """Send HELLO; return whether there was a connection to send it over."""
+        hello = Hello(
+            self._role,
+            self._agent,
+            f"gymwire {version('gymwire')}",
+            socket.gethostname(),
+            list(self._sessions()),
+            list(CAPABILITIES),
+        )
+        sent = self._link.send_hello(PLAIN.encode(hello), wait)
+        if sent:
+            self._repeat_at = now + HELLO_AGAIN_S
+        return sent
+
+    def repeat_hello(self, now: float, *, wait: bool = False) -> bool:
+        """Send HELLO unless the last one is recent; it or its answer may have been lost."""
+        return now >= self._repeat_at and self.send_hello(now, wait=wait)
+
+    def take(self, message: Message, now: float) -> bool:
+        """Handle WELCOME, and BUSY "hello", which asks for HELLO; return whether it was either."""
+        match message:
+            case Welcome():
+                self.welcome = message
+                self.capabilities = common(message.capabilities)
+                self._link.handle_welcome(message)
+            case Busy(reason=BusyReason.HELLO):
+                self.send_hello(now)
+            case _:
+                return False
+        return True
+
+    def watch(self, now: float) -> list[LinkEvent]:
+        """Return the connections made and lost since the last call; send HELLO over a new one.
+
+        Raises Denied.
+        """
+        events = self._read_events()
+        if any(event.up for event in events):
+            self.send_hello(now)
+        return events
+
+    def _read_events(self) -> list[LinkEvent]:
+        events = self._link.link_events()
+        for event in events:
+            if event.denied:
+                raise self._denied(event.denied)
+        return events
+
+    def _denied(self, why: str) -> Denied:
+        return Denied(f"Cannot connect to the broker at {self._link.url}: {why}")
+
+    def _unanswered(self, waited_s: float) -> Denied | BrokerUnreachable:
+        url = self._link.url
+        if self._link.handshake_hint:
+            return self._denied(self._link.handshake_hint)
+        unknown = _unknown_host(url)
+        if unknown:
+            return BrokerUnreachable(f"No broker answers at {url}: {unknown}.")
+        return BrokerUnreachable(
+            f"No broker answers at {url} (waited {waited_s:g} s). Start one with `gymwire broker`, "
+            f"check the URL (--broker, GYMWIRE_BROKER) and the firewall, or wait longer (--wait)."
+        )
+
+
+def _unknown_host(url: str) -> str:
+    """Return why the host of this URL cannot be resolved, as the rest of a sentence; else ""."""
+    if url.startswith("tcp://"):
+        host = url.removeprefix("tcp://").rpartition(":")[0].strip("[]")
+        try:
+            socket.getaddrinfo(host, None)
+        except OSError as error:
+            return f"the host {host!r} is unknown ({error.strerror})"
+    return ""

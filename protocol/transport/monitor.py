@@ -1,0 +1,97 @@
+"""Connection events of a ZeroMQ socket, and why a handshake fails."""
+
+from __future__ import annotations
+
+import errno
+
+import zmq
+from zmq.utils.monitor import recv_monitor_message
+
+from gymwire.protocol.security.keys import KeyPair, identity
+from gymwire.protocol.transport.interface import LinkEvent
+
+HUNG_UP = 3  # handshakes that the other side closes in a row before `handshake_hint` reports it
+
+
+class Monitor:
+    """Reads the connection events of one socket without blocking.
+
+    `key`: the key pair of a dialling socket, for the texts.
+    """
+
+    _FAILED = (
+        zmq.Event.HANDSHAKE_FAILED_AUTH,
+        zmq.Event.HANDSHAKE_FAILED_PROTOCOL,
+        zmq.Event.HANDSHAKE_FAILED_NO_DETAIL,
+    )
+
+    def __init__(self, socket: zmq.Socket[bytes], key: KeyPair | None = None) -> None:
+        self._watched = socket
+        self._key = key
+        self._hung_up = 0
+        events = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+        for event in self._FAILED:
+            events |= event
+        self._socket: zmq.Socket[bytes] = socket.get_monitor_socket(events)
+
+    def close(self) -> None:
+        """Stop watching."""
+        self._watched.disable_monitor()
+        self._socket.close(linger=0)
+
+    def events(self) -> list[LinkEvent]:
+        """Return what has happened since the last call."""
+        found = []
+        while self._socket.poll(0):
+            message = recv_monitor_message(self._socket)
+            event, value = zmq.Event(message["event"]), int(message["value"])
+            if event in self._FAILED:  # the value is an error number then
+                found.append(LinkEvent(False, -1, self._why(event, value)))
+            else:
+                up = event == zmq.Event.HANDSHAKE_SUCCEEDED
+                if up:
+                    self._hung_up = 0
+                found.append(LinkEvent(up, value))
+        return found
+
+    def _why(self, event: zmq.Event, value: int) -> str:
+        """Return why a handshake failed, or "" if a later one may succeed."""
+        key = self._key
+        if event == zmq.Event.HANDSHAKE_FAILED_AUTH:
+            if key is None:
+                return "it requires a key. Give --key and --broker-key (key= and broker_key=)."
+            return (
+                f"it does not know the key {key.public.decode('ascii')} (identity "
+                f"{identity(key.public)}). Ask its operator to allow this key."
+            )
+        if event == zmq.Event.HANDSHAKE_FAILED_PROTOCOL:
+            if value != zmq.PROTOCOL_ERROR_ZMTP_MECHANISM_MISMATCH:
+                return ""
+            if key is None:
+                return (
+                    "it uses keys, and this side does not. Give --key and --broker-key (key= and "
+                    "broker_key=), as docs/security.md shows."
+                )
+            return (
+                "it does not use keys, and this side does. Start it with --key, or use no keys "
+                "on this side."
+            )
+        # A CURVE server does the same to a client with the wrong server key. So does a port
+        # forwarder with nothing behind it, which may change.
+        self._hung_up += value in (errno.EPIPE, errno.ECONNRESET)
+        return ""
+
+    @property
+    def handshake_hint(self) -> str:
+        """Why the other side may be closing each handshake; "" if it does not."""
+        if self._hung_up < HUNG_UP:
+            return ""
+        if self._key is None:
+            return (
+                "it closes each handshake. If it uses keys, give --key and --broker-key (key= and "
+                "broker_key=), as docs/security.md shows. It may also not be a broker."
+            )
+        return (
+            "it closes each handshake. Either its public key is not the one given as --broker-key "
+            "(broker_key=), or it does not use keys."
+        )

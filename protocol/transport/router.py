@@ -1,0 +1,301 @@
+"""The listening ZeroMQ socket, and what the kernel knows about its connections.
+
+`zmq.ZMQError` does not leave this module for anything that a user can cause.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import itertools
+import os
+import re
+import secrets
+import socket as hostsocket
+import struct
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any, cast
+
+import zmq
+import zmq.backend
+
+from gymwire.protocol.address import check_url, is_local
+from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.security.keys import KeyPair
+from gymwire.protocol.security.zap import Allow
+from gymwire.protocol.transport.context import authenticator, context, set_common_options
+from gymwire.protocol.transport.dealer import KEEP, ZERO_COPY
+from gymwire.protocol.transport.interface import (
+    MAX_MESSAGE,
+    TICK_MS,
+    Delivery,
+    LinkEvent,
+    Origin,
+    Received,
+)
+from gymwire.protocol.transport.monitor import Monitor
+
+# Plain integers: pyzmq's flags are slow to combine for each frame.
+_NOW = int(zmq.DONTWAIT)
+_MORE_NOW = int(zmq.DONTWAIT | zmq.SNDMORE)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+
+# The base class's methods skip several microseconds of Python in the subclass.
+_send = zmq.backend.Socket.send
+_recv = zmq.backend.Socket.recv
+
+# Linux's struct tcp_info up to tcpi_last_data_recv, its 14th 32-bit word, in milliseconds.
+_LAST_DATA_RECV = 52
+_TCP_INFO_SIZE = _LAST_DATA_RECV + 4
+# Linux's classic packet filter: one instruction, which keeps no byte of any packet.
+_SO_ATTACH_FILTER = 26
+_DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
+
+_domains = itertools.count(1)
+
+
+def fd_of(origin: Origin | None) -> int:
+    """Return the descriptor of the sender's connection, as in `LinkEvent.fd`; -1 if unknown."""
+    if origin is None:
+        return -1
+    try:
+        return int(origin.get(zmq.SRCFD))
+    except zmq.ZMQError:  # peers that do not speak ZMTP (HTTP clients, say) have no such property
+        return -1
+
+
+def public_key_of(origin: Origin) -> bytes | None:
+    """Return the sender's authenticated public key (z85), or None without keys."""
+    try:
+        return str(origin.get("User-Id")).encode("ascii")
+    except zmq.ZMQError:
+        return None
+
+
+class Router:
+    """A ZeroMQ `Listener` at one or several URLs. Sends never block.
+
+    Args:
+        urls: `tcp://HOST:PORT` or `ipc://PATH`; HOST and PORT may be `*`.
+        key: this side's key pair. Peers then need a key, too. Without it, listening is limited to
+            this host unless `insecure`.
+        allow: whether the owner of a public key may connect. It runs in another thread.
+        insecure: allow listening beyond this host without keys.
+        max_message: bytes of a received frame; a larger one ends its connection.
+        tick_ms: how long `receive` waits.
+        elsewhere: what the user can do if a port is in use, for the error.
+
+    Attributes:
+        urls: the URLs that it is bound to, with real ports.
+        may_have_unsignalled_input: whether frames may be waiting that `descriptor` no longer
+            signals.
+
+    Raises AddressError, ConfigurationError.
+    """
+
+    has_buffered = False
+    takes_pieces = False
+    mark = -1
+    may_have_unsignalled_input = True
+
+    def __init__(
+        self,
+        urls: Iterable[str],
+        *,
+        key: KeyPair | None = None,
+        allow: Allow = lambda _key: True,
+        insecure: bool = False,
+        max_message: int = MAX_MESSAGE,
+        tick_ms: int = TICK_MS,
+        elsewhere: str = "choose another port",
+    ) -> None:
+        checked = [check_url(url, bind=True) for url in urls]
+        remote = [url for url in checked if not is_local(url)]
+        if remote and key is None and not insecure:
+            raise ConfigurationError(
+                f"Refusing to listen at {remote[0]} without keys: anyone who reaches this port "
+                f"could use and offer environments. Give a key (--key FILE, made by `gymwire "
+                f"keygen`), or --insecure if you trust everyone on this network."
+            )
+        # libzmq takes the routing ids of peers that set none from rand(), unseeded. A peer that
+        # guesses the next one can abort the process, so seed it from a secret.
+        ctypes.CDLL(None).srand(secrets.randbits(32))
+        socket: zmq.Socket[bytes] = context().socket(zmq.ROUTER)
+        self._domain = ""
+        set_common_options(socket, max_message, tick_ms)
+        socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
+        socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
+        socket.setsockopt(zmq.SNDHWM, 1000)
+        socket.setsockopt(zmq.RCVHWM, 1000)
+        socket.setsockopt(zmq.BACKLOG, 1024)
+        if key is not None:
+            socket.curve_server = True
+            socket.curve_publickey = key.public
+            socket.curve_secretkey = key.secret
+            # Before the socket listens, so that no peer connects without a check.
+            self._domain = f"gymwire-{next(_domains)}"
+            authenticator().admit(self._domain, allow)
+            socket.setsockopt_string(zmq.ZAP_DOMAIN, self._domain)
+            socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
+        self._socket = socket
+        self._bare = cast(Any, socket)
+        self._monitor = Monitor(socket)
+        self.urls: list[str] = []
+        for url in checked:
+            try:
+                socket.bind(url)
+            except zmq.ZMQError as error:
+                self.close()
+                raise ConfigurationError(_bind_failure(url, error, elsewhere)) from None
+            self.urls.append(_readable(socket.get_string(zmq.LAST_ENDPOINT)))
+
+    @property
+    def descriptor(self) -> int:
+        """A descriptor that becomes readable on new input; it may miss input before a call here."""
+        return int(self._bare.getsockopt(zmq.FD))
+
+    def has_input(self) -> bool:
+        """Return whether `receive` has a frame without waiting."""
+        self.may_have_unsignalled_input = bool(self._bare.getsockopt(_EVENTS) & _POLLIN)
+        return self.may_have_unsignalled_input
+
+    def receive(self, wait: bool = True) -> Received | None:
+        """Return the next frame, or None after a tick (without `wait`: at once) without one.
+
+        It drops multipart messages.
+        """
+        bare = self._bare
+        try:
+            rid = _recv(bare, 0 if wait else _NOW)
+            frame = _recv(bare, 0, False)
+        except zmq.Again:
+            return None
+        if frame.more:
+            # Left in the queue, the third part would pass for the next sender's routing id.
+            while frame.more:
+                frame = _recv(bare, 0, False)
+            return None
+        return rid, frame, frame.bytes if len(frame) < KEEP else frame.buffer
+
+    def send(self, rid: bytes, frame: bytes | bytearray | memoryview | Origin) -> Delivery:
+        """Send one frame to the peer with this routing id, now or not at all.
+
+        To relay a received frame without a copy, pass its origin.
+        """
+        bare = self._bare
+        self.may_have_unsignalled_input = True
+        try:
+            _send(bare, rid, _MORE_NOW)
+            if type(frame) is Origin or len(frame) < ZERO_COPY:
+                _send(bare, frame, _NOW)
+            else:
+                self._socket.send(frame, _NOW, copy=False)
+        except zmq.Again:
+            return Delivery.FULL
+        except zmq.ZMQError as error:
+            if error.errno == zmq.EHOSTUNREACH:
+                return Delivery.UNREACHABLE
+            raise
+        return Delivery.DONE
+
+    def connection_id(self, fd: int) -> int:
+        """Return a number that identifies the connection with this descriptor; 0 if there is none.
+
+        The system reuses descriptors but not these numbers.
+        """
+        try:
+            return os.fstat(fd).st_ino
+        except OSError:
+            return 0
+
+    def idle_s(self, fd: int) -> float | None:
+        """Return for how many seconds nothing has arrived on a connection, heartbeats included.
+
+        Returns None if that is unknown: for ipc, and on systems other than Linux.
+        """
+        with _connection_socket(fd) as found:
+            if found is None or sys.platform != "linux":
+                return None
+            try:
+                level, option = hostsocket.IPPROTO_TCP, hostsocket.TCP_INFO
+                info = found.getsockopt(level, option, _TCP_INFO_SIZE)
+            except OSError:
+                return None
+        return int.from_bytes(info[_LAST_DATA_RECV:], sys.byteorder) / 1000
+
+    def drop_input(self, fd: int) -> bool:
+        """Let the kernel drop everything that arrives on a connection, until it is closed.
+
+        Returns False where that is impossible: for ipc, and on systems other than Linux.
+        """
+        with _connection_socket(fd) as found:
+            if found is None or sys.platform != "linux":
+                return False
+            try:
+                if found.family not in (hostsocket.AF_INET, hostsocket.AF_INET6):
+                    return False
+                verdict = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
+                program = struct.pack("HP", 1, ctypes.addressof(verdict))
+                found.setsockopt(hostsocket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+            except OSError:
+                return False
+        return True
+
+    def hang_up(self, fd: int, connection: int = 0) -> None:
+        """Close the connection with this descriptor; libzmq sees it end as if the peer had.
+
+        `connection`: close it only if `connection_id` still returns this number; 0: in any case.
+        """
+        if connection and self.connection_id(fd) != connection:
+            return
+        with _connection_socket(fd) as found, contextlib.suppress(OSError):
+            if found is not None:
+                found.shutdown(hostsocket.SHUT_RDWR)
+
+    def link_events(self) -> list[LinkEvent]:
+        """Return the connections made and lost since the last call."""
+        return self._monitor.events()
+
+    @property
+    def waitable(self) -> zmq.Socket[bytes]:
+        """The socket, for `polling.wait_among`."""
+        return self._socket
+
+    def close(self, linger_s: float = 0.0) -> None:
+        """Close all connections. Frames sent last have `linger_s` seconds to leave."""
+        if self._domain:
+            authenticator().forget(self._domain)
+        self._monitor.close()
+        self._socket.close(linger=int(linger_s * 1000))
+
+
+@contextlib.contextmanager
+def _connection_socket(fd: int) -> Iterator[hostsocket.socket | None]:
+    """Lend libzmq's connection with this descriptor; None if there is none."""
+    try:
+        found = hostsocket.socket(fileno=fd)
+    except (OSError, ValueError):  # closed already, or unknown to libzmq
+        yield None
+        return
+    try:
+        yield found
+    finally:
+        found.detach()
+
+
+def _readable(url: str) -> str:
+    """Return an endpoint as people write it: libzmq shows IPv4 addresses mapped into IPv6."""
+    return re.sub(r"\[::ffff:([0-9.]+)\]", r"\1", url)
+
+
+def _bind_failure(url: str, error: zmq.ZMQError, elsewhere: str) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return (
+            f"{url} is in use: another broker, or another program, listens there and would get "
+            f"the connections. Stop it, or {elsewhere}."
+        )
+    if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        return f"{url} is not an address of this host. Bind one that is, or tcp://*:PORT for all."
+    return f"Cannot listen at {url}: {zmq.strerror(error.errno or 0)}."

@@ -1,0 +1,94 @@
+"""Test that gymwire and its demo run with the declared dependencies alone."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.packaging.conftest import ROOT
+from tests.packaging.test_distributions import PYPROJECT, clone_files
+
+# Where the name of the distribution is not that of the module.
+DISTRIBUTIONS = {"zmq": "pyzmq"}
+# Imported only by the option that needs it, which names the extra when it is missing.
+IN_EXTRAS = {"matplotlib"}
+
+
+def libraries(path: Path) -> set[str]:
+    """Return the top-level packages that a file imports, wherever in it."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module.partition(".")[0])
+    return found
+
+
+def run(program: str) -> None:
+    """Run a Python program that finds none of the packages of the extras."""
+    hidden = "pygame", "matplotlib", "cv2", "moviepy", "Box2D", "pytest", "hypothesis"
+    prologue = f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
+    done = subprocess.run(
+        [sys.executable, "-c", prologue + program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_each_library_is_a_declared_dependency() -> None:
+    declared = {re.split(r"[^\w.-]", one)[0] for one in PYPROJECT["project"]["dependencies"]}
+    modules = [ROOT / name for name in clone_files() if name.endswith(".py")]
+    used = {name for path in modules for name in libraries(path)} - sys.stdlib_module_names
+    assert {
+        DISTRIBUTIONS.get(name, name.replace("_", "-")) for name in used - IN_EXTRAS - {"gymwire"}
+    } == declared
+
+
+@pytest.mark.parametrize("env", ["CartPole-v1", "FrozenLake-v1", "Taxi-v4", "Blackjack-v1"])
+def test_gymnasiums_small_environments_step_without_an_extra(env: str) -> None:
+    run(
+        "import gymnasium\n"
+        f"env = gymnasium.make({env!r})\n"
+        "env.reset(seed=1)\n"
+        "env.step(env.action_space.sample())"
+    )
+
+
+def test_each_module_can_be_imported_without_an_extra() -> None:
+    run(IMPORT_ALL)
+
+
+def test_each_module_can_be_imported_on_windows() -> None:
+    """On what looks like Windows: without these modules, Unix sockets, epoll and fork."""
+    absent = {
+        "os": ("fork", "getuid", "geteuid", "sched_setaffinity", "sched_getaffinity"),
+        "select": ("epoll", "poll", "EPOLLIN", "EPOLLOUT", "EPOLLET", "POLLIN", "POLLOUT"),
+        "signal": ("SIGHUP", "SIGKILL", "SIGUSR1", "SIGCHLD"),
+        "socket": ("AF_UNIX", "SO_PEERCRED", "MSG_DONTWAIT", "SCM_RIGHTS"),
+    }
+    run(
+        # The libraries were imported on the real platform before the modules disappear.
+        "import gymnasium, honcho.manager, numpy, rich.console, structlog, zmq\n"
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(['fcntl', 'grp', 'pwd', 'resource', 'termios']))\n"
+        f"for module, names in {absent}.items():\n"
+        "    for name in names:\n"
+        "        vars(__import__(module)).pop(name)\n"
+        "sys.platform = 'win32'\n" + IMPORT_ALL
+    )
+
+
+IMPORT_ALL = """
+import importlib, pkgutil, gymwire
+for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
+    importlib.import_module(module.name)
+"""
