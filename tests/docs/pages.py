@@ -42,5 +42,6 @@ def blocks(name: str | Path, *languages: str) -> list[Block]:
 
 
 def commands(name: str | Path) -> list[str]:
-    """Return the lines of a page's shell blocks."""
-    return [line for block in blocks(name, "sh") for line in block.text.splitlines() if line]
+    """Return the lines of a page's shell blocks, those that continue joined."""
+    lines = (block.text.replace("\\\n", "") for block in blocks(name, "sh"))
+    return [line for text in lines for line in text.splitlines() if line]
