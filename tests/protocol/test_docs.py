@@ -1,16 +1,19 @@
-"""docs/protocol.md says what the code does; a block that does not is shown as it should be."""
+"""docs/protocol.md agrees with the code.
+
+Run `python -m tests.protocol.test_docs` to write the example frames and the diagram again.
+"""
 
 from __future__ import annotations
 
 import re
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from gymwire.protocol import dialogue, stamps
-from gymwire.protocol.codec import HEADER_SIZE, TIMED, Frame, read_header
+from gymwire.protocol.codec import Frame
 from gymwire.protocol.messages import KINDS, TYPES, BusyReason, Code, Kind, Percept
+from tests.docs.dumps import dump
 from tests.protocol.examples import CODEC, DOCUMENTED, OBSERVED, SID
 
 PATH = Path(__file__).parents[2] / "docs" / "protocol.md"
@@ -18,7 +21,7 @@ DOC = PATH.read_text(encoding="utf-8")
 
 
 def timed_frames() -> dict[str, Frame]:
-    """Return an ACT from a learner and a PERCEPT relayed by the broker, with time stamps."""
+    """Return an ACT of a learner, and a PERCEPT relayed by the broker, with time stamps."""
     act = stamps.request_stamps(CODEC.encode(*DOCUMENTED["ACT"]))
     _, request = stamps.strip_request(bytes(stamps.stamp_relay(bytes(act), 5_000, lambda: 8_000)))
     percept = CODEC.encode(Percept(OBSERVED, 0.0, False, False, {}), SID, 2)
@@ -29,28 +32,12 @@ def timed_frames() -> dict[str, Frame]:
 
 
 def frames() -> dict[str, Frame]:
-    """All examples, encoded."""
+    """Return all examples, encoded."""
     return {name: CODEC.encode(*example) for name, example in DOCUMENTED.items()} | timed_frames()
 
 
-def dump(frame: Frame) -> str:
-    """Return a frame as the document writes it, with the number of bytes for a run of zeros."""
-    head_len = read_header(frame).head_len
-    cuts = (0, 4, 8, 16, HEADER_SIZE)
-    header = "  ".join(frame[i:j].hex(" ") for i, j in pairwise(cuts))
-    head = frame[HEADER_SIZE : HEADER_SIZE + head_len]
-    lines = [header, *(head[i : i + 32].hex(" ") for i in range(0, head_len, 32))]
-    rest = frame[HEADER_SIZE + head_len :]
-    if read_header(frame).flags & TIMED:
-        lines += [rest[i : i + 8].hex(" ") for i in range(0, len(rest), 8)]
-    elif rest:
-        assert not any(rest)
-        lines.append(f"00 × {len(rest)}")
-    return "\n".join(lines)
-
-
 def blocks(kind: str) -> dict[str, str]:
-    """Return the fenced blocks of a kind: title → content."""
+    """Return the fenced blocks of a language: title → content."""
     return {
         match[1].strip(): match[2]
         for match in re.finditer(rf"```{kind}([^\n]*)\n(.*?)\n```", DOC, re.DOTALL)
@@ -124,7 +111,7 @@ def test_every_message_type_has_a_kind() -> None:
     assert set(KINDS) == set(TYPES.values())
 
 
-if __name__ == "__main__":  # write the examples and the diagram into the document anew
+if __name__ == "__main__":
     for name, old in blocks("hex").items():
         new = dump(frames()[name])
         DOC = DOC.replace(f"```hex {name}\n{old}\n", f"```hex {name}\n{new}\n")
