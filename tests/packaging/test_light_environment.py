@@ -77,7 +77,7 @@ def test_each_module_can_be_imported_on_windows() -> None:
     }
     run(
         # The libraries were imported on the real platform before the modules disappear.
-        "import gymnasium, honcho.manager, numpy, rich.console, structlog, zmq\n"
+        "import gymnasium, numpy, rich.console, rich_click, structlog, zmq\n"
         "import sys\n"
         "sys.modules.update(dict.fromkeys(['fcntl', 'grp', 'pwd', 'resource', 'termios']))\n"
         f"for module, names in {absent}.items():\n"
