@@ -208,11 +208,11 @@ class Host:
             limits={
                 "attributes": sorted({*ATTRIBUTES, *service.attributes}),
                 "stamps": signed is None,
+                "capabilities": list(CAPABILITIES),
             },
             agent=f"host {hostsocket.gethostname()}, process {os.getpid()}",
             direct=direct,
             key=b"" if signed is None or self._key is None else self._key.public,
-            capabilities=list(CAPABILITIES),
         )
 
         def on_opaque(path: str) -> None:

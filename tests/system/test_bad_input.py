@@ -308,17 +308,17 @@ def test_an_env_agent_that_waits_for_its_broker_says_so(programs: Programs) -> N
     waiting = programs.start(
         "gymwire.env_agent", "--broker", "tcp://127.0.0.1:1", "--wait", "60", *options
     )
-    assert waiting.wait_for("no broker yet")["broker"] == "tcp://127.0.0.1:1"
+    assert waiting.wait_for("waiting for broker")["broker"] == "tcp://127.0.0.1:1"
 
 
 def test_a_host_that_is_not_known_is_told(programs: Programs) -> None:
     nowhere = "tcp://no-such-host.invalid:5555"
-    with pytest.raises(BrokerUnreachable, match=r"the host 'no-such-host\.invalid' is not known"):
+    with pytest.raises(BrokerUnreachable, match=r"the host 'no-such-host\.invalid' is unknown"):
         ProxyEnv("lake", nowhere)
     options = ("--address", "early", "--env", "CartPole-v1", "--broker", nowhere)
     agent = programs.start("gymwire.env_agent", *options)
     assert agent.wait() == 2
-    assert "the host 'no-such-host.invalid' is not known here" in agent.output[-1]
+    assert "the host 'no-such-host.invalid' is unknown" in agent.output[-1]
 
 
 def test_more_sessions_than_slots_at_once_are_told_so(programs: Programs) -> None:
@@ -333,8 +333,8 @@ def test_a_port_in_use_is_told(broker_url: str, programs: Programs) -> None:
     second = programs.start("gymwire.broker", "--bind", broker_url)
     assert second.wait() == 2
     assert second.output == [
-        f"broker: {broker_url} is in use: another broker, or another program, listens there, and "
-        "whoever dials it reaches that one, not this one. Stop it, or choose another port (--bind; "
+        f"broker: {broker_url} is in use: another broker, or another program, listens there and "
+        "would get the connections. Stop it, or choose another port (--bind; "
         "--broker or GYMWIRE_BROKER tell the others).\n"
     ]
 
