@@ -17,6 +17,7 @@ from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.session import Session
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import spaces
+from gymwire.protocol.capabilities import CAPABILITIES
 from gymwire.protocol.codec import PLAIN, Codec, Frame
 from gymwire.protocol.messages import Code, Error, Open, Opened
 from gymwire.protocol.security import signing
@@ -115,7 +116,11 @@ class SessionHost:
             metadata=found.metadata,
             render_mode=found.render_mode,
             num_envs=request.num_envs,
-            limits={"attributes": sorted(exposed), "stamps": signer is None},
+            limits={
+                "attributes": sorted(exposed),
+                "stamps": signer is None,
+                "capabilities": list(CAPABILITIES),
+            },
             agent=f"host {hostsocket.gethostname()}, process {os.getpid()}",
             direct=direct,
             key=b"" if signer is None or self._key is None else self._key.public,

@@ -208,10 +208,11 @@ class Opened:
     Attributes:
         single_observation_space: that of one environment of a vector; None without a vector.
         single_action_space: likewise.
+        limits: what the env agent allows and understands: `attributes`, the names that it exposes;
+            `stamps`, whether it takes time stamps; `capabilities`, see `protocol.capabilities`.
         agent: host and process of the env agent, for people.
         direct: {"urls", "host", "key"} of the env agent's direct endpoint, or None.
         key: the public key (z85) of the env agent if the session is signed; otherwise b"".
-        capabilities: what the env agent understands, see `protocol.capabilities`.
     """
 
     observation_space: Any
@@ -226,7 +227,6 @@ class Opened:
     agent: str
     direct: dict[str, Any] | None = None
     key: bytes = b""
-    capabilities: list[Any] = field(default_factory=list, metadata=EXTENSION)
 
 
 @dataclass(frozen=True, slots=True)

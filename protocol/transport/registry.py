@@ -133,7 +133,7 @@ def dial_first(
             return dial(url, key=key, server_key=server_key)
         except ConnectionFailed:
             continue
-    raise AddressError("None of the endpoint's URLs can be dialled from this host.")
+    raise AddressError("The endpoint cannot be dialled from this host.")
 
 
 def usable(urls: Sequence[str], *, same_host: bool, keyed: bool) -> list[str]:

@@ -26,7 +26,7 @@ from gymwire.protocol.codec import (
     read_header,
 )
 from gymwire.protocol.errors import DecodingError, VersionMismatch
-from gymwire.protocol.messages import Hello, Kind, Message, Offer, Opened, Percept, Role, Welcome
+from gymwire.protocol.messages import Hello, Kind, Message, Offer, Percept, Role, Welcome
 from gymwire.protocol.values import decode, encode, unpack
 from tests.protocol.examples import CODEC, DOCUMENTED, EXAMPLES, OBSERVED, SID
 from tests.protocol.test_golden import read
@@ -34,11 +34,11 @@ from tests.sameness import assert_same
 
 KEPT = read(Path(__file__).parents[1] / "golden" / "release-0.1.0.txt")
 TIMED_FRAMES = {"ACT, timed", "PERCEPT, timed"}
-EXTENDED_KINDS = (Kind.HELLO, Kind.WELCOME, Kind.OFFER, Kind.OPENED)
+EXTENDED_KINDS = (Kind.HELLO, Kind.WELCOME, Kind.OFFER)
 
 
 def with_capabilities(message: Message) -> Message:
-    assert isinstance(message, Hello | Welcome | Offer | Opened)
+    assert isinstance(message, Hello | Welcome | Offer)
     return replace(message, capabilities=list(CAPABILITIES))
 
 

@@ -70,13 +70,13 @@ def test_past_the_broker_its_stamps_are_zero(clock: Callable[[], int]) -> None:
 
 @pytest.mark.parametrize("cut", range(1, 17))
 def test_a_request_too_short_for_its_stamps_is_refused(cut: int) -> None:
-    with pytest.raises(DecodingError, match="has 16 bytes"):
+    with pytest.raises(DecodingError, match="16 bytes of time stamps"):
         stamps.strip_request(bytes(stamps.request_stamps(ACT)[:-cut]))
 
 
 @pytest.mark.parametrize("cut", [1, 16, 71, 72])
 def test_a_reply_too_short_for_its_stamps_is_refused(cut: int, clock: Callable[[], int]) -> None:
-    with pytest.raises(DecodingError, match="has 72 bytes"):
+    with pytest.raises(DecodingError, match="72 bytes of time stamps"):
         stamps.strip_reply(bytes(timed_percept(clock)[:-cut]))
 
 

@@ -634,5 +634,5 @@ def test_a_key_file_that_others_can_read_is_refused(site: Site, tmp_path: Path) 
     copy = tmp_path / "copy.key"
     copy.write_text((site.folder / "alice.key").read_text())
     copy.chmod(0o640)
-    with pytest.raises(GymwireError, match="can be read by others"):
+    with pytest.raises(GymwireError, match="Others can read"):
         keys.load(copy)

@@ -315,12 +315,12 @@ def test_an_env_agent_that_waits_for_its_broker_says_so(programs: Programs) -> N
 
 def test_an_unknown_host_is_an_error(programs: Programs) -> None:
     nowhere = "tcp://no-such-host.invalid:5555"
-    with pytest.raises(BrokerUnreachable, match=r"the host 'no-such-host\.invalid' is not known"):
+    with pytest.raises(BrokerUnreachable, match=r"the host 'no-such-host\.invalid' is unknown"):
         ProxyEnv("lake", nowhere)
     options = ("--address", "early", "--env", "CartPole-v1", "--broker", nowhere)
     agent = programs.start("gymwire", "serve", *options)
     assert agent.wait() == 2
-    assert "the host 'no-such-host.invalid' is not known here" in agent.output[-1]
+    assert "the host 'no-such-host.invalid' is unknown" in agent.output[-1]
 
 
 def test_more_sessions_than_slots_are_an_error(programs: Programs) -> None:
@@ -337,9 +337,10 @@ def test_a_port_in_use_is_an_error(broker_url: str, programs: Programs) -> None:
     second = programs.start("gymwire", "broker", "--bind", broker_url)
     assert second.wait() == 2
     assert second.output == [
-        f"gymwire broker: --bind: {broker_url} is in use: another broker, or another "
-        "program, listens there, and whoever dials it reaches that one, not this one. Stop it, or "
-        "choose another port (--bind; --broker or GYMWIRE_BROKER tell the others).\n"
+        f"gymwire broker: --bind: {broker_url} is in use: another broker, or another program, "
+        "listens there and would get the connections. Stop it, or choose another port with --bind, "
+        "and give it to the others with --broker or GYMWIRE_BROKER.
+"
     ]
 
 

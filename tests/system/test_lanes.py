@@ -87,7 +87,7 @@ def test_a_session_takes_the_lane_from_its_first_reset_on(url: str) -> None:
 
 def test_elsewhere_there_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "gymwire.learner_agent.client.connection.hostsocket.gethostname", lambda: "elsewhere"
+        "gymwire.protocol.transport.handshake.socket.gethostname", lambda: "elsewhere"
     )
     with ProxyEnv("lake-l", url) as env:
         Lake(env).go(100)

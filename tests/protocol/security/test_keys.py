@@ -43,7 +43,7 @@ def test_a_key_is_never_overwritten(tmp_path: Path, kept: str) -> None:
 
 @pytest.mark.parametrize("name", ["", "../a", "a/b", ".hidden", "a b", "x" * 101])
 def test_a_name_stays_in_its_folder(tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigurationError, match="no name for a key"):
+    with pytest.raises(ConfigurationError, match="not a valid name for a key"):
         generate(name, tmp_path)
 
 
@@ -61,7 +61,7 @@ def test_an_identity_is_16_characters_of_the_public_key_alone() -> None:
 def test_a_public_file_is_no_secret(tmp_path: Path) -> None:
     _, public = generate("a", tmp_path)
     public.chmod(0o600)
-    with pytest.raises(ConfigurationError, match="no secret key"):
+    with pytest.raises(ConfigurationError, match="does not contain a secret key"):
         load(public)
 
 
@@ -93,7 +93,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_a_public_file_is_told_from_a_secret_one_whoever_can_read_it(tmp_path: Path) -> None:
     _, public = generate("a", tmp_path)
-    with pytest.raises(ConfigurationError, match="no secret key"):
+    with pytest.raises(ConfigurationError, match="does not contain a secret key"):
         load(public)
 
 
