@@ -339,8 +339,7 @@ def test_a_port_in_use_is_an_error(broker_url: str, programs: Programs) -> None:
     assert second.output == [
         f"gymwire broker: --bind: {broker_url} is in use: another broker, or another program, "
         "listens there and would get the connections. Stop it, or choose another port with --bind, "
-        "and give it to the others with --broker or GYMWIRE_BROKER.
-"
+        "and give it to the others with --broker or GYMWIRE_BROKER.\n"
     ]
 
 
