@@ -37,7 +37,7 @@ ZERO_COPY_FROM_BYTES = 16 * 1024
 def floor(
     shape: Shape, transport: Transport, request_bytes: int, reply_bytes: int, idle: int = 0
 ) -> Side:
-    """A round trip of `request_bytes` there and `reply_bytes` back, as a side.
+    """Return a side that sends `request_bytes` and receives `reply_bytes`.
 
     `idle`: as many connections beside the one in use, of which each has carried a message there
     and one back.

@@ -77,11 +77,11 @@ class Result:
     rounds: Mapping[str, Sequence[Round]]
 
     def p50_us(self, side: str) -> float:
-        """The median over the rounds of the rounds' p50."""
+        """Return the median of the rounds' p50, in µs."""
         return statistics.median(round_.p50_us for round_ in self.rounds[side])
 
     def p99_us(self, side: str) -> float:
-        """The median over the rounds of the rounds' p99."""
+        """Return the median of the rounds' p99, in µs."""
         return statistics.median(round_.p99_us for round_ in self.rounds[side])
 
     def steps_per_s(self, side: str) -> float:
@@ -123,11 +123,11 @@ class Result:
         return len(next(iter(self.rounds.values())))
 
     def as_json(self) -> dict[str, Any]:
-        """The whole result, as `json.dumps` takes it."""
+        """Return the whole result as a value for `json.dumps`."""
         return asdict(self)
 
     def table(self, reference: str | None = None) -> Table:
-        """A line per side; with `reference`, also its time as a multiple of that side's."""
+        """Return a table with a row per side; `reference`: the side to give multiples of."""
         table = Table(title=f"{self.title}: {self.n_rounds} rounds of {self.calls} calls")
         table.add_column("side")
         headings = ["p50 µs", "p99 µs", "steps/s", *([f"× {reference}"] if reference else [])]
@@ -193,7 +193,7 @@ def _turn(running: Running, calls: int, warm_up: int) -> Round:
 
 
 def cpu_time_ns(pid: int) -> int:
-    """The CPU time that all threads of a process have used, in nanoseconds. Linux only."""
+    """Return the CPU time of all threads of a process, in nanoseconds. Linux only."""
     return sum(
         int((task / "schedstat").read_text().split()[0])
         for task in Path(f"/proc/{pid}/task").iterdir()
@@ -201,6 +201,6 @@ def cpu_time_ns(pid: int) -> int:
 
 
 def memory_kib(pid: int) -> float:
-    """The resident memory of a process, in KiB. Linux only."""
+    """Return the resident memory of a process, in KiB. Linux only."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1024

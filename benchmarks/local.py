@@ -33,7 +33,7 @@ def async_vector(num_envs: int) -> Side:
 
 
 def cartpole_steps(env: gymnasium.Env[Any, Any]) -> Callable[[], object]:
-    """Returns a call that does one step in a CartPole, and a reset where an episode ended.
+    """Return a call that does one step in a CartPole, and a reset where an episode ended.
 
     It pushes to where the pole leans, which keeps it up for hundreds of steps: resets are so few
     that they show in no percentile.
@@ -53,7 +53,7 @@ def cartpole_steps(env: gymnasium.Env[Any, Any]) -> Callable[[], object]:
 
 
 def vector_steps(envs: VectorEnv[Any, Any, Any]) -> Callable[[], object]:
-    """Returns a call that does one step in a vector of CartPoles, which resets by itself."""
+    """Return a call that does one step in a vector of CartPoles, which resets by itself."""
     observations, _ = envs.reset(seed=1)
     step = envs.step
 
@@ -67,7 +67,7 @@ def vector_steps(envs: VectorEnv[Any, Any, Any]) -> Callable[[], object]:
 
 
 def vector_zeros(envs: VectorEnv[Any, Any, Any]) -> Callable[[], object]:
-    """Returns a call that does one step with action 0 everywhere."""
+    """Return a call that does one step with action 0 everywhere."""
     envs.reset(seed=1)
     actions = np.zeros(envs.num_envs, np.int64)
     step = envs.step
@@ -75,7 +75,7 @@ def vector_zeros(envs: VectorEnv[Any, Any, Any]) -> Callable[[], object]:
 
 
 def sleepers(num_envs: int) -> Side:
-    """A SyncVectorEnv of environments that take their time."""
+    """Return a side that steps a SyncVectorEnv of slow environments."""
     return Side(f"SyncVectorEnv({num_envs}) of 5 ms", partial(_open_sleepers, num_envs), num_envs)
 
 

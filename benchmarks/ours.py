@@ -39,7 +39,7 @@ def service(
     slots: int = 8,
     env_kwargs: Mapping[str, Any] | None = None,
 ) -> Iterator[tuple[str, dict[str, int]]]:
-    """A broker and an env agent that offers `env` as "it"; yields the URL and process ids."""
+    """Start a broker and an env agent that offers `env` as "it"; yield URL and process ids."""
     with contextlib.ExitStack() as stack:
         url = f"tcp://127.0.0.1:{_port()}"
         lanes = [] if way.endswith("same host") else ["--no-local-channels"]
@@ -112,7 +112,7 @@ def picture(way: Way, shape: tuple[int, ...], dtype: str) -> Side:
 
 
 def always_0(env: gymnasium.Env[Any, Any]) -> Callable[[], object]:
-    """Returns a call that does one step with action 0."""
+    """Return a call that does one step with action 0."""
     env.reset(seed=1)
     action = env.action_space.sample() * 0
     step = env.step
@@ -158,7 +158,7 @@ def vector(
     stepper: Callable[[Any], Callable[[], object]] = vector_steps,
     own: bool = False,
 ) -> Side:
-    """A vector in some sessions on some workers; `own`: the one that the environment registers."""
+    """Return a side that steps a vector over sessions; `own`: the environment's own vector."""
     name = f"gymwire {way}, {sessions} × {num_envs // sessions}{', its own' if own else ''}"
     kwargs = {"vectorization_mode": "sync"} if env == ENV_ID and not own else None
     opened = partial(_open_vector, way, num_envs, sessions, workers, env, stepper, kwargs)

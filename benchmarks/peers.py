@@ -11,7 +11,7 @@ PEERS = {"dm_env_rpc": peer_dm_env_rpc.side, "openenv": peer_openenv.side}
 
 
 def installed() -> tuple[list[Side], list[str]]:
-    """The peers that can be measured here, and a line about each that can't."""
+    """Return the peers that can be measured, and a line about each that cannot."""
     sides = [side() for package, side in PEERS.items() if find_spec(package)]
     missing = [
         f"{package} is not installed and is left out; to have it: ./run pip install -e '.[peers]'"

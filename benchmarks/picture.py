@@ -10,7 +10,7 @@ NO_TARGET = "–"
 
 
 def draw(figures: Sequence[dict[str, Any]], path: Path) -> None:
-    """A bar for each figure, in multiples of its target; the line at 1 is the target."""
+    """Draw a bar for each figure, in multiples of its target; the line at 1 is the target."""
     import matplotlib as mpl
 
     mpl.use("Agg")

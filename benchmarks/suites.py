@@ -64,7 +64,7 @@ def _speedup(side: Side, over: Side, target: str) -> Figure:
 
 
 def step() -> Suite:
-    """A step of an environment that takes no time itself, over the same bytes through pyzmq."""
+    """Compare a step of an instant environment with the same bytes through pyzmq."""
     sides = [
         floor(shape, transport, ACT_BYTES, STILL_BYTES)
         for transport in ("tcp", "ipc")

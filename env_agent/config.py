@@ -69,7 +69,7 @@ def load(path: Path) -> list[Service]:
     addresses = [one.address for one in services]
     twice = {address for address in addresses if addresses.count(address) > 1}
     if twice:
-        raise ConfigurationError(f"{path}: {sorted(twice)[0]!r} is offered twice.")
+        raise ConfigurationError(f"{path}: {min(twice)!r} is offered twice.")
     return services
 
 

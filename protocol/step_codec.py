@@ -336,7 +336,9 @@ class _FrameLayout:
         self.prefix = _prefix(sid, kind, COMPACT, head_len)
 
 
-def _vector_percept(sid: int, observation: SpaceCodec, num_envs: int, other: _Percept) -> _Percept:
+def _vector_percept(  # noqa: C901 - most of it is in the two functions that it returns
+    sid: int, observation: SpaceCodec, num_envs: int, other: _Percept
+) -> _Percept:
     """Return the functions for a frame in which only four arrays and the request number vary.
 
     The positions of the arrays are found by comparing frames that `Codec` encodes.

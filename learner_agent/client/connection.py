@@ -50,7 +50,7 @@ def _close_at_exit() -> None:
     """Free the slots of a script that ends without closing its environments."""
     for connection in list(_OPEN):
         # Another thread may still use its own.
-        if connection._thread == threading.get_ident():
+        if connection.thread_id == threading.get_ident():
             connection.close(goodbye=not connection.keeps_sessions)
 
 
@@ -97,7 +97,7 @@ class BrokerConnection:
         self.closed = False
         self.keeps_sessions = False  # for another process, which has a token of one of them
         self._pid = os.getpid()
-        self._thread = threading.get_ident()
+        self.thread_id = threading.get_ident()
         self._log = logs.logger()
         self._rng = random.Random(secrets.randbits(64))
         self._sessions: dict[int, RemoteSession] = {}

@@ -218,7 +218,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         channel = options.connect()
         env = cls.__new__(cls)
         try:
-            env._use(SessionOwner(options, resumed=channel.resume(kept)))
+            env._use(SessionOwner(options, resumed=channel.resume(kept)))  # noqa: SLF001 - of this class
         except BaseException:
             channel.close(goodbye=False)  # keeps the session for another attempt
             raise

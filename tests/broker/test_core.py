@@ -59,7 +59,7 @@ def broker() -> Broker:
 
 
 def checked(broker: Broker) -> list[int]:
-    """The connections of learners whose silence the broker measures, each once per period."""
+    """Return the connections of learners whose silence the broker measures, once per period."""
     return [fd for _ in range(CHECK_TICKS) for fd in broker.core.learners_to_check(broker.now)]
 
 

@@ -45,7 +45,7 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 @contextlib.contextmanager
 def learner(url: str) -> Iterator[subprocess.Popen[str]]:
-    """A learner that has stepped once."""
+    """Start a learner, and return it once it has stepped."""
     command = [sys.executable, "-c", LEARNER, url]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:

@@ -73,7 +73,7 @@ def test_a_session_that_fell_back_to_the_relay_does_not_wait_for_the_direct_sock
 
 
 def within_host(url: str) -> Transports:
-    """The transports of a loop that accepts direct connections from its host, and has none."""
+    """Return the transports of a loop that accepts direct connections, and has none yet."""
     return Transports(BrokerLink(Dealer(url)), DirectEndpoint(DirectSettings(None), 0, url))
 
 

@@ -19,7 +19,7 @@ PERCEPT = PLAIN.encode(Percept([1, 2], 1.0, False, False, {}), SID, SEQ)
 
 @pytest.fixture
 def clock() -> Callable[[], int]:
-    """1000, 1001, 1002 …"""
+    """Return a clock that reads 1000, 1001, 1002, and so on."""
     return itertools.count(1000).__next__
 
 

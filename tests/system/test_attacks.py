@@ -584,7 +584,8 @@ def test_a_broker_of_ill_will_does_not_crash_the_learner(site: Site) -> None:
             "import sys\n"
             "from gymwire.learner_agent.client.connection import BrokerConnection\n"
             "from gymwire.protocol.errors import GymwireError\n"
-            "try: BrokerConnection(sys.argv[1], timeout_s=2.0, key=sys.argv[2], broker_key=sys.argv[3])\n"
+            "url, key, broker_key = sys.argv[1:4]\n"
+            "try: BrokerConnection(url, timeout_s=2.0, key=key, broker_key=broker_key)\n"
             "except GymwireError as error: print(type(error).__name__)\n"
         )
         learner = subprocess.Popen(

@@ -58,7 +58,7 @@ def honcho(port: int, *options: str, **variables: str) -> Done:
 
 
 def spoken_by(name: str, output: str) -> list[str]:
-    """The lines of one process, without honcho's prefix."""
+    """Return the lines of one process, without honcho's prefix."""
     parts = (line.partition("|") for line in output.splitlines())
     return [text.removeprefix(" ") for who, _, text in parts if f" {name}.1 " in who]
 

@@ -86,7 +86,7 @@ class Learner:
         return greet, [bytes(frame) for frame in frames]
 
     def resent(self, after_s: float) -> list[bytes]:
-        """The requests, pings left out, that are sent again at the end of this time."""
+        """Return the requests, without pings, that are sent again at the end of this time."""
         return [frame for frame in self.tick(after_s)[1] if frame[KIND_AT] != Kind.PING]
 
 

@@ -85,7 +85,7 @@ def vector(sessions: int) -> Make:
 
 @contextlib.contextmanager
 def in_memory() -> Iterator[Network]:
-    """A network that also serves the proxies which make their own connection."""
+    """Return a network that also serves proxies which make their own connection."""
     with Network() as network, pytest.MonkeyPatch.context() as patch:
 
         def connect(_url: str, *, timeout_s: float, wait_s: float, **_: object) -> BrokerConnection:

@@ -54,7 +54,7 @@ STAMPS = Stamps(
 
 
 def shared(taken: Stamps, total_us: int = 200, least_us: int = 0) -> Timings:
-    """The learner encodes for 1 µs and decodes for 2."""
+    """Let the learner encode for 1 µs and decode for 2 µs."""
     total = total_us * 1000
     return check_sum(apportion(500, 1_500, total - 1_500, total + 500, taken, least_us * 1000))
 
