@@ -150,7 +150,8 @@ class Handshake:
             return BrokerUnreachable(f"No broker answers at {url}: {unknown}.")
         return BrokerUnreachable(
             f"No broker answers at {url}. Start one with `gymwire broker`, check the URL "
-            f"(--broker, GYMWIRE_BROKER) and the firewall, or wait longer than {waited_s:g} s (--wait)."
+            f"(--broker, GYMWIRE_BROKER) and the firewall, or wait longer than {waited_s:g} s "
+            f"(--wait)."
         )
 
 
