@@ -268,7 +268,7 @@ def test_a_vector_without_the_autoreset_mode_says_so(broker: str) -> None:
 
 
 def test_a_plain_environment_where_there_are_only_vectors_is_refused(broker: str) -> None:
-    with pytest.raises(EnvironmentFailed, match="open it with ProxyVectorEnv"):
+    with pytest.raises(EnvironmentFailed, match="Open it with ProxyVectorEnv"):
         ProxyEnv("counters-v", broker)
 
 
