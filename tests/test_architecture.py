@@ -22,7 +22,7 @@ PURE = [
     "broker/rate_limit.py", "broker/refusals.py",
     "env_agent/session.py", "env_agent/watch.py", "learner_agent/client/timings.py",
     "learner_agent/client/requests.py", "learner_agent/client/exchange.py",
-    "learner_agent/client/failures.py",
+    "learner_agent/client/failures.py", "protocol/step_codec.py",
     "learner_agent/training/price_bandits.py",
 ]  # fmt: skip
 # (who, what it imports all the same) → why that does no harm
