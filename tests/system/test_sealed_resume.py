@@ -195,7 +195,7 @@ def held(site: Site, gate: Path) -> Iterator[Held]:
 
 
 def test_a_token_without_its_seal_is_refused(held: Held) -> None:
-    with pytest.raises(Denied, match="not the session's"):
+    with pytest.raises(Denied, match="belongs to another session"):
         ProxyEnv.resume(held.altered(signer=None))
 
 
