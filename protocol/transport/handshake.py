@@ -149,8 +149,9 @@ class Handshake:
         if unknown:
             return BrokerUnreachable(f"No broker answers at {url}: {unknown}.")
         return BrokerUnreachable(
-            f"No broker answers at {url}. Start one with `gymwire broker`, check the URL (--broker, "
-            f"GYMWIRE_BROKER) and the firewall, or wait longer than {waited_s:g} s (--wait)."
+            f"No broker answers at {url}. Start one with `gymwire broker`, check the URL "
+            f"(--broker, GYMWIRE_BROKER) and the firewall, or wait longer than {waited_s:g} s "
+            f"(--wait)."
         )
 
 
