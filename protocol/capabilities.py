@@ -1,6 +1,6 @@
 """What a peer understands beyond release 0.1.0 (docs/protocol.md §3.11).
 
-A peer lists its capabilities in HELLO, WELCOME, OFFER and the `limits` of OPENED. Two peers use
+A peer lists its capabilities in HELLO, WELCOME, OFFER and the `limits` of OPENED; two peers use
 what both list. A peer of release 0.1.0 lists none and ignores the lists of others. A new wire
 feature gets a name here, and code asks for that name before it uses the feature.
 """
