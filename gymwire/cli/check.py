@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.error import DependencyNotInstalled
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
 from rich import box
@@ -121,12 +122,17 @@ def _check(env: Env) -> str:
     except EnvironmentFailed as error:
         if not error.remote_type.endswith(MISSING_PACKAGE):
             raise
-        check_env(env, skip_render_check=True)
-        return (
-            f"not checked: render modes, for which the env agent lacks a package. Install it "
-            f"there, for Gymnasium's own environments with: {install_line('render')}"
-        )
-    return ""
+        why = "for which the env agent lacks a package. Install it there"
+    except DependencyNotInstalled:
+        # Gymnasium's window for the render mode "human" needs pygame at the learner agent, too.
+        why = "for which pygame is not installed. Install it"
+    else:
+        return ""
+    check_env(env, skip_render_check=True)
+    return (
+        f"not checked: render modes, {why}, for Gymnasium's own environments with: "
+        f"{install_line('render')}"
+    )
 
 
 def _print_verdict(verdict: Verdict, output: Output) -> None:

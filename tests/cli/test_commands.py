@@ -326,14 +326,22 @@ def test_numbers_that_json_lacks_are_null(screen: Screen) -> None:
     assert screen.json == {"a": None, "b": [None, 1.5]}
 
 
+@pytest.mark.parametrize(
+    "missing",
+    [
+        EnvironmentFailed(
+            "pygame is not installed", remote_type="gymnasium.error.DependencyNotInstalled"
+        ),
+        gymnasium.error.DependencyNotInstalled("pygame is not installed"),
+    ],
+    ids=["at the env agent", "at the learner agent"],
+)
 def test_a_missing_package_for_rendering_leaves_render_modes_unchecked(
-    offer: Offer, screen: Screen, monkeypatch: pytest.MonkeyPatch
+    offer: Offer, screen: Screen, monkeypatch: pytest.MonkeyPatch, missing: Exception
 ) -> None:
     def checker(env: Any, **skips: bool) -> None:
         if not skips:
-            raise EnvironmentFailed(
-                "pygame is not installed", remote_type="gymnasium.error.DependencyNotInstalled"
-            )
+            raise missing
 
     monkeypatch.setattr(check, "check_env", checker)
     offer(gymnasium.make("CartPole-v1").unwrapped)
