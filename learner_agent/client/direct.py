@@ -41,14 +41,17 @@ class DirectConnection:
     """
 
     def __init__(
-        self, offer: Mapping[str, Any], sid: int, nonce: bytes, key: KeyPair | None
+        self,
+        offer: Mapping[str, Any],
+        sid: int,
+        nonce: bytes,
+        key: KeyPair | None,
+        dial: Callable[..., Transport] = dial_first,
     ) -> None:
         server_key = offer.get("key") or None
         if server_key is not None and key is None:
             raise ConnectionFailed("The env agent's direct endpoint requires a key.")
-        self.dealer: Transport = dial_first(
-            _choose(offer), key=key if server_key else None, server_key=server_key
-        )
+        self.dealer = dial(_choose(offer), key=key if server_key else None, server_key=server_key)
         self.up = self.denied = False
         self._must_resume = False
         self._resume = PLAIN.encode(Resume(nonce), sid)

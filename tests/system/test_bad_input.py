@@ -94,7 +94,7 @@ def test_the_error_of_an_unknown_address_lists_the_nearest_and_all(broker: str) 
 
 def test_a_missing_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GYMWIRE_ADDRESS", raising=False)
-    with pytest.raises(ConfigurationError, match="Give its address"):
+    with pytest.raises(ConfigurationError, match="No address given"):
         ProxyEnv()
 
 
@@ -204,7 +204,7 @@ def test_step_before_reset_is_an_error(broker: str) -> None:
 def test_step_after_close_is_an_error(broker: str) -> None:
     env = ProxyEnv("cartpole", broker)
     env.close()
-    with pytest.raises(EnvironmentClosed, match="make a new one"):
+    with pytest.raises(EnvironmentClosed, match="Make a new one"):
         env.step(0)
 
 

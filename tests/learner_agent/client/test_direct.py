@@ -60,26 +60,24 @@ def clock() -> Clock:
     return Clock()
 
 
-def link(monkeypatch: pytest.MonkeyPatch, dealer: Dealer) -> DirectConnection:
-    monkeypatch.setattr(direct, "_dial", lambda *_: cast(Any, dealer))
-    return DirectConnection({"urls": ["tcp://far:1"]}, 7, bytes(16), None)
+def link(dealer: Dealer) -> DirectConnection:
+    offer = {"urls": ["tcp://far:1"]}
+    return DirectConnection(offer, 7, bytes(16), None, lambda *_, **__: cast(Any, dealer))
 
 
-def test_connections_are_made_side_by_side(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_connections_are_made_side_by_side(clock: Clock) -> None:
     never, silent = Dealer(clock, 1e9, answers=False), Dealer(clock, 0.1, answers=False)
     late = Dealer(clock, 0.4, answers=True)
-    links = [link(monkeypatch, dealer) for dealer in (never, silent, never, late)]
+    links = [link(dealer) for dealer in (never, silent, never, late)]
     direct.attach(links, 0.5, clock)
     assert [one.up for one in links] == [False, False, False, True]
     assert 0.5 <= clock.now < 0.51
     assert silent.sent == late.sent == [Kind.RESUME]
 
 
-def test_who_is_up_or_denied_is_not_waited_for(
-    clock: Clock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_who_is_up_or_denied_is_not_waited_for(clock: Clock) -> None:
     denied = Dealer(clock, 0.2, answers=False, denied="it knows no such key")
-    links = [link(monkeypatch, dealer) for dealer in (denied, Dealer(clock, 0.1, answers=True))]
+    links = [link(dealer) for dealer in (denied, Dealer(clock, 0.1, answers=True))]
     direct.attach(links, 0.5, clock)
     assert [one.up for one in links] == [False, True]
     assert clock.now < 0.21

@@ -173,7 +173,7 @@ def test_a_request_too_short_for_its_stamps_is_not_executed(network: Network) ->
     act = session._steps.encode_act(1, seq.to_bytes(8, "little"))
     assert act is not None
     session._send(Kind.ACT, seq, bytes(stamps.request_stamps(act)[:-1]))
-    with pytest.raises(Exception, match="has 16 bytes of them"):
+    with pytest.raises(Exception, match="16 bytes of time stamps must end it"):
         session.finish()
     assert network.ledgers[session.sid] == [("reset", 5)]
 

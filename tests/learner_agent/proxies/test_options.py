@@ -53,7 +53,7 @@ def test_arguments_of_a_vector(wrong: dict[str, Any], said: str) -> None:
 
 
 def test_an_address_and_a_url_are_text() -> None:
-    with pytest.raises(AddressError, match="An address is text, such as 'cartpole', not 5"):
+    with pytest.raises(AddressError, match="An address must be a str such as 'cartpole', not 5"):
         ProxyEnv(5)  # type: ignore[arg-type]
     with pytest.raises(AddressError, match="5555 is not a broker URL: write tcp://HOST:PORT"):
         ProxyEnv("cartpole", 5555)  # type: ignore[arg-type]

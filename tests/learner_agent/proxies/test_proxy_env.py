@@ -48,7 +48,7 @@ env = "FrozenLake-v1"
 [[offer]]
 address = "odd"
 env = "tests.odd_envs:Odd"
-allow = ["gravity", "scaled", "no_such_thing"]
+expose = ["gravity", "scaled", "no_such_thing"]
 
 [[offer]]
 address = "patient"

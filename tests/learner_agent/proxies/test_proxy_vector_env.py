@@ -63,7 +63,7 @@ LOCAL: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     offers = [
-        f'[[offer]]\naddress = "{a}-v"\nenv = "{e}"\nallow = ["mood"]' for a, e in OFFERS.items()
+        f'[[offer]]\naddress = "{a}-v"\nenv = "{e}"\nexpose = ["mood"]' for a, e in OFFERS.items()
     ]
     config: Path = tmp_path_factory.mktemp("proxy_vector_env") / "offers.toml"
     config.write_text("\n".join(offers))
