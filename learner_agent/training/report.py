@@ -52,7 +52,7 @@ def _price_table(result: TrainingResult, agent: PriceAgent) -> Table:
     table.add_column("offers", justify="right")
     table.add_column("price", justify="right", style="bold")
     table.add_column("estimated\nacceptance", justify="right")
-    table.add_column("90% interval", justify="center", style="dim")
+    table.add_column("90%\ninterval", justify="center", style="dim")
     if truth is not None:
         table.add_column("true", justify="right")
     for number, good in enumerate(agent.goods[:MAX_GOODS_SHOWN]):
