@@ -11,13 +11,22 @@ import structlog
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.registration import Registration
-from gymwire.env_agent.requests import MAX_MESSAGE
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.timed_steps import TimedSteps
-from gymwire.env_agent.transports import Arrived, Transports
+from gymwire.env_agent.transports import Transports
 from gymwire.protocol import codec
-from gymwire.protocol.codec import FLAGS_AT, PLAIN, SEQ, SID, TIMED, Frame, Header, Pieces
+from gymwire.protocol.codec import (
+    FLAGS_AT,
+    MAX_MESSAGE,
+    PLAIN,
+    SEQ,
+    SID,
+    TIMED,
+    Frame,
+    Header,
+    Pieces,
+)
 from gymwire.protocol.errors import ProtocolError
 from gymwire.protocol.messages import (
     CONTROL_KINDS,
@@ -31,7 +40,7 @@ from gymwire.protocol.messages import (
     Open,
     Welcome,
 )
-from gymwire.protocol.transport.interface import Origin
+from gymwire.protocol.transport.interface import Origin, Received
 
 TIMERS_S = 0.1  # how often timers run even if frames keep arriving
 AWAY_S = 300.0  # close idle sessions when the broker has been away for this long
@@ -223,7 +232,7 @@ class ServingLoop:
                 self._link.send(PLAIN.encode(Closed(), header.sid, header.seq))
             self._end_session(slot, "closed")
 
-    def _receive_tracked(self, sessions: int) -> Arrived | None:
+    def _receive_tracked(self, sessions: int) -> Received | None:
         waited = not self._transports.poll()
         arrived = self._transports.receive(sessions)
         if arrived is not None:

@@ -10,7 +10,7 @@ import structlog
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.session import Verdict
 from gymwire.env_agent.slot import Slot
-from gymwire.protocol.codec import SEQ, Frame, Header, Pieces
+from gymwire.protocol.codec import MAX_MESSAGE, SEQ, Frame, Header, Pieces
 from gymwire.protocol.errors import EncodingError, ProtocolError
 from gymwire.protocol.messages import (
     Act,
@@ -29,8 +29,6 @@ from gymwire.protocol.messages import (
     Status,
 )
 from gymwire.protocol.space_codecs import NOT_COMPACT
-
-MAX_MESSAGE = 64 * 1024 * 1024
 
 _REPLY = {
     Kind.ACT: Kind.PERCEPT,
