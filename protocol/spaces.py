@@ -238,9 +238,8 @@ def _build(nodes: Iterator[Any], context: _NodeContext) -> Space[Any]:
     context.charge(0, DecodingError)
     node = next(nodes, None)
     if type(node) is list and node and type(node[0]) is str and node[0] in _BUILDERS:
-        return _BUILDERS[node[0]](
-            context, nodes, *node[1:]
-        )  # a wrong number of items raises TypeError
+        # A wrong number of items raises TypeError.
+        return _BUILDERS[node[0]](context, nodes, *node[1:])
     raise DecodingError(
         f"{context.path} has an unknown space type in its description.", path=context.path
     )

@@ -49,7 +49,7 @@ class Signer(NamedTuple):
         if not hmac.compare_digest(_tag(frame, self.theirs), tag):
             raise DecodingError(
                 "A frame of a signed session has a wrong tag: something between the learner and "
-                "the pinned env agent changed or invented it."
+                "the pinned env agent changed or forged it."
             )
         return frame
 

@@ -104,5 +104,5 @@ def test_without_a_tag_only_an_error_is_taken() -> None:
     error = Codec().encode(Error("denied", "no"), SID, 5)
     assert codec.decode(error, read_header(error)) == Error("denied", "no")
     act = Codec().encode(Act(2), SID, 5)
-    with pytest.raises(DecodingError, match="changed or invented it"):
+    with pytest.raises(DecodingError, match="changed or forged it"):
         codec.decode(act, read_header(act))
