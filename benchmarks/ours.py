@@ -79,10 +79,10 @@ def _program(name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def _until_offered(url: str, slots: int) -> None:
     """Wait until all loops of all workers offer."""
-    channel = BrokerConnection(url, wait_s=20)
-    with contextlib.closing(channel):
+    connection = BrokerConnection(url, wait_s=20)
+    with contextlib.closing(connection):
         deadline = time.monotonic() + 30
-        while sum(entry["capacity"] for entry in channel.find("it")) < slots:
+        while sum(entry["capacity"] for entry in connection.find("it")) < slots:
             if time.monotonic() > deadline:
                 raise RuntimeError("The env agent did not come up; see its output.")
 

@@ -38,9 +38,7 @@ from gymwire.protocol.messages import (
 from gymwire.protocol.security.keys import credentials
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
-from gymwire.protocol.transport.handshake import Handshake
-
-CONNECT_S = 2.5  # how long the first answer of a broker may take
+from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
 
 _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
@@ -298,7 +296,7 @@ class BrokerConnection:
             return False
         match header.kind:
             case Kind.WELCOME | Kind.BUSY:
-                self._handshake.take(PLAIN.decode(data, header), self.clock())
+                self._handshake.handle(PLAIN.decode(data, header), self.clock())
             case Kind.ERROR:
                 message = PLAIN.decode(data, header)
                 if isinstance(message, Error) and self.welcome is None:

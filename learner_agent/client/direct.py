@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 AUTO_S = 0.5  # how long direct="auto" waits for a direct connection before it uses the relay
 ALWAYS_S = 2.5  # and how long direct="always" waits
-CHECK_EVERY_S = 0.002  # the pause between two looks at connections that are being made
+CHECK_EVERY_S = 0.002  # the pause between two checks of connections that are being made
 
 
 class DirectConnection:
@@ -51,7 +51,9 @@ class DirectConnection:
         server_key = offer.get("key") or None
         if server_key is not None and key is None:
             raise ConnectionFailed("The env agent's direct endpoint requires a key.")
-        self.dealer = dial(_choose(offer), key=key if server_key else None, server_key=server_key)
+        self.transport = dial(
+            _choose(offer), key=key if server_key else None, server_key=server_key
+        )
         self.up = self.denied = False
         self._must_resume = False
         self._resume = PLAIN.encode(Resume(nonce), sid)
@@ -68,20 +70,20 @@ class DirectConnection:
     def check(self) -> bool:
         """Handle what has happened to the connection; return whether it went down."""
         was_up = self.up
-        for event in self.dealer.link_events():
+        for event in self.transport.link_events():
             self.up, self._must_resume = False, event.up
             self.denied = self.denied or bool(event.denied)
         if self._must_resume:
-            self._must_resume = not self.dealer.send(self._resume)
-        if not self.up and self.dealer.poll():
-            data = self.dealer.receive()
+            self._must_resume = not self.transport.send(self._resume)
+        if not self.up and self.transport.poll():
+            data = self.transport.receive()
             if data is not None:
                 self.receive_frame(data)
         return was_up and not self.up
 
     def close(self) -> None:
         """Close the connection."""
-        self.dealer.close(linger_s=0.3)
+        self.transport.close(linger_s=0.3)
 
 
 class SessionPaths:
@@ -134,7 +136,7 @@ class SessionPaths:
         if self.is_direct:
             return
         if self.direct is not None:
-            why = f"{self.direct.dealer.url} does not answer."
+            why = f"{self.direct.transport.url} does not answer."
             self.close_direct()
         address = self._open_msg.address
         if required:
@@ -154,10 +156,10 @@ class SessionPaths:
     def _choose(self) -> None:
         self.current = self._connection.link
         if self.direct is not None and self.direct.up:
-            self.current = self.direct.dealer
+            self.current = self.direct.transport
 
     def serve_others(self, now: float) -> None:
-        """Handle what no receive on the present path can see."""
+        """Handle what arrives on the other paths, and what happens to their connections."""
         connection, exchange = self._connection, self._exchange
         if self.direct is not None and self.direct.check():
             exchange.resend(now)
@@ -185,7 +187,7 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
         except GymwireError as error:
             why[session.sid] = str(error)
     if dialled:
-        attach(dialled, ALWAYS_S if required else AUTO_S, sessions[0].connection.clock)
+        wait_until_attached(dialled, ALWAYS_S if required else AUTO_S, sessions[0].connection.clock)
     for session in sessions:
         try:
             session.paths.finish_setup(why.get(session.sid, ""), required=required)
@@ -194,14 +196,14 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
             raise
 
 
-def attach(
+def wait_until_attached(
     dialled: Sequence[DirectConnection], timeout_s: float, clock: Callable[[], float]
 ) -> None:
     """Wait until each of these connections is up or denied, for at most `timeout_s` seconds."""
     setup = _Setup(dialled)
     setup.check()
     wait(
-        lambda: not setup.coming,
+        lambda: not setup.pending,
         clock() + timeout_s,
         sources=(setup,),
         run_timers=setup.check,
@@ -214,20 +216,20 @@ class _Setup:
     """Connections that are being made; as a source of frames, the first of them."""
 
     def __init__(self, dialled: Sequence[DirectConnection]) -> None:
-        self.coming = list(dialled)
+        self.pending = list(dialled)
 
     def check(self, _now: float = 0.0) -> None:
         """Drop the connections that are up or denied."""
-        for one in self.coming:
+        for one in self.pending:
             one.check()
-        self.coming = [one for one in self.coming if not one.up and not one.denied]
+        self.pending = [one for one in self.pending if not one.up and not one.denied]
 
     @property
     def path(self) -> Transport:
-        return self.coming[0].dealer
+        return self.pending[0].transport
 
     def receive_frame(self, data: bytes | memoryview) -> bool:
-        self.coming[0].receive_frame(data)
+        self.pending[0].receive_frame(data)
         return False  # so that `check` is next
 
 

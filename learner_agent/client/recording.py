@@ -13,8 +13,6 @@ from typing import Any
 from gymwire.protocol import values
 from gymwire.protocol.errors import ReplayMismatch
 
-MAX_STEPS = 1_000_000
-
 
 class Recording:
     """One episode so far. It keeps requests as bytes, because the caller may change its arrays."""

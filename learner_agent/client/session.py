@@ -199,7 +199,7 @@ class RemoteSession:
     def _timings(
         self, readings: tuple[int, int, int, int], taken: stamps.Stamps, is_throttled: bool
     ) -> Timings:
-        is_direct = not taken.back_sent
+        is_direct = not taken.reply_sent
         least = self._least_network.get(is_direct, 0)
         timings = apportion(*readings, taken, least)
         if is_throttled:
@@ -260,8 +260,8 @@ class RemoteSession:
         """Whether the caller does not have the reply to the last request yet."""
         return self.exchange.pending is not None
 
-    def is_settled(self) -> bool:
-        """Return whether the reply has arrived. Raises EnvironmentLost if none can come."""
+    def check_ready(self) -> bool:
+        """Return whether the reply has arrived. Raises EnvironmentLost if the session is lost."""
         if self.ready:
             return True
         if self.exchange.lost is not None:
@@ -291,7 +291,7 @@ class RemoteSession:
     def _wait(self, timeout_s: float | None) -> None:
         connection = self.connection
         deadline = None if timeout_s is None else connection.clock() + timeout_s
-        if connection.wait(self.is_settled, deadline, (self,)):
+        if connection.wait(self.check_ready, deadline, (self,)):
             return
         pending, in_step_s = self.exchange.pending, self.exchange.in_step_s
         verb = "request" if pending is None else pending.kind.name.lower()

@@ -74,11 +74,12 @@ class SessionGroup:
         self, waiting: Sequence[int] | Mapping[int, object], timeout_s: float | None
     ) -> None:
         """Wait for the replies of these sessions. Raises RequestTimeout and EnvironmentLost."""
-        deadline = self._deadline(timeout_s)
+        deadline = self.deadline_of(timeout_s)
         while missing := [i for i in waiting if not self._sessions[i].ready]:
             self.wait_for_one(missing, deadline)
 
-    def _deadline(self, timeout_s: float | None) -> float | None:
+    def deadline_of(self, timeout_s: float | None) -> float | None:
+        """Return when this time-out ends, as a reading of the connection's clock."""
         return None if timeout_s is None else self.connection.clock() + timeout_s
 
     def wait_for_one(self, waiting: Sequence[int], deadline: float | None) -> None:
@@ -88,11 +89,11 @@ class SessionGroup:
         """
         sessions = [self._sessions[i] for i in waiting]
 
-        def is_settled() -> bool:
-            return any(one.ready for one in sessions) or any(one.is_settled() for one in sessions)
+        def is_one_ready() -> bool:
+            return any(one.ready for one in sessions) or any(one.check_ready() for one in sessions)
 
         try:
-            if self.connection.wait(is_settled, deadline, sessions):
+            if self.connection.wait(is_one_ready, deadline, sessions):
                 return
         except EnvironmentLost:
             raise self.lost_error() from None
@@ -156,7 +157,7 @@ class SessionGroup:
 
     def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
         """Wait until `step_ready` for all of these. Raises RequestTimeout and EnvironmentLost."""
-        deadline = self._deadline(timeout_s)
+        deadline = self.deadline_of(timeout_s)
         if deadline is None:
             # All replies are needed, in whichever order: a receive that blocks needs no poll.
             for session in [self._sessions[i] for i in waiting]:
@@ -189,7 +190,7 @@ class SessionGroup:
         return [i for i, one in enumerate(self._sessions) if one.exchange.lost is not None]
 
     def lost_error(self, i: int | None = None) -> EnvironmentLost:
-        """Return the error that names the lost sessions, of which `i` may be one."""
+        """Return the error that names the lost sessions. `i`: one that was just lost, or None."""
         lost = self.lost or ([] if i is None else [i])
         names = ", ".join(map(self.names, lost)) or "environments"
         why = self._sessions[lost[0]].exchange.lost if lost else None

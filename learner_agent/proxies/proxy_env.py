@@ -58,8 +58,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         key: the file with this agent's key pair. Default: the variable GYMWIRE_KEY, else no key.
         broker_key: the broker's public key or its file. Default: the variable GYMWIRE_BROKER_KEY,
             else no key.
-        channel: an existing connection to use instead of a new one to `broker`. The caller closes
-            it.
+        connection: an existing connection to use instead of a new one to `broker`. The caller
+            closes it.
 
     Raises:
         ConfigurationError: no address, or an option with an impossible value.
@@ -86,11 +86,11 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         on_lost: str = "raise",
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
-        channel: BrokerConnection | None = None,
+        connection: BrokerConnection | None = None,
     ) -> None:
         options = ProxyOptions(
             address=address or "",
-            broker=(broker if channel is None else channel.url) or "",
+            broker=(broker if connection is None else connection.url) or "",
             render_mode=render_mode,
             env_kwargs={} if env_kwargs is None else env_kwargs,
             timeout_s=timeout_s,
@@ -101,7 +101,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             key=key,
             broker_key=broker_key,
         )
-        self._use(SessionOwner(options, channel=channel))
+        self._use(SessionOwner(options, connection=connection))
 
     def _use(self, owner: SessionOwner) -> None:
         self._owner = owner
@@ -194,8 +194,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         """Return a token with which another process can resume this session after this one ends.
 
         The token is valid for the request after the last one that was answered: take a new token
-        after each step from which you may want to go on. Keep it secret: anybody with
-        the token can use the session. The broker keeps the session for the duration of its lease,
+        after each step from which you may want to go on. Keep it secret: anybody with the token can
+        use the session. The broker keeps the session for the duration of its lease,
         even if this process exits normally, unless the environment is closed.
         """
         return self._owner.token()
@@ -215,12 +215,12 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         """
         kept = session_token.decode(token)
         options = ProxyOptions(**kept.kwargs)
-        channel = options.connect()
+        connection = options.connect()
         env = cls.__new__(cls)
         try:
-            env._use(SessionOwner(options, resumed=channel.resume(kept)))  # noqa: SLF001 - of this class
+            env._use(SessionOwner(options, resumed=connection.resume(kept)))  # noqa: SLF001 - of this class
         except BaseException:
-            channel.close(goodbye=False)  # keeps the session for another attempt
+            connection.close(goodbye=False)  # keeps the session for another attempt
             raise
         return env
 

@@ -20,7 +20,7 @@ from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.client.truncating_group import TruncatingGroup
 from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions
-from gymwire.learner_agent.proxies.vector_steps import Step, VectorSteps
+from gymwire.learner_agent.proxies.vector_steps import VectorStep, VectorSteps
 from gymwire.protocol import generators
 from gymwire.protocol.errors import BatchSizeError, EnvironmentClosed, ProtocolError, ResetNeeded
 from gymwire.protocol.messages import Call, Message, Render, RenderedFrame, Reset, Result
@@ -131,21 +131,23 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         truncates = self._options.on_lost == "truncate"
         make_group = partial(TruncatingGroup, self.autoreset_mode) if truncates else SessionGroup
         parts = batching.slices(self.num_envs, self._options.sessions)
-        channel = self._options.connect()
+        connection = self._options.connect()
         try:
-            group = make_group(channel, parts, repr(self._options.address), self._open_sessions)
+            group = make_group(connection, parts, repr(self._options.address), self._open_sessions)
         except BaseException:
-            channel.close()
+            connection.close()
             raise
         self._group = group
         self._steps = VectorSteps(group, single_request=not truncates)
         self._pid = os.getpid()
 
     def _open_sessions(
-        self, channel: BrokerConnection, sizes: Sequence[int], wait_s: float | None
+        self, connection: BrokerConnection, sizes: Sequence[int], wait_s: float | None
     ) -> list[RemoteSession]:
         mode = self.autoreset_mode.value
-        sessions = self._options.open_sessions(channel, sizes, autoreset_mode=mode, wait_s=wait_s)
+        sessions = self._options.open_sessions(
+            connection, sizes, autoreset_mode=mode, wait_s=wait_s
+        )
         for opened_mode in (one.opened.metadata.get("autoreset_mode") for one in sessions):
             if opened_mode != mode:
                 for session in sessions:
@@ -191,7 +193,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         requests = {i: Reset(seeds[i], part) for i, part in split.items()}
         return self._steps.reset(requests, self._step_timeout_s)
 
-    def step(self, actions: Any) -> Step:
+    def step(self, actions: Any) -> VectorStep:
         """Run one step of every environment, exactly once.
 
         After an interrupt or a RequestTimeout, the same call with the same actions waits on for the
@@ -224,7 +226,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_usable(steps=True)
         self._steps.begin(actions)
 
-    def step_wait(self, timeout_s: float | None = None) -> Step:
+    def step_wait(self, timeout_s: float | None = None) -> VectorStep:
         """Wait for the step that `step_async` sent, and return what `step` returns.
 
         Raises RequestTimeout after `timeout_s`, in seconds; the next call waits on.
@@ -248,7 +250,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_usable(steps=True)
         self._steps.send(actions, env_ids)
 
-    def recv(self, min_envs: int = 1, timeout_s: float | None = None) -> Step:
+    def recv(self, min_envs: int = 1, timeout_s: float | None = None) -> VectorStep:
         """Wait until `min_envs` of the environments that were sent actions have stepped.
 
         Args:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +14,7 @@ from gymwire.protocol import spaces, values, vector_infos
 from gymwire.protocol.errors import BatchSizeError, EncodingError, EnvironmentLost, MoveError
 from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
 
-Step = tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
+VectorStep = tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
 
 
 class VectorSteps:
@@ -76,7 +75,7 @@ class VectorSteps:
         observation = batching.join(self.single_observation_space, self._observations)
         return observation, batching.join_infos(infos, group.sizes, casts)
 
-    def step(self, actions: Any, timeout_s: float | None) -> Step:
+    def step(self, actions: Any, timeout_s: float | None) -> VectorStep:
         """Run one step of all environments, or wait on for the one that was interrupted."""
         if self._unfinished is None:
             if self._is_single:
@@ -96,7 +95,7 @@ class VectorSteps:
         finally:
             self._unfinished = values.encode(actions) if self._awaited else None
 
-    def _step_single(self, actions: Any, timeout_s: float | None) -> Step:
+    def _step_single(self, actions: Any, timeout_s: float | None) -> VectorStep:
         """Run one step of a vector in one session: the fast path."""
         if self._awaited or self._received:
             self.check_idle()
@@ -133,7 +132,7 @@ class VectorSteps:
             self._send(dict(enumerate(self._group.slices)), actions)
         self._stepping = True
 
-    def wait(self, timeout_s: float | None) -> Step:
+    def wait(self, timeout_s: float | None) -> VectorStep:
         """Wait for the step that `begin` sent, and return it."""
         group = self._group
         group.check(Kind.ACT)
@@ -187,7 +186,7 @@ class VectorSteps:
             self._group.begin_step(i, batching.take(self.single_action_space, actions, part))
             self._awaited.append(i)
 
-    def receive(self, min_envs: int, timeout_s: float | None) -> Step:
+    def receive(self, min_envs: int, timeout_s: float | None) -> VectorStep:
         """Wait until `min_envs` environments have stepped; return all that have."""
         group = self._group
         group.check(Kind.ACT)
@@ -199,7 +198,7 @@ class VectorSteps:
                 f"recv() cannot wait for {min_envs} environments: {in_progress} have been sent an "
                 f"action."
             )
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = group.deadline_of(timeout_s)
         while True:
             for i in [i for i in self._missing() if group.step_ready(i)]:
                 try:
@@ -218,7 +217,7 @@ class VectorSteps:
         self._received = {}
         return step
 
-    def _joined(self, percepts: Mapping[int, Message]) -> Step:
+    def _joined(self, percepts: Mapping[int, Message]) -> VectorStep:
         """Join the percepts of some sessions, in their order, to those of one vector."""
         parts: list[Percept] = []
         for i, percept in percepts.items():

@@ -503,7 +503,7 @@ def test_while_an_agent_is_lost_a_ping_says_unreachable(broker: Broker) -> None:
     assert only(broker.say(learner, Ping(), sid, 1), Busy).reason == BusyReason.UNREACHABLE
 
 
-def test_an_agent_that_says_bye_takes_its_sessions_along_at_once(broker: Broker) -> None:
+def test_bye_of_an_agent_ends_its_sessions_at_once(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
     [gone] = broker.say(env, Bye("done"))
@@ -793,7 +793,7 @@ def test_after_the_start_an_unknown_session_is_lost_for_good(broker: Broker) -> 
         assert error_of(broker.say(learner, message, 77, 1)).code == Code.SESSION_LOST
 
 
-def test_closing_an_unknown_session_is_no_error(broker: Broker) -> None:
+def test_closing_an_unknown_session_is_not_an_error(broker: Broker) -> None:
     [answer] = broker.say(broker.learner(), Close(), 77, 3)
     assert (answer.header.sid, answer.header.seq, answer.message) == (77, 3, Closed())
 

@@ -44,15 +44,15 @@ def until_free(part: Part, most: int) -> None:
 
 
 def used_slots(url: str) -> int:
-    with contextlib.closing(BrokerConnection(url)) as channel:
-        return sum(offer["used"] for offer in channel.find(ADDRESS))
+    with contextlib.closing(BrokerConnection(url)) as connection:
+        return sum(offer["used"] for offer in connection.find(ADDRESS))
 
 
 def open_and_close(url: str, sessions: int) -> None:
     """So many sessions, one after the other: used for a step, and closed."""
-    with contextlib.closing(BrokerConnection(url)) as channel:
+    with contextlib.closing(BrokerConnection(url)) as connection:
         for number in range(sessions):
-            with ProxyEnv(ADDRESS, channel=channel) as env:
+            with ProxyEnv(ADDRESS, connection=connection) as env:
                 env.reset(seed=number)
                 env.step(1)
 
@@ -62,9 +62,9 @@ def open_and_abandon(url: str, sessions: int, together: int = 50) -> None:
     for start in range(0, sessions, together):
         dealers = []
         for _ in range(min(together, sessions - start)):
-            channel = BrokerConnection(url)
-            channel.open(ADDRESS)
-            dealers.append(channel.link)
+            connection = BrokerConnection(url)
+            connection.open(ADDRESS)
+            dealers.append(connection.link)
         for dealer in dealers:
             dealer.close()  # as a crash would: no CLOSE, no BYE
         until(lambda: used_slots(url) == 0, "the slots of vanished learners are free", 60.0)

@@ -208,7 +208,7 @@ class EnvAgentCompliance:
         assert session.refused(session.act(), 1).code == Code.PROTOCOL
         assert isinstance(session.ask(Reset(), 1), Status)
 
-    def test_5_a_reply_is_no_request(self, session: Session) -> None:
+    def test_5_a_reply_is_not_a_request(self, session: Session) -> None:
         assert session.refused(Status(None, {}), 1).code == Code.PROTOCOL
 
     def test_5_close_ends_the_session(self, session: Session) -> None:
@@ -301,7 +301,9 @@ class EnvAgentCompliance:
         session.agent.send(Gone("the learner has left"), session.sid)
         assert session.refused(Reset(), 1).code == Code.SESSION_LOST
 
-    def test_7_13_a_broker_that_forgot_it_is_told_of_its_sessions(self, session: Session) -> None:
+    def test_7_13_sessions_are_announced_to_a_broker_that_forgot_them(
+        self, session: Session
+    ) -> None:
         session.ask(Reset(7), 1)
         session.agent.send(Busy(BusyReason.HELLO, 0.0))
         hello = session.agent.welcome(epoch=2)
@@ -311,7 +313,7 @@ class EnvAgentCompliance:
 
     # §12 Errors
 
-    def test_12_an_attribute_that_is_not_handed_out_is_denied(self, session: Session) -> None:
+    def test_12_an_attribute_that_is_not_exposed_is_denied(self, session: Session) -> None:
         call = Call("get", "__dict__")
         assert session.refused(call, 1).code == Code.ATTRIBUTE_DENIED
 

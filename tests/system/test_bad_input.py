@@ -144,7 +144,7 @@ def test_an_action_that_the_environment_rejects_brings_its_own_exception(broker:
         assert env.step(1)[0] == 1  # the agent and the session live on
 
 
-def test_an_assertion_of_the_environment_is_an_assertion_here(broker: str) -> None:
+def test_an_assertion_error_of_the_environment_is_one_at_the_learner(broker: str) -> None:
     with ProxyEnv("cartpole", broker) as env:
         env.reset()
         with pytest.raises(AssertionError):

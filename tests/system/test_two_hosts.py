@@ -127,7 +127,7 @@ def assert_trained(course: Course, ledger: Path, requests: int) -> None:
 
 
 @pytest.mark.parametrize("way", ["relayed", "direct"])
-def test_an_env_agent_on_another_host_serves_a_learner_here(
+def test_an_env_agent_on_another_host_serves_a_learner(
     hosts: Hosts, tmp_path: Path, way: str
 ) -> None:
     there = hosts.add("env")

@@ -69,15 +69,15 @@ def test_connections_are_made_side_by_side(clock: Clock) -> None:
     never, silent = Dealer(clock, 1e9, answers=False), Dealer(clock, 0.1, answers=False)
     late = Dealer(clock, 0.4, answers=True)
     links = [link(dealer) for dealer in (never, silent, never, late)]
-    direct.attach(links, 0.5, clock)
+    direct.wait_until_attached(links, 0.5, clock)
     assert [one.up for one in links] == [False, False, False, True]
     assert 0.5 <= clock.now < 0.51
     assert silent.sent == late.sent == [Kind.RESUME]
 
 
-def test_who_is_up_or_denied_is_not_waited_for(clock: Clock) -> None:
+def test_connections_that_are_up_or_denied_are_not_waited_for(clock: Clock) -> None:
     denied = Dealer(clock, 0.2, answers=False, denied="it knows no such key")
     links = [link(dealer) for dealer in (denied, Dealer(clock, 0.1, answers=True))]
-    direct.attach(links, 0.5, clock)
+    direct.wait_until_attached(links, 0.5, clock)
     assert [one.up for one in links] == [False, True]
     assert clock.now < 0.21

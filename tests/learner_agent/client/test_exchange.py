@@ -322,7 +322,9 @@ def test_waiting_on_after_giving_up_gets_the_answer() -> None:
     assert learner.hear(Status(0, {}))
 
 
-def test_time_in_which_nobody_looked_is_no_silence(learner: Learner) -> None:
+def test_time_in_which_this_process_did_not_wait_does_not_count_as_silence(
+    learner: Learner,
+) -> None:
     learner.ask(Act(0))
     learner.now += 3600.0
     learner.tick()

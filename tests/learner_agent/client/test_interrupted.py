@@ -70,7 +70,9 @@ def interrupted(call: Callable[[], Any], moment: int) -> str | None:
 
 
 def single(network: Network, step_timeout_s: float | None) -> Pair:
-    return ProxyEnv("moody", channel=network.connection(), step_timeout_s=step_timeout_s), Moody()
+    return ProxyEnv(
+        "moody", connection=network.connection(), step_timeout_s=step_timeout_s
+    ), Moody()
 
 
 def vector(sessions: int) -> Make:
@@ -138,7 +140,7 @@ def test_what_was_interrupted_is_not_answered_to_other_actions() -> None:
     assert moment > 5
 
 
-def test_of_an_interrupted_recv_nothing_is_lost() -> None:
+def test_an_interrupted_recv_loses_nothing() -> None:
     for moment in itertools.count():
         with pairs(vector(3)) as (remote, local):
             actions = np.array([0, 1, 2])

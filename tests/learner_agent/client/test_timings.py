@@ -41,15 +41,15 @@ def check_sum(timings: Timings | None) -> Timings:
 
 # The broker takes 3 µs and 4; the agent decodes for 5, is in its step for 100, and encodes for 6.
 STAMPS = Stamps(
-    there_received=0,
-    there_sent=3_000,
+    request_received=0,
+    request_sent=3_000,
     busy_since=77_000,
     received=77_000,
     started=82_000,
     ended=182_000,
     sent=188_000,
-    back_received=1_000,
-    back_sent=5_000,
+    reply_received=1_000,
+    reply_sent=5_000,
 )
 
 
@@ -59,16 +59,16 @@ def shared(taken: Stamps, total_us: int = 200, least_us: int = 0) -> Timings:
     return check_sum(apportion(500, 1_500, total - 1_500, total + 500, taken, least_us * 1000))
 
 
-def test_each_gets_what_its_own_clock_says_and_the_network_the_rest() -> None:
+def test_each_part_is_measured_by_its_own_clock_and_the_network_gets_the_rest() -> None:
     assert shared(STAMPS) == Timings(79.0, 7.0, 0.0, 100.0, 14.0, 200.0, is_direct=False)
 
 
 def test_without_the_brokers_stamps_the_step_was_direct() -> None:
-    timings = shared(STAMPS._replace(there_sent=0, back_received=0, back_sent=0))
+    timings = shared(STAMPS._replace(request_sent=0, reply_received=0, reply_sent=0))
     assert (timings.is_direct, timings.broker_us) == (True, 0.0)
 
 
-def test_what_the_network_seldom_takes_was_spent_in_the_queue_if_there_was_one() -> None:
+def test_time_beyond_the_least_of_the_network_was_spent_in_the_queue() -> None:
     busy = STAMPS._replace(busy_since=0)
     assert waited(busy)
     assert not waited(STAMPS)
@@ -80,9 +80,9 @@ def test_nothing_waits_longer_than_the_agent_was_at_work() -> None:
     assert (timings.network_us, timings.queue_us) == (69.0, 10.0)
 
 
-def test_stamps_that_claim_too_much_get_no_more_than_there_was() -> None:
+def test_stamps_that_claim_too_much_get_no_more_than_the_whole_step() -> None:
     huge = 2**64 - 1
-    timings = shared(STAMPS._replace(ended=huge, sent=huge, back_sent=huge))
+    timings = shared(STAMPS._replace(ended=huge, sent=huge, reply_sent=huge))
     assert timings.total_us == 200.0
 
 
@@ -107,7 +107,7 @@ def test_a_timed_step_is_the_step_that_it_times(network: Network) -> None:
         check_sum(timings)
 
 
-def test_the_wire_is_the_network(network: Network) -> None:
+def test_time_on_the_wire_counts_as_network(network: Network) -> None:
     session = network.connection().open("lake")
     session.request(Reset(5))
     timings = check_sum(session.timed_step(1)[1])
@@ -201,7 +201,7 @@ def opened(broker: str, name: str, way: str) -> ProxyEnv:
     return ProxyEnv(f"timed/{name}", broker, direct=direct)
 
 
-def test_the_parts_are_the_whole(broker: str, way: str) -> None:
+def test_the_parts_add_up_to_the_total(broker: str, way: str) -> None:
     with opened(broker, "pole", way) as env:
         env.reset(seed=1)
         assert env.is_timed

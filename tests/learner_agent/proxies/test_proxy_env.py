@@ -447,9 +447,9 @@ def test_an_answer_that_comes_while_another_is_waited_for_is_kept_for_its_step(
     broker: str, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    with contextlib.closing(BrokerConnection(broker)) as channel:
-        slow = ProxyEnv("patient", channel=channel, step_timeout_s=0.3)
-        quick = ProxyEnv("cartpole", channel=channel)
+    with contextlib.closing(BrokerConnection(broker)) as connection:
+        slow = ProxyEnv("patient", connection=connection, step_timeout_s=0.3)
+        quick = ProxyEnv("cartpole", connection=connection)
         slow.reset(options={"gate": str(gate)})
         quick.reset(seed=1)
         with pytest.raises(RequestTimeout):
@@ -464,7 +464,7 @@ def test_an_answer_that_comes_while_another_is_waited_for_is_kept_for_its_step(
         assert _until_answered(lambda: slow.step(2)) == (2, 0.0, False, False, {"action": 2})
 
 
-def test_a_step_that_timed_out_is_left_behind_by_a_reset(broker: str, tmp_path: Path) -> None:
+def test_a_reset_abandons_a_step_that_timed_out(broker: str, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with ProxyEnv("patient", broker, step_timeout_s=0.3) as env:
         options = {"gate": str(gate)}
@@ -508,20 +508,23 @@ def test_keyword_arguments_reach_the_constructor(broker: str) -> None:
 
 
 def test_several_environments_can_share_a_connection(broker: str) -> None:
-    channel = BrokerConnection(broker)
-    with ProxyEnv("cartpole", channel=channel) as a, ProxyEnv("odd", channel=channel) as b:
+    connection = BrokerConnection(broker)
+    with (
+        ProxyEnv("cartpole", connection=connection) as a,
+        ProxyEnv("odd", connection=connection) as b,
+    ):
         a.reset(seed=1)
         b.reset()
         a.close()
         assert b.step(0)[0] == 1
-    channel.close()
+    connection.close()
 
 
 def test_a_connection_may_be_closed_before_its_environments(broker: str) -> None:
-    channel = BrokerConnection(broker)
-    env = ProxyEnv("cartpole", channel=channel)
-    channel.close()
-    channel.close()
+    connection = BrokerConnection(broker)
+    env = ProxyEnv("cartpole", connection=connection)
+    connection.close()
+    connection.close()
     env.close()
 
 

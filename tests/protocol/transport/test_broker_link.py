@@ -85,7 +85,7 @@ def finds(link: BrokerLink) -> bool:
     return isinstance(answer(link), Found)
 
 
-def test_on_the_brokers_host_frames_take_a_lane(broker: Server) -> None:
+def test_on_the_brokers_host_frames_use_a_local_channel(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         assert introduced(link).local_channel.startswith("unix://")
         lane = lane_of(link)
@@ -95,7 +95,7 @@ def test_on_the_brokers_host_frames_take_a_lane(broker: Server) -> None:
         assert not link._dealer.poll(0.2)  # the answer came by the lane, and by nothing else
 
 
-def test_on_another_host_there_is_none(broker: Server) -> None:
+def test_a_peer_on_another_host_gets_no_local_channel(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         welcome = introduced(link, "elsewhere")
         assert (welcome.local_channel, welcome.attach_token) == ("", b"")
@@ -103,7 +103,7 @@ def test_on_another_host_there_is_none(broker: Server) -> None:
         assert finds(link)
 
 
-def test_who_is_not_eager_dials_a_lane_when_it_wants_one(broker: Server) -> None:
+def test_a_link_that_is_not_eager_opens_a_local_channel_on_request(broker: Server) -> None:
     with linked(broker.urls[0], eager=False) as link:
         introduced(link)
         assert lane_of(link) is None
@@ -113,7 +113,7 @@ def test_who_is_not_eager_dials_a_lane_when_it_wants_one(broker: Server) -> None
         assert finds(link)
 
 
-def test_what_had_come_by_zeromq_before_the_lane_is_not_lost(broker: Server) -> None:
+def test_frames_received_over_zeromq_before_the_local_channel_are_not_lost(broker: Server) -> None:
     with linked(broker.urls[0], eager=False) as link:
         introduced(link)
         link.send(PLAIN.encode(Find()))
@@ -128,7 +128,7 @@ def test_what_had_come_by_zeromq_before_the_lane_is_not_lost(broker: Server) -> 
         assert finds(link)
 
 
-def test_held_frames_that_are_gone_hold_nobody_up(broker: Server) -> None:
+def test_an_emptied_backlog_does_not_stop_reception(broker: Server) -> None:
     """An interrupt may come right after the last of them was taken."""
     with linked(broker.urls[0]) as link:
         introduced(link)
@@ -138,7 +138,7 @@ def test_held_frames_that_are_gone_hold_nobody_up(broker: Server) -> None:
         assert finds(link)
 
 
-def test_a_lane_that_ends_counts_as_a_connection_made_anew(broker: Server) -> None:
+def test_the_loss_of_a_local_channel_counts_as_a_new_connection(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         welcome = introduced(link)
         lane = lane_of(link)
@@ -153,7 +153,7 @@ def test_a_lane_that_ends_counts_as_a_connection_made_anew(broker: Server) -> No
         assert finds(link)
 
 
-def test_the_newer_lane_of_a_peer_ends_the_older(broker: Server) -> None:
+def test_a_new_local_channel_of_a_peer_replaces_the_old_one(broker: Server) -> None:
     with linked(broker.urls[0], eager=False) as link, linked(broker.urls[0], eager=False) as thief:
         welcome = introduced(link)
         link.open_local_channel()
@@ -166,7 +166,7 @@ def test_the_newer_lane_of_a_peer_ends_the_older(broker: Server) -> None:
 
 
 @pytest.mark.parametrize("ticket", [b"", b"x" * 16], ids=["none", "of nobody"])
-def test_a_wrong_ticket_opens_no_lane(broker: Server, ticket: bytes) -> None:
+def test_a_wrong_attach_token_opens_no_local_channel(broker: Server, ticket: bytes) -> None:
     with linked(broker.urls[0], eager=False) as link:
         lane = introduced(link).local_channel
         link.handle_welcome(Welcome(1, "", "", 1000, 1.0, lane, ticket))
@@ -187,7 +187,9 @@ def test_a_wrong_ticket_opens_no_lane(broker: Server, ticket: bytes) -> None:
     ],
     ids=["zeros", "a huge length", "a large frame", "HTTP", "another message"],
 )
-def test_what_does_not_begin_with_a_ticket_is_hung_up_on(broker: Server, first: bytes) -> None:
+def test_a_connection_that_does_not_begin_with_attach_is_closed(
+    broker: Server, first: bytes
+) -> None:
     with linked(broker.urls[0]) as link, socket.socket(socket.AF_UNIX) as raw:
         path = introduced(link).local_channel.removeprefix("unix://")
         raw.settimeout(10)
@@ -197,7 +199,7 @@ def test_what_does_not_begin_with_a_ticket_is_hung_up_on(broker: Server, first: 
         assert finds(link)
 
 
-def test_hello_ends_the_lane_over_which_it_comes(broker: Server) -> None:
+def test_hello_over_a_local_channel_closes_the_channel(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         introduced(link)
         link.send(PLAIN.encode(Hello(Role.LEARNER, b"a" * 16, "test", "host")))
@@ -205,7 +207,7 @@ def test_hello_ends_the_lane_over_which_it_comes(broker: Server) -> None:
         assert finds(link)
 
 
-def test_who_floods_over_a_lane_loses_it(broker: Server) -> None:
+def test_a_flood_over_a_local_channel_closes_it(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         welcome = introduced(link)
         lane = lane_of(link)
@@ -224,7 +226,7 @@ def test_who_floods_over_a_lane_loses_it(broker: Server) -> None:
             assert finds(other)
 
 
-def test_a_broker_that_never_answers_is_spoken_to_by_zeromq() -> None:
+def test_without_an_answer_to_attach_the_link_uses_zeromq() -> None:
     """One that is short of descriptors does not take newcomers in."""
     folder = Path(tempfile.mkdtemp(prefix="lane-"))
     router = Router(["tcp://127.0.0.1:*"])
@@ -253,7 +255,7 @@ def test_a_broker_that_never_answers_is_spoken_to_by_zeromq() -> None:
         shutil.rmtree(folder)
 
 
-def test_a_socket_that_is_not_there_is_passed_over(broker: Server) -> None:
+def test_a_missing_socket_is_skipped(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         introduced(link, "elsewhere")
         link.handle_welcome(
@@ -263,7 +265,7 @@ def test_a_socket_that_is_not_there_is_passed_over(broker: Server) -> None:
         assert finds(link)
 
 
-def test_the_brokers_ping_tries_the_connection_that_it_is_about(broker: Server) -> None:
+def test_a_ping_of_the_broker_uses_zeromq(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         introduced(link)
         (peer,) = broker.core._tables.peers.values()

@@ -137,7 +137,7 @@ def test_a_pinned_session_goes_on_in_another_process(site: Site, direct: str, ga
 
 
 @pytest.mark.parametrize("direct", WAYS)
-def test_who_resumes_may_be_killed_in_the_middle_of_a_step(
+def test_a_resumed_learner_may_be_killed_in_the_middle_of_a_step(
     site: Site, direct: str, gate: Path
 ) -> None:
     address = f"lab/patient@{site.identity('lab')}"
@@ -194,12 +194,12 @@ def held(site: Site, gate: Path) -> Iterator[Held]:
         assert env.step(4)[0] == 3
 
 
-def test_a_token_without_its_seal_is_refused(held: Held) -> None:
+def test_a_token_without_its_keys_is_refused(held: Held) -> None:
     with pytest.raises(Denied, match="belongs to another session"):
         ProxyEnv.resume(held.altered(signer=None))
 
 
-def test_a_token_with_the_seal_of_another_session_is_refused(held: Held) -> None:
+def test_a_token_with_the_keys_of_another_session_is_refused(held: Held) -> None:
     with pytest.raises(Denied, match="cannot prove it, or the token belongs to another session"):
         ProxyEnv.resume(held.altered(signer=held.other()["signer"]))
 
@@ -266,14 +266,14 @@ def test_a_session_that_has_ended_is_not_resumed(site: Site) -> None:
     ],
     ids=str,
 )
-def test_a_token_with_a_wrong_field_is_none(held: Held, changes: dict[str, Any]) -> None:
+def test_a_token_with_a_wrong_field_is_refused(held: Held, changes: dict[str, Any]) -> None:
     fields = values.decode(held.token) | changes
     with pytest.raises(ConfigurationError, match="This is not a session token"):
         ProxyEnv.resume(values.encode(fields))
 
 
 @pytest.mark.parametrize("token", [b"", b"\x80", b"\xc1", "text", None], ids=repr)
-def test_what_is_no_token_is_refused(token: Any) -> None:
+def test_a_malformed_token_is_refused(token: Any) -> None:
     with pytest.raises(ConfigurationError, match="This is not a session token"):
         ProxyEnv.resume(token)
 

@@ -77,7 +77,7 @@ class Lake:
                 assert_same(self._local.reset(), self.env.reset())
 
 
-def test_a_session_takes_the_lane_from_its_first_reset_on(url: str) -> None:
+def test_a_session_uses_the_local_channel_from_its_first_reset_on(url: str) -> None:
     with ProxyEnv("lake-l", url) as env:
         assert lane_of(env) is None  # a session that only lies there costs the broker none
         lake = Lake(env)
@@ -85,7 +85,9 @@ def test_a_session_takes_the_lane_from_its_first_reset_on(url: str) -> None:
         lake.go(300)
 
 
-def test_elsewhere_there_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learner_on_another_host_gets_no_local_channel(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "gymwire.protocol.transport.handshake.socket.gethostname", lambda: "elsewhere"
     )
@@ -94,7 +96,7 @@ def test_elsewhere_there_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> N
         assert lane_of(env) is None
 
 
-def test_the_operator_may_want_none(programs: Programs) -> None:
+def test_the_operator_can_disable_local_channels(programs: Programs) -> None:
     _, url = programs.broker("tcp://127.0.0.1:*", "--no-local-channels")
     programs.env_agent(url, "--address", "lake", "--env", LAKE)
     with ProxyEnv("lake", url) as env:
@@ -102,7 +104,7 @@ def test_the_operator_may_want_none(programs: Programs) -> None:
         assert lane_of(env) is None
 
 
-def test_what_is_large_is_the_same(url: str) -> None:
+def test_large_observations_are_the_same(url: str) -> None:
     local = Noise()
     with ProxyEnv("noise-l", url) as env:
         assert_same(local.reset(seed=1), env.reset(seed=1))
@@ -113,7 +115,7 @@ def test_what_is_large_is_the_same(url: str) -> None:
         assert lane_of(env) is not None
 
 
-def test_a_vector_of_several_sessions_shares_one(url: str) -> None:
+def test_a_vector_of_several_sessions_shares_one_local_channel(url: str) -> None:
     local = SyncVectorEnv([lambda: gymnasium.make(LAKE)] * 6)
     remote = ProxyVectorEnv("lake-l", 6, url, sessions=3)
     assert_same(local.reset(seed=2), remote.reset(seed=2))
@@ -144,7 +146,9 @@ def test_a_closed_session_frees_its_slot_at_once(programs: Programs) -> None:
 # --- cut off --------------------------------------------------------------------------------------
 
 
-def test_a_step_is_neither_lost_nor_doubled_when_the_learners_lane_is_cut(url: str) -> None:
+def test_a_step_is_neither_lost_nor_doubled_when_the_local_channel_is_cut_between_steps(
+    url: str,
+) -> None:
     with ProxyEnv("lake-l", url) as env:
         lake = Lake(env)
         for _ in range(4):
@@ -155,7 +159,9 @@ def test_a_step_is_neither_lost_nor_doubled_when_the_learners_lane_is_cut(url: s
         lake.go(70)
 
 
-def test_a_step_under_way_is_neither_lost_nor_doubled_when_its_lane_is_cut(url: str) -> None:
+def test_a_step_is_neither_lost_nor_doubled_when_the_local_channel_is_cut_during_it(
+    url: str,
+) -> None:
     with ProxyEnv("patient-l", url) as env:
         env.reset()
         lane = lane_of(env)
@@ -168,7 +174,7 @@ def test_a_step_under_way_is_neither_lost_nor_doubled_when_its_lane_is_cut(url: 
         assert lane_of(env) not in (None, lane)
 
 
-def test_when_the_broker_is_started_again_there_are_new_ones(programs: Programs) -> None:
+def test_after_a_restart_of_the_broker_local_channels_are_opened_again(programs: Programs) -> None:
     broker, url = programs.broker()
     programs.env_agent(url, "--address", "lake", "--env", LAKE)
     with ProxyEnv("lake", url) as env:
@@ -185,7 +191,7 @@ def test_when_the_broker_is_started_again_there_are_new_ones(programs: Programs)
             lake.go(64)
 
 
-def test_a_lost_agent_is_told_over_the_lane(programs: Programs) -> None:
+def test_the_loss_of_an_agent_is_reported_over_the_local_channel(programs: Programs) -> None:
     _, url = programs.broker()
     agent = programs.env_agent(url, "--address", "lake", "--env", LAKE)
     with ProxyEnv("lake", url) as env:
@@ -228,7 +234,7 @@ def test_interrupted_steps_are_neither_lost_nor_doubled_nor_damaged(
         signal.signal(signal.SIGALRM, former)
 
 
-def test_what_was_said_before_leaving_is_heard(programs: Programs) -> None:
+def test_close_sent_before_leaving_is_delivered(programs: Programs) -> None:
     """CLOSE, right after a step whose answer nobody waits for."""
     _, url = programs.broker()
     programs.env_agent(url, "--address", "lake", "--env", LAKE, "--max-sessions", "8")
@@ -270,7 +276,7 @@ def policed(started: Programs, folder: Path) -> tuple[str, dict[str, Any], Path]
     return url, {"key": secrets["alice"], "broker_key": public}, policy
 
 
-def test_with_keys_there_are_lanes_too_until_the_key_is_put_out(
+def test_with_keys_local_channels_last_until_the_key_is_removed(
     programs: Programs, tmp_path: Path
 ) -> None:
     url, credentials, policy = policed(programs, tmp_path)
