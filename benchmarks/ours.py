@@ -42,8 +42,8 @@ def service(
     """Start a broker and an env agent that offers `env` as "it"; yield URL and process ids."""
     with contextlib.ExitStack() as stack:
         url = f"tcp://127.0.0.1:{_port()}"
-        lanes = [] if way.endswith("same host") else ["--no-local-channels"]
-        broker = stack.enter_context(_program("gymwire.broker", "--bind", url, *lanes))
+        channels = [] if way.endswith("same host") else ["--no-local-channels"]
+        broker = stack.enter_context(_program("gymwire.broker", "--bind", url, *channels))
         arguments = ["--address", "it", "--env", env, "--broker", url, "--wait", "10"]
         arguments += ["--max-sessions", str(slots), "--workers", str(workers)]
         arguments += ["--env-kwargs", json.dumps(dict(env_kwargs or {}))]

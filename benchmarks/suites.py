@@ -10,7 +10,7 @@ from benchmarks.floors import floor
 from benchmarks.harness import Result, Side
 from benchmarks.picture import NO_TARGET
 
-ACT_BYTES = 26  # an ACT with a Discrete action, as it travels
+ACT_BYTES = 26  # the frame of an ACT with a Discrete action
 STILL = ((4,), "float32")  # an observation of CartPole's size, from an environment of no own time
 STILL_BYTES = 24 + 3 + 16 + 12  # a PERCEPT with it
 

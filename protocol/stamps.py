@@ -28,9 +28,9 @@ _ROOM: dict[int, int] = {Kind.ACT: REQUEST_SIZE, Kind.PERCEPT: REPLY_SIZE}
 class Stamps(NamedTuple):
     """The stamps of a reply, in ns. Those of the broker are 0 in a direct session.
 
-    `request_received`, `request_sent`, `reply_received`, `reply_sent`: the broker's, of both frames.
-    `busy_since`: when the serving loop began the uninterrupted work that it finished before it read
-    the request; equal to `received` if the loop was waiting.
+    The names with `request_` and `reply_` are the broker's. `busy_since`: when the serving loop
+    began the uninterrupted work that it finished before it read the request; equal to `received` if
+    the loop was waiting.
     """
 
     request_received: int

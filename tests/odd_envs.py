@@ -146,7 +146,7 @@ class Mortal(Odd):
 
 
 class Shared(Odd):
-    """All of them write into one picture, which they hand out: one changes what the others gave."""
+    """All instances write into one picture and return it: each changes what the others returned."""
 
     observation_space = Box(0, 255, (200, 200), np.uint8)
     picture = np.zeros((200, 200), np.uint8)

@@ -193,7 +193,7 @@ def called_name(node: ast.expr) -> str:
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
 
 
-# Who imports whom
+# Which part imports which
 
 
 @pytest.mark.parametrize("path", [*MODULES, *OTHERS], ids=name_of)

@@ -64,7 +64,7 @@ class Dealer:
         self.fd = 1000 + number
         self.up = True
         self.generation = 0  # of its connection: what was under way on another is lost
-        self.loop: ServingLoop | None = None  # whom to wake when something arrives
+        self.loop: ServingLoop | None = None  # the loop to wake when something arrives
         self.inbox: deque[bytes] = deque()
         self.news: list[LinkEvent] = []
 
@@ -125,9 +125,9 @@ class LedgerHost(SessionHost):
         super().__init__(services)
         self.ledgers: dict[int, list[Entry]] = {}
 
-    def open(self, sid: int, seq: int, wish: Open, direct: dict[str, Any] | None) -> Frame:
+    def open(self, sid: int, seq: int, request: Open, direct: dict[str, Any] | None) -> Frame:
         known = sid in self.slots
-        frame = super().open(sid, seq, wish, direct)
+        frame = super().open(sid, seq, request, direct)
         slot = self.slots.get(sid)
         if slot is not None and not known and isinstance(slot.runner.env, gymnasium.Env):
             ledger = Ledger(slot.runner.env, self.ledgers.setdefault(sid, []))

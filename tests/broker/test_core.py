@@ -47,7 +47,7 @@ from gymwire.protocol.messages import (
     Welcome,
     Withdraw,
 )
-from tests.broker.harness import LEASE_S, SETTLED, STARTED, Broker, Told, offer, only, opened
+from tests.broker.harness import LEASE_S, SETTLED, STARTED, Broker, SentMessage, offer, only, opened
 
 NONCE = b"n" * 16
 ENV, ENV2, LEARNER, THIEF = b"\x01env", b"\x01env2", b"\x01learner", b"\x01thief"
@@ -63,7 +63,7 @@ def checked(broker: Broker) -> list[int]:
     return [fd for _ in range(CHECK_TICKS) for fd in broker.core.learners_to_check(broker.now)]
 
 
-def error_of(sends: list[Told]) -> Error:
+def error_of(sends: list[SentMessage]) -> Error:
     return only(sends, Error)
 
 
@@ -701,8 +701,8 @@ def test_the_lease_of_a_lost_learner_ends_whatever_else_is_connected() -> None:
     broker.open(learner)
     broker.core.link_up(99)
     broker.core.unreachable(learner, broker.now)
-    told = broker.expire(LEASE_S)
-    assert any(isinstance(one.message, Gone) for one in told)
+    sends = broker.expire(LEASE_S)
+    assert any(isinstance(one.message, Gone) for one in sends)
 
 
 def test_a_session_is_expected_while_the_progress_connection_that_named_it_lasts() -> None:
@@ -815,8 +815,8 @@ def test_progress_is_passed_on_from_any_connection_of_the_same_process(broker: B
     learner = broker.learner()
     sid = broker.open(learner)
     broker.hello(b"\x01pulse", Role.PROGRESS, agent=b"process")
-    [told] = broker.say(b"\x01pulse", Progress(2.5), sid, 9)
-    assert (told.rid, told.header.seq, told.message) == (learner, 9, Progress(2.5))
+    [sent] = broker.say(b"\x01pulse", Progress(2.5), sid, 9)
+    assert (sent.rid, sent.header.seq, sent.message) == (learner, 9, Progress(2.5))
 
 
 def test_progress_from_another_process_is_dropped(broker: Broker) -> None:

@@ -1,4 +1,4 @@
-"""`python -m tests.chaos --seconds N --seed S`: as many faults as fit, and what survived."""
+"""`python -m tests.chaos --seconds N --seed S`: inject faults, and report what survived."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.chaos import bounds, long_step, storm, told
+from tests.chaos import bounds, long_step, loss_latency, storm
 
 
 def main() -> int:
@@ -17,10 +17,12 @@ def main() -> int:
     parser.add_argument("--keys", action="store_true", help="all connections under CURVE")
     parser.add_argument("--sessions", type=int, help="instead: bounds, after so many sessions")
     parser.add_argument("--greedy", type=int, metavar="N", help="instead: steps beside a flood")
-    parser.add_argument("--told", type=int, metavar="N", help="instead: how soon, N times each")
+    parser.add_argument(
+        "--loss-latency", type=int, metavar="N", help="instead: how soon losses show, N times"
+    )
     parser.add_argument("--long-step", type=float, metavar="SECONDS", help="instead: such a step")
     parser.add_argument(
-        "--case", action="append", choices=long_step.CASES, help="with --long-step: of all, these"
+        "--case", action="append", choices=long_step.CASES, help="with --long-step: only this case"
     )
     parser.add_argument("--folder", type=Path, help="where logs and the ledger go and stay")
     options = parser.parse_args()
@@ -31,8 +33,8 @@ def main() -> int:
         return 0 if bounds.run(folder, sessions=options.sessions, say=say) else 1
     if options.greedy is not None:
         return 0 if bounds.step_times(folder, rounds=options.greedy, say=say) else 1
-    if options.told is not None:
-        return 0 if told.run(folder, rounds=options.told, say=say) else 1
+    if options.loss_latency is not None:
+        return 0 if loss_latency.run(folder, rounds=options.loss_latency, say=say) else 1
     if options.long_step is not None:
         names = options.case or list(long_step.CASES)
         return 0 if long_step.run(folder, seconds=options.long_step, names=names, say=say) else 1

@@ -217,8 +217,8 @@ class Fleet:
         return self._part(f"learner-{name}", [*arguments, "--seed", str(seed), *options])
 
     def _at(self, url: str | None) -> list[str]:
-        """Who reaches the broker by a relay is on another host."""
-        return [] if url in (None, self.url) else ["tests.chaos.elsewhere"]
+        """Return how to run a program that reaches the broker by a relay: on another host."""
+        return [] if url in (None, self.url) else ["tests.chaos.other_host"]
 
     def release(self) -> None:
         for part in reversed(self.parts):

@@ -66,7 +66,7 @@ def main() -> int:
     stop = threading.Event()
     threading.Thread(target=wait_for_the_end, args=(stop,), daemon=True).start()
     courses: list[Course] = []
-    told = 0.0
+    reported_at = 0.0
     while not stop.is_set():
         if len(courses) < options.envs:
             made = make(options, len(courses), stop)
@@ -88,8 +88,8 @@ def main() -> int:
                 stop.wait(options.pause)
             if stop.is_set():
                 break
-        if time.monotonic() - told > 0.2:
-            told = time.monotonic()
+        if time.monotonic() - reported_at > 0.2:
+            reported_at = time.monotonic()
             write("goes on", steps=sum(each.steps for each in courses))  # each has had its turn
     for course in courses:
         write(

@@ -1,6 +1,6 @@
-"""`python -m tests.chaos.elsewhere MODULE ARGUMENT…`: run a module as if on a host of its own.
+"""`python -m tests.chaos.other_host MODULE ARGUMENT…`: run a module as if on another host.
 
-Who is on the broker's host is given a way that no relay harms.
+On the broker's host it would get a local channel, which the relays of these tests do not harm.
 """
 
 from __future__ import annotations
@@ -10,6 +10,6 @@ import socket
 import sys
 
 if __name__ == "__main__":
-    socket.gethostname = lambda: "elsewhere"
+    socket.gethostname = lambda: "another-host"
     del sys.argv[0]
     runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

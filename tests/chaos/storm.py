@@ -34,7 +34,7 @@ class Tally:
 
     times: int = 0
     lost: int = 0
-    told_s: list[float] = field(default_factory=list)
+    noticed_s: list[float] = field(default_factory=list)
     recovered_s: list[float] = field(default_factory=list)
 
 
@@ -99,15 +99,15 @@ class Storm:
         for name, lost_at in lost:
             process = name.split(".")[0]
             first[process] = min(first.get(process, lost_at), lost_at)
-        told = max((lost_at - at for lost_at in first.values()), default=None)
-        if told is not None:
-            tally.told_s.append(told)
+        noticed = max((lost_at - at for lost_at in first.values()), default=None)
+        if noticed is not None:
+            tally.noticed_s.append(noticed)
         if lost and not kind.loses:
             self.failures.append(f"{kind.target} {kind.name}: {len(lost)} sessions were lost.")
         self._say(
             f"{kind.target}: {kind.name} for {fault.lasts_s:.1f} s: all go on "
             f"{recovered_s:.1f} s later, {len(lost)} sessions lost"
-            + (f", told after {told:.1f} s" if told else "")
+            + (f", noticed after {noticed:.1f} s" if noticed else "")
         )
 
     def _harm(self, fault: Fault) -> Callable[[], None]:
@@ -205,7 +205,7 @@ class Storm:
         for part in (*self.agents, self.workers, self.broker):
             try:
                 part.end()
-            except Exception as error:  # noqa: BLE001 - a finding, told with the others
+            except Exception as error:  # noqa: BLE001 - a finding, reported with the others
                 self.failures.append(f"{part.log.name} does not leave: {error}")
         for relay in (self.agents_link, self.learners_link, self.messages):
             relay.close()
@@ -258,11 +258,11 @@ def run(folder: Path, *, seconds: float, seed: int, keys: bool, say: Callable[[s
                 storm.inject(fault)
         executed, sessions, relayed = storm.end()
     say("")
-    say(f"{'what':42} {'times':>5} {'lost':>5} {'told, worst':>12} {'all go on, worst':>17}")
+    say(f"{'what':42} {'times':>5} {'lost':>5} {'noticed, worst':>12} {'all go on, worst':>17}")
     for (target, name), tally in sorted(storm.tallies.items()):
-        told = f"{max(tally.told_s):.1f} s" if tally.told_s else "–"
+        noticed = f"{max(tally.noticed_s):.1f} s" if tally.noticed_s else "–"
         again = f"{max(tally.recovered_s):.1f} s"
-        say(f"{target + ': ' + name:42} {tally.times:5} {tally.lost:5} {told:>12} {again:>17}")
+        say(f"{target + ': ' + name:42} {tally.times:5} {tally.lost:5} {noticed:>12} {again:>17}")
     say("")
     say(
         f"{executed} requests executed in {sessions} environments, each exactly once, in order, and"

@@ -474,7 +474,7 @@ def test_sessions_and_floods_leave_nothing_behind(fleet: Fleet) -> None:
             yield bounds.Use.of(part).since(was)
 
     def flood() -> None:
-        with bounds.greedy(fleet.url, True), course(fleet.url) as one:
+        with bounds.greedy(fleet.url, reads=False), course(fleet.url) as one:
             go(one, 100)
 
     bounds.open_and_close(fleet.url, 100)  # what is made once is made now

@@ -97,12 +97,12 @@ class Agent:
         self.send(Offered(offer.address))
         return hello
 
-    def open(self, **wish: Any) -> Session:
+    def open(self, **fields: Any) -> Session:
         """Open a session and return it."""
         address = next(iter(self.offers))
         sid = next(self._sids)
         nonce = sid.to_bytes(16)
-        frame = self.send(Open(address, nonce, **wish), sid, 1)
+        frame = self.send(Open(address, nonce, **fields), sid, 1)
         header, answer = self.receive()
         opened = PLAIN.decode(answer, header)
         assert isinstance(opened, Opened), opened
@@ -187,8 +187,8 @@ class EnvAgentCompliance:
 
     def test_4_2_an_environment_that_cannot_be_made_is_refused(self, agent: Agent) -> None:
         address = next(iter(agent.offers))
-        wish = Open(address, bytes(16), env_kwargs={"no_such_argument": 1})
-        agent.send(wish, 99, 1)
+        request = Open(address, bytes(16), env_kwargs={"no_such_argument": 1})
+        agent.send(request, 99, 1)
         error = agent.expect(Error)
         assert isinstance(error, Error)
         assert error.code == Code.OPEN_FAILED

@@ -432,7 +432,7 @@ def test_garbage_in_a_frame_is_answered_and_has_no_effect_on_others(
 
 def test_a_listener_that_is_not_a_broker_is_an_error() -> None:
     with (
-        socket.create_server(("127.0.0.1", 0)) as mute,
+        socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(BrokerUnreachable, match="No broker answers"),
     ):
-        ProxyEnv("cartpole", f"tcp://127.0.0.1:{mute.getsockname()[1]}")
+        ProxyEnv("cartpole", f"tcp://127.0.0.1:{silent.getsockname()[1]}")

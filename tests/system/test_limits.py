@@ -1,4 +1,4 @@
-"""A learner whose key has limits, over real processes: it waits, and is told for what."""
+"""A learner whose key has limits, over real processes: it waits, and learns what for."""
 
 from __future__ import annotations
 

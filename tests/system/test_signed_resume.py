@@ -1,4 +1,4 @@
-"""A pinned session is taken up by another process, with the same proof of who serves it."""
+"""Another process resumes a pinned session, and the pinned agent still proves its identity."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gymwire.protocol.errors import ConfigurationError, Denied, EnvironmentLost,
 from gymwire.protocol.security import keys
 from tests.processes import PATIENCE_S, ROOT, Program, programs
 
-WAYS = ["never", "always"]
+PATHS = ["never", "always"]
 
 
 class Site(NamedTuple):
@@ -32,7 +32,7 @@ class Site(NamedTuple):
         return keys.identity(keys.load(self.folder / f"{name}.key").public)
 
     def options(self, name: str) -> dict[str, Any]:
-        """How this one connects."""
+        """Return the options with which the owner of this key connects."""
         folder = self.folder
         return {
             "key": str(folder / f"{name}.key"),
@@ -124,7 +124,7 @@ def gate(tmp_path: Path) -> Path:
     return tmp_path / "gate"
 
 
-@pytest.mark.parametrize("direct", WAYS)
+@pytest.mark.parametrize("direct", PATHS)
 def test_a_pinned_session_goes_on_in_another_process(site: Site, direct: str, gate: Path) -> None:
     address = f"lab/patient@{site.identity('lab')}"
     token = token_of_killed_learner(site, address, direct, gate)
@@ -136,7 +136,7 @@ def test_a_pinned_session_goes_on_in_another_process(site: Site, direct: str, ga
         assert env.reset(options={"gate": str(gate)})[0] == 0
 
 
-@pytest.mark.parametrize("direct", WAYS)
+@pytest.mark.parametrize("direct", PATHS)
 def test_a_resumed_learner_may_be_killed_in_the_middle_of_a_step(
     site: Site, direct: str, gate: Path
 ) -> None:

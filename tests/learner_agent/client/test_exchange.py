@@ -138,7 +138,7 @@ def test_a_reply_of_the_wrong_kind_is_the_other_sides_fault(learner: Learner) ->
 
 def test_what_is_pending_is_given_up_only_when_its_successor_is_sent(learner: Learner) -> None:
     asked = learner.ask(Act(0))
-    learner.exchange.begin(Kind.RESET)  # whose options, say, turn out not to travel
+    learner.exchange.begin(Kind.RESET)  # its options, say, cannot be serialized
     assert learner.resent(RESEND_S) == [asked]
     assert learner.hear(PERCEPT)
 

@@ -111,7 +111,7 @@ def test_time_on_the_wire_counts_as_network(network: Network) -> None:
     session = network.connection().open("lake")
     session.request(Reset(5))
     timings = check_sum(session.timed_step(1)[1])
-    # Four ways of a millisecond; nothing else takes time here.
+    # Four hops of a millisecond each; nothing else takes time.
     assert timings.network_us == timings.total_us == pytest.approx(4000.0, abs=1)
     assert not timings.is_direct
 
@@ -255,8 +255,8 @@ def test_what_an_environment_waits_for_is_the_environments(
         env.reset(options={"gate": str(gate)})
         stepping = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]), daemon=True)
         stepping.start()
-        # The agent tells of a step when it has lasted for a second.
-        until(lambda: env._session.exchange.in_step_s is not None, "it is told of the step")
+        # The agent reports a step that has lasted for a second.
+        until(lambda: env._session.exchange.in_step_s is not None, "the learner has got PROGRESS")
         in_step_s = env._session.exchange.in_step_s
         gate.touch()
         stepping.join(PATIENCE_S)

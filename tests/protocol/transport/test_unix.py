@@ -185,7 +185,7 @@ def test_buffered_frames_of_an_only_peer_count_as_ready(router: UnixRouter) -> N
     with raw(router.url) as peer:
         peer.sendall(framed(frame(24)))
         receive(router)
-        assert router.receive() is None  # from here on it waits for this one alone
+        assert router.receive() is None  # from now on it waits for this peer only
         peer.sendall(framed(frame(24), frame(25)))
         assert receive(router)[2] == frame(24)
         assert wait_among([router], 0) == [0]
@@ -240,15 +240,15 @@ def test_half_a_frame_does_not_delay_other_peers(router: UnixRouter, dealer: Uni
             assert answer(dealer) == frame(30)
 
 
-# --- who does not read ----------------------------------------------------------------------------
+# --- peers that do not read -----------------------------------------------------------------------
 
 
 def test_a_peer_that_does_not_read_never_stops_the_sender(
     router: UnixRouter, dealer: UnixDealer
 ) -> None:
     large = frame(1024 * 1024)
-    with raw(router.url) as deaf:
-        deaf.sendall(framed(frame(24)))
+    with raw(router.url) as silent:
+        silent.sendall(framed(frame(24)))
         rid, _, _ = receive(router)
         sent = 0
         while router.send(rid, large) is Delivery.DONE:
@@ -261,7 +261,7 @@ def test_a_peer_that_does_not_read_never_stops_the_sender(
         heard = bytearray()
         expected, added = framed(large) * sent, 0
         while len(heard) < len(expected):
-            heard += deaf.recv(64 * 1024)
+            heard += silent.recv(64 * 1024)
             if added < 9 and router.send(rid, frame(30)) is Delivery.DONE:
                 expected += framed(frame(30))
                 added += 1
@@ -388,7 +388,7 @@ def test_an_interrupt_in_the_middle_of_a_large_frame_ends_the_connection(
                 other.sendall(framed(frame(20_000))[:15_000])
                 interrupted(dealer.receive)
                 assert not dealer.up
-                assert UP in dealer.link_events()  # anew
+                assert UP in dealer.link_events()  # reconnected
 
 
 def test_an_interrupt_while_a_frame_is_sent_ends_the_connection(
