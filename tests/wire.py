@@ -63,7 +63,7 @@ class Dealer:
         self.rid = b"\x01" + number.to_bytes(15)
         self.fd = 1000 + number
         self.up = True
-        self.generation = 0  # of its connection: what was under way on another is lost
+        self.generation = 0  # of its connection: frames in flight on an earlier one are lost
         self.loop: ServingLoop | None = None  # the loop to wake when something arrives
         self.inbox: deque[bytes] = deque()
         self.news: list[LinkEvent] = []

@@ -1,6 +1,6 @@
 """`python -m tests.chaos.learner`: a process with several courses; its output is its diary.
 
-It goes on until its standard input ends, which also happens when who started it dies.
+It goes on until its standard input ends, which also happens when its parent process dies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def wait_for_the_end(stop: threading.Event) -> None:
 
 
 def make(options: argparse.Namespace, index: int, stop: threading.Event) -> Course | None:
-    """Open one session, as soon as it is to be had."""
+    """Open one session as soon as one is available."""
     while not stop.is_set():
         try:
             env = ProxyEnv(

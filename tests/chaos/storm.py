@@ -17,8 +17,8 @@ from tests.chaos.fleet import Fleet, Part, fleet, until
 from tests.chaos.relays import FAIR, MessageRelay, TcpRelay, Weather
 from tests.chaos.schedule import Fault, Kind, faults
 
-RECOVER_S = 40.0  # in which everybody must go on after a fault has been lifted
-SETTLE_S = 1.0
+RECOVER_S = 40.0  # within which all learners must continue after a fault has ended
+PAUSE_S = 1.0
 
 HOST = ("--direct", "host")
 WEATHERS = {
@@ -30,7 +30,7 @@ WEATHERS = {
 
 @dataclass
 class Tally:
-    """What is known of one kind of fault."""
+    """The results of one kind of fault."""
 
     times: int = 0
     lost: int = 0
@@ -39,7 +39,7 @@ class Tally:
 
 
 class Storm:
-    """A fleet, and what can be done to it."""
+    """A fleet, and the faults to inject into it."""
 
     def __init__(self, fleet: Fleet, seed: int, keys: bool, say: Callable[[str], None]) -> None:
         self._fleet = fleet
@@ -76,7 +76,7 @@ class Storm:
     # --- one fault --------------------------------------------------------------------------------
 
     def inject(self, fault: Fault) -> None:
-        """Harm, wait, lift it, and wait until everybody goes on."""
+        """Inject a fault, end it, and wait until all learners continue."""
         kind = fault.kind
         tally = self.tallies[kind.target, kind.name]
         tally.times += 1
@@ -92,7 +92,7 @@ class Storm:
             self.failures.append(f"{kind.target} {kind.name}: {error}")
         recovered_s = time.monotonic() - lifted
         tally.recovered_s.append(recovered_s)
-        time.sleep(SETTLE_S)
+        time.sleep(PAUSE_S)
         lost = [row for row in self._losses() if row not in before]
         tally.lost += len(lost)
         first: dict[str, float] = {}
@@ -188,7 +188,7 @@ class Storm:
         }
 
     def end(self) -> tuple[int, int, Counter[str]]:
-        """Everybody leaves, in time; returns executed requests, sessions, and what relays did."""
+        """End all processes; return the requests executed, the sessions, and what relays did."""
         for part in [*self.learners, self.mortal]:
             assert part.process.stdin is not None
             part.process.stdin.close()
@@ -244,7 +244,7 @@ def _harm_link(link: TcpRelay, name: str) -> Callable[[], None]:
 
 
 def run(folder: Path, *, seconds: float, seed: int, keys: bool, say: Callable[[str], None]) -> bool:
-    """Run for about so long, and print what came of it. Returns whether all survived."""
+    """Run for about `seconds`, and print the result. Returns whether all survived."""
     start = time.monotonic()
     with fleet(folder, keys=keys) as made:
         storm = Storm(
@@ -258,11 +258,11 @@ def run(folder: Path, *, seconds: float, seed: int, keys: bool, say: Callable[[s
                 storm.inject(fault)
         executed, sessions, relayed = storm.end()
     say("")
-    say(f"{'what':42} {'times':>5} {'lost':>5} {'noticed, worst':>12} {'all go on, worst':>17}")
+    say(f"{'what':42} {'times':>5} {'lost':>5} {'noticed, worst':>14} {'all go on, worst':>17}")
     for (target, name), tally in sorted(storm.tallies.items()):
         noticed = f"{max(tally.noticed_s):.1f} s" if tally.noticed_s else "–"
         again = f"{max(tally.recovered_s):.1f} s"
-        say(f"{target + ': ' + name:42} {tally.times:5} {tally.lost:5} {noticed:>12} {again:>17}")
+        say(f"{target + ': ' + name:42} {tally.times:5} {tally.lost:5} {noticed:>14} {again:>17}")
     say("")
     say(
         f"{executed} requests executed in {sessions} environments, each exactly once, in order, and"

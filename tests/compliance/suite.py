@@ -1,4 +1,4 @@
-"""What any env agent must do, whoever wrote it: inherit `EnvAgentCompliance` and run it.
+"""What every env agent must do, in any implementation: inherit `EnvAgentCompliance` and run it.
 
 The suite plays the broker. A subclass gives it a fixture `agent`: an `Agent` around a `Link` to an
 env agent that has just dialled, offering one environment with a capacity of one session or more.

@@ -1,4 +1,4 @@
-"""The short way makes the very bytes of the long one, and reads only what it has checked."""
+"""The fast path makes the bytes of `Codec`, and reads only what it has checked."""
 
 from __future__ import annotations
 
@@ -203,7 +203,7 @@ def test_an_act_with_any_byte_changed_is_decoded_as_codec_decodes_it() -> None:
             try:
                 message = long.decode(changed)
             except ProtocolError as error:
-                pytest.fail(f"the short way took what the long one refuses: {error}")
+                pytest.fail(f"the fast path accepted what Codec refuses: {error}")
             assert isinstance(message, Act)
             assert_same(action, message.action)
 

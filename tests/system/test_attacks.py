@@ -51,7 +51,7 @@ NAMES = ("broker", "lab", "alice", "mallory", "stranger")
 
 
 class Site(NamedTuple):
-    """A broker with keys, an env agent `lab`, and who else has which key."""
+    """A broker with keys, an env agent `lab`, and the keys of other peers."""
 
     folder: Path
     url: str
@@ -184,7 +184,7 @@ class Attacker:
 
     def hears(self) -> Message:
         while isinstance(message := PLAIN.decode(self.socket.recv()), Ping):
-            continue  # the broker looks whether somebody is there
+            continue  # a PING of the broker
         return message
 
     def asks(self, message: Message, sid: int = 0, seq: int = 1) -> Message:
@@ -217,7 +217,7 @@ def _go_on(env: ProxyEnv) -> None:
         env.reset()
 
 
-# --- who may connect ------------------------------------------------------------------------------
+# --- keys that may connect ------------------------------------------------------------------------
 
 
 def test_an_unknown_key_gets_an_error_at_once(site: Site) -> None:
@@ -329,7 +329,7 @@ def test_a_process_whose_key_check_died_does_not_go_on() -> None:
 
 
 def test_without_the_key_check_every_connection_is_refused(site: Site) -> None:
-    """The other half of a dead ZAP thread: libzmq itself refuses when nobody answers."""
+    """The other half of a dead ZAP thread: libzmq itself refuses when no thread answers."""
     context: zmq.Context[Any] = zmq.Context()
     try:
         router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
@@ -414,7 +414,7 @@ def test_the_direct_endpoint_serves_a_session_only_to_its_learner(site: Site) ->
 
 
 def test_the_routing_id_of_another_peer_is_of_no_use_with_another_key(site: Site) -> None:
-    """Even one who had learnt the routing id, 15 random bytes that are never shown."""
+    """Knowing the routing id, 15 random bytes that are never shown, is not enough."""
     with contextlib.closing(site.env(direct="never")) as env:
         env.reset(seed=1)
         rid = _rid(env._session.connection.link)
@@ -438,7 +438,7 @@ def test_taking_over_ones_own_routing_id_does_not_end_the_process(target: Target
             with attacker(site, "alice", url=url, rid=rid) as second:
                 second.asks(Find())
                 for _ in range(3):
-                    first.socket.send(frame)  # its input stops: nobody reads it any more
+                    first.socket.send(frame)  # its input is dropped from now on
         # Served on for longer than a heartbeat's interval, after which it used to abort.
         until_s = time.monotonic() + 1.2 * HEARTBEAT_IVL_MS / 1000
         while time.monotonic() < until_s:

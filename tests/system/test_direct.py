@@ -86,7 +86,7 @@ def dialled(url: str) -> Iterator[Transport]:
         dealer.close()
 
 
-# --- which way ------------------------------------------------------------------------------------
+# --- which path -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("direct", "past"), [("always", True), ("auto", True), ("never", False)])
@@ -208,8 +208,8 @@ def test_one_serving_loop_serves_all_paths(url: str, monkeypatch: pytest.MonkeyP
                 "gymwire.learner_agent.client.direct.socket.gethostname", lambda: "elsewhere"
             )
             envs.append(opened("always"))
-        ways = [session_of(env).path.url.partition(":")[0] for env in envs]
-        assert ways == ["tcp", "unix", "unix", "tcp"]
+        schemes = [session_of(env).path.url.partition(":")[0] for env in envs]
+        assert schemes == ["tcp", "unix", "unix", "tcp"]
         counts = [0] * 4
         # Alone, two of a kind, all; and again with fewer, as they leave.
         for count in (1, 2, 3, 4):
@@ -264,10 +264,10 @@ def test_with_keys_no_unix_socket_is_offered_or_used(tmp_path: Path) -> None:
 
 def asked(env: ProxyEnv, frame: Frame) -> bytes:
     """Send these bytes unchanged on the path of the session and return the answer."""
-    way = session_of(env).path
-    way.send(frame)
+    path = session_of(env).path
+    path.send(frame)
     deadline = time.monotonic() + PATIENCE_S
-    while (data := way.receive()) is None:
+    while (data := path.receive()) is None:
         assert time.monotonic() < deadline
     return bytes(data)
 

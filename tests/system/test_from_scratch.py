@@ -158,7 +158,7 @@ class Speaker:
         while True:
             assert time.monotonic() < deadline
             data = self._dealer.receive()
-            # A broker may PING at any time, to see whether somebody is there.
+            # A broker may PING at any time, to check the connection.
             if data is not None and codec.read_header(data).kind is not Kind.PING:
                 return CODEC.decode(data), bytes(data)
 

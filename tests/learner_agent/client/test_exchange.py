@@ -75,7 +75,7 @@ class Learner:
         return answered
 
     def tick(self, after_s: float = 0.0) -> tuple[bool, list[bytes]]:
-        """Time passes as it does for somebody who looks often; what is to be sent at the end."""
+        """Let time pass with frequent ticks; return what the last one sends."""
         end = self.now + after_s
         greet, frames = False, list[bytes | bytearray]()
         while self.now < end:

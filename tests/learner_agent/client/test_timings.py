@@ -182,7 +182,7 @@ def test_a_request_too_short_for_its_stamps_is_not_executed(network: Network) ->
 
 
 @pytest.fixture(scope="module", params=["relayed", "direct"])
-def way(request: pytest.FixtureRequest) -> str:
+def path(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -196,21 +196,21 @@ def broker(broker_url: str) -> Iterator[str]:
         yield broker_url
 
 
-def opened(broker: str, name: str, way: str) -> ProxyEnv:
-    direct = "never" if way == "relayed" else "always"
+def opened(broker: str, name: str, path: str) -> ProxyEnv:
+    direct = "never" if path == "relayed" else "always"
     return ProxyEnv(f"timed/{name}", broker, direct=direct)
 
 
-def test_the_parts_add_up_to_the_total(broker: str, way: str) -> None:
-    with opened(broker, "pole", way) as env:
+def test_the_parts_add_up_to_the_total(broker: str, path: str) -> None:
+    with opened(broker, "pole", path) as env:
         env.reset(seed=1)
         assert env.is_timed
         network_us = 0.0
         for _ in range(30):
             (_, _, terminated, _, _), timings = env.timed_step(env.action_space.sample())
             timings = check_sum(timings)
-            assert timings.is_direct is (way == "direct")
-            assert (timings.broker_us > 0) is (way == "relayed")
+            assert timings.is_direct is (path == "direct")
+            assert (timings.broker_us > 0) is (path == "relayed")
             assert min(timings.environment_us, timings.codec_us) > 0
             network_us += timings.network_us
             if terminated:
@@ -219,26 +219,26 @@ def test_the_parts_add_up_to_the_total(broker: str, way: str) -> None:
         assert network_us > 0
 
 
-def test_the_steps_of_a_vector_are_timed_as_one(broker: str, way: str) -> None:
+def test_the_steps_of_a_vector_are_timed_as_one(broker: str, path: str) -> None:
     connection = BrokerConnection(broker)
     try:
         session = connection.open(
             "timed/pole",
             num_envs=4,
             autoreset_mode="NextStep",
-            direct="never" if way == "relayed" else "always",
+            direct="never" if path == "relayed" else "always",
         )
         session.request(Reset(1))
         step, timings = session.timed_step(np.ones(4, np.int64))
         assert step[0].shape == (4, 4)
-        assert check_sum(timings).is_direct is (way == "direct")
+        assert check_sum(timings).is_direct is (path == "direct")
     finally:
         connection.close()
 
 
-def test_timed_and_plain_steps_may_be_mixed(broker: str, way: str) -> None:
+def test_timed_and_plain_steps_may_be_mixed(broker: str, path: str) -> None:
     local = gymnasium.make("CartPole-v1")
-    with opened(broker, "pole", way) as env:
+    with opened(broker, "pole", path) as env:
         assert_same(env.reset(seed=1), local.reset(seed=1))
         for number in range(8):
             action = env.action_space.sample()
@@ -247,11 +247,11 @@ def test_timed_and_plain_steps_may_be_mixed(broker: str, way: str) -> None:
 
 
 def test_what_an_environment_waits_for_is_the_environments(
-    broker: str, way: str, tmp_path: Path
+    broker: str, path: str, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
     found: list[Timings | None] = []
-    with opened(broker, "patient", way) as env:
+    with opened(broker, "patient", path) as env:
         env.reset(options={"gate": str(gate)})
         stepping = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]), daemon=True)
         stepping.start()
@@ -267,11 +267,11 @@ def test_what_an_environment_waits_for_is_the_environments(
 
 
 def test_what_waits_behind_another_session_of_the_loop_is_in_the_queue(
-    broker: str, way: str, tmp_path: Path
+    broker: str, path: str, tmp_path: Path
 ) -> None:
     gates = [tmp_path / "first", tmp_path / "second"]
     found: list[Timings | None] = []
-    with opened(broker, "patient", way) as other, opened(broker, "patient", way) as env:
+    with opened(broker, "patient", path) as other, opened(broker, "patient", path) as env:
         gates[1].touch()
         other.reset(options={"gate": str(gates[0])})
         env.reset(options={"gate": str(gates[1])})
@@ -282,7 +282,7 @@ def test_what_waits_behind_another_session_of_the_loop_is_in_the_queue(
         until(lambda: other._session.exchange.in_step_s is not None, "the loop is in that step")
         second = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]), daemon=True)
         second.start()
-        until(lambda: env._session.exchange.pending is not None, "the step is under way")
+        until(lambda: env._session.exchange.pending is not None, "the step is under path")
         began = time.monotonic()
         until(lambda: env._session.exchange._ping_at > began, "it has waited, and asked the broker")
         waited_s = time.monotonic() - began

@@ -122,7 +122,7 @@ def until_ended(router: UnixRouter, ended: list[bytes]) -> None:
 def test_a_frame_arrives_and_its_answer_comes_back(
     router: UnixRouter, dealer: UnixDealer, size: int
 ) -> None:
-    for salt in range(3):  # the second of a size is read in another way than the first
+    for salt in range(3):  # the second of a size is read differently from the first
         sent = frame(size, salt)
         # What the kernel does not take at once goes on while both look.
         dealer.send(sent)
