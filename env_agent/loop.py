@@ -160,8 +160,8 @@ class ServingLoop:
     def _serve(self) -> None:
         """Serve frames until none arrives for a tick, or until timers are due.
 
-        This is the hot path: a step that is not timed is executed without another call of ours
-        than those of the transports, the request handler and the session.
+        This is the hot path. An untimed step calls only the transports, the request handler and the
+        session.
         """
         transports, by_key, slots = self._transports, self.host.by_key, self.host.slots
         link, direct, clock = transports.link, transports.direct, self._clock
@@ -280,7 +280,7 @@ class ServingLoop:
                 self._registration.handle(message, self._clock())
 
     def _refuse_frame(self, path: bytes, data: bytes | memoryview, error: ProtocolError) -> None:
-        """Reply to a frame that cannot be decoded, so that its sender does not wait in vain."""
+        """Reply to a frame that cannot be decoded, so that its sender does not wait for a reply."""
         try:
             header = codec.read_header(data)
         except ProtocolError:

@@ -80,6 +80,10 @@ class _NodeContext:
             )
 
 
+def _key_step(key: Any) -> str:
+    return f'["{key}"]' if type(key) is str else f"[{key!r}]"
+
+
 # --- describe -----------------------------------------------------------------------------------
 
 
@@ -185,8 +189,7 @@ def _(space: spaces.Dict, context: _NodeContext) -> Iterator[list[Any]]:
             raise _unsupported(context, f"has the key {key!r}; keys are text or simple scalars")
     yield ["Dict", keys, bool(getattr(space, "sort_keys", True))]
     for key, child in space.spaces.items():
-        step = f'["{key}"]' if type(key) is str else f"[{key!r}]"
-        yield from _describe_at(child, context.child(step))
+        yield from _describe_at(child, context.child(_key_step(key)))
 
 
 @_describe.register(spaces.Tuple)
@@ -336,10 +339,7 @@ def _build_dict(
     _check(type(keys) is list and {*map(type, keys)} <= _KEY_TYPES, context, "list of keys")
     _check(len({*keys}) == len(keys), context, "list of keys")
     _check(type(sort_keys) is bool, context, "sort_keys")
-    children: list[tuple[Any, Space[Any]]] = []
-    for key in keys:
-        step = f'["{key}"]' if type(key) is str else f"[{key!r}]"
-        children.append((key, _build(nodes, context.child(step))))
+    children = [(key, _build(nodes, context.child(_key_step(key)))) for key in keys]
     options: dict[str, Any] = {"sort_keys": sort_keys} if _SORTS_KEYS else {}
     return spaces.Dict(children, **options)  # a list of pairs keeps its order
 

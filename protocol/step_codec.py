@@ -396,7 +396,7 @@ def _find_arrays(
 ) -> tuple[bytes, list[tuple[int, int]]]:
     """Return a percept's frame full of zeros, and the begin and end of each of its four arrays.
 
-    There are no such places if an array has no bytes.
+    The list is empty if an array has no bytes.
     """
 
     def frame(filled: int) -> bytes:

@@ -117,7 +117,7 @@ def json_object(text: str) -> dict[str, object]:
 
 
 def choice(*texts: str) -> Kind:
-    """Return the kind of which only these texts are values."""
+    """Return the kind of value that is one of these texts."""
 
     def read(text: str) -> str:
         if text not in texts:

@@ -90,7 +90,7 @@ class Exchange:
         self._returned = 0  # the number of the last request whose reply the caller has
         self.lost: str | None = None
         self.in_step_s: float | None = None  # from the last PROGRESS
-        self.expected: int | None = None  # the request number that the agent awaits, by its word
+        self.expected: int | None = None  # the request number that the agent says it expects
         self.resume_pending = False  # the broker must get HELLO and RESUME before anything else
         self.throttled = 0  # how often the broker delayed a request because of a rate limit
         self._failure: BaseException | None = None  # which the last reply stands for

@@ -396,7 +396,7 @@ class RemoteSession:
                 self.path.send(frame)
 
     def query_position(self) -> None:
-        """Ask the agent which request it awaits, after a resume.
+        """Ask the agent which request it expects, after a resume.
 
         Raises:
             BrokerUnreachable: no answer within the connection's `timeout_s`.

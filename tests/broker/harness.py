@@ -27,7 +27,7 @@ from gymwire.protocol.messages import (
 M = TypeVar("M", bound=Message)
 LEASE_S = 30.0
 STARTED = 1000.0
-SETTLED = STARTED + 100.0  # long after the time in which agents announce themselves
+LONG_AFTER_START = STARTED + 100.0  # long after the time in which agents announce themselves
 
 
 class SentMessage(NamedTuple):
@@ -62,7 +62,7 @@ class Broker:
         self,
         *,
         epoch: int = 1,
-        now: float = SETTLED,
+        now: float = LONG_AFTER_START,
         seed: int = 0,
         policy: Policy = NO_POLICY,
         local: tuple[str, str] | None = None,
@@ -70,7 +70,7 @@ class Broker:
         self.now = now
         self.core = Core(
             epoch=epoch,
-            now=STARTED if now == SETTLED else now,
+            now=STARTED if now == LONG_AFTER_START else now,
             rng=random.Random(seed),
             software="gymwire test",
             lease_s=LEASE_S,

@@ -47,7 +47,16 @@ from gymwire.protocol.messages import (
     Welcome,
     Withdraw,
 )
-from tests.broker.harness import LEASE_S, SETTLED, STARTED, Broker, SentMessage, offer, only, opened
+from tests.broker.harness import (
+    LEASE_S,
+    LONG_AFTER_START,
+    STARTED,
+    Broker,
+    SentMessage,
+    offer,
+    only,
+    opened,
+)
 
 NONCE = b"n" * 16
 ENV, ENV2, LEARNER, THIEF = b"\x01env", b"\x01env2", b"\x01learner", b"\x01thief"
@@ -1006,7 +1015,7 @@ def test_the_log_notes_offers_and_sessions(broker: Broker) -> None:
     broker.say(env, Bye())
     events = [note.event for note in broker.core.take_notes()]
     assert events == ["offer accepted", "session opened", "session closed", "agent left"]
-    assert broker.now == SETTLED
+    assert broker.now == LONG_AFTER_START
 
 
 # --- local channels -------------------------------------------------------------------------------

@@ -84,13 +84,13 @@ def test_an_unknown_on_lost_is_refused() -> None:
         ProxyEnv("lake", "tcp://127.0.0.1:1", on_lost="forget")
 
 
-def test_a_replay_that_comes_out_differently_says_where() -> None:
+def test_a_replay_with_another_result_names_the_step() -> None:
     recording = Recording()
     recording.reset(None, 1, None, (0, {}))
     recording.step(b"\x01", (1, 0.0, False, False, {}))
     recording.step(b"\x01", (2, 0.0, False, False, {}))
     answers: Iterator[Any] = iter([(1, 0.0, False, False, {}), (3, 0.0, False, False, {})])
-    with pytest.raises(ReplayMismatch, match=r"its step 2 came out differently"):
+    with pytest.raises(ReplayMismatch, match=r"its step 2 had another result"):
         recording.replay(lambda seed, options: (0, {}), lambda action: next(answers))
 
 
