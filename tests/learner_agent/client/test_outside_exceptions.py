@@ -68,6 +68,7 @@ def interrupted(call: Callable[[], object], instruction: int) -> str | None:
         return at_event
 
     gc.disable()
+    sys._getframe().f_trace_opcodes = True  # from Python 3.12 on, needed before settrace as well
     sys.settrace(at_event)
     try:
         call()
