@@ -55,6 +55,7 @@ def interrupted(call: Callable[[], object], instruction: int) -> str | None:
             if not _is_ours(frame):
                 return None
             outermost = outermost or frame
+            frame.f_trace = at_event  # before f_trace_opcodes, or Python 3.13 ignores that
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
         if event != "opcode" or where:
@@ -68,7 +69,6 @@ def interrupted(call: Callable[[], object], instruction: int) -> str | None:
         return at_event
 
     gc.disable()
-    sys._getframe().f_trace_opcodes = True  # from Python 3.12 on, needed before settrace as well
     sys.settrace(at_event)
     try:
         call()
