@@ -72,7 +72,7 @@ SCALARS = [
     *(np.dtype(code).type(1) for code in "?bhilqBHILQefdFD"),
     np.float32("nan"), np.float64("-inf"), np.float64(-0.0), np.uint64(2**64 - 1),
     np.str_(""), np.str_("a\0"), np.bytes_(b""), np.bytes_(b"a\0"),
-    np.datetime64("2020-01-01T12", "h"), np.datetime64("NaT"), np.timedelta64(3, ("s", 25)),
+    np.datetime64("2020-01-01T12", "h"), np.datetime64("NaT", "s"), np.timedelta64(3, ("s", 25)),
 ]  # fmt: skip
 
 

@@ -55,6 +55,7 @@ def interrupted(call: Callable[[], object], instruction: int) -> str | None:
             if not _is_ours(frame):
                 return None
             outermost = outermost or frame
+            frame.f_trace = at_event  # before f_trace_opcodes, or Python 3.13 ignores that
             frame.f_trace_opcodes = True
             frame.f_trace_lines = False
         if event != "opcode" or where:
