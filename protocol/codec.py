@@ -31,7 +31,7 @@ from gymwire.protocol.messages import (
     Percept,
     Status,
 )
-from gymwire.protocol.spaces import NOT_COMPACT, SpaceCodec
+from gymwire.protocol.space_codecs import NOT_COMPACT, SpaceCodec
 
 MAGIC = 0xE7
 HEADER = struct.Struct("<BBBBIQQ")

@@ -29,10 +29,10 @@ from gymnasium import Space, spaces
 
 from gymwire.protocol.arrays import MAX_DIMS, dtype_from_text, dtype_to_text
 from gymwire.protocol.errors import DecodingError, GymwireError, UnsupportedSpaceError
-from gymwire.protocol.space_codecs import NOT_COMPACT, SpaceCodec, compile
+from gymwire.protocol.space_codecs import compile
 from gymwire.protocol.values import MAX_DEPTH
 
-__all__ = ["MAX_SPACE_BYTES", "NOT_COMPACT", "SpaceCodec", "build", "compile", "describe"]
+__all__ = ["MAX_SPACE_BYTES", "build", "compile", "describe"]
 
 MAX_SPACE_BYTES: Final = 1 << 28
 """The maximum memory for the bounds of one described space: otherwise a few bytes from a stranger

@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gymwire.protocol.errors import DecodingError, UnsupportedSpaceError
-from gymwire.protocol.spaces import NOT_COMPACT, build, compile, describe
+from gymwire.protocol.space_codecs import NOT_COMPACT
+from gymwire.protocol.spaces import build, compile, describe
 from gymwire.protocol.values import MAX_DEPTH, Tail
 from tests.protocol.test_values import joined
 from tests.sameness import assert_same
