@@ -75,7 +75,8 @@ class LineMeter:
         """Write a line if one is due."""
         if self.due(progress, time.monotonic()):
             self._log.info(
-                f"trained {progress.step / progress.steps:.0%}",
+                "training progress",
+                done=f"{progress.step / progress.steps:.0%}",
                 step=progress.step,
                 reward=round(progress.recent_reward, 3),
                 steps_per_s=round(progress.steps_per_s),

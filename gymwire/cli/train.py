@@ -51,7 +51,7 @@ def command(options: Options, output: Output) -> int:
         env.close()
         raise
     structlog.get_logger().info(
-        "training",
+        "training started",
         address=options.address,
         learner=type(learner).__name__,
         steps=options.steps,

@@ -33,7 +33,7 @@ CHECK_EVERY_S = 0.002  # the pause between two checks of connections that are be
 
 
 class DirectConnection:
-    """A connection to the env agent of one session.
+    """A connection to the env agent of one session, at the endpoint that OPENED names.
 
     Attributes:
         up: whether requests can take this path now.
@@ -42,18 +42,18 @@ class DirectConnection:
 
     def __init__(
         self,
-        offer: Mapping[str, Any],
+        endpoint: Mapping[str, Any],
         sid: int,
         nonce: bytes,
         key: KeyPair | None,
         dial: Callable[..., Transport] = dial_first,
     ) -> None:
-        server_key = offer.get("key") or None
-        if server_key is not None and key is None:
+        server_key = endpoint.get("key") or None
+        if server_key is None:
+            key = None
+        elif key is None:
             raise ConnectionFailed("The env agent's direct endpoint requires a key.")
-        self.transport = dial(
-            _choose(offer), key=key if server_key else None, server_key=server_key
-        )
+        self.transport = dial(_urls_for_this_host(endpoint), key=key, server_key=server_key)
         self.up = self.denied = False
         self._must_resume = False
         self._resume = PLAIN.encode(Resume(nonce), sid)
@@ -107,7 +107,7 @@ class SessionPaths:
         self._connection = connection
         self._sid = sid
         self._open_msg = open_msg
-        self._offer = opened.direct
+        self._endpoint = opened.direct
         self._exchange = exchange
 
     @property
@@ -117,13 +117,13 @@ class SessionPaths:
 
     def dial_direct(self) -> DirectConnection:
         """Dial the env agent itself. Raises GymwireError if it cannot be dialled."""
-        offer = self._offer
-        if offer is None:
+        endpoint = self._endpoint
+        if endpoint is None:
             raise ConnectionFailed("it offers no direct connection (--direct).")
         key, pin = self._connection.credentials.key, parse_address(self._open_msg.address).identity
-        if pin is not None and _identity_in(offer) != pin:
+        if pin is not None and _identity_in(endpoint) != pin:
             raise Denied("Its direct endpoint does not belong to the pinned agent.")
-        self.direct = DirectConnection(offer, self._sid, self._open_msg.nonce, key)
+        self.direct = DirectConnection(endpoint, self._sid, self._open_msg.nonce, key)
         return self.direct
 
     def finish_setup(self, why: str, *, required: bool) -> None:
@@ -233,15 +233,15 @@ class _Setup:
         return False  # so that `check` is next
 
 
-def _choose(offer: Mapping[str, Any]) -> list[str]:
+def _urls_for_this_host(endpoint: Mapping[str, Any]) -> list[str]:
     """Return the endpoints that this host can dial, the nearest first. Raises DecodingError."""
-    urls = offer.get("urls")
+    urls = endpoint.get("urls")
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls) or not urls:
         raise DecodingError("The env agent's direct endpoint has no URL.")
-    same_host = offer.get("host") == socket.gethostname()
-    return usable(urls, same_host=same_host, keyed=bool(offer.get("key")))
+    same_host = endpoint.get("host") == socket.gethostname()
+    return usable(urls, same_host=same_host, keyed=bool(endpoint.get("key")))
 
 
-def _identity_in(offer: Mapping[str, Any]) -> str:
-    key = offer.get("key")
+def _identity_in(endpoint: Mapping[str, Any]) -> str:
+    key = endpoint.get("key")
     return identity(key) if isinstance(key, bytes) else ""

@@ -109,7 +109,7 @@ def test_an_agent_without_a_direct_endpoint_is_used_through_the_broker(url: str)
 def test_without_a_reachable_endpoint_the_broker_relays(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learner_direct, "_choose", lambda offer: ["tcp://127.0.0.1:1"])
+    monkeypatch.setattr(learner_direct, "_urls_for_this_host", lambda offer: ["tcp://127.0.0.1:1"])
     with ProxyEnv("located-d", url) as env:
         env.reset()
         assert env.step(1)[0] == 1
@@ -230,7 +230,7 @@ def test_a_missing_unix_socket_is_skipped(url: str) -> None:
         assert offer is not None
         tcp = url_in(offer)
         elsewhere = {**offer, "urls": ["unix:///of/another/container", tcp]}
-        urls = learner_direct._choose(elsewhere)
+        urls = learner_direct._urls_for_this_host(elsewhere)
         assert urls == elsewhere["urls"]
         dealer = dial_first(urls)
         assert dealer.url == tcp
@@ -256,7 +256,7 @@ def test_with_keys_no_unix_socket_is_offered_or_used(tmp_path: Path) -> None:
         offer = endpoint.offer
         assert [url.partition(":")[0] for url in offer["urls"]] == ["tcp", "ipc"]
         offer["urls"].append("unix:///tmp/liar")
-        assert learner_direct._choose(offer) == [url_in(offer, "ipc"), url_in(offer)]
+        assert learner_direct._urls_for_this_host(offer) == [url_in(offer, "ipc"), url_in(offer)]
 
 
 # --- large answers, which are sent from where the environment has left them -----------------------
@@ -329,7 +329,7 @@ def test_a_step_is_neither_lost_nor_doubled_when_the_direct_connection_is_cut(
         relays.append(TcpRelay(int(url_in(offer).rpartition(":")[2])))
         return [relays[-1].url]
 
-    monkeypatch.setattr(learner_direct, "_choose", through_a_relay)
+    monkeypatch.setattr(learner_direct, "_urls_for_this_host", through_a_relay)
     local = gymnasium.make("FrozenLake-v1")
     try:
         with ProxyEnv("lake-d", url, direct="always") as env:
