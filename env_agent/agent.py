@@ -122,14 +122,12 @@ class Agent:
         except ConfigurationError as error:
             if self._direct.url is None:  # the default: the operator did not ask for it
                 if index == 0:
-                    self._log.warning(
-                        "direct sessions within this host unavailable", why=str(error)
-                    )
+                    self._log.warning("direct sessions unavailable", why=str(error))
             elif index == 0:
                 link.close()
                 raise
             else:
-                self._log.warning("direct sessions of a thread unavailable", why=str(error))
+                self._log.warning("direct sessions unavailable in a thread", why=str(error))
             endpoint = None
         return Transports(link, endpoint)
 
