@@ -1,4 +1,4 @@
-"""Every Gymnasium space in many shapes, and an environment that speaks them."""
+"""Every Gymnasium space in many shapes, and an environment that uses them."""
 
 from __future__ import annotations
 

@@ -315,7 +315,7 @@ class Network:
 
     @property
     def ledgers(self) -> dict[int, list[Entry]]:
-        """Each sid with the calls that its environments executed, at whichever agent."""
+        """Each sid with the calls that its environments executed, at any agent."""
         found: dict[int, list[Entry]] = {}
         for host in self.hosts:
             for sid, entries in host.ledgers.items():

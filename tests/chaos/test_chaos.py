@@ -1,7 +1,7 @@
-"""No single fault loses a step, doubles one, changes a result or lets anybody hang.
+"""No single fault loses or doubles a step, changes a result or makes a process hang.
 
-Each test is one family of faults against real processes; `python -m tests.chaos` mixes them for as
-long as wanted.
+Each test is one family of faults against real processes; `python -m tests.chaos` mixes them for any
+duration.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def go(course: Course, requests: int = 20) -> None:
 
 
 def assert_exactly_once(fleet: Fleet, *courses: Course, losses: int = 0) -> None:
-    """Every request of these courses was executed once, and so many sessions were lost."""
+    """Assert that each request was executed once, and that `losses` sessions were lost."""
     answered, lost = {}, {}
     for one in courses:
         answered.update(one.answered)
@@ -78,7 +78,7 @@ def assert_exactly_once(fleet: Fleet, *courses: Course, losses: int = 0) -> None
 
 @contextlib.contextmanager
 def in_a_request(fleet: Fleet, course: Course) -> Iterator[None]:
-    """While the body runs, the course is in a slow request; it must end soon after."""
+    """Keep the course in a slow request during the block; the request must end soon after."""
     before = len(fleet.ledger.read_text().splitlines())
     failures: list[BaseException] = []
 

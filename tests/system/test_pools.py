@@ -1,4 +1,4 @@
-"""Many processes behind one address: they share the sessions, die, come and go."""
+"""Many processes behind one address: they share the sessions, join, leave and crash."""
 
 from __future__ import annotations
 

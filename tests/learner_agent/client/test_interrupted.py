@@ -43,7 +43,7 @@ def _is_ours(frame: FrameType | None) -> bool:
 
 
 def interrupted(call: Callable[[], Any], moment: int) -> str | None:
-    """Interrupt a call at its n-th moment. Returns where that was; None: it has ended before."""
+    """Interrupt a call at its n-th event. Returns where; None if the call ended before."""
     left, where = moment, ""
 
     def at_event(frame: FrameType, event: str, _: object) -> None:
@@ -57,7 +57,7 @@ def interrupted(call: Callable[[], Any], moment: int) -> str | None:
                 where = f"{event} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
                 raise KeyboardInterrupt
 
-    gc.disable()  # a __del__ of what other tests have left is no moment of this call
+    gc.disable()  # a __del__ of an object of another test is not an event of this call
     sys.setprofile(at_event)
     try:
         call()
@@ -100,7 +100,7 @@ def in_memory() -> Iterator[Network]:
 
 @contextlib.contextmanager
 def pairs(make: Make, step_timeout_s: float | None = None) -> Iterator[Pair]:
-    """Both have begun the same episode."""
+    """Yield a remote and a local environment in the same episode."""
     with in_memory() as network:
         remote, local = make(network, step_timeout_s)
         assert_same(remote.reset(seed=1), local.reset(seed=1))

@@ -1,4 +1,4 @@
-"""What is lost with an env agent, or with the learner's own process, can be taken up again."""
+"""Recovery after the loss of an env agent, or of the learner's own process."""
 
 from __future__ import annotations
 

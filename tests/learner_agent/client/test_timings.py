@@ -1,4 +1,4 @@
-"""Where the time of a step went: the sharing out, in memory, and over real processes."""
+"""Where the time of a step went: its division, in memory and over real processes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check_sum(timings: Timings | None) -> Timings:
     return timings
 
 
-# --- sharing out ----------------------------------------------------------------------------------
+# --- dividing the time ----------------------------------------------------------------------------
 
 # The broker takes 3 µs and 4; the agent decodes for 5, is in its step for 100, and encodes for 6.
 STAMPS = Stamps(
@@ -75,7 +75,7 @@ def test_time_beyond_the_least_of_the_network_was_spent_in_the_queue() -> None:
     assert (shared(busy, least_us=50).network_us, shared(busy, least_us=50).queue_us) == (50, 29)
 
 
-def test_nothing_waits_longer_than_the_agent_was_at_work() -> None:
+def test_time_in_the_queue_is_limited_by_how_long_the_agent_was_busy() -> None:
     timings = shared(STAMPS._replace(busy_since=67_000), least_us=50)
     assert (timings.network_us, timings.queue_us) == (69.0, 10.0)
 

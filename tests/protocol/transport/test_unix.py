@@ -378,7 +378,7 @@ def interrupted() -> Iterator[Callable[[Callable[[], object]], None]]:
 def test_an_interrupt_in_the_middle_of_a_large_frame_ends_the_connection(
     url: str, interrupted: Callable[[Callable[[], object]], None]
 ) -> None:
-    """How much of it had come is not known any more: what came next would fill the gap."""
+    """How many bytes were received is unknown: later bytes would be taken for the rest."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(url.removeprefix("unix://"))
         listener.listen()
