@@ -139,9 +139,12 @@ def check_plot(path: Path) -> None:
 def check_writable(path: Path) -> None:
     """Raise ConfigurationError if the file cannot be written, and why."""
     folder = path.parent
-    if not folder.is_dir():
-        raise ConfigurationError(f"{path}: there is no folder {folder}. Make it first.")
-    if path.is_dir():
-        raise ConfigurationError(f"{path} is a folder. Name a file in it.")
+    try:
+        if not folder.is_dir():
+            raise ConfigurationError(f"{path}: there is no folder {folder}. Make it first.")
+        if path.is_dir():
+            raise ConfigurationError(f"{path} is a folder. Name a file in it.")
+    except OSError as error:  # such as a name that is too long
+        raise ConfigurationError(f"{path}: {error.strerror}. Choose another name.") from None
     if not os.access(folder, os.W_OK):
         raise ConfigurationError(f"{path}: you may not write to the folder {folder}.")

@@ -18,7 +18,7 @@ from gymwire.protocol.errors import (
     GymwireError,
 )
 from gymwire.protocol.messages import Kind, Open, Opened, Resume
-from gymwire.protocol.security.keys import KeyPair, identity
+from gymwire.protocol.security.keys import KeyPair, identity, is_public_key
 from gymwire.protocol.transport.interface import Transport
 from gymwire.protocol.transport.registry import dial_first, usable
 
@@ -49,6 +49,8 @@ class DirectConnection:
         dial: Callable[..., Transport] = dial_first,
     ) -> None:
         server_key = endpoint.get("key") or None
+        if server_key is not None and not _is_key(server_key):
+            raise DecodingError("The env agent's direct endpoint has a malformed key.")
         if server_key is None:
             key = None
         elif key is None:
@@ -240,6 +242,10 @@ def _urls_for_this_host(endpoint: Mapping[str, Any]) -> list[str]:
         raise DecodingError("The env agent's direct endpoint has no URL.")
     same_host = endpoint.get("host") == socket.gethostname()
     return usable(urls, same_host=same_host, keyed=bool(endpoint.get("key")))
+
+
+def _is_key(value: object) -> bool:
+    return isinstance(value, bytes) and is_public_key(value.decode("latin-1"))
 
 
 def _identity_in(endpoint: Mapping[str, Any]) -> str:
