@@ -366,7 +366,7 @@ OPTIONS = (
         commands=SERVERS,
         metavar="FILE",
         panel="Keys",
-        help="this side's secret key: a file made by gymwire keygen",
+        help="your own secret key, a file made by gymwire keygen",
     ),
     Option(
         keyword="broker_key",
@@ -392,7 +392,7 @@ OPTIONS = (
         default="info",
         metavar="LEVEL",
         panel="Log",
-        help="the least level to log: debug, info, warning or error",
+        help="the lowest level to log: debug, info, warning or error",
     ),
     # --- between the processes of `serve --workers` -----------------------------------------------
     Option(
