@@ -260,6 +260,12 @@ class RemoteSession:
         """Whether the caller does not have the reply to the last request yet."""
         return self.exchange.pending is not None
 
+    @property
+    def is_stepping(self) -> bool:
+        """Whether the caller does not have the reply to an ACT yet."""
+        pending = self.exchange.pending
+        return pending is not None and pending.kind is Kind.ACT
+
     def is_settled(self) -> bool:
         """Return whether the reply has arrived. Raises EnvironmentLost if none can come."""
         if self.ready:
@@ -279,14 +285,17 @@ class RemoteSession:
             self.exchange.end_with(request, error)
             raise
 
+    def peek(self, timeout_s: float | None = None) -> Message:
+        """Wait for the reply to the pending request, and return it; it stays pending.
+
+        Raises what `finish` raises. The reply stays then, too, even if it is the exception.
+        """
+        self._wait(timeout_s)
+        return self._decode(self._read)  # type: ignore[return-value]
+
     def _finish_step(self, timeout_s: float | None) -> Step:
         self._wait(timeout_s)
         return self._take(self._read_step)
-
-    def drop_reply(self) -> None:
-        """Drop the reply to the pending request, if it has arrived."""
-        if self.ready:
-            self.exchange.mark_returned()
 
     def _wait(self, timeout_s: float | None) -> None:
         connection = self.connection
@@ -307,6 +316,12 @@ class RemoteSession:
 
         After an exception the caller must call `Exchange.end_with`.
         """
+        value = self._decode(read)
+        self.exchange.mark_returned()
+        return value
+
+    def _decode(self, read: Callable[[Header, Data], T | Error]) -> T:
+        """Return what `_take` returns, but do not record that the caller has the reply."""
         exchange = self.exchange
         reply = exchange.reply
         assert reply is not None
@@ -319,7 +334,6 @@ class RemoteSession:
             failure = error_for(value)
             exchange.set_failure(failure)
             raise failure
-        exchange.mark_returned()
         return value
 
     def _read(self, header: Header, data: Frame | memoryview) -> Message:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from gymwire.learner_agent.proxies.interrupts import keeps_replies
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
 from gymwire.protocol.errors import AttributeDenied, ProtocolError
 from gymwire.protocol.messages import Call, Result
@@ -23,6 +24,12 @@ class RemoteAttributes:
         names = self._owner.session.opened.limits.get("attributes")
         return names if isinstance(names, list) else []
 
+    @property
+    def undoable(self) -> SessionOwner:
+        """What the calls use: `keeps_replies` requires it."""
+        return self._owner
+
+    @keeps_replies
     def get_exposed(self, name: str) -> Any:
         """Return an attribute. Raises AttributeDenied at once if it is not exposed."""
         if name not in self.exposed:
@@ -60,6 +67,7 @@ class RemoteAttributes:
         """Set an attribute. Raises AttributeDenied and EncodingError."""
         self._owner.request(Call("set", name, (value,)))
 
+    @keeps_replies
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         result = self._owner.request(Call("call", name, args, kwargs))
         assert type(result) is Result

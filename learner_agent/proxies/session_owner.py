@@ -70,6 +70,18 @@ class SessionOwner:
     def _use(self, session: RemoteSession) -> None:
         self.session = session
         self.pid = os.getpid()
+        self._exchange, self._returned = session.exchange, session.exchange.returned
+
+    def begin_call(self) -> None:
+        """Begin a call of the proxy: from now on, `undo` returns to this moment."""
+        self._exchange = exchange = self.session.exchange
+        self._returned = exchange.returned
+
+    def undo(self, error: BaseException) -> None:
+        """End a call with an exception. Unless it is a reply, no reply counts as returned."""
+        exchange = self.session.exchange
+        if exchange is self._exchange:
+            exchange.undo(self._returned, error)
 
     def reopen(self, *, wait_s: float | None = None) -> None:
         """Open another session on the same connection."""
