@@ -13,7 +13,7 @@ from gymwire.learner_agent.client.direct import SessionPaths
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
-from gymwire.protocol import codec, logs, spaces, stamps, vector_infos
+from gymwire.protocol import codec, dialogue, logs, spaces, stamps, vector_infos
 from gymwire.protocol.codec import PLAIN, TIMED, Codec, Frame, Header
 from gymwire.protocol.errors import (
     BrokerUnreachable,
@@ -88,6 +88,7 @@ class RemoteSession:
         )
         self.paths = SessionPaths(connection, sid, open_msg, opened, self.exchange)
         self.closed = False  # on this side; the agent may not have confirmed it yet
+        self._is_left = False  # whether `close` has returned
         self._least_network: dict[bool, int] = {}  # is it direct? → ns of a step, for `apportion`
 
     @property
@@ -436,14 +437,19 @@ class RemoteSession:
         Until the agent has confirmed it, the connection sends CLOSE again whenever it is used.
         """
         connection, exchange = self.connection, self.exchange
-        if self.closed or connection.is_inherited or connection.closed:
+        if self._is_left or connection.is_inherited or connection.closed:
             return
         self.closed = True
-        wait = wait and exchange.unanswered is None
+        unanswered = exchange.unanswered
+        if unanswered is not None and unanswered.kind is Kind.CLOSE:
+            exchange.resend(connection.clock())  # an interrupt may have come before it was sent
+        elif unanswered is not None:
+            wait = False
         try:
-            self.begin(Close())
-            if wait:
-                self.finish(CLOSE_S)
+            if exchange.state is not dialogue.State.CLOSED:
+                self.begin(Close())
+                if wait:
+                    self.finish(CLOSE_S)
         except GymwireError as error:
             logs.logger().debug("close not confirmed", why=str(error))
         if exchange.unanswered is None or exchange.lost is not None:
@@ -451,6 +457,7 @@ class RemoteSession:
         else:
             exchange.keep_waiting(connection.clock())  # starts the timers that send it again
         self.paths.close_direct()
+        self._is_left = True  # last: after an interrupt, the next call goes on
 
 
 def _with_infos(step: Step) -> Step:

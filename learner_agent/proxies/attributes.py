@@ -32,13 +32,22 @@ class RemoteAttributes:
     @keeps_replies
     def get_exposed(self, name: str) -> Any:
         """Return an attribute. Raises AttributeDenied at once if it is not exposed."""
+        self._check_exposed(name)
+        return self.get(name)
+
+    @keeps_replies
+    def set_exposed(self, name: str, value: Any) -> None:
+        """Set an attribute. Raises AttributeDenied at once if it is not exposed."""
+        self._check_exposed(name)
+        self.set(name, value)
+
+    def _check_exposed(self, name: str) -> None:
         if name not in self.exposed:
             raise AttributeDenied(
                 f"The env agent at {self._owner.options.address!r} does not expose {name!r}. Its "
                 f"operator can expose it with --expose {name}. Exposed now: "
                 f"{', '.join(sorted(self.exposed))}."
             )
-        return self.get(name)
 
     def get(self, name: str) -> Any:
         """Return an attribute's value or, if it is a method, a callable that calls it remotely.

@@ -31,7 +31,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
     `reset` and `step` return exactly what the remote environment returned: the same types, in
     fresh memory that belongs to the caller. Attributes and methods that the env agent exposes
     (`action_masks` and similar by default, others with `--expose NAME`) are available under their
-    own names.
+    own names. Reading or setting others raises AttributeDenied; a subclass declares attributes of
+    its own in its class body.
 
     A copy (`copy.deepcopy`, `pickle`) and a forked process use a session of their own, which must
     be reset first. Not thread-safe: use it from one thread.
@@ -296,10 +297,10 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         attributes = self.__dict__.get("_attributes")
-        if attributes and name in attributes.exposed and not hasattr(type(self), name):
-            attributes.set(name, value)
-        else:
+        if attributes is None or name in self.__dict__ or _declares(type(self), name):
             super().__setattr__(name, value)
+        else:
+            attributes.set_exposed(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {
@@ -329,6 +330,15 @@ def make_proxy(
         env = ProxyEnv(address, broker, render_mode=render_mode.removesuffix("_list"), **kwargs)
         return gymnasium.wrappers.RenderCollection(env)
     return ProxyEnv(address, broker, render_mode=render_mode, **kwargs)
+
+
+def _declares(kind: type, name: str) -> bool:
+    """Return whether an attribute is the proxy's own: private, or of its class or a base class."""
+    return (
+        name.startswith("_")
+        or hasattr(kind, name)
+        or any(name in vars(base).get("__annotations__", ()) for base in kind.__mro__)
+    )
 
 
 def _remake(cls: type[ProxyEnv], kwargs: dict[str, Any]) -> ProxyEnv:

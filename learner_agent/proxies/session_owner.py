@@ -42,6 +42,7 @@ class SessionOwner:
     ) -> None:
         self.options = options
         self.closed = False
+        self._is_left = False  # whether `close` has returned
         self._owns_channel = channel is None
         if resumed is None:
             self.open(channel)
@@ -141,7 +142,7 @@ class SessionOwner:
 
     def close(self) -> None:
         """End the session and free its slot. Idempotent; never waits for a step."""
-        if self.closed:
+        if self._is_left:
             return
         self.closed = True
         if self.pid != os.getpid():
@@ -152,10 +153,11 @@ class SessionOwner:
         finally:  # an interrupt must not leave the connection open
             if self._owns_channel:
                 self.session.connection.close()
+        self._is_left = True  # last: after an interrupt, the next call goes on
 
     def __del__(self) -> None:
         session = self.__dict__.get("session")
-        if session is None or self.closed or sys.is_finalizing():
+        if session is None or self._is_left or sys.is_finalizing():
             return
         if self.pid != os.getpid():
             INHERITED_CONNECTIONS.append(session.connection)

@@ -21,21 +21,24 @@ from gymwire.protocol.errors import AttributeDenied, MoveError
 from tests.learner_agent.client.test_interrupted import in_memory
 from tests.learner_agent.opcodes import Interruption
 from tests.sameness import assert_same
-from tests.wire import BROKER
+from tests.wire import BROKER, Network
 
 STRIDE = int(os.environ.get("GYMWIRE_OPCODE_STRIDE", "0"))
 Call = Callable[[Any], Any]
 
 
+def make(network: Network, sessions: int) -> Any:
+    """Return a proxy. `sessions` 0: a plain one on the caller's connection."""
+    if sessions:
+        return ProxyVectorEnv("moody", 3, BROKER, sessions=sessions)
+    return ProxyEnv("moody", channel=network.connection())
+
+
 @contextmanager
 def proxies(sessions: int) -> Iterator[tuple[Any, Any]]:
-    """Return two equal proxies: one to disturb, one to compare with. `sessions` 0: plain."""
+    """Return two equal proxies: one to disturb, and one to compare with."""
     with in_memory() as network:
-        made: list[Any]
-        if sessions:
-            made = [ProxyVectorEnv("moody", 3, BROKER, sessions=sessions) for _ in range(2)]
-        else:
-            made = [ProxyEnv("moody", channel=network.connection()) for _ in range(2)]
+        made = [make(network, sessions) for _ in range(2)]
         yield made[0], made[1]
         for one in made:
             one.close()
@@ -121,3 +124,21 @@ def test_a_call_is_neither_lost_nor_doubled(sessions: int, call: Call) -> None:
 @pytest.mark.parametrize("call", [send, recv, step_async])
 def test_a_call_of_several_sessions_is_neither_lost_nor_doubled(call: Call) -> None:
     assert check(3, call, 211) > 211
+
+
+@pytest.mark.parametrize("sessions", [0, 2])
+def test_an_interrupted_close_can_be_called_again(sessions: int) -> None:
+    with in_memory() as network:
+        (loop,) = network.loops
+        instruction, interrupted = 0, True
+        while interrupted:
+            env = make(network, sessions)
+            env.reset(seed=1)
+            interruption = Interruption(instruction)
+            interrupted = interruption.run(env.close)
+            env.close()
+            network.pass_time(1.0)
+            assert loop.idle, interruption.where
+            instruction += STRIDE or 17
+        assert not interruption.where
+        assert instruction > 200
