@@ -19,6 +19,7 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.client.truncating_group import TruncatingGroup
 from gymwire.learner_agent.proxies import batching
+from gymwire.learner_agent.proxies.interrupts import keeps_replies
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions
 from gymwire.learner_agent.proxies.vector_steps import VectorStep, VectorSteps
 from gymwire.protocol import generators
@@ -160,6 +161,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
     # --- gymnasium.vector.VectorEnv ---------------------------------------------------------------
 
+    @keeps_replies
     def reset(
         self,
         *,
@@ -219,13 +221,21 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if self.closed or self._pid != os.getpid():
             self._check_usable(steps=True)
-        return self._steps.step(actions, self._step_timeout_s)
+        steps = self._steps
+        steps.begin_call()
+        try:  # as `keeps_replies`, which would be a call more
+            return steps.step(actions, self._step_timeout_s)
+        except BaseException as error:
+            steps.undo(error)
+            raise
 
+    @keeps_replies
     def step_async(self, actions: Any) -> None:
         """Send the actions of all environments without waiting. Raises what `step` raises."""
         self._check_usable(steps=True)
         self._steps.begin(actions)
 
+    @keeps_replies
     def step_wait(self, timeout_s: float | None = None) -> VectorStep:
         """Wait for the step that `step_async` sent, and return what `step` returns.
 
@@ -234,6 +244,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_usable(steps=True)
         return self._steps.wait(timeout_s)
 
+    @keeps_replies
     def send(self, actions: Any, env_ids: ArrayLike) -> None:
         """Send actions to some of the environments without waiting.
 
@@ -250,6 +261,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_usable(steps=True)
         self._steps.send(actions, env_ids)
 
+    @keeps_replies
     def recv(self, min_envs: int = 1, timeout_s: float | None = None) -> VectorStep:
         """Wait until `min_envs` of the environments that were sent actions have stepped.
 
@@ -268,6 +280,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_usable(steps=True)
         return self._steps.receive(min_envs, timeout_s)
 
+    @keeps_replies
     def render(self) -> tuple[Any, ...] | None:
         """Return one frame for each environment; None without a render mode."""
         frames: list[Any] = []
@@ -280,6 +293,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
     # --- attributes -------------------------------------------------------------------------------
 
+    @keeps_replies
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment, and return the results.
 
@@ -287,6 +301,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         """
         return self._attribute(Call("call", name, args, kwargs))
 
+    @keeps_replies
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """Return an attribute of every environment.
 
@@ -295,6 +310,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         found = self._attribute(Call("get", name))
         return tuple(map(generators.build, found)) if name == "np_random" else found
 
+    @keeps_replies
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of every environment.
 
@@ -325,6 +341,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         return tuple(found)
 
     @property  # type: ignore[misc]  # read-only, as SyncVectorEnv's
+    @keeps_replies
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """Copies of the remote environments' generators in their present states.
 
@@ -333,11 +350,17 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         return self.get_attr("np_random")
 
     @property
+    @keeps_replies
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
         """The seeds of the remote environments' generators, -1 where unknown."""
         return self.get_attr("np_random_seed")
 
     # --- the sessions -----------------------------------------------------------------------------
+
+    @property
+    def undoable(self) -> VectorSteps:
+        """What the calls use: `keeps_replies` requires it."""
+        return self._steps
 
     def _ask(self, requests: Mapping[int, Message]) -> list[Message]:
         """Send each of these sessions a request, and return the replies."""

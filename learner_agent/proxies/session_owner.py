@@ -42,6 +42,7 @@ class SessionOwner:
     ) -> None:
         self.options = options
         self.closed = False
+        self._is_left = False  # whether `close` has returned
         self._owns_connection = connection is None
         if resumed is None:
             self.open(connection)
@@ -70,6 +71,18 @@ class SessionOwner:
     def _use(self, session: RemoteSession) -> None:
         self.session = session
         self.pid = os.getpid()
+        self._exchange, self._returned = session.exchange, session.exchange.returned
+
+    def begin_call(self) -> None:
+        """Begin a call of the proxy: from now on, `undo` returns to this moment."""
+        self._exchange = exchange = self.session.exchange
+        self._returned = exchange.returned
+
+    def undo(self, error: BaseException) -> None:
+        """End a call with an exception. Unless it is a reply, no reply counts as returned."""
+        exchange = self.session.exchange
+        if exchange is self._exchange:
+            exchange.undo(self._returned, error)
 
     def reopen(self, *, wait_s: float | None = None) -> None:
         """Open another session on the same connection."""
@@ -129,7 +142,7 @@ class SessionOwner:
 
     def close(self) -> None:
         """End the session and free its slot. Idempotent; never waits for a step."""
-        if self.closed:
+        if self._is_left:
             return
         self.closed = True
         if self.pid != os.getpid():
@@ -140,10 +153,11 @@ class SessionOwner:
         finally:  # an interrupt must not leave the connection open
             if self._owns_connection:
                 self.session.connection.close()
+        self._is_left = True  # last: after an interrupt, the next call goes on
 
     def __del__(self) -> None:
         session = self.__dict__.get("session")
-        if session is None or self.closed or sys.is_finalizing():
+        if session is None or self._is_left or sys.is_finalizing():
             return
         if self.pid != os.getpid():
             INHERITED_CONNECTIONS.append(session.connection)

@@ -285,6 +285,30 @@ def test_the_error_for_other_attributes_lists_the_exposed_ones_and_how_to_expose
     )
     with pytest.raises(AttributeDenied, match=text):
         _ = cartpole.gravity
+    with pytest.raises(AttributeDenied, match=text):
+        cartpole.gravity = 500.0
+    assert "gravity" not in vars(cartpole)
+    with pytest.raises(AttributeDenied, match="--expose gravity"):
+        TimeLimit(cartpole, 5).unwrapped.gravity = 500.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["render_mode", "observation_space", "metadata", "_private"])
+def test_attributes_of_the_proxy_itself_can_be_set(cartpole: ProxyEnv, name: str) -> None:
+    setattr(cartpole, name, "mine")
+    assert getattr(cartpole, name) == "mine"
+
+
+def test_a_subclass_declares_attributes_of_its_own(broker: str) -> None:
+    class Counting(ProxyEnv):
+        count: int
+
+        def __init__(self, *args: str) -> None:
+            super().__init__(*args)
+            self.count = 0
+
+    with Counting("cartpole", broker) as env:
+        env.count += 1
+        assert env.count == 1
 
 
 def test_an_attribute_that_the_remote_environment_lacks_is_an_attribute_error(

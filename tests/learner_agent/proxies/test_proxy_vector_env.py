@@ -369,7 +369,7 @@ def test_the_same_step_again_after_a_time_out_waits_on(
     remote.reset()
     with pytest.raises(RequestTimeout):
         remote.step([0, 0, 0, 1])
-    with pytest.raises(MoveError, match="other actions"):
+    with pytest.raises(MoveError, match="still under way"):
         remote.step([0, 0, 0, 0])
     gate.touch()
     for _ in range(50):
