@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from gymwire.protocol.security.signing import Signer
 from tests.protocol.test_golden import read
 
 KEPT = read(Path(__file__).parents[2] / "golden" / "session-tokens-0.1.0.txt")
-KWARGS = {
+KWARGS: dict[str, Any] = {
     "address": "cartpole",
     "broker": "tcp://127.0.0.1:5555",
     "key": None,
