@@ -111,7 +111,7 @@ class Environments:
         """Close an environment; log the exception if that fails."""
         try:
             runner.close()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's, not ours
+        except BaseException as error:  # noqa: BLE001 - the environment's, not ours
             self._log.warning(
                 "environment failed to close",
                 address=address,

@@ -16,7 +16,17 @@ MAX_TRACEBACK = 20_000  # characters, counted from the end
 
 def request_failed(error: BaseException, env: object) -> Error:
     """Report an exception that `env`, an environment or a vector, raised during a request."""
-    return Error(Code.ENVIRONMENT_FAILED, text_of(error), _details(error, env))
+    return Error(Code.ENVIRONMENT_FAILED, text_of(error) + _remedy(error), _details(error, env))
+
+
+def handling_failed(request: str, error: BaseException) -> Error:
+    """Report that the env agent failed to handle a request, because of a bug of its own."""
+    return Error(
+        Code.ENVIRONMENT_FAILED,
+        f"The env agent failed to handle {request}: {summary(error)} This is a bug in gymwire, "
+        f"not in the environment. The request may have been executed.",
+        _details(error, None),
+    )
 
 
 def open_failed(address: str, error: BaseException) -> Error:
@@ -25,6 +35,7 @@ def open_failed(address: str, error: BaseException) -> Error:
         text = f"The environment at {address!r} cannot be offered: {text_of(error)}"
     else:
         text = f"The environment at {address!r} could not be made: {summary(error)}"
+        text += _remedy(error)
     return Error(Code.OPEN_FAILED, text, _details(error, None))
 
 
@@ -55,17 +66,34 @@ def text_of(error: BaseException) -> str:
     """Return the text of an exception, even if its own `__str__` raises."""
     try:
         return _printable(str(error))
-    except Exception as failure:  # noqa: BLE001 - the environment's
+    except BaseException as failure:  # noqa: BLE001 - the environment's
         return f"<no text: its __str__ raised {type(failure).__name__}>"
+
+
+def trace_of(error: BaseException) -> str:
+    """Return the traceback of an exception, at most MAX_TRACEBACK characters from its end."""
+    try:
+        return _printable("".join(traceback.format_exception(error)))[-MAX_TRACEBACK:]
+    except BaseException:  # noqa: BLE001 - code of the exception itself, such as its __str__
+        return "<the traceback cannot be formatted>"
+
+
+def _remedy(error: BaseException) -> str:
+    """Return the advice for a known cause, as a sentence that follows the text; else ""."""
+    if type(error) is ValueError and text_of(error).startswith("signal only works in main thread"):
+        return (
+            ". The environment uses signals, which only the main thread of a process may. Start "
+            "the env agent with --threads 1, and with --workers N for N sessions in processes of "
+            "their own."
+        )
+    return ""
 
 
 def _details(error: BaseException, env: object) -> dict[str, Any]:
     kind = type(error)
     is_builtin = kind.__module__ == "builtins"
-    details: dict[str, Any] = {
-        "type": kind.__qualname__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}",
-        "traceback": _printable("".join(traceback.format_exception(error)))[-MAX_TRACEBACK:],
-    }
+    name = kind.__qualname__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
+    details: dict[str, Any] = {"type": _printable(name), "traceback": trace_of(error)}
     if isinstance(env, SyncVectorEnv) and (index := _index_in(env, error)) is not None:
         details["env_index"] = index
     return details

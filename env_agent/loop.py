@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import structlog
@@ -14,7 +15,7 @@ from gymwire.env_agent.registration import Registration
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.timed_steps import TimedSteps
-from gymwire.env_agent.transports import Transports
+from gymwire.env_agent.transports import RELAY, Transports
 from gymwire.protocol import codec
 from gymwire.protocol.codec import (
     FLAGS_AT,
@@ -27,7 +28,7 @@ from gymwire.protocol.codec import (
     Header,
     Pieces,
 )
-from gymwire.protocol.errors import ProtocolError
+from gymwire.protocol.errors import AddressTaken, Denied, ProtocolError, Refused, VersionMismatch
 from gymwire.protocol.messages import (
     CONTROL_KINDS,
     Bye,
@@ -44,7 +45,8 @@ from gymwire.protocol.transport.interface import Origin, Received
 
 TIMERS_S = 0.1  # how often timers run even if frames keep arriving
 AWAY_S = 300.0  # close idle sessions when the broker has been away for this long
-
+# What the broker refuses ends a loop; nothing else that the handling of a frame raises does.
+REFUSED_BY_BROKER = (AddressTaken, Denied, Refused)
 
 CurrentRequest = tuple[int, int, float]
 """The request that a loop is executing: sid, seq, and since when (monotonic seconds)."""
@@ -65,6 +67,7 @@ class ServingLoop:
     Attributes:
         current_request: the request being executed, or None. May be read from any thread.
         stop: ends `run` after the current request. May be set from any thread.
+        failed_requests: how many frames could not be handled because of a bug.
         drain: withdraws the offers, and ends `run` after the last session. May be set from any
             thread.
     """
@@ -81,6 +84,7 @@ class ServingLoop:
     ) -> None:
         self.host = host
         self.current_request: CurrentRequest | None = None
+        self.failed_requests = 0
         self.stop = threading.Event()
         self.drain = threading.Event()
         self._make_transports = make_transports
@@ -131,8 +135,14 @@ class ServingLoop:
 
     def _pump(self) -> None:
         data = self._link.receive()
-        if data is not None:
+        if data is None:
+            return
+        try:
             self._control(codec.read_header(data), data)
+        except (*REFUSED_BY_BROKER, VersionMismatch):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
+            self._request_failed(RELAY, None, data, error)
 
     def run(self) -> None:
         """Serve until `stop` is set, or until `drain` is set and the last session has ended."""
@@ -176,32 +186,78 @@ class ServingLoop:
                 return
             now = clock()
             path, origin, data = arrived
-            slot = by_key.get(bytes(data[SID]))
-            if self._zero_copy_slot is not None and self._zero_copy_slot is not slot:
-                self._detach_reply()
-            if slot is None or (
-                path and direct is not None and not direct.is_bound(slot.session.sid, path, origin)
-            ):
-                self._handle(path, origin, data)
-                continue
-            seq = int.from_bytes(data[SEQ], "little")
-            slot.heard_at = now
-            self.current_request = (slot.session.sid, seq, now)
-            reply: Frame | Pieces | None
-            if data[FLAGS_AT] & TIMED:
-                reply = timed_steps.step(slot, seq, data)
-                receive = self._receive_tracked
-            else:
-                reply = requests.step(slot, seq, data)
-            self.current_request = None
-            if reply is None:
-                self._handle(path, origin, data)
-            elif isinstance(reply, Pieces):
-                self._send_pieces(slot, path, reply)
-            elif direct is None or not path:
-                link.send(reply)
-            else:
-                direct.send(path, reply)
+            try:
+                slot = by_key.get(bytes(data[SID]))
+                if self._zero_copy_slot is not None and self._zero_copy_slot is not slot:
+                    self._detach_reply()
+                if slot is None or (
+                    path
+                    and direct is not None
+                    and not direct.is_bound(slot.session.sid, path, origin)
+                ):
+                    self._handle(path, origin, data)
+                    continue
+                seq = int.from_bytes(data[SEQ], "little")
+                slot.heard_at = now
+                self.current_request = (slot.session.sid, seq, now)
+                reply: Frame | Pieces | None
+                if data[FLAGS_AT] & TIMED:
+                    reply = timed_steps.step(slot, seq, data)
+                    receive = self._receive_tracked
+                else:
+                    reply = requests.step(slot, seq, data)
+                self.current_request = None
+                if reply is None:
+                    self._handle(path, origin, data)
+                elif isinstance(reply, Pieces):
+                    self._send_pieces(slot, path, reply)
+                elif direct is None or not path:
+                    link.send(reply)
+                else:
+                    direct.send(path, reply)
+            except REFUSED_BY_BROKER:
+                raise
+            except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
+                self._request_failed(path, origin, data, error)
+
+    def _request_failed(
+        self, path: bytes, origin: Origin | None, data: bytes | memoryview, error: BaseException
+    ) -> None:
+        """Log a bug in the handling of one frame, count it, and reply with an ERROR.
+
+        This is the one place that keeps such a bug from ending the loop: docs/reliability.md.
+        """
+        self.current_request = None
+        self.failed_requests += 1
+        try:
+            self._log.error(
+                "request failed, a bug in gymwire",
+                error=failure_reports.summary(error)[:200],
+                traceback=failure_reports.trace_of(error),
+                failed_requests=self.failed_requests,
+            )
+            header = codec.read_header(data)
+            if not header.sid or header.kind is Kind.ERROR:
+                return
+            slot = self.host.slots.get(header.sid)
+            reply: Frame | Pieces | None = None
+            if slot is None or header.kind is Kind.OPEN:
+                failed = failure_reports.handling_failed(header.kind.name, error)
+                if header.kind is Kind.OPEN:
+                    failed = replace(failed, code=Code.OPEN_FAILED)
+                if header.kind is Kind.OPEN or header.kind < CONTROL_KINDS:
+                    reply = PLAIN.encode(failed, header.sid, header.seq)
+            elif header.kind < CONTROL_KINDS and self._may_request(slot, path, origin):
+                reply = self.host.requests.fail(slot, header, data, error)
+            if reply is not None:
+                self._transports.send(path, bytes(reply))
+        except BaseException as second:  # noqa: BLE001 - the learner repeats its request
+            self._log.error("no reply to a failed request", error=failure_reports.summary(second))
+
+    def _may_request(self, slot: Slot, path: bytes, origin: Origin | None) -> bool:
+        """Return whether a frame on this path is a request of the session's learner."""
+        direct = self._transports.direct
+        return not path or (direct is not None and direct.is_bound(slot.session.sid, path, origin))
 
     def _handle(self, path: bytes, origin: Origin | None, data: bytes | memoryview) -> None:
         """Handle a frame that the fast path does not: everything but the next step."""

@@ -81,7 +81,7 @@ class RequestHandler:
         run_step = slot.runner.step  # a local, which Python 3.11 calls faster than an attribute
         try:
             step = run_step(action)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; a reply, too
+        except BaseException as error:  # noqa: BLE001 - the environment's; a reply, too
             reply: Message = self._raised(slot, Kind.ACT, error)
         else:
             if stamp is not None:
@@ -115,6 +115,28 @@ class RequestHandler:
                 return None
             case verdict:
                 assert_never(verdict)
+
+    def fail(
+        self, slot: Slot, header: Header, data: Frame | memoryview, error: BaseException
+    ) -> Frame | Pieces | None:
+        """Return the reply to a request whose handling raised because of a bug of ours.
+
+        The ERROR is the reply to the request, and takes its number, so that a repetition of the
+        request gets the same ERROR and does not reach the environment.
+        """
+        session = slot.session
+        if not session.is_executing:
+            match session.judge(header.kind, header.seq, data):
+                case Verdict.REPEAT:
+                    return session.reply
+                case Verdict.REFUSE:
+                    return session.refusal
+                case Verdict.DROP:
+                    return None
+        reply = failure_reports.handling_failed(header.kind.name, error)
+        frame = slot.codec.encode(reply, session.sid, header.seq)
+        session.finish(Kind.ERROR, frame)
+        return frame
 
     def _finish(self, slot: Slot, request: Kind, seq: int, reply: Message) -> Frame:
         session = slot.session
@@ -160,7 +182,7 @@ class RequestHandler:
                     return Closed()
                 case _:
                     return Error(Code.PROTOCOL, f"{header.kind.name} is not a request.")
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - the environment's; a reply, too
+        except BaseException as error:  # noqa: BLE001 - the environment's; a reply, too
             return self._raised(slot, header.kind, error)
 
     def _percept(self, slot: Slot, step: Any) -> Message:
@@ -168,7 +190,7 @@ class RequestHandler:
         try:
             observation, reward, terminated, truncated, info = step
             info = slot.runner.wire_infos(info)
-        except (TypeError, ValueError) as error:
+        except BaseException as error:  # noqa: BLE001 - its values may be objects of its own
             return self._raised(slot, Kind.ACT, error)
         return Percept(observation, reward, terminated, truncated, info)
 

@@ -117,6 +117,11 @@ class Session:
         self.steps += kind is _ACT
         self.reply = frame
 
+    @property
+    def is_executing(self) -> bool:
+        """Whether a request has begun and has no reply yet."""
+        return self._kind is not None
+
     def begin_step(self, seq: int, request: Frame | memoryview) -> bool:
         """Begin an ACT if `judge` would have it executed; the fast path of a step.
 

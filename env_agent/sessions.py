@@ -76,12 +76,12 @@ class SessionHost:
             return PLAIN.encode(error, sid, seq)
         try:
             runner = self.environments.make(service, request)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - whatever it raises is a reply
+        except BaseException as error:  # noqa: BLE001 - whatever it raises is a reply
             return PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)
         try:
             slot = self._make_slot(service, sid, runner, request, direct)
             frame = slot.codec.encode(slot.opened, sid, seq)
-        except Exception as error:  # noqa: BLE001 - properties of the environment may raise, too
+        except BaseException as error:  # noqa: BLE001 - properties of the environment may raise, too
             self.environments.close(runner, service.address)
             return PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)
         self.slots[sid] = self.by_key[slot.session.key] = slot

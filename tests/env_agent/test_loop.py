@@ -1,0 +1,223 @@
+"""The serving loop goes on, whatever the handling of one request raises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.spaces import Discrete
+
+from gymwire.env_agent.environments import Service
+from gymwire.env_agent.factory import Factory
+from gymwire.env_agent.loop import ServingLoop
+from gymwire.protocol import values
+from gymwire.protocol.codec import COMPACT, HEADER, MAGIC, PLAIN, read_header
+from gymwire.protocol.errors import EnvironmentFailed, GymwireError
+from gymwire.protocol.messages import (
+    VERSION,
+    Act,
+    Call,
+    Close,
+    Error,
+    Kind,
+    Message,
+    Percept,
+    Render,
+    Reset,
+)
+from tests.wire import Network
+
+
+class Panic(BaseException):
+    """An exception like those of extension modules written in Rust."""
+
+
+class Unprintable(Exception):
+    """An exception whose text cannot be made."""
+
+    def __str__(self) -> str:
+        raise Panic
+
+
+RAISED: list[BaseException] = [
+    Panic("overflow"),
+    asyncio.CancelledError(),
+    GeneratorExit(),
+    KeyboardInterrupt(),
+    SystemExit(3),
+    MemoryError(),
+    RecursionError("too deep"),
+    ValueError("Exceeds the limit (4300 digits) for integer string conversion"),
+    Unprintable(),
+]
+raised = pytest.mark.parametrize("error", RAISED, ids=lambda error: type(error).__name__)
+
+
+class Failing(gymnasium.Env[int, int]):
+    """An environment that raises `error` where `where` says."""
+
+    observation_space = action_space = Discrete(5)  # type: ignore[assignment]
+    error: BaseException | None = None
+    where = ""
+
+    def __init__(self) -> None:
+        self.fail("constructor")
+
+    @classmethod
+    def fail(cls, where: str) -> None:
+        if cls.error is not None and cls.where == where:
+            raise cls.error
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[int, dict[str, Any]]:
+        self.fail("reset")
+        return 1, {}
+
+    def step(self, action: int) -> Any:
+        self.fail("step")
+        return 2, 0.5, False, False, {}
+
+    def render(self) -> Any:
+        self.fail("render")
+        return "2"
+
+    def shown(self) -> int:
+        self.fail("call")
+        return 3
+
+    def close(self) -> None:
+        self.fail("close")
+
+
+SERVICE = Service("failing", Factory("failing:Failing", Failing), exposed=("shown",))
+STEPPED = Percept(2, 0.5, False, False, {})
+REQUESTS: dict[str, Message] = {
+    "reset": Reset(),
+    "step": Act(1),
+    "render": Render(),
+    "call": Call("call", "shown"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_fails() -> Iterator[None]:
+    yield
+    Failing.error = None
+
+
+def assert_serves(network: Network) -> None:
+    """Assert that the loop opens a session and executes a step in it."""
+    session = network.connection().open("failing")
+    session.request(Reset())
+    assert session.request(Act(1)) == STEPPED
+    session.request(Close())
+
+
+@raised
+@pytest.mark.parametrize("where", REQUESTS)
+def test_whatever_an_environment_raises_is_a_reply(where: str, error: BaseException) -> None:
+    with Network() as network:
+        network.env_agent(SERVICE)
+        session = network.connection().open("failing")
+        session.request(Reset())
+        Failing.where, Failing.error = where, error
+        with pytest.raises(EnvironmentFailed) as caught:
+            session.request(REQUESTS[where])
+        assert type(error).__qualname__ in caught.value.remote_type
+        Failing.error = None
+        session.request(Reset())
+        assert_serves(network)
+
+
+@raised
+def test_whatever_a_constructor_raises_refuses_only_that_session(error: BaseException) -> None:
+    with Network() as network:
+        network.env_agent(SERVICE)
+        spare = network.connection().open("failing")  # uses the environment made for the offer
+        Failing.where, Failing.error = "constructor", error
+        with pytest.raises(GymwireError, match="could not be made"):
+            network.connection().open("failing")
+        Failing.error = None
+        spare.request(Reset())
+        assert_serves(network)
+
+
+@raised
+def test_whatever_close_raises_frees_the_slot(error: BaseException) -> None:
+    with Network() as network:
+        loop = network.env_agent(SERVICE)
+        session = network.connection().open("failing")
+        Failing.where, Failing.error = "close", error
+        session.request(Close())
+        Failing.error = None
+        network.pass_time(1.0)
+        assert loop.idle
+        assert_serves(network)
+
+
+@raised
+@pytest.mark.parametrize("place", ["step", "handle"])
+def test_a_bug_in_the_handling_of_a_request_is_its_reply(
+    monkeypatch: pytest.MonkeyPatch, place: str, error: BaseException
+) -> None:
+    with Network() as network:
+        loop = network.env_agent(SERVICE)
+        session = network.connection().open("failing")
+        session.request(Reset())
+        with monkeypatch.context() as fault:
+            fault.setattr(loop.host.requests, place, raising(error))
+            if place == "handle":
+                fault.setattr(loop.host.requests, "step", lambda *_: None)
+            with pytest.raises(EnvironmentFailed, match="bug in gymwire"):
+                session.request(Act(1))
+        assert loop.failed_requests == 1
+        assert session.request(Act(1)) == STEPPED
+        assert_serves(network)
+
+
+@raised
+def test_a_bug_in_the_opening_of_a_session_is_its_reply(
+    monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    with Network() as network:
+        loop = network.env_agent(SERVICE)
+        with monkeypatch.context() as fault:
+            fault.setattr(loop.host, "open", raising(error))
+            with pytest.raises(GymwireError, match="bug in gymwire"):
+                network.connection().open("failing")
+        assert loop.current_request is None
+        assert_serves(network)
+
+
+def raising(error: BaseException) -> Any:
+    def fail(*_: object, **__: object) -> Any:
+        raise error
+
+    return fail
+
+
+HUGE = values.encode(-(2**15990))  # Python refuses to write it as decimal digits
+
+
+@pytest.mark.parametrize("body", [HUGE, b"\x91" + HUGE, b"\x91\x91" + HUGE, b"\x81" + HUGE * 2])
+def test_an_action_that_cannot_be_printed_is_refused(body: bytes) -> None:
+    with Network() as network:
+        loop = network.env_agent(SERVICE)
+        session = network.connection().open("failing")
+        session.request(Reset())
+        frame = HEADER.pack(MAGIC, VERSION, Kind.ACT, COMPACT, len(body), session.sid, 2) + body
+        reply = execute(network, loop, frame)
+        assert isinstance(reply, Error)
+        assert execute(network, loop, frame) == reply  # the repetition of the request
+        assert loop.current_request is None
+        assert_serves(network)
+
+
+def execute(network: Network, loop: ServingLoop, frame: bytes) -> Message:
+    """Deliver a frame to the loop, and return what the session keeps as its reply."""
+    next(one for one in network.connections() if one.loop is loop).arrived(frame)
+    reply = bytes(loop.host.slots[read_header(frame).sid].session.reply)
+    assert read_header(reply).seq == read_header(frame).seq
+    return PLAIN.decode(reply)
