@@ -45,6 +45,7 @@ class SessionGroup:
         self._open_all = open_all
         self._sessions = open_all(connection, self.sizes, None)
         self._undo: list[tuple[Exchange, int]] = []  # what `undo` restores
+        self._before: Any = None  # and what that of a subclass restores
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -95,7 +96,7 @@ class SessionGroup:
 
     def begin_call(self) -> None:
         """Begin a call of the vector: from now on, `undo` returns to this moment."""
-        self._undo = []
+        self._undo, self._before = [], None
 
     def mark_returned(self, sessions: Collection[int]) -> None:
         """Record that the caller has the replies of these sessions that have arrived."""
