@@ -129,6 +129,12 @@ class Exchange:
         return None if self.reply is not None else self.pending
 
     @property
+    def is_stepping(self) -> bool:
+        """Whether the caller does not have the reply to an ACT yet."""
+        pending = self.pending
+        return pending is not None and pending.kind is Kind.ACT
+
+    @property
     def reply(self) -> Reply | None:
         """The reply to the pending request, once it has arrived."""
         reply, seq = self._reply, self.request.seq
@@ -376,6 +382,17 @@ class Exchange:
         """Send the pending request again at once: the path to the agent has changed."""
         self._arm(now)
         self._resend_at = now
+
+    def resend_close(self, now: float) -> bool:
+        """Send a pending CLOSE again: an interrupt may have come before it was sent.
+
+        Returns whether no other request is unanswered.
+        """
+        request = self.unanswered
+        if request is not None and request.kind is Kind.CLOSE:
+            self.resend(now)
+            return True
+        return request is None
 
     def tick(self, now: float) -> tuple[bool, list[Frame]]:
         """Return whether HELLO must be sent first, and the frames that are due.

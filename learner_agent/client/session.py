@@ -261,12 +261,6 @@ class RemoteSession:
         """Whether the caller does not have the reply to the last request yet."""
         return self.exchange.pending is not None
 
-    @property
-    def is_stepping(self) -> bool:
-        """Whether the caller does not have the reply to an ACT yet."""
-        pending = self.exchange.pending
-        return pending is not None and pending.kind is Kind.ACT
-
     def check_ready(self) -> bool:
         """Return whether the reply has arrived. Raises EnvironmentLost if none can come."""
         if self.ready:
@@ -440,11 +434,7 @@ class RemoteSession:
         if self._is_left or connection.is_inherited or connection.closed:
             return
         self.closed = True
-        unanswered = exchange.unanswered
-        if unanswered is not None and unanswered.kind is Kind.CLOSE:
-            exchange.resend(connection.clock())  # an interrupt may have come before it was sent
-        elif unanswered is not None:
-            wait = False
+        wait = exchange.resend_close(connection.clock()) and wait
         try:
             if exchange.state is not dialogue.State.CLOSED:
                 self.begin(Close())

@@ -45,6 +45,7 @@ class SessionGroup:
         self._open_all = open_all
         self._sessions = open_all(connection, self.sizes, None)
         self._undo: list[tuple[Exchange, int]] = []  # what `undo` restores
+        self._before: Any = None  # and what that of a subclass restores
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -95,7 +96,7 @@ class SessionGroup:
 
     def begin_call(self) -> None:
         """Begin a call of the vector: from now on, `undo` returns to this moment."""
-        self._undo = []
+        self._undo, self._before = [], None
 
     def mark_returned(self, sessions: Collection[int]) -> None:
         """Record that the caller has the replies of these sessions that have arrived."""
@@ -160,13 +161,7 @@ class SessionGroup:
         """Return an error of one session as an error of this vector."""
         if isinstance(error, EnvironmentLost):
             return self.lost_error(i)
-        if error.env_index is not None:
-            error.env_index += self.slices[i].start
-            names = f"environment {error.env_index}"
-        else:
-            names = self.names(i)
-        error.args = (f"In {names} of {self.num_envs}: {error.args[0]}",)
-        return error
+        return _located(error, self.slices[i].start, self.names(i), self.num_envs)
 
     def reset(self, requests: Mapping[int, Reset], timeout_s: float | None) -> dict[int, Message]:
         """Reset these sessions; if they are all, open new ones in the place of lost ones first."""
@@ -261,3 +256,12 @@ class SessionGroup:
                 session.close()
         finally:  # even if interrupted: no later call closes it
             self.connection.close()
+
+
+def _located(error: EnvironmentFailed, start: int, names: str, num_envs: int) -> EnvironmentFailed:
+    """Say in an error of a session's environments, the first of which is `start`, which failed."""
+    if error.env_index is not None:
+        error.env_index += start
+        names = f"environment {error.env_index}"
+    error.args = (f"In {names} of {num_envs}: {error.args[0]}",)
+    return error

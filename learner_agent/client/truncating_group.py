@@ -33,7 +33,6 @@ class TruncatingGroup(SessionGroup):
         self._mode = mode
         self._ended: set[int] = set()  # truncated, and not started again yet
         self._last: list[Any] = [None] * len(self)
-        self._before: tuple[set[int], list[Any]] | None = None  # what `undo` restores
         self._reward_dtype = np.dtype(np.float64)
 
     def check(self, kind: Kind) -> None:
@@ -58,11 +57,6 @@ class TruncatingGroup(SessionGroup):
                 )
             if self._is_lost(i):
                 self._replace(i)
-
-    def begin_call(self) -> None:
-        """Begin a call of the vector: from now on, `undo` returns to this moment."""
-        super().begin_call()
-        self._before = None
 
     def undo(self) -> None:
         """Make available again what the present call has marked as returned."""

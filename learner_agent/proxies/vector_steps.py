@@ -140,7 +140,7 @@ class VectorSteps:
         """Wait for the step that `begin` sent, and return it."""
         group = self._group
         group.check(Kind.ACT)
-        if not self._stepping and self._is_single and group[0].is_stepping:
+        if not self._stepping and self._is_single and group[0].exchange.is_stepping:
             # A step of the fast path was interrupted. The same step() may still wait on.
             self._begun, self._stepping, self._awaited = self._begun or "step", True, [0]
         if not self._stepping:

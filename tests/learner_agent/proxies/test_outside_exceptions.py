@@ -1,8 +1,8 @@
 """An exception from outside, at any instruction of a proxy's call, neither loses nor doubles it.
 
 The same call again returns the reply that the undisturbed call would have returned, and the
-environments have executed it once. Strides keep the tests short; GYMWIRE_OPCODE_STRIDE=1 tests
-every instruction.
+environments have executed it once. Strides keep the tests short; GYMWIRE_OPCODE_STRIDE=1, with
+`--timeout 0`, tests every instruction.
 """
 
 from __future__ import annotations
