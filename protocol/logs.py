@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import re
@@ -16,20 +17,23 @@ import structlog
 class _Stderr:
     """Writes to the current `sys.stderr`, which a progress bar may replace for a while.
 
-    It ignores a full disk or a closed pipe: a lost log line must not stop a step.
+    It ignores what prevents that, such as a full disk or a closed pipe, and an environment may have
+    set `sys.stderr` to anything: a lost log line must not stop a step.
     """
 
     def write(self, text: str) -> int:
-        try:
-            return sys.stderr.write(text)
-        except OSError:
-            return 0
+        for stream in (sys.stderr, sys.__stderr__):
+            try:
+                encoding = getattr(stream, "encoding", None) or "utf-8"
+                return stream.write(text.encode(encoding, "backslashreplace").decode(encoding))  # type: ignore[union-attr, no-any-return]
+            except Exception:  # noqa: BLE001 - see the class
+                continue
+        return 0
 
     def flush(self) -> None:
-        try:
+        # Whatever `sys.stderr` is by now: see the class.
+        with contextlib.suppress(Exception):
             sys.stderr.flush()
-        except OSError:
-            return
 
 
 def _discard_unwritten() -> None:
@@ -38,10 +42,42 @@ def _discard_unwritten() -> None:
         sys.stderr.flush()
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    except Exception:  # noqa: BLE001 - an environment may have set anything
+        return
+
+
+def _reopen_standard_streams() -> None:
+    """Open the null device as each standard stream that is closed.
+
+    Otherwise a socket would get the descriptor 2, and the messages of libraries.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            opened = os.open(os.devnull, os.O_RDWR)
+            if opened != number:
+                os.dup2(opened, number)
+                os.close(opened)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+
+
+def _or_plain(renderer: Any) -> Any:
+    """Return a renderer that also renders values whose text cannot be made."""
+
+    def render(logger: Any, name: str, event: Any) -> str:
+        try:
+            return str(renderer(logger, name, dict(event)))
+        except Exception as error:  # noqa: BLE001 - a value of an environment may raise
+            return f"{event.get('event')} (values not shown: {type(error).__name__})"
+
+    return render
 
 
 def configure(program: str, *, form: str = "lines", level: str = "info") -> None:
     """Set up structlog for this process. Colour only on a terminal."""
+    _reopen_standard_streams()
     atexit.register(_discard_unwritten)
     warnings.showwarning = _show_warning
     if form == "json":
@@ -56,7 +92,7 @@ def configure(program: str, *, form: str = "lines", level: str = "info") -> None
     elif "HONCHO_PROCESS_NAME" not in os.environ:  # honcho writes the time before each line
         processors.append(structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False))
     structlog.configure(
-        processors=[*processors, renderer],
+        processors=[*processors, _or_plain(renderer)],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.PrintLoggerFactory(_Stderr()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
