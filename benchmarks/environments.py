@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 
 class Picture(gymnasium.Env[NDArray[Any], np.int64]):
-    """Returns the same observation of this shape and dtype at once: only its way is measured."""
+    """Returns the same observation at once, with this shape and dtype, to measure its transfer."""
 
     def __init__(self, shape: list[int], dtype: str) -> None:
         kind = np.dtype(dtype)

@@ -39,7 +39,7 @@ def floor(
 ) -> Side:
     """Return a side that sends `request_bytes` and receives `reply_bytes`.
 
-    `idle`: as many connections beside the one in use, of which each has carried a message there
+    `idle`: as many connections beside the one in use, each of which has carried a message
     and one back.
     """
     beside = f" beside {idle:,} idle" if idle else ""

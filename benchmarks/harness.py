@@ -3,7 +3,7 @@
 A machine's speed drifts within seconds, by more than what is to be measured. Figures are therefore
 never compared across runs: in each round every side takes its turn, a ratio is formed within the
 round, and the median over the rounds is what counts. One start in five or ten is slower by half in
-all its rounds, by where the memory of its processes happens to lie: so all sides are started anew
+all its rounds, by where the memory of its processes happens to lie: so all sides are restarted
 after a part of the rounds.
 """
 

@@ -21,8 +21,8 @@ from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 
-# Between hosts all parts talk by ZeroMQ over tcp; on one host they find Unix sockets by themselves.
-Way = Literal[
+# Between hosts all parts use ZeroMQ over tcp; on one host they use Unix sockets by default.
+SessionPath = Literal[
     "relayed, same host",
     "relayed, between hosts",
     "direct, same host",
@@ -33,7 +33,7 @@ Way = Literal[
 @contextlib.contextmanager
 def service(
     env: str,
-    way: Way,
+    path: SessionPath,
     *,
     workers: int = 1,
     slots: int = 8,
@@ -42,14 +42,14 @@ def service(
     """Start a broker and an env agent that offers `env` as "it"; yield URL and process ids."""
     with contextlib.ExitStack() as stack:
         url = f"tcp://127.0.0.1:{_port()}"
-        lanes = [] if way.endswith("same host") else ["--no-local-channels"]
-        broker = stack.enter_context(_program("gymwire.broker", "--bind", url, *lanes))
+        channels = [] if path.endswith("same host") else ["--no-local-channels"]
+        broker = stack.enter_context(_program("gymwire.broker", "--bind", url, *channels))
         arguments = ["--address", "it", "--env", env, "--broker", url, "--wait", "10"]
         arguments += ["--max-sessions", str(slots), "--workers", str(workers)]
         arguments += ["--env-kwargs", json.dumps(dict(env_kwargs or {}))]
         if workers > 1:
             arguments.append("--pin")
-        if way.startswith("direct"):
+        if path.startswith("direct"):
             arguments += ["--direct", "tcp://127.0.0.1:*"]
         agent = stack.enter_context(_program("gymwire.env_agent", *arguments))
         _until_offered(url, slots)
@@ -79,36 +79,36 @@ def _program(name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
 
 def _until_offered(url: str, slots: int) -> None:
     """Wait until all loops of all workers offer."""
-    channel = BrokerConnection(url, wait_s=20)
-    with contextlib.closing(channel):
+    connection = BrokerConnection(url, wait_s=20)
+    with contextlib.closing(connection):
         deadline = time.monotonic() + 30
-        while sum(entry["capacity"] for entry in channel.find("it")) < slots:
+        while sum(entry["capacity"] for entry in connection.find("it")) < slots:
             if time.monotonic() > deadline:
                 raise RuntimeError("The env agent did not come up; see its output.")
 
 
-def _seen_from(way: Way) -> contextlib.AbstractContextManager[object]:
-    """Learners on the agent's host take its Unix socket: pretend to be on another."""
-    if way == "direct, between hosts":
+def _on_host_of(path: SessionPath) -> contextlib.AbstractContextManager[object]:
+    """Learners on the agent's host would use its Unix socket: pretend to be on another host."""
+    if path == "direct, between hosts":
         return mock.patch(
-            "gymwire.learner_agent.client.direct.socket.gethostname", return_value="elsewhere"
+            "gymwire.learner_agent.client.direct.socket.gethostname", return_value="another-host"
         )
     return contextlib.nullcontext()
 
 
-def _direct(way: Way) -> str:
-    return "always" if way.startswith("direct") else "never"
+def _direct(path: SessionPath) -> str:
+    return "always" if path.startswith("direct") else "never"
 
 
-def cartpole(way: Way) -> Side:
+def cartpole(path: SessionPath) -> Side:
     """One CartPole."""
-    return one(f"gymwire {way}", way, ENV_ID, cartpole_steps)
+    return one(f"gymwire {path}", path, ENV_ID, cartpole_steps)
 
 
-def picture(way: Way, shape: tuple[int, ...], dtype: str) -> Side:
+def picture(path: SessionPath, shape: tuple[int, ...], dtype: str) -> Side:
     """One environment whose observation is large."""
     kwargs = {"shape": list(shape), "dtype": dtype}
-    return one(f"gymwire {way}", way, "benchmarks.environments:Picture", always_0, kwargs)
+    return one(f"gymwire {path}", path, "benchmarks.environments:Picture", always_0, kwargs)
 
 
 def always_0(env: gymnasium.Env[Any, Any]) -> Callable[[], object]:
@@ -121,35 +121,35 @@ def always_0(env: gymnasium.Env[Any, Any]) -> Callable[[], object]:
 
 def one(
     name: str,
-    way: Way,
+    path: SessionPath,
     env: str,
     stepper: Callable[[gymnasium.Env[Any, Any]], Callable[[], object]],
     env_kwargs: Mapping[str, Any] | None = None,
     idle: int = 0,
 ) -> Side:
     """One session in use, and `idle` sessions open beside it."""
-    return Side(name, partial(_open_one, way, env, stepper, env_kwargs, idle))
+    return Side(name, partial(_open_one, path, env, stepper, env_kwargs, idle))
 
 
 @contextlib.contextmanager
 def _open_one(
-    way: Way,
+    path: SessionPath,
     env: str,
     stepper: Callable[[gymnasium.Env[Any, Any]], Callable[[], object]],
     env_kwargs: Mapping[str, Any] | None,
     idle: int,
 ) -> Iterator[Running]:
     with contextlib.ExitStack() as stack:
-        url, pids = stack.enter_context(service(env, way, env_kwargs=env_kwargs, slots=8 + idle))
+        url, pids = stack.enter_context(service(env, path, env_kwargs=env_kwargs, slots=8 + idle))
         for _ in range(idle):
             stack.enter_context(ProxyEnv("it", url, direct="never"))
-        with _seen_from(way):
-            proxy = stack.enter_context(ProxyEnv("it", url, direct=_direct(way)))
+        with _on_host_of(path):
+            proxy = stack.enter_context(ProxyEnv("it", url, direct=_direct(path)))
         yield Running(stepper(proxy), pids)
 
 
 def vector(
-    way: Way,
+    path: SessionPath,
     num_envs: int,
     *,
     sessions: int = 1,
@@ -159,15 +159,15 @@ def vector(
     own: bool = False,
 ) -> Side:
     """Return a side that steps a vector over sessions; `own`: the environment's own vector."""
-    name = f"gymwire {way}, {sessions} × {num_envs // sessions}{', its own' if own else ''}"
+    name = f"gymwire {path}, {sessions} × {num_envs // sessions}{', its own' if own else ''}"
     kwargs = {"vectorization_mode": "sync"} if env == ENV_ID and not own else None
-    opened = partial(_open_vector, way, num_envs, sessions, workers, env, stepper, kwargs)
+    opened = partial(_open_vector, path, num_envs, sessions, workers, env, stepper, kwargs)
     return Side(name, opened, num_envs)
 
 
 @contextlib.contextmanager
 def _open_vector(
-    way: Way,
+    path: SessionPath,
     num_envs: int,
     sessions: int,
     workers: int,
@@ -175,14 +175,14 @@ def _open_vector(
     stepper: Callable[[Any], Callable[[], object]],
     env_kwargs: Mapping[str, Any] | None,
 ) -> Iterator[Running]:
-    with service(env, way, workers=workers, slots=max(8, workers)) as (url, pids):
-        with _seen_from(way):
+    with service(env, path, workers=workers, slots=max(8, workers)) as (url, pids):
+        with _on_host_of(path):
             envs = ProxyVectorEnv(
                 "it",
                 num_envs,
                 url,
                 sessions=sessions,
-                direct=_direct(way),
+                direct=_direct(path),
                 env_kwargs=env_kwargs,
             )
         with contextlib.closing(envs):

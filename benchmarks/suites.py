@@ -10,8 +10,8 @@ from benchmarks.floors import floor
 from benchmarks.harness import Result, Side
 from benchmarks.picture import NO_TARGET
 
-ACT_BYTES = 26  # an ACT with a Discrete action, as it travels
-STILL = ((4,), "float32")  # an observation of CartPole's size, from an environment of no own time
+ACT_BYTES = 26  # the frame of an ACT with a Discrete action
+STILL = ((4,), "float32")  # an observation of CartPole's size, from an instant environment
 STILL_BYTES = 24 + 3 + 16 + 12  # a PERCEPT with it
 
 OBSERVATIONS = {
@@ -21,7 +21,7 @@ OBSERVATIONS = {
 }
 
 
-WAYS: list[ours.Way] = [
+PATHS: list[ours.SessionPath] = [
     "relayed, same host",
     "relayed, between hosts",
     "direct, same host",
@@ -71,7 +71,7 @@ def step() -> Suite:
         for shape in ("direct", "routed")
     ]
     direct_tcp, routed_tcp, direct_ipc, routed_ipc = (side.name for side in sides)
-    floors: list[tuple[ours.Way, str]] = [
+    floors: list[tuple[ours.SessionPath, str]] = [
         ("relayed, same host", routed_tcp),
         ("relayed, same host", routed_ipc),
         ("relayed, between hosts", routed_tcp),
@@ -79,29 +79,29 @@ def step() -> Suite:
         ("direct, same host", direct_ipc),
         ("direct, between hosts", direct_tcp),
     ]
-    sides += [ours.picture(way, *STILL) for way in WAYS]
+    sides += [ours.picture(path, *STILL) for path in PATHS]
     figures = [
-        _over_floor(f"gymwire {way}", over, "≤ 1.25" if "relayed" in way else "≤ 1.4")
-        for way, over in floors
+        _over_floor(f"gymwire {path}", over, "≤ 1.25" if "relayed" in path else "≤ 1.4")
+        for path, over in floors
     ]
 
-    def cpu(way: ours.Way) -> Callable[[Result], float]:
+    def cpu(path: ours.SessionPath) -> Callable[[Result], float]:
         return lambda result: (
-            result.cpu_us(f"gymwire {way}", "broker") / result.cpu_us(routed_tcp, "broker")
+            result.cpu_us(f"gymwire {path}", "broker") / result.cpu_us(routed_tcp, "broker")
         )
 
     figures += [
-        Figure(f"CPU of the broker per step, {way} / of the bare ROUTER loop", "≤ 2", cpu(way))
-        for way in WAYS[:2]
+        Figure(f"CPU of the broker per step, {path} / of the bare ROUTER loop", "≤ 2", cpu(path))
+        for path in PATHS[:2]
     ]
-    return Suite("A step of no own time", sides, figures, 2000)
+    return Suite("A step of an instant environment", sides, figures, 2000)
 
 
 def cartpole() -> Suite:
-    """One CartPole, as a user has it: here, in a subprocess, remote, and through the peers."""
+    """Compare one CartPole in this process, in a subprocess, remote, and through the peers."""
     others, _ = peers.installed()
     sides = [local.in_process(), local.async_vector(1)]
-    sides += [ours.cartpole(way) for way in WAYS]
+    sides += [ours.cartpole(path) for path in PATHS]
     figures = [
         Figure(
             "AsyncVectorEnv(1) / gymwire direct, same host",
@@ -112,8 +112,8 @@ def cartpole() -> Suite:
     for peer in others:
         target = "≥ 2.5" if "rpc" in peer.name else "≥ 4"
         figures += [
-            _over_floor(peer.name, f"gymwire {way}", target)
-            for way in ("relayed, same host", "direct, same host")
+            _over_floor(peer.name, f"gymwire {path}", target)
+            for path in ("relayed, same host", "direct, same host")
         ]
     return Suite("CartPole", [*sides, *others], figures, 1000)
 
@@ -123,10 +123,10 @@ def observations(name: str) -> Suite:
     shape, dtype, n_bytes = OBSERVATIONS[name]
     sides = [floor(kind, "tcp", ACT_BYTES, n_bytes + 64) for kind in ("direct", "routed")]
     direct, routed = (side.name for side in sides)
-    sides += [ours.picture(way, shape, dtype) for way in WAYS]
+    sides += [ours.picture(path, shape, dtype) for path in PATHS]
     figures = [
-        _over_floor(f"gymwire {way}", routed if "relayed" in way else direct, "≤ 1.3")
-        for way in WAYS
+        _over_floor(f"gymwire {path}", routed if "relayed" in path else direct, "≤ 1.3")
+        for path in PATHS
     ]
     return Suite(name, sides, figures, 500)
 
@@ -137,14 +137,14 @@ def one_session() -> Suite:
     By itself it takes the vector that CartPole registers, where the autoreset mode allows.
     """
     sync = local.sync_vector(64)
-    ways: list[tuple[ours.Way, str]] = [
+    paths: list[tuple[ours.SessionPath, str]] = [
         ("relayed, same host", "≥ 0.7"),
         ("direct, same host", "≥ 0.8"),
     ]
     sides, figures = [sync], []
     for own in (False, True):
-        for way, target in ways:
-            side = ours.vector(way, 64, own=own)
+        for path, target in paths:
+            side = ours.vector(path, 64, own=own)
             sides.append(side)
             figures.append(_speedup(side, sync, target))
     return Suite("64 CartPoles in one session", sides, figures, 150)
@@ -153,8 +153,8 @@ def one_session() -> Suite:
 def vectors() -> Suite:
     """64 CartPoles over several processes, which may run at once."""
     sync, asynchronous = local.sync_vector(64), local.async_vector(64)
-    way: ours.Way = "relayed, same host"
-    one, own = ours.vector(way, 64), ours.vector(way, 64, own=True)
+    path: ours.SessionPath = "relayed, same host"
+    one, own = ours.vector(path, 64), ours.vector(path, 64, own=True)
     two = ours.vector("direct, same host", 64, sessions=2, workers=2)
     figures = [
         _speedup(two, sync, "≥ 1"),
@@ -166,18 +166,18 @@ def vectors() -> Suite:
 
 def slow() -> Suite:
     """16 environments that take 5 ms a step, in one process and on four workers."""
-    here = local.sleepers(16)
+    in_process = local.sleepers(16)
     env, stepper = "benchmarks.environments:Sleeper", local.vector_zeros
-    there = ours.vector("relayed, same host", 16, sessions=4, workers=4, env=env, stepper=stepper)
-    speedup = _speedup(there, here, "≥ 3.5")
-    return Suite("16 environments of 5 ms", [here, there], [speedup], 12, pinned=False)
+    remote = ours.vector("relayed, same host", 16, sessions=4, workers=4, env=env, stepper=stepper)
+    speedup = _speedup(remote, in_process, "≥ 3.5")
+    return Suite("16 environments of 5 ms", [in_process, remote], [speedup], 12, pinned=False)
 
 
 def idle() -> Suite:
     """One busy learner, alone and beside a thousand idle sessions."""
-    way: ours.Way = "relayed, same host"
-    alone = ours.cartpole(way)
-    crowd = ours.one("beside 1,000 idle", way, local.ENV_ID, local.cartpole_steps, idle=1000)
+    path: ours.SessionPath = "relayed, same host"
+    alone = ours.cartpole(path)
+    crowd = ours.one("beside 1,000 idle", path, local.ENV_ID, local.cartpole_steps, idle=1000)
     bare = [floor("routed", "tcp", ACT_BYTES, STILL_BYTES, idle) for idle in (0, 1000)]
 
     def kib_each(result: Result, with_: str, without: str) -> float:

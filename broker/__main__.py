@@ -1,4 +1,4 @@
-"""`gymwire broker`: the command `gymwire broker`."""
+"""`python -m gymwire.broker`: the command `gymwire broker`."""
 
 import sys
 

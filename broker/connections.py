@@ -23,7 +23,7 @@ class Connections:
 
     def __init__(self, tables: Tables, now: float, lease_s: float) -> None:
         self.hang_ups: list[tuple[int, int]] = []  # (fd, connection) of connections to close
-        self.patient_until = now  # before this time the broker gives nobody up
+        self.patient_until = now  # until then no lost peer is given up
         self._tables = tables
         self._lease_s = lease_s
         self._suspects: dict[bytes, int] = {}  # routing id → probes left
@@ -48,7 +48,7 @@ class Connections:
             self.suspect(peer)
 
     def unreachable(self, rid: bytes, now: float) -> None:
-        """Mark a peer as lost: sending to it failed for want of a connection."""
+        """Mark a peer as lost: sending to it failed because it has no connection."""
         self._suspects.pop(rid, None)
         peer = self._tables.peers.get(rid)
         if peer is None or peer.lost_at is not None:

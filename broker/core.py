@@ -26,7 +26,7 @@ from gymwire.broker.snapshot import Snapshot
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol import codec
 from gymwire.protocol.capabilities import CAPABILITIES
-from gymwire.protocol.codec import KIND_AT, PLAIN, SID, Frame
+from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, MAX_MESSAGE, PLAIN, SID, UP_TO_KIND, Frame
 from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import (
     CONTROL_KINDS,
@@ -75,7 +75,7 @@ class Attachment(NamedTuple):
 class Core:
     """One run of a broker.
 
-    `epoch`: a random number that tells this run from others. `lease_s`: how long a session waits
+    `epoch`: a random number that identifies this run. `lease_s`: how long a session waits
     for a lost learner. `max_message`: bytes. `local`: the URL for local channels and the host
     whose peers may open them; None: no peer may. Times are monotonic seconds.
     """
@@ -88,7 +88,7 @@ class Core:
         rng: random.Random,
         software: str,
         lease_s: float = 30.0,
-        max_message: int = 64 * 1024 * 1024,
+        max_message: int = MAX_MESSAGE,
         policy: Policy = NO_POLICY,
         local: tuple[str, str] | None = None,
     ) -> None:
@@ -120,10 +120,10 @@ class Core:
 
         Reads only the header and the sender.
         """
-        if len(data) < codec.HEADER_SIZE:
+        if len(data) < HEADER_SIZE:
             return None
         route = self._routes.get(rid + data[SID])
-        if route is None or route.key != key or bytes(data[:3]) not in _RELAYED:
+        if route is None or route.key != key or bytes(data[UP_TO_KIND]) not in _RELAYED:
             return None
         route.session.frames += 1
         return route.rid
@@ -137,7 +137,7 @@ class Core:
 
         Frames of the sender's own sessions are free: they cost the other side as much.
         """
-        if len(data) >= codec.HEADER_SIZE and (
+        if len(data) >= HEADER_SIZE and (
             data[KIND_AT] < CONTROL_KINDS or data[KIND_AT] == Kind.OPENED
         ):
             route = self._routes.get(rid + bytes(data[SID]))
@@ -146,7 +146,7 @@ class Core:
         return self._limiter.admit(rid, len(data), now)
 
     def throttle(self, rid: bytes, data: bytes | memoryview) -> list[Send]:
-        """Return BUSY for a frame that is not admitted."""
+        """Return BUSY for a frame that is not admitted; nothing if it is malformed."""
         try:
             header = codec.read_header(data)
         except GymwireError:

@@ -65,7 +65,7 @@ def choose_loop(tables: Tables, address: Address, rights: Rights, now: float) ->
             Code.NO_FREE_SLOT,
             f"{'The only slot' if slots == 1 else f'All {slots} slots'} of {str(address)!r} "
             f"{'is' if slots == 1 else 'are'} in use. Wait until a session ends, start another env "
-            f"agent for this address, or give this one more --max-sessions.",
+            f"agent for this address, or raise its --max-sessions.",
             slots=slots,
         )
 
@@ -97,7 +97,7 @@ def _not_offered(tables: Tables, address: Address, rights: Rights) -> Refusal:
         )
     elif not known:
         text = (
-            f"No env agent offers {address.name!r}: this broker has no offers at all. Start an env "
+            f"No env agent offers {address.name!r}: this broker has no offers. Start an env "
             f"agent: gymwire serve --address {address.name} --env ENV."
         )
     else:

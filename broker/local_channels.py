@@ -37,7 +37,7 @@ class LocalChannels:
         self._folder = PrivateFolder()
         try:
             self._unix = UnixRouter(
-                f"{SCHEME}{self._folder.path}/lanes",
+                f"{SCHEME}{self._folder.path}/channels",
                 ended=self._ended,
                 max_message=max_message,
                 max_first=MAX_ATTACH,

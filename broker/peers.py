@@ -52,7 +52,7 @@ class Peers:
     # --- arriving ---------------------------------------------------------------------------------
 
     def hello(self, sender: Sender, header: Header, hello: Hello, now: float) -> list[Send]:
-        """Reply to HELLO: of a new peer, over a new connection, or repeated for want of a reply."""
+        """Reply to HELLO: a new peer's, one over a new connection, or a repeated one."""
         if hello.role not in (Role.LEARNER, Role.ENV, Role.PROGRESS):
             raise DecodingError(f"Unknown role {hello.role[:50]!r} in HELLO.")
         if sender.rid[:1] == b"\0":

@@ -36,7 +36,7 @@ class RetryLater(GymwireError):
 
 
 def reply_to(journal: Journal, rid: bytes, error: GymwireError, sid: int = 0, seq: int = 0) -> Send:
-    """Return the reply that tells a peer about an error, ERROR or BUSY, and count it."""
+    """Return the reply to a request that failed with this error, ERROR or BUSY; count it."""
     if isinstance(error, RetryLater):
         journal.busy[error.reason] += 1
         return Send.message(rid, Busy(error.reason, error.retry_after_s), sid, seq)

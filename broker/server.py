@@ -21,11 +21,11 @@ from gymwire.broker.local_channels import LocalChannels
 from gymwire.broker.policy_file import PolicyFile
 from gymwire.broker.rate_limit import Admission
 from gymwire.protocol import stamps
-from gymwire.protocol.codec import FLAGS_AT, KIND_AT, TIMED
+from gymwire.protocol.codec import FLAGS_AT, KIND_AT, MAX_MESSAGE, TIMED
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Kind
 from gymwire.protocol.security.keys import KeyPair, identity
-from gymwire.protocol.transport.interface import MAX_MESSAGE, TICK_MS, Delivery, Origin
+from gymwire.protocol.transport.interface import TICK_MS, Delivery, Origin
 from gymwire.protocol.transport.router import Router, fd_of, public_key_of
 from gymwire.protocol.transport.unix import CAN_LISTEN
 
@@ -185,7 +185,10 @@ class Server:
         key: bytes | None,
         at: int,
     ) -> None:
-        """Pass a frame that was not relayed to the core. `at`: when it came, if it has stamps."""
+        """Pass a frame that was not relayed to the core.
+
+        `at`: when the frame arrived, in nanoseconds, if it has time stamps; else 0.
+        """
         now = time.monotonic()
         admission = self.core.admit(rid, data, key, now)
         if admission is not Admission.PASS:
@@ -242,7 +245,7 @@ class Server:
     def _deliver(
         self, sends: list[Send], sender: bytes = b"", origin: Origin | None = None
     ) -> None:
-        """Send frames from the core; those to the sender of a frame go back the way that it came.
+        """Send frames from the core; replies to `sender` take the path of its frame.
 
         Over ZeroMQ, another process may claim the routing id of a peer that has a local channel.
         """

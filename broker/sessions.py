@@ -202,7 +202,7 @@ class Sessions:
             self._journal.session_ended(session.frames, loss)
 
     def end_for_policy(self, session: Session, reason: str) -> list[Send]:
-        """End a session that the policy does not allow any more, and tell both sides why."""
+        """End a session that the policy does not allow any more, and notify both sides."""
         self.drop(session, Loss.POLICY)
         sides = [side for side in (session.learner, session.loop) if side is not None]
         return [Send.message(side.rid, Gone(reason), session.sid) for side in sides]

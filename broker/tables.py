@@ -27,7 +27,7 @@ class Peer:
     identity: str
     key: bytes | None
     fd: int
-    connection: int = 0  # tells connections with the same descriptor apart; 0: unknown
+    connection: int = 0  # distinguishes connections with the same descriptor; 0: unknown
     rights: Rights = EVERYTHING
     lost_at: float | None = None  # when sending to it failed; None: connected
     heard: float = 0.0  # when it last sent a message to the broker itself

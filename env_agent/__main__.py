@@ -1,4 +1,4 @@
-"""`gymwire serve`: the command `gymwire serve`."""
+"""`python -m gymwire.env_agent`: the command `gymwire serve`."""
 
 import sys
 

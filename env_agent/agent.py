@@ -1,4 +1,4 @@
-"""The env agent of one process: its serving loops, one a thread, and its helper connections."""
+"""The env agent of one process: its serving loops, one per thread, and its helper connections."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import Offer
 from gymwire.protocol.process_slots import with_process_slots
 from gymwire.protocol.security.keys import KeyPair
-from gymwire.protocol.transport.broker_link import BrokerLink as BrokerLink
+from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
 
 MAX_THREADS = 8
@@ -38,7 +38,7 @@ class Agent:
     Args:
         services: what to offer.
         make_dealer: makes a connection to the broker.
-        make_presence: makes the liveness connection of the process with this id.
+        make_liveness: makes the liveness connection of the process with this id.
         key: the agent's key pair, or None.
         direct: the settings for direct sessions; None: no direct sessions.
         threads: how many sessions can execute a step at the same time (default: one for each
@@ -51,7 +51,7 @@ class Agent:
         self,
         services: Sequence[Service],
         make_dealer: Callable[[], Dealer],
-        make_presence: Callable[[bytes], LivenessConnection],
+        make_liveness: Callable[[bytes], LivenessConnection],
         *,
         key: KeyPair | None = None,
         direct: DirectSettings | None = None,
@@ -61,7 +61,7 @@ class Agent:
     ) -> None:
         self._services = services
         self._make_dealer = make_dealer
-        self._make_presence = make_presence
+        self._make_liveness = make_liveness
         self._direct = direct
         self._wait_s = wait_s
         self._grace_s = grace_s
@@ -93,8 +93,8 @@ class Agent:
             for i in range(1, len(self._loops))
         ]
         reporter = ProgressReporter(self._make_dealer, self._loops, self._id)
-        presence = self._make_presence(self._id)
-        holder = threading.Thread(target=presence.hold, name="liveness", daemon=True)
+        liveness = self._make_liveness(self._id)
+        holder = threading.Thread(target=liveness.hold, name="liveness", daemon=True)
         for thread in (*threads, reporter, holder):
             thread.start()
         self._loop_registered(offers)
@@ -106,7 +106,7 @@ class Agent:
             for thread in threads:
                 thread.join(timeout=2.0)
             reporter.stop()
-            presence.release()
+            liveness.release()
             for thread in (reporter, holder):
                 thread.join(timeout=2.0)
         if self._failure is not None:
@@ -122,12 +122,12 @@ class Agent:
         except ConfigurationError as error:
             if self._direct.url is None:  # the default: the operator did not ask for it
                 if index == 0:
-                    self._log.warning("no direct sessions within this host", why=str(error))
+                    self._log.warning("direct sessions unavailable", why=str(error))
             elif index == 0:
                 link.close()
                 raise
             else:
-                self._log.warning("no direct sessions for a thread", why=str(error))
+                self._log.warning("direct sessions unavailable in a thread", why=str(error))
             endpoint = None
         return Transports(link, endpoint)
 

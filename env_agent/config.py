@@ -20,7 +20,7 @@ KEYS = {
     "expose": list,
     "strict_infos": bool,
 }
-MAX_SESSIONS = 8
+DEFAULT_SLOTS = 8
 
 
 def service(
@@ -28,7 +28,7 @@ def service(
     address: str,
     env: str,
     env_kwargs: Mapping[str, Any] | None = None,
-    max_sessions: int = MAX_SESSIONS,
+    max_sessions: int = DEFAULT_SLOTS,
     expose: Sequence[str] = (),
     strict_infos: bool = False,
 ) -> Service:

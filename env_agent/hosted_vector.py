@@ -12,7 +12,7 @@ class HostedVector(SyncVectorEnv[Any, Any]):
     """A SyncVectorEnv that remembers the info values that it casts.
 
     The array of an info has the dtype of the first value under its key, and later values are cast
-    to it. In a larger vector of which this one is a part, another value may come first, with
+    to it. If this vector is only a part of the learner's, another value may come first there, with
     another dtype: the learner then needs the original values.
 
     Attributes:

@@ -11,13 +11,22 @@ import structlog
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.registration import Registration
-from gymwire.env_agent.requests import MAX_MESSAGE
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.timed_steps import TimedSteps
-from gymwire.env_agent.transports import Arrived, Transports
+from gymwire.env_agent.transports import Transports
 from gymwire.protocol import codec
-from gymwire.protocol.codec import FLAGS_AT, PLAIN, SEQ, SID, TIMED, Frame, Header, Pieces
+from gymwire.protocol.codec import (
+    FLAGS_AT,
+    MAX_MESSAGE,
+    PLAIN,
+    SEQ,
+    SID,
+    TIMED,
+    Frame,
+    Header,
+    Pieces,
+)
 from gymwire.protocol.errors import ProtocolError
 from gymwire.protocol.messages import (
     CONTROL_KINDS,
@@ -31,7 +40,7 @@ from gymwire.protocol.messages import (
     Open,
     Welcome,
 )
-from gymwire.protocol.transport.interface import Origin
+from gymwire.protocol.transport.interface import Origin, Received
 
 TIMERS_S = 0.1  # how often timers run even if frames keep arriving
 AWAY_S = 300.0  # close idle sessions when the broker has been away for this long
@@ -151,8 +160,8 @@ class ServingLoop:
     def _serve(self) -> None:
         """Serve frames until none arrives for a tick, or until timers are due.
 
-        This is the hot path: a step that is not timed is executed without another call of ours
-        than those of the transports, the request handler and the session.
+        This is the hot path. An untimed step calls only the transports, the request handler and the
+        session.
         """
         transports, by_key, slots = self._transports, self.host.by_key, self.host.slots
         link, direct, clock = transports.link, transports.direct, self._clock
@@ -223,7 +232,7 @@ class ServingLoop:
                 self._link.send(PLAIN.encode(Closed(), header.sid, header.seq))
             self._end_session(slot, "closed")
 
-    def _receive_tracked(self, sessions: int) -> Arrived | None:
+    def _receive_tracked(self, sessions: int) -> Received | None:
         waited = not self._transports.poll()
         arrived = self._transports.receive(sessions)
         if arrived is not None:
@@ -271,7 +280,7 @@ class ServingLoop:
                 self._registration.handle(message, self._clock())
 
     def _refuse_frame(self, path: bytes, data: bytes | memoryview, error: ProtocolError) -> None:
-        """Reply to a frame that cannot be decoded, so that its sender does not wait in vain."""
+        """Reply to a frame that cannot be decoded, so that its sender does not wait for a reply."""
         try:
             header = codec.read_header(data)
         except ProtocolError:

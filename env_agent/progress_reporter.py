@@ -48,7 +48,7 @@ class ProgressReporter(threading.Thread):
                 with contextlib.suppress(GymwireError):  # the loops report what is wrong
                     handshake.watch(now)
                     if data is not None:
-                        handshake.take(PLAIN.decode(data), now)
+                        handshake.handle(PLAIN.decode(data), now)
                 if now >= next_report:
                     next_report = now + EVERY_S
                     link.send(PLAIN.encode(Ping()))  # else the broker closes the connection

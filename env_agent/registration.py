@@ -109,7 +109,7 @@ class Registration:
                 self._welcome(message, now)
             case Busy(reason=BusyReason.HELLO):
                 self._await_confirmation()
-                self._handshake.take(message, now)
+                self._handshake.handle(message, now)
             case Error():
                 self._refused(message)
             case Bye():
@@ -124,7 +124,7 @@ class Registration:
         elif self.away_since is not None:
             self._log_state("broker reconnected")
         self._welcomed, self._epoch, self.away_since = True, welcome.epoch, None
-        self._handshake.take(welcome, now)
+        self._handshake.handle(welcome, now)
         for offer in self._offers:
             self._link.send(PLAIN.encode(offer))
             if self.withdrawn:

@@ -10,7 +10,8 @@ import structlog
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.session import Verdict
 from gymwire.env_agent.slot import Slot
-from gymwire.protocol.codec import SEQ, Frame, Header, Pieces
+from gymwire.protocol import dialogue
+from gymwire.protocol.codec import MAX_MESSAGE, SEQ, Frame, Header, Pieces
 from gymwire.protocol.errors import EncodingError, ProtocolError
 from gymwire.protocol.messages import (
     Act,
@@ -30,14 +31,11 @@ from gymwire.protocol.messages import (
 )
 from gymwire.protocol.space_codecs import NOT_COMPACT
 
-MAX_MESSAGE = 64 * 1024 * 1024
-
+# Request → the kind of its reply, the same in all states.
 _REPLY = {
-    Kind.ACT: Kind.PERCEPT,
-    Kind.RESET: Kind.STATUS,
-    Kind.RENDER: Kind.FRAME,
-    Kind.CALL: Kind.RESULT,
-    Kind.CLOSE: Kind.CLOSED,
+    request: next(iter(replies))
+    for moves in dialogue.MOVES.values()
+    for request, replies in moves.items()
 }
 
 

@@ -19,7 +19,7 @@ class Slot:
         session: the numbers and the state of the dialogue.
         runner: the environment.
         codec: encodes and decodes all messages.
-        steps: the short form for steps; None for a signed session, whose frames carry tags.
+        steps: the fast codec of steps; None for a signed session, whose frames carry tags.
         exposed: the attributes that the learner may use.
         opened: the reply to OPEN, sent again if the learner repeats it.
         opened_at: when the session was opened, in monotonic seconds.

@@ -40,10 +40,6 @@ POLL_ALL_EVERY = 64  # frames of one socket after which the other ones are polle
 NEW_LEARNER_POLLS = 1000  # frames, or idle ticks, within which a new learner connects directly
 
 
-# The path of a frame, what libzmq knows about the frame (if it received it), and the frame.
-Arrived = Received
-
-
 class DirectSettings(NamedTuple):
     """The settings of `--direct`.
 
@@ -246,8 +242,10 @@ class Transports:
         """Return whether a frame has arrived already."""
         return self.link.poll() if self.direct is None else bool(wait_among(self._sockets, 0))
 
-    def receive(self, sessions: int) -> Arrived | None:
-        """Return the next frame and its path, or None after a tick without one.
+    def receive(self, sessions: int) -> Received | None:
+        """Return the next frame, or None after a tick without one.
+
+        The frame's path stands in the place of the sender's routing id.
 
         While all sessions use one socket, wait for that one only: a poll over all costs more than
         2 µs. Poll all sockets if a session that is attached to a direct one uses the relay.
@@ -265,14 +263,14 @@ class Transports:
         if attached and (self._relayed_polls or only_socket is None or attached != sessions):
             return self._receive_any(TICK_MS / 1000)
         self._turn = turn = (self._turn + 1) % POLL_ALL_EVERY
-        received: Arrived | None = None
+        received: Received | None = None
         if turn:
             received = self._receive_relayed() if only_socket is None else only_socket.receive()
         if received is None:
             received = self._receive_any(0)
         return received
 
-    def _receive_any(self, wait_s: float) -> Arrived | None:
+    def _receive_any(self, wait_s: float) -> Received | None:
         """Return a frame from any socket, from the relay's first."""
         for index in wait_among(self._sockets, wait_s):
             if not index:
@@ -291,7 +289,7 @@ class Transports:
                 return arrived
         return None
 
-    def _receive_relayed(self) -> Arrived | None:
+    def _receive_relayed(self) -> Received | None:
         data = self.link.receive()
         return None if data is None else (RELAY, None, data)
 

@@ -72,10 +72,17 @@ class Supervisor:
         self._signals.append(number)
         self._stop.set()
 
+    def arguments_of(self, index: int, *more: str) -> list[str]:
+        """Return the arguments of a worker; its own come first, because the others may hold `--`.
+
+        `more`: further options of this worker.
+        """
+        return ["--worker", str(index), *more, *self._arguments]
+
     def _start(self, index: int, *more: str) -> subprocess.Popen[bytes]:
+        arguments = self.arguments_of(index, *more)
         # Each worker has a process session of its own, so that a terminal's Ctrl-C reaches it
         # once: from this process.
-        arguments = (*self._arguments, "--worker", str(index), *more)
         return subprocess.Popen(
             [sys.executable, "-m", "gymwire.env_agent", *arguments],
             stdin=subprocess.PIPE,

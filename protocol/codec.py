@@ -31,7 +31,7 @@ from gymwire.protocol.messages import (
     Percept,
     Status,
 )
-from gymwire.protocol.spaces import NOT_COMPACT, SpaceCodec
+from gymwire.protocol.space_codecs import NOT_COMPACT, SpaceCodec
 
 MAGIC = 0xE7
 HEADER = struct.Struct("<BBBBIQQ")
@@ -47,6 +47,7 @@ UP_TO_KIND = slice(0, 3)
 UP_TO_FLAGS = slice(0, 4)
 UP_TO_SID = slice(0, 16)  # constant in all frames of a kind and a size in one session
 ALIGN = 16
+MAX_MESSAGE = 64 * 1024 * 1024  # bytes of a frame
 MAX_EXTENSIONS = 1024  # bytes of extension fields in a frame
 
 COMPACT = 1  # flag: the observation or action is in the compact form, not the self-describing one

@@ -22,7 +22,7 @@ Each message says what was wrong, whose fault it was and what to do. Errors of Z
     │   └── Denied                  the broker or the env agent refuses this key
     ├── OfferError                  the address cannot be used now
     │   ├── AddressUnknown          no env agent offers it
-    │   ├── AddressTaken            it already stands for another environment
+    │   ├── AddressTaken            another environment is offered under it
     │   └── NoFreeSlot              all its slots are in use
     ├── EnvironmentSideError        a failure on the environment's side
     │   ├── EnvironmentFailed       the environment raised; `.remote_type`, `.remote_traceback`
@@ -178,7 +178,7 @@ class AddressUnknown(OfferError):
 
 
 class AddressTaken(OfferError):
-    """The address already stands for another environment."""
+    """Another environment is offered under this address."""
 
 
 class NoFreeSlot(OfferError):

@@ -275,9 +275,7 @@ class BusyReason:
     """Why a frame was not delivered."""
 
     HELLO = "hello"  # the broker does not know this connection: send HELLO and RESUME first
-    STARTING = (
-        "starting"  # the broker has just started; the env agent may still announce the session
-    )
+    STARTING = "starting"  # the broker has just started and does not know all sessions yet
     UNREACHABLE = "unreachable"  # the other side is disconnected; it may reconnect
     QUEUE_FULL = "queue-full"  # the other side does not read
     RATE = "rate"  # over the policy's steps per second

@@ -29,10 +29,10 @@ from gymnasium import Space, spaces
 
 from gymwire.protocol.arrays import MAX_DIMS, dtype_from_text, dtype_to_text
 from gymwire.protocol.errors import DecodingError, GymwireError, UnsupportedSpaceError
-from gymwire.protocol.space_codecs import NOT_COMPACT, SpaceCodec, compile
+from gymwire.protocol.space_codecs import compile
 from gymwire.protocol.values import MAX_DEPTH
 
-__all__ = ["MAX_SPACE_BYTES", "NOT_COMPACT", "SpaceCodec", "build", "compile", "describe"]
+__all__ = ["MAX_SPACE_BYTES", "build", "compile", "describe"]
 
 MAX_SPACE_BYTES: Final = 1 << 28
 """The maximum memory for the bounds of one described space: otherwise a few bytes from a stranger
@@ -78,6 +78,10 @@ class _NodeContext:
                 f"{MAX_SPACE_BYTES >> 20} MiB.",
                 path=self.path,
             )
+
+
+def _key_step(key: Any) -> str:
+    return f'["{key}"]' if type(key) is str else f"[{key!r}]"
 
 
 # --- describe -----------------------------------------------------------------------------------
@@ -185,8 +189,7 @@ def _(space: spaces.Dict, context: _NodeContext) -> Iterator[list[Any]]:
             raise _unsupported(context, f"has the key {key!r}; keys are text or simple scalars")
     yield ["Dict", keys, bool(getattr(space, "sort_keys", True))]
     for key, child in space.spaces.items():
-        step = f'["{key}"]' if type(key) is str else f"[{key!r}]"
-        yield from _describe_at(child, context.child(step))
+        yield from _describe_at(child, context.child(_key_step(key)))
 
 
 @_describe.register(spaces.Tuple)
@@ -238,9 +241,8 @@ def _build(nodes: Iterator[Any], context: _NodeContext) -> Space[Any]:
     context.charge(0, DecodingError)
     node = next(nodes, None)
     if type(node) is list and node and type(node[0]) is str and node[0] in _BUILDERS:
-        return _BUILDERS[node[0]](
-            context, nodes, *node[1:]
-        )  # a wrong number of items raises TypeError
+        # A wrong number of items raises TypeError.
+        return _BUILDERS[node[0]](context, nodes, *node[1:])
     raise DecodingError(
         f"{context.path} has an unknown space type in its description.", path=context.path
     )
@@ -337,10 +339,7 @@ def _build_dict(
     _check(type(keys) is list and {*map(type, keys)} <= _KEY_TYPES, context, "list of keys")
     _check(len({*keys}) == len(keys), context, "list of keys")
     _check(type(sort_keys) is bool, context, "sort_keys")
-    children: list[tuple[Any, Space[Any]]] = []
-    for key in keys:
-        step = f'["{key}"]' if type(key) is str else f"[{key!r}]"
-        children.append((key, _build(nodes, context.child(step))))
+    children = [(key, _build(nodes, context.child(_key_step(key)))) for key in keys]
     options: dict[str, Any] = {"sort_keys": sort_keys} if _SORTS_KEYS else {}
     return spaces.Dict(children, **options)  # a list of pairs keeps its order
 

@@ -28,19 +28,20 @@ _ROOM: dict[int, int] = {Kind.ACT: REQUEST_SIZE, Kind.PERCEPT: REPLY_SIZE}
 class Stamps(NamedTuple):
     """The stamps of a reply, in ns. Those of the broker are 0 in a direct session.
 
-    `busy_since`: when the serving loop began the uninterrupted work that it finished before it read
-    the request; equal to `received` if the loop was waiting.
+    The names with `request_` and `reply_` are the broker's. `busy_since`: when the serving loop
+    began the uninterrupted work that it finished before it read the request; equal to `received` if
+    the loop was waiting.
     """
 
-    there_received: int
-    there_sent: int
+    request_received: int
+    request_sent: int
     busy_since: int
     received: int
     started: int  # the environment's step
     ended: int
     sent: int
-    back_received: int
-    back_sent: int
+    reply_received: int
+    reply_sent: int
 
 
 def request_stamps(frame: Frame) -> Frame:

@@ -147,14 +147,9 @@ def _any_percept(sid: int, space: SpaceCodec, num_envs: int) -> _Percept:
 
 
 def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
-    """Return the functions for `count` fields, the first of which may be a value of this space."""
-    sid_bytes, starts = (
-        sid.to_bytes(8, "little"),
-        (
-            bytes((MAGIC, VERSION, kind, 0)),
-            bytes((MAGIC, VERSION, kind, COMPACT)),
-        ),
-    )
+    """Return the functions for `count` fields; the first may be a value of this space."""
+    sid_bytes = sid.to_bytes(8, "little")
+    starts = [bytes((MAGIC, VERSION, kind, flags)) for flags in (0, COMPACT)]
 
     def encode(fields: list[Any], number: bytes) -> Frame | None:
         tail = values.Tail()
@@ -190,8 +185,8 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
 
 def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
     """Return the functions for small integers, NumPy ones of a Discrete space and Python's."""
-    fit, plain = _prefix(sid, Kind.ACT, COMPACT, 2), _prefix(sid, Kind.ACT, 0, 2)
-    bodies = [bytes((0x91, number)) for number in range(128)]
+    compact, plain = _prefix(sid, Kind.ACT, COMPACT, 2), _prefix(sid, Kind.ACT, 0, 2)
+    bodies = [_ONE_FIELD + bytes((number,)) for number in range(128)]
     numbers = {body: number for number, body in enumerate(bodies)}
     scalars = {} if scalar is None else {body: scalar(n) for body, n in numbers.items()}
 
@@ -204,11 +199,11 @@ def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
         index = int(action)
         if not 0 <= index < 128:
             return encode_other(action, number)
-        return (fit if kind is scalar else plain) + number + bodies[index]
+        return (compact if kind is scalar else plain) + number + bodies[index]
 
     def decode(data: Data) -> Any | NotCompact:
         prefix = data[UP_TO_SID]
-        known = scalars if prefix == fit else numbers if prefix == plain else {}
+        known = scalars if prefix == compact else numbers if prefix == plain else {}
         action = known.get(bytes(data[HEADER_SIZE:]))
         return decode_other(data) if action is None else action
 
@@ -401,14 +396,16 @@ def _find_arrays(
 ) -> tuple[bytes, list[tuple[int, int]]]:
     """Return a percept's frame full of zeros, and the begin and end of each of its four arrays.
 
-    There are no such places if an array has no bytes.
+    The list is empty if an array has no bytes.
     """
 
     def frame(filled: int) -> bytes:
         """Return the frame in which the bytes of one array are 1 and those of the others 0."""
         arrays = [
-            np.full(math.prod(of) * kind.itemsize, index == filled, np.uint8).view(kind).reshape(of)
-            for index, (kind, of) in enumerate(kinds)
+            np.full(math.prod(shape) * dtype.itemsize, index == filled, np.uint8)
+            .view(dtype)
+            .reshape(shape)
+            for index, (dtype, shape) in enumerate(kinds)
         ]
         observations, rewards, terminated, truncated = arrays
         percept = Percept(observations, rewards, terminated, truncated, {})
@@ -428,7 +425,7 @@ def _find_arrays(
 def _constants_between(
     blank: bytes, places: Sequence[tuple[int, int]]
 ) -> list[tuple[int, int, bytes]]:
-    """Return begin, end and bytes of what is before, between and behind these places."""
+    """Return begin, end and bytes of what is before, between and after these places."""
     edges = [HEADER_SIZE, *(edge for place in places for edge in place), len(blank)]
     gaps = zip(edges[::2], edges[1::2], strict=True)
     return [(begin, end, blank[begin:end]) for begin, end in gaps]

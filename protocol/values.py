@@ -169,7 +169,7 @@ def _read_array(data: bytes, tail: memoryview | None) -> np.ndarray[Any, Any]:
     text, shape, body = parts
     dtype = dtype_from_text(text)
     if len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in shape):
-        raise DecodingError("An array's shape is not a list of at most 32 sizes.")
+        raise DecodingError(f"An array's shape is not a list of at most {MAX_DIMS} sizes.")
     size = math.prod(shape) * dtype.itemsize
     if type(body) is bytes:
         if len(body) != size:

@@ -22,7 +22,7 @@ settings.load_profile("untimed")
 
 @pytest.fixture(scope="session")
 def broker_url() -> Iterator[str]:
-    """The URL of a broker that all tests share; nobody may stop it."""
+    """The URL of a broker that all tests share; no test may stop it."""
     with programs() as started:
         yield started.broker()[1]
 

@@ -75,7 +75,7 @@ class Slow(Odd):
 
 
 class Picky(Odd):
-    """Takes some actions only."""
+    """Accepts only some actions."""
 
     def step(self, action: Any) -> Result:
         match int(action):
@@ -93,13 +93,13 @@ class Peculiar(Exception):
 
 
 class Boxed(Odd):
-    """Takes any array, and says what came."""
+    """Accepts any array, and returns its description."""
 
     action_space = Box(-1.0, 1.0, (2,), dtype=np.float32)
 
 
 class Binary(Odd):
-    """Takes bits."""
+    """Accepts a MultiBinary action."""
 
     action_space = MultiBinary(3)
 
@@ -146,7 +146,7 @@ class Mortal(Odd):
 
 
 class Shared(Odd):
-    """All of them write into one picture, which they hand out: one changes what the others gave."""
+    """All instances write into one picture and return it: each changes what the others returned."""
 
     observation_space = Box(0, 255, (200, 200), np.uint8)
     picture = np.zeros((200, 200), np.uint8)

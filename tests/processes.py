@@ -74,7 +74,7 @@ class Program:
         self.wait()
 
     def stop(self) -> None:
-        """Stop the process, whatever its state."""
+        """Stop the process in any state."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.terminate()

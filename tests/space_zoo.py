@@ -1,4 +1,4 @@
-"""Every Gymnasium space in many shapes, and an environment that speaks them."""
+"""Every Gymnasium space in many shapes, and an environment that uses them."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def _leaves() -> dict[str, Space[Any]]:
 
 
 def _composites() -> dict[str, Space[Any]]:
-    # Never one object in two places: it would have one generator there, and two after a journey.
+    # Never one object in two places: built again, it would be two objects with two generators.
     def box() -> Box[Any]:
         return Box(-1, 1, (2,))
 
@@ -131,7 +131,7 @@ class ZooEnv(gymnasium.Env[Any, Any]):
     """Observes seeded samples of one space of the zoo and digests actions of another.
 
     `observation` and `action` are names in `ZOO`. Every seventh step terminates the episode; the
-    reward's type and the info's values go through all that may travel.
+    reward's type and the info's values go through all serializable types.
     """
 
     metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012 - as in gymnasium.Env

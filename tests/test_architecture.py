@@ -193,7 +193,7 @@ def called_name(node: ast.expr) -> str:
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
 
 
-# Who imports whom
+# Which part imports which
 
 
 @pytest.mark.parametrize("path", [*MODULES, *OTHERS], ids=name_of)
@@ -365,6 +365,6 @@ def test_a_class_has_at_most_300_lines_of_code(name: str) -> None:
     assert own <= MAX_CLASS_LINES
 
 
-def test_there_is_no_module_for_odds_and_ends() -> None:
+def test_no_module_is_named_utils_or_similar() -> None:
     names = {path.stem for path in MODULES}
     assert not names & {"utils", "util", "helpers", "common", "misc"}

@@ -110,7 +110,7 @@ class Gated(gymnasium.Env[Any, Any]):
 
 
 class Sociable(Gated):
-    """Can only be made together with others, `party` at a time, who meet in the folder `meet`.
+    """Can only be made `party` at a time: each waits in the folder `meet` for the others.
 
     The last of `late` that come there fails.
     """

@@ -63,8 +63,8 @@ class Dealer:
         self.rid = b"\x01" + number.to_bytes(15)
         self.fd = 1000 + number
         self.up = True
-        self.generation = 0  # of its connection: what was under way on another is lost
-        self.loop: ServingLoop | None = None  # whom to wake when something arrives
+        self.generation = 0  # of its connection: frames in flight on an earlier one are lost
+        self.loop: ServingLoop | None = None  # the loop to wake when something arrives
         self.inbox: deque[bytes] = deque()
         self.news: list[LinkEvent] = []
 
@@ -125,9 +125,9 @@ class LedgerHost(SessionHost):
         super().__init__(services)
         self.ledgers: dict[int, list[Entry]] = {}
 
-    def open(self, sid: int, seq: int, wish: Open, direct: dict[str, Any] | None) -> Frame:
+    def open(self, sid: int, seq: int, request: Open, direct: dict[str, Any] | None) -> Frame:
         known = sid in self.slots
-        frame = super().open(sid, seq, wish, direct)
+        frame = super().open(sid, seq, request, direct)
         slot = self.slots.get(sid)
         if slot is not None and not known and isinstance(slot.runner.env, gymnasium.Env):
             ledger = Ledger(slot.runner.env, self.ledgers.setdefault(sid, []))
@@ -315,7 +315,7 @@ class Network:
 
     @property
     def ledgers(self) -> dict[int, list[Entry]]:
-        """Each sid with the calls that its environments executed, at whichever agent."""
+        """Each sid with the calls that its environments executed, at any agent."""
         found: dict[int, list[Entry]] = {}
         for host in self.hosts:
             for sid, entries in host.ledgers.items():

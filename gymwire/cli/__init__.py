@@ -12,6 +12,9 @@ from collections.abc import Sequence
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of this process). Returns the exit status."""
-    from gymwire.cli.app import run
+    try:
+        from gymwire.cli.app import run
 
-    return run(argv)
+        return run(argv)
+    except KeyboardInterrupt:  # while modules are imported
+        return 130

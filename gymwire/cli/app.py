@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import textwrap
@@ -278,7 +279,20 @@ def run(argv: Sequence[str] | None = None) -> int:
         return MISUSED
     except click.Abort:
         return 128 + signal.SIGINT
+    except OSError as error:
+        return _stop_printing(error)
     return int(status or 0)
+
+
+def _stop_printing(error: OSError) -> int:
+    """Report that the output cannot be written, unless its reader has ended. Returns the status."""
+    if not isinstance(error, BrokenPipeError):
+        _print_error(PROGRAM, f"cannot write the output: {error.strerror or error}.")
+    # What is buffered would fail again when the interpreter ends.
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())
+    os.close(devnull)
+    return FAILED
 
 
 def _print_misuse(error: click.ClickException) -> None:
@@ -315,8 +329,8 @@ def _execute(ctx: click.Context, name: str) -> int:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, _interrupt)
     output = Output(as_json=bool(options.get("json")))
-    module = import_module(f"gymwire.cli.{name}")
     try:
+        module = import_module(f"gymwire.cli.{name}")
         status = int(module.command(module.Options(**options), output))
     except Interrupted as interrupted:
         status = interrupted.status
@@ -351,6 +365,8 @@ def fields_of(ctx: click.Context, name: str) -> dict[str, Any]:
             chosen["origins"][keyword] = option.metavar
         elif explicit in (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT):
             chosen["origins"][keyword] = origin(ctx, params[keyword])
+        if option.repeats and not value:  # a variable of nothing but spaces
+            value = option.default
         chosen[keyword] = value
     if name == "serve":
         chosen["arguments"] = ctx.meta["arguments"]

@@ -130,7 +130,7 @@ def _check(env: Env) -> str:
         return ""
     check_env(env, skip_render_check=True)
     return (
-        f"not checked: render modes, {why}, for Gymnasium's own environments with: "
+        f"not checked: render modes, {why}. For Gymnasium's own environments, run: "
         f"{install_line('render')}"
     )
 

@@ -111,13 +111,15 @@ def json_object(text: str) -> dict[str, object]:
         raise ValueError(
             f"this is not JSON ({error}). Write it like '{{\"is_slippery\": false}}'"
         ) from None
+    except RecursionError:
+        raise ValueError("this is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError(f"expected a JSON object of keyword arguments, got {text[:100]}")
     return value
 
 
 def choice(*texts: str) -> Kind:
-    """Return the kind of which only these texts are values."""
+    """Return the kind of value that is one of these texts."""
 
     def read(text: str) -> str:
         if text not in texts:

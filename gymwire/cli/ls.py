@@ -71,7 +71,7 @@ class Listing:
 def command(options: Options, output: Output) -> int:
     """Print the addresses on offer. Returns the exit status."""
     options.credentials()
-    channel = BrokerConnection(
+    connection = BrokerConnection(
         options.broker,
         timeout_s=options.timeout_s,
         wait_s=options.wait_s,
@@ -79,9 +79,9 @@ def command(options: Options, output: Output) -> int:
         broker_key=options.broker_key,
     )
     try:
-        listings = group(channel.find())
+        listings = group(connection.find())
     finally:
-        channel.close()
+        connection.close()
     output.result(broker=options.broker, offers=[as_json(listing) for listing in listings])
     if not listings:
         output.say(

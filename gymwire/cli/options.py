@@ -107,7 +107,7 @@ OPTIONS = (
         commands=("serve", *LEARNERS),
         default="{}",
         metavar="JSON",
-        help="keyword arguments for the environment's constructor; the learner's win over the env "
+        help="keyword arguments for the environment's constructor; the learner's override the env "
         "agent's",
     ),
     Option(
@@ -366,7 +366,7 @@ OPTIONS = (
         commands=SERVERS,
         metavar="FILE",
         panel="Keys",
-        help="the own secret key, a file made by gymwire keygen",
+        help="your own secret key, a file made by gymwire keygen",
     ),
     Option(
         keyword="broker_key",
@@ -392,7 +392,7 @@ OPTIONS = (
         default="info",
         metavar="LEVEL",
         panel="Log",
-        help="the least level to log: debug, info, warning or error",
+        help="the lowest level to log: debug, info, warning or error",
     ),
     # --- between the processes of `serve --workers` -----------------------------------------------
     Option(

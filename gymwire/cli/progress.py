@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from gymwire.learner_agent.training.task import Progress
+from gymwire.learner_agent.training.task import TrainingProgress
 
 # A line for every tenth, but not faster than a person can read, and often enough to show that the
 # training is not stuck.
@@ -21,7 +21,7 @@ LINE_AT_MOST_S = 60.0
 class Meter(Protocol):
     """Shows progress until it is closed."""
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainingProgress) -> None:
         """Show this progress."""
 
     def close(self) -> None:
@@ -49,7 +49,7 @@ class BarMeter:
         self._row = self._bar.add_task(title, total=steps, rate="", reward="")
         self._bar.start()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainingProgress) -> None:
         """Move the bar."""
         self._bar.update(
             self._row,
@@ -71,17 +71,18 @@ class LineMeter:
         self._last = time.monotonic()
         self._tenth = 0
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainingProgress) -> None:
         """Write a line if one is due."""
         if self.due(progress, time.monotonic()):
             self._log.info(
-                f"trained {progress.step / progress.steps:.0%}",
+                "training progress",
+                done=f"{progress.step / progress.steps:.0%}",
                 step=progress.step,
                 reward=round(progress.recent_reward, 3),
                 steps_per_s=round(progress.steps_per_s),
             )
 
-    def due(self, progress: Progress, now: float) -> bool:
+    def due(self, progress: TrainingProgress, now: float) -> bool:
         """Return whether to write a line now. The last step gets none: the report follows it."""
         since_last_s = now - self._last
         tenth = 10 * progress.step // progress.steps

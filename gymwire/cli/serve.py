@@ -22,9 +22,8 @@ from gymwire.env_agent.workers import Supervisor
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
+from gymwire.protocol.transport.handshake import CONNECT_S
 from gymwire.protocol.transport.unix import CAN_LISTEN
-
-CONNECT_S = 2.5  # how long a broker that is up may take to answer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import importlib.util
 import os
 import secrets
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import structlog
+from numpy.typing import NDArray
 
 from gymwire.cli import progress
 from gymwire.cli.connection import SessionOptions, naming, open_env
@@ -51,7 +51,7 @@ def command(options: Options, output: Output) -> int:
         env.close()
         raise
     structlog.get_logger().info(
-        "training",
+        "training started",
         address=options.address,
         learner=type(learner).__name__,
         steps=options.steps,
@@ -102,21 +102,16 @@ def summary(result: TrainingResult, steps_wanted: int) -> dict[str, Json]:
         "seconds": result.seconds,
         "steps_per_s": result.steps_per_s,
         "episodes": int(returns.size),
-        "reward_per_step": _first_and_last_tenth(result.rewards),
-        "episode_return": _first_and_last_tenth(returns) if returns.size else None,
+        "reward_per_step": _tenths(result.rewards),
+        "episode_return": _tenths(returns) if returns.size else None,
         "saved": None,
         "plot": None,
     }
 
 
-def _first_and_last_tenth(
-    values: Sequence[float] | np.ndarray[tuple[int], np.dtype[np.float64]],
-) -> dict[str, Json]:
-    number = max(1, len(values) // 10)
-    return {
-        "first_tenth": float(np.mean(values[:number])),
-        "last_tenth": float(np.mean(values[-number:])),
-    }
+def _tenths(values: NDArray[np.float64]) -> dict[str, Json]:
+    first, last = report.early_and_late(values)
+    return {"first_tenth": first, "last_tenth": last}
 
 
 def check_files(options: Options) -> None:
@@ -144,9 +139,12 @@ def check_plot(path: Path) -> None:
 def check_writable(path: Path) -> None:
     """Raise ConfigurationError if the file cannot be written, and why."""
     folder = path.parent
-    if not folder.is_dir():
-        raise ConfigurationError(f"{path}: there is no folder {folder}. Make it first.")
-    if path.is_dir():
-        raise ConfigurationError(f"{path} is a folder. Name a file in it.")
+    try:
+        if not folder.is_dir():
+            raise ConfigurationError(f"{path}: there is no folder {folder}. Make it first.")
+        if path.is_dir():
+            raise ConfigurationError(f"{path} is a folder. Name a file in it.")
+    except OSError as error:  # such as a name that is too long
+        raise ConfigurationError(f"{path}: {error.strerror}. Choose another name.") from None
     if not os.access(folder, os.W_OK):
         raise ConfigurationError(f"{path}: you may not write to the folder {folder}.")

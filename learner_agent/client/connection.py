@@ -38,9 +38,7 @@ from gymwire.protocol.messages import (
 from gymwire.protocol.security.keys import credentials
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
-from gymwire.protocol.transport.handshake import Handshake
-
-CONNECT_S = 2.5  # how long the first answer of a broker may take
+from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
 
 _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
@@ -94,7 +92,8 @@ class BrokerConnection:
         self.timeout_s = timeout_s
         self.clock = clock
         self.clock_ns = clock_ns
-        self.closed = False
+        self.closed = False  # whether `close` has begun
+        self._said_bye = self._left = False  # how far it has come
         self.keeps_sessions = False  # for another process, which has a token of one of them
         self._pid = os.getpid()
         self.thread_id = threading.get_ident()
@@ -298,7 +297,7 @@ class BrokerConnection:
             return False
         match header.kind:
             case Kind.WELCOME | Kind.BUSY:
-                self._handshake.take(PLAIN.decode(data, header), self.clock())
+                self._handshake.handle(PLAIN.decode(data, header), self.clock())
             case Kind.ERROR:
                 message = PLAIN.decode(data, header)
                 if isinstance(message, Error) and self.welcome is None:
@@ -370,13 +369,15 @@ class BrokerConnection:
 
         Without `goodbye` the sessions wait for the broker's lease, and can be resumed.
         """
-        if self.is_inherited or self.closed:
+        if self.is_inherited or self._left:
             return  # after a fork the sockets belong to the parent
         self.closed = True
-        _OPEN.discard(self)
         for session in self._sessions.values():
             session.paths.close_direct()
         self._sessions.clear()
-        if goodbye:
+        if goodbye and not self._said_bye:
             self.link.send(PLAIN.encode(Bye("done")))
+            self._said_bye = True
         self.link.close(linger_s=0.5)
+        _OPEN.discard(self)
+        self._left = True  # last: after an interrupt, the next call goes on

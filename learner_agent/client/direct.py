@@ -18,7 +18,7 @@ from gymwire.protocol.errors import (
     GymwireError,
 )
 from gymwire.protocol.messages import Kind, Open, Opened, Resume
-from gymwire.protocol.security.keys import KeyPair, identity
+from gymwire.protocol.security.keys import KeyPair, identity, is_public_key
 from gymwire.protocol.transport.interface import Transport
 from gymwire.protocol.transport.registry import dial_first, usable
 
@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 
 AUTO_S = 0.5  # how long direct="auto" waits for a direct connection before it uses the relay
 ALWAYS_S = 2.5  # and how long direct="always" waits
-CHECK_EVERY_S = 0.002  # the pause between two looks at connections that are being made
+CHECK_EVERY_S = 0.002  # the pause between two checks of connections that are being made
 
 
 class DirectConnection:
-    """A connection to the env agent of one session.
+    """A connection to the env agent of one session, at the endpoint that OPENED names.
 
     Attributes:
         up: whether requests can take this path now.
@@ -42,16 +42,20 @@ class DirectConnection:
 
     def __init__(
         self,
-        offer: Mapping[str, Any],
+        endpoint: Mapping[str, Any],
         sid: int,
         nonce: bytes,
         key: KeyPair | None,
         dial: Callable[..., Transport] = dial_first,
     ) -> None:
-        server_key = offer.get("key") or None
-        if server_key is not None and key is None:
+        server_key = endpoint.get("key") or None
+        if server_key is not None and not _is_key(server_key):
+            raise DecodingError("The env agent's direct endpoint has a malformed key.")
+        if server_key is None:
+            key = None
+        elif key is None:
             raise ConnectionFailed("The env agent's direct endpoint requires a key.")
-        self.dealer = dial(_choose(offer), key=key if server_key else None, server_key=server_key)
+        self.transport = dial(_urls_for_this_host(endpoint), key=key, server_key=server_key)
         self.up = self.denied = False
         self._must_resume = False
         self._resume = PLAIN.encode(Resume(nonce), sid)
@@ -68,20 +72,20 @@ class DirectConnection:
     def check(self) -> bool:
         """Handle what has happened to the connection; return whether it went down."""
         was_up = self.up
-        for event in self.dealer.link_events():
+        for event in self.transport.link_events():
             self.up, self._must_resume = False, event.up
             self.denied = self.denied or bool(event.denied)
         if self._must_resume:
-            self._must_resume = not self.dealer.send(self._resume)
-        if not self.up and self.dealer.poll():
-            data = self.dealer.receive()
+            self._must_resume = not self.transport.send(self._resume)
+        if not self.up and self.transport.poll():
+            data = self.transport.receive()
             if data is not None:
                 self.receive_frame(data)
         return was_up and not self.up
 
     def close(self) -> None:
         """Close the connection."""
-        self.dealer.close(linger_s=0.3)
+        self.transport.close(linger_s=0.3)
 
 
 class SessionPaths:
@@ -105,7 +109,7 @@ class SessionPaths:
         self._connection = connection
         self._sid = sid
         self._open_msg = open_msg
-        self._offer = opened.direct
+        self._endpoint = opened.direct
         self._exchange = exchange
 
     @property
@@ -115,13 +119,13 @@ class SessionPaths:
 
     def dial_direct(self) -> DirectConnection:
         """Dial the env agent itself. Raises GymwireError if it cannot be dialled."""
-        offer = self._offer
-        if offer is None:
+        endpoint = self._endpoint
+        if endpoint is None:
             raise ConnectionFailed("it offers no direct connection (--direct).")
         key, pin = self._connection.credentials.key, parse_address(self._open_msg.address).identity
-        if pin is not None and _identity_in(offer) != pin:
+        if pin is not None and _identity_in(endpoint) != pin:
             raise Denied("Its direct endpoint does not belong to the pinned agent.")
-        self.direct = DirectConnection(offer, self._sid, self._open_msg.nonce, key)
+        self.direct = DirectConnection(endpoint, self._sid, self._open_msg.nonce, key)
         return self.direct
 
     def finish_setup(self, why: str, *, required: bool) -> None:
@@ -134,7 +138,7 @@ class SessionPaths:
         if self.is_direct:
             return
         if self.direct is not None:
-            why = f"{self.direct.dealer.url} does not answer."
+            why = f"{self.direct.transport.url} does not answer."
             self.close_direct()
         address = self._open_msg.address
         if required:
@@ -154,10 +158,10 @@ class SessionPaths:
     def _choose(self) -> None:
         self.current = self._connection.link
         if self.direct is not None and self.direct.up:
-            self.current = self.direct.dealer
+            self.current = self.direct.transport
 
     def serve_others(self, now: float) -> None:
-        """Handle what no receive on the present path can see."""
+        """Handle what arrives on the other paths, and what happens to their connections."""
         connection, exchange = self._connection, self._exchange
         if self.direct is not None and self.direct.check():
             exchange.resend(now)
@@ -185,7 +189,7 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
         except GymwireError as error:
             why[session.sid] = str(error)
     if dialled:
-        attach(dialled, ALWAYS_S if required else AUTO_S, sessions[0].connection.clock)
+        wait_until_attached(dialled, ALWAYS_S if required else AUTO_S, sessions[0].connection.clock)
     for session in sessions:
         try:
             session.paths.finish_setup(why.get(session.sid, ""), required=required)
@@ -194,14 +198,14 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
             raise
 
 
-def attach(
+def wait_until_attached(
     dialled: Sequence[DirectConnection], timeout_s: float, clock: Callable[[], float]
 ) -> None:
     """Wait until each of these connections is up or denied, for at most `timeout_s` seconds."""
     setup = _Setup(dialled)
     setup.check()
     wait(
-        lambda: not setup.coming,
+        lambda: not setup.pending,
         clock() + timeout_s,
         sources=(setup,),
         run_timers=setup.check,
@@ -214,32 +218,36 @@ class _Setup:
     """Connections that are being made; as a source of frames, the first of them."""
 
     def __init__(self, dialled: Sequence[DirectConnection]) -> None:
-        self.coming = list(dialled)
+        self.pending = list(dialled)
 
     def check(self, _now: float = 0.0) -> None:
         """Drop the connections that are up or denied."""
-        for one in self.coming:
+        for one in self.pending:
             one.check()
-        self.coming = [one for one in self.coming if not one.up and not one.denied]
+        self.pending = [one for one in self.pending if not one.up and not one.denied]
 
     @property
     def path(self) -> Transport:
-        return self.coming[0].dealer
+        return self.pending[0].transport
 
     def receive_frame(self, data: bytes | memoryview) -> bool:
-        self.coming[0].receive_frame(data)
+        self.pending[0].receive_frame(data)
         return False  # so that `check` is next
 
 
-def _choose(offer: Mapping[str, Any]) -> list[str]:
+def _urls_for_this_host(endpoint: Mapping[str, Any]) -> list[str]:
     """Return the endpoints that this host can dial, the nearest first. Raises DecodingError."""
-    urls = offer.get("urls")
+    urls = endpoint.get("urls")
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls) or not urls:
         raise DecodingError("The env agent's direct endpoint has no URL.")
-    same_host = offer.get("host") == socket.gethostname()
-    return usable(urls, same_host=same_host, keyed=bool(offer.get("key")))
+    same_host = endpoint.get("host") == socket.gethostname()
+    return usable(urls, same_host=same_host, keyed=bool(endpoint.get("key")))
 
 
-def _identity_in(offer: Mapping[str, Any]) -> str:
-    key = offer.get("key")
+def _is_key(value: object) -> bool:
+    return isinstance(value, bytes) and is_public_key(value.decode("latin-1"))
+
+
+def _identity_in(endpoint: Mapping[str, Any]) -> str:
+    key = endpoint.get("key")
     return identity(key) if isinstance(key, bytes) else ""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -87,13 +88,14 @@ class Exchange:
         self.state = dialogue.State.READY
         self.request = Pending(Kind.OPEN, 0, b"")  # the last one; only `sent` may change it
         self._reply: Reply | None = None
-        self._returned = 0  # the number of the last request whose reply the caller has
+        self.returned = 0  # the number of the last request whose reply the caller has; see `undo`
         self.lost: str | None = None
         self.in_step_s: float | None = None  # from the last PROGRESS
-        self.expected: int | None = None  # the request number that the agent awaits, by its word
+        self.expected: int | None = None  # the request number that the agent says it expects
         self.resume_pending = False  # the broker must get HELLO and RESUME before anything else
         self.throttled = 0  # how often the broker delayed a request because of a rate limit
-        self._failure: BaseException | None = None  # which the last reply stands for
+        # The exception that the last reply stands for; weak, because it holds the caller's frames.
+        self._failure: Callable[[], BaseException | None] = lambda: None
         self._steps = steps
         self._number = b""  # of the step that `begin_step` began, as it stands in a frame
         self._where = where
@@ -119,7 +121,7 @@ class Exchange:
     def pending(self) -> Pending | None:
         """The request whose reply the caller does not have yet, answered or not."""
         request = self.request
-        return None if request.seq == self._returned else request
+        return None if request.seq == self.returned else request
 
     @property
     def unanswered(self) -> Pending | None:
@@ -130,7 +132,7 @@ class Exchange:
     def reply(self) -> Reply | None:
         """The reply to the pending request, once it has arrived."""
         reply, seq = self._reply, self.request.seq
-        return reply if reply is not None and reply[0].seq == seq != self._returned else None
+        return reply if reply is not None and reply[0].seq == seq != self.returned else None
 
     def begin(self, kind: Kind) -> int:
         """Return the number for a new request, and change nothing.
@@ -170,7 +172,7 @@ class Exchange:
 
     def restore_position(self, seq: int, state: dialogue.State) -> None:
         """Continue after request `seq` of a process that has ended."""
-        self._returned, self.state = seq, state
+        self.returned, self.state = seq, state
         self.request = Pending(Kind.OPEN, seq, b"")
 
     def check_position(self) -> None:
@@ -191,7 +193,7 @@ class Exchange:
         steps, request = self._steps, self.request
         if (
             steps is None
-            or request.seq != self._returned
+            or request.seq != self.returned
             or self.lost is not None
             or self.state is not _EPISODE
         ):
@@ -209,7 +211,7 @@ class Exchange:
         assert self._steps is not None
         step = self._steps.decode_percept(data, self._number)
         if step is not None:
-            self._returned = self.request.seq  # last: until here the same call gets the reply again
+            self.returned = self.request.seq  # last: until here the same call gets the reply again
         return step
 
     # --- what arrives -----------------------------------------------------------------------------
@@ -258,11 +260,26 @@ class Exchange:
 
     def mark_returned(self) -> None:
         """Record that the caller has the reply to the last request."""
-        self._returned = self.request.seq
+        self.returned = self.request.seq
 
     def set_failure(self, failure: BaseException) -> None:
         """Record the exception that the last reply stands for, before it is raised."""
-        self._failure = failure
+        self._failure = weakref.ref(failure)
+
+    def is_failure(self, error: BaseException) -> bool:
+        """Return whether the last reply stands for this exception."""
+        return self._failure() is error
+
+    def undo(self, returned: int, error: BaseException) -> None:
+        """End a call with an exception that is not a reply: the caller has no reply of this call.
+
+        Args:
+            returned: the attribute `returned` as it was when the call began. An earlier number than
+                that of the request before the last one is as good.
+            error: the exception. Nothing changes if the last reply stands for it.
+        """
+        if not self.is_failure(error):
+            self.returned = returned
 
     def end_with(
         self, request: Pending, error: BaseException, data: bytes | memoryview | None = None
@@ -279,11 +296,10 @@ class Exchange:
         """
         if self.request is not request:
             return
-        failure, self._failure = self._failure, None
-        if error is failure:
-            self._returned = request.seq
+        if self.is_failure(error):
+            self.returned = request.seq
             return
-        self._returned = request.seq - 1
+        self.returned = request.seq - 1
         if data is None or self.reply is not None:
             return
         with contextlib.suppress(GymwireError):  # it is not readable: the request is sent again

@@ -13,8 +13,6 @@ from typing import Any
 from gymwire.protocol import values
 from gymwire.protocol.errors import ReplayMismatch
 
-MAX_STEPS = 1_000_000
-
 
 class Recording:
     """One episode so far. It keeps requests as bytes, because the caller may change its arrays."""
@@ -53,9 +51,9 @@ class Recording:
     def _compare(self, what: str, index: int, answer: Any) -> None:
         if digest(answer) != self._digests[index]:
             raise ReplayMismatch(
-                f"The episode cannot continue at another env agent: in the replay its {what} came "
-                f"out differently (of {self.steps} steps). The environment is not deterministic, "
-                f'or the agents run different versions of it. Use on_lost="raise".'
+                f"The episode cannot continue at another env agent: in the replay, its {what} had "
+                f"another result (of {self.steps} steps). The environment is not deterministic, or "
+                f'the agents run different versions of it. Use on_lost="raise".'
             )
 
 

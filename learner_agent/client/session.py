@@ -13,7 +13,7 @@ from gymwire.learner_agent.client.direct import SessionPaths
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
-from gymwire.protocol import codec, logs, spaces, stamps, vector_infos
+from gymwire.protocol import codec, dialogue, logs, spaces, stamps, vector_infos
 from gymwire.protocol.codec import PLAIN, TIMED, Codec, Frame, Header
 from gymwire.protocol.errors import (
     BrokerUnreachable,
@@ -88,6 +88,7 @@ class RemoteSession:
         )
         self.paths = SessionPaths(connection, sid, open_msg, opened, self.exchange)
         self.closed = False  # on this side; the agent may not have confirmed it yet
+        self._is_left = False  # whether `close` has returned
         self._least_network: dict[bool, int] = {}  # is it direct? → ns of a step, for `apportion`
 
     @property
@@ -199,7 +200,7 @@ class RemoteSession:
     def _timings(
         self, readings: tuple[int, int, int, int], taken: stamps.Stamps, is_throttled: bool
     ) -> Timings:
-        is_direct = not taken.back_sent
+        is_direct = not taken.reply_sent
         least = self._least_network.get(is_direct, 0)
         timings = apportion(*readings, taken, least)
         if is_throttled:
@@ -260,7 +261,13 @@ class RemoteSession:
         """Whether the caller does not have the reply to the last request yet."""
         return self.exchange.pending is not None
 
-    def is_settled(self) -> bool:
+    @property
+    def is_stepping(self) -> bool:
+        """Whether the caller does not have the reply to an ACT yet."""
+        pending = self.exchange.pending
+        return pending is not None and pending.kind is Kind.ACT
+
+    def check_ready(self) -> bool:
         """Return whether the reply has arrived. Raises EnvironmentLost if none can come."""
         if self.ready:
             return True
@@ -279,19 +286,22 @@ class RemoteSession:
             self.exchange.end_with(request, error)
             raise
 
+    def peek(self, timeout_s: float | None = None) -> Message:
+        """Wait for the reply to the pending request, and return it; it stays pending.
+
+        Raises what `finish` raises. The reply stays then, too, even if it is the exception.
+        """
+        self._wait(timeout_s)
+        return self._decode(self._read)  # type: ignore[return-value]
+
     def _finish_step(self, timeout_s: float | None) -> Step:
         self._wait(timeout_s)
         return self._take(self._read_step)
 
-    def drop_reply(self) -> None:
-        """Drop the reply to the pending request, if it has arrived."""
-        if self.ready:
-            self.exchange.mark_returned()
-
     def _wait(self, timeout_s: float | None) -> None:
         connection = self.connection
         deadline = None if timeout_s is None else connection.clock() + timeout_s
-        if connection.wait(self.is_settled, deadline, (self,)):
+        if connection.wait(self.check_ready, deadline, (self,)):
             return
         pending, in_step_s = self.exchange.pending, self.exchange.in_step_s
         verb = "request" if pending is None else pending.kind.name.lower()
@@ -307,6 +317,12 @@ class RemoteSession:
 
         After an exception the caller must call `Exchange.end_with`.
         """
+        value = self._decode(read)
+        self.exchange.mark_returned()
+        return value
+
+    def _decode(self, read: Callable[[Header, Data], T | Error]) -> T:
+        """Return what `_take` returns, but do not record that the caller has the reply."""
         exchange = self.exchange
         reply = exchange.reply
         assert reply is not None
@@ -319,7 +335,6 @@ class RemoteSession:
             failure = error_for(value)
             exchange.set_failure(failure)
             raise failure
-        exchange.mark_returned()
         return value
 
     def _read(self, header: Header, data: Frame | memoryview) -> Message:
@@ -396,7 +411,7 @@ class RemoteSession:
                 self.path.send(frame)
 
     def query_position(self) -> None:
-        """Ask the agent which request it awaits, after a resume.
+        """Ask the agent which request it expects, after a resume.
 
         Raises:
             BrokerUnreachable: no answer within the connection's `timeout_s`.
@@ -422,14 +437,19 @@ class RemoteSession:
         Until the agent has confirmed it, the connection sends CLOSE again whenever it is used.
         """
         connection, exchange = self.connection, self.exchange
-        if self.closed or connection.is_inherited or connection.closed:
+        if self._is_left or connection.is_inherited or connection.closed:
             return
         self.closed = True
-        wait = wait and exchange.unanswered is None
+        unanswered = exchange.unanswered
+        if unanswered is not None and unanswered.kind is Kind.CLOSE:
+            exchange.resend(connection.clock())  # an interrupt may have come before it was sent
+        elif unanswered is not None:
+            wait = False
         try:
-            self.begin(Close())
-            if wait:
-                self.finish(CLOSE_S)
+            if exchange.state is not dialogue.State.CLOSED:
+                self.begin(Close())
+                if wait:
+                    self.finish(CLOSE_S)
         except GymwireError as error:
             logs.logger().debug("close not confirmed", why=str(error))
         if exchange.unanswered is None or exchange.lost is not None:
@@ -437,6 +457,7 @@ class RemoteSession:
         else:
             exchange.keep_waiting(connection.clock())  # starts the timers that send it again
         self.paths.close_direct()
+        self._is_left = True  # last: after an interrupt, the next call goes on
 
 
 def _with_infos(step: Step) -> Step:

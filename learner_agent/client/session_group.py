@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol import dialogue
-from gymwire.protocol.errors import EnvironmentFailed, EnvironmentLost, GymwireError, RequestTimeout
+from gymwire.protocol.errors import (
+    EnvironmentFailed,
+    EnvironmentLost,
+    GymwireError,
+    RequestTimeout,
+)
 from gymwire.protocol.messages import Act, Kind, Message, Reset
 from gymwire.protocol.step_codec import Step
 
@@ -38,6 +44,7 @@ class SessionGroup:
         self._where = where
         self._open_all = open_all
         self._sessions = open_all(connection, self.sizes, None)
+        self._undo: list[tuple[Exchange, int]] = []  # what `undo` restores
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -68,17 +75,54 @@ class SessionGroup:
         for i, request in requests.items():
             self._sessions[i].begin(request)
         self.wait_for_all(requests, timeout_s)
-        return {i: self.finish(i) for i in requests}
+        return self.take(requests)
+
+    def take(self, sessions: Collection[int]) -> dict[int, Message]:
+        """Return the replies of these sessions, which have arrived: all of them or an exception.
+
+        If replies stand for exceptions, raise the first of them; none of the replies stays.
+        """
+        try:
+            replies = {i: self.read(i) for i in sessions}
+        except GymwireError as error:
+            if self.is_failure(error):
+                self.mark_returned(sessions)
+            raise
+        self.mark_returned(sessions)
+        return replies
+
+    # --- which replies the caller has -------------------------------------------------------------
+
+    def begin_call(self) -> None:
+        """Begin a call of the vector: from now on, `undo` returns to this moment."""
+        self._undo = []
+
+    def mark_returned(self, sessions: Collection[int]) -> None:
+        """Record that the caller has the replies of these sessions that have arrived."""
+        exchanges = [self._sessions[i].exchange for i in sessions if self._sessions[i].ready]
+        self._undo = [*self._undo, *((one, one.returned) for one in exchanges)]
+        for one in exchanges:
+            one.mark_returned()
+
+    def undo(self) -> None:
+        """Make the replies that the present call has marked as returned available again."""
+        for exchange, returned in reversed(self._undo):
+            exchange.returned = returned
+
+    def is_failure(self, error: BaseException) -> bool:
+        """Return whether a session's last reply stands for this exception."""
+        return any(one.exchange.is_failure(error) for one in self._sessions)
 
     def wait_for_all(
         self, waiting: Sequence[int] | Mapping[int, object], timeout_s: float | None
     ) -> None:
         """Wait for the replies of these sessions. Raises RequestTimeout and EnvironmentLost."""
-        deadline = self._deadline(timeout_s)
+        deadline = self.deadline_of(timeout_s)
         while missing := [i for i in waiting if not self._sessions[i].ready]:
             self.wait_for_one(missing, deadline)
 
-    def _deadline(self, timeout_s: float | None) -> float | None:
+    def deadline_of(self, timeout_s: float | None) -> float | None:
+        """Return when this time-out ends, as a reading of the connection's clock."""
         return None if timeout_s is None else self.connection.clock() + timeout_s
 
     def wait_for_one(self, waiting: Sequence[int], deadline: float | None) -> None:
@@ -88,11 +132,11 @@ class SessionGroup:
         """
         sessions = [self._sessions[i] for i in waiting]
 
-        def is_settled() -> bool:
-            return any(one.ready for one in sessions) or any(one.is_settled() for one in sessions)
+        def is_one_ready() -> bool:
+            return any(one.ready for one in sessions) or any(one.check_ready() for one in sessions)
 
         try:
-            if self.connection.wait(is_settled, deadline, sessions):
+            if self.connection.wait(is_one_ready, deadline, sessions):
                 return
         except EnvironmentLost:
             raise self.lost_error() from None
@@ -102,10 +146,13 @@ class SessionGroup:
             f"on, or reset()."
         )
 
-    def finish(self, i: int, timeout_s: float | None = None) -> Message:
-        """Wait for the reply to a session's pending request, and return it."""
+    def read(self, i: int, timeout_s: float | None = None) -> Message:
+        """Wait for the reply to a session's pending request, and return it.
+
+        It stays until `mark_returned`, even if it stands for the exception that this raises.
+        """
         try:
-            return self._sessions[i].finish(timeout_s)
+            return self._sessions[i].peek(timeout_s)
         except (EnvironmentLost, EnvironmentFailed) as error:
             raise self._named(i, error) from None
 
@@ -141,13 +188,16 @@ class SessionGroup:
 
     def step(self, actions: Any, timeout_s: float | None) -> Step:
         """Let the only session do one step, on the fast path."""
+        session = self._sessions[0]
+        exchange = session.exchange
+        self._undo = [(exchange, exchange.returned)]
         try:
-            return self._sessions[0].step(actions, timeout_s)
+            return session.step(actions, timeout_s)
         except (EnvironmentLost, EnvironmentFailed) as error:
             raise self._named(0, error) from None
 
     def step_ready(self, i: int) -> bool:
-        """Return whether `finish_step` does not have to wait."""
+        """Return whether `read_step` does not have to wait."""
         return self._sessions[i].ready
 
     def wait_for_step(self, waiting: Sequence[int], deadline: float | None) -> None:
@@ -156,7 +206,7 @@ class SessionGroup:
 
     def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
         """Wait until `step_ready` for all of these. Raises RequestTimeout and EnvironmentLost."""
-        deadline = self._deadline(timeout_s)
+        deadline = self.deadline_of(timeout_s)
         if deadline is None:
             # All replies are needed, in whichever order: a receive that blocks needs no poll.
             for session in [self._sessions[i] for i in waiting]:
@@ -167,19 +217,18 @@ class SessionGroup:
         while missing := [i for i in waiting if not self.step_ready(i)]:
             self.wait_for_step(missing, deadline)
 
-    def finish_step(self, i: int, timeout_s: float | None = None) -> Message:
-        """Wait for the percept of a session, and return it."""
-        return self.finish(i, timeout_s)
+    def read_step(self, i: int, timeout_s: float | None = None) -> Message:
+        """Wait for the percept of a session, and return it; it stays until `end_steps`."""
+        return self.read(i, timeout_s)
+
+    def end_steps(self, percepts: Mapping[int, Message]) -> None:
+        """Record that the caller has these percepts, which `read_step` returned."""
+        self.mark_returned(percepts)
 
     @property
     def is_idle(self) -> bool:
         """Whether no session is lost, and none has a request without a reply."""
         return not self.lost and not any(one.exchange.unanswered for one in self._sessions)
-
-    def drop_replies(self) -> None:
-        """Drop the replies that have arrived to a step that failed in another session."""
-        for session in self._sessions:
-            session.drop_reply()
 
     # --- loss and end -----------------------------------------------------------------------------
 
@@ -189,7 +238,7 @@ class SessionGroup:
         return [i for i, one in enumerate(self._sessions) if one.exchange.lost is not None]
 
     def lost_error(self, i: int | None = None) -> EnvironmentLost:
-        """Return the error that names the lost sessions, of which `i` may be one."""
+        """Return the error that names the lost sessions. `i`: one that was just lost, or None."""
         lost = self.lost or ([] if i is None else [i])
         names = ", ".join(map(self.names, lost)) or "environments"
         why = self._sessions[lost[0]].exchange.lost if lost else None

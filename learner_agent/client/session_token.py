@@ -1,4 +1,8 @@
-"""Session tokens: what another process needs to continue a session, as bytes."""
+"""Session tokens: what another process needs to continue a session, as bytes.
+
+Tokens are kept in files, and the process that reads one may run another release: the names of the
+fields are those of release 0.1.0.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +49,9 @@ class SessionToken:
     def encode(self) -> bytes:
         """Return the token's bytes."""
         fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
-        signer = None if self.signer is None else list(self.signer)
-        return values.encode({**fields, "state": self.state.value, "signer": signer})
+        signer = fields.pop("signer")
+        seal = None if signer is None else list(signer)
+        return values.encode({**fields, "state": self.state.value, "seal": seal})
 
 
 def decode(token: bytes) -> SessionToken:
@@ -63,7 +68,7 @@ def decode(token: bytes) -> SessionToken:
             "seq": int(seq),
             "state": State.READY.value | State.EPISODE.value as state,
             "challenge": bytes(challenge),
-            "signer": None | [bytes(), bytes()] as signer,
+            "seal": None | [bytes(), bytes()] as signer,
         } if (
             set(kwargs) == KEYWORDS
             and 0 < sid < 2**64
@@ -74,6 +79,5 @@ def decode(token: bytes) -> SessionToken:
             made = None if signer is None else Signer(*signer)
             return SessionToken(kwargs, sid, nonce, seq, State(state), challenge, made)
     raise ConfigurationError(
-        "This is not a session token. Pass the bytes that session_token() returned, all of them, "
-        "to the same version of gymwire."
+        "This is not a session token. Pass the bytes that session_token() returned, all of them."
     )

@@ -66,7 +66,8 @@ def apportion(
     coding += (stamps.started - stamps.received) + (stamps.sent - stamps.ended)
     codec_us = take(coding)
     broker_us = take(
-        (stamps.there_sent - stamps.there_received) + (stamps.back_sent - stamps.back_received)
+        (stamps.request_sent - stamps.request_received)
+        + (stamps.reply_sent - stamps.reply_received)
     )
     environment_us = take(stamps.ended - stamps.started)
     queue_us = take(min(stamps.received - stamps.busy_since, left - least_network))
@@ -77,5 +78,5 @@ def apportion(
         environment_us=environment_us,
         codec_us=codec_us,
         total_us=total_us,
-        is_direct=not stamps.back_sent,
+        is_direct=not stamps.reply_sent,
     )

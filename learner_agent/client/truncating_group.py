@@ -33,6 +33,7 @@ class TruncatingGroup(SessionGroup):
         self._mode = mode
         self._ended: set[int] = set()  # truncated, and not started again yet
         self._last: list[Any] = [None] * len(self)
+        self._before: tuple[set[int], list[Any]] | None = None  # what `undo` restores
         self._reward_dtype = np.dtype(np.float64)
 
     def check(self, kind: Kind) -> None:
@@ -58,10 +59,21 @@ class TruncatingGroup(SessionGroup):
             if self._is_lost(i):
                 self._replace(i)
 
+    def begin_call(self) -> None:
+        """Begin a call of the vector: from now on, `undo` returns to this moment."""
+        super().begin_call()
+        self._before = None
+
+    def undo(self) -> None:
+        """Make available again what the present call has marked as returned."""
+        super().undo()
+        if self._before is not None:
+            self._ended, self._last = self._before
+
     def begin_step(self, i: int, actions: Any) -> None:
         """Send a session its actions, or a reset if it starts again."""
         if i in self._ended:
-            self._sessions[i].begin(_fresh_reset())
+            self._start_again(i)
         elif not self._is_lost(i):
             super().begin_step(i, actions)
 
@@ -76,30 +88,47 @@ class TruncatingGroup(SessionGroup):
             while self._is_lost(i):
                 self._ended.add(i)
                 self._replace(i)
-                if not self._is_lost(i):
-                    self._sessions[i].begin(_fresh_reset())
+            if i in self._ended:  # an interrupt may have come before its reset
+                self._start_again(i)
         try:
             self.wait_for_one(waiting, deadline)
         except EnvironmentLost:
             return  # `step_ready` sees it, or the next call replaces the session
 
-    def finish_step(self, i: int, timeout_s: float | None = None) -> Message:
+    def _start_again(self, i: int) -> None:
+        """Reset a new session, unless it has been sent its reset."""
+        if not self._sessions[i].pending:
+            self._sessions[i].begin(_fresh_reset())
+
+    def read_step(self, i: int, timeout_s: float | None = None) -> Message:
         """Return the percept of a session; if it is lost, one that says so."""
         self.wait_for_steps([i], timeout_s)
         if not self._sessions[i].ready:
-            self._ended.add(i)
             return self._truncated(i)
-        reply = self.finish(i)
+        reply = self.read(i)
         if type(reply) is Percept:
             self._reward_dtype = getattr(reply.reward, "dtype", self._reward_dtype)
-            self._keep(i, reply.observation)
             return reply
         assert type(reply) is Status
-        self._ended.discard(i)
         same = self._mode is AutoresetMode.SAME_STEP
-        percept = self._truncated(i, reply) if same else self._percept(i, False, reply)
-        self._keep(i, reply.observation)
-        return percept
+        return self._truncated(i, reply) if same else self._percept(i, False, reply)
+
+    def end_steps(self, percepts: Mapping[int, Message]) -> None:
+        """Record that the caller has these percepts, and which environments have ended with them.
+
+        A lost session has no reply to a request, and its percept ends its environments.
+        """
+        ended, last = set(self._ended), [*self._last]
+        for i, percept in percepts.items():
+            assert type(percept) is Percept
+            if not self._sessions[i].ready:
+                ended.add(i)
+            else:
+                ended.discard(i)
+                last[i] = self._kept(percept.observation)
+        self._before = self._ended, self._last
+        super().end_steps(percepts)
+        self._ended, self._last = ended, last
 
     @property
     def is_idle(self) -> bool:
@@ -119,26 +148,28 @@ class TruncatingGroup(SessionGroup):
                     f"The env agent of {self.names(i)} was lost, so they start again together. "
                     f"reset_mask must have True for all of them."
                 )
-        replies: dict[int, Message] = {}
         asked: set[int] = set()
-        while missing := [i for i in requests if i not in replies]:
-            for i in missing:
+        while True:
+            for i in requests:
                 if self._is_lost(i):
                     asked.discard(i)
                     self._replace(i)
-            for i in missing:
+            for i in requests:
                 if i not in asked and not self._is_lost(i):
                     self._sessions[i].begin(requests[i])
                     asked.add(i)
             try:
-                self.wait_for_all(missing, timeout_s)
+                self.wait_for_all(requests, timeout_s)
             except EnvironmentLost:
                 continue
-            for i in missing:
-                status = replies[i] = self.finish(i)
-                assert type(status) is Status
-                self._keep(i, status.observation)
-        self._ended.difference_update(requests)
+            break
+        replies = self.take(requests)
+        last = [*self._last]
+        for i, status in replies.items():
+            assert type(status) is Status
+            last[i] = self._kept(status.observation)
+        self._before = self._ended, self._last
+        self._ended, self._last = self._ended.difference(requests), last
         return replies
 
     # --- loss -------------------------------------------------------------------------------------
@@ -146,9 +177,9 @@ class TruncatingGroup(SessionGroup):
     def _is_lost(self, i: int) -> bool:
         return self._sessions[i].exchange.lost is not None
 
-    def _keep(self, i: int, observation: Any) -> None:
+    def _kept(self, observation: Any) -> Any:
         # The caller gets a single session's observation itself, and may write into it.
-        self._last[i] = deepcopy(observation) if len(self) == 1 else observation
+        return deepcopy(observation) if len(self) == 1 else observation
 
     def _replace(self, i: int) -> None:
         """Open another session in the place of a lost one. Raises EnvironmentLost."""

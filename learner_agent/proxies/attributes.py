@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
+from gymwire.learner_agent.proxies.interrupts import keeps_replies
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
 from gymwire.protocol.errors import AttributeDenied, ProtocolError
 from gymwire.protocol.messages import Call, Result
@@ -23,15 +24,30 @@ class RemoteAttributes:
         names = self._owner.session.opened.limits.get("attributes")
         return names if isinstance(names, list) else []
 
+    @property
+    def undoable(self) -> SessionOwner:
+        """What the calls use: `keeps_replies` requires it."""
+        return self._owner
+
+    @keeps_replies
     def get_exposed(self, name: str) -> Any:
         """Return an attribute. Raises AttributeDenied at once if it is not exposed."""
+        self._check_exposed(name)
+        return self.get(name)
+
+    @keeps_replies
+    def set_exposed(self, name: str, value: Any) -> None:
+        """Set an attribute. Raises AttributeDenied at once if it is not exposed."""
+        self._check_exposed(name)
+        self.set(name, value)
+
+    def _check_exposed(self, name: str) -> None:
         if name not in self.exposed:
             raise AttributeDenied(
                 f"The env agent at {self._owner.options.address!r} does not expose {name!r}. Its "
                 f"operator can expose it with --expose {name}. Exposed now: "
                 f"{', '.join(sorted(self.exposed))}."
             )
-        return self.get(name)
 
     def get(self, name: str) -> Any:
         """Return an attribute's value or, if it is a method, a callable that calls it remotely.
@@ -60,6 +76,7 @@ class RemoteAttributes:
         """Set an attribute. Raises AttributeDenied and EncodingError."""
         self._owner.request(Call("set", name, (value,)))
 
+    @keeps_replies
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         result = self._owner.request(Call("call", name, args, kwargs))
         assert type(result) is Result

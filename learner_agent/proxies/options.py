@@ -100,7 +100,7 @@ class ProxyOptions:
 
     def open_sessions(
         self,
-        channel: BrokerConnection,
+        connection: BrokerConnection,
         num_envs: Sequence[int] = (0,),
         *,
         autoreset_mode: str = "",
@@ -109,15 +109,15 @@ class ProxyOptions:
         """Open sessions at the same time.
 
         Args:
-            channel: the connection that they are on.
+            connection: the connection that they use.
             num_envs: the number of environments in each session; 0 for a plain environment.
             autoreset_mode: the mode of the vectors.
-            wait_s: how long to wait for a free slot, s; None: as long as the option says.
+            wait_s: how long to wait for a free slot, in seconds; None: as long as the option says.
 
         Raises:
             What `BrokerConnection.open_all` raises.
         """
-        return channel.open_all(
+        return connection.open_all(
             self.address,
             num_envs,
             render_mode=self.render_mode,

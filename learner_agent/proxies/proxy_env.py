@@ -16,6 +16,7 @@ from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.timings import Timings
 from gymwire.learner_agent.proxies.attributes import RemoteAttributes
+from gymwire.learner_agent.proxies.interrupts import keeps_replies
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.learner_agent.proxies.replay import EpisodeReplay
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
@@ -30,7 +31,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
     `reset` and `step` return exactly what the remote environment returned: the same types, in
     fresh memory that belongs to the caller. Attributes and methods that the env agent exposes
     (`action_masks` and similar by default, others with `--expose NAME`) are available under their
-    own names.
+    own names. Reading or setting others raises AttributeDenied; a subclass declares attributes of
+    its own in its class body.
 
     A copy (`copy.deepcopy`, `pickle`) and a forked process use a session of their own, which must
     be reset first. Not thread-safe: use it from one thread.
@@ -58,8 +60,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         key: the file with this agent's key pair. Default: the variable GYMWIRE_KEY, else no key.
         broker_key: the broker's public key or its file. Default: the variable GYMWIRE_BROKER_KEY,
             else no key.
-        channel: an existing connection to use instead of a new one to `broker`. The caller closes
-            it.
+        connection: an existing connection to use instead of a new one to `broker`. The caller
+            closes it.
 
     Raises:
         ConfigurationError: no address, or an option with an impossible value.
@@ -86,11 +88,11 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         on_lost: str = "raise",
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
-        channel: BrokerConnection | None = None,
+        connection: BrokerConnection | None = None,
     ) -> None:
         options = ProxyOptions(
             address=address or "",
-            broker=(broker if channel is None else channel.url) or "",
+            broker=(broker if connection is None else connection.url) or "",
             render_mode=render_mode,
             env_kwargs={} if env_kwargs is None else env_kwargs,
             timeout_s=timeout_s,
@@ -101,7 +103,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             key=key,
             broker_key=broker_key,
         )
-        self._use(SessionOwner(options, channel=channel))
+        self._use(SessionOwner(options, connection=connection))
 
     def _use(self, owner: SessionOwner) -> None:
         self._owner = owner
@@ -143,15 +145,21 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         owner = self._owner
         if owner.closed or owner.pid != os.getpid():
             owner.check_usable(Act(action))
-        if self._replay is not None:
-            return self._replay.step(action)
-        return owner.session.step(action, self._step_timeout_s)
+        owner.begin_call()
+        try:  # as `keeps_replies`, which would be a call more
+            if self._replay is not None:
+                return self._replay.step(action)
+            return owner.session.step(action, self._step_timeout_s)
+        except BaseException as error:
+            owner.undo(error)
+            raise
 
     @property
     def is_timed(self) -> bool:
         """Whether `timed_step` measures where the time of a step goes."""
         return self._replay is None and self._session.is_timed
 
+    @keeps_replies
     def timed_step(self, action: Any) -> tuple[Step, Timings | None]:
         """Step as `step` does, and measure where the time went.
 
@@ -167,6 +175,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         self._owner.check_usable(Act(action))
         return self._session.timed_step(action)
 
+    @keeps_replies
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
@@ -178,6 +187,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         self._owner.reopen_if_lost()
         return (self._owner if self._replay is None else self._replay).reset(seed, options)
 
+    @keeps_replies
     def render(self) -> Any:
         """Return what the remote environment renders: an array, a str, or None."""
         frame = self._owner.request(Render())
@@ -194,8 +204,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         """Return a token with which another process can resume this session after this one ends.
 
         The token is valid for the request after the last one that was answered: take a new token
-        after each step from which you may want to go on. Keep it secret: anybody with
-        the token can use the session. The broker keeps the session for the duration of its lease,
+        after each step from which you may want to go on. Keep it secret: anybody with the token can
+        use the session. The broker keeps the session for the duration of its lease,
         even if this process exits normally, unless the environment is closed.
         """
         return self._owner.token()
@@ -215,12 +225,12 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         """
         kept = session_token.decode(token)
         options = ProxyOptions(**kept.kwargs)
-        channel = options.connect()
+        connection = options.connect()
         env = cls.__new__(cls)
         try:
-            env._use(SessionOwner(options, resumed=channel.resume(kept)))  # noqa: SLF001 - of this class
+            env._use(SessionOwner(options, resumed=connection.resume(kept)))  # noqa: SLF001 - of this class
         except BaseException:
-            channel.close(goodbye=False)  # keeps the session for another attempt
+            connection.close(goodbye=False)  # keeps the session for another attempt
             raise
         return env
 
@@ -245,6 +255,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         self._spec = value
 
     @property
+    @keeps_replies
     def np_random(self) -> np.random.Generator:
         """A copy of the remote environment's generator in its present state.
 
@@ -254,6 +265,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         return generators.build(self._attributes.get("np_random"))
 
     @np_random.setter
+    @keeps_replies
     def np_random(self, value: np.random.Generator) -> None:
         self._attributes.set("np_random", generators.describe(value))
 
@@ -262,6 +274,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         return self.np_random  # read by gymnasium's environment checker
 
     @property
+    @keeps_replies
     def np_random_seed(self) -> int:
         """The seed of the remote environment's generator, -1 if it is unknown."""
         return self._attributes.get("np_random_seed")  # type: ignore[no-any-return]
@@ -269,6 +282,11 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
     @property
     def _session(self) -> RemoteSession:
         return self._owner.session
+
+    @property
+    def undoable(self) -> SessionOwner:
+        """What the calls use: `keeps_replies` requires it."""
+        return self._owner
 
     def __getattr__(self, name: str) -> Any:
         # Called for names that Python does not find, also while __init__ has not finished.
@@ -279,10 +297,10 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         attributes = self.__dict__.get("_attributes")
-        if attributes and name in attributes.exposed and not hasattr(type(self), name):
-            attributes.set(name, value)
-        else:
+        if attributes is None or name in self.__dict__ or _declares(type(self), name):
             super().__setattr__(name, value)
+        else:
+            attributes.set_exposed(name, value)
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {
@@ -312,6 +330,15 @@ def make_proxy(
         env = ProxyEnv(address, broker, render_mode=render_mode.removesuffix("_list"), **kwargs)
         return gymnasium.wrappers.RenderCollection(env)
     return ProxyEnv(address, broker, render_mode=render_mode, **kwargs)
+
+
+def _declares(kind: type, name: str) -> bool:
+    """Return whether an attribute is the proxy's own: private, or of its class or a base class."""
+    return (
+        name.startswith("_")
+        or hasattr(kind, name)
+        or any(name in vars(base).get("__annotations__", ()) for base in kind.__mro__)
+    )
 
 
 def _remake(cls: type[ProxyEnv], kwargs: dict[str, Any]) -> ProxyEnv:

@@ -19,8 +19,9 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.client.truncating_group import TruncatingGroup
 from gymwire.learner_agent.proxies import batching
+from gymwire.learner_agent.proxies.interrupts import keeps_replies
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions
-from gymwire.learner_agent.proxies.vector_steps import Step, VectorSteps
+from gymwire.learner_agent.proxies.vector_steps import VectorStep, VectorSteps
 from gymwire.protocol import generators
 from gymwire.protocol.errors import BatchSizeError, EnvironmentClosed, ProtocolError, ResetNeeded
 from gymwire.protocol.messages import Call, Message, Render, RenderedFrame, Reset, Result
@@ -131,21 +132,23 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         truncates = self._options.on_lost == "truncate"
         make_group = partial(TruncatingGroup, self.autoreset_mode) if truncates else SessionGroup
         parts = batching.slices(self.num_envs, self._options.sessions)
-        channel = self._options.connect()
+        connection = self._options.connect()
         try:
-            group = make_group(channel, parts, repr(self._options.address), self._open_sessions)
+            group = make_group(connection, parts, repr(self._options.address), self._open_sessions)
         except BaseException:
-            channel.close()
+            connection.close()
             raise
         self._group = group
         self._steps = VectorSteps(group, single_request=not truncates)
         self._pid = os.getpid()
 
     def _open_sessions(
-        self, channel: BrokerConnection, sizes: Sequence[int], wait_s: float | None
+        self, connection: BrokerConnection, sizes: Sequence[int], wait_s: float | None
     ) -> list[RemoteSession]:
         mode = self.autoreset_mode.value
-        sessions = self._options.open_sessions(channel, sizes, autoreset_mode=mode, wait_s=wait_s)
+        sessions = self._options.open_sessions(
+            connection, sizes, autoreset_mode=mode, wait_s=wait_s
+        )
         for opened_mode in (one.opened.metadata.get("autoreset_mode") for one in sessions):
             if opened_mode != mode:
                 for session in sessions:
@@ -158,6 +161,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
     # --- gymnasium.vector.VectorEnv ---------------------------------------------------------------
 
+    @keeps_replies
     def reset(
         self,
         *,
@@ -191,7 +195,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         requests = {i: Reset(seeds[i], part) for i, part in split.items()}
         return self._steps.reset(requests, self._step_timeout_s)
 
-    def step(self, actions: Any) -> Step:
+    def step(self, actions: Any) -> VectorStep:
         """Run one step of every environment, exactly once.
 
         After an interrupt or a RequestTimeout, the same call with the same actions waits on for the
@@ -217,14 +221,22 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if self.closed or self._pid != os.getpid():
             self._check_usable(steps=True)
-        return self._steps.step(actions, self._step_timeout_s)
+        steps = self._steps
+        steps.begin_call()
+        try:  # as `keeps_replies`, which would be a call more
+            return steps.step(actions, self._step_timeout_s)
+        except BaseException as error:
+            steps.undo(error)
+            raise
 
+    @keeps_replies
     def step_async(self, actions: Any) -> None:
         """Send the actions of all environments without waiting. Raises what `step` raises."""
         self._check_usable(steps=True)
         self._steps.begin(actions)
 
-    def step_wait(self, timeout_s: float | None = None) -> Step:
+    @keeps_replies
+    def step_wait(self, timeout_s: float | None = None) -> VectorStep:
         """Wait for the step that `step_async` sent, and return what `step` returns.
 
         Raises RequestTimeout after `timeout_s`, in seconds; the next call waits on.
@@ -232,6 +244,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_usable(steps=True)
         return self._steps.wait(timeout_s)
 
+    @keeps_replies
     def send(self, actions: Any, env_ids: ArrayLike) -> None:
         """Send actions to some of the environments without waiting.
 
@@ -248,7 +261,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_usable(steps=True)
         self._steps.send(actions, env_ids)
 
-    def recv(self, min_envs: int = 1, timeout_s: float | None = None) -> Step:
+    @keeps_replies
+    def recv(self, min_envs: int = 1, timeout_s: float | None = None) -> VectorStep:
         """Wait until `min_envs` of the environments that were sent actions have stepped.
 
         Args:
@@ -266,6 +280,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._check_usable(steps=True)
         return self._steps.receive(min_envs, timeout_s)
 
+    @keeps_replies
     def render(self) -> tuple[Any, ...] | None:
         """Return one frame for each environment; None without a render mode."""
         frames: list[Any] = []
@@ -278,6 +293,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
     # --- attributes -------------------------------------------------------------------------------
 
+    @keeps_replies
     def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """Call a method of every environment, and return the results.
 
@@ -285,6 +301,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         """
         return self._attribute(Call("call", name, args, kwargs))
 
+    @keeps_replies
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """Return an attribute of every environment.
 
@@ -293,6 +310,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         found = self._attribute(Call("get", name))
         return tuple(map(generators.build, found)) if name == "np_random" else found
 
+    @keeps_replies
     def set_attr(self, name: str, values: Any) -> None:
         """Set an attribute of every environment.
 
@@ -323,6 +341,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         return tuple(found)
 
     @property  # type: ignore[misc]  # read-only, as SyncVectorEnv's
+    @keeps_replies
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
         """Copies of the remote environments' generators in their present states.
 
@@ -331,11 +350,17 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         return self.get_attr("np_random")
 
     @property
+    @keeps_replies
     def np_random_seed(self) -> tuple[int, ...]:  # type: ignore[override]
         """The seeds of the remote environments' generators, -1 where unknown."""
         return self.get_attr("np_random_seed")
 
     # --- the sessions -----------------------------------------------------------------------------
+
+    @property
+    def undoable(self) -> VectorSteps:
+        """What the calls use: `keeps_replies` requires it."""
+        return self._steps
 
     def _ask(self, requests: Mapping[int, Message]) -> list[Message]:
         """Send each of these sessions a request, and return the replies."""

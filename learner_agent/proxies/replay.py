@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 from gymwire.learner_agent.client.recording import Recording
@@ -74,7 +73,8 @@ class EpisodeReplay:
         owner, recording = self._owner, self._recording
         address, timeout_s = owner.options.address, owner.options.timeout_s
         lost = owner.session.exchange.lost
-        deadline = time.monotonic() + timeout_s
+        connection = owner.session.connection
+        deadline = connection.clock() + timeout_s
         log = logs.logger()
         log.warning("session lost, replaying episode", address=address, why=lost)
         while True:
@@ -84,12 +84,12 @@ class EpisodeReplay:
                     self._attributes.set("np_random", recording.generator)
                 recording.replay(owner.reset, lambda action: owner.session.step(action))
             except (AddressUnknown, NoFreeSlot, EnvironmentLost) as error:
-                if time.monotonic() > deadline:
+                if connection.clock() > deadline:
                     raise EnvironmentLost(
                         f"The session is lost ({lost}), and for {timeout_s:g} s no other agent "
                         f"could take the episode over: {error}"
                     ) from error
-                time.sleep(RETRY_S)
+                connection.wait(lambda: False, connection.clock() + RETRY_S)
                 continue
             log.info("episode replayed", address=address, steps=recording.steps)
             return

@@ -21,7 +21,7 @@ class SessionOwner:
 
     Args:
         options: how to connect and what to open.
-        channel: a connection to open the session on, which the caller closes; None: a new one.
+        connection: a connection to open the session on, which the caller closes; None: a new one.
         resumed: a session to use instead of opening one; its connection is owned.
 
     Attributes:
@@ -37,30 +37,31 @@ class SessionOwner:
         self,
         options: ProxyOptions,
         *,
-        channel: BrokerConnection | None = None,
+        connection: BrokerConnection | None = None,
         resumed: RemoteSession | None = None,
     ) -> None:
         self.options = options
         self.closed = False
-        self._owns_channel = channel is None
+        self._is_left = False  # whether `close` has returned
+        self._owns_connection = connection is None
         if resumed is None:
-            self.open(channel)
+            self.open(connection)
         else:
             self._use(resumed)
 
-    def open(self, channel: BrokerConnection | None, *, wait_s: float | None = None) -> None:
+    def open(self, connection: BrokerConnection | None, *, wait_s: float | None = None) -> None:
         """Open a session and use it from now on.
 
         Args:
-            channel: the connection to open it on; None: a new one, which is owned.
-            wait_s: how long to wait for a free slot, s; None: as long as the option says.
+            connection: the connection to open it on; None: a new one, which is owned.
+            wait_s: how long to wait for a free slot, in seconds; None: as long as the option says.
         """
         made = None
-        if channel is None:
-            made = channel = self.options.connect()
-            self._owns_channel = True
+        if connection is None:
+            made = connection = self.options.connect()
+            self._owns_connection = True
         try:
-            (session,) = self.options.open_sessions(channel, wait_s=wait_s)
+            (session,) = self.options.open_sessions(connection, wait_s=wait_s)
         except BaseException:
             if made is not None:
                 made.close()
@@ -70,6 +71,18 @@ class SessionOwner:
     def _use(self, session: RemoteSession) -> None:
         self.session = session
         self.pid = os.getpid()
+        self._exchange, self._returned = session.exchange, session.exchange.returned
+
+    def begin_call(self) -> None:
+        """Begin a call of the proxy: from now on, `undo` returns to this moment."""
+        self._exchange = exchange = self.session.exchange
+        self._returned = exchange.returned
+
+    def undo(self, error: BaseException) -> None:
+        """End a call with an exception. Unless it is a reply, no reply counts as returned."""
+        exchange = self.session.exchange
+        if exchange is self._exchange:
+            exchange.undo(self._returned, error)
 
     def reopen(self, *, wait_s: float | None = None) -> None:
         """Open another session on the same connection."""
@@ -129,7 +142,7 @@ class SessionOwner:
 
     def close(self) -> None:
         """End the session and free its slot. Idempotent; never waits for a step."""
-        if self.closed:
+        if self._is_left:
             return
         self.closed = True
         if self.pid != os.getpid():
@@ -138,14 +151,15 @@ class SessionOwner:
         try:
             self.session.close()
         finally:  # an interrupt must not leave the connection open
-            if self._owns_channel:
+            if self._owns_connection:
                 self.session.connection.close()
+        self._is_left = True  # last: after an interrupt, the next call goes on
 
     def __del__(self) -> None:
         session = self.__dict__.get("session")
-        if session is None or self.closed or sys.is_finalizing():
+        if session is None or self._is_left or sys.is_finalizing():
             return
         if self.pid != os.getpid():
             INHERITED_CONNECTIONS.append(session.connection)
-        elif self._owns_channel:
+        elif self._owns_connection:
             session.connection.close()  # sends BYE and does not wait

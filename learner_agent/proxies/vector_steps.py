@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,10 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.proxies import batching
 from gymwire.protocol import spaces, values, vector_infos
-from gymwire.protocol.errors import BatchSizeError, EncodingError, EnvironmentLost, MoveError
+from gymwire.protocol.errors import BatchSizeError, GymwireError, MoveError
 from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
 
-Step = tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
+VectorStep = tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
+_Stage = tuple[str, bool, list[int], dict[int, Message]]
 
 
 class VectorSteps:
@@ -23,7 +23,10 @@ class VectorSteps:
 
     A step passes through three stages: its sessions are `_awaited` once their actions are sent;
     their percepts are `_received`; finally all of them are returned together. An interrupt or a
-    time-out leaves it at its stage, and the next call goes on from there.
+    time-out leaves it at its stage, and the next call goes on from there. The sessions keep the
+    replies until the percepts are returned, and `undo` makes them available again if an exception
+    comes after that. The fields below are replaced, never changed in place, so that a reference to
+    one is a copy of it.
 
     Args:
         group: the sessions.
@@ -42,14 +45,28 @@ class VectorSteps:
         self._group = group
         self._is_single = single_request and len(group) == 1
         self._observations: list[Any] = [None] * len(group)  # the last one of each session
+        self._before: _Stage | None = None  # the stage before the present call ended a step
         self._forget()
 
     def _forget(self) -> None:
         """Return to the state in which no step is in progress; late replies are dropped."""
+        self._begun = ""  # the name of a call that sends actions and has not returned
+        self._stepping = False  # whether the actions of a step of all environments were sent
         self._awaited: list[int] = []  # sessions in a step, in the order of sending
-        self._stepping = False  # whether step_async has sent to all sessions
         self._received: dict[int, Message] = {}  # percepts that have not been returned yet
-        self._unfinished: bytes | None = None  # the actions of a step() that may be repeated
+
+    def begin_call(self) -> None:
+        """Begin a call of the vector: from now on, `undo` returns to this moment."""
+        self._before = None
+        self._group.begin_call()
+
+    def undo(self, error: BaseException) -> None:
+        """End a call with an exception. Unless it is a reply, no reply counts as returned."""
+        if self._group.is_failure(error):
+            return
+        self._group.undo()
+        if self._before is not None:
+            self._begun, self._stepping, self._awaited, self._received = self._before
 
     def check_idle(self) -> None:
         """Raise MoveError while a step is in progress."""
@@ -76,83 +93,73 @@ class VectorSteps:
         observation = batching.join(self.single_observation_space, self._observations)
         return observation, batching.join_infos(infos, group.sizes, casts)
 
-    def step(self, actions: Any, timeout_s: float | None) -> Step:
+    def step(self, actions: Any, timeout_s: float | None) -> VectorStep:
         """Run one step of all environments, or wait on for the one that was interrupted."""
-        if self._unfinished is None:
-            if self._is_single:
-                return self._step_single(actions, timeout_s)
-            self._check_new(actions)
-        else:
-            self._group.check(Kind.ACT)
-            if values.encode(actions, root="actions") != self._unfinished:
-                raise MoveError(
-                    "The previous step is still in progress, with other actions. Call step_wait(), "
-                    "or step() with the same actions, to wait for it; or abandon it with reset()."
-                )
-        try:
-            if not self._stepping:
-                self._send_all(actions)
-            return self.wait(timeout_s)
-        finally:
-            self._unfinished = values.encode(actions) if self._awaited else None
+        if self._is_single and not self._begun:
+            return self._step_single(actions, timeout_s)
+        self._send_all("step", actions)
+        return self.wait(timeout_s)
 
-    def _step_single(self, actions: Any, timeout_s: float | None) -> Step:
+    def _step_single(self, actions: Any, timeout_s: float | None) -> VectorStep:
         """Run one step of a vector in one session: the fast path."""
         if self._awaited or self._received:
             self.check_idle()
         batching.check_size(self.single_action_space, actions, self._group.num_envs)
-        try:
-            step = self._group.step(actions, timeout_s)
-        except (MoveError, EncodingError, EnvironmentLost):
-            raise  # this step was not sent, or its session is gone
-        except BaseException:
-            if not self._group.is_idle:
-                self._awaited, self._stepping = [0], True
-                self._unfinished = values.encode(actions)
-            raise
+        step = self._group.step(actions, timeout_s)
         self._observations[0] = step[0]
         return step
 
     def begin(self, actions: Any) -> None:
         """Send the actions of all environments without waiting."""
-        self._check_new(actions)
-        self._send_all(actions)
+        self._send_all("step_async", actions)
+        self._before = "step_async", self._stepping, self._awaited, self._received
+        self._begun = ""
 
-    def _check_new(self, actions: Any) -> None:
-        self._group.check(Kind.ACT)
-        self.check_idle()
-        batching.check_size(self.single_action_space, actions, self._group.num_envs)
+    def _send_all(self, call: str, actions: Any) -> None:
+        """Send the actions of all environments; after an interrupt, those not sent yet.
 
-    def _send_all(self, actions: Any) -> None:
-        """Send the actions of all environments; after an interrupt, those not sent yet."""
-        if len(self._group) == 1:
-            self._group.prepare_steps([0])
-            self._group.begin_step(0, actions)
-            self._awaited = [0]
+        A session that is in the step already compares the actions, and raises MoveError if they
+        are others.
+        """
+        group = self._group
+        group.check(Kind.ACT)
+        if self._begun != call:
+            self.check_idle()
+        batching.check_size(self.single_action_space, actions, group.num_envs)
+        self._begun = call
+        if len(group) == 1:
+            if not self._stepping:
+                group.prepare_steps([0])
+            group.begin_step(0, actions)
         else:
-            self._send(dict(enumerate(self._group.slices)), actions)
+            self._send(dict(enumerate(group.slices)), actions)
+        self._awaited = [*range(len(group))]
         self._stepping = True
 
-    def wait(self, timeout_s: float | None) -> Step:
+    def wait(self, timeout_s: float | None) -> VectorStep:
         """Wait for the step that `begin` sent, and return it."""
         group = self._group
         group.check(Kind.ACT)
+        if not self._stepping and self._is_single and group[0].is_stepping:
+            # A step of the fast path was interrupted. The same step() may still wait on.
+            self._begun, self._stepping, self._awaited = self._begun or "step", True, [0]
         if not self._stepping:
             raise MoveError("No step is in progress: call step_async() before step_wait().")
         try:
             if len(group) > 1:
                 group.wait_for_steps(self._missing(), timeout_s)
             for i in self._missing():
-                percept = group.finish_step(i, timeout_s)
-                self._received[i] = percept
-        except Exception:
-            if group.is_idle:
-                group.drop_replies()
+                self._received = {**self._received, i: group.read_step(i, timeout_s)}
+        except GymwireError as error:
+            if group.is_failure(error):  # the step is over in all sessions
+                self._before = self._begun, self._stepping, self._awaited, self._received
+                group.mark_returned(self._awaited)
                 self._forget()
             raise
-        # In the order of the sessions. Forgotten last: after an interrupt, the same call returns
-        # the same step.
-        step = self._joined({i: self._received[i] for i in self._awaited})
+        percepts = {i: self._received[i] for i in self._awaited}  # in the order of the sessions
+        step = self._joined(percepts)
+        self._before = self._begun, self._stepping, self._awaited, self._received
+        group.end_steps(percepts)
         self._forget()
         return step
 
@@ -174,20 +181,21 @@ class VectorSteps:
                     f"The previous step of {self._group.names(i)} has not been returned yet: call "
                     f"recv() first."
                 )
+        self._begun = "send"
         self._send(places, actions)
+        self._before = "send", self._stepping, self._awaited, self._received
+        self._begun, self._awaited = "", [*self._awaited, *places]
 
     def _send(self, places: Mapping[int, slice | NDArray[np.intp]], actions: Any) -> None:
         """Send each session its part of the actions; nothing if one cannot be serialized."""
         if type(actions) is not np.ndarray:
             values.check(actions, root="actions")
-        self._group.prepare_steps(places)
+        if not self._stepping:
+            self._group.prepare_steps(places)
         for i, part in places.items():
-            if i in self._awaited:  # it was sent before an interrupt
-                continue
             self._group.begin_step(i, batching.take(self.single_action_space, actions, part))
-            self._awaited.append(i)
 
-    def receive(self, min_envs: int, timeout_s: float | None) -> Step:
+    def receive(self, min_envs: int, timeout_s: float | None) -> VectorStep:
         """Wait until `min_envs` environments have stepped; return all that have."""
         group = self._group
         group.check(Kind.ACT)
@@ -199,15 +207,17 @@ class VectorSteps:
                 f"recv() cannot wait for {min_envs} environments: {in_progress} have been sent an "
                 f"action."
             )
-        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        deadline = group.deadline_of(timeout_s)
         while True:
             for i in [i for i in self._missing() if group.step_ready(i)]:
                 try:
-                    percept = group.finish_step(i)
-                except Exception:
-                    self._awaited.remove(i)
+                    self._received = {**self._received, i: group.read_step(i)}
+                except GymwireError as error:
+                    if group.is_failure(error):
+                        self._before = "", False, self._awaited, self._received
+                        group.mark_returned([i])
+                        self._awaited = [one for one in self._awaited if one != i]
                     raise
-                self._received[i] = percept
             self._awaited = self._missing()
             if sum(group.sizes[i] for i in self._received) >= min_envs:
                 break
@@ -215,10 +225,12 @@ class VectorSteps:
         step = self._joined(self._received)
         ids = [np.arange(group.slices[i].start, group.slices[i].stop) for i in self._received]
         step[4]["env_id"] = np.concatenate(ids)
+        self._before = "", False, self._awaited, self._received
+        group.end_steps(self._received)
         self._received = {}
         return step
 
-    def _joined(self, percepts: Mapping[int, Message]) -> Step:
+    def _joined(self, percepts: Mapping[int, Message]) -> VectorStep:
         """Join the percepts of some sessions, in their order, to those of one vector."""
         parts: list[Percept] = []
         for i, percept in percepts.items():

@@ -52,7 +52,7 @@ def _price_table(result: TrainingResult, agent: PriceAgent) -> Table:
     table.add_column("offers", justify="right")
     table.add_column("price", justify="right", style="bold")
     table.add_column("estimated\nacceptance", justify="right")
-    table.add_column("90% interval", justify="center", style="dim")
+    table.add_column("90%\ninterval", justify="center", style="dim")
     if truth is not None:
         table.add_column("true", justify="right")
     for number, good in enumerate(agent.goods[:MAX_GOODS_SHOWN]):
@@ -78,18 +78,18 @@ def _summary(result: TrainingResult, learner: Learner) -> list[tuple[str, str]]:
     rows = []
     returns = result.episode_returns
     if isinstance(learner, PriceAgent):
-        early, late = _early_and_late(result.rewards > 0)
+        early, late = early_and_late(result.rewards > 0)
         rows.append(("accepted", f"{early:.1%} in the first tenth, {late:.1%} in the last"))
     elif returns.size >= 2:
-        early, late = _early_and_late(returns)
+        early, late = early_and_late(returns)
         rows.append(("episode return", f"{early:.2f} in the first tenth, {late:.2f} in the last"))
         if (reached := result.final_rewards > 0).any():
-            early, late = _early_and_late(reached)
+            early, late = early_and_late(reached)
             rows.append(("episodes won", f"{early:.0%} in the first tenth, {late:.0%} in the last"))
-        early, late = _early_and_late(result.episode_lengths)
+        early, late = early_and_late(result.episode_lengths)
         rows.append(("episode length", f"{early:.0f} steps early, {late:.0f} late"))
     else:
-        early, late = _early_and_late(result.rewards)
+        early, late = early_and_late(result.rewards)
         rows.append(("reward per step", f"{early:.3f} in the first tenth, {late:.3f} in the last"))
     if isinstance(learner, QLearner):
         seen = int(np.count_nonzero(learner.visits))
@@ -100,7 +100,7 @@ def _summary(result: TrainingResult, learner: Learner) -> list[tuple[str, str]]:
     return rows
 
 
-def _early_and_late(values: NDArray[Any]) -> tuple[float, float]:
+def early_and_late(values: NDArray[Any]) -> tuple[float, float]:
     """Return the means of the first and the last tenth, at least one value each."""
     if values.size == 0:
         return 0.0, 0.0

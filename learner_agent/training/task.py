@@ -18,7 +18,7 @@ PROGRESS_EVERY_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """The progress of a training, for a progress bar or a log line.
 
     Attributes:
@@ -100,7 +100,7 @@ class TrainingTask:
         learner: Learner,
         steps: int,
         seed: int | None = None,
-        on_progress: Callable[[Progress], None] | None = None,
+        on_progress: Callable[[TrainingProgress], None] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if steps < 1:
@@ -176,9 +176,9 @@ class TrainingTask:
             reset_info=self._reset_info,
         )
 
-    def _progress(self, seconds: float) -> Progress:
+    def _progress(self, seconds: float) -> TrainingProgress:
         done = self._done
-        return Progress(
+        return TrainingProgress(
             step=done,
             steps=self._rewards.size,
             episodes=len(self._episode_ends),

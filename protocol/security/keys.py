@@ -51,11 +51,9 @@ def credentials(
     key = key or os.environ.get("GYMWIRE_KEY") or None
     broker_key = broker_key or os.environ.get("GYMWIRE_BROKER_KEY") or None
     if (key is None) != (broker_key is None):
-        missing = (
-            "own key (--key, GYMWIRE_KEY)"
-            if key is None
-            else ("broker's public key (--broker-key, GYMWIRE_BROKER_KEY)")
-        )
+        missing = "broker's public key (--broker-key, GYMWIRE_BROKER_KEY)"
+        if key is None:
+            missing = "own key (--key, GYMWIRE_KEY)"
         raise ConfigurationError(
             f"Keys work in pairs, and the {missing} is missing. `gymwire keygen NAME` creates a "
             f"key; the broker's operator has the broker's .pub file."

@@ -21,7 +21,7 @@ from gymwire.protocol.codec import Codec, Frame, Header
 from gymwire.protocol.errors import DecodingError, Denied
 from gymwire.protocol.messages import Kind, Message
 from gymwire.protocol.security.keys import KeyPair, identity, is_public_key
-from gymwire.protocol.spaces import SpaceCodec
+from gymwire.protocol.space_codecs import SpaceCodec
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
@@ -49,7 +49,7 @@ class Signer(NamedTuple):
         if not hmac.compare_digest(_tag(frame, self.theirs), tag):
             raise DecodingError(
                 "A frame of a signed session has a wrong tag: something between the learner and "
-                "the pinned env agent changed or invented it."
+                "the pinned env agent changed or forged it."
             )
         return frame
 

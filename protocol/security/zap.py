@@ -47,7 +47,7 @@ class Authenticator(threading.Thread):
             return
         except BaseException as error:  # noqa: BLE001 - whatever it was, no key is checked now
             structlog.get_logger().critical(
-                "the key check has failed, ending this process", error=type(error).__name__
+                "key check failed, ending this process", error=type(error).__name__
             )
             os._exit(EXIT_STATUS)
 
@@ -57,8 +57,8 @@ def answer(request: Sequence[bytes], allow: Mapping[str, Allow]) -> list[bytes]:
     version, number, domain, address, _routing_id, mechanism, *credentials = request
     if mechanism == b"CURVE" and len(credentials) == 1 and len(credentials[0]) == 32:
         key = z85.encode(credentials[0])
-        asked = allow.get(domain.decode("utf-8", "replace"))
-        if asked is not None and asked(key):
+        may_connect = allow.get(domain.decode("utf-8", "replace"))
+        if may_connect is not None and may_connect(key):
             return [version, number, b"200", b"OK", key, b""]
         structlog.get_logger().warning(
             "key refused",

@@ -17,7 +17,7 @@ from gymwire.protocol.messages import Attach, Attached, Welcome
 from gymwire.protocol.transport.interface import LinkEvent, Transport
 from gymwire.protocol.transport.unix import UnixDealer
 
-_NO_OFFER = ("", b"")
+_NO_CHANNEL = ("", b"")
 
 
 class BrokerLink:
@@ -31,10 +31,10 @@ class BrokerLink:
         self.url = dealer.url
         self._dealer = dealer
         self._eager = eager
-        self._offer = _NO_OFFER  # of a local channel: its URL and the attach token
+        self._endpoint = _NO_CHANNEL  # of a local channel: its URL and the attach token
         self._pending: UnixDealer | None = None  # dialled; the broker has not answered yet
         self._channel: UnixDealer | None = None
-        self._backlog: deque[bytes | memoryview] = deque()  # received by ZeroMQ beside the channel
+        self._backlog: deque[bytes | memoryview] = deque()  # received over ZeroMQ meanwhile
         self._use(dealer)
 
     def _use(self, path: Transport) -> None:
@@ -60,23 +60,23 @@ class BrokerLink:
 
     def handle_welcome(self, welcome: Welcome) -> None:
         """Note whether, and where, the broker offers a local channel."""
-        offer = (welcome.local_channel, welcome.attach_token)
-        if offer != self._offer:
+        endpoint = (welcome.local_channel, welcome.attach_token)
+        if endpoint != self._endpoint:
             self._drop_channel()
-            self._offer = offer
+            self._endpoint = endpoint
         if self._eager:
             self.open_local_channel()
 
     def open_local_channel(self) -> None:
         """Dial a local channel if the broker offers one and there is none; wait a tick at most."""
         self._eager = True
-        url, token = self._offer
+        url, token = self._endpoint
         if not url or self._channel is not None or self._pending is not None:
             return
         try:
             pending = UnixDealer(url)
         except ConnectionFailed:  # the broker belongs to another user, or has just ended
-            self._offer = _NO_OFFER
+            self._endpoint = _NO_CHANNEL
             return
         self._pending = pending
         pending.send(PLAIN.encode(Attach(token)))
@@ -100,12 +100,12 @@ class BrokerLink:
             if one is not None:
                 one.close()
         self._pending = self._channel = None
-        self._offer = _NO_OFFER
+        self._endpoint = _NO_CHANNEL
         if self._path is not self._dealer:
             self._use(self._dealer)
 
     def _drain_dealer(self) -> None:
-        """Receive what has arrived by ZeroMQ meanwhile."""
+        """Receive what has arrived over ZeroMQ meanwhile."""
         while self._dealer.poll():
             frame = self._dealer.receive()
             if frame is not None:

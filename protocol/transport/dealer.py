@@ -12,11 +12,12 @@ import zmq
 import zmq.backend
 
 from gymwire.protocol.address import check_url
+from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
 from gymwire.protocol.messages import LIVENESS_PREFIX
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.context import context, set_common_options
-from gymwire.protocol.transport.interface import MAX_MESSAGE, TICK_MS, LinkEvent
+from gymwire.protocol.transport.interface import TICK_MS, LinkEvent
 from gymwire.protocol.transport.monitor import Monitor
 
 # Frames of this size or more are handed to libzmq without a copy. Below, copying costs less than

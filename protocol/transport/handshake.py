@@ -18,6 +18,7 @@ from gymwire.protocol.messages import Busy, BusyReason, Hello, Message, Welcome
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.interface import LinkEvent
 
+CONNECT_S = 2.5  # how long a broker that is up may take to answer
 HELLO_AGAIN_S = 1.0  # how long to wait for an answer before sending HELLO again
 NOTICE_S = 3.0  # when `connect` calls `on_wait` while no broker answers
 
@@ -108,7 +109,7 @@ class Handshake:
         """Send HELLO unless the last one is recent; it or its answer may have been lost."""
         return now >= self._repeat_at and self.send_hello(now, wait=wait)
 
-    def take(self, message: Message, now: float) -> bool:
+    def handle(self, message: Message, now: float) -> bool:
         """Handle WELCOME, and BUSY "hello", which asks for HELLO; return whether it was either."""
         match message:
             case Welcome():

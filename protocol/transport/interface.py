@@ -16,7 +16,6 @@ import zmq
 from gymwire.protocol.codec import Frame
 
 TICK_MS = 100  # how long a blocking receive blocks, so that timers get their turn
-MAX_MESSAGE = 64 * 1024 * 1024  # bytes of a frame
 
 Origin = zmq.Frame
 """What libzmq knows about a received frame; see `router.fd_of` and `router.public_key_of`."""
@@ -31,8 +30,8 @@ class LinkEvent:
 
     Attributes:
         fd: the connection's file descriptor, as `router.fd_of` returns it, or -1.
-        denied: why the other side refuses this connection, as the rest of a sentence that begins
-            with "it"; "" if it does not.
+        denied: why the other side refuses this connection, as a clause whose subject "it" is the
+            other side; "" if it does not.
     """
 
     up: bool

@@ -22,13 +22,13 @@ import zmq
 import zmq.backend
 
 from gymwire.protocol.address import check_url, is_local
+from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.zap import Allow
 from gymwire.protocol.transport.context import authenticator, context, set_common_options
 from gymwire.protocol.transport.dealer import KEEP, ZERO_COPY
 from gymwire.protocol.transport.interface import (
-    MAX_MESSAGE,
     TICK_MS,
     Delivery,
     LinkEvent,
@@ -153,7 +153,7 @@ class Router:
 
     @property
     def descriptor(self) -> int:
-        """A descriptor that becomes readable on new input; it may miss input before a call here."""
+        """A descriptor that becomes readable once on new input; call `has_input` after that."""
         return int(self._bare.getsockopt(zmq.FD))
 
     def has_input(self) -> bool:

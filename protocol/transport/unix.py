@@ -16,9 +16,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from gymwire.protocol.codec import Pieces
+from gymwire.protocol.codec import MAX_MESSAGE, Pieces
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
-from gymwire.protocol.transport.interface import MAX_MESSAGE, TICK_MS, Delivery, LinkEvent
+from gymwire.protocol.transport.interface import TICK_MS, Delivery, LinkEvent, Received
 from gymwire.protocol.transport.stream import NOW, Stream
 
 SCHEME: Final = "unix://"
@@ -141,10 +141,6 @@ class _Peer(Stream):
         if self.up:
             self._epoll.unregister(self.sock)
         super().end()
-
-
-Received = tuple[bytes, None, bytes | memoryview]
-"""The sender's routing id, nothing else that is known of it, and the frame."""
 
 
 class UnixRouter:

@@ -27,10 +27,10 @@ from gymwire.protocol.messages import (
 M = TypeVar("M", bound=Message)
 LEASE_S = 30.0
 STARTED = 1000.0
-SETTLED = STARTED + 100.0  # long after the time in which agents announce themselves
+LONG_AFTER_START = STARTED + 100.0  # long after the time in which agents announce themselves
 
 
-class Told(NamedTuple):
+class SentMessage(NamedTuple):
     """A message that a peer was sent."""
 
     rid: bytes
@@ -38,16 +38,16 @@ class Told(NamedTuple):
     message: Message
 
 
-def told(sends: list[Send]) -> list[Told]:
+def decoded(sends: list[Send]) -> list[SentMessage]:
     """Return the messages that the core sends."""
     found = []
     for send in sends:
         header = codec.read_header(send.frame)
-        found.append(Told(send.rid, header, PLAIN.decode(send.frame, header)))
+        found.append(SentMessage(send.rid, header, PLAIN.decode(send.frame, header)))
     return found
 
 
-def only(sends: list[Told], kind: type[M]) -> M:
+def only(sends: list[SentMessage], kind: type[M]) -> M:
     """Return the only message that was sent, which must have this type."""
     assert [type(one.message) for one in sends] == [kind], sends
     message = sends[0].message
@@ -62,7 +62,7 @@ class Broker:
         self,
         *,
         epoch: int = 1,
-        now: float = SETTLED,
+        now: float = LONG_AFTER_START,
         seed: int = 0,
         policy: Policy = NO_POLICY,
         local: tuple[str, str] | None = None,
@@ -70,7 +70,7 @@ class Broker:
         self.now = now
         self.core = Core(
             epoch=epoch,
-            now=STARTED if now == SETTLED else now,
+            now=STARTED if now == LONG_AFTER_START else now,
             rng=random.Random(seed),
             software="gymwire test",
             lease_s=LEASE_S,
@@ -82,17 +82,19 @@ class Broker:
 
     def frame(
         self, rid: bytes, data: bytes | bytearray, key: bytes | None = None, fd: int | None = None
-    ) -> list[Told]:
+    ) -> list[SentMessage]:
         """Deliver a frame; return what the broker sends, including relayed frames."""
         to = self.core.relay(rid, bytes(data), key)
         if to is not None:
-            return told([Send(to, data)])
-        ruling = self.core.admit(rid, bytes(data), key, self.now)
-        if ruling is not Admission.PASS:
-            return [] if ruling is Admission.DROP else told(self.core.throttle(rid, bytes(data)))
+            return decoded([Send(to, data)])
+        admission = self.core.admit(rid, bytes(data), key, self.now)
+        if admission is not Admission.PASS:
+            return (
+                [] if admission is Admission.DROP else decoded(self.core.throttle(rid, bytes(data)))
+            )
         fd = self.fds.setdefault(rid, next(self._fds)) if fd is None else fd
         identity = "" if key is None else key.decode()
-        return told(self.core.receive(Sender(rid, fd, key, identity), bytes(data), self.now))
+        return decoded(self.core.receive(Sender(rid, fd, key, identity), bytes(data), self.now))
 
     def say(
         self,
@@ -103,7 +105,7 @@ class Broker:
         *,
         key: bytes | None = None,
         fd: int | None = None,
-    ) -> list[Told]:
+    ) -> list[SentMessage]:
         """Deliver a message of a peer; return what the broker sends."""
         return self.frame(rid, PLAIN.encode(message, sid, seq), key, fd)
 
@@ -116,7 +118,7 @@ class Broker:
         sessions: list[Any] | None = None,
         key: bytes | None = None,
         fd: int | None = None,
-    ) -> list[Told]:
+    ) -> list[SentMessage]:
         """Deliver HELLO of a peer; return what the broker sends."""
         hello = Hello(role, agent or rid, "gymwire test", "host", sessions or [])
         return self.say(rid, hello, key=key, fd=fd)
@@ -162,10 +164,10 @@ class Broker:
         """Return the routing id to which an ACT of this session is relayed, if any."""
         return self.core.relay(sender, bytes(PLAIN.encode(Act(0), sid, seq)), None)
 
-    def expire(self, after_s: float = 0.0) -> list[Told]:
+    def expire(self, after_s: float = 0.0) -> list[SentMessage]:
         """Let time pass; return what the broker sends."""
         self.now += after_s
-        return told(self.core.expire(self.now))
+        return decoded(self.core.expire(self.now))
 
 
 def offer(address: str, capacity: int = 4, digest: bytes = b"d") -> Offer:

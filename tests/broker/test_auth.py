@@ -24,7 +24,7 @@ from gymwire.protocol.messages import (
     Role,
     Welcome,
 )
-from tests.broker.harness import Broker, offer, only, told
+from tests.broker.harness import Broker, decoded, offer, only
 
 KEY = zmq.curve_keypair()[0]
 OTHER = zmq.curve_keypair()[0]
@@ -133,10 +133,10 @@ def site(**limits: int) -> Broker:
     return broker
 
 
-def denied(broker: Broker, told: str, *arguments: object) -> None:
+def denied(broker: Broker, text: str, *arguments: object) -> None:
     error = only(broker.say(*arguments[:2], seq=1, key=arguments[2]), Error)  # type: ignore[arg-type, misc]
     assert error.code == Code.DENIED
-    assert told in error.text
+    assert text in error.text
 
 
 def test_a_missing_right_is_refused_with_the_key_and_its_rights() -> None:
@@ -230,7 +230,7 @@ def test_removing_a_learner_from_the_policy_ends_its_sessions_for_both_sides() -
     broker = site()
     sid = broker.open(LEARNER, "lab/a", key=OTHER, env_key=KEY)
     env = Rights("lab", offer=("lab/*",), vouched=True)
-    sends = told(broker.core.apply_policy(Policy({KEY: env}, anyone=None)))
+    sends = decoded(broker.core.apply_policy(Policy({KEY: env}, anyone=None)))
     assert {one.rid for one in sends if isinstance(one.message, Gone)} == {LEARNER, ENV}
     assert [one.message.code for one in sends if isinstance(one.message, Error)] == [Code.DENIED]
     assert broker.core.relay(LEARNER, bytes(24), OTHER) is None

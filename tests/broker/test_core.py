@@ -47,7 +47,16 @@ from gymwire.protocol.messages import (
     Welcome,
     Withdraw,
 )
-from tests.broker.harness import LEASE_S, SETTLED, STARTED, Broker, Told, offer, only, opened
+from tests.broker.harness import (
+    LEASE_S,
+    LONG_AFTER_START,
+    STARTED,
+    Broker,
+    SentMessage,
+    offer,
+    only,
+    opened,
+)
 
 NONCE = b"n" * 16
 ENV, ENV2, LEARNER, THIEF = b"\x01env", b"\x01env2", b"\x01learner", b"\x01thief"
@@ -63,7 +72,7 @@ def checked(broker: Broker) -> list[int]:
     return [fd for _ in range(CHECK_TICKS) for fd in broker.core.learners_to_check(broker.now)]
 
 
-def error_of(sends: list[Told]) -> Error:
+def error_of(sends: list[SentMessage]) -> Error:
     return only(sends, Error)
 
 
@@ -503,7 +512,7 @@ def test_while_an_agent_is_lost_a_ping_says_unreachable(broker: Broker) -> None:
     assert only(broker.say(learner, Ping(), sid, 1), Busy).reason == BusyReason.UNREACHABLE
 
 
-def test_an_agent_that_says_bye_takes_its_sessions_along_at_once(broker: Broker) -> None:
+def test_bye_of_an_agent_ends_its_sessions_at_once(broker: Broker) -> None:
     env, learner = broker.env(), broker.learner()
     sid = broker.open(learner)
     [gone] = broker.say(env, Bye("done"))
@@ -701,8 +710,8 @@ def test_the_lease_of_a_lost_learner_ends_whatever_else_is_connected() -> None:
     broker.open(learner)
     broker.core.link_up(99)
     broker.core.unreachable(learner, broker.now)
-    told = broker.expire(LEASE_S)
-    assert any(isinstance(one.message, Gone) for one in told)
+    sends = broker.expire(LEASE_S)
+    assert any(isinstance(one.message, Gone) for one in sends)
 
 
 def test_a_session_is_expected_while_the_progress_connection_that_named_it_lasts() -> None:
@@ -793,7 +802,7 @@ def test_after_the_start_an_unknown_session_is_lost_for_good(broker: Broker) -> 
         assert error_of(broker.say(learner, message, 77, 1)).code == Code.SESSION_LOST
 
 
-def test_closing_an_unknown_session_is_no_error(broker: Broker) -> None:
+def test_closing_an_unknown_session_is_not_an_error(broker: Broker) -> None:
     [answer] = broker.say(broker.learner(), Close(), 77, 3)
     assert (answer.header.sid, answer.header.seq, answer.message) == (77, 3, Closed())
 
@@ -815,8 +824,8 @@ def test_progress_is_passed_on_from_any_connection_of_the_same_process(broker: B
     learner = broker.learner()
     sid = broker.open(learner)
     broker.hello(b"\x01pulse", Role.PROGRESS, agent=b"process")
-    [told] = broker.say(b"\x01pulse", Progress(2.5), sid, 9)
-    assert (told.rid, told.header.seq, told.message) == (learner, 9, Progress(2.5))
+    [sent] = broker.say(b"\x01pulse", Progress(2.5), sid, 9)
+    assert (sent.rid, sent.header.seq, sent.message) == (learner, 9, Progress(2.5))
 
 
 def test_progress_from_another_process_is_dropped(broker: Broker) -> None:
@@ -1006,7 +1015,7 @@ def test_the_log_notes_offers_and_sessions(broker: Broker) -> None:
     broker.say(env, Bye())
     events = [note.event for note in broker.core.take_notes()]
     assert events == ["offer accepted", "session opened", "session closed", "agent left"]
-    assert broker.now == SETTLED
+    assert broker.now == LONG_AFTER_START
 
 
 # --- local channels -------------------------------------------------------------------------------

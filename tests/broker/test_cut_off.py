@@ -45,8 +45,8 @@ def test_a_flood_gets_busy_then_is_cut_off_and_may_reconnect(
         until(
             lambda: any(one.up for one in dealer.link_events()) or went[-1], "it is connected again"
         )
-        with contextlib.closing(BrokerConnection(broker.urls[0])) as channel:
-            assert channel.find() == []
+        with contextlib.closing(BrokerConnection(broker.urls[0])) as connection:
+            assert connection.find() == []
     finally:
         dealer.close()
         stop.set()

@@ -62,13 +62,13 @@ def test_a_frozen_learner_frees_its_slot_and_one_that_thinks_keeps_it(
 ) -> None:
     programs.env_agent(url, "--address", "cartpole", "--env", "CartPole-v1")
     with (
-        contextlib.closing(BrokerConnection(url)) as channel,
+        contextlib.closing(BrokerConnection(url)) as connection,
         learner(url) as thinks,
         learner(url) as other,
     ):
 
         def used() -> int:
-            return sum(offer["used"] for offer in channel.find("cartpole"))
+            return sum(offer["used"] for offer in connection.find("cartpole"))
 
         assert used() == 2
         # Frozen right after a step, before its next heartbeat: libzmq itself never misses it.

@@ -73,11 +73,11 @@ def test_an_env_agent_that_starts_is_never_listed_with_some_of_its_slots(
     options = ("--address", "cartpole", "--env", "CartPole-v1", "--max-sessions", "8")
     starting = threading.Thread(target=programs.env_agent, args=(url, *options))
     seen: list[tuple[int, int, str]] = []
-    with contextlib.closing(BrokerConnection(url)) as channel:
+    with contextlib.closing(BrokerConnection(url)) as connection:
         starting.start()
 
         def has_started() -> bool:
-            found = channel.find()
+            found = connection.find()
             seen.extend((one["capacity"], one["used"], one["state"]) for one in found)
             return not starting.is_alive()
 

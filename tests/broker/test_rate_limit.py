@@ -95,8 +95,8 @@ def test_a_peer_that_sends_too_much_learns_when_to_retry() -> None:
     broker = Broker()
     learner = broker.learner()
     for _ in range(int(BURST)):
-        told = broker.say(learner, Ping(), 0, 7)
-    [answer] = told
+        sends = broker.say(learner, Ping(), 0, 7)
+    [answer] = sends
     assert answer.message == Busy(BusyReason.RATE, 1.0)
     assert (answer.rid, answer.header.sid, answer.header.seq) == (learner, 0, 7)
     broker.now += 1.0

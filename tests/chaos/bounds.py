@@ -44,36 +44,42 @@ def until_free(part: Part, most: int) -> None:
 
 
 def used_slots(url: str) -> int:
-    with contextlib.closing(BrokerConnection(url)) as channel:
-        return sum(offer["used"] for offer in channel.find(ADDRESS))
+    with contextlib.closing(BrokerConnection(url)) as connection:
+        return sum(offer["used"] for offer in connection.find(ADDRESS))
 
 
 def open_and_close(url: str, sessions: int) -> None:
     """So many sessions, one after the other: used for a step, and closed."""
-    with contextlib.closing(BrokerConnection(url)) as channel:
+    with contextlib.closing(BrokerConnection(url)) as connection:
         for number in range(sessions):
-            with ProxyEnv(ADDRESS, channel=channel) as env:
+            with ProxyEnv(ADDRESS, connection=connection) as env:
                 env.reset(seed=number)
                 env.step(1)
 
 
 def open_and_abandon(url: str, sessions: int, together: int = 50) -> None:
-    """So many sessions whose learners vanish without a word."""
+    """Open this many sessions whose learners vanish without CLOSE or BYE."""
     for start in range(0, sessions, together):
         dealers = []
         for _ in range(min(together, sessions - start)):
-            channel = BrokerConnection(url)
-            channel.open(ADDRESS)
-            dealers.append(channel.link)
+            connection = BrokerConnection(url)
+            connection.open(ADDRESS)
+            dealers.append(connection.link)
         for dealer in dealers:
             dealer.close()  # as a crash would: no CLOSE, no BYE
         until(lambda: used_slots(url) == 0, "the slots of vanished learners are free", 60.0)
 
 
 @contextlib.contextmanager
-def greedy(url: str, deaf: bool) -> Iterator[None]:
-    """While the body runs, a peer asks as fast as it can; a deaf one never reads an answer."""
-    command = [sys.executable, "-m", "tests.chaos.greedy", url, *(["--deaf"] if deaf else [])]
+def greedy(url: str, *, reads: bool) -> Iterator[None]:
+    """Run a peer that sends requests as fast as it can. `reads`: whether it reads the replies."""
+    command = [
+        sys.executable,
+        "-m",
+        "tests.chaos.greedy",
+        url,
+        *([] if reads else ["--no-reading"]),
+    ]
     with subprocess.Popen(
         command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     ) as process:
@@ -105,7 +111,7 @@ def step_times(folder: Path, *, rounds: int, say: Callable[[str], None]) -> bool
 
     Returns whether the medians of the latter are at most twice that of the former.
     """
-    peers = {"alone": None, "beside a greedy peer": False, "beside one that never reads": True}
+    peers = {"alone": None, "beside a greedy peer": True, "beside one that never reads": False}
     found: dict[str, list[float]] = {what: [] for what in peers}
     with fleet(folder) as made:
         made.broker()
@@ -116,8 +122,10 @@ def step_times(folder: Path, *, rounds: int, say: Callable[[str], None]) -> bool
         with ProxyEnv("cartpole", made.url, direct="never") as env:
             p99_ms(env, 1000)  # what is made once is made now
             for _ in range(rounds):
-                for what, deaf in peers.items():
-                    beside = contextlib.nullcontext() if deaf is None else greedy(made.url, deaf)
+                for what, reads in peers.items():
+                    beside = (
+                        contextlib.nullcontext() if reads is None else greedy(made.url, reads=reads)
+                    )
                     with beside:
                         found[what].append(p99_ms(env, 12_000))
     medians = {what: statistics.median(each) for what, each in found.items()}
@@ -129,7 +137,7 @@ def step_times(folder: Path, *, rounds: int, say: Callable[[str], None]) -> bool
 
 
 def run(folder: Path, *, sessions: int, say: Callable[[str], None]) -> bool:
-    """Measure everything here and print it. Returns whether the bounds hold."""
+    """Measure all bounds and print them. Returns whether they hold."""
     kept = True
     with fleet(folder) as made:
         broker = made.broker("--lease", "2")
@@ -153,7 +161,7 @@ def run(folder: Path, *, sessions: int, say: Callable[[str], None]) -> bool:
                 )
 
         def flood() -> None:
-            with greedy(made.url, True):
+            with greedy(made.url, reads=False):
                 time.sleep(10.0)
 
         measure("before: 200 sessions closed", lambda: open_and_close(made.url, 200))

@@ -1,4 +1,4 @@
-"""One training with its oracle beside it: the same environment, here, must say the same."""
+"""A training beside a local copy of its environment: both must return the same."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.sameness import assert_same
 class Course:
     """Goes on through episodes of a remote ChainEnv, one request at each `advance`.
 
-    `answered` and `lost`: what `chain.judge` wants. `lost_at`: monotonic seconds of each loss.
+    `answered` and `lost`: arguments of `chain.judge`. `lost_at`: monotonic seconds of each loss.
     """
 
     env: ProxyEnv

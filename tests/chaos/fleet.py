@@ -34,9 +34,9 @@ def free_port() -> int:
 
 
 class Part:
-    """A process, started again with the same command when it is wanted again.
+    """A process that can be started again with the same command.
 
-    `full_disk`: nothing of its log can be written. `descriptors`: its RLIMIT_NOFILE. `inside`: the
+    `full_disk`: its log cannot be written. `descriptors`: its RLIMIT_NOFILE. `inside`: the
     network namespace that it runs in.
     """
 
@@ -82,7 +82,7 @@ class Part:
         return self.log.read_text() if self.log.exists() else ""
 
     def says(self, text: str, times: int = 1) -> None:
-        """Wait until its log has this text so many times."""
+        """Wait until its log contains this text `times` times."""
         until(
             lambda: self.text().count(text) >= times or not self.alive,
             f"{text!r} in {self.log.name}",
@@ -118,7 +118,7 @@ class Part:
         return time.monotonic() - start
 
     def release(self) -> None:
-        """Let go of it in whatever state it is."""
+        """Kill it if it is alive."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 self.thaw()
@@ -130,9 +130,9 @@ class Part:
 
 
 class Fleet:
-    """One broker at a fixed port, and whoever uses it. `folder`: for logs and the ledger.
+    """One broker at a fixed port, and the programs that use it. `folder`: for logs and the ledger.
 
-    `keys`: everybody has a key of their own, and all connections are encrypted.
+    `keys`: each program has a key of its own, and all connections are encrypted.
     """
 
     def __init__(self, folder: Path, *, keys: bool = False) -> None:
@@ -153,7 +153,7 @@ class Fleet:
 
     @property
     def credentials(self) -> dict[str, Any]:
-        """The learner's, as ProxyEnv takes them."""
+        """The learner's keys, as keyword arguments of ProxyEnv."""
         options = self._keys["learner"]
         return {"key": options[1], "broker_key": options[3]} if options else {}
 
@@ -217,8 +217,8 @@ class Fleet:
         return self._part(f"learner-{name}", [*arguments, "--seed", str(seed), *options])
 
     def _at(self, url: str | None) -> list[str]:
-        """Who reaches the broker by a relay is on another host."""
-        return [] if url in (None, self.url) else ["tests.chaos.elsewhere"]
+        """Return how to run a program that reaches the broker by a relay: on another host."""
+        return [] if url in (None, self.url) else ["tests.chaos.other_host"]
 
     def release(self) -> None:
         for part in reversed(self.parts):
@@ -236,7 +236,7 @@ def fleet(folder: Path, *, keys: bool = False) -> Iterator[Fleet]:
 
 
 def reachable(port: int) -> bool:
-    """Whether somebody listens there."""
+    """Return whether a program listens at this port."""
     with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1.0):
         return True
     return False

@@ -1,6 +1,6 @@
-"""`python -m tests.chaos.greedy URL`: asks as fast as it can, until its standard input ends.
+"""`python -m tests.chaos.greedy URL`: send requests as fast as possible until standard input ends.
 
-With `--deaf` it never reads an answer, so that what it is sent piles up on its connection.
+With `--no-reading` it never reads a reply, so that the replies fill its connection.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def wait_for_the_end(stop: threading.Event) -> None:
 
 
 def main() -> None:
-    url, deaf = sys.argv[1], "--deaf" in sys.argv
+    url, reads = sys.argv[1], "--no-reading" not in sys.argv
     stop = threading.Event()
     threading.Thread(target=wait_for_the_end, args=(stop,), daemon=True).start()
     context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
@@ -33,7 +33,7 @@ def main() -> None:
     socket.connect(url)
     socket.send(PLAIN.encode(Hello(Role.LEARNER, os.urandom(16), "greedy", "nowhere")))
     frame = PLAIN.encode(Find(""), 0, 1)
-    print("floods", flush=True)  # noqa: T201 - who started it waits for this
+    print("floods", flush=True)  # noqa: T201 - the parent process waits for this
     while not stop.is_set():
         try:
             for _ in range(100):
@@ -41,7 +41,7 @@ def main() -> None:
         except zmq.Again:
             continue
         finally:
-            while not deaf and socket.poll(0):
+            while reads and socket.poll(0):
                 socket.recv()
     context.destroy(0)
 

@@ -1,6 +1,6 @@
 """`python -m tests.chaos.learner`: a process with several courses; its output is its diary.
 
-It goes on until its standard input ends, which also happens when who started it dies.
+It goes on until its standard input ends, which also happens when its parent process dies.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def wait_for_the_end(stop: threading.Event) -> None:
 
 
 def make(options: argparse.Namespace, index: int, stop: threading.Event) -> Course | None:
-    """Open one session, as soon as it is to be had."""
+    """Open one session as soon as one is available."""
     while not stop.is_set():
         try:
             env = ProxyEnv(
@@ -66,7 +66,7 @@ def main() -> int:
     stop = threading.Event()
     threading.Thread(target=wait_for_the_end, args=(stop,), daemon=True).start()
     courses: list[Course] = []
-    told = 0.0
+    reported_at = 0.0
     while not stop.is_set():
         if len(courses) < options.envs:
             made = make(options, len(courses), stop)
@@ -88,8 +88,8 @@ def main() -> int:
                 stop.wait(options.pause)
             if stop.is_set():
                 break
-        if time.monotonic() - told > 0.2:
-            told = time.monotonic()
+        if time.monotonic() - reported_at > 0.2:
+            reported_at = time.monotonic()
             write("goes on", steps=sum(each.steps for each in courses))  # each has had its turn
     for course in courses:
         write(

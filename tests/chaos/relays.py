@@ -35,7 +35,7 @@ FAIR = Weather()
 
 
 class MessageRelay:
-    """Between agents and a broker without keys: ROUTER here, a DEALER for each agent there.
+    """Relays messages between agents, at a ROUTER, and a broker without keys, at one DEALER each.
 
     When an agent's connection ends, so does the one for it: else nobody could notice its death.
     """
@@ -146,7 +146,7 @@ class _Pipe:
 
 
 class TcpRelay:
-    """Forwards TCP connections to a port here, and harms them as told.
+    """Forwards TCP connections to a local port, and harms them as `mode` says.
 
     `mode`: "pass"; "stall" reads nothing, so that buffers fill; "black-hole" swallows all bytes of
     all connections, which stay dead when it ends. `rate`: bytes per second in all, None: no limit.
@@ -175,7 +175,7 @@ class TcpRelay:
         self._order("reset")
 
     def half_open(self) -> None:
-        """Every connection ends towards the broker; the dialler is told nothing, for good."""
+        """Close every connection on the broker's side only; the dialling side never notices."""
         self._order("half-open")
 
     def doom(self) -> None:

@@ -17,8 +17,8 @@ from tests.chaos.fleet import Fleet, Part, fleet, until
 from tests.chaos.relays import FAIR, MessageRelay, TcpRelay, Weather
 from tests.chaos.schedule import Fault, Kind, faults
 
-RECOVER_S = 40.0  # in which everybody must go on after a fault has been lifted
-SETTLE_S = 1.0
+RECOVER_S = 40.0  # within which all learners must continue after a fault has ended
+PAUSE_S = 1.0
 
 HOST = ("--direct", "host")
 WEATHERS = {
@@ -30,16 +30,16 @@ WEATHERS = {
 
 @dataclass
 class Tally:
-    """What is known of one kind of fault."""
+    """The results of one kind of fault."""
 
     times: int = 0
     lost: int = 0
-    told_s: list[float] = field(default_factory=list)
+    noticed_s: list[float] = field(default_factory=list)
     recovered_s: list[float] = field(default_factory=list)
 
 
 class Storm:
-    """A fleet, and what can be done to it."""
+    """A fleet, and the faults to inject into it."""
 
     def __init__(self, fleet: Fleet, seed: int, keys: bool, say: Callable[[str], None]) -> None:
         self._fleet = fleet
@@ -76,7 +76,7 @@ class Storm:
     # --- one fault --------------------------------------------------------------------------------
 
     def inject(self, fault: Fault) -> None:
-        """Harm, wait, lift it, and wait until everybody goes on."""
+        """Inject a fault, end it, and wait until all learners continue."""
         kind = fault.kind
         tally = self.tallies[kind.target, kind.name]
         tally.times += 1
@@ -92,22 +92,22 @@ class Storm:
             self.failures.append(f"{kind.target} {kind.name}: {error}")
         recovered_s = time.monotonic() - lifted
         tally.recovered_s.append(recovered_s)
-        time.sleep(SETTLE_S)
+        time.sleep(PAUSE_S)
         lost = [row for row in self._losses() if row not in before]
         tally.lost += len(lost)
         first: dict[str, float] = {}
         for name, lost_at in lost:
             process = name.split(".")[0]
             first[process] = min(first.get(process, lost_at), lost_at)
-        told = max((lost_at - at for lost_at in first.values()), default=None)
-        if told is not None:
-            tally.told_s.append(told)
+        noticed = max((lost_at - at for lost_at in first.values()), default=None)
+        if noticed is not None:
+            tally.noticed_s.append(noticed)
         if lost and not kind.loses:
             self.failures.append(f"{kind.target} {kind.name}: {len(lost)} sessions were lost.")
         self._say(
             f"{kind.target}: {kind.name} for {fault.lasts_s:.1f} s: all go on "
             f"{recovered_s:.1f} s later, {len(lost)} sessions lost"
-            + (f", told after {told:.1f} s" if told else "")
+            + (f", noticed after {noticed:.1f} s" if noticed else "")
         )
 
     def _harm(self, fault: Fault) -> Callable[[], None]:
@@ -188,7 +188,7 @@ class Storm:
         }
 
     def end(self) -> tuple[int, int, Counter[str]]:
-        """Everybody leaves, in time; returns executed requests, sessions, and what relays did."""
+        """End all processes; return the requests executed, the sessions, and what relays did."""
         for part in [*self.learners, self.mortal]:
             assert part.process.stdin is not None
             part.process.stdin.close()
@@ -205,7 +205,7 @@ class Storm:
         for part in (*self.agents, self.workers, self.broker):
             try:
                 part.end()
-            except Exception as error:  # noqa: BLE001 - a finding, told with the others
+            except Exception as error:  # noqa: BLE001 - a finding, reported with the others
                 self.failures.append(f"{part.log.name} does not leave: {error}")
         for relay in (self.agents_link, self.learners_link, self.messages):
             relay.close()
@@ -244,7 +244,7 @@ def _harm_link(link: TcpRelay, name: str) -> Callable[[], None]:
 
 
 def run(folder: Path, *, seconds: float, seed: int, keys: bool, say: Callable[[str], None]) -> bool:
-    """Run for about so long, and print what came of it. Returns whether all survived."""
+    """Run for about `seconds`, and print the result. Returns whether all survived."""
     start = time.monotonic()
     with fleet(folder, keys=keys) as made:
         storm = Storm(
@@ -258,11 +258,11 @@ def run(folder: Path, *, seconds: float, seed: int, keys: bool, say: Callable[[s
                 storm.inject(fault)
         executed, sessions, relayed = storm.end()
     say("")
-    say(f"{'what':42} {'times':>5} {'lost':>5} {'told, worst':>12} {'all go on, worst':>17}")
+    say(f"{'what':42} {'times':>5} {'lost':>5} {'noticed, worst':>14} {'all go on, worst':>17}")
     for (target, name), tally in sorted(storm.tallies.items()):
-        told = f"{max(tally.told_s):.1f} s" if tally.told_s else "–"
+        noticed = f"{max(tally.noticed_s):.1f} s" if tally.noticed_s else "–"
         again = f"{max(tally.recovered_s):.1f} s"
-        say(f"{target + ': ' + name:42} {tally.times:5} {tally.lost:5} {told:>12} {again:>17}")
+        say(f"{target + ': ' + name:42} {tally.times:5} {tally.lost:5} {noticed:>14} {again:>17}")
     say("")
     say(
         f"{executed} requests executed in {sessions} environments, each exactly once, in order, and"

@@ -1,7 +1,7 @@
-"""No single fault loses a step, doubles one, changes a result or lets anybody hang.
+"""No single fault loses or doubles a step, changes a result or makes a process hang.
 
-Each test is one family of faults against real processes; `python -m tests.chaos` mixes them for as
-long as wanted.
+Each test is one family of faults against real processes; `python -m tests.chaos` mixes them for any
+duration.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def go(course: Course, requests: int = 20) -> None:
 
 
 def assert_exactly_once(fleet: Fleet, *courses: Course, losses: int = 0) -> None:
-    """Every request of these courses was executed once, and so many sessions were lost."""
+    """Assert that each request was executed once, and that `losses` sessions were lost."""
     answered, lost = {}, {}
     for one in courses:
         answered.update(one.answered)
@@ -78,7 +78,7 @@ def assert_exactly_once(fleet: Fleet, *courses: Course, losses: int = 0) -> None
 
 @contextlib.contextmanager
 def in_a_request(fleet: Fleet, course: Course) -> Iterator[None]:
-    """While the body runs, the course is in a slow request; it must end soon after."""
+    """Keep the course in a slow request during the block; the request must end soon after."""
     before = len(fleet.ledger.read_text().splitlines())
     failures: list[BaseException] = []
 
@@ -102,7 +102,7 @@ def in_a_request(fleet: Fleet, course: Course) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("step", [0, 2], ids=["reset", "step"])
-def test_a_killed_env_agent_is_told_in_the_middle_of_a_request(fleet: Fleet, step: int) -> None:
+def test_a_killed_env_agent_is_noticed_in_the_middle_of_a_request(fleet: Fleet, step: int) -> None:
     fleet.broker()
     agent = fleet.env_agent()
     with course(fleet.url, slow=((step, 60.0),)) as one:
@@ -204,7 +204,7 @@ for name, case in long_step.CASES.items():
 
 
 @pytest.mark.parametrize("scenario", BACKGROUND, ids=lambda scenario: scenario.__name__)
-def test_what_takes_seconds_to_notice(
+def test_losses_that_take_seconds_to_notice(
     scenario: Callable[[Fleet], None], background: dict[str, Future[None]]
 ) -> None:
     background[scenario.__name__].result(60.0)
@@ -304,8 +304,8 @@ def test_a_killed_learner_frees_its_slot_and_a_frozen_one_goes_on(fleet: Fleet) 
 
 
 def _used(fleet: Fleet) -> int:
-    with contextlib.closing(BrokerConnection(fleet.url)) as channel:
-        return sum(offer["used"] for offer in channel.find(ADDRESS))
+    with contextlib.closing(BrokerConnection(fleet.url)) as connection:
+        return sum(offer["used"] for offer in connection.find(ADDRESS))
 
 
 def test_an_idle_learner_keeps_its_session_also_over_a_restart_of_the_broker(fleet: Fleet) -> None:
@@ -376,7 +376,7 @@ def _calm(relay: TcpRelay) -> None:
     relay.mode, relay.rate = "pass", None
 
 
-def test_a_learner_that_does_not_read_stops_nobody_else(fleet: Fleet) -> None:
+def test_a_learner_that_does_not_read_delays_nobody_else(fleet: Fleet) -> None:
     fleet.broker("--no-local-channels")
     fleet.env_agent("--threads", "1", size=1 << 20)
     with contextlib.closing(TcpRelay(fleet.port)) as relay:
@@ -408,7 +408,7 @@ def test_a_full_disk_for_logs_stops_nobody(fleet: Fleet) -> None:
     broker.end()
 
 
-def test_a_broker_out_of_descriptors_keeps_who_is_there_and_takes_others_later(
+def test_a_broker_out_of_descriptors_keeps_its_peers_and_accepts_others_later(
     fleet: Fleet,
 ) -> None:
     broker = fleet.broker(descriptors=40)
@@ -419,8 +419,8 @@ def test_a_broker_out_of_descriptors_keeps_who_is_there_and_takes_others_later(
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(BrokerUnreachable):
                 for _ in range(40):
-                    channel = BrokerConnection(fleet.url, timeout_s=0.5)
-                    crowd.append(stack.enter_context(contextlib.closing(channel)))
+                    connection = BrokerConnection(fleet.url, timeout_s=0.5)
+                    crowd.append(stack.enter_context(contextlib.closing(connection)))
             assert len(crowd) < 40
             assert descriptors(broker.pid) <= 40
             go(one)
@@ -450,7 +450,7 @@ def test_a_jumping_clock_changes_nothing(fleet: Fleet, monkeypatch: pytest.Monke
 # --- afterwards -----------------------------------------------------------------------------------
 
 
-def test_everybody_leaves_in_time_when_told(fleet: Fleet) -> None:
+def test_every_process_ends_in_time_on_a_signal(fleet: Fleet) -> None:
     broker = fleet.broker()
     agent = fleet.env_agent("--grace", "0")
     with course(fleet.url) as one:
@@ -474,7 +474,7 @@ def test_sessions_and_floods_leave_nothing_behind(fleet: Fleet) -> None:
             yield bounds.Use.of(part).since(was)
 
     def flood() -> None:
-        with bounds.greedy(fleet.url, True), course(fleet.url) as one:
+        with bounds.greedy(fleet.url, reads=False), course(fleet.url) as one:
             go(one, 100)
 
     bounds.open_and_close(fleet.url, 100)  # what is made once is made now

@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from gymwire.cli import main
+from gymwire.cli import app, main
 from gymwire.cli.app import COMMANDS, SHELLS
+from gymwire.env_agent.workers import Supervisor
 from tests.cli.reading import read
 from tests.processes import ROOT
 
@@ -68,6 +70,8 @@ def test_the_help_of_a_command_has_one_or_two_examples_that_can_be_read(
         ("train --steps many", "gymwire train: --steps: expected a whole number of 1 or more"),
         ("train --seed -1", "gymwire train: --seed: expected a whole number of 0 or more"),
         ("train --env-kwargs {", "gymwire train: --env-kwargs: this is not JSON"),
+        ("train --env-kwargs " + "[" * 50_000, "gymwire train: --env-kwargs: this is nested too"),
+        ("train --save " + "x" * 300, "gymwire train: --save: xxx"),
         ("train --env-kwargs []", "gymwire train: --env-kwargs: expected a JSON object"),
         ("train No/Address", "gymwire train: ADDRESS: 'No/Address' is not an address"),
         ("train a --address b", "gymwire train: Give either ADDRESS or --address, not both."),
@@ -138,6 +142,79 @@ def test_the_command_line_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GYMWIRE_BROKER", "")
     assert read("ls").broker == "tcp://127.0.0.1:5555"
+
+
+def test_a_variable_of_spaces_does_not_replace_several_values_by_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GYMWIRE_BIND", " ")
+    assert read("broker").bind == ("tcp://127.0.0.1:5555",)
+
+
+def test_workers_take_the_arguments_of_serve_in_every_form() -> None:
+    for given in (["cartpole", "CartPole-v1"], ["--", "cartpole", "CartPole-v1"]):
+        supervisor = Supervisor(["--workers", "2", *given], 2)
+        options = read("serve", *supervisor.arguments_of(1, "--report-once", "x"))
+        assert (options.address, options.env) == ("cartpole", "CartPole-v1")
+        assert (options.workers, options.worker, options.report_once) == (2, 1, Path("x"))
+
+
+def test_ctrl_c_while_modules_are_imported_ends_quietly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(_: object) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "run", interrupted)
+    assert main(["ls"]) == 130
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_command_is_imported_gives_its_own_status(
+    number: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def import_module(_: str) -> None:
+        raise app.Interrupted(number)
+
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(app, "import_module", import_module)
+    try:
+        assert main(["ls"]) == 128 + number
+    finally:
+        for each, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(each, handler)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("arguments", ["", "--version", "ls --help", "--completion zsh"])
+def test_an_output_that_cannot_be_written_is_one_line(arguments: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gymwire", *arguments.split()],
+            cwd=ROOT,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert done.stderr == "gymwire: cannot write the output: No space left on device.\n"
+
+
+def test_a_reader_that_ends_first_is_not_an_error() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    done = subprocess.run(
+        [sys.executable, "-m", "gymwire", "--version"],
+        cwd=ROOT,
+        stdout=write_end,
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
+    )
+    os.close(write_end)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_a_variable_holds_several_values_with_spaces_between_them(

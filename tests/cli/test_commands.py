@@ -18,7 +18,7 @@ from gymwire.cli.app import Interrupted
 from gymwire.cli.progress import LineMeter
 from gymwire.cli.terminal import picture, printable, short
 from gymwire.learner_agent.client.timings import Timings
-from gymwire.learner_agent.training.task import Progress
+from gymwire.learner_agent.training.task import TrainingProgress
 from gymwire.protocol.errors import (
     ConfigurationError,
     EnvironmentFailed,
@@ -194,7 +194,7 @@ def test_progress_is_logged_each_tenth_but_not_too_often_nor_too_rarely(
     step: int, now: float, due: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gymwire.cli.progress.time.monotonic", lambda: 0.0)
-    assert LineMeter().due(Progress(step, 100, 0, 0.0, 1.0), now) is due
+    assert LineMeter().due(TrainingProgress(step, 100, 0, 0.0, 1.0), now) is due
 
 
 # --- check ----------------------------------------------------------------------------------------

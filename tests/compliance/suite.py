@@ -1,4 +1,4 @@
-"""What any env agent must do, whoever wrote it: inherit `EnvAgentCompliance` and run it.
+"""What every env agent must do, in any implementation: inherit `EnvAgentCompliance` and run it.
 
 The suite plays the broker. A subclass gives it a fixture `agent`: an `Agent` around a `Link` to an
 env agent that has just dialled, offering one environment with a capacity of one session or more.
@@ -97,12 +97,12 @@ class Agent:
         self.send(Offered(offer.address))
         return hello
 
-    def open(self, **wish: Any) -> Session:
+    def open(self, **fields: Any) -> Session:
         """Open a session and return it."""
         address = next(iter(self.offers))
         sid = next(self._sids)
         nonce = sid.to_bytes(16)
-        frame = self.send(Open(address, nonce, **wish), sid, 1)
+        frame = self.send(Open(address, nonce, **fields), sid, 1)
         header, answer = self.receive()
         opened = PLAIN.decode(answer, header)
         assert isinstance(opened, Opened), opened
@@ -187,8 +187,8 @@ class EnvAgentCompliance:
 
     def test_4_2_an_environment_that_cannot_be_made_is_refused(self, agent: Agent) -> None:
         address = next(iter(agent.offers))
-        wish = Open(address, bytes(16), env_kwargs={"no_such_argument": 1})
-        agent.send(wish, 99, 1)
+        request = Open(address, bytes(16), env_kwargs={"no_such_argument": 1})
+        agent.send(request, 99, 1)
         error = agent.expect(Error)
         assert isinstance(error, Error)
         assert error.code == Code.OPEN_FAILED
@@ -208,7 +208,7 @@ class EnvAgentCompliance:
         assert session.refused(session.act(), 1).code == Code.PROTOCOL
         assert isinstance(session.ask(Reset(), 1), Status)
 
-    def test_5_a_reply_is_no_request(self, session: Session) -> None:
+    def test_5_a_reply_is_not_a_request(self, session: Session) -> None:
         assert session.refused(Status(None, {}), 1).code == Code.PROTOCOL
 
     def test_5_close_ends_the_session(self, session: Session) -> None:
@@ -301,7 +301,9 @@ class EnvAgentCompliance:
         session.agent.send(Gone("the learner has left"), session.sid)
         assert session.refused(Reset(), 1).code == Code.SESSION_LOST
 
-    def test_7_13_a_broker_that_forgot_it_is_told_of_its_sessions(self, session: Session) -> None:
+    def test_7_13_sessions_are_announced_to_a_broker_that_forgot_them(
+        self, session: Session
+    ) -> None:
         session.ask(Reset(7), 1)
         session.agent.send(Busy(BusyReason.HELLO, 0.0))
         hello = session.agent.welcome(epoch=2)
@@ -311,7 +313,7 @@ class EnvAgentCompliance:
 
     # §12 Errors
 
-    def test_12_an_attribute_that_is_not_handed_out_is_denied(self, session: Session) -> None:
+    def test_12_an_attribute_that_is_not_exposed_is_denied(self, session: Session) -> None:
         call = Call("get", "__dict__")
         assert session.refused(call, 1).code == Code.ATTRIBUTE_DENIED
 

@@ -92,7 +92,10 @@ def _without_chance(frame: bytes) -> bytes:
 
 def text(frames: list[tuple[str, bytes]]) -> str:
     """Return the block of the document."""
-    parts = [f"{way} {read_header(frame).kind.name}\n{dump(frame)}\n" for way, frame in frames]
+    parts = [
+        f"{direction} {read_header(frame).kind.name}\n{dump(frame)}\n"
+        for direction, frame in frames
+    ]
     return "\n".join(parts)
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator
 import pytest
 
 from gymwire.env_agent.session import Session
-from gymwire.env_agent.transports import RELAY, Arrived, DirectEndpoint, DirectSettings, Transports
+from gymwire.env_agent.transports import RELAY, DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Act
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.interface import Received
 from gymwire.protocol.transport.router import Router
 from gymwire.protocol.transport.unix import UnixDealer
 
@@ -49,7 +50,7 @@ def relay(broker: Router, transports: Transports) -> None:
     broker.send(received[0], REQUEST)
 
 
-def arrived(transports: Transports) -> Arrived:
+def arrived(transports: Transports) -> Received:
     for _ in range(ATTEMPTS):
         found = transports.receive(1)
         if found is not None:

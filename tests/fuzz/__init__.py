@@ -1,1 +1,1 @@
-"""Hostile bytes for everything that parses them; `python -m tests.fuzz` for as many as wanted."""
+"""Hostile bytes for every parser; `python -m tests.fuzz` runs any number of them."""

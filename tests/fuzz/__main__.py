@@ -1,8 +1,8 @@
-"""`python -m tests.fuzz --inputs N --seed S`: throw mutated bytes at everything that parses them.
+"""`python -m tests.fuzz --inputs N --seed S`: run mutated bytes through every parser.
 
 Guided by coverage where that is cheap: an input after which a target has executed a line that none
-had before is kept, and mutated in its turn. What raises an error that was not promised is printed
-with the bytes that did it; the exit status is 1 then.
+had before is kept, and mutated again. An unexpected exception is printed with the bytes that caused
+it, and the exit status is then 1.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ import structlog
 from tests.fuzz.mutate import mutate
 from tests.fuzz.targets import Target, targets
 
-GUIDED_EVERY = 50  # tracing makes an input ten times slower: one in so many is traced
+GUIDED_EVERY = (
+    50  # tracing makes an input ten times slower, so only one input in GUIDED_EVERY is traced
+)
 MAX_CORPUS = 2000
 SLOW_S = 1.0
 
 
 class Coverage:
-    """Lines of this project that have been executed."""
+    """The lines of gymwire that have been executed."""
 
     def __init__(self) -> None:
         self._seen: set[tuple[CodeType, int]] = set()
         self._ours: dict[CodeType, bool] = {}
 
     def traced(self, run: Callable[[bytes], None], data: bytes) -> bool:
-        """Run; returns whether a line was executed that never was before."""
+        """Run an input; return whether it executed a new line."""
         before = len(self._seen)
         sys.settrace(self._enter)
         try:
@@ -62,7 +64,7 @@ class Coverage:
 
 
 def fuzz(target: Target, inputs: int, rng: random.Random, findings: list[str]) -> str:
-    """Throw so many inputs at one target; returns a line about it."""
+    """Run this many inputs through one target; return a line about it."""
     corpus, coverage = list(target.seeds), Coverage()
     for seed in target.seeds:
         coverage.traced(target.run, seed)
@@ -97,9 +99,14 @@ def fuzz(target: Target, inputs: int, rng: random.Random, findings: list[str]) -
 def main() -> int:
     """Fuzz all targets, the same number of inputs each."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=100_000, help="in all (default 100000)")
-    parser.add_argument("--seed", type=int, default=0, help="the same seed, the same inputs")
-    parser.add_argument("--target", action="append", help="of all, these; by their names")
+    parser.add_argument(
+        "--inputs",
+        type=int,
+        default=100_000,
+        help="number of inputs over all targets (default 100000)",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the inputs")
+    parser.add_argument("--target", action="append", help="fuzz only this target; may be repeated")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(50))

@@ -22,7 +22,7 @@ _TOKENS = (
 
 
 def mutate(data: bytes, other: bytes, rng: random.Random) -> bytes:
-    """Another input, made of one or two."""
+    """Return another input, made from one or two."""
     out = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 3, 6))):
         at = rng.randrange(len(out) + 1)

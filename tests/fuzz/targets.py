@@ -244,7 +244,7 @@ def _framed(frames: list[bytes]) -> list[bytes]:
 
 
 def _stream(data: bytes) -> None:
-    """Whatever comes over a Unix socket are frames, or its end."""
+    """Read any bytes from a Unix socket: frames, or its end."""
     ours, theirs = hostsocket.socketpair()
     stream = Stream(64 * 1024)
     stream.start(ours, 1)
@@ -329,7 +329,7 @@ use = ["demo/*"]
 
 
 def targets() -> list[Target]:
-    """All of them, fresh."""
+    """Return all targets, newly made."""
     frames = _frames()
     described = [values.encode(spaces.describe(space, root="space")) for space in ZOO.values()]
     samples = [values.encode(space.sample()) for space in ZOO.values()]

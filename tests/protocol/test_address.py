@@ -30,7 +30,7 @@ def test_an_address_may_be_pinned_to_an_identity() -> None:
         "a@abcdefgh234567ab@abcdefgh234567ab",
     ],
 )  # fmt: skip
-def test_anything_else_is_no_address(text: str) -> None:
+def test_anything_else_is_not_an_address(text: str) -> None:
     with pytest.raises(AddressError):
         parse_address(text)
 

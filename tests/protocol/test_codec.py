@@ -105,7 +105,7 @@ def test_a_field_of_another_type_is_refused_by_name() -> None:
         PLAIN.decode(frame)
 
 
-def test_true_is_no_number() -> None:
+def test_true_is_not_a_number() -> None:
     with pytest.raises(DecodingError, match=r"PROGRESS\.since_s"):
         PLAIN.decode(PLAIN.encode(Progress(True)))
 
@@ -117,7 +117,7 @@ def test_too_few_or_too_many_fields_are_refused() -> None:
             PLAIN.decode(frame)
 
 
-def test_what_cannot_travel_is_named() -> None:
+def test_an_unserializable_value_is_named() -> None:
     with pytest.raises(EncodingError, match="action") as caught:
         PLAIN.encode(Act([1, {"a": object()}]))
     assert caught.value.path == 'action[1]["a"]'
@@ -173,7 +173,7 @@ def test_a_value_of_its_space_goes_compact_and_comes_back() -> None:
     ],
     ids=["int for int64", "extra key", "missing keys", "dtype", "key order", "array", "None"],
 )
-def test_a_value_that_does_not_fit_its_space_travels_all_the_same(misfit: Any) -> None:
+def test_a_value_outside_its_space_is_sent_in_the_self_describing_form(misfit: Any) -> None:
     frame = compiled().encode(Status(misfit, {}))
     assert flags(frame) == 0
     back = compiled().decode(frame)
@@ -189,7 +189,7 @@ def test_the_compact_form_without_the_space_is_refused() -> None:
 # --- infos ----------------------------------------------------------------------------------------
 
 
-def test_an_info_that_cannot_travel_arrives_as_opaque_and_is_reported() -> None:
+def test_an_unserializable_info_arrives_as_opaque_and_is_reported() -> None:
     paths: list[str] = []
     percept = Percept(value(), 1.0, False, False, {"ok": 1, "bad": {3}})
     back = compiled().decode(compiled(on_opaque=paths.append).encode(percept))
@@ -204,7 +204,7 @@ def test_with_strict_infos_it_is_an_error() -> None:
         compiled(strict_infos=True).encode(Status(value(), {"bad": {3}}))
 
 
-def test_an_observation_that_cannot_travel_is_always_an_error() -> None:
+def test_an_unserializable_observation_is_always_an_error() -> None:
     with pytest.raises(EncodingError, match="observation"):
         compiled().encode(Status({3}, {"bad": {3}}))
 
@@ -244,7 +244,7 @@ def test_damaged_frames_never_raise_anything_else(
         decode_or_refuse(used, bytes(data[: max(0, len(data) - cut)]))
 
 
-def test_a_tail_that_is_not_there_is_refused() -> None:
+def test_a_missing_tail_is_refused() -> None:
     frame = compiled().encode(Status(value(), {}))
     with pytest.raises(DecodingError):
         compiled().decode(frame[:-1])

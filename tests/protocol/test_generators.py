@@ -10,7 +10,7 @@ from gymwire.protocol.errors import DecodingError
 
 
 @pytest.mark.parametrize("kind", ["PCG64", "PCG64DXSM", "MT19937", "Philox", "SFC64"])
-def test_a_generator_goes_on_where_it_was(kind: str) -> None:
+def test_a_generator_continues_from_its_state(kind: str) -> None:
     original = np.random.Generator(getattr(np.random, kind)(7))
     original.random(3)
     original.integers(10, dtype=np.uint32)  # leaves half a word behind
@@ -37,6 +37,6 @@ def test_a_generator_goes_on_where_it_was(kind: str) -> None:
         {"bit_generator": "Philox", "state": {"counter": None, "key": None}},
     ],
 )  # fmt: skip
-def test_what_is_no_state_is_refused(state: Any) -> None:
+def test_a_malformed_state_is_refused(state: Any) -> None:
     with pytest.raises(DecodingError, match="random generator"):
         generators.build(state)

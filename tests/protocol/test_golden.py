@@ -1,4 +1,4 @@
-"""The bytes of every message, so that nobody changes the wire without seeing it.
+"""The bytes of every message, so that no change of the wire format goes unnoticed.
 
 After an intended change, `python -m tests.protocol.test_golden` writes the file again.
 """

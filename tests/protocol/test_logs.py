@@ -1,4 +1,4 @@
-"""What libraries warn of becomes a line of the log, like all else that a program has to say."""
+"""Warnings of libraries become lines of the log."""
 
 from __future__ import annotations
 

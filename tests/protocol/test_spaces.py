@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gymwire.protocol.errors import DecodingError, UnsupportedSpaceError
-from gymwire.protocol.spaces import NOT_COMPACT, build, compile, describe
+from gymwire.protocol.space_codecs import NOT_COMPACT
+from gymwire.protocol.spaces import build, compile, describe
 from gymwire.protocol.values import MAX_DEPTH, Tail
 from tests.protocol.test_values import joined
 from tests.sameness import assert_same
@@ -254,7 +255,7 @@ MISFITS: dict[str, tuple[Space[Any], Any]] = {
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_what_does_not_fit_exactly_misfits(name: str) -> None:
+def test_a_value_that_does_not_fit_exactly_is_not_compact(name: str) -> None:
     space, value = MISFITS[name]
     assert compile(space).encode(value, Tail()) is NOT_COMPACT
 
@@ -273,7 +274,7 @@ def test_an_array_that_is_not_contiguous_keeps_its_values(shape: tuple[int, int]
     assert_same(codec.decode(codec.encode(value, tail), joined(tail)), value)
 
 
-def test_a_misfit_leaves_the_tail_as_it_was() -> None:
+def test_a_value_that_is_not_compact_leaves_the_tail_unchanged() -> None:
     tail = Tail()
     tail.add(np.zeros(5000, np.uint8))
     value = {"i": np.zeros((64, 64, 3), np.uint8), "n": 1}

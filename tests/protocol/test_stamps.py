@@ -33,7 +33,7 @@ def test_a_request_that_asks_has_the_flag_and_room_for_the_broker() -> None:
     assert frame[HEADER_SIZE:] == ACT[HEADER_SIZE:] + bytes(16)
 
 
-def test_without_its_stamps_a_request_is_what_it_was() -> None:
+def test_stripping_the_stamps_restores_the_request() -> None:
     assert stamps.strip_request(bytes(stamps.request_stamps(ACT))) == (ACT, bytes(16))
 
 
@@ -62,10 +62,10 @@ def test_a_reply_carries_the_stamps_of_all(clock: Callable[[], int]) -> None:
     assert taken == (999, 1000, 10, 20, 30, 40, 1001, 900, 1002)
 
 
-def test_past_the_broker_its_stamps_are_zero(clock: Callable[[], int]) -> None:
+def test_in_a_direct_session_the_brokers_stamps_are_zero(clock: Callable[[], int]) -> None:
     taken = stamps.strip_reply(bytes(timed_percept(clock)))[1]
-    assert (taken.there_received, taken.there_sent) == (0, 0)
-    assert (taken.back_received, taken.back_sent) == (0, 0)
+    assert (taken.request_received, taken.request_sent) == (0, 0)
+    assert (taken.reply_received, taken.reply_sent) == (0, 0)
 
 
 @pytest.mark.parametrize("cut", range(1, 17))

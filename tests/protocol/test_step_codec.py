@@ -1,4 +1,4 @@
-"""The short way makes the very bytes of the long one, and reads only what it has checked."""
+"""The fast path makes the bytes of `Codec`, and reads only what it has checked."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def codecs(
 
 
 @pytest.mark.parametrize("name", ZOO)
-def test_what_the_short_way_takes_has_the_bytes_of_the_long_one(name: str) -> None:
+def test_frames_of_the_fast_path_have_the_bytes_of_codec(name: str) -> None:
     space = ZOO[name]
     space.seed(3)
     short, long = codecs(space, space)
@@ -51,7 +51,7 @@ def test_what_the_short_way_takes_has_the_bytes_of_the_long_one(name: str) -> No
 
 
 @pytest.mark.parametrize("space", [BOX, PICTURE])
-def test_arrays_take_the_short_way(space: gymnasium.spaces.Box) -> None:
+def test_arrays_take_the_fast_path(space: gymnasium.spaces.Box) -> None:
     short, _ = codecs(space, space)
     value = space.sample()
     assert short.encode_act(value, NUMBER) is not None
@@ -64,7 +64,7 @@ def test_arrays_take_the_short_way(space: gymnasium.spaces.Box) -> None:
     assert not np.shares_memory(decoded[0], value)
 
 
-def test_a_strided_array_travels_in_c_order() -> None:
+def test_a_strided_array_is_sent_in_c_order() -> None:
     short, long = codecs(BOX, TWO)
     step: Any = (np.arange(8, dtype=np.float32)[::2], 1.0, False, False, {})
     assert short.encode_percept(step, NUMBER) == long.encode(Percept(*step), SID, SEQ)
@@ -103,7 +103,7 @@ def test_a_small_number_keeps_its_type(action: Any) -> None:
 
 
 @pytest.mark.parametrize("action", [True, -1, 128, 1.0, "1", None, np.int32(1), np.zeros(3)])
-def test_any_other_action_has_the_bytes_of_the_long_way(action: Any) -> None:
+def test_any_other_action_has_the_bytes_of_codec(action: Any) -> None:
     for space in (BOX, TWO):
         short, long = codecs(BOX, space)
         act = short.encode_act(action, NUMBER)
@@ -126,7 +126,7 @@ def test_any_other_action_has_the_bytes_of_the_long_way(action: Any) -> None:
     ],
 )
 @pytest.mark.parametrize("fits", [True, False])
-def test_any_other_percept_has_the_bytes_of_the_long_way(
+def test_any_other_percept_has_the_bytes_of_codec(
     space: gymnasium.Space[Any], rest: Any, fits: bool
 ) -> None:
     short, long = codecs(space, TWO)
@@ -138,14 +138,14 @@ def test_any_other_percept_has_the_bytes_of_the_long_way(
     assert short.decode_percept(bytes(percept), OTHER) is None
 
 
-def test_what_cannot_travel_is_left_to_the_long_way() -> None:
+def test_unserializable_values_are_left_to_codec() -> None:
     short, _ = codecs(BOX, TWO)
     assert short.encode_act(object(), NUMBER) is None
     step: Any = (BOX.sample(), 1.0, False, False, {"at": object()})
     assert short.encode_percept(step, NUMBER) is None
 
 
-def test_the_infos_of_a_vector_are_left_to_the_long_way() -> None:
+def test_the_infos_of_a_vector_are_left_to_codec() -> None:
     form = compile(BOX)
     short = compile_steps(SID, form, form, 4)
     step: Any = (BOX.sample(), np.ones(4), np.ones(4, bool), np.ones(4, bool), {"a": np.ones(4)})
@@ -168,7 +168,7 @@ def test_the_answer_of_another_session_is_not_taken() -> None:
     assert other.decode_percept(bytes(percept()), NUMBER) is None
 
 
-def test_a_frame_with_any_byte_changed_is_read_as_the_long_way_reads_it() -> None:
+def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it() -> None:
     short, long = codecs(BOX, TWO)
     frame = bytes(percept())
     for at in range(len(frame)):
@@ -191,7 +191,7 @@ def test_a_frame_with_any_byte_changed_is_read_as_the_long_way_reads_it() -> Non
             assert_same(step, expected)
 
 
-def test_an_act_with_any_byte_changed_is_read_as_the_long_way_reads_it() -> None:
+def test_an_act_with_any_byte_changed_is_decoded_as_codec_decodes_it() -> None:
     short, long = codecs(BOX, TWO)
     frame = bytes(short.encode_act(np.int64(1), NUMBER) or b"")
     for at in range(len(frame)):
@@ -203,19 +203,19 @@ def test_an_act_with_any_byte_changed_is_read_as_the_long_way_reads_it() -> None
             try:
                 message = long.decode(changed)
             except ProtocolError as error:
-                pytest.fail(f"the short way took what the long one refuses: {error}")
+                pytest.fail(f"the fast path accepted what Codec refuses: {error}")
             assert isinstance(message, Act)
             assert_same(action, message.action)
 
 
-def test_the_common_form_needs_no_space_to_be_refused_elsewhere() -> None:
+def test_a_compact_frame_is_refused_by_a_codec_without_the_space() -> None:
     with pytest.raises(ProtocolError, match="its space is unknown"):
         PLAIN.decode(bytes(percept()))
 
 
 @pytest.mark.parametrize("single", [BOX, PICTURE, TWO])
 @pytest.mark.parametrize("num_envs", [1, 3, 600])
-def test_percepts_of_vectors_have_the_bytes_of_the_long_way(
+def test_percepts_of_vectors_have_the_bytes_of_codec(
     single: gymnasium.Space[Any], num_envs: int
 ) -> None:
     space = gymnasium.vector.utils.batch_space(single, num_envs)
@@ -241,7 +241,7 @@ def test_percepts_of_vectors_have_the_bytes_of_the_long_way(
         assert short.decode_percept(frame, OTHER) is None
 
 
-def test_a_vector_percept_with_any_byte_changed_is_read_as_the_long_way_reads_it() -> None:
+def test_a_vector_percept_with_any_byte_changed_is_decoded_as_codec_decodes_it() -> None:
     space = gymnasium.vector.utils.batch_space(BOX, 2)
     form = compile(space)
     short, long = compile_steps(SID, form, form, 2), Codec(form, form)

@@ -109,7 +109,7 @@ NAMES += "complex64 complex128"
 
 @pytest.mark.parametrize("order", "<>")
 @pytest.mark.parametrize("name", NAMES.split())
-def test_every_numeric_dtype_travels_in_either_byte_order(name: str, order: Any) -> None:
+def test_every_numeric_dtype_is_kept_in_either_byte_order(name: str, order: Any) -> None:
     array = np.array([[0, 1], [1, 0]]).astype(np.dtype(name).newbyteorder(order))
     assert_same(through(array), array)
 
@@ -146,7 +146,7 @@ KEYS = [
 ]  # fmt: skip
 
 
-def test_any_hashable_key_travels_and_keeps_its_place() -> None:
+def test_any_hashable_key_is_serializable_and_keeps_its_place() -> None:
     original = {key: i for i, key in enumerate(KEYS[::-1])}
     assert_same(through(original), original)
 
@@ -170,7 +170,7 @@ CANNOT = [
 
 
 @pytest.mark.parametrize("value", CANNOT, ids=lambda value: type(value).__name__)
-def test_what_cannot_travel_is_refused_by_its_path(value: Any) -> None:
+def test_an_unserializable_value_is_refused_by_its_path(value: Any) -> None:
     for whole, path in [
         (value, "info"),
         ({"agents": [0, (1, value)]}, 'info["agents"][1][1]'),
@@ -183,7 +183,7 @@ def test_what_cannot_travel_is_refused_by_its_path(value: Any) -> None:
         assert str(caught.value).startswith(path)
 
 
-def test_a_key_that_cannot_travel_is_refused() -> None:
+def test_an_unserializable_key_is_refused() -> None:
     with pytest.raises(EncodingError, match="key"):
         values.encode({"a": {Colour.RED: 1}})
 
@@ -193,7 +193,7 @@ def test_a_memoryview_as_key_is_refused_and_not_turned_into_bytes() -> None:
         values.encode({memoryview(b"a"): 1})
 
 
-def test_a_failed_pack_leaves_the_tail_as_it_was() -> None:
+def test_a_failed_pack_leaves_the_tail_unchanged() -> None:
     tail = Tail()
     tail.add(np.zeros(5000, np.uint8))
     with pytest.raises(EncodingError):
@@ -217,7 +217,7 @@ WRAPS: list[Any] = [
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
-def test_sixty_four_levels_travel_and_one_more_does_not(wrap: Any) -> None:
+def test_sixty_four_levels_are_serializable_and_one_more_is_not(wrap: Any) -> None:
     deepest = nested(MAX_DEPTH, wrap)
     assert_same(through(deepest), deepest)
     assert_same(through_tail([deepest]), [deepest])
@@ -241,12 +241,12 @@ def test_a_value_that_contains_itself_is_refused_by_its_path(make: Any) -> None:
     assert caught.value.path.startswith('info["x"]')
 
 
-def test_the_same_object_twice_is_no_cycle() -> None:
+def test_the_same_object_twice_is_not_a_cycle() -> None:
     part = [1]
     assert_same(through([part, part]), [[1], [1]])
 
 
-def test_opaque_replaces_what_cannot_travel_and_keeps_the_rest() -> None:
+def test_opaque_replaces_unserializable_values_and_keeps_the_rest() -> None:
     info = {"a": 1, "agents": [np.int8(2), object(), (Unrepresentable(),)]}
     copy, paths = values.opaque(info)
     assert paths == ['info["agents"][1]', 'info["agents"][2][0]']
@@ -263,7 +263,7 @@ def test_opaque_leaves_a_clean_info_alone() -> None:
     assert_same(copy, info)
 
 
-def test_the_repr_of_an_opaque_is_cut_and_can_travel() -> None:
+def test_the_repr_of_an_opaque_is_cut_and_serializable() -> None:
     copy, _ = values.opaque({"a": {"\ud800" * 500}, "b": {"x" * 500}})
     assert len(copy["b"].repr) == 200
     assert_same(through(copy), copy)
@@ -283,7 +283,7 @@ def test_two_opaque_keys_that_look_alike_stay_two() -> None:
     assert len(copy) == len(paths) == 3
 
 
-def test_check_passes_what_can_travel() -> None:
+def test_check_passes_serializable_values() -> None:
     values.check({"a": [1, np.zeros(2)]})
 
 
@@ -378,7 +378,7 @@ def test_a_wrong_place_in_the_tail_is_refused(place: Any) -> None:
         values.unpack(head, memoryview(bytes(5015)))
 
 
-def test_lists_that_claim_all_there_is_allocate_little() -> None:
+def test_lists_with_a_huge_declared_length_allocate_little() -> None:
     data = HOSTILE["lists that claim all there is, in one another"]
     tracemalloc.start()
     try:
@@ -455,7 +455,7 @@ def test_a_mutated_message_gives_a_value_or_a_decoding_error(value: Any, data: A
         values.unpack(bytes(head[: data.draw(st.integers(0, len(head)))]), joined(tail))
 
 
-def test_every_bit_of_a_float64_travels() -> None:
+def test_every_bit_of_a_float64_is_kept() -> None:
     bits = np.array([0x7FF0000000000001, 0xFFF8DEADBEEF0001, 1 << 63], np.uint64).view(np.float64)
     for value in bits:
         assert through(value).tobytes() == value.tobytes()

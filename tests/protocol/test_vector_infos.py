@@ -37,11 +37,11 @@ def test_infos_come_back_as_they_were(infos: dict[Any, Any]) -> None:
     assert repr(infos) == before
 
 
-def test_infos_without_objects_travel_as_they_are() -> None:
+def test_infos_without_objects_are_sent_unchanged() -> None:
     assert vector_infos.to_wire(INFOS[1]) is INFOS[1]
 
 
-def test_values_that_were_cast_travel_beside_their_array() -> None:
+def test_values_that_were_cast_are_sent_beside_their_array() -> None:
     array = np.array([1, 0])
     form = vector_infos.to_wire({"a": {"prob": array}}, {id(array): [[1, 0.25]]})
     form = values.decode(values.encode(form))

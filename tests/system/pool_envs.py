@@ -1,4 +1,4 @@
-"""Environments that tell which process they are in, for the tests of pools and direct sessions."""
+"""Environments that report their process, for the tests of pools and direct sessions."""
 
 from __future__ import annotations
 

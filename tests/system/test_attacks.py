@@ -51,7 +51,7 @@ NAMES = ("broker", "lab", "alice", "mallory", "stranger")
 
 
 class Site(NamedTuple):
-    """A broker with keys, an env agent `lab`, and who else has which key."""
+    """A broker with keys, an env agent `lab`, and the keys of other peers."""
 
     folder: Path
     url: str
@@ -70,7 +70,7 @@ class Site(NamedTuple):
             "timeout_s": 5.0,
         }
 
-    def channel(self, name: str) -> BrokerConnection:
+    def connection(self, name: str) -> BrokerConnection:
         return BrokerConnection(self.url, **self.of(name))
 
     def env(self, name: str = "alice", address: str = "lab/cartpole", **options: Any) -> ProxyEnv:
@@ -111,10 +111,10 @@ def _site(started: Programs, folder: Path) -> Site:
         *("--key", str(folder / "lab.key"), "--broker-key", str(folder / "broker.pub")),
     )
     site = site._replace(url=url, broker=broker, agent=agent)
-    with contextlib.closing(site.channel("alice")) as channel:
-        session = channel.open("lab/cartpole", direct="never")
+    with contextlib.closing(site.connection("alice")) as connection:
+        session = connection.open("lab/cartpole", direct="never")
         session.close()
-        asked = channel.open("lab/cartpole")
+        asked = connection.open("lab/cartpole")
         offer = asked.opened.direct
         asked.close()
     assert offer is not None
@@ -184,7 +184,7 @@ class Attacker:
 
     def hears(self) -> Message:
         while isinstance(message := PLAIN.decode(self.socket.recv()), Ping):
-            continue  # the broker looks whether somebody is there
+            continue  # a PING of the broker
         return message
 
     def asks(self, message: Message, sid: int = 0, seq: int = 1) -> Message:
@@ -217,22 +217,24 @@ def _go_on(env: ProxyEnv) -> None:
         env.reset()
 
 
-# --- who may connect ------------------------------------------------------------------------------
+# --- keys that may connect ------------------------------------------------------------------------
 
 
-def test_an_unknown_key_is_told_so_at_once(site: Site) -> None:
+def test_an_unknown_key_gets_an_error_at_once(site: Site) -> None:
     began = time.monotonic()
     with pytest.raises(Denied, match=r"does not know the key .*identity [a-z2-7]{16}"):
-        site.channel("stranger")
+        site.connection("stranger")
     assert time.monotonic() - began < 3.0
 
 
-def test_a_learner_without_keys_is_told_so_at_once(site: Site) -> None:
+def test_a_learner_without_keys_gets_an_error_at_once(site: Site) -> None:
     with pytest.raises(Denied, match="uses keys"):
         BrokerConnection(site.url)
 
 
-def test_a_learner_with_keys_is_told_when_the_broker_has_none(site: Site, broker_url: str) -> None:
+def test_a_learner_with_keys_gets_an_error_if_the_broker_has_none(
+    site: Site, broker_url: str
+) -> None:
     with pytest.raises(Denied, match="does not use keys"):
         BrokerConnection(broker_url, **site.of("alice"))
 
@@ -264,17 +266,17 @@ def test_the_direct_endpoint_lets_in_only_learners_of_its_sessions(site: Site) -
         assert "does not know the key" in denied
 
 
-def test_a_key_taken_out_of_the_policy_is_put_out_while_connected(own_site: Site) -> None:
+def test_a_key_removed_from_the_policy_is_disconnected(own_site: Site) -> None:
     with contextlib.closing(own_site.env(direct="never")) as env:
         env.reset(seed=1)
         own_site.policy("lab", "mallory")
         with pytest.raises((EnvironmentLost, Denied), match="removed from this broker's policy"):
             _go_on(env)
     with pytest.raises(Denied, match="does not know the key"):
-        own_site.channel("alice")
+        own_site.connection("alice")
 
 
-def test_a_key_taken_out_loses_its_direct_sessions_too(own_site: Site) -> None:
+def test_a_removed_key_loses_its_direct_sessions_too(own_site: Site) -> None:
     with contextlib.closing(own_site.env(direct="always")) as env:
         env.reset(seed=1)
         own_site.policy("lab", "mallory")
@@ -282,15 +284,15 @@ def test_a_key_taken_out_loses_its_direct_sessions_too(own_site: Site) -> None:
             _go_on(env)
 
 
-def test_an_agent_taken_out_loses_its_offers_and_ends(own_site: Site) -> None:
+def test_a_removed_agent_loses_its_offers_and_ends(own_site: Site) -> None:
     own_site.policy("alice", "mallory")
     assert own_site.agent.wait() == 2
     assert "removed from this broker's policy" in "".join(own_site.agent.output)
-    with contextlib.closing(own_site.channel("alice")) as channel:
-        assert channel.find() == []
+    with contextlib.closing(own_site.connection("alice")) as connection:
+        assert connection.find() == []
 
 
-def test_a_silent_connection_whose_key_was_taken_out_is_closed(own_site: Site) -> None:
+def test_a_silent_connection_whose_key_was_removed_is_closed(own_site: Site) -> None:
     with attacker(own_site) as mallory:
         monitor = mallory.socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
         assert isinstance(mallory.hello(), Welcome)
@@ -300,11 +302,11 @@ def test_a_silent_connection_whose_key_was_taken_out_is_closed(own_site: Site) -
         monitor.close(linger=0)
 
 
-def test_a_wrong_policy_leaves_the_old_one_in_force(own_site: Site) -> None:
+def test_an_invalid_policy_leaves_the_previous_one_in_force(own_site: Site) -> None:
     (own_site.folder / "policy.toml").write_text("[peer.lab]\nkey = 'short'\n")
     line = own_site.broker.wait_for("invalid policy ignored")
     assert "[peer.lab]" in line["why"]
-    own_site.channel("alice").close()
+    own_site.connection("alice").close()
 
 
 def test_a_process_whose_key_check_died_does_not_go_on() -> None:
@@ -323,11 +325,11 @@ def test_a_process_whose_key_check_died_does_not_go_on() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
     )
     assert done.returncode == 70
-    assert "the key check has failed" in done.stdout + done.stderr
+    assert "key check failed" in done.stdout + done.stderr
 
 
-def test_without_anyone_to_ask_about_keys_nobody_gets_in(site: Site) -> None:
-    """The other half of a dead ZAP thread: libzmq itself refuses when nobody answers."""
+def test_without_the_key_check_every_connection_is_refused(site: Site) -> None:
+    """The other half of a dead ZAP thread: libzmq itself refuses when no thread answers."""
     context: zmq.Context[Any] = zmq.Context()
     try:
         router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
@@ -347,7 +349,7 @@ def test_without_anyone_to_ask_about_keys_nobody_gets_in(site: Site) -> None:
 # --- rights ---------------------------------------------------------------------------------------
 
 
-def test_nobody_offers_an_address_that_the_policy_does_not_give_it(site: Site) -> None:
+def test_an_address_outside_the_policy_cannot_be_offered(site: Site) -> None:
     with attacker(site) as mallory:
         mallory.hello(Role.ENV)
         answer = mallory.asks(Offer("lab/cartpole", "x", None, None, {}, {}, 1, b"d"))
@@ -357,14 +359,14 @@ def test_nobody_offers_an_address_that_the_policy_does_not_give_it(site: Site) -
         assert "m/*" in answer.text
 
 
-def test_nobody_uses_or_sees_an_address_that_the_policy_does_not_give_it(site: Site) -> None:
-    with contextlib.closing(site.channel("mallory")) as channel:
-        assert channel.find() == []
+def test_an_address_outside_the_policy_cannot_be_used_or_listed(site: Site) -> None:
+    with contextlib.closing(site.connection("mallory")) as connection:
+        assert connection.find() == []
         with pytest.raises(Denied, match="may not use 'lab/cartpole'"):
-            channel.open("lab/cartpole")
+            connection.open("lab/cartpole")
 
 
-def test_an_address_belongs_to_whom_the_policy_names_also_for_announced_sessions(
+def test_an_agent_cannot_announce_sessions_at_an_address_that_the_policy_denies_it(
     site: Site,
 ) -> None:
     with attacker(site) as mallory:
@@ -411,8 +413,8 @@ def test_the_direct_endpoint_serves_a_session_only_to_its_learner(site: Site) ->
         env.reset(seed=1)
 
 
-def test_anothers_routing_id_with_ones_own_key_speaks_for_nobody(site: Site) -> None:
-    """Even one who had learnt the routing id, 15 random bytes that are never shown."""
+def test_the_routing_id_of_another_peer_is_of_no_use_with_another_key(site: Site) -> None:
+    """Knowing the routing id, 15 random bytes that are never shown, is not enough."""
     with contextlib.closing(site.env(direct="never")) as env:
         env.reset(seed=1)
         rid = _rid(env._session.connection.link)
@@ -436,7 +438,7 @@ def test_taking_over_ones_own_routing_id_does_not_end_the_process(target: Target
             with attacker(site, "alice", url=url, rid=rid) as second:
                 second.asks(Find())
                 for _ in range(3):
-                    first.socket.send(frame)  # its input stops: nobody reads it any more
+                    first.socket.send(frame)  # its input is dropped from now on
         # Served on for longer than a heartbeat's interval, after which it used to abort.
         until_s = time.monotonic() + 1.2 * HEARTBEAT_IVL_MS / 1000
         while time.monotonic() < until_s:
@@ -521,7 +523,7 @@ def test_raw_bytes_on_the_port_are_dropped(target: Target) -> None:
                 raw.recv(4096)
 
 
-def test_a_slow_loris_is_hung_up_on(target: Target) -> None:
+def test_a_slow_loris_is_disconnected(target: Target) -> None:
     host, _, port = target.url.removeprefix("tcp://").rpartition(":")
     with socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S) as raw:
         raw.settimeout(PATIENCE_S)
@@ -555,7 +557,7 @@ def test_lengths_that_claim_gigabytes_cost_nothing(site: Site, head: bytes) -> N
             assert answer.code == "protocol"
 
 
-def test_a_learner_of_ill_will_does_not_harm_the_env_agent(site: Site) -> None:
+def test_a_malicious_learner_does_not_harm_the_env_agent(site: Site) -> None:
     with attacker(site, "alice") as alice:
         alice.hello()
         alice.say(Open("lab/cartpole", os.urandom(16)), 0, 1)
@@ -570,7 +572,7 @@ def test_a_learner_of_ill_will_does_not_harm_the_env_agent(site: Site) -> None:
             assert answer.code in ("protocol", "expected")
 
 
-def test_a_broker_of_ill_will_does_not_crash_the_learner(site: Site) -> None:
+def test_a_malicious_broker_does_not_crash_the_learner(site: Site) -> None:
     context: zmq.Context[Any] = zmq.Context()
     try:
         router: zmq.Socket[bytes] = context.socket(zmq.ROUTER)
@@ -617,7 +619,7 @@ def test_a_pinned_agent_proves_itself_and_serves(site: Site, direct: str) -> Non
         assert (env.reset(seed=1)[0] == first).all()
 
 
-def test_a_pin_leads_to_nobody_else(site: Site) -> None:
+def test_a_pinned_address_reaches_no_other_agent(site: Site) -> None:
     other = keys.identity(site.pair("mallory").public)
     with pytest.raises(GymwireError, match=f"not by {other}"):
         site.env(address=f"lab/cartpole@{other}")

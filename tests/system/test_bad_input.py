@@ -144,7 +144,7 @@ def test_an_action_that_the_environment_rejects_brings_its_own_exception(broker:
         assert env.step(1)[0] == 1  # the agent and the session live on
 
 
-def test_an_assertion_of_the_environment_is_an_assertion_here(broker: str) -> None:
+def test_an_assertion_error_of_the_environment_is_one_at_the_learner(broker: str) -> None:
     with ProxyEnv("cartpole", broker) as env:
         env.reset()
         with pytest.raises(AssertionError):
@@ -432,7 +432,7 @@ def test_garbage_in_a_frame_is_answered_and_has_no_effect_on_others(
 
 def test_a_listener_that_is_not_a_broker_is_an_error() -> None:
     with (
-        socket.create_server(("127.0.0.1", 0)) as mute,
+        socket.create_server(("127.0.0.1", 0)) as silent,
         pytest.raises(BrokerUnreachable, match="No broker answers"),
     ):
-        ProxyEnv("cartpole", f"tcp://127.0.0.1:{mute.getsockname()[1]}")
+        ProxyEnv("cartpole", f"tcp://127.0.0.1:{silent.getsockname()[1]}")

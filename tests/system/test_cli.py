@@ -241,7 +241,7 @@ def test_an_interrupted_training_reports_what_it_has_learnt(
     ) as process:
         try:
             assert process.stderr is not None
-            while "trained" not in process.stderr.readline():
+            while "training progress" not in process.stderr.readline():
                 assert process.poll() is None
             process.send_signal(number)
             out, errors = process.communicate(timeout=PATIENCE_S)

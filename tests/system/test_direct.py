@@ -86,11 +86,11 @@ def dialled(url: str) -> Iterator[Transport]:
         dealer.close()
 
 
-# --- which way ------------------------------------------------------------------------------------
+# --- which path -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("direct", "past"), [("always", True), ("auto", True), ("never", False)])
-def test_the_learner_says_which_way_its_session_goes(url: str, direct: str, past: bool) -> None:
+def test_the_learner_shows_which_path_its_session_uses(url: str, direct: str, past: bool) -> None:
     with ProxyEnv("located-d", url, direct=direct) as env:
         env.reset()
         for count in range(1, 5):
@@ -106,10 +106,10 @@ def test_an_agent_without_a_direct_endpoint_is_used_through_the_broker(url: str)
         ProxyEnv("relayed-d", url, direct="always")
 
 
-def test_where_the_endpoint_cannot_be_reached_the_broker_relays(
+def test_without_a_reachable_endpoint_the_broker_relays(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learner_direct, "_choose", lambda offer: ["tcp://127.0.0.1:1"])
+    monkeypatch.setattr(learner_direct, "_urls_for_this_host", lambda offer: ["tcp://127.0.0.1:1"])
     with ProxyEnv("located-d", url) as env:
         env.reset()
         assert env.step(1)[0] == 1
@@ -118,7 +118,7 @@ def test_where_the_endpoint_cannot_be_reached_the_broker_relays(
         ProxyEnv("located-d", url, direct="always")
 
 
-def test_within_a_host_sessions_go_past_the_broker_by_themselves(
+def test_within_a_host_sessions_are_direct_by_default(
     programs: Programs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, url = programs.broker()
@@ -143,14 +143,14 @@ def test_within_a_host_sessions_go_past_the_broker_by_themselves(
             ProxyEnv("lake", url, direct="always")
 
 
-def test_on_one_host_direct_sessions_go_over_a_unix_socket(url: str) -> None:
+def test_on_one_host_direct_sessions_use_a_unix_socket(url: str) -> None:
     with ProxyEnv("located-d", url, direct="always") as env:
         link = session_of(env).paths.direct
         assert link is not None
-        assert link.dealer.url.startswith("unix://")
+        assert link.transport.url.startswith("unix://")
 
 
-def test_where_the_socket_is_another_hosts_they_go_over_tcp(
+def test_a_direct_session_uses_tcp_if_the_socket_is_on_another_host(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -159,7 +159,7 @@ def test_where_the_socket_is_another_hosts_they_go_over_tcp(
     with ProxyEnv("located-d", url, direct="always") as env:
         link = session_of(env).paths.direct
         assert link is not None
-        assert link.dealer.url.startswith("tcp://")
+        assert link.transport.url.startswith("tcp://")
         env.reset()
         assert env.step(1)[0] == 1
 
@@ -176,7 +176,7 @@ def test_a_vector_over_direct_sessions_is_that_of_a_sync_vector_env(url: str) ->
     remote.close()
 
 
-def test_what_is_large_is_the_same_over_a_unix_socket(url: str) -> None:
+def test_large_observations_are_the_same_over_a_unix_socket(url: str) -> None:
     local, remote = Noise(), SyncVectorEnv([Noise, Noise])
     with ProxyEnv("noise-d", url, direct="always") as env:
         assert_same(local.reset(seed=1), env.reset(seed=1))
@@ -194,7 +194,7 @@ def test_what_is_large_is_the_same_over_a_unix_socket(url: str) -> None:
     envs.close()
 
 
-def test_all_ways_meet_in_one_serving_loop(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_serving_loop_serves_all_paths(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with contextlib.ExitStack() as stack:
 
         def opened(direct: str) -> ProxyEnv:
@@ -208,8 +208,8 @@ def test_all_ways_meet_in_one_serving_loop(url: str, monkeypatch: pytest.MonkeyP
                 "gymwire.learner_agent.client.direct.socket.gethostname", lambda: "elsewhere"
             )
             envs.append(opened("always"))
-        ways = [session_of(env).path.url.partition(":")[0] for env in envs]
-        assert ways == ["tcp", "unix", "unix", "tcp"]
+        schemes = [session_of(env).path.url.partition(":")[0] for env in envs]
+        assert schemes == ["tcp", "unix", "unix", "tcp"]
         counts = [0] * 4
         # Alone, two of a kind, all; and again with fewer, as they leave.
         for count in (1, 2, 3, 4):
@@ -224,20 +224,20 @@ def test_all_ways_meet_in_one_serving_loop(url: str, monkeypatch: pytest.MonkeyP
                 assert envs[2].step(1)[0] == counts[2]
 
 
-def test_a_unix_socket_that_is_not_there_is_passed_over(url: str) -> None:
+def test_a_missing_unix_socket_is_skipped(url: str) -> None:
     with ProxyEnv("located-d", url, direct="always") as env:
         offer = session_of(env).opened.direct
         assert offer is not None
         tcp = url_in(offer)
         elsewhere = {**offer, "urls": ["unix:///of/another/container", tcp]}
-        urls = learner_direct._choose(elsewhere)
+        urls = learner_direct._urls_for_this_host(elsewhere)
         assert urls == elsewhere["urls"]
         dealer = dial_first(urls)
         assert dealer.url == tcp
         dealer.close()
 
 
-def test_a_socket_in_another_users_folder_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_socket_in_another_users_folder_is_skipped(monkeypatch: pytest.MonkeyPatch) -> None:
     def denied(_: Path) -> bool:
         raise PermissionError
 
@@ -247,7 +247,7 @@ def test_a_socket_in_another_users_folder_is_passed_over(monkeypatch: pytest.Mon
     dealer.close()
 
 
-def test_where_keys_are_used_no_unix_socket_is_offered_nor_taken(tmp_path: Path) -> None:
+def test_with_keys_no_unix_socket_is_offered_or_used(tmp_path: Path) -> None:
     key = load(generate("agent", tmp_path)[0])
     endpoint = DirectEndpoint(
         DirectSettings("tcp://127.0.0.1:*", key), 0, broker="tcp://127.0.0.1:1"
@@ -256,7 +256,7 @@ def test_where_keys_are_used_no_unix_socket_is_offered_nor_taken(tmp_path: Path)
         offer = endpoint.offer
         assert [url.partition(":")[0] for url in offer["urls"]] == ["tcp", "ipc"]
         offer["urls"].append("unix:///tmp/liar")
-        assert learner_direct._choose(offer) == [url_in(offer, "ipc"), url_in(offer)]
+        assert learner_direct._urls_for_this_host(offer) == [url_in(offer, "ipc"), url_in(offer)]
 
 
 # --- large answers, which are sent from where the environment has left them -----------------------
@@ -264,10 +264,10 @@ def test_where_keys_are_used_no_unix_socket_is_offered_nor_taken(tmp_path: Path)
 
 def asked(env: ProxyEnv, frame: Frame) -> bytes:
     """Send these bytes unchanged on the path of the session and return the answer."""
-    way = session_of(env).path
-    way.send(frame)
+    path = session_of(env).path
+    path.send(frame)
     deadline = time.monotonic() + PATIENCE_S
-    while (data := way.receive()) is None:
+    while (data := path.receive()) is None:
         assert time.monotonic() < deadline
     return bytes(data)
 
@@ -329,7 +329,7 @@ def test_a_step_is_neither_lost_nor_doubled_when_the_direct_connection_is_cut(
         relays.append(TcpRelay(int(url_in(offer).rpartition(":")[2])))
         return [relays[-1].url]
 
-    monkeypatch.setattr(learner_direct, "_choose", through_a_relay)
+    monkeypatch.setattr(learner_direct, "_urls_for_this_host", through_a_relay)
     local = gymnasium.make("FrozenLake-v1")
     try:
         with ProxyEnv("lake-d", url, direct="always") as env:
@@ -363,13 +363,13 @@ def test_a_step_is_neither_lost_nor_doubled_when_a_unix_socket_is_cut(
         assert_same(local.reset(seed=5), env.reset(seed=5))
         link = session_of(env).paths.direct
         assert link is not None
-        assert isinstance(link.dealer, UnixDealer)
+        assert isinstance(link.transport, UnixDealer)
         done, relayed = False, 0
         for number in range(300):
             if number in ((20, 70) if comes_back else (20,)):
-                link.dealer.sock.shutdown(socket.SHUT_RDWR)
+                link.transport.sock.shutdown(socket.SHUT_RDWR)
             if number == 20 and not comes_back:
-                link.dealer._path += "-is-gone"
+                link.transport._path += "-is-gone"
             if done:
                 assert_same(local.reset(), env.reset())
             step = local.step(number * 7 % 4)
@@ -401,10 +401,10 @@ def test_a_direct_session_does_not_need_the_broker(programs: Programs) -> None:
             go_on(20)
         assert session_of(env).is_direct
         programs.broker(url)
-        with contextlib.closing(BrokerConnection(url, wait_s=PATIENCE_S)) as channel:
+        with contextlib.closing(BrokerConnection(url, wait_s=PATIENCE_S)) as connection:
 
             def used() -> int:
-                return sum(offer["used"] for offer in channel.find("lake"))
+                return sum(offer["used"] for offer in connection.find("lake"))
 
             deadline = time.monotonic() + PATIENCE_S
             while used() != 1:  # the new broker knows of the session
@@ -417,7 +417,7 @@ def test_a_direct_session_does_not_need_the_broker(programs: Programs) -> None:
                 assert time.monotonic() < deadline
 
 
-def test_an_agent_killed_in_a_direct_step_is_told_at_once(programs: Programs) -> None:
+def test_an_agent_killed_in_a_direct_step_is_noticed_at_once(programs: Programs) -> None:
     _, url = programs.broker()
     programs.env_agent(url, "--address", "mortal", "--env", "tests.odd_envs:Mortal", *DIRECT)
     with ProxyEnv("mortal", url, direct="always") as env:
@@ -429,7 +429,7 @@ def test_an_agent_killed_in_a_direct_step_is_told_at_once(programs: Programs) ->
         assert time.monotonic() - killed <= 3.5
 
 
-def test_an_agent_killed_between_direct_steps_is_told_at_the_next(programs: Programs) -> None:
+def test_an_agent_killed_between_direct_steps_is_noticed_at_the_next(programs: Programs) -> None:
     _, url = programs.broker()
     agent = programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1", *DIRECT)
     with ProxyEnv("lake", url, direct="always") as env:
@@ -442,7 +442,7 @@ def test_an_agent_killed_between_direct_steps_is_told_at_the_next(programs: Prog
         assert time.monotonic() - killed <= 3.5
 
 
-def test_an_agent_frozen_in_a_direct_step_is_told_in_time(programs: Programs) -> None:
+def test_an_agent_frozen_in_a_direct_step_is_noticed_in_time(programs: Programs) -> None:
     _, url = programs.broker()
     programs.env_agent(url, "--address", "mortal", "--env", "tests.odd_envs:Mortal", *DIRECT)
     with ProxyEnv("mortal", url, direct="always") as env:
@@ -503,8 +503,8 @@ def test_a_frame_for_anothers_session_is_refused(url: str) -> None:
             env.reset()
         link, sid = session_of(mine).paths.direct, session_of(others).sid
         assert link is not None
-        link.dealer.send(PLAIN.encode(Act(1), sid, 2))
-        refusal = answer(link.dealer)
+        link.transport.send(PLAIN.encode(Act(1), sid, 2))
+        refusal = answer(link.transport)
         assert isinstance(refusal, Busy)
         assert refusal.reason == BusyReason.HELLO
         for env in (mine, others):

@@ -61,7 +61,7 @@ def walk_right(env: ProxyEnv) -> int:
     return steps
 
 
-def test_it_imports_nothing_of_ours() -> None:
+def test_the_agent_imports_nothing_of_gymwire() -> None:
     tree = ast.parse((ROOT / f"{MODULE.replace('.', '/')}.py").read_text())
     imported = {
         name.partition(".")[0]
@@ -109,7 +109,7 @@ def test_what_the_corridor_raises_comes_back(broker: str) -> None:
         env.step(np.int64(0))  # it lives on
 
 
-def test_attributes_are_not_handed_out(broker: str) -> None:
+def test_attributes_are_not_exposed(broker: str) -> None:
     with corridor(broker) as env, pytest.raises(AttributeDenied):
         env.get_wrapper_attr("secrets")
 
@@ -158,7 +158,7 @@ class Speaker:
         while True:
             assert time.monotonic() < deadline
             data = self._dealer.receive()
-            # A broker may PING at any time, to see whether somebody is there.
+            # A broker may PING at any time, to check the connection.
             if data is not None and codec.read_header(data).kind is not Kind.PING:
                 return CODEC.decode(data), bytes(data)
 

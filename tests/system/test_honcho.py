@@ -74,7 +74,7 @@ def test_the_demo_trains_prints_its_result_and_ends_well(port: int) -> None:
     assert not any(word in done.stdout for word in ("Traceback", "[warning]", "[error]"))
 
 
-def test_another_address_is_trained_there_and_needs_only_its_own_parts(port: int) -> None:
+def test_another_address_can_be_trained_and_needs_only_its_own_parts(port: int) -> None:
     done = honcho(port, "start", "learner", "lake", "broker", ADDRESS="frozen-lake")
     said = spoken_by("learner", done.stdout)
     assert done.returncode == 0, done.stdout

@@ -1,4 +1,4 @@
-"""A learner whose key has limits, over real processes: it waits, and is told for what."""
+"""A learner whose key has limits, over real processes: it waits, and learns what for."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def check(site: tuple[str, Path], name: str) -> str:
     return done.stdout
 
 
-def test_what_a_limited_learner_waited_for_is_not_taken_for_the_network(
+def test_waiting_for_a_rate_limit_does_not_count_as_network(
     site: tuple[str, Path],
 ) -> None:
     text = check(site, "slow")

@@ -1,4 +1,4 @@
-"""Many processes behind one address: they share the sessions, die, come and go."""
+"""Many processes behind one address: they share the sessions, join, leave and crash."""
 
 from __future__ import annotations
 
@@ -221,7 +221,7 @@ def test_on_sigint_a_pool_ends_at_once(programs: Programs) -> None:
     assert not any("Traceback" in line for line in supervisor.output)
 
 
-def test_ctrl_c_in_a_terminal_lets_each_worker_take_its_leave(programs: Programs) -> None:
+def test_ctrl_c_in_a_terminal_lets_each_worker_say_bye(programs: Programs) -> None:
     """It comes to all processes of the terminal, and a second one would end a worker at once."""
     broker, url = programs.broker()
     arguments = [sys.executable, "-m", "gymwire.env_agent", "--broker", url, "--log-format", "json"]
@@ -229,13 +229,13 @@ def test_ctrl_c_in_a_terminal_lets_each_worker_take_its_leave(programs: Programs
         [*arguments, *POOL, "--workers", "2"], cwd=ROOT, start_new_session=True
     )
     try:
-        with contextlib.closing(BrokerConnection(url, wait_s=PATIENCE_S)) as channel:
+        with contextlib.closing(BrokerConnection(url, wait_s=PATIENCE_S)) as connection:
             deadline = time.monotonic() + PATIENCE_S
-            while len(channel.find("pool")) < 2:
+            while len(connection.find("pool")) < 2:
                 assert time.monotonic() < deadline
             os.killpg(supervisor.pid, signal.SIGINT)
             assert supervisor.wait(PATIENCE_S) == 0
-            while channel.find("pool"):
+            while connection.find("pool"):
                 assert time.monotonic() < deadline
     finally:
         supervisor.kill()

@@ -126,14 +126,14 @@ def assert_trained(course: Course, ledger: Path, requests: int) -> None:
     assert judge(ledger, course.answered, course.lost).faults == []
 
 
-@pytest.mark.parametrize("way", ["relayed", "direct"])
-def test_an_env_agent_on_another_host_serves_a_learner_here(
-    hosts: Hosts, tmp_path: Path, way: str
+@pytest.mark.parametrize("path", ["relayed", "direct"])
+def test_an_env_agent_on_another_host_serves_a_learner(
+    hosts: Hosts, tmp_path: Path, path: str
 ) -> None:
     there = hosts.add("env")
     here_ip, there_ip, _ = hosts.link(None, there)
     url = f"tcp://{here_ip}:{PORT}"
-    direct = ["--direct", f"tcp://{there_ip}:*", "--insecure"] if way == "direct" else []
+    direct = ["--direct", f"tcp://{there_ip}:*", "--insecure"] if path == "direct" else []
     with parts() as started:
         started.append(
             Part(tmp_path / "broker.log", ["gymwire.broker", "--bind", url, "--insecure"])

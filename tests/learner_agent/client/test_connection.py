@@ -1,4 +1,4 @@
-"""Requests to the broker: sessions that nobody waits for any more free their slots."""
+"""Requests to the broker: sessions that no caller waits for any more free their slots."""
 
 from __future__ import annotations
 
@@ -153,10 +153,10 @@ def test_a_slot_that_becomes_free_in_time_is_waited_for(monkeypatch: pytest.Monk
         session = other.open("cartpole")
         began = network.now
         network.after(20.0, session.close)
-        with structlog.testing.capture_logs() as told:
+        with structlog.testing.capture_logs() as logged:
             network.connection(wait_s=60.0).open("cartpole").close()
         assert 20.0 <= network.now - began < 22.0
-        waiting = [row for row in told if row["event"] == "waiting for a slot"]
+        waiting = [row for row in logged if row["event"] == "waiting for a slot"]
         assert [row["at_most_s"] for row in waiting] == [60.0]
         assert waiting[0]["why"].startswith("The only slot of 'cartpole' is in use")
 

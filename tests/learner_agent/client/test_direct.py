@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Any, cast
 
 import pytest
+import zmq
 
 from gymwire.learner_agent.client import direct
 from gymwire.learner_agent.client.direct import DirectConnection
 from gymwire.protocol.codec import PLAIN, read_header
+from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Kind, Resumed
+from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.interface import LinkEvent
 
 
@@ -69,15 +72,24 @@ def test_connections_are_made_side_by_side(clock: Clock) -> None:
     never, silent = Dealer(clock, 1e9, answers=False), Dealer(clock, 0.1, answers=False)
     late = Dealer(clock, 0.4, answers=True)
     links = [link(dealer) for dealer in (never, silent, never, late)]
-    direct.attach(links, 0.5, clock)
+    direct.wait_until_attached(links, 0.5, clock)
     assert [one.up for one in links] == [False, False, False, True]
     assert 0.5 <= clock.now < 0.51
     assert silent.sent == late.sent == [Kind.RESUME]
 
 
-def test_who_is_up_or_denied_is_not_waited_for(clock: Clock) -> None:
+def test_connections_that_are_up_or_denied_are_not_waited_for(clock: Clock) -> None:
     denied = Dealer(clock, 0.2, answers=False, denied="it knows no such key")
     links = [link(dealer) for dealer in (denied, Dealer(clock, 0.1, answers=True))]
-    direct.attach(links, 0.5, clock)
+    direct.wait_until_attached(links, 0.5, clock)
     assert [one.up for one in links] == [False, True]
     assert clock.now < 0.21
+
+
+@pytest.mark.parametrize(
+    "key", ["text", 5, [1], b"x", b"\xff" * 40, b"a" * 39, {"a": 1}, True], ids=repr
+)
+def test_a_malformed_key_of_an_endpoint_is_an_error_of_the_env_agent(key: object) -> None:
+    mine = KeyPair(*zmq.curve_keypair())
+    with pytest.raises(DecodingError, match="direct endpoint"):
+        DirectConnection({"urls": ["tcp://127.0.0.1:1"], "key": key}, 7, bytes(16), mine)

@@ -75,7 +75,7 @@ class Learner:
         return answered
 
     def tick(self, after_s: float = 0.0) -> tuple[bool, list[bytes]]:
-        """Time passes as it does for somebody who looks often; what is to be sent at the end."""
+        """Let time pass with frequent ticks; return what the last one sends."""
         end = self.now + after_s
         greet, frames = False, list[bytes | bytearray]()
         while self.now < end:
@@ -138,7 +138,7 @@ def test_a_reply_of_the_wrong_kind_is_the_other_sides_fault(learner: Learner) ->
 
 def test_what_is_pending_is_given_up_only_when_its_successor_is_sent(learner: Learner) -> None:
     asked = learner.ask(Act(0))
-    learner.exchange.begin(Kind.RESET)  # whose options, say, turn out not to travel
+    learner.exchange.begin(Kind.RESET)  # its options, say, cannot be serialized
     assert learner.resent(RESEND_S) == [asked]
     assert learner.hear(PERCEPT)
 
@@ -322,7 +322,9 @@ def test_waiting_on_after_giving_up_gets_the_answer() -> None:
     assert learner.hear(Status(0, {}))
 
 
-def test_time_in_which_nobody_looked_is_no_silence(learner: Learner) -> None:
+def test_time_in_which_this_process_did_not_wait_does_not_count_as_silence(
+    learner: Learner,
+) -> None:
     learner.ask(Act(0))
     learner.now += 3600.0
     learner.tick()

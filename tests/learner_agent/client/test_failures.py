@@ -40,7 +40,7 @@ def test_a_code_of_a_later_version_is_a_refusal() -> None:
 
 
 @pytest.mark.parametrize("name", BUILTIN)
-def test_what_python_raises_there_is_failed_here(name: str) -> None:
+def test_exceptions_of_python_become_environment_failed(name: str) -> None:
     error = failed(name)
     assert isinstance(error, EnvironmentFailed)
     assert (error.remote_type, error.remote_traceback) == (name, "Traceback …")
@@ -48,14 +48,14 @@ def test_what_python_raises_there_is_failed_here(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", GYMNASIUM)
-def test_what_gymnasium_raises_there_is_failed_here(name: str) -> None:
+def test_exceptions_of_gymnasium_become_environment_failed(name: str) -> None:
     assert isinstance(failed(f"gymnasium.error.{name}"), EnvironmentFailed)
 
 
 @pytest.mark.parametrize(
     "kind", [AssertionError, ValueError, KeyError, RuntimeError, ZeroDivisionError, OSError]
 )
-def test_it_can_be_caught_as_locally(kind: type[Exception]) -> None:
+def test_a_failure_can_be_caught_by_its_original_type(kind: type[Exception]) -> None:
     assert isinstance(failed(kind.__name__), kind)
     assert isinstance(failed("gymnasium.error.InvalidAction"), gymnasium.error.InvalidAction)
 
@@ -68,7 +68,7 @@ def test_only_plain_exceptions_of_python_and_gymnasium_are_taken_by_name(name: s
     assert type(failed(name)) is EnvironmentFailed
 
 
-def test_without_a_text_the_type_speaks() -> None:
+def test_a_failure_without_a_text_shows_its_type() -> None:
     assert str(failed("AssertionError", "")).startswith("AssertionError\n")
 
 
@@ -77,7 +77,7 @@ def test_a_refused_attribute_is_an_attribute_error() -> None:
     assert type(error_for(Error(Code.SESSION_LOST, "no"))) is errors.EnvironmentLost
 
 
-def test_which_environment_of_a_vector_failed_is_told() -> None:
+def test_the_failed_environment_of_a_vector_is_named() -> None:
     details = {"type": "ValueError", "env_index": 3}
     error = error_for(Error(Code.ENVIRONMENT_FAILED, "no", details))
     assert isinstance(error, EnvironmentFailed)

@@ -43,7 +43,7 @@ def _is_ours(frame: FrameType | None) -> bool:
 
 
 def interrupted(call: Callable[[], Any], moment: int) -> str | None:
-    """Interrupt a call at its n-th moment. Returns where that was; None: it has ended before."""
+    """Interrupt a call at its n-th event. Returns where; None if the call ended before."""
     left, where = moment, ""
 
     def at_event(frame: FrameType, event: str, _: object) -> None:
@@ -57,7 +57,7 @@ def interrupted(call: Callable[[], Any], moment: int) -> str | None:
                 where = f"{event} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
                 raise KeyboardInterrupt
 
-    gc.disable()  # a __del__ of what other tests have left is no moment of this call
+    gc.disable()  # a __del__ of an object of another test is not an event of this call
     sys.setprofile(at_event)
     try:
         call()
@@ -70,7 +70,9 @@ def interrupted(call: Callable[[], Any], moment: int) -> str | None:
 
 
 def single(network: Network, step_timeout_s: float | None) -> Pair:
-    return ProxyEnv("moody", channel=network.connection(), step_timeout_s=step_timeout_s), Moody()
+    return ProxyEnv(
+        "moody", connection=network.connection(), step_timeout_s=step_timeout_s
+    ), Moody()
 
 
 def vector(sessions: int) -> Make:
@@ -98,7 +100,7 @@ def in_memory() -> Iterator[Network]:
 
 @contextlib.contextmanager
 def pairs(make: Make, step_timeout_s: float | None = None) -> Iterator[Pair]:
-    """Both have begun the same episode."""
+    """Yield a remote and a local environment in the same episode."""
     with in_memory() as network:
         remote, local = make(network, step_timeout_s)
         assert_same(remote.reset(seed=1), local.reset(seed=1))
@@ -138,7 +140,7 @@ def test_what_was_interrupted_is_not_answered_to_other_actions() -> None:
     assert moment > 5
 
 
-def test_of_an_interrupted_recv_nothing_is_lost() -> None:
+def test_an_interrupted_recv_loses_nothing() -> None:
     for moment in itertools.count():
         with pairs(vector(3)) as (remote, local):
             actions = np.array([0, 1, 2])

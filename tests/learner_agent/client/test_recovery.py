@@ -1,4 +1,4 @@
-"""What is lost with an env agent, or with the learner's own process, can be taken up again."""
+"""Recovery after the loss of an env agent, or of the learner's own process."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_an_episode_goes_on_at_another_agent_to_the_bit(programs: Programs, kill
     assert_same(found, local_trajectory())
 
 
-def test_where_no_agent_is_left_a_replay_gives_up_after_its_own_time(programs: Programs) -> None:
+def test_a_replay_without_another_agent_gives_up_after_timeout_s(programs: Programs) -> None:
     _, url = programs.broker()
     agent = programs.env_agent(url, *LAKE)
     with ProxyEnv("lake", url, on_lost="replay", timeout_s=1.0, wait_s=600.0) as env:
@@ -79,18 +79,18 @@ def test_without_replay_the_loss_is_an_error(programs: Programs) -> None:
             env.step(0)
 
 
-def test_an_unknown_way_to_lose_is_refused() -> None:
+def test_an_unknown_on_lost_is_refused() -> None:
     with pytest.raises(ConfigurationError, match='"raise" or "replay"'):
         ProxyEnv("lake", "tcp://127.0.0.1:1", on_lost="forget")
 
 
-def test_a_replay_that_comes_out_differently_says_where() -> None:
+def test_a_replay_with_another_result_names_the_step() -> None:
     recording = Recording()
     recording.reset(None, 1, None, (0, {}))
     recording.step(b"\x01", (1, 0.0, False, False, {}))
     recording.step(b"\x01", (2, 0.0, False, False, {}))
     answers: Iterator[Any] = iter([(1, 0.0, False, False, {}), (3, 0.0, False, False, {})])
-    with pytest.raises(ReplayMismatch, match=r"its step 2 came out differently"):
+    with pytest.raises(ReplayMismatch, match=r"its step 2 had another result"):
         recording.replay(lambda seed, options: (0, {}), lambda action: next(answers))
 
 
@@ -170,6 +170,6 @@ def test_a_token_outlives_a_restart_of_the_broker(programs: Programs) -> None:
         env.step(0)
 
 
-def test_what_is_no_token_is_refused() -> None:
+def test_a_malformed_token_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="not a session token"):
         ProxyEnv.resume(b"\x80")

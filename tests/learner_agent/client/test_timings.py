@@ -1,4 +1,4 @@
-"""Where the time of a step went: the sharing out, in memory, and over real processes."""
+"""Where the time of a step went: its division, in memory and over real processes."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ def check_sum(timings: Timings | None) -> Timings:
     return timings
 
 
-# --- sharing out ----------------------------------------------------------------------------------
+# --- dividing the time ----------------------------------------------------------------------------
 
 # The broker takes 3 µs and 4; the agent decodes for 5, is in its step for 100, and encodes for 6.
 STAMPS = Stamps(
-    there_received=0,
-    there_sent=3_000,
+    request_received=0,
+    request_sent=3_000,
     busy_since=77_000,
     received=77_000,
     started=82_000,
     ended=182_000,
     sent=188_000,
-    back_received=1_000,
-    back_sent=5_000,
+    reply_received=1_000,
+    reply_sent=5_000,
 )
 
 
@@ -59,30 +59,30 @@ def shared(taken: Stamps, total_us: int = 200, least_us: int = 0) -> Timings:
     return check_sum(apportion(500, 1_500, total - 1_500, total + 500, taken, least_us * 1000))
 
 
-def test_each_gets_what_its_own_clock_says_and_the_network_the_rest() -> None:
+def test_each_part_is_measured_by_its_own_clock_and_the_network_gets_the_rest() -> None:
     assert shared(STAMPS) == Timings(79.0, 7.0, 0.0, 100.0, 14.0, 200.0, is_direct=False)
 
 
 def test_without_the_brokers_stamps_the_step_was_direct() -> None:
-    timings = shared(STAMPS._replace(there_sent=0, back_received=0, back_sent=0))
+    timings = shared(STAMPS._replace(request_sent=0, reply_received=0, reply_sent=0))
     assert (timings.is_direct, timings.broker_us) == (True, 0.0)
 
 
-def test_what_the_network_seldom_takes_was_spent_in_the_queue_if_there_was_one() -> None:
+def test_time_beyond_the_least_of_the_network_was_spent_in_the_queue() -> None:
     busy = STAMPS._replace(busy_since=0)
     assert waited(busy)
     assert not waited(STAMPS)
     assert (shared(busy, least_us=50).network_us, shared(busy, least_us=50).queue_us) == (50, 29)
 
 
-def test_nothing_waits_longer_than_the_agent_was_at_work() -> None:
+def test_time_in_the_queue_is_limited_by_how_long_the_agent_was_busy() -> None:
     timings = shared(STAMPS._replace(busy_since=67_000), least_us=50)
     assert (timings.network_us, timings.queue_us) == (69.0, 10.0)
 
 
-def test_stamps_that_claim_too_much_get_no_more_than_there_was() -> None:
+def test_stamps_that_claim_too_much_get_no_more_than_the_whole_step() -> None:
     huge = 2**64 - 1
-    timings = shared(STAMPS._replace(ended=huge, sent=huge, back_sent=huge))
+    timings = shared(STAMPS._replace(ended=huge, sent=huge, reply_sent=huge))
     assert timings.total_us == 200.0
 
 
@@ -107,11 +107,11 @@ def test_a_timed_step_is_the_step_that_it_times(network: Network) -> None:
         check_sum(timings)
 
 
-def test_the_wire_is_the_network(network: Network) -> None:
+def test_time_on_the_wire_counts_as_network(network: Network) -> None:
     session = network.connection().open("lake")
     session.request(Reset(5))
     timings = check_sum(session.timed_step(1)[1])
-    # Four ways of a millisecond; nothing else takes time here.
+    # Four hops of a millisecond each; nothing else takes time.
     assert timings.network_us == timings.total_us == pytest.approx(4000.0, abs=1)
     assert not timings.is_direct
 
@@ -182,7 +182,7 @@ def test_a_request_too_short_for_its_stamps_is_not_executed(network: Network) ->
 
 
 @pytest.fixture(scope="module", params=["relayed", "direct"])
-def way(request: pytest.FixtureRequest) -> str:
+def path(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
@@ -196,21 +196,21 @@ def broker(broker_url: str) -> Iterator[str]:
         yield broker_url
 
 
-def opened(broker: str, name: str, way: str) -> ProxyEnv:
-    direct = "never" if way == "relayed" else "always"
+def opened(broker: str, name: str, path: str) -> ProxyEnv:
+    direct = "never" if path == "relayed" else "always"
     return ProxyEnv(f"timed/{name}", broker, direct=direct)
 
 
-def test_the_parts_are_the_whole(broker: str, way: str) -> None:
-    with opened(broker, "pole", way) as env:
+def test_the_parts_add_up_to_the_total(broker: str, path: str) -> None:
+    with opened(broker, "pole", path) as env:
         env.reset(seed=1)
         assert env.is_timed
         network_us = 0.0
         for _ in range(30):
             (_, _, terminated, _, _), timings = env.timed_step(env.action_space.sample())
             timings = check_sum(timings)
-            assert timings.is_direct is (way == "direct")
-            assert (timings.broker_us > 0) is (way == "relayed")
+            assert timings.is_direct is (path == "direct")
+            assert (timings.broker_us > 0) is (path == "relayed")
             assert min(timings.environment_us, timings.codec_us) > 0
             network_us += timings.network_us
             if terminated:
@@ -219,26 +219,26 @@ def test_the_parts_are_the_whole(broker: str, way: str) -> None:
         assert network_us > 0
 
 
-def test_the_steps_of_a_vector_are_timed_as_one(broker: str, way: str) -> None:
+def test_the_steps_of_a_vector_are_timed_as_one(broker: str, path: str) -> None:
     connection = BrokerConnection(broker)
     try:
         session = connection.open(
             "timed/pole",
             num_envs=4,
             autoreset_mode="NextStep",
-            direct="never" if way == "relayed" else "always",
+            direct="never" if path == "relayed" else "always",
         )
         session.request(Reset(1))
         step, timings = session.timed_step(np.ones(4, np.int64))
         assert step[0].shape == (4, 4)
-        assert check_sum(timings).is_direct is (way == "direct")
+        assert check_sum(timings).is_direct is (path == "direct")
     finally:
         connection.close()
 
 
-def test_timed_and_plain_steps_may_be_mixed(broker: str, way: str) -> None:
+def test_timed_and_plain_steps_may_be_mixed(broker: str, path: str) -> None:
     local = gymnasium.make("CartPole-v1")
-    with opened(broker, "pole", way) as env:
+    with opened(broker, "pole", path) as env:
         assert_same(env.reset(seed=1), local.reset(seed=1))
         for number in range(8):
             action = env.action_space.sample()
@@ -247,16 +247,16 @@ def test_timed_and_plain_steps_may_be_mixed(broker: str, way: str) -> None:
 
 
 def test_what_an_environment_waits_for_is_the_environments(
-    broker: str, way: str, tmp_path: Path
+    broker: str, path: str, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
     found: list[Timings | None] = []
-    with opened(broker, "patient", way) as env:
+    with opened(broker, "patient", path) as env:
         env.reset(options={"gate": str(gate)})
         stepping = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]), daemon=True)
         stepping.start()
-        # The agent tells of a step when it has lasted for a second.
-        until(lambda: env._session.exchange.in_step_s is not None, "it is told of the step")
+        # The agent reports a step that has lasted for a second.
+        until(lambda: env._session.exchange.in_step_s is not None, "the learner has got PROGRESS")
         in_step_s = env._session.exchange.in_step_s
         gate.touch()
         stepping.join(PATIENCE_S)
@@ -267,11 +267,11 @@ def test_what_an_environment_waits_for_is_the_environments(
 
 
 def test_what_waits_behind_another_session_of_the_loop_is_in_the_queue(
-    broker: str, way: str, tmp_path: Path
+    broker: str, path: str, tmp_path: Path
 ) -> None:
     gates = [tmp_path / "first", tmp_path / "second"]
     found: list[Timings | None] = []
-    with opened(broker, "patient", way) as other, opened(broker, "patient", way) as env:
+    with opened(broker, "patient", path) as other, opened(broker, "patient", path) as env:
         gates[1].touch()
         other.reset(options={"gate": str(gates[0])})
         env.reset(options={"gate": str(gates[1])})
@@ -282,7 +282,7 @@ def test_what_waits_behind_another_session_of_the_loop_is_in_the_queue(
         until(lambda: other._session.exchange.in_step_s is not None, "the loop is in that step")
         second = threading.Thread(target=lambda: found.append(env.timed_step(1)[1]), daemon=True)
         second.start()
-        until(lambda: env._session.exchange.pending is not None, "the step is under way")
+        until(lambda: env._session.exchange.pending is not None, "the step is under path")
         began = time.monotonic()
         until(lambda: env._session.exchange._ping_at > began, "it has waited, and asked the broker")
         waited_s = time.monotonic() - began

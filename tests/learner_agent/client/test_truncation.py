@@ -45,7 +45,7 @@ def assert_truncated(step: Step, who: list[bool], observations: list[int]) -> No
     assert infos["env_lost"].tolist() == infos["_env_lost"].tolist() == who
 
 
-def test_in_next_step_mode_the_lost_ones_begin_anew_in_the_next_step(programs: Programs) -> None:
+def test_in_next_step_mode_the_lost_ones_restart_in_the_next_step(programs: Programs) -> None:
     remote = opened(programs)
     step = remote.step([5, 5, DIES, 5])
     assert_truncated(step, [False, False, True, True], [3, 3, 2, 2])
@@ -62,7 +62,7 @@ def test_in_next_step_mode_the_lost_ones_begin_anew_in_the_next_step(programs: P
     remote.close()
 
 
-def test_in_same_step_mode_the_lost_ones_have_begun_anew_already(programs: Programs) -> None:
+def test_in_same_step_mode_the_lost_ones_have_restarted_already(programs: Programs) -> None:
     remote = opened(programs, SAME)
     step = remote.step([5, 5, DIES, 5])
     assert_truncated(step, [False, False, True, True], [3, 3, 0, 0])
@@ -91,7 +91,9 @@ def test_in_disabled_mode_the_lost_ones_wait_for_their_reset(programs: Programs)
 
 
 @pytest.mark.parametrize("mode", [NEXT, SAME])
-def test_a_vector_in_one_session_goes_on_elsewhere(programs: Programs, mode: AutoresetMode) -> None:
+def test_a_vector_in_one_session_continues_at_another_agent(
+    programs: Programs, mode: AutoresetMode
+) -> None:
     remote = opened(programs, mode, sessions=1)
     observations = remote.step([3] * 4)[0]
     observations[:] = 99  # the caller's own: what was observed is known all the same
@@ -121,7 +123,7 @@ def test_stragglers_are_truncated_too(programs: Programs, mode: AutoresetMode) -
 
 
 @pytest.mark.parametrize("mode", [NEXT, SAME])
-def test_where_no_agent_is_left_the_loss_is_an_error_until_one_comes(
+def test_without_another_agent_the_loss_is_an_error_until_one_comes(
     programs: Programs, mode: AutoresetMode
 ) -> None:
     _, url = programs.broker()
@@ -176,6 +178,6 @@ def test_the_infos_of_the_new_episode_stand_beside_those_of_the_loss(programs: P
     remote.close()
 
 
-def test_an_unknown_way_to_lose_is_refused() -> None:
+def test_an_unknown_on_lost_is_refused() -> None:
     with pytest.raises(ConfigurationError, match='"raise" or "truncate"'):
         ProxyVectorEnv("mortal", 2, "tcp://127.0.0.1:1", on_lost="replay")

@@ -88,7 +88,7 @@ def test_a_constructor_and_its_options_have_the_same_names_and_defaults(
     proxy: type, options: type[ProxyOptions]
 ) -> None:
     parameters = inspect.signature(proxy).parameters.values()
-    constructor = {one.name: one.default for one in parameters if one.name != "channel"}
+    constructor = {one.name: one.default for one in parameters if one.name != "connection"}
     listed = {field.name: field.default for field in fields(options)}
     assert constructor.keys() == listed.keys()
     for name in listed.keys() - {"address", "broker", "env_kwargs"}:  # empty instead of None

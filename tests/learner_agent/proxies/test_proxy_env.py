@@ -285,6 +285,30 @@ def test_the_error_for_other_attributes_lists_the_exposed_ones_and_how_to_expose
     )
     with pytest.raises(AttributeDenied, match=text):
         _ = cartpole.gravity
+    with pytest.raises(AttributeDenied, match=text):
+        cartpole.gravity = 500.0
+    assert "gravity" not in vars(cartpole)
+    with pytest.raises(AttributeDenied, match="--expose gravity"):
+        TimeLimit(cartpole, 5).unwrapped.gravity = 500.0  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["render_mode", "observation_space", "metadata", "_private"])
+def test_attributes_of_the_proxy_itself_can_be_set(cartpole: ProxyEnv, name: str) -> None:
+    setattr(cartpole, name, "mine")
+    assert getattr(cartpole, name) == "mine"
+
+
+def test_a_subclass_declares_attributes_of_its_own(broker: str) -> None:
+    class Counting(ProxyEnv):
+        count: int
+
+        def __init__(self, *args: str) -> None:
+            super().__init__(*args)
+            self.count = 0
+
+    with Counting("cartpole", broker) as env:
+        env.count += 1
+        assert env.count == 1
 
 
 def test_an_attribute_that_the_remote_environment_lacks_is_an_attribute_error(
@@ -447,9 +471,9 @@ def test_an_answer_that_comes_while_another_is_waited_for_is_kept_for_its_step(
     broker: str, tmp_path: Path
 ) -> None:
     gate = tmp_path / "gate"
-    with contextlib.closing(BrokerConnection(broker)) as channel:
-        slow = ProxyEnv("patient", channel=channel, step_timeout_s=0.3)
-        quick = ProxyEnv("cartpole", channel=channel)
+    with contextlib.closing(BrokerConnection(broker)) as connection:
+        slow = ProxyEnv("patient", connection=connection, step_timeout_s=0.3)
+        quick = ProxyEnv("cartpole", connection=connection)
         slow.reset(options={"gate": str(gate)})
         quick.reset(seed=1)
         with pytest.raises(RequestTimeout):
@@ -464,7 +488,7 @@ def test_an_answer_that_comes_while_another_is_waited_for_is_kept_for_its_step(
         assert _until_answered(lambda: slow.step(2)) == (2, 0.0, False, False, {"action": 2})
 
 
-def test_a_step_that_timed_out_is_left_behind_by_a_reset(broker: str, tmp_path: Path) -> None:
+def test_a_reset_abandons_a_step_that_timed_out(broker: str, tmp_path: Path) -> None:
     gate = tmp_path / "gate"
     with ProxyEnv("patient", broker, step_timeout_s=0.3) as env:
         options = {"gate": str(gate)}
@@ -508,20 +532,23 @@ def test_keyword_arguments_reach_the_constructor(broker: str) -> None:
 
 
 def test_several_environments_can_share_a_connection(broker: str) -> None:
-    channel = BrokerConnection(broker)
-    with ProxyEnv("cartpole", channel=channel) as a, ProxyEnv("odd", channel=channel) as b:
+    connection = BrokerConnection(broker)
+    with (
+        ProxyEnv("cartpole", connection=connection) as a,
+        ProxyEnv("odd", connection=connection) as b,
+    ):
         a.reset(seed=1)
         b.reset()
         a.close()
         assert b.step(0)[0] == 1
-    channel.close()
+    connection.close()
 
 
 def test_a_connection_may_be_closed_before_its_environments(broker: str) -> None:
-    channel = BrokerConnection(broker)
-    env = ProxyEnv("cartpole", channel=channel)
-    channel.close()
-    channel.close()
+    connection = BrokerConnection(broker)
+    env = ProxyEnv("cartpole", connection=connection)
+    connection.close()
+    connection.close()
     env.close()
 
 

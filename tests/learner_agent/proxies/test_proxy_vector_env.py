@@ -267,7 +267,7 @@ def test_a_vector_without_the_autoreset_mode_says_so(broker: str) -> None:
         opened(broker, "counters", 3, autoreset_mode=AutoresetMode.SAME_STEP)
 
 
-def test_a_plain_environment_where_there_are_only_vectors_is_refused(broker: str) -> None:
+def test_a_plain_environment_of_a_vector_only_factory_is_refused(broker: str) -> None:
     with pytest.raises(EnvironmentFailed, match="Open it with ProxyVectorEnv"):
         ProxyEnv("counters-v", broker)
 
@@ -369,7 +369,7 @@ def test_the_same_step_again_after_a_time_out_waits_on(
     remote.reset()
     with pytest.raises(RequestTimeout):
         remote.step([0, 0, 0, 1])
-    with pytest.raises(MoveError, match="other actions"):
+    with pytest.raises(MoveError, match="still under way"):
         remote.step([0, 0, 0, 0])
     gate.touch()
     for _ in range(50):
@@ -469,18 +469,22 @@ def test_sessions_that_were_lost_are_opened_again_at_the_same_time(
     with pytest.raises(EnvironmentLost, match="of 3 at 'parties-v'"):
         remote.reset()
     programs.env_agent(broker_url, *offer)
-    with contextlib.closing(BrokerConnection(broker_url)) as channel:
-        wait_until(lambda: len(channel.find("parties-v")) == 1)  # the broker has given up the first
+    with contextlib.closing(BrokerConnection(broker_url)) as connection:
+        wait_until(
+            lambda: len(connection.find("parties-v")) == 1
+        )  # the broker has given up the first
     assert remote.reset()[0].tolist() == [0] * 3
     remote.close()
 
 
 def test_if_one_session_cannot_be_opened_the_others_are_closed(broker: str, tmp_path: Path) -> None:
     meeting = {"meet": str(tmp_path), "party": 4, "late": 4}
-    with contextlib.closing(BrokerConnection(broker)) as channel:
+    with contextlib.closing(BrokerConnection(broker)) as connection:
         with pytest.raises(EnvironmentFailed, match="the last one to come found no chair"):
-            channel.open_all("sociable-v", [1] * 4, env_kwargs=meeting, autoreset_mode="NextStep")
-        wait_until(lambda: channel.find("sociable-v")[0]["used"] == 0)
+            connection.open_all(
+                "sociable-v", [1] * 4, env_kwargs=meeting, autoreset_mode="NextStep"
+            )
+        wait_until(lambda: connection.find("sociable-v")[0]["used"] == 0)
 
 
 # --- faults ---------------------------------------------------------------------------------------

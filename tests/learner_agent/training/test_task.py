@@ -11,7 +11,7 @@ import pytest
 from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
-from gymwire.learner_agent.training.task import Progress, TrainingTask
+from gymwire.learner_agent.training.task import TrainingProgress, TrainingTask
 
 
 class CountingEnv(gymnasium.Env[Any, Any]):
@@ -110,13 +110,15 @@ def test_the_step_rate_uses_the_given_clock() -> None:
 
 
 def test_progress_is_reported_now_and_then_and_after_the_last_step() -> None:
-    reports: list[Progress] = []
+    reports: list[TrainingProgress] = []
     times = iter([0.0, 0.01, 0.02, 0.03, 0.5, 0.51, 0.52, 1.0])
     TrainingTask(
         CountingEnv(), Recorder(), 6, on_progress=reports.append, clock=lambda: next(times)
     ).run()
     assert [progress.step for progress in reports] == [1, 4, 6]
-    assert reports[-1] == Progress(step=6, steps=6, episodes=2, recent_reward=2.0, steps_per_s=6.0)
+    assert reports[-1] == TrainingProgress(
+        step=6, steps=6, episodes=2, recent_reward=2.0, steps_per_s=6.0
+    )
 
 
 def test_the_environment_is_closed_after_the_training() -> None:

@@ -58,7 +58,7 @@ def test_an_identity_is_16_characters_of_the_public_key_alone() -> None:
     assert identity(public) != identity(public[::-1])
 
 
-def test_a_public_file_is_no_secret(tmp_path: Path) -> None:
+def test_a_public_file_has_no_secret_key(tmp_path: Path) -> None:
     _, public = generate("a", tmp_path)
     public.chmod(0o600)
     with pytest.raises(ConfigurationError, match="does not contain a secret key"):
@@ -91,7 +91,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         load(tmp_path / "nowhere.key")
 
 
-def test_a_public_file_is_told_from_a_secret_one_whoever_can_read_it(tmp_path: Path) -> None:
+def test_a_public_file_is_recognized_whatever_its_mode(tmp_path: Path) -> None:
     _, public = generate("a", tmp_path)
     with pytest.raises(ConfigurationError, match="does not contain a secret key"):
         load(public)

@@ -72,11 +72,11 @@ def test_a_changed_opened_is_denied() -> None:
 
 
 @pytest.mark.parametrize("challenge", [b"x", bytes(32), b"\x01" + bytes(31)])
-def test_a_challenge_that_is_no_key_or_of_low_order_gets_no_seal(challenge: bytes) -> None:
+def test_an_invalid_or_low_order_challenge_gets_no_signer(challenge: bytes) -> None:
     assert signing.answer_challenge(AGENT, challenge, NONCE, SID) is None
 
 
-def test_a_sealed_frame_goes_through_and_a_changed_one_does_not() -> None:
+def test_a_signed_frame_is_accepted_and_a_changed_one_is_not() -> None:
     learner, agent = both()
     space = spaces.compile(gym_spaces.Discrete(3))
     mine, theirs = SignedCodec(learner, space, space), SignedCodec(agent, space, space)
@@ -104,5 +104,5 @@ def test_without_a_tag_only_an_error_is_taken() -> None:
     error = Codec().encode(Error("denied", "no"), SID, 5)
     assert codec.decode(error, read_header(error)) == Error("denied", "no")
     act = Codec().encode(Act(2), SID, 5)
-    with pytest.raises(DecodingError, match="changed or invented it"):
+    with pytest.raises(DecodingError, match="changed or forged it"):
         codec.decode(act, read_header(act))

@@ -20,10 +20,10 @@ from gymwire.protocol.transport.polling import wait_among
 from gymwire.protocol.transport.router import Router
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer
 
-pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system's Unix sockets cannot do it")
+pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system has no local channels")
 
 ATTEMPTS = 100  # ticks for what must happen, on a machine that may be busy
-MADE_ANEW = LinkEvent(True, -1)
+RECONNECTED = LinkEvent(True, -1)
 
 
 @pytest.fixture
@@ -64,19 +64,19 @@ def introduced(link: BrokerLink, host: str = "") -> Welcome:
     return welcome
 
 
-def lane_of(link: BrokerLink) -> UnixDealer | None:
+def local_channel_of(link: BrokerLink) -> UnixDealer | None:
     return link._channel
 
 
 def until(link: BrokerLink, condition: Callable[[], bool]) -> list[LinkEvent]:
-    """Look until the condition holds; what was seen meanwhile."""
+    """Read link events until the condition holds; return them."""
     events = []
     for _ in range(ATTEMPTS):
         events += link.link_events()
         if condition():
             return events
         link.poll(0.05)
-    raise AssertionError("it never did")
+    raise AssertionError("the condition never held")
 
 
 def finds(link: BrokerLink) -> bool:
@@ -85,41 +85,41 @@ def finds(link: BrokerLink) -> bool:
     return isinstance(answer(link), Found)
 
 
-def test_on_the_brokers_host_frames_take_a_lane(broker: Server) -> None:
+def test_on_the_brokers_host_frames_use_a_local_channel(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         assert introduced(link).local_channel.startswith("unix://")
-        lane = lane_of(link)
-        assert lane is not None
-        assert link.waitable == lane.waitable
+        channel = local_channel_of(link)
+        assert channel is not None
+        assert link.waitable == channel.waitable
         assert finds(link)
-        assert not link._dealer.poll(0.2)  # the answer came by the lane, and by nothing else
+        assert not link._dealer.poll(0.2)  # the answer came over the local channel only
 
 
-def test_on_another_host_there_is_none(broker: Server) -> None:
+def test_a_peer_on_another_host_gets_no_local_channel(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         welcome = introduced(link, "elsewhere")
         assert (welcome.local_channel, welcome.attach_token) == ("", b"")
-        assert lane_of(link) is None
+        assert local_channel_of(link) is None
         assert finds(link)
 
 
-def test_who_is_not_eager_dials_a_lane_when_it_wants_one(broker: Server) -> None:
+def test_a_link_that_is_not_eager_opens_a_local_channel_on_request(broker: Server) -> None:
     with linked(broker.urls[0], eager=False) as link:
         introduced(link)
-        assert lane_of(link) is None
+        assert local_channel_of(link) is None
         assert finds(link)
         link.open_local_channel()
-        assert lane_of(link) is not None
+        assert local_channel_of(link) is not None
         assert finds(link)
 
 
-def test_what_had_come_by_zeromq_before_the_lane_is_not_lost(broker: Server) -> None:
+def test_frames_received_over_zeromq_before_the_local_channel_are_not_lost(broker: Server) -> None:
     with linked(broker.urls[0], eager=False) as link:
         introduced(link)
         link.send(PLAIN.encode(Find()))
         assert link._dealer.poll(5.0)
         link.open_local_channel()
-        assert lane_of(link) is not None
+        assert local_channel_of(link) is not None
         assert link.has_buffered
         assert link.poll()
         assert wait_among([link], 5.0) == [0]
@@ -128,8 +128,8 @@ def test_what_had_come_by_zeromq_before_the_lane_is_not_lost(broker: Server) -> 
         assert finds(link)
 
 
-def test_held_frames_that_are_gone_hold_nobody_up(broker: Server) -> None:
-    """An interrupt may come right after the last of them was taken."""
+def test_an_emptied_backlog_does_not_stop_reception(broker: Server) -> None:
+    """An interrupt may come right after the last buffered frame was taken."""
     with linked(broker.urls[0]) as link:
         introduced(link)
         link._backlog.append(b"x")
@@ -138,41 +138,41 @@ def test_held_frames_that_are_gone_hold_nobody_up(broker: Server) -> None:
         assert finds(link)
 
 
-def test_a_lane_that_ends_counts_as_a_connection_made_anew(broker: Server) -> None:
+def test_the_loss_of_a_local_channel_counts_as_a_new_connection(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         welcome = introduced(link)
-        lane = lane_of(link)
-        assert lane is not None
-        link.link_events()  # that of its making
-        lane.sock.shutdown(socket.SHUT_RDWR)
+        channel = local_channel_of(link)
+        assert channel is not None
+        link.link_events()  # the event of the first connection
+        channel.sock.shutdown(socket.SHUT_RDWR)
         assert link.receive() is None
-        assert until(link, lambda: lane_of(link) is None) == [MADE_ANEW]
+        assert until(link, lambda: local_channel_of(link) is None) == [RECONNECTED]
         assert finds(link)  # by ZeroMQ
         assert introduced(link) == welcome
-        assert lane_of(link) not in (None, lane)
+        assert local_channel_of(link) not in (None, channel)
         assert finds(link)
 
 
-def test_the_newer_lane_of_a_peer_ends_the_older(broker: Server) -> None:
+def test_a_new_local_channel_of_a_peer_replaces_the_old_one(broker: Server) -> None:
     with linked(broker.urls[0], eager=False) as link, linked(broker.urls[0], eager=False) as thief:
         welcome = introduced(link)
         link.open_local_channel()
         introduced(thief, "elsewhere")
         thief.handle_welcome(welcome)
         thief.open_local_channel()
-        assert lane_of(thief) is not None
-        assert until(link, lambda: lane_of(link) is None or link.receive() is not None)
-        assert lane_of(link) is None
+        assert local_channel_of(thief) is not None
+        assert until(link, lambda: local_channel_of(link) is None or link.receive() is not None)
+        assert local_channel_of(link) is None
 
 
-@pytest.mark.parametrize("ticket", [b"", b"x" * 16], ids=["none", "of nobody"])
-def test_a_wrong_ticket_opens_no_lane(broker: Server, ticket: bytes) -> None:
+@pytest.mark.parametrize("token", [b"", b"x" * 16], ids=["none", "of nobody"])
+def test_a_wrong_attach_token_opens_no_local_channel(broker: Server, token: bytes) -> None:
     with linked(broker.urls[0], eager=False) as link:
-        lane = introduced(link).local_channel
-        link.handle_welcome(Welcome(1, "", "", 1000, 1.0, lane, ticket))
+        channel = introduced(link).local_channel
+        link.handle_welcome(Welcome(1, "", "", 1000, 1.0, channel, token))
         link.open_local_channel()
         until(link, lambda: link._pending is None)
-        assert lane_of(link) is None
+        assert local_channel_of(link) is None
         assert finds(link)
 
 
@@ -187,7 +187,9 @@ def test_a_wrong_ticket_opens_no_lane(broker: Server, ticket: bytes) -> None:
     ],
     ids=["zeros", "a huge length", "a large frame", "HTTP", "another message"],
 )
-def test_what_does_not_begin_with_a_ticket_is_hung_up_on(broker: Server, first: bytes) -> None:
+def test_a_connection_that_does_not_begin_with_attach_is_closed(
+    broker: Server, first: bytes
+) -> None:
     with linked(broker.urls[0]) as link, socket.socket(socket.AF_UNIX) as raw:
         path = introduced(link).local_channel.removeprefix("unix://")
         raw.settimeout(10)
@@ -197,42 +199,46 @@ def test_what_does_not_begin_with_a_ticket_is_hung_up_on(broker: Server, first: 
         assert finds(link)
 
 
-def test_hello_ends_the_lane_over_which_it_comes(broker: Server) -> None:
+def test_hello_over_a_local_channel_closes_the_channel(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         introduced(link)
         link.send(PLAIN.encode(Hello(Role.LEARNER, b"a" * 16, "test", "host")))
-        assert MADE_ANEW in until(link, lambda: link.receive() is None and lane_of(link) is None)
+        assert RECONNECTED in until(
+            link, lambda: link.receive() is None and local_channel_of(link) is None
+        )
         assert finds(link)
 
 
-def test_who_floods_over_a_lane_loses_it(broker: Server) -> None:
+def test_a_flood_over_a_local_channel_closes_it(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         welcome = introduced(link)
-        lane = lane_of(link)
-        assert lane is not None
+        channel = local_channel_of(link)
+        assert channel is not None
         for _ in range(5000):
             if not link.send(PLAIN.encode(Find())):
                 break
-        while lane.up:
+        while channel.up:
             link.receive()
-        # Nor does it get another one at once.
+        # The peer does not get another one at once.
         link.handle_welcome(welcome)
         until(link, lambda: link._pending is None)
-        assert lane_of(link) is None
+        assert local_channel_of(link) is None
         with linked(broker.urls[0]) as other:
             introduced(other)
             assert finds(other)
 
 
-def test_a_broker_that_never_answers_is_spoken_to_by_zeromq() -> None:
-    """One that is short of descriptors does not take newcomers in."""
-    folder = Path(tempfile.mkdtemp(prefix="lane-"))
+def test_without_an_answer_to_attach_the_link_uses_zeromq() -> None:
+    """A broker that is short of descriptors does not accept new connections."""
+    folder = Path(tempfile.mkdtemp(prefix="channel-"))
     router = Router(["tcp://127.0.0.1:*"])
     try:
         with socket.socket(socket.AF_UNIX) as listener, linked(router.urls[0]) as link:
-            listener.bind(f"{folder}/lanes")
+            listener.bind(f"{folder}/channels")
             listener.listen()
-            link.handle_welcome(Welcome(1, "", "", 1000, 1.0, f"unix://{folder}/lanes", b"t" * 16))
+            link.handle_welcome(
+                Welcome(1, "", "", 1000, 1.0, f"unix://{folder}/channels", b"t" * 16)
+            )
             assert link._pending is not None
             while not link.send(PLAIN.encode(Find()), wait=True):
                 link.link_events()
@@ -241,29 +247,29 @@ def test_a_broker_that_never_answers_is_spoken_to_by_zeromq() -> None:
             assert PLAIN.decode(received[2]) == Find()
             router.send(received[0], PLAIN.encode(Found([])))
             assert answer(link) == Found([])
-            assert lane_of(link) is None
-            # Late, but it does answer.
+            assert local_channel_of(link) is None
+            # The broker answers late.
             accepted, _ = listener.accept()
             with accepted:
                 attached = bytes.fromhex("e7012b00 01000000") + bytes(16) + b"\x90"
                 accepted.sendall(len(attached).to_bytes(4, "little") + attached)
-                until(link, lambda: lane_of(link) is not None)
+                until(link, lambda: local_channel_of(link) is not None)
     finally:
         router.close()
         shutil.rmtree(folder)
 
 
-def test_a_socket_that_is_not_there_is_passed_over(broker: Server) -> None:
+def test_a_missing_socket_is_skipped(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         introduced(link, "elsewhere")
         link.handle_welcome(
             Welcome(1, "", "", 1000, 1.0, "unix:///of/another/container", b"t" * 16)
         )
-        assert lane_of(link) is None
+        assert local_channel_of(link) is None
         assert finds(link)
 
 
-def test_the_brokers_ping_tries_the_connection_that_it_is_about(broker: Server) -> None:
+def test_a_ping_of_the_broker_uses_zeromq(broker: Server) -> None:
     with linked(broker.urls[0]) as link:
         introduced(link)
         (peer,) = broker.core._tables.peers.values()

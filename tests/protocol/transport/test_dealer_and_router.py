@@ -75,7 +75,7 @@ def test_a_routing_id_is_its_sockets_own_and_cannot_be_guessed(router: Router) -
 
 
 @pytest.mark.parametrize("frames", [2, 3, 4])
-def test_a_message_of_more_frames_is_dropped_whole(router: Router, frames: int) -> None:
+def test_a_multipart_message_is_dropped_whole(router: Router, frames: int) -> None:
     with context().socket(zmq.DEALER) as raw:
         raw.linger = 0
         raw.routing_id = b"\x01raw"
@@ -95,7 +95,7 @@ def test_at_a_dealer_the_parts_of_a_message_are_frames(router: Router, dealer: D
     assert [answer(dealer) for _ in range(3)] == [b"two", b"frames", b"good"]
 
 
-def test_a_peer_that_is_not_there_is_unreachable(router: Router) -> None:
+def test_an_unknown_peer_is_unreachable(router: Router) -> None:
     assert router.send(b"\x01nobody", b"x") is Delivery.UNREACHABLE
 
 
@@ -145,13 +145,13 @@ def test_an_oversized_message_drops_the_connection_not_the_socket(router: Router
 
 
 @pytest.mark.parametrize("url", ["tcp://*:*", "tcp://0.0.0.0:*", "tcp://[::]:*"])
-def test_listening_beyond_this_host_needs_keys_or_a_word(url: str) -> None:
+def test_listening_beyond_this_host_needs_keys_or_insecure(url: str) -> None:
     with pytest.raises(ConfigurationError, match="--insecure"):
         Router([url])
     Router([url], insecure=True).close()
 
 
-def test_a_port_in_use_is_told_as_that(router: Router) -> None:
+def test_the_error_says_that_a_port_is_in_use(router: Router) -> None:
     with pytest.raises(ConfigurationError, match="is in use"):
         Router(router.urls)
 
@@ -171,7 +171,7 @@ def test_several_urls_may_be_listened_at(tmp_path: Path) -> None:
     router.close()
 
 
-def test_a_malformed_url_is_no_zmq_error() -> None:
+def test_a_malformed_url_is_not_a_zmq_error() -> None:
     with pytest.raises(AddressError):
         Dealer("tcp://nowhere")
     with pytest.raises(AddressError):
@@ -194,7 +194,7 @@ def test_connections_made_and_lost_are_seen(router: Router) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels are not asked")
-def test_a_muted_connection_is_not_heard_until_it_is_made_anew(
+def test_a_connection_whose_input_is_dropped_delivers_nothing_until_it_reconnects(
     router: Router, dealer: Dealer
 ) -> None:
     send(dealer, b"before")
@@ -217,9 +217,7 @@ def test_a_muted_connection_is_not_heard_until_it_is_made_anew(
     other.close()
 
 
-def test_a_descriptor_that_is_another_connections_by_now_is_not_hung_up_on(
-    router: Router, dealer: Dealer
-) -> None:
+def test_a_reused_descriptor_is_not_closed(router: Router, dealer: Dealer) -> None:
     send(dealer, b"one")
     fd = fd_of(receive(router)[1])
     router.hang_up(fd, router.connection_id(fd) + 1)
@@ -229,7 +227,7 @@ def test_a_descriptor_that_is_another_connections_by_now_is_not_hung_up_on(
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other kernels are not asked")
-def test_for_how_long_nothing_came_is_known_of_tcp_alone(tmp_path: Path) -> None:
+def test_the_idle_time_is_known_for_tcp_only(tmp_path: Path) -> None:
     router = Router(["tcp://127.0.0.1:*", f"ipc://{tmp_path}/socket"])
     known = []
     for url in router.urls:
@@ -243,7 +241,7 @@ def test_for_how_long_nothing_came_is_known_of_tcp_alone(tmp_path: Path) -> None
     assert known[1] is None
 
 
-def test_a_connection_that_is_not_known_is_left_alone(router: Router) -> None:
+def test_an_unknown_descriptor_is_left_alone(router: Router) -> None:
     assert router.connection_id(-1) == 0
     assert router.idle_s(-1) is None
     assert not router.drop_input(-1)

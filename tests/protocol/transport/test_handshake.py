@@ -56,7 +56,7 @@ class Link:
             self.pumped += 1
             self.now += TICK_S
             if self._answers and len(self.hellos) == self._answers:
-                handshake.take(WELCOME, self.now)
+                handshake.handle(WELCOME, self.now)
 
         return handshake.connect(
             lambda: self.now,
@@ -82,7 +82,7 @@ def test_hello_introduces_this_process_and_welcome_is_kept() -> None:
 
 def test_a_broker_of_0_1_0_shares_no_capabilities() -> None:
     handshake = Link().handshake()
-    assert handshake.take(Welcome(7, "gymwire 0.1.0", "", 1000, 30.0), 0.0)
+    assert handshake.handle(Welcome(7, "gymwire 0.1.0", "", 1000, 30.0), 0.0)
     assert handshake.capabilities == frozenset()
 
 
@@ -155,8 +155,8 @@ def test_hello_is_sent_over_each_new_connection_and_when_the_broker_asks() -> No
     assert link.hellos == []
     link.events = [DOWN, UP]
     assert handshake.watch(2.0) == [DOWN, UP]
-    assert handshake.take(Busy(BusyReason.HELLO), 2.5)
+    assert handshake.handle(Busy(BusyReason.HELLO), 2.5)
     assert len(link.hellos) == 2
-    assert not handshake.take(Busy(BusyReason.RATE), 3.0)
-    assert not handshake.take(Ping(), 3.0)
+    assert not handshake.handle(Busy(BusyReason.RATE), 3.0)
+    assert not handshake.handle(Ping(), 3.0)
     assert len(link.hellos) == 2

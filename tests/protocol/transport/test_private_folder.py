@@ -41,7 +41,7 @@ def of_another_process(*, killed: bool) -> tuple[Path, subprocess.Popen[str]]:
     return path, process
 
 
-def test_nobody_else_may_look_into_it_and_it_goes_with_what_is_in_it(temporary: Path) -> None:
+def test_the_folder_is_private_and_removed_with_its_content(temporary: Path) -> None:
     folder = PrivateFolder()
     assert folder.path.parent == temporary
     assert folder.path.stat().st_mode & 0o777 == 0o700
@@ -51,14 +51,14 @@ def test_nobody_else_may_look_into_it_and_it_goes_with_what_is_in_it(temporary: 
     assert list(temporary.iterdir()) == []
 
 
-def test_what_a_killed_process_has_left_is_cleared_away() -> None:
+def test_the_folder_of_a_killed_process_is_removed() -> None:
     path, _ = of_another_process(killed=True)
     assert path.is_dir()
     PrivateFolder().remove()
     assert not path.exists()
 
 
-def test_that_of_a_living_process_stays() -> None:
+def test_the_folder_of_a_living_process_stays() -> None:
     path, process = of_another_process(killed=False)
     PrivateFolder().remove()
     assert path.is_dir()

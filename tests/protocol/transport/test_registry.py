@@ -126,7 +126,7 @@ def test_a_peer_dials_the_fastest_url_that_it_can_reach(
     assert [url.partition("://")[0] for url in found] == names
 
 
-def test_where_nothing_local_can_listen_there_is_no_local_url(
+def test_local_url_is_none_if_no_local_transport_can_listen(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert local_url("/a", keyed=True) == "ipc:///a"

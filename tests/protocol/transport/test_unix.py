@@ -122,7 +122,7 @@ def until_ended(router: UnixRouter, ended: list[bytes]) -> None:
 def test_a_frame_arrives_and_its_answer_comes_back(
     router: UnixRouter, dealer: UnixDealer, size: int
 ) -> None:
-    for salt in range(3):  # the second of a size is read in another way than the first
+    for salt in range(3):  # the second of a size is read differently from the first
         sent = frame(size, salt)
         # What the kernel does not take at once goes on while both look.
         dealer.send(sent)
@@ -157,14 +157,14 @@ def test_a_stream_may_be_cut_anywhere(router: UnixRouter, at: int) -> None:
     assert [one[2] for one in received if one is not None] == [first, second]
 
 
-def test_frames_that_come_together_are_told_apart(router: UnixRouter) -> None:
+def test_frames_that_arrive_together_are_separated(router: UnixRouter) -> None:
     frames = [frame(24 + size) for size in range(20)]
     with raw(router.url) as peer:
         peer.sendall(framed(*frames))
         assert [receive(router)[2] for _ in frames] == frames
 
 
-def test_what_is_held_already_counts_as_ready(router: UnixRouter, dealer: UnixDealer) -> None:
+def test_buffered_frames_count_as_ready(router: UnixRouter, dealer: UnixDealer) -> None:
     rid = introduced(dealer, router)
     with raw(router.url) as peer:
         peer.sendall(framed(frame(24), frame(25)))
@@ -181,11 +181,11 @@ def test_what_is_held_already_counts_as_ready(router: UnixRouter, dealer: UnixDe
     assert not dealer.poll()
 
 
-def test_what_is_held_of_an_only_peer_counts_as_ready(router: UnixRouter) -> None:
+def test_buffered_frames_of_an_only_peer_count_as_ready(router: UnixRouter) -> None:
     with raw(router.url) as peer:
         peer.sendall(framed(frame(24)))
         receive(router)
-        assert router.receive() is None  # from here on it waits for this one alone
+        assert router.receive() is None  # from now on it waits for this peer only
         peer.sendall(framed(frame(24), frame(25)))
         assert receive(router)[2] == frame(24)
         assert wait_among([router], 0) == [0]
@@ -222,7 +222,7 @@ def test_a_length_that_no_frame_has_ends_the_connection(
 
 
 @pytest.mark.parametrize("sent", [1, 3, 4, 20, 9_000])
-def test_what_ends_in_the_middle_is_no_frame(
+def test_a_truncated_frame_is_not_returned(
     router: UnixRouter, ended: list[bytes], sent: int
 ) -> None:
     with raw(router.url) as peer:
@@ -231,7 +231,7 @@ def test_what_ends_in_the_middle_is_no_frame(
     assert len(ended) == 1
 
 
-def test_half_a_frame_holds_nobody_up(router: UnixRouter, dealer: UnixDealer) -> None:
+def test_half_a_frame_does_not_delay_other_peers(router: UnixRouter, dealer: UnixDealer) -> None:
     with raw(router.url) as slow:
         slow.sendall(framed(frame(10_000))[:5_000])
         for _ in range(5):
@@ -240,15 +240,15 @@ def test_half_a_frame_holds_nobody_up(router: UnixRouter, dealer: UnixDealer) ->
             assert answer(dealer) == frame(30)
 
 
-# --- who does not read ----------------------------------------------------------------------------
+# --- peers that do not read -----------------------------------------------------------------------
 
 
 def test_a_peer_that_does_not_read_never_stops_the_sender(
     router: UnixRouter, dealer: UnixDealer
 ) -> None:
     large = frame(1024 * 1024)
-    with raw(router.url) as deaf:
-        deaf.sendall(framed(frame(24)))
+    with raw(router.url) as silent:
+        silent.sendall(framed(frame(24)))
         rid, _, _ = receive(router)
         sent = 0
         while router.send(rid, large) is Delivery.DONE:
@@ -261,7 +261,7 @@ def test_a_peer_that_does_not_read_never_stops_the_sender(
         heard = bytearray()
         expected, added = framed(large) * sent, 0
         while len(heard) < len(expected):
-            heard += deaf.recv(64 * 1024)
+            heard += silent.recv(64 * 1024)
             if added < 9 and router.send(rid, frame(30)) is Delivery.DONE:
                 expected += framed(frame(30))
                 added += 1
@@ -309,7 +309,7 @@ def test_a_peer_that_left_is_unreachable(
     assert router.send(rid, frame(24)) is Delivery.UNREACHABLE
 
 
-def test_a_peer_that_left_unnoticed_is_noticed_when_it_is_sent_to(
+def test_a_send_notices_that_a_peer_has_left(
     router: UnixRouter, dealer: UnixDealer, ended: list[bytes]
 ) -> None:
     rid = introduced(dealer, router)
@@ -319,7 +319,7 @@ def test_a_peer_that_left_unnoticed_is_noticed_when_it_is_sent_to(
     assert ended == [rid]
 
 
-def test_what_a_peer_said_before_it_left_is_read_though_it_cannot_be_answered(
+def test_frames_sent_before_a_peer_left_can_still_be_read(
     router: UnixRouter, dealer: UnixDealer, ended: list[bytes]
 ) -> None:
     rid = introduced(dealer, router)
@@ -333,7 +333,7 @@ def test_what_a_peer_said_before_it_left_is_read_though_it_cannot_be_answered(
     until_ended(router, ended)
 
 
-def test_what_a_router_said_before_it_left_is_read_though_it_cannot_be_answered(
+def test_frames_sent_before_a_router_left_can_still_be_read(
     router: UnixRouter, dealer: UnixDealer
 ) -> None:
     rid = introduced(dealer, router)
@@ -378,7 +378,7 @@ def interrupted() -> Iterator[Callable[[Callable[[], object]], None]]:
 def test_an_interrupt_in_the_middle_of_a_large_frame_ends_the_connection(
     url: str, interrupted: Callable[[Callable[[], object]], None]
 ) -> None:
-    """How much of it had come is not known any more: what came next would fill the gap."""
+    """How many bytes were received is unknown: later bytes would be taken for the rest."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(url.removeprefix("unix://"))
         listener.listen()
@@ -388,7 +388,7 @@ def test_an_interrupt_in_the_middle_of_a_large_frame_ends_the_connection(
                 other.sendall(framed(frame(20_000))[:15_000])
                 interrupted(dealer.receive)
                 assert not dealer.up
-                assert UP in dealer.link_events()  # anew
+                assert UP in dealer.link_events()  # reconnected
 
 
 def test_an_interrupt_while_a_frame_is_sent_ends_the_connection(
@@ -399,7 +399,9 @@ def test_an_interrupt_while_a_frame_is_sent_ends_the_connection(
     assert not dealer.up
 
 
-def test_who_is_not_admitted_says_little(url: str, ended: list[bytes]) -> None:
+def test_a_peer_that_is_not_admitted_may_send_only_small_frames(
+    url: str, ended: list[bytes]
+) -> None:
     with contextlib.ExitStack() as stack:
         router = stack.enter_context(
             contextlib.closing(UnixRouter(url, ended=ended.append, max_first=64))
@@ -414,7 +416,7 @@ def test_who_is_not_admitted_says_little(url: str, ended: list[bytes]) -> None:
         assert rid not in ended
 
 
-def test_many_take_turns(router: UnixRouter) -> None:
+def test_busy_peers_take_turns(router: UnixRouter) -> None:
     with contextlib.ExitStack() as stack:
         dealers = [stack.enter_context(contextlib.closing(UnixDealer(router.url))) for _ in "12345"]
         rids = [introduced(dealer, router) for dealer in dealers]
@@ -425,9 +427,7 @@ def test_many_take_turns(router: UnixRouter) -> None:
         assert [set(order[i : i + 5]) for i in (0, 5, 10)] == [set(rids)] * 3
 
 
-def test_a_newcomer_is_heard_beside_one_that_never_rests(
-    router: UnixRouter, dealer: UnixDealer
-) -> None:
+def test_a_new_peer_is_accepted_beside_a_busy_one(router: UnixRouter, dealer: UnixDealer) -> None:
     rid = introduced(dealer, router)
     with contextlib.closing(UnixDealer(router.url)) as newcomer:
         newcomer.send(frame(25))
@@ -457,7 +457,7 @@ def test_a_dealer_comes_back_to_a_router_that_was_started_again(url: str) -> Non
         assert answer(dealer) == frame(30)
 
 
-def test_what_was_sent_before_the_end_is_heard(router: UnixRouter, dealer: UnixDealer) -> None:
+def test_what_was_sent_before_closing_is_delivered(router: UnixRouter, dealer: UnixDealer) -> None:
     rid = introduced(dealer, router)
     router.send(rid, frame(70_000))
     router.close()
@@ -480,7 +480,7 @@ def test_without_a_descriptor_a_dealer_stays_down(
     assert introduced(dealer, router)
 
 
-def test_nobody_listens(url: str) -> None:
+def test_dialling_fails_if_nobody_listens(url: str) -> None:
     with pytest.raises(ConnectionFailed, match=f"Cannot dial {url}: No such file or directory"):
         UnixDealer(url)
     UnixRouter(url).close()
@@ -489,17 +489,17 @@ def test_nobody_listens(url: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["", "relative", "\0abstract", "/nul\0", "/" + "x" * 200, "/tmp"])
-def test_a_path_that_cannot_be_one_is_refused(path: str) -> None:
+def test_an_impossible_path_is_refused(path: str) -> None:
     with pytest.raises(ConnectionFailed, match="Cannot dial"):
         UnixDealer(f"unix://{path}")
 
 
-def test_a_path_that_cannot_be_listened_at_is_told(url: str) -> None:
+def test_a_path_that_cannot_be_bound_is_an_error(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"path too long\. .*TMPDIR"):
         UnixRouter(url + "x" * 200)
 
 
-def test_another_user_is_hung_up_on(
+def test_another_user_is_disconnected(
     router: UnixRouter, monkeypatch: pytest.MonkeyPatch, ended: list[bytes]
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 1000)

@@ -1,4 +1,4 @@
-"""How soon a waiting learner is told, one fault at a time, with default settings."""
+"""Measure how soon a waiting learner is notified, one fault at a time, with default settings."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.chaos.fleet import ADDRESS, Fleet, fleet, until
 from tests.chaos.relays import TcpRelay
 
 DIRECT = ("--direct", "tcp://127.0.0.1:*")
-SLOW = {"label": "told", "slow": [[1, 120.0]]}
+SLOW = {"label": "loss-latency", "slow": [[1, 120.0]]}
 
 
 def run(folder: Path, *, rounds: int, say: Callable[[str], None]) -> bool:
-    """Measure each so many times and print the worst. Returns whether the limits were kept."""
+    """Measure each fault `rounds` times; print the worst. Returns whether the limits were kept."""
     kept = True
     for what, limit_s, measure in (
         ("env agent killed in a step", 3.0, _killed),
@@ -31,7 +31,7 @@ def run(folder: Path, *, rounds: int, say: Callable[[str], None]) -> bool:
     ):
         took = []
         for number in range(rounds):
-            own = folder / f"told-{measure.__name__}-{number}"
+            own = folder / f"loss-{measure.__name__}-{number}"
             own.mkdir()
             with fleet(own) as made:
                 took.append(measure(made))
@@ -41,7 +41,7 @@ def run(folder: Path, *, rounds: int, say: Callable[[str], None]) -> bool:
 
 
 def _waiting(made: Fleet, url: str, harm: Callable[[], object], timeout_s: float = 60.0) -> float:
-    """Seconds from the harm to the exception in a learner that is waiting for a step."""
+    """Return the seconds from the fault to the exception in a learner that waits for a step."""
     at: list[float] = []
     with ProxyEnv(ADDRESS, url, wait_s=5.0, timeout_s=timeout_s) as env:
         env.reset(seed=1, options=SLOW)
@@ -56,9 +56,9 @@ def _waiting(made: Fleet, url: str, harm: Callable[[], object], timeout_s: float
         thread.start()
         with contextlib.suppress(EnvironmentLost, BrokerUnreachable):
             env.step(1)
-        told = time.monotonic()
+        raised = time.monotonic()
         thread.join()
-    return told - at[0]
+    return raised - at[0]
 
 
 def _killed(made: Fleet) -> float:
@@ -93,7 +93,7 @@ def _cut_off(made: Fleet) -> float:
 
 
 def _broker_noticed(made: Fleet) -> float:
-    """By the learner's log."""
+    """Measure by the learner's log."""
     broker = made.broker()
     made.env_agent()
     learner = made.learner("notices")

@@ -1,4 +1,4 @@
-"""A pinned session is taken up by another process, with the same proof of who serves it."""
+"""Another process resumes a pinned session, and the pinned agent still proves its identity."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gymwire.protocol.errors import ConfigurationError, Denied, EnvironmentLost,
 from gymwire.protocol.security import keys
 from tests.processes import PATIENCE_S, ROOT, Program, programs
 
-WAYS = ["never", "always"]
+PATHS = ["never", "always"]
 
 
 class Site(NamedTuple):
@@ -32,7 +32,7 @@ class Site(NamedTuple):
         return keys.identity(keys.load(self.folder / f"{name}.key").public)
 
     def options(self, name: str) -> dict[str, Any]:
-        """How this one connects."""
+        """Return the options with which the owner of this key connects."""
         folder = self.folder
         return {
             "key": str(folder / f"{name}.key"),
@@ -124,7 +124,7 @@ def gate(tmp_path: Path) -> Path:
     return tmp_path / "gate"
 
 
-@pytest.mark.parametrize("direct", WAYS)
+@pytest.mark.parametrize("direct", PATHS)
 def test_a_pinned_session_goes_on_in_another_process(site: Site, direct: str, gate: Path) -> None:
     address = f"lab/patient@{site.identity('lab')}"
     token = token_of_killed_learner(site, address, direct, gate)
@@ -136,8 +136,8 @@ def test_a_pinned_session_goes_on_in_another_process(site: Site, direct: str, ga
         assert env.reset(options={"gate": str(gate)})[0] == 0
 
 
-@pytest.mark.parametrize("direct", WAYS)
-def test_who_resumes_may_be_killed_in_the_middle_of_a_step(
+@pytest.mark.parametrize("direct", PATHS)
+def test_a_resumed_learner_may_be_killed_in_the_middle_of_a_step(
     site: Site, direct: str, gate: Path
 ) -> None:
     address = f"lab/patient@{site.identity('lab')}"
@@ -194,12 +194,12 @@ def held(site: Site, gate: Path) -> Iterator[Held]:
         assert env.step(4)[0] == 3
 
 
-def test_a_token_without_its_seal_is_refused(held: Held) -> None:
+def test_a_token_without_its_keys_is_refused(held: Held) -> None:
     with pytest.raises(Denied, match="belongs to another session"):
         ProxyEnv.resume(held.altered(signer=None))
 
 
-def test_a_token_with_the_seal_of_another_session_is_refused(held: Held) -> None:
+def test_a_token_with_the_keys_of_another_session_is_refused(held: Held) -> None:
     with pytest.raises(Denied, match="cannot prove it, or the token belongs to another session"):
         ProxyEnv.resume(held.altered(signer=held.other()["signer"]))
 
@@ -266,14 +266,14 @@ def test_a_session_that_has_ended_is_not_resumed(site: Site) -> None:
     ],
     ids=str,
 )
-def test_a_token_with_a_wrong_field_is_none(held: Held, changes: dict[str, Any]) -> None:
+def test_a_token_with_a_wrong_field_is_refused(held: Held, changes: dict[str, Any]) -> None:
     fields = values.decode(held.token) | changes
     with pytest.raises(ConfigurationError, match="This is not a session token"):
         ProxyEnv.resume(values.encode(fields))
 
 
 @pytest.mark.parametrize("token", [b"", b"\x80", b"\xc1", "text", None], ids=repr)
-def test_what_is_no_token_is_refused(token: Any) -> None:
+def test_a_malformed_token_is_refused(token: Any) -> None:
     with pytest.raises(ConfigurationError, match="This is not a session token"):
         ProxyEnv.resume(token)
 

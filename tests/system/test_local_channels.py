@@ -1,4 +1,4 @@
-"""Sessions whose frames take a lane to the broker, and what harms them."""
+"""Sessions whose frames use a local channel to the broker, and what may happen to it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from tests.odd_envs import Noise
 from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
 
-pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system has no lanes")
+pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system has no local channels")
 
 LAKE = "FrozenLake-v1"
 NOISE = "tests.odd_envs:Noise"
@@ -32,7 +32,7 @@ NOISE = "tests.odd_envs:Noise"
 
 @pytest.fixture(scope="module")
 def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    config = tmp_path_factory.mktemp("lanes") / "offers.toml"
+    config = tmp_path_factory.mktemp("channels") / "offers.toml"
     offers = {"lake-l": LAKE, "noise-l": "tests.odd_envs:Noise", "patient-l": "tests.odd_envs:Slow"}
     config.write_text(
         "\n".join(f'[[offer]]\naddress = "{a}"\nenv = "{e}"' for a, e in offers.items())
@@ -42,7 +42,7 @@ def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         yield broker_url
 
 
-def lane_of(env: ProxyEnv | ProxyVectorEnv) -> UnixDealer | None:
+def local_channel_of(env: ProxyEnv | ProxyVectorEnv) -> UnixDealer | None:
     session = env._session if isinstance(env, ProxyEnv) else env._group[0]
     return session.connection.link._channel
 
@@ -55,7 +55,7 @@ def why_lost(env: ProxyEnv) -> str:
             env.step(0)
         except EnvironmentLost as error:
             return str(error)
-    raise AssertionError("it goes on")
+    raise AssertionError("the session was not lost")
 
 
 class Lake:
@@ -77,32 +77,34 @@ class Lake:
                 assert_same(self._local.reset(), self.env.reset())
 
 
-def test_a_session_takes_the_lane_from_its_first_reset_on(url: str) -> None:
+def test_a_session_uses_the_local_channel_from_its_first_reset_on(url: str) -> None:
     with ProxyEnv("lake-l", url) as env:
-        assert lane_of(env) is None  # a session that only lies there costs the broker none
+        assert local_channel_of(env) is None  # an unused session costs the broker none
         lake = Lake(env)
-        assert lane_of(env) is not None
+        assert local_channel_of(env) is not None
         lake.go(300)
 
 
-def test_elsewhere_there_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_learner_on_another_host_gets_no_local_channel(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(
         "gymwire.protocol.transport.handshake.socket.gethostname", lambda: "elsewhere"
     )
     with ProxyEnv("lake-l", url) as env:
         Lake(env).go(100)
-        assert lane_of(env) is None
+        assert local_channel_of(env) is None
 
 
-def test_the_operator_may_want_none(programs: Programs) -> None:
+def test_the_operator_can_disable_local_channels(programs: Programs) -> None:
     _, url = programs.broker("tcp://127.0.0.1:*", "--no-local-channels")
     programs.env_agent(url, "--address", "lake", "--env", LAKE)
     with ProxyEnv("lake", url) as env:
         Lake(env).go(100)
-        assert lane_of(env) is None
+        assert local_channel_of(env) is None
 
 
-def test_what_is_large_is_the_same(url: str) -> None:
+def test_large_observations_are_the_same(url: str) -> None:
     local = Noise()
     with ProxyEnv("noise-l", url) as env:
         assert_same(local.reset(seed=1), env.reset(seed=1))
@@ -110,14 +112,14 @@ def test_what_is_large_is_the_same(url: str) -> None:
         for _ in range(10):
             action = env.action_space.sample()
             assert_same(local.step(action), env.step(action))
-        assert lane_of(env) is not None
+        assert local_channel_of(env) is not None
 
 
-def test_a_vector_of_several_sessions_shares_one(url: str) -> None:
+def test_a_vector_of_several_sessions_shares_one_local_channel(url: str) -> None:
     local = SyncVectorEnv([lambda: gymnasium.make(LAKE)] * 6)
     remote = ProxyVectorEnv("lake-l", 6, url, sessions=3)
     assert_same(local.reset(seed=2), remote.reset(seed=2))
-    assert lane_of(remote) is not None
+    assert local_channel_of(remote) is not None
     local.action_space.seed(3)
     for _ in range(100):
         actions = local.action_space.sample()
@@ -130,7 +132,7 @@ def test_steps_of_any_length_come_back(url: str) -> None:
         env.reset()
         assert env.step(0)[0] == 1
         assert env.step(1)[0] == 2  # longer than many ticks
-        assert lane_of(env) is not None
+        assert local_channel_of(env) is not None
 
 
 def test_a_closed_session_frees_its_slot_at_once(programs: Programs) -> None:
@@ -144,53 +146,57 @@ def test_a_closed_session_frees_its_slot_at_once(programs: Programs) -> None:
 # --- cut off --------------------------------------------------------------------------------------
 
 
-def test_a_step_is_neither_lost_nor_doubled_when_the_learners_lane_is_cut(url: str) -> None:
+def test_a_step_is_neither_lost_nor_doubled_when_the_local_channel_is_cut_between_steps(
+    url: str,
+) -> None:
     with ProxyEnv("lake-l", url) as env:
         lake = Lake(env)
         for _ in range(4):
             lake.go(70)
-            lane = lane_of(env)
-            assert lane is not None
-            lane.sock.shutdown(socket.SHUT_RDWR)
+            channel = local_channel_of(env)
+            assert channel is not None
+            channel.sock.shutdown(socket.SHUT_RDWR)
         lake.go(70)
 
 
-def test_a_step_under_way_is_neither_lost_nor_doubled_when_its_lane_is_cut(url: str) -> None:
+def test_a_step_is_neither_lost_nor_doubled_when_the_local_channel_is_cut_during_it(
+    url: str,
+) -> None:
     with ProxyEnv("patient-l", url) as env:
         env.reset()
-        lane = lane_of(env)
-        assert lane is not None
-        cut = threading.Timer(0.3, lane.sock.shutdown, [socket.SHUT_RDWR])
+        channel = local_channel_of(env)
+        assert channel is not None
+        cut = threading.Timer(0.3, channel.sock.shutdown, [socket.SHUT_RDWR])
         cut.start()
         assert env.step(1)[0] == 1
         cut.join()
         assert env.step(0)[0] == 2
-        assert lane_of(env) not in (None, lane)
+        assert local_channel_of(env) not in (None, channel)
 
 
-def test_when_the_broker_is_started_again_there_are_new_ones(programs: Programs) -> None:
+def test_after_a_restart_of_the_broker_local_channels_are_opened_again(programs: Programs) -> None:
     broker, url = programs.broker()
     programs.env_agent(url, "--address", "lake", "--env", LAKE)
     with ProxyEnv("lake", url) as env:
         lake = Lake(env)
         lake.go(20)
-        first = lane_of(env)
+        first = local_channel_of(env)
         assert first is not None
         broker.kill()
         programs.broker(url)
         lake.go(200)
         deadline = time.monotonic() + PATIENCE_S
-        while lane_of(env) in (None, first):
+        while local_channel_of(env) in (None, first):
             assert time.monotonic() < deadline
             lake.go(64)
 
 
-def test_a_lost_agent_is_told_over_the_lane(programs: Programs) -> None:
+def test_the_loss_of_an_agent_is_reported_over_the_local_channel(programs: Programs) -> None:
     _, url = programs.broker()
     agent = programs.env_agent(url, "--address", "lake", "--env", LAKE)
     with ProxyEnv("lake", url) as env:
         Lake(env).go(20)
-        assert lane_of(env) is not None
+        assert local_channel_of(env) is not None
         agent.kill()
         assert "gone" in why_lost(env)
 
@@ -228,8 +234,8 @@ def test_interrupted_steps_are_neither_lost_nor_doubled_nor_damaged(
         signal.signal(signal.SIGALRM, former)
 
 
-def test_what_was_said_before_leaving_is_heard(programs: Programs) -> None:
-    """CLOSE, right after a step whose answer nobody waits for."""
+def test_close_sent_before_leaving_is_delivered(programs: Programs) -> None:
+    """CLOSE is sent right after a step whose answer is abandoned."""
     _, url = programs.broker()
     programs.env_agent(url, "--address", "lake", "--env", LAKE, "--max-sessions", "8")
     for _ in range(5):
@@ -270,17 +276,17 @@ def policed(started: Programs, folder: Path) -> tuple[str, dict[str, Any], Path]
     return url, {"key": secrets["alice"], "broker_key": public}, policy
 
 
-def test_with_keys_there_are_lanes_too_until_the_key_is_put_out(
+def test_with_keys_local_channels_last_until_the_key_is_removed(
     programs: Programs, tmp_path: Path
 ) -> None:
     url, credentials, policy = policed(programs, tmp_path)
     with ProxyEnv("lake", url, timeout_s=5.0, **credentials) as env:
         Lake(env).go(100)
-        lane = lane_of(env)
-        assert lane is not None
+        channel = local_channel_of(env)
+        assert channel is not None
         (tmp_path / "without-alice.toml").replace(policy)
         assert "policy" in why_lost(env)
         deadline = time.monotonic() + PATIENCE_S
-        while lane.up:
+        while channel.up:
             assert time.monotonic() < deadline
-            lane.receive()
+            channel.receive()

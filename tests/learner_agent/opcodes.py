@@ -1,0 +1,75 @@
+"""Raise an exception at any instruction of a call, as a signal handler may."""
+
+from __future__ import annotations
+
+import dis
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import gymwire.protocol
+from gymwire import learner_agent
+
+OURS = (str(Path(learner_agent.__file__).parent), str(Path(gymwire.protocol.__file__).parent))
+RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
+
+
+class FromOutside(Exception):
+    """What a signal handler raises."""
+
+
+def _is_ours(frame: FrameType | None) -> bool:
+    if frame is None:
+        return False
+    name = frame.f_code.co_filename
+    # The network in memory runs broker and env agent in this process, too: they are not ours.
+    return name.startswith(OURS[0]) or (name.startswith(OURS[1]) and _is_ours(frame.f_back))
+
+
+class Interruption:
+    """Raises FromOutside at the n-th instruction of gymwire's frames at the learner.
+
+    The return of the outermost frame is no such instruction: the call has returned then.
+
+    Attributes:
+        where: the instruction; empty if the call ended before.
+        count: the number of instructions so far.
+    """
+
+    def __init__(self, instruction: int) -> None:
+        self.where = ""
+        self.count = 0
+        self._instruction = instruction
+        self._outermost: FrameType | None = None
+
+    def run(self, call: Callable[[], Any]) -> bool:
+        """Call; return whether the exception came out of the call."""
+        gc.disable()
+        sys.settrace(self._trace)
+        try:
+            call()
+        except FromOutside:
+            return True
+        finally:
+            sys.settrace(None)
+            gc.enable()
+        return False
+
+    def _trace(self, frame: FrameType, event: str, _: object) -> Any:
+        if event == "call":
+            if not _is_ours(frame):
+                return None
+            self._outermost = self._outermost or frame
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        if event != "opcode" or self.where:
+            return self._trace
+        if frame is self._outermost and frame.f_code.co_code[frame.f_lasti] in RETURNS:
+            return self._trace
+        self.count += 1
+        if self.count > self._instruction:
+            self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
+            raise FromOutside
+        return self._trace

@@ -1,0 +1,144 @@
+"""An exception from outside, at any instruction of a proxy's call, neither loses nor doubles it.
+
+The same call again returns the reply that the undisturbed call would have returned, and the
+environments have executed it once. Strides keep the tests short; GYMWIRE_OPCODE_STRIDE=1 tests
+every instruction.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.protocol.errors import AttributeDenied, MoveError
+from tests.learner_agent.client.test_interrupted import in_memory
+from tests.learner_agent.opcodes import Interruption
+from tests.sameness import assert_same
+from tests.wire import BROKER, Network
+
+STRIDE = int(os.environ.get("GYMWIRE_OPCODE_STRIDE", "0"))
+Call = Callable[[Any], Any]
+
+
+def make(network: Network, sessions: int) -> Any:
+    """Return a proxy. `sessions` 0: a plain one on the caller's connection."""
+    if sessions:
+        return ProxyVectorEnv("moody", 3, BROKER, sessions=sessions)
+    return ProxyEnv("moody", channel=network.connection())
+
+
+@contextmanager
+def proxies(sessions: int) -> Iterator[tuple[Any, Any]]:
+    """Return two equal proxies: one to disturb, and one to compare with."""
+    with in_memory() as network:
+        made = [make(network, sessions) for _ in range(2)]
+        yield made[0], made[1]
+        for one in made:
+            one.close()
+
+
+def actions(env: Any, number: int) -> Any:
+    return number % 3 if isinstance(env, ProxyEnv) else np.array([0, 1, 2]) + number % 2
+
+
+def step(env: Any) -> Any:
+    return env.step(actions(env, 0))
+
+
+def reset(env: Any) -> Any:
+    return env.reset()
+
+
+def send(env: Any) -> Any:
+    env.send(actions(env, 0), [0, 1, 2])
+
+
+def recv(env: Any) -> Any:
+    observations, rewards, _, _, infos = env.recv(3)
+    order = np.argsort(infos["env_id"])  # they come in the order in which they finished
+    return observations[order], rewards[order]
+
+
+def step_async(env: Any) -> Any:
+    env.step_async(actions(env, 0))
+
+
+def get(env: Any) -> Any:
+    if isinstance(env, ProxyEnv):
+        return env.np_random_seed
+    return env.get_attr("np_random_seed")
+
+
+def denied(env: Any) -> Any:
+    try:
+        return env.secret if isinstance(env, ProxyEnv) else env.get_attr("secret")
+    except AttributeDenied as error:
+        return str(error)
+
+
+def check(sessions: int, call: Call, stride: int) -> int:
+    """Interrupt a call at each `stride`-th instruction; return how many there were."""
+    instruction = 0
+    with proxies(sessions) as (disturbed, undisturbed):
+        while True:
+            interruption = Interruption(instruction)
+            for env in (disturbed, undisturbed):
+                env.reset(seed=1)
+                env.step(actions(env, 1))
+                if call is recv:
+                    send(env)
+            if not interruption.run(partial(call, disturbed)):
+                assert not interruption.where, f"swallowed at {interruption.where}"
+                return instruction
+            try:
+                got = call(disturbed)
+            except MoveError as error:
+                raise AssertionError(interruption.where) from error
+            assert_same(got, call(undisturbed), interruption.where)
+            if call is step_async:
+                assert_same(disturbed.step_wait(), undisturbed.step_wait(), interruption.where)
+            if call is send:
+                assert_same(recv(disturbed), recv(undisturbed), interruption.where)
+            # A doubled or lost request would change the observations from now on.
+            for number in (2, 3):
+                expected = undisturbed.step(actions(undisturbed, number))
+                assert_same(
+                    disturbed.step(actions(disturbed, number)), expected, interruption.where
+                )
+            instruction += STRIDE or stride
+
+
+@pytest.mark.parametrize("sessions", [0, 1, 2])
+@pytest.mark.parametrize("call", [step, reset, get, denied])
+def test_a_call_is_neither_lost_nor_doubled(sessions: int, call: Call) -> None:
+    assert check(sessions, call, 149 if sessions else 23) > 149
+
+
+@pytest.mark.parametrize("call", [send, recv, step_async])
+def test_a_call_of_several_sessions_is_neither_lost_nor_doubled(call: Call) -> None:
+    assert check(3, call, 211) > 211
+
+
+@pytest.mark.parametrize("sessions", [0, 2])
+def test_an_interrupted_close_can_be_called_again(sessions: int) -> None:
+    with in_memory() as network:
+        (loop,) = network.loops
+        instruction, interrupted = 0, True
+        while interrupted:
+            env = make(network, sessions)
+            env.reset(seed=1)
+            interruption = Interruption(instruction)
+            interrupted = interruption.run(env.close)
+            env.close()
+            network.pass_time(1.0)
+            assert loop.idle, interruption.where
+            instruction += STRIDE or 17
+        assert not interruption.where
+        assert instruction > 200
