@@ -31,7 +31,7 @@ def make(network: Network, sessions: int) -> Any:
     """Return a proxy. `sessions` 0: a plain one on the caller's connection."""
     if sessions:
         return ProxyVectorEnv("moody", 3, BROKER, sessions=sessions)
-    return ProxyEnv("moody", channel=network.connection())
+    return ProxyEnv("moody", connection=network.connection())
 
 
 @contextmanager
