@@ -48,6 +48,7 @@ class Interruption:
     def run(self, call: Callable[[], Any]) -> bool:
         """Call; return whether the exception came out of the call."""
         gc.disable()
+        sys._getframe().f_trace_opcodes = True  # before settrace, or Python 3.12 ignores it later
         sys.settrace(self._trace)
         try:
             call()
@@ -63,6 +64,7 @@ class Interruption:
             if not _is_ours(frame):
                 return None
             self._outermost = self._outermost or frame
+            frame.f_trace = self._trace  # before f_trace_opcodes, or Python 3.13 ignores that
             frame.f_trace_opcodes, frame.f_trace_lines = True, False
         if event != "opcode" or self.where:
             return self._trace

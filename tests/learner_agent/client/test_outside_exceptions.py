@@ -69,6 +69,7 @@ def interrupted(call: Callable[[], object], instruction: int) -> str | None:
         return at_event
 
     gc.disable()
+    sys._getframe().f_trace_opcodes = True  # before settrace, or Python 3.12 ignores it later
     sys.settrace(at_event)
     try:
         call()
