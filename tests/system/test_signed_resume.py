@@ -196,12 +196,12 @@ def held(site: Site, gate: Path) -> Iterator[Held]:
 
 def test_a_token_without_its_keys_is_refused(held: Held) -> None:
     with pytest.raises(Denied, match="belongs to another session"):
-        ProxyEnv.resume(held.altered(signer=None))
+        ProxyEnv.resume(held.altered(seal=None))
 
 
 def test_a_token_with_the_keys_of_another_session_is_refused(held: Held) -> None:
     with pytest.raises(Denied, match="cannot prove it, or the token belongs to another session"):
-        ProxyEnv.resume(held.altered(signer=held.other()["signer"]))
+        ProxyEnv.resume(held.altered(seal=held.other()["seal"]))
 
 
 def test_a_token_with_another_nonce_is_refused(held: Held) -> None:
@@ -258,8 +258,8 @@ def test_a_session_that_has_ended_is_not_resumed(site: Site) -> None:
         {"seq": 2**62},
         {"state": "closed"},
         {"state": 7},
-        {"signer": [b"1", b"2"]},
-        {"signer": "keys"},
+        {"seal": [b"1", b"2"]},
+        {"seal": "keys"},
         {"kwargs": {"address": "lab/patient"}},
         {"kwargs": None},
         {"challenge": ""},
