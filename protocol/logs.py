@@ -9,6 +9,7 @@ import os
 import re
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -25,7 +26,7 @@ class _Stderr:
         for stream in (sys.stderr, sys.__stderr__):
             try:
                 encoding = getattr(stream, "encoding", None) or "utf-8"
-                return stream.write(text.encode(encoding, "backslashreplace").decode(encoding))  # type: ignore[union-attr, no-any-return]
+                return stream.write(text.encode(encoding, "backslashreplace").decode(encoding))  # type: ignore[union-attr]
             except Exception:  # noqa: BLE001 - see the class
                 continue
         return 0
@@ -60,7 +61,7 @@ def _reopen_standard_streams() -> None:
                 os.dup2(opened, number)
                 os.close(opened)
     if sys.stderr is None:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - until the end
+        sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115 - until the end
 
 
 def _or_plain(renderer: Any) -> Any:
