@@ -25,7 +25,7 @@ from rich_click import (
     RichOptionPanel,
 )
 
-from gymwire.cli.kinds import FLAG, Kind
+from gymwire.cli.kinds import FLAG, Kind, flag
 from gymwire.cli.options import PANELS, Option, options_of
 
 if TYPE_CHECKING:
@@ -132,6 +132,19 @@ class _Type(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
         return [CompletionItem(text) for text in self.kind.choices if text.startswith(incomplete)]
 
 
+class _Flag(click.types.BoolParamType):
+    """A flag; click's own type describes what it expects with an empty text among the values."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> bool:
+        """Return whether the flag is set."""
+        if not isinstance(value, str):
+            return bool(value)
+        try:
+            return flag(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+
+
 class _Examples(RichCommand):
     """A command whose epilog is a list of examples."""
 
@@ -173,7 +186,7 @@ def _parameters(option: Option) -> list[click.Parameter]:
     made.append(
         RichOption(
             [option.option, option.keyword, *([option.short] if option.short else [])],
-            type=click.BOOL if is_flag else _Type(option.kind),
+            type=_Flag() if is_flag else _Type(option.kind),
             is_flag=is_flag,
             default=option.default or (False if is_flag else None),
             show_default=bool(option.default),

@@ -40,9 +40,10 @@ def command(options: Options, output: Output) -> int:
 def make_server(options: Options) -> Server:
     """Return a broker that listens. Raises ConfigurationError."""
     if options.policy is not None and options.key is None:
-        raise ConfigurationError(
-            "A policy (--policy) is about keys: give the broker's own key with --key."
-        )
+        with naming(options, "policy"):
+            raise ConfigurationError(
+                "A policy is about keys: give the broker's own key with --key."
+            )
     with naming(options, "key"):
         key: KeyPair | None = None if options.key is None else keys.load(options.key)
     with naming(options, "policy"):

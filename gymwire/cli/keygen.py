@@ -25,6 +25,8 @@ def command(options: Options, output: Output) -> int:
     if options.name is None:
         raise ConfigurationError("No name given: pass NAME. Example: gymwire keygen alice")
     with naming(options, "name"):
+        keys.check_name(options.name)
+    with naming(options, "dir"):
         secret_path, public_path = keys.generate(options.name, options.dir)
     public = keys.load(secret_path).public
     identity = keys.identity(public)

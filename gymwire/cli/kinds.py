@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 WITHIN_HOST, NEVER = "host", "never"  # values of --direct
+_YES, _NO = ("1", "true", "yes", "on"), ("0", "false", "no", "off", "")
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,13 @@ def positive_seconds(text: str) -> float:
     if not value > 0:
         raise ValueError(f"expected more than 0 seconds, got {text!r}")
     return value
+
+
+def flag(text: str) -> bool:
+    """Return whether a flag is set by its variable. Raises ValueError."""
+    if text.lower() not in (*_YES, *_NO):
+        raise ValueError(f"expected 1 or 0, got {text!r}")
+    return text.lower() in _YES
 
 
 def url(text: str) -> str:
@@ -130,7 +138,7 @@ def choice(*texts: str) -> Kind:
 
 
 TEXT = Kind("text", str)
-FLAG = Kind("flag", bool)
+FLAG = Kind("flag", flag)
 NATURAL = Kind("whole number", natural)
 COUNT = Kind("whole number", count)
 SECONDS = Kind("seconds", seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -66,14 +67,15 @@ class BarMeter:
 class LineMeter:
     """A log line for about each tenth of the training."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._log = structlog.get_logger()
-        self._last = time.monotonic()
+        self._clock = clock
+        self._last = clock()
         self._tenth = 0
 
     def __call__(self, progress: TrainingProgress) -> None:
         """Write a line if one is due."""
-        if self.due(progress, time.monotonic()):
+        if self.due(progress, self._clock()):
             self._log.info(
                 "training progress",
                 done=f"{progress.step / progress.steps:.0%}",

@@ -69,16 +69,21 @@ def identity(public: bytes) -> str:
     return base64.b32encode(hashlib.sha256(public).digest()[:10]).decode("ascii").lower()
 
 
-def generate(name: str, folder: Path) -> tuple[Path, Path]:
-    """Write a new key pair to `name.key` (secret, mode 0600) and `name.pub`; return both paths.
-
-    Raises ConfigurationError if either file exists.
-    """
+def check_name(name: str) -> None:
+    """Raise ConfigurationError if this cannot be the name of a key."""
     if not _NAME.fullmatch(name):
         raise ConfigurationError(
             f"{name[:100]!r} is not a valid name for a key. Use only letters, digits and . _ - "
             f"and give the folder with --dir."
         )
+
+
+def generate(name: str, folder: Path) -> tuple[Path, Path]:
+    """Write a new key pair to `name.key` (secret, mode 0600) and `name.pub`; return both paths.
+
+    Raises ConfigurationError if either file exists.
+    """
+    check_name(name)
     public, secret = zmq.curve_keypair()
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,8 @@ import pytest
 
 from gymwire.cli import app, main
 from gymwire.cli.app import COMMANDS, SHELLS
+from gymwire.cli.kinds import FLAG
+from gymwire.cli.options import options_of
 from gymwire.env_agent.workers import Supervisor
 from tests.cli.reading import read
 from tests.processes import ROOT
@@ -78,7 +80,7 @@ def test_the_help_of_a_command_has_one_or_two_examples_that_can_be_read(
         ("run line --episodes 0", "gymwire run: --episodes: expected a whole number of 1"),
         ("ls --broker here:5555", "gymwire ls: --broker: 'here:5555' is not a broker URL"),
         ("broker --bind here", "gymwire broker: --bind: 'here' is not a broker URL"),
-        ("broker --policy x.toml", "gymwire broker: A policy (--policy) is about keys"),
+        ("broker --policy x.toml", "gymwire broker: --policy: A policy is about keys"),
         ("broker --key nowhere.key", "gymwire broker: --key: There is no key file at nowhere.key"),
         ("broker --log-level loud", "gymwire broker: --log-level: expected one of debug, info"),
         ("serve", "gymwire serve: Nothing to serve: pass ADDRESS and ENV, or --config FILE."),
@@ -109,6 +111,9 @@ def test_wrong_use_is_one_line_and_status_2(
     [
         ("GYMWIRE_WAIT", "soon", "serve a CartPole-v1"),
         ("GYMWIRE_JSON", "perhaps", "ls"),
+        ("GYMWIRE_POLICY", "x.toml", "broker"),
+        ("GYMWIRE_NAME", "a/b", "keygen"),
+        ("GYMWIRE_DIR", os.devnull, "keygen a"),
         ("GYMWIRE_BIND", "tcp://127.0.0.1:5555 nonsense", "broker"),
         ("GYMWIRE_BROKER", "nonsense", "ls"),
         ("GYMWIRE_ADDRESS", "No/Address", "train"),
@@ -129,6 +134,19 @@ def test_an_error_names_the_variable_that_the_value_came_from(
     printed = capsys.readouterr().err
     assert printed.startswith(f"gymwire {command.split()[0]}: {variable}: ")
     assert printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", [n for n in COMMANDS if n != "keygen"])
+def test_the_variable_of_a_flag_takes_1_or_0_and_the_error_says_so(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for option in options_of(name):
+        if option.kind is FLAG and option.variable is not None:
+            monkeypatch.setenv(option.variable, "maybe")
+            assert main([name]) == 2
+            said = f"gymwire {name}: {option.variable}: expected 1 or 0, got 'maybe'."
+            assert capsys.readouterr().err.startswith(said)
+            monkeypatch.delenv(option.variable)
 
 
 def test_the_command_line_wins_over_the_variable(monkeypatch: pytest.MonkeyPatch) -> None:

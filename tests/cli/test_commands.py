@@ -191,10 +191,9 @@ def test_without_a_fitting_learner_the_session_is_closed(offer: Offer, screen: S
     [(5, 5.0, False), (10, 1.9, False), (10, 2.0, True), (5, 60.0, True), (100, 60.0, False)],
 )
 def test_progress_is_logged_each_tenth_but_not_too_often_nor_too_rarely(
-    step: int, now: float, due: bool, monkeypatch: pytest.MonkeyPatch
+    step: int, now: float, due: bool
 ) -> None:
-    monkeypatch.setattr("gymwire.cli.progress.time.monotonic", lambda: 0.0)
-    assert LineMeter().due(TrainingProgress(step, 100, 0, 0.0, 1.0), now) is due
+    assert LineMeter(clock=lambda: 0.0).due(TrainingProgress(step, 100, 0, 0.0, 1.0), now) is due
 
 
 # --- check ----------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from gymwire.cli.kinds import (
     choice,
     count,
     direct,
+    flag,
     json_object,
     natural,
     positive_seconds,
@@ -44,6 +45,19 @@ def test_direct_is_a_word_or_a_tcp_url(text: str) -> None:
 def test_direct_is_nothing_else(text: str) -> None:
     with pytest.raises(ValueError, match="expected 'host', 'never' or tcp://HOST:PORT"):
         direct(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", True), ("0", False), ("Yes", True), ("off", False), ("", False)]
+)
+def test_the_variable_of_a_flag_is_1_or_0(text: str, value: bool) -> None:
+    assert flag(text) is value
+
+
+@pytest.mark.parametrize("text", ["2", "perhaps", " "])
+def test_anything_else_is_no_flag(text: str) -> None:
+    with pytest.raises(ValueError, match="expected 1 or 0, got"):
+        flag(text)
 
 
 def test_a_choice_names_its_texts() -> None:
