@@ -81,6 +81,13 @@ def test_the_wheel_installs_one_command(distributions: Distributions) -> None:
     assert console.strip() == "gymwire = gymwire.cli:main"
 
 
+def test_each_requirement_is_listed_once() -> None:
+    project = PYPROJECT["project"]
+    for requirements in (project["dependencies"], *project["optional-dependencies"].values()):
+        names = [re.split(r"[\[<>=~! ]", one, maxsplit=1)[0] for one in requirements]
+        assert len(names) == len(set(names)), requirements
+
+
 def test_the_version_is_the_same_everywhere(metadata: Message) -> None:
     assert metadata["Version"] == gymwire.__version__
     changelog = (ROOT / "CHANGELOG.md").read_text()
