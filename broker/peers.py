@@ -16,7 +16,16 @@ from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol.capabilities import common
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import DecodingError
-from gymwire.protocol.messages import Bye, Code, Hello, Role, Welcome
+from gymwire.protocol.messages import (
+    AGENT_SIZE,
+    LIVENESS_AGENT_SIZE,
+    LIVENESS_PREFIX,
+    Bye,
+    Code,
+    Hello,
+    Role,
+    Welcome,
+)
 
 MAX_PEERS = 20_000
 GRACE_S = 2.0  # how long the broker waits for a lost env agent before its sessions are lost
@@ -89,9 +98,9 @@ class Peers:
 
         libzmq's own thread makes it, even while the agent's interpreter is busy.
         """
-        agent = sender.rid[1:16]
+        agent = sender.rid.removeprefix(LIVENESS_PREFIX)[:LIVENESS_AGENT_SIZE]
         rights = self._policy.rights(sender.key)
-        if rights is None or not rights.offer or len(agent) < 15:
+        if rights is None or not rights.offer or len(agent) < LIVENESS_AGENT_SIZE:
             return
         known = self._tables.peers.get(sender.rid)
         if known is not None and (known.role != Role.LIVENESS or known.key != sender.key):
@@ -109,7 +118,7 @@ class Peers:
             peer = Peer(
                 rid=sender.rid,
                 role=hello.role,
-                agent=hello.agent[:16],
+                agent=hello.agent[:AGENT_SIZE],
                 host=hello.host[:200],
                 software=hello.software[:100],
                 identity=sender.identity,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gymwire.broker.tables import Peer, Tables
-from gymwire.protocol.messages import Role
+from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, Role
 
 STARTING_S = 5.0  # env agents announce their sessions within this time after a broker starts
 # After a restart of the broker: at least this long an announced session waits for its learner,
@@ -40,7 +40,7 @@ class SessionRecovery:
         """Note that an env agent is connected, although it may not be able to send HELLO yet."""
         peers = self._tables.peers.values()
         progress = (peer for peer in peers if peer.role == Role.PROGRESS)
-        if not any(peer.agent[:15] == liveness.agent for peer in progress):
+        if not any(peer.agent[:LIVENESS_AGENT_SIZE] == liveness.agent for peer in progress):
             self._silent_agents[liveness.agent] = liveness
 
     def expect(self, progress: Peer, rows: list[object]) -> None:
@@ -48,7 +48,7 @@ class SessionRecovery:
 
         Their serving loops announce them when their long steps end.
         """
-        self._silent_agents.pop(progress.agent[:15], None)
+        self._silent_agents.pop(progress.agent[:LIVENESS_AGENT_SIZE], None)
         for row in rows:
             match row:
                 case [int(sid), *_] if not (

@@ -24,6 +24,7 @@ from gymwire.protocol.address import Address, parse_address
 from gymwire.protocol.codec import KIND_AT, Header, read_header
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import (
+    NONCE_SIZE,
     BusyReason,
     Code,
     Gone,
@@ -36,7 +37,6 @@ from gymwire.protocol.messages import (
 
 MAX_SESSIONS = 100_000
 MAX_IDENTITY = 64  # characters
-NONCE_SIZE = 16  # bytes
 MAX_PENDING_GONE = 10_000
 GONE_PER_TICK = 100  # retries of undelivered GONE frames per tick
 STARTING_RETRY_S = 0.1

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from gymwire.broker.auth import EVERYTHING, Rights
 from gymwire.protocol.messages import Offer, Role
 
+ATTACH_TOKEN_SIZE = 16  # bytes
 MAX_ENDED = 10_000  # ended sessions that the broker remembers
 # An env agent reports a long step every second; without a report for this long the step has ended.
 PROGRESS_TTL_S = 2.5
@@ -120,7 +121,7 @@ class Tables:
     def give_attach_token(self, peer: Peer) -> None:
         """Let the peer use a local channel, unless it already may."""
         if not peer.attach_token:
-            peer.attach_token = self._rng.randbytes(16)
+            peer.attach_token = self._rng.randbytes(ATTACH_TOKEN_SIZE)
             self.by_attach_token[peer.attach_token] = peer
 
     def new_sid(self) -> int:

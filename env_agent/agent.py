@@ -20,7 +20,7 @@ from gymwire.env_agent.progress_reporter import ProgressReporter
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.errors import ConfigurationError, GymwireError
-from gymwire.protocol.messages import Offer
+from gymwire.protocol.messages import AGENT_SIZE, Offer
 from gymwire.protocol.process_slots import with_process_slots
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.broker_link import BrokerLink
@@ -65,7 +65,7 @@ class Agent:
         self._direct = direct
         self._wait_s = wait_s
         self._grace_s = grace_s
-        self._id = secrets.token_bytes(16)
+        self._id = secrets.token_bytes(AGENT_SIZE)
         max_slots = max(service.max_sessions for service in services)
         self._loops = [
             ServingLoop(

@@ -14,6 +14,8 @@ from typing import Any
 
 import structlog
 
+EVENT_COLUMNS = 16  # width of the column of events
+
 
 class _Stderr:
     """Writes to the current `sys.stderr`, which a progress bar may replace for a while.
@@ -85,7 +87,7 @@ def configure(program: str, *, form: str = "lines", level: str = "info") -> None
         renderer: Any = structlog.processors.JSONRenderer()
     else:
         renderer = structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty(), pad_event_to=16, pad_level=False, sort_keys=False
+            colors=sys.stderr.isatty(), pad_event_to=EVENT_COLUMNS, pad_level=False, sort_keys=False
         )
     processors: list[Any] = [structlog.processors.add_log_level]
     if form == "json":

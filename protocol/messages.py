@@ -13,6 +13,9 @@ from typing import Any
 
 VERSION = 1
 
+NONCE_SIZE = 16  # bytes of the secret of a session
+AGENT_SIZE = 16  # bytes of the id of a process
+
 
 class Kind(IntEnum):
     """The kind of a message. Below `CONTROL_KINDS` it belongs to the gym dialogue."""
@@ -87,6 +90,7 @@ class Role:
 EXTENSION = {"extension": True}
 """The metadata of extension fields: lists that a frame carries beside its head (§3.11)."""
 LIVENESS_PREFIX = b"\x02"  # the first byte of a liveness connection's routing id
+LIVENESS_AGENT_SIZE = 15  # bytes of the id of a process that follow it
 
 
 # --- the gym dialogue -----------------------------------------------------------------------------

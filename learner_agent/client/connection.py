@@ -25,6 +25,7 @@ from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError
 from gymwire.protocol.messages import (
+    AGENT_SIZE,
     Bye,
     Error,
     Find,
@@ -107,7 +108,7 @@ class BrokerConnection:
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
         self.link = BrokerLink(dial(url, key=own, server_key=server_key))
-        self._handshake = Handshake(self.link, Role.LEARNER, secrets.token_bytes(16))
+        self._handshake = Handshake(self.link, Role.LEARNER, secrets.token_bytes(AGENT_SIZE))
         try:
             self._handshake.connect(
                 clock,

@@ -22,7 +22,17 @@ from gymwire.protocol.errors import (
     EnvironmentLost,
     GymwireError,
 )
-from gymwire.protocol.messages import Close, Code, Error, Kind, Message, Open, Opened, Resume
+from gymwire.protocol.messages import (
+    NONCE_SIZE,
+    Close,
+    Code,
+    Error,
+    Kind,
+    Message,
+    Open,
+    Opened,
+    Resume,
+)
 from gymwire.protocol.security.keys import identity
 from gymwire.protocol.security.signing import Challenge, Signer
 
@@ -101,7 +111,7 @@ class SessionOpener:
             challenge = None if pin is None else Challenge()
             open_msg = Open(
                 address,
-                secrets.token_bytes(16),
+                secrets.token_bytes(NONCE_SIZE),
                 render_mode,
                 kwargs,
                 count,

@@ -13,6 +13,8 @@ from typing import Any
 from gymwire.protocol import values
 from gymwire.protocol.errors import ReplayMismatch
 
+DIGEST_SIZE = 16  # bytes
+
 
 class Recording:
     """One episode so far. It keeps requests as bytes, because the caller may change its arrays."""
@@ -59,4 +61,4 @@ class Recording:
 
 def digest(answer: Any) -> bytes:
     """Return a digest of what `reset` or `step` returned, including types and bits."""
-    return hashlib.blake2b(values.encode(answer), digest_size=16).digest()
+    return hashlib.blake2b(values.encode(answer), digest_size=DIGEST_SIZE).digest()

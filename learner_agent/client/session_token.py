@@ -12,7 +12,7 @@ from typing import Any
 from gymwire.protocol import values
 from gymwire.protocol.dialogue import State
 from gymwire.protocol.errors import ConfigurationError, GymwireError
-from gymwire.protocol.messages import Open
+from gymwire.protocol.messages import NONCE_SIZE, Open
 from gymwire.protocol.security.signing import Signer
 
 KEY_SIZE = 32  # bytes, of a signed session
@@ -72,7 +72,7 @@ def decode(token: bytes) -> SessionToken:
         } if (
             set(kwargs) == KEYWORDS
             and 0 < sid < 2**64
-            and len(nonce) == 16
+            and len(nonce) == NONCE_SIZE
             and 0 <= seq < 2**62
             and all(len(key) == KEY_SIZE for key in signer or ())
         ):

@@ -14,7 +14,7 @@ import zmq.backend
 from gymwire.protocol.address import check_url
 from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
-from gymwire.protocol.messages import LIVENESS_PREFIX
+from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, LIVENESS_PREFIX
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.context import context, set_common_options
 from gymwire.protocol.transport.interface import TICK_MS, LinkEvent
@@ -170,7 +170,9 @@ class LivenessConnection:
     def __init__(
         self, url: str, agent: bytes, *, key: KeyPair | None = None, server_key: bytes | None = None
     ) -> None:
-        self._socket = _make_dealer(LIVENESS_PREFIX + agent[:15], key, server_key, MAX_MESSAGE)
+        self._socket = _make_dealer(
+            LIVENESS_PREFIX + agent[:LIVENESS_AGENT_SIZE], key, server_key, MAX_MESSAGE
+        )
         self._socket.setsockopt(zmq.PROBE_ROUTER, 1)  # sends an empty message on each connection
         self._socket.setsockopt(zmq.RCVHWM, 10)  # received messages are never read
         self._socket.connect(check_url(url))
