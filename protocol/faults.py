@@ -10,6 +10,7 @@ import numpy as np
 from gymnasium.spaces import GraphInstance
 
 from gymwire.protocol.arrays import MAX_DIMS, SCALARS, TIMES, dtype_to_text
+from gymwire.protocol.value_limits import MAX_INT_BYTES, MAX_OTHER_KEYS
 
 __all__ = ["ATOMS", "CONTAINERS", "MAX_DEPTH", "Fault", "Opaque", "find_faults", "is_encodable"]
 
@@ -65,9 +66,12 @@ def is_encodable(value: Any, depth: int) -> bool:
     if kind not in CONTAINERS or depth == 0:
         return False
     if kind is dict or kind is OrderedDict:
+        others = 0
         for key in value:
-            if type(key) is not str and not is_encodable(key, depth - 1):
-                return False
+            if type(key) is not str:
+                others += type(key) is not bytes
+                if others > MAX_OTHER_KEYS or not is_encodable(key, depth - 1):
+                    return False
         value = value.values()
     atoms = ATOMS
     for item in value:  # a loop is twice as fast as all() with a generator
@@ -94,6 +98,9 @@ def _name_fault(value: Any) -> str | None:
             return f"is an array of {value.ndim} dimensions; the maximum is {MAX_DIMS}"
         if dtype_to_text(value.dtype) is None:
             return f"is an array of dtype {value.dtype}, which has no portable form"
+    elif kind is int:
+        if value.bit_length() // 8 >= MAX_INT_BYTES:
+            return f"is an integer of {value.bit_length()} bits; the maximum is 2047 and a sign"
     elif kind is str or kind is np.str_:
         try:
             value.encode()
@@ -138,6 +145,11 @@ class _Replacer:
             return value if fault is None else self._opaque(value, path, fault)
         if id(value) in self._above:
             return self._opaque(value, path, "contains itself")
+        if type(value) in (dict, OrderedDict):
+            others = sum(type(key) not in (str, bytes) for key in value)
+            if others > MAX_OTHER_KEYS:
+                fault = f"has {others} keys that are neither text nor bytes; the maximum is "
+                return self._opaque(value, path, f"{fault}{MAX_OTHER_KEYS}")
         if len(self._above) >= MAX_DEPTH:
             return self._opaque(value, path, f"is nested deeper than {MAX_DEPTH} levels")
         self._above.append(id(value))
