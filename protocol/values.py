@@ -42,7 +42,7 @@ from gymwire.protocol.arrays import (
 )
 from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.faults import CONTAINERS, MAX_DEPTH, Opaque, find_faults, is_encodable
-from gymwire.protocol.value_limits import MAX_INT_BYTES, check_size
+from gymwire.protocol.value_limits import COUNT_ABOVE, MAX_INT_BYTES, check_size
 
 __all__ = [
     "LARGE",
@@ -61,8 +61,6 @@ _ARRAY, _SCALAR, _INT, _TUPLE, _GRAPH, _OPAQUE, _ORDERED = range(1, 8)
 # A list header may declare as many items as the message has bytes, and msgpack allocates that many
 # at each level. Longer messages are therefore skimmed before anything is allocated.
 _SKIM_ABOVE = 2048
-# A value costs at most 120 times its size: the memory of a shorter one is within the free amount.
-_COUNT_ABOVE = 96 << 10
 _FLOAT64 = struct.Struct("<d")
 _FAILURES = (TypeError, ValueError, OverflowError, RecursionError, MemoryError)
 _MALFORMED = (*_FAILURES, msgpack.UnpackException)
@@ -128,13 +126,15 @@ def _encode(value: Any, tail: Tail | None, root: str, depth: int) -> bytes:
     try:
         packed = _pack(value, tail)
         if is_encodable(value, depth):
+            if len(packed) > COUNT_ABOVE:
+                check_size(packed, depth)  # as the receiver does
             return packed
-    except _FAILURES as error:
+    except (*_FAILURES, DecodingError) as error:
         cause = error
     if tail is not None:
         tail.rewind(mark)
     check(value, root=root)
-    raise EncodingError(f"{root} cannot be serialized ({cause}).", path=root) from cause
+    raise EncodingError(f"{root} cannot be serialized: {cause}", path=root) from cause
 
 
 def encode(value: Any, *, root: str = "value") -> bytes:
@@ -163,8 +163,11 @@ def check(value: Any, *, root: str = "value") -> None:
 
 
 def opaque(value: Any, *, root: str = "info") -> tuple[Any, list[str]]:
-    """Return a copy of `value` that can be serialized, and the paths that are now `Opaque`."""
-    copy, faults = find_faults(value, root)
+    """Return a copy of `value` that can be serialized, and the paths that are now `Opaque`.
+
+    A mapping of any type becomes a dict.
+    """
+    copy, faults = find_faults(value, root, convert_mappings=True)
     return copy, [fault.path for fault in faults]
 
 
@@ -275,13 +278,14 @@ def _read(data: bytes, tail: memoryview | None, depth: int) -> Any:
     In a short value nothing can cost much. In a longer one text and bytes as keys are harmless,
     because Python's hashes of them are secret: only if there are other keys they are counted.
     """
-    if len(data) > _COUNT_ABOVE:
+    if len(data) > COUNT_ABOVE:
         check_size(data, depth)
     elif len(data) > _SKIM_ABOVE:
         try:
             return _Reader(tail, text_keys=True).read(data)
         except ValueError:  # other keys, or malformed
-            check_size(data, depth)
+            if not check_size(data, depth):
+                raise
     return _Reader(tail, text_keys=False).read(data)
 
 
