@@ -28,8 +28,11 @@ CASES = {
     "relayed, uint8 (84, 84, 4)": ("picture", "never"),
     "direct, uint8 (84, 84, 4)": ("picture", "always"),
 }
-PICTURE = "benchmarks.environments:Picture"
 PICTURE_KWARGS = json.dumps({"shape": [84, 84, 4], "dtype": "uint8"})
+ADDRESSES = {
+    "cartpole": ["--env", "CartPole-v1"],
+    "picture": ["--env", "benchmarks.environments:Picture", "--env-kwargs", PICTURE_KWARGS],
+}
 
 # Runs in the interpreter of this checkout, with the modules of the checkout to be measured.
 LEARNER = """
@@ -43,7 +46,7 @@ broker, steps, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 
 def p50_us(address, direct):
     clock, times = time.perf_counter_ns, []
-    with ProxyEnv(address, broker, direct=direct, wait_s=30) as env:
+    with ProxyEnv(address, broker, direct=direct, wait_s=120, timeout_s=120) as env:
         env.reset(seed=1)
         for i in range(steps + 200):
             begun = clock()
@@ -59,43 +62,74 @@ print(json.dumps([p50_us(*case) for case in cases]))
 """
 
 
-def measure(checkout: Path, steps: int) -> list[float]:
-    """Start all parts of a checkout, and return the p50 of a step in µs for each case."""
-    environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    prefix = "gymwire." if (checkout / "gymwire").exists() else ""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-    agent = [f"{prefix}env_agent", "--broker", url, "--wait", "20", "--address"]
-    with contextlib.ExitStack() as stack:
-        for arguments in (
-            [f"{prefix}broker", "--bind", url],
-            [*agent, "cartpole", "--env", "CartPole-v1"],
-            [*agent, "picture", "--env", PICTURE, "--env-kwargs", PICTURE_KWARGS],
-        ):
-            quiet = [*arguments, "--log-level", "error"]
-            stack.enter_context(_running(quiet, checkout, environment))
+class Checkout:
+    """A checkout of gymwire, whose programs can be started."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._environment = {**os.environ, "PYTHONPATH": str(path)}
+        self._prefix = "gymwire." if (path / "gymwire").exists() else ""
+
+    def start_broker(self, stack: contextlib.ExitStack) -> str:
+        """Start a broker, which ends with `stack`, and return its URL."""
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        self._start(stack, [sys.executable, "-m", f"{self._prefix}broker", "--bind", url])
+        return url
+
+    def start_agent(
+        self,
+        stack: contextlib.ExitStack,
+        url: str,
+        address: str,
+        interpreter: Sequence[str] = (sys.executable,),
+    ) -> None:
+        """Start the env agent of an address in ADDRESSES; it ends with `stack`."""
+        module = ["-m", f"{self._prefix}env_agent", "--broker", url, "--wait", "60"]
+        offer = ["--address", address, *ADDRESSES[address]]
+        self._start(stack, [*interpreter, *module, *offer])
+
+    def run_learner(
+        self,
+        url: str,
+        steps: int,
+        cases: Sequence[tuple[str, str]],
+        interpreter: Sequence[str] = (sys.executable,),
+    ) -> list[float]:
+        """Return the p50 of a step in µs for each case: an address, and the option `direct`."""
         done = subprocess.run(
-            [sys.executable, "-c", LEARNER, url, str(steps), json.dumps([*CASES.values()])],
-            cwd=checkout,
-            env=environment,
+            [*interpreter, "-c", LEARNER, url, str(steps), json.dumps(cases)],
+            cwd=self._path,
+            env=self._environment,
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
-    return [float(value) for value in json.loads(done.stdout)]
+        return [float(value) for value in json.loads(done.stdout)]
+
+    def _start(self, stack: contextlib.ExitStack, command: Sequence[str]) -> None:
+        quiet = [*command, "--log-level", "error"]
+        stack.enter_context(_running(quiet, self._path, self._environment))
+
+
+def measure(checkout: Checkout, steps: int, cases: Sequence[tuple[str, str]]) -> list[float]:
+    """Start all parts of a checkout, and return the p50 of a step in µs for each case."""
+    with contextlib.ExitStack() as stack:
+        url = checkout.start_broker(stack)
+        for address in dict.fromkeys(address for address, _ in cases):
+            checkout.start_agent(stack, url, address)
+        return checkout.run_learner(url, steps, cases)
 
 
 @contextlib.contextmanager
-def _running(
-    arguments: Sequence[str], checkout: Path, environment: dict[str, str]
-) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-m", *arguments], cwd=checkout, env=environment)
+def _running(command: Sequence[str], checkout: Path, environment: dict[str, str]) -> Iterator[None]:
+    process = subprocess.Popen(command, cwd=checkout, env=environment)
     try:
         yield
     finally:
         process.terminate()
-        process.wait(20)
+        process.wait(120)
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
@@ -112,20 +146,22 @@ def main() -> None:
     parser.add_argument("other", type=Path, help="the other checkout of gymwire")
     parser.add_argument("--pairs", type=int, default=20, help="fresh starts of each side")
     parser.add_argument("--steps", type=int, default=3000, help="steps measured per case")
+    parser.add_argument("--only", default="", help="measure the cases whose name contains this")
     options = parser.parse_args()
+    cases = {name: case for name, case in CASES.items() if options.only in name}
     # All parts share one processor: waking another one costs more than a step, and varies.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    sides = [HERE, options.other.resolve()]
+    sides = [Checkout(HERE), Checkout(options.other.resolve())]
     pairs: list[tuple[list[float], list[float]]] = []
     for i in range(options.pairs):
         first, second = sides if i % 2 == 0 else sides[::-1]
-        measured = {first: measure(first, options.steps)}
-        measured[second] = measure(second, options.steps)
+        measured = {first: measure(first, options.steps, [*cases.values()])}
+        measured[second] = measure(second, options.steps, [*cases.values()])
         pairs.append((measured[sides[0]], measured[sides[1]]))
         print(f"pair {i + 1} of {options.pairs}", file=sys.stderr)
     print(f"{'case':30} {'this, µs':>9} {'other, µs':>10} {'ratio':>6}  95 % interval")
-    for i, name in enumerate(CASES):
+    for i, name in enumerate(cases):
         ours, others = [pair[0][i] for pair in pairs], [pair[1][i] for pair in pairs]
         ratios = [a / b for a, b in zip(ours, others, strict=True)]
         low, high = interval(ratios)

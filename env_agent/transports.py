@@ -96,6 +96,7 @@ class DirectEndpoint:
             self._folder.remove()
             raise
         self._by_mark = {listener.mark: listener for listener in self.listeners}
+        self._unmarked = self._by_mark.get(-1)
         if settings.url is not None:
             port = self.listeners[0].urls[0].rpartition(":")[2]
             urls[0] = f"tcp://{_advertised_host(settings.url, broker)}:{port}"
@@ -184,7 +185,7 @@ class DirectEndpoint:
 
         If the connection is lost or its queue is full, the learner repeats its request.
         """
-        listener = self._by_mark.get(rid[0]) or self._by_mark.get(-1)
+        listener = self._by_mark.get(rid[0], self._unmarked)
         if listener is not None:
             listener.send(rid, frame)  # type: ignore[arg-type]
 
@@ -196,7 +197,7 @@ class DirectEndpoint:
 
     def listener_of(self, rid: bytes) -> Listener | None:
         """Return the listener of this connection."""
-        return self._by_mark.get(rid[0]) or self._by_mark.get(-1)
+        return self._by_mark.get(rid[0], self._unmarked)
 
     def _choose_only_socket(self) -> None:
         connections = [self.listener_of(rid) for rid, _ in self.attached.values()]

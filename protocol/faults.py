@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -10,6 +11,7 @@ import numpy as np
 from gymnasium.spaces import GraphInstance
 
 from gymwire.protocol.arrays import MAX_DIMS, SCALARS, TIMES, dtype_to_text
+from gymwire.protocol.value_limits import MAX_INT_BYTES, MAX_OTHER_KEY_BYTES, MAX_OTHER_KEYS
 
 __all__ = ["ATOMS", "CONTAINERS", "MAX_DEPTH", "Fault", "Opaque", "find_faults", "is_encodable"]
 
@@ -65,9 +67,14 @@ def is_encodable(value: Any, depth: int) -> bool:
     if kind not in CONTAINERS or depth == 0:
         return False
     if kind is dict or kind is OrderedDict:
+        others = 0
         for key in value:
-            if type(key) is not str and not is_encodable(key, depth - 1):
-                return False
+            if type(key) is not str:
+                others += type(key) is not bytes
+                if others > MAX_OTHER_KEYS or not is_encodable(key, depth - 1):
+                    return False
+                if type(key) is not bytes and _size_of_key(key) > MAX_OTHER_KEY_BYTES:
+                    return False
         value = value.values()
     atoms = ATOMS
     for item in value:  # a loop is twice as fast as all() with a generator
@@ -76,12 +83,27 @@ def is_encodable(value: Any, depth: int) -> bool:
     return True
 
 
-def find_faults(value: Any, root: str) -> tuple[Any, list[Fault]]:
+def _size_of_key(key: Any) -> int:
+    """Return an upper bound of the serialized size of a key that can be serialized."""
+    kind = type(key)
+    if kind is tuple:
+        return 12 + sum(map(_size_of_key, key))
+    if kind is str or kind is np.str_:
+        return 12 + len(key.encode(errors="replace"))
+    if kind is bytes or kind is np.bytes_:
+        return 12 + len(key)
+    return 12 + key.bit_length() // 8 if kind is int else 48
+
+
+def find_faults(
+    value: Any, root: str, *, convert_mappings: bool = False
+) -> tuple[Any, list[Fault]]:
     """Return a copy of a value with `Opaque` for what cannot be serialized, and all the faults.
 
-    Each fault's path begins with `root`.
+    Each fault's path begins with `root`. With `convert_mappings`, a mapping of any type (a
+    defaultdict, a Counter, a mappingproxy) becomes a dict and is no fault.
     """
-    replacer = _Replacer()
+    replacer = _Replacer(convert_mappings=convert_mappings)
     copy = replacer.walk(value, root)
     return copy, replacer.faults
 
@@ -94,6 +116,9 @@ def _name_fault(value: Any) -> str | None:
             return f"is an array of {value.ndim} dimensions; the maximum is {MAX_DIMS}"
         if dtype_to_text(value.dtype) is None:
             return f"is an array of dtype {value.dtype}, which has no portable form"
+    elif kind is int:
+        if value.bit_length() // 8 >= MAX_INT_BYTES:
+            return f"is an integer of {value.bit_length()} bits; the maximum is 2047 and a sign"
     elif kind is str or kind is np.str_:
         try:
             value.encode()
@@ -103,6 +128,23 @@ def _name_fault(value: Any) -> str | None:
         return (
             f"is a {kind.__module__}.{kind.__qualname__}, which cannot be serialized. Use "
             "numbers, text, bytes, NumPy arrays, and lists, tuples and dicts of them"
+        )
+    return None
+
+
+def _name_fault_of_keys(value: Mapping[Any, Any]) -> str | None:
+    """Return why a mapping cannot be serialized because of its keys, or None if it can."""
+    others = [key for key in value if type(key) not in (str, bytes)]
+    if len(others) > MAX_OTHER_KEYS:
+        return (
+            f"has {len(others)} keys that are neither text nor bytes; the maximum is "
+            f"{MAX_OTHER_KEYS}"
+        )
+    sizes = [_size_of_key(key) for key in others if is_encodable(key, MAX_DEPTH)]
+    if max(sizes, default=0) > MAX_OTHER_KEY_BYTES:
+        return (
+            f"has a key of about {max(sizes)} bytes that is neither text nor bytes; the maximum "
+            f"is {MAX_OTHER_KEY_BYTES}"
         )
     return None
 
@@ -124,22 +166,29 @@ def _step_into(path: str, key: object) -> str:
 class _Replacer:
     """Copies a value with an `Opaque` in place of each value that cannot be serialized."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, convert_mappings: bool) -> None:
         self.faults: list[Fault] = []
         self._above: list[int] = []
+        self._convert_mappings = convert_mappings
 
     def _opaque(self, value: object, path: str, fault: str) -> Opaque:
         self.faults.append(Fault(path, fault))
         return _as_opaque(value)
 
     def walk(self, value: Any, path: str) -> Any:
-        if type(value) not in CONTAINERS:
+        is_container = type(value) in CONTAINERS or (
+            self._convert_mappings and isinstance(value, Mapping)
+        )
+        if not is_container:
             fault = _name_fault(value)
             return value if fault is None else self._opaque(value, path, fault)
         if id(value) in self._above:
             return self._opaque(value, path, "contains itself")
+        fault = _name_fault_of_keys(value) if isinstance(value, Mapping) else None
         if len(self._above) >= MAX_DEPTH:
-            return self._opaque(value, path, f"is nested deeper than {MAX_DEPTH} levels")
+            fault = f"is nested deeper than {MAX_DEPTH} levels"
+        if fault is not None:
+            return self._opaque(value, path, fault)
         self._above.append(id(value))
         try:
             return self._walk_items(value, path)
@@ -153,7 +202,7 @@ class _Replacer:
             return GraphInstance(*map(self.walk, value, [f"{path}.{name}" for name in names]))
         if kind is list or kind is tuple:
             return kind(self.walk(item, f"{path}[{i}]") for i, item in enumerate(value))
-        copy = kind()
+        copy: dict[Any, Any] = OrderedDict() if kind is OrderedDict else {}
         for key, item in value.items():
             place = _step_into(path, key)
             new_key = self.walk(key, f"the key {place}")

@@ -1,7 +1,7 @@
 """Serialize values as msgpack that keeps every type, with large arrays beside it.
 
 A value is plain msgpack if msgpack has its type (None, bool, 64-bit int, float, str, bytes, list,
-dict with any hashable key), and otherwise one of these extension types:
+dict; see `protocol.value_limits` for its keys), and otherwise one of these extension types:
 
 | code | stands for                  | data                                                       |
 |------|-----------------------------|------------------------------------------------------------|
@@ -42,6 +42,7 @@ from gymwire.protocol.arrays import (
 )
 from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.faults import CONTAINERS, MAX_DEPTH, Opaque, find_faults, is_encodable
+from gymwire.protocol.value_limits import COUNT_ABOVE, MAX_INT_BYTES, check_size
 
 __all__ = [
     "LARGE",
@@ -90,8 +91,7 @@ def _extend(tail: Tail | None, depth: int, value: Any) -> msgpack.ExtType:
         code = _TUPLE if kind is tuple else _GRAPH
         return msgpack.ExtType(code, _pack(list(value), tail, depth + 1))
     if kind is int:
-        size = value.bit_length() // 8 + 1
-        return msgpack.ExtType(_INT, value.to_bytes(size, "little", signed=True))
+        return msgpack.ExtType(_INT, _int_to_bytes(value))
     if kind is np.str_:
         return msgpack.ExtType(_SCALAR, b"U\0" + str.encode(value))
     if kind is np.bytes_:
@@ -101,6 +101,13 @@ def _extend(tail: Tail | None, depth: int, value: Any) -> msgpack.ExtType:
     if kind is Opaque:
         return msgpack.ExtType(_OPAQUE, msgpack.packb([value.type, value.repr]))
     raise TypeError(kind)
+
+
+def _int_to_bytes(value: int) -> bytes:
+    size = value.bit_length() // 8 + 1
+    if size > MAX_INT_BYTES:
+        raise ValueError("integer too large")
+    return value.to_bytes(size, "little", signed=True)
 
 
 def _pack_array(array: np.ndarray[Any, Any], tail: Tail | None) -> bytes:
@@ -119,13 +126,15 @@ def _encode(value: Any, tail: Tail | None, root: str, depth: int) -> bytes:
     try:
         packed = _pack(value, tail)
         if is_encodable(value, depth):
+            if len(packed) > COUNT_ABOVE:
+                check_size(packed, depth)  # as the receiver does
             return packed
-    except _FAILURES as error:
+    except (*_FAILURES, DecodingError) as error:
         cause = error
     if tail is not None:
         tail.rewind(mark)
     check(value, root=root)
-    raise EncodingError(f"{root} cannot be serialized ({cause}).", path=root) from cause
+    raise EncodingError(f"{root} cannot be serialized: {cause}", path=root) from cause
 
 
 def encode(value: Any, *, root: str = "value") -> bytes:
@@ -154,8 +163,11 @@ def check(value: Any, *, root: str = "value") -> None:
 
 
 def opaque(value: Any, *, root: str = "info") -> tuple[Any, list[str]]:
-    """Return a copy of `value` that can be serialized, and the paths that are now `Opaque`."""
-    copy, faults = find_faults(value, root)
+    """Return a copy of `value` that can be serialized, and the paths that are now `Opaque`.
+
+    A mapping of any type becomes a dict.
+    """
+    copy, faults = find_faults(value, root, convert_mappings=True)
     return copy, [fault.path for fault in faults]
 
 
@@ -205,9 +217,10 @@ class _Reader:
     same bytes, a small message could claim any amount of memory.
     """
 
-    __slots__ = ("budget", "depth", "tail")
+    __slots__ = ("budget", "depth", "tail", "text_keys")
 
-    def __init__(self, tail: memoryview | None) -> None:
+    def __init__(self, tail: memoryview | None, *, text_keys: bool) -> None:
+        self.text_keys = text_keys
         self.tail = tail
         self.budget = 0 if tail is None else len(tail)
         self.depth = 0
@@ -218,7 +231,7 @@ class _Reader:
             skimmer = msgpack.Unpacker(max_buffer_size=len(data), strict_map_key=False)
             skimmer.feed(data)
             skimmer.skip()  # raises if the data are shorter than declared
-        return msgpack.unpackb(data, strict_map_key=False, ext_hook=self.extension)
+        return msgpack.unpackb(data, strict_map_key=self.text_keys, ext_hook=self.extension)
 
     def extension(self, code: int, data: bytes) -> Any:
         if code == _SCALAR:
@@ -231,6 +244,10 @@ class _Reader:
                     raise DecodingError("Several arrays use the same bytes of a tail.")
             return array
         if code == _INT:
+            if len(data) > MAX_INT_BYTES:
+                raise DecodingError(
+                    f"An integer has {len(data)} bytes; the maximum is {MAX_INT_BYTES}."
+                )
             return int.from_bytes(data, "little", signed=True)
         if code not in (_TUPLE, _GRAPH, _OPAQUE, _ORDERED):
             raise DecodingError(f"Unknown extension type {code}.")
@@ -255,10 +272,27 @@ class _Reader:
         raise DecodingError(f"Extension type {code} has malformed contents.")
 
 
+def _read(data: bytes, tail: memoryview | None, depth: int) -> Any:
+    """Build a value after its parts have been counted.
+
+    In a short value nothing can cost much. In a longer one text and bytes as keys are harmless,
+    because Python's hashes of them are secret: only if there are other keys they are counted.
+    """
+    if len(data) > COUNT_ABOVE:
+        check_size(data, depth)
+    elif len(data) > _SKIM_ABOVE:
+        try:
+            return _Reader(tail, text_keys=True).read(data)
+        except ValueError:  # other keys, or malformed
+            if not check_size(data, depth):
+                raise
+    return _Reader(tail, text_keys=False).read(data)
+
+
 def _decode(data: bytes | memoryview, tail: memoryview | None, depth: int) -> Any:
     data = bytes(data)
     try:
-        value = _Reader(tail).read(data)
+        value = _read(data, tail, depth)
         # 0xFF is the code of msgpack's own timestamps, which it decodes without `ext_hook`.
         fine = (len(data) <= depth and b"\xff" not in data) or is_encodable(value, depth)
     except _MALFORMED as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -18,6 +19,29 @@ settings.register_profile(
     "untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("untimed")
+
+# The files that take longest, longest first. They run first, because a file runs in one process.
+SLOW_FILES = (
+    "learner_agent/proxies/test_proxy_vector_env.py",
+    "chaos/test_chaos.py",
+    "learner_agent/client/test_interrupted.py",
+    "protocol/test_spaces.py",
+    "protocol/test_values.py",
+    "learner_agent/client/test_truncation.py",
+    "system/test_direct.py",
+    "system/test_pools.py",
+    "system/test_bad_input.py",
+    "protocol/test_step_codec.py",
+    "system/test_cli.py",
+    "learner_agent/client/test_recovery.py",
+    "docs/test_commands.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the slow files first."""
+    ranks = {Path(__file__).parent / name: rank for rank, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: ranks.get(item.path, len(ranks)))
 
 
 @pytest.fixture(scope="session")

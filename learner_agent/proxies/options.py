@@ -159,7 +159,7 @@ class ProxyOptions:
                 disable_env_checker=disable_env_checker,
                 kwargs=self.as_kwargs(),
             )
-        except gymnasium.error.Error:  # Gymnasium does not accept this id
+        except (gymnasium.error.Error, ValueError):  # also a version of too many digits for int()
             return None
 
 

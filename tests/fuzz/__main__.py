@@ -1,5 +1,8 @@
 """`python -m tests.fuzz --inputs N --seed S`: run mutated bytes through every parser.
 
+No input may take more than SLOW_S. What only decodes n bytes may take 20 times the CPU time of an
+ordinary message of that size, and 8 n + 16 MiB of memory, which is measured for some inputs.
+
 Guided by coverage where that is cheap: an input after which a target has executed a line that none
 had before is kept, and mutated again. An unexpected exception is printed with the bytes that caused
 it, and the exit status is then 1.
@@ -8,10 +11,12 @@ it, and the exit status is then 1.
 from __future__ import annotations
 
 import argparse
+import gc
 import random
 import sys
 import time
 import traceback
+import tracemalloc
 import warnings
 from collections.abc import Callable
 from types import CodeType, FrameType
@@ -19,14 +24,49 @@ from typing import Any
 
 import structlog
 
+from gymwire.protocol import values
 from tests.fuzz.mutate import mutate
 from tests.fuzz.targets import Target, targets
+from tests.hostile_values import honest
 
 GUIDED_EVERY = (
     50  # tracing makes an input ten times slower, so only one input in GUIDED_EVERY is traced
 )
 MAX_CORPUS = 2000
 SLOW_S = 1.0
+MAX_RATIO = 20  # CPU time of decoding, over that of an ordinary message
+FREE_S = 0.005  # below this, the clock and the collector of garbage decide
+
+
+def cpu_budget_s() -> Callable[[int], float]:
+    """Return the CPU time in seconds that decoding n bytes may take, by the speed measured now."""
+    data = honest(60_000)
+    per_byte = cpu_s(values.decode, data) / len(data)
+    return lambda size: FREE_S + MAX_RATIO * per_byte * size
+
+
+def cpu_s(run: Callable[[bytes], object], data: bytes) -> float:
+    """Return the CPU time of an input in seconds: the best of three, without garbage collection."""
+    times = []
+    gc.disable()
+    try:
+        for _ in range(3):
+            began = time.process_time()
+            run(data)
+            times.append(time.process_time() - began)
+    finally:
+        gc.enable()
+    return min(times)
+
+
+def memory_of(run: Callable[[bytes], None], data: bytes) -> int:
+    """Run an input; return the bytes that it took at its peak."""
+    tracemalloc.start()
+    try:
+        run(data)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 class Coverage:
@@ -68,13 +108,19 @@ def fuzz(target: Target, inputs: int, rng: random.Random, findings: list[str]) -
     corpus, coverage = list(target.seeds), Coverage()
     for seed in target.seeds:
         coverage.traced(target.run, seed)
+    budget_s = cpu_budget_s() if target.decodes else lambda _size: SLOW_S
     began, slowest_s = time.monotonic(), 0.0
     for number in range(inputs):
         data = mutate(rng.choice(corpus), rng.choice(corpus), rng)
         started = time.process_time()
         try:
-            if number % GUIDED_EVERY:
+            is_plain = number % GUIDED_EVERY > 1
+            if is_plain:
                 target.run(data)
+            elif number % GUIDED_EVERY:
+                peak = memory_of(target.run, data)
+                if target.decodes and peak > 8 * len(data) + (16 << 20):
+                    findings.append(f"{target.name}: {peak} bytes for {data[:200].hex()}")
             elif coverage.traced(target.run, data) and len(corpus) < MAX_CORPUS:
                 corpus.append(data)
         except Exception as error:  # noqa: BLE001 - that is what is looked for
@@ -86,8 +132,8 @@ def fuzz(target: Target, inputs: int, rng: random.Random, findings: list[str]) -
             if len(findings) > 50:
                 break
         took_s = time.process_time() - started
-        if took_s > max(SLOW_S, slowest_s):
-            findings.append(f"{target.name}: {took_s:.1f} s for {data[:200].hex()}")
+        if is_plain and took_s > budget_s(len(data)) < cpu_s(target.run, data):
+            findings.append(f"{target.name}: {took_s:.3f} s for {data[:200].hex()}")
         slowest_s = max(slowest_s, took_s)
     rate = inputs / (time.monotonic() - began)
     return (

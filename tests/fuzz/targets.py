@@ -52,19 +52,25 @@ from gymwire.protocol.security import zap
 from gymwire.protocol.space_codecs import NOT_COMPACT
 from gymwire.protocol.step_codec import compile_steps
 from gymwire.protocol.transport.stream import Stream
+from tests.hostile_values import HOSTILE, ext
 from tests.space_zoo import ZOO
 
 SID = 7
 NONCE = b"n" * 16
+SIZES = (100, 4_000, 60_000)  # of hostile values, in bytes
 
 
 @dataclass
 class Target:
-    """`run` gets bytes. `seeds`: well-formed inputs, which are mutated."""
+    """`run` gets bytes. `seeds`: inputs, which are mutated.
+
+    `decodes`: whether it does nothing but decode values, whose memory and CPU time have a budget.
+    """
 
     name: str
     seeds: list[bytes]
     run: Callable[[bytes], None]
+    decodes: bool = False
 
 
 def _frames() -> list[bytes]:
@@ -92,6 +98,20 @@ def _frames() -> list[bytes]:
         Close(),
     ]
     return [bytes(PLAIN.encode(one, SID, seq)) for one in messages for seq in (0, 1)]
+
+
+def _hostile_frames() -> list[bytes]:
+    """Return frames with fields that cost more than their size suggests."""
+    large = [make(20_000) for make in HOSTILE.values()]
+    seed = ext(3, bytes(1999) + b"\1")
+    bodies = [(Kind.ACT, [value]) for value in (*large, seed)]
+    bodies += [(Kind.RESET, [value, b"\xc0"]) for value in (*large, seed)]
+    bodies += [(Kind.ERROR, [b"\xa1x", b"\xa1x", value]) for value in large]
+    frames = []
+    for kind, fields in bodies:
+        head = bytes([0x90 + len(fields)]) + b"".join(fields)
+        frames.append(bytes(codec.join(kind, 0, head, values.Tail(), SID, 1)))
+    return frames
 
 
 def _core() -> Callable[[bytes], None]:
@@ -331,17 +351,23 @@ use = ["demo/*"]
 def targets() -> list[Target]:
     """Return all targets, newly made."""
     frames = _frames()
+    hostile = frames + _hostile_frames()
     described = [values.encode(spaces.describe(space, root="space")) for space in ZOO.values()]
     samples = [values.encode(space.sample()) for space in ZOO.values()]
     return [
-        Target("broker.core", frames, _core()),
-        Target("gymwire.env_agent.sessions", frames, _host()),
-        Target("gymwire.learner_agent.client.exchange", frames, _exchange()),
-        Target("protocol.codec", frames, _decode),
+        Target("broker.core", hostile, _core()),
+        Target("gymwire.env_agent.sessions", hostile, _host()),
+        Target("gymwire.learner_agent.client.exchange", hostile, _exchange()),
+        Target("protocol.codec", hostile, _decode, decodes=True),
         Target("protocol.codec with spaces", frames, _in_space()),
         Target("protocol.step_codec", *_steps()),
         Target("gymwire.protocol.transport.unix", _framed(frames), _stream),
-        Target("protocol.values", samples + described, _values),
+        Target(
+            "protocol.values",
+            samples + described + [make(size) for make in HOSTILE.values() for size in SIZES],
+            _values,
+            decodes=True,
+        ),
         Target("protocol.spaces", described, _spaces),
         Target("broker.auth", [POLICY], _policy),
         Target(
