@@ -164,7 +164,8 @@ class LivenessConnection:
     """A connection that shows the broker that this process is alive.
 
     libzmq alone keeps it up and reconnects it, also while an environment holds the interpreter's
-    lock. `agent`: the 16 bytes that HELLO carries. Call `hold` in a thread of its own.
+    lock. Nobody reads it, so it keeps only the last message that it receives. `agent`: the 16 bytes
+    that HELLO carries. Call `hold` in a thread of its own.
     """
 
     def __init__(
@@ -172,7 +173,8 @@ class LivenessConnection:
     ) -> None:
         self._socket = _make_dealer(LIVENESS_PREFIX + agent[:15], key, server_key, MAX_MESSAGE)
         self._socket.setsockopt(zmq.PROBE_ROUTER, 1)  # sends an empty message on each connection
-        self._socket.setsockopt(zmq.RCVHWM, 10)  # received messages are never read
+        # Not a small RCVHWM, with which the broker could abort this process (docs/design.md).
+        self._socket.setsockopt(zmq.CONFLATE, 1)
         self._socket.connect(check_url(url))
         self._held, self._release = os.pipe()
 
