@@ -29,6 +29,9 @@ KEEP = 4 * 1024
 # detects a frozen process but not a busy one.
 HEARTBEAT_IVL_MS = 1500
 HEARTBEAT_TIMEOUT_MS = 4000
+# An attempt to connect ends after this time. The next one resolves the name again, so a broker that
+# has moved to another address is found although the old one swallows packets.
+CONNECT_TIMEOUT_MS = 4000
 
 _NOW = int(zmq.DONTWAIT)  # a plain integer: pyzmq's flags are slow to combine for each frame
 
@@ -58,6 +61,7 @@ def _make_dealer(
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
     socket.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing while there is no connection
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
     socket.sndtimeo = TICK_MS
