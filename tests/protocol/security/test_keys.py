@@ -127,5 +127,5 @@ def test_only_the_allowed_bytes_of_a_large_file_are_read(tmp_path: Path) -> None
     path = tmp_path / "large.key"
     with path.open("wb") as file:
         file.truncate(2**40)  # a sparse file
-    with pytest.raises(ConfigurationError, match="large.key is not a key file"):
+    with pytest.raises(ConfigurationError, match=r"large\.key is not a key file"):
         load(path)
