@@ -14,8 +14,8 @@ from typing import Any
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import ConnectionFailed, GymwireError
 from gymwire.protocol.messages import Attach, Attached, Welcome
+from gymwire.protocol.transport.hosts import is_this_host
 from gymwire.protocol.transport.interface import LinkEvent, Transport
-from gymwire.protocol.transport.own_host import is_this_host
 from gymwire.protocol.transport.unix import UnixDealer
 
 _NO_CHANNEL = ("", b"")

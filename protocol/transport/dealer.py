@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, cast
 
 import zmq
@@ -17,6 +18,7 @@ from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
 from gymwire.protocol.messages import LIVENESS_PREFIX
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.context import context, set_common_options
+from gymwire.protocol.transport.hosts import DialPlan, first_reachable
 from gymwire.protocol.transport.interface import TICK_MS, LinkEvent
 from gymwire.protocol.transport.monitor import Monitor
 
@@ -93,6 +95,7 @@ class Dealer:
         max_message: int = MAX_MESSAGE,
     ) -> None:
         self.url = check_url(url)
+        self._plan = DialPlan(url)
         # New for each socket and never shown to others: a peer that guessed the routing id could
         # take over the connection.
         socket = _make_dealer(b"\x01" + os.urandom(15), key, server_key, max_message)
@@ -150,8 +153,18 @@ class Dealer:
         return self._monitor.handshake_hint
 
     def link_events(self) -> list[LinkEvent]:
-        """Return the connections made and lost since the last call."""
-        return self._monitor.events()
+        """Return the connections made and lost since the last call.
+
+        After a failed attempt to connect, dial the next address of the host's name.
+        """
+        events = self._monitor.events()
+        if self._monitor.attempt_failed:
+            self._monitor.attempt_failed = False
+            former = self._plan.current
+            if self._plan.attempt_failed(time.monotonic()):
+                self._socket.disconnect(former)
+                self._socket.connect(self._plan.current)
+        return events
 
     @property
     def waitable(self) -> zmq.Socket[bytes]:
@@ -179,7 +192,8 @@ class LivenessConnection:
         self._socket.setsockopt(zmq.PROBE_ROUTER, 1)  # sends an empty message on each connection
         # Not a small RCVHWM, with which the broker could abort this process (docs/design.md).
         self._socket.setsockopt(zmq.CONFLATE, 1)
-        self._socket.connect(check_url(url))
+        # Only libzmq dials again later, so it must get an address that works.
+        self._socket.connect(first_reachable(check_url(url)))
         self._held, self._release = os.pipe()
 
     def hold(self) -> None:
