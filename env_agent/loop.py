@@ -45,6 +45,7 @@ from gymwire.protocol.transport.interface import Origin, Received
 
 TIMERS_S = 0.1  # how often timers run even if frames keep arriving
 AWAY_S = 300.0  # close idle sessions when the broker has been away for this long
+WARN_EVERY_S = 10.0  # how often invalid frames are logged; each entry says how many there were
 # What the broker refuses ends a loop; nothing else that the handling of a frame raises does.
 REFUSED_BY_BROKER = (AddressTaken, Denied, Refused)
 
@@ -68,6 +69,7 @@ class ServingLoop:
         current_request: the request being executed, or None. May be read from any thread.
         stop: ends `run` after the current request. May be set from any thread.
         failed_requests: how many frames could not be handled because of a bug.
+        invalid_frames: how many frames could not be decoded.
         drain: withdraws the offers, and ends `run` after the last session. May be set from any
             thread.
     """
@@ -85,6 +87,7 @@ class ServingLoop:
         self.host = host
         self.current_request: CurrentRequest | None = None
         self.failed_requests = 0
+        self.invalid_frames = 0
         self.stop = threading.Event()
         self.drain = threading.Event()
         self._make_transports = make_transports
@@ -92,6 +95,7 @@ class ServingLoop:
         self._logs_broker_state = logs_broker_state
         self._log = structlog.get_logger()
         self._clock = clock
+        self._next_warning = 0.0
         self._timed_steps = TimedSteps(host.requests, clock_ns)
         # The slot whose last reply was sent from, and still is in, its environment's memory.
         self._zero_copy_slot: Slot | None = None
@@ -273,7 +277,6 @@ class ServingLoop:
                 self._control(header, data)
                 return
         except ProtocolError as error:
-            self._log.warning("invalid frame", error=str(error))
             self._refuse_frame(path, data, error)
             return
         self.current_request = (header.sid, header.seq, self._clock())
@@ -336,7 +339,15 @@ class ServingLoop:
                 self._registration.handle(message, self._clock())
 
     def _refuse_frame(self, path: bytes, data: bytes | memoryview, error: ProtocolError) -> None:
-        """Reply to a frame that cannot be decoded, so that its sender does not wait for a reply."""
+        """Count a frame that cannot be decoded, and reply, so that its sender does not wait.
+
+        Anyone who reaches a direct port without keys can send such frames, so few are logged.
+        """
+        self.invalid_frames += 1
+        now = self._clock()
+        if now >= self._next_warning:
+            self._next_warning = now + WARN_EVERY_S
+            self._log.warning("invalid frame", error=str(error), invalid_frames=self.invalid_frames)
         try:
             header = codec.read_header(data)
         except ProtocolError:

@@ -21,6 +21,7 @@ from gymwire.protocol.errors import ConfigurationError
 
 _KEPT = "keys are never overwritten. Move it away, or choose another name."
 _HEADER = "# gymwire CURVE"
+MAX_KEY_FILE = 64 * 1024  # bytes; `gymwire keygen` writes fewer than 200
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _Z85 = frozenset(string.ascii_letters + string.digits + ".-:+=^!/*?&<>()[]{}@%$#")
 
@@ -150,11 +151,18 @@ def load_public(value: str) -> bytes:
 
 def _read(path: Path) -> dict[str, bytes]:
     try:
-        text = path.read_text(encoding="ascii")
+        with path.open("rb") as file:
+            data = file.read(MAX_KEY_FILE + 1)
+        text = data.decode("ascii")
     except FileNotFoundError:
         raise ConfigurationError(f"There is no key file at {path}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"Cannot read {path} as a key file: {error}.") from None
+    if len(data) > MAX_KEY_FILE:
+        raise ConfigurationError(
+            f"{path} is not a key file: it has more than {MAX_KEY_FILE} bytes. Give a file of "
+            f"`gymwire keygen`."
+        )
     fields = {}
     for line in text.splitlines():
         word, _, value = line.partition(" ")

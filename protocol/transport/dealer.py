@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, cast
 
 import zmq
@@ -17,6 +18,7 @@ from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
 from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, LIVENESS_PREFIX
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.context import context, set_common_options
+from gymwire.protocol.transport.hosts import DialPlan, first_reachable
 from gymwire.protocol.transport.interface import TICK_MS, LinkEvent
 from gymwire.protocol.transport.monitor import Monitor
 
@@ -29,6 +31,9 @@ KEEP = 4 * 1024
 # detects a frozen process but not a busy one.
 HEARTBEAT_IVL_MS = 1500
 HEARTBEAT_TIMEOUT_MS = 4000
+# An attempt to connect ends after this time. The next one resolves the name again, so a broker that
+# has moved to another address is found although the old one swallows packets.
+CONNECT_TIMEOUT_MS = 4000
 
 _NOW = int(zmq.DONTWAIT)  # a plain integer: pyzmq's flags are slow to combine for each frame
 
@@ -58,6 +63,7 @@ def _make_dealer(
     socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MS)
     socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MS)
     socket.setsockopt(zmq.IMMEDIATE, 1)  # queue nothing while there is no connection
+    socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
     socket.setsockopt(zmq.RECONNECT_IVL, 50)
     socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
     socket.sndtimeo = TICK_MS
@@ -89,6 +95,7 @@ class Dealer:
         max_message: int = MAX_MESSAGE,
     ) -> None:
         self.url = check_url(url)
+        self._plan = DialPlan(url)
         # New for each socket and never shown to others: a peer that guessed the routing id could
         # take over the connection.
         socket = _make_dealer(b"\x01" + os.urandom(15), key, server_key, max_message)
@@ -146,8 +153,18 @@ class Dealer:
         return self._monitor.handshake_hint
 
     def link_events(self) -> list[LinkEvent]:
-        """Return the connections made and lost since the last call."""
-        return self._monitor.events()
+        """Return the connections made and lost since the last call.
+
+        After a failed attempt to connect, dial the next address of the host's name.
+        """
+        events = self._monitor.events()
+        if self._monitor.attempt_failed:
+            self._monitor.attempt_failed = False
+            former = self._plan.current
+            if self._plan.attempt_failed(time.monotonic()):
+                self._socket.disconnect(former)
+                self._socket.connect(self._plan.current)
+        return events
 
     @property
     def waitable(self) -> zmq.Socket[bytes]:
@@ -164,7 +181,8 @@ class LivenessConnection:
     """A connection that shows the broker that this process is alive.
 
     libzmq alone keeps it up and reconnects it, also while an environment holds the interpreter's
-    lock. `agent`: the 16 bytes that HELLO carries. Call `hold` in a thread of its own.
+    lock. Nobody reads it, so it keeps only the last message that it receives. `agent`: the 16 bytes
+    that HELLO carries. Call `hold` in a thread of its own.
     """
 
     def __init__(
@@ -174,8 +192,10 @@ class LivenessConnection:
             LIVENESS_PREFIX + agent[:LIVENESS_AGENT_SIZE], key, server_key, MAX_MESSAGE
         )
         self._socket.setsockopt(zmq.PROBE_ROUTER, 1)  # sends an empty message on each connection
-        self._socket.setsockopt(zmq.RCVHWM, 10)  # received messages are never read
-        self._socket.connect(check_url(url))
+        # Not a small RCVHWM, with which the broker could abort this process (docs/design.md).
+        self._socket.setsockopt(zmq.CONFLATE, 1)
+        # Only libzmq dials again later, so it must get an address that works.
+        self._socket.connect(first_reachable(check_url(url)))
         self._held, self._release = os.pipe()
 
     def hold(self) -> None:

@@ -17,6 +17,9 @@ class Monitor:
     """Reads the connection events of one socket without blocking.
 
     `key`: the key pair of a dialling socket, for the texts.
+
+    Attributes:
+        attempt_failed: whether a dialling socket waits before its next attempt to connect.
     """
 
     _FAILED = (
@@ -29,7 +32,8 @@ class Monitor:
         self._watched = socket
         self._key = key
         self._hung_up = 0
-        events = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED
+        self.attempt_failed = False
+        events = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED | zmq.Event.CONNECT_RETRIED
         for event in self._FAILED:
             events |= event
         self._socket: zmq.Socket[bytes] = socket.get_monitor_socket(events)
@@ -45,12 +49,15 @@ class Monitor:
         while self._socket.poll(0):
             message = recv_monitor_message(self._socket)
             event, value = zmq.Event(message["event"]), int(message["value"])
-            if event in self._FAILED:  # the value is an error number then
+            if event == zmq.Event.CONNECT_RETRIED:
+                self.attempt_failed = True
+            elif event in self._FAILED:  # the value is an error number then
                 found.append(LinkEvent(False, -1, self._why(event, value)))
             else:
                 up = event == zmq.Event.HANDSHAKE_SUCCEEDED
                 if up:
                     self._hung_up = 0
+                    self.attempt_failed = False
                 found.append(LinkEvent(up, value))
         return found
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import sys
 import tempfile
 from pathlib import Path
+
+from gymwire.protocol.errors import ConnectionFailed
 
 if sys.platform != "win32":
     import fcntl
@@ -41,6 +44,33 @@ class PrivateFolder:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def check_private_socket(url: str) -> None:
+    """Raise ConnectionFailed unless this URL names a socket in a private folder of gymwire.
+
+    A peer chose the path, so it could name any socket on this host, and what is sent there.
+    The folder must belong to this user or root, and be closed to others.
+    """
+    path = Path(url.partition("://")[2])
+    try:
+        folder, found = path.parent.lstat(), path.lstat()
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise ConnectionFailed(f"Cannot dial {url}: {why}.") from None
+    ours = (
+        path.is_absolute()
+        and os.path.normpath(path) == str(path)
+        and path.parent.name.startswith(FOLDER_PREFIX)
+        and stat.S_ISDIR(folder.st_mode)
+        and not folder.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+        and folder.st_uid in (0, os.geteuid())
+        and stat.S_ISSOCK(found.st_mode)
+    )
+    if not ours:
+        raise ConnectionFailed(
+            f"Cannot dial {url}: it is not a socket in a private folder of gymwire."
+        )
 
 
 def _remove_abandoned() -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from gymwire.protocol.errors import AddressError, ConnectionFailed
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.zap import Allow
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.interface import TICK_MS, Listener, Transport
+from gymwire.protocol.transport.private_folder import check_private_socket
 from gymwire.protocol.transport.router import Router
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer, UnixRouter
 
@@ -66,12 +66,7 @@ def _dial_zmq(url: str, key: KeyPair | None, server_key: bytes | None) -> Transp
 
 
 def _dial_ipc(url: str, key: KeyPair | None, server_key: bytes | None) -> Transport:
-    try:
-        found = Path(url.removeprefix("ipc://")).is_socket()
-    except OSError:  # in a folder of another user
-        found = False
-    if not found:
-        raise ConnectionFailed(f"Cannot dial {url}: there is no socket at this path.")
+    check_private_socket(url)
     return _dial_zmq(url, key, server_key)
 
 

@@ -28,6 +28,7 @@ from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.zap import Allow
 from gymwire.protocol.transport.context import authenticator, context, set_common_options
 from gymwire.protocol.transport.dealer import KEEP, ZERO_COPY
+from gymwire.protocol.transport.hosts import addresses_of
 from gymwire.protocol.transport.interface import (
     TICK_MS,
     Delivery,
@@ -145,11 +146,10 @@ class Router:
         self.urls: list[str] = []
         for url in checked:
             try:
-                socket.bind(url)
+                self.urls += _bind_all(socket, url)
             except zmq.ZMQError as error:
                 self.close()
                 raise ConfigurationError(_bind_failure(url, error, elsewhere)) from None
-            self.urls.append(_readable(socket.get_string(zmq.LAST_ENDPOINT)))
 
     @property
     def descriptor(self) -> int:
@@ -283,6 +283,29 @@ def _connection_socket(fd: int) -> Iterator[hostsocket.socket | None]:
         yield found
     finally:
         found.detach()
+
+
+def _bind_all(socket: zmq.Socket[bytes], url: str) -> list[str]:
+    """Bind each address of the host's name, at the same port; return the URLs. Raises ZMQError.
+
+    An address that this host lacks is left out if there is another one: /etc/hosts may name ::1 on
+    a host without IPv6.
+    """
+    bound: list[str] = []
+    missing = zmq.ZMQError(errno.EADDRNOTAVAIL)
+    for one in addresses_of(url):
+        host, _, port = one.rpartition(":")
+        try:
+            socket.bind(f"{host}:{bound[0].rpartition(':')[2] if bound else port}")
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.EAFNOSUPPORT):
+                raise
+            missing = error
+            continue
+        bound.append(_readable(socket.get_string(zmq.LAST_ENDPOINT)))
+    if not bound:
+        raise missing
+    return bound
 
 
 def _readable(url: str) -> str:

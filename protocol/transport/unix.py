@@ -19,6 +19,7 @@ from typing import Final
 from gymwire.protocol.codec import MAX_MESSAGE, Pieces
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
 from gymwire.protocol.transport.interface import TICK_MS, Delivery, LinkEvent, Received
+from gymwire.protocol.transport.private_folder import check_private_socket
 from gymwire.protocol.transport.stream import NOW, Stream
 
 SCHEME: Final = "unix://"
@@ -34,8 +35,8 @@ _IN: Final = 1  # select.EPOLLIN, without the attribute look-up per frame
 class UnixDealer(Stream):
     """A Unix stream `Transport`: one connection to a process of this host.
 
-    Each `link_events` reconnects it if it is down. Raises ConnectionFailed if nobody listens at the
-    URL, or nobody that this user may connect to.
+    Each `link_events` reconnects it if it is down. A peer chose the URL, so it must name a socket
+    in a private folder of gymwire, where this user or root listens. Raises ConnectionFailed.
     """
 
     takes_pieces = True
@@ -46,25 +47,26 @@ class UnixDealer(Stream):
         self.url = url
         self._path = url.removeprefix(SCHEME)
         self._events: list[LinkEvent] = []
-        why = self._connect()
-        if why:
-            raise ConnectionFailed(f"Cannot dial {url}: {why}.")
+        self._connect()
 
-    def _connect(self) -> str:
-        """Connect; return why that failed, or "" if it did not."""
-        if not hasattr(socket, "AF_UNIX") or not self._path.startswith("/"):
-            return "it is not an absolute path, or this system has no Unix sockets"
+    def _connect(self) -> None:
+        """Connect. Raises ConnectionFailed."""
+        if not CAN_LISTEN:
+            raise ConnectionFailed(f"Cannot dial {self.url}: this system cannot listen there.")
+        check_private_socket(self.url)
         with contextlib.ExitStack() as stack:
             try:
                 sock = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
                 sock.setblocking(False)  # connect would wait for a listener that does not accept
                 sock.connect(self._path)
-            except (OSError, ValueError) as error:
-                return getattr(error, "strerror", None) or str(error)
+            except OSError as error:
+                why = error.strerror or error
+                raise ConnectionFailed(f"Cannot dial {self.url}: {why}.") from None
+            if not _is_ours(sock):
+                raise ConnectionFailed(f"Cannot dial {self.url}: another user listens there.")
             stack.pop_all()
         self.start(sock, TICK_MS)
         self._events.append(LinkEvent(True, -1))
-        return ""
 
     def end(self) -> None:
         """Close the connection; `link_events` makes a new one."""
@@ -108,7 +110,8 @@ class UnixDealer(Stream):
     def link_events(self) -> list[LinkEvent]:
         """Return the connections made and lost since the last call; reconnect if necessary."""
         if not self.up:
-            self._connect()
+            with contextlib.suppress(ConnectionFailed):
+                self._connect()
         elif self.unsent is not None:
             self.flush_pending(NOW)
         events, self._events = self._events, []

@@ -8,11 +8,12 @@ from typing import Any
 
 import gymnasium
 import pytest
+import structlog.testing
 from gymnasium.spaces import Discrete
 
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
-from gymwire.env_agent.loop import ServingLoop
+from gymwire.env_agent.loop import WARN_EVERY_S, ServingLoop
 from gymwire.protocol import values
 from gymwire.protocol.codec import COMPACT, HEADER, MAGIC, PLAIN, read_header
 from gymwire.protocol.errors import EnvironmentFailed, GymwireError
@@ -212,6 +213,23 @@ def test_an_action_that_cannot_be_printed_is_refused(body: bytes) -> None:
         assert isinstance(reply, Error)
         assert execute(network, loop, frame) == reply  # the repetition of the request
         assert loop.current_request is None
+        assert_serves(network)
+
+
+GARBAGE = [b"", b"x", b"GET / HTTP/1.1", bytes(16), HEADER.pack(MAGIC, VERSION, 99, 0, 0, 1, 1)]
+
+
+def test_invalid_frames_are_counted_and_seldom_logged() -> None:
+    with Network() as network:
+        loop = network.env_agent(SERVICE)
+        dealer = next(one for one in network.connections() if one.loop is loop)
+        with structlog.testing.capture_logs() as entries:
+            for frame in GARBAGE * 200:
+                dealer.arrived(frame)
+            network.pass_time(WARN_EVERY_S + 1)
+            dealer.arrived(b"x")
+        logged = [entry for entry in entries if entry["event"] == "invalid frame"]
+        assert [entry["invalid_frames"] for entry in logged] == [1, 1001]
         assert_serves(network)
 
 

@@ -4,7 +4,13 @@ import re
 
 import pytest
 
-from gymwire.protocol.address import Address, check_url, is_local, nearest, parse_address
+from gymwire.protocol.address import (
+    Address,
+    check_url,
+    is_local,
+    nearest,
+    parse_address,
+)
 from gymwire.protocol.errors import AddressError
 
 

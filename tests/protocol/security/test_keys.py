@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -114,3 +115,17 @@ def test_no_half_of_a_pair_is_left_where_the_disk_is_full(
     with pytest.raises(ConfigurationError, match=f"Cannot write .*{full}: No space left"):
         generate("a", tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("read", [load, lambda path: load_public(str(path))])
+def test_a_file_without_an_end_is_refused(read: Callable[[Path], object]) -> None:
+    with pytest.raises(ConfigurationError, match="/dev/zero is not a key file: it has more than"):
+        read(Path("/dev/zero"))
+
+
+def test_only_the_allowed_bytes_of_a_large_file_are_read(tmp_path: Path) -> None:
+    path = tmp_path / "large.key"
+    with path.open("wb") as file:
+        file.truncate(2**40)  # a sparse file
+    with pytest.raises(ConfigurationError, match=r"large\.key is not a key file"):
+        load(path)

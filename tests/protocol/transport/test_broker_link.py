@@ -17,6 +17,7 @@ from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.interface import LinkEvent
 from gymwire.protocol.transport.polling import wait_among
+from gymwire.protocol.transport.private_folder import FOLDER_PREFIX
 from gymwire.protocol.transport.router import Router
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer
 
@@ -230,7 +231,7 @@ def test_a_flood_over_a_local_channel_closes_it(broker: Server) -> None:
 
 def test_without_an_answer_to_attach_the_link_uses_zeromq() -> None:
     """A broker that is short of descriptors does not accept new connections."""
-    folder = Path(tempfile.mkdtemp(prefix="channel-"))
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
     router = Router(["tcp://127.0.0.1:*"])
     try:
         with socket.socket(socket.AF_UNIX) as listener, linked(router.urls[0]) as link:
@@ -267,6 +268,78 @@ def test_a_missing_socket_is_skipped(broker: Server) -> None:
         )
         assert local_channel_of(link) is None
         assert finds(link)
+
+
+TOKEN = b"t" * 16
+
+
+@contextlib.contextmanager
+def other_socket(folder_prefix: str, mode: int) -> Iterator[tuple[str, socket.socket]]:
+    """Lend the path of a listening socket that does not expect gymwire's frames."""
+    folder = Path(tempfile.mkdtemp(prefix=folder_prefix))
+    folder.chmod(mode)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{folder}/database")
+        listener.listen()
+        listener.setblocking(False)
+        yield f"{folder}/database", listener
+    shutil.rmtree(folder)
+
+
+def was_dialled(listener: socket.socket) -> bool:
+    try:
+        listener.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(
+    ("prefix", "mode", "url", "token", "broker_url"),
+    [
+        ("database-", 0o700, "unix://{path}", TOKEN, "tcp://127.0.0.1:9"),
+        (FOLDER_PREFIX, 0o755, "unix://{path}", TOKEN, "tcp://127.0.0.1:9"),
+        (FOLDER_PREFIX, 0o700, "unix://{folder}/../{name}/database", TOKEN, "tcp://127.0.0.1:9"),
+        (FOLDER_PREFIX, 0o700, "unix://{path}", b"FLUSHALL\r\n", "tcp://127.0.0.1:9"),
+        (FOLDER_PREFIX, 0o700, "unix://{path}", TOKEN * 2, "tcp://127.0.0.1:9"),
+        (FOLDER_PREFIX, 0o700, "unix://{path}", b"", "tcp://127.0.0.1:9"),
+        (FOLDER_PREFIX, 0o700, "unix://{path}", TOKEN, "tcp://192.0.2.1:9"),
+        (FOLDER_PREFIX, 0o700, "unix://{path}", TOKEN, "tcp://[2001:db8::1]:9"),
+        (FOLDER_PREFIX, 0o700, "unix://{path}", TOKEN, "tcp://nowhere.invalid:9"),
+        (FOLDER_PREFIX, 0o700, "unix://{link}", TOKEN, "tcp://127.0.0.1:9"),
+        (FOLDER_PREFIX, 0o700, "unix://{linked_folder}/database", TOKEN, "tcp://127.0.0.1:9"),
+    ],
+)
+def test_a_broker_cannot_have_another_socket_dialled(
+    prefix: str, mode: int, url: str, token: bytes, broker_url: str
+) -> None:
+    with other_socket(prefix, mode) as (path, listener), linked(broker_url) as link:
+        folder = Path(path).parent
+        link_to_socket, link_to_folder = folder / "link", folder.with_name(folder.name + "-link")
+        link_to_socket.symlink_to(path)
+        link_to_folder.symlink_to(folder)
+        named = url.format(
+            path=path,
+            folder=folder,
+            name=folder.name,
+            link=link_to_socket,
+            linked_folder=link_to_folder,
+        )
+        link.handle_welcome(Welcome(1, "", "", 1000, 1.0, named, token))
+        link_to_folder.unlink()
+        assert link._pending is None
+        assert not was_dialled(listener)
+
+
+def test_a_socket_of_another_user_gets_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    with other_socket(FOLDER_PREFIX, 0o700) as (path, listener):
+        monkeypatch.setattr("gymwire.protocol.transport.unix._is_ours", lambda _sock: False)
+        with linked("tcp://127.0.0.1:9") as link:
+            link.handle_welcome(Welcome(1, "", "", 1000, 1.0, f"unix://{path}", TOKEN))
+            assert link._pending is None
+        accepted, _ = listener.accept()
+        with accepted:
+            assert accepted.recv(100) == b""
 
 
 def test_a_ping_of_the_broker_uses_zeromq(broker: Server) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import itertools
+import socket as hostsocket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +12,7 @@ import zmq
 
 from gymwire.protocol.errors import AddressError, ConfigurationError
 from gymwire.protocol.transport.context import context
-from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.dealer import Dealer, _make_dealer
 from gymwire.protocol.transport.interface import Delivery, LinkEvent, Received
 from gymwire.protocol.transport.router import Router, fd_of
 
@@ -123,6 +125,22 @@ def test_a_peer_that_does_not_read_never_stops_the_sender(router: Router) -> Non
         frame = bytes(60_000)
         full = (router.send(rid, frame) is Delivery.FULL for _ in itertools.repeat(None, 20_000))
         assert any(full)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a full backlog swallows packets on Linux")
+def test_an_attempt_to_connect_to_a_host_that_swallows_packets_is_given_up() -> None:
+    """The next attempt resolves the name again: the broker may have moved."""
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(hostsocket.create_server(("127.0.0.1", 0), backlog=0))
+        for _ in range(3):  # nobody accepts them, so the kernel drops what comes after
+            filler = stack.enter_context(hostsocket.socket())
+            filler.setblocking(False)
+            filler.connect_ex(full.getsockname())
+        dealer = stack.enter_context(_make_dealer(b"\x01" + bytes(15), None, None, 1000))
+        monitor = stack.enter_context(dealer.get_monitor_socket(zmq.Event.CONNECT_RETRIED))
+        dealer.connect(f"tcp://127.0.0.1:{full.getsockname()[1]}")
+        assert monitor.poll(20_000)
+        dealer.disable_monitor()
 
 
 def test_without_a_connection_nothing_is_queued() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,6 +16,7 @@ from gymwire.protocol.errors import AddressError, ConfigurationError, Connection
 from gymwire.protocol.transport import registry
 from gymwire.protocol.transport.interface import Delivery, Listener, Received, Transport
 from gymwire.protocol.transport.polling import wait_among
+from gymwire.protocol.transport.private_folder import FOLDER_PREFIX
 from gymwire.protocol.transport.registry import (
     SCHEMES,
     ListenOptions,
@@ -31,7 +33,7 @@ AVAILABLE = [name for name, scheme in SCHEMES.items() if scheme.can_listen]
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    made = Path(tempfile.mkdtemp(prefix="reg-"))  # pytest's own paths may be too long
+    made = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))  # pytest's own paths may be too long
     yield made
     shutil.rmtree(made)
 
@@ -107,6 +109,14 @@ def test_the_first_url_that_can_be_dialled_is_used() -> None:
         assert transport.url == urls[2]
     with pytest.raises(AddressError, match="cannot be dialled from this host"):
         dial_first(urls[:2])
+
+
+@pytest.mark.parametrize("scheme", ["unix", "ipc"])
+def test_a_socket_outside_the_private_folders_is_not_dialled(scheme: str, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(tmp_path):
+        listener.bind("database")
+        with pytest.raises(ConnectionFailed, match="not a socket in a private folder of gymwire"):
+            dial(f"{scheme}://{tmp_path}/database")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
 from gymwire.protocol.transport import unix as unix_sockets
 from gymwire.protocol.transport.interface import Delivery, LinkEvent, Received
 from gymwire.protocol.transport.polling import wait_among
+from gymwire.protocol.transport.private_folder import FOLDER_PREFIX
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer, UnixRouter
 
 pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system's Unix sockets cannot do it")
@@ -30,7 +31,7 @@ SIZES = [24, 25, 4_000, 8_188, 8_189, 70_000, 1024 * 1024, 9_000_000]
 
 @pytest.fixture
 def url() -> Iterator[str]:
-    folder = Path(tempfile.mkdtemp(prefix="unix-"))  # pytest's own paths may be too long
+    folder = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))  # pytest's own paths may be too long
     yield f"unix://{folder}/socket"
     shutil.rmtree(folder)
 

@@ -1,0 +1,136 @@
+"""What libzmq does if a peer floods a socket that nobody reads, and then resets the connection.
+
+Each combination of options runs in a process of its own, because some abort it (docs/design.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any, Final
+
+import pytest
+import zmq
+
+IVL_MS: Final = 400
+FLOOD: Final = 40  # messages, more than the small queues hold
+
+# Dials the port of the first argument and never receives. Ends once it has dialled again, or once
+# several heartbeats were due after that.
+DIAL: Final = """
+import sys, zmq
+from zmq.utils.monitor import recv_monitor_message
+socket = zmq.Context().socket(zmq.DEALER)
+socket.linger = 0
+for option in sys.argv[2:]:
+    name, value = option.split("=")
+    socket.setsockopt(getattr(zmq, name), int(value))
+monitor = socket.get_monitor_socket(zmq.Event.HANDSHAKE_SUCCEEDED)
+socket.connect(f"tcp://127.0.0.1:{sys.argv[1]}")
+recv_monitor_message(monitor)
+monitor.poll(1200)
+import os
+os._exit(0)
+"""
+
+LIVENESS: Final = """
+import os, sys, threading
+from gymwire.protocol.transport.dealer import LivenessConnection
+connection = LivenessConnection(f"tcp://127.0.0.1:{sys.argv[1]}", os.urandom(16))
+threading.Thread(target=connection.hold, daemon=True).start()
+sys.stdin.read()
+connection.release()
+os._exit(0)
+"""
+
+
+def receive_exactly(peer: socket.socket, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        part = peer.recv(size - len(data))
+        assert part, "the connection ended"
+        data += part
+    return data
+
+
+def shake_hands(peer: socket.socket) -> None:
+    """Greet as a ROUTER that speaks ZMTP 3.0 without keys."""
+    peer.sendall(
+        b"\xff" + bytes(8) + b"\x7f\x03\x00" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31)
+    )
+    receive_exactly(peer, 64)
+    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"ROUTER"
+    peer.sendall(bytes((4, len(ready))) + ready)
+    _, size = receive_exactly(peer, 2)
+    receive_exactly(peer, size)
+
+
+def reset(peer: socket.socket) -> None:
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    peer.close()
+
+
+@contextlib.contextmanager
+def dialling(program: str, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
+    """Lend a process that dials a listening socket, and that socket."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(20)
+        command = [sys.executable, "-c", program, str(listener.getsockname()[1]), *options]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+            try:
+                yield process, listener
+            finally:
+                process.kill()
+
+
+def flood_and_reset(listener: socket.socket, parts: int) -> None:
+    """Accept a connection, send many messages over it, and reset it once they were handled."""
+    peer, _ = listener.accept()
+    peer.settimeout(20)
+    shake_hands(peer)
+    message = b"".join(bytes((part < parts - 1, 9)) + b"x" * 9 for part in range(parts))
+    peer.sendall(message * FLOOD)
+    peer.settimeout(2 * IVL_MS / 1000)
+    with contextlib.suppress(TimeoutError):  # until the first heartbeat, if any are sent
+        peer.recv(1000)
+    reset(peer)
+
+
+HEARTBEATS: Final = (f"HEARTBEAT_IVL={IVL_MS}", "HEARTBEAT_TIMEOUT=4000", "HEARTBEAT_TTL=4000")
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+@pytest.mark.parametrize(
+    "options",
+    [(*HEARTBEATS, "RCVHWM=0"), (*HEARTBEATS, "CONFLATE=1"), ("RCVHWM=10",)],
+    ids=["heartbeats, unlimited", "heartbeats, last message", "no heartbeats, limited"],
+)
+def test_these_combinations_are_safe(options: tuple[str, ...], parts: int) -> None:
+    with dialling(DIAL, *options) as (process, listener):
+        flood_and_reset(listener, parts)
+        assert process.wait(20) == 0
+
+
+@pytest.mark.skipif(zmq.zmq_version() != "4.3.5", reason="a defect of libzmq 4.3.5")
+@pytest.mark.skipif(sys.platform != "linux", reason="seen with epoll")
+def test_heartbeats_with_a_limited_queue_abort_the_process() -> None:
+    with dialling(DIAL, *HEARTBEATS, "RCVHWM=10") as (process, listener):
+        flood_and_reset(listener, 1)
+        assert process.wait(20) == -signal.SIGABRT
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_liveness_connection_survives_a_flood_and_a_reset(parts: int) -> None:
+    with dialling(LIVENESS) as (process, listener):
+        for _ in range(2):  # it dials again after a reset
+            flood_and_reset(listener, parts)
+        peer, _ = listener.accept()
+        with contextlib.closing(peer):
+            shake_hands(peer)
+            process.communicate(b"", timeout=20)
+        assert process.returncode == 0
