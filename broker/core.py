@@ -239,8 +239,7 @@ class Core:
                     self._journal.note("offer accepted", address=address, env=env, host=peer.host)
                 return [Send.message(peer.rid, Offered(address), 0, header.seq)]
             case Withdraw():
-                if message.address in peer.offers:
-                    peer.draining.add(message.address)
+                self._peers.withdraw(peer, message.address)
                 return []
             case Find():
                 found = Found(directory.listing(self._tables, message.address, peer.rights))

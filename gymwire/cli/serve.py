@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -58,7 +57,7 @@ class Options(AgentOptions):
 def command(options: Options, output: Output) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
     if options.workers > 1 and options.worker is None:
-        return _supervise(options.arguments, options.workers)
+        return _supervise(options)
     try:
         agent = make_agent(options)
         agent.install_signals()
@@ -118,11 +117,11 @@ def _end_with_parent(agent: Agent, token: Path | None) -> None:
         continue
     if token is not None:
         token.unlink(missing_ok=True)
-    agent.stop()
+    agent.end(drain=False)
 
 
-def _supervise(arguments: Sequence[str], workers: int) -> int:
-    supervisor = Supervisor(arguments, workers)
+def _supervise(options: Options) -> int:
+    supervisor = Supervisor(options.arguments, options.workers, options.grace_s)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: supervisor.stop(got))
     return supervisor.run()
