@@ -213,7 +213,7 @@ class Core:
             if peer.key != sender.key:  # somebody guesses routing ids
                 text = "This routing id belongs to another connection."
                 raise Refusal(Code.DENIED, text)
-            peer.heard, peer.hung_up = now, False
+            peer.heard, peer.hung_up, peer.may_be_closing = now, False, False
         unread = header.kind < CONTROL_KINDS or header.kind is Kind.OPENED
         if not unread and len(data) > MAX_CONTROL:
             raise Refusal(
