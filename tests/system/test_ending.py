@@ -5,13 +5,17 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gymwire import ProxyEnv
+from gymwire.env_agent.workers import Supervisor
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import GymwireError
 from tests.processes import Program, Programs, programs
@@ -170,3 +174,26 @@ def test_workers_end_with_a_killed_supervisor(started: Programs, tmp_path: Path)
         agent.process.kill()
         with contextlib.closing(BrokerConnection(url)) as connection:
             eventually(lambda: not connection.find("gated"))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_worker_that_does_not_handle_signals_yet_has_nothing_to_cut_off(
+    monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    starting = [sys.executable, "-c", "import signal; print(flush=True); signal.pause()"]
+    popen = subprocess.Popen
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(_arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+        process = popen(starting, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, **options)
+        assert process.stdout is not None
+        process.stdout.readline()
+        started.append(process)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    supervisor = Supervisor([], 2, 60.0)
+    supervisor.stop(number)
+    assert supervisor.run() == 0
+    for process in started:
+        process.communicate()
