@@ -141,7 +141,7 @@ class Supervisor:
             if time.monotonic() > deadline:
                 self._log.error("cut off", workers=_kill(alive), grace_s=self._grace_s)
             time.sleep(0.05)
-        # A worker that was still starting, and so did not handle the signal, had nothing to cut off.
+        # A worker that was still starting did not handle the signal, and had nothing to cut off.
         complete = (0, -number, 128 + number)
         return 0 if all(process.returncode in complete for process in alive) else CUT_OFF
 
