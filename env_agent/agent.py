@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import signal
@@ -15,7 +16,7 @@ from typing import NoReturn
 
 import structlog
 
-from gymwire.env_agent import signals
+from gymwire.env_agent import failure_reports, signals
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.progress_reporter import ProgressReporter
@@ -98,6 +99,14 @@ class Agent:
         Raises the GymwireError that prevents it. Ends the process with the status CUT_OFF if a
         step or an environment's `close` does not end in time.
         """
+        try:
+            self._run()
+        except Exception as error:
+            if isinstance(error, GymwireError) or not _is_descriptors(error):
+                raise
+            raise _explained(error) from error
+
+    def _run(self) -> None:
         first, *others = self._loops
         offers = self._describe(first.host.environments)
         self._is_described = True
@@ -184,6 +193,9 @@ class Agent:
                 loop.run()
         except GymwireError as error:
             self._failure = error
+            self.stop()
+        except BaseException as error:  # noqa: BLE001 - `run` raises it in the main thread
+            self._failure = _explained(error)
             self.stop()
         finally:
             self._loop_ended(index)
@@ -280,3 +292,21 @@ class Agent:
     def install_signals(self) -> None:
         """End on SIGTERM and on Ctrl-C. Call this in the main thread."""
         signals.watch(self.on_signal)
+
+
+def _is_descriptors(error: BaseException) -> bool:
+    """Return whether the error is that no more files or sockets can be opened."""
+    return getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
+
+
+def _explained(error: BaseException) -> GymwireError:
+    """Return the error of an agent that cannot serve because of this error."""
+    if _is_descriptors(error):
+        return ConfigurationError(
+            f"This env agent cannot open enough files and sockets: {error}. Raise the limit on "
+            f"open files (ulimit -n), or use fewer --threads."
+        )
+    return GymwireError(
+        f"A serving thread ended, a bug in gymwire: {failure_reports.summary(error)}. "
+        f"Start the env agent again, and report the bug."
+    )

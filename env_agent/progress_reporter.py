@@ -32,7 +32,7 @@ class ProgressReporter(threading.Thread):
         self, make_dealer: Callable[[], Dealer], loops: Sequence[ServingLoop], agent: bytes
     ) -> None:
         super().__init__(name="progress", daemon=True)
-        self._make_dealer = make_dealer
+        self._link = BrokerLink(make_dealer())  # here, so that the caller sees a failure
         self._loops = loops
         self._agent = agent
         self._stopping = threading.Event()
@@ -40,7 +40,7 @@ class ProgressReporter(threading.Thread):
 
     def run(self) -> None:
         """Run the thread."""
-        link = BrokerLink(self._make_dealer())
+        link = self._link
         handshake = Handshake(link, Role.PROGRESS, self._agent, self._sessions)
         next_report = 0.0
         try:
