@@ -6,12 +6,10 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
@@ -56,13 +54,17 @@ class Supervisor:
 
         It is MISCONFIGURED if a worker cannot start, and CUT_OFF if something was cut off.
         """
-        handle, token = tempfile.mkstemp(prefix="gymwire-")
-        os.close(handle)
-        once = ("--report-once", token)  # only one worker reports what prevents all from starting
-        workers = [
-            Worker(index, self._start(index, *once), time.monotonic())
-            for index in range(self._count)
-        ]
+        # Only one worker reports what prevents all from starting: the one that reads this byte.
+        readable, writable = os.pipe()
+        os.write(writable, b"1")
+        os.close(writable)
+        try:
+            workers = [
+                Worker(index, self._start(index, report_once=readable), time.monotonic())
+                for index in range(self._count)
+            ]
+        finally:
+            os.close(readable)
         status = 0
         try:
             while not self._stop.wait(0.1):
@@ -72,7 +74,6 @@ class Supervisor:
                         self._stop.set()
         finally:
             ended = self._end(workers)
-            Path(token).unlink(missing_ok=True)
         return status or ended
 
     def stop(self, number: int) -> None:
@@ -87,7 +88,10 @@ class Supervisor:
         """
         return ["--worker", str(index), *more, *self._arguments]
 
-    def _start(self, index: int, *more: str) -> subprocess.Popen[bytes]:
+    def _start(self, index: int, report_once: int | None = None) -> subprocess.Popen[bytes]:
+        # Descriptors cannot be passed on Windows, where all workers report.
+        passed = () if report_once is None or sys.platform == "win32" else (report_once,)
+        more = [text for number in passed for text in ("--report-once", str(number))]
         arguments = self.arguments_of(index, *more)
         # Each worker has a process session of its own, so that a terminal's Ctrl-C reaches it
         # once: from this process.
@@ -95,6 +99,7 @@ class Supervisor:
             [sys.executable, "-m", "gymwire.env_agent", *arguments],
             stdin=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=passed,
         )
 
     def _supervise(self, worker: Worker, now: float) -> bool:
@@ -130,7 +135,8 @@ class Supervisor:
         """
         alive = [worker.process for worker in workers if worker.process.poll() is None]
         number = self._signals[0] if self._signals else signal.SIGTERM
-        self._log.info("stopping", workers=len(alive), at_most_s=self._grace_s)
+        if self._signals:
+            self._log.info("stopping", workers=len(alive), at_most_s=self._grace_s)
         for process in alive:
             process.send_signal(number)
         deadline = time.monotonic() + self._grace_s + LAST_S

@@ -404,9 +404,9 @@ OPTIONS = (
     ),
     Option(
         keyword="report_once",
-        kind=kinds.FILE,
+        kind=kinds.NATURAL,
         commands=("serve",),
-        help="the worker that can remove this file prints the error that stops them all",
+        help="the worker that reads a byte from this pipe prints the error that stops them all",
         internal=True,
     ),
 )
