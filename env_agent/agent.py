@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import faulthandler
 import os
 import secrets
 import signal
@@ -31,6 +33,8 @@ from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
 
 MAX_THREADS = 8
 CLOSE_S = 1.0  # for closing sessions that are between two requests when the grace is over
+MAX_GRACE_S = 1e9  # timers accept no more, and not 'inf'
+LAST_S = 3.0  # how much longer than the grace the process may take, with all its exit handlers
 CUT_OFF = 1  # exit status if a step or an environment's `close` did not end in time
 
 
@@ -70,7 +74,7 @@ class Agent:
         self._make_liveness = make_liveness
         self._direct = direct
         self._wait_s = wait_s
-        self._grace_s = grace_s
+        self._grace_s = min(grace_s, MAX_GRACE_S)
         self._id = secrets.token_bytes(16)
         max_slots = max(service.max_sessions for service in services)
         self._loops = [
@@ -232,6 +236,11 @@ class Agent:
         self._signals += 1
         if self._signals > 1:
             os._exit(128 + number)
+        # Not a thread of this interpreter: these end before what runs at its exit does.
+        with contextlib.suppress(OSError):
+            faulthandler.dump_traceback_later(
+                self._grace_s + LAST_S, exit=True, file=os.open(os.devnull, os.O_WRONLY)
+            )
         self.end(drain=number == signal.SIGTERM)
 
     def end(self, *, drain: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ class Gated(Odd):
     def __init__(self, render_mode: str | None = None, *, gate: str, where: str) -> None:
         self._gate, self._where = Path(gate), where
         self._wait("constructor")
+        atexit.register(self._wait, "exit")
         super().__init__(render_mode)
 
     def _wait(self, where: str) -> None:

@@ -129,7 +129,7 @@ def test_a_second_signal_ends_at_once(
     started: Programs, tmp_path: Path, number: signal.Signals, workers: tuple[str, ...]
 ) -> None:
     _, url = started.broker()
-    agent = serve(started, url, tmp_path / "gate", "step", "--grace", "3600", *workers)
+    agent = serve(started, url, tmp_path / "gate", "step", "--grace", "inf", *workers)
     with stepping(url, tmp_path / "gate"):
         agent.process.send_signal(number)
         agent.wait_for("stopping")
@@ -165,6 +165,17 @@ def test_a_constructor_that_hangs_before_the_offer_is_abandoned(
     agent.process.send_signal(number)
     assert agent.wait() == 1
     agent.wait_for("cut off")
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_exit_handler_that_hangs_is_abandoned(
+    started: Programs, tmp_path: Path, number: signal.Signals
+) -> None:
+    _, url = started.broker()
+    agent = serve(started, url, tmp_path / "gate", "exit", "--grace", "0.5")
+    agent.process.send_signal(number)
+    assert agent.wait() == 1
+    assert (tmp_path / "gate.entered").exists()
 
 
 def test_workers_end_with_a_killed_supervisor(started: Programs, tmp_path: Path) -> None:
