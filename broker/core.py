@@ -213,7 +213,7 @@ class Core:
             if peer.key != sender.key:  # somebody guesses routing ids
                 text = "This routing id belongs to another connection."
                 raise Refusal(Code.DENIED, text)
-            peer.heard, peer.hung_up = now, False
+            peer.heard, peer.hung_up, peer.may_be_closing = now, False, False
         unread = header.kind < CONTROL_KINDS or header.kind is Kind.OPENED
         if not unread and len(data) > MAX_CONTROL:
             raise Refusal(
@@ -239,8 +239,7 @@ class Core:
                     self._journal.note("offer accepted", address=address, env=env, host=peer.host)
                 return [Send.message(peer.rid, Offered(address), 0, header.seq)]
             case Withdraw():
-                if message.address in peer.offers:
-                    peer.draining.add(message.address)
+                self._peers.withdraw(peer, message.address)
                 return []
             case Find():
                 found = Found(directory.listing(self._tables, message.address, peer.rights))

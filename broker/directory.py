@@ -4,7 +4,8 @@ The broker chooses among the serving loops that offer the address, are connected
 and have a free slot there. If the address is pinned, only those of its identity count. Among them
 it prefers, in this order,
 
-1. a loop in which no session is in a long step, since a loop runs one request at a time;
+1. a loop in which no session is in a long step, and that has sent a message to the broker since a
+   session of it ended, since a loop runs one request, or closes one environment, at a time;
 2. a loop of the process (the same `agent` in HELLO) with the fewest sessions, counted over all of
    its loops and addresses, since the loops of a process share one interpreter;
 3. the loop with the fewest sessions, counted over all of its addresses;
@@ -76,7 +77,7 @@ def choose_loop(tables: Tables, address: Address, rights: Rights, now: float) ->
     def load(peer: Peer) -> tuple[bool, int, int]:
         sessions = tables.sessions_at(peer)
         in_step = any(session.in_step(now) for session in sessions)
-        return in_step, process_load[peer.agent], len(sessions)
+        return in_step or peer.may_be_closing, process_load[peer.agent], len(sessions)
 
     return min(free, key=load)
 

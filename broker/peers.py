@@ -144,6 +144,20 @@ class Peers:
         self._remove(peer)
         return sends
 
+    def withdraw(self, peer: Peer, address: str) -> None:
+        """Open no new sessions at this address of a serving loop.
+
+        The progress connection of a process withdraws the address for all of its loops, since a
+        loop in a long step cannot do so itself.
+        """
+        if peer.role != Role.PROGRESS:
+            if address in peer.offers:
+                peer.draining.add(address)
+            return
+        for loop in self._tables.loops(address):
+            if (loop.agent, loop.key) == (peer.agent, peer.key):
+                loop.draining.add(address)
+
     def expire(self, now: float) -> list[Send]:
         """Remove lost peers: serving loops after the grace period, others without sessions."""
         sends: list[Send] = []

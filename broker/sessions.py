@@ -196,6 +196,7 @@ class Sessions:
     def drop(self, session: Session, loss: str | None) -> None:
         """Forget a session and count its end. `loss`: see `Loss`; None: it was closed."""
         self._tables.drop_session(session)
+        session.loop.may_be_closing = True
         if session.learner is not None:
             self._quotas.end_session(session.learner.key, session.sid)
         if session.is_open:

@@ -32,6 +32,7 @@ class Peer:
     rights: Rights = EVERYTHING
     lost_at: float | None = None  # when sending to it failed; None: connected
     heard: float = 0.0  # when it last sent a message to the broker itself
+    may_be_closing: bool = False  # a session there has ended, and it has not been heard since then
     hung_up: bool = False  # the broker has closed its connection since then
     offers: dict[str, Offer] = field(default_factory=dict)
     offer_bytes: dict[str, int] = field(default_factory=dict)  # memory that each offer takes

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import faulthandler
 import os
 import secrets
 import signal
@@ -11,9 +14,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NoReturn
 
 import structlog
 
+from gymwire.env_agent import failure_reports, signals
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.progress_reporter import ProgressReporter
@@ -27,6 +32,10 @@ from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
 
 MAX_THREADS = 8
+CLOSE_S = 1.0  # for closing sessions that are between two requests when the grace is over
+MAX_GRACE_S = 1e9  # timers accept no more, and not 'inf'
+LAST_S = 3.0  # how much longer than the grace the process may take, with all its exit handlers
+CUT_OFF = 1  # exit status if a step or an environment's `close` did not end in time
 
 
 class Agent:
@@ -44,7 +53,8 @@ class Agent:
         threads: how many sessions can execute a step at the same time (default: one for each
             slot, at most MAX_THREADS).
         wait_s: how long to wait for the broker, in seconds.
-        grace_s: how long sessions may continue after `drain`, in seconds.
+        grace_s: how long running steps, closing environments, and after SIGTERM sessions may
+            continue before they are cut off, in seconds.
     """
 
     def __init__(
@@ -64,7 +74,7 @@ class Agent:
         self._make_liveness = make_liveness
         self._direct = direct
         self._wait_s = wait_s
-        self._grace_s = grace_s
+        self._grace_s = min(grace_s, MAX_GRACE_S)
         self._id = secrets.token_bytes(AGENT_SIZE)
         max_slots = max(service.max_sessions for service in services)
         self._loops = [
@@ -81,18 +91,36 @@ class Agent:
         self._registered = 0  # loops whose offers the broker has confirmed
         self._failure: GymwireError | None = None
         self._signals = 0
+        self._ending = threading.Event()
+        self._is_described = False
+        self._reporter: ProgressReporter | None = None
+        self._ended = threading.Condition()
+        self._running = set(range(len(self._loops)))  # the indices of loops that have not ended
 
     def run(self) -> None:
-        """Offer and serve until `stop` or `drain`. Raises the GymwireError that prevents it."""
+        """Offer and serve until `stop` or a signal.
+
+        Raises the GymwireError that prevents it. Ends the process with the status CUT_OFF if a
+        step or an environment's `close` does not end in time.
+        """
+        try:
+            self._run()
+        except Exception as error:
+            if isinstance(error, GymwireError) or not _is_descriptors(error):
+                raise
+            raise _explained(error) from error
+
+    def _run(self) -> None:
         first, *others = self._loops
         offers = self._describe(first.host.environments)
+        self._is_described = True
         if not first.connect(self._share(offers, 0), self._wait_s):
             return
         threads = [
             threading.Thread(target=self._run_loop, args=(i, offers), name=f"loop-{i}", daemon=True)
             for i in range(1, len(self._loops))
         ]
-        reporter = ProgressReporter(self._make_dealer, self._loops, self._id)
+        reporter = self._reporter = ProgressReporter(self._make_dealer, self._loops, self._id)
         liveness = self._make_liveness(self._id)
         holder = threading.Thread(target=liveness.hold, name="liveness", daemon=True)
         for thread in (*threads, reporter, holder):
@@ -101,16 +129,19 @@ class Agent:
         try:
             first.run()
         finally:
-            for loop in others:
-                loop.stop.set()
-            for thread in threads:
-                thread.join(timeout=2.0)
+            self._loop_ended(0)
+            if not self._ending.is_set():
+                for loop in others:
+                    loop.stop.set()
+            complete = self._wait_for_loops(self._grace_s + CLOSE_S)
             reporter.stop()
             liveness.release()
             for thread in (reporter, holder):
                 thread.join(timeout=2.0)
         if self._failure is not None:
             raise self._failure
+        if not complete:
+            self._cut_off(self._describe_running())
 
     def _make_transports(self, index: int) -> Transports:
         """Dial the broker, and listen for direct connections to the loop with this index."""
@@ -139,7 +170,7 @@ class Agent:
                 offers.append(environments.describe(service, service.max_sessions, url))
             except GymwireError:
                 raise
-            except Exception as error:
+            except BaseException as error:
                 raise ConfigurationError(
                     f"{service.factory.name} cannot be made: {type(error).__name__}: {error}"
                 ) from error
@@ -167,6 +198,11 @@ class Agent:
         except GymwireError as error:
             self._failure = error
             self.stop()
+        except BaseException as error:  # noqa: BLE001 - `run` raises it in the main thread
+            self._failure = _explained(error)
+            self.stop()
+        finally:
+            self._loop_ended(index)
 
     def _loop_registered(self, offers: Sequence[Offer]) -> None:
         """Log the offers once all loops, and so all slots, are registered."""
@@ -191,29 +227,95 @@ class Agent:
         for loop in self._loops:
             loop.stop.set()
 
-    def drain(self) -> None:
-        """Accept no new sessions; stop when the open ones have ended, or after `grace_s`."""
+    def on_signal(self, number: int) -> None:
+        """End as docs/reliability.md describes; a second signal ends the process immediately.
+
+        After SIGTERM, sessions may continue until they end or `grace_s` is over. After Ctrl-C
+        each loop ends after its current request.
+        """
+        self._signals += 1
+        if self._signals > 1:
+            os._exit(128 + number)
+        # Not a thread of this interpreter: these end before what runs at its exit does.
+        with contextlib.suppress(OSError):
+            faulthandler.dump_traceback_later(
+                self._grace_s + LAST_S, exit=True, file=os.open(os.devnull, os.O_WRONLY)
+            )
+        self.end(drain=number == signal.SIGTERM)
+
+    def end(self, *, drain: bool) -> None:
+        """Withdraw the offers, and end within `grace_s`; for a thread other than the main one.
+
+        Args:
+            drain: whether the sessions may continue until they end or `grace_s` is over.
+        """
+        with self._lock:
+            if self._ending.is_set():
+                return
+            self._ending.set()
+        if not self._is_described:
+            self._cut_off(["the constructor of the first environment"])
         for loop in self._loops:
             loop.drain.set()
-        threading.Thread(target=self._stop_when_idle, name="drain", daemon=True).start()
+        if not drain:
+            self.stop()
+        if self._reporter is not None:
+            self._reporter.withdraw([service.address for service in self._services])
+        self._log.info("stopping", running=self._describe_running(), at_most_s=self._grace_s)
+        threading.Thread(target=self._end_in_time, name="ending", daemon=True).start()
 
-    def _stop_when_idle(self) -> None:
-        deadline = time.monotonic() + self._grace_s
-        while time.monotonic() < deadline and not all(loop.idle for loop in self._loops):
-            time.sleep(0.05)
-        self.stop()
+    def _end_in_time(self) -> None:
+        """Abandon what is still running when `grace_s` is over."""
+        if not self._wait_for_loops(self._grace_s):
+            self.stop()
+            if not self._wait_for_loops(CLOSE_S):
+                self._cut_off(self._describe_running())
+
+    def _wait_for_loops(self, at_most_s: float) -> bool:
+        """Return whether all loops have ended, within this many seconds."""
+        with self._ended:
+            return self._ended.wait_for(lambda: not self._running, at_most_s)
+
+    def _loop_ended(self, index: int) -> None:
+        with self._ended:
+            self._running.discard(index)
+            self._ended.notify_all()
+
+    def _describe_running(self) -> list[str]:
+        """Describe what the loops execute: one text for each loop that has not ended."""
+        now, running = time.monotonic(), []
+        for index in sorted(self._running):
+            request = self._loops[index].current_request
+            if request is not None:
+                sid, seq, since = request
+                running.append(f"request {seq} of session {sid}, for {now - since:.1f} s")
+            elif not self._loops[index].idle:
+                running.append("an environment that closes, or a session between two requests")
+        return running
+
+    def _cut_off(self, running: list[str]) -> NoReturn:
+        """End the process although something still runs, with exit status 1."""
+        self._log.error("cut off", running=running, grace_s=self._grace_s)
+        os._exit(CUT_OFF)
 
     def install_signals(self) -> None:
-        """Drain on SIGTERM, stop on Ctrl-C; a second signal ends the process immediately."""
+        """End on SIGTERM and on Ctrl-C. Call this in the main thread."""
+        signals.watch(self.on_signal)
 
-        def on_signal(number: int, frame: object) -> None:
-            self._signals += 1
-            if self._signals > 1:
-                os._exit(128 + number)
-            if number == signal.SIGTERM:
-                self.drain()
-            else:
-                self.stop()
 
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, on_signal)
+def _is_descriptors(error: BaseException) -> bool:
+    """Return whether the error is that no more files or sockets can be opened."""
+    return getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE)
+
+
+def _explained(error: BaseException) -> GymwireError:
+    """Return the error of an agent that cannot serve because of this error."""
+    if _is_descriptors(error):
+        return ConfigurationError(
+            f"This env agent cannot open enough files and sockets: {error}. Raise the limit on "
+            f"open files (ulimit -n), or use fewer --threads."
+        )
+    return GymwireError(
+        f"A serving thread ended, a bug in gymwire: {failure_reports.summary(error)}. "
+        f"Start the env agent again, and report the bug."
+    )

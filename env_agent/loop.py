@@ -39,6 +39,7 @@ from gymwire.protocol.messages import (
     Kind,
     Offer,
     Open,
+    Ping,
     Welcome,
 )
 from gymwire.protocol.transport.interface import Origin, Received
@@ -386,6 +387,7 @@ class ServingLoop:
         self.host.close(session.sid)
         if self._transports.direct is not None:
             self._transports.direct.detach(session.sid)
+        self._link.send(PLAIN.encode(Ping()))  # shows that this loop can open another session
         lasted_s = self._clock() - slot.opened_at
         self._log.info(
             "session ended",

@@ -16,7 +16,7 @@ from typing import Any
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import GymwireError
-from gymwire.protocol.messages import Ping, Progress, Role
+from gymwire.protocol.messages import Ping, Progress, Role, Withdraw
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import Handshake
@@ -32,14 +32,15 @@ class ProgressReporter(threading.Thread):
         self, make_dealer: Callable[[], Dealer], loops: Sequence[ServingLoop], agent: bytes
     ) -> None:
         super().__init__(name="progress", daemon=True)
-        self._make_dealer = make_dealer
+        self._link = BrokerLink(make_dealer())  # here, so that the caller sees a failure
         self._loops = loops
         self._agent = agent
         self._stopping = threading.Event()
+        self._withdrawn: Sequence[str] = ()
 
     def run(self) -> None:
         """Run the thread."""
-        link = BrokerLink(self._make_dealer())
+        link = self._link
         handshake = Handshake(link, Role.PROGRESS, self._agent, self._sessions)
         next_report = 0.0
         try:
@@ -49,6 +50,9 @@ class ProgressReporter(threading.Thread):
                     handshake.watch(now)
                     if data is not None:
                         handshake.handle(PLAIN.decode(data), now)
+                withdrawn, self._withdrawn = self._withdrawn, ()
+                for address in withdrawn:
+                    link.send(PLAIN.encode(Withdraw(address)))
                 if now >= next_report:
                     next_report = now + EVERY_S
                     link.send(PLAIN.encode(Ping()))  # else the broker closes the connection
@@ -59,6 +63,10 @@ class ProgressReporter(threading.Thread):
     def _sessions(self) -> list[list[Any]]:
         """Return all sessions, since a loop in a long step cannot announce its own."""
         return [row for loop in self._loops for row in loop.sessions]
+
+    def withdraw(self, addresses: Sequence[str]) -> None:
+        """Withdraw the offers of all loops soon, also of a loop that executes a long step."""
+        self._withdrawn = tuple(addresses)
 
     def stop(self) -> None:
         """End the thread soon."""

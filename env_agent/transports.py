@@ -10,6 +10,8 @@ import hmac
 import socket
 from typing import Any, NamedTuple
 
+import structlog
+
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.session import Session
 from gymwire.protocol.address import is_local
@@ -77,11 +79,19 @@ class DirectEndpoint:
         self._key = settings.key
         self._learners: dict[int, str] = {}  # sid → the identity that may attach to it
         self._not_connected: set[int] = set()  # the sessions whose learner is waited for
-        self._folder = PrivateFolder()
         urls = [] if settings.url is None else [_at_port(settings.url, index)]
-        within_host = local_url(f"{self._folder.path}/direct", keyed=settings.key is not None)
-        if within_host is not None:
-            urls.append(within_host)
+        self._folder: PrivateFolder | None = None
+        try:
+            self._folder = PrivateFolder()
+        except ConfigurationError as error:
+            if settings.url is None:
+                raise
+            if index == 0:
+                structlog.get_logger().warning("Unix sockets unavailable", why=str(error))
+        else:
+            within_host = local_url(f"{self._folder.path}/direct", keyed=settings.key is not None)
+            if within_host is not None:
+                urls.append(within_host)
         options = ListenOptions(
             key=settings.key,
             allow=self._is_learners_key,
@@ -93,7 +103,7 @@ class DirectEndpoint:
         try:
             self.listeners = listen(urls, options)
         except BaseException:
-            self._folder.remove()
+            self._remove_folder()
             raise
         self._by_mark = {listener.mark: listener for listener in self.listeners}
         self._unmarked = self._by_mark.get(-1)
@@ -193,7 +203,11 @@ class DirectEndpoint:
         """Close the sockets."""
         for listener in self.listeners:
             listener.close(linger_s=0.3)
-        self._folder.remove()
+        self._remove_folder()
+
+    def _remove_folder(self) -> None:
+        if self._folder is not None:
+            self._folder.remove()
 
     def listener_of(self, rid: bytes) -> Listener | None:
         """Return the listener of this connection."""

@@ -6,18 +6,18 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import structlog
 
 FIRST_PAUSE_S = 0.5  # before a crashed worker is restarted; doubles while it keeps crashing
 MAX_PAUSE_S = 30.0
 HEALTHY_S = 30.0  # after this long, a worker counts as healthy, and its crashes are forgotten
+LAST_S = 5.0  # how long after the grace a worker may take to abandon what still runs
+CUT_OFF = 1  # exit status of a worker in which a step or `close` did not end in time
 MISCONFIGURED = 2  # exit status of a worker whose options or environment are wrong
 
 
@@ -35,26 +35,36 @@ class Worker:
 class Supervisor:
     """Runs `count` workers with these command-line arguments until `stop` is called.
 
+    `grace_s`: how long a worker may take to end after a signal, in seconds.
+
     The standard input of a worker is a pipe from this process, so that the worker sees it close
     however this process ends.
     """
 
-    def __init__(self, arguments: Sequence[str], count: int) -> None:
+    def __init__(self, arguments: Sequence[str], count: int, grace_s: float) -> None:
         self._arguments = list(arguments)
         self._count = count
+        self._grace_s = grace_s
         self._stop = threading.Event()
         self._signals: list[int] = []
         self._log = structlog.get_logger()
 
     def run(self) -> int:
-        """Run the workers; return 0, or MISCONFIGURED if a worker cannot start."""
-        handle, token = tempfile.mkstemp(prefix="gymwire-")
-        os.close(handle)
-        once = ("--report-once", token)  # only one worker reports what prevents all from starting
-        workers = [
-            Worker(index, self._start(index, *once), time.monotonic())
-            for index in range(self._count)
-        ]
+        """Run the workers; return the exit status.
+
+        It is MISCONFIGURED if a worker cannot start, and CUT_OFF if something was cut off.
+        """
+        # Only one worker reports what prevents all from starting: the one that reads this byte.
+        readable, writable = os.pipe()
+        os.write(writable, b"1")
+        os.close(writable)
+        try:
+            workers = [
+                Worker(index, self._start(index, report_once=readable), time.monotonic())
+                for index in range(self._count)
+            ]
+        finally:
+            os.close(readable)
         status = 0
         try:
             while not self._stop.wait(0.1):
@@ -63,9 +73,8 @@ class Supervisor:
                         status = MISCONFIGURED
                         self._stop.set()
         finally:
-            self._end(workers)
-            Path(token).unlink(missing_ok=True)
-        return status
+            ended = self._end(workers)
+        return status or ended
 
     def stop(self, number: int) -> None:
         """Forward a signal to the workers, and stop when they have ended."""
@@ -79,7 +88,10 @@ class Supervisor:
         """
         return ["--worker", str(index), *more, *self._arguments]
 
-    def _start(self, index: int, *more: str) -> subprocess.Popen[bytes]:
+    def _start(self, index: int, report_once: int | None = None) -> subprocess.Popen[bytes]:
+        # Descriptors cannot be passed on Windows, where all workers report.
+        passed = () if report_once is None or sys.platform == "win32" else (report_once,)
+        more = [text for number in passed for text in ("--report-once", str(number))]
         arguments = self.arguments_of(index, *more)
         # Each worker has a process session of its own, so that a terminal's Ctrl-C reaches it
         # once: from this process.
@@ -87,6 +99,7 @@ class Supervisor:
             [sys.executable, "-m", "gymwire.env_agent", *arguments],
             stdin=subprocess.PIPE,
             start_new_session=True,
+            pass_fds=passed,
         )
 
     def _supervise(self, worker: Worker, now: float) -> bool:
@@ -114,22 +127,39 @@ class Supervisor:
             worker.started, worker.restart_at = now, None
         return True
 
-    def _end(self, workers: Sequence[Worker]) -> None:
-        """End all workers; kill them on a second signal."""
-        for worker in workers:
-            if worker.process.poll() is None:
-                worker.process.send_signal(self._signals[0] if self._signals else signal.SIGTERM)
-        forwarded = 1
-        for worker in workers:
-            while True:
-                try:
-                    worker.process.wait(timeout=0.1)
-                    break
-                except subprocess.TimeoutExpired:
-                    if len(self._signals) > forwarded:
-                        forwarded = len(self._signals)
-                        for other in workers:
-                            other.process.kill()
+    def _end(self, workers: Sequence[Worker]) -> int:
+        """End all workers; return CUT_OFF if one of them did not end by itself, or cut off.
+
+        A second signal kills them. So does the end of the grace, for a worker whose environment
+        does not release the interpreter.
+        """
+        alive = [worker.process for worker in workers if worker.process.poll() is None]
+        number = self._signals[0] if self._signals else signal.SIGTERM
+        if self._signals:
+            self._log.info("stopping", workers=len(alive), at_most_s=self._grace_s)
+        for process in alive:
+            process.send_signal(number)
+        deadline = time.monotonic() + self._grace_s + LAST_S
+        while any(process.poll() is None for process in alive):
+            if len(self._signals) > 1:
+                _kill(alive)
+                return 128 + self._signals[-1]
+            if time.monotonic() > deadline:
+                self._log.error("cut off", workers=_kill(alive), grace_s=self._grace_s)
+            time.sleep(0.05)
+        # A worker that was still starting did not handle the signal, and had nothing to cut off.
+        complete = (0, -number, 128 + number)
+        return 0 if all(process.returncode in complete for process in alive) else CUT_OFF
+
+
+def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Kill the processes that are alive; return how many they were."""
+    alive = [process for process in processes if process.poll() is None]
+    for process in alive:
+        process.kill()
+    for process in alive:
+        process.wait()
+    return len(alive)
 
 
 def _name(status: int) -> str:

@@ -178,7 +178,7 @@ OPTIONS = (
         commands=("serve",),
         default="10",
         metavar="S",
-        help="seconds that running sessions have to finish after SIGTERM",
+        help="seconds that running steps, and after SIGTERM sessions, have to finish",
     ),
     # --- what to do -------------------------------------------------------------------------------
     Option(
@@ -404,9 +404,9 @@ OPTIONS = (
     ),
     Option(
         keyword="report_once",
-        kind=kinds.FILE,
+        kind=kinds.NATURAL,
         commands=("serve",),
-        help="the worker that can remove this file prints the error that stops them all",
+        help="the worker that reads a byte from this pipe prints the error that stops them all",
         internal=True,
     ),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -32,8 +31,8 @@ class Options(AgentOptions):
 
     Attributes:
         worker: the number of this process, if it is one of several workers.
-        report_once: the file that one of the workers removes before it prints the error that
-            stops them all.
+        report_once: the pipe from which one of the workers reads a byte before it prints the
+            error that stops them all.
         arguments: the command's arguments, with which workers are started.
     """
 
@@ -51,21 +50,19 @@ class Options(AgentOptions):
     grace_s: float
     insecure: bool
     worker: int | None
-    report_once: Path | None
+    report_once: int | None
     arguments: tuple[str, ...] = ()
 
 
 def command(options: Options, output: Output) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
     if options.workers > 1 and options.worker is None:
-        return _supervise(options.arguments, options.workers)
+        return _supervise(options)
     try:
         agent = make_agent(options)
         agent.install_signals()
         if options.worker is not None:
-            threading.Thread(
-                target=_end_with_parent, args=(agent, options.report_once), daemon=True
-            ).start()
+            threading.Thread(target=_end_with_parent, args=(agent,), daemon=True).start()
         agent.run()
     except GymwireError:
         if _is_first_to_report(options.report_once):
@@ -92,14 +89,9 @@ def make_agent(options: Options) -> Agent:
     )
 
 
-def _is_first_to_report(token: Path | None) -> bool:
+def _is_first_to_report(pipe: int | None) -> bool:
     """Return whether to print the error: of workers, which all fail alike, only one does."""
-    try:
-        if token is not None:
-            token.unlink()
-    except FileNotFoundError:
-        return False
-    return True
+    return pipe is None or os.read(pipe, 1) != b""
 
 
 def _pin(worker: int) -> None:
@@ -109,20 +101,15 @@ def _pin(worker: int) -> None:
     os.sched_setaffinity(0, {processors[worker % len(processors)]})
 
 
-def _end_with_parent(agent: Agent, token: Path | None) -> None:
-    """Stop the agent when standard input ends: the supervisor holds its other end, unused.
-
-    A supervisor that was killed leaves the workers' file, which the workers then remove.
-    """
+def _end_with_parent(agent: Agent) -> None:
+    """Stop the agent when standard input ends: the supervisor holds its other end, unused."""
     while os.read(0, 4096):  # not sys.stdin, whose lock would block the end of the interpreter
         continue
-    if token is not None:
-        token.unlink(missing_ok=True)
-    agent.stop()
+    agent.end(drain=False)
 
 
-def _supervise(arguments: Sequence[str], workers: int) -> int:
-    supervisor = Supervisor(arguments, workers)
+def _supervise(options: Options) -> int:
+    supervisor = Supervisor(options.arguments, options.workers, options.grace_s)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda got, _: supervisor.stop(got))
     return supervisor.run()

@@ -7,31 +7,42 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from gymwire.protocol.errors import ConnectionFailed
+from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
 
 if sys.platform != "win32":
     import fcntl
 
 FOLDER_PREFIX = "gymwire-socket-"
+LOCKING = "locking"  # the name of the lock file until it is locked
+UNLOCKED_S = 60.0  # a folder this old without its lock belongs to a process killed while making it
 
 
 class PrivateFolder:
     """A new folder (mode 0700) among the system's temporary files, until `remove`.
 
     A locked file in it shows that its process is alive: the kernel releases the lock however the
-    process ends. Creating a folder removes those of this user whose lock is free.
+    process ends. Creating a folder removes those of this user whose lock is free, and old ones
+    without a lock. Raises ConfigurationError if no folder can be made.
     """
 
     def __init__(self) -> None:
-        _remove_abandoned()
-        self.path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
         self._lock = -1
+        try:
+            _remove_abandoned()
+            self.path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
+            if sys.platform != "win32":
+                # Lock it before it gets its name: an unlocked file of this name is abandoned.
+                unnamed = self.path / LOCKING
+                self._lock = os.open(unnamed, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigurationError(
+                f"Cannot make a folder for Unix sockets: {error}. Set TMPDIR to a folder in which "
+                f"this process may write, and check the limit on open files (ulimit -n)."
+            ) from error
         if sys.platform != "win32":
-            # Lock it before it gets its name, so that an unlocked file of this name is abandoned.
-            unnamed = self.path / "locking"
-            self._lock = os.open(unnamed, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 unnamed.rename(self.path / "lock")
@@ -80,10 +91,14 @@ def _remove_abandoned() -> None:
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         try:
             # Other users can create folders with such names, but not with this owner.
-            if folder.lstat().st_uid != os.getuid():
+            found = folder.lstat()
+            if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
                 continue
-            lock = os.open(folder / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            lock = _open_lock(folder, is_old=time.time() - found.st_mtime > UNLOCKED_S)
         except OSError:  # just created, just removed, or not such a folder
+            continue
+        if lock is None:
+            shutil.rmtree(folder, ignore_errors=True)
             continue
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -93,3 +108,17 @@ def _remove_abandoned() -> None:
             shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(lock)
+
+
+def _open_lock(folder: Path, *, is_old: bool) -> int | None:
+    """Return a descriptor of the folder's lock file; None if the folder is old and has none.
+
+    Raises OSError if the file cannot be opened, or if the folder may be still in the making.
+    """
+    for name in ("lock", LOCKING) if is_old else ("lock",):
+        try:
+            return os.open(folder / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if not is_old:
+                raise
+    return None

@@ -37,6 +37,7 @@ from gymwire.protocol.transport.interface import (
     Received,
 )
 from gymwire.protocol.transport.monitor import Monitor
+from gymwire.protocol.transport.port_owner import listener_at
 
 # Plain integers: pyzmq's flags are slow to combine for each frame.
 _NOW = int(zmq.DONTWAIT)
@@ -315,9 +316,12 @@ def _readable(url: str) -> str:
 
 def _bind_failure(url: str, error: zmq.ZMQError, elsewhere: str) -> str:
     if error.errno == errno.EADDRINUSE:
+        port = url.rpartition(":")[2]
+        owner = listener_at(int(port)) if url.startswith("tcp:") and port.isdigit() else ""
+        found = f" by {owner}, which" if owner else ": another broker, or another program,"
         return (
-            f"{url} is in use: another broker, or another program, listens there and would get "
-            f"the connections. Stop it, or {elsewhere}."
+            f"{url} is in use{found} listens there and would get the connections. Stop it, or "
+            f"{elsewhere}."
         )
     if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
         return f"{url} is not an address of this host. Bind one that is, or tcp://*:PORT for all."

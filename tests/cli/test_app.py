@@ -171,10 +171,10 @@ def test_a_variable_of_spaces_does_not_replace_several_values_by_none(
 
 def test_workers_take_the_arguments_of_serve_in_every_form() -> None:
     for given in (["cartpole", "CartPole-v1"], ["--", "cartpole", "CartPole-v1"]):
-        supervisor = Supervisor(["--workers", "2", *given], 2)
-        options = read("serve", *supervisor.arguments_of(1, "--report-once", "x"))
+        supervisor = Supervisor(["--workers", "2", *given], 2, 10.0)
+        options = read("serve", *supervisor.arguments_of(1, "--report-once", "7"))
         assert (options.address, options.env) == ("cartpole", "CartPole-v1")
-        assert (options.workers, options.worker, options.report_once) == (2, 1, Path("x"))
+        assert (options.workers, options.worker, options.report_once) == (2, 1, 7)
 
 
 def test_ctrl_c_while_modules_are_imported_ends_quietly(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, cast
@@ -12,6 +13,7 @@ import structlog
 from gymwire.env_agent import agent
 from gymwire.env_agent.config import service
 from gymwire.env_agent.sessions import SessionHost
+from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Offer
 
 
@@ -74,6 +76,27 @@ def test_an_offer_is_logged_when_all_its_slots_are_registered(
     made.stop()
     running.join(60.0)
     assert not running.is_alive()
+
+
+@pytest.mark.parametrize("failing", [0, 1, 2])
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE])
+def test_too_few_descriptors_end_the_agent_with_one_error(
+    monkeypatch: pytest.MonkeyPatch, failing: int, number: int
+) -> None:
+    ServingLoop.made = []
+    monkeypatch.setattr(agent, "ServingLoop", ServingLoop)
+    monkeypatch.setattr(agent, "ProgressReporter", ProgressReporter)
+    services = [service(address="cartpole", env="CartPole-v1", max_sessions=3)]
+    made = agent.Agent(services, cast(Any, None), lambda _token: cast(Any, Presence()))
+
+    def connect(offers: Sequence[Offer], wait_s: float) -> bool:
+        raise OSError(number, "Too many open files")
+
+    for loop in ServingLoop.made:
+        loop.may_connect.set()
+    monkeypatch.setattr(ServingLoop.made[failing], "connect", connect)
+    with pytest.raises(ConfigurationError, match="ulimit -n"):
+        made.run()
 
 
 class Log:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from gymwire.env_agent.session import Session
 from gymwire.env_agent.transports import RELAY, DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Act
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
@@ -109,3 +112,14 @@ def test_only_the_relay_is_waited_for_while_all_sessions_use_it(
         monkeypatch.setattr(made, "_receive_any", lambda _: pytest.fail("polled all sockets"))
         relay(broker, made)
         assert arrived(made) == (RELAY, None, REQUEST)
+
+
+def test_without_a_temporary_folder_direct_sessions_use_tcp_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    endpoint = DirectEndpoint(DirectSettings("tcp://127.0.0.1:*"), 0, "tcp://127.0.0.1:5555")
+    assert [url.partition(":")[0] for url in endpoint.offer["urls"]] == ["tcp"]
+    endpoint.close()
+    with pytest.raises(ConfigurationError, match="TMPDIR"):
+        DirectEndpoint(DirectSettings(None), 0, "tcp://127.0.0.1:5555")

@@ -251,6 +251,7 @@ def test_workers_do_not_outlive_a_killed_supervisor_and_clear_up_after_it(
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # of the workers, and not of the broker
     supervisor = pool(programs, url, 2)
     pids = [row["pid"] for row in rows(supervisor, "offering")]
+    assert list(tmp_path.iterdir()) == []  # a kill of all processes at once leaves nothing
     with session(url):  # also with a session
         supervisor.process.kill()
         for pid in pids:

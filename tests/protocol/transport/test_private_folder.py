@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import tempfile
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.transport.private_folder import FOLDER_PREFIX, PrivateFolder
 from tests.processes import ROOT
 
@@ -65,7 +67,7 @@ def test_the_folder_of_a_living_process_stays() -> None:
     process.communicate("\n")
 
 
-def test_a_folder_without_the_lock_stays_and_a_link_is_not_followed(temporary: Path) -> None:
+def test_a_new_folder_without_the_lock_stays_and_a_link_is_not_followed(temporary: Path) -> None:
     (temporary / f"{FOLDER_PREFIX}new").mkdir()
     (temporary / "target").mkdir()
     (temporary / "target" / "kept").touch()
@@ -77,3 +79,30 @@ def test_a_folder_without_the_lock_stays_and_a_link_is_not_followed(temporary: P
     assert (temporary / "target" / "kept").exists()
     assert (temporary / f"{FOLDER_PREFIX}new").is_dir()
     assert (temporary / f"{FOLDER_PREFIX}odd").is_dir()
+
+
+@pytest.mark.parametrize("content", [[], ["locking"], ["direct"]])
+def test_an_old_folder_without_the_lock_is_removed(temporary: Path, content: list[str]) -> None:
+    folder = temporary / f"{FOLDER_PREFIX}old"
+    folder.mkdir()
+    for name in content:
+        (folder / name).touch()
+    os.utime(folder, (0, 0))
+    PrivateFolder().remove()
+    assert not folder.exists()
+
+
+def test_an_old_folder_of_a_living_process_stays() -> None:
+    path, process = of_another_process(killed=False)
+    os.utime(path, (0, 0))
+    PrivateFolder().remove()
+    assert path.is_dir()
+    process.communicate("\n")
+
+
+def test_without_a_writable_temporary_folder_the_error_names_the_variable(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary / "missing"))
+    with pytest.raises(ConfigurationError, match="TMPDIR"):
+        PrivateFolder()

@@ -1,0 +1,37 @@
+"""SIGINT and SIGTERM, handled in a thread of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable
+
+ENDING = (signal.SIGINT, signal.SIGTERM)
+
+
+def watch(on_signal: Callable[[int], None]) -> None:
+    """Call `on_signal` with the number of each SIGINT and SIGTERM from now on.
+
+    It is called in another thread: the main thread, in which Python runs the handlers of signals,
+    may execute a step that does not return to the interpreter. Call this in the main thread.
+    """
+    numbers, wakeup = os.pipe()
+    os.set_blocking(wakeup, False)
+
+    def handle(number: int, frame: object) -> None:
+        # An environment may have set another file descriptor, which got this number instead.
+        if signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False) != wakeup:
+            with contextlib.suppress(OSError):
+                os.write(wakeup, bytes([number]))
+
+    def read() -> None:
+        while number := os.read(numbers, 1):
+            if number[0] in ENDING:
+                on_signal(number[0])
+
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    threading.Thread(target=read, name="signals", daemon=True).start()
+    for number in ENDING:
+        signal.signal(number, handle)

@@ -1,0 +1,43 @@
+"""Which process listens at a TCP port of this host: Linux shows it, for processes of this user."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
+PROC = Path("/proc")
+
+
+def listener_at(port: int) -> str:
+    """Return the process that listens at this TCP port, as `process 12 (COMMAND)`; "" if unknown.
+
+    `port`: 1 to 65535.
+    """
+    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    if not sockets:
+        return ""
+    for process in PROC.glob("[0-9]*"):
+        # It may belong to another user, or have ended.
+        with contextlib.suppress(OSError):
+            for descriptor in (process / "fd").iterdir():
+                if str(descriptor.readlink()) in sockets:
+                    return f"process {process.name} ({_command(process)})"
+    return ""
+
+
+def _listening_inodes(port: int) -> Iterator[str]:
+    for table in ("tcp", "tcp6"):
+        with contextlib.suppress(OSError):
+            for line in (PROC / "net" / table).read_text().splitlines()[1:]:
+                fields = line.split()
+                if fields[3] == LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                    yield fields[9]
+
+
+def _command(process: Path) -> str:
+    """Return the start of the command line of a process, on one line."""
+    words = (process / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
+    text = " ".join(words).strip()
+    return "".join(char if char.isprintable() else "?" for char in text)[:100]
