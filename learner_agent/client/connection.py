@@ -25,6 +25,8 @@ from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError
 from gymwire.protocol.messages import (
+    Busy,
+    BusyReason,
     Bye,
     Error,
     Find,
@@ -297,7 +299,10 @@ class BrokerConnection:
             return False
         match header.kind:
             case Kind.WELCOME | Kind.BUSY:
-                self._handshake.handle(PLAIN.decode(data, header), self.clock())
+                reply = PLAIN.decode(data, header)
+                if isinstance(reply, Busy) and reply.reason == BusyReason.RATE:
+                    self._requests.throttled(header.seq, reply.retry_after_s, self.clock())
+                self._handshake.handle(reply, self.clock())
             case Kind.ERROR:
                 message = PLAIN.decode(data, header)
                 if isinstance(message, Error) and self.welcome is None:

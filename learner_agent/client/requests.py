@@ -14,6 +14,7 @@ from gymwire.protocol.messages import Kind, Message
 
 RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 4.0
+MIN_RETRY_S = 0.05  # the shortest pause after BUSY
 FIRST_SEQ = 2**40  # beyond the numbers of sessions: a late ERROR of a session answers none of these
 ANSWERS = (Kind.OPENED, Kind.FOUND, Kind.RESUMED, Kind.ERROR)
 
@@ -53,6 +54,12 @@ class BrokerRequests:
         if request.answer is None:
             request.answer = (header, PLAIN.decode(data, header), data)
         return True
+
+    def throttled(self, seq: int, retry_after_s: float, now: float) -> None:
+        """Send a request again when the broker's rate limit admits it: it was not handled."""
+        request = self._pending.get(seq)
+        if request is not None:
+            request.resend_at = now + min(max(MIN_RETRY_S, retry_after_s), RESEND_MAX_S)
 
     def forget(self, requests: Iterable[PendingRequest]) -> None:
         """Drop requests whose answers nobody waits for any more."""
