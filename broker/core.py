@@ -26,7 +26,16 @@ from gymwire.broker.snapshot import Snapshot
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol import codec
 from gymwire.protocol.capabilities import CAPABILITIES
-from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, MAX_MESSAGE, PLAIN, SID, UP_TO_KIND, Frame
+from gymwire.protocol.codec import (
+    HEADER_SIZE,
+    KIND_AT,
+    MAX_CONTROL,
+    MAX_MESSAGE,
+    PLAIN,
+    SID,
+    UP_TO_KIND,
+    Frame,
+)
 from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import (
     CONTROL_KINDS,
@@ -51,7 +60,6 @@ from gymwire.protocol.messages import (
     Withdraw,
 )
 
-MAX_CONTROL = 1024 * 1024  # bytes of a message to the broker itself
 SWEEP_S = 10.0  # interval between probes of peers whose connection cannot be watched
 THROTTLE_RETRY_S = 1.0  # when a peer may repeat a message after it sent too many
 UNDELIVERED_RETRY_S = 0.05  # when a learner may repeat a request that was not delivered

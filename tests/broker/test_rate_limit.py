@@ -7,7 +7,6 @@ import pytest
 
 from gymwire.broker import rate_limit
 from gymwire.broker.auth import Policy, Rights
-from gymwire.broker.core import MAX_CONTROL
 from gymwire.broker.rate_limit import (
     BURST,
     CUT_OFF_DEBT,
@@ -17,7 +16,7 @@ from gymwire.broker.rate_limit import (
     Admission,
     RateLimiter,
 )
-from gymwire.protocol.codec import MAX_MESSAGE
+from gymwire.protocol.codec import MAX_CONTROL, MAX_MESSAGE
 from gymwire.protocol.messages import (
     Act,
     Busy,
