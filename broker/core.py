@@ -26,7 +26,16 @@ from gymwire.broker.snapshot import Snapshot
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol import codec
 from gymwire.protocol.capabilities import CAPABILITIES
-from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, MAX_MESSAGE, PLAIN, SID, UP_TO_KIND, Frame
+from gymwire.protocol.codec import (
+    HEADER_SIZE,
+    KIND_AT,
+    MAX_CONTROL,
+    MAX_MESSAGE,
+    PLAIN,
+    SID,
+    UP_TO_KIND,
+    Frame,
+)
 from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import (
     CONTROL_KINDS,
@@ -51,7 +60,6 @@ from gymwire.protocol.messages import (
     Withdraw,
 )
 
-MAX_CONTROL = 1024 * 1024  # bytes of a message to the broker itself
 SWEEP_S = 10.0  # interval between probes of peers whose connection cannot be watched
 THROTTLE_RETRY_S = 1.0  # when a peer may repeat a message after it sent too many
 UNDELIVERED_RETRY_S = 0.05  # when a learner may repeat a request that was not delivered
@@ -135,14 +143,17 @@ class Core:
     ) -> Admission:
         """Return what to do with a frame that `relay` did not relay.
 
-        Frames of the sender's own sessions are free: they cost the other side as much.
+        Frames of the sender's own sessions are free: they cost the other side as much. The quotas
+        of a key limit what they name, and nothing else does.
         """
         if len(data) >= HEADER_SIZE and (
             data[KIND_AT] < CONTROL_KINDS or data[KIND_AT] == Kind.OPENED
         ):
-            route = self._routes.get(rid + bytes(data[SID]))
-            if route is not None and route.key == key:
-                return Admission.PASS
+            sid = int.from_bytes(data[SID], "little")
+            side = self._tables.side_of(sid, rid, key)
+            if side is not None:
+                metered = side.rights.metered  # a quota may refuse the frame, and then it counts
+                return self._limiter.admit_free(rid, now) if metered else Admission.PASS
         return self._limiter.admit(rid, len(data), now)
 
     def throttle(self, rid: bytes, data: bytes | memoryview) -> list[Send]:
@@ -203,6 +214,8 @@ class Core:
         try:
             return self._handle(sender, header, data, now)
         except GymwireError as error:
+            if self._tables.side_of(header.sid, sender.rid, sender.key) is not None:
+                self._limiter.charge_refusal(sender.rid, now)
             return [reply_to(self._journal, sender.rid, error, header.sid, header.seq)]
 
     def _handle(

@@ -1,6 +1,7 @@
 """Limit how many control messages each connection may send to the broker: one token bucket each.
 
-A token pays for one control message of up to 1 KiB; a larger message costs more. A connection that
+A token pays for one control message of up to 4 KiB; a larger message costs more, but never more
+than a full bucket: a connection that waits long enough may send any message. A connection that
 sends more than its bucket holds gets BUSY, and is cut off if it does not slow down. Reading and
 dropping a flood would cost as much processor time as its sender has, and would delay every step.
 """
@@ -14,7 +15,7 @@ BURST = 2500.0  # capacity of a bucket: a learner may open or resume 1,000 sessi
 DEBT = 500.0  # BUSY replies before the connection is cut off
 # Extra debt after a cut-off: meanwhile the broker drops what had already arrived.
 CUT_OFF_DEBT = 50.0
-TOKEN_BYTES = 1024  # bytes of a request per token
+TOKEN_BYTES = 4096  # bytes of a request per token
 LISTING_BYTES = 128  # bytes of a FOUND reply per token, since the broker has to build it
 MAX_BUCKETS = 20_000
 
@@ -36,6 +37,13 @@ class RateLimiter:
 
     def admit(self, rid: bytes, size: int, now: float) -> Admission:
         """Pay for a message of `size` bytes and return what to do with it."""
+        return self._admit(rid, min(1 + size // TOKEN_BYTES, BURST), now)
+
+    def admit_free(self, rid: bytes, now: float) -> Admission:
+        """Return what to do with a message that costs nothing unless it is refused later."""
+        return self._admit(rid, 0, now) if rid in self._buckets else Admission.PASS
+
+    def _admit(self, rid: bytes, cost: float, now: float) -> Admission:
         known = self._buckets.get(rid)
         if known is not None:
             tokens = min(BURST, known[0] + (now - known[1]) * RATE)
@@ -45,7 +53,6 @@ class RateLimiter:
             return Admission.DROP
         if tokens < -DEBT:
             return Admission.DROP
-        cost = 1 + size // TOKEN_BYTES
         if tokens >= cost:
             self._buckets[rid] = tokens - cost, now
             return Admission.PASS
@@ -54,6 +61,11 @@ class RateLimiter:
             return Admission.THROTTLE
         self._buckets[rid] = -DEBT - CUT_OFF_DEBT, now
         return Admission.CUT_OFF
+
+    def charge_refusal(self, rid: bytes, now: float) -> None:
+        """Charge for the refusal of a message that `admit_free` has let pass."""
+        tokens, at = self._buckets.get(rid, (BURST, now))
+        self._buckets[rid] = tokens - 1, at
 
     def charge_listing(self, rid: bytes, size: int, now: float) -> None:
         """Charge for a FOUND reply of `size` bytes, in addition to its request."""

@@ -61,7 +61,10 @@ class SessionMessages:
         learner = session.learner
         if learner is not None and learner.rights.metered:
             session.frames += 1
-            self._quotas.of(learner.key, now).end_request(session.sid, header.seq)
+            # An ERROR may say that the env agent has not executed the request.
+            executed = header.kind is not Kind.ERROR
+            usage = self._quotas.of(learner.key, now)
+            usage.end_request(session.sid, header.seq, executed=executed)
         lost = session.is_open and _reports_loss(header, data)
         if header.kind is Kind.CLOSED or not session.is_open or lost:
             self._sessions.drop(session, Loss.AGENT_FORGOT if lost else None)
@@ -100,6 +103,8 @@ class SessionMessages:
         session.progress_at, session.in_step_s = now, max(0.0, min(progress.since_s, 1e9))
         if session.learner is None:
             return []
+        if session.learner.rights.metered:
+            self._quotas.of(session.learner.key, now).progress(header.sid, header.seq, now)
         return [Send.message(session.learner.rid, progress, header.sid, header.seq)]
 
     def ping(self, peer: Peer, header: Header, now: float) -> list[Send]:

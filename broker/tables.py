@@ -207,6 +207,19 @@ class Tables:
         """Return the sessions of a learner or of a serving loop."""
         return [self.sessions[sid] for sid in sorted(peer.sessions)]
 
+    def side_of(self, sid: int, rid: bytes, key: bytes | None) -> Peer | None:
+        """Return the side of a session that this connection is; None: neither.
+
+        The session needs both sides, and its learner is one only once the session is open.
+        """
+        session = self.sessions.get(sid)
+        if session is None or session.learner is None:
+            return None
+        side = session.loop
+        if rid != side.rid and session.is_open:
+            side = session.learner
+        return side if side.rid == rid and side.key == key else None
+
     def relink(self) -> None:
         """Update the routes after the rights of peers have changed."""
         for session in self.sessions.values():

@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from gymnasium import Space
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent.factory import Env, Vector
 from gymwire.protocol import values
+
+MAX_BOUNDS = 64 * 1024  # bytes of the bounds of one space in OFFER
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,26 @@ def describe(env: Env | Vector, name: str) -> Description:
         metadata=_metadata(env.metadata),
         render_mode=env.render_mode,
     )
+
+
+def shorten(space: list[list[Any]]) -> list[list[Any]]:
+    """Return the description of a space as OFFER carries it: large bounds only by their range.
+
+    Bounds that differ per element may be larger than a broker accepts. A listing shows only their
+    least and greatest value, and OPENED has all of them.
+    """
+    bounds = [one for node in space if node[0] == "Box" for one in node[3:] if type(one) is bytes]
+    if sum(map(len, bounds)) <= MAX_BOUNDS:
+        return space
+    return [_shorten_box(*node[1:5]) if node[0] == "Box" else node for node in space]
+
+
+def _shorten_box(dtype: str, shape: list[int], low: Any, high: Any) -> list[Any]:
+    if type(low) is bytes:
+        low = np.frombuffer(low, dtype).min().item()
+    if type(high) is bytes:
+        high = np.frombuffer(high, dtype).max().item()
+    return ["Box", dtype, shape, low, high]
 
 
 def _spec(env: Env | Vector, name: str) -> dict[str, Any]:

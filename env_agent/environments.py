@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import structlog
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from gymwire.env_agent import failure_reports
+from gymwire.env_agent import description, failure_reports
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.protocol import spaces, values
@@ -71,15 +71,17 @@ class Environments:
             )
         )
         env_id = found.spec["id"]
+        # The digest is that of the whole spaces: all env agents of a pool must share them.
+        digest = hashlib.sha256(values.encode([env_id, observation, action])).digest()
         return Offer(
             address=service.address,
             env_id=env_id,
-            observation_space=observation,
-            action_space=action,
+            observation_space=description.shorten(observation),
+            action_space=description.shorten(action),
             spec=found.spec,
             metadata=found.metadata,
             capacity=capacity,
-            digest=hashlib.sha256(values.encode([env_id, observation, action])).digest(),
+            digest=digest,
             direct=direct,
         )
 

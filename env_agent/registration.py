@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.codec import MAX_CONTROL, PLAIN, check_size
 from gymwire.protocol.errors import AddressTaken, Denied, Refused
 from gymwire.protocol.messages import (
     Busy,
@@ -26,6 +26,10 @@ from gymwire.protocol.messages import (
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.handshake import Handshake
 
+TOO_LARGE = (
+    "Make the metadata, the registered kwargs and the spaces of the environment smaller: for "
+    "example, register the name of a file instead of its content."
+)
 PING_S = 1.0  # interval at which a loop asks whether the broker still knows it
 
 
@@ -38,6 +42,9 @@ class Registration:
         offers: what the loop offers.
         sessions: returns the live sessions, as HELLO lists them.
         log_state: logs an event that concerns the broker.
+
+    Raises:
+        ConfigurationError: an offer is larger than a broker accepts.
 
     Attributes:
         unconfirmed: the addresses for which the broker has not sent OFFERED yet.
@@ -58,6 +65,9 @@ class Registration:
         self.withdrawn = False
         self._link = link
         self._offers = offers
+        for offer in offers:
+            size = len(PLAIN.encode(offer))
+            check_size(f"OFFER of {offer.address!r}", size, MAX_CONTROL, TOO_LARGE)
         self._handshake = Handshake(link, Role.ENV, agent, sessions)
         self._log_state = log_state
         self._log = structlog.get_logger()
@@ -110,11 +120,15 @@ class Registration:
             case Busy(reason=BusyReason.HELLO):
                 self._await_confirmation()
                 self._handshake.handle(message, now)
+            case Busy(reason=BusyReason.RATE):
+                self._handshake.pause(message.retry_after_s, now)
             case Error():
                 self._refused(message)
             case Bye():
                 self._log_state("broker stopping")
             case Offered():
+                if message.address in self.unconfirmed:
+                    self._handshake.progress_at = now
                 self.unconfirmed.discard(message.address)
 
     def _welcome(self, welcome: Welcome, now: float) -> None:
@@ -125,8 +139,12 @@ class Registration:
             self._log_state("broker reconnected")
         self._welcomed, self._epoch, self.away_since = True, welcome.epoch, None
         self._handshake.handle(welcome, now)
+        if restarted:
+            self._await_confirmation()
         for offer in self._offers:
-            self._link.send(PLAIN.encode(offer))
+            # Only these: repeating large offers that are confirmed could use up the rate limit.
+            if offer.address in self.unconfirmed:
+                self._link.send(PLAIN.encode(offer))
             if self.withdrawn:
                 self._link.send(PLAIN.encode(Withdraw(offer.address)))
 

@@ -18,7 +18,7 @@ from gymwire.env_agent.session import Session
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import spaces
 from gymwire.protocol.capabilities import CAPABILITIES
-from gymwire.protocol.codec import PLAIN, Codec, Frame
+from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size
 from gymwire.protocol.messages import Code, Error, Open, Opened
 from gymwire.protocol.security import signing
 from gymwire.protocol.security.keys import KeyPair
@@ -81,6 +81,8 @@ class SessionHost:
         try:
             slot = self._make_slot(service, sid, runner, request, direct)
             frame = slot.codec.encode(slot.opened, sid, seq)
+            advice = "The spaces, metadata and kwargs of the environment are too large."
+            check_size("OPENED", len(frame), self.requests.max_message, advice)
         except BaseException as error:  # noqa: BLE001 - properties of the environment may raise, too
             self.environments.close(runner, service.address)
             return PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)

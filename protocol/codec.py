@@ -19,7 +19,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from gymwire.protocol import values
-from gymwire.protocol.errors import DecodingError, EncodingError, VersionMismatch
+from gymwire.protocol.errors import (
+    ConfigurationError,
+    DecodingError,
+    EncodingError,
+    VersionMismatch,
+)
 from gymwire.protocol.messages import (
     EXTENSION,
     KINDS,
@@ -48,6 +53,7 @@ UP_TO_FLAGS = slice(0, 4)
 UP_TO_SID = slice(0, 16)  # constant in all frames of a kind and a size in one session
 ALIGN = 16
 MAX_MESSAGE = 64 * 1024 * 1024  # bytes of a frame
+MAX_CONTROL = 1024 * 1024  # bytes of a message that the broker itself decodes
 MAX_EXTENSIONS = 1024  # bytes of extension fields in a frame
 
 COMPACT = 1  # flag: the observation or action is in the compact form, not the self-describing one
@@ -55,6 +61,16 @@ TIMED = 2  # flag: the frame ends with time stamps, see protocol/stamps.py
 EXTENDED = 4  # flag: the frame ends with extension fields (docs/protocol.md §3.11)
 
 Frame = bytes | bytearray
+
+
+def check_size(message: str, size: int, limit: int, advice: str = "") -> None:
+    """Raise ConfigurationError if a message exceeds its limit. Call it before sending.
+
+    `message`: its name in the error. `size`, `limit`: bytes. `advice`: how to make it smaller.
+    """
+    if size > limit:
+        text = f"This {message} has {size:,} bytes; the broker's limit is {limit:,}."
+        raise ConfigurationError(f"{text} {advice}".rstrip())
 
 
 class Pieces:

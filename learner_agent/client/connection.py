@@ -26,6 +26,8 @@ from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError
 from gymwire.protocol.messages import (
     AGENT_SIZE,
+    Busy,
+    BusyReason,
     Bye,
     Error,
     Find,
@@ -298,7 +300,10 @@ class BrokerConnection:
             return False
         match header.kind:
             case Kind.WELCOME | Kind.BUSY:
-                self._handshake.handle(PLAIN.decode(data, header), self.clock())
+                reply = PLAIN.decode(data, header)
+                if isinstance(reply, Busy) and reply.reason == BusyReason.RATE:
+                    self._requests.throttled(header.seq, reply.retry_after_s, self.clock())
+                self._handshake.handle(reply, self.clock())
             case Kind.ERROR:
                 message = PLAIN.decode(data, header)
                 if isinstance(message, Error) and self.welcome is None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gymwire.protocol import dialogue
-from gymwire.protocol.codec import PLAIN, Frame, Header, read_header
+from gymwire.protocol.codec import MAX_MESSAGE, PLAIN, Frame, Header, read_header
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     EnvironmentLost,
@@ -45,7 +45,7 @@ RESEND_S = 1.0  # the first silence after which a request is sent again; doubles
 RESEND_MAX_S = 15.0
 PING_S = 1.0
 UNWATCHED_S = 2.0  # a PING overdue for longer shows that this process did not run in the meantime
-SMALL = 64 * 1024  # requests up to this size are below every broker's limit
+SMALL = 64 * 1024  # bytes of the requests whose size the fast path checks itself
 
 _EPISODE = dialogue.State.EPISODE
 _tuple = tuple.__new__  # makes a NamedTuple without a call of a Python function
@@ -71,6 +71,7 @@ class Exchange:
         timeout_s: how long the broker may be silent, in seconds.
         rng: the source of the random part of pauses.
         steps: the codec of the fast path for steps; None: every step takes the general path.
+        max_message: the largest request that the broker accepts, in bytes.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class Exchange:
         timeout_s: float,
         rng: random.Random,
         steps: StepCodec | None = None,
+        max_message: int = MAX_MESSAGE,
     ) -> None:
         self.sid = sid
         self.nonce = nonce
@@ -97,6 +99,7 @@ class Exchange:
         # The exception that the last reply stands for; weak, because it holds the caller's frames.
         self._failure: Callable[[], BaseException | None] = lambda: None
         self._steps = steps
+        self._largest_fast = min(SMALL, max_message)
         self._number = b""  # of the step that `begin_step` began, as it stands in a frame
         self._where = where
         self._timeout_s = timeout_s
@@ -207,7 +210,7 @@ class Exchange:
         seq = request.seq + 1
         self._number = number = seq.to_bytes(8, "little")
         frame = steps.encode_act(action, number)
-        if frame is None or len(frame) > SMALL:
+        if frame is None or len(frame) > self._largest_fast:
             return None
         self.request = _tuple(Pending, (Kind.ACT, seq, frame))
         return frame

@@ -9,12 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gymwire.protocol.codec import PLAIN, Frame, Header
-from gymwire.protocol.messages import Kind, Message
+from gymwire.protocol.codec import MAX_CONTROL, PLAIN, Frame, Header, check_size
+from gymwire.protocol.messages import KINDS, Kind, Message
 
 RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 4.0
+MIN_RETRY_S = 0.05  # the shortest pause after BUSY
 FIRST_SEQ = 2**40  # beyond the numbers of sessions: a late ERROR of a session answers none of these
+_ADVICE = {
+    Kind.OPEN: "Make env_kwargs smaller: for example, pass the name of a file that the env agent "
+    "can read.",
+}
 ANSWERS = (Kind.OPENED, Kind.FOUND, Kind.RESUMED, Kind.ERROR)
 
 Answer = tuple[Header, Message, bytes | memoryview]
@@ -39,9 +44,14 @@ class BrokerRequests:
         self._pending: dict[int, PendingRequest] = {}
 
     def add(self, message: Message, sid: int, now: float) -> PendingRequest:
-        """Return a new request, whose frame the caller sends now."""
+        """Return a new request, whose frame the caller sends now.
+
+        Raises ConfigurationError if it is larger than a broker accepts.
+        """
         self._seq += 1
         frame = PLAIN.encode(message, sid, self._seq)
+        kind = KINDS[type(message)]
+        check_size(kind.name, len(frame), MAX_CONTROL, _ADVICE.get(kind, ""))
         request = self._pending[self._seq] = PendingRequest(self._seq, frame, now + RESEND_S)
         return request
 
@@ -53,6 +63,12 @@ class BrokerRequests:
         if request.answer is None:
             request.answer = (header, PLAIN.decode(data, header), data)
         return True
+
+    def throttled(self, seq: int, retry_after_s: float, now: float) -> None:
+        """Send a request again when the broker's rate limit admits it: it was not handled."""
+        request = self._pending.get(seq)
+        if request is not None:
+            request.resend_at = now + min(max(MIN_RETRY_S, retry_after_s), RESEND_MAX_S)
 
     def forget(self, requests: Iterable[PendingRequest]) -> None:
         """Drop requests whose answers nobody waits for any more."""

@@ -14,10 +14,9 @@ from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import codec, dialogue, logs, spaces, stamps, vector_infos
-from gymwire.protocol.codec import PLAIN, TIMED, Codec, Frame, Header
+from gymwire.protocol.codec import MAX_MESSAGE, PLAIN, TIMED, Codec, Frame, Header, check_size
 from gymwire.protocol.errors import (
     BrokerUnreachable,
-    ConfigurationError,
     DecodingError,
     EnvironmentLost,
     GymwireError,
@@ -85,6 +84,7 @@ class RemoteSession:
             timeout_s=connection.timeout_s,
             rng=random.Random(secrets.randbits(64)),
             steps=self._steps,
+            max_message=connection.welcome.max_message if connection.welcome else MAX_MESSAGE,
         )
         self.paths = SessionPaths(connection, sid, open_msg, opened, self.exchange)
         self.closed = False  # on this side; the agent may not have confirmed it yet
@@ -235,10 +235,8 @@ class RemoteSession:
 
     def _check_size(self, kind: Kind, frame: Frame) -> None:
         limit = self.connection.welcome.max_message if self.connection.welcome else 0
-        if limit and len(frame) > limit:
-            raise ConfigurationError(
-                f"This {kind.name} has {len(frame)} bytes; the broker's limit is {limit}."
-            )
+        if limit:
+            check_size(kind.name, len(frame), limit)
 
     def _send(self, kind: Kind, seq: int, frame: Frame) -> None:
         if kind is Kind.RESET and self.paths.direct is None:

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import os
 import re
+import secrets
 import stat
 import string
 import struct
@@ -82,41 +83,78 @@ def check_name(name: str) -> None:
 def generate(name: str, folder: Path) -> tuple[Path, Path]:
     """Write a new key pair to `name.key` (secret, mode 0600) and `name.pub`; return both paths.
 
-    Raises ConfigurationError if either file exists.
+    If a call was killed between the two files, this one writes the missing `name.pub`. Raises
+    ConfigurationError if either file exists otherwise.
     """
     check_name(name)
-    public, secret = zmq.curve_keypair()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigurationError(f"Cannot create the folder {folder}: {error.strerror}.") from None
     secret_path, public_path = folder / f"{name}.key", folder / f"{name}.pub"
-    lines = f"public {public.decode()}\n"
-    pair = f"{_HEADER} key pair: keep it secret\n{lines}secret {secret.decode()}\n"
     if public_path.exists():
         raise ConfigurationError(f"{public_path} exists: {_KEPT}")
-    _write_new(secret_path, pair, 0o600)
+    pair = _left_without_public_file(secret_path)
+    unfinished = pair is not None
+    if pair is None:
+        pair = KeyPair(*zmq.curve_keypair())
+    public = f"public {pair.public.decode()}\n"
+    if not unfinished:
+        secret = f"secret {pair.secret.decode()}\n"
+        _write_new(secret_path, f"{_HEADER} key pair: keep it secret\n{public}{secret}", 0o600)
     try:
-        _write_new(public_path, f"{_HEADER} public key: give it to your peers\n{lines}", 0o644)
+        _write_new(public_path, f"{_HEADER} public key: give it to your peers\n{public}", 0o644)
     except ConfigurationError:
-        secret_path.unlink()
+        if not unfinished:
+            secret_path.unlink()
         raise
     return secret_path, public_path
 
 
-def _write_new(path: Path, text: str, mode: int) -> None:
+def _left_without_public_file(path: Path) -> KeyPair | None:
+    """Return the key pair of a call that was killed before it wrote the public file, if any.
+
+    Remove an empty file, which earlier releases left. Raises ConfigurationError for any other file.
+    """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        if not path.stat().st_size:
+            path.unlink()
+        return load(path) if path.exists() else None
+    except FileNotFoundError:
+        return None
+    except (ConfigurationError, OSError):
+        raise ConfigurationError(f"{path} exists: {_KEPT}") from None
+
+
+def _write_new(path: Path, text: str, mode: int) -> None:
+    """Write a file that does not exist yet: whole, or not at all if this process is killed."""
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+        try:
+            with os.fdopen(descriptor, "w") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(descriptor)
+            _name(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
     except FileExistsError:
         raise ConfigurationError(f"{path} exists: {_KEPT}") from None
     except OSError as error:
         raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
+
+
+def _name(unfinished: Path, path: Path) -> None:
+    """Give a file its final name. Raises FileExistsError instead of replacing another file."""
     try:
-        with os.fdopen(descriptor, "w") as file:
-            file.write(text)
-    except OSError as error:  # a full disk: half a key would block the next attempt
-        path.unlink()
-        raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
+        os.link(unfinished, path)
+    except FileExistsError:
+        raise
+    except OSError:  # the file system has no hard links
+        if path.exists():
+            raise FileExistsError from None
+        unfinished.rename(path)
 
 
 def load(path: Path) -> KeyPair:

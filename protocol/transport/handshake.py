@@ -6,6 +6,7 @@ each new connection, and whenever the broker asks. The caller passes the time.
 
 from __future__ import annotations
 
+import math
 import socket
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
@@ -32,6 +33,7 @@ class Handshake:
     Attributes:
         welcome: the broker's last answer, None before the first.
         capabilities: those that the broker and this side share (docs/protocol.md §3.11).
+        progress_at: when the broker last confirmed something; `wait_s` of `connect` begins anew.
     """
 
     def __init__(
@@ -47,6 +49,7 @@ class Handshake:
         self._role = role
         self._agent = agent
         self._sessions = sessions
+        self.progress_at = -math.inf
         self._repeat_at = 0.0
 
     def connect(
@@ -82,7 +85,7 @@ class Handshake:
                 pump()
             self._read_events()
             now = clock()
-            if now - began > wait_s:
+            if now - max(began, self.progress_at) > wait_s:
                 raise self._unanswered(wait_s)
             if now > notice_at:
                 notice_at = began + wait_s
@@ -108,6 +111,11 @@ class Handshake:
     def repeat_hello(self, now: float, *, wait: bool = False) -> bool:
         """Send HELLO unless the last one is recent; it or its answer may have been lost."""
         return now >= self._repeat_at and self.send_hello(now, wait=wait)
+
+    def pause(self, retry_after_s: float, now: float) -> None:
+        """Send no HELLO until the broker's rate limit admits more: it did not handle a message."""
+        pause_s = min(max(0.0, retry_after_s), HELLO_AGAIN_S)
+        self._repeat_at = max(self._repeat_at, now + pause_s)
 
     def handle(self, message: Message, now: float) -> bool:
         """Handle WELCOME, and BUSY "hello", which asks for HELLO; return whether it was either."""
@@ -144,6 +152,11 @@ class Handshake:
 
     def _unanswered(self, waited_s: float) -> Denied | BrokerUnreachable:
         url = self._link.url
+        if self.welcome is not None:
+            return BrokerUnreachable(
+                f"The broker at {url} answers, but has not confirmed all offers within "
+                f"{waited_s:g} s. It may be overloaded: wait longer (--wait)."
+            )
         if self._link.handshake_hint:
             return self._denied(self._link.handshake_hint)
         unknown = _unknown_host(url)

@@ -115,7 +115,7 @@ def test_a_request_sent_again_is_in_flight_once() -> None:
     assert usage.admit(rights, 1, 1, 0.0) is None
     assert usage.admit(rights, 1, 1, 0.0) is None
     assert usage.admit(rights, 2, 1, 0.0) is not None
-    usage.end_request(1, 1)
+    usage.end_request(1, 1, executed=True)
     assert usage.admit(rights, 2, 1, 0.0) is None
     usage.end_session(2)
     assert usage.is_idle(0.0)

@@ -9,12 +9,11 @@ from hypothesis import strategies as st
 from gymwire.broker import peers, sessions
 from gymwire.broker.auth import Policy, Rights
 from gymwire.broker.connections import CHECK_TICKS, LEARNER_SILENCE_S
-from gymwire.broker.core import MAX_CONTROL
 from gymwire.broker.offers import MAX_OFFERS
 from gymwire.broker.peers import GRACE_S
 from gymwire.broker.recovery import REJOIN_S
 from gymwire.protocol import codec
-from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.codec import MAX_CONTROL, PLAIN
 from gymwire.protocol.messages import (
     LIVENESS_PREFIX,
     Act,

@@ -1,9 +1,22 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
+
+import pytest
 
 from gymwire.broker import rate_limit
-from gymwire.broker.rate_limit import BURST, CUT_OFF_DEBT, DEBT, RATE, Admission, RateLimiter
+from gymwire.broker.auth import Policy, Rights
+from gymwire.broker.rate_limit import (
+    BURST,
+    CUT_OFF_DEBT,
+    DEBT,
+    RATE,
+    TOKEN_BYTES,
+    Admission,
+    RateLimiter,
+)
+from gymwire.protocol.codec import MAX_CONTROL, MAX_MESSAGE
 from gymwire.protocol.messages import (
     Act,
     Busy,
@@ -13,13 +26,14 @@ from gymwire.protocol.messages import (
     Find,
     Found,
     Open,
+    Opened,
     Percept,
     Ping,
     Pong,
     Resume,
     Resumed,
 )
-from tests.broker.harness import Broker, offer, only
+from tests.broker.harness import Broker, offer, only, opened
 
 ENV, LEARNER, OTHER = b"\x01env", b"\x01learner", b"\x01other"
 NOW = 5.0
@@ -65,10 +79,17 @@ def test_a_flood_does_not_affect_other_peers() -> None:
 
 def test_a_large_message_counts_for_more() -> None:
     limiter = RateLimiter()
-    most = int(BURST) // (1024 + 1)
+    most = int(BURST) // (1024 * 1024 // TOKEN_BYTES + 1)
     assert admissions(limiter, most, size=1024 * 1024) == [Admission.PASS]
     assert admissions(limiter, 1, size=1024 * 1024) == [Admission.THROTTLE]
     assert admissions(limiter, 1) == [Admission.PASS]
+
+
+@pytest.mark.parametrize("size", [26, TOKEN_BYTES, MAX_CONTROL, 2_600_000, MAX_MESSAGE])
+def test_no_message_costs_more_than_a_full_bucket(size: int) -> None:
+    limiter = RateLimiter()
+    assert admissions(limiter, 1, size=size) == [Admission.PASS]
+    assert admissions(limiter, 1, size=size, now=NOW + BURST / RATE) == [Admission.PASS]
 
 
 def test_buckets_are_bounded_and_full_ones_forgotten() -> None:
@@ -130,6 +151,55 @@ def test_steps_and_their_replies_are_free() -> None:
     assert only(broker.say(env, failed, sid, 2), Error) == failed
     [busy] = broker.say(learner, Open("cartpole", b"2" * 16), seq=2)
     assert isinstance(busy.message, Busy)
+
+
+@pytest.mark.parametrize("size", [1_000, 2_600_000, 20_000_000])
+def test_the_answer_to_open_is_free_whatever_its_size(size: int) -> None:
+    broker = Broker()
+    env, learner = broker.env(), broker.learner()
+    [forwarded] = broker.say(learner, Open("cartpole", b"n" * 16), seq=1)
+    large = replace(opened(), metadata={"bounds": bytes(size)})
+    for _ in range(5):  # the learner repeats OPEN
+        assert only(broker.say(env, large, forwarded.header.sid, 1), Opened) == large
+
+
+def test_eight_sessions_with_large_arguments_open_at_once() -> None:
+    broker = Broker()
+    broker.env(capacity=8)
+    learner = broker.learner()
+    for i in range(8):
+        request = Open("cartpole", i.to_bytes(16), env_kwargs={"map": bytes(900_000)})
+        only(broker.say(learner, request, seq=i), Open)
+
+
+QUOTAS = [
+    Rights("alice", use=("*",), **{name: 10**9})  # type: ignore[arg-type]
+    for name in ("message_bytes", "requests_in_flight", "steps_per_s")
+]
+
+
+@pytest.mark.parametrize("rights", QUOTAS, ids=str)
+def test_a_quota_limits_only_what_it_names(rights: Rights) -> None:
+    broker = Broker(policy=Policy(anyone=replace(rights, offer=("*",))))
+    broker.env(ENV)
+    learner = broker.learner()
+    sid = broker.open(learner)
+    for seq in range(1, 200):
+        assert only(broker.say(learner, Act(bytes(100_000)), sid, seq), Act)
+        assert only(
+            broker.say(ENV, Percept(bytes(100_000), 0.0, False, False, {}), sid, seq), Percept
+        )
+
+
+def test_requests_that_a_quota_refuses_count_as_a_flood() -> None:
+    rights = Rights("alice", offer=("*",), use=("*",), steps_per_s=1.0)
+    broker = Broker(policy=Policy(anyone=rights))
+    broker.env()
+    learner = broker.learner()
+    sid = broker.open(learner)
+    for seq in range(int(BURST + DEBT) + 10):
+        broker.say(learner, Act(0), sid, seq + 1)
+    assert broker.say(learner, Act(0), sid, 2) == []
 
 
 def test_a_reused_descriptor_is_left_alone() -> None:

@@ -27,7 +27,7 @@ NUMBERS = (
     ("3.4", "TTL {:d} ms", "protocol.transport.dealer:HEARTBEAT_TIMEOUT_MS"),
     ("3.4", "arrived on it for {:g} s", "broker.connections:LEARNER_SILENCE_S"),
     ("3.6", "{:d} MiB by default", "protocol.codec:MAX_MESSAGE/1048576"),
-    ("3.6", "at most {:d} MiB", "broker.core:MAX_CONTROL/1048576"),
+    ("3.6", "at most {:d} MiB", "protocol.codec:MAX_CONTROL/1048576"),
     ("3.7", "header of {:d} bytes", "protocol.codec:HEADER_SIZE"),
     ("7.5", "SHOULD: {:g} s", "learner_agent.client.exchange:RESEND_S"),
     ("7.5", "doubling up to {:g} s", "learner_agent.client.exchange:RESEND_MAX_S"),

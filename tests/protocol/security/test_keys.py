@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.security import keys
 from gymwire.protocol.security.keys import generate, identity, load, load_public
 
 
@@ -106,7 +110,7 @@ def test_no_half_of_a_pair_is_left_where_the_disk_is_full(
 
     def opened(path: Path, flags: int, mode: int) -> int:
         descriptor = open_file(path, flags, mode)
-        if path.name != full:
+        if not path.name.startswith(f".{full}."):
             return descriptor
         os.close(descriptor)
         return open_file("/dev/full", os.O_WRONLY)
@@ -129,3 +133,84 @@ def test_only_the_allowed_bytes_of_a_large_file_are_read(tmp_path: Path) -> None
         file.truncate(2**40)  # a sparse file
     with pytest.raises(ConfigurationError, match=r"large\.key is not a key file"):
         load(path)
+
+
+def test_an_empty_file_of_a_killed_keygen_does_not_block_the_name(tmp_path: Path) -> None:
+    (tmp_path / "a.key").touch(0o600)
+    secret, public = generate("a", tmp_path)
+    assert load_public(str(public)) == load(secret).public
+
+
+def test_a_missing_public_file_is_written_again(tmp_path: Path) -> None:
+    secret, public = generate("a", tmp_path)
+    pair, text = load(secret), public.read_text()
+    public.unlink()
+    assert generate("a", tmp_path) == (secret, public)
+    assert (load(secret), public.read_text()) == (pair, text)
+
+
+@pytest.mark.parametrize("kept", ["a.key", "a.pub"])
+def test_a_key_is_not_overwritten_without_hard_links_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
+) -> None:
+    def link(_: Path, path: Path) -> None:
+        if path.name == kept:
+            path.write_text("precious")  # another process is faster
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(ConfigurationError, match="never overwritten"):
+        generate("a", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [kept]
+    assert (tmp_path / kept).read_text() == "precious"
+    generate("b", tmp_path)
+
+
+# Kills a process at each line of the module in turn, then calls `generate` again.
+KILLED = """
+import os, sys
+from pathlib import Path
+from gymwire.protocol.security import keys
+
+def kill_at(line):
+    count = 0
+    def trace(frame, event, argument):
+        nonlocal count
+        if frame.f_code.co_filename != keys.__file__:
+            return None
+        count += event == "line"
+        if count > line:
+            os._exit(9)
+        return trace
+    return trace
+
+for line in range(1000):
+    folder = Path(sys.argv[1], str(line))
+    child = os.fork()
+    if not child:
+        sys.settrace(kill_at(line))
+        keys.generate("a", folder)
+        sys.settrace(None)
+        os._exit(0)
+    if os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0:
+        break
+    secret, public = (folder / "a.key", folder / "a.pub")
+    if not public.exists():
+        assert (secret, public) == keys.generate("a", folder), line
+    assert keys.load_public(str(public)) == keys.load(secret).public, line
+print(line)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="forks")
+def test_a_keygen_killed_anywhere_does_not_block_the_name(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert 30 < int(done.stdout) < 1000
+    assert keys.load(tmp_path / done.stdout.strip() / "a.key")

@@ -1,0 +1,156 @@
+"""Every limit on the size of a message is checked before the message is sent."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import Space
+from gymnasium.spaces import Box, Dict, Discrete, flatten_space
+from gymnasium.vector.utils import batch_space
+
+from gymwire.broker.auth import Policy, Rights
+from gymwire.env_agent.description import MAX_BOUNDS, shorten
+from gymwire.env_agent.environments import Service
+from gymwire.env_agent.factory import Factory
+from gymwire.learner_agent.client.exchange import SMALL
+from gymwire.protocol import spaces
+from gymwire.protocol.codec import MAX_CONTROL, MAX_MESSAGE, PLAIN
+from gymwire.protocol.errors import ConfigurationError, EnvironmentFailed
+from gymwire.protocol.messages import Act, Reset
+from tests.wire import Network
+
+
+class Wide(gymnasium.Env[Any, int]):
+    """An environment with the observation space and metadata that a test sets."""
+
+    observation_space: Space[Any] = Discrete(2)
+    action_space = Discrete(2)  # type: ignore[assignment]
+    metadata: dict[str, Any] = {}  # noqa: RUF012 - as in Gymnasium
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return self.observation_space.sample(), {}
+
+    def step(self, action: int) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 0.5, False, False, {}
+
+
+SERVICE = Service("wide", Factory("wide:Wide", Wide))
+
+
+@pytest.fixture(autouse=True)
+def _restore() -> Iterator[None]:
+    yield
+    Wide.observation_space, Wide.metadata = Discrete(2), {}
+
+
+def per_channel(size: int, dtype: Any = np.float32) -> Box:
+    """Return a space of pictures whose channels have bounds of their own."""
+    high = np.broadcast_to(np.arange(1, 4), (size, size, 3))
+    return Box(-high.astype(dtype), high.astype(dtype), dtype=dtype)
+
+
+def flatten(space: Space[Any]) -> Box:
+    """Return all elements of a space of boxes as one Box."""
+    flat = flatten_space(space)
+    assert isinstance(flat, Box)
+    return flat
+
+
+def distinct(count: int) -> Box:
+    """Return a space in which all bounds differ."""
+    bounds = np.arange(1, count + 1, dtype=np.float64)
+    return Box(-bounds, bounds, dtype=np.float64)
+
+
+LARGE = {
+    "84x84": per_channel(84),
+    "224x224": per_channel(224),
+    "distinct": distinct(100_000),
+    "nested": Dict({f"camera{i}": per_channel(64) for i in range(20)}),
+}
+
+
+@pytest.mark.parametrize("num_envs", [0, 4, 16])
+@pytest.mark.parametrize("name", LARGE)
+def test_an_environment_with_large_bounds_opens(name: str, num_envs: int) -> None:
+    Wide.observation_space = LARGE[name]
+    with Network() as network:
+        network.env_agent(SERVICE)
+        session = network.connection().open("wide", num_envs=num_envs, autoreset_mode="NextStep")
+        if num_envs == 0:
+            assert session.observation_space == LARGE[name]
+        else:
+            assert session.observation_space == batch_space(LARGE[name], num_envs)
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_an_offer_has_the_range_of_large_bounds(name: str) -> None:
+    short = shorten(spaces.describe(LARGE[name]))
+    assert len(PLAIN.encode(Reset(None, {"space": short}))) < MAX_BOUNDS
+    listed, whole = flatten(spaces.build(short)), flatten(LARGE[name])
+    assert (listed.shape, listed.dtype) == (whole.shape, whole.dtype)
+    assert (listed.low.min(), listed.high.max()) == (whole.low.min(), whole.high.max())
+
+
+def test_an_offer_has_all_bounds_of_a_small_space() -> None:
+    space = spaces.describe(distinct(1000))
+    assert shorten(space) is space
+
+
+def test_an_offer_that_is_too_large_is_an_error_at_once() -> None:
+    Wide.metadata = {"blob": bytes(5_000_000)}
+    with Network() as network:
+        began = network.now
+        with pytest.raises(
+            ConfigurationError, match=r"OFFER of 'wide' has 5,000,\d+ bytes"
+        ) as told:
+            network.env_agent(SERVICE)
+        assert f"limit is {MAX_CONTROL:,}" in str(told.value)
+        assert network.now == began
+
+
+def test_an_opened_that_is_too_large_is_an_error() -> None:
+    with Network() as network:
+        network.env_agent(SERVICE)
+        network.hosts[0].close_all()
+        Wide.metadata = {"blob": bytes(MAX_MESSAGE)}
+        with pytest.raises(EnvironmentFailed, match=r"OPENED has 67,\d+,\d+ bytes") as told:
+            network.connection().open("wide")
+        assert f"limit is {MAX_MESSAGE:,}" in str(told.value)
+        assert network.hosts[0].slots == {}
+
+
+@pytest.mark.parametrize("size", [MAX_CONTROL, 5_000_000, 70_000_000])
+def test_arguments_that_are_too_large_are_an_error_at_once(size: int) -> None:
+    with Network() as network:
+        network.env_agent(SERVICE)
+        connection = network.connection(wait_s=1e9)
+        began = network.now
+        with pytest.raises(ConfigurationError, match=r"OPEN has [\d,]+ bytes.* Make env_kwargs"):
+            connection.open("wide", env_kwargs={"blob": bytes(size)})
+        assert network.now == began
+        connection.open("wide", env_kwargs={"blob": bytes(MAX_CONTROL - 1000)})
+
+
+@pytest.mark.parametrize("size", [200, SMALL, MAX_MESSAGE])
+def test_a_request_over_the_limit_is_an_error_and_changes_nothing(size: int) -> None:
+    with Network() as network:
+        network.env_agent(SERVICE)
+        rights = Rights("anyone", use=("*",), offer=("*",), message_bytes=size)
+        network.core.apply_policy(Policy(anyone=rights))
+        session = network.connection().open("wide")
+        session.request(Reset())
+        for request in (Reset(None, {"blob": bytes(size)}), Act(bytes(size))):
+            with pytest.raises(ConfigurationError, match=rf"has [\d,]+ bytes.* limit is {size:,}"):
+                session.request(request)
+        if size <= SMALL:
+            with pytest.raises(ConfigurationError, match=f"ACT has .* limit is {size:,}"):
+                session.step(bytes(size))
+        assert session.step(1)[1] == 0.5
