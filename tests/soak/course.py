@@ -11,9 +11,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gymwire.learner_agent.client.connection import BrokerConnection
 from tests.chaos.fleet import Part, resident, until
 from tests.soak.kinds import KINDS, WITHOUT_LIMITS
-from tests.soak.place import CARTPOLE, PICTURE, Site, site
+from tests.soak.place import CARTPOLE, PICTURE, SLOW, Site, site
 
 P99_TIMES = 2.0  # a phase's p99 over the median p99 of the undisturbed phases
 # How much a broker or an env agent may grow at its peak over its size at the start.
@@ -99,8 +100,10 @@ def run(
         for row in _rows(hostile):
             say(f"{row['kind']:18} {row['rounds']} rounds, {row['no answer']} without an answer")
         faults += find_faults(start, measured, times_count)
+        if "Traceback" in hostile.text():
+            faults.append("a hostile peer failed, see hostile.log: nothing was tested beside it")
         if not faults or not faults[0].startswith("ended"):
-            faults += _end(churn, say)
+            faults += _end(churn, say) + _slots_left(made)
     for fault in faults:
         say(f"FAILED: {fault}")
     return not faults
@@ -159,6 +162,20 @@ def _end(churn: Part, say: Say) -> list[str]:
     (count,) = _rows(churn)
     say("churning learners: " + ", ".join(f"{n} {what}" for what, n in count.items()))
     return [f"{count['failed']} churning learners failed, see churn.log"] if count["failed"] else []
+
+
+def _slots_left(made: Site) -> list[str]:
+    """Wait until only the honest learner's sessions use slots; return where others still do."""
+    deadline = time.monotonic() + STUCK_S
+    with contextlib.closing(BrokerConnection(made.url, **made.of("alice"))) as connection:
+        while True:
+            used = {CARTPOLE: -1, PICTURE: -1, SLOW: 0}  # without the honest learner's own
+            for offer in connection.find():
+                used[offer["address"]] += offer["used"]
+            found = [f"{n} slots of {address} stay in use" for address, n in used.items() if n > 0]
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.2)
 
 
 def _say_times(measured: Sequence[Phase], say: Say) -> None:

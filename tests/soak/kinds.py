@@ -30,6 +30,7 @@ from gymwire.protocol.messages import (
     Message,
     Offer,
     Open,
+    Opened,
     Ping,
     Reset,
     Role,
@@ -220,15 +221,17 @@ def colliding_keys(place: Place, name: str) -> Pauses:
 
 
 def colliding_details(place: Place, name: str) -> Pauses:
-    """Offer an environment, and refuse to open it with details whose keys collide."""
-    body = b"\x93\xabopen-failed\xa1x" + colliding_map(10_000)
+    """Offer an environment, and answer its session with details whose keys collide."""
+    body = b"\x93\xacsession-lost\xa1x" + colliding_map(10_000)
     with peer(place, name, Role.ENV) as agent, peer(place, name) as learner:
         agent.say(offer("m/details"))
         agent.wait_for(Kind.OFFERED)
+        learner.say(Open("m/details", os.urandom(16)))
+        header, _ = agent.wait_for(Kind.OPEN)
+        agent.say(Opened(None, None, None, None, {}, {}, None, 0, {}, ""), header.sid, header.seq)
         while True:
-            learner.say(Open("m/details", os.urandom(16)))
-            header, _ = agent.wait_for(Kind.OPEN)
-            agent.send(framed(Kind.ERROR, body, header.sid, header.seq))
+            agent.send(framed(Kind.ERROR, body, header.sid, 1))
+            agent.drain()
             learner.drain()
             yield 2.0
 
