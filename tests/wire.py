@@ -57,6 +57,7 @@ class Dealer:
 
     url = "memory://broker"
     has_buffered = False
+    handshake_hint = ""
 
     def __init__(self, network: Network, number: int) -> None:
         self._network = network

@@ -43,6 +43,7 @@ from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
 
+MAX_DRAINED = 10_000  # frames received in one `drain`
 _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
 
@@ -281,8 +282,13 @@ class BrokerConnection:
         return True
 
     def drain(self) -> None:
-        """Receive what has arrived from the broker, without waiting."""
-        while self.link.poll():
+        """Receive what has arrived from the broker, without waiting: `MAX_DRAINED` frames at most.
+
+        A broker that sends without a pause must not hold the caller up.
+        """
+        for _ in range(MAX_DRAINED):
+            if not self.link.poll():
+                return
             self.pump()
 
     # --- frames -----------------------------------------------------------------------------------

@@ -1,0 +1,1 @@
+"""A long run beside hostile peers: step times, results and memory of honest peers."""

@@ -1,0 +1,213 @@
+"""The phases of a soak: what is measured in each, what is printed, and what fails."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from gymwire.learner_agent.client.connection import BrokerConnection
+from tests.chaos.fleet import Part, resident, until
+from tests.soak.kinds import KINDS, WITHOUT_LIMITS
+from tests.soak.place import CARTPOLE, PICTURE, SLOW, Site, site
+
+P99_TIMES = 2.0  # a phase's p99 over the median p99 of the undisturbed phases
+# How much a broker or an env agent may grow at its peak over its size at the start.
+MEMORY_BYTES = 512 * 1024 * 1024
+MIB = 1024 * 1024
+STUCK_S = 60.0  # how long to wait for a program that a phase has frozen
+Say = Callable[[str], None]
+
+
+class Memory(NamedTuple):
+    """Bytes of one process: resident, proportional, and the most resident since `reset_peak`."""
+
+    rss: int
+    pss: int
+    peak: int
+
+    @classmethod
+    def of(cls, part: Part) -> Memory:
+        facts = Path(f"/proc/{part.pid}/status").read_text()
+        rollup = Path(f"/proc/{part.pid}/smaps_rollup").read_text()
+        return cls(resident(part.pid), _kib(rollup, "Pss:"), _kib(facts, "VmHWM:"))
+
+
+class Phase(NamedTuple):
+    """What one phase measured. `kinds`: the hostile peers beside the honest learner."""
+
+    kinds: tuple[str, ...]
+    report: dict[str, Any]
+    memory: dict[str, Memory]
+
+    @property
+    def name(self) -> str:
+        if not self.kinds:
+            return "undisturbed"
+        return self.kinds[0] if len(self.kinds) == 1 else "all"
+
+
+def plan(kinds: Sequence[str]) -> list[tuple[str, ...]]:
+    """Return the phases: each kind alone, then all, with an undisturbed phase around each."""
+    together = [tuple(kinds)] if len(kinds) > 1 else []
+    phases: list[tuple[str, ...]] = [()]
+    for each in [*((kind,) for kind in kinds), *together]:
+        phases += [each, ()]
+    return phases
+
+
+def run(
+    folder: Path,
+    *,
+    minutes: float,
+    seed: int,
+    say: Say,
+    kinds: Sequence[str] = tuple(KINDS),
+    times_count: bool = True,
+) -> bool:
+    """Run all phases and print the table. Returns whether everything held.
+
+    `times_count`: whether step times decide, too.
+    """
+    phases = plan(kinds)
+    with site(folder, {kind: kind not in WITHOUT_LIMITS for kind in kinds}) as made:
+        arguments = (str(folder), made.url)
+        learner = made.part("learner", "tests.soak.learner", *arguments, str(seed))
+        learner.says("learning")
+        churn = made.part("churn", "tests.soak.churn", *arguments, str(seed))
+        hostile = made.part("hostile", "tests.soak.hostile", *arguments)
+        _tell(hostile, "")
+        hostile.says("running", 1)
+        start = {name: Memory.of(part) for name, part in made.measured.items()}
+        measured = []
+        faults: list[str] = []
+        phase_s = minutes * 60 / len(phases)
+        for number, names in enumerate(phases, 1):
+            measured.append(_phase(made, learner, names, number, phase_s))
+            _tell(hostile, " ".join(phases[number]) if number < len(phases) else "")
+            hostile.says("running", number + 1)
+            dead = [name for name, part in made.measured.items() if not part.alive]
+            if dead:
+                faults = [f"ended beside {measured[-1].name}: {', '.join(dead)}"]
+                break
+        _say_times(measured, say)
+        _say_memory(start, measured, say)
+        for row in _rows(hostile):
+            say(f"{row['kind']:18} {row['rounds']} rounds, {row['no answer']} without an answer")
+        faults += find_faults(start, measured, times_count)
+        if "Traceback" in hostile.text():
+            faults.append("a hostile peer failed, see hostile.log: nothing was tested beside it")
+        if not faults or not faults[0].startswith("ended"):
+            faults += _end(churn, say) + _slots_left(made)
+    for fault in faults:
+        say(f"FAILED: {fault}")
+    return not faults
+
+
+def _phase(made: Site, learner: Part, kinds: tuple[str, ...], number: int, phase_s: float) -> Phase:
+    """Measure for so many seconds; the hostile peers of the phase are running."""
+    for part in made.measured.values():
+        with contextlib.suppress(OSError):
+            Path(f"/proc/{part.pid}/clear_refs").write_text("5")  # forget the peak
+    time.sleep(phase_s)
+    _tell(learner, "report")
+    until(
+        lambda: len(_rows(learner)) >= number or not learner.alive, "the learner reports", STUCK_S
+    )
+    alive = {name: part for name, part in made.measured.items() if part.alive}
+    return Phase(
+        kinds, _rows(learner)[number - 1], {name: Memory.of(part) for name, part in alive.items()}
+    )
+
+
+def find_faults(
+    start: dict[str, Memory], measured: Sequence[Phase], times_count: bool
+) -> list[str]:
+    """Return a sentence for each result, size or time that does not hold."""
+    found = []
+    for phase in measured:
+        found += [f"beside {phase.name}: {text}" for text in phase.report["faults"]]
+        for name, memory in phase.memory.items():
+            more = memory.peak - start[name].rss
+            if more > MEMORY_BYTES:
+                found.append(f"beside {phase.name}: {name} grew by {more // MIB} MiB")
+        for address in (CARTPOLE, PICTURE) if times_count and phase.kinds else ():
+            if not phase.report[address]["steps"]:
+                found.append(f"beside {phase.name}: no step at {address}")
+            elif (times := _times(measured, phase, address)) > P99_TIMES:
+                found.append(f"beside {phase.name}: p99 at {address} is {times:.2f} times")
+    return found
+
+
+def _times(measured: Sequence[Phase], phase: Phase, address: str) -> float:
+    """Return the p99 of a phase over the median p99 of the undisturbed phases."""
+    rows = [one.report[address] for one in measured if not one.kinds]
+    alone = statistics.median_low([row["p99"] for row in rows if row["steps"]] or [0.0])
+    return float(phase.report[address]["p99"] / alone) if alone else float("inf")
+
+
+def _end(churn: Part, say: Say) -> list[str]:
+    """Let the churning learners end; return what failed."""
+    assert churn.process.stdin is not None
+    churn.process.stdin.close()
+    try:
+        churn.process.wait(2 * STUCK_S)
+    except subprocess.TimeoutExpired:
+        return ["the churning learners did not end"]
+    (count,) = _rows(churn)
+    say("churning learners: " + ", ".join(f"{n} {what}" for what, n in count.items()))
+    return [f"{count['failed']} churning learners failed, see churn.log"] if count["failed"] else []
+
+
+def _slots_left(made: Site) -> list[str]:
+    """Wait until only the honest learner's sessions use slots; return where others still do."""
+    deadline = time.monotonic() + STUCK_S
+    with contextlib.closing(BrokerConnection(made.url, **made.of("alice"))) as connection:
+        while True:
+            used = {CARTPOLE: -1, PICTURE: -1, SLOW: 0}  # without the honest learner's own
+            for offer in connection.find():
+                used[offer["address"]] += offer["used"]
+            found = [f"{n} slots of {address} stay in use" for address, n in used.items() if n > 0]
+            if not found or time.monotonic() > deadline:
+                return found
+            time.sleep(0.2)
+
+
+def _say_times(measured: Sequence[Phase], say: Say) -> None:
+    say(f"{'phase':18} {'address':13} {'steps':>7} {'p50':>8} {'p99':>8} {'most':>9}  p99, times")
+    for phase in measured:
+        for address in (CARTPOLE, PICTURE):
+            row = phase.report[address]
+            times = f"{_times(measured, phase, address):6.2f}" if phase.kinds else ""
+            say(
+                f"{phase.name:18} {address:13} {row['steps']:7} {row['p50']:5.2f} ms "
+                f"{row['p99']:5.2f} ms {row['most']:6.0f} ms  {times}"
+            )
+
+
+def _say_memory(start: dict[str, Memory], measured: Sequence[Phase], say: Say) -> None:
+    say(f"{'resident / proportional / peak, MiB':36}" + "".join(f"{name:>24}" for name in start))
+    for name, row in [("start", start), *((phase.name, phase.memory) for phase in measured)]:
+        cells = (" / ".join(f"{each / MIB:.0f}" for each in row[part]) for part in row)
+        say(f"{name:36}" + "".join(f"{cell:>24}" for cell in cells))
+
+
+def _rows(part: Part) -> list[dict[str, Any]]:
+    """Return the JSON objects in a program's output."""
+    return [json.loads(line) for line in part.text().splitlines() if line.startswith("{")]
+
+
+def _tell(part: Part, line: str) -> None:
+    assert part.process.stdin is not None
+    part.process.stdin.write(f"{line}\n".encode())
+    part.process.stdin.flush()
+
+
+def _kib(text: str, name: str) -> int:
+    (line,) = (line for line in text.splitlines() if line.startswith(name))
+    return int(line.split()[1]) * 1024
