@@ -66,11 +66,11 @@ def check_size(data: bytes, max_depth: int) -> bool:
 class _Scan:
     """Walks over one serialized value and adds up its cost."""
 
-    __slots__ = ("data", "has_other_keys", "left", "max_depth")
+    __slots__ = ("has_other_keys", "left", "max_depth", "packed")
 
-    def __init__(self, data: bytes, max_depth: int) -> None:
-        self.data = data
-        self.left = FREE_BYTES + 7 * len(data)
+    def __init__(self, packed: bytes, max_depth: int) -> None:
+        self.packed = packed
+        self.left = FREE_BYTES + 7 * len(packed)
         self.max_depth = max_depth
         self.has_other_keys = False
 
@@ -78,21 +78,21 @@ class _Scan:
         self.left -= cost
         if self.left < 0:
             raise DecodingError(
-                f"A value of {len(self.data)} bytes has too many parts: it would take more than "
-                f"{(FREE_BYTES + 7 * len(self.data)) >> 20} MiB of memory. Send an array instead."
+                f"A value of {len(self.packed)} bytes has too many parts: it would take more than "
+                f"{(FREE_BYTES + 7 * len(self.packed)) >> 20} MiB of memory. Send an array instead."
             )
 
     def items(self, at: int, count: int, depth: int) -> int:
         """Walk over `count` values from `at` on; return where they end."""
-        data, fixed = self.data, _FIXED
+        packed, fixed = self.packed, _FIXED
         if depth > self.max_depth:
             raise DecodingError(f"A value is nested deeper than {self.max_depth} levels.")
-        if count > len(data) - at:
+        if count > len(packed) - at:
             raise IndexError
         self.charge(8 * count)
         numbers = 0
         for _ in range(count):
-            first = data[at]
+            first = packed[at]
             size = fixed.get(first)
             if first in _EMPTY:
                 self.left -= _CONTAINER  # the next charge raises
@@ -134,20 +134,20 @@ class _Scan:
     def _length(self, at: int, width: int) -> tuple[int, int]:
         """Return the length at the start of a value, and where its contents begin."""
         if not width:
-            return self.data[at] & 0x0F, at + 1
+            return self.packed[at] & 0x0F, at + 1
         end = at + 1 + width
-        return int.from_bytes(self.data[at + 1 : end], "big"), end
+        return int.from_bytes(self.packed[at + 1 : end], "big"), end
 
     def _skip(self, at: int, size: int) -> int:
-        if size > len(self.data) - at:
+        if size > len(self.packed) - at:
             raise IndexError
         return at + size
 
     def _map(self, at: int, count: int, depth: int) -> int:
-        self.charge(_CONTAINER + _ENTRY * min(count, len(self.data)))
-        data, others = self.data, 0
+        self.charge(_CONTAINER + _ENTRY * min(count, len(self.packed)))
+        packed, others = self.packed, 0
         for _ in range(count):
-            first = data[at]
+            first = packed[at]
             if 0xA0 <= first < 0xC0:
                 self.left -= _TEXT  # the next charge raises
                 at += 1 + first - 0xA0
@@ -162,7 +162,7 @@ class _Scan:
                         f"A map may have at most {MAX_OTHER_KEYS} keys that are neither text nor "
                         f"bytes, each of at most {MAX_OTHER_KEY_BYTES} bytes."
                     )
-            if data[at] < 0x80:
+            if packed[at] < 0x80:
                 at += 1
             else:
                 at = self.items(at, 1, depth)
@@ -170,10 +170,10 @@ class _Scan:
 
     def _extension(self, at: int, size: int, depth: int) -> int:
         """Walk over an extension type, whose code is at `at`."""
-        code = self.data[at]
+        code = self.packed[at]
         end = self._skip(at + 1, size)
         self.charge((_ARRAY if code == 1 else _CONTAINER) + size)
-        is_empty = size == 1 and self.data[at + 1] in _EMPTY
+        is_empty = size == 1 and self.packed[at + 1] in _EMPTY
         if code in _NESTED and not is_empty and self.items(at + 1, 1, depth + 1) != end:
             raise DecodingError(f"Extension type {code} has malformed contents.")
         return end

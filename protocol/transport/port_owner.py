@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
+_HEXADECIMAL = 16
 PROC = Path("/proc")
 
 
@@ -32,7 +33,7 @@ def _listening_inodes(port: int) -> Iterator[str]:
         with contextlib.suppress(OSError):
             for line in (PROC / "net" / table).read_text().splitlines()[1:]:
                 fields = line.split()
-                if fields[3] == LISTEN and int(fields[1].rpartition(":")[2], 16) == port:
+                if fields[3] == LISTEN and int(fields[1].rpartition(":")[2], _HEXADECIMAL) == port:
                     yield fields[9]
 
 

@@ -10,15 +10,12 @@ from tests.soak.kinds import KINDS
 from tests.soak.place import CARTPOLE, PICTURE
 
 MINUTES = 1 / 3
-# These kinds still stop a broker or an env agent for seconds; `python -m tests.soak` shows it.
-STILL_HARMFUL = {"huge-seeds", "nested-containers", "colliding-keys", "colliding-details"}
 
 
 def test_no_hostile_peer_changes_a_result_or_takes_the_memory(tmp_path: Path) -> None:
     said: list[str] = []
-    kinds = [kind for kind in KINDS if kind not in STILL_HARMFUL]
     held = course.run(
-        tmp_path, minutes=MINUTES, seed=1, say=said.append, kinds=kinds, times_count=False
+        tmp_path, minutes=MINUTES, seed=1, say=said.append, times_count=False
     )
     assert held, "\n".join(said)
 

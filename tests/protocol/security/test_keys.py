@@ -3,9 +3,9 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
