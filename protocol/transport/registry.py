@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gymwire.protocol.errors import AddressError, ConnectionFailed
+from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.zap import Allow
 from gymwire.protocol.transport.dealer import Dealer
@@ -68,8 +69,10 @@ def _dial_zmq(url: str, key: KeyPair | None, server_key: bytes | None) -> Transp
 def _dial_ipc(url: str, key: KeyPair | None, server_key: bytes | None) -> Transport:
     try:
         found = Path(url.removeprefix("ipc://")).is_socket()
-    except OSError:  # in a folder of another user
-        found = False
+    except OSError as error:
+        if is_from_outside(error):
+            raise
+        found = False  # it is in a folder of another user
     if not found:
         raise ConnectionFailed(f"Cannot dial {url}: there is no socket at this path.")
     return _dial_zmq(url, key, server_key)

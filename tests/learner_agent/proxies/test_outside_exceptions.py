@@ -19,7 +19,7 @@ import pytest
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol.errors import AttributeDenied, MoveError
 from tests.learner_agent.client.test_interrupted import in_memory
-from tests.learner_agent.opcodes import Interruption
+from tests.learner_agent.opcodes import FromOutside, Interruption
 from tests.sameness import assert_same
 from tests.wire import BROKER, Network
 
@@ -83,12 +83,12 @@ def denied(env: Any) -> Any:
         return str(error)
 
 
-def check(sessions: int, call: Call, stride: int) -> int:
+def check(sessions: int, call: Call, stride: int, error: type[Exception] = FromOutside) -> int:
     """Interrupt a call at each `stride`-th instruction; return how many there were."""
     instruction = 0
     with proxies(sessions) as (disturbed, undisturbed):
         while True:
-            interruption = Interruption(instruction)
+            interruption = Interruption(instruction, error)
             for env in (disturbed, undisturbed):
                 env.reset(seed=1)
                 env.step(actions(env, 1))
@@ -119,6 +119,16 @@ def check(sessions: int, call: Call, stride: int) -> int:
 @pytest.mark.parametrize("call", [step, reset, get, denied])
 def test_a_call_is_neither_lost_nor_doubled(sessions: int, call: Call) -> None:
     assert check(sessions, call, 149 if sessions else 23) > 149
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError, BlockingIOError, ValueError, TypeError, MemoryError, EOFError]
+)
+@pytest.mark.parametrize("call", [step, get])
+def test_an_exception_of_any_class_is_not_taken_for_a_failure(
+    call: Call, error: type[Exception]
+) -> None:
+    assert check(0, call, 19, error) > 149
 
 
 @pytest.mark.parametrize("call", [send, recv, step_async])
