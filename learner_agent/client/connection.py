@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from gymwire.learner_agent.client.failures import error_for
@@ -355,6 +355,20 @@ class BrokerConnection:
     def add(self, session: RemoteSession) -> None:
         """Direct the frames of a session to it from now on."""
         self._sessions[session.sid] = session
+
+    @property
+    def sids(self) -> frozenset[int]:
+        """The numbers of the sessions that use the connection."""
+        return frozenset(self._sessions)
+
+    def close_others(self, sids: Collection[int]) -> None:
+        """Close the sessions that nobody uses, because an exception has interrupted their caller.
+
+        `sids`: the numbers of the sessions that stay open.
+        """
+        for session in list(self._sessions.values()):
+            if session.sid not in sids:
+                session.close(wait=False)
 
     def has_session(self, sid: int) -> bool:
         """Return whether a session with this number uses the connection."""

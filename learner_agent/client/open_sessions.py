@@ -188,6 +188,8 @@ class SessionOpener:
         self._given_up[request.seq] = opening
         if request.answer is not None:
             self._close_unwanted(*request.answer)
+        else:  # an exception may have come while the answer was received: request it again
+            self._connection.link.send(request.frame)
 
     def receive(self, header: Header, data: bytes | memoryview) -> bool:
         """Handle an answer to an OPEN that was given up; return whether the frame is one."""

@@ -16,7 +16,7 @@ from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.timings import Timings
 from gymwire.learner_agent.proxies.attributes import RemoteAttributes
-from gymwire.learner_agent.proxies.interrupts import keeps_replies
+from gymwire.learner_agent.proxies.interrupts import Undoable, keeps_replies
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.learner_agent.proxies.replay import EpisodeReplay
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
@@ -117,6 +117,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         attributes = RemoteAttributes(owner)
         replays = owner.options.on_lost == "replay"
         self._replay = EpisodeReplay(owner, attributes) if replays else None
+        self._calls: Undoable = self._replay or owner
         self._attributes = attributes  # last: from now on, exposed names are remote
 
     # --- gymnasium.Env ----------------------------------------------------------------------------
@@ -145,13 +146,14 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         owner = self._owner
         if owner.closed or owner.pid != os.getpid():
             owner.check_usable(Act(action))
-        owner.begin_call()
+        calls = self._calls
+        calls.begin_call()
         try:  # as `keeps_replies`, which would be a call more
             if self._replay is not None:
                 return self._replay.step(action)
             return owner.session.step(action, self._step_timeout_s)
         except BaseException as error:
-            owner.undo(error)
+            calls.undo(error)
             raise
 
     @property
@@ -284,9 +286,9 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         return self._owner.session
 
     @property
-    def undoable(self) -> SessionOwner:
+    def undoable(self) -> Undoable:
         """What the calls use: `keeps_replies` requires it."""
-        return self._owner
+        return self._calls
 
     def __getattr__(self, name: str) -> Any:
         # Called for names that Python does not find, also while __init__ has not finished.

@@ -110,6 +110,9 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             broker_key=broker_key,
         )
         self._options = options
+        self._group: SessionGroup
+        self._steps: VectorSteps
+        self._pid: int
         self._step_timeout_s = step_timeout_s
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(options.autoreset_mode)
@@ -135,12 +138,14 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         connection = self._options.connect()
         try:
             group = make_group(connection, parts, repr(self._options.address), self._open_sessions)
+            steps = VectorSteps(group, single_request=not truncates)
+            # All at once: an exception from outside comes before or after it.
+            self.__dict__.update(_group=group, _steps=steps, _pid=os.getpid())
         except BaseException:
-            connection.close()
+            used = self.__dict__.get("_group")
+            if used is None or used.connection is not connection:
+                connection.close()
             raise
-        self._group = group
-        self._steps = VectorSteps(group, single_request=not truncates)
-        self._pid = os.getpid()
 
     def _open_sessions(
         self, connection: BrokerConnection, sizes: Sequence[int], wait_s: float | None
