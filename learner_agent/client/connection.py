@@ -22,9 +22,10 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.waiting import Source, wait
 from gymwire.protocol import codec, logs
-from gymwire.protocol.codec import PLAIN
-from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError
+from gymwire.protocol.codec import PLAIN, Header
+from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError, RequestTimeout
 from gymwire.protocol.messages import (
+    KINDS,
     Bye,
     Error,
     Find,
@@ -169,6 +170,7 @@ class BrokerConnection:
         autoreset_mode: str = "",
         direct: str = "auto",
         wait_s: float | None = None,
+        timeout_s: float | None = None,
     ) -> list[RemoteSession]:
         """Open several sessions at the same time, and return them in order; all or none.
 
@@ -183,8 +185,11 @@ class BrokerConnection:
             direct: "auto" connects directly where the env agent offers that and can be reached;
                 "never" relays; "always" raises ConnectionFailed where the agent cannot be reached.
             wait_s: replaces the connection's.
+            timeout_s: how long an env agent may take to open a session, in seconds; None: as long
+                as it takes.
 
         Raises:
+            RequestTimeout: after `timeout_s`.
             OfferError: the address or a slot is not available.
             EnvironmentFailed: an environment cannot be made.
             ConnectionFailed, BrokerUnreachable, Denied, ConfigurationError.
@@ -197,6 +202,7 @@ class BrokerConnection:
             autoreset_mode=autoreset_mode,
             direct=direct,
             wait_s=wait_s,
+            timeout_s=timeout_s,
         )
 
     def resume(self, token: SessionToken) -> RemoteSession:
@@ -212,14 +218,20 @@ class BrokerConnection:
         """
         return self._opener.resume(token)
 
-    def ask(self, message: Message, sid: int = 0) -> Answer:
+    def ask(self, message: Message, sid: int = 0, timeout_s: float | None = None) -> Answer:
         """Send a request to the broker, wait for the answer, and return it.
 
-        An env agent answers OPEN.
+        An env agent answers OPEN. `timeout_s`: how long to wait, in seconds; None: the connection's
+        `timeout_s`. Raises RequestTimeout after it.
         """
         request = self.send_request(message, sid)
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         try:
-            self.wait_first({0: request})
+            if self.wait_first({0: request}, self.clock() + timeout_s) is None:
+                raise RequestTimeout(
+                    f"The {KINDS[type(message)].name} to the broker at {self.url} has not been "
+                    f"answered within {timeout_s:g} s, although the broker is running."
+                )
         finally:
             self.forget_requests(request)
         assert request.answer is not None
@@ -235,13 +247,18 @@ class BrokerConnection:
         """Drop requests, answered or not."""
         self._requests.forget(requests)
 
-    def wait_first(self, pending: Mapping[int, PendingRequest]) -> int:
-        """Wait until a request is answered, and return its key."""
+    def wait_first(
+        self, pending: Mapping[int, PendingRequest], deadline: float | None = None
+    ) -> int | None:
+        """Wait until a request is answered, and return its key; None if the deadline comes first.
+
+        `deadline`: a reading of `clock`, in seconds; None: wait without limit.
+        """
         now = self._heard = self.clock()
         for session in [one for one in self._sessions.values() if one.closed]:
             session.tick(now)  # frames may arrive without a pause in which timers run
-        self.wait(lambda: any(one.answer is not None for one in pending.values()))
-        return next(key for key, one in pending.items() if one.answer is not None)
+        self.wait(lambda: any(one.answer is not None for one in pending.values()), deadline)
+        return next((key for key, one in pending.items() if one.answer is not None), None)
 
     # --- waiting ----------------------------------------------------------------------------------
 
@@ -304,9 +321,15 @@ class BrokerConnection:
                     raise error_for(message)
             case Kind.BYE:
                 self._log.warning("broker stopping", broker=self.url)
-            case _:  # a late frame of an earlier session
-                pass
+            case _:
+                self.log_dropped(header)
         return False
+
+    def log_dropped(self, header: Header) -> None:
+        """Log that a message answers no request: it is late, repeated, or has a wrong number."""
+        self._log.debug(
+            "message dropped", kind=header.kind.name, session=header.sid, number=header.seq
+        )
 
     # --- timers and the connection ----------------------------------------------------------------
 

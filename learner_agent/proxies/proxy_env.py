@@ -46,7 +46,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         env_kwargs: keyword arguments for the remote environment's constructor.
         timeout_s: raise if the broker sends nothing for this long, in seconds. A slow step does
             not count as silence.
-        step_timeout_s: maximum duration of one call, in seconds. None: no limit.
+        step_timeout_s: maximum duration of one call, in seconds, and of the opening of a session
+            after a slot is free. None: no limit.
         wait_s: how much longer to wait for the broker to start, for the address to be offered, and
             for a free slot, in seconds.
         direct: "auto": bypass the broker if the env agent can be reached directly. "never": always
