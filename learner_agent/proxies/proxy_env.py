@@ -15,7 +15,7 @@ from gymwire.learner_agent.client import session_token
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.timings import Timings
-from gymwire.learner_agent.proxies.attributes import RemoteAttributes
+from gymwire.learner_agent.proxies.attributes import RemoteAttributes, declares
 from gymwire.learner_agent.proxies.interrupts import Undoable, keeps_replies
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.learner_agent.proxies.replay import EpisodeReplay
@@ -300,7 +300,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         attributes = self.__dict__.get("_attributes")
-        if attributes is None or name in self.__dict__ or _declares(type(self), name):
+        if attributes is None or name in self.__dict__ or declares(type(self), name):
             super().__setattr__(name, value)
         else:
             attributes.set_exposed(name, value)
@@ -333,15 +333,6 @@ def make_proxy(
         env = ProxyEnv(address, broker, render_mode=render_mode.removesuffix("_list"), **kwargs)
         return gymnasium.wrappers.RenderCollection(env)
     return ProxyEnv(address, broker, render_mode=render_mode, **kwargs)
-
-
-def _declares(kind: type, name: str) -> bool:
-    """Return whether an attribute is the proxy's own: private, or of its class or a base class."""
-    return (
-        name.startswith("_")
-        or hasattr(kind, name)
-        or any(name in vars(base).get("__annotations__", ()) for base in kind.__mro__)
-    )
 
 
 def _remake(cls: type[ProxyEnv], kwargs: dict[str, Any]) -> ProxyEnv:

@@ -19,11 +19,18 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.client.truncating_group import TruncatingGroup
 from gymwire.learner_agent.proxies import batching
+from gymwire.learner_agent.proxies.attributes import declares
 from gymwire.learner_agent.proxies.interrupts import keeps_replies
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions
 from gymwire.learner_agent.proxies.vector_steps import VectorStep, VectorSteps
 from gymwire.protocol import generators
-from gymwire.protocol.errors import BatchSizeError, EnvironmentClosed, ProtocolError, ResetNeeded
+from gymwire.protocol.errors import (
+    AttributeDenied,
+    BatchSizeError,
+    EnvironmentClosed,
+    ProtocolError,
+    ResetNeeded,
+)
 from gymwire.protocol.messages import Call, Message, Render, RenderedFrame, Reset, Result
 
 
@@ -130,6 +137,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self.metadata = {**opened.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = opened.render_mode
         self.spec: EnvSpec | None = options.spec_for(opened.spec)
+        self._is_made = True  # last: from now on, other names are refused
 
     def _open(self) -> None:
         """Connect and open all sessions."""
@@ -294,6 +302,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             assert type(reply) is RenderedFrame
             if reply.frame is None:
                 return None
+            if not isinstance(reply.frame, (list, tuple)):
+                raise self._malformed("picture")
             frames += reply.frame
         return tuple(frames)
 
@@ -341,10 +351,19 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         found: list[Any] = []
         for reply in self._ask(dict.fromkeys(range(len(self._group)), call)):
             assert type(reply) is Result
-            value = reply.value["value"] if call.mode == "get" else reply.value
+            match call.mode, reply.value:
+                case "get", {"value": value}:
+                    pass
+                case "get", _:
+                    raise self._malformed(f"value of the attribute {call.name!r}")
+                case _, value:
+                    pass
             # An environment's own vector class may return a single value for all environments.
             found += value if type(value) is tuple else [value]
         return tuple(found)
+
+    def _malformed(self, what: str) -> ProtocolError:
+        return ProtocolError(f"The env agent at {self._options.address!r} sent a malformed {what}.")
 
     @property  # type: ignore[misc]  # read-only, as SyncVectorEnv's
     @keeps_replies
@@ -411,6 +430,15 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             INHERITED_CONNECTIONS.append(group.connection)
         else:
             group.connection.close()  # sends BYE and does not wait
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_is_made" not in self.__dict__ or name in self.__dict__ or declares(type(self), name):
+            super().__setattr__(name, value)
+            return
+        raise AttributeDenied(
+            f"The vector has no attribute {name!r}. Set it in the remote environments with "
+            f"set_attr({name!r}, …), or declare it in a subclass."
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _remake, (type(self), self._options.as_kwargs())
