@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.outside_exceptions import is_from_outside
 
 _BIT_GENERATORS = {
     kind.__name__: kind
@@ -34,5 +35,7 @@ def build(state: Any) -> np.random.Generator:
             raise ValueError("a position outside its buffer")
         bits.state = state
     except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        if is_from_outside(error):
+            raise
         raise DecodingError(f"Not the state of a random generator: {error!r}.") from None
     return np.random.Generator(bits)

@@ -42,6 +42,7 @@ from gymwire.protocol.arrays import (
 )
 from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.faults import CONTAINERS, MAX_DEPTH, Opaque, find_faults, is_encodable
+from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.value_limits import COUNT_ABOVE, MAX_INT_BYTES, check_size
 
 __all__ = [
@@ -134,6 +135,8 @@ def _encode(value: Any, tail: Tail | None, root: str, depth: int) -> bytes:
     if tail is not None:
         tail.rewind(mark)
     check(value, root=root)
+    if cause is not None and is_from_outside(cause):
+        raise cause
     raise EncodingError(f"{root} cannot be serialized: {cause}", path=root) from cause
 
 
@@ -283,8 +286,8 @@ def _read(data: bytes, tail: memoryview | None, depth: int) -> Any:
     elif len(data) > _SKIM_ABOVE:
         try:
             return _Reader(tail, text_keys=True).read(data)
-        except ValueError:  # other keys, or malformed
-            if not check_size(data, depth):
+        except ValueError as error:  # other keys, or malformed
+            if is_from_outside(error) or not check_size(data, depth):
                 raise
     return _Reader(tail, text_keys=False).read(data)
 
@@ -296,6 +299,8 @@ def _decode(data: bytes | memoryview, tail: memoryview | None, depth: int) -> An
         # 0xFF is the code of msgpack's own timestamps, which it decodes without `ext_hook`.
         fine = (len(data) <= depth and b"\xff" not in data) or is_encodable(value, depth)
     except _MALFORMED as error:
+        if is_from_outside(error):
+            raise
         raise DecodingError(f"A message contains a malformed value ({error}).") from error
     if not fine:
         raise DecodingError(

@@ -42,6 +42,7 @@ IMPURE = {
     "registration.py": "registers environments with Gymnasium",
     "cli/*.py": "reads the command line and prints",
     "protocol/logs.py": "writes the log",
+    "protocol/outside_exceptions.py": "knows which modules are Python's own",
     "protocol/security/*.py": "reads key files and makes CURVE sockets",
     "protocol/transport/*.py": "sends and receives",
     "broker/local_channels.py": "listens on Unix sockets",
@@ -84,6 +85,8 @@ EXCUSED = {
     ("broker/auth.py", "protocol/security/keys.py"): "checks whether a text is a key",
     ("env_agent/description.py", "env_agent/factory.py"): "names its types",
     ("learner_agent/client/session_token.py", "protocol/security/signing.py"): "names its types",
+    ("protocol/generators.py", "protocol/outside_exceptions.py"): "asks where an exception is from",
+    ("protocol/values.py", "protocol/outside_exceptions.py"): "asks where an exception is from",
 }
 # Randomness at module level is global; a Random or a Generator that is passed in is not.
 RANDOM = {"random": {"Random"}, "numpy.random": {"Generator", "BitGenerator"}}

@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from gymwire.learner_agent.client.failures import error_for
@@ -22,10 +22,11 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.waiting import Source, wait
 from gymwire.protocol import codec, logs
-from gymwire.protocol.codec import PLAIN
-from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError
+from gymwire.protocol.codec import PLAIN, Header
+from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError, RequestTimeout
 from gymwire.protocol.messages import (
     AGENT_SIZE,
+    KINDS,
     Busy,
     BusyReason,
     Bye,
@@ -173,6 +174,7 @@ class BrokerConnection:
         autoreset_mode: str = "",
         direct: str = "auto",
         wait_s: float | None = None,
+        timeout_s: float | None = None,
     ) -> list[RemoteSession]:
         """Open several sessions at the same time, and return them in order; all or none.
 
@@ -187,8 +189,11 @@ class BrokerConnection:
             direct: "auto" connects directly where the env agent offers that and can be reached;
                 "never" relays; "always" raises ConnectionFailed where the agent cannot be reached.
             wait_s: replaces the connection's.
+            timeout_s: how long an env agent may take to open a session, in seconds; None: as long
+                as it takes.
 
         Raises:
+            RequestTimeout: after `timeout_s`.
             OfferError: the address or a slot is not available.
             EnvironmentFailed: an environment cannot be made.
             ConnectionFailed, BrokerUnreachable, Denied, ConfigurationError.
@@ -201,6 +206,7 @@ class BrokerConnection:
             autoreset_mode=autoreset_mode,
             direct=direct,
             wait_s=wait_s,
+            timeout_s=timeout_s,
         )
 
     def resume(self, token: SessionToken) -> RemoteSession:
@@ -216,14 +222,20 @@ class BrokerConnection:
         """
         return self._opener.resume(token)
 
-    def ask(self, message: Message, sid: int = 0) -> Answer:
+    def ask(self, message: Message, sid: int = 0, timeout_s: float | None = None) -> Answer:
         """Send a request to the broker, wait for the answer, and return it.
 
-        An env agent answers OPEN.
+        An env agent answers OPEN. `timeout_s`: how long to wait, in seconds; None: the connection's
+        `timeout_s`. Raises RequestTimeout after it.
         """
         request = self.send_request(message, sid)
+        timeout_s = self.timeout_s if timeout_s is None else timeout_s
         try:
-            self.wait_first({0: request})
+            if self.wait_first({0: request}, self.clock() + timeout_s) is None:
+                raise RequestTimeout(
+                    f"The {KINDS[type(message)].name} to the broker at {self.url} has not been "
+                    f"answered within {timeout_s:g} s, although the broker is running."
+                )
         finally:
             self.forget_requests(request)
         assert request.answer is not None
@@ -239,13 +251,18 @@ class BrokerConnection:
         """Drop requests, answered or not."""
         self._requests.forget(requests)
 
-    def wait_first(self, pending: Mapping[int, PendingRequest]) -> int:
-        """Wait until a request is answered, and return its key."""
+    def wait_first(
+        self, pending: Mapping[int, PendingRequest], deadline: float | None = None
+    ) -> int | None:
+        """Wait until a request is answered, and return its key; None if the deadline comes first.
+
+        `deadline`: a reading of `clock`, in seconds; None: wait without limit.
+        """
         now = self._heard = self.clock()
         for session in [one for one in self._sessions.values() if one.closed]:
             session.tick(now)  # frames may arrive without a pause in which timers run
-        self.wait(lambda: any(one.answer is not None for one in pending.values()))
-        return next(key for key, one in pending.items() if one.answer is not None)
+        self.wait(lambda: any(one.answer is not None for one in pending.values()), deadline)
+        return next((key for key, one in pending.items() if one.answer is not None), None)
 
     # --- waiting ----------------------------------------------------------------------------------
 
@@ -316,9 +333,15 @@ class BrokerConnection:
                     raise error_for(message)
             case Kind.BYE:
                 self._log.warning("broker stopping", broker=self.url)
-            case _:  # a late frame of an earlier session
-                pass
+            case _:
+                self.log_dropped(header)
         return False
+
+    def log_dropped(self, header: Header) -> None:
+        """Log that a message answers no request: it is late, repeated, or has a wrong number."""
+        self._log.debug(
+            "message dropped", kind=header.kind.name, session=header.sid, number=header.seq
+        )
 
     # --- timers and the connection ----------------------------------------------------------------
 
@@ -367,6 +390,20 @@ class BrokerConnection:
     def add(self, session: RemoteSession) -> None:
         """Direct the frames of a session to it from now on."""
         self._sessions[session.sid] = session
+
+    @property
+    def sids(self) -> frozenset[int]:
+        """The numbers of the sessions that use the connection."""
+        return frozenset(self._sessions)
+
+    def close_others(self, sids: Collection[int]) -> None:
+        """Close the sessions that nobody uses, because an exception has interrupted their caller.
+
+        `sids`: the numbers of the sessions that stay open.
+        """
+        for session in list(self._sessions.values()):
+            if session.sid not in sids:
+                session.close(wait=False)
 
     def has_session(self, sid: int) -> bool:
         """Return whether a session with this number uses the connection."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from gymwire.protocol.errors import (
     Denied,
     EnvironmentLost,
     GymwireError,
+    RequestTimeout,
 )
 from gymwire.protocol.messages import (
     NONCE_SIZE,
@@ -72,6 +74,7 @@ class _Batch:
     openings: Sequence[_Opening]
     opened: dict[int, RemoteSession]
     pending: dict[int, PendingRequest]
+    timeout_s: float | None  # how long an env agent may take to open one
 
     @property
     def is_complete(self) -> bool:
@@ -100,6 +103,7 @@ class SessionOpener:
         autoreset_mode: str,
         direct: str,
         wait_s: float | None,
+        timeout_s: float | None,
     ) -> list[RemoteSession]:
         """Open sessions at the same time; see `BrokerConnection.open_all`."""
         if direct not in ("auto", "never", "always"):
@@ -120,7 +124,7 @@ class SessionOpener:
                 challenge=b"" if challenge is None else challenge.public,
             )
             openings.append(_Opening(open_msg, pin, challenge))
-        batch = _Batch(openings, {}, {})
+        batch = _Batch(openings, {}, {}, timeout_s)
         try:
             self._complete(batch, self._wait_s if wait_s is None else wait_s)
             sessions = [batch.opened[i] for i in range(len(openings))]
@@ -143,8 +147,10 @@ class SessionOpener:
             for i, opening in enumerate(batch.openings):
                 if i not in batch.opened:
                     batch.pending[i] = connection.send_request(opening.open_msg)
+            limit_s = batch.timeout_s
+            deadline = None if limit_s is None else connection.clock() + limit_s
             while batch.pending:
-                error = self._receive_next(batch)
+                error = self._receive_next(batch, deadline)
                 if error is None:
                     continue
                 waited_s = connection.clock() - began
@@ -158,10 +164,16 @@ class SessionOpener:
             connection.wait(lambda: False, connection.clock() + pause_s)
             pause_s = min(pause_s * 1.5, RETRY_MAX_S)
 
-    def _receive_next(self, batch: _Batch) -> Error | None:
+    def _receive_next(self, batch: _Batch, deadline: float | None) -> Error | None:
         """Wait for the next answer to a batch; return it if it is an ERROR."""
         connection = self._connection
-        i = connection.wait_first(batch.pending)
+        i = connection.wait_first(batch.pending, deadline)
+        if i is None:
+            raise RequestTimeout(
+                f"No env agent has opened a session at {batch.openings[0].open_msg.address!r} "
+                f"within {batch.timeout_s:g} s. The constructor of the environment may take "
+                f"longer: raise step_timeout_s then. The log of the env agent says more."
+            )
         opening, request = batch.openings[i], batch.pending[i]
         assert request.answer is not None
         header, answer, data = request.answer
@@ -198,6 +210,8 @@ class SessionOpener:
         self._given_up[request.seq] = opening
         if request.answer is not None:
             self._close_unwanted(*request.answer)
+        else:  # an exception may have come while the answer was received: request it again
+            self._connection.link.send(request.frame)
 
     def receive(self, header: Header, data: bytes | memoryview) -> bool:
         """Handle an answer to an OPEN that was given up; return whether the frame is one."""
@@ -229,7 +243,9 @@ class SessionOpener:
             if resumed.code != Code.DENIED or connection.clock() > deadline:
                 raise error_for(resumed)
             connection.wait(lambda: False, connection.clock() + RETRY_S)
-        header, opened, data = connection.ask(token.open_msg)
+        limit_s = token.kwargs.get("step_timeout_s")  # the agent may be in a step
+        timeout_s = math.inf if limit_s is None else limit_s
+        header, opened, data = connection.ask(token.open_msg, timeout_s=timeout_s)
         if isinstance(opened, Error) and opened.code == Code.DENIED:
             raise error_for(opened)
         if not isinstance(opened, Opened) or header.sid != token.sid:

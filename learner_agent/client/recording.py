@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from gymwire.protocol import values
 from gymwire.protocol.errors import ReplayMismatch
@@ -16,42 +16,66 @@ from gymwire.protocol.errors import ReplayMismatch
 DIGEST_SIZE = 16  # bytes
 
 
+class Episode(NamedTuple):
+    """How an episode began, and its steps. It keeps requests as bytes: the caller may change them.
+
+    `generator`: the state of the environment's generator before the reset, if that had no seed.
+    """
+
+    generator: Any
+    reset: bytes
+    digest: bytes
+    steps: list[tuple[bytes, bytes]]  # action and digest of the result
+
+
+Position = tuple[Episode | None, int]
+
+
 class Recording:
-    """One episode so far. It keeps requests as bytes, because the caller may change its arrays."""
+    """One episode so far.
+
+    Attributes:
+        position: the episode and the number of its steps; it changes in a single assignment. An
+            earlier position can be restored: the steps after it do not count then.
+    """
 
     def __init__(self) -> None:
-        self.generator: Any = None  # the state before the reset, if the reset had no seed
-        self._reset: bytes | None = None
-        self._actions: list[bytes] = []
-        self._digests: list[bytes] = []
+        self.position: Position = None, 0
 
     def reset(self, generator: Any, seed: Any, options: Any, answer: Any) -> None:
         """Start a new episode with a reset and its result."""
-        self.generator = generator
-        self._reset = values.encode([seed, options])
-        self._actions.clear()
-        self._digests = [digest(answer)]
+        reset = values.encode([seed, options])
+        self.position = Episode(generator, reset, digest(answer), []), 0
 
     def step(self, action: bytes, answer: Any) -> None:
         """Add a step and its result."""
-        self._actions.append(action)
-        self._digests.append(digest(answer))
+        episode, count = self.position
+        assert episode is not None
+        episode.steps[count:] = [(action, digest(answer))]
+        self.position = episode, count + 1
+
+    @property
+    def generator(self) -> Any:
+        """The generator's state before the reset, if the reset had no seed."""
+        episode = self.position[0]
+        return None if episode is None else episode.generator
 
     @property
     def steps(self) -> int:
         """The number of steps of the episode."""
-        return len(self._actions)
+        return self.position[1]
 
     def replay(self, reset: Callable[[Any, Any], Any], step: Callable[[Any], Any]) -> None:
         """Repeat the episode with these functions. Raises ReplayMismatch if a result differs."""
-        if self._reset is None:
+        episode, count = self.position
+        if episode is None:
             return
-        self._compare("reset", 0, reset(*values.decode(self._reset)))
-        for number, action in enumerate(self._actions, 1):
-            self._compare(f"step {number}", number, step(values.decode(action)))
+        self._compare("reset", episode.digest, reset(*values.decode(episode.reset)))
+        for number, (action, expected) in enumerate(episode.steps[:count], 1):
+            self._compare(f"step {number}", expected, step(values.decode(action)))
 
-    def _compare(self, what: str, index: int, answer: Any) -> None:
-        if digest(answer) != self._digests[index]:
+    def _compare(self, what: str, expected: bytes, answer: Any) -> None:
+        if digest(answer) != expected:
             raise ReplayMismatch(
                 f"The episode cannot continue at another env agent: in the replay, its {what} had "
                 f"another result (of {self.steps} steps). The environment is not deterministic, or "

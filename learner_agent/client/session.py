@@ -23,6 +23,7 @@ from gymwire.protocol.errors import (
     RequestTimeout,
 )
 from gymwire.protocol.messages import (
+    CONTROL_KINDS,
     KINDS,
     Act,
     Call,
@@ -338,17 +339,11 @@ class RemoteSession:
 
     def _read_step(self, header: Header, data: Data) -> Step | Error:
         frame = stamps.strip_reply(data)[0] if header.flags & TIMED else data
-        percept = self._read(header, frame)
-        if type(percept) is not Percept:
-            assert type(percept) is Error
-            return percept
-        step = (
-            percept.observation,
-            percept.reward,
-            percept.terminated,
-            percept.truncated,
-            percept.info,
-        )
+        reply = self._read(header, frame)
+        if type(reply) is not Percept:
+            assert type(reply) is Error
+            return reply
+        step = reply.observation, reply.reward, reply.terminated, reply.truncated, reply.info
         return _with_infos(step) if step[4] and self.open_msg.num_envs else step
 
     def _read_timed(self, header: Header, data: Data) -> tuple[Step, stamps.Stamps | None] | Error:
@@ -379,6 +374,8 @@ class RemoteSession:
             return True
         if answered and self.closed:
             self.connection.forget(self)
+        if not answered and header.kind < CONTROL_KINDS:
+            self.connection.log_dropped(header)
         return answered
 
     def tick(self, now: float) -> None:

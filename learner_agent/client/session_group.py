@@ -205,10 +205,9 @@ class SessionGroup:
         if deadline is None:
             # All replies are needed, in whichever order: a receive that blocks needs no poll.
             for session in [self._sessions[i] for i in waiting]:
-                if not session.ready and session.exchange.lost is None:
-                    data = session.path.receive()
-                    if data is not None:
-                        session.receive_frame(data)
+                waits = not session.ready and session.exchange.lost is None
+                if waits and (data := session.path.receive()) is not None:
+                    session.receive_frame(data)
         while missing := [i for i in waiting if not self.step_ready(i)]:
             self.wait_for_step(missing, deadline)
 
@@ -244,10 +243,16 @@ class SessionGroup:
 
     def reopen(self, lost: Sequence[int], *, wait_s: float | None = None) -> None:
         """Open new sessions in the place of lost ones, all or none."""
-        made = self._open_all(self.connection, [self.sizes[i] for i in lost], wait_s)
-        for i, session in zip(lost, made, strict=True):
-            self._sessions[i].close()
-            self._sessions[i] = session
+        sessions, replaced = [*self._sessions], [self._sessions[i] for i in lost]
+        try:
+            made = self._open_all(self.connection, [self.sizes[i] for i in lost], wait_s)
+            for i, session in zip(lost, made, strict=True):
+                sessions[i] = session
+            self._sessions = sessions
+        finally:  # after an exception, those that were made
+            self.connection.close_others({one.sid for one in self._sessions})
+        for session in replaced:
+            session.close()
 
     def close(self) -> None:
         """End the sessions and leave the broker; never waits for a step."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from typing import Any
 
@@ -84,10 +85,8 @@ class TruncatingGroup(SessionGroup):
                 self._replace(i)
             if i in self._ended:  # an interrupt may have come before its reset
                 self._start_again(i)
-        try:
+        with suppress(EnvironmentLost):  # `step_ready` sees it, or the next call replaces it
             self.wait_for_one(waiting, deadline)
-        except EnvironmentLost:
-            return  # `step_ready` sees it, or the next call replaces the session
 
     def _start_again(self, i: int) -> None:
         """Reset a new session, unless it has been sent its reset."""
@@ -152,11 +151,9 @@ class TruncatingGroup(SessionGroup):
                 if i not in asked and not self._is_lost(i):
                     self._sessions[i].begin(requests[i])
                     asked.add(i)
-            try:
+            with suppress(EnvironmentLost):
                 self.wait_for_all(requests, timeout_s)
-            except EnvironmentLost:
-                continue
-            break
+                break
         replies = self.take(requests)
         last = [*self._last]
         for i, status in replies.items():

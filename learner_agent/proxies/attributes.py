@@ -22,7 +22,7 @@ class RemoteAttributes:
     def exposed(self) -> list[str]:
         """The names that the env agent exposes."""
         names = self._owner.session.opened.limits.get("attributes")
-        return names if isinstance(names, list) else []
+        return [one for one in names if isinstance(one, str)] if isinstance(names, list) else []
 
     @property
     def undoable(self) -> SessionOwner:
@@ -81,3 +81,12 @@ class RemoteAttributes:
         result = self._owner.request(Call("call", name, args, kwargs))
         assert type(result) is Result
         return result.value
+
+
+def declares(kind: type, name: str) -> bool:
+    """Return whether an attribute is the proxy's own: private, or of its class or a base class."""
+    return (
+        name.startswith("_")
+        or hasattr(kind, name)
+        or any(name in vars(base).get("__annotations__", ()) for base in kind.__mro__)
+    )

@@ -125,6 +125,7 @@ class ProxyOptions:
             autoreset_mode=autoreset_mode,
             direct=self.direct,
             wait_s=wait_s,
+            timeout_s=self.step_timeout_s,
         )
 
     def spec_for(self, remote: Mapping[str, Any]) -> EnvSpec | None:

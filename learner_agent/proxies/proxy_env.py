@@ -15,8 +15,8 @@ from gymwire.learner_agent.client import session_token
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.timings import Timings
-from gymwire.learner_agent.proxies.attributes import RemoteAttributes
-from gymwire.learner_agent.proxies.interrupts import keeps_replies
+from gymwire.learner_agent.proxies.attributes import RemoteAttributes, declares
+from gymwire.learner_agent.proxies.interrupts import Undoable, keeps_replies
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.learner_agent.proxies.replay import EpisodeReplay
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
@@ -46,7 +46,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         env_kwargs: keyword arguments for the remote environment's constructor.
         timeout_s: raise if the broker sends nothing for this long, in seconds. A slow step does
             not count as silence.
-        step_timeout_s: maximum duration of one call, in seconds. None: no limit.
+        step_timeout_s: maximum duration of one call, in seconds, and of the opening of a session
+            after a slot is free. None: no limit.
         wait_s: how much longer to wait for the broker to start, for the address to be offered, and
             for a free slot, in seconds.
         direct: "auto": bypass the broker if the env agent can be reached directly. "never": always
@@ -117,6 +118,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         attributes = RemoteAttributes(owner)
         replays = owner.options.on_lost == "replay"
         self._replay = EpisodeReplay(owner, attributes) if replays else None
+        self._calls: Undoable = self._replay or owner
         self._attributes = attributes  # last: from now on, exposed names are remote
 
     # --- gymnasium.Env ----------------------------------------------------------------------------
@@ -145,13 +147,14 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         owner = self._owner
         if owner.closed or owner.pid != os.getpid():
             owner.check_usable(Act(action))
-        owner.begin_call()
+        calls = self._calls
+        calls.begin_call()
         try:  # as `keeps_replies`, which would be a call more
             if self._replay is not None:
                 return self._replay.step(action)
             return owner.session.step(action, self._step_timeout_s)
         except BaseException as error:
-            owner.undo(error)
+            calls.undo(error)
             raise
 
     @property
@@ -284,9 +287,9 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         return self._owner.session
 
     @property
-    def undoable(self) -> SessionOwner:
+    def undoable(self) -> Undoable:
         """What the calls use: `keeps_replies` requires it."""
-        return self._owner
+        return self._calls
 
     def __getattr__(self, name: str) -> Any:
         # Called for names that Python does not find, also while __init__ has not finished.
@@ -297,7 +300,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
     def __setattr__(self, name: str, value: Any) -> None:
         attributes = self.__dict__.get("_attributes")
-        if attributes is None or name in self.__dict__ or _declares(type(self), name):
+        if attributes is None or name in self.__dict__ or declares(type(self), name):
             super().__setattr__(name, value)
         else:
             attributes.set_exposed(name, value)
@@ -330,15 +333,6 @@ def make_proxy(
         env = ProxyEnv(address, broker, render_mode=render_mode.removesuffix("_list"), **kwargs)
         return gymnasium.wrappers.RenderCollection(env)
     return ProxyEnv(address, broker, render_mode=render_mode, **kwargs)
-
-
-def _declares(kind: type, name: str) -> bool:
-    """Return whether an attribute is the proxy's own: private, or of its class or a base class."""
-    return (
-        name.startswith("_")
-        or hasattr(kind, name)
-        or any(name in vars(base).get("__annotations__", ()) for base in kind.__mro__)
-    )
 
 
 def _remake(cls: type[ProxyEnv], kwargs: dict[str, Any]) -> ProxyEnv:

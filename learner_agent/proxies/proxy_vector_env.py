@@ -19,11 +19,18 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.client.truncating_group import TruncatingGroup
 from gymwire.learner_agent.proxies import batching
+from gymwire.learner_agent.proxies.attributes import declares
 from gymwire.learner_agent.proxies.interrupts import keeps_replies
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions
 from gymwire.learner_agent.proxies.vector_steps import VectorStep, VectorSteps
 from gymwire.protocol import generators
-from gymwire.protocol.errors import BatchSizeError, EnvironmentClosed, ProtocolError, ResetNeeded
+from gymwire.protocol.errors import (
+    AttributeDenied,
+    BatchSizeError,
+    EnvironmentClosed,
+    ProtocolError,
+    ResetNeeded,
+)
 from gymwire.protocol.messages import Call, Message, Render, RenderedFrame, Reset, Result
 
 
@@ -52,7 +59,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         env_kwargs: keyword arguments for the constructor of the remote environments.
         timeout_s: raise if the broker sends nothing for this long, in seconds. A slow step does
             not count as silence.
-        step_timeout_s: maximum duration of one call, in seconds. None: no limit.
+        step_timeout_s: maximum duration of one call, in seconds, and of the opening of a session
+            after a slot is free. None: no limit.
         wait_s: how much longer to wait for the broker to start, for the address to be offered, and
             for free slots, in seconds.
         direct: "auto": bypass the broker if the env agents can be reached directly. "never": always
@@ -110,6 +118,9 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             broker_key=broker_key,
         )
         self._options = options
+        self._group: SessionGroup
+        self._steps: VectorSteps
+        self._pid: int
         self._step_timeout_s = step_timeout_s
         self.num_envs = num_envs
         self.autoreset_mode = AutoresetMode(options.autoreset_mode)
@@ -126,6 +137,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self.metadata = {**opened.metadata, "autoreset_mode": self.autoreset_mode}
         self.render_mode = opened.render_mode
         self.spec: EnvSpec | None = options.spec_for(opened.spec)
+        self._is_made = True  # last: from now on, other names are refused
 
     def _open(self) -> None:
         """Connect and open all sessions."""
@@ -135,12 +147,14 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         connection = self._options.connect()
         try:
             group = make_group(connection, parts, repr(self._options.address), self._open_sessions)
+            steps = VectorSteps(group, single_request=not truncates)
+            # All at once: an exception from outside comes before or after it.
+            self.__dict__.update(_group=group, _steps=steps, _pid=os.getpid())
         except BaseException:
-            connection.close()
+            used = self.__dict__.get("_group")
+            if used is None or used.connection is not connection:
+                connection.close()
             raise
-        self._group = group
-        self._steps = VectorSteps(group, single_request=not truncates)
-        self._pid = os.getpid()
 
     def _open_sessions(
         self, connection: BrokerConnection, sizes: Sequence[int], wait_s: float | None
@@ -288,6 +302,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             assert type(reply) is RenderedFrame
             if reply.frame is None:
                 return None
+            if not isinstance(reply.frame, (list, tuple)):
+                raise self._malformed("picture")
             frames += reply.frame
         return tuple(frames)
 
@@ -335,10 +351,19 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         found: list[Any] = []
         for reply in self._ask(dict.fromkeys(range(len(self._group)), call)):
             assert type(reply) is Result
-            value = reply.value["value"] if call.mode == "get" else reply.value
+            match call.mode, reply.value:
+                case "get", {"value": value}:
+                    pass
+                case "get", _:
+                    raise self._malformed(f"value of the attribute {call.name!r}")
+                case _, value:
+                    pass
             # An environment's own vector class may return a single value for all environments.
             found += value if type(value) is tuple else [value]
         return tuple(found)
+
+    def _malformed(self, what: str) -> ProtocolError:
+        return ProtocolError(f"The env agent at {self._options.address!r} sent a malformed {what}.")
 
     @property  # type: ignore[misc]  # read-only, as SyncVectorEnv's
     @keeps_replies
@@ -405,6 +430,15 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             INHERITED_CONNECTIONS.append(group.connection)
         else:
             group.connection.close()  # sends BYE and does not wait
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if "_is_made" not in self.__dict__ or name in self.__dict__ or declares(type(self), name):
+            super().__setattr__(name, value)
+            return
+        raise AttributeDenied(
+            f"The vector has no attribute {name!r}. Set it in the remote environments with "
+            f"set_attr({name!r}, …), or declare it in a subclass."
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _remake, (type(self), self._options.as_kwargs())

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, ProxyOptions
@@ -41,37 +43,60 @@ class SessionOwner:
         resumed: RemoteSession | None = None,
     ) -> None:
         self.options = options
+        self.session: RemoteSession
+        self.pid: int
+        self._exchange: Exchange
+        self._returned: int
         self.closed = False
         self._is_left = False  # whether `close` has returned
         self._owns_connection = connection is None
         if resumed is None:
             self.open(connection)
         else:
-            self._use(resumed)
+            self._use(resumed, owns_connection=True)
 
-    def open(self, connection: BrokerConnection | None, *, wait_s: float | None = None) -> None:
+    def open(
+        self,
+        connection: BrokerConnection | None,
+        *,
+        wait_s: float | None = None,
+        prepare: Callable[[RemoteSession], None] = lambda _: None,
+    ) -> None:
         """Open a session and use it from now on.
+
+        An exception closes it, and leaves the present session in use.
 
         Args:
             connection: the connection to open it on; None: a new one, which is owned.
             wait_s: how long to wait for a free slot, in seconds; None: as long as the option says.
+            prepare: called with the session before it is used.
         """
         made = None
-        if connection is None:
-            made = connection = self.options.connect()
-            self._owns_connection = True
+        known: frozenset[int] = frozenset()
         try:
+            if connection is None:
+                made = connection = self.options.connect()
+            known = connection.sids
             (session,) = self.options.open_sessions(connection, wait_s=wait_s)
+            prepare(session)
+            self._use(session, owns_connection=self._owns_connection or made is not None)
         except BaseException:
-            if made is not None:
+            used = self.__dict__.get("session")
+            if made is not None and (used is None or used.connection is not made):
                 made.close()
+            elif connection is not None:
+                connection.close_others(known if used is None else known | {used.sid})
             raise
-        self._use(session)
 
-    def _use(self, session: RemoteSession) -> None:
-        self.session = session
-        self.pid = os.getpid()
-        self._exchange, self._returned = session.exchange, session.exchange.returned
+    def _use(self, session: RemoteSession, *, owns_connection: bool) -> None:
+        exchange = session.exchange
+        self.__dict__.update(  # all at once: an exception from outside comes before or after it
+            session=session,
+            pid=os.getpid(),
+            _owns_connection=owns_connection,
+            _exchange=exchange,
+            _returned=exchange.returned,
+        )
 
     def begin_call(self) -> None:
         """Begin a call of the proxy: from now on, `undo` returns to this moment."""

@@ -16,6 +16,7 @@ from gymwire.protocol.capabilities import CAPABILITIES, common
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable, Denied
 from gymwire.protocol.messages import Busy, BusyReason, Hello, Message, Welcome
+from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.interface import LinkEvent
 
@@ -176,5 +177,7 @@ def _unknown_host(url: str) -> str:
         try:
             socket.getaddrinfo(host, None)
         except OSError as error:
+            if is_from_outside(error):
+                raise
             return f"the host {host!r} is unknown ({error.strerror})"
     return ""

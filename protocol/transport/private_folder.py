@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
+from gymwire.protocol.outside_exceptions import is_from_outside
 
 if sys.platform != "win32":
     import fcntl
@@ -67,6 +68,8 @@ def check_private_socket(url: str) -> None:
     try:
         folder, found = path.parent.lstat(), path.lstat()
     except (OSError, ValueError) as error:
+        if is_from_outside(error):
+            raise
         why = getattr(error, "strerror", None) or str(error)
         raise ConnectionFailed(f"Cannot dial {url}: {why}.") from None
     ours = (

@@ -10,6 +10,7 @@ from typing import Final
 import numpy as np
 
 from gymwire.protocol.codec import HEADER_SIZE, Pieces
+from gymwire.protocol.outside_exceptions import is_from_outside
 
 LENGTH_SIZE: Final = 4  # bytes of the length before each frame
 CHUNK: Final = 8 * 1024  # bytes of one read; a larger frame gets memory of its own
@@ -17,6 +18,10 @@ BUFFER = 1024 * 1024  # bytes of send buffer to request from the kernel, which m
 
 NOW: Final = getattr(socket, "MSG_DONTWAIT", 0)
 _WHOLE: Final = getattr(socket, "MSG_WAITALL", 0)
+
+
+class _Ended(Exception):
+    """The peer has closed the connection, or sent what no frame begins with."""
 
 
 class Stream:
@@ -73,13 +78,18 @@ class Stream:
             ):
                 return data[LENGTH_SIZE:]
             if not data:
-                raise EOFError
+                raise _Ended
             self._pause(data)
             return self._take(flags)
-        except BlockingIOError:
-            return None
-        except (OSError, EOFError, MemoryError):
+        except _Ended:
             self.end()
+            return None
+        except (OSError, MemoryError) as error:
+            if is_from_outside(error):
+                self.end()
+                raise
+            if not isinstance(error, BlockingIOError):
+                self.end()
             return None
         except BaseException:  # an interrupt: bytes taken from the kernel may be lost
             self.end()
@@ -89,7 +99,7 @@ class Stream:
         if self._frame is None and not self.has_buffered:
             data = self._recv(LENGTH_SIZE, flags)  # so that no byte of a large frame is copied
             if not data:
-                raise EOFError
+                raise _Ended
             self._pause(data)
         return self._take(flags)
 
@@ -101,14 +111,14 @@ class Stream:
             if len(rest) < LENGTH_SIZE:
                 data = self._recv(CHUNK, flags)
                 if not data:
-                    raise EOFError
+                    raise _Ended
                 rest += data
                 self._pause(rest)
                 if len(rest) < LENGTH_SIZE:
                     return None
             size = int.from_bytes(rest[:LENGTH_SIZE], "little")
             if not HEADER_SIZE <= size <= self.max_message:
-                raise EOFError
+                raise _Ended
             end = LENGTH_SIZE + size
             if len(rest) >= end:
                 self._pause(rest[end:])
@@ -121,7 +131,7 @@ class Stream:
         # delays no other.
         got = self.sock.recv_into(frame[self._filled :], 0, flags or _WHOLE)
         if not got:
-            raise EOFError
+            raise _Ended
         self._filled += got
         if self._filled < len(frame):
             return None
@@ -151,10 +161,8 @@ class Stream:
                     self.unsent = memoryview(prefix[sent:] + whole)
                 else:
                     self.unsent = memoryview(whole)[sent - LENGTH_SIZE :]
-        except BlockingIOError:
-            return False
-        except OSError:
-            self._close_writing()
+        except OSError as error:
+            self._handle_unsent(error)
             return False
         except BaseException:  # an interrupt: how many bytes were sent is unknown
             self.end()
@@ -166,16 +174,20 @@ class Stream:
         if self.unsent is not None:
             try:
                 self.unsent = self.unsent[self._send(self.unsent, flags) :] or None
-            except BlockingIOError:
-                return False
-            except OSError:
-                self._close_writing()
+            except OSError as error:
+                self._handle_unsent(error)
             except BaseException:
                 self.end()
                 raise
         return self.unsent is None
 
-    def _close_writing(self) -> None:
+    def _handle_unsent(self, error: OSError) -> None:
+        """Handle the failure of a send: nothing more can be sent, or not now."""
+        if is_from_outside(error):
+            self.end()
+            raise error
+        if isinstance(error, BlockingIOError):
+            return
         self.write_closed, self.unsent = True, None
         with contextlib.suppress(OSError):
             self.sock.shutdown(socket.SHUT_RDWR)  # data already received can still be read

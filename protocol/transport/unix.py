@@ -18,6 +18,7 @@ from typing import Final
 
 from gymwire.protocol.codec import MAX_MESSAGE, Pieces
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
+from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.transport.interface import TICK_MS, Delivery, LinkEvent, Received
 from gymwire.protocol.transport.private_folder import check_private_socket
 from gymwire.protocol.transport.stream import NOW, Stream
@@ -60,6 +61,8 @@ class UnixDealer(Stream):
                 sock.setblocking(False)  # connect would wait for a listener that does not accept
                 sock.connect(self._path)
             except OSError as error:
+                if is_from_outside(error):
+                    raise
                 why = error.strerror or error
                 raise ConnectionFailed(f"Cannot dial {self.url}: {why}.") from None
             if not _is_ours(sock):

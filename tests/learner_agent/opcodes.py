@@ -30,7 +30,7 @@ def _is_ours(frame: FrameType | None) -> bool:
 
 
 class Interruption:
-    """Raises FromOutside at the n-th instruction of gymwire's frames at the learner.
+    """Raises an exception at the n-th instruction of gymwire's frames at the learner.
 
     The return of the outermost frame is no such instruction: the call has returned then.
 
@@ -39,10 +39,11 @@ class Interruption:
         count: the number of instructions so far.
     """
 
-    def __init__(self, instruction: int) -> None:
+    def __init__(self, instruction: int, error: type[Exception] = FromOutside) -> None:
         self.where = ""
         self.count = 0
         self._instruction = instruction
+        self._error = error
         self._outermost: FrameType | None = None
 
     def run(self, call: Callable[[], Any]) -> bool:
@@ -52,7 +53,7 @@ class Interruption:
         sys.settrace(self._trace)
         try:
             call()
-        except FromOutside:
+        except self._error:
             return True
         finally:
             sys.settrace(None)
@@ -73,5 +74,5 @@ class Interruption:
         self.count += 1
         if self.count > self._instruction:
             self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
-            raise FromOutside
+            raise self._error
         return self._trace

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.soak import course
-from tests.soak.kinds import KINDS
 from tests.soak.place import CARTPOLE, PICTURE
 
 MINUTES = 1 / 3
@@ -14,9 +13,7 @@ MINUTES = 1 / 3
 
 def test_no_hostile_peer_changes_a_result_or_takes_the_memory(tmp_path: Path) -> None:
     said: list[str] = []
-    held = course.run(
-        tmp_path, minutes=MINUTES, seed=1, say=said.append, times_count=False
-    )
+    held = course.run(tmp_path, minutes=MINUTES, seed=1, say=said.append, times_count=False)
     assert held, "\n".join(said)
 
 

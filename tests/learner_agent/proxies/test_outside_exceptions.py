@@ -13,22 +13,30 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
+from gymnasium.vector import SyncVectorEnv
 
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol.errors import AttributeDenied, MoveError
 from tests.learner_agent.client.test_interrupted import in_memory
-from tests.learner_agent.opcodes import Interruption
+from tests.learner_agent.opcodes import FromOutside, Interruption
 from tests.sameness import assert_same
+from tests.vector_envs import Moody
 from tests.wire import BROKER, Network
 
 STRIDE = int(os.environ.get("GYMWIRE_OPCODE_STRIDE", "0"))
 Call = Callable[[Any], Any]
 
 
+REPLAY = -1  # instead of a number of sessions: a plain environment that replays episodes
+
+
 def make(network: Network, sessions: int) -> Any:
     """Return a proxy. `sessions` 0: a plain one on the caller's connection."""
+    if sessions == REPLAY:
+        return ProxyEnv("moody", BROKER, on_lost="replay")
     if sessions:
         return ProxyVectorEnv("moody", 3, BROKER, sessions=sessions)
     return ProxyEnv("moody", connection=network.connection())
@@ -45,7 +53,7 @@ def proxies(sessions: int) -> Iterator[tuple[Any, Any]]:
 
 
 def actions(env: Any, number: int) -> Any:
-    return number % 3 if isinstance(env, ProxyEnv) else np.array([0, 1, 2]) + number % 2
+    return number % 3 if isinstance(env, gymnasium.Env) else np.array([0, 1, 2]) + number % 2
 
 
 def step(env: Any) -> Any:
@@ -83,12 +91,12 @@ def denied(env: Any) -> Any:
         return str(error)
 
 
-def check(sessions: int, call: Call, stride: int) -> int:
+def check(sessions: int, call: Call, stride: int, error: type[Exception] = FromOutside) -> int:
     """Interrupt a call at each `stride`-th instruction; return how many there were."""
     instruction = 0
     with proxies(sessions) as (disturbed, undisturbed):
         while True:
-            interruption = Interruption(instruction)
+            interruption = Interruption(instruction, error)
             for env in (disturbed, undisturbed):
                 env.reset(seed=1)
                 env.step(actions(env, 1))
@@ -115,10 +123,20 @@ def check(sessions: int, call: Call, stride: int) -> int:
             instruction += STRIDE or stride
 
 
-@pytest.mark.parametrize("sessions", [0, 1, 2])
+@pytest.mark.parametrize("sessions", [REPLAY, 0, 1, 2])
 @pytest.mark.parametrize("call", [step, reset, get, denied])
 def test_a_call_is_neither_lost_nor_doubled(sessions: int, call: Call) -> None:
-    assert check(sessions, call, 149 if sessions else 23) > 149
+    assert check(sessions, call, 149 if sessions > 0 else 23) > 149
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError, BlockingIOError, ValueError, TypeError, MemoryError, EOFError]
+)
+@pytest.mark.parametrize("call", [step, get])
+def test_an_exception_of_any_class_is_not_taken_for_a_failure(
+    call: Call, error: type[Exception]
+) -> None:
+    assert check(0, call, 19, error) > 149
 
 
 @pytest.mark.parametrize("call", [send, recv, step_async])
@@ -142,3 +160,47 @@ def test_an_interrupted_close_can_be_called_again(sessions: int) -> None:
             instruction += STRIDE or 17
         assert not interruption.where
         assert instruction > 200
+
+
+def lose(env: Any, sessions: int) -> int:
+    """Let all sessions of a proxy be lost; return how many they are."""
+    lost = [env._group[i] for i in range(sessions)] if sessions > 0 else [env._session]
+    for session in lost:
+        session.exchange.lost = "cut off"
+    return len(lost)
+
+
+@pytest.mark.parametrize("sessions", [REPLAY, 0, 2])
+def test_an_interrupted_recovery_leaves_no_session_behind(sessions: int) -> None:
+    with in_memory() as network:
+        (loop,), (host,) = network.loops, network.hosts
+        instruction, interrupted = 0, True
+        while interrupted:
+            env = make(network, sessions)
+            local = SyncVectorEnv([Moody] * 3) if sessions > 0 else Moody()
+            assert_same(env.reset(seed=1), local.reset(seed=1))
+            for number in range(3):
+                assert_same(env.step(actions(env, number)), local.step(actions(env, number)))
+            count = lose(env, sessions)
+            interruption = Interruption(instruction)
+            interrupted = interruption.run(partial(again, env, sessions))
+            if interrupted:
+                expected = again(local, sessions)
+                assert_same(again(env, sessions), expected, interruption.where)
+                for number in (1, 2):
+                    expected = local.step(actions(env, number))
+                    assert_same(env.step(actions(env, number)), expected, interruption.where)
+            assert len(host.slots) == 2 * count, interruption.where  # half of them are the lost
+            env.close()
+            if sessions == 0:
+                env._session.connection.close()
+            network.pass_time(1.0)
+            assert loop.idle, interruption.where
+            instruction += STRIDE or 499
+        assert not interruption.where
+        assert instruction > 5000
+
+
+def again(env: Any, sessions: int) -> Any:
+    """Call what opens sessions for lost ones."""
+    return env.step(actions(env, 0)) if sessions == REPLAY else env.reset(seed=5)

@@ -1,0 +1,31 @@
+"""Exceptions from outside: raised by a signal handler, or set on this thread by another one.
+
+They may arrive at any instruction, and may be of any class. Code that handles the failures of the
+operating system or of a decoder must not take them for one (docs/reliability.md).
+"""
+
+from __future__ import annotations
+
+import sys
+
+# What may stand between gymwire and the call that failed. The handler of a signal is in a module of
+# the program that uses gymwire.
+_LIBRARIES = sys.stdlib_module_names | {"gymwire", "gymnasium", "msgpack", "numpy", "zmq"}
+
+
+def is_from_outside(error: BaseException) -> bool:
+    """Return whether an exception that was just caught came from outside.
+
+    Its traceback leads into a foreign module then, or it lacks what the failed call says: an
+    exception that a thread sets on another one has no arguments, while Python's own have some.
+    """
+    kind = type(error)
+    if not error.args and kind.__module__ == "builtins" and kind is not MemoryError:
+        return True
+    traceback = error.__traceback__
+    while traceback is not None:
+        module: str = traceback.tb_frame.f_globals.get("__name__", "")
+        if module.partition(".")[0] not in _LIBRARIES:
+            return True
+        traceback = traceback.tb_next
+    return False

@@ -1,0 +1,93 @@
+"""A reply with a wrong number or session is dropped, and the call ends in time all the same."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import pytest
+import structlog.testing
+
+from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.protocol import codec
+from gymwire.protocol.errors import RequestTimeout
+from gymwire.protocol.messages import Kind
+from tests import wire
+from tests.learner_agent.client.test_interrupted import in_memory
+from tests.wire import BROKER, Network
+
+LIMITS: dict[str, Any] = {"wait_s": 3.0, "step_timeout_s": 3.0, "timeout_s": 5.0}
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    with in_memory() as made:
+        yield made
+
+
+@contextlib.contextmanager
+def falsified(kind: Kind, *, seq: int | None = None, sid: int = 0) -> Iterator[None]:
+    """Add to the number or the session of all frames of a kind; `seq` 0: replace the number."""
+    arrived = wire.Dealer.arrived
+
+    def arrive(self: wire.Dealer, frame: bytes) -> None:
+        header = codec.read_header(frame)
+        if header.kind is kind:
+            number = 0 if seq == 0 else header.seq + (seq or 0)
+            changed = bytearray(frame)
+            changed[codec.SID] = (header.sid + sid).to_bytes(8, "little")
+            changed[codec.SEQ] = number.to_bytes(8, "little")
+            frame = bytes(changed)
+        arrived(self, frame)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire.Dealer, "arrived", arrive)
+        yield
+
+
+@contextlib.contextmanager
+def times_out(
+    network: Network, *, after_s: float = 3.0, match: str | None = None
+) -> Iterator[None]:
+    began = network.now
+    with pytest.raises(RequestTimeout, match=match):
+        yield
+    assert after_s <= network.now - began <= after_s + 1
+
+
+@pytest.mark.parametrize("seq", [0, -1, 1, 2**50])
+@pytest.mark.parametrize("make", [ProxyEnv, partial(ProxyVectorEnv, num_envs=4, sessions=2)])
+def test_an_opened_that_answers_nothing(
+    network: Network, seq: int, make: Callable[..., Any]
+) -> None:
+    text = "No env agent has opened a session at 'moody'"
+    with falsified(Kind.OPENED, seq=seq), times_out(network, match=text):
+        make("moody", broker=BROKER, **LIMITS)
+
+
+def test_an_opened_of_another_session(network: Network) -> None:
+    with falsified(Kind.OPENED, sid=1):
+        env = ProxyEnv("moody", BROKER, **LIMITS)
+    with times_out(network):
+        env.reset()
+
+
+@pytest.mark.parametrize("change", [{"seq": -1}, {"seq": 1}, {"seq": 2**50}, {"sid": 1}])
+def test_a_reply_that_answers_nothing(network: Network, change: dict[str, int]) -> None:
+    with ProxyEnv("moody", BROKER, **LIMITS) as env, structlog.testing.capture_logs() as logs:
+        with falsified(Kind.STATUS, **change), times_out(network):
+            env.reset(seed=1)
+        first = env.reset(seed=1)
+        with falsified(Kind.PERCEPT, **change), times_out(network):
+            env.step(1)
+        assert env.step(1)[0][0] == first[0][0] + 1  # executed once
+    dropped = [one["kind"] for one in logs if one["event"] == "message dropped"]
+    assert {"STATUS", "PERCEPT"} <= {*dropped}
+
+
+def test_a_found_that_answers_nothing(network: Network) -> None:
+    connection = network.connection(timeout_s=5.0)
+    with falsified(Kind.FOUND, seq=1), times_out(network, after_s=5.0, match="The FIND to the"):
+        connection.find()

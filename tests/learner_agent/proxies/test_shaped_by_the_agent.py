@@ -1,0 +1,104 @@
+"""What an env agent chooses (names, values, fields) neither redirects nor breaks a proxy."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.wrappers import TimeLimit
+
+from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.env_agent.config import service
+from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.protocol.errors import AttributeDenied, ProtocolError
+from gymwire.protocol.messages import Call, Message, RenderedFrame, Result
+from tests.learner_agent.client.test_interrupted import in_memory
+from tests.sameness import assert_same
+from tests.vector_envs import Moody
+from tests.wire import BROKER, Network
+
+
+@pytest.fixture
+def network() -> Iterator[Network]:
+    with in_memory() as made:
+        yield made
+
+
+def names_of_proxies() -> list[str]:
+    with in_memory(), ProxyEnv("moody", BROKER) as env:
+        found = {*dir(env), *dir(env._owner), "_closed", "closed", "_exit_stack"}
+    return sorted(found)
+
+
+def test_an_exposed_name_of_the_proxys_own_is_never_asked_for(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Message] = []
+    begin = RemoteSession.begin
+
+    def noted(self: RemoteSession, message: Message) -> None:
+        asked.append(message)
+        begin(self, message)
+
+    monkeypatch.setattr(RemoteSession, "begin", noted)
+    names = names_of_proxies()
+    network.env_agent(service(address="odd", env="tests.vector_envs:Moody", expose=names))
+    env, local = ProxyEnv("odd", BROKER), Moody()
+    wrapped = TimeLimit(env, 100)
+    assert_same(wrapped.reset(seed=1), local.reset(seed=1))
+    assert_same(wrapped.step(1), local.step(1))
+    assert env.spec is None
+    copy.deepcopy(env).close()
+    wrapped.close()
+    assert [one for one in asked if isinstance(one, Call)] == []
+
+
+@pytest.mark.parametrize("names", [None, 5, "action_masks", [5, b"x", ["y"], None], {"a": 1}])
+def test_the_list_of_exposed_names_may_be_anything(network: Network, names: Any) -> None:
+    with ProxyEnv("moody", BROKER) as env:
+        env._session.opened.limits["attributes"] = names
+        with pytest.raises(AttributeDenied, match="does not expose 'gravity'"):
+            _ = env.gravity
+        with pytest.raises(AttributeDenied, match="does not expose 'gravity'"):
+            env.gravity = 5
+
+
+@pytest.mark.parametrize("value", [None, 5, [], {}, {"values": 1}, "value", {b"value": 1}])
+def test_a_malformed_attribute_is_the_agents_fault(
+    network: Network, monkeypatch: pytest.MonkeyPatch, value: Any
+) -> None:
+    vector = ProxyVectorEnv("moody", 3, BROKER, sessions=2)
+    with ProxyEnv("moody", BROKER) as env, vector:
+        monkeypatch.setattr(RemoteSession, "_read", lambda *_: Result(value))
+        for call in (lambda: env.action_masks, lambda: vector.get_attr("action_masks")):
+            with pytest.raises(ProtocolError, match=r"sent a malformed .* 'action_masks'"):
+                call()
+        monkeypatch.undo()
+
+
+@pytest.mark.parametrize("frame", [5, 0.5, b"x", {"a": 1}])
+def test_a_malformed_picture_is_the_agents_fault(
+    network: Network, monkeypatch: pytest.MonkeyPatch, frame: Any
+) -> None:
+    with ProxyVectorEnv("moody", 3, BROKER) as vector:
+        monkeypatch.setattr(RemoteSession, "_read", lambda *_: RenderedFrame(frame))
+        with pytest.raises(ProtocolError, match="sent a malformed picture"):
+            vector.render()
+        monkeypatch.undo()
+
+
+def test_a_vector_refuses_attributes_that_would_change_nothing(network: Network) -> None:
+    class Own(ProxyVectorEnv):
+        note = ""
+
+    with Own("moody", 3, BROKER) as vector:
+        with pytest.raises(AttributeDenied, match=r"Set it .* with set_attr\('gravity', …\)"):
+            vector.gravity = 500
+        vector.note = "mine"
+        vector.spec = gymnasium.spec("CartPole-v1")
+        vector._private = 1
+        with pytest.raises(AttributeDenied, match="does not expose 'gravity'"):
+            vector.set_attr("gravity", 500)

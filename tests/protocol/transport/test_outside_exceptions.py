@@ -1,0 +1,95 @@
+"""An exception from a signal handler is not taken for the failure of a socket."""
+
+from __future__ import annotations
+
+import errno
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import pytest
+
+from gymwire.protocol.transport.interface import Delivery
+from gymwire.protocol.transport.stream import Stream
+from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer, UnixRouter
+
+pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system's Unix sockets cannot do it")
+
+ERRORS = [
+    TimeoutError(),
+    TimeoutError("too slow"),
+    BlockingIOError(),
+    BlockingIOError(errno.EAGAIN, "not now"),
+    ConnectionResetError(errno.ECONNRESET, "of another socket"),
+    MemoryError(),
+    EOFError(),
+    ValueError("of the handler"),
+]
+FRAME = bytes(100)
+
+
+@pytest.fixture(params=ERRORS, ids=repr)
+def alarm(request: pytest.FixtureRequest) -> Iterator[Exception]:
+    """Return what the handler of SIGALRM raises."""
+    error: Exception = request.param
+
+    def handle(_number: int, _frame: FrameType | None) -> None:
+        raise error
+
+    before = signal.signal(signal.SIGALRM, handle)
+    yield error
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UnixRouter]:
+    folder: Path = tmp_path_factory.mktemp("s")
+    made = UnixRouter(f"unix://{folder}/s", ended=lambda _rid: None, tick_ms=20)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def dealer(router: UnixRouter) -> Iterator[UnixDealer]:
+    made = UnixDealer(router.url)
+    yield made
+    made.close()
+
+
+def raised_in(call: Callable[[], object], alarm: Exception) -> bool:
+    """Repeat a call until the alarm ends one; return whether it does."""
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    try:
+        for _ in range(100):
+            call()
+    except type(alarm) as error:
+        return error is alarm
+    return False
+
+
+def test_of_a_receive(dealer: UnixDealer, alarm: Exception) -> None:
+    dealer.receive()  # the first one need not wait
+    assert raised_in(lambda: dealer.receive(), alarm)
+
+
+def test_of_a_send(dealer: UnixDealer, alarm: Exception) -> None:
+    while dealer.send(bytes(1024 * 1024)):  # until the kernel accepts no more
+        pass
+    assert raised_in(lambda: dealer.send(FRAME, wait=True), alarm)
+
+
+def test_a_listener_raises_it_too(router: UnixRouter, dealer: UnixDealer, alarm: Exception) -> None:
+    dealer.send(FRAME)
+    while (received := router.receive()) is None:
+        pass
+    assert router.send(received[0], FRAME) is Delivery.DONE
+    assert raised_in(lambda: router.receive(), alarm)
+
+
+def test_a_lost_connection_is_no_exception(router: UnixRouter, dealer: UnixDealer) -> None:
+    assert isinstance(dealer, Stream)
+    router.close()
+    while dealer.up:
+        assert dealer.receive() is None
