@@ -9,12 +9,16 @@ it prefers, in this order,
 2. a loop of the process (the same `agent` in HELLO) with the fewest sessions, counted over all of
    its loops and addresses, since the loops of a process share one interpreter;
 3. the loop with the fewest sessions, counted over all of its addresses;
-4. the loop that the broker has known for longest.
+4. the loop that has offered the address for longest.
+
+What this costs depends on how many loops offer the address, not on how many sessions there are. A
+refusal names and compares a bounded number of the addresses on offer.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import bisect
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,10 +26,12 @@ from gymwire.broker.auth import Rights
 from gymwire.broker.refusals import Refusal
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol.address import Address, nearest
-from gymwire.protocol.messages import Code, Offer, Role
+from gymwire.protocol.messages import Code, Offer
 from gymwire.protocol.process_slots import process_slots
 
-MAX_NAMES = 50
+MAX_NAMES = 50  # addresses that a refusal lists
+MAX_EXAMINED = 200  # addresses among which it looks for them
+MAX_NEIGHBOURS = 16  # addresses before, and after, an unknown one in the order of the alphabet
 
 
 def choose_loop(tables: Tables, address: Address, rights: Rights, now: float) -> Peer:
@@ -59,7 +65,7 @@ def choose_loop(tables: Tables, address: Address, rights: Rights, now: float) ->
             f"sessions. Start another env agent for this address.",
             slots=0,
         )
-    free = [peer for peer in staying if _used(tables, peer, name) < peer.offers[name].capacity]
+    free = [peer for peer in staying if peer.used[name] < peer.offers[name].capacity]
     if not free:
         slots = sum(peer.offers[name].capacity for peer in staying)
         raise Refusal(
@@ -70,27 +76,18 @@ def choose_loop(tables: Tables, address: Address, rights: Rights, now: float) ->
             slots=slots,
         )
 
-    process_load: Counter[bytes] = Counter()
-    for peer in tables.peers.values():
-        process_load[peer.agent] += len(peer.sessions) if peer.role == Role.ENV else 0
-
     def load(peer: Peer) -> tuple[bool, int, int]:
-        sessions = tables.sessions_at(peer)
-        in_step = any(session.in_step(now) for session in sessions)
-        return in_step or peer.may_be_closing, process_load[peer.agent], len(sessions)
+        is_busy = peer.in_step(now) or peer.may_be_closing
+        return is_busy, tables.load_of(peer), len(peer.sessions)
 
     return min(free, key=load)
 
 
-def _used(tables: Tables, peer: Peer, name: str) -> int:
-    """Return how many sessions this loop has at this address."""
-    return sum(1 for sid in peer.sessions if tables.sessions[sid].address == name)
-
-
 def _not_offered(tables: Tables, address: Address, rights: Rights) -> Refusal:
-    offered = {name for peer in tables.peers.values() for name in peer.offers}
-    known = sorted(filter(rights.may_use, offered))
-    if address.identity is not None and address.name in known:
+    names = tables.names
+    examined = names[:MAX_EXAMINED]
+    known = list(itertools.islice(filter(rights.may_use, examined), MAX_NAMES + 1))
+    if address.identity is not None and tables.loops(address.name):
         text = (
             f"{address.name!r} is offered, but not by {address.identity}. That env "
             f"agent is not connected, or the identity is misspelled: `gymwire ls` shows the "
@@ -103,7 +100,9 @@ def _not_offered(tables: Tables, address: Address, rights: Rights) -> Refusal:
         )
     else:
         text = f"No env agent offers {address.name!r}."
-        near = nearest(address.name, known)
+        at = bisect.bisect_left(names, address.name)
+        around = names[max(0, at - MAX_NEIGHBOURS) : at + MAX_NEIGHBOURS]
+        near = nearest(address.name, [*filter(rights.may_use, around), *known])
         if near is not None:
             text += f" Did you mean {near!r}?"
         text += f" Offered: {', '.join(known[:MAX_NAMES])}"
@@ -146,7 +145,7 @@ def _pool(tables: Tables, name: str, loops: list[Peer]) -> PooledOffer:
         offer=offers[0],
         loops=tuple(loops),
         slots=max(sum(offer.capacity for offer in offers), *map(process_slots, offers)),
-        used=sum(_used(tables, peer, name) for peer in loops),
+        used=sum(peer.used[name] for peer in loops),
         state=state,
     )
 

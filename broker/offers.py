@@ -47,10 +47,8 @@ def accept(tables: Tables, peer: Peer, offer: Offer, head_len: int) -> bool:
         )
     for other in tables.loops(name):
         if other.offers[name].digest != offer.digest:
-            other.withdraw_offer(name)
-    peer.offers[name] = offer
-    peer.offer_bytes[name] = size
-    peer.draining.discard(name)
+            tables.withdraw_offer(other, name)
+    tables.add_offer(peer, offer, size)
     return first
 
 

@@ -219,7 +219,7 @@ class Peers:
     def _withdraw(self, peer: Peer, addresses: Iterable[str]) -> list[Send]:
         sends: list[Send] = []
         for address in addresses:
-            peer.withdraw_offer(address)
+            self._tables.withdraw_offer(peer, address)
             refusal = Refusal(Code.DENIED, not_allowed(peer, "offer", address))
             sends.append(reply_to(self._journal, peer.rid, refusal))
         return sends

@@ -100,7 +100,7 @@ class SessionMessages:
         session = self._tables.sessions.get(header.sid)
         if session is None or session.loop.agent != peer.agent or session.loop.key != peer.key:
             return []
-        session.progress_at, session.in_step_s = now, max(0.0, min(progress.since_s, 1e9))
+        self._tables.progress(session, max(0.0, min(progress.since_s, 1e9)), now)
         if session.learner is None:
             return []
         if session.learner.rights.metered:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
 
 from gymwire.broker.auth import EVERYTHING, Rights
-from gymwire.protocol.messages import Offer, Role
+from gymwire.protocol.messages import Offer
 
 ATTACH_TOKEN_SIZE = 16  # bytes
 MAX_ENDED = 10_000  # ended sessions that the broker remembers
@@ -38,13 +39,21 @@ class Peer:
     offer_bytes: dict[str, int] = field(default_factory=dict)  # memory that each offer takes
     draining: set[str] = field(default_factory=set)  # addresses without new sessions
     sessions: set[int] = field(default_factory=set)
+    used: Counter[str] = field(default_factory=Counter)  # a loop's sessions by address
+    # when a session was last reported to be in a long step, by sid: the latest report last
+    long_steps: dict[int, float] = field(default_factory=dict)
     attach_token: bytes = b""  # proves that a local channel is this peer's; b"": not allowed one
     capabilities: frozenset[str] = frozenset()  # those that it shares with this broker
 
-    def withdraw_offer(self, address: str) -> None:
-        """Remove the offer at this address."""
-        del self.offers[address], self.offer_bytes[address]
-        self.draining.discard(address)
+    @property
+    def process(self) -> tuple[bytes, bytes | None]:
+        """The process of a serving loop, as nobody with another key can claim it."""
+        return self.agent, self.key
+
+    def in_step(self, now: float) -> bool:
+        """Return whether a session of this loop was recently reported to be in a long step."""
+        latest = next(reversed(self.long_steps.values()), -math.inf)
+        return now - latest < PROGRESS_TTL_S
 
 
 @dataclass(slots=True, eq=False)
@@ -97,6 +106,9 @@ class Tables:
         self.lost: dict[bytes, Peer] = {}
         self.sessions_of: Counter[str] = Counter()  # by the learner's identity
         self.ended: dict[int, None] = {}  # the oldest first
+        self.names: list[str] = []  # the addresses on offer, sorted
+        self._loops: dict[str, dict[bytes, Peer]] = {}  # address → the loops that offer it
+        self._load: Counter[tuple[bytes, bytes | None]] = Counter()  # sessions by process
 
     def add_peer(self, peer: Peer) -> Peer | None:
         """Add a peer, or register the new connection of a known one.
@@ -125,6 +137,44 @@ class Tables:
             peer.attach_token = self._rng.randbytes(ATTACH_TOKEN_SIZE)
             self.by_attach_token[peer.attach_token] = peer
 
+    # --- offers -----------------------------------------------------------------------------------
+
+    def add_offer(self, loop: Peer, offer: Offer, size: int) -> None:
+        """Add or replace the offer of a loop at an address. `size`: bytes that it takes."""
+        name = offer.address
+        if name not in self._loops:
+            self._loops[name] = {}
+            bisect.insort(self.names, name)
+        self._loops[name][loop.rid] = loop
+        loop.offers[name], loop.offer_bytes[name] = offer, size
+        loop.draining.discard(name)
+
+    def withdraw_offer(self, loop: Peer, name: str) -> None:
+        """Remove the offer of a loop at an address."""
+        del loop.offers[name], loop.offer_bytes[name]
+        loop.draining.discard(name)
+        self._forget_offer(loop, name)
+
+    def _forget_offer(self, loop: Peer, name: str) -> None:
+        loops = self._loops[name]
+        del loops[loop.rid]
+        if not loops:
+            del self._loops[name]
+            del self.names[bisect.bisect_left(self.names, name)]
+
+    def loops(self, address: str) -> list[Peer]:
+        """Return the serving loops that offer this address, including lost ones.
+
+        The loop that has offered it for longest comes first.
+        """
+        return list(self._loops.get(address, {}).values())
+
+    def load_of(self, loop: Peer) -> int:
+        """Return how many sessions the process of this loop has."""
+        return self._load[loop.process]
+
+    # --- sessions ---------------------------------------------------------------------------------
+
     def new_sid(self) -> int:
         """Return a random sid that no session has."""
         while (sid := self._rng.getrandbits(63)) in self.sessions or sid == 0:
@@ -136,7 +186,7 @@ class Tables:
         self.sessions[session.sid] = session
         self.by_nonce[session.nonce] = session
         self.sessions_of[session.learner_identity] += 1
-        session.loop.sessions.add(session.sid)
+        self._place(session, session.loop)
 
     def open(self, session: Session) -> None:
         """Mark a session as open and relay its frames."""
@@ -156,10 +206,30 @@ class Tables:
     def bind_loop(self, session: Session, loop: Peer) -> None:
         """Make this connection the session's serving loop, instead of any other."""
         self._unlink(session)
-        session.loop.sessions.discard(session.sid)
+        self._displace(session)
+        self._place(session, loop)
+        self._link(session)
+
+    def _place(self, session: Session, loop: Peer) -> None:
         session.loop = loop
         loop.sessions.add(session.sid)
-        self._link(session)
+        loop.used[session.address] += 1
+        self._load[loop.process] += 1
+
+    def _displace(self, session: Session) -> None:
+        loop = session.loop
+        loop.sessions.discard(session.sid)
+        loop.long_steps.pop(session.sid, None)
+        for counter, key in ((loop.used, session.address), (self._load, loop.process)):
+            counter[key] -= 1
+            if not counter[key]:
+                del counter[key]
+
+    def progress(self, session: Session, in_step_s: float, now: float) -> None:
+        """Note that the env agent reports a long step of this session."""
+        session.progress_at, session.in_step_s = now, in_step_s
+        session.loop.long_steps.pop(session.sid, None)
+        session.loop.long_steps[session.sid] = now
 
     def orphan(self, session: Session, *, until: float) -> None:
         """Start the lease of a session whose learner is lost."""
@@ -175,12 +245,12 @@ class Tables:
     def drop_session(self, session: Session) -> None:
         """Forget a session, but remember that it has ended."""
         self._unlink(session)
-        session.loop.sessions.discard(session.sid)
         if session.learner is not None:
             session.learner.sessions.discard(session.sid)
         self.orphans.pop(session.sid, None)
         self.by_nonce.pop(session.nonce, None)
         if self.sessions.pop(session.sid, None) is not None:
+            self._displace(session)
             self.sessions_of[session.learner_identity] -= 1
             if not self.sessions_of[session.learner_identity]:
                 del self.sessions_of[session.learner_identity]
@@ -195,13 +265,11 @@ class Tables:
             del self.peers[peer.rid]
         if self.by_fd.get(peer.fd) is peer:
             del self.by_fd[peer.fd]
+        for name in peer.offers:
+            self._forget_offer(peer, name)
         self.by_attach_token.pop(peer.attach_token, None)
         self.lost.pop(peer.rid, None)
         self.unwatched.pop(peer.rid, None)
-
-    def loops(self, address: str) -> list[Peer]:
-        """Return the serving loops that offer this address, including lost ones."""
-        return [p for p in self.peers.values() if p.role == Role.ENV and address in p.offers]
 
     def sessions_at(self, peer: Peer) -> list[Session]:
         """Return the sessions of a learner or of a serving loop."""

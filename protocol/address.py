@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import NamedTuple
 
 from gymwire.protocol.errors import AddressError
@@ -15,6 +15,8 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(/[a-z0-9]([a-z0-9._-]*[a-z0
 _IDENTITY = re.compile(r"[a-z2-7]{16}")
 _HOST = re.compile(r"\*|[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%a-z]+\]")
 MAX_LENGTH = 128
+MAX_COMPARED = 4096
+MIN_SIMILARITY = 0.4  # of an address that is suggested for an unknown one: 1 is equal
 
 
 class Address(NamedTuple):
@@ -77,6 +79,23 @@ def is_local(url: str) -> bool:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known address most similar to `name`, or None if none is similar."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    """Return the known address most similar to `name`, or None if none is similar.
+
+    Addresses are similar if they have many pairs of adjacent characters in common. At most
+    MAX_COMPARED characters of known addresses are compared, since peers choose them.
+    """
+    wanted, best, found, left = _pairs(name), MIN_SIMILARITY, None, MAX_COMPARED
+    for one in known:
+        left -= len(one)
+        if left < 0:
+            break
+        pairs = _pairs(one)
+        similarity = 2 * len(wanted & pairs) / (len(wanted) + len(pairs))
+        if similarity > best:
+            best, found = similarity, one
+    return found
+
+
+def _pairs(name: str) -> set[tuple[str, str]]:
+    marked = f"^{name}$"
+    return set(pairwise(marked))
