@@ -7,6 +7,7 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
+from typing import Any
 
 from gymwire.broker.auth import EVERYTHING, Rights
 from gymwire.protocol.messages import Offer
@@ -220,10 +221,8 @@ class Tables:
         loop = session.loop
         loop.sessions.discard(session.sid)
         loop.long_steps.pop(session.sid, None)
-        for counter, key in ((loop.used, session.address), (self._load, loop.process)):
-            counter[key] -= 1
-            if not counter[key]:
-                del counter[key]
+        _take(loop.used, session.address)
+        _take(self._load, loop.process)
 
     def progress(self, session: Session, in_step_s: float, now: float) -> None:
         """Note that the env agent reports a long step of this session."""
@@ -310,3 +309,10 @@ class Tables:
         self.routes.pop(session.loop.rid + sid, None)
         if session.learner is not None:
             self.routes.pop(session.learner.rid + sid, None)
+
+
+def _take(counter: Counter[Any], key: Any) -> None:
+    """Take one from a count, and forget a count of zero."""
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
