@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from gymwire.learner_agent.client.failures import error_for
+from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.open_sessions import SessionOpener
 from gymwire.learner_agent.client.requests import Answer, BrokerRequests, PendingRequest
 from gymwire.learner_agent.client.session import RemoteSession
@@ -23,7 +23,12 @@ from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.waiting import Source, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN, Header
-from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError, RequestTimeout
+from gymwire.protocol.errors import (
+    BrokerUnreachable,
+    ConfigurationError,
+    DecodingError,
+    RequestTimeout,
+)
 from gymwire.protocol.messages import (
     AGENT_SIZE,
     KINDS,
@@ -313,9 +318,16 @@ class BrokerConnection:
     def receive_frame(self, data: bytes | memoryview) -> bool:
         """Handle a frame from the broker; return whether it answers a request."""
         header = codec.read_header(data)
-        session = self._sessions.get(header.sid)
-        if session is not None:
-            return session.receive(header, data)
+        try:
+            session = self._sessions.get(header.sid)
+            if session is not None:
+                return session.receive(header, data)
+            return self._receive_from_broker(header, data)
+        except DecodingError as error:
+            raise malformed(error, f"The broker at {self.url}", header) from None
+
+    def _receive_from_broker(self, header: Header, data: bytes | memoryview) -> bool:
+        """Handle a frame that belongs to no open session, as `receive_frame` does."""
         self._heard = self.clock()
         if self._requests.receive(header, data):
             return True

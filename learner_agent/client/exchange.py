@@ -101,7 +101,7 @@ class Exchange:
         self._steps = steps
         self._largest_fast = min(SMALL, max_message)
         self._number = b""  # of the step that `begin_step` began, as it stands in a frame
-        self._where = where
+        self.where = where
         self._timeout_s = timeout_s
         self._rng = rng
         self._abandoned: list[Pending] = []
@@ -190,7 +190,7 @@ class Exchange:
         missed = self.expected - 1 - self.seq
         if missed > 1:
             raise MoveError(
-                f"This token is old: {missed} requests were executed at {self._where} since it was "
+                f"This token is old: {missed} requests were executed at {self.where} since it was "
                 f"made, and their replies are gone with the process that sent them. Take a new "
                 f"token after each step from which you may want to continue."
             )
@@ -243,7 +243,7 @@ class Exchange:
                 self.state = dialogue.after(self.state, request.kind, kind)
             except MoveError as error:
                 raise ProtocolError(
-                    f"The agent at {self._where} broke the protocol: {error}"
+                    f"The agent at {self.where} broke the protocol: {error}"
                 ) from None
             self._abandoned.clear()
             self._reply = header, data
@@ -356,7 +356,7 @@ class Exchange:
         """Return the error that says which session is lost, at which request, and why."""
         request = "" if self.seq == 0 else f" at request {self.seq}"
         return EnvironmentLost(
-            f"The session at {self._where} is lost{request}: {self.lost}. Its episode cannot be "
+            f"The session at {self.where} is lost{request}: {self.lost}. Its episode cannot be "
             f"recovered.",
             advice="Call reset() to continue with a fresh environment.",
         )
@@ -411,7 +411,7 @@ class Exchange:
         if now - self._heard > self._timeout_s:
             raise BrokerUnreachable(
                 f"The broker has been silent for {self._timeout_s:g} s while a "
-                f"{_verb(request.kind)} at {self._where} was under way: it has stopped, or cannot "
+                f"{_verb(request.kind)} at {self.where} was under way: it has stopped, or cannot "
                 f"be reached.",
                 advice="The session continues if it comes back: call again to wait on.",
             )

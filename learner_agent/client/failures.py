@@ -8,6 +8,8 @@ from functools import lru_cache
 import gymnasium.error
 
 from gymwire.protocol import errors
+from gymwire.protocol.codec import Header
+from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Code, Error
 
 _CLASSES: dict[str, type[errors.GymwireError]] = {
@@ -62,3 +64,11 @@ def _failed_as(remote_type: str) -> type[errors.EnvironmentFailed]:
     except TypeError:  # the two types do not combine
         return errors.EnvironmentFailed
     return both
+
+
+def malformed(error: DecodingError, sender: str, header: Header) -> DecodingError:
+    """Return the error for a message that cannot be decoded: with its sender, kind and session."""
+    session = f" in session {header.sid}" if header.sid else ""
+    return DecodingError(
+        f"{sender} sent a malformed {header.kind.name}{session}: {error}", path=error.path
+    )

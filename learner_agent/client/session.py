@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gymwire.learner_agent.client.direct import SessionPaths
 from gymwire.learner_agent.client.exchange import Exchange
-from gymwire.learner_agent.client.failures import error_for
+from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import codec, dialogue, logs, spaces, stamps, vector_infos
 from gymwire.protocol.codec import MAX_MESSAGE, PLAIN, TIMED, Codec, Frame, Header, check_size
@@ -322,8 +322,9 @@ class RemoteSession:
         try:
             value = read(*reply)
         except DecodingError as error:  # the reply stays unreadable
-            exchange.set_failure(error)
-            raise
+            unreadable = malformed(error, f"The env agent of {exchange.where}", reply[0])
+            exchange.set_failure(unreadable)
+            raise unreadable from None
         if isinstance(value, Error):
             failure = error_for(value)
             exchange.set_failure(failure)

@@ -6,6 +6,8 @@ import enum
 import struct
 import threading
 import tracemalloc
+from collections import ChainMap, Counter, UserDict, defaultdict
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import msgpack
@@ -261,6 +263,31 @@ def test_opaque_leaves_a_clean_info_alone() -> None:
     copy, paths = values.opaque(info)
     assert paths == []
     assert_same(copy, info)
+
+
+@pytest.mark.parametrize(
+    "mapping",
+    [
+        defaultdict(list, a=[1]),
+        Counter({"a": 1, 3: 2}),
+        MappingProxyType({"a": (1,)}),
+        ChainMap({"a": 1}, {"b": 2}),
+        UserDict({"a": {"b": np.float32(1)}}),
+    ],
+    ids=lambda mapping: type(mapping).__name__,
+)
+def test_any_mapping_in_an_info_becomes_a_dict(mapping: Any) -> None:
+    copy, paths = values.opaque({"of a wrapper": [mapping]})
+    assert paths == []
+    assert values.decode(values.encode(copy)) == {"of a wrapper": [dict(mapping)]}
+    with pytest.raises(EncodingError):  # an action is never converted
+        values.encode(mapping)
+
+
+def test_what_cannot_be_serialized_in_a_mapping_becomes_opaque() -> None:
+    copy, paths = values.opaque(defaultdict(list, a=1, b={2}))
+    assert copy == {"a": 1, "b": Opaque("builtins.set", "{2}")}
+    assert paths == ['info["b"]']
 
 
 def test_the_repr_of_an_opaque_is_cut_and_serializable() -> None:
