@@ -6,6 +6,7 @@ import numpy as np
 
 from gymwire.broker.refusals import Refusal, not_allowed
 from gymwire.broker.tables import Peer, Tables
+from gymwire.protocol import values
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.errors import AddressError, DecodingError
 from gymwire.protocol.messages import Code, Offer, Role
@@ -64,8 +65,8 @@ def _check_owner(tables: Tables, peer: Peer, offer: Offer) -> None:
             raise Refusal(
                 Code.ADDRESS_TAKEN,
                 f"The address {offer.address!r} is taken: an env agent on {other.host} offers "
-                f"{standing.env_id} there, which differs from {offer.env_id} in its id or spaces. "
-                f"Choose another address.",
+                f"{standing.env_id} there, which differs from {offer.env_id} in its "
+                f"{_difference(standing, offer)}. Choose another address.",
             )
         if other.identity != peer.identity and not (other.rights.vouched and peer.rights.vouched):
             raise Refusal(
@@ -73,6 +74,17 @@ def _check_owner(tables: Tables, peer: Peer, offer: Offer) -> None:
                 f"The address {offer.address!r} is taken: the identity {other.identity} offers it. "
                 f"Choose another address, or list both keys in the broker's policy.",
             )
+
+
+def _difference(one: Offer, other: Offer) -> str:
+    """Return in what two environments differ that cannot have the same address."""
+    parts = {
+        "id": (one.env_id, other.env_id),
+        "observation space": (one.observation_space, other.observation_space),
+        "action space": (one.action_space, other.action_space),
+    }
+    found = [name for name, (a, b) in parts.items() if values.encode(a) != values.encode(b)]
+    return " and ".join(found) or "digest: the versions of gymwire may differ"
 
 
 def _memory_of(offer: Offer, head_len: int, most: int) -> int:

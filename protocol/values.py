@@ -301,7 +301,8 @@ def _decode(data: bytes | memoryview, tail: memoryview | None, depth: int) -> An
     except _MALFORMED as error:
         if is_from_outside(error):
             raise
-        raise DecodingError(f"A message contains a malformed value ({error}).") from error
+        why = str(error) or type(error).__name__
+        raise DecodingError(f"A message contains a malformed value ({why}).") from error
     if not fine:
         raise DecodingError(
             f"A value is nested deeper than {MAX_DEPTH} levels, or has an unknown type."

@@ -68,6 +68,7 @@ IMPURE = {
     "learner_agent/client/open_sessions.py": "draws nonces and waits for replies",
     "learner_agent/client/session.py": "waits for replies",
     "learner_agent/client/session_group.py": "waits for replies",
+    "learner_agent/client/threads.py": "looks at other threads and waits for them",
     "learner_agent/client/truncating_group.py": "waits for replies",
     "learner_agent/client/waiting.py": "polls sockets",
     "learner_agent/proxies/*.py": "read variables of the process and wait for replies",

@@ -26,7 +26,6 @@ from gymwire.broker.core import Core
 from gymwire.broker.events import Send, Sender
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.loop import ServingLoop
-from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.transports import Transports
 from gymwire.learner_agent.client.connection import BrokerConnection
@@ -132,7 +131,7 @@ class LedgerHost(SessionHost):
         slot = self.slots.get(sid)
         if slot is not None and not known and isinstance(slot.runner.env, gymnasium.Env):
             ledger = Ledger(slot.runner.env, self.ledgers.setdefault(sid, []))
-            slot.runner = InLoopRunner(ledger)
+            slot.runner.env, slot.runner.step = ledger, ledger.step
         return frame
 
 

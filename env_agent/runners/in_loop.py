@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gymnasium import Space
 from gymnasium.vector import VectorEnv
 
 from gymwire.env_agent.description import Description, describe
@@ -27,14 +28,30 @@ class InLoopRunner:
     def __init__(self, env: Env | Vector) -> None:
         self.env = env
         self.step = env.step
+        self._described: dict[str, Space[Any]] = {}  # the spaces that the learner knows
 
     def describe(self, name: str) -> Description:
         """Describe the environment; `name` is its id if it has no spec."""
-        return describe(self.env, name)
+        found = describe(self.env, name)
+        self._described = {
+            "observation_space": found.observation_space,
+            "action_space": found.action_space,
+        }
+        return found
 
     def reset(self, seed: Any, options: dict[str, Any] | None) -> tuple[Any, Any]:
-        """Reset; return the observation, and the infos in wire form."""
+        """Reset; return the observation, and the infos in wire form.
+
+        Raises RuntimeError if the environment has replaced a space by a different one.
+        """
         observation, infos = self.env.reset(seed=seed, options=options)
+        for name, known in self._described.items():
+            space = getattr(self.env, name)
+            if space is not known and space != known:
+                raise RuntimeError(
+                    f"The {name} has changed to {space!r:.200}, but this session was opened with "
+                    f"{known!r:.200}. The environment must set its spaces in the constructor."
+                )
         return observation, self.wire_infos(infos)
 
     def wire_infos(self, infos: Any) -> Any:

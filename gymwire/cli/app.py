@@ -393,10 +393,13 @@ def _text(error: GymwireError) -> str:
 
     if error.advice:  # written for programs
         error.advice = _ADVICE.get(type(error).__name__, "")
-    if isinstance(error, EnvironmentFailed) and error.remote_traceback:
-        said, _, trace = str(error).partition("\n\n")
-        return printable(f"{said}\n\n{textwrap.indent(trace, '    ')}")
-    return printable(str(error))
+    text = str(error)
+    if isinstance(error, EnvironmentFailed):
+        said, _, trace = text.partition("\n\n")
+        if error.remote_type not in said:  # an interpreter prints it as the class of the error
+            said = f"{error.remote_type}: {said}" if said else error.remote_type
+        text = f"{said}\n\n{textwrap.indent(trace, '    ')}" if error.remote_traceback else said
+    return printable(text)
 
 
 _ADVICE = {

@@ -20,6 +20,7 @@ from gymwire.learner_agent.client.open_sessions import SessionOpener
 from gymwire.learner_agent.client.requests import Answer, BrokerRequests, PendingRequest
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
+from gymwire.learner_agent.client.threads import is_elsewhere, is_ours, wait_while
 from gymwire.learner_agent.client.waiting import Source, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN, Header
@@ -27,6 +28,7 @@ from gymwire.protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
     DecodingError,
+    EnvironmentClosed,
     RequestTimeout,
 )
 from gymwire.protocol.messages import (
@@ -55,11 +57,19 @@ _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
 @atexit.register
 def _close_at_exit() -> None:
-    """Free the slots of a script that ends without closing its environments."""
-    for connection in list(_OPEN):
-        # Another thread may still use its own.
-        if connection.thread_id == threading.get_ident():
-            connection.close(goodbye=not connection.keeps_sessions)
+    """Free the slots of a script that ends without closing its environments.
+
+    Only a daemon thread may still be in a call then, and has to leave it.
+    """
+    connections = list(_OPEN)
+    if connections and is_elsewhere(is_ours):
+        for connection in connections:
+            connection.ends_waits = True
+        if not wait_while(lambda: is_elsewhere(is_ours)):
+            connections = [one for one in connections if one.thread_id == threading.get_ident()]
+    for connection in connections:
+        connection.ends_waits = False
+        connection.close(goodbye=not connection.keeps_sessions)
 
 
 class BrokerConnection:
@@ -104,6 +114,7 @@ class BrokerConnection:
         self.clock_ns = clock_ns
         self.closed = False  # whether `close` has begun
         self._said_bye = self._left = False  # how far it has come
+        self.ends_waits = False  # whether each wait of another thread must end
         self.keeps_sessions = False  # for another process, which has a token of one of them
         self._pid = os.getpid()
         self.thread_id = threading.get_ident()
@@ -360,7 +371,8 @@ class BrokerConnection:
     def tick(self, now: float) -> None:
         """Run all timers: check the link, and send again what is due.
 
-        Raises BrokerUnreachable if the broker has been silent for too long, and Denied.
+        Raises BrokerUnreachable if the broker has been silent for too long, Denied, and
+        EnvironmentClosed if another thread closes the connection.
         """
         self.check_link(now)
         for session in list(self._sessions.values()):
@@ -375,7 +387,12 @@ class BrokerConnection:
             )
 
     def check_link(self, now: float) -> None:
-        """Handle lost and new connections; over a new one, send HELLO and everything pending."""
+        """Handle lost and new connections; over a new one, send HELLO and everything pending.
+
+        Raises EnvironmentClosed if another thread closes the connection.
+        """
+        if self.ends_waits:
+            raise EnvironmentClosed("Another thread has closed this environment. Make a new one.")
         is_new = False
         for event in self._handshake.watch(now):
             if event.up:

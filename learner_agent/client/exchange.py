@@ -355,10 +355,13 @@ class Exchange:
     def lost_error(self) -> EnvironmentLost:
         """Return the error that says which session is lost, at which request, and why."""
         request = "" if self.seq == 0 else f" at request {self.seq}"
+        why = (self.lost or "the env agent is gone").rstrip(".")
+        # A policy allows no other session either; the broker's text says whom to ask.
+        advice = "" if "policy" in why else "Call reset() to continue with a fresh environment."
         return EnvironmentLost(
-            f"The session at {self.where} is lost{request}: {self.lost}. Its episode cannot be "
+            f"The session at {self.where} is lost{request}: {why}. Its episode cannot be "
             f"recovered.",
-            advice="Call reset() to continue with a fresh environment.",
+            advice=advice,
         )
 
     # --- time and connections ---------------------------------------------------------------------

@@ -37,8 +37,9 @@ def error_for(error: Error) -> errors.GymwireError:
         remote_type = str(error.details.get("type", ""))
         kind = _failed_as(remote_type)
         text = error.text
-        if error.code == Code.ENVIRONMENT_FAILED:
-            text = f"{remote_type}: {text}" if text else remote_type
+        if error.code == Code.ENVIRONMENT_FAILED and kind is errors.EnvironmentFailed:
+            # Other classes have the name of the remote type already.
+            text = ": ".join(filter(None, (remote_type, text))) or "It raised an exception."
         trace = str(error.details.get("traceback", ""))
         failure = kind(text, remote_type=remote_type, remote_traceback=trace)
         index = error.details.get("env_index")

@@ -81,7 +81,7 @@ class RemoteSession:
         self.exchange = Exchange(
             sid,
             open_msg.nonce,
-            where=f"{open_msg.address!r} ({opened.agent})",
+            where=f"{open_msg.address!r}" + (f" ({opened.agent})" if opened.agent else ""),
             timeout_s=connection.timeout_s,
             rng=random.Random(secrets.randbits(64)),
             steps=self._steps,

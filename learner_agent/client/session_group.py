@@ -235,10 +235,11 @@ class SessionGroup:
         """Return the error that names the lost sessions. `i`: one that was just lost, or None."""
         lost = self.lost or ([] if i is None else [i])
         names = ", ".join(map(self.names, lost)) or "environments"
-        why = self._sessions[lost[0]].exchange.lost if lost else None
+        why = (lost and self._sessions[lost[0]].exchange.lost) or "the env agent is gone"
         return EnvironmentLost(
-            f"Lost: {names} of {self.num_envs} at {self._where}: {why or 'the agent is gone'}. "
-            f"Call reset() to open new sessions for them; their episodes cannot be recovered."
+            f"Lost: {names} of {self.num_envs} at {self._where}: {why.rstrip('.')}. Their episodes "
+            f"cannot be recovered.",
+            advice="" if "policy" in why else "Call reset() to open new sessions for them.",
         )
 
     def reopen(self, lost: Sequence[int], *, wait_s: float | None = None) -> None:

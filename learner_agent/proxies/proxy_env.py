@@ -16,7 +16,7 @@ from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.timings import Timings
 from gymwire.learner_agent.proxies.attributes import RemoteAttributes, declares
-from gymwire.learner_agent.proxies.interrupts import Undoable, keeps_replies
+from gymwire.learner_agent.proxies.interrupts import Undoable, keeps_replies, keeps_replies_itself
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.learner_agent.proxies.replay import EpisodeReplay
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
@@ -35,7 +35,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
     its own in its class body.
 
     A copy (`copy.deepcopy`, `pickle`) and a forked process use a session of their own, which must
-    be reset first. Not thread-safe: use it from one thread.
+    be reset first. Use it from one thread at a time; any thread may close it.
 
     Args:
         address: the address of the environment, e.g. "cartpole". Default: the variable
@@ -123,6 +123,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
     # --- gymnasium.Env ----------------------------------------------------------------------------
 
+    @keeps_replies_itself
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Run one step of the remote environment, exactly once.
 
@@ -151,8 +152,11 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         calls.begin_call()
         try:  # as `keeps_replies`, which would be a call more
             if self._replay is not None:
-                return self._replay.step(action)
-            return owner.session.step(action, self._step_timeout_s)
+                step = self._replay.step(action)
+            else:
+                step = owner.session.step(action, self._step_timeout_s)
+            owner.in_call = False
+            return step
         except BaseException as error:
             calls.undo(error)
             raise
@@ -197,6 +201,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         assert type(frame) is RenderedFrame
         return frame.frame
 
+    @keeps_replies_itself
     def close(self) -> None:
         """End the session and free its slot. Idempotent; never waits for a step."""
         self._owner.close()

@@ -20,7 +20,11 @@ from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.client.truncating_group import TruncatingGroup
 from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.attributes import declares
-from gymwire.learner_agent.proxies.interrupts import keeps_replies
+from gymwire.learner_agent.proxies.interrupts import (
+    close_alone,
+    keeps_replies,
+    keeps_replies_itself,
+)
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions
 from gymwire.learner_agent.proxies.vector_steps import VectorStep, VectorSteps
 from gymwire.protocol import generators
@@ -41,8 +45,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     environment's own vector class if it registers one that supports this autoreset mode, else a
     SyncVectorEnv (always, with `env_kwargs={"vectorization_mode": "sync"}`). `reset` and `step`
     return fresh memory that belongs to the caller. A copy (`copy.deepcopy`, `pickle`) and a forked
-    process use sessions of their own, which must be reset first. Not thread-safe: use it from one
-    thread.
+    process use sessions of their own, which must be reset first. Use it from one thread at a
+    time; any thread may close it.
 
     The environments are spread over the sessions in order and as evenly as possible; the first
     sessions have one more. The broker assigns each session to the least loaded worker. With `send`
@@ -209,6 +213,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         requests = {i: Reset(seeds[i], part) for i, part in split.items()}
         return self._steps.reset(requests, self._step_timeout_s)
 
+    @keeps_replies_itself
     def step(self, actions: Any) -> VectorStep:
         """Run one step of every environment, exactly once.
 
@@ -238,7 +243,9 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         steps = self._steps
         steps.begin_call()
         try:  # as `keeps_replies`, which would be a call more
-            return steps.step(actions, self._step_timeout_s)
+            step = steps.step(actions, self._step_timeout_s)
+            steps.in_call = False
+            return step
         except BaseException as error:
             steps.undo(error)
             raise
@@ -407,12 +414,13 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         INHERITED_CONNECTIONS.append(self._group.connection)
         self._open()
 
+    @keeps_replies_itself
     def close_extras(self, **kwargs: Any) -> None:
         """End the sessions and free their slots; never waits for a step."""
         if self._pid != os.getpid():
             INHERITED_CONNECTIONS.append(self._group.connection)
         else:
-            self._group.close()
+            close_alone(self._steps, self._group.connection, self._group.close)
 
     def __enter__(self) -> ProxyVectorEnv:
         """Return the vector itself, as `gymnasium.Env` does."""

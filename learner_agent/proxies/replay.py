@@ -37,13 +37,27 @@ class EpisodeReplay:
 
     def begin_call(self) -> None:
         """Begin a call of the proxy: from now on, `undo` returns to this moment."""
-        self._before = self._recording.position
         self._owner.begin_call()
+        self._before = self._recording.position
 
     def undo(self, error: BaseException) -> None:
         """End a call with an exception, as `SessionOwner.undo`; it is not recorded then."""
         self._owner.undo(error)
         self._recording.position = self._before
+
+    @property
+    def in_call(self) -> object:
+        """True while a call of the proxy is under way."""
+        return self._owner.in_call
+
+    @in_call.setter
+    def in_call(self, value: object) -> None:
+        self._owner.in_call = value
+
+    @property
+    def shared(self) -> object:
+        """The same for all that the calls of one proxy use."""
+        return self._owner
 
     def step(self, action: Any) -> Step:
         """Step the environment, after a replay if the session is lost.

@@ -11,6 +11,7 @@ from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
+from gymwire.learner_agent.proxies.interrupts import check_alone, close_alone
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, ProxyOptions
 from gymwire.protocol.errors import EnvironmentClosed, ResetNeeded
 from gymwire.protocol.messages import Act, Message, Reset, Status
@@ -30,6 +31,7 @@ class SessionOwner:
         session: the session in use.
         pid: the process that opened it.
         closed: whether `close` has been called.
+        in_call: true while a call of the proxy is under way.
 
     Raises:
         What `ProxyOptions.connect` and `ProxyOptions.open_sessions` raise.
@@ -48,6 +50,7 @@ class SessionOwner:
         self._exchange: Exchange
         self._returned: int
         self.closed = False
+        self.in_call: object = False
         self._is_left = False  # whether `close` has returned
         self._owns_connection = connection is None
         if resumed is None:
@@ -100,14 +103,23 @@ class SessionOwner:
 
     def begin_call(self) -> None:
         """Begin a call of the proxy: from now on, `undo` returns to this moment."""
+        if self.in_call:
+            check_alone(self)
+        self.in_call = True
         self._exchange = exchange = self.session.exchange
         self._returned = exchange.returned
 
     def undo(self, error: BaseException) -> None:
         """End a call with an exception. Unless it is a reply, no reply counts as returned."""
+        self.in_call = False
         exchange = self.session.exchange
         if exchange is self._exchange:
             exchange.undo(self._returned, error)
+
+    @property
+    def shared(self) -> object:
+        """The same for all that the calls of one proxy use."""
+        return self
 
     def reopen(self, *, wait_s: float | None = None) -> None:
         """Open another session on the same connection."""
@@ -173,6 +185,9 @@ class SessionOwner:
         if self.pid != os.getpid():
             INHERITED_CONNECTIONS.append(self.session.connection)
             return
+        close_alone(self, self.session.connection, self._close)
+
+    def _close(self) -> None:
         try:
             self.session.close()
         finally:  # an interrupt must not leave the connection open

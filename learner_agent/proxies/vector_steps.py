@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.proxies import batching
+from gymwire.learner_agent.proxies.interrupts import check_alone
 from gymwire.protocol import spaces, values, vector_infos
 from gymwire.protocol.errors import BatchSizeError, GymwireError, MoveError
 from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
@@ -45,6 +46,7 @@ class VectorSteps:
         self._group = group
         self._is_single = single_request and len(group) == 1
         self._observations: list[Any] = [None] * len(group)  # the last one of each session
+        self.in_call: object = False  # true while a call of the vector is under way
         self._before: _Stage | None = None  # the stage before the present call ended a step
         self._forget()
 
@@ -57,16 +59,25 @@ class VectorSteps:
 
     def begin_call(self) -> None:
         """Begin a call of the vector: from now on, `undo` returns to this moment."""
+        if self.in_call:
+            check_alone(self)
+        self.in_call = True
         self._before = None
         self._group.begin_call()
 
     def undo(self, error: BaseException) -> None:
         """End a call with an exception. Unless it is a reply, no reply counts as returned."""
+        self.in_call = False
         if self._group.is_failure(error):
             return
         self._group.undo()
         if self._before is not None:
             self._begun, self._stepping, self._awaited, self._received = self._before
+
+    @property
+    def shared(self) -> object:
+        """The same for all that the calls of one proxy use."""
+        return self
 
     def check_idle(self) -> None:
         """Raise MoveError while a step is in progress."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -336,12 +337,25 @@ def test_only_a_learner_opens_and_only_an_env_agent_offers(broker: Broker) -> No
 # --- offers ---------------------------------------------------------------------------------------
 
 
-def test_an_address_that_stands_for_another_environment_is_taken(broker: Broker) -> None:
+@pytest.mark.parametrize(
+    ("other", "difference"),
+    [
+        ({"env_id": "Taxi-v3"}, "in its id. "),
+        ({"observation_space": ["Discrete", 3, 0]}, "in its observation space. "),
+        ({"env_id": "x", "action_space": [1]}, "in its id and action space. "),
+        ({}, "in its digest: the versions of gymwire may differ. "),
+    ],
+)
+def test_an_address_that_stands_for_another_environment_is_taken(
+    broker: Broker, other: dict[str, Any], difference: str
+) -> None:
     broker.env(ENV)
     broker.hello(ENV2, Role.ENV)
-    error = error_of(broker.say(ENV2, offer("cartpole", digest=b"other")))
+    offered = replace(offer("cartpole", digest=b"other"), **other)
+    error = error_of(broker.say(ENV2, offered))
     assert error.code == Code.ADDRESS_TAKEN
     assert "taken" in error.text
+    assert difference in error.text
 
 
 def test_the_same_environment_may_be_offered_by_many(broker: Broker) -> None:

@@ -391,3 +391,26 @@ def test_session_lost_is_final(learner: Learner, seq: int) -> None:
     with pytest.raises(EnvironmentLost, match="unknown here"):
         learner.hear(Error(Code.SESSION_LOST, "unknown here"), seq=seq)
     assert learner.exchange.lost == "unknown here"
+
+
+REMOVED = "The key k was removed from this broker's policy: ask the operator of the broker"
+
+
+@pytest.mark.parametrize(
+    ("where", "reason", "why", "is_advised"),
+    [
+        ("'x'", "the env agent on h is gone", "the env agent on h is gone", True),
+        ("'x' (host h)", f"{REMOVED}.", REMOVED, False),
+        ("'x'", "", "the env agent is gone", True),
+    ],
+)
+def test_the_loss_of_a_session_is_one_clear_text(
+    where: str, reason: str, why: str, is_advised: bool
+) -> None:
+    rng = random.Random(0)
+    exchange = Exchange(SID, bytes(16), where=where, timeout_s=5.0, rng=rng)
+    with pytest.raises(EnvironmentLost) as raised:
+        exchange.lose(reason)
+    advice = " Call reset() to continue with a fresh environment." if is_advised else ""
+    text = f"The session at {where} is lost: {why}. Its episode cannot be recovered.{advice}"
+    assert str(raised.value) == text

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import builtins
+import traceback
 
 import gymnasium.error
 import pytest
@@ -44,7 +45,9 @@ def test_exceptions_of_python_become_environment_failed(name: str) -> None:
     error = failed(name)
     assert isinstance(error, EnvironmentFailed)
     assert (error.remote_type, error.remote_traceback) == (name, "Traceback …")
-    assert f"{name}: text" in str(error)
+    said = traceback.format_exception_only(error)[0]
+    assert said.count(name) == 1
+    assert "text" in said
 
 
 @pytest.mark.parametrize("name", GYMNASIUM)
@@ -68,8 +71,22 @@ def test_only_plain_exceptions_of_python_and_gymnasium_are_taken_by_name(name: s
     assert type(failed(name)) is EnvironmentFailed
 
 
-def test_a_failure_without_a_text_shows_its_type() -> None:
-    assert str(failed("AssertionError", "")).startswith("AssertionError\n")
+@pytest.mark.parametrize(
+    ("remote_type", "text", "shown"),
+    [
+        ("AssertionError", "7", "failures.AssertionError: 7"),
+        ("AssertionError", "", "failures.AssertionError: "),
+        ("my.Error", "7", "errors.EnvironmentFailed: my.Error: 7"),
+        ("my.Error", "", "errors.EnvironmentFailed: my.Error"),
+        ("", "It broke.", "errors.EnvironmentFailed: It broke."),
+        ("", "", "errors.EnvironmentFailed: It raised an exception."),
+    ],
+)
+def test_a_failure_shows_its_type_once_and_its_text(
+    remote_type: str, text: str, shown: str
+) -> None:
+    said = traceback.format_exception_only(failed(remote_type, text))[0]
+    assert said.partition("\n")[0].endswith(shown)
 
 
 def test_a_refused_attribute_is_an_attribute_error() -> None:

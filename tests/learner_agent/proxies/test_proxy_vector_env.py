@@ -496,9 +496,7 @@ def test_a_failing_environment_is_named_and_the_vector_lives_on(
 ) -> None:
     remote = gated(broker, gate, num_envs=7, sessions=sessions)
     remote.reset()
-    with pytest.raises(
-        EnvironmentFailed, match="In environment 5 of 7: ValueError: nine"
-    ) as caught:
+    with pytest.raises(EnvironmentFailed, match="In environment 5 of 7: nine") as caught:
         remote.step([0, 0, 0, 0, 0, 9, 0])
     assert isinstance(caught.value, ValueError)
     assert caught.value.env_index == 5

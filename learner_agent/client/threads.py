@@ -1,0 +1,45 @@
+"""Find out whether another thread uses the client: it must be used from one thread at a time.
+
+A call only sets an attribute. The stacks of other threads are looked at only if that attribute is
+set already.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+OURS = "gymwire.learner_agent."
+LEAVE_S = 2.0  # how long another thread may take to leave a call that it must leave
+PAUSE_S = 0.005
+
+
+def is_elsewhere(is_such: Callable[[FrameType], bool]) -> bool:
+    """Return whether such a frame is on the stack of another thread."""
+    here = threading.get_ident()
+    stacks = sys._current_frames()  # noqa: SLF001 - public but for its name
+    for ident, frame in stacks.items():
+        found: FrameType | None = None if ident == here else frame
+        while found is not None:
+            if is_such(found):
+                return True
+            found = found.f_back
+    return False
+
+
+def is_ours(frame: FrameType) -> bool:
+    """Return whether a frame is one of the learner agent's."""
+    return str(frame.f_globals.get("__name__", "")).startswith(OURS)
+
+
+def wait_while(is_used: Callable[[], bool]) -> bool:
+    """Wait while another thread uses something, for at most LEAVE_S; return whether it has left."""
+    deadline = time.monotonic() + LEAVE_S
+    while is_used():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(PAUSE_S)
+    return True

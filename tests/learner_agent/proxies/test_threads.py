@@ -1,0 +1,155 @@
+"""A proxy is used from one thread at a time: others get an error, and may close it."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.protocol.errors import EnvironmentClosed, MoveError
+from tests.processes import PATIENCE_S, programs
+
+OFFERS = """
+[[offer]]
+address = "gated"
+env = "tests.vector_envs:Gated"
+max_sessions = 3
+
+[[offer]]
+address = "moody"
+env = "tests.vector_envs:Moody"
+"""
+
+
+@pytest.fixture(scope="module")
+def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    config: Path = tmp_path_factory.mktemp("threads") / "offers.toml"
+    config.write_text(OFFERS)
+    with programs() as started:
+        started.env_agent(broker_url, "--config", str(config), "--threads", "4")
+        yield broker_url
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as made:
+        yield made
+
+
+def make(broker: str, sessions: int, address: str = "gated", **options: Any) -> Any:
+    if sessions:
+        return ProxyVectorEnv(address, 3, broker, sessions=sessions, wait_s=5.0, **options)
+    return ProxyEnv(address, broker, wait_s=5.0, **options)
+
+
+def begun(pool: ThreadPoolExecutor, env: Any, call: Callable[[], Any]) -> Future[Any]:
+    """Call in another thread, and return once it is in the call."""
+    future = pool.submit(call)
+    deadline = time.monotonic() + PATIENCE_S
+    while not env.undoable.in_call:
+        assert time.monotonic() < deadline
+    return future
+
+
+def one(sessions: int) -> Any:
+    return [1] * 3 if sessions else 1
+
+
+@pytest.mark.parametrize("sessions", [0, 1, 2])
+def test_a_call_of_another_thread_raises_and_disturbs_nothing(
+    broker: str, pool: ThreadPoolExecutor, tmp_path: Path, sessions: int
+) -> None:
+    gate = tmp_path / "gate"
+    with make(broker, sessions, env_kwargs={"gate": str(gate)}) as env:
+        env.reset(seed=1)
+        future = begun(pool, env, lambda: env.step(one(sessions)))
+        for call in (lambda: env.step(one(sessions)), env.reset, env.render, lambda: env.np_random):
+            with pytest.raises(MoveError, match="Another thread is in a call"):
+                call()
+        gate.touch()
+        future.result(PATIENCE_S)
+        env.step(one(sessions))
+
+
+@pytest.mark.parametrize("sessions", [0, 1, 2])
+def test_close_ends_the_call_of_another_thread(
+    broker: str, pool: ThreadPoolExecutor, tmp_path: Path, sessions: int
+) -> None:
+    gate = tmp_path / "gate"
+    env = make(broker, sessions, env_kwargs={"gate": str(gate)})
+    env.reset(seed=1)
+    future = begun(pool, env, lambda: env.step(one(sessions)))
+    env.close()
+    with pytest.raises(EnvironmentClosed, match="Another thread has closed"):
+        future.result(PATIENCE_S)
+    with pytest.raises(EnvironmentClosed):
+        env.step(one(sessions))
+    gate.touch()
+    make(broker, 3, env_kwargs={"gate": str(gate)}).close()  # all slots are free again
+
+
+@pytest.mark.parametrize("sessions", [0, 1, 2])
+def test_many_threads_execute_what_they_get_a_result_for(
+    broker: str, pool: ThreadPoolExecutor, sessions: int
+) -> None:
+    action = [2] * 3 if sessions else 2
+    with make(broker, sessions) as env:
+        env.reset(seed=1)
+
+        def call() -> int:
+            succeeded = 0
+            for _ in range(100):
+                with contextlib.suppress(MoveError):
+                    env.step(action)
+                    succeeded += 1
+            return succeeded
+
+        done = sum(future.result(PATIENCE_S) for future in [pool.submit(call) for _ in range(4)])
+        assert done
+        assert np.all(env.step(action)[0] == done + 1)
+
+
+def test_an_exception_before_a_call_begins_does_not_lock_the_proxy(broker: str) -> None:
+    with make(broker, 0, "moody") as env:
+        env.undoable.in_call = True  # as an exception from outside may leave it
+        env.reset(seed=1)
+        env.step(1)
+
+
+LEARNER = """
+import sys, threading
+from gymwire import ProxyEnv
+
+def use():
+    env = ProxyEnv("gated", sys.argv[1], wait_s=5.0, env_kwargs={"gate": sys.argv[2]})
+    env.reset(seed=1)
+    if sys.argv[3] == "daemon":
+        made.set()
+        env.step(1)
+    kept.append(env)
+
+kept, made = [], threading.Event()
+thread = threading.Thread(target=use, daemon=sys.argv[3] == "daemon")
+thread.start()
+made.wait() if thread.daemon else thread.join()
+"""
+
+
+@pytest.mark.parametrize("kind", ["ended", "daemon"])
+def test_a_normal_exit_closes_the_sessions_of_every_thread(
+    broker: str, tmp_path: Path, kind: str
+) -> None:
+    gate = tmp_path / "gate"
+    command = [sys.executable, "-c", LEARNER, broker, str(gate), kind]
+    assert subprocess.run(command, timeout=PATIENCE_S, check=False).returncode == 0
+    gate.touch()
+    make(broker, 3, env_kwargs={"gate": str(gate)}).close()  # all slots are free again
