@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from gymwire.learner_agent.client.failures import error_for
+from gymwire.learner_agent.client.listing import find_all
 from gymwire.learner_agent.client.open_sessions import SessionOpener
 from gymwire.learner_agent.client.requests import Answer, BrokerRequests, PendingRequest
 from gymwire.learner_agent.client.session import RemoteSession
@@ -23,7 +24,7 @@ from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.waiting import Source, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN
-from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError
+from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError, DecodingError
 from gymwire.protocol.messages import (
     Bye,
     Error,
@@ -133,10 +134,19 @@ class BrokerConnection:
     # --- requests to the broker -------------------------------------------------------------------
 
     def find(self, address: str = "") -> list[dict[str, Any]]:
-        """Return the offers (docs/protocol.md §6), of one address if it is given."""
-        _, found, _ = self.ask(Find(address))
-        assert isinstance(found, Found)
-        return found.offers
+        """Return the offers (docs/protocol.md §6), of one address if it is given.
+
+        Raises DecodingError if the broker's list is malformed.
+        """
+
+        def ask(find: Find) -> Found:
+            _, found, _ = self.ask(find)
+            if not isinstance(found, Found):
+                text = f"The broker at {self.url} sent {type(found).__name__} instead of Found."
+                raise DecodingError(text)
+            return found
+
+        return find_all(address, ask, self.url)
 
     def open(
         self,

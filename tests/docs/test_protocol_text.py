@@ -29,6 +29,8 @@ NUMBERS = (
     ("3.6", "{:d} MiB by default", "protocol.codec:MAX_MESSAGE/1048576"),
     ("3.6", "at most {:d} MiB", "broker.core:MAX_CONTROL/1048576"),
     ("3.7", "header of {:d} bytes", "protocol.codec:HEADER_SIZE"),
+    ("6.4", "{:d} KiB of offers", "broker.directory:PAGE_BYTES/1024"),
+    ("6.4", "{:,d} addresses", "broker.directory:PAGE_NAMES"),
     ("7.5", "SHOULD: {:g} s", "learner_agent.client.exchange:RESEND_S"),
     ("7.5", "doubling up to {:g} s", "learner_agent.client.exchange:RESEND_MAX_S"),
     ("7.7", "up for less than {:g} s", "broker.recovery:STARTING_S"),
