@@ -117,7 +117,44 @@ def parse(text: str) -> Policy:
     anyone = None
     if "anyone" in document:
         anyone = _rights("anyone", _table(document["anyone"], "anyone"), "[anyone]", vouched=False)
+    if not peers and anyone is None:
+        raise ConfigurationError(
+            "The policy is empty: it lists no key, so nobody could connect. Add [peer.NAME] with a "
+            "key, or [anyone]."
+        )
     return Policy(peers, anyone)
+
+
+def revoked(old: Policy, new: Policy) -> list[str]:
+    """Return what the old policy allows and the new one does not, in words for the log."""
+    found: dict[str, None] = {}  # each once: a peer may have several keys
+    for key, before in old.peers.items():
+        for text in _revoked(before, new.rights(key)):
+            found[f"{before.name}: {text}"] = None
+    if old.anyone is not None:
+        for text in _revoked(old.anyone, new.anyone):
+            found[f"unlisted keys: {text}"] = None
+    return list(found)
+
+
+def _revoked(old: Rights, new: Rights | None) -> list[str]:
+    if new is None:
+        return ["connect"]
+    found = []
+    for verb in _RIGHTS:
+        left = getattr(new, verb)
+        found += [
+            f"{verb} {pattern}"
+            for pattern in getattr(old, verb)
+            if not any(fnmatchcase(pattern, other) for other in left)
+        ]
+    for limit in _LIMITS:
+        before, after = getattr(old, limit), getattr(new, limit)
+        if after is not None and (before is None or after < before):
+            found.append(f"{limit} above {after}")
+    if old.vouched and not new.vouched:
+        found.append("share addresses")
+    return found
 
 
 def _table(value: object, where: str) -> Mapping[str, Any]:

@@ -25,7 +25,7 @@ from gymwire.broker.sessions import Sessions
 from gymwire.broker.snapshot import Snapshot
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol import codec
-from gymwire.protocol.capabilities import CAPABILITIES
+from gymwire.protocol.capabilities import CAPABILITIES, PAGES
 from gymwire.protocol.codec import (
     HEADER_SIZE,
     KIND_AT,
@@ -255,10 +255,7 @@ class Core:
                 self._peers.withdraw(peer, message.address)
                 return []
             case Find():
-                found = Found(directory.listing(self._tables, message.address, peer.rights))
-                answer = Send.message(peer.rid, found, 0, header.seq)
-                self._limiter.charge_listing(peer.rid, len(answer.frame), now)
-                return [answer]
+                return [self._find(peer, header, message, now)]
             case Open():
                 return self._sessions.open(peer, header, message, now)
             case Resume():
@@ -270,6 +267,17 @@ class Core:
             case Bye():
                 return self._peers.bye(peer)
         raise DecodingError(f"A broker does not accept {header.kind.name}.")
+
+    def _find(self, peer: Peer, header: codec.Header, find: Find, now: float) -> Send:
+        wait_s = self._limiter.listing_wait_s(peer.rid, now)
+        if wait_s:
+            raise RetryLater(BusyReason.RATE, wait_s)
+        page = directory.listing(self._tables, find, peer.rights)
+        # A peer of release 0.1.0 gets the first page only.
+        found = Found(page.entries, page.rest if PAGES in peer.capabilities else [])
+        answer = Send.message(peer.rid, found, 0, header.seq)
+        self._limiter.charge_listing(peer.rid, len(answer.frame), page.examined, now)
+        return answer
 
     # --- what became of sent frames ---------------------------------------------------------------
 

@@ -26,9 +26,13 @@ from gymwire.broker.auth import Rights
 from gymwire.broker.refusals import Refusal
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol.address import Address, nearest
-from gymwire.protocol.messages import Code, Offer
+from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.messages import Code, Find, Offer
 from gymwire.protocol.process_slots import process_slots
 
+PAGE_BYTES = 256 * 1024  # memory of the offers in one page of a listing; the last may exceed it
+PAGE_NAMES = 1000  # addresses that a page looks at, most of which its reader may not see
+ENTRY_BYTES = 256  # of an entry in FOUND, in addition to the offer
 MAX_NAMES = 50  # addresses that a refusal lists
 MAX_EXAMINED = 200  # addresses among which it looks for them
 MAX_NEIGHBOURS = 16  # addresses before, and after, an unknown one in the order of the alphabet
@@ -127,14 +131,18 @@ class PooledOffer:
 
 def pooled_offers(tables: Tables) -> list[PooledOffer]:
     """Return one entry per address and process, sorted by address and host."""
-    groups: dict[tuple[str, str, bytes, str], list[Peer]] = {}
-    for peer in tables.peers.values():
-        for name in peer.offers:
-            groups.setdefault((name, peer.host, peer.agent, peer.identity), []).append(peer)
-    return [_pool(tables, name, loops) for (name, *_), loops in sorted(groups.items())]
+    return [one for name in tables.names for one in _pooled(tables, name)]
 
 
-def _pool(tables: Tables, name: str, loops: list[Peer]) -> PooledOffer:
+def _pooled(tables: Tables, name: str) -> list[PooledOffer]:
+    """Return one entry per process that offers this address, sorted by host."""
+    groups: dict[tuple[str, bytes, str], list[Peer]] = {}
+    for peer in tables.loops(name):
+        groups.setdefault((peer.host, peer.agent, peer.identity), []).append(peer)
+    return [_pool(name, loops) for _, loops in sorted(groups.items(), key=lambda item: item[0])]
+
+
+def _pool(name: str, loops: list[Peer]) -> PooledOffer:
     offers = [peer.offers[name] for peer in loops]
     state = "ready"
     if any(peer.lost_at is not None for peer in loops):
@@ -150,27 +158,67 @@ def _pool(tables: Tables, name: str, loops: list[Peer]) -> PooledOffer:
     )
 
 
-def listing(tables: Tables, address: str, rights: Rights) -> list[dict[str, Any]]:
-    """Return the entries of FOUND: one per address and process.
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of offers: the entries of FOUND, and `rest` for the FIND of the next page.
 
-    `address`: the only one to list; "" lists all that the rights allow to use or to offer.
+    `examined`: how many addresses the broker looked at.
     """
-    return [
-        {
-            "address": one.offer.address,
-            "env_id": one.offer.env_id,
-            "observation_space": one.offer.observation_space,
-            "action_space": one.offer.action_space,
-            "metadata": one.offer.metadata,
-            "capacity": one.slots,
-            "used": one.used,
-            "host": one.loops[0].host,
-            "software": one.loops[0].software,
-            "identity": one.loops[0].identity,
-            "direct": one.offer.direct,
-            "state": one.state,
-        }
-        for one in pooled_offers(tables)
-        if address in ("", one.offer.address)
-        and (rights.may_use(one.offer.address) or rights.may_offer(one.offer.address))
-    ]
+
+    entries: list[dict[str, Any]]
+    rest: list[Any]
+    examined: int
+
+
+def listing(tables: Tables, find: Find, rights: Rights) -> Page:
+    """Return the next page of what the rights allow to use or to offer.
+
+    A page ends after PAGE_BYTES of offers, in the memory of the broker, or after PAGE_NAMES
+    addresses.
+    """
+    address, skip = _start(find.after)
+    names = tables.names
+    at = bisect.bisect_left(names, address)
+    entries: list[dict[str, Any]] = []
+    left, examined = PAGE_BYTES, 0
+    for name in [find.address] if find.address else itertools.islice(names, at, None):
+        if examined == PAGE_NAMES:
+            return Page(entries, [name, 0], examined)
+        examined += 1
+        if not (rights.may_use(name) or rights.may_offer(name)):
+            continue
+        processes = _pooled(tables, name)
+        start = skip if name == address else 0
+        for number, one in enumerate(processes[start:], start):
+            if left <= 0:
+                return Page(entries, [name, number], examined)
+            entries.append(_entry(one))
+            left -= one.loops[0].offer_bytes[name] + ENTRY_BYTES
+    return Page(entries, [], examined)
+
+
+def _start(after: list[Any]) -> tuple[str, int]:
+    """Return the address at which a page starts, and how many of its processes to skip."""
+    match after:
+        case []:
+            return "", 0
+        case [str(address), int(skip)] if type(skip) is int and 0 <= skip < 2**31:
+            return address, skip
+    raise DecodingError("FIND.after must be what the broker sent as FOUND.rest.", path="after")
+
+
+def _entry(one: PooledOffer) -> dict[str, Any]:
+    return {
+        "address": one.offer.address,
+        "env_id": one.offer.env_id,
+        "observation_space": one.offer.observation_space,
+        "action_space": one.offer.action_space,
+        "metadata": one.offer.metadata,
+        "capacity": one.slots,
+        "used": one.used,
+        "host": one.loops[0].host,
+        "software": one.loops[0].software,
+        "identity": one.loops[0].identity,
+        "direct": one.offer.direct,
+        "state": one.state,
+    }

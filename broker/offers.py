@@ -10,9 +10,11 @@ from gymwire.protocol import values
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.errors import AddressError, DecodingError
 from gymwire.protocol.messages import Code, Offer, Role
+from gymwire.protocol.process_slots import MAX_SLOTS
 
 MAX_OFFERS = 256  # per peer
 MAX_OFFER_BYTES = 8 * 1024 * 1024  # memory for all offers of a peer
+MAX_TEXT = 1000  # characters of the environment's id, and of the URL of the direct endpoint
 OBJECT_BYTES = 64  # memory per decoded object, in addition to its bytes in the frame
 
 
@@ -30,6 +32,7 @@ def accept(tables: Tables, peer: Peer, offer: Offer, head_len: int) -> bool:
         raise AddressError(
             f"Cannot offer {name!r}: the address of an offer must not contain @identity."
         )
+    _check_fields(offer)
     if not peer.rights.may_offer(name):
         raise Refusal(Code.DENIED, not_allowed(peer, "offer", name))
     if len(peer.offers) >= MAX_OFFERS and name not in peer.offers:
@@ -51,6 +54,21 @@ def accept(tables: Tables, peer: Peer, offer: Offer, head_len: int) -> bool:
             tables.withdraw_offer(other, name)
     tables.add_offer(peer, offer, size)
     return first
+
+
+def _check_fields(offer: Offer) -> None:
+    """Raise DecodingError if a field is out of range that the broker repeats to others."""
+    if not 0 <= offer.capacity <= MAX_SLOTS:
+        raise DecodingError(
+            f"OFFER.capacity of {offer.address!r} must be from 0 to {MAX_SLOTS}.", path="capacity"
+        )
+    for name, text in (("env_id", offer.env_id), ("direct", offer.direct or "")):
+        if len(text) > MAX_TEXT:
+            raise DecodingError(
+                f"OFFER.{name} of {offer.address!r} has {len(text)} characters; a broker accepts "
+                f"{MAX_TEXT}.",
+                path=name,
+            )
 
 
 def _check_owner(tables: Tables, peer: Peer, offer: Offer) -> None:

@@ -16,7 +16,11 @@ DEBT = 500.0  # BUSY replies before the connection is cut off
 # Extra debt after a cut-off: meanwhile the broker drops what had already arrived.
 CUT_OFF_DEBT = 50.0
 TOKEN_BYTES = 4096  # bytes of a request per token
-LISTING_BYTES = 128  # bytes of a FOUND reply per token, since the broker has to build it
+LISTING_BYTES = 1024  # bytes of a FOUND reply per token, since the broker has to build it
+LISTING_NAMES = 32  # addresses that the broker looks at for a FOUND reply, per token
+# The share of a full bucket that a peer needs for a FIND: more than what the largest page costs.
+LISTING_SHARE = 0.6
+RETRY_TOKENS = 10  # for the repetitions of a FIND that has to wait
 MAX_BUCKETS = 20_000
 
 
@@ -67,10 +71,17 @@ class RateLimiter:
         tokens, at = self._buckets.get(rid, (BURST, now))
         self._buckets[rid] = tokens - 1, at
 
-    def charge_listing(self, rid: bytes, size: int, now: float) -> None:
-        """Charge for a FOUND reply of `size` bytes, in addition to its request."""
+    def listing_wait_s(self, rid: bytes, now: float) -> float:
+        """Return for how many seconds a peer must wait before it may get a FOUND reply."""
         tokens, at = self._buckets.get(rid, (BURST, now))
-        self._buckets[rid] = max(0.0, tokens - size // LISTING_BYTES), at
+        missing = LISTING_SHARE * BURST - tokens - (now - at) * RATE
+        return 0.0 if missing <= 0 else (missing + RETRY_TOKENS) / RATE
+
+    def charge_listing(self, rid: bytes, size: int, names: int, now: float) -> None:
+        """Charge for a FOUND reply of `size` bytes, for which the broker looked at `names`."""
+        tokens, at = self._buckets.get(rid, (BURST, now))
+        cost = size // LISTING_BYTES + names // LISTING_NAMES
+        self._buckets[rid] = max(0.0, tokens - cost), at
 
     def sweep(self, now: float) -> None:
         """Forget the full buckets."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gymwire.broker.shares import Shares
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, Role
 
@@ -19,8 +20,8 @@ class SessionRecovery:
     def __init__(self, tables: Tables, started: float) -> None:
         self._tables = tables
         self._started = started
-        # sid → the progress connection that named it; the oldest first
-        self._expected_sessions: dict[int, Peer] = {}
+        # the progress connection that named a session
+        self._expected_sessions: Shares[Peer] = Shares(MAX_EXPECTED)
         # first 15 bytes of the agent id → the liveness connection of an agent without HELLO
         self._silent_agents: dict[bytes, Peer] = {}
 
@@ -51,18 +52,17 @@ class SessionRecovery:
         self._silent_agents.pop(progress.agent[:LIVENESS_AGENT_SIZE], None)
         for row in rows:
             match row:
-                case [int(sid), *_] if not (
+                case [int(sid), *_] if 0 < sid < 2**64 and not (
                     sid in self._tables.sessions or sid in self._tables.ended
                 ):
-                    self._expected_sessions[sid] = progress
-                    if len(self._expected_sessions) > MAX_EXPECTED:
-                        del self._expected_sessions[next(iter(self._expected_sessions))]
+                    self._expected_sessions.put(progress.rid, sid, progress)
 
     def announced(self, sid: int) -> None:
         """Stop expecting this session: its serving loop has announced it."""
-        self._expected_sessions.pop(sid, None)
+        self._expected_sessions.pop(sid)
 
     def remove(self, peer: Peer) -> None:
-        """Stop waiting for the agent of this peer, if the peer is its liveness connection."""
+        """Forget what is known from this peer, if it is a liveness or progress connection."""
+        self._expected_sessions.forget(peer.rid)
         if self._silent_agents.get(peer.agent) is peer:
             del self._silent_agents[peer.agent]

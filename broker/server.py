@@ -283,7 +283,7 @@ class Server:
             idle_s = self._router.idle_s(fd)
             if idle_s is not None:
                 core.silent_for(fd, idle_s)
-        changed = None if self._policy_file is None else self._policy_file.changed()
+        changed = None if self._policy_file is None else self._policy_file.changed(now)
         if changed is not None:
             self._policy = changed
             self._deliver(core.apply_policy(changed))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 from gymwire.broker import directory
@@ -19,6 +18,7 @@ from gymwire.broker.refusals import (
     describe_key,
     not_allowed,
 )
+from gymwire.broker.shares import Shares
 from gymwire.broker.tables import Peer, Session, Tables
 from gymwire.protocol.address import Address, parse_address
 from gymwire.protocol.codec import KIND_AT, Header, read_header
@@ -36,6 +36,11 @@ from gymwire.protocol.messages import (
 )
 
 MAX_SESSIONS = 100_000
+# Announced sessions for which no learner has come yet: anyone who may offer can invent them, so
+# they do not count towards MAX_SESSIONS, and have limits of their own.
+MAX_UNCLAIMED = 100_000
+MAX_UNCLAIMED_OF_KEY = 32_768
+MAX_ANNOUNCED = 16_384  # sessions of a serving loop, beyond which it may announce no others
 MAX_IDENTITY = 64  # characters
 MAX_PENDING_GONE = 10_000
 GONE_PER_TICK = 100  # retries of undelivered GONE frames per tick
@@ -65,7 +70,8 @@ class Sessions:
         self._quotas = quotas
         self._journal = journal
         self._lease_s = lease_s
-        self._pending_gone: dict[int, Send] = {}  # sid → GONE that a full queue did not take
+        # GONE that the full queue of a serving loop did not take
+        self._pending_gone: Shares[Send] = Shares(MAX_PENDING_GONE)
 
     # --- opening ----------------------------------------------------------------------------------
 
@@ -83,6 +89,8 @@ class Sessions:
             session = self._new(peer, address, request.nonce, now)
         elif session.address != address.name or not _may_bind(session, peer):
             raise Refusal(Code.DENIED, NOT_YOURS)
+        elif not session.is_claimed:
+            self._check_limits(peer)
         self._tables.bind_learner(session, peer)
         # Nothing outside the broker enforces limits.
         session.may_be_direct = request.direct and not peer.rights.metered
@@ -91,7 +99,8 @@ class Sessions:
         )
         return [Send.message(session.loop.rid, forwarded, session.sid, header.seq)]
 
-    def _new(self, peer: Peer, address: Address, nonce: bytes, now: float) -> Session:
+    def _check_limits(self, peer: Peer) -> None:
+        """Raise Refusal if a learner, or this broker, may not have another session."""
         most = peer.rights.sessions
         if most is not None and self._tables.sessions_of[peer.identity] >= most:
             raise Refusal(
@@ -100,10 +109,13 @@ class Sessions:
                 f"broker's policy, has {most} sessions and may not have more. Close one, or "
                 f"{ASK_OPERATOR}",
             )
-        if len(self._tables.sessions) >= MAX_SESSIONS:
+        if self._tables.claimed >= MAX_SESSIONS:
             raise Refusal(
                 Code.LIMIT, f"This broker already has {MAX_SESSIONS} sessions. Retry later."
             )
+
+    def _new(self, peer: Peer, address: Address, nonce: bytes, now: float) -> Session:
+        self._check_limits(peer)
         try:
             loop = directory.choose_loop(self._tables, address, peer.rights, now)
         except Refusal as refusal:
@@ -148,7 +160,7 @@ class Sessions:
             if (
                 sid not in tables.ended
                 and nonce not in tables.by_nonce
-                and len(tables.sessions) < MAX_SESSIONS
+                and self._may_announce(loop)
             ):
                 self._recovery.announced(sid)
                 session = Session(sid, nonce, name, learner, loop, is_open=True, created=now)
@@ -162,6 +174,15 @@ class Sessions:
         # No learner can reach this session; without GONE it would keep its slot forever.
         return [Send.message(loop.rid, Gone("the broker cannot take this session"), sid)]
 
+    def _may_announce(self, loop: Peer) -> bool:
+        """Return whether there is room for another announced session of this loop."""
+        tables = self._tables
+        return (
+            len(loop.sessions) < MAX_ANNOUNCED
+            and tables.unclaimed[loop.key] < MAX_UNCLAIMED_OF_KEY
+            and len(tables.sessions) - tables.claimed < MAX_UNCLAIMED
+        )
+
     # --- resuming ---------------------------------------------------------------------------------
 
     def resume(self, peer: Peer, header: Header, request: Resume, now: float) -> list[Send]:
@@ -174,6 +195,8 @@ class Sessions:
             raise Refusal(Code.DENIED, NOT_YOURS)
         if not peer.rights.may_use(session.address):
             raise Refusal(Code.DENIED, not_allowed(peer, "use", session.address))
+        if not session.is_claimed:
+            self._check_limits(peer)
         if holder is not None and holder is not peer and holder.lost_at is None:
             if not request.take_over:
                 text = "This session is in use by another process. Close it there first."
@@ -242,14 +265,11 @@ class Sessions:
         """
         peer = self._tables.peers.get(send.rid)
         if peer is not None and peer.role == Role.ENV and send.frame[KIND_AT] == Kind.GONE:
-            self._pending_gone[read_header(send.frame).sid] = send
-            if len(self._pending_gone) > MAX_PENDING_GONE:
-                del self._pending_gone[next(iter(self._pending_gone))]
+            self._pending_gone.put(send.rid, read_header(send.frame).sid, send)
 
     def retry_undelivered(self) -> list[Send]:
         """Return up to GONE_PER_TICK undelivered GONE frames, oldest first."""
-        due = list(itertools.islice(self._pending_gone, GONE_PER_TICK))
-        sends = [self._pending_gone.pop(sid) for sid in due]
+        sends = self._pending_gone.take(GONE_PER_TICK)
         return [send for send in sends if send.rid in self._tables.peers]
 
 

@@ -7,12 +7,13 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TypeVar
 
 from gymwire.broker.auth import EVERYTHING, Rights
 from gymwire.protocol.messages import Offer
 
 ATTACH_TOKEN_SIZE = 16  # bytes
+K = TypeVar("K")
 MAX_ENDED = 10_000  # ended sessions that the broker remembers
 # An env agent reports a long step every second; without a report for this long the step has ended.
 PROGRESS_TTL_S = 2.5
@@ -69,6 +70,7 @@ class Session:
     is_open: bool
     created: float  # when this broker learned of it (monotonic seconds)
     learner: Peer | None = None
+    is_claimed: bool = False  # a learner has opened or resumed it at this broker
     may_be_direct: bool = True  # the learner and the policy allow a direct connection
     orphan_until: float | None = None  # when the session ends unless its learner comes back
     frames: int = 0  # relayed so far
@@ -105,7 +107,9 @@ class Tables:
         self.routes: dict[bytes, Route] = {}
         self.orphans: dict[int, Session] = {}
         self.lost: dict[bytes, Peer] = {}
-        self.sessions_of: Counter[str] = Counter()  # by the learner's identity
+        self.claimed = 0  # sessions that a learner has opened or resumed,
+        self.sessions_of: Counter[str] = Counter()  # and those by the learner's identity
+        self.unclaimed: Counter[bytes | None] = Counter()  # all others by the key of the loop
         self.ended: dict[int, None] = {}  # the oldest first
         self.names: list[str] = []  # the addresses on offer, sorted
         self._loops: dict[str, dict[bytes, Peer]] = {}  # address → the loops that offer it
@@ -186,7 +190,7 @@ class Tables:
         """Add a session of its serving loop, without a learner yet."""
         self.sessions[session.sid] = session
         self.by_nonce[session.nonce] = session
-        self.sessions_of[session.learner_identity] += 1
+        self.unclaimed[session.loop.key] += 1
         self._place(session, session.loop)
 
     def open(self, session: Session) -> None:
@@ -201,6 +205,11 @@ class Tables:
             session.learner.sessions.discard(session.sid)
         session.learner = learner
         learner.sessions.add(session.sid)
+        if not session.is_claimed:
+            _decrement(self.unclaimed, session.loop.key)
+            self.sessions_of[session.learner_identity] += 1
+            self.claimed += 1
+            session.is_claimed = True
         self.adopt(session)
         self._link(session)
 
@@ -221,8 +230,8 @@ class Tables:
         loop = session.loop
         loop.sessions.discard(session.sid)
         loop.long_steps.pop(session.sid, None)
-        _take(loop.used, session.address)
-        _take(self._load, loop.process)
+        _decrement(loop.used, session.address)
+        _decrement(self._load, loop.process)
 
     def progress(self, session: Session, in_step_s: float, now: float) -> None:
         """Note that the env agent reports a long step of this session."""
@@ -250,9 +259,11 @@ class Tables:
         self.by_nonce.pop(session.nonce, None)
         if self.sessions.pop(session.sid, None) is not None:
             self._displace(session)
-            self.sessions_of[session.learner_identity] -= 1
-            if not self.sessions_of[session.learner_identity]:
-                del self.sessions_of[session.learner_identity]
+            if session.is_claimed:
+                _decrement(self.sessions_of, session.learner_identity)
+                self.claimed -= 1
+            else:
+                _decrement(self.unclaimed, session.loop.key)
         # An env agent that was cut off may still announce it, long after its learner got GONE.
         self.ended[session.sid] = None
         if len(self.ended) > MAX_ENDED:
@@ -311,8 +322,8 @@ class Tables:
             self.routes.pop(session.learner.rid + sid, None)
 
 
-def _take(counter: Counter[Any], key: Any) -> None:
-    """Take one from a count, and forget a count of zero."""
+def _decrement(counter: Counter[K], key: K) -> None:
+    """Count one less, and forget what is at zero."""
     counter[key] -= 1
     if not counter[key]:
         del counter[key]

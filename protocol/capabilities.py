@@ -12,12 +12,15 @@ from typing import Final
 
 from gymwire.protocol.errors import VersionMismatch
 
-__all__ = ["CAPABILITIES", "EXTENSIONS", "common", "require"]
+__all__ = ["CAPABILITIES", "EXTENSIONS", "PAGES", "common", "require"]
 
 EXTENSIONS: Final = "extensions"
 """The peer reads extension fields (§3.11)."""
 
-CAPABILITIES: Final = (EXTENSIONS,)
+PAGES: Final = "pages"
+"""The peer takes FOUND in pages (§6.4)."""
+
+CAPABILITIES: Final = (EXTENSIONS, PAGES)
 """What this release understands."""
 
 

@@ -369,16 +369,24 @@ class Withdraw:
 
 @dataclass(frozen=True, slots=True)
 class Find:
-    """List the offers: for one address, or all with ""."""
+    """List the offers: for one address, or all with "".
+
+    `after`: what the FOUND of the previous page had as `rest`; empty for the first page.
+    """
 
     address: str = ""
+    after: list[Any] = field(default_factory=list, metadata=EXTENSION)
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """Reply to FIND: one dict per address and env agent (docs/protocol.md §6)."""
+    """Reply to FIND: one dict per address and env agent (docs/protocol.md §6).
+
+    `rest`: what FIND needs for the next page; empty if this is the last one.
+    """
 
     offers: list[Any]
+    rest: list[Any] = field(default_factory=list, metadata=EXTENSION)
 
 
 @dataclass(frozen=True, slots=True)

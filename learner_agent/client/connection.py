@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from gymwire.learner_agent.client.failures import error_for, malformed
+from gymwire.learner_agent.client.listing import find_all
 from gymwire.learner_agent.client.open_sessions import SessionOpener
 from gymwire.learner_agent.client.requests import Answer, BrokerRequests, PendingRequest
 from gymwire.learner_agent.client.session import RemoteSession
@@ -154,10 +155,19 @@ class BrokerConnection:
     # --- requests to the broker -------------------------------------------------------------------
 
     def find(self, address: str = "") -> list[dict[str, Any]]:
-        """Return the offers (docs/protocol.md §6), of one address if it is given."""
-        _, found, _ = self.ask(Find(address))
-        assert isinstance(found, Found)
-        return found.offers
+        """Return the offers (docs/protocol.md §6), of one address if it is given.
+
+        Raises DecodingError if the broker's list is malformed.
+        """
+
+        def ask(find: Find) -> Found:
+            _, found, _ = self.ask(find)
+            if not isinstance(found, Found):
+                text = f"The broker at {self.url} sent {type(found).__name__} instead of Found."
+                raise DecodingError(text)
+            return found
+
+        return find_all(address, ask, self.url)
 
     def open(
         self,

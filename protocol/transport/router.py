@@ -26,6 +26,7 @@ from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.zap import Allow
+from gymwire.protocol.transport.backlog import Backlogs
 from gymwire.protocol.transport.context import authenticator, context, set_common_options
 from gymwire.protocol.transport.dealer import KEEP, ZERO_COPY
 from gymwire.protocol.transport.hosts import addresses_of
@@ -143,6 +144,7 @@ class Router:
             socket.setsockopt(zmq.ZAP_ENFORCE_DOMAIN, 1)
         self._socket = socket
         self._bare = cast(Any, socket)
+        self._backlogs = Backlogs()
         self._monitor = Monitor(socket)
         self.urls: list[str] = []
         for url in checked:
@@ -183,22 +185,41 @@ class Router:
     def send(self, rid: bytes, frame: bytes | bytearray | memoryview | Origin) -> Delivery:
         """Send one frame to the peer with this routing id, now or not at all.
 
-        To relay a received frame without a copy, pass its origin.
+        To relay a received frame without a copy, pass its origin. FULL: too many frames, or too
+        many bytes, wait for the peer (see `backlog`).
         """
         bare = self._bare
         self.may_have_unsignalled_input = True
         try:
+            if type(frame) is Origin or len(frame) >= KEEP:
+                return self._send_large(rid, frame)
             _send(bare, rid, _MORE_NOW)
-            if type(frame) is Origin or len(frame) < ZERO_COPY:
-                _send(bare, frame, _NOW)
-            else:
-                self._socket.send(frame, _NOW, copy=False)
+            _send(bare, frame, _NOW)
         except zmq.Again:
             return Delivery.FULL
         except zmq.ZMQError as error:
             if error.errno == zmq.EHOSTUNREACH:
+                self._backlogs.forget(rid)
                 return Delivery.UNREACHABLE
             raise
+        return Delivery.DONE
+
+    def _send_large(self, rid: bytes, frame: bytes | bytearray | memoryview | Origin) -> Delivery:
+        bare, size, mark = self._bare, len(frame), None
+        backlog = self._backlogs.of(rid)
+        if not backlog.has_room(size):
+            return Delivery.FULL
+        _send(bare, rid, _MORE_NOW)
+        if backlog.needs_mark(size):
+            data = frame.buffer if isinstance(frame, Origin) else frame
+            marked = zmq.Frame(data, track=True, copy=False, copy_threshold=0)
+            self._socket.send(marked, _NOW, copy=False, track=True)
+            mark = marked.tracker
+        elif type(frame) is Origin or size < ZERO_COPY:
+            _send(bare, frame, _NOW)
+        else:
+            self._socket.send(frame, _NOW, copy=False)
+        backlog.sent(size, mark)
         return Delivery.DONE
 
     def connection_id(self, fd: int) -> int:

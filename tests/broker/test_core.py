@@ -969,6 +969,7 @@ def test_peers_sessions_and_offers_are_bounded(
 ) -> None:
     monkeypatch.setattr(peers, "MAX_PEERS", 3)
     monkeypatch.setattr(sessions, "MAX_SESSIONS", 2)
+    monkeypatch.setattr(sessions, "MAX_UNCLAIMED", 0)
     env = broker.env(ENV)
     learner = broker.learner()
     for i in range(2):

@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from gymwire.broker.auth import Policy, Rights
+from gymwire.broker.directory import PAGE_BYTES, PAGE_NAMES
+from gymwire.broker.offers import MAX_TEXT
+from gymwire.broker.rate_limit import BURST, LISTING_BYTES, LISTING_SHARE, RATE
+from gymwire.protocol import codec
+from gymwire.protocol.capabilities import CAPABILITIES
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.messages import (
+    Busy,
+    BusyReason,
+    Code,
+    Error,
+    Find,
+    Found,
+    Hello,
+    Offer,
+    Offered,
+    Role,
+    Welcome,
+)
+from gymwire.protocol.process_slots import MAX_SLOTS
+from tests.broker.harness import Broker, only
+
+ENV, LEARNER, OLD = b"\x01env", b"\x01learner", b"\x01old"
+KEY = b"k" * 40
+
+
+def an_offer(address: str, size: int = 0, **changes: Any) -> Offer:
+    fields: dict[str, Any] = {
+        "env_id": "X-v0",
+        "observation_space": None,
+        "action_space": None,
+        "spec": {},
+        "metadata": {"text": "x" * size},
+        "capacity": 4,
+        "digest": b"d",
+        **changes,
+    }
+    return Offer(address, **fields)
+
+
+def a_broker(policy: Policy | None = None) -> Broker:
+    broker = Broker() if policy is None else Broker(policy=policy)
+    hello = Hello(Role.LEARNER, LEARNER, "gymwire", "host", [], capabilities=list(CAPABILITIES))
+    only(broker.say(LEARNER, hello, key=None if policy is None else KEY), Welcome)
+    return broker
+
+
+def pages(broker: Broker, address: str = "", key: bytes | None = None) -> list[Found]:
+    """Return all pages of a listing to LEARNER."""
+    found: list[Found] = []
+    rest: list[Any] = []
+    while True:
+        broker.now += LISTING_SHARE * BURST / RATE
+        page = only(broker.say(LEARNER, Find(address, rest), key=key), Found)
+        found.append(page)
+        rest = page.rest
+        if not rest:
+            return found
+
+
+def addresses(found: list[Found]) -> list[str]:
+    return [entry["address"] for page in found for entry in page.offers]
+
+
+def test_a_small_listing_is_one_page() -> None:
+    broker = a_broker()
+    broker.env(ENV, "b", "a")
+    assert addresses(pages(broker)) == ["a", "b"]
+    assert len(pages(broker)) == 1
+
+
+def test_a_large_listing_comes_in_pages_of_bounded_size() -> None:
+    broker = a_broker()
+    sent = []
+    for number in range(64):
+        rid = b"\x01env%d" % number
+        broker.hello(rid, Role.ENV)
+        for i in range(4):
+            sent.append(f"a{number}-{i}")
+            broker.now += 1.0
+            only(broker.say(rid, an_offer(sent[-1], 60_000)), Offered)
+    found = pages(broker)
+    assert addresses(found) == sorted(sent)
+    assert max(len(PLAIN.encode(page)) for page in found) < PAGE_BYTES + 100_000
+    assert len(found) > 256 * 60_000 // (PAGE_BYTES + 100_000)
+
+
+def test_the_processes_of_one_address_come_in_pages() -> None:
+    broker = a_broker()
+    for number in range(40):
+        rid = b"\x01env%d" % number
+        broker.hello(rid, Role.ENV)
+        only(broker.say(rid, an_offer("pool", 60_000)), Offered)
+    for address in ("", "pool"):
+        found = pages(broker, address)
+        assert len(found) > 5
+        assert addresses(found) == ["pool"] * 40
+
+
+def test_an_offer_larger_than_a_page_is_listed() -> None:
+    broker = a_broker()
+    broker.hello(ENV, Role.ENV)
+    for name in ("a", "b", "c"):
+        broker.now += 10.0
+        only(broker.say(ENV, an_offer(name, PAGE_BYTES * 2)), Offered)
+    assert [len(page.offers) for page in pages(broker)] == [1, 1, 1]
+
+
+def test_offers_that_vanish_between_two_pages_skip_no_others() -> None:
+    broker = a_broker()
+    for name in ("a", "b", "c"):
+        broker.hello(name.encode() * 16, Role.ENV)
+        broker.now += 10.0
+        only(broker.say(name.encode() * 16, an_offer(name, PAGE_BYTES)), Offered)
+    first = only(broker.say(LEARNER, Find()), Found)
+    tables = broker.core._tables
+    tables.withdraw_offer(tables.peers[b"b" * 16], "b")
+    broker.now += 10.0
+    assert addresses([first, only(broker.say(LEARNER, Find("", first.rest)), Found)]) == ["a", "c"]
+
+
+def test_a_page_looks_at_a_bounded_number_of_hidden_addresses() -> None:
+    rights = {KEY: Rights("alice", use=("z*",)), b"e" * 40: Rights("lab", offer=("*",))}
+    broker = a_broker(Policy(rights, anyone=None))
+    for number in range(10):
+        rid = b"\x01env%d" % number
+        broker.hello(rid, Role.ENV, key=b"e" * 40)
+        for i in range(256):
+            broker.now += 0.01
+            broker.say(rid, an_offer(f"a{number}-{i}"), key=b"e" * 40)
+    broker.hello(ENV, Role.ENV, key=b"e" * 40)
+    only(broker.say(ENV, an_offer("z"), key=b"e" * 40), Offered)
+    found = pages(broker, key=KEY)
+    assert addresses(found) == ["z"]
+    assert len(found) == 2560 // PAGE_NAMES + 1
+
+
+def test_a_learner_of_an_earlier_release_gets_the_first_page_without_a_rest() -> None:
+    broker = a_broker()
+    broker.learner(OLD)
+    broker.hello(ENV, Role.ENV)
+    for name in ("a", "b"):
+        broker.now += 10.0
+        only(broker.say(ENV, an_offer(name, PAGE_BYTES)), Offered)
+    found = only(broker.say(OLD, Find()), Found)
+    assert (addresses([found]), found.rest) == (["a"], [])
+    assert not codec.read_header(PLAIN.encode(found)).flags & codec.EXTENDED
+
+
+@pytest.mark.parametrize(
+    "after", [["a"], ["a", -1], ["a", True], [0, 0], ["a", 0, 0], ["a", 2**40], [["a"], 0], [None]]
+)
+def test_a_rest_that_the_broker_never_sent_is_refused(after: list[Any]) -> None:
+    broker = a_broker()
+    assert only(broker.say(LEARNER, Find("", after)), Error).code == Code.PROTOCOL
+
+
+def test_a_peer_gets_pages_no_faster_than_the_rate_limit_and_is_not_cut_off() -> None:
+    broker = a_broker()
+    broker.hello(ENV, Role.ENV)
+    for name in ("a", "b", "c"):
+        broker.now += 10.0
+        only(broker.say(ENV, an_offer(name, 300_000)), Offered)
+    sizes, began = [], broker.now
+    while broker.now < began + 60.0:
+        [answer] = broker.say(LEARNER, Find())
+        if isinstance(answer.message, Busy):
+            assert answer.message.reason == BusyReason.RATE
+            broker.now += answer.message.retry_after_s
+        else:
+            sizes.append(len(PLAIN.encode(answer.message)))
+    assert sum(sizes) <= (BURST + 60.0 * RATE) * LISTING_BYTES
+    assert len(sizes) > 60
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"capacity": -1},
+        {"capacity": MAX_SLOTS + 1},
+        {"env_id": "x" * (MAX_TEXT + 1)},
+        {"direct": "x" * (MAX_TEXT + 1)},
+    ],
+    ids=str,
+)
+def test_an_offer_with_a_field_out_of_range_is_refused(changes: dict[str, Any]) -> None:
+    broker = a_broker()
+    broker.hello(ENV, Role.ENV)
+    assert only(broker.say(ENV, an_offer("a", **changes)), Error).code == Code.PROTOCOL
+    assert addresses(pages(broker)) == []
