@@ -42,6 +42,5 @@ def test_every_duration_in_the_code_is_listed(name: str) -> None:
 def test_the_listed_bounds_are_those_of_the_code(row: str) -> None:
     for name in NAMED.findall(row):
         assert name in SECONDS, f"the code has no {name}"
-        assert re.search(rf"(?<![\w.]){re.escape(f'{SECONDS[name]:g}')} s\b", row), (
-            f"{name}: {SECONDS[name]:g} s"
-        )
+        seconds = f"{SECONDS[name]:g} s"
+        assert re.search(rf"(?<![\w.]){re.escape(seconds)}\b", row), f"{name}: {seconds}"
