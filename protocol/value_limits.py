@@ -85,7 +85,7 @@ class _Scan:
     def items(self, at: int, count: int, depth: int) -> int:
         """Walk over `count` values from `at` on; return where they end."""
         packed, fixed = self.packed, _FIXED
-        if depth > self.max_depth:
+        if depth > 2 * self.max_depth + 2:  # an extension type and the list in it are two levels
             raise DecodingError(f"A value is nested deeper than {self.max_depth} levels.")
         if count > len(packed) - at:
             raise IndexError

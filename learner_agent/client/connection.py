@@ -258,6 +258,8 @@ class BrokerConnection:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         try:
             if self.wait_first({0: request}, self.clock() + timeout_s) is None:
+                if self.clock() - self._heard >= self.timeout_s:
+                    raise self._silent_broker()
                 raise RequestTimeout(
                     f"The {KINDS[type(message)].name} to the broker at {self.url} has not been "
                     f"answered within {timeout_s:g} s, although the broker is running."
@@ -391,10 +393,13 @@ class BrokerConnection:
         for frame in [PLAIN.encode(Ping()), *frames] if frames else []:
             self.link.send(frame)
         if now - self._heard > self.timeout_s and self._requests.is_waiting:
-            raise BrokerUnreachable(
-                f"The broker at {self.url} has been silent for {self.timeout_s:g} s: it has "
-                f"stopped, or cannot be reached."
-            )
+            raise self._silent_broker()
+
+    def _silent_broker(self) -> BrokerUnreachable:
+        return BrokerUnreachable(
+            f"The broker at {self.url} has been silent for {self.timeout_s:g} s: it has stopped, "
+            f"or cannot be reached."
+        )
 
     def check_link(self, now: float) -> None:
         """Handle lost and new connections; over a new one, send HELLO and everything pending.

@@ -7,7 +7,6 @@ import shutil
 import stat
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
@@ -32,7 +31,6 @@ class PrivateFolder:
     def __init__(self) -> None:
         self._lock = -1
         try:
-            _remove_abandoned()
             self.path = Path(tempfile.mkdtemp(prefix=FOLDER_PREFIX))
             if sys.platform != "win32":
                 # Lock it before it gets its name: an unlocked file of this name is abandoned.
@@ -48,7 +46,8 @@ class PrivateFolder:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 unnamed.rename(self.path / "lock")
             except OSError:  # no locks on this file system: a killed process leaves its folder
-                pass
+                return
+        _remove_abandoned(self.path)
 
     def remove(self) -> None:
         """Remove the folder with everything in it."""
@@ -87,17 +86,18 @@ def check_private_socket(url: str) -> None:
         )
 
 
-def _remove_abandoned() -> None:
-    """Remove the folders that killed processes of this user have left."""
+def _remove_abandoned(new: Path) -> None:
+    """Remove the folders that killed processes of this user have left; `new` was just made."""
     if sys.platform == "win32":
         return
+    now = new.lstat().st_mtime  # of the file system, as the other times
     for folder in Path(tempfile.gettempdir()).glob(f"{FOLDER_PREFIX}*"):
         try:
             # Other users can create folders with such names, but not with this owner.
             found = folder.lstat()
             if found.st_uid != os.getuid() or not stat.S_ISDIR(found.st_mode):
                 continue
-            lock = _open_lock(folder, is_old=time.time() - found.st_mtime > UNLOCKED_S)
+            lock = _open_lock(folder, is_old=now - found.st_mtime > UNLOCKED_S)
         except OSError:  # just created, just removed, or not such a folder
             continue
         if lock is None:

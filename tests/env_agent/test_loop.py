@@ -14,7 +14,6 @@ from gymnasium.spaces import Discrete
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.loop import WARN_EVERY_S, ServingLoop
-from gymwire.protocol import values
 from gymwire.protocol.codec import COMPACT, HEADER, MAGIC, PLAIN, read_header
 from gymwire.protocol.errors import EnvironmentFailed, GymwireError
 from gymwire.protocol.messages import (
@@ -29,6 +28,7 @@ from gymwire.protocol.messages import (
     Render,
     Reset,
 )
+from tests.hostile_values import ext
 from tests.wire import Network
 
 
@@ -199,7 +199,8 @@ def raising(error: BaseException) -> Any:
     return fail
 
 
-HUGE = values.encode(-(2**15990))  # Python refuses to write it as decimal digits
+# Python refuses to write this integer as decimal digits.
+HUGE = ext(3, (-(2**15990)).to_bytes(2000, "little", signed=True))
 
 
 @pytest.mark.parametrize("body", [HUGE, b"\x91" + HUGE, b"\x91\x91" + HUGE, b"\x81" + HUGE * 2])

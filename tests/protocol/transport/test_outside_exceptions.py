@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import FrameType
 
 import pytest
 
 from gymwire.protocol.transport.interface import Delivery
+from gymwire.protocol.transport.private_folder import PrivateFolder
 from gymwire.protocol.transport.stream import Stream
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer, UnixRouter
 
@@ -44,11 +44,12 @@ def alarm(request: pytest.FixtureRequest) -> Iterator[Exception]:
 
 
 @pytest.fixture
-def router(tmp_path_factory: pytest.TempPathFactory) -> Iterator[UnixRouter]:
-    folder: Path = tmp_path_factory.mktemp("s")
-    made = UnixRouter(f"unix://{folder}/s", ended=lambda _rid: None, tick_ms=20)
+def router() -> Iterator[UnixRouter]:
+    folder = PrivateFolder()
+    made = UnixRouter(f"unix://{folder.path}/s", ended=lambda _rid: None, tick_ms=20)
     yield made
     made.close()
+    folder.remove()
 
 
 @pytest.fixture
