@@ -54,7 +54,8 @@ def a_broker(policy: Policy | None = None) -> Broker:
 
 def pages(broker: Broker, address: str = "", key: bytes | None = None) -> list[Found]:
     """Return all pages of a listing to LEARNER."""
-    found, rest = [], []
+    found: list[Found] = []
+    rest: list[Any] = []
     while True:
         broker.now += LISTING_SHARE * BURST / RATE
         page = only(broker.say(LEARNER, Find(address, rest), key=key), Found)

@@ -12,7 +12,7 @@ from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Find, Found
 from tests.cli.test_ls import an_entry
 
-ODD_VALUES = (None, True, -1, 1.5, "x", b"x", 2**63, [], {}, [{}])
+ODD_VALUES: tuple[Any, ...] = (None, True, -1, 1.5, "x", b"x", 2**63, [], {}, [{}])
 
 
 def listed(*offers: Any) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 import zmq
@@ -45,6 +46,10 @@ def numbered(number: int, size: int) -> bytes:
     return number.to_bytes(4, "big") + bytes(size - 4)
 
 
+def is_sent(router: Router, frame: bytes) -> bool:
+    return router.send(RID, frame) is Delivery.DONE
+
+
 def fill(router: Router, size: int) -> int:
     """Send frames until the peer is FULL; return how many."""
     for number in itertools.count():
@@ -86,7 +91,7 @@ def test_a_frame_larger_than_the_limit_is_sent_alone(
 ) -> None:
     for number in range(3):
         frame = numbered(number, LIMIT * 2)
-        until(lambda frame=frame: router.send(RID, frame) is Delivery.DONE, "it is sent")
+        until(partial(is_sent, router, frame), "it is sent")
         assert reader.recv() == frame
 
 
