@@ -16,10 +16,10 @@ DEBT = 500.0  # BUSY replies before the connection is cut off
 # Extra debt after a cut-off: meanwhile the broker drops what had already arrived.
 CUT_OFF_DEBT = 50.0
 TOKEN_BYTES = 4096  # bytes of a request per token
-LISTING_BYTES = 1024  # bytes of a FOUND reply per token, since the broker has to build it
+LISTING_BYTES = 2048  # bytes of a FOUND reply per token, since the broker has to build it
 LISTING_NAMES = 32  # addresses that the broker looks at for a FOUND reply, per token
 # The share of a full bucket that a peer needs for a FIND: more than what the largest page costs.
-LISTING_SHARE = 0.6
+LISTING_SHARE = 0.4
 RETRY_TOKENS = 10  # for the repetitions of a FIND that has to wait
 MAX_BUCKETS = 20_000
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from gymwire.broker.shares import Shares
 from gymwire.broker.tables import Peer, Tables
-from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, Role
 
 STARTING_S = 5.0  # env agents announce their sessions within this time after a broker starts
 # After a restart of the broker: at least this long an announced session waits for its learner,
@@ -39,9 +38,7 @@ class SessionRecovery:
 
     def add_liveness(self, liveness: Peer) -> None:
         """Note that an env agent is connected, although it may not be able to send HELLO yet."""
-        peers = self._tables.peers.values()
-        progress = (peer for peer in peers if peer.role == Role.PROGRESS)
-        if not any(peer.agent[:LIVENESS_AGENT_SIZE] == liveness.agent for peer in progress):
+        if not self._tables.has_progress(liveness.agent):
             self._silent_agents[liveness.agent] = liveness
 
     def expect(self, progress: Peer, rows: list[object]) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from gymwire.broker.auth import EVERYTHING, Rights
-from gymwire.protocol.messages import Offer
+from gymwire.protocol.messages import Offer, Role
 
 ATTACH_TOKEN_SIZE = 16  # bytes
 K = TypeVar("K")
@@ -107,6 +107,7 @@ class Tables:
         self.routes: dict[bytes, Route] = {}
         self.orphans: dict[int, Session] = {}
         self.lost: dict[bytes, Peer] = {}
+        self._progress: Counter[bytes] = Counter()  # progress connections by agent, 15 bytes of it
         self.claimed = 0  # sessions that a learner has opened or resumed,
         self.sessions_of: Counter[str] = Counter()  # and those by the learner's identity
         self.unclaimed: Counter[bytes | None] = Counter()  # all others by the key of the loop
@@ -120,6 +121,8 @@ class Tables:
 
         Returns the peer whose connection had this descriptor before, if any: it has ended.
         """
+        if peer.role == Role.PROGRESS and peer.rid not in self.peers:
+            self._progress[peer.agent[:15]] += 1
         self.peers[peer.rid] = peer
         displaced = self.by_fd.get(peer.fd)
         if displaced is peer:
@@ -129,6 +132,10 @@ class Tables:
         self.by_fd[peer.fd] = peer
         self.unwatched.pop(peer.rid, None)
         return displaced
+
+    def has_progress(self, agent: bytes) -> bool:
+        """Return whether the agent with these first 15 bytes has a progress connection."""
+        return agent in self._progress
 
     def forget_fd(self, peer: Peer) -> None:
         """Note that the peer has a new connection with an unknown descriptor."""
@@ -273,6 +280,8 @@ class Tables:
         """Forget a peer. The caller ends its sessions first."""
         if self.peers.get(peer.rid) is peer:
             del self.peers[peer.rid]
+            if peer.role == Role.PROGRESS:
+                _decrement(self._progress, peer.agent[:15])
         if self.by_fd.get(peer.fd) is peer:
             del self.by_fd[peer.fd]
         for name in peer.offers:

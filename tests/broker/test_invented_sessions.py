@@ -6,7 +6,7 @@ import pytest
 
 from gymwire.broker import recovery, sessions
 from gymwire.broker.auth import Policy, Rights
-from gymwire.broker.events import Send
+from gymwire.broker.events import Send, Sender
 from gymwire.broker.shares import Shares
 from gymwire.protocol.messages import Code, Error, Gone, Open, Resume, Resumed, Role
 from tests.broker.harness import STARTED, Broker, only
@@ -148,3 +148,22 @@ def test_shares_are_fair_whoever_comes_first() -> None:
     assert len(shares) == 3
     assert shares.take(100) == [117, 118, 119]
     assert shares.take(100) == []
+
+
+def test_a_liveness_connection_counts_while_its_agent_has_no_progress_connection() -> None:
+    broker = Broker(now=STARTED)
+    agent = b"a" * 16
+    recover = broker.core._peers._recovery
+
+    def is_awaited() -> bool:
+        broker.core.receive(Sender(b"\x02" + agent[:15], 7, None, ""), b"", broker.now)
+        awaited = bool(recover._silent_agents)
+        recover._silent_agents.clear()
+        return awaited
+
+    assert is_awaited()
+    for _ in range(2):  # a repeated HELLO counts once
+        broker.hello(ENV, Role.PROGRESS, agent=agent)
+    assert not is_awaited()
+    broker.core._peers.bye(broker.core._tables.peers[ENV])
+    assert is_awaited()

@@ -85,6 +85,7 @@ def _frames() -> list[bytes]:
         Opened(None, None, None, None, {}, {}, None, 0, {}, ""),
         Resume(NONCE, take_over=True),
         Find("cartpole"),
+        Find("", ["cartpole", 0]),
         Ping(),
         Progress(1.5),
         Busy("rate", 0.1),

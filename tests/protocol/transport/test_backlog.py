@@ -46,6 +46,10 @@ def numbered(number: int, size: int) -> bytes:
     return number.to_bytes(4, "big") + bytes(size - 4)
 
 
+def is_sent(router: Router, frame: bytes) -> bool:
+    return router.send(RID, frame) is Delivery.DONE
+
+
 def fill(router: Router, size: int) -> int:
     """Send frames until the peer is FULL; return how many."""
     for number in itertools.count():
