@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from gymwire.broker.shares import Shares
 from gymwire.broker.tables import Peer, Tables
+from gymwire.protocol.messages import LIVENESS_AGENT_SIZE
 
 STARTING_S = 5.0  # env agents announce their sessions within this time after a broker starts
 # After a restart of the broker: at least this long an announced session waits for its learner,

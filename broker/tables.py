@@ -122,7 +122,7 @@ class Tables:
         Returns the peer whose connection had this descriptor before, if any: it has ended.
         """
         if peer.role == Role.PROGRESS and peer.rid not in self.peers:
-            self._progress[peer.agent[:15]] += 1
+            self._progress[peer.agent[:LIVENESS_AGENT_SIZE]] += 1
         self.peers[peer.rid] = peer
         displaced = self.by_fd.get(peer.fd)
         if displaced is peer:
@@ -281,7 +281,7 @@ class Tables:
         if self.peers.get(peer.rid) is peer:
             del self.peers[peer.rid]
             if peer.role == Role.PROGRESS:
-                _decrement(self._progress, peer.agent[:15])
+                _decrement(self._progress, peer.agent[:LIVENESS_AGENT_SIZE])
         if self.by_fd.get(peer.fd) is peer:
             del self.by_fd[peer.fd]
         for name in peer.offers:

@@ -86,10 +86,6 @@ def test_relayed_frames_count_too(router: Router, reader: zmq.Socket[bytes]) -> 
     assert all(reader.recv() == numbered(3, 3 * MIB) for _ in range(sent))
 
 
-def is_sent(router: Router, frame: bytes) -> bool:
-    return router.send(RID, frame) is Delivery.DONE
-
-
 def test_a_frame_larger_than_the_limit_is_sent_alone(
     router: Router, reader: zmq.Socket[bytes]
 ) -> None:
