@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 from gymwire.broker.auth import EVERYTHING, Rights
-from gymwire.protocol.messages import Offer, Role
+from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, Offer, Role
 
 ATTACH_TOKEN_SIZE = 16  # bytes
 K = TypeVar("K")
