@@ -213,6 +213,13 @@ def _read_scalar(data: bytes) -> Any:
     return copy_array(dtype, (), raw)[()]
 
 
+def _skim(data: bytes) -> None:
+    """Raise if the data are shorter than declared."""
+    skimmer = msgpack.Unpacker(max_buffer_size=len(data), strict_map_key=False)
+    skimmer.feed(data)
+    skimmer.skip()
+
+
 class _Reader:
     """Decodes one message and its extension types.
 
@@ -231,9 +238,7 @@ class _Reader:
     def read(self, data: bytes) -> Any:
         # Without max_* arguments, unpackb limits every declared length by len(data).
         if len(data) > _SKIM_ABOVE:
-            skimmer = msgpack.Unpacker(max_buffer_size=len(data), strict_map_key=False)
-            skimmer.feed(data)
-            skimmer.skip()  # raises if the data are shorter than declared
+            _skim(data)
         return msgpack.unpackb(data, strict_map_key=self.text_keys, ext_hook=self.extension)
 
     def extension(self, code: int, data: bytes) -> Any:

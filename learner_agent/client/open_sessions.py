@@ -131,9 +131,10 @@ class SessionOpener:
             if direct != "never":
                 connect_directly(sessions, required=direct == "always")
             return sessions
-        except BaseException:
+        except BaseException as error:
+            is_interrupted = not isinstance(error, GymwireError)
             for i, request in batch.pending.items():
-                self._give_up(openings[i], request)
+                self._give_up(openings[i], request, may_be_lost=is_interrupted)
             for session in batch.opened.values():
                 session.close(wait=False)
             raise
@@ -204,13 +205,17 @@ class SessionOpener:
 
     # --- sessions that nobody waits for any more --------------------------------------------------
 
-    def _give_up(self, opening: _Opening, request: PendingRequest) -> None:
-        """Stop waiting for a session, which may be open already, or be opened later."""
+    def _give_up(self, opening: _Opening, request: PendingRequest, *, may_be_lost: bool) -> None:
+        """Stop waiting for a session, which may be open already, or be opened later.
+
+        `may_be_lost`: whether an exception may have come while the answer was received. The
+        request is sent again then, and its answer closes the session.
+        """
         self._connection.forget_requests(request)
         self._given_up[request.seq] = opening
         if request.answer is not None:
             self._close_unwanted(*request.answer)
-        else:  # an exception may have come while the answer was received: request it again
+        elif may_be_lost:
             self._connection.link.send(request.frame)
 
     def receive(self, header: Header, data: bytes | memoryview) -> bool:
