@@ -23,7 +23,7 @@ from gymwire.broker.refusals import Refusal, RetryLater, reply_to
 from gymwire.broker.session_messages import SessionMessages
 from gymwire.broker.sessions import Sessions
 from gymwire.broker.snapshot import Snapshot
-from gymwire.broker.tables import Peer, Tables
+from gymwire.broker.tables import LARGE, MAX_UNANSWERED, Peer, Tables
 from gymwire.protocol import codec
 from gymwire.protocol.capabilities import CAPABILITIES, PAGES
 from gymwire.protocol.codec import (
@@ -128,12 +128,18 @@ class Core:
 
         Reads only the header and the sender.
         """
-        if len(data) < HEADER_SIZE:
+        size = len(data)
+        if size < HEADER_SIZE:
             return None
         route = self._routes.get(rid + data[SID])
         if route is None or route.key != key or bytes(data[UP_TO_KIND]) not in _RELAYED:
             return None
-        route.session.frames += 1
+        flow = route.flow
+        frames = flow.frames + 1
+        # As `Flow.admit`, without a call for a small frame.
+        if (size >= LARGE or not frames % MAX_UNANSWERED) and not flow.has_answer(route.back):
+            return None
+        flow.frames = frames
         return route.rid
 
     # --- rate limit -------------------------------------------------------------------------------
@@ -296,6 +302,7 @@ class Core:
         session = self._tables.sessions.get(sid)
         if session is None or session.learner is None or session.learner.rid != sender:
             return []
+        session.requests.forgive()
         reason = BusyReason.QUEUE_FULL if full else BusyReason.UNREACHABLE
         busy = RetryLater(reason, UNDELIVERED_RETRY_S)
         return [reply_to(self._journal, sender, busy, sid, seq)]

@@ -24,6 +24,10 @@ from gymwire.protocol.messages import (
 )
 
 UNREACHABLE_RETRY_S = 0.05
+UNANSWERED_RETRY_S = 1.0  # when a learner may repeat a large request that may still be unread
+# A large request passes after it was refused for this long while the serving loop was in no step.
+# An env agent never answers a late duplicate.
+UNANSWERED_S = 30.0
 
 
 class SessionMessages:
@@ -52,7 +56,7 @@ class SessionMessages:
         if header.kind not in REQUESTS:
             raise DecodingError(f"{header.kind.name} is not a request.")
         if session.learner is peer and session.is_open:
-            return self._metered_request(peer, session, header, data, now)
+            return self._request(peer, session, header, data, now)
         raise _not_bound(peer, session)
 
     def _reply(
@@ -60,7 +64,6 @@ class SessionMessages:
     ) -> list[Send]:
         learner = session.learner
         if learner is not None and learner.rights.metered:
-            session.frames += 1
             # An ERROR may say that the env agent has not executed the request.
             executed = header.kind is not Kind.ERROR
             usage = self._quotas.of(learner.key, now)
@@ -71,12 +74,14 @@ class SessionMessages:
             if session.is_open:
                 event = "session lost" if lost else "session closed"
                 self._journal.note(event, address=session.address, relayed=session.frames)
-        return [] if learner is None else [Send(learner.rid, data)]
+        if learner is None or not session.replies.admit(len(data), session.requests):
+            return []  # if the learner waits for the reply, it asks again
+        return [Send(learner.rid, data)]
 
-    def _metered_request(
+    def _request(
         self, peer: Peer, session: Session, header: Header, data: bytes | memoryview, now: float
     ) -> list[Send]:
-        """Relay a request of a learner whose key has limits, if they allow it."""
+        """Relay a request of a learner if the limits of its key and of each session allow it."""
         most = peer.rights.message_bytes
         if most is not None and len(data) > most:
             raise Refusal(
@@ -89,8 +94,21 @@ class SessionMessages:
             wait_s = usage.admit(peer.rights, header.sid, header.seq, now)
             if wait_s is not None:
                 raise RetryLater(BusyReason.RATE, wait_s)
-        session.frames += 1
+        flow = session.requests
+        if not flow.admit(len(data), session.replies):
+            if self._may_be_unread(session, now):
+                raise RetryLater(BusyReason.QUEUE_FULL, UNANSWERED_RETRY_S)
+            flow.forgive()
+            flow.admit(len(data), session.replies)
         return [Send(session.loop.rid, data)]
+
+    def _may_be_unread(self, session: Session, now: float) -> bool:
+        """Return whether the serving loop may not have read the requests of a session yet."""
+        flow = session.requests
+        in_step = any(one.in_step(now) for one in self._tables.sessions_at(session.loop))
+        if flow.refused_since is None or in_step:
+            flow.refused_since = now
+        return now - flow.refused_since < UNANSWERED_S
 
     def progress(self, peer: Peer, header: Header, progress: Progress, now: float) -> list[Send]:
         """Note a long step that an env agent reports, and relay the report to the learner.

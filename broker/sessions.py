@@ -92,6 +92,7 @@ class Sessions:
         elif not session.is_claimed:
             self._check_limits(peer)
         self._tables.bind_learner(session, peer)
+        session.unanswered_opens += 1
         # Nothing outside the broker enforces limits.
         session.may_be_direct = request.direct and not peer.rights.metered
         forwarded = replace(
@@ -132,8 +133,10 @@ class Sessions:
         session = self._tables.sessions.get(header.sid)
         if session is None or session.loop is not loop:
             return [Send.message(loop.rid, Gone("the learner has left"), header.sid)]
-        if session.learner is None:  # it repeats OPEN when it is back
+        # It repeats OPEN when it is back. Nobody waits for more answers than it sent OPENs.
+        if session.learner is None or not session.unanswered_opens:
             return []
+        session.unanswered_opens -= 1
         if not session.is_open:
             self._tables.open(session)
             self._journal.sessions_opened += 1

@@ -17,6 +17,10 @@ K = TypeVar("K")
 MAX_ENDED = 10_000  # ended sessions that the broker remembers
 # An env agent reports a long step every second; without a report for this long the step has ended.
 PROGRESS_TTL_S = 2.5
+# What may be relayed to one side of a session before that side sends a frame: one frame of this
+# size or more, and twice as many smaller ones as this power of two.
+LARGE = 16 * 1024
+MAX_UNANSWERED = 256
 
 
 @dataclass(slots=True, eq=False)
@@ -59,6 +63,37 @@ class Peer:
 
 
 @dataclass(slots=True, eq=False)
+class Flow:
+    """The frames that are relayed in one direction of a session.
+
+    They wait in the memory of a receiver that does not read, so they must not become many.
+    """
+
+    frames: int = 0  # relayed so far
+    checked_at: int = -1  # frames of the other direction when `has_answer` was last true
+    refused_since: float | None = None  # for how long frames have been refused without a break
+
+    def has_answer(self, back: Flow) -> bool:
+        """Return whether a frame came `back` since this last returned True."""
+        if self.checked_at == back.frames:
+            return False
+        self.checked_at, self.refused_since = back.frames, None
+        return True
+
+    def admit(self, size: int, back: Flow) -> bool:
+        """Count a frame of `size` bytes if it may be relayed. `Core.relay` does the same."""
+        frames = self.frames + 1
+        if (size >= LARGE or not frames % MAX_UNANSWERED) and not self.has_answer(back):
+            return False
+        self.frames = frames
+        return True
+
+    def forgive(self) -> None:
+        """Let the next large frame pass, because the last one was lost or has been read."""
+        self.checked_at, self.refused_since = -1, None
+
+
+@dataclass(slots=True, eq=False)
 class Session:
     """One learner's use of one environment. `learner` is None until the learner has come back."""
 
@@ -73,9 +108,16 @@ class Session:
     is_claimed: bool = False  # a learner has opened or resumed it at this broker
     may_be_direct: bool = True  # the learner and the policy allow a direct connection
     orphan_until: float | None = None  # when the session ends unless its learner comes back
-    frames: int = 0  # relayed so far
+    unanswered_opens: int = 0
+    requests: Flow = field(default_factory=Flow)  # to the env agent
+    replies: Flow = field(default_factory=Flow)  # to the learner
     progress_at: float = -math.inf  # when the env agent last reported a long step,
     in_step_s: float = 0.0  # and how long the step had taken by then
+
+    @property
+    def frames(self) -> int:
+        """How many frames have been relayed, both ways."""
+        return self.requests.frames + self.replies.frames
 
     def in_step(self, now: float) -> bool:
         """Return whether the env agent has recently reported a long step of this session."""
@@ -86,7 +128,8 @@ class Session:
 class Route:
     """Where to relay the frames that one sender sends in one session."""
 
-    session: Session
+    flow: Flow  # these frames
+    back: Flow  # the frames in the other direction
     rid: bytes  # of the receiver
     key: bytes | None  # of the sender
 
@@ -229,6 +272,7 @@ class Tables:
 
     def _place(self, session: Session, loop: Peer) -> None:
         session.loop = loop
+        session.requests.forgive()  # what was in flight may be lost
         loop.sessions.add(session.sid)
         loop.used[session.address] += 1
         self._load[loop.process] += 1
@@ -321,8 +365,9 @@ class Tables:
         if learner.rights.metered:
             self._unlink(session)
         else:
-            self.routes[learner.rid + sid] = Route(session, loop.rid, learner.key)
-            self.routes[loop.rid + sid] = Route(session, learner.rid, loop.key)
+            requests, replies = session.requests, session.replies
+            self.routes[learner.rid + sid] = Route(requests, replies, loop.rid, learner.key)
+            self.routes[loop.rid + sid] = Route(replies, requests, learner.rid, loop.key)
 
     def _unlink(self, session: Session) -> None:
         sid = session.sid.to_bytes(8, "little")

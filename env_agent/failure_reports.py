@@ -12,11 +12,15 @@ from gymwire.protocol.errors import EncodingError
 from gymwire.protocol.messages import Code, Error
 
 MAX_TRACEBACK = 20_000  # characters, counted from the end
+MAX_CAUSES = 10  # exceptions of a chain in which a known cause is searched
+# What Python says if another thread calls signal.signal, signal.set_wakeup_fd or, in asyncio,
+# add_signal_handler.
+MAIN_THREAD_ONLY = "only works in main thread"
 
 
 def request_failed(error: BaseException, env: object) -> Error:
     """Report an exception that `env`, an environment or a vector, raised during a request."""
-    return Error(Code.ENVIRONMENT_FAILED, text_of(error) + _remedy(error), _details(error, env))
+    return Error(Code.ENVIRONMENT_FAILED, _with_remedy(text_of(error), error), _details(error, env))
 
 
 def handling_failed(request: str, error: BaseException) -> Error:
@@ -35,7 +39,7 @@ def open_failed(address: str, error: BaseException) -> Error:
         text = f"The environment at {address!r} cannot be offered: {text_of(error)}"
     else:
         text = f"The environment at {address!r} could not be made: {summary(error)}"
-        text += _remedy(error)
+        text = _with_remedy(text, error)
     return Error(Code.OPEN_FAILED, text, _details(error, None))
 
 
@@ -78,15 +82,20 @@ def trace_of(error: BaseException) -> str:
         return "<the traceback cannot be formatted>"
 
 
-def _remedy(error: BaseException) -> str:
-    """Return the advice for a known cause, as a sentence that follows the text; else ""."""
-    if type(error) is ValueError and text_of(error).startswith("signal only works in main thread"):
-        return (
-            ". The environment uses signals, which only the main thread of a process may. Start "
-            "the env agent with --threads 1, and with --workers N for N sessions in processes of "
-            "their own."
-        )
-    return ""
+def _with_remedy(text: str, error: BaseException) -> str:
+    """Return the text of an error, followed by advice if its cause is known."""
+    cause: BaseException | None = error
+    for _ in range(MAX_CAUSES):
+        if cause is None:
+            break
+        if isinstance(cause, ValueError | RuntimeError) and MAIN_THREAD_ONLY in text_of(cause):
+            return (
+                f"{text.removesuffix('.')}. The environment uses signals, which only the main "
+                f"thread of a process may. Start the env agent with --threads 1, and with "
+                f"--workers N for N sessions in processes of their own."
+            )
+        cause = cause.__cause__ or cause.__context__
+    return text
 
 
 def _details(error: BaseException, env: object) -> dict[str, Any]:

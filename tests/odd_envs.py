@@ -51,6 +51,15 @@ class Odd(gymnasium.Env[Any, Any]):
         return self.steps * by + offset
 
 
+class Signalling(Odd):
+    """Sets a signal handler in each step."""
+
+    def step(self, action: Any) -> Result:
+        former = signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR2, former)
+        return super().step(action)
+
+
 class Patient(Odd):
     """Each step lasts until the file at `gate` exists, whose name the options of reset give."""
 

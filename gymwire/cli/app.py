@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -293,8 +294,26 @@ def run(argv: Sequence[str] | None = None) -> int:
     except click.Abort:
         return 128 + signal.SIGINT
     except OSError as error:
-        return _stop_printing(error)
+        return _stop(error)
     return int(status or 0)
+
+
+def _stop(error: OSError) -> int:
+    """Report why the system has ended the command. Returns the status.
+
+    Commands handle the failures of their own files, so an error without a file is the output's.
+    """
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        _print_error(
+            PROGRAM,
+            f"cannot open enough files and sockets: {error.strerror}. Raise the limit on open "
+            f"files (ulimit -n).",
+        )
+        return FAILED
+    if error.filename is not None:
+        _print_error(PROGRAM, f"cannot use {error.filename}: {error.strerror}.")
+        return FAILED
+    return _stop_printing(error)
 
 
 def _stop_printing(error: OSError) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -218,6 +219,37 @@ def test_an_output_that_cannot_be_written_is_one_line(arguments: str) -> None:
         )
     assert done.returncode == 1
     assert done.stderr == "gymwire: cannot write the output: No space left on device.\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (OSError(errno.EMFILE, "Too many open files", "x.py"), "cannot open enough files"),
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (OSError(errno.ENFILE, "Too many open files in system"), "in system. Raise the limit"),
+        (PermissionError(errno.EACCES, "Permission denied", "/x/y"), "use /x/y: Permission denied"),
+    ],
+)
+def test_an_error_of_the_system_is_one_line_and_not_the_outputs(
+    error: OSError,
+    text: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def import_module(_: str) -> None:
+        raise error
+
+    def open_file(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(app, "import_module", import_module)
+    monkeypatch.setattr(os, "open", open_file)
+    assert main(["ls"]) == 1
+    line = capsys.readouterr().err
+    assert text in line
+    assert line.startswith("gymwire: cannot ")
+    assert line.count("\n") == 1
+    assert "output" not in line
 
 
 def test_a_reader_that_ends_first_is_not_an_error() -> None:

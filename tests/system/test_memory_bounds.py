@@ -1,0 +1,76 @@
+"""The memory of a broker and an env agent while a learner floods an env agent that is in a step."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+import pytest
+import zmq
+
+from gymwire.protocol import codec
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.messages import Act, BusyReason, Hello, Kind, Message, Open, Reset, Role
+from tests.chaos.fleet import resident
+from tests.processes import PATIENCE_S, programs
+
+MIB = 1024 * 1024
+FRAME, FRAMES, BOUND = 16 * MIB, 40, 160 * MIB
+
+
+class Flooder:
+    """A learner that sends what it likes."""
+
+    def __init__(self, url: str) -> None:
+        self.context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self.socket = self.context.socket(zmq.DEALER)
+        self.socket.setsockopt(zmq.ROUTING_ID, b"\x01" + os.urandom(15))
+        self.socket.sndhwm = 1
+        self.socket.connect(url)
+        self.sid = self.seq = 0
+
+    def say(self, message: Message) -> None:
+        self.socket.send(PLAIN.encode(message, self.sid, self.seq))
+        self.seq += 1
+
+    def wait_for(self, kind: Kind) -> bytes:
+        """Return the next frame of this kind."""
+        while self.socket.poll(int(PATIENCE_S * 1000)):
+            data = self.socket.recv()
+            header = codec.read_header(data)
+            if header.kind is kind:
+                self.sid = header.sid
+                return data
+        raise AssertionError(f"no {kind.name}")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_large_frames_for_an_env_agent_in_a_step_do_not_pile_up() -> None:
+    with programs() as started:
+        broker, url = started.broker("tcp://127.0.0.1:*", "--no-local-channels")
+        agent = started.env_agent(
+            url, "--address", "slow", "--env", "tests.odd_envs:Slow", "--direct", "never"
+        )
+        one = Flooder(url)
+        try:
+            one.say(Hello(Role.LEARNER, os.urandom(16), "test", "elsewhere"))
+            one.wait_for(Kind.WELCOME)
+            one.say(Open("slow", os.urandom(16)))
+            one.wait_for(Kind.OPENED)
+            one.seq = 1
+            one.say(Reset(1, {}))
+            one.wait_for(Kind.STATUS)
+            before = resident(broker.process.pid), resident(agent.process.pid)
+            one.say(Act(600))
+            one.wait_for(Kind.PROGRESS)
+            large = PLAIN.encode(Act(bytes(FRAME)), one.sid, one.seq)
+            one.socket.send(large)
+            for _ in range(FRAMES):
+                one.socket.send(large)
+                busy = PLAIN.decode(one.wait_for(Kind.BUSY))
+                assert getattr(busy, "reason", None) == BusyReason.QUEUE_FULL
+            for program, most in zip((broker, agent), before, strict=True):
+                assert resident(program.process.pid) - most < BOUND
+        finally:
+            one.context.destroy(linger=0)
+            agent.kill()
