@@ -46,7 +46,7 @@ broker, steps, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 
 def p50_us(address, direct):
     clock, times = time.perf_counter_ns, []
-    with ProxyEnv(address, broker, direct=direct, wait_s=120, timeout_s=120) as env:
+    with ProxyEnv(address, broker, direct=direct, wait_s=30) as env:
         env.reset(seed=1)
         for i in range(steps + 200):
             begun = clock()
@@ -78,28 +78,16 @@ class Checkout:
         self._start(stack, [sys.executable, "-m", f"{self._prefix}broker", "--bind", url])
         return url
 
-    def start_agent(
-        self,
-        stack: contextlib.ExitStack,
-        url: str,
-        address: str,
-        interpreter: Sequence[str] = (sys.executable,),
-    ) -> None:
+    def start_agent(self, stack: contextlib.ExitStack, url: str, address: str) -> None:
         """Start the env agent of an address in ADDRESSES; it ends with `stack`."""
-        module = ["-m", f"{self._prefix}env_agent", "--broker", url, "--wait", "60"]
+        module = ["-m", f"{self._prefix}env_agent", "--broker", url, "--wait", "20"]
         offer = ["--address", address, *ADDRESSES[address]]
-        self._start(stack, [*interpreter, *module, *offer])
+        self._start(stack, [sys.executable, *module, *offer])
 
-    def run_learner(
-        self,
-        url: str,
-        steps: int,
-        cases: Sequence[tuple[str, str]],
-        interpreter: Sequence[str] = (sys.executable,),
-    ) -> list[float]:
+    def run_learner(self, url: str, steps: int, cases: Sequence[tuple[str, str]]) -> list[float]:
         """Return the p50 of a step in µs for each case: an address, and the option `direct`."""
         done = subprocess.run(
-            [*interpreter, "-c", LEARNER, url, str(steps), json.dumps(cases)],
+            [sys.executable, "-c", LEARNER, url, str(steps), json.dumps(cases)],
             cwd=self._path,
             env=self._environment,
             stdout=subprocess.PIPE,
@@ -129,7 +117,7 @@ def _running(command: Sequence[str], checkout: Path, environment: dict[str, str]
         yield
     finally:
         process.terminate()
-        process.wait(120)
+        process.wait(20)
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
