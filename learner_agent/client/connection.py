@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from gymwire.learner_agent.client.exchange import SETTLED_S, lost_again
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.open_sessions import SessionOpener
 from gymwire.learner_agent.client.requests import Answer, BrokerRequests, PendingRequest
@@ -108,6 +109,8 @@ class BrokerConnection:
         self._opener = SessionOpener(self, wait_s)
         self._broker_lost = False
         self._heard = 0.0
+        self._settled_at = 0.0  # until then, only small messages may have passed the connection
+        self._losses = 0  # of the connection, while a request waits
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
         self.link = BrokerLink(dial(url, key=own, server_key=server_key))
@@ -242,6 +245,7 @@ class BrokerConnection:
     def wait_first(self, pending: Mapping[int, PendingRequest]) -> int:
         """Wait until a request is answered, and return its key."""
         now = self._heard = self.clock()
+        self._losses = 0
         for session in [one for one in self._sessions.values() if one.closed]:
             session.tick(now)  # frames may arrive without a pause in which timers run
         self.wait(lambda: any(one.answer is not None for one in pending.values()))
@@ -299,7 +303,9 @@ class BrokerConnection:
         session = self._sessions.get(header.sid)
         if session is not None:
             return session.receive(header, data)
-        self._heard = self.clock()
+        now = self.clock()
+        if now >= self._settled_at:
+            self._heard = now
         if self._requests.receive(header, data):
             return True
         if self._opener.receive(header, data):
@@ -334,6 +340,11 @@ class BrokerConnection:
         for frame in [PLAIN.encode(Ping()), *frames] if frames else []:
             self.link.send(frame)
         if now - self._heard > self.timeout_s and self._requests.is_waiting:
+            if self._losses > 1:
+                raise BrokerUnreachable(
+                    lost_again(self._losses, f"a request to {self.url}", self._requests.largest),
+                    advice="Compare the MTU along the path.",
+                )
             raise BrokerUnreachable(
                 f"The broker at {self.url} has been silent for {self.timeout_s:g} s: it has "
                 f"stopped, or cannot be reached."
@@ -354,6 +365,8 @@ class BrokerConnection:
                     "broker lost, waiting for it", broker=self.url, at_most_s=self.timeout_s
                 )
         if is_new:
+            self._losses += 1
+            self._settled_at = now + min(SETTLED_S, self.timeout_s / 2)
             self._requests.reconnected(now)
             for session in self._sessions.values():
                 session.exchange.reconnected(now)
