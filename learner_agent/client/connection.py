@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from gymwire.learner_agent.client.exchange import SETTLED_S, lost_again
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.listing import find_all
 from gymwire.learner_agent.client.open_sessions import SessionOpener
@@ -126,6 +127,8 @@ class BrokerConnection:
         self._opener = SessionOpener(self, wait_s)
         self._broker_lost = False
         self._heard = 0.0
+        self._settled_at = 0.0  # until then, only small messages may have passed the connection
+        self._losses = 0  # of the connection, while a request waits
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
         self.link = BrokerLink(dial(url, key=own, server_key=server_key))
@@ -287,6 +290,7 @@ class BrokerConnection:
         `deadline`: a reading of `clock`, in seconds; None: wait without limit.
         """
         now = self._heard = self.clock()
+        self._losses = 0
         for session in [one for one in self._sessions.values() if one.closed]:
             session.tick(now)  # frames may arrive without a pause in which timers run
         self.wait(lambda: any(one.answer is not None for one in pending.values()), deadline)
@@ -351,7 +355,9 @@ class BrokerConnection:
 
     def _receive_from_broker(self, header: Header, data: bytes | memoryview) -> bool:
         """Handle a frame that belongs to no open session, as `receive_frame` does."""
-        self._heard = self.clock()
+        now = self.clock()
+        if now >= self._settled_at:
+            self._heard = now
         if self._requests.receive(header, data):
             return True
         if self._opener.receive(header, data):
@@ -396,6 +402,11 @@ class BrokerConnection:
             raise self._silent_broker()
 
     def _silent_broker(self) -> BrokerUnreachable:
+        if self._losses > 1:
+            return BrokerUnreachable(
+                lost_again(self._losses, f"a request to {self.url}", self._requests.largest),
+                advice="Compare the MTU along the path.",
+            )
         return BrokerUnreachable(
             f"The broker at {self.url} has been silent for {self.timeout_s:g} s: it has stopped, "
             f"or cannot be reached."
@@ -421,6 +432,8 @@ class BrokerConnection:
                     "broker lost, waiting for it", broker=self.url, at_most_s=self.timeout_s
                 )
         if is_new:
+            self._losses += 1
+            self._settled_at = now + min(SETTLED_S, self.timeout_s / 2)
             self._requests.reconnected(now)
             for session in self._sessions.values():
                 session.exchange.reconnected(now)

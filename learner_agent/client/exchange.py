@@ -45,6 +45,7 @@ RESEND_S = 1.0  # the first silence after which a request is sent again; doubles
 RESEND_MAX_S = 15.0
 PING_S = 1.0
 UNWATCHED_S = 2.0  # a PING overdue for longer shows that this process did not run in the meantime
+SETTLED_S = 3.0  # the age from which what a new connection delivers renews the patience
 SMALL = 64 * 1024  # bytes of the requests whose size the fast path checks itself
 
 _EPISODE = dialogue.State.EPISODE
@@ -107,6 +108,8 @@ class Exchange:
         self._abandoned: list[Pending] = []
         self._armed = 0  # the request for which the timers below are set
         self._heard = 0.0
+        self._settled_at = 0.0  # until then, only small messages may have passed the connection
+        self._losses = 0  # of the connection, since the timers were set
         self._resend_at = 0.0
         self._resend_s = RESEND_S
         self._ping_at = 0.0
@@ -250,14 +253,15 @@ class Exchange:
             return True
         match PLAIN.decode(data, header):
             case Progress(since_s):
-                self._heard = now
+                self._hear(now)
                 if request is not None and header.seq == request.seq:
+                    self._heard = now  # the request has passed
                     self.in_step_s = since_s
                     self._resend_at = now + RESEND_MAX_S
             case Pong():
-                self._heard = now
+                self._hear(now)
             case Resumed():
-                self._heard = now
+                self._hear(now)
                 self._resend_at = now
             case Busy(reason, retry_after_s):
                 self._handle_busy(reason, retry_after_s, now)
@@ -338,7 +342,7 @@ class Exchange:
         return False
 
     def _handle_busy(self, reason: str, retry_after_s: float, now: float) -> None:
-        self._heard = now
+        self._hear(now)
         self._busy += 1
         if reason == BusyReason.HELLO:
             self.resume_pending = True
@@ -373,6 +377,8 @@ class Exchange:
         self._armed = self.seq
         self.in_step_s = None
         self._heard = now
+        self._settled_at = now
+        self._losses = 0
         self._resend_s = RESEND_S
         self._resend_at = now + RESEND_S
         self._ping_at = now + self._ping_s
@@ -381,6 +387,8 @@ class Exchange:
     def reconnected(self, now: float) -> None:
         """Send RESUME over the new connection, then the pending request again."""
         self._arm(now)
+        self._losses += 1
+        self._settled_at = now + min(SETTLED_S, self._timeout_s / 2)
         self.resume_pending = True
         self._resend_at = now
 
@@ -412,12 +420,7 @@ class Exchange:
         if now - self._ping_at > UNWATCHED_S:  # this process was frozen, or did not wait
             self._heard = now
         if now - self._heard > self._timeout_s:
-            raise BrokerUnreachable(
-                f"The broker has been silent for {self._timeout_s:g} s while a "
-                f"{_verb(request.kind)} at {self.where} was under way: it has stopped, or cannot "
-                f"be reached.",
-                advice="The session continues if it comes back: call again to wait on.",
-            )
+            raise self._silence_error(request)
         frames: list[Frame] = []
         if now >= self._resend_at:
             if self.resume_pending:
@@ -432,10 +435,41 @@ class Exchange:
             frames.append(PLAIN.encode(Ping(), self.sid, request.seq))
         return False, frames
 
+    def _hear(self, now: float) -> None:
+        """Renew the patience, unless the connection is too new to have carried the request.
+
+        A path that swallows large packets delivers WELCOME, RESUMED and PONG over each new
+        connection, and stops at the request or its reply.
+        """
+        if now >= self._settled_at:
+            self._heard = now
+
+    def _silence_error(self, request: Pending) -> BrokerUnreachable:
+        verb = f"{_verb(request.kind)} at {self.where}"
+        if self._losses > 1:
+            return BrokerUnreachable(
+                lost_again(self._losses, f"a {verb}", len(request.frame)),
+                advice="Compare the MTU along the path; then call again to wait on.",
+            )
+        return BrokerUnreachable(
+            f"The broker has been silent for {self._timeout_s:g} s while a {verb} was under way: "
+            f"it has stopped, or cannot be reached.",
+            advice="The session continues if it comes back: call again to wait on.",
+        )
+
     def keep_waiting(self, now: float) -> None:
         """Count the silence of the broker from now: the caller waits on."""
         self._arm(now)
         self._heard = now
+
+
+def lost_again(losses: int, what: str, size: int) -> str:
+    """Return the text of an error for a request during which connections were lost repeatedly."""
+    return (
+        f"The connection to the broker was lost {losses} times while {what} was under way. The "
+        f"broker can be reached, but the request ({size} bytes) or its reply does not get through: "
+        f"the path may lose large packets, as behind a tunnel with a wrong MTU."
+    )
 
 
 def _verb(kind: Kind) -> str:

@@ -85,6 +85,12 @@ class BrokerRequests:
         """Whether a request has no answer yet."""
         return any(request.answer is None for request in self._pending.values())
 
+    @property
+    def largest(self) -> int:
+        """The size of the largest request that has no answer yet, in bytes."""
+        waiting = (one for one in self._pending.values() if one.answer is None)
+        return max((len(one.frame) for one in waiting), default=0)
+
     def due(self, now: float) -> list[Frame]:
         """Return the requests that are to be sent again, with the same bytes."""
         frames: list[Frame] = []
