@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import structlog
 import structlog.testing
 
 from gymwire import ProxyEnv, ProxyVectorEnv
@@ -25,6 +26,18 @@ LIMITS: dict[str, Any] = {"wait_s": 3.0, "step_timeout_s": 3.0, "timeout_s": 5.0
 def network() -> Iterator[Network]:
     with in_memory() as made:
         yield made
+
+
+@pytest.fixture
+def logs() -> Iterator[list[Any]]:
+    """Return the log entries of all levels, whatever an earlier test has configured."""
+    before = structlog.get_config()
+    structlog.reset_defaults()
+    try:
+        with structlog.testing.capture_logs() as entries:
+            yield entries
+    finally:
+        structlog.configure(**before)
 
 
 @contextlib.contextmanager
@@ -75,8 +88,10 @@ def test_an_opened_of_another_session(network: Network) -> None:
 
 
 @pytest.mark.parametrize("change", [{"seq": -1}, {"seq": 1}, {"seq": 2**50}, {"sid": 1}])
-def test_a_reply_that_answers_nothing(network: Network, change: dict[str, int]) -> None:
-    with ProxyEnv("moody", BROKER, **LIMITS) as env, structlog.testing.capture_logs() as logs:
+def test_a_reply_that_answers_nothing(
+    network: Network, change: dict[str, int], logs: list[Any]
+) -> None:
+    with ProxyEnv("moody", BROKER, **LIMITS) as env:
         with falsified(Kind.STATUS, **change), times_out(network):
             env.reset(seed=1)
         first = env.reset(seed=1)
