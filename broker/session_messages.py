@@ -105,8 +105,7 @@ class SessionMessages:
     def _may_be_unread(self, session: Session, now: float) -> bool:
         """Return whether the serving loop may not have read the requests of a session yet."""
         flow = session.requests
-        in_step = any(one.in_step(now) for one in self._tables.sessions_at(session.loop))
-        if flow.refused_since is None or in_step:
+        if flow.refused_since is None or session.loop.in_step(now):
             flow.refused_since = now
         return now - flow.refused_since < UNANSWERED_S
 
