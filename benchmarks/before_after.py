@@ -28,11 +28,8 @@ CASES = {
     "relayed, uint8 (84, 84, 4)": ("picture", "never"),
     "direct, uint8 (84, 84, 4)": ("picture", "always"),
 }
+PICTURE = "benchmarks.environments:Picture"
 PICTURE_KWARGS = json.dumps({"shape": [84, 84, 4], "dtype": "uint8"})
-ADDRESSES = {
-    "cartpole": ["--env", "CartPole-v1"],
-    "picture": ["--env", "benchmarks.environments:Picture", "--env-kwargs", PICTURE_KWARGS],
-}
 
 # Runs in the interpreter of this checkout, with the modules of the checkout to be measured.
 LEARNER = """
@@ -62,57 +59,38 @@ print(json.dumps([p50_us(*case) for case in cases]))
 """
 
 
-class Checkout:
-    """A checkout of gymwire, whose programs can be started."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._environment = {**os.environ, "PYTHONPATH": str(path)}
-        self._prefix = "gymwire." if (path / "gymwire").exists() else ""
-
-    def start_broker(self, stack: contextlib.ExitStack) -> str:
-        """Start a broker, which ends with `stack`, and return its URL."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
-        self._start(stack, [sys.executable, "-m", f"{self._prefix}broker", "--bind", url])
-        return url
-
-    def start_agent(self, stack: contextlib.ExitStack, url: str, address: str) -> None:
-        """Start the env agent of an address in ADDRESSES; it ends with `stack`."""
-        module = ["-m", f"{self._prefix}env_agent", "--broker", url, "--wait", "20"]
-        offer = ["--address", address, *ADDRESSES[address]]
-        self._start(stack, [sys.executable, *module, *offer])
-
-    def run_learner(self, url: str, steps: int, cases: Sequence[tuple[str, str]]) -> list[float]:
-        """Return the p50 of a step in µs for each case: an address, and the option `direct`."""
+def measure(checkout: Path, steps: int, cases: Sequence[tuple[str, str]]) -> list[float]:
+    """Start all parts of a checkout, and return the p50 of a step in µs for each case."""
+    environment = {**os.environ, "PYTHONPATH": str(checkout)}
+    prefix = "gymwire." if (checkout / "gymwire").exists() else ""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+    agent = [f"{prefix}env_agent", "--broker", url, "--wait", "20", "--address"]
+    with contextlib.ExitStack() as stack:
+        for arguments in (
+            [f"{prefix}broker", "--bind", url],
+            [*agent, "cartpole", "--env", "CartPole-v1"],
+            [*agent, "picture", "--env", PICTURE, "--env-kwargs", PICTURE_KWARGS],
+        ):
+            quiet = [*arguments, "--log-level", "error"]
+            stack.enter_context(_running(quiet, checkout, environment))
         done = subprocess.run(
             [sys.executable, "-c", LEARNER, url, str(steps), json.dumps(cases)],
-            cwd=self._path,
-            env=self._environment,
+            cwd=checkout,
+            env=environment,
             stdout=subprocess.PIPE,
             text=True,
             check=True,
         )
-        return [float(value) for value in json.loads(done.stdout)]
-
-    def _start(self, stack: contextlib.ExitStack, command: Sequence[str]) -> None:
-        quiet = [*command, "--log-level", "error"]
-        stack.enter_context(_running(quiet, self._path, self._environment))
-
-
-def measure(checkout: Checkout, steps: int, cases: Sequence[tuple[str, str]]) -> list[float]:
-    """Start all parts of a checkout, and return the p50 of a step in µs for each case."""
-    with contextlib.ExitStack() as stack:
-        url = checkout.start_broker(stack)
-        for address in dict.fromkeys(address for address, _ in cases):
-            checkout.start_agent(stack, url, address)
-        return checkout.run_learner(url, steps, cases)
+    return [float(value) for value in json.loads(done.stdout)]
 
 
 @contextlib.contextmanager
-def _running(command: Sequence[str], checkout: Path, environment: dict[str, str]) -> Iterator[None]:
-    process = subprocess.Popen(command, cwd=checkout, env=environment)
+def _running(
+    arguments: Sequence[str], checkout: Path, environment: dict[str, str]
+) -> Iterator[None]:
+    process = subprocess.Popen([sys.executable, "-m", *arguments], cwd=checkout, env=environment)
     try:
         yield
     finally:
@@ -140,7 +118,7 @@ def main() -> None:
     # All parts share one processor: waking another one costs more than a step, and varies.
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    sides = [Checkout(HERE), Checkout(options.other.resolve())]
+    sides = [HERE, options.other.resolve()]
     pairs: list[tuple[list[float], list[float]]] = []
     for i in range(options.pairs):
         first, second = sides if i % 2 == 0 else sides[::-1]
