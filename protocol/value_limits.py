@@ -2,7 +2,7 @@
 
 A few bytes of msgpack can stand for much more memory (an empty map is one byte and becomes 64), and
 map keys other than text and bytes have hashes that a peer can choose, so that inserting them into a
-dict takes quadratic time. `check_size` walks over the bytes and adds up what the value will cost.
+dict takes quadratic time. `check_cost` walks over the bytes and adds up what the value will cost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = [
     "MAX_INT_BYTES",
     "MAX_OTHER_KEYS",
     "MAX_OTHER_KEY_BYTES",
-    "check_size",
+    "check_cost",
 ]
 
 MAX_INT_BYTES: Final = 256
@@ -50,7 +50,7 @@ _MAPS = {0xDE: 2, 0xDF: 4}
 _EXTENSIONS = {0xC7: 1, 0xC8: 2, 0xC9: 4}
 
 
-def check_size(data: bytes, max_depth: int) -> bool:
+def check_cost(data: bytes, max_depth: int) -> bool:
     """Return whether the value in `data` has map keys that are neither text nor bytes.
 
     Raises DecodingError if it would take too much memory or time to build.

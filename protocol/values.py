@@ -43,7 +43,7 @@ from gymwire.protocol.arrays import (
 from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.faults import CONTAINERS, MAX_DEPTH, Opaque, find_faults, is_encodable
 from gymwire.protocol.outside_exceptions import is_from_outside
-from gymwire.protocol.value_limits import COUNT_ABOVE, MAX_INT_BYTES, check_size
+from gymwire.protocol.value_limits import COUNT_ABOVE, MAX_INT_BYTES, check_cost
 
 __all__ = [
     "LARGE",
@@ -128,7 +128,7 @@ def _encode(value: Any, tail: Tail | None, root: str, depth: int) -> bytes:
         packed = _pack(value, tail)
         if is_encodable(value, depth):
             if len(packed) > COUNT_ABOVE:
-                check_size(packed, depth)  # as the receiver does
+                check_cost(packed, depth)  # as the receiver does
             return packed
     except (*_FAILURES, DecodingError) as error:
         cause = error
@@ -287,12 +287,12 @@ def _read(data: bytes, tail: memoryview | None, depth: int) -> Any:
     because Python's hashes of them are secret: only if there are other keys they are counted.
     """
     if len(data) > COUNT_ABOVE:
-        check_size(data, depth)
+        check_cost(data, depth)
     elif len(data) > _SKIM_ABOVE:
         try:
             return _Reader(tail, text_keys=True).read(data)
         except ValueError as error:  # other keys, or malformed
-            if is_from_outside(error) or not check_size(data, depth):
+            if is_from_outside(error) or not check_cost(data, depth):
                 raise
     return _Reader(tail, text_keys=False).read(data)
 
