@@ -35,7 +35,6 @@ MAX_THREADS = 8
 CLOSE_S = 1.0  # for closing sessions that are between two requests when the grace is over
 MAX_GRACE_S = 1e9  # timers accept no more, and not 'inf'
 LAST_S = 3.0  # how much longer than the grace the process may take, with all its exit handlers
-CUT_OFF = 1  # exit status if a step or an environment's `close` did not end in time
 
 
 class Agent:
@@ -100,8 +99,8 @@ class Agent:
     def run(self) -> None:
         """Offer and serve until `stop` or a signal.
 
-        Raises the GymwireError that prevents it. Ends the process with the status CUT_OFF if a
-        step or an environment's `close` does not end in time.
+        Raises the GymwireError that prevents it. Ends the process with the status
+        `signals.CUT_OFF` if a step or an environment's `close` does not end in time.
         """
         try:
             self._run()
@@ -296,7 +295,7 @@ class Agent:
     def _cut_off(self, running: list[str]) -> NoReturn:
         """End the process although something still runs, with exit status 1."""
         self._log.error("cut off", running=running, grace_s=self._grace_s)
-        os._exit(CUT_OFF)
+        os._exit(signals.CUT_OFF)
 
     def install_signals(self) -> None:
         """End on SIGTERM and on Ctrl-C. Call this in the main thread."""

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
+CUT_OFF = 1  # exit status if a step or an environment's `close` did not end in time
 
 
 def watch(on_signal: Callable[[int], None]) -> None:

@@ -13,11 +13,12 @@ from dataclasses import dataclass
 
 import structlog
 
+from gymwire.env_agent.signals import CUT_OFF
+
 FIRST_PAUSE_S = 0.5  # before a crashed worker is restarted; doubles while it keeps crashing
 MAX_PAUSE_S = 30.0
 HEALTHY_S = 30.0  # after this long, a worker counts as healthy, and its crashes are forgotten
 LAST_S = 5.0  # how long after the grace a worker may take to abandon what still runs
-CUT_OFF = 1  # exit status of a worker in which a step or `close` did not end in time
 MISCONFIGURED = 2  # exit status of a worker whose options or environment are wrong
 
 
