@@ -6,7 +6,7 @@ import itertools
 import random
 from typing import Any, NamedTuple, TypeVar
 
-from gymwire.broker.auth import NO_POLICY, Policy
+from gymwire.broker.auth import NO_POLICY, Policy, Rights
 from gymwire.broker.core import Core
 from gymwire.broker.events import Send, Sender
 from gymwire.broker.rate_limit import Admission
@@ -178,3 +178,12 @@ def offer(address: str, capacity: int = 4, digest: bytes = b"d") -> Offer:
 def opened() -> Opened:
     """Return OPENED of an environment without spaces."""
     return Opened(None, None, None, None, {}, {}, None, 0, {}, "")
+
+
+def limited_broker(env: bytes, learner: bytes, **limits: float) -> Broker:
+    """Return a broker with an env agent and a learner, whose key may have limits."""
+    rights = Rights("alice", offer=("*",), use=("*",), **limits)  # type: ignore[arg-type]
+    broker = Broker(policy=Policy(anyone=rights))
+    broker.env(env)
+    broker.learner(learner)
+    return broker

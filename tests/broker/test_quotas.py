@@ -6,10 +6,10 @@ import random
 
 import pytest
 
-from gymwire.broker.auth import Policy, Rights
+from gymwire.broker.auth import Rights
 from gymwire.broker.quotas import PLACE_S, REPEAT_S, Usage
 from gymwire.protocol.messages import Act, Busy, Code, Error, Percept, Progress
-from tests.broker.harness import Broker, only
+from tests.broker.harness import limited_broker, only
 
 ENV, LEARNER = b"\x01env", b"\x01learner"
 STEPPED = Percept(0, 0.0, False, False, {})
@@ -19,10 +19,7 @@ class Site:
     """A learner with limits, its session, and the env agent."""
 
     def __init__(self, **limits: float) -> None:
-        rights = Rights("alice", offer=("*",), use=("*",), **limits)  # type: ignore[arg-type]
-        self.broker = Broker(policy=Policy(anyone=rights))
-        self.broker.env(ENV)
-        self.broker.learner(LEARNER)
+        self.broker = limited_broker(ENV, LEARNER, **limits)
         self.sid = self.broker.open(LEARNER)
 
     def act(self, seq: int) -> bool:

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 
-from gymwire.broker.auth import Policy, Rights
 from gymwire.broker.session_messages import UNANSWERED_S
 from gymwire.broker.tables import LARGE, MAX_UNANSWERED
 from gymwire.protocol.codec import PLAIN
@@ -29,7 +28,7 @@ from gymwire.protocol.messages import (
     Resume,
     Resumed,
 )
-from tests.broker.harness import Broker, only, opened
+from tests.broker.harness import Broker, limited_broker, only, opened
 
 ENV, LEARNER, NONCE = b"\x01env", b"\x01learner", b"n" * 16
 LIMITS: list[dict[str, float]] = [{}, {"steps_per_s": 1e6}, {"requests_in_flight": 10**6}]
@@ -47,10 +46,7 @@ class Site:
     """A session of a learner, whose key may have limits, and an env agent."""
 
     def __init__(self, **limits: float) -> None:
-        rights = Rights("alice", offer=("*",), use=("*",), **limits)  # type: ignore[arg-type]
-        self.broker = Broker(policy=Policy(anyone=rights))
-        self.broker.env(ENV)
-        self.broker.learner(LEARNER)
+        self.broker = limited_broker(ENV, LEARNER, **limits)
         self.sid = self.broker.open(LEARNER, nonce=NONCE)
         self.seq = 0
 
