@@ -15,10 +15,10 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from gymwire.learner_agent.client.exchange import SETTLED_S, lost_again
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.listing import find_all
 from gymwire.learner_agent.client.open_sessions import SessionOpener
+from gymwire.learner_agent.client.patience import Patience
 from gymwire.learner_agent.client.requests import Answer, BrokerRequests, PendingRequest
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
@@ -126,9 +126,7 @@ class BrokerConnection:
         self._requests = BrokerRequests()
         self._opener = SessionOpener(self, wait_s)
         self._broker_lost = False
-        self._heard = 0.0
-        self._settled_at = 0.0  # until then, only small messages may have passed the connection
-        self._losses = 0  # of the connection, while a request waits
+        self._patience = Patience(timeout_s)
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
         self.link = BrokerLink(dial(url, key=own, server_key=server_key))
@@ -261,7 +259,7 @@ class BrokerConnection:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         try:
             if self.wait_first({0: request}, self.clock() + timeout_s) is None:
-                if self.clock() - self._heard >= self.timeout_s:
+                if self.clock() - self._patience.heard >= self.timeout_s:
                     raise self._silent_broker()
                 raise RequestTimeout(
                     f"The {KINDS[type(message)].name} to the broker at {self.url} has not been "
@@ -289,8 +287,8 @@ class BrokerConnection:
 
         `deadline`: a reading of `clock`, in seconds; None: wait without limit.
         """
-        now = self._heard = self.clock()
-        self._losses = 0
+        now = self.clock()
+        self._patience.begin(now)
         for session in [one for one in self._sessions.values() if one.closed]:
             session.tick(now)  # frames may arrive without a pause in which timers run
         self.wait(lambda: any(one.answer is not None for one in pending.values()), deadline)
@@ -355,9 +353,7 @@ class BrokerConnection:
 
     def _receive_from_broker(self, header: Header, data: bytes | memoryview) -> bool:
         """Handle a frame that belongs to no open session, as `receive_frame` does."""
-        now = self.clock()
-        if now >= self._settled_at:
-            self._heard = now
+        self._patience.hear(self.clock())
         if self._requests.receive(header, data):
             return True
         if self._opener.receive(header, data):
@@ -398,15 +394,13 @@ class BrokerConnection:
         frames = self._requests.due(now)
         for frame in [PLAIN.encode(Ping()), *frames] if frames else []:
             self.link.send(frame)
-        if now - self._heard > self.timeout_s and self._requests.is_waiting:
+        if self._patience.is_over(now) and self._requests.is_waiting:
             raise self._silent_broker()
 
     def _silent_broker(self) -> BrokerUnreachable:
-        if self._losses > 1:
-            return BrokerUnreachable(
-                lost_again(self._losses, f"a request to {self.url}", self._requests.largest),
-                advice="Compare the MTU along the path.",
-            )
+        lost_again = self._patience.lost_again(f"a request to {self.url}", self._requests.largest)
+        if lost_again is not None:
+            return BrokerUnreachable(lost_again, advice="Compare the MTU along the path.")
         return BrokerUnreachable(
             f"The broker at {self.url} has been silent for {self.timeout_s:g} s: it has stopped, "
             f"or cannot be reached."
@@ -432,8 +426,7 @@ class BrokerConnection:
                     "broker lost, waiting for it", broker=self.url, at_most_s=self.timeout_s
                 )
         if is_new:
-            self._losses += 1
-            self._settled_at = now + min(SETTLED_S, self.timeout_s / 2)
+            self._patience.reconnected(now)
             self._requests.reconnected(now)
             for session in self._sessions.values():
                 session.exchange.reconnected(now)

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from gymwire.learner_agent.client.patience import Patience
 from gymwire.protocol import dialogue
 from gymwire.protocol.codec import MAX_MESSAGE, PLAIN, Frame, Header, read_header
 from gymwire.protocol.errors import (
@@ -45,7 +46,6 @@ RESEND_S = 1.0  # the first silence after which a request is sent again; doubles
 RESEND_MAX_S = 15.0
 PING_S = 1.0
 UNWATCHED_S = 2.0  # a PING overdue for longer shows that this process did not run in the meantime
-SETTLED_S = 3.0  # the age from which what a new connection delivers renews the patience
 SMALL = 64 * 1024  # bytes of the requests whose size the fast path checks itself
 
 _EPISODE = dialogue.State.EPISODE
@@ -107,9 +107,7 @@ class Exchange:
         self._rng = rng
         self._abandoned: list[Pending] = []
         self._armed = 0  # the request for which the timers below are set
-        self._heard = 0.0
-        self._settled_at = 0.0  # until then, only small messages may have passed the connection
-        self._losses = 0  # of the connection, since the timers were set
+        self._patience = Patience(timeout_s)
         self._resend_at = 0.0
         self._resend_s = RESEND_S
         self._ping_at = 0.0
@@ -253,15 +251,15 @@ class Exchange:
             return True
         match PLAIN.decode(data, header):
             case Progress(since_s):
-                self._hear(now)
+                self._patience.hear(now)
                 if request is not None and header.seq == request.seq:
-                    self._heard = now  # the request has passed
+                    self._patience.heard = now  # the request has passed
                     self.in_step_s = since_s
                     self._resend_at = now + RESEND_MAX_S
             case Pong():
-                self._hear(now)
+                self._patience.hear(now)
             case Resumed():
-                self._hear(now)
+                self._patience.hear(now)
                 self._resend_at = now
             case Busy(reason, retry_after_s):
                 self._handle_busy(reason, retry_after_s, now)
@@ -322,7 +320,7 @@ class Exchange:
 
     def _stray(self, header: Header, data: bytes | memoryview) -> bool:
         if header.kind is Kind.ERROR and header.seq == 0:
-            self._handle_error(data, self._heard)
+            self._handle_error(data, self._patience.heard)
         elif header.kind is Kind.ERROR and header.seq > self.seq:
             match PLAIN.decode(data, header):
                 case Error(code=Code.EXPECTED, details={"expected": int(expected)}):
@@ -342,7 +340,7 @@ class Exchange:
         return False
 
     def _handle_busy(self, reason: str, retry_after_s: float, now: float) -> None:
-        self._hear(now)
+        self._patience.hear(now)
         self._busy += 1
         if reason == BusyReason.HELLO:
             self.resume_pending = True
@@ -376,9 +374,8 @@ class Exchange:
             return
         self._armed = self.seq
         self.in_step_s = None
-        self._heard = now
-        self._settled_at = now
-        self._losses = 0
+        self._patience.begin(now)
+        self._patience.settled_at = now
         self._resend_s = RESEND_S
         self._resend_at = now + RESEND_S
         self._ping_at = now + self._ping_s
@@ -387,8 +384,7 @@ class Exchange:
     def reconnected(self, now: float) -> None:
         """Send RESUME over the new connection, then the pending request again."""
         self._arm(now)
-        self._losses += 1
-        self._settled_at = now + min(SETTLED_S, self._timeout_s / 2)
+        self._patience.reconnected(now)
         self.resume_pending = True
         self._resend_at = now
 
@@ -418,8 +414,8 @@ class Exchange:
             return False, []
         self._arm(now)
         if now - self._ping_at > UNWATCHED_S:  # this process was frozen, or did not wait
-            self._heard = now
-        if now - self._heard > self._timeout_s:
+            self._patience.heard = now
+        if self._patience.is_over(now):
             raise self._silence_error(request)
         frames: list[Frame] = []
         if now >= self._resend_at:
@@ -435,21 +431,12 @@ class Exchange:
             frames.append(PLAIN.encode(Ping(), self.sid, request.seq))
         return False, frames
 
-    def _hear(self, now: float) -> None:
-        """Renew the patience, unless the connection is too new to have carried the request.
-
-        A path that swallows large packets delivers WELCOME, RESUMED and PONG over each new
-        connection, and stops at the request or its reply.
-        """
-        if now >= self._settled_at:
-            self._heard = now
-
     def _silence_error(self, request: Pending) -> BrokerUnreachable:
         verb = f"{_verb(request.kind)} at {self.where}"
-        if self._losses > 1:
+        lost_again = self._patience.lost_again(f"a {verb}", len(request.frame))
+        if lost_again is not None:
             return BrokerUnreachable(
-                lost_again(self._losses, f"a {verb}", len(request.frame)),
-                advice="Compare the MTU along the path; then call again to wait on.",
+                lost_again, advice="Compare the MTU along the path; then call again to wait on."
             )
         return BrokerUnreachable(
             f"The broker has been silent for {self._timeout_s:g} s while a {verb} was under way: "
@@ -460,16 +447,7 @@ class Exchange:
     def keep_waiting(self, now: float) -> None:
         """Count the silence of the broker from now: the caller waits on."""
         self._arm(now)
-        self._heard = now
-
-
-def lost_again(losses: int, what: str, size: int) -> str:
-    """Return the text of an error for a request during which connections were lost repeatedly."""
-    return (
-        f"The connection to the broker was lost {losses} times while {what} was under way. The "
-        f"broker can be reached, but the request ({size} bytes) or its reply does not get through: "
-        f"the path may lose large packets, as behind a tunnel with a wrong MTU."
-    )
+        self._patience.heard = now
 
 
 def _verb(kind: Kind) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from gymwire.env_agent.config import service
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.client.exchange import SETTLED_S
+from gymwire.learner_agent.client.patience import SETTLED_S
 from gymwire.protocol.errors import BrokerUnreachable
 from gymwire.protocol.messages import Call, Reset
 from tests.wire import Dealer, Network
