@@ -97,7 +97,7 @@ def configure(program: str, *, form: str = "lines", level: str = "info") -> None
     structlog.configure(
         processors=[*processors, _or_plain(renderer)],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(_Stderr()),  # type: ignore[arg-type]
+        logger_factory=structlog.WriteLoggerFactory(_Stderr()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
     )
 
@@ -120,7 +120,7 @@ def logger() -> Any:
     if structlog.is_configured():
         return structlog.get_logger()
     return structlog.wrap_logger(
-        structlog.PrintLogger(_Stderr()),  # type: ignore[arg-type]
+        structlog.WriteLogger(_Stderr()),  # type: ignore[arg-type]
         processors=[
             structlog.processors.add_log_level,
             structlog.dev.ConsoleRenderer(colors=False, pad_level=False, sort_keys=False),

@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 WARNS = r"""
 import sys, warnings
 from gymwire.protocol import logs
@@ -40,3 +42,31 @@ def test_a_warning_of_a_library_is_one_line_without_colours_and_places_in_code()
     assert "CartPole-v0 is out of date." in line
     assert ".py" not in line
     assert "\x1b" not in line
+
+
+ONE_WRITE = r"""
+import sys
+
+import pytest
+from gymwire.protocol import logs
+written = []
+class Recorder:
+    def write(self, text):
+        written.append(text)
+        return len(text)
+    def flush(self):
+        pass
+    def isatty(self):
+        return False
+if sys.argv[1] == "configured":
+    logs.configure("env_agent")
+sys.stderr = Recorder()
+logs.logger().warning("first")
+logs.logger().warning("second")
+assert [text[-1] for text in written] == ["\n", "\n"], written
+"""
+
+
+@pytest.mark.parametrize("how", ["configured", "not configured"])
+def test_a_line_is_written_at_once_so_that_workers_do_not_mix_theirs(how: str) -> None:
+    subprocess.run([sys.executable, "-c", ONE_WRITE, how], check=True)
