@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gymwire.env_agent.environments import Service
-from gymwire.env_agent.factory import resolve
+from gymwire.env_agent.factory import Factory, resolve
+from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.errors import ConfigurationError
 
@@ -19,6 +21,8 @@ KEYS = {
     "max_sessions": int,
     "expose": list,
     "strict_infos": bool,
+    "python": str,
+    "spaces": str,
 }
 DEFAULT_SLOTS = 8
 
@@ -28,16 +32,37 @@ def service(
     address: str,
     env: str,
     env_kwargs: Mapping[str, Any] | None = None,
-    max_sessions: int = DEFAULT_SLOTS,
+    max_sessions: int | None = None,
     expose: Sequence[str] = (),
     strict_infos: bool = False,
+    python: str | None = None,
+    spaces: str | None = None,
 ) -> Service:
     """Return the service that one offer describes. Raises AddressError and ConfigurationError."""
     check_address(address)
+    if max_sessions is None:
+        max_sessions = DEFAULT_SLOTS if python is None else _processors()
     if max_sessions < 1:
         raise ConfigurationError(f"max_sessions must be 1 or more, not {max_sessions}.")
-    factory = resolve(env, env_kwargs or {})
+    factory: Factory | ChildFactory
+    if python is not None:
+        factory = ChildFactory(address, env, python, env_kwargs or {}, spaces)
+    elif spaces is not None:
+        raise ConfigurationError(
+            f"{address}: `spaces` belongs to an environment in another interpreter. Also give "
+            f"`python`, or leave it out."
+        )
+    else:
+        factory = resolve(env, env_kwargs or {})
     return Service(address, factory, max_sessions, tuple(expose), strict_infos)
+
+
+def _processors() -> int:
+    """Return how many processors this process may use: the slots of processes."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
 
 
 def check_address(address: str) -> None:

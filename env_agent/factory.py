@@ -202,26 +202,19 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
     The name is `CartPole-v1`, `module:Id-v0`, `package.module:MyEnv` or `./file.py:MyEnv`. Modules
     are imported from Python's path and from the current folder. Raises ConfigurationError.
     """
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     module_name, colon, attribute = name.rpartition(":")
     if not colon:
         if name.endswith(".py"):
             raise ConfigurationError(
                 f"{name} is a file. Also name the class or factory in it, such as {name}:MyEnv."
             )
+        _add_current_folder()
         _check_registered(name)
         return Factory(name, None, kwargs)
+    target = look_up(name)
     if module_name.endswith(".py"):
-        path = Path(module_name)
-        module = _import(path.stem, name, lambda: _load(path, name))
         # The agents of a pool may have the file in different folders.
-        name = f"{path.stem}:{attribute}"
-    else:
-        module = _import(module_name, name, lambda: importlib.import_module(module_name))
-    target = module
-    for part in attribute.split("."):
-        target = getattr(target, part, None)
+        name = f"{Path(module_name).stem}:{attribute}"
     if target is not None:
         if not callable(target):
             raise ConfigurationError(
@@ -234,6 +227,28 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
             f"environment with that id. Check the spelling."
         )
     return Factory(attribute if module_name.endswith(".py") else name, None, kwargs)
+
+
+def _add_current_folder() -> None:
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+
+
+def look_up(name: str) -> Any:
+    """Return what `package.module:NAME` or `./file.py:NAME` names; None if there is no NAME.
+
+    Raises ConfigurationError if the module cannot be imported.
+    """
+    _add_current_folder()
+    module_name, _, attribute = name.rpartition(":")
+    if module_name.endswith(".py"):
+        path = Path(module_name)
+        target = _import(path.stem, name, lambda: _load(path, name))
+    else:
+        target = _import(module_name, name, lambda: importlib.import_module(module_name))
+    for part in attribute.split("."):
+        target = getattr(target, part, None)
+    return target
 
 
 def _load(path: Path, name: str) -> Any:

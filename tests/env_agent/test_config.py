@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gymwire.env_agent.config import load, service
+from gymwire.env_agent.factory import Factory
 from gymwire.protocol.errors import AddressError, ConfigurationError
 
 GOOD = """
@@ -31,6 +32,7 @@ def test_each_offer_of_a_file_becomes_a_service(file: Path) -> None:
     file.write_text(GOOD)
     first, second = load(file)
     assert (first.address, first.factory.name, first.max_sessions) == ("cartpole", "CartPole-v1", 8)
+    assert isinstance(second.factory, Factory)
     assert (second.address, second.factory.kwargs) == ("lab/ice", {"is_slippery": False})
     assert (second.max_sessions, second.exposed, second.strict_infos) == (2, ("P",), True)
 
