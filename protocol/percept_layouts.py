@@ -48,8 +48,13 @@ _FLAGS = {b"\xc2": False, b"\xc3": True}
 _FLAG_BYTES = {flag: byte for byte, flag in _FLAGS.items()}
 _BOOLS = {b"\0": np.False_, b"\1": np.True_}
 # The forms of an integer: the least one, the first that needs the next form, its struct code.
-_INTEGERS = ((0, 1 << 7, ">B"), (1 << 7, 1 << 8, ">B"), (1 << 8, 1 << 16, ">H"),
-             (1 << 16, 1 << 32, ">I"), (1 << 32, 1 << 64, ">Q"))  # fmt: skip
+_INTEGERS = (
+    (0, 0x80, ">B"),
+    (0x80, 0x100, ">B"),
+    (0x100, 0x10000, ">H"),
+    (0x10000, 0x1_0000_0000, ">I"),
+    (0x1_0000_0000, 1 << 64, ">Q"),
+)
 
 
 def in_place(
@@ -124,7 +129,7 @@ def _integer_place(value: int, kind: type[Any]) -> _Place | None:
         return None
     least, above, code = form
     packer = struct.Struct(code)
-    pattern = 1 if above == 1 << 7 else 0x81  # of the bytes of an example
+    pattern = 1 if above == 0x80 else 0x81  # of the bytes of an example
     one, two = (kind(packer.unpack(bytes((pattern + n,)) * packer.size)[0]) for n in (0, 1))
 
     def read(raw: bytes) -> Any:
