@@ -194,12 +194,15 @@ def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
 
     def encode(action: Any, number: bytes) -> Frame | None:
         kind = type(action)
-        if kind is not scalar and kind is not int:
+        if kind is int:
+            prefix, index = plain, action
+        elif kind is scalar:
+            prefix, index = compact, int(action)
+        else:
             return encode_other(action, number)
-        index = int(action)
-        if not 0 <= index < 128:
-            return encode_other(action, number)
-        return (compact if kind is scalar else plain) + number + bodies[index]
+        if 0 <= index < 128:
+            return prefix + number + bodies[index]
+        return encode_other(action, number)
 
     def decode(data: Data) -> Any | NotCompact:
         prefix = data[UP_TO_SID]
@@ -243,6 +246,7 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
     small, fixed = layout.small, layout.fixed
     lead_end, rest_at = layout.lead_end, layout.rest_at
     in_place, apart = fixed and layout.n_bytes >= IN_PLACE, layout.n_bytes >= APART
+    bytes_copied = small and fixed  # which saves several microseconds of NumPy
     ndarray, pack, unpack = np.ndarray, _REST.pack, _REST.unpack_from
     float_type, ends, flags_of = _FLOAT, _ENDS, _FLAGS
 
@@ -276,9 +280,8 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
         flags = flags_of.get(last)
         if flags is None or kind != float_type:
             return decode_other(data, number)
-        observation: NDArray[Any] | None = None
-        if small and fixed:
-            # Copying the bytes instead of an array saves several microseconds of NumPy.
+        observation: NDArray[Any] | None
+        if bytes_copied:
             observation = ndarray(shape, dtype, bytearray(data[begin:end]))
         elif fixed:
             observation = _in_place(shape, dtype, data, begin) if in_place else None

@@ -140,7 +140,7 @@ class RemoteSession:
         request, data = exchange.request, None
         try:
             if frame is not None:
-                if not request.seq % OTHER_PATHS_EVERY:
+                if not exchange.returned % OTHER_PATHS_EVERY:
                     self.paths.serve_others(self.connection.clock())
                 path = self.paths.current
                 path.send(frame)

@@ -29,6 +29,9 @@ class SessionOwner:
 
     Attributes:
         session: the session in use.
+        exchange: its exchange.
+        returned: the number of the last request whose reply the caller had when the present call
+            began.
         pid: the process that opened it.
         closed: whether `close` has been called.
         in_call: true while a call of the proxy is under way.
@@ -47,8 +50,8 @@ class SessionOwner:
         self.options = options
         self.session: RemoteSession
         self.pid: int
-        self._exchange: Exchange
-        self._returned: int
+        self.exchange: Exchange
+        self.returned: int
         self.closed = False
         self.in_call: object = False
         self._is_left = False  # whether `close` has returned
@@ -97,8 +100,8 @@ class SessionOwner:
             session=session,
             pid=os.getpid(),
             _owns_connection=owns_connection,
-            _exchange=exchange,
-            _returned=exchange.returned,
+            exchange=exchange,
+            returned=exchange.returned,
         )
 
     def begin_call(self) -> None:
@@ -106,15 +109,12 @@ class SessionOwner:
         if self.in_call:
             check_alone(self)
         self.in_call = True
-        self._exchange = exchange = self.session.exchange
-        self._returned = exchange.returned
+        self.returned = self.exchange.returned
 
     def undo(self, error: BaseException) -> None:
         """End a call with an exception. Unless it is a reply, no reply counts as returned."""
         self.in_call = False
-        exchange = self.session.exchange
-        if exchange is self._exchange:
-            exchange.undo(self._returned, error)
+        self.exchange.undo(self.returned, error)
 
     @property
     def shared(self) -> object:
