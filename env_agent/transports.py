@@ -260,7 +260,7 @@ class Transports:
     def __init__(self, link: BrokerLink, direct: DirectEndpoint | None) -> None:
         self.link = link
         self.direct = direct
-        self._turns_left = POLL_ALL_EVERY  # how many frames to receive before all sockets are polled
+        self._turns_left = POLL_ALL_EVERY  # frames to receive before all sockets are polled
         # A session that could connect directly uses the relay: how many more direct frames to
         # receive by polling all sockets.
         self._relayed_polls = 0

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from gymwire.learner_agent.client.patience import Patience
 from gymwire.protocol import dialogue
-from gymwire.protocol.codec import MAX_MESSAGE, PLAIN, Frame, Header, read_header
+from gymwire.protocol.codec import PLAIN, Frame, Header, read_header
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     EnvironmentLost,
@@ -46,7 +46,6 @@ RESEND_S = 1.0  # the first silence after which a request is sent again; doubles
 RESEND_MAX_S = 15.0
 PING_S = 1.0
 UNWATCHED_S = 2.0  # a PING overdue for longer shows that this process did not run in the meantime
-SMALL = 64 * 1024  # bytes of the largest request that the fast path sends
 
 # Before Python 3.12, looking an enum member up takes 0.1 µs and more.
 _ACT = Kind.ACT
@@ -73,8 +72,8 @@ class Exchange:
         where: the env agent, as errors name it.
         timeout_s: how long the broker may be silent, in seconds.
         rng: the source of the random part of pauses.
-        steps: the codec of the fast path for steps; None: every step takes the general path.
-        max_message: the largest request that the broker accepts, in bytes.
+        steps: the codec of the fast path for steps, which encodes no ACT that is larger than the
+            broker accepts; None: every step takes the general path.
     """
 
     def __init__(
@@ -86,7 +85,6 @@ class Exchange:
         timeout_s: float,
         rng: random.Random,
         steps: StepCodec | None = None,
-        max_message: int = MAX_MESSAGE,
     ) -> None:
         self.sid = sid
         self.nonce = nonce
@@ -104,7 +102,6 @@ class Exchange:
         # The functions of `steps`. Without the first one, steps take the general path.
         self._encode_act = None if steps is None else steps.encode_act
         self._decode_percept = _no_percept if steps is None else steps.decode_percept
-        self._largest_fast = min(SMALL, max_message)
         self._number = b""  # of the step that `begin_step` began, as it stands in a frame
         self.where = where
         self._timeout_s = timeout_s
@@ -210,9 +207,8 @@ class Exchange:
         seq = returned + 1
         self._number = number = seq.to_bytes(8, "little")
         frame = encode(action, number)
-        if frame is None or len(frame) > self._largest_fast:
-            return None
-        self.request = _tuple(Pending, (_ACT, seq, frame))
+        if frame is not None:
+            self.request = _tuple(Pending, (_ACT, seq, frame))
         return frame
 
     def finish_step(self, data: bytes | memoryview) -> Step | None:

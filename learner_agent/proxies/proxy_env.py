@@ -146,7 +146,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             BrokerUnreachable: after `timeout_s` of silence.
         """
         owner, replay = self._owner, self._replay
-        if owner.closed or owner.pid != os.getpid():
+        if owner.closed or owner.is_inherited:
             owner.check_usable(Act(action))
         if owner.in_call or replay is not None:
             self._calls.begin_call()
