@@ -8,17 +8,17 @@ and no message object is created.
 The most frequent values have functions of their own:
 
 ACT:     an array, or an integer below 128, as the whole action.
-PERCEPT: an array as the observation, a float as reward, two bools and an empty info; of a vector,
-         an array as the observation, float64 rewards, bool flags and an empty info.
+PERCEPT: an array as the observation, a float as reward, two bools and an empty info.
+
+Percepts with infos, and those of vectors, use `percept_layouts`.
 
 Values that cannot be serialized and malformed frames are left to `Codec`, which explains the fault.
 """
 
 from __future__ import annotations
 
-import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,24 +40,19 @@ from gymwire.protocol.codec import (
     SID,
     UP_TO_FLAGS,
     UP_TO_SID,
-    Codec,
     Frame,
     Pieces,
     join,
     split,
 )
 from gymwire.protocol.errors import DecodingError, EncodingError
-from gymwire.protocol.messages import VERSION, Kind, Percept
+from gymwire.protocol.messages import VERSION, Kind
+from gymwire.protocol.percept_layouts import APART, IN_PLACE, PerceptLayouts, in_place
 from gymwire.protocol.space_codecs import NOT_COMPACT, NotCompact, SpaceCodec
+from gymwire.protocol.vector_infos import to_wire
 
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 Data = Frame | memoryview
-
-# Arrays of at least this many bytes stay in the memory where libzmq received them. Smaller messages
-# share a block, which an array would keep alive, and may be at odd addresses.
-IN_PLACE = 16 * 1024
-# Arrays of at least this many bytes are not copied into the frame of a percept, but become a piece.
-APART = 16 * 1024
 
 _ONE_FIELD, _FIVE_FIELDS = b"\x91", b"\x95"
 _REST = struct.Struct(">sd3s")  # a float 64, two bools and an empty map, as msgpack has them
@@ -68,7 +63,6 @@ _ENDS = {
     for truncated in (False, True)
 }
 _FLAGS = {end: flags for flags, end in _ENDS.items()}
-_REWARD, _BOOL = np.dtype("<f8"), np.dtype(bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,10 +106,9 @@ def compile_steps(
         act = _array_act(sid, action, act, largest_act)
     else:
         act = _number_act(sid, action.scalar, act)
-    percept = _any_percept(sid, observation, num_envs)
-    if observation.array is not None and num_envs:
-        percept = _vector_percept(sid, observation, num_envs, percept)
-    elif observation.array is not None and observation.array[2]:
+    layouts = PerceptLayouts(sid, observation, *_any_percept(sid, observation, num_envs))
+    percept: _Percept = layouts.encode, layouts.decode
+    if observation.array is not None and observation.array[2] and not num_envs:
         percept = _array_percept(sid, observation, percept)
     return StepCodec(*act, *percept)
 
@@ -145,11 +138,11 @@ def _any_act(sid: int, space: SpaceCodec, largest: int) -> _Act:
 
 
 def _any_percept(sid: int, space: SpaceCodec, num_envs: int) -> _Percept:
-    """Return the functions for any percept, except non-empty infos of a vector."""
+    """Return the functions for any percept, except infos of a vector with arrays of objects."""
     encode_fields, decode_fields = _any(sid, Kind.PERCEPT, space, 5)
 
     def encode(step: Step, number: bytes) -> Frame | None:
-        if num_envs and (type(step[4]) is not dict or step[4]):
+        if num_envs and (type(step[4]) is not dict or to_wire(step[4]) is not step[4]):
             return None
         return encode_fields([*step], number)
 
@@ -262,7 +255,7 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
     dtype, shape, size, pad = layout.dtype, layout.shape, layout.size, layout.pad
     small, fixed = layout.small, layout.fixed
     lead_end, rest_at = layout.lead_end, layout.rest_at
-    in_place, apart = fixed and layout.n_bytes >= IN_PLACE, layout.n_bytes >= APART
+    stays, apart = fixed and layout.n_bytes >= IN_PLACE, layout.n_bytes >= APART
     ndarray, pack, unpack = np.ndarray, _REST.pack, _REST.unpack_from
     float_type, ends, flags_of = _FLOAT, _ENDS, _FLAGS
 
@@ -298,7 +291,7 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
             return decode_other(data, number)
         observation: NDArray[Any] | None
         if fixed:
-            observation = _in_place(shape, dtype, data, begin) if in_place else None
+            observation = in_place(shape, dtype, data, begin) if stays else None
             if observation is None:
                 observation = ndarray(shape, dtype, data, begin).copy()
         else:
@@ -367,114 +360,6 @@ class _FrameLayout:
             self.pad = bytes(self.begin - head_end)
         self.lead_end = HEADER_SIZE + len(self.lead)
         self.prefix = _prefix(sid, kind, COMPACT, head_len)
-
-
-def _vector_percept(  # noqa: C901 - most of it is in the two functions that it returns
-    sid: int, observation: SpaceCodec, num_envs: int, other: _Percept
-) -> _Percept:
-    """Return the functions for a frame in which only four arrays and the request number vary.
-
-    The positions of the arrays are found by comparing frames that `Codec` encodes.
-    """
-    assert observation.array is not None
-    dtype, shape, _ = observation.array
-    kinds = [(dtype, shape), (_REWARD, (num_envs,)), *[(_BOOL, (num_envs,))] * 2]
-    blank, places = _find_arrays(Codec(observation), sid, kinds)
-    if not places:
-        return other
-    size, prefix, ndarray = len(blank), blank[UP_TO_SID], np.ndarray
-    order = sorted(range(4), key=lambda index: places[index])
-    constants = _constants_between(blank, [places[index] for index in order])
-    # What to send, in order: the constant bytes before an array, and what the array must be.
-    fields = [(before[2], i, *kinds[i]) for before, i in zip(constants, order, strict=False)]
-    end_bytes = constants[-1][2]
-    views = [(*place, *kind) for place, kind in zip(places, kinds, strict=True)]
-
-    encode_other, decode_other = other
-
-    def encode(step: Step, number: bytes) -> Frame | Pieces | None:
-        info = step[4]
-        if type(info) is not dict or info:
-            return encode_other(step, number)
-        parts: list[Any] = [prefix, number]
-        apart = False
-        for filling, index, dtype, shape in fields:
-            value = step[index]
-            if type(value) is not ndarray or value.dtype != dtype or value.shape != shape:
-                return encode_other(step, number)
-            large = value.nbytes >= LARGE and value.flags.c_contiguous
-            apart = apart or (large and value.nbytes >= APART)
-            parts += (filling, value.data if large else value.tobytes())
-        parts.append(end_bytes)
-        return Pieces(parts, size) if apart else b"".join(parts)
-
-    def decode(data: Data, number: bytes) -> Step | None:
-        if len(data) != size or data[UP_TO_SID] != prefix or data[SEQ] != number:
-            return decode_other(data, number)
-        for begin, end, constant in constants:
-            if data[begin:end] != constant:
-                return decode_other(data, number)
-        arrays = []
-        for begin, end, dtype, shape in views:
-            if dtype is _BOOL and bytes(data[begin:end]).strip(b"\0\1"):
-                return decode_other(data, number)
-            array = None
-            if end - begin >= IN_PLACE:
-                array = _in_place(shape, dtype, data, begin)
-            arrays.append(
-                ndarray(shape, dtype, bytearray(data[begin:end])) if array is None else array
-            )
-        return arrays[0], arrays[1], arrays[2], arrays[3], {}
-
-    return encode, decode
-
-
-def _find_arrays(
-    codec: Codec, sid: int, kinds: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]
-) -> tuple[bytes, list[tuple[int, int]]]:
-    """Return a percept's frame full of zeros, and the begin and end of each of its four arrays.
-
-    The list is empty if an array has no bytes.
-    """
-
-    def frame(filled: int) -> bytes:
-        """Return the frame in which the bytes of one array are 1 and those of the others 0."""
-        arrays = [
-            np.full(math.prod(shape) * dtype.itemsize, index == filled, np.uint8)
-            .view(dtype)
-            .reshape(shape)
-            for index, (dtype, shape) in enumerate(kinds)
-        ]
-        observations, rewards, terminated, truncated = arrays
-        percept = Percept(observations, rewards, terminated, truncated, {})
-        return bytes(codec.encode(percept, sid, 0))
-
-    blank = frame(-1)
-    zeros = np.frombuffer(blank, np.uint8)
-    places: list[tuple[int, int]] = []
-    for index in range(4):
-        differ = zeros != np.frombuffer(frame(index), np.uint8)
-        if not differ.any():
-            return blank, []
-        places.append((int(differ.argmax()), len(blank) - int(differ[::-1].argmax())))
-    return blank, places
-
-
-def _constants_between(
-    blank: bytes, places: Sequence[tuple[int, int]]
-) -> list[tuple[int, int, bytes]]:
-    """Return begin, end and bytes of what is before, between and after these places."""
-    edges = [HEADER_SIZE, *(edge for place in places for edge in place), len(blank)]
-    gaps = zip(edges[::2], edges[1::2], strict=True)
-    return [(begin, end, blank[begin:end]) for begin, end in gaps]
-
-
-def _in_place(
-    shape: tuple[int, ...], dtype: np.dtype[Any], data: Data, begin: int
-) -> NDArray[Any] | None:
-    """Return the array in the received memory; None if that is read-only or unaligned."""
-    array = np.ndarray(shape, dtype, data, begin)
-    return array if array.flags.writeable and array.flags.aligned else None
 
 
 def _prefix(sid: int, kind: Kind, flags: int, head_len: int) -> bytes:

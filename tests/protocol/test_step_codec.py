@@ -153,10 +153,11 @@ def test_unserializable_values_are_left_to_codec() -> None:
     assert short.encode_percept(step, NUMBER) is None
 
 
-def test_the_infos_of_a_vector_are_left_to_codec() -> None:
+@pytest.mark.parametrize("infos", [{"a": np.array([None, 1])}, {"a": {"b": np.array(["x", {}])}}])
+def test_infos_of_a_vector_with_arrays_of_objects_are_left_to_codec(infos: Any) -> None:
     form = compile(BOX)
-    short = compile_steps(SID, form, form, 4)
-    step: Any = (BOX.sample(), np.ones(4), np.ones(4, bool), np.ones(4, bool), {"a": np.ones(4)})
+    short = compile_steps(SID, form, form, 2)
+    step: Any = (BOX.sample(), np.ones(2), np.ones(2, bool), np.ones(2, bool), infos)
     assert short.encode_percept(step, NUMBER) is None
 
 
