@@ -35,6 +35,7 @@ from gymwire.protocol.codec import (
     HEADER,
     HEADER_SIZE,
     MAGIC,
+    MAX_MESSAGE,
     SEQ,
     SID,
     UP_TO_FLAGS,
@@ -71,7 +72,7 @@ class StepCodec:
     `number` is the request number as the eight bytes of the header.
 
     Attributes:
-        encode_act: `(action, number) -> frame`, or None.
+        encode_act: `(action, number) -> frame`, or None; also None for a frame that is too large.
         decode_act: `(frame) -> action`, or NOT_COMPACT. It ignores the request number.
         encode_percept: `(what Env.step returned, number) -> frame`, or None.
         decode_percept: `(frame, number) -> what Env.step returned`, fresh and writable; None if
@@ -85,12 +86,24 @@ class StepCodec:
 
 
 def compile_steps(
-    sid: int, observation: SpaceCodec, action: SpaceCodec, num_envs: int = 0
+    sid: int,
+    observation: SpaceCodec,
+    action: SpaceCodec,
+    num_envs: int = 0,
+    largest_act: int = MAX_MESSAGE,
 ) -> StepCodec:
-    """Return the codec of session `sid`. `num_envs`: 0 for a single environment."""
-    act = _any_act(sid, action)
+    """Return the codec of session `sid`.
+
+    Args:
+        sid: the session's number.
+        observation: the space of the observations.
+        action: the space of the actions.
+        num_envs: 0 for a single environment.
+        largest_act: the largest frame that `encode_act` returns, in bytes.
+    """
+    act = _any_act(sid, action, largest_act)
     if action.array is not None:
-        act = _array_act(sid, action, act)
+        act = _array_act(sid, action, act, largest_act)
     else:
         act = _number_act(sid, action.scalar, act)
     layouts = PerceptLayouts(sid, observation, *_any_percept(sid, observation, num_envs))
@@ -109,12 +122,13 @@ _Fields = tuple[
 ]
 
 
-def _any_act(sid: int, space: SpaceCodec) -> _Act:
+def _any_act(sid: int, space: SpaceCodec, largest: int) -> _Act:
     """Return the functions for any action that can be serialized."""
     encode_fields, decode_fields = _any(sid, Kind.ACT, space, 1)
 
     def encode(action: Any, number: bytes) -> Frame | None:
-        return encode_fields([action], number)
+        frame = encode_fields([action], number)
+        return None if frame is None or len(frame) > largest else frame
 
     def decode(data: Data) -> Any | NotCompact:
         fields = decode_fields(data, bytes(data[SEQ]))
@@ -187,12 +201,16 @@ def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
 
     def encode(action: Any, number: bytes) -> Frame | None:
         kind = type(action)
-        if kind is not scalar and kind is not int:
+        index: int
+        if kind is int:
+            prefix, index = plain, action
+        elif kind is scalar:
+            prefix, index = compact, int(action)
+        else:
             return encode_other(action, number)
-        index = int(action)
-        if not 0 <= index < 128:
-            return encode_other(action, number)
-        return (compact if kind is scalar else plain) + number + bodies[index]
+        if 0 <= index < 128:
+            return prefix + number + bodies[index]
+        return encode_other(action, number)
 
     def decode(data: Data) -> Any | NotCompact:
         prefix = data[UP_TO_SID]
@@ -203,8 +221,10 @@ def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
     return encode, decode
 
 
-def _array_act(sid: int, space: SpaceCodec, other: _Act) -> _Act:
+def _array_act(sid: int, space: SpaceCodec, other: _Act, largest: int) -> _Act:
     layout = _FrameLayout(sid, Kind.ACT, _ONE_FIELD, space, 0)
+    if layout.size > largest:
+        return other
     prefix, lead, begin, end = layout.prefix, layout.lead, layout.begin, layout.end
     dtype, shape, fixed, ndarray = layout.dtype, layout.shape, layout.fixed, np.ndarray
     lead_end, before = layout.lead_end, lead + layout.pad
@@ -231,7 +251,7 @@ def _array_act(sid: int, space: SpaceCodec, other: _Act) -> _Act:
 
 def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
     layout = _FrameLayout(sid, Kind.PERCEPT, _FIVE_FIELDS, space, _REST.size)
-    prefix, lead, begin, end = layout.prefix, layout.lead, layout.begin, layout.end
+    prefix, lead, begin = layout.prefix, layout.lead, layout.begin
     dtype, shape, size, pad = layout.dtype, layout.shape, layout.size, layout.pad
     small, fixed = layout.small, layout.fixed
     lead_end, rest_at = layout.lead_end, layout.rest_at
@@ -269,11 +289,8 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
         flags = flags_of.get(last)
         if flags is None or kind != float_type:
             return decode_other(data, number)
-        observation: NDArray[Any] | None = None
-        if small and fixed:
-            # Copying the bytes instead of an array saves several microseconds of NumPy.
-            observation = ndarray(shape, dtype, bytearray(data[begin:end]))
-        elif fixed:
+        observation: NDArray[Any] | None
+        if fixed:
             observation = in_place(shape, dtype, data, begin) if stays else None
             if observation is None:
                 observation = ndarray(shape, dtype, data, begin).copy()
@@ -284,7 +301,28 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
                 return None
         return observation, reward, flags[0], flags[1], {}
 
-    return encode, decode
+    return encode, _small_percept(layout, other[1]) if small and fixed else decode
+
+
+def _small_percept(
+    layout: _FrameLayout, decode_other: Callable[[Data, bytes], Step | None]
+) -> Callable[[Data, bytes], Step | None]:
+    """Return the decoder of a percept whose array has a fixed size and is in the head."""
+    dtype, shape, size, ndarray = layout.dtype, layout.shape, layout.size, np.ndarray
+    prefix, lead, float_type, flags_of = layout.prefix, layout.lead, _FLOAT, _FLAGS
+    unpack = struct.Struct(f">{layout.lead_end}s{layout.n_bytes}s{_REST.format[1:]}").unpack
+
+    def decode(data: Data, number: bytes) -> Step | None:
+        if len(data) != size:
+            return decode_other(data, number)
+        start, content, kind, reward, last = unpack(data)
+        flags = flags_of.get(last)
+        if flags is None or kind != float_type or start != prefix + number + lead:
+            return decode_other(data, number)
+        # Copying the bytes instead of an array saves several microseconds of NumPy.
+        return ndarray(shape, dtype, bytearray(content)), reward, flags[0], flags[1], {}
+
+    return decode
 
 
 class _FrameLayout:

@@ -70,6 +70,14 @@ def test_a_strided_array_is_sent_in_c_order() -> None:
     assert short.encode_percept(step, NUMBER) == long.encode(Percept(*step), SID, SEQ)
 
 
+@pytest.mark.parametrize("space", [BOX, gymnasium.spaces.Tuple([BOX, TWO])])
+def test_an_act_that_is_too_large_is_left_to_codec(space: gymnasium.Space[Any]) -> None:
+    form, value = compile(space), space.sample()
+    size = len(Codec(form, form).encode(Act(value), SID, SEQ))
+    assert compile_steps(SID, form, form, 0, size).encode_act(value, NUMBER) is not None
+    assert compile_steps(SID, form, form, 0, size - 1).encode_act(value, NUMBER) is None
+
+
 def test_a_large_array_stays_where_it_was_received() -> None:
     short, _ = codecs(PICTURE, TWO)
     picture = PICTURE.sample()
