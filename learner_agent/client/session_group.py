@@ -118,9 +118,23 @@ class SessionGroup:
         self, waiting: Sequence[int] | Mapping[int, object], timeout_s: float | None
     ) -> None:
         """Wait for the replies of these sessions. Raises RequestTimeout and EnvironmentLost."""
-        deadline = self.deadline_of(timeout_s)
-        while missing := [i for i in waiting if not self._sessions[i].ready]:
-            self.wait_for_one(missing, deadline)
+        self._wait_for_all([*waiting], self.deadline_of(timeout_s))
+
+    def _wait_for_all(self, waiting: Sequence[int], deadline: float | None) -> None:
+        connection, losses = self.connection, -1
+        missing = [one for i in waiting if not (one := self._sessions[i]).ready]
+
+        def are_ready() -> bool:
+            nonlocal losses
+            if losses != connection.losses:
+                losses = connection.losses
+                for one in missing:
+                    one.check_ready()
+            while missing and missing[-1].check_ready():
+                missing.pop()
+            return not missing
+
+        self._wait(are_ready, waiting, deadline)
 
     def deadline_of(self, timeout_s: float | None) -> float | None:
         """Return when this time-out ends, as a reading of the connection's clock."""
@@ -136,12 +150,19 @@ class SessionGroup:
         def is_one_ready() -> bool:
             return any(one.ready for one in sessions) or any(one.check_ready() for one in sessions)
 
+        self._wait(is_one_ready, waiting, deadline)
+
+    def _wait(
+        self, until: Callable[[], bool], waiting: Sequence[int], deadline: float | None
+    ) -> None:
+        """Wait until a condition holds. Raises RequestTimeout and EnvironmentLost."""
+        sessions = [self._sessions[i] for i in waiting]
         try:
-            if self.connection.wait(is_one_ready, deadline, sessions):
+            if self.connection.wait(until, deadline, sessions):
                 return
         except EnvironmentLost:
             raise self.lost_error() from None
-        names = ", ".join(map(self.names, waiting))
+        names = ", ".join(self.names(i) for i in waiting if not self._sessions[i].ready)
         raise RequestTimeout(
             f"No reply yet from {names} of {self.num_envs} at {self._where}. Call again to wait "
             f"on, or reset()."
@@ -205,11 +226,17 @@ class SessionGroup:
         if deadline is None:
             # All replies are needed, in whichever order: a receive that blocks needs no poll.
             for session in [self._sessions[i] for i in waiting]:
-                waits = not session.ready and session.exchange.lost is None
-                if waits and (data := session.path.receive()) is not None:
+                if not session.ready and session.exchange.lost is None:
+                    data = session.path.receive()
+                    if data is None:  # timers are due
+                        break
                     session.receive_frame(data)
         while missing := [i for i in waiting if not self.step_ready(i)]:
-            self.wait_for_step(missing, deadline)
+            self.wait_for_steps_of(missing, deadline)
+
+    def wait_for_steps_of(self, waiting: Sequence[int], deadline: float | None) -> None:
+        """Wait until the steps of some of these sessions, or all, have ended."""
+        self._wait_for_all(waiting, deadline)
 
     def read_step(self, i: int, timeout_s: float | None = None) -> Message:
         """Wait for the percept of a session, and return it; it stays until `end_steps`."""
