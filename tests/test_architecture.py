@@ -67,6 +67,7 @@ IMPURE = {
     "learner_agent/client/connection.py": "sends and receives",
     "learner_agent/client/direct.py": "dials the env agent",
     "learner_agent/client/open_sessions.py": "draws nonces and waits for replies",
+    "learner_agent/client/readiness.py": "looks at sessions",
     "learner_agent/client/session.py": "waits for replies",
     "learner_agent/client/session_group.py": "waits for replies",
     "learner_agent/client/threads.py": "looks at other threads and waits for them",

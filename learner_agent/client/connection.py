@@ -484,6 +484,11 @@ class BrokerConnection:
         """Remove a session that has ended."""
         self._sessions.pop(session.sid, None)
 
+    def forget_lost(self, session: RemoteSession) -> None:
+        """Remove a session that was lost."""
+        self.forget(session)
+        self.losses += 1
+
     def close(self, *, goodbye: bool = True) -> None:
         """Leave the broker, which ends the sessions that are still open. Idempotent.
 

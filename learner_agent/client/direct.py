@@ -243,6 +243,12 @@ class SessionPaths:
         if self.direct is not None and self.direct.up:
             self.current = self.direct.transport
 
+    def receive_frame(self, data: bytes | memoryview) -> bool:
+        """Handle a frame from the current path; return whether it answers a request."""
+        if self.direct is None or not self.direct.up:
+            return self._connection.receive_frame(data)
+        return self.direct.link.receive_frame(data)
+
     def serve_others(self, now: float) -> None:
         """Handle what arrives on the other paths, and what happens to their connections."""
         connection = self._connection

@@ -369,10 +369,7 @@ class RemoteSession:
 
     def receive_frame(self, data: Data) -> bool:
         """Handle a frame from the session's path; return whether it answers a request."""
-        direct = self.paths.direct
-        if direct is None or not direct.up:
-            return self.connection.receive_frame(data)
-        return direct.link.receive_frame(data)
+        return self.paths.receive_frame(data)
 
     def receive(self, header: Header, data: Data) -> bool:
         """Handle a frame of this session; return whether it is the reply to the request."""
@@ -381,8 +378,7 @@ class RemoteSession:
         except EnvironmentLost:
             # Whoever waits for this session gets the error; a caller that waits for another does
             # not.
-            self.connection.forget(self)
-            self.connection.losses += 1
+            self.connection.forget_lost(self)
             return True
         if answered and self.closed:
             self.connection.forget(self)

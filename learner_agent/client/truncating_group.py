@@ -156,7 +156,7 @@ class TruncatingGroup(SessionGroup):
                     self._sessions[i].begin(requests[i])
                     asked.add(i)
             with suppress(EnvironmentLost):
-                self.wait_for_all(requests, timeout_s)
+                self.wait_for_all(requests, self.deadline_of(timeout_s))
                 break
         replies = self.take(requests)
         last = [*self._last]
