@@ -1091,3 +1091,21 @@ def test_a_flooding_peer_gets_no_local_channel(near: Broker) -> None:
         near.say(b"\x01one", Ping())
     assert near.core.attach(attach, near.now) is None
     assert near.core.attach(attach, near.now + 60.0) is not None
+
+
+def test_a_bug_in_the_handling_of_one_frame_does_not_end_the_broker(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    broker.env(ENV)
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions.Sessions, "open", fail)
+        broker.learner(LEARNER)
+        error = error_of(broker.say(LEARNER, Open("cartpole", NONCE), seq=1))
+    assert error.code == Code.PROTOCOL
+    assert "failed to handle OPEN: ValueError" in error.text
+    [note] = [one for one in broker.core.take_notes() if one.event.startswith("frame failed")]
+    assert "a bug" in str(note.facts["traceback"])
+    assert broker.open(LEARNER)
