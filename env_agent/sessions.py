@@ -127,7 +127,7 @@ class SessionHost:
             direct=direct,
             key=b"" if signer is None or self._key is None else self._key.public,
         )
-        observation = spaces.compile(found.observation_space)
+        observation = runner.spaces.guard(spaces.compile(found.observation_space))
         action = spaces.compile(found.action_space)
         codec = (Codec if signer is None else partial(SignedCodec, signer))(
             observation,
