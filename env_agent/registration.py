@@ -27,8 +27,8 @@ from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.handshake import Handshake
 
 TOO_LARGE = (
-    "Make the metadata, the registered kwargs and the spaces of the environment smaller: for "
-    "example, register the name of a file instead of its content."
+    "Make the metadata and the spaces of the environment smaller: for example, use one bound for "
+    "all elements, and put the name of a file in the place of its content."
 )
 MAX_TEXT = 20_000  # characters of what the broker says, in an error
 PING_S = 1.0  # interval at which a loop asks whether the broker still knows it
