@@ -1032,6 +1032,24 @@ def test_the_log_notes_offers_and_sessions(broker: Broker) -> None:
     assert broker.now == LONG_AFTER_START
 
 
+def test_an_agent_leaves_with_the_last_of_its_loops_that_offer_anything(broker: Broker) -> None:
+    loops = [broker.env(b"\x01%d" % i, "a", "b", agent=b"x" * 16) for i in range(3)]
+    broker.env(ENV2, "a")
+    broker.say(loops[0], offer("a", capacity=9))  # again
+    broker.hello(b"\x01idle", Role.ENV, agent=b"x" * 16)
+    left = []
+    for loop in (*loops, b"\x01idle"):
+        broker.core.take_notes()
+        broker.say(loop, Bye())
+        left.append([note.event for note in broker.core.take_notes()])
+    assert left == [[], [], ["agent left"], []]
+    broker.env(loops[0], "a", agent=b"x" * 16)
+    broker.core.take_notes()
+    broker.say(loops[0], Bye())
+    assert [note.event for note in broker.core.take_notes()] == ["agent left"]
+    assert [*broker.core._tables._offers] == [ENV2]
+
+
 # --- local channels -------------------------------------------------------------------------------
 
 
