@@ -58,6 +58,7 @@ class Agent:
 
     Attributes:
         agent_pid: the process that people started: this one, or the supervisor of this worker.
+        offering: set once the broker has confirmed all offers.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Agent:
         self._direct = direct
         self._wait_s = wait_s
         self._grace_s = min(grace_s, MAX_GRACE_S)
+        self.offering = threading.Event()
         self._id = secrets.token_bytes(AGENT_SIZE)
         max_slots = max(service.max_sessions for service in services)
         self._loops = [
@@ -225,6 +227,7 @@ class Agent:
                 host=hostsocket.gethostname(),
                 pid=os.getpid(),
             )
+        self.offering.set()
 
     # --- stopping ---------------------------------------------------------------------------------
 
