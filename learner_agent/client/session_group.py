@@ -140,8 +140,8 @@ class SessionGroup:
         except EnvironmentLost:
             raise self.lost_error() from None
         raise RequestTimeout(
-            f"No reply yet from {', '.join(map(self.names, waiting))} of {self.num_envs} at {self._where}. Call again to wait "
-            f"on, or reset()."
+            f"No reply yet from {', '.join(map(self.names, waiting))} of {self.num_envs} at "
+            f"{self._where}. Call again to wait on, or reset()."
         )
 
     def read(self, i: int, timeout_s: float | None = None) -> Message:
