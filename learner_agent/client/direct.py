@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import socket
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +31,9 @@ if TYPE_CHECKING:
 
 AUTO_S = 0.5  # how long direct="auto" waits for a direct connection before it uses the relay
 ALWAYS_S = 2.5  # and how long direct="always" waits
+# So many losses within this time, each during a request, suggest that the path loses large packets.
+MAX_LOSSES = 3
+LOSSES_WITHIN_S = 60.0
 CHECK_EVERY_S = 0.002  # the pause between two checks of connections that are being made
 
 
@@ -58,6 +63,8 @@ class DirectConnection:
         self.transport = dial(_urls_for_this_host(endpoint), key=key, server_key=server_key)
         self.up = self.denied = False
         self._must_resume = False
+        # when it was lost during a request, the last times
+        self._losses = deque([-math.inf] * MAX_LOSSES, maxlen=MAX_LOSSES)
         self._resume = PLAIN.encode(Resume(nonce), sid)
 
     def receive_frame(self, data: bytes | memoryview) -> None:
@@ -82,6 +89,11 @@ class DirectConnection:
             if data is not None:
                 self.receive_frame(data)
         return was_up and not self.up
+
+    def lost_again(self, now: float) -> bool:
+        """Note that it was lost during a request; return whether that happens too often."""
+        self._losses.append(now)
+        return now - self._losses[0] <= LOSSES_WITHIN_S
 
     def close(self) -> None:
         """Close the connection."""
@@ -165,6 +177,15 @@ class SessionPaths:
         connection, exchange = self._connection, self._exchange
         if self.direct is not None and self.direct.check():
             exchange.resend(now)
+            if exchange.unanswered is not None and self.direct.lost_again(now):
+                logs.logger().warning(
+                    "direct connection given up, session relayed",
+                    address=self._open_msg.address,
+                    why=f"{self.direct.transport.url} was lost {MAX_LOSSES} times during "
+                    f"requests within {LOSSES_WITHIN_S:g} s. The path may lose large packets, as "
+                    f"behind a tunnel with a wrong MTU",
+                )
+                self.close_direct()
         self._choose()
         connection.check_link(now)
         if self.direct is None:
