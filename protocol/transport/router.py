@@ -145,7 +145,7 @@ class Router:
         self._socket = socket
         self._bare = cast(Any, socket)
         self._backlogs = Backlogs()
-        self._monitor = Monitor(socket)
+        self._monitor = Monitor(socket, listens=True)
         self.urls: list[str] = []
         for url in checked:
             try:
