@@ -165,6 +165,7 @@ class ServingLoop:
     def turn(self) -> None:
         """Serve the frames that arrive within a tick, then run the timers."""
         self._serve()
+        self._transports.watch()
         now = self._clock()
         self._registration.run_timers(now)
         self._close_abandoned(now)

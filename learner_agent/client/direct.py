@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import socket
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
 
 AUTO_S = 0.5  # how long direct="auto" waits for a direct connection before it uses the relay
 ALWAYS_S = 2.5  # and how long direct="always" waits
+# So many losses within this time, each during a request, suggest that the path loses large packets.
+MAX_LOSSES = 3
+LOSSES_WITHIN_S = 60.0
 CHECK_EVERY_S = 0.002  # the pause between two checks of connections that are being made
 
 
@@ -124,12 +129,19 @@ class DirectPath:
         self.resume = PLAIN.encode(Resume(nonce), sid)
         self.receive = receive
         self.up = self.denied = self.must_resume = self.went_down = False
+        # when it was lost during a request, the last times
+        self._losses = deque([-math.inf] * MAX_LOSSES, maxlen=MAX_LOSSES)
         link.add(self)
 
     @property
     def transport(self) -> Transport:
         """The connection."""
         return self.link.transport
+
+    def lost_again(self, now: float) -> bool:
+        """Note that it was lost during a request; return whether that happens too often."""
+        self._losses.append(now)
+        return now - self._losses[0] <= LOSSES_WITHIN_S
 
 
 class DirectLinks:
@@ -264,6 +276,15 @@ class SessionPaths:
         if direct is not None and direct.went_down:
             direct.went_down = False
             self._exchange.resend(now)
+            if self._exchange.unanswered is not None and direct.lost_again(now):
+                logs.logger().warning(
+                    "direct connection given up, session relayed",
+                    address=self._open_msg.address,
+                    why=f"{direct.transport.url} was lost {MAX_LOSSES} times during requests "
+                    f"within {LOSSES_WITHIN_S:g} s. The path may lose large packets, as behind a "
+                    f"tunnel with a wrong MTU",
+                )
+                self.close_direct()
         self._choose()
         if direct is not None:
             self._resume_if_needed()

@@ -48,6 +48,11 @@ OTHER_PATHS_EVERY = 64  # steps after which a session serves the paths that it d
 SMALL = 64 * 1024  # bytes of the largest request that the fast path sends
 PROBE_SEQ = 2**62  # a request number that is never next
 PROBE_S = 0.1  # the pause between two probes
+REPORTED_S = 3.0  # an env agent reports a request by then if it executes it
+UNREPORTED = (
+    " No report says that it is being executed: the environment may hold the interpreter's lock, "
+    "or the path to the env agent may lose large packets (a wrong MTU)."
+)
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
 
 Data = bytes | memoryview
@@ -312,10 +317,11 @@ class RemoteSession:
         pending, in_step_s = self.exchange.pending, self.exchange.in_step_s
         verb = "request" if pending is None else pending.kind.name.lower()
         doing = "" if in_step_s is None else f" (it has been executing for {in_step_s:.0f} s)"
+        advice = UNREPORTED if in_step_s is None and (timeout_s or 0.0) > REPORTED_S else ""
         raise RequestTimeout(
             f"The {'step' if verb == 'act' else verb} at {self.open_msg.address!r} has not been "
             f"answered within {timeout_s:g} s{doing}. Call it again with the same arguments to "
-            f"wait on, or reset()."
+            f"wait on, or reset().{advice}"
         )
 
     def _take(self, read: Callable[[Header, Data], T | Error]) -> T:
