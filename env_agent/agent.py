@@ -26,6 +26,7 @@ from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import AGENT_SIZE, Offer
+from gymwire.protocol.process_ids import with_process
 from gymwire.protocol.process_slots import with_process_slots
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.broker_link import BrokerLink
@@ -54,6 +55,10 @@ class Agent:
         wait_s: how long to wait for the broker, in seconds.
         grace_s: how long running steps, closing environments, and after SIGTERM sessions may
             continue before they are cut off, in seconds.
+
+    Attributes:
+        agent_pid: the process that people started: this one, or the supervisor of this worker.
+        offering: set once the broker has confirmed all offers.
     """
 
     def __init__(
@@ -74,6 +79,7 @@ class Agent:
         self._direct = direct
         self._wait_s = wait_s
         self._grace_s = min(grace_s, MAX_GRACE_S)
+        self.offering = threading.Event()
         self._id = secrets.token_bytes(AGENT_SIZE)
         max_slots = max(service.max_sessions for service in services)
         self._loops = [
@@ -94,6 +100,7 @@ class Agent:
         self._is_described = False
         self._reporter: ProgressReporter | None = None
         self._ended = threading.Condition()
+        self.agent_pid = os.getpid()
         self._running = set(range(len(self._loops)))  # the indices of loops that have not ended
 
     def run(self) -> None:
@@ -180,7 +187,9 @@ class Agent:
         count = len(self._loops)
         shares = [
             replace(
-                with_process_slots(offer, offer.capacity),
+                with_process_slots(
+                    with_process(offer, os.getpid(), self.agent_pid), offer.capacity
+                ),
                 capacity=(offer.capacity + count - 1 - index) // count,
             )
             for offer in offers
@@ -218,6 +227,7 @@ class Agent:
                 host=hostsocket.gethostname(),
                 pid=os.getpid(),
             )
+        self.offering.set()
 
     # --- stopping ---------------------------------------------------------------------------------
 

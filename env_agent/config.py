@@ -13,6 +13,7 @@ from gymwire.env_agent.factory import Factory, resolve
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.files import read_text
 
 KEYS = {
     "address": str,
@@ -79,7 +80,7 @@ def load(path: Path) -> list[Service]:
     Raises AddressError and ConfigurationError.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise ConfigurationError(f"There is no file {path}.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -38,7 +38,6 @@ SPACES = ("observation_space", "action_space")
 SPEC = ("id", "reward_threshold", "nondeterministic", "max_episode_steps", "order_enforce")
 MARK = b"gymwire:marked"
 MAX_DEPTH = 64
-MAX_NODES = 10_000  # of a space
 MAX_TEXT = 20_000  # characters of a traceback
 PARENT_CHECK_S = 1.0
 MIN_READ = 1 << 16  # bytes
@@ -114,8 +113,11 @@ def _pack_container(value: Any, kind: type, depth: int) -> bytes:
     return _pack_other(value, kind, depth)
 
 
+_LARGEST = {"f": 8, "c": 8 + 8}  # bytes of a number of a kind: no long double
+
+
 def _is_portable(dtype: Any) -> bool:
-    most = {"f": 8, "c": 16}.get(dtype.kind, 10**8)
+    most = _LARGEST.get(dtype.kind, 10**8)
     return dtype.kind in "biufcmMSU" and 0 < dtype.itemsize <= most
 
 
