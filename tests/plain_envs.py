@@ -73,7 +73,7 @@ class Plain:
             "main": self.main,
             "options": options,
             "variables": sorted(os.environ),
-            "descriptors": _open_sockets(),
+            "descriptors": _connections(),
             "modules": sorted({"gymwire", "zmq", "msgpack", "gymnasium"} & set(sys.modules)),
             "version": list(sys.version_info[:2]),
         }
@@ -134,12 +134,12 @@ class Plain:
                 file.write("closed\n")
 
 
-def _open_sockets() -> list[str]:
+def _connections() -> list[str]:
     found = []
     for path in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(OSError):
             found.append(os.readlink(str(path)))
-    return [name for name in found if name.startswith("socket:")]
+    return [name for name in found if name.startswith(("socket:", "pipe:"))]
 
 
 class Peculiar(Exception):

@@ -499,8 +499,9 @@ class Hosted:
 class Channel:
     """Frames from and to the env agent; answers are written when no request is left to read."""
 
-    def __init__(self, number: int) -> None:
-        self._number = number
+    def __init__(self, requests: int, answers: int) -> None:
+        self._requests = requests
+        self._written_to = answers
         self._arrived = b""
         self._answers: list[bytes] = []
 
@@ -515,7 +516,7 @@ class Channel:
                     self._arrived = data[end:]
                     return kind, number, index, data[HEADER.size : end]
             self.flush()
-            more = os.read(self._number, max(MIN_READ, min(MAX_READ, len(data))))
+            more = os.read(self._requests, max(MIN_READ, min(MAX_READ, len(data))))
             if not more:
                 return None
             self._arrived = data + more
@@ -526,11 +527,10 @@ class Channel:
 
     def flush(self) -> None:
         """Write the answers."""
-        if self._answers:
-            data = memoryview(b"".join(self._answers))
-            self._answers = []
-            while data:
-                data = data[os.write(self._number, data) :]
+        data = b"".join(self._answers)
+        self._answers = []
+        while data:
+            data = data[os.write(self._written_to, data) :]
 
 
 class Child:
@@ -603,14 +603,15 @@ def _end_with(parent: int) -> None:
         os._exit(1)
 
 
-def main(number: int, parent: int) -> None:
-    """Execute the requests that arrive at the descriptor `number` until it closes."""
+def main(requests: int, answers: int, parent: int) -> None:
+    """Execute the requests that arrive at one descriptor until it closes; answer by the other."""
     _end_with(parent)
-    os.set_inheritable(number, False)
+    os.set_inheritable(requests, False)
+    os.set_inheritable(answers, False)
     faulthandler.enable()
     folder = str(Path(__file__).resolve().parent)
     sys.path[:] = ["", *(path for path in sys.path if path not in ("", folder))]
-    channel, child = Channel(number), Child()
+    channel, child = Channel(requests, answers), Child()
     channel.answer(VALUE, 0, 0, pack([sys.version, sys.implementation.name]))
     while True:
         request = channel.read()
@@ -622,4 +623,4 @@ def main(number: int, parent: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]))
+    main(*map(int, sys.argv[1:]))

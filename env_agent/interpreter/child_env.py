@@ -104,11 +104,14 @@ class ChildEnv(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         """Step, or wait for the answer to `begin_step`."""
-        number = self._begun
+        number, raw = self._begun, None
         if number is None:
-            number = self._begin(action)
-        self._begun = None
-        answer = self._process.finish(number)
+            raw = self._encode(action)
+        if raw is not None:
+            answer = self._process.step(self._index, raw)
+        else:
+            self._begun = None
+            answer = self._process.finish(self._begin(action) if number is None else number)
         if answer[0] == COMPACT:
             try:
                 return self._decode(answer[1], HEADER_SIZE)

@@ -140,6 +140,8 @@ def compile_step(form: Form | None) -> Callable[[bytes, int], Step]:
     )
     size = -1 if form is None else dtype.itemsize * int(np.prod(shape, dtype=np.int64))
 
+    ndarray, is_bool = np.ndarray, dtype.kind == "b"
+
     def decode(data: bytes, at: int) -> Step:
         start = at + head.size
         if len(data) - start != size:
@@ -149,7 +151,10 @@ def compile_step(form: Form | None) -> Callable[[bytes, int], Step]:
             raise DecodingError(
                 "A step has an unknown kind of reward or a flag other than 0 and 1."
             )
-        observation = copy_array(dtype, shape, data, start)
+        if is_bool:  # checks its bytes
+            observation = copy_array(dtype, shape, data, start)
+        else:
+            observation = ndarray(shape, dtype, data, start).copy()
         return observation, rewards[code](reward), terminated == 1, truncated == 1, {}
 
     return decode

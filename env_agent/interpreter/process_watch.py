@@ -23,6 +23,10 @@ LINES_EVERY_S = 1.0
 MAX_READ = 1 << 16
 
 
+Started = tuple[subprocess.Popen[bytes], int, int]
+"""A process, the descriptor to read its answers from, and one for requests, which never blocks."""
+
+
 class Output:
     """Logs a stream line by line, at most MAX_LINES in each interval.
 
@@ -86,16 +90,16 @@ class ProcessWatch:
         command: Sequence[str],
         env: Mapping[str, str],
         on_end: Callable[[subprocess.Popen[bytes]], None],
-    ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        """Start a process; return it and the socket to it. Raises OSError.
+    ) -> Started:
+        """Start a process with two pipes to it. Raises OSError.
 
         Args:
-            command: the program and its arguments; the process's end of the socket and the id of
-                this process are appended.
+            command: the program and its arguments; the descriptors of requests and answers and
+                the id of this process are appended.
             env: its environment variables.
             on_end: called in the thread with a process that has ended and is not reaped yet.
         """
-        started: Future[tuple[subprocess.Popen[bytes], socket.socket]] = Future()
+        started: Future[Started] = Future()
 
         def start() -> None:
             try:
@@ -129,22 +133,27 @@ class ProcessWatch:
         command: Sequence[str],
         env: Mapping[str, str],
         on_end: Callable[[subprocess.Popen[bytes]], None],
-    ) -> tuple[subprocess.Popen[bytes], socket.socket]:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            try:
-                process = subprocess.Popen(
-                    [*command, str(theirs.fileno()), str(os.getpid())],
-                    env=env,
-                    pass_fds=[theirs.fileno()],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    stderr=subprocess.PIPE,
-                    start_new_session=True,  # a terminal's Ctrl-C is the env agent's
-                )
-            except BaseException:
-                ours.close()
-                raise
+    ) -> Started:
+        pipes = [os.pipe(), os.pipe()]
+        (theirs_in, ours_out), (ours_in, theirs_out) = pipes
+        try:
+            process = subprocess.Popen(
+                [*command, str(theirs_in), str(theirs_out), str(os.getpid())],
+                env=env,
+                pass_fds=[theirs_in, theirs_out],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C is the env agent's
+            )
+        except BaseException:
+            os.close(ours_in)
+            os.close(ours_out)
+            raise
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
+        os.set_blocking(ours_out, False)
         for stream, level in ((process.stdout, "info"), (process.stderr, "warning")):
             assert stream is not None
             log = partial(getattr(self._log, level), "environment printed", address=self._address)
@@ -152,10 +161,9 @@ class ProcessWatch:
             read = partial(self._read, stream, output)
             self._selector.register(stream, selectors.EVENT_READ, read)
         ends = os.pidfd_open(process.pid)
-        self._selector.register(
-            ends, selectors.EVENT_READ, partial(self._ended, ends, ours, partial(on_end, process))
-        )
-        return process, ours
+        ended = partial(self._ended, ends, partial(on_end, process))
+        self._selector.register(ends, selectors.EVENT_READ, ended)
+        return process, ours_in, ours_out
 
     def _read(self, stream: IO[bytes], output: Output) -> None:
         data = b""
@@ -166,11 +174,7 @@ class ProcessWatch:
             self._selector.unregister(stream)
             stream.close()
 
-    def _ended(self, ends: int, ours: socket.socket, on_end: Callable[[], None]) -> None:
+    def _ended(self, ends: int, on_end: Callable[[], None]) -> None:
         self._selector.unregister(ends)
         os.close(ends)
         on_end()
-        # Whoever waits for an answer stops waiting, even if a process that the environment started
-        # holds the other end.
-        with contextlib.suppress(OSError):
-            ours.shutdown(socket.SHUT_RDWR)

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import gymnasium
 import numpy as np
@@ -109,6 +110,30 @@ def test_a_step_that_holds_the_interpreter_silences_nobody(served: tuple[Program
         os.kill(pid, signal.SIGKILL)
         thread.join()
         assert [type(error) for error in failures] == [EnvironmentLost]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_process_in_a_step_ends_with_its_env_agent(
+    programs: Programs, python: str, number: signal.Signals
+) -> None:
+    url = programs.broker()[1]
+    agent = programs.env_agent(
+        url, "--address", "plain", "--env", "tests.plain_envs:Plain", "--python", python
+    )
+    with contextlib.closing(open_plain(url, "never")) as env:
+        pid = env.reset(seed=1)[1]["pid"]
+        thread = threading.Thread(target=contextlib.suppress(EnvironmentLost)(env.step), args=(7,))
+        thread.start()
+
+        def is_in_call() -> bool | None:
+            # Where a process waits is in the kernel's list of its system calls.
+            return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text() or None
+
+        eventually(is_in_call, "a call that holds the interpreter")
+        agent.process.send_signal(number)
+        agent.wait()
+        eventually(lambda: not Path(f"/proc/{pid}/fd/0").exists() or None, "its end")
+        thread.join()
 
 
 def test_exceptions_attributes_and_rendering_pass(served: tuple[Program, str]) -> None:

@@ -20,12 +20,11 @@ OF_PYTHON_3_7 = {
     "__future__", "collections", "dataclasses", "enum", "faulthandler", "importlib", "inspect",
     "os", "pathlib", "struct", "sys", "threading", "time", "traceback", "typing",
 }  # fmt: skip
-# Names of modules, methods and functions that later versions added, as an attribute.
+# Names that later versions added to these modules and to Python's own types.
 LATER = {
-    "removeprefix", "removesuffix", "walrus", "prod", "cached_property", "cache", "pairwise",
-    "is_relative_to", "dist", "isqrt", "comb", "perm", "lcm", "get_annotations", "bit_count",
-    "add_note", "unparse", "hypot", "readlink", "getattr_static_type", "TypeAlias", "Literal",
-    "Protocol", "Final", "pidfd_open", "waitstatus_to_exitcode", "memfd_create", "excepthook",
+    "removeprefix", "removesuffix", "cached_property", "cache", "get_annotations", "bit_count",
+    "add_note", "readlink", "is_relative_to", "pidfd_open", "waitstatus_to_exitcode",
+    "get_type_hints", "excepthook", "KW_ONLY", "StrEnum", "get_origin", "orig_argv", "native_id", "TracebackException",
 }  # fmt: skip
 
 

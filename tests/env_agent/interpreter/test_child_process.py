@@ -39,8 +39,8 @@ class Channel(child.Channel):
             CODE
         super().answer(kind, number, index, body)
 
-child.Channel, number = Channel, int(sys.argv[3])
-child.main(number, int(sys.argv[4]))
+child.Channel = Channel
+child.main(*map(int, sys.argv[3:]))
 """
 HELLO, STEP = 1, 5  # hello, make, compile, reset, step
 
@@ -58,22 +58,22 @@ def misbehave(tmp_path: Path) -> Callable[[int, str], ChildFactory]:
     return make
 
 
-FRAME = "os.write(self._number, child.HEADER.pack({}, {}, {}, 0) + {})"
+FRAME = "os.write(self._written_to, child.HEADER.pack({}, {}, {}, 0) + {})"
 
 
 @pytest.mark.parametrize(
     ("code", "why"),
     [
-        ("os.write(self._number, os.urandom(4096))", "broke the protocol"),
-        ("os.write(self._number, b'HTTP/1.1 200 OK\\r\\n\\r\\n')", "broke the protocol"),
+        ("os.write(self._written_to, os.urandom(4096))", "broke the protocol"),
+        ("os.write(self._written_to, b'HTTP/1.1 200 OK\\r\\n\\r\\n')", "broke the protocol"),
         (FRAME.format(2**32 - 1, "child.VALUE", "number", "b''"), "4294967295 bytes"),
         (FRAME.format(0, 77, "number", "b''"), "kind 77"),
         (FRAME.format(0, "child.STEP", "number", "b''"), "kind 1"),
         (FRAME.format(1, "child.VALUE", "number + 1", "b'\\xc0'"), "instead of"),
         (FRAME.format(3, "child.COMPACT", "number", "b'abc'"), "bytes of observation"),
         (FRAME.format(100, "child.VALUE", "number", "b'abc'") + "; os._exit(7)", "exit status 7"),
-        ("os.close(self._number); time.sleep(600)", "closed its connection"),
-        ("os.close(self._number); os.close(1); os.close(2); os._exit(9)", "exit status 9"),
+        ("os.close(self._written_to); time.sleep(600)", "closed its connection"),
+        ("os.close(self._written_to); os.close(1); os.close(2); os._exit(9)", "exit status 9"),
     ],
 )
 def test_a_violation_ends_this_session_only(
@@ -117,7 +117,7 @@ def test_a_malformed_value_fails_the_request(
 @pytest.mark.parametrize(
     "code",
     [
-        "os.write(self._number, b'hello')\n            os._exit(0)",
+        "os.write(self._written_to, b'hello')\n            os._exit(0)",
         "return super().answer(child.RAISED, number, index, body)",
         "return super().answer(child.VALUE, number, index, child.pack(None))",
     ],
@@ -156,7 +156,7 @@ import sys
 sys.modules["ctypes"] = None
 sys.path.insert(0, {str(Path(child.__file__).parent)!r})
 import child
-child.main(int(sys.argv[3]), int(sys.argv[4]))
+child.main(*map(int, sys.argv[3:]))
 """
 
 
