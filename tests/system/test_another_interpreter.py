@@ -122,7 +122,12 @@ def test_a_process_in_a_step_ends_with_its_env_agent(
     )
     with contextlib.closing(open_plain(url, "never")) as env:
         pid = env.reset(seed=1)[1]["pid"]
-        thread = threading.Thread(target=contextlib.suppress(EnvironmentLost)(env.step), args=(7,))
+
+        def step() -> None:
+            with contextlib.suppress(EnvironmentLost):
+                env.step(np.int64(7))
+
+        thread = threading.Thread(target=step)
         thread.start()
 
         def is_in_call() -> bool | None:

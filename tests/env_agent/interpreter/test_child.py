@@ -23,8 +23,8 @@ OF_PYTHON_3_7 = {
 # Names that later versions added to these modules and to Python's own types.
 LATER = {
     "removeprefix", "removesuffix", "cached_property", "cache", "get_annotations", "bit_count",
-    "add_note", "readlink", "is_relative_to", "pidfd_open", "waitstatus_to_exitcode",
-    "get_type_hints", "excepthook", "KW_ONLY", "StrEnum", "get_origin", "orig_argv", "native_id", "TracebackException",
+    "add_note", "readlink", "is_relative_to", "pidfd_open", "waitstatus_to_exitcode", "excepthook",
+    "KW_ONLY", "StrEnum", "get_origin", "orig_argv", "native_id", "prod",
 }  # fmt: skip
 
 
