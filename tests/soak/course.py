@@ -153,7 +153,9 @@ def _phase(
     time.sleep(phase_s)
     took_s = time.monotonic() - began
     cpu = {
-        name: Cpu(*((b - a) / took_s for a, b in zip(before[name], Cpu.of(part), strict=True)))
+        name: Cpu(
+            *(max(b - a, 0.0) / took_s for a, b in zip(before[name], Cpu.of(part), strict=True))
+        )
         for name, part in programs.items()
         if part.alive and name in before
     }
