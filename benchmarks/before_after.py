@@ -33,12 +33,11 @@ PICTURE_KWARGS = json.dumps({"shape": [84, 84, 4], "dtype": "uint8"})
 
 # Runs in the interpreter of this checkout, with the modules of the checkout to be measured.
 LEARNER = """
-import json, sys, time
-try:
-    from gymwire import ProxyEnv
-except ImportError:  # before 0.2
-    from learner_agent import ProxyEnv
+import importlib, json, os, sys, time
 
+# Not whichever can be imported: the interpreter has this checkout installed, too.
+ProxyEnv = importlib.import_module(sys.argv[4]).ProxyEnv
+assert os.path.realpath(sys.modules[ProxyEnv.__module__].__file__).startswith(os.getcwd() + os.sep)
 broker, steps, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
 
 def p50_us(address, direct):
@@ -62,7 +61,8 @@ print(json.dumps([p50_us(*case) for case in cases]))
 def measure(checkout: Path, steps: int, cases: Sequence[tuple[str, str]]) -> list[float]:
     """Start all parts of a checkout, and return the p50 of a step in µs for each case."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
-    prefix = "gymwire." if (checkout / "gymwire").exists() else ""
+    is_new = (checkout / "gymwire").exists()  # since 0.2
+    prefix, package = ("gymwire.", "gymwire") if is_new else ("", "learner_agent")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         url = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
@@ -76,7 +76,7 @@ def measure(checkout: Path, steps: int, cases: Sequence[tuple[str, str]]) -> lis
             quiet = [*arguments, "--log-level", "error"]
             stack.enter_context(_running(quiet, checkout, environment))
         done = subprocess.run(
-            [sys.executable, "-c", LEARNER, url, str(steps), json.dumps(cases)],
+            [sys.executable, "-c", LEARNER, url, str(steps), json.dumps(cases), package],
             cwd=checkout,
             env=environment,
             stdout=subprocess.PIPE,

@@ -54,6 +54,9 @@ class Agent:
         wait_s: how long to wait for the broker, in seconds.
         grace_s: how long running steps, closing environments, and after SIGTERM sessions may
             continue before they are cut off, in seconds.
+
+    Attributes:
+        offering: set once the broker has confirmed all offers.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Agent:
         self._direct = direct
         self._wait_s = wait_s
         self._grace_s = min(grace_s, MAX_GRACE_S)
+        self.offering = threading.Event()
         self._id = secrets.token_bytes(AGENT_SIZE)
         max_slots = max(service.max_sessions for service in services)
         self._loops = [
@@ -218,6 +222,7 @@ class Agent:
                 host=hostsocket.gethostname(),
                 pid=os.getpid(),
             )
+        self.offering.set()
 
     # --- stopping ---------------------------------------------------------------------------------
 

@@ -42,7 +42,7 @@ from gymwire.protocol.messages import (
     Ping,
     Welcome,
 )
-from gymwire.protocol.transport.interface import Origin, Received
+from gymwire.protocol.transport.interface import Listener, Origin, Received
 
 TIMERS_S = 0.1  # how often timers run even if frames keep arriving
 AWAY_S = 300.0  # close idle sessions when the broker has been away for this long
@@ -180,6 +180,7 @@ class ServingLoop:
         """
         transports, by_key, slots = self._transports, self.host.by_key, self.host.slots
         link, direct, clock = transports.link, transports.direct, self._clock
+        bound_listener = None if direct is None else direct.bound_listener
         requests, timed_steps = self.host.requests, self._timed_steps
         until = clock() + TIMERS_S
         receive = self._receive_tracked if timed_steps.tracker.is_active else transports.receive
@@ -191,15 +192,14 @@ class ServingLoop:
                 return
             now = clock()
             path, origin, data = arrived
+            listener: Listener | None = None
             try:
                 slot = by_key.get(bytes(data[SID]))
                 if self._zero_copy_slot is not None and self._zero_copy_slot is not slot:
                     self._detach_reply()
-                if slot is None or (
-                    path
-                    and direct is not None
-                    and not direct.is_bound(slot.session.sid, path, origin)
-                ):
+                if path and slot is not None and bound_listener is not None:
+                    listener = bound_listener(slot.session.sid, path, origin)
+                if slot is None or (path and listener is None):
                     self._handle(path, origin, data)
                     continue
                 seq = int.from_bytes(data[SEQ], "little")
@@ -214,12 +214,12 @@ class ServingLoop:
                 self.current_request = None
                 if reply is None:
                     self._handle(path, origin, data)
-                elif isinstance(reply, Pieces):
-                    self._send_pieces(slot, path, reply)
-                elif direct is None or not path:
+                elif type(reply) is Pieces:
+                    self._send_pieces(slot, path, listener, reply)
+                elif listener is None:
                     link.send(reply)
                 else:
-                    direct.send(path, reply)
+                    listener.send(path, reply)  # type: ignore[arg-type]
             except REFUSED_BY_BROKER:
                 raise
             except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
@@ -262,7 +262,9 @@ class ServingLoop:
     def _may_request(self, slot: Slot, path: bytes, origin: Origin | None) -> bool:
         """Return whether a frame on this path is a request of the session's learner."""
         direct = self._transports.direct
-        return not path or (direct is not None and direct.is_bound(slot.session.sid, path, origin))
+        if not path or direct is None:
+            return not path
+        return direct.bound_listener(slot.session.sid, path, origin) is not None
 
     def _handle(self, path: bytes, origin: Origin | None, data: bytes | memoryview) -> None:
         """Handle a frame that the fast path does not: everything but the next step."""
@@ -284,7 +286,7 @@ class ServingLoop:
         reply = self.host.requests.handle(slot, header, data)
         self.current_request = None
         if isinstance(reply, Pieces):
-            self._send_pieces(slot, path, reply)
+            self._send_pieces(slot, path, self._transports.listener_of(path), reply)
         elif reply is not None:
             self._transports.send(path, reply)
         if header.kind is Kind.CLOSE:
@@ -299,17 +301,25 @@ class ServingLoop:
             self._timed_steps.tracker.frame_read(waited)
         return arrived
 
-    def _send_pieces(self, slot: Slot, path: bytes, reply: Pieces) -> None:
+    def _send_pieces(
+        self, slot: Slot, path: bytes, listener: Listener | None, reply: Pieces
+    ) -> None:
         """Send a reply from the environment's memory if the path's transport supports that.
+
+        `listener`: of a direct path; None: the path through the broker.
 
         A request for step n+1 proves that reply n arrived, so the reply need not be kept when the
         environment overwrites that memory in its next step.
         """
-        if self._transports.takes_pieces(path):
-            self._transports.send(path, reply)
+        frame: Frame | Pieces = reply
+        if (self._link if listener is None else listener).takes_pieces:
             self._zero_copy_slot = slot
         else:
-            self._transports.send(path, slot.session.detach_reply())
+            frame = slot.session.detach_reply()
+        if listener is None:
+            self._link.send(frame)
+        else:
+            listener.send(path, frame)  # type: ignore[arg-type]
 
     def _detach_reply(self) -> None:
         """Copy the last reply before anything but the next step of its session happens."""

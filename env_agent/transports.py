@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import socket
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import structlog
@@ -65,16 +66,20 @@ class DirectEndpoint:
         broker: the broker's URL, which shows the interface that learners can reach.
 
     Attributes:
-        attached: sid → the connection to which the session is bound, and its key.
+        attached: sid → the connection to which the session is bound, its key, and its listener.
         only_socket: the socket that all attached sessions use, or None if they use several.
+        receive_alone: receives from the socket that all sessions use, while `alone_for` sessions
+            are open; None if that has to be found out again, as after each change.
         new_learner_polls: how many more times all sockets are polled, because a learner that was
             offered a direct connection has not connected yet.
         offer: how learners can connect, as OPENED carries it.
     """
 
     def __init__(self, settings: DirectSettings, index: int, broker: str) -> None:
-        self.attached: dict[int, tuple[bytes, bytes | None]] = {}
+        self.attached: dict[int, tuple[bytes, bytes | None, Listener]] = {}
         self.only_socket: Listener | None = None
+        self.receive_alone: Callable[[], Received | None] | None = None
+        self.alone_for = 0
         self.new_learner_polls = 0
         self._key = settings.key
         self._learners: dict[int, str] = {}  # sid → the identity that may attach to it
@@ -122,6 +127,7 @@ class DirectEndpoint:
         if not self.new_learner_polls:
             self._not_connected.clear()
         self.new_learner_polls = NEW_LEARNER_POLLS
+        self.receive_alone = None
         self._not_connected.add(sid)
 
     def admit(
@@ -146,7 +152,7 @@ class DirectEndpoint:
         if (
             session is not None
             and header.kind < CONTROL_KINDS
-            and self.is_bound(session.sid, rid, origin)
+            and self.bound_listener(session.sid, rid, origin) is not None
         ):
             return True
         reply: Message = Busy(BusyReason.HELLO, 0.0)
@@ -171,17 +177,25 @@ class DirectEndpoint:
             key = None if origin is None else public_key_of(origin)
             if key is None or identity(key) != session.learner:
                 return False
-        self.attached[session.sid] = (rid, key)
+        listener = self.listener_of(rid)
+        if listener is None:
+            return False
+        self.attached[session.sid] = (rid, key, listener)
         self._stop_waiting(session.sid)
         self._choose_only_socket()
         return True
 
-    def is_bound(self, sid: int, rid: bytes, origin: Origin | None) -> bool:
-        """Return whether the session is bound to this connection: by its routing id and its key."""
+    def bound_listener(self, sid: int, rid: bytes, origin: Origin | None) -> Listener | None:
+        """Return the listener of this connection if the session is bound to it, else None.
+
+        It is bound to the routing id, and to the key if there are keys.
+        """
         bound = self.attached.get(sid)
         if bound is None or bound[0] != rid:
-            return False
-        return self._key is None or (origin is not None and bound[1] == public_key_of(origin))
+            return None
+        if self._key is not None and (origin is None or bound[1] != public_key_of(origin)):
+            return None
+        return bound[2]
 
     def detach(self, sid: int) -> None:
         """Forget a session that has ended."""
@@ -195,7 +209,7 @@ class DirectEndpoint:
 
         If the connection is lost or its queue is full, the learner repeats its request.
         """
-        listener = self._by_mark.get(rid[0], self._unmarked)
+        listener = self.listener_of(rid)
         if listener is not None:
             listener.send(rid, frame)  # type: ignore[arg-type]
 
@@ -214,9 +228,9 @@ class DirectEndpoint:
         return self._by_mark.get(rid[0], self._unmarked)
 
     def _choose_only_socket(self) -> None:
-        connections = [self.listener_of(rid) for rid, _ in self.attached.values()]
-        used = {id(listener): listener for listener in connections if listener is not None}
+        used = {id(listener): listener for _, _, listener in self.attached.values()}
         self.only_socket = next(iter(used.values())) if len(used) == 1 else None
+        self.receive_alone = None
 
     def _stop_waiting(self, sid: int) -> None:
         """Do not wait any longer for the learner of this session."""
@@ -246,7 +260,7 @@ class Transports:
     def __init__(self, link: BrokerLink, direct: DirectEndpoint | None) -> None:
         self.link = link
         self.direct = direct
-        self._turn = 0
+        self._turns_left = POLL_ALL_EVERY  # frames to receive before all sockets are polled
         # A session that could connect directly uses the relay: how many more direct frames to
         # receive by polling all sockets.
         self._relayed_polls = 0
@@ -271,19 +285,29 @@ class Transports:
         direct = self.direct
         if direct is None:
             return self._receive_relayed()
+        receive = direct.receive_alone
+        if receive is None or direct.alone_for != sessions or not self._turns_left:
+            return self._receive_chosen(direct, sessions)
+        self._turns_left -= 1
+        received = receive()
+        return self._receive_any(0) if received is None else received
+
+    def _receive_chosen(self, direct: DirectEndpoint, sessions: int) -> Received | None:
+        """Receive after choosing, by what each session uses, the sockets to wait for."""
         only_socket, attached = direct.only_socket, len(direct.attached)
         if direct.new_learner_polls:
             direct.new_learner_polls -= 1
             return self._receive_any(TICK_MS / 1000)
         if attached and (self._relayed_polls or only_socket is None or attached != sessions):
             return self._receive_any(TICK_MS / 1000)
-        self._turn = turn = (self._turn + 1) % POLL_ALL_EVERY
-        received: Received | None = None
-        if turn:
-            received = self._receive_relayed() if only_socket is None else only_socket.receive()
-        if received is None:
-            received = self._receive_any(0)
-        return received
+        receive = self._receive_relayed if only_socket is None else only_socket.receive
+        direct.receive_alone, direct.alone_for = receive, sessions
+        if not self._turns_left:
+            self._turns_left = POLL_ALL_EVERY
+            return self._receive_any(0)
+        self._turns_left -= 1
+        received = receive()
+        return self._receive_any(0) if received is None else received
 
     def _receive_any(self, wait_s: float) -> Received | None:
         """Return a frame from any socket, from the relay's first."""
@@ -297,6 +321,8 @@ class Transports:
                     and relayed[2][KIND_AT] < CONTROL_KINDS
                 ):
                     self._relayed_polls = POLL_ALL_EVERY
+                    if self.direct is not None:
+                        self.direct.receive_alone = None
                 return relayed
             arrived = self._listeners[index - 1].receive(wait=False)
             if arrived is not None:
@@ -308,12 +334,9 @@ class Transports:
         data = self.link.receive()
         return None if data is None else (RELAY, None, data)
 
-    def takes_pieces(self, path: bytes) -> bool:
-        """Return whether this path accepts `Pieces`: a Unix socket does, libzmq does not."""
-        if not path or self.direct is None:
-            return self.link.takes_pieces
-        listener = self.direct.listener_of(path)
-        return listener is not None and listener.takes_pieces
+    def listener_of(self, path: bytes) -> Listener | None:
+        """Return the listener of a direct path, None for the path through the broker."""
+        return None if not path or self.direct is None else self.direct.listener_of(path)
 
     def send(self, path: bytes, frame: Frame | Pieces) -> None:
         """Send a reply by the path of its request; if that is lost, the learner repeats it."""

@@ -18,6 +18,7 @@ from gymwire import registration
 
 if TYPE_CHECKING:
     from gymwire import errors
+    from gymwire.env_agent.simulation.simulation import Simulation
     from gymwire.errors import (
         AddressError,
         AddressTaken,
@@ -81,6 +82,7 @@ __all__ = [
     "ReplayMismatch",
     "RequestTimeout",
     "ResetNeeded",
+    "Simulation",
     "UnsupportedSpaceError",
     "UsageError",
     "VersionMismatch",
@@ -88,9 +90,10 @@ __all__ = [
     "errors",
 ]
 
-_PROXIES = {
+_MODULES = {
     "ProxyEnv": "gymwire.learner_agent.proxies.proxy_env",
     "ProxyVectorEnv": "gymwire.learner_agent.proxies.proxy_vector_env",
+    "Simulation": "gymwire.env_agent.simulation.simulation",
 }
 
 registration.register_with_gymnasium()
@@ -101,7 +104,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "errors":
         return importlib.import_module("gymwire.errors")
-    return getattr(importlib.import_module(_PROXIES.get(name, "gymwire.errors")), name)
+    return getattr(importlib.import_module(_MODULES.get(name, "gymwire.errors")), name)
 
 
 def __dir__() -> list[str]:

@@ -8,17 +8,17 @@ and no message object is created.
 The most frequent values have functions of their own:
 
 ACT:     an array, or an integer below 128, as the whole action.
-PERCEPT: an array as the observation, a float as reward, two bools and an empty info; of a vector,
-         an array as the observation, float64 rewards, bool flags and an empty info.
+PERCEPT: an array as the observation, a float as reward, two bools and an empty info.
+
+Percepts with infos, and those of vectors, use `percept_layouts`.
 
 Values that cannot be serialized and malformed frames are left to `Codec`, which explains the fault.
 """
 
 from __future__ import annotations
 
-import math
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,28 +35,24 @@ from gymwire.protocol.codec import (
     HEADER,
     HEADER_SIZE,
     MAGIC,
+    MAX_MESSAGE,
     SEQ,
     SID,
     UP_TO_FLAGS,
     UP_TO_SID,
-    Codec,
     Frame,
     Pieces,
     join,
     split,
 )
 from gymwire.protocol.errors import DecodingError, EncodingError
-from gymwire.protocol.messages import VERSION, Kind, Percept
+from gymwire.protocol.messages import VERSION, Kind
+from gymwire.protocol.percept_layouts import APART, IN_PLACE, PerceptLayouts, in_place
 from gymwire.protocol.space_codecs import NOT_COMPACT, NotCompact, SpaceCodec
+from gymwire.protocol.vector_infos import to_wire
 
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 Data = Frame | memoryview
-
-# Arrays of at least this many bytes stay in the memory where libzmq received them. Smaller messages
-# share a block, which an array would keep alive, and may be at odd addresses.
-IN_PLACE = 16 * 1024
-# Arrays of at least this many bytes are not copied into the frame of a percept, but become a piece.
-APART = 16 * 1024
 
 _ONE_FIELD, _FIVE_FIELDS = b"\x91", b"\x95"
 _REST = struct.Struct(">sd3s")  # a float 64, two bools and an empty map, as msgpack has them
@@ -67,7 +63,6 @@ _ENDS = {
     for truncated in (False, True)
 }
 _FLAGS = {end: flags for flags, end in _ENDS.items()}
-_REWARD, _BOOL = np.dtype("<f8"), np.dtype(bool)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +72,7 @@ class StepCodec:
     `number` is the request number as the eight bytes of the header.
 
     Attributes:
-        encode_act: `(action, number) -> frame`, or None.
+        encode_act: `(action, number) -> frame`, or None; also None for a frame that is too large.
         decode_act: `(frame) -> action`, or NOT_COMPACT. It ignores the request number.
         encode_percept: `(what Env.step returned, number) -> frame`, or None.
         decode_percept: `(frame, number) -> what Env.step returned`, fresh and writable; None if
@@ -91,18 +86,29 @@ class StepCodec:
 
 
 def compile_steps(
-    sid: int, observation: SpaceCodec, action: SpaceCodec, num_envs: int = 0
+    sid: int,
+    observation: SpaceCodec,
+    action: SpaceCodec,
+    num_envs: int = 0,
+    largest_act: int = MAX_MESSAGE,
 ) -> StepCodec:
-    """Return the codec of session `sid`. `num_envs`: 0 for a single environment."""
-    act = _any_act(sid, action)
+    """Return the codec of session `sid`.
+
+    Args:
+        sid: the session's number.
+        observation: the space of the observations.
+        action: the space of the actions.
+        num_envs: 0 for a single environment.
+        largest_act: the largest frame that `encode_act` returns, in bytes.
+    """
+    act = _any_act(sid, action, largest_act)
     if action.array is not None:
-        act = _array_act(sid, action, act)
+        act = _array_act(sid, action, act, largest_act)
     else:
         act = _number_act(sid, action.scalar, act)
-    percept = _any_percept(sid, observation, num_envs)
-    if observation.array is not None and num_envs:
-        percept = _vector_percept(sid, observation, num_envs, percept)
-    elif observation.array is not None and observation.array[2]:
+    layouts = PerceptLayouts(sid, observation, *_any_percept(sid, observation, num_envs))
+    percept: _Percept = layouts.encode, layouts.decode
+    if observation.array is not None and observation.array[2] and not num_envs:
         percept = _array_percept(sid, observation, percept)
     return StepCodec(*act, *percept)
 
@@ -116,12 +122,13 @@ _Fields = tuple[
 ]
 
 
-def _any_act(sid: int, space: SpaceCodec) -> _Act:
+def _any_act(sid: int, space: SpaceCodec, largest: int) -> _Act:
     """Return the functions for any action that can be serialized."""
     encode_fields, decode_fields = _any(sid, Kind.ACT, space, 1)
 
     def encode(action: Any, number: bytes) -> Frame | None:
-        return encode_fields([action], number)
+        frame = encode_fields([action], number)
+        return None if frame is None or len(frame) > largest else frame
 
     def decode(data: Data) -> Any | NotCompact:
         fields = decode_fields(data, bytes(data[SEQ]))
@@ -131,11 +138,11 @@ def _any_act(sid: int, space: SpaceCodec) -> _Act:
 
 
 def _any_percept(sid: int, space: SpaceCodec, num_envs: int) -> _Percept:
-    """Return the functions for any percept, except non-empty infos of a vector."""
+    """Return the functions for any percept, except infos of a vector with arrays of objects."""
     encode_fields, decode_fields = _any(sid, Kind.PERCEPT, space, 5)
 
     def encode(step: Step, number: bytes) -> Frame | None:
-        if num_envs and (type(step[4]) is not dict or step[4]):
+        if num_envs and (type(step[4]) is not dict or to_wire(step[4]) is not step[4]):
             return None
         return encode_fields([*step], number)
 
@@ -194,12 +201,16 @@ def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
 
     def encode(action: Any, number: bytes) -> Frame | None:
         kind = type(action)
-        if kind is not scalar and kind is not int:
+        index: int
+        if kind is int:
+            prefix, index = plain, action
+        elif kind is scalar:
+            prefix, index = compact, int(action)
+        else:
             return encode_other(action, number)
-        index = int(action)
-        if not 0 <= index < 128:
-            return encode_other(action, number)
-        return (compact if kind is scalar else plain) + number + bodies[index]
+        if 0 <= index < 128:
+            return prefix + number + bodies[index]
+        return encode_other(action, number)
 
     def decode(data: Data) -> Any | NotCompact:
         prefix = data[UP_TO_SID]
@@ -210,8 +221,10 @@ def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
     return encode, decode
 
 
-def _array_act(sid: int, space: SpaceCodec, other: _Act) -> _Act:
+def _array_act(sid: int, space: SpaceCodec, other: _Act, largest: int) -> _Act:
     layout = _FrameLayout(sid, Kind.ACT, _ONE_FIELD, space, 0)
+    if layout.size > largest:
+        return other
     prefix, lead, begin, end = layout.prefix, layout.lead, layout.begin, layout.end
     dtype, shape, fixed, ndarray = layout.dtype, layout.shape, layout.fixed, np.ndarray
     lead_end, before = layout.lead_end, lead + layout.pad
@@ -238,11 +251,11 @@ def _array_act(sid: int, space: SpaceCodec, other: _Act) -> _Act:
 
 def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
     layout = _FrameLayout(sid, Kind.PERCEPT, _FIVE_FIELDS, space, _REST.size)
-    prefix, lead, begin, end = layout.prefix, layout.lead, layout.begin, layout.end
+    prefix, lead, begin = layout.prefix, layout.lead, layout.begin
     dtype, shape, size, pad = layout.dtype, layout.shape, layout.size, layout.pad
     small, fixed = layout.small, layout.fixed
     lead_end, rest_at = layout.lead_end, layout.rest_at
-    in_place, apart = fixed and layout.n_bytes >= IN_PLACE, layout.n_bytes >= APART
+    stays, apart = fixed and layout.n_bytes >= IN_PLACE, layout.n_bytes >= APART
     ndarray, pack, unpack = np.ndarray, _REST.pack, _REST.unpack_from
     float_type, ends, flags_of = _FLOAT, _ENDS, _FLAGS
 
@@ -276,12 +289,9 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
         flags = flags_of.get(last)
         if flags is None or kind != float_type:
             return decode_other(data, number)
-        observation: NDArray[Any] | None = None
-        if small and fixed:
-            # Copying the bytes instead of an array saves several microseconds of NumPy.
-            observation = ndarray(shape, dtype, bytearray(data[begin:end]))
-        elif fixed:
-            observation = _in_place(shape, dtype, data, begin) if in_place else None
+        observation: NDArray[Any] | None
+        if fixed:
+            observation = in_place(shape, dtype, data, begin) if stays else None
             if observation is None:
                 observation = ndarray(shape, dtype, data, begin).copy()
         else:
@@ -291,7 +301,28 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
                 return None
         return observation, reward, flags[0], flags[1], {}
 
-    return encode, decode
+    return encode, _small_percept(layout, other[1]) if small and fixed else decode
+
+
+def _small_percept(
+    layout: _FrameLayout, decode_other: Callable[[Data, bytes], Step | None]
+) -> Callable[[Data, bytes], Step | None]:
+    """Return the decoder of a percept whose array has a fixed size and is in the head."""
+    dtype, shape, size, ndarray = layout.dtype, layout.shape, layout.size, np.ndarray
+    prefix, lead, float_type, flags_of = layout.prefix, layout.lead, _FLOAT, _FLAGS
+    unpack = struct.Struct(f">{layout.lead_end}s{layout.n_bytes}s{_REST.format[1:]}").unpack
+
+    def decode(data: Data, number: bytes) -> Step | None:
+        if len(data) != size:
+            return decode_other(data, number)
+        start, content, kind, reward, last = unpack(data)
+        flags = flags_of.get(last)
+        if flags is None or kind != float_type or start != prefix + number + lead:
+            return decode_other(data, number)
+        # Copying the bytes instead of an array saves several microseconds of NumPy.
+        return ndarray(shape, dtype, bytearray(content)), reward, flags[0], flags[1], {}
+
+    return decode
 
 
 class _FrameLayout:
@@ -329,114 +360,6 @@ class _FrameLayout:
             self.pad = bytes(self.begin - head_end)
         self.lead_end = HEADER_SIZE + len(self.lead)
         self.prefix = _prefix(sid, kind, COMPACT, head_len)
-
-
-def _vector_percept(  # noqa: C901 - most of it is in the two functions that it returns
-    sid: int, observation: SpaceCodec, num_envs: int, other: _Percept
-) -> _Percept:
-    """Return the functions for a frame in which only four arrays and the request number vary.
-
-    The positions of the arrays are found by comparing frames that `Codec` encodes.
-    """
-    assert observation.array is not None
-    dtype, shape, _ = observation.array
-    kinds = [(dtype, shape), (_REWARD, (num_envs,)), *[(_BOOL, (num_envs,))] * 2]
-    blank, places = _find_arrays(Codec(observation), sid, kinds)
-    if not places:
-        return other
-    size, prefix, ndarray = len(blank), blank[UP_TO_SID], np.ndarray
-    order = sorted(range(4), key=lambda index: places[index])
-    constants = _constants_between(blank, [places[index] for index in order])
-    # What to send, in order: the constant bytes before an array, and what the array must be.
-    fields = [(before[2], i, *kinds[i]) for before, i in zip(constants, order, strict=False)]
-    end_bytes = constants[-1][2]
-    views = [(*place, *kind) for place, kind in zip(places, kinds, strict=True)]
-
-    encode_other, decode_other = other
-
-    def encode(step: Step, number: bytes) -> Frame | Pieces | None:
-        info = step[4]
-        if type(info) is not dict or info:
-            return encode_other(step, number)
-        parts: list[Any] = [prefix, number]
-        apart = False
-        for filling, index, dtype, shape in fields:
-            value = step[index]
-            if type(value) is not ndarray or value.dtype != dtype or value.shape != shape:
-                return encode_other(step, number)
-            large = value.nbytes >= LARGE and value.flags.c_contiguous
-            apart = apart or (large and value.nbytes >= APART)
-            parts += (filling, value.data if large else value.tobytes())
-        parts.append(end_bytes)
-        return Pieces(parts, size) if apart else b"".join(parts)
-
-    def decode(data: Data, number: bytes) -> Step | None:
-        if len(data) != size or data[UP_TO_SID] != prefix or data[SEQ] != number:
-            return decode_other(data, number)
-        for begin, end, constant in constants:
-            if data[begin:end] != constant:
-                return decode_other(data, number)
-        arrays = []
-        for begin, end, dtype, shape in views:
-            if dtype is _BOOL and bytes(data[begin:end]).strip(b"\0\1"):
-                return decode_other(data, number)
-            array = None
-            if end - begin >= IN_PLACE:
-                array = _in_place(shape, dtype, data, begin)
-            arrays.append(
-                ndarray(shape, dtype, bytearray(data[begin:end])) if array is None else array
-            )
-        return arrays[0], arrays[1], arrays[2], arrays[3], {}
-
-    return encode, decode
-
-
-def _find_arrays(
-    codec: Codec, sid: int, kinds: Sequence[tuple[np.dtype[Any], tuple[int, ...]]]
-) -> tuple[bytes, list[tuple[int, int]]]:
-    """Return a percept's frame full of zeros, and the begin and end of each of its four arrays.
-
-    The list is empty if an array has no bytes.
-    """
-
-    def frame(filled: int) -> bytes:
-        """Return the frame in which the bytes of one array are 1 and those of the others 0."""
-        arrays = [
-            np.full(math.prod(shape) * dtype.itemsize, index == filled, np.uint8)
-            .view(dtype)
-            .reshape(shape)
-            for index, (dtype, shape) in enumerate(kinds)
-        ]
-        observations, rewards, terminated, truncated = arrays
-        percept = Percept(observations, rewards, terminated, truncated, {})
-        return bytes(codec.encode(percept, sid, 0))
-
-    blank = frame(-1)
-    zeros = np.frombuffer(blank, np.uint8)
-    places: list[tuple[int, int]] = []
-    for index in range(4):
-        differ = zeros != np.frombuffer(frame(index), np.uint8)
-        if not differ.any():
-            return blank, []
-        places.append((int(differ.argmax()), len(blank) - int(differ[::-1].argmax())))
-    return blank, places
-
-
-def _constants_between(
-    blank: bytes, places: Sequence[tuple[int, int]]
-) -> list[tuple[int, int, bytes]]:
-    """Return begin, end and bytes of what is before, between and after these places."""
-    edges = [HEADER_SIZE, *(edge for place in places for edge in place), len(blank)]
-    gaps = zip(edges[::2], edges[1::2], strict=True)
-    return [(begin, end, blank[begin:end]) for begin, end in gaps]
-
-
-def _in_place(
-    shape: tuple[int, ...], dtype: np.dtype[Any], data: Data, begin: int
-) -> NDArray[Any] | None:
-    """Return the array in the received memory; None if that is read-only or unaligned."""
-    array = np.ndarray(shape, dtype, data, begin)
-    return array if array.flags.writeable and array.flags.aligned else None
 
 
 def _prefix(sid: int, kind: Kind, flags: int, head_len: int) -> bytes:

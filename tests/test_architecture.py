@@ -59,6 +59,7 @@ IMPURE = {
     "env_agent/runners/*.py": "run environments",
     "env_agent/sessions.py": "opens and logs sessions",
     "env_agent/signals.py": "handles signals in a thread",
+    "env_agent/simulation/simulation.py": "hands requests from one thread to another",
     "env_agent/slot.py": "runs an environment",
     "env_agent/timed_steps.py": "runs an environment and takes times",
     "env_agent/transports.py": "listens for direct sessions",

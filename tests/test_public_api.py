@@ -24,7 +24,14 @@ def run(code: str) -> str:
 
 
 def test_all_lists_the_proxies_the_errors_and_the_version_and_nothing_else() -> None:
-    expected = {"ProxyEnv", "ProxyVectorEnv", "errors", "__version__", *errors.__all__}
+    expected = {
+        "ProxyEnv",
+        "ProxyVectorEnv",
+        "Simulation",
+        "errors",
+        "__version__",
+        *errors.__all__,
+    }
     assert gymwire.__all__ == sorted(expected)
     assert expected <= set(dir(gymwire))
     assert gymwire.ProxyEnv is ProxyEnv

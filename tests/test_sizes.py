@@ -16,7 +16,7 @@ from gymwire.broker.auth import Policy, Rights
 from gymwire.env_agent.description import MAX_BOUNDS, shorten
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
-from gymwire.learner_agent.client.exchange import SMALL
+from gymwire.learner_agent.client.session import SMALL
 from gymwire.protocol import spaces
 from gymwire.protocol.codec import MAX_CONTROL, MAX_MESSAGE, PLAIN
 from gymwire.protocol.errors import ConfigurationError, EnvironmentFailed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from gymnasium import Space
@@ -22,12 +23,13 @@ class InLoopRunner:
     Attributes:
         env: the environment or the vector.
         step: its `step`, without a call in between. The result is what the environment returned,
-            unchecked; `wire_infos` converts the infos of a vector.
+            unchecked; `wire_infos` converts the infos of a vector. It is a tuple only if these
+            infos need no conversion except for their arrays of objects.
     """
 
     def __init__(self, env: Env | Vector) -> None:
         self.env = env
-        self.step = env.step
+        self.step = _without_casts(env) if isinstance(env, HostedVector) else env.step
         self._described: dict[str, Space[Any]] = {}  # the spaces that the learner knows
 
     def describe(self, name: str) -> Description:
@@ -92,6 +94,17 @@ class InLoopRunner:
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
+
+
+def _without_casts(env: HostedVector) -> Callable[[Any], Any]:
+    """Return a `step` whose result is a list if infos were cast: only `wire_infos` knows them."""
+    step = env.step
+
+    def step_and_check(actions: Any) -> Any:
+        result = step(actions)
+        return [*result] if env.cast else result
+
+    return step_and_check
 
 
 def _access_vector(env: Any, call: Call) -> Any:

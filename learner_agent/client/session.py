@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from gymwire.learner_agent.client.connection import BrokerConnection
 
 OTHER_PATHS_EVERY = 64  # steps after which a session serves the paths that it does not use
+SMALL = 64 * 1024  # bytes of the largest request that the fast path sends
 PROBE_SEQ = 2**62  # a request number that is never next
 PROBE_S = 0.1  # the pause between two probes
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
@@ -74,9 +75,12 @@ class RemoteSession:
         self._codec = (Codec if signer is None else partial(SignedCodec, signer))(
             observation, action
         )
+        largest = min(SMALL, connection.welcome.max_message if connection.welcome else MAX_MESSAGE)
         # The fast path does not sign frames.
         self._steps = (
-            compile_steps(sid, observation, action, open_msg.num_envs) if signer is None else None
+            compile_steps(sid, observation, action, open_msg.num_envs, largest)
+            if signer is None
+            else None
         )
         self.exchange = Exchange(
             sid,
@@ -85,7 +89,6 @@ class RemoteSession:
             timeout_s=connection.timeout_s,
             rng=random.Random(secrets.randbits(64)),
             steps=self._steps,
-            max_message=connection.welcome.max_message if connection.welcome else MAX_MESSAGE,
         )
         self.paths = SessionPaths(connection, sid, open_msg, opened, self.exchange)
         self.closed = False  # on this side; the agent may not have confirmed it yet
@@ -140,7 +143,7 @@ class RemoteSession:
         request, data = exchange.request, None
         try:
             if frame is not None:
-                if not request.seq % OTHER_PATHS_EVERY:
+                if not exchange.returned % OTHER_PATHS_EVERY:
                     self.paths.serve_others(self.connection.clock())
                 path = self.paths.current
                 path.send(frame)

@@ -145,20 +145,23 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             RequestTimeout: after `step_timeout_s`.
             BrokerUnreachable: after `timeout_s` of silence.
         """
-        owner = self._owner
-        if owner.closed or owner.pid != os.getpid():
+        owner, replay = self._owner, self._replay
+        if owner.closed or owner.is_inherited:
             owner.check_usable(Act(action))
-        calls = self._calls
-        calls.begin_call()
+        if owner.in_call or replay is not None:
+            self._calls.begin_call()
+        else:  # the same, without a call
+            owner.in_call = True
+            owner.returned = owner.exchange.returned
         try:  # as `keeps_replies`, which would be a call more
-            if self._replay is not None:
-                step = self._replay.step(action)
+            if replay is not None:
+                step = replay.step(action)
             else:
                 step = owner.session.step(action, self._step_timeout_s)
             owner.in_call = False
             return step
         except BaseException as error:
-            calls.undo(error)
+            self._calls.undo(error)
             raise
 
     @property

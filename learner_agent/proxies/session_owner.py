@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +16,18 @@ from gymwire.learner_agent.proxies.interrupts import check_alone, close_alone
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, ProxyOptions
 from gymwire.protocol.errors import EnvironmentClosed, ResetNeeded
 from gymwire.protocol.messages import Act, Message, Reset, Status
+
+_OWNERS: weakref.WeakSet[SessionOwner] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """Mark in a forked process what belongs to its parent; asking for it costs a system call."""
+    for owner in _OWNERS:
+        owner.is_inherited = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 class SessionOwner:
@@ -29,7 +42,10 @@ class SessionOwner:
 
     Attributes:
         session: the session in use.
-        pid: the process that opened it.
+        exchange: its exchange.
+        returned: the number of the last request whose reply the caller had when the present call
+            began.
+        is_inherited: whether a parent process opened it, and a fork must leave it alone.
         closed: whether `close` has been called.
         in_call: true while a call of the proxy is under way.
 
@@ -46,12 +62,13 @@ class SessionOwner:
     ) -> None:
         self.options = options
         self.session: RemoteSession
-        self.pid: int
-        self._exchange: Exchange
-        self._returned: int
+        self.is_inherited: bool
+        self.exchange: Exchange
+        self.returned: int
         self.closed = False
         self.in_call: object = False
         self._is_left = False  # whether `close` has returned
+        _OWNERS.add(self)
         self._owns_connection = connection is None
         if resumed is None:
             self.open(connection)
@@ -95,10 +112,10 @@ class SessionOwner:
         exchange = session.exchange
         self.__dict__.update(  # all at once: an exception from outside comes before or after it
             session=session,
-            pid=os.getpid(),
+            is_inherited=False,
             _owns_connection=owns_connection,
-            _exchange=exchange,
-            _returned=exchange.returned,
+            exchange=exchange,
+            returned=exchange.returned,
         )
 
     def begin_call(self) -> None:
@@ -106,15 +123,12 @@ class SessionOwner:
         if self.in_call:
             check_alone(self)
         self.in_call = True
-        self._exchange = exchange = self.session.exchange
-        self._returned = exchange.returned
+        self.returned = self.exchange.returned
 
     def undo(self, error: BaseException) -> None:
         """End a call with an exception. Unless it is a reply, no reply counts as returned."""
         self.in_call = False
-        exchange = self.session.exchange
-        if exchange is self._exchange:
-            exchange.undo(self._returned, error)
+        self.exchange.undo(self.returned, error)
 
     @property
     def shared(self) -> object:
@@ -128,7 +142,7 @@ class SessionOwner:
     def reopen_if_lost(self) -> None:
         """Open another session if the env agent was lost."""
         lost = self.session.exchange.lost is not None
-        if lost and not self.closed and self.pid == os.getpid():
+        if lost and not self.closed and not self.is_inherited:
             self.reopen()
 
     def request(self, message: Message) -> Message:
@@ -152,7 +166,7 @@ class SessionOwner:
         verb = "step" if type(message) is Act else type(message).__name__.lower()
         if self.closed:
             raise EnvironmentClosed(f"Cannot {verb}: this environment is closed. Make a new one.")
-        if self.pid == os.getpid():
+        if not self.is_inherited:
             return
         if verb == "step":
             raise ResetNeeded(
@@ -182,7 +196,7 @@ class SessionOwner:
         if self._is_left:
             return
         self.closed = True
-        if self.pid != os.getpid():
+        if self.is_inherited:
             INHERITED_CONNECTIONS.append(self.session.connection)
             return
         close_alone(self, self.session.connection, self._close)
@@ -199,7 +213,7 @@ class SessionOwner:
         session = self.__dict__.get("session")
         if session is None or self._is_left or sys.is_finalizing():
             return
-        if self.pid != os.getpid():
+        if self.is_inherited:
             INHERITED_CONNECTIONS.append(session.connection)
         elif self._owns_connection:
             session.connection.close()  # sends BYE and does not wait

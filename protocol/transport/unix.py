@@ -87,7 +87,7 @@ class UnixDealer(Stream):
             if wait:
                 time.sleep(TICK_MS / 1000)
             return False
-        return not self.write_closed and self.write(frame, 0)
+        return self.write(frame, 0)
 
     def receive(self) -> bytes | memoryview | None:
         """Return the next frame, or None after a tick; at once if `link_events` has news."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from gymwire.protocol.transport.unix import UnixDealer
 
 SID = 5
 REQUEST = bytes(PLAIN.encode(Act(1), SID, 2))
+Receive = Callable[[bool], Received | None]
 ATTEMPTS = 100  # ticks for what must happen, on a machine that may be busy
 
 
@@ -64,16 +65,24 @@ def arrived(transports: Transports) -> Received:
 def test_a_session_that_fell_back_to_the_relay_does_not_wait_for_the_direct_socket(
     broker: Router, transports: Transports, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    assert transports.direct is not None
+    waits: list[bool] = []
+    for listener in transports.direct.listeners:
+        receive = listener.receive
+
+        def counted(wait: bool = True, receive: Receive = receive) -> Received | None:
+            waits.append(wait)
+            return receive(wait)
+
+        monkeypatch.setattr(listener, "receive", counted)
     relay(broker, transports)
     assert arrived(transports) == (RELAY, None, REQUEST)
-    assert transports.direct is not None
-    for listener in transports.direct.listeners:
-        monkeypatch.setattr(
-            listener, "receive", lambda **_: pytest.fail("waited for the wrong socket")
-        )
+    assert waits  # nothing has shown yet that the session uses the relay
+    waits.clear()
     for _ in range(3):
         relay(broker, transports)
         assert arrived(transports) == (RELAY, None, REQUEST)
+    assert not waits
 
 
 def within_host(url: str) -> Transports:

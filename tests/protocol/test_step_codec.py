@@ -70,6 +70,14 @@ def test_a_strided_array_is_sent_in_c_order() -> None:
     assert short.encode_percept(step, NUMBER) == long.encode(Percept(*step), SID, SEQ)
 
 
+@pytest.mark.parametrize("space", [BOX, gymnasium.spaces.Tuple([BOX, TWO])])
+def test_an_act_that_is_too_large_is_left_to_codec(space: gymnasium.Space[Any]) -> None:
+    form, value = compile(space), space.sample()
+    size = len(Codec(form, form).encode(Act(value), SID, SEQ))
+    assert compile_steps(SID, form, form, 0, size).encode_act(value, NUMBER) is not None
+    assert compile_steps(SID, form, form, 0, size - 1).encode_act(value, NUMBER) is None
+
+
 def test_a_large_array_stays_where_it_was_received() -> None:
     short, _ = codecs(PICTURE, TWO)
     picture = PICTURE.sample()
@@ -145,10 +153,11 @@ def test_unserializable_values_are_left_to_codec() -> None:
     assert short.encode_percept(step, NUMBER) is None
 
 
-def test_the_infos_of_a_vector_are_left_to_codec() -> None:
+@pytest.mark.parametrize("infos", [{"a": np.array([None, 1])}, {"a": {"b": np.array(["x", {}])}}])
+def test_infos_of_a_vector_with_arrays_of_objects_are_left_to_codec(infos: Any) -> None:
     form = compile(BOX)
-    short = compile_steps(SID, form, form, 4)
-    step: Any = (BOX.sample(), np.ones(4), np.ones(4, bool), np.ones(4, bool), {"a": np.ones(4)})
+    short = compile_steps(SID, form, form, 2)
+    step: Any = (BOX.sample(), np.ones(2), np.ones(2, bool), np.ones(2, bool), infos)
     assert short.encode_percept(step, NUMBER) is None
 
 

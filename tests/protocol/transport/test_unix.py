@@ -159,6 +159,20 @@ def test_a_stream_may_be_cut_anywhere(router: UnixRouter, at: int) -> None:
     assert [one[2] for one in received if one is not None] == [first, second]
 
 
+@pytest.mark.parametrize("at", [1, 3, 4, 5, 8_000, 20_003])
+def test_a_large_frame_after_a_large_one_may_be_cut_anywhere(router: UnixRouter, at: int) -> None:
+    frames = [frame(20_000), frame(20_000, 1), frame(30), frame(20_000, 2)]
+    with raw(router.url) as peer:
+        peer.sendall(framed(frames[0]))
+        assert receive(router)[2] == frames[0]
+        stream = framed(*frames[1:])
+        peer.sendall(stream[:at])
+        received = [router.receive() for _ in range(4)]
+        peer.sendall(stream[at:])
+        received += [router.receive() for _ in range(8)]
+    assert [one[2] for one in received if one is not None] == frames[1:]
+
+
 def test_frames_that_arrive_together_are_separated(router: UnixRouter) -> None:
     frames = [frame(24 + size) for size in range(20)]
     with raw(router.url) as peer:

@@ -1,0 +1,1 @@
+"""Programs that own their loop, such as games and robots, offered as environments."""

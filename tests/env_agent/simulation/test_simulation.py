@@ -1,0 +1,259 @@
+"""Programs that own their loop, used by a learner over a real broker."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+
+from gymwire import ProxyEnv, ProxyVectorEnv, Simulation
+from gymwire.errors import (
+    BrokerUnreachable,
+    ConfigurationError,
+    EnvironmentFailed,
+    GymwireError,
+    NoFreeSlot,
+    UsageError,
+)
+from tests.processes import PATIENCE_S
+
+POSITION = Box(-100.0, 100.0, (1,), np.float64)
+MOVES = Discrete(3)
+
+
+class Walker:
+    """A program that walks to 3: its loop, and what it has seen."""
+
+    def __init__(self, url: str, *, renders: bool = False, **options: Any) -> None:
+        self.address = f"walker-{uuid.uuid4().hex[:8]}"
+        if renders:
+            options["render"] = self.render
+        self.simulation = Simulation(self.address, POSITION, MOVES, url, **options)
+        self.position = 0.0
+        self.threads: set[int] = set()
+        self.commands: list[Any] = []
+
+    def loop(self, until: Callable[[], bool]) -> None:
+        """Serve in this thread."""
+        reward = 0.0
+        while not until():
+            self.threads.add(threading.get_ident())
+            end = abs(self.position) >= 3
+            observation = np.array([self.position])
+            command = self.simulation.exchange(observation, reward, end, info={"at": self.position})
+            observation[:] = np.nan  # the program may use its memory again
+            self.commands.append(command)
+            if command.reset:
+                self.position = float(command.seed or 0)
+                reward = 0.0
+            elif command.action is not None:
+                self.position += command.action - 1
+                reward = float(command.action)
+
+    def render(self) -> Any:
+        """Return an image of one color, which shows the position."""
+        self.threads.add(threading.get_ident())
+        return np.full((4, 5, 3), int(self.position) + 100, np.uint8)
+
+
+class Learner(threading.Thread):
+    """Runs a function in a thread of its own, as another process would."""
+
+    def __init__(self, play: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self._play = play
+        self.result: Any = None
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.result = self._play()
+        except BaseException as error:  # noqa: BLE001 - the test looks at it
+            self.error = error
+
+    def ended(self) -> bool:
+        return not self.is_alive()
+
+    def get(self) -> Any:
+        self.join(PATIENCE_S)
+        if self.error is not None:
+            raise self.error
+        return self.result
+
+
+def test_a_learner_resets_and_steps_a_program_that_owns_its_loop(broker_url: str) -> None:
+    walker = Walker(broker_url)
+
+    seen: list[Any] = []
+
+    def play() -> None:
+        with ProxyEnv(walker.address, broker_url) as env:
+            assert env.observation_space == POSITION
+            assert env.action_space == MOVES
+            for seed in (0, 2):
+                seen.append(env.reset(seed=seed))
+                done = False
+                while not done:
+                    *percept, info = env.step(2)
+                    seen.append((*percept, info))
+                    done = percept[2]
+
+    with walker.simulation:
+        learner = Learner(play)
+        walker.loop(learner.ended)
+        learner.get()
+    assert seen == [
+        (np.array([0.0]), {"at": 0.0}),
+        (np.array([1.0]), 2.0, False, False, {"at": 1.0}),
+        (np.array([2.0]), 2.0, False, False, {"at": 2.0}),
+        (np.array([3.0]), 2.0, True, False, {"at": 3.0}),
+        (np.array([2.0]), {"at": 2.0}),
+        (np.array([3.0]), 2.0, True, False, {"at": 3.0}),
+    ]
+    assert walker.threads == {threading.get_ident()}
+
+
+def test_without_a_learner_the_program_continues_with_the_default_action(broker_url: str) -> None:
+    with Walker(broker_url, default_action=1).simulation as simulation:
+        commands = [simulation.exchange(np.zeros(1)) for _ in range(3)]
+    assert {(one.action, one.reset, one.has_learner) for one in commands} == {(1, False, False)}
+
+
+def test_a_program_that_must_not_wait_gets_the_default_action_meanwhile(broker_url: str) -> None:
+    walker = Walker(broker_url, default_action=1, timeout_s=0.0)
+    may_step = threading.Event()
+
+    def play() -> Any:
+        with ProxyEnv(walker.address, broker_url) as env:
+            env.reset()
+            may_step.wait(PATIENCE_S)
+            return env.step(2)
+
+    with walker.simulation as simulation:
+        learner = Learner(play)
+        is_reset = waits = False
+        for _ in itertools.count():
+            reward = 1.0 if waits and not may_step.is_set() else 0.0
+            command = simulation.exchange(np.zeros(1), reward)
+            is_reset |= command.reset
+            if may_step.is_set():
+                if command.action == 2:
+                    break
+            elif is_reset and not command.reset and command.has_learner:
+                if waits:  # one more state with a reward was reported
+                    may_step.set()
+                assert command.action == 1
+                waits = True
+        simulation.exchange(np.ones(1), 5.0)
+        observation, reward, *_ = learner.get()
+    assert observation == np.ones(1)
+    assert reward == 6.0
+
+
+def test_a_learner_that_leaves_ends_the_wait_and_another_one_may_come(broker_url: str) -> None:
+    walker = Walker(broker_url, default_action=1)
+
+    def play() -> None:
+        with ProxyEnv(walker.address, broker_url) as env:
+            env.reset()
+            env.step(2)
+
+    with walker.simulation as simulation:
+        for _ in range(2):
+            learner = Learner(play)
+            assert simulation.wait_for_learner(PATIENCE_S)
+            walker.loop(lambda: not simulation.has_learner)
+            learner.get()
+    assert sum(command.reset for command in walker.commands) == 2
+    assert walker.commands[-1].has_learner is False
+
+
+def test_the_program_renders_in_its_own_thread(broker_url: str) -> None:
+    walker = Walker(broker_url, renders=True)
+
+    def play() -> Any:
+        with ProxyEnv(walker.address, broker_url, render_mode="rgb_array") as env:
+            env.reset(seed=2)
+            return env.render()
+
+    with walker.simulation:
+        learner = Learner(play)
+        walker.loop(learner.ended)
+        assert learner.get().tolist() == np.full((4, 5, 3), 102).tolist()
+    assert walker.threads == {threading.get_ident()}
+
+
+def test_a_render_mode_needs_a_program_that_renders(broker_url: str) -> None:
+    walker = Walker(broker_url)
+    with walker.simulation, pytest.raises(GymwireError, match="render mode 'rgb_array'"):
+        ProxyEnv(walker.address, broker_url, render_mode="rgb_array")
+
+
+def test_an_exception_in_the_program_reaches_the_learner(broker_url: str) -> None:
+    walker = Walker(broker_url)
+
+    def play() -> None:
+        with ProxyEnv(walker.address, broker_url) as env:
+            env.reset()
+            env.step(2)
+
+    def run() -> None:
+        with walker.simulation as simulation:
+            assert simulation.wait_for_learner(PATIENCE_S)
+            walker.loop(lambda: bool(walker.commands and walker.commands[-1].action == 2))
+            walker.position /= 0
+
+    learner = Learner(play)
+    with pytest.raises(ZeroDivisionError):
+        run()
+    with pytest.raises(EnvironmentFailed, match=r"The simulation is over.*ZeroDivisionError"):
+        learner.get()
+
+
+def test_a_closed_simulation_says_so(broker_url: str) -> None:
+    walker = Walker(broker_url)
+    walker.simulation.close()
+    with pytest.raises(UsageError, match="closed: the program has closed it"):
+        walker.simulation.exchange(np.zeros(1))
+
+
+def test_one_learner_at_a_time_uses_one_world(broker_url: str) -> None:
+    walker = Walker(broker_url)
+    with walker.simulation, ProxyEnv(walker.address, broker_url), pytest.raises(NoFreeSlot):
+        ProxyEnv(walker.address, broker_url)
+    walker = Walker(broker_url)
+    with walker.simulation, pytest.raises(EnvironmentFailed, match="one learner at a time"):
+        ProxyVectorEnv(walker.address, 2, broker_url)
+
+
+def test_several_simulations_share_a_process(broker_url: str) -> None:
+    walkers = [Walker(broker_url) for _ in range(2)]
+
+    def play(walker: Walker) -> Any:
+        with ProxyEnv(walker.address, broker_url) as env:
+            env.reset(seed=1)
+            return env.step(2)[0].tolist()
+
+    learners = [Learner(lambda one=one: play(one)) for one in walkers]  # type: ignore[misc]
+    programs = [
+        Learner(lambda one=one, it=it: one.loop(it.ended))  # type: ignore[misc]
+        for one, it in zip(walkers, learners, strict=True)
+    ]
+    assert [one.get() for one in learners] == [[2.0], [2.0]]
+    for walker, program in zip(walkers, programs, strict=True):
+        program.get()
+        walker.simulation.close()
+
+
+def test_what_prevents_the_offer_is_raised_at_once() -> None:
+    with pytest.raises(BrokerUnreachable):
+        Simulation("game", POSITION, MOVES, "ipc:///nonexistent/broker")
+    with pytest.raises(ConfigurationError, match="@identity"):
+        Simulation("game@jqc3nq5n7gicd6zf", POSITION, MOVES)

@@ -1,0 +1,332 @@
+"""Layouts change nothing: frames and values are those of Codec, whatever the infos are."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.spaces import Box, Discrete
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gymwire.protocol.codec import Codec, Frame
+from gymwire.protocol.errors import GymwireError
+from gymwire.protocol.messages import Percept
+from gymwire.protocol.percept_layouts import (
+    MAX_LAYOUTS,
+    MAX_MISSES,
+    MAX_VALUES,
+    PerceptLayouts,
+    Step,
+)
+from gymwire.protocol.space_codecs import compile
+from gymwire.protocol.step_codec import compile_steps
+from tests.sameness import assert_same
+
+SID = 7
+BOX = Box(-1.0, 1.0, (3,), np.float64)
+FIVE = Discrete(5)
+END = (False, False)
+NAN = struct.unpack("<d", bytes.fromhex("010000000000f47f"))[0]  # a signaling one, with a payload
+
+
+class Other:
+    """Encodes and decodes with Codec, and counts how often it has to."""
+
+    def __init__(self, space: gymnasium.Space[Any]) -> None:
+        self.codec = Codec(compile(space))
+        self.encoded = self.decoded = 0
+
+    def encode(self, step: Step, number: bytes) -> Frame | None:
+        self.encoded += 1
+        return bytes(self.codec.encode(Percept(*step), SID, int.from_bytes(number, "little")))
+
+    def decode(self, data: Frame | memoryview, number: bytes) -> Step | None:
+        self.decoded += 1
+        percept = self.codec.decode(data)
+        assert isinstance(percept, Percept)
+        return (
+            percept.observation,
+            percept.reward,
+            percept.terminated,
+            percept.truncated,
+            percept.info,
+        )
+
+
+class Ends:
+    """The layouts of both ends of a session, beside Codec."""
+
+    def __init__(self, space: gymnasium.Space[Any]) -> None:
+        self.agent, self.learner = Other(space), Other(space)
+        self.encode = PerceptLayouts(
+            SID, compile(space), self.agent.encode, self.agent.decode
+        ).encode
+        self.decode = PerceptLayouts(
+            SID, compile(space), self.learner.encode, self.learner.decode
+        ).decode
+        self._seq = 0
+
+    def send(self, step: Step) -> None:
+        """Send a percept, and check that it arrives as it was, in the bytes of Codec."""
+        self._seq += 1
+        number = self._seq.to_bytes(8, "little")
+        sent = self.encode(step, number)
+        assert sent is not None
+        frame = bytes(sent)
+        assert frame == Other.encode(Other(SPACE_OF[type(step[0])]), step, number)
+        received: Any = [frame, bytearray(frame), memoryview(bytearray(frame))][self._seq % 3]
+        got = self.decode(received, number)
+        assert got is not None
+        assert_same(got, step)
+        for array in arrays_in(got):
+            assert array.flags.writeable
+            assert array.flags.aligned
+
+    @property
+    def missed(self) -> tuple[int, int]:
+        """How often Codec had to encode, and to decode, since the last look."""
+        missed = self.agent.encoded, self.learner.decoded
+        self.agent.encoded = self.learner.decoded = 0
+        return missed
+
+
+SPACE_OF: dict[type, gymnasium.Space[Any]] = {np.ndarray: BOX, np.int64: FIVE}
+
+
+def arrays_in(value: Any) -> list[Any]:
+    if isinstance(value, np.ndarray):
+        return [value]
+    if isinstance(value, dict):
+        value = tuple(value.values())
+    return [array for part in value for array in arrays_in(part)] if type(value) is tuple else []
+
+
+def known(step: Step, space: gymnasium.Space[Any] = BOX) -> Ends:
+    """Return ends that have a layout for percepts such as this one."""
+    ends = Ends(space)
+    for _ in range(2):
+        ends.send(step)
+    assert ends.missed == (2, 2)
+    for _ in range(3):
+        ends.send(step)
+    assert ends.missed == (0, 0)
+    return ends
+
+
+A = np.arange(3.0)
+F = np.float64
+INFOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "numpy floats": ({"x": F(1), "v": F(-0.0)}, {"x": F(NAN), "v": F(np.inf)}),
+    "floats": ({"prob": 1 / 3, "x": NAN}, {"prob": 0.1, "x": -0.0}),
+    "flags": ({"a": True, "b": np.False_}, {"a": False, "b": np.True_}),
+    "small integers": ({"n": 3, "m": 127}, {"n": 0, "m": 1}),
+    "integers": ({"n": 200, "m": 70000, "k": 2**63}, {"n": 255, "m": 2**32 - 1, "k": 2**64 - 1}),
+    "scalars": (
+        {"a": np.float32(0.1), "b": np.int8(-1), "c": np.uint64(2**63), "d": np.complex64(1j)},
+        {"a": np.float32(np.nan), "b": np.int8(7), "c": np.uint64(0), "d": np.complex64(-1)},
+    ),
+    "constants": (
+        {"name": "left", "none": None, "x": F(1)},
+        {"name": "left", "none": None, "x": F(2)},
+    ),
+    "arrays": (
+        {"p": A, "mask": np.array([True, False]), "i": np.arange(4, dtype=np.int32)},
+        {"p": -A, "mask": np.array([False, False]), "i": np.arange(4, dtype=np.int32)[::-1]},
+    ),
+    "large arrays": ({"map": np.arange(4096.0), "x": F(1)}, {"map": np.ones(4096), "x": F(2)}),
+    "large flags": ({"map": np.ones(8192, bool)}, {"map": np.zeros(8192, bool)}),
+    "matrices": ({"m": np.arange(6.0).reshape(2, 3)}, {"m": np.arange(6.0).reshape(3, 2).T}),
+    "dicts in dicts": (
+        {"a": {"x": F(1), "b": {"y": 2}}, "c": {}, "z": F(3)},
+        {"a": {"x": F(4), "b": {"y": 5}}, "c": {}, "z": F(6)},
+    ),
+    "no info": ({}, {}),
+}
+
+
+@pytest.mark.parametrize("infos", INFOS.values(), ids=INFOS)
+@pytest.mark.parametrize(
+    "reward", [(0.5, -1.0), (F(0.5), F(-1)), (1, 2), (np.float32(1), np.float32(2))]
+)
+def test_percepts_like_an_earlier_one_take_the_fast_path(infos: Any, reward: Any) -> None:
+    ends = known((A, reward[0], *END, infos[0]))
+    ends.send((A + 1, reward[1], True, True, infos[1]))
+    assert ends.missed == (0, 0)
+
+
+@pytest.mark.parametrize("rewards", [1.0, F(1)])
+def test_a_discrete_observation_takes_the_fast_path(rewards: Any) -> None:
+    ends = known((np.int64(3), rewards, *END, {"prob": 1 / 3}), FIVE)
+    ends.send((np.int64(4), rewards, True, False, {"prob": 1 / 4}))
+    assert ends.missed == (0, 0)
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, 2048])
+def test_vectors_take_the_fast_path(num_envs: int) -> None:
+    n = num_envs
+    space = Box(-1.0, 1.0, (n, 4))
+    form = compile(space)
+    ours = compile_steps(SID, form, form, n)
+
+    def step(seed: int) -> Any:
+        rng = np.random.default_rng(seed)
+        infos = {
+            "env_id": rng.integers(0, 9, n).astype(np.int32),
+            "players": {"env_id": rng.integers(0, 9, n).astype(np.int32)},
+            "speed": rng.random(n),
+            "_speed": rng.random(n) > 0.5,
+        }
+        ends = rng.random((2, n)) > 0.5
+        return rng.random((n, 4)).astype(np.float32), rng.random(n), *ends, infos
+
+    for seed in range(4):
+        number = seed.to_bytes(8, "little")
+        frame = ours.encode_percept(step(seed), number)
+        assert frame is not None
+        assert bytes(frame) == bytes(Codec(form).encode(Percept(*step(seed)), SID, seed))
+        got = ours.decode_percept(bytearray(bytes(frame)), number)
+        assert got is not None
+        assert_same(got, step(seed))
+
+
+CHANGES: dict[str, Callable[[dict[Any, Any]], dict[Any, Any]]] = {
+    "another key": lambda info: {**info, "more": 1.0},
+    "a key less": lambda info: {key: info[key] for key in list(info)[1:]},
+    "another order": lambda info: {key: info[key] for key in reversed(info)},
+    "another type": lambda info: {**info, "x": 1.0},
+    "a larger integer": lambda info: {**info, "n": 128},
+    "a negative integer": lambda info: {**info, "n": -1},
+    "another text": lambda info: {**info, "name": "right"},
+    "another shape": lambda info: {**info, "p": np.arange(4.0)},
+    "another dtype": lambda info: {**info, "p": A.astype(np.float32)},
+    "another byte order": lambda info: {**info, "p": A.astype(">f8")},
+    "a list": lambda info: {**info, "p": [1.0, 2.0, 3.0]},
+    "a dict": lambda info: {**info, "x": {"y": F(1)}},
+    "no dict": lambda info: {**info, "d": F(1)},
+    "a boolean": lambda info: {**info, "n": True},
+    "a NumPy integer": lambda info: {**info, "n": np.int64(3)},
+    "a key that is no text": lambda info: {**info, 3: F(1)},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_a_percept_of_another_structure_is_left_to_codec(change: Any) -> None:
+    info = {"x": F(1), "n": 3, "name": "left", "p": A, "d": {"y": F(2)}}
+    ends = known((A, F(1), *END, info))
+    ends.send((A, F(1), *END, change(info)))
+    assert ends.missed == (1, 1)
+    ends.send((A, F(1), *END, info))
+    assert ends.missed == (0, 0)
+
+
+def test_the_values_are_copied_from_the_frame() -> None:
+    ends = known((A, F(1), *END, {"p": A}))
+    number = (9).to_bytes(8, "little")
+    received = bytearray(bytes(ends.encode((A, F(1), *END, {"p": A}), number) or b""))
+    got = ends.decode(received, number)
+    assert got is not None
+    received[:] = bytes(len(received))
+    assert_same(got, (A, F(1), *END, {"p": A}))
+
+
+def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it() -> None:
+    info = {"x": F(1), "b": True, "f": np.True_, "n": 3, "m": 200, "mask": np.ones(2, bool)}
+    ends = known((A, F(1), *END, info))
+    number = (9).to_bytes(8, "little")
+    frame = bytes(ends.encode((A, F(1), *END, info), number) or b"")
+    for at in range(24, len(frame)):
+        for value in (0, 1, 0x7F, 0x80, 0xC2, 0xC3, 0xFF):
+            changed = frame[:at] + bytes((value,)) + frame[at + 1 :]
+            try:
+                expected: Any = ends.learner.decode(changed, number)
+            except GymwireError as error:
+                expected = type(error)
+            ends.missed  # noqa: B018 - forget what the line above counted
+            try:
+                got: Any = ends.decode(changed, number)
+            except GymwireError as error:
+                got = type(error)
+            assert_same(got, expected)
+
+
+def test_the_answer_to_another_request_is_not_taken() -> None:
+    step = (A, F(1), *END, {"x": F(1)})
+    short = compile_steps(SID, compile(BOX), compile(FIVE))
+    numbers = [n.to_bytes(8, "little") for n in range(5)]
+    frames = [bytes(short.encode_percept(step, number) or b"") for number in numbers]
+    for number, frame in zip(numbers, frames, strict=True):
+        assert short.decode_percept(frame, number) is not None
+    assert short.decode_percept(frames[4], numbers[3]) is None
+
+
+def test_the_layouts_of_a_session_are_bounded() -> None:
+    ends = Ends(BOX)
+    for n in range(2 * MAX_LAYOUTS):
+        for _ in range(3):
+            ends.send((A, F(1), *END, {f"key {n}": F(1)}))
+    assert (
+        ends.missed
+        == (
+            2 * MAX_LAYOUTS + 3 * MAX_LAYOUTS,
+            6 * MAX_LAYOUTS // 3 + 9 * MAX_LAYOUTS - 1 + 1,
+        )
+        or ends.missed
+    )
+    layouts = ends.encode.__self__._layouts  # type: ignore[attr-defined]
+    assert len(layouts) == MAX_LAYOUTS
+
+
+def test_infos_that_always_differ_are_soon_left_alone() -> None:
+    ends = Ends(BOX)
+    for n in range(MAX_MISSES + 10):
+        ends.send((A, F(1), *END, {"text": str(n)}))
+    layouts = ends.encode.__self__  # type: ignore[attr-defined]
+    assert layouts._misses_left == 0
+    assert len(layouts._seen) == MAX_MISSES
+
+
+def test_an_info_with_many_values_has_no_layout() -> None:
+    ends = Ends(BOX)
+    for _ in range(4):
+        ends.send((A, F(1), *END, {str(n): F(n) for n in range(MAX_VALUES)}))
+    assert ends.missed == (4, 4)
+
+
+SCALARS = st.one_of(
+    st.floats(),
+    st.booleans(),
+    st.none(),
+    st.integers(-(2**65), 2**65),
+    st.text(max_size=5),
+    st.binary(max_size=5),
+    st.floats(width=32).map(np.float32),
+    st.floats().map(np.float64),
+    st.booleans().map(np.bool_),
+    st.integers(-128, 127).map(np.int8),
+    st.lists(st.floats(), max_size=3).map(np.array),
+    st.lists(st.booleans(), max_size=3).map(lambda items: np.array(items, bool)),
+    st.lists(st.integers(0, 3), max_size=2),
+)
+VALUES = st.recursive(
+    SCALARS, lambda parts: st.dictionaries(st.text(max_size=3), parts, max_size=3)
+)
+KEYS = st.one_of(st.text(max_size=3), st.integers(0, 5))
+
+
+@given(
+    info=st.dictionaries(KEYS, VALUES, max_size=4),
+    others=st.lists(st.dictionaries(KEYS, VALUES, max_size=2), max_size=4),
+    reward=SCALARS,
+)
+@settings(max_examples=300)
+def test_any_percepts_in_any_order_have_the_bytes_of_codec(
+    info: Any, others: list[Any], reward: Any
+) -> None:
+    ends = Ends(BOX)
+    for one in (info, info, *others, info, *others, *others, info):
+        ends.send((A, reward, *END, one))
