@@ -16,6 +16,7 @@ import pytest
 from tests import prefork
 from tests.processes import PATIENCE_S, ROOT, Programs, programs
 
+TIMEOUT_S = 90.0  # of a command that ends by itself, on a machine that may be busy
 NOBODY = "tcp://127.0.0.1:1"
 OFFERS = "".join(
     f'[[offer]]\naddress = "{address}"\nenv = "{env}"\n{more}'
@@ -44,7 +45,7 @@ def call(broker: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHONWARNINGS": "ignore"}
     variables.pop("GYMWIRE_ADDRESS", None)
     arguments = ("gymwire", *arguments, "--broker", broker)
-    return prefork.run(arguments, timeout=PATIENCE_S, env=variables)
+    return prefork.run(arguments, timeout=TIMEOUT_S, env=variables)
 
 
 def test_train_learns_prints_saves_and_draws(broker: str, tmp_path: Path) -> None:
