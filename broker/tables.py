@@ -157,6 +157,7 @@ class Tables:
         self.ended: dict[int, None] = {}  # the oldest first
         self.names: list[str] = []  # the addresses on offer, sorted
         self._loops: dict[str, dict[bytes, Peer]] = {}  # address → the loops that offer it
+        self._offers: Counter[bytes] = Counter()  # offers of all loops by agent
         self._load: Counter[tuple[bytes, bytes | None]] = Counter()  # sessions by process
 
     def add_peer(self, peer: Peer) -> Peer | None:
@@ -200,6 +201,8 @@ class Tables:
         if name not in self._loops:
             self._loops[name] = {}
             bisect.insort(self.names, name)
+        if name not in loop.offers:
+            self._offers[loop.agent] += 1
         self._loops[name][loop.rid] = loop
         loop.offers[name], loop.offer_bytes[name] = offer, size
         loop.draining.discard(name)
@@ -213,6 +216,7 @@ class Tables:
     def _forget_offer(self, loop: Peer, name: str) -> None:
         loops = self._loops[name]
         del loops[loop.rid]
+        _decrement(self._offers, loop.agent)
         if not loops:
             del self._loops[name]
             del self.names[bisect.bisect_left(self.names, name)]
@@ -223,6 +227,10 @@ class Tables:
         The loop that has offered it for longest comes first.
         """
         return list(self._loops.get(address, {}).values())
+
+    def offers_anything(self, agent: bytes) -> bool:
+        """Return whether a loop of this process has an offer."""
+        return agent in self._offers
 
     def load_of(self, loop: Peer) -> int:
         """Return how many sessions the process of this loop has."""

@@ -41,6 +41,7 @@ IMPURE = {
     "*/__main__.py": "starts the command",
     "registration.py": "registers environments with Gymnasium",
     "cli/*.py": "reads the command line and prints",
+    "protocol/files.py": "reads files",
     "protocol/logs.py": "writes the log",
     "protocol/outside_exceptions.py": "knows which modules are Python's own",
     "protocol/security/*.py": "reads key files and makes CURVE sockets",

@@ -48,9 +48,7 @@ class DirectConnection:
         key: KeyPair | None,
         dial: Callable[..., Transport] = dial_first,
     ) -> None:
-        server_key = endpoint.get("key") or None
-        if server_key is not None and not _is_key(server_key):
-            raise DecodingError("The env agent's direct endpoint has a malformed key.")
+        server_key = _key_of(endpoint)
         if server_key is None:
             key = None
         elif key is None:
@@ -240,12 +238,19 @@ def _urls_for_this_host(endpoint: Mapping[str, Any]) -> list[str]:
     urls = endpoint.get("urls")
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls) or not urls:
         raise DecodingError("The env agent's direct endpoint has no URL.")
-    same_host = endpoint.get("host") == socket.gethostname()
-    return usable(urls, same_host=same_host, keyed=bool(endpoint.get("key")))
+    host = endpoint.get("host")
+    same_host = isinstance(host, str) and host == socket.gethostname()
+    return usable(urls, same_host=same_host, keyed=_key_of(endpoint) is not None)
 
 
-def _is_key(value: object) -> bool:
-    return isinstance(value, bytes) and is_public_key(value.decode("latin-1"))
+def _key_of(endpoint: Mapping[str, Any]) -> bytes | None:
+    """Return the public key of the endpoint; None: it uses no keys. Raises DecodingError."""
+    key = endpoint.get("key")
+    if key is None:
+        return None
+    if not isinstance(key, bytes) or (key and not is_public_key(key.decode("latin-1"))):
+        raise DecodingError("The env agent's direct endpoint has a malformed key.")
+    return key or None
 
 
 def _identity_in(endpoint: Mapping[str, Any]) -> str:
