@@ -14,6 +14,7 @@ from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.interpreter.process_watch import ProcessWatch
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 
 _Made = TypeVar("_Made", ChildEnv, ChildVector)
 
@@ -53,8 +54,15 @@ class ChildFactory:
         """Make one environment to learn its spaces."""
         return self.make(None, {})
 
-    def make(self, render_mode: str | None, kwargs: Mapping[str, Any]) -> ChildEnv:
+    def make(
+        self, render_mode: str | None, kwargs: Mapping[str, Any], kind: str = EnvKind.ENV
+    ) -> ChildEnv:
         """Make one environment. Raises ConfigurationError, or what its constructor raises."""
+        if kind in MULTI_AGENT:
+            raise ConfigurationError(
+                f"{self.name} runs in another interpreter, where environments have one agent: open "
+                f"it with ProxyEnv or ProxyVectorEnv."
+            )
         return self._in_process(lambda process: self._make(process, 0, render_mode, kwargs))
 
     def make_vector(

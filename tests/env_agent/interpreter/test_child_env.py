@@ -23,7 +23,7 @@ from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.protocol.errors import ConfigurationError, EncodingError
-from gymwire.protocol.messages import Call, Code
+from gymwire.protocol.messages import Call, Code, EnvKind
 from gymwire.protocol.values import Opaque, encode, opaque
 from tests.interpreters import bare, others
 from tests.rich_envs import Rich
@@ -289,6 +289,11 @@ def test_other_values_arrive_as_documented(make: Make) -> None:
     assert paths == ['info["info"]', 'info["structured"]']
     with pytest.raises(EncodingError, match="PosixPath, which cannot be serialized"):
         encode(info["unknown"])
+
+
+def test_an_environment_there_has_one_agent(bare_python: str) -> None:
+    with pytest.raises(ConfigurationError, match="open it with ProxyEnv"):
+        ChildFactory("a", PLAIN, bare_python, {}).make(None, {}, EnvKind.AEC)
 
 
 class Given:
