@@ -113,6 +113,7 @@ class Plain:
             sleep: Any = ctypes.PyDLL(None).sleep
         except (ImportError, AttributeError):
             sleep = time.sleep
+        sys.stdout.write("holds the interpreter\n")
         sleep(600)
 
     def render(self) -> Any:

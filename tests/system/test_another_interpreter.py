@@ -131,8 +131,8 @@ def test_a_process_in_a_step_ends_with_its_env_agent(
         thread.start()
 
         def is_in_call() -> bool | None:
-            # Where a process waits is in the kernel's list of its system calls.
-            return "nanosleep" in Path(f"/proc/{pid}/wchan").read_text() or None
+            printed = [row["text"] for row in rows(agent, "environment printed")]
+            return "holds the interpreter" in printed or None
 
         eventually(is_in_call, "a call that holds the interpreter")
         agent.process.send_signal(number)
