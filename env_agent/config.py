@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from gymwire.env_agent.environments import Service
-from gymwire.env_agent.factory import Factory, resolve
+from gymwire.env_agent.factory import Factory, resolve, resolve_wrapper
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.errors import ConfigurationError
@@ -24,11 +27,12 @@ KEYS = {
     "strict_infos": bool,
     "python": str,
     "spaces": str,
+    "wrap": list,
 }
 DEFAULT_SLOTS = 8
 
 
-def service(
+def service(  # noqa: PLR0913 - these are the keys of an offer
     *,
     address: str,
     env: str,
@@ -38,6 +42,7 @@ def service(
     strict_infos: bool = False,
     python: str | None = None,
     spaces: str | None = None,
+    wrap: Sequence[str] = (),
 ) -> Service:
     """Return the service that one offer describes. Raises AddressError and ConfigurationError."""
     check_address(address)
@@ -47,6 +52,11 @@ def service(
         raise ConfigurationError(f"max_sessions must be 1 or more, not {max_sessions}.")
     factory: Factory | ChildFactory
     if python is not None:
+        if wrap:
+            raise ConfigurationError(
+                f"{address}: --wrap works with environments of this interpreter only. Wrap the "
+                f"environment in a factory of the other one."
+            )
         factory = ChildFactory(address, env, python, env_kwargs or {}, spaces)
     elif spaces is not None:
         raise ConfigurationError(
@@ -54,7 +64,9 @@ def service(
             f"`python`, or leave it out."
         )
     else:
-        factory = resolve(env, env_kwargs or {})
+        factory = replace(
+            resolve(env, env_kwargs or {}), wrappers=tuple(map(resolve_wrapper, wrap))
+        )
     return Service(address, factory, max_sessions, tuple(expose), strict_infos)
 
 
@@ -91,15 +103,34 @@ def load(path: Path) -> list[Service]:
             f"{path} must contain one [[offer]] table for each address, and nothing else. Its keys "
             f"are {', '.join(KEYS)}; only address and env are required."
         )
-    services = [_offer(path, index, table) for index, table in enumerate(tables, 1)]
-    addresses = [one.address for one in services]
+    checked = [_checked(path, index, table) for index, table in enumerate(tables, 1)]
+    addresses = [one["address"] for one in checked]
     twice = {address for address in addresses if addresses.count(address) > 1}
     if twice:
         raise ConfigurationError(f"{path}: {min(twice)!r} is offered twice.")
+    return _without_bad_ones(checked)
+
+
+def _without_bad_ones(tables: Sequence[Mapping[str, Any]]) -> list[Service]:
+    """Return the services of these tables; log those that cannot be used.
+
+    Raises ConfigurationError if none can be used.
+    """
+    services: list[Service] = []
+    first: ConfigurationError | None = None
+    for table in tables:
+        try:
+            services.append(service(**table))
+        except ConfigurationError as error:
+            first = first or error
+            structlog.get_logger().error("offer left out", address=table["address"], why=str(error))
+    if first is not None and not services:
+        raise first
     return services
 
 
-def _offer(path: Path, index: int, table: object) -> Service:
+def _checked(path: Path, index: int, table: object) -> Mapping[str, Any]:
+    """Return a table whose keys and types are right. Raises AddressError, ConfigurationError."""
     where = f"{path}, offer {index}"
     if not isinstance(table, dict):
         raise ConfigurationError(f"{where}: [[offer]] must be a table, not {type(table).__name__}.")
@@ -113,4 +144,5 @@ def _offer(path: Path, index: int, table: object) -> Service:
     for key in ("address", "env"):
         if key not in table:
             raise ConfigurationError(f"{where}: {key} is missing.")
-    return service(**table)
+    check_address(table["address"])
+    return table

@@ -106,6 +106,14 @@ OPTIONS = (
         repeats=True,
     ),
     Option(
+        keyword="wrap",
+        kind=kinds.TEXT,
+        commands=("serve",),
+        default=(),
+        help="a wrapper around each environment: module:Wrapper, or module:Wrapper{JSON}",
+        repeats=True,
+    ),
+    Option(
         keyword="strict_infos",
         kind=kinds.FLAG,
         commands=("serve",),

@@ -42,6 +42,7 @@ class Options(AgentOptions):
     config: Path | None
     max_sessions: int | None
     expose: tuple[str, ...]
+    wrap: tuple[str, ...]
     strict_infos: bool
     python: str | None
     spaces: str | None
@@ -157,6 +158,7 @@ def make_services(options: Options) -> list[Service]:
             strict_infos=options.strict_infos,
             python=options.python,
             spaces=options.spaces,
+            wrap=options.wrap,
         )
     return _share([service], options)
 
