@@ -20,7 +20,7 @@ KEYS = {
     "expose": list,
     "strict_infos": bool,
 }
-DEFAULT_SLOTS = 8
+DEFAULT_SLOTS = 64
 
 
 def service(

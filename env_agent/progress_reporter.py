@@ -74,9 +74,6 @@ class ProgressReporter(threading.Thread):
 
     def _report(self, link: BrokerLink, now: float) -> None:
         for loop in self._loops:
-            request = loop.current_request  # read once, since the loop continues meanwhile
-            if request is None:
-                continue
-            sid, seq, since = request
-            if now - since >= SLOW_S:
-                link.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))
+            for sid, seq, since in loop.current_requests:
+                if now - since >= SLOW_S:
+                    link.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))

@@ -309,9 +309,19 @@ class Transports:
         received = receive()
         return self._receive_any(0) if received is None else received
 
+    def receive_or_wake(self, wakeup: Waitable) -> tuple[Received | None, bool]:
+        """Return the next frame, or None after a tick; and whether `wakeup` ended the waiting."""
+        ready = wait_among([*self._sockets, wakeup], TICK_MS / 1000)
+        woken = bool(ready) and ready[-1] == len(self._sockets)
+        return self._receive_ready(ready[:-1] if woken else ready), woken
+
     def _receive_any(self, wait_s: float) -> Received | None:
         """Return a frame from any socket, from the relay's first."""
-        for index in wait_among(self._sockets, wait_s):
+        return self._receive_ready(wait_among(self._sockets, wait_s))
+
+    def _receive_ready(self, ready: list[int]) -> Received | None:
+        """Return a frame from the first of these sockets that has one."""
+        for index in ready:
             if not index:
                 relayed = self._receive_relayed()
                 # A request of a session, not a message from the broker itself.

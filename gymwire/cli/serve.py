@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -61,6 +62,7 @@ def command(options: Options, output: Output) -> int:
     try:
         agent = make_agent(options)
         agent.install_signals()
+        gc.freeze()  # a collection holds up all sessions, and modules are never garbage
         if options.worker is not None:
             threading.Thread(target=_end_with_parent, args=(agent,), daemon=True).start()
         agent.run()
