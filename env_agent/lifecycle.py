@@ -17,6 +17,8 @@ from gymwire.env_agent.transports import Transports
 from gymwire.protocol.codec import PLAIN, Frame, Header
 from gymwire.protocol.messages import Closed, Code, Error, Open, Ping
 
+MAX_REASON = 200  # characters of what the broker or an environment says, in a log entry
+
 
 class Lifecycle:
     """Opens and ends the sessions of one serving loop. Used by its reader.
@@ -182,7 +184,7 @@ class Lifecycle:
 
 def _error_text(frame: Frame) -> str:
     message = PLAIN.decode(frame)
-    return message.text[:200] if isinstance(message, Error) else ""
+    return message.text[:MAX_REASON] if isinstance(message, Error) else ""
 
 
 def open_failed(header: Header, error: BaseException) -> Frame:

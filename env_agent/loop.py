@@ -14,7 +14,7 @@ from gymwire.env_agent import failure_reports
 from gymwire.env_agent.bad_frames import BadFrames
 from gymwire.env_agent.crew import MAX_JOBS, Crew, CurrentRequest, Executor
 from gymwire.env_agent.jobs import Jobs
-from gymwire.env_agent.lifecycle import Lifecycle
+from gymwire.env_agent.lifecycle import MAX_REASON, Lifecycle
 from gymwire.env_agent.registration import Registration
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.slot import Slot
@@ -214,6 +214,7 @@ class ServingLoop:
         self._serve(me)
         if self.crew.reader is not me:
             return
+        self._transports.watch()
         now = self._clock()
         self._registration.run_timers(now)
         self._close_abandoned(me, now)
@@ -426,7 +427,7 @@ class ServingLoop:
                 self._lifecycle.open(me, header, message)
             case Gone():
                 self._detach_reply()
-                self._lifecycle.abandon(me, header.sid, message.reason)
+                self._lifecycle.abandon(me, header.sid, message.reason[:MAX_REASON])
             case _:
                 if isinstance(message, Welcome):
                     self.host.requests.max_message = min(MAX_MESSAGE, message.max_message)

@@ -124,7 +124,7 @@ class SessionHost:
         try:
             slot = self._make_slot(service, sid, runner, request, direct)
             frame = slot.codec.encode(slot.opened, sid, seq)
-            advice = "The spaces, metadata and kwargs of the environment are too large."
+            advice = "The spaces and metadata of the environment are too large."
             check_size("OPENED", len(frame), self.requests.max_message, advice)
         except BaseException as error:  # noqa: BLE001 - properties of the environment may raise, too
             self.environments.close(runner, service.address)
@@ -153,15 +153,16 @@ class SessionHost:
             direct=direct,
             key=b"" if signer is None or self._key is None else self._key.public,
         )
+        observation = runner.spaces.guard(common.observation)
         codec = (Codec if signer is None else partial(SignedCodec, signer))(
-            common.observation,
+            observation,
             common.action,
             strict_infos=service.strict_infos,
             on_opaque=partial(self._warn_opaque, service.address),
         )
         steps = None
         if signer is None:  # the step codec does not sign frames
-            steps = compile_steps(sid, common.observation, common.action, request.num_envs)
+            steps = compile_steps(sid, observation, common.action, request.num_envs)
         session = Session(sid, request.nonce, request.address, request.learner)
         return Slot(session, runner, codec, steps, common.exposed, opened)
 

@@ -64,6 +64,7 @@ def command(options: Options, output: Output) -> int:
         agent.install_signals()
         gc.freeze()  # a collection holds up all sessions, and modules are never garbage
         if options.worker is not None:
+            agent.agent_pid = os.getppid()
             threading.Thread(target=_end_with_parent, args=(agent,), daemon=True).start()
         agent.run()
     except GymwireError:
