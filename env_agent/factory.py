@@ -17,6 +17,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from gymwire.env_agent import event_loop
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.protocol.errors import ConfigurationError
 
@@ -53,13 +54,16 @@ class Factory:
         if render_mode is not None:
             merged["render_mode"] = render_mode
         with self._naming_keywords(merged):
-            made = self.make_one(**merged)
+            if event_loop.is_asynchronous(self.make_one):
+                made = event_loop.call(self.make_one, **merged)
+            else:
+                made = self.make_one(**merged)
         if not isinstance(made, gymnasium.Env):
             raise ConfigurationError(
                 f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. Check the class "
                 f"or factory that the env agent was started with."
             )
-        return made
+        return event_loop.Bridge(made) if event_loop.is_asynchronous(made) else made
 
     @contextmanager
     def _naming_keywords(self, given: Mapping[str, Any]) -> Iterator[None]:

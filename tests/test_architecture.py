@@ -54,6 +54,7 @@ IMPURE = {
     "env_agent/config.py": "reads the configuration",
     "env_agent/crew.py": "starts threads, and wakes them",
     "env_agent/environments.py": "makes environments and logs their failures",
+    "env_agent/event_loop.py": "runs environments in an event loop",
     "env_agent/factory.py": "imports the user's environment from a file",
     "env_agent/jobs.py": "runs environments and logs bugs",
     "env_agent/lifecycle.py": "opens and logs sessions",

@@ -46,6 +46,18 @@ def test_slow_steps_of_many_sessions_run_at_the_same_time(started: Programs, dir
             assert (vector.step(np.zeros(count, np.int64))[0] == step).all()
 
 
+def test_asynchronous_steps_of_many_sessions_run_at_the_same_time(started: Programs) -> None:
+    count = 200
+    _, url = started.broker()
+    serve(started, url, "AsyncTogether", "--max-sessions", str(count), parties=count)
+    with contextlib.closing(
+        ProxyVectorEnv("it", num_envs=count, broker=url, sessions=count)
+    ) as vector:
+        vector.reset(seed=1)
+        for step in range(1, 4):
+            assert (vector.step(np.full(count, step))[0] == step).all()
+
+
 @pytest.mark.parametrize("direct", DIRECT)
 @pytest.mark.parametrize("options", [(), ("--threads", "1")])
 def test_an_environment_is_made_used_and_closed_in_one_thread(

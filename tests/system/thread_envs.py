@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from pathlib import Path
 from typing import Any
@@ -80,3 +81,31 @@ class Stuck(InOneThread):
             while not self._gate.exists():
                 threading.Event().wait(0.02)
         return super().step(action)
+
+
+class AsyncTogether(gymnasium.Env[Any, Any]):
+    """Each step waits until `parties` environments are in a step, in one event loop."""
+
+    observation_space = action_space = Discrete(100)
+    waiting = 0
+    turn: asyncio.Event | None = None
+
+    def __init__(self, parties: int) -> None:
+        self._parties = parties
+        self._loop = asyncio.get_running_loop()
+        if AsyncTogether.turn is None:
+            AsyncTogether.turn = asyncio.Event()
+
+    async def reset(self, *, seed: Any = None, options: Any = None) -> tuple[int, dict[str, Any]]:  # type: ignore[override]
+        return 0, {}
+
+    async def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:  # type: ignore[override]
+        assert asyncio.get_running_loop() is self._loop
+        turn = AsyncTogether.turn
+        assert turn is not None
+        AsyncTogether.waiting += 1
+        if AsyncTogether.waiting == self._parties:
+            AsyncTogether.waiting, AsyncTogether.turn = 0, asyncio.Event()
+            turn.set()
+        await asyncio.wait_for(turn.wait(), PATIENCE_S)
+        return action, 0.0, False, False, {}
