@@ -19,7 +19,7 @@ from typing import NoReturn
 import structlog
 
 from gymwire.env_agent import failure_reports, signals
-from gymwire.env_agent.crew import Relief
+from gymwire.env_agent.crew import CLOSING, Relief
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.progress_reporter import ProgressReporter
@@ -300,9 +300,10 @@ class Agent:
             loop = self._loops[index]
             requests = loop.current_requests
             for sid, seq, since in requests:
-                running.append(f"request {seq} of session {sid}, for {now - since:.1f} s")
+                what = "an environment that closes, of" if seq == CLOSING else f"request {seq} of"
+                running.append(f"{what} session {sid}, for {now - since:.1f} s")
             if not requests and not loop.idle:
-                running.append("an environment that closes, or a session between two requests")
+                running.append("a session between two requests")
         return running
 
     def _cut_off(self, running: list[str]) -> NoReturn:

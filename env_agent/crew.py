@@ -25,6 +25,8 @@ from gymwire.protocol.transport.polling import wait_among
 CurrentRequest = tuple[int, int, float]
 """A request that is being executed: sid, seq, and since when (monotonic seconds)."""
 
+CLOSING = 0  # in the place of the request number: the environment of an ended session closes
+
 # Enough for the C code of simulators. Less than a huge page, of which Linux may back any stack.
 STACK_BYTES = 1024 * 1024
 KEPT = 8  # threads without a session that are kept for the next sessions

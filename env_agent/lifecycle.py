@@ -10,7 +10,7 @@ from typing import Any
 import structlog
 
 from gymwire.env_agent import failure_reports
-from gymwire.env_agent.crew import Crew, Executor, Sequel
+from gymwire.env_agent.crew import CLOSING, Crew, Executor, Sequel
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.transports import Transports
@@ -141,7 +141,9 @@ class Lifecycle:
         self._ending[session.sid] = slot
 
         def close() -> Sequel:
+            executor.current_request = (session.sid, CLOSING, self._clock())
             self._host.close(slot)
+            executor.current_request = None
             return release
 
         def release(reader: Executor) -> None:

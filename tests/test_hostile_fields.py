@@ -275,7 +275,7 @@ def test_a_listing() -> None:
         "address": "cartpole", "env_id": "CartPole-v1", "observation_space": None,
         "action_space": None, "metadata": {}, "capacity": 1, "used": 0, "host": "h",
         "software": "s", "identity": "", "direct": None, "state": "ready",
-        "pid": 1, "agent_pid": 1,
+        "pid": 1, "agent_pid": 1, "stuck": 0,
     }  # fmt: skip
     founds = [one for _, one in decoded(Found([entry]))]
     founds += [

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import RequestTimeout
 from tests.processes import Programs, programs
 
@@ -22,6 +24,15 @@ DIRECT = ("never", "auto")
 def started() -> Iterator[Programs]:
     with programs() as made:
         yield made
+
+
+def eventually(condition: Callable[[], object]) -> None:
+    """Wait until the condition holds."""
+    for _ in range(int(PATIENCE_S / 0.1)):
+        if condition():
+            return
+        threading.Event().wait(0.1)
+    raise AssertionError("it did not happen")
 
 
 def serve(started: Programs, url: str, name: str, *options: str, **kwargs: object) -> None:
@@ -144,4 +155,7 @@ def test_an_abandoned_step_does_not_delay_the_next_session(
     with contextlib.closing(ProxyEnv("it", broker=url, wait_s=PATIENCE_S)) as env:
         assert env.reset()[0] == 0  # the main thread is still in the abandoned step
         assert env.step(0)[0] == 1
-    gate.touch()
+        with contextlib.closing(BrokerConnection(url)) as connection:
+            eventually(lambda: [row["stuck"] for row in connection.find("it")] == [1])
+            gate.touch()
+            eventually(lambda: [row["stuck"] for row in connection.find("it")] == [0])
