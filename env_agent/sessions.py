@@ -13,6 +13,7 @@ from typing import Any
 import structlog
 
 from gymwire.env_agent import failure_reports
+from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.runners.in_loop import InLoopRunner
@@ -21,7 +22,7 @@ from gymwire.env_agent.slot import Slot
 from gymwire.protocol import spaces, values
 from gymwire.protocol.capabilities import CAPABILITIES
 from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size
-from gymwire.protocol.messages import Code, Error, Open, Opened
+from gymwire.protocol.messages import MULTI_AGENT, Code, Error, Open, Opened
 from gymwire.protocol.security import signing
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.signing import SignedCodec
@@ -179,12 +180,14 @@ class SessionHost:
             )
         ]
         facts: list[Any] = [found.spec, found.metadata, found.render_mode, request.num_envs]
-        content = values.encode([service.address, *described, *facts])
+        kind = request.env_kind
+        content = values.encode([service.address, kind, *described, *facts])
         key = hashlib.sha256(content).digest()
         known = self._known.get(key)
         if known is not None:
             return known
-        exposed = frozenset((*EXPOSED_BY_DEFAULT, *service.exposed))
+        several = pettingzoo.EXPOSED if kind in MULTI_AGENT else ()
+        exposed = frozenset((*EXPOSED_BY_DEFAULT, *several, *service.exposed))
         limits: dict[str, Any] = {"attributes": sorted(exposed), "capabilities": list(CAPABILITIES)}
         agent = f"host {hostsocket.gethostname()}, process {os.getpid()}"
         fields = [*described, *facts, limits, agent]
