@@ -6,7 +6,7 @@ import asyncio
 import functools
 import inspect
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
@@ -37,6 +37,15 @@ def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if error is not None:
         raise error
     return result
+
+
+def create(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return what `make` makes: an environment, in a `Bridge` if it is asynchronous.
+
+    A class of such environments is called in the event loop, a function in this thread.
+    """
+    made = call(make, **kwargs) if is_asynchronous(make) else make(**kwargs)
+    return Bridge(made) if isinstance(made, gymnasium.Env) and is_asynchronous(made) else made
 
 
 def _event_loop() -> asyncio.AbstractEventLoop:

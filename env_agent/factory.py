@@ -69,10 +69,7 @@ class Factory:
         if isinstance(make, pettingzoo.EnvModule):
             make = make.constructor(kind)
         with self._naming_keywords(merged):
-            if event_loop.is_asynchronous(make):
-                made = event_loop.call(make, **merged)
-            else:
-                made = make(**merged)
+            made = event_loop.create(make, merged)
         if kind in MULTI_AGENT:
             return pettingzoo.adapt(made, kind, self.name)
         pettingzoo.check_single(made, self.name)
@@ -81,7 +78,7 @@ class Factory:
                 f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. Check the class "
                 f"or factory that the env agent was started with."
             )
-        return event_loop.Bridge(made) if event_loop.is_asynchronous(made) else made
+        return made
 
     @contextmanager
     def _naming_keywords(self, given: Mapping[str, Any]) -> Iterator[None]:
@@ -122,7 +119,7 @@ class Factory:
     def _make_first(self, make: Callable[..., Any]) -> Env:
         """Make one environment of whatever kind it is."""
         with self._naming_keywords(self.kwargs):
-            made = make(**self.kwargs)
+            made = event_loop.create(make, self.kwargs)
         kind = pettingzoo.kind_of(made)
         if kind:
             return pettingzoo.adapt(made, kind, self.name)

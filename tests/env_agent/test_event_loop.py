@@ -76,8 +76,12 @@ class OnlyStep(gymnasium.Env[Any, Any]):
         return action, 0.0, False, False, {}
 
 
-def test_an_asynchronous_environment_is_made_used_and_closed_in_the_event_loop() -> None:
-    env = Factory("waits:Waits", Waits).make(None, {})
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_asynchronous_environment_is_made_used_and_closed_in_the_event_loop(
+    is_first: bool,
+) -> None:
+    factory = Factory("waits:Waits", Waits)
+    env: Any = factory.make_first() if is_first else factory.make(None, {})
     observation, info = env.reset(seed=1)
     assert observation == 3
     assert info["thread"] != threading.get_ident()
