@@ -16,6 +16,7 @@ import itertools
 import socket
 import sys
 import threading
+from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Sequence
 
@@ -159,6 +160,13 @@ class Crew:
                 self.end_job(me, me.inbox.popleft()())
             else:
                 me.wait()
+
+    def _run_thread(self, me: Executor) -> None:
+        """Run a thread that was started without `threading.Thread`, so that it equals one."""
+        threading.current_thread().name = f"session-{next(_numbers)}"
+        sys.settrace(threading.gettrace())
+        sys.setprofile(threading.getprofile())
+        self.run(me)
 
     def end_job(self, me: Executor, sequel: Sequel | None) -> None:
         """Leave the sequel of a job to the reader. Called by the executor `me`."""
@@ -329,12 +337,12 @@ class Crew:
         if not self._grows:
             return None
         executor = Executor()
-        name = f"session-{next(_numbers)}"
-        thread = threading.Thread(target=self.run, args=(executor,), name=name, daemon=True)
         with _starting:
             before = threading.stack_size(STACK_BYTES)
             try:
-                thread.start()
+                # Not `Thread.start`, which waits until the new thread has had the interpreter: if
+                # thousands of sessions open at once, that takes seconds.
+                start_new_thread(self._run_thread, (executor,))
             except RuntimeError:  # the limit on threads or on memory
                 return None
             finally:

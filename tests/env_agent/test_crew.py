@@ -25,10 +25,10 @@ class Reader:
             if me not in self.readers[-1:]:
                 self.readers.append(me)
                 self.reads.notify_all()
-        if me is not self.crew.own:
-            self.crew.collect(me)
-            if self.crew.reader is me:
-                self.crew.wait(0.01)
+            if me is not self.crew.own and not self.crew.is_over:
+                self.crew.collect(me)
+                if self.crew.reader is me:
+                    self.crew.wait(0.01)
 
     def wait_for_reader(self, number: int) -> Executor:
         with self.reads:
@@ -49,12 +49,10 @@ class Reader:
 def reader() -> Iterator[Reader]:
     made = Reader()
     yield made
-    made.crew.end()
-    for thread in threading.enumerate():
-        if thread.name.startswith("session-"):
-            thread.join(PATIENCE_S)
-    if made.crew.wakeup is not None:
-        made.crew.wakeup.close()
+    with made.reads:  # so that no thread waits for `wakeup` now
+        made.crew.end()
+        if made.crew.wakeup is not None:
+            made.crew.wakeup.close()
 
 
 def other(reader: Reader) -> Executor:
@@ -182,11 +180,11 @@ def test_few_threads_without_a_session_are_kept(reader: Reader) -> None:
 def test_without_another_thread_a_session_is_refused_and_the_reader_executes(
     reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(_thread: threading.Thread) -> None:
+    def fail(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
     crew = reader.crew
-    monkeypatch.setattr(threading.Thread, "start", fail)
+    monkeypatch.setattr("gymwire.env_agent.crew.start_new_thread", fail)
     assert crew.assign(crew.own) is crew.own
     assert crew.assign(crew.own) is None
     ran: list[int] = []
