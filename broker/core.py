@@ -374,6 +374,7 @@ class Core:
         self._connections.drop_silent_agents(now)
         sends += self._sessions.retry_undelivered()
         sends += self._connections.probe()
+        self._tables.expire_stuck(now)
         sends += self._peers.expire(now)
         sends += self._sessions.expire(now)
         return sends

@@ -120,13 +120,15 @@ class PooledOffer:
     """What the serving loops of one process offer at one address.
 
     `slots`: those of the whole process, although some of its loops may still be starting.
-    `state`: "ready"; "silent": the connection of a loop is lost; "draining": no new sessions.
+    `stuck`: ended sessions whose environment is still busy. `state`: "ready"; "silent": the
+    connection of a loop is lost; "draining": no new sessions.
     """
 
     offer: Offer
     loops: tuple[Peer, ...]
     slots: int
     used: int
+    stuck: int
     state: str
 
 
@@ -155,6 +157,7 @@ def _pool(name: str, loops: list[Peer]) -> PooledOffer:
         loops=tuple(loops),
         slots=max(sum(offer.capacity for offer in offers), *map(process_slots, offers)),
         used=sum(peer.used[name] for peer in loops),
+        stuck=sum(peer.stuck[name] for peer in loops),
         state=state,
     )
 
@@ -225,4 +228,5 @@ def _entry(one: PooledOffer) -> dict[str, Any]:
         "state": one.state,
         "pid": pid,
         "agent_pid": agent_pid,
+        "stuck": one.stuck,
     }

@@ -115,7 +115,10 @@ class SessionMessages:
         Every connection of the env agent's process may report it.
         """
         session = self._tables.sessions.get(header.sid)
-        if session is None or session.loop.agent != peer.agent or session.loop.key != peer.key:
+        if session is None:
+            self._tables.note_stuck(header.sid, peer, now)
+            return []
+        if session.loop.process != peer.process:
             return []
         self._tables.progress(session, max(0.0, min(progress.since_s, 1e9)), now)
         if session.learner is None:

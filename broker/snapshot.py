@@ -15,7 +15,8 @@ class OfferState:
     """What one process of an env agent (a worker) offers at one address.
 
     `agent`: 16 bytes that identify the process. `loops`: how many of its serving loops are known.
-    `slots`, `used`: of the process, at this address. `state`: "ready", "draining" or "silent".
+    `slots`, `used`: of the process, at this address. `stuck`: ended sessions whose environment is
+    still busy. `state`: "ready", "draining" or "silent".
     `direct`: the URL for direct connections from other hosts, if any.
     """
 
@@ -28,6 +29,7 @@ class OfferState:
     loops: int
     slots: int
     used: int
+    stuck: int
     state: str
     direct: str | None
 
@@ -142,6 +144,7 @@ def _offer(pooled: PooledOffer) -> OfferState:
         loops=len(pooled.loops),
         slots=pooled.slots,
         used=pooled.used,
+        stuck=pooled.stuck,
         state=pooled.state,
         direct=pooled.offer.direct,
     )

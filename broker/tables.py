@@ -48,6 +48,8 @@ class Peer:
     draining: set[str] = field(default_factory=set)  # addresses without new sessions
     sessions: set[int] = field(default_factory=set)
     used: Counter[str] = field(default_factory=Counter)  # a loop's sessions by address
+    # ended sessions whose environment is still busy, by address
+    stuck: Counter[str] = field(default_factory=Counter)
     # when a session was last reported to be in a long step, by sid: the latest report last
     long_steps: dict[int, float] = field(default_factory=dict)
     attach_token: bytes = b""  # proves that a local channel is this peer's; b"": not allowed one
@@ -168,7 +170,11 @@ class Tables:
         self.claimed = 0  # sessions that a learner has opened or resumed,
         self.sessions_of: Counter[str] = Counter()  # and those by the learner's identity
         self.unclaimed: Counter[bytes | None] = Counter()  # all others by the key of the loop
-        self.ended: dict[int, None] = {}  # the oldest first
+        # ended sessions, the oldest first: the routing id of their loop, and their address
+        self.ended: dict[int, tuple[bytes, str]] = {}
+        # ended sessions whose environment is reported to be still busy, the latest report last:
+        # their loop, their address, and when the report came
+        self.stuck: dict[int, tuple[Peer, str, float]] = {}
         self.names: list[str] = []  # the addresses on offer, sorted
         self._loops: dict[str, dict[bytes, Peer]] = {}  # address → the loops that offer it
         self._offers: Counter[bytes] = Counter()  # offers of all loops by agent
@@ -312,6 +318,25 @@ class Tables:
         session.loop.long_steps.pop(session.sid, None)
         session.loop.long_steps[session.sid] = now
 
+    def note_stuck(self, sid: int, reporter: Peer, now: float) -> None:
+        """Note that an env agent reports a request of a session that has ended."""
+        rid, address = self.ended.get(sid, (b"", ""))
+        loop = self.peers.get(rid)
+        if loop is None or loop.process != reporter.process:
+            return
+        if self.stuck.pop(sid, None) is None:
+            loop.stuck[address] += 1
+        self.stuck[sid] = loop, address, now
+
+    def expire_stuck(self, now: float) -> None:
+        """Forget the stuck sessions that are not reported any more."""
+        while self.stuck:
+            sid, (loop, address, reported) = next(iter(self.stuck.items()))
+            if now - reported < PROGRESS_TTL_S:
+                return
+            del self.stuck[sid]
+            _decrement(loop.stuck, address)
+
     def orphan(self, session: Session, *, until: float) -> None:
         """Start the lease of a session whose learner is lost."""
         if session.orphan_until is None:
@@ -338,7 +363,7 @@ class Tables:
             else:
                 _decrement(self.unclaimed, session.loop.key)
         # An env agent that was cut off may still announce it, long after its learner got GONE.
-        self.ended[session.sid] = None
+        self.ended[session.sid] = session.loop.rid, session.address
         if len(self.ended) > MAX_ENDED:
             del self.ended[next(iter(self.ended))]
 

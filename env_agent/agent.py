@@ -19,6 +19,7 @@ from typing import NoReturn
 import structlog
 
 from gymwire.env_agent import failure_reports, signals
+from gymwire.env_agent.crew import CLOSING, Relief
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.progress_reporter import ProgressReporter
@@ -50,8 +51,7 @@ class Agent:
         make_liveness: makes the liveness connection of the process with this id.
         key: the agent's key pair, or None.
         direct: the settings for direct sessions; None: no direct sessions.
-        threads: how many sessions can execute a step at the same time (default: one for each
-            slot, at most MAX_THREADS).
+        threads: how many threads execute all environments; None: each session has its own.
         wait_s: how long to wait for the broker, in seconds.
         grace_s: how long running steps, closing environments, and after SIGTERM sessions may
             continue before they are cut off, in seconds.
@@ -88,6 +88,7 @@ class Agent:
                 SessionHost(services, key),
                 self._id,
                 logs_broker_state=index == 0,
+                has_threads=threads is None,
             )
             for index in range(min(max_slots, threads or MAX_THREADS))
         ]
@@ -129,7 +130,8 @@ class Agent:
         reporter = self._reporter = ProgressReporter(self._make_dealer, self._loops, self._id)
         liveness = self._make_liveness(self._id)
         holder = threading.Thread(target=liveness.hold, name="liveness", daemon=True)
-        for thread in (*threads, reporter, holder):
+        relief = Relief([loop.crew for loop in self._loops])
+        for thread in (*threads, reporter, holder, relief):
             thread.start()
         self._loop_registered(offers)
         try:
@@ -141,6 +143,7 @@ class Agent:
                     loop.stop.set()
             complete = self._wait_for_loops(self._grace_s + CLOSE_S)
             reporter.stop()
+            relief.stop()
             liveness.release()
             for thread in (reporter, holder):
                 thread.join(timeout=2.0)
@@ -305,12 +308,13 @@ class Agent:
         """Describe what the loops execute: one text for each loop that has not ended."""
         now, running = time.monotonic(), []
         for index in sorted(self._running):
-            request = self._loops[index].current_request
-            if request is not None:
-                sid, seq, since = request
-                running.append(f"request {seq} of session {sid}, for {now - since:.1f} s")
-            elif not self._loops[index].idle:
-                running.append("an environment that closes, or a session between two requests")
+            loop = self._loops[index]
+            requests = loop.current_requests
+            for sid, seq, since in requests:
+                what = "an environment that closes, of" if seq == CLOSING else f"request {seq} of"
+                running.append(f"{what} session {sid}, for {now - since:.1f} s")
+            if not requests and not loop.idle:
+                running.append("a session between two requests")
         return running
 
     def _cut_off(self, running: list[str]) -> NoReturn:

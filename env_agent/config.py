@@ -29,7 +29,7 @@ KEYS = {
     "spaces": str,
     "wrap": list,
 }
-DEFAULT_SLOTS = 8
+DEFAULT_SLOTS = 64
 
 
 def service(  # noqa: PLR0913 - these are the keys of an offer

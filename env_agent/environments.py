@@ -34,7 +34,7 @@ class Service:
 
     address: str
     factory: Factory | ChildFactory
-    max_sessions: int = 8
+    max_sessions: int = 64
     exposed: Sequence[str] = ()
     strict_infos: bool = False
 
@@ -98,8 +98,10 @@ class Environments:
             direct=direct,
         )
 
-    def make(self, service: Service, request: Open) -> InLoopRunner:
+    def make(self, service: Service, request: Open, *, uses_spare: bool = True) -> InLoopRunner:
         """Make the environment or the vector that a learner requests.
+
+        `uses_spare`: whether this is the thread that has made the spare environments.
 
         Raises ConfigurationError, or what the constructor raises.
         """
@@ -109,7 +111,7 @@ class Environments:
                 f"A session has at most {MAX_NUM_ENVS} environments, not {num_envs}. Spread them "
                 f"over several sessions."
             )
-        spare = self._spares.pop(service.address, None)
+        spare = self._spares.pop(service.address, None) if uses_spare else None
         if spare is not None:
             is_default = num_envs == 0 and request.render_mode is None and not request.env_kwargs
             is_default &= getattr(spare.env, "kind", EnvKind.ENV) == request.env_kind

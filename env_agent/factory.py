@@ -18,6 +18,7 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from gymwire.env_agent import event_loop
 from gymwire.env_agent.adapters import pettingzoo, vectors
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.protocol.errors import ConfigurationError
@@ -88,7 +89,7 @@ class Factory:
         if isinstance(make, pettingzoo.EnvModule):
             make = make.constructor(kind)
         with self._naming_keywords(merged):
-            made = make(**merged)
+            made = event_loop.create(make, merged)
         if kind in MULTI_AGENT:
             return pettingzoo.adapt(made, kind, self.name)
         pettingzoo.check_single(made, self.name)
@@ -149,7 +150,7 @@ class Factory:
     def _make_first(self, make: Callable[..., Any]) -> Env:
         """Make one environment of whatever kind it is."""
         with self._naming_keywords(self.kwargs):
-            made = make(**self.kwargs)
+            made = event_loop.create(make, self.kwargs)
         kind = pettingzoo.kind_of(made)
         if kind:
             return pettingzoo.adapt(made, kind, self.name)

@@ -132,6 +132,16 @@ def _index_in(vector: SyncVectorEnv[Any, Any], error: BaseException) -> int | No
     return None
 
 
+def no_thread() -> Error:
+    """Report that the system lets the env agent start no other thread for a session."""
+    return Error(
+        Code.OPEN_FAILED,
+        "The env agent cannot start another thread for this session: the system's limit on "
+        "threads or memory is reached. Give it fewer --max-sessions, or raise the limit "
+        "(ulimit -u).",
+    )
+
+
 def session_lost(why: str = "") -> Error:
     """Report that this agent does not have a session any more."""
     return Error(

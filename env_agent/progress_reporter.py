@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from gymwire.env_agent.crew import CurrentRequest
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import GymwireError
@@ -23,6 +24,7 @@ from gymwire.protocol.transport.handshake import Handshake
 
 EVERY_S = 1.0
 SLOW_S = 1.0  # report requests that take longer
+MAX_REPORTS = 500  # at once: the broker answers 1,000 messages a second on one connection
 
 
 class ProgressReporter(threading.Thread):
@@ -37,6 +39,7 @@ class ProgressReporter(threading.Thread):
         self._agent = agent
         self._stopping = threading.Event()
         self._withdrawn: Sequence[str] = ()
+        self._reported = 0
 
     def run(self) -> None:
         """Run the thread."""
@@ -73,10 +76,20 @@ class ProgressReporter(threading.Thread):
         self._stopping.set()
 
     def _report(self, link: BrokerLink, now: float) -> None:
-        for loop in self._loops:
-            request = loop.current_request  # read once, since the loop continues meanwhile
-            if request is None:
-                continue
-            sid, seq, since = request
-            if now - since >= SLOW_S:
-                link.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))
+        requests = [request for loop in self._loops for request in loop.current_requests]
+        due, self._reported = choose(requests, now, self._reported)
+        for sid, seq, since in due:
+            link.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))
+
+
+def choose(
+    requests: Sequence[CurrentRequest], now: float, reported: int
+) -> tuple[list[CurrentRequest], int]:
+    """Return the requests to report now, and `reported` for the next call.
+
+    If there are too many long ones, they take turns. `reported`: the sid of the last one reported.
+    """
+    long = sorted(request for request in requests if now - request[2] >= SLOW_S)
+    after = [request for request in long if request[0] > reported]
+    due = (after + long)[: min(MAX_REPORTS, len(long))]
+    return due, due[-1][0] if due else 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket as hostsocket
 from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -17,13 +19,14 @@ from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.session import Session
 from gymwire.env_agent.slot import Slot
-from gymwire.protocol import spaces
+from gymwire.protocol import spaces, values
 from gymwire.protocol.capabilities import CAPABILITIES
 from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size
 from gymwire.protocol.messages import MULTI_AGENT, Code, Error, Open, Opened
 from gymwire.protocol.security import signing
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.signing import SignedCodec
+from gymwire.protocol.space_codecs import SpaceCodec
 from gymwire.protocol.step_codec import compile_steps
 
 # Learners may read, write and call these attributes in addition to those of `--expose`.
@@ -39,10 +42,30 @@ EXPOSED_BY_DEFAULT = (
     "np_random_seed",
     "valid_actions",
 )
+MAX_KNOWN = 64  # environments that differ, of which what their sessions share is kept
+
+
+@dataclass(frozen=True, slots=True)
+class _Common:
+    """What sessions share whose environments have the same spaces and metadata.
+
+    Attributes:
+        opened: OPENED without what each session has of its own.
+        observation: the codec of the observation space.
+        action: the codec of the action space.
+        exposed: the attributes that learners may use.
+    """
+
+    opened: Opened
+    observation: SpaceCodec
+    action: SpaceCodec
+    exposed: frozenset[str]
 
 
 class SessionHost:
-    """Opens and closes the sessions of one serving loop, in its thread. It uses no socket.
+    """Opens and closes the sessions of one serving loop. It uses no socket.
+
+    `make` and `close` run in the thread of the session; the loop's reader calls `add` and `remove`.
 
     Attributes:
         environments: makes, describes and closes the environments.
@@ -58,10 +81,26 @@ class SessionHost:
         self.by_key: dict[bytes, Slot] = {}
         self._key = key
         self._log = structlog.get_logger()
+        self._known: dict[bytes, _Common] = {}  # by a digest of what they have in common
         self._opaque_paths: set[tuple[str, str]] = set()
 
     def open(self, sid: int, seq: int, request: Open, direct: dict[str, Any] | None) -> Frame:
-        """Open a session, and return OPENED, or an ERROR that says why it is not open.
+        """Open a session in this thread, as `make` and `add` do, and return the reply to OPEN."""
+        slot, frame = self.make(sid, seq, request, direct)
+        if slot is not None and sid not in self.slots:
+            self.add(slot)
+        return frame
+
+    def make(
+        self,
+        sid: int,
+        seq: int,
+        request: Open,
+        direct: dict[str, Any] | None,
+        *,
+        uses_spare: bool = True,
+    ) -> tuple[Slot | None, Frame]:
+        """Make the environment of a session, in the thread that will use it.
 
         A repeated request gets the same reply.
 
@@ -70,18 +109,22 @@ class SessionHost:
             seq: the request number of OPEN.
             request: what the learner requests.
             direct: how the learner can connect directly, or None.
+            uses_spare: whether this is the thread that described the environments.
+
+        Returns:
+            The slot and OPENED; or None and an ERROR that says why the session is not open.
         """
         slot = self.slots.get(sid)
         if slot is not None:
-            return slot.codec.encode(slot.opened, sid, seq)
+            return slot, slot.codec.encode(slot.opened, sid, seq)
         service = self.environments.service(request.address)
         if service is None:
             error = Error(Code.ADDRESS_UNKNOWN, f"This agent does not offer {request.address!r}.")
-            return PLAIN.encode(error, sid, seq)
+            return None, PLAIN.encode(error, sid, seq)
         try:
-            runner = self.environments.make(service, request)
+            runner = self.environments.make(service, request, uses_spare=uses_spare)
         except BaseException as error:  # noqa: BLE001 - whatever it raises is a reply
-            return PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)
+            return None, PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)
         try:
             slot = self._make_slot(service, sid, runner, request, direct)
             frame = slot.codec.encode(slot.opened, sid, seq)
@@ -89,9 +132,12 @@ class SessionHost:
             check_size("OPENED", len(frame), self.requests.max_message, advice)
         except BaseException as error:  # noqa: BLE001 - properties of the environment may raise, too
             self.environments.close(runner, service.address)
-            return PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)
-        self.slots[sid] = self.by_key[slot.session.key] = slot
-        return frame
+            return None, PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)
+        return slot, frame
+
+    def add(self, slot: Slot) -> None:
+        """Add the slot of a session that is open."""
+        self.slots[slot.session.sid] = self.by_key[slot.session.key] = slot
 
     def _make_slot(
         self,
@@ -104,49 +150,57 @@ class SessionHost:
         signer = None
         if self._key is not None and request.challenge:
             signer = signing.answer_challenge(self._key, request.challenge, request.nonce, sid)
-        found = runner.describe(service.factory.name)
-        kind = request.env_kind
-        several = pettingzoo.EXPOSED if kind in MULTI_AGENT else ()
-        exposed = frozenset((*EXPOSED_BY_DEFAULT, *several, *service.exposed))
-        single_observation, single_action = (
-            None if space is None else spaces.describe(space, root=name)
-            for space, name in (
-                (found.single_observation_space, "single_observation_space"),
-                (found.single_action_space, "single_action_space"),
-            )
-        )
-        opened = Opened(
-            observation_space=spaces.describe(found.observation_space, root="observation_space"),
-            action_space=spaces.describe(found.action_space, root="action_space"),
-            single_observation_space=single_observation,
-            single_action_space=single_action,
-            spec=found.spec,
-            metadata=found.metadata,
-            render_mode=found.render_mode,
-            num_envs=request.num_envs,
-            limits={
-                "attributes": sorted(exposed),
-                "stamps": signer is None,
-                "capabilities": list(CAPABILITIES),
-            },
-            agent=f"host {hostsocket.gethostname()}, process {os.getpid()}",
+        common = self._common(service, runner, request)
+        opened = replace(
+            common.opened,
+            limits={**common.opened.limits, "stamps": signer is None},
             direct=direct,
             key=b"" if signer is None or self._key is None else self._key.public,
         )
-        observation = runner.spaces.guard(spaces.compile(found.observation_space))
-        action = spaces.compile(found.action_space)
+        observation = runner.spaces.guard(common.observation)
         codec = (Codec if signer is None else partial(SignedCodec, signer))(
             observation,
-            action,
+            common.action,
             strict_infos=service.strict_infos,
             on_opaque=partial(self._warn_opaque, service.address),
         )
-        # The step codec does not sign frames.
-        steps = (
-            compile_steps(sid, observation, action, request.num_envs) if signer is None else None
-        )
+        steps = None
+        if signer is None:  # the step codec does not sign frames
+            steps = compile_steps(sid, observation, common.action, request.num_envs)
         session = Session(sid, request.nonce, request.address, request.learner)
-        return Slot(session, runner, codec, steps, exposed, opened)
+        return Slot(session, runner, codec, steps, common.exposed, opened)
+
+    def _common(self, service: Service, runner: InLoopRunner, request: Open) -> _Common:
+        """Return what the sessions whose environments are alike share."""
+        found = runner.describe(service.factory.name)
+        described: list[Any] = [
+            None if space is None else spaces.describe(space, root=name)
+            for space, name in (
+                (found.observation_space, "observation_space"),
+                (found.action_space, "action_space"),
+                (found.single_observation_space, "single_observation_space"),
+                (found.single_action_space, "single_action_space"),
+            )
+        ]
+        facts: list[Any] = [found.spec, found.metadata, found.render_mode, request.num_envs]
+        kind = request.env_kind
+        content = values.encode([service.address, kind, *described, *facts])
+        key = hashlib.sha256(content).digest()
+        known = self._known.get(key)
+        if known is not None:
+            return known
+        several = pettingzoo.EXPOSED if kind in MULTI_AGENT else ()
+        exposed = frozenset((*EXPOSED_BY_DEFAULT, *several, *service.exposed))
+        limits: dict[str, Any] = {"attributes": sorted(exposed), "capabilities": list(CAPABILITIES)}
+        agent = f"host {hostsocket.gethostname()}, process {os.getpid()}"
+        fields = [*described, *facts, limits, agent]
+        opened = Opened(*fields)
+        observation = spaces.compile(found.observation_space)
+        action = spaces.compile(found.action_space)
+        if len(self._known) >= MAX_KNOWN:
+            self._known.clear()
+        made = self._known[key] = _Common(opened, observation, action, exposed)
+        return made
 
     def _warn_opaque(self, address: str, path: str) -> None:
         """Log, once for each path, that the learner gets the repr of an info value."""
@@ -154,16 +208,18 @@ class SessionHost:
             self._opaque_paths.add((address, path))
             self._log.warning("info value not serializable, repr sent", address=address, path=path)
 
-    def close(self, sid: int) -> None:
-        """Close a session, if it is open, and its environment."""
-        slot = self.slots.pop(sid, None)
-        if slot is not None:
-            del self.by_key[slot.session.key]
-            slot.session.drop_reply()
-            self.environments.close(slot.runner, slot.session.address)
+    def remove(self, slot: Slot) -> None:
+        """Remove the slot of a session that ends."""
+        del self.slots[slot.session.sid], self.by_key[slot.session.key]
+
+    def close(self, slot: Slot) -> None:
+        """Close the environment of a slot, in the thread that has used it."""
+        slot.session.drop_reply()
+        self.environments.close(slot.runner, slot.session.address)
 
     def close_all(self) -> None:
-        """Close all sessions and environments."""
-        for sid in list(self.slots):
-            self.close(sid)
+        """Close all sessions and environments, in this thread."""
+        for slot in list(self.slots.values()):
+            self.remove(slot)
+            self.close(slot)
         self.environments.close_spares()

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from gymwire.env_agent.crew import Executor
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.session import Session
 from gymwire.protocol.codec import Codec
 from gymwire.protocol.messages import Opened
 from gymwire.protocol.step_codec import StepCodec
+
+FAST_STEP = 0.0003  # seconds: steps that take longer are executed while another thread reads
+SLOW_STEP = 0.001  # seconds: longer ones count as this long, so that one of them is soon forgotten
+WEIGHT = 0.25  # of the last step in the mean
 
 
 @dataclass(slots=True)
@@ -24,6 +29,8 @@ class Slot:
         opened: the reply to OPEN, sent again if the learner repeats it.
         opened_at: when the session was opened, in monotonic seconds.
         heard_at: when the last request came on the fast path, in monotonic seconds.
+        executor: the thread that makes, uses and closes the environment.
+        is_fast: whether its steps are known to be short.
         replied_at: when the last reply with time stamps was made, in monotonic nanoseconds.
     """
 
@@ -35,4 +42,14 @@ class Slot:
     opened: Opened
     opened_at: float = 0.0
     heard_at: float = 0.0
+    executor: Executor = field(default_factory=Executor)
+    is_fast: bool = False
     replied_at: int = 0
+    _step_s: float | None = None
+
+    def note_step(self, seconds: float) -> None:
+        """Note how long a step took."""
+        seconds = min(seconds, SLOW_STEP)
+        mean = seconds if self._step_s is None else self._step_s
+        self._step_s = mean + WEIGHT * (seconds - mean)
+        self.is_fast = self._step_s < FAST_STEP

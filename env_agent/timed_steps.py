@@ -12,6 +12,9 @@ from gymwire.protocol.codec import KIND_AT, PLAIN, Frame, Pieces
 from gymwire.protocol.errors import ProtocolError
 from gymwire.protocol.messages import Code, Error, Kind
 
+BusyTimes = tuple[int, int]
+"""Since when the loop was busy, and when it read the request (monotonic nanoseconds)."""
+
 
 class TimedSteps:
     """Executes the timed steps of one serving loop. `clock` returns monotonic nanoseconds."""
@@ -21,14 +24,16 @@ class TimedSteps:
         self._requests = requests
         self._clock = clock
 
-    def step(self, slot: Slot, seq: int, data: bytes | memoryview) -> Frame | None:
+    def step(self, slot: Slot, seq: int, data: bytes | memoryview, busy: BusyTimes) -> Frame | None:
         """Execute an ACT that requests time stamps, and return its reply.
+
+        `busy`: what `tracker.stamps_requested` returned to the reader.
 
         Returns None if the frame is not such an ACT, or needs no reply.
         """
         if data[KIND_AT] != Kind.ACT or slot.steps is None:
             return None
-        busy_since, received = self.tracker.stamps_requested()
+        busy_since, received = busy
         try:
             # The session judges the request, and compares a repetition, without its stamps.
             request, passed = stamps.strip_request(data)

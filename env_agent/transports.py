@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hmac
 import socket
+from collections import Counter
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -82,6 +83,7 @@ class DirectEndpoint:
         self.alone_for = 0
         self.new_learner_polls = 0
         self._key = settings.key
+        self._used: Counter[Listener] = Counter()  # by how many sessions
         self._learners: dict[int, str] = {}  # sid → the identity that may attach to it
         self._not_connected: set[int] = set()  # the sessions whose learner is waited for
         urls = [] if settings.url is None else [_at_port(settings.url, index)]
@@ -180,7 +182,9 @@ class DirectEndpoint:
         listener = self.listener_of(rid)
         if listener is None:
             return False
+        self._unbind(session.sid)
         self.attached[session.sid] = (rid, key, listener)
+        self._used[listener] += 1
         self._stop_waiting(session.sid)
         self._choose_only_socket()
         return True
@@ -201,8 +205,8 @@ class DirectEndpoint:
         """Forget a session that has ended."""
         self._learners.pop(sid, None)
         self._stop_waiting(sid)
-        if self.attached.pop(sid, None) is not None:
-            self._choose_only_socket()
+        self._unbind(sid)
+        self._choose_only_socket()
 
     def send(self, rid: bytes, frame: Frame | Pieces) -> None:
         """Send to a connection; `Pieces` only if its listener takes them.
@@ -227,9 +231,15 @@ class DirectEndpoint:
         """Return the listener of this connection."""
         return self._by_mark.get(rid[0], self._unmarked)
 
+    def _unbind(self, sid: int) -> None:
+        bound = self.attached.pop(sid, None)
+        if bound is not None:
+            self._used[bound[2]] -= 1
+            if not self._used[bound[2]]:
+                del self._used[bound[2]]
+
     def _choose_only_socket(self) -> None:
-        used = {id(listener): listener for _, _, listener in self.attached.values()}
-        self.only_socket = next(iter(used.values())) if len(used) == 1 else None
+        self.only_socket = next(iter(self._used)) if len(self._used) == 1 else None
         self.receive_alone = None
 
     def _stop_waiting(self, sid: int) -> None:
@@ -245,7 +255,7 @@ class DirectEndpoint:
     def _connection_lost(self, rid: bytes) -> None:
         """Unbind the sessions of a connection; they may use another one, or the relay."""
         for sid in [sid for sid, bound in self.attached.items() if bound[0] == rid]:
-            del self.attached[sid]
+            self._unbind(sid)
         self._choose_only_socket()
 
 
@@ -309,9 +319,19 @@ class Transports:
         received = receive()
         return self._receive_any(0) if received is None else received
 
+    def receive_or_wake(self, wakeup: Waitable) -> tuple[Received | None, bool]:
+        """Return the next frame, or None after a tick; and whether `wakeup` ended the waiting."""
+        ready = wait_among([*self._sockets, wakeup], TICK_MS / 1000)
+        woken = bool(ready) and ready[-1] == len(self._sockets)
+        return self._receive_ready(ready[:-1] if woken else ready), woken
+
     def _receive_any(self, wait_s: float) -> Received | None:
         """Return a frame from any socket, from the relay's first."""
-        for index in wait_among(self._sockets, wait_s):
+        return self._receive_ready(wait_among(self._sockets, wait_s))
+
+    def _receive_ready(self, ready: list[int]) -> Received | None:
+        """Return a frame from the first of these sockets that has one."""
+        for index in ready:
             if not index:
                 relayed = self._receive_relayed()
                 # A request of a session, not a message from the broker itself.

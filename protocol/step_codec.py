@@ -18,9 +18,10 @@ Values that cannot be serialized and malformed frames are left to `Codec`, which
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -193,9 +194,7 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
 def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
     """Return the functions for small integers, NumPy ones of a Discrete space and Python's."""
     compact, plain = _prefix(sid, Kind.ACT, COMPACT, 2), _prefix(sid, Kind.ACT, 0, 2)
-    bodies = [_ONE_FIELD + bytes((number,)) for number in range(128)]
-    numbers = {body: number for number, body in enumerate(bodies)}
-    scalars = {} if scalar is None else {body: scalar(n) for body, n in numbers.items()}
+    bodies, numbers, scalars = _numbers(cast(Hashable, scalar))
 
     encode_other, decode_other = other
 
@@ -219,6 +218,17 @@ def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
         return decode_other(data) if action is None else action
 
     return encode, decode
+
+
+@lru_cache
+def _numbers(
+    scalar: type[Any] | None,
+) -> tuple[list[bytes], dict[bytes, int], dict[bytes, Any]]:
+    """Return the bodies of small integers; and from them, integers and values of `scalar`."""
+    bodies = [_ONE_FIELD + bytes((number,)) for number in range(128)]
+    numbers = {body: number for number, body in enumerate(bodies)}
+    scalars = {} if scalar is None else {body: scalar(n) for body, n in numbers.items()}
+    return bodies, numbers, scalars
 
 
 def _array_act(sid: int, space: SpaceCodec, other: _Act, largest: int) -> _Act:

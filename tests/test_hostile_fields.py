@@ -164,7 +164,7 @@ def test_an_env_agent(kind: Kind) -> None:
             with named(label):
                 seq = loop.host.slots[session.sid].session.last_seq + 1
                 loop._link._dealer.arrived(addressed(frame, session.sid * in_session, seq))  # type: ignore[attr-defined]
-                assert loop.failed_requests == 0
+                assert loop.jobs.failed_requests == 0
         loop.host.close_all()
         connection.open("cartpole").request(Reset(1))
 
@@ -263,7 +263,7 @@ def test_a_proxy_that_is_opened(num_envs: int, monkeypatch: pytest.MonkeyPatch) 
                 with contextlib.suppress(GymwireError):
                     made.reset(seed=1)
                 made.close()
-        assert network.loops[0].failed_requests == 0
+        assert network.loops[0].jobs.failed_requests == 0
 
 
 def answer(found: Found, _: object) -> Found:
@@ -275,7 +275,7 @@ def test_a_listing() -> None:
         "address": "cartpole", "env_id": "CartPole-v1", "observation_space": None,
         "action_space": None, "metadata": {}, "capacity": 1, "used": 0, "host": "h",
         "software": "s", "identity": "", "direct": None, "state": "ready",
-        "pid": 1, "agent_pid": 1,
+        "pid": 1, "agent_pid": 1, "stuck": 0,
     }  # fmt: skip
     founds = [one for _, one in decoded(Found([entry]))]
     founds += [

@@ -27,6 +27,8 @@ from gymwire.broker.events import Send, Sender
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.slot import Slot
+from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.env_agent.transports import Transports
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol import stamps
@@ -125,14 +127,16 @@ class LedgerHost(SessionHost):
         super().__init__(services)
         self.ledgers: dict[int, list[Entry]] = {}
 
-    def open(self, sid: int, seq: int, request: Open, direct: dict[str, Any] | None) -> Frame:
+    def make(
+        self, sid: int, seq: int, request: Open, direct: dict[str, Any] | None, **options: bool
+    ) -> tuple[Slot | None, Frame]:
         known = sid in self.slots
-        frame = super().open(sid, seq, request, direct)
-        slot = self.slots.get(sid)
+        slot, frame = super().make(sid, seq, request, direct, **options)
         if slot is not None and not known and isinstance(slot.runner.env, gymnasium.Env):
             ledger = Ledger(slot.runner.env, self.ledgers.setdefault(sid, []))
             slot.runner.env, slot.runner.step = ledger, ledger.step
-        return frame
+            slot.runner.spaces = SpaceWatch(ledger)
+        return slot, frame
 
 
 class Network:
@@ -182,6 +186,7 @@ class Network:
             lambda: Transports(link, None),
             host,
             self.rng.randbytes(16),
+            has_threads=False,
             clock=self.monotonic,
             clock_ns=self.monotonic_ns,
         )

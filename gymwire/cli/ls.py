@@ -58,6 +58,11 @@ class Listing:
         return sum(int(entry["capacity"]) for entry in self._counted)
 
     @property
+    def stuck(self) -> int:
+        """The number of sessions that have ended while their environment is still busy."""
+        return sum(int(entry.get("stuck", 0)) for entry in self.processes)
+
+    @property
     def _counted(self) -> list[Entry]:
         # The slots of a process that does not answer are of no use, unless there are no others.
         connected = [entry for entry in self.processes if entry["state"] != "silent"]
@@ -127,7 +132,7 @@ def table(
                 f"{listing.used}/{listing.capacity}",
                 _one_or_number(listing.values("host"), "hosts"),
                 _one_or_number(listing.values("identity"), "identities"),
-                listing.state,
+                _with_stuck(listing.state, listing.stuck),
             ]
         )
         for name, entry in _below(listing) if verbose else ():
@@ -136,7 +141,8 @@ def table(
             styles.append("dim")
             rows.append(
                 [name, entry["software"], direct, "", slots]
-                + [entry[key] for key in ("host", "identity", "state")]
+                + [entry[key] for key in ("host", "identity")]
+                + [_with_stuck(entry["state"], entry.get("stuck", 0))]
             )
     if not with_identity:
         for row in rows:
@@ -162,7 +168,9 @@ def _below(listing: Listing) -> Iterator[tuple[str, Entry]]:
             yield f"  agent {number} (pid {pid})", first
         else:
             whole = Listing(listing.address, processes)
-            summary = {"used": whole.used, "capacity": whole.capacity, "state": whole.state}
+            summary = {
+                name: getattr(whole, name) for name in ("used", "capacity", "state", "stuck")
+            }
             yield f"  agent {number} (pid {agent_pid})", {**first, **summary, "direct": None}
             for index, entry in enumerate(processes, 1):
                 yield f"    worker {index} (pid {entry.get('pid')})", entry
@@ -176,6 +184,10 @@ def _one_or_number(values: Sequence[str], name: str) -> str:
     if len(values) > 1:
         return f"{len(values)} {name}"
     return values[0] if values else ""
+
+
+def _with_stuck(state: str, stuck: int) -> str:
+    return f"{state}, {stuck} stuck" if stuck else state
 
 
 def _rank(state: str) -> int:
@@ -200,11 +212,13 @@ def as_json(listing: Listing) -> dict[str, Json]:
         "action_space": _space(first["action_space"]),
         "used": listing.used,
         "capacity": listing.capacity,
+        "stuck": listing.stuck,
         "state": listing.state,
         "processes": [
             {key: entry[key] for key in keys}
             | {"direct": entry["direct"] or None}
             | {key: entry.get(key) for key in ("pid", "agent_pid")}
+            | {"stuck": entry.get("stuck", 0)}
             for entry in listing.processes
         ],
     }

@@ -134,7 +134,7 @@ OPTIONS = (
         kind=kinds.COUNT,
         commands=("serve",),
         metavar="N",
-        help="number of sessions that can be in a step at the same time (default: all, at most 8)",
+        help="number of threads that execute all sessions; by default each session has its own",
     ),
     Option(
         keyword="workers",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -64,6 +65,9 @@ def command(options: Options, output: Output) -> int:
     try:
         agent = make_agent(options)
         agent.install_signals()
+        # A collection holds up all sessions, and modules are never garbage.
+        gc.freeze()
+        gc.set_threshold(10_000)
         if options.worker is not None:
             agent.agent_pid = os.getppid()
             threading.Thread(target=_end_with_parent, args=(agent,), daemon=True).start()

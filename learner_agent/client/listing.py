@@ -27,6 +27,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
 _LATER: dict[str, tuple[type, ...]] = {  # a broker of release 0.1.0 sends none of these
     "pid": (int, type(None)),
     "agent_pid": (int, type(None)),
+    "stuck": (int,),
 }
 
 

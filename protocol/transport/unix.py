@@ -27,7 +27,8 @@ SCHEME: Final = "unix://"
 CAN_LISTEN = hasattr(select, "epoll") and hasattr(socket, "SO_PEERCRED")  # Linux
 MARK: Final = 2  # the first byte of the routing ids that `UnixRouter` makes
 
-MAX_PEERS = 1024
+MAX_PEERS = 16_384  # by default; the limit on descriptors is usually reached before
+BACKLOG = 1024  # connections that wait until they are accepted
 ACCEPT_EVERY = 64  # frames of a single peer after which to accept new connections
 
 _IN: Final = 1  # select.EPOLLIN, without the attribute look-up per frame
@@ -195,7 +196,7 @@ class UnixRouter:
         self._listener.setblocking(False)
         try:
             self._listener.bind(url.removeprefix(SCHEME))
-            self._listener.listen(MAX_PEERS)
+            self._listener.listen(BACKLOG)
         except OSError as error:
             self._listener.close()
             raise ConfigurationError(

@@ -84,6 +84,14 @@ def test_verbose_tells_env_agents_from_their_workers() -> None:
     ]  # fmt: skip
 
 
+def test_stuck_slots_are_shown() -> None:
+    entries = [an_entry(pid=1, agent_pid=1, stuck=2), an_entry(pid=2, agent_pid=2, stuck=1)]
+    rows = [cells(line)[-1] for line in lines(*entries, verbose=True)[1:]]
+    assert rows == ["ready, 3 stuck", "ready, 2 stuck", "ready, 1 stuck"]
+    (listing,) = group(entries)
+    assert as_json(listing)["stuck"] == 3
+
+
 @pytest.mark.parametrize("width", [10, 80, 120, None])
 def test_no_width_shortens_an_address(width: int | None) -> None:
     address = "lab/a-robot-with-a-very-long-name/" + "x" * 90
@@ -142,11 +150,13 @@ def test_the_json_object_of_an_address() -> None:
         "action_space": "MultiDiscrete(10, 100)",
         "used": 6,
         "capacity": 16,
+        "stuck": 0,
         "state": "ready",
         "processes": [
             {
                 "host": host, "software": "gymwire 0.2.0", "identity": identity, "direct": None,
                 "used": 3, "capacity": 8, "state": "ready", "pid": None, "agent_pid": None,
+                "stuck": 0,
             }
             for host, identity in (("lab", ""), ("other", "abcdefghij234567"))
         ],

@@ -112,7 +112,7 @@ class TestInMemory(EnvAgentCompliance):
         host = SessionHost([offered])
         offers = [host.environments.describe(offered, 4, None)]
         link = BrokerLink(cast(Any, dealer), eager=True)
-        loop = ServingLoop(lambda: Transports(link, None), host, b"a" * 16)
+        loop = ServingLoop(lambda: Transports(link, None), host, b"a" * 16, has_threads=False)
 
         def serve() -> None:
             loop.connect(offers, PATIENCE_S)

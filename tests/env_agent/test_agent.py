@@ -12,6 +12,7 @@ import structlog
 
 from gymwire.env_agent import agent
 from gymwire.env_agent.config import service
+from gymwire.env_agent.crew import Crew
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Offer
@@ -23,11 +24,12 @@ class ServingLoop:
     made: list[ServingLoop]
 
     def __init__(
-        self, make_transports: object, host: SessionHost, token: bytes, *, logs_broker_state: bool
+        self, make_transports: object, host: SessionHost, token: bytes, **options: bool
     ) -> None:
         self.host = host
         self.stop, self.may_connect = threading.Event(), threading.Event()
         self.runs = threading.Event()
+        self.crew = Crew(lambda _me: None)
         self.made.append(self)
 
     def connect(self, offers: Sequence[Offer], wait_s: float) -> bool:

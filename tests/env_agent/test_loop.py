@@ -11,9 +11,10 @@ import pytest
 import structlog.testing
 from gymnasium.spaces import Discrete
 
+from gymwire.env_agent.bad_frames import WARN_EVERY_S
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
-from gymwire.env_agent.loop import WARN_EVERY_S, ServingLoop
+from gymwire.env_agent.loop import ServingLoop
 from gymwire.protocol.codec import COMPACT, HEADER, MAGIC, PLAIN, read_header
 from gymwire.protocol.errors import EnvironmentFailed, GymwireError
 from gymwire.protocol.messages import (
@@ -173,7 +174,7 @@ def test_a_bug_in_the_handling_of_a_request_is_its_reply(
                 fault.setattr(loop.host.requests, "step", lambda *_: None)
             with pytest.raises(EnvironmentFailed, match="bug in gymwire"):
                 session.request(Act(1))
-        assert loop.failed_requests == 1
+        assert loop.jobs.failed_requests == 1
         assert session.request(Act(1)) == STEPPED
         assert_serves(network)
 
@@ -185,10 +186,10 @@ def test_a_bug_in_the_opening_of_a_session_is_its_reply(
     with Network() as network:
         loop = network.env_agent(SERVICE)
         with monkeypatch.context() as fault:
-            fault.setattr(loop.host, "open", raising(error))
+            fault.setattr(loop.host, "make", raising(error))
             with pytest.raises(GymwireError, match="bug in gymwire"):
                 network.connection().open("failing")
-        assert loop.current_request is None
+        assert not loop.current_requests
         assert_serves(network)
 
 
@@ -213,7 +214,7 @@ def test_an_action_that_cannot_be_printed_is_refused(body: bytes) -> None:
         reply = execute(network, loop, frame)
         assert isinstance(reply, Error)
         assert execute(network, loop, frame) == reply  # the repetition of the request
-        assert loop.current_request is None
+        assert not loop.current_requests
         assert_serves(network)
 
 

@@ -283,12 +283,12 @@ def test_a_call_with_wrong_arguments_fails_and_the_session_goes_on(client: Clien
 def test_a_failing_close_is_logged_and_frees_the_slot(client: Client, log: list[Any]) -> None:
     assert client.ask(Close()) == Closed()
     closed = Odd.closed
-    client.host.close(SID)
+    slot = client.host.slots[SID]
+    client.host.remove(slot)
+    client.host.close(slot)
     assert Odd.closed == closed + 1
     assert not client.host.slots
     assert any(entry["event"] == "environment failed to close" for entry in log)
-    client.host.close(SID)
-    assert Odd.closed == closed + 1
 
 
 @pytest.mark.parametrize("num_envs", [-1, 4097, 2**60])
@@ -322,5 +322,5 @@ def test_a_reply_in_the_environments_memory_is_dropped_before_that_memory_change
     slot.session.restamp(b"previous reply")
     client.host.requests.step(slot, client.seq + 1, act)
     slot.session.restamp(b"previous reply")
-    client.host.close(SID)
+    client.host.close(slot)
     assert kept == [b""] * 4

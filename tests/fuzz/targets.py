@@ -160,7 +160,8 @@ def _host() -> Callable[[bytes], None]:
             host.requests.handle(slot, header, data)
             seq = slot.session.last_seq + 1
             if header.kind is Kind.CLOSE:
-                host.close(SID)
+                host.remove(slot)
+                host.close(slot)
 
     return run
 

@@ -1,0 +1,90 @@
+"""Environments with asynchronous methods, used like any other: they all run in one event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium
+
+METHODS = ("reset", "step", "render", "close")
+_starting = threading.Lock()
+
+
+def is_asynchronous(env: object) -> bool:
+    """Return whether a method of an environment, or of a class of environments, is asynchronous."""
+    return any(inspect.iscoroutinefunction(getattr(env, name, None)) for name in METHODS)
+
+
+def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Call a function in the thread of the event loop, await its result, and return it.
+
+    Raises what the function raises, whatever that is.
+    """
+
+    async def settle() -> tuple[Any, BaseException | None]:
+        try:
+            result = function(*args, **kwargs)
+            return await result if inspect.isawaitable(result) else result, None
+        except BaseException as error:  # noqa: BLE001 - asyncio would end the loop, or this task
+            return None, error
+
+    result, error = asyncio.run_coroutine_threadsafe(settle(), _event_loop()).result()
+    if error is not None:
+        raise error
+    return result
+
+
+def create(make: Callable[..., Any], kwargs: Mapping[str, Any]) -> Any:
+    """Return what `make` makes: an environment, in a `Bridge` if it is asynchronous.
+
+    A class of such environments is called in the event loop, a function in this thread.
+    """
+    made = call(make, **kwargs) if is_asynchronous(make) else make(**kwargs)
+    return Bridge(made) if isinstance(made, gymnasium.Env) and is_asynchronous(made) else made
+
+
+def _event_loop() -> asyncio.AbstractEventLoop:
+    """Return the event loop of this process, which runs in a thread of its own."""
+    with _starting:
+        return _started_loop()
+
+
+@functools.cache
+def _started_loop() -> asyncio.AbstractEventLoop:
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, name="event loop", daemon=True).start()
+    return loop
+
+
+class Bridge(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment whose methods are called in the event loop, while the caller waits.
+
+    So the environments of all sessions share one thread, and the rest of the env agent need not
+    know that their methods are asynchronous.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Reset the environment."""
+        return call(self.env.reset, seed=seed, options=options)
+
+    def step(self, action: Any) -> Any:
+        """Step the environment."""
+        return call(self.env.step, action)
+
+    def render(self) -> Any:
+        """Render the environment."""
+        return call(self.env.render)
+
+    def close(self) -> None:
+        """Close the environment."""
+        call(self.env.close)
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """Return an attribute of the environment; a method runs in the event loop, too."""
+        found = super().get_wrapper_attr(name)
+        return functools.partial(call, found) if inspect.ismethod(found) else found

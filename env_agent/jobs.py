@@ -1,0 +1,110 @@
+"""The jobs that execute requests: what executors do, and how the reader sends the replies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import structlog
+
+from gymwire.env_agent import failure_reports
+from gymwire.env_agent.crew import Executor, Sequel
+from gymwire.env_agent.requests import RequestHandler
+from gymwire.env_agent.slot import Slot
+from gymwire.env_agent.timed_steps import BusyTimes, TimedSteps
+from gymwire.protocol import codec
+from gymwire.protocol.codec import KIND_AT, SEQ, Frame, Pieces
+from gymwire.protocol.messages import Kind
+
+
+class Jobs:
+    """Executes the requests of one serving loop, each in the thread of its executor.
+
+    Args:
+        requests: executes them.
+        timed_steps: executes steps with time stamps.
+        send: sends a reply by a path; called by the reader.
+        closed: ends the session of a CLOSE that was executed; called by the reader.
+        clock: returns the time in seconds.
+
+    Attributes:
+        failed_requests: how many frames could not be handled because of a bug.
+    """
+
+    def __init__(
+        self,
+        requests: RequestHandler,
+        timed_steps: TimedSteps,
+        send: Callable[[bytes, Frame, Executor], None],
+        closed: Callable[[Slot, bytes, int, Frame | None, Executor], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self.failed_requests = 0
+        self._requests = requests
+        self._timed_steps = timed_steps
+        self._send = send
+        self._closed = closed
+        self._clock = clock
+        self._log = structlog.get_logger()
+
+    def execute(
+        self, slot: Slot, path: bytes, data: bytes | memoryview, busy: BusyTimes | None
+    ) -> Sequel | None:
+        """Execute a request; a job of the slot's executor."""
+        began = self._clock()
+        seq = int.from_bytes(data[SEQ], "little")
+        slot.executor.current_request = (slot.session.sid, seq, began)
+        requests = self._requests
+        try:
+            if busy is not None:
+                reply: Frame | Pieces | None = self._timed_steps.step(slot, seq, data, busy)
+            else:
+                reply = requests.step(slot, seq, data)
+            if reply is None:
+                reply = requests.handle(slot, codec.read_header(data), data)
+        except BaseException as error:  # noqa: BLE001 - a bug must not end the thread
+            reply = self.failure_reply(slot, data, error)
+        slot.executor.current_request = None
+        if data[KIND_AT] == Kind.ACT:
+            slot.note_step(self._clock() - began)
+        return self.reply(slot, path, data, reply)
+
+    def reply(
+        self, slot: Slot, path: bytes, data: bytes | memoryview, reply: Frame | Pieces | None
+    ) -> Sequel | None:
+        """Return the sequel that sends the reply to a request. Called by the slot's executor."""
+        frame = slot.session.detach_reply() if isinstance(reply, Pieces) else reply
+        if data[KIND_AT] == Kind.CLOSE:
+            return partial(self._closed, slot, path, int.from_bytes(data[SEQ], "little"), frame)
+        return partial(self._send, path, frame) if frame else None
+
+    def failure_reply(
+        self, slot: Slot, data: bytes | memoryview, error: BaseException
+    ) -> Frame | Pieces:
+        """Return the reply to a request whose handling raised because of a bug; b"": no reply."""
+        try:
+            self.count_failure(error)
+            header = codec.read_header(data)
+            return self._requests.fail(slot, header, data, error) or b""
+        except BaseException as second:  # noqa: BLE001 - the learner repeats its request
+            self._log.error("no reply to a failed request", error=failure_reports.summary(second))
+            return b""
+
+    def count_failure(self, error: BaseException) -> None:
+        """Log a bug in the handling of a request."""
+        self.failed_requests += 1
+        self._log.error(
+            "request failed, a bug in gymwire",
+            error=failure_reports.summary(error)[:200],
+            traceback=failure_reports.trace_of(error),
+            failed_requests=self.failed_requests,
+        )
+
+    def fail(self, path: bytes, fail: Callable[[], Frame | Pieces | None]) -> Sequel | None:
+        """Return the sequel that sends the reply to a failed request; a job of an executor."""
+        try:
+            frame = fail()
+            return None if frame is None else partial(self._send, path, bytes(frame))
+        except BaseException as error:  # noqa: BLE001 - the learner repeats its request
+            self._log.error("no reply to a failed request", error=failure_reports.summary(error))
+            return None

@@ -1,0 +1,195 @@
+"""How the sessions of one serving loop open and end, each environment in its own executor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import structlog
+
+from gymwire.env_agent import failure_reports
+from gymwire.env_agent.crew import CLOSING, Crew, Executor, Sequel
+from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.slot import Slot
+from gymwire.env_agent.transports import Transports
+from gymwire.protocol.codec import PLAIN, Frame, Header
+from gymwire.protocol.messages import Closed, Code, Error, Open, Ping
+
+MAX_REASON = 200  # characters of what the broker or an environment says, in a log entry
+
+
+class Lifecycle:
+    """Opens and ends the sessions of one serving loop. Used by its reader.
+
+    Args:
+        host: the sessions and their environments.
+        crew: the threads of the loop.
+        count_failure: logs a bug.
+        clock: returns the time in seconds.
+
+    Attributes:
+        transports: what the loop sends with, once it is connected.
+    """
+
+    transports: Transports
+
+    def __init__(
+        self,
+        host: SessionHost,
+        crew: Crew,
+        count_failure: Callable[[BaseException], None],
+        clock: Callable[[], float],
+    ) -> None:
+        self._host = host
+        self._crew = crew
+        self._count_failure = count_failure
+        self._clock = clock
+        self._log = structlog.get_logger()
+        self._opening: dict[int, bool] = {}  # sid → whether the session has ended meanwhile
+        self._ending: dict[int, Slot] = {}  # ended sessions whose environment is not closed yet
+
+    @property
+    def idle(self) -> bool:
+        """Whether no session is open, opening or closing. May be read from any thread."""
+        return not (self._host.slots or self._opening or self._ending)
+
+    def open(self, me: Executor, header: Header, request: Open) -> None:
+        """Open a session; its first request follows the reply."""
+        sid, slots = header.sid, self._host.slots
+        if sid in self._opening:
+            return  # a repetition, whose reply will come
+        slot = slots.get(sid)
+        alone = self.idle if slot is None else len(slots) == 1
+        executor = self._crew.assign(me) if slot is None else slot.executor
+        if executor is None:
+            self.transports.link.send(PLAIN.encode(failure_reports.no_thread(), sid, header.seq))
+            return
+        direct = self.transports.direct if request.direct else None
+        if direct is not None:
+            direct.expect(sid, request.learner)
+        offer = None if direct is None else direct.offer
+        self._opening[sid] = False
+        job = partial(self._make, executor, header, request, offer)
+        self._crew.execute(me, executor, job, alone=alone)
+
+    def _make(
+        self, executor: Executor, header: Header, request: Open, direct: dict[str, Any] | None
+    ) -> Sequel:
+        """Make the environment of a new session; the first job of its executor."""
+        executor.current_request = (header.sid, header.seq, self._clock())
+        slot: Slot | None = None
+        try:
+            slot, frame = self._host.make(
+                header.sid, header.seq, request, direct, uses_spare=executor is self._crew.own
+            )
+        except BaseException as error:  # noqa: BLE001 - a bug must not end the thread
+            self._count_failure(error)
+            frame = open_failed(header, error)
+        executor.current_request = None
+        return partial(self._opened, executor, header, request, slot, frame)
+
+    def _opened(
+        self,
+        executor: Executor,
+        header: Header,
+        request: Open,
+        slot: Slot | None,
+        frame: Frame,
+        me: Executor,
+    ) -> None:
+        sid = header.sid
+        has_ended = self._opening.pop(sid)
+        if slot is None:
+            if self.transports.direct is not None:
+                self.transports.direct.detach(sid)
+            self._log.warning("session refused", address=request.address, why=_error_text(frame))
+            self._crew.release(executor)
+        elif sid not in self._host.slots:
+            slot.executor, slot.opened_at = executor, self._clock()
+            self._host.add(slot)
+            self._log.info(
+                "session opened", address=request.address, num_envs=request.num_envs or 1
+            )
+            if has_ended:
+                self.end(me, slot, "it was given up while it was opened")
+                return
+        self.transports.link.send(frame)
+
+    def closed(self, slot: Slot, path: bytes, seq: int, frame: Frame | None, me: Executor) -> None:
+        """Reply to CLOSE, and end the session."""
+        if frame:
+            self.transports.send(path, frame)
+        sid = slot.session.sid
+        if self._host.slots.get(sid) is slot:
+            if path:  # the broker frees the slot when it receives CLOSED
+                self.transports.link.send(PLAIN.encode(Closed(), sid, seq))
+            self.end(me, slot, "closed")
+
+    def end(self, me: Executor, slot: Slot, why: str) -> None:
+        """End a session; `why` is for the log."""
+        self._close(me, slot, partial(self._ended, slot, why))
+
+    def _close(self, me: Executor, slot: Slot, sequel: Sequel) -> None:
+        """Forget a session, and let its executor close the environment after its current job."""
+        session, executor = slot.session, slot.executor
+        self._host.remove(slot)
+        if self.transports.direct is not None:
+            self.transports.direct.detach(session.sid)
+        alone = self.idle
+        self._ending[session.sid] = slot
+
+        def close() -> Sequel:
+            executor.current_request = (session.sid, CLOSING, self._clock())
+            self._host.close(slot)
+            executor.current_request = None
+            return release
+
+        def release(reader: Executor) -> None:
+            del self._ending[session.sid]
+            self._crew.release(executor)
+            sequel(reader)
+
+        self._crew.execute(me, executor, close, alone=alone)
+
+    def _ended(self, slot: Slot, why: str, me: Executor) -> None:
+        session = slot.session
+        self.transports.link.send(
+            PLAIN.encode(Ping())
+        )  # shows that this loop can open another session
+        lasted_s = self._clock() - slot.opened_at
+        self._log.info(
+            "session ended",
+            address=session.address,
+            why=why,
+            steps=session.steps,
+            steps_per_s=round(session.steps / lasted_s) if lasted_s > 0 else 0,
+        )
+
+    def abandon(self, me: Executor, sid: int, why: str) -> None:
+        """End the session with this sid, if there is one, also while it opens."""
+        slot = self._host.slots.get(sid)
+        if slot is not None:
+            self.end(me, slot, why)
+        elif sid in self._opening:
+            self._opening[sid] = True
+
+    def end_all(self, me: Executor) -> None:
+        """Close all environments, those of other threads first, as long as `me` is the reader."""
+        for sid in self._opening:
+            self._opening[sid] = True
+        for slot in sorted(self._host.slots.values(), key=lambda slot: slot.executor is me):
+            if self._crew.reader is me:
+                self._close(me, slot, lambda _me: None)
+
+
+def _error_text(frame: Frame) -> str:
+    message = PLAIN.decode(frame)
+    return message.text[:MAX_REASON] if isinstance(message, Error) else ""
+
+
+def open_failed(header: Header, error: BaseException) -> Frame:
+    """Return the reply to an OPEN that a bug has prevented."""
+    failed = failure_reports.handling_failed(header.kind.name, error)
+    return PLAIN.encode(replace(failed, code=Code.OPEN_FAILED), header.sid, header.seq)

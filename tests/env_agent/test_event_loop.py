@@ -1,0 +1,143 @@
+"""Environments with asynchronous methods."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.spaces import Discrete
+from gymnasium.vector import AutoresetMode
+
+from gymwire.env_agent.event_loop import Bridge, call, is_asynchronous
+from gymwire.env_agent.factory import Factory
+
+
+class Waits(gymnasium.Env[Any, Any]):
+    """Each step waits until `together` environments are in a step."""
+
+    observation_space = action_space = Discrete(10)
+    together = 1
+    arrived = 0
+    all_arrived: asyncio.Event
+    closed = 0
+
+    def __init__(self, together: int = 1) -> None:
+        self.loop = asyncio.get_running_loop()  # fails in any other thread
+        self.thread = threading.get_ident()
+        Waits.together, Waits.arrived, Waits.all_arrived = together, 0, asyncio.Event()
+
+    def check(self) -> None:
+        assert threading.get_ident() == self.thread
+
+    async def reset(self, *, seed: Any = None, options: Any = None) -> tuple[int, dict[str, Any]]:  # type: ignore[override]
+        super().reset(seed=seed)
+        self.check()
+        await asyncio.sleep(0)
+        return 3, {"thread": self.thread}
+
+    async def step(self, action: Any) -> Any:  # type: ignore[override]
+        self.check()
+        if isinstance(action, BaseException):
+            raise action
+        Waits.arrived += 1
+        if Waits.arrived == Waits.together:
+            Waits.all_arrived.set()
+        await Waits.all_arrived.wait()
+        return action, 1.0, action == 9, False, {}
+
+    async def double(self, number: int) -> int:
+        self.check()
+        return 2 * number
+
+    def plain(self) -> int:
+        self.check()
+        return 7
+
+    def render(self) -> Any:
+        self.check()
+        return "picture"
+
+    async def close(self) -> None:  # type: ignore[override]
+        self.check()
+        Waits.closed += 1
+
+
+class OnlyStep(gymnasium.Env[Any, Any]):
+    observation_space = action_space = Discrete(10)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[int, dict[str, Any]]:
+        return 1, {}
+
+    async def step(self, action: Any) -> Any:  # type: ignore[override]
+        return action, 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_an_asynchronous_environment_is_made_used_and_closed_in_the_event_loop(
+    is_first: bool,
+) -> None:
+    factory = Factory("waits:Waits", Waits)
+    env: Any = factory.make_first() if is_first else factory.make(None, {})
+    observation, info = env.reset(seed=1)
+    assert observation == 3
+    assert info["thread"] != threading.get_ident()
+    assert env.step(4) == (4, 1.0, False, False, {})
+    assert env.render() == "picture"
+    assert env.get_wrapper_attr("double")(21) == 42
+    assert env.get_wrapper_attr("plain")() == 7
+    closed = Waits.closed
+    env.close()
+    assert Waits.closed == closed + 1
+
+
+def test_many_steps_wait_at_the_same_time() -> None:
+    count = 100
+    factory = Factory("waits:Waits", Waits)
+    envs = [factory.make(None, {"together": count}) for _ in range(count)]
+    with ThreadPoolExecutor(count) as threads:
+        results = list(threads.map(lambda env: env.step(5)[0], envs))
+    assert results == [5] * count
+
+
+@pytest.mark.parametrize("made", [OnlyStep, lambda: OnlyStep()])
+def test_one_asynchronous_method_is_enough(made: Any) -> None:
+    env = Factory("only:OnlyStep", made).make(None, {})
+    assert isinstance(env, Bridge)
+    assert env.reset() == (1, {})
+    assert env.step(2)[0] == 2
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_vectors_of_asynchronous_environments_work(mode: AutoresetMode) -> None:
+    vector = Factory("waits:Waits", Waits).make_vector(3, mode, None, {})
+    assert list(vector.reset(seed=1)[0]) == [3, 3, 3]
+    assert list(vector.step([1, 2, 9])[0])[:2] == [1, 2]
+    vector.close()
+
+
+@pytest.mark.parametrize(
+    "error", [ValueError("no"), SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError()]
+)
+def test_whatever_a_step_raises_reaches_its_caller_only(error: BaseException) -> None:
+    env = Factory("waits:Waits", Waits).make(None, {})
+    with pytest.raises(type(error)) as caught:
+        env.step(error)
+    assert caught.value is error
+    assert env.step(1)[0] == 1
+
+
+def test_a_constructor_that_raises_says_so() -> None:
+    def fail() -> None:
+        raise OSError("no device")
+
+    with pytest.raises(OSError, match="no device"):
+        call(fail)
+
+
+def test_ordinary_environments_are_not_bridged() -> None:
+    assert not is_asynchronous(gymnasium.Env)
+    assert not is_asynchronous(gymnasium.make("CartPole-v1"))
