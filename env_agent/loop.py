@@ -218,7 +218,7 @@ class ServingLoop:
         now = self._clock()
         self._registration.run_timers(now)
         self._close_abandoned(me, now)
-        self._end_lost(me)
+        self._lifecycle.end_lost(me)
         if self.drain.is_set() and not self._registration.withdrawn:
             self._registration.withdraw()
 
@@ -433,17 +433,6 @@ class ServingLoop:
                 if isinstance(message, Welcome):
                     self.host.requests.max_message = min(MAX_MESSAGE, message.max_message)
                 self._registration.handle(message, self._clock())
-
-    def _end_lost(self, me: Executor) -> None:
-        """End the sessions whose environment ran in a process that has ended."""
-        if not self.host.environments.may_be_lost:
-            return
-        for slot in list(self.host.slots.values()):
-            if self.crew.reader is me and (why := slot.runner.lost):
-                # The broker frees the slot, and tells a learner that has no request under way.
-                lost = failure_reports.session_lost(f"The environment is lost: {why}.")
-                self._link.send(PLAIN.encode(lost, slot.session.sid))
-                self._lifecycle.end(me, slot, why)
 
     def _close_abandoned(self, me: Executor, now: float) -> None:
         """Close the sessions that are idle while the broker is away."""
