@@ -15,6 +15,9 @@ AGENT_SILENCE_S = 3.5  # the broker hangs up on an env agent that is silent for 
 SILENCE_CHECK_S = 0.5  # interval between these checks
 LEARNER_SILENCE_S = 10.0  # the same for a learner; its heartbeats count
 CHECK_TICKS = 20  # ticks over which the checks of all learners are spread
+# A connection that has lasted for so long may have been lost because of what it had to carry: no
+# sooner does anyone notice that a path swallows large packets.
+SETTLED_S = 3.0
 PROBES = 5  # probes of a connection that may have ended, one per tick
 
 
@@ -78,10 +81,15 @@ class Connections:
 
     def add(self, peer: Peer, sender: Sender, now: float) -> None:
         """Register the connection over which a new or known peer has introduced itself."""
+        is_new = True
         if self._tables.peers.get(peer.rid) is peer:
+            is_new = (peer.fd, peer.connection) != (sender.fd, sender.connection)
+            peer.losses += is_new and now - peer.connected_at >= SETTLED_S
             self.reachable(peer.rid)
             self._tables.forget_fd(peer)
             peer.fd, peer.connection = sender.fd, sender.connection
+        if is_new:
+            peer.connected_at = now
         peer.heard, peer.hung_up = now, False
         displaced = self._tables.add_peer(peer)
         if displaced is not None:

@@ -7,6 +7,7 @@ that a peer sends makes them grow without bound.
 from __future__ import annotations
 
 import random
+import traceback
 from collections.abc import Collection
 from typing import NamedTuple
 
@@ -62,6 +63,7 @@ from gymwire.protocol.messages import (
 
 SWEEP_S = 10.0  # interval between probes of peers whose connection cannot be watched
 THROTTLE_RETRY_S = 1.0  # when a peer may repeat a message after it sent too many
+MAX_TRACEBACK = 20_000  # characters of a traceback in the log, from its end
 UNDELIVERED_RETRY_S = 0.05  # when a learner may repeat a request that was not delivered
 
 # The first bytes of frames that are relayed unread. CLOSED ends a session and ERROR may refuse
@@ -223,6 +225,12 @@ class Core:
             if self._tables.side_of(header.sid, sender.rid, sender.key) is not None:
                 self._limiter.charge_refusal(sender.rid, now)
             return [reply_to(self._journal, sender.rid, error, header.sid, header.seq)]
+        except Exception as error:  # noqa: BLE001 - a bug must not end the broker for all peers
+            trace = traceback.format_exc()[-MAX_TRACEBACK:]
+            self._journal.note("frame failed, a bug in gymwire", traceback=trace)
+            text = f"The broker failed to handle {header.kind.name}: {type(error).__name__}."
+            bug = DecodingError(f"{text} This is a bug in gymwire.")
+            return [reply_to(self._journal, sender.rid, bug, header.sid, header.seq)]
 
     def _handle(
         self, sender: Sender, header: codec.Header, data: bytes | memoryview, now: float

@@ -28,6 +28,7 @@ from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol.address import Address, nearest
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Code, Find, Offer
+from gymwire.protocol.process_ids import process_of
 from gymwire.protocol.process_slots import process_slots
 
 PAGE_BYTES = 256 * 1024  # memory of the offers in one page of a listing; the last may exceed it
@@ -208,6 +209,7 @@ def _start(after: list[Any]) -> tuple[str, int]:
 
 
 def _entry(one: PooledOffer) -> dict[str, Any]:
+    pid, agent_pid = process_of(one.offer)
     return {
         "address": one.offer.address,
         "env_id": one.offer.env_id,
@@ -221,4 +223,6 @@ def _entry(one: PooledOffer) -> dict[str, Any]:
         "identity": one.loops[0].identity,
         "direct": one.offer.direct,
         "state": one.state,
+        "pid": pid,
+        "agent_pid": agent_pid,
     }

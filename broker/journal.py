@@ -15,6 +15,7 @@ class Loss:
     AGENT_LOST = "env agent lost"
     AGENT_FORGOT = "unknown to env agent"  # it answered ERROR session-lost
     POLICY = "policy changed"
+    PATH = "path to env agent"  # it lost every connection that carried a request of the session
 
 
 class Note(NamedTuple):

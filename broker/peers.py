@@ -181,8 +181,7 @@ class Peers:
         for session in self._tables.sessions_at(loop):
             sends += self._sessions.end_without_loop(session, loss, reason)
         self._remove(loop)
-        others = (peer for peer in self._tables.peers.values() if peer.offers)
-        if loop.offers and not any(peer.agent == loop.agent for peer in others):
+        if loop.offers and not self._tables.offers_anything(loop.agent):
             self._journal.note("agent left", host=loop.host, offers=sorted(loop.offers), why=reason)
         return sends
 

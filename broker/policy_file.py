@@ -9,6 +9,7 @@ import structlog
 from gymwire.broker import auth
 from gymwire.broker.auth import Policy
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.files import read_text
 
 SETTLE_S = 1.0  # a changed file counts once nobody has changed it for this long
 
@@ -65,7 +66,7 @@ class PolicyFile:
 
     def _read(self) -> Policy:
         try:
-            return auth.parse(self._path.read_text(encoding="utf-8"))
+            return auth.parse(read_text(self._path))
         except FileNotFoundError:
             raise ConfigurationError(f"The policy file {self._path} does not exist.") from None
         except (OSError, UnicodeDecodeError) as error:

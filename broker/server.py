@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable
-from importlib.metadata import version
 
 import structlog
 
@@ -25,6 +24,7 @@ from gymwire.protocol.codec import FLAGS_AT, KIND_AT, MAX_MESSAGE, TIMED
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Kind
 from gymwire.protocol.security.keys import KeyPair, identity
+from gymwire.protocol.transport.handshake import software
 from gymwire.protocol.transport.interface import TICK_MS, Delivery, Origin
 from gymwire.protocol.transport.router import Router, fd_of, public_key_of
 from gymwire.protocol.transport.unix import CAN_LISTEN
@@ -85,7 +85,7 @@ class Server:
             epoch=random.SystemRandom().getrandbits(63),
             now=now,
             rng=random.SystemRandom(),
-            software=f"gymwire {version('gymwire')}",
+            software=software(),
             lease_s=lease_s,
             max_message=max_message,
             policy=self._policy,

@@ -6,7 +6,7 @@ from gymwire.broker.events import Send
 from gymwire.broker.journal import Journal, Loss
 from gymwire.broker.quotas import Quotas
 from gymwire.broker.refusals import NOT_YOURS, Refusal, RetryLater
-from gymwire.broker.sessions import Sessions
+from gymwire.broker.sessions import MAX_LOSSES, Sessions
 from gymwire.broker.tables import Peer, Session, Tables
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.dialogue import REQUESTS
@@ -136,7 +136,10 @@ class SessionMessages:
             if session.loop.lost_at is not None:
                 raise RetryLater(BusyReason.UNREACHABLE, UNREACHABLE_RETRY_S)
             if session.in_step(now):
+                session.waiting = 0
                 pong = Pong(session.in_step_s + now - session.progress_at)
+            elif session.losses_since(header.seq) >= MAX_LOSSES:
+                return self._sessions.end_for_path(session)
         return [Send.message(peer.rid, pong, header.sid, header.seq)]
 
 

@@ -17,6 +17,7 @@ from gymwire.broker.refusals import (
     RetryLater,
     describe_key,
     not_allowed,
+    reply_to,
 )
 from gymwire.broker.shares import Shares
 from gymwire.broker.tables import Peer, Session, Tables
@@ -45,6 +46,9 @@ MAX_IDENTITY = 64  # characters
 MAX_PENDING_GONE = 10_000
 GONE_PER_TICK = 100  # retries of undelivered GONE frames per tick
 STARTING_RETRY_S = 0.1
+# During one request, a serving loop may be lost and return this often; then the session ends,
+# because nothing suggests that the request would get through the next time.
+MAX_LOSSES = 2
 
 JUST_STARTED = (
     "This broker has just started, and env agents may still be reconnecting: retry, or wait for "
@@ -92,6 +96,12 @@ class Sessions:
         elif not session.is_claimed:
             self._check_limits(peer)
         self._tables.bind_learner(session, peer)
+        if not session.is_open and session.losses_since(header.seq) >= MAX_LOSSES:
+            refusal = Refusal(
+                Code.OPEN_FAILED, f"No session at {address.name!r}: {path_fault(session)}."
+            )
+            gone = self.end_for_path(session)
+            return [reply_to(self._journal, peer.rid, refusal, header.sid, header.seq), gone[-1]]
         session.unanswered_opens += 1
         # Nothing outside the broker enforces limits.
         session.may_be_direct = request.direct and not peer.rights.metered
@@ -234,6 +244,14 @@ class Sessions:
         sides = [side for side in (session.learner, session.loop) if side is not None]
         return [Send.message(side.rid, Gone(reason), session.sid) for side in sides]
 
+    def end_for_path(self, session: Session) -> list[Send]:
+        """End a session whose requests or replies do not get through, and notify both sides."""
+        reason = path_fault(session)
+        self.drop(session, Loss.PATH)
+        self._journal.note("session lost", address=session.address, why=reason)
+        sides = [side for side in (session.learner, session.loop) if side is not None]
+        return [Send.message(side.rid, Gone(reason), session.sid) for side in sides]
+
     def end_without_learner(self, session: Session, loss: str) -> list[Send]:
         """End a session whose learner has left or did not come back in time."""
         self.drop(session, loss)
@@ -274,6 +292,15 @@ class Sessions:
         """Return up to GONE_PER_TICK undelivered GONE frames, oldest first."""
         sends = self._pending_gone.take(GONE_PER_TICK)
         return [send for send in sends if send.rid in self._tables.peers]
+
+
+def path_fault(session: Session) -> str:
+    """Return why a session is lost whose requests or replies do not get through."""
+    return (
+        f"the connection between the broker and the env agent on {session.loop.host} was lost "
+        f"{MAX_LOSSES} times during one request, although both are running. The path between them "
+        f"may lose large packets, as behind a tunnel with a wrong MTU"
+    )
 
 
 def _may_bind(session: Session, peer: Peer) -> bool:

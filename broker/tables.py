@@ -41,6 +41,8 @@ class Peer:
     heard: float = 0.0  # when it last sent a message to the broker itself
     may_be_closing: bool = False  # a session there has ended, and it has not been heard since then
     hung_up: bool = False  # the broker has closed its connection since then
+    connected_at: float = 0.0  # when it introduced itself over its present connection
+    losses: int = 0  # lost connections that had lasted long enough to carry a request
     offers: dict[str, Offer] = field(default_factory=dict)
     offer_bytes: dict[str, int] = field(default_factory=dict)  # memory that each offer takes
     draining: set[str] = field(default_factory=set)  # addresses without new sessions
@@ -109,6 +111,8 @@ class Session:
     may_be_direct: bool = True  # the learner and the policy allow a direct connection
     orphan_until: float | None = None  # when the session ends unless its learner comes back
     unanswered_opens: int = 0
+    waiting: int = 0  # the number of the request for which its learner waits, as PING names it,
+    losses_before: int = 0  # and the losses of its loop when the learner began to wait
     requests: Flow = field(default_factory=Flow)  # to the env agent
     replies: Flow = field(default_factory=Flow)  # to the learner
     progress_at: float = -math.inf  # when the env agent last reported a long step,
@@ -118,6 +122,16 @@ class Session:
     def frames(self) -> int:
         """How many frames have been relayed, both ways."""
         return self.requests.frames + self.replies.frames
+
+    def losses_since(self, request: int) -> int:
+        """Return how often its loop was lost since the learner was first heard to wait for this.
+
+        `request`: the request's number.
+        """
+        losses = self.loop.losses
+        if request != self.waiting or losses < self.losses_before:
+            self.waiting, self.losses_before = request, losses
+        return losses - self.losses_before
 
     def in_step(self, now: float) -> bool:
         """Return whether the env agent has recently reported a long step of this session."""
@@ -157,6 +171,7 @@ class Tables:
         self.ended: dict[int, None] = {}  # the oldest first
         self.names: list[str] = []  # the addresses on offer, sorted
         self._loops: dict[str, dict[bytes, Peer]] = {}  # address → the loops that offer it
+        self._offers: Counter[bytes] = Counter()  # offers of all loops by agent
         self._load: Counter[tuple[bytes, bytes | None]] = Counter()  # sessions by process
 
     def add_peer(self, peer: Peer) -> Peer | None:
@@ -200,6 +215,8 @@ class Tables:
         if name not in self._loops:
             self._loops[name] = {}
             bisect.insort(self.names, name)
+        if name not in loop.offers:
+            self._offers[loop.agent] += 1
         self._loops[name][loop.rid] = loop
         loop.offers[name], loop.offer_bytes[name] = offer, size
         loop.draining.discard(name)
@@ -213,6 +230,7 @@ class Tables:
     def _forget_offer(self, loop: Peer, name: str) -> None:
         loops = self._loops[name]
         del loops[loop.rid]
+        _decrement(self._offers, loop.agent)
         if not loops:
             del self._loops[name]
             del self.names[bisect.bisect_left(self.names, name)]
@@ -223,6 +241,10 @@ class Tables:
         The loop that has offered it for longest comes first.
         """
         return list(self._loops.get(address, {}).values())
+
+    def offers_anything(self, agent: bytes) -> bool:
+        """Return whether a loop of this process has an offer."""
+        return agent in self._offers
 
     def load_of(self, loop: Peer) -> int:
         """Return how many sessions the process of this loop has."""

@@ -26,6 +26,7 @@ from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import AGENT_SIZE, Offer
+from gymwire.protocol.process_ids import with_process
 from gymwire.protocol.process_slots import with_process_slots
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.broker_link import BrokerLink
@@ -56,6 +57,7 @@ class Agent:
             continue before they are cut off, in seconds.
 
     Attributes:
+        agent_pid: the process that people started: this one, or the supervisor of this worker.
         offering: set once the broker has confirmed all offers.
     """
 
@@ -98,6 +100,7 @@ class Agent:
         self._is_described = False
         self._reporter: ProgressReporter | None = None
         self._ended = threading.Condition()
+        self.agent_pid = os.getpid()
         self._running = set(range(len(self._loops)))  # the indices of loops that have not ended
 
     def run(self) -> None:
@@ -184,7 +187,9 @@ class Agent:
         count = len(self._loops)
         shares = [
             replace(
-                with_process_slots(offer, offer.capacity),
+                with_process_slots(
+                    with_process(offer, os.getpid(), self.agent_pid), offer.capacity
+                ),
                 capacity=(offer.capacity + count - 1 - index) // count,
             )
             for offer in offers

@@ -11,6 +11,7 @@ from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import resolve
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.files import read_text
 
 KEYS = {
     "address": str,
@@ -54,7 +55,7 @@ def load(path: Path) -> list[Service]:
     Raises AddressError and ConfigurationError.
     """
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        document = tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise ConfigurationError(f"There is no file {path}.") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +13,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent.factory import Env, Vector
 from gymwire.protocol import values
+from gymwire.protocol.errors import EncodingError
 
 MAX_BOUNDS = 64 * 1024  # bytes of the bounds of one space in OFFER
+MAX_KWARGS = 64 * 1024  # bytes of the keyword arguments in a spec, which nobody but people reads
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +24,8 @@ class Description:
     """The spaces of an environment, and the facts that OFFER and OPENED carry.
 
     For a vector the `single_` spaces are those of one environment, otherwise None. `spec` and
-    `metadata` contain only values that can be serialized.
+    `metadata` contain only values that can be serialized. `left_out`: the keyword arguments that
+    `spec` does not contain, because they are too large.
     """
 
     observation_space: Space[Any]
@@ -31,6 +35,7 @@ class Description:
     spec: dict[str, Any]
     metadata: dict[str, Any]
     render_mode: str | None
+    left_out: list[str]
 
 
 def describe(env: Env | Vector, name: str) -> Description:
@@ -39,14 +44,16 @@ def describe(env: Env | Vector, name: str) -> Description:
     if isinstance(env, VectorEnv):
         single_observation_space = env.single_observation_space
         single_action_space = env.single_action_space
+    spec, left_out = _spec(env, name)
     return Description(
         observation_space=env.observation_space,
         action_space=env.action_space,
         single_observation_space=single_observation_space,
         single_action_space=single_action_space,
-        spec=_spec(env, name),
+        spec=spec,
         metadata=_metadata(env.metadata),
         render_mode=env.render_mode,
+        left_out=left_out,
     )
 
 
@@ -70,10 +77,12 @@ def _shorten_box(dtype: str, shape: list[int], low: Any, high: Any) -> list[Any]
     return ["Box", dtype, shape, low, high]
 
 
-def _spec(env: Env | Vector, name: str) -> dict[str, Any]:
+def _spec(env: Env | Vector, name: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the spec, and which keyword arguments are too large for it."""
     spec = env.spec
     if spec is None:
-        return {"id": name}
+        return {"id": name}, []
+    kwargs, left_out = _kwargs(spec.kwargs)
     fields = {
         "id": spec.id,
         "reward_threshold": spec.reward_threshold,
@@ -81,9 +90,54 @@ def _spec(env: Env | Vector, name: str) -> dict[str, Any]:
         "max_episode_steps": spec.max_episode_steps,
         "order_enforce": spec.order_enforce,
         "disable_env_checker": spec.disable_env_checker,
-        "kwargs": {k: v for k, v in spec.kwargs.items() if k != "render_mode"},
     }
-    return values.opaque(fields, root="spec")[0]  # type: ignore[no-any-return]
+    return values.opaque(fields, root="spec")[0] | {"kwargs": kwargs}, left_out
+
+
+def _kwargs(given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Return the keyword arguments that fit into MAX_KWARGS, and the names of the others."""
+    kept: dict[str, Any] = {}
+    left_out: list[str] = []
+    size = 0.0
+    for name, value in given.items():
+        if name == "render_mode":
+            continue
+        kept[name], nbytes = _sized(value)
+        if size + nbytes > MAX_KWARGS:
+            del kept[name]
+            left_out.append(name)
+        else:
+            size += nbytes
+    return kept, left_out
+
+
+def _sized(value: Any) -> tuple[Any, float]:
+    """Return a value that can be serialized, and how many bytes it has."""
+    if _is_large(value):
+        return None, math.inf
+    value = values.opaque(value)[0]
+    try:
+        return value, len(values.encode(value))
+    except EncodingError:  # it would take too much memory
+        return None, math.inf
+
+
+def _is_large(value: Any) -> bool:
+    """Return whether the parts of a value have more than MAX_KWARGS bytes. Stops counting then."""
+    left, waiting = MAX_KWARGS, [value]
+    while waiting and left >= 0:
+        one = waiting.pop()
+        match one:
+            case dict():
+                waiting += [*one.keys(), *one.values()]
+            case list() | tuple():
+                waiting += one
+            case np.ndarray():
+                left -= one.nbytes
+            case str() | bytes():
+                left -= len(one)
+        left -= 1
+    return left < 0
 
 
 def _metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:

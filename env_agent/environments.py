@@ -63,6 +63,12 @@ class Environments:
         runner = InLoopRunner(service.factory.make_first())
         self._spares[service.address] = runner
         found = runner.describe(service.factory.name)
+        if found.left_out:
+            self._log.warning(
+                "keyword arguments too large for the spec that learners see",
+                address=service.address,
+                arguments=found.left_out,
+            )
         observation, action = (
             spaces.describe(space if single is None else single, root=name)
             for space, single, name in (

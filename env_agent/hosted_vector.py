@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
+from gymwire.env_agent.space_watch import SpaceWatch
+
 
 class HostedVector(SyncVectorEnv[Any, Any]):
-    """A SyncVectorEnv that remembers the info values that it casts.
+    """A SyncVectorEnv that remembers the info values that it casts, and watches the spaces.
 
     The array of an info has the dtype of the first value under its key, and later values are cast
     to it. If this vector is only a part of the learner's, another value may come first there, with
@@ -25,6 +27,9 @@ class HostedVector(SyncVectorEnv[Any, Any]):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self.cast = {}
         super().__init__(*args, **kwargs)
+        for env in self.envs:
+            # A step resets environments, too, and must not take longer for this check.
+            vars(env)["reset"] = SpaceWatch(env).reset
 
     def _add_info(
         self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int

@@ -46,6 +46,7 @@ from gymwire.protocol.transport.interface import Listener, Origin, Received
 
 TIMERS_S = 0.1  # how often timers run even if frames keep arriving
 AWAY_S = 300.0  # close idle sessions when the broker has been away for this long
+MAX_REASON = 200  # characters of what the broker says, in a log entry
 WARN_EVERY_S = 10.0  # how often invalid frames are logged; each entry says how many there were
 # What the broker refuses ends a loop; nothing else that the handling of a frame raises does.
 REFUSED_BY_BROKER = (AddressTaken, Denied, Refused)
@@ -164,6 +165,7 @@ class ServingLoop:
     def turn(self) -> None:
         """Serve the frames that arrive within a tick, then run the timers."""
         self._serve()
+        self._transports.watch()
         now = self._clock()
         self._registration.run_timers(now)
         self._close_abandoned(now)
@@ -343,7 +345,7 @@ class ServingLoop:
             case Gone():
                 slot = self.host.slots.get(header.sid)
                 if slot is not None:
-                    self._end_session(slot, message.reason)
+                    self._end_session(slot, message.reason[:MAX_REASON])
             case _:
                 if isinstance(message, Welcome):
                     self.host.requests.max_message = min(MAX_MESSAGE, message.max_message)
@@ -423,4 +425,4 @@ class ServingLoop:
 
 def _error_text(frame: Frame) -> str:
     message = PLAIN.decode(frame)
-    return message.text[:200] if isinstance(message, Error) else ""
+    return message.text[:MAX_REASON] if isinstance(message, Error) else ""

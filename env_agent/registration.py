@@ -27,9 +27,10 @@ from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.handshake import Handshake
 
 TOO_LARGE = (
-    "Make the metadata, the registered kwargs and the spaces of the environment smaller: for "
-    "example, register the name of a file instead of its content."
+    "Make the metadata and the spaces of the environment smaller: for example, use one bound for "
+    "all elements, and put the name of a file in the place of its content."
 )
+MAX_TEXT = 20_000  # characters of what the broker says, in an error
 PING_S = 1.0  # interval at which a loop asks whether the broker still knows it
 
 
@@ -149,13 +150,14 @@ class Registration:
                 self._link.send(PLAIN.encode(Withdraw(offer.address)))
 
     def _refused(self, error: Error) -> None:
+        text = error.text[:MAX_TEXT]
         if error.code == Code.ADDRESS_TAKEN:
-            raise AddressTaken(error.text)
+            raise AddressTaken(text)
         if error.code == Code.DENIED:
-            raise Denied(error.text)
+            raise Denied(text)
         if not self._welcomed or error.code == Code.LIMIT:
-            raise Refused(error.text)
-        self._log.warning("error from broker", error=error.text)
+            raise Refused(text)
+        self._log.warning("error from broker", error=text)
 
     def run_timers(self, now: float) -> None:
         """Follow the state of the connection, repeat HELLO if it is due, and ping the broker.

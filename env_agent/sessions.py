@@ -81,7 +81,7 @@ class SessionHost:
         try:
             slot = self._make_slot(service, sid, runner, request, direct)
             frame = slot.codec.encode(slot.opened, sid, seq)
-            advice = "The spaces, metadata and kwargs of the environment are too large."
+            advice = "The spaces and metadata of the environment are too large."
             check_size("OPENED", len(frame), self.requests.max_message, advice)
         except BaseException as error:  # noqa: BLE001 - properties of the environment may raise, too
             self.environments.close(runner, service.address)
@@ -127,7 +127,7 @@ class SessionHost:
             direct=direct,
             key=b"" if signer is None or self._key is None else self._key.public,
         )
-        observation = spaces.compile(found.observation_space)
+        observation = runner.spaces.guard(spaces.compile(found.observation_space))
         action = spaces.compile(found.action_space)
         codec = (Codec if signer is None else partial(SignedCodec, signer))(
             observation,

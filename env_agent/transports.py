@@ -35,7 +35,7 @@ from gymwire.protocol.transport.interface import TICK_MS, Listener, Origin, Rece
 from gymwire.protocol.transport.polling import wait_among
 from gymwire.protocol.transport.private_folder import PrivateFolder
 from gymwire.protocol.transport.registry import ListenOptions, listen, local_url
-from gymwire.protocol.transport.router import public_key_of
+from gymwire.protocol.transport.router import Router, public_key_of
 
 RELAY = b""  # the path through the broker; a direct path is the routing id of its connection
 DIRECT_TICK_MS = 20  # how long to wait for one direct socket before polling the other ones, too
@@ -333,6 +333,12 @@ class Transports:
     def _receive_relayed(self) -> Received | None:
         data = self.link.receive()
         return None if data is None else (RELAY, None, data)
+
+    def watch(self) -> None:
+        """Close direct connections that deliver bytes without end. Call it every 100 ms."""
+        for listener in self._listeners:
+            if isinstance(listener, Router):
+                listener.link_events()
 
     def listener_of(self, path: bytes) -> Listener | None:
         """Return the listener of a direct path, None for the path through the broker."""

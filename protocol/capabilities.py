@@ -26,7 +26,7 @@ CAPABILITIES: Final = (EXTENSIONS, PAGES)
 
 def common(theirs: Iterable[object]) -> frozenset[str]:
     """Return the capabilities that both sides have, from the other side's list."""
-    return frozenset(name for name in theirs if name in CAPABILITIES and isinstance(name, str))
+    return frozenset(name for name in theirs if isinstance(name, str) and name in CAPABILITIES)
 
 
 def require(capability: str, have: Collection[str], *, who: str, theirs: str, ours: str) -> None:

@@ -55,6 +55,7 @@ ALIGN = 16
 MAX_MESSAGE = 64 * 1024 * 1024  # bytes of a frame
 MAX_CONTROL = 1024 * 1024  # bytes of a message that the broker itself decodes
 MAX_EXTENSIONS = 1024  # bytes of extension fields in a frame
+MAX_INT = 2**63  # that an integer in a field of its own must not reach
 
 COMPACT = 1  # flag: the observation or action is in the compact form, not the self-describing one
 TIMED = 2  # flag: the frame ends with time stamps, see protocol/stamps.py
@@ -241,11 +242,15 @@ class Codec:
                 )
             fields[0] = space.decode(fields[0], tail)
         for value, (name, allowed) in zip(fields, checks, strict=True):
-            if allowed is not None and type(value) not in allowed:
+            if allowed is None:
+                continue
+            if type(value) not in allowed:
                 raise DecodingError(
                     f"{kind.name}.{name} must be {_names(allowed)}, not {type(value).__name__}.",
                     path=name,
                 )
+            if allowed in _NUMBERS and not _is_in_range(value):
+                raise DecodingError(f"{kind.name}.{name} is out of range.", path=name)
         return TYPES[kind](*fields, **extensions)
 
 
@@ -306,6 +311,14 @@ def _align(offset: int) -> int:
     return (offset + ALIGN - 1) & ~(ALIGN - 1)
 
 
+def _is_in_range(number: float | None) -> bool:
+    """Return whether a field may have this number: it counts something, or is a time in seconds.
+
+    So it is neither negative nor NaN, and as an integer it has at most 63 bits.
+    """
+    return number is None or (number >= 0 and (type(number) is float or number < MAX_INT))
+
+
 def _names(allowed: Sequence[type]) -> str:
     return " or ".join("None" if t is types.NoneType else t.__name__ for t in allowed)
 
@@ -322,6 +335,7 @@ def _allowed(annotation: Any) -> tuple[type, ...] | None:
     return (typing.get_origin(annotation) or annotation,)
 
 
+_NUMBERS = (_allowed(int), _allowed(float), _allowed(float | None))
 _FIELDS: dict[Kind, tuple[str, ...]] = {}
 _EXTENSIONS: dict[Kind, tuple[str, ...]] = {}
 _CHECKS: dict[Kind, list[tuple[str, tuple[type, ...] | None]]] = {}

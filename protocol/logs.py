@@ -78,6 +78,16 @@ def _or_plain(renderer: Any) -> Any:
     return render
 
 
+def _without_control(logger: Any, name: str, event: Any) -> Any:
+    """Escape control characters in text: a peer may choose it, and terminals obey them."""
+    for key, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[key] = "".join(
+                c if c.isprintable() or c in "\n\t" else ascii(c)[1:-1] for c in value
+            )
+    return event
+
+
 def configure(program: str, *, form: str = "lines", level: str = "info") -> None:
     """Set up structlog for this process. Colour only on a terminal."""
     _reopen_standard_streams()
@@ -95,7 +105,7 @@ def configure(program: str, *, form: str = "lines", level: str = "info") -> None
     elif "HONCHO_PROCESS_NAME" not in os.environ:  # honcho writes the time before each line
         processors.append(structlog.processors.TimeStamper(fmt="%H:%M:%S", utc=False))
     structlog.configure(
-        processors=[*processors, _or_plain(renderer)],
+        processors=[*processors, _without_control, _or_plain(renderer)],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
         logger_factory=structlog.WriteLoggerFactory(_Stderr()),  # type: ignore[arg-type]
         cache_logger_on_first_use=True,
@@ -123,6 +133,7 @@ def logger() -> Any:
         structlog.WriteLogger(_Stderr()),  # type: ignore[arg-type]
         processors=[
             structlog.processors.add_log_level,
+            _without_control,
             structlog.dev.ConsoleRenderer(colors=False, pad_level=False, sort_keys=False),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from gymwire.protocol.arrays import LARGE, SCALARS
-from gymwire.protocol.codec import SEQ, Codec, Frame, Pieces
+from gymwire.protocol.codec import SEQ, SID, Codec, Frame, Pieces
 from gymwire.protocol.errors import EncodingError
 from gymwire.protocol.messages import Percept
 from gymwire.protocol.space_codecs import SpaceCodec
@@ -38,6 +38,7 @@ IN_PLACE = 16 * 1024
 APART = 16 * 1024
 
 MAX_LAYOUTS = 4  # of one session
+MAX_CACHED = 256  # of one process
 MAX_MISSES = 64  # percepts without a layout after which no more layouts are made
 MAX_VALUES = 64  # of one percept: numbers, arrays, texts and dicts
 MAX_CONSTANT = 256  # characters of a text, or bytes, that a layout may contain
@@ -252,14 +253,15 @@ def _observation_place(value: Any, space: SpaceCodec) -> _Place | None:
 
 
 class _Layout:
-    """Writes and reads the frames of percepts of one structure.
+    """Writes and reads the frames of percepts of one structure, of any session.
 
-    Raises EncodingError if the frames of such percepts have no layout.
+    `name` stands for the sid and the request number, as they are in the header. Raises
+    EncodingError if the frames of such percepts have no layout.
     """
 
-    def __init__(self, structure: _Structure, codec: Codec, sid: int) -> None:
+    def __init__(self, structure: _Structure, codec: Codec) -> None:
         places = structure.places
-        frame, begins = _find_places(structure, codec, sid)
+        frame, begins = _find_places(structure, codec)
         order = sorted(places, key=begins.__getitem__)
         ordered = [places[index] for index in order]
         self.size = len(frame)
@@ -272,16 +274,16 @@ class _Layout:
         self._writes = [place.write for place in ordered]
         self._is_large = [place.is_large for place in ordered]
         self._is_apart = any(place.array and place.size >= APART for place in ordered)
-        # The frame is constant bytes and places in turn; the first place is the request number.
-        spans = [(SEQ.start, SEQ.stop), *((begins[i], begins[i] + places[i].size) for i in order)]
+        # The frame is constant bytes and places in turn; the first place is the name.
+        spans = [(SID.start, SEQ.stop), *((begins[i], begins[i] + places[i].size) for i in order)]
         starts, ends = [0, *(end for _, end in spans)], [*(begin for begin, _ in spans), self.size]
         constants = [frame[start:end] for start, end in zip(starts, ends, strict=True)]
         self._template: list[Any] = [b""] * (2 * len(spans) + 1)
         self._template[::2] = constants
-        codes = ["8s", *("d" if one.write is None else f"{one.size}s" for one in ordered)]
+        codes = ["16s", *("d" if one.write is None else f"{one.size}s" for one in ordered)]
         self._pack = struct.Struct("<" + _alternating(constants, codes)).pack
         # Large arrays are not unpacked: they are read where they are.
-        codes = ["8s", *(f"{one.size}x" if one.is_large else code
+        codes = ["16s", *(f"{one.size}x" if one.is_large else code
                          for one, code in zip(ordered, codes[1:], strict=True))]  # fmt: skip
         self._unpack = struct.Struct("<" + _alternating(constants, codes)).unpack
         small = [place for place in ordered if not place.is_large]
@@ -308,7 +310,7 @@ class _Layout:
             for one in reversed(structure.dicts)
         ]
 
-    def encode(self, step: Step, number: bytes) -> Frame | Pieces | None:
+    def encode(self, step: Step, name: bytes) -> Frame | Pieces | None:
         """Return the frame of this percept, or None if it has another structure."""
         values: list[Any] = [*step]
         for at, keys in self._dicts:
@@ -329,7 +331,7 @@ class _Layout:
             if values[index] != constant:
                 return None
         parts = self._template.copy()
-        parts[1] = number
+        parts[1] = name
         if not self._large:
             parts[3::2] = [
                 value if write is None else write(value)
@@ -339,10 +341,10 @@ class _Layout:
         parts[3::2] = map(_write_part, self._is_large, self._writes, self._in_order(values))
         return Pieces(parts, self.size) if self._is_apart else b"".join(parts)
 
-    def decode(self, data: Data, number: bytes) -> Step | None:
+    def decode(self, data: Data, name: bytes) -> Step | None:
         """Return the percept in a frame of `size` bytes; None: it has another structure."""
         unpacked = self._unpack(data)
-        if self._constants_of(unpacked) != self._constant_bytes or unpacked[1] != number:
+        if self._constants_of(unpacked) != self._constant_bytes or unpacked[1] != name:
             return None
         try:
             values = [
@@ -384,7 +386,7 @@ def _read_large(data: Data, begin: int, end: int, place: _Place) -> Any:
     return place.read(data[begin:end])
 
 
-def _find_places(structure: _Structure, codec: Codec, sid: int) -> tuple[bytes, dict[int, int]]:
+def _find_places(structure: _Structure, codec: Codec) -> tuple[bytes, dict[int, int]]:
     """Return a frame of this structure, and where the bytes of each place begin in it."""
 
     def frame(other: int | None) -> bytes:
@@ -397,7 +399,7 @@ def _find_places(structure: _Structure, codec: Codec, sid: int) -> tuple[bytes, 
         for one in reversed(structure.dicts):
             end = one.begin + len(one.keys)
             values[one.at] = dict(zip(one.keys, values[one.begin : end], strict=True))
-        return bytes(codec.encode(Percept(*values[: _INFO + 1]), sid, 0))
+        return bytes(codec.encode(Percept(*values[: _INFO + 1])))
 
     base = frame(None)
     known = np.frombuffer(base, np.uint8)
@@ -411,6 +413,24 @@ def _find_places(structure: _Structure, codec: Codec, sid: int) -> tuple[bytes, 
             raise EncodingError("A value is not in one place.", path="info")
         begins[index] = int(differ[0])
     return base, begins
+
+
+_CACHE: dict[object, _Layout | None] = {}
+"""The layouts of all sessions of this process. They differ only in the structure."""
+
+
+def _layout_for(structure: _Structure, observation: SpaceCodec) -> _Layout | None:
+    """Return the layout for this structure, or None if there is none."""
+    key = structure.key
+    if key not in _CACHE:
+        try:
+            layout = _Layout(structure, Codec(observation))
+        except EncodingError:
+            layout = None
+        if len(_CACHE) >= MAX_CACHED:
+            _CACHE.clear()
+        _CACHE[key] = layout
+    return _CACHE[key]
 
 
 class PerceptLayouts:
@@ -430,9 +450,8 @@ class PerceptLayouts:
         encode_other: Callable[[Step, bytes], Frame | Pieces | None],
         decode_other: Callable[[Data, bytes], Step | None],
     ) -> None:
-        self._sid = sid
+        self._sid = sid.to_bytes(8, "little")
         self._observation = observation
-        self._codec = Codec(observation)
         self._encode_other = encode_other
         self._decode_other = decode_other
         self._layouts: list[_Layout] = []
@@ -442,7 +461,7 @@ class PerceptLayouts:
     def encode(self, step: Step, number: bytes) -> Frame | Pieces | None:
         """Return the frame of a percept, or None if `Codec` must encode it."""
         for layout in self._layouts:
-            frame = layout.encode(step, number)
+            frame = layout.encode(step, self._sid + number)
             if frame is not None:
                 return frame
         frame = self._encode_other(step, number)
@@ -455,7 +474,7 @@ class PerceptLayouts:
         size = len(data)
         for layout in self._layouts:
             if layout.size == size:
-                step = layout.decode(data, number)
+                step = layout.decode(data, self._sid + number)
                 if step is not None:
                     return step
         step = self._decode_other(data, number)
@@ -472,12 +491,9 @@ class PerceptLayouts:
         if structure.key not in self._seen:
             self._seen.add(structure.key)
             return
-        try:
-            layout = _Layout(structure, self._codec, self._sid)
-        except EncodingError:
-            return
-        made = layout.encode(step, number)
-        if made is not None and bytes(made) == frame:
+        layout = _layout_for(structure, self._observation)
+        made = None if layout is None else layout.encode(step, self._sid + number)
+        if layout is not None and made is not None and bytes(made) == frame:
             self._layouts.append(layout)
             if len(self._layouts) == MAX_LAYOUTS:
                 self._misses_left = 0

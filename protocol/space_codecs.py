@@ -50,7 +50,8 @@ class SpaceCodec:
     Attributes:
         encode: `(value, tail) -> compact form`, which msgpack can pack. Returns `NOT_COMPACT`, and
             leaves `tail` unchanged, unless the value has exactly the types, dtypes, shapes and keys
-            of the space. It ignores bounds and casts nothing.
+            of the space. It ignores bounds and casts nothing. Those of an env agent raise
+            EncodingError if the environment has changed the space.
         decode: `(compact form, tail) -> value`, with fresh writable arrays. Raises DecodingError.
         scalar: the type of the values, if they are NumPy integers.
         array: dtype, shape and number of bytes, if the values are arrays of one size.

@@ -161,10 +161,10 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
     def encode(fields: list[Any], number: bytes) -> Frame | None:
         tail = values.Tail()
         flags = 0
-        form = space.encode(fields[0], tail)
-        if form is not NOT_COMPACT:
-            fields[0], flags = form, COMPACT
         try:
+            form = space.encode(fields[0], tail)
+            if form is not NOT_COMPACT:
+                fields[0], flags = form, COMPACT
             head = values.pack(fields, tail)
         except EncodingError:
             return None

@@ -8,6 +8,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import structlog.testing
 from gymnasium import Space
 from gymnasium.spaces import Box, Dict, Discrete, flatten_space
 from gymnasium.vector.utils import batch_space
@@ -114,6 +115,39 @@ def test_an_offer_that_is_too_large_is_an_error_at_once() -> None:
             network.env_agent(SERVICE)
         assert f"limit is {MAX_CONTROL:,}" in str(told.value)
         assert network.now == began
+
+
+class Odd:
+    """An object that cannot be serialized."""
+
+
+KWARGS: dict[str, tuple[dict[str, Any], list[str]]] = {
+    "small": ({"a": 1, "b": [1, 2], "c": "x" * 1000}, []),
+    "one large": ({"a": 1, "blob": bytes(5_000_000), "b": 2}, ["blob"]),
+    "larger than any message": ({"blob": np.zeros(70_000_000, np.uint8), "b": 2}, ["blob"]),
+    "many": ({f"part{i}": bytes(20_000) for i in range(5)}, ["part3", "part4"]),
+    "costly": ({"table": [{}] * 1_000_000, "a": 1}, ["table"]),
+    "too large a number": ({"seed": 2**5000, "a": 1}, []),
+    "without a form": ({"odd": Odd(), "a": 1}, []),
+    "large without a form": ({"odd": [Odd()] * 5000, "a": 1}, ["odd"]),
+}
+
+
+@pytest.mark.parametrize("name", KWARGS)
+def test_large_registered_arguments_are_left_out_of_the_spec(name: str) -> None:
+    given, left_out = KWARGS[name]
+    Wide.metadata = {"render_modes": []}
+    gymnasium.register("Wide-v0", entry_point=Wide, kwargs=given)
+    with Network() as network, structlog.testing.capture_logs() as logged:
+        try:
+            network.env_agent(Service("wide", Factory("Wide-v0")))
+            session = network.connection().open("wide")
+        finally:
+            del gymnasium.registry["Wide-v0"]
+        assert [*session.opened.spec["kwargs"]] == [one for one in given if one not in left_out]
+        assert session.request(Reset())
+    named = [one["arguments"] for one in logged if "keyword arguments" in one["event"]]
+    assert named == ([left_out] if left_out else [])
 
 
 def test_an_opened_that_is_too_large_is_an_error() -> None:

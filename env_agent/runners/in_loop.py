@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gymnasium import Space
 from gymnasium.vector import VectorEnv
 
 from gymwire.env_agent.description import Description, describe
 from gymwire.env_agent.factory import Env, Vector
 from gymwire.env_agent.hosted_vector import HostedVector
+from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import generators, vector_infos
 from gymwire.protocol.messages import Call
 
@@ -25,35 +25,24 @@ class InLoopRunner:
         step: its `step`, without a call in between. The result is what the environment returned,
             unchecked; `wire_infos` converts the infos of a vector. It is a tuple only if these
             infos need no conversion except for their arrays of objects.
+        spaces: knows the spaces as the learner gets them.
     """
 
     def __init__(self, env: Env | Vector) -> None:
         self.env = env
         self.step = _without_casts(env) if isinstance(env, HostedVector) else env.step
-        self._described: dict[str, Space[Any]] = {}  # the spaces that the learner knows
+        self.spaces = SpaceWatch(env)
 
     def describe(self, name: str) -> Description:
         """Describe the environment; `name` is its id if it has no spec."""
-        found = describe(self.env, name)
-        self._described = {
-            "observation_space": found.observation_space,
-            "action_space": found.action_space,
-        }
-        return found
+        return describe(self.env, name)
 
     def reset(self, seed: Any, options: dict[str, Any] | None) -> tuple[Any, Any]:
         """Reset; return the observation, and the infos in wire form.
 
-        Raises RuntimeError if the environment has replaced a space by a different one.
+        Raises RuntimeError if the environment has changed a space.
         """
-        observation, infos = self.env.reset(seed=seed, options=options)
-        for name, known in self._described.items():
-            space = getattr(self.env, name)
-            if space is not known and space != known:
-                raise RuntimeError(
-                    f"The {name} has changed to {space!r:.200}, but this session was opened with "
-                    f"{known!r:.200}. The environment must set its spaces in the constructor."
-                )
+        observation, infos = self.spaces.reset(seed=seed, options=options)
         return observation, self.wire_infos(infos)
 
     def wire_infos(self, infos: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any
@@ -110,8 +110,8 @@ def table(
 ) -> list[Text]:
     """Return the lines of a table with one row for each address.
 
-    `verbose` adds a row for each process. `width`: the columns in SHORTENED are shortened to fit
-    into this width if they can; None: nothing is shortened.
+    `verbose` adds a row for each env agent and worker. `width`: the columns in SHORTENED are
+    shortened to fit into this width if they can; None: nothing is shortened.
     """
     with_identity = any(listing.values("identity") for listing in listings)
     styles, rows = ["bold"], [list(HEADINGS)]
@@ -130,12 +130,12 @@ def table(
                 listing.state,
             ]
         )
-        for number, entry in enumerate(listing.processes if verbose else (), 1):
+        for name, entry in _below(listing) if verbose else ():
             direct = f"direct: {entry['direct']}" if entry["direct"] else ""
             slots = f"{entry['used']}/{entry['capacity']}"
             styles.append("dim")
             rows.append(
-                [f"  process {number}", entry["software"], direct, "", slots]
+                [name, entry["software"], direct, "", slots]
                 + [entry[key] for key in ("host", "identity", "state")]
             )
     if not with_identity:
@@ -144,6 +144,28 @@ def table(
     rows = [[_one_line(str(cell)) for cell in row] for row in rows]
     lines = columns(rows, width=width, shortened=SHORTENED)
     return [Text(line, style=style) for line, style in zip(lines, styles, strict=True)]
+
+
+def _below(listing: Listing) -> Iterator[tuple[str, Entry]]:
+    """Return what offers the address, each with its name: env agents, below them their workers."""
+    agents: dict[object, list[Entry]] = {}
+    for number, entry in enumerate(listing.processes):
+        pid = entry.get("agent_pid")  # an env agent of release 0.1.0 does not say
+        of = number if pid is None else (entry["host"], entry["identity"], pid)
+        agents.setdefault(of, []).append(entry)
+    for number, processes in enumerate(agents.values(), 1):
+        first = processes[0]
+        pid, agent_pid = first.get("pid"), first.get("agent_pid")
+        if agent_pid is None:
+            yield f"  process {number}", first
+        elif pid == agent_pid and len(processes) == 1:
+            yield f"  agent {number} (pid {pid})", first
+        else:
+            whole = Listing(listing.address, processes)
+            summary = {"used": whole.used, "capacity": whole.capacity, "state": whole.state}
+            yield f"  agent {number} (pid {agent_pid})", {**first, **summary, "direct": None}
+            for index, entry in enumerate(processes, 1):
+                yield f"    worker {index} (pid {entry.get('pid')})", entry
 
 
 def _one_line(text: str) -> str:
@@ -180,7 +202,9 @@ def as_json(listing: Listing) -> dict[str, Json]:
         "capacity": listing.capacity,
         "state": listing.state,
         "processes": [
-            {key: entry[key] for key in keys} | {"direct": entry["direct"] or None}
+            {key: entry[key] for key in keys}
+            | {"direct": entry["direct"] or None}
+            | {key: entry.get(key) for key in ("pid", "agent_pid")}
             for entry in listing.processes
         ],
     }

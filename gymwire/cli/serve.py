@@ -62,6 +62,7 @@ def command(options: Options, output: Output) -> int:
         agent = make_agent(options)
         agent.install_signals()
         if options.worker is not None:
+            agent.agent_pid = os.getppid()
             threading.Thread(target=_end_with_parent, args=(agent,), daemon=True).start()
         agent.run()
     except GymwireError:

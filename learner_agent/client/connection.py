@@ -15,11 +15,17 @@ import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+from gymwire.learner_agent.client.direct import DirectLinks
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.listing import find_all
 from gymwire.learner_agent.client.open_sessions import SessionOpener
 from gymwire.learner_agent.client.patience import Patience
-from gymwire.learner_agent.client.requests import Answer, BrokerRequests, PendingRequest
+from gymwire.learner_agent.client.requests import (
+    MAX_REPEATED,
+    Answer,
+    BrokerRequests,
+    PendingRequest,
+)
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.threads import is_elsewhere, is_ours, wait_while
@@ -122,6 +128,8 @@ class BrokerConnection:
         self.thread_id = threading.get_ident()
         self._log = logs.logger()
         self._rng = random.Random(secrets.randbits(64))
+        self.direct_links = DirectLinks()
+        self.losses = 0  # how many sessions were lost, so that a caller can notice the next one
         self._sessions: dict[int, RemoteSession] = {}
         self._requests = BrokerRequests()
         self._opener = SessionOpener(self, wait_s)
@@ -389,13 +397,26 @@ class BrokerConnection:
         EnvironmentClosed if another thread closes the connection.
         """
         self.check_link(now)
-        for session in list(self._sessions.values()):
-            session.tick(now)
+        if self.direct_links.check():
+            self.drain()
+        self._tick_sessions(now)
         frames = self._requests.due(now)
         for frame in [PLAIN.encode(Ping()), *frames] if frames else []:
             self.link.send(frame)
         if self._patience.is_over(now) and self._requests.is_waiting:
             raise self._silent_broker()
+
+    def _tick_sessions(self, now: float) -> None:
+        """Run the timers of the sessions, until enough frames were sent for one time."""
+        sent = 0
+        for session in list(self._sessions.values()):
+            sent += session.tick(now)
+            if sent >= MAX_REPEATED:  # the others come first the next time
+                for sid in list(self._sessions):
+                    if sid == session.sid:
+                        break
+                    self._sessions[sid] = self._sessions.pop(sid)
+                return
 
     def _silent_broker(self) -> BrokerUnreachable:
         lost_again = self._patience.lost_again(f"a request to {self.url}", self._requests.largest)
@@ -462,6 +483,11 @@ class BrokerConnection:
     def forget(self, session: RemoteSession) -> None:
         """Remove a session that has ended."""
         self._sessions.pop(session.sid, None)
+
+    def forget_lost(self, session: RemoteSession) -> None:
+        """Remove a session that was lost."""
+        self.forget(session)
+        self.losses += 1
 
     def close(self, *, goodbye: bool = True) -> None:
         """Leave the broker, which ends the sessions that are still open. Idempotent.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
+import math
 import socket
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from gymwire.learner_agent.client.waiting import wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
     ConnectionFailed,
     DecodingError,
@@ -29,63 +30,151 @@ if TYPE_CHECKING:
 
 AUTO_S = 0.5  # how long direct="auto" waits for a direct connection before it uses the relay
 ALWAYS_S = 2.5  # and how long direct="always" waits
+# So many losses within this time, each during a request, suggest that the path loses large packets.
+MAX_LOSSES = 3
+LOSSES_WITHIN_S = 60.0
 CHECK_EVERY_S = 0.002  # the pause between two checks of connections that are being made
 
 
-class DirectConnection:
-    """A connection to the env agent of one session, at the endpoint that OPENED names.
+class DirectLink:
+    """A connection to an env agent, which all sessions of a learner connection share.
+
+    Attributes:
+        transport: the connection itself.
+        sessions: sid → the session's use of it.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.sessions: dict[int, DirectPath] = {}
+        self._is_connected = False
+        self._not_up: dict[int, DirectPath] = {}  # those that the agent has not confirmed
+
+    def add(self, path: DirectPath) -> None:
+        """Let a session use this connection, once the agent has confirmed it."""
+        path.must_resume = self._is_connected
+        self.sessions[path.sid] = self._not_up[path.sid] = path
+
+    def remove(self, path: DirectPath) -> bool:
+        """End a session's use; close the connection with the last one. Returns whether it was."""
+        self.sessions.pop(path.sid, None)
+        self._not_up.pop(path.sid, None)
+        if not self.sessions:
+            self.transport.close(linger_s=0.3)
+        return not self.sessions
+
+    def check(self) -> None:
+        """Handle what has happened to the connection, and attach the sessions that are not up."""
+        for event in self.transport.link_events():
+            self._is_connected = event.up
+            for path in self.sessions.values():
+                path.went_down = path.went_down or path.up
+                path.up, path.must_resume = False, event.up
+                path.denied = path.denied or bool(event.denied)
+            self._not_up = dict(self.sessions)
+        if not self._not_up:
+            return
+        for path in self._not_up.values():
+            if path.must_resume:
+                path.must_resume = not self.transport.send(path.resume)
+        for _ in range(len(self._not_up)):
+            if not self.transport.poll():
+                return
+            data = self.transport.receive()
+            if data is not None:
+                self.receive_frame(data)
+
+    def receive_frame(self, data: bytes | memoryview) -> bool:
+        """Handle a frame from the env agent; return whether it answers a request.
+
+        RESUMED opens the path of its session. As long as that is not open, other frames and those
+        that cannot be read are ignored, because the session still has the relayed path.
+        """
+        try:
+            header = codec.read_header(data)
+        except GymwireError:
+            if self._not_up:
+                return False
+            raise
+        path = self.sessions.get(header.sid)
+        if path is None:
+            return False
+        if header.kind is Kind.RESUMED:
+            path.up = True
+            self._not_up.pop(path.sid, None)
+            return False
+        return path.up and path.receive(header, data)
+
+
+class DirectPath:
+    """The use of a `DirectLink` by one session.
 
     Attributes:
         up: whether requests can take this path now.
         denied: whether the agent rejects the connection.
+        must_resume: whether RESUME has to be sent.
+        went_down: whether the path was up and has gone down; the session resets it.
+        receive: handles a frame of the session.
     """
 
     def __init__(
         self,
-        endpoint: Mapping[str, Any],
+        link: DirectLink,
         sid: int,
         nonce: bytes,
-        key: KeyPair | None,
-        dial: Callable[..., Transport] = dial_first,
+        receive: Callable[[Header, bytes | memoryview], bool],
     ) -> None:
-        server_key = endpoint.get("key") or None
-        if server_key is not None and not _is_key(server_key):
-            raise DecodingError("The env agent's direct endpoint has a malformed key.")
+        self.link = link
+        self.sid = sid
+        self.resume = PLAIN.encode(Resume(nonce), sid)
+        self.receive = receive
+        self.up = self.denied = self.must_resume = self.went_down = False
+        # when it was lost during a request, the last times
+        self._losses = deque([-math.inf] * MAX_LOSSES, maxlen=MAX_LOSSES)
+        link.add(self)
+
+    @property
+    def transport(self) -> Transport:
+        """The connection."""
+        return self.link.transport
+
+    def lost_again(self, now: float) -> bool:
+        """Note that it was lost during a request; return whether that happens too often."""
+        self._losses.append(now)
+        return now - self._losses[0] <= LOSSES_WITHIN_S
+
+
+class DirectLinks:
+    """The direct connections of one learner connection: one for each endpoint of an env agent."""
+
+    def __init__(self, dial: Callable[..., Transport] = dial_first) -> None:
+        self._dial = dial
+        self._links: dict[object, DirectLink] = {}
+
+    def link(self, endpoint: Mapping[str, Any], key: KeyPair | None) -> DirectLink:
+        """Return the connection to this endpoint. Raises GymwireError if it cannot be dialled."""
+        server_key = _key_of(endpoint)
         if server_key is None:
             key = None
         elif key is None:
             raise ConnectionFailed("The env agent's direct endpoint requires a key.")
-        self.transport = dial(_urls_for_this_host(endpoint), key=key, server_key=server_key)
-        self.up = self.denied = False
-        self._must_resume = False
-        self._resume = PLAIN.encode(Resume(nonce), sid)
+        urls = _urls_for_this_host(endpoint)
+        found = self._links.get((*urls, server_key))
+        if found is None:
+            transport = self._dial(urls, key=key, server_key=server_key)
+            found = self._links[*urls, server_key] = DirectLink(transport)
+        return found
 
-    def receive_frame(self, data: bytes | memoryview) -> None:
-        """Handle a frame that is not a reply: RESUMED opens this path.
-
-        A frame that cannot be read is ignored, because the session still has the relayed path.
-        """
-        with contextlib.suppress(GymwireError):
-            if codec.read_header(data).kind is Kind.RESUMED:
-                self.up = True
+    def remove(self, path: DirectPath) -> None:
+        """End a session's use of its connection."""
+        if path.link.remove(path):
+            self._links = {key: one for key, one in self._links.items() if one is not path.link}
 
     def check(self) -> bool:
-        """Handle what has happened to the connection; return whether it went down."""
-        was_up = self.up
-        for event in self.transport.link_events():
-            self.up, self._must_resume = False, event.up
-            self.denied = self.denied or bool(event.denied)
-        if self._must_resume:
-            self._must_resume = not self.transport.send(self._resume)
-        if not self.up and self.transport.poll():
-            data = self.transport.receive()
-            if data is not None:
-                self.receive_frame(data)
-        return was_up and not self.up
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.transport.close(linger_s=0.3)
+        """Check all connections; return whether there are any."""
+        for link in list(self._links.values()):
+            link.check()
+        return bool(self._links)
 
 
 class SessionPaths:
@@ -93,7 +182,7 @@ class SessionPaths:
 
     Attributes:
         current: the connection that requests take at present.
-        direct: the direct connection.
+        direct: the session's use of a direct connection.
     """
 
     def __init__(
@@ -105,7 +194,7 @@ class SessionPaths:
         exchange: Exchange,
     ) -> None:
         self.current: Transport = connection.link
-        self.direct: DirectConnection | None = None
+        self.direct: DirectPath | None = None
         self._connection = connection
         self._sid = sid
         self._open_msg = open_msg
@@ -117,15 +206,19 @@ class SessionPaths:
         """Whether requests take the direct path at present."""
         return self.direct is not None and self.direct.up
 
-    def dial_direct(self) -> DirectConnection:
-        """Dial the env agent itself. Raises GymwireError if it cannot be dialled."""
+    def dial_direct(self, receive: Callable[[Header, bytes | memoryview], bool]) -> DirectPath:
+        """Dial the env agent itself. Raises GymwireError if it cannot be dialled.
+
+        `receive` handles the frames of the session.
+        """
         endpoint = self._endpoint
         if endpoint is None:
             raise ConnectionFailed("it offers no direct connection (--direct).")
         key, pin = self._connection.credentials.key, parse_address(self._open_msg.address).identity
         if pin is not None and _identity_in(endpoint) != pin:
             raise Denied("Its direct endpoint does not belong to the pinned agent.")
-        self.direct = DirectConnection(endpoint, self._sid, self._open_msg.nonce, key)
+        link = self._connection.direct_links.link(endpoint, key)
+        self.direct = DirectPath(link, self._sid, self._open_msg.nonce, receive)
         return self.direct
 
     def finish_setup(self, why: str, *, required: bool) -> None:
@@ -151,7 +244,7 @@ class SessionPaths:
     def close_direct(self) -> None:
         """Close the direct connection, if there is one."""
         if self.direct is not None:
-            self.direct.close()
+            self._connection.direct_links.remove(self.direct)
             self.direct = None
             self._choose()
 
@@ -160,16 +253,45 @@ class SessionPaths:
         if self.direct is not None and self.direct.up:
             self.current = self.direct.transport
 
+    def receive_frame(self, data: bytes | memoryview) -> bool:
+        """Handle a frame from the current path; return whether it answers a request."""
+        if self.direct is None or not self.direct.up:
+            return self._connection.receive_frame(data)
+        return self.direct.link.receive_frame(data)
+
     def serve_others(self, now: float) -> None:
         """Handle what arrives on the other paths, and what happens to their connections."""
-        connection, exchange = self._connection, self._exchange
-        if self.direct is not None and self.direct.check():
-            exchange.resend(now)
-        self._choose()
+        connection = self._connection
+        if self.direct is not None:
+            self.direct.link.check()
+        self.follow(now)
         connection.check_link(now)
-        if self.direct is None:
-            return
-        connection.drain()
+        if self.direct is not None:
+            connection.drain()
+            self._resume_if_needed()
+
+    def follow(self, now: float) -> None:
+        """Take the direct path while it is up; send again what was lost with it."""
+        direct = self.direct
+        if direct is not None and direct.went_down:
+            direct.went_down = False
+            self._exchange.resend(now)
+            if self._exchange.unanswered is not None and direct.lost_again(now):
+                logs.logger().warning(
+                    "direct connection given up, session relayed",
+                    address=self._open_msg.address,
+                    why=f"{direct.transport.url} was lost {MAX_LOSSES} times during requests "
+                    f"within {LOSSES_WITHIN_S:g} s. The path may lose large packets, as behind a "
+                    f"tunnel with a wrong MTU",
+                )
+                self.close_direct()
+        self._choose()
+        if direct is not None:
+            self._resume_if_needed()
+
+    def _resume_if_needed(self) -> None:
+        """Introduce the session to a broker that has asked for it."""
+        connection, exchange = self._connection, self._exchange
         if exchange.resume_pending:
             exchange.resume_pending = False
             connection.send_hello()
@@ -181,11 +303,11 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
 
     Raises ConnectionFailed if it is `required` and an agent cannot be reached.
     """
-    dialled: list[DirectConnection] = []
+    dialled: list[DirectPath] = []
     why: dict[int, str] = {}
     for session in sessions:
         try:
-            dialled.append(session.paths.dial_direct())
+            dialled.append(session.paths.dial_direct(session.receive))
         except GymwireError as error:
             why[session.sid] = str(error)
     if dialled:
@@ -199,9 +321,9 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
 
 
 def wait_until_attached(
-    dialled: Sequence[DirectConnection], timeout_s: float, clock: Callable[[], float]
+    dialled: Sequence[DirectPath], timeout_s: float, clock: Callable[[], float]
 ) -> None:
-    """Wait until each of these connections is up or denied, for at most `timeout_s` seconds."""
+    """Wait until each of these is up or denied, for at most `timeout_s` seconds."""
     setup = _Setup(dialled)
     setup.check()
     wait(
@@ -215,15 +337,15 @@ def wait_until_attached(
 
 
 class _Setup:
-    """Connections that are being made; as a source of frames, the first of them."""
+    """Direct paths that are being opened; as a source of frames, the first of them."""
 
-    def __init__(self, dialled: Sequence[DirectConnection]) -> None:
+    def __init__(self, dialled: Sequence[DirectPath]) -> None:
         self.pending = list(dialled)
 
     def check(self, _now: float = 0.0) -> None:
-        """Drop the connections that are up or denied."""
-        for one in self.pending:
-            one.check()
+        """Drop the paths that are up or denied."""
+        for link in {id(one.link): one.link for one in self.pending}.values():
+            link.check()
         self.pending = [one for one in self.pending if not one.up and not one.denied]
 
     @property
@@ -231,7 +353,7 @@ class _Setup:
         return self.pending[0].transport
 
     def receive_frame(self, data: bytes | memoryview) -> bool:
-        self.pending[0].receive_frame(data)
+        self.pending[0].link.receive_frame(data)
         return False  # so that `check` is next
 
 
@@ -240,12 +362,19 @@ def _urls_for_this_host(endpoint: Mapping[str, Any]) -> list[str]:
     urls = endpoint.get("urls")
     if not isinstance(urls, list) or not all(isinstance(url, str) for url in urls) or not urls:
         raise DecodingError("The env agent's direct endpoint has no URL.")
-    same_host = endpoint.get("host") == socket.gethostname()
-    return usable(urls, same_host=same_host, keyed=bool(endpoint.get("key")))
+    host = endpoint.get("host")
+    same_host = isinstance(host, str) and host == socket.gethostname()
+    return usable(urls, same_host=same_host, keyed=_key_of(endpoint) is not None)
 
 
-def _is_key(value: object) -> bool:
-    return isinstance(value, bytes) and is_public_key(value.decode("latin-1"))
+def _key_of(endpoint: Mapping[str, Any]) -> bytes | None:
+    """Return the public key of the endpoint; None: it uses no keys. Raises DecodingError."""
+    key = endpoint.get("key")
+    if key is None:
+        return None
+    if not isinstance(key, bytes) or (key and not is_public_key(key.decode("latin-1"))):
+        raise DecodingError("The env agent's direct endpoint has a malformed key.")
+    return key or None
 
 
 def _identity_in(endpoint: Mapping[str, Any]) -> str:

@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from gymwire.learner_agent.client.failures import cut
 from gymwire.learner_agent.client.patience import Patience
 from gymwire.protocol import dialogue
 from gymwire.protocol.codec import PLAIN, Frame, Header, read_header
@@ -347,7 +348,7 @@ class Exchange:
     def lose(self, reason: str) -> None:
         """Record that the session is lost. Raises EnvironmentLost, as every later request does."""
         self._encode_act = None
-        self.lost = reason
+        self.lost = cut(reason)
         raise self.lost_error()
 
     def lost_error(self) -> EnvironmentLost:

@@ -8,9 +8,11 @@ from functools import lru_cache
 import gymnasium.error
 
 from gymwire.protocol import errors
-from gymwire.protocol.codec import Header
+from gymwire.protocol.codec import MAX_INT, Header
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Code, Error
+
+MAX_TEXT = 20_000  # characters of a text of the other side in an error
 
 _CLASSES: dict[str, type[errors.GymwireError]] = {
     Code.VERSION: errors.VersionMismatch,
@@ -34,18 +36,25 @@ def error_for(error: Error) -> errors.GymwireError:
     it does locally.
     """
     if error.code in (Code.ENVIRONMENT_FAILED, Code.OPEN_FAILED, Code.ENCODING):
-        remote_type = str(error.details.get("type", ""))
+        remote_type = cut(str(error.details.get("type", "")))
         kind = _failed_as(remote_type)
-        text = error.text
+        text = cut(error.text)
         if error.code == Code.ENVIRONMENT_FAILED and kind is errors.EnvironmentFailed:
             # Other classes have the name of the remote type already.
             text = ": ".join(filter(None, (remote_type, text))) or "It raised an exception."
-        trace = str(error.details.get("traceback", ""))
+        trace = cut(str(error.details.get("traceback", "")))
         failure = kind(text, remote_type=remote_type, remote_traceback=trace)
         index = error.details.get("env_index")
-        failure.env_index = index if type(index) is int else None
+        failure.env_index = index if type(index) is int and 0 <= index < MAX_INT else None
         return failure
-    return _CLASSES.get(error.code, errors.Refused)(error.text)
+    return _CLASSES.get(error.code, errors.Refused)(cut(error.text))
+
+
+def cut(text: str) -> str:
+    """Return the text of another party, cut off if it is long: an error must stay readable."""
+    if len(text) <= MAX_TEXT:
+        return text
+    return f"{text[:MAX_TEXT]} … ({len(text):,} characters)"
 
 
 @lru_cache(maxsize=256)  # bounded, because the other side chooses the names

@@ -24,6 +24,10 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "direct": (str, type(None)),
     "state": (str,),
 }
+_LATER: dict[str, tuple[type, ...]] = {  # a broker of release 0.1.0 sends none of these
+    "pid": (int, type(None)),
+    "agent_pid": (int, type(None)),
+}
 
 
 def find_all(address: str, ask: Callable[[Find], Found], broker: str) -> list[dict[str, Any]]:
@@ -62,8 +66,10 @@ def _checked(entry: object, broker: str) -> dict[str, Any]:
     """Return an entry of FOUND. Raises DecodingError naming what is wrong in it."""
     if not isinstance(entry, dict):
         raise _malformed(broker, f"an offer must be a map, not {type(entry).__name__}", "offers")
-    for name, types in _TYPES.items():
+    for name, types in (_TYPES | _LATER).items():
         if name not in entry:
+            if name in _LATER:
+                continue
             raise _malformed(broker, f"an offer lacks {name!r}", name)
         value = entry[name]
         if types != (object,) and type(value) not in types:
@@ -71,7 +77,7 @@ def _checked(entry: object, broker: str) -> dict[str, Any]:
             raise _malformed(
                 broker, f"{name!r} of an offer must be {allowed}, not {type(value).__name__}", name
             )
-        if types == (int,) and not 0 <= value < MAX_COUNT:
+        if type(value) is int and int in types and not 0 <= value < MAX_COUNT:
             raise _malformed(broker, f"{name!r} of an offer is out of range", name)
     return entry
 

@@ -14,6 +14,7 @@ from gymwire.protocol.messages import KINDS, Kind, Message
 
 RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 4.0
+MAX_REPEATED = 64  # requests that are sent again at one time
 MIN_RETRY_S = 0.05  # the shortest pause after BUSY
 FIRST_SEQ = 2**40  # beyond the numbers of sessions: a late ERROR of a session answers none of these
 _ADVICE = {
@@ -99,4 +100,6 @@ class BrokerRequests:
                 frames.append(request.frame)
                 request.resend_s = min(request.resend_s * 2, RESEND_MAX_S)
                 request.resend_at = now + request.resend_s
+                if len(frames) == MAX_REPEATED:  # the others the next time
+                    break
         return frames

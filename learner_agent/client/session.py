@@ -6,14 +6,16 @@ import random
 import secrets
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from gymnasium import Space
 
 from gymwire.learner_agent.client.direct import SessionPaths
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
-from gymwire.protocol import codec, dialogue, logs, spaces, stamps, vector_infos
+from gymwire.protocol import codec, dialogue, logs, space_cache, spaces, stamps, vector_infos
 from gymwire.protocol.codec import MAX_MESSAGE, PLAIN, TIMED, Codec, Frame, Header, check_size
 from gymwire.protocol.errors import (
     BrokerUnreachable,
@@ -46,6 +48,11 @@ OTHER_PATHS_EVERY = 64  # steps after which a session serves the paths that it d
 SMALL = 64 * 1024  # bytes of the largest request that the fast path sends
 PROBE_SEQ = 2**62  # a request number that is never next
 PROBE_S = 0.1  # the pause between two probes
+REPORTED_S = 3.0  # an env agent reports a request by then if it executes it
+UNREPORTED = (
+    " No report says that it is being executed: the environment may hold the interpreter's lock, "
+    "or the path to the env agent may lose large packets (a wrong MTU)."
+)
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
 
 Data = bytes | memoryview
@@ -68,10 +75,8 @@ class RemoteSession:
         self.sid = sid
         self.open_msg = open_msg
         self.opened = opened
-        self.observation_space = spaces.build(opened.observation_space, root="observation_space")
-        self.action_space = spaces.build(opened.action_space, root="action_space")
-        observation = spaces.compile(self.observation_space)
-        action = spaces.compile(self.action_space)
+        observation = space_cache.codec_of(opened.observation_space, "observation_space")
+        action = space_cache.codec_of(opened.action_space, "action_space")
         self._codec = (Codec if signer is None else partial(SignedCodec, signer))(
             observation, action
         )
@@ -94,6 +99,16 @@ class RemoteSession:
         self.closed = False  # on this side; the agent may not have confirmed it yet
         self._is_left = False  # whether `close` has returned
         self._least_network: dict[bool, int] = {}  # is it direct? → ns of a step, for `apportion`
+
+    @cached_property
+    def observation_space(self) -> Space[Any]:
+        """The observation space, with a random generator of its own."""
+        return spaces.build(self.opened.observation_space, root="observation_space")
+
+    @cached_property
+    def action_space(self) -> Space[Any]:
+        """The action space, with a random generator of its own."""
+        return spaces.build(self.opened.action_space, root="action_space")
 
     @property
     def path(self) -> Transport:
@@ -302,10 +317,11 @@ class RemoteSession:
         pending, in_step_s = self.exchange.pending, self.exchange.in_step_s
         verb = "request" if pending is None else pending.kind.name.lower()
         doing = "" if in_step_s is None else f" (it has been executing for {in_step_s:.0f} s)"
+        advice = UNREPORTED if in_step_s is None and (timeout_s or 0.0) > REPORTED_S else ""
         raise RequestTimeout(
             f"The {'step' if verb == 'act' else verb} at {self.open_msg.address!r} has not been "
             f"answered within {timeout_s:g} s{doing}. Call it again with the same arguments to "
-            f"wait on, or reset()."
+            f"wait on, or reset().{advice}"
         )
 
     def _take(self, read: Callable[[Header, Data], T | Error]) -> T:
@@ -359,13 +375,7 @@ class RemoteSession:
 
     def receive_frame(self, data: Data) -> bool:
         """Handle a frame from the session's path; return whether it answers a request."""
-        if not self.paths.is_direct:
-            return self.connection.receive_frame(data)
-        header = codec.read_header(data)
-        # RESUMED would open this path, which is open.
-        if header.sid != self.sid or header.kind is Kind.RESUMED:
-            return False
-        return self.receive(header, data)
+        return self.paths.receive_frame(data)
 
     def receive(self, header: Header, data: Data) -> bool:
         """Handle a frame of this session; return whether it is the reply to the request."""
@@ -374,7 +384,7 @@ class RemoteSession:
         except EnvironmentLost:
             # Whoever waits for this session gets the error; a caller that waits for another does
             # not.
-            self.connection.forget(self)
+            self.connection.forget_lost(self)
             return True
         if answered and self.closed:
             self.connection.forget(self)
@@ -382,10 +392,10 @@ class RemoteSession:
             self.connection.log_dropped(header)
         return answered
 
-    def tick(self, now: float) -> None:
-        """Run the session's timers: send again what is due."""
+    def tick(self, now: float) -> int:
+        """Run the session's timers: send again what is due. Returns how many frames it sent."""
         if self.paths.direct is not None:
-            self.paths.serve_others(now)
+            self.paths.follow(now)
             if self.paths.is_direct:  # its heartbeats show that the agent is alive
                 self.exchange.keep_waiting(now)
         try:
@@ -394,7 +404,7 @@ class RemoteSession:
             if not self.closed:
                 raise
             self.connection.forget(self)  # nobody waits for it
-            return
+            return 0
         if hello_first:
             self.connection.send_hello()
         for frame in frames:
@@ -402,6 +412,7 @@ class RemoteSession:
                 self.connection.link.send(frame)  # the broker answers it
             else:
                 self.path.send(frame)
+        return len(frames)
 
     def query_position(self) -> None:
         """Ask the agent which request it expects, after a resume.

@@ -7,6 +7,7 @@ from typing import Any
 
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.exchange import Exchange
+from gymwire.learner_agent.client.readiness import all_ready, one_ready
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol import dialogue
 from gymwire.protocol.errors import (
@@ -55,10 +56,10 @@ class SessionGroup:
 
     def names(self, i: int) -> str:
         """Return the environments of a session, as errors name them."""
-        part = self.slices[i]
-        if part.stop - part.start == 1:
-            return f"environment {part.start}"
-        return f"environments {part.start} to {part.stop - 1}"
+        return _names(self.slices[i])
+
+    def _chosen(self, indices: Iterable[int]) -> list[RemoteSession]:
+        return [self._sessions[i] for i in indices]
 
     # --- requests ---------------------------------------------------------------------------------
 
@@ -75,7 +76,7 @@ class SessionGroup:
             raise self.lost_error()
         for i, request in requests.items():
             self._sessions[i].begin(request)
-        self.wait_for_all(requests, timeout_s)
+        self.wait_for_all(requests, self.deadline_of(timeout_s))
         return self.take(requests)
 
     def take(self, sessions: Collection[int]) -> dict[int, Message]:
@@ -100,7 +101,7 @@ class SessionGroup:
 
     def mark_returned(self, sessions: Collection[int]) -> None:
         """Record that the caller has the replies of these sessions that have arrived."""
-        exchanges = [self._sessions[i].exchange for i in sessions if self._sessions[i].ready]
+        exchanges = [one.exchange for one in self._chosen(sessions) if one.ready]
         self._undo = [*self._undo, *((one, one.returned) for one in exchanges)]
         for one in exchanges:
             one.mark_returned()
@@ -114,13 +115,9 @@ class SessionGroup:
         """Return whether a session's last reply stands for this exception."""
         return any(one.exchange.is_failure(error) for one in self._sessions)
 
-    def wait_for_all(
-        self, waiting: Sequence[int] | Mapping[int, object], timeout_s: float | None
-    ) -> None:
+    def wait_for_all(self, waiting: Collection[int], deadline: float | None) -> None:
         """Wait for the replies of these sessions. Raises RequestTimeout and EnvironmentLost."""
-        deadline = self.deadline_of(timeout_s)
-        while missing := [i for i in waiting if not self._sessions[i].ready]:
-            self.wait_for_one(missing, deadline)
+        self._wait(all_ready(self.connection, self._chosen(waiting)), waiting, deadline)
 
     def deadline_of(self, timeout_s: float | None) -> float | None:
         """Return when this time-out ends, as a reading of the connection's clock."""
@@ -131,20 +128,20 @@ class SessionGroup:
 
         `deadline`: a reading of the connection's clock. Raises RequestTimeout and EnvironmentLost.
         """
-        sessions = [self._sessions[i] for i in waiting]
+        self._wait(one_ready(self._chosen(waiting)), waiting, deadline)
 
-        def is_one_ready() -> bool:
-            return any(one.ready for one in sessions) or any(one.check_ready() for one in sessions)
-
+    def _wait(
+        self, until: Callable[[], bool], waiting: Collection[int], deadline: float | None
+    ) -> None:
+        """Wait until a condition holds. Raises RequestTimeout and EnvironmentLost."""
         try:
-            if self.connection.wait(is_one_ready, deadline, sessions):
+            if self.connection.wait(until, deadline, self._chosen(waiting)):
                 return
         except EnvironmentLost:
             raise self.lost_error() from None
-        names = ", ".join(map(self.names, waiting))
         raise RequestTimeout(
-            f"No reply yet from {names} of {self.num_envs} at {self._where}. Call again to wait "
-            f"on, or reset()."
+            f"No reply yet from {', '.join(map(self.names, waiting))} of {self.num_envs} at "
+            f"{self._where}. Call again to wait on, or reset()."
         )
 
     def read(self, i: int, timeout_s: float | None = None) -> Message:
@@ -202,14 +199,19 @@ class SessionGroup:
     def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
         """Wait until `step_ready` for all of these. Raises RequestTimeout and EnvironmentLost."""
         deadline = self.deadline_of(timeout_s)
-        if deadline is None:
-            # All replies are needed, in whichever order: a receive that blocks needs no poll.
-            for session in [self._sessions[i] for i in waiting]:
-                waits = not session.ready and session.exchange.lost is None
-                if waits and (data := session.path.receive()) is not None:
-                    session.receive_frame(data)
+        # All replies are needed, in whichever order: a receive that blocks needs no poll.
+        for session in self._chosen(waiting) if deadline is None else []:
+            if not session.ready and session.exchange.lost is None:
+                data = session.path.receive()
+                if data is None:  # timers are due
+                    break
+                session.receive_frame(data)
         while missing := [i for i in waiting if not self.step_ready(i)]:
-            self.wait_for_step(missing, deadline)
+            self.wait_for_steps_of(missing, deadline)
+
+    def wait_for_steps_of(self, waiting: Sequence[int], deadline: float | None) -> None:
+        """Wait until the steps of some of these sessions, or all, have ended."""
+        self.wait_for_all(waiting, deadline)
 
     def read_step(self, i: int, timeout_s: float | None = None) -> Message:
         """Wait for the percept of a session, and return it; it stays until `end_steps`."""
@@ -235,7 +237,7 @@ class SessionGroup:
         """Return the error that names the lost sessions. `i`: one that was just lost, or None."""
         lost = self.lost or ([] if i is None else [i])
         names = ", ".join(map(self.names, lost)) or "environments"
-        why = (lost and self._sessions[lost[0]].exchange.lost) or "the env agent is gone"
+        why = (lost and self[lost[0]].exchange.lost) or "the env agent is gone"
         return EnvironmentLost(
             f"Lost: {names} of {self.num_envs} at {self._where}: {why.rstrip('.')}. Their episodes "
             f"cannot be recovered.",
@@ -262,6 +264,12 @@ class SessionGroup:
                 session.close()
         finally:  # even if interrupted: no later call closes it
             self.connection.close()
+
+
+def _names(part: slice) -> str:
+    if part.stop - part.start == 1:
+        return f"environment {part.start}"
+    return f"environments {part.start} to {part.stop - 1}"
 
 
 def _located(error: EnvironmentFailed, start: int, names: str, num_envs: int) -> EnvironmentFailed:

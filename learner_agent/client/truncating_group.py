@@ -88,6 +88,10 @@ class TruncatingGroup(SessionGroup):
         with suppress(EnvironmentLost):  # `step_ready` sees it, or the next call replaces it
             self.wait_for_one(waiting, deadline)
 
+    def wait_for_steps_of(self, waiting: Sequence[int], deadline: float | None) -> None:
+        """Wait for one of these: a loss must be seen at once."""
+        self.wait_for_step(waiting, deadline)
+
     def _start_again(self, i: int) -> None:
         """Reset a new session, unless it has been sent its reset."""
         if not self._sessions[i].pending:
@@ -152,7 +156,7 @@ class TruncatingGroup(SessionGroup):
                     self._sessions[i].begin(requests[i])
                     asked.add(i)
             with suppress(EnvironmentLost):
-                self.wait_for_all(requests, timeout_s)
+                self.wait_for_all(requests, self.deadline_of(timeout_s))
                 break
         replies = self.take(requests)
         last = [*self._last]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from gymwire.protocol.transport.interface import TICK_MS
@@ -10,6 +10,7 @@ from gymwire.protocol.transport.polling import wait_among
 
 TICK_S = TICK_MS / 1000
 TIMERS_EVERY = 64  # frames after which timers run even if answers arrive without a pause
+TIMERS_SHARE = 20  # timers of many sessions take long: the pause between two runs, in durations
 
 
 class Source(Protocol):
@@ -35,7 +36,8 @@ def wait(
     """Receive frames until a condition holds; return False if the deadline comes first.
 
     Timers run after each tick without a frame, after each frame that answers no request (it may
-    have moved a timer), and after every `TIMERS_EVERY` frames.
+    have moved a timer), and after every `TIMERS_EVERY` frames; while frames arrive, they take at
+    most a twentieth of the time.
 
     Args:
         until: the condition; whatever it raises ends the waiting.
@@ -46,23 +48,32 @@ def wait(
         tick_s: the longest pause between two runs of the timers, at most TICK_S.
     """
     frames = 0
+    timers_at = 0.0
+    by_path: dict[Any, Source] = {}  # empty: the timers may have changed the paths
+    is_due = False  # whether a frame may have moved a timer since the timers ran
     while not until():
+        by_path = by_path or {source.path: source for source in sources}
         left_s = tick_s if deadline is None else min(max(deadline - clock(), 0.0), tick_s)
-        answered = _receive(sources, left_s)
+        if is_due:
+            left_s = min(left_s, max(timers_at - clock(), 0.0))
+        answered = _receive(by_path, left_s)
         frames += 1
         if answered and frames % TIMERS_EVERY:
             continue
         now = clock()
+        if answered is not None and now < timers_at:
+            is_due = True
+            continue
         run_timers(now)
+        timers_at, is_due, by_path = now + TIMERS_SHARE * (clock() - now), False, {}
         # A frame that has arrived in time counts, even if it is read later.
         if deadline is not None and now >= deadline and (answered is None or frames > TIMERS_EVERY):
             return until()
     return True
 
 
-def _receive(sources: Sequence[Source], timeout_s: float) -> bool | None:
+def _receive(by_path: Mapping[Any, Source], timeout_s: float) -> bool | None:
     """Receive what arrives first; return whether it answers a request, None: nothing arrived."""
-    by_path = {source.path: source for source in sources}
     if len(by_path) > 1:
         paths = [*by_path]
         ready = [paths[i] for i in wait_among(paths, timeout_s)]

@@ -168,12 +168,12 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             connection, sizes, autoreset_mode=mode, wait_s=wait_s
         )
         for opened_mode in (one.opened.metadata.get("autoreset_mode") for one in sessions):
-            if opened_mode != mode:
+            if type(opened_mode) is not str or opened_mode != mode:
                 for session in sessions:
                     session.close(wait=False)
                 raise ProtocolError(
                     f"The env agent at {self._options.address!r} opened a vector in the autoreset "
-                    f"mode {opened_mode!r} instead of {mode!r}."
+                    f"mode {opened_mode!r:.100} instead of {mode!r}."
                 )
         return sessions
 

@@ -159,8 +159,10 @@ class VectorSteps:
         try:
             if len(group) > 1:
                 group.wait_for_steps(self._missing(), timeout_s)
+            received = dict(self._received)
             for i in self._missing():
-                self._received = {**self._received, i: group.read_step(i, timeout_s)}
+                received[i] = group.read_step(i, timeout_s)
+            self._received = received
         except GymwireError as error:
             if group.is_failure(error):  # the step is over in all sessions
                 self._before = self._begun, self._stepping, self._awaited, self._received

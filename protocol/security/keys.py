@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import os
 import re
@@ -13,7 +14,7 @@ import struct
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import zmq
 from zmq.utils import z85
@@ -92,20 +93,24 @@ def generate(name: str, folder: Path) -> tuple[Path, Path]:
     except OSError as error:
         raise ConfigurationError(f"Cannot create the folder {folder}: {error.strerror}.") from None
     secret_path, public_path = folder / f"{name}.key", folder / f"{name}.pub"
+    for path in (secret_path, public_path):
+        for unfinished in path.parent.glob(f".{path.name}.????????"):  # of a killed process
+            with contextlib.suppress(OSError):
+                unfinished.unlink()
     if public_path.exists():
         raise ConfigurationError(f"{public_path} exists: {_KEPT}")
     pair = _left_without_public_file(secret_path)
-    unfinished = pair is not None
+    is_unfinished = pair is not None
     if pair is None:
         pair = KeyPair(*zmq.curve_keypair())
     public = f"public {pair.public.decode()}\n"
-    if not unfinished:
+    if not is_unfinished:
         secret = f"secret {pair.secret.decode()}\n"
         _write_new(secret_path, f"{_HEADER} key pair: keep it secret\n{public}{secret}", 0o600)
     try:
         _write_new(public_path, f"{_HEADER} public key: give it to your peers\n{public}", 0o644)
     except ConfigurationError:
-        if not unfinished:
+        if not is_unfinished:
             secret_path.unlink()
         raise
     return secret_path, public_path
@@ -128,21 +133,57 @@ def _left_without_public_file(path: Path) -> KeyPair | None:
 
 def _write_new(path: Path, text: str, mode: int) -> None:
     """Write a file that does not exist yet: whole, or not at all if this process is killed."""
-    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-        try:
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(descriptor)
-            _name(unfinished, path)
-        finally:
-            unfinished.unlink(missing_ok=True)
+        if not _write_unnamed(path, text, mode):
+            _write_named(path, text, mode)
     except FileExistsError:
         raise ConfigurationError(f"{path} exists: {_KEPT}") from None
     except OSError as error:
         raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
+
+
+def _write_unnamed(path: Path, text: str, mode: int) -> bool:
+    """Write a file that has no name until it is complete; return False where that is impossible.
+
+    If this process is killed before, the kernel removes the file.
+    """
+    if not hasattr(os, "O_TMPFILE"):
+        return False
+    try:
+        descriptor = os.open(path.parent, os.O_WRONLY | os.O_TMPFILE, mode)
+    except OSError:  # the file system has no such files
+        return False
+    with os.fdopen(descriptor, "w") as file:
+        _fill(file, text)
+        try:
+            opened = os.open("/proc/self/fd", os.O_RDONLY)
+            try:
+                os.link(str(descriptor), path, src_dir_fd=opened)
+            finally:
+                os.close(opened)
+        except FileExistsError:
+            raise
+        except OSError:  # no /proc, or no hard links
+            return False
+    return True
+
+
+def _write_named(path: Path, text: str, mode: int) -> None:
+    """Write a file under a hidden name, then give it its own."""
+    unfinished = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            _fill(file, text)
+        _name(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _fill(file: TextIO, text: str) -> None:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _name(unfinished: Path, path: Path) -> None:

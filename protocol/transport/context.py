@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 from typing import Any
 
 import zmq
 
+from gymwire.protocol.errors import GymwireError
 from gymwire.protocol.security.zap import Authenticator
 from gymwire.protocol.transport.interface import TICK_MS
 
+SPARE = 16  # descriptors that the context and a socket with its monitor and its folder need
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 
 _context: tuple[int, zmq.Context[Any]] | None = None
@@ -19,13 +22,37 @@ _lock = threading.Lock()
 
 
 def context() -> zmq.Context[Any]:
-    """Return the context of this process. A fork gets its own and never touches its parent's."""
+    """Return the context of this process, to make one socket.
+
+    A fork gets its own and never touches its parent's. Raises GymwireError if so few files
+    can be opened that libzmq might end the process.
+    """
     global _context
+    _check_descriptors()
     if _context is None or _context[0] != os.getpid():
         made: zmq.Context[Any] = zmq.Context()
         made.set(zmq.MAX_SOCKETS, 65535)
         _context = (os.getpid(), made)
     return _context[1]
+
+
+def _check_descriptors() -> None:
+    """Raise GymwireError unless this process can open SPARE more files."""
+    opened: list[int] = []
+    try:
+        for _ in range(SPARE):
+            opened.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401 - all are closed below
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise GymwireError(
+            f"This process cannot open enough files and sockets: the next socket needs up to "
+            f"{SPARE}, and {len(opened)} are left. Raise the limit on open files (ulimit -n), or "
+            f"use fewer of them (an env agent: fewer --threads)."
+        ) from None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 def authenticator() -> Authenticator:

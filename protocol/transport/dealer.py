@@ -19,6 +19,7 @@ from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, LIVENESS_PREFIX
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.context import context, set_common_options
 from gymwire.protocol.transport.hosts import DialPlan, first_reachable
+from gymwire.protocol.transport.inflow import Inflow
 from gymwire.protocol.transport.interface import TICK_MS, LinkEvent
 from gymwire.protocol.transport.monitor import Monitor
 
@@ -101,6 +102,8 @@ class Dealer:
         socket = _make_dealer(b"\x01" + os.urandom(15), key, server_key, max_message)
         self._socket = socket
         self._monitor = Monitor(socket, key)
+        self._inflow = Inflow(2 * max_message)
+        self._suspects = self._inflow.suspects
         self._bare = cast(Any, socket)
         # Receiving a zmq.Frame costs as much as copying a small frame; copying a large one costs
         # more. The size of the last frame predicts the size of the next.
@@ -135,12 +138,16 @@ class Dealer:
             if self._expects_large:
                 frame = _recv(self._bare, 0, False)
                 self._expects_large = len(frame) >= KEEP
+                if self._suspects:
+                    self._inflow.all_heard()
                 return frame.buffer if self._expects_large else frame.bytes
             data: bytes = _recv(self._bare)
         except zmq.Again:
             return None
         if len(data) >= KEEP:
             self._expects_large = True
+        if self._suspects:
+            self._inflow.all_heard()
         return data
 
     def poll(self, timeout_s: float = 0.0) -> bool:
@@ -155,9 +162,13 @@ class Dealer:
     def link_events(self) -> list[LinkEvent]:
         """Return the connections made and lost since the last call.
 
-        After a failed attempt to connect, dial the next address of the host's name.
+        After a failed attempt to connect, dial the next address of the host's name. Close a
+        connection that delivers bytes without end, but no complete message.
         """
         events = self._monitor.events()
+        for event in events:
+            self._inflow.note(event)
+        self._inflow.close_overfull()
         if self._monitor.attempt_failed:
             self._monitor.attempt_failed = False
             former = self._plan.current

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import socket
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +24,12 @@ from gymwire.protocol.transport.interface import LinkEvent
 CONNECT_S = 2.5  # how long a broker that is up may take to answer
 HELLO_AGAIN_S = 1.0  # how long to wait for an answer before sending HELLO again
 NOTICE_S = 3.0  # when `connect` calls `on_wait` while no broker answers
+
+
+@lru_cache(maxsize=1)  # it opens files, of which a process may run out
+def software() -> str:
+    """Return the name and the version of this software, as HELLO and WELCOME give it."""
+    return f"gymwire {version('gymwire')}"
 
 
 class Handshake:
@@ -50,6 +57,7 @@ class Handshake:
         self._role = role
         self._agent = agent
         self._sessions = sessions
+        software()
         self.progress_at = -math.inf
         self._repeat_at = 0.0
 
@@ -99,7 +107,7 @@ class Handshake:
         hello = Hello(
             self._role,
             self._agent,
-            f"gymwire {version('gymwire')}",
+            software(),
             socket.gethostname(),
             list(self._sessions()),
             list(CAPABILITIES),

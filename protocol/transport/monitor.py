@@ -16,7 +16,11 @@ HUNG_UP = 3  # handshakes that the other side closes in a row before `handshake_
 class Monitor:
     """Reads the connection events of one socket without blocking.
 
-    `key`: the key pair of a dialling socket, for the texts.
+    Args:
+        socket: the socket.
+        key: the key pair of a dialling socket, for the texts.
+        listens: whether it is a listening socket. Its connections count as made when they are
+            accepted: libzmq names the descriptor then, and not after the handshake.
 
     Attributes:
         attempt_failed: whether a dialling socket waits before its next attempt to connect.
@@ -28,12 +32,18 @@ class Monitor:
         zmq.Event.HANDSHAKE_FAILED_NO_DETAIL,
     )
 
-    def __init__(self, socket: zmq.Socket[bytes], key: KeyPair | None = None) -> None:
+    def __init__(
+        self, socket: zmq.Socket[bytes], key: KeyPair | None = None, *, listens: bool = False
+    ) -> None:
         self._watched = socket
         self._key = key
+        self._fd = -1  # of a dialling socket's connection
+        self._up = zmq.Event.ACCEPTED if listens else zmq.Event.HANDSHAKE_SUCCEEDED
         self._hung_up = 0
         self.attempt_failed = False
-        events = zmq.Event.HANDSHAKE_SUCCEEDED | zmq.Event.DISCONNECTED | zmq.Event.CONNECT_RETRIED
+        events = self._up | zmq.Event.DISCONNECTED | zmq.Event.CONNECT_RETRIED
+        if not listens:
+            events |= zmq.Event.CONNECTED
         for event in self._FAILED:
             events |= event
         self._socket: zmq.Socket[bytes] = socket.get_monitor_socket(events)
@@ -51,14 +61,16 @@ class Monitor:
             event, value = zmq.Event(message["event"]), int(message["value"])
             if event == zmq.Event.CONNECT_RETRIED:
                 self.attempt_failed = True
+            elif event == zmq.Event.CONNECTED:
+                self._fd = value
             elif event in self._FAILED:  # the value is an error number then
                 found.append(LinkEvent(False, -1, self._why(event, value)))
+            elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
+                self._hung_up = 0
+                self.attempt_failed = False
+                found.append(LinkEvent(True, self._fd))
             else:
-                up = event == zmq.Event.HANDSHAKE_SUCCEEDED
-                if up:
-                    self._hung_up = 0
-                    self.attempt_failed = False
-                found.append(LinkEvent(up, value))
+                found.append(LinkEvent(event == self._up, value))
         return found
 
     def _why(self, event: zmq.Event, value: int) -> str:

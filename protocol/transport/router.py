@@ -5,17 +5,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import itertools
-import os
 import re
 import secrets
 import socket as hostsocket
 import struct
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import Any, cast
 
 import zmq
@@ -26,10 +24,12 @@ from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.zap import Allow
+from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.backlog import Backlogs
 from gymwire.protocol.transport.context import authenticator, context, set_common_options
 from gymwire.protocol.transport.dealer import KEEP, ZERO_COPY
 from gymwire.protocol.transport.hosts import addresses_of
+from gymwire.protocol.transport.inflow import Inflow
 from gymwire.protocol.transport.interface import (
     TICK_MS,
     Delivery,
@@ -37,6 +37,7 @@ from gymwire.protocol.transport.interface import (
     Origin,
     Received,
 )
+from gymwire.protocol.transport.kernel import connection_socket
 from gymwire.protocol.transport.monitor import Monitor
 from gymwire.protocol.transport.port_owner import listener_at
 
@@ -49,12 +50,15 @@ _EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 _send = zmq.backend.Socket.send
 _recv = zmq.backend.Socket.recv
 
-# Linux's struct tcp_info up to tcpi_last_data_recv, its 14th 32-bit word, in milliseconds.
-_LAST_DATA_RECV = 52
-_TCP_INFO_SIZE = _LAST_DATA_RECV + 4
 # Linux's classic packet filter: one instruction, which keeps no byte of any packet.
 _SO_ATTACH_FILTER = 26
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
+
+# Bytes of complete messages that one connection may have waiting here, and the fewest and the most
+# messages. libzmq signals the sender once for each half of the mark that was received.
+RECEIVE_BYTES = 1024 * 1024 * 1024
+MIN_MARK = 16
+MAX_MARK = 1000
 
 _domains = itertools.count(1)
 
@@ -75,6 +79,11 @@ def public_key_of(origin: Origin) -> bytes | None:
         return str(origin.get("User-Id")).encode("ascii")
     except zmq.ZMQError:
         return None
+
+
+def receive_mark(max_message: int) -> int:
+    """Return the receive high-water mark of a socket whose messages have `max_message` bytes."""
+    return min(max(RECEIVE_BYTES // max_message, MIN_MARK), MAX_MARK)
 
 
 class Router:
@@ -131,7 +140,7 @@ class Router:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         socket.setsockopt(zmq.SNDHWM, 1000)
-        socket.setsockopt(zmq.RCVHWM, 1000)
+        socket.setsockopt(zmq.RCVHWM, receive_mark(max_message))
         socket.setsockopt(zmq.BACKLOG, 1024)
         if key is not None:
             socket.curve_server = True
@@ -145,7 +154,9 @@ class Router:
         self._socket = socket
         self._bare = cast(Any, socket)
         self._backlogs = Backlogs()
-        self._monitor = Monitor(socket)
+        self._inflow = Inflow(2 * max_message)
+        self._suspects = self._inflow.suspects
+        self._monitor = Monitor(socket, listens=True)
         self.urls: list[str] = []
         for url in checked:
             try:
@@ -179,7 +190,10 @@ class Router:
             # Left in the queue, the third part would pass for the next sender's routing id.
             while frame.more:
                 frame = _recv(bare, 0, False)
+            self._inflow.heard(fd_of(frame))
             return None
+        if self._suspects:
+            self._inflow.heard(fd_of(frame))
         return rid, frame, frame.bytes if len(frame) < KEEP else frame.buffer
 
     def send(self, rid: bytes, frame: bytes | bytearray | memoryview | Origin) -> Delivery:
@@ -227,32 +241,21 @@ class Router:
 
         The system reuses descriptors but not these numbers.
         """
-        try:
-            return os.fstat(fd).st_ino
-        except OSError:
-            return 0
+        return kernel.connection_id(fd)
 
     def idle_s(self, fd: int) -> float | None:
         """Return for how many seconds nothing has arrived on a connection, heartbeats included.
 
         Returns None if that is unknown: for ipc, and on systems other than Linux.
         """
-        with _connection_socket(fd) as found:
-            if found is None or sys.platform != "linux":
-                return None
-            try:
-                level, option = hostsocket.IPPROTO_TCP, hostsocket.TCP_INFO
-                info = found.getsockopt(level, option, _TCP_INFO_SIZE)
-            except OSError:
-                return None
-        return int.from_bytes(info[_LAST_DATA_RECV:], sys.byteorder) / 1000
+        return kernel.idle_s(fd)
 
     def drop_input(self, fd: int) -> bool:
         """Let the kernel drop everything that arrives on a connection, until it is closed.
 
         Returns False where that is impossible: for ipc, and on systems other than Linux.
         """
-        with _connection_socket(fd) as found:
+        with connection_socket(fd) as found:
             if found is None or sys.platform != "linux":
                 return False
             try:
@@ -272,13 +275,18 @@ class Router:
         """
         if connection and self.connection_id(fd) != connection:
             return
-        with _connection_socket(fd) as found, contextlib.suppress(OSError):
-            if found is not None:
-                found.shutdown(hostsocket.SHUT_RDWR)
+        kernel.shut_down(fd)
 
     def link_events(self) -> list[LinkEvent]:
-        """Return the connections made and lost since the last call."""
-        return self._monitor.events()
+        """Return the connections made and lost since the last call.
+
+        Close those that deliver bytes without end, but no complete message.
+        """
+        events = self._monitor.events()
+        for event in events:
+            self._inflow.note(event)
+        self._inflow.close_overfull()
+        return events
 
     @property
     def waitable(self) -> zmq.Socket[bytes]:
@@ -291,20 +299,6 @@ class Router:
             authenticator().forget(self._domain)
         self._monitor.close()
         self._socket.close(linger=int(linger_s * 1000))
-
-
-@contextlib.contextmanager
-def _connection_socket(fd: int) -> Iterator[hostsocket.socket | None]:
-    """Lend libzmq's connection with this descriptor; None if there is none."""
-    try:
-        found = hostsocket.socket(fileno=fd)
-    except (OSError, ValueError):  # closed already, or unknown to libzmq
-        yield None
-        return
-    try:
-        yield found
-    finally:
-        found.detach()
 
 
 def _bind_all(socket: zmq.Socket[bytes], url: str) -> list[str]:

@@ -1032,6 +1032,24 @@ def test_the_log_notes_offers_and_sessions(broker: Broker) -> None:
     assert broker.now == LONG_AFTER_START
 
 
+def test_an_agent_leaves_with_the_last_of_its_loops_that_offer_anything(broker: Broker) -> None:
+    loops = [broker.env(b"\x01%d" % i, "a", "b", agent=b"x" * 16) for i in range(3)]
+    broker.env(ENV2, "a")
+    broker.say(loops[0], offer("a", capacity=9))  # again
+    broker.hello(b"\x01idle", Role.ENV, agent=b"x" * 16)
+    left = []
+    for loop in (*loops, b"\x01idle"):
+        broker.core.take_notes()
+        broker.say(loop, Bye())
+        left.append([note.event for note in broker.core.take_notes()])
+    assert left == [[], [], ["agent left"], []]
+    broker.env(loops[0], "a", agent=b"x" * 16)
+    broker.core.take_notes()
+    broker.say(loops[0], Bye())
+    assert [note.event for note in broker.core.take_notes()] == ["agent left"]
+    assert [*broker.core._tables._offers] == [ENV2]
+
+
 # --- local channels -------------------------------------------------------------------------------
 
 
@@ -1091,3 +1109,21 @@ def test_a_flooding_peer_gets_no_local_channel(near: Broker) -> None:
         near.say(b"\x01one", Ping())
     assert near.core.attach(attach, near.now) is None
     assert near.core.attach(attach, near.now + 60.0) is not None
+
+
+def test_a_bug_in_the_handling_of_one_frame_does_not_end_the_broker(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    broker.env(ENV)
+    with monkeypatch.context() as patch:
+        patch.setattr(sessions.Sessions, "open", fail)
+        broker.learner(LEARNER)
+        error = error_of(broker.say(LEARNER, Open("cartpole", NONCE), seq=1))
+    assert error.code == Code.PROTOCOL
+    assert "failed to handle OPEN: ValueError" in error.text
+    [note] = [one for one in broker.core.take_notes() if one.event.startswith("frame failed")]
+    assert "a bug" in str(note.facts["traceback"])
+    assert broker.open(LEARNER)

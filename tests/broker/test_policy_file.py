@@ -124,3 +124,8 @@ def test_what_unlisted_keys_lose_is_said_once() -> None:
         "a: share addresses",
         "unlisted keys: offer *",
     ]
+
+
+def test_a_policy_without_an_end_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match=r"Cannot read /dev/zero: .* more than 16,777,216"):
+        PolicyFile(Path("/dev/zero"))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import threading
+from typing import Any
 
 import pytest
 
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.protocol import process_slots
+from gymwire.protocol import process_ids, process_slots
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Code, Error, Find, Found, Offer, Offered, Open, Role
 from gymwire.protocol.process_slots import with_process_slots
@@ -83,3 +84,28 @@ def test_an_env_agent_that_starts_is_never_listed_with_some_of_its_slots(
 
         until(has_started, "the env agent offers")
     assert set(seen) == {(8, 0, "ready")}
+
+
+PIDS = [(7, 7), (8, 7), (2**31 - 1, 1)]
+STRANGE = [None, 7, [], [7], [7, 7, 7], [0, 7], [7, -1], [2**31, 7], ["7", "7"], {7: 7}, [7.5, 7]]
+
+
+@pytest.mark.parametrize("said", [*map(list, PIDS), *STRANGE])
+def test_a_listing_has_the_process_ids_that_an_offer_gives(said: Any) -> None:
+    broker = Broker()
+    broker.hello(ENV, Role.ENV)
+    made = offer("cartpole")
+    made.spec[process_ids.KEY] = said
+    only(broker.say(ENV, made), Offered)
+    [entry] = only(broker.say(broker.learner(), Find()), Found).offers
+    known = tuple(said) if said not in STRANGE else (None, None)
+    assert (entry["pid"], entry["agent_pid"]) == known
+
+
+def test_an_offer_says_which_process_makes_it() -> None:
+    made = process_ids.with_process(with_process_slots(offer("cartpole", 1), 8), 12, 11)
+    back = PLAIN.decode(PLAIN.encode(made))
+    assert isinstance(back, Offer)
+    assert process_ids.process_of(back) == (12, 11)
+    assert process_slots.process_slots(back) == 8
+    assert process_ids.process_of(offer("cartpole")) == (None, None)

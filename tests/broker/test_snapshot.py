@@ -8,6 +8,7 @@ import itertools
 import pytest
 
 from gymwire.broker.auth import Policy, Rights
+from gymwire.broker.connections import SETTLED_S
 from gymwire.broker.journal import Loss
 from gymwire.broker.peers import GRACE_S
 from gymwire.broker.rate_limit import BURST
@@ -168,6 +169,11 @@ def test_sessions_are_lost_for_a_reason() -> None:
     broker.core.unreachable(env, broker.now)
     broker.expire(GRACE_S)
     broker.env(key=key)
+    sid = opened()
+    for fd in range(3):  # each connection of the env agent ends before it answers
+        broker.hello(env, Role.ENV, key=key, fd=fd)
+        broker.say(LEARNER, Ping(), sid, 1, key=other)
+        broker.now += SETTLED_S
     opened()
     broker.say(env, Bye(), key=key)
     losses = [value for name, value in vars(Loss).items() if name.isupper()]

@@ -150,11 +150,14 @@ class TcpRelay:
 
     `mode`: "pass"; "stall" reads nothing, so that buffers fill; "black-hole" swallows all bytes of
     all connections, which stay dead when it ends. `rate`: bytes per second in all, None: no limit.
+    `largest`: a connection swallows all bytes once more than so many arrive at the same time, None:
+    no limit.
     """
 
     def __init__(self, port: int) -> None:
         self.mode = "pass"
         self.rate: float | None = None
+        self.largest: int | None = None
         self._port = port
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=512)
         self._listener.setblocking(False)
@@ -261,6 +264,8 @@ class TcpRelay:
             self._budget -= len(data)
         if self.mode == "black-hole":
             pipe.doomed = True  # with bytes missing, nothing after them could be understood
+        if self.largest is not None and len(data) > self.largest:
+            pipe.doomed = True
         if not pipe.doomed:
             pipe.waiting[pipe.other(end)] += data
 

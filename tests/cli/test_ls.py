@@ -57,6 +57,33 @@ def test_verbose_lists_the_processes_below_their_address() -> None:
     assert cells(second)[2:] == ["direct: tcp://other:5600", "3/8", "other", "ready"]
 
 
+def test_verbose_tells_env_agents_from_their_workers() -> None:
+    entries = [
+        an_entry(pid=11, agent_pid=10, used=1, capacity=4),
+        an_entry(pid=12, agent_pid=10, used=0, capacity=4, direct="tcp://lab:5600"),
+        an_entry(pid=10, agent_pid=10, host="other"),  # the same number on another host
+        an_entry(pid=20, agent_pid=20, state="silent"),
+        an_entry(),  # of release 0.1.0
+        an_entry(pid=31, agent_pid=30, state="draining"),
+    ]
+    rows = [cells(line) for line in lines(*entries, verbose=True)[2:]]
+    assert [(row[0], *row[-3:]) for row in rows] == [
+        ("agent 1 (pid 10)", "1/8", "lab", "ready"),
+        ("worker 1 (pid 11)", "1/4", "lab", "ready"),
+        ("worker 2 (pid 12)", "0/4", "lab", "ready"),
+        ("agent 2 (pid 10)", "3/8", "other", "ready"),
+        ("agent 3 (pid 20)", "3/8", "lab", "silent"),
+        ("process 4", "3/8", "lab", "ready"),
+        ("agent 5 (pid 30)", "3/8", "lab", "draining"),
+        ("worker 1 (pid 31)", "3/8", "lab", "draining"),
+    ]
+    (listing,) = group(entries)
+    processes: Any = as_json(listing)["processes"]
+    assert [(one["pid"], one["agent_pid"]) for one in processes] == [
+        (11, 10), (12, 10), (10, 10), (20, 20), (None, None), (31, 30),
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize("width", [10, 80, 120, None])
 def test_no_width_shortens_an_address(width: int | None) -> None:
     address = "lab/a-robot-with-a-very-long-name/" + "x" * 90
@@ -119,7 +146,7 @@ def test_the_json_object_of_an_address() -> None:
         "processes": [
             {
                 "host": host, "software": "gymwire 0.2.0", "identity": identity, "direct": None,
-                "used": 3, "capacity": 8, "state": "ready",
+                "used": 3, "capacity": 8, "state": "ready", "pid": None, "agent_pid": None,
             }
             for host, identity in (("lab", ""), ("other", "abcdefghij234567"))
         ],

@@ -70,3 +70,8 @@ def test_an_offer_has_an_address_without_identity_and_a_slot() -> None:
         service(address="a@abcdefgh234567ab", env="CartPole-v1")
     with pytest.raises(ConfigurationError, match="1 or more"):
         service(address="a", env="CartPole-v1", max_sessions=0)
+
+
+def test_a_file_without_an_end_is_an_error() -> None:
+    with pytest.raises(ConfigurationError, match=r"/dev/zero cannot be read: .* 16,777,216 bytes"):
+        load(Path("/dev/zero"))

@@ -70,3 +70,21 @@ assert [text[-1] for text in written] == ["\n", "\n"], written
 @pytest.mark.parametrize("how", ["configured", "not configured"])
 def test_a_line_is_written_at_once_so_that_workers_do_not_mix_theirs(how: str) -> None:
     subprocess.run([sys.executable, "-c", ONE_WRITE, how], check=True)
+
+
+COMMANDS = r"""
+import sys
+from gymwire.protocol import logs
+if sys.argv[1] == "configured":
+    logs.configure("broker")
+logs.logger().warning("offer", host="a\x1b[2J", text="b c\x9b\r\u202e\0", lines="1\n2", name="ü")
+"""
+
+
+@pytest.mark.parametrize("how", ["configured", "not configured"])
+def test_what_a_peer_chose_does_not_command_the_terminal(how: str) -> None:
+    done = subprocess.run([sys.executable, "-c", COMMANDS, how], capture_output=True, check=True)
+    (line,) = done.stderr.decode().splitlines()
+    assert line.isprintable()
+    assert r"a\x1b[2J" in line
+    assert "name=ü" in line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import sys
 
 import pytest
@@ -11,8 +12,9 @@ import zmq
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Act, BusyReason, Hello, Kind, Message, Open, Reset, Role
-from tests.chaos.fleet import resident
+from tests.chaos.fleet import free_port, resident
 from tests.processes import PATIENCE_S, programs
+from tests.protocol.transport.test_inflow import dial_as_dealer, message
 
 MIB = 1024 * 1024
 FRAME, FRAMES, BOUND = 16 * MIB, 40, 160 * MIB
@@ -74,3 +76,31 @@ def test_large_frames_for_an_env_agent_in_a_step_do_not_pile_up() -> None:
         finally:
             one.context.destroy(linger=0)
             agent.kill()
+
+
+def takes_without_end(peer: socket.socket, parts: int) -> bool:
+    """Return whether a connection takes so many parts of one message, of 1 MiB each."""
+    part = message(MIB, more=True)
+    try:
+        for _ in range(parts):
+            peer.sendall(part)
+    except OSError:
+        return False
+    return True
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's tcp_info")
+@pytest.mark.parametrize("victim", ["broker", "env agent"])
+def test_a_message_without_end_is_cut_off(victim: str) -> None:
+    port = free_port()
+    with programs() as started:
+        broker, url = started.broker("tcp://127.0.0.1:*")
+        agent = started.env_agent(
+            url, "--address", "a", "--env", "CartPole-v1", "--direct", f"tcp://127.0.0.1:{port}"
+        )
+        program = broker if victim == "broker" else agent
+        before = resident(program.process.pid)
+        target = int(url.rpartition(":")[2]) if victim == "broker" else port
+        with dial_as_dealer(target) as peer:
+            assert not takes_without_end(peer, 4000)
+        assert resident(program.process.pid) - before < 2000 * MIB

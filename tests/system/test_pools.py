@@ -104,6 +104,18 @@ def test_the_sessions_of_one_address_are_spread_over_the_workers(programs: Progr
             ProxyEnv("pool", url)
 
 
+def test_a_listing_tells_workers_from_their_env_agent(programs: Programs) -> None:
+    _, url = programs.broker()
+    supervisor = pool(programs, url, 2).process.pid
+    programs.env_agent(url, "single", "CartPole-v1")
+    with contextlib.closing(BrokerConnection(url)) as connection:
+        workers = [(one["pid"], one["agent_pid"]) for one in connection.find(POOL[1])]
+        [single] = connection.find("single")
+    assert [agent for _, agent in workers] == [supervisor, supervisor]
+    assert len({supervisor, *(pid for pid, _ in workers)}) == 3
+    assert single["pid"] == single["agent_pid"]
+
+
 def test_pinned_workers_take_one_processor_each_in_turn(programs: Programs) -> None:
     _, url = programs.broker()
     supervisor = pool(programs, url, 2, "--max-sessions", "2", "--pin")

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from gymwire import ProxyEnv
+from gymwire.protocol.errors import EnvironmentLost
 from gymwire.protocol.security.keys import generate
 from tests.chaos.chain import judge
 from tests.chaos.course import Course
@@ -59,6 +60,31 @@ class Hosts:
             _ip("-n", other, "link", "set", ends[1], "up" if up else "down")
 
         return addresses[0], addresses[1], set_up
+
+    def lose_large_packets(self, sender: str, relays: tuple[str, str], receiver: str) -> None:
+        """Route from `sender` over two relays to this host, and lose large packets on the way.
+
+        The link between the relays has a small MTU, which only its far end knows: it drops what is
+        larger, and nobody tells the sender. `receiver`: the address of this host.
+        """
+        near, far = relays
+        sender_ip, near_ip, _ = self.link(sender, near)
+        # So that the packets that leave are those that TCP has made.
+        _ip("-n", sender, "link", "set", f"{self._run}-{self._links}a", "gso_max_segs", "1")
+        inner_ip, far_ip, _ = self.link(near, far)
+        _ip("-n", far, "link", "set", f"{self._run}-{self._links}b", "mtu", "1000")
+        for relay in relays:
+            forward = "echo 1 > /proc/sys/net/ipv4/ip_forward"
+            _ip("netns", "exec", relay, "sh", "-c", forward)
+        _ip("-n", sender, "route", "add", "default", "via", near_ip)
+        _ip("-n", near, "route", "add", f"{receiver}/32", "via", far_ip)
+        _ip("-n", far, "route", "add", f"{sender_ip}/32", "via", inner_ip)
+        _ip("route", "add", f"{sender_ip}/32", "via", self._far_ip_of(receiver))
+
+    @staticmethod
+    def _far_ip_of(address: str) -> str:
+        """Return the address at the other end of this address's link."""
+        return address.rpartition(".")[0] + ".2"
 
     def remove(self) -> None:
         for name in self._names:
@@ -183,3 +209,23 @@ def test_three_hosts_train_with_keys_while_links_go_down_and_up(
                 "lab/chain", url, wait_s=20.0, key=str(keys["learner"][0]), broker_key=broker_key
             ) as again:
                 assert_trained(Course(again, "again", seed=2), tmp_path / "ledger", 50)
+
+
+def test_a_path_that_loses_the_large_packets_of_an_env_agent_is_named(
+    hosts: Hosts, tmp_path: Path
+) -> None:
+    there, near, far = (hosts.add(name) for name in ("env", "near", "far"))
+    here_ip, _, _ = hosts.link(None, far)
+    hosts.lose_large_packets(there, (near, far), here_ip)
+    url = f"tcp://{here_ip}:{PORT}"
+    offer = ["--address", "noise", "--env", "tests.odd_envs:Noise", "--threads", "1"]
+    agent = ["gymwire.env_agent", *offer, "--broker", url, "--wait", "20"]
+    with parts() as started:
+        broker = ["gymwire.broker", "--bind", url, "--insecure"]
+        started.append(Part(tmp_path / "broker.log", broker))
+        started.append(Part(tmp_path / "env-agent.log", agent, inside=there))
+        with (
+            ProxyEnv("noise", url, wait_s=20.0, direct="never") as env,
+            pytest.raises(EnvironmentLost, match=r"env agent .* lost 2 times .* MTU"),
+        ):
+            env.reset(seed=1)

@@ -8,7 +8,7 @@ import pytest
 import zmq
 
 from gymwire.learner_agent.client import direct
-from gymwire.learner_agent.client.direct import DirectConnection
+from gymwire.learner_agent.client.direct import DirectLink, DirectLinks, DirectPath
 from gymwire.protocol.codec import PLAIN, read_header
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Kind, Resumed
@@ -63,15 +63,14 @@ def clock() -> Clock:
     return Clock()
 
 
-def link(dealer: Dealer) -> DirectConnection:
-    offer = {"urls": ["tcp://far:1"]}
-    return DirectConnection(offer, 7, bytes(16), None, lambda *_, **__: cast(Any, dealer))
+def path(dealer: Dealer) -> DirectPath:
+    return DirectPath(DirectLink(cast(Any, dealer)), 7, bytes(16), lambda *_: True)
 
 
 def test_connections_are_made_side_by_side(clock: Clock) -> None:
     never, silent = Dealer(clock, 1e9, answers=False), Dealer(clock, 0.1, answers=False)
     late = Dealer(clock, 0.4, answers=True)
-    links = [link(dealer) for dealer in (never, silent, never, late)]
+    links = [path(dealer) for dealer in (never, silent, never, late)]
     direct.wait_until_attached(links, 0.5, clock)
     assert [one.up for one in links] == [False, False, False, True]
     assert 0.5 <= clock.now < 0.51
@@ -80,7 +79,7 @@ def test_connections_are_made_side_by_side(clock: Clock) -> None:
 
 def test_connections_that_are_up_or_denied_are_not_waited_for(clock: Clock) -> None:
     denied = Dealer(clock, 0.2, answers=False, denied="it knows no such key")
-    links = [link(dealer) for dealer in (denied, Dealer(clock, 0.1, answers=True))]
+    links = [path(dealer) for dealer in (denied, Dealer(clock, 0.1, answers=True))]
     direct.wait_until_attached(links, 0.5, clock)
     assert [one.up for one in links] == [False, True]
     assert clock.now < 0.21
@@ -92,4 +91,4 @@ def test_connections_that_are_up_or_denied_are_not_waited_for(clock: Clock) -> N
 def test_a_malformed_key_of_an_endpoint_is_an_error_of_the_env_agent(key: object) -> None:
     mine = KeyPair(*zmq.curve_keypair())
     with pytest.raises(DecodingError, match="direct endpoint"):
-        DirectConnection({"urls": ["tcp://127.0.0.1:1"], "key": key}, 7, bytes(16), mine)
+        DirectLinks().link({"urls": ["tcp://127.0.0.1:1"], "key": key}, mine)

@@ -102,19 +102,22 @@ def test_a_public_file_is_recognized_whatever_its_mode(tmp_path: Path) -> None:
         load(public)
 
 
+@pytest.mark.parametrize("named", [False, True])
 @pytest.mark.parametrize("full", ["a.key", "a.pub"])
 def test_no_half_of_a_pair_is_left_where_the_disk_is_full(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, full: str, named: bool
 ) -> None:
-    open_file = os.open
+    open_file, modes = os.open, {"a.key": 0o600, "a.pub": 0o644}
 
-    def opened(path: Path, flags: int, mode: int) -> int:
+    def opened(path: Path | str, flags: int, mode: int = 0) -> int:
         descriptor = open_file(path, flags, mode)
-        if not path.name.startswith(f".{full}."):
+        if mode != modes[full]:
             return descriptor
         os.close(descriptor)
         return open_file("/dev/full", os.O_WRONLY)
 
+    if named:
+        monkeypatch.delattr(os, "O_TMPFILE")
     monkeypatch.setattr(os, "open", opened)
     with pytest.raises(ConfigurationError, match=f"Cannot write .*{full}: No space left"):
         generate("a", tmp_path)
@@ -153,7 +156,7 @@ def test_a_missing_public_file_is_written_again(tmp_path: Path) -> None:
 def test_a_key_is_not_overwritten_without_hard_links_either(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: str
 ) -> None:
-    def link(_: Path, path: Path) -> None:
+    def link(_: Path, path: Path, **__: object) -> None:
         if path.name == kept:
             path.write_text("precious")  # another process is faster
         raise OSError(errno.EPERM, "Operation not permitted")
@@ -169,6 +172,8 @@ def test_a_key_is_not_overwritten_without_hard_links_either(
 # Kills a process at each line of the module in turn, then calls `generate` again.
 KILLED = """
 import os, sys
+if sys.argv[2] == "named":
+    del os.O_TMPFILE
 from pathlib import Path
 from gymwire.protocol.security import keys
 
@@ -197,15 +202,20 @@ for line in range(1000):
     secret, public = (folder / "a.key", folder / "a.pub")
     if not public.exists():
         assert (secret, public) == keys.generate("a", folder), line
+        assert {*folder.iterdir()} == {secret, public}, line
+    assert not [*folder.glob(".a.key.*")], line
+    if sys.argv[2] == "unnamed":
+        assert {*folder.iterdir()} == {secret, public}, line
     assert keys.load_public(str(public)) == keys.load(secret).public, line
 print(line)
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="forks")
-def test_a_keygen_killed_anywhere_does_not_block_the_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", ["unnamed", "named"])
+def test_a_keygen_killed_anywhere_does_not_block_the_name(tmp_path: Path, how: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(tmp_path)],
+        [sys.executable, "-c", KILLED, str(tmp_path), how],
         capture_output=True,
         text=True,
         timeout=60,

@@ -264,3 +264,25 @@ def test_an_unknown_descriptor_is_left_alone(router: Router) -> None:
     assert router.idle_s(-1) is None
     assert not router.drop_input(-1)
     router.hang_up(-1)
+
+
+def test_the_events_name_the_descriptor_of_a_connection() -> None:
+    listener = Router(["tcp://127.0.0.1:*"])
+    dialling = Dealer(listener.urls[0])
+    while not dialling.send(b"hello", wait=True):
+        pass
+    received = None
+    while received is None:
+        received = listener.receive()
+    fd = fd_of(received[1])
+    assert listener.link_events() == [LinkEvent(True, fd)]
+    [event] = dialling.link_events()
+    assert event.up
+    assert event.fd not in (0, -1, fd)
+    dialling.close()
+    seen: list[LinkEvent] = []
+    while not seen:
+        listener.receive()
+        seen = listener.link_events()
+    assert seen == [LinkEvent(False, fd)]
+    listener.close()

@@ -1,0 +1,75 @@
+"""What the kernel knows about the connections of a ZeroMQ socket, by their descriptors."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sys
+from collections.abc import Iterator
+
+# Linux's struct tcp_info: tcpi_last_data_recv, its 14th 32-bit word, in milliseconds; and
+# tcpi_bytes_received, a 64-bit word.
+_LAST_DATA_RECV = slice(52, 56)
+_BYTES_RECEIVED = slice(128, 136)
+
+
+@contextlib.contextmanager
+def connection_socket(fd: int) -> Iterator[socket.socket | None]:
+    """Lend libzmq's connection with this descriptor; None if there is none."""
+    try:
+        found = socket.socket(fileno=fd)
+    except (OSError, ValueError):  # closed already, or unknown to libzmq
+        yield None
+        return
+    try:
+        yield found
+    finally:
+        found.detach()
+
+
+def connection_id(fd: int) -> int:
+    """Return a number that identifies the connection with this descriptor; 0 if there is none.
+
+    The system reuses descriptors but not these numbers.
+    """
+    try:
+        return os.fstat(fd).st_ino
+    except OSError:
+        return 0
+
+
+def idle_s(fd: int) -> float | None:
+    """Return for how many seconds nothing has arrived on a connection, heartbeats included.
+
+    Returns None if that is unknown: for ipc, and on systems other than Linux.
+    """
+    idle_ms = _tcp_info(fd, _LAST_DATA_RECV)
+    return None if idle_ms is None else idle_ms / 1000
+
+
+def bytes_received(fd: int) -> int | None:
+    """Return how many bytes a connection has delivered; None where `idle_s` returns None."""
+    return _tcp_info(fd, _BYTES_RECEIVED)
+
+
+def shut_down(fd: int) -> None:
+    """Close a connection; libzmq sees it end as if the peer had."""
+    with connection_socket(fd) as found, contextlib.suppress(OSError):
+        if found is not None:
+            found.shutdown(socket.SHUT_RDWR)
+
+
+def _tcp_info(fd: int, field: slice) -> int | None:
+    if sys.platform != "linux":
+        return None
+    with connection_socket(fd) as found:
+        if found is None:
+            return None
+        try:
+            info = found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, field.stop)
+        except OSError:
+            return None
+    word = info[field]
+    # An older kernel knows fewer fields.
+    return int.from_bytes(word, sys.byteorder) if len(info) == field.stop else None
