@@ -8,13 +8,16 @@ from typing import Any, cast
 import pytest
 import structlog
 
+from gymwire.broker import rate_limit
 from gymwire.env_agent.config import service
 from gymwire.env_agent.loop import ServingLoop
+from gymwire.learner_agent.client import open_sessions
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.requests import PendingRequest
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable, NoFreeSlot, RequestTimeout
-from gymwire.protocol.messages import Act, Code, Error, Kind, Reset
+from gymwire.protocol.messages import Act, Code, Error, Kind, Message, Reset
 from tests.wire import Dealer, Faults, Network
 
 ENV = "CartPole-v1"
@@ -181,6 +184,54 @@ def test_sessions_that_are_opened_together_come_in_the_order_asked_for() -> None
         sessions = connection.open_all("cartpole", sizes, autoreset_mode="NextStep")
         assert [session.opened.num_envs for session in sessions] == sizes
         assert len({session.sid for session in sessions}) == len(sizes)
+
+
+def test_a_learner_that_opens_thousands_of_sessions_is_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scale = 20  # all numbers are smaller by as much, so that the test is quick
+    for name in ("RATE", "BURST", "DEBT", "CUT_OFF_DEBT"):
+        monkeypatch.setattr(rate_limit, name, getattr(rate_limit, name) / scale)
+    monkeypatch.setattr(open_sessions, "MAX_OPENING", open_sessions.MAX_OPENING // scale)
+    count = 10_000 // scale
+    with Network() as network:
+        agent(network, slots=count)
+        connection = network.connection()
+        sessions = connection.open_all("cartpole", [0] * count)
+        assert len({session.sid for session in sessions}) == count
+        assert network.floods == 0
+
+
+def test_each_of_many_openings_may_take_as_long_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_sessions, "MAX_OPENING", 2)
+    with Network() as network:
+        loop = agent(network, slots=8)
+        answers_late(network, loop, monkeypatch)
+        connection, began = network.connection(), network.now
+        connection.open_all("cartpole", [0] * 6, timeout_s=1.5 * AWAY_S)
+        assert 3 * AWAY_S <= network.now - began < 4 * AWAY_S
+        with pytest.raises(RequestTimeout):
+            network.connection().open_all("cartpole", [0] * 2, timeout_s=0.5 * AWAY_S)
+
+
+def test_after_a_refusal_no_more_sessions_are_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_sessions, "MAX_OPENING", 2)
+    with Network() as network:
+        loop = agent(network, slots=3)
+        connection = network.connection()
+        sent: list[Message] = []
+        send = connection.send_request
+
+        def count(message: Message, *args: int) -> PendingRequest:
+            sent.append(message)
+            return send(message, *args)
+
+        monkeypatch.setattr(connection, "send_request", count)
+        with pytest.raises(NoFreeSlot, match="All 3 slots"):
+            connection.open_all("cartpole", [0] * 50)
+        assert len(sent) <= 5
+        listen(network, connection)
+        assert loop.idle
 
 
 def test_a_session_that_is_closed_during_a_step_frees_its_slot_when_the_step_has_ended() -> None:
