@@ -14,7 +14,7 @@ from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.protocol import spaces, values
 from gymwire.protocol.errors import ConfigurationError
-from gymwire.protocol.messages import Offer, Open
+from gymwire.protocol.messages import EnvKind, Offer, Open
 
 MAX_NUM_ENVS = 4096  # of one session: a number from the wire must not exhaust the memory
 
@@ -105,11 +105,14 @@ class Environments:
         spare = self._spares.pop(service.address, None)
         if spare is not None:
             is_default = num_envs == 0 and request.render_mode is None and not request.env_kwargs
+            is_default &= getattr(spare.env, "kind", EnvKind.ENV) == request.env_kind
             if is_default and not isinstance(spare.env, VectorEnv):
                 return spare
             self.close(spare, service.address)
         if num_envs == 0:
-            return InLoopRunner(service.factory.make(request.render_mode, request.env_kwargs))
+            return InLoopRunner(
+                service.factory.make(request.render_mode, request.env_kwargs, request.env_kind)
+            )
         mode = AutoresetMode(request.autoreset_mode)
         return InLoopRunner(
             service.factory.make_vector(num_envs, mode, request.render_mode, request.env_kwargs)

@@ -17,8 +17,10 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 
 Env = gymnasium.Env[Any, Any]
 Vector = VectorEnv[Any, Any, Any]
@@ -39,10 +41,20 @@ class Factory:
     make_one: Callable[..., Any] | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
-    def make(self, render_mode: str | None, kwargs: Mapping[str, Any]) -> Env:
-        """Make one environment. Raises ConfigurationError, or what its constructor raises."""
+    def make(
+        self, render_mode: str | None, kwargs: Mapping[str, Any], kind: str = EnvKind.ENV
+    ) -> Env:
+        """Make one environment of this kind, but not a vector.
+
+        Raises ConfigurationError, or what its constructor raises.
+        """
         merged = {**self.kwargs, **kwargs}
         if self.make_one is None:
+            if kind in MULTI_AGENT:
+                raise ConfigurationError(
+                    f"{self.name} is an environment with one agent: open it with ProxyEnv or "
+                    f"ProxyVectorEnv."
+                )
             merged.pop("vectorization_mode", None)
             with self._naming_keywords(merged):
                 return gymnasium.make(self.name, render_mode=render_mode, **merged)
@@ -52,8 +64,14 @@ class Factory:
             )
         if render_mode is not None:
             merged["render_mode"] = render_mode
+        make = self.make_one
+        if isinstance(make, pettingzoo.EnvModule):
+            make = make.constructor(kind)
         with self._naming_keywords(merged):
-            made = self.make_one(**merged)
+            made = make(**merged)
+        if kind in MULTI_AGENT:
+            return pettingzoo.adapt(made, kind, self.name)
+        pettingzoo.check_single(made, self.name)
         if not isinstance(made, gymnasium.Env):
             raise ConfigurationError(
                 f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. Check the class "
@@ -95,7 +113,21 @@ class Factory:
         if self.make_one is not None and self.makes_vectors:
             with self._naming_keywords(self.kwargs):
                 return _from_factory(self.make_one, self.name, 1, None, dict(self.kwargs))
-        return self.make(None, {})
+        return self._make_first(self.make_one) if self.make_one else self.make(None, {})
+
+    def _make_first(self, make: Callable[..., Any]) -> Env:
+        """Make one environment of whatever kind it is."""
+        with self._naming_keywords(self.kwargs):
+            made = make(**self.kwargs)
+        kind = pettingzoo.kind_of(made)
+        if kind:
+            return pettingzoo.adapt(made, kind, self.name)
+        if not isinstance(made, gymnasium.Env):
+            raise ConfigurationError(
+                f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. Check the class "
+                f"or factory that the env agent was started with."
+            )
+        return made
 
     @property
     def makes_vectors(self) -> bool:
@@ -222,6 +254,8 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
     target = module
     for part in attribute.split("."):
         target = getattr(target, part, None)
+    if pettingzoo.is_env_module(target):
+        return Factory(name, pettingzoo.EnvModule(target), kwargs)
     if target is not None:
         if not callable(target):
             raise ConfigurationError(

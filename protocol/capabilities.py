@@ -12,7 +12,7 @@ from typing import Final
 
 from gymwire.protocol.errors import VersionMismatch
 
-__all__ = ["CAPABILITIES", "EXTENSIONS", "PAGES", "common", "require"]
+__all__ = ["CAPABILITIES", "EXTENSIONS", "KINDS", "PAGES", "common", "require"]
 
 EXTENSIONS: Final = "extensions"
 """The peer reads extension fields (§3.11)."""
@@ -20,7 +20,10 @@ EXTENSIONS: Final = "extensions"
 PAGES: Final = "pages"
 """The peer takes FOUND in pages (§6.4)."""
 
-CAPABILITIES: Final = (EXTENSIONS, PAGES)
+KINDS: Final = "kinds"
+"""The peer reads the kind of environment in OPEN (§4.2.3)."""
+
+CAPABILITIES: Final = (EXTENSIONS, PAGES, KINDS)
 """What this release understands."""
 
 

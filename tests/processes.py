@@ -7,13 +7,13 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from tests.prefork import ROOT as ROOT
+from tests.prefork import Forked
+
 PATIENCE_S = 20.0  # for what must happen, on a machine that may be busy
 
 
@@ -25,12 +25,10 @@ class Program:
         self.output: list[str] = []
         self._news = threading.Condition()
         self._ended = False
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", *arguments],
-            cwd=ROOT,
+        self.process = Forked(
+            arguments,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            text=True,
             env={**os.environ, "SDL_VIDEODRIVER": "dummy", "PYTHONWARNINGS": "ignore"},
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -40,7 +38,7 @@ class Program:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             with self._news:
-                self.output.append(line)
+                self.output.append(line.decode())
                 self._news.notify_all()
         with self._news:
             self._ended = True

@@ -49,6 +49,7 @@ IMPURE = {
     "broker/local_channels.py": "listens on Unix sockets",
     "broker/policy_file.py": "reads the policy",
     "broker/server.py": "receives, asks the core, and sends",
+    "env_agent/adapters/*.py": "make environments",
     "env_agent/agent.py": "runs the serving loops",
     "env_agent/config.py": "reads the configuration",
     "env_agent/environments.py": "makes environments and logs their failures",

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gymwire.protocol.security.keys import generate
-from tests.processes import PATIENCE_S, ROOT
+from tests.prefork import ROOT, Forked
+from tests.processes import PATIENCE_S
 
 ADDRESS = "chain"
 
@@ -51,11 +52,9 @@ class Part:
     ) -> None:
         self.log = log
         self._full_disk = full_disk
-        self._command = [sys.executable, "-m", *arguments]
-        if descriptors is not None:
-            self._command = ["prlimit", f"--nofile={descriptors}", *self._command]
-        if inside is not None:
-            self._command = ["ip", "netns", "exec", inside, *self._command]
+        self._arguments = arguments
+        self._descriptors = descriptors
+        self._inside = inside
         self.start()
 
     def start(self) -> None:
@@ -66,9 +65,17 @@ class Part:
         # Buffered, as it is by default: what stays in a buffer can change the exit status.
         buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
         with Path(path).open("ab") as log:
-            self.process = subprocess.Popen(
-                self._command, cwd=ROOT, env=buffered, stdin=subprocess.PIPE, stdout=log, stderr=log
-            )
+            self.process = self._start(env=buffered, stdin=subprocess.PIPE, stdout=log, stderr=log)
+
+    def _start(self, **options: Any) -> Forked | subprocess.Popen[bytes]:
+        if self._inside is None and "LD_PRELOAD" not in os.environ:
+            return Forked(self._arguments, descriptors=self._descriptors, **options)
+        command = [sys.executable, "-m", *self._arguments]
+        if self._descriptors is not None:
+            command = ["prlimit", f"--nofile={self._descriptors}", *command]
+        if self._inside is not None:
+            command = ["ip", "netns", "exec", self._inside, *command]
+        return subprocess.Popen(command, cwd=ROOT, **options)
 
     @property
     def pid(self) -> int:

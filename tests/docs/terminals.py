@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from types import TracebackType
 
+from tests.prefork import Forked, run
 from tests.processes import PATIENCE_S, ROOT
 
 SERVERS = ("broker", "serve")
@@ -34,7 +33,7 @@ class Terminals:
             "PYTHONWARNINGS": "ignore",
             "SDL_VIDEODRIVER": "dummy",
         }
-        self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._running: dict[str, Forked] = {}
 
     def __enter__(self) -> Terminals:
         return self
@@ -58,12 +57,12 @@ class Terminals:
         """Run a line of a page; return its output, "" if it serves."""
         program, command, *_ = words = shlex.split(self._here(line.removeprefix("./run ")))
         assert program in ("gymwire", "python"), line
-        start = [sys.executable, "-m", "gymwire"] if program == "gymwire" else [sys.executable]
-        arguments = [*start, *words[1:]]
+        assert program == "gymwire" or command == "-m", line
+        arguments = words if program == "gymwire" else words[2:]
         if program == "gymwire" and command in SERVERS:
             log = self._folder / f"{len(self._running)}.log"
             with log.open("wb") as output:
-                self._running[line] = subprocess.Popen(
+                self._running[line] = Forked(
                     arguments, cwd=self._folder, env=self._env, stdout=output, stderr=output
                 )
             return ""
@@ -78,20 +77,12 @@ class Terminals:
 
     def script(self, text: str) -> str:
         """Run a script of a page; return its output."""
-        return self._finish([sys.executable, "-c", self._here(text)])
+        return self._finish(["-c", self._here(text)])
 
     def _here(self, text: str) -> str:
         return text.replace("broker.example.org", "127.0.0.1").replace("5555", self._port)
 
     def _finish(self, arguments: list[str]) -> str:
-        done = subprocess.run(
-            arguments,
-            cwd=self._folder,
-            env=self._env,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT_S,
-            check=False,
-        )
+        done = run(arguments, cwd=self._folder, env=self._env, timeout=TIMEOUT_S)
         assert done.returncode == 0, f"{arguments}:\n{done.stderr}\n{self.log()}"
         return done.stdout

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dis
 import gc
+import inspect
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +33,9 @@ def _is_ours(frame: FrameType | None) -> bool:
 class Interruption:
     """Raises an exception at the n-th instruction of gymwire's frames at the learner.
 
-    The return of the outermost frame is no such instruction: the call has returned then.
+    The return of the outermost frame is no such instruction: the call has returned then. Neither is
+    the end of a generator that is closed before it is exhausted: nothing can come out of it. Only
+    Python 3.12 executes instructions there; they have no line.
 
     Attributes:
         where: the instruction; empty if the call ended before.
@@ -70,6 +73,8 @@ class Interruption:
         if event != "opcode" or self.where:
             return self._trace
         if frame is self._outermost and frame.f_code.co_code[frame.f_lasti] in RETURNS:
+            return self._trace
+        if frame.f_lineno is None and frame.f_code.co_flags & inspect.CO_GENERATOR:
             return self._trace
         self.count += 1
         if self.count > self._instruction:

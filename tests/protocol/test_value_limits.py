@@ -19,7 +19,7 @@ def attempt(data: bytes) -> None:
         return
 
 
-@pytest.mark.parametrize("size", [60_000, 200_000, 1_000_000])
+@pytest.mark.parametrize("size", [60_000, 400_000])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_decoding_stays_within_its_memory(kind: str, size: int) -> None:
     data = HOSTILE[kind](size)
@@ -32,7 +32,7 @@ def test_decoding_stays_within_its_memory(kind: str, size: int) -> None:
     assert peak <= 8 * len(data) + (16 << 20)
 
 
-@pytest.mark.parametrize("size", [3_000, 60_000, 400_000])
+@pytest.mark.parametrize("size", [3_000, 200_000])
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_decoding_takes_at_most_20_times_the_cpu_time_of_an_honest_message(
     kind: str, size: int

@@ -16,6 +16,7 @@ def main() -> int:
     add = parser.add_argument
     add("--minutes", type=float, default=30.0, help="duration (default 30)")
     add("--seed", type=int, default=1, help="seed of the honest learners")
+    add("--rounds", type=int, default=3, help="phases per hostile peer (default 3)")
     add("--kind", action="append", choices=KINDS, help="only this hostile peer; repeatable")
     add("--folder", type=Path, help="folder for keys and logs, which stay there")
     options = parser.parse_args()
@@ -23,7 +24,14 @@ def main() -> int:
     folder.mkdir(parents=True, exist_ok=True)
     say(f"seed {options.seed}; logs in {folder}")
     kinds = options.kind or list(KINDS)
-    held = course.run(folder, minutes=options.minutes, seed=options.seed, kinds=kinds, say=say)
+    held = course.run(
+        folder,
+        minutes=options.minutes,
+        seed=options.seed,
+        say=say,
+        kinds=kinds,
+        rounds=options.rounds,
+    )
     return 0 if held else 1
 
 

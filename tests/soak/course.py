@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import statistics
 import subprocess
 import time
@@ -16,7 +17,9 @@ from tests.chaos.fleet import Part, resident, until
 from tests.soak.kinds import KINDS, WITHOUT_LIMITS
 from tests.soak.place import CARTPOLE, PICTURE, SLOW, Site, site
 
-P99_TIMES = 2.0  # a phase's p99 over the median p99 of the undisturbed phases
+# The p99 of a phase over the mean p99 of the undisturbed phases around it: the median of all
+# phases with the same hostile peers.
+P99_TIMES = 2.0
 # How much a broker or an env agent may grow at its peak over its size at the start.
 MEMORY_BYTES = 512 * 1024 * 1024
 MIB = 1024 * 1024
@@ -38,12 +41,32 @@ class Memory(NamedTuple):
         return cls(resident(part.pid), _kib(rollup, "Pss:"), _kib(facts, "VmHWM:"))
 
 
+class Cpu(NamedTuple):
+    """Seconds that a process has computed, and that its threads were ready but had no core."""
+
+    used_s: float
+    waited_s: float
+
+    @classmethod
+    def of(cls, part: Part) -> Cpu:
+        fields = Path(f"/proc/{part.pid}/stat").read_text().rpartition(")")[2].split()
+        waited = 0
+        for path in Path(f"/proc/{part.pid}/task").glob("*/schedstat"):
+            with contextlib.suppress(OSError):  # the thread has just ended
+                waited += int(path.read_text().split()[1])
+        return cls((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), waited / 1e9)
+
+
 class Phase(NamedTuple):
-    """What one phase measured. `kinds`: the hostile peers beside the honest learner."""
+    """What one phase measured. `kinds`: the hostile peers beside the honest learner.
+
+    `cpu`: of each program during the phase, as shares of its duration.
+    """
 
     kinds: tuple[str, ...]
     report: dict[str, Any]
     memory: dict[str, Memory]
+    cpu: dict[str, Cpu]
 
     @property
     def name(self) -> str:
@@ -52,11 +75,14 @@ class Phase(NamedTuple):
         return self.kinds[0] if len(self.kinds) == 1 else "all"
 
 
-def plan(kinds: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return the phases: each kind alone, then all, with an undisturbed phase around each."""
+def plan(kinds: Sequence[str], rounds: int) -> list[tuple[str, ...]]:
+    """Return the phases: each kind alone, then all, with an undisturbed phase around each.
+
+    All of them are repeated `rounds` times.
+    """
     together = [tuple(kinds)] if len(kinds) > 1 else []
     phases: list[tuple[str, ...]] = [()]
-    for each in [*((kind,) for kind in kinds), *together]:
+    for each in [*((kind,) for kind in kinds), *together] * rounds:
         phases += [each, ()]
     return phases
 
@@ -68,19 +94,21 @@ def run(
     seed: int,
     say: Say,
     kinds: Sequence[str] = tuple(KINDS),
+    rounds: int = 1,
     times_count: bool = True,
 ) -> bool:
     """Run all phases and print the table. Returns whether everything held.
 
     `times_count`: whether step times decide, too.
     """
-    phases = plan(kinds)
+    phases = plan(kinds, rounds)
     with site(folder, {kind: kind not in WITHOUT_LIMITS for kind in kinds}) as made:
         arguments = (str(folder), made.url)
         learner = made.part("learner", "tests.soak.learner", *arguments, str(seed))
         learner.says("learning")
         churn = made.part("churn", "tests.soak.churn", *arguments, str(seed))
         hostile = made.part("hostile", "tests.soak.hostile", *arguments)
+        neighbour = made.part("neighbour", "tests.soak.neighbour")
         _tell(hostile, "")
         hostile.says("running", 1)
         start = {name: Memory.of(part) for name, part in made.measured.items()}
@@ -88,7 +116,9 @@ def run(
         faults: list[str] = []
         phase_s = minutes * 60 / len(phases)
         for number, names in enumerate(phases, 1):
-            measured.append(_phase(made, learner, names, number, phase_s))
+            others = {"learner": learner, "hostile": hostile, "neighbour": neighbour}
+            programs = {**made.measured, **others}
+            measured.append(_phase(programs, made, names, number, phase_s))
             _tell(hostile, " ".join(phases[number]) if number < len(phases) else "")
             hostile.says("running", number + 1)
             dead = [name for name, part in made.measured.items() if not part.alive]
@@ -96,9 +126,10 @@ def run(
                 faults = [f"ended beside {measured[-1].name}: {', '.join(dead)}"]
                 break
         _say_times(measured, say)
+        _say_medians(measured, say)
         _say_memory(start, measured, say)
-        for row in _rows(hostile):
-            say(f"{row['kind']:18} {row['rounds']} rounds, {row['no answer']} without an answer")
+        _say_cpu(measured, say)
+        _say_attempts(_rows(hostile), say)
         faults += find_faults(start, measured, times_count)
         if "Traceback" in hostile.text():
             faults.append("a hostile peer failed, see hostile.log: nothing was tested beside it")
@@ -109,20 +140,32 @@ def run(
     return not faults
 
 
-def _phase(made: Site, learner: Part, kinds: tuple[str, ...], number: int, phase_s: float) -> Phase:
+def _phase(
+    programs: dict[str, Part], made: Site, kinds: tuple[str, ...], number: int, phase_s: float
+) -> Phase:
     """Measure for so many seconds; the hostile peers of the phase are running."""
+    learner = programs["learner"]
     for part in made.measured.values():
         with contextlib.suppress(OSError):
             Path(f"/proc/{part.pid}/clear_refs").write_text("5")  # forget the peak
+    before = {name: Cpu.of(part) for name, part in programs.items() if part.alive}
+    began = time.monotonic()
     time.sleep(phase_s)
+    took_s = time.monotonic() - began
+    cpu = {
+        name: Cpu(
+            *(max(b - a, 0.0) / took_s for a, b in zip(before[name], Cpu.of(part), strict=True))
+        )
+        for name, part in programs.items()
+        if part.alive and name in before
+    }
     _tell(learner, "report")
     until(
         lambda: len(_rows(learner)) >= number or not learner.alive, "the learner reports", STUCK_S
     )
     alive = {name: part for name, part in made.measured.items() if part.alive}
-    return Phase(
-        kinds, _rows(learner)[number - 1], {name: Memory.of(part) for name, part in alive.items()}
-    )
+    memory = {name: Memory.of(part) for name, part in alive.items()}
+    return Phase(kinds, _rows(learner)[number - 1], memory, cpu)
 
 
 def find_faults(
@@ -139,16 +182,44 @@ def find_faults(
         for address in (CARTPOLE, PICTURE) if times_count and phase.kinds else ():
             if not phase.report[address]["steps"]:
                 found.append(f"beside {phase.name}: no step at {address}")
-            elif (times := _times(measured, phase, address)) > P99_TIMES:
-                found.append(f"beside {phase.name}: p99 at {address} is {times:.2f} times")
+    for name in _names(measured) if times_count else ():
+        for address in (CARTPOLE, PICTURE):
+            if (times := _median(measured, name, address).times) > P99_TIMES:
+                found.append(f"beside {name}: p99 at {address} is {times:.2f} times")
     return found
 
 
-def _times(measured: Sequence[Phase], phase: Phase, address: str) -> float:
-    """Return the p99 of a phase over the median p99 of the undisturbed phases."""
-    rows = [one.report[address] for one in measured if not one.kinds]
-    alone = statistics.median_low([row["p99"] for row in rows if row["steps"]] or [0.0])
-    return float(phase.report[address]["p99"] / alone) if alone else float("inf")
+class Median(NamedTuple):
+    """Medians of the phases with the same hostile peers. `p50` and `p99` in milliseconds."""
+
+    p50: float
+    p99: float
+    times: float
+
+
+def _median(measured: Sequence[Phase], name: str, address: str) -> Median:
+    own = [number for number, phase in enumerate(measured) if phase.name == name]
+    rows = [measured[number].report[address] for number in own]
+    return Median(
+        statistics.median(row["p50"] for row in rows),
+        statistics.median(row["p99"] for row in rows),
+        statistics.median(_times(measured, number, address) for number in own),
+    )
+
+
+def _names(measured: Sequence[Phase]) -> list[str]:
+    """Return the names of the phases with hostile peers, each once."""
+    return list(dict.fromkeys(phase.name for phase in measured if phase.kinds))
+
+
+def _times(measured: Sequence[Phase], number: int, address: str) -> float:
+    """Return the p99 of a phase over the mean p99 of the undisturbed phases around it."""
+    around = [*measured[max(number - 1, 0) : number], *measured[number + 1 : number + 2]]
+    rows = [phase.report[address] for phase in around if not phase.kinds]
+    alone = [row["p99"] for row in rows if row["steps"]]
+    if not alone:
+        return float("inf")
+    return float(measured[number].report[address]["p99"] / statistics.mean(alone))
 
 
 def _end(churn: Part, say: Say) -> list[str]:
@@ -180,14 +251,39 @@ def _slots_left(made: Site) -> list[str]:
 
 def _say_times(measured: Sequence[Phase], say: Say) -> None:
     say(f"{'phase':18} {'address':13} {'steps':>7} {'p50':>8} {'p99':>8} {'most':>9}  p99, times")
-    for phase in measured:
+    for number, phase in enumerate(measured):
         for address in (CARTPOLE, PICTURE):
             row = phase.report[address]
-            times = f"{_times(measured, phase, address):6.2f}" if phase.kinds else ""
+            times = f"{_times(measured, number, address):6.2f}" if phase.kinds else ""
             say(
                 f"{phase.name:18} {address:13} {row['steps']:7} {row['p50']:5.2f} ms "
                 f"{row['p99']:5.2f} ms {row['most']:6.0f} ms  {times}"
             )
+
+
+def _say_medians(measured: Sequence[Phase], say: Say) -> None:
+    say(f"{'median of phases':18} {'address':13} {'p50':>8} {'p99':>8}  p99, times")
+    for name in _names(measured):
+        for address in (CARTPOLE, PICTURE):
+            row = _median(measured, name, address)
+            say(f"{name:18} {address:13} {row.p50:5.2f} ms {row.p99:5.2f} ms  {row.times:6.2f}")
+
+
+def _say_cpu(measured: Sequence[Phase], say: Say) -> None:
+    names = list(measured[0].cpu)
+    say(f"{'computing / without a core, %':36}" + "".join(f"{name:>18}" for name in names))
+    for phase in measured:
+        cells = (" / ".join(f"{100 * each:.0f}" for each in phase.cpu[name]) for name in phase.cpu)
+        say(f"{phase.name:36}" + "".join(f"{cell:>18}" for cell in cells))
+
+
+def _say_attempts(rows: Sequence[dict[str, Any]], say: Say) -> None:
+    for kind in dict.fromkeys(row["kind"] for row in rows):
+        counts = ("rounds", "no answer", "refusals")
+        rounds, silent, refusals = (
+            sum(row[count] for row in rows if row["kind"] == kind) for count in counts
+        )
+        say(f"{kind:18} {rounds} rounds, {silent} without an answer, {refusals} refusals")
 
 
 def _say_memory(start: dict[str, Memory], measured: Sequence[Phase], say: Say) -> None:

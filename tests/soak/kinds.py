@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -43,6 +44,10 @@ Pauses = Iterator[float]
 Attack = Callable[[Place, str], Pauses]
 
 
+# How many ERROR and BUSY replies each kind has read.
+REFUSALS: Counter[str] = Counter()
+
+
 class NoAnswer(Exception):
     """The broker or an env agent refused, or said nothing in time."""
 
@@ -51,6 +56,7 @@ class Peer:
     """A bare socket with the key of `name`. With `reads=False` its replies fill its connection."""
 
     def __init__(self, place: Place, name: str, *, reads: bool = True) -> None:
+        self._name = name
         self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
         self.socket = self._context.socket(zmq.DEALER)
         self.socket.sndtimeo = 200
@@ -76,7 +82,9 @@ class Peer:
         while self.socket.poll(0):
             data = self.socket.recv()
             with contextlib.suppress(GymwireError):
-                return codec.read_header(data), data
+                header = codec.read_header(data)
+                REFUSALS[self._name] += header.kind in (Kind.ERROR, Kind.BUSY)
+                return header, data
         return None
 
     def wait_for(self, *kinds: Kind) -> tuple[Header, bytes]:

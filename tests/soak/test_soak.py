@@ -27,8 +27,8 @@ def test_a_wrong_result_and_too_much_memory_fail_a_soak() -> None:
 
     def faults(report: dict[str, Any], memory: course.Memory) -> list[str]:
         phases = [
-            course.Phase((), {"faults": [], CARTPOLE: row, PICTURE: row}, {}),
-            course.Phase(("slow-find",), report, {"broker": memory}),
+            course.Phase((), {"faults": [], CARTPOLE: row, PICTURE: row}, {}, {}),
+            course.Phase(("slow-find",), report, {"broker": memory}, {}),
         ]
         return course.find_faults({"broker": small}, phases, times_count=True)
 
@@ -36,3 +36,19 @@ def test_a_wrong_result_and_too_much_memory_fail_a_soak() -> None:
     assert faults(wrong, small) == ["beside slow-find: a result differs"]
     assert faults(report, large) == ["beside slow-find: broker grew by 512 MiB"]
     assert faults(slow, small) == ["beside slow-find: p99 at lab/picture is 2.05 times"]
+
+
+def test_one_slow_phase_of_three_does_not_fail_a_soak_and_two_do() -> None:
+    def phase(kinds: tuple[str, ...], p99: float) -> course.Phase:
+        row = {"steps": 100, "p50": 1.0, "p99": p99, "most": p99}
+        return course.Phase(kinds, {"faults": [], CARTPOLE: row, PICTURE: row}, {}, {})
+
+    def faults(*times: float) -> list[str]:
+        alone = iter([3.0, 1.0, 3.0])
+        phases = [phase((), 1.0)]
+        for each in times:  # the undisturbed phases around it: 1 ms and 3 ms
+            phases += [phase(("slow-find",), 2.0 * each), phase((), next(alone))]
+        return course.find_faults({}, phases, times_count=True)
+
+    assert faults(1.0, 9.0, 1.5) == []
+    assert len(faults(1.0, 9.0, 2.5)) == 2

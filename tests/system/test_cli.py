@@ -13,8 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests import prefork
 from tests.processes import PATIENCE_S, ROOT, Programs, programs
 
+TIMEOUT_S = 90.0  # of a command that ends by itself, on a machine that may be busy
 NOBODY = "tcp://127.0.0.1:1"
 OFFERS = "".join(
     f'[[offer]]\naddress = "{address}"\nenv = "{env}"\n{more}'
@@ -39,22 +41,11 @@ def broker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
-def command(broker: str, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "gymwire", *arguments, "--broker", broker]
-
-
 def call(broker: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     variables = {**os.environ, "PYTHONWARNINGS": "ignore"}
     variables.pop("GYMWIRE_ADDRESS", None)
-    return subprocess.run(
-        command(broker, *arguments),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        env=variables,
-        check=False,
-    )
+    arguments = ("gymwire", *arguments, "--broker", broker)
+    return prefork.run(arguments, timeout=TIMEOUT_S, env=variables)
 
 
 def test_train_learns_prints_saves_and_draws(broker: str, tmp_path: Path) -> None:
@@ -233,7 +224,7 @@ def test_an_interrupted_training_reports_what_it_has_learnt(
     broker: str, number: signal.Signals, status: int
 ) -> None:
     with subprocess.Popen(
-        command(broker, "train", "--steps", "60000"),
+        [sys.executable, "-m", "gymwire", "train", "--steps", "60000", "--broker", broker],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,7 +1,8 @@
 """Ctrl-C at any moment of a step loses nothing and doubles nothing: the same call waits on.
 
 CPython runs a signal's handler when a Python function begins, and when a built-in one has returned.
-So every such moment of a step that lies in the learner's code gets its KeyboardInterrupt.
+So every such moment of a step that lies in the learner's code gets its KeyboardInterrupt: of a loop
+those of the first two rounds and of the last one.
 """
 
 from __future__ import annotations
@@ -9,12 +10,11 @@ from __future__ import annotations
 import contextlib
 import gc
 import inspect
-import itertools
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,9 @@ from tests.wire import BROKER, Network
 
 ENV = "tests.vector_envs:Moody"  # whose infos are of all sorts
 OURS = str(Path(gymwire.learner_agent.__file__).parent)
+Moment = tuple[
+    str, CodeType, int, int
+]  # an event, its code, and the instructions of it and its call
 Pair = tuple[Any, Any]  # a proxy, and the local environment that is the same
 Make = Callable[[Network, float | None], Pair]
 
@@ -42,19 +45,18 @@ def _is_ours(frame: FrameType | None) -> bool:
     return frame is not None and frame.f_code.co_filename.startswith(OURS)
 
 
-def interrupted(call: Callable[[], Any], moment: int) -> str | None:
-    """Interrupt a call at its n-th event. Returns where; None if the call ended before."""
-    left, where = moment, ""
+def run(call: Callable[[], Any], moment: int | None = None) -> list[Moment]:
+    """Call, with an interrupt at the n-th moment; return the moments until the call ended."""
+    seen: list[Moment] = []
 
     def at_event(frame: FrameType, event: str, _: object) -> None:
-        nonlocal left, where
         # A generator is called to be closed, too.
         plain = not frame.f_code.co_flags & inspect.CO_GENERATOR
         entered = event == "call" and plain and (_is_ours(frame) or _is_ours(frame.f_back))
         if entered or (event == "c_return" and _is_ours(frame)):
-            left -= 1
-            if left < 0:
-                where = f"{event} in {frame.f_code.co_qualname}, line {frame.f_lineno}"
+            caller = frame.f_back.f_lasti if entered and frame.f_back else 0
+            seen.append((event, frame.f_code, frame.f_lasti, caller))
+            if len(seen) - 1 == moment:
                 raise KeyboardInterrupt
 
     gc.disable()  # a __del__ of an object of another test is not an event of this call
@@ -62,11 +64,29 @@ def interrupted(call: Callable[[], Any], moment: int) -> str | None:
     try:
         call()
     except KeyboardInterrupt:
-        return where
+        assert len(seen) - 1 == moment
+    else:
+        assert moment is None, f"{len(seen)} moments instead of more than {moment}"
     finally:
         sys.setprofile(None)
         gc.enable()
-    return None
+    return seen
+
+
+def interrupted(call: Callable[[], Any], moment: int) -> str:
+    """Interrupt a call at its n-th moment; return where."""
+    event, code, _, _ = run(call, moment)[-1]
+    return f"{event} in {code.co_qualname}, moment {moment}"
+
+
+def moments(call: Callable[[], Any]) -> list[int]:
+    """Return the moments to interrupt: each place the first two times and the last time."""
+    places: dict[Moment, list[int]] = {}
+    for number, place in enumerate(run(call)):
+        places.setdefault(place, []).append(number)
+    found = {number for numbers in places.values() for number in (*numbers[:2], numbers[-1])}
+    assert len(found) > 5
+    return sorted(found)
 
 
 def single(network: Network, step_timeout_s: float | None) -> Pair:
@@ -100,10 +120,9 @@ def in_memory() -> Iterator[Network]:
 
 @contextlib.contextmanager
 def pairs(make: Make, step_timeout_s: float | None = None) -> Iterator[Pair]:
-    """Yield a remote and a local environment in the same episode."""
+    """Yield a remote and a local environment that are the same."""
     with in_memory() as network:
         remote, local = make(network, step_timeout_s)
-        assert_same(remote.reset(seed=1), local.reset(seed=1))
         yield remote, local
         remote.close()
         local.close()
@@ -114,45 +133,47 @@ def pairs(make: Make, step_timeout_s: float | None = None) -> Iterator[Pair]:
 def test_an_interrupted_step_is_neither_lost_nor_doubled(
     make: Make, step_timeout_s: float | None
 ) -> None:
-    for moment in itertools.count():
-        with pairs(make, step_timeout_s) as (remote, local):
-            actions = [remote.action_space.sample() for _ in range(2)]
+    with pairs(make, step_timeout_s) as (remote, local):
+        remote.action_space.seed(1)
+        actions = [remote.action_space.sample() for _ in range(2)]
+        remote.reset(seed=1)
+        for moment in moments(partial(remote.step, actions[0])):
+            assert_same(remote.reset(seed=1), local.reset(seed=1))
             where = interrupted(partial(remote.step, actions[0]), moment)
-            if where is None:
-                break
             for action in actions:
                 assert_same(remote.step(action), local.step(action), where)
-    assert moment > 5
 
 
 def test_what_was_interrupted_is_not_answered_to_other_actions() -> None:
-    for moment in itertools.count():
-        with pairs(vector(1)) as (remote, local):
-            asked, other = np.array([0, 1, 2]), np.array([3, 3, 3])
+    asked, other = np.array([0, 1, 2]), np.array([3, 3, 3])
+    with pairs(vector(1)) as (remote, local):
+        remote.reset(seed=1)
+        for moment in moments(partial(remote.step_async, asked)):
+            assert_same(remote.reset(seed=1), local.reset(seed=1))
             where = interrupted(partial(remote.step_async, asked), moment)
-            if where is None:
-                break
             for _ in range(2):
                 with contextlib.suppress(MoveError):
                     got = remote.step(other)
                     assert_same(got, local.step(other), where)
                     break
-    assert moment > 5
 
 
 def test_an_interrupted_recv_loses_nothing() -> None:
-    for moment in itertools.count():
-        with pairs(vector(3)) as (remote, local):
-            actions = np.array([0, 1, 2])
+    actions = np.array([0, 1, 2])
+    with pairs(vector(3)) as (remote, local):
+
+        def send() -> None:
+            assert_same(remote.reset(seed=1), local.reset(seed=1))
             remote.send(actions, env_ids=[0, 1, 2])
+
+        send()
+        for moment in moments(partial(remote.recv, 3)):
+            send()
             where = interrupted(partial(remote.recv, 3), moment)
-            if where is None:
-                break
             observations, rewards, _, _, infos = remote.recv(3)
             expected = local.step(actions)
             assert_same(observations[np.argsort(infos["env_id"])], expected[0], where)
             assert_same(rewards[np.argsort(infos["env_id"])], expected[1], where)
-    assert moment > 5
 
 
 @pytest.mark.parametrize("sessions", [0, 2])

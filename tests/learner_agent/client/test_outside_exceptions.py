@@ -6,79 +6,25 @@ one. The same call again then returns the same reply.
 
 from __future__ import annotations
 
-import dis
-import gc
 import itertools
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from types import FrameType
-from typing import Any
 
 import pytest
 
-import gymwire.protocol
 from gymwire.env_agent.config import service
-from gymwire.learner_agent import client
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol.errors import AttributeDenied, MoveError
 from gymwire.protocol.messages import Act, Call, Message, Percept, Reset
+from tests.learner_agent.opcodes import FromOutside, Interruption
 from tests.sameness import assert_same
 from tests.wire import Network
-
-CLIENT = str(Path(client.__file__).parent)
-PROTOCOL = str(Path(gymwire.protocol.__file__).parent)
-RETURNS = {dis.opmap[name] for name in ("RETURN_VALUE", "RETURN_CONST") if name in dis.opmap}
-
-
-class FromOutside(Exception):
-    """What a signal handler raises."""
-
-
-def _is_ours(frame: FrameType | None) -> bool:
-    if frame is None:
-        return False
-    name = frame.f_code.co_filename
-    # The network in memory runs broker and env agent in this process, too: they are not ours.
-    return name.startswith(CLIENT) or (name.startswith(PROTOCOL) and _is_ours(frame.f_back))
 
 
 def interrupted(call: Callable[[], object], instruction: int) -> str | None:
     """Raise at the n-th instruction of a call; return where that was, None: the call has ended."""
-    left, where = instruction, ""
-    outermost: FrameType | None = None
-
-    def at_event(frame: FrameType, event: str, _: object) -> Any:
-        nonlocal left, where, outermost
-        if event == "call":
-            if not _is_ours(frame):
-                return None
-            outermost = outermost or frame
-            frame.f_trace = at_event  # before f_trace_opcodes, or Python 3.13 ignores that
-            frame.f_trace_opcodes = True
-            frame.f_trace_lines = False
-        if event != "opcode" or where:
-            return at_event
-        if frame is outermost and frame.f_code.co_code[frame.f_lasti] in RETURNS:
-            return at_event  # the call has returned
-        left -= 1
-        if left < 0:
-            where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
-            raise FromOutside
-        return at_event
-
-    gc.disable()
-    sys._getframe().f_trace_opcodes = True  # before settrace, or Python 3.12 ignores it later
-    sys.settrace(at_event)
-    try:
-        call()
-    except FromOutside:
-        return where
-    finally:
-        sys.settrace(None)
-        gc.enable()
-    return None
+    interruption = Interruption(instruction)
+    return interruption.where if interruption.run(call) else None
 
 
 @pytest.fixture

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,6 +19,7 @@ from gymwire.protocol.errors import (
     MoveError,
     ReplayMismatch,
 )
+from tests.prefork import Forked
 from tests.processes import Programs
 from tests.sameness import assert_same
 
@@ -117,12 +118,14 @@ sys.stdin.read()
 
 
 def token_of_killed_learner(url: str, steps_after: int) -> bytes:
-    command = [sys.executable, "-c", LEARNER, url, str(steps_after)]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    command = ["-c", LEARNER, url, str(steps_after)]
+    process = Forked(command, env=os.environ, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
     assert process.stdout is not None
-    token = bytes.fromhex(process.stdout.readline())
-    process.kill()
-    process.communicate()
+    with process.stdin, process.stdout:
+        token = bytes.fromhex(process.stdout.readline().decode())
+        process.kill()
+        process.wait()
     return token
 
 

@@ -112,8 +112,8 @@ def drawn(path: Path) -> np.ndarray[Any, Any]:
 
 
 def colours_of(path: Path) -> set[str]:
-    pixels = (drawn(path).reshape(-1, 3) * 255).round().astype(int)
-    return {"#{:02X}{:02X}{:02X}".format(*pixel) for pixel in np.unique(pixels, axis=0)}
+    pixels = (drawn(path).reshape(-1, 3) * 255).round().astype(int) @ (1 << 16, 1 << 8, 1)
+    return {f"#{pixel:06X}" for pixel in np.unique(pixels)}
 
 
 def test_the_plot_of_a_market_has_estimated_and_true_acceptance(tmp_path: Path) -> None:
