@@ -28,6 +28,7 @@ from gymwire.broker.rate_limit import Admission
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.env_agent.transports import Transports
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol import stamps
@@ -133,6 +134,7 @@ class LedgerHost(SessionHost):
         if slot is not None and not known and isinstance(slot.runner.env, gymnasium.Env):
             ledger = Ledger(slot.runner.env, self.ledgers.setdefault(sid, []))
             slot.runner.env, slot.runner.step = ledger, ledger.step
+            slot.runner.spaces = SpaceWatch(ledger)
         return frame
 
 
