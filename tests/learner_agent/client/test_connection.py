@@ -14,6 +14,7 @@ from gymwire.env_agent.loop import ServingLoop
 from gymwire.learner_agent.client import open_sessions
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.requests import PendingRequest
+from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable, NoFreeSlot, RequestTimeout
@@ -200,6 +201,32 @@ def test_a_learner_that_opens_thousands_of_sessions_is_not_cut_off(
         sessions = connection.open_all("cartpole", [0] * count)
         assert len({session.sid for session in sessions}) == count
         assert network.floods == 0
+
+
+@pytest.mark.parametrize(("sessions", "share"), [(2, 1.0), (100, 0.06)])
+def test_the_timers_of_many_sessions_take_a_small_share_of_the_time(
+    sessions: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Network() as network:
+        agent(network, slots=sessions)
+        connection = network.connection()
+        connection.open_all("cartpole", [0] * sessions)
+        spent_s = 0.0
+
+        def tick(session: RemoteSession, now: float) -> int:
+            nonlocal spent_s
+            network.now += 0.001
+            spent_s += 0.001
+            return 0
+
+        monkeypatch.setattr(RemoteSession, "tick", tick)
+        began = network.now
+        for _ in range(1000):
+            connection.tick(network.now)
+            network.now += 0.01
+        elapsed_s = network.now - began
+        assert 0 < spent_s <= share * elapsed_s
+        assert sessions > 2 or spent_s == pytest.approx(2.0)  # those of few run each time
 
 
 def test_each_of_many_openings_may_take_as_long_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
