@@ -60,6 +60,7 @@ from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
 
 MANY = 64  # sessions whose timers take so long that they must not run at every occasion
+REPEATS_PER_SECOND = 640  # frames of all sessions that are sent again, and their PINGs
 MAX_DRAINED = 10_000  # frames received in one `drain`
 _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
@@ -414,7 +415,8 @@ class BrokerConnection:
     def _tick_sessions(self, now: float) -> None:
         """Run the timers of the sessions, until enough frames were sent for one time.
 
-        Those of many sessions take at most a twentieth of the time, over all calls of `wait`.
+        Those of many sessions take at most a twentieth of the time, over all calls of `wait`, and
+        send so few frames that the broker's rate limit admits them.
         """
         if now < self._sessions_at:
             return
@@ -428,7 +430,8 @@ class BrokerConnection:
                     self._sessions[sid] = self._sessions.pop(sid)
                 break
         if len(self._sessions) > MANY:
-            self._sessions_at = now + TIMERS_SHARE * (self.clock() - now)
+            spent_s = self.clock() - now
+            self._sessions_at = now + max(TIMERS_SHARE * spent_s, sent / REPEATS_PER_SECOND)
 
     def _silent_broker(self) -> BrokerUnreachable:
         lost_again = self._patience.lost_again(f"a request to {self.url}", self._requests.largest)

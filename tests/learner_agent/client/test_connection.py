@@ -11,6 +11,7 @@ import structlog
 from gymwire.broker import rate_limit
 from gymwire.env_agent.config import service
 from gymwire.env_agent.loop import ServingLoop
+from gymwire.learner_agent.client import connection as connections
 from gymwire.learner_agent.client import open_sessions
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.requests import PendingRequest
@@ -18,7 +19,7 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable, NoFreeSlot, RequestTimeout
-from gymwire.protocol.messages import Act, Code, Error, Kind, Message, Reset
+from gymwire.protocol.messages import Act, Code, Error, Kind, Message, Percept, Reset
 from tests.wire import Dealer, Faults, Network
 
 ENV = "CartPole-v1"
@@ -200,6 +201,36 @@ def test_a_learner_that_opens_thousands_of_sessions_is_not_cut_off(
         connection = network.connection()
         sessions = connection.open_all("cartpole", [0] * count)
         assert len({session.sid for session in sessions}) == count
+        assert network.floods == 0
+
+
+def test_a_learner_with_many_sessions_in_long_steps_is_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scale, count = 10, 150  # 1,500 sessions, each with a PING every second
+    for name in ("RATE", "BURST", "DEBT", "CUT_OFF_DEBT"):
+        monkeypatch.setattr(rate_limit, name, getattr(rate_limit, name) / scale)
+    monkeypatch.setattr(connections, "REPEATS_PER_SECOND", connections.REPEATS_PER_SECOND / scale)
+    with Network() as network:
+        loop = agent(network, slots=count)
+        connection = network.connection()
+        sessions = connection.open_all("cartpole", [0] * count)
+        for session in sessions:
+            session.request(Reset(1))
+        link = loop._link
+        at_once = link.send
+
+        def send(frame: bytes | bytearray, wait: bool = False) -> bool:
+            if codec.read_header(frame).kind is Kind.PERCEPT:
+                network.after(2 * AWAY_S, lambda: at_once(frame) and None)
+                return True
+            return at_once(frame, wait)
+
+        monkeypatch.setattr(link, "send", send)
+        for session in sessions:
+            session.begin(Act(0))
+        for session in sessions:
+            assert isinstance(session.finish(), Percept)
         assert network.floods == 0
 
 
