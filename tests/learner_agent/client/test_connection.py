@@ -218,11 +218,11 @@ def test_a_learner_with_many_sessions_in_long_steps_is_not_cut_off(
         for session in sessions:
             session.request(Reset(1))
         link = loop._link
-        at_once = link.send
+        at_once: Any = link.send
 
-        def send(frame: bytes | bytearray, wait: bool = False) -> bool:
+        def send(frame: bytes | bytearray, wait: bool = False) -> Any:
             if codec.read_header(frame).kind is Kind.PERCEPT:
-                network.after(2 * AWAY_S, lambda: at_once(frame) and None)
+                network.after(2 * AWAY_S, partial(at_once, frame))
                 return True
             return at_once(frame, wait)
 
