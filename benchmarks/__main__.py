@@ -13,17 +13,20 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import peers
+from benchmarks import many, peers
 from benchmarks.harness import measure
 from benchmarks.picture import draw
 from benchmarks.suites import SUITES
+
+MANY = "many"  # measured in its own way
+NAMES = (*SUITES, MANY)
 
 
 def main() -> None:
     """Run the suites that were asked for."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "suites", nargs="*", help=f"{', '.join(SUITES)}; all of them when none is named"
+        "suites", nargs="*", help=f"{', '.join(NAMES)}; all of them when none is named"
     )
     parser.add_argument("--rounds", type=int, default=9, help="turns of each side (default 9)")
     parser.add_argument(
@@ -32,8 +35,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     parser.add_argument("--plot", type=Path, metavar="FILE.png", help="draw the ratios here")
     options = parser.parse_args()
-    if unknown := set(options.suites) - set(SUITES):
-        parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(SUITES)}")
+    if unknown := set(options.suites) - set(NAMES):
+        parser.error(f"no suite {', '.join(sorted(unknown))}; there are {', '.join(NAMES)}")
 
     console = Console()
     for line in peers.installed()[1]:
@@ -41,8 +44,14 @@ def main() -> None:
     processors = os.sched_getaffinity(0)
     results: list[dict[str, Any]] = []
     figures: list[dict[str, Any]] = []
-    for name in options.suites or SUITES:
-        for suite in SUITES[name]():
+    for name in options.suites or NAMES:
+        if name == MANY:
+            os.sched_setaffinity(0, processors)
+            starts = many.slow_steps(options.starts)
+            console.print(many.table(starts))
+            results.append({"title": name, "starts": many.as_json(starts)})
+            figures += [*many.figures(starts), *many.costs()]
+        for suite in SUITES[name]() if name in SUITES else ():
             os.sched_setaffinity(0, {max(processors)} if suite.pinned else processors)
             result = measure(
                 suite.title,

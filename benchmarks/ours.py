@@ -21,6 +21,8 @@ from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 
+TOGETHER = 1000  # idle sessions that one vector opens
+
 # Between hosts all parts use ZeroMQ over tcp; on one host they use Unix sockets by default.
 SessionPath = Literal[
     "relayed, same host",
@@ -146,6 +148,50 @@ def _open_one(
         with _on_host_of(path):
             proxy = stack.enter_context(ProxyEnv("it", url, direct=_direct(path)))
         yield Running(stepper(proxy), pids)
+
+
+def crowd(
+    path: SessionPath,
+    busy: int,
+    idle: int,
+    env: str,
+    stepper: Callable[[Any], Callable[[], object]],
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Side:
+    """Return a side that steps a vector with a session for each environment, beside idle ones."""
+    name = f"gymwire {path}, {busy:,} of {busy + idle:,}"
+    return Side(name, partial(_open_crowd, path, busy, idle, env, stepper, env_kwargs), busy)
+
+
+@contextlib.contextmanager
+def _open_crowd(
+    path: SessionPath,
+    busy: int,
+    idle: int,
+    env: str,
+    stepper: Callable[[Any], Callable[[], object]],
+    env_kwargs: Mapping[str, Any] | None,
+) -> Iterator[Running]:
+    with contextlib.ExitStack() as stack:
+        slots = busy + idle
+        url, pids = stack.enter_context(service(env, path, slots=slots, env_kwargs=env_kwargs))
+        for first in range(0, idle, TOGETHER):
+            stack.enter_context(contextlib.closing(crowded(url, min(TOGETHER, idle - first), path)))
+        yield Running(
+            stepper(stack.enter_context(contextlib.closing(crowded(url, busy, path)))), pids
+        )
+
+
+def crowded(url: str, sessions: int, path: SessionPath) -> ProxyVectorEnv:
+    """Return a vector with a session for each environment."""
+    return ProxyVectorEnv(
+        "it",
+        sessions,
+        url,
+        sessions=sessions,
+        direct=_direct(path),
+        wait_s=20,  # some serving loops may not have offered yet
+    )
 
 
 def vector(

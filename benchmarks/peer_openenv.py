@@ -1,6 +1,7 @@
 """CartPole served by OpenEnv: its FastAPI server under uvicorn, its WebSocket client.
 
-    python -m benchmarks.peer_openenv      (the server)
+    python -m benchmarks.peer_openenv                    (the server of one CartPole)
+    python -m benchmarks.peer_openenv SESSIONS SLEEP_S   (of environments whose steps sleep)
 
 The names of OpenEnv are looked up as the program runs, since it is an extra.
 """
@@ -10,14 +11,16 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
 from typing import Any
 
 import gymnasium
 
+from benchmarks.environments import Sleeper
 from benchmarks.harness import Running, Side
 from benchmarks.local import ENV_ID
 from benchmarks.processes import part
@@ -53,7 +56,38 @@ def _open() -> Iterator[Running]:
             runner.run(close())
 
 
-def _app() -> Any:
+def rounds(sessions: int, sleep_s: float, number: int) -> tuple[float, list[Sequence[float]]]:
+    """Step so many sessions at once, so many times; the environments sleep `sleep_s` each time.
+
+    Returns:
+        How long it took to open and reset them, and for each round when each step ended, in seconds
+        after the start of the round.
+    """
+    with part(__name__, sessions, sleep_s) as (url, _):
+        return asyncio.run(_rounds(url, sessions, number))
+
+
+async def _rounds(url: str, sessions: int, number: int) -> tuple[float, list[Sequence[float]]]:
+    connect = import_module("openenv.core").GenericEnvClient
+    clock = time.perf_counter
+    began = clock()
+    envs = [connect(base_url=url, connect_timeout_s=60.0) for _ in range(sessions)]
+    await asyncio.gather(*(env.reset(seed=1) for env in envs))
+    opening_s = clock() - began
+
+    async def step(env: Any) -> float:
+        await env.step({"push": 0})
+        return clock() - began
+
+    measured: list[Sequence[float]] = []
+    for _ in range(number):
+        began = clock()
+        measured.append(await asyncio.gather(*map(step, envs)))
+    await asyncio.gather(*(env.close() for env in envs))
+    return opening_s, measured
+
+
+def _app(sessions: int, sleep_s: float | None) -> Any:
     create_model = import_module("pydantic").create_model
     interfaces = import_module("openenv.core.env_server.interfaces")
     types = import_module("openenv.core.env_server.types")
@@ -63,7 +97,7 @@ def _app() -> Any:
 
     def init(self: Any) -> None:
         interfaces.Environment.__init__(self)
-        self.env = gymnasium.make(ENV_ID)
+        self.env = gymnasium.make(ENV_ID) if sleep_s is None else Sleeper(sleep_s)
 
     def reset(self: Any, seed: int | None = None, **_: object) -> Any:
         observation, _info = self.env.reset(seed=seed)
@@ -81,15 +115,17 @@ def _app() -> Any:
             "reset": reset,
             "step": step,
             "state": property(lambda _: types.State()),
+            "SUPPORTS_CONCURRENT_SESSIONS": True,
         },
     )
-    return http_server.create_fastapi_app(environment, push, cart)
+    return http_server.create_fastapi_app(environment, push, cart, max_concurrent_envs=sessions)
 
 
-def _serve() -> None:
+def _serve(sessions: int = 1, sleep_s: float | None = None) -> None:
     uvicorn = import_module("uvicorn")
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(_app(), log_level="warning"))
+    listening = socket.create_server(("127.0.0.1", 0), backlog=max(128, sessions))
+    app = _app(sessions, sleep_s)
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning"))
 
     def tell_when_ready() -> None:
         while not server.started:
@@ -101,4 +137,4 @@ def _serve() -> None:
 
 
 if __name__ == "__main__":
-    _serve()
+    _serve(*map(int, sys.argv[1:2]), *map(float, sys.argv[2:3]))

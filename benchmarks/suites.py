@@ -204,6 +204,34 @@ def idle() -> Suite:
     return Suite("A thousand idle sessions", sides, figures, 1000, pinned=False)
 
 
+def beside_thousands() -> Suite:
+    """100 CartPoles, alone and beside 9,900 idle sessions of the same env agent."""
+    sides, figures = [], []
+    for path in PATHS[2], PATHS[0]:
+        alone, among = (
+            ours.crowd(path, 100, idle, local.ENV_ID, local.vector_steps) for idle in (0, 9900)
+        )
+        sides += [alone, among]
+        figures.append(_over_floor(among.name, alone.name, "≤ 1.2"))
+    return Suite("100 CartPoles among thousands", sides, figures, 200, pinned=False)
+
+
+def slow_among_thousands() -> Suite:
+    """1,000 of 10,000 sessions in steps of 1 s."""
+    side = ours.crowd(
+        PATHS[0],
+        1000,
+        9000,
+        "benchmarks.environments:Sleeper",
+        local.vector_zeros,
+        {"sleep_s": 1.0},
+    )
+    median = Figure(
+        f"seconds of a round, {side.name}", "≤ 1.2", lambda result: result.p50_us(side.name) / 1e6
+    )
+    return Suite("1,000 steps of 1 s among thousands", [side], [median], 3, pinned=False)
+
+
 SUITES: dict[str, Callable[[], list[Suite]]] = {
     "step": lambda: [step()],
     "cartpole": lambda: [cartpole()],
@@ -211,4 +239,5 @@ SUITES: dict[str, Callable[[], list[Suite]]] = {
     "vectors": lambda: [one_session(), vectors()],
     "slow": lambda: [slow()],
     "idle": lambda: [idle()],
+    "crowd": lambda: [beside_thousands(), slow_among_thousands()],
 }

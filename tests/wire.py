@@ -24,6 +24,7 @@ import structlog.testing
 
 from gymwire.broker.core import Core
 from gymwire.broker.events import Send, Sender
+from gymwire.broker.rate_limit import Admission
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.sessions import SessionHost
@@ -148,6 +149,7 @@ class Network:
         self.rng = random.Random(seed)
         self.hosts: list[LedgerHost] = []
         self.loops: list[ServingLoop] = []
+        self.floods = 0  # how often the broker has cut a connection off
         self._lease_s = lease_s
         self._epochs = itertools.count(1)
         self._order = itertools.count()
@@ -269,10 +271,20 @@ class Network:
         if to is not None and frame[3] & TIMED:
             frame = bytes(stamps.stamp_relay(frame, self.monotonic_ns(), self.monotonic_ns))
         if to is None:
-            sender = Sender(dealer.rid, dealer.fd, None, "")
-            self._deliver(self.core.receive(sender, frame, self.now))
+            self._receive(dealer, frame)
         elif not self._send(to, frame):
             self._deliver(self.core.undelivered(to, frame, dealer.rid, False, self.now))
+
+    def _receive(self, dealer: Dealer, frame: bytes) -> None:
+        match self.core.admit(dealer.rid, frame, None, self.now):
+            case Admission.PASS:
+                sender = Sender(dealer.rid, dealer.fd, None, "")
+                self._deliver(self.core.receive(sender, frame, self.now))
+            case Admission.THROTTLE:
+                self._deliver(self.core.throttle(dealer.rid, frame))
+            case Admission.CUT_OFF:
+                self.floods += 1
+                self.cut(dealer, 2.0)
 
     def _deliver(self, sends: list[Send]) -> None:
         for send in sends:

@@ -29,7 +29,7 @@ from gymwire.learner_agent.client.requests import (
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.threads import is_elsewhere, is_ours, wait_while
-from gymwire.learner_agent.client.waiting import Source, wait
+from gymwire.learner_agent.client.waiting import TIMERS_SHARE, Source, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
@@ -59,6 +59,8 @@ from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
 
+MANY = 64  # sessions whose timers take so long that they must not run at every occasion
+REPEATS_PER_SECOND = 640  # frames of all sessions that are sent again, and their PINGs
 MAX_DRAINED = 10_000  # frames received in one `drain`
 _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
@@ -131,6 +133,7 @@ class BrokerConnection:
         self.direct_links = DirectLinks()
         self.losses = 0  # how many sessions were lost, so that a caller can notice the next one
         self._sessions: dict[int, RemoteSession] = {}
+        self._sessions_at = 0.0  # when their timers run next, at the earliest
         self._requests = BrokerRequests()
         self._opener = SessionOpener(self, wait_s)
         self._broker_lost = False
@@ -410,7 +413,13 @@ class BrokerConnection:
             raise self._silent_broker()
 
     def _tick_sessions(self, now: float) -> None:
-        """Run the timers of the sessions, until enough frames were sent for one time."""
+        """Run the timers of the sessions, until enough frames were sent for one time.
+
+        Those of many sessions take at most a twentieth of the time, over all calls of `wait`, and
+        send so few frames that the broker's rate limit admits them.
+        """
+        if now < self._sessions_at:
+            return
         sent = 0
         for session in list(self._sessions.values()):
             sent += session.tick(now)
@@ -419,7 +428,10 @@ class BrokerConnection:
                     if sid == session.sid:
                         break
                     self._sessions[sid] = self._sessions.pop(sid)
-                return
+                break
+        if len(self._sessions) > MANY:
+            spent_s = self.clock() - now
+            self._sessions_at = now + max(TIMERS_SHARE * spent_s, sent / REPEATS_PER_SECOND)
 
     def _silent_broker(self) -> BrokerUnreachable:
         lost_again = self._patience.lost_again(f"a request to {self.url}", self._requests.largest)

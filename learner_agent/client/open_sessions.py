@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import secrets
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from gymwire.learner_agent.client.direct import connect_directly
@@ -47,6 +48,8 @@ if TYPE_CHECKING:
 RETRY_S = 0.1  # the first pause before a session is requested again; each is longer, up to
 RETRY_MAX_S = 1.0
 QUIET_S = 3.0  # how long a session may wait for a slot before a log event says why
+# OPENs without an answer: fewer than a broker may refuse for a moment without cutting us off.
+MAX_OPENING = 256
 IN_USE_S = 3.0  # how long resume waits for the broker to notice that the other process has ended
 
 _MAY_CHANGE = (Code.ADDRESS_UNKNOWN, Code.NO_FREE_SLOT)
@@ -76,8 +79,15 @@ class _Batch:
 
     openings: Sequence[_Opening]
     opened: dict[int, RemoteSession]
-    pending: dict[int, PendingRequest]
+    pending: dict[int, PendingRequest]  # the oldest first
     timeout_s: float | None  # how long an env agent may take to open one
+    deadlines: dict[int, float] = field(default_factory=dict)
+
+    def send(self, i: int, connection: BrokerConnection) -> None:
+        """Request a session."""
+        if self.timeout_s is not None:
+            self.deadlines[i] = connection.clock() + self.timeout_s
+        self.pending[i] = connection.send_request(self.openings[i].open_msg)
 
     @property
     def is_complete(self) -> bool:
@@ -165,15 +175,14 @@ class SessionOpener:
         began = connection.clock()
         pause_s, is_logged = RETRY_S, False
         while True:
-            for i, opening in enumerate(batch.openings):
-                if i not in batch.opened:
-                    batch.pending[i] = connection.send_request(opening.open_msg)
-            limit_s = batch.timeout_s
-            deadline = None if limit_s is None else connection.clock() + limit_s
-            while batch.pending:
-                error = self._receive_next(batch, deadline)
+            waiting = deque(i for i in range(len(batch.openings)) if i not in batch.opened)
+            while batch.pending or waiting:
+                while waiting and len(batch.pending) < MAX_OPENING:
+                    batch.send(waiting.popleft(), connection)
+                error = self._receive_next(batch)
                 if error is None:
                     continue
+                waiting.clear()  # they would be refused, too
                 waited_s = connection.clock() - began
                 if error.code not in _MAY_CHANGE or waited_s > wait_s:
                     raise error_for(error)
@@ -185,9 +194,10 @@ class SessionOpener:
             connection.wait(lambda: False, connection.clock() + pause_s)
             pause_s = min(pause_s * 1.5, RETRY_MAX_S)
 
-    def _receive_next(self, batch: _Batch, deadline: float | None) -> Error | None:
+    def _receive_next(self, batch: _Batch) -> Error | None:
         """Wait for the next answer to a batch; return it if it is an ERROR."""
         connection = self._connection
+        deadline = batch.deadlines.get(next(iter(batch.pending)))
         i = connection.wait_first(batch.pending, deadline)
         if i is None:
             raise RequestTimeout(

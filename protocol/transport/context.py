@@ -12,6 +12,7 @@ import zmq
 from gymwire.protocol.errors import GymwireError
 from gymwire.protocol.security.zap import Authenticator
 from gymwire.protocol.transport.interface import TICK_MS
+from gymwire.protocol.transport.open_files import allow_more
 
 SPARE = 16  # descriptors that the context and a socket with its monitor and its folder need
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
@@ -37,7 +38,7 @@ def context() -> zmq.Context[Any]:
 
 
 def _check_descriptors() -> None:
-    """Raise GymwireError unless this process can open SPARE more files."""
+    """Raise GymwireError unless this process can open SPARE more files, or may be allowed to."""
     opened: list[int] = []
     try:
         for _ in range(SPARE):
@@ -45,6 +46,8 @@ def _check_descriptors() -> None:
     except OSError as error:
         if error.errno not in (errno.EMFILE, errno.ENFILE):
             raise
+        if error.errno == errno.EMFILE and allow_more():
+            return
         raise GymwireError(
             f"This process cannot open enough files and sockets: the next socket needs up to "
             f"{SPARE}, and {len(opened)} are left. Raise the limit on open files (ulimit -n), or "

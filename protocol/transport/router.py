@@ -39,6 +39,7 @@ from gymwire.protocol.transport.interface import (
 )
 from gymwire.protocol.transport.kernel import connection_socket
 from gymwire.protocol.transport.monitor import Monitor
+from gymwire.protocol.transport.open_files import allow_more
 from gymwire.protocol.transport.port_owner import listener_at
 
 # Plain integers: pyzmq's flags are slow to combine for each frame.
@@ -134,6 +135,7 @@ class Router:
         # libzmq takes the routing ids of peers that set none from rand(), unseeded. A peer that
         # guesses the next one can abort the process, so seed it from a secret.
         ctypes.CDLL(None).srand(secrets.randbits(32))
+        allow_more()  # many peers may connect
         socket: zmq.Socket[bytes] = context().socket(zmq.ROUTER)
         self._domain = ""
         set_common_options(socket, max_message, tick_ms)

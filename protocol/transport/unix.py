@@ -20,6 +20,7 @@ from gymwire.protocol.codec import MAX_MESSAGE, Pieces
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
 from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.transport.interface import TICK_MS, Delivery, LinkEvent, Received
+from gymwire.protocol.transport.open_files import allow_more
 from gymwire.protocol.transport.private_folder import check_private_socket
 from gymwire.protocol.transport.stream import NOW, Stream
 
@@ -192,6 +193,7 @@ class UnixRouter:
         self._turns: deque[_Peer] = deque()  # peers that may have a frame, in fair order
         self._only: _Peer | None = None  # the single peer, if nothing is unsent to it
         self._frames_left = 0  # how many of its frames to read before accepting
+        allow_more()  # many peers may connect
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
         try:

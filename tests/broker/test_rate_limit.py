@@ -16,15 +16,17 @@ from gymwire.broker.rate_limit import (
     Admission,
     RateLimiter,
 )
-from gymwire.protocol.codec import MAX_CONTROL, MAX_MESSAGE
+from gymwire.protocol.codec import MAX_CONTROL, MAX_MESSAGE, PLAIN
 from gymwire.protocol.messages import (
     Act,
     Busy,
     BusyReason,
+    Bye,
     Code,
     Error,
     Find,
     Found,
+    Gone,
     Open,
     Opened,
     Percept,
@@ -234,3 +236,19 @@ def test_an_agent_may_offer_all_that_it_may_have_at_once() -> None:
     for i in range(255):
         broker.say(env, offer(f"a{i}"))
     assert len(broker.core._tables.peers[env].offers) == 256
+
+
+def test_one_learner_may_use_ten_thousand_sessions_of_one_serving_loop() -> None:
+    broker, count = Broker(), 10_000
+    env = broker.env(ENV, capacity=count)
+    learner = broker.learner()
+    sids = []
+    for number in range(count):
+        broker.now += 0.001
+        sids.append(broker.open(learner, nonce=number.to_bytes(16)))
+    for seq in range(1, 4):  # all of them at once
+        assert {broker.reaches(learner, sid, seq) for sid in sids} == {env}
+        reply = [PLAIN.encode(Percept(0, 0.0, False, False, {}), sid, seq) for sid in sids]
+        assert {broker.core.relay(env, bytes(frame), None) for frame in reply} == {learner}
+    ended = broker.say(learner, Bye("done"))
+    assert {one.header.sid for one in ended if isinstance(one.message, Gone)} == {*sids}

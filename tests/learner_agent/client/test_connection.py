@@ -8,13 +8,18 @@ from typing import Any, cast
 import pytest
 import structlog
 
+from gymwire.broker import rate_limit
 from gymwire.env_agent.config import service
 from gymwire.env_agent.loop import ServingLoop
+from gymwire.learner_agent.client import connection as connections
+from gymwire.learner_agent.client import open_sessions
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.requests import PendingRequest
+from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable, NoFreeSlot, RequestTimeout
-from gymwire.protocol.messages import Act, Code, Error, Kind, Reset
+from gymwire.protocol.messages import Act, Code, Error, Kind, Message, Percept, Reset
 from tests.wire import Dealer, Faults, Network
 
 ENV = "CartPole-v1"
@@ -181,6 +186,110 @@ def test_sessions_that_are_opened_together_come_in_the_order_asked_for() -> None
         sessions = connection.open_all("cartpole", sizes, autoreset_mode="NextStep")
         assert [session.opened.num_envs for session in sessions] == sizes
         assert len({session.sid for session in sessions}) == len(sizes)
+
+
+def test_a_learner_that_opens_thousands_of_sessions_is_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scale = 20  # all numbers are smaller by as much, so that the test is quick
+    for name in ("RATE", "BURST", "DEBT", "CUT_OFF_DEBT"):
+        monkeypatch.setattr(rate_limit, name, getattr(rate_limit, name) / scale)
+    monkeypatch.setattr(open_sessions, "MAX_OPENING", open_sessions.MAX_OPENING // scale)
+    count = 10_000 // scale
+    with Network() as network:
+        agent(network, slots=count)
+        connection = network.connection()
+        sessions = connection.open_all("cartpole", [0] * count)
+        assert len({session.sid for session in sessions}) == count
+        assert network.floods == 0
+
+
+def test_a_learner_with_many_sessions_in_long_steps_is_not_cut_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scale, count = 10, 150  # 1,500 sessions, each with a PING every second
+    for name in ("RATE", "BURST", "DEBT", "CUT_OFF_DEBT"):
+        monkeypatch.setattr(rate_limit, name, getattr(rate_limit, name) / scale)
+    monkeypatch.setattr(connections, "REPEATS_PER_SECOND", connections.REPEATS_PER_SECOND / scale)
+    with Network() as network:
+        loop = agent(network, slots=count)
+        connection = network.connection()
+        sessions = connection.open_all("cartpole", [0] * count)
+        for session in sessions:
+            session.request(Reset(1))
+        link = loop._link
+        at_once: Any = link.send
+
+        def send(frame: bytes | bytearray, wait: bool = False) -> Any:
+            if codec.read_header(frame).kind is Kind.PERCEPT:
+                network.after(2 * AWAY_S, partial(at_once, frame))
+                return True
+            return at_once(frame, wait)
+
+        monkeypatch.setattr(link, "send", send)
+        for session in sessions:
+            session.begin(Act(0))
+        for session in sessions:
+            assert isinstance(session.finish(), Percept)
+        assert network.floods == 0
+
+
+@pytest.mark.parametrize(("sessions", "share"), [(2, 1.0), (100, 0.06)])
+def test_the_timers_of_many_sessions_take_a_small_share_of_the_time(
+    sessions: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Network() as network:
+        agent(network, slots=sessions)
+        connection = network.connection()
+        connection.open_all("cartpole", [0] * sessions)
+        spent_s = 0.0
+
+        def tick(session: RemoteSession, now: float) -> int:
+            nonlocal spent_s
+            network.now += 0.001
+            spent_s += 0.001
+            return 0
+
+        monkeypatch.setattr(RemoteSession, "tick", tick)
+        began = network.now
+        for _ in range(1000):
+            connection.tick(network.now)
+            network.now += 0.01
+        elapsed_s = network.now - began
+        assert 0 < spent_s <= share * elapsed_s
+        assert sessions > 2 or spent_s == pytest.approx(2.0)  # those of few run each time
+
+
+def test_each_of_many_openings_may_take_as_long_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_sessions, "MAX_OPENING", 2)
+    with Network() as network:
+        loop = agent(network, slots=8)
+        answers_late(network, loop, monkeypatch)
+        connection, began = network.connection(), network.now
+        connection.open_all("cartpole", [0] * 6, timeout_s=1.5 * AWAY_S)
+        assert 3 * AWAY_S <= network.now - began < 4 * AWAY_S
+        with pytest.raises(RequestTimeout):
+            network.connection().open_all("cartpole", [0] * 2, timeout_s=0.5 * AWAY_S)
+
+
+def test_after_a_refusal_no_more_sessions_are_requested(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_sessions, "MAX_OPENING", 2)
+    with Network() as network:
+        loop = agent(network, slots=3)
+        connection = network.connection()
+        sent: list[Message] = []
+        send = connection.send_request
+
+        def count(message: Message, *args: int) -> PendingRequest:
+            sent.append(message)
+            return send(message, *args)
+
+        monkeypatch.setattr(connection, "send_request", count)
+        with pytest.raises(NoFreeSlot, match="All 3 slots"):
+            connection.open_all("cartpole", [0] * 50)
+        assert len(sent) <= 5
+        listen(network, connection)
+        assert loop.idle
 
 
 def test_a_session_that_is_closed_during_a_step_frees_its_slot_when_the_step_has_ended() -> None:
