@@ -32,6 +32,8 @@ STOP_S = 5.0  # how long `close` waits for the end of the env agent
 class Simulation:
     """Offers a program that owns its loop, such as a game or a robot, as an environment.
 
+    For example::
+
         with Simulation("game", observation_space, action_space) as simulation:
             while game.is_running:
                 command = simulation.exchange(observation, reward, terminated)
@@ -135,7 +137,7 @@ class Simulation:
 
     @property
     def has_learner(self) -> bool:
-        """Whether a learner uses the simulation: from its first reset until it leaves."""
+        """Whether a learner uses the simulation, from its first reset until it leaves."""
         return self._turns.has_learner
 
     def exchange(
