@@ -12,7 +12,16 @@ from typing import Final
 
 from gymwire.protocol.errors import VersionMismatch
 
-__all__ = ["CAPABILITIES", "EXTENSIONS", "KINDS", "PAGES", "common", "require"]
+__all__ = [
+    "CAPABILITIES",
+    "EACH",
+    "EACH_MODES",
+    "EXTENSIONS",
+    "KINDS",
+    "PAGES",
+    "common",
+    "require",
+]
 
 EXTENSIONS: Final = "extensions"
 """The peer reads extension fields (§3.11)."""
@@ -23,7 +32,13 @@ PAGES: Final = "pages"
 KINDS: Final = "kinds"
 """The peer reads the kind of environment in OPEN (§4.2.3)."""
 
-CAPABILITIES: Final = (EXTENSIONS, PAGES, KINDS)
+EACH: Final = "each"
+"""The env agent takes CALL for some environments of a vector (§4.1.3)."""
+
+EACH_MODES: Final = ("each-get", "each-set", "each-call", "each-has", "each-wrapped")
+"""The modes of such a CALL."""
+
+CAPABILITIES: Final = (EXTENSIONS, PAGES, KINDS, EACH)
 """What this release understands."""
 
 

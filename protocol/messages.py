@@ -166,7 +166,10 @@ class RenderedFrame:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """Read (`get`), write (`set`) or call (`call`) an attribute that the env agent exposes."""
+    """Read (`get`), write (`set`) or call (`call`) an attribute that the env agent exposes.
+
+    `mode` may also be one of `capabilities.EACH_MODES`: for some environments of a vector.
+    """
 
     mode: str
     name: str

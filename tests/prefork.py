@@ -228,7 +228,7 @@ def import_all() -> None:
     import gymwire
 
     for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
-        if not module.name.endswith("__main__"):
+        if not module.name.endswith(("__main__", ".sb3")):  # the latter needs an extra
             importlib.import_module(module.name)
     for name in OTHERS:
         importlib.import_module(name)

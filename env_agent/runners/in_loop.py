@@ -12,6 +12,7 @@ from gymwire.env_agent.description import Description, describe
 from gymwire.env_agent.factory import Env, Vector
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
+from gymwire.env_agent.runners.each_env import access_each, is_for_each
 from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import generators, vector_infos
 from gymwire.protocol.messages import Call
@@ -68,6 +69,8 @@ class InLoopRunner:
 
     def access(self, call: Call) -> Any:
         """Read, write or call the attribute that `call` names; return the value of RESULT."""
+        if is_for_each(call):
+            return access_each(self.env, call)
         if isinstance(self.env, VectorEnv):
             return _access_vector(self.env, call)
         name, env = call.name, self.env

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -14,6 +15,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike
 
+from gymwire import __version__
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
@@ -27,7 +29,7 @@ from gymwire.learner_agent.proxies.interrupts import (
 )
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions
 from gymwire.learner_agent.proxies.vector_steps import VectorStep, VectorSteps
-from gymwire.protocol import generators
+from gymwire.protocol import capabilities, generators
 from gymwire.protocol.errors import (
     AttributeDenied,
     BatchSizeError,
@@ -353,6 +355,49 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             values = [generators.describe(value) for value in values]
         parts = enumerate(self._group.slices)
         self._ask({i: Call("set", name, (values[part],)) for i, part in parts})
+
+    @keeps_replies
+    def access_each(self, call: Call, env_ids: Sequence[int]) -> list[Any]:
+        """Apply a CALL to some of the environments only; other libraries' vectors need that.
+
+        Args:
+            call: in one of `capabilities.EACH_MODES`, with the arguments for each environment.
+            env_ids: the numbers of the environments, in any order.
+
+        Returns:
+            A result for each of `env_ids`, in their order: docs/protocol.md §4.1.1.
+
+        Raises:
+            VersionMismatch: the env agent is of a release that cannot do this.
+            AttributeDenied: the env agent does not expose the attribute.
+            IndexError: there is no such environment.
+        """
+        if not all(0 <= one < self.num_envs for one in env_ids):
+            raise IndexError(f"No such environments: {[*env_ids]}, of {self.num_envs}.")
+        places: dict[int, list[int]] = {}
+        for place, one in enumerate(env_ids):
+            part = next(i for i, part in enumerate(self._group.slices) if one < part.stop)
+            places.setdefault(part, []).append(place)
+        requests: dict[int, Message] = {}
+        for i, own in places.items():
+            session, start = self._group[i], self._group.slices[i].start
+            capabilities.require(
+                capabilities.EACH,
+                capabilities.common(session.opened.limits.get("capabilities") or ()),
+                who=f"the env agent at {self._options.address!r}",
+                theirs="a release before gymwire 0.2.0",
+                ours=f"gymwire {__version__}",
+            )
+            numbers = [env_ids[place] - start for place in own]
+            requests[i] = replace(call, args=(numbers, *call.args))
+        found: list[Any] = [None] * len(env_ids)
+        for own, reply in zip(places.values(), self._ask(requests), strict=True):
+            assert type(reply) is Result
+            if type(reply.value) is not tuple or len(reply.value) != len(own):
+                raise self._malformed(f"answer about the attribute {call.name!r}")
+            for place, value in zip(own, reply.value, strict=True):
+                found[place] = value
+        return found
 
     def _attribute(self, call: Call) -> tuple[Any, ...]:
         found: list[Any] = []

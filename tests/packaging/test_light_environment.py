@@ -16,7 +16,7 @@ from tests.packaging.test_distributions import PYPROJECT, clone_files
 # Where the name of the distribution is not that of the module.
 DISTRIBUTIONS = {"zmq": "pyzmq"}
 # Imported only by what needs it, which names the extra when it is missing.
-IN_EXTRAS = {"matplotlib", "pettingzoo"}
+IN_EXTRAS = {"matplotlib", "pettingzoo", "stable_baselines3"}
 
 
 def libraries(path: Path) -> set[str]:
@@ -32,7 +32,10 @@ def libraries(path: Path) -> set[str]:
 
 def run(program: str) -> None:
     """Run a Python program that finds none of the packages of the extras."""
-    hidden = "pygame", "matplotlib", "cv2", "moviepy", "Box2D", "pytest", "hypothesis"
+    hidden = (
+        *("pygame", "matplotlib", "cv2", "moviepy", "Box2D", "pytest", "hypothesis"),
+        *("stable_baselines3", "torch"),
+    )
     prologue = f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
     done = subprocess.run(
         [sys.executable, "-c", prologue + program],
@@ -67,6 +70,18 @@ def test_each_module_can_be_imported_without_an_extra() -> None:
     run(IMPORT_ALL)
 
 
+@pytest.mark.parametrize("module", ["gymwire.sb3", "gymwire.learner_agent.adapters.sb3"])
+def test_a_module_that_needs_an_extra_names_it(module: str) -> None:
+    run(
+        "try:\n"
+        f"    import {module}\n"
+        "except ModuleNotFoundError as error:\n"
+        "    assert \"pip install 'gymwire[sb3]'\" in str(error), error\n"
+        "else:\n"
+        "    raise SystemExit('it was imported')"
+    )
+
+
 def test_each_module_can_be_imported_on_windows() -> None:
     """On what looks like Windows: without these modules, Unix sockets, epoll and fork."""
     absent = {
@@ -90,5 +105,6 @@ def test_each_module_can_be_imported_on_windows() -> None:
 IMPORT_ALL = """
 import importlib, pkgutil, gymwire
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
-    importlib.import_module(module.name)
+    if not module.name.endswith(".sb3"):  # see the test that names the extra
+        importlib.import_module(module.name)
 """

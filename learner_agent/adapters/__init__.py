@@ -1,0 +1,1 @@
+"""Adapters: proxies in the form that other libraries expect. Each needs an extra of its own."""

@@ -1,0 +1,261 @@
+"""A vector of remote environments for Stable-Baselines3."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode
+from gymnasium.vector.utils import concatenate, create_empty_array
+from numpy.typing import NDArray
+
+from gymwire.learner_agent.adapters import single_infos
+from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
+from gymwire.protocol import generators
+from gymwire.protocol.errors import AttributeDenied, ProtocolError, VersionMismatch
+from gymwire.protocol.messages import Call
+
+try:
+    from stable_baselines3.common.vec_env import VecEnv
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"gymwire.sb3 needs Stable-Baselines3 ({error}). Install it with: "
+        f"pip install 'gymwire[sb3]'",
+        name=error.name,
+    ) from error
+
+Indices = int | Iterable[int] | None
+
+
+class ProxyVecEnv(VecEnv):
+    """Environments at env agents as a `VecEnv` of Stable-Baselines3, with one message for all.
+
+    It behaves like a DummyVecEnv of the same environments, and training with it ends with the same
+    weights. A copy (`copy.deepcopy`, `pickle`) uses sessions of its own, which must be reset first.
+
+    Args:
+        address: the address of the environments, e.g. "cartpole". Default: the variable
+            GYMWIRE_ADDRESS.
+        n_envs: the number of environments, at least 1.
+        broker: the broker's URL. Default: the variable GYMWIRE_BROKER, else tcp://127.0.0.1:5555.
+        seed: environment i gets `seed + i` at the first reset. None: no seed.
+        options: any other option of ProxyVectorEnv, except `autoreset_mode`.
+
+    Raises:
+        What ProxyVectorEnv raises.
+    """
+
+    reset_infos: list[dict[Any, Any]]
+
+    def __init__(
+        self,
+        address: str | None = None,
+        n_envs: int = 1,
+        broker: str | None = None,
+        *,
+        seed: int | None = None,
+        **options: Any,
+    ) -> None:
+        mode = AutoresetMode.SAME_STEP
+        self._vector = ProxyVectorEnv(address, n_envs, broker, autoreset_mode=mode, **options)
+        self._was_reset = False
+        vector = self._vector
+        super().__init__(n_envs, vector.single_observation_space, vector.single_action_space)
+        self.metadata = {k: v for k, v in vector.metadata.items() if k != "autoreset_mode"}
+        if seed is not None:
+            self.seed(seed)
+
+    # --- episodes ---------------------------------------------------------------------------------
+
+    def reset(self) -> Any:
+        """Start an episode in all environments, with the seeds and options set for it, once.
+
+        Returns:
+            Observations, batched.
+
+        Raises:
+            What `ProxyVectorEnv.reset` raises.
+        """
+        wanted = self._options
+        different = [one for i, one in enumerate(wanted) if one not in wanted[:i]]
+        if len(different) > 1 and not self._was_reset:  # a mask needs a first reset of all
+            self._vector.reset(seed=self._seed())
+        reset_infos: list[dict[Any, Any]] = [*self.reset_infos]
+        for options in different:
+            chosen = np.array([one == options for one in wanted])
+            mask = {} if chosen.all() else {"reset_mask": chosen}
+            observations, infos = self._vector.reset(
+                seed=self._seed(), options={**options, **mask} or None
+            )
+            for i, info in enumerate(single_infos.split(infos, self.num_envs)):
+                if chosen[i]:
+                    reset_infos[i] = info
+        self._was_reset = True
+        self.reset_infos = reset_infos
+        self._reset_seeds()
+        self._reset_options()
+        return observations
+
+    def _seed(self) -> int | list[int | None]:
+        first = self._seeds[0]
+        if first is not None and self._seeds == [*range(first, first + self.num_envs)]:
+            return int(first)  # which every vector understands
+        return [*self._seeds]
+
+    def step_async(self, actions: Any) -> None:
+        """Send the actions of all environments without waiting.
+
+        Args:
+            actions: one for each environment, also of Dict and Tuple spaces.
+        """
+        space = self.action_space
+        if isinstance(space, spaces.Dict | spaces.Tuple):
+            out: Any = create_empty_array(space, self.num_envs)
+            actions = concatenate(space, actions, out)
+        self._vector.step_async(actions)
+
+    def step_wait(self) -> tuple[Any, NDArray[Any], NDArray[Any], list[dict[Any, Any]]]:
+        """Wait for the step that `step_async` sent.
+
+        Returns:
+            Observations, of the next episode where one has ended; rewards, float32 (n_envs,);
+            dones, bool (n_envs,); and the info of each environment.
+
+        Raises:
+            What `ProxyVectorEnv.step` raises.
+        """
+        observations, rewards, terminated, truncated, merged = self._vector.step_wait()
+        dones = terminated | truncated
+        infos = single_infos.split(merged, self.num_envs)
+        for i in np.flatnonzero(dones):
+            infos[i], self.reset_infos[i] = self._ended(infos[i])
+        for info, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):
+            info["TimeLimit.truncated"] = cut
+        for i in np.flatnonzero(dones):  # last, as in a DummyVecEnv
+            infos[i]["terminal_observation"] = infos[i].pop(_FINAL)
+        return observations, rewards.astype(np.float32), dones, infos
+
+    def _ended(self, info: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+        """Return the info of the step that ended an episode, and the info of the reset after it."""
+        if _FINAL not in info:
+            raise ProtocolError(
+                f"{self._vector} ended an episode without `final_obs` in its infos, which the "
+                f"autoreset mode SameStep requires. That is a fault of the remote environment."
+            )
+        last = info.pop("final_info", {})
+        last[_FINAL] = info.pop(_FINAL)
+        return last, info
+
+    def close(self) -> None:
+        """End the sessions and free their slots. Idempotent."""
+        self._vector.close()
+
+    # --- pictures ---------------------------------------------------------------------------------
+
+    def get_images(self) -> list[Any]:
+        """Return a picture of each environment; None for each without `render_mode="rgb_array"`."""
+        if self.render_mode != "rgb_array":
+            warnings.warn(
+                f"The render mode is {self.render_mode!r}, but pictures need 'rgb_array'.",
+                stacklevel=2,
+            )
+            return [None] * self.num_envs
+        return [*(self._vector.render() or [None] * self.num_envs)]
+
+    # --- attributes -------------------------------------------------------------------------------
+
+    def has_attr(self, attr_name: str) -> bool:
+        """Return whether all environments have an attribute that may be used. Calls no method."""
+        if attr_name in _LOCAL:
+            return True
+        try:
+            found = self._each("each-has", attr_name, None)
+        except AttributeDenied:
+            return False
+        return all(found)
+
+    def get_attr(self, attr_name: str, indices: Indices = None) -> list[Any]:
+        """Return an attribute of these environments; a method becomes a callable that calls it.
+
+        Raises AttributeDenied if the env agent does not expose it.
+        """
+        if attr_name in _LOCAL:
+            return [_LOCAL[attr_name](self._vector) for _ in self._numbers(indices)]
+        numbers = self._numbers(indices)
+        found = self._each("each-get", attr_name, numbers)
+        return [
+            self._read(attr_name, number, item) for number, item in zip(numbers, found, strict=True)
+        ]
+
+    def _read(self, name: str, number: int, item: Any) -> Any:
+        match item:
+            case {"value": value}:
+                return generators.build(value) if name == "np_random" else value
+            case {"method": True}:
+                return partial(self._call_one, name, number)
+            case _:
+                raise ProtocolError(f"{self._vector} sent a malformed value of {name!r}.")
+
+    def _call_one(self, name: str, number: int, *args: Any, **kwargs: Any) -> Any:
+        return self.env_method(name, *args, indices=number, **kwargs)[0]
+
+    def set_attr(self, attr_name: str, value: Any, indices: Indices = None) -> None:
+        """Set an attribute of these environments. Raises AttributeDenied if it is not exposed."""
+        value = generators.describe(value) if attr_name == "np_random" else value
+        self._each("each-set", attr_name, self._numbers(indices), value)
+
+    def env_method(
+        self, method_name: str, *method_args: Any, indices: Indices = None, **method_kwargs: Any
+    ) -> list[Any]:
+        """Call a method of these environments, and return the results.
+
+        Raises AttributeDenied if the env agent does not expose it.
+        """
+        numbers = self._numbers(indices)
+        if method_name == "render":
+            pictures = self._vector.render() or [None] * self.num_envs
+            return [pictures[number] for number in numbers]
+        # HerReplayBuffer passes infos in an array of objects, which no frame can hold.
+        args = [one.tolist() if _holds_objects(one) else one for one in method_args]
+        return self._each("each-call", method_name, numbers, *args, **method_kwargs)
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: Indices = None) -> list[bool]:
+        """Return whether each environment has a wrapper of this class at the env agent.
+
+        An env agent of release 0.1.0 cannot tell: False.
+        """
+        numbers = self._numbers(indices)
+        name = f"{wrapper_class.__module__}:{wrapper_class.__qualname__}"
+        try:
+            return self._each("each-wrapped", name, numbers)
+        except VersionMismatch:
+            return [False] * len(numbers)
+
+    def _each(
+        self, mode: str, name: str, numbers: list[int] | None, *args: Any, **kwargs: Any
+    ) -> list[Any]:
+        chosen = [*range(self.num_envs)] if numbers is None else numbers
+        return self._vector.access_each(Call(mode, name, args, kwargs), chosen)
+
+    def _numbers(self, indices: Indices) -> list[int]:
+        # As in a DummyVecEnv, where they index a list: -1 is the last environment.
+        return [range(self.num_envs)[one] for one in self._get_indices(indices)]
+
+
+def _holds_objects(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.hasobject
+
+
+_FINAL = "final_obs"
+# What the proxy knows itself, although the env agent may not expose it.
+_LOCAL: dict[str, Callable[[ProxyVectorEnv], Any]] = {
+    "action_space": lambda vector: vector.single_action_space,
+    "metadata": lambda vector: {k: v for k, v in vector.metadata.items() if k != "autoreset_mode"},
+    "observation_space": lambda vector: vector.single_observation_space,
+    "render_mode": lambda vector: vector.render_mode,
+    "spec": lambda vector: vector.spec,
+}
