@@ -17,7 +17,7 @@ from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.session import Session
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import spaces
-from gymwire.protocol.capabilities import CAPABILITIES
+from gymwire.protocol.capabilities import CAPABILITIES, VALUES, common
 from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size
 from gymwire.protocol.messages import Code, Error, Open, Opened
 from gymwire.protocol.security import signing
@@ -129,15 +129,20 @@ class SessionHost:
         )
         observation = runner.spaces.guard(spaces.compile(found.observation_space))
         action = spaces.compile(found.action_space)
+        extended = VALUES in common(request.capabilities)
         codec = (Codec if signer is None else partial(SignedCodec, signer))(
             observation,
             action,
             strict_infos=service.strict_infos,
+            extended=extended,
             on_opaque=partial(self._warn_opaque, service.address),
+            on_converted=partial(self._warn_converted, service.address),
         )
         # The step codec does not sign frames.
         steps = (
-            compile_steps(sid, observation, action, request.num_envs) if signer is None else None
+            compile_steps(sid, observation, action, request.num_envs, extended=extended)
+            if signer is None
+            else None
         )
         session = Session(sid, request.nonce, request.address, request.learner)
         return Slot(session, runner, codec, steps, exposed, opened)
@@ -147,6 +152,12 @@ class SessionHost:
         if (address, path) not in self._opaque_paths:
             self._opaque_paths.add((address, path))
             self._log.warning("info value not serializable, repr sent", address=address, path=path)
+
+    def _warn_converted(self, address: str, kind: str, became: str) -> None:
+        """Log, once for each type, that the learner gets values of another type."""
+        if (address, kind) not in self._opaque_paths:
+            self._opaque_paths.add((address, kind))
+            self._log.warning("values converted", address=address, type=kind, becomes=became)
 
     def close(self, sid: int) -> None:
         """Close a session, if it is open, and its environment."""

@@ -6,6 +6,7 @@ bytes are C-ordered and in that byte order.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Final
 
@@ -23,6 +24,7 @@ __all__ = [
     "copy_array",
     "dtype_from_text",
     "dtype_to_text",
+    "object_array",
 ]
 
 LARGE: Final = 4096
@@ -115,3 +117,16 @@ def copy_array(
         if points.max() > 0x10FFFF:
             raise DecodingError("An array of text contains invalid Unicode code points.")
     return array
+
+
+def object_array(shape: Any, items: Any) -> np.ndarray[Any, Any]:
+    """Return an array of objects with this shape. Raises DecodingError."""
+    if type(shape) is not list or type(items) is not list or len(shape) > MAX_DIMS:
+        raise DecodingError("The shape of an array of objects, or its items, are not a list.")
+    if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) != len(items):
+        raise DecodingError(f"{len(items)} items do not make an array of shape {shape!r:.100}.")
+    array = np.empty(len(items), object)
+    # One by one: NumPy would make one array of a list of arrays.
+    for index, item in enumerate(items):
+        array[index] = item
+    return array.reshape(shape)

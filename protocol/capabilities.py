@@ -1,18 +1,18 @@
 """What a peer understands beyond release 0.1.0 (docs/protocol.md §3.11).
 
-A peer lists its capabilities in HELLO, WELCOME, OFFER and the `limits` of OPENED; two peers use
-what both list. A peer of release 0.1.0 lists none and ignores the lists of others. A new wire
+A peer lists its capabilities in HELLO, WELCOME, OFFER, OPEN and the `limits` of OPENED; two peers
+use what both list. A peer of release 0.1.0 lists none and ignores the lists of others. A new wire
 feature gets a name here, and code asks for that name before it uses the feature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Final
 
 from gymwire.protocol.errors import VersionMismatch
 
-__all__ = ["CAPABILITIES", "EXTENSIONS", "PAGES", "common", "require"]
+__all__ = ["CAPABILITIES", "EXTENSIONS", "PAGES", "VALUES", "common", "require"]
 
 EXTENSIONS: Final = "extensions"
 """The peer reads extension fields (§3.11)."""
@@ -20,12 +20,17 @@ EXTENSIONS: Final = "extensions"
 PAGES: Final = "pages"
 """The peer takes FOUND in pages (§6.4)."""
 
-CAPABILITIES: Final = (EXTENSIONS, PAGES)
+VALUES: Final = "values"
+"""The peer reads the extension types 8 and 9 (§10)."""
+
+CAPABILITIES: Final = (EXTENSIONS, PAGES, VALUES)
 """What this release understands."""
 
 
-def common(theirs: Iterable[object]) -> frozenset[str]:
-    """Return the capabilities that both sides have, from the other side's list."""
+def common(theirs: object) -> frozenset[str]:
+    """Return the capabilities that both sides have, from the other side's list, if it is one."""
+    if not isinstance(theirs, list):
+        return frozenset()
     return frozenset(name for name in theirs if isinstance(name, str) and name in CAPABILITIES)
 
 

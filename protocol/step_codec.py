@@ -91,6 +91,8 @@ def compile_steps(
     action: SpaceCodec,
     num_envs: int = 0,
     largest_act: int = MAX_MESSAGE,
+    *,
+    extended: bool = True,
 ) -> StepCodec:
     """Return the codec of session `sid`.
 
@@ -100,13 +102,14 @@ def compile_steps(
         action: the space of the actions.
         num_envs: 0 for a single environment.
         largest_act: the largest frame that `encode_act` returns, in bytes.
+        extended: whether the other side has the capability `values`.
     """
-    act = _any_act(sid, action, largest_act)
+    act = _any_act(sid, action, largest_act, extended)
     if action.array is not None:
         act = _array_act(sid, action, act, largest_act)
     else:
         act = _number_act(sid, action.scalar, act)
-    layouts = PerceptLayouts(sid, observation, *_any_percept(sid, observation, num_envs))
+    layouts = PerceptLayouts(sid, observation, *_any_percept(sid, observation, num_envs, extended))
     percept: _Percept = layouts.encode, layouts.decode
     if observation.array is not None and observation.array[2] and not num_envs:
         percept = _array_percept(sid, observation, percept)
@@ -122,9 +125,9 @@ _Fields = tuple[
 ]
 
 
-def _any_act(sid: int, space: SpaceCodec, largest: int) -> _Act:
+def _any_act(sid: int, space: SpaceCodec, largest: int, extended: bool) -> _Act:
     """Return the functions for any action that can be serialized."""
-    encode_fields, decode_fields = _any(sid, Kind.ACT, space, 1)
+    encode_fields, decode_fields = _any(sid, Kind.ACT, space, 1, extended)
 
     def encode(action: Any, number: bytes) -> Frame | None:
         frame = encode_fields([action], number)
@@ -137,9 +140,9 @@ def _any_act(sid: int, space: SpaceCodec, largest: int) -> _Act:
     return encode, decode
 
 
-def _any_percept(sid: int, space: SpaceCodec, num_envs: int) -> _Percept:
+def _any_percept(sid: int, space: SpaceCodec, num_envs: int, extended: bool) -> _Percept:
     """Return the functions for any percept, except infos of a vector with arrays of objects."""
-    encode_fields, decode_fields = _any(sid, Kind.PERCEPT, space, 5)
+    encode_fields, decode_fields = _any(sid, Kind.PERCEPT, space, 5, extended)
 
     def encode(step: Step, number: bytes) -> Frame | None:
         if num_envs and (type(step[4]) is not dict or to_wire(step[4]) is not step[4]):
@@ -153,7 +156,7 @@ def _any_percept(sid: int, space: SpaceCodec, num_envs: int) -> _Percept:
     return encode, decode
 
 
-def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
+def _any(sid: int, kind: Kind, space: SpaceCodec, count: int, extended: bool) -> _Fields:
     """Return the functions for `count` fields; the first may be a value of this space."""
     sid_bytes = sid.to_bytes(8, "little")
     starts = [bytes((MAGIC, VERSION, kind, flags)) for flags in (0, COMPACT)]
@@ -165,7 +168,7 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
             form = space.encode(fields[0], tail)
             if form is not NOT_COMPACT:
                 fields[0], flags = form, COMPACT
-            head = values.pack(fields, tail)
+            head = values.pack(fields, tail, extended=extended)
         except EncodingError:
             return None
         return join(kind, flags, head, tail, sid, int.from_bytes(number, "little"))

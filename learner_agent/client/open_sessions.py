@@ -15,6 +15,7 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.protocol import logs
 from gymwire.protocol.address import parse_address
+from gymwire.protocol.capabilities import CAPABILITIES
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
     ConfigurationError,
@@ -122,6 +123,7 @@ class SessionOpener:
                 autoreset_mode,
                 direct != "never",
                 challenge=b"" if challenge is None else challenge.public,
+                capabilities=list(CAPABILITIES),
             )
             openings.append(_Opening(open_msg, pin, challenge))
         batch = _Batch(openings, {}, {}, timeout_s)
