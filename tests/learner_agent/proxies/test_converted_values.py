@@ -37,7 +37,8 @@ def _converted(info: dict[str, Any]) -> dict[str, Any]:
 def test_a_single_environment(broker: str, direct: str, tensors: bool) -> None:
     local = Typed()
     with ProxyEnv("typed", broker, direct=direct, env_kwargs={"tensors": tensors}) as remote:
-        here, there = local.reset(seed=3), remote.reset(seed=3)
+        here: Any = local.reset(seed=3)
+        there: Any = remote.reset(seed=3)
         for _ in range(4):
             assert_same(there[0], here[0])
             assert_same(repr(there[-1]), repr(_converted(here[-1])))
@@ -49,7 +50,8 @@ def test_a_single_environment(broker: str, direct: str, tensors: bool) -> None:
 def test_a_vector(broker: str, sessions: int) -> None:
     local = SyncVectorEnv([Typed] * 3)
     remote = ProxyVectorEnv("typed", 3, broker, sessions=sessions)
-    here, there = local.reset(seed=3), remote.reset(seed=3)
+    here: Any = local.reset(seed=3)
+    there: Any = remote.reset(seed=3)
     for _ in range(3):
         assert_same(there[0], here[0])
         for i in range(3):
