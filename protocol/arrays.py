@@ -21,10 +21,12 @@ __all__ = [
     "SCALARS",
     "TIMES",
     "Tail",
+    "axes_order",
     "copy_array",
     "dtype_from_text",
     "dtype_to_text",
     "object_array",
+    "reorder",
 ]
 
 LARGE: Final = 4096
@@ -117,6 +119,27 @@ def copy_array(
         if points.max() > 0x10FFFF:
             raise DecodingError("An array of text contains invalid Unicode code points.")
     return array
+
+
+def axes_order(array: np.ndarray[Any, Any]) -> list[int] | None:
+    """Return the axes from the one with the largest steps in memory on; None for C order.
+
+    A copy of the array that keeps its order, as NumPy's `order="K"`, has them in this order.
+    """
+    if array.ndim < 2 or array.flags.c_contiguous:
+        return None
+    strides = np.empty_like(array).strides
+    axes = sorted(range(array.ndim), key=lambda axis: -strides[axis])
+    return axes if axes != [*range(array.ndim)] else None
+
+
+def reorder(axes: Any, array: Any) -> np.ndarray[Any, Any]:
+    """Return the array whose `transpose(axes)` is `array`. Raises DecodingError."""
+    if type(axes) is not list or type(array) is not np.ndarray:
+        raise DecodingError("An array in another order than C's is not [axes, array].")
+    if any(type(axis) is not int for axis in axes) or sorted(axes) != [*range(array.ndim)]:
+        raise DecodingError(f"{axes!r:.100} is not an order of {array.ndim} axes.")
+    return array.transpose([axes.index(axis) for axis in range(array.ndim)])
 
 
 def object_array(shape: Any, items: Any) -> np.ndarray[Any, Any]:

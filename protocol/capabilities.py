@@ -21,7 +21,7 @@ PAGES: Final = "pages"
 """The peer takes FOUND in pages (§6.4)."""
 
 VALUES: Final = "values"
-"""The peer reads the extension types 8 and 9 (§10)."""
+"""The peer reads the extension types 8 to 10 (§10)."""
 
 CAPABILITIES: Final = (EXTENSIONS, PAGES, VALUES)
 """What this release understands."""

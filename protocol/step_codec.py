@@ -231,11 +231,17 @@ def _array_act(sid: int, space: SpaceCodec, other: _Act, largest: int) -> _Act:
     prefix, lead, begin, end = layout.prefix, layout.lead, layout.begin, layout.end
     dtype, shape, fixed, ndarray = layout.dtype, layout.shape, layout.fixed, np.ndarray
     lead_end, before = layout.lead_end, lead + layout.pad
+    is_flat = len(shape) < 2
 
     encode_other, decode_other = other
 
     def encode(action: Any, number: bytes) -> Frame | None:
-        if type(action) is ndarray and action.dtype == dtype and action.shape == shape:
+        if (
+            type(action) is ndarray
+            and action.dtype == dtype
+            and action.shape == shape
+            and (is_flat or action.flags.c_contiguous)
+        ):
             return b"".join((prefix, number, before, action.tobytes()))
         return encode_other(action, number)
 
@@ -257,6 +263,7 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
     prefix, lead, begin = layout.prefix, layout.lead, layout.begin
     dtype, shape, size, pad = layout.dtype, layout.shape, layout.size, layout.pad
     small, fixed = layout.small, layout.fixed
+    has_order = not small or len(shape) > 1
     lead_end, rest_at = layout.lead_end, layout.rest_at
     stays, apart = fixed and layout.n_bytes >= IN_PLACE, layout.n_bytes >= APART
     ndarray, pack, unpack = np.ndarray, _REST.pack, _REST.unpack_from
@@ -277,11 +284,11 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
             or observation.shape != shape
         ):
             return encode_other(step, number)
+        if has_order and not observation.flags.c_contiguous:
+            return encode_other(step, number)
         rest = pack(float_type, reward, ends[terminated, truncated])
         if small:
             return b"".join((prefix, number, lead, observation.tobytes(), rest))
-        if not observation.flags.c_contiguous:
-            return encode_other(step, number)
         head = b"".join((prefix, number, lead, rest, pad))
         return Pieces([head, observation.data], size) if apart else head + observation.data
 

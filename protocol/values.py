@@ -14,10 +14,11 @@ dict; see `protocol.value_limits` for its keys), and otherwise one of these exte
 | 7    | collections.OrderedDict     | msgpack map                                                |
 | 8    | named tuple                 | msgpack [name, [name of a field, ...], [item, ...]]        |
 | 9    | numpy array of objects      | msgpack [shape, [item, ...]]                               |
+| 10   | numpy array not in C order  | msgpack [axes, the array with its axes in this order]      |
 
 For the text of a dtype see `protocol.arrays`. A type that would be decoded as another one (an
 `IntEnum`, a named tuple of the user's own type, a `bytearray`, a masked array) is refused; only
-`convert` replaces such values. The types 8 and 9 need the capability `values`.
+`convert` replaces such values. The types 8 to 10 need the capability `values`.
 """
 
 from __future__ import annotations
@@ -39,10 +40,12 @@ from gymwire.protocol.arrays import (
     SCALARS,
     TIMES,
     Tail,
+    axes_order,
     copy_array,
     dtype_from_text,
     dtype_to_text,
     object_array,
+    reorder,
 )
 from gymwire.protocol.conversions import Converter
 from gymwire.protocol.errors import DecodingError, EncodingError
@@ -65,7 +68,9 @@ __all__ = [
     "unpack",
 ]
 
-_ARRAY, _SCALAR, _INT, _TUPLE, _GRAPH, _OPAQUE, _ORDERED, _NAMED, _OBJECTS = range(1, 10)
+_ARRAY, _SCALAR, _INT, _TUPLE, _GRAPH, _OPAQUE, _ORDERED, _NAMED, _OBJECTS, _REORDERED = range(
+    1, 11
+)
 # A list header may declare as many items as the message has bytes, and msgpack allocates that many
 # at each level. Longer messages are therefore skimmed before anything is allocated.
 _SKIM_ABOVE = 2048
@@ -90,7 +95,11 @@ def _extend(tail: Tail | None, extended: bool, depth: int, value: Any) -> msgpac
     if (prefix := SCALARS.get(kind)) is not None:
         return msgpack.ExtType(_SCALAR, prefix + value.tobytes())
     if kind is np.ndarray and not value.dtype.hasobject:
-        return msgpack.ExtType(_ARRAY, _pack_array(value, tail))
+        axes = axes_order(value) if extended else None
+        if axes is None:
+            return msgpack.ExtType(_ARRAY, _pack_array(value, tail))
+        parts: Any = [axes, value.transpose(axes)]
+        return msgpack.ExtType(_REORDERED, _pack(parts, tail, extended, depth + 1))
     if kind in CONTAINERS or kind is np.ndarray or is_rebuilt(kind):
         if depth > MAX_DEPTH:
             raise ValueError("too deep")
@@ -304,7 +313,7 @@ class _Reader:
                     f"An integer has {len(data)} bytes; the maximum is {MAX_INT_BYTES}."
                 )
             return int.from_bytes(data, "little", signed=True)
-        if not _TUPLE <= code <= _OBJECTS:
+        if not _TUPLE <= code <= _REORDERED:
             raise DecodingError(f"Unknown extension type {code}.")
         return self._container(code, data)
 
@@ -328,6 +337,8 @@ class _Reader:
                 return self._named(*items)
             if code == _OBJECTS and is_encodable(items, MAX_DEPTH - self.depth):
                 return object_array(*items)
+            if code == _REORDERED:
+                return reorder(*items)
         raise DecodingError(f"Extension type {code} has malformed contents.")
 
     def _named(self, name: Any, fields: Any, items: Any) -> Any:

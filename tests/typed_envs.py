@@ -68,3 +68,20 @@ class Typed(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, info = self._result()
         return observation, self.np_random.normal(), False, False, info
+
+
+class Fortran(gymnasium.Env[Any, Any]):
+    """Observes images whose axes have Fortran's order in memory."""
+
+    observation_space = Box(0, 1, (30, 20, 3), np.float64)
+    action_space = Discrete(10)
+
+    def _observe(self) -> Any:
+        return np.asfortranarray(self.np_random.random((30, 20, 3)))
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._observe(), {"mask": np.zeros((2, 3), order="F")}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        return self._observe(), 1.0, False, False, {"mask": np.ones((2, 3), order="F")}

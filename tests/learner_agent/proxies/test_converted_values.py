@@ -13,13 +13,14 @@ from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol import named_tuples
 from tests.processes import programs
 from tests.sameness import assert_same
-from tests.typed_envs import Typed, Weather
+from tests.typed_envs import Fortran, Typed, Weather
 
 
 @pytest.fixture(scope="module")
 def broker(broker_url: str) -> Iterator[str]:
     with programs() as started:
         started.env_agent(broker_url, "--address", "typed", "--env", "tests.typed_envs:Typed")
+        started.env_agent(broker_url, "--address", "fortran", "--env", "tests.typed_envs:Fortran")
         yield broker_url
 
 
@@ -62,3 +63,21 @@ def test_a_vector(broker: str, sessions: int) -> None:
         assert_same(there[-1]["draw"], here[-1]["draw"])
         here, there = local.step(np.zeros(3, int)), remote.step(np.zeros(3, int))
     remote.close()
+
+
+@pytest.mark.parametrize("direct", ["auto", "never"])
+def test_arrays_keep_their_order_in_memory(broker: str, direct: str) -> None:
+    local = Fortran()
+    with ProxyEnv("fortran", broker, direct=direct) as remote:
+        here: Any = local.reset(seed=3)
+        there: Any = remote.reset(seed=3)
+        for _ in range(4):
+            assert_same(there, here)
+            assert there[0].strides == here[0].strides
+            assert there[-1]["mask"].strides == here[-1]["mask"].strides
+            here, there = local.step(1), remote.step(1)
+    envs = SyncVectorEnv([Fortran] * 2)
+    many = ProxyVectorEnv("fortran", 2, broker, direct=direct)
+    assert_same(many.reset(seed=3), envs.reset(seed=3))
+    assert many.step(np.zeros(2, int))[0].strides == envs.step(np.zeros(2, int))[0].strides
+    many.close()
