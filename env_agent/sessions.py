@@ -11,6 +11,7 @@ from typing import Any
 import structlog
 
 from gymwire.env_agent import failure_reports
+from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.runners.in_loop import InLoopRunner
@@ -19,7 +20,7 @@ from gymwire.env_agent.slot import Slot
 from gymwire.protocol import spaces
 from gymwire.protocol.capabilities import CAPABILITIES, VALUES, common
 from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size
-from gymwire.protocol.messages import Code, Error, Open, Opened
+from gymwire.protocol.messages import MULTI_AGENT, Code, Error, Open, Opened
 from gymwire.protocol.security import signing
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.signing import SignedCodec
@@ -29,6 +30,9 @@ from gymwire.protocol.step_codec import compile_steps
 EXPOSED_BY_DEFAULT = (
     "action_mask",
     "action_masks",
+    "compute_reward",
+    "compute_terminated",
+    "compute_truncated",
     "get_action_meanings",
     "get_keys_to_action",
     "np_random",
@@ -101,7 +105,9 @@ class SessionHost:
         if self._key is not None and request.challenge:
             signer = signing.answer_challenge(self._key, request.challenge, request.nonce, sid)
         found = runner.describe(service.factory.name)
-        exposed = frozenset((*EXPOSED_BY_DEFAULT, *service.exposed))
+        kind = request.env_kind
+        several = pettingzoo.EXPOSED if kind in MULTI_AGENT else ()
+        exposed = frozenset((*EXPOSED_BY_DEFAULT, *several, *service.exposed))
         single_observation, single_action = (
             None if space is None else spaces.describe(space, root=name)
             for space, name in (

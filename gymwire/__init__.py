@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         UsageError,
         VersionMismatch,
     )
+    from gymwire.learner_agent.proxies.multi_agent import ProxyAECEnv, ProxyParallelEnv
     from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
     from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 
@@ -76,7 +77,9 @@ __all__ = [
     "NoLearnerFits",
     "OfferError",
     "ProtocolError",
+    "ProxyAECEnv",
     "ProxyEnv",
+    "ProxyParallelEnv",
     "ProxyVectorEnv",
     "Refused",
     "ReplayMismatch",
@@ -93,6 +96,8 @@ __all__ = [
 _MODULES = {
     "ProxyEnv": "gymwire.learner_agent.proxies.proxy_env",
     "ProxyVectorEnv": "gymwire.learner_agent.proxies.proxy_vector_env",
+    "ProxyParallelEnv": "gymwire.learner_agent.proxies.multi_agent",
+    "ProxyAECEnv": "gymwire.learner_agent.proxies.multi_agent",
     "Simulation": "gymwire.env_agent.simulation.simulation",
 }
 

@@ -12,7 +12,7 @@ from typing import Final
 
 from gymwire.protocol.errors import VersionMismatch
 
-__all__ = ["CAPABILITIES", "EXTENSIONS", "PAGES", "VALUES", "common", "require"]
+__all__ = ["CAPABILITIES", "EXTENSIONS", "KINDS", "PAGES", "VALUES", "common", "require"]
 
 EXTENSIONS: Final = "extensions"
 """The peer reads extension fields (§3.11)."""
@@ -20,10 +20,13 @@ EXTENSIONS: Final = "extensions"
 PAGES: Final = "pages"
 """The peer takes FOUND in pages (§6.4)."""
 
+KINDS: Final = "kinds"
+"""The peer reads the kind of environment in OPEN (§4.2.3)."""
+
 VALUES: Final = "values"
 """The peer reads the extension types 8 to 10 (§10)."""
 
-CAPABILITIES: Final = (EXTENSIONS, PAGES, VALUES)
+CAPABILITIES: Final = (EXTENSIONS, PAGES, KINDS, VALUES)
 """What this release understands."""
 
 

@@ -15,7 +15,7 @@ import dataclasses
 import struct
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from gymwire.protocol import values
@@ -297,7 +297,7 @@ def split(data: Frame | memoryview, head_len: int) -> tuple[Any, memoryview | No
     return values.unpack(bytes(data[HEADER_SIZE:end]), tail), tail
 
 
-def _extend(frame: Frame, message: Message, names: Sequence[str]) -> Frame:
+def _extend(frame: Frame, message: Message, names: Iterable[str]) -> Frame:
     """Append the extension fields of a message that are not empty, if there are any."""
     fields = {name: value for name in names if (value := getattr(message, name))}
     if not fields:
@@ -321,8 +321,12 @@ def _split_extensions(
         raise DecodingError("The extension fields of a frame are not a map.")
     known = {name: fields[name] for name in _EXTENSIONS.get(header.kind, ()) if name in fields}
     for name, value in known.items():
-        if type(value) is not list:
-            raise DecodingError(f"{header.kind.name}.{name} must be list.", path=name)
+        allowed = _EXTENSIONS[header.kind][name]
+        if allowed is not None and type(value) not in allowed:
+            raise DecodingError(
+                f"{header.kind.name}.{name} must be {_names(allowed)}, not {type(value).__name__}.",
+                path=name,
+            )
     return data[: end - size], known
 
 
@@ -356,11 +360,15 @@ def _allowed(annotation: Any) -> tuple[type, ...] | None:
 
 _NUMBERS = (_allowed(int), _allowed(float), _allowed(float | None))
 _FIELDS: dict[Kind, tuple[str, ...]] = {}
-_EXTENSIONS: dict[Kind, tuple[str, ...]] = {}
+_EXTENSIONS: dict[Kind, dict[str, tuple[type, ...] | None]] = {}
 _CHECKS: dict[Kind, list[tuple[str, tuple[type, ...] | None]]] = {}
 for _kind, _type in TYPES.items():
     _hints = typing.get_type_hints(_type)
-    _extended = tuple(f.name for f in dataclasses.fields(_type) if f.metadata == EXTENSION)
+    _extended = {
+        one.name: _allowed(_hints[one.name])
+        for one in dataclasses.fields(_type)
+        if one.metadata == EXTENSION
+    }
     if _extended:
         _EXTENSIONS[_kind] = _extended
     _FIELDS[_kind] = tuple(name for name in _hints if name not in _extended)

@@ -87,8 +87,20 @@ class Role:
     LIVENESS = "presence"  # an env agent's liveness connection, which never sends HELLO
 
 
+class EnvKind:
+    """The kind of environment that a session uses."""
+
+    ENV = "env"  # a gymnasium.Env
+    VECTOR = "vector"  # a gymnasium.vector.VectorEnv
+    PARALLEL = "parallel"  # a PettingZoo ParallelEnv
+    AEC = "aec"  # a PettingZoo AECEnv
+
+
+MULTI_AGENT = (EnvKind.PARALLEL, EnvKind.AEC)
+"""The kinds of environment with several agents."""
+
 EXTENSION = {"extension": True}
-"""The metadata of extension fields: lists that a frame carries beside its head (§3.11)."""
+"""The metadata of extension fields, which a frame carries beside its head (§3.11)."""
 LIVENESS_PREFIX = b"\x02"  # the first byte of a liveness connection's routing id
 LIVENESS_AGENT_SIZE = 15  # bytes of the id of a process that follow it
 
@@ -193,6 +205,7 @@ class Open:
         challenge: the X25519 public key of a learner that pins the env agent and wants a signed
             session; otherwise b"".
         capabilities: what the learner understands, see `protocol.capabilities`.
+        kind: the kind of environment, see `EnvKind`.
     """
 
     address: str
@@ -205,6 +218,12 @@ class Open:
     learner: str = ""
     challenge: bytes = b""
     capabilities: list[Any] = field(default_factory=list, metadata=EXTENSION)
+    kind: str = field(default="", metadata=EXTENSION)
+
+    @property
+    def env_kind(self) -> str:
+        """The kind of environment, also if a learner of 0.1.0 does not name it."""
+        return self.kind or (EnvKind.VECTOR if self.num_envs else EnvKind.ENV)
 
 
 @dataclass(frozen=True, slots=True)

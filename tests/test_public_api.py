@@ -27,6 +27,8 @@ def test_all_lists_the_proxies_the_errors_and_the_version_and_nothing_else() -> 
     expected = {
         "ProxyEnv",
         "ProxyVectorEnv",
+        "ProxyAECEnv",
+        "ProxyParallelEnv",
         "Simulation",
         "errors",
         "__version__",

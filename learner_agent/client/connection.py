@@ -199,7 +199,7 @@ class BrokerConnection:
         )
         return session
 
-    def open_all(
+    def open_all(  # noqa: PLR0913 - these are the fields of OPEN
         self,
         address: str,
         num_envs: Sequence[int],
@@ -210,6 +210,7 @@ class BrokerConnection:
         direct: str = "auto",
         wait_s: float | None = None,
         timeout_s: float | None = None,
+        kind: str = "",
     ) -> list[RemoteSession]:
         """Open several sessions at the same time, and return them in order; all or none.
 
@@ -226,6 +227,7 @@ class BrokerConnection:
             wait_s: replaces the connection's.
             timeout_s: how long an env agent may take to open a session, in seconds; None: as long
                 as it takes.
+            kind: the kind of environment, see `EnvKind`.
 
         Raises:
             RequestTimeout: after `timeout_s`.
@@ -242,6 +244,7 @@ class BrokerConnection:
             direct=direct,
             wait_s=wait_s,
             timeout_s=timeout_s,
+            kind=kind,
         )
 
     def resume(self, token: SessionToken) -> RemoteSession:

@@ -15,7 +15,7 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.protocol import logs
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.capabilities import CAPABILITIES
+from gymwire.protocol.capabilities import CAPABILITIES, KINDS, common, require
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
     ConfigurationError,
@@ -26,6 +26,7 @@ from gymwire.protocol.errors import (
     RequestTimeout,
 )
 from gymwire.protocol.messages import (
+    MULTI_AGENT,
     NONCE_SIZE,
     Close,
     Code,
@@ -38,6 +39,7 @@ from gymwire.protocol.messages import (
 )
 from gymwire.protocol.security.keys import identity
 from gymwire.protocol.security.signing import Challenge, Signer
+from gymwire.protocol.transport.handshake import software
 
 if TYPE_CHECKING:
     from gymwire.learner_agent.client.connection import BrokerConnection
@@ -94,7 +96,7 @@ class SessionOpener:
         self._given_up: dict[int, _Opening] = {}  # request number → what it may still open
         self._log = logs.logger()
 
-    def open_all(
+    def open_all(  # noqa: PLR0913 - these are the fields of OPEN
         self,
         address: str,
         num_envs: Sequence[int],
@@ -105,8 +107,10 @@ class SessionOpener:
         direct: str,
         wait_s: float | None,
         timeout_s: float | None,
+        kind: str = "",
     ) -> list[RemoteSession]:
         """Open sessions at the same time; see `BrokerConnection.open_all`."""
+        kind = self._checked_kind(kind)
         if direct not in ("auto", "never", "always"):
             raise ConfigurationError(f'direct must be "auto", "never" or "always", not {direct!r}.')
         pin = parse_address(address).identity
@@ -124,6 +128,7 @@ class SessionOpener:
                 direct != "never",
                 challenge=b"" if challenge is None else challenge.public,
                 capabilities=list(CAPABILITIES),
+                kind=kind,
             )
             openings.append(_Opening(open_msg, pin, challenge))
         batch = _Batch(openings, {}, {}, timeout_s)
@@ -140,6 +145,20 @@ class SessionOpener:
             for session in batch.opened.values():
                 session.close(wait=False)
             raise
+
+    def _checked_kind(self, kind: str) -> str:
+        """Return the kind of environment to name in OPEN. Raises VersionMismatch."""
+        welcome = self._connection.welcome
+        have = common([] if welcome is None else welcome.capabilities)
+        if kind in MULTI_AGENT:
+            require(
+                KINDS,
+                have,
+                who=f"the broker at {self._connection.url}",
+                theirs="" if welcome is None else welcome.software,
+                ours=software(),
+            )
+        return kind if KINDS in have else ""
 
     def _complete(self, batch: _Batch, wait_s: float) -> None:
         """Open all sessions of a batch, and wait for slots for at most `wait_s` seconds."""

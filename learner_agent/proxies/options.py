@@ -16,6 +16,7 @@ from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol.address import DEFAULT_BROKER, check_url, parse_address
 from gymwire.protocol.errors import AddressError, ConfigurationError
+from gymwire.protocol.messages import EnvKind
 
 INHERITED_CONNECTIONS: list[BrokerConnection] = []
 """Connections of a parent process. A forked child must neither use nor close them: it keeps them
@@ -33,6 +34,7 @@ class ProxyOptions:
         ConfigurationError: no address, or a value that an option cannot have.
     """
 
+    KIND: ClassVar[str] = EnvKind.ENV
     ON_LOST: ClassVar[tuple[str, ...]] = ("raise", "replay")
     HUMAN_HINT: ClassVar[str] = (
         "Use gymnasium.make('gymwire:gymwire/Proxy-v0', render_mode='human', ...), which fetches "
@@ -126,6 +128,7 @@ class ProxyOptions:
             direct=self.direct,
             wait_s=wait_s,
             timeout_s=self.step_timeout_s,
+            kind=self.KIND,
         )
 
     def spec_for(self, remote: Mapping[str, Any]) -> EnvSpec | None:
@@ -168,6 +171,7 @@ class ProxyOptions:
 class VectorProxyOptions(ProxyOptions):
     """The options of a ProxyVectorEnv: those of every proxy and three more. Raises the same."""
 
+    KIND: ClassVar[str] = EnvKind.VECTOR
     ON_LOST: ClassVar[tuple[str, ...]] = ("raise", "truncate")
     HUMAN_HINT: ClassVar[str] = 'Use render_mode="rgb_array" and show the frames yourself.'
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -76,6 +76,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
     # What gymnasium.make reads before an instance exists, if this class itself is registered.
     metadata: dict[str, Any] = {"render_modes": ["rgb_array", "ansi"]}  # noqa: RUF012 - as gymnasium.Env declares it
 
+    _OPTIONS: ClassVar[type[ProxyOptions]] = ProxyOptions
+
     def __init__(  # noqa: PLR0913 - a public constructor, with every option by name
         self,
         address: str | None = None,
@@ -92,7 +94,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         broker_key: str | os.PathLike[str] | None = None,
         connection: BrokerConnection | None = None,
     ) -> None:
-        options = ProxyOptions(
+        options = self._OPTIONS(
             address=address or "",
             broker=(broker if connection is None else connection.url) or "",
             render_mode=render_mode,

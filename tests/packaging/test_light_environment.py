@@ -15,8 +15,8 @@ from tests.packaging.test_distributions import PYPROJECT, clone_files
 
 # Where the name of the distribution is not that of the module.
 DISTRIBUTIONS = {"zmq": "pyzmq"}
-# Imported only by the option that needs it, which names the extra when it is missing.
-IN_EXTRAS = {"matplotlib"}
+# Imported only by what needs it, which names the extra when it is missing.
+IN_EXTRAS = {"matplotlib", "pettingzoo"}
 
 
 def libraries(path: Path) -> set[str]:

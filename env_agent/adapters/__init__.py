@@ -1,0 +1,1 @@
+"""Adapters: environments that are not a gymnasium.Env, made one."""

@@ -1,0 +1,211 @@
+"""PettingZoo environments at an env agent: `ProxyParallelEnv` and `ProxyAECEnv`.
+
+Both use a ProxyEnv whose values are dicts by agent, so requests, failures, replay and interrupts
+work as they do for one agent (docs/protocol.md §4.2.3).
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+try:
+    from pettingzoo import AECEnv, ParallelEnv
+except ImportError as error:
+    raise ImportError(
+        "ProxyParallelEnv and ProxyAECEnv need PettingZoo: pip install 'gymwire[pettingzoo]', or "
+        "in a clone ./run pip install -e '.[pettingzoo]'."
+    ) from error
+from gymnasium import Space, spaces
+
+from gymwire.learner_agent.proxies.options import ProxyOptions
+from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
+from gymwire.protocol.capabilities import KINDS
+from gymwire.protocol.errors import ProtocolError, VersionMismatch
+from gymwire.protocol.messages import EnvKind
+
+
+class _ParallelOptions(ProxyOptions):
+    KIND: ClassVar[str] = EnvKind.PARALLEL
+
+
+class _AECOptions(ProxyOptions):
+    KIND: ClassVar[str] = EnvKind.AEC
+
+
+class _Parallel(ProxyEnv):
+    """A ParallelEnv as a ProxyEnv."""
+
+    _OPTIONS: ClassVar[type[ProxyOptions]] = _ParallelOptions
+
+
+class _AEC(ProxyEnv):
+    """An AECEnv as a ProxyEnv."""
+
+    _OPTIONS: ClassVar[type[ProxyOptions]] = _AECOptions
+
+
+def _open(kind: type[ProxyEnv], *args: Any, **kwargs: Any) -> ProxyEnv:
+    """Return the remote environment. Raises what ProxyEnv raises, and VersionMismatch."""
+    env = kind(*args, **kwargs)
+    opened = env._session.opened  # noqa: SLF001 - of a class of this module
+    if KINDS not in opened.limits.get("capabilities", []):
+        env.close()
+        raise VersionMismatch(
+            f"The env agent ({opened.agent}) is too old for environments with several agents. "
+            f"Upgrade gymwire there."
+        )
+    return env
+
+
+def _spaces_of(space: Space[Any], name: str) -> dict[str, Space[Any]]:
+    if not isinstance(space, spaces.Dict):
+        raise ProtocolError(f"The {name} of an environment with several agents must be a Dict.")
+    return dict(space.spaces)
+
+
+class ProxyParallelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]
+    """A PettingZoo ParallelEnv at an env agent: all agents act in one step.
+
+    Takes the arguments of `ProxyEnv`, and raises what its methods raise. Methods return exactly
+    what the remote environment returned.
+
+    Attributes:
+        agents: the agents that act in the next step.
+        possible_agents: all agents that there can be.
+        observation_spaces, action_spaces: the spaces by agent.
+    """
+
+    def __init__(
+        self, address: str | None = None, broker: str | None = None, **kwargs: Any
+    ) -> None:
+        self._env = env = _open(_Parallel, address, broker, **kwargs)
+        self.observation_spaces = _spaces_of(env.observation_space, "observation space")
+        self.action_spaces = _spaces_of(env.action_space, "action space")
+        self.possible_agents = [*self.observation_spaces]
+        self.agents: list[str] = []
+        self.metadata = env.metadata
+        self.render_mode = env.render_mode
+
+    def observation_space(self, agent: str) -> Space[Any]:
+        """Return the observation space of an agent, always the same object."""
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: str) -> Space[Any]:
+        """Return the action space of an agent, always the same object."""
+        return self.action_spaces[agent]
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode; return the observations and the infos by agent."""
+        observations, info = self._env.reset(seed=seed, options=options)
+        return observations, self._update(info)
+
+    def step(
+        self, actions: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
+        """Let all agents act, in one message; return the five values by agent."""
+        observations, rewards, terminated, truncated, info = self._env.step(actions)
+        return observations, rewards, terminated, truncated, self._update(info)
+
+    def _update(self, info: dict[str, Any]) -> dict[str, Any]:
+        self.agents = info["agents"]
+        return info["infos"]  # type: ignore[no-any-return]
+
+    def state(self) -> Any:
+        """Return the global state, if the environment has one."""
+        return self._env.state()
+
+    @property
+    def state_space(self) -> Space[Any]:
+        """The space of the global state, if the environment has one."""
+        return self._env.state_space  # type: ignore[no-any-return]
+
+    def render(self) -> Any:
+        """Return what the remote environment renders."""
+        return self._env.render()
+
+    def close(self) -> None:
+        """End the session and free its slot."""
+        self._env.close()
+
+
+class ProxyAECEnv(AECEnv[str, Any, Any]):  # type: ignore[misc]
+    """A PettingZoo AECEnv at an env agent: the agents act one after another.
+
+    Takes the arguments of `ProxyEnv`, and raises what its methods raise. A step is one message: its
+    reply has the observation of the agent that is selected next, and everything that `last`
+    returns. `observe` of another agent is a request of its own.
+
+    Attributes:
+        agents: the agents that are alive.
+        possible_agents: all agents that there can be.
+        agent_selection: the agent that acts next.
+        observation_spaces, action_spaces: the spaces by agent.
+        rewards, terminations, truncations, infos: the last values by agent.
+    """
+
+    def __init__(
+        self, address: str | None = None, broker: str | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__()
+        self._env = env = _open(_AEC, address, broker, **kwargs)
+        self.observation_spaces = _spaces_of(env.observation_space, "observation space")
+        self.action_spaces = _spaces_of(env.action_space, "action space")
+        self.possible_agents = [*self.observation_spaces]
+        self.agents: list[str] = []
+        self.metadata = env.metadata
+        self.render_mode = env.render_mode
+
+    def observation_space(self, agent: str) -> Space[Any]:
+        """Return the observation space of an agent, always the same object."""
+        return self.observation_spaces[agent]
+
+    def action_space(self, agent: str) -> Space[Any]:
+        """Return the action space of an agent, always the same object."""
+        return self.action_spaces[agent]
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
+        """Start an episode."""
+        observation, info = self._env.reset(seed=seed, options=options)
+        self._update(observation, info["rewards"], info["terminations"], info["truncations"], info)
+
+    def step(self, action: Any) -> None:
+        """Let the selected agent act; None if it is terminated or truncated."""
+        self._update(*self._env.step(action))
+
+    def _update(
+        self, observation: Any, rewards: Any, terminations: Any, truncations: Any, info: Any
+    ) -> None:
+        self._observation = observation
+        self.rewards = rewards
+        self.terminations = terminations
+        self.truncations = truncations
+        self.infos = info["infos"]
+        self._cumulative_rewards = info["cumulative"]
+        self.agents = info["agents"]
+        self.agent_selection = info["selected"]
+
+    def observe(self, agent: str) -> Any:
+        """Return the observation of an agent."""
+        if self.agents and agent == self.agent_selection:
+            return copy.deepcopy(self._observation)
+        return self._env.observe(agent)
+
+    def state(self) -> Any:
+        """Return the global state, if the environment has one."""
+        return self._env.state()
+
+    @property
+    def state_space(self) -> Space[Any]:
+        """The space of the global state, if the environment has one."""
+        return self._env.state_space  # type: ignore[no-any-return]
+
+    def render(self) -> Any:
+        """Return what the remote environment renders."""
+        return self._env.render()
+
+    def close(self) -> None:
+        """End the session and free its slot."""
+        self._env.close()

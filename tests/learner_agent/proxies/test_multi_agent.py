@@ -1,0 +1,140 @@
+"""PettingZoo environments at an env agent are those of this process, bit for bit."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gymwire import ProxyAECEnv, ProxyEnv, ProxyParallelEnv, ProxyVectorEnv
+from gymwire.errors import EnvironmentFailed
+from tests.multi_agent_envs import Countdown, Visitors, turns
+from tests.processes import programs
+from tests.sameness import assert_same
+
+OFFERS = {
+    "visitors": "tests.multi_agent_envs:Visitors",
+    "countdown": "tests.multi_agent_envs:Countdown",
+    "turns": "tests.multi_agent_envs:turns",
+    "rps": "pettingzoo.classic:rps_v2",
+    "lake-alone": "FrozenLake-v1",
+}
+
+
+@pytest.fixture(scope="module")
+def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """A broker with an env agent that offers environments with several agents."""
+    config = tmp_path_factory.mktemp("zoo") / "offers.toml"
+    config.write_text("\n".join(f'[[offer]]\naddress="{a}"\nenv="{e}"' for a, e in OFFERS.items()))
+    with programs() as started:
+        started.env_agent(broker_url, "--config", str(config), "--direct", "tcp://127.0.0.1:*")
+        yield broker_url
+
+
+def play_parallel(env: Any, other: Any, seed: int) -> None:
+    """Play an episode in both, with the same actions, and compare everything."""
+    assert_same(env.reset(seed=seed), other.reset(seed=seed))
+    while env.agents:
+        assert env.agents == other.agents
+        assert_same(env.state(), other.state())
+        actions = {agent: env.action_space(agent).sample() for agent in env.agents}
+        assert_same(env.step(actions), other.step(actions))
+    assert other.agents == []
+
+
+@pytest.mark.parametrize("direct", ["never", "always"])
+def test_a_parallel_env_is_that_of_this_process(url: str, direct: str) -> None:
+    local, remote = Visitors(), ProxyParallelEnv("visitors", url, direct=direct)
+    assert remote.possible_agents == local.possible_agents
+    assert remote.metadata["name"] == "visitors"
+    for agent in local.possible_agents:
+        assert remote.observation_space(agent) == local.observation_space(agent)
+        assert remote.action_space(agent) == local.action_space(agent)
+        assert remote.action_space(agent) is remote.action_space(agent)
+        local.action_space(agent).seed(5)
+    for seed in range(3):
+        play_parallel(local, remote, seed)
+    assert_same(local.reset(seed=1, options={"skip": 4}), remote.reset(seed=1, options={"skip": 4}))
+    remote.close()
+
+
+@pytest.mark.parametrize("mode", ["rgb_array", "ansi"])
+def test_a_parallel_env_renders(url: str, mode: str) -> None:
+    local, remote = Visitors(mode), ProxyParallelEnv("visitors", url, render_mode=mode)
+    for env in (local, remote):
+        env.reset(seed=1)
+    assert_same(local.render(), remote.render())
+    remote.close()
+
+
+def play_aec(env: Any, other: Any, seed: int) -> None:
+    """Play an episode in both, with the same actions, and compare everything."""
+    for one in (env, other):
+        one.reset(seed=seed)
+    for agent in env.agent_iter():
+        assert env.agents == other.agents
+        assert other.agent_selection == agent
+        last = env.last()
+        assert_same(last, other.last())
+        for name in ("rewards", "terminations", "truncations", "infos", "_cumulative_rewards"):
+            assert_same(dict(getattr(env, name)), getattr(other, name))
+        for one in env.agents:
+            assert_same(env.observe(one), other.observe(one))
+        action = None if last[2] or last[3] else env.action_space(agent).sample()
+        for one in (env, other):
+            one.step(action)
+    assert other.agents == []
+
+
+def test_an_aec_env_is_that_of_this_process(url: str) -> None:
+    local, remote = Countdown(), ProxyAECEnv("countdown", url)
+    assert remote.possible_agents == local.possible_agents
+    local.action_space("zoe").seed(2)
+    for seed in range(3):
+        play_aec(local, remote, seed)
+    remote.close()
+
+
+@pytest.mark.parametrize("address", ["turns", "visitors"])
+def test_a_parallel_env_can_be_used_in_turns(url: str, address: str) -> None:
+    local, remote = turns(length=5), ProxyAECEnv(address, url, env_kwargs={"length": 5})
+    play_aec(local, remote, 3)
+    remote.close()
+
+
+def test_the_proxies_pass_the_tests_of_pettingzoo(url: str) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test, seed_test
+
+        aec, parallel = ProxyAECEnv("countdown", url), ProxyParallelEnv("rps", url)
+        api_test(aec, num_cycles=50)
+        parallel_api_test(parallel, num_cycles=50)
+        seed_test(lambda: ProxyAECEnv("rps", url), num_cycles=5)
+        parallel_seed_test(lambda: ProxyParallelEnv("rps", url), num_cycles=5)
+        aec.close()
+        parallel.close()
+
+
+@pytest.mark.parametrize(
+    ("proxy", "address", "text"),
+    [
+        (ProxyEnv, "visitors", "has several agents: open it with ProxyParallelEnv"),
+        (ProxyEnv, "countdown", "has several agents: open it with ProxyAECEnv"),
+        (ProxyParallelEnv, "countdown", "act one after another.*open it with ProxyAECEnv"),
+        (ProxyParallelEnv, "lake-alone", "with one agent: open it with ProxyEnv"),
+        (ProxyAECEnv, "lake-alone", "with one agent: open it with ProxyEnv"),
+    ],
+)
+def test_the_wrong_proxy_is_named_with_the_right_one(
+    url: str, proxy: Any, address: str, text: str
+) -> None:
+    with pytest.raises(EnvironmentFailed, match=text):
+        proxy(address, url)
+
+
+def test_a_vector_of_environments_with_several_agents_is_refused(url: str) -> None:
+    with pytest.raises(EnvironmentFailed, match="has several agents"):
+        ProxyVectorEnv("visitors", 2, url)
