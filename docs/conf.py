@@ -42,6 +42,7 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 # Types of other projects: their documentation is not reachable from every build machine.
 nitpick_ignore_regex = [
-    (r"py:.*", r"(gymnasium|pettingzoo|numpy|np|zmq|os|collections|typing|pathlib|structlog)(\..*)?"),
+    (r"py:.*", r"(gymnasium|pettingzoo|numpy|np|zmq|os)(\..*)?"),
+    (r"py:.*", r"(collections|typing|pathlib|structlog)(\..*)?"),
     (r"py:class", r"AutoresetMode|Channel|BrokerConnection|Space"),  # as the annotations write them
 ]

@@ -20,7 +20,7 @@ from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.session import Session
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import spaces, values
-from gymwire.protocol.capabilities import CAPABILITIES
+from gymwire.protocol.capabilities import CAPABILITIES, VALUES, common
 from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size
 from gymwire.protocol.messages import MULTI_AGENT, Code, Error, Open, Opened
 from gymwire.protocol.security import signing
@@ -150,25 +150,30 @@ class SessionHost:
         signer = None
         if self._key is not None and request.challenge:
             signer = signing.answer_challenge(self._key, request.challenge, request.nonce, sid)
-        common = self._common(service, runner, request)
+        shared = self._common(service, runner, request)
         opened = replace(
-            common.opened,
-            limits={**common.opened.limits, "stamps": signer is None},
+            shared.opened,
+            limits={**shared.opened.limits, "stamps": signer is None},
             direct=direct,
             key=b"" if signer is None or self._key is None else self._key.public,
         )
-        observation = runner.spaces.guard(common.observation)
+        observation = runner.spaces.guard(shared.observation)
+        extended = VALUES in common(request.capabilities)
         codec = (Codec if signer is None else partial(SignedCodec, signer))(
             observation,
-            common.action,
+            shared.action,
             strict_infos=service.strict_infos,
+            extended=extended,
             on_opaque=partial(self._warn_opaque, service.address),
+            on_converted=partial(self._warn_converted, service.address),
         )
         steps = None
         if signer is None:  # the step codec does not sign frames
-            steps = compile_steps(sid, observation, common.action, request.num_envs)
+            steps = compile_steps(
+                sid, observation, shared.action, request.num_envs, extended=extended
+            )
         session = Session(sid, request.nonce, request.address, request.learner)
-        return Slot(session, runner, codec, steps, common.exposed, opened)
+        return Slot(session, runner, codec, steps, shared.exposed, opened)
 
     def _common(self, service: Service, runner: InLoopRunner, request: Open) -> _Common:
         """Return what the sessions whose environments are alike share."""
@@ -207,6 +212,12 @@ class SessionHost:
         if (address, path) not in self._opaque_paths:
             self._opaque_paths.add((address, path))
             self._log.warning("info value not serializable, repr sent", address=address, path=path)
+
+    def _warn_converted(self, address: str, kind: str, became: str) -> None:
+        """Log, once for each type, that the learner gets values of another type."""
+        if (address, kind) not in self._opaque_paths:
+            self._opaque_paths.add((address, kind))
+            self._log.warning("values converted", address=address, type=kind, becomes=became)
 
     def remove(self, slot: Slot) -> None:
         """Remove the slot of a session that ends."""

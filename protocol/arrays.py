@@ -6,6 +6,7 @@ bytes are C-ordered and in that byte order.
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, Final
 
@@ -20,9 +21,12 @@ __all__ = [
     "SCALARS",
     "TIMES",
     "Tail",
+    "axes_order",
     "copy_array",
     "dtype_from_text",
     "dtype_to_text",
+    "object_array",
+    "reorder",
 ]
 
 LARGE: Final = 4096
@@ -115,3 +119,37 @@ def copy_array(
         if points.max() > 0x10FFFF:
             raise DecodingError("An array of text contains invalid Unicode code points.")
     return array
+
+
+def axes_order(array: np.ndarray[Any, Any]) -> list[int] | None:
+    """Return the axes from the one with the largest steps in memory on; None for C order.
+
+    A copy of the array that keeps its order, as NumPy's `order="K"`, has them in this order.
+    """
+    if array.ndim < 2 or array.flags.c_contiguous:
+        return None
+    strides = np.empty_like(array).strides
+    axes = sorted(range(array.ndim), key=lambda axis: -strides[axis])
+    return axes if axes != [*range(array.ndim)] else None
+
+
+def reorder(axes: Any, array: Any) -> np.ndarray[Any, Any]:
+    """Return the array whose `transpose(axes)` is `array`. Raises DecodingError."""
+    if type(axes) is not list or type(array) is not np.ndarray:
+        raise DecodingError("An array in another order than C's is not [axes, array].")
+    if any(type(axis) is not int for axis in axes) or sorted(axes) != [*range(array.ndim)]:
+        raise DecodingError(f"{axes!r:.100} is not an order of {array.ndim} axes.")
+    return array.transpose([axes.index(axis) for axis in range(array.ndim)])
+
+
+def object_array(shape: Any, items: Any) -> np.ndarray[Any, Any]:
+    """Return an array of objects with this shape. Raises DecodingError."""
+    if type(shape) is not list or type(items) is not list or len(shape) > MAX_DIMS:
+        raise DecodingError("The shape of an array of objects, or its items, are not a list.")
+    if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) != len(items):
+        raise DecodingError(f"{len(items)} items do not make an array of shape {shape!r:.100}.")
+    array = np.empty(len(items), object)
+    # One by one: NumPy would make one array of a list of arrays.
+    for index, item in enumerate(items):
+        array[index] = item
+    return array.reshape(shape)

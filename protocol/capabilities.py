@@ -1,13 +1,13 @@
 """What a peer understands beyond release 0.1.0 (docs/protocol.md §3.11).
 
-A peer lists its capabilities in HELLO, WELCOME, OFFER and the `limits` of OPENED; two peers use
-what both list. A peer of release 0.1.0 lists none and ignores the lists of others. A new wire
+A peer lists its capabilities in HELLO, WELCOME, OFFER, OPEN and the `limits` of OPENED; two peers
+use what both list. A peer of release 0.1.0 lists none and ignores the lists of others. A new wire
 feature gets a name here, and code asks for that name before it uses the feature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection
 from typing import Final
 
 from gymwire.protocol.errors import VersionMismatch
@@ -19,6 +19,7 @@ __all__ = [
     "EXTENSIONS",
     "KINDS",
     "PAGES",
+    "VALUES",
     "common",
     "require",
 ]
@@ -38,12 +39,17 @@ EACH: Final = "each"
 EACH_MODES: Final = ("each-get", "each-set", "each-call", "each-has", "each-wrapped")
 """The modes of such a CALL."""
 
-CAPABILITIES: Final = (EXTENSIONS, PAGES, KINDS, EACH)
+VALUES: Final = "values"
+"""The peer reads the extension types 8 to 10 (§10)."""
+
+CAPABILITIES: Final = (EXTENSIONS, PAGES, KINDS, EACH, VALUES)
 """What this release understands."""
 
 
-def common(theirs: Iterable[object]) -> frozenset[str]:
-    """Return the capabilities that both sides have, from the other side's list."""
+def common(theirs: object) -> frozenset[str]:
+    """Return the capabilities that both sides have, from the other side's list, if it is one."""
+    if not isinstance(theirs, list):
+        return frozenset()
     return frozenset(name for name in theirs if isinstance(name, str) and name in CAPABILITIES)
 
 

@@ -137,9 +137,11 @@ class Codec:
     Args:
         observation: the codec of a session's observation space, for the compact form.
         action: the codec of its action space.
-        strict_infos: raise EncodingError for an info that cannot be serialized. Otherwise
-            `values.Opaque` replaces the value, and `on_opaque` gets its path.
+        extended: whether the receiver of the session's messages has the capability `values`.
+        strict_infos: raise EncodingError for an info that cannot be serialized. Otherwise the value
+            is converted (docs/protocol.md §10), or `values.Opaque` replaces it.
         on_opaque: called with the path of each info value that cannot be serialized.
+        on_converted: called with the type of each value that is converted, and what it becomes.
     """
 
     def __init__(
@@ -147,11 +149,15 @@ class Codec:
         observation: SpaceCodec | None = None,
         action: SpaceCodec | None = None,
         *,
+        extended: bool = True,
         strict_infos: bool = False,
-        on_opaque: Callable[[str], None] | None = None,
+        on_opaque: Callable[[str], None] = lambda _: None,
+        on_converted: Callable[[str, str], None] = lambda *_: None,
     ) -> None:
+        self._extended = extended
         self._strict_infos = strict_infos
         self._on_opaque = on_opaque
+        self._on_converted = on_converted
         # kind → the codec of its first field
         self._spaces: dict[Kind, SpaceCodec] = {}
         if observation is not None:
@@ -189,7 +195,7 @@ class Codec:
                 fields[0] = compact
                 flags = COMPACT
         try:
-            head = values.pack(fields, tail)
+            head = values.pack(fields, tail, extended=self._extended)
         except EncodingError as error:
             head, tail, flags = self._explain(kind, message, error)
         frame = join(kind, flags, head, tail, sid, seq)
@@ -199,23 +205,36 @@ class Codec:
     def _explain(
         self, kind: Kind, message: Message, error: EncodingError
     ) -> tuple[bytes, values.Tail, int]:
-        """Pack field by field, to replace unserializable infos by Opaque or to name the fault."""
+        """Pack field by field: convert values, replace infos by Opaque, or name the fault."""
         fields: list[Any] = []
         for name in _FIELDS[kind]:
             value = getattr(message, name)
             if name == "info" and not self._strict_infos:
-                value, paths = values.opaque(value, root="info")
-                for path in paths:
-                    if self._on_opaque is not None:
-                        self._on_opaque(path)
+                value, faults, conversions = values.convert(
+                    value, root="info", extended=self._extended
+                )
+                for fault in faults:
+                    self._on_opaque(fault.path)
+                self._report(conversions)
+            elif kind in (Kind.STATUS, Kind.PERCEPT):
+                value, faults, conversions = values.convert(
+                    value, root=name, only_tensors=True, extended=self._extended
+                )
+                for fault in faults:
+                    raise EncodingError(f"{fault.path} {fault.text}.", path=fault.path)
+                self._report(conversions)
             else:
                 values.check(value, root=name)
             fields.append(value)
         tail = values.Tail()
         try:
-            return values.pack(fields, tail), tail, 0
+            return values.pack(fields, tail, extended=self._extended), tail, 0
         except EncodingError:
             raise error from None
+
+    def _report(self, conversions: list[tuple[str, str, str]]) -> None:
+        for _, kind, became in conversions:
+            self._on_converted(kind, became)
 
     def decode(self, data: bytes | bytearray | memoryview, header: Header | None = None) -> Message:
         """Return the message of a frame; it shares no memory with the frame.

@@ -11,6 +11,8 @@ import numpy as np
 from gymnasium.spaces import GraphInstance
 
 from gymwire.protocol.arrays import MAX_DIMS, SCALARS, TIMES, dtype_to_text
+from gymwire.protocol.conversions import Converter
+from gymwire.protocol.named_tuples import is_rebuilt
 from gymwire.protocol.value_limits import MAX_INT_BYTES, MAX_OTHER_KEY_BYTES, MAX_OTHER_KEYS
 
 __all__ = ["ATOMS", "CONTAINERS", "MAX_DEPTH", "Fault", "Opaque", "find_faults", "is_encodable"]
@@ -64,7 +66,7 @@ def is_encodable(value: Any, depth: int) -> bool:
     kind = type(value)
     if kind in ATOMS:
         return True
-    if kind not in CONTAINERS or depth == 0:
+    if depth == 0 or (kind not in CONTAINERS and not is_rebuilt(kind)):
         return False
     if kind is dict or kind is OrderedDict:
         others = 0
@@ -96,14 +98,13 @@ def _size_of_key(key: Any) -> int:
 
 
 def find_faults(
-    value: Any, root: str, *, convert_mappings: bool = False
+    value: Any, root: str, converter: Converter | None = None
 ) -> tuple[Any, list[Fault]]:
     """Return a copy of a value with `Opaque` for what cannot be serialized, and all the faults.
 
-    Each fault's path begins with `root`. With `convert_mappings`, a mapping of any type (a
-    defaultdict, a Counter, a mappingproxy) becomes a dict and is no fault.
+    Each fault's path begins with `root`. What `converter` can convert is no fault.
     """
-    replacer = _Replacer(convert_mappings=convert_mappings)
+    replacer = _Replacer(converter)
     copy = replacer.walk(value, root)
     return copy, replacer.faults
 
@@ -114,6 +115,8 @@ def _name_fault(value: Any) -> str | None:
     if kind is np.ndarray:
         if value.ndim > MAX_DIMS:
             return f"is an array of {value.ndim} dimensions; the maximum is {MAX_DIMS}"
+        if value.dtype == object:
+            return "is an array of objects, which the other side's release does not know"
         if dtype_to_text(value.dtype) is None:
             return f"is an array of dtype {value.dtype}, which has no portable form"
     elif kind is int:
@@ -166,20 +169,21 @@ def _step_into(path: str, key: object) -> str:
 class _Replacer:
     """Copies a value with an `Opaque` in place of each value that cannot be serialized."""
 
-    def __init__(self, *, convert_mappings: bool) -> None:
+    def __init__(self, converter: Converter | None) -> None:
         self.faults: list[Fault] = []
         self._above: list[int] = []
-        self._convert_mappings = convert_mappings
+        self._converter = converter
+        self._extended = converter is None or converter.extended
 
     def _opaque(self, value: object, path: str, fault: str) -> Opaque:
         self.faults.append(Fault(path, fault))
         return _as_opaque(value)
 
     def walk(self, value: Any, path: str) -> Any:
-        is_container = type(value) in CONTAINERS or (
-            self._convert_mappings and isinstance(value, Mapping)
-        )
-        if not is_container:
+        kind = type(value)
+        has_objects = kind is np.ndarray and value.dtype == object and self._extended
+        is_container = kind in CONTAINERS or has_objects or is_rebuilt(kind)
+        if not is_container and (self._converter is None or kind in ATOMS):
             fault = _name_fault(value)
             return value if fault is None else self._opaque(value, path, fault)
         if id(value) in self._above:
@@ -191,22 +195,45 @@ class _Replacer:
             return self._opaque(value, path, fault)
         self._above.append(id(value))
         try:
-            return self._walk_items(value, path)
+            return self._walk_items(value, path) if is_container else self._convert(value, path)
         finally:
             self._above.pop()
 
+    def _convert(self, value: Any, path: str) -> Any:
+        assert self._converter is not None
+        converted = self._converter.convert(value, path, self.walk)
+        if converted is not value:
+            return converted
+        return self._opaque(value, path, _name_fault(value) or "cannot be serialized")
+
+    def _walk_key(self, key: Any, path: str) -> Any:
+        copy = self.walk(key, path)
+        try:
+            hash(copy)
+        except TypeError:  # a dataclass, for example, which became a dict
+            return self._opaque(key, path, "cannot be serialized as a key")
+        return copy
+
     def _walk_items(self, value: Any, path: str) -> Any:
         kind = type(value)
+        if kind is np.ndarray:
+            copy = np.empty(value.size, object)
+            for index, item in enumerate(value.ravel()):
+                copy[index] = self.walk(item, f"{path}.flat[{index}]")
+            return copy.reshape(value.shape)
+        if is_rebuilt(kind):
+            return kind(*(self.walk(getattr(value, n), f"{path}.{n}") for n in kind._fields))
         if kind is GraphInstance:
             names = GraphInstance._fields
             return GraphInstance(*map(self.walk, value, [f"{path}.{name}" for name in names]))
         if kind is list or kind is tuple:
             return kind(self.walk(item, f"{path}[{i}]") for i, item in enumerate(value))
-        copy: dict[Any, Any] = OrderedDict() if kind is OrderedDict else {}
+        mapping: dict[Any, Any] = OrderedDict() if kind is OrderedDict else {}
         for key, item in value.items():
             place = _step_into(path, key)
-            new_key = self.walk(key, f"the key {place}")
-            while new_key is not key and new_key in copy:  # two keys that look the same
+            new_key = self._walk_key(key, f"the key {place}")
+            while new_key is not key and new_key in mapping:  # two keys that look the same
+                new_key = _as_opaque(key) if type(new_key) is not Opaque else new_key
                 new_key = Opaque(new_key.type, new_key.repr + "'")
-            copy[new_key] = self.walk(item, place)
-        return copy
+            mapping[new_key] = self.walk(item, place)
+        return mapping

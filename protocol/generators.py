@@ -26,6 +26,15 @@ def describe(generator: np.random.Generator) -> dict[str, Any]:
     return dict(generator.bit_generator.state)
 
 
+def set_state(generator: np.random.Generator, state: Any) -> bool:
+    """Set a generator to a state; return False if it is of another kind. Raises DecodingError."""
+    build(state)  # checks it
+    if generator.bit_generator.state["bit_generator"] != state["bit_generator"]:
+        return False
+    generator.bit_generator.state = state
+    return True
+
+
 def build(state: Any) -> np.random.Generator:
     """Return a generator in this state. Raises DecodingError."""
     try:

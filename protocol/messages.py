@@ -207,6 +207,7 @@ class Open:
         learner: the identity of the learner's key.
         challenge: the X25519 public key of a learner that pins the env agent and wants a signed
             session; otherwise b"".
+        capabilities: what the learner understands, see `protocol.capabilities`.
         kind: the kind of environment, see `EnvKind`.
     """
 
@@ -219,6 +220,7 @@ class Open:
     direct: bool = False
     learner: str = ""
     challenge: bytes = b""
+    capabilities: list[Any] = field(default_factory=list, metadata=EXTENSION)
     kind: str = field(default="", metadata=EXTENSION)
 
     @property

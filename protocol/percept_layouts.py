@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from gymwire.protocol.arrays import LARGE, SCALARS
+from gymwire.protocol.arrays import LARGE, SCALARS, axes_order
 from gymwire.protocol.codec import SEQ, SID, Codec, Frame, Pieces
 from gymwire.protocol.errors import EncodingError
 from gymwire.protocol.messages import Percept
@@ -323,6 +323,8 @@ class _Layout:
         for index, dtype, shape in self._arrays:
             array = values[index]
             if array.dtype != dtype or array.shape != shape:
+                return None
+            if len(shape) > 1 and axes_order(array) is not None:
                 return None
         for index, fits in self._checks:
             if not fits(values[index]):

@@ -24,7 +24,7 @@ from typing import Any, Final
 import numpy as np
 from gymnasium import Space, spaces
 
-from gymwire.protocol.arrays import ALIGNMENT, LARGE, Tail, copy_array
+from gymwire.protocol.arrays import ALIGNMENT, LARGE, Tail, axes_order, copy_array
 from gymwire.protocol.errors import DecodingError, UnsupportedSpaceError
 
 __all__ = ["NOT_COMPACT", "NotCompact", "SpaceCodec", "compile"]
@@ -50,8 +50,8 @@ class SpaceCodec:
     Attributes:
         encode: `(value, tail) -> compact form`, which msgpack can pack. Returns `NOT_COMPACT`, and
             leaves `tail` unchanged, unless the value has exactly the types, dtypes, shapes and keys
-            of the space. It ignores bounds and casts nothing. Those of an env agent raise
-            EncodingError if the environment has changed the space.
+            of the space, arrays in C order. It ignores bounds and casts nothing. Those of an env
+            agent raise EncodingError if the environment has changed the space.
         decode: `(compact form, tail) -> value`, with fresh writable arrays. Raises DecodingError.
         scalar: the type of the values, if they are NumPy integers.
         array: dtype, shape and number of bytes, if the values are arrays of one size.
@@ -92,12 +92,14 @@ def _(space: Space[Any]) -> SpaceCodec:
     if size >= LARGE:
         return _compile_large(dtype, shape, size)
     flat = len(shape) == 1 and dtype.kind != "b" and size > 0
-    frombuffer = np.frombuffer
+    frombuffer, has_order = np.frombuffer, len(shape) > 1
 
     def encode(value: Any, tail: Tail) -> Any:
-        if type(value) is ndarray and value.dtype == dtype and value.shape == shape:
-            return value.tobytes()
-        return NOT_COMPACT
+        if type(value) is not ndarray or value.dtype != dtype or value.shape != shape:
+            return NOT_COMPACT
+        if has_order and axes_order(value) is not None:
+            return NOT_COMPACT
+        return value.tobytes()
 
     def decode(form: Any, tail: memoryview | None) -> Any:
         if type(form) is not bytes or len(form) != size:
@@ -109,9 +111,9 @@ def _(space: Space[Any]) -> SpaceCodec:
 
 def _compile_large(dtype: np.dtype[Any], shape: tuple[int, ...], size: int) -> SpaceCodec:
     def encode(value: Any, tail: Tail) -> Any:
-        if type(value) is np.ndarray and value.dtype == dtype and value.shape == shape:
-            return tail.add(value)
-        return NOT_COMPACT
+        if type(value) is not np.ndarray or value.dtype != dtype or value.shape != shape:
+            return NOT_COMPACT
+        return tail.add(value) if axes_order(value) is None else NOT_COMPACT
 
     def decode(form: Any, tail: memoryview | None) -> Any:
         if type(form) is not int or tail is None or form % ALIGNMENT:

@@ -92,6 +92,8 @@ def compile_steps(
     action: SpaceCodec,
     num_envs: int = 0,
     largest_act: int = MAX_MESSAGE,
+    *,
+    extended: bool = True,
 ) -> StepCodec:
     """Return the codec of session `sid`.
 
@@ -101,13 +103,14 @@ def compile_steps(
         action: the space of the actions.
         num_envs: 0 for a single environment.
         largest_act: the largest frame that `encode_act` returns, in bytes.
+        extended: whether the other side has the capability `values`.
     """
-    act = _any_act(sid, action, largest_act)
+    act = _any_act(sid, action, largest_act, extended)
     if action.array is not None:
         act = _array_act(sid, action, act, largest_act)
     else:
         act = _number_act(sid, action.scalar, act)
-    layouts = PerceptLayouts(sid, observation, *_any_percept(sid, observation, num_envs))
+    layouts = PerceptLayouts(sid, observation, *_any_percept(sid, observation, num_envs, extended))
     percept: _Percept = layouts.encode, layouts.decode
     if observation.array is not None and observation.array[2] and not num_envs:
         percept = _array_percept(sid, observation, percept)
@@ -123,9 +126,9 @@ _Fields = tuple[
 ]
 
 
-def _any_act(sid: int, space: SpaceCodec, largest: int) -> _Act:
+def _any_act(sid: int, space: SpaceCodec, largest: int, extended: bool) -> _Act:
     """Return the functions for any action that can be serialized."""
-    encode_fields, decode_fields = _any(sid, Kind.ACT, space, 1)
+    encode_fields, decode_fields = _any(sid, Kind.ACT, space, 1, extended)
 
     def encode(action: Any, number: bytes) -> Frame | None:
         frame = encode_fields([action], number)
@@ -138,9 +141,9 @@ def _any_act(sid: int, space: SpaceCodec, largest: int) -> _Act:
     return encode, decode
 
 
-def _any_percept(sid: int, space: SpaceCodec, num_envs: int) -> _Percept:
+def _any_percept(sid: int, space: SpaceCodec, num_envs: int, extended: bool) -> _Percept:
     """Return the functions for any percept, except infos of a vector with arrays of objects."""
-    encode_fields, decode_fields = _any(sid, Kind.PERCEPT, space, 5)
+    encode_fields, decode_fields = _any(sid, Kind.PERCEPT, space, 5, extended)
 
     def encode(step: Step, number: bytes) -> Frame | None:
         if num_envs and (type(step[4]) is not dict or to_wire(step[4]) is not step[4]):
@@ -154,7 +157,7 @@ def _any_percept(sid: int, space: SpaceCodec, num_envs: int) -> _Percept:
     return encode, decode
 
 
-def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
+def _any(sid: int, kind: Kind, space: SpaceCodec, count: int, extended: bool) -> _Fields:
     """Return the functions for `count` fields; the first may be a value of this space."""
     sid_bytes = sid.to_bytes(8, "little")
     starts = [bytes((MAGIC, VERSION, kind, flags)) for flags in (0, COMPACT)]
@@ -166,7 +169,7 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int) -> _Fields:
             form = space.encode(fields[0], tail)
             if form is not NOT_COMPACT:
                 fields[0], flags = form, COMPACT
-            head = values.pack(fields, tail)
+            head = values.pack(fields, tail, extended=extended)
         except EncodingError:
             return None
         return join(kind, flags, head, tail, sid, int.from_bytes(number, "little"))
@@ -238,11 +241,17 @@ def _array_act(sid: int, space: SpaceCodec, other: _Act, largest: int) -> _Act:
     prefix, lead, begin, end = layout.prefix, layout.lead, layout.begin, layout.end
     dtype, shape, fixed, ndarray = layout.dtype, layout.shape, layout.fixed, np.ndarray
     lead_end, before = layout.lead_end, lead + layout.pad
+    is_flat = len(shape) < 2
 
     encode_other, decode_other = other
 
     def encode(action: Any, number: bytes) -> Frame | None:
-        if type(action) is ndarray and action.dtype == dtype and action.shape == shape:
+        if (
+            type(action) is ndarray
+            and action.dtype == dtype
+            and action.shape == shape
+            and (is_flat or action.flags.c_contiguous)
+        ):
             return b"".join((prefix, number, before, action.tobytes()))
         return encode_other(action, number)
 
@@ -264,6 +273,7 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
     prefix, lead, begin = layout.prefix, layout.lead, layout.begin
     dtype, shape, size, pad = layout.dtype, layout.shape, layout.size, layout.pad
     small, fixed = layout.small, layout.fixed
+    has_order = not small or len(shape) > 1
     lead_end, rest_at = layout.lead_end, layout.rest_at
     stays, apart = fixed and layout.n_bytes >= IN_PLACE, layout.n_bytes >= APART
     ndarray, pack, unpack = np.ndarray, _REST.pack, _REST.unpack_from
@@ -284,11 +294,11 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
             or observation.shape != shape
         ):
             return encode_other(step, number)
+        if has_order and not observation.flags.c_contiguous:
+            return encode_other(step, number)
         rest = pack(float_type, reward, ends[terminated, truncated])
         if small:
             return b"".join((prefix, number, lead, observation.tobytes(), rest))
-        if not observation.flags.c_contiguous:
-            return encode_other(step, number)
         head = b"".join((prefix, number, lead, rest, pad))
         return Pieces([head, observation.data], size) if apart else head + observation.data
 

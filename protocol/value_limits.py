@@ -37,7 +37,7 @@ _CONTAINER = 120  # an empty list, dict, tuple or Opaque
 _NUMBER = 32
 _TEXT = 80
 _ARRAY = 400  # an array, its dtype, and its shape
-_NESTED = frozenset({1, 4, 5, 6, 7})  # the extension types that contain msgpack
+_NESTED = frozenset({1, 4, 5, 6, 7, 8, 9, 10})  # the extension types that contain msgpack
 # First byte → size of the number, bool or None that it starts.
 _FIXED = dict.fromkeys(range(0x80), 1) | dict.fromkeys(range(0xE0, 0x100), 1)
 _FIXED |= {0xC0: 1, 0xC2: 1, 0xC3: 1, 0xCA: 5, 0xCB: 9}
@@ -172,7 +172,7 @@ class _Scan:
         """Walk over an extension type, whose code is at `at`."""
         code = self.packed[at]
         end = self._skip(at + 1, size)
-        self.charge((_ARRAY if code == 1 else _CONTAINER) + size)
+        self.charge((_ARRAY if code == 1 else _CONTAINER) + (9 * size if code in (8, 9) else size))
         is_empty = size == 1 and self.packed[at + 1] in _EMPTY
         if code in _NESTED and not is_empty and self.items(at + 1, 1, depth + 1) != end:
             raise DecodingError(f"Extension type {code} has malformed contents.")

@@ -12,9 +12,13 @@ dict; see `protocol.value_limits` for its keys), and otherwise one of these exte
 | 5    | gymnasium GraphInstance     | msgpack [nodes, edges, edge_links]                         |
 | 6    | `Opaque`                    | msgpack [type, repr]                                       |
 | 7    | collections.OrderedDict     | msgpack map                                                |
+| 8    | named tuple                 | msgpack [name, [name of a field, ...], [item, ...]]        |
+| 9    | numpy array of objects      | msgpack [shape, [item, ...]]                               |
+| 10   | numpy array not in C order  | msgpack [axes, the array with its axes in this order]      |
 
 For the text of a dtype see `protocol.arrays`. A type that would be decoded as another one (an
-`IntEnum`, a named tuple, a `bytearray`, a masked array) is refused, never converted.
+`IntEnum`, a named tuple of the user's own type, a `bytearray`, a masked array) is refused; only
+`convert` replaces such values. The types 8 to 10 need the capability `values`.
 """
 
 from __future__ import annotations
@@ -36,12 +40,17 @@ from gymwire.protocol.arrays import (
     SCALARS,
     TIMES,
     Tail,
+    axes_order,
     copy_array,
     dtype_from_text,
     dtype_to_text,
+    object_array,
+    reorder,
 )
+from gymwire.protocol.conversions import Converter
 from gymwire.protocol.errors import DecodingError, EncodingError
-from gymwire.protocol.faults import CONTAINERS, MAX_DEPTH, Opaque, find_faults, is_encodable
+from gymwire.protocol.faults import CONTAINERS, MAX_DEPTH, Fault, Opaque, find_faults, is_encodable
+from gymwire.protocol.named_tuples import MAX_TYPES, is_rebuilt, rebuild
 from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.value_limits import COUNT_ABOVE, MAX_INT_BYTES, check_cost
 
@@ -51,6 +60,7 @@ __all__ = [
     "Opaque",
     "Tail",
     "check",
+    "convert",
     "decode",
     "encode",
     "opaque",
@@ -58,7 +68,9 @@ __all__ = [
     "unpack",
 ]
 
-_ARRAY, _SCALAR, _INT, _TUPLE, _GRAPH, _OPAQUE, _ORDERED = range(1, 8)
+_ARRAY, _SCALAR, _INT, _TUPLE, _GRAPH, _OPAQUE, _ORDERED, _NAMED, _OBJECTS, _REORDERED = range(
+    1, 11
+)
 # A list header may declare as many items as the message has bytes, and msgpack allocates that many
 # at each level. Longer messages are therefore skimmed before anything is allocated.
 _SKIM_ABOVE = 2048
@@ -69,28 +81,30 @@ _MALFORMED = (*_FAILURES, msgpack.UnpackException)
 # --- encoding -----------------------------------------------------------------------------------
 
 
-def _pack(value: object, tail: Tail | None, depth: int = 0) -> bytes:
-    packer = msgpack.Packer(default=partial(_extend, tail, depth), strict_types=True)
+def _pack(value: object, tail: Tail | None, extended: bool, depth: int = 0) -> bytes:
+    packer = msgpack.Packer(default=partial(_extend, tail, extended, depth), strict_types=True)
     packed: bytes = packer.pack(value)
     return packed
 
 
-def _extend(tail: Tail | None, depth: int, value: Any) -> msgpack.ExtType:
+def _extend(tail: Tail | None, extended: bool, depth: int, value: Any) -> msgpack.ExtType:
     """Convert a value to an extension type. Raises TypeError if there is none for its type."""
     kind = type(value)
     if kind is np.float64:  # frequent in rewards and infos, and its tobytes() is slow
         return msgpack.ExtType(_SCALAR, b"<f8\0" + _FLOAT64.pack(value))
     if (prefix := SCALARS.get(kind)) is not None:
         return msgpack.ExtType(_SCALAR, prefix + value.tobytes())
-    if kind is np.ndarray:
-        return msgpack.ExtType(_ARRAY, _pack_array(value, tail))
-    if kind in CONTAINERS:
+    if kind is np.ndarray and not value.dtype.hasobject:
+        axes = axes_order(value) if extended else None
+        if axes is None:
+            return msgpack.ExtType(_ARRAY, _pack_array(value, tail))
+        parts: Any = [axes, value.transpose(axes)]
+        return msgpack.ExtType(_REORDERED, _pack(parts, tail, extended, depth + 1))
+    if kind in CONTAINERS or kind is np.ndarray or is_rebuilt(kind):
         if depth > MAX_DEPTH:
             raise ValueError("too deep")
-        if kind is OrderedDict:
-            return msgpack.ExtType(_ORDERED, _pack(dict(value), tail, depth + 1))
-        code = _TUPLE if kind is tuple else _GRAPH
-        return msgpack.ExtType(code, _pack(list(value), tail, depth + 1))
+        code, parts = _parts(kind, value, MAX_DEPTH - depth, extended)
+        return msgpack.ExtType(code, _pack(parts, tail, extended, depth + 1))
     if kind is int:
         return msgpack.ExtType(_INT, _int_to_bytes(value))
     if kind is np.str_:
@@ -102,6 +116,22 @@ def _extend(tail: Tail | None, depth: int, value: Any) -> msgpack.ExtType:
     if kind is Opaque:
         return msgpack.ExtType(_OPAQUE, msgpack.packb([value.type, value.repr]))
     raise TypeError(kind)
+
+
+def _parts(kind: type, value: Any, depth: int, extended: bool) -> tuple[int, Any]:
+    """Return the extension type of a container, and the value that it contains."""
+    if kind is OrderedDict:
+        return _ORDERED, dict(value)
+    if kind in CONTAINERS:
+        return _TUPLE if kind is tuple else _GRAPH, list(value)
+    if not extended:
+        raise TypeError(f"the other side runs a release that does not know {kind.__name__} here")
+    if kind is not np.ndarray:
+        return _NAMED, [kind.__name__, list(value._fields), list(value)]
+    items = value.ravel().tolist()
+    if value.dtype != object or value.ndim > MAX_DIMS or not is_encodable(items, depth):
+        raise TypeError(value.dtype)
+    return _OBJECTS, [list(value.shape), items]
 
 
 def _int_to_bytes(value: int) -> bytes:
@@ -121,11 +151,11 @@ def _pack_array(array: np.ndarray[Any, Any], tail: Tail | None) -> bytes:
     return packed
 
 
-def _encode(value: Any, tail: Tail | None, root: str, depth: int) -> bytes:
+def _encode(value: Any, tail: Tail | None, root: str, depth: int, extended: bool) -> bytes:
     mark = 0 if tail is None else len(tail.parts)
     cause: Exception | None = None
     try:
-        packed = _pack(value, tail)
+        packed = _pack(value, tail, extended)
         if is_encodable(value, depth):
             if len(packed) > COUNT_ABOVE:
                 check_cost(packed, depth)  # as the receiver does
@@ -145,15 +175,19 @@ def encode(value: Any, *, root: str = "value") -> bytes:
 
     Raises EncodingError, whose `path` starts with `root`, if a part of it cannot be serialized.
     """
-    return _encode(value, None, root, MAX_DEPTH)
+    return _encode(value, None, root, MAX_DEPTH, True)
 
 
-def pack(parts: list[Any], tail: Tail | None = None, *, root: str = "value") -> bytes:
+def pack(
+    parts: list[Any], tail: Tail | None = None, *, root: str = "value", extended: bool = True
+) -> bytes:
     """Return the bytes of the parts of a message, and add their large arrays to `tail`.
+
+    `extended`: whether the receiver has the capability `values`.
 
     Raises EncodingError, leaving `tail` unchanged, if a part cannot be serialized.
     """
-    return _encode(parts, tail, root, MAX_DEPTH + 1)
+    return _encode(parts, tail, root, MAX_DEPTH + 1, extended)
 
 
 def check(value: Any, *, root: str = "value") -> None:
@@ -168,10 +202,31 @@ def check(value: Any, *, root: str = "value") -> None:
 def opaque(value: Any, *, root: str = "info") -> tuple[Any, list[str]]:
     """Return a copy of `value` that can be serialized, and the paths that are now `Opaque`.
 
-    A mapping of any type becomes a dict.
+    Values of other types are converted as in `convert`.
     """
-    copy, faults = find_faults(value, root, convert_mappings=True)
+    copy, faults, _ = convert(value, root=root)
     return copy, [fault.path for fault in faults]
+
+
+def convert(
+    value: Any, *, root: str, only_tensors: bool = False, extended: bool = True
+) -> tuple[Any, list[Fault], list[tuple[str, str, str]]]:
+    """Return a copy of `value` that can be serialized, its faults, and its conversions.
+
+    An enum becomes its value, a dataclass a dict of its fields, a named tuple one with the same
+    names, any mapping a dict, a tensor a NumPy array (docs/protocol.md §10). `Opaque` replaces
+    what has a fault.
+
+    Args:
+        value: any value.
+        root: with which the paths begin.
+        only_tensors: whether nothing but tensors is converted.
+        extended: whether the receiver has the capability `values`. Otherwise a named tuple becomes
+            a tuple, and an array of objects has a fault.
+    """
+    converter = Converter(only_tensors=only_tensors, extended=extended)
+    copy, faults = find_faults(value, root, converter)
+    return copy, faults, converter.conversions
 
 
 # --- decoding -----------------------------------------------------------------------------------
@@ -227,13 +282,14 @@ class _Reader:
     same bytes, a small message could claim any amount of memory.
     """
 
-    __slots__ = ("budget", "depth", "tail", "text_keys")
+    __slots__ = ("budget", "depth", "names", "tail", "text_keys")
 
     def __init__(self, tail: memoryview | None, *, text_keys: bool) -> None:
         self.text_keys = text_keys
         self.tail = tail
         self.budget = 0 if tail is None else len(tail)
         self.depth = 0
+        self.names: set[Any] = set()  # of the types of named tuples
 
     def read(self, data: bytes) -> Any:
         # Without max_* arguments, unpackb limits every declared length by len(data).
@@ -257,7 +313,7 @@ class _Reader:
                     f"An integer has {len(data)} bytes; the maximum is {MAX_INT_BYTES}."
                 )
             return int.from_bytes(data, "little", signed=True)
-        if code not in (_TUPLE, _GRAPH, _OPAQUE, _ORDERED):
+        if not _TUPLE <= code <= _REORDERED:
             raise DecodingError(f"Unknown extension type {code}.")
         return self._container(code, data)
 
@@ -277,7 +333,25 @@ class _Reader:
                 return GraphInstance(*items)
             if code == _OPAQUE and [type(item) for item in items] == [str, str]:
                 return Opaque(*items)
+            if code == _NAMED:
+                return self._named(*items)
+            if code == _OBJECTS and is_encodable(items, MAX_DEPTH - self.depth):
+                return object_array(*items)
+            if code == _REORDERED:
+                return reorder(*items)
         raise DecodingError(f"Extension type {code} has malformed contents.")
+
+    def _named(self, name: Any, fields: Any, items: Any) -> Any:
+        if type(fields) is not list or type(items) is not list:
+            raise DecodingError("A named tuple is not [name, fields, items].")
+        names = (name, *fields)
+        self.names.add(names)
+        if not all(type(one) is str for one in names) or len(self.names) > MAX_TYPES:
+            raise DecodingError(
+                f"The names of a named tuple are not text, or a message has too many types of "
+                f"named tuples (the maximum is {MAX_TYPES})."
+            )
+        return rebuild(name, names[1:], items)
 
 
 def _read(data: bytes, tail: memoryview | None, depth: int) -> Any:

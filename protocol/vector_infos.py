@@ -13,13 +13,12 @@ On the wire such an array becomes the list of its items, with its place beside i
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from gymwire.protocol.arrays import MAX_DIMS
+from gymwire.protocol.arrays import MAX_DIMS, object_array
 from gymwire.protocol.errors import DecodingError
 
 __all__ = ["Casts", "from_wire", "to_wire"]
@@ -121,10 +120,4 @@ def _restore(infos: Any, path: Any, shape: Any) -> None:
             items = None
     if type(items) is not list or holder is None:
         raise DecodingError(f"No list of items at {path!r:.100}.")
-    if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) != len(items):
-        raise DecodingError(f"{len(items)} items do not make an array of shape {shape!r:.100}.")
-    array = np.empty(len(items), object)
-    # One by one: NumPy would make one array of a list of arrays.
-    for index, item in enumerate(items):
-        array[index] = item
-    holder[path[-1]] = array.reshape(shape)
+    holder[path[-1]] = object_array(shape, items)

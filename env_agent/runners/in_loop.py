@@ -76,7 +76,13 @@ class InLoopRunner:
         name, env = call.name, self.env
         if call.mode == "set":
             value = call.args[0]
-            env.set_wrapper_attr(name, generators.build(value) if name == "np_random" else value)
+            if name == "np_random":
+                found = env.get_wrapper_attr(name) if call.args[1:] == (True,) else None
+                is_set = found is not None and generators.set_state(found, value)
+                if is_set and env.get_wrapper_attr(name) is found:  # not a copy
+                    return None
+                value = generators.build(value)
+            env.set_wrapper_attr(name, value)
             return None
         found = env.get_wrapper_attr(name)
         if call.mode == "call":
@@ -115,13 +121,24 @@ def _access_vector(env: Any, call: Call) -> Any:
         if call.mode == "call":
             return getattr(env, name)(*call.args, **call.kwargs)
         if call.mode == "set":
-            setattr(env, name, call.args[0])
+            value = call.args[0]
+            if name == "np_random":  # a list of one state
+                if call.args[1:] == (True,) and generators.set_state(getattr(env, name), value[0]):
+                    return None
+                value = generators.build(value[0])
+            setattr(env, name, value)
             return None
         found = getattr(env, name)
         return {"value": generators.describe(found) if name == "np_random" else found}
     if call.mode == "set":
         found = call.args[0]
         if name == "np_random":
+            if call.args[1:] == (True,):
+                known = env.get_attr(name)
+                done = [*map(generators.set_state, known, found)]
+                again = env.get_attr(name)
+                if all(done) and all(a is b for a, b in zip(known, again, strict=True)):
+                    return None
             found = [generators.build(state) for state in found]
         env.set_attr(name, found)
         return None

@@ -16,7 +16,7 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.protocol import logs
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.capabilities import KINDS, common, require
+from gymwire.protocol.capabilities import CAPABILITIES, KINDS, common, require
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
     ConfigurationError,
@@ -137,6 +137,7 @@ class SessionOpener:
                 autoreset_mode,
                 direct != "never",
                 challenge=b"" if challenge is None else challenge.public,
+                capabilities=list(CAPABILITIES),
                 kind=kind,
             )
             openings.append(_Opening(open_msg, pin, challenge))

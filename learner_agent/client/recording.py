@@ -25,7 +25,7 @@ class Episode(NamedTuple):
     generator: Any
     reset: bytes
     digest: bytes
-    steps: list[tuple[bytes, bytes]]  # action and digest of the result
+    steps: list[tuple[bytes, bytes]]  # action and digest of the result; or a state and b""
 
 
 Position = tuple[Episode | None, int]
@@ -54,6 +54,13 @@ class Recording:
         episode.steps[count:] = [(action, digest(answer))]
         self.position = episode, count + 1
 
+    def draw(self, state: Any) -> None:
+        """Add that the caller has set the generator to a state, as draws do."""
+        episode, count = self.position
+        if episode is not None:
+            episode.steps[count:] = [(values.encode(state), b"")]
+            self.position = episode, count + 1
+
     @property
     def generator(self) -> Any:
         """The generator's state before the reset, if the reset had no seed."""
@@ -65,13 +72,21 @@ class Recording:
         """The number of steps of the episode."""
         return self.position[1]
 
-    def replay(self, reset: Callable[[Any, Any], Any], step: Callable[[Any], Any]) -> None:
+    def replay(
+        self,
+        reset: Callable[[Any, Any], Any],
+        step: Callable[[Any], Any],
+        set_generator: Callable[[Any], None],
+    ) -> None:
         """Repeat the episode with these functions. Raises ReplayMismatch if a result differs."""
         episode, count = self.position
         if episode is None:
             return
         self._compare("reset", episode.digest, reset(*values.decode(episode.reset)))
         for number, (action, expected) in enumerate(episode.steps[:count], 1):
+            if not expected:
+                set_generator(values.decode(action))
+                continue
             self._compare(f"step {number}", expected, step(values.decode(action)))
 
     def _compare(self, what: str, expected: bytes, answer: Any) -> None:

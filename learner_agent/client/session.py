@@ -16,6 +16,7 @@ from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import codec, dialogue, logs, space_cache, spaces, stamps, vector_infos
+from gymwire.protocol.capabilities import VALUES, common
 from gymwire.protocol.codec import MAX_MESSAGE, PLAIN, TIMED, Codec, Frame, Header, check_size
 from gymwire.protocol.errors import (
     BrokerUnreachable,
@@ -77,13 +78,14 @@ class RemoteSession:
         self.opened = opened
         observation = space_cache.codec_of(opened.observation_space, "observation_space")
         action = space_cache.codec_of(opened.action_space, "action_space")
+        extended = VALUES in common(opened.limits.get("capabilities"))
         self._codec = (Codec if signer is None else partial(SignedCodec, signer))(
-            observation, action
+            observation, action, extended=extended
         )
         largest = min(SMALL, connection.welcome.max_message if connection.welcome else MAX_MESSAGE)
         # The fast path does not sign frames.
         self._steps = (
-            compile_steps(sid, observation, action, open_msg.num_envs, largest)
+            compile_steps(sid, observation, action, open_msg.num_envs, largest, extended=extended)
             if signer is None
             else None
         )

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gymwire.protocol import values
+from gymwire.protocol.capabilities import CAPABILITIES
 from gymwire.protocol.dialogue import State
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import NONCE_SIZE, Open
@@ -44,6 +45,7 @@ class SessionToken:
             self.kwargs["env_kwargs"],
             direct=self.kwargs["direct"] != "never",
             challenge=self.challenge,
+            capabilities=list(CAPABILITIES),
         )
 
     def encode(self) -> bytes:

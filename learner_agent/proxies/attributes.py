@@ -76,6 +76,13 @@ class RemoteAttributes:
         """Set an attribute. Raises AttributeDenied and EncodingError."""
         self._owner.request(Call("set", name, (value,)))
 
+    def set_generator(self, state: Any, *, in_place: bool) -> None:
+        """Set the environment's random generator to a state.
+
+        `in_place`: the environment keeps its generator, as after a draw; else it gets another one.
+        """
+        self._owner.request(Call("set", "np_random", (state, in_place)))
+
     @keeps_replies
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:
         result = self._owner.request(Call("call", name, args, kwargs))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -18,6 +18,7 @@ from gymwire.learner_agent.client.timings import Timings
 from gymwire.learner_agent.proxies.attributes import RemoteAttributes, declares
 from gymwire.learner_agent.proxies.interrupts import Undoable, keeps_replies, keeps_replies_itself
 from gymwire.learner_agent.proxies.options import ProxyOptions
+from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.learner_agent.proxies.replay import EpisodeReplay
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
 from gymwire.protocol import generators
@@ -150,7 +151,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         owner, replay = self._owner, self._replay
         if owner.closed or owner.is_inherited:
             owner.check_usable(Act(action))
-        if owner.in_call or replay is not None:
+        if owner.in_call or replay is not None or owner.generators is not None:
             self._calls.begin_call()
         else:  # the same, without a call
             owner.in_call = True
@@ -221,6 +222,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         use the session. The broker keeps the session for the duration of its lease,
         even if this process exits normally, unless the environment is closed.
         """
+        if self._owner.generators is not None:
+            self._owner.generators.before_request()
         return self._owner.token()
 
     @classmethod
@@ -268,19 +271,34 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         self._spec = value
 
     @property
-    @keeps_replies
     def np_random(self) -> np.random.Generator:
-        """A copy of the remote environment's generator in its present state.
+        """The remote environment's generator: drawing from it advances that one.
 
-        Drawing from the copy does not advance the remote generator. Assigning a generator sets the
-        remote one to its state.
+        Code that draws through its `bit_generator` (numba, Cython) is not supported. Assigning a
+        generator sets the remote one to its state.
         """
-        return generators.build(self._attributes.get("np_random"))
+        remote = self._owner.generators
+        if remote is None:
+            remote = RemoteGenerators(self._read_generator, self._write_generator)
+            remote.make(self._read_generator())
+            self._owner.generators = remote
+        return remote.all[0]
 
     @np_random.setter
-    @keeps_replies
     def np_random(self, value: np.random.Generator) -> None:
-        self._attributes.set("np_random", generators.describe(value))
+        self._set_generator(generators.describe(value), in_place=False)
+
+    @keeps_replies
+    def _read_generator(self) -> list[Any]:
+        return [self._attributes.get("np_random")]
+
+    def _write_generator(self, states: Sequence[Any]) -> None:
+        self._set_generator(states[0], in_place=True)
+
+    @keeps_replies
+    def _set_generator(self, state: Any, *, in_place: bool) -> None:
+        replay = self._replay
+        (self._attributes if replay is None else replay).set_generator(state, in_place=in_place)
 
     @property
     def _np_random(self) -> np.random.Generator:  # type: ignore[override]

@@ -28,6 +28,7 @@ from gymwire.learner_agent.proxies.interrupts import (
     keeps_replies_itself,
 )
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions
+from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.learner_agent.proxies.vector_steps import VectorStep, VectorSteps
 from gymwire.protocol import capabilities, generators
 from gymwire.protocol.errors import (
@@ -326,14 +327,18 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         """
         return self._attribute(Call("call", name, args, kwargs))
 
-    @keeps_replies
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """Return an attribute of every environment.
 
         Raises AttributeDenied if the env agent does not expose it.
         """
-        found = self._attribute(Call("get", name))
-        return tuple(map(generators.build, found)) if name == "np_random" else found
+        if name == "np_random":
+            return tuple((self._steps.generators or self._make_generators()).all)
+        return self._get_attr(name)
+
+    @keeps_replies
+    def _get_attr(self, name: str) -> tuple[Any, ...]:
+        return self._attribute(Call("get", name))
 
     @keeps_replies
     def set_attr(self, name: str, values: Any) -> None:
@@ -418,13 +423,27 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         return ProtocolError(f"The env agent at {self._options.address!r} sent a malformed {what}.")
 
     @property  # type: ignore[misc]  # read-only, as SyncVectorEnv's
-    @keeps_replies
     def np_random(self) -> tuple[np.random.Generator, ...]:  # type: ignore[override]
-        """Copies of the remote environments' generators in their present states.
+        """The remote environments' generators: drawing from one advances that of its environment.
 
-        Drawing from a copy does not advance the remote generator.
+        Code that draws through a `bit_generator` (numba, Cython) is not supported.
         """
         return self.get_attr("np_random")
+
+    def _make_generators(self) -> RemoteGenerators:
+        remote = RemoteGenerators(self._read_generators, self._write_generators)
+        remote.make(self._read_generators())
+        self._steps.generators = remote
+        return remote
+
+    @keeps_replies
+    def _read_generators(self) -> tuple[Any, ...]:
+        return self._attribute(Call("get", "np_random"))
+
+    @keeps_replies
+    def _write_generators(self, states: Sequence[Any]) -> None:
+        parts = enumerate(self._group.slices)
+        self._ask({i: Call("set", "np_random", ([*states[part]], True)) for i, part in parts})
 
     @property
     @keeps_replies

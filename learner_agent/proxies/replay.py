@@ -94,6 +94,17 @@ class EpisodeReplay:
             self._recording.reset(generator, seed, options, answer)
             return answer
 
+    def set_generator(self, state: Any, *, in_place: bool) -> None:
+        """Set the environment's generator to a state, after a replay if the session is lost."""
+        while True:
+            try:
+                self._attributes.set_generator(state, in_place=in_place)
+            except EnvironmentLost as error:
+                self._replay(error)
+                continue
+            self._recording.draw(state)
+            return
+
     def _generator_before(self, request: Reset) -> Any:
         """Return the state of the generator before a reset, None if the environment has none.
 
@@ -160,5 +171,5 @@ class EpisodeReplay:
                 session.request(Call("set", "np_random", (state,)), timeout_s)
 
         set_generator(self._recording.generator)
-        self._recording.replay(reset, session.step)
+        self._recording.replay(reset, session.step, set_generator)
         set_generator(generator)

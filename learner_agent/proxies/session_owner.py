@@ -14,6 +14,7 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.proxies.interrupts import check_alone, close_alone
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, ProxyOptions
+from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.protocol.errors import EnvironmentClosed, ResetNeeded
 from gymwire.protocol.messages import Act, Message, Reset, Status
 
@@ -48,6 +49,7 @@ class SessionOwner:
         is_inherited: whether a parent process opened it, and a fork must leave it alone.
         closed: whether `close` has been called.
         in_call: true while a call of the proxy is under way.
+        generators: the environment's random generator, once somebody has asked for it.
 
     Raises:
         What `ProxyOptions.connect` and `ProxyOptions.open_sessions` raise.
@@ -67,6 +69,7 @@ class SessionOwner:
         self.returned: int
         self.closed = False
         self.in_call: object = False
+        self.generators: RemoteGenerators | None = None
         self._is_left = False  # whether `close` has returned
         _OWNERS.add(self)
         self._owns_connection = connection is None
@@ -125,6 +128,8 @@ class SessionOwner:
         """Begin a call of the proxy: from now on, `undo` returns to this moment."""
         if self.in_call:
             check_alone(self)
+        if self.generators is not None:
+            self.generators.before_request()
         self.in_call = True
         self.returned = self.exchange.returned
 

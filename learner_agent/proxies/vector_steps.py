@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.interrupts import check_alone
+from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.protocol import spaces, values, vector_infos
 from gymwire.protocol.errors import BatchSizeError, GymwireError, MoveError
 from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
@@ -47,6 +48,7 @@ class VectorSteps:
         self._is_single = single_request and len(group) == 1
         self._observations: list[Any] = [None] * len(group)  # the last one of each session
         self.in_call: object = False  # true while a call of the vector is under way
+        self.generators: RemoteGenerators | None = None  # once somebody has asked for them
         self._before: _Stage | None = None  # the stage before the present call ended a step
         self._forget()
 
@@ -61,6 +63,8 @@ class VectorSteps:
         """Begin a call of the vector: from now on, `undo` returns to this moment."""
         if self.in_call:
             check_alone(self)
+        if self.generators is not None:
+            self.generators.before_request()
         self.in_call = True
         self._before = None
         self._group.begin_call()

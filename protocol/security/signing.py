@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from zmq.utils import z85
 
@@ -131,11 +130,9 @@ class SignedCodec(Codec):
         signer: Signer,
         observation: SpaceCodec | None = None,
         action: SpaceCodec | None = None,
-        *,
-        strict_infos: bool = False,
-        on_opaque: Callable[[str], None] | None = None,
+        **options: Any,
     ) -> None:
-        super().__init__(observation, action, strict_infos=strict_infos, on_opaque=on_opaque)
+        super().__init__(observation, action, **options)
         self._signer = signer
 
     def encode(self, message: Message, sid: int = 0, seq: int = 0) -> Frame:

@@ -140,7 +140,7 @@ INFOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "large arrays": ({"map": np.arange(4096.0), "x": F(1)}, {"map": np.ones(4096), "x": F(2)}),
     "large flags": ({"map": np.ones(8192, bool)}, {"map": np.zeros(8192, bool)}),
-    "matrices": ({"m": np.arange(6.0).reshape(2, 3)}, {"m": np.arange(6.0).reshape(3, 2).T}),
+    "matrices": ({"m": np.arange(6.0).reshape(2, 3)}, {"m": np.full((2, 3), 7.0)}),
     "dicts in dicts": (
         {"a": {"x": F(1), "b": {"y": 2}}, "c": {}, "z": F(3)},
         {"a": {"x": F(4), "b": {"y": 5}}, "c": {}, "z": F(6)},

@@ -165,7 +165,7 @@ class Unrepresentable:
 CANNOT = [
     Colour.RED, Point(1), collections.defaultdict(int), bytearray(b"a"), memoryview(b"a"),
     {1, 2}, object(), 1j, threading.Lock(), "\ud800", np.str_("\udfff"), np.longdouble(1),
-    np.zeros(2, np.longdouble), np.array([None]), np.zeros(2, "i4,f4"),
+    np.zeros(2, np.longdouble), np.zeros(2, "i4,f4"),
     np.ma.masked_array([1], [True]), np.zeros((1,) * 33), np.zeros(1, "i4").view(np.recarray),
     msgpack.ExtType(4, b"\x90"), msgpack.Timestamp(1), Unrepresentable(), int, len,
 ]  # fmt: skip

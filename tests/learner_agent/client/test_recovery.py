@@ -92,14 +92,33 @@ def test_a_replay_with_another_result_names_the_step() -> None:
     recording.step(b"\x01", (2, 0.0, False, False, {}))
     answers: Iterator[Any] = iter([(1, 0.0, False, False, {}), (3, 0.0, False, False, {})])
     with pytest.raises(ReplayMismatch, match=r"its step 2 had another result"):
-        recording.replay(lambda seed, options: (0, {}), lambda action: next(answers))
+        recording.replay(lambda seed, options: (0, {}), lambda action: next(answers), print)
+
+
+def test_a_replay_sets_the_generator_between_the_steps() -> None:
+    recording, seen = Recording(), list[Any]()
+    recording.draw({"before": "an episode"})
+    recording.reset(None, 1, None, (0, {}))
+    for number in (1, 2):
+        recording.draw({"state": number})
+        recording.step(bytes([number]), number)
+    kept = recording.position
+    recording.draw({"state": 3})
+    recording.position = kept  # as after an exception
+
+    def step(action: int) -> int:
+        seen.append(action)
+        return action
+
+    recording.replay(lambda seed, options: (0, {}), step, seen.append)
+    assert seen == [{"state": 1}, 1, {"state": 2}, 2]
 
 
 def test_a_replay_compares_types_too() -> None:
     recording = Recording()
     recording.reset(None, 1, None, (0, {}))
     with pytest.raises(ReplayMismatch, match="its reset"):
-        recording.replay(lambda seed, options: (0.0, {}), lambda action: None)
+        recording.replay(lambda seed, options: (0.0, {}), lambda action: None, print)
 
 
 LEARNER = """

@@ -176,11 +176,6 @@ def test_its_generator_is_in_the_state_of_the_remote_one(cartpole: ProxyEnv) -> 
     assert cartpole.np_random_seed == 5
 
 
-def test_drawing_from_its_generator_leaves_the_remote_one_alone(cartpole: ProxyEnv) -> None:
-    cartpole.reset(seed=5)
-    assert cartpole.np_random.random() == cartpole.np_random.random()
-
-
 def test_setting_its_generator_sets_the_remote_one(cartpole: ProxyEnv) -> None:
     cartpole.np_random = np.random.default_rng(11)
     with gymnasium.make("CartPole-v1") as local:

@@ -1,0 +1,318 @@
+"""Values of types that cannot be serialized as they are: what they become, and how often we say."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import pickle
+from collections import Counter, OrderedDict
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import msgpack
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from gymwire.protocol import named_tuples, values
+from gymwire.protocol.codec import Codec
+from gymwire.protocol.errors import DecodingError, EncodingError
+from gymwire.protocol.messages import Act, Percept, Result, Status
+from gymwire.protocol.space_codecs import compile as compile_space
+from gymwire.protocol.step_codec import compile_steps
+from tests.sameness import assert_same
+
+
+class Colour(enum.Enum):
+    RED = "red"
+    PAIR = (1, 2)
+
+
+class Level(enum.IntEnum):
+    LOW = 3
+
+
+class Modes(enum.Flag):
+    A = 1
+    B = 2
+
+
+class Point(NamedTuple):
+    x: float
+    y: Any
+
+
+@dataclass
+class Inner:
+    colour: Colour
+    where: Point
+
+
+@dataclass(frozen=True)
+class Outer:
+    inner: Inner
+    many: list[Any] = field(default_factory=list)
+
+
+class Tensor:
+    """Has the interface of a tensor of JAX: DLPack and conversion to an array."""
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._array = array
+
+    def __dlpack__(self, **_: Any) -> Any:
+        raise NotImplementedError
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
+        return self._array
+
+
+class BrokenTensor(Tensor):
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
+        raise RuntimeError("on another device")
+
+
+def objects(*items: Any) -> np.ndarray[Any, Any]:
+    array = np.empty(len(items), object)
+    array[:] = items
+    return array
+
+
+def point(x: Any, y: Any) -> Any:
+    return named_tuples.rebuild("Point", ("x", "y"), [x, y])
+
+
+GRID = np.arange(6, dtype=np.float32).reshape(2, 3)
+CONVERTED = [
+    (Colour.RED, "red"),
+    (Colour.PAIR, (1, 2)),
+    (Level.LOW, 3),
+    (Modes.A | Modes.B, 3),
+    (Point(1.0, Colour.RED), point(1.0, "red")),
+    (Inner(Colour.RED, Point(1, 2)), {"colour": "red", "where": point(1, 2)}),
+    (Outer(Inner(Colour.RED, Point(1, None))),
+     {"inner": {"colour": "red", "where": point(1, None)}, "many": []}),
+    (MappingProxyType({"a": Level.LOW}), {"a": 3}),
+    (Counter("aab"), {"a": 2, "b": 1}),
+    (OrderedDict(a=Colour.RED), OrderedDict(a="red")),
+    (objects(1, "text", None, GRID, Colour.RED), objects(1, "text", None, GRID, "red")),
+    (objects([Level.LOW], objects(1)), objects([3], objects(1))),
+    (np.array([[None, 1], [2, "x"]], object), np.array([[None, 1], [2, "x"]], object)),
+    (np.array(None, object), np.array(None, object)),
+    (np.empty((0, 3), object), np.empty((0, 3), object)),
+    (Tensor(GRID), GRID),
+    (Tensor(np.array(2.5)), np.array(2.5)),
+    ({Colour.RED: 1, Level.LOW: 2}, {"red": 1, 3: 2}),
+    ((Colour.RED, [Tensor(GRID)]), ("red", [GRID])),
+]  # fmt: skip
+IDS = [f"{i}-{type(value).__name__}" for i, (value, _) in enumerate(CONVERTED)]
+
+
+def sent(info: Any, **options: Any) -> Any:
+    codec = Codec(**options)
+    percept = codec.decode(codec.encode(Percept(0, 0.0, False, False, info)))
+    assert type(percept) is Percept
+    return percept.info
+
+
+@pytest.mark.parametrize(("value", "became"), CONVERTED, ids=IDS)
+def test_an_info_arrives_as_the_table_says(value: Any, became: Any) -> None:
+    found = sent({"it": value, "beside": np.float64(1.0)})
+    assert_same_names(found, {"it": became, "beside": np.float64(1.0)})
+
+
+@pytest.mark.parametrize(("value", "became"), CONVERTED, ids=IDS)
+def test_what_arrived_can_be_serialized_again(value: Any, became: Any) -> None:
+    once = sent({"it": value})
+    assert_same_names(values.decode(values.encode(once)), once)
+
+
+def assert_same_names(found: Any, expected: Any) -> None:
+    """Compare values whose named tuples may have types made at different times."""
+    assert repr(found) == repr(expected)
+    assert_same(_plain(found), _plain(expected))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return ("named", type(value).__name__, value._fields, *map(_plain, value))
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list) else value
+
+
+def test_a_named_tuple_is_one_with_the_same_names() -> None:
+    found = sent({"it": Point(1.0, "a")})["it"]
+    assert (type(found).__name__, found._fields, found.x, found.y) == (
+        "Point",
+        ("x", "y"),
+        1.0,
+        "a",
+    )
+    assert found == Point(1.0, "a")
+    for again in (pickle.loads(pickle.dumps(found)), copy.deepcopy(found)):
+        assert type(again) is type(found)
+        assert again == found
+
+
+def test_each_conversion_is_reported_with_its_type() -> None:
+    seen: list[tuple[str, str]] = []
+    sent({"a": Colour.RED, "b": [Point(1, 2)]}, on_converted=lambda *one: seen.append(one))
+    assert seen == [
+        (f"{__name__}.Colour", "value"),
+        (f"{__name__}.Point", "named tuple"),
+    ]
+
+
+@pytest.mark.parametrize("bad", [BrokenTensor(GRID), object(), np.ma.masked_array([1]), {1, 2}])
+def test_what_has_no_conversion_is_still_opaque(bad: Any) -> None:
+    paths: list[str] = []
+    found = sent({"it": [bad, Colour.RED]}, on_opaque=paths.append)
+    assert type(found["it"][0]) is values.Opaque
+    assert found["it"][1] == "red"
+    assert paths == ['info["it"][0]']
+
+
+def test_a_key_that_a_conversion_makes_unhashable_is_opaque() -> None:
+    @dataclass(frozen=True)
+    class Key:
+        x: int
+
+    (key,) = sent({Key(1): 1})
+    assert type(key) is values.Opaque
+
+
+def test_a_dataclass_that_contains_itself_ends() -> None:
+    one = Outer(Inner(Colour.RED, Point(1, 2)))
+    one.many.append(one)
+    assert type(sent({"it": one})["it"]["many"][0]) is values.Opaque
+
+
+def test_strict_infos_refuse_conversions() -> None:
+    with pytest.raises(EncodingError, match="Colour"):
+        sent({"it": Colour.RED}, strict_infos=True)
+
+
+# --- observations and rewards ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_tensors_in_observations_and_rewards_become_arrays(strict: bool) -> None:
+    space = compile_space(spaces.Box(0, 9, (2, 3), np.float32))
+    codec = Codec(space, strict_infos=strict)
+    percept = Percept(Tensor(GRID), Tensor(np.array(1.5)), Tensor(np.array(True)), False, {})
+    steps = compile_steps(0, space, space)
+    assert (
+        steps.encode_percept(
+            (percept.observation, percept.reward, percept.terminated, False, {}), bytes(8)
+        )
+        is None
+    )
+    found = codec.decode(codec.encode(percept))
+    assert type(found) is Percept
+    assert_same(found.observation, GRID)
+    assert_same(found.reward, np.array(1.5))
+    assert_same(found.terminated, np.array(True))
+    status = codec.decode(codec.encode(Status({"a": (Tensor(GRID), 1)}, {})))
+    assert type(status) is Status
+    assert_same(status.observation, {"a": (GRID, 1)})
+
+
+def test_an_observation_is_not_converted_otherwise() -> None:
+    with pytest.raises(EncodingError, match="observation is a"):
+        Codec().encode(Status(Colour.RED, {}))
+
+
+@pytest.mark.parametrize("message", [Act(Colour.RED), Result(Point(1, 2)), Act(Tensor(GRID))])
+def test_other_messages_convert_nothing(message: Any) -> None:
+    with pytest.raises(EncodingError):
+        Codec().encode(message)
+
+
+# --- peers of an earlier release ------------------------------------------------------------------
+
+
+def test_an_earlier_release_gets_only_types_that_it_knows() -> None:
+    info = {"named": Point(1, Colour.RED), "objects": objects(1, None), "enum": Level.LOW}
+    found = sent(info, extended=False)
+    assert_same(found["named"], (1, "red"))
+    assert found["enum"] == 3
+    assert type(found["objects"]) is values.Opaque
+    frame = Codec(extended=False).encode(Percept(0, 0.0, False, False, info))
+    assert b"Point" not in frame
+
+
+def test_an_array_of_objects_is_refused_for_an_earlier_release() -> None:
+    with pytest.raises(EncodingError):
+        Codec(extended=False).encode(Act(objects(1)))
+    assert_same(Codec().decode(Codec().encode(Act(objects(1)))).action, objects(1))  # type: ignore[union-attr]
+
+
+# --- hostile frames -------------------------------------------------------------------------------
+
+
+def frame(code: int, content: Any) -> bytes:
+    packed: bytes = msgpack.packb(msgpack.ExtType(code, msgpack.packb(content)))
+    return packed
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        ["class", [], []], ["a b", ["x"], [1]], ["A", ["x", "x"], [1, 2]], ["A", ["_x"], [1]],
+        ["A", ["x"], []], ["A", ["x"], [1, 2]], ["A", ["x"]], [1, ["x"], [1]], ["A", [1], [1]],
+        ["A", "xy", [1, 2]], {}, 3, ["A" * 300, ["x"], [1]],
+        ["A", [f"x{i}" for i in range(300)], [0] * 300],
+        ["A", None, []], ["__import__('os')", ["x"], [1]],
+    ],
+)  # fmt: skip
+def test_a_malformed_named_tuple_is_refused(content: Any) -> None:
+    with pytest.raises(DecodingError):
+        values.decode(frame(8, content))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [[2], [1]], [[-1], []], [[1.0], [1]], [["1"], [1]], [1, [1]], [[1], 1], [[1]], [],
+        [[1] * 33, [1]], [[2**70, 0], []], {}, 3,
+    ],
+)  # fmt: skip
+def test_a_malformed_array_of_objects_is_refused(content: Any) -> None:
+    if content == [[2**70, 0], []]:
+        content = [[2**63, 2], []]
+    with pytest.raises(DecodingError):
+        values.decode(frame(9, content))
+
+
+def test_a_message_cannot_make_many_types() -> None:
+    many = [named_tuples.rebuild(f"A{i}", ("x",), [i]) for i in range(named_tuples.MAX_TYPES + 1)]
+    assert len(values.decode(values.encode(many[:-1]))) == named_tuples.MAX_TYPES
+    with pytest.raises(DecodingError, match="too many types"):
+        values.decode(values.encode(many))
+
+
+def test_a_deep_array_of_objects_is_refused() -> None:
+    deep: Any = 1
+    for _ in range(values.MAX_DEPTH + 2):
+        deep = objects(deep)
+    with pytest.raises(EncodingError):
+        values.encode(deep)
+
+
+def test_a_library_that_is_installed_converts_its_tensors() -> None:
+    """With the real libraries, where they are installed."""
+    for name in ("torch", "jax.numpy"):
+        library = pytest.importorskip(name, reason=f"{name} is not installed")
+        make = library.tensor if name == "torch" else library.asarray
+        tensor = make(GRID)
+        if name == "torch":
+            tensor = tensor.requires_grad_()
+        assert_same(sent({"it": tensor})["it"], GRID)
+
+
+def test_an_impossible_item_of_an_array_of_objects_is_named() -> None:
+    with pytest.raises(EncodingError) as caught:
+        Codec().encode(Act([objects(1, object())]))
+    assert caught.value.path == "action[0].flat[1]"
