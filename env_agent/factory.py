@@ -267,7 +267,8 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
             f"{name}: the module {module_name!r} has no {attribute!r}, and does not register an "
             f"environment with that id. Check the spelling."
         )
-    return Factory(attribute if module_name.endswith(".py") else name, None, kwargs)
+    # The module has registered the id by now; `gymnasium.spec` does not know ids with a module.
+    return Factory(attribute, None, kwargs)
 
 
 def _load(path: Path, name: str) -> Any:
