@@ -179,7 +179,8 @@ def test_an_id_with_a_module_also_makes_vectors(
     ],
 )
 def test_an_unknown_keyword_argument_is_named_with_the_known_ones(name: str, known: str) -> None:
-    said = f"^{name.rpartition(':')[2] if '-v' in name else name} takes no keyword argument 'colour'; it takes {known}"
+    shown = name.rpartition(":")[2] if "-v" in name else name
+    said = f"^{shown} takes no keyword argument 'colour'; it takes {known}"
     with pytest.raises(TypeError, match=said):
         resolve(name, {}).make(None, {"colour": 1})
     with pytest.raises(TypeError, match=said):
