@@ -6,8 +6,10 @@ that is always tested.
 
 from __future__ import annotations
 
+import copy
 import importlib
 import importlib.util
+import pickle
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -18,12 +20,16 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from gymwire import ProxyEnv, ProxyVectorEnv
-from gymwire.protocol.errors import EnvironmentFailed
+from gymwire.protocol.errors import EnvironmentFailed, MoveError
+from gymwire.protocol.messages import Call
+from gymwire.protocol.remote_space import CALL, RemoteSpace
 from tests import offered_vectors
+from tests.offered_spaces import SPACES, Odd
 from tests.processes import programs
 from tests.sameness import assert_same
 
@@ -49,7 +55,11 @@ OFFERS = {
     "nextstepframes": "tests.offered_vectors:tests/NextStepFrames-v0",
     "madenextstepframes": "tests.offered_vectors:tests/MadeNextStepFrames-v0",
 }
+OFFERS["odd"] = "tests.offered_spaces:Odd"
 REAL = {
+    "fetch": "minigrid:MiniGrid-Fetch-5x5-N2-v0",
+    "empty": "minigrid:MiniGrid-Empty-5x5-v0",
+    "babyai": "minigrid:BabyAI-GoToRedBallGrey-v0",
     "pong": "ale_py:ALE/Pong-v5",
     "parking": "highway_env:parking-v0",
     "real-pool": "pools.py:make",
@@ -235,3 +245,115 @@ def test_a_vector_of_another_size_is_refused_with_advice(broker: str) -> None:
         ProxyVectorEnv("two", 3, broker)
     with pytest.raises(EnvironmentFailed, match="only makes vectors"):
         ProxyEnv("two", broker)
+
+
+@pytest.mark.parametrize("address", ["odd", "parking"])
+def test_the_methods_of_goals_are_exposed(broker: str, address: str) -> None:
+    require(address)
+    local: Any = Odd() if address == "odd" else gymnasium.make(REAL[address]).unwrapped
+    goals = np.random.default_rng(1).random((2, 6))
+    with ProxyEnv(address, broker) as remote:
+        assert_same(
+            local.compute_reward(*goals, {}), remote.get_wrapper_attr("compute_reward")(*goals, {})
+        )
+        if address == "odd":
+            assert remote.get_wrapper_attr("compute_terminated")(goals[0], goals[0], {}) is True
+            assert remote.get_wrapper_attr("compute_truncated")(*goals, {}) is False
+            found = ProxyVectorEnv("odd", 2, broker)
+            with found:
+                assert found.call("compute_truncated", *goals, {}) == (False, False)
+
+
+def _local(address: str) -> Any:
+    return Odd(address) if address in SPACES else gymnasium.make(REAL[address])
+
+
+def _at(address: str) -> dict[str, Any]:
+    if address not in SPACES:
+        return {"address": address}
+    return {"address": "odd", "env_kwargs": {"name": address}}
+
+
+@pytest.mark.parametrize("address", [*SPACES, "fetch", "empty", "babyai"])
+def test_an_environment_with_other_spaces_is_the_same_to_the_bit(broker: str, address: str) -> None:
+    require(address)
+    local = _local(address)
+    with ProxyEnv(broker=broker, **_at(address)) as remote, closing(local):
+        assert_same_course(local, remote, local.action_space)
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+@pytest.mark.parametrize("address", [*SPACES, "fetch", "empty", "babyai"])
+def test_a_vector_with_other_spaces_is_the_same_to_the_bit(
+    broker: str, address: str, sessions: int
+) -> None:
+    require(address)
+    make = partial(_local, address)
+    local = SyncVectorEnv([make, make])
+    remote = ProxyVectorEnv(num_envs=2, broker=broker, sessions=sessions, **_at(address))
+    with remote, closing(local):
+        assert_same_course(local, remote, local.action_space)
+        for space, other in (
+            (remote.observation_space, local.observation_space),
+            (remote.single_observation_space, local.single_observation_space),
+        ):
+            if sessions == 1 and address != "disc":
+                space.seed(4)
+                other.seed(4)
+                assert_same(other.sample(), space.sample())
+                assert space.contains(other.sample())
+
+
+@pytest.mark.parametrize("address", [*SPACES, "fetch", "empty", "babyai"])
+def test_a_space_samples_and_contains_what_the_local_one_does(broker: str, address: str) -> None:
+    require(address)
+    local = _local(address)
+    other = SPACES["pair"].sample()
+    with ProxyEnv(broker=broker, **_at(address)) as remote:
+        for mine, theirs in (
+            (local.observation_space, remote.observation_space),
+            (local.action_space, remote.action_space),
+            (copy.deepcopy(local.observation_space), copy.deepcopy(remote.observation_space)),
+        ):
+            theirs.seed(8)
+            mine.seed(8)
+            for _ in range(5):
+                value = mine.sample()
+                assert_same(value, theirs.sample())
+                assert theirs.contains(value) == mine.contains(value)
+                assert theirs.contains(other) == mine.contains(other)
+            assert not theirs.contains(object())
+        kept = pickle.loads(pickle.dumps(remote.observation_space))
+        assert kept == remote.observation_space
+        if address in ("only-words", "disc"):
+            with pytest.raises(MoveError, match="only the env agent knows"):
+                kept.sample()
+
+
+def test_spaces_are_sent_as_the_nearest_of_gymnasium(broker: str) -> None:
+    with ProxyEnv(broker=broker, **_at("named")) as remote:
+        assert type(remote.observation_space) is Box
+        assert remote.observation_space == SPACES["named"]
+    with ProxyEnv(broker=broker, **_at("disc")) as remote:
+        assert isinstance(remote.observation_space, RemoteSpace)
+        assert repr(remote.observation_space) == "RemoteSpace(tests.offered_spaces.Disc)"
+        assert remote.observation_space.shape == (2,)
+        assert remote.observation_space.dtype == np.float32
+        assert not remote.observation_space.contains(np.ones(2, np.float32))
+        assert remote.observation_space.contains(np.zeros(2, np.float32))
+    with pytest.raises(MoveError, match=r"no longer exists|closed"):
+        remote.observation_space.sample()
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("observation_space.colours", "sample", ()),
+        ("unwrapped", "sample", ()),
+        ("observation_space", "__init__", ()),
+        ("observation_space", "sample"),
+    ],
+)
+def test_only_the_methods_of_spaces_can_be_called_so(broker: str, args: tuple[Any, ...]) -> None:
+    with ProxyEnv(broker=broker, **_at("disc")) as remote, pytest.raises(EnvironmentFailed):
+        remote._owner.request(Call("call", CALL, args))
