@@ -169,6 +169,7 @@ class ServingLoop:
         now = self._clock()
         self._registration.run_timers(now)
         self._close_abandoned(now)
+        self._end_lost()
         if self.drain.is_set() and not self._registration.withdrawn:
             self._registration.withdraw()
 
@@ -408,6 +409,17 @@ class ServingLoop:
             steps=session.steps,
             steps_per_s=round(session.steps / lasted_s) if lasted_s > 0 else 0,
         )
+
+    def _end_lost(self) -> None:
+        """End the sessions whose environment ran in a process that has ended."""
+        if not self.host.environments.may_be_lost:
+            return
+        for slot in list(self.host.slots.values()):
+            if why := slot.runner.lost:
+                # The broker frees the slot, and tells a learner that has no request under way.
+                lost = failure_reports.session_lost(f"The environment is lost: {why}.")
+                self._link.send(PLAIN.encode(lost, slot.session.sid))
+                self._end_session(slot, why)
 
     def _close_abandoned(self, now: float) -> None:
         """Close the sessions that are idle while the broker is away."""
