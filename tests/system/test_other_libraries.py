@@ -69,6 +69,14 @@ REAL = {
 PACKAGES = {"pools.py": "envpool"}
 
 
+WRAPPED = """
+[[offer]]
+address = "flat"
+env = "minigrid:MiniGrid-Empty-5x5-v0"
+wrap = ["minigrid.wrappers:FlatObsWrapper"]
+"""
+
+
 def _package(env: str) -> str:
     module = env.partition(":")[0]
     return PACKAGES.get(module, module)
@@ -84,6 +92,7 @@ def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         f'[[offer]]\naddress = "{a}"\nenv = "{e.replace("pools.py", str(folder / "pools.py"))}"\n'
         for a, e in {**OFFERS, **installed}.items()
     ]
+    offers += [WRAPPED] if importlib.util.find_spec("minigrid") else []
     (folder / "offers.toml").write_text("".join(offers))
     with programs() as started:
         started.env_agent(broker_url, "--threads", "2", "--config", str(folder / "offers.toml"))
@@ -357,3 +366,17 @@ def test_spaces_are_sent_as_the_nearest_of_gymnasium(broker: str) -> None:
 def test_only_the_methods_of_spaces_can_be_called_so(broker: str, args: tuple[Any, ...]) -> None:
     with ProxyEnv(broker=broker, **_at("disc")) as remote, pytest.raises(EnvironmentFailed):
         remote._owner.request(Call("call", CALL, args))
+
+
+def test_a_wrapper_that_needs_minigrids_own_space_is_applied_at_the_env_agent(broker: str) -> None:
+    wrappers = pytest.importorskip("minigrid.wrappers", reason="minigrid is not installed")
+
+    def make() -> Any:
+        return wrappers.FlatObsWrapper(gymnasium.make(REAL["empty"]))
+
+    with ProxyEnv("flat", broker) as remote, closing(make()) as local:
+        assert remote.observation_space == local.observation_space
+        assert_same_course(local, remote, local.action_space)
+    local = SyncVectorEnv([make, make])
+    with ProxyVectorEnv("flat", 2, broker) as vector, closing(local):
+        assert_same_course(local, vector, local.action_space)
