@@ -81,7 +81,7 @@ def _shorten_box(dtype: str, shape: list[int], low: Any, high: Any) -> list[Any]
 def _spec(env: Env | Vector, name: str) -> tuple[dict[str, Any], list[str]]:
     """Return the spec, and which keyword arguments are too large for it."""
     spec = env.spec
-    if not isinstance(spec, EnvSpec):  # another library's, or None
+    if not isinstance(spec, EnvSpec):  # None, or what another library calls a spec
         return {"id": name}, []
     kwargs, left_out = _kwargs(spec.kwargs)
     fields = {

@@ -83,6 +83,7 @@ class Environments:
                 (found.action_space, found.single_action_space, "action_space"),
             )
         )
+        self._warn_of_foreign_spaces(service.address, found)
         env_id = found.spec["id"]
         # The digest is that of the whole spaces: all env agents of a pool must share them.
         digest = hashlib.sha256(values.encode([env_id, observation, action])).digest()
@@ -97,6 +98,19 @@ class Environments:
             digest=digest,
             direct=direct,
         )
+
+    def _warn_of_foreign_spaces(self, address: str, found: description.Description) -> None:
+        for name in ("observation_space", "action_space"):
+            single = getattr(found, f"single_{name}")
+            space = getattr(found, name) if single is None else single
+            for one in spaces.foreign(space, name):
+                self._log.warning(
+                    "space is not Gymnasium's own",
+                    address=address,
+                    space=one.path,
+                    kind=one.kind,
+                    sent_as=one.sent_as,
+                )
 
     def make(self, service: Service, request: Open, *, uses_spare: bool = True) -> InLoopRunner:
         """Make the environment or the vector that a learner requests.

@@ -9,7 +9,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,14 @@ class Factory:
         make_one: the class or function, or None for a Gymnasium id.
         kwargs: the operator's keyword arguments; those of the learner override them.
         wrappers: what each environment is wrapped in, the first one innermost.
+        seen: what `make_first` found out: whether "vector" is what it makes.
     """
 
     name: str
     make_one: Callable[..., Any] | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     wrappers: Sequence[Wrapper] = ()
+    seen: dict[str, bool] = field(default_factory=dict, compare=False)
 
     def make(
         self, render_mode: str | None, kwargs: Mapping[str, Any], kind: str = EnvKind.ENV
@@ -97,7 +99,7 @@ class Factory:
 
     def _checked(self, made: object) -> Env:
         """Return what the class or function has made, wrapped. Raises ConfigurationError."""
-        if not isinstance(made, gymnasium.Env):
+        if not isinstance(made, gymnasium.Env) or vectors.is_vector(made):
             raise ConfigurationError(
                 f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. Check the class "
                 f"or factory that the env agent was started with."
@@ -130,14 +132,11 @@ class Factory:
         """Return the keyword arguments that the environment accepts; empty if unknown."""
         make = self.make_one
         if make is None:
-            entry_point = registered(self.name).entry_point
+            entry_point = gymnasium.spec(self.name).entry_point
             make = None if entry_point is None else _loaded(entry_point)
-        try:
-            parameters = inspect.signature(make).parameters if make else {}
-        except (TypeError, ValueError):  # some callables written in C have no signature
+        if make is None or _takes_any(make):
             return []
-        if any(one.kind is one.VAR_KEYWORD for one in parameters.values()):
-            return []
+        parameters = _parameters(make)
         return [name for name in parameters if name != "render_mode"]
 
     def make_first(self) -> Env | Vector:
@@ -147,10 +146,14 @@ class Factory:
                 return _from_factory(self.make_one, self.name, 1, None, dict(self.kwargs))
         return self._make_first(self.make_one) if self.make_one else self.make(None, {})
 
-    def _make_first(self, make: Callable[..., Any]) -> Env:
+    def _make_first(self, make: Callable[..., Any]) -> Env | Vector:
         """Make one environment of whatever kind it is."""
         with self._naming_keywords(self.kwargs):
             made = event_loop.create(make, self.kwargs)
+        if vectors.is_vector(made):
+            self._check_no_wrappers()
+            self.seen["vector"] = True
+            return vectors.adapt(made, self.name)
         kind = pettingzoo.kind_of(made)
         if kind:
             return pettingzoo.adapt(made, kind, self.name)
@@ -158,8 +161,13 @@ class Factory:
 
     @property
     def makes_vectors(self) -> bool:
-        """Whether this is a VectorEnv class, or a function with a parameter `num_envs`."""
+        """Whether this is a VectorEnv class, or a function that makes vectors.
+
+        It makes them if it has a parameter `num_envs`, or has made one.
+        """
         make = self.make_one
+        if "vector" in self.seen:
+            return True
         if isinstance(make, type):
             return issubclass(make, VectorEnv)
         return make is not None and _takes(make, "num_envs")
@@ -173,7 +181,7 @@ class Factory:
     ) -> Vector:
         """Make a vector as `gymnasium.make_vec` does: of the environment's own vector class.
 
-        Use a SyncVectorEnv if there is no such class, if it has another autoreset mode, or if
+        Use a SyncVectorEnv if there is no such class, if it only has another autoreset mode, or if
         `vectorization_mode="sync"` is among the keyword arguments. Raises ConfigurationError, or
         what a constructor raises.
         """
@@ -199,7 +207,7 @@ def _registered(
 ) -> Vector:
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
-    own = registered(name).vector_entry_point
+    own = gymnasium.spec(name).vector_entry_point
     wanted = VectorizeMode(
         kwargs.pop("vectorization_mode", "vector_entry_point" if own and not wrappers else "sync")
     )
@@ -210,19 +218,11 @@ def _registered(
             "open as many sessions."
         )
     if wanted is VectorizeMode.VECTOR_ENTRY_POINT:
-        given = dict(kwargs)
-        if own is not None and _takes(_loaded(own), "autoreset_mode"):
-            given["autoreset_mode"] = mode
-        made = gymnasium.make_vec(name, num_envs=num_envs, vectorization_mode=wanted, **given)
-        if vectors.autoreset_mode(made) == mode:
-            return vectors.batched(made)
+        made = _own_vector(name, num_envs, mode, kwargs)
+        if made.metadata["autoreset_mode"] == mode:
+            return made
         made.close()
     return _sync([lambda: wrap(gymnasium.make(name, **kwargs), wrappers)] * num_envs, mode)
-
-
-def registered(name: str) -> EnvSpec:
-    """Return the spec of `Id-v0` or `module:Id-v0`; the module has been imported."""
-    return gymnasium.spec(name.rpartition(":")[2])
 
 
 def _loaded(entry_point: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -243,6 +243,25 @@ def wrap(env: Env, wrappers: Sequence[Wrapper]) -> Env:
     return env
 
 
+def _own_vector(name: str, num_envs: int, mode: AutoresetMode, kwargs: dict[str, Any]) -> Vector:
+    """Make a vector of the registered vector class, in this autoreset mode if it has a choice."""
+    entry_point = gymnasium.spec(name).vector_entry_point
+    make = None if entry_point is None else _loaded(entry_point)
+
+    def make_vector(**more: Any) -> Any:
+        kind = VectorizeMode.VECTOR_ENTRY_POINT
+        return gymnasium.make_vec(
+            name, num_envs=num_envs, vectorization_mode=kind, **{**kwargs, **more}
+        )
+
+    if make is not None and _takes(make, "autoreset_mode"):
+        return vectors.adapt(make_vector(autoreset_mode=mode), name)
+    if make is not None and _takes_any(make):
+        with suppress(TypeError):  # another function, with fewer parameters, may come behind it
+            return vectors.adapt(make_vector(autoreset_mode=mode), name)
+    return vectors.adapt(make_vector(), name)
+
+
 def _sync(makers: Sequence[Callable[[], Env]], mode: AutoresetMode) -> Vector:
     # No copy is needed, since observations are sent before the next step.
     made = HostedVector(makers, copy=False, autoreset_mode=mode)
@@ -259,30 +278,33 @@ def _from_factory(
 ) -> Vector:
     if mode is not None and _takes(make, "autoreset_mode"):
         kwargs["autoreset_mode"] = mode
-    made = make(num_envs=num_envs, **kwargs)
-    if isinstance(made, VectorEnv):
-        made = vectors.batched(made)
-    else:
-        raise ConfigurationError(
-            f"{name} returned {type(made).__name__}, not a gymnasium.vector.VectorEnv. Check the "
-            f"class or factory that the env agent was started with."
-        )
-    has = vectors.autoreset_mode(made)
+    if _takes(make, "num_envs") or _takes_any(make):
+        kwargs["num_envs"] = num_envs
+    made = vectors.adapt(make(**kwargs), name)
+    has = made.metadata["autoreset_mode"]
     if mode is not None and (has != mode or made.num_envs != num_envs):
         made.close()
+        advice = "" if "num_envs" in kwargs else " Give the factory a parameter num_envs."
         raise ConfigurationError(
-            f"{name} made {made.num_envs} environments with the autoreset mode "
-            f"{getattr(has, 'value', has)!r}, but the learner requested {num_envs} with "
-            f"{mode.value!r}."
+            f"{name} made {made.num_envs} environments with the autoreset mode {has.value!r}, but "
+            f"the learner requested {num_envs} with {mode.value!r}.{advice}"
         )
     return made
 
 
 def _takes(make: Callable[..., Any], parameter: str) -> bool:
+    return parameter in _parameters(make)
+
+
+def _takes_any(make: Callable[..., Any]) -> bool:
+    return any(one.kind is one.VAR_KEYWORD for one in _parameters(make).values())
+
+
+def _parameters(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
     try:
-        return parameter in inspect.signature(make).parameters
+        return inspect.signature(make).parameters
     except (TypeError, ValueError):  # some callables written in C have no signature
-        return False
+        return {}
 
 
 def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
@@ -317,7 +339,8 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
             f"{name}: the module {module_name!r} has no {attribute!r}, and does not register an "
             f"environment with that id. Check the spelling."
         )
-    return Factory(attribute if module_name.endswith(".py") else name, None, kwargs)
+    # The module has registered the id by now; `gymnasium.spec` does not know ids with a module.
+    return Factory(attribute, None, kwargs)
 
 
 def resolve_wrapper(text: str) -> Wrapper:

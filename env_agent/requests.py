@@ -10,7 +10,7 @@ import structlog
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.session import Verdict
 from gymwire.env_agent.slot import Slot
-from gymwire.protocol import dialogue
+from gymwire.protocol import dialogue, remote_space
 from gymwire.protocol.codec import MAX_MESSAGE, SEQ, Frame, Header, Pieces
 from gymwire.protocol.errors import EncodingError, ProtocolError
 from gymwire.protocol.messages import (
@@ -195,7 +195,9 @@ class RequestHandler:
         return Percept(observation, reward, terminated, truncated, info)
 
     def _call(self, slot: Slot, call: Call) -> Message:
-        if call.name not in slot.exposed and call.mode != "each-wrapped":  # reads no attribute
+        asks_space = (call.mode, call.name) == ("call", remote_space.CALL)
+        reads_none = asks_space or call.mode == "each-wrapped"
+        if call.name not in slot.exposed and not reads_none:
             return Error(
                 Code.ATTRIBUTE_DENIED,
                 f"The env agent does not expose {call.name!r}. Its operator can expose it with "

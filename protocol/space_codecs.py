@@ -9,7 +9,7 @@
 
 Bytes are in the byte order of the space's dtype, which its description states. Values of Sequence,
 Graph and OneOf differ in shape, so a compact form would hardly be smaller than the self-describing
-one; they are always sent in the latter.
+one; they are always sent in the latter. So are those of a space that is not Gymnasium's own.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import numpy as np
 from gymnasium import Space, spaces
 
 from gymwire.protocol.arrays import ALIGNMENT, LARGE, Tail, axes_order, copy_array
-from gymwire.protocol.errors import DecodingError, UnsupportedSpaceError
+from gymwire.protocol.errors import DecodingError
 
-__all__ = ["NOT_COMPACT", "NotCompact", "SpaceCodec", "compile"]
+__all__ = ["NOT_COMPACT", "NotCompact", "SpaceCodec", "compile", "known_class"]
 
 
 class NotCompact(enum.Enum):
@@ -66,14 +66,27 @@ class SpaceCodec:
 
 
 def compile(space: Space[Any]) -> SpaceCodec:
-    """Return the codec of a space. Raises UnsupportedSpaceError as `describe` does."""
-    if type(space) not in _compile.registry:
-        kind = type(space)
-        raise UnsupportedSpaceError(
-            f"{kind.__module__}.{kind.__qualname__} is not a supported space. Use the classes of "
-            f"gymnasium.spaces, not subclasses of them."
-        )
-    return _compile(space)
+    """Return the codec of a space. The values of a foreign class have no compact form."""
+    kind = known_class(space)
+    return _NO_FORM if kind is None else _compile.registry[kind](space)
+
+
+_BEHAVIOUR = ("sample", "contains", "seed", "shape", "is_np_flattenable")
+
+
+def known_class(space: Space[Any]) -> type[Space[Any]] | None:
+    """Return Gymnasium's class of a space; None if its own class replaces a part of the behaviour.
+
+    A subclass that inherits `sample` and `contains` has the values of its base.
+    """
+    kind = type(space)
+    if kind in _compile.registry:
+        return kind
+    for base in kind.__mro__:
+        if base in _compile.registry and base is not object:
+            same = all(getattr(kind, name) is getattr(base, name) for name in _BEHAVIOUR)
+            return base if same else None
+    return None
 
 
 @singledispatch
@@ -215,14 +228,19 @@ def _(space: spaces.Tuple[Any]) -> SpaceCodec:
     return SpaceCodec(encode, decode, parts.tail_bytes)
 
 
+def _encode_nothing(value: Any, tail: Tail) -> Any:
+    return NOT_COMPACT
+
+
+def _decode_nothing(form: Any, tail: memoryview | None) -> Any:
+    raise DecodingError("The values of this space have no compact form.")
+
+
+_NO_FORM = SpaceCodec(_encode_nothing, _decode_nothing)
+
+
 @_compile.register(spaces.Sequence)
 @_compile.register(spaces.Graph)
 @_compile.register(spaces.OneOf)
 def _(space: Space[Any]) -> SpaceCodec:
-    def encode(value: Any, tail: Tail) -> Any:
-        return NOT_COMPACT
-
-    def decode(form: Any, tail: memoryview | None) -> Any:
-        raise DecodingError("Values of Sequence, Graph and OneOf have no compact form.")
-
-    return SpaceCodec(encode, decode)
+    return _NO_FORM

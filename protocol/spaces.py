@@ -10,6 +10,7 @@ list that starts with its kind:
     ["Tuple", count]  ["OneOf", count]   then `count` children
     ["Sequence", stack]                  then the child
     ["Graph", has_edges]                 then the node space, and the edge space if there is one
+    ["Remote", class, shape, dtype]      a space of another class, with None for an unknown property
 
 The list is flat, however deep the space is. Bounds, nvec and start are one number if all elements
 are equal, otherwise the raw bytes of the array. For the text of a dtype see `protocol.arrays`.
@@ -29,10 +30,11 @@ from gymnasium import Space, spaces
 
 from gymwire.protocol.arrays import MAX_DIMS, dtype_from_text, dtype_to_text
 from gymwire.protocol.errors import DecodingError, GymwireError, UnsupportedSpaceError
-from gymwire.protocol.space_codecs import compile
+from gymwire.protocol.remote_space import RemoteSpace, SpaceCalls
+from gymwire.protocol.space_codecs import compile, known_class
 from gymwire.protocol.values import MAX_DEPTH
 
-__all__ = ["MAX_SPACE_BYTES", "build", "compile", "describe"]
+__all__ = ["MAX_SPACE_BYTES", "ForeignSpace", "build", "compile", "describe", "foreign"]
 
 MAX_SPACE_BYTES: Final = 1 << 28
 """The maximum memory for the bounds of one described space: otherwise a few bytes from a stranger
@@ -50,13 +52,35 @@ class _Budget:
 
 
 @dataclass(frozen=True)
+class ForeignSpace:
+    """A space that is not of one of Gymnasium's own classes.
+
+    Attributes:
+        path: its position, such as `observation_space["mission"]`.
+        kind: the module and name of its class.
+        sent_as: the name of the class that the learner gets.
+        space: the space.
+    """
+
+    path: str
+    kind: str
+    sent_as: str
+    space: Space[Any]
+
+
+@dataclass(frozen=True)
 class _NodeContext:
-    """The position of a node: its path and depth, and how many copies Gymnasium makes of it."""
+    """The position of a node: its path and depth, and how many copies Gymnasium makes of it.
+
+    For all nodes together: the memory that is left, the foreign spaces found, and how spaces ask.
+    """
 
     path: str
     depth: int = 1
     copies: int = 1
     budget: _Budget = field(default_factory=_Budget)
+    foreign: list[ForeignSpace] = field(default_factory=list)
+    calls: SpaceCalls | None = None
 
     def child(self, step: str, *, copied: bool = False) -> _NodeContext:
         """Return the context of a child. `copied`: Gymnasium keeps a batched copy of the child."""
@@ -88,26 +112,46 @@ def _key_step(key: Any) -> str:
 
 
 def describe(space: Space[Any], *, root: str = "space") -> list[list[Any]]:
-    """Return a description of a Gymnasium space, made of lists, numbers, text and bytes.
+    """Return a description of a space, made of lists, numbers, text and bytes.
 
-    Raises UnsupportedSpaceError, whose `path` starts with `root`, for a space of another class
-    (also a subclass) and for one that is too deep or too large.
+    A subclass of Gymnasium's is described as its base if it inherits its behaviour, and as a space
+    that asks the env agent otherwise. Raises UnsupportedSpaceError, whose `path` starts with
+    `root`, for a space that is too deep or too large, or has values that cannot be sent.
     """
     return list(_describe_at(space, _NodeContext(root)))
 
 
+def foreign(space: Space[Any], root: str) -> list[ForeignSpace]:
+    """Return the parts of a space that are not of Gymnasium's own classes. Raises as `describe`."""
+    context = _NodeContext(root)
+    for _ in _describe_at(space, context):
+        pass
+    return context.foreign
+
+
 def _describe_at(space: Space[Any], context: _NodeContext) -> Iterator[list[Any]]:
-    if type(space) not in _describe.registry:  # singledispatch would take a subclass for its base
-        kind = type(space)
-        raise _unsupported(
-            context,
-            f"is a {kind.__module__}.{kind.__qualname__}; only Gymnasium's own spaces "
-            "(not subclasses of them) are supported",
-        )
+    kind = known_class(space)
+    if kind is not type(space):
+        name = f"{type(space).__module__}.{type(space).__qualname__}"
+        sent_as = "RemoteSpace" if kind is None else kind.__name__
+        context.foreign.append(ForeignSpace(context.path, name, sent_as, space))
+        if kind is None:
+            yield _describe_remote(space, name, context)
+            return
     dtype = space.dtype if isinstance(space, _ARRAY_SPACES) else None
     size = 0 if dtype is None else math.prod(space.shape or ()) * dtype.itemsize
     context.charge(2 * size, UnsupportedSpaceError)
-    yield from _describe(space, context)
+    assert kind is not None
+    yield from _describe.registry[kind](space, context)
+
+
+def _describe_remote(space: Space[Any], name: str, context: _NodeContext) -> list[Any]:
+    context.charge(0, UnsupportedSpaceError)
+    if not isinstance(space, Space):
+        raise _unsupported(context, f"is a {name}, which is not a gymnasium.Space")
+    shape, dtype = space.shape, space.dtype
+    sizes = None if shape is None or len(shape) > MAX_DIMS else [int(n) for n in shape]
+    return ["Remote", name, sizes, None if dtype is None else dtype_to_text(dtype)]
 
 
 _ARRAY_SPACES = (spaces.Box, spaces.MultiDiscrete, spaces.MultiBinary)
@@ -218,8 +262,10 @@ def _(space: spaces.Graph, context: _NodeContext) -> Iterator[list[Any]]:
 # --- build --------------------------------------------------------------------------------------
 
 
-def build(description: Any, *, root: str = "space") -> Space[Any]:
+def build(description: Any, *, root: str = "space", calls: SpaceCalls | None = None) -> Space[Any]:
     """Return a fresh space that equals the one described, with the same types throughout.
+
+    `calls`: how spaces that only the env agent knows ask it; None: they cannot be used.
 
     Raises DecodingError, and nothing else, for a malformed description.
     """
@@ -227,7 +273,7 @@ def build(description: Any, *, root: str = "space") -> Space[Any]:
         raise DecodingError(f"The description of {root} is not a list of nodes.", path=root)
     nodes = iter(description)
     try:
-        space = _build(nodes, _NodeContext(root))
+        space = _build(nodes, _NodeContext(root, calls=calls))
     except GymwireError:
         raise
     except (ValueError, TypeError, OverflowError, AssertionError, MemoryError) as error:
@@ -367,6 +413,21 @@ def _build_graph(context: _NodeContext, nodes: Iterator[Any], has_edges: Any) ->
     return spaces.Graph(node_space, edge_space)
 
 
+def _build_remote(
+    context: _NodeContext, _: Iterator[Any], kind: Any, sizes: Any, text: Any
+) -> Space[Any]:
+    _check(type(kind) is str, context, "class")
+    dtype = None if text is None else dtype_from_text(text)
+    _check(
+        sizes is None
+        or (type(sizes) is list and len(sizes) <= MAX_DIMS and {*map(type, sizes)} <= {int}),
+        context,
+        "shape",
+    )
+    shape = None if sizes is None else tuple(sizes)
+    return RemoteSpace(kind, context.path, context.calls, shape, dtype)
+
+
 _BUILDERS: dict[str, Callable[..., Space[Any]]] = {
     "Box": _build_box,
     "Discrete": _build_discrete,
@@ -378,4 +439,5 @@ _BUILDERS: dict[str, Callable[..., Space[Any]]] = {
     "OneOf": _build_several(spaces.OneOf),
     "Sequence": _build_sequence,
     "Graph": _build_graph,
+    "Remote": _build_remote,
 }

@@ -1,66 +1,119 @@
-"""Vectors of other libraries, made what Gymnasium's vectors are."""
+"""Vector environments of other libraries, such as EnvPool, as Gymnasium's."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import structlog
+from gymnasium import Space
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-Vector = VectorEnv[Any, Any, Any]
+from gymwire.protocol.errors import ConfigurationError
+
+_MODES = {mode.name.replace("_", "").lower(): mode for mode in AutoresetMode}
 
 
-def autoreset_mode(made: Vector) -> AutoresetMode | None:
-    """Return the autoreset mode that a vector declares, also as a text; None: it declares none."""
-    metadata = made.metadata if isinstance(made.metadata, dict) else {}
-    value = metadata.get("autoreset_mode", getattr(made, "autoreset_mode", None))
-    if isinstance(value, AutoresetMode):
-        return value
-    try:
-        return AutoresetMode(value)
-    except ValueError:
-        return None
+class AdaptedVector(VectorEnv[Any, Any, Any]):
+    """A vector whose spaces, spec and metadata are what Gymnasium expects.
 
+    Everything else is the wrapped vector's own: `step` is its method, and `reset` passes only the
+    arguments that were given.
 
-def batched(made: Vector) -> Vector:
-    """Return a vector whose spaces are batched: EnvPool's are those of one environment."""
-    single = made.single_observation_space, made.single_action_space
-    if single == (made.observation_space, made.action_space):
-        return BatchedVector(made)
-    return made
+    Args:
+        env: the vector of another library.
+        mode: its autoreset mode.
+    """
 
+    def __init__(self, env: Any, mode: AutoresetMode) -> None:
+        self._env = env
+        self.num_envs = int(env.num_envs)
+        self.metadata = {**getattr(env, "metadata", {}), "autoreset_mode": mode}
+        self.render_mode = getattr(env, "render_mode", None)
+        spec = getattr(env, "spec", None)
+        self.spec = spec if isinstance(spec, EnvSpec) else None
+        self.single_observation_space, self.observation_space = self._spaces("observation_space")
+        self.single_action_space, self.action_space = self._spaces("action_space")
+        vars(self)["step"] = env.step
 
-class BatchedVector(VectorEnv[Any, Any, Any]):
-    """A vector with batched spaces around one that describes a single environment."""
+    def _spaces(self, name: str) -> tuple[Space[Any], Space[Any]]:
+        """Return the space of one environment, and that of all. EnvPool has only the former."""
+        batched = getattr(self._env, name)
+        single = getattr(self._env, f"single_{name}", batched)
+        return single, batch_space(single, self.num_envs) if batched == single else batched
 
-    def __init__(self, made: Vector) -> None:
-        self._made = made
-        self.num_envs = made.num_envs
-        self.single_observation_space = made.single_observation_space
-        self.single_action_space = made.single_action_space
-        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
-        self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self.metadata = {**made.metadata, "autoreset_mode": autoreset_mode(made)}
-        self.render_mode = made.render_mode
-        self.spec = made.spec
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        """Reset all environments."""
-        return self._made.reset(seed=seed, options=options)
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step all environments."""
-        return self._made.step(actions)
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
+        """Reset all environments. Some vectors take no seed, and some no options."""
+        given = {"seed": seed, "options": options}
+        return self._env.reset(**{k: value for k, value in given.items() if value is not None})
 
     def render(self) -> Any:
         """Return what the vector renders."""
-        return self._made.render()
+        return self._env.render()
 
-    def close(self, **kwargs: Any) -> None:
+    def close(self, **_: Any) -> None:
         """Close the vector."""
-        self._made.close(**kwargs)
+        self._env.close()
+
+    @property
+    def np_random(self) -> Any:
+        """The generator of the vector."""
+        return self._env.np_random
+
+    @np_random.setter
+    def np_random(self, value: Any) -> None:
+        self._env.np_random = value
 
     def __getattr__(self, name: str) -> Any:
-        if name == "_made":
+        # Called for names that Python does not find, also while __init__ has not finished.
+        if name == "_env":
             raise AttributeError(name)
-        return getattr(self._made, name)
+        return getattr(self._env, name)
+
+
+def is_vector(made: object) -> bool:
+    """Return whether a factory returned a vector; some, such as EnvPool's, also are an Env."""
+    return isinstance(made, VectorEnv)
+
+
+def adapt(made: Any, name: str) -> VectorEnv[Any, Any, Any]:
+    """Return a vector with an autoreset mode that it declares, or that is assumed.
+
+    Args:
+        made: what the factory returned.
+        name: the factory's name.
+
+    Raises:
+        ConfigurationError: it is not a vector.
+    """
+    needed = ("num_envs", "observation_space", "action_space", "reset", "step", "close")
+    if not all(hasattr(made, one) for one in needed):
+        raise ConfigurationError(
+            f"{name} returned {type(made).__name__}, not a gymnasium.vector.VectorEnv. Check the "
+            f"class or factory that the env agent was started with."
+        )
+    mode = declared_mode(made)
+    if mode is None:
+        mode = AutoresetMode.NEXT_STEP
+        structlog.get_logger().warning(
+            "vector environment declares no autoreset mode", env=name, assumed=mode.value
+        )
+    is_usual = isinstance(made, VectorEnv) and isinstance(made.spec, EnvSpec | None)
+    if not is_usual or made.observation_space == getattr(made, "single_observation_space", None):
+        return AdaptedVector(made, mode)
+    # Some classes write the mode of their last vector into the dict that all vectors share.
+    made.metadata = {**made.metadata, "autoreset_mode": mode}
+    return made  # type: ignore[no-any-return]
+
+
+def declared_mode(made: Any) -> AutoresetMode | None:
+    """Return the autoreset mode that a vector declares, by Gymnasium's enum or as a text."""
+    metadata = getattr(made, "metadata", None) or {}
+    shared = () if metadata is VectorEnv.metadata else (metadata.get("autoreset_mode"),)
+    for found in (getattr(made, "autoreset_mode", None), *shared):
+        for text in (getattr(found, "value", found), getattr(found, "name", None)):
+            known = str(text).replace("_", "").replace("-", "").replace(" ", "").lower()
+            if known in _MODES:
+                return _MODES[known]
+    return None

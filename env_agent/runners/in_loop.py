@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,7 @@ from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
 from gymwire.env_agent.runners.each_env import access_each, is_for_each
 from gymwire.env_agent.space_watch import SpaceWatch
-from gymwire.protocol import generators, vector_infos
+from gymwire.protocol import generators, remote_space, spaces, vector_infos
 from gymwire.protocol.messages import Call
 
 
@@ -71,6 +72,8 @@ class InLoopRunner:
         """Read, write or call the attribute that `call` names; return the value of RESULT."""
         if is_for_each(call):
             return access_each(self.env, call)
+        if call.name == remote_space.CALL:
+            return _ask_space(self.env, *call.args)
         if isinstance(self.env, VectorEnv):
             return _access_vector(self.env, call)
         name, env = call.name, self.env
@@ -113,6 +116,24 @@ def _without_casts(env: HostedVector) -> Callable[[Any], Any]:
         return [*result] if env.cast else result
 
     return step_and_check
+
+
+def _ask_space(env: Any, path: Any, method: Any, args: Any) -> Any:
+    """Call a method of a space that the learner cannot build. Raises KeyError if there is none."""
+    root = re.split(r"[\[.]", path, maxsplit=1)[0]
+    if root not in _SPACES or method not in remote_space.METHODS:
+        raise KeyError(f"There is no space {path!r:.100} with a method {method!r:.100}.")
+    found = {one.path: one.space for one in spaces.foreign(getattr(env, root), root)}
+    result = getattr(found[path], method)(*args)
+    return bool(result) if method == "contains" else result
+
+
+_SPACES = (
+    "observation_space",
+    "action_space",
+    "single_observation_space",
+    "single_action_space",
+)
 
 
 def _access_vector(env: Any, call: Call) -> Any:

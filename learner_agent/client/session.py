@@ -38,6 +38,7 @@ from gymwire.protocol.messages import (
     Opened,
     Percept,
 )
+from gymwire.protocol.remote_space import SpaceCalls
 from gymwire.protocol.security.signing import SignedCodec, Signer
 from gymwire.protocol.step_codec import Step, compile_steps
 from gymwire.protocol.transport.interface import Transport
@@ -73,9 +74,8 @@ class RemoteSession:
     ) -> None:
         self.connection = connection
         self.signer = signer
-        self.sid = sid
-        self.open_msg = open_msg
-        self.opened = opened
+        self.sid, self.open_msg, self.opened = sid, open_msg, opened
+        self.space_calls = SpaceCalls()
         observation = space_cache.codec_of(opened.observation_space, "observation_space")
         action = space_cache.codec_of(opened.action_space, "action_space")
         extended = VALUES in common(opened.limits.get("capabilities"))
@@ -105,12 +105,15 @@ class RemoteSession:
     @cached_property
     def observation_space(self) -> Space[Any]:
         """The observation space, with a random generator of its own."""
-        return spaces.build(self.opened.observation_space, root="observation_space")
+        return self._build("observation_space")
 
     @cached_property
     def action_space(self) -> Space[Any]:
         """The action space, with a random generator of its own."""
-        return spaces.build(self.opened.action_space, root="action_space")
+        return self._build("action_space")
+
+    def _build(self, name: str) -> Space[Any]:
+        return spaces.build(getattr(self.opened, name), root=name, calls=self.space_calls)
 
     @property
     def path(self) -> Transport:

@@ -7,6 +7,7 @@ from typing import Any
 
 from gymwire.learner_agent.proxies.interrupts import keeps_replies
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
+from gymwire.protocol import remote_space
 from gymwire.protocol.errors import AttributeDenied, ProtocolError
 from gymwire.protocol.messages import Call, Result
 
@@ -82,6 +83,13 @@ class RemoteAttributes:
         `in_place`: the environment keeps its generator, as after a draw; else it gets another one.
         """
         self._owner.request(Call("set", "np_random", (state, in_place)))
+
+    @keeps_replies
+    def ask_space(self, path: str, method: str, args: tuple[Any, ...]) -> Any:
+        """Return the result of a method of a space that only the env agent knows."""
+        result = self._owner.request(Call("call", remote_space.CALL, (path, method, args)))
+        assert type(result) is Result
+        return result.value
 
     @keeps_replies
     def _call(self, name: str, *args: Any, **kwargs: Any) -> Any:

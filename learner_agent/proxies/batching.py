@@ -1,8 +1,8 @@
 """Split batches over the sessions of a vector, and join observations and infos again.
 
 Functions that need to know how values are batched take the space of a single environment. As in
-Gymnasium, Dict and Tuple batch each of their parts; Text, Sequence, Graph and OneOf are batched as
-a tuple; every other space is batched as an array.
+Gymnasium, Dict and Tuple batch each of their parts; Text, Sequence, Graph, OneOf and spaces that
+are not Gymnasium's own are batched as a tuple; every other space is batched as an array.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from gymnasium import Space, spaces
 from numpy.typing import NDArray
 
 from gymwire.protocol.errors import BatchSizeError
+from gymwire.protocol.remote_space import RemoteSpace
 from gymwire.protocol.vector_infos import Casts
 
-_CUSTOM = (spaces.Text, spaces.Sequence, spaces.Graph, spaces.OneOf)
+_CUSTOM = (spaces.Text, spaces.Sequence, spaces.Graph, spaces.OneOf, RemoteSpace)
 
 
 def slices(num_envs: int, sessions: int) -> list[slice]:
@@ -82,7 +83,7 @@ def join(space: Space[Any], parts: Sequence[Any]) -> Any:
         return {key: join(child, [p[key] for p in parts]) for key, child in space.spaces.items()}
     if isinstance(space, spaces.Tuple):
         return tuple(join(child, [p[i] for p in parts]) for i, child in enumerate(space.spaces))
-    if isinstance(space, _CUSTOM):
+    if isinstance(space, _CUSTOM) and not isinstance(parts[0], np.ndarray):
         return tuple(deepcopy(item) for part in parts for item in part)
     return np.concatenate(parts, dtype=parts[0].dtype)  # keeps a foreign byte order
 

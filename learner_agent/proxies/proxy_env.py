@@ -119,6 +119,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         self.render_mode = opened.render_mode
         self._spec = owner.options.spec_for(opened.spec)
         attributes = RemoteAttributes(owner)
+        owner.session.space_calls.connect(attributes.ask_space)
         replays = owner.options.on_lost == "replay"
         self._replay = EpisodeReplay(owner, attributes) if replays else None
         self._calls: Undoable = self._replay or owner

@@ -30,7 +30,7 @@ from gymwire.learner_agent.proxies.interrupts import (
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.learner_agent.proxies.vector_steps import VectorStep, VectorSteps
-from gymwire.protocol import capabilities, generators
+from gymwire.protocol import capabilities, generators, remote_space
 from gymwire.protocol.errors import (
     AttributeDenied,
     BatchSizeError,
@@ -133,6 +133,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self.autoreset_mode = AutoresetMode(options.autoreset_mode)
         self._open()
         first, opened = self._group[0], self._group[0].opened
+        first.space_calls.connect(self._ask_space)
         self.single_observation_space = self._steps.single_observation_space
         self.single_action_space = self._steps.single_action_space
         if sessions == 1:
@@ -418,6 +419,12 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             # An environment's own vector class may return a single value for all environments.
             found += value if type(value) is tuple else [value]
         return tuple(found)
+
+    @keeps_replies
+    def _ask_space(self, path: str, method: str, args: tuple[Any, ...]) -> Any:
+        (reply,) = self._ask({0: Call("call", remote_space.CALL, (path, method, args))})
+        assert type(reply) is Result
+        return reply.value
 
     def _malformed(self, what: str) -> ProtocolError:
         return ProtocolError(f"The env agent at {self._options.address!r} sent a malformed {what}.")

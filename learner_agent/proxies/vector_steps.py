@@ -37,12 +37,12 @@ class VectorSteps:
     """
 
     def __init__(self, group: SessionGroup, *, single_request: bool) -> None:
-        opened = group[0].opened
+        opened, calls = group[0].opened, group[0].space_calls
         self.single_observation_space = spaces.build(
-            opened.single_observation_space, root="single_observation_space"
+            opened.single_observation_space, root="single_observation_space", calls=calls
         )
         self.single_action_space = spaces.build(
-            opened.single_action_space, root="single_action_space"
+            opened.single_action_space, root="single_action_space", calls=calls
         )
         self._group = group
         self._is_single = single_request and len(group) == 1

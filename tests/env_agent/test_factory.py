@@ -63,6 +63,7 @@ FILES = {
     "elsewhere/random.py": NEIGHBOURLY,
     "elsewhere/neighbour.py": "WHERE = 'elsewhere'",
     "elsewhere/registering.py": REGISTERING,
+    "package/__init__.py": f"{OWN}\ngymnasium.register('space/Two-v3', 'package:Own')",
 }
 
 
@@ -81,6 +82,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
     gymnasium.registry.pop("OwnOne-v0", None)
+    gymnasium.registry.pop("space/Two-v3", None)
 
 
 @pytest.mark.parametrize("name", ["CartPole-v1", "gymnasium.envs:CartPole-v1"])
@@ -147,12 +149,38 @@ def test_an_environment_that_a_file_registers_is_found_by_its_id() -> None:
     assert factory.make(None, {}).unwrapped.size == 1  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize(
+    ("name", "env_id"),
+    [
+        ("gymnasium.envs:CartPole-v1", "CartPole-v1"),
+        ("gymnasium.envs.toy_text:FrozenLake-v1", "FrozenLake-v1"),
+        ("elsewhere/registering.py:OwnOne-v0", "OwnOne-v0"),
+        ("package:space/Two-v3", "space/Two-v3"),
+    ],
+)
+def test_an_id_with_a_module_also_makes_vectors(
+    name: str, env_id: str, mode: AutoresetMode
+) -> None:
+    vector = resolve(name, {}).make_vector(2, mode, None, {})
+    assert vector.spec is not None
+    assert (vector.spec.id, vector.num_envs) == (env_id, 2)
+    vector.close()
+
+
 @pytest.mark.parametrize(
     ("name", "known"),
-    [("mine:Mine", "size"), ("FrozenLake-v1", "desc, map_name, is_slippery")],
+    [
+        ("mine:Mine", "size"),
+        ("FrozenLake-v1", "desc, map_name, is_slippery"),
+        ("gymnasium.envs:FrozenLake-v1", "desc, map_name, is_slippery"),
+        ("elsewhere/registering.py:OwnOne-v0", "size"),
+        ("package:space/Two-v3", "size"),
+    ],
 )
 def test_an_unknown_keyword_argument_is_named_with_the_known_ones(name: str, known: str) -> None:
-    said = f"^{name} takes no keyword argument 'colour'; it takes {known}"
+    shown = name.rpartition(":")[2] if "-v" in name else name
+    said = f"^{shown} takes no keyword argument 'colour'; it takes {known}"
     with pytest.raises(TypeError, match=said):
         resolve(name, {}).make(None, {"colour": 1})
     with pytest.raises(TypeError, match=said):

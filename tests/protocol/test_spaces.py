@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from gymwire.protocol.errors import DecodingError, UnsupportedSpaceError
 from gymwire.protocol.space_codecs import NOT_COMPACT
-from gymwire.protocol.spaces import build, compile, describe
+from gymwire.protocol.spaces import build, compile, describe, foreign
 from gymwire.protocol.values import MAX_DEPTH, Tail
 from tests.protocol.test_values import joined
 from tests.sameness import assert_same
@@ -90,14 +90,52 @@ class Key(enum.StrEnum):
     A = "a"
 
 
-@pytest.mark.parametrize("odd", [MyBox(0, 1), MySpace()], ids=["subclass", "unknown"])
-def test_a_subclass_or_unknown_space_is_refused_by_name_and_place(odd: Space[Any]) -> None:
+class Strict(spaces.Discrete):
+    def contains(self, x: Any) -> bool:
+        return bool(x == 1)
+
+
+class NotASpace:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("odd", "sent_as"),
+    [(MyBox(0, 1), "Box"), (MySpace(), "RemoteSpace"), (Strict(2), "RemoteSpace")],
+    ids=["subclass", "unknown", "overriding"],
+)
+def test_a_foreign_space_is_found_by_name_and_place(odd: Space[Any], sent_as: str) -> None:
     space = spaces.Dict({"camera": spaces.Tuple([spaces.Discrete(2), spaces.Sequence(odd)])})
-    with pytest.raises(UnsupportedSpaceError, match=type(odd).__name__) as caught:
-        describe(space, root="observation_space")
-    assert caught.value.path == 'observation_space["camera"][1].feature_space'
-    with pytest.raises(UnsupportedSpaceError):
-        compile(odd)
+    (found,) = foreign(space, "observation_space")
+    assert found.path == 'observation_space["camera"][1].feature_space'
+    assert found.kind == f"{__name__}.{type(odd).__name__}"
+    assert (found.sent_as, found.space) == (sent_as, odd)
+    assert type(build(describe(odd))).__name__ == sent_as
+    assert build(describe(space)) == build(describe(space))
+
+
+def test_what_is_not_a_space_is_refused() -> None:
+    odd: Any = NotASpace()
+    with pytest.raises(UnsupportedSpaceError, match=r"NotASpace, which is not a gymnasium\.Space"):
+        describe(odd)
+
+
+@pytest.mark.parametrize(
+    "node",
+    [
+        ["Remote"],
+        ["Remote", 3, None, None],
+        ["Remote", "x.Y", None, 3],
+        ["Remote", "x.Y", "no shape", None],
+        ["Remote", "x.Y", [1] * 100, None],
+        ["Remote", "x.Y", [True], None],
+        ["Remote", "x.Y", [2**70], None, None],
+        ["Remote", "x.Y", None, "no dtype"],
+    ],
+)
+def test_a_malformed_foreign_space_is_refused(node: Any) -> None:
+    with pytest.raises(DecodingError):
+        build([node])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,198 @@
+"""Vectors as other libraries make them: stand-ins for EnvPool and for ALE's vector class."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium.spaces import Box, Discrete, Space
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+Step = tuple[Any, Any, Any, Any, dict[str, Any]]
+
+
+class PoolSpec:
+    """What EnvPool calls a spec."""
+
+    reward_threshold = 7.0
+
+    def __init__(self, num_envs: int) -> None:
+        self.config = {"num_envs": num_envs}
+
+
+class _Pool:
+    """The part that EnvPool's old and new vectors share. A generator that is seeded once."""
+
+    observation_space: Any = Box(-1.0, 1.0, (3,), np.float32)  # of one environment
+    action_space: Any = Discrete(2)
+    metadata: Any = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as in Gymnasium
+    render_mode: str | None = None
+
+    def __init__(self, num_envs: int = 1, seed: int = 5) -> None:
+        self.spec: Any = PoolSpec(num_envs)
+        self._random = np.random.default_rng(seed)
+        self._steps = np.zeros(num_envs, np.int32)
+
+    def _observe(self) -> tuple[Any, dict[str, Any]]:
+        count = len(self._steps)
+        ids = np.arange(count, dtype=np.int32)
+        infos = {
+            "env_id": ids,
+            "players": {"env_id": ids, "deeper": {"lives": np.full((count, 2), 3, np.uint8)}},
+            "elapsed_step": self._steps.copy(),
+        }
+        return self._random.random((count, 3), np.float32), infos
+
+    def step(self, actions: Any, env_id: Any = None) -> Step:
+        """Step all; an environment that has ended is reset by the next step."""
+        self._steps = np.where(self._steps >= 4, 0, self._steps + 1).astype(np.int32)
+        observation, infos = self._observe()
+        ended = self._steps >= 4
+        return observation, np.asarray(actions, np.float32), ended, np.zeros_like(ended), infos
+
+    def close(self, **_: Any) -> None:
+        """Free nothing."""
+
+
+class OldPool(_Pool, gymnasium.Env[Any, Any]):
+    """As EnvPool 0.8: an Env, without a declared autoreset mode, whose reset takes no seed."""
+
+    @property
+    def num_envs(self) -> int:
+        """The number of environments."""
+        return len(self._steps)
+
+    def reset(self, env_id: Any = None) -> tuple[Any, dict[str, Any]]:  # type: ignore[override]
+        """Reset all."""
+        self._steps[:] = 0
+        return self._observe()
+
+
+class Pool(_Pool, VectorEnv[Any, Any, Any], gymnasium.Env[Any, Any]):  # type: ignore[misc]
+    """As EnvPool 1.2: a VectorEnv and an Env; both spaces are those of one environment."""
+
+    metadata: Any = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.NEXT_STEP}  # noqa: RUF012 - as in Gymnasium
+
+    @property
+    def num_envs(self) -> int:  # type: ignore[override]
+        """The number of environments."""
+        return len(self._steps)
+
+    @property
+    def single_observation_space(self) -> Space[Any]:  # type: ignore[override]
+        """The space of one environment."""
+        return self.observation_space  # type: ignore[no-any-return]
+
+    @property
+    def single_action_space(self) -> Space[Any]:  # type: ignore[override]
+        """The space of one environment."""
+        return self.action_space  # type: ignore[no-any-return]
+
+    def reset(
+        self, env_id: Any = None, *, seed: Any = None, options: Any = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset all."""
+        self._steps[:] = 0
+        return self._observe()
+
+
+def make_pool(num_envs: int) -> Pool:
+    """Make as many as are requested."""
+    return Pool(num_envs)
+
+
+def make_any_pool(**kwargs: Any) -> Pool:
+    """Make as many as are requested."""
+    return Pool(**kwargs)
+
+
+def make_two() -> Pool:
+    """Make two, whatever is requested."""
+    return Pool(2)
+
+
+def make_old_pool(num_envs: int = 1) -> OldPool:
+    """Make as many as are requested."""
+    return OldPool(num_envs)
+
+
+class Single(gymnasium.Env[Any, Any]):
+    """The environment of the registered vectors below, which observe something else."""
+
+    observation_space = Box(0, 255, (6, 6, 3), np.uint8)
+    action_space = Discrete(2)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Start."""
+        super().reset(seed=seed)
+        return self.observation_space.low, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step."""
+        return self.observation_space.low, 0.0, False, False, {}
+
+
+class Frames(VectorEnv[Any, Any, Any]):
+    """As ale_py's AtariVectorEnv: it writes its mode into the metadata of all vectors."""
+
+    def __init__(
+        self, num_envs: int, *, autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP
+    ) -> None:
+        self.num_envs = num_envs
+        self.single_observation_space = Box(0, 255, (4, 3, 3), np.uint8)
+        self.single_action_space = Discrete(2)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata["autoreset_mode"] = self.autoreset_mode
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Start."""
+        super().reset(seed=seed)
+        return self._observe(), {"lives": np.full(self.num_envs, 3)}
+
+    def step(self, actions: Any) -> Step:
+        """Step."""
+        no = np.zeros(self.num_envs, np.bool_)
+        rewards = np.asarray(actions, np.float64)
+        return self._observe(), rewards, no, no, {"lives": np.full(self.num_envs, 3)}
+
+    def _observe(self) -> Any:
+        return self.np_random.integers(0, 256, self.observation_space.shape, np.uint8)
+
+
+class NextStepFrames(Frames):
+    """A vector class without a choice of autoreset modes; it declares its own by a text."""
+
+    metadata: Any = {"autoreset_mode": "next-step"}  # noqa: RUF012 - as in Gymnasium
+
+    def __init__(self, num_envs: int) -> None:
+        super().__init__(num_envs)
+        del self.autoreset_mode
+        self.metadata = {"autoreset_mode": "next-step"}
+
+
+def make_frames(num_envs: int, **kwargs: Any) -> Frames:
+    """Make a vector, with the autoreset mode among other keyword arguments."""
+    return Frames(num_envs, **kwargs)
+
+
+def make_next_step_frames(num_envs: int, **kwargs: Any) -> NextStepFrames:
+    """Make a vector of a class that does not know all keyword arguments."""
+    return NextStepFrames(num_envs, **kwargs)
+
+
+_VECTORS: dict[str, Any] = {
+    "Frames": Frames,
+    "MadeFrames": make_frames,
+    "NextStepFrames": NextStepFrames,
+    "MadeNextStepFrames": make_next_step_frames,
+}
+_SINGLE: Any = Single
+for _name, _vector in _VECTORS.items():
+    gymnasium.register(f"tests/{_name}-v0", _SINGLE, vector_entry_point=_vector)
