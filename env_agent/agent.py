@@ -173,17 +173,28 @@ class Agent:
 
     def _describe(self, environments: Environments) -> list[Offer]:
         url = None if self._direct is None else self._direct.url
-        offers = []
+        offers: list[Offer] = []
+        failed: GymwireError | None = None
         for service in self._services:
             try:
                 offers.append(environments.describe(service, service.max_sessions, url))
-            except GymwireError:
-                raise
-            except BaseException as error:
-                raise ConfigurationError(
-                    f"{service.factory.name} cannot be made: {type(error).__name__}: {error}"
-                ) from error
+            except BaseException as error:  # noqa: BLE001 - the other offers can still be served
+                failed = failed or self._left_out(service, error)
+        if failed is not None and not offers:
+            raise failed
         return offers
+
+    def _left_out(self, service: Service, error: BaseException) -> GymwireError:
+        """Log that a service cannot be offered, and why; return the error that says so."""
+        if isinstance(error, GymwireError):
+            failed, trace = error, {}
+        else:
+            name, why = service.factory.name, f"{type(error).__name__}: {error}"
+            failed = ConfigurationError(f"{name} cannot be made: {why}")
+            failed.__cause__ = error
+            trace = {"traceback": failure_reports.trace_of(error)}
+        self._log.error("offer left out", address=service.address, why=str(failed), **trace)
+        return failed
 
     def _share(self, offers: Sequence[Offer], index: int) -> list[Offer]:
         """Return the share of the slots that the loop with this index serves."""

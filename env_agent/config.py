@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from gymwire.env_agent.environments import Service
-from gymwire.env_agent.factory import resolve
+from gymwire.env_agent.factory import Factory, resolve, resolve_wrapper
+from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.files import read_text
@@ -20,25 +25,57 @@ KEYS = {
     "max_sessions": int,
     "expose": list,
     "strict_infos": bool,
+    "python": str,
+    "spaces": str,
+    "wrap": list,
 }
 DEFAULT_SLOTS = 64
 
 
-def service(
+def service(  # noqa: PLR0913 - these are the keys of an offer
     *,
     address: str,
     env: str,
     env_kwargs: Mapping[str, Any] | None = None,
-    max_sessions: int = DEFAULT_SLOTS,
+    max_sessions: int | None = None,
     expose: Sequence[str] = (),
     strict_infos: bool = False,
+    python: str | None = None,
+    spaces: str | None = None,
+    wrap: Sequence[str] = (),
 ) -> Service:
     """Return the service that one offer describes. Raises AddressError and ConfigurationError."""
     check_address(address)
+    if max_sessions is None:
+        max_sessions = DEFAULT_SLOTS if python is None else _processors()
     if max_sessions < 1:
         raise ConfigurationError(f"max_sessions must be 1 or more, not {max_sessions}.")
-    factory = resolve(env, env_kwargs or {})
+    factory: Factory | ChildFactory
+    if python is not None:
+        if wrap:
+            raise ConfigurationError(
+                f"{address}: --wrap works with environments of this interpreter only. Wrap the "
+                f"environment in a factory of the other one."
+            )
+        factory = ChildFactory(address, env, python, env_kwargs or {}, spaces)
+    elif spaces is not None:
+        raise ConfigurationError(
+            f"{address}: `spaces` belongs to an environment in another interpreter. Also give "
+            f"`python`, or leave it out."
+        )
+    else:
+        factory = replace(
+            resolve(env, env_kwargs or {}), wrappers=tuple(map(resolve_wrapper, wrap))
+        )
     return Service(address, factory, max_sessions, tuple(expose), strict_infos)
+
+
+def _processors() -> int:
+    """Return how many processors this process may use: the slots of processes."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # not on Linux
+        return os.cpu_count() or 1
 
 
 def check_address(address: str) -> None:
@@ -66,15 +103,34 @@ def load(path: Path) -> list[Service]:
             f"{path} must contain one [[offer]] table for each address, and nothing else. Its keys "
             f"are {', '.join(KEYS)}; only address and env are required."
         )
-    services = [_offer(path, index, table) for index, table in enumerate(tables, 1)]
-    addresses = [one.address for one in services]
+    checked = [_checked(path, index, table) for index, table in enumerate(tables, 1)]
+    addresses = [one["address"] for one in checked]
     twice = {address for address in addresses if addresses.count(address) > 1}
     if twice:
         raise ConfigurationError(f"{path}: {min(twice)!r} is offered twice.")
+    return _without_bad_ones(checked)
+
+
+def _without_bad_ones(tables: Sequence[Mapping[str, Any]]) -> list[Service]:
+    """Return the services of these tables; log those that cannot be used.
+
+    Raises ConfigurationError if none can be used.
+    """
+    services: list[Service] = []
+    first: ConfigurationError | None = None
+    for table in tables:
+        try:
+            services.append(service(**table))
+        except ConfigurationError as error:
+            first = first or error
+            structlog.get_logger().error("offer left out", address=table["address"], why=str(error))
+    if first is not None and not services:
+        raise first
     return services
 
 
-def _offer(path: Path, index: int, table: object) -> Service:
+def _checked(path: Path, index: int, table: object) -> Mapping[str, Any]:
+    """Return a table whose keys and types are right. Raises AddressError, ConfigurationError."""
     where = f"{path}, offer {index}"
     if not isinstance(table, dict):
         raise ConfigurationError(f"{where}: [[offer]] must be a table, not {type(table).__name__}.")
@@ -88,4 +144,5 @@ def _offer(path: Path, index: int, table: object) -> Service:
     for key in ("address", "env"):
         if key not in table:
             raise ConfigurationError(f"{where}: {key} is missing.")
-    return service(**table)
+    check_address(table["address"])
+    return table

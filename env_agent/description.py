@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import Space
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent.factory import Env, Vector
@@ -80,7 +81,7 @@ def _shorten_box(dtype: str, shape: list[int], low: Any, high: Any) -> list[Any]
 def _spec(env: Env | Vector, name: str) -> tuple[dict[str, Any], list[str]]:
     """Return the spec, and which keyword arguments are too large for it."""
     spec = env.spec
-    if spec is None:
+    if not isinstance(spec, EnvSpec):  # another library's, or None
         return {"id": name}, []
     kwargs, left_out = _kwargs(spec.kwargs)
     fields = {

@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent import description, failure_reports
 from gymwire.env_agent.factory import Factory
+from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.protocol import spaces, values
 from gymwire.protocol.errors import ConfigurationError
@@ -32,17 +33,23 @@ class Service:
     """
 
     address: str
-    factory: Factory
+    factory: Factory | ChildFactory
     max_sessions: int = 64
     exposed: Sequence[str] = ()
     strict_infos: bool = False
 
 
 class Environments:
-    """Makes, describes and closes the environments of one serving loop, in its thread."""
+    """Makes, describes and closes the environments of one serving loop, in its thread.
+
+    Attributes:
+        may_be_lost: whether some run in processes, which may end.
+    """
 
     def __init__(self, services: Iterable[Service]) -> None:
+        services = list(services)
         self._services = {service.address: service for service in services}
+        self.may_be_lost = any(isinstance(one.factory, ChildFactory) for one in services)
         self._spares: dict[str, InLoopRunner] = {}
         self._log = structlog.get_logger()
 
@@ -108,7 +115,7 @@ class Environments:
         if spare is not None:
             is_default = num_envs == 0 and request.render_mode is None and not request.env_kwargs
             is_default &= getattr(spare.env, "kind", EnvKind.ENV) == request.env_kind
-            if is_default and not isinstance(spare.env, VectorEnv):
+            if is_default and not isinstance(spare.env, VectorEnv) and not spare.lost:
                 return spare
             self.close(spare, service.address)
         if num_envs == 0:

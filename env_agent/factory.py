@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,7 +19,7 @@ from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent import event_loop
-from gymwire.env_agent.adapters import pettingzoo
+from gymwire.env_agent.adapters import pettingzoo, vectors
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
@@ -29,6 +30,21 @@ _UNKNOWN_KEYWORD = re.compile(r"got an unexpected keyword argument '(\w+)'")
 
 
 @dataclass(frozen=True)
+class Wrapper:
+    """A wrapper that the operator names with `--wrap`.
+
+    Attributes:
+        name: its name.
+        make: its class or function, called with the environment.
+        kwargs: its keyword arguments.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    kwargs: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Factory:
     """Makes environments: from a Gymnasium id, or from the user's own class or function.
 
@@ -36,11 +52,13 @@ class Factory:
         name: the Gymnasium id, or the name of the class or function.
         make_one: the class or function, or None for a Gymnasium id.
         kwargs: the operator's keyword arguments; those of the learner override them.
+        wrappers: what each environment is wrapped in, the first one innermost.
     """
 
     name: str
     make_one: Callable[..., Any] | None = None
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    wrappers: Sequence[Wrapper] = ()
 
     def make(
         self, render_mode: str | None, kwargs: Mapping[str, Any], kind: str = EnvKind.ENV
@@ -58,7 +76,9 @@ class Factory:
                 )
             merged.pop("vectorization_mode", None)
             with self._naming_keywords(merged):
-                return gymnasium.make(self.name, render_mode=render_mode, **merged)
+                return wrap(
+                    gymnasium.make(self.name, render_mode=render_mode, **merged), self.wrappers
+                )
         if self.makes_vectors:
             raise ConfigurationError(
                 f"{self.name} only makes vectors of environments. Open it with ProxyVectorEnv."
@@ -73,12 +93,23 @@ class Factory:
         if kind in MULTI_AGENT:
             return pettingzoo.adapt(made, kind, self.name)
         pettingzoo.check_single(made, self.name)
+        return self._checked(made)
+
+    def _checked(self, made: object) -> Env:
+        """Return what the class or function has made, wrapped. Raises ConfigurationError."""
         if not isinstance(made, gymnasium.Env):
             raise ConfigurationError(
                 f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. Check the class "
                 f"or factory that the env agent was started with."
             )
-        return made
+        return wrap(made, self.wrappers)
+
+    def _check_no_wrappers(self) -> None:
+        if self.wrappers:
+            raise ConfigurationError(
+                f"{self.name} makes vectors, which --wrap cannot wrap. Wrap them in a factory of "
+                f"your own."
+            )
 
     @contextmanager
     def _naming_keywords(self, given: Mapping[str, Any]) -> Iterator[None]:
@@ -99,8 +130,8 @@ class Factory:
         """Return the keyword arguments that the environment accepts; empty if unknown."""
         make = self.make_one
         if make is None:
-            entry_point = gymnasium.spec(self.name).entry_point
-            make = load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+            entry_point = registered(self.name).entry_point
+            make = None if entry_point is None else _loaded(entry_point)
         try:
             parameters = inspect.signature(make).parameters if make else {}
         except (TypeError, ValueError):  # some callables written in C have no signature
@@ -123,12 +154,7 @@ class Factory:
         kind = pettingzoo.kind_of(made)
         if kind:
             return pettingzoo.adapt(made, kind, self.name)
-        if not isinstance(made, gymnasium.Env):
-            raise ConfigurationError(
-                f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. Check the class "
-                f"or factory that the env agent was started with."
-            )
-        return made
+        return self._checked(made)
 
     @property
     def makes_vectors(self) -> bool:
@@ -154,8 +180,9 @@ class Factory:
         merged = {**self.kwargs, **kwargs}
         with self._naming_keywords(merged):
             if self.make_one is None:
-                return _registered(self.name, num_envs, mode, render_mode, merged)
+                return _registered(self.name, num_envs, mode, render_mode, merged, self.wrappers)
             if self.makes_vectors:
+                self._check_no_wrappers()
                 if render_mode is not None:
                     merged["render_mode"] = render_mode
                 return _from_factory(self.make_one, self.name, num_envs, mode, merged)
@@ -168,12 +195,13 @@ def _registered(
     mode: AutoresetMode,
     render_mode: str | None,
     kwargs: dict[str, Any],
+    wrappers: Sequence[Wrapper],
 ) -> Vector:
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
-    own = gymnasium.spec(name).vector_entry_point is not None
+    own = registered(name).vector_entry_point
     wanted = VectorizeMode(
-        kwargs.pop("vectorization_mode", "vector_entry_point" if own else "sync")
+        kwargs.pop("vectorization_mode", "vector_entry_point" if own and not wrappers else "sync")
     )
     if wanted is VectorizeMode.ASYNC:
         raise ConfigurationError(
@@ -182,11 +210,37 @@ def _registered(
             "open as many sessions."
         )
     if wanted is VectorizeMode.VECTOR_ENTRY_POINT:
-        made = gymnasium.make_vec(name, num_envs=num_envs, vectorization_mode=wanted, **kwargs)
-        if made.metadata.get("autoreset_mode") == mode:
-            return made
+        given = dict(kwargs)
+        if own is not None and _takes(_loaded(own), "autoreset_mode"):
+            given["autoreset_mode"] = mode
+        made = gymnasium.make_vec(name, num_envs=num_envs, vectorization_mode=wanted, **given)
+        if vectors.autoreset_mode(made) == mode:
+            return vectors.batched(made)
         made.close()
-    return _sync([lambda: gymnasium.make(name, **kwargs)] * num_envs, mode)
+    return _sync([lambda: wrap(gymnasium.make(name, **kwargs), wrappers)] * num_envs, mode)
+
+
+def registered(name: str) -> EnvSpec:
+    """Return the spec of `Id-v0` or `module:Id-v0`; the module has been imported."""
+    return gymnasium.spec(name.rpartition(":")[2])
+
+
+def _loaded(entry_point: str | Callable[..., Any]) -> Callable[..., Any]:
+    return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
+
+
+def wrap(env: Env, wrappers: Sequence[Wrapper]) -> Env:
+    """Return an environment in these wrappers, the first one innermost.
+
+    Raises ConfigurationError, or what a wrapper's constructor raises.
+    """
+    for one in wrappers:
+        env = one.make(env, **one.kwargs)
+        if not isinstance(env, gymnasium.Env):
+            raise ConfigurationError(
+                f"--wrap {one.name} returned {type(env).__name__}, not a gymnasium.Env."
+            )
+    return env
 
 
 def _sync(makers: Sequence[Callable[[], Env]], mode: AutoresetMode) -> Vector:
@@ -206,12 +260,14 @@ def _from_factory(
     if mode is not None and _takes(make, "autoreset_mode"):
         kwargs["autoreset_mode"] = mode
     made = make(num_envs=num_envs, **kwargs)
-    if not isinstance(made, VectorEnv):
+    if isinstance(made, VectorEnv):
+        made = vectors.batched(made)
+    else:
         raise ConfigurationError(
             f"{name} returned {type(made).__name__}, not a gymnasium.vector.VectorEnv. Check the "
             f"class or factory that the env agent was started with."
         )
-    has = made.metadata.get("autoreset_mode")
+    has = vectors.autoreset_mode(made)
     if mode is not None and (has != mode or made.num_envs != num_envs):
         made.close()
         raise ConfigurationError(
@@ -235,26 +291,19 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
     The name is `CartPole-v1`, `module:Id-v0`, `package.module:MyEnv` or `./file.py:MyEnv`. Modules
     are imported from Python's path and from the current folder. Raises ConfigurationError.
     """
-    if "" not in sys.path:
-        sys.path.insert(0, "")
     module_name, colon, attribute = name.rpartition(":")
     if not colon:
         if name.endswith(".py"):
             raise ConfigurationError(
                 f"{name} is a file. Also name the class or factory in it, such as {name}:MyEnv."
             )
+        _add_current_folder()
         _check_registered(name)
         return Factory(name, None, kwargs)
+    target = look_up(name)
     if module_name.endswith(".py"):
-        path = Path(module_name)
-        module = _import(path.stem, name, lambda: _load(path, name))
         # The agents of a pool may have the file in different folders.
-        name = f"{path.stem}:{attribute}"
-    else:
-        module = _import(module_name, name, lambda: importlib.import_module(module_name))
-    target = module
-    for part in attribute.split("."):
-        target = getattr(target, part, None)
+        name = f"{Path(module_name).stem}:{attribute}"
     if pettingzoo.is_env_module(target):
         return Factory(name, pettingzoo.EnvModule(target), kwargs)
     if target is not None:
@@ -269,6 +318,49 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
             f"environment with that id. Check the spelling."
         )
     return Factory(attribute if module_name.endswith(".py") else name, None, kwargs)
+
+
+def resolve_wrapper(text: str) -> Wrapper:
+    """Return the wrapper that a text names: `module:Wrapper`, or that and a JSON object.
+
+    Raises ConfigurationError.
+    """
+    name, brace, rest = text.strip().partition("{")
+    try:
+        kwargs = json.loads(brace + rest) if brace else {}
+    except ValueError as error:
+        raise ConfigurationError(
+            f"--wrap {name}: {brace + rest} is not JSON: {error}. Write keyword arguments as in "
+            f'module:Wrapper{{"size": 4}}.'
+        ) from None
+    if ":" not in name:
+        raise ConfigurationError(f"--wrap {name}: write module:Wrapper or ./file.py:Wrapper.")
+    found = look_up(name)
+    if not callable(found):
+        raise ConfigurationError(f"--wrap {name}: there is no such class or function.")
+    return Wrapper(name, found, kwargs)
+
+
+def _add_current_folder() -> None:
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+
+
+def look_up(name: str) -> Any:
+    """Return what `package.module:NAME` or `./file.py:NAME` names; None if there is no NAME.
+
+    Raises ConfigurationError if the module cannot be imported.
+    """
+    _add_current_folder()
+    module_name, _, attribute = name.rpartition(":")
+    if module_name.endswith(".py"):
+        path = Path(module_name)
+        target = _import(path.stem, name, lambda: _load(path, name))
+    else:
+        target = _import(module_name, name, lambda: importlib.import_module(module_name))
+    for part in attribute.split("."):
+        target = getattr(target, part, None)
+    return target
 
 
 def _load(path: Path, name: str) -> Any:

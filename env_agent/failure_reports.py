@@ -8,6 +8,7 @@ from typing import Any
 
 from gymnasium.vector import SyncVectorEnv
 
+from gymwire.env_agent.interpreter.child_errors import ProcessLost, RaisedInChild
 from gymwire.protocol.errors import EncodingError
 from gymwire.protocol.messages import Code, Error
 
@@ -20,6 +21,8 @@ MAIN_THREAD_ONLY = "only works in main thread"
 
 def request_failed(error: BaseException, env: object) -> Error:
     """Report an exception that `env`, an environment or a vector, raised during a request."""
+    if isinstance(error, ProcessLost):
+        return Error(Code.SESSION_LOST, text_of(error))
     return Error(Code.ENVIRONMENT_FAILED, _with_remedy(text_of(error), error), _details(error, env))
 
 
@@ -76,6 +79,8 @@ def text_of(error: BaseException) -> str:
 
 def trace_of(error: BaseException) -> str:
     """Return the traceback of an exception, at most MAX_TRACEBACK characters from its end."""
+    if isinstance(error, RaisedInChild):
+        return _printable(error.remote_traceback)[-MAX_TRACEBACK:]
     try:
         return _printable("".join(traceback.format_exception(error)))[-MAX_TRACEBACK:]
     except BaseException:  # noqa: BLE001 - code of the exception itself, such as its __str__
@@ -118,7 +123,8 @@ def _index_in(vector: SyncVectorEnv[Any, Any], error: BaseException) -> int | No
     steps = [(frame, frame.f_code.co_name) for frame, _ in traceback.walk_tb(error.__traceback__)]
     for (frame, name), (_, inner) in pairwise(steps):
         if (
-            name in ("step", "reset")
+            "i" in frame.f_locals
+            and name in ("step", "reset")
             and inner in ("step", "reset", "_add_info")
             and frame.f_locals.get("self") is vector
         ):
@@ -136,9 +142,10 @@ def no_thread() -> Error:
     )
 
 
-def session_lost() -> Error:
-    """Report that a request names a session which this agent does not have."""
+def session_lost(why: str = "") -> Error:
+    """Report that this agent does not have a session any more."""
     return Error(
         Code.SESSION_LOST,
-        "The env agent does not know this session. It was restarted, or the lease has ended.",
+        why
+        or "The env agent does not know this session. It was restarted, or the lease has ended.",
     )

@@ -175,6 +175,17 @@ class Lifecycle:
         elif sid in self._opening:
             self._opening[sid] = True
 
+    def end_lost(self, me: Executor) -> None:
+        """End the sessions whose environment ran in a process that has ended."""
+        if not self._host.environments.may_be_lost:
+            return
+        for slot in list(self._host.slots.values()):
+            if self._crew.reader is me and (why := slot.runner.lost):
+                # The broker frees the slot, and tells a learner that has no request under way.
+                lost = failure_reports.session_lost(f"The environment is lost: {why}.")
+                self.transports.link.send(PLAIN.encode(lost, slot.session.sid))
+                self.end(me, slot, why)
+
     def end_all(self, me: Executor) -> None:
         """Close all environments, those of other threads first, as long as `me` is the reader."""
         for sid in self._opening:

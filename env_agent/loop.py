@@ -218,6 +218,7 @@ class ServingLoop:
         now = self._clock()
         self._registration.run_timers(now)
         self._close_abandoned(me, now)
+        self._lifecycle.end_lost(me)
         if self.drain.is_set() and not self._registration.withdrawn:
             self._registration.withdraw()
 

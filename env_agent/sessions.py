@@ -33,6 +33,9 @@ from gymwire.protocol.step_codec import compile_steps
 EXPOSED_BY_DEFAULT = (
     "action_mask",
     "action_masks",
+    "compute_reward",
+    "compute_terminated",
+    "compute_truncated",
     "get_action_meanings",
     "get_keys_to_action",
     "np_random",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gymnasium.vector import VectorEnv
+from gymnasium import Wrapper
+from gymnasium.vector import VectorEnv, VectorWrapper
 
 from gymwire.env_agent.description import Description, describe
 from gymwire.env_agent.factory import Env, Vector
 from gymwire.env_agent.hosted_vector import HostedVector
+from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
 from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import generators, vector_infos
 from gymwire.protocol.messages import Call
@@ -79,6 +81,14 @@ class InLoopRunner:
         if name == "np_random":
             return {"value": generators.describe(found)}
         return {"method": True} if callable(found) else {"value": found}
+
+    @property
+    def lost(self) -> str:
+        """Why the process of the environment is lost; "" if it has none, or it is not."""
+        env: Any = self.env
+        while isinstance(env, Wrapper | VectorWrapper):
+            env = env.env
+        return env.lost if isinstance(env, ChildEnv | ChildVector) else ""
 
     def close(self) -> None:
         """Close the environment."""

@@ -27,7 +27,8 @@ from rich_click import (
 )
 
 from gymwire.cli.kinds import FLAG, Kind, flag
-from gymwire.cli.options import PANELS, Option, options_of
+from gymwire.cli.option import PANELS, Option
+from gymwire.cli.options import options_of
 
 if TYPE_CHECKING:
     from gymwire.protocol.errors import GymwireError

@@ -7,10 +7,9 @@ The commands are built from it, and so is the table of the documentation
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 
 from gymwire.cli import kinds
-from gymwire.cli.kinds import Kind
+from gymwire.cli.option import Option
 
 DEFAULT_BROKER = "tcp://127.0.0.1:5555"  # that of protocol/address.py; a test compares the two
 DEMO_ADDRESS = "price-market"
@@ -18,52 +17,6 @@ DEMO_ADDRESS = "price-market"
 LEARNERS = ("check", "run", "train")  # the commands that open a session
 AGENTS = ("serve", "ls", *LEARNERS)  # the commands that connect to a broker
 SERVERS = ("broker", *AGENTS)
-
-PANELS = ("Options", "Connection", "Keys", "Log")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Option:
-    """An option, the variable of the same name, and where both apply.
-
-    Attributes:
-        keyword: the name in Python. The other names follow from it: `wait_s` is the option
-            `--wait` and the variable GYMWIRE_WAIT.
-        kind: how a text becomes a value.
-        help: what it means, as a phrase.
-        commands: the commands that take it.
-        default: the text of its value if none is given; several texts if it repeats.
-        metavar: what stands for its value in the help.
-        panel: the part of the help in which it is listed, one of PANELS.
-        short: a short form of the option, such as -v.
-        repeats: the option may be given several times; the variable holds several values with
-            spaces between them.
-        positional: the value may also be given as an argument without the option's name.
-        internal: for gymwire's own processes: in no help, and without a variable.
-    """
-
-    keyword: str
-    kind: Kind
-    help: str
-    commands: tuple[str, ...]
-    default: str | tuple[str, ...] | None = None
-    metavar: str = ""
-    panel: str = "Options"
-    short: str = ""
-    repeats: bool = False
-    positional: bool = False
-    internal: bool = False
-
-    @property
-    def option(self) -> str:
-        """The option's name on the command line."""
-        return "--" + self.keyword.removesuffix("_s").replace("_", "-")
-
-    @property
-    def variable(self) -> str | None:
-        """The name of the environment variable."""
-        return None if self.internal else "GYMWIRE_" + self.keyword.removesuffix("_s").upper()
-
 
 OPTIONS = (
     # --- what to serve or to use ------------------------------------------------------------------
@@ -121,9 +74,27 @@ OPTIONS = (
         keyword="max_sessions",
         kind=kinds.COUNT,
         commands=("serve",),
-        default="8",
         metavar="N",
-        help="number of slots: sessions at the same time",
+        help="number of slots: sessions at the same time (default: 8; with --python, one for each "
+        "processor)",
+    ),
+    Option(
+        keyword="python",
+        kind=kinds.TEXT,
+        commands=("serve",),
+        metavar="PYTHON",
+        help="run each session's environment in a process of its own with this interpreter, any "
+        "CPython or PyPy from 3.7 on (such as ~/venvs/sim/bin/python), which needs only what the "
+        "environment needs",
+    ),
+    Option(
+        keyword="spaces",
+        kind=kinds.TEXT,
+        commands=("serve",),
+        metavar="SPACES",
+        help="with --python: the environment's spaces, if they cannot be read from its attributes: "
+        "module:NAME or ./file.py:NAME of a class, object or dict with observation_space and "
+        "action_space",
     ),
     Option(
         keyword="expose",
@@ -132,6 +103,14 @@ OPTIONS = (
         default=(),
         metavar="NAME",
         help="an attribute or method of the environment that learners may use",
+        repeats=True,
+    ),
+    Option(
+        keyword="wrap",
+        kind=kinds.TEXT,
+        commands=("serve",),
+        default=(),
+        help="a wrapper around each environment: module:Wrapper, or module:Wrapper{JSON}",
         repeats=True,
     ),
     Option(

@@ -41,9 +41,12 @@ class Options(AgentOptions):
     env: str | None
     env_kwargs: dict[str, Any]
     config: Path | None
-    max_sessions: int
+    max_sessions: int | None
     expose: tuple[str, ...]
+    wrap: tuple[str, ...]
     strict_infos: bool
+    python: str | None
+    spaces: str | None
     direct: str
     threads: int | None
     workers: int
@@ -157,6 +160,9 @@ def make_services(options: Options) -> list[Service]:
             max_sessions=options.max_sessions,
             expose=options.expose,
             strict_infos=options.strict_infos,
+            python=options.python,
+            spaces=options.spaces,
+            wrap=options.wrap,
         )
     return _share([service], options)
 

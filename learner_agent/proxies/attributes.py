@@ -45,8 +45,8 @@ class RemoteAttributes:
         if name not in self.exposed:
             raise AttributeDenied(
                 f"The env agent at {self._owner.options.address!r} does not expose {name!r}. Its "
-                f"operator can expose it with --expose {name}. Exposed now: "
-                f"{', '.join(sorted(self.exposed))}."
+                f"operator can expose it with --expose {name}, or apply a wrapper that needs it "
+                f"there with --wrap. Exposed now: {', '.join(sorted(self.exposed))}."
             )
 
     def get(self, name: str) -> Any:

@@ -92,6 +92,7 @@ class SessionOwner:
             prepare: called with the session before it is used.
         """
         made = None
+        former = self.__dict__.get("session")
         known: frozenset[int] = frozenset()
         try:
             if connection is None:
@@ -100,6 +101,8 @@ class SessionOwner:
             (session,) = self.options.open_sessions(connection, wait_s=wait_s)
             prepare(session)
             self._use(session, owns_connection=self._owns_connection or made is not None)
+            if former is not None and former.connection is connection:
+                former.paths.close_direct()  # its env agent may be alive
         except BaseException:
             used = self.__dict__.get("session")
             if made is not None and (used is None or used.connection is not made):

@@ -16,16 +16,18 @@ _BYTES_RECEIVED = slice(128, 136)
 
 @contextlib.contextmanager
 def connection_socket(fd: int) -> Iterator[socket.socket | None]:
-    """Lend libzmq's connection with this descriptor; None if there is none."""
+    """Lend libzmq's connection with this descriptor; None if there is none.
+
+    The socket has a descriptor of its own: an exception from a signal handler could close one that
+    it shared with libzmq, which then aborts the process.
+    """
     try:
-        found = socket.socket(fileno=fd)
+        found = socket.socket(fileno=os.dup(fd))
     except (OSError, ValueError):  # closed already, or unknown to libzmq
         yield None
         return
-    try:
+    with found:
         yield found
-    finally:
-        found.detach()
 
 
 def connection_id(fd: int) -> int:

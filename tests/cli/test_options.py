@@ -10,7 +10,8 @@ import pytest
 
 from gymwire.cli import kinds
 from gymwire.cli.app import COMMANDS, build
-from gymwire.cli.options import DEFAULT_BROKER, OPTIONS, PANELS, markdown, options_of
+from gymwire.cli.option import PANELS
+from gymwire.cli.options import DEFAULT_BROKER, OPTIONS, markdown, options_of
 from gymwire.protocol import address
 from tests.cli.reading import read
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from gymwire.env_agent.config import load, service
+from gymwire.env_agent.factory import Factory
+from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.protocol.errors import AddressError, ConfigurationError
 
 GOOD = """
@@ -30,13 +33,24 @@ def file(tmp_path: Path) -> Path:
 def test_each_offer_of_a_file_becomes_a_service(file: Path) -> None:
     file.write_text(GOOD)
     first, second = load(file)
-    assert (first.address, first.factory.name, first.max_sessions) == (
-        "cartpole",
-        "CartPole-v1",
-        64,
-    )
+    assert (first.address, first.factory.name) == ("cartpole", "CartPole-v1")
+    assert first.max_sessions == 64
+    assert isinstance(second.factory, Factory)
     assert (second.address, second.factory.kwargs) == ("lab/ice", {"is_slippery": False})
     assert (second.max_sessions, second.exposed, second.strict_infos) == (2, ("P",), True)
+
+
+def test_an_offer_may_have_an_interpreter_of_its_own(file: Path) -> None:
+    file.write_text(
+        "[[offer]]\naddress = 'a'\nenv = './sim.py:Sim'\npython = '~/sim/bin/python'\n"
+        "spaces = 'tests.env_agent.interpreter.test_child_env:Given'\nenv_kwargs = { x = 1 }\n"
+    )
+    (offer,) = load(file)
+    assert isinstance(offer.factory, ChildFactory)
+    assert offer.factory.name == "sim:Sim"
+    assert offer.factory._python == str(Path.home() / "sim/bin/python")
+    assert offer.factory._kwargs == {"x": 1}
+    assert offer.max_sessions == len(os.sched_getaffinity(0))
 
 
 @pytest.mark.parametrize(

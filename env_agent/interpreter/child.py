@@ -1,0 +1,626 @@
+"""The program that runs environments in another interpreter, for an env agent beside it.
+
+It is one file, for Python 3.7 and later, CPython and PyPy, and needs only the standard library.
+The environment's numpy, gymnasium or gym are used if they are there. It runs the environments in
+the main thread, one request after another, and answers each.
+
+Both directions carry frames: the header below, then `length` bytes. The body of a STEP is the raw
+action, that of a COMPACT answer a `COMPACT_HEAD` and the raw observation; all other bodies are
+values as `protocol/values.py` describes them. A tuple that begins with MARK stands for a value
+that has no form there (see `child_values.py`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import faulthandler
+import importlib
+import importlib.util
+import inspect
+import os
+import struct
+import sys
+import threading
+import time
+import traceback
+from collections import OrderedDict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HEADER = struct.Struct("<IBII")  # length of the body, kind, request number, environment's index
+HEADER_SIZE = HEADER.size
+STEP, CALL = 1, 2  # the kinds of requests
+COMPACT, VALUE, RAISED = 3, 4, 5  # the kinds of answers
+COMPACT_HEAD = struct.Struct("<BBBd")  # type of the reward, terminated, truncated, reward
+SPACES = ("observation_space", "action_space")
+SPEC = ("id", "reward_threshold", "nondeterministic", "max_episode_steps", "order_enforce")
+MARK = b"gymwire:marked"
+MAX_DEPTH = 64
+MAX_TEXT = 20_000  # characters of a traceback
+PARENT_CHECK_S = 1.0
+MIN_READ = 1 << 16  # bytes
+MAX_READ = 1 << 24
+
+np: Any = None  # numpy, once an environment was loaded, if this interpreter has it
+REWARDS: dict[type, int] = {float: 0}  # types of compact rewards → their numbers
+
+# --- values: a subset of msgpack ------------------------------------------------------------------
+
+_TEXT, _BYTES, _LIST, _MAP = b"\xdb", b"\xc6", b"\xdd", b"\xdf"  # with lengths of four bytes
+
+
+def _head(first: bytes, size: int) -> bytes:
+    """Return the start of a text, bytes, a list or a map."""
+    if size >= 2**32:
+        raise ValueError("a value has 4 GiB or more")
+    return first + size.to_bytes(4, "big")
+
+
+def _extension(code: int, data: bytes) -> bytes:
+    return b"\xc9" + len(data).to_bytes(4, "big") + bytes([code]) + data
+
+
+def _pack_int(value: int) -> bytes:
+    if -(2**63) <= value < 2**63:
+        return b"\xd3" + value.to_bytes(8, "big", signed=True)
+    if 0 < value < 2**64:
+        return b"\xcf" + value.to_bytes(8, "big")
+    return _extension(3, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+
+
+def pack(value: Any, depth: int = 0) -> bytes:
+    """Return the bytes of a value. A value of an unknown type becomes its type and repr."""
+    kind = type(value)
+    if value is None:
+        return b"\xc0"
+    if kind is bool:
+        return b"\xc3" if value else b"\xc2"
+    if kind is int:
+        return _pack_int(value)
+    if kind is float:
+        return b"\xcb" + struct.pack(">d", value)
+    if kind is str:
+        data: bytes = value.encode("utf-8", "backslashreplace")
+        return _head(_TEXT, len(data)) + data
+    if kind is bytes:
+        return _head(_BYTES, len(value)) + bytes(value)
+    if depth > MAX_DEPTH:
+        raise ValueError(f"A value is nested deeper than {MAX_DEPTH} levels.")
+    return _pack_container(value, kind, depth + 1)
+
+
+def _pack_items(items: Any, depth: int) -> bytes:
+    return _head(_LIST, len(items)) + b"".join([pack(item, depth) for item in items])
+
+
+def _pack_container(value: Any, kind: type, depth: int) -> bytes:
+    if kind is list:
+        return _pack_items(value, depth)
+    if kind is tuple:
+        return _extension(4, _pack_items(value, depth))
+    if kind is dict or kind is OrderedDict:
+        parts = [_head(_MAP, len(value))]
+        for key, item in value.items():
+            parts += (pack(key, depth), pack(item, depth))
+        packed = b"".join(parts)
+        return packed if kind is dict else _extension(7, packed)
+    if np is not None and (kind is np.ndarray or isinstance(value, np.generic)):
+        packed = _pack_numpy(value, kind, depth)
+        if packed:
+            return packed
+    return _pack_other(value, kind, depth)
+
+
+_LARGEST = {"f": 8, "c": 8 + 8}  # bytes of a number of a kind: no long double
+
+
+def _is_portable(dtype: Any) -> bool:
+    most = _LARGEST.get(dtype.kind, 10**8)
+    return dtype.kind in "biufcmMSU" and 0 < dtype.itemsize <= most
+
+
+def _pack_numpy(value: Any, kind: type, depth: int) -> bytes:
+    """Return the bytes of an array or a NumPy scalar, b"" if its dtype has no portable form."""
+    dtype = value.dtype
+    if kind is np.ndarray:
+        if dtype.kind == "O" and value.ndim:
+            return _mark("objects", list(value.shape), list(value.ravel()), depth=depth)
+        if not _is_portable(dtype):
+            return b""
+        if value.flags.f_contiguous and not value.flags.c_contiguous:
+            return _mark("fortran", np.ascontiguousarray(value), depth=depth)
+        return _extension(1, _pack_items([dtype.str, list(value.shape), value.tobytes()], depth))
+    if dtype.kind == "U":
+        return _extension(2, b"U\0" + str(value).encode("utf-8", "backslashreplace"))
+    if dtype.kind == "S":
+        return _extension(2, b"S\0" + bytes(value))
+    if not _is_portable(dtype):
+        return b""
+    return _extension(2, dtype.str.encode() + b"\0" + value.tobytes())
+
+
+def _mark(code: str, *parts: Any, depth: int) -> bytes:
+    return _extension(4, _pack_items((MARK, code, *parts), depth))
+
+
+def _pack_other(value: Any, kind: type, depth: int) -> bytes:
+    if isinstance(value, enum.Enum):
+        return pack(value.value, depth)
+    if isinstance(value, tuple) and hasattr(kind, "_fields"):
+        if kind.__name__ == "GraphInstance":
+            return _extension(5, _pack_items(value, depth))
+        return _mark("named", kind.__name__, list(kind._fields), list(value), depth=depth)
+    if dataclasses.is_dataclass(kind):
+        fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+        return pack(fields, depth)
+    if isinstance(value, Mapping):
+        return pack(dict(value), depth)
+    if hasattr(value, "detach"):  # a torch tensor
+        return pack(value.detach().cpu().numpy(), depth)
+    if np is not None and kind.__module__.startswith("jax"):
+        return pack(np.asarray(value), depth)
+    if isinstance(value, memoryview) or (kind.__module__, kind.__name__) == ("array", "array"):
+        return pack(value.tolist(), depth)
+    try:
+        text = repr(value)[:200]
+    except Exception as error:  # noqa: BLE001 - a foreign repr may raise anything
+        text = f"<repr raised {type(error).__name__}>"
+    return _mark("other", f"{kind.__module__}.{kind.__qualname__}", text, depth=depth)
+
+
+_SIZES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
+_SIZES.update({0xC7: 1, 0xC8: 2, 0xC9: 4})
+_NUMBERS = {
+    0xCA: ">f", 0xCB: ">d", 0xCC: "B", 0xCD: ">H", 0xCE: ">I", 0xCF: ">Q", 0xD0: "b", 0xD1: ">h",
+    0xD2: ">i", 0xD3: ">q",
+}  # fmt: skip
+
+
+def unpack(data: bytes) -> Any:
+    """Return the value in these bytes, which the env agent sent."""
+    return _unpack(data, 0)[0]
+
+
+def _unpack(data: bytes, at: int) -> tuple[Any, int]:
+    first, at = data[at], at + 1
+    if first < 0x80:
+        return first, at
+    if first >= 0xE0:
+        return first - 256, at
+    if first in (0xC0, 0xC2, 0xC3):
+        return {0xC0: None, 0xC2: False, 0xC3: True}[first], at
+    if first in _NUMBERS:
+        form = struct.Struct(_NUMBERS[first])
+        return form.unpack_from(data, at)[0], at + form.size
+    if 0xD4 <= first <= 0xD8:
+        return _unpack_extension(data, at, 1 << (first - 0xD4))
+    width = _SIZES.get(first, 0)
+    size = int.from_bytes(data[at : at + width], "big")
+    at += width
+    if first <= 0x9F:
+        size = first & 0x0F
+    elif first <= 0xBF:
+        size = first & 0x1F
+    if first <= 0x8F or first in (0xDE, 0xDF):
+        items, at = _unpack_items(data, at, 2 * size)
+        return dict(zip(items[::2], items[1::2])), at
+    if first <= 0x9F or first in (0xDC, 0xDD):
+        return _unpack_items(data, at, size)
+    if 0xC7 <= first <= 0xC9:
+        return _unpack_extension(data, at, size)
+    raw = data[at : at + size]
+    return (raw if first in (0xC4, 0xC5, 0xC6) else raw.decode()), at + size
+
+
+def _unpack_items(data: bytes, at: int, count: int) -> tuple[list[Any], int]:
+    items = []
+    for _ in range(count):
+        item, at = _unpack(data, at)
+        items.append(item)
+    return items, at
+
+
+def _unpack_extension(data: bytes, at: int, size: int) -> tuple[Any, int]:
+    code, start = data[at], at + 1
+    end = start + size
+    body = data[start:end]
+    if code == 1:
+        text, shape, raw = unpack(body)
+        return np.ndarray(shape, text, raw).copy(), end
+    if code == 2:
+        name, _, raw = body.partition(b"\0")
+        if name in (b"U", b"S"):
+            return (np.str_(raw.decode()) if name == b"U" else np.bytes_(raw)), end
+        return np.frombuffer(raw, name.decode())[0], end
+    if code == 3:
+        return int.from_bytes(body, "little", signed=True), end
+    items = unpack(body)
+    if code == 5 and "gymnasium.spaces" in sys.modules:
+        return sys.modules["gymnasium.spaces"].GraphInstance(*items), end
+    return (OrderedDict(items) if code == 7 else tuple(items)), end
+
+
+# --- spaces ---------------------------------------------------------------------------------------
+
+_ATTRIBUTES = (
+    "n", "nvec", "low", "high", "shape", "start", "bounded_below", "bounded_above", "min_length",
+    "max_length", "characters", "character_list", "stack", "sort_keys",
+)  # fmt: skip
+_INSIDE = ("feature_space", "node_space", "edge_space")
+
+
+def read_space(space: Any) -> list[dict[str, Any]]:
+    """Return the attributes of a space by which its kind is known, then those of all inside it."""
+    kind = type(space)
+    found = {name: getattr(space, name) for name in _ATTRIBUTES if hasattr(space, name)}
+    found["class"] = f"{kind.__module__}.{kind.__name__}"
+    dtype = getattr(space, "dtype", None)
+    if dtype is not None:
+        found["dtype"] = getattr(dtype, "str", None) or getattr(dtype, "__name__", str(dtype))
+    inside: Any = getattr(space, "spaces", None)
+    if hasattr(inside, "items"):
+        found["keys"], inside = list(inside), list(inside.values())
+    elif inside is None:
+        names = [name for name in _INSIDE if getattr(space, name, None) is not None]
+        inside = [getattr(space, name) for name in names]
+        found.update((name, True) for name in names)
+    found["inside"] = len(inside)
+    return [found, *(one for child in inside for one in read_space(child))]
+
+
+# --- environments ---------------------------------------------------------------------------------
+
+
+def _parameters(target: Any) -> tuple[set[str], bool]:
+    """Return the names of the parameters, and whether it takes others as well."""
+    try:
+        found = inspect.signature(target).parameters
+    except (TypeError, ValueError):
+        return set(), True
+    return set(found), any(one.kind is one.VAR_KEYWORD for one in found.values())
+
+
+def load(name: str) -> Any:
+    """Return a class, a function or, for a registered id, its text."""
+    module_name, colon, attribute = name.rpartition(":")
+    if not colon:
+        return name
+    if module_name.endswith(".py"):
+        path = Path(module_name).resolve()
+        if not path.is_file():
+            raise FileNotFoundError(f"There is no file {path}.")
+        sys.path.append(str(path.parent))
+        spec: Any = importlib.util.spec_from_file_location(path.stem, str(path))
+        found = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(found)
+    else:
+        found = importlib.import_module(module_name)
+    target: Any = found
+    for part in attribute.split("."):
+        target = getattr(target, part, None)
+    return attribute if target is None else target
+
+
+def make(target: Any, render_mode: str | None, kwargs: dict[str, Any]) -> Any:
+    """Make an environment with a class, a function, or a registered id."""
+    if not isinstance(target, str):
+        names, takes_others = _parameters(target)
+        is_old = "mode" in _parameters(getattr(target, "render", None))[0]
+        if render_mode is not None and ("render_mode" in names or takes_others or not is_old):
+            kwargs["render_mode"] = render_mode
+        return target(**kwargs)
+    failure: BaseException | None = None
+    for name in ("gymnasium", "gym"):
+        try:
+            library = importlib.import_module(name)
+        except ImportError:
+            continue
+        given = dict(kwargs)
+        if render_mode is not None and "disable_env_checker" in _parameters(library.make)[0]:
+            given["render_mode"] = render_mode
+        try:
+            return library.make(target, **given)
+        except library.error.UnregisteredEnv as error:
+            failure = failure or error
+    if failure is None:
+        failure = ImportError(
+            f"{sys.executable} has neither gymnasium nor gym, which make environments by an id "
+            f"such as {target}. Name a class or a function: module:MyEnv or ./file.py:MyEnv."
+        )
+    raise failure
+
+
+class Hosted:
+    """One environment, with the dialogue of Gymnasium whatever its library is."""
+
+    def __init__(self, env: Any, render_mode: str | None) -> None:
+        self.env = env
+        bare = getattr(env, "unwrapped", env)
+        (names, others), (bare_names, bare_others) = map(_parameters, (env.reset, bare.reset))
+        self._reset_takes = {
+            name: (name in names or others) and (name in bare_names or bare_others)
+            for name in ("seed", "options")
+        }
+        self._asks_for_info = "return_info" in bare_names  # gym 0.22 to 0.25
+        self._render_takes_mode = "mode" in _parameters(getattr(bare, "render", None))[0]
+        self._mode = render_mode
+        self._spaces = {name: getattr(env, name, None) for name in SPACES}
+        self._facts: dict[str, Any] = {}
+        self._action: tuple[Any, Any] = (None, None)
+        self._observation: tuple[Any, Any] = (None, None)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the env agent must know, as attributes."""
+        env, facts = self.env, self._facts
+        facts.update((name, read_space(space)) for name, space in self._spaces.items())
+        spec = getattr(env, "spec", None)
+        names = (*SPEC, "kwargs" if hasattr(spec, "kwargs") else "_kwargs")
+        facts["spec"] = {name: getattr(spec, name) for name in names if hasattr(spec, name)}
+        facts["metadata"] = dict(getattr(env, "metadata", None) or {})
+        takes_mode = self._render_takes_mode
+        facts["render_mode"] = self._mode if takes_mode else getattr(env, "render_mode", None)
+        facts["has_numpy"] = np is not None
+        return facts
+
+    def compile(self, action: Any, observation: Any) -> None:
+        """Use compact steps: dtype and shape of the action (None: a scalar) and observation."""
+        self._action = np.dtype(action[0]), action[1]
+        if observation is not None:
+            self._observation = np.dtype(observation[0]), tuple(observation[1])
+
+    def step_compact(self, raw: bytes) -> tuple[int, bytes]:
+        """Step with a raw action; return the kind and the body of the answer."""
+        dtype, shape = self._action
+        action = np.ndarray(shape or (), dtype, raw)
+        result = self.step(action[()] if shape is None else action.copy())
+        if type(result) is tuple and len(result) == 5:
+            seen, reward, terminated, truncated, info = result
+            code = REWARDS.get(type(reward), 2)
+            dtype, shape = self._observation
+            if (
+                type(seen) is np.ndarray
+                and seen.dtype == dtype
+                and seen.shape == shape
+                and seen.flags.c_contiguous
+                and code < 2
+                and type(terminated) is type(truncated) is bool
+                and type(info) is dict
+                and not info
+            ):
+                head = COMPACT_HEAD.pack(code, terminated, truncated, reward)
+                return COMPACT, head + seen.tobytes()
+        return VALUE, pack(result)
+
+    def step(self, action: Any) -> Any:
+        """Step; four results of old gym become five."""
+        result = self.env.step(action)
+        if type(result) is tuple and len(result) == 4:
+            observation, reward, done, info = result
+            truncated = bool(info.pop("TimeLimit.truncated", False))
+            return observation, reward, bool(done) and not truncated, bool(done) and truncated, info
+        return result
+
+    def reset(self, seed: Any, options: Any) -> Any:
+        """Reset; return observation and info, also if old gym returns only the first."""
+        given: dict[str, Any] = {}
+        if self._reset_takes["seed"]:
+            given["seed"] = seed
+        elif seed is not None and hasattr(self.env, "seed"):
+            self.env.seed(seed)
+        if self._reset_takes["options"]:
+            given["options"] = options
+        if self._asks_for_info:
+            given["return_info"] = True
+        result = self.env.reset(**given)
+        for name, known in self._spaces.items():
+            space, facts = getattr(self.env, name, None), self._facts[name]
+            if (
+                space is not known
+                and type(facts) is dict
+                and pack(read_space(space)) != pack(facts)
+            ):
+                raise RuntimeError(
+                    f"The {name} has changed since this session was opened. The environment must "
+                    f"set its spaces in the constructor."
+                )
+        is_pair = type(result) is tuple and len(result) == 2 and isinstance(result[1], Mapping)
+        may_be_seen = hasattr(self._spaces["observation_space"], "spaces")
+        if is_pair and (self._reset_takes["seed"] or not may_be_seen):
+            return result
+        return result, {}
+
+    def render(self) -> Any:
+        """Return what the environment renders."""
+        if not self._render_takes_mode:
+            return self.env.render()
+        return None if self._mode is None else self.env.render(mode=self._mode)
+
+    def _holder(self, name: str) -> Any:
+        """Return the outermost wrapper that has an attribute. Raises AttributeError."""
+        env = self.env
+        while not hasattr(env, name):
+            if not hasattr(env, "env"):
+                raise AttributeError(f"{type(env).__name__!r} object has no attribute {name!r}")
+            env = env.env
+        return env
+
+    def _find(self, name: str) -> Any:
+        if hasattr(self.env, "get_wrapper_attr"):
+            return self.env.get_wrapper_attr(name)
+        return getattr(self._holder(name), name)
+
+    def get(self, name: str) -> list[Any]:
+        """Return an attribute: ["value", it], ["generator", its state], or ["method"]."""
+        found = self._find(name)
+        if callable(found):
+            return ["method"]
+        if name == "np_random":
+            return ["generator", dict(found.bit_generator.state)]
+        return ["value", found]
+
+    def has(self, name: str) -> bool:
+        """Return whether there is such an attribute."""
+        try:
+            self._find(name)
+        except AttributeError:
+            return False
+        return True
+
+    def set(self, name: str, value: Any) -> None:
+        """Set an attribute; a generator is its state."""
+        if name == "np_random":
+            bits = getattr(np.random, value["bit_generator"])()
+            bits.state = value
+            value = np.random.Generator(bits)
+        if hasattr(self.env, "set_wrapper_attr"):
+            self.env.set_wrapper_attr(name, value)
+            return
+        try:
+            setattr(self._holder(name), name, value)
+        except AttributeError:
+            setattr(getattr(self.env, "unwrapped", self.env), name, value)
+
+    def call(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
+        """Call a method."""
+        return self._find(name)(*args, **kwargs)
+
+    def close(self) -> None:
+        """Close the environment."""
+        close = getattr(self.env, "close", None)
+        if close is not None:
+            close()
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+
+class Channel:
+    """Frames from and to the env agent; answers are written when no request is left to read."""
+
+    def __init__(self, requests: int, answers: int) -> None:
+        self._requests = requests
+        self._written_to = answers
+        self._arrived = b""
+        self._answers: list[bytes] = []
+
+    def read(self) -> tuple[int, int, int, bytes] | None:
+        """Return kind, number, index and body of the next request; None: the env agent is gone."""
+        while True:
+            data = self._arrived
+            if len(data) >= HEADER.size:
+                length, kind, number, index = HEADER.unpack_from(data)
+                end = HEADER.size + length
+                if len(data) >= end:
+                    self._arrived = data[end:]
+                    return kind, number, index, data[HEADER.size : end]
+            self.flush()
+            more = os.read(self._requests, max(MIN_READ, min(MAX_READ, len(data))))
+            if not more:
+                return None
+            self._arrived = data + more
+
+    def answer(self, kind: int, number: int, index: int, body: bytes) -> None:
+        """Answer a request."""
+        self._answers += (HEADER.pack(len(body), kind, number, index), body)
+
+    def flush(self) -> None:
+        """Write the answers."""
+        data = b"".join(self._answers)
+        self._answers = []
+        while data:
+            data = data[os.write(self._written_to, data) :]
+
+
+class Child:
+    """The environments of this process."""
+
+    def __init__(self) -> None:
+        self._envs: dict[int, Hosted] = {}
+        self._targets: dict[str, Any] = {}
+        self._uses_numpy = False
+
+    def execute(self, kind: int, index: int, body: bytes) -> tuple[int, bytes]:
+        """Execute a request; return the kind and the body of its answer."""
+        try:
+            if kind == STEP:
+                return self._envs[index].step_compact(body)
+            name, args = unpack(body)
+            if name == "make":
+                return VALUE, pack(self._make(index, *args))
+            env = self._envs[index]
+            if name == "close":
+                del self._envs[index]
+            return VALUE, pack(getattr(env, name)(*args))
+        except BaseException as error:  # noqa: BLE001 - whatever the environment raises
+            return RAISED, pack(_told(error))
+
+    def _make(self, index: int, name: str, mode: str | None, kwargs: bytes) -> Any:
+        global np
+        if name not in self._targets:
+            target = self._targets[name] = load(name)
+            # Makers by id need numpy. An environment that does not use it returns lists.
+            self._uses_numpy = isinstance(target, str) or "numpy" in sys.modules
+            try:
+                np = importlib.import_module("numpy")
+                REWARDS[np.float64] = 1
+            except ImportError:
+                np = None
+        made = make(self._targets[name], mode, unpack(kwargs))
+        env = self._envs[index] = Hosted(made, mode)
+        return dict(env.facts(), uses_numpy=self._uses_numpy)
+
+
+def _told(error: BaseException) -> list[str]:
+    """Return the module, the name, the text and the traceback of an exception."""
+    kind = type(error)
+    try:
+        text = str(error)
+    except Exception as failure:  # noqa: BLE001 - its own __str__
+        text = f"<no text: its __str__ raised {type(failure).__name__}>"
+    last = error.__traceback__
+    lines = traceback.format_exception(kind, error, last.tb_next if last else None)
+    return [kind.__module__, kind.__qualname__, text, "".join(lines)[-MAX_TEXT:]]
+
+
+def _end_with(parent: int) -> None:
+    """Make this process end when its env agent does, also in a call that never returns."""
+    try:
+        ctypes: Any = importlib.import_module("ctypes")
+        dies_with_parent = ctypes.CDLL(None).prctl(1, 9, 0, 0, 0) == 0  # PR_SET_PDEATHSIG, SIGKILL
+    except (ImportError, OSError, AttributeError):
+        dies_with_parent = False
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(PARENT_CHECK_S)
+        os._exit(1)
+
+    if not dies_with_parent:
+        threading.Thread(target=watch, daemon=True).start()
+    if os.getppid() != parent:  # it ended before
+        os._exit(1)
+
+
+def main(requests: int, answers: int, parent: int) -> None:
+    """Execute the requests that arrive at one descriptor until it closes; answer by the other."""
+    _end_with(parent)
+    os.set_inheritable(requests, False)
+    os.set_inheritable(answers, False)
+    faulthandler.enable()
+    folder = str(Path(__file__).resolve().parent)
+    sys.path[:] = ["", *(path for path in sys.path if path not in ("", folder))]
+    channel, child = Channel(requests, answers), Child()
+    channel.answer(VALUE, 0, 0, pack([sys.version, sys.implementation.name]))
+    while True:
+        request = channel.read()
+        if request is None:
+            return
+        kind, number, index, body = request
+        kind, body = child.execute(kind, index, body)
+        channel.answer(kind, number, index, body)
+
+
+if __name__ == "__main__":
+    main(*map(int, sys.argv[1:]))

@@ -1,0 +1,224 @@
+"""Environments and vectors whose steps happen in a process with its own interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import Space
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector.utils import iterate
+
+from gymwire.env_agent.hosted_vector import HostedVector
+from gymwire.env_agent.interpreter import child, child_spaces, child_values
+from gymwire.env_agent.interpreter.child import COMPACT, HEADER_SIZE, STEP
+from gymwire.env_agent.interpreter.child_process import ChildProcess
+from gymwire.protocol import generators, values
+from gymwire.protocol.errors import ConfigurationError, DecodingError
+
+
+class ChildEnv(gymnasium.Env[Any, Any]):
+    """An environment in another process; every method raises what the environment raises there.
+
+    Args:
+        process: the process.
+        index: the number of the environment in it.
+        name: what to make there.
+        render_mode: the render mode to make it with.
+        kwargs: the keyword arguments to make it with.
+        given: the spaces that the operator gives instead of the environment's.
+    """
+
+    def __init__(
+        self,
+        process: ChildProcess,
+        index: int,
+        name: str,
+        render_mode: str | None,
+        kwargs: Mapping[str, Any],
+        given: Mapping[str, Space[Any]],
+    ) -> None:
+        self._process = process
+        self._index = index
+        self._begun: int | None = None  # the number of a step that was sent ahead
+        self._has_numpy = True
+        facts = process.make(index, name, render_mode, values.encode(dict(kwargs)))
+        try:
+            self.observation_space, self.action_space = (
+                given[one] if one in given else _built(one, facts[one], name)
+                for one in child.SPACES
+            )
+            self.metadata = _metadata(facts["metadata"])
+            self.render_mode = facts["render_mode"]
+            self.spec = _spec(facts["spec"])
+            self._has_numpy, self._uses_numpy = facts["has_numpy"], facts["uses_numpy"]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
+            raise DecodingError(
+                f"The process describes its environment wrongly: {error}."
+            ) from None
+        self._encode: Callable[[Any], bytes | None] = lambda action: None
+        self._compile()
+
+    def _compile(self) -> None:
+        """Agree with the process on the compact form of steps."""
+        action, seen = map(child_values.form_of, (self.action_space, self.observation_space))
+        if seen is not None and seen[1] is None:
+            seen = None
+        self._decode = child_values.compile_step(seen)
+        if action is not None and self._has_numpy:
+            self._encode = child_values.compile_action(action)
+            self._call("compile", action, seen)
+
+    @property
+    def lost(self) -> str:
+        """Why the process is lost, "" as long as it is not."""
+        return self._process.lost
+
+    def _call(self, name: str, *args: Any) -> Any:
+        self._abandon()
+        return self._process.value(self._process.finish(self._begin_call(name, *args)))
+
+    def _begin_call(self, name: str, *args: Any) -> int:
+        if not self._has_numpy:
+            args = child_values.without_numpy(args)
+        return self._process.begin_call(self._index, name, *args)
+
+    def _abandon(self) -> None:
+        """Drop the answer to a step that was sent ahead, if another environment then raised."""
+        if self._begun is not None:
+            self._process.abandon(self._begun)
+            self._begun = None
+
+    def begin_step(self, action: Any) -> None:
+        """Send a step ahead of the `step` with the same action."""
+        self._abandon()
+        self._begun = self._begin(action)
+
+    def _begin(self, action: Any) -> int:
+        raw = self._encode(action)
+        if raw is not None:
+            return self._process.begin(self._index, STEP, raw)
+        return self._begin_call("step", action)
+
+    def step(self, action: Any) -> Any:
+        """Step, or wait for the answer to `begin_step`."""
+        number, raw = self._begun, None
+        if number is None:
+            raw = self._encode(action)
+        if raw is not None:
+            answer = self._process.step(self._index, raw)
+        else:
+            self._begun = None
+            answer = self._process.finish(self._begin(action) if number is None else number)
+        if answer[0] == COMPACT:
+            try:
+                return self._decode(answer[1], HEADER_SIZE)
+            except DecodingError as error:
+                self._process.violation(str(error))
+        result = self._process.value(answer)
+        if not self._uses_numpy and type(result) is tuple and result:
+            return self._coerced(result)
+        return result
+
+    def _coerced(self, result: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (child_values.coerce(self.observation_space, result[0]), *result[1:])
+
+    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
+        """Reset the environment."""
+        result = self._call("reset", seed, options)
+        return result if self._uses_numpy or type(result) is not tuple else self._coerced(result)
+
+    def render(self) -> Any:
+        """Return what the environment renders."""
+        return self._call("render")
+
+    def close(self) -> None:
+        """Close the environment; with the last one of a process, that ends."""
+        self._abandon()
+        self._process.close(self._index)
+
+    # --- attributes -------------------------------------------------------------------------------
+
+    def has_wrapper_attr(self, name: str) -> bool:
+        """Return whether the environment has an attribute."""
+        return bool(self._call("has", name))
+
+    def get_wrapper_attr(self, name: str) -> Any:
+        """Return an attribute; of a method, a function that calls it there."""
+        match self._call("get", name):
+            case ["value", value]:
+                return value
+            case ["generator", state]:
+                return generators.build(state)
+            case ["method"]:
+                return lambda *args, **kwargs: self._call("call", name, list(args), kwargs)
+        raise DecodingError(f"The process describes the attribute {name!r} wrongly.")
+
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Set an attribute."""
+        if isinstance(value, np.random.Generator):
+            value = generators.describe(value)
+        self._call("set", name, value)
+        return True
+
+    @property
+    def np_random(self) -> np.random.Generator:
+        """A generator in the state of the environment's; drawing from it changes nothing there."""
+        found: np.random.Generator = self.get_wrapper_attr("np_random")
+        return found
+
+    @np_random.setter
+    def np_random(self, value: np.random.Generator) -> None:
+        self.set_wrapper_attr("np_random", value)
+
+    @property
+    def np_random_seed(self) -> Any:
+        """The seed of the environment's generator."""
+        return self.get_wrapper_attr("np_random_seed")
+
+
+class ChildVector(HostedVector):
+    """A vector whose environments are in one process, and step in about one round trip."""
+
+    @property
+    def lost(self) -> str:
+        """Why the process is lost, "" as long as it is not."""
+        return next((env.lost for env in self.envs if isinstance(env, ChildEnv)), "")
+
+    def step(self, actions: Any) -> Any:
+        """Send all steps before the first answer is read."""
+        resetting = self._autoreset_envs
+        for env, action, resets in zip(
+            self.envs, iterate(self.action_space, actions), resetting, strict=False
+        ):
+            if not resets and isinstance(env, ChildEnv):
+                env.begin_step(action)
+        return super().step(actions)
+
+
+def _built(root: str, found: Any, name: str) -> Space[Any]:
+    """Return the space that the process describes."""
+    try:
+        return child_spaces.build(found, root)
+    except DecodingError as error:
+        raise ConfigurationError(
+            f"{name}: the spaces cannot be read from the environment's attributes: {error} Give "
+            f"them with --spaces module:NAME."
+        ) from None
+
+
+def _metadata(found: Any) -> dict[str, Any]:
+    """Return the metadata, with Gymnasium's keys in the place of those of old gym."""
+    renamed = {"render.modes": "render_modes", "video.frames_per_second": "render_fps"}
+    return {renamed.get(key, key): value for key, value in found.items()}
+
+
+def _spec(found: Any) -> EnvSpec | None:
+    """Return the spec with these attributes; None without a valid one."""
+    kwargs = {k: v for k, v in (found.pop("_kwargs", None) or {}).items() if k != "render_mode"}
+    try:
+        return EnvSpec(**{"kwargs": kwargs, **found})
+    except (TypeError, ValueError, gymnasium.error.Error):
+        return None

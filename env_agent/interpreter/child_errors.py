@@ -1,0 +1,41 @@
+"""The exceptions of an environment in a process with its own interpreter."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any
+
+from gymwire.protocol.errors import DecodingError, EnvironmentLost
+
+
+class ProcessLost(EnvironmentLost):
+    """The process of an environment has ended; its session with it."""
+
+
+class RaisedInChild(Exception):
+    """The base of the exceptions that stand for those in the process.
+
+    Attributes:
+        remote_traceback: the traceback there, as text.
+    """
+
+    remote_traceback = ""
+
+
+def build(told: Any) -> RaisedInChild:
+    """Return the exception that the process tells: [module, name, text, traceback].
+
+    Raises DecodingError.
+    """
+    if type(told) is not list or [type(part) for part in told] != [str] * 4:
+        raise DecodingError("The report of an exception is not a list of four texts.")
+    module, name, text, trace = told
+    error = _class(module, name)(text)
+    error.remote_traceback = trace
+    return error
+
+
+@lru_cache(maxsize=256)  # bounded, because the process chooses the names
+def _class(module: str, name: str) -> type[RaisedInChild]:
+    members = {"__module__": module, "__qualname__": name, "__doc__": None}
+    return type(name.rpartition(".")[2], (RaisedInChild,), members)

@@ -1,0 +1,125 @@
+"""The factory of environments in another interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from gymnasium import Space
+from gymnasium.vector import AutoresetMode
+
+from gymwire.env_agent.factory import look_up
+from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
+from gymwire.env_agent.interpreter.child_process import ChildProcess
+from gymwire.env_agent.interpreter.process_watch import ProcessWatch
+from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.messages import MULTI_AGENT, EnvKind
+
+_Made = TypeVar("_Made", ChildEnv, ChildVector)
+
+
+class ChildFactory:
+    """Makes environments in processes of another interpreter, one for each session.
+
+    Args:
+        address: the address to name in the log.
+        env: what to make there: `Id-v0`, `module:Id-v0`, `module:MyEnv` or `./file.py:MyEnv`.
+        python: the interpreter.
+        kwargs: the operator's keyword arguments; those of the learner override them.
+        spaces: names an object here with the environment's spaces (`module:NAME`), or None.
+    """
+
+    makes_vectors = False
+
+    def __init__(
+        self,
+        address: str,
+        env: str,
+        python: str,
+        kwargs: Mapping[str, Any],
+        spaces: str | None = None,
+    ) -> None:
+        self._address = address
+        self._env = env
+        self._python = str(Path(python).expanduser()) if "/" in python else python
+        self._kwargs = dict(kwargs)
+        self._spaces = {} if spaces is None else given_spaces(spaces)
+        self._watch = ProcessWatch(address)
+        # The agents of a pool may have the file in different folders, as in `factory.resolve`.
+        module, _, attribute = env.rpartition(":")
+        self.name = f"{Path(module).stem}:{attribute}" if module.endswith(".py") else env
+
+    def make_first(self) -> ChildEnv:
+        """Make one environment to learn its spaces."""
+        return self.make(None, {})
+
+    def make(
+        self, render_mode: str | None, kwargs: Mapping[str, Any], kind: str = EnvKind.ENV
+    ) -> ChildEnv:
+        """Make one environment. Raises ConfigurationError, or what its constructor raises."""
+        if kind in MULTI_AGENT:
+            raise ConfigurationError(
+                f"{self.name} runs in another interpreter, where environments have one agent: open "
+                f"it with ProxyEnv or ProxyVectorEnv."
+            )
+        return self._in_process(lambda process: self._make(process, 0, render_mode, kwargs))
+
+    def make_vector(
+        self,
+        num_envs: int,
+        mode: AutoresetMode,
+        render_mode: str | None,
+        kwargs: Mapping[str, Any],
+    ) -> ChildVector:
+        """Make a vector of environments in one process; it raises what `make` raises."""
+        kwargs = {k: v for k, v in kwargs.items() if k != "vectorization_mode"}
+
+        def make(process: ChildProcess) -> ChildVector:
+            makers = [
+                lambda i=i: self._make(process, i, render_mode, kwargs) for i in range(num_envs)
+            ]
+            vector = ChildVector(makers, copy=False, autoreset_mode=mode)
+            vector.spec = vector.envs[0].spec
+            return vector
+
+        return self._in_process(make)
+
+    def _in_process(self, make: Callable[[ChildProcess], _Made]) -> _Made:
+        process = ChildProcess(self._watch, self._python, self._address)
+        try:
+            return make(process)
+        except BaseException:
+            process.kill()
+            raise
+
+    def _make(
+        self, process: ChildProcess, index: int, render_mode: str | None, kwargs: Mapping[str, Any]
+    ) -> ChildEnv:
+        merged = {**self._kwargs, **kwargs}
+        return ChildEnv(process, index, self._env, render_mode, merged, self._spaces)
+
+
+def given_spaces(name: str) -> dict[str, Space[Any]]:
+    """Return the spaces that `module:NAME` or `./file.py:NAME` gives in this interpreter.
+
+    It is a class or an object with the attributes observation_space and action_space, a dict with
+    these keys, or a function that returns one of these. Raises ConfigurationError.
+    """
+    if ":" not in name:
+        raise ConfigurationError(f"--spaces {name}: write module:NAME or ./file.py:NAME.")
+    found = look_up(name)
+    if callable(found) and not hasattr(found, "observation_space"):
+        found = found()
+    names = ("observation_space", "action_space")
+    spaces = {
+        one: found.get(one) if isinstance(found, Mapping) else getattr(found, one, None)
+        for one in names
+    }
+    for one, space in spaces.items():
+        if not isinstance(space, Space):
+            raise ConfigurationError(
+                f"--spaces {name}: its {one} is {type(space).__name__}, not a gymnasium.Space. It "
+                f"must have the attributes or keys {' and '.join(names)}."
+            )
+    return spaces  # type: ignore[return-value]

@@ -1,0 +1,193 @@
+"""Values between the env agent and the process with its own interpreter (see `child`).
+
+They are those of `protocol.values`, within its limits. Some Python values have no form there, and
+arrive as a marked tuple, of which `restore` makes:
+
+| (MARK, "fortran", array)             | the array in Fortran's memory order                      |
+| (MARK, "objects", shape, items)      | an array of objects                                       |
+| (MARK, "named", name, fields, items) | a named tuple of a class with this name and these fields  |
+| (MARK, "other", type, repr)          | an object that only shows its type and its repr           |
+
+The env agent then treats them as it treats such values of an environment of its own.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+
+from gymwire.env_agent.interpreter.child import COMPACT_HEAD, MARK
+from gymwire.protocol import values
+from gymwire.protocol.arrays import copy_array
+from gymwire.protocol.errors import DecodingError
+
+Form = tuple[str, list[int] | None]
+"""Dtype and shape of the values of a space; shape None: NumPy scalars."""
+Step = tuple[Any, float, bool, bool, dict[str, Any]]
+_REWARDS: tuple[Callable[[float], Any], ...] = (float, np.float64)  # by child.REWARDS
+
+
+def decode(data: bytes) -> Any:
+    """Return the value in these bytes. Raises DecodingError."""
+    value = values.decode(data)
+    return restore(value) if MARK in data else value
+
+
+def restore(value: Any) -> Any:
+    """Return a copy of a value without marked tuples. Raises DecodingError."""
+    kind = type(value)
+    if kind is list:
+        return [restore(item) for item in value]
+    if kind is dict or kind is OrderedDict:
+        return kind((restore(key), restore(item)) for key, item in value.items())
+    if kind is not tuple:
+        return value
+    if len(value) < 2 or type(value[0]) is not bytes or value[0] != MARK:
+        return tuple(restore(item) for item in value)
+    try:
+        return _RESTORED[value[1]](*value[2:])
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise DecodingError(f"A marked value is malformed: {error}.") from None
+
+
+def _objects(shape: Any, items: Any) -> Any:
+    array = np.empty(len(items), object)
+    for index, item in enumerate(items):  # NumPy would make one array of a list of arrays
+        array[index] = restore(item)
+    return array.reshape(shape)
+
+
+def _named(name: Any, fields: Any, items: Any) -> Any:
+    return _named_tuple(name, tuple(fields))(*map(restore, items))
+
+
+def _other(name: Any, text: Any) -> Any:
+    return _stand_in(str(name))(str(text))
+
+
+_RESTORED: dict[Any, Callable[..., Any]] = {
+    "fortran": np.asfortranarray,
+    "objects": _objects,
+    "named": _named,
+    "other": _other,
+}
+
+
+@lru_cache(maxsize=256)  # bounded, because the process chooses the names
+def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
+    return namedtuple(name, fields)
+
+
+@lru_cache(maxsize=256)
+def _stand_in(name: str) -> Callable[[str], Any]:
+    module, _, qualname = name.rpartition(".")
+
+    class StandIn:
+        """Stands for an object in the other interpreter."""
+
+        def __init__(self, text: str) -> None:
+            self._text = text
+
+        def __repr__(self) -> str:
+            return self._text
+
+    StandIn.__module__, StandIn.__qualname__ = module, qualname
+    StandIn.__name__ = qualname.rpartition(".")[2]
+    return StandIn
+
+
+def form_of(space: Space[Any]) -> Form | None:
+    """Return the form of the values of a space in compact steps, or None."""
+    if isinstance(space, spaces.Discrete):
+        return space.dtype.str, None
+    if isinstance(space, spaces.Box | spaces.MultiDiscrete | spaces.MultiBinary):
+        assert space.dtype is not None
+        assert space.shape is not None
+        return space.dtype.str, list(space.shape)
+    return None
+
+
+def compile_action(form: Form) -> Callable[[Any], bytes | None]:
+    """Return a function that returns the raw bytes of an action; None: it has another form."""
+    dtype, shape = np.dtype(form[0]), form[1]
+    kind = np.ndarray if shape is not None else dtype.type
+    size = None if shape is None else tuple(shape)
+
+    def encode(action: Any) -> bytes | None:
+        if type(action) is not kind or (
+            size is not None and (action.shape != size or action.dtype != dtype)
+        ):
+            return None
+        raw: bytes = action.tobytes()
+        return raw
+
+    return encode
+
+
+def compile_step(form: Form | None) -> Callable[[bytes, int], Step]:
+    """Return a function that decodes a compact answer from an offset on. It raises DecodingError.
+
+    `form`: that of the observations; None: there are no compact answers.
+    """
+    head, rewards = COMPACT_HEAD, _REWARDS
+    dtype, shape = (
+        (np.dtype("u1"), ()) if form is None else (np.dtype(form[0]), tuple(form[1] or ()))
+    )
+    size = -1 if form is None else dtype.itemsize * int(np.prod(shape, dtype=np.int64))
+
+    ndarray, is_bool = np.ndarray, dtype.kind == "b"
+
+    def decode(data: bytes, at: int) -> Step:
+        start = at + head.size
+        if len(data) - start != size:
+            raise DecodingError(f"A step has {len(data) - start} bytes of observation, not {size}.")
+        code, terminated, truncated, reward = head.unpack_from(data, at)
+        if code >= len(rewards) or terminated > 1 or truncated > 1:
+            raise DecodingError(
+                "A step has an unknown kind of reward or a flag other than 0 and 1."
+            )
+        if is_bool:  # checks its bytes
+            observation = copy_array(dtype, shape, data, start)
+        else:
+            observation = ndarray(shape, dtype, data, start).copy()
+        return observation, rewards[code](reward), terminated == 1, truncated == 1, {}
+
+    return decode
+
+
+def without_numpy(value: Any) -> Any:
+    """Return a value with lists and numbers in the place of arrays and NumPy's numbers."""
+    kind = type(value)
+    if isinstance(value, np.ndarray | np.generic):
+        return value.tolist()
+    if kind is dict or kind is OrderedDict:
+        return kind((without_numpy(key), without_numpy(item)) for key, item in value.items())
+    if kind is list or kind is tuple:
+        return kind(map(without_numpy, value))
+    return value
+
+
+def coerce(space: Space[Any], value: Any) -> Any:
+    """Return a value of an environment without NumPy with the type that the space has here."""
+    if isinstance(space, spaces.Box | spaces.MultiDiscrete | spaces.MultiBinary):
+        if isinstance(value, list | tuple | int | float):
+            try:
+                array = np.asarray(value, space.dtype)
+            except (TypeError, ValueError, OverflowError):
+                return value
+            return array.reshape(space.shape) if array.size == np.prod(space.shape) else value
+    elif isinstance(space, spaces.Dict) and isinstance(value, dict):
+        inside = space.spaces
+        return {k: coerce(inside[k], v) if k in inside else v for k, v in value.items()}
+    elif (
+        isinstance(space, spaces.Tuple)
+        and isinstance(value, list | tuple)
+        and len(value) == len(space.spaces)
+    ):
+        return tuple(map(coerce, space.spaces, value))
+    return value

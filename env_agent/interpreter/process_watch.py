@@ -1,0 +1,180 @@
+"""The thread that starts processes, logs what they print, and notices their end."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import selectors
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import IO, Any
+
+import structlog
+
+MAX_LINE = 2_000  # characters of a line in the log
+MAX_LINES = 50  # that a process may log within one interval
+LINES_EVERY_S = 1.0
+MAX_READ = 1 << 16
+
+
+Started = tuple[subprocess.Popen[bytes], int, int]
+"""A process, the descriptor to read its answers from, and one for requests, which never blocks."""
+
+
+class Output:
+    """Logs a stream line by line, at most MAX_LINES in each interval.
+
+    `log` is called with the text of each line, and with a text about those that are left out.
+    """
+
+    def __init__(self, log: Callable[[str], Any], clock: Callable[[], float]) -> None:
+        self._log = log
+        self._clock = clock
+        self._rest = b""
+        self._logged = 0
+        self._left_out = 0
+        self._until = 0.0
+
+    def feed(self, data: bytes) -> None:
+        """Log the lines that are complete; b"" ends the stream."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if not data or len(self._rest) > MAX_LINE:
+            lines.append(self._rest)
+            self._rest = b""
+        for line in lines:
+            if text := line.decode("utf-8", "replace").rstrip()[:MAX_LINE]:
+                self._line(text)
+        if not data:
+            self._tell_left_out()
+
+    def _line(self, text: str) -> None:
+        now = self._clock()
+        if now >= self._until:
+            self._tell_left_out()
+            self._logged, self._until = 0, now + LINES_EVERY_S
+        self._logged += 1
+        if self._logged > MAX_LINES:
+            self._left_out += 1
+        else:
+            self._log(text)
+
+    def _tell_left_out(self) -> None:
+        if self._left_out:
+            self._log(f"({self._left_out} more lines within {LINES_EVERY_S:g} s are left out)")
+        self._left_out = 0
+
+
+class ProcessWatch:
+    """Starts processes for one address, in a thread of its own that lives as long as this process.
+
+    The kernel ends a process that was started by a thread with that thread (PR_SET_PDEATHSIG), so
+    the thread of a session must not start one.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._log = structlog.get_logger()
+        self._lock = threading.Lock()
+        self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._wake: socket.socket | None = None
+        self._selector = selectors.DefaultSelector()
+
+    def start(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        on_end: Callable[[subprocess.Popen[bytes]], None],
+    ) -> Started:
+        """Start a process with two pipes to it. Raises OSError.
+
+        Args:
+            command: the program and its arguments; the descriptors of requests and answers and
+                the id of this process are appended.
+            env: its environment variables.
+            on_end: called in the thread with a process that has ended and is not reaped yet.
+        """
+        started: Future[Started] = Future()
+
+        def start() -> None:
+            try:
+                started.set_result(self._start(command, env, on_end))
+            except BaseException as error:  # noqa: BLE001 - raised by `result`
+                started.set_exception(error)
+
+        with self._lock:
+            if self._wake is None:
+                self._wake, mine = socket.socketpair()
+                self._selector.register(mine, selectors.EVENT_READ, partial(self._execute, mine))
+                threading.Thread(target=self._run, name="processes", daemon=True).start()
+            self._tasks.put(start)
+            self._wake.send(b"1")
+        return started.result()
+
+    def _run(self) -> None:
+        while True:
+            for key, _ in self._selector.select():
+                try:
+                    key.data()
+                except Exception as error:  # noqa: BLE001 - a bug must not end it
+                    self._log.error("a bug in gymwire", error=f"{type(error).__name__}: {error}")
+
+    def _execute(self, mine: socket.socket) -> None:
+        for _ in mine.recv(1 << 12):
+            self._tasks.get()()
+
+    def _start(
+        self,
+        command: Sequence[str],
+        env: Mapping[str, str],
+        on_end: Callable[[subprocess.Popen[bytes]], None],
+    ) -> Started:
+        pipes = [os.pipe(), os.pipe()]
+        (theirs_in, ours_out), (ours_in, theirs_out) = pipes
+        try:
+            process = subprocess.Popen(
+                [*command, str(theirs_in), str(theirs_out), str(os.getpid())],
+                env=env,
+                pass_fds=[theirs_in, theirs_out],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C is the env agent's
+            )
+        except BaseException:
+            os.close(ours_in)
+            os.close(ours_out)
+            raise
+        finally:
+            os.close(theirs_in)
+            os.close(theirs_out)
+        os.set_blocking(ours_out, False)
+        for stream, level in ((process.stdout, "info"), (process.stderr, "warning")):
+            assert stream is not None
+            log = partial(getattr(self._log, level), "environment printed", address=self._address)
+            output = Output(lambda text, log=log: log(text=text), time.monotonic)  # type: ignore[misc]
+            read = partial(self._read, stream, output)
+            self._selector.register(stream, selectors.EVENT_READ, read)
+        ends = os.pidfd_open(process.pid)
+        ended = partial(self._ended, ends, partial(on_end, process))
+        self._selector.register(ends, selectors.EVENT_READ, ended)
+        return process, ours_in, ours_out
+
+    def _read(self, stream: IO[bytes], output: Output) -> None:
+        data = b""
+        with contextlib.suppress(OSError):
+            data = os.read(stream.fileno(), MAX_READ)
+        output.feed(data)
+        if not data:
+            self._selector.unregister(stream)
+            stream.close()
+
+    def _ended(self, ends: int, on_end: Callable[[], None]) -> None:
+        self._selector.unregister(ends)
+        os.close(ends)
+        on_end()

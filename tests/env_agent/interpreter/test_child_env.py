@@ -1,0 +1,358 @@
+"""An environment in another interpreter: its values, its exceptions, and its end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium.vector import AutoresetMode
+
+from gymwire.env_agent import failure_reports
+from gymwire.env_agent.description import describe
+from gymwire.env_agent.factory import resolve
+from gymwire.env_agent.interpreter.child_env import ChildEnv
+from gymwire.env_agent.interpreter.child_errors import ProcessLost, RaisedInChild
+from gymwire.env_agent.interpreter.child_factory import ChildFactory
+from gymwire.env_agent.interpreter.child_process import ChildProcess
+from gymwire.env_agent.runners.in_loop import InLoopRunner
+from gymwire.protocol.errors import ConfigurationError, EncodingError
+from gymwire.protocol.messages import Call, Code, EnvKind
+from gymwire.protocol.values import Opaque, encode, opaque
+from tests.interpreters import bare, others
+from tests.rich_envs import Rich
+from tests.sameness import assert_same
+from tests.space_zoo import ZOO
+
+Make = Callable[..., ChildEnv]
+OTHERS = others()
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter without packages."""
+    return bare(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture(params=["without-packages", *OTHERS])
+def python(request: pytest.FixtureRequest, bare_python: str) -> str:
+    """Every interpreter that there is."""
+    return OTHERS.get(request.param, bare_python)
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes environments that are closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(env: str, python: str, **kwargs: Any) -> ChildEnv:
+            made = ChildFactory("lab/child", env, python, kwargs).make_first()
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+PLAIN = "tests.plain_envs:Plain"
+
+
+@pytest.mark.skipif(not OTHERS, reason="no other Python interpreter on this machine")
+def test_there_are_other_interpreters() -> None:
+    assert all(Path(path).exists() for path in OTHERS.values())
+
+
+def test_values_arrive_unchanged_from_every_interpreter(make: Make, python: str) -> None:
+    from tests.plain_envs import INFO
+
+    env = make(PLAIN, python)
+    env.reset(seed=1)
+    observation, reward, terminated, truncated, info = env.step(np.int64(1))
+    assert_same(info, INFO)
+    assert_same((reward, terminated, truncated), (1.0, False, False))
+    assert observation.dtype == np.float32
+    assert env.observation_space.contains(observation)
+
+
+def test_spaces_are_read_by_their_attributes(make: Make, python: str) -> None:
+    env = make("tests.plain_envs:Nested", python)
+    spaces = gymnasium.spaces
+    assert env.observation_space == spaces.Dict(
+        {
+            "box": spaces.Box(
+                np.array([[0, 1], [2, 3]], np.uint8),
+                np.array([[4, 5], [6, 7]], np.uint8),
+                dtype=np.uint8,
+            ),
+            "pair": spaces.Tuple([spaces.Discrete(3, start=1), spaces.MultiDiscrete([2, 3])]),
+            "bits": spaces.MultiBinary(4),
+            "word": spaces.Text(5, min_length=0, charset="abc"),
+        }
+    )
+    assert env.action_space == spaces.Box(-1.0, 1.0, (2, 3), np.float64)
+    observation, _ = env.reset(seed=1)
+    assert env.observation_space.contains(observation)
+    action = np.array([[0.1, 0.2, -0.3], [0.4, -0.5, 0.6]])
+    seen = env.step(action)[4]["action"]
+    numbers = seen.replace("array(", "").replace(")", "").replace("\n", "")
+    assert json.loads(numbers) == action.tolist()
+
+
+def test_the_dialogue_of_old_gym_becomes_that_of_gymnasium(make: Make, python: str) -> None:
+    env = make("tests.plain_envs:Old", python)
+    assert env.metadata == {"render_modes": ["ansi"], "render_fps": 5}
+    assert env.reset(seed=17) == (17, {})
+    ends = [env.step(np.int64(0))[:4] for _ in range(4)][2:]
+    assert ends == [(3, 1.0, False, False), (4, 1.0, True, False)]
+    env.reset()
+    assert [env.step(np.int64(2))[2:] for _ in range(4)][2:] == [
+        (False, False, {}),
+        (False, True, {}),
+    ]
+
+
+def test_old_gym_renders_in_the_mode_of_the_session(python: str) -> None:
+    env = ChildFactory("a", "tests.plain_envs:Old", python, {}).make("ansi", {"limit": 2})
+    with contextlib.closing(env):
+        assert env.render_mode == "ansi"
+        assert env.render() == "rendered as ansi"
+
+
+def test_it_runs_in_the_main_thread_of_a_process_that_inherits_nothing(
+    make: Make, python: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GYMWIRE_KEY", "secret")
+    monkeypatch.setenv("MINE", "kept")
+    info = make(PLAIN, python).reset(seed=1)[1]
+    assert info["main"] is True
+    assert [name for name in info["variables"] if name.startswith("GYMWIRE")] == []
+    assert "MINE" in info["variables"]
+    # Its requests, its answers, its output and its error output; no socket.
+    assert [name.partition(":")[0] for name in info["descriptors"]] == ["pipe"] * 4
+    assert info["modules"] == []
+
+
+def test_an_exception_is_told_with_its_type_and_traceback(make: Make, python: str) -> None:
+    env = make(PLAIN, python)
+    env.reset(seed=1)
+    for action, kind in ((3, "tests.plain_envs.Peculiar"), (4, "SystemExit")):
+        with pytest.raises(RaisedInChild) as caught:
+            env.step(np.int64(action))
+        report = failure_reports.request_failed(caught.value, env)
+        assert report.code == Code.ENVIRONMENT_FAILED
+        assert report.details["type"] == kind
+        assert "plain_envs.py" in report.details["traceback"]
+        assert "child_process.py" not in report.details["traceback"]
+    assert env.step(np.int64(0))[1] == 0.0
+
+
+@pytest.mark.parametrize(("action", "how"), [(5, "exit status 5"), (6, "SIGSEGV"), (9, "SIGKILL")])
+def test_the_end_of_the_process_is_told(make: Make, python: str, action: int, how: str) -> None:
+    env, other = make(PLAIN, python), make(PLAIN, python)
+    env.reset(seed=1)
+    other.reset(seed=1)
+    for _ in range(2):
+        with pytest.raises(ProcessLost, match=how):
+            env.step(np.int64(action))
+    assert how in env.lost
+    assert failure_reports.request_failed(ProcessLost("x"), env).code == Code.SESSION_LOST
+    assert other.lost == ""
+    assert other.step(np.int64(0))[1] == 0.0
+
+
+def test_attributes_methods_and_rendering(python: str) -> None:
+    env = ChildFactory("a", PLAIN, python, {"ground": 2.5}).make("ansi", {})
+    with contextlib.closing(env):
+        env.reset(seed=1)
+        env.step(np.int64(0))
+        runner = InLoopRunner(env)
+        assert runner.access(Call("get", "ground", [], {})) == {"value": 2.5}
+        assert runner.access(Call("get", "scaled", [], {})) == {"method": True}
+        assert runner.access(Call("call", "scaled", [3.0], {"offset": 0.5})) == 3.5
+        runner.access(Call("set", "ground", [7], {}))
+        assert env.get_wrapper_attr("ground") == 7
+        assert (env.has_wrapper_attr("ground"), env.has_wrapper_attr("sky")) == (True, False)
+        with pytest.raises(RaisedInChild, match="sky"):
+            env.get_wrapper_attr("sky")
+        assert env.render() == "step 1"
+        assert env.unwrapped is env
+
+
+def test_every_space_of_gymnasium_gives_what_it_gives_here() -> None:
+    factory = ChildFactory("a", "tests.space_zoo:ZooEnv", sys.executable, {})
+    process = ChildProcess(factory._watch, sys.executable, "a")
+    for index, name in enumerate(ZOO):
+        kwargs = {"observation": name, "action": name}
+        remote = factory._make(process, index, None, kwargs)
+        local = resolve("tests.space_zoo:ZooEnv", {}).make(None, kwargs)
+        assert remote.observation_space == local.observation_space
+        assert remote.action_space == local.action_space
+        assert describe(remote, "x").metadata == describe(local, "x").metadata
+        assert_same(remote.reset(seed=3, options={"a": 1}), local.reset(seed=3, options={"a": 1}))
+        local.action_space.seed(5)
+        for _ in range(9):
+            action = local.action_space.sample()
+            assert_same(remote.step(action), local.step(action))
+    process.kill()
+
+
+def test_a_generator_is_read_and_set_by_its_state(make: Make) -> None:
+    remote = make("CartPole-v1", sys.executable)
+    local = gymnasium.make("CartPole-v1")
+    remote.reset(seed=4)
+    local.reset(seed=4)
+    state = local.unwrapped.np_random.bit_generator.state
+    assert remote.np_random.bit_generator.state == state
+    assert remote.np_random_seed == 4
+    remote.np_random = np.random.default_rng(9)
+    local.unwrapped.np_random = np.random.default_rng(9)
+    assert_same(remote.reset(), local.reset())
+    assert remote.spec is not None
+    assert (remote.spec.id, remote.spec.max_episode_steps) == ("CartPole-v1", 500)
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_a_vector_equals_a_local_one(mode: AutoresetMode) -> None:
+    kwargs = {"observation": "dict", "action": "multi-discrete"}
+    remote = ChildFactory("a", "tests.vector_envs:VectorZooEnv", sys.executable, {}).make_vector(
+        3, mode, None, kwargs
+    )
+    local = resolve("tests.vector_envs:VectorZooEnv", {}).make_vector(3, mode, None, kwargs)
+    with contextlib.closing(remote), contextlib.closing(local):
+        assert_same(remote.reset(seed=1), local.reset(seed=1))
+        local.action_space.seed(5)
+        for number in range(20):
+            if mode is AutoresetMode.DISABLED and number % 7 == 0:
+                mask = {"reset_mask": np.array([True, True, True])}
+                assert_same(remote.reset(options=dict(mask)), local.reset(options=dict(mask)))
+            actions = local.action_space.sample()
+            assert_same(remote.step(actions), local.step(actions))
+
+
+def test_a_vector_that_raised_goes_on(python: str) -> None:
+    vector = ChildFactory("a", PLAIN, python, {}).make_vector(3, AutoresetMode.NEXT_STEP, None, {})
+    with contextlib.closing(vector):
+        assert len(
+            {info["pid"] for info in [vector.reset(seed=1)[1]] for info["pid"] in info["pid"]}
+        )
+        with pytest.raises(RaisedInChild) as caught:
+            vector.step(np.array([0, 3, 1]))
+        assert failure_reports.request_failed(caught.value, vector).details["env_index"] == 1
+        vector.reset(seed=1)
+        assert vector.step(np.array([0, 2, 0]))[1].tolist() == [0.0, 2.0, 0.0]
+        with pytest.raises(ProcessLost):
+            vector.step(np.array([0, 5, 0]))
+        assert vector.lost
+
+
+def test_steps_of_a_vector_are_sent_before_the_first_answer_is_read(bare_python: str) -> None:
+    # More than the sockets hold in either direction.
+    factory = ChildFactory("a", "tests.plain_envs:Long", bare_python, {})
+    vector = factory.make_vector(64, AutoresetMode.NEXT_STEP, None, {})
+    with contextlib.closing(vector):
+        vector.reset(seed=1)
+        infos = vector.step(np.ones(64, np.int64))[4]
+        assert [len(text) for text in infos["long"]] == [70_000] * 64
+
+
+def test_unknown_spaces_can_be_given(python: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"observation_space .*Values.* --spaces"):
+        ChildFactory("a", "tests.plain_envs:Odd", python, {}).make_first()
+    given = "tests.env_agent.interpreter.test_child_env:Given"
+    env = ChildFactory("a", "tests.plain_envs:Odd", python, {}, given).make_first()
+    with contextlib.closing(env):
+        assert env.observation_space is Given.observation_space
+        assert env.observation_space.contains(env.reset(seed=1)[0])
+
+
+def test_other_values_arrive_as_documented(make: Make) -> None:
+    remote = make("tests.rich_envs:Rich", sys.executable)
+    local = Rich()
+    (seen, info), (expected, given) = remote.reset(seed=1), local.reset(seed=1)
+    assert_same(seen, expected)
+    assert seen.flags.f_contiguous
+    assert not seen.flags.c_contiguous
+    assert info["order"].flags.f_contiguous
+    for name in ("ordered", "objects", "complex", "date", "order"):
+        assert_same(info[name], given[name])
+    assert (info["enum"], info["dataclass"]) == ("red", {"x": 3, "name": "here"})
+    assert info["mapping"] == {"a": 1}
+    assert (type(info["named"]).__name__, info["named"]) == ("Pair", (1, np.float32(2)))
+    assert info["named"]._fields == ("first", "second")
+    replaced, paths = opaque({"info": info["unknown"], "structured": info["structured"]})
+    assert replaced["info"] == Opaque(f"{type(Path()).__module__}.PosixPath", "PosixPath('/x')")
+    assert paths == ['info["info"]', 'info["structured"]']
+    with pytest.raises(EncodingError, match="PosixPath, which cannot be serialized"):
+        encode(info["unknown"])
+
+
+def test_an_environment_there_has_one_agent(bare_python: str) -> None:
+    with pytest.raises(ConfigurationError, match="open it with ProxyEnv"):
+        ChildFactory("a", PLAIN, bare_python, {}).make(None, {}, EnvKind.AEC)
+
+
+class Given:
+    observation_space = gymnasium.spaces.Box(-2, 2, (3,), np.float32)
+    action_space = gymnasium.spaces.Discrete(10)
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("nowhere", "write module:NAME"),
+        ("tests.nowhere:X", "no module"),
+        ("tests.plain_envs:Odd", "observation_space is Values, not a gymnasium.Space"),
+        ("tests.plain_envs:INFO", "observation_space is NoneType"),
+    ],
+)
+def test_given_spaces_that_are_none_are_an_error(name: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        ChildFactory("a", PLAIN, "python", {}, name)
+
+
+@pytest.mark.parametrize(
+    ("python", "why"),
+    [
+        ("/nowhere/python", "cannot be started"),
+        ("/bin/false", "did not start as a Python interpreter .*exit status 1"),
+        ("/bin/echo", "did not start as a Python interpreter .*exit status 0"),
+    ],
+)
+def test_what_is_no_interpreter_is_an_error(python: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        ChildFactory("a", PLAIN, python, {}).make_first()
+
+
+def test_what_cannot_be_made_is_told(python: str, tmp_path: Path) -> None:
+    for name, kind, why in (
+        ("tests.nowhere:X", "ModuleNotFoundError", "tests.nowhere"),
+        ("./nowhere.py:X", "FileNotFoundError", "nowhere.py"),
+        ("tests.plain_envs:Plain", "TypeError", "unexpected keyword argument 'wings'"),
+    ):
+        with pytest.raises(RaisedInChild, match=why) as caught:
+            ChildFactory("a", name, python, {"wings": 2}).make_first()
+        assert type(caught.value).__name__ == kind
+
+
+def test_a_file_is_loaded_with_the_modules_beside_it(
+    make: Make, python: str, tmp_path: Path
+) -> None:
+    (tmp_path / "beside.py").write_text("from tests.plain_envs import Plain\n")
+    (tmp_path / "mine.py").write_text("import beside\nclass Mine(beside.Plain): pass\n")
+    env = make(f"{tmp_path}/mine.py:Mine", python)
+    assert env.reset(seed=1)[1]["main"] is True
+
+
+def test_close_closes_the_environment_and_ends_the_process(python: str, tmp_path: Path) -> None:
+    factory = ChildFactory("a", PLAIN, python, {"text": str(tmp_path / "mark")})
+    env = factory.make_first()
+    pid = env.reset(seed=1)[1]["pid"]
+    env.close()
+    env.close()
+    assert (tmp_path / "mark").read_text() == "closed\n"
+    assert not Path(f"/proc/{pid}").exists()

@@ -1,0 +1,230 @@
+"""What a process may do wrong, what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import structlog
+
+from gymwire.env_agent.interpreter import child
+from gymwire.env_agent.interpreter.child_errors import ProcessLost
+from gymwire.env_agent.interpreter.child_factory import ChildFactory
+from gymwire.env_agent.interpreter.child_process import describe_status, environment
+from gymwire.env_agent.interpreter.process_watch import MAX_LINE, MAX_LINES, Output
+from gymwire.protocol.errors import ConfigurationError, DecodingError
+from tests.processes import PATIENCE_S
+
+PLAIN = "tests.plain_envs:Plain"
+MISBEHAVING = f"""#!{sys.executable}
+import os, sys, time
+sys.path.insert(0, {str(Path(child.__file__).parent)!r})
+import child
+answers = 0
+
+class Channel(child.Channel):
+    def answer(self, kind, number, index, body):
+        global answers
+        answers += 1
+        if answers == AFTER:
+            self.flush()
+            CODE
+        super().answer(kind, number, index, body)
+
+child.Channel = Channel
+child.main(*map(int, sys.argv[3:]))
+"""
+HELLO, STEP = 1, 5  # hello, make, compile, reset, step
+
+
+@pytest.fixture
+def misbehave(tmp_path: Path) -> Callable[[int, str], ChildFactory]:
+    """Return a factory whose processes do something else at one of their answers."""
+
+    def make(after: int, code: str) -> ChildFactory:
+        script = tmp_path / "python"
+        script.write_text(MISBEHAVING.replace("AFTER", str(after)).replace("CODE", code))
+        script.chmod(0o755)
+        return ChildFactory("a", PLAIN, str(script), {})
+
+    return make
+
+
+FRAME = "os.write(self._written_to, child.HEADER.pack({}, {}, {}, 0) + {})"
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("os.write(self._written_to, os.urandom(4096))", "broke the protocol"),
+        ("os.write(self._written_to, b'HTTP/1.1 200 OK\\r\\n\\r\\n')", "broke the protocol"),
+        (FRAME.format(2**32 - 1, "child.VALUE", "number", "b''"), "4294967295 bytes"),
+        (FRAME.format(0, 77, "number", "b''"), "kind 77"),
+        (FRAME.format(0, "child.STEP", "number", "b''"), "kind 1"),
+        (FRAME.format(1, "child.VALUE", "number + 1", "b'\\xc0'"), "instead of"),
+        (FRAME.format(3, "child.COMPACT", "number", "b'abc'"), "bytes of observation"),
+        (FRAME.format(100, "child.VALUE", "number", "b'abc'") + "; os._exit(7)", "exit status 7"),
+        ("os.close(self._written_to); time.sleep(600)", "closed its connection"),
+        ("os.close(self._written_to); os.close(1); os.close(2); os._exit(9)", "exit status 9"),
+    ],
+)
+def test_a_violation_ends_this_session_only(
+    misbehave: Callable[[int, str], ChildFactory], code: str, why: str
+) -> None:
+    other = ChildFactory("a", PLAIN, sys.executable, {}).make_first()
+    env = misbehave(STEP, code).make_first()
+    with contextlib.closing(other), contextlib.closing(env):
+        pid = env.reset(seed=1)[1]["pid"]
+        with pytest.raises(ProcessLost, match=why):
+            env.step(np.int64(0))
+        assert not Path(f"/proc/{pid}").exists()
+        with pytest.raises(ProcessLost, match=why):
+            env.reset(seed=1)
+        other.reset(seed=1)
+        assert other.step(np.int64(0))[1] == 0.0
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        "b'\\xc1'", "b''", "b'\\xdd\\xff\\xff\\xff\\xff'", "b'\\x91' * 300 + b'\\xc0'",
+        "child.pack((child.MARK, 'named', 'x y', ['a'], [1]))",
+        "child.pack((child.MARK, 'objects', [-2, 3], [1]))",
+        "child.pack((child.MARK, 'nothing', 3))",
+        "child.pack([child.MARK, (child.MARK, 'fortran')])",
+    ],
+)  # fmt: skip
+def test_a_malformed_value_fails_the_request(
+    misbehave: Callable[[int, str], ChildFactory], body: str
+) -> None:
+    code = f"return super().answer(child.VALUE, number, index, {body})"
+    env = misbehave(STEP, code).make_first()
+    with contextlib.closing(env):
+        env.reset(seed=1)
+        with pytest.raises(DecodingError):
+            env.step(np.int64(0))
+        assert env.reset(seed=1)[1]["main"] is True
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "os.write(self._written_to, b'hello')\n            os._exit(0)",
+        "return super().answer(child.RAISED, number, index, body)",
+        "return super().answer(child.VALUE, number, index, child.pack(None))",
+    ],
+)
+def test_a_wrong_greeting_is_no_interpreter(
+    misbehave: Callable[[int, str], ChildFactory], code: str
+) -> None:
+    with pytest.raises(ConfigurationError, match="did not start as a Python interpreter"):
+        misbehave(HELLO, code).make_first()
+
+
+def test_what_the_environment_started_ends_with_a_process_that_crashed() -> None:
+    env = ChildFactory("a", PLAIN, sys.executable, {}).make_first()
+    with contextlib.closing(env):
+        pid = env.reset(seed=1)[1]["pid"]
+        with pytest.raises(ProcessLost, match="SIGKILL"):
+            env.step(np.int64(9))  # starts a process that inherits all descriptors
+        deadline = time.monotonic() + PATIENCE_S
+        with contextlib.suppress(ProcessLookupError):
+            while time.monotonic() < deadline:
+                os.killpg(pid, 0)
+                time.sleep(0.01)
+            pytest.fail("it still runs")
+
+
+PARENT = """
+import sys, numpy, structlog
+from gymwire.env_agent.interpreter.child_errors import ProcessLost
+from gymwire.env_agent.interpreter.child_factory import ChildFactory
+env = ChildFactory("a", "tests.plain_envs:Plain", sys.argv[1], {}).make_first()
+print(env.reset(seed=1)[1]["pid"], flush=True)
+env.step(numpy.int64(7))
+"""
+WITHOUT_CTYPES = f"""#!{sys.executable}
+import sys
+sys.modules["ctypes"] = None
+sys.path.insert(0, {str(Path(child.__file__).parent)!r})
+import child
+child.main(*map(int, sys.argv[3:]))
+"""
+
+
+@pytest.mark.parametrize("has_ctypes", [True, False])
+def test_a_process_in_a_call_ends_with_its_env_agent(tmp_path: Path, has_ctypes: bool) -> None:
+    python = sys.executable
+    if not has_ctypes:
+        (tmp_path / "python").write_text(WITHOUT_CTYPES)
+        (tmp_path / "python").chmod(0o755)
+        python = str(tmp_path / "python")
+    parent = subprocess.Popen([sys.executable, "-c", PARENT, python], stdout=subprocess.PIPE)
+    try:
+        assert parent.stdout is not None
+        lines = iter(parent.stdout.readline, b"")
+        pid = next(int(line) for line in lines if line.strip().isdigit())
+        os.kill(pid, 0)
+    finally:
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline and Path(f"/proc/{pid}/fd/0").exists():
+        time.sleep(0.01)
+    assert not Path(f"/proc/{pid}/fd/0").exists()  # a zombie has no descriptors
+    parent.stdout.close()
+
+
+def test_what_it_prints_is_logged_with_the_address() -> None:
+    with structlog.testing.capture_logs() as logs:
+        env = ChildFactory("lab/plain", PLAIN, sys.executable, {}).make_first()
+        env.reset(seed=1)
+        env.step(np.int64(2))
+        env.close()
+    printed = [
+        (row["log_level"], row["address"], row["text"])
+        for row in logs
+        if row["event"] == "environment printed"
+    ]
+    assert sorted(printed) == [
+        ("info", "lab/plain", "first line"),
+        ("info", "lab/plain", "second line"),
+        ("warning", "lab/plain", "to the error output"),
+    ]
+
+
+def test_lines_are_cut_and_counted() -> None:
+    lines: list[str] = []
+    now = [0.0]
+    output = Output(lines.append, lambda: now[0])
+    output.feed(b"one\ntw")
+    output.feed(b"o\n\n \nx" + b"y" * 2 * MAX_LINE)
+    assert lines == ["one", "two", "x" + "y" * (MAX_LINE - 1)]
+    output.feed(b"line\n" * 1000)
+    assert len(lines) == MAX_LINES
+    now[0] += 1.5
+    output.feed(b"last\xff")
+    output.feed(b"")
+    assert lines[MAX_LINES:] == [
+        "(953 more lines within 1 s are left out)",
+        "last\N{REPLACEMENT CHARACTER}",
+    ]
+
+
+def test_variables_of_gymwire_and_of_this_interpreter_are_left_out() -> None:
+    given = {"PATH": "/bin", "GYMWIRE_KEY": "k", "GYMWIRE_BROKER": "b", "PYTHONHOME": "/usr"}
+    assert environment(given) == {"PATH": "/bin"}
+
+
+def test_the_end_of_a_process_in_words() -> None:
+    assert describe_status(3) == "ended with exit status 3"
+    assert describe_status(-11) == "was ended by SIGSEGV"
+    assert describe_status(-40) == "was ended by signal 40"

@@ -1,0 +1,214 @@
+"""Environments for an interpreter of Python 3.7 or later without any package."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+
+class Values:
+    """A space by its attributes alone."""
+
+    def __init__(self, **attributes: Any) -> None:
+        self.__dict__.update(attributes)
+
+
+def box(low: Any, high: Any, *shape: int, dtype: str = "float32") -> Values:
+    """Return what looks like a Box."""
+    return Values(low=low, high=high, shape=shape, dtype=dtype)
+
+
+INFO = {
+    "none": None,
+    "flag": True,
+    "small": -3,
+    "big": 2**63,
+    "bigger": -(2**200),
+    "float": 0.1,
+    "nan": float("nan"),
+    "text": "Grüße 😀",
+    "bytes": b"\0\xff",
+    "list": [1, [2.5, "x"], []],
+    "tuple": (1, (None,), ()),
+    "long": "x" * 70_000,
+    "many": list(range(70_000)),
+    "dict": {1: "a", (2, "b"): b"c", None: {}, b"k": 1.5, 2.5: [{}]},
+}
+
+
+class Plain:
+    """Observes a point; what an action does is said in `step`."""
+
+    metadata = {"render_modes": ["ansi"], "render_fps": 7}  # noqa: RUF012 - as in gymnasium.Env
+    observation_space: Any = box(-1, 1, 3)
+    action_space: Any = Values(n=10)
+    made = 0
+
+    def __init__(self, render_mode: str | None = None, text: str = "", ground: float = 1.0) -> None:
+        self.render_mode = render_mode
+        self.text = text
+        self.ground = ground
+        self.steps = 0
+        self.main = threading.current_thread() is threading.main_thread()
+        Plain.made += 1
+        self.number = Plain.made
+
+    def _see(self) -> list[float]:
+        return [self.steps / 100, 0.5, self.random.uniform(-1, 1)]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Start; the info tells about the process."""
+        self.random = random.Random(seed)
+        self.steps = 0
+        return self._see(), {
+            "pid": os.getpid(),
+            "main": self.main,
+            "options": options,
+            "variables": sorted(os.environ),
+            "descriptors": _connections(),
+            "modules": sorted({"gymwire", "zmq", "msgpack", "gymnasium"} & set(sys.modules)),
+            "version": list(sys.version_info[:2]),
+        }
+
+    def step(self, action: Any) -> Any:
+        """Step, print, raise, or end the process."""
+        self.steps += 1
+        number = int(action)
+        info: dict[str, Any] = {}
+        if number == 1:
+            info = dict(INFO)
+        elif number == 2:
+            sys.stdout.write("first line\nsecond line\n")
+            sys.stderr.write("to the error output\n")
+        elif number == 3:
+            raise Peculiar("not to my taste")
+        elif number == 4:
+            raise SystemExit(4)
+        elif number == 5:
+            os._exit(5)
+        elif number == 6:
+            os.kill(os.getpid(), signal.SIGSEGV)
+        elif number == 7:
+            self._hold_the_interpreter()
+        elif number == 8:
+            sys.stdout.write("\n".join(f"line {i}" for i in range(5000)) + "\n")
+        elif number == 9:
+            subprocess.Popen(["sleep", "600"], close_fds=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._see(), float(number), self.steps == 5, False, info
+
+    def _hold_the_interpreter(self) -> None:
+        """Sleep in a call that does not release the interpreter's lock, if there is one."""
+        try:
+            import ctypes
+
+            sleep: Any = ctypes.PyDLL(None).sleep
+        except (ImportError, AttributeError):
+            sleep = time.sleep
+        sys.stdout.write("holds the interpreter\n")
+        sleep(600)
+
+    def render(self) -> Any:
+        """Return a line of text."""
+        return f"step {self.steps}"
+
+    def action_masks(self) -> list[bool]:
+        """Return which actions are harmless."""
+        return [number < 3 for number in range(10)]
+
+    def scaled(self, by: float, *, offset: float = 0.0) -> float:
+        """Return a value that depends on the arguments."""
+        return self.steps * by + offset
+
+    def close(self) -> None:
+        """Leave a mark if asked to."""
+        if self.text:
+            with Path(self.text).open("a") as file:
+                file.write("closed\n")
+
+
+def _connections() -> list[str]:
+    found = []
+    for path in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found.append(os.readlink(str(path)))
+    return [name for name in found if name.startswith(("socket:", "pipe:"))]
+
+
+class Peculiar(Exception):
+    """An exception that nobody else knows."""
+
+
+class Nested(Plain):
+    """Has composite spaces, and observes lists in their place."""
+
+    observation_space = Values(
+        spaces={
+            "box": box([[0, 1], [2, 3]], [[4, 5], [6, 7]], 2, 2, dtype="uint8"),
+            "pair": Values(spaces=[Values(n=3, start=1), Values(nvec=[2, 3])]),
+            "bits": Values(n=4, shape=(4,), dtype="int8"),
+            "word": Values(max_length=5, min_length=0, characters="abc"),
+        }
+    )
+    action_space = box(-1.0, 1.0, 2, 3, dtype="float64")
+
+    def _see(self) -> Any:
+        return {"box": [[1, 2], [3, 4]], "pair": [2, [1, 2]], "bits": [0, 1, 1, 0], "word": "ab"}
+
+    def step(self, action: Any) -> Any:
+        """Tell the action."""
+        return self._see(), 0.0, False, False, {"action": repr(action)}
+
+
+class Long(Plain):
+    """Says much at each step."""
+
+    def step(self, action: Any) -> Any:
+        """Return a long text."""
+        return self._see(), 0.0, False, False, {"long": "x" * 70_000}
+
+
+class Odd(Plain):
+    """Has a space that nobody knows."""
+
+    observation_space = Values(colour="red")
+
+
+class Old:
+    """An environment as gym 0.21 had them."""
+
+    metadata = {"render.modes": ["ansi"], "video.frames_per_second": 5}  # noqa: RUF012 - as in gym
+    observation_space = Values(n=100)
+    action_space = Values(n=3)
+
+    def __init__(self, limit: int = 4) -> None:
+        self.limit = limit
+        self.seeded: int | None = None
+
+    def seed(self, seed: int | None = None) -> list[int | None]:
+        """Seed."""
+        self.seeded = seed
+        return [seed]
+
+    def reset(self) -> int:
+        """Return only an observation."""
+        self.steps = 0
+        return self.seeded or 0
+
+    def step(self, action: Any) -> Any:
+        """Return four results."""
+        self.steps += 1
+        info = {"TimeLimit.truncated": int(action) == 2} if self.steps == self.limit else {}
+        return self.steps, 1.0, self.steps == self.limit, info
+
+    def render(self, mode: str = "human") -> str:
+        """Return the mode."""
+        return f"rendered as {mode}"
