@@ -186,6 +186,12 @@ class Lifecycle:
                 self.transports.link.send(PLAIN.encode(lost, slot.session.sid))
                 self.end(me, slot, why)
 
+    def end_idle(self, me: Executor, since: float, why: str) -> None:
+        """End the sessions that have been idle since this time."""
+        for slot in list(self._host.slots.values()):
+            if self._crew.reader is me and slot.heard_at < since:
+                self.end(me, slot, why)
+
     def end_all(self, me: Executor) -> None:
         """Close all environments, those of other threads first, as long as `me` is the reader."""
         for sid in self._opening:

@@ -217,7 +217,9 @@ class ServingLoop:
         self._transports.watch()
         now = self._clock()
         self._registration.run_timers(now)
-        self._close_abandoned(me, now)
+        away_since = self._registration.away_since
+        if away_since is not None and now - away_since > AWAY_S:
+            self._lifecycle.end_idle(me, now - AWAY_S, f"the broker has been away for {AWAY_S:g} s")
         self._lifecycle.end_lost(me)
         if self.drain.is_set() and not self._registration.withdrawn:
             self._registration.withdraw()
@@ -433,14 +435,6 @@ class ServingLoop:
                 if isinstance(message, Welcome):
                     self.host.requests.max_message = min(MAX_MESSAGE, message.max_message)
                 self._registration.handle(message, self._clock())
-
-    def _close_abandoned(self, me: Executor, now: float) -> None:
-        """Close the sessions that are idle while the broker is away."""
-        away_since = self._registration.away_since
-        if away_since is not None and now - away_since > AWAY_S:
-            for slot in list(self.host.slots.values()):
-                if self.crew.reader is me and now - slot.heard_at > AWAY_S:
-                    self._lifecycle.end(me, slot, f"the broker has been away for {AWAY_S:g} s")
 
     def _log_broker_state(self, event: str) -> None:
         """Log an event that concerns the broker, unless this agent is stopping anyway."""
