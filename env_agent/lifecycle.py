@@ -175,12 +175,6 @@ class Lifecycle:
         elif sid in self._opening:
             self._opening[sid] = True
 
-    def end_idle(self, me: Executor, now: float, away_s: float) -> None:
-        """End the sessions that are idle while the broker is away, for `away_s` seconds."""
-        for slot in list(self._host.slots.values()):
-            if self._crew.reader is me and now - slot.heard_at > away_s:
-                self.end(me, slot, f"the broker has been away for {away_s:g} s")
-
     def end_lost(self, me: Executor) -> None:
         """End the sessions whose environment ran in a process that has ended."""
         if not self._host.environments.may_be_lost:
@@ -190,6 +184,12 @@ class Lifecycle:
                 # The broker frees the slot, and tells a learner that has no request under way.
                 lost = failure_reports.session_lost(f"The environment is lost: {why}.")
                 self.transports.link.send(PLAIN.encode(lost, slot.session.sid))
+                self.end(me, slot, why)
+
+    def end_idle(self, me: Executor, since: float, why: str) -> None:
+        """End the sessions that have been idle since this time."""
+        for slot in list(self._host.slots.values()):
+            if self._crew.reader is me and slot.heard_at < since:
                 self.end(me, slot, why)
 
     def end_all(self, me: Executor) -> None:

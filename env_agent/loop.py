@@ -219,7 +219,7 @@ class ServingLoop:
         self._registration.run_timers(now)
         away_since = self._registration.away_since
         if away_since is not None and now - away_since > AWAY_S:
-            self._lifecycle.end_idle(me, now, AWAY_S)
+            self._lifecycle.end_idle(me, now - AWAY_S, f"the broker has been away for {AWAY_S:g} s")
         self._lifecycle.end_lost(me)
         if self.drain.is_set() and not self._registration.withdrawn:
             self._registration.withdraw()
