@@ -301,15 +301,13 @@ def test_a_deep_array_of_objects_is_refused() -> None:
         values.encode(deep)
 
 
-def test_a_library_that_is_installed_converts_its_tensors() -> None:
-    """With the real libraries, where they are installed."""
-    for name in ("torch", "jax.numpy"):
-        library = pytest.importorskip(name, reason=f"{name} is not installed")
-        make = library.tensor if name == "torch" else library.asarray
-        tensor = make(GRID)
-        if name == "torch":
-            tensor = tensor.requires_grad_()
-        assert_same(sent({"it": tensor})["it"], GRID)
+@pytest.mark.parametrize(("name", "make"), [("torch", "tensor"), ("jax.numpy", "asarray")])
+def test_tensors_of_the_real_libraries_become_arrays(name: str, make: str) -> None:
+    library = pytest.importorskip(name, reason=f"{name} is not installed")
+    tensor = getattr(library, make)(GRID)
+    if hasattr(tensor, "requires_grad_"):
+        tensor = tensor.requires_grad_()
+    assert_same(sent({"it": tensor})["it"], GRID)
 
 
 def test_an_impossible_item_of_an_array_of_objects_is_named() -> None:
