@@ -11,6 +11,7 @@ import signal
 import socket as hostsocket
 import threading
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -185,15 +186,21 @@ class Agent:
         return offers
 
     def _left_out(self, service: Service, error: BaseException) -> GymwireError:
-        """Log that a service cannot be offered, and why; return the error that says so."""
-        if isinstance(error, GymwireError):
-            failed, trace = error, {}
-        else:
-            name, why = service.factory.name, f"{type(error).__name__}: {error}"
-            failed = ConfigurationError(f"{name} cannot be made: {why}")
+        """Return the error that says why a service cannot be offered.
+
+        Log it with the traceback if there are others, which are served without this one.
+        """
+        failed = error
+        trace: dict[str, str] = {}
+        if not isinstance(failed, GymwireError):
+            frames = traceback.extract_tb(error.__traceback__)
+            where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
+            why = f"{type(error).__name__}: {error}"
+            failed = ConfigurationError(f"{service.factory.name} cannot be made: {why}{where}")
             failed.__cause__ = error
-            trace = {"traceback": failure_reports.trace_of(error)}
-        self._log.error("offer left out", address=service.address, why=str(failed), **trace)
+            trace["traceback"] = failure_reports.trace_of(error)
+        if len(self._services) > 1:
+            self._log.error("offer left out", address=service.address, why=str(failed), **trace)
         return failed
 
     def _share(self, offers: Sequence[Offer], index: int) -> list[Offer]:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from pettingzoo import AECEnv, ParallelEnv
-from pettingzoo.utils import AgentSelector, parallel_to_aec
+from pettingzoo.utils import parallel_to_aec
 
 AGENTS = ["zoe", "adam", "mia"]  # not in the order of the alphabet
 
@@ -110,8 +110,7 @@ class Countdown(AECEnv[str, Any, Any]):  # type: ignore[misc]
         self.terminations = dict.fromkeys(AGENTS, False)
         self.truncations = dict.fromkeys(AGENTS, False)
         self.infos = {agent: {"left": self.left[agent]} for agent in AGENTS}
-        self._selector = AgentSelector(self.agents)
-        self.agent_selection = self._selector.next()
+        self.agent_selection = AGENTS[0]
 
     def observe(self, agent: str) -> Any:
         return np.int64(max(self.left[agent], 0))
@@ -127,7 +126,9 @@ class Countdown(AECEnv[str, Any, Any]):  # type: ignore[misc]
         self.terminations[agent] = self.left[agent] <= 0
         self.infos[agent] = {"left": self.left[agent], "by": action}
         self._accumulate_rewards()
-        self.agent_selection = self._selector.next()
+        after = AGENTS.index(agent) + 1
+        in_turn = AGENTS[after:] + AGENTS[:after]
+        self.agent_selection = next(one for one in in_turn if one in self.agents)
         self._deads_step_first()
 
 

@@ -50,8 +50,7 @@ OPTIONS = (
         kind=kinds.TEXT,
         commands=("serve",),
         metavar="ENV",
-        help="a Gymnasium id (CartPole-v1, module:Id-v0), or a class or factory (module:MyEnv, "
-        "./file.py:MyEnv)",
+        help="a Gymnasium id (Id-v0, module:Id-v0), or a class or factory (module:MyEnv)",
         positional=True,
     ),
     Option(
@@ -110,6 +109,7 @@ OPTIONS = (
         kind=kinds.TEXT,
         commands=("serve",),
         default=(),
+        metavar="NAME",
         help="a wrapper around each environment: module:Wrapper, or module:Wrapper{JSON}",
         repeats=True,
     ),

@@ -72,8 +72,7 @@ class RemoteSession:
         opened: Opened,
         signer: Signer | None = None,
     ) -> None:
-        self.connection = connection
-        self.signer = signer
+        self.connection, self.signer = connection, signer
         self.sid, self.open_msg, self.opened = sid, open_msg, opened
         self.space_calls = SpaceCalls()
         observation = space_cache.codec_of(opened.observation_space, "observation_space")

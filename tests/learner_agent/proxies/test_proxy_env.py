@@ -276,7 +276,8 @@ def test_the_error_for_other_attributes_lists_the_exposed_ones_and_how_to_expose
     cartpole: ProxyEnv,
 ) -> None:
     text = (
-        r"'cartpole' does not expose 'gravity'\. .* --expose gravity\. Exposed now: .*action_masks"
+        r"'cartpole' does not expose 'gravity'\. .* --expose gravity, .* --wrap\. "
+        r"Exposed now: .*action_masks"
     )
     with pytest.raises(AttributeDenied, match=text):
         _ = cartpole.gravity
