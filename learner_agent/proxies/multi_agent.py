@@ -64,22 +64,11 @@ def _spaces_of(space: Space[Any], name: str) -> dict[str, Space[Any]]:
     return dict(space.spaces)
 
 
-class ProxyParallelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]
-    """A PettingZoo ParallelEnv at an env agent: all agents act in one step.
+class _RemoteAgents:
+    """What both proxies have in common."""
 
-    Takes the arguments of `ProxyEnv`, and raises what its methods raise. Methods return exactly
-    what the remote environment returned.
-
-    Attributes:
-        agents: the agents that act in the next step.
-        possible_agents: all agents that there can be.
-        observation_spaces, action_spaces: the spaces by agent.
-    """
-
-    def __init__(
-        self, address: str | None = None, broker: str | None = None, **kwargs: Any
-    ) -> None:
-        self._env = env = _open(_Parallel, address, broker, **kwargs)
+    def _use(self, env: ProxyEnv) -> None:
+        self._env = env
         self.observation_spaces = _spaces_of(env.observation_space, "observation space")
         self.action_spaces = _spaces_of(env.action_space, "action space")
         self.possible_agents = [*self.observation_spaces]
@@ -94,24 +83,6 @@ class ProxyParallelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]
     def action_space(self, agent: str) -> Space[Any]:
         """Return the action space of an agent, always the same object."""
         return self.action_spaces[agent]
-
-    def reset(
-        self, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode; return the observations and the infos by agent."""
-        observations, info = self._env.reset(seed=seed, options=options)
-        return observations, self._update(info)
-
-    def step(
-        self, actions: dict[str, Any]
-    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
-        """Let all agents act, in one message; return the five values by agent."""
-        observations, rewards, terminated, truncated, info = self._env.step(actions)
-        return observations, rewards, terminated, truncated, self._update(info)
-
-    def _update(self, info: dict[str, Any]) -> dict[str, Any]:
-        self.agents = info["agents"]
-        return info["infos"]  # type: ignore[no-any-return]
 
     def state(self) -> Any:
         """Return the global state, if the environment has one."""
@@ -131,7 +102,43 @@ class ProxyParallelEnv(ParallelEnv[str, Any, Any]):  # type: ignore[misc]
         self._env.close()
 
 
-class ProxyAECEnv(AECEnv[str, Any, Any]):  # type: ignore[misc]
+class ProxyParallelEnv(_RemoteAgents, ParallelEnv[str, Any, Any]):  # type: ignore[misc]
+    """A PettingZoo ParallelEnv at an env agent: all agents act in one step.
+
+    Takes the arguments of `ProxyEnv`, and raises what its methods raise. Methods return exactly
+    what the remote environment returned.
+
+    Attributes:
+        agents: the agents that act in the next step.
+        possible_agents: all agents that there can be.
+        observation_spaces, action_spaces: the spaces by agent.
+    """
+
+    def __init__(
+        self, address: str | None = None, broker: str | None = None, **kwargs: Any
+    ) -> None:
+        self._use(_open(_Parallel, address, broker, **kwargs))
+
+    def reset(
+        self, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Start an episode; return the observations and the infos by agent."""
+        observations, info = self._env.reset(seed=seed, options=options)
+        return observations, self._update(info)
+
+    def step(
+        self, actions: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, float], dict[str, bool], dict[str, bool], dict[str, Any]]:
+        """Let all agents act, in one message; return the five values by agent."""
+        observations, rewards, terminated, truncated, info = self._env.step(actions)
+        return observations, rewards, terminated, truncated, self._update(info)
+
+    def _update(self, info: dict[str, Any]) -> dict[str, Any]:
+        self.agents = info["agents"]
+        return info["infos"]  # type: ignore[no-any-return]
+
+
+class ProxyAECEnv(_RemoteAgents, AECEnv[str, Any, Any]):  # type: ignore[misc]
     """A PettingZoo AECEnv at an env agent: the agents act one after another.
 
     Takes the arguments of `ProxyEnv`, and raises what its methods raise. A step is one message: its
@@ -150,21 +157,7 @@ class ProxyAECEnv(AECEnv[str, Any, Any]):  # type: ignore[misc]
         self, address: str | None = None, broker: str | None = None, **kwargs: Any
     ) -> None:
         super().__init__()
-        self._env = env = _open(_AEC, address, broker, **kwargs)
-        self.observation_spaces = _spaces_of(env.observation_space, "observation space")
-        self.action_spaces = _spaces_of(env.action_space, "action space")
-        self.possible_agents = [*self.observation_spaces]
-        self.agents: list[str] = []
-        self.metadata = env.metadata
-        self.render_mode = env.render_mode
-
-    def observation_space(self, agent: str) -> Space[Any]:
-        """Return the observation space of an agent, always the same object."""
-        return self.observation_spaces[agent]
-
-    def action_space(self, agent: str) -> Space[Any]:
-        """Return the action space of an agent, always the same object."""
-        return self.action_spaces[agent]
+        self._use(_open(_AEC, address, broker, **kwargs))
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> None:
         """Start an episode."""
@@ -192,20 +185,3 @@ class ProxyAECEnv(AECEnv[str, Any, Any]):  # type: ignore[misc]
         if self.agents and agent == self.agent_selection:
             return copy.deepcopy(self._observation)
         return self._env.observe(agent)
-
-    def state(self) -> Any:
-        """Return the global state, if the environment has one."""
-        return self._env.state()
-
-    @property
-    def state_space(self) -> Space[Any]:
-        """The space of the global state, if the environment has one."""
-        return self._env.state_space  # type: ignore[no-any-return]
-
-    def render(self) -> Any:
-        """Return what the remote environment renders."""
-        return self._env.render()
-
-    def close(self) -> None:
-        """End the session and free its slot."""
-        self._env.close()
