@@ -19,7 +19,7 @@ from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent import event_loop
-from gymwire.env_agent.adapters import pettingzoo, vectors
+from gymwire.env_agent.adapters import foreign, pettingzoo, vectors
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
@@ -85,20 +85,22 @@ class Factory:
             raise ConfigurationError(
                 f"{self.name} only makes vectors of environments. Open it with ProxyVectorEnv."
             )
-        if render_mode is not None:
-            merged["render_mode"] = render_mode
         make = self.make_one
         if isinstance(make, pettingzoo.EnvModule):
             make = make.constructor(kind)
+        if render_mode is not None and ("foreign" not in self.seen or _takes(make, "render_mode")):
+            merged["render_mode"] = render_mode
         with self._naming_keywords(merged):
             made = event_loop.create(make, merged)
         if kind in MULTI_AGENT:
             return pettingzoo.adapt(made, kind, self.name)
         pettingzoo.check_single(made, self.name)
-        return self._checked(made)
+        return self._checked(made, render_mode)
 
-    def _checked(self, made: object) -> Env:
+    def _checked(self, made: object, render_mode: str | None = None) -> Env:
         """Return what the class or function has made, wrapped. Raises ConfigurationError."""
+        if (adapted := foreign.adapt(made, render_mode)) is not made:
+            self.seen["foreign"], made = True, adapted
         if not isinstance(made, gymnasium.Env) or vectors.is_vector(made):
             raise ConfigurationError(
                 f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. Check the class "

@@ -30,6 +30,11 @@ class Walk(gymnasium.Env[Any, Any]):
         self.at += self.speed * (int(action) - 1)
         return np.array([self.at]), float(self.at), abs(self.at) >= 3, False, {"at": self.at}
 
+    def compute_reward(self, achieved: Any, desired: Any, infos: Any) -> Any:
+        """Return a reward for each goal, as environments with goals do."""
+        assert infos.dtype == object
+        return np.array([info.get("bonus", 0.0) for info in infos]) + achieved - desired
+
 
 class Walks(VectorEnv[Any, Any, Any]):
     """A vector of its own kind: its observations have another shape than those of Walk."""

@@ -116,6 +116,12 @@ def test_a_vector_that_describes_one_environment_is_batched(url: str) -> None:
     remote.close()
 
 
+def test_the_infos_of_compute_reward_may_be_an_array_of_objects(url: str) -> None:
+    goals = np.arange(2.0), np.ones(2), np.array([{"bonus": 0.5}, {}], object)
+    with ProxyEnv("walk-offered", url) as env:
+        assert_same(env.compute_reward(*goals), Walk().compute_reward(*goals))
+
+
 def test_wrappers_are_applied_at_the_env_agent(url: str) -> None:
     def make() -> Any:
         return FlattenObservation(FrameStackObservation(gymnasium.make("tests/Walk-v0"), 4))

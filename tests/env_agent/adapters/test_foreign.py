@@ -1,0 +1,215 @@
+"""Environments of old gym and of dm_env, by stand-ins with the same interfaces."""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from gymwire.env_agent.environments import Environments, Service
+from gymwire.env_agent.factory import Factory
+from gymwire.errors import ConfigurationError
+from gymwire.protocol.messages import Open
+from tests.sameness import assert_same
+
+
+class Space:
+    """A space of another library: only attributes."""
+
+    def __init__(self, **attributes: Any) -> None:
+        vars(self).update(attributes)
+
+
+BOX = Space(
+    low=np.full(2, -1, np.float32),
+    high=np.ones(2, np.float32),
+    shape=(2,),
+    dtype=np.dtype("float32"),
+)
+
+
+class GymEnv:
+    """The base class of the package gym."""
+
+
+class Old(GymEnv):
+    """An environment of gym 0.21."""
+
+    metadata = {"render.modes": ["rgb_array"], "fps": 30}  # noqa: RUF012 - as old gym declares it
+    observation_space = BOX
+    action_space = Space(n=3, shape=(), dtype=np.dtype("int64"))
+    spec = "not Gymnasium's"
+
+    def __init__(self, limit: bool = False) -> None:
+        self.limit, self.seeds, self.count, self.closed = limit, list[int](), 0, False
+
+    def seed(self, seed: int) -> None:
+        self.seeds.append(seed)
+
+    def reset(self) -> Any:
+        self.count = 0
+        return np.zeros(2, np.float32)
+
+    def step(self, action: int) -> Any:
+        self.count += 1
+        info = {"TimeLimit.truncated": True} if self.limit and self.count == 3 else {"n": 1}
+        return np.full(2, self.count, np.float32), float(action), self.count == 3, info
+
+    def render(self, mode: str = "human") -> Any:
+        return np.full((1, 1, 3), len(mode), np.uint8)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Newer(Old):
+    """An environment of gym 0.26."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as gym declares it
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        super().__init__()
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.count = 0
+        return np.zeros(2, np.float32), {"seed": seed, "options": options}
+
+    def step(self, action: int) -> Any:
+        return np.ones(2, np.float32), 1.0, False, True, {}
+
+    def render(self) -> Any:  # type: ignore[override]
+        return np.zeros((1, 1, 3), np.uint8)
+
+
+class DmBase:
+    """The base class of the package dm_env."""
+
+
+class TimeStep:
+    """A time step of dm_env."""
+
+    def __init__(self, observation: Any, reward: Any, discount: Any, is_last: bool) -> None:
+        self.observation, self.reward, self.discount = observation, reward, discount
+        self._is_last = is_last
+
+    def last(self) -> bool:
+        return self._is_last
+
+
+class Dm(DmBase):
+    """An environment of dm_env, whose last step has this discount."""
+
+    def __init__(self, discount: float = 0.0) -> None:
+        self.discount, self.count = discount, 0
+        self.task = types.SimpleNamespace(_random=np.random.RandomState(0))
+
+    def observation_spec(self) -> Any:
+        return {
+            "speed": Space(shape=(), dtype=np.dtype("float64")),
+            "at": Space(shape=(2,), dtype=np.dtype("float32"), minimum=-1.0, maximum=1.0),
+            "kind": Space(shape=(), dtype=np.dtype("int32"), num_values=4, minimum=0, maximum=3),
+        }
+
+    def action_spec(self) -> Any:
+        return Space(shape=(2,), dtype=np.dtype("float64"), minimum=-1.0, maximum=1.0)
+
+    def _observe(self) -> Any:
+        draw = self.task._random.random_sample()
+        return {"speed": draw, "at": np.ones(2, np.float32), "kind": np.int32(2)}
+
+    def reset(self) -> Any:
+        self.count = 0
+        return TimeStep(self._observe(), None, None, False)
+
+    def step(self, action: Any) -> Any:
+        self.count += 1
+        is_last = self.count == 2
+        discount = self.discount if is_last else 1.0
+        return TimeStep(self._observe(), float(action[0]), discount, is_last)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture(autouse=True)
+def packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the packages gym and dm_env seem to be imported."""
+    for name, attributes in (("gym", {"Env": GymEnv}), ("dm_env", {"Environment": DmBase})):
+        module = types.ModuleType(name)
+        vars(module).update(attributes)
+        monkeypatch.setitem(sys.modules, name, module)
+
+
+def make(maker: Any, render_mode: str | None = None, **kwargs: Any) -> Any:
+    """Make an environment as a session does, after the first one for the offer."""
+    service = Service("old", Factory("tests:Old", maker))
+    environments = Environments([service])
+    environments.describe(service, 1, None)
+    request = Open("old", bytes(16), render_mode, kwargs)
+    return environments.make(service, request).env
+
+
+def test_an_environment_of_gym_0_21_gets_its_seed_and_returns_five_values() -> None:
+    env = make(Old)
+    assert env.observation_space == spaces.Box(-1.0, 1.0, (2,), np.float32)
+    assert env.action_space == spaces.Discrete(3)
+    assert env.metadata == {"render_modes": ["rgb_array"], "fps": 30}
+    assert_same(env.reset(seed=7), (np.zeros(2, np.float32), {}))
+    assert env.seeds == [7]
+    for count in (1, 2):
+        expected = (np.full(2, count, np.float32), 2.0, False, False, {"n": 1})
+        assert_same(env.step(2), expected)
+    assert env.step(0)[2:] == (True, False, {"n": 1})
+    env.close()
+    assert env.closed
+
+
+def test_a_time_limit_of_gym_0_21_truncates() -> None:
+    env = make(Old, limit=True)
+    env.reset()
+    assert [env.step(0)[2:4] for _ in range(3)] == [(False, False), (False, False), (False, True)]
+
+
+def test_an_environment_of_gym_0_21_renders_in_the_mode_that_was_asked_for() -> None:
+    env = make(Old, "rgb_array")
+    assert env.render_mode == "rgb_array"
+    assert env.render()[0, 0, 0] == len("rgb_array")
+
+
+def test_options_that_reset_does_not_take_are_an_error() -> None:
+    for maker in (Old, Dm):
+        with pytest.raises(ConfigurationError, match="takes no options"):
+            make(maker).reset(options={"level": 1})
+
+
+def test_an_environment_of_gym_0_26_works_as_it_is() -> None:
+    env = make(Newer, "rgb_array")
+    assert env.render_mode == "rgb_array"
+    expected = {"seed": 3, "options": {"a": 1}}
+    assert env.reset(seed=3, options={"a": 1})[1] == expected
+    assert env.step(1)[2:] == (False, True, {})
+    assert env.render().shape == (1, 1, 3)
+
+
+@pytest.mark.parametrize(("discount", "ends"), [(0.0, (True, False)), (1.0, (False, True))])
+def test_an_episode_of_dm_env_terminates_with_discount_0_and_is_truncated_otherwise(
+    discount: float, ends: tuple[bool, bool]
+) -> None:
+    env = make(Dm, discount=discount)
+    assert env.action_space == spaces.Box(-1.0, 1.0, (2,), np.float64)
+    assert [*env.observation_space.spaces] == ["speed", "at", "kind"]
+    first = env.reset(seed=5)[0]
+    assert first in env.observation_space
+    assert_same(first, env.reset(seed=5)[0])
+    assert env.step(np.full(2, 0.5))[1:] == (0.5, False, False, {"discount": 1.0})
+    assert env.step(np.zeros(2))[2:] == (*ends, {"discount": discount})
+
+
+def test_anything_else_is_an_error_that_names_it() -> None:
+    with pytest.raises(ConfigurationError, match=r"returned object, not a gymnasium\.Env"):
+        make(object)
