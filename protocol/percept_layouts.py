@@ -5,8 +5,9 @@ percept varies only in a few places: the request number, the observation, and th
 of reward, flags and info. A `_Layout` knows these places: one `struct` call writes or reads all of
 them, and the bytes between them are compared at once. The bytes are the same as those of `Codec`.
 
-A layout is made when the same structure occurs for the second time, at each end on its own: the
-other side knows nothing of it. The places are found by comparing frames that `Codec` encodes.
+A layout is made when the same structure occurs in a process for the second time, at each end on
+its own: the other side knows nothing of it. The places are found by comparing frames that `Codec`
+encodes.
 """
 
 from __future__ import annotations
@@ -417,22 +418,41 @@ def _find_places(structure: _Structure, codec: Codec) -> tuple[bytes, dict[int, 
     return base, begins
 
 
-_CACHE: dict[object, _Layout | None] = {}
-"""The layouts of all sessions of this process. They differ only in the structure."""
+class _Known:
+    """What the sessions of this process have learned, so that each need not learn it again.
 
+    Attributes:
+        recent: the layouts that were made last.
+    """
 
-def _layout_for(structure: _Structure, observation: SpaceCodec) -> _Layout | None:
-    """Return the layout for this structure, or None if there is none."""
-    key = structure.key
-    if key not in _CACHE:
+    def __init__(self) -> None:
+        self.recent: tuple[_Layout, ...] = ()
+        self._layouts: dict[object, _Layout | None] = {}
+        self._seen: set[object] = set()  # structures that have occurred once
+
+    def layout(self, structure: _Structure, observation: SpaceCodec) -> _Layout | None:
+        """Return the layout for this structure if it has occurred before and has one."""
+        key = structure.key
+        if key in self._layouts:
+            return self._layouts[key]
+        if key not in self._seen:
+            if len(self._seen) >= MAX_CACHED:
+                self._seen.clear()
+            self._seen.add(key)
+            return None
         try:
             layout = _Layout(structure, Codec(observation))
         except EncodingError:
             layout = None
-        if len(_CACHE) >= MAX_CACHED:
-            _CACHE.clear()
-        _CACHE[key] = layout
-    return _CACHE[key]
+        if len(self._layouts) >= MAX_CACHED:
+            self._layouts.clear()
+        self._layouts[key] = layout
+        if layout is not None:
+            self.recent = (layout, *self.recent[: MAX_LAYOUTS - 1])
+        return layout
+
+
+KNOWN = _Known()
 
 
 class PerceptLayouts:
@@ -457,7 +477,6 @@ class PerceptLayouts:
         self._encode_other = encode_other
         self._decode_other = decode_other
         self._layouts: list[_Layout] = []
-        self._seen: set[object] = set()  # structures that have occurred once
         self._misses_left = MAX_MISSES
 
     def encode(self, step: Step, number: bytes) -> Frame | Pieces | None:
@@ -485,17 +504,24 @@ class PerceptLayouts:
         return step
 
     def _learn(self, step: Step, number: bytes, frame: bytes) -> None:
-        """Make a layout if this structure has occurred before; `frame`: that of the percept."""
+        """Use a layout if there is one for this percept now; `frame`: that of the percept."""
         self._misses_left -= 1
+        for layout in KNOWN.recent:
+            if layout not in self._layouts and self._fits(layout, step, number, frame):
+                self._use(layout)
+                return
         structure = _Structure(step, self._observation)
         if structure.key is None:
             return
-        if structure.key not in self._seen:
-            self._seen.add(structure.key)
-            return
-        layout = _layout_for(structure, self._observation)
-        made = None if layout is None else layout.encode(step, self._sid + number)
-        if layout is not None and made is not None and bytes(made) == frame:
-            self._layouts.append(layout)
-            if len(self._layouts) == MAX_LAYOUTS:
-                self._misses_left = 0
+        found = KNOWN.layout(structure, self._observation)
+        if found is not None and self._fits(found, step, number, frame):
+            self._use(found)
+
+    def _fits(self, layout: _Layout, step: Step, number: bytes, frame: bytes) -> bool:
+        made = layout.encode(step, self._sid + number)
+        return made is not None and bytes(made) == frame
+
+    def _use(self, layout: _Layout) -> None:
+        self._layouts.append(layout)
+        if len(self._layouts) == MAX_LAYOUTS:
+            self._misses_left = 0

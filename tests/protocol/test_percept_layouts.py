@@ -13,10 +13,12 @@ from gymnasium.spaces import Box, Discrete
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gymwire.protocol import percept_layouts
 from gymwire.protocol.codec import Codec, Frame
 from gymwire.protocol.errors import GymwireError
 from gymwire.protocol.messages import Percept
 from gymwire.protocol.percept_layouts import (
+    MAX_CACHED,
     MAX_LAYOUTS,
     MAX_MISSES,
     MAX_VALUES,
@@ -32,6 +34,12 @@ BOX = Box(-1.0, 1.0, (3,), np.float64)
 FIVE = Discrete(5)
 END = (False, False)
 NAN = struct.unpack("<d", bytes.fromhex("010000000000f47f"))[0]  # a signaling one, with a payload
+
+
+@pytest.fixture(autouse=True)
+def _nothing_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what the other tests of this process have taught it."""
+    monkeypatch.setattr(percept_layouts, "KNOWN", percept_layouts._Known())
 
 
 class Other:
@@ -111,7 +119,7 @@ def known(step: Step, space: gymnasium.Space[Any] = BOX) -> Ends:
     ends = Ends(space)
     for _ in range(2):
         ends.send(step)
-    assert ends.missed == (2, 2)
+    assert ends.missed == (2, 1)  # both ends are in this process
     for _ in range(3):
         ends.send(step)
     assert ends.missed == (0, 0)
@@ -269,16 +277,21 @@ def test_the_layouts_of_a_session_are_bounded() -> None:
     for n in range(2 * MAX_LAYOUTS):
         for _ in range(3):
             ends.send((A, F(1), *END, {f"key {n}": F(1)}))
-    assert (
-        ends.missed
-        == (
-            2 * MAX_LAYOUTS + 3 * MAX_LAYOUTS,
-            6 * MAX_LAYOUTS // 3 + 9 * MAX_LAYOUTS - 1 + 1,
-        )
-        or ends.missed
-    )
+    encoded, decoded = ends.missed
+    assert encoded >= 2 * MAX_LAYOUTS  # those without a layout are encoded by Codec each time
+    assert decoded >= 2 * MAX_LAYOUTS
     layouts = ends.encode.__self__._layouts  # type: ignore[attr-defined]
     assert len(layouts) == MAX_LAYOUTS
+
+
+def test_a_session_uses_what_another_one_of_its_process_has_learned() -> None:
+    step = (A, F(1), *END, {"x": F(1)})
+    known(step)
+    ends = Ends(BOX)
+    ends.send(step)
+    assert ends.missed == (1, 1)
+    ends.send(step)
+    assert ends.missed == (0, 0)
 
 
 def test_infos_that_always_differ_are_soon_left_alone() -> None:
@@ -287,7 +300,7 @@ def test_infos_that_always_differ_are_soon_left_alone() -> None:
         ends.send((A, F(1), *END, {"text": str(n)}))
     layouts = ends.encode.__self__  # type: ignore[attr-defined]
     assert layouts._misses_left == 0
-    assert len(layouts._seen) == MAX_MISSES
+    assert len(percept_layouts.KNOWN._seen) <= MAX_CACHED
 
 
 def test_an_info_with_many_values_has_no_layout() -> None:
