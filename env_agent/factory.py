@@ -72,10 +72,7 @@ class Factory:
         merged = {**self.kwargs, **kwargs}
         if self.make_one is None:
             if kind in MULTI_AGENT:
-                raise ConfigurationError(
-                    f"{self.name} is an environment with one agent: open it with ProxyEnv or "
-                    f"ProxyVectorEnv."
-                )
+                raise pettingzoo.has_one_agent(self.name)
             merged.pop("vectorization_mode", None)
             with self._naming_keywords(merged):
                 return wrap(

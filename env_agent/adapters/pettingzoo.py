@@ -62,12 +62,17 @@ def adapt(made: Any, kind: str, name: str) -> MultiAgentEnv:
     """
     has = kind_of(made)
     if not has:
-        raise ConfigurationError(
-            f"{name} is an environment with one agent: open it with ProxyEnv or ProxyVectorEnv."
-        )
+        raise has_one_agent(name)
     if has != kind:
         made = _converted(made, kind, name)
     return (ParallelAdapter if kind == EnvKind.PARALLEL else AECAdapter)(made)
+
+
+def has_one_agent(name: str) -> ConfigurationError:
+    """Return the error for an environment that was opened as one with several agents."""
+    return ConfigurationError(
+        f"{name} is an environment with one agent: open it with ProxyEnv or ProxyVectorEnv."
+    )
 
 
 def _converted(made: Any, kind: str, name: str) -> Any:
