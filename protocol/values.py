@@ -52,7 +52,7 @@ from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.faults import CONTAINERS, MAX_DEPTH, Fault, Opaque, find_faults, is_encodable
 from gymwire.protocol.named_tuples import MAX_TYPES, is_rebuilt, rebuild
 from gymwire.protocol.outside_exceptions import is_from_outside
-from gymwire.protocol.value_limits import COUNT_ABOVE, MAX_INT_BYTES, check_cost
+from gymwire.protocol.value_limits import COUNT_ABOVE, MAX_INT_BYTES, check_cost, has_other_keys
 
 __all__ = [
     "LARGE",
@@ -158,7 +158,7 @@ def _encode(value: Any, tail: Tail | None, root: str, depth: int, extended: bool
         packed = _pack(value, tail, extended)
         if is_encodable(value, depth):
             if len(packed) > COUNT_ABOVE:
-                check_cost(packed, depth)  # as the receiver does
+                check_cost(packed)  # as the receiver does
             return packed
     except (*_FAILURES, DecodingError) as error:
         cause = error
@@ -355,18 +355,18 @@ class _Reader:
 
 
 def _read(data: bytes, tail: memoryview | None, depth: int) -> Any:
-    """Build a value after its parts have been counted.
+    """Build a value after its cost has been bounded.
 
     In a short value nothing can cost much. In a longer one text and bytes as keys are harmless,
     because Python's hashes of them are secret: only if there are other keys they are counted.
     """
     if len(data) > COUNT_ABOVE:
-        check_cost(data, depth)
-    elif len(data) > _SKIM_ABOVE:
+        check_cost(data)
+    if len(data) > _SKIM_ABOVE:
         try:
             return _Reader(tail, text_keys=True).read(data)
         except ValueError as error:  # other keys, or malformed
-            if is_from_outside(error) or not check_cost(data, depth):
+            if is_from_outside(error) or not has_other_keys(data, depth):
                 raise
     return _Reader(tail, text_keys=False).read(data)
 
