@@ -288,8 +288,9 @@ class Core:
             raise RetryLater(BusyReason.RATE, wait_s)
         page = directory.listing(self._tables, find, peer.rights)
         # A peer of release 0.1.0 gets the first page only.
-        found = Found(page.entries, page.rest if PAGES in peer.capabilities else [])
-        answer = Send.message(peer.rid, found, 0, header.seq)
+        found = Found([], page.rest if PAGES in peer.capabilities else [])
+        packed = codec.encode_packed(found, directory.pack_page(page), 0, header.seq)
+        answer = Send(peer.rid, packed)
         self._limiter.charge_listing(peer.rid, len(answer.frame), page.examined, now)
         return answer
 

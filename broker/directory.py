@@ -22,9 +22,12 @@ import itertools
 from dataclasses import dataclass
 from typing import Any
 
+import msgpack
+
 from gymwire.broker.auth import Rights
 from gymwire.broker.refusals import Refusal
 from gymwire.broker.tables import Peer, Tables
+from gymwire.protocol import values
 from gymwire.protocol.address import Address, nearest
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Code, Find, Offer
@@ -34,6 +37,8 @@ from gymwire.protocol.process_slots import process_slots
 PAGE_BYTES = 256 * 1024  # memory of the offers in one page of a listing; the last may exceed it
 PAGE_NAMES = 1000  # addresses that a page looks at, most of which its reader may not see
 ENTRY_BYTES = 256  # of an entry in FOUND, in addition to the offer
+LISTED_KEYS = 11  # keys of an entry that only another OFFER can change
+LISTED_HEAD = 3  # bytes of the two lists and of the map around them when they are packed
 MAX_NAMES = 50  # addresses that a refusal lists
 MAX_EXAMINED = 200  # addresses among which it looks for them
 MAX_NEIGHBOURS = 16  # addresses before, and after, an unknown one in the order of the alphabet
@@ -166,10 +171,10 @@ def _pool(name: str, loops: list[Peer]) -> PooledOffer:
 class Page:
     """One page of offers: the entries of FOUND, and `rest` for the FIND of the next page.
 
-    `examined`: how many addresses the broker looked at.
+    `entries` are packed. `examined`: how many addresses the broker looked at.
     """
 
-    entries: list[dict[str, Any]]
+    entries: list[bytes]
     rest: list[Any]
     examined: int
 
@@ -183,7 +188,7 @@ def listing(tables: Tables, find: Find, rights: Rights) -> Page:
     address, skip = _start(find.after)
     names = tables.names
     at = bisect.bisect_left(names, address)
-    entries: list[dict[str, Any]] = []
+    entries: list[bytes] = []
     left, examined = PAGE_BYTES, 0
     for name in [find.address] if find.address else itertools.islice(names, at, None):
         if examined == PAGE_NAMES:
@@ -211,22 +216,40 @@ def _start(after: list[Any]) -> tuple[str, int]:
     raise DecodingError("FIND.after must be what the broker sent as FOUND.rest.", path="after")
 
 
-def _entry(one: PooledOffer) -> dict[str, Any]:
-    pid, agent_pid = process_of(one.offer)
-    return {
-        "address": one.offer.address,
-        "env_id": one.offer.env_id,
-        "observation_space": one.offer.observation_space,
-        "action_space": one.offer.action_space,
-        "metadata": one.offer.metadata,
-        "capacity": one.slots,
-        "used": one.used,
-        "host": one.loops[0].host,
-        "software": one.loops[0].software,
-        "identity": one.loops[0].identity,
-        "direct": one.offer.direct,
-        "state": one.state,
+def _entry(one: PooledOffer) -> bytes:
+    now = {"capacity": one.slots, "used": one.used, "state": one.state, "stuck": one.stuck}
+    listed = one.loops[0].listed[one.offer.address]
+    packer = msgpack.Packer()
+    header: bytes = packer.pack_map_header(LISTED_KEYS + len(now))
+    return b"".join((header, listed, *map(packer.pack, itertools.chain(*now.items()))))
+
+
+def pack_listed(loop: Peer, offer: Offer) -> bytes:
+    """Return the part of an entry in FOUND that only another OFFER can change.
+
+    It is packed once, so that a listing costs the broker little more than copying it. Raises
+    EncodingError if the offer is nested too deeply to be listed.
+    """
+    pid, agent_pid = process_of(offer)
+    entry = {
+        "address": offer.address,
+        "env_id": offer.env_id,
+        "observation_space": offer.observation_space,
+        "action_space": offer.action_space,
+        "metadata": offer.metadata,
+        "host": loop.host,
+        "software": loop.software,
+        "identity": loop.identity,
+        "direct": offer.direct,
         "pid": pid,
         "agent_pid": agent_pid,
-        "stuck": one.stuck,
     }
+    assert len(entry) == LISTED_KEYS
+    return values.pack([[entry]])[LISTED_HEAD:]
+
+
+def pack_page(page: Page) -> bytes:
+    """Return the head of the FOUND with these entries."""
+    packer = msgpack.Packer()
+    headers: bytes = packer.pack_array_header(1) + packer.pack_array_header(len(page.entries))
+    return b"".join((headers, *page.entries))

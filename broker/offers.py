@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import numpy as np
 
+from gymwire.broker import directory
 from gymwire.broker.refusals import Refusal, not_allowed
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol import values
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.errors import AddressError, DecodingError
+from gymwire.protocol.errors import AddressError, DecodingError, EncodingError
 from gymwire.protocol.messages import Code, Offer, Role
 from gymwire.protocol.process_slots import MAX_SLOTS
+from gymwire.protocol.value_costs import cost_exceeds
+from gymwire.protocol.value_limits import FREE_BYTES
 
 MAX_OFFERS = 256  # per peer
 MAX_OFFER_BYTES = 8 * 1024 * 1024  # memory for all offers of a peer
 MAX_TEXT = 1000  # characters of the environment's id, and of the URL of the direct endpoint
+# Memory of an offer at the learner that lists it, which refuses what takes more in one message.
+MAX_LISTED_BYTES = FREE_BYTES * 9 // 10
 OBJECT_BYTES = 64  # memory per decoded object, in addition to its bytes in the frame
 
 
@@ -49,11 +54,29 @@ def accept(tables: Tables, peer: Peer, offer: Offer, head_len: int) -> bool:
             f"one env agent, or make metadata and spaces smaller: bounds that differ per element "
             f"take the most.",
         )
+    listed = _pack_listed(peer, offer)
     for other in tables.loops(name):
         if other.offers[name].digest != offer.digest:
             tables.withdraw_offer(other, name)
-    tables.add_offer(peer, offer, size)
+    tables.add_offer(peer, offer, size, listed)
     return first
+
+
+def _pack_listed(peer: Peer, offer: Offer) -> bytes:
+    """Return what FOUND says about an offer; refuse an offer that no learner could decode there."""
+    try:
+        listed = directory.pack_listed(peer, offer)
+    except EncodingError as error:
+        raise Refusal(
+            Code.LIMIT, f"The offer of {offer.address!r} cannot be listed: {error}"
+        ) from None
+    if cost_exceeds(listed, MAX_LISTED_BYTES):
+        raise Refusal(
+            Code.LIMIT,
+            f"The offer of {offer.address!r} cannot be listed: its spaces and metadata have too "
+            f"many parts. Use arrays instead of lists.",
+        )
+    return listed
 
 
 def _check_fields(offer: Offer) -> None:

@@ -45,6 +45,8 @@ class Peer:
     losses: int = 0  # lost connections that had lasted long enough to carry a request
     offers: dict[str, Offer] = field(default_factory=dict)
     offer_bytes: dict[str, int] = field(default_factory=dict)  # memory that each offer takes
+    # what FOUND says about each offer whatever happens, packed
+    listed: dict[str, bytes] = field(default_factory=dict)
     draining: set[str] = field(default_factory=set)  # addresses without new sessions
     sessions: set[int] = field(default_factory=set)
     used: Counter[str] = field(default_factory=Counter)  # a loop's sessions by address
@@ -215,8 +217,11 @@ class Tables:
 
     # --- offers -----------------------------------------------------------------------------------
 
-    def add_offer(self, loop: Peer, offer: Offer, size: int) -> None:
-        """Add or replace the offer of a loop at an address. `size`: bytes that it takes."""
+    def add_offer(self, loop: Peer, offer: Offer, size: int, listed: bytes) -> None:
+        """Add or replace the offer of a loop at an address.
+
+        `size`: bytes that it takes. `listed`: see `Peer`.
+        """
         name = offer.address
         if name not in self._loops:
             self._loops[name] = {}
@@ -224,12 +229,12 @@ class Tables:
         if name not in loop.offers:
             self._offers[loop.agent] += 1
         self._loops[name][loop.rid] = loop
-        loop.offers[name], loop.offer_bytes[name] = offer, size
+        loop.offers[name], loop.offer_bytes[name], loop.listed[name] = offer, size, listed
         loop.draining.discard(name)
 
     def withdraw_offer(self, loop: Peer, name: str) -> None:
         """Remove the offer of a loop at an address."""
-        del loop.offers[name], loop.offer_bytes[name]
+        del loop.offers[name], loop.offer_bytes[name], loop.listed[name]
         loop.draining.discard(name)
         self._forget_offer(loop, name)
 

@@ -289,6 +289,13 @@ def join(kind: int, flags: int, head: bytes, tail: values.Tail, sid: int, seq: i
     return frame
 
 
+def encode_packed(message: Message, head: bytes, sid: int = 0, seq: int = 0) -> Frame:
+    """Return a message as a frame, like `Codec.encode`, but for fields that are packed already."""
+    kind = KINDS[type(message)]
+    frame = join(kind, 0, head, values.Tail(), sid, seq)
+    return _extend(frame, message, _EXTENSIONS.get(kind, ()))
+
+
 def split(data: Frame | memoryview, head_len: int) -> tuple[Any, memoryview | None]:
     """Return the value in the head of a frame, and its tail. Raises DecodingError."""
     end = HEADER_SIZE + head_len

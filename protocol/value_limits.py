@@ -14,6 +14,7 @@ from gymwire.protocol.value_costs import NESTED, cost_exceeds
 
 __all__ = [
     "COUNT_ABOVE",
+    "FREE_BYTES",
     "MAX_INT_BYTES",
     "MAX_OTHER_KEYS",
     "MAX_OTHER_KEY_BYTES",

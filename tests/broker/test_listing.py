@@ -2,15 +2,18 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
+from gymnasium.spaces import Box
 
 from gymwire.broker.auth import Policy, Rights
 from gymwire.broker.directory import PAGE_BYTES, PAGE_NAMES
 from gymwire.broker.offers import MAX_TEXT
 from gymwire.broker.rate_limit import BURST, LISTING_BYTES, LISTING_SHARE, RATE
-from gymwire.protocol import codec
+from gymwire.protocol import codec, spaces, values
 from gymwire.protocol.capabilities import CAPABILITIES
 from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.faults import MAX_DEPTH
 from gymwire.protocol.messages import (
     Busy,
     BusyReason,
@@ -195,3 +198,73 @@ def test_an_offer_with_a_field_out_of_range_is_refused(changes: dict[str, Any]) 
     broker.hello(ENV, Role.ENV)
     assert only(broker.say(ENV, an_offer("a", **changes)), Error).code == Code.PROTOCOL
     assert addresses(pages(broker)) == []
+
+
+def in_lists(value: Any, levels: int) -> Any:
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("levels", [*range(0, MAX_DEPTH, 7), *range(MAX_DEPTH - 5, MAX_DEPTH)])
+def test_an_offer_of_any_depth_is_listed_or_refused(levels: int) -> None:
+    broker = a_broker()
+    broker.env(ENV, "b")
+    other = b"\x01other"
+    broker.hello(other, Role.ENV)
+    [reply] = broker.say(other, an_offer("a", metadata={"x": in_lists(1, levels)}))
+    listed = addresses(pages(broker))
+    if isinstance(reply.message, Error):
+        assert levels > MAX_DEPTH - 5
+        assert (reply.message.code, listed) == (Code.LIMIT, ["b"])
+        assert "metadata" in reply.message.text
+    else:
+        assert listed == ["a", "b"]
+
+
+@pytest.mark.parametrize("parts", [60_000, 113_000])
+def test_an_offer_of_many_parts_is_listed_beside_others_or_refused(parts: int) -> None:
+    broker = a_broker()
+    broker.hello(ENV, Role.ENV)
+    for number in range(30):
+        broker.now += 1.0
+        only(broker.say(ENV, an_offer(f"a{number:02}", metadata={"x": [{}] * 100})), Offered)
+    broker.now += 1.0
+    [reply] = broker.say(ENV, an_offer("b", metadata={"x": [{}] * parts}))
+    was_accepted = isinstance(reply.message, Offered)
+    assert was_accepted or "too many parts" in str(reply.message)
+    assert ("b" in addresses(pages(broker))) == was_accepted
+
+
+def test_an_entry_has_what_the_protocol_says() -> None:
+    broker = a_broker()
+    broker.hello(ENV, Role.ENV)
+    sizes = {"text": "x", "array": np.zeros(70_000), "bytes": bytes(70_000)}
+    space = spaces.describe(Box(-1, np.ones(3), dtype=np.float64), root="space")
+    only(broker.say(ENV, an_offer("a", metadata=sizes, observation_space=space)), Offered)
+    [entry] = pages(broker)[0].offers
+    assert values.encode(entry.pop("metadata")) == values.encode(sizes)
+    assert values.encode(entry.pop("observation_space")) == values.encode(space)
+    assert entry == {
+        "address": "a",
+        "env_id": "X-v0",
+        "action_space": None,
+        "capacity": 4,
+        "used": 0,
+        "host": "host",
+        "software": "gymwire test",
+        "identity": "",
+        "direct": None,
+        "state": "ready",
+        "pid": None,
+        "agent_pid": None,
+        "stuck": 0,
+    }
+
+
+def test_another_offer_replaces_the_entry() -> None:
+    broker = a_broker()
+    broker.hello(ENV, Role.ENV)
+    for env_id in ("X-v0", "X-v1"):
+        only(broker.say(ENV, an_offer("a", env_id=env_id)), Offered)
+        assert [entry["env_id"] for entry in pages(broker)[0].offers] == [env_id]
