@@ -26,6 +26,7 @@ from tests.soak.place import CARTPOLE, Place
 
 AT_ONCE = 3
 BETWEEN_S = 0.3
+WAIT_S = 30.0  # for the broker: on a busy machine a learner may get no core for seconds
 HANGS_S = 90.0  # a learner that takes longer hangs
 
 
@@ -41,7 +42,7 @@ def learn(place: Place, seed: int, *, for_s: float) -> None:
     end = time.monotonic() + for_s
     rng = random.Random(seed)
     local = gymnasium.make("CartPole-v1").unwrapped
-    connection = BrokerConnection(place.url, **place.of("bob"))
+    connection = BrokerConnection(place.url, wait_s=WAIT_S, **place.of("bob"))
     assert any(row["address"] == CARTPOLE for row in connection.find())
     with ProxyEnv(CARTPOLE, connection=connection, direct="never") as env:
         assert_same(env.reset(seed=seed), local.reset(seed=seed))
