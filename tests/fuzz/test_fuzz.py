@@ -6,7 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fuzz.__main__ import fuzz
+from tests.fuzz import __main__ as measuring
+from tests.fuzz.__main__ import FREE_S, TRIALS, fuzz, is_slow
 from tests.fuzz.mutate import mutate
 from tests.fuzz.targets import Target, targets
 
@@ -44,3 +45,17 @@ def test_a_parser_that_raises_something_else_is_found() -> None:
     fuzz(Target("broken", [b"abcdef"], broken), 2000, random.Random(0), findings)
     assert findings
     assert "broken: MemoryError: four billion" in findings[0]
+
+
+@pytest.mark.parametrize("slow_trials", [0, 1, TRIALS - 1, TRIALS])
+def test_an_input_is_slow_only_if_it_is_each_time(
+    slow_trials: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = iter([1.0] * slow_trials + [0.0] * TRIALS)
+
+    def cpu_s(run: object, _data: bytes) -> float:
+        return next(own) if run is target.run else FREE_S
+
+    target = Target("slow", [b"abc"], lambda _data: None, decodes=True)
+    monkeypatch.setattr(measuring, "cpu_s", cpu_s)
+    assert is_slow(target, b"abc", 1.0, FREE_S) == (slow_trials == TRIALS)
