@@ -39,6 +39,7 @@ PAGE_NAMES = 1000  # addresses that a page looks at, most of which its reader ma
 ENTRY_BYTES = 256  # of an entry in FOUND, in addition to the offer
 LISTED_KEYS = 11  # keys of an entry that only another OFFER can change
 LISTED_HEAD = 3  # bytes of the two lists and of the map around them when they are packed
+_PACKER = msgpack.Packer()
 MAX_NAMES = 50  # addresses that a refusal lists
 MAX_EXAMINED = 200  # addresses among which it looks for them
 MAX_NEIGHBOURS = 16  # addresses before, and after, an unknown one in the order of the alphabet
@@ -219,9 +220,8 @@ def _start(after: list[Any]) -> tuple[str, int]:
 def _entry(one: PooledOffer) -> bytes:
     now = {"capacity": one.slots, "used": one.used, "state": one.state, "stuck": one.stuck}
     listed = one.loops[0].listed[one.offer.address]
-    packer = msgpack.Packer()
-    header: bytes = packer.pack_map_header(LISTED_KEYS + len(now))
-    return b"".join((header, listed, *map(packer.pack, itertools.chain(*now.items()))))
+    header: bytes = _PACKER.pack_map_header(LISTED_KEYS + len(now))
+    return b"".join((header, listed, *map(_PACKER.pack, itertools.chain(*now.items()))))
 
 
 def pack_listed(loop: Peer, offer: Offer) -> bytes:
@@ -250,6 +250,5 @@ def pack_listed(loop: Peer, offer: Offer) -> bytes:
 
 def pack_page(page: Page) -> bytes:
     """Return the head of the FOUND with these entries."""
-    packer = msgpack.Packer()
-    headers: bytes = packer.pack_array_header(1) + packer.pack_array_header(len(page.entries))
+    headers: bytes = _PACKER.pack_array_header(1) + _PACKER.pack_array_header(len(page.entries))
     return b"".join((headers, *page.entries))
