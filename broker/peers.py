@@ -11,7 +11,7 @@ from gymwire.broker.events import Send, Sender
 from gymwire.broker.journal import Journal, Loss
 from gymwire.broker.recovery import SessionRecovery
 from gymwire.broker.refusals import ASK_OPERATOR, Refusal, describe_key, not_allowed, reply_to
-from gymwire.broker.sessions import Sessions
+from gymwire.broker.sessions import ENDED_PER_TICK, Sessions
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol.capabilities import common
 from gymwire.protocol.codec import PLAIN, Header
@@ -159,14 +159,20 @@ class Peers:
                 loop.draining.add(address)
 
     def expire(self, now: float) -> list[Send]:
-        """Remove lost peers: serving loops after the grace period, others without sessions."""
+        """Remove lost peers: serving loops after the grace period, others without sessions.
+
+        Ends at most ENDED_PER_TICK sessions; the others follow in the next ticks.
+        """
         sends: list[Send] = []
+        left = ENDED_PER_TICK
         for peer in list(self._tables.lost.values()):
             assert peer.lost_at is not None
             if peer.role == Role.ENV:
-                if now >= max(peer.lost_at + GRACE_S, self._connections.patient_until):
+                if left and now >= max(peer.lost_at + GRACE_S, self._connections.patient_until):
                     reason = f"the env agent on {peer.host} is gone"
-                    sends += self._end_loop(peer, Loss.AGENT_LOST, reason)
+                    before = len(peer.sessions)
+                    sends += self._end_loop(peer, Loss.AGENT_LOST, reason, left)
+                    left -= min(left, before)
             elif not peer.sessions:
                 self._remove(peer)
         return sends
@@ -176,10 +182,13 @@ class Peers:
         frame = PLAIN.encode(Bye("the broker stops"))
         return [Send(rid, frame) for rid in self._tables.peers]
 
-    def _end_loop(self, loop: Peer, loss: str, reason: str) -> list[Send]:
+    def _end_loop(self, loop: Peer, loss: str, reason: str, most: int | None = None) -> list[Send]:
+        """End the sessions of a loop, or `most` of them, and remove it if none is left."""
         sends: list[Send] = []
-        for session in self._tables.sessions_at(loop):
+        for session in self._tables.sessions_at(loop)[:most]:
             sends += self._sessions.end_without_loop(session, loss, reason)
+        if loop.sessions:
+            return sends
         self._remove(loop)
         if loop.offers and not self._tables.offers_anything(loop.agent):
             self._journal.note("agent left", host=loop.host, offers=sorted(loop.offers), why=reason)

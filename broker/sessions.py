@@ -44,6 +44,7 @@ MAX_UNCLAIMED_OF_KEY = 32_768
 MAX_ANNOUNCED = 16_384  # sessions of a serving loop, beyond which it may announce no others
 MAX_IDENTITY = 64  # characters
 MAX_PENDING_GONE = 10_000
+ENDED_PER_TICK = 500  # sessions of lost peers that one tick ends, so that frames do not wait long
 GONE_PER_TICK = 100  # retries of undelivered GONE frames per tick
 STARTING_RETRY_S = 0.1
 # During one request, a serving loop may be lost and return this often; then the session ends,
@@ -266,9 +267,11 @@ class Sessions:
         return [Send.message(session.learner.rid, Gone(reason), session.sid)]
 
     def expire(self, now: float) -> list[Send]:
-        """End the sessions whose learners did not come back in time."""
+        """End the sessions whose learners did not come back in time, ENDED_PER_TICK at most."""
         sends: list[Send] = []
         for session in list(self._tables.orphans.values()):
+            if len(sends) >= ENDED_PER_TICK:
+                break
             assert session.orphan_until is not None
             if now < max(session.orphan_until, self._connections.patient_until):
                 continue
