@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket as hostsocket
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import structlog
 
-from gymwire.env_agent import failure_reports
+from gymwire.env_agent import failure_reports, known_spaces
 from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.session import Session
 from gymwire.env_agent.slot import Slot
-from gymwire.protocol import spaces, values
+from gymwire.protocol import values
 from gymwire.protocol.capabilities import CAPABILITIES, VALUES, common
 from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size
 from gymwire.protocol.messages import MULTI_AGENT, Code, Error, Open, Opened
@@ -81,7 +80,7 @@ class SessionHost:
         self.by_key: dict[bytes, Slot] = {}
         self._key = key
         self._log = structlog.get_logger()
-        self._known: dict[bytes, _Common] = {}  # by a digest of what they have in common
+        self._known: dict[Hashable, _Common] = {}  # by what they have in common
         self._opaque_paths: set[tuple[str, str]] = set()
 
     def open(self, sid: int, seq: int, request: Open, direct: dict[str, Any] | None) -> Frame:
@@ -178,19 +177,20 @@ class SessionHost:
     def _common(self, service: Service, runner: InLoopRunner, request: Open) -> _Common:
         """Return what the sessions whose environments are alike share."""
         found = runner.describe(service.factory.name)
-        described: list[Any] = [
-            None if space is None else spaces.describe(space, root=name)
+        observation = runner.spaces.known("observation_space")
+        action = runner.spaces.known("action_space")
+        singles = [
+            None if space is None else known_spaces.known(space, name)
             for space, name in (
-                (found.observation_space, "observation_space"),
-                (found.action_space, "action_space"),
                 (found.single_observation_space, "single_observation_space"),
                 (found.single_action_space, "single_action_space"),
             )
         ]
         facts: list[Any] = [found.spec, found.metadata, found.render_mode, request.num_envs]
         kind = request.env_kind
-        content = values.encode([service.address, kind, *described, *facts])
-        key = hashlib.sha256(content).digest()
+        described = [observation, action, *singles]
+        content = values.encode([service.address, kind, *facts])
+        key = (content, *(None if one is None else one.digest for one in described))
         known = self._known.get(key)
         if known is not None:
             return known
@@ -198,13 +198,12 @@ class SessionHost:
         exposed = frozenset((*EXPOSED_BY_DEFAULT, *several, *service.exposed))
         limits: dict[str, Any] = {"attributes": sorted(exposed), "capabilities": list(CAPABILITIES)}
         agent = f"host {hostsocket.gethostname()}, process {os.getpid()}"
-        fields = [*described, *facts, limits, agent]
+        fields: list[Any] = [None if one is None else one.description for one in described]
+        fields += [*facts, limits, agent]
         opened = Opened(*fields)
-        observation = spaces.compile(found.observation_space)
-        action = spaces.compile(found.action_space)
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
-        made = self._known[key] = _Common(opened, observation, action, exposed)
+        made = self._known[key] = _Common(opened, observation.codec, action.codec, exposed)
         return made
 
     def _warn_opaque(self, address: str, path: str) -> None:
