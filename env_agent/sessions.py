@@ -20,7 +20,7 @@ from gymwire.env_agent.session import Session
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import values
 from gymwire.protocol.capabilities import CAPABILITIES, VALUES, common
-from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size
+from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size, renumber
 from gymwire.protocol.messages import MULTI_AGENT, Code, Error, Open, Opened
 from gymwire.protocol.security import signing
 from gymwire.protocol.security.keys import KeyPair
@@ -44,7 +44,7 @@ EXPOSED_BY_DEFAULT = (
 MAX_KNOWN = 64  # environments that differ, of which what their sessions share is kept
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Common:
     """What sessions share whose environments have the same spaces and metadata.
 
@@ -53,12 +53,32 @@ class _Common:
         observation: the codec of the observation space.
         action: the codec of the action space.
         exposed: the attributes that learners may use.
+        last: the last OPENED of a session that is not signed, whether its learner has the
+            capability `values`, and the frame, whose numbers do not count.
     """
 
     opened: Opened
     observation: SpaceCodec
     action: SpaceCodec
     exposed: frozenset[str]
+    last: tuple[Opened, bool, Frame] | None = None
+
+    def complete(self, direct: dict[str, Any] | None, public_key: bytes) -> Opened:
+        """Return OPENED of a session: with its direct endpoint, and the key if it is signed."""
+        last = None if self.last is None else self.last[0]
+        if last is not None and last.direct == direct and last.key == public_key:
+            return last
+        limits = {**self.opened.limits, "stamps": not public_key}
+        return replace(self.opened, limits=limits, direct=direct, key=public_key)
+
+    def encode(self, slot: Slot, sid: int, seq: int, *, extended: bool) -> Frame:
+        """Return the frame of a session's OPENED, which is encoded once for all that are equal."""
+        if slot.steps is None:  # signed
+            return slot.codec.encode(slot.opened, sid, seq)
+        last = self.last
+        if last is None or last[0] is not slot.opened or last[1] is not extended:
+            last = self.last = slot.opened, extended, slot.codec.encode(slot.opened)
+        return renumber(last[2], sid, seq)
 
 
 class SessionHost:
@@ -125,8 +145,10 @@ class SessionHost:
         except BaseException as error:  # noqa: BLE001 - whatever it raises is a reply
             return None, PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)
         try:
-            slot = self._make_slot(service, sid, runner, request, direct)
-            frame = slot.codec.encode(slot.opened, sid, seq)
+            shared = self._common(service, runner, request)
+            extended = VALUES in common(request.capabilities)
+            slot = self._make_slot(service, sid, runner, request, shared, direct, extended=extended)
+            frame = shared.encode(slot, sid, seq, extended=extended)
             advice = "The spaces and metadata of the environment are too large."
             check_size("OPENED", len(frame), self.requests.max_message, advice)
         except BaseException as error:  # noqa: BLE001 - properties of the environment may raise, too
@@ -144,20 +166,17 @@ class SessionHost:
         sid: int,
         runner: InLoopRunner,
         request: Open,
+        shared: _Common,
         direct: dict[str, Any] | None,
+        *,
+        extended: bool,
     ) -> Slot:
         signer = None
         if self._key is not None and request.challenge:
             signer = signing.answer_challenge(self._key, request.challenge, request.nonce, sid)
-        shared = self._common(service, runner, request)
-        opened = replace(
-            shared.opened,
-            limits={**shared.opened.limits, "stamps": signer is None},
-            direct=direct,
-            key=b"" if signer is None or self._key is None else self._key.public,
-        )
+        key = b"" if signer is None or self._key is None else self._key.public
+        opened = shared.complete(direct, key)
         observation = runner.spaces.guard(shared.observation)
-        extended = VALUES in common(request.capabilities)
         codec = (Codec if signer is None else partial(SignedCodec, signer))(
             observation,
             shared.action,

@@ -289,6 +289,12 @@ def join(kind: int, flags: int, head: bytes, tail: values.Tail, sid: int, seq: i
     return frame
 
 
+def renumber(frame: Frame, sid: int, seq: int) -> Frame:
+    """Return a frame with other numbers in its header."""
+    numbers = sid.to_bytes(8, "little"), seq.to_bytes(8, "little")
+    return b"".join((frame[: SID.start], *numbers, frame[HEADER_SIZE:]))
+
+
 def split(data: Frame | memoryview, head_len: int) -> tuple[Any, memoryview | None]:
     """Return the value in the head of a frame, and its tail. Raises DecodingError."""
     end = HEADER_SIZE + head_len
