@@ -19,6 +19,7 @@ import threading
 from _thread import start_new_thread
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from gymwire.protocol.transport.interface import Received
 from gymwire.protocol.transport.polling import wait_among
@@ -72,12 +73,28 @@ class Executor:
 
     def wake(self) -> None:
         """End the present or next `wait`. May be called from any thread."""
-        with contextlib.suppress(RuntimeError):  # it is awake already
+        try:  # noqa: SIM105 - `contextlib.suppress` takes longer than the rest
             self._awake.release()
+        except RuntimeError:  # it is awake already
+            pass
 
 
 Sequel = Callable[[Executor], None]
 """What remains to be done after a job. Its argument is the reader, in whose thread it is called."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """The sequel of most jobs: to send a reply by the path of its request."""
+
+    path: bytes
+    frame: bytes | bytearray
+    send: Callable[[Sequence[tuple[bytes, bytes | bytearray]]], None]
+
+    def __call__(self, me: Executor) -> None:
+        """Send the reply."""
+        self.send([(self.path, self.frame)])
+
 
 Job = Callable[[], Sequel | None]
 """Something that one executor does. It must not raise, nor use what only the reader may use."""
@@ -223,15 +240,24 @@ class Crew:
         return True
 
     def collect(self, me: Executor) -> None:
-        """Call the sequels of the jobs that have ended, while `me` is the reader."""
+        """Call the sequels of the jobs that have ended, while `me` is the reader.
+
+        The replies among them are sent together.
+        """
         ended = self._ended
+        replies: list[Reply] = []
         while ended and self.reader is me:
             executor, sequel = ended.popleft()
             executor.jobs -= 1
             self.outside -= 1
             if not executor.jobs and executor is not me:
                 self._idle[executor] = None
-            if sequel is not None:
+            if type(sequel) is Reply:
+                replies.append(sequel)
+                if not (ended and type(ended[0][1]) is Reply):
+                    sequel.send([(one.path, one.frame) for one in replies])
+                    replies = []
+            elif sequel is not None:
                 sequel(me)
 
     def announce_wait(self) -> bool:

@@ -262,8 +262,7 @@ def _own_vector(name: str, num_envs: int, mode: AutoresetMode, kwargs: dict[str,
 
 
 def _sync(makers: Sequence[Callable[[], Env]], mode: AutoresetMode) -> Vector:
-    # No copy is needed, since observations are sent before the next step.
-    made = HostedVector(makers, copy=False, autoreset_mode=mode)
+    made = HostedVector(makers, mode)
     made.spec = made.envs[0].spec
     return made
 

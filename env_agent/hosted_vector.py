@@ -2,12 +2,32 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from gymnasium.vector import SyncVectorEnv
+from gymnasium import Env, Space
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
+from gymwire.env_agent import known_spaces
 from gymwire.env_agent.space_watch import SpaceWatch
+
+MAX_PATTERNS = 16  # vectors that differ
+MAX_ENVS = 16  # of one: a pattern has buffers for them all
+
+# What the constructor sets that follows from the spaces and the number of environments. To batch
+# the spaces takes much longer than to make most environments.
+_PATTERNS: dict[Hashable, dict[str, Any]] = {}
+_OF_EACH = {  # and what it sets that each vector has of its own
+    "cast",
+    "env_fns",
+    "envs",
+    "metadata",
+    "render_mode",
+    "single_action_space",
+    "single_observation_space",
+}
 
 
 class HostedVector(SyncVectorEnv[Any, Any]):
@@ -17,6 +37,10 @@ class HostedVector(SyncVectorEnv[Any, Any]):
     to it. If this vector is only a part of the learner's, another value may come first there, with
     another dtype: the learner then needs the original values.
 
+    Args:
+        makers: make the environments.
+        mode: the autoreset mode.
+
     Attributes:
         cast: the values cast since it was last cleared, by the id of the array:
             [[index of the environment, value], ...].
@@ -24,9 +48,24 @@ class HostedVector(SyncVectorEnv[Any, Any]):
 
     cast: dict[int, list[list[Any]]]
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, makers: Sequence[Callable[[], Env[Any, Any]]], mode: AutoresetMode) -> None:
         self.cast = {}
-        super().__init__(*args, **kwargs)
+        envs = [make() for make in makers]
+        key = _key(envs, mode)
+        pattern = None if key is None else _PATTERNS.get(key)
+        if pattern is None:
+            makers = [lambda env=env: env for env in envs]  # type: ignore[misc]
+            # No copy is needed, since observations are sent before the next step.
+            super().__init__(makers, copy=False, autoreset_mode=mode)
+            _keep(key, vars(self))
+        else:
+            vars(self).update(_copied(pattern))
+            first = envs[0]
+            self.env_fns, self.envs = makers, envs
+            self.metadata = {**first.metadata, "autoreset_mode": mode}
+            self.render_mode = first.render_mode
+            self.single_action_space = first.action_space
+            self.single_observation_space = first.observation_space
         for env in self.envs:
             # A step resets environments, too, and must not take longer for this check.
             vars(env)["reset"] = SpaceWatch(env).reset
@@ -46,6 +85,35 @@ class HostedVector(SyncVectorEnv[Any, Any]):
             ):
                 self.cast.setdefault(id(array), []).append([env_num, value])
         return infos
+
+
+def _key(envs: Sequence[Env[Any, Any]], mode: AutoresetMode) -> Hashable | None:
+    """Return a key that is equal only for vectors with the same pattern; None: there is none."""
+    if len(envs) > MAX_ENVS:
+        return None
+    keys = {
+        (known_spaces.key_of(one.observation_space), known_spaces.key_of(one.action_space))
+        for one in envs
+    }
+    if len(keys) != 1 or None in (found := keys.pop()):
+        return None
+    return mode, len(envs), *found
+
+
+def _keep(key: Hashable | None, attributes: Mapping[str, Any]) -> None:
+    """Keep the pattern of a vector that was just made, if it has a key."""
+    if key is not None:
+        if len(_PATTERNS) >= MAX_PATTERNS:
+            _PATTERNS.clear()
+        pattern = {name: one for name, one in attributes.items() if name not in _OF_EACH}
+        _PATTERNS[key] = _copied(pattern)
+
+
+def _copied(pattern: Mapping[str, Any]) -> dict[str, Any]:
+    """Return attributes with buffers of their own. The spaces, which nobody changes, are shared."""
+    return {
+        name: one if isinstance(one, Space) else copy.deepcopy(one) for name, one in pattern.items()
+    }
 
 
 _PLAIN: dict[type, np.dtype[Any]] = {kind: np.dtype(kind) for kind in (bool, int, float)}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import structlog
 
 from gymwire.env_agent import failure_reports
-from gymwire.env_agent.crew import Executor, Sequel
+from gymwire.env_agent.crew import Executor, Reply, Sequel
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.timed_steps import BusyTimes, TimedSteps
@@ -23,7 +23,7 @@ class Jobs:
     Args:
         requests: executes them.
         timed_steps: executes steps with time stamps.
-        send: sends a reply by a path; called by the reader.
+        send: sends replies, each with its path; called by the reader.
         closed: ends the session of a CLOSE that was executed; called by the reader.
         clock: returns the time in seconds.
 
@@ -35,7 +35,7 @@ class Jobs:
         self,
         requests: RequestHandler,
         timed_steps: TimedSteps,
-        send: Callable[[bytes, Frame, Executor], None],
+        send: Callable[[Sequence[tuple[bytes, Frame]]], None],
         closed: Callable[[Slot, bytes, int, Frame | None, Executor], None],
         clock: Callable[[], float],
     ) -> None:
@@ -76,7 +76,7 @@ class Jobs:
         frame = slot.session.detach_reply() if isinstance(reply, Pieces) else reply
         if data[KIND_AT] == Kind.CLOSE:
             return partial(self._closed, slot, path, int.from_bytes(data[SEQ], "little"), frame)
-        return partial(self._send, path, frame) if frame else None
+        return Reply(path, frame, self._send) if frame else None
 
     def failure_reply(
         self, slot: Slot, data: bytes | memoryview, error: BaseException
@@ -104,7 +104,7 @@ class Jobs:
         """Return the sequel that sends the reply to a failed request; a job of an executor."""
         try:
             frame = fail()
-            return None if frame is None else partial(self._send, path, bytes(frame))
+            return None if frame is None else Reply(path, bytes(frame), self._send)
         except BaseException as error:  # noqa: BLE001 - the learner repeats its request
             self._log.error("no reply to a failed request", error=failure_reports.summary(error))
             return None

@@ -99,7 +99,7 @@ class ServingLoop:
         self.jobs = Jobs(
             host.requests,
             self._timed_steps,
-            lambda path, frame, _me: self._transports.send(path, frame),
+            lambda replies: self._transports.send_all(replies),
             lambda *arguments: self._lifecycle.closed(*arguments),
             clock,
         )

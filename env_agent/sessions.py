@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import socket as hostsocket
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 import structlog
 
-from gymwire.env_agent import failure_reports
+from gymwire.env_agent import failure_reports, known_spaces
 from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.session import Session
 from gymwire.env_agent.slot import Slot
-from gymwire.protocol import spaces, values
+from gymwire.protocol import values
 from gymwire.protocol.capabilities import CAPABILITIES, VALUES, common
-from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size
+from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size, renumber
 from gymwire.protocol.messages import MULTI_AGENT, Code, Error, Open, Opened
 from gymwire.protocol.security import signing
 from gymwire.protocol.security.keys import KeyPair
@@ -45,7 +44,7 @@ EXPOSED_BY_DEFAULT = (
 MAX_KNOWN = 64  # environments that differ, of which what their sessions share is kept
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Common:
     """What sessions share whose environments have the same spaces and metadata.
 
@@ -54,12 +53,32 @@ class _Common:
         observation: the codec of the observation space.
         action: the codec of the action space.
         exposed: the attributes that learners may use.
+        last: the last OPENED of a session that is not signed, whether its learner has the
+            capability `values`, and the frame, whose numbers do not count.
     """
 
     opened: Opened
     observation: SpaceCodec
     action: SpaceCodec
     exposed: frozenset[str]
+    last: tuple[Opened, bool, Frame] | None = None
+
+    def complete(self, direct: dict[str, Any] | None, public_key: bytes) -> Opened:
+        """Return OPENED of a session: with its direct endpoint, and the key if it is signed."""
+        last = None if self.last is None else self.last[0]
+        if last is not None and last.direct == direct and last.key == public_key:
+            return last
+        limits = {**self.opened.limits, "stamps": not public_key}
+        return replace(self.opened, limits=limits, direct=direct, key=public_key)
+
+    def encode(self, slot: Slot, sid: int, seq: int, *, extended: bool) -> Frame:
+        """Return the frame of a session's OPENED, which is encoded once for all that are equal."""
+        if slot.steps is None:  # signed
+            return slot.codec.encode(slot.opened, sid, seq)
+        last = self.last
+        if last is None or last[0] is not slot.opened or last[1] is not extended:
+            last = self.last = slot.opened, extended, slot.codec.encode(slot.opened)
+        return renumber(last[2], sid, seq)
 
 
 class SessionHost:
@@ -81,7 +100,7 @@ class SessionHost:
         self.by_key: dict[bytes, Slot] = {}
         self._key = key
         self._log = structlog.get_logger()
-        self._known: dict[bytes, _Common] = {}  # by a digest of what they have in common
+        self._known: dict[Hashable, _Common] = {}  # by what they have in common
         self._opaque_paths: set[tuple[str, str]] = set()
 
     def open(self, sid: int, seq: int, request: Open, direct: dict[str, Any] | None) -> Frame:
@@ -126,8 +145,10 @@ class SessionHost:
         except BaseException as error:  # noqa: BLE001 - whatever it raises is a reply
             return None, PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)
         try:
-            slot = self._make_slot(service, sid, runner, request, direct)
-            frame = slot.codec.encode(slot.opened, sid, seq)
+            shared = self._common(service, runner, request)
+            extended = VALUES in common(request.capabilities)
+            slot = self._make_slot(service, sid, runner, request, shared, direct, extended=extended)
+            frame = shared.encode(slot, sid, seq, extended=extended)
             advice = "The spaces and metadata of the environment are too large."
             check_size("OPENED", len(frame), self.requests.max_message, advice)
         except BaseException as error:  # noqa: BLE001 - properties of the environment may raise, too
@@ -145,20 +166,17 @@ class SessionHost:
         sid: int,
         runner: InLoopRunner,
         request: Open,
+        shared: _Common,
         direct: dict[str, Any] | None,
+        *,
+        extended: bool,
     ) -> Slot:
         signer = None
         if self._key is not None and request.challenge:
             signer = signing.answer_challenge(self._key, request.challenge, request.nonce, sid)
-        shared = self._common(service, runner, request)
-        opened = replace(
-            shared.opened,
-            limits={**shared.opened.limits, "stamps": signer is None},
-            direct=direct,
-            key=b"" if signer is None or self._key is None else self._key.public,
-        )
+        key = b"" if signer is None or self._key is None else self._key.public
+        opened = shared.complete(direct, key)
         observation = runner.spaces.guard(shared.observation)
-        extended = VALUES in common(request.capabilities)
         codec = (Codec if signer is None else partial(SignedCodec, signer))(
             observation,
             shared.action,
@@ -178,19 +196,20 @@ class SessionHost:
     def _common(self, service: Service, runner: InLoopRunner, request: Open) -> _Common:
         """Return what the sessions whose environments are alike share."""
         found = runner.describe(service.factory.name)
-        described: list[Any] = [
-            None if space is None else spaces.describe(space, root=name)
+        observation = runner.spaces.known("observation_space")
+        action = runner.spaces.known("action_space")
+        singles = [
+            None if space is None else known_spaces.known(space, name)
             for space, name in (
-                (found.observation_space, "observation_space"),
-                (found.action_space, "action_space"),
                 (found.single_observation_space, "single_observation_space"),
                 (found.single_action_space, "single_action_space"),
             )
         ]
         facts: list[Any] = [found.spec, found.metadata, found.render_mode, request.num_envs]
         kind = request.env_kind
-        content = values.encode([service.address, kind, *described, *facts])
-        key = hashlib.sha256(content).digest()
+        described = [observation, action, *singles]
+        content = values.encode([service.address, kind, *facts])
+        key = (content, *(None if one is None else one.digest for one in described))
         known = self._known.get(key)
         if known is not None:
             return known
@@ -198,13 +217,12 @@ class SessionHost:
         exposed = frozenset((*EXPOSED_BY_DEFAULT, *several, *service.exposed))
         limits: dict[str, Any] = {"attributes": sorted(exposed), "capabilities": list(CAPABILITIES)}
         agent = f"host {hostsocket.gethostname()}, process {os.getpid()}"
-        fields = [*described, *facts, limits, agent]
+        fields: list[Any] = [None if one is None else one.description for one in described]
+        fields += [*facts, limits, agent]
         opened = Opened(*fields)
-        observation = spaces.compile(found.observation_space)
-        action = spaces.compile(found.action_space)
         if len(self._known) >= MAX_KNOWN:
             self._known.clear()
-        made = self._known[key] = _Common(opened, observation, action, exposed)
+        made = self._known[key] = _Common(opened, observation.codec, action.codec, exposed)
         return made
 
     def _warn_opaque(self, address: str, path: str) -> None:

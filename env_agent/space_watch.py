@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 from gymnasium import Env, Space
 from gymnasium.vector import VectorEnv
 
+from gymwire.env_agent import known_spaces
+from gymwire.env_agent.known_spaces import KnownSpace
 from gymwire.protocol import spaces
 from gymwire.protocol.errors import EncodingError, GymwireError
 from gymwire.protocol.space_codecs import NOT_COMPACT, SpaceCodec
-
-_PLAIN = (bool, int, float, str, bytes, np.dtype)
 
 
 class SpaceWatch:
@@ -30,12 +28,14 @@ class SpaceWatch:
     def __init__(self, env: Env[Any, Any] | VectorEnv[Any, Any, Any]) -> None:
         self._env = env
         self._reset = env.reset
-        self._known: dict[str, tuple[Space[Any], object, str, Any]] = {}
+        self._known: dict[str, tuple[Space[Any], KnownSpace]] = {}
         for name in ("observation_space", "action_space"):
             space = getattr(env, name)
-            text = repr(space)[:200]  # first: a Box keeps parts of its text
-            known = _fingerprint(space), text, spaces.describe(space, root=name)
-            self._known[name] = space, *known
+            self._known[name] = space, known_spaces.known(space, name)
+
+    def known(self, name: str) -> KnownSpace:
+        """Return what is known about the space with this name."""
+        return self._known[name][1]
 
     def reset(self, **kwargs: Any) -> Any:
         """Reset the environment, then check its spaces. Raises RuntimeError."""
@@ -45,18 +45,18 @@ class SpaceWatch:
 
     def check(self) -> None:
         """Raise RuntimeError if a space was replaced by a different one, or changed in place."""
-        for name, (known, fingerprint, text, description) in self._known.items():
+        for name, (before, known) in self._known.items():
             space = getattr(self._env, name)
-            if space is known and _fingerprint(space) == fingerprint:
+            if space is before and known_spaces.fingerprint(space) == known.fingerprint:
                 continue
             try:
-                is_same = spaces.describe(space) == description
+                is_same = spaces.describe(space) == known.description
             except GymwireError:  # now of a class that is not supported
                 is_same = False
             if not is_same:
                 raise RuntimeError(
                     f"The {name} has changed to {space!r:.200}, but this session was opened with "
-                    f"{text}. The environment must set its spaces in the constructor."
+                    f"{known.text}. The environment must set its spaces in the constructor."
                 )
 
     def guard(self, codec: SpaceCodec) -> SpaceCodec:
@@ -81,19 +81,3 @@ class SpaceWatch:
     def _is_replaced(self) -> bool:
         env = self._env
         return any(getattr(env, name) is not one[0] for name, one in self._known.items())
-
-
-def _fingerprint(value: Any) -> object:
-    """Return something that is equal only for a space, or a part of one, that has not changed.
-
-    It may differ although the space is the same: some attributes are set when they are first used.
-    """
-    if isinstance(value, Space):
-        return [(k, _fingerprint(part)) for k, part in vars(value).items() if k != "_np_random"]
-    if type(value) is np.ndarray:
-        return value.dtype, value.shape, hash(value.tobytes())
-    if isinstance(value, Mapping):
-        return [(key, _fingerprint(part)) for key, part in value.items()]
-    if isinstance(value, list | tuple):
-        return [_fingerprint(part) for part in value]
-    return value if isinstance(value, _PLAIN) else id(value)

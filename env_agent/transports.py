@@ -9,7 +9,7 @@ from __future__ import annotations
 import hmac
 import socket
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import structlog
@@ -37,6 +37,7 @@ from gymwire.protocol.transport.polling import wait_among
 from gymwire.protocol.transport.private_folder import PrivateFolder
 from gymwire.protocol.transport.registry import ListenOptions, listen, local_url
 from gymwire.protocol.transport.router import Router, public_key_of
+from gymwire.protocol.transport.unix import UnixRouter
 
 RELAY = b""  # the path through the broker; a direct path is the routing id of its connection
 DIRECT_TICK_MS = 20  # how long to wait for one direct socket before polling the other ones, too
@@ -370,6 +371,24 @@ class Transports:
             self.link.send(frame)
         elif self.direct is not None:
             self.direct.send(path, frame)
+
+    def send_all(self, replies: Iterable[tuple[bytes, Frame]]) -> None:
+        """Send replies, each by the path of its request: those of one path together.
+
+        Each call of the kernel lets another thread have the interpreter, and takes long.
+        """
+        by_path: dict[bytes, list[Frame]] = {}
+        for path, frame in replies:
+            by_path.setdefault(path, []).append(frame)
+        for path, frames in by_path.items():
+            listener = self.listener_of(path)
+            if not path:
+                self.link.send_all(frames)
+            elif isinstance(listener, UnixRouter):
+                listener.send_all(path, frames)
+            else:
+                for frame in frames:
+                    self.send(path, frame)
 
     def close(self) -> None:
         """Close all connections."""

@@ -296,6 +296,12 @@ def encode_packed(message: Message, head: bytes, sid: int = 0, seq: int = 0) -> 
     return _extend(frame, message, _EXTENSIONS.get(kind, ()))
 
 
+def renumber(frame: Frame, sid: int, seq: int) -> Frame:
+    """Return a frame with other numbers in its header."""
+    numbers = sid.to_bytes(8, "little"), seq.to_bytes(8, "little")
+    return b"".join((frame[: SID.start], *numbers, frame[HEADER_SIZE:]))
+
+
 def split(data: Frame | memoryview, head_len: int) -> tuple[Any, memoryview | None]:
     """Return the value in the head of a frame, and its tail. Raises DecodingError."""
     end = HEADER_SIZE + head_len

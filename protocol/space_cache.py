@@ -13,6 +13,8 @@ MAX_CODECS = 64
 MAX_KEY = 64 * 1024  # bytes of a description; a larger one is compiled each time
 
 _CODECS: dict[bytes, SpaceCodec] = {}
+# By the id of a description, which sessions that are opened together share: it and its codec.
+_SHARED: dict[int, tuple[list[list[Any]], SpaceCodec]] = {}
 
 
 def codec_of(description: list[list[Any]], root: str) -> SpaceCodec:
@@ -20,6 +22,9 @@ def codec_of(description: list[list[Any]], root: str) -> SpaceCodec:
 
     Raises what `spaces.build` and `spaces.compile` raise, naming the space by `root`.
     """
+    shared = _SHARED.get(id(description))
+    if shared is not None and shared[0] is description:
+        return shared[1]
     key = values.encode(description, root=root)
     found = _CODECS.get(key)
     if found is None:
@@ -28,4 +33,7 @@ def codec_of(description: list[list[Any]], root: str) -> SpaceCodec:
             if len(_CODECS) >= MAX_CODECS:
                 _CODECS.clear()
             _CODECS[key] = found
+    if len(_SHARED) >= MAX_CODECS:
+        _SHARED.clear()
+    _SHARED[id(description)] = description, found
     return found

@@ -116,7 +116,7 @@ def test_closing_a_session(network: Network, opened: RemoteSession) -> None:
 def test_asking_for_the_position_after_a_resume(network: Network, opened: RemoteSession) -> None:
     freeze(network.loops[0], network)
     opened.exchange.expected = None
-    ends(network, opened.query_position, TIMEOUT_S, BrokerUnreachable)
+    ends(network, lambda: open_sessions.query_position(opened), TIMEOUT_S, BrokerUnreachable)
 
 
 def test_resuming_a_session_that_is_in_use(network: Network) -> None:

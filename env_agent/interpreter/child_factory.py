@@ -79,7 +79,7 @@ class ChildFactory:
             makers = [
                 lambda i=i: self._make(process, i, render_mode, kwargs) for i in range(num_envs)
             ]
-            vector = ChildVector(makers, copy=False, autoreset_mode=mode)
+            vector = ChildVector(makers, mode)
             vector.spec = vector.envs[0].spec
             return vector
 

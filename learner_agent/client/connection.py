@@ -29,7 +29,7 @@ from gymwire.learner_agent.client.requests import (
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.threads import is_elsewhere, is_ours, wait_while
-from gymwire.learner_agent.client.waiting import TIMERS_SHARE, Source, wait
+from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_SHARE, Source, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
@@ -61,6 +61,7 @@ from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
 
 MANY = 64  # sessions whose timers take so long that they must not run at every occasion
 REPEATS_PER_SECOND = 640  # frames of all sessions that are sent again, and their PINGs
+SERVE_EVERY_S = 0.01  # the least pause between two calls of `serve` that do something
 MAX_DRAINED = 10_000  # frames received in one `drain`
 _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
@@ -129,11 +130,13 @@ class BrokerConnection:
         self._pid = os.getpid()
         self.thread_id = threading.get_ident()
         self._log = logs.logger()
-        self._rng = random.Random(secrets.randbits(64))
+        self.rng = random.Random(secrets.randbits(64))
         self.direct_links = DirectLinks()
         self.losses = 0  # how many sessions were lost, so that a caller can notice the next one
         self._sessions: dict[int, RemoteSession] = {}
         self._sessions_at = 0.0  # when their timers run next, at the earliest
+        self._serve_at = 0.0  # when `serve` does something next
+        self._closed_at = 0.0  # and those of closed sessions while another is opened
         self._requests = BrokerRequests()
         self._opener = SessionOpener(self, wait_s)
         self._broker_lost = False
@@ -272,7 +275,7 @@ class BrokerConnection:
         request = self.send_request(message, sid)
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         try:
-            if self.wait_first({0: request}, self.clock() + timeout_s) is None:
+            if self.wait_first({request.seq: request}, self.clock() + timeout_s) is None:
                 if self.clock() - self._patience.heard >= self.timeout_s:
                     raise self._silent_broker()
                 raise RequestTimeout(
@@ -297,16 +300,21 @@ class BrokerConnection:
     def wait_first(
         self, pending: Mapping[int, PendingRequest], deadline: float | None = None
     ) -> int | None:
-        """Wait until a request is answered, and return its key; None if the deadline comes first.
+        """Wait until a request is answered, and return its number; None after the deadline.
 
-        `deadline`: a reading of `clock`, in seconds; None: wait without limit.
+        Args:
+            pending: the requests by their numbers.
+            deadline: a reading of `clock`, in seconds; None: wait without limit.
         """
         now = self.clock()
         self._patience.begin(now)
-        for session in [one for one in self._sessions.values() if one.closed]:
-            session.tick(now)  # frames may arrive without a pause in which timers run
-        self.wait(lambda: any(one.answer is not None for one in pending.values()), deadline)
-        return next((key for key, one in pending.items() if one.answer is not None), None)
+        if now >= self._closed_at:
+            self._closed_at = now + TICK_S
+            for session in [one for one in self._sessions.values() if one.closed]:
+                session.tick(now)  # frames may arrive without a pause in which timers run
+        answered = self._requests.answered
+        self.wait(lambda: any(number in pending for number in answered), deadline)
+        return next((number for number in answered if number in pending), None)
 
     # --- waiting ----------------------------------------------------------------------------------
 
@@ -341,6 +349,16 @@ class BrokerConnection:
             return False
         self.receive_frame(data)
         return True
+
+    def serve(self, now: float) -> None:
+        """Check the link, and receive what has arrived, while requests take other paths.
+
+        Many sessions that send at the same time need that once.
+        """
+        if now >= self._serve_at:
+            self._serve_at = now + SERVE_EVERY_S
+            self.check_link(now)
+            self.drain()
 
     def drain(self) -> None:
         """Receive what has arrived from the broker, without waiting: `MAX_DRAINED` frames at most.

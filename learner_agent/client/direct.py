@@ -265,9 +265,10 @@ class SessionPaths:
         if self.direct is not None:
             self.direct.link.check()
         self.follow(now)
-        connection.check_link(now)
-        if self.direct is not None:
-            connection.drain()
+        if self.direct is None:
+            connection.check_link(now)
+        else:
+            connection.serve(now)
             self._resume_if_needed()
 
     def follow(self, now: float) -> None:

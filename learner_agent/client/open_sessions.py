@@ -19,6 +19,7 @@ from gymwire.protocol.address import parse_address
 from gymwire.protocol.capabilities import CAPABILITIES, KINDS, common, require
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
+    BrokerUnreachable,
     ConfigurationError,
     DecodingError,
     Denied,
@@ -29,6 +30,7 @@ from gymwire.protocol.errors import (
 from gymwire.protocol.messages import (
     MULTI_AGENT,
     NONCE_SIZE,
+    Call,
     Close,
     Code,
     Error,
@@ -50,6 +52,8 @@ RETRY_MAX_S = 1.0
 QUIET_S = 3.0  # how long a session may wait for a slot before a log event says why
 # OPENs without an answer: fewer than a broker may refuse for a moment without cutting us off.
 MAX_OPENING = 256
+PROBE_SEQ = 2**62  # a request number that is never next
+PROBE_S = 0.1  # the pause between two probes
 IN_USE_S = 3.0  # how long resume waits for the broker to notice that the other process has ended
 
 _MAY_CHANGE = (Code.ADDRESS_UNKNOWN, Code.NO_FREE_SLOT)
@@ -75,19 +79,31 @@ class _Opening(NamedTuple):
 
 @dataclass(slots=True)
 class _Batch:
-    """Sessions that are opened together, by their places in the batch."""
+    """Sessions that are opened together, by their places in the batch.
+
+    Attributes:
+        openings: what is requested.
+        timeout_s: how long an env agent may take to open one, in seconds.
+        opened: those that are open.
+        pending: the requests by their numbers, the oldest first.
+        places: their places in the batch.
+        deadlines: when they have taken too long, as readings of the connection's clock.
+    """
 
     openings: Sequence[_Opening]
-    opened: dict[int, RemoteSession]
-    pending: dict[int, PendingRequest]  # the oldest first
-    timeout_s: float | None  # how long an env agent may take to open one
+    timeout_s: float | None
+    opened: dict[int, RemoteSession] = field(default_factory=dict)
+    pending: dict[int, PendingRequest] = field(default_factory=dict)
+    places: dict[int, int] = field(default_factory=dict)
     deadlines: dict[int, float] = field(default_factory=dict)
 
     def send(self, i: int, connection: BrokerConnection) -> None:
         """Request a session."""
+        request = connection.send_request(self.openings[i].open_msg)
+        self.places[request.seq] = i
         if self.timeout_s is not None:
-            self.deadlines[i] = connection.clock() + self.timeout_s
-        self.pending[i] = connection.send_request(self.openings[i].open_msg)
+            self.deadlines[request.seq] = connection.clock() + self.timeout_s
+        self.pending[request.seq] = request
 
     @property
     def is_complete(self) -> bool:
@@ -141,7 +157,7 @@ class SessionOpener:
                 kind=kind,
             )
             openings.append(_Opening(open_msg, pin, challenge))
-        batch = _Batch(openings, {}, {}, timeout_s)
+        batch = _Batch(openings, timeout_s)
         try:
             self._complete(batch, self._wait_s if wait_s is None else wait_s)
             sessions = [batch.opened[i] for i in range(len(openings))]
@@ -150,8 +166,8 @@ class SessionOpener:
             return sessions
         except BaseException as error:
             is_interrupted = not isinstance(error, GymwireError)
-            for i, request in batch.pending.items():
-                self._give_up(openings[i], request, may_be_lost=is_interrupted)
+            for number, request in batch.pending.items():
+                self._give_up(openings[batch.places[number]], request, may_be_lost=is_interrupted)
             for session in batch.opened.values():
                 session.close(wait=False)
             raise
@@ -199,20 +215,21 @@ class SessionOpener:
         """Wait for the next answer to a batch; return it if it is an ERROR."""
         connection = self._connection
         deadline = batch.deadlines.get(next(iter(batch.pending)))
-        i = connection.wait_first(batch.pending, deadline)
-        if i is None:
+        number = connection.wait_first(batch.pending, deadline)
+        if number is None:
             raise RequestTimeout(
                 f"No env agent has opened a session at {batch.openings[0].open_msg.address!r} "
                 f"within {batch.timeout_s:g} s. The constructor of the environment may take "
                 f"longer: raise step_timeout_s then. The log of the env agent says more."
             )
-        opening, request = batch.openings[i], batch.pending[i]
+        i, request = batch.places[number], batch.pending[number]
+        opening = batch.openings[i]
         assert request.answer is not None
         header, answer, data = request.answer
         if isinstance(answer, Opened):
             signer = opening.signer(header, answer, data)
             batch.opened[i] = self._opened(header, opening.open_msg, answer, signer)
-        del batch.pending[i]
+        del batch.pending[number]
         connection.forget_requests(request)
         if not isinstance(answer, Error):
             return None
@@ -291,7 +308,7 @@ class SessionOpener:
         _check_pinned(token, opened, data)
         session = self._opened(header, token.open_msg, opened, token.signer)
         session.exchange.restore_position(token.seq, token.state)
-        session.query_position()
+        query_position(session)
         if token.open_msg.direct:
             connect_directly([session], required=False)
         return session
@@ -315,3 +332,23 @@ def _check_pinned(token: SessionToken, opened: Opened, data: bytes | memoryview)
         f"The session at {token.open_msg.address!r} is not resumed: its agent is not the pinned "
         f"one, or cannot prove it, or the token belongs to another session."
     )
+
+
+def query_position(session: RemoteSession) -> None:
+    """Ask the agent which request it expects, after a resume.
+
+    Raises:
+        BrokerUnreachable: no answer within the connection's `timeout_s`.
+        MoveError: the agent has executed more than the request after the last one.
+    """
+    connection, exchange = session.connection, session.exchange
+    deadline = connection.clock() + connection.timeout_s
+    probe = PLAIN.encode(Call("get", ""), session.sid, PROBE_SEQ)
+    while exchange.expected is None:
+        if connection.clock() > deadline:
+            raise BrokerUnreachable(
+                f"The env agent at {session.open_msg.address!r} does not answer."
+            )
+        connection.link.send(probe)
+        connection.wait(lambda: exchange.expected is not None, connection.clock() + PROBE_S)
+    exchange.check_position()

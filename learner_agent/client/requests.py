@@ -9,12 +9,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from gymwire.protocol.codec import MAX_CONTROL, PLAIN, Frame, Header, check_size
+from gymwire.protocol.codec import (
+    HEADER_SIZE,
+    MAX_CONTROL,
+    PLAIN,
+    SID,
+    Frame,
+    Header,
+    check_size,
+)
 from gymwire.protocol.messages import KINDS, Kind, Message
 
 RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 4.0
 MAX_REPEATED = 64  # requests that are sent again at one time
+MAX_SHARED = 64  # different messages of which the sessions that are opened together share one
 MIN_RETRY_S = 0.05  # the shortest pause after BUSY
 FIRST_SEQ = 2**40  # beyond the numbers of sessions: a late ERROR of a session answers none of these
 _ADVICE = {
@@ -38,11 +47,18 @@ class PendingRequest:
 
 
 class BrokerRequests:
-    """The requests to the broker that a caller waits for."""
+    """The requests to the broker that a caller waits for.
+
+    Attributes:
+        answered: those that have an answer, by their numbers.
+    """
 
     def __init__(self) -> None:
+        self.answered: dict[int, PendingRequest] = {}
         self._seq = FIRST_SEQ
         self._pending: dict[int, PendingRequest] = {}
+        # Of sessions that are opened together: OPENED by its content, which many of them share.
+        self._opened: dict[bytes, Message] = {}
 
     def add(self, message: Message, sid: int, now: float) -> PendingRequest:
         """Return a new request, whose frame the caller sends now.
@@ -50,6 +66,8 @@ class BrokerRequests:
         Raises ConfigurationError if it is larger than a broker accepts.
         """
         self._seq += 1
+        if not self._pending:
+            self._opened = {}
         frame = PLAIN.encode(message, sid, self._seq)
         kind = KINDS[type(message)]
         check_size(kind.name, len(frame), MAX_CONTROL, _ADVICE.get(kind, ""))
@@ -62,8 +80,20 @@ class BrokerRequests:
         if request is None or header.kind not in ANSWERS:
             return False
         if request.answer is None:
-            request.answer = (header, PLAIN.decode(data, header), data)
+            request.answer = (header, self._decode(header, data), data)
+        self.answered[header.seq] = request
         return True
+
+    def _decode(self, header: Header, data: bytes | memoryview) -> Message:
+        if header.kind is not Kind.OPENED:
+            return PLAIN.decode(data, header)
+        content = bytes(data[: SID.start]) + bytes(data[HEADER_SIZE:])  # all but the numbers
+        message = self._opened.get(content)
+        if message is None:
+            message = PLAIN.decode(data, header)
+            if len(self._opened) < MAX_SHARED:
+                self._opened[content] = message
+        return message
 
     def throttled(self, seq: int, retry_after_s: float, now: float) -> None:
         """Send a request again when the broker's rate limit admits it: it was not handled."""
@@ -75,6 +105,7 @@ class BrokerRequests:
         """Drop requests whose answers nobody waits for any more."""
         for request in requests:
             self._pending.pop(request.seq, None)
+            self.answered.pop(request.seq, None)
 
     def reconnected(self, now: float) -> None:
         """Send all requests again over a new connection."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import random
-import secrets
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -17,7 +16,7 @@ from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import codec, dialogue, logs, space_cache, spaces, stamps, vector_infos
 from gymwire.protocol.capabilities import VALUES, common
-from gymwire.protocol.codec import MAX_MESSAGE, PLAIN, TIMED, Codec, Frame, Header, check_size
+from gymwire.protocol.codec import MAX_MESSAGE, TIMED, Codec, Frame, Header, check_size
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     DecodingError,
@@ -29,7 +28,6 @@ from gymwire.protocol.messages import (
     CONTROL_KINDS,
     KINDS,
     Act,
-    Call,
     Close,
     Error,
     Kind,
@@ -48,8 +46,6 @@ if TYPE_CHECKING:
 
 OTHER_PATHS_EVERY = 64  # steps after which a session serves the paths that it does not use
 SMALL = 64 * 1024  # bytes of the largest request that the fast path sends
-PROBE_SEQ = 2**62  # a request number that is never next
-PROBE_S = 0.1  # the pause between two probes
 REPORTED_S = 3.0  # an env agent reports a request by then if it executes it
 UNREPORTED = (
     " No report says that it is being executed: the environment may hold the interpreter's lock, "
@@ -93,11 +89,12 @@ class RemoteSession:
             open_msg.nonce,
             where=f"{open_msg.address!r}" + (f" ({opened.agent})" if opened.agent else ""),
             timeout_s=connection.timeout_s,
-            rng=random.Random(secrets.randbits(64)),
+            rng=connection.rng,
             steps=self._steps,
         )
         self.paths = SessionPaths(connection, sid, open_msg, opened, self.exchange)
         self.closed = False  # on this side; the agent may not have confirmed it yet
+        self._ahead: tuple[int, Message] | None = None  # the reply that `read_ahead` has read
         self._is_left = False  # whether `close` has returned
         self._least_network: dict[bool, int] = {}  # is it direct? → ns of a step, for `apportion`
 
@@ -307,7 +304,18 @@ class RemoteSession:
         Raises what `finish` raises. The reply stays then, too, even if it is the exception.
         """
         self._wait(timeout_s)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None and ahead[0] == self.exchange.request.seq:
+            return ahead[1]
         return self._decode(self._read)  # type: ignore[return-value]
+
+    def read_ahead(self) -> None:
+        """Read the reply that has arrived; the next `peek` returns it."""
+        exchange = self.exchange
+        reply = exchange.reply
+        if reply is not None and reply[0].kind is Kind.PERCEPT:
+            with suppress(DecodingError):  # `peek` raises it
+                self._ahead = exchange.request.seq, self._read(*reply)
 
     def _finish_step(self, timeout_s: float | None) -> Step:
         self._wait(timeout_s)
@@ -417,25 +425,6 @@ class RemoteSession:
             else:
                 self.path.send(frame)
         return len(frames)
-
-    def query_position(self) -> None:
-        """Ask the agent which request it expects, after a resume.
-
-        Raises:
-            BrokerUnreachable: no answer within the connection's `timeout_s`.
-            MoveError: the agent has executed more than the request after the last one.
-        """
-        connection, exchange = self.connection, self.exchange
-        deadline = connection.clock() + connection.timeout_s
-        probe = PLAIN.encode(Call("get", ""), self.sid, PROBE_SEQ)
-        while exchange.expected is None:
-            if connection.clock() > deadline:
-                raise BrokerUnreachable(
-                    f"The env agent at {self.open_msg.address!r} does not answer."
-                )
-            connection.link.send(probe)
-            connection.wait(lambda: exchange.expected is not None, connection.clock() + PROBE_S)
-        exchange.check_position()
 
     # --- the end ----------------------------------------------------------------------------------
 

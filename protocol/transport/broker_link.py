@@ -8,10 +8,10 @@ to either side; the ZeroMQ connection shows who is connected and alive.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import ConnectionFailed, GymwireError
 from gymwire.protocol.messages import Attach, Attached, Welcome
 from gymwire.protocol.transport.hosts import is_this_host
@@ -117,6 +117,14 @@ class BrokerLink:
             frame = self._dealer.receive()
             if frame is not None:
                 self._backlog.append(frame)
+
+    def send_all(self, frames: Sequence[Frame]) -> None:
+        """Send several frames, over a local channel with fewer calls of the kernel."""
+        if self._channel is not None and self._path is self._channel:
+            self._channel.send_all(frames)
+        else:
+            for frame in frames:
+                self.send(frame)
 
     # --- the rest of a transport ------------------------------------------------------------------
 

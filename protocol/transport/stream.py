@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -183,6 +184,39 @@ class Stream:
             self._handle_unsent(error)
             return False
         except BaseException:  # an interrupt: how many bytes were sent is unknown
+            self.end()
+            raise
+        return True
+
+    def write_all(self, frames: Sequence[bytes | bytearray], flags: int) -> bool:
+        """Send several frames, small ones together; keep in `unsent` what is not accepted at once.
+
+        Returns False, and drops the rest of the frames, if the socket accepts nothing or has
+        closed.
+        """
+        small: list[bytes | bytearray] = []
+        size = 0
+        for frame in frames:
+            small += (len(frame).to_bytes(LENGTH_SIZE, "little"), frame)
+            size += len(frame)
+            if size >= CHUNK:
+                if not self._write_joined(small, flags):
+                    return False
+                small, size = [], 0
+        return not small or self._write_joined(small, flags)
+
+    def _write_joined(self, parts: Sequence[bytes | bytearray], flags: int) -> bool:
+        if self.unsent is not None and not self.flush_pending(flags):
+            return False
+        data = b"".join(parts)
+        try:
+            sent = self._send(data, flags)
+            if sent != len(data):
+                self.unsent = memoryview(data)[sent:]
+        except OSError as error:
+            self._handle_unsent(error)
+            return False
+        except BaseException:  # as in `write`
             self.end()
             raise
         return True

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from gymwire.env_agent.crew import KEPT, Crew, Executor, Sequel
+from gymwire.env_agent.crew import KEPT, Crew, Executor, Reply, Sequel
 
 PATIENCE_S = 20.0
 
@@ -212,3 +213,43 @@ def test_the_executor_returns_to_its_role_if_no_thread_can_relieve_it(
     assert crew.reader is crew.own
     crew.collect(crew.own)
     assert called == [crew.own]
+
+
+def test_replies_that_are_ready_together_are_sent_together_and_in_their_order(
+    reader: Reader,
+) -> None:
+    crew = reader.crew
+    calls: list[Any] = []
+
+    def reply(frame: bytes) -> Reply:
+        return Reply(b"path", frame, lambda replies: calls.append([*replies]))
+
+    def other_sequel(_me: Executor) -> None:
+        calls.append("other")
+
+    for sequel in (reply(b"1"), reply(b"2"), other_sequel, None, reply(b"3"), other_sequel):
+        crew.own.jobs += 1
+        crew.outside += 1
+        crew.end_job(crew.own, sequel)
+    crew.collect(crew.own)
+    assert calls == [[(b"path", b"1"), (b"path", b"2")], "other", [(b"path", b"3")], "other"]
+    assert (crew.own.jobs, crew.outside) == (0, 0)
+
+
+def test_a_reader_that_loses_its_role_sends_no_more_replies(reader: Reader) -> None:
+    crew = reader.crew
+    calls: list[Any] = []
+
+    def lose(_me: Executor) -> None:
+        crew.reader = None
+
+    last = Reply(b"", b"2", calls.append)
+    for sequel in (Reply(b"", b"1", calls.append), lose, last):
+        crew.own.jobs += 1
+        crew.outside += 1
+        crew.end_job(crew.own, sequel)
+    crew.collect(crew.own)
+    assert calls == [[(b"", b"1")]]
+    crew.reader = crew.own
+    crew.collect(crew.own)
+    assert calls == [[(b"", b"1")], [(b"", b"2")]]

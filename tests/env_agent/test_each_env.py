@@ -22,7 +22,7 @@ from tests.vector_envs import Counters
 @pytest.fixture
 def vector() -> HostedVector:
     """Three environments, in wrappers, with the levels 1, 2 and 3."""
-    made = HostedVector([timed] * 3, autoreset_mode=AutoresetMode.SAME_STEP)
+    made = HostedVector([timed] * 3, AutoresetMode.SAME_STEP)
     made.set_attr("level", [1, 2, 3])
     return made
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
 import numpy as np
 import pytest
 import structlog.testing
+import zmq
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
@@ -17,6 +19,7 @@ from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.protocol import spaces
+from gymwire.protocol.capabilities import CAPABILITIES
 from gymwire.protocol.codec import PLAIN, Codec, read_header
 from gymwire.protocol.messages import (
     KINDS,
@@ -34,6 +37,8 @@ from gymwire.protocol.messages import (
     Result,
     Status,
 )
+from gymwire.protocol.security.keys import KeyPair
+from gymwire.protocol.security.signing import Challenge
 from gymwire.protocol.values import Opaque
 
 SID = 9
@@ -324,3 +329,26 @@ def test_a_reply_in_the_environments_memory_is_dropped_before_that_memory_change
     slot.session.restamp(b"previous reply")
     client.host.close(slot)
     assert kept == [b""] * 4
+
+
+@pytest.mark.parametrize("capabilities", [[], list(CAPABILITIES)])
+@pytest.mark.parametrize("key", [None, KeyPair(*zmq.curve_keypair())])
+def test_opened_is_the_same_for_each_session_but_for_its_own_fields(
+    capabilities: list[str], key: KeyPair | None
+) -> None:
+    host = SessionHost([Service("odd", Factory("Odd", Odd))], key)
+    challenge = b"" if key is None else Challenge().public
+    endpoints = [{"urls": ["unix:///a"]}, {"urls": ["unix:///b"]}, None]
+    found = []
+    for sid, direct in enumerate([*endpoints, *endpoints, endpoints[0], endpoints[0]]):
+        request = Open("odd", b"n" * 16, challenge=challenge, capabilities=capabilities)
+        frame = host.open(sid, 5, request, direct)
+        header, opened = read_header(frame), PLAIN.decode(frame if key is None else frame[:-16])
+        assert isinstance(opened, Opened)
+        assert (header.sid, header.seq) == (sid, 5)
+        assert opened.direct == direct
+        assert opened.key == (b"" if key is None else key.public)
+        assert opened.limits["stamps"] is (key is None)
+        assert host.open(sid, 5, request, direct) == frame  # repeated
+        found.append(replace(opened, direct=None))
+    assert found == found[:1] * 8

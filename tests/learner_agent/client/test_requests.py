@@ -3,7 +3,9 @@ from __future__ import annotations
 import pytest
 
 from gymwire.learner_agent.client.requests import RESEND_MAX_S, RESEND_S, BrokerRequests
-from gymwire.protocol.messages import Open
+from gymwire.protocol import codec
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.messages import Found, Message, Open, Opened
 
 NOW = 5.0
 
@@ -31,3 +33,47 @@ def test_busy_for_another_request_changes_nothing() -> None:
     request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
     requests.throttled(request.seq + 1, 4.0, NOW)
     assert requests.due(NOW + RESEND_S) == [request.frame]
+
+
+def _opened(agent: str) -> Opened:
+    return Opened([], [], None, None, {"id": "x"}, {}, None, 0, {}, agent)
+
+
+def _answer(requests: BrokerRequests, seq: int, message: Message, sid: int = 7) -> None:
+    frame = bytes(PLAIN.encode(message, sid, seq))
+    assert requests.receive(codec.read_header(frame), frame)
+
+
+def test_the_answered_requests_are_known_until_they_are_forgotten() -> None:
+    requests = BrokerRequests()
+    first, second = (requests.add(Open("cartpole", b"n" * 16), 0, NOW) for _ in range(2))
+    assert not requests.answered
+    for _ in range(2):  # a repeated answer changes nothing
+        _answer(requests, second.seq, Found([]))
+    assert requests.answered == {second.seq: second}
+    requests.forget([first, second])
+    assert not requests.answered
+
+
+def test_sessions_that_are_opened_together_share_equal_answers() -> None:
+    requests = BrokerRequests()
+    pending = [requests.add(Open("cartpole", b"n" * 16), 0, NOW) for _ in range(4)]
+    for sid, (request, agent) in enumerate(zip(pending, "abab", strict=True)):
+        _answer(requests, request.seq, _opened(agent), sid)
+    found = [one.answer for one in pending if one.answer is not None]
+    assert [header.sid for header, _, _ in found] == [0, 1, 2, 3]
+    assert [message for _, message, _ in found] == [_opened(agent) for agent in "abab"]
+    assert found[0][1] is found[2][1]
+    assert found[1][1] is found[3][1]
+
+
+def test_sessions_that_are_opened_one_after_another_share_nothing() -> None:
+    requests, answers = BrokerRequests(), []
+    for _ in range(2):
+        request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
+        _answer(requests, request.seq, _opened("a"))
+        requests.forget([request])
+        assert request.answer is not None
+        answers.append(request.answer[1])
+    assert answers[0] == answers[1]
+    assert answers[0] is not answers[1]

@@ -303,6 +303,47 @@ def test_a_router_that_does_not_read_does_not_stop_a_dealer_for_good(
         assert received[2] == frame(1024 * 1024)
 
 
+SIZES = [24, 25, 100, 8 * 1024 - 1, 8 * 1024, 24, 70_000, 24, 3_000, 3_000, 3_000, 24]
+
+
+@pytest.mark.parametrize("count", [1, 2, len(SIZES)])
+def test_frames_that_are_sent_together_arrive_one_by_one(
+    router: UnixRouter, dealer: UnixDealer, count: int
+) -> None:
+    rid = introduced(dealer, router)
+    sent = [frame(size, salt) for salt, size in enumerate(SIZES[:count])]
+    router.send_all(rid, sent)
+    assert [answer(dealer, router) for _ in sent] == sent
+    dealer.send_all(sent)
+    assert [bytes(receive(router)[2]) for _ in sent] == sent
+
+
+def test_frames_that_are_sent_together_to_nobody_are_dropped(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    router.send_all(b"\2" + bytes(15), [frame(24)])
+    dealer.end()
+    dealer.send_all([frame(24)])
+
+
+def test_frames_sent_together_to_a_peer_that_does_not_read_arrive_whole_or_not_at_all(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    rid = introduced(dealer, router)
+    sent = [frame(24 + salt % 900, salt) for salt in range(9_000)]  # more than the kernel takes
+    router.send_all(rid, sent)
+    other = [frame(24, 90_000), frame(24, 90_001)]
+    router.send_all(rid, other)  # too early, or else behind all that was taken
+    found = []
+    while (data := dealer.receive()) is not None:
+        found.append(bytes(data))
+        router.receive(wait=False)
+    assert 0 < len(found) < len(sent)
+    assert found == sent[: len(found)]
+    router.send_all(rid, other)
+    assert [answer(dealer, router) for _ in other] == other
+
+
 # --- connections ----------------------------------------------------------------------------------
 
 

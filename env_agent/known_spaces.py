@@ -1,0 +1,159 @@
+"""What an env agent knows about spaces, computed once for all that are equal.
+
+Each session has an environment of its own, and so spaces of its own. If thousands open at once, to
+describe and compile the same space again and again would take most of the time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from gymnasium import Space, spaces
+
+from gymwire.protocol import space_codecs, values
+from gymwire.protocol import spaces as descriptions
+from gymwire.protocol.space_codecs import SpaceCodec
+
+MAX_KNOWN = 64  # spaces that differ
+MAX_DEPTH = 8  # of the spaces that are shared
+MAX_KEY = 64  # bytes of an array in a key; a longer one is represented by its digest
+MAX_ITEMS = 64  # parts of a space that has a key
+
+_KNOWN: dict[Hashable, KnownSpace] = {}
+_KEY_TYPES = {bool, int, str}
+
+
+@dataclass(frozen=True)
+class KnownSpace:
+    """What follows from a space alone. Equal spaces of Gymnasium's own classes share an instance.
+
+    Attributes:
+        fingerprint: what `fingerprint` returned.
+        text: the beginning of its repr.
+        description: its description, which must not be changed.
+        codec: its codec.
+    """
+
+    fingerprint: object
+    text: str
+    description: list[list[Any]]
+    codec: SpaceCodec
+
+    @cached_property
+    def digest(self) -> bytes:
+        """The digest of the description: equal for spaces that learners cannot tell apart."""
+        return hashlib.sha256(values.encode(self.description)).digest()
+
+
+def known(space: Space[Any], name: str) -> KnownSpace:
+    """Return what is known about a space; errors name it by `name`.
+
+    Raises UnsupportedSpaceError.
+    """
+    key = key_of(space)
+    found = None if key is None else _KNOWN.get(key)
+    if found is not None:
+        return found
+    text = repr(space)[:200]  # first: a Box keeps parts of its text
+    found = KnownSpace(
+        fingerprint(space) if key is None else key,
+        text,
+        descriptions.describe(space, root=name),
+        space_codecs.compile(space),
+    )
+    if key is not None:
+        if len(_KNOWN) >= MAX_KNOWN:
+            _KNOWN.clear()
+        _KNOWN[key] = found
+    return found
+
+
+def fingerprint(space: Space[Any]) -> object:
+    """Return something that is equal only for a space that has not changed.
+
+    It may differ although the space is the same: some attributes are set when they are first used.
+    """
+    key = key_of(space)
+    return _attributes(space) if key is None else key
+
+
+# --- keys -----------------------------------------------------------------------------------------
+
+
+def key_of(space: Space[Any]) -> Hashable | None:
+    """Return a key that is equal only for equal spaces of the same classes, dtypes included.
+
+    Returns None for spaces that are large, or not of Gymnasium's most frequent classes.
+    """
+    try:
+        return _key(space, 0)
+    except _NoKeyError:
+        return None
+
+
+class _NoKeyError(Exception):
+    """A space without a key."""
+
+
+def _key(space: object, depth: int) -> Hashable:
+    kind: Any = type(space)
+    part: Any = space
+    if depth > MAX_DEPTH:
+        raise _NoKeyError
+    if kind is spaces.Box:
+        bounds = (part.low, part.high, part.bounded_below, part.bounded_above)
+        return (kind, part.dtype, part.shape, *map(_array_key, bounds))
+    if kind is spaces.Discrete:
+        return kind, part.dtype, *map(_number_key, (part.n, part.start))
+    if kind is spaces.MultiDiscrete:
+        return kind, part.dtype, part.shape, _array_key(part.nvec), _array_key(part.start)
+    if kind is spaces.MultiBinary and isinstance(part.n, int | tuple):
+        return kind, part.n
+    if kind is spaces.Tuple and len(part.spaces) <= MAX_ITEMS:
+        return kind, *(_key(one, depth + 1) for one in part.spaces)
+    if kind is spaces.Dict and len(part.spaces) <= MAX_ITEMS:
+        items = part.spaces.items()
+        order = bool(getattr(space, "sort_keys", True))
+        if not _KEY_TYPES.issuperset(map(type, part.spaces)):
+            raise _NoKeyError
+        return kind, order, *((type(k), k, _key(one, depth + 1)) for k, one in items)
+    raise _NoKeyError
+
+
+def _array_key(array: object) -> Hashable:
+    if not isinstance(array, np.ndarray | np.generic) or array.dtype.hasobject:
+        raise _NoKeyError
+    content = array.tobytes()
+    if len(content) > MAX_KEY:
+        content = hashlib.sha256(content).digest()
+    return array.dtype, array.shape, content
+
+
+def _number_key(number: object) -> Hashable:
+    if not isinstance(number, int | np.integer):
+        raise _NoKeyError
+    return int(number)
+
+
+# --- all other spaces -----------------------------------------------------------------------------
+
+
+_PLAIN = (bool, int, float, str, bytes, np.dtype)
+
+
+def _attributes(value: Any) -> object:
+    """Return the attributes of a space, or of a part of one, in a form to compare."""
+    if isinstance(value, Space):
+        return [(k, _attributes(part)) for k, part in vars(value).items() if k != "_np_random"]
+    if type(value) is np.ndarray:
+        return value.dtype, value.shape, hash(value.tobytes())
+    if isinstance(value, Mapping):
+        return [(key, _attributes(part)) for key, part in value.items()]
+    if isinstance(value, list | tuple):
+        return [_attributes(part) for part in value]
+    return value if isinstance(value, _PLAIN) else id(value)

@@ -1,0 +1,95 @@
+"""Vectors that are made after the pattern of an earlier one."""
+
+from __future__ import annotations
+
+import copy
+from functools import partial
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import Space
+from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from gymwire.env_agent import hosted_vector
+from gymwire.env_agent.hosted_vector import MAX_ENVS, MAX_PATTERNS, HostedVector
+from gymwire.protocol import spaces
+from tests.sameness import assert_same
+from tests.space_zoo import ZOO
+
+MODE = AutoresetMode.NEXT_STEP
+
+
+class Env(gymnasium.Env[Any, Any]):
+    """Observes samples of its space."""
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 7}  # noqa: RUF012 - Gymnasium's way
+
+    def __init__(self, space: Space[Any], render_mode: str | None = None) -> None:
+        self.observation_space = spaces.build(spaces.describe(space))
+        self.action_space = Discrete(2)
+        self.render_mode = render_mode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        if seed is not None:
+            self.observation_space.seed(seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return self.observation_space.sample(), 1.0, bool(action), False, {}
+
+
+def _played(envs: Any) -> list[Any]:
+    actions = np.arange(envs.num_envs) % 2
+    return copy.deepcopy([envs.reset(seed=3), *(envs.step(actions) for _ in range(3))])
+
+
+@pytest.mark.parametrize("num_envs", [1, 3, MAX_ENVS + 1])
+@pytest.mark.parametrize("name", sorted(ZOO.keys() - {"box-widest"}))
+def test_a_vector_equals_gymnasiums(name: str, num_envs: int) -> None:
+    makers = [partial(Env, ZOO[name], "rgb_array")] * num_envs
+    for _ in range(2):  # the second one is made after the pattern of the first
+        try:
+            theirs = SyncVectorEnv(makers, copy=False, autoreset_mode=MODE)
+        except Exception as error:  # noqa: BLE001 - such spaces cannot be batched
+            with pytest.raises(type(error)):
+                HostedVector(makers, MODE)
+            return
+        made = HostedVector(makers, MODE)
+        assert vars(made).keys() - vars(theirs).keys() == {"cast"}
+        for key in vars(theirs).keys() - {"env_fns", "envs"}:
+            assert_same(vars(made)[key], vars(theirs)[key], key)
+        assert made.single_observation_space is made.envs[0].observation_space
+        assert made.single_action_space is made.envs[0].action_space
+        assert_same(_played(made), _played(theirs))
+
+
+def test_vectors_of_one_pattern_share_no_buffer() -> None:
+    makers = [partial(Env, Dict(a=Box(0, 9, (3,)), b=Discrete(90)))] * 2
+    one, other, third = (HostedVector(makers, MODE) for _ in range(3))
+    before = _played(other)
+    _played(one)
+    assert_same(_played(other), before)
+    assert_same(_played(third), before)
+    buffers = [copy.copy(vars(each)) for each in (one, other, third)]
+    for name in ("_rewards", "_terminations", "_truncations", "_autoreset_envs"):
+        assert len({id(each[name]) for each in buffers}) == 3
+    assert len({id(each["_observations"]["a"]) for each in buffers}) == 3
+
+
+def test_environments_with_different_spaces_are_refused_as_by_gymnasium() -> None:
+    makers = [partial(Env, Box(0, 1, (n,))) for n in (2, 3)]
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="observation"):
+            HostedVector(makers, MODE)
+
+
+def test_the_number_of_patterns_is_bounded() -> None:
+    for n in range(MAX_PATTERNS + 3):
+        HostedVector([partial(Env, Discrete(n + 2))], MODE)
+    assert len(hosted_vector._PATTERNS) <= MAX_PATTERNS
