@@ -176,8 +176,8 @@ def test_open_goes_to_the_agent_with_a_sid_and_the_learners_identity() -> None:
     assert forwarded.rid == ENV
     assert forwarded.header.sid != 0
     assert forwarded.header.seq == 5
-    assert forwarded.message == Open(
-        "cartpole", NONCE, "rgb_array", {"a": 1}, 3, "NextStep", True, learner="key"
+    assert forwarded.message == replace(
+        request, learner="key", learner_name="anyone", learner_host="host", learner_pid=0
     )
 
 
