@@ -281,7 +281,7 @@ class Core:
                 address, env = message.address, message.env_id
                 if offers.accept(self._tables, peer, message, header.head_len):
                     facts = {"agent": peer.agent_id, "host": peer.host, "pid": peer.pid}
-                    self._journal.note("offer accepted", address=address, env=env, **facts)
+                    self._journal.note("offering", address=address, env=env, **facts)
                 return [Send.message(peer.rid, Offered(address), 0, header.seq)]
             case Withdraw():
                 self._peers.withdraw(peer, message.address)

@@ -19,6 +19,7 @@ from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import BusyReason, Code, Observe, Report, Role, Stop, Stopped
 from gymwire.protocol.process_ids import session_text
 
+UNREACHABLE_RETRY_S = 0.5  # when to repeat a STOP for an env agent that is not quite connected
 MAX_ROWS = 1000  # of a REPORT
 
 
@@ -89,20 +90,16 @@ class Operators:
             if not peer.rights.may_stop(name):
                 raise Refusal(Code.DENIED, not_allowed(peer, "stop", name))
         processes = {loop.process for loop in loops}
-        reached = [
-            one
-            for one in peers
-            if one.role == Role.PROGRESS
-            and one.process in processes
-            and OBSERVE in one.capabilities
-        ]
+        reached = [one for one in peers if one.role == Role.PROGRESS and one.process in processes]
         first = loops[0]
-        if not reached:
+        if any(OBSERVE not in one.capabilities for one in reached):
             raise Refusal(
                 Code.NOT_STOPPED,
-                f"The env agent on {first.host} ({first.software}) takes no STOP: it is of an "
-                f"earlier release, or not connected. Send SIGTERM to its process there.",
+                f"The env agent on {first.host} ({first.software}) is of an earlier release, which "
+                f"cannot be stopped through the broker. Send SIGTERM to its process there.",
             )
+        if len({one.process for one in reached}) < len(processes):  # some are just starting
+            raise RetryLater(BusyReason.UNREACHABLE, UNREACHABLE_RETRY_S)
         for loop in loops:
             loop.draining.update(loop.offers)
         facts = {"host": first.host, "pid": first.pid, "offers": sorted(first.offers)}

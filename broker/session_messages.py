@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from gymwire.broker.events import Send
 from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.quotas import Quotas
-from gymwire.broker.refusals import NOT_YOURS, Refusal, RetryLater
+from gymwire.broker.refusals import MAX_WHY, NOT_YOURS, Refusal, RetryLater
 from gymwire.broker.sessions import MAX_LOSSES, Sessions
 from gymwire.broker.tables import Peer, Session, Tables
 from gymwire.protocol.codec import PLAIN, Header
@@ -71,7 +73,10 @@ class SessionMessages:
         lost = session.is_open and _reports_loss(header, data)
         if header.kind is Kind.CLOSED or not session.is_open or lost:
             self._sessions.drop(session, Loss.AGENT_FORGOT if lost else None)
-            if session.is_open:
+            if header.kind is Kind.ERROR and not session.is_open:
+                why = _error_text(header, data)
+                self._journal.note("session refused", **session.facts, why=why)
+            elif session.is_open:
                 facts = {**session.facts, "relayed": session.frames}
                 if lost:
                     self._journal.note("session lost", **facts, why=Loss.AGENT_FORGOT)
@@ -158,6 +163,14 @@ def _not_bound(peer: Peer, session: Session) -> RetryLater | Refusal:
     if session.learner in (None, peer):
         return RetryLater(BusyReason.HELLO, 0.0)
     return Refusal(Code.DENIED, NOT_YOURS)
+
+
+def _error_text(header: Header, data: bytes | memoryview) -> str:
+    with contextlib.suppress(DecodingError):  # the learner finds out
+        error = PLAIN.decode(data, header)
+        if isinstance(error, Error):
+            return error.text[:MAX_WHY]
+    return ""
 
 
 def _reports_loss(header: Header, data: bytes | memoryview) -> bool:

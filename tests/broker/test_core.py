@@ -1028,7 +1028,7 @@ def test_the_log_notes_offers_and_sessions(broker: Broker) -> None:
     broker.say(env, Closed(), sid, 1)
     broker.say(env, Bye())
     events = [note.event for note in broker.core.take_notes()]
-    assert events == ["offer accepted", "session opened", "session closed", "agent left"]
+    assert events == ["offering", "session opened", "session closed", "agent left"]
     assert broker.now == LONG_AFTER_START
 
 

@@ -398,6 +398,13 @@ def test_an_env_agent_of_an_earlier_release_is_not_stopped(broker: Broker) -> No
     assert "Send SIGTERM" in error.text
 
 
+def test_a_stop_waits_for_the_progress_connections_of_all_processes(broker: Broker) -> None:
+    broker.env()
+    [one] = observed(broker).offers
+    assert only(broker.say(OPERATOR, Stop(one["agent"]), seq=5), Busy).reason == "unreachable"
+    assert observed(broker).offers[0]["state"] == "ready"
+
+
 def test_an_env_agent_is_stopped_only_with_the_right_for_all_its_addresses() -> None:
     broker = Broker(policy=parse_policy('observe = ["*"]\nstop = ["lab/*"]'))
     hello = Hello(Role.PROGRESS, ENV, "gymwire test", "lab", [], [OBSERVE])
