@@ -16,7 +16,7 @@ PARTS = 4  # parts of equal size of each power of two
 FIRST = -30  # the exponent of the shortest time that is told apart, about a nanosecond
 SIZE = PARTS * 60  # the longest takes 17 years
 OFFSET = -PARTS * (FIRST + 2)
-HALF_LIFE_S = 10.0  # a step counts half as much as one that came so much later
+HALF_LIFE = 10.0  # seconds: a step counts half as much as one that came so much later
 LEAST = 0.01  # of a step: what counts less is forgotten
 MAX_ROWS = 500  # of sessions in one second: the others come later
 
@@ -90,7 +90,7 @@ class StepReports:
 def _row(one: Running, last: _Reported, now: float) -> list[Any]:
     passed_s = max(now - last.at, 1e-3)
     rate = (one.steps - last.steps) / passed_s
-    _update(last, one.times, 0.5 ** (passed_s / HALF_LIFE_S))
+    _update(last, one.times, 0.5 ** (passed_s / HALF_LIFE))
     last.at, last.steps = now, one.steps
     last.is_idle = one.busy_since is None and not rate
     busy_s = 0.0 if one.busy_since is None else max(0.0, now - one.busy_since)
