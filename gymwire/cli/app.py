@@ -73,6 +73,18 @@ COMMANDS = {
         "List the addresses on offer.",
         ("gymwire ls", "gymwire ls -v --broker tcp://broker.example.org:5555"),
     ),
+    "ps": Summary(
+        "List offers, sessions and counters of a broker.",
+        ("gymwire ps", "gymwire ps --json"),
+    ),
+    "top": Summary(
+        "Watch offers, sessions and counters of a broker.",
+        ("gymwire top", "gymwire top --broker tcp://broker.example.org:5555 --key keys/me.key"),
+    ),
+    "stop": Summary(
+        "End a session, or let an env agent drain.",
+        ("gymwire stop 5f3a", "gymwire stop 0a1b2c3d4e --json"),
+    ),
     "check": Summary(
         "Run Gymnasium's environment checker, and measure where the time of a step goes.",
         ("gymwire check cartpole", "gymwire check cartpole --steps 10000 --json"),

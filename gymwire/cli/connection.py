@@ -57,10 +57,16 @@ class AgentOptions(LogOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LearnerOptions(AgentOptions):
+class AskingOptions(AgentOptions):
     """The options of every command that asks a broker for something."""
 
     timeout_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerOptions(AskingOptions):
+    """The options of every command that asks a broker for something once, and prints it."""
+
     json: bool
 
 

@@ -15,7 +15,8 @@ DEFAULT_BROKER = "tcp://127.0.0.1:5555"  # that of protocol/address.py; a test c
 DEMO_ADDRESS = "price-market"
 
 LEARNERS = ("check", "run", "train")  # the commands that open a session
-AGENTS = ("serve", "ls", *LEARNERS)  # the commands that connect to a broker
+OPERATORS = ("ps", "top", "stop")  # the commands that ask the broker what it knows
+AGENTS = ("serve", "ls", *OPERATORS, *LEARNERS)  # the commands that connect to a broker
 SERVERS = ("broker", *AGENTS)
 
 OPTIONS = (
@@ -229,8 +230,16 @@ OPTIONS = (
     Option(
         keyword="json",
         kind=kinds.FLAG,
-        commands=("ls", *LEARNERS),
+        commands=("ls", "ps", "stop", *LEARNERS),
         help="print one JSON object to standard output, and everything else to standard error",
+    ),
+    Option(
+        keyword="target",
+        kind=kinds.TEXT,
+        commands=("stop",),
+        metavar="TARGET",
+        help="the id of a session or of an env agent, or its beginning, as `gymwire ps` shows it",
+        positional=True,
     ),
     # --- the broker -------------------------------------------------------------------------------
     Option(
@@ -324,7 +333,7 @@ OPTIONS = (
     Option(
         keyword="wait_s",
         kind=kinds.SECONDS,
-        commands=("ls", *LEARNERS),
+        commands=("ls", *OPERATORS, *LEARNERS),
         default="0",
         metavar="S",
         panel="Connection",
@@ -333,7 +342,7 @@ OPTIONS = (
     Option(
         keyword="timeout_s",
         kind=kinds.POSITIVE_SECONDS,
-        commands=("ls", *LEARNERS),
+        commands=("ls", *OPERATORS, *LEARNERS),
         default="60",
         metavar="S",
         panel="Connection",

@@ -1,0 +1,68 @@
+"""`gymwire ps`: print once what `gymwire top` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from rich.text import Text
+
+from gymwire.cli.connection import AskingOptions, LearnerOptions
+from gymwire.cli.observed import counter_line, offer_lines, session_lines, summary_lines
+from gymwire.cli.output import Json, Output
+from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.observing import Observation, observe
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(LearnerOptions):
+    """The options of `gymwire ps`."""
+
+
+def command(options: Options, output: Output) -> int:
+    """Print the broker's offers, sessions and counters. Returns the exit status."""
+    with connected(options) as connection:
+        found = observe(connection)
+    output.result(**as_json(found, options.broker))
+    console = output.text
+    width = console.width if console.is_terminal else None
+    for text in (*summary_lines(found, options.broker), counter_line(found.broker)):
+        output.say(text)
+    lines = [*offer_lines(found.offers, width)] if found.offers else []
+    lines += [Text(""), *session_lines(found.sessions, width)] if found.sessions else []
+    for line in (Text(""), *lines) if lines else ():
+        console.print(line, soft_wrap=True)
+    return 0
+
+
+@contextmanager
+def connected(options: AskingOptions) -> Iterator[BrokerConnection]:
+    """Connect to the broker; an operator's key is enough."""
+    options.credentials()
+    connection = BrokerConnection(
+        options.broker,
+        timeout_s=options.timeout_s,
+        wait_s=options.wait_s,
+        key=options.key,
+        broker_key=options.broker_key,
+    )
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def as_json(found: Observation, url: str) -> dict[str, Json]:
+    """Return the observation as docs/reference/command.md describes it."""
+    sessions = []
+    for one in found.sessions:
+        row = asdict(one)
+        del row["sid"]  # programs in JavaScript would round it
+        sessions.append({"id": one.id, **row})
+    return {
+        "broker": url,
+        "totals": asdict(found.broker),
+        "offers": [asdict(one) for one in found.offers],
+        "sessions": sessions,
+    }

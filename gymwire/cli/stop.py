@@ -1,0 +1,75 @@
+"""`gymwire stop`: end a session, or let an env agent drain."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gymwire.cli.connection import LearnerOptions
+from gymwire.cli.output import Output
+from gymwire.cli.ps import connected
+from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.observing import observe, stop_agent, stop_session
+from gymwire.protocol.errors import ConfigurationError, Denied, Refused
+
+SESSION_ID, AGENT_ID = 16, 10  # characters of a whole id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(LearnerOptions):
+    """The options of `gymwire stop`."""
+
+    target: str | None
+
+
+def command(options: Options, output: Output) -> int:
+    """Stop what the target names. Returns the exit status."""
+    target = (options.target or "").lower()
+    if not target or not set(target) <= set("0123456789abcdef") or len(target) > SESSION_ID:
+        raise ConfigurationError(
+            f"{options.origins.get('target', 'TARGET')}: expected the id of a session or of an env "
+            f"agent, or its beginning, got {options.target or ''!r:.50}. `gymwire ps` lists them."
+        )
+    with connected(options) as connection:
+        session, agent = find(connection, target)
+        if session is not None:
+            stopped = stop_session(connection, int(session, 16))
+            output.result(session=session, agent=None, processes=0, sessions=int(stopped))
+            output.say(f"session {session} {'stopped' if stopped else 'had ended already'}")
+        elif agent is not None:
+            answer = stop_agent(connection, agent)
+            counts = {"processes": answer.processes, "sessions": answer.sessions}
+            output.result(session=None, agent=agent, **counts)
+            output.say(
+                f"env agent {agent} is draining: {answer.processes} processes, and "
+                f"{answer.sessions} sessions, which may go on until its --grace is over"
+            )
+    return 0
+
+
+def find(connection: BrokerConnection, target: str) -> tuple[str | None, str | None]:
+    """Return the ids of the session, or of the env agent, that begins with `target`.
+
+    Raises Refused if there are none or several, and Denied if the key may not observe and `target`
+    is not a whole id.
+    """
+    try:
+        found = observe(connection)
+    except Denied:  # the right to stop is enough for a whole id
+        if len(target) == SESSION_ID:
+            return target, None
+        if len(target) == AGENT_ID:
+            return None, target
+        raise
+    sessions = {one.id for one in found.sessions if one.id.startswith(target)}
+    agents = {one.agent for one in found.offers if one.agent.startswith(target)}
+    if len(sessions) + len(agents) > 1:
+        raise Refused(
+            f"{len(sessions)} sessions and {len(agents)} env agents begin with {target!r}. Give "
+            f"more characters."
+        )
+    if not sessions and not agents:
+        raise Refused(
+            f"No session and no env agent that you may see begins with {target!r}. `gymwire ps` "
+            f"lists them."
+        )
+    return next(iter(sessions), None), next(iter(agents), None)
