@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
@@ -374,5 +375,78 @@ def test_a_lost_episode_is_replayed(go: Callable[[Body], None], programs: Progra
             local.reset(seed=1)
             local.step(0)
             assert_same(await env.step(1), local.step(1))
+
+    go(body)
+
+
+@pytest.mark.parametrize("direct", ["never", "always"])
+def test_cancellations_at_any_time_lose_nothing_among_many_tasks(
+    go: Callable[[Body], None], url: str, direct: str
+) -> None:
+    rng = random.Random(1)
+
+    async def play(connection: Connection, seed: int) -> None:
+        local = gymnasium.make(ENV)
+        async with ProxyEnv("cartpole", connection=connection, direct=direct) as env:
+            assert_same(await env.reset(seed=seed), local.reset(seed=seed))
+            for step in range(8):
+                got = None
+                while got is None:
+                    with anyio.move_on_after(rng.random() * 0.02):
+                        got = await env.step(step % 2)
+                assert_same(got, local.step(step % 2))
+
+    async def body() -> None:
+        async with Connection(url) as connection, anyio.create_task_group() as group:
+            for seed in range(30):
+                group.start_soon(play, connection, seed)
+
+    go(body)
+
+
+def test_each_of_many_tasks_learns_of_a_lost_agent_and_of_a_restarted_broker(
+    go: Callable[[Body], None], programs: Programs, gates: Gates
+) -> None:
+    broker, url = programs.broker()
+    service = ("--env", SLOW, "--address", "gate", "--max-sessions", "20")
+    agent = programs.env_agent(url, *service)
+    ended: list[Any] = []
+
+    async def body() -> None:
+        async with Connection(url) as connection:
+            envs = [
+                ProxyEnv("gate", connection=connection, env_kwargs=gates.kwargs) for _ in range(20)
+            ]
+
+            async def step(env: ProxyEnv) -> None:
+                try:
+                    ended.append((await env.step(np.array([1, 2])))[1])
+                except EnvironmentLost as error:
+                    ended.append(type(error))
+
+            async def in_steps(act: Callable[[], object]) -> None:
+                gates.shut()
+                ended.clear()
+                async with anyio.create_task_group() as group:
+                    for env in envs:
+                        group.start_soon(step, env)
+                    await anyio.sleep(0.2)
+                    act()
+                    gates.open()
+
+            for env in envs:
+                await env.open()
+                await env.reset()
+
+            def restart() -> None:
+                broker.kill()
+                programs.broker(url)
+
+            await in_steps(restart)
+            assert ended == [1.0] * 20
+            await in_steps(agent.kill)
+            assert ended == [EnvironmentLost] * 20
+            for env in envs:
+                await env.close()
 
     go(body)
