@@ -56,6 +56,11 @@ def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
         gymwire.Proxy  # noqa: B018
 
 
+def test_importing_the_proxies_loads_no_event_loop() -> None:
+    loaded = "[name for name in ('anyio', 'greenlet', 'gymwire.aio') if name in sys.modules]"
+    assert run(f"import sys, gymwire; gymwire.ProxyEnv; print({loaded})") == "[]"
+
+
 def test_importing_gymwire_loads_no_heavy_package() -> None:
     loaded = f"[name for name in {HEAVY} if name in sys.modules]"
     assert run(f"import gymwire, sys; gymwire.__version__; print({loaded})") == "[]"

@@ -13,7 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from gymwire.learner_agent.client.direct import DirectLinks
 from gymwire.learner_agent.client.failures import error_for, malformed
@@ -29,7 +29,7 @@ from gymwire.learner_agent.client.requests import (
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.threads import is_elsewhere, is_ours, wait_while
-from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_SHARE, Source, wait
+from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_SHARE, Source, Waiting, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
@@ -86,6 +86,8 @@ def _close_at_exit() -> None:
 class BrokerConnection:
     """A connection to the broker at `url`, ready for requests.
 
+    A subclass may wait in another way: it replaces `waiting`, and the class of its sessions.
+
     Args:
         url: the broker's URL.
         timeout_s: how long to wait without hearing from the broker, in seconds.
@@ -104,6 +106,9 @@ class BrokerConnection:
         VersionMismatch: the broker uses another version of the protocol.
         ConfigurationError: an argument is wrong.
     """
+
+    session_type: ClassVar[type[RemoteSession]] = RemoteSession
+    waiting: Waiting = staticmethod(wait)
 
     def __init__(
         self,
@@ -338,7 +343,7 @@ class BrokerConnection:
 
         Returns False if the deadline comes first. Raises BrokerUnreachable, Denied.
         """
-        return wait(
+        return self.waiting(
             until, deadline, sources=sources or (self,), run_timers=self.tick, clock=self.clock
         )
 

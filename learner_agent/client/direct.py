@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gymwire.learner_agent.client.waiting import wait
+from gymwire.learner_agent.client.waiting import Waiting, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.codec import PLAIN, Header
@@ -49,6 +49,11 @@ class DirectLink:
         self.sessions: dict[int, DirectPath] = {}
         self._is_connected = False
         self._not_up: dict[int, DirectPath] = {}  # those that the agent has not confirmed
+
+    @property
+    def path(self) -> Transport:
+        """The connection, as a source of frames."""
+        return self.transport
 
     def add(self, path: DirectPath) -> None:
         """Let a session use this connection, once the agent has confirmed it."""
@@ -164,6 +169,11 @@ class DirectLinks:
             transport = self._dial(urls, key=key, server_key=server_key)
             found = self._links[*urls, server_key] = DirectLink(transport)
         return found
+
+    @property
+    def all(self) -> list[DirectLink]:
+        """The connections at present."""
+        return list(self._links.values())
 
     def remove(self, path: DirectPath) -> None:
         """End a session's use of its connection."""
@@ -312,7 +322,9 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
         except GymwireError as error:
             why[session.sid] = str(error)
     if dialled:
-        wait_until_attached(dialled, ALWAYS_S if required else AUTO_S, sessions[0].connection.clock)
+        connection = sessions[0].connection
+        timeout_s = ALWAYS_S if required else AUTO_S
+        wait_until_attached(dialled, timeout_s, connection.clock, connection.waiting)
     for session in sessions:
         try:
             session.paths.finish_setup(why.get(session.sid, ""), required=required)
@@ -322,12 +334,15 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
 
 
 def wait_until_attached(
-    dialled: Sequence[DirectPath], timeout_s: float, clock: Callable[[], float]
+    dialled: Sequence[DirectPath],
+    timeout_s: float,
+    clock: Callable[[], float],
+    waiting: Waiting = wait,
 ) -> None:
     """Wait until each of these is up or denied, for at most `timeout_s` seconds."""
     setup = _Setup(dialled)
     setup.check()
-    wait(
+    waiting(
         lambda: not setup.pending,
         clock() + timeout_s,
         sources=(setup,),

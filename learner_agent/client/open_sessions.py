@@ -243,7 +243,7 @@ class SessionOpener:
     ) -> RemoteSession:
         connection = self._connection
         try:
-            session = RemoteSession(connection, header.sid, open_msg, opened, signer)
+            session = connection.session_type(connection, header.sid, open_msg, opened, signer)
         except GymwireError:  # for example, an unknown kind of space: the slot must not stay in use
             close = PLAIN.encode(Close(), header.sid, 1)
             connection.link.send(close if signer is None else signer.sign(close))

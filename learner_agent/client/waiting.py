@@ -24,6 +24,22 @@ class Source(Protocol):
         """Handle a frame; return whether it answers a request."""
 
 
+class Waiting(Protocol):
+    """A way to wait: `wait`, or what does the same in another way."""
+
+    def __call__(
+        self,
+        until: Callable[[], bool],
+        deadline: float | None,
+        *,
+        sources: Sequence[Source],
+        run_timers: Callable[[float], None],
+        clock: Callable[[], float],
+        tick_s: float = TICK_S,
+    ) -> bool:
+        """Receive frames until a condition holds; return False if the deadline comes first."""
+
+
 def wait(
     until: Callable[[], bool],
     deadline: float | None,

@@ -34,6 +34,7 @@ class ProxyOptions:
         ConfigurationError: no address, or a value that an option cannot have.
     """
 
+    CONNECTION: ClassVar[type[BrokerConnection]] = BrokerConnection
     KIND: ClassVar[str] = EnvKind.ENV
     ON_LOST: ClassVar[tuple[str, ...]] = ("raise", "replay")
     HUMAN_HINT: ClassVar[str] = (
@@ -64,7 +65,7 @@ class ProxyOptions:
                 "No address given. Pass one, such as ProxyEnv('cartpole'), or set "
                 "GYMWIRE_ADDRESS. `gymwire ls` lists the addresses on offer."
             )
-        broker = _resolve(self.broker, "GYMWIRE_BROKER", DEFAULT_BROKER, check_url)
+        broker = broker_url(self.broker)
         if self.on_lost not in self.ON_LOST:
             choices = " or ".join(f'"{choice}"' for choice in self.ON_LOST)
             raise ConfigurationError(f"on_lost must be {choices}, not {self.on_lost!r:.100}.")
@@ -92,7 +93,7 @@ class ProxyOptions:
         Raises:
             BrokerUnreachable, Denied, VersionMismatch, ConfigurationError.
         """
-        return BrokerConnection(
+        return self.CONNECTION(
             self.broker,
             timeout_s=self.timeout_s,
             wait_s=self.wait_s,
@@ -200,6 +201,14 @@ class VectorProxyOptions(ProxyOptions):
             ) from None
         object.__setattr__(self, "autoreset_mode", mode.value)
         super().__post_init__()
+
+
+def broker_url(broker: str) -> str:
+    """Return this URL or, if it is empty, that of GYMWIRE_BROKER or the default.
+
+    Raises AddressError.
+    """
+    return _resolve(broker, "GYMWIRE_BROKER", DEFAULT_BROKER, check_url)
 
 
 def _resolve(value: str, variable: str, default: str, check: Callable[[str], object]) -> str:

@@ -241,7 +241,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             MoveError: the session has executed more than one request since the token was made.
         """
         kept = session_token.decode(token)
-        options = ProxyOptions(**kept.kwargs)
+        options = cls._OPTIONS(**kept.kwargs)
         connection = options.connect()
         env = cls.__new__(cls)
         try:

@@ -10,7 +10,10 @@ import pytest
 from tests.docs.pages import read
 from tests.processes import ROOT
 
-PARTS = ("protocol", "broker", "env_agent", "learner_agent/client", "learner_agent/proxies")
+PARTS = (
+    *("protocol", "broker", "env_agent"),
+    *("learner_agent/aio", "learner_agent/client", "learner_agent/proxies"),
+)
 NAMED = re.compile(r"`(\w+\.[A-Z_]+_S)`")
 
 

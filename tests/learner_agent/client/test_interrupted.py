@@ -113,7 +113,7 @@ def in_memory() -> Iterator[Network]:
         def connect(_url: str, *, timeout_s: float, wait_s: float, **_: object) -> BrokerConnection:
             return network.connection(timeout_s, wait_s)
 
-        patch.setattr(options, "BrokerConnection", connect)
+        patch.setattr(options.ProxyOptions, "CONNECTION", staticmethod(connect))
         network.env_agent(service(address="moody", env=ENV))
         yield network
 

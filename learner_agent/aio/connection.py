@@ -1,0 +1,329 @@
+"""A connection to a broker that many tasks of one event loop use at the same time.
+
+One of the waiting tasks is the reader: it waits for input, receives, runs the timers and wakes the
+tasks that have got their answers. When its own answer has come, another one becomes the reader. So
+there is no task in the background, and while nobody waits, nothing runs: as with a connection that
+blocks.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import selectors
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, ClassVar
+
+from gymwire.learner_agent.aio.calls import anyio, suspend
+from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.session import Data, RemoteSession
+from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_SHARE, Source, wait
+from gymwire.protocol.codec import Header
+from gymwire.protocol.errors import BrokerUnreachable, EnvironmentClosed, GymwireError
+from gymwire.protocol.step_codec import Step
+from gymwire.protocol.transport.dealer import Dealer
+
+DIAL_S = 0.005  # between two attempts to send HELLO while the connection is being made
+SETUP_S = 0.02  # the shortest pause between two checks of direct connections that are being made
+
+
+class _Waiter:
+    """A task that waits in a call.
+
+    Attributes:
+        until: the condition that it waits for; None: that of a session, which wakes it.
+        error: the exception that ends the waiting.
+    """
+
+    def __init__(self, until: Callable[[], bool] | None) -> None:
+        self.until = until
+        self.error: BaseException | None = None
+        self._is_woken = False
+        self._event: Any = None
+        self._input: Input | None = None  # what the reader waits for instead of the event
+
+    def wake(self, error: BaseException | None = None) -> None:
+        """Let the task check what it waits for; or end its waiting with an exception."""
+        self.error = self.error or error
+        self._is_woken = True
+        if self._event is not None:
+            self._event.set()
+        if self._input is not None:
+            self._input.interrupt()
+
+    def check(self) -> None:
+        """Wake the task if what it waits for is there."""
+        if self._is_woken or self.until is None:
+            return
+        try:
+            if self.until():
+                self.wake()
+        except GymwireError as error:
+            self.wake(error)
+
+    async def pause(self, timeout_s: float) -> None:
+        """Wait until `wake`, for at most `timeout_s` seconds."""
+        if not self._is_woken:
+            self._event = anyio.Event()
+            if timeout_s == math.inf:
+                await self._event.wait()
+            else:
+                with anyio.move_on_after(timeout_s):
+                    await self._event.wait()
+        self._event, self._is_woken = None, False
+
+    async def read(self, source: Input, timeout_s: float) -> None:
+        """Wait until `wake` or for input, for at most `timeout_s` seconds."""
+        if not self._is_woken:
+            self._input = source
+            try:
+                await source.wait(timeout_s)
+            finally:
+                self._input = None
+        self._is_woken = False
+
+
+class Input:
+    """Waits for input on several paths, through one descriptor that stands for all of them."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._watched: list[Any] = []
+        self._scope: Any = None
+
+    def watch(self, paths: Sequence[Any]) -> None:
+        """Wait for these paths from now on, also in a `wait` that is under way."""
+        waitables = [path.waitable for path in paths]
+        if waitables == self._watched:
+            return
+        self.renew()
+        self._watched = waitables
+        for one in waitables:
+            self._selector.register(one if isinstance(one, int) else one.FD, selectors.EVENT_READ)
+
+    def renew(self) -> None:
+        """Ask the kernel again with the next `watch`: a new connection may have an old number."""
+        for key in list(self._selector.get_map().values()):
+            self._selector.unregister(key.fileobj)
+        self._watched = []
+
+    async def wait(self, timeout_s: float) -> None:
+        """Wait until there is input, or there may be, for at most `timeout_s` seconds."""
+        with anyio.move_on_after(timeout_s) as self._scope:
+            await anyio.wait_readable(self._selector.fileno())
+
+    def interrupt(self) -> None:
+        """End the `wait` that is under way."""
+        self._scope.cancel()
+
+    def close(self) -> None:
+        """Free the descriptor."""
+        self._selector.close()
+
+
+class AioDealer(Dealer):
+    """A ZeroMQ connection that suspends the call where a Dealer blocks."""
+
+    def send(self, frame: bytes | bytearray, wait: bool = False) -> bool:
+        """Send one frame: now, or with `wait` soon after the connection has been made."""
+        if super().send(frame):
+            return True
+        if wait:
+            suspend(partial(anyio.sleep, DIAL_S))
+        return wait and super().send(frame)
+
+    def receive(self) -> bytes | memoryview | None:
+        """Return the next frame, or None after a pause without one."""
+        if not self.poll():
+            suspend(partial(anyio.sleep, DIAL_S))
+            if not self.poll():
+                return None
+        return super().receive()
+
+
+class AioSession(RemoteSession):
+    """A session of an `AioConnection`: its errors and replies reach the task that waits for it."""
+
+    connection: AioConnection
+    is_timed = False
+
+    def step(self, action: Any, timeout_s: float | None = None) -> Step:
+        """Step as a RemoteSession does, but never on the fast path, which blocks."""
+        return super().step(action, math.inf if timeout_s is None else timeout_s)
+
+    def receive(self, header: Header, data: Data) -> bool:
+        """Handle a frame of this session; return whether it is the reply to the request."""
+        try:
+            answered = super().receive(header, data)
+        except GymwireError as error:
+            self.connection.wake(self, error)
+            return True
+        if answered:
+            self.connection.wake(self)
+        else:
+            self.connection.note_news()
+        return answered
+
+    def tick(self, now: float) -> int:
+        """Run the session's timers. Returns how many frames it sent."""
+        try:
+            return super().tick(now)
+        except GymwireError as error:
+            self.connection.wake(self, error)
+            return 0
+
+
+class AioConnection(BrokerConnection):
+    """A BrokerConnection for calls (`calls.run`) of the tasks of one event loop."""
+
+    session_type: ClassVar[type[RemoteSession]] = AioSession
+    input_type: ClassVar[type[Input]] = Input
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._by_session: dict[RemoteSession, _Waiter] = {}
+        self._others: dict[_Waiter, None] = {}  # those that wait for anything else
+        self._reader: _Waiter | None = None
+        self._has_news = False  # whether a frame has arrived that may concern `_others`
+        self._timers_at = 0.0
+        self._input = self.input_type()
+        try:
+            super().__init__(url, **{"dial": AioDealer, **options})
+        except BaseException:
+            self._input.close()
+            raise
+
+    # --- what ends the waiting of a task ----------------------------------------------------------
+
+    def wake(self, session: RemoteSession, error: BaseException | None = None) -> None:
+        """Wake the task that waits for this session, if there is one; see `_Waiter.wake`."""
+        waiter = self._by_session.get(session)
+        if waiter is not None:
+            waiter.wake(error)
+
+    def note_news(self) -> None:
+        """Note that a frame may concern any task that waits."""
+        self._has_news = True
+
+    def _receive_from_broker(self, header: Header, data: Data) -> bool:
+        self._has_news = True
+        return super()._receive_from_broker(header, data)
+
+    def _fail(self, error: GymwireError) -> None:
+        """End the waiting of all tasks that this exception concerns."""
+        waiters = list(self._others)
+        if not isinstance(error, BrokerUnreachable):  # a session has its own patience
+            waiters += self._by_session.values()
+        for waiter in waiters:
+            waiter.wake(copy.copy(error))
+
+    # --- waiting ----------------------------------------------------------------------------------
+
+    def waiting(
+        self,
+        until: Callable[[], bool],
+        deadline: float | None,
+        *,
+        sources: Sequence[Source],
+        run_timers: Callable[[float], None],
+        clock: Callable[[], float],
+        tick_s: float = TICK_S,
+    ) -> bool:
+        """Suspend the call until a condition holds, as `waiting.wait` blocks."""
+        # What a task sends may take input in, about which the descriptor then says nothing.
+        self._receive()
+        if until():
+            return True
+        (source,) = sources
+        own_timers = None if run_timers == self.tick else run_timers
+        waiter = _Waiter(None if isinstance(source, AioSession) else until)
+        waiters: dict[Any, Any] = self._others
+        key: Any = waiter
+        if isinstance(source, AioSession):
+            waiters, key = self._by_session, source
+        waiters[key] = waiter
+        try:
+            return self._wait(waiter, until, deadline, own_timers, tick_s)
+        finally:
+            if waiters.get(key) is waiter:
+                del waiters[key]
+            if self._reader is waiter:
+                self._reader = None
+            if self._reader is None:
+                self._choose_reader()
+            if self.closed and self._reader is None:
+                self._input.close()
+
+    def _wait(
+        self,
+        waiter: _Waiter,
+        until: Callable[[], bool],
+        deadline: float | None,
+        own_timers: Callable[[float], None] | None,
+        tick_s: float,
+    ) -> bool:
+        end = math.inf if deadline is None else deadline
+        pause_s = math.inf if own_timers is None else max(tick_s, SETUP_S)
+        while True:
+            left_s = min(max(end - self.clock(), 0.0), pause_s)
+            if self._reader is None:
+                self._reader = waiter
+            if self._reader is waiter:
+                self._input.watch([one.path for one in self._sources()])
+                suspend(partial(waiter.read, self._input, min(left_s, TICK_S)))
+                self._receive()
+            else:
+                suspend(partial(waiter.pause, left_s))
+            if own_timers is not None:
+                own_timers(self.clock())
+            if until():
+                return True
+            if waiter.error is not None:
+                raise waiter.error
+            if self.clock() >= end:
+                return False
+
+    def _choose_reader(self) -> None:
+        """Wake a waiting task, which becomes the reader then."""
+        for waiters in (self._by_session.values(), self._others):
+            for waiter in waiters:
+                waiter.wake()
+                return
+
+    def _sources(self) -> list[Source]:
+        """Return where frames can arrive at present."""
+        links = [one for one in self.direct_links.all if one.transport.waitable != -1]
+        return [self, *links]
+
+    def _receive(self) -> None:
+        """Receive what has arrived, run the timers that are due, and wake whom that concerns."""
+        try:
+            wait(
+                lambda: False,
+                self.clock(),
+                sources=self._sources(),
+                run_timers=self._run_timers,
+                clock=self.clock,
+            )
+        except GymwireError as error:
+            self._fail(error)
+        if self._has_news:
+            self._has_news = False
+            for waiter in self._others:
+                waiter.check()
+        if self._reader is not None:
+            self._input.watch([one.path for one in self._sources()])
+
+    def _run_timers(self, now: float) -> None:
+        if now >= self._timers_at:
+            self.tick(now)
+            self._input.renew()
+            self._timers_at = now + TIMERS_SHARE * (self.clock() - now)
+
+    def close(self, *, goodbye: bool = True) -> None:
+        """Leave the broker, which ends the sessions that are still open. Idempotent."""
+        if not self.closed:
+            self._fail(EnvironmentClosed("The connection of this environment has been closed."))
+        super().close(goodbye=goodbye)
+        if self._reader is None:
+            self._input.close()
