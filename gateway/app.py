@@ -1,7 +1,7 @@
 """The web application: the doors, and what they share.
 
-A door is a module with one function `routes(gateway)`. To add one, write its module and add the
-function to `DOORS`.
+A door is a module with one function `routes(gateway)`. To add one, write its module and add it to
+the list in `gateway/doors.py`.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ class Gateway:
 
 
 Door = Callable[[Gateway], Sequence[BaseRoute]]
-DOORS: tuple[Door, ...] = ()
 
 
-def make_app(gateway: Gateway, doors: Sequence[Door] = DOORS) -> ASGIApp:
+def make_app(gateway: Gateway, doors: Sequence[Door]) -> ASGIApp:
     """Return the application with these doors behind the gateway's access."""
     routes: list[BaseRoute] = [Route("/healthz", _health), *gateway.access.routes()]
     for door in doors:

@@ -24,7 +24,7 @@ class Options(BrokerOptions):
 def command(options: Options, output: Output) -> int:
     """Run the gateway until SIGTERM or Ctrl-C. Returns the exit status."""
     try:
-        from gymwire.gateway import app, server, tokens
+        from gymwire.gateway import app, doors, server, tokens
         from gymwire.gateway.access import Access
     except ModuleNotFoundError as error:
         if error.name not in ("starlette", "uvicorn", "websockets"):
@@ -48,5 +48,6 @@ def command(options: Options, output: Output) -> int:
         listener = server.listen(host, port)
     access = Access(visitors, tokens.Visitor("this host", key), options.origin)
     with listener:
-        server.run(app.make_app(app.Gateway(options.broker, broker_key, access)), listener)
+        gateway = app.Gateway(options.broker, broker_key, access)
+        server.run(app.make_app(gateway, doors.DOORS), listener)
     return 0
