@@ -9,7 +9,6 @@ from gymwire.protocol.messages import Resume, Resumed, Role, Welcome
 from tests.broker.harness import Broker, only
 from tests.docs.test_protocol_text import clause
 
-
 # Session ids, §13.3
 
 
