@@ -25,6 +25,7 @@ from gymwire.broker.tables import Tables
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.runners.in_loop import InLoopRunner
+from gymwire.env_agent.session import Session, Verdict
 from gymwire.protocol.codec import PLAIN, read_header
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import (
@@ -33,6 +34,7 @@ from gymwire.protocol.messages import (
     Close,
     Closed,
     Error,
+    Kind,
     Open,
     Percept,
     Resume,
@@ -107,6 +109,21 @@ def test_a_reply_to_open_matches_by_its_number_alone() -> None:
     [refusal] = broker.say(learner, Open("nothing", b"o" * 16), 0, 8)
     assert isinstance(refusal.message, Error)
     assert (refusal.header.sid, refusal.header.seq) == (0, 8)
+
+
+# Two requests at once, §7.2
+
+
+def test_a_request_after_the_executing_one_is_not_next_yet() -> None:
+    assert "last + 2 while last + 1 is executing" in DOC.replace("\n", " ")
+    session = Session(1, bytes(16), "cartpole", "")
+    assert session.judge(Kind.RESET, 1, b"reset") is Verdict.EXECUTE
+    assert session.judge(Kind.CLOSE, 2, b"close") is Verdict.REFUSE
+    error = PLAIN.decode(session.refusal)
+    assert isinstance(error, Error)
+    assert (error.code, error.details) == ("expected", {"expected": 1})
+    session.finish(Kind.STATUS, b"status")
+    assert session.judge(Kind.CLOSE, 2, b"close") is Verdict.EXECUTE
 
 
 # CLOSE when the environment raises, §7.3
@@ -197,7 +214,7 @@ class Ends(gymnasium.Env[int, int]):
         return 8, 5.0, bool(action), False, {"one": 7} if action else {}
 
 
-def runner(mode: AutoresetMode) -> InLoopRunner:
+def runner(mode: AutoresetMode) -> Any:
     return InLoopRunner(SyncVectorEnv([Ends] * 3, autoreset_mode=mode))
 
 
