@@ -16,6 +16,7 @@ from gymwire.protocol.process_ids import agent_id, session_text
 ATTACH_TOKEN_SIZE = 16  # bytes
 K = TypeVar("K")
 MAX_RID = 32  # bytes of a routing id in the log
+SID_BITS = 53  # that a JavaScript number holds exactly
 MAX_ENDED = 10_000  # ended sessions that the broker remembers
 # An env agent reports a long step every second; without a report for this long the step has ended.
 PROGRESS_TTL_S = 2.5
@@ -302,7 +303,7 @@ class Tables:
 
     def new_sid(self) -> int:
         """Return a random sid that no session has."""
-        while (sid := self._rng.getrandbits(63)) in self.sessions or sid == 0:
+        while (sid := self._rng.getrandbits(SID_BITS)) in self.sessions or sid == 0:
             pass
         return sid
 

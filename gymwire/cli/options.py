@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gymwire.cli import kinds
+from gymwire.cli import kinds, web_options
 from gymwire.cli.option import Option
 
 DEFAULT_BROKER = "tcp://127.0.0.1:5555"  # that of protocol/address.py; a test compares the two
@@ -16,7 +16,7 @@ DEMO_ADDRESS = "price-market"
 
 LEARNERS = ("check", "run", "train")  # the commands that open a session
 OPERATORS = ("ps", "top", "stop")  # the commands that ask the broker what it knows
-AGENTS = ("serve", "ls", *OPERATORS, *LEARNERS)  # the commands that connect to a broker
+AGENTS = ("serve", "web", "ls", *OPERATORS, *LEARNERS)  # the commands that connect to a broker
 SERVERS = ("broker", *AGENTS)
 
 OPTIONS = (
@@ -286,6 +286,7 @@ OPTIONS = (
         commands=("serve",),
         help="with --direct: listen beyond this host without keys",
     ),
+    *web_options.OPTIONS,
     # --- keygen -----------------------------------------------------------------------------------
     Option(
         keyword="name",
@@ -411,9 +412,8 @@ def markdown() -> str:
         "| option | variable | value | default | commands | meaning |",
         "|---|---|---|---|---|---|",
     ]
-    for option in sorted(OPTIONS, key=lambda option: option.option):
-        if option.internal:
-            continue
+    public = [option for option in OPTIONS if not option.internal]
+    for option in sorted(public, key=lambda option: option.option):
         names = ", ".join(f"`{name}`" for name in (option.short, option.option) if name)
         cells = (
             names,

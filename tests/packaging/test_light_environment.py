@@ -16,7 +16,10 @@ from tests.packaging.test_distributions import PYPROJECT, clone_files
 # Where the name of the distribution is not that of the module.
 DISTRIBUTIONS = {"zmq": "pyzmq"}
 # Imported only by what needs it, which names the extra when it is missing.
-IN_EXTRAS = {"anyio", "greenlet", "matplotlib", "pettingzoo", "stable_baselines3"}
+IN_EXTRAS = {
+    "anyio", "greenlet", "matplotlib", "pettingzoo", "stable_baselines3", "starlette", "uvicorn",
+    "websockets",
+}  # fmt: skip
 
 
 def libraries(path: Path) -> set[str]:
@@ -34,7 +37,8 @@ def run(program: str) -> None:
     """Run a Python program that finds none of the packages of the extras."""
     hidden = (
         *("pygame", "matplotlib", "cv2", "moviepy", "Box2D", "pytest", "hypothesis"),
-        *("stable_baselines3", "torch", "anyio", "greenlet"),
+        *("stable_baselines3", "torch", "starlette", "uvicorn", "websockets"),
+        *("anyio", "greenlet"),
     )
     prologue = f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
     done = subprocess.run(
@@ -77,6 +81,7 @@ def test_each_module_can_be_imported_without_an_extra() -> None:
         ("gymwire.learner_agent.adapters.sb3", "sb3"),
         ("gymwire.aio", "aio"),
         ("gymwire.learner_agent.aio.connection", "aio"),
+        ("gymwire.gateway.app", "web"),
     ],
 )
 def test_a_module_that_needs_an_extra_names_it(module: str, extra: str) -> None:
@@ -114,6 +119,6 @@ IMPORT_ALL = """
 import importlib, pkgutil, gymwire
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
     # See the test that names the extra.
-    if not module.name.endswith(".sb3") and ".aio" not in module.name:
+    if not module.name.endswith((".sb3", ".gateway")) and ".aio" not in module.name:
         importlib.import_module(module.name)
 """
