@@ -82,8 +82,9 @@ COMMANDS = {
         ("gymwire run cartpole", "gymwire run frozen-lake --episodes 1 --render"),
     ),
     "train": Summary(
-        "Train the built-in learner that fits the environment, and report the result.",
+        "Train the built-in learner that fits the environment, or else PPO of Stable-Baselines3.",
         (
+            "gymwire train cartpole",
             "gymwire train frozen-lake --steps 10000 --save lake.npz",
             "gymwire train price-market --seed 1 --plot prices.png",
         ),
