@@ -78,8 +78,11 @@ COMMANDS = {
         ("gymwire check cartpole", "gymwire check cartpole --steps 10000 --json"),
     ),
     "run": Summary(
-        "Play episodes with a random policy.",
-        ("gymwire run cartpole", "gymwire run frozen-lake --episodes 1 --render"),
+        "Play episodes with random actions, or with a policy.",
+        (
+            "gymwire run frozen-lake --episodes 1 --render",
+            "gymwire run cartpole --policy model.zip --video cartpole.mp4",
+        ),
     ),
     "train": Summary(
         "Train the built-in learner that fits the environment, or else PPO of Stable-Baselines3.",

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from gymwire.cli import kinds
 from gymwire.cli.option import Option
+from gymwire.cli.recorded_options import RECORDED_OPTIONS
 from gymwire.cli.train_options import TRAIN
 
 DEFAULT_BROKER = "tcp://127.0.0.1:5555"  # that of protocol/address.py; a test compares the two
@@ -170,14 +171,7 @@ OPTIONS = (
         help="number of steps to measure",
     ),
     *TRAIN,
-    Option(
-        keyword="episodes",
-        kind=kinds.COUNT,
-        commands=("run",),
-        default="10",
-        metavar="N",
-        help="number of episodes",
-    ),
+    *RECORDED_OPTIONS,
     Option(
         keyword="seed",
         kind=kinds.NATURAL,
