@@ -93,7 +93,7 @@ def _model(path: Path, env: Env) -> Policy:
     model = getattr(stable_baselines3, _algorithm(path)).load(path, device="cpu")
     for name in ("observation_space", "action_space"):
         learned, found = getattr(model, name), getattr(env, name)
-        if learned != found:
+        if learned not in (found, _channels_first(found)):
             raise ConfigurationError(
                 f"{path} was trained with the {name} {learned}, and this environment has {found}."
             )
@@ -103,6 +103,19 @@ def _model(path: Path, env: Env) -> Policy:
         return action[()] if isinstance(action, np.ndarray) else action  # a number has no axes
 
     return act
+
+
+def _channels_first(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:
+    """Return the space with each image as Stable-Baselines3 trains on it: its channels first."""
+    from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+    from stable_baselines3.common.vec_env import VecTransposeImage
+
+    if isinstance(space, gymnasium.spaces.Dict):
+        parts = {key: _channels_first(part) for key, part in space.spaces.items()}
+        return gymnasium.spaces.Dict(parts)
+    if is_image_space(space) and not is_image_space_channels_first(space):
+        return VecTransposeImage.transpose_space(space)  # type: ignore[no-any-return]
+    return space
 
 
 def _algorithm(path: Path) -> str:

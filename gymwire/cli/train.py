@@ -20,6 +20,7 @@ from gymwire.cli import progress
 from gymwire.cli.connection import SessionOptions, naming, open_env, opening
 from gymwire.cli.extras import install_line
 from gymwire.cli.output import Json, Output
+from gymwire.cli.policies import MODEL
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.learner_agent.training import learners, ppo, report
 from gymwire.learner_agent.training.task import TrainingResult, TrainingTask
@@ -131,6 +132,9 @@ def _prepare_ppo(
             f"Install it with: {install_line('sb3')}"
         )
     path = options.save or _new_file(str(options.address))
+    if path.suffix != MODEL:
+        with naming(options, "save"):
+            raise ConfigurationError(f"{path} must end with {MODEL}, as every PPO model.")
     with output.errors.status("loading Stable-Baselines3 …"):  # takes seconds
         import_module("stable_baselines3")
     envs = _as_vector(env, options, output)
@@ -162,9 +166,9 @@ def _as_vector(env: ProxyEnv, options: Options, output: Output) -> VecEnv:
 def _new_file(address: str) -> Path:
     """Return a file for a PPO model in the current folder that does not exist yet."""
     name = re.sub(r"[^a-z0-9._-]+", "-", address)
-    path, number = Path(f"{name}.zip"), 2
+    path, number = Path(f"{name}{MODEL}"), 2
     while path.exists():
-        path, number = Path(f"{name}-{number}.zip"), number + 1
+        path, number = Path(f"{name}-{number}{MODEL}"), number + 1
     check_writable(path)
     return path
 

@@ -12,9 +12,10 @@ from typing import Any
 
 import pytest
 
+from gymwire.cli import policies
 from gymwire.protocol.errors import ConfigurationError
 from tests.cli.reading import Screen, call
-from tests.frameworks.envs import SPACES
+from tests.frameworks.envs import SPACES, Lottery
 from tests.processes import PATIENCE_S, ROOT, programs
 
 REASON = "Stable-Baselines3 is not installed; ./run pytest tests/frameworks installs it"
@@ -62,20 +63,22 @@ PAIRS = [(observations, "discrete") for observations in SPACES if observations !
 def test_the_saved_model_acts_in_the_spaces_that_it_was_trained_with(
     broker: str, tmp_path: Path, observations: str, actions: str
 ) -> None:
-    path = tmp_path / "model"
+    path = tmp_path / "model.zip"
     done = train(
         broker, "--steps", "60", "--save", str(path), observations=observations, actions=actions
     )
     assert (done["learner"], done["steps"], done["complete"]) == ("PPO", 64, True)
     assert done["saved"] == str(path)
     assert done["recent_return"] > 0
-    action, _ = PPO.load(path).predict(SPACES[observations].sample())
-    assert SPACES[actions].contains(action if action.shape else int(action))
+    env = Lottery(observations, actions)
+    act = policies.load(str(path), env, None)
+    for _ in range(3):
+        assert env.action_space.contains(act(env.observation_space.sample()))
 
 
 @pytest.mark.parametrize("num_envs", ["1", "3"])
 def test_the_same_seed_trains_the_same_model(broker: str, tmp_path: Path, num_envs: str) -> None:
-    paths = [tmp_path / name for name in ("one", "two", "other")]
+    paths = [tmp_path / name for name in ("one.zip", "two.zip", "other.zip")]
     for path, seed in zip(paths, ("7", "7", "8"), strict=True):
         options = ("--steps", "90", "--num-envs", num_envs, "--seed", seed, "--save", str(path))
         train(broker, *options, address="ppo/pole")
@@ -123,7 +126,9 @@ def test_a_file_that_is_not_a_ppo_model_of_these_spaces_is_an_error(
     for path in (*files, tmp_path / "a2c.zip"):
         with pytest.raises(ConfigurationError, match=f"--load: Cannot (load|read) .*{path.name}"):
             train(broker, "--load", str(path))
-    assert train(broker, "--steps", "20", "--save", str(tmp_path / "x"))["complete"]  # a free slot
+    assert train(broker, "--steps", "20", "--save", str(tmp_path / "x.zip"))[
+        "complete"
+    ]  # a free slot
 
 
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -152,3 +157,17 @@ def test_an_interrupted_training_is_saved(
     assert f"is saved in {path}. Play with it: gymwire run ppo/pole --policy {path}\n" in out
     assert "Traceback" not in errors
     assert weights(path)
+
+
+def test_the_file_must_have_the_suffix_by_which_run_knows_it(broker: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"--save: .*model must end with \.zip"):
+        train(broker, "--save", str(tmp_path / "model"))
+
+
+def test_run_plays_the_model(broker: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "model.zip")
+    train(broker, "--steps", "60", "--save", path, address="ppo/pole")
+    screen = Screen()
+    arguments = ("--policy", path, "--episodes", "1", "--wait", "10", "--broker", broker)
+    assert call(screen, "run", "ppo/pole", *arguments) == 0
+    assert "1 episode: return" in screen.text
