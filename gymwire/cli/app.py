@@ -88,7 +88,6 @@ COMMANDS = {
         "Train the built-in learner that fits the environment, or else PPO of Stable-Baselines3.",
         (
             "gymwire train cartpole",
-            "gymwire train frozen-lake --steps 10000 --save lake.npz",
             "gymwire train price-market --seed 1 --plot prices.png",
         ),
     ),
