@@ -19,7 +19,7 @@ from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent import event_loop
-from gymwire.env_agent.adapters import foreign, pettingzoo, vectors
+from gymwire.env_agent.adapters import foreign, pettingzoo, same_step, vectors
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
@@ -248,10 +248,7 @@ def _own_vector(name: str, num_envs: int, mode: AutoresetMode, kwargs: dict[str,
     make = None if entry_point is None else _loaded(entry_point)
 
     def make_vector(**more: Any) -> Any:
-        kind = VectorizeMode.VECTOR_ENTRY_POINT
-        return gymnasium.make_vec(
-            name, num_envs=num_envs, vectorization_mode=kind, **{**kwargs, **more}
-        )
+        return same_step.make_vec(name, mode, num_envs=num_envs, **{**kwargs, **more})
 
     if make is not None and _takes(make, "autoreset_mode"):
         return vectors.adapt(make_vector(autoreset_mode=mode), name)

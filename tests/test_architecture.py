@@ -89,6 +89,7 @@ IMPURE = {
     "learner_agent/client/readiness.py": "looks at sessions",
     "learner_agent/client/session.py": "waits for replies",
     "learner_agent/client/session_group.py": "waits for replies",
+    "learner_agent/client/steps_ahead.py": "waits for replies",
     "learner_agent/client/threads.py": "looks at other threads and waits for them",
     "learner_agent/client/truncating_group.py": "waits for replies",
     "learner_agent/client/waiting.py": "polls sockets",

@@ -95,13 +95,16 @@ COMMANDS = {
         ("gymwire check cartpole", "gymwire check cartpole --steps 10000 --json"),
     ),
     "run": Summary(
-        "Play episodes with a random policy.",
-        ("gymwire run cartpole", "gymwire run frozen-lake --episodes 1 --render"),
+        "Play episodes with random actions, or with a policy.",
+        (
+            "gymwire run frozen-lake --episodes 1 --render",
+            "gymwire run cartpole --policy model.zip --video cartpole.mp4",
+        ),
     ),
     "train": Summary(
-        "Train the built-in learner that fits the environment, and report the result.",
+        "Train the built-in learner that fits the environment, or else PPO of Stable-Baselines3.",
         (
-            "gymwire train frozen-lake --steps 10000 --save lake.npz",
+            "gymwire train cartpole",
             "gymwire train price-market --seed 1 --plot prices.png",
         ),
     ),

@@ -103,24 +103,32 @@ def open_env(options: SessionOptions, output: Output, render_mode: str | None = 
     """
     from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 
+    with opening(options, output) as (address, keywords):
+        return ProxyEnv(address, options.broker, render_mode=render_mode, **keywords)
+
+
+@contextmanager
+def opening(options: SessionOptions, output: Output) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Show on a terminal that the command opens a session, and explain if that fails.
+
+    Yields the address, and the keyword arguments of a proxy. Raises ConfigurationError.
+    """
     if options.address is None:
         raise ConfigurationError(
             "No address given: pass ADDRESS, or set GYMWIRE_ADDRESS. `gymwire ls` lists the "
             "addresses on offer."
         )
     options.credentials()
+    keywords = {
+        "env_kwargs": options.env_kwargs,
+        "timeout_s": options.timeout_s,
+        "wait_s": options.wait_s,
+        "key": options.key,
+        "broker_key": options.broker_key,
+    }
     try:
         with output.errors.status(f"opening {options.address} at {options.broker} …"):
-            return ProxyEnv(
-                options.address,
-                options.broker,
-                render_mode=render_mode,
-                env_kwargs=options.env_kwargs,
-                timeout_s=options.timeout_s,
-                wait_s=options.wait_s,
-                key=options.key,
-                broker_key=options.broker_key,
-            )
+            yield options.address, keywords
     except EnvironmentFailed as error:
         # The reason is most often a wrong --env-kwargs, for which one sentence is enough.
         if error.remote_traceback and options.log_level != "debug":

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 
 from gymwire.cli import kinds, web_options
 from gymwire.cli.option import Option
+from gymwire.cli.recorded_options import RECORDED_OPTIONS
+from gymwire.cli.train_options import TRAIN
 
 DEFAULT_BROKER = "tcp://127.0.0.1:5555"  # that of protocol/address.py; a test compares the two
 DEMO_ADDRESS = "price-market"
@@ -169,22 +171,8 @@ OPTIONS = (
         metavar="N",
         help="number of steps to measure",
     ),
-    Option(
-        keyword="steps",
-        kind=kinds.COUNT,
-        commands=("train",),
-        default="20000",
-        metavar="N",
-        help="number of steps to train",
-    ),
-    Option(
-        keyword="episodes",
-        kind=kinds.COUNT,
-        commands=("run",),
-        default="10",
-        metavar="N",
-        help="number of episodes",
-    ),
+    *TRAIN,
+    *RECORDED_OPTIONS,
     Option(
         keyword="seed",
         kind=kinds.NATURAL,
@@ -198,27 +186,6 @@ OPTIONS = (
         kind=kinds.FLAG,
         commands=("run",),
         help="print each step as text; the environment needs the render mode ansi",
-    ),
-    Option(
-        keyword="plot",
-        kind=kinds.FILE,
-        commands=("train",),
-        metavar="FILE",
-        help="draw learning curves to a .png, .svg or .pdf file",
-    ),
-    Option(
-        keyword="save",
-        kind=kinds.FILE,
-        commands=("train",),
-        metavar="FILE",
-        help="save the trained learner to an .npz file",
-    ),
-    Option(
-        keyword="load",
-        kind=kinds.FILE,
-        commands=("train",),
-        metavar="FILE",
-        help="continue with a learner from a file of --save",
     ),
     Option(
         keyword="verbose",

@@ -35,7 +35,7 @@ def meter(console: Console, title: str, steps: int) -> Meter:
 
 
 class BarMeter:
-    """A progress bar with the rate of steps and the recent reward."""
+    """A progress bar with the rate of steps and the mean return of recent episodes."""
 
     def __init__(self, console: Console, title: str, steps: int) -> None:
         self._bar = Bar(
@@ -43,11 +43,11 @@ class BarMeter:
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
-            TextColumn("{task.fields[reward]}", style="cyan"),
+            TextColumn("{task.fields[result]}", style="cyan"),
             TimeRemainingColumn(compact=True),
             console=console,
         )
-        self._row = self._bar.add_task(title, total=steps, rate="", reward="")
+        self._row = self._bar.add_task(title, total=steps, rate="", result="")
         self._bar.start()
 
     def __call__(self, progress: TrainingProgress) -> None:
@@ -56,7 +56,7 @@ class BarMeter:
             self._row,
             completed=progress.step,
             rate=f"{progress.steps_per_s:,.0f}/s",
-            reward=f"reward {progress.recent_reward:.3f}",
+            result=" ".join(map(str, _recent(progress))).replace("_", " "),
         )
 
     def close(self) -> None:
@@ -80,7 +80,7 @@ class LineMeter:
                 "training progress",
                 done=f"{progress.step / progress.steps:.0%}",
                 step=progress.step,
-                reward=round(progress.recent_reward, 3),
+                **dict([_recent(progress)]),
                 steps_per_s=round(progress.steps_per_s),
             )
 
@@ -99,3 +99,10 @@ class LineMeter:
 
     def close(self) -> None:
         """Do nothing: log lines need no end."""
+
+
+def _recent(progress: TrainingProgress) -> tuple[str, float]:
+    """Return how well the recent episodes went; before the end of the first, the recent steps."""
+    if progress.recent_return is None:
+        return "reward_per_step", round(progress.recent_reward, 3)
+    return "mean_return", round(progress.recent_return, 2)

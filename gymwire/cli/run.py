@@ -1,17 +1,23 @@
-"""`gymwire run`: play episodes with a random policy."""
+"""`gymwire run`: play episodes with a policy."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import gymnasium
 import numpy as np
 
-from gymwire.cli.connection import SessionOptions, open_env
+from gymwire.cli import policies, video
+from gymwire.cli.connection import SessionOptions, naming, open_env
 from gymwire.cli.output import Json, Output
+from gymwire.cli.policies import Policy
 from gymwire.cli.terminal import picture, printable
+from gymwire.cli.video import Video
 from gymwire.protocol.errors import ConfigurationError
 
 
@@ -21,49 +27,78 @@ class Options(SessionOptions):
 
     episodes: int
     render: bool
+    policy: str | None
+    video: Path | None
 
 
 def command(options: Options, output: Output) -> int:
     """Play episodes, and print a line for each. Returns the exit status."""
-    env = open_env(options, output, "ansi" if options.render else None)
+    mode = _render_mode(options)
+    env = open_env(options, output, mode)
     returns: list[float] = []
     lengths: list[int] = []
+    movie: Video | None = None
     start = time.monotonic()
     try:
-        modes = [str(mode) for mode in env.metadata.get("render_modes") or []]
-        if options.render and "ansi" not in modes:
+        modes = [str(each) for each in env.metadata.get("render_modes") or []]
+        if mode is not None and mode not in modes:
             raise ConfigurationError(
-                f"--render needs an environment with the render mode ansi; {options.address} "
-                f"offers {printable(', '.join(modes)) or 'no render mode'}."
+                f"{'--render' if options.render else '--video'} needs an environment with the "
+                f"render mode {mode}; {options.address} offers "
+                f"{printable(', '.join(modes)) or 'no render mode'}."
             )
-        env.action_space.seed(options.seed)
+        with naming(options, "policy"):
+            policy = policies.load(options.policy, env, options.seed)
+        movie = None if options.video is None else Video(options.video, env)
         for episode in range(options.episodes):
-            env.reset(seed=options.seed if episode == 0 else None)
-            total, length = _play(env, options, output)
+            observation, _ = env.reset(seed=options.seed if episode == 0 else None)
+            show = partial(_show, env, options, movie, output)
+            total, length = _play(env, policy, observation, show)
             returns.append(total)
             lengths.append(length)
             output.say(f"episode {episode + 1:>4}   return {total:>10.2f}   steps {length:>6,}")
     finally:
         seconds = time.monotonic() - start
+        if movie is not None:
+            movie.close()
         env.close()
         _conclude(options, returns, lengths, seconds, output)
+        if movie is not None and movie.frames:
+            output.say(f"The video is in {options.video}.")
     return 0
 
 
-def _play(env: gymnasium.Env[Any, Any], options: Options, output: Output) -> tuple[float, int]:
+def _render_mode(options: Options) -> str | None:
+    """Return the render mode that the options need. Raises ConfigurationError."""
+    if options.video is None:
+        return "ansi" if options.render else None
+    if options.render:
+        raise ConfigurationError("Give either --render or --video, not both.")
+    with naming(options, "video"):
+        video.check(options.video)
+    return video.MODE
+
+
+def _play(
+    env: gymnasium.Env[Any, Any], policy: Policy, observation: Any, show: Callable[[], None]
+) -> tuple[float, int]:
     """Play an episode after its reset. Returns its return and its number of steps."""
     total, length, over = 0.0, 0, False
-    _render(env, options, output)
+    show()
     while not over:
-        _, reward, terminated, truncated, _ = env.step(env.action_space.sample())
+        observation, reward, terminated, truncated, _ = env.step(policy(observation))
         total, length = total + float(reward), length + 1
         over = bool(terminated or truncated)
-        _render(env, options, output)
+        show()
     return total, length
 
 
-def _render(env: gymnasium.Env[Any, Any], options: Options, output: Output) -> None:
-    if options.render:
+def _show(
+    env: gymnasium.Env[Any, Any], options: Options, movie: Video | None, output: Output
+) -> None:
+    if movie is not None:
+        movie.add_frame()
+    elif options.render:
         frame = env.render()
         output.text.print(picture(frame if isinstance(frame, str) else ""), soft_wrap=True)
 
@@ -90,6 +125,8 @@ def _conclude(
         address=options.address,
         broker=options.broker,
         seed=options.seed,
+        policy=options.policy,
+        video=None if options.video is None else str(options.video),
         complete=len(returns) == options.episodes,
         episodes=[
             {"return": total, "steps": length}

@@ -1,25 +1,33 @@
-"""`gymwire train`: train the built-in learner that fits the environment."""
+"""`gymwire train`: train the built-in learner that fits, or else PPO of Stable-Baselines3."""
 
 from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import structlog
 from numpy.typing import NDArray
 
 from gymwire.cli import progress
-from gymwire.cli.connection import SessionOptions, naming, open_env
+from gymwire.cli.connection import SessionOptions, naming, open_env, opening
 from gymwire.cli.extras import install_line
 from gymwire.cli.output import Json, Output
-from gymwire.learner_agent.training import learners, report
-from gymwire.learner_agent.training.learners import Learner
+from gymwire.cli.policies import MODEL
+from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
+from gymwire.learner_agent.training import learners, ppo, report
 from gymwire.learner_agent.training.task import TrainingResult, TrainingTask
-from gymwire.protocol.errors import ConfigurationError, GymwireError
+from gymwire.protocol.errors import ConfigurationError, GymwireError, NoLearnerFits
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecEnv
 
 PLOT_FORMATS = (".png", ".svg", ".pdf")
 
@@ -29,9 +37,35 @@ class Options(SessionOptions):
     """The options of `gymwire train`."""
 
     steps: int
+    time_limit_s: float
+    num_envs: int
     plot: Path | None
     save: Path | None
     load: Path | None
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training that is ready to run.
+
+    Attributes:
+        learner: the learner, for its report.
+        task: the task.
+        save: saves the learner.
+        path: where to save it; None: nowhere.
+        advice: what to do with the saved file.
+    """
+
+    learner: object
+    task: TrainingTask | ppo.PPOTask
+    save: Callable[[Path], None]
+    path: Path | None
+    advice: str
+
+    @property
+    def name(self) -> str:
+        """The class of the learner."""
+        return type(self.learner).__name__
 
 
 def command(options: Options, output: Output) -> int:
@@ -41,54 +75,122 @@ def command(options: Options, output: Output) -> int:
     """
     check_files(options)  # before the training, not an hour later
     seed = secrets.randbits(32) if options.seed is None else options.seed
+    training = _prepare(options, seed, output)
+    structlog.get_logger().info(
+        "training started",
+        address=options.address,
+        learner=training.name,
+        steps=options.steps,
+        seed=seed,
+    )
+    meter = progress.meter(output.errors, str(options.address), options.steps)
+    training.task.on_progress = meter
+    try:
+        training.task.run()
+    finally:
+        meter.close()
+        result = training.task.result()
+        if result.rewards.size:
+            _conclude(result, training, options, seed, output)
+    return 0
+
+
+def _prepare(options: Options, seed: int, output: Output) -> Training:
+    """Open the environment, and choose what to train in it."""
     env = open_env(options, output)
     try:
-        learner = learners.learner_for(env.observation_space, env.action_space, seed)
+        try:
+            learner = learners.learner_for(env.observation_space, env.action_space, seed)
+        except NoLearnerFits as error:
+            return _prepare_ppo(env, error, options, seed, output)
         if options.load is not None:
             with naming(options, "load"):
                 learners.load(learner, options.load)
     except GymwireError:
         env.close()
         raise
-    structlog.get_logger().info(
-        "training started",
-        address=options.address,
-        learner=type(learner).__name__,
-        steps=options.steps,
-        seed=seed,
-    )
-    meter = progress.meter(output.errors, str(options.address), options.steps)
-    task = TrainingTask(env, learner, options.steps, seed, meter)
+    task = TrainingTask(env, learner, options.steps, seed, time_limit_s=options.time_limit_s)
+    origin = {"address": options.address, "steps": options.steps, "seed": seed}
+
+    def save(path: Path) -> None:
+        steps = int(task.result().rewards.size)
+        learners.save(learner, path, {**origin, "steps": steps})
+
+    return Training(learner, task, save, options.save, "Continue with --load.")
+
+
+def _prepare_ppo(
+    env: ProxyEnv, misfit: NoLearnerFits, options: Options, seed: int, output: Output
+) -> Training:
+    """Open a vector of environments in the place of `env`, and make a PPO model for it."""
+    why = ppo.misfit(env.observation_space, env.action_space)
+    if why:
+        raise NoLearnerFits(f"{misfit} PPO does not fit either: {why}.")
+    if not ppo.is_installed():
+        raise ConfigurationError(
+            f"Training at {options.address} needs Stable-Baselines3, which is not installed. "
+            f"Install it with: {install_line('sb3')}"
+        )
+    path = options.save or _new_file(str(options.address))
+    if path.suffix != MODEL:
+        with naming(options, "save"):
+            raise ConfigurationError(f"{path} must end with {MODEL}, as every PPO model.")
+    with output.errors.status("loading Stable-Baselines3 …"):  # takes seconds
+        import_module("stable_baselines3")
+    envs = _as_vector(env, options, output)
     try:
-        task.run()
-    finally:
-        meter.close()
-        result = task.result()
-        if result.rewards.size:
-            _conclude(result, learner, options, seed, output)
-    return 0
+        with naming(options, "load"):
+            task = ppo.PPOTask(
+                envs, options.steps, seed, load=options.load, time_limit_s=options.time_limit_s
+            )
+    except BaseException:
+        envs.close()
+        raise
+    advice = f"Play with it: gymwire run {options.address} --policy {path}"
+    return Training(task.model, task, task.save, path, advice)
+
+
+def _as_vector(env: ProxyEnv, options: Options, output: Output) -> VecEnv:
+    """Return `env` as a vector; close it and open another session if it shall have several."""
+    if options.num_envs == 1:
+        from stable_baselines3.common.vec_env import DummyVecEnv
+
+        return DummyVecEnv([lambda: env])
+    env.close()
+    from gymwire.sb3 import ProxyVecEnv
+
+    with opening(options, output) as (address, keywords):
+        return ProxyVecEnv(address, options.num_envs, options.broker, **keywords)
+
+
+def _new_file(address: str) -> Path:
+    """Return a file for a PPO model in the current folder that does not exist yet."""
+    name = re.sub(r"[^a-z0-9._-]+", "-", address)
+    path, number = Path(f"{name}{MODEL}"), 2
+    while path.exists():
+        path, number = Path(f"{name}-{number}{MODEL}"), number + 1
+    check_writable(path)
+    return path
 
 
 def _conclude(
-    result: TrainingResult, learner: Learner, options: Options, seed: int, output: Output
+    result: TrainingResult, training: Training, options: Options, seed: int, output: Output
 ) -> None:
-    name = type(learner).__name__
     done = f"{result.rewards.size:,}"
     if result.rewards.size < options.steps:
         done = f"only {done} of {options.steps:,}"
-    output.say(f"\n{name} after {done} steps at {options.address}, seed {seed}\n")
-    report.print_report(result, learner, output.text)
+    output.say(f"\n{training.name} after {done} steps at {options.address}, seed {seed}\n")
+    report.print_report(result, training.learner, output.text)
     output.result(
-        address=options.address, broker=options.broker, learner=name, seed=seed,
+        address=options.address, broker=options.broker, learner=training.name, seed=seed,
         **summary(result, options.steps),
     )  # fmt: skip
-    if options.save is not None:
-        origin = {"address": options.address, "steps": result.rewards.size, "seed": seed}
-        learners.save(learner, options.save, origin)
-        output.say(f"The learner is saved in {options.save}; continue with --load.")
-        output.result(saved=str(options.save))
+    if training.path is not None:
+        training.save(training.path)
+        output.say(f"The learner is saved in {training.path}. {training.advice}")
+        output.result(saved=str(training.path))
     if options.plot is not None:
-        report.plot(result, learner, options.plot)
+        report.plot(result, training.learner, options.plot, address=str(options.address), seed=seed)
         output.say(f"The plot is in {options.plot}.")
         output.result(plot=str(options.plot))
 
@@ -98,12 +200,13 @@ def summary(result: TrainingResult, steps_wanted: int) -> dict[str, Json]:
     returns = result.episode_returns
     return {
         "steps": int(result.rewards.size),
-        "complete": result.rewards.size == steps_wanted,
+        "complete": result.rewards.size >= steps_wanted,
         "seconds": result.seconds,
         "steps_per_s": result.steps_per_s,
         "episodes": int(returns.size),
         "reward_per_step": _tenths(result.rewards),
         "episode_return": _tenths(returns) if returns.size else None,
+        "recent_return": result.recent_return,
         "saved": None,
         "plot": None,
     }

@@ -35,7 +35,10 @@ class ProxyVecEnv(VecEnv):
     """Environments at env agents as a `VecEnv` of Stable-Baselines3, with one message for all.
 
     It behaves like a DummyVecEnv of the same environments, and training with it ends with the same
-    weights. A copy (`copy.deepcopy`, `pickle`) uses sessions of its own, which must be reset first.
+    weights, unless the environments register a vector class of their own, which may draw other
+    numbers: pass `env_kwargs={"vectorization_mode": "sync"}` then.
+
+    A copy (`copy.deepcopy`, `pickle`) uses sessions of its own, which must be reset first.
 
     Args:
         address: the address of the environments, e.g. "cartpole". Default: the variable
@@ -100,11 +103,11 @@ class ProxyVecEnv(VecEnv):
         self._reset_options()
         return observations
 
-    def _seed(self) -> int | list[int | None]:
+    def _seed(self) -> int | list[int | None] | None:
         first = self._seeds[0]
         if first is not None and self._seeds == [*range(first, first + self.num_envs)]:
-            return int(first)  # which every vector understands
-        return [*self._seeds]
+            return int(first)  # which every vector understands, as it does None
+        return [*self._seeds] if any(one is not None for one in self._seeds) else None
 
     def step_async(self, actions: Any) -> None:
         """Send the actions of all environments without waiting.
@@ -130,14 +133,19 @@ class ProxyVecEnv(VecEnv):
         """
         observations, rewards, terminated, truncated, merged = self._vector.step_wait()
         dones = terminated | truncated
+        rewards = rewards.astype(np.float32)
+        if not (merged or dones.any()):  # the usual case
+            infos = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
+            return observations, rewards, dones, infos
         infos = single_infos.split(merged, self.num_envs)
-        for i in np.flatnonzero(dones):
+        ended = dones.nonzero()[0].tolist()
+        for i in ended:
             infos[i], self.reset_infos[i] = self._ended(infos[i])
         for info, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):
             info["TimeLimit.truncated"] = cut
-        for i in np.flatnonzero(dones):  # last, as in a DummyVecEnv
+        for i in ended:  # last, as in a DummyVecEnv
             infos[i]["terminal_observation"] = infos[i].pop(_FINAL)
-        return observations, rewards.astype(np.float32), dones, infos
+        return observations, rewards, dones, infos
 
     def _ended(self, info: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
         """Return the info of the step that ended an episode, and the info of the reset after it."""

@@ -168,7 +168,7 @@ class RemoteSession:
                     step = exchange.finish_step(data)
                     if step is not None:
                         if step[4] and self.open_msg.num_envs:
-                            step = _with_infos(step)
+                            step = with_infos(step)
                         return step
                     if not self.receive_frame(data):
                         self.connection.tick(self.connection.clock())
@@ -376,7 +376,7 @@ class RemoteSession:
             assert type(reply) is Error
             return reply
         step = reply.observation, reply.reward, reply.terminated, reply.truncated, reply.info
-        return _with_infos(step) if step[4] and self.open_msg.num_envs else step
+        return with_infos(step) if step[4] and self.open_msg.num_envs else step
 
     def _read_timed(self, header: Header, data: Data) -> tuple[Step, stamps.Stamps | None] | Error:
         taken = stamps.strip_reply(data)[1] if header.flags & TIMED else None
@@ -453,6 +453,6 @@ class RemoteSession:
         self._is_left = True  # last: after an interrupt, the next call goes on
 
 
-def _with_infos(step: Step) -> Step:
+def with_infos(step: Step) -> Step:
     """Return a vector's step with its infos as Gymnasium merges them."""
     return *step[:4], vector_infos.from_wire(step[4])[0]

@@ -29,6 +29,9 @@ class SessionGroup:
         where: the address, as errors name it.
         open_all: opens sessions, from the number of environments of each and `wait_s`, as
             `BrokerConnection.open_all` does.
+
+    Attributes:
+        undo_log: what `undo` restores: exchanges, and the last number returned of each.
     """
 
     def __init__(
@@ -45,8 +48,8 @@ class SessionGroup:
         self._where = where
         self._open_all = open_all
         self._sessions = open_all(connection, self.sizes, None)
-        self._undo: list[tuple[Exchange, int]] = []  # what `undo` restores
-        self._before: Any = None  # and what that of a subclass restores
+        self.undo_log: list[tuple[Exchange, int]] = []
+        self._before: Any = None  # what the `undo` of a subclass restores
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -97,18 +100,18 @@ class SessionGroup:
 
     def begin_call(self) -> None:
         """Begin a call of the vector: from now on, `undo` returns to this moment."""
-        self._undo, self._before = [], None
+        self.undo_log, self._before = [], None
 
     def mark_returned(self, sessions: Collection[int]) -> None:
         """Record that the caller has the replies of these sessions that have arrived."""
         exchanges = [one.exchange for one in self._chosen(sessions) if one.ready]
-        self._undo = [*self._undo, *((one, one.returned) for one in exchanges)]
+        self.undo_log = [*self.undo_log, *((one, one.returned) for one in exchanges)]
         for one in exchanges:
             one.mark_returned()
 
     def undo(self) -> None:
         """Make the replies that the present call has marked as returned available again."""
-        for exchange, returned in reversed(self._undo):
+        for exchange, returned in reversed(self.undo_log):
             exchange.returned = returned
 
     def is_failure(self, error: BaseException) -> bool:
@@ -182,7 +185,7 @@ class SessionGroup:
         """Let the only session do one step, on the fast path."""
         session = self._sessions[0]
         exchange = session.exchange
-        self._undo = [(exchange, exchange.returned)]
+        self.undo_log = [(exchange, exchange.returned)]
         try:
             return session.step(actions, timeout_s)
         except (EnvironmentLost, EnvironmentFailed) as error:

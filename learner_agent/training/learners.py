@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import gymnasium
 import numpy as np
@@ -100,12 +101,21 @@ def save(learner: Learner, path: str | os.PathLike[str], metadata: Mapping[str, 
         ConfigurationError: the file cannot be written.
     """
     note = json.dumps({**metadata, "learner": type(learner).__name__})
+    with replacing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, metadata=np.array(note), **learner.state())
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """Open a file for a learner. It replaces an existing one only when it is complete.
+
+    Raises:
+        ConfigurationError: the file cannot be written.
+    """
     unfinished = Path(f"{os.fspath(path)}.unfinished")
     try:
         with unfinished.open("wb") as file:
-            np.savez_compressed(
-                file, allow_pickle=False, metadata=np.array(note), **learner.state()
-            )
+            yield file
         unfinished.replace(path)
     except OSError as error:
         raise ConfigurationError(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import textwrap
 from collections.abc import Mapping
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +13,6 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from gymwire.learner_agent.training.learners import Learner
 from gymwire.learner_agent.training.price_bandits import PriceAgent, beta_quantile
 from gymwire.learner_agent.training.q_learning import QLearner
 from gymwire.learner_agent.training.task import TrainingResult
@@ -24,10 +23,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MAX_GOODS_SHOWN = 20
+TITLE_PER_INCH = 9.0  # characters
 MAX_DOT_AREA = 120  # of the price with the most offers, in points²
 
 
-def print_report(result: TrainingResult, learner: Learner, console: Console) -> None:
+def print_report(result: TrainingResult, learner: object, console: Console) -> None:
     """Print the result: best prices, rewards at the start and at the end, steps per second."""
     if isinstance(learner, PriceAgent):
         console.print(_price_table(result, learner))
@@ -74,7 +74,7 @@ def _price_table(result: TrainingResult, agent: PriceAgent) -> Table:
     return table
 
 
-def _summary(result: TrainingResult, learner: Learner) -> list[tuple[str, str]]:
+def _summary(result: TrainingResult, learner: object) -> list[tuple[str, str]]:
     rows = []
     returns = result.episode_returns
     if isinstance(learner, PriceAgent):
@@ -83,8 +83,8 @@ def _summary(result: TrainingResult, learner: Learner) -> list[tuple[str, str]]:
     elif returns.size >= 2:
         early, late = early_and_late(returns)
         rows.append(("episode return", f"{early:.2f} in the first tenth, {late:.2f} in the last"))
-        if (reached := result.final_rewards > 0).any():
-            early, late = early_and_late(reached)
+        if result.won.any():
+            early, late = early_and_late(result.won)
             rows.append(("episodes won", f"{early:.0%} in the first tenth, {late:.0%} in the last"))
         early, late = early_and_late(result.episode_lengths)
         rows.append(("episode length", f"{early:.0f} steps early, {late:.0f} late"))
@@ -143,7 +143,7 @@ _STYLE: Any = {
 
 def plot(
     result: TrainingResult,
-    learner: Learner,
+    learner: object,
     path: str | os.PathLike[str],
     *,
     address: str = "",
@@ -172,14 +172,15 @@ def plot(
     # Figure instead of pyplot: opens no window and leaves no global state.
     with matplotlib.rc_context(_STYLE):
         figure = Figure(layout="constrained", dpi=150)
-        draw_title = partial(figure.suptitle, x=0.01, ha="left", fontsize=12, weight="bold")
         place = f" at {address}" if address else ""
         seeded = "" if seed is None else f", seed {seed}"
-        draw_title(f"{type(learner).__name__}{place}{seeded}: {result.rewards.size:,} steps")
+        title = f"{type(learner).__name__}{place}{seeded}: {result.rewards.size:,} steps"
         if isinstance(learner, PriceAgent):
             _draw_market(figure, result, learner)
         else:
             _draw_episodes(figure, result)
+        lines = textwrap.fill(title, int(TITLE_PER_INCH * figure.get_figwidth()))
+        figure.suptitle(lines, x=0.01, ha="left", fontsize=12, weight="bold")
         try:
             figure.savefig(path)
         except (OSError, ValueError) as error:
@@ -239,13 +240,14 @@ def _draw_episodes(figure: Figure, result: TrainingResult) -> None:
     if unit == "step":
         panels.append(("Reward per step", result.rewards, _BLUE, False))
     else:
-        won = (result.final_rewards > 0).astype(float)
+        won = result.won.astype(float)
         # If the return only says whether the episode was won, one panel suffices.
         if not np.array_equal(returns, won):
             panels.append(("Episode return", returns, _BLUE, False))
         if won.any():
             panels.append(("Episodes won", won, _GREEN, True))
-        panels.append(("Episode length in steps", result.episode_lengths, _VERMILION, False))
+        if not np.array_equal(returns, result.episode_lengths):  # as with a reward of 1 per step
+            panels.append(("Episode length in steps", result.episode_lengths, _VERMILION, False))
     figure.set_size_inches(8.0, 0.8 + 2.1 * len(panels))
     for number, (title, values, color, percent) in enumerate(panels, 1):
         axes = figure.add_subplot(len(panels), 1, number)
@@ -265,6 +267,7 @@ def _draw_moving_mean(
     axes: Axes, values: NDArray[Any], color: str, unit: str, *, percent: bool
 ) -> None:
     """Draw the mean over a twentieth of all values, and the values themselves in the background."""
+    values = values[np.isfinite(values)]
     axes.set_xlim(0, 1.01 * max(1, values.size))
     _use_integer_ticks(axes)
     if not values.size:
@@ -279,15 +282,15 @@ def _draw_moving_mean(
     # Limit the number of points, or a vector file of a long run would be huge.
     every = max(1, values.size // 4000)
     if percent:
-        axes.set_ylim(0, 1.03)
+        axes.set_ylim(-0.02, 1.03)  # room for the width of the line
         axes.yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
         axes.fill_between(at[shown][::every], 0, mean[shown][::every], color=color, alpha=0.1, lw=0)
     else:
         low, high = np.percentile(values, [1, 99])
-        margin = 0.08 * max(1e-9, float(high - low))
         dots = np.where((values >= low) & (values <= high), values, np.nan)  # no cut-off outliers
         axes.plot(at[::every], dots[::every], ".", color=_GREY, ms=2, alpha=0.35, rasterized=True)
-        axes.set_ylim(low - margin, high + margin)
+        axes.set_ylim(*_limits(min(low, mean[shown].min()), max(high, mean[shown].max())))
+        axes.ticklabel_format(axis="y", style="plain", useOffset=False)
     axes.plot(at[shown][::every], mean[shown][::every], color=color, lw=1.8)
     axes.annotate(
         f"mean of {window:,} {unit}",
@@ -298,3 +301,11 @@ def _draw_moving_mean(
         color=_GREY,
         fontsize=8,
     )
+
+
+def _limits(low: float, high: float) -> tuple[float, float]:
+    """Return the limits of an axis for values from `low` to `high`, with room for dots."""
+    size = max(abs(low), abs(high))
+    span = high - low
+    margin = 0.08 * span if span > 1e-6 * size else 0.1 * (size or 1.0)
+    return low - margin, high + margin

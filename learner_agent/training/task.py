@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import gymnasium
@@ -15,6 +17,7 @@ from gymwire.learner_agent.training.learners import Learner
 
 # 20 updates per second look smooth; more would slow the training down.
 PROGRESS_EVERY_S = 0.05
+RECENT_EPISODES = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +28,8 @@ class TrainingProgress:
         step: the number of steps done.
         steps: the number of steps to do.
         episodes: the number of episodes that have ended.
+        recent_return: the mean return of the last 100 of them, or fewer at the start; None before
+            the first.
         recent_reward: the mean reward per step over the last 1000 steps, or fewer at the start.
         steps_per_s: steps per second since the start.
     """
@@ -32,6 +37,7 @@ class TrainingProgress:
     step: int
     steps: int
     episodes: int
+    recent_return: float | None
     recent_reward: float
     steps_per_s: float
 
@@ -42,17 +48,48 @@ class TrainingResult:
 
     Attributes:
         rewards: the reward of each step, float64 (n_steps,).
-        episode_ends: the number of steps done when each episode ended, int64 (n_episodes,). Later
-            steps belong to an unfinished episode.
+        episode_returns: the sum of rewards of each ended episode, float64 (n_episodes,).
+        episode_lengths: the steps of each ended episode, int64 (n_episodes,).
+        won: whether each ended episode was won, bool (n_episodes,): its last reward is positive,
+            and larger than all others of the episode.
         seconds: the duration of all steps, resets and learning included.
         reset_info: the info of the first reset. Some environments put the true values in it that
             a learner should find.
     """
 
     rewards: NDArray[np.float64]
-    episode_ends: NDArray[np.int64]
+    episode_returns: NDArray[np.float64]
+    episode_lengths: NDArray[np.int64]
+    won: NDArray[np.bool_]
     seconds: float
     reset_info: Mapping[str, Any]
+
+    @classmethod
+    def of_one_env(
+        cls,
+        rewards: NDArray[np.float64],
+        episode_ends: Sequence[int],
+        seconds: float,
+        reset_info: Mapping[str, Any],
+    ) -> TrainingResult:
+        """Return the result of a training in one environment.
+
+        Args:
+            rewards: the reward of each step.
+            episode_ends: the number of steps done when each episode ended. Later steps belong to an
+                unfinished episode.
+            seconds: the duration.
+            reset_info: the info of the first reset.
+        """
+        episodes = [rewards[begin:end] for begin, end in pairwise((0, *episode_ends))]
+        return cls(
+            rewards,
+            np.array([one.sum() for one in episodes], np.float64),
+            np.array([one.size for one in episodes], np.int64),
+            np.array([one[-1] > max(0.0, one[:-1].max(initial=0.0)) for one in episodes], np.bool_),
+            seconds,
+            reset_info,
+        )
 
     @property
     def steps_per_s(self) -> float:
@@ -60,23 +97,14 @@ class TrainingResult:
         return self.rewards.size / self.seconds if self.seconds > 0 else 0.0
 
     @property
-    def episode_returns(self) -> NDArray[np.float64]:
-        """The sum of rewards of each ended episode, float64 (n_episodes,)."""
-        return np.diff(np.concatenate([[0.0], np.cumsum(self.rewards)])[self._bounds])
+    def recent_return(self) -> float | None:
+        """The mean return of the last 100 episodes, or fewer; None if none has ended."""
+        return recent_mean(self.episode_returns)
 
-    @property
-    def episode_lengths(self) -> NDArray[np.int64]:
-        """The steps of each ended episode, int64 (n_episodes,)."""
-        return np.diff(self._bounds)
 
-    @property
-    def final_rewards(self) -> NDArray[np.float64]:
-        """The reward of the last step of each ended episode, float64 (n_episodes,)."""
-        return self.rewards[self.episode_ends - 1]
-
-    @property
-    def _bounds(self) -> NDArray[np.int64]:
-        return np.concatenate([np.zeros(1, np.int64), self.episode_ends])
+def recent_mean(returns: Sequence[float] | NDArray[np.float64]) -> float | None:
+    """Return the mean of the last 100 returns, or fewer; None if there are none."""
+    return float(np.mean(returns[-RECENT_EPISODES:])) if len(returns) else None
 
 
 class TrainingTask:
@@ -91,6 +119,7 @@ class TrainingTask:
         steps: the number of steps, at least 1.
         seed: seeds the first reset of the environment. Later resets have no seed.
         on_progress: called at most every 0.05 s, and after the last step.
+        time_limit_s: do not begin another step after this long, in seconds.
         clock: returns the time in seconds.
     """
 
@@ -101,14 +130,16 @@ class TrainingTask:
         steps: int,
         seed: int | None = None,
         on_progress: Callable[[TrainingProgress], None] | None = None,
+        time_limit_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if steps < 1:
             raise ValueError(f"steps must be at least 1, not {steps}")
         self._env, self._learner, self._seed = env, learner, seed
-        self._on_progress, self._clock = on_progress, clock
+        self.on_progress, self._time_limit_s, self._clock = on_progress, time_limit_s, clock
         self._rewards = np.empty(steps)
         self._episode_ends: list[int] = []
+        self._returns: list[float] = []
         self._done = 0
         self._seconds = 0.0
         self._observation: Any = None
@@ -134,7 +165,8 @@ class TrainingTask:
         env, learner, rewards, clock = self._env, self._learner, self._rewards, self._clock
         steps, observation, info = rewards.size, self._observation, self._info
         start = clock()
-        next_progress = start
+        next_progress, end = start, start + self._time_limit_s
+        is_watched = self.on_progress is not None or end < math.inf
         try:
             for step in range(steps):
                 action = learner.act(observation, info)
@@ -152,16 +184,23 @@ class TrainingTask:
                 )
                 observation = next_observation
                 if terminated or truncated:
+                    begin = self._episode_ends[-1] if self._episode_ends else 0
                     self._episode_ends.append(step + 1)
+                    self._returns.append(float(rewards[begin : step + 1].sum()))
                     if step + 1 < steps:
                         observation, info = env.reset()
-                if self._on_progress is not None and (now := clock()) >= next_progress:
+                if not is_watched:
+                    continue
+                now = clock()
+                if self.on_progress is not None and now >= next_progress:
                     next_progress = now + PROGRESS_EVERY_S
-                    self._on_progress(self._progress(now - start))
+                    self.on_progress(self._progress(now - start))
+                if now >= end:
+                    break
         finally:
             self._seconds = clock() - start
-        if self._on_progress is not None:
-            self._on_progress(self._progress(self._seconds))
+        if self.on_progress is not None:
+            self.on_progress(self._progress(self._seconds))
 
     def teardown(self) -> None:
         """Close the environment."""
@@ -169,11 +208,8 @@ class TrainingTask:
 
     def result(self) -> TrainingResult:
         """Return the result of the steps done so far."""
-        return TrainingResult(
-            rewards=self._rewards[: self._done].copy(),
-            episode_ends=np.array(self._episode_ends, np.int64),
-            seconds=self._seconds,
-            reset_info=self._reset_info,
+        return TrainingResult.of_one_env(
+            self._rewards[: self._done].copy(), self._episode_ends, self._seconds, self._reset_info
         )
 
     def _progress(self, seconds: float) -> TrainingProgress:
@@ -182,6 +218,7 @@ class TrainingTask:
             step=done,
             steps=self._rewards.size,
             episodes=len(self._episode_ends),
+            recent_return=recent_mean(self._returns),
             recent_reward=float(self._rewards[max(0, done - 1000) : done].mean()),
             steps_per_s=done / seconds if seconds > 0 else 0.0,
         )

@@ -18,6 +18,7 @@ from gymwire.cli.app import Interrupted
 from gymwire.cli.progress import LineMeter
 from gymwire.cli.terminal import picture, printable, short
 from gymwire.learner_agent.client.timings import Timings
+from gymwire.learner_agent.training import ppo
 from gymwire.learner_agent.training.task import TrainingProgress
 from gymwire.protocol.errors import (
     ConfigurationError,
@@ -126,7 +127,7 @@ def test_training_continues_from_a_saved_learner(
         again = ("--save", path) if option == "--load" else ()
         call(screen, "train", "line", "--steps", "50", option, path, *again)
     assert learnt(Path(path))["steps"] == 100
-    assert f"The learner is saved in {path}; continue with --load." in screen.text
+    assert f"The learner is saved in {path}. Continue with --load." in screen.text
 
 
 def test_train_draws_the_plot_and_says_where(offer: Offer, screen: Screen, tmp_path: Path) -> None:
@@ -177,11 +178,30 @@ def test_a_training_that_ends_early_is_reported_and_saved(
     assert env.closed == 1
 
 
-def test_without_a_fitting_learner_the_session_is_closed(offer: Offer, screen: Screen) -> None:
+@pytest.mark.parametrize(
+    ("space", "error", "text"),
+    [
+        (spaces.Tuple([spaces.Discrete(2)]), NoLearnerFits, "observation_space is a Tuple"),
+        (
+            spaces.Box(0, 1, (2,)),
+            ConfigurationError,
+            r"line needs Stable-Baselines3, .*: \./run pip install -e '\.\[sb3\]'",
+        ),
+    ],
+)
+def test_without_a_fitting_learner_the_session_is_closed(
+    space: Any,
+    error: type[Exception],
+    text: str,
+    offer: Offer,
+    screen: Screen,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ppo, "is_installed", lambda: False)
     env = Line()
-    env.observation_space = spaces.Box(0, 1, (2,))
+    env.observation_space = space
     offer(env)
-    with pytest.raises(NoLearnerFits):
+    with pytest.raises(error, match=text):
         call(screen, "train", "line")
     assert env.closed == 1
 
@@ -193,7 +213,9 @@ def test_without_a_fitting_learner_the_session_is_closed(offer: Offer, screen: S
 def test_progress_is_logged_each_tenth_but_not_too_often_nor_too_rarely(
     step: int, now: float, due: bool
 ) -> None:
-    assert LineMeter(clock=lambda: 0.0).due(TrainingProgress(step, 100, 0, 0.0, 1.0), now) is due
+    assert (
+        LineMeter(clock=lambda: 0.0).due(TrainingProgress(step, 100, 0, None, 0.0, 1.0), now) is due
+    )
 
 
 # --- check ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete
 
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
 
@@ -126,6 +126,45 @@ class Mixed(gymnasium.Env[Any, Any]):
             "nested": {"deeper": {"uint8": np.uint8(7), "tuple": (1, None)}, "empty": {}},
         }
         return {key: value for key, value in info.items() if self.np_random.random() < 0.5}
+
+
+SPACES: dict[str, gymnasium.Space[Any]] = {
+    "box": Box(-1, 1, (3,), np.float32),
+    "matrix": Box(-1, 1, (2, 3), np.float64),
+    "small image": Box(0, 255, (8, 8, 3), np.uint8),
+    "image": Box(0, 255, (3, 40, 44), np.uint8),
+    "discrete": Discrete(5),
+    "multi-discrete": MultiDiscrete([3, 2]),
+    "multi-binary": MultiBinary(4),
+    "dict": Dict({"place": Box(-1, 1, (2,)), "room": Discrete(3), "lamps": MultiBinary(2)}),
+}
+
+
+class Lottery(gymnasium.Env[Any, Any]):
+    """Observations of a space, whatever the actions, which must be of another."""
+
+    def __init__(self, observations: str = "box", actions: str = "discrete") -> None:
+        self.observation_space, self.action_space = SPACES[observations], SPACES[actions]
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return self._draw(), {}
+
+    def step(self, action: Any) -> Step:
+        assert self.action_space.contains(action)
+        return (
+            self._draw(),
+            float(self.np_random.random()),
+            self.np_random.random() < 0.1,
+            False,
+            {},
+        )
+
+    def _draw(self) -> Any:
+        self.observation_space.seed(int(self.np_random.integers(1000)))
+        return self.observation_space.sample()
 
 
 class Choices(Mixed):

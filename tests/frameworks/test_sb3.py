@@ -63,6 +63,7 @@ NAMES = {
 }
 EXPOSED = ["compute_reward", "level", "scaled", "calls", "asked"]
 SLOTS = 4
+SYNC = {"vectorization_mode": "sync"}
 WAYS = [(1, "never"), (1, "always"), (3, "never"), (3, "always")]
 
 
@@ -87,6 +88,8 @@ def opened(broker: str) -> Iterator[Callable[..., ProxyVecEnv]]:
     made: list[ProxyVecEnv] = []
 
     def make(address: str, n_envs: int = 3, **options: Any) -> ProxyVecEnv:
+        if address == "cartpole":  # its own vector class draws other initial states
+            options.setdefault("env_kwargs", SYNC)
         made.append(ProxyVecEnv(f"sb3-{address}", n_envs, broker, **options))
         return made[-1]
 
@@ -213,6 +216,25 @@ def test_a_saved_model_goes_on_the_same(opened: Make, tmp_path: Path) -> None:
         loaded.learn(100)
         found.append(weights(loaded))
     assert_same(found[0], found[1])
+
+
+def test_a_vector_class_of_the_environments_own_is_used_as_well(opened: Make) -> None:
+    envs = opened("cartpole", 8, env_kwargs={})
+    for seed in (None, 3):
+        if seed is not None:
+            envs.seed(seed)
+        before, ends = envs.reset(), 0
+        for _ in range(60):
+            after, rewards, dones, infos = envs.step(np.ones(8, np.int64))
+            assert (rewards.dtype, rewards.tolist()) == (np.float32, [1.0] * 8)
+            for i, info in enumerate(infos):
+                assert ("terminal_observation" in info) == dones[i]
+                assert (abs(after[i]) <= 0.05).all() or not dones[i]
+                last = info.get("terminal_observation", after[i])
+                assert last[0] == pytest.approx(before[i, 0] + 0.02 * before[i, 1], abs=1e-6)
+            before, ends = after, ends + dones.sum()
+        assert ends
+    assert ppo(envs).num_timesteps
 
 
 # --- what a VecEnv does ---------------------------------------------------------------------------

@@ -25,6 +25,7 @@ OFFERS = "".join(
         ("cartpole", "CartPole-v1", ""),
         ("single", "CartPole-v1", "max_sessions = 1\n"),
         ("frozen-lake", "FrozenLake-v1", "env_kwargs = {is_slippery = false}\n"),
+        ("blackjack", "Blackjack-v1", ""),
         ("unmakeable", "tests.odd_envs:Unmakeable", ""),
     )
 )
@@ -150,7 +151,7 @@ def test_json_contains_the_error(broker: str) -> None:
         (["train", "frozen-lak"], 1, "Did you mean 'frozen-lake'?"),
         (["check", "nowhere"], 1, "No env agent offers 'nowhere'"),
         (["run", "nowhere"], 1, "Offered: cartpole, frozen-lake, price-market"),
-        (["train", "cartpole"], 2, "No learner fits"),
+        (["train", "blackjack"], 2, "No learner fits"),
         (["train", "No/Address"], 2, "is not an address"),
         (["train", "--steps", "0"], 2, "1 or more"),
         (

@@ -103,13 +103,13 @@ def test_it_learns_taxi() -> None:
     _, result = trained(TAXI, 40_000)
     n = result.episode_returns.size // 10
     assert result.episode_returns[-n:].mean() > 5  # the best possible is about 8
-    assert (result.final_rewards[-n:] > 0).mean() > 0.95
+    assert result.won[-n:].mean() > 0.95
 
 
 def test_the_same_seed_gives_the_same_result_bit_for_bit() -> None:
     (one, one_result), (other, other_result) = (trained("FrozenLake-v1", 3_000) for _ in range(2))
     assert one.values.tobytes() == other.values.tobytes()
-    assert one_result.episode_ends.tolist() == other_result.episode_ends.tolist()
+    assert one_result.episode_lengths.tolist() == other_result.episode_lengths.tolist()
 
 
 def test_a_restored_learner_continues_where_the_saved_one_stopped() -> None:

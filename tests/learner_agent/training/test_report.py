@@ -29,7 +29,7 @@ def report(result: TrainingResult, learner: Learner) -> str:
 
 
 def result_of(rewards: Any, episode_ends: Any = (), **reset_info: Any) -> TrainingResult:
-    return TrainingResult(np.array(rewards, float), np.array(episode_ends, int), 2.0, reset_info)
+    return TrainingResult.of_one_env(np.array(rewards, float), episode_ends, 2.0, reset_info)
 
 
 def market() -> tuple[PriceAgent, dict[str, Any]]:
@@ -186,3 +186,46 @@ def test_a_plot_that_cannot_be_written_is_an_error_naming_the_file(
 ) -> None:
     with pytest.raises(ConfigurationError, match=f"Cannot write a plot to .*{name}"):
         plot(result_of([1.0]), market()[0], tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [200.0] * 40,
+        [0.0] * 40,
+        [1e9 + 1, 1e9] * 20,
+        [1e-4, 2e-4] * 20,
+        [-1e6] * 3 + [0.0] * 300,
+        [1.0, np.inf, np.nan, 2.0] * 10,
+        [5.0],
+    ],
+)
+def test_ticks_are_plain_numbers_and_all_means_lie_within_the_axes(
+    values: list[float], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from matplotlib.figure import Figure
+
+    figures: list[Figure] = []
+    save = Figure.savefig
+
+    def recorded(figure: Figure, *args: Any) -> None:
+        figures.append(figure)
+        save(figure, *args)
+
+    monkeypatch.setattr(Figure, "savefig", recorded)
+    result = result_of(values, range(1, len(values) + 1))
+    plot(result, QLearner(Discrete(4), Discrete(2)), tmp_path / "curves.png")
+    for axes in figures[0].axes:
+        assert axes.yaxis.get_offset_text().get_text() == ""
+        assert all("e" not in label.get_text() for label in axes.get_yticklabels())
+        low, high = axes.get_ylim()
+        mean: Any = axes.lines[-1].get_ydata()
+        assert ((low < mean) & (mean < high)).all()
+
+
+def test_a_long_title_stays_within_the_picture(tmp_path: Path) -> None:
+    path = tmp_path / "curves.png"
+    address = "/".join(["a-long-name-of-a-laboratory"] * 4)
+    plot(result_of([1.0, 2.0] * 9), QLearner(Discrete(4), Discrete(2)), path, address=address)
+    right = (drawn(path)[:100, -12:] < 0.5).any()
+    assert not right

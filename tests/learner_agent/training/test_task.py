@@ -11,7 +11,7 @@ import pytest
 from gymnasium.spaces import Discrete
 from numpy.typing import NDArray
 
-from gymwire.learner_agent.training.task import TrainingProgress, TrainingTask
+from gymwire.learner_agent.training.task import TrainingProgress, TrainingResult, TrainingTask
 
 
 class CountingEnv(gymnasium.Env[Any, Any]):
@@ -73,16 +73,17 @@ def ticking() -> Iterator[float]:
 def test_the_result_has_the_rewards_episodes_and_returns_of_the_environment() -> None:
     result = TrainingTask(CountingEnv(), Recorder(), 8).run()
     assert result.rewards.tolist() == [1, 2, 3, 1, 2, 3, 1, 2]
-    assert result.episode_ends.tolist() == [3, 6]
     assert result.episode_returns.tolist() == [6, 6]
     assert result.episode_lengths.tolist() == [3, 3]
-    assert result.final_rewards.tolist() == [3, 3]
+    assert result.won.tolist() == [True, True]
+    assert result.recent_return == 6
 
 
 def test_a_training_without_a_finished_episode_has_no_returns() -> None:
     result = TrainingTask(CountingEnv(), Recorder(), 2).run()
     assert result.episode_returns.size == result.episode_lengths.size == 0
-    assert result.final_rewards.size == 0
+    assert result.won.size == 0
+    assert result.recent_return is None
 
 
 def test_only_the_first_reset_is_seeded_and_the_last_step_is_not_followed_by_one() -> None:
@@ -117,7 +118,7 @@ def test_progress_is_reported_now_and_then_and_after_the_last_step() -> None:
     ).run()
     assert [progress.step for progress in reports] == [1, 4, 6]
     assert reports[-1] == TrainingProgress(
-        step=6, steps=6, episodes=2, recent_reward=2.0, steps_per_s=6.0
+        step=6, steps=6, episodes=2, recent_return=6.0, recent_reward=2.0, steps_per_s=6.0
     )
 
 
@@ -134,7 +135,7 @@ def test_an_environment_that_fails_is_closed_and_the_steps_before_are_in_the_res
         task.run()
     assert env.closed == 1
     assert task.result().rewards.tolist() == [1, 2, 3, 1]
-    assert task.result().episode_ends.tolist() == [3]
+    assert task.result().episode_lengths.tolist() == [3]
 
 
 def test_a_result_does_not_share_memory_with_the_task() -> None:
@@ -149,3 +150,23 @@ def test_a_result_does_not_share_memory_with_the_task() -> None:
 def test_a_training_of_no_steps_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1, not 0"):
         TrainingTask(CountingEnv(), Recorder(), 0)
+
+
+def test_an_episode_is_won_if_its_last_reward_is_positive_and_its_largest() -> None:
+    rewards = np.array([0.0, 1.0, 1.0, 1.0, -1.0, 5.0, 7.0, 5.0, 2.0, -1.0, 0.0, 9.0])
+    result = TrainingResult.of_one_env(rewards, [2, 4, 6, 8, 9, 10, 11], 1.0, {})
+    assert result.won.tolist() == [True, False, True, False, True, False, False]
+    assert result.episode_returns.tolist() == [1, 2, 4, 12, 2, -1, 0]
+
+
+def test_the_recent_return_is_the_mean_of_the_last_hundred_episodes() -> None:
+    returns = [1000.0] * 50 + [1.0] * 99 + [2.0]
+    ends = [*range(1, 151)]
+    assert TrainingResult.of_one_env(np.array(returns), ends, 1.0, {}).recent_return == 1.01
+
+
+def test_a_time_limit_ends_the_training_after_the_step_in_which_it_is_reached() -> None:
+    env, clock = CountingEnv(), ticking()
+    task = TrainingTask(env, Recorder(), 8, time_limit_s=3.0, clock=lambda: next(clock))
+    assert task.run().rewards.size == 3
+    assert env.closed == 1

@@ -1,0 +1,142 @@
+"""What `--policy` names: a function or class of the user, or a saved Stable-Baselines3 model."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import zipfile
+from collections.abc import Callable
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from gymwire.cli.extras import install_line
+from gymwire.protocol.errors import ConfigurationError
+
+Env = gymnasium.Env[Any, Any]
+Policy = Callable[[Any], Any]
+"""A function that takes an observation and returns an action."""
+
+MODEL = ".zip"  # the suffix of a saved model
+MAX_DATA = 64 * 1024 * 1024  # bytes of the settings of a model
+
+
+def load(text: str | None, env: Env, seed: int | None) -> Policy:
+    """Return the policy that a text names; None is the policy of random actions.
+
+    A class is called with the observation space and the action space of the environment. Loading a
+    policy runs its code.
+
+    Raises:
+        ConfigurationError: there is no such policy, or it does not fit the environment.
+    """
+    if text is None:
+        env.action_space.seed(seed)
+        return lambda observation: env.action_space.sample()
+    if text.endswith(MODEL):
+        return _model(Path(text), env)
+    name, _, attribute = text.rpartition(":")
+    if not name or not attribute:
+        raise ConfigurationError(
+            f"{text!r} is not a policy. Write module:NAME or ./file.py:NAME of a function or a "
+            f"class, or name the {MODEL} file of a Stable-Baselines3 model."
+        )
+    found: Any = _module(name)
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if not callable(found):
+        raise ConfigurationError(f"{name} has no function or class {attribute!r}.")
+    if isinstance(found, type):
+        return found(env.observation_space, env.action_space)  # type: ignore[no-any-return]
+    return found  # type: ignore[no-any-return]
+
+
+def _module(name: str) -> Any:
+    """Import a module or a file. Raises ConfigurationError if there is none."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")
+    if not name.endswith(".py"):
+        try:
+            return importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(
+                f"There is no module {error.name!r}. Start the command in the folder that contains "
+                f"it, or install its package."
+            ) from None
+    path = Path(name)
+    if not path.is_file():
+        raise ConfigurationError(f"There is no file {name}.")
+    sys.path.append(str(path.resolve().parent))  # so that it can import the modules beside it
+    spec = spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# --- models of Stable-Baselines3 ------------------------------------------------------------------
+
+
+def _model(path: Path, env: Env) -> Policy:
+    if find_spec("stable_baselines3") is None:
+        raise ConfigurationError(
+            f"{path} is played with Stable-Baselines3, which is not installed. Install it with: "
+            f"{install_line('sb3')}"
+        )
+    import stable_baselines3
+
+    model = getattr(stable_baselines3, _algorithm(path)).load(path, device="cpu")
+    for name in ("observation_space", "action_space"):
+        learned, found = getattr(model, name), getattr(env, name)
+        if learned not in (found, _channels_first(found)):
+            raise ConfigurationError(
+                f"{path} was trained with the {name} {learned}, and this environment has {found}."
+            )
+
+    def act(observation: Any) -> Any:
+        action = model.predict(observation, deterministic=True)[0]
+        return action[()] if isinstance(action, np.ndarray) else action  # a number has no axes
+
+    return act
+
+
+def _channels_first(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:
+    """Return the space with each image as Stable-Baselines3 trains on it: its channels first."""
+    from stable_baselines3.common.preprocessing import is_image_space, is_image_space_channels_first
+    from stable_baselines3.common.vec_env import VecTransposeImage
+
+    if isinstance(space, gymnasium.spaces.Dict):
+        parts = {key: _channels_first(part) for key, part in space.spaces.items()}
+        return gymnasium.spaces.Dict(parts)
+    if is_image_space(space) and not is_image_space_channels_first(space):
+        return VecTransposeImage.transpose_space(space)  # type: ignore[no-any-return]
+    return space
+
+
+def _algorithm(path: Path) -> str:
+    """Return the class that saved a model: the file does not name it, but its policy and settings.
+
+    Raises ConfigurationError if the file is not a model, or of an unknown kind.
+    """
+    try:
+        with zipfile.ZipFile(path) as file, file.open("data") as data:
+            settings = json.loads(data.read(MAX_DATA))
+        policy = settings["policy_class"]["__module__"]
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no file {path}.") from None
+    except (OSError, zipfile.BadZipFile, LookupError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"{path} is not a Stable-Baselines3 model: {error}.") from None
+    if policy == "stable_baselines3.common.policies":
+        return "PPO" if "clip_range" in settings else "A2C"
+    for name in ("dqn", "sac", "td3"):
+        if policy == f"stable_baselines3.{name}.policies":
+            return name.upper()
+    raise ConfigurationError(
+        f"{path} holds a policy of {policy}, which gymwire cannot choose a class for. Load it in a "
+        f"function of your own, and pass --policy module:NAME."
+    )

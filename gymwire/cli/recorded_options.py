@@ -1,0 +1,36 @@
+"""The options that are about policies, videos and recorded data, for the table in options.py."""
+
+from __future__ import annotations
+
+from gymwire.cli import kinds
+from gymwire.cli.option import Option
+
+PLAYERS = ("run",)  # the commands that play episodes
+
+RECORDED_OPTIONS = (
+    Option(
+        keyword="episodes",
+        kind=kinds.COUNT,
+        commands=PLAYERS,
+        default="10",
+        metavar="N",
+        help="number of episodes",
+    ),
+    Option(
+        keyword="policy",
+        kind=kinds.TEXT,
+        commands=PLAYERS,
+        metavar="POLICY",
+        help="what chooses the actions: module:NAME or ./file.py:NAME of a function or class, or "
+        "the .zip file of a saved Stable-Baselines3 model. Both run code (a model is a pickle): "
+        "use only what you trust (default: random actions)",
+    ),
+    Option(
+        keyword="video",
+        kind=kinds.FILE,
+        commands=("run",),
+        metavar="FILE",
+        help="record the episodes to a video file (.mp4); the environment needs the render mode "
+        "rgb_array",
+    ),
+)

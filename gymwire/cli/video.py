@@ -1,0 +1,71 @@
+"""A video of the episodes that a command plays."""
+
+from __future__ import annotations
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from gymwire.cli.extras import install_line
+from gymwire.protocol.errors import ConfigurationError
+
+MODE = "rgb_array"  # the render mode that a video needs
+SUFFIX = ".mp4"
+USUAL_FPS = 30  # of an environment whose metadata does not say
+
+
+def check(path: Path) -> None:
+    """Raise ConfigurationError if no video can be written to `path`."""
+    if path.suffix.lower() != SUFFIX:
+        raise ConfigurationError(f"{path} must end with {SUFFIX}.")
+    if find_spec("moviepy") is None:
+        raise ConfigurationError(
+            f"Videos need moviepy, which is not installed. Install it with: {install_line('video')}"
+        )
+    if not path.parent.is_dir():
+        raise ConfigurationError(f"{path}: there is no folder {path.parent}. Make it first.")
+    if path.is_dir() or not os.access(path.parent, os.W_OK):
+        raise ConfigurationError(f"{path} cannot be written. Choose another name.")
+
+
+class Video:
+    """A video file, written frame by frame. The file begins with the first frame."""
+
+    def __init__(self, path: Path, env: gymnasium.Env[Any, Any]) -> None:
+        self._path, self._env = path, env
+        self._writer: Any = None
+        fps = env.metadata.get("render_fps")
+        self._fps = fps if isinstance(fps, int | float) and fps > 0 else USUAL_FPS
+        self.frames = 0
+
+    def add_frame(self) -> None:
+        """Add what the environment renders now. Raises ConfigurationError if it is no image."""
+        frame = self._env.render()
+        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3:
+            raise ConfigurationError(
+                f"--video needs images of bytes (height, width, 3); the environment renders "
+                f"{getattr(frame, 'dtype', type(frame).__name__)} {getattr(frame, 'shape', '')}."
+            )
+        # The usual encoding takes colours for squares of two by two pixels.
+        height, width = (size + size % 2 for size in frame.shape[:2])
+        frame = np.pad(
+            frame, ((0, height - frame.shape[0]), (0, width - frame.shape[1]), (0, 0)), mode="edge"
+        )
+        if self._writer is None:
+            from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
+
+            self._writer = FFMPEG_VideoWriter(
+                str(self._path), (width, height), self._fps, logfile=None
+            )
+        self._writer.write_frame(frame)
+        self.frames += 1
+
+    def close(self) -> None:
+        """Complete the file."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None

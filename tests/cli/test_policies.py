@@ -1,0 +1,217 @@
+"""What `--policy` and `--video` of `gymwire run` accept, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+from gymnasium import spaces
+
+from gymwire.cli import policies, video
+from gymwire.protocol.errors import ConfigurationError
+from tests.cli.reading import Screen, call
+
+PROXY = "gymwire.learner_agent.proxies.proxy_env.ProxyEnv"
+SOURCE = """
+def right(observation):
+    return 1
+
+class Learner:
+    def __init__(self, observation_space, action_space):
+        self.action = action_space.n - 1
+    def __call__(self, observation):
+        return self.action
+
+number = 3
+"""
+
+
+class Walk(gymnasium.Env[Any, Any]):
+    """A walk to the right end; action 1 takes three steps, random ones more. It draws pictures."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012 - as gymnasium.Env declares it
+    observation_space, action_space = spaces.Discrete(4), spaces.Discrete(2)
+    picture: Any = np.zeros((33, 41, 3), np.uint8)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._place = 0
+        return 0, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self._place = max(0, self._place + (1 if action else -1))
+        return self._place, -1.0, self._place == 3, False, {}
+
+    def render(self) -> Any:
+        return self.picture
+
+
+@pytest.fixture
+def walk(monkeypatch: pytest.MonkeyPatch) -> Walk:
+    """An environment that the commands find at every address."""
+    env = Walk()
+    monkeypatch.setattr(PROXY, lambda *args, **kwargs: env)
+    return env
+
+
+@pytest.fixture
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file with policies, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "my_policies.py"
+    path.write_text(SOURCE)
+    return path
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["my_policies:right", "my_policies:Learner", "./my_policies.py:right", "{path}:Learner"],
+)
+def test_run_plays_a_policy(walk: Walk, module: Path, text: str) -> None:
+    screen = Screen()
+    arguments = ("--policy", text.format(path=module), "--episodes", "2", "--json")
+    assert call(screen, "run", "walk", *arguments) == 0
+    assert [one["steps"] for one in screen.json["episodes"]] == [3, 3]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("right", "'right' is not a policy"),
+        (":right", "is not a policy"),
+        ("my_policies:", "is not a policy"),
+        ("my_policies:left", "no function or class 'left'"),
+        ("my_policies:number", "no function or class 'number'"),
+        ("my_policies:right.more", "no function or class 'right.more'"),
+        ("no_such_module:right", "no module 'no_such_module'"),
+        ("./nothing.py:right", "no file ./nothing.py"),
+    ],
+)
+def test_a_policy_that_cannot_be_loaded(walk: Walk, module: Path, text: str, said: str) -> None:
+    with pytest.raises(ConfigurationError, match=said) as caught:
+        call(Screen(), "run", "walk", "--policy", text)
+    assert str(caught.value).startswith("--policy: ")
+
+
+@pytest.mark.skipif(find_spec("stable_baselines3") is not None, reason="stable_baselines3 is here")
+def test_a_model_without_its_library_names_the_extra(walk: Walk) -> None:
+    with pytest.raises(ConfigurationError, match=r"Install it with: .*\[sb3\]"):
+        policies.load("model.zip", walk, None)
+
+
+def settings_of(path: Path, **settings: Any) -> Path:
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("data", json.dumps(settings))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("module_name", "more", "name"),
+    [
+        ("stable_baselines3.common.policies", {"clip_range": {}}, "PPO"),
+        ("stable_baselines3.common.policies", {}, "A2C"),
+        ("stable_baselines3.dqn.policies", {}, "DQN"),
+        ("stable_baselines3.sac.policies", {}, "SAC"),
+        ("stable_baselines3.td3.policies", {}, "TD3"),
+    ],
+)
+def test_the_class_of_a_model_follows_from_its_settings(
+    tmp_path: Path, module_name: str, more: dict[str, Any], name: str
+) -> None:
+    path = settings_of(tmp_path / "m.zip", policy_class={"__module__": module_name}, **more)
+    assert policies._algorithm(path) == name
+
+
+@pytest.mark.parametrize("content", [b"", b"not a zip", None])
+def test_a_file_that_is_not_a_model(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "m.zip"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigurationError, match=r"m\.zip"):
+        policies._algorithm(path)
+    with pytest.raises(ConfigurationError, match=r"not a Stable-Baselines3 model"):
+        policies._algorithm(settings_of(path))
+    with pytest.raises(ConfigurationError, match=r"holds a policy of mine"):
+        policies._algorithm(settings_of(path, policy_class={"__module__": "mine"}))
+
+
+@pytest.mark.skipif(find_spec("stable_baselines3") is None, reason="needs stable_baselines3")
+@pytest.mark.parametrize("name", ["PPO", "A2C", "DQN"])
+def test_run_plays_a_saved_model(walk: Walk, tmp_path: Path, name: str) -> None:
+    import stable_baselines3
+
+    model = getattr(stable_baselines3, name)("MlpPolicy", Walk(), seed=0)
+    path = tmp_path / "model.zip"
+    model.save(path)
+    policy = policies.load(str(path), walk, 0)
+    for place in range(4):
+        assert policy(place) == model.predict(np.int64(place), deterministic=True)[0]
+        assert walk.action_space.contains(policy(place))
+    other = gymnasium.make("CartPole-v1")
+    with pytest.raises(ConfigurationError, match="was trained with the observation_space"):
+        policies.load(str(path), other, 0)
+
+
+# --- video ----------------------------------------------------------------------------------------
+
+needs_moviepy = pytest.mark.skipif(find_spec("moviepy") is None, reason="needs moviepy")
+
+
+@needs_moviepy
+def test_run_records_a_video_of_all_episodes(walk: Walk, module: Path, tmp_path: Path) -> None:
+    from moviepy import VideoFileClip
+
+    path = tmp_path / "walk.mp4"
+    screen = Screen()
+    arguments = ("--policy", "my_policies:right", "--episodes", "2", "--video", str(path))
+    assert call(screen, "run", "walk", *arguments) == 0
+    assert f"The video is in {path}." in screen.text
+    with VideoFileClip(str(path)) as clip:
+        assert clip.size == [42, 34]  # even numbers
+        assert (clip.fps, clip.duration) == (5, pytest.approx(8 / 5))  # 4 pictures an episode
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("walk.gif", "must end with .mp4"), ("nowhere/walk.mp4", "no folder"), ("x.mp4", "cannot be")],
+)
+@needs_moviepy
+def test_a_video_that_cannot_be_written(tmp_path: Path, name: str, said: str) -> None:
+    (tmp_path / "x.mp4").mkdir()
+    with pytest.raises(ConfigurationError, match=said):
+        call(Screen(), "run", "walk", "--video", str(tmp_path / name))
+
+
+def test_a_video_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "find_spec", lambda name: None)
+    with pytest.raises(ConfigurationError, match=r"Install it with: .*\[video\]"):
+        video.check(Path("walk.mp4"))
+
+
+@needs_moviepy
+@pytest.mark.parametrize("picture", [None, "text", np.zeros((4, 4)), np.zeros((4, 4), np.uint8)])
+def test_a_rendering_that_is_no_image(walk: Walk, tmp_path: Path, picture: Any) -> None:
+    walk.picture = picture
+    with pytest.raises(ConfigurationError, match="--video needs images of bytes"):
+        call(Screen(), "run", "walk", "--video", str(tmp_path / "walk.mp4"))
+
+
+@needs_moviepy
+def test_video_and_render_exclude_each_other(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="either --render or --video"):
+        call(Screen(), "run", "walk", "--render", "--video", str(tmp_path / "walk.mp4"))
+
+
+@needs_moviepy
+def test_a_video_needs_an_environment_that_draws(walk: Walk, tmp_path: Path) -> None:
+    walk.metadata = {"render_modes": ["ansi"]}
+    with pytest.raises(ConfigurationError, match="render mode rgb_array; walk offers ansi"):
+        call(Screen(), "run", "walk", "--video", str(tmp_path / "walk.mp4"))

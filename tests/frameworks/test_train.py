@@ -1,0 +1,174 @@
+"""`gymwire train` with PPO of Stable-Baselines3."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymwire.cli import policies
+from gymwire.protocol.errors import ConfigurationError
+from tests.cli.reading import Screen, call
+from tests.frameworks.envs import SPACES, Lottery
+from tests.processes import PATIENCE_S, ROOT, programs
+
+REASON = "Stable-Baselines3 is not installed; ./run pytest tests/frameworks installs it"
+pytest.importorskip("stable_baselines3", reason=REASON)
+
+from stable_baselines3 import A2C, PPO  # noqa: E402 - after the test that it is there
+
+
+@pytest.fixture(scope="module")
+def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a broker, and an env agent with one slot for each address."""
+    offers = (("ppo/pole", "CartPole-v1"), ("ppo/lottery", "tests.frameworks.envs:Lottery"))
+    config = tmp_path_factory.mktemp("train") / "offers.toml"
+    config.write_text(
+        "\n".join(
+            f'[[offer]]\naddress = "{address}"\nenv = "{env}"\nmax_sessions = 1'
+            for address, env in offers
+        )
+    )
+    with programs() as started:
+        started.env_agent(broker_url, "--config", str(config))
+        yield broker_url
+
+
+def train(broker: str, *options: str, address: str = "ppo/lottery", **env_kwargs: str) -> Any:
+    """Train, and return the JSON object."""
+    screen = Screen()
+    arguments = ["train", address, "--broker", broker, "--wait", "10", "--json", *options]
+    if "--seed" not in options:
+        arguments += ["--seed", "1"]
+    assert call(screen, *arguments, "--env-kwargs", json.dumps(env_kwargs)) == 0
+    return screen.json
+
+
+def weights(path: Path) -> dict[str, Any]:
+    return {name: one.tolist() for name, one in PPO.load(path).policy.state_dict().items()}
+
+
+PAIRS = [(observations, "discrete") for observations in SPACES if observations != "discrete"] + [
+    ("box", actions) for actions in ("box", "matrix", "multi-discrete", "multi-binary")
+]
+
+
+@pytest.mark.parametrize(("observations", "actions"), PAIRS)
+def test_the_saved_model_acts_in_the_spaces_that_it_was_trained_with(
+    broker: str, tmp_path: Path, observations: str, actions: str
+) -> None:
+    path = tmp_path / "model.zip"
+    done = train(
+        broker, "--steps", "60", "--save", str(path), observations=observations, actions=actions
+    )
+    assert (done["learner"], done["steps"], done["complete"]) == ("PPO", 64, True)
+    assert done["saved"] == str(path)
+    assert done["recent_return"] > 0
+    env = Lottery(observations, actions)
+    act = policies.load(str(path), env, None)
+    for _ in range(3):
+        assert env.action_space.contains(act(env.observation_space.sample()))
+
+
+@pytest.mark.parametrize("num_envs", ["1", "3"])
+def test_the_same_seed_trains_the_same_model(broker: str, tmp_path: Path, num_envs: str) -> None:
+    paths = [tmp_path / name for name in ("one.zip", "two.zip", "other.zip")]
+    for path, seed in zip(paths, ("7", "7", "8"), strict=True):
+        options = ("--steps", "90", "--num-envs", num_envs, "--seed", seed, "--save", str(path))
+        train(broker, *options, address="ppo/pole")
+    one, two, other = map(weights, paths)
+    assert one == two != other
+
+
+@pytest.mark.timeout(300)
+def test_it_learns_to_balance_a_pole_and_goes_on_from_a_saved_model(
+    broker: str, tmp_path: Path
+) -> None:
+    path = str(tmp_path / "model.zip")
+    done = train(broker, "--steps", "5000", "--save", path, address="ppo/pole")
+    assert done["episode_return"]["last_tenth"] > 1.5 * done["episode_return"]["first_tenth"]
+    again = train(broker, "--steps", "600", "--load", path, "--save", path, address="ppo/pole")
+    assert again["episode_return"]["first_tenth"] > 1.5 * done["episode_return"]["first_tenth"]
+
+
+def test_without_save_a_new_file_has_the_name_of_the_address(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("ppo-lottery.zip", "ppo-lottery-2.zip"):
+        assert train(broker, "--steps", "20")["saved"] == name
+        assert (tmp_path / name).is_file()
+
+
+def test_a_time_limit_ends_the_training_which_is_saved(broker: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.zip"
+    options = ("--steps", "1000000", "--time-limit", "0.2", "--save", str(path))
+    done = train(broker, *options, address="ppo/pole")
+    assert done["complete"] is False
+    assert 0 < done["steps"] < 1_000_000
+    assert weights(path)
+
+
+def test_a_file_that_is_not_a_ppo_model_of_these_spaces_is_an_error(
+    broker: str, tmp_path: Path
+) -> None:
+    other, wrong = tmp_path / "other.zip", tmp_path / "wrong.zip"
+    train(broker, "--steps", "20", "--save", str(other), observations="dict")
+    wrong.write_bytes(b"PK\x05\x06" + bytes(18))
+    files = [other, wrong, tmp_path / "none.zip"]
+    A2C("MlpPolicy", "CartPole-v1").save(tmp_path / "a2c.zip")
+    for path in (*files, tmp_path / "a2c.zip"):
+        with pytest.raises(ConfigurationError, match=f"--load: Cannot (load|read) .*{path.name}"):
+            train(broker, "--load", str(path))
+    assert train(broker, "--steps", "20", "--save", str(tmp_path / "x.zip"))[
+        "complete"
+    ]  # a free slot
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_training_is_saved(
+    broker: str, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
+    path = tmp_path / "model.zip"
+    command = f"-m gymwire train ppo/pole --steps 100000 --wait 10 --save {path} --broker {broker}"
+    with subprocess.Popen(
+        [sys.executable, *command.split()],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None
+            while "mean_return=" not in (line := process.stderr.readline()):
+                assert line or process.poll() is None
+            process.send_signal(number)
+            out, errors = process.communicate(timeout=3 * PATIENCE_S)  # PyTorch ends slowly
+        finally:
+            process.kill()
+    assert process.returncode == status
+    assert "PPO after only" in out
+    assert f"is saved in {path}. Play with it: gymwire run ppo/pole --policy {path}\n" in out
+    assert "Traceback" not in errors
+    assert weights(path)
+
+
+def test_the_file_must_have_the_suffix_by_which_run_knows_it(broker: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"--save: .*model must end with \.zip"):
+        train(broker, "--save", str(tmp_path / "model"))
+
+
+def test_run_plays_the_model(broker: str, tmp_path: Path) -> None:
+    path = str(tmp_path / "model.zip")
+    train(broker, "--steps", "60", "--save", path, address="ppo/pole")
+    screen = Screen()
+    arguments = ("--policy", path, "--episodes", "1", "--wait", "10", "--broker", broker)
+    assert call(screen, "run", "ppo/pole", *arguments) == 0
+    assert "1 episode: return" in screen.text
