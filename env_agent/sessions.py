@@ -15,6 +15,7 @@ import structlog
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.environments import Environments, Service
+from gymwire.env_agent.recorded_session import RecordedSession, header_of
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.session import Session
@@ -151,9 +152,11 @@ class SessionHost:
         if self._key is not None and request.challenge:
             signer = signing.answer_challenge(self._key, request.challenge, request.nonce, sid)
         shared = self._common(service, runner, request)
+        recorder = service.recorder
+        recorded = {} if recorder is None else {"recorded": True}
         opened = replace(
             shared.opened,
-            limits={**shared.opened.limits, "stamps": signer is None},
+            limits={**shared.opened.limits, "stamps": signer is None, **recorded},
             direct=direct,
             key=b"" if signer is None or self._key is None else self._key.public,
         )
@@ -173,6 +176,14 @@ class SessionHost:
                 sid, observation, shared.action, request.num_envs, extended=extended
             )
         session = Session(sid, request.nonce, request.address, request.learner)
+        if recorder is not None:
+            session = RecordedSession(
+                session,
+                recorder,
+                header_of(service, opened, request, sid),
+                runner.read_generator,
+                tag_size=0 if signer is None else signing.TAG_SIZE,
+            )
         return Slot(session, runner, codec, steps, shared.exposed, opened)
 
     def _common(self, service: Service, runner: InLoopRunner, request: Open) -> _Common:
