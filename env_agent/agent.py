@@ -327,6 +327,9 @@ class Agent:
     def _cut_off(self, running: list[str]) -> NoReturn:
         """End the process although something still runs, with exit status 1."""
         self._log.error("cut off", running=running, grace_s=self._grace_s)
+        for service in self._services:
+            if service.recorder is not None:
+                service.recorder.close()
         os._exit(signals.CUT_OFF)
 
     def install_signals(self) -> None:

@@ -31,7 +31,7 @@ MAX_PART = 64 * 1024 * 1024  # bytes of a file, then the next part begins
 BLOCK = 4096  # bytes on disk that even the smallest file takes
 SPARE = 16  # the oldest files go until 1/SPARE of the limit is free
 UNLOCKED = ".opening"  # the suffix of a file for a moment, until this process holds its lock
-WRITE_S = 5.0  # how long the disk may take for what waits when the process ends
+WRITE_S = 2.0  # how long the disk may take for what waits when the process ends
 
 
 class EpisodeWriter:

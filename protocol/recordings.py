@@ -22,6 +22,12 @@ from gymwire.protocol.messages import Message
 FORMAT, VERSION = "gymwire-episode", 1
 COMPLETE = ".episode"  # the suffix of a file that is complete
 RUNNING = ".running"  # that of one which is being written
+KEYS = {  # of each header that a replay needs, with the type of the value
+    "address": str, "session": str, "episode": int, "part": int, "num_envs": int,
+    "autoreset_mode": str, "env_kind": str, "env_kwargs": dict, "render_mode": object,
+    "observation_space": object, "action_space": object,
+    "seed": object, "options": object, "generator": object,
+}  # fmt: skip
 CONTINUED = "continued"  # the end of a part that another part follows
 
 
@@ -120,4 +126,7 @@ def _header(path: Path, unpacker: Any) -> dict[str, Any]:
             f"{path} has version {header.get('version')!r} of the format; this gymwire reads "
             f"version {VERSION}. Upgrade gymwire."
         )
+    for name, kind in KEYS.items():
+        if name not in header or not isinstance(header[name], kind):
+            raise DecodingError(f"{path} is damaged: {name!r} in its header is missing or wrong.")
     return header

@@ -16,7 +16,8 @@ DEFAULT_BROKER = "tcp://127.0.0.1:5555"  # that of protocol/address.py; a test c
 DEMO_ADDRESS = "price-market"
 
 LEARNERS = ("check", "run", "train")  # the commands that open a session
-AGENTS = ("serve", "ls", *LEARNERS)  # the commands that connect to a broker
+ASKERS = ("ls", "replay", *LEARNERS)  # the commands that ask a broker for something
+AGENTS = ("serve", *ASKERS)  # the commands that connect to a broker
 SERVERS = ("broker", *AGENTS)
 
 OPTIONS = (
@@ -223,7 +224,7 @@ OPTIONS = (
     Option(
         keyword="json",
         kind=kinds.FLAG,
-        commands=("ls", *LEARNERS),
+        commands=ASKERS,
         help="print one JSON object to standard output, and everything else to standard error",
     ),
     # --- the broker -------------------------------------------------------------------------------
@@ -318,7 +319,7 @@ OPTIONS = (
     Option(
         keyword="wait_s",
         kind=kinds.SECONDS,
-        commands=("ls", *LEARNERS),
+        commands=ASKERS,
         default="0",
         metavar="S",
         panel="Connection",
@@ -327,7 +328,7 @@ OPTIONS = (
     Option(
         keyword="timeout_s",
         kind=kinds.POSITIVE_SECONDS,
-        commands=("ls", *LEARNERS),
+        commands=ASKERS,
         default="60",
         metavar="S",
         panel="Connection",

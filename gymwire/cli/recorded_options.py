@@ -49,4 +49,19 @@ RECORDED_OPTIONS = (
         metavar="MIB",
         help="with --record: how many MiB all files may take; the oldest ones are removed",
     ),
+    Option(
+        keyword="folder",
+        kind=kinds.FOLDER,
+        commands=("replay",),
+        metavar="FOLDER",
+        help="the folder of gymwire serve --record",
+        positional=True,
+    ),
+    Option(
+        keyword="address",
+        kind=kinds.ADDRESS,
+        commands=("replay",),
+        metavar="ADDRESS",
+        help="replay at this address (default: that of each recording)",
+    ),
 )

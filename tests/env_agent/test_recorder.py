@@ -307,6 +307,16 @@ def test_a_later_version_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"\x01", b"\x92\x01\x02", b"\x80", b"\xa1x"])
 def test_an_unknown_object_is_named(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "x.episode"
-    path.write_bytes(recordings.pack_header({}) + damage)
-    with pytest.raises(DecodingError, match="is damaged"):
+    header = {name: kind() for name, kind in recordings.KEYS.items() if kind is not object}
+    header |= {name: None for name, kind in recordings.KEYS.items() if kind is object}
+    path.write_bytes(recordings.pack_header(header) + damage)
+    with pytest.raises(DecodingError, match="is damaged: it has an unknown object"):
         recordings.read(path)
+    for name in recordings.KEYS:
+        path.write_bytes(recordings.pack_header({**header, name: b"wrong"}))
+        if recordings.KEYS[name] is not object:
+            with pytest.raises(DecodingError, match=f"damaged: '{name}'"):
+                recordings.read_header(path)
+        path.write_bytes(recordings.pack_header({k: v for k, v in header.items() if k != name}))
+        with pytest.raises(DecodingError, match=f"damaged: '{name}'"):
+            recordings.read_header(path)
