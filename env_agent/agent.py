@@ -346,6 +346,9 @@ class Agent:
     def _cut_off(self, running: list[str]) -> NoReturn:
         """End the process although something still runs, with exit status 1."""
         self._log.error("cut off", running=running, grace_s=self._grace_s)
+        for service in self._services:
+            if service.recorder is not None:
+                service.recorder.close()
         is_worker = self.agent_pid != os.getpid()
         os._exit(signals.STOPPED if self.stopped and is_worker else signals.CUT_OFF)
 

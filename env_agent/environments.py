@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymwire.env_agent import description, failure_reports
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
+from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.protocol import spaces, values
 from gymwire.protocol.errors import ConfigurationError
@@ -30,6 +31,7 @@ class Service:
         max_sessions: the number of slots.
         exposed: the attributes that learners may use, in addition to the default ones.
         strict_infos: whether an info value that cannot be serialized is an error.
+        recorder: records the episodes; None: they are not recorded.
     """
 
     address: str
@@ -37,6 +39,7 @@ class Service:
     max_sessions: int = 64
     exposed: Sequence[str] = ()
     strict_infos: bool = False
+    recorder: Recorder | None = None
 
 
 class Environments:

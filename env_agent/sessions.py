@@ -14,6 +14,7 @@ import structlog
 from gymwire.env_agent import failure_reports, known_spaces
 from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.environments import Environments, Service
+from gymwire.env_agent.recorded_session import RecordedSession, header_of
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.session import Session
@@ -197,6 +198,14 @@ class SessionHost:
                 sid, observation, shared.action, request.num_envs, extended=extended
             )
         session = Session(sid, request.nonce, request.address, request.learner)
+        if service.recorder is not None:
+            session = RecordedSession(
+                session,
+                service.recorder,
+                header_of(service, opened, request, sid),
+                runner.read_generator,
+                tag_size=0 if signer is None else signing.TAG_SIZE,
+            )
         learner = learner_facts(request)
         return Slot(session, runner, codec, steps, shared.exposed, opened, learner)
 
@@ -223,6 +232,8 @@ class SessionHost:
         several = pettingzoo.EXPOSED if kind in MULTI_AGENT else ()
         exposed = frozenset((*EXPOSED_BY_DEFAULT, *several, *service.exposed))
         limits: dict[str, Any] = {"attributes": sorted(exposed), "capabilities": list(CAPABILITIES)}
+        if service.recorder is not None:
+            limits["recorded"] = True
         agent = f"host {hostsocket.gethostname()}, process {os.getpid()}"
         fields: list[Any] = [None if one is None else one.description for one in described]
         fields += [*facts, limits, agent]

@@ -42,8 +42,8 @@ class ChildFactory:
     ) -> None:
         self._address = address
         self._env = env
-        self._python = str(Path(python).expanduser()) if "/" in python else python
-        self._kwargs = dict(kwargs)
+        self.python = str(Path(python).expanduser()) if "/" in python else python
+        self.kwargs = dict(kwargs)
         self._spaces = {} if spaces is None else given_spaces(spaces)
         self._watch = ProcessWatch(address)
         # The agents of a pool may have the file in different folders, as in `factory.resolve`.
@@ -86,7 +86,7 @@ class ChildFactory:
         return self._in_process(make)
 
     def _in_process(self, make: Callable[[ChildProcess], _Made]) -> _Made:
-        process = ChildProcess(self._watch, self._python, self._address)
+        process = ChildProcess(self._watch, self.python, self._address)
         try:
             return make(process)
         except BaseException:
@@ -96,7 +96,7 @@ class ChildFactory:
     def _make(
         self, process: ChildProcess, index: int, render_mode: str | None, kwargs: Mapping[str, Any]
     ) -> ChildEnv:
-        merged = {**self._kwargs, **kwargs}
+        merged = {**self.kwargs, **kwargs}
         return ChildEnv(process, index, self._env, render_mode, merged, self._spaces)
 
 

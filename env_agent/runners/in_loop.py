@@ -94,6 +94,13 @@ class InLoopRunner:
             return {"value": generators.describe(found)}
         return {"method": True} if callable(found) else {"value": found}
 
+    def read_generator(self) -> Any:
+        """Return the state of the generator, of a vector a tuple of them; None if it has none."""
+        try:
+            return self.access(Call("get", "np_random"))["value"]
+        except Exception:  # noqa: BLE001 - the environment's: it has none, or not such a one
+            return None
+
     @property
     def lost(self) -> str:
         """Why the process of the environment is lost; "" if it has none, or it is not."""

@@ -108,6 +108,10 @@ COMMANDS = {
             "gymwire train price-market --seed 1 --plot prices.png",
         ),
     ),
+    "replay": Summary(
+        "Play recorded actions again, and compare the results bit for bit.",
+        ("gymwire replay recorded", "gymwire replay recorded --address cartpole-next --json"),
+    ),
     "keygen": Summary(
         "Make a CURVE key pair for a broker or an agent.",
         ("gymwire keygen broker --dir keys", "gymwire keygen alice --dir keys"),

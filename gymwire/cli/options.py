@@ -18,7 +18,8 @@ DEMO_ADDRESS = "price-market"
 
 LEARNERS = ("check", "run", "train")  # the commands that open a session
 OPERATORS = ("ps", "top", "stop")  # the commands that ask the broker what it knows
-AGENTS = ("serve", "web", "ls", *OPERATORS, *LEARNERS)  # the commands that connect to a broker
+ASKERS = ("ls", "replay", *OPERATORS, *LEARNERS)  # the commands that ask a broker for something
+AGENTS = ("serve", "web", *ASKERS)  # the commands that connect to a broker
 SERVERS = ("broker", *AGENTS)
 
 OPTIONS = (
@@ -197,7 +198,7 @@ OPTIONS = (
     Option(
         keyword="json",
         kind=kinds.FLAG,
-        commands=("ls", "ps", "stop", *LEARNERS),
+        commands=tuple(one for one in ASKERS if one != "top"),
         help="print one JSON object to standard output, and everything else to standard error",
     ),
     Option(
@@ -301,7 +302,7 @@ OPTIONS = (
     Option(
         keyword="wait_s",
         kind=kinds.SECONDS,
-        commands=("ls", *OPERATORS, *LEARNERS),
+        commands=ASKERS,
         default="0",
         metavar="S",
         panel="Connection",
@@ -310,7 +311,7 @@ OPTIONS = (
     Option(
         keyword="timeout_s",
         kind=kinds.POSITIVE_SECONDS,
-        commands=("ls", *OPERATORS, *LEARNERS),
+        commands=ASKERS,
         default="60",
         metavar="S",
         panel="Connection",

@@ -33,4 +33,35 @@ RECORDED_OPTIONS = (
         help="record the episodes to a video file (.mp4); the environment needs the render mode "
         "rgb_array",
     ),
+    Option(
+        keyword="record",
+        kind=kinds.FOLDER,
+        commands=("serve",),
+        metavar="FOLDER",
+        help="record the episodes of all sessions to files in this folder; learners see that they "
+        "are recorded",
+    ),
+    Option(
+        keyword="record_limit",
+        kind=kinds.COUNT,
+        commands=("serve",),
+        default="1024",
+        metavar="MIB",
+        help="with --record: how many MiB all files may take; the oldest ones are removed",
+    ),
+    Option(
+        keyword="folder",
+        kind=kinds.FOLDER,
+        commands=("replay",),
+        metavar="FOLDER",
+        help="the folder of gymwire serve --record",
+        positional=True,
+    ),
+    Option(
+        keyword="address",
+        kind=kinds.ADDRESS,
+        commands=("replay",),
+        metavar="ADDRESS",
+        help="replay at this address (default: that of each recording)",
+    ),
 )

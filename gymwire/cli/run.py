@@ -47,6 +47,8 @@ def command(options: Options, output: Output) -> int:
                 f"render mode {mode}; {options.address} offers "
                 f"{printable(', '.join(modes)) or 'no render mode'}."
             )
+        if getattr(env, "is_recorded", False):
+            output.say(f"The operator of {options.address} records this session.")
         with naming(options, "policy"):
             policy = policies.load(options.policy, env, options.seed)
         movie = None if options.video is None else Video(options.video, env)

@@ -17,6 +17,7 @@ from gymwire.cli.output import Output
 from gymwire.env_agent import config, signals
 from gymwire.env_agent.agent import MAX_THREADS, Agent
 from gymwire.env_agent.environments import Service
+from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.transports import DirectSettings
 from gymwire.env_agent.workers import Supervisor
 from gymwire.protocol.errors import ConfigurationError, GymwireError
@@ -24,6 +25,8 @@ from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
 from gymwire.protocol.transport.handshake import CONNECT_S
 from gymwire.protocol.transport.unix import CAN_LISTEN
+
+MIB = 1024 * 1024  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,8 @@ class Options(AgentOptions):
     pin: bool
     grace_s: float
     insecure: bool
+    record: Path | None
+    record_limit: int
     worker: int | None
     report_once: int | None
     arguments: tuple[str, ...] = ()
@@ -62,8 +67,12 @@ def command(options: Options, output: Output) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
     if options.workers > 1 and options.worker is None:
         return _supervise(options)
+    recorder: Recorder | None = None
     try:
-        agent = make_agent(options)
+        if options.record is not None:
+            with naming(options, "record"):
+                recorder = Recorder(options.record, options.record_limit * MIB)
+        agent = make_agent(options, recorder)
         agent.install_signals()
         # A collection holds up all sessions, and modules are never garbage.
         gc.freeze()
@@ -76,15 +85,18 @@ def command(options: Options, output: Output) -> int:
         if _is_first_to_report(options.report_once):
             raise
         return 2
+    finally:
+        if recorder is not None:
+            recorder.close()
     return signals.STOPPED if agent.stopped and options.worker is not None else 0
 
 
-def make_agent(options: Options) -> Agent:
+def make_agent(options: Options, recorder: Recorder | None = None) -> Agent:
     """Return an env agent that is ready to run. Raises GymwireError."""
     mine = options.credentials()
     if options.pin:
         _pin(options.worker or 0)
-    services = make_services(options)
+    services = [replace(one, recorder=recorder) for one in make_services(options)]
     return Agent(
         services,
         partial(Dealer, options.broker, key=mine.key, server_key=mine.broker_key),

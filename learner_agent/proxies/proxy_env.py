@@ -173,6 +173,11 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         """Whether `timed_step` measures where the time of a step goes."""
         return self._replay is None and self._session.is_timed
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the env agent's operator records this session."""
+        return self._session.opened.limits.get("recorded") is True
+
     @keeps_replies
     def timed_step(self, action: Any) -> tuple[Step, Timings | None]:
         """Step as `step` does, and measure where the time went.

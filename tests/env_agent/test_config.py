@@ -48,8 +48,8 @@ def test_an_offer_may_have_an_interpreter_of_its_own(file: Path) -> None:
     (offer,) = load(file)
     assert isinstance(offer.factory, ChildFactory)
     assert offer.factory.name == "sim:Sim"
-    assert offer.factory._python == str(Path.home() / "sim/bin/python")
-    assert offer.factory._kwargs == {"x": 1}
+    assert offer.factory.python == str(Path.home() / "sim/bin/python")
+    assert offer.factory.kwargs == {"x": 1}
     assert offer.max_sessions == len(os.sched_getaffinity(0))
 
 

@@ -1,0 +1,132 @@
+"""The files of recorded episodes (docs/how-to/recorded-data.md describes the format).
+
+A file is a sequence of msgpack objects: a header (a map), then for each request a list of two byte
+strings, the frame of the request and that of its reply, and at last a map that says why the episode
+ended. The file of a killed process lacks the end; its last object may be cut off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgpack
+
+from gymwire.protocol import spaces, values
+from gymwire.protocol.codec import MAX_MESSAGE, Codec
+from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.messages import Message
+
+FORMAT, VERSION = "gymwire-episode", 1
+COMPLETE = ".episode"  # the suffix of a file that is complete
+RUNNING = ".running"  # that of one which is being written
+KEYS = {  # of each header that a replay needs, with the type of the value
+    "address": str, "session": str, "episode": int, "part": int, "num_envs": int,
+    "autoreset_mode": str, "env_kind": str, "env_kwargs": dict, "render_mode": object,
+    "observation_space": object, "action_space": object,
+    "seed": object, "options": object, "generator": object,
+}  # fmt: skip
+CONTINUED = "continued"  # the end of a part that another part follows
+
+
+def pack_header(header: dict[str, Any]) -> bytes:
+    """Return the first object of a file."""
+    return values.encode({"format": FORMAT, "version": VERSION, **header})
+
+
+def pack_exchange(request: bytes, reply: bytes) -> bytes:
+    """Return the object of a request and its reply."""
+    return msgpack.packb([request, reply])  # type: ignore[no-any-return]
+
+
+def pack_end(end: str, steps: int) -> bytes:
+    """Return the last object of a file: why it ended, and after how many steps of the episode."""
+    return msgpack.packb({"end": end, "steps": steps})  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """A recorded request and its reply."""
+
+    request: Message
+    reply: Message
+
+
+@dataclass(frozen=True)
+class RecordedPart:
+    """A file: an episode, or a part of a long one.
+
+    `header`: what the header holds. `frames`: the frames of each request and its reply. `end`: why
+    it ended, "" if the process was killed.
+    """
+
+    header: dict[str, Any]
+    frames: list[tuple[bytes, bytes]]
+    end: str
+
+    def exchanges(self) -> Iterator[Exchange]:
+        """Yield the requests with their replies. Raises DecodingError."""
+        observation, action = (
+            spaces.compile(spaces.build(self.header[name], root=name))
+            for name in ("observation_space", "action_space")
+        )
+        codec = Codec(observation, action)
+        for request, reply in self.frames:
+            yield Exchange(codec.decode(request), codec.decode(reply))
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """Return the header of a file. Raises OSError, DecodingError."""
+    with path.open("rb") as file:
+        return _header(path, _unpacker(file))
+
+
+def read(path: Path) -> RecordedPart:
+    """Return what a file holds. Raises OSError, DecodingError."""
+    frames: list[tuple[bytes, bytes]] = []
+    with path.open("rb") as file:
+        unpacker = _unpacker(file)
+        header = _header(path, unpacker)
+        while True:
+            try:
+                found = unpacker.unpack()
+            except (msgpack.OutOfData, ValueError):  # the process was killed
+                return RecordedPart(header, frames, "")
+            match found:
+                case [bytes(request), bytes(reply)]:
+                    frames.append((request, reply))
+                case {"end": str(end)}:
+                    return RecordedPart(header, frames, end)
+                case _:
+                    raise DecodingError(f"{path} is damaged: it has an unknown object.")
+
+
+def _unpacker(file: BinaryIO) -> Any:
+    return msgpack.Unpacker(
+        file, raw=False, strict_map_key=False, max_buffer_size=4 * MAX_MESSAGE, ext_hook=_extension
+    )
+
+
+def _extension(code: int, data: bytes) -> Any:
+    # A nested value of the header; `values.decode` reads it with its depth checked.
+    return values.decode(msgpack.packb(msgpack.ExtType(code, data)))
+
+
+def _header(path: Path, unpacker: Any) -> dict[str, Any]:
+    try:
+        header = unpacker.unpack()
+    except (msgpack.OutOfData, ValueError, DecodingError) as error:
+        raise DecodingError(f"{path} is not a recorded episode: {error}.") from None
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise DecodingError(f"{path} is not a recorded episode of gymwire.")
+    if header.get("version") != VERSION:
+        raise DecodingError(
+            f"{path} has version {header.get('version')!r} of the format; this gymwire reads "
+            f"version {VERSION}. Upgrade gymwire."
+        )
+    for name, kind in KEYS.items():
+        if name not in header or not isinstance(header[name], kind):
+            raise DecodingError(f"{path} is damaged: {name!r} in its header is missing or wrong.")
+    return header
