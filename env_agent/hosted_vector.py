@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium.vector import SyncVectorEnv
 
 from gymwire.env_agent.space_watch import SpaceWatch
 
+if TYPE_CHECKING:
+    _Vector = SyncVectorEnv[Any, Any]
+else:
+    _Vector = SyncVectorEnv  # has no type parameters in gymnasium 1.2
 
-class HostedVector(SyncVectorEnv[Any, Any]):
+
+class HostedVector(_Vector):
     """A SyncVectorEnv that remembers the info values that it casts, and watches the spaces.
 
     The array of an info has the dtype of the first value under its key, and later values are cast
