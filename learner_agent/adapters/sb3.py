@@ -36,6 +36,7 @@ class ProxyVecEnv(VecEnv):
 
     It behaves like a DummyVecEnv of the same environments, and training with it ends with the same
     weights. A copy (`copy.deepcopy`, `pickle`) uses sessions of its own, which must be reset first.
+    Every method raises what that of ProxyVectorEnv raises.
 
     Args:
         address: the address of the environments, e.g. "cartpole". Default: the variable
@@ -44,9 +45,6 @@ class ProxyVecEnv(VecEnv):
         broker: the broker's URL. Default: the variable GYMWIRE_BROKER, else tcp://127.0.0.1:5555.
         seed: environment i gets `seed + i` at the first reset. None: no seed.
         options: any other option of ProxyVectorEnv, except `autoreset_mode`.
-
-    Raises:
-        What ProxyVectorEnv raises.
     """
 
     reset_infos: list[dict[Any, Any]]
@@ -76,9 +74,6 @@ class ProxyVecEnv(VecEnv):
 
         Returns:
             Observations, batched.
-
-        Raises:
-            What `ProxyVectorEnv.reset` raises.
         """
         wanted = self._options
         different = [one for i, one in enumerate(wanted) if one not in wanted[:i]]
@@ -124,9 +119,6 @@ class ProxyVecEnv(VecEnv):
         Returns:
             Observations, of the next episode where one has ended; rewards, float32 (n_envs,);
             dones, bool (n_envs,); and the info of each environment.
-
-        Raises:
-            What `ProxyVectorEnv.step` raises.
         """
         observations, rewards, terminated, truncated, merged = self._vector.step_wait()
         dones = terminated | truncated
