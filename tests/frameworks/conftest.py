@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.processes import programs
+
+# PyTorch's threads wait for each other busily, which is slow where tests share the processors.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture
