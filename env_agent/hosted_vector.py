@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import Env, Space
@@ -29,8 +29,13 @@ _OF_EACH = {  # and what it sets that each vector has of its own
     "single_observation_space",
 }
 
+if TYPE_CHECKING:
+    _Vector = SyncVectorEnv[Any, Any]
+else:
+    _Vector = SyncVectorEnv  # has no type parameters in gymnasium 1.2
 
-class HostedVector(SyncVectorEnv[Any, Any]):
+
+class HostedVector(_Vector):
     """A SyncVectorEnv that remembers the info values that it casts, and watches the spaces.
 
     The array of an info has the dtype of the first value under its key, and later values are cast

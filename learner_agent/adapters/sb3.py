@@ -39,6 +39,7 @@ class ProxyVecEnv(VecEnv):
     numbers: pass `env_kwargs={"vectorization_mode": "sync"}` then.
 
     A copy (`copy.deepcopy`, `pickle`) uses sessions of its own, which must be reset first.
+    Every method raises what that of ProxyVectorEnv raises.
 
     Args:
         address: the address of the environments, e.g. "cartpole". Default: the variable
@@ -47,9 +48,6 @@ class ProxyVecEnv(VecEnv):
         broker: the broker's URL. Default: the variable GYMWIRE_BROKER, else tcp://127.0.0.1:5555.
         seed: environment i gets `seed + i` at the first reset. None: no seed.
         options: any other option of ProxyVectorEnv, except `autoreset_mode`.
-
-    Raises:
-        What ProxyVectorEnv raises.
     """
 
     reset_infos: list[dict[Any, Any]]
@@ -79,9 +77,6 @@ class ProxyVecEnv(VecEnv):
 
         Returns:
             Observations, batched.
-
-        Raises:
-            What `ProxyVectorEnv.reset` raises.
         """
         wanted = self._options
         different = [one for i, one in enumerate(wanted) if one not in wanted[:i]]
@@ -127,9 +122,6 @@ class ProxyVecEnv(VecEnv):
         Returns:
             Observations, of the next episode where one has ended; rewards, float32 (n_envs,);
             dones, bool (n_envs,); and the info of each environment.
-
-        Raises:
-            What `ProxyVectorEnv.step` raises.
         """
         observations, rewards, terminated, truncated, merged = self._vector.step_wait()
         dones = terminated | truncated

@@ -13,6 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 
+from gymwire import ProxyEnv
 from gymwire.protocol.errors import (
     AttributeDenied,
     BatchSizeError,
@@ -168,15 +169,34 @@ def test_remote_and_local_training_end_with_the_same_weights(
     assert_same_training(train, local(address, n_envs), opened(address, n_envs, direct=direct))
 
 
+@pytest.mark.parametrize("direct", ["never", "always"])
+@pytest.mark.parametrize(
+    ("address", "train"),
+    [
+        ("cartpole", ppo),
+        ("reach", partial(sac_her, copy_info_dict=True)),
+        ("masked", maskable_ppo),
+    ],
+    ids=["PPO", "SAC-HER-infos", "MaskablePPO"],
+)
+def test_training_on_proxies_in_a_dummy_vec_env_is_the_same(
+    broker: str, address: str, train: Callable[[VecEnv], Any], direct: str
+) -> None:
+    there = DummyVecEnv([partial(ProxyEnv, f"sb3-{address}", broker, direct=direct)] * 2)
+    assert_same_training(train, local(address, 2), there)
+    there.close()
+
+
 def test_training_over_several_sessions_is_the_same(opened: Make) -> None:
     assert_same_training(ppo, local("cartpole"), opened("cartpole", sessions=2))
 
 
+@pytest.mark.parametrize(("n_envs", "direct"), WAYS)
 def test_training_with_vec_normalize_and_vec_monitor_is_the_same(
-    opened: Make, tmp_path: Path
+    opened: Make, tmp_path: Path, n_envs: int, direct: str
 ) -> None:
     pairs = []
-    for envs in (local("cartpole"), opened("cartpole")):
+    for envs in (local("cartpole", n_envs), opened("cartpole", n_envs, direct=direct)):
         normalized = VecNormalize(VecMonitor(envs))
         model = ppo(normalized)
         path = tmp_path / "normalize.pkl"
@@ -189,11 +209,14 @@ def test_training_with_vec_normalize_and_vec_monitor_is_the_same(
     assert_same(pairs[0], pairs[1])
 
 
-def test_eval_callback_finds_the_same(opened: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n_envs", "direct"), WAYS)
+def test_eval_callback_finds_the_same(
+    opened: Make, tmp_path: Path, n_envs: int, direct: str
+) -> None:
     found = []
-    for number, (envs, other) in enumerate(
-        [(local("cartpole"), local("cartpole", 2)), (opened("cartpole"), opened("cartpole", 2))]
-    ):
+    ours = local("cartpole", n_envs), local("cartpole", 1)
+    theirs = [opened("cartpole", number, direct=direct) for number in (n_envs, 1)]
+    for number, (envs, other) in enumerate([ours, theirs]):
         other.seed(3)
         log = tmp_path / str(number)
         callback = EvalCallback(
@@ -206,9 +229,12 @@ def test_eval_callback_finds_the_same(opened: Make, tmp_path: Path) -> None:
     assert len(found[0]["results"])
 
 
-def test_a_saved_model_goes_on_the_same(opened: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("n_envs", "direct"), WAYS)
+def test_a_saved_model_goes_on_the_same(
+    opened: Make, tmp_path: Path, n_envs: int, direct: str
+) -> None:
     found = []
-    for envs in (local("cartpole"), opened("cartpole")):
+    for envs in (local("cartpole", n_envs), opened("cartpole", n_envs, direct=direct)):
         ppo(envs).save(tmp_path / "model")
         loaded = PPO.load(tmp_path / "model", envs)
         envs.seed(11)

@@ -1,0 +1,48 @@
+"""The PPO of examples/cleanrl_ppo.py ends with the same weights on remote and local vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+
+from gymwire import ProxyVectorEnv
+from tests.sameness import assert_same
+
+pytest.importorskip(
+    "torch", reason="PyTorch is not installed; ./run pytest tests/frameworks installs it"
+)
+
+import torch
+
+from examples import cleanrl_ppo
+
+torch.set_num_threads(1)
+
+
+@pytest.mark.parametrize("direct", ["never", "always"])
+@pytest.mark.parametrize(
+    ("n_envs", "sessions", "mode"),
+    [(1, 1, "sync"), (4, 1, "sync"), (4, 4, "sync"), (4, 1, "vector_entry_point")],
+)
+def test_remote_and_local_training_end_with_the_same_weights(
+    serve: Callable[..., None], n_envs: int, sessions: int, mode: str, direct: str
+) -> None:
+    serve("cleanrl-cartpole", "CartPole-v1")
+    local = gymnasium.make_vec("CartPole-v1", n_envs, vectorization_mode=mode)
+    options: dict[str, Any] = {"env_kwargs": {"vectorization_mode": mode}}
+    with ProxyVectorEnv(
+        "cleanrl-cartpole", n_envs, sessions=sessions, direct=direct, **options
+    ) as remote:
+        here, there = cleanrl_ppo.train(local, 3), cleanrl_ppo.train(remote, 3)
+    assert_same(here, there, "weights")
+    assert all(np.isfinite(value).all() for value in here.values())
+
+
+def test_it_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    cleanrl_ppo.train(gymnasium.make_vec("CartPole-v1", 8), 20)
+    means = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
+    assert means[-1] > 2 * means[0]
