@@ -145,7 +145,10 @@ def _array(shape: Sequence[int], item: Schema, single: list[Schema] | None) -> S
 def _graph_schema(space: spaces.Graph) -> Schema:
     link = _array((2,), {"type": "integer", "minimum": 0}, None)
     parts: Schema = {"nodes": {"type": "array", "items": schema_of(space.node_space)}}
-    for name, item in (("edges", schema_of(space.edge_space or spaces.Tuple(()))), ("edge_links", link)):
+    for name, item in (
+        ("edges", schema_of(space.edge_space or spaces.Tuple(()))),
+        ("edge_links", link),
+    ):
         parts[name] = {"anyOf": [{"type": "array", "items": item}, {"type": "null"}]}
     return {"type": "object", "properties": parts, "required": [*parts]}
 
@@ -190,11 +193,11 @@ def from_json(space: Space[Any], data: Any, where: str) -> Any:
             value = (index, from_json(space.spaces[index], data[1], f"{where}[1]"))
         case spaces.Sequence():
             if not isinstance(data, list):
-                raise JsonMismatch(f"{where} must be a list, not {_short(data)}.")
+                raise JsonMismatch(f"{where} must be a list, not {data!r:.80}.")
             items = tuple(
                 from_json(space.feature_space, item, f"{where}[{i}]") for i, item in enumerate(data)
             )
-            value = _stack(space.feature_space, items) if space.stack else items
+            return _stack(space.feature_space, items) if space.stack else items
         case spaces.Graph():
             value = _graph(space, data, where)
         case spaces.Discrete():
@@ -206,25 +209,25 @@ def from_json(space: Space[Any], data: Any, where: str) -> Any:
         case _:
             raise JsonMismatch(f"{where}: values of {space} cannot be written as JSON.")
     if not space.contains(value):
-        raise JsonMismatch(f"{where} must be in {_short(space)}, not {_short(data)}.")
+        raise JsonMismatch(f"{where} must be in {space!r:.80}, not {data!r:.80}.")
     return value
 
 
 def _check_keys(space: spaces.Dict, data: Any, where: str) -> None:
     names = [str(key) for key in space.spaces]
     if not isinstance(data, Mapping) or {*data} != {*names}:
-        found = sorted(map(str, data)) if isinstance(data, Mapping) else _short(data)
+        found = sorted(map(str, data)) if isinstance(data, Mapping) else f"{data!r:.80}"
         raise JsonMismatch(f"{where} must be an object with the keys {names}, not {found}.")
 
 
 def _check_length(data: Any, length: int, where: str) -> None:
     if not isinstance(data, list) or len(data) != length:
-        raise JsonMismatch(f"{where} must be a list of {length}, not {_short(data)}.")
+        raise JsonMismatch(f"{where} must be a list of {length}, not {data!r:.80}.")
 
 
 def _whole(data: Any, where: str) -> int:
     if isinstance(data, bool) or not isinstance(data, int | float) or data != int(data):
-        raise JsonMismatch(f"{where} must be a whole number, not {_short(data)}.")
+        raise JsonMismatch(f"{where} must be a whole number, not {data!r:.80}.")
     return int(data)
 
 
@@ -235,13 +238,13 @@ def _numbers(space: Any, data: Any, where: str) -> np.ndarray[Any, Any]:
             raise ValueError
         value = array.astype(space.dtype)
     except (ValueError, TypeError, OverflowError):
-        raise JsonMismatch(f"{where} must be numbers, not {_short(data)}.") from None
+        raise JsonMismatch(f"{where} must be numbers, not {data!r:.80}.") from None
     if value.shape != space.shape:
         shape = list(space.shape)
         raise JsonMismatch(f"{where} must have the shape {shape}, not {list(value.shape)}.")
     exact = space.dtype.kind == "f" or bool((value == array).all())
     if not exact:
-        raise JsonMismatch(f"{where} must be whole numbers of {space.dtype}, not {_short(data)}.")
+        raise JsonMismatch(f"{where} must be whole numbers of {space.dtype}, not {data!r:.80}.")
     return value
 
 
@@ -270,11 +273,6 @@ def _graph(space: spaces.Graph, data: Any, where: str) -> GraphInstance:
 
 def _of_each(space: Any, data: Any, where: str) -> Any:
     if not isinstance(data, list):
-        raise JsonMismatch(f"{where} must be a list, not {_short(data)}.")
+        raise JsonMismatch(f"{where} must be a list, not {data!r:.80}.")
     items = tuple(from_json(space, item, f"{where}[{i}]") for i, item in enumerate(data))
     return _stack(space, items)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,4 +1,4 @@
-"""Values of spaces as JSON and back, and the schemas of spaces, checked by a JSON Schema library."""
+"""Values of spaces as JSON and back, and the schemas of spaces."""
 
 from __future__ import annotations
 
