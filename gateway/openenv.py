@@ -1,0 +1,153 @@
+"""OpenEnv servers in front of addresses: `gymwire web --openenv ADDRESS`.
+
+The server of an address is at `/openenv/ADDRESS`. It is OpenEnv's own (`openenv.core.env_server`);
+here are only the environments that it makes, one for each WebSocket, and the models of their
+messages. An action is `{"action": …}` and an observation `{"observation": …}`, in the JSON of
+`gymwire.protocol.json_values`. OpenEnv's `done` is terminated or truncated; both are in the
+metadata, with the info.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from gymnasium import Space
+from openenv.core.env_server import http_server, interfaces, types
+from pydantic import WithJsonSchema, create_model
+from starlette.requests import HTTPConnection
+from starlette.responses import PlainTextResponse
+from starlette.routing import BaseRoute, Mount
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.websockets import WebSocket
+
+from gymwire.gateway.access import visitor_of
+from gymwire.gateway.app import Door, Gateway
+from gymwire.gateway.proxies import open_proxy, spaces_at
+from gymwire.gateway.tokens import Visitor
+from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
+from gymwire.protocol.errors import GymwireError
+from gymwire.protocol.json_values import from_json, schema_of, to_json
+
+MAX_SESSIONS = 2**16  # the slots of the address are the real limit
+
+
+def door(addresses: Sequence[str]) -> Door:
+    """Return the door with an OpenEnv server for each of these addresses."""
+
+    def routes(gateway: Gateway) -> list[BaseRoute]:
+        return [Mount(f"/openenv/{one}", app=_Server(gateway, one)) for one in addresses]
+
+    return routes
+
+
+class _Server:
+    """The OpenEnv server of an address: one application for each visitor, made when needed."""
+
+    def __init__(self, gateway: Gateway, address: str) -> None:
+        self._gateway, self._address = gateway, address
+        self._apps: dict[str, ASGIApp] = {}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Handle a request."""
+        visitor = visitor_of(HTTPConnection(scope))
+        app = self._apps.get(visitor.name)
+        if app is None:
+            try:
+                app = await asyncio.to_thread(_make_app, self._gateway, self._address, visitor)
+            except GymwireError as error:
+                app = PlainTextResponse(f"{error}\n", 503)
+                if scope["type"] == "websocket":
+                    await WebSocket(scope, receive, send).send_denial_response(app)
+                    return
+            else:
+                self._apps[visitor.name] = app
+        await app(scope, receive, send)
+
+
+def _make_app(gateway: Gateway, address: str, visitor: Visitor) -> ASGIApp:
+    """Return OpenEnv's application for an address. Raises what `spaces_at` raises."""
+    observation, action, _ = spaces_at(gateway, visitor, address)
+
+    class Environment(_Environment):
+        def open(self) -> ProxyEnv:
+            return open_proxy(gateway, visitor, address)
+
+        def get_metadata(self) -> Any:
+            about = f"The environment at the gymwire address {address}"
+            return types.EnvironmentMetadata(name=address, description=about)
+
+    made: ASGIApp = http_server.create_fastapi_app(
+        Environment,
+        _model("Action", types.Action, "action", action),
+        _model("Observation", types.Observation, "observation", observation),
+        max_concurrent_envs=MAX_SESSIONS,
+        env_name=address,
+    )
+    return made
+
+
+def _model(name: str, base: Any, field: str, space: Space[Any]) -> Any:
+    value = Annotated[Any, WithJsonSchema(schema_of(space))]
+    return create_model(name, __base__=base, **{field: (value, ...)})
+
+
+class _Environment(interfaces.Environment):
+    """An environment of OpenEnv over a proxy, which is opened by the first request."""
+
+    SUPPORTS_CONCURRENT_SESSIONS = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._proxy: ProxyEnv | None = None
+        self._episode_id: str | None = None
+        self._steps = 0
+
+    def open(self) -> ProxyEnv:
+        """Open the proxy."""
+        raise NotImplementedError
+
+    def reset(
+        self, seed: int | None = None, episode_id: str | None = None, **options: Any
+    ) -> Any:
+        """Start an episode. Further fields of the request are the options of Gymnasium's reset."""
+        if self._proxy is None:
+            self._proxy = self.open()
+        observation, info = self._proxy.reset(seed=seed, options=options or None)
+        self._episode_id, self._steps = episode_id, 0
+        return _observation(observation, None, False, False, info)
+
+    def step(self, action: Any, timeout_s: float | None = None, **_: Any) -> Any:
+        """Run one step."""
+        if self._proxy is None:
+            raise RuntimeError("Send a reset before the first step.")
+        act = from_json(self._proxy.action_space, action.action, "action")
+        observation, reward, terminated, truncated, info = self._proxy.step(act)
+        self._steps += 1
+        return _observation(observation, float(reward), terminated, truncated, info)
+
+    @property
+    def state(self) -> Any:
+        """The episode and the number of its steps."""
+        return types.State(episode_id=self._episode_id, step_count=self._steps)
+
+    def close(self) -> None:
+        """Close the session."""
+        if self._proxy is not None:
+            self._proxy.close()
+
+
+def _observation(
+    value: Any, reward: float | None, terminated: bool, truncated: bool, info: dict[str, Any]
+) -> Any:
+    made = types.Observation.model_construct(
+        done=bool(terminated or truncated),
+        reward=reward,
+        metadata={
+            "terminated": bool(terminated),
+            "truncated": bool(truncated),
+            "info": to_json(info),
+        },
+    )
+    return made
