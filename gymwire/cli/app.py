@@ -69,6 +69,11 @@ COMMANDS = {
         ),
         handles_signals=True,
     ),
+    "web": Summary(
+        "Run a gateway: WebSockets to a broker, for browsers and programs without ZeroMQ.",
+        ("gymwire web", "gymwire web --listen 0.0.0.0:8080 --token-file tokens.toml"),
+        handles_signals=True,
+    ),
     "ls": Summary(
         "List the addresses on offer.",
         ("gymwire ls", "gymwire ls -v --broker tcp://broker.example.org:5555"),

@@ -37,11 +37,10 @@ class LogOptions(CommandOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AgentOptions(LogOptions):
+class BrokerOptions(LogOptions):
     """The options of every command that connects to a broker."""
 
     broker: str
-    wait_s: float
     key: Path | None
     broker_key: str | None
 
@@ -54,6 +53,13 @@ class AgentOptions(LogOptions):
             with naming(self, "broker_key"):
                 keys.load_public(self.broker_key)
         return keys.credentials(self.key, self.broker_key)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AgentOptions(BrokerOptions):
+    """The options of every command that may wait for a broker."""
+
+    wait_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

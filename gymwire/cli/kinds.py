@@ -111,6 +111,16 @@ def address(text: str) -> str:
     return str(parse_address(text))
 
 
+def host_and_port(text: str) -> tuple[str, int]:
+    """Return the host and the port of HOST:PORT or [IPv6]:PORT. Raises ValueError."""
+    host, colon, port = text.rpartition(":")
+    bare = host.removeprefix("[").removesuffix("]")
+    valid = port.isascii() and port.isdecimal() and int(port) <= 65535
+    if not (colon and bare and valid) or (":" in bare) != (host != bare):
+        raise ValueError(f"expected HOST:PORT, such as 127.0.0.1:8080, got {text!r}")
+    return bare, int(port)
+
+
 def json_object(text: str) -> dict[str, object]:
     """Return the keyword arguments in a JSON object. Raises ValueError."""
     try:
@@ -145,6 +155,7 @@ SECONDS = Kind("seconds", seconds)
 POSITIVE_SECONDS = Kind("seconds", positive_seconds)
 URL = Kind("URL", url)
 BIND_URL = Kind("URL", bind_url)
+HOST_AND_PORT = Kind("host and port", host_and_port)
 DIRECT = Kind("host, never or URL", direct, choices=(WITHIN_HOST, NEVER))
 ADDRESS = Kind("address", address)
 JSON_OBJECT = Kind("JSON object", json_object)

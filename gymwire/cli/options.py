@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gymwire.cli import kinds
+from gymwire.cli import kinds, web_options
 from gymwire.cli.option import Option
 
 DEFAULT_BROKER = "tcp://127.0.0.1:5555"  # that of protocol/address.py; a test compares the two
 DEMO_ADDRESS = "price-market"
 
 LEARNERS = ("check", "run", "train")  # the commands that open a session
-AGENTS = ("serve", "ls", *LEARNERS)  # the commands that connect to a broker
+AGENTS = ("serve", "web", "ls", *LEARNERS)  # the commands that connect to a broker
 SERVERS = ("broker", *AGENTS)
 
 OPTIONS = (
@@ -277,6 +277,7 @@ OPTIONS = (
         commands=("serve",),
         help="with --direct: listen beyond this host without keys",
     ),
+    *web_options.OPTIONS,
     # --- keygen -----------------------------------------------------------------------------------
     Option(
         keyword="name",
@@ -402,9 +403,8 @@ def markdown() -> str:
         "| option | variable | value | default | commands | meaning |",
         "|---|---|---|---|---|---|",
     ]
-    for option in sorted(OPTIONS, key=lambda option: option.option):
-        if option.internal:
-            continue
+    public = [option for option in OPTIONS if not option.internal]
+    for option in sorted(public, key=lambda option: option.option):
         names = ", ".join(f"`{name}`" for name in (option.short, option.option) if name)
         cells = (
             names,

@@ -87,6 +87,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "seconds": ("2.5", 2.5),
     "address": ("lab/arm", "lab/arm"),
     "URL": ("tcp://127.0.0.1:7", "tcp://127.0.0.1:7"),
+    "host and port": ("127.0.0.1:80", ("127.0.0.1", 80)),
     "host, never or URL": ("never", "never"),
     "JSON object": ('{"a": 1}', {"a": 1}),
     "file": ("some/file.png", Path("some/file.png")),

@@ -16,7 +16,9 @@ from tests.packaging.test_distributions import PYPROJECT, clone_files
 # Where the name of the distribution is not that of the module.
 DISTRIBUTIONS = {"zmq": "pyzmq"}
 # Imported only by what needs it, which names the extra when it is missing.
-IN_EXTRAS = {"matplotlib", "pettingzoo", "stable_baselines3"}
+IN_EXTRAS = {
+    "matplotlib", "pettingzoo", "stable_baselines3", "starlette", "uvicorn", "websockets",
+}  # fmt: skip
 
 
 def libraries(path: Path) -> set[str]:
@@ -34,7 +36,7 @@ def run(program: str) -> None:
     """Run a Python program that finds none of the packages of the extras."""
     hidden = (
         *("pygame", "matplotlib", "cv2", "moviepy", "Box2D", "pytest", "hypothesis"),
-        *("stable_baselines3", "torch"),
+        *("stable_baselines3", "torch", "starlette", "uvicorn", "websockets"),
     )
     prologue = f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
     done = subprocess.run(
@@ -70,13 +72,20 @@ def test_each_module_can_be_imported_without_an_extra() -> None:
     run(IMPORT_ALL)
 
 
-@pytest.mark.parametrize("module", ["gymwire.sb3", "gymwire.learner_agent.adapters.sb3"])
-def test_a_module_that_needs_an_extra_names_it(module: str) -> None:
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [
+        ("gymwire.sb3", "sb3"),
+        ("gymwire.learner_agent.adapters.sb3", "sb3"),
+        ("gymwire.gateway.app", "web"),
+    ],
+)
+def test_a_module_that_needs_an_extra_names_it(module: str, extra: str) -> None:
     run(
         "try:\n"
         f"    import {module}\n"
         "except ModuleNotFoundError as error:\n"
-        "    assert \"pip install 'gymwire[sb3]'\" in str(error), error\n"
+        f"    assert \"pip install 'gymwire[{extra}]'\" in str(error), error\n"
         "else:\n"
         "    raise SystemExit('it was imported')"
     )
@@ -105,6 +114,6 @@ def test_each_module_can_be_imported_on_windows() -> None:
 IMPORT_ALL = """
 import importlib, pkgutil, gymwire
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
-    if not module.name.endswith(".sb3"):  # see the test that names the extra
+    if not module.name.endswith((".sb3", ".gateway")):  # see the test that names the extra
         importlib.import_module(module.name)
 """

@@ -1,0 +1,95 @@
+"""The web server: where it listens, when it gives a connection up, and how it ends."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+import socket
+
+import structlog
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from gymwire.protocol.codec import MAX_MESSAGE
+from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.transport.port_owner import listener_at
+
+PING_INTERVAL_S = 2.0  # between two pings of a WebSocket
+PING_TIMEOUT_S = 10.0  # a WebSocket that has not answered a ping for so long is lost
+STOP_S = 2.0  # how long open requests may take to end when the gateway stops
+BACKLOG = 1024
+
+
+class _WebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket that is cut off when its peer does not answer.
+
+    A plain close waits until the peer has read what was sent, which may be never.
+    """
+
+    def keepalive_timeout(self) -> None:
+        """Cut the connection off."""
+        self.transport.abort()
+
+
+class _Log(logging.Handler):
+    """Writes what uvicorn reports to the log of gymwire."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        text = self.format(record)
+        structlog.get_logger().error("web server failed", text=text)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Return a socket that listens. Raises ConfigurationError."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            owner = listener_at(port) or "another program"
+            why = f"{owner} listens there. Stop it, or choose another port with --listen"
+        elif error.errno == errno.EADDRNOTAVAIL or isinstance(error, socket.gaierror):
+            why = "it is not an address of this host. Give one that is, or 0.0.0.0 for all"
+        elif error.errno == errno.EACCES:
+            why = "this user may not use that port. Choose one above 1023"
+        else:
+            why = error.strerror or str(error)
+        raise ConfigurationError(f"Cannot listen at {host}:{port}: {why}.") from None
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the URL of a listening socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def run(app: ASGIApp, listener: socket.socket) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    logger = logging.getLogger("uvicorn")
+    logger.addHandler(_Log(logging.ERROR))
+    logger.propagate = False
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        loop="asyncio",
+        ws=_WebSocket,
+        ws_max_size=MAX_MESSAGE,
+        ws_ping_interval=PING_INTERVAL_S,
+        ws_ping_timeout=PING_TIMEOUT_S,
+        ws_per_message_deflate=False,  # a small message must not become a large one
+        log_config=None,
+        log_level=logging.ERROR,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(STOP_S),
+    )
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)  # uvicorn raises the signal again when it has ended
+    log = structlog.get_logger()
+    log.info("gateway listening", url=url_of(listener), pid=os.getpid())
+    uvicorn.Server(config).run(sockets=[listener])
+    log.info("gateway stopped")

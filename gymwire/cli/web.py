@@ -1,0 +1,52 @@
+"""`gymwire web`: run the gateway for browsers and other programs without ZeroMQ."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gymwire.cli.connection import BrokerOptions, naming
+from gymwire.cli.extras import install_line
+from gymwire.cli.output import Output
+from gymwire.protocol.address import is_local
+from gymwire.protocol.errors import ConfigurationError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(BrokerOptions):
+    """The options of `gymwire web`."""
+
+    listen: tuple[str, int]
+    token_file: Path | None
+    origin: tuple[str, ...]
+
+
+def command(options: Options, output: Output) -> int:
+    """Run the gateway until SIGTERM or Ctrl-C. Returns the exit status."""
+    try:
+        from gymwire.gateway import app, server, tokens
+        from gymwire.gateway.access import Access
+    except ModuleNotFoundError as error:
+        if error.name not in ("starlette", "uvicorn", "websockets"):
+            raise
+        raise ConfigurationError(
+            f"`gymwire web` needs {error.name}, which is not installed. Install it with: "
+            f"{install_line('web')}"
+        ) from None
+    key, broker_key = options.credentials()
+    visitors: tuple[tokens.Visitor, ...] = ()
+    if options.token_file is not None:
+        with naming(options, "token_file"):
+            visitors = tokens.load(options.token_file, key)
+    with naming(options, "listen"):
+        host, port = options.listen
+        if not visitors and not is_local(f"tcp://{f'[{host}]' if ':' in host else host}:{port}"):
+            raise ConfigurationError(
+                f"Refusing to listen at {host} without tokens: anyone who reaches this port could "
+                f"use and offer environments. Give --token-file FILE (docs/security.md shows one)."
+            )
+        listener = server.listen(host, port)
+    access = Access(visitors, tokens.Visitor("this host", key), options.origin)
+    with listener:
+        server.run(app.make_app(app.Gateway(options.broker, broker_key, access)), listener)
+    return 0

@@ -1,0 +1,60 @@
+"""The command `gymwire web`: where it listens, and how it ends."""
+
+from __future__ import annotations
+
+import signal
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("starlette", reason="needs the extra gymwire[web]")
+
+from gymwire.cli import main
+from tests.processes import Programs
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_gateway(programs: Programs, number: signal.Signals) -> None:
+    gateway = programs.start("gymwire", "web", "--listen", "127.0.0.1:0", "--log-format", "json")
+    url = gateway.wait_for("gateway listening")["url"]
+    with urllib.request.urlopen(f"{url}/healthz") as answer:
+        assert answer.status == 200
+    gateway.process.send_signal(number)
+    assert gateway.wait() == 0
+    gateway.wait_for("gateway stopped")
+
+
+def test_a_port_in_use_is_one_clear_error(
+    programs: Programs, capfd: pytest.CaptureFixture[str]
+) -> None:
+    gateway = programs.start("gymwire", "web", "--listen", "127.0.0.1:0", "--log-format", "json")
+    address = str(gateway.wait_for("gateway listening")["url"]).removeprefix("http://")
+    assert main(["web", "--listen", address]) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1
+    assert f"--listen: Cannot listen at {address}: process {gateway.process.pid}" in error
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "[::]", "192.0.2.1", "gate.example.org"])
+def test_beyond_this_host_the_gateway_needs_tokens(
+    host: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["web", "--listen", f"{host}:0"]) == 2
+    assert "without tokens" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["", "8080", ":8080", "h:", "h:x", "h:65536", "::1:80", "[::1]"])
+def test_a_malformed_address_is_refused(text: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["web", f"--listen={text}"]) == 2
+    assert "expected HOST:PORT" in capfd.readouterr().err
+
+
+def test_an_address_of_another_host_is_refused(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "tokens.toml"
+    file.write_text(f'[token.a]\ntoken = "{"a" * 40}"')
+    file.chmod(0o600)
+    assert main(["web", "--listen", "192.0.2.1:0", "--token-file", str(file)]) == 2
+    assert "not an address of this host" in capfd.readouterr().err
