@@ -1,12 +1,13 @@
 """The web application: the doors, and what they share.
 
 A door is a module with one function `routes(gateway)`. To add one, write its module and add the
-function to `DOORS`.
+function to `DOORS`. A mounted application with a method `aclose` is closed with the gateway.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from starlette.applications import Starlette
@@ -40,7 +41,17 @@ def make_app(gateway: Gateway, doors: Sequence[Door] = DOORS) -> ASGIApp:
     routes: list[BaseRoute] = [Route("/healthz", _health), *gateway.access.routes()]
     for door in doors:
         routes += door(gateway)
-    return Guard(Starlette(routes=routes), gateway.access)
+
+    @asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            for route in routes:
+                close = getattr(getattr(route, "app", None), "aclose", None)
+                if close is not None:
+                    stack.push_async_callback(close)
+            yield
+
+    return Guard(Starlette(routes=routes, lifespan=lifespan), gateway.access)
 
 
 async def _health(_: Request) -> JSONResponse:

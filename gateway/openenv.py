@@ -10,24 +10,21 @@ metadata, with the info.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 from gymnasium import Space
 from openenv.core.env_server import http_server, interfaces, types
 from pydantic import WithJsonSchema, create_model
-from starlette.requests import HTTPConnection
-from starlette.responses import PlainTextResponse
 from starlette.routing import BaseRoute, Mount
-from starlette.types import ASGIApp, Receive, Scope, Send
-from starlette.websockets import WebSocket
+from starlette.types import ASGIApp
 
-from gymwire.gateway.access import visitor_of
 from gymwire.gateway.app import Door, Gateway
 from gymwire.gateway.proxies import open_proxy, spaces_at
 from gymwire.gateway.tokens import Visitor
+from gymwire.gateway.visitor_apps import VisitorApps
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
-from gymwire.protocol.errors import GymwireError
 from gymwire.protocol.json_values import from_json, schema_of, to_json
 
 MAX_SESSIONS = 2**16  # the slots of the address are the real limit
@@ -37,33 +34,16 @@ def door(addresses: Sequence[str]) -> Door:
     """Return the door with an OpenEnv server for each of these addresses."""
 
     def routes(gateway: Gateway) -> list[BaseRoute]:
-        return [Mount(f"/openenv/{one}", app=_Server(gateway, one)) for one in addresses]
+        return [Mount(f"/openenv/{one}", app=_server(gateway, one)) for one in addresses]
 
     return routes
 
 
-class _Server:
-    """The OpenEnv server of an address: one application for each visitor, made when needed."""
+def _server(gateway: Gateway, address: str) -> ASGIApp:
+    async def make(visitor: Visitor) -> ASGIApp:
+        return await asyncio.to_thread(_make_app, gateway, address, visitor)
 
-    def __init__(self, gateway: Gateway, address: str) -> None:
-        self._gateway, self._address = gateway, address
-        self._apps: dict[str, ASGIApp] = {}
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Handle a request."""
-        visitor = visitor_of(HTTPConnection(scope))
-        app = self._apps.get(visitor.name)
-        if app is None:
-            try:
-                app = await asyncio.to_thread(_make_app, self._gateway, self._address, visitor)
-            except GymwireError as error:
-                app = PlainTextResponse(f"{error}\n", 503)
-                if scope["type"] == "websocket":
-                    await WebSocket(scope, receive, send).send_denial_response(app)
-                    return
-            else:
-                self._apps[visitor.name] = app
-        await app(scope, receive, send)
+    return VisitorApps(make)
 
 
 def _make_app(gateway: Gateway, address: str, visitor: Visitor) -> ASGIApp:
@@ -71,6 +51,8 @@ def _make_app(gateway: Gateway, address: str, visitor: Visitor) -> ASGIApp:
     observation, action, _ = spaces_at(gateway, visitor, address)
 
     class Environment(_Environment):
+        observed = _model("Observation", types.Observation, "observation", observation)
+
         def open(self) -> ProxyEnv:
             return open_proxy(gateway, visitor, address)
 
@@ -81,7 +63,7 @@ def _make_app(gateway: Gateway, address: str, visitor: Visitor) -> ASGIApp:
     made: ASGIApp = http_server.create_fastapi_app(
         Environment,
         _model("Action", types.Action, "action", action),
-        _model("Observation", types.Observation, "observation", observation),
+        Environment.observed,
         max_concurrent_envs=MAX_SESSIONS,
         env_name=address,
     )
@@ -97,6 +79,7 @@ class _Environment(interfaces.Environment):
     """An environment of OpenEnv over a proxy, which is opened by the first request."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
+    observed: Any
 
     def __init__(self) -> None:
         super().__init__()
@@ -108,15 +91,13 @@ class _Environment(interfaces.Environment):
         """Open the proxy."""
         raise NotImplementedError
 
-    def reset(
-        self, seed: int | None = None, episode_id: str | None = None, **options: Any
-    ) -> Any:
+    def reset(self, seed: int | None = None, episode_id: str | None = None, **options: Any) -> Any:
         """Start an episode. Further fields of the request are the options of Gymnasium's reset."""
         if self._proxy is None:
             self._proxy = self.open()
         observation, info = self._proxy.reset(seed=seed, options=options or None)
         self._episode_id, self._steps = episode_id, 0
-        return _observation(observation, None, False, False, info)
+        return self._observation(observation, {"terminated": False, "truncated": False}, info)
 
     def step(self, action: Any, timeout_s: float | None = None, **_: Any) -> Any:
         """Run one step."""
@@ -125,7 +106,8 @@ class _Environment(interfaces.Environment):
         act = from_json(self._proxy.action_space, action.action, "action")
         observation, reward, terminated, truncated, info = self._proxy.step(act)
         self._steps += 1
-        return _observation(observation, float(reward), terminated, truncated, info)
+        flags = {"terminated": bool(terminated), "truncated": bool(truncated)}
+        return self._observation(observation, flags, info, float(reward))
 
     @property
     def state(self) -> Any:
@@ -137,17 +119,16 @@ class _Environment(interfaces.Environment):
         if self._proxy is not None:
             self._proxy.close()
 
-
-def _observation(
-    value: Any, reward: float | None, terminated: bool, truncated: bool, info: dict[str, Any]
-) -> Any:
-    made = types.Observation.model_construct(
-        done=bool(terminated or truncated),
-        reward=reward,
-        metadata={
-            "terminated": bool(terminated),
-            "truncated": bool(truncated),
-            "info": to_json(info),
-        },
-    )
-    return made
+    def _observation(
+        self,
+        value: Any,
+        flags: dict[str, bool],
+        info: dict[str, Any],
+        reward: float | None = None,
+    ) -> Any:
+        metadata = {**flags, "info": to_json(info)}
+        if reward is not None and not math.isfinite(reward):
+            metadata["reward"], reward = to_json(reward), None
+        return self.observed.model_construct(
+            observation=to_json(value), done=any(flags.values()), reward=reward, metadata=metadata
+        )

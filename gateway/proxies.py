@@ -46,8 +46,8 @@ def spaces_at(
         connection.close()
     if not found:
         raise AddressUnknown(
-            f"No env agent offers {address!r} at {gateway.broker}. `gymwire ls` lists the addresses "
-            f"on offer."
+            f"No env agent offers {address!r} at {gateway.broker}. `gymwire ls` lists what is on "
+            f"offer."
         )
     first = found[0]
     return (

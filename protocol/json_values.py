@@ -256,7 +256,7 @@ def _finite_or_not(data: Any) -> Any:
 
 def _stack(feature: Space[Any], items: tuple[Any, ...]) -> Any:
     out = create_empty_array(feature, len(items))
-    return concatenate(feature, items, out) if items else out
+    return concatenate(feature, items, out) if items else out  # type: ignore[arg-type]
 
 
 def _graph(space: spaces.Graph, data: Any, where: str) -> GraphInstance:

@@ -4,6 +4,8 @@
     integer with both bounds         Discrete, if it has few values; else a Box of int64
     number                           a Box of float64
     string                           Text
+    number, or one of the strings    the same: JSON has no other way to write these numbers
+      NaN, Infinity and -Infinity
     array of numbers                 a Box, if its length is fixed; else a stacked Sequence
     array of anything else           Sequence
     object with properties           Dict
@@ -21,7 +23,7 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
-from gymwire.protocol.json_values import from_json, to_json
+from gymwire.protocol.json_values import NOT_FINITE, from_json, to_json
 
 MAX_CHOICES = 2**16  # an integer with more values is a Box, not a Discrete
 MAX_TEXT = 4096  # characters of a text whose schema has no maxLength
@@ -54,6 +56,9 @@ def field_of(schema: Values, definitions: Values | None = None) -> Field | None:
         target = known.get(str(schema["$ref"]).rpartition("/")[2])
         rest = {name: value for name, value in known.items() if value is not target}
         return None if target is None else field_of(target, rest)
+    if "anyOf" in schema:
+        kinds = [one for one in schema["anyOf"] if one != {"enum": list(NOT_FINITE)}]
+        return field_of(kinds[0], known) if len(kinds) == 1 else None
     if len(schema.get("allOf", ())) == 1:
         return field_of(schema["allOf"][0], known)
     if "const" in schema or "enum" in schema:
@@ -133,9 +138,7 @@ def _array(schema: Values, known: Values) -> Field | None:
         return None
     length = schema.get("minItems")
     if isinstance(item.space, spaces.Box) and length and length == schema.get("maxItems"):
-        low = np.broadcast_to(item.space.low, (length, *item.space.shape))
-        high = np.broadcast_to(item.space.high, (length, *item.space.shape))
-        return _plain(spaces.Box(low, high, dtype=item.space.dtype.type))
+        return _plain(_box([item.space] * length))
     stacked = isinstance(item.space, spaces.Box)
     space = spaces.Sequence(item.space, stack=stacked)
 
@@ -149,7 +152,16 @@ def _array(schema: Values, known: Values) -> Field | None:
     return Field(space, lambda value: [item.encode(one) for one in value], decode)
 
 
+def _box(items: list[Any]) -> spaces.Box:
+    low, high = np.stack([one.low for one in items]), np.stack([one.high for one in items])
+    return spaces.Box(low, high, dtype=low.dtype.type)
+
+
 def _tuple(fields: list[Field]) -> Field:
+    boxes = [one.space for one in fields if isinstance(one.space, spaces.Box)]
+    if len(boxes) == len(fields) and len({(one.shape, one.dtype) for one in boxes}) == 1:
+        return _plain(_box(boxes))
+
     def decode(data: Any, where: str) -> tuple[Any, ...]:
         if not isinstance(data, list) or len(data) != len(fields):
             raise ValueError(f"{where} must be a list of {len(fields)}, not {data!r:.80}.")

@@ -12,15 +12,17 @@ from gymnasium import Space, spaces
 
 from gymwire.protocol.json_values import JsonMismatch, from_json, schema_of, to_json
 
-SPACES = {
+SPACES: dict[str, Space[Any]] = {
     "Discrete": spaces.Discrete(5, start=-2),
     "scalar Box": spaces.Box(-1.0, 1.0, (), np.float64),
-    "vector with own bounds": spaces.Box(np.array([-1, -np.inf]), np.array([1, 5]), dtype=float),
+    "vector with own bounds": spaces.Box(
+        np.array([-1, -np.inf]), np.array([1, 5]), dtype=np.float64
+    ),
     "unbounded": spaces.Box(-np.inf, np.inf, (2, 3), np.float32),
     "picture": spaces.Box(0, 255, (4, 5, 3), np.uint8),
     "MultiBinary": spaces.MultiBinary((2, 3)),
     "MultiDiscrete": spaces.MultiDiscrete([3, 4], start=[1, -1]),
-    "MultiDiscrete of two dimensions": spaces.MultiDiscrete([[3, 4], [5, 6]]),
+    "MultiDiscrete of two dimensions": spaces.MultiDiscrete(np.array([[3, 4], [5, 6]])),
     "Text": spaces.Text(12, min_length=1),
     "Dict": spaces.Dict(a=spaces.Discrete(2), b=spaces.Dict(c=spaces.Box(0, 1, (2,)))),
     "Tuple": spaces.Tuple((spaces.Discrete(2), spaces.Text(3))),

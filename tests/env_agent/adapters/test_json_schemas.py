@@ -41,6 +41,18 @@ CASES: dict[str, tuple[dict[str, Any], Space[Any], Any, Any]] = {
         0.5,
         np.array(0.5),
     ),
+    "number that may be infinite": (
+        {"anyOf": [NUMBER, {"enum": ["NaN", "Infinity", "-Infinity"]}]},
+        spaces.Box(-np.inf, np.inf, (), np.float64),
+        "Infinity",
+        np.array(np.inf),
+    ),
+    "numbers with own bounds": (
+        {"type": "array", "prefixItems": [{"type": "number", "minimum": 0}, NUMBER]},
+        spaces.Box(np.array([0, -np.inf]), np.inf, (2,), np.float64),
+        [1.0, -2.5],
+        np.array([1.0, -2.5]),
+    ),
     "string": ({"type": "string", "maxLength": 5}, spaces.Text(5, min_length=0), "ab", "ab"),
     "list of numbers": (
         {"type": "array", "items": NUMBER},

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
 from gymwire import ProxyEnv
 from gymwire.env_agent.adapters.openenv import OpenEnv
@@ -97,7 +98,7 @@ def server() -> Iterator[Server]:
 
 def test_an_episode(server: Server) -> None:
     with contextlib.closing(OpenEnv(server.url, task="easy")) as env:
-        assert set(env.action_space.spaces) == {"push"}
+        assert env.action_space == spaces.Dict(push=spaces.Discrete(2))
         observation, info = env.reset(seed=3, options={"level": 2})
         np.testing.assert_array_equal(observation["cart"], [0, 0.5])
         assert info == {"extra": {"a": [1]}, "seen": 0}
