@@ -50,7 +50,7 @@ def _make_app(gateway: Gateway, address: str, visitor: Visitor) -> ASGIApp:
     """Return OpenEnv's application for an address. Raises what `spaces_at` raises."""
     observation, action, _ = spaces_at(gateway, visitor, address)
 
-    class Environment(_Environment):
+    class Served(_ProxyEnvironment):
         observed = _model("Observation", types.Observation, "observation", observation)
 
         def open(self) -> ProxyEnv:
@@ -61,9 +61,9 @@ def _make_app(gateway: Gateway, address: str, visitor: Visitor) -> ASGIApp:
             return types.EnvironmentMetadata(name=address, description=about)
 
     made: ASGIApp = http_server.create_fastapi_app(
-        Environment,
+        Served,
         _model("Action", types.Action, "action", action),
-        Environment.observed,
+        Served.observed,
         max_concurrent_envs=MAX_SESSIONS,
         env_name=address,
     )
@@ -75,7 +75,7 @@ def _model(name: str, base: Any, field: str, space: Space[Any]) -> Any:
     return create_model(name, __base__=base, **{field: (value, ...)})
 
 
-class _Environment(interfaces.Environment):
+class _ProxyEnvironment(interfaces.Environment):
     """An environment of OpenEnv over a proxy, which is opened by the first request."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True

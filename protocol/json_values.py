@@ -161,12 +161,12 @@ def _fixed(items: list[Schema]) -> Schema:
 # --- values of a space from JSON ------------------------------------------------------------------
 
 
-def from_json(space: Space[Any], data: Any, where: str) -> Any:
+def from_json(space: Space[Any], given: Any, where: str) -> Any:
     """Return the value of a space that a JSON value stands for.
 
     Args:
         space: one of Gymnasium's spaces.
-        data: what `json.loads` returned.
+        given: what `json.loads` returned.
         where: what the value is, for the message of an error, such as "action".
 
     Raises:
@@ -174,84 +174,84 @@ def from_json(space: Space[Any], data: Any, where: str) -> Any:
     """
     match space:
         case spaces.Dict():
-            _check_keys(space, data, where)
+            _check_keys(space, given, where)
             value: Any = {
-                key: from_json(one, data[str(key)], f"{where}.{key}")
+                key: from_json(one, given[str(key)], f"{where}.{key}")
                 for key, one in space.spaces.items()
             }
         case spaces.Tuple():
-            _check_length(data, len(space.spaces), where)
+            _check_length(given, len(space.spaces), where)
             value = tuple(
                 from_json(one, item, f"{where}[{i}]")
-                for i, (one, item) in enumerate(zip(space.spaces, data, strict=True))
+                for i, (one, item) in enumerate(zip(space.spaces, given, strict=True))
             )
         case spaces.OneOf():
-            _check_length(data, 2, where)
-            index = _whole(data[0], f"{where}[0]")
+            _check_length(given, 2, where)
+            index = _whole(given[0], f"{where}[0]")
             if not 0 <= index < len(space.spaces):
                 raise JsonMismatch(f"{where}[0] must be in 0…{len(space.spaces) - 1}, not {index}.")
-            value = (index, from_json(space.spaces[index], data[1], f"{where}[1]"))
+            value = (index, from_json(space.spaces[index], given[1], f"{where}[1]"))
         case spaces.Sequence():
-            if not isinstance(data, list):
-                raise JsonMismatch(f"{where} must be a list, not {data!r:.80}.")
+            if not isinstance(given, list):
+                raise JsonMismatch(f"{where} must be a list, not {given!r:.80}.")
             items = tuple(
-                from_json(space.feature_space, item, f"{where}[{i}]") for i, item in enumerate(data)
+                from_json(space.feature_space, item, f"{where}[{i}]") for i, item in enumerate(given)
             )
             return _stack(space.feature_space, items) if space.stack else items
         case spaces.Graph():
-            value = _graph(space, data, where)
+            value = _graph(space, given, where)
         case spaces.Discrete():
-            value = space.dtype.type(_whole(data, where))
+            value = space.dtype.type(_whole(given, where))
         case spaces.Text():
-            value = data
+            value = given
         case spaces.Box() | spaces.MultiBinary() | spaces.MultiDiscrete():
-            value = _numbers(space, data, where)
+            value = _numbers(space, given, where)
         case _:
             raise JsonMismatch(f"{where}: values of {space} cannot be written as JSON.")
     if not space.contains(value):
-        raise JsonMismatch(f"{where} must be in {space!r:.80}, not {data!r:.80}.")
+        raise JsonMismatch(f"{where} must be in {space!r:.80}, not {given!r:.80}.")
     return value
 
 
-def _check_keys(space: spaces.Dict, data: Any, where: str) -> None:
+def _check_keys(space: spaces.Dict, given: Any, where: str) -> None:
     names = [str(key) for key in space.spaces]
-    if not isinstance(data, Mapping) or {*data} != {*names}:
-        found = sorted(map(str, data)) if isinstance(data, Mapping) else f"{data!r:.80}"
+    if not isinstance(given, Mapping) or {*given} != {*names}:
+        found = sorted(map(str, given)) if isinstance(given, Mapping) else f"{given!r:.80}"
         raise JsonMismatch(f"{where} must be an object with the keys {names}, not {found}.")
 
 
-def _check_length(data: Any, length: int, where: str) -> None:
-    if not isinstance(data, list) or len(data) != length:
-        raise JsonMismatch(f"{where} must be a list of {length}, not {data!r:.80}.")
+def _check_length(given: Any, length: int, where: str) -> None:
+    if not isinstance(given, list) or len(given) != length:
+        raise JsonMismatch(f"{where} must be a list of {length}, not {given!r:.80}.")
 
 
-def _whole(data: Any, where: str) -> int:
-    if isinstance(data, bool) or not isinstance(data, int | float) or data != int(data):
-        raise JsonMismatch(f"{where} must be a whole number, not {data!r:.80}.")
-    return int(data)
+def _whole(given: Any, where: str) -> int:
+    if isinstance(given, bool) or not isinstance(given, int | float) or given != int(given):
+        raise JsonMismatch(f"{where} must be a whole number, not {given!r:.80}.")
+    return int(given)
 
 
-def _numbers(space: Any, data: Any, where: str) -> np.ndarray[Any, Any]:
+def _numbers(space: Any, given: Any, where: str) -> np.ndarray[Any, Any]:
     try:
-        array = np.asarray(_finite_or_not(data))
+        array = np.asarray(_finite_or_not(given))
         if array.dtype.kind not in "biuf":
             raise ValueError
         value = array.astype(space.dtype)
     except (ValueError, TypeError, OverflowError):
-        raise JsonMismatch(f"{where} must be numbers, not {data!r:.80}.") from None
+        raise JsonMismatch(f"{where} must be numbers, not {given!r:.80}.") from None
     if value.shape != space.shape:
         shape = list(space.shape)
         raise JsonMismatch(f"{where} must have the shape {shape}, not {list(value.shape)}.")
     exact = space.dtype.kind == "f" or bool((value == array).all())
     if not exact:
-        raise JsonMismatch(f"{where} must be whole numbers of {space.dtype}, not {data!r:.80}.")
+        raise JsonMismatch(f"{where} must be whole numbers of {space.dtype}, not {given!r:.80}.")
     return value
 
 
-def _finite_or_not(data: Any) -> Any:
-    if isinstance(data, list):
-        return [_finite_or_not(item) for item in data]
-    return NOT_FINITE[data] if isinstance(data, str) and data in NOT_FINITE else data
+def _finite_or_not(given: Any) -> Any:
+    if isinstance(given, list):
+        return [_finite_or_not(item) for item in given]
+    return NOT_FINITE[given] if isinstance(given, str) and given in NOT_FINITE else given
 
 
 def _stack(feature: Space[Any], items: tuple[Any, ...]) -> Any:
@@ -259,20 +259,20 @@ def _stack(feature: Space[Any], items: tuple[Any, ...]) -> Any:
     return concatenate(feature, items, out) if items else out  # type: ignore[arg-type]
 
 
-def _graph(space: spaces.Graph, data: Any, where: str) -> GraphInstance:
+def _graph(space: spaces.Graph, given: Any, where: str) -> GraphInstance:
     names = GraphInstance._fields
-    if not isinstance(data, Mapping) or {*data} != {*names}:
+    if not isinstance(given, Mapping) or {*given} != {*names}:
         raise JsonMismatch(f"{where} must be an object with the keys {list(names)}.")
-    nodes = _of_each(space.node_space, data["nodes"], f"{where}.nodes")
-    if data["edges"] is None:
+    nodes = _of_each(space.node_space, given["nodes"], f"{where}.nodes")
+    if given["edges"] is None:
         return GraphInstance(nodes, None, None)
-    edges = _of_each(space.edge_space, data["edges"], f"{where}.edges")
-    links = np.asarray(data["edge_links"], np.int32).reshape(-1, 2)
+    edges = _of_each(space.edge_space, given["edges"], f"{where}.edges")
+    links = np.asarray(given["edge_links"], np.int32).reshape(-1, 2)
     return GraphInstance(nodes, edges, links)
 
 
-def _of_each(space: Any, data: Any, where: str) -> Any:
-    if not isinstance(data, list):
-        raise JsonMismatch(f"{where} must be a list, not {data!r:.80}.")
-    items = tuple(from_json(space, item, f"{where}[{i}]") for i, item in enumerate(data))
+def _of_each(space: Any, given: Any, where: str) -> Any:
+    if not isinstance(given, list):
+        raise JsonMismatch(f"{where} must be a list, not {given!r:.80}.")
+    items = tuple(from_json(space, item, f"{where}[{i}]") for i, item in enumerate(given))
     return _stack(space, items)

@@ -18,6 +18,7 @@ DISTRIBUTIONS = {"zmq": "pyzmq"}
 # Imported only by what needs it, which names the extra when it is missing.
 IN_EXTRAS = {
     "matplotlib", "pettingzoo", "stable_baselines3", "starlette", "uvicorn", "websockets",
+    "openenv", "pydantic", "mcp", "PIL",
 }  # fmt: skip
 
 
