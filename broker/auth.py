@@ -10,6 +10,10 @@ sessions = 4                        # at the same time
 requests_in_flight = 8              # over all sessions
 message_bytes = 1_000_000
 steps_per_s = 500
+[peer.operator]
+key = "…"
+observe = ["*"]                     # see sessions and offers with `gymwire top`
+stop = ["lab/*"]                    # end sessions and env agents with `gymwire stop`
 [anyone]                            # all other keys; without this table they are refused
 use = ["demo/*"]
 """
@@ -25,7 +29,7 @@ from typing import Any
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.security.keys import is_public_key
 
-_RIGHTS = ("offer", "use")
+_RIGHTS = ("offer", "use", "observe", "stop")
 _LIMITS = ("sessions", "requests_in_flight", "message_bytes", "steps_per_s")
 
 
@@ -33,7 +37,8 @@ _LIMITS = ("sessions", "requests_in_flight", "message_bytes", "steps_per_s")
 class Rights:
     """What the owner of a key may do. A limit of None means unlimited.
 
-    `name`: the policy's name for the key. `offer`, `use`: patterns of addresses. `vouched`: the
+    `name`: the policy's name for the key. `offer`, `use`, `observe`, `stop`: patterns of addresses.
+    `vouched`: the
     policy lists this key, so it may offer an address together with other listed keys. An unlisted
     key never shares an address: the first key to offer the address owns it.
     """
@@ -46,6 +51,8 @@ class Rights:
     message_bytes: int | None = None
     steps_per_s: float | None = None
     vouched: bool = False
+    observe: tuple[str, ...] = ()
+    stop: tuple[str, ...] = ()
 
     def may_offer(self, address: str) -> bool:
         """Return whether the key may offer environments under this address."""
@@ -55,6 +62,14 @@ class Rights:
         """Return whether the key may open sessions at this address and see it listed."""
         return any(fnmatchcase(address, pattern) for pattern in self.use)
 
+    def may_observe(self, address: str) -> bool:
+        """Return whether the key may see the offers and sessions at this address."""
+        return any(fnmatchcase(address, pattern) for pattern in self.observe)
+
+    def may_stop(self, address: str) -> bool:
+        """Return whether the key may end the sessions and env agents of others at this address."""
+        return any(fnmatchcase(address, pattern) for pattern in self.stop)
+
     @property
     def metered(self) -> bool:
         """Whether the broker must check each request of the key against limits."""
@@ -62,7 +77,8 @@ class Rights:
         return any(limit is not None for limit in limits)
 
 
-EVERYTHING = Rights("anyone", offer=("*",), use=("*",))
+EVERYTHING = Rights("anyone", offer=("*",), use=("*",), observe=("*",), stop=("*",))
+"""The rights of each peer without a policy. It observes and stops only on the broker's host."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ that a peer sends makes them grow without bound.
 
 from __future__ import annotations
 
+import contextlib
 import random
 import traceback
 from collections.abc import Collection
@@ -15,7 +16,8 @@ from gymwire.broker import directory, offers, snapshot
 from gymwire.broker.auth import NO_POLICY, Policy
 from gymwire.broker.connections import Connections
 from gymwire.broker.events import Send, Sender
-from gymwire.broker.journal import Journal, Note
+from gymwire.broker.journal import Drop, Journal, Note
+from gymwire.broker.operators import Operators
 from gymwire.broker.peers import Peers
 from gymwire.broker.quotas import Quotas
 from gymwire.broker.rate_limit import Admission, RateLimiter
@@ -23,7 +25,7 @@ from gymwire.broker.recovery import SessionRecovery
 from gymwire.broker.refusals import Refusal, RetryLater, reply_to
 from gymwire.broker.session_messages import SessionMessages
 from gymwire.broker.sessions import Sessions
-from gymwire.broker.snapshot import Snapshot
+from gymwire.broker.snapshot import BrokerState, Snapshot
 from gymwire.broker.tables import LARGE, MAX_UNANSWERED, Peer, Tables
 from gymwire.protocol import codec
 from gymwire.protocol.capabilities import CAPABILITIES, PAGES
@@ -51,12 +53,15 @@ from gymwire.protocol.messages import (
     Hello,
     Kind,
     Message,
+    Observe,
     Offer,
     Offered,
     Open,
     Ping,
     Progress,
+    Report,
     Resume,
+    Stop,
     Welcome,
     Withdraw,
 )
@@ -106,7 +111,7 @@ class Core:
         self._software = software
         self._started = now
         self._tables = tables = Tables(rng)
-        self._journal = journal = Journal()
+        self._journal = journal = Journal(tables.describe)
         self._connections = connections = Connections(tables, now, lease_s)
         recovery, quotas = SessionRecovery(tables, now), Quotas()
         self._sessions = Sessions(tables, connections, recovery, quotas, journal, lease_s)
@@ -120,6 +125,7 @@ class Core:
         )
         self._routes = tables.routes
         self._limiter = RateLimiter()
+        self._operators = Operators(tables, self._sessions, self._limiter, journal, self._state)
         self._sweep_at = now + SWEEP_S
         self._flood_note_at = now
 
@@ -142,6 +148,9 @@ class Core:
         if (size >= LARGE or not frames % MAX_UNANSWERED) and not flow.has_answer(route.back):
             return None
         flow.frames = frames
+        journal = self._journal  # as `Journal.relayed`, without a call
+        journal.frames_relayed += 1
+        journal.bytes_relayed += size
         return route.rid
 
     # --- rate limit -------------------------------------------------------------------------------
@@ -162,13 +171,17 @@ class Core:
             if side is not None:
                 metered = side.rights.metered  # a quota may refuse the frame, and then it counts
                 return self._limiter.admit_free(rid, now) if metered else Admission.PASS
-        return self._limiter.admit(rid, len(data), now)
+        admission = self._limiter.admit(rid, len(data), now)
+        if admission is Admission.DROP:
+            self._journal.drop(rid, Drop.FLOOD)
+        return admission
 
     def throttle(self, rid: bytes, data: bytes | memoryview) -> list[Send]:
         """Return BUSY for a frame that is not admitted; nothing if it is malformed."""
         try:
             header = codec.read_header(data)
         except GymwireError:
+            self._journal.drop(rid, Drop.MALFORMED)
             return []
         busy = RetryLater(BusyReason.RATE, THROTTLE_RETRY_S)
         return [reply_to(self._journal, rid, busy, header.sid, header.seq)]
@@ -185,7 +198,7 @@ class Core:
         peer = self._tables.peers.get(rid)
         if peer is not None and now >= self._flood_note_at:
             self._flood_note_at = now + SWEEP_S
-            self._journal.note("flood cut off", host=peer.host, identity=peer.identity)
+            self._journal.note("flood cut off", **self._tables.describe(rid))
         return True
 
     # --- local channels ---------------------------------------------------------------------------
@@ -197,14 +210,13 @@ class Core:
 
     def attach(self, data: Frame | memoryview, now: float) -> Attachment | None:
         """Return the peer that a local channel belongs to, by its first frame; None: nobody."""
-        try:
+        peer = None
+        with contextlib.suppress(GymwireError):
             message = PLAIN.decode(data)
-        except GymwireError:
-            return None
-        if not isinstance(message, Attach):
-            return None
-        peer = self._tables.by_attach_token.get(message.attach_token)
+            if isinstance(message, Attach):
+                peer = self._tables.by_attach_token.get(message.attach_token)
         if peer is None or self._limiter.admit(peer.rid, len(data), now) is not Admission.PASS:
+            self._journal.drop(b"" if peer is None else peer.rid, Drop.NO_TOKEN)
             return None
         return Attachment(peer.rid, peer.key)
 
@@ -252,6 +264,11 @@ class Core:
             return self._peers.hello(sender, header, message, now)
         if peer is None:
             raise RetryLater(BusyReason.HELLO, 0.0)
+        match message:
+            case Observe():
+                return self._operators.observe(peer, sender, header, message, now)
+            case Stop():
+                return self._operators.stop(peer, sender, header, message)
         if message is not None:
             return self._answer(peer, header, message, now)
         if header.kind is Kind.OPENED:
@@ -263,7 +280,8 @@ class Core:
             case Offer():
                 address, env = message.address, message.env_id
                 if offers.accept(self._tables, peer, message, header.head_len):
-                    self._journal.note("offer accepted", address=address, env=env, host=peer.host)
+                    facts = {"agent": peer.agent_id, "host": peer.host, "pid": peer.pid}
+                    self._journal.note("offering", address=address, env=env, **facts)
                 return [Send.message(peer.rid, Offered(address), 0, header.seq)]
             case Withdraw():
                 self._peers.withdraw(peer, message.address)
@@ -276,6 +294,9 @@ class Core:
                 return self._sessions.resume(peer, header, message, now)
             case Progress():
                 return self._messages.progress(peer, header, message, now)
+            case Report():
+                self._operators.report(peer, message, now)
+                return []
             case Ping():
                 return self._messages.ping(peer, header, now)
             case Bye():
@@ -309,6 +330,7 @@ class Core:
         *_, sid, seq = codec.HEADER.unpack_from(data)
         session = self._tables.sessions.get(sid)
         if session is None or session.learner is None or session.learner.rid != sender:
+            self._journal.drop(sender, Drop.NOT_SENT)
             return []
         session.requests.forgive()
         reason = BusyReason.QUEUE_FULL if full else BusyReason.UNREACHABLE
@@ -367,6 +389,7 @@ class Core:
     def expire(self, now: float) -> list[Send]:
         """Do what is due at this time: probes, and the end of leases and of lost env agents."""
         sends: list[Send] = []
+        self._journal.admit_details()
         if now >= self._sweep_at:
             self._sweep_at = now + SWEEP_S
             self._limiter.sweep(now)
@@ -393,11 +416,14 @@ class Core:
 
     def snapshot(self, now: float) -> Snapshot:
         """Return the offers, peers, sessions and counters as plain values."""
-        return snapshot.take(
+        return snapshot.take(self._tables, self._state(now), now)
+
+    def _state(self, now: float) -> BrokerState:
+        uptime_s = now - self._started
+        return snapshot.broker_state(
             self._tables,
             self._journal,
             epoch=self._epoch,
             software=self._software,
-            started=self._started,
-            now=now,
+            uptime_s=uptime_s,
         )

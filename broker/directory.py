@@ -134,10 +134,10 @@ class PooledOffer:
 
 def pooled_offers(tables: Tables) -> list[PooledOffer]:
     """Return one entry per address and process, sorted by address and host."""
-    return [one for name in tables.names for one in _pooled(tables, name)]
+    return [one for name in tables.names for one in pooled_offers_at(tables, name)]
 
 
-def _pooled(tables: Tables, name: str) -> list[PooledOffer]:
+def pooled_offers_at(tables: Tables, name: str) -> list[PooledOffer]:
     """Return one entry per process that offers this address, sorted by host."""
     groups: dict[tuple[str, bytes, str], list[Peer]] = {}
     for peer in tables.loops(name):
@@ -191,7 +191,7 @@ def listing(tables: Tables, find: Find, rights: Rights) -> Page:
         examined += 1
         if not (rights.may_use(name) or rights.may_offer(name)):
             continue
-        processes = _pooled(tables, name)
+        processes = pooled_offers_at(tables, name)
         start = skip if name == address else 0
         for number, one in enumerate(processes[start:], start):
             if left <= 0:

@@ -21,10 +21,14 @@ class Send(NamedTuple):
 
 
 class Sender(NamedTuple):
-    """What the socket knows about the sender of a frame."""
+    """What the socket knows about the sender of a frame.
+
+    `on_host`: whether it is known to be a process of the broker's host.
+    """
 
     rid: bytes
     fd: int
     key: bytes | None
     identity: str
     connection: int = 0
+    on_host: bool = False

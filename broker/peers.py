@@ -8,7 +8,7 @@ from dataclasses import replace
 from gymwire.broker.auth import Policy, Rights
 from gymwire.broker.connections import Connections
 from gymwire.broker.events import Send, Sender
-from gymwire.broker.journal import Journal, Loss
+from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.recovery import SessionRecovery
 from gymwire.broker.refusals import ASK_OPERATOR, Refusal, describe_key, not_allowed, reply_to
 from gymwire.broker.sessions import Sessions
@@ -26,6 +26,7 @@ from gymwire.protocol.messages import (
     Role,
     Welcome,
 )
+from gymwire.protocol.process_ids import MAX_PID
 
 MAX_PEERS = 20_000
 GRACE_S = 2.0  # how long the broker waits for a lost env agent before its sessions are lost
@@ -101,6 +102,7 @@ class Peers:
         agent = sender.rid.removeprefix(LIVENESS_PREFIX)[:LIVENESS_AGENT_SIZE]
         rights = self._policy.rights(sender.key)
         if rights is None or not rights.offer or len(agent) < LIVENESS_AGENT_SIZE:
+            self._journal.drop(sender.rid, Drop.NO_RIGHT)
             return
         known = self._tables.peers.get(sender.rid)
         if known is not None and (known.role != Role.LIVENESS or known.key != sender.key):
@@ -127,6 +129,7 @@ class Peers:
                 connection=sender.connection,
                 rights=rights,
                 capabilities=common(hello.capabilities),
+                pid=hello.pid if 0 < hello.pid < MAX_PID else 0,
             )
         self._connections.add(peer, sender, now)
         return peer
@@ -182,7 +185,8 @@ class Peers:
             sends += self._sessions.end_without_loop(session, loss, reason)
         self._remove(loop)
         if loop.offers and not self._tables.offers_anything(loop.agent):
-            self._journal.note("agent left", host=loop.host, offers=sorted(loop.offers), why=reason)
+            facts = {"host": loop.host, "pid": loop.pid, "offers": sorted(loop.offers)}
+            self._journal.note("agent left", **facts, why=reason)
         return sends
 
     def _remove(self, peer: Peer) -> None:
@@ -232,5 +236,6 @@ class Peers:
         sends.append(reply_to(self._journal, peer.rid, Refusal(Code.DENIED, text)))
         self._connections.hang_up(peer)
         self._remove(peer)
-        self._journal.note("peer evicted", host=peer.host, role=peer.role, identity=peer.identity)
+        facts = {"host": peer.host, "pid": peer.pid, "role": peer.role, "identity": peer.identity}
+        self._journal.note("peer evicted", peer=peer.rights.name, **facts)
         return sends

@@ -10,6 +10,7 @@ from gymwire.broker.tables import Peer
 from gymwire.protocol.errors import AddressError, GymwireError, VersionMismatch
 from gymwire.protocol.messages import Busy, Code, Error
 
+MAX_WHY = 200  # characters of an error in the log
 ASK_OPERATOR = "ask the operator of the broker."
 NOT_YOURS = "This session belongs to another learner."
 
@@ -39,6 +40,7 @@ def reply_to(journal: Journal, rid: bytes, error: GymwireError, sid: int = 0, se
     """Return the reply to a request that failed with this error, ERROR or BUSY; count it."""
     if isinstance(error, RetryLater):
         journal.busy[error.reason] += 1
+        journal.detail("frame refused", rid, code="busy", why=error.reason)
         return Send.message(rid, Busy(error.reason, error.retry_after_s), sid, seq)
     code, details = Code.PROTOCOL, {}
     match error:
@@ -49,6 +51,7 @@ def reply_to(journal: Journal, rid: bytes, error: GymwireError, sid: int = 0, se
         case AddressError():
             code = Code.ADDRESS_INVALID
     journal.refusals[code] += 1
+    journal.detail("frame refused", rid, code=code, why=str(error)[:MAX_WHY])
     return Send.message(rid, Error(code, str(error), details), sid, seq)
 
 
@@ -60,8 +63,8 @@ def describe_key(key: bytes | None, identity: str) -> str:
 
 
 def not_allowed(peer: Peer, verb: str, address: str) -> str:
-    """Return why this peer may not `offer` or `use` an address."""
-    patterns = peer.rights.offer if verb == "offer" else peer.rights.use
+    """Return why this peer may not `offer`, `use`, `observe` or `stop` an address."""
+    patterns: tuple[str, ...] = getattr(peer.rights, verb)
     allowed = f"only {', '.join(patterns)}" if patterns else "nothing"
     return (
         f"{describe_key(peer.key, peer.identity)}, named {peer.rights.name!r} in this broker's "

@@ -200,10 +200,12 @@ class Server:
             if len(data) > 2 and data[KIND_AT] == Kind.HELLO:
                 self._detach(rid)
                 return
-            sender = Sender(rid, -1, key, name)
+            sender = Sender(rid, -1, key, name, on_host=True)
         else:
             fd = fd_of(origin)
-            sender = Sender(rid, fd, key, name, self._router.connection_id(fd))
+            asks = len(data) > KIND_AT and data[KIND_AT] in (Kind.OBSERVE, Kind.STOP)
+            on_host = asks and self._router.is_from_host(fd)
+            sender = Sender(rid, fd, key, name, self._router.connection_id(fd), on_host)
         sends = self.core.receive(sender, data, now)
         if at:  # a relayed frame of a learner with limits still gets its stamps
             sends = [
@@ -302,4 +304,4 @@ class Server:
 
     def _write_notes(self) -> None:
         for note in self.core.take_notes():
-            self._log.info(note.event, **note.facts)
+            (self._log.debug if note.detail else self._log.info)(note.event, **note.facts)

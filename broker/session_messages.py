@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from gymwire.broker.events import Send
-from gymwire.broker.journal import Journal, Loss
+from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.quotas import Quotas
-from gymwire.broker.refusals import NOT_YOURS, Refusal, RetryLater
+from gymwire.broker.refusals import MAX_WHY, NOT_YOURS, Refusal, RetryLater
 from gymwire.broker.sessions import MAX_LOSSES, Sessions
 from gymwire.broker.tables import Peer, Session, Tables
 from gymwire.protocol.codec import PLAIN, Header
@@ -71,11 +73,19 @@ class SessionMessages:
         lost = session.is_open and _reports_loss(header, data)
         if header.kind is Kind.CLOSED or not session.is_open or lost:
             self._sessions.drop(session, Loss.AGENT_FORGOT if lost else None)
-            if session.is_open:
-                event = "session lost" if lost else "session closed"
-                self._journal.note(event, address=session.address, relayed=session.frames)
+            if header.kind is Kind.ERROR and not session.is_open:
+                why = _error_text(header, data)
+                self._journal.note("session refused", **session.facts, why=why)
+            elif session.is_open:
+                facts = {**session.facts, "relayed": session.frames}
+                if lost:
+                    self._journal.note("session lost", **facts, why=Loss.AGENT_FORGOT)
+                else:
+                    self._journal.note("session closed", **facts)
         if learner is None or not session.replies.admit(len(data), session.requests):
+            self._journal.drop(session.loop.rid, Drop.NOT_AWAITED)
             return []  # if the learner waits for the reply, it asks again
+        self._journal.relayed(len(data))
         return [Send(learner.rid, data)]
 
     def _request(
@@ -100,6 +110,7 @@ class SessionMessages:
                 raise RetryLater(BusyReason.QUEUE_FULL, UNANSWERED_RETRY_S)
             flow.forgive()
             flow.admit(len(data), session.replies)
+        self._journal.relayed(len(data))
         return [Send(session.loop.rid, data)]
 
     def _may_be_unread(self, session: Session, now: float) -> bool:
@@ -119,6 +130,7 @@ class SessionMessages:
             self._tables.note_stuck(header.sid, peer, now)
             return []
         if session.loop.process != peer.process:
+            self._journal.drop(peer.rid, Drop.NOT_OURS)
             return []
         self._tables.progress(session, max(0.0, min(progress.since_s, 1e9)), now)
         if session.learner is None:
@@ -151,6 +163,14 @@ def _not_bound(peer: Peer, session: Session) -> RetryLater | Refusal:
     if session.learner in (None, peer):
         return RetryLater(BusyReason.HELLO, 0.0)
     return Refusal(Code.DENIED, NOT_YOURS)
+
+
+def _error_text(header: Header, data: bytes | memoryview) -> str:
+    with contextlib.suppress(DecodingError):  # the learner finds out
+        error = PLAIN.decode(data, header)
+        if isinstance(error, Error):
+            return error.text[:MAX_WHY]
+    return ""
 
 
 def _reports_loss(header: Header, data: bytes | memoryview) -> bool:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from gymwire.broker import directory
 from gymwire.broker.connections import Connections
 from gymwire.broker.events import Send
-from gymwire.broker.journal import Journal, Loss
+from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.quotas import Quotas
 from gymwire.broker.recovery import REJOIN_S, SessionRecovery
 from gymwire.broker.refusals import (
@@ -43,6 +43,7 @@ MAX_UNCLAIMED = 100_000
 MAX_UNCLAIMED_OF_KEY = 32_768
 MAX_ANNOUNCED = 16_384  # sessions of a serving loop, beyond which it may announce no others
 MAX_IDENTITY = 64  # characters
+MAX_NAME = 64  # characters of a learner's name, and of its host, in OPEN
 MAX_PENDING_GONE = 10_000
 GONE_PER_TICK = 100  # retries of undelivered GONE frames per tick
 STARTING_RETRY_S = 0.1
@@ -106,7 +107,13 @@ class Sessions:
         # Nothing outside the broker enforces limits.
         session.may_be_direct = request.direct and not peer.rights.metered
         forwarded = replace(
-            request, address=address.name, direct=session.may_be_direct, learner=peer.identity
+            request,
+            address=address.name,
+            direct=session.may_be_direct,
+            learner=peer.identity,
+            learner_name=peer.rights.name[:MAX_NAME],
+            learner_host=peer.host[:MAX_NAME],
+            learner_pid=peer.pid,
         )
         return [Send.message(session.loop.rid, forwarded, session.sid, header.seq)]
 
@@ -145,12 +152,13 @@ class Sessions:
             return [Send.message(loop.rid, Gone("the learner has left"), header.sid)]
         # It repeats OPEN when it is back. Nobody waits for more answers than it sent OPENs.
         if session.learner is None or not session.unanswered_opens:
+            self._journal.drop(loop.rid, Drop.NOT_AWAITED)
             return []
         session.unanswered_opens -= 1
         if not session.is_open:
             self._tables.open(session)
             self._journal.sessions_opened += 1
-            self._journal.note("session opened", address=session.address, host=loop.host)
+            self._journal.note("session opened", **session.facts)
         return [Send(session.learner.rid, data)]
 
     def announced(self, loop: Peer, row: object, now: float) -> list[Send]:
@@ -236,26 +244,27 @@ class Sessions:
         if session.learner is not None:
             self._quotas.end_session(session.learner.key, session.sid)
         if session.is_open:
-            self._journal.session_ended(session.frames, loss)
+            self._journal.session_ended(loss)
 
     def end_for_policy(self, session: Session, reason: str) -> list[Send]:
         """End a session that the policy does not allow any more, and notify both sides."""
-        self.drop(session, Loss.POLICY)
-        sides = [side for side in (session.learner, session.loop) if side is not None]
-        return [Send.message(side.rid, Gone(reason), session.sid) for side in sides]
+        return self.end_for_both(session, Loss.POLICY, reason)
 
     def end_for_path(self, session: Session) -> list[Send]:
         """End a session whose requests or replies do not get through, and notify both sides."""
-        reason = path_fault(session)
-        self.drop(session, Loss.PATH)
-        self._journal.note("session lost", address=session.address, why=reason)
+        return self.end_for_both(session, Loss.PATH, path_fault(session))
+
+    def end_for_both(self, session: Session, loss: str, reason: str) -> list[Send]:
+        """End a session and notify both sides. `reason`: in words, for them and for the log."""
+        self.drop(session, loss)
+        self._journal.note("session lost", **session.facts, why=reason)
         sides = [side for side in (session.learner, session.loop) if side is not None]
         return [Send.message(side.rid, Gone(reason), session.sid) for side in sides]
 
     def end_without_learner(self, session: Session, loss: str) -> list[Send]:
         """End a session whose learner has left or did not come back in time."""
         self.drop(session, loss)
-        self._journal.note("session lost", address=session.address, why=loss)
+        self._journal.note("session lost", **session.facts, why=loss)
         return [Send.message(session.loop.rid, Gone("the learner has left"), session.sid)]
 
     def end_without_loop(self, session: Session, loss: str, reason: str) -> list[Send]:

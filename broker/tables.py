@@ -7,13 +7,15 @@ import math
 import random
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from gymwire.broker.auth import EVERYTHING, Rights
 from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, Offer, Role
+from gymwire.protocol.process_ids import agent_id, session_text
 
 ATTACH_TOKEN_SIZE = 16  # bytes
 K = TypeVar("K")
+MAX_RID = 32  # bytes of a routing id in the log
 MAX_ENDED = 10_000  # ended sessions that the broker remembers
 # An env agent reports a long step every second; without a report for this long the step has ended.
 PROGRESS_TTL_S = 2.5
@@ -54,6 +56,8 @@ class Peer:
     long_steps: dict[int, float] = field(default_factory=dict)
     attach_token: bytes = b""  # proves that a local channel is this peer's; b"": not allowed one
     capabilities: frozenset[str] = frozenset()  # those that it shares with this broker
+    pid: int = 0  # of its process, as it says; 0: unknown
+    agent_id: str = ""  # names the env agent of a loop with offers to people
 
     @property
     def process(self) -> tuple[bytes, bytes | None]:
@@ -97,6 +101,18 @@ class Flow:
         self.checked_at, self.refused_since = -1, None
 
 
+class Steps(NamedTuple):
+    """What an env agent has reported about the steps of a session (docs/protocol.md §6.6)."""
+
+    steps: int
+    steps_per_s: float
+    p50_s: float
+    p99_s: float
+    in_step_s: float
+    direct: bool
+    reported_at: float  # monotonic seconds
+
+
 @dataclass(slots=True, eq=False)
 class Session:
     """One learner's use of one environment. `learner` is None until the learner has come back."""
@@ -119,6 +135,18 @@ class Session:
     replies: Flow = field(default_factory=Flow)  # to the learner
     progress_at: float = -math.inf  # when the env agent last reported a long step,
     in_step_s: float = 0.0  # and how long the step had taken by then
+    number: int = 0  # how many sessions were added before
+    steps: Steps | None = None  # the latest report
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What the log says about it: the session, its address, its learner and its env agent."""
+        learner, loop = self.learner, self.loop
+        facts: dict[str, object] = {"session": session_text(self.sid), "address": self.address}
+        facts["learner"] = self.learner_identity if learner is None else learner.rights.name
+        if learner is not None:
+            facts |= {"learner_host": learner.host, "learner_pid": learner.pid}
+        return {**facts, "host": loop.host, "pid": loop.pid}
 
     @property
     def frames(self) -> int:
@@ -175,6 +203,7 @@ class Tables:
         # ended sessions whose environment is reported to be still busy, the latest report last:
         # their loop, their address, and when the report came
         self.stuck: dict[int, tuple[Peer, str, float]] = {}
+        self.added = self.removed = 0  # sessions since the start
         self.names: list[str] = []  # the addresses on offer, sorted
         self._loops: dict[str, dict[bytes, Peer]] = {}  # address → the loops that offer it
         self._offers: Counter[bytes] = Counter()  # offers of all loops by agent
@@ -196,6 +225,13 @@ class Tables:
         self.by_fd[peer.fd] = peer
         self.unwatched.pop(peer.rid, None)
         return displaced
+
+    def describe(self, rid: bytes) -> dict[str, object]:
+        """Return what the log says about the sender of a frame."""
+        peer = self.peers.get(rid)
+        if peer is None:
+            return {"rid": rid[:MAX_RID].hex()}
+        return {"role": peer.role, "peer": peer.rights.name, "host": peer.host, "pid": peer.pid}
 
     def has_progress(self, agent: bytes) -> bool:
         """Return whether the agent with these first 15 bytes has a progress connection."""
@@ -225,6 +261,7 @@ class Tables:
             self._offers[loop.agent] += 1
         self._loops[name][loop.rid] = loop
         loop.offers[name], loop.offer_bytes[name] = offer, size
+        loop.agent_id = agent_id(loop.agent, loop.key, loop.host, offer)
         loop.draining.discard(name)
 
     def withdraw_offer(self, loop: Peer, name: str) -> None:
@@ -267,6 +304,7 @@ class Tables:
     def add_session(self, session: Session) -> None:
         """Add a session of its serving loop, without a learner yet."""
         self.sessions[session.sid] = session
+        session.number, self.added = self.added, self.added + 1
         self.by_nonce[session.nonce] = session
         self.unclaimed[session.loop.key] += 1
         self._place(session, session.loop)
@@ -356,6 +394,7 @@ class Tables:
         self.orphans.pop(session.sid, None)
         self.by_nonce.pop(session.nonce, None)
         if self.sessions.pop(session.sid, None) is not None:
+            self.removed += 1
             self._displace(session)
             if session.is_claimed:
                 _decrement(self.sessions_of, session.learner_identity)

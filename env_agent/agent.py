@@ -28,7 +28,7 @@ from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import AGENT_SIZE, Offer
-from gymwire.protocol.process_ids import with_process
+from gymwire.protocol.process_ids import session_text, with_process
 from gymwire.protocol.process_slots import with_process_slots
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.broker_link import BrokerLink
@@ -58,6 +58,9 @@ class Agent:
             continue before they are cut off, in seconds.
 
     Attributes:
+        on_stop: called with the reason if an operator of the broker stops this env agent. By
+            default it ends as after SIGTERM.
+        stopped: whether an operator of the broker has stopped it.
         agent_pid: the process that people started: this one, or the supervisor of this worker.
         offering: set once the broker has confirmed all offers.
     """
@@ -100,6 +103,8 @@ class Agent:
         self._signals = 0
         self._ending = threading.Event()
         self._is_described = False
+        self.stopped = False
+        self.on_stop = self._stop_for_operator
         self._reporter: ProgressReporter | None = None
         self._ended = threading.Condition()
         self.agent_pid = os.getpid()
@@ -128,7 +133,9 @@ class Agent:
             threading.Thread(target=self._run_loop, args=(i, offers), name=f"loop-{i}", daemon=True)
             for i in range(1, len(self._loops))
         ]
-        reporter = self._reporter = ProgressReporter(self._make_dealer, self._loops, self._id)
+        reporter = self._reporter = ProgressReporter(
+            self._make_dealer, self._loops, self._id, self.on_stop
+        )
         liveness = self._make_liveness(self._id)
         holder = threading.Thread(target=liveness.hold, name="liveness", daemon=True)
         relief = Relief([loop.crew for loop in self._loops])
@@ -266,18 +273,28 @@ class Agent:
         self._signals += 1
         if self._signals > 1:
             os._exit(128 + number)
+        self._end_at_last()
+        self.end(drain=number == signal.SIGTERM)
+
+    def _stop_for_operator(self, why: str) -> None:
+        self.stopped = True
+        self._end_at_last()
+        self.end(drain=True, why=why)
+
+    def _end_at_last(self) -> None:
+        """End the process when the grace is over, whatever its environments do."""
         # Not a thread of this interpreter: these end before what runs at its exit does.
         with contextlib.suppress(OSError):
             faulthandler.dump_traceback_later(
                 self._grace_s + LAST_S, exit=True, file=os.open(os.devnull, os.O_WRONLY)
             )
-        self.end(drain=number == signal.SIGTERM)
 
-    def end(self, *, drain: bool) -> None:
+    def end(self, *, drain: bool, why: str = "") -> None:
         """Withdraw the offers, and end within `grace_s`; for a thread other than the main one.
 
         Args:
             drain: whether the sessions may continue until they end or `grace_s` is over.
+            why: who has requested it, for the log; "": the process itself was told so.
         """
         with self._lock:
             if self._ending.is_set():
@@ -291,7 +308,9 @@ class Agent:
             self.stop()
         if self._reporter is not None:
             self._reporter.withdraw([service.address for service in self._services])
-        self._log.info("stopping", running=self._describe_running(), at_most_s=self._grace_s)
+        facts = {"why": why} if why else {}
+        running = self._describe_running()
+        self._log.info("stopping", running=running, at_most_s=self._grace_s, **facts)
         threading.Thread(target=self._end_in_time, name="ending", daemon=True).start()
 
     def _end_in_time(self) -> None:
@@ -319,7 +338,7 @@ class Agent:
             requests = loop.current_requests
             for sid, seq, since in requests:
                 what = "an environment that closes, of" if seq == CLOSING else f"request {seq} of"
-                running.append(f"{what} session {sid}, for {now - since:.1f} s")
+                running.append(f"{what} session {session_text(sid)}, for {now - since:.1f} s")
             if not requests and not loop.idle:
                 running.append("a session between two requests")
         return running
@@ -327,7 +346,8 @@ class Agent:
     def _cut_off(self, running: list[str]) -> NoReturn:
         """End the process although something still runs, with exit status 1."""
         self._log.error("cut off", running=running, grace_s=self._grace_s)
-        os._exit(signals.CUT_OFF)
+        is_worker = self.agent_pid != os.getpid()
+        os._exit(signals.STOPPED if self.stopped and is_worker else signals.CUT_OFF)
 
     def install_signals(self) -> None:
         """End on SIGTERM and on Ctrl-C. Call this in the main thread."""

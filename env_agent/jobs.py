@@ -11,6 +11,7 @@ from gymwire.env_agent import failure_reports
 from gymwire.env_agent.crew import Executor, Sequel
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.slot import Slot
+from gymwire.env_agent.step_times import index_of
 from gymwire.env_agent.timed_steps import BusyTimes, TimedSteps
 from gymwire.protocol import codec
 from gymwire.protocol.codec import KIND_AT, SEQ, Frame, Pieces
@@ -66,7 +67,9 @@ class Jobs:
             reply = self.failure_reply(slot, data, error)
         slot.executor.current_request = None
         if data[KIND_AT] == Kind.ACT:
-            slot.note_step(self._clock() - began)
+            took_s = self._clock() - began
+            slot.times[index_of(took_s)] += 1
+            slot.note_step(took_s)
         return self.reply(slot, path, data, reply)
 
     def reply(
@@ -83,18 +86,19 @@ class Jobs:
     ) -> Frame | Pieces:
         """Return the reply to a request whose handling raised because of a bug; b"": no reply."""
         try:
-            self.count_failure(error)
+            self.count_failure(error, slot)
             header = codec.read_header(data)
             return self._requests.fail(slot, header, data, error) or b""
         except BaseException as second:  # noqa: BLE001 - the learner repeats its request
             self._log.error("no reply to a failed request", error=failure_reports.summary(second))
             return b""
 
-    def count_failure(self, error: BaseException) -> None:
-        """Log a bug in the handling of a request."""
+    def count_failure(self, error: BaseException, slot: Slot | None = None) -> None:
+        """Log a bug in the handling of a request, which may be one of a session."""
         self.failed_requests += 1
         self._log.error(
             "request failed, a bug in gymwire",
+            **({} if slot is None else slot.facts),
             error=failure_reports.summary(error)[:200],
             traceback=failure_reports.trace_of(error),
             failed_requests=self.failed_requests,

@@ -11,11 +11,12 @@ import structlog
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.crew import CLOSING, Crew, Executor, Sequel
-from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.sessions import SessionHost, learner_facts
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.transports import Transports
 from gymwire.protocol.codec import PLAIN, Frame, Header
 from gymwire.protocol.messages import Closed, Code, Error, Open, Ping
+from gymwire.protocol.process_ids import session_text
 
 MAX_REASON = 200  # characters of what the broker or an environment says, in a log entry
 
@@ -104,14 +105,14 @@ class Lifecycle:
         if slot is None:
             if self.transports.direct is not None:
                 self.transports.direct.detach(sid)
-            self._log.warning("session refused", address=request.address, why=_error_text(frame))
+            facts = {"session": session_text(sid), "address": request.address}
+            why = _error_text(frame)
+            self._log.warning("session refused", **facts, **learner_facts(request), why=why)
             self._crew.release(executor)
         elif sid not in self._host.slots:
             slot.executor, slot.opened_at = executor, self._clock()
             self._host.add(slot)
-            self._log.info(
-                "session opened", address=request.address, num_envs=request.num_envs or 1
-            )
+            self._log.info("session opened", **slot.facts, num_envs=request.num_envs or 1)
             if has_ended:
                 self.end(me, slot, "it was given up while it was opened")
                 return
@@ -125,18 +126,18 @@ class Lifecycle:
         if self._host.slots.get(sid) is slot:
             if path:  # the broker frees the slot when it receives CLOSED
                 self.transports.link.send(PLAIN.encode(Closed(), sid, seq))
-            self.end(me, slot, "closed")
+            self.end(me, slot)
 
-    def end(self, me: Executor, slot: Slot, why: str) -> None:
-        """End a session; `why` is for the log."""
-        self._close(me, slot, partial(self._ended, slot, why))
+    def end(self, me: Executor, slot: Slot, loss: str = "") -> None:
+        """End a session. `loss`: why it is lost; "": its learner has closed it."""
+        self._close(me, slot, partial(self._ended, slot, loss), loss)
 
-    def _close(self, me: Executor, slot: Slot, sequel: Sequel) -> None:
+    def _close(self, me: Executor, slot: Slot, sequel: Sequel, loss: str = "") -> None:
         """Forget a session, and let its executor close the environment after its current job."""
         session, executor = slot.session, slot.executor
         self._host.remove(slot)
         if self.transports.direct is not None:
-            self.transports.direct.detach(session.sid)
+            self.transports.direct.detach(session.sid, loss)
         alone = self.idle
         self._ending[session.sid] = slot
 
@@ -153,16 +154,16 @@ class Lifecycle:
 
         self._crew.execute(me, executor, close, alone=alone)
 
-    def _ended(self, slot: Slot, why: str, me: Executor) -> None:
+    def _ended(self, slot: Slot, loss: str, me: Executor) -> None:
         session = slot.session
         self.transports.link.send(
             PLAIN.encode(Ping())
         )  # shows that this loop can open another session
         lasted_s = self._clock() - slot.opened_at
+        facts = {**slot.facts, "why": loss} if loss else slot.facts
         self._log.info(
-            "session ended",
-            address=session.address,
-            why=why,
+            "session lost" if loss else "session closed",
+            **facts,
             steps=session.steps,
             steps_per_s=round(session.steps / lasted_s) if lasted_s > 0 else 0,
         )

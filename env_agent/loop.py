@@ -6,7 +6,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 import structlog
 
@@ -18,6 +17,7 @@ from gymwire.env_agent.lifecycle import MAX_REASON, Lifecycle
 from gymwire.env_agent.registration import Registration
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.slot import Slot
+from gymwire.env_agent.step_times import index_of
 from gymwire.env_agent.timed_steps import TimedSteps
 from gymwire.env_agent.transports import RELAY, Transports
 from gymwire.protocol import codec
@@ -110,18 +110,15 @@ class ServingLoop:
         self._failure: BaseException | None = None
 
     @property
-    def sessions(self) -> list[list[Any]]:
-        """The live sessions as HELLO lists them. May be read from other threads."""
-        return [
-            [slot.session.sid, slot.session.nonce, slot.session.address, slot.session.learner]
-            for slot in list(self.host.slots.values())
-        ]
-
-    @property
     def current_requests(self) -> list[CurrentRequest]:
         """The requests being executed. May be read from any thread."""
         found = [executor.current_request for executor in list(self.crew.executors)]
         return [request for request in found if request is not None]
+
+    def is_direct(self, sid: int) -> bool:
+        """Return whether the learner of a live session is connected directly. For any thread."""
+        direct = self._transports.direct
+        return direct is not None and sid in direct.attached
 
     @property
     def idle(self) -> bool:
@@ -138,7 +135,7 @@ class ServingLoop:
         self._lifecycle.transports = self.bad_frames.transports = self._transports
         link = self._link = self._transports.link
         registration = self._registration = Registration(
-            link, self._agent, offers, lambda: self.sessions, self._log_broker_state
+            link, self._agent, offers, lambda: self.host.listed, self._log_broker_state
         )
         connected = False
         try:
@@ -297,19 +294,23 @@ class ServingLoop:
             if reply is None:
                 sequel = self.jobs.execute(slot, path, data, None)
             else:
+                slot.times[index_of(self._clock() - now)] += 1
                 sequel = self.jobs.reply(slot, path, data, reply)
             self.crew.end_job(me, sequel)
             return
         if reply is None:
             self._handle(me, path, origin, data)
-        elif type(reply) is Pieces:
+            return
+        if type(reply) is Pieces:
             self._send_pieces(slot, path, listener, reply)
         elif listener is None:
             self._link.send(reply)
         else:
             listener.send(path, reply)  # type: ignore[arg-type]
+        took_s = self._clock() - now  # after the reply, which it must not delay
+        slot.times[index_of(took_s)] += 1
         if len(self.host.slots) != 1:
-            slot.note_step(self._clock() - now)
+            slot.note_step(took_s)
 
     def _executes(self, me: Executor, slot: Slot, arrived: Received) -> bool:
         """Return whether the reader executes this request now; if not, let another thread do it.

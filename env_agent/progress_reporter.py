@@ -1,4 +1,4 @@
-"""The progress connection: reports which requests of the loops take long.
+"""The progress connection: reports steps to the broker, and takes its orders to stop.
 
 It runs in a thread of its own, and needs the interpreter only briefly each second. If an
 environment does not release the interpreter at all, the liveness connection still shows that the
@@ -10,33 +10,55 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from gymwire.env_agent.crew import CurrentRequest
+from gymwire.env_agent.crew import CLOSING, CurrentRequest
+from gymwire.env_agent.lifecycle import MAX_REASON
 from gymwire.env_agent.loop import ServingLoop
+from gymwire.env_agent.step_times import Running, StepReports
+from gymwire.protocol.capabilities import OBSERVE
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import GymwireError
-from gymwire.protocol.messages import Ping, Progress, Role, Withdraw
+from gymwire.protocol.messages import (
+    Message,
+    Ping,
+    Progress,
+    Report,
+    Role,
+    Stop,
+    Welcome,
+    Withdraw,
+)
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import Handshake
 
 EVERY_S = 1.0
 SLOW_S = 1.0  # report requests that take longer
+ROWS_PER_REPORT = 100  # few, so that the broker handles each between two steps
 MAX_REPORTS = 500  # at once: the broker answers 1,000 messages a second on one connection
 
 
 class ProgressReporter(threading.Thread):
-    """Reports the long requests of these loops until `stop` is called."""
+    """Reports the long requests and the steps of these loops until `stop` is called.
+
+    `on_stop`: called with the reason if an operator of the broker stops this env agent.
+    """
 
     def __init__(
-        self, make_dealer: Callable[[], Dealer], loops: Sequence[ServingLoop], agent: bytes
+        self,
+        make_dealer: Callable[[], Dealer],
+        loops: Sequence[ServingLoop],
+        agent: bytes,
+        on_stop: Callable[[str], None],
     ) -> None:
         super().__init__(name="progress", daemon=True)
         self._link = BrokerLink(make_dealer())  # here, so that the caller sees a failure
         self._loops = loops
         self._agent = agent
+        self._on_stop = on_stop
+        self._step_reports = StepReports()
         self._stopping = threading.Event()
         self._withdrawn: Sequence[str] = ()
         self._reported = 0
@@ -52,7 +74,7 @@ class ProgressReporter(threading.Thread):
                 with contextlib.suppress(GymwireError):  # the loops report what is wrong
                     handshake.watch(now)
                     if data is not None:
-                        handshake.handle(PLAIN.decode(data), now)
+                        self._receive(handshake, PLAIN.decode(data), now)
                 withdrawn, self._withdrawn = self._withdrawn, ()
                 for address in withdrawn:
                     link.send(PLAIN.encode(Withdraw(address)))
@@ -60,12 +82,22 @@ class ProgressReporter(threading.Thread):
                     next_report = now + EVERY_S
                     link.send(PLAIN.encode(Ping()))  # else the broker closes the connection
                     self._report(link, now)
+                    if OBSERVE in handshake.capabilities:
+                        self._report_steps(link, now)
         finally:
             link.close()
 
+    def _receive(self, handshake: Handshake, message: Message, now: float) -> None:
+        match message:
+            case Stop(reason=reason):
+                self._on_stop(reason[:MAX_REASON])
+            case Welcome(epoch=epoch) if handshake.welcome and handshake.welcome.epoch != epoch:
+                self._step_reports.forget()
+        handshake.handle(message, now)
+
     def _sessions(self) -> list[list[Any]]:
         """Return all sessions, since a loop in a long step cannot announce its own."""
-        return [row for loop in self._loops for row in loop.sessions]
+        return [row for loop in self._loops for row in loop.host.listed]
 
     def withdraw(self, addresses: Sequence[str]) -> None:
         """Withdraw the offers of all loops soon, also of a loop that executes a long step."""
@@ -80,6 +112,20 @@ class ProgressReporter(threading.Thread):
         due, self._reported = choose(requests, now, self._reported)
         for sid, seq, since in due:
             link.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))
+
+    def _report_steps(self, link: BrokerLink, now: float) -> None:
+        sessions = [one for loop in self._loops for one in _running(loop)]
+        rows = self._step_reports.rows(sessions, now)
+        for start in range(0, len(rows), ROWS_PER_REPORT):
+            link.send(PLAIN.encode(Report(rows[start : start + ROWS_PER_REPORT])))
+
+
+def _running(loop: ServingLoop) -> Iterator[Running]:
+    """Yield the live sessions of a loop, and their steps."""
+    busy = {sid: since for sid, seq, since in loop.current_requests if seq != CLOSING}
+    for sid, one in list(loop.host.slots.items()):
+        steps, direct = one.session.steps, loop.is_direct(sid)
+        yield Running(sid, steps, one.times, busy.get(sid), one.opened_at, direct)
 
 
 def choose(

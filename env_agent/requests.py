@@ -208,7 +208,7 @@ class RequestHandler:
     def _raised(self, slot: Slot, request: Kind, error: BaseException) -> Error:
         self._log.warning(
             "environment raised",
-            address=slot.session.address,
+            **slot.facts,
             request=request.name,
             error=failure_reports.summary(error)[:200],
         )

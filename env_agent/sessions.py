@@ -135,6 +135,12 @@ class SessionHost:
             return None, PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)
         return slot, frame
 
+    @property
+    def listed(self) -> list[list[Any]]:
+        """The live sessions as HELLO lists them. May be read from any thread."""
+        sessions = [slot.session for slot in list(self.slots.values())]
+        return [[one.sid, one.nonce, one.address, one.learner] for one in sessions]
+
     def add(self, slot: Slot) -> None:
         """Add the slot of a session that is open."""
         self.slots[slot.session.sid] = self.by_key[slot.session.key] = slot
@@ -173,7 +179,8 @@ class SessionHost:
                 sid, observation, shared.action, request.num_envs, extended=extended
             )
         session = Session(sid, request.nonce, request.address, request.learner)
-        return Slot(session, runner, codec, steps, shared.exposed, opened)
+        learner = learner_facts(request)
+        return Slot(session, runner, codec, steps, shared.exposed, opened, learner)
 
     def _common(self, service: Service, runner: InLoopRunner, request: Open) -> _Common:
         """Return what the sessions whose environments are alike share."""
@@ -234,3 +241,13 @@ class SessionHost:
             self.remove(slot)
             self.close(slot)
         self.environments.close_spares()
+
+
+def learner_facts(request: Open) -> dict[str, object]:
+    """Return what the log says about a learner: its name or identity, its host and its process."""
+    facts: dict[str, object] = {
+        "learner": request.learner_name or request.learner,
+        "learner_host": request.learner_host,
+        "learner_pid": request.learner_pid,
+    }
+    return {name: value for name, value in facts.items() if value}  # a broker of 0.1.0 says little

@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from gymwire.env_agent.crew import Executor
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.env_agent.session import Session
+from gymwire.env_agent.step_times import SIZE
 from gymwire.protocol.codec import Codec
 from gymwire.protocol.messages import Opened
+from gymwire.protocol.process_ids import session_text
 from gymwire.protocol.step_codec import StepCodec
 
 FAST_STEP = 0.0003  # seconds: steps that take longer are executed while another thread reads
@@ -31,6 +33,8 @@ class Slot:
         heard_at: when the last request came on the fast path, in monotonic seconds.
         executor: the thread that makes, uses and closes the environment.
         is_fast: whether its steps are known to be short.
+        times: how many steps took how long, see `step_times`.
+        learner: what the log says about the learner.
         replied_at: when the last reply with time stamps was made, in monotonic nanoseconds.
     """
 
@@ -40,12 +44,20 @@ class Slot:
     steps: StepCodec | None
     exposed: frozenset[str]
     opened: Opened
+    learner: dict[str, object] = field(default_factory=dict)
     opened_at: float = 0.0
     heard_at: float = 0.0
     executor: Executor = field(default_factory=Executor)
     is_fast: bool = False
     replied_at: int = 0
+    times: list[int] = field(default_factory=lambda: [0] * SIZE)
     _step_s: float | None = None
+
+    @property
+    def facts(self) -> dict[str, object]:
+        """What the log says about the session: its id, its address and its learner."""
+        session = self.session
+        return {"session": session_text(session.sid), "address": session.address, **self.learner}
 
     def note_step(self, seconds: float) -> None:
         """Note how long a step took."""

@@ -41,6 +41,7 @@ from gymwire.protocol.transport.router import Router, public_key_of
 RELAY = b""  # the path through the broker; a direct path is the routing id of its connection
 DIRECT_TICK_MS = 20  # how long to wait for one direct socket before polling the other ones, too
 POLL_ALL_EVERY = 64  # frames of one socket after which the other ones are polled, too
+MAX_LOSSES = 1000  # lost sessions whose learners get the reason
 NEW_LEARNER_POLLS = 1000  # frames, or idle ticks, within which a new learner connects directly
 
 
@@ -84,6 +85,7 @@ class DirectEndpoint:
         self.new_learner_polls = 0
         self._key = settings.key
         self._used: Counter[Listener] = Counter()  # by how many sessions
+        self._losses: dict[int, str] = {}  # sid → why the session was lost, the oldest first
         self._learners: dict[int, str] = {}  # sid → the identity that may attach to it
         self._not_connected: set[int] = set()  # the sessions whose learner is waited for
         urls = [] if settings.url is None else [_at_port(settings.url, index)]
@@ -159,7 +161,7 @@ class DirectEndpoint:
             return True
         reply: Message = Busy(BusyReason.HELLO, 0.0)
         if session is None:
-            reply = failure_reports.session_lost()
+            reply = failure_reports.session_lost(self._losses.get(header.sid, ""))
         elif header.kind is Kind.RESUME:
             resume = PLAIN.decode(data, header)
             assert isinstance(resume, Resume)
@@ -201,8 +203,12 @@ class DirectEndpoint:
             return None
         return bound[2]
 
-    def detach(self, sid: int) -> None:
-        """Forget a session that has ended."""
+    def detach(self, sid: int, loss: str = "") -> None:
+        """Forget a session that has ended. `loss`: why it is lost, for its learner."""
+        if loss:
+            self._losses[sid] = loss
+            if len(self._losses) > MAX_LOSSES:
+                del self._losses[next(iter(self._losses))]
         self._learners.pop(sid, None)
         self._stop_waiting(sid)
         self._unbind(sid)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from gymwire.env_agent.signals import CUT_OFF
+from gymwire.env_agent.signals import CUT_OFF, STOPPED
 
 FIRST_PAUSE_S = 0.5  # before a crashed worker is restarted; doubles while it keeps crashing
 MAX_PAUSE_S = 30.0
@@ -24,7 +25,7 @@ MISCONFIGURED = 2  # exit status of a worker whose options or environment are wr
 
 @dataclass(slots=True)
 class Worker:
-    """A worker process, and when it was or will be started (monotonic seconds)."""
+    """A worker process, and when it was or will be started (monotonic seconds; inf: never)."""
 
     index: int
     process: subprocess.Popen[bytes]
@@ -73,6 +74,8 @@ class Supervisor:
                     if not self._supervise(worker, time.monotonic()):
                         status = MISCONFIGURED
                         self._stop.set()
+                if all(worker.restart_at == math.inf for worker in workers):
+                    self._stop.set()
         finally:
             ended = self._end(workers)
         return status or ended
@@ -113,6 +116,9 @@ class Supervisor:
         if worker.restart_at is None:
             if status == MISCONFIGURED and worker.crashes == 0:
                 return False
+            if status == STOPPED:
+                worker.restart_at = math.inf
+                return True
             pause_s = min(FIRST_PAUSE_S * 2**worker.crashes, MAX_PAUSE_S)
             worker.crashes += 1
             worker.restart_at = now + pause_s
@@ -149,7 +155,7 @@ class Supervisor:
                 self._log.error("cut off", workers=_kill(alive), grace_s=self._grace_s)
             time.sleep(0.05)
         # A worker that was still starting did not handle the signal, and had nothing to cut off.
-        complete = (0, -number, 128 + number)
+        complete = (0, STOPPED, -number, 128 + number)
         return 0 if all(process.returncode in complete for process in alive) else CUT_OFF
 
 

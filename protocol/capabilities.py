@@ -18,6 +18,7 @@ __all__ = [
     "EACH_MODES",
     "EXTENSIONS",
     "KINDS",
+    "OBSERVE",
     "PAGES",
     "VALUES",
     "common",
@@ -42,7 +43,10 @@ EACH_MODES: Final = ("each-get", "each-set", "each-call", "each-has", "each-wrap
 VALUES: Final = "values"
 """The peer reads the extension types 8 to 10 (§10)."""
 
-CAPABILITIES: Final = (EXTENSIONS, PAGES, KINDS, EACH, VALUES)
+OBSERVE: Final = "observe"
+"""The broker takes OBSERVE, REPORT and STOP (§6.5); the env agent takes STOP (§6.7)."""
+
+CAPABILITIES: Final = (EXTENSIONS, PAGES, KINDS, EACH, VALUES, OBSERVE)
 """What this release understands."""
 
 

@@ -52,6 +52,11 @@ class Kind(IntEnum):
     BYE = 41
     ATTACH = 42
     ATTACHED = 43
+    OBSERVE = 44
+    OBSERVED = 45
+    REPORT = 46
+    STOP = 47
+    STOPPED = 48
 
 
 CONTROL_KINDS = 16
@@ -76,6 +81,7 @@ class Code:
     ENCODING = "encoding"  # the environment's answer cannot be serialized
     SESSION_LOST = "session-lost"  # final
     LIMIT = "limit"  # a quota of the policy is used up
+    NOT_STOPPED = "not-stopped"  # what STOP names is unknown, or cannot be stopped
 
 
 class Role:
@@ -209,6 +215,8 @@ class Open:
             session; otherwise b"".
         capabilities: what the learner understands, see `protocol.capabilities`.
         kind: the kind of environment, see `EnvKind`.
+        learner_name, learner_host, learner_pid: who the learner is, for the env agent's log: the
+            policy's name for its key, its host and its process. The broker fills them in.
     """
 
     address: str
@@ -222,6 +230,9 @@ class Open:
     challenge: bytes = b""
     capabilities: list[Any] = field(default_factory=list, metadata=EXTENSION)
     kind: str = field(default="", metadata=EXTENSION)
+    learner_name: str = field(default="", metadata=EXTENSION)
+    learner_host: str = field(default="", metadata=EXTENSION)
+    learner_pid: int = field(default=0, metadata=EXTENSION)
 
     @property
     def env_kind(self) -> str:
@@ -321,6 +332,7 @@ class Hello:
         agent: 16 random bytes, the same for all connections of one process.
         sessions: the live sessions of a serving loop, each as [sid, nonce, address, learner].
         capabilities: what this peer understands, see `protocol.capabilities`.
+        pid: the id of this process, for people; 0: unknown.
     """
 
     role: str
@@ -329,6 +341,7 @@ class Hello:
     host: str
     sessions: list[Any] = field(default_factory=list)
     capabilities: list[Any] = field(default_factory=list, metadata=EXTENSION)
+    pid: int = field(default=0, metadata=EXTENSION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -444,6 +457,65 @@ class Attached:
     """Reply to ATTACH: the local channel is ready."""
 
 
+# --- operators ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Observe:
+    """Ask for the state of the broker.
+
+    `after`: what the OBSERVED of the previous page had as `rest`; empty for the first page.
+    """
+
+    after: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """Reply to OBSERVE: one page of the state of the broker (docs/protocol.md §6.5).
+
+    Attributes:
+        broker: what this run of the broker is and has counted.
+        offers: one dict per address and process.
+        sessions: one dict per session.
+        rest: what OBSERVE needs for the next page; empty if this is the last one.
+    """
+
+    broker: dict[str, Any]
+    offers: list[Any]
+    sessions: list[Any]
+    rest: list[Any] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Report the steps of sessions: rows [sid, steps, steps per second, p50, p99, busy, direct].
+
+    docs/protocol.md §6.6 has the meaning of each.
+    """
+
+    rows: list[Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """End the session in the header, or, without one, let an env agent drain.
+
+    `agent`: its id in OBSERVED. `reason`: who requests it; the broker fills it in.
+    """
+
+    agent: str = ""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """Reply to STOP. `processes`, `sessions`: how many of both it concerns."""
+
+    processes: int
+    sessions: int
+
+
 Message = (
     Reset
     | Status
@@ -475,6 +547,11 @@ Message = (
     | Bye
     | Attach
     | Attached
+    | Observe
+    | Observed
+    | Report
+    | Stop
+    | Stopped
 )
 
 TYPES: dict[Kind, type[Message]] = {

@@ -81,6 +81,7 @@ IMPURE = {
     "learner_agent/adapters/sb3.py": "is a proxy",
     "learner_agent/client/connection.py": "sends and receives",
     "learner_agent/client/direct.py": "dials the env agent",
+    "learner_agent/client/observing.py": "asks a broker",
     "learner_agent/client/open_sessions.py": "draws nonces and waits for replies",
     "learner_agent/client/readiness.py": "looks at sessions",
     "learner_agent/client/session.py": "waits for replies",

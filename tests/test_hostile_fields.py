@@ -180,7 +180,7 @@ def test_a_broker(kind: Kind) -> None:
         data = addressed(frame, sid * in_session, 1)
         for rid in (learner, pulse, stranger, env):
             with named(label):
-                broker.core.receive(Sender(rid, 5, None, ""), data, broker.now)
+                broker.core.receive(Sender(rid, 5, None, "", on_host=True), data, broker.now)
         broker.core.attach(data, broker.now)
         broker.expire(0.001)
         broker.say(stranger, Bye())

@@ -278,7 +278,7 @@ class Network:
     def _receive(self, dealer: Dealer, frame: bytes) -> None:
         match self.core.admit(dealer.rid, frame, None, self.now):
             case Admission.PASS:
-                sender = Sender(dealer.rid, dealer.fd, None, "")
+                sender = Sender(dealer.rid, dealer.fd, None, "", on_host=True)
                 self._deliver(self.core.receive(sender, frame, self.now))
             case Admission.THROTTLE:
                 self._deliver(self.core.throttle(dealer.rid, frame))

@@ -110,7 +110,7 @@ class Simulation:
         broker = broker or os.environ.get("GYMWIRE_BROKER") or DEFAULT_BROKER
         check_url(broker)
         factory = Factory(address, self._make_env)
-        return Agent(
+        agent = Agent(
             [Service(address, factory, max_sessions=1)],
             partial(Dealer, broker, key=mine.key, server_key=mine.broker_key),
             partial(LivenessConnection, broker, key=mine.key, server_key=mine.broker_key),
@@ -119,6 +119,8 @@ class Simulation:
             wait_s=CONNECT_S + wait_s,
             grace_s=STOP_S,
         )
+        agent.on_stop = self._stop
+        return agent
 
     def _make_env(self, render_mode: str | None = None) -> SimulationEnv:
         return SimulationEnv(self, render_mode)
@@ -214,11 +216,14 @@ class Simulation:
 
     def close(self, why: str = "the program has closed it.") -> None:
         """Withdraw the offer, end the learner's session, and stop the env agent."""
+        self._stop(why)
+        self._thread.join(STOP_S)
+
+    def _stop(self, why: str) -> None:
         with self._news:
             self._ended = self._ended or why
             self._news.notify_all()
         self._agent.stop()
-        self._thread.join(STOP_S)
 
     def __enter__(self) -> Self:
         return self

@@ -14,7 +14,7 @@ from typing import Any
 from gymwire.cli.connection import AgentOptions, naming
 from gymwire.cli.kinds import NEVER, WITHIN_HOST
 from gymwire.cli.output import Output
-from gymwire.env_agent import config
+from gymwire.env_agent import config, signals
 from gymwire.env_agent.agent import MAX_THREADS, Agent
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.transports import DirectSettings
@@ -76,7 +76,7 @@ def command(options: Options, output: Output) -> int:
         if _is_first_to_report(options.report_once):
             raise
         return 2
-    return 0
+    return signals.STOPPED if agent.stopped and options.worker is not None else 0
 
 
 def make_agent(options: Options) -> Agent:

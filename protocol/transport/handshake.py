@@ -7,6 +7,7 @@ each new connection, and whenever the broker asks. The caller passes the time.
 from __future__ import annotations
 
 import math
+import os
 import socket
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -111,6 +112,7 @@ class Handshake:
             socket.gethostname(),
             list(self._sessions()),
             list(CAPABILITIES),
+            os.getpid(),
         )
         sent = self._link.send_hello(PLAIN.encode(hello), wait)
         if sent:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ipaddress
 import os
 import socket
 import sys
@@ -39,6 +40,20 @@ def connection_id(fd: int) -> int:
         return os.fstat(fd).st_ino
     except OSError:
         return 0
+
+
+def is_from_host(fd: int) -> bool:
+    """Return whether the other end of a connection is on this host: both have one address."""
+    with connection_socket(fd) as found:
+        if found is None:
+            return False
+        if found.family not in (socket.AF_INET, socket.AF_INET6):
+            return True  # a Unix socket
+        try:
+            here, there = found.getsockname()[0], found.getpeername()[0]
+        except OSError:
+            return False
+    return here == there or ipaddress.ip_address(there.partition("%")[0]).is_loopback
 
 
 def idle_s(fd: int) -> float | None:

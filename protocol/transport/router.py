@@ -245,6 +245,10 @@ class Router:
         """
         return kernel.connection_id(fd)
 
+    def is_from_host(self, fd: int) -> bool:
+        """Return whether the other end of a connection is on this host."""
+        return kernel.is_from_host(fd)
+
     def idle_s(self, fd: int) -> float | None:
         """Return for how many seconds nothing has arrived on a connection, heartbeats included.
 

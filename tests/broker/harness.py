@@ -68,6 +68,7 @@ class Broker:
         local: tuple[str, str] | None = None,
     ) -> None:
         self.now = now
+        self.on_host = True
         self.core = Core(
             epoch=epoch,
             now=STARTED if now == LONG_AFTER_START else now,
@@ -94,7 +95,11 @@ class Broker:
             )
         fd = self.fds.setdefault(rid, next(self._fds)) if fd is None else fd
         identity = "" if key is None else key.decode()
-        return decoded(self.core.receive(Sender(rid, fd, key, identity), bytes(data), self.now))
+        return decoded(
+            self.core.receive(
+                Sender(rid, fd, key, identity, on_host=self.on_host), bytes(data), self.now
+            )
+        )
 
     def say(
         self,

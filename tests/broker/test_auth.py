@@ -43,9 +43,13 @@ def test_a_policy_says_what_a_key_may_do() -> None:
     policy = parse(
         '[peer.lab]\nkey = "KEY"\noffer = ["lab/*"]\nuse = ["a", "b?"]\nsessions = 2\n'
         "requests_in_flight = 3\nmessage_bytes = 4\nsteps_per_s = 0.5\n"
+        'observe = ["*"]\nstop = ["lab/*"]\n'
     )
     rights = policy.rights(KEY)
-    assert rights == Rights("lab", ("lab/*",), ("a", "b?"), 2, 3, 4, 0.5, vouched=True)
+    assert rights == Rights("lab", ("lab/*",), ("a", "b?"), 2, 3, 4, 0.5, True, ("*",), ("lab/*",))
+    assert rights.may_observe("b2")
+    assert rights.may_stop("lab/x")
+    assert not rights.may_stop("b2")
     assert rights.may_offer("lab/x/y")
     assert not rights.may_offer("lab")
     assert rights.may_use("b2")

@@ -176,8 +176,8 @@ def test_open_goes_to_the_agent_with_a_sid_and_the_learners_identity() -> None:
     assert forwarded.rid == ENV
     assert forwarded.header.sid != 0
     assert forwarded.header.seq == 5
-    assert forwarded.message == Open(
-        "cartpole", NONCE, "rgb_array", {"a": 1}, 3, "NextStep", True, learner="key"
+    assert forwarded.message == replace(
+        request, learner="key", learner_name="anyone", learner_host="host", learner_pid=0
     )
 
 
@@ -1028,7 +1028,7 @@ def test_the_log_notes_offers_and_sessions(broker: Broker) -> None:
     broker.say(env, Closed(), sid, 1)
     broker.say(env, Bye())
     events = [note.event for note in broker.core.take_notes()]
-    assert events == ["offer accepted", "session opened", "session closed", "agent left"]
+    assert events == ["offering", "session opened", "session closed", "agent left"]
     assert broker.now == LONG_AFTER_START
 
 

@@ -123,6 +123,8 @@ def test_what_unlisted_keys_lose_is_said_once() -> None:
     assert revoked(listed, Policy({}, anyone=Rights("anyone", use=("*",)))) == [
         "a: share addresses",
         "unlisted keys: offer *",
+        "unlisted keys: observe *",
+        "unlisted keys: stop *",
     ]
 
 

@@ -14,6 +14,7 @@ from gymwire.broker.peers import GRACE_S
 from gymwire.broker.rate_limit import BURST
 from gymwire.broker.snapshot import CounterState, Snapshot
 from gymwire.protocol import values
+from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import (
     Act,
     BusyReason,
@@ -28,6 +29,7 @@ from gymwire.protocol.messages import (
     Resume,
     Resumed,
     Role,
+    Stop,
     Withdraw,
 )
 from tests.broker.harness import LEASE_S, STARTED, Broker, only
@@ -46,13 +48,13 @@ def snapshot(broker: Broker) -> Snapshot:
 
 
 def counters(broker: Broker) -> CounterState:
-    return snapshot(broker).counters
+    return snapshot(broker).broker.counters
 
 
 def balanced(broker: Broker) -> bool:
     """Whether every session that was opened or recovered is open, was closed or was lost."""
     state = snapshot(broker)
-    count = state.counters
+    count = state.broker.counters
     live = sum(session.state != "opening" for session in state.sessions)
     lost = sum(count.sessions_lost.values())
     return count.sessions_opened + count.sessions_recovered == count.sessions_closed + lost + live
@@ -60,10 +62,10 @@ def balanced(broker: Broker) -> bool:
 
 def test_an_idle_broker_shows_its_run_and_nothing_else(broker: Broker) -> None:
     state = snapshot(broker)
-    assert (state.epoch, state.software) == (1, "gymwire test")
-    assert state.uptime_s == broker.now - STARTED
+    assert (state.broker.epoch, state.broker.software) == (1, "gymwire test")
+    assert state.broker.uptime_s == broker.now - STARTED
     assert not any((state.offers, state.peers, state.sessions))
-    assert state.counters == CounterState(0, 0, 0, 0, {}, {}, {})
+    assert state.broker.counters == CounterState(0, 0, 0, 0, 0, {}, {}, {}, {})
 
 
 def test_the_loops_of_a_process_are_one_offer(broker: Broker) -> None:
@@ -137,15 +139,17 @@ def test_frames_are_counted_in_live_and_ended_sessions(broker: Broker) -> None:
         for seq in range(3):
             broker.say(LEARNER, Act(0), sid, seq)
     assert counters(broker).frames_relayed == 6
+    size = len(PLAIN.encode(Act(0), sid, 1))
+    assert counters(broker).bytes_relayed == 6 * size
     broker.say(ENV, Closed(), sid, 4)
-    assert counters(broker).frames_relayed == 6
+    assert counters(broker).frames_relayed == 7
     assert (counters(broker).sessions_opened, counters(broker).sessions_closed) == (2, 1)
 
 
 def test_sessions_are_lost_for_a_reason() -> None:
     key, other = b"a" * 40, b"b" * 40
     named = Rights("lab", offer=("*",), vouched=True)
-    user = Rights("alice", use=("*",), vouched=True)
+    user = Rights("alice", use=("*",), stop=("*",), vouched=True)
     broker = Broker(policy=Policy({key: named, other: user}, anyone=None))
     env = broker.env(key=key)
 
@@ -174,6 +178,7 @@ def test_sessions_are_lost_for_a_reason() -> None:
         broker.hello(env, Role.ENV, key=key, fd=fd)
         broker.say(LEARNER, Ping(), sid, 1, key=other)
         broker.now += SETTLED_S
+    broker.say(LEARNER, Stop(), opened(), 1, key=other)
     opened()
     broker.say(env, Bye(), key=key)
     losses = [value for name, value in vars(Loss).items() if name.isupper()]
@@ -192,7 +197,10 @@ def test_a_session_that_never_opened_is_neither_closed_nor_lost(broker: Broker) 
     broker.learner()
     [forwarded] = broker.say(LEARNER, Open("cartpole", NONCE), seq=1)
     broker.say(ENV, Error(Code.OPEN_FAILED, "no"), forwarded.header.sid, 1)
-    assert counters(broker) == CounterState(0, 0, 0, 0, {}, {}, {})
+    count = counters(broker)
+    assert dataclasses.replace(count, bytes_relayed=0) == CounterState(
+        1, 0, 0, 0, 0, {}, {}, {}, {}
+    )
     assert balanced(broker)
 
 
@@ -218,4 +226,4 @@ def test_a_snapshot_is_a_frozen_copy_that_can_be_sent(broker: Broker) -> None:
     assert dataclasses.asdict(state) == before
     assert values.encode(before)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        state.epoch = 2  # type: ignore[misc]
+        state.offers = ()  # type: ignore[misc]

@@ -50,7 +50,11 @@ class Presence:
 
 class ProgressReporter(threading.Thread):
     def __init__(
-        self, make_dealer: Callable[[], Any], loops: Sequence[ServingLoop], token: bytes
+        self,
+        make_dealer: Callable[[], Any],
+        loops: Sequence[ServingLoop],
+        token: bytes,
+        on_stop: Callable[[str], None],
     ) -> None:
         super().__init__()
 

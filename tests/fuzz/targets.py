@@ -127,7 +127,7 @@ def _core() -> Callable[[bytes], None]:
         rid = rids[rng.randrange(len(rids))]
         to = core.relay(rid, data, None)
         if to is None:
-            core.receive(Sender(rid, 5, None, ""), data, now)
+            core.receive(Sender(rid, 5, None, "", on_host=True), data, now)
             core.attach(data, now)
         else:
             core.undelivered(to, data, rid, rng.random() < 0.5, now)

@@ -78,7 +78,7 @@ def test_a_process_that_ends_between_two_requests_is_told(
     agent, url = served
 
     def reason() -> str | None:
-        reasons = [str(row["why"]) for row in rows(agent, "session ended")]
+        reasons = [str(row["why"]) for row in rows(agent, "session lost")]
         return next((why for why in reasons if "SIGTERM" in why), None)
 
     with contextlib.closing(open_plain(url, path)) as env:

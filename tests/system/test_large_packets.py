@@ -62,7 +62,7 @@ def test_between_broker_and_env_agent(relay: list[TcpRelay], started: Programs) 
     ):
         env.reset(seed=1)
     relay[0].largest = None
-    agent.wait_for("session ended")  # the slot is free again
+    agent.wait_for("session lost")  # the slot is free again
     with ProxyEnv("noise", url, direct="never", wait_s=DEAD_S) as env:
         env.reset(seed=1)
 

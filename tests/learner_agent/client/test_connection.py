@@ -123,7 +123,7 @@ def test_the_slot_of_an_unwanted_session_can_be_used_at_once(
         listen(network, connection)
         session = connection.open("cartpole")
         session.request(Reset(1))
-        assert len(loop.sessions) == 1
+        assert len(loop.host.listed) == 1
 
 
 @pytest.mark.parametrize("late", [Kind.OPENED, Kind.ERROR])
