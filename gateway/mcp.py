@@ -10,29 +10,25 @@ images.
 
 import asyncio
 import contextlib
-import io
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
 from gymnasium import Space
-from gymnasium.spaces import Box
 from mcp.server.fastmcp import Context, FastMCP, Image
 from mcp.server.transport_security import TransportSecuritySettings
-from PIL import Image as Picture
 from pydantic import WithJsonSchema
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
 
 from gymwire.gateway.app import Door, Gateway
+from gymwire.gateway.pictures import is_picture, png, render_mode
 from gymwire.gateway.proxies import Player, open_proxy, spaces_at
 from gymwire.gateway.tokens import Visitor
 from gymwire.gateway.visitor_apps import VisitorApps
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol.json_values import from_json, schema_of, to_json
-
-RENDER_MODES = ("rgb_array", "ansi")  # the first one that the environment has is used
 
 
 def door(addresses: Sequence[str]) -> Door:
@@ -83,8 +79,7 @@ def _make_server(
     metadata: dict[str, Any],
 ) -> FastMCP[Player]:
     """Return the MCP server of an address."""
-    modes = metadata.get("render_modes") or ()
-    mode = next((one for one in RENDER_MODES if one in modes), None)
+    mode = render_mode(metadata)
     open_ = partial(open_proxy, gateway, visitor, address, render_mode=mode)
     server: FastMCP[Player] = FastMCP(
         f"gymwire {address}",
@@ -180,15 +175,9 @@ def _player_of(ctx: Context[Any, Player]) -> Player:
 
 def _shown(space: Space[Any], observation: Any, told: dict[str, Any]) -> Any:
     """Return what a tool returns for an observation: a picture as an image, before the rest."""
-    if _is_picture(space):
+    if is_picture(space):
         return [_image(observation), told]
     return {"observation": to_json(observation), **told}
-
-
-def _is_picture(space: Space[Any]) -> bool:
-    if not isinstance(space, Box) or space.dtype != np.uint8:
-        return False
-    return len(space.shape) == 3 and space.shape[2] in (1, 3, 4)
 
 
 def _frame(frame: Any) -> Any:
@@ -196,6 +185,4 @@ def _frame(frame: Any) -> Any:
 
 
 def _image(pixels: np.ndarray[Any, Any]) -> Image:
-    file = io.BytesIO()
-    Picture.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "png")
-    return Image(data=file.getvalue(), format="png")
+    return Image(data=png(pixels), format="png")

@@ -25,6 +25,11 @@ def _credentials(gateway: Gateway, visitor: Visitor) -> dict[str, Any]:
     return {"key": visitor.key, "broker_key": None if key is None else key.decode("ascii")}
 
 
+def connect(gateway: Gateway, visitor: Visitor) -> BrokerConnection:
+    """Connect to the broker for a visitor. Raises what BrokerConnection does."""
+    return BrokerConnection(gateway.broker, timeout_s=TIMEOUT_S, **_credentials(gateway, visitor))
+
+
 def open_proxy(gateway: Gateway, visitor: Visitor, address: str, **options: Any) -> ProxyEnv:
     """Open a session for a visitor, in the thread that will use it. Raises what ProxyEnv does."""
     known = _credentials(gateway, visitor)
@@ -38,8 +43,7 @@ def spaces_at(
 
     Raises AddressUnknown, and what connecting to the broker raises.
     """
-    known = _credentials(gateway, visitor)
-    connection = BrokerConnection(gateway.broker, timeout_s=TIMEOUT_S, **known)
+    connection = connect(gateway, visitor)
     try:
         found = connection.find(address)
     finally:
