@@ -11,7 +11,6 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from gymwire.gateway.access import visitor_of
 from gymwire.gateway.app import Gateway
 from gymwire.learner_agent.client.observing import Observation
 from gymwire.protocol.errors import GymwireError
@@ -22,7 +21,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
 
     async def metrics(request: Request) -> Response:
         try:
-            found = await gateway.observers.of(visitor_of(request)).latest()
+            found = await gateway.observer_of(request).latest()
         except GymwireError as error:
             return PlainTextResponse(f"{error}\n", 503)
         registry = CollectorRegistry()

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from gymwire.gateway.app import Gateway
-from gymwire.gateway.proxies import connect
-from gymwire.gateway.tokens import Visitor
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.observing import Observation, observe
 from gymwire.protocol.errors import GymwireError
@@ -18,10 +16,14 @@ ANSWER_S = 5.0  # how long the broker may take
 
 
 class Observer:
-    """Asks the broker for one visitor, over one connection, in a thread of its own."""
+    """Asks the broker for one visitor, over one connection, in a thread of its own.
 
-    def __init__(self, gateway: Gateway, visitor: Visitor) -> None:
-        self._gateway, self._visitor = gateway, visitor
+    Args:
+        connect: connects to the broker; it may raise GymwireError.
+    """
+
+    def __init__(self, connect: Callable[[], BrokerConnection]) -> None:
+        self._connect = connect
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="observer")
         self._asking = asyncio.Lock()
         self._connection: BrokerConnection | None = None
@@ -44,7 +46,7 @@ class Observer:
     def _ask(self) -> Observation:
         try:
             if self._connection is None:
-                self._connection = connect(self._gateway, self._visitor)
+                self._connection = self._connect()
             return observe(self._connection, ANSWER_S)
         except GymwireError:
             self._close()
@@ -59,21 +61,3 @@ class Observer:
         """Close the connection to the broker."""
         await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
         self._thread.shutdown(wait=False)
-
-
-class Observers:
-    """The observers of all visitors."""
-
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        self._observers: dict[str, Observer] = {}
-
-    def of(self, visitor: Visitor) -> Observer:
-        """Return the observer of a visitor."""
-        if visitor.name not in self._observers:
-            self._observers[visitor.name] = Observer(self._gateway, visitor)
-        return self._observers[visitor.name]
-
-    async def aclose(self) -> None:
-        """Close all connections."""
-        await asyncio.gather(*(one.aclose() for one in self._observers.values()))

@@ -15,7 +15,6 @@ from starlette.responses import FileResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
 from starlette.staticfiles import StaticFiles
 
-from gymwire.gateway.access import visitor_of
 from gymwire.gateway.app import Gateway
 from gymwire.gateway.observer import EVERY_S
 from gymwire.gateway.play import play
@@ -36,7 +35,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
 
     async def events(request: Request) -> Response:
         """Stream an observation each second, as server-sent events."""
-        observer = gateway.observers.of(visitor_of(request))
+        observer = gateway.observer_of(request)
 
         async def stream() -> AsyncIterator[str]:
             while not await request.is_disconnected():

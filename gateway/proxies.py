@@ -9,30 +9,18 @@ from typing import Any, TypeVar
 
 from gymnasium import Space
 
-from gymwire.gateway.app import Gateway
+from gymwire.gateway.app import TIMEOUT_S, Gateway
 from gymwire.gateway.tokens import Visitor
-from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol import spaces
 from gymwire.protocol.errors import AddressUnknown
 
 Result = TypeVar("Result")
-TIMEOUT_S = 30.0  # how long a broker or an env agent may be silent
-
-
-def _credentials(gateway: Gateway, visitor: Visitor) -> dict[str, Any]:
-    key = gateway.broker_key
-    return {"key": visitor.key, "broker_key": None if key is None else key.decode("ascii")}
-
-
-def connect(gateway: Gateway, visitor: Visitor) -> BrokerConnection:
-    """Connect to the broker for a visitor. Raises what BrokerConnection does."""
-    return BrokerConnection(gateway.broker, timeout_s=TIMEOUT_S, **_credentials(gateway, visitor))
 
 
 def open_proxy(gateway: Gateway, visitor: Visitor, address: str, **options: Any) -> ProxyEnv:
     """Open a session for a visitor, in the thread that will use it. Raises what ProxyEnv does."""
-    known = _credentials(gateway, visitor)
+    known = gateway.credentials(visitor)
     return ProxyEnv(address, gateway.broker, timeout_s=TIMEOUT_S, **known, **options)
 
 
@@ -43,7 +31,7 @@ def spaces_at(
 
     Raises AddressUnknown, and what connecting to the broker raises.
     """
-    connection = connect(gateway, visitor)
+    connection = gateway.connect(visitor)
     try:
         found = connection.find(address)
     finally:

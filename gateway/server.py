@@ -67,19 +67,21 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def run(app: ASGIApp, listener: socket.socket) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
-    logger = logging.getLogger("uvicorn")
-    logger.addHandler(_Log(logging.ERROR))
-    logger.propagate = False
-    config = uvicorn.Config(
+def configuration(
+    app: ASGIApp,
+    *,
+    ping_interval_s: float = PING_INTERVAL_S,
+    ping_timeout_s: float = PING_TIMEOUT_S,
+) -> uvicorn.Config:
+    """Return how uvicorn serves the application."""
+    return uvicorn.Config(
         app,
         http="h11",
         loop="asyncio",
         ws=_WebSocket,
         ws_max_size=MAX_MESSAGE,
-        ws_ping_interval=PING_INTERVAL_S,
-        ws_ping_timeout=PING_TIMEOUT_S,
+        ws_ping_interval=ping_interval_s,
+        ws_ping_timeout=ping_timeout_s,
         ws_per_message_deflate=False,  # a small message must not become a large one
         log_config=None,
         log_level=logging.ERROR,
@@ -87,9 +89,16 @@ def run(app: ASGIApp, listener: socket.socket) -> None:
         server_header=False,
         timeout_graceful_shutdown=int(STOP_S),
     )
+
+
+def run(app: ASGIApp, listener: socket.socket) -> None:
+    """Serve until Ctrl-C or SIGTERM."""
+    logger = logging.getLogger("uvicorn")
+    logger.addHandler(_Log(logging.ERROR))
+    logger.propagate = False
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)  # uvicorn raises the signal again when it has ended
     log = structlog.get_logger()
     log.info("gateway listening", url=url_of(listener), pid=os.getpid())
-    uvicorn.Server(config).run(sockets=[listener])
+    uvicorn.Server(configuration(app)).run(sockets=[listener])
     log.info("gateway stopped")

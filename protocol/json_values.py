@@ -195,7 +195,8 @@ def from_json(space: Space[Any], given: Any, where: str) -> Any:
             if not isinstance(given, list):
                 raise JsonMismatch(f"{where} must be a list, not {given!r:.80}.")
             items = tuple(
-                from_json(space.feature_space, item, f"{where}[{i}]") for i, item in enumerate(given)
+                from_json(space.feature_space, item, f"{where}[{i}]")
+                for i, item in enumerate(given)
             )
             return _stack(space.feature_space, items) if space.stack else items
         case spaces.Graph():

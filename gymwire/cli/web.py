@@ -32,10 +32,10 @@ class Options(BrokerOptions):
 def command(options: Options, output: Output) -> int:
     """Run the gateway until SIGTERM or Ctrl-C. Returns the exit status."""
     try:
-        from gymwire.gateway import app, server, tokens
+        from gymwire.gateway import app, doors, server, tokens
         from gymwire.gateway.access import Access
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn", "websockets"):
+        if error.name is None or error.name.startswith("gymwire"):
             raise
         raise ConfigurationError(
             f"`gymwire web` needs {error.name}, which is not installed. Install it with: "
@@ -57,7 +57,7 @@ def command(options: Options, output: Output) -> int:
     access = Access(visitors, tokens.Visitor("this host", key), options.origin)
     gateway = app.Gateway(options.broker, broker_key, access)
     with listener:
-        server.run(app.make_app(gateway, [*app.DOORS, *_asked(options)]), listener)
+        server.run(app.make_app(gateway, [*doors.DOORS, *_asked(options)]), listener)
     return 0
 
 

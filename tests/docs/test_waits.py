@@ -10,7 +10,9 @@ import pytest
 from tests.docs.pages import read
 from tests.processes import ROOT
 
-PARTS = ("protocol", "broker", "env_agent", "learner_agent/client", "learner_agent/proxies")
+PARTS = (
+    "protocol", "broker", "env_agent", "learner_agent/client", "learner_agent/proxies", "gateway",
+)  # fmt: skip
 NAMED = re.compile(r"`(\w+\.[A-Z_]+_S)`")
 
 

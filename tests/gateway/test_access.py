@@ -61,7 +61,8 @@ def says(web: TestClient, headers: dict[str, str]) -> str | int:
         with web.websocket_connect("/socket", headers=dict(headers)) as socket:
             return str(socket.receive_text())
     except WebSocketDenialResponse as refusal:
-        return refusal.status_code
+        status: int = refusal.status_code
+        return status
 
 
 def test_each_door_is_behind_the_token(visitors: tuple[Visitor, ...]) -> None:
