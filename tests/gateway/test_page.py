@@ -47,11 +47,10 @@ def page(browser: Any, served: tuple[str, str]) -> Iterator[Any]:
     page = context.new_page()
     page.set_default_timeout(20_000)
     wrong: list[str] = []
+    allowed = (served[1], "data:")
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
-    page.on(
-        "request", lambda one: one.url.startswith((served[1], "data:")) or wrong.append(one.url)
-    )
+    page.on("console", lambda one: wrong.extend([one.text] * (one.type == "error")))
+    page.on("request", lambda one: wrong.extend([one.url] * (not one.url.startswith(allowed))))
     page.goto(served[1])
     yield page
     context.close()
