@@ -46,13 +46,13 @@ class Environments:
     """Makes, describes and closes the environments of one serving loop, in its thread.
 
     Attributes:
-        may_be_lost: whether some run in processes, which may end.
+        may_be_lost: whether some run elsewhere, and may end by themselves.
     """
 
     def __init__(self, services: Iterable[Service]) -> None:
         services = list(services)
         self._services = {service.address: service for service in services}
-        self.may_be_lost = any(isinstance(one.factory, ChildFactory) for one in services)
+        self.may_be_lost = any(one.factory.makes_elsewhere for one in services)
         self._spares: dict[str, InLoopRunner] = {}
         self._log = structlog.get_logger()
 

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent import event_loop
-from gymwire.env_agent.adapters import foreign, pettingzoo, same_step, vectors
+from gymwire.env_agent.adapters import foreign, openenv, pettingzoo, same_step, vectors
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
@@ -157,6 +158,11 @@ class Factory:
         if kind:
             return pettingzoo.adapt(made, kind, self.name)
         return self._checked(made)
+
+    @property
+    def makes_elsewhere(self) -> bool:
+        """Whether its environments run elsewhere, and may end by themselves."""
+        return self.name.startswith(openenv.SCHEME)
 
     @property
     def makes_vectors(self) -> bool:
@@ -305,9 +311,13 @@ def _parameters(make: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
     """Return the factory for a name; `kwargs` are the operator's keyword arguments.
 
-    The name is `CartPole-v1`, `module:Id-v0`, `package.module:MyEnv` or `./file.py:MyEnv`. Modules
-    are imported from Python's path and from the current folder. Raises ConfigurationError.
+    The name is `CartPole-v1`, `module:Id-v0`, `package.module:MyEnv`, `./file.py:MyEnv`, or
+    `openenv:URL` for an OpenEnv server. Modules are imported from Python's path and from the
+    current folder. Raises ConfigurationError.
     """
+    if name.startswith(openenv.SCHEME):
+        url = openenv.check_url(name.removeprefix(openenv.SCHEME))
+        return Factory(name, partial(openenv.OpenEnv, url), kwargs)
     module_name, colon, attribute = name.rpartition(":")
     if not colon:
         if name.endswith(".py"):

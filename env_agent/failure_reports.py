@@ -8,7 +8,8 @@ from typing import Any
 
 from gymnasium.vector import SyncVectorEnv
 
-from gymwire.env_agent.interpreter.child_errors import ProcessLost, RaisedInChild
+from gymwire.env_agent.elsewhere import EnvironmentGone
+from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.protocol.errors import EncodingError
 from gymwire.protocol.messages import Code, Error
 
@@ -21,7 +22,7 @@ MAIN_THREAD_ONLY = "only works in main thread"
 
 def request_failed(error: BaseException, env: object) -> Error:
     """Report an exception that `env`, an environment or a vector, raised during a request."""
-    if isinstance(error, ProcessLost):
+    if isinstance(error, EnvironmentGone):
         return Error(Code.SESSION_LOST, text_of(error))
     return Error(Code.ENVIRONMENT_FAILED, _with_remedy(text_of(error), error), _details(error, env))
 

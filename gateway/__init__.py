@@ -1,14 +1,17 @@
 """Doors for what does not speak ZeroMQ: one web server in front of a broker (`gymwire web`)."""
 
 try:
+    import PIL
+    import prometheus_client
     import starlette
     import uvicorn
-    import websockets  # noqa: F401 - all three are needed
+    import websockets
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"gymwire web needs Starlette, uvicorn and websockets ({error}). Install them with: "
+        f"gymwire web needs what is not installed ({error}). Install it with: "
         f"pip install 'gymwire[web]'",
         name=error.name,
     ) from error
 
-__all__ = ["starlette", "uvicorn"]
+NEEDS = tuple(one.__name__ for one in (PIL, prometheus_client, starlette, uvicorn, websockets))
+"""The packages of the extra `web`."""

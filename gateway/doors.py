@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gymwire.gateway import websocket
+from gymwire.gateway import metrics, page, websocket
 from gymwire.gateway.app import Door
 
-DOORS: tuple[Door, ...] = (websocket.routes,)
+DOORS: tuple[Door, ...] = (page.routes, metrics.routes, websocket.routes)

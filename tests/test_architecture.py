@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "broker": ["protocol"],
     "env_agent": ["protocol"],
     "learner_agent": ["protocol"],
-    "gateway": ["protocol", "learner_agent.client"],
+    "gateway": ["protocol", "learner_agent.client", "learner_agent.proxies"],
     "fleet": ["protocol", "learner_agent.client"],
     "cli": ["gymwire", "protocol", "broker", "env_agent", "learner_agent", "gateway", "fleet"],
     "gymwire": ["protocol", "env_agent", "learner_agent"],

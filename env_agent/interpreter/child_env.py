@@ -11,6 +11,7 @@ from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector.utils import iterate
 
+from gymwire.env_agent.elsewhere import RunsElsewhere
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.interpreter import child, child_spaces, child_values
 from gymwire.env_agent.interpreter.child import COMPACT, HEADER_SIZE, STEP
@@ -19,7 +20,7 @@ from gymwire.protocol import generators, values
 from gymwire.protocol.errors import ConfigurationError, DecodingError
 
 
-class ChildEnv(gymnasium.Env[Any, Any]):
+class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
     """An environment in another process; every method raises what the environment raises there.
 
     Args:
@@ -181,11 +182,6 @@ class ChildEnv(gymnasium.Env[Any, Any]):
 
 class ChildVector(HostedVector):
     """A vector whose environments are in one process, and step in about one round trip."""
-
-    @property
-    def lost(self) -> str:
-        """Why the process is lost, "" as long as it is not."""
-        return next((env.lost for env in self.envs if isinstance(env, ChildEnv)), "")
 
     def step(self, actions: Any) -> Any:
         """Send all steps before the first answer is read."""

@@ -5,11 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any
 
-from gymwire.protocol.errors import DecodingError, EnvironmentLost
-
-
-class ProcessLost(EnvironmentLost):
-    """The process of an environment has ended; its session with it."""
+from gymwire.protocol.errors import DecodingError
 
 
 class RaisedInChild(Exception):

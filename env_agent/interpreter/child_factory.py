@@ -31,6 +31,7 @@ class ChildFactory:
     """
 
     makes_vectors = False
+    makes_elsewhere = True
 
     def __init__(
         self,

@@ -15,9 +15,9 @@ from typing import Any, NoReturn
 
 import structlog
 
+from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.interpreter import child, child_errors, child_values
 from gymwire.env_agent.interpreter.child import COMPACT, HEADER, HEADER_SIZE, RAISED, STEP, VALUE
-from gymwire.env_agent.interpreter.child_errors import ProcessLost
 from gymwire.env_agent.interpreter.process_watch import ProcessWatch
 from gymwire.protocol import values
 from gymwire.protocol.codec import MAX_MESSAGE
@@ -75,7 +75,7 @@ class ChildProcess:
             hello = values.decode(data[HEADER_SIZE:])
             assert kind == VALUE
             assert type(hello) is list
-        except (ProcessLost, ProtocolError, AssertionError) as error:
+        except (EnvironmentGone, ProtocolError, AssertionError) as error:
             self.kill()
             raise ConfigurationError(
                 f"{python} did not start as a Python interpreter of version 3.7 or later"
@@ -95,7 +95,10 @@ class ChildProcess:
         return number
 
     def finish(self, number: int) -> Answer:
-        """Wait for the answer to a request. Raises ProcessLost, or what the environment raised."""
+        """Wait for the answer to a request.
+
+        Raises EnvironmentGone, or what the environment raised.
+        """
         answer = self._answers.pop(number, None)
         while answer is None:
             if not self._unanswered:
@@ -223,17 +226,17 @@ class ChildProcess:
     # --- the end ----------------------------------------------------------------------------------
 
     def violation(self, what: str) -> NoReturn:
-        """End the process because of what it sent. Raises ProcessLost."""
+        """End the process because of what it sent. Raises EnvironmentGone."""
         self.lost = self.lost or f"its process broke the protocol: it sent {what}"
         self._raise_lost()
 
     def _raise_lost(self) -> NoReturn:
-        """Make sure that the process has ended, and raise ProcessLost."""
+        """Make sure that the process has ended, and raise EnvironmentGone."""
         if not self.lost and not self._ended.wait(END_S):
             self.lost = self.lost or "its process closed its connection, or did not answer in time"
         self.kill()
         self.lost = self.lost or f"its process {describe_status(self._process.returncode)}"
-        raise ProcessLost(f"The environment is lost: {self.lost}.")
+        raise EnvironmentGone(f"The environment is lost: {self.lost}.")
 
     def _on_end(self, process: subprocess.Popen[bytes]) -> None:
         """Reap the process; called in the thread of the watch."""

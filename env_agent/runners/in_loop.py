@@ -6,13 +6,12 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from gymnasium import Wrapper
-from gymnasium.vector import VectorEnv, VectorWrapper
+from gymnasium.vector import VectorEnv
 
 from gymwire.env_agent.description import Description, describe
+from gymwire.env_agent.elsewhere import why_gone
 from gymwire.env_agent.factory import Env, Vector
 from gymwire.env_agent.hosted_vector import HostedVector
-from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
 from gymwire.env_agent.runners.each_env import access_each, is_for_each
 from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import generators, remote_space, spaces, vector_infos
@@ -103,11 +102,8 @@ class InLoopRunner:
 
     @property
     def lost(self) -> str:
-        """Why the process of the environment is lost; "" if it has none, or it is not."""
-        env: Any = self.env
-        while isinstance(env, Wrapper | VectorWrapper):
-            env = env.env
-        return env.lost if isinstance(env, ChildEnv | ChildVector) else ""
+        """Why the environment is gone; "" if it is not."""
+        return why_gone(self.env)
 
     def close(self) -> None:
         """Close the environment."""

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gymwire.cli.connection import BrokerOptions, naming
 from gymwire.cli.extras import install_line
 from gymwire.cli.output import Output
-from gymwire.protocol.address import is_local
+from gymwire.protocol.address import is_local, parse_address
 from gymwire.protocol.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from gymwire.gateway import app
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +25,8 @@ class Options(BrokerOptions):
     listen: tuple[str, int]
     token_file: Path | None
     origin: tuple[str, ...]
+    openenv: tuple[str, ...]
+    mcp: tuple[str, ...]
 
 
 def command(options: Options, output: Output) -> int:
@@ -27,7 +35,7 @@ def command(options: Options, output: Output) -> int:
         from gymwire.gateway import app, doors, server, tokens
         from gymwire.gateway.access import Access
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn", "websockets"):
+        if error.name is None or error.name.startswith("gymwire"):
             raise
         raise ConfigurationError(
             f"`gymwire web` needs {error.name}, which is not installed. Install it with: "
@@ -47,7 +55,26 @@ def command(options: Options, output: Output) -> int:
             )
         listener = server.listen(host, port)
     access = Access(visitors, tokens.Visitor("this host", key), options.origin)
+    gateway = app.Gateway(options.broker, broker_key, access)
     with listener:
-        gateway = app.Gateway(options.broker, broker_key, access)
-        server.run(app.make_app(gateway, doors.DOORS), listener)
+        server.run(app.make_app(gateway, [*doors.DOORS, *_asked(options)]), listener)
     return 0
+
+
+def _asked(options: Options) -> Iterator[app.Door]:
+    """Return the doors for which there are options. Raises AddressError, ConfigurationError."""
+    for name in ("openenv", "mcp"):
+        addresses = getattr(options, name)
+        if not addresses:
+            continue
+        with naming(options, name):
+            for address in addresses:
+                parse_address(address)
+            try:
+                module = importlib.import_module(f"gymwire.gateway.{name}")
+            except ModuleNotFoundError as error:
+                raise ConfigurationError(
+                    f"It needs {error.name}, which is not installed. Install it with: "
+                    f"{install_line(name)}"
+                ) from None
+        yield module.door(addresses)

@@ -32,4 +32,22 @@ OPTIONS = (
         help="an origin, such as http://127.0.0.1:8000, whose pages may connect from a browser",
         repeats=True,
     ),
+    Option(
+        keyword="openenv",
+        kind=kinds.TEXT,
+        commands=("web",),
+        default=(),
+        metavar="ADDRESS",
+        help="serve the environment at this address as an OpenEnv server, at /openenv/ADDRESS",
+        repeats=True,
+    ),
+    Option(
+        keyword="mcp",
+        kind=kinds.TEXT,
+        commands=("web",),
+        default=(),
+        metavar="ADDRESS",
+        help="serve the environment at this address as tools of MCP, at /mcp/ADDRESS",
+        repeats=True,
+    ),
 )

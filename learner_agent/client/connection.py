@@ -54,7 +54,7 @@ from gymwire.protocol.messages import (
     Role,
     Welcome,
 )
-from gymwire.protocol.security.keys import credentials
+from gymwire.protocol.security.keys import KeyPair, credentials
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
@@ -116,7 +116,7 @@ class BrokerConnection:
         *,
         timeout_s: float = 60.0,
         wait_s: float = 0.0,
-        key: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | KeyPair | None = None,
         broker_key: str | os.PathLike[str] | None = None,
         clock: Callable[[], float] = time.monotonic,
         clock_ns: Callable[[], int] = time.monotonic_ns,

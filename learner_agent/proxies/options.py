@@ -17,6 +17,7 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol.address import DEFAULT_BROKER, check_url, parse_address
 from gymwire.protocol.errors import AddressError, ConfigurationError
 from gymwire.protocol.messages import EnvKind
+from gymwire.protocol.security.keys import KeyPair
 
 INHERITED_CONNECTIONS: list[BrokerConnection] = []
 """Connections of a parent process. A forked child must neither use nor close them: it keeps them
@@ -51,7 +52,7 @@ class ProxyOptions:
     wait_s: float = 0.0
     direct: str = "auto"
     on_lost: str = "raise"
-    key: str | os.PathLike[str] | None = None
+    key: str | os.PathLike[str] | KeyPair | None = None
     broker_key: str | os.PathLike[str] | None = None
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ from gymwire.learner_agent.proxies.replay import EpisodeReplay
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
 from gymwire.protocol import generators
 from gymwire.protocol.messages import Act, Render, RenderedFrame
+from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.step_codec import Step
 
 
@@ -59,7 +60,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             for up to `timeout_s`; replay the episode there, compare each reply with the recorded
             one, and go on with the waiting call. Raises ReplayMismatch if a reply differs. Costs
             one more round trip for each reset without a seed.
-        key: the file with this agent's key pair. Default: the variable GYMWIRE_KEY, else no key.
+        key: this agent's key pair, or the file with it. Default: the variable GYMWIRE_KEY, else no
+            key.
         broker_key: the broker's public key or its file. Default: the variable GYMWIRE_BROKER_KEY,
             else no key.
         connection: an existing connection to use instead of a new one to `broker`. The caller
@@ -90,7 +92,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         wait_s: float = 0.0,
         direct: str = "auto",
         on_lost: str = "raise",
-        key: str | os.PathLike[str] | None = None,
+        key: str | os.PathLike[str] | KeyPair | None = None,
         broker_key: str | os.PathLike[str] | None = None,
         connection: BrokerConnection | None = None,
     ) -> None:

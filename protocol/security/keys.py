@@ -44,12 +44,13 @@ class Credentials(NamedTuple):
 
 
 def credentials(
-    key: str | os.PathLike[str] | None = None, broker_key: str | os.PathLike[str] | None = None
+    key: str | os.PathLike[str] | KeyPair | None = None,
+    broker_key: str | os.PathLike[str] | None = None,
 ) -> Credentials:
     """Load both keys; defaults are GYMWIRE_KEY and GYMWIRE_BROKER_KEY.
 
-    `key`: a file. `broker_key`: a file, or the key itself as z85. Raises ConfigurationError, also
-    if only one of the two is given.
+    `key`: a file, or the key pair itself. `broker_key`: a file, or the key itself as z85. Raises
+    ConfigurationError, also if only one of the two is given.
     """
     key = key or os.environ.get("GYMWIRE_KEY") or None
     broker_key = broker_key or os.environ.get("GYMWIRE_BROKER_KEY") or None
@@ -63,7 +64,8 @@ def credentials(
         )
     if key is None or broker_key is None:
         return Credentials()
-    return Credentials(load(Path(key)), load_public(os.fspath(broker_key)))
+    own = key if isinstance(key, KeyPair) else load(Path(key))
+    return Credentials(own, load_public(os.fspath(broker_key)))
 
 
 @lru_cache(maxsize=4096)

@@ -18,7 +18,7 @@ DISTRIBUTIONS = {"zmq": "pyzmq"}
 # Imported only by what needs it, which names the extra when it is missing.
 IN_EXTRAS = {
     "anyio", "greenlet", "matplotlib", "moviepy", "pettingzoo", "stable_baselines3", "starlette",
-    "uvicorn", "websockets",
+    "uvicorn", "websockets", "openenv", "pydantic", "mcp", "PIL", "prometheus_client",
 }  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def run(program: str) -> None:
     hidden = (
         *("pygame", "matplotlib", "cv2", "moviepy", "Box2D", "pytest", "hypothesis"),
         *("stable_baselines3", "torch", "starlette", "uvicorn", "websockets"),
-        *("anyio", "greenlet"),
+        *("anyio", "greenlet", "prometheus_client"),
     )
     prologue = f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
     done = subprocess.run(

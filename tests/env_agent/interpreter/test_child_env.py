@@ -16,9 +16,10 @@ from gymnasium.vector import AutoresetMode
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.description import describe
+from gymwire.env_agent.elsewhere import EnvironmentGone, why_gone
 from gymwire.env_agent.factory import resolve
 from gymwire.env_agent.interpreter.child_env import ChildEnv
-from gymwire.env_agent.interpreter.child_errors import ProcessLost, RaisedInChild
+from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.runners.in_loop import InLoopRunner
@@ -157,10 +158,10 @@ def test_the_end_of_the_process_is_told(make: Make, python: str, action: int, ho
     env.reset(seed=1)
     other.reset(seed=1)
     for _ in range(2):
-        with pytest.raises(ProcessLost, match=how):
+        with pytest.raises(EnvironmentGone, match=how):
             env.step(np.int64(action))
     assert how in env.lost
-    assert failure_reports.request_failed(ProcessLost("x"), env).code == Code.SESSION_LOST
+    assert failure_reports.request_failed(EnvironmentGone("x"), env).code == Code.SESSION_LOST
     assert other.lost == ""
     assert other.step(np.int64(0))[1] == 0.0
 
@@ -245,9 +246,9 @@ def test_a_vector_that_raised_goes_on(python: str) -> None:
         assert failure_reports.request_failed(caught.value, vector).details["env_index"] == 1
         vector.reset(seed=1)
         assert vector.step(np.array([0, 2, 0]))[1].tolist() == [0.0, 2.0, 0.0]
-        with pytest.raises(ProcessLost):
+        with pytest.raises(EnvironmentGone):
             vector.step(np.array([0, 5, 0]))
-        assert vector.lost
+        assert why_gone(vector)
 
 
 def test_steps_of_a_vector_are_sent_before_the_first_answer_is_read(bare_python: str) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import structlog
 
+from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.interpreter import child
-from gymwire.env_agent.interpreter.child_errors import ProcessLost
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import describe_status, environment
 from gymwire.env_agent.interpreter.process_watch import MAX_LINE, MAX_LINES, Output
@@ -83,10 +83,10 @@ def test_a_violation_ends_this_session_only(
     env = misbehave(STEP, code).make_first()
     with contextlib.closing(other), contextlib.closing(env):
         pid = env.reset(seed=1)[1]["pid"]
-        with pytest.raises(ProcessLost, match=why):
+        with pytest.raises(EnvironmentGone, match=why):
             env.step(np.int64(0))
         assert not Path(f"/proc/{pid}").exists()
-        with pytest.raises(ProcessLost, match=why):
+        with pytest.raises(EnvironmentGone, match=why):
             env.reset(seed=1)
         other.reset(seed=1)
         assert other.step(np.int64(0))[1] == 0.0
@@ -133,7 +133,7 @@ def test_what_the_environment_started_ends_with_a_process_that_crashed() -> None
     env = ChildFactory("a", PLAIN, sys.executable, {}).make_first()
     with contextlib.closing(env):
         pid = env.reset(seed=1)[1]["pid"]
-        with pytest.raises(ProcessLost, match="SIGKILL"):
+        with pytest.raises(EnvironmentGone, match="SIGKILL"):
             env.step(np.int64(9))  # starts a process that inherits all descriptors
         deadline = time.monotonic() + PATIENCE_S
         with contextlib.suppress(ProcessLookupError):
@@ -145,7 +145,7 @@ def test_what_the_environment_started_ends_with_a_process_that_crashed() -> None
 
 PARENT = """
 import sys, numpy, structlog
-from gymwire.env_agent.interpreter.child_errors import ProcessLost
+from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 env = ChildFactory("a", "tests.plain_envs:Plain", sys.argv[1], {}).make_first()
 print(env.reset(seed=1)[1]["pid"], flush=True)

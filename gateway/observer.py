@@ -1,0 +1,63 @@
+"""What a broker knows, asked for a visitor at most once a second, however many look."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.observing import Observation, observe
+from gymwire.protocol.errors import GymwireError
+
+EVERY_S = 1.0
+ANSWER_S = 5.0  # how long the broker may take
+
+
+class Observer:
+    """Asks the broker for one visitor, over one connection, in a thread of its own.
+
+    Args:
+        connect: connects to the broker; it may raise GymwireError.
+    """
+
+    def __init__(self, connect: Callable[[], BrokerConnection]) -> None:
+        self._connect = connect
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="observer")
+        self._asking = asyncio.Lock()
+        self._connection: BrokerConnection | None = None
+        self._latest: Observation | None = None
+        self._asked_at = 0.0
+
+    async def latest(self) -> Observation:
+        """Return an observation that is at most a second old.
+
+        Raises Denied without the right `observe`, BrokerUnreachable, VersionMismatch and
+        RequestTimeout.
+        """
+        async with self._asking:
+            if self._latest is None or time.monotonic() - self._asked_at >= EVERY_S:
+                loop = asyncio.get_running_loop()
+                self._latest = await loop.run_in_executor(self._thread, self._ask)
+                self._asked_at = time.monotonic()
+            return self._latest
+
+    def _ask(self) -> Observation:
+        try:
+            if self._connection is None:
+                self._connection = self._connect()
+            return observe(self._connection, ANSWER_S)
+        except GymwireError:
+            self._close()
+            raise
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    async def aclose(self) -> None:
+        """Close the connection to the broker."""
+        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        self._thread.shutdown(wait=False)

@@ -1,0 +1,64 @@
+"""The page for people: what the broker knows, live, and environments to play by hand."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import FileResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Mount, Route, WebSocketRoute
+from starlette.staticfiles import StaticFiles
+
+from gymwire.gateway.app import Gateway
+from gymwire.gateway.observer import EVERY_S
+from gymwire.gateway.play import play
+from gymwire.learner_agent.client.observing import Observation
+from gymwire.protocol.errors import GymwireError
+
+STATIC = Path(__file__).parent / "static"
+# The page loads nothing from elsewhere, and no page of another site shows it in a frame.
+POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'"
+
+
+def routes(gateway: Gateway) -> list[BaseRoute]:
+    """Return the routes of the page."""
+
+    async def page(_: Request) -> Response:
+        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+        return FileResponse(STATIC / "index.html", headers=headers)
+
+    async def events(request: Request) -> Response:
+        """Stream an observation each second, as server-sent events."""
+        observer = gateway.observer_of(request)
+
+        async def stream() -> AsyncIterator[str]:
+            while not await request.is_disconnected():
+                try:
+                    told = _as_json(await observer.latest())
+                except GymwireError as error:
+                    told = json.dumps({"error": str(error)})
+                yield f"data: {told}\n\n"
+                await asyncio.sleep(EVERY_S)
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
+
+    return [
+        Route("/", page),
+        Route("/events", events),
+        WebSocketRoute("/play", partial(play, gateway)),
+        Mount("/static", StaticFiles(directory=STATIC)),
+    ]
+
+
+def _as_json(found: Observation) -> str:
+    told: dict[str, Any] = asdict(found)
+    for shown, session in zip(told["sessions"], found.sessions, strict=True):
+        shown["id"] = session.id
+        del shown["sid"]  # JavaScript has no integers of 64 bits
+    return json.dumps(told)

@@ -1,0 +1,94 @@
+"""Playing an environment by hand: one WebSocket of JSON is one session.
+
+The page sends `{"reset": {"seed": 1}}` or `{"act": ACTION}`. Each answer has the observation, the
+frame if the environment renders, and after a step also reward, terminated and truncated; or an
+`error`. The first answer has the JSON Schema of the action space.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from functools import partial
+from typing import Any
+
+import numpy as np
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from gymwire.gateway.access import visitor_of
+from gymwire.gateway.app import Gateway
+from gymwire.gateway.pictures import is_picture, png, render_mode
+from gymwire.gateway.proxies import Player, open_proxy, spaces_at
+from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
+from gymwire.protocol.errors import GymwireError
+from gymwire.protocol.json_values import JsonMismatch, from_json, schema_of, to_json
+
+
+async def play(gateway: Gateway, socket: WebSocket) -> None:
+    """Play at the address in the query of the WebSocket, until it ends."""
+    visitor = visitor_of(socket)
+    address = socket.query_params.get("address", "")
+
+    def open_() -> ProxyEnv:
+        *_, metadata = spaces_at(gateway, visitor, address)
+        return open_proxy(gateway, visitor, address, render_mode=render_mode(metadata))
+
+    await socket.accept()
+    player = Player(open_)
+    try:
+        await socket.send_json(await _answer(player, _describe))
+        while True:
+            request = json.loads(await socket.receive_text())
+            await socket.send_json(await _answer(player, partial(_do, request)))
+    except (WebSocketDisconnect, ValueError):
+        return
+    finally:
+        await player.close()
+
+
+async def _answer(player: Player, use: Any) -> Any:
+    try:
+        return await player.run(use)
+    except (GymwireError, JsonMismatch) as error:
+        return {"error": str(error)}
+
+
+def _describe(env: ProxyEnv) -> dict[str, Any]:
+    return {"action": schema_of(env.action_space), "space": str(env.action_space)}
+
+
+def _do(request: Any, env: ProxyEnv) -> dict[str, Any]:
+    match request:
+        case {"reset": dict(given)}:
+            observation, info = env.reset(seed=given.get("seed"))
+            told: dict[str, Any] = {"step": 0}
+        case {"act": given}:
+            action = from_json(env.action_space, given, "action")
+            observation, reward, terminated, truncated, info = env.step(action)
+            told = {
+                "reward": to_json(float(reward)),
+                "terminated": bool(terminated),
+                "truncated": bool(truncated),
+            }
+        case _:
+            raise JsonMismatch('A request is {"reset": {"seed": …}} or {"act": …}.')
+    return told | _shown(env, observation) | {"info": to_json(info)}
+
+
+def _shown(env: ProxyEnv, observation: Any) -> dict[str, Any]:
+    told: dict[str, Any] = {}
+    if is_picture(env.observation_space):
+        told["frame"] = _data_url(observation)
+    else:
+        told["observation"] = to_json(observation)
+    if env.render_mode is not None:
+        frame = env.render()
+        if isinstance(frame, np.ndarray):
+            told["frame"] = _data_url(frame)
+        else:
+            told["text"] = str(frame)
+    return told
+
+
+def _data_url(pixels: np.ndarray[Any, Any]) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode('ascii')}"

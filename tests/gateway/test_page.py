@@ -1,0 +1,130 @@
+"""The live page in a real browser: what a person sees and clicks."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from gymwire import ProxyEnv
+from tests.processes import programs
+
+pytest.importorskip("starlette", reason="needs the extra gymwire[web]")
+playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright")
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+if CHROMIUM is None:
+    pytest.skip("needs Chromium", allow_module_level=True)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[str, str]]:
+    """The URLs of a broker and of its page."""
+    with programs() as started:
+        _, broker = started.broker()
+        started.env_agent(broker, "--address", "lab/cart", "--env", "CartPole-v1")
+        started.env_agent(broker, "--address", "pendulum", "--env", "Pendulum-v1")
+        gateway = started.start(
+            *("gymwire", "web", "--broker", broker, "--listen", "127.0.0.1:0"),
+            *("--log-format", "json"),
+        )
+        yield broker, str(gateway.wait_for("gateway listening")["url"])
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser: Any, served: tuple[str, str]) -> Iterator[Any]:
+    """The page, which must load nothing from elsewhere and raise no error."""
+    context = browser.new_context()
+    page = context.new_page()
+    page.set_default_timeout(20_000)
+    wrong: list[str] = []
+    allowed = (served[1], "data:")
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda one: wrong.extend([one.text] * (one.type == "error")))
+    page.on("request", lambda one: wrong.extend([one.url] * (not one.url.startswith(allowed))))
+    page.goto(served[1])
+    yield page
+    context.close()
+    assert not wrong
+
+
+def test_offers_and_sessions_are_shown(served: tuple[str, str], page: Any) -> None:
+    with ProxyEnv("lab/cart", served[0]) as env:
+        env.reset(seed=1)
+        env.step(0)
+        row = page.locator("#sessions tr", has_text="lab/cart")
+        row.locator("td", has_text="relayed").wait_for()
+        offers = page.locator("#offers tr", has_text="lab/cart").locator("td").all_inner_texts()
+        assert offers[:4] == ["lab/cart", "CartPole-v1", "1", "64"]
+        row.locator("a").click()
+        page.locator("#session-title", has_text="at lab/cart").wait_for()
+        assert not page.locator("#overview").is_visible()
+    page.locator("#session-title", has_text="has ended").wait_for()
+    page.locator("h1 a").click()
+    page.locator("#overview").wait_for()
+    page.locator("#sessions a").wait_for(state="detached")
+
+
+def test_a_discrete_environment_is_played_by_mouse_and_keys(page: Any) -> None:
+    page.locator("[data-address='lab/cart']").click()
+    page.locator("#play-state", has_text="A new episode").wait_for()
+    assert page.locator("#play-actions button").all_inner_texts() == ["0", "1"]
+    page.locator("#play-actions button").nth(1).click()
+    page.locator("#play-state", has_text="Reward 1, in all 1.").wait_for()
+    page.keyboard.press("1")
+    page.locator("#play-state", has_text="in all 2.").wait_for()
+    for _ in range(30):
+        page.keyboard.press("1")
+        if page.locator("#play-state", has_text="terminated").is_visible():
+            break
+        page.wait_for_function("() => true")
+    page.locator("#play-reset").click()
+    page.locator("#play-state", has_text="A new episode").wait_for()
+    assert page.locator("#play-frame").is_visible()
+    page.locator("#play-close").click()
+    page.locator("#sessions a").wait_for(state="detached")
+
+
+def test_a_box_environment_is_played_with_sliders(page: Any) -> None:
+    page.locator("[data-address='pendulum']").click()
+    page.locator("#play-state", has_text="A new episode").wait_for()
+    page.locator("#play-actions input").fill("-2")
+    page.locator("#play-actions button", has_text="Step").click()
+    page.locator("#play-state", has_text="Reward -").wait_for()
+
+
+def test_a_broker_that_goes_is_named(browser: Any) -> None:
+    with programs() as started:
+        broker, at = started.broker()
+        gateway = started.start(
+            *("gymwire", "web", "--broker", at, "--listen", "127.0.0.1:0", "--log-format", "json")
+        )
+        context = browser.new_context()
+        page = context.new_page()
+        page.set_default_timeout(30_000)
+        page.goto(str(gateway.wait_for("gateway listening")["url"]))
+        page.locator("#totals b").first.wait_for()
+        broker.kill()
+        page.locator("#problem", has_text=at).wait_for()
+        context.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1200, "dark"), (390, "light")])
+def test_nothing_is_wider_than_the_window(
+    browser: Any, served: tuple[str, str], width: int, scheme: str
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(served[1])
+    page.locator("#offers tr").nth(1).wait_for()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    context.close()
