@@ -51,7 +51,7 @@ class _Servers(VisitorApps):
     async def _start(self, visitor: Visitor) -> ASGIApp:
         found = await asyncio.to_thread(spaces_at, self._gateway, visitor, self._address)
         server = _make_server(self._gateway, self._address, visitor, *found)
-        app = server.streamable_http_app()
+        app: ASGIApp = server.streamable_http_app()
         running: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._tasks.append(asyncio.create_task(_run(server, running)))
         await running
