@@ -36,7 +36,7 @@ else:
 IMPORT_ALL = """
 import importlib, pkgutil, gymwire
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
-    if not module.name.endswith((".__main__", ".sb3")):  # the latter needs an extra
+    if not module.name.endswith((".__main__", ".sb3", ".gateway")):  # these need extras
         importlib.import_module(module.name)
 gymwire.ProxyEnv, gymwire.ProxyVectorEnv
 """
