@@ -228,7 +228,7 @@ def import_all() -> None:
     import gymwire
 
     for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
-        if not module.name.endswith(("__main__", ".sb3")):  # the latter needs an extra
+        if not module.name.endswith(("__main__", ".sb3", ".gateway")):  # these need extras
             importlib.import_module(module.name)
     for name in OTHERS:
         importlib.import_module(name)

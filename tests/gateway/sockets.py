@@ -20,11 +20,12 @@ class Peer:
 
     def __init__(self, url: str, **options: Any) -> None:
         from websockets.sync.client import connect
+        from websockets.typing import Subprotocol
 
         self._stack = contextlib.ExitStack()
         opening = connect(
             f"{url.replace('http', 'ws', 1)}/ws",
-            subprotocols=["gymwire"],  # type: ignore[list-item]
+            subprotocols=[Subprotocol("gymwire")],
             max_size=None,
             compression=None,
             proxy=None,

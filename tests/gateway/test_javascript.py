@@ -229,6 +229,7 @@ class TestTheEnvAgentInNode(EnvAgentCompliance):
     @pytest.fixture
     def agent(self) -> Iterator[Agent]:
         from websockets.sync.server import serve
+        from websockets.typing import Subprotocol
 
         sockets: queue.SimpleQueue[Any] = queue.SimpleQueue()
         done = threading.Event()
@@ -237,7 +238,7 @@ class TestTheEnvAgentInNode(EnvAgentCompliance):
             sockets.put(socket)
             done.wait()
 
-        with serve(handle, "127.0.0.1", 0, subprotocols=["gymwire"]) as server:  # type: ignore[list-item]
+        with serve(handle, "127.0.0.1", 0, subprotocols=[Subprotocol("gymwire")]) as server:
             thread = threading.Thread(target=server.serve_forever)
             thread.start()
             url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"

@@ -36,8 +36,8 @@ else:
 IMPORT_ALL = """
 import importlib, pkgutil, gymwire
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
-    # The latter two need an extra.
-    if not module.name.endswith((".__main__", ".sb3")) and ".aio" not in module.name:
+    # The latter three need an extra.
+    if not module.name.endswith((".__main__", ".sb3", ".gateway")) and ".aio" not in module.name:
         importlib.import_module(module.name)
 gymwire.ProxyEnv, gymwire.ProxyVectorEnv
 """

@@ -100,7 +100,8 @@ export class Connection {
     this.attempt = 0;
     /** @type {WebSocket | undefined} */
     this.socket = undefined;
-    this.timer = setInterval(() => this.known || this.hello(), HELLO_AGAIN_MS);
+    /** @type {ReturnType<typeof setTimeout> | undefined} */
+    this.timer = undefined;
     this.dial();
   }
 
@@ -125,7 +126,10 @@ export class Connection {
     setTimeout(() => this.closed || this.dial(), pause);
   }
 
+  /** Send HELLO, and again each second until it is answered (§4.3.2). */
   hello() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.known || this.hello(), HELLO_AGAIN_MS);
     const { host = "javascript" } = this.options;
     this.send(encodeFrame(Kind.HELLO, [this.role, this.agent, "gymwire-js 0.2.0", host, this.owner.sessions()]));
   }
@@ -159,7 +163,7 @@ export class Connection {
   close(reason) {
     this.send(encodeFrame(Kind.BYE, [reason]));
     this.closed = true;
-    clearInterval(this.timer);
+    clearTimeout(this.timer);
     this.socket?.close();
   }
 }
