@@ -194,6 +194,50 @@ def crowded(url: str, sessions: int, path: SessionPath) -> ProxyVectorEnv:
     )
 
 
+def asynchronous(url: str, sessions: int, path: SessionPath, rounds: int) -> tuple[float, Any]:
+    """Step asynchronous environments on one connection, each in a task of its own.
+
+    Return the seconds until all were open and reset, and for each round the seconds from its start
+    until the step of each had ended.
+    """
+    import anyio
+
+    from gymwire.aio import Connection, ProxyEnv
+
+    ended_s: list[list[float]] = [[] for _ in range(rounds)]
+    opening_s = 0.0
+
+    async def main() -> None:
+        nonlocal opening_s
+        began = time.perf_counter()
+        async with contextlib.AsyncExitStack() as stack:
+            connection = await stack.enter_async_context(Connection(url, wait_s=20))
+            envs = [
+                ProxyEnv("it", connection=connection, direct=_direct(path)) for _ in range(sessions)
+            ]
+
+            async def start(env: ProxyEnv) -> None:
+                await env.open()
+                await env.reset(seed=1)
+
+            async def step(env: ProxyEnv, ended: list[float]) -> None:
+                await env.step(0)
+                ended.append(time.perf_counter() - began)
+
+            async with anyio.create_task_group() as group:
+                for env in envs:
+                    group.start_soon(start, env)
+            opening_s = time.perf_counter() - began
+            for ended in ended_s:
+                began = time.perf_counter()
+                async with anyio.create_task_group() as group:
+                    for env in envs:
+                        group.start_soon(step, env, ended)
+
+    anyio.run(main)
+    return opening_s, ended_s
+
+
 def vector(
     path: SessionPath,
     num_envs: int,

@@ -60,6 +60,7 @@ class Dealer:
     url = "memory://broker"
     has_buffered = False
     handshake_hint = ""
+    waitable = None  # nobody could wait for it
 
     def __init__(self, network: Network, number: int) -> None:
         self._network = network

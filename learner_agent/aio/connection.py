@@ -230,8 +230,7 @@ class AioConnection(BrokerConnection):
         tick_s: float = TICK_S,
     ) -> bool:
         """Suspend the call until a condition holds, as `waiting.wait` blocks."""
-        # What a task sends may take input in, about which the descriptor then says nothing.
-        self._receive()
+        self._take_in()
         if until():
             return True
         (source,) = sources
@@ -294,6 +293,19 @@ class AioConnection(BrokerConnection):
         """Return where frames can arrive at present."""
         links = [one for one in self.direct_links.all if one.transport.waitable != -1]
         return [self, *links]
+
+    def _take_in(self) -> None:
+        """Receive what the reader would not notice.
+
+        What a task sends may take input of libzmq in, about which its descriptor says nothing then.
+        """
+        paths = [one.path for one in self._sources()]
+        for path in paths:
+            if path.has_buffered or (not isinstance(path.waitable, int) and path.poll()):
+                self._receive()
+                return
+        if self._reader is not None:
+            self._input.watch(paths)
 
     def _receive(self) -> None:
         """Receive what has arrived, run the timers that are due, and wake whom that concerns."""

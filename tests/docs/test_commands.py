@@ -69,8 +69,11 @@ def test_the_commands_that_serve_an_environment_of_ones_own(tmp_path: Path) -> N
             terminals.script(PRELUDE + script.text)
 
 
-@pytest.mark.parametrize("page", ["recovery", "vectors", "video"])
+@pytest.mark.parametrize("page", ["asyncio", "recovery", "vectors", "video"])
 def test_the_scripts_of_a_how_to(page: str, tmp_path: Path) -> None:
+    if page == "asyncio":
+        pytest.importorskip("anyio")
+        pytest.importorskip("greenlet")
     with Terminals(tmp_path) as terminals:
         terminals.run("gymwire broker")
         terminals.run("gymwire serve cartpole CartPole-v1 --max-sessions 32")
