@@ -86,15 +86,12 @@ def test_the_same_seed_trains_the_same_model(broker: str, tmp_path: Path, num_en
     assert one == two != other
 
 
-@pytest.mark.timeout(300)
-def test_it_learns_to_balance_a_pole_and_goes_on_from_a_saved_model(
-    broker: str, tmp_path: Path
-) -> None:
+def test_it_goes_on_from_a_saved_model(broker: str, tmp_path: Path) -> None:
     path = str(tmp_path / "model.zip")
-    done = train(broker, "--steps", "5000", "--save", path, address="ppo/pole")
-    assert done["episode_return"]["last_tenth"] > 1.5 * done["episode_return"]["first_tenth"]
-    again = train(broker, "--steps", "600", "--load", path, "--save", path, address="ppo/pole")
-    assert again["episode_return"]["first_tenth"] > 1.5 * done["episode_return"]["first_tenth"]
+    train(broker, "--steps", "60", "--save", path, address="ppo/pole")
+    updates = PPO.load(path)._n_updates
+    train(broker, "--steps", "60", "--load", path, "--save", path, address="ppo/pole")
+    assert PPO.load(path)._n_updates == updates + 10
 
 
 def test_without_save_a_new_file_has_the_name_of_the_address(
