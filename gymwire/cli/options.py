@@ -15,7 +15,7 @@ from gymwire.cli.recorded_options import RECORDED_OPTIONS
 DEFAULT_BROKER = "tcp://127.0.0.1:5555"  # that of protocol/address.py; a test compares the two
 DEMO_ADDRESS = "price-market"
 
-LEARNERS = ("check", "run", "train")  # the commands that open a session
+LEARNERS = ("check", "run", "record", "train")  # the commands that open a session
 ASKERS = ("ls", "replay", *LEARNERS)  # the commands that ask a broker for something
 AGENTS = ("serve", *ASKERS)  # the commands that connect to a broker
 SERVERS = ("broker", *AGENTS)
@@ -33,7 +33,7 @@ OPTIONS = (
     Option(
         keyword="address",
         kind=kinds.ADDRESS,
-        commands=("check", "run"),
+        commands=("check", "run", "record"),
         metavar="ADDRESS",
         help="the address of the environment",
         positional=True,

@@ -16,7 +16,7 @@ from tests.packaging.test_distributions import PYPROJECT, clone_files
 # Where the name of the distribution is not that of the module.
 DISTRIBUTIONS = {"zmq": "pyzmq"}
 # Imported only by what needs it, which names the extra when it is missing.
-IN_EXTRAS = {"matplotlib", "moviepy", "pettingzoo", "stable_baselines3"}
+IN_EXTRAS = {"matplotlib", "minari", "moviepy", "pettingzoo", "stable_baselines3"}
 
 
 def libraries(path: Path) -> set[str]:
