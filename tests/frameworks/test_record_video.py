@@ -34,13 +34,13 @@ def duration(path: Path) -> float:
 
 def test_the_wrapper_records_a_remote_environment(url: str, tmp_path: Path) -> None:
     proxy = ProxyEnv("pole", url, wait_s=20, render_mode="rgb_array")
-    env = RecordVideo(proxy, str(tmp_path), disable_logger=True)
+    env = RecordVideo(proxy, str(tmp_path / "videos"), disable_logger=True)
     env.reset(seed=1)
     steps, over = 0, False
     while not over:
         over, steps = bool(env.step(1)[2]), steps + 1
-    env.close()
-    [path] = tmp_path.glob("*.mp4")
+    env.close()  # type: ignore[no-untyped-call]
+    [path] = tmp_path.glob("videos/*.mp4")
     assert duration(path) == pytest.approx((steps + 1) / 50, abs=0.03)
 
 
