@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import fcntl
 import importlib.metadata
 import os
 import sys
@@ -24,6 +23,9 @@ from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, PLAIN, read_header
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Kind, Reset
 from gymwire.protocol.recordings import COMPLETE, CONTINUED, RUNNING
+
+with contextlib.suppress(ModuleNotFoundError):  # Windows has none
+    import fcntl
 
 FLUSH_S = 0.2  # how long what is recorded may stay in memory
 MAX_BACKLOG = 256 * 1024 * 1024  # bytes that wait for the disk; an episode ends rather than a step
@@ -84,6 +86,8 @@ class Recorder:
         self._is_failing = False
         self._open: set[EpisodeWriter] = set()
         self._log = structlog.get_logger()
+        if "fcntl" not in globals():
+            raise ConfigurationError("This system cannot record: it has no file locks of POSIX.")
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._recover()

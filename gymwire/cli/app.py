@@ -108,6 +108,13 @@ COMMANDS = {
             "gymwire train price-market --seed 1 --plot prices.png",
         ),
     ),
+    "record": Summary(
+        "Play episodes, and save them as a Minari dataset.",
+        (
+            "gymwire record cartpole --episodes 100 --out cartpole-random-v0",
+            "gymwire record cartpole --policy model.zip --out cartpole-expert-v0",
+        ),
+    ),
     "replay": Summary(
         "Play recorded actions again, and compare the results bit for bit.",
         ("gymwire replay recorded", "gymwire replay recorded --address cartpole-next --json"),

@@ -16,7 +16,7 @@ from gymwire.cli.train_options import TRAIN
 DEFAULT_BROKER = "tcp://127.0.0.1:5555"  # that of protocol/address.py; a test compares the two
 DEMO_ADDRESS = "price-market"
 
-LEARNERS = ("check", "run", "train")  # the commands that open a session
+LEARNERS = ("check", "run", "record", "train")  # the commands that open a session
 OPERATORS = ("ps", "top", "stop")  # the commands that ask the broker what it knows
 ASKERS = ("ls", "replay", *OPERATORS, *LEARNERS)  # the commands that ask a broker for something
 AGENTS = ("serve", "web", *ASKERS)  # the commands that connect to a broker
@@ -35,7 +35,7 @@ OPTIONS = (
     Option(
         keyword="address",
         kind=kinds.ADDRESS,
-        commands=("check", "run"),
+        commands=("check", "run", "record"),
         metavar="ADDRESS",
         help="the address of the environment",
         positional=True,

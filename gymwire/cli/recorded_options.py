@@ -5,7 +5,7 @@ from __future__ import annotations
 from gymwire.cli import kinds
 from gymwire.cli.option import Option
 
-PLAYERS = ("run",)  # the commands that play episodes
+PLAYERS = ("run", "record")  # the commands that play episodes
 
 RECORDED_OPTIONS = (
     Option(
@@ -63,5 +63,13 @@ RECORDED_OPTIONS = (
         commands=("replay",),
         metavar="ADDRESS",
         help="replay at this address (default: that of each recording)",
+    ),
+    Option(
+        keyword="out",
+        kind=kinds.FOLDER,
+        commands=("record",),
+        metavar="FOLDER",
+        help="the new folder for the dataset; its name is the dataset's, such as "
+        "cartpole-random-v0",
     ),
 )

@@ -20,6 +20,7 @@ from gymwire.learner_agent.proxies.interrupts import Undoable, keeps_replies, ke
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.learner_agent.proxies.replay import EpisodeReplay
+from gymwire.learner_agent.proxies.served_spec import served_spec
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
 from gymwire.protocol import generators
 from gymwire.protocol.messages import Act, Render, RenderedFrame
@@ -277,6 +278,15 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
                 max_episode_steps=remote.max_episode_steps,
             )
         self._spec = value
+
+    @property
+    def served_spec(self) -> EnvSpec | None:
+        """The served environment's own spec, None if it has none. Its `make` makes that one here.
+
+        Assign it to `spec` before a wrapper stores it, such as Minari's DataCollector.
+        """
+        opened = self._session.opened.spec
+        return served_spec(opened, self._owner.options.spec_for(opened))
 
     @property
     def np_random(self) -> np.random.Generator:

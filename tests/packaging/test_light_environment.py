@@ -17,8 +17,8 @@ from tests.packaging.test_distributions import PYPROJECT, clone_files
 DISTRIBUTIONS = {"zmq": "pyzmq"}
 # Imported only by what needs it, which names the extra when it is missing.
 IN_EXTRAS = {
-    "anyio", "greenlet", "matplotlib", "moviepy", "pettingzoo", "stable_baselines3", "starlette",
-    "uvicorn", "websockets", "openenv", "pydantic", "mcp", "PIL", "prometheus_client",
+    "anyio", "greenlet", "matplotlib", "minari", "moviepy", "pettingzoo", "stable_baselines3",
+    "starlette", "uvicorn", "websockets", "openenv", "pydantic", "mcp", "PIL", "prometheus_client",
 }  # fmt: skip
 
 
