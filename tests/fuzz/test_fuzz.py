@@ -51,11 +51,11 @@ def test_a_parser_that_raises_something_else_is_found() -> None:
 def test_an_input_is_slow_only_if_it_is_each_time(
     slow_trials: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    slow = Target("slow", [b"abc"], lambda _data: None, decodes=True)
     own = iter([1.0] * slow_trials + [0.0] * TRIALS)
 
     def cpu_s(run: object, _data: bytes) -> float:
-        return next(own) if run is target.run else FREE_S
+        return next(own) if run is slow.run else FREE_S
 
-    target = Target("slow", [b"abc"], lambda _data: None, decodes=True)
     monkeypatch.setattr(measuring, "cpu_s", cpu_s)
-    assert is_slow(target, b"abc", 1.0, FREE_S) == (slow_trials == TRIALS)
+    assert is_slow(slow, b"abc", 1.0, FREE_S) == (slow_trials == TRIALS)

@@ -114,3 +114,23 @@ def test_another_call_names_the_pending_one(
         session.step(2)
     assert session.ready
     assert isinstance(session.request(Act(1)), Percept)
+
+
+def test_a_reply_that_has_arrived_is_kept_and_not_asked_for_again(
+    session: RemoteSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    session.request(Reset(1))
+
+    def interrupt(*_: object) -> None:
+        raise FromOutside
+
+    def refuse(_: object) -> None:
+        pytest.fail("the request was sent again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.exchange, "finish_step", interrupt)
+        with pytest.raises(FromOutside):
+            session.step(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(session.path, "send", refuse)
+        assert len(session.step(1)) == 5
