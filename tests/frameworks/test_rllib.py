@@ -22,12 +22,14 @@ pytestmark = [
 ]
 
 
-@pytest.fixture
-def cluster(serve: Callable[..., None]) -> Iterator[Callable[..., None]]:
-    """Ray on this machine; its workers use the broker of `serve`. Yields `serve`."""
-    ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
-    yield serve
-    ray.shutdown()
+@pytest.fixture(scope="module", autouse=True)
+def _cluster(broker_url: str) -> Iterator[None]:
+    """Start Ray on this machine once: that takes long. Its workers use the broker of the tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GYMWIRE_BROKER", broker_url)
+        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+        yield
+        ray.shutdown()
 
 
 def assert_it_trained(algorithm: Any) -> None:
@@ -46,15 +48,15 @@ def assert_it_trained(algorithm: Any) -> None:
     assert any(changed)
 
 
-def test_ppo_trains_over_two_env_runners(cluster: Callable[..., None]) -> None:
-    cluster("rllib-cartpole", "CartPole-v1")
+def test_ppo_trains_over_two_env_runners(serve: Callable[..., None]) -> None:
+    serve("rllib-cartpole", "CartPole-v1")
     algorithm = rllib_ppo.build(address="rllib-cartpole")
     assert_it_trained(algorithm)
     algorithm.stop()
 
 
-def test_ppo_trains_several_agents(cluster: Callable[..., None]) -> None:
-    cluster("rllib-game", "tests.frameworks.agent_envs:Pursuit")
+def test_ppo_trains_several_agents(serve: Callable[..., None]) -> None:
+    serve("rllib-game", "tests.frameworks.agent_envs:Pursuit")
     algorithm = rllib_agents.build(address="rllib-game")
     assert_it_trained(algorithm)
     algorithm.stop()
