@@ -16,10 +16,12 @@ from ray.tune import register_env
 
 from gymwire import ProxyParallelEnv
 
-register_env("remote", lambda config: ParallelPettingZooEnv(ProxyParallelEnv(config["address"])))
+register_env(
+    "remote-agents", lambda config: ParallelPettingZooEnv(ProxyParallelEnv(config["address"]))
+)
 
 
-def build(env: str = "remote", **env_config: Any) -> Any:
+def build(env: str = "remote-agents", **env_config: Any) -> Any:
     """Make the algorithm; each of the two env runners opens one environment."""
     config = PPOConfig().environment(env, env_config=env_config, disable_env_checking=True)
     config.env_runners(num_env_runners=2, rollout_fragment_length=64)
