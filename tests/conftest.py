@@ -23,6 +23,7 @@ settings.load_profile("untimed")
 # The files that take longest, longest first. They run first, because a file runs in one process.
 SLOW_FILES = (
     "chaos/test_chaos.py",
+    "frameworks/test_sb3.py",
     "system/test_two_hosts.py",
     "system/test_ending.py",
     "system/test_signed_resume.py",
