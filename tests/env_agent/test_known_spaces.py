@@ -37,7 +37,7 @@ def test_what_is_known_follows_from_the_space(name: str) -> None:
     assert found.fingerprint == known_spaces.fingerprint(space)
 
 
-@pytest.mark.parametrize("name", SHARED)
+@pytest.mark.parametrize("name", sorted(SHARED))
 def test_equal_spaces_share_what_is_known(name: str) -> None:
     one, other = copy.deepcopy(ZOO[name]), spaces.build(spaces.describe(ZOO[name]))
     assert known(one, "one") is known(other, "other")
