@@ -101,7 +101,7 @@ def _set_child(space: Any) -> None:
         (Discrete(3), _set_n),
         (Dict({"a": Discrete(2)}), _set_child),
     ],
-    ids=repr,
+    ids=lambda one: getattr(one, "__name__", repr(one)),
 )
 def test_a_change_in_place_changes_the_fingerprint(
     space: Space[Any], change: Callable[[Space[Any]], None]

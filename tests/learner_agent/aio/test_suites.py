@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType, ModuleType
@@ -89,9 +89,17 @@ def leave_out_the_event_loops_part(module: ModuleType, monkeypatch: pytest.Monke
     monkeypatch.setattr(module, "_is_ours", chosen)
 
 
-@pytest.mark.parametrize(
-    "test", INTERRUPTIONS, ids=lambda one: f"{one.func.__name__}-{one.args}"[:90]
-)
+def name_of(test: partial[None]) -> str:
+    """Return a name that is the same in each process."""
+    return "-".join(getattr(one, "__name__", repr(one)) for one in (test.func, *_flat(test.args)))
+
+
+def _flat(values: Iterable[object]) -> Iterator[object]:
+    for value in values:
+        yield from _flat(value) if isinstance(value, tuple) else [value]
+
+
+@pytest.mark.parametrize("test", INTERRUPTIONS, ids=name_of)
 def test_an_exception_from_outside_loses_nothing(
     test: Callable[..., None], made: list[VirtualConnection], monkeypatch: pytest.MonkeyPatch
 ) -> None:
