@@ -228,8 +228,13 @@ def import_all() -> None:
     import gymwire
 
     for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
-        if not module.name.endswith(("__main__", ".sb3", ".gateway")):  # these need extras
+        if module.name.endswith("__main__"):
+            continue
+        try:
             importlib.import_module(module.name)
+        except ModuleNotFoundError as error:  # a module that needs an extra
+            if error.name is None or error.name.startswith("gymwire"):
+                raise
     for name in OTHERS:
         importlib.import_module(name)
     gc.collect()

@@ -36,8 +36,8 @@ else:
 IMPORT_ALL = """
 import importlib, pkgutil, gymwire
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
-    # The latter three need an extra.
-    if not module.name.endswith((".__main__", ".sb3", ".gateway")) and ".aio" not in module.name:
+    needs_an_extra = any(part in module.name for part in (".sb3", ".gateway", ".aio"))
+    if not module.name.endswith(".__main__") and not needs_an_extra:
         importlib.import_module(module.name)
 gymwire.ProxyEnv, gymwire.ProxyVectorEnv
 """

@@ -119,6 +119,6 @@ IMPORT_ALL = """
 import importlib, pkgutil, gymwire
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
     # See the test that names the extra.
-    if not module.name.endswith((".sb3", ".gateway")) and ".aio" not in module.name:
+    if not any(part in module.name for part in (".sb3", ".gateway", ".aio")):
         importlib.import_module(module.name)
 """
