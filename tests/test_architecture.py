@@ -98,6 +98,7 @@ IMPURE = {
     "learner_agent/client/waiting.py": "polls sockets",
     "learner_agent/proxies/*.py": "read variables of the process and wait for replies",
     "learner_agent/training/learners.py": "saves and loads learners",
+    "learner_agent/training/ppo.py": "saves models and measures time",
     "learner_agent/training/report.py": "prints and draws",
     "learner_agent/training/task.py": "measures time",
 }
