@@ -9,7 +9,9 @@ import threading
 from collections.abc import Callable
 
 ENDING = (signal.SIGINT, signal.SIGTERM)
-STOPPED = 3  # of a worker that an operator of the broker has stopped: it is not started again
+# Of a worker that an operator of the broker has stopped: it is not started again. Environments that
+# end their process use other numbers.
+STOPPED = 113
 CUT_OFF = 1  # exit status if a step or an environment's `close` did not end in time
 
 

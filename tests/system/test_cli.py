@@ -121,11 +121,11 @@ JSON_KEYS = {
         "address", "broker", "passed", "failure", "warnings", "not_checked", "latency", "timings",
     },
     ("run", "frozen-lake", "--episodes", "1", "--render"): {
-        "address", "broker", "seed", "complete", "episodes", "summary",
+        "address", "broker", "seed", "policy", "complete", "episodes", "summary", "video",
     },
     ("train", "--steps", "50"): {
         "address", "broker", "learner", "seed", "steps", "complete", "seconds", "steps_per_s",
-        "episodes", "reward_per_step", "episode_return", "saved", "plot",
+        "episodes", "reward_per_step", "episode_return", "recent_return", "saved", "plot",
     },
 }  # fmt: skip
 
@@ -150,7 +150,7 @@ def test_json_contains_the_error(broker: str) -> None:
     [
         (["train", "frozen-lak"], 1, "Did you mean 'frozen-lake'?"),
         (["check", "nowhere"], 1, "No env agent offers 'nowhere'"),
-        (["run", "nowhere"], 1, "Offered: cartpole, frozen-lake, price-market"),
+        (["run", "nowhere"], 1, "Offered: blackjack, cartpole, frozen-lake, price-market"),
         (["train", "blackjack"], 2, "No learner fits"),
         (["train", "No/Address"], 2, "is not an address"),
         (["train", "--steps", "0"], 2, "1 or more"),
