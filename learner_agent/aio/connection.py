@@ -94,7 +94,8 @@ class Input:
 
     def watch(self, paths: Sequence[Any]) -> None:
         """Wait for these paths from now on, also in a `wait` that is under way."""
-        waitables = [path.waitable for path in paths]
+        # A path that has lost its connection has no descriptor until it is connected again.
+        waitables = [one for one in (path.waitable for path in paths) if one != -1]
         if waitables == self._watched:
             return
         self.renew()

@@ -22,10 +22,10 @@ def test_a_remote_host_with_keys_as_the_page_shows_it(tmp_path: Path) -> None:
 
 def test_the_policy_that_the_page_shows_is_valid() -> None:
     [block] = [one for one in blocks(PAGE, "toml") if "[peer." in one.text]
-    keys = iter(["a" * 40, "b" * 40])
+    keys = iter(["a" * 40, "b" * 40, "c" * 40])
     text = re.sub(
         r'^key = "[^"]*"', lambda _: f'key = "{next(keys)}"', block.text, flags=re.MULTILINE
     )
     policy = auth.parse(text)
-    assert [rights.name for rights in policy.peers.values()] == ["lab", "alice"]
+    assert [rights.name for rights in policy.peers.values()] == ["lab", "alice", "operator"]
     assert policy.anyone is not None
