@@ -13,7 +13,9 @@ from gymwire.protocol.messages import Offer
 
 KEY = "gymwire.process"  # in `Offer.spec`
 MAX_PID = 2**31
-ID_BYTES = 5  # of an env agent's name, twice as many characters
+ID_BYTES = 5  # of an env agent's name
+AGENT_ID = 2 * ID_BYTES  # characters of that name,
+SESSION_ID = 16  # and of the id of a session
 
 
 def with_process(offer: Offer, pid: int, agent_pid: int) -> Offer:
@@ -44,4 +46,4 @@ def agent_id(agent: bytes, key: bytes | None, host: str, offer: Offer) -> str:
 
 def session_text(sid: int) -> str:
     """Return a session's id as people see it: in logs, `gymwire ps` and `gymwire stop`."""
-    return f"{sid:016x}"
+    return f"{sid:0{SESSION_ID}x}"

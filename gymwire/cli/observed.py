@@ -15,6 +15,7 @@ from gymwire.learner_agent.client.observing import (
     ObservedOffer,
     ObservedSession,
 )
+from gymwire.protocol.process_ids import SESSION_ID
 
 SHORT_ID = 8  # characters of a session's id, unless two begin alike
 LONG_STEP_S = 1.0  # a step that takes longer than this, and than ten usual ones, is conspicuous
@@ -248,10 +249,10 @@ def counter_line(broker: BrokerTotals) -> str:
 
 def _id_length(sessions: Sequence[ObservedSession]) -> int:
     """Return how many characters tell the ids of these sessions apart."""
-    for length in range(SHORT_ID, 16):
+    for length in range(SHORT_ID, SESSION_ID):
         if len({one.id[:length] for one in sessions}) == len(sessions):
             return length
-    return 16
+    return SESSION_ID
 
 
 def _align(rows: list[list[str]], is_number: Sequence[bool]) -> None:

@@ -10,8 +10,7 @@ from gymwire.cli.ps import connected
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.observing import observe, stop_agent, stop_session
 from gymwire.protocol.errors import ConfigurationError, Denied, Refused
-
-SESSION_ID, AGENT_ID = 16, 10  # characters of a whole id
+from gymwire.protocol.process_ids import AGENT_ID, SESSION_ID
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ def command(options: Options, output: Output) -> int:
     with connected(options) as connection:
         session, agent = find(connection, target)
         if session is not None:
-            stopped = stop_session(connection, int(session, 16))
+            stopped = stop_session(connection, int.from_bytes(bytes.fromhex(session)))
             output.result(session=session, agent=None, processes=0, sessions=int(stopped))
             output.say(f"session {session} {'stopped' if stopped else 'had ended already'}")
         elif agent is not None:
