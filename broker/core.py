@@ -22,7 +22,7 @@ from gymwire.broker.peers import Peers
 from gymwire.broker.quotas import Quotas
 from gymwire.broker.rate_limit import Admission, RateLimiter
 from gymwire.broker.recovery import SessionRecovery
-from gymwire.broker.refusals import Refusal, RetryLater, reply_to
+from gymwire.broker.refusals import MAX_WHY, Refusal, RetryLater, reply_to
 from gymwire.broker.session_messages import SessionMessages
 from gymwire.broker.sessions import Sessions
 from gymwire.broker.snapshot import BrokerState, Snapshot
@@ -176,6 +176,14 @@ class Core:
             self._journal.drop(rid, Drop.FLOOD)
         return admission
 
+    def multipart(self, rid: bytes, now: float) -> list[Send]:
+        """Return the reply to a message of more than one part, which was not read."""
+        if self._limiter.admit(rid, 0, now) is not Admission.PASS:
+            self._journal.drop(rid, Drop.MULTIPART)
+            return []
+        text = "A message must have exactly one part, the frame; this one had more."
+        return [reply_to(self._journal, rid, DecodingError(text))]
+
     def throttle(self, rid: bytes, data: bytes | memoryview) -> list[Send]:
         """Return BUSY for a frame that is not admitted; nothing if it is malformed."""
         try:
@@ -278,11 +286,7 @@ class Core:
     def _answer(self, peer: Peer, header: codec.Header, message: Message, now: float) -> list[Send]:
         match message:
             case Offer():
-                address, env = message.address, message.env_id
-                if offers.accept(self._tables, peer, message, header.head_len):
-                    facts = {"agent": peer.agent_id, "host": peer.host, "pid": peer.pid}
-                    self._journal.note("offering", address=address, env=env, **facts)
-                return [Send.message(peer.rid, Offered(address), 0, header.seq)]
+                return [self._offer(peer, header, message)]
             case Withdraw():
                 self._peers.withdraw(peer, message.address)
                 return []
@@ -302,6 +306,21 @@ class Core:
             case Bye():
                 return self._peers.bye(peer)
         raise DecodingError(f"A broker does not accept {header.kind.name}.")
+
+    def _offer(self, peer: Peer, header: codec.Header, offer: Offer) -> Send:
+        facts = {"agent": peer.agent_id, "host": peer.host, "pid": peer.pid}
+        facts = {"address": offer.address[:MAX_WHY], "env": offer.env_id[:MAX_WHY], **facts}
+        try:
+            is_first = offers.accept(self._tables, peer, offer, header.head_len)
+        except GymwireError as error:
+            if not peer.offer_refused:  # it may repeat the offer without end
+                peer.offer_refused = True
+                self._journal.note("offer refused", why=str(error)[:MAX_WHY], **facts)
+            raise
+        peer.offer_refused = False
+        if is_first:
+            self._journal.note("offering", **facts)
+        return Send.message(peer.rid, Offered(offer.address), 0, header.seq)
 
     def _find(self, peer: Peer, header: codec.Header, find: Find, now: float) -> Send:
         wait_s = self._limiter.listing_wait_s(peer.rid, now)

@@ -17,6 +17,7 @@ class Loss:
     AGENT_LOST = "env agent lost"
     AGENT_FORGOT = "unknown to env agent"  # it answered ERROR session-lost
     POLICY = "policy changed"
+    AGENT_FAULT = "malformed OPENED"
     PATH = "path to env agent"  # it lost every connection that carried a request of the session
 
 
@@ -25,6 +26,7 @@ class Drop:
 
     FLOOD = "flood"  # its sender ignores BUSY, and its connection is being closed
     MALFORMED = "malformed"
+    MULTIPART = "more than one part"  # beyond the rate limit; otherwise it is answered
     NO_TOKEN = "no attach token"  # the first frame of what is not a local channel
     NO_RIGHT = "no right to offer"  # a liveness connection
     NOT_AWAITED = "not awaited"  # OPENED, or a reply, that no learner waits for

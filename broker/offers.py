@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from gymwire.broker import directory
 from gymwire.broker.refusals import Refusal, not_allowed
 from gymwire.broker.tables import Peer, Tables
-from gymwire.protocol import values
+from gymwire.protocol import space_descriptions, values
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.errors import AddressError, DecodingError, EncodingError
-from gymwire.protocol.messages import Code, Offer, Role
+from gymwire.protocol.messages import Code, Offer, Opened, Role
 from gymwire.protocol.process_slots import MAX_SLOTS
 from gymwire.protocol.value_costs import cost_exceeds
 from gymwire.protocol.value_limits import FREE_BYTES
@@ -26,9 +28,11 @@ OBJECT_BYTES = 64  # memory per decoded object, in addition to its bytes in the 
 def accept(tables: Tables, peer: Peer, offer: Offer, head_len: int) -> bool:
     """Add an offer to a serving loop.
 
-    If lost loops offer another environment at the address, their offers are withdrawn. `head_len`:
-    bytes of the head of the frame. Returns whether it is the first offer of its agent at the
-    address. Raises DecodingError, AddressError or Refusal.
+    An empty digest is computed from the spaces. If lost loops offer another environment at the
+    address, their offers are withdrawn. `head_len`: bytes of the head of the frame. Returns whether
+    it is the first offer of its agent at the address.
+
+    Raises DecodingError, AddressError or Refusal.
     """
     name = offer.address
     if peer.role != Role.ENV:
@@ -37,9 +41,9 @@ def accept(tables: Tables, peer: Peer, offer: Offer, head_len: int) -> bool:
         raise AddressError(
             f"Cannot offer {name!r}: the address of an offer must not contain @identity."
         )
-    _check_fields(offer)
     if not peer.rights.may_offer(name):
         raise Refusal(Code.DENIED, not_allowed(peer, "offer", name))
+    offer = _checked(offer)
     if len(peer.offers) >= MAX_OFFERS and name not in peer.offers:
         raise Refusal(Code.LIMIT, f"A serving loop may offer at most {MAX_OFFERS} addresses.")
     _check_owner(tables, peer, offer)
@@ -79,8 +83,27 @@ def _pack_listed(peer: Peer, offer: Offer) -> bytes:
     return listed
 
 
-def _check_fields(offer: Offer) -> None:
-    """Raise DecodingError if a field is out of range that the broker repeats to others."""
+def check_opened(opened: Opened) -> None:
+    """Raise DecodingError if OPENED has a field that no learner could use."""
+    if opened.num_envs < 0:
+        raise DecodingError("OPENED.num_envs must be 0 or more.", path="num_envs")
+    _check_spec("OPENED", opened.spec)
+    for name in ("observation_space", "action_space"):
+        space_descriptions.check(getattr(opened, name), f"OPENED.{name}")
+        single = getattr(opened, f"single_{name}")
+        if opened.num_envs or single is not None:
+            space_descriptions.check(single, f"OPENED.single_{name}")
+
+
+def _check_spec(kind: str, spec: dict[str, object]) -> None:
+    if not all(type(name) is str for name in spec):
+        raise DecodingError(f"The names in {kind}.spec must be text.", path="spec")
+    if type(spec.get("id", "")) is not str:
+        raise DecodingError(f"{kind}.spec['id'] must be text.", path="spec")
+
+
+def _checked(offer: Offer) -> Offer:
+    """Return an offer with its digest. Raises DecodingError if a field is wrong."""
     if not 0 <= offer.capacity <= MAX_SLOTS:
         raise DecodingError(
             f"OFFER.capacity of {offer.address!r} must be from 0 to {MAX_SLOTS}.", path="capacity"
@@ -92,6 +115,21 @@ def _check_fields(offer: Offer) -> None:
                 f"{MAX_TEXT}.",
                 path=name,
             )
+    if not offer.env_id:
+        raise DecodingError(f"OFFER.env_id of {offer.address!r} is empty.", path="env_id")
+    _check_spec("OFFER", offer.spec)
+    spaces = (offer.observation_space, offer.action_space)
+    for name, space in zip(("observation_space", "action_space"), spaces, strict=True):
+        space_descriptions.check(space, f"OFFER.{name}")
+    if not offer.digest:
+        return replace(offer, digest=space_descriptions.digest(offer.env_id, *spaces))
+    if len(offer.digest) != space_descriptions.DIGEST_SIZE:
+        raise DecodingError(
+            f"OFFER.digest of {offer.address!r} has {len(offer.digest)} bytes. It must have "
+            f"{space_descriptions.DIGEST_SIZE}, or none: the broker then computes it.",
+            path="digest",
+        )
+    return offer
 
 
 def _check_owner(tables: Tables, peer: Peer, offer: Offer) -> None:

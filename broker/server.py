@@ -280,6 +280,8 @@ class Server:
             else:
                 core.link_down(event.fd)
         self._deliver(core.expire(now))
+        for rid in self._router.take_multipart():
+            self._deliver(core.multipart(rid, now))
         self._hang_up(now)
         for fd in core.learners_to_check(now):
             idle_s = self._router.idle_s(fd)

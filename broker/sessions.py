@@ -8,10 +8,12 @@ from gymwire.broker import directory
 from gymwire.broker.connections import Connections
 from gymwire.broker.events import Send
 from gymwire.broker.journal import Drop, Journal, Loss
+from gymwire.broker.offers import check_opened
 from gymwire.broker.quotas import Quotas
 from gymwire.broker.recovery import REJOIN_S, SessionRecovery
 from gymwire.broker.refusals import (
     ASK_OPERATOR,
+    MAX_WHY,
     NOT_YOURS,
     Refusal,
     RetryLater,
@@ -22,8 +24,8 @@ from gymwire.broker.refusals import (
 from gymwire.broker.shares import Shares
 from gymwire.broker.tables import Peer, Session, Tables
 from gymwire.protocol.address import Address, parse_address
-from gymwire.protocol.codec import KIND_AT, Header, read_header
-from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.codec import KIND_AT, MAX_CONTROL, PLAIN, Header, read_header
+from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import (
     NONCE_SIZE,
     BusyReason,
@@ -31,6 +33,7 @@ from gymwire.protocol.messages import (
     Gone,
     Kind,
     Open,
+    Opened,
     Resume,
     Resumed,
     Role,
@@ -156,11 +159,28 @@ class Sessions:
             self._journal.drop(loop.rid, Drop.NOT_AWAITED)
             return []
         session.unanswered_opens -= 1
+        if len(data) <= MAX_CONTROL:  # decoding a larger one would hold up the other peers
+            try:
+                _check_opened(header, data)
+            except GymwireError as error:
+                return self._refuse_opened(session, header.seq, error)
         if not session.is_open:
             self._tables.open(session)
             self._journal.sessions_opened += 1
             self._journal.note("session opened", **session.facts)
         return [Send(session.learner.rid, data)]
+
+    def _refuse_opened(self, session: Session, seq: int, error: GymwireError) -> list[Send]:
+        """End a session whose OPENED is malformed; give both sides the reason."""
+        reason = f"the env agent on {session.loop.host} sent a malformed OPENED: {error}"
+        self.drop(session, Loss.AGENT_FAULT)
+        event = "session lost" if session.is_open else "session refused"
+        self._journal.note(event, **session.facts, why=reason[:MAX_WHY])
+        refusal = Refusal(Code.OPEN_FAILED, f"No session at {session.address!r}: {reason}")
+        sends = [Send.message(session.loop.rid, Gone(reason), session.sid)]
+        if session.learner is not None:
+            sends.append(reply_to(self._journal, session.learner.rid, refusal, session.sid, seq))
+        return sends
 
     def announced(self, loop: Peer, row: object, now: float) -> list[Send]:
         """Take over a session that a serving loop lists in HELLO.
@@ -313,6 +333,13 @@ def path_fault(session: Session) -> str:
         f"{MAX_LOSSES} times during one request, although both are running. The path between them "
         f"may lose large packets, as behind a tunnel with a wrong MTU"
     )
+
+
+def _check_opened(header: Header, data: bytes | memoryview) -> None:
+    """Raise GymwireError if OPENED cannot be decoded, or has a wrong field."""
+    message = PLAIN.decode(data, header)
+    assert isinstance(message, Opened)
+    check_opened(message)
 
 
 def _may_bind(session: Session, peer: Peer) -> bool:

@@ -60,6 +60,7 @@ class Peer:
     attach_token: bytes = b""  # proves that a local channel is this peer's; b"": not allowed one
     capabilities: frozenset[str] = frozenset()  # those that it shares with this broker
     pid: int = 0  # of its process, as it says; 0: unknown
+    offer_refused: bool = False  # its last offer, which the log says once
     agent_id: str = ""  # names the env agent of a loop with offers to people
 
     @property

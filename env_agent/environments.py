@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,7 @@ from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.runners.in_loop import InLoopRunner
-from gymwire.protocol import spaces, values
+from gymwire.protocol import space_descriptions, spaces
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import EnvKind, Offer, Open
 
@@ -89,7 +88,7 @@ class Environments:
         self._warn_of_foreign_spaces(service.address, found)
         env_id = found.spec["id"]
         # The digest is that of the whole spaces: all env agents of a pool must share them.
-        digest = hashlib.sha256(values.encode([env_id, observation, action])).digest()
+        digest = space_descriptions.digest(env_id, observation, action)
         return Offer(
             address=service.address,
             env_id=env_id,

@@ -60,6 +60,7 @@ _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 RECEIVE_BYTES = 1024 * 1024 * 1024
 MIN_MARK = 16
 MAX_MARK = 1000
+MAX_MULTIPART = 100  # senders of multipart messages to remember
 
 _domains = itertools.count(1)
 
@@ -158,6 +159,7 @@ class Router:
         self._backlogs = Backlogs()
         self._inflow = Inflow(2 * max_message)
         self._suspects = self._inflow.suspects
+        self._multipart: set[bytes] = set()
         self._monitor = Monitor(socket, listens=True)
         self.urls: list[str] = []
         for url in checked:
@@ -180,7 +182,7 @@ class Router:
     def receive(self, wait: bool = True) -> Received | None:
         """Return the next frame, or None after a tick (without `wait`: at once) without one.
 
-        It drops multipart messages.
+        It skips multipart messages, see `take_multipart`.
         """
         bare = self._bare
         try:
@@ -193,10 +195,20 @@ class Router:
             while frame.more:
                 frame = _recv(bare, 0, False)
             self._inflow.heard(fd_of(frame))
+            if len(self._multipart) < MAX_MULTIPART:
+                self._multipart.add(rid)
             return None
         if self._suspects:
             self._inflow.heard(fd_of(frame))
         return rid, frame, frame.bytes if len(frame) < KEEP else frame.buffer
+
+    def take_multipart(self) -> set[bytes]:
+        """Return who has sent messages of several parts since the last call: MAX_MULTIPART peers.
+
+        Such messages are not read.
+        """
+        taken, self._multipart = self._multipart, set()
+        return taken
 
     def send(self, rid: bytes, frame: bytes | bytearray | memoryview | Origin) -> Delivery:
         """Send one frame to the peer with this routing id, now or not at all.

@@ -26,6 +26,7 @@ from gymwire.protocol.messages import (
 
 M = TypeVar("M", bound=Message)
 LEASE_S = 30.0
+DISCRETE = [["Discrete", "<i8", 2, 0]]
 STARTED = 1000.0
 LONG_AFTER_START = STARTED + 100.0  # long after the time in which agents announce themselves
 
@@ -176,13 +177,14 @@ class Broker:
 
 
 def offer(address: str, capacity: int = 4, digest: bytes = b"d") -> Offer:
-    """Return an offer of an environment without spaces."""
-    return Offer(address, "CartPole-v1", None, None, {}, {}, capacity, digest)
+    """Return an offer of an environment with two actions. `digest`: its first bytes."""
+    digest = digest.ljust(32, b".")
+    return Offer(address, "CartPole-v1", DISCRETE, DISCRETE, {}, {}, capacity, digest)
 
 
 def opened() -> Opened:
-    """Return OPENED of an environment without spaces."""
-    return Opened(None, None, None, None, {}, {}, None, 0, {}, "")
+    """Return OPENED of the same environment."""
+    return Opened(DISCRETE, DISCRETE, None, None, {}, {}, None, 0, {}, "")
 
 
 def limited_broker(env: bytes, learner: bytes, **limits: float) -> Broker:

@@ -341,8 +341,8 @@ def test_only_a_learner_opens_and_only_an_env_agent_offers(broker: Broker) -> No
     ("other", "difference"),
     [
         ({"env_id": "Taxi-v3"}, "in its id. "),
-        ({"observation_space": ["Discrete", 3, 0]}, "in its observation space. "),
-        ({"env_id": "x", "action_space": [1]}, "in its id and action space. "),
+        ({"observation_space": [["Discrete", "<i8", 3, 0]]}, "in its observation space. "),
+        ({"env_id": "x", "action_space": [["MultiBinary", 2]]}, "in its id and action space. "),
         ({}, "in its digest: the versions of gymwire may differ. "),
     ],
 )

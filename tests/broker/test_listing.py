@@ -28,7 +28,7 @@ from gymwire.protocol.messages import (
     Welcome,
 )
 from gymwire.protocol.process_slots import MAX_SLOTS
-from tests.broker.harness import Broker, only
+from tests.broker.harness import DISCRETE, Broker, only
 
 ENV, LEARNER, OLD = b"\x01env", b"\x01learner", b"\x01old"
 KEY = b"k" * 40
@@ -37,12 +37,12 @@ KEY = b"k" * 40
 def an_offer(address: str, size: int = 0, **changes: Any) -> Offer:
     fields: dict[str, Any] = {
         "env_id": "X-v0",
-        "observation_space": None,
-        "action_space": None,
+        "observation_space": DISCRETE,
+        "action_space": DISCRETE,
         "spec": {},
         "metadata": {"text": "x" * size},
         "capacity": 4,
-        "digest": b"d",
+        "digest": b"d" * 32,
         **changes,
     }
     return Offer(address, **fields)
@@ -248,7 +248,7 @@ def test_an_entry_has_what_the_protocol_says() -> None:
     assert entry == {
         "address": "a",
         "env_id": "X-v0",
-        "action_space": None,
+        "action_space": DISCRETE,
         "capacity": 4,
         "used": 0,
         "host": "host",

@@ -23,6 +23,7 @@ from gymwire.protocol.messages import (
     Code,
     Error,
     Open,
+    Opened,
     Percept,
     Ping,
     Progress,
@@ -179,6 +180,11 @@ def test_sessions_are_lost_for_a_reason() -> None:
         broker.say(LEARNER, Ping(), sid, 1, key=other)
         broker.now += SETTLED_S
     broker.say(LEARNER, Stop(), opened(), 1, key=other)
+    nonce = b"o" * 16
+    broker.open(LEARNER, key=other, env_key=key, nonce=nonce)
+    [again] = broker.say(LEARNER, Open("cartpole", nonce), seq=1, key=other)
+    malformed = Opened(None, None, None, None, {}, {}, None, 0, {}, "")
+    broker.say(env, malformed, again.header.sid, 1, key=key)
     opened()
     broker.say(env, Bye(), key=key)
     losses = [value for name, value in vars(Loss).items() if name.isupper()]

@@ -52,6 +52,7 @@ from gymwire.protocol.security import zap
 from gymwire.protocol.space_codecs import NOT_COMPACT
 from gymwire.protocol.step_codec import compile_steps
 from gymwire.protocol.transport.stream import Stream
+from tests.broker.harness import DISCRETE
 from tests.hostile_values import HOSTILE, ext
 from tests.space_zoo import ZOO
 
@@ -80,9 +81,9 @@ def _frames() -> list[bytes]:
         Welcome(1, "x", "", 1000, 30.0, "unix:///x", b"t"),
         Attach(b"t" * 16),
         Attached(),
-        Offer("cartpole", "CartPole-v1", None, None, {}, {"a": 1}, 3, b"d"),
+        Offer("cartpole", "CartPole-v1", DISCRETE, DISCRETE, {}, {"a": 1}, 3, b"d" * 32),
         Open("cartpole", NONCE, None, {"a": [1, 2.5]}, 0, "", False),
-        Opened(None, None, None, None, {}, {}, None, 0, {}, ""),
+        Opened(DISCRETE, DISCRETE, None, None, {}, {}, None, 0, {}, ""),
         Resume(NONCE, take_over=True),
         Find("cartpole"),
         Find("", ["cartpole", 0]),

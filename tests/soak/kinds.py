@@ -36,6 +36,7 @@ from gymwire.protocol.messages import (
     Reset,
     Role,
 )
+from tests.broker.harness import DISCRETE
 from tests.soak.place import CARTPOLE, SLOW, Place
 
 ANSWER_S = 2.0  # how long a hostile peer waits for an answer before it begins again
@@ -178,7 +179,8 @@ def colliding_map(entries: int) -> bytes:
 
 def offer(address: str, size: int = 0) -> Offer:
     """Return an offer with `size` bytes of metadata."""
-    return Offer(address, "x", None, None, {}, {"x": bytes(size)} if size else {}, 4, b"d")
+    metadata = {"x": bytes(size)} if size else {}
+    return Offer(address, "x", DISCRETE, DISCRETE, {}, metadata, 4, b"")
 
 
 # --- work -----------------------------------------------------------------------------------------
@@ -236,7 +238,8 @@ def colliding_details(place: Place, name: str) -> Pauses:
         agent.wait_for(Kind.OFFERED)
         learner.say(Open("m/details", os.urandom(16)))
         header, _ = agent.wait_for(Kind.OPEN)
-        agent.say(Opened(None, None, None, None, {}, {}, None, 0, {}, ""), header.sid, header.seq)
+        opened = Opened(DISCRETE, DISCRETE, None, None, {}, {}, None, 0, {}, "")
+        agent.say(opened, header.sid, header.seq)
         while True:
             agent.send(framed(Kind.ERROR, body, header.sid, 1))
             agent.drain()

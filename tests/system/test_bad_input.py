@@ -430,6 +430,17 @@ def test_garbage_in_a_frame_is_answered_and_has_no_effect_on_others(
         env.step(0)
 
 
+def test_a_message_of_several_parts_is_answered(broker: str) -> None:
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.linger = 0
+        peer.connect(broker)
+        peer.send_multipart([b"three", b"frames", b"here"])
+        assert peer.poll(PATIENCE_MS)
+        error = PLAIN.decode(peer.recv())
+    assert isinstance(error, Error)
+    assert "exactly one part" in error.text
+
+
 def test_a_listener_that_is_not_a_broker_is_an_error() -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as silent,

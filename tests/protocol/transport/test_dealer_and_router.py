@@ -86,6 +86,8 @@ def test_a_multipart_message_is_dropped_whole(router: Router, frames: int) -> No
         raw.send(b"good")
         received = receive(router)
     assert (received[0], received[2]) == (b"\x01raw", b"good")
+    assert router.take_multipart() == {b"\x01raw"}
+    assert router.take_multipart() == set()
 
 
 def test_at_a_dealer_the_parts_of_a_message_are_frames(router: Router, dealer: Dealer) -> None:
