@@ -12,6 +12,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+from gymnasium.envs.registration import EnvSpec
 from gymnasium.error import DependencyNotInstalled
 from gymnasium.utils.env_checker import check_env
 from numpy.typing import NDArray
@@ -24,9 +25,11 @@ from gymwire.cli.extras import install_line
 from gymwire.cli.output import Json, Output
 from gymwire.cli.terminal import printable
 from gymwire.learner_agent.client.timings import Timings
-from gymwire.protocol.errors import EnvironmentFailed, GymwireError, NoFreeSlot
+from gymwire.protocol.errors import AttributeDenied, EnvironmentFailed, GymwireError, NoFreeSlot
 
 MEASURED_S = 10.0  # each measurement ends after this time, whatever --steps says
+UNCHECKED = "not checked: "
+NO_GENERATOR = f"{UNCHECKED}the random generator, since the env agent exposes none"
 MISSING_PACKAGE = "DependencyNotInstalled"  # Gymnasium's error
 
 PARTS = {
@@ -84,6 +87,39 @@ def command(options: Options, output: Output) -> int:
     return 0
 
 
+class WithGenerator(gymnasium.Wrapper[Any, Any, Any, Any]):
+    """An environment without a random generator, and one for Gymnasium's checker to look at.
+
+    The checker demands a generator of numpy. Those in other languages have none.
+    """
+
+    def __init__(self, env: Env) -> None:
+        super().__init__(env)
+        self._generator = np.random.default_rng()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Reset the environment; seed the generator, too."""
+        if seed is not None:
+            self._generator = np.random.default_rng(seed)
+        return self.env.reset(seed=seed, options=options)
+
+    @property
+    def unwrapped(self) -> Env:
+        """This wrapper: the checker looks for the generator in it."""
+        return self
+
+    @property
+    def spec(self) -> EnvSpec | None:  # type: ignore[override]
+        """The spec of the environment alone."""
+        return self.env.spec
+
+    @property
+    def _np_random(self) -> np.random.Generator:  # type: ignore[override]
+        return self._generator
+
+
 # --- the checker ----------------------------------------------------------------------------------
 
 
@@ -94,7 +130,11 @@ def judge(env: Env) -> Verdict:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            unchecked = _check(env)
+            if _has_generator(env):
+                unchecked = _check(env)
+            else:
+                rest = _check(WithGenerator(env)).removeprefix(UNCHECKED)
+                unchecked = f"{NO_GENERATOR}; {rest}" if rest else NO_GENERATOR
         except EnvironmentFailed as error:
             failure = error
         except GymwireError:
@@ -104,6 +144,14 @@ def judge(env: Env) -> Verdict:
     plain = (Text.from_ansi(str(warning.message)).plain for warning in caught)
     complaints = dict.fromkeys(printable(text).removeprefix("WARN: ") for text in plain)
     return Verdict(failure, list(complaints), unchecked)
+
+
+def _has_generator(env: Env) -> bool:
+    """Return whether the env agent exposes the environment's random generator."""
+    try:
+        return isinstance(env.unwrapped.np_random, np.random.Generator)
+    except AttributeDenied:
+        return False
 
 
 def _check(env: Env) -> str:
@@ -144,7 +192,7 @@ def _print_verdict(verdict: Verdict, output: Output) -> None:
         passed=failure is None,
         failure=facts,
         warnings=list(complaints),
-        not_checked=verdict.unchecked.removeprefix("not checked: ") or None,
+        not_checked=verdict.unchecked.removeprefix(UNCHECKED) or None,
     )
     if failure is None:
         number = f"{len(complaints)} warnings" if len(complaints) != 1 else "1 warning"

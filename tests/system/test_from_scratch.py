@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gymwire import ProxyEnv
+from gymwire.cli.check import judge
 from gymwire.protocol import codec, spaces
 from gymwire.protocol.codec import PLAIN, Codec
 from gymwire.protocol.errors import AttributeDenied, EnvironmentFailed, NoFreeSlot
@@ -84,6 +85,14 @@ def test_an_episode_is_what_the_corridor_says(broker: str) -> None:
         assert observation[0] == max(0.0, start[0] - 1)
         assert (reward, terminated, truncated, info) == (0.0, False, False, {})
         assert walk_right(env) == 10 - observation[0]
+
+
+def test_check_passes_for_an_agent_without_a_random_generator(broker: str) -> None:
+    with corridor(broker) as env:
+        verdict = judge(env)
+    assert verdict.failure is None
+    assert verdict.unchecked.startswith("not checked: the random generator")
+    assert verdict.unchecked.count("not checked") == 1
 
 
 def test_a_seed_repeats_an_episode(broker: str) -> None:
