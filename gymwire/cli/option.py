@@ -26,6 +26,7 @@ class Option:
         repeats: the option may be given several times; the variable holds several values with
             spaces between them.
         positional: the value may also be given as an argument without the option's name.
+        own_variable: the variable, where another option of the same name takes GYMWIRE_NAME.
         internal: for gymwire's own processes: in no help, and without a variable.
     """
 
@@ -39,6 +40,7 @@ class Option:
     short: str = ""
     repeats: bool = False
     positional: bool = False
+    own_variable: str | None = None
     internal: bool = False
 
     @property
@@ -49,4 +51,6 @@ class Option:
     @property
     def variable(self) -> str | None:
         """The name of the environment variable."""
-        return None if self.internal else "GYMWIRE_" + self.keyword.removesuffix("_s").upper()
+        if self.internal:
+            return None
+        return self.own_variable or "GYMWIRE_" + self.keyword.removesuffix("_s").upper()

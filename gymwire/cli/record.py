@@ -119,6 +119,8 @@ def _record(options: Options, path: Path, output: Output) -> None:
 
 
 def _save(collector: object, options: Options, path: Path) -> None:
+    # Minari would save the steps of an episode that was interrupted as an episode.
+    vars(collector)["_buffer"] = None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it wants an author, a permalink and so on
         collector.create_dataset(  # type: ignore[attr-defined]

@@ -21,6 +21,7 @@ RECORDED_OPTIONS = (
         kind=kinds.TEXT,
         commands=PLAYERS,
         metavar="POLICY",
+        own_variable="GYMWIRE_PLAYER",  # GYMWIRE_POLICY is the file of a broker
         help="what chooses the actions: module:NAME or ./file.py:NAME of a function or class, or "
         "the .zip file of a saved Stable-Baselines3 model. Both run code (a model is a pickle): "
         "use only what you trust (default: random actions)",

@@ -147,6 +147,12 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self.spec: EnvSpec | None = options.spec_for(opened.spec)
         self._is_made = True  # last: from now on, other names are refused
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether the env agent's operator records any of the sessions."""
+        group = self._group
+        return any(group[i].opened.limits.get("recorded") is True for i in range(len(group)))
+
     def _open(self) -> None:
         """Connect and open all sessions."""
         truncates = self._options.on_lost == "truncate"

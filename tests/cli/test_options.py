@@ -54,6 +54,15 @@ def test_names_follow_from_the_keyword() -> None:
     }
 
 
+def test_an_option_of_other_meaning_has_a_variable_of_its_own() -> None:
+    variables = {
+        (option.option, *option.commands): option.variable
+        for option in OPTIONS
+        if option.option == "--policy"
+    }
+    assert len(variables) == len({*variables.values()}) == 2
+
+
 def test_each_option_has_a_help_a_panel_and_a_metavar() -> None:
     for option in OPTIONS:
         assert option.help, option

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 from collections.abc import Iterator
@@ -48,6 +49,27 @@ def url(programs: Programs) -> str:
 def load(path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv(record.FOLDER_VARIABLE, str(path.parent))
     return importlib.import_module("minari").load_dataset(path.name)
+
+
+@needs_minari
+def test_an_interrupted_episode_is_not_saved(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, policy = tmp_path / "pole-left-v0", tmp_path / "left.py"
+    policy.write_text(
+        "import itertools\n"
+        "count = itertools.count()\n"
+        "def left(observation):\n"
+        "    if next(count) == 22:  # in the third episode; each has 8 to 11 steps\n"
+        "        raise KeyboardInterrupt\n"
+        "    return 0\n"
+    )
+    arguments = ("--seed", "7", "--out", str(path), "--policy", f"{policy}:left")
+    with contextlib.suppress(KeyboardInterrupt):
+        call(Screen(), "record", "pole", "--broker", url, *arguments)
+    episodes = [*load(path, monkeypatch).iterate_episodes()]
+    assert len(episodes) == 2
+    assert all(episode.terminations[-1] for episode in episodes)
 
 
 @needs_minari

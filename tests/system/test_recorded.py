@@ -47,6 +47,7 @@ def test_episodes_are_recorded_wherever_they_run(
         for env, seed in ((one, 5), (other, 6), (one, None)):
             seen.append(play(env, seed, 5))
     with ProxyVectorEnv("cart", 3, url) as vector:
+        assert vector.is_recorded
         vector.reset(seed=7)
         vector.step(np.array([0, 1, 0]))
     agent.stop()
@@ -69,6 +70,8 @@ def test_a_session_that_is_not_recorded_says_so(broker_url: str, programs: Progr
     programs.env_agent(broker_url, "unrecorded", "CartPole-v1")
     with ProxyEnv("unrecorded", broker_url, wait_s=20) as env:
         assert not env.is_recorded
+    with ProxyVectorEnv("unrecorded", 2, broker_url) as vector:
+        assert not vector.is_recorded
 
 
 def test_the_episodes_of_a_killed_env_agent(programs: Programs, tmp_path: Path) -> None:
