@@ -22,13 +22,14 @@ from pydantic import WithJsonSchema
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
 
+from gymwire.gateway import proxies
 from gymwire.gateway.app import Door, Gateway
 from gymwire.gateway.pictures import is_picture, png, render_mode
 from gymwire.gateway.proxies import Player, open_proxy, spaces_at
 from gymwire.gateway.tokens import Visitor
 from gymwire.gateway.visitor_apps import VisitorApps
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
-from gymwire.protocol.json_values import from_json, schema_of, to_json
+from gymwire.protocol.json_values import schema_of, to_json
 
 
 def door(addresses: Sequence[str]) -> Door:
@@ -129,15 +130,7 @@ def _add_tools(server: FastMCP[Player], action_space: Space[Any], mode: str | No
         """Run one step of the episode with this action."""
 
         def use(env: ProxyEnv) -> Any:
-            chosen = from_json(env.action_space, action, "action")
-            observation, reward, terminated, truncated, info = env.step(chosen)
-            told = {
-                "reward": to_json(float(reward)),
-                "terminated": bool(terminated),
-                "truncated": bool(truncated),
-                "info": to_json(info),
-            }
-            return _shown(env.observation_space, observation, told)
+            return _shown(env.observation_space, *proxies.act(env, action))
 
         return await _player_of(ctx).run(use)
 

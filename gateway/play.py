@@ -18,10 +18,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from gymwire.gateway.access import visitor_of
 from gymwire.gateway.app import Gateway
 from gymwire.gateway.pictures import is_picture, png, render_mode
-from gymwire.gateway.proxies import Player, open_proxy, spaces_at
+from gymwire.gateway.proxies import Player, act, open_proxy, spaces_at
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol.errors import GymwireError
-from gymwire.protocol.json_values import JsonMismatch, from_json, schema_of, to_json
+from gymwire.protocol.json_values import JsonMismatch, schema_of, to_json
 
 
 async def play(gateway: Gateway, socket: WebSocket) -> None:
@@ -61,18 +61,12 @@ def _do(request: Any, env: ProxyEnv) -> dict[str, Any]:
     match request:
         case {"reset": dict(given)}:
             observation, info = env.reset(seed=given.get("seed"))
-            told: dict[str, Any] = {"step": 0}
+            told: dict[str, Any] = {"step": 0, "info": to_json(info)}
         case {"act": given}:
-            action = from_json(env.action_space, given, "action")
-            observation, reward, terminated, truncated, info = env.step(action)
-            told = {
-                "reward": to_json(float(reward)),
-                "terminated": bool(terminated),
-                "truncated": bool(truncated),
-            }
+            observation, told = act(env, given)
         case _:
             raise JsonMismatch('A request is {"reset": {"seed": …}} or {"act": …}.')
-    return told | _shown(env, observation) | {"info": to_json(info)}
+    return told | _shown(env, observation)
 
 
 def _shown(env: ProxyEnv, observation: Any) -> dict[str, Any]:

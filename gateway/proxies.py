@@ -14,6 +14,7 @@ from gymwire.gateway.tokens import Visitor
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol import spaces
 from gymwire.protocol.errors import AddressUnknown
+from gymwire.protocol.json_values import from_json, to_json
 
 Result = TypeVar("Result")
 
@@ -22,6 +23,21 @@ def open_proxy(gateway: Gateway, visitor: Visitor, address: str, **options: Any)
     """Open a session for a visitor, in the thread that will use it. Raises what ProxyEnv does."""
     known = gateway.credentials(visitor)
     return ProxyEnv(address, gateway.broker, timeout_s=TIMEOUT_S, **known, **options)
+
+
+def act(env: ProxyEnv, given: Any) -> tuple[Any, dict[str, Any]]:
+    """Run one step with an action in JSON; return the observation, and the rest of it in JSON.
+
+    Raises JsonMismatch for an action that is not in its space, and what `step` raises.
+    """
+    action = from_json(env.action_space, given, "action")
+    observation, reward, terminated, truncated, info = env.step(action)
+    return observation, {
+        "reward": to_json(float(reward)),
+        "terminated": bool(terminated),
+        "truncated": bool(truncated),
+        "info": to_json(info),
+    }
 
 
 def spaces_at(
