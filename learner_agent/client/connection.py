@@ -539,7 +539,7 @@ class BrokerConnection:
             session.paths.close_direct()
         self._sessions.clear()
         if goodbye and not self._said_bye:
-            self.link.send(PLAIN.encode(Bye("done")))
+            self.link.send_last(PLAIN.encode(Bye("done")))
             self._said_bye = True
         self.link.close(linger_s=0.5)
         _OPEN.discard(self)

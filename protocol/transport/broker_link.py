@@ -126,6 +126,12 @@ class BrokerLink:
             for frame in frames:
                 self.send(frame)
 
+    def send_last(self, frame: Frame) -> None:
+        """Send a frame before `close`: over ZeroMQ if the local channel has ended or is full."""
+        if not self.send(frame):
+            self._drop_channel()
+            self.send(frame)
+
     # --- the rest of a transport ------------------------------------------------------------------
 
     def link_events(self) -> list[LinkEvent]:

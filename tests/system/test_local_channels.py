@@ -256,6 +256,29 @@ def test_close_sent_before_leaving_is_delivered(programs: Programs) -> None:
                 assert time.monotonic() - began < 5.0  # the lease is 30
 
 
+def test_closing_after_an_interrupted_step_frees_the_slot(programs: Programs) -> None:
+    """The interrupt ends the local channel, so BYE leaves over ZeroMQ."""
+    _, url = programs.broker()
+    agent = programs.env_agent(url, "--address", "slow", "--env", "tests.odd_envs:Slow")
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    former = signal.signal(signal.SIGALRM, interrupt)
+    env = ProxyEnv("slow", url, direct="never")
+    try:
+        env.reset()
+        assert local_channel_of(env) is not None
+        with pytest.raises(KeyboardInterrupt):
+            signal.setitimer(signal.ITIMER_REAL, 0.05)
+            env.step(1)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, former)
+        env.close()
+    assert agent.wait_for("session lost")["why"] == "the learner has left"
+
+
 # --- with keys ------------------------------------------------------------------------------------
 
 
