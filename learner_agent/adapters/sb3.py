@@ -114,6 +114,8 @@ class ProxyVecEnv(VecEnv):
         if isinstance(space, spaces.Dict | spaces.Tuple):
             out: Any = create_empty_array(space, self.num_envs)
             actions = concatenate(space, actions, out)
+        elif isinstance(self._vector.action_space, spaces.Dict):  # of a class derived from Dict
+            actions = _batched(self._vector.action_space, actions)
         self._vector.step_async(actions)
 
     def step_wait(self) -> tuple[Any, NDArray[Any], NDArray[Any], list[dict[Any, Any]]]:
@@ -244,6 +246,13 @@ class ProxyVecEnv(VecEnv):
     def _numbers(self, indices: Indices) -> list[int]:
         # As in a DummyVecEnv, where they index a list: -1 is the last environment.
         return [range(self.num_envs)[one] for one in self._get_indices(indices)]
+
+
+def _batched(space: spaces.Space[Any], actions: Iterable[Any]) -> Any:
+    """Batch actions for this space of a vector, whose single space only the env agent knows."""
+    if isinstance(space, spaces.Dict):
+        return {key: _batched(part, [one[key] for one in actions]) for key, part in space.items()}
+    return tuple(actions) if space.dtype is None else np.array(actions, space.dtype)
 
 
 def _holds_objects(value: Any) -> bool:

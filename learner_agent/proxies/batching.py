@@ -1,8 +1,9 @@
 """Split batches over the sessions of a vector, and join observations and infos again.
 
-Functions that need to know how values are batched take the space of a single environment. As in
-Gymnasium, Dict and Tuple batch each of their parts; Text, Sequence, Graph, OneOf and spaces that
-are not Gymnasium's own are batched as a tuple; every other space is batched as an array.
+Functions that need to know how values are batched take the space of a single environment, or what
+`layout` returns. As in Gymnasium, Dict and Tuple batch each of their parts; Text, Sequence, Graph,
+OneOf and spaces that are not Gymnasium's own are batched as a tuple; every other space is batched
+as an array.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from gymwire.protocol.errors import BatchSizeError
 from gymwire.protocol.remote_space import RemoteSpace
+from gymwire.protocol.spaces import build
 from gymwire.protocol.vector_infos import Casts
 
 _CUSTOM = (spaces.Text, spaces.Sequence, spaces.Graph, spaces.OneOf, RemoteSpace)
@@ -30,6 +32,20 @@ def slices(num_envs: int, sessions: int) -> list[slice]:
     each, more = divmod(num_envs, sessions)
     stops = [each * i + min(i, more) for i in range(sessions + 1)]
     return [slice(start, stop) for start, stop in pairwise(stops)]
+
+
+def layout(single: Space[Any], batch: Sequence[Any]) -> Space[Any]:
+    """Return a space that batches as `single` does: itself, if the learner knows its parts.
+
+    The parts of a class derived from Dict show only in `batch`, the description of its batch.
+    """
+    return _unbatched(build(batch)) if isinstance(single, RemoteSpace) else single
+
+
+def _unbatched(batch: Space[Any]) -> Space[Any]:
+    if isinstance(batch, spaces.Dict):
+        return spaces.Dict({key: _unbatched(part) for key, part in batch.items()})
+    return RemoteSpace("", "") if isinstance(batch, spaces.Tuple) else batch
 
 
 def check_size(space: Space[Any], actions: Any, num_envs: int, path: str = "actions") -> None:

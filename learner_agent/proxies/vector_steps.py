@@ -45,6 +45,8 @@ class VectorSteps:
         self.single_action_space = spaces.build(
             opened.single_action_space, root="single_action_space", calls=calls
         )
+        self._actions = batching.layout(self.single_action_space, opened.action_space)
+        self._observation = batching.layout(self.single_observation_space, opened.observation_space)
         self._group = group
         self._is_single = single_request and len(group) == 1
         self._observations: list[Any] = [None] * len(group)  # the last one of each session
@@ -106,7 +108,7 @@ class VectorSteps:
             infos[i], casts[i] = vector_infos.from_wire(status.info)
         if len(group) == 1:
             return self._observations[0], infos[0]
-        observation = batching.join(self.single_observation_space, self._observations)
+        observation = batching.join(self._observation, self._observations)
         return observation, batching.join_infos(infos, group.sizes, casts)
 
     def step(self, actions: Any, timeout_s: float | None) -> VectorStep:
@@ -120,7 +122,7 @@ class VectorSteps:
         """Run one step of a vector in one session: the fast path."""
         if self._awaited or self._received:
             self.check_idle()
-        batching.check_size(self.single_action_space, actions, self._group.num_envs)
+        batching.check_size(self._actions, actions, self._group.num_envs)
         step = self._group.step(actions, timeout_s)
         self._observations[0] = step[0]
         return step
@@ -138,7 +140,7 @@ class VectorSteps:
         """Send the actions of a vector in one session: the fast path."""
         self._group.check(Kind.ACT)
         self.check_idle()
-        batching.check_size(self.single_action_space, actions, self._group.num_envs)
+        batching.check_size(self._actions, actions, self._group.num_envs)
         self._begun = call
         steps_ahead.send_step(self._group[0], actions)
         self._awaited, self._stepping = [0], True
@@ -153,7 +155,7 @@ class VectorSteps:
         group.check(Kind.ACT)
         if self._begun != call:
             self.check_idle()
-        batching.check_size(self.single_action_space, actions, group.num_envs)
+        batching.check_size(self._actions, actions, group.num_envs)
         self._begun = call
         if len(group) == 1:
             if not self._stepping:
@@ -213,7 +215,7 @@ class VectorSteps:
         if self._stepping:
             raise MoveError("A step of all environments is in progress: call step_wait() first.")
         places = batching.split_ids(env_ids, self._group.slices)
-        batching.check_size(self.single_action_space, actions, sum(map(len, places.values())))
+        batching.check_size(self._actions, actions, sum(map(len, places.values())))
         for i in places:
             if i in self._awaited or i in self._received:
                 raise MoveError(
@@ -232,7 +234,7 @@ class VectorSteps:
         if not self._stepping:
             self._group.prepare_steps(places)
         for i, part in places.items():
-            self._group.begin_step(i, batching.take(self.single_action_space, actions, part))
+            self._group.begin_step(i, batching.take(self._actions, actions, part))
 
     def receive(self, min_envs: int, timeout_s: float | None) -> VectorStep:
         """Wait until `min_envs` environments have stepped; return all that have."""
@@ -282,7 +284,7 @@ class VectorSteps:
             return one.observation, one.reward, one.terminated, one.truncated, read[0][0]
         infos, casts = zip(*read, strict=True)
         return (
-            batching.join(self.single_observation_space, [part.observation for part in parts]),
+            batching.join(self._observation, [part.observation for part in parts]),
             np.concatenate([part.reward for part in parts]),
             np.concatenate([part.terminated for part in parts]),
             np.concatenate([part.truncated for part in parts]),

@@ -114,7 +114,6 @@ OTHERS = {
     "test_subproc_start_method": "of another class",
     "test_vecenv_func_checker": "whether the functions in the list make different environments",
     "test_framestack_vecenv": "steps before the first reset, which is an error here",
-    "test_vecenv_dict_spaces": "actions of a class derived from Dict, whose batches differ, fail",
 }
 globals().update(
     {

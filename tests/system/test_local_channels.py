@@ -269,8 +269,8 @@ def test_closing_after_an_interrupted_step_frees_the_slot(programs: Programs) ->
     try:
         env.reset()
         assert local_channel_of(env) is not None
+        signal.setitimer(signal.ITIMER_REAL, 0.05)
         with pytest.raises(KeyboardInterrupt):
-            signal.setitimer(signal.ITIMER_REAL, 0.05)
             env.step(1)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)

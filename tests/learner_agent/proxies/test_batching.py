@@ -6,17 +6,30 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium.spaces import Box, Dict, Discrete, Text, Tuple
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Text, Tuple
 from gymnasium.vector import VectorEnv
 
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.learner_agent.proxies import batching
-from gymwire.protocol import vector_infos
+from gymwire.protocol import spaces, vector_infos
 from gymwire.protocol.errors import BatchSizeError
+from gymwire.protocol.remote_space import RemoteSpace
 from tests.sameness import assert_same
 
 SPACE = Dict({"a": Discrete(3), "b": Tuple([Box(-1, 1, (2,)), Text(4)])})
 BATCH = {"a": np.arange(3), "b": (np.ones((3, 2), np.float32), ("x", "y", "z"))}
+
+
+def test_a_class_derived_from_dict_is_split_and_joined_by_the_parts_of_its_batch() -> None:
+    batch = Dict({"a": MultiDiscrete([3, 3, 3]), "b": Tuple([Text(4)] * 3)})
+    space = batching.layout(RemoteSpace("lab:Parts", "action_space"), spaces.describe(batch))
+    actions = {"a": np.arange(3), "b": ("x", "y", "z")}
+    batching.check_size(space, actions, 3)
+    parts = [batching.take(space, actions, part) for part in batching.slices(3, 2)]
+    assert_same(parts[1], {"a": np.array([2]), "b": ("z",)})
+    assert_same(batching.join(space, parts), actions)
+    with pytest.raises(BatchSizeError, match=r"actions\['b'\] has 2 actions for 3"):
+        batching.check_size(space, {**actions, "b": ("x", "y")}, 3)
 
 
 def merged(infos: list[dict[str, Any]], cls: type[Any] = VectorEnv) -> tuple[Any, Any]:
