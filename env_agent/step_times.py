@@ -58,6 +58,7 @@ class _Reported:
     steps: int = 0
     is_idle: bool = False  # whether its row said that nothing happens
     counts: dict[int, int] = field(default_factory=dict)  # of the histogram, without zeros
+    total: int = 0  # of these counts
     weights: dict[int, float] = field(default_factory=dict)  # of the latest steps, by their place
 
 
@@ -100,19 +101,19 @@ def _row(one: Running, last: _Reported, now: float) -> list[Any]:
 
 def _update(last: _Reported, times: list[int], kept: float) -> None:
     """Let earlier steps count less, and add those since the last report."""
-    added = {}
-    for index, count in enumerate(times):
-        if count:
-            more = count - last.counts.get(index, 0)
-            if more:
-                added[index] = more
-                last.counts[index] = count
-    if not added:  # the percentiles remain those of the latest steps
+    total = sum(times)
+    if total == last.total:  # the percentiles remain those of the latest steps
         return
+    added = {index: times[index] - count for index, count in last.counts.items()}
+    if last.total + sum(added.values()) != total:  # some took as long as none before
+        added = {i: n - last.counts.get(i, 0) for i, n in enumerate(times) if n}
     weights = {index: weight * kept for index, weight in last.weights.items()}
     for index, more in added.items():
-        weights[index] = weights.get(index, 0.0) + more
+        if more:
+            weights[index] = weights.get(index, 0.0) + more
+            last.counts[index] = times[index]
     last.weights = {index: weight for index, weight in weights.items() if weight >= LEAST}
+    last.total = total
 
 
 def percentiles(weights: Mapping[int, float], shares: Iterable[float]) -> list[float]:
@@ -120,10 +121,10 @@ def percentiles(weights: Mapping[int, float], shares: Iterable[float]) -> list[f
     total, places = sum(weights.values()), sorted(weights)
     found = []
     for share in shares:
-        passed, at = 0.0, 0.0
+        passed, index = 0.0, None
         for index in places:
-            passed, at = passed + weights[index], seconds_at(index)
+            passed += weights[index]
             if passed >= share * total:
                 break
-        found.append(at)
+        found.append(0.0 if index is None else seconds_at(index))
     return found
