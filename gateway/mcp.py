@@ -147,7 +147,8 @@ def _add_tools(server: FastMCP[Player], action_space: Space[Any], mode: str | No
         """
 
         def use(env: ProxyEnv) -> Any:
-            found = env.get_wrapper_attr(name)
+            # getattr would also find what the proxy itself has: __init__, its keys, its token.
+            found = env.__getattr__(name)
             value = found(*(args or ()), **(kwargs or {})) if callable(found) else found
             return {"value": to_json(value)}
 
