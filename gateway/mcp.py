@@ -91,6 +91,7 @@ def _make_server(
         lifespan=lambda _: _player(open_),
         streamable_http_path="/",
         log_level="ERROR",
+        max_sessions=gateway.share,
         # The guard of the gateway has checked Host, Origin and the token.
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
