@@ -79,7 +79,9 @@ def test_the_offers_are_read_once_however_many_addresses_there_are() -> None:
 
     offers = Counted(row(ObservedOffer, name) for name in reversed(names))
     sessions = Counted(row(ObservedSession, name) for name in names)
-    totals = {one.name: {} if "Mapping" in str(one.type) else 1 for one in fields(BrokerTotals)}
+    totals: dict[str, Any] = {
+        one.name: {} if "Mapping" in str(one.type) else 1 for one in fields(BrokerTotals)
+    }
     text = as_text(Observation(BrokerTotals(**totals), offers, sessions)).decode()
     shown = re.findall(r'^gymwire_slots{address="(.*)"} 1.0$', text, re.MULTILINE)
     assert shown == sorted(names)

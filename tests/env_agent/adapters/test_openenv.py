@@ -175,10 +175,12 @@ def bomb(levels: int, width: int) -> dict[str, Any]:
 
 
 def nested(levels: int) -> dict[str, Any]:
-    found: dict[str, Any] = {"type": "boolean"}
-    for _ in range(levels):
-        found = {"type": "object", "properties": {"a": found}}
-    return {"properties": {"push": found}}
+    """Return a schema that is nested deeply, through definitions."""
+    names = [f"D{i}" for i in range(levels)]
+    definitions: dict[str, Any] = {names[-1]: {"type": "boolean"}}
+    for name, below in itertools.pairwise(names):
+        definitions[name] = {"type": "array", "items": {"$ref": f"#/$defs/{below}"}}
+    return {"properties": {"push": {"$ref": "#/$defs/D0"}}, "$defs": definitions}
 
 
 def arrays(*lengths: int) -> dict[str, Any]:
