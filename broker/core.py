@@ -276,7 +276,7 @@ class Core:
             case Observe():
                 return self._operators.observe(peer, sender, header, message, now)
             case Stop():
-                return self._operators.stop(peer, sender, header, message)
+                return self._operators.stop(peer, sender, header, message, now)
         if message is not None:
             return self._answer(peer, header, message, now)
         if header.kind is Kind.OPENED:

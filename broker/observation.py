@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from gymwire.broker import snapshot
 from gymwire.broker.auth import Rights
 from gymwire.broker.directory import pooled_offers_at
 from gymwire.broker.snapshot import BrokerState, OfferState, SessionState
-from gymwire.broker.tables import Session, Tables
+from gymwire.broker.tables import Tables
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Observed
 
 PAGE_ROWS = 100  # offers or sessions in one page
 PAGE_EXAMINED = 1000  # addresses or sessions that a page looks at, most of which may be hidden
+# To group this many loops, or to pass over this many sessions, takes as long as to look at one.
+LOOPS, PASSED = 8, 256
 
 OFFERS, SESSIONS = "offers", "sessions"  # the two parts, in the order of the pages
 
@@ -47,6 +48,7 @@ def _offers(
     tables: Tables, found: Observed, start: str, skip: int, rights: Rights, now: float
 ) -> Page:
     at = bisect.bisect_left(tables.names, start)
+    loops = 0
     for examined, name in enumerate(itertools.islice(tables.names, at, None)):
         if examined == PAGE_EXAMINED:
             found.rest.extend((OFFERS, name, 0))
@@ -55,14 +57,15 @@ def _offers(
             continue
         first = skip if name == start else 0
         pooled = pooled_offers_at(tables, name)
+        loops += sum(len(one.loops) for one in pooled)
         for number, one in enumerate(pooled[first:], first):
             if len(found.offers) == PAGE_ROWS:
                 found.rest.extend((OFFERS, name, number))
-                return Page(found, examined)
+                return Page(found, examined + loops // LOOPS)
             found.offers.append(_offer(snapshot.offer_state(one)))
     if tables.sessions:
         found.rest.extend((SESSIONS, -1, 0))
-    return Page(found, len(tables.names) - at)
+    return Page(found, len(tables.names) - at + loops // LOOPS)
 
 
 def _sessions(
@@ -73,20 +76,19 @@ def _sessions(
     `place`: how many sessions came before the next one, including those that had ended by then.
     Fewer come before it now, by at most the number of those that have ended since then.
     """
-    for examined, (index, session) in enumerate(_from(tables, place - tables.removed)):
-        if examined == PAGE_EXAMINED or len(found.sessions) == PAGE_ROWS:
-            found.rest.extend((SESSIONS, after, index + tables.removed))
-            return Page(found, examined)
+    start = min(max(0, place - tables.removed), len(tables.sessions))
+    rows = itertools.islice(tables.sessions.values(), start, None)
+    examined = start // PASSED
+    for count, session in enumerate(rows):
+        if count == PAGE_EXAMINED or len(found.sessions) == PAGE_ROWS:
+            found.rest.extend((SESSIONS, after, start + count + tables.removed))
+            break
+        examined += 1
         if session.number > after:
             after = session.number
             if rights.may_observe(session.address):
                 found.sessions.append(_session(snapshot.session_state(session, now)))
-    return Page(found, len(found.sessions))
-
-
-def _from(tables: Tables, index: int) -> Iterator[tuple[int, Session]]:
-    start = min(max(0, index), len(tables.sessions))
-    return enumerate(itertools.islice(tables.sessions.values(), start, None), start)
+    return Page(found, examined)
 
 
 def _broker(state: BrokerState) -> dict[str, Any]:

@@ -55,7 +55,9 @@ class Operators:
         self._limiter.charge_listing(peer.rid, len(answer.frame), page.examined, now)
         return [answer]
 
-    def stop(self, peer: Peer, sender: Sender, header: Header, request: Stop) -> list[Send]:
+    def stop(
+        self, peer: Peer, sender: Sender, header: Header, request: Stop, now: float
+    ) -> list[Send]:
         """Reply to STOP, and end the session in the header, or let the env agent drain."""
         _check_place(peer, sender, "stop")
         if not peer.rights.stop:
@@ -64,7 +66,8 @@ class Operators:
         who = f"{peer.rights.name!r}, {process} on {peer.host}"
         if header.sid:
             stopped, sends = self._stop_session(peer, header.sid, who)
-        else:
+        else:  # which looks at each peer
+            self._limiter.charge_listing(peer.rid, 0, len(self._tables.peers), now)
             stopped, sends = self._stop_agent(peer, request.agent, who)
         return [Send.message(peer.rid, stopped, header.sid, header.seq), *sends]
 
@@ -130,9 +133,9 @@ def _checked(row: object, now: float) -> tuple[int, Steps]:
     """Return the session of a row of REPORT, and what the row says. Raises DecodingError."""
     match row:
         case [int(sid), int(steps), *times, bool(direct)] if len(times) == 4:
-            numbers = [float(one) for one in times if isinstance(one, int | float)]
+            numbers = [one for one in times if isinstance(one, int | float)]
             if len(numbers) == 4 and all(0 <= one < MAX_INT for one in (steps, *numbers)):
-                rate, p50, p99, in_step = numbers
+                rate, p50, p99, in_step = map(float, numbers)
                 return sid, Steps(steps, rate, p50, p99, in_step, direct, now)
     raise DecodingError("A row of REPORT must be [sid, steps, steps/s, p50, p99, busy, direct].")
 

@@ -8,6 +8,7 @@ needs one: in the header `Authorization: Bearer TOKEN`, in the WebSocket's list 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Collection, Sequence
 from html import escape
 from urllib.parse import parse_qs, urlsplit
@@ -24,7 +25,6 @@ from gymwire.protocol.address import is_local
 PUBLIC = ("/healthz", "/login")  # paths that need no token
 COOKIE = "gymwire"
 TOKEN_PROTOCOL = "gymwire.token."
-MAX_FORM = 4096  # bytes of the form of /login
 _SAFE = ("GET", "HEAD")
 _HEADERS = (
     (b"x-content-type-options", b"nosniff"),
@@ -53,6 +53,11 @@ class Access:
         self._local = local
         self._origins = frozenset(one.lower().rstrip("/") for one in origins)
 
+    @property
+    def visitors(self) -> int:
+        """How many visitors there may be."""
+        return max(1, len(self._visitors))
+
     def visitor(self, request: HTTPConnection) -> Visitor | None:
         """Return who has sent this request; None if it has no valid token."""
         if not self._visitors:
@@ -78,8 +83,9 @@ class Access:
         may_change = request.scope["type"] == "websocket" or request.scope["method"] not in _SAFE
         if origin is None or not may_change or origin.lower() in self._origins:
             return ""
-        if urlsplit(origin.lower()).netloc == host:
-            return ""
+        with contextlib.suppress(ValueError):  # of an origin that is no URL
+            if urlsplit(origin.lower()).netloc == host:
+                return ""
         return (
             f"A page of {origin} may not use this gateway. Its operator can allow it with "
             f"--origin {origin}"
@@ -92,11 +98,7 @@ class Access:
     async def _login(self, request: Request) -> Response:
         if request.method != "POST":
             return HTMLResponse(_LOGIN.format("This gateway needs a token."))
-        body = b""
-        async for part in request.stream():
-            body += part
-            if len(body) > MAX_FORM:
-                return PlainTextResponse("This form is too large.", 413)
+        body = await request.body()
         given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
         visitor = find(given.strip(), self._visitors)
         if visitor is None:
@@ -146,7 +148,7 @@ class Guard:
             return PlainTextResponse(f"{objection}\n", 403)
         visitor = self._access.visitor(request)
         request.scope["gymwire.visitor"] = visitor
-        if visitor is not None or request.url.path in PUBLIC:
+        if visitor is not None or request.scope["path"] in PUBLIC:
             return None
         if request.scope["type"] == "http" and "text/html" in request.headers.get("accept", ""):
             return RedirectResponse("/login", 303)

@@ -20,6 +20,7 @@ from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp
 
 from gymwire.gateway.access import Access, Guard, visitor_of
+from gymwire.gateway.limits import MAX_OPEN, Limits
 from gymwire.gateway.observer import Observer
 from gymwire.gateway.tokens import Visitor
 from gymwire.learner_agent.client.connection import BrokerConnection
@@ -40,6 +41,11 @@ class Gateway:
     broker_key: bytes | None
     access: Access
     observers: dict[str, Observer] = field(default_factory=dict)
+
+    @property
+    def share(self) -> int:
+        """How many requests, WebSockets or sessions each visitor may have at once."""
+        return max(1, MAX_OPEN // self.access.visitors)
 
     def credentials(self, visitor: Visitor) -> dict[str, Any]:
         """Return the keyword arguments with the keys of a visitor's connection to the broker."""
@@ -78,7 +84,8 @@ def make_app(gateway: Gateway, doors: Sequence[Door]) -> ASGIApp:
             for observer in gateway.observers.values():
                 await observer.aclose()
 
-    return Guard(Starlette(routes=routes, lifespan=lifespan), gateway.access)
+    app = Starlette(routes=routes, lifespan=lifespan)
+    return Guard(Limits(app, gateway.share), gateway.access)
 
 
 async def _health(_: Request) -> JSONResponse:

@@ -14,7 +14,6 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
-import numpy as np
 from gymnasium import Space
 from mcp.server.fastmcp import Context, FastMCP, Image
 from mcp.server.transport_security import TransportSecuritySettings
@@ -24,7 +23,7 @@ from starlette.types import ASGIApp
 
 from gymwire.gateway import proxies
 from gymwire.gateway.app import Door, Gateway
-from gymwire.gateway.pictures import is_picture, png, render_mode
+from gymwire.gateway.pictures import png, render_mode
 from gymwire.gateway.proxies import Player, open_proxy, spaces_at
 from gymwire.gateway.tokens import Visitor
 from gymwire.gateway.visitor_apps import VisitorApps
@@ -92,6 +91,7 @@ def _make_server(
         lifespan=lambda _: _player(open_),
         streamable_http_path="/",
         log_level="ERROR",
+        max_sessions=gateway.share,
         # The guard of the gateway has checked Host, Origin and the token.
         transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
@@ -118,7 +118,7 @@ def _add_tools(server: FastMCP[Player], action_space: Space[Any], mode: str | No
 
         def use(env: ProxyEnv) -> Any:
             observation, info = env.reset(seed=seed, options=options)
-            return _shown(env.observation_space, observation, {"info": to_json(info)})
+            return _shown(observation, {"info": to_json(info)})
 
         return await _player_of(ctx).run(use)
 
@@ -130,7 +130,7 @@ def _add_tools(server: FastMCP[Player], action_space: Space[Any], mode: str | No
         """Run one step of the episode with this action."""
 
         def use(env: ProxyEnv) -> Any:
-            return _shown(env.observation_space, *proxies.act(env, action))
+            return _shown(*proxies.act(env, action))
 
         return await _player_of(ctx).run(use)
 
@@ -147,7 +147,8 @@ def _add_tools(server: FastMCP[Player], action_space: Space[Any], mode: str | No
         """
 
         def use(env: ProxyEnv) -> Any:
-            found = env.get_wrapper_attr(name)
+            # getattr would also find what the proxy itself has: __init__, its keys, its token.
+            found = env.__getattr__(name)
             value = found(*(args or ()), **(kwargs or {})) if callable(found) else found
             return {"value": to_json(value)}
 
@@ -166,16 +167,14 @@ def _player_of(ctx: Context[Any, Player]) -> Player:
     return player
 
 
-def _shown(space: Space[Any], observation: Any, told: dict[str, Any]) -> Any:
+def _shown(observation: Any, told: dict[str, Any]) -> Any:
     """Return what a tool returns for an observation: a picture as an image, before the rest."""
-    if is_picture(space):
-        return [_image(observation), told]
+    picture = png(observation)
+    if picture is not None:
+        return [Image(data=picture, format="png"), told]
     return {"observation": to_json(observation), **told}
 
 
 def _frame(frame: Any) -> Any:
-    return _image(frame) if isinstance(frame, np.ndarray) else str(frame)
-
-
-def _image(pixels: np.ndarray[Any, Any]) -> Image:
-    return Image(data=png(pixels), format="png")
+    picture = png(frame)
+    return str(frame) if picture is None else Image(data=picture, format="png")

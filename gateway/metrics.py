@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -12,7 +13,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from gymwire.gateway.app import Gateway
-from gymwire.learner_agent.client.observing import Observation
+from gymwire.learner_agent.client.observing import Observation, ObservedOffer, ObservedSession
 from gymwire.protocol.errors import GymwireError
 
 
@@ -21,14 +22,30 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
 
     async def metrics(request: Request) -> Response:
         try:
-            found = await gateway.observer_of(request).latest()
+            text = await gateway.observer_of(request).latest(as_text)
         except GymwireError as error:
             return PlainTextResponse(f"{error}\n", 503)
-        registry = CollectorRegistry()
-        registry.register(_Collector(found))
-        return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        return Response(text, headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     return [Route("/metrics", metrics)]
+
+
+def as_text(found: Observation) -> bytes:
+    """Return an observation in the text format of Prometheus."""
+    registry = CollectorRegistry()
+    registry.register(_Collector(found))
+    return generate_latest(registry)
+
+
+Row = TypeVar("Row", ObservedOffer, ObservedSession)
+
+
+def _by_name(rows: Iterable[Row]) -> list[tuple[str, list[Row]]]:
+    """Return the rows of each address, sorted by address."""
+    groups: dict[str, list[Row]] = {}
+    for one in rows:
+        groups.setdefault(one.address, []).append(one)
+    return sorted(groups.items())
 
 
 class _Collector:
@@ -67,8 +84,7 @@ class _Collector:
         processes = GaugeMetricFamily(
             "gymwire_processes", "Processes that offer an address.", labels=["address", "state"]
         )
-        for address in sorted({one.address for one in self._found.offers}):
-            offers = [one for one in self._found.offers if one.address == address]
+        for address, offers in _by_name(self._found.offers):
             ready = [one for one in offers if one.state == "ready"]
             slots.add_metric([address], sum(one.slots for one in offers))
             used.add_metric([address], sum(one.used for one in offers))
@@ -86,8 +102,7 @@ class _Collector:
             "The highest percentile of a step's duration among the sessions of an address.",
             labels=["address", "quantile"],
         )
-        for address in sorted({one.address for one in self._found.sessions}):
-            sessions = [one for one in self._found.sessions if one.address == address]
+        for address, sessions in _by_name(self._found.sessions):
             rate.add_metric([address], sum(one.steps_per_s or 0 for one in sessions))
             for quantile, times in (
                 ("0.5", [one.p50_s for one in sessions if one.p50_s is not None]),

@@ -6,10 +6,15 @@ import asyncio
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar, cast
 
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.observing import Observation, observe
 from gymwire.protocol.errors import GymwireError
+
+Form = TypeVar("Form")
+Result = TypeVar("Result")
 
 EVERY_S = 1.0
 ANSWER_S = 5.0  # how long the broker may take
@@ -28,20 +33,29 @@ class Observer:
         self._asking = asyncio.Lock()
         self._connection: BrokerConnection | None = None
         self._latest: Observation | None = None
+        self._forms: dict[Callable[[Observation], Any], Any] = {}  # of the latest observation
         self._asked_at = 0.0
 
-    async def latest(self) -> Observation:
-        """Return an observation that is at most a second old.
+    async def latest(self, form: Callable[[Observation], Form]) -> Form:
+        """Return an observation that is at most a second old, in this form.
+
+        A form is made once for each observation, and outside of the event loop: a broker may have
+        many sessions.
 
         Raises Denied without the right `observe`, BrokerUnreachable, VersionMismatch and
         RequestTimeout.
         """
         async with self._asking:
             if self._latest is None or time.monotonic() - self._asked_at >= EVERY_S:
-                loop = asyncio.get_running_loop()
-                self._latest = await loop.run_in_executor(self._thread, self._ask)
+                self._latest = await self._run(self._ask)
+                self._forms = {}
                 self._asked_at = time.monotonic()
-            return self._latest
+            if form not in self._forms:
+                self._forms[form] = await self._run(partial(form, self._latest))
+            return cast(Form, self._forms[form])
+
+    async def _run(self, call: Callable[[], Result]) -> Result:
+        return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
     def _ask(self) -> Observation:
         try:
@@ -59,5 +73,5 @@ class Observer:
 
     async def aclose(self) -> None:
         """Close the connection to the broker."""
-        await asyncio.get_running_loop().run_in_executor(self._thread, self._close)
+        await self._run(self._close)
         self._thread.shutdown(wait=False)

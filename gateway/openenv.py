@@ -27,8 +27,6 @@ from gymwire.gateway.visitor_apps import VisitorApps
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol.json_values import from_json, schema_of, to_json
 
-MAX_SESSIONS = 2**16  # the slots of the address are the real limit
-
 
 def door(addresses: Sequence[str]) -> Door:
     """Return the door with an OpenEnv server for each of these addresses."""
@@ -64,7 +62,7 @@ def _make_app(gateway: Gateway, address: str, visitor: Visitor) -> ASGIApp:
         Served,
         _model("Action", types.Action, "action", action),
         Served.observed,
-        max_concurrent_envs=MAX_SESSIONS,
+        max_concurrent_envs=gateway.share,
         env_name=address,
     )
     return made

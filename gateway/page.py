@@ -40,7 +40,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         async def stream() -> AsyncIterator[str]:
             while not await request.is_disconnected():
                 try:
-                    told = _as_json(await observer.latest())
+                    told = await observer.latest(_as_json)
                 except GymwireError as error:
                     told = json.dumps({"error": str(error)})
                 yield f"data: {told}\n\n"

@@ -7,8 +7,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from gymnasium import Space
-from gymnasium.spaces import Box
 from PIL import Image
 
 RENDER_MODES = ("rgb_array", "ansi")  # the first one that the environment has is used
@@ -16,19 +14,18 @@ RENDER_MODES = ("rgb_array", "ansi")  # the first one that the environment has i
 
 def render_mode(metadata: Mapping[str, Any]) -> str | None:
     """Return the mode in which to render an environment with this metadata, if there is one."""
-    modes = metadata.get("render_modes") or ()
-    return next((one for one in RENDER_MODES if one in modes), None)
+    modes = metadata.get("render_modes")
+    known = modes if isinstance(modes, list | tuple) else ()  # an env agent chooses it
+    return next((one for one in RENDER_MODES if one in known), None)
 
 
-def is_picture(space: Space[Any]) -> bool:
-    """Return whether observations of this space can be shown as pictures."""
-    if not isinstance(space, Box) or space.dtype != np.uint8:
-        return False
-    return len(space.shape) == 3 and space.shape[2] in (1, 3, 4)
-
-
-def png(pixels: np.ndarray[Any, Any]) -> bytes:
-    """Return an array of uint8, height × width × channels, as a PNG."""
+def png(value: Any) -> bytes | None:
+    """Return an array of uint8, height × width × channels, as a PNG; None for anything else."""
+    if not isinstance(value, np.ndarray) or value.dtype != np.uint8 or value.ndim != 3:
+        return None
+    pixels: np.ndarray[Any, Any] = value
+    if pixels.size == 0 or pixels.shape[2] not in (1, 3, 4):
+        return None
     file = io.BytesIO()
     Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "png")
     return file.getvalue()

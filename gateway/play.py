@@ -12,16 +12,17 @@ import json
 from functools import partial
 from typing import Any
 
-import numpy as np
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from gymwire.gateway.access import visitor_of
 from gymwire.gateway.app import Gateway
-from gymwire.gateway.pictures import is_picture, png, render_mode
+from gymwire.gateway.pictures import png, render_mode
 from gymwire.gateway.proxies import Player, act, open_proxy, spaces_at
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol.errors import GymwireError
 from gymwire.protocol.json_values import JsonMismatch, schema_of, to_json
+
+UNSUPPORTED = 1003  # the reason for closing after a message of bytes (RFC 6455 §7.4)
 
 
 async def play(gateway: Gateway, socket: WebSocket) -> None:
@@ -37,10 +38,13 @@ async def play(gateway: Gateway, socket: WebSocket) -> None:
     player = Player(open_)
     try:
         await socket.send_json(await _answer(player, _describe))
-        while True:
-            request = json.loads(await socket.receive_text())
-            await socket.send_json(await _answer(player, partial(_do, request)))
-    except (WebSocketDisconnect, ValueError):
+        while (message := await socket.receive())["type"] == "websocket.receive":
+            text = message.get("text")
+            if text is None:
+                await socket.close(UNSUPPORTED, "Send text messages.")
+                return
+            await socket.send_json(await _answer(player, partial(_do, text)))
+    except WebSocketDisconnect:
         return
     finally:
         await player.close()
@@ -57,8 +61,8 @@ def _describe(env: ProxyEnv) -> dict[str, Any]:
     return {"action": schema_of(env.action_space), "space": str(env.action_space)}
 
 
-def _do(request: Any, env: ProxyEnv) -> dict[str, Any]:
-    match request:
+def _do(text: str, env: ProxyEnv) -> dict[str, Any]:
+    match _parsed(text):
         case {"reset": dict(given)}:
             observation, info = env.reset(seed=given.get("seed"))
             told: dict[str, Any] = {"step": 0, "info": to_json(info)}
@@ -69,20 +73,29 @@ def _do(request: Any, env: ProxyEnv) -> dict[str, Any]:
     return told | _shown(env, observation)
 
 
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise JsonMismatch(f"The request cannot be read as JSON: {error}.") from None
+
+
 def _shown(env: ProxyEnv, observation: Any) -> dict[str, Any]:
     told: dict[str, Any] = {}
-    if is_picture(env.observation_space):
-        told["frame"] = _data_url(observation)
-    else:
+    picture = png(observation)
+    if picture is None:
         told["observation"] = to_json(observation)
+    else:
+        told["frame"] = _data_url(picture)
     if env.render_mode is not None:
         frame = env.render()
-        if isinstance(frame, np.ndarray):
-            told["frame"] = _data_url(frame)
-        else:
+        picture = png(frame)
+        if picture is None:
             told["text"] = str(frame)
+        else:
+            told["frame"] = _data_url(picture)
     return told
 
 
-def _data_url(pixels: np.ndarray[Any, Any]) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode('ascii')}"
+def _data_url(picture: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"

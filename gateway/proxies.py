@@ -33,9 +33,9 @@ def act(env: ProxyEnv, given: Any) -> tuple[Any, dict[str, Any]]:
     action = from_json(env.action_space, given, "action")
     observation, reward, terminated, truncated, info = env.step(action)
     return observation, {
-        "reward": to_json(float(reward)),
-        "terminated": bool(terminated),
-        "truncated": bool(truncated),
+        "reward": to_json(reward),
+        "terminated": to_json(terminated),
+        "truncated": to_json(truncated),
         "info": to_json(info),
     }
 

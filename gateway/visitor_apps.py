@@ -6,11 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from starlette.requests import HTTPConnection
-from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
-from starlette.websockets import WebSocket
 
 from gymwire.gateway.access import visitor_of
+from gymwire.gateway.limits import refuse
 from gymwire.gateway.tokens import Visitor
 from gymwire.protocol.errors import GymwireError
 
@@ -25,21 +24,19 @@ class VisitorApps:
     def __init__(self, make: Callable[[Visitor], Awaitable[ASGIApp]]) -> None:
         self._make = make
         self._apps: dict[str, ASGIApp] = {}
-        self._making = asyncio.Lock()
+        self._making: dict[str, asyncio.Lock] = {}  # one each: a visitor may have to wait long
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle a request."""
         try:
             app = await self._app(visitor_of(HTTPConnection(scope)))
         except GymwireError as error:
-            app = refusal = PlainTextResponse(f"{error}\n", 503)
-            if scope["type"] == "websocket":
-                await WebSocket(scope, receive, send).send_denial_response(refusal)
-                return
+            await refuse(scope, receive, send, 503, str(error))
+            return
         await app(scope, receive, send)
 
     async def _app(self, visitor: Visitor) -> ASGIApp:
-        async with self._making:
+        async with self._making.setdefault(visitor.name, asyncio.Lock()):
             if visitor.name not in self._apps:
                 self._apps[visitor.name] = await self._make(visitor)
         return self._apps[visitor.name]

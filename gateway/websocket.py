@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 from collections import deque
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 from starlette.responses import PlainTextResponse
@@ -26,7 +27,6 @@ from gymwire.protocol.transport.interface import Delivery
 from gymwire.protocol.transport.loop_dealer import LoopDealer
 
 SUBPROTOCOL = "gymwire"
-MAX_SOCKETS = 1000
 MAX_WAITING = 64 * 1024 * 1024  # bytes for a peer that does not read; a larger frame waits alone
 MAX_FRAMES = 1000  # that wait for it
 CONNECT_S = 2.5  # how long the broker may take to answer a new connection
@@ -40,46 +40,31 @@ _UNSUPPORTED, _RESTART = 1003, 1012  # reasons for closing (RFC 6455 §7.4)
 
 def routes(gateway: Gateway) -> Sequence[BaseRoute]:
     """Return the routes of this door."""
-    return [WebSocketRoute("/ws", _Door(gateway).handle)]
+    return [WebSocketRoute("/ws", partial(_connect, gateway))]
 
 
-class _Door:
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        self._sockets = 0
-
-    async def handle(self, websocket: WebSocket) -> None:
-        """Connect a WebSocket with the broker until one of them ends."""
-        if self._sockets >= MAX_SOCKETS:
-            await _refuse(websocket, f"This gateway already has {MAX_SOCKETS} WebSockets.")
+async def _connect(gateway: Gateway, websocket: WebSocket) -> None:
+    """Connect a WebSocket with the broker until one of them ends."""
+    visitor = visitor_of(websocket)
+    server_key = gateway.broker_key if visitor.key is not None else None
+    try:
+        dealer = LoopDealer(gateway.broker, key=visitor.key, server_key=server_key)
+    except GymwireError as error:
+        await _refuse(websocket, str(error))
+        return
+    try:
+        why = await _connected(dealer)
+        if why:
+            structlog.get_logger().warning("no broker for a peer", peer=visitor.name, why=why)
+            await _refuse(websocket, f"No broker answers at {gateway.broker}: {why}")
             return
-        self._sockets += 1
-        try:
-            await self._connect(websocket)
-        finally:
-            self._sockets -= 1
-
-    async def _connect(self, websocket: WebSocket) -> None:
-        visitor, gateway = visitor_of(websocket), self._gateway
-        server_key = gateway.broker_key if visitor.key is not None else None
-        try:
-            dealer = LoopDealer(gateway.broker, key=visitor.key, server_key=server_key)
-        except GymwireError as error:
-            await _refuse(websocket, str(error))
-            return
-        try:
-            why = await _connected(dealer)
-            if why:
-                structlog.get_logger().warning("no broker for a peer", peer=visitor.name, why=why)
-                await _refuse(websocket, f"No broker answers at {gateway.broker}: {why}")
-                return
-            offered = websocket.scope.get("subprotocols", ())
-            await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
-            structlog.get_logger().info("peer connected", peer=visitor.name)
-            await _Peer(websocket, dealer).run()
-            structlog.get_logger().info("peer disconnected", peer=visitor.name)
-        finally:
-            dealer.close(LINGER_S)
+        offered = websocket.scope.get("subprotocols", ())
+        await websocket.accept(SUBPROTOCOL if SUBPROTOCOL in offered else None)
+        structlog.get_logger().info("peer connected", peer=visitor.name)
+        await _Peer(websocket, dealer).run()
+        structlog.get_logger().info("peer disconnected", peer=visitor.name)
+    finally:
+        dealer.close(LINGER_S)
 
 
 async def _refuse(websocket: WebSocket, text: str) -> None:

@@ -172,17 +172,28 @@ def from_json(space: Space[Any], given: Any, where: str) -> Any:
     Raises:
         JsonMismatch: the value is not in the space.
     """
+    try:
+        return _value(space, given, where)
+    except JsonMismatch:
+        raise
+    except (ValueError, TypeError, OverflowError) as error:  # such as int(inf)
+        raise JsonMismatch(f"{where} is not a value of {space!r:.80}: {error}.") from None
+    except RecursionError:
+        raise JsonMismatch(f"{where} is nested too deeply.") from None
+
+
+def _value(space: Space[Any], given: Any, where: str) -> Any:
     match space:
         case spaces.Dict():
             _check_keys(space, given, where)
             value: Any = {
-                key: from_json(one, given[str(key)], f"{where}.{key}")
+                key: _value(one, given[str(key)], f"{where}.{key}")
                 for key, one in space.spaces.items()
             }
         case spaces.Tuple():
             _check_length(given, len(space.spaces), where)
             value = tuple(
-                from_json(one, item, f"{where}[{i}]")
+                _value(one, item, f"{where}[{i}]")
                 for i, (one, item) in enumerate(zip(space.spaces, given, strict=True))
             )
         case spaces.OneOf():
@@ -190,13 +201,12 @@ def from_json(space: Space[Any], given: Any, where: str) -> Any:
             index = _whole(given[0], f"{where}[0]")
             if not 0 <= index < len(space.spaces):
                 raise JsonMismatch(f"{where}[0] must be in 0…{len(space.spaces) - 1}, not {index}.")
-            value = (index, from_json(space.spaces[index], given[1], f"{where}[1]"))
+            value = (index, _value(space.spaces[index], given[1], f"{where}[1]"))
         case spaces.Sequence():
             if not isinstance(given, list):
                 raise JsonMismatch(f"{where} must be a list, not {given!r:.80}.")
             items = tuple(
-                from_json(space.feature_space, item, f"{where}[{i}]")
-                for i, item in enumerate(given)
+                _value(space.feature_space, item, f"{where}[{i}]") for i, item in enumerate(given)
             )
             return _stack(space.feature_space, items) if space.stack else items
         case spaces.Graph():
@@ -217,8 +227,8 @@ def from_json(space: Space[Any], given: Any, where: str) -> Any:
 def _check_keys(space: spaces.Dict, given: Any, where: str) -> None:
     names = [str(key) for key in space.spaces]
     if not isinstance(given, Mapping) or {*given} != {*names}:
-        found = sorted(map(str, given)) if isinstance(given, Mapping) else f"{given!r:.80}"
-        raise JsonMismatch(f"{where} must be an object with the keys {names}, not {found}.")
+        found = sorted(given) if isinstance(given, Mapping) else given
+        raise JsonMismatch(f"{where} must be an object with the keys {names}, not {found!r:.80}.")
 
 
 def _check_length(given: Any, length: int, where: str) -> None:
@@ -237,7 +247,8 @@ def _numbers(space: Any, given: Any, where: str) -> np.ndarray[Any, Any]:
         array = np.asarray(_finite_or_not(given))
         if array.dtype.kind not in "biuf":
             raise ValueError
-        value = array.astype(space.dtype)
+        with np.errstate(invalid="ignore", over="ignore"):  # what changes is refused below
+            value = array.astype(space.dtype)
     except (ValueError, TypeError, OverflowError):
         raise JsonMismatch(f"{where} must be numbers, not {given!r:.80}.") from None
     if value.shape != space.shape:
@@ -275,5 +286,5 @@ def _graph(space: spaces.Graph, given: Any, where: str) -> GraphInstance:
 def _of_each(space: Any, given: Any, where: str) -> Any:
     if not isinstance(given, list):
         raise JsonMismatch(f"{where} must be a list, not {given!r:.80}.")
-    items = tuple(from_json(space, item, f"{where}[{i}]") for i, item in enumerate(given))
+    items = tuple(_value(space, item, f"{where}[{i}]") for i, item in enumerate(given))
     return _stack(space, items)

@@ -7,17 +7,19 @@ ended. The file of a killed process lacks the end; its last object may be cut of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import os
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import msgpack
 
 from gymwire.protocol import spaces, values
 from gymwire.protocol.codec import MAX_MESSAGE, Codec
 from gymwire.protocol.errors import DecodingError
-from gymwire.protocol.messages import Message
+from gymwire.protocol.messages import Act, Call, Message, Reset
 
 FORMAT, VERSION = "gymwire-episode", 1
 COMPLETE = ".episode"  # the suffix of a file that is complete
@@ -74,26 +76,24 @@ class RecordedPart:
         )
         codec = Codec(observation, action)
         for request, reply in self.frames:
-            yield Exchange(codec.decode(request), codec.decode(reply))
+            found = codec.decode(request)
+            if not isinstance(found, Reset | Act | Call):
+                raise DecodingError(f"{type(found).__name__} is not a request of an episode.")
+            yield Exchange(found, codec.decode(reply))
 
 
 def read_header(path: Path) -> dict[str, Any]:
     """Return the header of a file. Raises OSError, DecodingError."""
-    with path.open("rb") as file:
-        return _header(path, _unpacker(file))
+    with contextlib.closing(_objects(path)) as objects:
+        return _header(path, objects)
 
 
 def read(path: Path) -> RecordedPart:
     """Return what a file holds. Raises OSError, DecodingError."""
     frames: list[tuple[bytes, bytes]] = []
-    with path.open("rb") as file:
-        unpacker = _unpacker(file)
-        header = _header(path, unpacker)
-        while True:
-            try:
-                found = unpacker.unpack()
-            except (msgpack.OutOfData, ValueError):  # the process was killed
-                return RecordedPart(header, frames, "")
+    with contextlib.closing(_objects(path)) as objects:
+        header = _header(path, objects)
+        for found in objects:
             match found:
                 case [bytes(request), bytes(reply)]:
                     frames.append((request, reply))
@@ -101,24 +101,35 @@ def read(path: Path) -> RecordedPart:
                     return RecordedPart(header, frames, end)
                 case _:
                     raise DecodingError(f"{path} is damaged: it has an unknown object.")
+    return RecordedPart(header, frames, "")  # the process was killed
 
 
-def _unpacker(file: BinaryIO) -> Any:
-    return msgpack.Unpacker(
-        file, raw=False, strict_map_key=False, max_buffer_size=4 * MAX_MESSAGE, ext_hook=_extension
-    )
+def _objects(path: Path) -> Generator[Any]:
+    """Yield the objects of a file, up to one that is cut off. Raises OSError, DecodingError.
+
+    The file may come from anybody: msgpack only says where each object ends, and `values` decodes
+    it as it decodes what a peer sends.
+    """
+    if not path.is_file():  # a pipe would have no end
+        raise DecodingError(f"{path} is not a file.")
+    with path.open("rb") as file:
+        unpacker = msgpack.Unpacker(file, max_buffer_size=4 * MAX_MESSAGE)
+        begin = 0
+        while True:
+            try:
+                unpacker.skip()
+            except (msgpack.UnpackException, ValueError):
+                return
+            end = unpacker.tell()
+            yield values.decode(os.pread(file.fileno(), end - begin, begin))
+            begin = end
 
 
-def _extension(code: int, data: bytes) -> Any:
-    # A nested value of the header; `values.decode` reads it with its depth checked.
-    return values.decode(msgpack.packb(msgpack.ExtType(code, data)))
-
-
-def _header(path: Path, unpacker: Any) -> dict[str, Any]:
+def _header(path: Path, objects: Iterator[Any]) -> dict[str, Any]:
     try:
-        header = unpacker.unpack()
-    except (msgpack.OutOfData, ValueError, DecodingError) as error:
-        raise DecodingError(f"{path} is not a recorded episode: {error}.") from None
+        header = next(objects, None)
+    except DecodingError as error:
+        raise DecodingError(f"{path} is not a recorded episode: {error}") from None
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise DecodingError(f"{path} is not a recorded episode of gymwire.")
     if header.get("version") != VERSION:

@@ -51,6 +51,20 @@ class Odd(gymnasium.Env[Any, Any]):
         return self.steps * by + offset
 
 
+class Unshowable(Odd):
+    """Breaks what `step` and `render` promise: only the third frame is a picture."""
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as in gymnasium.Env
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        return self.steps, None, np.array([True, False]), "no", {}
+
+    def render(self) -> Any:
+        shapes = [(0, 4, 3), (4, 4), (4, 4, 2), (4, 4, 3)]
+        return np.zeros(shapes[self.steps % 4], np.uint8)
+
+
 class Signalling(Odd):
     """Sets a signal handler in each step."""
 

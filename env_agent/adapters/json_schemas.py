@@ -30,6 +30,30 @@ MAX_TEXT = 4096  # characters of a text whose schema has no maxLength
 INT64 = np.iinfo(np.int64)
 Values = Mapping[str, Any]
 
+MAX_SCHEMAS = 10_000  # a $ref in a $ref in a … may stand for any number of them
+MAX_ELEMENTS = 2**24  # of all arrays of fixed length
+
+
+class SchemaTooLarge(ValueError):
+    """A JSON Schema that describes more than MAX_SCHEMAS values or MAX_ELEMENTS elements."""
+
+
+class Budget:
+    """How much more the schemas of an environment may describe."""
+
+    def __init__(self) -> None:
+        self._schemas = self._elements = 0
+
+    def spend(self, *, schemas: int = 0, elements: int = 0) -> None:
+        """Count parts of a schema. Raises SchemaTooLarge."""
+        self._schemas += schemas
+        self._elements += elements
+        if self._schemas > MAX_SCHEMAS or self._elements > MAX_ELEMENTS:
+            raise SchemaTooLarge(
+                f"it describes more than {MAX_SCHEMAS:,} values or {MAX_ELEMENTS:,} elements of "
+                f"arrays"
+            )
+
 
 @dataclass(frozen=True)
 class Field:
@@ -46,21 +70,27 @@ class Field:
     decode: Callable[[Any, str], Any]
 
 
-def field_of(schema: Values, definitions: Values | None = None) -> Field | None:
+def field_of(
+    schema: Values, definitions: Values | None = None, budget: Budget | None = None
+) -> Field | None:
     """Return how values of this schema are values of a space; None if there is no such space.
 
-    `definitions`: what `#/$defs/NAME` refers to.
+    `definitions`: what `#/$defs/NAME` refers to. Raises SchemaTooLarge, and what making a space of
+    wrong bounds raises.
     """
-    known = {**(definitions or {}), **schema.get("$defs", {})}
+    budget = budget or Budget()
+    budget.spend(schemas=1)
+    known = {**(definitions or {}), **schema["$defs"]} if "$defs" in schema else definitions or {}
     if "$ref" in schema:
+        budget.spend(schemas=len(known) // 64)  # `rest` is a copy
         target = known.get(str(schema["$ref"]).rpartition("/")[2])
         rest = {name: value for name, value in known.items() if value is not target}
-        return None if target is None else field_of(target, rest)
+        return None if target is None else field_of(target, rest, budget)
     if "anyOf" in schema:
         kinds = [one for one in schema["anyOf"] if one != {"enum": list(NOT_FINITE)}]
-        return field_of(kinds[0], known) if len(kinds) == 1 else None
+        return field_of(kinds[0], known, budget) if len(kinds) == 1 else None
     if len(schema.get("allOf", ())) == 1:
-        return field_of(schema["allOf"][0], known)
+        return field_of(schema["allOf"][0], known, budget)
     if "const" in schema or "enum" in schema:
         return _choice(schema.get("enum", [schema.get("const")]))
     match schema.get("type"):
@@ -75,9 +105,10 @@ def field_of(schema: Values, definitions: Values | None = None) -> Field | None:
             longest = schema.get("maxLength", MAX_TEXT)
             return _plain(spaces.Text(longest, min_length=schema.get("minLength", 0)))
         case "array":
-            return _array(schema, known)
+            return _array(schema, known, budget)
         case "object" if "properties" in schema:
-            fields = {name: field_of(one, known) for name, one in schema["properties"].items()}
+            properties = schema["properties"].items()
+            fields = {name: field_of(one, known, budget) for name, one in properties}
             return None if None in fields.values() else dict_of(fields)  # type: ignore[arg-type]
     return None
 
@@ -129,16 +160,20 @@ def _integer(schema: Values) -> Space[Any]:
     return spaces.Box(max(low, INT64.min), min(high, INT64.max), (), np.int64)
 
 
-def _array(schema: Values, known: Values) -> Field | None:
+def _array(schema: Values, known: Values, budget: Budget) -> Field | None:
     if "prefixItems" in schema:
-        fields = [field_of(one, known) for one in schema["prefixItems"]]
+        fields = [field_of(one, known, budget) for one in schema["prefixItems"]]
         return None if None in fields else _tuple(fields)  # type: ignore[arg-type]
-    item = field_of(schema.get("items", {}), known)
+    item = field_of(schema.get("items", {}), known, budget)
     if item is None:
         return None
     length = schema.get("minItems")
     if isinstance(item.space, spaces.Box) and length and length == schema.get("maxItems"):
-        return _plain(_box([item.space] * length))
+        budget.spend(elements=length * item.space.low.size)
+        low, high = (
+            np.repeat(bound[None], length, axis=0) for bound in (item.space.low, item.space.high)
+        )
+        return _plain(spaces.Box(low, high, dtype=low.dtype.type))
     stacked = isinstance(item.space, spaces.Box)
     space = spaces.Sequence(item.space, stack=stacked)
 

@@ -11,21 +11,25 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Mapping
+from http.client import HTTPException
 from typing import Any
 
 import gymnasium
 
-from gymwire.env_agent.adapters.json_schemas import Field, dict_of, field_of
+from gymwire.env_agent.adapters.json_schemas import Budget, Field, dict_of, field_of
 from gymwire.env_agent.elsewhere import EnvironmentGone, RunsElsewhere
+from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.errors import ConfigurationError
 
 SCHEME = "openenv:"
 CONNECT_S = 10.0  # for the schema, and for the WebSocket to be open
 CLOSE_S = 1.0
+MAX_SCHEMA = 1024 * 1024  # bytes
 NOT_OBSERVED = ("done", "reward", "metadata")
 
 
@@ -51,8 +55,16 @@ class OpenEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         self._socket: Any = None
         self._closed = _module("exceptions").ConnectionClosed
         schema = _schema(url)
-        self._action = _action_field(schema["action"], url)
-        self._observed = _observed(schema["observation"])
+        try:
+            self._action = _action_field(schema["action"], url)
+            self._observed = _observed(schema["observation"])
+        except ConfigurationError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the server chooses what the spaces are made of
+            raise ConfigurationError(
+                f"The JSON Schemas of the OpenEnv server at {url} are not those of an environment: "
+                f"{str(error) or type(error).__name__}."
+            ) from None
         self.action_space = self._action.space
         self.observation_space = self._observed.space
         self._lost = ""
@@ -70,7 +82,7 @@ class OpenEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         data = self._request("step", self._action.encode(action))
         observation, reward, done, info = self._result(data)
         truncated = done and info.get("truncated") is True
-        return observation, float(reward or 0), done and not truncated, truncated, info
+        return observation, reward, done and not truncated, truncated, info
 
     @property
     def state(self) -> dict[str, Any]:
@@ -93,15 +105,24 @@ class OpenEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
     def _gone(self) -> EnvironmentGone:
         return EnvironmentGone(f"The environment is lost: {self._lost}.")
 
-    def _result(self, data: Mapping[str, Any]) -> tuple[Any, Any, bool, dict[str, Any]]:
+    def _result(self, data: Mapping[str, Any]) -> tuple[Any, float, bool, dict[str, Any]]:
         fields = data.get("observation")
         if not isinstance(fields, dict):
-            raise RuntimeError(f"The OpenEnv server at {self._url} sent no observation: {data!r}.")
-        observation = self._observed.decode(fields, "observation")
+            raise self._wrong(f"no observation: {data!r:.200}")
+        metadata = data.get("metadata") or fields.get("metadata") or {}
+        if not isinstance(metadata, dict):
+            raise self._wrong(f"metadata that is not an object: {metadata!r:.200}")
+        try:
+            observation = self._observed.decode(fields, "observation")
+            reward = float(data.get("reward") or 0)
+        except (ValueError, TypeError, OverflowError) as error:
+            raise self._wrong(f"a wrong observation or reward: {error}") from None
         names = {*observation, *NOT_OBSERVED}
         info = {name: value for name, value in fields.items() if name not in names}
-        info |= data.get("metadata") or fields.get("metadata") or {}
-        return observation, data.get("reward"), bool(data.get("done")), info
+        return observation, reward, bool(data.get("done")), info | metadata
+
+    def _wrong(self, what: str) -> RuntimeError:
+        return RuntimeError(f"The OpenEnv server at {self._url} sent {what}.")
 
     def _request(self, kind: str, data: Any) -> dict[str, Any]:
         if self._lost:
@@ -111,17 +132,22 @@ class OpenEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
             if self._socket is None:
                 self._socket = self._stack.enter_context(_dial(self._url))
             self._socket.send(json.dumps(request))
-            reply = json.loads(self._socket.recv())
+            text = self._socket.recv()
         except self._closed as error:
             self._lost = f"the OpenEnv server at {self._url} has closed the connection ({error})"
             raise self._gone() from None
+        try:
+            reply = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise self._wrong(f"what is not JSON: {error}") from None
+        found = reply.get("data", {}) if isinstance(reply, dict) else None
+        if not isinstance(found, dict):
+            raise self._wrong(f"a malformed reply: {reply!r:.200}")
         if reply.get("type") == "error":
-            said = reply.get("data", {})
             raise RuntimeError(
-                f"The OpenEnv server at {self._url} reports {said.get('code', 'an error')}: "
-                f"{said.get('message', 'without a reason')}"
+                f"The OpenEnv server at {self._url} reports {found.get('code', 'an error')}: "
+                f"{found.get('message', 'without a reason')}"
             )
-        found: dict[str, Any] = reply.get("data", {})
         return found
 
 
@@ -153,18 +179,32 @@ def _dial(url: str) -> Any:
             f"ws{url.removeprefix('http')}/ws",
             open_timeout=CONNECT_S,
             close_timeout=CLOSE_S,
-            max_size=None,
+            max_size=MAX_MESSAGE,
+            compression=None,  # a small message must not become a large one
         )
     except (OSError, TimeoutError) as error:
         raise ConnectionError(f"The OpenEnv server at {url} does not answer: {error}") from None
 
 
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """Leaves a redirect unfollowed, as the WebSocket does: a server names no other host."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
 def _schema(url: str) -> dict[str, Any]:
+    opener, body = urllib.request.build_opener(_NoRedirects), bytearray()
+    until = time.monotonic() + CONNECT_S
     try:
-        with urllib.request.urlopen(f"{url}/schema", timeout=CONNECT_S) as reply:
-            found = json.load(reply)
+        with opener.open(f"{url}/schema", timeout=CONNECT_S) as reply:
+            while part := reply.read1(MAX_SCHEMA):
+                body += part
+                if len(body) > MAX_SCHEMA or time.monotonic() > until:
+                    raise ValueError(f"more than {MAX_SCHEMA:,} bytes, or for {CONNECT_S:g} s")
+        found = json.loads(body)
         return {name: found[name] for name in ("action", "observation")}
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, HTTPException, ValueError, TypeError, KeyError, RecursionError) as error:
         raise ConfigurationError(
             f"No OpenEnv server answers at {url}: {url}/schema gave {error}. Start the server, or "
             f"correct the URL."
@@ -172,9 +212,9 @@ def _schema(url: str) -> dict[str, Any]:
 
 
 def _action_field(schema: Mapping[str, Any], url: str) -> Field:
-    fields, needed = {}, schema.get("required", ())
+    fields, needed, budget = {}, schema.get("required", ()), Budget()
     for name, one in schema.get("properties", {}).items():
-        field = None if name == "metadata" else field_of(one, schema.get("$defs"))
+        field = None if name == "metadata" else field_of(one, schema.get("$defs"), budget)
         if field is not None:
             fields[name] = field
         elif name in needed:
@@ -186,9 +226,9 @@ def _action_field(schema: Mapping[str, Any], url: str) -> Field:
 
 
 def _observed(schema: Mapping[str, Any]) -> Field:
-    definitions = schema.get("$defs")
+    definitions, budget = schema.get("$defs"), Budget()
     fields = {
-        name: field_of(one, definitions)
+        name: field_of(one, definitions, budget)
         for name, one in schema.get("properties", {}).items()
         if name not in NOT_OBSERVED
     }

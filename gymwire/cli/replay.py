@@ -125,7 +125,7 @@ def command(options: Options, output: Output) -> int:
 
 def _say(output: Output, verdict: Verdict) -> None:
     where = f"session {verdict.session}, episode {verdict.episode}"
-    output.say(f"{where}: {verdict.result}: {printable(verdict.why)}")
+    output.say(printable(f"{where}: {verdict.result}: {verdict.why}"))
 
 
 # --- the recordings -------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from gymwire.protocol.errors import ConfigurationError, NoLearnerFits
 
 # 80 MB of float64. Steps over a network would never fill a larger table.
 LARGEST_TABLE = 10_000_000
+MAX_METADATA = 1024 * 1024  # bytes of a saved learner beside its parameters
 
 
 class Learner(Protocol):
@@ -135,6 +136,7 @@ def load(learner: Learner, path: str | os.PathLike[str]) -> dict[str, Any]:
         with Path(path).open("rb") as opened:
             if not zipfile.is_zipfile(opened):  # NumPy's own error would suggest unpickling
                 raise ValueError("it is not an .npz file")
+            _check_sizes(learner, opened)
             opened.seek(0)
             with np.load(opened, allow_pickle=False) as file:
                 metadata = json.loads(str(file["metadata"]))
@@ -158,11 +160,19 @@ def load(learner: Learner, path: str | os.PathLike[str]) -> dict[str, Any]:
         raise ConfigurationError(
             f"Cannot read {os.fspath(path)}: {error.strerror or error}."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # of a file that may hold anything
         raise ConfigurationError(
             f"Cannot load {os.fspath(path)} into this learner: {error}."
         ) from error
     return dict(metadata)
+
+
+def _check_sizes(learner: Learner, file: BinaryIO) -> None:
+    """Raise ValueError if an archive unpacks to far more than the learner has."""
+    most = MAX_METADATA + sum(own.nbytes for own in learner.state().values())
+    with zipfile.ZipFile(file) as archive:
+        if sum(one.file_size for one in archive.infolist()) > most:
+            raise ValueError(f"it holds more than {most:,} bytes, the most for this environment")
 
 
 def _shortened(space: gymnasium.Space[Any]) -> str:

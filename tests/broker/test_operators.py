@@ -216,6 +216,40 @@ def test_observing_without_a_pause_has_to_wait(broker: Broker) -> None:
     only(broker.say(OPERATOR, Observe(), seq=9999), Observed)
 
 
+def asked_until_busy(broker: Broker, request: Message) -> int:
+    for seq in range(int(BURST) + 10):
+        [sent] = broker.say(OPERATOR, request, seq=seq)
+        if isinstance(sent.message, Busy):
+            return seq
+    raise AssertionError("never refused")
+
+
+def test_a_page_costs_what_it_passes_over(broker: Broker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observation, "PASSED", 1)  # as if there were 256 times as many sessions
+    broker.env(capacity=400)
+    broker.learner()
+    open_many(broker, 400)
+    broker.learner(OPERATOR)
+    assert asked_until_busy(broker, Observe(["sessions", -1, 400])) < 200
+
+
+def test_a_page_costs_what_it_takes_to_group_the_loops_of_an_address(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(observation, "LOOPS", 1)
+    for i in range(64):
+        broker.env(b"\x01env%d" % i)
+    broker.learner(OPERATOR)
+    assert asked_until_busy(broker, Observe(["offers", "cartpole", 64])) < 1000
+
+
+def test_stopping_an_env_agent_costs_what_it_takes_to_find_it(broker: Broker) -> None:
+    for i in range(100):
+        broker.learner(b"\x01learner%d" % i)
+    broker.learner(OPERATOR)
+    assert asked_until_busy(broker, Stop("nobody")) < 1000
+
+
 # --- who may --------------------------------------------------------------------------------------
 
 
@@ -315,13 +349,16 @@ def test_nobody_reports_the_sessions_of_another(broker: Broker) -> None:
         [1, 2**63, 1.0, 1.0, 1.0, 0.0, True], [1, 1, float("nan"), 1.0, 1.0, 0.0, True],
         [1, 1, 1.0, float("inf"), 1.0, 0.0, True], [1, 1, 1.0, 1.0, -1e-9, 0.0, True],
         [1, 1, 1.0, 1.0, 1.0, None, True], [1, 1, 1.0, 1.0, 1.0, 0.0, 1],
+        [1, 1, 2**2000, 1.0, 1.0, 0.0, True], [1, 2**2000, 1.0, 1.0, 1.0, 0.0, True],
         [1, 1, 1.0, 1.0, 1.0, 0.0, True, 1], [1, 1.5, 1.0, 1.0, 1.0, 0.0, True],
     ],
     ids=repr,
 )  # fmt: skip
 def test_a_malformed_row_is_refused(broker: Broker, row: object) -> None:
     broker.env()
-    assert refusal(broker.say(ENV, report(row))).code == Code.PROTOCOL
+    error = refusal(broker.say(ENV, report(row)))
+    assert error.code == Code.PROTOCOL
+    assert "A row of REPORT must be" in error.text
 
 
 def test_a_report_has_a_limited_number_of_rows(broker: Broker) -> None:

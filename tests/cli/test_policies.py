@@ -143,6 +143,23 @@ def test_a_file_that_is_not_a_model(tmp_path: Path, content: bytes | None) -> No
         policies._algorithm(settings_of(path, policy_class={"__module__": "mine"}))
 
 
+def test_the_settings_of_a_hostile_model(tmp_path: Path) -> None:
+    path = tmp_path / "m.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("data", "[" * 100_000)
+    with pytest.raises(ConfigurationError, match=r"m\.zip is not a Stable-Baselines3 model"):
+        policies._algorithm(path)
+    path.write_bytes(
+        path.read_bytes().replace(
+            b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
+        )
+    )
+    with pytest.raises(
+        ConfigurationError, match=r"m\.zip is not a Stable-Baselines3 model: .*encrypted"
+    ):
+        policies._algorithm(path)
+
+
 @pytest.mark.skipif(find_spec("stable_baselines3") is None, reason="needs stable_baselines3")
 @pytest.mark.parametrize("name", ["PPO", "A2C", "DQN"])
 def test_run_plays_a_saved_model(walk: Walk, tmp_path: Path, name: str) -> None:

@@ -37,6 +37,7 @@ from gymwire.protocol.recordings import COMPLETE, RUNNING, RecordedPart
 
 MIB = 1024 * 1024
 SID = 9
+HEADER = {name: None if kind is object else kind() for name, kind in recordings.KEYS.items()}
 
 
 class Count(gymnasium.Env[Any, Any]):
@@ -288,13 +289,43 @@ def test_a_folder_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"\xc1", b"hello", values.encode({"format": "other"}), values.encode([1, 2]), b"\xdf"],
+    [
+        *(b"", b"\xc1", b"hello", values.encode({"format": "other"}), values.encode([1, 2])),
+        *(b"\xdf", b"\x81\x90\xc0", b"\xdd\x0f\xff\xff\xff" * 1000, b"\x91" * 5000),
+        *(b"\xc6\x20\x00\x00\x00", b"\xd6\xff\x00\x00\x00\x00", b"\xc7\x05\x01abcde"),
+        b"\x91" * 200 + b"\xc0",
+    ],
 )
 def test_a_file_that_is_not_a_recording(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.episode"
     path.write_bytes(content)
     with pytest.raises(DecodingError, match=r"x\.episode is not a recorded episode"):
         recordings.read(path)
+
+
+def test_a_pipe_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "x.episode"
+    os.mkfifo(path)
+    with pytest.raises(DecodingError, match=r"x\.episode is not a file"):
+        recordings.read_header(path)
+
+
+def test_the_objects_of_a_hostile_file_are_decoded_as_those_of_a_peer(tmp_path: Path) -> None:
+    path = tmp_path / "x.episode"
+    path.write_bytes(recordings.pack_header(HEADER) + b"\x81\x90\xc0")
+    with pytest.raises(DecodingError, match="malformed"):
+        recordings.read(path)
+
+
+def test_a_request_that_is_none_of_an_episode_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.episode"
+    spaces = {f"{name}_space": [["Discrete", "<i8", 2, 0]] for name in ("observation", "action")}
+    frame = bytes(PLAIN.encode(Close(), 1, 1))
+    path.write_bytes(
+        recordings.pack_header({**HEADER, **spaces}) + recordings.pack_exchange(frame, frame)
+    )
+    with pytest.raises(DecodingError, match="Close is not a request of an episode"):
+        list(recordings.read(path).exchanges())
 
 
 def test_a_later_version_is_named(tmp_path: Path) -> None:
@@ -307,8 +338,7 @@ def test_a_later_version_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", [b"\x01", b"\x92\x01\x02", b"\x80", b"\xa1x"])
 def test_an_unknown_object_is_named(tmp_path: Path, damage: bytes) -> None:
     path = tmp_path / "x.episode"
-    header = {name: kind() for name, kind in recordings.KEYS.items() if kind is not object}
-    header |= {name: None for name, kind in recordings.KEYS.items() if kind is object}
+    header = HEADER
     path.write_bytes(recordings.pack_header(header) + damage)
     with pytest.raises(DecodingError, match="is damaged: it has an unknown object"):
         recordings.read(path)

@@ -148,6 +148,7 @@ def test_without_tokens_only_names_of_this_host_are_answered(host: str, answered
         ("http://127.0.0.1:8080.evil.example", False),
         ("null", False),
         ("", False),
+        ("http://[", False),
         ("http://page.example:9", True),
     ],
 )

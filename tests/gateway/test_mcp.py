@@ -137,6 +137,31 @@ def test_mistakes_are_named_and_harm_nothing(served: tuple[str, str]) -> None:
     assert "does not expose 'secret'" in hidden
 
 
+@pytest.mark.parametrize(
+    ("name", "args"),
+    [
+        ("session_token", []),
+        ("spec", []),
+        ("_owner", []),
+        ("__class__", ["cart", "tcp://127.0.0.1:1"]),
+        ("set_wrapper_attr", ["_owner", None]),
+    ],
+)
+def test_a_client_cannot_reach_what_the_proxy_itself_has(
+    served: tuple[str, str], name: str, args: list[Any]
+) -> None:
+    async def err() -> str:
+        async with client(f"{served[1]}/mcp/cart/") as session:
+            await session.call_tool("reset", {"seed": 1})
+            result = await session.call_tool("call", {"name": name, "args": args})
+            assert result.isError, result.content
+            value(await session.call_tool("act", {"action": 1}))
+            return str(result.content[0].text)
+
+    text = asyncio.run(err())
+    assert "does not expose" in text or "has no attribute" in text
+
+
 def test_clients_at_once_have_sessions_of_their_own(served: tuple[str, str]) -> None:
     async def play(seed: int) -> Any:
         async with client(f"{served[1]}/mcp/cart/") as session:

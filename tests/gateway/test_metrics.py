@@ -2,16 +2,30 @@
 
 from __future__ import annotations
 
+import re
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gymwire import ProxyEnv
 from tests.processes import Programs
 
-parser = pytest.importorskip("prometheus_client.parser", reason="needs the extra gymwire[web]")
+pytest.importorskip("starlette", reason="needs the extra gymwire[web]")
+
+from prometheus_client import parser
+
+from gymwire.gateway.metrics import as_text
+from gymwire.learner_agent.client.observing import (
+    BrokerTotals,
+    Observation,
+    ObservedOffer,
+    ObservedSession,
+)
 
 
 def metrics(url: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
@@ -45,6 +59,33 @@ def test_sessions_steps_and_slots(programs: Programs) -> None:
         assert found["gymwire_sessions_opened_total", none] == 1
         # Another program asks at the same time, and gets the same answer.
         assert metrics(url)["gymwire_peers", none] == found["gymwire_peers", none]
+
+
+class Counted(tuple[Any, ...]):
+    """A tuple that counts how often it is iterated over."""
+
+    def __iter__(self) -> Iterator[Any]:
+        self.times = getattr(self, "times", 0) + 1
+        return super().__iter__()
+
+
+def test_the_offers_are_read_once_however_many_addresses_there_are() -> None:
+    names = [f"lab/{i}" for i in range(50)]
+    kinds = {"str": "x", "int": 1, "float": 1.0, "str | None": None, "int | None": None}
+
+    def row(kind: Any, address: str) -> Any:
+        values = {one.name: kinds.get(str(one.type)) for one in fields(kind)}
+        return kind(**{**values, "address": address, "state": "ready"})
+
+    offers = Counted(row(ObservedOffer, name) for name in reversed(names))
+    sessions = Counted(row(ObservedSession, name) for name in names)
+    totals: dict[str, Any] = {
+        one.name: {} if "Mapping" in str(one.type) else 1 for one in fields(BrokerTotals)
+    }
+    text = as_text(Observation(BrokerTotals(**totals), offers, sessions)).decode()
+    shown = re.findall(r'^gymwire_slots{address="(.*)"} 1.0$', text, re.MULTILINE)
+    assert shown == sorted(names)
+    assert (offers.times, sessions.times) == (1, 1)
 
 
 def test_a_broker_that_is_away_is_named(programs: Programs) -> None:

@@ -87,3 +87,34 @@ def test_values_that_json_cannot_hold() -> None:
 def test_a_value_outside_of_its_space_is_named(space: Space[Any], data: Any, why: str) -> None:
     with pytest.raises(JsonMismatch, match=why.replace("(", r"\(").replace(")", r"\)")):
         from_json(space, data, "action")
+
+
+DEEP: list[Any] = []
+for _ in range(5000):
+    DEEP = [DEEP]
+
+
+@pytest.mark.parametrize("data", [math.nan, math.inf, 1e308, 10**400, "\ud800", {}, DEEP])
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Discrete(2),
+        spaces.Box(0, 1, (2,)),
+        spaces.Box(0, 255, (), np.uint8),
+        spaces.MultiDiscrete([2, 2]),
+        spaces.Sequence(spaces.Discrete(2)),
+        spaces.Text(2),
+        spaces.Dict(a=spaces.Discrete(2)),
+    ],
+)
+def test_no_json_value_raises_anything_else(space: Space[Any], data: Any) -> None:
+    for given in (data, [data], {"a": data}):
+        with pytest.raises(JsonMismatch, match="action"):
+            from_json(space, given, "action")
+
+
+def test_the_links_of_a_graph_are_checked() -> None:
+    space = spaces.Graph(spaces.Discrete(2), spaces.Discrete(2))
+    for links in ([[0]], "x", [[2**40, 0]], {"a": 1}, DEEP):
+        with pytest.raises(JsonMismatch, match="action"):
+            from_json(space, {"nodes": [0], "edges": [0], "edge_links": links}, "action")

@@ -87,7 +87,7 @@ export class Connection {
    * @param {object} owner
    * @param {() => unknown[]} owner.sessions the rows of HELLO
    * @param {() => void} owner.welcome called when the broker has answered HELLO
-   * @param {(message: Message) => void} owner.receive called with each other message
+   * @param {(message: Message) => void | Promise<void>} owner.receive called with each other message
    */
   constructor(url, role, options, owner) {
     this.url = url;
@@ -112,7 +112,7 @@ export class Connection {
     const socket = new Socket(this.url, token ? ["gymwire", `gymwire.token.${token}`] : ["gymwire"]);
     socket.binaryType = "arraybuffer";
     socket.onopen = () => this.hello();
-    socket.onmessage = ({ data }) => this.receive(new Uint8Array(data));
+    socket.onmessage = ({ data }) => data instanceof ArrayBuffer && this.receive(new Uint8Array(data));
     socket.onclose = () => this.lost(socket);
     socket.onerror = () => undefined; // onclose follows
     this.socket = socket;
@@ -156,7 +156,16 @@ export class Connection {
     } else if (message.kind === Kind.BUSY && message.sid === 0 && message.fields[0] === "hello") {
       this.known = false;
       this.hello();
-    } else this.owner.receive(message);
+    } else this.pass(message);
+  }
+
+  /** Pass a message to the owner. One that makes no sense is dropped, and ends nothing else (§13.1). @param {Message} message */
+  async pass(message) {
+    try {
+      await this.owner.receive(message);
+    } catch (error) {
+      console.warn("gymwire: a message was dropped:", error);
+    }
   }
 
   /** Leave the broker and close the connection. @param {string} reason */

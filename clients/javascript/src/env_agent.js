@@ -46,7 +46,7 @@ export class EnvAgent {
     this.connection = new Connection(url, "env", options, {
       sessions: () => [...this.sessions].map(([sid, it]) => [sid, it.nonce, offer.address, it.learner]),
       welcome: () => this.sendOffer(),
-      receive: (message) => void this.receive(message),
+      receive: (message) => this.receive(message),
     });
     this.timer = setInterval(() => this.report(), REPORT_MS);
   }

@@ -138,6 +138,7 @@ export class Session {
     this.seq = 0;
     /** @type {Request | undefined} */
     this.request = undefined;
+    this.expected = 0; // the kind of the reply
     this.lost = "";
   }
 
@@ -190,6 +191,7 @@ export class Session {
     if (this.request) throw new Error("The previous call of this session has not ended yet.");
     const frame = encodeFrame(kind, fields, this.sid, ++this.seq);
     this.request = new Request(this.learner.connection, frame);
+    this.expected = kind + 1; // each reply of the gym dialogue follows its request
     try {
       return await this.request.reply;
     } finally {
@@ -219,6 +221,7 @@ export class Session {
     if (seq !== this.seq || !this.request) return; // §7.5: it belongs to no request
     if (kind === Kind.BUSY) this.request.retry(fields[1]);
     else if (kind === Kind.ERROR) this.request.fail(new GymwireError(fields[0], fields[1], fields[2]));
-    else if (kind < 16) this.request.finish(message);
+    else if (kind === this.expected) this.request.finish(message);
+    else this.request.fail(new GymwireError("protocol", `The env agent has sent a message of kind ${kind} instead of ${this.expected}.`));
   }
 }

@@ -21,6 +21,7 @@ export class Ext {
 }
 
 const MAX_DEPTH = 64;
+const MAX_OTHER_KEYS = 256; // that are neither text nor bytes: a peer may choose them with equal hashes
 const utf8 = new TextEncoder();
 const text = new TextDecoder("utf-8", { fatal: true });
 
@@ -240,8 +241,17 @@ class Reader {
   map(size, depth) {
     if (2 * size > this.data.length - this.at) throw new RangeError("The message is cut off.");
     const entries = new Map();
-    for (let i = 0; i < size; i++) entries.set(this.value(depth + 1), this.value(depth + 1));
-    if ([...entries.keys()].some((key) => typeof key !== "string")) return entries;
+    let others = 0;
+    let texts = 0;
+    for (let i = 0; i < size; i++) {
+      const key = this.value(depth + 1);
+      if (typeof key === "string") texts++;
+      else if (!(key instanceof Uint8Array) && ++others > MAX_OTHER_KEYS) {
+        throw new RangeError(`A map has at most ${MAX_OTHER_KEYS} keys that are neither text nor bytes.`);
+      }
+      entries.set(key, this.value(depth + 1));
+    }
+    if (texts < size) return entries;
     return Object.assign(Object.create(null), Object.fromEntries(entries));
   }
 

@@ -7,6 +7,8 @@ export { Float };
 /** A Python tuple. */
 export class Tuple extends Array {}
 
+const MAX_INT = 256; // bytes: reading one takes time quadratic in them
+
 /** @typedef {Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Uint32Array | BigInt64Array | BigUint64Array | Float32Array | Float64Array} Typed */
 
 const NATIVE = new Map(
@@ -140,12 +142,16 @@ function reviver(tail) {
         return typeof value === "bigint" && !Number.isSafeInteger(number) ? value : number;
       }
       case 3: {
+        if (data.length > MAX_INT) throw new RangeError(`An int has at most ${MAX_INT} bytes.`);
         let value = 0n;
         for (let at = data.length - 1; at >= 0; at--) value = (value << 8n) | BigInt(data[at]);
         return BigInt.asIntN(8 * data.length, value);
       }
-      case 4:
-        return Tuple.from(decode(data, revive, depth));
+      case 4: {
+        const items = decode(data, revive, depth);
+        if (!Array.isArray(items)) throw new TypeError("A tuple is a list."); // not {length: 2 ** 32}
+        return Tuple.from(items);
+      }
       case 7:
         return decode(data, revive, depth);
       default:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,23 @@ def npz(**arrays: Any) -> bytes:
     return file.getvalue()
 
 
+def bomb() -> bytes:
+    """Return a small archive of a large array."""
+    file = io.BytesIO()
+    np.savez_compressed(file, a=np.zeros(2**21), b=ONES, metadata=NOTE)
+    return file.getvalue()
+
+
+def claims(shape: str) -> bytes:
+    """Return an archive of an array without data that claims this shape."""
+    file, array = io.BytesIO(npz(b=ONES, metadata=NOTE)), io.BytesIO()
+    np.lib.format.write_array(array, np.empty(0))
+    header = array.getvalue().replace(b"(0,), }" + b" " * (len(shape) - 4), f"{shape}, }}".encode())
+    with zipfile.ZipFile(file, "a") as archive:
+        archive.writestr("a.npy", header)
+    return file.getvalue()
+
+
 ONES = np.ones((2, 3))
 NOTE = np.array('{"learner": "PriceAgent"}')
 
@@ -118,6 +136,9 @@ NOTE = np.array('{"learner": "PriceAgent"}')
         (npz(a=ONES * 0, b=ONES, metadata=NOTE), "below 1"),
         (npz(a=np.array([print]), b=ONES, metadata=NOTE), "allow_pickle"),
         (npz(a=ONES, b=ONES, metadata=NOTE)[:-40], "zip|Cannot load"),
+        (bomb(), "holds more than"),
+        (claims("(999999999999999,)"), "Cannot load"),
+        (npz(a=ONES, b=ONES, metadata=np.array("[" * 100_000)), "Cannot load"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_and_changes_nothing(

@@ -1,0 +1,69 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { Kind, decodeFrame, encodeFrame } from "../src/connection.js";
+import { EnvAgent, Learner } from "../src/index.js";
+import { discrete } from "../src/spaces.js";
+
+/** A socket whose other side is the test. */
+class Socket {
+  OPEN = 1;
+  readyState = 1;
+  sent = [];
+
+  constructor() {
+    Socket.last = this;
+    queueMicrotask(() => this.onopen());
+  }
+
+  send(frame) {
+    this.sent.push(decodeFrame(frame));
+  }
+
+  close() {}
+
+  /** Let the client receive these bytes or this text, and all that follows from it. */
+  async give(data) {
+    this.onmessage({ data: data instanceof Uint8Array ? data.slice().buffer : data });
+    for (let i = 0; i < 20; i++) await Promise.resolve();
+  }
+}
+
+const WELCOME = encodeFrame(Kind.WELCOME, []);
+
+/** Return a client's socket after WELCOME, and how many messages it has complained about. */
+async function connected(t, make) {
+  const warnings = t.mock.method(console, "warn", () => undefined).mock;
+  const client = make({ WebSocket: Socket });
+  t.after(() => client.close());
+  await Promise.resolve();
+  await Socket.last.give(WELCOME);
+  return { client, socket: Socket.last, warnings };
+}
+
+test("a text and frames that make no sense do not end a learner", async (t) => {
+  const { client, socket, warnings } = await connected(t, (options) => new Learner("ws://x", options));
+  const opening = client.open("cart");
+  await socket.give("4000000000"); // not the length of an array
+  await socket.give(new Uint8Array(5));
+  for (const fields of [["later", 10n ** 18n], ["later", null], ["later", {}], []]) {
+    await socket.give(encodeFrame(Kind.BUSY, fields, 0, 1));
+  }
+  await socket.give(encodeFrame(Kind.ERROR, ["protocol", { text: [] }, 5], 0, 1));
+  assert.ok(warnings.callCount() > 0);
+  const space = discrete(2);
+  await socket.give(encodeFrame(Kind.OPENED, [space, space, null, null, {}, {}, null, 0, {}], 7, 1));
+  const session = await opening;
+  const reset = session.reset();
+  await socket.give(encodeFrame(Kind.PERCEPT, [1, 1, false, false, {}], 7, 1));
+  await assert.rejects(reset, /kind 4 instead of 2/);
+});
+
+test("an OPEN that makes no sense does not end an env agent", async (t) => {
+  const offer = { address: "a", id: "A-v0", observationSpace: discrete(2), actionSpace: discrete(2), make: () => ({}) };
+  const { socket, warnings } = await connected(t, (options) => new EnvAgent("ws://x", offer, options));
+  await socket.give(encodeFrame(Kind.OPEN, ["a", null, null, null, 0, "", false, ""], 8, 1));
+  assert.equal(warnings.callCount(), 1);
+  await socket.give(encodeFrame(Kind.OPEN, ["a", null, null, {}, 0, "", false, ""], 9, 1));
+  assert.ok(socket.sent.some(({ kind, sid }) => kind === Kind.OPENED && sid === 9));
+});
