@@ -318,7 +318,7 @@ def test_given_spaces_that_are_none_are_an_error(name: str, why: str) -> None:
 
 def test_an_environment_without_spaces_is_told_how_to_give_them(bare_python: str) -> None:
     factory = ChildFactory("a", "tests.plain_envs:Spaceless", bare_python, {})
-    with pytest.raises(GymwireError, match="observation_space is missing, or None. Give them with"):
+    with pytest.raises(GymwireError, match=r"observation_space is missing, or None\. Give them"):
         factory.make_first()
 
 

@@ -227,7 +227,7 @@ def test_an_exception_without_a_text_is_named(broker_url: str) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         run()
-    with pytest.raises(UsageError, match="closed: its program raised KeyboardInterrupt$"):
+    with pytest.raises(UsageError, match=r"closed: its program raised KeyboardInterrupt$"):
         walker.simulation.exchange(np.zeros(1))
 
 
