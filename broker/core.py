@@ -308,18 +308,18 @@ class Core:
         raise DecodingError(f"A broker does not accept {header.kind.name}.")
 
     def _offer(self, peer: Peer, header: codec.Header, offer: Offer) -> Send:
-        facts = {"agent": peer.agent_id, "host": peer.host, "pid": peer.pid}
-        facts = {"address": offer.address[:MAX_WHY], "env": offer.env_id[:MAX_WHY], **facts}
+        facts = {"address": offer.address[:MAX_WHY], "env": offer.env_id[:MAX_WHY]}
+        process = {"host": peer.host, "pid": peer.pid}
         try:
             is_first = offers.accept(self._tables, peer, offer, header.head_len)
         except GymwireError as error:
             if not peer.offer_refused:  # it may repeat the offer without end
                 peer.offer_refused = True
-                self._journal.note("offer refused", why=str(error)[:MAX_WHY], **facts)
+                self._journal.note("offer refused", why=str(error)[:MAX_WHY], **facts, **process)
             raise
         peer.offer_refused = False
         if is_first:
-            self._journal.note("offering", **facts)
+            self._journal.note("offering", **facts, agent=peer.agent_id, **process)
         return Send.message(peer.rid, Offered(offer.address), 0, header.seq)
 
     def _find(self, peer: Peer, header: codec.Header, find: Find, now: float) -> Send:

@@ -10,7 +10,7 @@ from gymnasium.vector import SyncVectorEnv
 
 from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
-from gymwire.protocol.errors import EncodingError
+from gymwire.protocol.errors import ConfigurationError, EncodingError
 from gymwire.protocol.messages import Code, Error
 
 MAX_TRACEBACK = 20_000  # characters, counted from the end
@@ -39,12 +39,16 @@ def handling_failed(request: str, error: BaseException) -> Error:
 
 def open_failed(address: str, error: BaseException) -> Error:
     """Report an exception that prevented a session at `address` from being opened."""
+    details = _details(error, None)
     if isinstance(error, EncodingError):
         text = f"The environment at {address!r} cannot be offered: {text_of(error)}"
+    elif isinstance(error, ConfigurationError):  # gymwire's own, whose text says what to do
+        text = f"The environment at {address!r} could not be made: {text_of(error)}"
+        details["traceback"] = ""
     else:
         text = f"The environment at {address!r} could not be made: {summary(error)}"
         text = _with_remedy(text, error)
-    return Error(Code.OPEN_FAILED, text, _details(error, None))
+    return Error(Code.OPEN_FAILED, text, details)
 
 
 def reply_not_encodable(address: str, error: EncodingError) -> Error:

@@ -44,7 +44,7 @@ class Catch:
 
     def advance(self, move: int) -> tuple[float, bool]:
         """Move for one frame; return the reward, and whether the ball has reached the ground."""
-        self.paddle += SPEED * ((move == RIGHT) - (move == LEFT))
+        self.paddle += SPEED * {LEFT: -1, STAY: 0, RIGHT: 1}[move]
         self.paddle = min(max(self.paddle, 0), WIDTH)
         self.ball.y += SPEED
         if self.ball.y < HEIGHT:

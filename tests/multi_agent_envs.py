@@ -132,6 +132,16 @@ class Countdown(AECEnv[str, Any, Any]):  # type: ignore[misc]
         self._deads_step_first()
 
 
+class Bare(Visitors):
+    """An environment as PettingZoo's tutorial writes them: without a render mode."""
+
+    metadata = {"name": "bare"}  # noqa: RUF012 - as PettingZoo declares it
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.render_mode
+
+
 def turns(**kwargs: Any) -> Any:
     """Return Visitors as an AECEnv."""
     return parallel_to_aec(Visitors(**kwargs))

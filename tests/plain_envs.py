@@ -182,6 +182,18 @@ class Odd(Plain):
     observation_space = Values(colour="red")
 
 
+class Spaceless:
+    """Says nothing about its spaces."""
+
+    def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Start."""
+        return 0, {}
+
+    def step(self, action: Any) -> Any:
+        """Return the action."""
+        return action, 0.0, False, False, {}
+
+
 class Old:
     """An environment as gym 0.21 had them."""
 

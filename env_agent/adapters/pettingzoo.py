@@ -108,7 +108,7 @@ class MultiAgentEnv(gymnasium.Env[Any, Any]):
         self.observation_space = _by_agent(agents, made.observation_space)
         self.action_space = _by_agent(agents, made.action_space)
         self.metadata = made.metadata
-        self.render_mode = made.render_mode
+        self.render_mode = getattr(made, "render_mode", None)  # PettingZoo requires none
 
     def __getattr__(self, name: str) -> Any:
         if name == "_made":

@@ -61,6 +61,8 @@ def _leaf(found: dict[str, Any]) -> list[Any]:
     if "max_length" in found:
         characters = "".join(found["character_list" if "character_list" in found else "characters"])
         return ["Text", int(found.get("min_length", 1)), int(found["max_length"]), characters]
+    if found["class"].endswith(".NoneType"):
+        raise TypeError("is missing, or None")
     raise TypeError(f"is a {found['class']}, whose attributes are those of no known space")
 
 

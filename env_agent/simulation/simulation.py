@@ -237,7 +237,7 @@ class Simulation:
         if error is None:
             self.close()
         else:
-            self.close(f"its program raised {type(error).__name__}: {error}")
+            self.close(f"its program raised {type(error).__name__}: {error}".removesuffix(": "))
 
     # --- the env agent's thread -------------------------------------------------------------------
 
@@ -310,6 +310,7 @@ class SimulationEnv(gymnasium.Env[Any, Any]):
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """Ask the program for a new episode; return its first observation and info."""
+        super().reset(seed=seed)
         state = self._simulation.request(Command(reset=True, seed=seed, options=options))
         return state.observation, state.info or {}
 

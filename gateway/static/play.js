@@ -75,7 +75,7 @@ export class Play {
     at("play-observation").textContent = JSON.stringify(told.observation ?? "the picture", null, 1);
     const how = told.terminated ? "The episode has terminated." : told.truncated ? "The episode was truncated." : "";
     at("play-state").textContent =
-      told.reward == null ? "A new episode." : `Reward ${told.reward}, in all ${this.total}. ${how}`;
+      told.reward == null ? "A new episode." : `Reward ${told.reward}, return ${this.total}. ${how}`;
   }
 
   controls(schema, space) {

@@ -447,7 +447,9 @@ def _text(error: GymwireError) -> str:
     text = str(error)
     if isinstance(error, EnvironmentFailed):
         said, _, trace = text.partition("\n\n")
-        if error.remote_type not in said:  # an interpreter prints it as the class of the error
+        is_own = error.remote_type.startswith("gymwire.")  # its text says it all
+        # An interpreter prints the type as the class of the error.
+        if not is_own and error.remote_type not in said:
             said = f"{error.remote_type}: {said}" if said else error.remote_type
         text = f"{said}\n\n{textwrap.indent(trace, '    ')}" if error.remote_traceback else said
     return printable(text)

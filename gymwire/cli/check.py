@@ -25,11 +25,11 @@ from gymwire.cli.extras import install_line
 from gymwire.cli.output import Json, Output
 from gymwire.cli.terminal import printable
 from gymwire.learner_agent.client.timings import Timings
-from gymwire.protocol.errors import AttributeDenied, EnvironmentFailed, GymwireError, NoFreeSlot
+from gymwire.protocol.errors import EnvironmentFailed, GymwireError, NoFreeSlot
 
 MEASURED_S = 10.0  # each measurement ends after this time, whatever --steps says
 UNCHECKED = "not checked: "
-NO_GENERATOR = f"{UNCHECKED}the random generator, since the env agent exposes none"
+NO_GENERATOR = f"{UNCHECKED}the random generator, since the environment exposes none"
 MISSING_PACKAGE = "DependencyNotInstalled"  # Gymnasium's error
 
 PARTS = {
@@ -147,10 +147,10 @@ def judge(env: Env) -> Verdict:
 
 
 def _has_generator(env: Env) -> bool:
-    """Return whether the env agent exposes the environment's random generator."""
+    """Return whether the environment has a random generator that the env agent exposes."""
     try:
         return isinstance(env.unwrapped.np_random, np.random.Generator)
-    except AttributeDenied:
+    except AttributeError:  # AttributeDenied, too
         return False
 
 

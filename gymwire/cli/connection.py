@@ -87,11 +87,14 @@ class SessionOptions(LearnerOptions):
 
 @contextmanager
 def naming(options: CommandOptions, keyword: str) -> Iterator[None]:
-    """Let a UsageError within name the option or the variable that the value came from."""
+    """Let a UsageError within name the option or the variable that the value came from.
+
+    Unless it names an option itself.
+    """
     try:
         yield
     except UsageError as error:
-        if keyword in options.origins:
+        if keyword in options.origins and not error.args[0].startswith("--"):
             error.args = (f"{options.origins[keyword]}: {error.args[0]}", *error.args[1:])
         raise
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
-from gymwire.cli.terminal import columns, printable
+from gymwire.cli.terminal import columns, counted, printable
 from gymwire.learner_agent.client.observing import (
     BrokerTotals,
     Observation,
@@ -184,7 +184,11 @@ def session_lines(
 
 
 def offer_lines(offers: Sequence[ObservedOffer], width: int | None) -> list[Text]:
-    """Return the table of these offers, one line for each address and process."""
+    """Return the table of these offers, one line for each address and process.
+
+    The workers of an env agent follow each other.
+    """
+    offers = sorted(offers, key=lambda one: (one.address, one.agent, one.pid or 0))
     rows = [list(OFFER_HEADINGS)]
     rows += [
         [
@@ -212,9 +216,9 @@ def summary_lines(found: Observation, url: str) -> list[str]:
         sum(bool(one.direct) for one in sessions),
     )
     facts = [
-        f"{len({one.address for one in found.offers})} addresses",
-        f"{len({one.agent for one in found.offers})} env agents",
-        f"{len(sessions)} sessions ({direct} direct)",
+        counted(len({one.address for one in found.offers}), "address", "addresses"),
+        counted(len({one.agent for one in found.offers}), "env agent"),
+        f"{counted(len(sessions), 'session')} ({direct} direct)",
         f"{amount(sum(_or_zero(one.steps_per_s) for one in sessions))} steps/s",
     ]
     if stuck:

@@ -54,7 +54,8 @@ OPTIONS = (
         kind=kinds.TEXT,
         commands=("serve",),
         metavar="ENV",
-        help="a Gymnasium id (Id-v0, module:Id-v0), or a class or factory (module:MyEnv)",
+        help="a Gymnasium id (Id-v0, module:Id-v0), or a class or factory function (module:MyEnv, "
+        "./file.py:MyEnv)",
         positional=True,
     ),
     Option(
@@ -78,7 +79,7 @@ OPTIONS = (
         kind=kinds.COUNT,
         commands=("serve",),
         metavar="N",
-        help="number of slots: sessions at the same time (default: 8; with --python, one for each "
+        help="number of slots: sessions at the same time (default: 64; with --python, one for each "
         "processor)",
     ),
     Option(

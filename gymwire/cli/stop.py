@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gymwire.cli.connection import LearnerOptions
 from gymwire.cli.output import Output
 from gymwire.cli.ps import connected
+from gymwire.cli.terminal import counted
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.observing import observe, stop_agent, stop_session
 from gymwire.protocol.errors import ConfigurationError, Denied, Refused
@@ -22,11 +23,16 @@ class Options(LearnerOptions):
 
 def command(options: Options, output: Output) -> int:
     """Stop what the target names. Returns the exit status."""
-    target = (options.target or "").lower()
-    if not target or not set(target) <= set("0123456789abcdef") or len(target) > SESSION_ID:
+    if not options.target:
+        raise ConfigurationError(
+            "No target given: pass TARGET, the id of a session or of an env agent, or its "
+            "beginning. `gymwire ps` lists them."
+        )
+    target = options.target.lower()
+    if not set(target) <= set("0123456789abcdef") or len(target) > SESSION_ID:
         raise ConfigurationError(
             f"{options.origins.get('target', 'TARGET')}: expected the id of a session or of an env "
-            f"agent, or its beginning, got {options.target or ''!r:.50}. `gymwire ps` lists them."
+            f"agent, or its beginning, got {options.target!r:.50}. `gymwire ps` lists them."
         )
     with connected(options) as connection:
         session, agent = find(connection, target)
@@ -39,8 +45,9 @@ def command(options: Options, output: Output) -> int:
             counts = {"processes": answer.processes, "sessions": answer.sessions}
             output.result(session=None, agent=agent, **counts)
             output.say(
-                f"env agent {agent} is draining: {answer.processes} processes, and "
-                f"{answer.sessions} sessions, which may go on until its --grace is over"
+                f"env agent {agent} ({counted(answer.processes, 'process', 'processes')}) is "
+                f"draining: {counted(answer.sessions, 'session')} may go on until its --grace is "
+                f"over"
             )
     return 0
 

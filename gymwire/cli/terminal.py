@@ -25,6 +25,11 @@ def printable(text: str) -> str:
     )
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number and what it counts, such as "1 session" or "2 sessions"."""
+    return f"{number} {one if number == 1 else several or f'{one}s'}"
+
+
 def picture(frame: str) -> Text:
     """Return an ansi frame with its colours, but without other escape sequences."""
     text = Text.from_ansi(frame)

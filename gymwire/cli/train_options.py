@@ -43,7 +43,7 @@ TRAIN = (
         commands=("train",),
         metavar="FILE",
         help="save the trained learner: a demo learner as .npz; PPO as .zip, by default to "
-        "ADDRESS.zip in the current folder",
+        "ADDRESS.zip in the current folder, or ADDRESS-2.zip if that exists",
     ),
     Option(
         keyword="load",

@@ -47,6 +47,7 @@ from gymwire.protocol.messages import (
     Welcome,
     Withdraw,
 )
+from gymwire.protocol.process_ids import AGENT_ID
 from tests.broker.harness import (
     LEASE_S,
     LONG_AFTER_START,
@@ -1027,8 +1028,10 @@ def test_the_log_notes_offers_and_sessions(broker: Broker) -> None:
     sid = broker.open(learner)
     broker.say(env, Closed(), sid, 1)
     broker.say(env, Bye())
-    events = [note.event for note in broker.core.take_notes()]
+    notes = broker.core.take_notes()
+    events = [note.event for note in notes]
     assert events == ["offering", "session opened", "session closed", "agent left"]
+    assert len(str(notes[0].facts["agent"])) == AGENT_ID  # as `gymwire ps` shows it
     assert broker.now == LONG_AFTER_START
 
 

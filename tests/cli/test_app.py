@@ -92,6 +92,8 @@ def test_the_help_of_a_command_has_one_or_two_examples_that_can_be_read(
         ("serve a CartPole-v1 --direct x", "gymwire serve: --direct: expected 'host', 'never' or"),
         ("serve --config nowhere.toml", "gymwire serve: --config: There is no file nowhere.toml"),
         ("check", "gymwire check: No address given: pass ADDRESS, or set GYMWIRE_ADDRESS."),
+        ("stop", "gymwire stop: No target given: pass TARGET"),
+        ("serve a CartPole-v1 --wrap nowhere", "gymwire serve: --wrap nowhere: write module:"),
         ("keygen", "gymwire keygen: No name given: pass NAME."),
         ("keygen a/b", "gymwire keygen: NAME: 'a/b'"),
         ("keygen a --role cook", "gymwire keygen: --role: expected one of broker, agent"),

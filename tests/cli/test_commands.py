@@ -399,3 +399,26 @@ def test_a_picture_keeps_its_colours_and_no_other_escape_sequence() -> None:
     assert text.plain.startswith("ab\nc")
     assert [(span.start, span.end) for span in text.spans] == [(1, 2)]
     assert printable(text.plain) == text.plain
+
+
+class Ungenerated(gymnasium.Env[int, int]):
+    """An environment without a random generator, as those of other interpreters may be."""
+
+    observation_space = spaces.Discrete(5)
+    action_space = spaces.Discrete(2)
+
+    @property
+    def np_random(self) -> Any:
+        raise AttributeError("there is none")
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[int, dict[str, Any]]:
+        return 0, {}
+
+    def step(self, action: int) -> tuple[int, float, bool, bool, dict[str, Any]]:
+        return int(action), 0.0, False, False, {}
+
+
+def test_check_passes_for_an_environment_without_a_random_generator() -> None:
+    verdict = check.judge(Ungenerated())
+    assert verdict.failure is None
+    assert verdict.unchecked.startswith("not checked: the random generator")

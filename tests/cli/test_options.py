@@ -12,6 +12,7 @@ from gymwire.cli import kinds
 from gymwire.cli.app import COMMANDS, build
 from gymwire.cli.option import PANELS
 from gymwire.cli.options import DEFAULT_BROKER, OPTIONS, markdown, options_of
+from gymwire.env_agent.config import DEFAULT_SLOTS
 from gymwire.protocol import address
 from tests.cli.reading import read
 
@@ -72,6 +73,11 @@ def test_each_option_has_a_help_a_panel_and_a_metavar() -> None:
 
 def test_the_default_broker_is_that_of_the_protocol() -> None:
     assert DEFAULT_BROKER == address.DEFAULT_BROKER
+
+
+def test_the_help_names_the_default_number_of_slots() -> None:
+    (slots,) = (option for option in OPTIONS if option.keyword == "max_sessions")
+    assert f"(default: {DEFAULT_SLOTS};" in slots.help
 
 
 def test_the_markdown_table_lists_every_public_option() -> None:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gymwire.env_agent.failure_reports import open_failed, request_failed
+from gymwire.errors import ConfigurationError
 
 REMEDY = "The environment uses signals, which only the main thread of a process may. Start the env"
 
@@ -81,3 +82,9 @@ def test_a_chain_of_exceptions_may_be_a_circle() -> None:
     one, other = ValueError("one"), ValueError("other")
     one.__context__, other.__context__ = other, one
     assert request_failed(one, None).text == "one"
+
+
+def test_an_error_of_gymwire_itself_has_no_traceback() -> None:
+    report = open_failed("lab/x", ConfigurationError("Open it with ProxyAECEnv."))
+    assert report.text == "The environment at 'lab/x' could not be made: Open it with ProxyAECEnv."
+    assert report.details["traceback"] == ""

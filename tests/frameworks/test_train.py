@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from gymwire.cli import policies
+from gymwire.learner_agent.training import ppo
 from gymwire.protocol.errors import ConfigurationError
 from tests.cli.reading import Screen, call
 from tests.frameworks.envs import SPACES, Lottery
@@ -21,6 +22,7 @@ from tests.processes import PATIENCE_S, ROOT, programs
 REASON = "Stable-Baselines3 is not installed; ./run pytest tests/frameworks installs it"
 pytest.importorskip("stable_baselines3", reason=REASON)
 
+import torch  # noqa: E402 - likewise
 from stable_baselines3 import A2C, PPO  # noqa: E402 - after the test that it is there
 
 
@@ -84,6 +86,21 @@ def test_the_same_seed_trains_the_same_model(broker: str, tmp_path: Path, num_en
         train(broker, *options, address="ppo/pole")
     one, two, other = map(weights, paths)
     assert one == two != other
+
+
+@pytest.mark.parametrize(("observations", "threads"), [("box", 1), ("image", 3)])
+def test_a_small_network_computes_in_one_thread(
+    observations: str, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with ppo.one_thread(SPACES[observations]):
+            assert torch.get_num_threads() == threads
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_it_goes_on_from_a_saved_model(broker: str, tmp_path: Path) -> None:

@@ -79,9 +79,9 @@ def test_a_discrete_environment_is_played_by_mouse_and_keys(page: Any) -> None:
     page.locator("#play-state", has_text="A new episode").wait_for()
     assert page.locator("#play-actions button").all_inner_texts() == ["0", "1"]
     page.locator("#play-actions button").nth(1).click()
-    page.locator("#play-state", has_text="Reward 1, in all 1.").wait_for()
+    page.locator("#play-state", has_text="Reward 1, return 1.").wait_for()
     page.keyboard.press("1")
-    page.locator("#play-state", has_text="in all 2.").wait_for()
+    page.locator("#play-state", has_text="return 2.").wait_for()
     for _ in range(30):
         page.keyboard.press("1")
         if page.locator("#play-state", has_text="terminated").is_visible():

@@ -32,7 +32,7 @@ def test_a_learner_plays_the_game_as_if_it_were_local(game: str, broker_url: str
             assert_same(env.reset(seed=seed), (local.observe(), {}))
             ended = False
             while not ended:
-                action = int(env.action_space.sample())
+                action = env.action_space.sample()
                 reward, ended = local.advance(action)
                 assert_same(env.step(action), (local.observe(), reward, ended, False, {}))
             assert_same(env.render(), local.picture())

@@ -115,7 +115,7 @@ def terminal(started: Programs) -> Iterator[Terminal]:
 
 
 def test_top_shows_the_broker_and_a_key_ends_it(terminal: Terminal) -> None:
-    terminal.shows("1 env agents, 0 sessions")
+    terminal.shows("1 env agent, 0 sessions")
     terminal.press(b"o")
     terminal.shows("CartPole-v1")
     terminal.press(b"q")
@@ -126,7 +126,7 @@ def test_top_shows_the_broker_and_a_key_ends_it(terminal: Terminal) -> None:
 def test_a_signal_ends_top_and_restores_the_terminal(
     terminal: Terminal, number: signal.Signals
 ) -> None:
-    terminal.shows("1 env agents")
+    terminal.shows("1 env agent,")
     terminal.process.send_signal(number)
     assert terminal.end() == 128 + number
 

@@ -23,7 +23,7 @@ from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.runners.in_loop import InLoopRunner
-from gymwire.protocol.errors import ConfigurationError, EncodingError
+from gymwire.protocol.errors import ConfigurationError, EncodingError, GymwireError
 from gymwire.protocol.messages import Call, Code, EnvKind
 from gymwire.protocol.values import Opaque, encode, opaque
 from tests.interpreters import bare, others
@@ -314,6 +314,12 @@ class Given:
 def test_given_spaces_that_are_none_are_an_error(name: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         ChildFactory("a", PLAIN, "python", {}, name)
+
+
+def test_an_environment_without_spaces_is_told_how_to_give_them(bare_python: str) -> None:
+    factory = ChildFactory("a", "tests.plain_envs:Spaceless", bare_python, {})
+    with pytest.raises(GymwireError, match=r"observation_space is missing, or None\. Give them"):
+        factory.make_first()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 from gymnasium.spaces import Box, Discrete
 
 from gymwire import ProxyEnv, ProxyVectorEnv, Simulation
+from gymwire.cli.check import Verdict, judge
 from gymwire.errors import (
     BrokerUnreachable,
     ConfigurationError,
@@ -215,6 +216,33 @@ def test_an_exception_in_the_program_reaches_the_learner(broker_url: str) -> Non
         run()
     with pytest.raises(EnvironmentFailed, match=r"The simulation is over.*ZeroDivisionError"):
         learner.get()
+
+
+def test_an_exception_without_a_text_is_named(broker_url: str) -> None:
+    walker = Walker(broker_url)
+
+    def run() -> None:
+        with walker.simulation:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    with pytest.raises(UsageError, match=r"closed: its program raised KeyboardInterrupt$"):
+        walker.simulation.exchange(np.zeros(1))
+
+
+def test_a_simulation_passes_the_checker(broker_url: str) -> None:
+    walker = Walker(broker_url)
+
+    def play() -> Verdict:
+        with ProxyEnv(walker.address, broker_url) as env:
+            return judge(env)
+
+    with walker.simulation as simulation:
+        learner = Learner(play)
+        while not learner.ended():
+            simulation.exchange(np.zeros(1))
+        assert learner.get().failure is None
 
 
 def test_a_closed_simulation_says_so(broker_url: str) -> None:

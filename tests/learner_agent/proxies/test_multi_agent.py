@@ -10,13 +10,14 @@ import pytest
 
 from gymwire import ProxyAECEnv, ProxyEnv, ProxyParallelEnv, ProxyVectorEnv
 from gymwire.errors import EnvironmentFailed
-from tests.multi_agent_envs import Countdown, Visitors, turns
+from tests.multi_agent_envs import Bare, Countdown, Visitors, turns
 from tests.processes import programs
 from tests.sameness import assert_same
 
 OFFERS = {
     "visitors": "tests.multi_agent_envs:Visitors",
     "countdown": "tests.multi_agent_envs:Countdown",
+    "bare": "tests.multi_agent_envs:Bare",
     "turns": "tests.multi_agent_envs:turns",
     "rps": "pettingzoo.classic:rps_v2",
     "lake-alone": "FrozenLake-v1",
@@ -94,6 +95,12 @@ def test_an_aec_env_is_that_of_this_process(url: str) -> None:
     local.action_space("zoe").seed(2)
     for seed in range(3):
         play_aec(local, remote, seed)
+    remote.close()
+
+
+def test_an_environment_need_not_declare_a_render_mode(url: str) -> None:
+    local, remote = Bare(), ProxyParallelEnv("bare", url)
+    play_parallel(local, remote, 1)
     remote.close()
 
 
