@@ -12,9 +12,10 @@ import traceback
 from collections.abc import Collection
 from typing import NamedTuple
 
-from gymwire.broker import directory, offers, snapshot
+from gymwire.broker import announcements, directory, offers, snapshot
 from gymwire.broker.auth import NO_POLICY, Policy
 from gymwire.broker.connections import Connections
+from gymwire.broker.decoding import decode
 from gymwire.broker.events import Send, Sender
 from gymwire.broker.journal import Drop, Journal, Note
 from gymwire.broker.operators import Operators
@@ -32,7 +33,6 @@ from gymwire.protocol.capabilities import CAPABILITIES, PAGES
 from gymwire.protocol.codec import (
     HEADER_SIZE,
     KIND_AT,
-    MAX_CONTROL,
     MAX_MESSAGE,
     PLAIN,
     SID,
@@ -50,7 +50,6 @@ from gymwire.protocol.messages import (
     Code,
     Find,
     Found,
-    Hello,
     Kind,
     Message,
     Observe,
@@ -114,6 +113,7 @@ class Core:
         self._journal = journal = Journal(tables.describe)
         self._connections = connections = Connections(tables, now, lease_s)
         recovery, quotas = SessionRecovery(tables, now), Quotas()
+        self._announcements = recovery.announcements
         self._sessions = Sessions(tables, connections, recovery, quotas, journal, lease_s)
         self._messages = SessionMessages(tables, self._sessions, quotas, journal)
         url, host = local or ("", "")
@@ -246,11 +246,27 @@ class Core:
                 self._limiter.charge_refusal(sender.rid, now)
             return [reply_to(self._journal, sender.rid, error, header.sid, header.seq)]
         except Exception as error:  # noqa: BLE001 - a bug must not end the broker for all peers
-            trace = traceback.format_exc()[-MAX_TRACEBACK:]
-            self._journal.note("frame failed, a bug in gymwire", traceback=trace)
+            self._note_bug()
             text = f"The broker failed to handle {header.kind.name}: {type(error).__name__}."
             bug = DecodingError(f"{text} This is a bug in gymwire.")
             return [reply_to(self._journal, sender.rid, bug, header.sid, header.seq)]
+
+    def _note_bug(self) -> None:
+        trace = traceback.format_exc()[-MAX_TRACEBACK:]
+        self._journal.note("frame failed, a bug in gymwire", traceback=trace)
+
+    @property
+    def has_announcements(self) -> bool:
+        """Whether sessions that a long HELLO lists still wait for `take_over`."""
+        return bool(self._announcements)
+
+    def take_over(self, now: float) -> list[Send]:
+        """Take over some of the sessions that long HELLOs list. Call it between frames."""
+        try:
+            return self._peers.take_over(now)
+        except Exception:  # noqa: BLE001 - as in `receive`
+            self._note_bug()
+            return []
 
     def _handle(
         self, sender: Sender, header: codec.Header, data: bytes | memoryview, now: float
@@ -262,14 +278,10 @@ class Core:
                 raise Refusal(Code.DENIED, text)
             peer.heard, peer.hung_up, peer.may_be_closing = now, False, False
         unread = header.kind < CONTROL_KINDS or header.kind is Kind.OPENED
-        if not unread and len(data) > MAX_CONTROL:
-            raise Refusal(
-                Code.TOO_LARGE,
-                f"This {header.kind.name} has {len(data)} bytes; a broker accepts {MAX_CONTROL}.",
-            )
-        message = None if unread else PLAIN.decode(data, header)
-        if isinstance(message, Hello):
-            return self._peers.hello(sender, header, message, now)
+        if header.kind is Kind.HELLO:
+            hello, listed = announcements.read_hello(header, data)
+            return self._peers.hello(sender, header, hello, now, listed)
+        message = None if unread else decode(header, data)
         if peer is None:
             raise RetryLater(BusyReason.HELLO, 0.0)
         match message:

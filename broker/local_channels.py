@@ -50,8 +50,8 @@ class LocalChannels:
         self.url = self._unix.url
         self.send, self._receive_local = self._unix.send, self._unix.receive
 
-    def receive(self) -> Received | None:
-        """Return the next frame, or None after a tick without one.
+    def receive(self, wait: bool = True) -> Received | None:
+        """Return the next frame, or None after a tick (without `wait`: at once) without one.
 
         A frame over a local channel has no origin.
         """
@@ -61,11 +61,21 @@ class LocalChannels:
             # Both may have frames: they take turns.
             self._local_next = not self._local_next
             received = self._receive_local(wait=False) if self._local_next else None
-            return router.receive() if received is None else received
-        received = self._receive_local()
+            return router.receive(wait) if received is None else received
+        received = self._receive_local(wait)
         if received is None and router.has_input():
-            return router.receive()
+            return router.receive(wait)
         return received
+
+    @property
+    def has_buffered(self) -> bool:
+        """Whether a frame may be buffered here, where a poll of `waitable` does not see it."""
+        return self._unix.has_buffered
+
+    @property
+    def waitable(self) -> int:
+        """The descriptor of the local channels, for `polling.wait_among`."""
+        return self._unix.waitable
 
     def attach(self, channel: bytes, rid: bytes, key: bytes | None) -> None:
         """Make this the local channel of a peer, instead of any other, and send ATTACHED."""

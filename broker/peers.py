@@ -5,21 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from gymwire.broker.announcements import Announcement, SessionList
 from gymwire.broker.auth import Policy, Rights
 from gymwire.broker.connections import Connections
 from gymwire.broker.events import Send, Sender
 from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.recovery import SessionRecovery
-from gymwire.broker.refusals import ASK_OPERATOR, Refusal, describe_key, not_allowed, reply_to
+from gymwire.broker.refusals import (
+    ASK_OPERATOR,
+    Refusal,
+    RetryLater,
+    describe_key,
+    not_allowed,
+    reply_to,
+)
 from gymwire.broker.sessions import ENDED_PER_TICK, Sessions
 from gymwire.broker.tables import Peer, Tables
 from gymwire.protocol.capabilities import common
 from gymwire.protocol.codec import PLAIN, Header
-from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import (
     AGENT_SIZE,
     LIVENESS_AGENT_SIZE,
     LIVENESS_PREFIX,
+    BusyReason,
     Bye,
     Code,
     Hello,
@@ -29,6 +38,7 @@ from gymwire.protocol.messages import (
 from gymwire.protocol.process_ids import MAX_PID
 
 MAX_PEERS = 20_000
+ANNOUNCE_RETRY_S = 1.0  # when a peer may repeat a HELLO, because too many of its sessions wait
 GRACE_S = 2.0  # how long the broker waits for a lost env agent before its sessions are lost
 
 
@@ -61,8 +71,18 @@ class Peers:
 
     # --- arriving ---------------------------------------------------------------------------------
 
-    def hello(self, sender: Sender, header: Header, hello: Hello, now: float) -> list[Send]:
-        """Reply to HELLO: a new peer's, one over a new connection, or a repeated one."""
+    def hello(
+        self,
+        sender: Sender,
+        header: Header,
+        hello: Hello,
+        now: float,
+        listed: SessionList | None = None,
+    ) -> list[Send]:
+        """Reply to HELLO: a new peer's, one over a new connection, or a repeated one.
+
+        `listed`: the sessions of a long HELLO; `take_over` takes over all but the first.
+        """
         if hello.role not in (Role.LEARNER, Role.ENV, Role.PROGRESS):
             raise DecodingError(f"Unknown role {hello.role[:50]!r} in HELLO.")
         if sender.rid[:1] == b"\0":
@@ -86,12 +106,38 @@ class Peers:
             local_channel=self._welcome.local_channel if peer.attach_token else "",
             attach_token=peer.attach_token,
         )
-        sends = [Send.message(peer.rid, welcome, 0, header.seq)]
+        first = hello.sessions if listed is None else listed.take()
+        sends = [
+            Send.message(peer.rid, welcome, 0, header.seq),
+            *self._announced(peer, first, now),
+        ]
+        if listed and not self._recovery.announcements.put(
+            peer.key or peer.rid, listed.size, Announcement(peer, header.seq, listed)
+        ):
+            raise RetryLater(BusyReason.RATE, ANNOUNCE_RETRY_S)
+        return sends
+
+    def _announced(self, peer: Peer, rows: list[object], now: float) -> list[Send]:
+        sends: list[Send] = []
         if peer.role == Role.ENV:
-            for row in hello.sessions:
+            for row in rows:
                 sends += self._sessions.announced(peer, row, now)
         elif peer.role == Role.PROGRESS and peer.rights.offer:
-            self._recovery.expect(peer, hello.sessions)
+            self._recovery.expect(peer, rows)
+        return sends
+
+    def take_over(self, now: float) -> list[Send]:
+        """Take over some of the sessions that long HELLOs list."""
+        waiting = self._recovery.announcements
+        one = waiting.take()
+        if one is None or self._tables.peers.get(one.peer.rid) is not one.peer:
+            return []
+        try:
+            sends = self._announced(one.peer, one.sessions.take(), now)
+        except GymwireError as error:
+            return [reply_to(self._journal, one.peer.rid, error, 0, one.seq)]
+        if one.sessions:
+            waiting.put(one.peer.key or one.peer.rid, one.sessions.size, one)
         return sends
 
     def liveness(self, sender: Sender, now: float) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from gymwire.broker.announcements import Announcement
 from gymwire.broker.shares import Shares
 from gymwire.broker.tables import Peer, Tables
+from gymwire.broker.turns import Turns
 from gymwire.protocol.messages import LIVENESS_AGENT_SIZE
 
 STARTING_S = 5.0  # env agents announce their sessions within this time after a broker starts
@@ -24,6 +26,8 @@ class SessionRecovery:
         self._expected_sessions: Shares[Peer] = Shares(MAX_EXPECTED)
         # first 15 bytes of the agent id → the liveness connection of an agent without HELLO
         self._silent_agents: dict[bytes, Peer] = {}
+        # long lists of sessions in HELLO, which are taken over some at a time
+        self.announcements: Turns[Announcement] = Turns()
 
     def has_just_started(self, now: float) -> bool:
         """Return whether env agents of the previous run may still be reconnecting."""
@@ -32,7 +36,9 @@ class SessionRecovery:
     def may_come(self, sid: int, now: float) -> bool:
         """Return whether a serving loop may still announce this unknown session."""
         in_rejoin_time = now - self._started < REJOIN_S
-        if self.has_just_started(now) or (self._silent_agents and in_rejoin_time):
+        if self.has_just_started(now) or (
+            (self._silent_agents or self.announcements) and in_rejoin_time
+        ):
             return True
         progress = self._expected_sessions.get(sid)
         return progress is not None and self._tables.peers.get(progress.rid) is progress

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import socket as hostsocket
@@ -9,23 +10,34 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import NamedTuple
 
 import structlog
 
 from gymwire.broker.auth import NO_POLICY
 from gymwire.broker.core import Core
+from gymwire.broker.decoding import takes_long
 from gymwire.broker.events import Send, Sender
 from gymwire.broker.local_channels import LocalChannels
 from gymwire.broker.policy_file import PolicyFile
 from gymwire.broker.rate_limit import Admission
+from gymwire.broker.turns import Turns
 from gymwire.protocol import stamps
 from gymwire.protocol.codec import FLAGS_AT, KIND_AT, MAX_MESSAGE, TIMED
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Kind
 from gymwire.protocol.security.keys import KeyPair, identity
 from gymwire.protocol.transport.handshake import software
-from gymwire.protocol.transport.interface import TICK_MS, Delivery, Origin
+from gymwire.protocol.transport.interface import (
+    TICK_MS,
+    Delivery,
+    Origin,
+    Received,
+    Waitable,
+)
+from gymwire.protocol.transport.polling import wait_among
 from gymwire.protocol.transport.router import Router, fd_of, public_key_of
 from gymwire.protocol.transport.unix import CAN_LISTEN
 
@@ -35,6 +47,9 @@ if sys.platform != "win32":
 # A flooding peer would reconnect at once, and accepting a connection costs more than a frame. The
 # kernel therefore drops its input for a while before the broker closes the connection.
 DROP_INPUT_S = 2.0
+# A message that takes long is followed by others for so many times its own CPU time.
+LONG_PAUSE = 10
+ANNOUNCEMENTS_PAUSE_S = 0.01  # between two parts of long HELLOs while other frames wait
 SUSPENDED_S = 2.0  # a gap between two ticks that shows that this process was suspended
 
 
@@ -43,6 +58,15 @@ def _max_descriptors() -> int:
     if sys.platform == "win32":
         return 0
     return min(resource.getrlimit(resource.RLIMIT_NOFILE)[0], 2**20)
+
+
+class ReceivedFrame(NamedTuple):
+    """A frame for the core. `at`: as in `Server._receive`."""
+
+    sender: Sender
+    origin: Origin | None
+    data: bytes | memoryview
+    at: int
 
 
 class Server:
@@ -92,6 +116,8 @@ class Server:
             local=None if self._local is None else (self._local.url, self._host),
         )
         self._next_timers = now
+        self._long: Turns[ReceivedFrame] = Turns()
+        self._long_due = self._announcements_due = now
         self._hang_ups: list[tuple[int, int]] = []
         # (when to close it, fd, connection) of flooding connections
         self._dropping_input: deque[tuple[float, int, int]] = deque()
@@ -101,7 +127,9 @@ class Server:
         self._log.info("broker listening", urls=self.urls, host=self._host, pid=os.getpid())
         try:
             while not stop.is_set():
-                self._serve()
+                is_idle = self._serve()
+                if self._has_work:
+                    self._work(is_idle)
                 self._timers(time.monotonic())
         finally:
             self._deliver(self.core.goodbye())
@@ -124,19 +152,21 @@ class Server:
 
     # --- frames -----------------------------------------------------------------------------------
 
-    def _serve(self) -> None:
-        """Handle frames until timers are due, or until no frame came for a tick."""
+    def _serve(self) -> bool:
+        """Handle frames until something else is due, or until no frame came for a tick.
+
+        Returns whether no frame was left. While other work waits, it waits for no frame.
+        """
         core, local = self.core, self._local
-        # Waiting in libzmq itself is faster, as long as no peer may have a local channel.
-        with_local = local is not None and core.has_attach_tokens
-        receive = local.receive if local is not None and with_local else self._router.receive
+        receive, until = self._turn()
+        with_local = self._may_be_local
         channel_of, owners = ({}, {}) if local is None else (local.of, local.owners)
         send, relay = self._router.send, core.relay
-        clock, until, keyed, done = time.monotonic, self._next_timers, self._keyed, Delivery.DONE
+        clock, keyed, done = time.monotonic, self._keyed, Delivery.DONE
         while clock() < until:
             received = receive()
             if received is None:
-                return
+                return True
             rid, origin, data = received
             key = None
             if origin is None:
@@ -151,8 +181,8 @@ class Server:
             to = relay(rid, data, key)
             if to is None:
                 self._receive(rid, origin, data, key, at)
-                if local is not None and with_local is not core.has_attach_tokens:
-                    return
+                if self._has_work or with_local is not self._may_be_local:
+                    return False
                 continue
             frame = stamps.stamp_relay(data, at, time.monotonic_ns) if at else data
             channel = channel_of.get(to)
@@ -167,6 +197,20 @@ class Server:
             if delivery is not done:
                 full, now = delivery is Delivery.FULL, time.monotonic()
                 self._deliver(core.undelivered(to, data, rid, full, now), rid, origin)
+        return False
+
+    @property
+    def _may_be_local(self) -> bool:
+        """Whether any peer may use a local channel."""
+        return self._local is not None and self.core.has_attach_tokens
+
+    def _turn(self) -> tuple[Callable[[], Received | None], float]:
+        """Return how to receive the next frames, and until when."""
+        # Waiting in libzmq itself is faster, as long as no peer may have a local channel.
+        source = self._local if self._local is not None and self._may_be_local else self._router
+        if self._has_work:
+            return partial(source.receive, wait=False), min(self._next_timers, self._work_due)
+        return source.receive, self._next_timers
 
     def _attach(self, channel: bytes, data: bytes | memoryview) -> None:
         """Handle the first frame over a connection that may become a local channel."""
@@ -206,6 +250,13 @@ class Server:
             asks = len(data) > KIND_AT and data[KIND_AT] in (Kind.OBSERVE, Kind.STOP)
             on_host = asks and self._router.is_from_host(fd)
             sender = Sender(rid, fd, key, name, self._router.connection_id(fd), on_host)
+        if not takes_long(data):
+            self._handle(ReceivedFrame(sender, origin, data, at), now)
+        elif not self._long.put(key or rid, len(data), ReceivedFrame(sender, origin, data, at)):
+            self._reject(Admission.THROTTLE, rid, origin, data, now)
+
+    def _handle(self, frame: ReceivedFrame, now: float) -> None:
+        sender, origin, data, at = frame
         sends = self.core.receive(sender, data, now)
         if at:  # a relayed frame of a learner with limits still gets its stamps
             sends = [
@@ -214,8 +265,39 @@ class Server:
                 )
                 for rid, frame in sends
             ]
-        self._deliver(sends, rid, origin)
+        self._deliver(sends, sender.rid, origin)
         self._write_notes()
+
+    # --- work that waits --------------------------------------------------------------------------
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(self._long) or self.core.has_announcements
+
+    @property
+    def _work_due(self) -> float:
+        long_due = self._long_due if self._long else math.inf
+        return min(long_due, self._announcements_due) if self.core.has_announcements else long_due
+
+    def _work(self, is_idle: bool) -> None:
+        """Do a part of the work that waits, if it is its turn, or wait for the next frame.
+
+        `is_idle`: whether no frame waits.
+        """
+        now = time.monotonic()
+        if self._long and now >= self._long_due:
+            frame = self._long.take()
+            assert frame is not None
+            began = time.thread_time()
+            self._handle(frame, now)
+            self._long_due = now + LONG_PAUSE * (time.thread_time() - began)
+        elif self.core.has_announcements and (is_idle or now >= self._announcements_due):
+            self._deliver(self.core.take_over(now))
+            self._announcements_due = now + ANNOUNCEMENTS_PAUSE_S
+        elif is_idle:
+            sources: list[Waitable]
+            sources = [self._router] if self._local is None else [self._router, self._local]
+            wait_among(sources, max(0.0, min(self._work_due, self._next_timers) - now))
 
     def _reject(
         self,

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 
+from gymwire.broker.decoding import decode
 from gymwire.broker.events import Send
 from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.quotas import Quotas
 from gymwire.broker.refusals import MAX_WHY, NOT_YOURS, Refusal, RetryLater
 from gymwire.broker.sessions import MAX_LOSSES, Sessions
 from gymwire.broker.tables import Peer, Session, Tables
-from gymwire.protocol.codec import PLAIN, Header
+from gymwire.protocol.codec import Header
 from gymwire.protocol.dialogue import REQUESTS
-from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import (
     BusyReason,
     Closed,
@@ -166,8 +167,8 @@ def _not_bound(peer: Peer, session: Session) -> RetryLater | Refusal:
 
 
 def _error_text(header: Header, data: bytes | memoryview) -> str:
-    with contextlib.suppress(DecodingError):  # the learner finds out
-        error = PLAIN.decode(data, header)
+    with contextlib.suppress(GymwireError):  # the learner finds out
+        error = decode(header, data)
         if isinstance(error, Error):
             return error.text[:MAX_WHY]
     return ""
@@ -177,5 +178,8 @@ def _reports_loss(header: Header, data: bytes | memoryview) -> bool:
     """Return whether an env agent reports that it does not have this session any more."""
     if header.kind is not Kind.ERROR:
         return False
-    error = PLAIN.decode(data, header)
+    try:
+        error = decode(header, data)
+    except Refusal:  # such a report is short; the learner reads this ERROR
+        return False
     return isinstance(error, Error) and error.code == Code.SESSION_LOST

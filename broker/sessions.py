@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from gymwire.broker import directory
 from gymwire.broker.connections import Connections
+from gymwire.broker.decoding import has_many_parts
 from gymwire.broker.events import Send
 from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.offers import check_opened
@@ -159,11 +160,10 @@ class Sessions:
             self._journal.drop(loop.rid, Drop.NOT_AWAITED)
             return []
         session.unanswered_opens -= 1
-        if len(data) <= MAX_CONTROL:  # decoding a larger one would hold up the other peers
-            try:
-                _check_opened(header, data)
-            except GymwireError as error:
-                return self._refuse_opened(session, header.seq, error)
+        try:
+            _check_opened(header, data)
+        except GymwireError as error:
+            return self._refuse_opened(session, header.seq, error)
         if not session.is_open:
             self._tables.open(session)
             self._journal.sessions_opened += 1
@@ -336,7 +336,12 @@ def path_fault(session: Session) -> str:
 
 
 def _check_opened(header: Header, data: bytes | memoryview) -> None:
-    """Raise GymwireError if OPENED cannot be decoded, or has a wrong field."""
+    """Raise GymwireError if OPENED cannot be decoded, or has a wrong field.
+
+    One that would take long is not checked.
+    """
+    if len(data) > MAX_CONTROL or has_many_parts(header, data):
+        return
     message = PLAIN.decode(data, header)
     assert isinstance(message, Opened)
     check_opened(message)

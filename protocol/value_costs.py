@@ -9,11 +9,12 @@ would start if one started here, and from that where the second next would, the 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Final
 
 import numpy as np
 
-__all__ = ["NESTED", "cost_exceeds"]
+__all__ = ["NESTED", "cost_exceeds", "parts_exceed"]
 
 NESTED: Final = frozenset({1, 4, 5, 6, 7, 8, 9, 10})
 """The extension types that contain msgpack."""
@@ -98,6 +99,15 @@ def cost_exceeds(data: bytes, most: int) -> bool:
 
     Stops as soon as that is certain. Raises IndexError if the data are shorter than they declare.
     """
+    return _exceeds(data, most, lambda cost, parts: int(cost.take(parts).sum()))
+
+
+def parts_exceed(data: bytes, most: int) -> bool:
+    """Return whether the value in `data` has more than so many parts. Like `cost_exceeds`."""
+    return _exceeds(data, most, lambda _, parts: len(parts))
+
+
+def _exceeds(data: bytes, most: int, count: Callable[[Ints, Ints], int]) -> bool:
     whole = np.frombuffer(data, np.uint8)
     at, end = 0, len(data)
     while at < end:
@@ -107,7 +117,7 @@ def cost_exceeds(data: bytes, most: int) -> bool:
             piece = np.concatenate((piece, np.zeros(_LONGEST_HEAD, np.uint8)))
         step, cost = _parts(piece, size)
         parts = _reached(step, size)
-        most -= int(cost.take(parts).sum())
+        most -= count(cost, parts)
         if most < 0:
             return True
         last = parts.max()

@@ -96,11 +96,11 @@ class Broker:
             )
         fd = self.fds.setdefault(rid, next(self._fds)) if fd is None else fd
         identity = "" if key is None else key.decode()
-        return decoded(
-            self.core.receive(
-                Sender(rid, fd, key, identity, on_host=self.on_host), bytes(data), self.now
-            )
-        )
+        sender = Sender(rid, fd, key, identity, on_host=self.on_host)
+        sends = self.core.receive(sender, bytes(data), self.now)
+        while self.core.has_announcements:
+            sends += self.core.take_over(self.now)
+        return decoded(sends)
 
     def say(
         self,

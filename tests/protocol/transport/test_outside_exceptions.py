@@ -61,8 +61,9 @@ def dealer(router: UnixRouter) -> Iterator[UnixDealer]:
 
 def raised_in(call: Callable[[], object], alarm: Exception) -> bool:
     """Repeat a call until the alarm ends one; return whether it does."""
-    signal.setitimer(signal.ITIMER_REAL, 0.01)
     try:
+        # On a busy machine, the alarm may already be due when this returns.
+        signal.setitimer(signal.ITIMER_REAL, 0.01)
         for _ in range(100):
             call()
     except type(alarm) as error:
