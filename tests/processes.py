@@ -20,7 +20,7 @@ PATIENCE_S = 20.0  # for what must happen, on a machine that may be busy
 class Program:
     """A Python program in a process of its own, with its output line by line."""
 
-    def __init__(self, *arguments: str) -> None:
+    def __init__(self, *arguments: str, finalized: bool = False) -> None:
         self.arguments = arguments
         self.output: list[str] = []
         self._news = threading.Condition()
@@ -30,6 +30,7 @@ class Program:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env={**os.environ, "SDL_VIDEODRIVER": "dummy", "PYTHONWARNINGS": "ignore"},
+            finalized=finalized,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
@@ -86,14 +87,15 @@ class Program:
 
 
 class Programs:
-    """Programs that are stopped together."""
+    """Programs that are stopped together. `finalized`: Python ends them in its usual way."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, finalized: bool = False) -> None:
+        self._finalized = finalized
         self._started: list[Program] = []
 
     def start(self, *arguments: str) -> Program:
         """Start `python -m ARGUMENTS`."""
-        program = Program(*arguments)
+        program = Program(*arguments, finalized=self._finalized)
         self._started.append(program)
         return program
 
@@ -119,9 +121,9 @@ class Programs:
 
 
 @contextlib.contextmanager
-def programs() -> Iterator[Programs]:
+def programs(*, finalized: bool = False) -> Iterator[Programs]:
     """Yield a collection of programs that are stopped afterwards."""
-    started = Programs()
+    started = Programs(finalized=finalized)
     try:
         yield started
     finally:

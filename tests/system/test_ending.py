@@ -27,7 +27,7 @@ PATIENCE_S = 20.0
 
 @pytest.fixture
 def started() -> Iterator[Programs]:
-    with programs() as made:
+    with programs(finalized=True) as made:
         yield made
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pytest
 
@@ -16,7 +16,8 @@ from gymwire import ProxyEnv
 from gymwire.protocol import values
 from gymwire.protocol.errors import ConfigurationError, Denied, EnvironmentLost, MoveError
 from gymwire.protocol.security import keys
-from tests.processes import PATIENCE_S, ROOT, Program, programs
+from tests.prefork import Forked
+from tests.processes import PATIENCE_S, Program, programs
 
 PATHS = ["never", "always"]
 
@@ -87,15 +88,19 @@ env.step(4)
 """
 
 
-def run(*arguments: str) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def running(*arguments: str) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+    """Run code in a process that is killed in the end; yield its standard input and output."""
     pipe = subprocess.PIPE
-    command = [sys.executable, "-c", *arguments]
-    return subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True)
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    process.kill()
-    process.communicate()
+    process = Forked(["-c", *arguments], env=os.environ, stdin=pipe, stdout=pipe)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin, process.stdout:
+        try:
+            yield process.stdin, process.stdout
+        finally:
+            process.kill()
+            process.wait()
 
 
 def wait_for(path: Path) -> None:
@@ -109,14 +114,11 @@ def token_of_killed_learner(site: Site, address: str, direct: str, gate: Path) -
     """Return the token of a learner that was killed after two steps."""
     gate.touch()
     options = site.options("alice")
-    process = run(
+    with running(
         *(FIRST, address, site.url, direct),
         *(options["key"], options["broker_key"], str(gate)),
-    )
-    assert process.stdout is not None
-    token = bytes.fromhex(process.stdout.readline())
-    kill(process)
-    return token
+    ) as (_, said):
+        return bytes.fromhex(said.readline().decode())
 
 
 @pytest.fixture
@@ -145,14 +147,10 @@ def test_a_resumed_learner_may_be_killed_in_the_middle_of_a_step(
     gate.unlink()
     entered = Path(f"{gate}.entered")
     entered.unlink()
-    second = run(SECOND)
-    assert second.stdin is not None
-    assert second.stdout is not None
-    second.stdin.write(f"{token.hex()}\n")
-    second.stdin.flush()
-    assert second.stdout.readline().strip() == str(direct == "always")
-    wait_for(entered)
-    kill(second)
+    with running(SECOND) as (told, said):
+        told.write(f"{token.hex()}\n".encode())
+        assert said.readline().decode().strip() == str(direct == "always")
+        wait_for(entered)
     gate.touch()
     with contextlib.closing(ProxyEnv.resume(token)) as env:
         assert env.step(4)[0] == 3  # what the killed process had asked for, executed once
