@@ -27,8 +27,12 @@ MAY_IMPORT = {
     "env_agent": ["protocol"],
     "learner_agent": ["protocol"],
     "gateway": ["protocol", "learner_agent.client", "learner_agent.proxies"],
+    "conformance": ["protocol"],
     "fleet": ["protocol", "learner_agent.client"],
-    "cli": ["gymwire", "protocol", "broker", "env_agent", "learner_agent", "gateway", "fleet"],
+    "cli": [
+        *("gymwire", "protocol", "broker", "env_agent", "learner_agent", "gateway", "conformance"),
+        "fleet",
+    ],
     "gymwire": ["protocol", "env_agent", "learner_agent"],
 }
 PARTS = sorted(MAY_IMPORT.keys() - {"gymwire"})
@@ -81,6 +85,13 @@ IMPURE = {
     "env_agent/timed_steps.py": "runs an environment and takes times",
     "env_agent/transports.py": "listens for direct sessions",
     "env_agent/workers.py": "starts processes",
+    "conformance/agent.py": "sends and waits",
+    "conformance/as_broker.py": "sends and waits",
+    "conformance/as_learner.py": "sends and waits",
+    "conformance/checks/*.py": "wait for an env agent",
+    "conformance/session.py": "waits for replies",
+    "conformance/suite.py": "opens sockets and reads the clock",
+    "conformance/wires.py": "sends and receives",
     "gateway/*.py": "serves web requests",
     "learner_agent/adapters/sb3.py": "is a proxy",
     "learner_agent/aio/connection.py": "sends and receives",
