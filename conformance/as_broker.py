@@ -36,6 +36,7 @@ class BrokersAgent(Agent):
 
     Attributes:
         hellos, offers, pongs: what it has sent, the latest last.
+        first_hello, first_offer: the frames of the first ones.
         epoch: the number of the broker that the suite plays.
         max_message: the limit that the next WELCOME names.
     """
@@ -47,6 +48,7 @@ class BrokersAgent(Agent):
     ) -> None:
         self.hellos: list[Hello] = []
         self.offers: list[Offer] = []
+        self.first_hello = self.first_offer = b""
         self.pongs = 0
         self.epoch = 1
         self.max_message = MAX_MESSAGE
@@ -89,11 +91,14 @@ class BrokersAgent(Agent):
         match message:
             case Hello():
                 expect(message.role == Role.ENV, 'the role "env"', message.role, "4.3.1")
+                self.first_hello = self.first_hello or self.received
                 self.hellos.append(message)
                 welcome = Welcome(self.epoch, SOFTWARE, "", self.max_message, LEASE)
                 self.wire.welcome = bytes(PLAIN.encode(welcome, 0, header.seq))
                 self.wire.send(self.wire.welcome)
             case Offer():
+                if self.address in ("", message.address):
+                    self.first_offer = self.first_offer or self.received
                 self.offers.append(message)
                 self.wire.send(bytes(PLAIN.encode(Offered(message.address), 0, header.seq)))
             case Ping():

@@ -113,7 +113,7 @@ class Session:
         """Do the next request, which must succeed. Returns the reply."""
         reply = self.ask(message, codec)
         if isinstance(reply, Error):
-            raise Violation(f"a reply to {KINDS[type(message)].name}", shown(reply), "5.1")
+            raise Violation(f"a reply to {KINDS[type(message)].name}", shown(reply))
         return reply
 
     def reset(self, seed: Any = 7) -> Any:

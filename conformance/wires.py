@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
-from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.codec import KIND_AT, PLAIN
 from gymwire.protocol.errors import GymwireError
-from gymwire.protocol.messages import LIVENESS_PREFIX, Busy, BusyReason, Hello, Role
+from gymwire.protocol.messages import LIVENESS_PREFIX, Busy, BusyReason, Hello, Kind, Role
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.interface import Delivery
@@ -70,7 +70,8 @@ class BrokerWire:
         if rid == self.routing_id:
             self._fd = fd_of(received[1])
             return frame
-        if rid in self._progress:
+        is_hello = frame[KIND_AT : KIND_AT + 1] == bytes([Kind.HELLO])
+        if rid in self._progress and not is_hello:
             return frame
         return self._introduced(rid, frame)
 

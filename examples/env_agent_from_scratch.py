@@ -154,6 +154,8 @@ class Agent:
     def close(self) -> None:
         """Leave the broker."""
         self._send(encode(Kind.BYE, "env agent stopped"))
+        self._socket.disable_monitor()
+        self._monitor.close()
         self._socket.close(linger=300)
 
     def _send(self, frame: bytes) -> None:

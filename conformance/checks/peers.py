@@ -27,7 +27,9 @@ def seen_by_broker(agent: Agent) -> BrokersAgent:
 
 def offer_of(agent: Agent) -> Offer:
     """Return the offer under test."""
-    offer = seen_by_broker(agent).offer()
+    broker = seen_by_broker(agent)
+    agent.received = broker.first_offer
+    offer = broker.offer()
     assert offer is not None
     return offer
 
@@ -45,7 +47,8 @@ def routing_id(agent: Agent) -> None:
 @check(CHECKS, "4.3.1", "introduces itself as a serving loop without sessions", as_broker=True)
 def hello(agent: Agent) -> None:
     """Look at the first HELLO."""
-    first = seen_by_broker(agent).hellos[0]
+    broker = seen_by_broker(agent)
+    agent.received, first = broker.first_hello, broker.hellos[0]
     expect(len(first.agent) == AGENT_SIZE, f"`agent` of {AGENT_SIZE} bytes", first.agent.hex())
     expect(first.sessions == [], "no sessions in the first HELLO", first.sessions)
 
