@@ -113,7 +113,11 @@ class Agent:
         expect(not self.wire.parts, "messages of one part", "a message of several parts", "3.2")
         if not frame:  # nothing, or a probe of a routing id
             return
-        header = audit.header_of(frame)
+        try:
+            header = audit.header_of(frame)
+        except Violation:
+            self.received = frame
+            raise
         if header.sid in self._inbox or -header.seq in self._inbox:
             self.received = frame
             self._sort(header, frame, now)

@@ -46,7 +46,7 @@ class Rich(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
     def _observation(self) -> NDArray[np.uint8]:
         return self.np_random.integers(0, 255, PICTURE, np.uint8)
 
-    def render(self) -> str:  # type: ignore[override]
+    def render(self) -> str:
         return f"step {self.steps}"
 
     def add(self, one: int, other: int = 2) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +17,7 @@ from gymwire.conformance.checks import CHECKS
 from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, PLAIN
 from gymwire.protocol.errors import ConnectionFailed
 from gymwire.protocol.messages import Kind, Ping
+from tests.conformance.agents import RightAgent, serving
 from tests.conformance.wires import DeafWire
 from tests.processes import PATIENCE_S
 
@@ -25,48 +25,21 @@ TIMEOUT_S = 2.0  # of the suite
 Mend = Callable[[list[Any]], list[Any]]
 
 
-class RightAgent(scratch.Agent):
-    """The simple agent, which the wrong ones change."""
-
-    def _send(self, frame: bytes) -> None:
-        changed = self.changed(Kind(frame[KIND_AT]), frame)
-        if changed is not None:
-            super()._send(changed)
-
-    def changed(self, kind: Kind, frame: bytes) -> bytes | None:
-        """Return what to send instead; None: nothing."""
-        return frame
-
-
 @contextlib.contextmanager
-def serving(
-    agent_type: type[scratch.Agent], timeout_s: float = TIMEOUT_S
-) -> Iterator[BrokersAgent]:
-    """Yield what the suite knows of such an agent, which runs in a thread."""
+def under_test(agent_type: type[scratch.Agent]) -> Iterator[BrokersAgent]:
+    """Yield what the suite knows of such an agent."""
     agent, url = suite.as_broker("tcp://127.0.0.1:*", "", TIMEOUT_S)
-    stopped = threading.Event()
-
-    def serve() -> None:
-        serving = agent_type(url)
-        with contextlib.suppress(SystemExit):  # as in its own process
-            while not stopped.is_set():
-                serving.receive()
-        serving.close()
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        agent.greet(PATIENCE_S)
-        yield agent
-    finally:
-        stopped.set()
-        thread.join()
-        agent.wire.close()
+    with serving(agent_type, url):
+        try:
+            agent.greet(PATIENCE_S)
+            yield agent
+        finally:
+            agent.wire.close()
 
 
 def fails_by(agent_type: type[scratch.Agent]) -> str:
     """Return the clause by which the first failing check fails."""
-    with serving(agent_type) as agent:
+    with under_test(agent_type) as agent:
         failed = next(one for one in suite.run(agent) if one.status == suite.FAILED)
     assert failed.expected
     assert failed.actual
@@ -75,7 +48,7 @@ def fails_by(agent_type: type[scratch.Agent]) -> str:
 
 
 def test_the_right_agent_passes() -> None:
-    with serving(RightAgent) as agent:
+    with under_test(RightAgent) as agent:
         outcomes = [*suite.run(agent)]
     assert [one for one in outcomes if one.status == suite.FAILED] == []
     passed = {one.clause for one in outcomes if one.status == suite.PASSED}
@@ -87,7 +60,7 @@ def test_the_right_agent_passes() -> None:
 
 def refielded(frame: bytes, mend: Mend) -> bytes:
     """Return the frame with other fields."""
-    head = msgpack.packb(mend(msgpack.unpackb(frame[HEADER_SIZE:], strict_map_key=False)))
+    head: bytes = msgpack.packb(mend(msgpack.unpackb(frame[HEADER_SIZE:], strict_map_key=False)))
     return frame[:4] + len(head).to_bytes(4, "little") + frame[8:HEADER_SIZE] + head
 
 
