@@ -70,8 +70,7 @@ class BrokerWire:
         if rid == self.routing_id:
             self._fd = fd_of(received[1])
             return frame
-        is_hello = frame[KIND_AT : KIND_AT + 1] == bytes([Kind.HELLO])
-        if rid in self._progress and not is_hello:
+        if rid in self._progress and len(frame) > KIND_AT and frame[KIND_AT] != Kind.HELLO:
             return frame
         return self._introduced(rid, frame)
 

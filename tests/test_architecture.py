@@ -100,6 +100,7 @@ IMPURE = {
     "learner_agent/client/direct.py": "dials the env agent",
     "learner_agent/client/observing.py": "asks a broker",
     "learner_agent/client/open_sessions.py": "draws nonces and waits for replies",
+    "learner_agent/client/plain_group.py": "waits for replies",
     "learner_agent/client/readiness.py": "looks at sessions",
     "learner_agent/client/session.py": "waits for replies",
     "learner_agent/client/session_group.py": "waits for replies",

@@ -10,11 +10,12 @@ from gymwire.conformance.check import Check, Skipped, check, expect
 from gymwire.conformance.session import build
 from gymwire.protocol import values
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.codec import KIND_AT, PLAIN
 from gymwire.protocol.errors import AddressError
 from gymwire.protocol.messages import AGENT_SIZE, Found, Offer, Ping, Resumed, Stopped
 
 CHECKS: list[Check] = []
+NO_KIND = 200
 RID_SIZE = 1 << 4  # bytes of a routing id
 DIGEST_SIZE = hashlib.sha256().digest_size
 
@@ -112,6 +113,6 @@ def unknown_kind(agent: Agent) -> None:
     """Send one without a session, and then a request."""
     session = agent.open()
     frame = bytearray(PLAIN.encode(Ping()))
-    frame[2:3] = b"\xc8"
+    frame[KIND_AT] = NO_KIND
     agent.send_frame(bytes(frame))
     session.reset()
