@@ -139,17 +139,23 @@ class Agent:
     def run(self) -> None:
         """Serve until the process ends."""
         while True:
-            if self._monitor.poll(0):  # §4.3.2: connected, or reconnected
-                self._monitor.recv_multipart()
-                self._hello()
-            with contextlib.suppress(zmq.Again, ValueError, TypeError, struct.error):
-                frame, *more = self._socket.recv_multipart()
-                if not more:  # §3.2
-                    self._handle(read(frame), frame)
+            self.receive()
+
+    def receive(self) -> None:
+        """Handle a message, if one comes within 100 ms."""
+        if self._monitor.poll(0):  # §4.3.2: connected, or reconnected
+            self._monitor.recv_multipart()
+            self._hello()
+        with contextlib.suppress(zmq.Again, ValueError, TypeError, struct.error):
+            frame, *more = self._socket.recv_multipart()
+            if not more:  # §3.2
+                self._handle(read(frame), frame)
 
     def close(self) -> None:
         """Leave the broker."""
         self._send(encode(Kind.BYE, "env agent stopped"))
+        self._socket.disable_monitor()
+        self._monitor.close()
         self._socket.close(linger=300)
 
     def _send(self, frame: bytes) -> None:
@@ -174,7 +180,7 @@ class Agent:
                 self._hello()
             case Kind.GONE:
                 self._sessions.pop(message.sid, None)
-            case Kind.ERROR:
+            case Kind.ERROR if message.sid == 0:
                 sys.exit(f"The broker refused: {message.fields(3)[1]}")
             case Kind.OPEN:
                 self._send(self._open(message))
@@ -186,7 +192,9 @@ class Agent:
     def _open(self, message: Message) -> bytes:
         if message.sid in self._sessions:  # §7.4
             return self._sessions[message.sid].opened
-        _, nonce, render_mode, kwargs, num_envs, _, _, learner, _ = message.fields(9)
+        address, nonce, render_mode, kwargs, num_envs, _, _, learner, _ = message.fields(9)
+        if address != ADDRESS:
+            return error(message, "address-unknown", f"Only {ADDRESS} is served here.")
         if render_mode is not None or kwargs or num_envs:
             text = "The corridor supports no render mode, no keyword arguments and no vectors."
             return error(message, "open-failed", text)

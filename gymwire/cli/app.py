@@ -94,6 +94,13 @@ COMMANDS = {
         "Run Gymnasium's environment checker, and measure where the time of a step goes.",
         ("gymwire check cartpole", "gymwire check cartpole --steps 10000 --json"),
     ),
+    "conformance": Summary(
+        "Check an env agent in any language against the protocol.",
+        (
+            "gymwire conformance --listen tcp://127.0.0.1:5555",
+            "gymwire conformance lab/arm --json",
+        ),
+    ),
     "run": Summary(
         "Play episodes with random actions, or with a policy.",
         (

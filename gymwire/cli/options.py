@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gymwire.cli import kinds, web_options
+from gymwire.cli import conformance_options, kinds, web_options
 from gymwire.cli.option import Option
 from gymwire.cli.recorded_options import RECORDED_OPTIONS
 from gymwire.cli.train_options import TRAIN
@@ -19,7 +19,7 @@ DEMO_ADDRESS = "price-market"
 LEARNERS = ("check", "run", "record", "train")  # the commands that open a session
 OPERATORS = ("ps", "top", "stop")  # the commands that ask the broker what it knows
 ASKERS = ("ls", "replay", *OPERATORS, *LEARNERS)  # the commands that ask a broker for something
-AGENTS = ("serve", "web", *ASKERS)  # the commands that connect to a broker
+AGENTS = ("serve", "web", "conformance", *ASKERS)  # the commands that connect to a broker
 SERVERS = ("broker", *AGENTS)
 
 OPTIONS = (
@@ -199,7 +199,7 @@ OPTIONS = (
     Option(
         keyword="json",
         kind=kinds.FLAG,
-        commands=tuple(one for one in ASKERS if one != "top"),
+        commands=("conformance", *(one for one in ASKERS if one != "top")),
         help="print one JSON object to standard output, and everything else to standard error",
     ),
     Option(
@@ -246,7 +246,7 @@ OPTIONS = (
     Option(
         keyword="insecure",
         kind=kinds.FLAG,
-        commands=("broker",),
+        commands=("broker", "conformance"),
         help="listen beyond this host without keys: anyone who reaches the port may do anything",
     ),
     Option(
@@ -256,6 +256,7 @@ OPTIONS = (
         help="with --direct: listen beyond this host without keys",
     ),
     *web_options.OPTIONS,
+    *conformance_options.OPTIONS,
     # --- keygen -----------------------------------------------------------------------------------
     Option(
         keyword="name",

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from gymnasium import Space
+
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.readiness import all_ready, one_ready
 from gymwire.learner_agent.client.session import RemoteSession
-from gymwire.protocol import dialogue
+from gymwire.protocol import dialogue, spaces
 from gymwire.protocol.errors import (
     EnvironmentFailed,
     EnvironmentLost,
@@ -63,6 +65,11 @@ class SessionGroup:
 
     def _chosen(self, indices: Iterable[int]) -> list[RemoteSession]:
         return [self._sessions[i] for i in indices]
+
+    def single_space(self, name: str) -> Space[Any]:
+        """Return the space of one environment. `name`: that of the vector's."""
+        first, root = self._sessions[0], f"single_{name}"
+        return spaces.build(getattr(first.opened, root), root=root, calls=first.space_calls)
 
     # --- requests ---------------------------------------------------------------------------------
 

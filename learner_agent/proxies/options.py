@@ -109,6 +109,7 @@ class ProxyOptions:
         *,
         autoreset_mode: str = "",
         wait_s: float | None = None,
+        kind: str = "",
     ) -> list[RemoteSession]:
         """Open sessions at the same time.
 
@@ -117,6 +118,7 @@ class ProxyOptions:
             num_envs: the number of environments in each session; 0 for a plain environment.
             autoreset_mode: the mode of the vectors.
             wait_s: how long to wait for a free slot, in seconds; None: as long as the option says.
+            kind: the kind of environment; by default that of the proxy.
 
         Raises:
             What `BrokerConnection.open_all` raises.
@@ -130,7 +132,7 @@ class ProxyOptions:
             direct=self.direct,
             wait_s=wait_s,
             timeout_s=self.step_timeout_s,
-            kind=self.KIND,
+            kind=kind or self.KIND,
         )
 
     def spec_for(self, remote: Mapping[str, Any]) -> EnvSpec | None:

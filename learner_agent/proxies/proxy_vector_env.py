@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,10 +15,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike
 
 from gymwire import __version__
-from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
-from gymwire.learner_agent.client.truncating_group import TruncatingGroup
 from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.attributes import declares
 from gymwire.learner_agent.proxies.interrupts import (
@@ -29,6 +25,7 @@ from gymwire.learner_agent.proxies.interrupts import (
 )
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
+from gymwire.learner_agent.proxies.vector_sessions import open_group
 from gymwire.learner_agent.proxies.vector_steps import VectorStep, VectorSteps
 from gymwire.protocol import capabilities, generators, remote_space
 from gymwire.protocol.errors import (
@@ -53,7 +50,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
     The environments are spread over the sessions in order and as evenly as possible; the first
     sessions have one more. The broker assigns each session to the least loaded worker. With `send`
-    and `recv`, the sessions step independently of each other.
+    and `recv`, the sessions step independently of each other. If the env agent has no vectors, as
+    some in other languages, each environment has a session of its own, and `sessions` is ignored.
 
     Args:
         address: the address of the environments, e.g. "cartpole". Default: the variable
@@ -136,7 +134,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         first.space_calls.connect(self._ask_space)
         self.single_observation_space = self._steps.single_observation_space
         self.single_action_space = self._steps.single_action_space
-        if sessions == 1:
+        if len(self._group) == 1 and opened.num_envs:
             self.observation_space = first.observation_space
             self.action_space = first.action_space
         else:
@@ -155,13 +153,10 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
     def _open(self) -> None:
         """Connect and open all sessions."""
-        truncates = self._options.on_lost == "truncate"
-        make_group = partial(TruncatingGroup, self.autoreset_mode) if truncates else SessionGroup
-        parts = batching.slices(self.num_envs, self._options.sessions)
         connection = self._options.connect()
         try:
-            group = make_group(connection, parts, repr(self._options.address), self._open_sessions)
-            steps = VectorSteps(group, single_request=not truncates)
+            group = open_group(self._options, connection)
+            steps = VectorSteps(group, single_request=type(group) is SessionGroup)
             # All at once: an exception from outside comes before or after it.
             self.__dict__.update(_group=group, _steps=steps, _pid=os.getpid())
         except BaseException:
@@ -169,23 +164,6 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             if used is None or used.connection is not connection:
                 connection.close()
             raise
-
-    def _open_sessions(
-        self, connection: BrokerConnection, sizes: Sequence[int], wait_s: float | None
-    ) -> list[RemoteSession]:
-        mode = self.autoreset_mode.value
-        sessions = self._options.open_sessions(
-            connection, sizes, autoreset_mode=mode, wait_s=wait_s
-        )
-        for opened_mode in (one.opened.metadata.get("autoreset_mode") for one in sessions):
-            if type(opened_mode) is not str or opened_mode != mode:
-                for session in sessions:
-                    session.close(wait=False)
-                raise ProtocolError(
-                    f"The env agent at {self._options.address!r} opened a vector in the autoreset "
-                    f"mode {opened_mode!r:.100} instead of {mode!r}."
-                )
-        return sessions
 
     # --- gymnasium.vector.VectorEnv ---------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.interrupts import check_alone
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
-from gymwire.protocol import spaces, values, vector_infos
+from gymwire.protocol import values, vector_infos
 from gymwire.protocol.errors import BatchSizeError, GymwireError, MoveError
 from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
 
@@ -38,13 +38,9 @@ class VectorSteps:
     """
 
     def __init__(self, group: SessionGroup, *, single_request: bool) -> None:
-        opened, calls = group[0].opened, group[0].space_calls
-        self.single_observation_space = spaces.build(
-            opened.single_observation_space, root="single_observation_space", calls=calls
-        )
-        self.single_action_space = spaces.build(
-            opened.single_action_space, root="single_action_space", calls=calls
-        )
+        opened = group[0].opened
+        self.single_observation_space = group.single_space("observation_space")
+        self.single_action_space = group.single_space("action_space")
         self._actions = batching.layout(self.single_action_space, opened.action_space)
         self._observation = batching.layout(self.single_observation_space, opened.observation_space)
         self._group = group

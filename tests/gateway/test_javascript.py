@@ -23,8 +23,8 @@ pytest.importorskip("starlette", reason="needs the extra gymwire[web]")
 
 from gymwire import ProxyEnv
 from gymwire.cli import main
+from gymwire.conformance import suite
 from gymwire.protocol.errors import EnvironmentFailed
-from tests.compliance.suite import Agent, EnvAgentCompliance
 from tests.gateway.sockets import gateway
 from tests.processes import PATIENCE_S, ROOT, Programs, programs
 
@@ -207,45 +207,15 @@ def test_sessions_survive_a_restart_of_the_broker(programs: Programs) -> None:
         assert env.step(1)[0] == 5
 
 
-class SocketLink:
-    """The gateway's end of a WebSocket on which an env agent serves."""
-
-    def __init__(self, socket: Any) -> None:
-        self._socket = socket
-
-    def send(self, frame: bytes) -> None:
-        self._socket.send(frame)
-
-    def receive(self) -> bytes | None:
-        try:
-            return bytes(self._socket.recv(PATIENCE_S))
-        except TimeoutError:
-            return None
-
-
-class TestTheEnvAgentInNode(EnvAgentCompliance):
-    """The env agent complies with the protocol."""
-
-    @pytest.fixture
-    def agent(self) -> Iterator[Agent]:
-        from websockets.sync.server import serve
-        from websockets.typing import Subprotocol
-
-        sockets: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        done = threading.Event()
-
-        def handle(socket: Any) -> None:
-            sockets.put(socket)
-            done.wait()
-
-        with serve(handle, "127.0.0.1", 0, subprotocols=[Subprotocol("gymwire")]) as server:
-            thread = threading.Thread(target=server.serve_forever)
-            thread.start()
-            url = f"ws://127.0.0.1:{server.socket.getsockname()[1]}"
-            try:
-                with in_node(SERVE.format(base=CLIENT, url=url)):
-                    yield Agent(SocketLink(sockets.get(timeout=PATIENCE_S)))
-            finally:
-                done.set()
-                server.shutdown()
-                thread.join()
+def test_the_env_agent_in_node_conforms(programs: Programs) -> None:
+    agent, url = suite.as_broker("tcp://127.0.0.1:*", "", PATIENCE_S)
+    try:
+        web = gateway(programs, url)[1]
+        with in_node(SERVE.format(base=CLIENT, url=f"{web.replace('http', 'ws', 1)}/ws")):
+            agent.greet(PATIENCE_S)
+            outcomes = [*suite.run(agent)]
+    finally:
+        agent.wire.close()
+    assert [one for one in outcomes if one.status == suite.FAILED] == []
+    passed = {one.clause for one in outcomes if one.status == suite.PASSED}
+    assert {"4.3.1", "6.2", "7.2", "7.3", "7.4", "7.12", "7.13", "11.8"} <= passed

@@ -19,7 +19,16 @@ import pytest
 
 from tests.packaging.conftest import Distributions
 
-NAMES = ("protocol", "broker", "env_agent", "learner_agent", "cli", "gateway", "fleet")
+NAMES = (
+    "protocol",
+    "broker",
+    "env_agent",
+    "learner_agent",
+    "cli",
+    "gateway",
+    "conformance",
+    "fleet",
+)
 
 # -S leaves out the .pth file through which the clone is installed; so the libraries are added here.
 START = """

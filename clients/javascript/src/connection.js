@@ -16,6 +16,7 @@ const MAGIC = 0xe7;
 const VERSION = 1;
 const HEADER = 24;
 const ALIGNMENT = 16;
+const MAX_MESSAGE = 64 * 1024 * 1024;
 const RECONNECT_MS = [100, 200, 500, 1000, 2000];
 const HELLO_AGAIN_MS = 1000;
 
@@ -96,6 +97,7 @@ export class Connection {
     this.owner = owner;
     this.agent = randomBytes(16);
     this.known = false; // whether the broker has answered HELLO on this connection
+    this.maxMessage = MAX_MESSAGE; // bytes of a frame that the broker takes (§3.6)
     this.closed = false;
     this.attempt = 0;
     /** @type {WebSocket | undefined} */
@@ -152,6 +154,7 @@ export class Connection {
     if (message.kind === Kind.WELCOME) {
       this.known = true;
       this.attempt = 0;
+      this.maxMessage = Number(message.fields[3]);
       this.owner.welcome();
     } else if (message.kind === Kind.BUSY && message.sid === 0 && message.fields[0] === "hello") {
       this.known = false;

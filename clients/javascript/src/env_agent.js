@@ -156,6 +156,11 @@ export class EnvAgent {
     } catch (error) {
       session.reply = failed(message, "environment-failed", String(error), details(error));
     }
+    const limit = this.connection.maxMessage;
+    if (session.reply.length > limit) {
+      const text = `The reply has ${session.reply.length} bytes; the broker takes ${limit}.`;
+      session.reply = failed(message, "too-large", text);
+    }
     session.request = frame.slice();
     session.last = seq;
     session.since = 0;

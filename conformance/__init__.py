@@ -1,0 +1,1 @@
+"""The conformance suite: what docs/protocol.md demands of an env agent in any language."""

@@ -1,0 +1,220 @@
+"""An env agent under test: what it sends is checked, and no wait is endless."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from gymwire.conformance import audit
+from gymwire.conformance.check import Silence, Violation, expect, shown
+from gymwire.conformance.session import Session
+from gymwire.conformance.wires import Wire
+from gymwire.protocol.codec import PLAIN, Codec, Header
+from gymwire.protocol.messages import (
+    CONTROL_KINDS,
+    NONCE_SIZE,
+    Busy,
+    Error,
+    Kind,
+    Message,
+    Open,
+    Opened,
+    Progress,
+)
+
+FIRST_OPEN = 2**32  # the number of the first OPEN: larger than that of any request
+WAITS = 6  # how many waits a whole check may take, if all but the last end at the last moment
+
+T = TypeVar("T")
+Received = tuple[Header, bytes]
+
+
+class Agent:
+    """An env agent, seen from its broker or from a learner.
+
+    Args:
+        wire: the connection.
+        clock: returns the time in seconds.
+        timeout_s: how long the env agent may take for one answer. A PROGRESS starts it again.
+
+    Attributes:
+        address: the address under test.
+        sent, received: the last frame in each direction, for reports.
+        progress: how many PROGRESS it has sent.
+        capacity: how many sessions it takes at once.
+    """
+
+    is_broker = False
+
+    def __init__(self, wire: Wire, clock: Callable[[], float], timeout_s: float) -> None:
+        self.wire = wire
+        self.address = ""
+        self.sent = self.received = b""
+        self.progress = 0
+        self.capacity = 1
+        self._clock, self._timeout_s = clock, timeout_s
+        self._opens = itertools.count(FIRST_OPEN)
+        self._inbox: dict[int, deque[Received]] = {}  # of each session, and of each -OPEN
+        self.sessions: dict[int, Session] = {}  # those of this check
+        self._ends_at = 0.0
+        self._heard_at = 0.0
+        self._again: list[tuple[float, bytes]] = []  # when to send which frame again, after BUSY
+        self._frames: dict[tuple[int, int], bytes] = {}  # the last frame of these numbers
+        self.begin()
+
+    # --- checks -----------------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Begin a check."""
+        self.sent = self.received = b""
+        self._inbox.clear()
+        self._frames.clear()
+        self._again.clear()
+        self.sessions.clear()
+        self._ends_at = self._clock() + WAITS * self._timeout_s
+
+    def end(self) -> None:
+        """End the sessions of a check."""
+
+    # --- sending and waiting ----------------------------------------------------------------------
+
+    def send(self, message: Message, sid: int = 0, seq: int = 0, codec: Codec = PLAIN) -> bytes:
+        """Send a message; returns its frame."""
+        return self.send_frame(bytes(codec.encode(message, sid, seq)))
+
+    def send_frame(self, frame: bytes) -> bytes:
+        """Send bytes as they are."""
+        self.sent = frame
+
+        def is_sent() -> object:
+            return self.wire.send(frame) or None
+
+        self.wait_for(is_sent, "a connection")
+        return frame
+
+    def wait_for(self, found: Callable[[], T | None], expected: str) -> T:
+        """Return what `found` returns as soon as it is not None. Raises Silence."""
+        began = self._clock()
+        while (result := found()) is None:
+            now = self._clock()
+            if now > min(max(began, self._heard_at) + self._timeout_s, self._ends_at):
+                raise Silence(expected, f"nothing within {now - began:.1f} s")
+            self._pump(now)
+        return result
+
+    def _pump(self, now: float) -> None:
+        """Receive at most one frame, and sort it."""
+        for due, again in [one for one in self._again if one[0] <= now]:
+            self._again.remove((due, again))
+            self.wire.send(again)
+        frame = self.wire.receive()
+        expect(not self.wire.parts, "messages of one part", "a message of several parts", "3.2")
+        if not frame:  # nothing, or a probe of a routing id
+            return
+        try:
+            header = audit.header_of(frame)
+        except Violation:
+            self.received = frame
+            raise
+        if header.sid in self._inbox or -header.seq in self._inbox:
+            self.received = frame
+            self._sort(header, frame, now)
+        elif header.kind >= CONTROL_KINDS and header.kind not in (Kind.PROGRESS, Kind.OPENED):
+            self.received = frame
+            self.handle(audit.message_of(frame, header, PLAIN), header)
+
+    def _sort(self, header: Header, frame: bytes, now: float) -> None:
+        """Keep a frame of a session for who waits for it."""
+        if header.kind is Kind.PROGRESS:
+            self._check_progress(header, audit.message_of(frame, header, PLAIN))
+            self._heard_at = now
+            return
+        if header.kind is Kind.GONE and not self.is_broker:
+            raise Violation("a session that lives", shown(PLAIN.decode(frame, header)), "7.12")
+        if header.kind is Kind.BUSY and not self.is_broker:
+            busy = PLAIN.decode(frame, header)
+            assert isinstance(busy, Busy)
+            again = self._frames.get((header.sid, header.seq))
+            if again is not None:
+                self._again.append((now + min(busy.retry_after_s, self._timeout_s), again))
+            return
+        key = -header.seq if header.seq >= FIRST_OPEN else header.sid
+        if key in self._inbox:
+            self._inbox[key].append((header, frame))
+
+    def _check_progress(self, header: Header, message: Message) -> None:
+        assert isinstance(message, Progress)
+        session = self.sessions.get(header.sid)
+        last = header.seq if session is None else session.last
+        expect(
+            header.seq in (last, last + 1) or header.seq >= FIRST_OPEN,
+            f"PROGRESS of the request {last} in flight",
+            f"PROGRESS of the request {header.seq}",
+            "7.8",
+        )
+        self.progress += 1
+
+    def handle(self, message: Message, header: Header) -> None:
+        """Handle a message that belongs to no session of this check."""
+
+    def remember(self, sid: int, seq: int, frame: bytes) -> None:
+        """Send this frame again if the broker answers its numbers with BUSY."""
+        self._frames[sid, seq] = frame
+
+    def next_of(self, key: int, expected: str) -> Received:
+        """Return the next frame of a session. Raises Silence."""
+        box = self._inbox[key]
+        return self.wait_for(lambda: box.popleft() if box else None, expected)
+
+    # --- sessions ---------------------------------------------------------------------------------
+
+    def new_sid(self) -> int:
+        """Return the session id of the next OPEN; 0 if the broker chooses it."""
+        return 0
+
+    def ask_to_open(self, request: Open) -> tuple[bytes, bytes, Header, Message]:
+        """Send OPEN. Returns its frame, the answer's frame and header, and the answer."""
+        sid, seq = self.new_sid(), next(self._opens)
+        self._inbox[-seq] = deque()
+        frame = self.send(request, sid, seq)
+        self.remember(0, seq, frame)
+        header, answer = self.next_of(-seq, "OPENED or ERROR in answer to OPEN")
+        same = header.seq == seq and header.sid == (sid or header.sid)
+        expect(same, f"the sid and seq of OPEN, {sid} and {seq}", header, "3.10")
+        return frame, answer, header, audit.message_of(answer, header, PLAIN)
+
+    def request(self, **fields: Any) -> Open:
+        """Return an OPEN with a nonce of its own."""
+        number = next(self._opens)
+        return Open(self.address, number.to_bytes(NONCE_SIZE), **fields)
+
+    def open(self, **fields: Any) -> Session:
+        """Open a session and return it. Raises Violation."""
+        opened = self.try_open(**fields)
+        if isinstance(opened, Error):
+            raise Violation("OPENED", shown(opened), "4.2.1")
+        return opened
+
+    def try_open(self, **fields: Any) -> Session | Error:
+        """Open a session; returns it, or the reason why there is none. Raises Violation."""
+        request = self.request(**fields)
+        frame, answer, header, opened = self.ask_to_open(request)
+        if isinstance(opened, Error):
+            return opened
+        expect(isinstance(opened, Opened), "OPENED or ERROR", opened, "4.2")
+        assert isinstance(opened, Opened)
+        self._inbox[header.sid] = deque()
+        session = Session(self, header, frame, answer, opened, request.nonce)
+        self.sessions[header.sid] = session
+        return session
+
+    def receive_for(self, sid: int) -> None:
+        """Keep what is said in a session that nobody has opened."""
+        self._inbox[sid] = deque()
+
+    def message_for(self, sid: int, expected: str) -> Message:
+        """Return the next message in a session that nobody has opened. Raises Violation."""
+        header, frame = self.next_of(sid, expected)
+        return audit.message_of(frame, header, PLAIN)

@@ -1,0 +1,93 @@
+"""The opening of a vector's sessions: those of vectors, or plain ones if the agent has none."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from gymnasium.vector import AutoresetMode
+
+from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.plain_group import PlainGroup
+from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.session_group import SessionGroup
+from gymwire.learner_agent.client.truncating_group import TruncatingGroup
+from gymwire.learner_agent.proxies import batching
+from gymwire.learner_agent.proxies.options import VectorProxyOptions
+from gymwire.protocol import capabilities
+from gymwire.protocol.errors import ConfigurationError, EnvironmentFailed, ProtocolError
+from gymwire.protocol.messages import EnvKind
+
+
+def open_group(options: VectorProxyOptions, connection: BrokerConnection) -> SessionGroup:
+    """Open the sessions of a vector. Raises what `BrokerConnection.open_all` raises."""
+    mode = AutoresetMode(options.autoreset_mode)
+    truncates = options.on_lost == "truncate"
+    make_group = partial(TruncatingGroup, mode) if truncates else SessionGroup
+    parts = batching.slices(options.num_envs, options.sessions)
+    where = repr(options.address)
+    try:
+        return make_group(connection, parts, where, partial(_open_vectors, options))
+    except EnvironmentFailed as error:
+        refusal = error
+    spare = [_open_without_vectors(options, connection, refusal)]
+    if truncates:
+        raise ConfigurationError(
+            f'on_lost="truncate" needs an env agent that has vectors of environments; the one at '
+            f"{where} has none."
+        )
+    each = batching.slices(options.num_envs, options.num_envs)
+    return PlainGroup(mode, connection, each, where, partial(_open_plain, options, spare))
+
+
+def _open_vectors(
+    options: VectorProxyOptions,
+    connection: BrokerConnection,
+    sizes: Sequence[int],
+    wait_s: float | None,
+) -> list[RemoteSession]:
+    mode = options.autoreset_mode
+    assert isinstance(mode, str)
+    sessions = options.open_sessions(connection, sizes, autoreset_mode=mode, wait_s=wait_s)
+    for opened_mode in (one.opened.metadata.get("autoreset_mode") for one in sessions):
+        if type(opened_mode) is not str or opened_mode != mode:
+            for session in sessions:
+                session.close(wait=False)
+            raise ProtocolError(
+                f"The env agent at {options.address!r} opened a vector in the autoreset "
+                f"mode {opened_mode!r:.100} instead of {mode!r}."
+            )
+    return sessions
+
+
+def _open_without_vectors(
+    options: VectorProxyOptions, connection: BrokerConnection, refusal: EnvironmentFailed
+) -> RemoteSession:
+    """Open a plain session at an env agent that has no vectors.
+
+    Raises `refusal`, why it has opened none, if it has vectors or opens no plain session either.
+    """
+    try:
+        (session,) = options.open_sessions(connection, kind=EnvKind.ENV)
+    except EnvironmentFailed:
+        raise refusal from None
+    if capabilities.EACH in capabilities.common(session.opened.limits.get("capabilities")):
+        session.close(wait=False)
+        raise refusal
+    return session
+
+
+def _open_plain(
+    options: VectorProxyOptions,
+    spare: list[RemoteSession],
+    connection: BrokerConnection,
+    sizes: Sequence[int],
+    wait_s: float | None,
+) -> list[RemoteSession]:
+    """Open a plain session for each of `sizes`. `spare`: those that are open already."""
+    ready = [spare.pop() for _ in sizes[: len(spare)]]
+    missing = [0 for _ in sizes[len(ready) :]]
+    if missing:
+        more = options.open_sessions(connection, missing, wait_s=wait_s, kind=EnvKind.ENV)
+        ready = [*ready, *more]
+    return ready

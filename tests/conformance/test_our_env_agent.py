@@ -1,0 +1,63 @@
+"""Our own env agent passes, at the suite and through a broker."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from gymwire.conformance import suite
+from gymwire.conformance.agent import Agent
+from gymwire.conformance.check import Check
+from gymwire.conformance.checks import CHECKS
+from tests.processes import PATIENCE_S, programs
+
+ADDRESS = "lab/rich"
+ENV = "tests.conformance.rich_env:Rich"
+EXPOSED = ("level", "lock", "add", "np_random")
+# Of the checks that do not apply, each is of another env agent.
+SKIPPED = {"refuses a render mode if it has none"}
+
+
+def passes(agent: Agent, one: Check, skipped: set[str]) -> None:
+    outcome, _ = suite.run_one(agent, one)
+    assert outcome.status != suite.FAILED, outcome
+    assert (outcome.status == suite.SKIPPED) == (one.title in skipped), outcome
+
+
+@pytest.fixture(name="dialled", scope="module")
+def _dialled() -> Iterator[Agent]:
+    agent, url = suite.as_broker("tcp://127.0.0.1:*", ADDRESS, PATIENCE_S)
+    options = ("--broker", url, "--grace", "0", "--threads", "1")
+    exposed = [text for name in EXPOSED for text in ("--expose", name)]
+    with programs() as started:
+        started.start("gymwire", "serve", ADDRESS, ENV, *options, *exposed)
+        agent.greet(PATIENCE_S)
+        yield agent
+    agent.wire.close()
+
+
+@pytest.fixture(name="through_broker", scope="module")
+def _through_broker() -> Iterator[Agent]:
+    exposed = [text for name in EXPOSED for text in ("--expose", name)]
+    with programs() as started:
+        _, url = started.broker()
+        started.env_agent(url, ADDRESS, ENV, "--max-sessions", "4", *exposed)
+        agent = suite.as_learner(url, ADDRESS, PATIENCE_S)
+        agent.greet(PATIENCE_S)
+        yield agent
+        agent.wire.close()
+
+
+@pytest.mark.parametrize("one", CHECKS, ids=lambda one: f"{one.clause} {one.title}")
+def test_over_sockets(dialled: Agent, one: Check) -> None:
+    passes(dialled, one, SKIPPED)
+
+
+@pytest.mark.parametrize(
+    "one",
+    [one for one in CHECKS if not one.as_broker],
+    ids=lambda one: f"{one.clause} {one.title}",
+)
+def test_through_a_broker(through_broker: Agent, one: Check) -> None:
+    passes(through_broker, one, SKIPPED)
