@@ -35,6 +35,7 @@ if sys.platform != "win32":
 # A flooding peer would reconnect at once, and accepting a connection costs more than a frame. The
 # kernel therefore drops its input for a while before the broker closes the connection.
 DROP_INPUT_S = 2.0
+_FROM_HOST = (Kind.OBSERVE, Kind.STOP, Kind.WATCH)  # without a policy, only from this host
 SUSPENDED_S = 2.0  # a gap between two ticks that shows that this process was suspended
 
 
@@ -203,7 +204,7 @@ class Server:
             sender = Sender(rid, -1, key, name, on_host=True)
         else:
             fd = fd_of(origin)
-            asks = len(data) > KIND_AT and data[KIND_AT] in (Kind.OBSERVE, Kind.STOP)
+            asks = len(data) > KIND_AT and data[KIND_AT] in _FROM_HOST
             on_host = asks and self._router.is_from_host(fd)
             sender = Sender(rid, fd, key, name, self._router.connection_id(fd), on_host)
         sends = self.core.receive(sender, data, now)

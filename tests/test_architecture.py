@@ -80,6 +80,7 @@ IMPURE = {
     "env_agent/slot.py": "runs an environment",
     "env_agent/timed_steps.py": "runs an environment and takes times",
     "env_agent/transports.py": "listens for direct sessions",
+    "env_agent/watching.py": "renders environments and sends frames",
     "env_agent/workers.py": "starts processes",
     "gateway/*.py": "serves web requests",
     "learner_agent/adapters/sb3.py": "is a proxy",
