@@ -43,7 +43,7 @@ def _shrunk(pixels: np.ndarray[Any, Any], limit: int) -> np.ndarray[Any, Any]:
 
 def _row_bytes(pixels: np.ndarray[Any, Any]) -> int:
     height, width, channels = pixels.shape
-    return height * (1 + width * channels)
+    return int(height * (1 + width * channels))
 
 
 def png(pixels: np.ndarray[Any, Any]) -> bytes:

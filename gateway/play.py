@@ -7,7 +7,6 @@ frame if the environment renders, and after a step also reward, terminated and t
 
 from __future__ import annotations
 
-import base64
 import json
 from functools import partial
 from typing import Any
@@ -17,7 +16,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from gymwire.gateway.access import visitor_of
 from gymwire.gateway.app import Gateway
-from gymwire.gateway.pictures import is_picture, png, render_mode
+from gymwire.gateway.pictures import data_url, is_picture, png, render_mode
 from gymwire.gateway.proxies import Player, act, open_proxy, spaces_at
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol.errors import GymwireError
@@ -72,17 +71,13 @@ def _do(request: Any, env: ProxyEnv) -> dict[str, Any]:
 def _shown(env: ProxyEnv, observation: Any) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if is_picture(env.observation_space):
-        told["frame"] = _data_url(observation)
+        told["frame"] = data_url(png(observation))
     else:
         told["observation"] = to_json(observation)
     if env.render_mode is not None:
         frame = env.render()
         if isinstance(frame, np.ndarray):
-            told["frame"] = _data_url(frame)
+            told["frame"] = data_url(png(frame))
         else:
             told["text"] = str(frame)
     return told
-
-
-def _data_url(pixels: np.ndarray[Any, Any]) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png(pixels)).decode('ascii')}"
