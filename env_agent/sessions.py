@@ -279,18 +279,13 @@ class SessionHost:
 def _unwatchable(service: Service, runner: InLoopRunner) -> str:
     """Return why the sessions of an environment cannot be watched; "" if they can be."""
     if not service.watchable:
-        return (
-            "The operator of its env agent does not let this session be watched "
-            "(gymwire serve --watchable)."
-        )
+        return "The operator of its env agent can allow it with gymwire serve --watchable."
     mode = getattr(runner.env, "render_mode", None)
     if mode in WATCH_MODES:
         return ""
     if mode is None:
         return "This environment cannot be rendered as rgb_array or ansi."
-    return (
-        f"The learner has opened this session with the render mode {mode!r}, which has no frames."
-    )
+    return f"The learner has asked for the render mode {mode!r}, which has no frames to show."
 
 
 def learner_facts(request: Open) -> dict[str, object]:

@@ -22,7 +22,7 @@ from gymwire.learner_agent.client.observing import watch_session
 from gymwire.protocol.errors import ConfigurationError, GymwireError, RequestTimeout
 from gymwire.protocol.process_ids import SESSION_ID
 
-FRAME_S = 2.0  # how long to wait for a frame before the page is told that it waits
+ANSWER_S = 2.0  # how long to wait for a frame before the page is told that it waits
 
 
 async def watch(gateway: Gateway, socket: WebSocket) -> None:
@@ -45,7 +45,9 @@ async def _answer(
 ) -> dict[str, Any]:
     try:
         sid, after = _sid_of(session), _after_of(request)
-        frame = await watcher.run(lambda connection: watch_session(connection, sid, after, FRAME_S))
+        frame = await watcher.run(
+            lambda connection: watch_session(connection, sid, after, ANSWER_S)
+        )
     except RequestTimeout:
         return {"waiting": True}
     except GymwireError as error:
@@ -61,7 +63,7 @@ async def _answer(
 def _sid_of(session: str) -> int:
     if len(session) != SESSION_ID or not set(session) <= set("0123456789abcdef"):
         raise ConfigurationError(f"{session!r:.50} is not the id of a session.")
-    return int(session, 16)
+    return int.from_bytes(bytes.fromhex(session))
 
 
 def _after_of(request: Any) -> int:
