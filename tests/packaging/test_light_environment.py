@@ -19,6 +19,7 @@ DISTRIBUTIONS = {"zmq": "pyzmq"}
 IN_EXTRAS = {
     "anyio", "greenlet", "matplotlib", "minari", "moviepy", "pettingzoo", "stable_baselines3",
     "starlette", "uvicorn", "websockets", "openenv", "pydantic", "mcp", "PIL", "prometheus_client",
+    "opentelemetry",
 }  # fmt: skip
 
 

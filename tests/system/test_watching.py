@@ -171,6 +171,15 @@ def test_nothing_is_rendered_for_a_learner_without_a_render_mode(programs: Progr
         assert vector.render() == (None, None)
 
 
+def test_gymwire_run_says_that_it_can_be_watched(programs: Programs) -> None:
+    _, url = programs.broker()
+    options = ("--broker", url, "--episodes", "1", "--seed", "1")
+    programs.env_agent(url, "cart", "CartPole-v1", "--watchable")
+    run = programs.start("gymwire", "run", "cart", *options)
+    assert run.wait() == 0
+    assert "The operator of cart lets others watch this session." in "".join(run.output)
+
+
 def test_a_learner_that_renders_text_is_watched_as_text(programs: Programs) -> None:
     _, url = programs.broker()
     programs.env_agent(url, "drawing", DRAWING, "--watchable")
