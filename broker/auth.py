@@ -14,6 +14,7 @@ steps_per_s = 500
 key = "…"
 observe = ["*"]                     # see sessions and offers with `gymwire top`
 stop = ["lab/*"]                    # end sessions and env agents with `gymwire stop`
+watch = ["lab/*"]                   # see the frames of sessions with `gymwire web`
 [anyone]                            # all other keys; without this table they are refused
 use = ["demo/*"]
 """
@@ -29,7 +30,7 @@ from typing import Any
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.security.keys import is_public_key
 
-_RIGHTS = ("offer", "use", "observe", "stop")
+_RIGHTS = ("offer", "use", "observe", "stop", "watch")
 _LIMITS = ("sessions", "requests_in_flight", "message_bytes", "steps_per_s")
 
 
@@ -37,10 +38,9 @@ _LIMITS = ("sessions", "requests_in_flight", "message_bytes", "steps_per_s")
 class Rights:
     """What the owner of a key may do. A limit of None means unlimited.
 
-    `name`: the policy's name for the key. `offer`, `use`, `observe`, `stop`: patterns of addresses.
-    `vouched`: the
-    policy lists this key, so it may offer an address together with other listed keys. An unlisted
-    key never shares an address: the first key to offer the address owns it.
+    `name`: the policy's name for the key. `offer`, `use`, `observe`, `stop`, `watch`: patterns of
+    addresses. `vouched`: the policy lists this key, so it may offer an address together with other
+    listed keys. An unlisted key never shares an address: the first key to offer it owns it.
     """
 
     name: str
@@ -53,6 +53,7 @@ class Rights:
     vouched: bool = False
     observe: tuple[str, ...] = ()
     stop: tuple[str, ...] = ()
+    watch: tuple[str, ...] = ()
 
     def may_offer(self, address: str) -> bool:
         """Return whether the key may offer environments under this address."""
@@ -70,6 +71,10 @@ class Rights:
         """Return whether the key may end the sessions and env agents of others at this address."""
         return any(fnmatchcase(address, pattern) for pattern in self.stop)
 
+    def may_watch(self, address: str) -> bool:
+        """Return whether the key may see the frames of the sessions of others at this address."""
+        return any(fnmatchcase(address, pattern) for pattern in self.watch)
+
     @property
     def metered(self) -> bool:
         """Whether the broker must check each request of the key against limits."""
@@ -77,8 +82,8 @@ class Rights:
         return any(limit is not None for limit in limits)
 
 
-EVERYTHING = Rights("anyone", offer=("*",), use=("*",), observe=("*",), stop=("*",))
-"""The rights of each peer without a policy. It observes and stops only on the broker's host."""
+EVERYTHING = Rights("anyone", offer=("*",), use=("*",), observe=("*",), stop=("*",), watch=("*",))
+"""The rights of each peer without a policy. It is an operator only on the broker's host."""
 
 
 @dataclass(frozen=True, slots=True)

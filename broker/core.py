@@ -35,6 +35,7 @@ from gymwire.protocol.codec import (
     KIND_AT,
     MAX_MESSAGE,
     PLAIN,
+    SEQ,
     SID,
     UP_TO_KIND,
     Frame,
@@ -61,6 +62,8 @@ from gymwire.protocol.messages import (
     Report,
     Resume,
     Stop,
+    Watch,
+    Watched,
     Welcome,
     Withdraw,
 )
@@ -171,6 +174,10 @@ class Core:
             if side is not None:
                 metered = side.rights.metered  # a quota may refuse the frame, and then it counts
                 return self._limiter.admit_free(rid, now) if metered else Admission.PASS
+        if len(data) >= HEADER_SIZE and data[KIND_AT] == Kind.WATCHED:
+            numbers = (int.from_bytes(data[at], "little") for at in (SID, SEQ))
+            if self._operators.awaits(rid, *numbers):  # it costs the watcher, who has asked for it
+                return self._limiter.admit_free(rid, now)
         admission = self._limiter.admit(rid, len(data), now)
         if admission is Admission.DROP:
             self._journal.drop(rid, Drop.FLOOD)
@@ -289,6 +296,10 @@ class Core:
                 return self._operators.observe(peer, sender, header, message, now)
             case Stop():
                 return self._operators.stop(peer, sender, header, message, now)
+            case Watch():
+                return self._operators.watch(peer, sender, header, message, now)
+            case Watched():
+                return self._operators.watched(peer, header, data, now)
         if message is not None:
             return self._answer(peer, header, message, now)
         if header.kind is Kind.OPENED:

@@ -1,4 +1,4 @@
-"""What operators ask the broker, OBSERVE and STOP, and the REPORT of env agents that it needs."""
+"""What operators ask the broker, and what env agents send for them: REPORT and WATCHED."""
 
 from __future__ import annotations
 
@@ -12,11 +12,21 @@ from gymwire.broker.rate_limit import RateLimiter
 from gymwire.broker.refusals import ASK_OPERATOR, Refusal, RetryLater, describe_key, not_allowed
 from gymwire.broker.sessions import Sessions
 from gymwire.broker.snapshot import BrokerState
-from gymwire.broker.tables import Peer, Steps, Tables
-from gymwire.protocol.capabilities import OBSERVE
-from gymwire.protocol.codec import MAX_INT, Header
+from gymwire.broker.tables import Peer, Session, Steps, Tables
+from gymwire.broker.watches import Watches
+from gymwire.protocol.capabilities import OBSERVE, WATCH
+from gymwire.protocol.codec import MAX_INT, Frame, Header, renumber
 from gymwire.protocol.errors import DecodingError
-from gymwire.protocol.messages import BusyReason, Code, Observe, Report, Role, Stop, Stopped
+from gymwire.protocol.messages import (
+    BusyReason,
+    Code,
+    Observe,
+    Report,
+    Role,
+    Stop,
+    Stopped,
+    Watch,
+)
 from gymwire.protocol.process_ids import session_text
 
 UNREACHABLE_RETRY_S = 0.5  # when to repeat a STOP for an env agent that is not quite connected
@@ -39,6 +49,7 @@ class Operators:
         self._limiter = limiter
         self._journal = journal
         self._state = state
+        self._watches = Watches()
 
     def observe(
         self, peer: Peer, sender: Sender, header: Header, request: Observe, now: float
@@ -110,6 +121,50 @@ class Operators:
         order = Stop(agent, f"an operator ({who}) has stopped this env agent")
         sends = [Send.message(one.rid, order) for one in reached]
         return Stopped(len(reached), sum(len(loop.sessions) for loop in loops)), sends
+
+    def watch(
+        self, peer: Peer, sender: Sender, header: Header, request: Watch, now: float
+    ) -> list[Send]:
+        """Pass WATCH on to the env agent of the session, whose answer comes to `watched`."""
+        _check_place(peer, sender, "watch")
+        session = self._watchable(peer, header.sid)
+        wait_s = self._limiter.listing_wait_s(peer.rid, now)
+        if wait_s:
+            raise RetryLater(BusyReason.RATE, wait_s)
+        loop = session.loop.rid
+        number = self._watches.begin(peer.rid, header.sid, header.seq, loop, now)
+        return [Send.message(loop, request, header.sid, number)]
+
+    def _watchable(self, peer: Peer, sid: int) -> Session:
+        if not peer.rights.watch:
+            raise Refusal(Code.DENIED, _no_right(peer, "watch"))
+        session = self._tables.sessions.get(sid)
+        if session is None:
+            text = f"There is no session {session_text(sid)} at this broker."
+            raise Refusal(Code.NOT_WATCHABLE, text)
+        if not peer.rights.may_watch(session.address):
+            raise Refusal(Code.DENIED, not_allowed(peer, "watch", session.address))
+        if WATCH not in session.loop.capabilities:
+            text = f"The env agent on {session.loop.host} ({session.loop.software})"
+            raise Refusal(
+                Code.NOT_WATCHABLE, f"{text} cannot be watched: it is of an earlier release."
+            )
+        return session
+
+    def watched(
+        self, peer: Peer, header: Header, data: Frame | memoryview, now: float
+    ) -> list[Send]:
+        """Pass a frame on to the watcher that has asked for it."""
+        watcher = self._watches.end(header.seq, header.sid, peer.rid)
+        if watcher is None or watcher.rid not in self._tables.peers:
+            self._journal.drop(peer.rid, Drop.NOT_AWAITED)
+            return []
+        self._limiter.charge_listing(watcher.rid, len(data), 0, now)
+        return [Send(watcher.rid, renumber(bytes(data), header.sid, watcher.seq))]
+
+    def awaits(self, rid: bytes, sid: int, number: int) -> bool:
+        """Return whether a watcher waits for this WATCHED of an env agent."""
+        return self._watches.awaits(number, sid, rid)
 
     def report(self, peer: Peer, report: Report, now: float) -> None:
         """Note what an env agent reports about the steps of its sessions.

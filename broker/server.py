@@ -50,6 +50,7 @@ DROP_INPUT_S = 2.0
 # A message that takes long is followed by others for so many times its own CPU time.
 LONG_PAUSE = 10
 ANNOUNCEMENTS_PAUSE_S = 0.01  # between two parts of long HELLOs while other frames wait
+_FROM_HOST = (Kind.OBSERVE, Kind.STOP, Kind.WATCH)  # without a policy, only from this host
 SUSPENDED_S = 2.0  # a gap between two ticks that shows that this process was suspended
 
 
@@ -247,7 +248,7 @@ class Server:
             sender = Sender(rid, -1, key, name, on_host=True)
         else:
             fd = fd_of(origin)
-            asks = len(data) > KIND_AT and data[KIND_AT] in (Kind.OBSERVE, Kind.STOP)
+            asks = len(data) > KIND_AT and data[KIND_AT] in _FROM_HOST
             on_host = asks and self._router.is_from_host(fd)
             sender = Sender(rid, fd, key, name, self._router.connection_id(fd), on_host)
         if not takes_long(data):

@@ -25,6 +25,7 @@ KEYS = {
     "max_sessions": int,
     "expose": list,
     "strict_infos": bool,
+    "watchable": bool,
     "python": str,
     "spaces": str,
     "wrap": list,
@@ -40,6 +41,7 @@ def service(  # noqa: PLR0913 - these are the keys of an offer
     max_sessions: int | None = None,
     expose: Sequence[str] = (),
     strict_infos: bool = False,
+    watchable: bool = False,
     python: str | None = None,
     spaces: str | None = None,
     wrap: Sequence[str] = (),
@@ -67,7 +69,7 @@ def service(  # noqa: PLR0913 - these are the keys of an offer
         factory = replace(
             resolve(env, env_kwargs or {}), wrappers=tuple(map(resolve_wrapper, wrap))
         )
-    return Service(address, factory, max_sessions, tuple(expose), strict_infos)
+    return Service(address, factory, max_sessions, tuple(expose), strict_infos, watchable=watchable)
 
 
 def _processors() -> int:

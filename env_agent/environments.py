@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import structlog
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent import description, failure_reports
-from gymwire.env_agent.factory import Factory
+from gymwire.env_agent.factory import Env, Factory, Vector
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
+from gymwire.env_agent.pictures import WATCH_MODES
 from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.protocol import space_descriptions, spaces
@@ -31,6 +33,8 @@ class Service:
         exposed: the attributes that learners may use, in addition to the default ones.
         strict_infos: whether an info value that cannot be serialized is an error.
         recorder: records the episodes; None: they are not recorded.
+        watchable: whether operators may watch the sessions.
+        watch_modes: how they can be shown, the best mode first; `describe` finds it out.
     """
 
     address: str
@@ -39,6 +43,8 @@ class Service:
     exposed: Sequence[str] = ()
     strict_infos: bool = False
     recorder: Recorder | None = None
+    watchable: bool = False
+    watch_modes: list[str] = field(default_factory=list, compare=False)
 
 
 class Environments:
@@ -86,6 +92,7 @@ class Environments:
             )
         )
         self._warn_of_foreign_spaces(service.address, found)
+        self._find_watch_modes(service, found.metadata)
         env_id = found.spec["id"]
         # The digest is that of the whole spaces: all env agents of a pool must share them.
         digest = space_descriptions.digest(env_id, observation, action)
@@ -100,6 +107,15 @@ class Environments:
             digest=digest,
             direct=direct,
         )
+
+    def _find_watch_modes(self, service: Service, metadata: Mapping[str, Any]) -> None:
+        if not service.watchable:
+            return
+        modes = metadata.get("render_modes") or ()
+        service.watch_modes[:] = [one for one in WATCH_MODES if one in modes]
+        if not service.watch_modes:
+            why = "its metadata has neither rgb_array nor ansi in render_modes"
+            self._log.warning("environment not watchable", address=service.address, why=why)
 
     def _warn_of_foreign_spaces(self, address: str, found: description.Description) -> None:
         for name in ("observation_space", "action_space"):
@@ -130,18 +146,29 @@ class Environments:
         spare = self._spares.pop(service.address, None) if uses_spare else None
         if spare is not None:
             is_default = num_envs == 0 and request.render_mode is None and not request.env_kwargs
+            is_default &= not service.watch_modes
             is_default &= getattr(spare.env, "kind", EnvKind.ENV) == request.env_kind
             if is_default and not isinstance(spare.env, VectorEnv) and not spare.lost:
                 return spare
             self.close(spare, service.address)
-        if num_envs == 0:
-            return InLoopRunner(
-                service.factory.make(request.render_mode, request.env_kwargs, request.env_kind)
-            )
+        if request.render_mode is None and service.watch_modes:
+            try:
+                made = self._make(service, request, service.watch_modes[0])
+                return InLoopRunner(made, is_for_watchers=True)
+            except Exception as error:
+                if isinstance(error, ConfigurationError):
+                    raise
+                why = failure_reports.summary(error)[:200]
+                self._log.warning("environment not watchable", address=service.address, why=why)
+        return InLoopRunner(self._make(service, request, request.render_mode))
+
+    @staticmethod
+    def _make(service: Service, request: Open, render_mode: str | None) -> Env | Vector:
+        make, kwargs = service.factory, request.env_kwargs
+        if request.num_envs == 0:
+            return make.make(render_mode, kwargs, request.env_kind)
         mode = AutoresetMode(request.autoreset_mode)
-        return InLoopRunner(
-            service.factory.make_vector(num_envs, mode, request.render_mode, request.env_kwargs)
-        )
+        return make.make_vector(request.num_envs, mode, render_mode, kwargs)
 
     def close(self, runner: InLoopRunner, address: str) -> None:
         """Close an environment; log the exception if that fails."""

@@ -20,6 +20,7 @@ from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.step_times import index_of
 from gymwire.env_agent.timed_steps import TimedSteps
 from gymwire.env_agent.transports import RELAY, Transports
+from gymwire.env_agent.watching import Watching
 from gymwire.protocol import codec
 from gymwire.protocol.codec import (
     FLAGS_AT,
@@ -41,6 +42,7 @@ from gymwire.protocol.messages import (
     Kind,
     Offer,
     Open,
+    Watch,
     Welcome,
 )
 from gymwire.protocol.transport.interface import Listener, Origin, Received
@@ -103,6 +105,7 @@ class ServingLoop:
             lambda *arguments: self._lifecycle.closed(*arguments),
             clock,
         )
+        self._watching = Watching(host, self.crew, lambda frame: self._link.send(frame), clock)
         self._lifecycle = Lifecycle(host, self.crew, self.jobs.count_failure, clock)
         # The slot whose last reply was sent from, and still is in, its environment's memory.
         self._zero_copy_slot: Slot | None = None
@@ -425,13 +428,14 @@ class ServingLoop:
             reply = Closed() if kind is Kind.CLOSE else failure_reports.session_lost()
             self._link.send(PLAIN.encode(reply, header.sid, header.seq))
             return
-        message = PLAIN.decode(data, header)
-        match message:
+        self._detach_reply()
+        match message := PLAIN.decode(data, header):
             case Open():
                 self._lifecycle.open(me, header, message)
             case Gone():
-                self._detach_reply()
                 self._lifecycle.abandon(me, header.sid, message.reason[:MAX_REASON])
+            case Watch():
+                self._watching.watch(me, header, message)
             case _:
                 if isinstance(message, Welcome):
                     self.host.requests.max_message = min(MAX_MESSAGE, message.max_message)

@@ -14,6 +14,7 @@ import structlog
 from gymwire.env_agent import failure_reports, known_spaces
 from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.environments import Environments, Service
+from gymwire.env_agent.pictures import WATCH_MODES
 from gymwire.env_agent.recorded_session import RecordedSession, header_of
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.runners.in_loop import InLoopRunner
@@ -206,8 +207,8 @@ class SessionHost:
                 runner.read_generator,
                 tag_size=0 if signer is None else signing.TAG_SIZE,
             )
-        learner = learner_facts(request)
-        return Slot(session, runner, codec, steps, shared.exposed, opened, learner)
+        learner, why = learner_facts(request), _unwatchable(service, runner)
+        return Slot(session, runner, codec, steps, shared.exposed, opened, learner, why)
 
     def _common(self, service: Service, runner: InLoopRunner, request: Open) -> _Common:
         """Return what the sessions whose environments are alike share."""
@@ -225,7 +226,8 @@ class SessionHost:
         kind = request.env_kind
         described = [observation, action, *singles]
         content = values.encode([service.address, kind, *facts])
-        key = (content, *(None if one is None else one.digest for one in described))
+        watchable = not _unwatchable(service, runner)
+        key = (content, watchable, *(None if one is None else one.digest for one in described))
         known = self._known.get(key)
         if known is not None:
             return known
@@ -234,6 +236,8 @@ class SessionHost:
         limits: dict[str, Any] = {"attributes": sorted(exposed), "capabilities": list(CAPABILITIES)}
         if service.recorder is not None:
             limits["recorded"] = True
+        if watchable:
+            limits["watchable"] = True
         agent = f"host {hostsocket.gethostname()}, process {os.getpid()}"
         fields: list[Any] = [None if one is None else one.description for one in described]
         fields += [*facts, limits, agent]
@@ -270,6 +274,18 @@ class SessionHost:
             self.remove(slot)
             self.close(slot)
         self.environments.close_spares()
+
+
+def _unwatchable(service: Service, runner: InLoopRunner) -> str:
+    """Return why the sessions of an environment cannot be watched; "" if they can be."""
+    if not service.watchable:
+        return "The operator of its env agent can allow it with gymwire serve --watchable."
+    mode = getattr(runner.env, "render_mode", None)
+    if mode in WATCH_MODES:
+        return ""
+    if mode is None:
+        return "This environment cannot be rendered as rgb_array or ansi."
+    return f"The learner has asked for the render mode {mode!r}, which has no frames to show."
 
 
 def learner_facts(request: Open) -> dict[str, object]:

@@ -35,6 +35,7 @@ class Slot:
         is_fast: whether its steps are known to be short.
         times: how many steps took how long, see `step_times`.
         learner: what the log says about the learner.
+        unwatchable: why the session cannot be watched; "" if it can be.
         replied_at: when the last reply with time stamps was made, in monotonic nanoseconds.
     """
 
@@ -45,6 +46,7 @@ class Slot:
     exposed: frozenset[str]
     opened: Opened
     learner: dict[str, object] = field(default_factory=dict)
+    unwatchable: str = ""
     opened_at: float = 0.0
     heard_at: float = 0.0
     executor: Executor = field(default_factory=Executor)

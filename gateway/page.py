@@ -1,4 +1,4 @@
-"""The page for people: what the broker knows, live, and environments to play by hand."""
+"""The page for people: what the broker knows, live, sessions to watch, and games to play."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from starlette.staticfiles import StaticFiles
 from gymwire.gateway.app import Gateway
 from gymwire.gateway.observer import EVERY_S
 from gymwire.gateway.play import play
+from gymwire.gateway.watch import watch
 from gymwire.learner_agent.client.observing import Observation
 from gymwire.protocol.errors import GymwireError
 
@@ -52,6 +53,7 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         Route("/", page),
         Route("/events", events),
         WebSocketRoute("/play", partial(play, gateway)),
+        WebSocketRoute("/watch", partial(watch, gateway)),
         Mount("/static", StaticFiles(directory=STATIC)),
     ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -29,3 +30,8 @@ def png(value: Any) -> bytes | None:
     file = io.BytesIO()
     Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "png")
     return file.getvalue()
+
+
+def data_url(picture: bytes) -> str:
+    """Return the URL by which a page shows a PNG."""
+    return f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"

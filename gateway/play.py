@@ -7,7 +7,6 @@ frame if the environment renders, and after a step also reward, terminated and t
 
 from __future__ import annotations
 
-import base64
 import json
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from gymwire.gateway.access import visitor_of
 from gymwire.gateway.app import Gateway
-from gymwire.gateway.pictures import png, render_mode
+from gymwire.gateway.pictures import data_url, png, render_mode
 from gymwire.gateway.proxies import Player, act, open_proxy, spaces_at
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol.errors import GymwireError
@@ -86,16 +85,12 @@ def _shown(env: ProxyEnv, observation: Any) -> dict[str, Any]:
     if picture is None:
         told["observation"] = to_json(observation)
     else:
-        told["frame"] = _data_url(picture)
+        told["frame"] = data_url(picture)
     if env.render_mode is not None:
         frame = env.render()
         picture = png(frame)
         if picture is None:
             told["text"] = str(frame)
         else:
-            told["frame"] = _data_url(picture)
+            told["frame"] = data_url(picture)
     return told
-
-
-def _data_url(picture: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture).decode('ascii')}"

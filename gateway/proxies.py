@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from gymnasium import Space
 
@@ -16,6 +16,15 @@ from gymwire.protocol import spaces
 from gymwire.protocol.errors import AddressUnknown
 from gymwire.protocol.json_values import from_json, to_json
 
+
+class Closable(Protocol):
+    """A proxy, or a connection to the broker."""
+
+    def close(self) -> None:
+        """Close it."""
+
+
+Held = TypeVar("Held", bound=Closable)
 Result = TypeVar("Result")
 
 
@@ -65,33 +74,37 @@ def spaces_at(
     )
 
 
-class Player:
-    """One session of a visitor: a proxy, used in one thread of its own.
+class OwnThread(Generic[Held]):
+    """A visitor's proxy or connection to the broker, used in one thread of its own.
 
     Args:
-        open_: opens the proxy, when it is first needed.
+        open_: opens it, when it is first needed.
     """
 
-    def __init__(self, open_: Callable[[], ProxyEnv]) -> None:
+    def __init__(self, open_: Callable[[], Held]) -> None:
         self._open = open_
-        self._proxy: ProxyEnv | None = None
+        self._held: Held | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="player")
 
-    async def run(self, use: Callable[[ProxyEnv], Result]) -> Result:
-        """Return what `use` returns for the proxy."""
+    async def run(self, use: Callable[[Held], Result]) -> Result:
+        """Return what `use` returns for it."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._use, use)
 
-    def _use(self, use: Callable[[ProxyEnv], Result]) -> Result:
-        if self._proxy is None:
-            self._proxy = self._open()
-        return use(self._proxy)
+    def _use(self, use: Callable[[Held], Result]) -> Result:
+        if self._held is None:
+            self._held = self._open()
+        return use(self._held)
 
     async def close(self) -> None:
-        """Close the session, if there is one, after what is under way."""
+        """Close it, if it is open, after what is under way."""
         loop = asyncio.get_running_loop()
         await asyncio.shield(loop.run_in_executor(self._thread, self._close))
         self._thread.shutdown(wait=False)
 
     def _close(self) -> None:
-        if self._proxy is not None:
-            self._proxy.close()
+        if self._held is not None:
+            self._held.close()
+
+
+Player = OwnThread[ProxyEnv]
+"""One session of a visitor."""

@@ -21,6 +21,7 @@ __all__ = [
     "OBSERVE",
     "PAGES",
     "VALUES",
+    "WATCH",
     "common",
     "require",
 ]
@@ -46,7 +47,10 @@ VALUES: Final = "values"
 OBSERVE: Final = "observe"
 """The broker takes OBSERVE, REPORT and STOP (§6.5); the env agent takes STOP (§6.7)."""
 
-CAPABILITIES: Final = (EXTENSIONS, PAGES, KINDS, EACH, VALUES, OBSERVE)
+WATCH: Final = "watch"
+"""The broker and the env agent take WATCH (§6.8)."""
+
+CAPABILITIES: Final = (EXTENSIONS, PAGES, KINDS, EACH, VALUES, OBSERVE, WATCH)
 """What this release understands."""
 
 

@@ -57,6 +57,8 @@ class Kind(IntEnum):
     REPORT = 46
     STOP = 47
     STOPPED = 48
+    WATCH = 49
+    WATCHED = 50
 
 
 CONTROL_KINDS = 16
@@ -82,6 +84,7 @@ class Code:
     SESSION_LOST = "session-lost"  # final
     LIMIT = "limit"  # a quota of the policy is used up
     NOT_STOPPED = "not-stopped"  # what STOP names is unknown, or cannot be stopped
+    NOT_WATCHABLE = "not-watchable"  # the session of a WATCH is unknown, or cannot be watched
 
 
 class Role:
@@ -516,6 +519,33 @@ class Stopped:
     sessions: int
 
 
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """Ask for the latest frame of the session in the header.
+
+    `after`: the number of the request after which the watcher's last frame was rendered, or 0.
+    """
+
+    after: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """Reply to WATCH: at most one frame (docs/protocol.md §6.8).
+
+    Attributes:
+        request: the number of the request after which the frame was rendered.
+        media_type: "image/png", "text/plain", or "" if there is nothing new.
+        data: the frame.
+        why: why the session cannot be watched; "" if it can be.
+    """
+
+    request: int
+    media_type: str = ""
+    data: bytes = b""
+    why: str = ""
+
+
 Message = (
     Reset
     | Status
@@ -552,6 +582,8 @@ Message = (
     | Report
     | Stop
     | Stopped
+    | Watch
+    | Watched
 )
 
 TYPES: dict[Kind, type[Message]] = {

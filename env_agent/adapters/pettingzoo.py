@@ -115,6 +115,15 @@ class MultiAgentEnv(gymnasium.Env[Any, Any]):
             raise AttributeError(name)
         return getattr(self._made, name)
 
+    @property
+    def np_random(self) -> Any:
+        """The generator of the environment, if it has one under this name."""
+        return self._made.unwrapped.np_random
+
+    @np_random.setter
+    def np_random(self, value: Any) -> None:
+        self._made.unwrapped.np_random = value
+
     def render(self) -> Any:
         """Return what the environment renders."""
         return self._made.render()

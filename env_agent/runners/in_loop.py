@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
-from gymnasium.vector import VectorEnv
+import numpy as np
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from gymwire.env_agent.description import Description, describe
 from gymwire.env_agent.elsewhere import why_gone
@@ -14,7 +16,7 @@ from gymwire.env_agent.factory import Env, Vector
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.runners.each_env import access_each, is_for_each
 from gymwire.env_agent.space_watch import SpaceWatch
-from gymwire.protocol import generators, remote_space, spaces, vector_infos
+from gymwire.protocol import generators, remote_space, spaces, values, vector_infos
 from gymwire.protocol.messages import Call
 
 
@@ -29,16 +31,20 @@ class InLoopRunner:
             unchecked; `wire_infos` converts the infos of a vector. It is a tuple only if these
             infos need no conversion except for their arrays of objects.
         spaces: knows the spaces as the learner gets them.
+        is_for_watchers: whether the environment has its render mode only for watchers, so that for
+            the learner it has none.
     """
 
-    def __init__(self, env: Env | Vector) -> None:
+    def __init__(self, env: Env | Vector, *, is_for_watchers: bool = False) -> None:
         self.env = env
+        self.is_for_watchers = is_for_watchers
         self.step = _without_casts(env) if isinstance(env, HostedVector) else env.step
         self.spaces = SpaceWatch(env)
 
     def describe(self, name: str) -> Description:
         """Describe the environment; `name` is its id if it has no spec."""
-        return describe(self.env, name)
+        found = describe(self.env, name)
+        return replace(found, render_mode=None) if self.is_for_watchers else found
 
     def reset(self, seed: Any, options: dict[str, Any] | None) -> tuple[Any, Any]:
         """Reset; return the observation, and the infos in wire form.
@@ -65,7 +71,25 @@ class InLoopRunner:
 
     def render(self) -> Any:
         """Return what the environment renders."""
+        if self.is_for_watchers:
+            return (None,) * len(self.env.envs) if isinstance(self.env, SyncVectorEnv) else None
         return self.env.render()
+
+    def render_unnoticed(self) -> Any:
+        """Return what the environment, or the first one of a vector, renders for a watcher.
+
+        Its generator has the same state afterwards, so that no later step differs.
+        """
+        env = self.env
+        if isinstance(env, SyncVectorEnv):
+            env = env.envs[0]
+        before = _generator_of(env)
+        try:
+            frame = env.render()
+        finally:
+            if before is not None:
+                _restore(env, *before)
+        return frame[0] if isinstance(env, VectorEnv) and frame else frame
 
     def access(self, call: Call) -> Any:
         """Read, write or call the attribute that `call` names; return the value of RESULT."""
@@ -108,6 +132,26 @@ class InLoopRunner:
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
+
+
+def _generator_of(env: Any) -> tuple[np.random.Generator, dict[str, Any]] | None:
+    """Return the generator of an environment and its state; None if it has none."""
+    try:
+        found = env.np_random if isinstance(env, VectorEnv) else env.get_wrapper_attr("np_random")
+        return found, generators.describe(found)
+    except Exception:  # noqa: BLE001 - the environment's: it has none, or not such a one
+        return None
+
+
+def _restore(env: Any, generator: np.random.Generator, state: dict[str, Any]) -> None:
+    """Set the generator of an environment to its earlier state, if rendering has changed it."""
+    found = _generator_of(env)
+    if found is None or values.encode(found[1]) != values.encode(state):
+        generator.bit_generator.state = state
+        if isinstance(env, VectorEnv):
+            env.np_random = generator
+        elif found is None or found[0] is not generator:  # of a process with its own interpreter
+            env.set_wrapper_attr("np_random", generator)
 
 
 def _without_casts(env: HostedVector) -> Callable[[Any], Any]:

@@ -1,6 +1,7 @@
 // The live page: it draws what /events sends each second, and keeps its history while it is open.
 
 import { Play } from "./play.js";
+import { Watch } from "./watch.js";
 
 const HISTORY = 600; // seconds that the charts show
 const STUCK_S = 10; // a step that takes longer is marked
@@ -84,6 +85,7 @@ class Chart {
 }
 
 const play = new Play();
+const watch = new Watch();
 let charts; // made at the first observation, since the script of the charts may load later
 let previous; // the observation before the latest
 let shownSession = "";
@@ -195,6 +197,7 @@ function showSession(sessions, now) {
   const one = sessions.find(({ id }) => id === wanted);
   at("overview").hidden = Boolean(wanted);
   at("session").hidden = !wanted;
+  watch.show(one?.id ?? null);
   if (!wanted) return;
   if (shownSession !== wanted) {
     shownSession = wanted;

@@ -125,6 +125,13 @@ OPTIONS = (
         help="fail on info values that cannot be serialized, instead of sending their repr",
     ),
     Option(
+        keyword="watchable",
+        kind=kinds.FLAG,
+        commands=("serve",),
+        help="let operators with the right `watch` see the frames of all sessions (gymwire web); "
+        "learners see in `is_watchable` that they can",
+    ),
+    Option(
         keyword="direct",
         kind=kinds.DIRECT,
         commands=("serve",),

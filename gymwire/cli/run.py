@@ -49,6 +49,8 @@ def command(options: Options, output: Output) -> int:
             )
         if getattr(env, "is_recorded", False):
             output.say(f"The operator of {options.address} records this session.")
+        if getattr(env, "is_watchable", False):
+            output.say(f"The operator of {options.address} lets others watch this session.")
         with naming(options, "policy"):
             policy = policies.load(options.policy, env, options.seed)
         movie = None if options.video is None else Video(options.video, env)

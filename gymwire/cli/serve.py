@@ -48,6 +48,7 @@ class Options(AgentOptions):
     expose: tuple[str, ...]
     wrap: tuple[str, ...]
     strict_infos: bool
+    watchable: bool
     python: str | None
     spaces: str | None
     direct: str
@@ -172,6 +173,7 @@ def make_services(options: Options) -> list[Service]:
             max_sessions=options.max_sessions,
             expose=options.expose,
             strict_infos=options.strict_infos,
+            watchable=options.watchable,
             python=options.python,
             spaces=options.spaces,
             wrap=options.wrap,

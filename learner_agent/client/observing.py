@@ -10,10 +10,19 @@ from dataclasses import dataclass, fields
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
-from gymwire.learner_agent.client.failures import error_for
-from gymwire.protocol.capabilities import OBSERVE, common, require
-from gymwire.protocol.errors import DecodingError
-from gymwire.protocol.messages import Error, Message, Observe, Observed, Stop, Stopped
+from gymwire.learner_agent.client.failures import cut, error_for
+from gymwire.protocol.capabilities import OBSERVE, WATCH, common, require
+from gymwire.protocol.errors import DecodingError, Refused
+from gymwire.protocol.messages import (
+    Error,
+    Message,
+    Observe,
+    Observed,
+    Stop,
+    Stopped,
+    Watch,
+    Watched,
+)
 from gymwire.protocol.process_ids import session_text
 from gymwire.protocol.transport.handshake import software
 
@@ -220,6 +229,27 @@ def stop_agent(connection: BrokerConnection, agent: str) -> Stopped:
     return _ask(connection, Stop(agent), Stopped)
 
 
+def watch_session(
+    connection: BrokerConnection, sid: int, after: int = 0, timeout_s: float | None = None
+) -> Watched:
+    """Return the latest frame of a session, of at most ten per second.
+
+    Args:
+        connection: a connection to the broker, whose key needs the right `watch`.
+        sid: the session.
+        after: `Watched.request` of the last frame that was received; an answer without a
+            `media_type` says that there is no later one.
+        timeout_s: how long to wait, in seconds; the environment may be in a long step.
+
+    Raises Denied without the right `watch`, Refused if the session cannot be watched, and otherwise
+    as `observe`.
+    """
+    found = _ask(connection, Watch(after), Watched, sid=sid, timeout_s=timeout_s, needs=WATCH)
+    if found.why:
+        raise Refused(f"Session {session_text(sid)} cannot be watched. {cut(found.why)}")
+    return found
+
+
 def _ask(
     connection: BrokerConnection,
     request: Message,
@@ -227,12 +257,13 @@ def _ask(
     *,
     sid: int = 0,
     timeout_s: float | None = None,
+    needs: str = OBSERVE,
 ) -> M:
     welcome = connection.welcome
     assert welcome is not None, "a connection has begun with WELCOME"
     have = common(welcome.capabilities)
     who = f"the broker at {connection.url}"
-    require(OBSERVE, have, who=who, theirs=welcome.software, ours=software())
+    require(needs, have, who=who, theirs=welcome.software, ours=software())
     _, answer, _ = connection.ask(request, sid, timeout_s)
     if isinstance(answer, Error):
         raise error_for(answer)

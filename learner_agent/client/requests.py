@@ -30,7 +30,15 @@ _ADVICE = {
     Kind.OPEN: "Make env_kwargs smaller: for example, pass the name of a file that the env agent "
     "can read.",
 }
-ANSWERS = (Kind.OPENED, Kind.FOUND, Kind.RESUMED, Kind.OBSERVED, Kind.STOPPED, Kind.ERROR)
+ANSWERS = (
+    Kind.OPENED,
+    Kind.FOUND,
+    Kind.RESUMED,
+    Kind.OBSERVED,
+    Kind.STOPPED,
+    Kind.WATCHED,
+    Kind.ERROR,
+)
 
 Answer = tuple[Header, Message, bytes | memoryview]
 

@@ -181,6 +181,11 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         """Whether the env agent's operator records this session."""
         return self._session.opened.limits.get("recorded") is True
 
+    @property
+    def is_watchable(self) -> bool:
+        """Whether the env agent's operator lets others watch this session."""
+        return self._session.opened.limits.get("watchable") is True
+
     @keeps_replies
     def timed_step(self, action: Any) -> tuple[Step, Timings | None]:
         """Step as `step` does, and measure where the time went.

@@ -148,8 +148,16 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     @property
     def is_recorded(self) -> bool:
         """Whether the env agent's operator records any of the sessions."""
+        return self._has_limit("recorded")
+
+    @property
+    def is_watchable(self) -> bool:
+        """Whether the env agent's operator lets others watch any of the sessions."""
+        return self._has_limit("watchable")
+
+    def _has_limit(self, name: str) -> bool:
         group = self._group
-        return any(group[i].opened.limits.get("recorded") is True for i in range(len(group)))
+        return any(group[i].opened.limits.get(name) is True for i in range(len(group)))
 
     def _open(self) -> None:
         """Connect and open all sessions."""

@@ -25,6 +25,8 @@ def served() -> Iterator[tuple[str, str]]:
         _, broker = started.broker()
         started.env_agent(broker, "--address", "lab/cart", "--env", "CartPole-v1")
         started.env_agent(broker, "--address", "pendulum", "--env", "Pendulum-v1")
+        started.env_agent(broker, "shown/cart", "CartPole-v1", "--watchable")
+        started.env_agent(broker, "shown/lake", "FrozenLake-v1", "--watchable")
         gateway = started.start(
             *("gymwire", "web", "--broker", broker, "--listen", "127.0.0.1:0"),
             *("--log-format", "json"),
@@ -72,6 +74,49 @@ def test_offers_and_sessions_are_shown(served: tuple[str, str], page: Any) -> No
     page.locator("h1 a").click()
     page.locator("#overview").wait_for()
     page.locator("#sessions a").wait_for(state="detached")
+
+
+def live_page(page: Any, address: str) -> None:
+    """Open the page of the only session at this address."""
+    page.locator("#sessions tr", has_text=address).locator("a").click()
+    page.locator("#session-title", has_text=f"at {address}").wait_for()
+
+
+def test_a_session_is_watched_live(served: tuple[str, str], page: Any) -> None:
+    with ProxyEnv("shown/cart", served[0]) as env:
+        live_page(page, "shown/cart")
+        page.locator("#watch-state", has_text="before the first episode").wait_for()
+        assert not page.locator("#watch-frame").is_visible()
+        env.reset(seed=1)
+        picture = page.locator("#watch-frame")
+        picture.wait_for()
+        # It has the size of the environment's frame once it is decoded.
+        page.wait_for_function("document.getElementById('watch-frame').naturalWidth === 600")
+        before = picture.get_attribute("src")
+        env.step(1)
+        page.wait_for_function(
+            "src => document.getElementById('watch-frame').src !== src", arg=before
+        )
+        assert page.locator("#watch-state").inner_text() == ""
+    page.locator("#session-title", has_text="has ended").wait_for()
+    assert not page.locator("#watch-frame").is_visible()
+
+
+def test_a_session_that_renders_text_is_watched_live(served: tuple[str, str], page: Any) -> None:
+    with ProxyEnv("shown/lake", served[0], render_mode="ansi") as env:
+        env.reset(seed=1)
+        live_page(page, "shown/lake")
+        page.locator("#watch-text", has_text="FFFH").wait_for()
+        env.step(2)
+        page.locator("#watch-text", has_text="(Right)").wait_for()
+
+
+def test_why_a_session_cannot_be_watched_is_said(served: tuple[str, str], page: Any) -> None:
+    with ProxyEnv("lab/cart", served[0]) as env:
+        env.reset(seed=1)
+        live_page(page, "lab/cart")
+        page.locator("#watch-state", has_text="gymwire serve --watchable").wait_for()
+        assert not page.locator("#watch-frame").is_visible()
 
 
 def test_a_discrete_environment_is_played_by_mouse_and_keys(page: Any) -> None:

@@ -45,7 +45,7 @@ else:
 IMPORT_ALL = """
 import importlib, pkgutil, gymwire
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
-    needs_an_extra = any(part in module.name for part in (".sb3", ".gateway", ".aio"))
+    needs_an_extra = any(part in module.name for part in (".sb3", ".gateway", ".aio", ".otel"))
     if not module.name.endswith(".__main__") and not needs_an_extra:
         importlib.import_module(module.name)
 gymwire.ProxyEnv, gymwire.ProxyVectorEnv

@@ -19,6 +19,7 @@ DISTRIBUTIONS = {"zmq": "pyzmq"}
 IN_EXTRAS = {
     "anyio", "greenlet", "matplotlib", "minari", "moviepy", "pettingzoo", "stable_baselines3",
     "starlette", "uvicorn", "websockets", "openenv", "pydantic", "mcp", "PIL", "prometheus_client",
+    "opentelemetry",
 }  # fmt: skip
 
 
@@ -79,6 +80,7 @@ def test_each_module_can_be_imported_without_an_extra() -> None:
     [
         ("gymwire.sb3", "sb3"),
         ("gymwire.learner_agent.adapters.sb3", "sb3"),
+        ("gymwire.otel", "otel"),
         ("gymwire.aio", "aio"),
         ("gymwire.learner_agent.aio.connection", "aio"),
         ("gymwire.gateway.app", "web"),
@@ -119,6 +121,6 @@ IMPORT_ALL = """
 import importlib, pkgutil, gymwire
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
     # See the test that names the extra.
-    if not any(part in module.name for part in (".sb3", ".gateway", ".aio")):
+    if not any(part in module.name for part in (".sb3", ".gateway", ".aio", ".otel")):
         importlib.import_module(module.name)
 """

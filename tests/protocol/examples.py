@@ -47,6 +47,8 @@ from gymwire.protocol.messages import (
     Status,
     Stop,
     Stopped,
+    Watch,
+    Watched,
     Welcome,
     Withdraw,
 )
@@ -119,6 +121,8 @@ DOCUMENTED: dict[str, tuple[Message, int, int]] = {
     "REPORT": (Report([[SID, 1200, 400.0, 0.001, 0.0025, 0.0, False]]), 0, 0),
     "STOP": (Stop(), SID, 2),
     "STOPPED": (Stopped(0, 1), SID, 2),
+    "WATCH": (Watch(3), SID, 5),
+    "WATCHED": (Watched(4, "text/plain", b"#.@"), SID, 5),
 }
 
 OTHERS: dict[str, tuple[Message, int, int]] = {

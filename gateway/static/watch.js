@@ -1,0 +1,73 @@
+// The live picture of a session: one WebSocket, which asks for the next frame once it has shown one.
+
+const at = (id) => document.getElementById(id);
+const PAUSE_MS = 100; // between a frame and the request for the next one
+const RETRY_MS = 2000; // after a refusal, or a lost connection
+
+export class Watch {
+  constructor() {
+    document.addEventListener("visibilitychange", () => this.ask());
+  }
+
+  show(session) {
+    // Watch this session; null: none.
+    if (session === this.session) return;
+    this.session = session;
+    this.socket?.close();
+    clearTimeout(this.timer);
+    for (const id of ["watch-frame", "watch-text"]) at(id).hidden = true;
+    this.say("Waiting for the first frame …");
+    this.after = 0;
+    if (session !== null) this.open();
+  }
+
+  open() {
+    const url = new URL(`watch?session=${encodeURIComponent(this.session)}`, location.href);
+    url.protocol = url.protocol.replace("http", "ws");
+    const socket = new WebSocket(url);
+    this.socket = socket;
+    this.asked = false;
+    socket.onopen = () => this.ask();
+    socket.onmessage = (event) => socket === this.socket && this.take(JSON.parse(event.data));
+    socket.onclose = () => {
+      if (socket !== this.socket || this.session === null) return;
+      this.say("The gateway does not answer. This page tries again by itself.");
+      this.timer = setTimeout(() => this.open(), RETRY_MS);
+    };
+  }
+
+  ask() {
+    // A page that nobody sees costs the session nothing.
+    if (document.hidden || this.asked || this.socket?.readyState !== WebSocket.OPEN) return;
+    clearTimeout(this.timer);
+    this.asked = true;
+    this.socket.send(JSON.stringify({ after: this.after }));
+  }
+
+  take(told) {
+    this.asked = false;
+    this.timer = setTimeout(() => this.ask(), told.error ? RETRY_MS : PAUSE_MS);
+    if (told.error) {
+      for (const id of ["watch-frame", "watch-text"]) at(id).hidden = true;
+      this.after = 0;
+      this.say(told.error);
+    } else if (told.request) {
+      this.after = told.request;
+      at("watch-frame").hidden = !told.frame;
+      if (told.frame) at("watch-frame").src = told.frame;
+      at("watch-text").hidden = told.text == null;
+      at("watch-text").textContent = told.text ?? "";
+      this.say("");
+    } else if (told.waiting) {
+      this.say("The environment is busy. The next frame follows after this step.");
+    } else if (!this.after) {
+      this.say("There is nothing to see before the first episode.");
+    } else {
+      this.say("");
+    }
+  }
+
+  say(text) {
+    at("watch-state").textContent = text;
+  }
+}

@@ -1,0 +1,73 @@
+"""Watching a session: one WebSocket of JSON is one watcher, with a connection to the broker.
+
+The page sends `{"after": N}`, where N is the `request` of its last frame, first 0. Each message
+gets one answer: `request` with a `frame` or a `text`; `{}` if there is nothing new; `waiting` if
+the environment has been busy for a while; or an `error`.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+from typing import Any
+
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from gymwire.gateway.access import visitor_of
+from gymwire.gateway.app import Gateway
+from gymwire.gateway.pictures import data_url
+from gymwire.gateway.proxies import OwnThread
+from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.observing import watch_session
+from gymwire.protocol.errors import ConfigurationError, GymwireError, RequestTimeout
+from gymwire.protocol.process_ids import SESSION_ID
+
+ANSWER_S = 2.0  # how long to wait for a frame before the page is told that it waits
+
+
+async def watch(gateway: Gateway, socket: WebSocket) -> None:
+    """Show the session in the query of the WebSocket, until that ends."""
+    session = socket.query_params.get("session", "")
+    await socket.accept()
+    watcher = OwnThread(partial(gateway.connect, visitor_of(socket)))
+    try:
+        while True:
+            request = json.loads(await socket.receive_text())
+            await socket.send_json(await _answer(watcher, session, request))
+    except (WebSocketDisconnect, ValueError):
+        return
+    finally:
+        await watcher.close()
+
+
+async def _answer(
+    watcher: OwnThread[BrokerConnection], session: str, request: Any
+) -> dict[str, Any]:
+    try:
+        sid, after = _sid_of(session), _after_of(request)
+        frame = await watcher.run(
+            lambda connection: watch_session(connection, sid, after, ANSWER_S)
+        )
+    except RequestTimeout:
+        return {"waiting": True}
+    except GymwireError as error:
+        return {"error": str(error)}
+    match frame.media_type:
+        case "image/png":
+            return {"request": frame.request, "frame": data_url(frame.data)}
+        case "text/plain":
+            return {"request": frame.request, "text": frame.data.decode("utf-8", "replace")}
+    return {}
+
+
+def _sid_of(session: str) -> int:
+    if len(session) != SESSION_ID or not set(session) <= set("0123456789abcdef"):
+        raise ConfigurationError(f"{session!r:.50} is not the id of a session.")
+    return int.from_bytes(bytes.fromhex(session))
+
+
+def _after_of(request: Any) -> int:
+    match request:
+        case {"after": int(after)} if 0 <= after < 2**53:
+            return after
+    raise ConfigurationError('A request is {"after": NUMBER}.')
