@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gymwire.cli import kinds, web_options
+from gymwire.cli import fleet_options, kinds, web_options
 from gymwire.cli.option import Option
 from gymwire.cli.recorded_options import RECORDED_OPTIONS
 from gymwire.cli.train_options import TRAIN
@@ -21,6 +21,7 @@ OPERATORS = ("ps", "top", "stop")  # the commands that ask the broker what it kn
 ASKERS = ("ls", "replay", *OPERATORS, *LEARNERS)  # the commands that ask a broker for something
 AGENTS = ("serve", "web", *ASKERS)  # the commands that connect to a broker
 SERVERS = ("broker", *AGENTS)
+LOGGERS = ("fleet", *SERVERS)  # the commands that write a log
 
 OPTIONS = (
     # --- what to serve or to use ------------------------------------------------------------------
@@ -198,7 +199,7 @@ OPTIONS = (
     Option(
         keyword="json",
         kind=kinds.FLAG,
-        commands=tuple(one for one in ASKERS if one != "top"),
+        commands=("fleet", *(one for one in ASKERS if one != "top")),
         help="print one JSON object to standard output, and everything else to standard error",
     ),
     Option(
@@ -255,6 +256,7 @@ OPTIONS = (
         help="with --direct: listen beyond this host without keys",
     ),
     *web_options.OPTIONS,
+    *fleet_options.OPTIONS,
     # --- keygen -----------------------------------------------------------------------------------
     Option(
         keyword="name",
@@ -336,7 +338,7 @@ OPTIONS = (
     Option(
         keyword="log_format",
         kind=kinds.choice("lines", "json"),
-        commands=SERVERS,
+        commands=LOGGERS,
         default="lines",
         metavar="FORMAT",
         panel="Log",
@@ -345,7 +347,7 @@ OPTIONS = (
     Option(
         keyword="log_level",
         kind=kinds.choice("debug", "info", "warning", "error"),
-        commands=SERVERS,
+        commands=LOGGERS,
         default="info",
         metavar="LEVEL",
         panel="Log",

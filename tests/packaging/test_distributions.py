@@ -39,7 +39,7 @@ def metadata(distributions: Distributions) -> Message:
 
 
 def test_the_clone_has_each_part() -> None:
-    parts = ("protocol", "broker", "env_agent", "learner_agent", "gateway")
+    parts = ("protocol", "broker", "env_agent", "learner_agent", "gateway", "fleet")
     assert {f"gymwire/{part}/__init__.py" for part in parts} < clone_files()
 
 
