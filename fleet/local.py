@@ -79,8 +79,10 @@ class LocalEngine:
             )
         assert process.stdout is not None
         with process.stdout as pipe:
-            if pipe.readline() != READY:
-                raise Refused(f"The supervisor of the fleet cannot start. See {log}.")
+            is_ready = pipe.readline() == READY
+        process.wait()  # it has left the supervisor to itself
+        if not is_ready:
+            raise Refused(f"The supervisor of the fleet cannot start. See {log}.")
 
     def _ask(self, do: str, **fields: Any) -> Mapping[str, Any] | None:
         """Return the supervisor's reply to a request; None if there is no supervisor."""

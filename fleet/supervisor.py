@@ -98,7 +98,9 @@ def serve(connection: socket.socket, supervisor: FleetSupervisor) -> None:
 
 
 def main(folder: Path) -> None:
-    """Supervise until the last agent has ended."""
+    """Supervise until the last agent has ended, in a process without a parent."""
+    if os.fork():
+        os._exit(0)
     supervisor = FleetSupervisor()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, supervisor.on_signal)
