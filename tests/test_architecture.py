@@ -86,6 +86,7 @@ IMPURE = {
     "fleet/engine.py": "loads engines",
     "fleet/local.py": "starts a process and asks it",
     "fleet/processes.py": "starts processes",
+    "fleet/ray_engine.py": "starts processes on Ray",
     "fleet/state.py": "writes files",
     "fleet/supervisor.py": "is a program",
     "gateway/*.py": "serves web requests",

@@ -97,6 +97,7 @@ class Learner:
         self._broker, self._seed, self._options = broker, seed, options
         self._sent: dict[str, list[str]] = {}  # by ledger
         self._unanswered: set[str] = set()  # ledgers whose last entry has no answer
+        self._ledger = ""  # of the present session
         self._failure: BaseException | None = None
         self._stop = threading.Event()
         self.news = threading.Condition()
@@ -117,15 +118,15 @@ class Learner:
         local: Any = CartPoleEnv()
         rng, over = random.Random(seed), False
         expected, _ = local.reset(seed=seed)
-        ledger = ""
         try:
             observation, info = env.reset(seed=seed)
-            ledger = info["ledger"]
-            self._sent.setdefault(ledger, []).append(f"reset {seed}")
+            self._ledger = info["ledger"]
+            sent = self._sent.setdefault(self._ledger, [])
+            sent.append(f"reset {seed}")
             np.testing.assert_array_equal(observation, expected)
             while not over:
                 action = rng.randrange(2)
-                self._sent[ledger].append(f"step {action}")
+                sent.append(f"step {action}")
                 percept, same = env.step(action), local.step(action)
                 np.testing.assert_array_equal(percept[0], same[0])
                 assert percept[1:4] == same[1:4]
@@ -136,7 +137,7 @@ class Learner:
         except EnvironmentLost as error:
             self.lost += 1
             self.texts.append(str(error))
-            self._unanswered.add(ledger)
+            self._unanswered.add(self._ledger)
 
     def wait_for_steps(self, count: int) -> None:
         """Wait for so many steps more."""
