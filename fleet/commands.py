@@ -12,7 +12,7 @@ import structlog
 from gymwire.fleet.description import Fleet
 from gymwire.fleet.engine import DRAINING, RUNNING, Engine, RunningAgent
 from gymwire.fleet.scaling import READY, STARTING, AgentLoad, Scaler, choose
-from gymwire.protocol.errors import ConnectionFailed
+from gymwire.protocol.errors import ConnectionFailed, Refused
 
 Entry = dict[str, Any]  # of FOUND: one for each address and process (docs/protocol.md §6.3)
 CHECK_S = 0.2  # interval at which the engine and the broker are asked while a command waits
@@ -161,8 +161,8 @@ class FleetControl:
     def watch(self, stopped: Callable[[float], bool]) -> None:
         """Scale by the broker's report until `stopped` returns true.
 
-        `stopped`: waits for so many seconds, and returns whether to stop. A broker that does not
-        answer is asked again: meanwhile the fleet stays as it is.
+        `stopped`: waits for so many seconds, and returns whether to stop. While the broker does not
+        answer, the fleet stays as it is.
         """
         scaler = Scaler(self.fleet.scale)
         while True:
@@ -171,7 +171,7 @@ class FleetControl:
                 self._start(decision.start)
                 if decision.drain:
                     self.drain(decision.drain)
-            except ConnectionFailed as error:
+            except (ConnectionFailed, Refused) as error:
                 self._log.warning("cannot scale", why=str(error))
             if stopped(WATCH_S):
                 return

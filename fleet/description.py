@@ -129,7 +129,7 @@ class _Reader:
             scale=self._scale(agents, offers),
             resources=resources,
             place=self._place(agents),
-            direct=self._typed("agents", agents, "direct", str, "host"),
+            direct=self._direct(agents, keyed=key is not None),
             insecure=self._typed("agents", agents, "insecure", bool, False),
             runtime_env=self._typed("agents", agents, "runtime_env", dict, {}),
         )
@@ -268,6 +268,17 @@ class _Reader:
             free_slots=self._count(agents, "free_slots", 0, 1 if ranged else 0),
             idle_s=self._number("agents", agents, "idle_s", 60.0),
             slots={str(one["address"]): int(one["max_sessions"]) for one in offers},
+        )
+
+    def _direct(self, agents: Mapping[str, Any], *, keyed: bool) -> str:
+        value = agents.get("direct", "tcp://*:*" if keyed else "host")
+        try:
+            if value in ("host", "never") or check_url(value, bind=True).startswith("tcp://"):
+                return str(value)
+        except AddressError:
+            pass
+        raise self._error(
+            "agents", "direct", f"expected 'host', 'never' or tcp://HOST:PORT, got {value!r:.100}"
         )
 
     def _memory(self, agents: Mapping[str, Any]) -> int | None:

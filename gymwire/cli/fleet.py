@@ -71,6 +71,8 @@ def _connect(fleet: Fleet, wait_s: float) -> BrokerConnection:
 
 def _act(options: Options, control: FleetControl, output: Output) -> int:
     match options.action:
+        case "up" if options.watch:
+            _watch(control)
         case "up" | "scale":
             if options.action == "up":
                 control.up()
@@ -80,9 +82,6 @@ def _act(options: Options, control: FleetControl, output: Output) -> int:
             with output.errors.status("waiting until the broker lists the agents …"):
                 agents = control.wait_until_ready(options.wait_s)
             _show(options, control.fleet, agents, output)
-            if options.watch:
-                _watch(control)
-                return 0
             return _missing(agents, output)
         case "drain":
             names = control.drain(options.agent or None)
@@ -171,8 +170,9 @@ def _missing(agents: Sequence[AgentStatus], output: Output) -> int:
 
 
 def _watch(control: FleetControl) -> None:
-    """Scale until SIGTERM or Ctrl-C; the fleet stays."""
+    """Start the fleet, and scale it until SIGTERM or Ctrl-C; the fleet stays."""
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
+    control.up()
     control.watch(stop.wait)

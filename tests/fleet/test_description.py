@@ -73,6 +73,7 @@ def test_a_plan_has_the_offers_and_keys_in_files_only(tmp_path: Path) -> None:
         (HEAD + "[agents]\ncount = 3\nmax = 2\n" + OFFER, 6, "max", "either count, or min and max"),
         (HEAD + "[agents]\nplace = 'far'\n" + OFFER, 5, "place", "'spread', 'packed' or labels"),
         (HEAD + "[agents]\nmemory = 'much'\n" + OFFER, 5, "memory", "'4GiB'"),
+        (HEAD + "[agents]\ndirect = 'x'\n" + OFFER, 5, "direct", "'never' or tcp://HOST:PORT"),
         (HEAD + OFFER + OFFER, 8, "address in [[offer]]", "offered twice"),
         (HEAD + OFFER + '[[offer]]\naddress = "a"\nenvv = "b"\n', 9, "envv", "env_kwargs"),
         (HEAD + OFFER + "max_sessions = 'x'\n", 7, "max_sessions", "int"),

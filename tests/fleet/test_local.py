@@ -110,7 +110,8 @@ def test_a_session_may_go_on_for_the_grace_period_and_is_lost_then(
     shell.run("up")
     learner.wait_for_steps(20)
     learner.check()
-    assert learner.texts[0]
+    assert "its env agent on" in learner.texts[0]
+    assert "has stopped" in learner.texts[0]
 
 
 def test_all_agents_end_with_their_supervisor(make: Make) -> None:
@@ -154,6 +155,25 @@ def test_keys_stay_in_files_of_the_user(state: Path, tmp_path: Path, programs: P
             assert stat.S_IMODE(path.stat().st_mode) == 0o600
     shell.run("down")
     assert shell.status == 0
+
+
+def test_the_autoscaler_follows_the_load_and_leaves_the_fleet_as_it_is(
+    make: Make, broker_url: str, programs: Programs
+) -> None:
+    shell = make("min = 1\nmax = 3\nfree_slots = 1\nidle_s = 0.5")
+    watching = programs.start("gymwire", "fleet", "up", str(shell.path), "--watch")
+    until(lambda: shell.ready() == 1, "the first agent is ready", PATIENCE_S)
+    learners = [Learner(broker_url, seed) for seed in range(SLOTS + 1)]
+    for learner in learners:  # the last one waits for the second agent
+        learner.wait_for_steps(20)
+    until(lambda: shell.ready() == 2, "the second agent is ready", PATIENCE_S)
+    for learner in learners:
+        learner.check()
+        assert learner.lost == 0
+    until(lambda: len(shell.agents()) == 1, "an idle agent has ended", PATIENCE_S)
+    watching.process.terminate()
+    assert watching.wait() == 0
+    assert shell.ready() == 1
 
 
 def parent_of(pid: int) -> int:
