@@ -92,11 +92,16 @@ class FleetControl:
             free=free if state == READY else {},
         )
 
-    def up(self) -> None:
-        """Start agents up to the fixed number, or the least one; drain those beyond the most."""
+    def up(self) -> int:
+        """Start agents up to the fixed number, or the least one; drain those beyond the most.
+
+        Returns how many there should be now.
+        """
         alive = sum(one.state != DRAINING for one in self._engine.running())
         scale = self.fleet.scale
-        self.scale(min(max(alive, scale.least), scale.most))
+        count = min(max(alive, scale.least), scale.most)
+        self.scale(count)
+        return count
 
     def scale(self, count: int) -> None:
         """Start agents, or drain those with the fewest sessions, until there are `count`."""
@@ -127,16 +132,13 @@ class FleetControl:
             self._log.info("agents draining", agents=chosen, at_most_s=self.fleet.grace_s)
         return chosen
 
-    def wait_until_ready(self, wait_s: float) -> list[AgentStatus]:
-        """Wait until the broker lists all agents that are to stay; return all agents.
-
-        Returns after `wait_s` in any case.
-        """
+    def wait_until_ready(self, count: int, wait_s: float) -> list[AgentStatus]:
+        """Wait until the broker lists `count` agents, or `wait_s` is over; return all agents."""
         deadline = time.monotonic() + wait_s
         while True:
             agents = self.status()
-            missing = [one for one in agents if one.state not in (READY, DRAINING)]
-            if not missing or time.monotonic() >= deadline:
+            ready = sum(one.state == READY for one in agents)
+            if ready >= count or time.monotonic() >= deadline:
                 return agents
             time.sleep(CHECK_S)
 

@@ -74,15 +74,14 @@ def _act(options: Options, control: FleetControl, output: Output) -> int:
         case "up" if options.watch:
             _watch(control)
         case "up" | "scale":
-            if options.action == "up":
-                control.up()
+            if options.agents is None:
+                count = control.up()
             else:
-                assert options.agents is not None
-                control.scale(options.agents)
+                control.scale(count := options.agents)
             with output.errors.status("waiting until the broker lists the agents …"):
-                agents = control.wait_until_ready(options.wait_s)
+                agents = control.wait_until_ready(count, options.wait_s)
             _show(options, control.fleet, agents, output)
-            return _missing(agents, output)
+            return _missing(agents, count, output)
         case "drain":
             names = control.drain(options.agent or None)
             output.result(fleet=control.fleet.name, draining=names)
@@ -154,19 +153,19 @@ def _row(agent: AgentStatus) -> tuple[str, ...]:
     )
 
 
-def _missing(agents: Sequence[AgentStatus], output: Output) -> int:
+def _missing(agents: Sequence[AgentStatus], count: int, output: Output) -> int:
     """Say which agents the broker does not list. Returns the exit status."""
-    missing = [one for one in agents if one.state not in (READY, DRAINING)]
-    for one in missing:
-        output.errors.print(
-            Text(
-                printable(
-                    f"{one.name} is {one.state}: {one.detail or 'the broker does not list it yet'}"
-                )
-            ),
-            soft_wrap=True,
-        )
-    return NOT_READY if missing else 0
+    staying = [one for one in agents if one.state != DRAINING]
+    missing = [one for one in staying if one.state != READY]
+    texts = [
+        f"{one.name} is {one.state}: {one.detail or 'the broker does not list it yet'}"
+        for one in missing
+    ]
+    if len(staying) < count:
+        texts.append(f"{count - len(staying)} of {count} agents have ended by themselves")
+    for text in texts:
+        output.errors.print(Text(printable(text)), soft_wrap=True)
+    return NOT_READY if texts else 0
 
 
 def _watch(control: FleetControl) -> None:

@@ -72,6 +72,16 @@ class Memory:
         ]
 
 
+class Connection:
+    """A connection to that broker."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.find = memory.find
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
 @pytest.fixture
 def memory() -> Memory:
     return Memory()
@@ -166,6 +176,16 @@ def test_scale_keeps_to_the_bounds_of_the_file(
     monkeypatch.setattr(command, "open_engine", lambda *_: Memory())
     with pytest.raises(ConfigurationError, match=r"expected 2 to 4.*got 5"):
         call(Screen(), "fleet", "scale", str(path), "--agents", "5")
+
+
+def test_up_says_that_agents_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, screen = Memory(), Screen()
+    path = write(tmp_path, "tcp://b:1", "count = 3")
+    monkeypatch.setattr(command, "open_engine", lambda *_: memory)
+    monkeypatch.setattr(Memory, "start", lambda *_: None)
+    monkeypatch.setattr(command, "_connect", lambda *_: Connection(memory))
+    assert call(screen, "fleet", "up", str(path), "--wait", "0") == 1
+    assert "3 of 3 agents have ended" in screen.error_file.getvalue()
 
 
 def test_drain_needs_no_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

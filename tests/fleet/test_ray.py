@@ -201,6 +201,19 @@ def test_a_draining_agent_keeps_its_session_for_the_grace_period(
     go_on(learners)
 
 
+def test_labels_choose_the_node(cluster: Any, tmp_path: Path, broker_url: str) -> None:
+    place = "count = 1\nplace = { zone = 'b' }"
+    shell = Shell(write(tmp_path, broker_url, place), "ray")
+    [agent] = shell.run("up", "--wait", "1")["agents"]
+    assert (shell.status, agent["state"]) == (1, "pending")
+    node = cluster.add_node(num_cpus=CPUS, labels={"zone": "b"})
+    shell.run("up")
+    assert shell.status == 0
+    assert node_of(agent["name"]) == node.node_id
+    shell.run("down")
+    cluster.remove_node(node)
+
+
 def test_a_key_reaches_agents_and_no_log_of_ray(
     cluster: Any, tmp_path: Path, programs: Programs
 ) -> None:
