@@ -25,6 +25,7 @@ SLOW_FILES = (
     "chaos/test_chaos.py",
     "frameworks/test_sb3.py",
     "system/test_two_hosts.py",
+    "fleet/test_local.py",
     "system/test_ending.py",
     "system/test_signed_resume.py",
     "learner_agent/proxies/test_outside_exceptions.py",

@@ -126,6 +126,14 @@ COMMANDS = {
         "Play recorded actions again, and compare the results bit for bit.",
         ("gymwire replay recorded", "gymwire replay recorded --address cartpole-next --json"),
     ),
+    "fleet": Summary(
+        "Run a fleet of env agents on this machine, Ray or SLURM.",
+        (
+            "gymwire fleet up fleet.toml --on ray",
+            "gymwire fleet scale fleet.toml --on ray --agents 32",
+            "gymwire fleet down fleet.toml --on ray",
+        ),
+    ),
     "keygen": Summary(
         "Make a CURVE key pair for a broker or an agent.",
         ("gymwire keygen broker --dir keys", "gymwire keygen alice --dir keys"),

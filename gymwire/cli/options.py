@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from gymwire.cli import conformance_options, kinds, web_options
+from gymwire.cli import conformance_options, fleet_options, kinds, web_options
 from gymwire.cli.option import Option
 from gymwire.cli.recorded_options import RECORDED_OPTIONS
 from gymwire.cli.train_options import TRAIN
@@ -21,6 +21,7 @@ OPERATORS = ("ps", "top", "stop")  # the commands that ask the broker what it kn
 ASKERS = ("ls", "replay", *OPERATORS, *LEARNERS)  # the commands that ask a broker for something
 AGENTS = ("serve", "web", "conformance", *ASKERS)  # the commands that connect to a broker
 SERVERS = ("broker", *AGENTS)
+LOGGERS = ("fleet", *SERVERS)  # the commands that write a log
 
 OPTIONS = (
     # --- what to serve or to use ------------------------------------------------------------------
@@ -206,7 +207,7 @@ OPTIONS = (
     Option(
         keyword="json",
         kind=kinds.FLAG,
-        commands=("conformance", *(one for one in ASKERS if one != "top")),
+        commands=("fleet", "conformance", *(one for one in ASKERS if one != "top")),
         help="print one JSON object to standard output, and everything else to standard error",
     ),
     Option(
@@ -264,6 +265,7 @@ OPTIONS = (
     ),
     *web_options.OPTIONS,
     *conformance_options.OPTIONS,
+    *fleet_options.OPTIONS,
     # --- keygen -----------------------------------------------------------------------------------
     Option(
         keyword="name",
@@ -345,7 +347,7 @@ OPTIONS = (
     Option(
         keyword="log_format",
         kind=kinds.choice("lines", "json"),
-        commands=SERVERS,
+        commands=LOGGERS,
         default="lines",
         metavar="FORMAT",
         panel="Log",
@@ -354,7 +356,7 @@ OPTIONS = (
     Option(
         keyword="log_level",
         kind=kinds.choice("debug", "info", "warning", "error"),
-        commands=SERVERS,
+        commands=LOGGERS,
         default="info",
         metavar="LEVEL",
         panel="Log",

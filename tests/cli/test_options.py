@@ -108,6 +108,8 @@ VALUES: dict[str, tuple[str, object]] = {
     "file": ("some/file.png", Path("some/file.png")),
     "folder": ("some", Path("some")),
     "file or key": ("some.pub", "some.pub"),
+    "up or status or scale or drain or down": ("up", "up"),
+    "local or ray or slurm": ("ray", "ray"),
     "broker or agent": ("agent", "agent"),
     "lines or json": ("json", "json"),
     "debug or info or warning or error": ("debug", "debug"),

@@ -12,7 +12,10 @@ from pathlib import Path
 from tests.processes import ROOT
 
 DOCS = ROOT / "docs"
-FOLDERS = ("gymwire", "protocol", "broker", "env_agent", "learner_agent", "gateway", "conformance")
+FOLDERS = (
+    *("gymwire", "protocol", "broker", "env_agent", "learner_agent", "gateway", "conformance"),
+    "fleet",
+)
 MODULES = """# Modules
 
 Every module, with the first line of its docstring. [Design](design.md) explains how they fit

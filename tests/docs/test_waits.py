@@ -11,7 +11,7 @@ from tests.docs.pages import read
 from tests.processes import ROOT
 
 PARTS = (
-    *("protocol", "broker", "env_agent", "gateway", "conformance"),
+    *("protocol", "broker", "env_agent", "gateway", "conformance", "fleet"),
     *("learner_agent/aio", "learner_agent/client", "learner_agent/proxies"),
 )
 NAMED = re.compile(r"`(\w+\.[A-Z_]+_S)`")

@@ -39,7 +39,10 @@ def metadata(distributions: Distributions) -> Message:
 
 
 def test_the_clone_has_each_part() -> None:
-    parts = ("protocol", "broker", "env_agent", "learner_agent", "gateway", "conformance")
+    parts = (
+        *("protocol", "broker", "env_agent", "learner_agent", "gateway", "conformance"),
+        "fleet",
+    )
     assert {f"gymwire/{part}/__init__.py" for part in parts} < clone_files()
 
 

@@ -1,0 +1,190 @@
+"""What operators do with a fleet: bring it up, look at it, scale it, drain it, bring it down."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import structlog
+
+from gymwire.fleet.description import Fleet
+from gymwire.fleet.engine import DRAINING, RUNNING, Engine, RunningAgent
+from gymwire.fleet.scaling import READY, STARTING, AgentLoad, Scaler, choose
+from gymwire.protocol.errors import ConnectionFailed, Refused
+
+Entry = dict[str, Any]  # of FOUND: one for each address and process (docs/protocol.md §6.3)
+CHECK_S = 0.2  # interval at which the engine and the broker are asked while a command waits
+WATCH_S = 1.0  # the same for the autoscaler
+END_S = 15.0  # after the grace, agents that are left are killed
+
+
+@dataclass(frozen=True)
+class AgentStatus:
+    """One agent of a fleet.
+
+    Attributes:
+        name, host, pid, since, detail: as the engine reports them.
+        state: "ready" (the broker lists all its addresses), "starting" (its process runs, and the
+            broker does not list it), or what the engine reports.
+        slots, used: of all addresses together.
+        free: its free slots by address.
+    """
+
+    name: str
+    state: str
+    host: str
+    pid: int | None
+    since: float
+    detail: str
+    slots: int = 0
+    used: int = 0
+    free: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def load(self) -> AgentLoad:
+        """What the rules of scaling need to know."""
+        state = self.state if self.state in (READY, DRAINING) else STARTING
+        return AgentLoad(self.name, state, self.used, self.free)
+
+
+class FleetControl:
+    """One fleet, its engine and its broker.
+
+    Args:
+        fleet: what fleet.toml says.
+        engine: has the agents.
+        find: returns what the broker lists.
+    """
+
+    def __init__(self, fleet: Fleet, engine: Engine, find: Callable[[], Iterable[Entry]]) -> None:
+        self.fleet = fleet
+        self._engine = engine
+        self._find = find
+        self._log = structlog.get_logger()
+
+    def status(self) -> list[AgentStatus]:
+        """Return all agents, in the order of their numbers."""
+        entries = [*self._find()]
+        agents = sorted(self._engine.running(), key=lambda one: _number(one.name))
+        return [self._status_of(agent, entries) for agent in agents]
+
+    def _status_of(self, agent: RunningAgent, entries: Sequence[Entry]) -> AgentStatus:
+        own = [one for one in entries if _is_of(one, agent, self.fleet)]
+        free = {
+            one["address"]: one["capacity"] - one["used"] - one.get("stuck", 0)
+            for one in own
+            if one["state"] == "ready"
+        }
+        state = agent.state
+        if state == RUNNING:
+            state = READY if free.keys() == self.fleet.scale.slots.keys() else STARTING
+        return AgentStatus(
+            agent.name,
+            state,
+            agent.host,
+            agent.pid,
+            agent.since,
+            agent.detail,
+            slots=sum(one["capacity"] for one in own),
+            used=sum(one["used"] + one.get("stuck", 0) for one in own),
+            free=free if state == READY else {},
+        )
+
+    def up(self) -> int:
+        """Start agents up to the fixed number, or the least one; drain those beyond the most.
+
+        Returns how many there should be now.
+        """
+        alive = sum(one.state != DRAINING for one in self._engine.running())
+        scale = self.fleet.scale
+        count = min(max(alive, scale.least), scale.most)
+        self.scale(count)
+        return count
+
+    def scale(self, count: int) -> None:
+        """Start agents, or drain those with the fewest sessions, until there are `count`."""
+        alive = [one for one in self._engine.running() if one.state != DRAINING]
+        if len(alive) <= count:
+            self._start(count - len(alive))
+            return
+        loads = [one.load for one in self.status()]
+        self.drain(choose(loads, len(alive) - count))
+
+    def _start(self, count: int) -> None:
+        taken = {_number(one.name) for one in self._engine.running()}
+        free = (number for number in range(len(taken) + count) if number not in taken)
+        plans = [self.fleet.plan(number) for number, _ in zip(free, range(count), strict=False)]
+        if plans:
+            self._engine.start(plans)
+            self._log.info("agents started", agents=[one.name for one in plans])
+
+    def drain(self, names: Sequence[str] | None = None) -> list[str]:
+        """Drain these agents, or all; return their names."""
+        chosen = [
+            one.name
+            for one in self._engine.running()
+            if one.state != DRAINING and (names is None or one.name in names)
+        ]
+        if chosen:
+            self._engine.drain(chosen)
+            self._log.info("agents draining", agents=chosen, at_most_s=self.fleet.grace_s)
+        return chosen
+
+    def wait_until_ready(self, count: int, wait_s: float) -> list[AgentStatus]:
+        """Wait until the broker lists `count` agents, or `wait_s` is over; return all agents."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            agents = self.status()
+            ready = sum(one.state == READY for one in agents)
+            if ready >= count or time.monotonic() >= deadline:
+                return agents
+            time.sleep(CHECK_S)
+
+    def down(self) -> list[str]:
+        """Drain all agents, wait until they have ended, and kill those that do not end in time.
+
+        Returns the names of the killed ones.
+        """
+        self.drain()
+        deadline = time.monotonic() + self.fleet.grace_s + END_S
+        while agents := self._engine.running():
+            # Ray may have started an agent again on another node meanwhile.
+            self.drain()
+            if time.monotonic() >= deadline:
+                names = [one.name for one in agents]
+                self._engine.stop(names)
+                self._log.error("agents killed", agents=names)
+                return names
+            time.sleep(CHECK_S)
+        return []
+
+    def watch(self, stopped: Callable[[float], bool]) -> None:
+        """Scale by the broker's report until `stopped` returns true.
+
+        `stopped`: waits for so many seconds, and returns whether to stop. While the broker does not
+        answer, the fleet stays as it is.
+        """
+        scaler = Scaler(self.fleet.scale)
+        while True:
+            try:
+                decision = scaler.decide([one.load for one in self.status()], time.monotonic())
+                self._start(decision.start)
+                if decision.drain:
+                    self.drain(decision.drain)
+            except (ConnectionFailed, Refused) as error:
+                self._log.warning("cannot scale", why=str(error))
+            if stopped(WATCH_S):
+                return
+
+
+def _is_of(entry: Entry, agent: RunningAgent, fleet: Fleet) -> bool:
+    """Return whether the broker lists this entry for this agent."""
+    if entry["address"] not in fleet.scale.slots or entry["host"] != agent.host:
+        return False
+    return agent.pid is None or agent.pid in (entry.get("pid"), entry.get("agent_pid"))
+
+
+def _number(name: str) -> int:
+    return int(name.rpartition("/")[2])

@@ -1,0 +1,314 @@
+"""What fleet.toml says: what to run, how many, where, and how to scale."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gymwire.env_agent.config import DEFAULT_SLOTS, KEYS, check_address
+from gymwire.fleet.engine import PACKED, SPREAD, AgentFile, AgentPlan, Resources
+from gymwire.fleet.scaling import Scale
+from gymwire.fleet.toml_text import line_of, tables_text
+from gymwire.protocol.address import check_url
+from gymwire.protocol.errors import AddressError, ConfigurationError, UsageError
+from gymwire.protocol.files import read_text
+from gymwire.protocol.security import keys
+
+NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
+MOST_AGENTS = 10_000
+UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
+UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)}
+TABLES = ("fleet", "agents", "offer")
+FLEET_KEYS = ("name", "broker", "key", "broker_key", "grace_s")
+AGENTS_KEYS = (
+    "count", "min", "max", "free_slots", "idle_s", "cpus", "gpus", "memory", "place", "direct",
+    "insecure", "runtime_env",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fleet:
+    """A fleet, as fleet.toml describes it.
+
+    Attributes:
+        path: the file. Paths in it are relative to its folder.
+        name: by which engines find the fleet again.
+        broker: the URL of the broker.
+        key, broker_key: the files of the agents' key and of the broker's public key, or None.
+        grace_s: for how long sessions may go on when their agent ends, in seconds.
+        offers: what each agent offers, with the keys of `gymwire serve --config`.
+        scale: how many agents.
+        resources, place, runtime_env: as in AgentPlan.
+        direct, insecure: those options of `gymwire serve`.
+    """
+
+    path: Path
+    name: str
+    broker: str
+    key: Path | None
+    broker_key: Path | None
+    grace_s: float
+    offers: tuple[Mapping[str, Any], ...]
+    scale: Scale
+    resources: Resources = field(default_factory=Resources)
+    place: str | Mapping[str, str] = SPREAD
+    direct: str = "host"
+    insecure: bool = False
+    runtime_env: Mapping[str, Any] = field(default_factory=dict)
+
+    def plan(self, number: int) -> AgentPlan:
+        """Return the plan of the agent with this number. Raises ConfigurationError."""
+        arguments = ["serve", "--broker", self.broker, "--grace", f"{self.grace_s:g}"]
+        arguments += ["--wait", "inf", "--direct", self.direct]
+        arguments += ["--insecure"] if self.insecure else []
+        files = [AgentFile("GYMWIRE_CONFIG", tables_text("offer", self.offers))]
+        for variable, path in (("GYMWIRE_KEY", self.key), ("GYMWIRE_BROKER_KEY", self.broker_key)):
+            if path is not None:
+                files.append(AgentFile(variable, read_text(path), path))
+        return AgentPlan(
+            name=f"{self.name}/{number}",
+            arguments=tuple(arguments),
+            variables={},
+            files=tuple(files),
+            folder=self.path.parent,
+            resources=self.resources,
+            place=self.place,
+            grace_s=self.grace_s,
+            runtime_env=self.runtime_env,
+        )
+
+
+def load(path: Path) -> Fleet:
+    """Return the fleet that a file describes.
+
+    Raises ConfigurationError, which names the file, the line and the key, and what is allowed.
+    """
+    try:
+        text = read_text(path)
+        document = tomllib.loads(text)
+    except FileNotFoundError:
+        raise ConfigurationError(f"There is no file {path}.") from None
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}.") from None
+    return _Reader(path.absolute(), text, document).fleet()
+
+
+class _Reader:
+    """Reads the tables of one file."""
+
+    def __init__(self, path: Path, text: str, document: dict[str, Any]) -> None:
+        self._path, self._text, self._document = path, text, document
+
+    def fleet(self) -> Fleet:
+        for name in self._document:
+            if name not in TABLES:
+                raise self._error(name, "", f"unknown table. Use {', '.join(TABLES)}")
+        fleet = self._table("fleet", FLEET_KEYS)
+        agents = self._table("agents", AGENTS_KEYS)
+        key, broker_key = self._keys(fleet)
+        grace_s = self._number("fleet", fleet, "grace_s", 10.0)
+        resources = Resources(
+            cpus=self._number("agents", agents, "cpus", 1.0),
+            gpus=self._number("agents", agents, "gpus", 0.0),
+            memory=self._memory(agents),
+        )
+        offers = self._offers(resources)
+        return Fleet(
+            path=self._path,
+            name=self._name(fleet),
+            broker=self._broker(fleet),
+            key=key,
+            broker_key=broker_key,
+            grace_s=grace_s,
+            offers=offers,
+            scale=self._scale(agents, offers),
+            resources=resources,
+            place=self._place(agents),
+            direct=self._direct(agents, keyed=key is not None),
+            insecure=self._typed("agents", agents, "insecure", bool, False),
+            runtime_env=self._typed("agents", agents, "runtime_env", dict, {}),
+        )
+
+    def _error(self, table: str, key: str, what: str, index: int = 1) -> ConfigurationError:
+        line = line_of(self._text, table, key, index)
+        where = f"[[{table}]]" if table == "offer" else f"[{table}]"
+        name = f"{key} in {where}" if key else where
+        return ConfigurationError(f"{self._path}, line {line}, {name}: {what}.")
+
+    def _table(self, name: str, allowed: tuple[str, ...]) -> dict[str, Any]:
+        table = self._document.get(name, {})
+        if not isinstance(table, dict):
+            raise self._error(name, "", f"expected one table [{name}]")
+        for key in table:
+            if key not in allowed:
+                raise self._error(name, key, f"unknown key. Use {', '.join(allowed)}")
+        return table
+
+    def _typed(
+        self, table: str, values: Mapping[str, Any], key: str, kind: type, default: Any
+    ) -> Any:
+        value = values.get(key, default)
+        if type(value) is not kind:
+            names = {str: "a text", bool: "true or false", dict: "a table", int: "a whole number"}
+            raise self._error(table, key, f"expected {names[kind]}, got {value!r:.100}")
+        return value
+
+    def _number(self, table: str, values: Mapping[str, Any], key: str, default: float) -> float:
+        value = values.get(key, default)
+        if type(value) not in (int, float) or not 0 <= value < math.inf:
+            raise self._error(table, key, f"expected a number of 0 or more, got {value!r:.100}")
+        return float(value)
+
+    def _count(self, agents: Mapping[str, Any], key: str, least: int, default: int) -> int:
+        value = agents.get(key, default)
+        if type(value) is not int or not least <= value <= MOST_AGENTS:
+            raise self._error(
+                "agents",
+                key,
+                f"expected a whole number from {least} to {MOST_AGENTS}, got {value!r:.100}",
+            )
+        return value
+
+    def _name(self, fleet: Mapping[str, Any]) -> str:
+        name = fleet.get("name")
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            got = "it is missing" if name is None else f"got {name!r:.100}"
+            raise self._error(
+                "fleet",
+                "name",
+                f"expected at most 40 characters of a-z, 0-9 and -, such as lab; {got}",
+            )
+        return name
+
+    def _broker(self, fleet: Mapping[str, Any]) -> str:
+        url = fleet.get("broker")
+        try:
+            return check_url(url if isinstance(url, str) else "")
+        except AddressError:
+            got = "it is missing" if url is None else f"got {url!r:.100}"
+            raise self._error(
+                "fleet", "broker", f"expected tcp://HOST:PORT or ipc://PATH; {got}"
+            ) from None
+
+    def _keys(self, fleet: Mapping[str, Any]) -> tuple[Path | None, Path | None]:
+        paths: dict[str, Path] = {}
+        for key in ("key", "broker_key"):
+            if key in fleet:
+                path = self._path.parent / self._typed("fleet", fleet, key, str, "")
+                paths[key] = path.expanduser()
+                try:
+                    (keys.load if key == "key" else _load_public)(paths[key])
+                except ConfigurationError as error:
+                    raise self._error("fleet", key, str(error).rstrip(".")) from None
+        if len(paths) == 1:
+            missing = ({"key", "broker_key"} - paths.keys()).pop()
+            raise self._error(
+                "fleet", next(iter(paths)), f"keys work in pairs, and {missing} is missing"
+            )
+        return paths.get("key"), paths.get("broker_key")
+
+    def _offers(self, resources: Resources) -> tuple[Mapping[str, Any], ...]:
+        tables = self._document.get("offer")
+        if not isinstance(tables, list) or not tables:
+            raise self._error(
+                "offer", "", f"expected a table for each address, with {', '.join(KEYS)}"
+            )
+        offers = [self._offer(table, index, resources) for index, table in enumerate(tables, 1)]
+        addresses = [one["address"] for one in offers]
+        for index, address in enumerate(addresses, 1):
+            if addresses.index(address) < index - 1:
+                raise self._error("offer", "address", f"{address!r} is offered twice", index)
+        return tuple(offers)
+
+    def _offer(self, table: object, index: int, resources: Resources) -> Mapping[str, Any]:
+        if not isinstance(table, dict):
+            raise self._error("offer", "", "expected a table")
+        for key, value in table.items():
+            if key not in KEYS:
+                raise self._error("offer", key, f"unknown key. Use {', '.join(KEYS)}", index)
+            if type(value) is not KEYS[key]:
+                raise self._error(
+                    "offer", key, f"expected {KEYS[key].__name__}, got {value!r:.100}", index
+                )
+        for key in ("address", "env"):
+            if key not in table:
+                raise self._error("offer", "", f"{key} is missing", index)
+        try:
+            check_address(table["address"])
+        except UsageError as error:
+            raise self._error("offer", "address", str(error).rstrip("."), index) from None
+        # Processes of another interpreter take a processor each.
+        slots = max(1, int(resources.cpus)) if "python" in table else DEFAULT_SLOTS
+        offer = {"max_sessions": slots, **table}
+        if offer["max_sessions"] < 1:
+            raise self._error("offer", "max_sessions", "expected 1 or more", index)
+        return offer
+
+    def _scale(self, agents: Mapping[str, Any], offers: tuple[Mapping[str, Any], ...]) -> Scale:
+        ranged = [key for key in ("min", "max", "free_slots", "idle_s") if key in agents]
+        if "count" in agents and ranged:
+            raise self._error("agents", ranged[0], "give either count, or min and max")
+        if ranged and "max" not in agents:
+            raise self._error("agents", ranged[0], "max is missing, the largest number of agents")
+        if "max" in agents:
+            least = self._count(agents, "min", 0, 1)
+            most = self._count(agents, "max", 1, 1)
+            if least > most:
+                raise self._error("agents", "min", f"expected at most max, which is {most}")
+        else:
+            least = most = self._count(agents, "count", 1, 1)
+        return Scale(
+            least,
+            most,
+            free_slots=self._count(agents, "free_slots", 0, 1 if ranged else 0),
+            idle_s=self._number("agents", agents, "idle_s", 60.0),
+            slots={str(one["address"]): int(one["max_sessions"]) for one in offers},
+        )
+
+    def _direct(self, agents: Mapping[str, Any], *, keyed: bool) -> str:
+        value = agents.get("direct", "tcp://*:*" if keyed else "host")
+        try:
+            if value in ("host", "never") or check_url(value, bind=True).startswith("tcp://"):
+                return str(value)
+        except AddressError:
+            pass
+        raise self._error(
+            "agents", "direct", f"expected 'host', 'never' or tcp://HOST:PORT, got {value!r:.100}"
+        )
+
+    def _memory(self, agents: Mapping[str, Any]) -> int | None:
+        value = agents.get("memory")
+        if value is None:
+            return None
+        match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", str(value))
+        if type(value) not in (int, str) or match is None or float(match[1]) <= 0:
+            raise self._error(
+                "agents", "memory", f"expected bytes, or a text such as '4GiB', got {value!r:.100}"
+            )
+        return int(float(match[1]) * UNITS[match[2] or ""])
+
+    def _place(self, agents: Mapping[str, Any]) -> str | Mapping[str, str]:
+        place = agents.get("place", SPREAD)
+        if place in (SPREAD, PACKED):
+            return str(place)
+        if (
+            isinstance(place, dict)
+            and place
+            and all(isinstance(value, str) for value in place.values())
+        ):
+            return place
+        raise self._error(
+            "agents",
+            "place",
+            f"expected '{SPREAD}', '{PACKED}' or labels such as {{ zone = 'a' }}, "
+            f"got {place!r:.100}",
+        )
+
+
+def _load_public(path: Path) -> object:
+    return keys.load_public(str(path))

@@ -1,0 +1,189 @@
+"""The engine `ray`: each agent is a process under a named, detached actor, which Ray restarts.
+
+Only orders and states go through Ray: agents dial the broker, and sessions never touch Ray.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gymwire.fleet.description import Fleet
+from gymwire.fleet.engine import PENDING, RESTARTING, SPREAD, AgentPlan, RunningAgent
+from gymwire.fleet.processes import AgentProcess, spec_of
+from gymwire.fleet.state import place_files
+from gymwire.protocol.errors import ConfigurationError, Refused
+
+try:
+    import ray
+    import ray.exceptions
+    import ray.util
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "gymwire fleet --on ray needs Ray. Install it with: pip install 'gymwire[ray]'",
+        name="ray",
+    ) from error
+
+TICK_S = 0.1
+ANSWER_S = 3.0  # for an actor; those that have no process yet do not answer
+ORDER_S = 30.0  # for an actor that has a process, to take an order
+# States of the table of actors in which an actor has no process.
+UNPLACED = {"DEPENDENCIES_UNREADY": PENDING, "PENDING_CREATION": PENDING, "RESTARTING": RESTARTING}
+
+
+class RayAgent:
+    """The actor of one agent, on the node that Ray has chosen.
+
+    It starts the agent's process again when that dies. Ray starts the actor again, from its plan,
+    when the actor or its node dies; the process ends with its actor.
+    """
+
+    def __init__(self, plan: AgentPlan) -> None:
+        self._home = Path(tempfile.mkdtemp(prefix="gymwire-fleet-"))  # for this user only
+        files = place_files(plan.files, self._home, copy=True)
+        self._lock = threading.Lock()
+        spec = spec_of(plan, files, self._home / "log")
+        self._process = AgentProcess(spec, time.monotonic())
+        threading.Thread(target=self._supervise, daemon=True).start()
+
+    def _supervise(self) -> None:
+        pause = threading.Event()
+        while not self._process.is_over:
+            pause.wait(TICK_S)
+            with self._lock:
+                self._process.tick(time.monotonic())
+        shutil.rmtree(self._home, ignore_errors=True)
+        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
+
+    def report(self) -> RunningAgent:
+        """Return how the agent is."""
+        with self._lock:
+            return self._process.report()
+
+    def drain(self) -> None:
+        """Let the agent end; then the actor ends, too."""
+        with self._lock:
+            self._process.drain(time.monotonic())
+
+    def stop(self) -> None:
+        """Kill the agent; then the actor ends, too."""
+        with self._lock:
+            self._process.stop()
+
+
+class RayEngine:
+    """Agents on the nodes of a Ray cluster: that of RAY_ADDRESS, or of this machine.
+
+    The fleet's name is the namespace of its actors. Raises ConfigurationError without a cluster.
+    """
+
+    def __init__(self, fleet: Fleet) -> None:
+        self._namespace = f"gymwire-fleet-{fleet.name}"
+        if not ray.is_initialized():
+            try:
+                ray.init(address="auto", log_to_driver=False, configure_logging=False)
+            except ConnectionError as error:
+                raise ConfigurationError(
+                    f"There is no Ray cluster: {str(error).splitlines()[0]}. Set RAY_ADDRESS, or "
+                    f"run this on a node of the cluster."
+                ) from None
+
+    def start(self, agents: Sequence[AgentPlan]) -> None:
+        """Make an actor for each agent; Ray places them when there is room."""
+        for plan in agents:
+            options: dict[str, Any] = {}
+            if plan.place == SPREAD:
+                options["scheduling_strategy"] = "SPREAD"
+            elif not isinstance(plan.place, str):
+                options["label_selector"] = dict(plan.place)
+            if plan.resources.memory is not None:
+                options["memory"] = plan.resources.memory
+            if plan.runtime_env:
+                options["runtime_env"] = dict(plan.runtime_env)
+            actor = ray.remote(RayAgent).options(
+                name=plan.name,
+                namespace=self._namespace,
+                lifetime="detached",
+                max_restarts=-1,
+                num_cpus=plan.resources.cpus,
+                num_gpus=plan.resources.gpus,
+                **options,
+            )
+            try:
+                actor.remote(plan)
+            except ValueError as error:  # the name is in use
+                raise Refused(f"Ray did not start {plan.name}: {error}.") from None
+
+    def running(self) -> list[RunningAgent]:
+        """Return all agents that have not ended."""
+        actors = self._actors()
+        reports = {name: actor.report.remote() for name, actor in actors.items()}
+        answered = _wait(reports.values(), ANSWER_S)
+        unplaced = {} if len(answered) == len(reports) else self._unplaced()
+        found = []
+        for name, report in reports.items():
+            state = unplaced.get(name, RESTARTING)
+            agent = RunningAgent(name, state, detail="Ray has found no node with room for it yet")
+            if report in answered:
+                try:
+                    agent = ray.get(report)
+                except ray.exceptions.ActorDiedError:
+                    continue
+                except ray.exceptions.RayError:
+                    agent = RunningAgent(name, RESTARTING, detail="Ray starts its actor again")
+            elif name not in unplaced:
+                agent = RunningAgent(name, RESTARTING, detail="its actor does not answer")
+            found.append(agent)
+        return found
+
+    def drain(self, names: Sequence[str]) -> None:
+        """Let agents end. Those that have no process are ended by Ray."""
+        self._order("drain", names)
+
+    def stop(self, names: Sequence[str]) -> None:
+        """Kill agents and their actors, also those that do not answer."""
+        self._order("stop", names)
+        for name, actor in self._actors().items():
+            if name in names:
+                ray.kill(actor, no_restart=True)
+
+    def _order(self, order: str, names: Sequence[str]) -> None:
+        actors = {name: actor for name, actor in self._actors().items() if name in names}
+        unplaced = self._unplaced().keys() & actors.keys()
+        for name in unplaced:
+            ray.kill(actors.pop(name), no_restart=True)
+        _wait([getattr(actor, order).remote() for actor in actors.values()], ORDER_S)
+
+    def _actors(self) -> dict[str, Any]:
+        """Return the handles of all actors that have not ended, also of those without a node."""
+        found = {}
+        for one in ray.util.list_named_actors(all_namespaces=True):
+            if one["namespace"] == self._namespace:
+                with contextlib.suppress(ValueError):  # it has ended meanwhile
+                    found[one["name"]] = ray.get_actor(one["name"], namespace=self._namespace)
+        return found
+
+    def _unplaced(self) -> dict[str, str]:
+        """Return the states of the agents that have no process at present, by their names."""
+        # The public ray.util.state needs Ray's dashboard.
+        from ray._private import state
+
+        return {
+            str(row["Name"]): UNPLACED[row["State"]]
+            for row in state.actors().values()
+            if row["ActorClassName"] == RayAgent.__name__ and row["State"] in UNPLACED
+        }
+
+
+def _wait(references: Any, timeout_s: float) -> set[Any]:
+    """Return the references whose results have arrived within this time."""
+    waiting = list(references)
+    if not waiting:
+        return set()
+    return set(ray.wait(waiting, num_returns=len(waiting), timeout=timeout_s)[0])

@@ -1,0 +1,52 @@
+"""Where a fleet's state lies on this machine."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from gymwire.fleet.engine import AgentFile
+from gymwire.protocol.errors import ConfigurationError
+
+
+def state_folder(name: str) -> Path:
+    """Return the folder of the fleet of this name, for this user only. It is made if missing.
+
+    It lies below $XDG_STATE_HOME, or ~/.local/state. Raises ConfigurationError.
+    """
+    base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    folder = Path(base) / "gymwire" / "fleets" / name
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        folder.chmod(0o700)
+    except OSError as error:
+        raise ConfigurationError(
+            f"Cannot create the folder {folder}: {error.strerror}. Set XDG_STATE_HOME to a folder "
+            f"in which you may write."
+        ) from None
+    return folder
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file that only the user can read. It replaces an older one at once."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.unlink(missing_ok=True)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+    temporary.replace(path)
+
+
+def place_files(files: tuple[AgentFile, ...], folder: Path, *, copy: bool) -> dict[str, str]:
+    """Return the variables of an agent's files; write those that are nowhere yet into a folder.
+
+    `copy`: write all of them, because the agent runs on another machine.
+    """
+    variables: dict[str, str] = {}
+    for file in files:
+        path = file.path
+        if path is None or copy:
+            path = folder / file.variable.removeprefix("GYMWIRE_").lower()
+            write_private(path, file.text)
+        variables[file.variable] = str(path)
+    return variables

@@ -1,0 +1,177 @@
+"""`gymwire fleet`: env agents on this machine, Ray or SLURM."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from rich.text import Text
+
+from gymwire.cli.connection import LogOptions, naming
+from gymwire.cli.observed import duration
+from gymwire.cli.output import Output
+from gymwire.cli.terminal import columns, printable
+from gymwire.fleet.commands import AgentStatus, FleetControl
+from gymwire.fleet.description import Fleet, load
+from gymwire.fleet.engine import DRAINING, open_engine
+from gymwire.fleet.scaling import READY
+from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.protocol.errors import ConfigurationError
+
+HEADINGS = ("agent", "state", "host", "pid", "age", "used", "")
+TIMEOUT_S = 20.0  # for a silent broker
+NOT_READY = 1  # exit status if agents are missing, or were killed
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(LogOptions):
+    """The options of `gymwire fleet`."""
+
+    action: str
+    file: Path
+    on: str
+    agents: int | None
+    agent: tuple[str, ...]
+    watch: bool
+    wait_s: float
+    json: bool
+
+
+def command(options: Options, output: Output) -> int:
+    """Do what the action says. Returns the exit status."""
+    _check(options)
+    with naming(options, "file"):
+        fleet = load(options.file)
+    if options.action == "scale":
+        _check_count(options, fleet)
+    with naming(options, "on"):
+        engine = open_engine(options.on, fleet)
+    with ExitStack() as stack:
+
+        @cache
+        def connection() -> BrokerConnection:
+            return stack.enter_context(closing(_connect(fleet, options.wait_s)))
+
+        # `drain` and `down` need no broker.
+        return _act(options, FleetControl(fleet, engine, lambda: connection().find()), output)
+
+
+def _connect(fleet: Fleet, wait_s: float) -> BrokerConnection:
+    broker_key = None if fleet.broker_key is None else str(fleet.broker_key)
+    return BrokerConnection(
+        fleet.broker, timeout_s=TIMEOUT_S, wait_s=wait_s, key=fleet.key, broker_key=broker_key
+    )
+
+
+def _act(options: Options, control: FleetControl, output: Output) -> int:
+    match options.action:
+        case "up" if options.watch:
+            _watch(control)
+        case "up" | "scale":
+            if options.agents is None:
+                count = control.up()
+            else:
+                control.scale(count := options.agents)
+            with output.errors.status("waiting until the broker lists the agents …"):
+                agents = control.wait_until_ready(count, options.wait_s)
+            _show(options, control.fleet, agents, output)
+            return _missing(agents, count, output)
+        case "drain":
+            names = control.drain(options.agent or None)
+            output.result(fleet=control.fleet.name, draining=names)
+            output.say(
+                f"{len(names)} agents are draining; their sessions may go on for "
+                f"{control.fleet.grace_s:g} s"
+            )
+        case "down":
+            with output.errors.status("waiting for sessions to end …"):
+                killed = control.down()
+            output.result(fleet=control.fleet.name, killed=killed)
+            output.say("the fleet is down" + (f"; killed: {', '.join(killed)}" if killed else ""))
+            return NOT_READY if killed else 0
+        case _:
+            _show(options, control.fleet, control.status(), output)
+    return 0
+
+
+def _check(options: Options) -> None:
+    """Raise ConfigurationError for options that belong to another action."""
+    given = {
+        "--agents": (options.agents is not None, "scale"),
+        "--agent": (bool(options.agent), "drain"),
+        "--watch": (options.watch, "up"),
+    }
+    for name, (is_given, action) in given.items():
+        if is_given and options.action != action:
+            raise ConfigurationError(f"{name} belongs to `gymwire fleet {action}`.")
+    if options.action == "scale" and options.agents is None:
+        raise ConfigurationError("`gymwire fleet scale` needs --agents N, the number of agents.")
+
+
+def _check_count(options: Options, fleet: Fleet) -> None:
+    least, most = fleet.scale.least, fleet.scale.most
+    assert options.agents is not None
+    if least < most and not least <= options.agents <= most:
+        raise ConfigurationError(
+            f"--agents: expected {least} to {most}, the min and max of {fleet.path}, got "
+            f"{options.agents}."
+        )
+
+
+def _show(options: Options, fleet: Fleet, agents: Sequence[AgentStatus], output: Output) -> None:
+    output.result(
+        fleet=fleet.name,
+        engine=options.on,
+        broker=fleet.broker,
+        agents=[asdict(one) for one in agents],
+    )
+    ready = sum(one.state == READY for one in agents)
+    output.say(f"fleet {fleet.name} on {options.on}: {ready} of {len(agents)} agents ready")
+    if not agents:
+        return
+    rows = [HEADINGS, *map(_row, agents)]
+    width = output.text.width if output.text.is_terminal else None
+    for line in columns(rows, width=width, shortened=(len(HEADINGS) - 1,)):
+        output.text.print(Text(line), soft_wrap=True)
+
+
+def _row(agent: AgentStatus) -> tuple[str, ...]:
+    return (
+        agent.name,
+        agent.state,
+        printable(agent.host or "-"),
+        str(agent.pid or "-"),
+        duration(max(0.0, time.time() - agent.since)) if agent.since else "-",
+        f"{agent.used}/{agent.slots}",
+        printable(agent.detail),
+    )
+
+
+def _missing(agents: Sequence[AgentStatus], count: int, output: Output) -> int:
+    """Say which agents the broker does not list. Returns the exit status."""
+    staying = [one for one in agents if one.state != DRAINING]
+    missing = [one for one in staying if one.state != READY]
+    texts = [
+        f"{one.name} is {one.state}: {one.detail or 'the broker does not list it yet'}"
+        for one in missing
+    ]
+    if len(staying) < count:
+        texts.append(f"{count - len(staying)} of {count} agents have ended by themselves")
+    for text in texts:
+        output.errors.print(Text(printable(text)), soft_wrap=True)
+    return NOT_READY if texts else 0
+
+
+def _watch(control: FleetControl) -> None:
+    """Start the fleet, and scale it until SIGTERM or Ctrl-C; the fleet stays."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    control.up()
+    control.watch(stop.wait)

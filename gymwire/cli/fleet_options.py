@@ -1,0 +1,73 @@
+"""The options of `gymwire fleet`, a part of the table of options."""
+
+from __future__ import annotations
+
+from gymwire.cli import kinds
+from gymwire.cli.option import Option
+
+ACTIONS = ("up", "status", "scale", "drain", "down")
+ENGINES = ("local", "ray", "slurm")
+
+OPTIONS = (
+    Option(
+        keyword="action",
+        kind=kinds.choice(*ACTIONS),
+        commands=("fleet",),
+        default="status",
+        metavar="ACTION",
+        help="what to do: up (start agents until there are as many as FILE says), status, scale "
+        "(to --agents), drain (let agents end) or down (drain all, and wait)",
+        positional=True,
+    ),
+    Option(
+        keyword="file",
+        kind=kinds.FILE,
+        commands=("fleet",),
+        default="fleet.toml",
+        metavar="FILE",
+        help="what to run: see docs/how-to/fleets.md",
+        positional=True,
+        own_variable="GYMWIRE_FLEET",
+    ),
+    Option(
+        keyword="on",
+        kind=kinds.choice(*ENGINES),
+        commands=("fleet",),
+        default="local",
+        metavar="ENGINE",
+        help="who runs the agents: this machine, Ray (RAY_ADDRESS names the cluster) or SLURM",
+        own_variable="GYMWIRE_FLEET_ON",
+    ),
+    Option(
+        keyword="agents",
+        kind=kinds.NATURAL,
+        commands=("fleet",),
+        metavar="N",
+        help="scale: the number of agents",
+    ),
+    Option(
+        keyword="agent",
+        kind=kinds.TEXT,
+        commands=("fleet",),
+        default=(),
+        metavar="NAME",
+        help="drain: only this agent, such as lab/3",
+        repeats=True,
+    ),
+    Option(
+        keyword="watch",
+        kind=kinds.FLAG,
+        commands=("fleet",),
+        help="up: stay, and start and drain agents by the number of free slots, until Ctrl-C or "
+        "SIGTERM, which leave the fleet as it is",
+    ),
+    Option(
+        keyword="wait_s",
+        kind=kinds.SECONDS,
+        commands=("fleet",),
+        default="60",
+        metavar="S",
+        panel="Connection",
+        help="seconds to wait for the broker, and until it lists the agents ('inf': forever)",
+    ),
+)

@@ -1,0 +1,208 @@
+"""What the commands do with an engine, and what they refuse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymwire.cli import fleet as command
+from gymwire.fleet import commands, engine
+from gymwire.fleet.commands import FleetControl
+from gymwire.fleet.description import load
+from gymwire.fleet.engine import DRAINING, RUNNING, AgentPlan, RunningAgent
+from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError
+from tests.cli.reading import Screen, call
+from tests.fleet.fleets import ADDRESS, SLOTS, write
+
+HOST = "node"
+
+
+class Memory:
+    """An engine whose agents run nowhere, and a broker that lists them.
+
+    Agents without sessions end as soon as they drain.
+    """
+
+    def __init__(self) -> None:
+        self.agents: dict[str, RunningAgent] = {}
+        self.used: dict[str, int] = {}
+        self.unlisted: set[str] = set()
+        self.killed: list[str] = []
+        self.unreachable = 0
+
+    def start(self, agents: Sequence[AgentPlan]) -> None:
+        for plan in agents:
+            assert plan.name not in self.agents
+            self.agents[plan.name] = RunningAgent(plan.name, RUNNING, HOST, 100 + plan.number)
+
+    def running(self) -> list[RunningAgent]:
+        return [*self.agents.values()]
+
+    def drain(self, names: Sequence[str]) -> None:
+        for name in names:
+            if self.used.get(name):
+                self.agents[name] = RunningAgent(name, DRAINING, HOST, self.agents[name].pid)
+            else:
+                del self.agents[name]
+
+    def stop(self, names: Sequence[str]) -> None:
+        self.killed += names
+        for name in names:
+            del self.agents[name]
+
+    def find(self) -> list[dict[str, Any]]:
+        if self.unreachable:
+            self.unreachable -= 1
+            raise BrokerUnreachable("no broker")
+        return [
+            {
+                "address": ADDRESS,
+                "host": HOST,
+                "pid": one.pid,
+                "agent_pid": one.pid,
+                "capacity": SLOTS,
+                "used": self.used.get(one.name, 0),
+                "state": "draining" if one.state == DRAINING else "ready",
+            }
+            for one in self.agents.values()
+            if one.name not in self.unlisted
+        ]
+
+
+class Connection:
+    """A connection to that broker."""
+
+    def __init__(self, memory: Memory) -> None:
+        self.find = memory.find
+
+    def close(self) -> None:
+        """There is nothing to close."""
+
+
+@pytest.fixture
+def memory() -> Memory:
+    return Memory()
+
+
+def control(memory: Memory, folder: Path, agents: str) -> FleetControl:
+    return FleetControl(load(write(folder, "tcp://b:1", agents)), memory, memory.find)
+
+
+def numbers(memory: Memory) -> list[int]:
+    return sorted(int(name.rpartition("/")[2]) for name in memory.agents)
+
+
+def test_up_fills_gaps_and_drains_what_is_too_many(memory: Memory, tmp_path: Path) -> None:
+    fleet = control(memory, tmp_path, "count = 3")
+    fleet.up()
+    assert numbers(memory) == [0, 1, 2]
+    fleet.drain([name for name in memory.agents if name.endswith("/1")])
+    fleet.up()
+    assert numbers(memory) == [0, 1, 2]
+    control(memory, tmp_path, "count = 1").up()
+    assert numbers(memory) == [0]
+
+
+def test_up_keeps_what_the_autoscaler_has_started(memory: Memory, tmp_path: Path) -> None:
+    fleet = control(memory, tmp_path, "min = 1\nmax = 4")
+    fleet.scale(3)
+    fleet.up()
+    assert numbers(memory) == [0, 1, 2]
+
+
+def test_an_agent_is_ready_when_the_broker_lists_it(memory: Memory, tmp_path: Path) -> None:
+    fleet = control(memory, tmp_path, "count = 2")
+    fleet.up()
+    first, second = memory.agents
+    memory.unlisted.add(second)
+    memory.used[first] = 3
+    states = {one.name: (one.state, one.used, one.free) for one in fleet.status()}
+    assert states == {first: ("ready", 3, {ADDRESS: 1}), second: ("starting", 0, {})}
+
+
+def test_down_kills_what_outlasts_the_grace_period(
+    memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(commands, "END_S", -5.0)  # together with the grace: 0
+    fleet = control(memory, tmp_path, "count = 2")
+    fleet.up()
+    busy = next(iter(memory.agents))
+    memory.used[busy] = 1
+    assert fleet.down() == memory.killed == [busy]
+    assert memory.agents == {}
+
+
+def test_watching_scales_until_it_is_stopped(memory: Memory, tmp_path: Path) -> None:
+    fleet = control(memory, tmp_path, "min = 1\nmax = 3\nfree_slots = 2\nidle_s = 0")
+    rounds: list[list[int]] = []
+
+    def stopped(_: float) -> bool:
+        rounds.append(numbers(memory))
+        match len(rounds):
+            case 1:
+                memory.used = dict.fromkeys(memory.agents, SLOTS)
+            case 2:
+                memory.unreachable = 1
+            case 3:
+                memory.used = {}
+        return len(rounds) == 5
+
+    fleet.watch(stopped)
+    assert rounds == [[0], [0, 1], [0, 1], [1], [1]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (("scale",), "--agents N"),
+        (("up", "--agents", "3"), "gymwire fleet scale"),
+        (("up", "--agent", "lab/1"), "gymwire fleet drain"),
+        (("down", "--watch"), "gymwire fleet up"),
+    ],
+)
+def test_options_of_another_action_are_refused(arguments: tuple[str, ...], what: str) -> None:
+    action, *options = arguments
+    with pytest.raises(ConfigurationError, match=what):
+        call(Screen(), "fleet", action, "fleet.toml", *options)
+
+
+def test_scale_keeps_to_the_bounds_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, "tcp://b:1", "min = 2\nmax = 4")
+    monkeypatch.setattr(command, "open_engine", lambda *_: Memory())
+    with pytest.raises(ConfigurationError, match=r"expected 2 to 4.*got 5"):
+        call(Screen(), "fleet", "scale", str(path), "--agents", "5")
+
+
+def test_up_says_that_agents_have_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, screen = Memory(), Screen()
+    path = write(tmp_path, "tcp://b:1", "count = 3")
+    monkeypatch.setattr(command, "open_engine", lambda *_: memory)
+    monkeypatch.setattr(Memory, "start", lambda *_: None)
+    monkeypatch.setattr(command, "_connect", lambda *_: Connection(memory))
+    assert call(screen, "fleet", "up", str(path), "--wait", "0") == 1
+    assert "3 of 3 agents have ended" in screen.error_file.getvalue()
+
+
+def test_drain_needs_no_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    memory, screen = Memory(), Screen()
+    path = write(tmp_path, "tcp://127.0.0.1:1", "count = 2")
+    monkeypatch.setattr(command, "open_engine", lambda *_: memory)
+    memory.start([load(path).plan(0), load(path).plan(1)])
+    name = next(iter(memory.agents))
+    assert call(screen, "fleet", "drain", str(path), "--agent", name, "--json") == 0
+    assert screen.json["draining"] == [name]
+    assert len(memory.agents) == 1
+
+
+def test_an_engine_without_its_extra_names_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(engine.ENGINES, "ray", ("no_such_module", "Engine", "ray"))
+    path = write(tmp_path, "tcp://b:1", "count = 1")
+    with pytest.raises(ConfigurationError, match=r"no_such_module.*gymwire\[ray\]"):
+        call(Screen(), "fleet", "status", str(path), "--on", "ray")

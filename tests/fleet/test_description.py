@@ -1,0 +1,118 @@
+"""fleet.toml: what it means, and what its errors name."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymwire.fleet.description import Fleet, load
+from gymwire.fleet.toml_text import line_of, tables_text
+from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.security import keys
+
+HEAD = '[fleet]\nname = "lab"\nbroker = "tcp://b:5555"\n'
+OFFER = '[[offer]]\naddress = "cartpole"\nenv = "CartPole-v1"\n'
+
+
+def read(tmp_path: Path, text: str) -> Fleet:
+    path = tmp_path / "fleet.toml"
+    path.write_text(text)
+    return load(path)
+
+
+def test_a_short_file_describes_one_agent(tmp_path: Path) -> None:
+    fleet = read(tmp_path, HEAD + OFFER)
+    assert (fleet.name, fleet.broker, fleet.scale.least, fleet.scale.most) == (
+        "lab",
+        "tcp://b:5555",
+        1,
+        1,
+    )
+    assert fleet.scale.slots == {"cartpole": 64}
+    assert (fleet.place, fleet.resources.cpus, fleet.resources.memory) == ("spread", 1.0, None)
+
+
+def test_agents_say_how_many_and_where(tmp_path: Path) -> None:
+    fleet = read(
+        tmp_path,
+        HEAD
+        + "[agents]\nmin = 2\nmax = 8\nfree_slots = 5\ncpus = 0.5\ngpus = 1\nmemory = '1.5GiB'\n"
+        + "place = { zone = 'a' }\n"
+        + OFFER,
+    )
+    assert (fleet.scale.least, fleet.scale.most, fleet.scale.free_slots) == (2, 8, 5)
+    assert (fleet.resources.cpus, fleet.resources.gpus) == (0.5, 1.0)
+    assert fleet.resources.memory == 3 * 2**29
+    assert fleet.place == {"zone": "a"}
+
+
+def test_a_plan_has_the_offers_and_keys_in_files_only(tmp_path: Path) -> None:
+    secret, _ = keys.generate("agent", tmp_path)
+    _, public = keys.generate("broker", tmp_path)
+    fleet = read(tmp_path, HEAD + f"key = '{secret.name}'\nbroker_key = '{public.name}'\n" + OFFER)
+    plan = fleet.plan(3)
+    assert (plan.name, plan.number) == ("lab/3", 3)
+    text = {file.variable: file.text for file in plan.files}
+    assert text["GYMWIRE_KEY"] == secret.read_text()
+    assert tomllib.loads(text["GYMWIRE_CONFIG"])["offer"][0]["address"] == "cartpole"
+    assert keys.load(secret).secret.decode() not in repr(plan)
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "key", "allowed"),
+    [
+        (HEAD + "grace_s = 'x'\n" + OFFER, 4, "grace_s in [fleet]", "0 or more"),
+        ('[fleet]\nname = "La b"\nbroker = "tcp://b:1"\n' + OFFER, 2, "name", "a-z, 0-9"),
+        ('[fleet]\nname = "lab"\nbroker = "b"\n' + OFFER, 3, "broker", "tcp://HOST:PORT"),
+        (HEAD + OFFER + "[agents]\ncuont = 3\n", 8, "cuont in [agents]", "count, min, max"),
+        (HEAD + "[agents]\ncount = 0\n" + OFFER, 5, "count", "from 1 to"),
+        (HEAD + "[agents]\nmin = 3\nmax = 2\n" + OFFER, 5, "min", "at most max, which is 2"),
+        (HEAD + "[agents]\ncount = 3\nmax = 2\n" + OFFER, 6, "max", "either count, or min and max"),
+        (HEAD + "[agents]\nplace = 'far'\n" + OFFER, 5, "place", "'spread', 'packed' or labels"),
+        (HEAD + "[agents]\nmemory = 'much'\n" + OFFER, 5, "memory", "'4GiB'"),
+        (HEAD + "[agents]\ndirect = 'x'\n" + OFFER, 5, "direct", "'never' or tcp://HOST:PORT"),
+        (HEAD + OFFER + OFFER, 8, "address in [[offer]]", "offered twice"),
+        (HEAD + OFFER + '[[offer]]\naddress = "a"\nenvv = "b"\n', 9, "envv", "env_kwargs"),
+        (HEAD + OFFER + "max_sessions = 'x'\n", 7, "max_sessions", "int"),
+        (HEAD, 1, "[[offer]]", "address, env"),
+        (HEAD + OFFER + "[extra]\n", 7, "[extra]", "fleet, agents, offer"),
+        (HEAD + 'key = "no.key"\n' + OFFER, 4, "key in [fleet]", "no.key"),
+    ],
+)
+def test_an_error_names_file_line_key_and_what_is_allowed(
+    tmp_path: Path, text: str, line: int, key: str, allowed: str
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        read(tmp_path, text)
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'fleet.toml'}, line {line}, "), message
+    assert key in message
+    assert allowed in message
+
+
+def test_an_unknown_file_and_broken_toml_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="There is no file"):
+        load(tmp_path / "none.toml")
+    with pytest.raises(ConfigurationError, match="line 1"):
+        read(tmp_path, "a = \n")
+
+
+def test_tables_are_written_as_they_were_read() -> None:
+    tables: list[dict[str, Any]] = [
+        {"address": "a", "env_kwargs": {"x y": [1, 2.5, True], "deep": {"é": 'q"\\\n'}}},
+        {"address": "b", "expose": ["one"], "empty": {}, "large": 1e300, "unlimited": float("inf")},
+    ]
+    assert tomllib.loads(tables_text("offer", tables)) == {"offer": tables}
+
+
+def test_the_line_of_a_key_is_that_in_its_own_table() -> None:
+    text = "a = 1\n[x]\nb = 2\n[[y]]\nb = 3\n[y.c]\nb = 4\n[[y]]\nb = 5\n"
+    assert line_of(text, "x", "b") == 3
+    assert line_of(text, "y", "b") == 5
+    assert line_of(text, "y", "b", 2) == 9
+    assert line_of(text, "y", "c") == 6
+    assert line_of(text, "y", "none", 2) == 8
+    assert line_of(text, "none") == 1

@@ -1,0 +1,187 @@
+"""A fleet on this machine: real processes, found again, healed, drained and ended."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from gymwire.protocol.security import keys
+from tests.chaos.fleet import until
+from tests.fleet.fleets import ADDRESS, PATIENCE_S, SLOTS, Learner, Shell, write
+from tests.processes import ROOT, Programs
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs Unix sockets")
+Make = Callable[..., Shell]
+
+
+@pytest.fixture
+def state(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with a short path for the state of fleets."""
+    folder = tempfile.mkdtemp()
+    monkeypatch.setenv("XDG_STATE_HOME", folder)
+    yield Path(folder)
+    shutil.rmtree(folder, ignore_errors=True)  # a supervisor may still be removing its socket
+
+
+@pytest.fixture
+def make(state: Path, tmp_path: Path, broker_url: str) -> Iterator[Make]:
+    """Return a function that makes the shell of a fleet, which is down after the test."""
+    made: list[Shell] = []
+
+    def make(agents: str, **changes: object) -> Shell:
+        shell = Shell(write(tmp_path, broker_url, agents, **changes), "local")  # type: ignore[arg-type]
+        made.append(shell)
+        return shell
+
+    yield make
+    for shell in made:
+        shell.run("down")
+
+
+def test_up_waits_until_all_agents_are_listed(make: Make) -> None:
+    shell = make("count = 2")
+    found = shell.run("up")
+    assert shell.status == 0
+    assert [one["name"].rpartition("/")[2] for one in found["agents"]] == ["0", "1"]
+    assert all(one["state"] == "ready" for one in found["agents"])
+    assert all(one["free"] == {ADDRESS: SLOTS} for one in found["agents"])
+
+
+def test_another_process_finds_the_fleet_again(make: Make) -> None:
+    shell = make("count = 1")
+    pid = shell.run("up")["agents"][0]["pid"]
+    command = ["-m", "gymwire", "fleet", "down", str(shell.path)]
+    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
+    assert shell.agents() == {}
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_an_agent_that_dies_is_started_again(make: Make, broker_url: str) -> None:
+    shell = make("count = 2")
+    before = shell.run("up")["agents"]
+    learners = [Learner(broker_url, seed) for seed in range(3)]
+    for learner in learners:
+        learner.wait_for_steps(20)
+    os.kill(before[0]["pid"], signal.SIGKILL)
+    until(lambda: shell.ready() == 2, "both agents are ready", PATIENCE_S)
+    assert shell.agents()[before[0]["name"]]["pid"] != before[0]["pid"]
+    for learner in learners:
+        learner.wait_for_steps(20)
+        learner.check()
+    assert sum(learner.lost for learner in learners) >= 1
+
+
+def test_scaling_under_load_loses_no_session(make: Make, broker_url: str) -> None:
+    shell = make("count = 1", grace_s=0.5)
+    shell.run("up")
+    learner = Learner(broker_url, 1)
+    learner.wait_for_steps(20)
+    assert len(shell.run("scale", "--agents", "3")["agents"]) == 3
+    assert shell.status == 0
+    learner.wait_for_steps(20)
+    shell.run("scale", "--agents", "1")  # the one with the session stays
+    until(lambda: len(shell.agents()) == 1, "two agents have ended", PATIENCE_S)
+    learner.wait_for_steps(20)
+    learner.check()
+    assert learner.lost == 0
+
+
+def test_a_session_may_go_on_for_the_grace_period_and_is_lost_then(
+    make: Make, broker_url: str
+) -> None:
+    shell = make("count = 1", grace_s=1)
+    shell.run("up")
+    learner = Learner(broker_url, 1)
+    learner.wait_for_steps(20)
+    assert len(shell.run("drain")["draining"]) == 1
+    learner.wait_for_steps(20)
+    until(lambda: shell.agents() == {}, "the agent has ended", PATIENCE_S)
+    until(lambda: learner.lost == 1, "the learner was told", PATIENCE_S)
+    shell.run("up")
+    learner.wait_for_steps(20)
+    learner.check()
+    assert "its env agent on" in learner.texts[0]
+    assert "has stopped" in learner.texts[0]
+
+
+def test_all_agents_end_with_their_supervisor(make: Make) -> None:
+    shell = make("count = 2")
+    pids = {one["pid"] for one in shell.run("up")["agents"]}
+    [supervisor] = {parent_of(pid) for pid in pids}
+    os.kill(supervisor, signal.SIGKILL)
+    until(lambda: not any(map(exists, pids)), "the agents have ended", PATIENCE_S)
+    assert shell.agents() == {}
+    assert len(shell.run("up")["agents"]) == 2
+    assert shell.status == 0
+
+
+def test_up_says_what_is_missing(make: Make) -> None:
+    shell = make("count = 1")
+    shell.path.write_text(shell.path.read_text().replace(":Ledger", ":Missing"))
+    shell.run("up", "--wait", "0.1")
+    until(
+        lambda: any("Missing" in one["detail"] for one in shell.agents().values()),
+        "the status says why",
+        PATIENCE_S,
+    )
+    shell.run("up", "--wait", "0.1")
+    assert shell.status == 1
+    assert "Missing" in shell.errors
+
+
+def test_keys_stay_in_files_of_the_user(state: Path, tmp_path: Path, programs: Programs) -> None:
+    broker_key, _ = keys.generate("broker", tmp_path)
+    keys.generate("agent", tmp_path)
+    _, url = programs.broker("tcp://127.0.0.1:*", "--key", str(broker_key))
+    more = 'key = "agent.key"\nbroker_key = "broker.pub"'
+    shell = Shell(write(tmp_path, url, "count = 1", more=more), "local")
+    agent = shell.run("up")["agents"][0]
+    assert shell.status == 0
+    secret = keys.load(tmp_path / "agent.key").secret
+    for name in ("cmdline", "environ"):
+        assert secret not in Path(f"/proc/{agent['pid']}/{name}").read_bytes()
+    for path in state.rglob("*"):
+        if path.is_file() and secret in path.read_bytes():
+            assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    shell.run("down")
+    assert shell.status == 0
+
+
+def test_the_autoscaler_follows_the_load_and_leaves_the_fleet_as_it_is(
+    make: Make, broker_url: str, programs: Programs
+) -> None:
+    shell = make("min = 1\nmax = 3\nfree_slots = 1\nidle_s = 0.5")
+    watching = programs.start("gymwire", "fleet", "up", str(shell.path), "--watch")
+    until(lambda: shell.ready() == 1, "the first agent is ready", PATIENCE_S)
+    learners = [Learner(broker_url, seed) for seed in range(SLOTS + 1)]
+    for learner in learners:  # the last one waits for the second agent
+        learner.wait_for_steps(20)
+    until(lambda: shell.ready() == 2, "the second agent is ready", PATIENCE_S)
+    for learner in learners:
+        learner.check()
+        assert learner.lost == 0
+    until(lambda: len(shell.agents()) == 1, "an idle agent has ended", PATIENCE_S)
+    watching.process.terminate()
+    assert watching.wait() == 0
+    assert shell.ready() == 1
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def exists(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,239 @@
+"""A fleet on a simulated Ray cluster of several nodes: healed, moved, scaled, drained."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymwire.protocol.security import keys
+from tests.chaos.fleet import until
+from tests.fleet.fleets import PATIENCE_S, Learner, Shell, write
+from tests.processes import ROOT, Programs
+
+with warnings.catch_warnings(action="ignore"):  # its own, at import
+    pytest.importorskip(
+        "ray", reason="Ray is not installed; .ci/groups ray installs it", exc_type=ImportError
+    )
+    import ray
+    from ray._private import state
+    from ray.cluster_utils import Cluster
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # Ray's own
+    pytest.mark.timeout(600),  # Ray starts its own processes
+]
+CPUS = 3  # that each simulated node claims to have
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """A head without room for agents, and two nodes; each test leaves it so."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))))
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False}
+        )
+        for _ in range(2):
+            cluster.add_node(num_cpus=CPUS)
+        patch.setenv("RAY_ADDRESS", cluster.address)
+        ray.init(address=cluster.address, log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+        cluster.shutdown()
+
+
+@pytest.fixture
+def shell(cluster: Any, tmp_path: Path, broker_url: str) -> Iterator[Shell]:
+    """The shell of a fleet of two agents, which is down after the test."""
+    shell = Shell(write(tmp_path, broker_url, "count = 2", grace_s=1), "ray")
+    yield shell
+    shell.run("down")
+    assert shell.agents() == {}
+
+
+@pytest.fixture
+def learners(broker_url: str) -> Iterator[list[Learner]]:
+    """An empty list of learners, all of which are checked at the end."""
+    learners: list[Learner] = []
+    yield learners
+    for learner in learners:
+        learner.check()
+
+
+def play(learners: list[Learner], broker: str, count: int = 2) -> None:
+    """Start learners, and wait until each plays."""
+    learners += [Learner(broker, seed) for seed in range(count)]
+    go_on(learners)
+
+
+def go_on(learners: list[Learner]) -> None:
+    for learner in learners:
+        learner.wait_for_steps(20)
+
+
+def variable(pid: int, name: str) -> str:
+    """Return a variable of a process's environment."""
+    environ = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
+    return next(line for line in environ if line.startswith(f"{name}=")).partition("=")[2]
+
+
+def actor_of(pid: int) -> int:
+    """Return the process id of an agent's actor."""
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def node_of(name: str) -> str:
+    """Return the id of the node on which Ray has placed an agent."""
+    rows = (row for row in state.actors().values() if row["Name"] == name)
+    return next(str(row["Address"]["NodeID"]) for row in rows if row["State"] == "ALIVE")
+
+
+def heals(shell: Shell, before: dict[str, Any], *names: str) -> None:
+    """Wait until all agents are ready and those with these names are new processes."""
+
+    def healed() -> bool:
+        now = shell.agents()
+        return all(one["state"] == "ready" for one in now.values()) and not any(
+            now[name]["pid"] == before[name]["pid"] for name in names
+        )
+
+    until(healed, "the fleet is healed", PATIENCE_S)
+    assert shell.agents().keys() == before.keys()
+
+
+def test_agents_are_spread_and_found_again_by_another_driver(shell: Shell) -> None:
+    up = ["-m", "gymwire", "fleet", "up", str(shell.path), "--on", "ray"]
+    subprocess.run([sys.executable, *up], cwd=ROOT, check=True, capture_output=True)
+    agents = shell.agents()
+    assert [one["state"] for one in agents.values()] == ["ready", "ready"]
+    assert len({node_of(name) for name in agents}) == 2
+    assert shell.run("up")["agents"][0]["pid"] == next(iter(agents.values()))["pid"]
+    down = ["-m", "gymwire", "fleet", "down", str(shell.path), "--on", "ray"]
+    subprocess.run([sys.executable, *down], cwd=ROOT, check=True, capture_output=True)
+    assert shell.agents() == {}
+
+
+def test_an_agent_that_is_killed_is_started_again(
+    shell: Shell, learners: list[Learner], broker_url: str
+) -> None:
+    shell.run("up")
+    play(learners, broker_url, 3)
+    before = shell.agents()
+    name, agent = next(iter(before.items()))
+    os.kill(agent["pid"], signal.SIGKILL)
+    heals(shell, before, name)
+    go_on(learners)
+
+
+def test_an_agent_ends_with_its_actor_which_ray_starts_again(
+    shell: Shell, learners: list[Learner], broker_url: str
+) -> None:
+    shell.run("up")
+    play(learners, broker_url, 3)
+    before = shell.agents()
+    name, agent = next(iter(before.items()))
+    os.kill(actor_of(agent["pid"]), signal.SIGKILL)
+    heals(shell, before, name)
+    assert not Path(f"/proc/{agent['pid']}").exists()
+    go_on(learners)
+
+
+def test_agents_of_a_lost_node_move_to_others_and_new_nodes_are_used(
+    cluster: Any, shell: Shell, learners: list[Learner], broker_url: str
+) -> None:
+    extra = cluster.add_node(num_cpus=CPUS)
+    shell.run("up")
+    play(learners, broker_url, 3)
+    shell.run("scale", "--agents", "6")
+    assert shell.status == 0
+    before = shell.agents()
+    lost = [name for name in before if node_of(name) == extra.node_id]
+    assert lost
+    cluster.remove_node(extra)
+    heals(shell, before, *lost)
+    go_on(learners)
+    found = shell.run("scale", "--agents", "7", "--wait", "1")  # there is room for six
+    assert shell.status == 1
+    assert [one["state"] for one in found["agents"]] == [*["ready"] * 6, "pending"]
+    assert "no node with room" in shell.errors
+    added = cluster.add_node(num_cpus=CPUS)
+    until(lambda: shell.ready() == 7, "the new node is used", PATIENCE_S)
+    go_on(learners)
+    shell.run("scale", "--agents", "0")
+    until(lambda: shell.agents() == {}, "all agents have ended", PATIENCE_S)
+    cluster.remove_node(added)
+    shell.run("up")  # the learners wait for it
+
+
+def test_scaling_under_load_loses_no_session(
+    shell: Shell, learners: list[Learner], broker_url: str
+) -> None:
+    shell.run("up")
+    play(learners, broker_url, 1)
+    shell.run("scale", "--agents", "4")
+    assert shell.status == 0
+    go_on(learners)
+    shell.run("scale", "--agents", "1")
+    until(lambda: len(shell.agents()) == 1, "three agents have ended", PATIENCE_S)
+    go_on(learners)
+    assert learners[0].lost == 0
+
+
+def test_a_draining_agent_keeps_its_session_for_the_grace_period(
+    shell: Shell, learners: list[Learner], broker_url: str
+) -> None:
+    shell.run("up")
+    play(learners, broker_url, 1)
+    shell.run("drain")
+    go_on(learners)
+    assert learners[0].lost == 0
+    until(lambda: shell.agents() == {}, "the agents have ended", PATIENCE_S)
+    until(lambda: learners[0].lost == 1, "the learner was told", PATIENCE_S)
+    shell.run("up")
+    go_on(learners)
+
+
+def test_labels_choose_the_node(cluster: Any, tmp_path: Path, broker_url: str) -> None:
+    place = "count = 1\nplace = { zone = 'b' }"
+    shell = Shell(write(tmp_path, broker_url, place), "ray")
+    [agent] = shell.run("up", "--wait", "1")["agents"]
+    assert (shell.status, agent["state"]) == (1, "pending")
+    node = cluster.add_node(num_cpus=CPUS, labels={"zone": "b"})
+    shell.run("up")
+    assert shell.status == 0
+    assert node_of(agent["name"]) == node.node_id
+    shell.run("down")
+    cluster.remove_node(node)
+
+
+def test_a_key_reaches_agents_and_no_log_of_ray(
+    cluster: Any, tmp_path: Path, programs: Programs
+) -> None:
+    broker_key, _ = keys.generate("broker", tmp_path)
+    keys.generate("agent", tmp_path)
+    _, url = programs.broker("tcp://127.0.0.1:*", "--key", str(broker_key))
+    more = 'key = "agent.key"\nbroker_key = "broker.pub"'
+    shell = Shell(write(tmp_path, url, "count = 1", more=more), "ray")
+    agent = shell.run("up")["agents"][0]
+    assert shell.status == 0
+    secret = keys.load(tmp_path / "agent.key").secret
+    copy = Path(variable(agent["pid"], "GYMWIRE_KEY"))
+    assert secret in copy.read_bytes()
+    assert copy.stat().st_mode & 0o777 == 0o600
+    os.kill(agent["pid"], signal.SIGKILL)  # failures are logged
+    heals(shell, shell.agents() | {agent["name"]: agent}, agent["name"])
+    shell.run("down")
+    assert shell.status == 0
+    until(lambda: not copy.exists(), "the copy of the key was removed", PATIENCE_S)
+    logs = Path(cluster.head_node.get_logs_dir_path())
+    files = [path for path in logs.rglob("*") if path.is_file()]
+    assert len(files) > 3
+    assert not [path for path in files if secret in path.read_bytes()]
