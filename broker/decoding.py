@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gymwire.broker.refusals import Refusal
-from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, MAX_CONTROL, PLAIN, Header
+from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, MAX_CONTROL, PLAIN, Frame, Header
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import CONTROL_KINDS, Code, Kind, Message
 from gymwire.protocol.value_costs import parts_exceed
@@ -15,7 +15,7 @@ _DECODED = frozenset(kind for kind in Kind if kind >= CONTROL_KINDS or kind is K
 _LISTINGS = frozenset((Kind.FIND, Kind.OBSERVE))
 
 
-def takes_long(data: bytes | memoryview) -> bool:
+def takes_long(data: Frame | memoryview) -> bool:
     """Return whether the broker may need more than 1 ms for a frame that it does not relay."""
     if len(data) < HEADER_SIZE:
         return False

@@ -235,8 +235,11 @@ def test_a_simulation_passes_the_checker(broker_url: str) -> None:
     walker = Walker(broker_url)
 
     def play() -> Verdict:
-        with ProxyEnv(walker.address, broker_url) as env:
+        env = ProxyEnv(walker.address, broker_url)
+        try:
             return judge(env)
+        finally:
+            env.close()
 
     with walker.simulation as simulation:
         learner = Learner(play)
