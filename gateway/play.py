@@ -7,7 +7,6 @@ frame if the environment renders, and after a step also reward, terminated and t
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Any
 
@@ -19,7 +18,7 @@ from gymwire.gateway.pictures import data_url, png, render_mode
 from gymwire.gateway.proxies import Player, act, open_proxy, spaces_at
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol.errors import GymwireError
-from gymwire.protocol.json_values import JsonMismatch, schema_of, to_json
+from gymwire.protocol.json_values import JsonMismatch, parsed, schema_of, to_json
 
 UNSUPPORTED = 1003  # the reason for closing after a message of bytes (RFC 6455 §7.4)
 
@@ -61,7 +60,7 @@ def _describe(env: ProxyEnv) -> dict[str, Any]:
 
 
 def _do(text: str, env: ProxyEnv) -> dict[str, Any]:
-    match _parsed(text):
+    match parsed(text):
         case {"reset": dict(given)}:
             observation, info = env.reset(seed=given.get("seed"))
             told: dict[str, Any] = {"step": 0, "info": to_json(info)}
@@ -70,13 +69,6 @@ def _do(text: str, env: ProxyEnv) -> dict[str, Any]:
         case _:
             raise JsonMismatch('A request is {"reset": {"seed": …}} or {"act": …}.')
     return told | _shown(env, observation)
-
-
-def _parsed(text: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise JsonMismatch(f"The request cannot be read as JSON: {error}.") from None
 
 
 def _shown(env: ProxyEnv, observation: Any) -> dict[str, Any]:

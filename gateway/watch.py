@@ -7,7 +7,6 @@ the environment has been busy for a while; or an `error`.
 
 from __future__ import annotations
 
-import json
 from functools import partial
 from typing import Any
 
@@ -20,6 +19,7 @@ from gymwire.gateway.proxies import OwnThread
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.observing import watch_session
 from gymwire.protocol.errors import ConfigurationError, GymwireError, RequestTimeout
+from gymwire.protocol.json_values import JsonMismatch, parsed
 from gymwire.protocol.process_ids import SESSION_ID
 
 ANSWER_S = 2.0  # how long to wait for a frame before the page is told that it waits
@@ -32,25 +32,23 @@ async def watch(gateway: Gateway, socket: WebSocket) -> None:
     watcher = OwnThread(partial(gateway.connect, visitor_of(socket)))
     try:
         while True:
-            request = json.loads(await socket.receive_text())
-            await socket.send_json(await _answer(watcher, session, request))
-    except (WebSocketDisconnect, ValueError):
+            text = await socket.receive_text()
+            await socket.send_json(await _answer(watcher, session, text))
+    except WebSocketDisconnect:
         return
     finally:
         await watcher.close()
 
 
-async def _answer(
-    watcher: OwnThread[BrokerConnection], session: str, request: Any
-) -> dict[str, Any]:
+async def _answer(watcher: OwnThread[BrokerConnection], session: str, text: str) -> dict[str, Any]:
     try:
-        sid, after = _sid_of(session), _after_of(request)
+        sid, after = _sid_of(session), _after_of(text)
         frame = await watcher.run(
             lambda connection: watch_session(connection, sid, after, ANSWER_S)
         )
     except RequestTimeout:
         return {"waiting": True}
-    except GymwireError as error:
+    except (GymwireError, JsonMismatch) as error:
         return {"error": str(error)}
     match frame.media_type:
         case "image/png":
@@ -66,8 +64,8 @@ def _sid_of(session: str) -> int:
     return int.from_bytes(bytes.fromhex(session))
 
 
-def _after_of(request: Any) -> int:
-    match request:
+def _after_of(text: str) -> int:
+    match parsed(text):
         case {"after": int(after)} if 0 <= after < 2**53:
             return after
     raise ConfigurationError('A request is {"after": NUMBER}.')

@@ -6,6 +6,7 @@ Arrays become nested lists. JSON has no NaN and no infinity: they become the str
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,6 +24,14 @@ MAX_SINGLE_BOUNDS = 64  # a larger array has one bound for all its elements in i
 
 class JsonMismatch(ValueError):
     """A JSON value that is not in its space. The message says where and what is allowed."""
+
+
+def parsed(text: str) -> Any:
+    """Return the value of a JSON text. Raises JsonMismatch if it is none."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise JsonMismatch(f"The request cannot be read as JSON: {error}.") from None
 
 
 def to_json(value: Any) -> Any:
