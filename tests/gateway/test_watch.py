@@ -35,7 +35,11 @@ class Watcher:
 
     def ask(self, request: Any) -> dict[str, Any]:
         """Send one message, and return its answer."""
-        self._socket.send(json.dumps(request))
+        return self.tell(json.dumps(request))
+
+    def tell(self, text: str) -> dict[str, Any]:
+        """Send a text, and return its answer."""
+        self._socket.send(text)
         self.last = json.loads(self._socket.recv(PATIENCE_S))
         return self.last
 
@@ -78,6 +82,8 @@ def test_each_message_gets_one_answer(programs: Programs) -> None:
         requests: list[Any] = [{"after": -1}, {"after": "1"}, {}, [], 7]
         for wrong in requests:
             assert "A request is" in watcher.ask(wrong)["error"]
+        for text in ("", "{", "[" * 200_000):
+            assert "cannot be read as JSON" in watcher.tell(text)["error"]
     with watching(url, "x" * 16) as watcher:
         assert "is not the id of a session" in watcher.ask({"after": 0})["error"]
     with watching(url, "7" * 16) as watcher:
