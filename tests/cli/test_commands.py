@@ -401,13 +401,13 @@ def test_a_picture_keeps_its_colours_and_no_other_escape_sequence() -> None:
     assert printable(text.plain) == text.plain
 
 
-class Ungenerated(gymnasium.Env[int, int]):
+class Ungenerated(gymnasium.Env[Any, Any]):
     """An environment without a random generator, as those of other interpreters may be."""
 
     observation_space = spaces.Discrete(5)
     action_space = spaces.Discrete(2)
 
-    @property
+    @property  # type: ignore[misc]
     def np_random(self) -> Any:
         raise AttributeError("there is none")
 
