@@ -233,19 +233,18 @@ def test_an_exception_without_a_text_is_named(broker_url: str) -> None:
 
 def test_a_simulation_passes_the_checker(broker_url: str) -> None:
     walker = Walker(broker_url)
+    verdicts: list[Verdict] = []
 
-    def play() -> Verdict:
-        env = ProxyEnv(walker.address, broker_url)
-        try:
-            return judge(env)
-        finally:
-            env.close()
+    def play() -> None:
+        with ProxyEnv(walker.address, broker_url) as env:
+            verdicts.append(judge(env))
 
     with walker.simulation as simulation:
         learner = Learner(play)
         while not learner.ended():
             simulation.exchange(np.zeros(1))
-        assert learner.get().failure is None
+        learner.get()
+    assert verdicts[0].failure is None
 
 
 def test_a_closed_simulation_says_so(broker_url: str) -> None:
