@@ -7,6 +7,9 @@ import logging
 import os
 import signal
 import socket
+import sys
+import threading
+import time
 
 import structlog
 import uvicorn
@@ -102,3 +105,19 @@ def run(app: ASGIApp, listener: socket.socket) -> None:
     log.info("gateway listening", url=url_of(listener), pid=os.getpid())
     uvicorn.Server(configuration(app)).run(sockets=[listener])
     log.info("gateway stopped")
+
+
+def leave(status: int) -> None:
+    """End the process if a session waits for an environment that may never answer.
+
+    Python would wait for its thread. The broker notices that the connection has ended.
+    """
+    until = time.monotonic() + STOP_S
+    others = [one for one in threading.enumerate() if one is not threading.main_thread()]
+    waited_for = [one for one in others if not one.daemon]
+    for thread in waited_for:
+        thread.join(max(0.0, until - time.monotonic()))
+    if any(thread.is_alive() for thread in waited_for):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
