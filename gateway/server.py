@@ -18,6 +18,7 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.errors import ConfigurationError
@@ -29,6 +30,7 @@ PING_TIMEOUT_S = 10.0  # a WebSocket that has not answered a ping for so long is
 REQUEST_S = 10.0  # how long a client may take to send the head of a request
 STOP_S = 2.0  # how long open requests may take to end when the gateway stops
 BACKLOG = 1024
+MAX_FRAGMENTS = 65_536  # of a message: empty ones do not count towards its largest size
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
@@ -40,6 +42,13 @@ class _WebSocket(WebSocketsSansIOProtocol):
     def keepalive_timeout(self) -> None:
         """Cut the connection off."""
         self.transport.abort()
+
+    def handle_cont(self, event: Frame) -> None:
+        """Keep a fragment of a message, unless there are so many that they take much memory."""
+        if len(self.frames) < MAX_FRAGMENTS:
+            super().handle_cont(event)
+        else:
+            self.transport.abort()
 
 
 class _Http(H11Protocol):

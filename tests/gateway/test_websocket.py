@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import threading
 from collections.abc import Iterator
@@ -343,6 +344,17 @@ def test_a_client_that_sends_no_request_in_time_is_cut_off(
         with learner(url) as peer:  # which needs longer
             opened(peer, b"z" * 16)
             peer.send(Bye("done"))
+
+
+def test_a_message_of_endless_fragments_is_cut_off(
+    shared: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_FRAGMENTS", 100)
+    with served(shared[0]) as (url, _), learner(url) as peer:
+        frame = bytes(PLAIN.encode(Bye("done")))
+        peer.socket.send([frame[:1], *[b""] * 90, frame[1:]])
+        with pytest.raises(ConnectionClosed):
+            peer.socket.send(itertools.repeat(b""))
 
 
 def test_a_peer_that_neither_answers_nor_reads_is_cut_off(shared: tuple[str, str]) -> None:
