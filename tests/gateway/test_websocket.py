@@ -322,8 +322,8 @@ def ask(url: str, *parts: str) -> bytes:
             client.sendall(part.encode())
         answer = b""
         with contextlib.suppress(ConnectionResetError):
-            while part := client.recv(4096):
-                answer += part
+            while received := client.recv(4096):
+                answer += received
         return answer
 
 
