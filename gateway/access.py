@@ -26,7 +26,10 @@ PUBLIC = ("/healthz", "/login")  # paths that need no token
 COOKIE = "gymwire"
 TOKEN_PROTOCOL = "gymwire.token."
 _SAFE = ("GET", "HEAD")
+# Pages load nothing from elsewhere, and no page of another site shows them in a frame.
+_POLICY = b"default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'"
 _HEADERS = (
+    (b"content-security-policy", _POLICY),
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-frame-options", b"DENY"),

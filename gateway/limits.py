@@ -7,6 +7,7 @@ and WebSockets at once. The binary messages of /ws are not decoded; `server` bou
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 
 from starlette.responses import PlainTextResponse
@@ -18,6 +19,7 @@ from gymwire.gateway.tokens import Visitor
 MAX_OPEN = 1000  # requests and WebSockets at once, over all visitors
 MAX_JSON = 1024 * 1024  # bytes of a body, characters of a text message
 MAX_FORM = 4096  # bytes of the body of somebody without a token, who can only use /login
+BODY_S = 10.0  # how long a body may take to arrive
 _TOO_BIG = 1009  # a reason for closing (RFC 6455 §7.4)
 
 
@@ -53,18 +55,30 @@ class Limits:
         if scope["type"] == "websocket":
             await self._app(scope, *_short_texts(receive, send))
             return
-        body, more = bytearray(), True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return
-            body += message.get("body", b"")
-            more = message.get("more_body", False)
-            if len(body) > most:
-                text = f"The body of a request may have at most {most:,} bytes here."
-                await refuse(scope, receive, send, 413, text)
-                return
-        await self._app(scope, _again(bytes(body), receive), send)
+        try:
+            async with asyncio.timeout(BODY_S):
+                body = await _body(receive, most)
+        except TimeoutError:
+            text = f"The body of a request must arrive within {BODY_S:g} s."
+            await refuse(scope, receive, send, 408, text)
+            return
+        if body is None:
+            text = f"The body of a request may have at most {most:,} bytes here."
+            await refuse(scope, receive, send, 413, text)
+            return
+        await self._app(scope, _again(body, receive), send)
+
+
+async def _body(receive: Receive, most: int) -> bytes | None:
+    """Return the body of a request; None if it is too large, or the connection is lost."""
+    body, more = bytearray(), True
+    while more:
+        message = await receive()
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > most or message["type"] == "http.disconnect":
+            return None
+    return bytes(body)
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -32,12 +34,12 @@ class Observer:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="observer")
         self._asking = asyncio.Lock()
         self._connection: BrokerConnection | None = None
-        self._latest: Observation | None = None
+        self._latest: Observation | GymwireError
         self._forms: dict[Callable[[Observation], Any], Any] = {}  # of the latest observation
-        self._asked_at = 0.0
+        self._asked_at = -math.inf
 
     async def latest(self, form: Callable[[Observation], Form]) -> Form:
-        """Return an observation that is at most a second old, in this form.
+        """Return an observation that is at most a second old, in this form, or raise its error.
 
         A form is made once for each observation, and outside of the event loop: a broker may have
         many sessions.
@@ -46,10 +48,12 @@ class Observer:
         RequestTimeout.
         """
         async with self._asking:
-            if self._latest is None or time.monotonic() - self._asked_at >= EVERY_S:
+            if time.monotonic() - self._asked_at >= EVERY_S:
                 self._latest = await self._run(self._ask)
                 self._forms = {}
                 self._asked_at = time.monotonic()
+            if isinstance(self._latest, GymwireError):
+                raise copy.copy(self._latest)
             if form not in self._forms:
                 self._forms[form] = await self._run(partial(form, self._latest))
             return cast(Form, self._forms[form])
@@ -57,14 +61,14 @@ class Observer:
     async def _run(self, call: Callable[[], Result]) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._thread, call)
 
-    def _ask(self) -> Observation:
+    def _ask(self) -> Observation | GymwireError:
         try:
             if self._connection is None:
                 self._connection = self._connect()
             return observe(self._connection, ANSWER_S)
-        except GymwireError:
+        except GymwireError as error:  # which all who look now get, too
             self._close()
-            raise
+            return error
 
     def _close(self) -> None:
         if self._connection is not None:

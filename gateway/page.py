@@ -23,16 +23,13 @@ from gymwire.learner_agent.client.observing import Observation
 from gymwire.protocol.errors import GymwireError
 
 STATIC = Path(__file__).parent / "static"
-# The page loads nothing from elsewhere, and no page of another site shows it in a frame.
-POLICY = "default-src 'self'; img-src 'self' data:; style-src 'self' 'unsafe-inline'"
 
 
 def routes(gateway: Gateway) -> list[BaseRoute]:
     """Return the routes of the page."""
 
     async def page(_: Request) -> Response:
-        headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
-        return FileResponse(STATIC / "index.html", headers=headers)
+        return FileResponse(STATIC / "index.html", headers={"Cache-Control": "no-cache"})
 
     async def events(request: Request) -> Response:
         """Stream an observation each second, as server-sent events."""

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import logging
 import os
 import signal
 import socket
+import sys
+import threading
+import time
 
+import h11
 import structlog
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.transport.open_files import allow_more
 from gymwire.protocol.transport.port_owner import listener_at
 
 PING_INTERVAL_S = 2.0  # between two pings of a WebSocket
 PING_TIMEOUT_S = 10.0  # a WebSocket that has not answered a ping for so long is lost
+REQUEST_S = 10.0  # how long a client may take to send the head of a request
 STOP_S = 2.0  # how long open requests may take to end when the gateway stops
 BACKLOG = 1024
+MAX_FRAGMENTS = 65_536  # of a message: empty ones do not count towards its largest size
 
 
 class _WebSocket(WebSocketsSansIOProtocol):
@@ -33,6 +43,47 @@ class _WebSocket(WebSocketsSansIOProtocol):
         """Cut the connection off."""
         self.transport.abort()
 
+    def handle_cont(self, event: Frame) -> None:
+        """Keep a fragment of a message, unless there are so many that they take much memory."""
+        if len(self.frames) < MAX_FRAGMENTS:
+            super().handle_cont(event)
+        else:
+            self.transport.abort()
+
+
+class _Http(H11Protocol):
+    """HTTP whose clients must send their requests in time: each connection takes a descriptor."""
+
+    _late: asyncio.TimerHandle
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Expect a request."""
+        super().connection_made(transport)
+        self._expect_request()
+
+    def on_response_complete(self) -> None:
+        """Expect the next request."""
+        self._late.cancel()
+        self._expect_request()
+        super().on_response_complete()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Leave the connection to the protocol of WebSockets, which has pings."""
+        self._late.cancel()
+        super().handle_websocket_upgrade(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Expect nothing any more."""
+        self._late.cancel()
+        super().connection_lost(exc)
+
+    def _expect_request(self) -> None:
+        self._late = self.loop.call_later(REQUEST_S, self._cut_off_if_idle)
+
+    def _cut_off_if_idle(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.abort()
+
 
 class _Log(logging.Handler):
     """Writes what uvicorn reports to the log of gymwire."""
@@ -44,7 +95,8 @@ class _Log(logging.Handler):
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens. Raises ConfigurationError."""
+    """Return a socket that listens, and may have many connections. Raises ConfigurationError."""
+    allow_more()
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         return socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -76,7 +128,7 @@ def configuration(
     """Return how uvicorn serves the application."""
     return uvicorn.Config(
         app,
-        http="h11",
+        http=_Http,
         loop="asyncio",
         ws=_WebSocket,
         ws_max_size=MAX_MESSAGE,
@@ -102,3 +154,19 @@ def run(app: ASGIApp, listener: socket.socket) -> None:
     log.info("gateway listening", url=url_of(listener), pid=os.getpid())
     uvicorn.Server(configuration(app)).run(sockets=[listener])
     log.info("gateway stopped")
+
+
+def leave(status: int) -> None:
+    """End the process if a session waits for an environment that may never answer.
+
+    Python would wait for its thread. The broker notices that the connection has ended.
+    """
+    until = time.monotonic() + STOP_S
+    others = [one for one in threading.enumerate() if one is not threading.main_thread()]
+    waited_for = [one for one in others if not one.daemon]
+    for thread in waited_for:
+        thread.join(max(0.0, until - time.monotonic()))
+    if any(thread.is_alive() for thread in waited_for):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)

@@ -97,6 +97,14 @@ class Slow(Odd):
         return super().step(action)
 
 
+class Endless(Odd):
+    """A step never returns."""
+
+    def step(self, action: Any) -> Result:
+        threading.Event().wait()
+        raise AssertionError
+
+
 class Picky(Odd):
     """Accepts only some actions."""
 

@@ -58,6 +58,7 @@ def command(options: Options, output: Output) -> int:
     gateway = app.Gateway(options.broker, broker_key, access)
     with listener:
         server.run(app.make_app(gateway, [*doors.DOORS, *_asked(options)]), listener)
+    server.leave(0)
     return 0
 
 
@@ -77,4 +78,4 @@ def _asked(options: Options) -> Iterator[app.Door]:
                     f"It needs {error.name}, which is not installed. Install it with: "
                     f"{install_line(name)}"
                 ) from None
-        yield module.door(addresses)
+        yield module.door(sorted(addresses, key=len, reverse=True))  # lab/cart before lab

@@ -91,6 +91,13 @@ def test_each_door_is_behind_the_token(visitors: tuple[Visitor, ...]) -> None:
     assert web.get("/healthz").json() == {"status": "ok"}
 
 
+def test_no_answer_may_load_anything_from_elsewhere(visitors: tuple[Visitor, ...]) -> None:
+    web = client(visitors)
+    for path in ("/healthz", "/login", "/who", "/nothing"):
+        policy = web.get(path).headers["content-security-policy"]
+        assert policy.startswith("default-src 'self';"), path
+
+
 def test_an_empty_token_never_opens_a_gateway(visitors: tuple[Visitor, ...]) -> None:
     assert tokens.find("", visitors) is None
     assert tokens.find_by_cookie("", visitors) is None

@@ -21,8 +21,10 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from gymwire.gateway.access import Access, visitor_of
 from gymwire.gateway.app import Gateway, make_app
 from gymwire.gateway.limits import MAX_FORM, MAX_JSON
+from gymwire.gateway.observer import Observer
 from gymwire.gateway.tokens import Visitor
 from gymwire.gateway.visitor_apps import VisitorApps
+from gymwire.protocol.errors import BrokerUnreachable
 from tests.processes import PATIENCE_S
 
 
@@ -131,3 +133,22 @@ def test_a_visitor_whose_door_opens_slowly_keeps_no_other_waiting() -> None:
         return [text for text in sent if text]
 
     assert asyncio.run(both()) == [b"bob", b"alice"]
+
+
+def test_all_who_look_at_a_broker_that_is_away_learn_it_at_once() -> None:
+    asked: list[None] = []
+
+    def connect() -> Any:
+        asked.append(None)
+        raise BrokerUnreachable("It is away.")
+
+    async def look() -> list[Any]:
+        observer = Observer(connect)
+        looking = [observer.latest(repr) for _ in range(9)]
+        errors = await asyncio.gather(*looking, return_exceptions=True)
+        await observer.aclose()
+        return errors
+
+    errors = asyncio.run(look())
+    assert [type(one) for one in errors] == [BrokerUnreachable] * 9
+    assert len(asked) == 1

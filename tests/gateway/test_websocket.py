@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import socket
 import threading
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ import uvicorn
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from gymwire import ProxyEnv
-from gymwire.gateway import server
+from gymwire.gateway import limits, server
 from gymwire.gateway.access import Access
 from gymwire.gateway.app import Gateway, make_app
 from gymwire.gateway.doors import DOORS
@@ -311,6 +312,49 @@ def served(broker: str) -> Iterator[tuple[str, uvicorn.Server]]:
         running.should_exit = True
         thread.join(PATIENCE_S)
         listener.close()
+
+
+def ask(url: str, *parts: str) -> bytes:
+    """Send these texts over a connection of its own; return all that is answered."""
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    with socket.create_connection((host, int(port)), PATIENCE_S) as client:
+        for part in parts:
+            client.sendall(part.encode())
+        answer = b""
+        with contextlib.suppress(ConnectionResetError):
+            while received := client.recv(4096):
+                answer += received
+        return answer
+
+
+GET = "GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
+
+
+def test_a_client_that_sends_no_request_in_time_is_cut_off(
+    shared: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "REQUEST_S", 0.3)
+    monkeypatch.setattr(limits, "BODY_S", 0.3)
+    with served(shared[0]) as (url, _):
+        assert ask(url) == ask(url, GET) == b""
+        assert ask(url, f"{GET}\r\n", GET).endswith(b'{"status":"ok"}')
+        answer = ask(url, f"POST{GET[3:]}Content-Length: 9\r\n\r\n", "123")
+        assert b" 408 " in answer
+        assert b"must arrive within 0.3 s" in answer
+        with learner(url) as peer:  # which needs longer
+            opened(peer, b"z" * 16)
+            peer.send(Bye("done"))
+
+
+def test_a_message_of_endless_fragments_is_cut_off(
+    shared: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_FRAGMENTS", 100)
+    with served(shared[0]) as (url, _), learner(url) as peer:
+        frame = bytes(PLAIN.encode(Bye("done")))
+        peer.socket.send([frame[:1], *[b""] * 90, frame[1:]])
+        with pytest.raises(ConnectionClosed):
+            peer.socket.send(itertools.repeat(b""))
 
 
 def test_a_peer_that_neither_answers_nor_reads_is_cut_off(shared: tuple[str, str]) -> None:
