@@ -255,9 +255,13 @@ class Server:
         elif not self._long.put(key or rid, len(data), ReceivedFrame(sender, origin, data, at)):
             self._reject(Admission.THROTTLE, rid, origin, data, now)
 
-    def _handle(self, frame: ReceivedFrame, now: float) -> None:
+    def _handle(self, frame: ReceivedFrame, now: float) -> float:
+        """Pass a frame to the core. Returns the CPU time that it took, in seconds."""
         sender, origin, data, at = frame
+        began = time.thread_time()
         sends = self.core.receive(sender, data, now)
+        took_s = time.thread_time() - began
+        self.core.charge(sender.rid, took_s, now)
         if at:  # a relayed frame of a learner with limits still gets its stamps
             sends = [
                 Send(
@@ -267,6 +271,7 @@ class Server:
             ]
         self._deliver(sends, sender.rid, origin)
         self._write_notes()
+        return took_s
 
     # --- work that waits --------------------------------------------------------------------------
 
@@ -288,9 +293,7 @@ class Server:
         if self._long and now >= self._long_due:
             frame = self._long.take()
             assert frame is not None
-            began = time.thread_time()
-            self._handle(frame, now)
-            self._long_due = now + LONG_PAUSE * (time.thread_time() - began)
+            self._long_due = now + LONG_PAUSE * self._handle(frame, now)
         elif self.core.has_announcements and (is_idle or now >= self._announcements_due):
             self._deliver(self.core.take_over(now))
             self._announcements_due = now + ANNOUNCEMENTS_PAUSE_S
