@@ -284,6 +284,12 @@ class Server:
         long_due = self._long_due if self._long else math.inf
         return min(long_due, self._announcements_due) if self.core.has_announcements else long_due
 
+    def _is_current(self, frame: ReceivedFrame) -> bool:
+        """Return whether the connection of a frame still exists; else its sender begins anew."""
+        if frame.origin is None:
+            return True
+        return self._router.connection_id(frame.sender.fd) == frame.sender.connection
+
     def _work(self, is_idle: bool) -> None:
         """Do a part of the work that waits, if it is its turn, or wait for the next frame.
 
@@ -293,7 +299,8 @@ class Server:
         if self._long and now >= self._long_due:
             frame = self._long.take()
             assert frame is not None
-            self._long_due = now + LONG_PAUSE * self._handle(frame, now)
+            if self._is_current(frame):
+                self._long_due = now + LONG_PAUSE * self._handle(frame, now)
         elif self.core.has_announcements and (is_idle or now >= self._announcements_due):
             self._deliver(self.core.take_over(now))
             self._announcements_due = now + ANNOUNCEMENTS_PAUSE_S

@@ -42,6 +42,7 @@ from gymwire.protocol.messages import (
     Welcome,
 )
 from tests.broker.harness import STARTED, Broker, SentMessage, decoded, offer, only
+from tests.chaos.fleet import until
 
 ENV, ENV2, LEARNER = b"\x01env", b"\x01env2", b"\x01learner"
 MANY = 16_000
@@ -294,6 +295,24 @@ def test_a_flood_of_long_messages_gets_busy(peers: Peers, monkeypatch: pytest.Mo
     assert busy.reason == BusyReason.RATE
     peers.server._long_due = 0.0
     assert isinstance(PLAIN.decode(env.recv()), Offered)
+
+
+def test_what_an_ended_connection_has_left_is_dropped(peers: Peers) -> None:
+    env, other = peers.connect(ENV, Role.ENV), peers.connect(ENV2, Role.ENV)
+    server = peers.server
+    connected = server.core._tables.peers[ENV]
+    server._long_due = float("inf")
+    env.send(PLAIN.encode(replace(offer("cartpole"), metadata={"x": bytes(20_000)})))
+    until(lambda: bool(server._long), "the offer waits")
+    env.close(linger=0)
+    until(
+        lambda: server._router.connection_id(connected.fd) != connected.connection,
+        "the connection has ended",
+    )
+    other.send(PLAIN.encode(replace(offer("taxi"), metadata={"x": bytes(20_000)})))
+    server._long_due = 0.0
+    assert isinstance(PLAIN.decode(other.recv()), Offered)
+    assert server.core._tables.names == ["taxi"]
 
 
 def test_a_real_broker_takes_over_all_sessions_of_a_long_hello(peers: Peers) -> None:
