@@ -305,8 +305,9 @@ class Server:
             self._deliver(self.core.take_over(now))
             self._announcements_due = now + ANNOUNCEMENTS_PAUSE_S
         elif is_idle:
-            sources: list[Waitable]
-            sources = [self._router] if self._local is None else [self._router, self._local]
+            sources: list[Waitable] = [self._router]
+            if self._local is not None and self._may_be_local:
+                sources.append(self._local)
             wait_among(sources, max(0.0, min(self._work_due, self._next_timers) - now))
 
     def _reject(
