@@ -124,7 +124,6 @@ COMMANDS = {
         (
             "gymwire fleet up fleet.toml --on ray",
             "gymwire fleet scale fleet.toml --on ray --agents 32",
-            "gymwire fleet down fleet.toml --on ray",
         ),
     ),
     "keygen": Summary(
