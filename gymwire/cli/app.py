@@ -132,7 +132,6 @@ COMMANDS = {
             "gymwire fleet up fleet.toml --on ray",
             "gymwire fleet scale fleet.toml --on ray --agents 32",
             "gymwire fleet manifests fleet.toml > fleet.yaml",
-            "gymwire fleet manifests fleet.toml > fleet.yaml",
         ),
     ),
     "keygen": Summary(
