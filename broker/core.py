@@ -184,6 +184,10 @@ class Core:
             self._journal.drop(rid, Drop.FLOOD)
         return admission
 
+    def charge(self, rid: bytes, cpu_s: float, now: float) -> None:
+        """Charge the sender of a frame for the CPU time that `receive` took."""
+        self._limiter.charge_time(rid, cpu_s, now)
+
     def multipart(self, rid: bytes, now: float) -> list[Send]:
         """Return the reply to a message of more than one part, which was not read."""
         if self._limiter.admit(rid, 0, now) is not Admission.PASS:

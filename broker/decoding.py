@@ -8,15 +8,15 @@ from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import CONTROL_KINDS, Code, Kind, Message
 from gymwire.protocol.value_costs import parts_exceed
 
-LONG_BYTES = 16 * 1024  # of a message above which the broker may need more than 1 ms for it
-MAX_PARTS = 32_768  # numbers, texts, lists and so on in a message that the broker decodes
+LONG_BYTES = 4 * 1024  # of a message above which the broker may need more than a few ms for it
+MAX_PARTS = 16_384  # numbers, texts, lists and so on in a message that the broker decodes
 
 _DECODED = frozenset(kind for kind in Kind if kind >= CONTROL_KINDS or kind is Kind.ERROR)
 _LISTINGS = frozenset((Kind.FIND, Kind.OBSERVE))
 
 
 def takes_long(data: Frame | memoryview) -> bool:
-    """Return whether the broker may need more than 1 ms for a frame that it does not relay."""
+    """Return whether the broker may need more than a few ms for a frame that it does not relay."""
     if len(data) < HEADER_SIZE:
         return False
     kind = data[KIND_AT]

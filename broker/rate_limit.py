@@ -1,7 +1,8 @@
 """Limit how many control messages each connection may send to the broker: one token bucket each.
 
 A token pays for one control message of up to 4 KiB; a larger message costs more, but never more
-than a full bucket: a connection that waits long enough may send any message. A connection that
+than a full bucket: a connection that waits long enough may send any message. What takes the broker
+more than 1 ms costs more, too: so a connection uses a tenth of its time at most. A connection that
 sends more than its bucket holds gets BUSY, and is cut off if it does not slow down. Reading and
 dropping a flood would cost as much processor time as its sender has, and would delay every step.
 """
@@ -16,6 +17,8 @@ DEBT = 500.0  # BUSY replies before the connection is cut off
 # Extra debt after a cut-off: meanwhile the broker drops what had already arrived.
 CUT_OFF_DEBT = 50.0
 TOKEN_BYTES = 4096  # bytes of a request per token
+FREE_CPU_MS = 1.0  # CPU time of a message that its first token pays for,
+TOKENS_PER_CPU_MS = 10.0  # and what each further millisecond costs
 LISTING_BYTES = 2048  # bytes of a FOUND reply per token, since the broker has to build it
 LISTING_NAMES = 32  # addresses that the broker looks at for a FOUND reply, per token
 # The share of a full bucket that a peer needs for a FIND: more than what the largest page costs.
@@ -70,6 +73,13 @@ class RateLimiter:
         """Charge for the refusal of a message that `admit_free` has let pass."""
         tokens, at = self._buckets.get(rid, (BURST, now))
         self._buckets[rid] = tokens - 1, at
+
+    def charge_time(self, rid: bytes, cpu_s: float, now: float) -> None:
+        """Charge for the CPU time of a message, beyond what `admit` has charged for."""
+        cost = (cpu_s * 1000 - FREE_CPU_MS) * TOKENS_PER_CPU_MS
+        if cost > 0:
+            tokens, at = self._buckets.get(rid, (BURST, now))
+            self._buckets[rid] = max(0.0, tokens - cost), at
 
     def listing_wait_s(self, rid: bytes, now: float) -> float:
         """Return for how many seconds a peer must wait before it may get a FOUND reply."""

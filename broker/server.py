@@ -256,9 +256,13 @@ class Server:
         elif not self._long.put(key or rid, len(data), ReceivedFrame(sender, origin, data, at)):
             self._reject(Admission.THROTTLE, rid, origin, data, now)
 
-    def _handle(self, frame: ReceivedFrame, now: float) -> None:
+    def _handle(self, frame: ReceivedFrame, now: float) -> float:
+        """Pass a frame to the core. Returns the CPU time that it took, in seconds."""
         sender, origin, data, at = frame
+        began = time.thread_time()
         sends = self.core.receive(sender, data, now)
+        took_s = time.thread_time() - began
+        self.core.charge(sender.rid, took_s, now)
         if at:  # a relayed frame of a learner with limits still gets its stamps
             sends = [
                 Send(
@@ -268,6 +272,7 @@ class Server:
             ]
         self._deliver(sends, sender.rid, origin)
         self._write_notes()
+        return took_s
 
     # --- work that waits --------------------------------------------------------------------------
 
@@ -280,6 +285,12 @@ class Server:
         long_due = self._long_due if self._long else math.inf
         return min(long_due, self._announcements_due) if self.core.has_announcements else long_due
 
+    def _is_current(self, frame: ReceivedFrame) -> bool:
+        """Return whether the connection of a frame still exists; else its sender begins anew."""
+        if frame.origin is None:
+            return True
+        return self._router.connection_id(frame.sender.fd) == frame.sender.connection
+
     def _work(self, is_idle: bool) -> None:
         """Do a part of the work that waits, if it is its turn, or wait for the next frame.
 
@@ -289,15 +300,15 @@ class Server:
         if self._long and now >= self._long_due:
             frame = self._long.take()
             assert frame is not None
-            began = time.thread_time()
-            self._handle(frame, now)
-            self._long_due = now + LONG_PAUSE * (time.thread_time() - began)
+            if self._is_current(frame):
+                self._long_due = now + LONG_PAUSE * self._handle(frame, now)
         elif self.core.has_announcements and (is_idle or now >= self._announcements_due):
             self._deliver(self.core.take_over(now))
             self._announcements_due = now + ANNOUNCEMENTS_PAUSE_S
         elif is_idle:
-            sources: list[Waitable]
-            sources = [self._router] if self._local is None else [self._router, self._local]
+            sources: list[Waitable] = [self._router]
+            if self._local is not None and self._may_be_local:
+                sources.append(self._local)
             wait_among(sources, max(0.0, min(self._work_due, self._next_timers) - now))
 
     def _reject(

@@ -11,7 +11,7 @@ import structlog
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.bad_frames import BadFrames
-from gymwire.env_agent.crew import MAX_JOBS, Crew, CurrentRequest, Executor
+from gymwire.env_agent.crew import MAX_JOBS, Crew, CurrentRequest, Executor, Sequel
 from gymwire.env_agent.jobs import Jobs
 from gymwire.env_agent.lifecycle import MAX_REASON, Lifecycle
 from gymwire.env_agent.registration import Registration
@@ -295,7 +295,7 @@ class ServingLoop:
             me.lent.pop()
         except IndexError:  # it took long, so another thread reads now
             if reply is None:
-                sequel = self.jobs.execute(slot, path, data, None)
+                sequel: Sequel | None = partial(self._handle, path=path, origin=origin, data=data)
             else:
                 slot.times[index_of(self._clock() - now)] += 1
                 sequel = self.jobs.reply(slot, path, data, reply)

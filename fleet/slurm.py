@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
-
-import submitit
 
 from gymwire.fleet.description import Fleet
 from gymwire.fleet.engine import DRAINING, PENDING, AgentPlan, Resources, RunningAgent
@@ -21,9 +18,19 @@ from gymwire.fleet.slurm_queue import QueuedJob, SlurmQueue, ranges_text
 from gymwire.fleet.state import place_files
 from gymwire.protocol.errors import ConfigurationError, Refused
 
+try:
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "gymwire fleet --on slurm needs submitit. Install it with: pip install 'gymwire[slurm]'",
+        name="submitit",
+    ) from error
+
 FOLDER = ".gymwire-fleets"  # beside fleet.toml, which all nodes must see
 TIME_LIMIT_MIN = 24 * 60
 WARNING = "USR1"  # before the time limit. Agents drain on it; submitit's own choice kills them
+OWN_OPTIONS = {"array", "comment", "job-name"}
 ANY_NUMBER = 1_000_000  # how often a job may come to its time limit
 
 
@@ -48,8 +55,8 @@ class SlurmEngine:
         executor = self._executor(self._parameters(agents))
         try:
             executor.submit_array(jobs)
-        except (submitit.helpers.utils.FailedJobError, subprocess.CalledProcessError) as error:
-            raise Refused(f"SLURM does not take the job: {error}.") from None
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise Refused(f"SLURM does not take the job: {error}") from None
 
     def running(self) -> list[RunningAgent]:
         """Return the agents of all jobs that have not ended."""
@@ -95,6 +102,10 @@ class SlurmEngine:
             parameters["constraint"] = "&".join(plan.place.values())
         delay_s = math.ceil(plan.grace_s + KILL_S)
         more = {"requeue": True, "signal": f"{WARNING}@{delay_s}", **options.pop("options", {})}
+        if taken := OWN_OPTIONS & more.keys():
+            raise ConfigurationError(
+                f"options in [slurm]: {min(taken)} finds the fleet's jobs again and cannot be set."
+            )
         return {**parameters, **options, "additional_parameters": more}
 
     def _job(self, plan: AgentPlan) -> AgentJob:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests import interpreters
 from tests.processes import Programs, programs
 
 # Windows open nowhere: here and in the programs that tests start.
@@ -52,6 +53,11 @@ SLOW_FILES = (
     "system/test_from_scratch.py",
     "protocol/test_step_codec.py",
 )
+
+
+def pytest_xdist_setupnodes() -> None:
+    """Look for other interpreters once, and not in each worker."""
+    os.environ[interpreters.VARIABLE] = ":".join(interpreters.others().values())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

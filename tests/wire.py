@@ -245,6 +245,7 @@ class Network:
 
     def _timers(self) -> None:
         self.after(TICK_S, self._timers)
+        self._deliver(self.core.take_over(self.now))
         self._deliver(self.core.expire(self.now))
         for loop in self.loops:
             loop.turn()

@@ -18,6 +18,6 @@ def refuse(*_: Any) -> None:
 
 if __name__ == "__main__":
     Factory.make_vector = refuse  # type: ignore[assignment,method-assign]
-    known = tuple(one for one in CAPABILITIES if one != EACH)
-    sessions.CAPABILITIES = known  # type: ignore[attr-defined,assignment]
+    known: Any = tuple(one for one in CAPABILITIES if one != EACH)
+    sessions.CAPABILITIES = known  # type: ignore[attr-defined]
     sys.exit(main())

@@ -131,7 +131,6 @@ COMMANDS = {
         (
             "gymwire fleet up fleet.toml --on ray",
             "gymwire fleet scale fleet.toml --on ray --agents 32",
-            "gymwire fleet down fleet.toml --on ray",
             "gymwire fleet manifests fleet.toml > fleet.yaml",
         ),
     ),

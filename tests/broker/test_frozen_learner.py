@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 
@@ -15,7 +15,8 @@ from gymwire.broker import connections
 from gymwire.broker.server import Server
 from gymwire.learner_agent.client.connection import BrokerConnection
 from tests.chaos.fleet import until
-from tests.processes import ROOT, Programs
+from tests.prefork import Forked
+from tests.processes import Programs
 
 # Steps once, then waits for a line on standard input before each further step.
 LEARNER = """
@@ -44,17 +45,19 @@ def url(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def learner(url: str) -> Iterator[subprocess.Popen[str]]:
+def learner(url: str) -> Iterator[Forked]:
     """Start a learner, and return it once it has stepped."""
-    command = [sys.executable, "-c", LEARNER, url]
     pipe = subprocess.PIPE
-    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+    process = Forked(["-c", LEARNER, url], env=os.environ, stdin=pipe, stdout=pipe)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process.stdin, process.stdout:
         try:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "stepped\n"
+            assert process.stdout.readline() == b"stepped\n"
             yield process
         finally:
             process.kill()
+            process.wait()
 
 
 def test_a_frozen_learner_frees_its_slot_and_one_that_thinks_keeps_it(
@@ -76,7 +79,6 @@ def test_a_frozen_learner_frees_its_slot_and_one_that_thinks_keeps_it(
         until(lambda: used() == 1, "the slot of the frozen learner is free")
         assert thinks.stdin is not None
         assert thinks.stdout is not None
-        thinks.stdin.write("step\n")
-        thinks.stdin.flush()
-        assert thinks.stdout.readline() == "stepped\n"
+        thinks.stdin.write(b"step\n")
+        assert thinks.stdout.readline() == b"stepped\n"
         assert used() == 1

@@ -222,7 +222,7 @@ def test_an_offer_of_any_depth_is_listed_or_refused(levels: int) -> None:
         assert listed == ["a", "b"]
 
 
-@pytest.mark.parametrize("parts", [16_000, 60_000, 113_000])
+@pytest.mark.parametrize("parts", [15_000, 60_000, 113_000])
 def test_an_offer_of_many_parts_is_listed_beside_others_or_refused(parts: int) -> None:
     broker = a_broker()
     broker.hello(ENV, Role.ENV)

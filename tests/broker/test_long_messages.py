@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import signal
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,6 +19,7 @@ from gymwire.broker.events import Sender
 from gymwire.broker.recovery import STARTING_S
 from gymwire.broker.server import Server
 from gymwire.broker.turns import Turns
+from gymwire.cli import broker as command
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import (
     Act,
@@ -39,6 +42,7 @@ from gymwire.protocol.messages import (
     Welcome,
 )
 from tests.broker.harness import STARTED, Broker, SentMessage, decoded, offer, only
+from tests.chaos.fleet import until
 
 ENV, ENV2, LEARNER = b"\x01env", b"\x01env2", b"\x01learner"
 MANY = 16_000
@@ -222,12 +226,12 @@ def test_what_waits_of_one_owner_is_bounded() -> None:
 
 
 def test_what_takes_long_is_told_by_kind_and_size() -> None:
-    large = {"x": bytes(20_000)}
-    assert takes_long(PLAIN.encode(replace(offer("a"), metadata=large)))
-    assert takes_long(PLAIN.encode(Find()))
-    assert takes_long(PLAIN.encode(Error(Code.PROTOCOL, "x", large), 1, 1))
-    assert not takes_long(PLAIN.encode(offer("a")))
-    assert not takes_long(PLAIN.encode(Act(bytes(20_000)), 1, 1))  # it is relayed unread
+    large = {"x": bytes(5_000)}
+    assert takes_long(bytes(PLAIN.encode(replace(offer("a"), metadata=large))))
+    assert takes_long(bytes(PLAIN.encode(Find())))
+    assert takes_long(bytes(PLAIN.encode(Error(Code.PROTOCOL, "x", large), 1, 1)))
+    assert not takes_long(bytes(PLAIN.encode(offer("a"))))
+    assert not takes_long(bytes(PLAIN.encode(Act(bytes(5_000)), 1, 1)))  # it is relayed unread
     assert not takes_long(b"")
 
 
@@ -293,6 +297,24 @@ def test_a_flood_of_long_messages_gets_busy(peers: Peers, monkeypatch: pytest.Mo
     assert isinstance(PLAIN.decode(env.recv()), Offered)
 
 
+def test_what_an_ended_connection_has_left_is_dropped(peers: Peers) -> None:
+    env, other = peers.connect(ENV, Role.ENV), peers.connect(ENV2, Role.ENV)
+    server = peers.server
+    connected = server.core._tables.peers[ENV]
+    server._long_due = float("inf")
+    env.send(PLAIN.encode(replace(offer("cartpole"), metadata={"x": bytes(20_000)})))
+    until(lambda: bool(server._long), "the offer waits")
+    env.close(linger=0)
+    until(
+        lambda: server._router.connection_id(connected.fd) != connected.connection,
+        "the connection has ended",
+    )
+    other.send(PLAIN.encode(replace(offer("taxi"), metadata={"x": bytes(20_000)})))
+    server._long_due = 0.0
+    assert isinstance(PLAIN.decode(other.recv()), Offered)
+    assert server.core._tables.names == ["taxi"]
+
+
 def test_a_real_broker_takes_over_all_sessions_of_a_long_hello(peers: Peers) -> None:
     env = peers.connect(ENV, Role.ENV)
     env.send(PLAIN.encode(Hello(Role.ENV, ENV, "gymwire test", "elsewhere", rows(1, 5000))))
@@ -304,3 +326,22 @@ def test_a_real_broker_takes_over_all_sessions_of_a_long_hello(peers: Peers) -> 
         answer = PLAIN.decode(learner.recv())
     assert isinstance(answer, Resumed)
     assert len(peers.server.core._tables.sessions) == 5000
+
+
+def test_the_broker_collects_all_garbage_rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    class FakeServer:
+        def run(self, _stop: threading.Event) -> None:
+            seen.append(gc.get_threshold())
+
+    monkeypatch.setattr(command, "make_server", lambda _: FakeServer())
+    before = gc.get_threshold()
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        assert command.command(None, None) == 0  # type: ignore[arg-type]
+    finally:
+        gc.set_threshold(*before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    assert seen == [(*before[:2], command.RARELY)]

@@ -11,8 +11,10 @@ from gymwire.broker.rate_limit import (
     BURST,
     CUT_OFF_DEBT,
     DEBT,
+    FREE_CPU_MS,
     RATE,
     TOKEN_BYTES,
+    TOKENS_PER_CPU_MS,
     Admission,
     RateLimiter,
 )
@@ -252,3 +254,16 @@ def test_one_learner_may_use_ten_thousand_sessions_of_one_serving_loop() -> None
         assert {broker.core.relay(env, bytes(frame), None) for frame in reply} == {learner}
     ended = broker.say(learner, Bye("done"))
     assert {one.header.sid for one in ended if isinstance(one.message, Gone)} == {*sids}
+
+
+def test_the_time_that_a_message_takes_counts() -> None:
+    limiter = RateLimiter()
+    limiter.charge_time(LEARNER, FREE_CPU_MS / 1000, NOW)
+    assert limiter.admit(LEARNER, int(TOKEN_BYTES * (BURST - 2)), NOW) is Admission.PASS
+    limiter.charge_time(LEARNER, 10.0, NOW)  # makes no debt
+    assert limiter.admit(LEARNER, 0, NOW) is Admission.THROTTLE
+    assert limiter.admit(LEARNER, 0, NOW + 0.01) is Admission.PASS
+    limiter.charge_time(OTHER, (FREE_CPU_MS + 10) / 1000, NOW)
+    size = int(TOKEN_BYTES * (BURST - 10 * TOKENS_PER_CPU_MS))
+    assert limiter.admit(OTHER, size, NOW) is Admission.THROTTLE
+    assert limiter.admit(OTHER, size - TOKEN_BYTES, NOW + 0.01) is Admission.PASS

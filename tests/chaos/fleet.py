@@ -88,11 +88,12 @@ class Part:
     def text(self) -> str:
         return self.log.read_text() if self.log.exists() else ""
 
-    def says(self, text: str, times: int = 1) -> None:
+    def says(self, text: str, times: int = 1, patience_s: float = PATIENCE_S) -> None:
         """Wait until its log contains this text `times` times."""
         until(
             lambda: self.text().count(text) >= times or not self.alive,
             f"{text!r} in {self.log.name}",
+            patience_s,
         )
         assert self.text().count(text) >= times, f"{self.log.name} ended:\n{self.text()}"
 

@@ -183,7 +183,8 @@ def an_env_agent_that_is_cut_off_is_told(fleet: Fleet) -> None:
             while not one.lost_at:
                 one.advance()
             relay.mode = "pass"
-            until(lambda: _advances(one), "the agent is back")
+            # It dials again once its own heartbeats have failed, and perhaps one handshake.
+            until(lambda: _advances(one), "the agent is back", 3 * PATIENCE_S)
             go(one)
             assert_exactly_once(fleet, one, losses=1)
             assert agent.alive

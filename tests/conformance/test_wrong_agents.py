@@ -21,7 +21,7 @@ from tests.conformance.agents import RightAgent, serving
 from tests.conformance.wires import DeafWire
 from tests.processes import PATIENCE_S
 
-TIMEOUT_S = 2.0  # of the suite
+TIMEOUT_S = 5.0  # of the suite
 Mend = Callable[[list[Any]], list[Any]]
 
 

@@ -63,7 +63,12 @@ class Terminals:
             log = self._folder / f"{len(self._running)}.log"
             with log.open("wb") as output:
                 self._running[line] = Forked(
-                    arguments, cwd=self._folder, env=self._env, stdout=output, stderr=output
+                    arguments,
+                    cwd=self._folder,
+                    env=self._env,
+                    stdout=output,
+                    stderr=output,
+                    finalized=False,
                 )
             return ""
         return self._finish(arguments)

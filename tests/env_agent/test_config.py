@@ -22,6 +22,7 @@ env_kwargs = { is_slippery = false }
 max_sessions = 2
 expose = ["P"]
 strict_infos = true
+watchable = true
 """
 
 
@@ -38,6 +39,7 @@ def test_each_offer_of_a_file_becomes_a_service(file: Path) -> None:
     assert isinstance(second.factory, Factory)
     assert (second.address, second.factory.kwargs) == ("lab/ice", {"is_slippery": False})
     assert (second.max_sessions, second.exposed, second.strict_infos) == (2, ("P",), True)
+    assert (first.watchable, second.watchable) == (False, True)
 
 
 def test_an_offer_may_have_an_interpreter_of_its_own(file: Path) -> None:

@@ -15,6 +15,7 @@ from gymwire.env_agent.bad_frames import WARN_EVERY_S
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.loop import ServingLoop
+from gymwire.learner_agent.client.observing import watch_session
 from gymwire.protocol.codec import COMPACT, HEADER, MAGIC, PLAIN, read_header
 from gymwire.protocol.errors import EnvironmentFailed, GymwireError
 from gymwire.protocol.messages import (
@@ -241,3 +242,29 @@ def execute(network: Network, loop: ServingLoop, frame: bytes) -> Message:
     reply = bytes(loop.host.slots[read_header(frame).sid].session.reply)
     assert read_header(reply).seq == read_header(frame).seq
     return PLAIN.decode(reply)
+
+
+def test_a_request_for_a_frame_is_none_of_the_session_however_slowly_it_is_read() -> None:
+    service = Service("cart", Factory("CartPole-v1"), watchable=True)
+    with Network() as network:
+        loop = network.env_agent(service)
+        session = network.connection().open("cart")
+        session.request(Reset(seed=1))
+        step, crew = loop.host.requests.step, loop.crew
+
+        def step_slowly(*arguments: Any) -> Any:
+            """Take the reader's role away meanwhile, as `Crew.relieve` does, and give it back."""
+            crew.own.lent.clear()
+            crew.own.jobs += 1
+            crew.outside += 1
+            return step(*arguments)
+
+        loop.host.requests.step = step_slowly  # type: ignore[method-assign,assignment]
+        # There is nothing to poll here; a serving loop of this network is woken.
+        loop._transports.receive_or_wake = lambda wakeup: (None, False)  # type: ignore[method-assign]
+        frame = watch_session(network.connection(), session.sid)
+        assert (frame.request, frame.media_type) == (1, "image/png")
+        loop.host.requests.step = step  # type: ignore[method-assign]
+        assert isinstance(session.request(Act(1)), Percept)
+        assert crew.wakeup is not None
+        crew.wakeup.close()

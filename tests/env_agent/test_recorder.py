@@ -34,6 +34,7 @@ from gymwire.protocol.messages import (
     Reset,
 )
 from gymwire.protocol.recordings import COMPLETE, RUNNING, RecordedPart
+from tests.processes import PATIENCE_S
 
 MIB = 1024 * 1024
 SID = 9
@@ -99,6 +100,11 @@ class Learner:
     def leave(self) -> None:
         self.host.close_all()
         self.recorder.close()
+
+
+@pytest.fixture(autouse=True)
+def _a_busy_machine_may_take_long_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recorder_module, "WRITE_S", PATIENCE_S)
 
 
 @pytest.fixture

@@ -30,16 +30,25 @@ grace_s = {grace_s}
 
 [[offer]]
 address = "{address}"
-env = "{env}:Ledger"
-env_kwargs = {{ folder = "{folder}" }}
+env = {env}
 max_sessions = {slots}
 """
 
 
-def write(folder: Path, broker: str, agents: str, *, grace_s: float = 5, more: str = "") -> Path:
-    """Write a fleet.toml; return its path."""
+def write(
+    folder: Path,
+    broker: str,
+    agents: str,
+    *,
+    grace_s: float = 5,
+    more: str = "",
+    env: str | None = None,
+) -> Path:
+    """Write a fleet.toml; return its path. `env`: the environment in the place of Ledger."""
     ledgers = folder / "ledgers"
     ledgers.mkdir(exist_ok=True)
+    ledger = Path(__file__).with_name("ledger_env.py")
+    usual = f'"{ledger}:Ledger"\nenv_kwargs = {{ folder = "{ledgers}" }}'
     path = folder / "fleet.toml"
     path.write_text(
         FLEET.format(
@@ -49,8 +58,7 @@ def write(folder: Path, broker: str, agents: str, *, grace_s: float = 5, more: s
             more=more,
             agents=agents,
             address=ADDRESS,
-            env=Path(__file__).with_name("ledger_env.py"),
-            folder=ledgers,
+            env=usual if env is None else f'"{env}"',
             slots=SLOTS,
         )
     )

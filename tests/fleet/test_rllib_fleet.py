@@ -42,7 +42,7 @@ def _cluster() -> Iterator[None]:
 def test_ppo_trains_on_while_agents_and_a_runner_are_killed(
     on_lost: str, tmp_path: Path, broker_url: str
 ) -> None:
-    shell = Shell(write(tmp_path, broker_url, "count = 2\ncpus = 0.5"), "ray")
+    shell = Shell(write(tmp_path, broker_url, "count = 2\ncpus = 0.5", env="CartPole-v1"), "ray")
     agents = shell.run("up")["agents"]
     assert shell.status == 0
     algorithm = rllib_fleet.build(address=ADDRESS, broker=broker_url, on_lost=on_lost)

@@ -132,6 +132,7 @@ def _core() -> Callable[[bytes], None]:
             core.attach(data, now)
         else:
             core.undelivered(to, data, rid, rng.random() < 0.5, now)
+        core.take_over(now)
         core.expire(now)
         core.take_notes()
         if len(core._tables.sessions) > 1000 or len(core._tables.peers) > 1000:

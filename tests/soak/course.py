@@ -23,7 +23,7 @@ P99_TIMES = 2.0
 # How much a broker or an env agent may grow at its peak over its size at the start.
 MEMORY_BYTES = 512 * 1024 * 1024
 MIB = 1024 * 1024
-STUCK_S = 60.0  # how long to wait for a program that a phase has frozen
+STUCK_S = 60.0  # how long to wait for a program that a phase, or a busy machine, has frozen
 Say = Callable[[str], None]
 
 
@@ -105,12 +105,12 @@ def run(
     with site(folder, {kind: kind not in WITHOUT_LIMITS for kind in kinds}) as made:
         arguments = (str(folder), made.url)
         learner = made.part("learner", "tests.soak.learner", *arguments, str(seed))
-        learner.says("learning")
+        learner.says("learning", 1, STUCK_S)
         churn = made.part("churn", "tests.soak.churn", *arguments, str(seed))
         hostile = made.part("hostile", "tests.soak.hostile", *arguments)
         neighbour = made.part("neighbour", "tests.soak.neighbour")
         _tell(hostile, "")
-        hostile.says("running", 1)
+        hostile.says("running", 1, STUCK_S)
         start = {name: Memory.of(part) for name, part in made.measured.items()}
         measured = []
         faults: list[str] = []
@@ -120,7 +120,7 @@ def run(
             programs = {**made.measured, **others}
             measured.append(_phase(programs, made, names, number, phase_s))
             _tell(hostile, " ".join(phases[number]) if number < len(phases) else "")
-            hostile.says("running", number + 1)
+            hostile.says("running", number + 1, STUCK_S)
             dead = [name for name, part in made.measured.items() if not part.alive]
             if dead:
                 faults = [f"ended beside {measured[-1].name}: {', '.join(dead)}"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
 import sys
 
 import pytest
 
-from tests.processes import ROOT, programs
+from tests import prefork
+from tests.processes import programs
 
 LIMITS = (*range(5, 23), *range(24, 65, 8))
 ENOUGH = {"broker": 19, "run": 19, "one": 45}
@@ -19,8 +19,6 @@ ERROR = r"gymwire (broker|serve|run): .*cannot open enough files and sockets: .*
 # Runs a command with each limit in a fork of one process, which has imported everything already.
 SCRIPT = """
 import json, os, resource, signal, sys, traceback
-import gymwire.broker.server, gymwire.env_agent.agent, gymwire.cli.broker, gymwire.cli.serve
-import gymwire.cli.run, gymwire.learner_agent.proxies.proxy_env, gymnasium.envs.classic_control
 from gymwire.cli.app import run
 
 limits, *argv = sys.argv[1:]
@@ -46,21 +44,19 @@ for limit in json.loads(limits):
             lines.append(line)
             if "broker listening" in line or "offering " in line:
                 os.kill(child, signal.SIGTERM)
-    print(json.dumps([limit, os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), lines]))
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    print(json.dumps([limit, status, lines]), flush=True)  # or the next fork would print it, too
 """
 
 
 def outcomes(*argv: str) -> dict[int, tuple[int, list[str]]]:
     """Return the exit status and the output of a command for each limit."""
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, json.dumps(LIMITS), *argv],
-        cwd=ROOT,
+    done = prefork.run(
+        ["-c", SCRIPT, json.dumps(LIMITS), *argv],
         env={**os.environ, "PYTHONWARNINGS": "ignore"},
-        stdout=subprocess.PIPE,
         timeout=150,
-        check=True,
-        text=True,
     )
+    assert done.returncode == 0, done.stderr
     rows = map(json.loads, done.stdout.splitlines())
     return {limit: (status, lines) for limit, status, lines in rows}
 

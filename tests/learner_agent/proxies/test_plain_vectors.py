@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -25,6 +24,7 @@ from gymwire.protocol.errors import (
 )
 from gymwire.protocol.messages import Call
 from tests.conformance.agents import RightAgent, serving
+from tests.learner_agent.opcodes import Interruption
 from tests.learner_agent.proxies.test_proxy_vector_env import LOCAL, OFFERS, assert_same_course
 from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
@@ -154,39 +154,25 @@ def test_a_step_goes_on_after_a_time_out(broker: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_interrupts_lose_no_step(broker: str, mode: AutoresetMode) -> None:
-    class Interrupt(Exception):
-        pass
-
-    def interrupt(*_: object) -> None:
-        raise Interrupt
-
+def test_an_exception_from_outside_loses_no_step(broker: str, mode: AutoresetMode) -> None:
     local = SyncVectorEnv([Moody] * 3, autoreset_mode=mode)
-    former = signal.signal(signal.SIGALRM, interrupt)
-    try:
-        with opened(broker, "moody", 3, autoreset_mode=mode) as remote:
-            assert_same(local.reset(seed=4), remote.reset(seed=4))
-            interrupts = 0
-            for step in range(60):
-                actions = np.full(3, step % 4)
-                here = local.step(actions)
-                while True:
-                    try:
-                        signal.setitimer(signal.ITIMER_REAL, 0.0003 + 0.0001 * (step % 9))
-                        there = remote.step(actions)
-                        signal.setitimer(signal.ITIMER_REAL, 0)
-                        break
-                    except Interrupt:
-                        interrupts += 1
-                assert_same(here, there, f"step {step}")
-                done = here[2] | here[3]
-                if done.any() and mode is AutoresetMode.DISABLED:
-                    masks = {"reset_mask": done.copy()}, {"reset_mask": done.copy()}
-                    assert_same(local.reset(options=masks[0]), remote.reset(options=masks[1]))
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, former)
-    assert interrupts
+    interrupted = 0
+    with opened(broker, "moody", 3, autoreset_mode=mode) as remote:
+        assert_same(local.reset(seed=4), remote.reset(seed=4))
+        for step in range(40):
+            actions = np.full(3, step % 4)
+            here = local.step(actions)
+            there: list[Any] = []
+            interruption = Interruption(83 * step)
+            if interruption.run(lambda: there.append(remote.step(actions))):  # noqa: B023 - now
+                interrupted += 1
+                there.append(remote.step(actions))  # waits on for the same step
+            assert_same(here, there[0], f"step {step}, {interruption.where}")
+            done = here[2] | here[3]
+            if done.any() and mode is AutoresetMode.DISABLED:
+                masks = {"reset_mask": done.copy()}, {"reset_mask": done.copy()}
+                assert_same(local.reset(options=masks[0]), remote.reset(options=masks[1]))
+    assert interrupted > 9
 
 
 def test_an_error_names_its_environment(broker: str) -> None:
@@ -226,5 +212,5 @@ def test_the_simple_agent_of_the_documentation_is_a_vector(programs: Programs) -
             ended = terminated.tolist()
             assert rewards.tolist() == [float(one) for one in ended]
             assert not (terminated & before).any()
-    with pytest.raises(NoFreeSlot):
-        ProxyVectorEnv("corridor", 5, url)
+        with pytest.raises(NoFreeSlot):
+            ProxyVectorEnv("corridor", 5, url)

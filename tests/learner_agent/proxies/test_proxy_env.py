@@ -33,7 +33,8 @@ from gymwire.protocol.errors import (
     RequestTimeout,
     ResetNeeded,
 )
-from tests.processes import programs
+from tests import prefork
+from tests.processes import PATIENCE_S, programs
 from tests.sameness import assert_same
 
 OFFERS = """
@@ -350,7 +351,8 @@ env = ProxyEnv("single", {broker!r})
 env.reset(seed=1)
 {end}
 """
-    subprocess.run([sys.executable, "-c", script], check=not end, capture_output=True)
+    done = prefork.run(["-c", script], env=os.environ, timeout=PATIENCE_S)
+    assert bool(done.returncode) is bool(end), done.stderr
     _eventually(lambda: ProxyEnv("single", broker)).close()
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import subprocess
-import sys
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,6 +15,7 @@ import pytest
 
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol.errors import EnvironmentClosed, MoveError
+from tests import prefork
 from tests.processes import PATIENCE_S, programs
 
 OFFERS = """
@@ -149,7 +149,7 @@ def test_a_normal_exit_closes_the_sessions_of_every_thread(
     broker: str, tmp_path: Path, kind: str
 ) -> None:
     gate = tmp_path / "gate"
-    command = [sys.executable, "-c", LEARNER, broker, str(gate), kind]
-    assert subprocess.run(command, timeout=PATIENCE_S, check=False).returncode == 0
+    command = ["-c", LEARNER, broker, str(gate), kind]
+    assert prefork.run(command, env=os.environ, timeout=PATIENCE_S).returncode == 0
     gate.touch()
     make(broker, 3, env_kwargs={"gate": str(gate)}).close()  # all slots are free again
