@@ -26,7 +26,7 @@ from gymwire.broker.recovery import SessionRecovery
 from gymwire.broker.refusals import MAX_WHY, Refusal, RetryLater, reply_to
 from gymwire.broker.session_messages import SessionMessages
 from gymwire.broker.sessions import Sessions
-from gymwire.broker.snapshot import BrokerState, Snapshot
+from gymwire.broker.snapshot import Snapshot
 from gymwire.broker.tables import LARGE, MAX_UNANSWERED, Peer, Tables
 from gymwire.protocol import codec
 from gymwire.protocol.capabilities import CAPABILITIES, PAGES
@@ -67,6 +67,7 @@ from gymwire.protocol.messages import (
     Welcome,
     Withdraw,
 )
+from gymwire.protocol.observations import BrokerTotals
 
 SWEEP_S = 10.0  # interval between probes of peers whose connection cannot be watched
 THROTTLE_RETRY_S = 1.0  # when a peer may repeat a message after it sent too many
@@ -465,7 +466,7 @@ class Core:
         """Return the offers, peers, sessions and counters as plain values."""
         return snapshot.take(self._tables, self._state(now), now)
 
-    def _state(self, now: float) -> BrokerState:
+    def _state(self, now: float) -> BrokerTotals:
         uptime_s = now - self._started
         return snapshot.broker_state(
             self._tables,

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from gymwire.broker import snapshot
 from gymwire.broker.auth import Rights
 from gymwire.broker.directory import pooled_offers_at
-from gymwire.broker.snapshot import BrokerState, OfferState, SessionState
 from gymwire.broker.tables import Tables
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Observed
+from gymwire.protocol.observations import BrokerTotals, row_of
 
 PAGE_ROWS = 100  # offers or sessions in one page
 PAGE_EXAMINED = 1000  # addresses or sessions that a page looks at, most of which may be hidden
@@ -29,9 +29,11 @@ class Page(NamedTuple):
     examined: int
 
 
-def page(tables: Tables, broker: BrokerState, after: list[Any], rights: Rights, now: float) -> Page:
+def page(
+    tables: Tables, broker: BrokerTotals, after: list[Any], rights: Rights, now: float
+) -> Page:
     """Return the page that follows `after`. Raises DecodingError if that is no `rest` of ours."""
-    found = Observed(_broker(broker), [], [])
+    found = Observed(row_of(broker), [], [])
     match after:
         case []:
             return _offers(tables, found, "", 0, rights, now)
@@ -62,7 +64,7 @@ def _offers(
             if len(found.offers) == PAGE_ROWS:
                 found.rest.extend((OFFERS, name, number))
                 return Page(found, examined + loops // LOOPS)
-            found.offers.append(_offer(snapshot.offer_state(one)))
+            found.offers.append(row_of(snapshot.offer_state(one)))
     if tables.sessions:
         found.rest.extend((SESSIONS, -1, 0))
     return Page(found, len(tables.names) - at + loops // LOOPS)
@@ -87,67 +89,5 @@ def _sessions(
         if session.number > after:
             after = session.number
             if rights.may_observe(session.address):
-                found.sessions.append(_session(snapshot.session_state(session, now)))
+                found.sessions.append(row_of(snapshot.session_state(session, now)))
     return Page(found, examined)
-
-
-def _broker(state: BrokerState) -> dict[str, Any]:
-    count = state.counters
-    return {
-        "epoch": state.epoch,
-        "software": state.software,
-        "uptime_s": state.uptime_s,
-        "peers": state.peers,
-        "sessions": state.sessions,
-        "frames": count.frames_relayed,
-        "bytes": count.bytes_relayed,
-        "sessions_opened": count.sessions_opened,
-        "sessions_recovered": count.sessions_recovered,
-        "sessions_closed": count.sessions_closed,
-        "sessions_lost": dict(count.sessions_lost),
-        "refusals": dict(count.refusals),
-        "busy": dict(count.busy),
-        "dropped": dict(count.dropped),
-    }
-
-
-def _offer(state: OfferState) -> dict[str, Any]:
-    return {
-        "address": state.address,
-        "env_id": state.env_id,
-        "agent": state.agent_id,
-        "host": state.host,
-        "pid": state.pid,
-        "agent_pid": state.agent_pid,
-        "software": state.software,
-        "identity": state.identity,
-        "name": state.name,
-        "slots": state.slots,
-        "used": state.used,
-        "stuck": state.stuck,
-        "state": state.state,
-        "direct": state.direct,
-    }
-
-
-def _session(state: SessionState) -> dict[str, Any]:
-    return {
-        "sid": state.sid,
-        "address": state.address,
-        "agent": state.agent_id,
-        "host": state.agent_host,
-        "pid": state.agent_pid,
-        "learner": state.learner_name,
-        "identity": state.learner,
-        "learner_host": state.learner_host,
-        "learner_pid": state.learner_pid,
-        "state": state.state,
-        "direct": None if state.relayed is None else not state.relayed,
-        "age_s": state.age_s,
-        "frames": state.frames,
-        "steps": state.steps,
-        "steps_per_s": state.steps_per_s,
-        "p50_s": state.p50_s,
-        "p99_s": state.p99_s,
-        "in_step_s": state.in_step_s,
-    }

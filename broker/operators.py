@@ -11,7 +11,6 @@ from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.rate_limit import RateLimiter
 from gymwire.broker.refusals import ASK_OPERATOR, Refusal, RetryLater, describe_key, not_allowed
 from gymwire.broker.sessions import Sessions
-from gymwire.broker.snapshot import BrokerState
 from gymwire.broker.tables import Peer, Session, Steps, Tables
 from gymwire.broker.watches import Watches
 from gymwire.protocol.capabilities import OBSERVE, WATCH
@@ -27,6 +26,7 @@ from gymwire.protocol.messages import (
     Stopped,
     Watch,
 )
+from gymwire.protocol.observations import BrokerTotals
 from gymwire.protocol.process_ids import session_text
 
 UNREACHABLE_RETRY_S = 0.5  # when to repeat a STOP for an env agent that is not quite connected
@@ -42,7 +42,7 @@ class Operators:
         sessions: Sessions,
         limiter: RateLimiter,
         journal: Journal,
-        state: Callable[[float], BrokerState],
+        state: Callable[[float], BrokerTotals],
     ) -> None:
         self._tables = tables
         self._sessions = sessions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from gymwire.protocol.errors import ConfigurationError, EnvironmentFailed, Usage
 from gymwire.protocol.security import keys
 
 if TYPE_CHECKING:
+    from gymwire.learner_agent.client.connection import BrokerConnection
     from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 
 
@@ -97,6 +98,23 @@ def naming(options: CommandOptions, keyword: str) -> Iterator[None]:
         if keyword in options.origins and not error.args[0].startswith("--"):
             error.args = (f"{options.origins[keyword]}: {error.args[0]}", *error.args[1:])
         raise
+
+
+@contextmanager
+def connected(options: AskingOptions) -> Iterator[BrokerConnection]:
+    """Connect to the broker. Raises ConfigurationError, and what BrokerConnection raises."""
+    from gymwire.learner_agent.client.connection import BrokerConnection
+
+    options.credentials()
+    connection = BrokerConnection(
+        options.broker,
+        timeout_s=options.timeout_s,
+        wait_s=options.wait_s,
+        key=options.key,
+        broker_key=options.broker_key,
+    )
+    with closing(connection):
+        yield connection
 
 
 def open_env(options: SessionOptions, output: Output, render_mode: str | None = None) -> ProxyEnv:

@@ -9,10 +9,9 @@ from typing import Any
 
 from rich.text import Text
 
-from gymwire.cli.connection import LearnerOptions
+from gymwire.cli.connection import LearnerOptions, connected
 from gymwire.cli.output import Json, Output
 from gymwire.cli.terminal import SHORT, columns, printable, short
-from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol import spaces
 from gymwire.protocol.errors import GymwireError
 
@@ -75,18 +74,8 @@ class Listing:
 
 def command(options: Options, output: Output) -> int:
     """Print the addresses on offer. Returns the exit status."""
-    options.credentials()
-    connection = BrokerConnection(
-        options.broker,
-        timeout_s=options.timeout_s,
-        wait_s=options.wait_s,
-        key=options.key,
-        broker_key=options.broker_key,
-    )
-    try:
+    with connected(options) as connection:
         listings = group(connection.find())
-    finally:
-        connection.close()
     output.result(broker=options.broker, offers=[as_json(listing) for listing in listings])
     if not listings:
         output.say(

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 
 from rich.text import Text
 
-from gymwire.cli.connection import AskingOptions, LearnerOptions
+from gymwire.cli.connection import LearnerOptions, connected
 from gymwire.cli.observed import counter_line, offer_lines, session_lines, summary_lines
 from gymwire.cli.output import Json, Output
-from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.observing import Observation, observe
 
 
@@ -34,23 +31,6 @@ def command(options: Options, output: Output) -> int:
     for line in (Text(""), *lines) if lines else ():
         console.print(line, soft_wrap=True)
     return 0
-
-
-@contextmanager
-def connected(options: AskingOptions) -> Iterator[BrokerConnection]:
-    """Connect to the broker; an operator's key is enough."""
-    options.credentials()
-    connection = BrokerConnection(
-        options.broker,
-        timeout_s=options.timeout_s,
-        wait_s=options.wait_s,
-        key=options.key,
-        broker_key=options.broker_key,
-    )
-    try:
-        yield connection
-    finally:
-        connection.close()
 
 
 def as_json(found: Observation, url: str) -> dict[str, Json]:

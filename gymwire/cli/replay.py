@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from gymwire.cli.connection import LearnerOptions, naming
+from gymwire.cli.connection import LearnerOptions, connected, naming
 from gymwire.cli.output import Output
 from gymwire.cli.terminal import printable
 from gymwire.learner_agent.client.connection import BrokerConnection
@@ -82,45 +82,45 @@ def command(options: Options, output: Output) -> int:
     """Replay all episodes of a folder. Returns the exit status."""
     with naming(options, "folder"):
         episodes, damaged = find(options.folder)
-    options.credentials()
     verdicts = [Verdict("", 0, 0, UNKNOWN, text) for text in damaged]
-    connection = BrokerConnection(
-        options.broker,
-        timeout_s=options.timeout_s,
-        wait_s=options.wait_s,
-        key=options.key,
-        broker_key=options.broker_key,
-    )
-    try:
-        with output.errors.status(f"replaying {len(episodes)} episodes at {options.broker} …"):
-            for _, group in groupby(episodes, lambda one: one.header["session"]):
-                for verdict in _replay(connection, options.address, list(group)):
-                    verdicts.append(verdict)
-                    if verdict.why:
-                        _say(output, verdict)
-    finally:
-        connection.close()
-        counts = {
-            each: sum(one.result == each for one in verdicts) for each in (SAME, DIFFERS, UNKNOWN)
-        }
-        for text in damaged:
-            output.say(f"cannot compare: {printable(text)}")
-        output.say(
-            f"{len(verdicts):,} episodes: {counts[SAME]:,} the same, {counts[DIFFERS]:,} differ, "
-            f"{counts[UNKNOWN]:,} cannot be compared"
-        )
-        output.result(
-            broker=options.broker,
-            address=options.address,
-            folder=str(options.folder),
-            same=counts[SAME],
-            differ=counts[DIFFERS],
-            cannot_compare=counts[UNKNOWN],
-            episodes=[asdict(one) for one in verdicts],
-        )
+    with connected(options) as connection:
+        try:
+            with output.errors.status(f"replaying {len(episodes)} episodes at {options.broker} …"):
+                for _, group in groupby(episodes, lambda one: one.header["session"]):
+                    for verdict in _replay(connection, options.address, list(group)):
+                        verdicts.append(verdict)
+                        if verdict.why:
+                            _say(output, verdict)
+        finally:
+            counts = _report(options, verdicts, damaged, output)
     if counts[DIFFERS]:
         return DIFFER_STATUS
     return UNKNOWN_STATUS if counts[UNKNOWN] else 0
+
+
+def _report(
+    options: Options, verdicts: Sequence[Verdict], damaged: Sequence[str], output: Output
+) -> dict[str, int]:
+    """Print the verdicts together. Returns how many there are of each result."""
+    counts = {
+        each: sum(one.result == each for one in verdicts) for each in (SAME, DIFFERS, UNKNOWN)
+    }
+    for text in damaged:
+        output.say(f"cannot compare: {printable(text)}")
+    output.say(
+        f"{len(verdicts):,} episodes: {counts[SAME]:,} the same, {counts[DIFFERS]:,} differ, "
+        f"{counts[UNKNOWN]:,} cannot be compared"
+    )
+    output.result(
+        broker=options.broker,
+        address=options.address,
+        folder=str(options.folder),
+        same=counts[SAME],
+        differ=counts[DIFFERS],
+        cannot_compare=counts[UNKNOWN],
+        episodes=[asdict(one) for one in verdicts],
+    )
+    return counts
 
 
 def _say(output: Output, verdict: Verdict) -> None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gymwire.cli.connection import LearnerOptions
+from gymwire.cli.connection import LearnerOptions, connected
 from gymwire.cli.output import Output
-from gymwire.cli.ps import connected
 from gymwire.cli.terminal import counted
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.observing import observe, stop_agent, stop_session

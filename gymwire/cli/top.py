@@ -15,7 +15,7 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
-from gymwire.cli.connection import AskingOptions
+from gymwire.cli.connection import AskingOptions, connected
 from gymwire.cli.observed import (
     COLUMNS,
     Column,
@@ -26,7 +26,6 @@ from gymwire.cli.observed import (
     summary_lines,
 )
 from gymwire.cli.output import Output
-from gymwire.cli.ps import connected
 from gymwire.cli.terminal import printable
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.observing import BrokerTotals, Observation, observe
