@@ -265,16 +265,23 @@ class Agent:
             loop.stop.set()
 
     def on_signal(self, number: int) -> None:
-        """End as docs/reliability.md describes; a second signal ends the process immediately.
+        """End as docs/reliability.md describes.
 
-        After SIGTERM, sessions may continue until they end or `grace_s` is over. After Ctrl-C
-        each loop ends after its current request.
+        After SIGTERM and SIGUSR1, sessions may continue until they end or `grace_s` is over. After
+        Ctrl-C each loop ends after its current request. A second SIGTERM or Ctrl-C ends the process
+        immediately; a repeated SIGUSR1 changes nothing.
         """
-        self._signals += 1
+        if number == signals.DRAIN and self._ending.is_set():
+            return
+        if number != signals.DRAIN:
+            self._signals += 1
         if self._signals > 1:
             os._exit(128 + number)
-        self._end_at_last()
-        self.end(drain=number == signal.SIGTERM)
+        if not self._ending.is_set():
+            self._end_at_last()
+        self.end(drain=number != signal.SIGINT)
+        if number == signal.SIGINT:
+            self.stop()
 
     def _stop_for_operator(self, why: str) -> None:
         self.stopped = True
@@ -353,7 +360,7 @@ class Agent:
         os._exit(signals.STOPPED if self.stopped and is_worker else signals.CUT_OFF)
 
     def install_signals(self) -> None:
-        """End on SIGTERM and on Ctrl-C. Call this in the main thread."""
+        """End on SIGTERM, on SIGUSR1 and on Ctrl-C. Call this in the main thread."""
         signals.watch(self.on_signal)
 
 

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM, handled in a thread of their own."""
+"""The signals that end an env agent, handled in a thread of their own."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import signal
 import threading
 from collections.abc import Callable
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
+# Drains like SIGTERM, but may be repeated. SLURM, systemd and Kubernetes signal every process of a
+# job, some of them twice; a second SIGTERM ends the process. Windows has no SIGUSR1.
+DRAIN = getattr(signal, "SIGUSR1", signal.SIGTERM)
+ENDING = tuple({signal.SIGINT, signal.SIGTERM, DRAIN})
 # Of a worker that an operator of the broker has stopped: it is not started again. Environments that
 # end their process use other numbers.
 STOPPED = 113
@@ -16,7 +19,7 @@ CUT_OFF = 1  # exit status if a step or an environment's `close` did not end in 
 
 
 def watch(on_signal: Callable[[int], None]) -> None:
-    """Call `on_signal` with the number of each SIGINT and SIGTERM from now on.
+    """Call `on_signal` with the number of each signal of ENDING from now on.
 
     It is called in another thread: the main thread, in which Python runs the handlers of signals,
     may execute a step that does not return to the interpreter. Call this in the main thread.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from gymwire.env_agent.signals import CUT_OFF, STOPPED
+from gymwire.env_agent.signals import CUT_OFF, DRAIN, ENDING, STOPPED
 
 FIRST_PAUSE_S = 0.5  # before a crashed worker is restarted; doubles while it keeps crashing
 MAX_PAUSE_S = 30.0
@@ -48,6 +48,7 @@ class Supervisor:
         self._count = count
         self._grace_s = grace_s
         self._stop = threading.Event()
+        self._is_draining = False
         self._signals: list[int] = []
         self._log = structlog.get_logger()
 
@@ -81,8 +82,11 @@ class Supervisor:
         return status or ended
 
     def stop(self, number: int) -> None:
-        """Forward a signal to the workers, and stop when they have ended."""
-        self._signals.append(number)
+        """Let the workers drain, or end them after Ctrl-C, and stop when they have ended."""
+        if number == DRAIN:
+            self._is_draining = True
+        else:
+            self._signals.append(number)
         self._stop.set()
 
     def arguments_of(self, index: int, *more: str) -> list[str]:
@@ -137,12 +141,13 @@ class Supervisor:
     def _end(self, workers: Sequence[Worker]) -> int:
         """End all workers; return CUT_OFF if one of them did not end by itself, or cut off.
 
-        A second signal kills them. So does the end of the grace, for a worker whose environment
-        does not release the interpreter.
+        A second SIGTERM or Ctrl-C kills them. So does the end of the grace, for a worker whose
+        environment does not release the interpreter.
         """
         alive = [worker.process for worker in workers if worker.process.poll() is None]
-        number = self._signals[0] if self._signals else signal.SIGTERM
-        if self._signals:
+        # Not SIGTERM, which whoever signals all processes of a job has sent to the workers, too.
+        number = signal.SIGINT if self._signals[:1] == [signal.SIGINT] else DRAIN
+        if self._signals or self._is_draining:
             self._log.info("stopping", workers=len(alive), at_most_s=self._grace_s)
         for process in alive:
             process.send_signal(number)
@@ -155,7 +160,7 @@ class Supervisor:
                 self._log.error("cut off", workers=_kill(alive), grace_s=self._grace_s)
             time.sleep(0.05)
         # A worker that was still starting did not handle the signal, and had nothing to cut off.
-        complete = (0, STOPPED, -number, 128 + number)
+        complete = {0, STOPPED, *(status for each in ENDING for status in (-each, 128 + each))}
         return 0 if all(process.returncode in complete for process in alive) else CUT_OFF
 
 

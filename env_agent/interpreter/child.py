@@ -19,6 +19,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import signal
 import struct
 import sys
 import threading
@@ -606,6 +607,11 @@ def _end_with(parent: int) -> None:
 def main(requests: int, answers: int, parent: int) -> None:
     """Execute the requests that arrive at one descriptor until it closes; answer by the other."""
     _end_with(parent)
+    # SLURM and systemd send their signals to all processes of a job, but the env agent decides when
+    # this one ends. Programs that it starts would inherit SIG_IGN.
+    for name in ("SIGTERM", "SIGUSR1"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), lambda number, frame: None)
     os.set_inheritable(requests, False)
     os.set_inheritable(answers, False)
     faulthandler.enable()

@@ -130,7 +130,7 @@ def _end_with_parent(agent: Agent) -> None:
 
 def _supervise(options: Options) -> int:
     supervisor = Supervisor(options.arguments, options.workers, options.grace_s)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in signals.ENDING:
         signal.signal(number, lambda got, _: supervisor.stop(got))
     return supervisor.run()
 

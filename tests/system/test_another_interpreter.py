@@ -79,14 +79,26 @@ def test_a_process_that_ends_between_two_requests_is_told(
 
     def reason() -> str | None:
         reasons = [str(row["why"]) for row in rows(agent, "session lost")]
-        return next((why for why in reasons if "SIGTERM" in why), None)
+        return next((why for why in reasons if "SIGKILL" in why), None)
 
     with contextlib.closing(open_plain(url, path)) as env:
-        os.kill(env.reset(seed=1)[1]["pid"], signal.SIGTERM)
+        os.kill(env.reset(seed=1)[1]["pid"], signal.SIGKILL)
         assert eventually(reason, "the end of the session")
-        with pytest.raises(EnvironmentLost, match=r"SIGTERM|not know this session"):
+        with pytest.raises(EnvironmentLost, match=r"SIGKILL|not know this session"):
             env.step(np.int64(0))
         assert env.reset(seed=1)[1]["main"] is True
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_all_processes_of_a_job_ends_no_process_of_an_environment(
+    served: tuple[Program, str], number: signal.Signals
+) -> None:
+    _, url = served
+    with contextlib.closing(open_plain(url, "never")) as env:
+        pid = env.reset(seed=1)[1]["pid"]
+        os.kill(pid, number)
+        assert env.step(np.int64(0))[1] == 0.0
+        assert env.reset(seed=1)[1]["pid"] == pid
 
 
 def test_a_step_that_holds_the_interpreter_silences_nobody(served: tuple[Program, str]) -> None:

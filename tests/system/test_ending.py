@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -135,6 +136,37 @@ def test_a_second_signal_ends_at_once(
         agent.wait_for("stopping")
         agent.process.send_signal(number)
         assert agent.wait() == 128 + number
+
+
+@pytest.mark.parametrize("workers", WORKERS)
+def test_signals_to_all_processes_of_a_job_let_it_drain(
+    started: Programs, tmp_path: Path, workers: tuple[str, ...]
+) -> None:
+    """SLURM and systemd send them to the workers, too, and SIGUSR1 may come more than once."""
+    _, url = started.broker()
+    gate = tmp_path / "gate"
+    agent = serve(started, url, gate, "step", "--grace", "60", *workers)
+    pids = [agent.process.pid]
+    if workers:
+        pids += children_of(agent.process.pid)
+    with stepping(url, gate, sessions=2) as learners:
+        for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGUSR1):
+            for pid in pids:
+                os.kill(pid, number)
+            agent.wait_for("stopping")
+        gate.touch()
+        for learner in learners:
+            learner.join(PATIENCE_S)
+            assert learner.outcome == 1
+            with contextlib.suppress(GymwireError):
+                learner.env.close()
+        assert agent.wait() == 0
+
+
+def children_of(pid: int) -> list[int]:
+    """Return the children of a process."""
+    files = Path(f"/proc/{pid}/task").glob("*/children")
+    return [int(child) for file in files for child in file.read_text().split()]
 
 
 @pytest.mark.parametrize("number", SIGNALS)
