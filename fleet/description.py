@@ -23,7 +23,17 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 MOST_AGENTS = 10_000
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)}
-TABLES = ("fleet", "agents", "offer")
+# Tables of single engines, with the types of their keys.
+SLURM_KEYS = {
+    "partition": str,
+    "account": str,
+    "qos": str,
+    "minutes": int,
+    "setup": list,
+    "options": dict,
+}
+KUBERNETES_KEYS = {"image": str, "namespace": str, "secret": str}
+TABLES = ("fleet", "agents", "offer", "slurm", "kubernetes")
 FLEET_KEYS = ("name", "broker", "key", "broker_key", "grace_s")
 AGENTS_KEYS = (
     "count", "min", "max", "free_slots", "idle_s", "cpus", "gpus", "memory", "place", "direct",
@@ -45,6 +55,7 @@ class Fleet:
         scale: how many agents.
         resources, place, runtime_env: as in AgentPlan.
         direct, insecure: those options of `gymwire serve`.
+        slurm, kubernetes: the tables for these engines.
     """
 
     path: Path
@@ -60,6 +71,8 @@ class Fleet:
     direct: str = "host"
     insecure: bool = False
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+    kubernetes: Mapping[str, Any] = field(default_factory=dict)
 
     def plan(self, number: int) -> AgentPlan:
         """Return the plan of the agent with this number. Raises ConfigurationError."""
@@ -132,6 +145,8 @@ class _Reader:
             direct=self._direct(agents, keyed=key is not None),
             insecure=self._typed("agents", agents, "insecure", bool, False),
             runtime_env=self._typed("agents", agents, "runtime_env", dict, {}),
+            slurm=self._options("slurm", SLURM_KEYS),
+            kubernetes=self._options("kubernetes", KUBERNETES_KEYS),
         )
 
     def _error(self, table: str, key: str, what: str, index: int = 1) -> ConfigurationError:
@@ -149,12 +164,22 @@ class _Reader:
                 raise self._error(name, key, f"unknown key. Use {', '.join(allowed)}")
         return table
 
+    def _options(self, name: str, kinds: Mapping[str, type]) -> Mapping[str, Any]:
+        table = self._table(name, tuple(kinds))
+        return {key: self._typed(name, table, key, kinds[key], None) for key in table}
+
     def _typed(
         self, table: str, values: Mapping[str, Any], key: str, kind: type, default: Any
     ) -> Any:
         value = values.get(key, default)
         if type(value) is not kind:
-            names = {str: "a text", bool: "true or false", dict: "a table", int: "a whole number"}
+            names = {
+                str: "a text",
+                bool: "true or false",
+                dict: "a table",
+                int: "a whole number",
+                list: "a list",
+            }
             raise self._error(table, key, f"expected {names[kind]}, got {value!r:.100}")
         return value
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gymwire.env_agent.signals import STOPPED
+from gymwire.env_agent.signals import DRAIN, STOPPED
 from gymwire.env_agent.workers import FIRST_PAUSE_S, HEALTHY_S, MAX_PAUSE_S
 from gymwire.fleet.engine import DRAINING, RESTARTING, RUNNING, AgentPlan, RunningAgent
 
@@ -131,7 +131,8 @@ class AgentProcess:
         if self._process is None:
             self.is_over = True
         elif self._process.poll() is None:
-            self._process.terminate()
+            # Not SIGTERM: SLURM has sent that to all processes, and a second one ends an agent.
+            self._process.send_signal(DRAIN)
 
     def stop(self) -> None:
         """Kill it."""
