@@ -20,6 +20,7 @@ from gymwire.cli.terminal import columns, printable
 from gymwire.fleet.commands import AgentStatus, FleetControl
 from gymwire.fleet.description import Fleet, load
 from gymwire.fleet.engine import DRAINING, open_engine
+from gymwire.fleet.manifests import manifests, manifests_text
 from gymwire.fleet.scaling import READY
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import ConfigurationError
@@ -48,6 +49,10 @@ def command(options: Options, output: Output) -> int:
     _check(options)
     with naming(options, "file"):
         fleet = load(options.file)
+    if options.action == "manifests":
+        output.text.out(manifests_text(fleet), end="", highlight=False)
+        output.result(fleet=fleet.name, manifests=manifests(fleet))
+        return 0
     if options.action == "scale":
         _check_count(options, fleet)
     with naming(options, "on"):

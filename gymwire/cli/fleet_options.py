@@ -5,7 +5,7 @@ from __future__ import annotations
 from gymwire.cli import kinds
 from gymwire.cli.option import Option
 
-ACTIONS = ("up", "status", "scale", "drain", "down")
+ACTIONS = ("up", "status", "scale", "drain", "down", "manifests")
 ENGINES = ("local", "ray", "slurm")
 
 OPTIONS = (
@@ -16,7 +16,8 @@ OPTIONS = (
         default="status",
         metavar="ACTION",
         help="what to do: up (start agents until there are as many as FILE says), status, scale "
-        "(to --agents), drain (let agents end) or down (drain all, and wait)",
+        "(to --agents), drain (let agents end), down (drain all, and wait) or manifests (print "
+        "those for Kubernetes)",
         positional=True,
     ),
     Option(

@@ -102,7 +102,7 @@ VALUES: dict[str, tuple[str, object]] = {
     "file": ("some/file.png", Path("some/file.png")),
     "folder": ("some", Path("some")),
     "file or key": ("some.pub", "some.pub"),
-    "up or status or scale or drain or down": ("up", "up"),
+    "up or status or scale or drain or down or manifests": ("up", "up"),
     "local or ray or slurm": ("ray", "ray"),
     "broker or agent": ("agent", "agent"),
     "lines or json": ("json", "json"),
