@@ -45,7 +45,7 @@ def service(
     with contextlib.ExitStack() as stack:
         url = f"tcp://127.0.0.1:{_port()}"
         channels = [] if path.endswith("same host") else ["--no-local-channels"]
-        broker = stack.enter_context(_program("gymwire.broker", "--bind", url, *channels))
+        broker = stack.enter_context(program("gymwire.broker", "--bind", url, *channels))
         arguments = ["--address", "it", "--env", env, "--broker", url, "--wait", "10"]
         arguments += ["--max-sessions", str(slots), "--workers", str(workers)]
         arguments += ["--env-kwargs", json.dumps(dict(env_kwargs or {}))]
@@ -53,8 +53,8 @@ def service(
             arguments.append("--pin")
         if path.startswith("direct"):
             arguments += ["--direct", "tcp://127.0.0.1:*"]
-        agent = stack.enter_context(_program("gymwire.env_agent", *arguments))
-        _until_offered(url, slots)
+        agent = stack.enter_context(program("gymwire.env_agent", *arguments))
+        until_offered(url, "it", slots=slots)
         yield url, {"broker": broker.pid, "env agent": agent.pid}
 
 
@@ -65,7 +65,8 @@ def _port() -> int:
 
 
 @contextlib.contextmanager
-def _program(name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+def program(name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run `python -m NAME` until the context ends."""
     command = [sys.executable, "-m", name, "--log-level", "warning", *arguments]
     process = subprocess.Popen(command)
     try:
@@ -79,17 +80,18 @@ def _program(name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
             process.wait()
 
 
-def _until_offered(url: str, slots: int) -> None:
-    """Wait until all loops of all workers offer."""
-    connection = BrokerConnection(url, wait_s=20)
+def until_offered(url: str, *addresses: str, slots: int = 1) -> None:
+    """Wait until there are so many slots at each address, which all loops of all workers offer."""
+    connection = BrokerConnection(url, wait_s=120)
     with contextlib.closing(connection):
-        deadline = time.monotonic() + 30
-        while sum(entry["capacity"] for entry in connection.find("it")) < slots:
-            if time.monotonic() > deadline:
-                raise RuntimeError("The env agent did not come up; see its output.")
+        for address in addresses:
+            deadline = time.monotonic() + 120
+            while sum(entry["capacity"] for entry in connection.find(address)) < slots:
+                if time.monotonic() > deadline:
+                    raise RuntimeError("The env agent did not come up; see its output.")
 
 
-def _on_host_of(path: SessionPath) -> contextlib.AbstractContextManager[object]:
+def on_host_of(path: SessionPath) -> contextlib.AbstractContextManager[object]:
     """Learners on the agent's host would use its Unix socket: pretend to be on another host."""
     if path == "direct, between hosts":
         return mock.patch(
@@ -145,7 +147,7 @@ def _open_one(
         url, pids = stack.enter_context(service(env, path, env_kwargs=env_kwargs, slots=8 + idle))
         for _ in range(idle):
             stack.enter_context(ProxyEnv("it", url, direct="never"))
-        with _on_host_of(path):
+        with on_host_of(path):
             proxy = stack.enter_context(ProxyEnv("it", url, direct=_direct(path)))
         yield Running(stepper(proxy), pids)
 
@@ -266,7 +268,7 @@ def _open_vector(
     env_kwargs: Mapping[str, Any] | None,
 ) -> Iterator[Running]:
     with service(env, path, workers=workers, slots=max(8, workers)) as (url, pids):
-        with _on_host_of(path):
+        with on_host_of(path):
             envs = ProxyVectorEnv(
                 "it",
                 num_envs,

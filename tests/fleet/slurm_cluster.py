@@ -41,7 +41,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 MpiDefault=none
-ReturnToService=2
+ReturnToService=1
 JobRequeue=1
 KillWait=5
 PreemptType=preempt/partition_prio

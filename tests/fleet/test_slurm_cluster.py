@@ -153,6 +153,32 @@ def test_an_agent_at_its_time_limit_drains_and_its_job_is_requeued(
     assert again["pid"] != agent["pid"]
 
 
+def test_a_cancelled_agent_drains_and_its_job_is_not_requeued(make: Make, broker_url: str) -> None:
+    shell = make("count = 1", grace_s=30)
+    up(shell)
+    env, _ = session(shell, broker_url)
+    with env:
+        subprocess.run(["scancel", *job_ids(shell)], check=True)
+        until(lambda: has_draining_offer(broker_url), "it drains", PATIENCE_S)
+        env.step(0)
+    until(lambda: not job_ids(shell), "its job has ended", PATIENCE_S)
+
+
+def test_agents_of_a_node_that_fails_run_on_another_one(make: Make, broker_url: str) -> None:
+    shell = make("count = 1")
+    [agent] = up(shell).values()
+    [node] = squeue("--format=%N", f"--name=gymwire-{name_of(shell)}")
+    change = ["scontrol", "update", f"NodeName={node}"]
+    subprocess.run([*change, "State=DOWN", "Reason=test"], check=True)
+    try:
+        until(lambda: shell.ready() == 1, "the agent is back", PATIENCE_S)
+        [again] = shell.agents().values()
+        assert again["pid"] != agent["pid"]
+        assert squeue("--format=%N", f"--name=gymwire-{name_of(shell)}") != [node]
+    finally:
+        subprocess.run([*change, "State=RESUME"], check=True)
+
+
 def has_draining_offer(url: str) -> bool:
     from gymwire.learner_agent.client.connection import BrokerConnection
 
