@@ -12,7 +12,7 @@ import argparse
 import contextlib
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,13 +26,19 @@ from benchmarks.many import pss_kib
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.observing import observe
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.messages import Ping
+from gymwire.protocol.transport.broker_link import BrokerLink
 
 ENV = "benchmarks.environments:Sleeper"
-AGENTS = 6  # idle env agents of each kind, beside the one that serves
+AGENTS = 6  # idle env agents, beside the one that serves
+PINGS, AT_ONCE = 20_000, 40  # those that are measured, and from how many connections
+PINGS_OF_AGENT = 9  # a second: from eight serving threads, and for the reports
 LEARNERS = 200  # connections without a session
 SESSIONS = 2000
 BUSY = 400  # sessions that step at the same time, below the number from which they take turns
 STEP_S = 0.4  # of a busy session
+HEARTBEAT_S = 1.5  # on each connection of an env agent
 STEPS = 2000  # relayed ones of one session
 LOOKS = 10  # at everything that the broker knows
 SETTLE_S, WATCH_S = 3.0, 10.0  # before and while the broker's CPU time is read
@@ -59,10 +65,10 @@ class Costs:
     """What one broker spends.
 
     Attributes:
-        agent, thin_agent: per second and env agent with eight serving threads, and with one.
+        ping: the PING of an env agent, when many arrive.
         agent_kib, learner_kib, session_kib: memory per env agent, connected learner, session.
         learner: per second and connected learner.
-        agent_fds, thin_agent_fds: connections of an env agent.
+        agent_fds: connections of an env agent.
         open, close: opening and closing a session.
         report: per second and stepping session, for the reports of its steps.
         page: a page of OBSERVED.
@@ -70,11 +76,9 @@ class Costs:
         relayed_bytes: the frames of a relayed step: an action, and four float32.
     """
 
-    agent: Cpu
+    ping: Cpu
     agent_kib: float
     agent_fds: float
-    thin_agent: Cpu
-    thin_agent_fds: float
     learner: Cpu
     learner_kib: float
     open: Cpu
@@ -116,10 +120,11 @@ def model(costs: Costs, demand: Demand) -> list[Share]:
     """Return what the broker spends each second on a fleet whose sessions are direct."""
     pages = (demand.sessions + demand.agents) / PAGE_ROWS / demand.observe_s
     opened = demand.sessions / demand.life_s
+    # A heartbeat of libzmq costs its thread at most what a PING does.
+    pings, beats = PINGS_OF_AGENT, PINGS_OF_AGENT + costs.agent_fds / HEARTBEAT_S
     opening = Cpu(costs.open.own + costs.close.own, costs.open.zmq + costs.close.zmq)
     lines = [
-        ("env agents", demand.agents, costs.agent),
-        ("env agents, if they have one thread", demand.agents, costs.thin_agent),
+        ("env agents", demand.agents, Cpu(pings * costs.ping.own, beats * costs.ping.zmq)),
         ("connected learners", demand.learners, costs.learner),
         ("sessions that report steps", demand.sessions, costs.report),
         ("sessions opened and closed", opened, opening),
@@ -187,30 +192,36 @@ def _agents() -> dict[str, Any]:
         url, pids = stack.enter_context(ours.service(ENV, path))
         meter = Meter(pids["broker"])
 
-        def add(prefix: str, *options: str) -> None:
-            for number in range(AGENTS):
-                arguments = ["--address", f"{prefix}-{number}", "--env", ENV, "--broker", url]
-                arguments += ["--wait", "60"]
-                stack.enter_context(ours.program("gymwire.env_agent", *arguments, *options))
-            ours.until_offered(url, *(f"{prefix}-{number}" for number in range(AGENTS)))
-
-        few = meter.idle(), meter.kib(), meter.fds()
-        add("idle")
+        few = meter.kib(), meter.fds()
+        for number in range(AGENTS):
+            arguments = ["--address", f"idle-{number}", "--env", ENV, "--broker", url]
+            arguments += ["--wait", "60"]
+            stack.enter_context(ours.program("gymwire.env_agent", *arguments))
+        ours.until_offered(url, *(f"idle-{number}" for number in range(AGENTS)))
         agents = meter.idle(), meter.kib(), meter.fds()
-        add("thin", "--threads", "1")
-        thin = meter.idle(), meter.kib(), meter.fds()
-        for _ in range(LEARNERS):
-            stack.enter_context(contextlib.closing(BrokerConnection(url)))
+        connections = [
+            stack.enter_context(contextlib.closing(BrokerConnection(url))) for _ in range(LEARNERS)
+        ]
         learners = meter.idle(), meter.kib()
+        with meter.spent() as pinging:
+            for _ in range(PINGS // AT_ONCE):
+                _ping([connection.link for connection in connections[:AT_ONCE]])
     return {
-        "agent": agents[0].less(few[0]).over(AGENTS),
-        "agent_kib": (agents[1] - few[1]) / AGENTS,
-        "agent_fds": (agents[2] - few[2]) / AGENTS,
-        "thin_agent": thin[0].less(agents[0]).over(AGENTS),
-        "thin_agent_fds": (thin[2] - agents[2]) / AGENTS,
-        "learner": learners[0].less(thin[0]).over(LEARNERS),
-        "learner_kib": (learners[1] - thin[1]) / LEARNERS,
+        "ping": pinging[0].over(PINGS),
+        "agent_kib": (agents[1] - few[0]) / AGENTS,
+        "agent_fds": (agents[2] - few[1]) / AGENTS,
+        "learner": learners[0].less(agents[0]).over(LEARNERS),
+        "learner_kib": (learners[1] - agents[1]) / LEARNERS,
     }
+
+
+def _ping(links: Sequence[BrokerLink]) -> None:
+    """Send a PING over each connection, then receive the answers."""
+    for link in links:
+        link.send(PLAIN.encode(Ping()))
+    for link in links:
+        while link.receive() is None:
+            continue
 
 
 def _sessions() -> dict[str, Any]:

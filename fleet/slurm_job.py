@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
-import subprocess
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -14,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from gymwire.env_agent.signals import DRAIN
 from gymwire.fleet.processes import AgentProcess, ProcessSpec
+from gymwire.fleet.slurm_queue import is_preempted
 from gymwire.fleet.state import write_private
+from gymwire.fleet.supervisor import TICK_S
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission
 
 REPORT, DRAINED = "report.json", "drained"  # files of the agent's folder
-TICK_S = 0.1
-SCONTROL_S = 60.0
 
 
 @dataclass
@@ -75,13 +73,4 @@ class AgentJob:
     def _is_preempted(self) -> bool:
         """Return whether SLURM has sent SIGTERM to make room for another job."""
         job = os.environ.get("SLURM_JOB_ID")
-        if job is None or signal.SIGTERM not in self._signals:
-            return False
-        shown = subprocess.run(
-            ["scontrol", "show", "job", "--oneliner", job],
-            capture_output=True,
-            text=True,
-            timeout=SCONTROL_S,
-            check=False,
-        )
-        return re.search(r"\bPreemptTime=\d", shown.stdout) is not None
+        return job is not None and signal.SIGTERM in self._signals and is_preempted(job)

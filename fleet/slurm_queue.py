@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +62,12 @@ class SlurmQueue:
         for first in range(0, len(ids), AT_ONCE):
             # --quiet: jobs that have ended meanwhile are no error.
             _run("scancel", "--quiet", option, *ids[first : first + AT_ONCE])
+
+
+def is_preempted(job: str) -> bool:
+    """Return whether a running job has to make room for another one. Raises Refused."""
+    shown = _run("scontrol", "show", "job", "--oneliner", job)
+    return re.search(r"\bPreemptTime=\d", shown) is not None
 
 
 def job_of(line: str) -> QueuedJob:

@@ -1,0 +1,41 @@
+"""The capacity model adds up what was measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from benchmarks.capacity import Costs, Cpu, Demand, memory_mib, model
+
+COSTS = Costs(
+    ping=Cpu(50, 20),
+    agent_kib=300,
+    agent_fds=9,
+    learner=Cpu(10, 20),
+    learner_kib=30,
+    open=Cpu(700, 100),
+    close=Cpu(300, 50),
+    session_kib=2,
+    report=Cpu(10, 1),
+    page=Cpu(2000, 100),
+    relayed=Cpu(90, 80),
+    relayed_bytes=81,
+)
+DEMAND = Demand(agents=100, sessions=1_000, learners=10, life_s=100, observe_s=1)
+
+
+def test_each_line_is_a_number_a_second_times_its_cost() -> None:
+    lines = {line.what: (line.per_s, line.own, line.zmq) for line in model(COSTS, DEMAND)}
+    expected = {
+        "env agents": (100, 100 * 9 * 50e-6, 100 * (9 + 9 / 1.5) * 20e-6),
+        "connected learners": (10, 10 * 10e-6, 10 * 20e-6),
+        "sessions that report steps": (1000, 1000 * 10e-6, 1000 * 1e-6),
+        "sessions opened and closed": (10, 10 * 1000e-6, 10 * 150e-6),
+        "pages of OBSERVED": (11, 11 * 2000e-6, 11 * 100e-6),
+    }
+    assert lines.keys() == expected.keys()
+    for what, values in expected.items():
+        assert lines[what] == pytest.approx(values)
+
+
+def test_memory_is_that_of_agents_learners_and_sessions() -> None:
+    assert memory_mib(COSTS, DEMAND) == pytest.approx((100 * 300 + 10 * 30 + 1000 * 2) / 1024)
