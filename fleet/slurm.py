@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import math
 import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import submitit
+from submitit.core.utils import FailedJobError, FailedSubmissionError
 
 from gymwire.fleet.description import Fleet
 from gymwire.fleet.engine import DRAINING, PENDING, AgentPlan, Resources, RunningAgent
@@ -24,6 +24,7 @@ from gymwire.protocol.errors import ConfigurationError, Refused
 FOLDER = ".gymwire-fleets"  # beside fleet.toml, which all nodes must see
 TIME_LIMIT_MIN = 24 * 60
 WARNING = "USR1"  # before the time limit. Agents drain on it; submitit's own choice kills them
+OWN_OPTIONS = {"array", "comment", "job-name"}
 ANY_NUMBER = 1_000_000  # how often a job may come to its time limit
 
 
@@ -48,8 +49,8 @@ class SlurmEngine:
         executor = self._executor(self._parameters(agents))
         try:
             executor.submit_array(jobs)
-        except (submitit.helpers.utils.FailedJobError, subprocess.CalledProcessError) as error:
-            raise Refused(f"SLURM does not take the job: {error}.") from None
+        except (FailedJobError, FailedSubmissionError) as error:
+            raise Refused(f"SLURM does not take the job: {error}") from None
 
     def running(self) -> list[RunningAgent]:
         """Return the agents of all jobs that have not ended."""
@@ -95,6 +96,10 @@ class SlurmEngine:
             parameters["constraint"] = "&".join(plan.place.values())
         delay_s = math.ceil(plan.grace_s + KILL_S)
         more = {"requeue": True, "signal": f"{WARNING}@{delay_s}", **options.pop("options", {})}
+        if taken := OWN_OPTIONS & more.keys():
+            raise ConfigurationError(
+                f"options in [slurm]: {min(taken)} finds the fleet's jobs again and cannot be set."
+            )
         return {**parameters, **options, "additional_parameters": more}
 
     def _job(self, plan: AgentPlan) -> AgentJob:

@@ -66,6 +66,7 @@ class AgentJob:
             if self._signals:
                 agent.drain(time.monotonic())
             agent.tick(time.monotonic())
+        (self.folder / REPORT).unlink(missing_ok=True)
 
     def _is_drained(self) -> bool:
         return (self.folder / DRAINED).exists()

@@ -57,6 +57,19 @@ def test_a_command_that_fails_is_refused_with_its_text(
         SlurmQueue().jobs("any")
 
 
+def test_a_job_that_slurm_does_not_take_is_refused_with_its_text(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("sbatch", "srun"):
+        script = tmp_path / name
+        script.write_text("#!/bin/sh\necho 'sbatch: error: invalid partition' >&2\nexit 1\n")
+        script.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    fleet = fleet_of(tmp_path, "count = 2")
+    with pytest.raises(Refused, match="does not take the job: sbatch: error: invalid partition"):
+        slurm.SlurmEngine(fleet).start([fleet.plan(number) for number in range(2)])
+
+
 class NoQueue(SlurmQueue):
     """A queue without a cluster."""
 
@@ -121,6 +134,12 @@ def test_one_array_job_asks_for_what_the_file_says(tmp_path: Path) -> None:
 def test_a_part_of_a_gpu_is_refused(tmp_path: Path) -> None:
     fleet = fleet_of(tmp_path, "count = 1\ngpus = 0.5")
     with pytest.raises(ConfigurationError, match=r"whole GPUs only, not 0\.5"):
+        Dry(fleet).start([fleet.plan(0)])
+
+
+def test_an_option_that_the_engine_needs_is_refused(tmp_path: Path) -> None:
+    fleet = fleet_of(tmp_path, 'count = 1\n[slurm]\noptions = { comment = "mine" }')
+    with pytest.raises(ConfigurationError, match="comment finds the fleet's jobs"):
         Dry(fleet).start([fleet.plan(0)])
 
 
