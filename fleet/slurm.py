@@ -10,9 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import submitit
-from submitit.core.utils import FailedJobError, FailedSubmissionError
-
 from gymwire.fleet.description import Fleet
 from gymwire.fleet.engine import DRAINING, PENDING, AgentPlan, Resources, RunningAgent
 from gymwire.fleet.processes import KILL_S, spec_of
@@ -20,6 +17,15 @@ from gymwire.fleet.slurm_job import DRAINED, REPORT, AgentJob
 from gymwire.fleet.slurm_queue import QueuedJob, SlurmQueue, ranges_text
 from gymwire.fleet.state import place_files
 from gymwire.protocol.errors import ConfigurationError, Refused
+
+try:
+    import submitit
+    from submitit.core.utils import FailedJobError, FailedSubmissionError
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "gymwire fleet --on slurm needs submitit. Install it with: pip install 'gymwire[slurm]'",
+        name="submitit",
+    ) from error
 
 FOLDER = ".gymwire-fleets"  # beside fleet.toml, which all nodes must see
 TIME_LIMIT_MIN = 24 * 60

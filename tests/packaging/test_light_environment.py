@@ -19,7 +19,7 @@ DISTRIBUTIONS = {"zmq": "pyzmq"}
 IN_EXTRAS = {
     "anyio", "greenlet", "matplotlib", "minari", "moviepy", "pettingzoo", "stable_baselines3",
     "starlette", "uvicorn", "websockets", "openenv", "pydantic", "mcp", "PIL", "prometheus_client",
-    "ray",
+    "ray", "submitit",
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def run(program: str) -> None:
     hidden = (
         *("pygame", "matplotlib", "cv2", "moviepy", "Box2D", "pytest", "hypothesis"),
         *("stable_baselines3", "torch", "starlette", "uvicorn", "websockets"),
-        *("anyio", "greenlet", "prometheus_client", "ray"),
+        *("anyio", "greenlet", "prometheus_client", "ray", "submitit"),
     )
     prologue = f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
     done = subprocess.run(
@@ -84,6 +84,7 @@ def test_each_module_can_be_imported_without_an_extra() -> None:
         ("gymwire.learner_agent.aio.connection", "aio"),
         ("gymwire.gateway.app", "web"),
         ("gymwire.fleet.ray_engine", "ray"),
+        ("gymwire.fleet.slurm", "slurm"),
     ],
 )
 def test_a_module_that_needs_an_extra_names_it(module: str, extra: str) -> None:
@@ -121,6 +122,7 @@ IMPORT_ALL = """
 import importlib, pkgutil, gymwire
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
     # See the test that names the extra.
-    if not any(part in module.name for part in (".sb3", ".gateway", ".aio", ".ray_engine")):
+    needy = (".sb3", ".gateway", ".aio", ".ray_engine", ".slurm")
+    if not any(part in module.name for part in needy):
         importlib.import_module(module.name)
 """
