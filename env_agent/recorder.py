@@ -29,6 +29,7 @@ with contextlib.suppress(ModuleNotFoundError):  # Windows has none
 
 FLUSH_S = 0.2  # how long what is recorded may stay in memory
 MAX_BACKLOG = 256 * 1024 * 1024  # bytes that wait for the disk; an episode ends rather than a step
+OVERHEAD = 512  # bytes that an exchange takes in memory beside its frames
 MAX_PART = 64 * 1024 * 1024  # bytes of a file, then the next part begins
 BLOCK = 4096  # bytes on disk that even the smallest file takes
 SPARE = 16  # the oldest files go until 1/SPARE of the limit is free
@@ -111,7 +112,7 @@ class Recorder:
         if episode.cut:
             return
         with self._lock:
-            self._backlog += len(request) + len(reply)
+            self._backlog += _size(request, reply)
         self._queue.append((episode, request, reply, ""))
         if self._backlog > MAX_BACKLOG:
             episode.cut = True
@@ -147,7 +148,7 @@ class Recorder:
                 self._guard(episode, self._complete, why)
                 continue
             with self._lock:
-                self._backlog -= len(request) + len(reply)
+                self._backlog -= _size(request, reply)
             self._guard(episode, self._write, request, reply)
         for episode in list(self._open):
             self._guard(episode, self._flush)
@@ -256,6 +257,10 @@ class Recorder:
             with contextlib.suppress(OSError), path.open("rb") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.rename(path.with_suffix(COMPLETE))
+
+
+def _size(request: bytes, reply: bytes) -> int:
+    return len(request) + len(reply) + OVERHEAD
 
 
 def _is_last(reply: bytes) -> bool:

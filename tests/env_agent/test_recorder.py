@@ -285,6 +285,19 @@ def test_a_slow_disk_cuts_the_episode_but_delays_no_step(
     assert (part.end, len(part.frames)) == ("cut", 4)
 
 
+def test_many_short_exchanges_count_with_what_they_take_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_BACKLOG", 100_000)
+    monkeypatch.setattr(Recorder, "_run", lambda self: None)
+    learner = Learner(tmp_path)
+    with structlog.testing.capture_logs() as log:
+        learner.do(Reset(1), *[Call("get", "np_random_seed")] * 400)
+    assert [row["event"] for row in log] == ["recording cut"]
+    learner.recorder._drain()
+    assert 100 < len(files(tmp_path)[0].frames) < 200
+
+
 @pytest.mark.parametrize("kind", ["file", "below a file"])
 def test_a_folder_that_cannot_be_used(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "file"
