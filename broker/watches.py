@@ -18,7 +18,7 @@ MAX_WATCHES = 1024  # watchers and their sessions; beyond that, the oldest are f
 
 @dataclass(slots=True)
 class PendingWatch:
-    """A WATCH of a watcher, which waits for the answer or has had it."""
+    """A WATCH of a watcher, answered or not."""
 
     rid: bytes
     sid: int

@@ -95,7 +95,7 @@ class Connection:
         return self._blocking
 
     async def make(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that opens one session; only so many run at the same time."""
+        """Call a function that opens one session; a bounded number run at the same time."""
         async with self._openings:
             return await run(function, *args, **kwargs)
 
