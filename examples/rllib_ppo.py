@@ -21,12 +21,11 @@ from gymwire import ProxyEnv
 
 WAIT_S = 120.0  # for a free slot, while a fleet restarts or adds agents
 
-register_env("remote", lambda config: ProxyEnv(**config, wait_s=WAIT_S))
 
-
-def build(env: str = "remote", **env_config: Any) -> Any:
+def build(**env_config: Any) -> Any:
     """Make the algorithm; each of the two env runners opens two sessions."""
-    config = PPOConfig().environment(env, env_config=env_config, disable_env_checking=True)
+    register_env("remote", lambda config: ProxyEnv(**config, wait_s=WAIT_S))
+    config = PPOConfig().environment("remote", env_config=env_config, disable_env_checking=True)
     config.env_runners(num_env_runners=2, num_envs_per_env_runner=2, rollout_fragment_length=64)
     config.fault_tolerance(restart_failed_env_runners=True, restart_failed_sub_environments=True)
     config.training(train_batch_size=256, minibatch_size=64, num_epochs=2)
