@@ -368,7 +368,7 @@ class Crew:
         with _starting:
             before = threading.stack_size(STACK_BYTES)
             try:
-                # Not `Thread.start`, which waits until the new thread has had the interpreter: if
+                # Not `Thread.start`, which waits until the new thread has held the interpreter: if
                 # thousands of sessions open at once, that takes seconds.
                 start_new_thread(self._run_thread, (executor,))
             except RuntimeError:  # the limit on threads or on memory

@@ -170,7 +170,7 @@ class RayEngine:
         return found
 
     def _unplaced(self) -> dict[str, str]:
-        """Return the states of the agents that have no process at present, by their names."""
+        """Return the states of the agents that have no process now, by their names."""
         # The public ray.util.state needs Ray's dashboard.
         from ray._private import state
 

@@ -35,7 +35,7 @@ ANY_NUMBER = 1_000_000  # how often a job may come to its time limit
 
 
 class SlurmEngine:
-    """Agents in jobs of SLURM. Its files lie beside fleet.toml, in a folder that all nodes share.
+    """Agents in jobs of SLURM. Its files are beside fleet.toml, in a folder that all nodes share.
 
     The jobs' name is that of the fleet, and their comment holds the agents' numbers.
     """

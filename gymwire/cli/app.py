@@ -45,7 +45,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Summary:
-    """What the help of a command says beside its options.
+    """What the help of a command says in addition to its options.
 
     `handles_signals`: the command handles SIGINT and SIGTERM itself.
     """

@@ -290,7 +290,7 @@ class AioConnection(BrokerConnection):
                 return
 
     def _sources(self) -> list[Source]:
-        """Return where frames can arrive at present."""
+        """Return the connections over which frames can arrive now."""
         links = [one for one in self.direct_links.all if one.transport.waitable != -1]
         return [self, *links]
 
