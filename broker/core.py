@@ -189,7 +189,7 @@ class Core:
         self._limiter.charge_time(rid, cpu_s, now)
 
     def multipart(self, rid: bytes, now: float) -> list[Send]:
-        """Return the reply to a message of more than one part, which was not read."""
+        """Return the reply to a message of several parts, which the broker does not read."""
         if self._limiter.admit(rid, 0, now) is not Admission.PASS:
             self._journal.drop(rid, Drop.MULTIPART)
             return []

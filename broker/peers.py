@@ -79,7 +79,7 @@ class Peers:
         now: float,
         listed: SessionList | None = None,
     ) -> list[Send]:
-        """Reply to HELLO: a new peer's, one over a new connection, or a repeated one.
+        """Reply to HELLO, from a new peer, over a new connection, or repeated.
 
         `listed`: the sessions of a long HELLO; `take_over` takes over all but the first.
         """

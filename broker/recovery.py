@@ -66,7 +66,7 @@ class SessionRecovery:
         self._expected_sessions.pop(sid)
 
     def remove(self, peer: Peer) -> None:
-        """Forget what is known from this peer, if it is a liveness or progress connection."""
+        """Forget what this peer reported, if it is a liveness or progress connection."""
         self._expected_sessions.forget(peer.rid)
         if self._silent_agents.get(peer.agent) is peer:
             del self._silent_agents[peer.agent]

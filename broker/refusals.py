@@ -63,7 +63,7 @@ def describe_key(key: bytes | None, identity: str) -> str:
 
 
 def not_allowed(peer: Peer, verb: str, address: str) -> str:
-    """Return why this peer may not use an address in this way: `verb` is one of its rights."""
+    """Return why this peer lacks the right `verb` at an address."""
     patterns: tuple[str, ...] = getattr(peer.rights, verb)
     allowed = f"only {', '.join(patterns)}" if patterns else "nothing"
     return (

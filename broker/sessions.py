@@ -86,7 +86,7 @@ class Sessions:
     # --- opening ----------------------------------------------------------------------------------
 
     def open(self, peer: Peer, header: Header, request: Open, now: float) -> list[Send]:
-        """Open a session for a learner, or find the one that it has opened with this nonce."""
+        """Open a session for a learner, or find the one that it opened earlier with this nonce."""
         if peer.role != Role.LEARNER:
             raise DecodingError("Only a learner may open a session.")
         if len(request.nonce) != NONCE_SIZE:

@@ -75,7 +75,7 @@ class Access:
         return None if cookie is None else find_by_cookie(cookie, self._visitors)
 
     def objection(self, request: HTTPConnection) -> str:
-        """Return why a request is refused whoever sent it, as a sentence; "" if it is not."""
+        """Return why a request is refused for every sender, as a sentence; "" if it is not."""
         host = request.headers.get("host", "").lower()
         if not self._visitors and not is_local(
             f"tcp://{host if _has_port(host) else f'{host}:80'}"

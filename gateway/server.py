@@ -1,4 +1,4 @@
-"""The web server: where it listens, when it gives a connection up, and how it ends."""
+"""The web server: where it listens, when it cuts a connection off, and how it ends."""
 
 from __future__ import annotations
 

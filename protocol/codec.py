@@ -348,7 +348,7 @@ def _align(offset: int) -> int:
 
 
 def _is_in_range(number: float | None) -> bool:
-    """Return whether a field may have this number: it counts something, or is a time in seconds.
+    """Return whether a field for a count or a time in seconds may have this number.
 
     So it is neither negative nor NaN, and as an integer it has at most 63 bits.
     """

@@ -419,7 +419,7 @@ def _find_places(structure: _Structure, codec: Codec) -> tuple[bytes, dict[int, 
 
 
 class _Known:
-    """What the sessions of this process have learned, so that each need not learn it again.
+    """The layouts that the sessions of this process share, so that each is learned only once.
 
     Attributes:
         recent: the layouts that were made last.

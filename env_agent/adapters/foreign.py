@@ -34,7 +34,7 @@ def adapt(made: Any, render_mode: str | None = None) -> Any:
 
 
 class _Adapter(gymnasium.Env[Any, Any]):
-    """An environment around one that is not Gymnasium's; other attributes are those of that one."""
+    """Wraps an environment that is not Gymnasium's, whose other attributes it has, too."""
 
     def __init__(self, made: Any, render_mode: str | None) -> None:
         self._made = made

@@ -39,7 +39,7 @@ class EnvModule:
 
 
 def is_env_module(value: object) -> bool:
-    """Return whether this is a module that makes environments as those of PettingZoo do."""
+    """Return whether this module makes environments in the way of PettingZoo's modules."""
     if not isinstance(value, ModuleType):
         return False
     return any(callable(getattr(value, name, None)) for name in ("parallel_env", "env"))

@@ -38,7 +38,7 @@ class AdaptedVector(VectorEnv[Any, Any, Any]):
         vars(self)["step"] = env.step
 
     def _spaces(self, name: str) -> tuple[Space[Any], Space[Any]]:
-        """Return the space of one environment, and that of all. EnvPool has only the former."""
+        """Return the spaces of one environment and of the vector. EnvPool has only the former."""
         batched = getattr(self._env, name)
         single = getattr(self._env, f"single_{name}", batched)
         return single, batch_space(single, self.num_envs) if batched == single else batched

@@ -253,7 +253,7 @@ _INSIDE = ("feature_space", "node_space", "edge_space")
 
 
 def read_space(space: Any) -> list[dict[str, Any]]:
-    """Return the attributes of a space by which its kind is known, then those of all inside it."""
+    """Return the attributes of a space that determine its kind, then those inside it."""
     kind = type(space)
     found = {name: getattr(space, name) for name in _ATTRIBUTES if hasattr(space, name)}
     found["class"] = f"{kind.__module__}.{kind.__name__}"
@@ -605,7 +605,7 @@ def _end_with(parent: int) -> None:
 
 
 def main(requests: int, answers: int, parent: int) -> None:
-    """Execute the requests that arrive at one descriptor until it closes; answer by the other."""
+    """Execute the requests read from one descriptor until it closes; write replies to the other."""
     _end_with(parent)
     # SLURM and systemd send their signals to all processes of a job, but the env agent decides when
     # this one ends. Programs that it starts would inherit SIG_IGN.

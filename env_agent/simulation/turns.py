@@ -125,7 +125,7 @@ class Turns:
         return self._taken
 
     def _with_rewards(self, state: State) -> State:
-        """Return the state with the rewards of those before it that no step returned."""
+        """Return the state, with the rewards of earlier states that no step returned."""
         reward = state.reward
         for one in self._rewards:
             reward = one + reward

@@ -270,7 +270,7 @@ def _compare(session: RemoteSession, exchange: Exchange, what: str) -> None:
 
 
 def _kind(error: GymwireError | None) -> str:
-    """Return what must be the same of two failures: not their texts, which may name addresses."""
+    """Return what two failures must have in common: not their texts, which may name addresses."""
     if isinstance(error, EnvironmentSideError):
         return str(getattr(error, "remote_type", ""))
     return type(error).__name__

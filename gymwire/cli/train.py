@@ -151,7 +151,7 @@ def _prepare_ppo(
 
 
 def _as_vector(env: ProxyEnv, options: Options, output: Output) -> VecEnv:
-    """Return `env` as a vector; close it and open another session if it shall have several."""
+    """Return `env` as a vector; to have several environments, close it and open another session."""
     if options.num_envs == 1:
         from stable_baselines3.common.vec_env import DummyVecEnv
 

@@ -61,7 +61,7 @@ class DirectLink:
         self.sessions[path.sid] = self._not_up[path.sid] = path
 
     def remove(self, path: DirectPath) -> bool:
-        """End a session's use; close the connection with the last one. Returns whether it was."""
+        """End a session's use, and with the last one close the connection; return whether it did."""
         self.sessions.pop(path.sid, None)
         self._not_up.pop(path.sid, None)
         if not self.sessions:
@@ -270,7 +270,7 @@ class SessionPaths:
         return self.direct.link.receive_frame(data)
 
     def serve_others(self, now: float) -> None:
-        """Handle what arrives on the other paths, and what happens to their connections."""
+        """Handle the frames of the other paths, and changes of their connections."""
         connection = self._connection
         if self.direct is not None:
             self.direct.link.check()

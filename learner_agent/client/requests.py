@@ -104,7 +104,7 @@ class BrokerRequests:
         return message
 
     def throttled(self, seq: int, retry_after_s: float, now: float) -> None:
-        """Send a request again when the broker's rate limit admits it: it was not handled."""
+        """Repeat a request that the broker has not handled when its rate limit admits it."""
         request = self._pending.get(seq)
         if request is not None:
             request.resend_at = now + min(max(MIN_RETRY_S, retry_after_s), RESEND_MAX_S)

@@ -22,7 +22,7 @@ R = TypeVar("R")
 
 
 class Undoable(Protocol):
-    """What a proxy's calls use: it knows which replies the present call has used up.
+    """The replies that the current call of a proxy has used up.
 
     Attributes:
         in_call: true while a call is under way, of whichever thread.

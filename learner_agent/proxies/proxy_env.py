@@ -286,7 +286,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
     @property
     def served_spec(self) -> EnvSpec | None:
-        """The served environment's own spec, None if it has none. Its `make` makes that one here.
+        """The served environment's own spec, or None. Its `make` makes that environment locally.
 
         Assign it to `spec` before a wrapper stores it, such as Minari's DataCollector.
         """

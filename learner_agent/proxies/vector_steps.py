@@ -108,7 +108,7 @@ class VectorSteps:
         return observation, batching.join_infos(infos, group.sizes, casts)
 
     def step(self, actions: Any, timeout_s: float | None) -> VectorStep:
-        """Run one step of all environments, or wait on for the one that was interrupted."""
+        """Run one step of all environments, or continue to wait for an interrupted one."""
         if self._is_single and not self._begun:
             return self._step_single(actions, timeout_s)
         self._send_all("step", actions)
