@@ -130,7 +130,7 @@ COMMANDS = {
         "Run a fleet of env agents on this machine, Ray or SLURM.",
         (
             "gymwire fleet up fleet.toml --on ray",
-            "gymwire fleet manifests fleet.toml > fleet.yaml",
+            "gymwire fleet scale fleet.toml --on ray --agents 32",
         ),
     ),
     "keygen": Summary(

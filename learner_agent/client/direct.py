@@ -61,7 +61,7 @@ class DirectLink:
         self.sessions[path.sid] = self._not_up[path.sid] = path
 
     def remove(self, path: DirectPath) -> bool:
-        """End a session's use, and with the last one close the connection; return whether it did."""
+        """End a session's use; with the last one, close the connection and return True."""
         self.sessions.pop(path.sid, None)
         self._not_up.pop(path.sid, None)
         if not self.sessions:
