@@ -69,7 +69,7 @@ class Announcement:
 
 
 def read_hello(header: Header, data: bytes | memoryview) -> tuple[Hello, SessionList | None]:
-    """Return a HELLO, and the sessions of a long one, which it is returned without.
+    """Return a HELLO and, if it is long, its sessions apart from it.
 
     Raises DecodingError, or Refusal if it is too large.
     """

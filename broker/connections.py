@@ -15,7 +15,7 @@ AGENT_SILENCE_S = 3.5  # the broker hangs up on an env agent that is silent for 
 SILENCE_CHECK_S = 0.5  # interval between these checks
 LEARNER_SILENCE_S = 10.0  # the same for a learner; its heartbeats count
 CHECK_TICKS = 20  # ticks over which the checks of all learners are spread
-# A connection that has lasted for so long may have been lost because of what it had to carry: no
+# A connection that has lasted this long may have been lost because of what it had to carry: no
 # sooner does anyone notice that a path swallows large packets.
 SETTLED_S = 3.0
 PROBES = 5  # probes of a connection that may have ended, one per tick

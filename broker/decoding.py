@@ -8,7 +8,7 @@ from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import CONTROL_KINDS, Code, Kind, Message
 from gymwire.protocol.value_costs import parts_exceed
 
-LONG_BYTES = 4 * 1024  # of a message above which the broker may need more than a few ms for it
+LONG_BYTES = 4 * 1024  # above this size, the broker may need more than a few ms for a message
 MAX_PARTS = 16_384  # numbers, texts, lists and so on in a message that the broker decodes
 
 _DECODED = frozenset(kind for kind in Kind if kind >= CONTROL_KINDS or kind is Kind.ERROR)

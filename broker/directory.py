@@ -35,13 +35,13 @@ from gymwire.protocol.process_ids import process_of
 from gymwire.protocol.process_slots import process_slots
 
 PAGE_BYTES = 256 * 1024  # memory of the offers in one page of a listing; the last may exceed it
-PAGE_NAMES = 1000  # addresses that a page looks at, most of which its reader may not see
+PAGE_NAMES = 1000  # addresses examined for a page; its reader may see none of them
 ENTRY_BYTES = 256  # of an entry in FOUND, in addition to the offer
 LISTED_KEYS = 11  # keys of an entry that only another OFFER can change
 LISTED_HEAD = 3  # bytes of the two lists and of the map around them when they are packed
 _PACKER = msgpack.Packer()
 MAX_NAMES = 50  # addresses that a refusal lists
-MAX_EXAMINED = 200  # addresses among which it looks for them
+MAX_EXAMINED = 200  # addresses among which it searches for them
 MAX_NEIGHBOURS = 16  # addresses before, and after, an unknown one in the order of the alphabet
 
 
@@ -172,7 +172,7 @@ def _pool(name: str, loops: list[Peer]) -> PooledOffer:
 class Page:
     """One page of offers: the entries of FOUND, and `rest` for the FIND of the next page.
 
-    `entries` are packed. `examined`: how many addresses the broker looked at.
+    `entries` are packed. `examined`: how many addresses the broker examined.
     """
 
     entries: list[bytes]

@@ -35,7 +35,7 @@ class Drop:
 
 
 class Note(NamedTuple):
-    """One event for the operator's log. `detail`: it is for the level "debug"."""
+    """One event for the operator's log. `detail`: log it at the level "debug" only."""
 
     event: str
     facts: dict[str, object]

@@ -15,15 +15,15 @@ from gymwire.protocol.messages import Observed
 from gymwire.protocol.observations import BrokerTotals, row_of
 
 PAGE_ROWS = 100  # offers or sessions in one page
-PAGE_EXAMINED = 1000  # addresses or sessions that a page looks at, most of which may be hidden
-# To group this many loops, or to pass over this many sessions, takes as long as to look at one.
+PAGE_EXAMINED = 1000  # addresses or sessions examined for a page; the peer may see none of them
+# Grouping this many loops, or skipping this many sessions, takes as long as examining one.
 LOOPS, PASSED = 8, 256
 
 OFFERS, SESSIONS = "offers", "sessions"  # the two parts, in the order of the pages
 
 
 class Page(NamedTuple):
-    """One page, and at how many addresses and sessions the broker looked for it."""
+    """One page, and how many addresses and sessions the broker examined for it."""
 
     observed: Observed
     examined: int
@@ -32,7 +32,7 @@ class Page(NamedTuple):
 def page(
     tables: Tables, broker: BrokerTotals, after: list[Any], rights: Rights, now: float
 ) -> Page:
-    """Return the page that follows `after`. Raises DecodingError if that is no `rest` of ours."""
+    """Return the page that follows `after`. Raises DecodingError unless that is a page's `rest`."""
     found = Observed(row_of(broker), [], [])
     match after:
         case []:

@@ -55,9 +55,7 @@ class Operators:
         self, peer: Peer, sender: Sender, header: Header, request: Observe, now: float
     ) -> list[Send]:
         """Reply to OBSERVE with a page of what the peer may see."""
-        _check_place(peer, sender, "observe")
-        if not peer.rights.observe:
-            raise Refusal(Code.DENIED, _no_right(peer, "observe"))
+        _check_right(peer, sender, "observe")
         wait_s = self._limiter.listing_wait_s(peer.rid, now)
         if wait_s:
             raise RetryLater(BusyReason.RATE, wait_s)
@@ -70,14 +68,12 @@ class Operators:
         self, peer: Peer, sender: Sender, header: Header, request: Stop, now: float
     ) -> list[Send]:
         """Reply to STOP, and end the session in the header, or let the env agent drain."""
-        _check_place(peer, sender, "stop")
-        if not peer.rights.stop:
-            raise Refusal(Code.DENIED, _no_right(peer, "stop"))
+        _check_right(peer, sender, "stop")
         process = f"process {peer.pid}" if peer.pid else "a process"
         who = f"{peer.rights.name!r}, {process} on {peer.host}"
         if header.sid:
             stopped, sends = self._stop_session(peer, header.sid, who)
-        else:  # which looks at each peer
+        else:  # this examines each peer
             self._limiter.charge_listing(peer.rid, 0, len(self._tables.peers), now)
             stopped, sends = self._stop_agent(peer, request.agent, who)
         return [Send.message(peer.rid, stopped, header.sid, header.seq), *sends]
@@ -110,7 +106,7 @@ class Operators:
             raise Refusal(
                 Code.NOT_STOPPED,
                 f"The env agent on {first.host} ({first.software}) is of an earlier release, which "
-                f"cannot be stopped through the broker. Send SIGTERM to its process there.",
+                f"cannot be stopped through the broker. Send SIGTERM to its process on that host.",
             )
         if len({one.process for one in reached}) < len(processes):  # some are just starting
             raise RetryLater(BusyReason.UNREACHABLE, UNREACHABLE_RETRY_S)
@@ -125,8 +121,8 @@ class Operators:
     def watch(
         self, peer: Peer, sender: Sender, header: Header, request: Watch, now: float
     ) -> list[Send]:
-        """Pass WATCH on to the env agent of the session, whose answer comes to `watched`."""
-        _check_place(peer, sender, "watch")
+        """Pass WATCH on to the env agent of the session; `watched` gets the answer."""
+        _check_right(peer, sender, "watch")
         session = self._watchable(peer, header.sid)
         wait_s = self._limiter.listing_wait_s(peer.rid, now)
         if wait_s:
@@ -136,8 +132,6 @@ class Operators:
         return [Send.message(loop, request, header.sid, number)]
 
     def _watchable(self, peer: Peer, sid: int) -> Session:
-        if not peer.rights.watch:
-            raise Refusal(Code.DENIED, _no_right(peer, "watch"))
         session = self._tables.sessions.get(sid)
         if session is None:
             text = f"There is no session {session_text(sid)} at this broker."
@@ -154,7 +148,7 @@ class Operators:
     def watched(
         self, peer: Peer, header: Header, data: Frame | memoryview, now: float
     ) -> list[Send]:
-        """Pass a frame on to the watcher that has asked for it."""
+        """Pass a frame on to the watcher that asked for it."""
         watcher = self._watches.end(header.seq, header.sid, peer.rid)
         if watcher is None or watcher.rid not in self._tables.peers:
             self._journal.drop(peer.rid, Drop.NOT_AWAITED)
@@ -195,18 +189,18 @@ def _checked(row: object, now: float) -> tuple[int, Steps]:
     raise DecodingError("A row of REPORT must be [sid, steps, steps/s, p50, p99, busy, direct].")
 
 
-def _check_place(peer: Peer, sender: Sender, verb: str) -> None:
-    """Raise Refusal if there is no policy, and the request does not come from this host."""
+def _check_right(peer: Peer, sender: Sender, verb: str) -> None:
+    """Raise Refusal without this right or, if there is no policy, from another host."""
     if peer.rights is EVERYTHING and not sender.on_host:
         raise Refusal(
             Code.DENIED,
             f"Without a policy, only processes on the broker's host may {verb}. To {verb} from "
             f"elsewhere, give your key the right `{verb}` in a policy (gymwire broker --policy).",
         )
-
-
-def _no_right(peer: Peer, verb: str) -> str:
-    return (
-        f"{describe_key(peer.key, peer.identity)}, named {peer.rights.name!r} in this broker's "
-        f"policy, may not {verb}: its entry has no `{verb}`. To change that, {ASK_OPERATOR}"
-    )
+    if not getattr(peer.rights, verb):
+        raise Refusal(
+            Code.DENIED,
+            f"{describe_key(peer.key, peer.identity)}, named {peer.rights.name!r} in this "
+            f"broker's policy, may not {verb}: its entry has no `{verb}`. To change that, "
+            f"{ASK_OPERATOR}",
+        )

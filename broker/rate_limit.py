@@ -20,7 +20,7 @@ TOKEN_BYTES = 4096  # bytes of a request per token
 FREE_CPU_MS = 1.0  # CPU time of a message that its first token pays for,
 TOKENS_PER_CPU_MS = 10.0  # and what each further millisecond costs
 LISTING_BYTES = 2048  # bytes of a FOUND reply per token, since the broker has to build it
-LISTING_NAMES = 32  # addresses that the broker looks at for a FOUND reply, per token
+LISTING_NAMES = 32  # addresses that the broker examines for a FOUND reply, per token
 # The share of a full bucket that a peer needs for a FIND: more than what the largest page costs.
 LISTING_SHARE = 0.4
 RETRY_TOKENS = 10  # for the repetitions of a FIND that has to wait
@@ -88,7 +88,7 @@ class RateLimiter:
         return 0.0 if missing <= 0 else (missing + RETRY_TOKENS) / RATE
 
     def charge_listing(self, rid: bytes, size: int, names: int, now: float) -> None:
-        """Charge for a FOUND reply of `size` bytes, for which the broker looked at `names`."""
+        """Charge for a FOUND reply of `size` bytes, for which the broker examined `names`."""
         tokens, at = self._buckets.get(rid, (BURST, now))
         cost = size // LISTING_BYTES + names // LISTING_NAMES
         self._buckets[rid] = max(0.0, tokens - cost), at

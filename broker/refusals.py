@@ -25,7 +25,7 @@ class Refusal(GymwireError):
 
 
 class RetryLater(GymwireError):
-    """The broker cannot deliver a frame at present: it replies BUSY.
+    """The broker cannot deliver a frame now: it replies BUSY.
 
     `reason`: see `BusyReason`. The sender may repeat the frame after `retry_after_s` seconds.
     """

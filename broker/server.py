@@ -47,7 +47,7 @@ if sys.platform != "win32":
 # A flooding peer would reconnect at once, and accepting a connection costs more than a frame. The
 # kernel therefore drops its input for a while before the broker closes the connection.
 DROP_INPUT_S = 2.0
-# A message that takes long is followed by others for so many times its own CPU time.
+# After a long message, the broker handles others for this many times the CPU time that it took.
 LONG_PAUSE = 10
 ANNOUNCEMENTS_PAUSE_S = 0.01  # between two parts of long HELLOs while other frames wait
 _FROM_HOST = (Kind.OBSERVE, Kind.STOP, Kind.WATCH)  # without a policy, only from this host
@@ -286,7 +286,7 @@ class Server:
         return min(long_due, self._announcements_due) if self.core.has_announcements else long_due
 
     def _is_current(self, frame: ReceivedFrame) -> bool:
-        """Return whether the connection of a frame still exists; else its sender begins anew."""
+        """Return whether the connection of a frame still exists; if not, its sender starts over."""
         if frame.origin is None:
             return True
         return self._router.connection_id(frame.sender.fd) == frame.sender.connection

@@ -54,7 +54,7 @@ class Shares(Generic[V]):
         return value
 
     def take(self, count: int) -> list[V]:
-        """Remove at most so many values, the same number for each owner, and return them.
+        """Remove at most this many values, the same number for each owner, and return them.
 
         The values, and the owners, that have waited longest come first.
         """

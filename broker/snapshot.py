@@ -1,4 +1,4 @@
-"""The state of a broker as plain, frozen values, for whoever displays it."""
+"""The state of a broker as plain, frozen values."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def take(tables: Tables, broker: BrokerTotals, now: float) -> Snapshot:
 def broker_state(
     tables: Tables, journal: Journal, *, epoch: int, software: str, uptime_s: float
 ) -> BrokerTotals:
-    """Return the state of a broker as a whole. What it costs does not depend on the sessions."""
+    """Return the state of a broker as a whole, at a cost that does not depend on its sessions."""
     return BrokerTotals(
         epoch=epoch,
         software=software,

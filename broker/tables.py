@@ -65,7 +65,7 @@ class Peer:
 
     @property
     def process(self) -> tuple[bytes, bytes | None]:
-        """The process of a serving loop, as nobody with another key can claim it."""
+        """The process of a serving loop, with its key, so that no other key can claim it."""
         return self.agent, self.key
 
     def in_step(self, now: float) -> bool:

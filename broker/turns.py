@@ -1,4 +1,4 @@
-"""Work that has to wait, in the order in which the owners of it take turns."""
+"""A fair queue: the owners of what waits take turns."""
 
 from __future__ import annotations
 

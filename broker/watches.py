@@ -1,4 +1,4 @@
-"""Who watches which session, and waits for its next frame.
+"""The requests of watchers, and which of them wait for a frame.
 
 A watcher asks for one frame at a time, and the env agent answers each WATCH at most once. So
 nothing is queued for a watcher that is slow: it asks less often, and misses frames.
@@ -18,7 +18,7 @@ MAX_WATCHES = 1024  # watchers and their sessions; beyond that, the oldest are f
 
 @dataclass(slots=True)
 class PendingWatch:
-    """A WATCH of a watcher, which waits for the answer or has had it."""
+    """A WATCH of a watcher, answered or not."""
 
     rid: bytes
     sid: int
@@ -40,8 +40,7 @@ class Watches:
     def begin(self, rid: bytes, sid: int, seq: int, loop: bytes, now: float) -> int:
         """Return the number for the WATCH that a loop gets. Raises RetryLater if it comes too soon.
 
-        A watcher that repeats its request, or sends another before the answer, waits for one frame
-        all the same.
+        A watcher that repeats its request, or sends another before the answer, gets one frame.
         """
         known = self._latest.pop((rid, sid), None)
         if known is not None and now < known.asked_at + MIN_WATCH_S:
@@ -68,7 +67,7 @@ class Watches:
         return watch is not None and (watch.sid, watch.loop) == (sid, loop)
 
     def end(self, number: int, sid: int, loop: bytes) -> PendingWatch | None:
-        """Return who waits for a frame of a loop, and no longer does; None: nobody."""
+        """Remove and return the watch that waits for this frame of a loop; None: there is none."""
         if not self.awaits(number, sid, loop):
             return None
         watch = self._waiting.pop(number)

@@ -1,4 +1,4 @@
-"""An env agent under test: what it sends is checked, and no wait is endless."""
+"""The env agent under test: every frame that it sends is checked, and every wait is bounded."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gymwire.protocol.messages import (
 )
 
 FIRST_OPEN = 2**32  # the number of the first OPEN: larger than that of any request
-WAITS = 6  # how many waits a whole check may take, if all but the last end at the last moment
+WAITS = 6  # a whole check may take as long as this many answers at most
 
 T = TypeVar("T")
 Received = tuple[Header, bytes]
@@ -37,7 +37,7 @@ class Agent:
     Args:
         wire: the connection.
         clock: returns the time in seconds.
-        timeout_s: how long the env agent may take for one answer. A PROGRESS starts it again.
+        timeout_s: how long the env agent may take for one answer, or after each PROGRESS.
 
     Attributes:
         address: the address under test.
@@ -56,11 +56,11 @@ class Agent:
         self.capacity = 1
         self._clock, self._timeout_s = clock, timeout_s
         self._opens = itertools.count(FIRST_OPEN)
-        self._inbox: dict[int, deque[Received]] = {}  # of each session, and of each -OPEN
+        self._inbox: dict[int, deque[Received]] = {}  # by sid, or by -seq of an OPEN
         self.sessions: dict[int, Session] = {}  # those of this check
         self._ends_at = 0.0
         self._heard_at = 0.0
-        self._again: list[tuple[float, bytes]] = []  # when to send which frame again, after BUSY
+        self._again: list[tuple[float, bytes]] = []  # frames to repeat after BUSY, and when
         self._frames: dict[tuple[int, int], bytes] = {}  # the last frame of these numbers
         self.begin()
 
@@ -126,7 +126,7 @@ class Agent:
             self.handle(audit.message_of(frame, header, PLAIN), header)
 
     def _sort(self, header: Header, frame: bytes, now: float) -> None:
-        """Keep a frame of a session for who waits for it."""
+        """Keep a frame of a session until `next_of` returns it."""
         if header.kind is Kind.PROGRESS:
             self._check_progress(header, audit.message_of(frame, header, PLAIN))
             self._heard_at = now
@@ -211,7 +211,7 @@ class Agent:
         return session
 
     def receive_for(self, sid: int) -> None:
-        """Keep what is said in a session that nobody has opened."""
+        """Keep the frames of a session that nobody has opened."""
         self._inbox[sid] = deque()
 
     def message_for(self, sid: int, expected: str) -> Message:

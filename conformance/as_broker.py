@@ -66,7 +66,7 @@ class BrokersAgent(Agent):
             seen = [one.address for one in self.offers]
             raise ConnectionFailed(
                 f"No env agent has offered {self.address or 'an address'} within {wait_s:g} s. "
-                + (f"It offers {', '.join(seen)}." if seen else "Start it, and let it dial here.")
+                + (f"It offers {', '.join(seen)}." if seen else "Start it, and connect it here.")
             ) from None
         finally:
             self._timeout_s = timeout_s

@@ -29,7 +29,7 @@ FIND_AGAIN_S = 0.5  # while the address is not on offer
 
 
 class LearnersAgent(Agent):
-    """An env agent that offers an address at a broker. The checks share no connection."""
+    """An env agent that offers an address at a broker. Each check has its own connection."""
 
     def __init__(
         self, wire: Wire, clock: Callable[[], float], timeout_s: float, address: str
@@ -87,7 +87,7 @@ class LearnersAgent(Agent):
             now = self._clock()
             if not isinstance(answer, Error) or asked[2].sid:
                 return asked
-            # The slots of the check before become free when the env agent has heard of its end.
+            # The slots of the previous check become free when the env agent learns of its end.
             if answer.code != Code.NO_FREE_SLOT or now > self._ends_at:
                 raise Refused(f"The broker refused OPEN: {answer.text}")
             self._pump(now)

@@ -1,4 +1,4 @@
-"""What every frame of an env agent must be, whatever it says."""
+"""Rules for every frame of an env agent, whatever its kind."""
 
 from __future__ import annotations
 

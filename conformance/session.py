@@ -1,4 +1,4 @@
-"""A session at the env agent under test, with the numbering in the check's own hands."""
+"""A session at the env agent under test, whose requests the check numbers itself."""
 
 from __future__ import annotations
 

@@ -301,7 +301,7 @@ class Agent:
 
         Args:
             drain: whether the sessions may continue until they end or `grace_s` is over.
-            why: who has requested it, for the log; "": the process itself was told so.
+            why: who requested it, for the log; "" after a signal.
         """
         with self._lock:
             if self._ending.is_set():

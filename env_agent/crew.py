@@ -34,7 +34,9 @@ STACK_BYTES = 1024 * 1024
 KEPT = 8  # threads without a session that are kept for the next sessions
 PAUSE_S = 0.02  # a reader that executes one request for longer is relieved,
 IDLE_PAUSE_S = 0.1  # or for longer than this after a pause of all environments
-FEW_THREADS = 32  # up to so many share the interpreter as Python usually lets them
+FEW_THREADS = (
+    32  # up to this many threads, the interpreter switches as often as Python usually does
+)
 MAX_SWITCH_S = 0.1  # for how long a thread may keep the interpreter if there are very many
 MAX_JOBS = 4  # unfinished requests of one session; the learner repeats further ones later
 
@@ -366,7 +368,7 @@ class Crew:
         with _starting:
             before = threading.stack_size(STACK_BYTES)
             try:
-                # Not `Thread.start`, which waits until the new thread has had the interpreter: if
+                # Not `Thread.start`, which waits until the new thread has held the interpreter: if
                 # thousands of sessions open at once, that takes seconds.
                 start_new_thread(self._run_thread, (executor,))
             except RuntimeError:  # the limit on threads or on memory

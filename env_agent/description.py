@@ -17,7 +17,7 @@ from gymwire.protocol import values
 from gymwire.protocol.errors import EncodingError
 
 MAX_BOUNDS = 64 * 1024  # bytes of the bounds of one space in OFFER
-MAX_KWARGS = 64 * 1024  # bytes of the keyword arguments in a spec, which nobody but people reads
+MAX_KWARGS = 64 * 1024  # bytes of the keyword arguments in a spec, which only people read
 
 
 @dataclass(frozen=True, slots=True)

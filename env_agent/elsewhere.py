@@ -19,7 +19,7 @@ class RunsElsewhere:
 
     @property
     def lost(self) -> str:
-        """Why it is gone; "" as long as it is not."""
+        """Why it is gone; "" if it is not."""
         raise NotImplementedError
 
 

@@ -392,7 +392,7 @@ def look_up(name: str) -> Any:
 
 
 def _load(path: Path, name: str) -> Any:
-    """Import a file as a module; like a script, it can import the modules beside it."""
+    """Import a file as a module; like a script, it can import the modules in its folder."""
     if not path.is_file():
         raise ConfigurationError(f"{name}: there is no file {path} in {Path.cwd()}.")
     path = path.resolve()

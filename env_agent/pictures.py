@@ -34,7 +34,7 @@ def shown(rendered: Any, limit: int) -> tuple[str, bytes]:
 
 
 def _shrunk(pixels: np.ndarray[Any, Any], limit: int) -> np.ndarray[Any, Any]:
-    """Return every row and column, or every second one, or fewer: at most `limit` bytes as rows."""
+    """Return every n-th row and column, for the smallest n with at most `limit` bytes in all."""
     step = 1
     while _row_bytes(pixels[::step, ::step]) > limit:
         step += 1

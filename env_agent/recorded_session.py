@@ -78,7 +78,7 @@ class RecordedSession(Session):
     def _put(self, frame: Frame | Pieces) -> None:
         assert self._episode is not None
         signed = self._signed
-        # Both may lie in memory that is used again: that of the environment, or of a socket.
+        # Both may be in memory that is reused: that of the environment, or of a socket.
         self._recorder.put(self._episode, bytes(self._request[signed]), bytes(frame)[signed])
 
     def _end(self, why: str) -> None:

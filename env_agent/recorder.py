@@ -29,7 +29,7 @@ with contextlib.suppress(ModuleNotFoundError):  # Windows has none
 
 FLUSH_S = 0.2  # how long what is recorded may stay in memory
 MAX_BACKLOG = 256 * 1024 * 1024  # bytes that wait for the disk; an episode ends rather than a step
-OVERHEAD = 512  # bytes that an exchange takes in memory beside its frames
+OVERHEAD = 512  # bytes that an exchange takes in memory in addition to its frames
 MAX_PART = 64 * 1024 * 1024  # bytes of a file, then the next part begins
 BLOCK = 4096  # bytes on disk that even the smallest file takes
 SPARE = 16  # the oldest files go until 1/SPARE of the limit is free

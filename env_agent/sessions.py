@@ -43,7 +43,7 @@ EXPOSED_BY_DEFAULT = (
     "np_random_seed",
     "valid_actions",
 )
-MAX_KNOWN = 64  # environments that differ, of which what their sessions share is kept
+MAX_KNOWN = 64  # different environments for which the state that their sessions share is kept
 
 
 @dataclass(slots=True)

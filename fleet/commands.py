@@ -1,4 +1,4 @@
-"""What operators do with a fleet: bring it up, look at it, scale it, drain it, bring it down."""
+"""The commands of a fleet's operator: up, status, scale, drain, down and watch."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from gymwire.fleet.scaling import READY, STARTING, AgentLoad, Scaler, choose
 from gymwire.protocol.errors import ConnectionFailed, Refused
 
 Entry = dict[str, Any]  # of FOUND: one for each address and process (docs/protocol.md §6.3)
-CHECK_S = 0.2  # interval at which the engine and the broker are asked while a command waits
+CHECK_S = 0.2  # how often a command that waits asks the engine and the broker
 WATCH_S = 1.0  # the same for the autoscaler
-END_S = 15.0  # after the grace, agents that are left are killed
+END_S = 15.0  # agents that still run this long after the grace period are killed
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class FleetControl:
 
     Args:
         fleet: what fleet.toml says.
-        engine: has the agents.
+       engine: runs its agents.
         find: returns what the broker lists.
     """
 
@@ -93,7 +93,7 @@ class FleetControl:
         )
 
     def up(self) -> int:
-        """Start agents up to the fixed number, or the least one; drain those beyond the most.
+        """Start agents until there are as many as the file demands; drain those beyond its limit.
 
         Returns how many there should be now.
         """
@@ -150,7 +150,7 @@ class FleetControl:
         self.drain()
         deadline = time.monotonic() + self.fleet.grace_s + END_S
         while agents := self._engine.running():
-            # Ray may have started an agent again on another node meanwhile.
+            # Ray may have restarted an agent on another node, which then does not drain.
             self.drain()
             if time.monotonic() >= deadline:
                 names = [one.name for one in agents]

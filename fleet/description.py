@@ -47,10 +47,10 @@ class Fleet:
 
     Attributes:
         path: the file. Paths in it are relative to its folder.
-        name: by which engines find the fleet again.
+        name: the name by which engines find the fleet.
         broker: the URL of the broker.
         key, broker_key: the files of the agents' key and of the broker's public key, or None.
-        grace_s: for how long sessions may go on when their agent ends, in seconds.
+        grace_s: how long the sessions of a draining agent may continue, in seconds.
         offers: what each agent offers, with the keys of `gymwire serve --config`.
         scale: how many agents.
         resources, place, runtime_env: as in AgentPlan.

@@ -1,4 +1,4 @@
-"""What places and heals the agents of a fleet: one interface, and the engines by name."""
+"""The interface of engines, which place and restart the agents of a fleet, and their names."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from gymwire.fleet.description import Fleet
 
 PENDING = "pending"  # the engine has not placed it yet
-RUNNING = "running"  # its process runs; whether the broker lists it is another question
-RESTARTING = "restarting"  # its process has died and is started again after a pause
-DRAINING = "draining"  # it takes no new sessions, and is not started again
+RUNNING = "running"  # its process runs; the broker may not list it yet
+RESTARTING = "restarting"  # its process has died and will be restarted after a pause
+DRAINING = "draining"  # it takes no new sessions, and is not restarted
 STATES = (PENDING, RUNNING, RESTARTING, DRAINING)
 
 SPREAD, PACKED = "spread", "packed"
@@ -41,10 +41,10 @@ class AgentFile:
     """A file that an agent needs wherever it runs, such as its key.
 
     Attributes:
-        variable: the variable with its path, such as GYMWIRE_KEY.
+        variable: the environment variable for its path, such as GYMWIRE_KEY.
         text: its content. An engine that copies it makes it readable by the user only, and writes
             it to no log.
-        path: where it is on this machine; None: it is no file yet.
+        path: where it is on this machine; None: it is not a file yet.
     """
 
     variable: str
@@ -61,8 +61,8 @@ class AgentPlan:
         arguments: those of the command `gymwire`, such as ("serve", "--broker", …). They name no
             file and no key.
         variables: environment variables in addition to those that the engine has.
-        files: files that it needs, which also become variables.
-        folder: where it runs, if that folder exists there: that of fleet.toml.
+        files: files that it needs; their paths become variables.
+        folder: that of fleet.toml, in which it runs if its machine has such a folder.
         resources: what it needs.
         place: SPREAD, PACKED, or the labels that a node must have.
         grace_s: for how long its sessions may go on after SIGTERM, in seconds.
@@ -87,15 +87,15 @@ class AgentPlan:
 
 @dataclass(frozen=True)
 class RunningAgent:
-    """An agent that the engine has, in any state.
+    """An agent that has not ended.
 
     Attributes:
         name: as in its plan.
         state: one of STATES.
         host: the name of the host, as `socket.gethostname` returns it there; "": none yet.
-        pid: of the process of `gymwire serve`, as its host counts; None: unknown.
+        pid: the id of its process `gymwire serve` on that host; None: unknown.
         since: when it was started or last restarted, in seconds since 1970.
-        detail: why it is not running, for people.
+        detail: why it is not running, as a text for people.
     """
 
     name: str
@@ -109,21 +109,21 @@ class RunningAgent:
 class Engine(Protocol):
     """Starts, heals and ends the agents of one fleet.
 
-    It keeps the fleet outside of this process: another process that makes an engine of the same
-    fleet finds its agents by the fleet's name. All calls return soon; `running` says what became
-    of them. Errors are GymwireErrors.
+    The agents outlive this process: another process that makes an engine of the same fleet finds
+    them by the fleet's name. All calls return soon, and `running` shows their effect. Errors are
+    GymwireErrors.
     """
 
     def start(self, agents: Sequence[AgentPlan]) -> None:
-        """Start agents whose names are not in use, and start them again whenever they die."""
+        """Start agents whose names are not in use, and restart them whenever they die."""
 
     def running(self) -> list[RunningAgent]:
-        """Return all agents that have not ended, also those that wait for a place."""
+        """Return all agents that have not ended, including those that are not placed yet."""
 
     def drain(self, names: Sequence[str]) -> None:
-        """Let agents end: no new sessions, and at most the grace period for those that run.
+        """Let agents end: they take no new sessions, and the others get the grace period.
 
-        They are not started again. Unknown names are ignored: those agents have ended.
+        They are not restarted. Unknown names are ignored: those agents have ended.
         """
 
     def stop(self, names: Sequence[str]) -> None:

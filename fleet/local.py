@@ -80,7 +80,7 @@ class LocalEngine:
         assert process.stdout is not None
         with process.stdout as pipe:
             is_ready = pipe.readline() == READY
-        process.wait()  # it has left the supervisor to itself
+        process.wait()  # only the process between: the supervisor is its child
         if not is_ready:
             raise Refused(f"The supervisor of the fleet cannot start. See {log}.")
 
@@ -100,7 +100,7 @@ class LocalEngine:
                 ) from None
             except OSError:  # no socket, or nobody listens any more
                 return None
-        if not line:  # it has ended between the two
+        if not line:  # it ended before it could answer
             return None
         reply: dict[str, Any] = json.loads(line)
         if "error" in reply:

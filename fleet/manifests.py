@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Object = dict[str, Any]
 
 BROKER_PORT, DIRECT_PORT, WEB_PORT = 5555, 7000, 8080
-LAST_S = 5  # after the grace, in which an agent reports what it cuts off and ends by itself
+LAST_S = 5  # after the grace period, for an agent to report what it cuts off
 UID = 1000
 KEYS, SECRET, OFFERS = "/run/gymwire/keys", "/run/gymwire/secret", "/run/gymwire/offers"
 OFFERS_FILE = "offers.toml"
@@ -29,9 +29,9 @@ SECRET_FILES = {
     "agents": ("agent.key", "broker.pub"),
     "web": ("web.key", "broker.pub", "tokens.toml"),
 }
-# SIGTERM follows at once; it drains a container whose image sets another signal for its end, too.
+# Drains an agent even if its image has another STOPSIGNAL than SIGTERM, which follows at once.
 DRAIN = {"exec": {"command": ["sh", "-c", "kill -USR1 1"]}}
-# Until no proxy in the cluster sends it new connections.
+# Wait until no proxy in the cluster sends it new connections.
 LEAVE = {"exec": {"command": ["sleep", "5"]}}
 ADAPTER_FILE = "prometheus-adapter.yaml"
 
@@ -148,7 +148,7 @@ class _Manifests:
         pod: Object = {"terminationGracePeriodSeconds": math.ceil(fleet.grace_s) + LAST_S}
         pod |= self._place()
         offers = {"name": "offers", "configMap": {"name": f"{fleet.name}-offers"}}
-        # An autoscaler would fight with a number given here.
+        # With a number here, each `kubectl apply` would overrule the autoscaler.
         count = {} if self._is_scaled else {"replicas": fleet.scale.least}
         return self._deployment("agents", container, pod=pod, volumes=[offers], **count)
 
@@ -294,8 +294,8 @@ class _Manifests:
     def _adapter_rule(self) -> Object:
         """Return the rule by which prometheus-adapter offers the number of agents as a metric.
 
-        An HPA adds pods while its metric grows, but fewer free slots need more agents. So the
-        metric is how many agents have room for the used slots and for those that must be free.
+        An HPA adds pods when its metric rises, but agents are needed when free slots become few.
+        The metric is therefore how many agents the used slots and those that must be free need.
         """
         scale = self._fleet.scale
         wanted = " or ".join(

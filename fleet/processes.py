@@ -1,4 +1,4 @@
-"""The process of an agent: started, started again when it dies, drained."""
+"""The process of an agent: start it, restart it when it dies, drain it."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from gymwire.env_agent.signals import DRAIN, STOPPED
 from gymwire.env_agent.workers import FIRST_PAUSE_S, HEALTHY_S, MAX_PAUSE_S
 from gymwire.fleet.engine import DRAINING, RESTARTING, RUNNING, AgentPlan, RunningAgent
 
-KILL_S = 10.0  # after the grace, a process that has not ended by itself is killed
+KILL_S = 10.0  # a process that still runs this long after the grace period is killed
 MAX_LOG = 64 * 1024 * 1024  # bytes, after which a restart begins a new log
-TAIL = 4096  # bytes of the log in which its last line is sought
+TAIL = 4096  # bytes at the end of a log that are searched for its last line
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class AgentProcess:
     Times are monotonic seconds.
 
     Attributes:
-        is_over: whether it has ended and is not started again.
+        is_over: whether it has ended and will not be restarted.
     """
 
     def __init__(self, spec: ProcessSpec, now: float) -> None:
@@ -79,12 +79,12 @@ class AgentProcess:
         spec = self._spec
         log = Path(spec.log)
         too_long = log.exists() and log.stat().st_size > MAX_LOG
-        # Variables of whoever starts the fleet are not the agent's options.
+        # Variables of the user who starts the fleet are not options of the agent.
         kept = {name: value for name, value in os.environ.items() if name[:8] != "GYMWIRE_"}
         command, *options = spec.arguments
         with log.open("wb" if too_long else "ab") as output:
             self._process = subprocess.Popen(
-                # As a worker, it ends with its standard input, and is not in need of a terminal.
+                # As a worker, it ends when its standard input closes.
                 [sys.executable, "-m", "gymwire", command, "--worker", "0", *options],
                 stdin=subprocess.PIPE,
                 stdout=output,
@@ -96,7 +96,7 @@ class AgentProcess:
         self._started, self._since = now, time.time()
 
     def tick(self, now: float) -> None:
-        """Notice that it has ended; start it again when that is due."""
+        """Check whether it has ended; restart it when that is due."""
         if self._process is None:
             if now >= self._restart_at:
                 try:
@@ -124,14 +124,14 @@ class AgentProcess:
         self._process, self._restart_at, self._detail = None, now + pause_s, why
 
     def drain(self, now: float) -> None:
-        """Let it end; kill it if it has not ended soon after the grace."""
+        """Drain it; kill it if it still runs KILL_S after the grace period."""
         if self._kill_at is not None:
             return
         self._kill_at = now + self._spec.grace_s + KILL_S
         if self._process is None:
             self.is_over = True
         elif self._process.poll() is None:
-            # Not SIGTERM: SLURM has sent that to all processes, and a second one ends an agent.
+            # SLURM may have sent SIGTERM to all processes, and a second one would cut sessions off.
             self._process.send_signal(DRAIN)
 
     def stop(self) -> None:
@@ -142,7 +142,7 @@ class AgentProcess:
         self.is_over = True
 
     def report(self) -> RunningAgent:
-        """Return how it is."""
+        """Return its state."""
         process = self._process
         state = RUNNING if process is not None else RESTARTING
         return RunningAgent(
@@ -160,7 +160,7 @@ def _meaning(status: int) -> str:
 
 
 def _last_line(log: Path) -> str:
-    """Return the last line of a log: most often the error that has ended its process."""
+    """Return the last line of a log, which is usually the error that ended the process."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL))
         lines = file.read().decode(errors="replace").splitlines()

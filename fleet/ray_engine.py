@@ -1,6 +1,6 @@
 """The engine `ray`: each agent is a process under a named, detached actor, which Ray restarts.
 
-Only orders and states go through Ray: agents dial the broker, and sessions never touch Ray.
+Ray carries only commands and states: agents connect to the broker, and sessions bypass Ray.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ except ModuleNotFoundError as error:
     ) from error
 
 TICK_S = 0.1
-ANSWER_S = 3.0  # for an actor; those that have no process yet do not answer
-ORDER_S = 30.0  # for an actor that has a process, to take an order
-# States of the table of actors in which an actor has no process.
+ANSWER_S = 3.0  # for an actor's report; an actor that has no process yet does not answer
+ORDER_S = 30.0  # for an actor that has a process to accept a command
+# The states in Ray's table of actors in which an actor has no process.
 UNPLACED = {"DEPENDENCIES_UNREADY": PENDING, "PENDING_CREATION": PENDING, "RESTARTING": RESTARTING}
 
 
 class RayAgent:
     """The actor of one agent, on the node that Ray has chosen.
 
-    It starts the agent's process again when that dies. Ray starts the actor again, from its plan,
-    when the actor or its node dies; the process ends with its actor.
+    It restarts the agent's process when that dies. Ray restarts the actor, from its plan, when the
+    actor or its node dies; the process ends with its actor.
     """
 
     def __init__(self, plan: AgentPlan) -> None:
@@ -62,12 +62,12 @@ class RayAgent:
         ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
 
     def report(self) -> RunningAgent:
-        """Return how the agent is."""
+        """Return the state of the agent."""
         with self._lock:
             return self._process.report()
 
     def drain(self) -> None:
-        """Let the agent end; then the actor ends, too."""
+        """Drain the agent; then the actor ends, too."""
         with self._lock:
             self._process.drain(time.monotonic())
 
@@ -136,18 +136,18 @@ class RayEngine:
                 except ray.exceptions.ActorDiedError:
                     continue
                 except ray.exceptions.RayError:
-                    agent = RunningAgent(name, RESTARTING, detail="Ray starts its actor again")
+                    agent = RunningAgent(name, RESTARTING, detail="Ray is restarting its actor")
             elif name not in unplaced:
                 agent = RunningAgent(name, RESTARTING, detail="its actor does not answer")
             found.append(agent)
         return found
 
     def drain(self, names: Sequence[str]) -> None:
-        """Let agents end. Those that have no process are ended by Ray."""
+        """Drain agents. Ray ends those that have no process."""
         self._order("drain", names)
 
     def stop(self, names: Sequence[str]) -> None:
-        """Kill agents and their actors, also those that do not answer."""
+        """Kill agents and their actors, including those that do not answer."""
         self._order("stop", names)
         for name, actor in self._actors().items():
             if name in names:
@@ -161,7 +161,7 @@ class RayEngine:
         _wait([getattr(actor, order).remote() for actor in actors.values()], ORDER_S)
 
     def _actors(self) -> dict[str, Any]:
-        """Return the handles of all actors that have not ended, also of those without a node."""
+        """Return the handles of all actors that have not ended, with or without a node."""
         found = {}
         for one in ray.util.list_named_actors(all_namespaces=True):
             if one["namespace"] == self._namespace:
@@ -170,7 +170,7 @@ class RayEngine:
         return found
 
     def _unplaced(self) -> dict[str, str]:
-        """Return the states of the agents that have no process at present, by their names."""
+        """Return the states of the agents that have no process now, by their names."""
         # The public ray.util.state needs Ray's dashboard.
         from ray._private import state
 

@@ -17,7 +17,7 @@ class Scale:
     Attributes:
         least, most: bounds of their number; equal if it is fixed.
         free_slots: at each address, agents are started while fewer slots are free.
-        idle_s: agents above `least` end after so many seconds without a session.
+        idle_s: agents above `least` are drained after this many seconds without a session.
         slots: the slots of one agent by address.
     """
 
@@ -35,7 +35,7 @@ class AgentLoad:
     Attributes:
         name: its name.
         state: STARTING (the broker does not list it), READY or DRAINING.
-        used: its sessions at all addresses, also those whose environment is still busy.
+        used: its sessions at all addresses, and ended ones whose environment is still busy.
         free: its free slots by address.
     """
 
@@ -54,10 +54,9 @@ class Decision:
 
 
 class Scaler:
-    """Decides for one fleet, from reports that follow each other.
+    """Decides for one fleet, from successive reports.
 
-    It only ever drains agents without a session. A session that opens meanwhile has the agent's
-    grace period.
+    It drains only agents without a session. A session that opens meanwhile has the grace period.
     """
 
     def __init__(self, scale: Scale) -> None:
@@ -83,13 +82,13 @@ class Scaler:
             return Decision(drain=choose(alive, surplus, only_idle=True))
         start = self._missing(alive, now)
         if start:
-            # A draining agent still has its resources, unless there are fewer than there must be.
+            # Draining agents still use resources, so they count, except where `least` is not met.
             room = self._scale.most - len(agents)
             return Decision(start=max(self._scale.least - len(alive), min(start, room), 0))
         return Decision(drain=self._unneeded(alive, now))
 
     def _missing(self, alive: Sequence[AgentLoad], now: float) -> int:
-        """Return how many agents are to be started."""
+        """Return how many agents to start."""
         coming = sum(now - since < PATIENCE_S for since in self._starting_since.values())
         wanted = 0
         for address, slots in self._scale.slots.items():
@@ -99,7 +98,7 @@ class Scaler:
         return max(self._scale.least - len(alive), wanted, 0)
 
     def _unneeded(self, alive: Sequence[AgentLoad], now: float) -> tuple[str, ...]:
-        """Return the agents that were idle for long enough, and whose slots are not needed."""
+        """Return the agents that have been idle for long enough and whose slots are not needed."""
         free = {
             address: sum(one.free.get(address, 0) for one in alive) for address in self._scale.slots
         }

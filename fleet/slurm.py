@@ -35,7 +35,7 @@ ANY_NUMBER = 1_000_000  # how often a job may come to its time limit
 
 
 class SlurmEngine:
-    """Agents in jobs of SLURM. Its files lie beside fleet.toml, in a folder that all nodes share.
+    """Agents in jobs of SLURM. Its files are beside fleet.toml, in a folder that all nodes share.
 
     The jobs' name is that of the fleet, and their comment holds the agents' numbers.
     """
@@ -56,7 +56,7 @@ class SlurmEngine:
         try:
             executor.submit_array(jobs)
         except (FailedJobError, FailedSubmissionError) as error:
-            raise Refused(f"SLURM does not take the job: {error}") from None
+            raise Refused(f"SLURM did not accept the job: {error}") from None
 
     def running(self) -> list[RunningAgent]:
         """Return the agents of all jobs that have not ended."""
@@ -127,14 +127,14 @@ class SlurmEngine:
         if not job.is_waiting:
             try:
                 agent = RunningAgent(**json.loads((folder / REPORT).read_text(encoding="utf-8")))
-            except FileNotFoundError:  # its job has only just begun
+            except FileNotFoundError:  # its job has just begun
                 agent = replace(agent, host=job.node)
         if (folder / DRAINED).exists():
             agent = replace(agent, state=DRAINING)
         return agent
 
     def _drained(self, names: Sequence[str]) -> list[QueuedJob]:
-        """Mark these agents as drained, so that no requeued job starts one; return their jobs."""
+        """Mark these agents, so that no requeued job starts them again; return their jobs."""
         jobs = [
             job for job in self._queue.jobs(self._name) if f"{self._fleet}/{job.number}" in names
         ]

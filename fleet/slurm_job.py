@@ -26,7 +26,7 @@ REPORT, DRAINED = "report.json", "drained"  # files of the agent's folder
 class AgentJob:
     """Runs an agent until a signal ends it; a function for submitit.
 
-    Its folder, which all nodes share, holds the agent's report, and after `drain` a mark.
+    Its folder, which all nodes share, has the agent's report and, after `drain`, a marker file.
 
     SIGUSR1 and SIGTERM drain the agent. Afterwards the job is requeued, unless somebody has drained
     or cancelled it: SLURM sends SIGUSR1 before the time limit, and SIGTERM before a preemption.

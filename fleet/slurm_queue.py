@@ -23,7 +23,7 @@ class QueuedJob:
     Attributes:
         id: its id, such as 12 or 12_3.
         number: the number of its agent.
-        is_waiting: whether it does not run.
+        is_waiting: whether it is not running yet.
         node: the name of its node; "": none yet.
         since: when it started or will start, in seconds since 1970; 0: unknown.
         reason: why it waits.
@@ -38,7 +38,7 @@ class QueuedJob:
 
 
 class SlurmQueue:
-    """The queue of the cluster, as far as this user's jobs go. Raises Refused."""
+    """This user's jobs in the queue of the cluster. All calls raise Refused."""
 
     def jobs(self, name: str) -> list[QueuedJob]:
         """Return the jobs of this name that have not ended."""
@@ -50,17 +50,17 @@ class SlurmQueue:
         self._cancel(ids, "--signal=USR1")
 
     def cancel(self, ids: Sequence[str]) -> None:
-        """Cancel jobs that wait. One that has started meanwhile runs on."""
+        """Cancel jobs that wait. One that has started meanwhile keeps running."""
         self._cancel(ids, "--state=PENDING")
 
     def kill(self, ids: Sequence[str]) -> None:
-        """Kill jobs without a notice."""
+        """Kill jobs without a warning."""
         self._cancel(ids, "--signal=KILL")
         self._cancel(ids, "--state=PENDING")
 
     def _cancel(self, ids: Sequence[str], option: str) -> None:
         for first in range(0, len(ids), AT_ONCE):
-            # --quiet: jobs that have ended meanwhile are no error.
+            # --quiet: it is not an error that a job has ended meanwhile.
             _run("scancel", "--quiet", option, *ids[first : first + AT_ONCE])
 
 

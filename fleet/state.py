@@ -1,4 +1,4 @@
-"""Where a fleet's state lies on this machine."""
+"""The folder for a fleet's state on this machine, and the files that agents need."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from gymwire.protocol.errors import ConfigurationError
 
 
 def state_folder(name: str) -> Path:
-    """Return the folder of the fleet of this name, for this user only. It is made if missing.
+    """Return the folder of the fleet of this name; create it, for this user only, if it is missing.
 
-    It lies below $XDG_STATE_HOME, or ~/.local/state. Raises ConfigurationError.
+    It is below $XDG_STATE_HOME, or ~/.local/state. Raises ConfigurationError.
     """
     base = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
     folder = Path(base) / "gymwire" / "fleets" / name
@@ -38,7 +38,7 @@ def write_private(path: Path, text: str) -> None:
 
 
 def place_files(files: tuple[AgentFile, ...], folder: Path, *, copy: bool) -> dict[str, str]:
-    """Return the variables of an agent's files; write those that are nowhere yet into a folder.
+    """Return the variables of an agent's files; write those that are not files yet into a folder.
 
     `copy`: write all of them, because the agent runs on another machine.
     """

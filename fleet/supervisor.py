@@ -47,7 +47,7 @@ class FleetSupervisor:
         return not self._agents and (self._signals > 0 or self._clock() >= self._empty_until)
 
     def tick(self) -> None:
-        """Look at all agents."""
+        """Check all agents."""
         for name, agent in [*self._agents.items()]:
             agent.tick(self._clock())
             if agent.is_over:

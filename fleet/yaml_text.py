@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-# What needs no quotes: a word that no reader of YAML takes for anything but a text.
+# Texts that need no quotes, because every reader of YAML takes them for texts.
 PLAIN = re.compile(r"[A-Za-z_/$](?:[\w./$() -]*[\w./)-])?")
 WORDS = {"true", "false", "yes", "no", "on", "off", "null", "y", "n"}
 

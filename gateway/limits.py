@@ -18,7 +18,7 @@ from gymwire.gateway.tokens import Visitor
 
 MAX_OPEN = 1000  # requests and WebSockets at once, over all visitors
 MAX_JSON = 1024 * 1024  # bytes of a body, characters of a text message
-MAX_FORM = 4096  # bytes of the body of somebody without a token, who can only use /login
+MAX_FORM = 4096  # bytes of the body of a request without a token, which can only use /login
 BODY_S = 10.0  # how long a body may take to arrive
 _TOO_BIG = 1009  # a reason for closing (RFC 6455 §7.4)
 

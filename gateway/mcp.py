@@ -167,12 +167,12 @@ def _player_of(ctx: Context[Any, Player]) -> Player:
     return player
 
 
-def _shown(observation: Any, told: dict[str, Any]) -> Any:
+def _shown(observation: Any, rest: dict[str, Any]) -> Any:
     """Return what a tool returns for an observation: a picture as an image, before the rest."""
     picture = png(observation)
     if picture is not None:
-        return [Image(data=picture, format="png"), told]
-    return {"observation": to_json(observation), **told}
+        return [Image(data=picture, format="png"), rest]
+    return {"observation": to_json(observation), **rest}
 
 
 def _frame(frame: Any) -> Any:

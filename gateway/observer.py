@@ -1,4 +1,4 @@
-"""What a broker knows, asked for a visitor at most once a second, however many look."""
+"""Observe a broker for each visitor at most once a second, however many pages show it."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class Observer:
             if self._connection is None:
                 self._connection = self._connect()
             return observe(self._connection, ANSWER_S)
-        except GymwireError as error:  # which all who look now get, too
+        except GymwireError as error:  # all pages that wait now get it, too
             self._close()
             return error
 

@@ -10,7 +10,6 @@ metadata, with the info.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -21,11 +20,11 @@ from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
 
 from gymwire.gateway.app import Door, Gateway
-from gymwire.gateway.proxies import open_proxy, spaces_at
+from gymwire.gateway.proxies import act, open_proxy, spaces_at
 from gymwire.gateway.tokens import Visitor
 from gymwire.gateway.visitor_apps import VisitorApps
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
-from gymwire.protocol.json_values import from_json, schema_of, to_json
+from gymwire.protocol.json_values import schema_of, to_json
 
 
 def door(addresses: Sequence[str]) -> Door:
@@ -95,17 +94,16 @@ class _ProxyEnvironment(interfaces.Environment):
             self._proxy = self.open()
         observation, info = self._proxy.reset(seed=seed, options=options or None)
         self._episode_id, self._steps = episode_id, 0
-        return self._observation(observation, {"terminated": False, "truncated": False}, info)
+        rest = {"terminated": False, "truncated": False, "info": to_json(info)}
+        return self._observation(observation, rest)
 
     def step(self, action: Any, timeout_s: float | None = None, **_: Any) -> Any:
         """Run one step."""
         if self._proxy is None:
             raise RuntimeError("Send a reset before the first step.")
-        act = from_json(self._proxy.action_space, action.action, "action")
-        observation, reward, terminated, truncated, info = self._proxy.step(act)
+        observation, rest = act(self._proxy, action.action)
         self._steps += 1
-        flags = {"terminated": bool(terminated), "truncated": bool(truncated)}
-        return self._observation(observation, flags, info, float(reward))
+        return self._observation(observation, rest)
 
     @property
     def state(self) -> Any:
@@ -117,16 +115,13 @@ class _ProxyEnvironment(interfaces.Environment):
         if self._proxy is not None:
             self._proxy.close()
 
-    def _observation(
-        self,
-        value: Any,
-        flags: dict[str, bool],
-        info: dict[str, Any],
-        reward: float | None = None,
-    ) -> Any:
-        metadata = {**flags, "info": to_json(info)}
-        if reward is not None and not math.isfinite(reward):
-            metadata["reward"], reward = to_json(reward), None
+    def _observation(self, value: Any, rest: dict[str, Any]) -> Any:
+        # NaN and infinite rewards are texts here, and stay in the metadata.
+        is_number = isinstance(rest.get("reward"), int | float)
+        reward = float(rest.pop("reward")) if is_number else None
         return self.observed.model_construct(
-            observation=to_json(value), done=any(flags.values()), reward=reward, metadata=metadata
+            observation=to_json(value),
+            done=rest["terminated"] or rest["truncated"],
+            reward=reward,
+            metadata=rest,
         )

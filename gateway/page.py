@@ -38,10 +38,10 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
         async def stream() -> AsyncIterator[str]:
             while not await request.is_disconnected():
                 try:
-                    told = await observer.latest(_as_json)
+                    state = await observer.latest(_as_json)
                 except GymwireError as error:
-                    told = json.dumps({"error": str(error)})
-                yield f"data: {told}\n\n"
+                    state = json.dumps({"error": str(error)})
+                yield f"data: {state}\n\n"
                 await asyncio.sleep(EVERY_S)
 
         return StreamingResponse(stream(), media_type="text/event-stream")
@@ -56,8 +56,8 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
 
 
 def _as_json(found: Observation) -> str:
-    told: dict[str, Any] = asdict(found)
-    for shown, session in zip(told["sessions"], found.sessions, strict=True):
+    state: dict[str, Any] = asdict(found)
+    for shown, session in zip(state["sessions"], found.sessions, strict=True):
         shown["id"] = session.id
         del shown["sid"]  # JavaScript has no integers of 64 bits
-    return json.dumps(told)
+    return json.dumps(state)

@@ -63,26 +63,26 @@ def _do(text: str, env: ProxyEnv) -> dict[str, Any]:
     match parsed(text):
         case {"reset": dict(given)}:
             observation, info = env.reset(seed=given.get("seed"))
-            told: dict[str, Any] = {"step": 0, "info": to_json(info)}
+            reply: dict[str, Any] = {"step": 0, "info": to_json(info)}
         case {"act": given}:
-            observation, told = act(env, given)
+            observation, reply = act(env, given)
         case _:
             raise JsonMismatch('A request is {"reset": {"seed": …}} or {"act": …}.')
-    return told | _shown(env, observation)
+    return reply | _shown(env, observation)
 
 
 def _shown(env: ProxyEnv, observation: Any) -> dict[str, Any]:
-    told: dict[str, Any] = {}
+    reply: dict[str, Any] = {}
     picture = png(observation)
     if picture is None:
-        told["observation"] = to_json(observation)
+        reply["observation"] = to_json(observation)
     else:
-        told["frame"] = data_url(picture)
+        reply["frame"] = data_url(picture)
     if env.render_mode is not None:
         frame = env.render()
         picture = png(frame)
         if picture is None:
-            told["text"] = str(frame)
+            reply["text"] = str(frame)
         else:
-            told["frame"] = data_url(picture)
-    return told
+            reply["frame"] = data_url(picture)
+    return reply

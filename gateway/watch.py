@@ -22,11 +22,11 @@ from gymwire.protocol.errors import ConfigurationError, GymwireError, RequestTim
 from gymwire.protocol.json_values import JsonMismatch, parsed
 from gymwire.protocol.process_ids import SESSION_ID
 
-ANSWER_S = 2.0  # how long to wait for a frame before the page is told that it waits
+ANSWER_S = 2.0  # how long to wait for a frame before the answer is `waiting`
 
 
 async def watch(gateway: Gateway, socket: WebSocket) -> None:
-    """Show the session in the query of the WebSocket, until that ends."""
+    """Show the session that the query of the WebSocket names, until the page closes it."""
     session = socket.query_params.get("session", "")
     await socket.accept()
     watcher = OwnThread(partial(gateway.connect, visitor_of(socket)))

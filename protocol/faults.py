@@ -102,7 +102,7 @@ def find_faults(
 ) -> tuple[Any, list[Fault]]:
     """Return a copy of a value with `Opaque` for what cannot be serialized, and all the faults.
 
-    Each fault's path begins with `root`. What `converter` can convert is no fault.
+    Each fault's path begins with `root`. A value that `converter` can convert is not a fault.
     """
     replacer = _Replacer(converter)
     copy = replacer.walk(value, root)

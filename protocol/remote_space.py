@@ -25,7 +25,7 @@ class SpaceCalls:
         self._ask: Callable[[], Callable[[str, str, Any], Any] | None] = lambda: None
 
     def connect(self, ask: Callable[[str, str, Any], Any]) -> None:
-        """Ask by this method of an object, `(path, method, arguments)`, as long as it exists."""
+        """Ask by this method of an object, `(path, method, arguments)`, while it exists."""
         self._ask = weakref.WeakMethod(ask)
 
     def ask(self, path: str, method: str, args: tuple[Any, ...]) -> Any:

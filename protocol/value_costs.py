@@ -103,7 +103,7 @@ def cost_exceeds(data: bytes, most: int) -> bool:
 
 
 def parts_exceed(data: bytes, most: int) -> bool:
-    """Return whether the value in `data` has more than so many parts. Like `cost_exceeds`."""
+    """Return whether the value in `data` has more parts than allowed. Like `cost_exceeds`."""
     return _exceeds(data, most, lambda _, parts: len(parts))
 
 
@@ -146,7 +146,7 @@ def _parts(piece: np.ndarray[Any, np.dtype[np.uint8]], size: int) -> tuple[Ints,
         at, first, length = long[is_extension], first[is_extension], length[is_extension]
         code = piece[at + _CODE_AT[first]]
         contents = length + _SIZE[first]
-        # What has one byte is empty, or is no msgpack of this type.
+        # A value of one byte is empty, or is not of this type.
         enters = _IS_NESTED[code] & (contents > 1)
         step[at] = np.where(enters, 1 + _CODE_AT[first], 1 + _CODE_AT[first] + contents)
         cost[at] = _EXTENSION_COST[code] + contents * _BYTE_COST[code] + _ITEM * enters

@@ -40,7 +40,7 @@ def act_first(agent: Agent) -> None:
 
 @check(CHECKS, "5.2", "neither executes nor counts a reply that it is sent")
 def no_requests(agent: Agent) -> None:
-    """Send messages of the dialogue that are no requests, then a request of the same number."""
+    """Send messages of the dialogue that are not requests, then a request of the same number."""
     session = agent.open()
     session.send(Result(None), 1)
     session.send(Error(Code.DENIED, "this is not a request"), 1)

@@ -1,4 +1,4 @@
-"""HELLO, OFFER, and what the broker says beside the sessions (§3.2, §3.3, §4.3, §6)."""
+"""HELLO, OFFER, and other messages of the broker outside of sessions (§3.2, §3.3, §4.3, §6)."""
 
 from __future__ import annotations
 

@@ -64,7 +64,7 @@ def batched_spaces(agent: Agent) -> None:
 
 @check(CHECKS, "4.4.1", "batches rewards and flags")
 def batched_percepts(agent: Agent) -> None:
-    """Step, and look at the types."""
+    """Step, and check the types."""
     session = vector(agent)
     session.reset(SEED)
     _typed(session.step())

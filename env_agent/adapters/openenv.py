@@ -2,8 +2,8 @@
 
 `gymwire serve echo openenv:http://HOST:PORT` offers the environment of an OpenEnv server. Each
 session is one WebSocket, and so one environment there. Its messages are those of OpenEnv's client
-(github.com/meta-pytorch/OpenEnv, `core/env_client.py`). That client connects again by itself when
-its socket is lost, to a new environment; here the session is lost, and the learner is told.
+(github.com/meta-pytorch/OpenEnv, `core/env_client.py`). When its socket is lost, that client
+reconnects to a new environment; here, the session is lost, and the learner gets an error.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class OpenEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
 
     @property
     def lost(self) -> str:
-        """Why the environment is gone; "" as long as it is not."""
+        """Why the environment is gone; "" if it is not."""
         return self._lost
 
     def _gone(self) -> EnvironmentGone:

@@ -18,7 +18,7 @@ from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 
 EXPOSED = ("observe", "state", "state_space")
-"""What learners may use of an environment with several agents, beside the names of the operator."""
+"""Attributes that are always exposed in an environment with several agents."""
 
 
 class EnvModule:

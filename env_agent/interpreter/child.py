@@ -1,4 +1,4 @@
-"""The program that runs environments in another interpreter, for an env agent beside it.
+"""The program that runs environments in another interpreter, for an env agent on the same host.
 
 It is one file, for Python 3.7 and later, CPython and PyPy, and needs only the standard library.
 The environment's numpy, gymnasium or gym are used if they are there. It runs the environments in

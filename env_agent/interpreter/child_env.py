@@ -74,7 +74,7 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
 
     @property
     def lost(self) -> str:
-        """Why the process is lost, "" as long as it is not."""
+        """Why the process is lost; "" if it is not."""
         return self._process.lost
 
     def _call(self, name: str, *args: Any) -> Any:

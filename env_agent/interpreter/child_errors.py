@@ -18,14 +18,14 @@ class RaisedInChild(Exception):
     remote_traceback = ""
 
 
-def build(told: Any) -> RaisedInChild:
-    """Return the exception that the process tells: [module, name, text, traceback].
+def build(reported: Any) -> RaisedInChild:
+    """Return the exception that the process reports: [module, name, text, traceback].
 
     Raises DecodingError.
     """
-    if type(told) is not list or [type(part) for part in told] != [str] * 4:
+    if type(reported) is not list or [type(part) for part in reported] != [str] * 4:
         raise DecodingError("The report of an exception is not a list of four texts.")
-    module, name, text, trace = told
+    module, name, text, trace = reported
     error = _class(module, name)(text)
     error.remote_traceback = trace
     return error

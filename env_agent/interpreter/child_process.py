@@ -42,7 +42,7 @@ class ChildProcess:
     """A process that runs one environment, or those of one vector. Use it in one thread.
 
     Attributes:
-        lost: why the process is lost, "" as long as it is not.
+        lost: why the process is lost; "" if it is not.
     """
 
     def __init__(self, watch: ProcessWatch, python: str, address: str) -> None:

@@ -87,7 +87,7 @@ class Turns:
         self._return_end()
 
     def take_reply(self) -> State | None:
-        """Return the answer to the last request once it is there."""
+        """Wait for the answer to the last request, and return it."""
         reply, self.reply = self.reply, None
         return reply
 

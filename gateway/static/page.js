@@ -258,5 +258,5 @@ function showFaults(before, after) {
 
 const events = new EventSource("events");
 events.onmessage = (event) => show(JSON.parse(event.data));
-events.onerror = () => show({ error: "The gateway does not answer. This page tries again by itself." });
+events.onerror = () => show({ error: "The gateway does not answer. This page keeps trying." });
 addEventListener("hashchange", () => scrollTo(0, 0));

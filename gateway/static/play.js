@@ -58,24 +58,24 @@ export class Play {
     at("play-problem").hidden = false;
   }
 
-  show(told) {
+  show(reply) {
     this.waiting = false;
     at("play-problem").hidden = true;
-    if (told.error) return this.problem(told.error);
-    if (told.action) {
-      this.controls(told.action, told.space);
+    if (reply.error) return this.problem(reply.error);
+    if (reply.action) {
+      this.controls(reply.action, reply.space);
       return this.reset();
     }
-    this.over = Boolean(told.terminated || told.truncated);
-    this.total += Number(told.reward ?? 0);
-    at("play-frame").hidden = !told.frame;
-    if (told.frame) at("play-frame").src = told.frame;
-    at("play-text").hidden = told.text == null;
-    at("play-text").textContent = told.text ?? "";
-    at("play-observation").textContent = JSON.stringify(told.observation ?? "the picture", null, 1);
-    const how = told.terminated ? "The episode has terminated." : told.truncated ? "The episode was truncated." : "";
+    this.over = Boolean(reply.terminated || reply.truncated);
+    this.total += Number(reply.reward ?? 0);
+    at("play-frame").hidden = !reply.frame;
+    if (reply.frame) at("play-frame").src = reply.frame;
+    at("play-text").hidden = reply.text == null;
+    at("play-text").textContent = reply.text ?? "";
+    at("play-observation").textContent = JSON.stringify(reply.observation ?? "the picture", null, 1);
+    const how = reply.terminated ? "The episode has terminated." : reply.truncated ? "The episode was truncated." : "";
     at("play-state").textContent =
-      told.reward == null ? "A new episode." : `Reward ${told.reward}, return ${this.total}. ${how}`;
+      reply.reward == null ? "A new episode." : `Reward ${reply.reward}, return ${this.total}. ${how}`;
   }
 
   controls(schema, space) {

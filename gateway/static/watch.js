@@ -31,7 +31,7 @@ export class Watch {
     socket.onmessage = (event) => socket === this.socket && this.take(JSON.parse(event.data));
     socket.onclose = () => {
       if (socket !== this.socket || this.session === null) return;
-      this.say("The gateway does not answer. This page tries again by itself.");
+      this.say("The gateway does not answer. This page keeps trying.");
       this.timer = setTimeout(() => this.open(), RETRY_MS);
     };
   }
@@ -44,21 +44,21 @@ export class Watch {
     this.socket.send(JSON.stringify({ after: this.after }));
   }
 
-  take(told) {
+  take(answer) {
     this.asked = false;
-    this.timer = setTimeout(() => this.ask(), told.error ? RETRY_MS : PAUSE_MS);
-    if (told.error) {
+    this.timer = setTimeout(() => this.ask(), answer.error ? RETRY_MS : PAUSE_MS);
+    if (answer.error) {
       for (const id of ["watch-frame", "watch-text"]) at(id).hidden = true;
       this.after = 0;
-      this.say(told.error);
-    } else if (told.request) {
-      this.after = told.request;
-      at("watch-frame").hidden = !told.frame;
-      if (told.frame) at("watch-frame").src = told.frame;
-      at("watch-text").hidden = told.text == null;
-      at("watch-text").textContent = told.text ?? "";
+      this.say(answer.error);
+    } else if (answer.request) {
+      this.after = answer.request;
+      at("watch-frame").hidden = !answer.frame;
+      if (answer.frame) at("watch-frame").src = answer.frame;
+      at("watch-text").hidden = answer.text == null;
+      at("watch-text").textContent = answer.text ?? "";
       this.say("");
-    } else if (told.waiting) {
+    } else if (answer.waiting) {
       this.say("The environment is busy. The next frame follows after this step.");
     } else if (!this.after) {
       this.say("There is nothing to see before the first episode.");

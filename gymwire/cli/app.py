@@ -45,7 +45,7 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Summary:
-    """What the help of a command says beside its options.
+    """What the help of a command says in addition to its options.
 
     `handles_signals`: the command handles SIGINT and SIGTERM itself.
     """
@@ -130,7 +130,6 @@ COMMANDS = {
         "Run a fleet of env agents on this machine, Ray or SLURM.",
         (
             "gymwire fleet up fleet.toml --on ray",
-            "gymwire fleet scale fleet.toml --on ray --agents 32",
             "gymwire fleet manifests fleet.toml > fleet.yaml",
         ),
     ),

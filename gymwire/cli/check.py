@@ -88,7 +88,7 @@ def command(options: Options, output: Output) -> int:
 
 
 class WithGenerator(gymnasium.Wrapper[Any, Any, Any, Any]):
-    """An environment without a random generator, and one for Gymnasium's checker to look at.
+    """An environment without a random generator, with one for Gymnasium's checker.
 
     The checker demands a generator of numpy. Those in other languages have none.
     """

@@ -16,7 +16,7 @@ from rich.text import Text
 from gymwire.cli.connection import LogOptions, naming
 from gymwire.cli.observed import duration
 from gymwire.cli.output import Output
-from gymwire.cli.terminal import columns, printable
+from gymwire.cli.terminal import columns, counted, printable
 from gymwire.fleet.commands import AgentStatus, FleetControl
 from gymwire.fleet.description import Fleet, load
 from gymwire.fleet.engine import DRAINING, open_engine
@@ -91,7 +91,7 @@ def _act(options: Options, control: FleetControl, output: Output) -> int:
             names = control.drain(options.agent or None)
             output.result(fleet=control.fleet.name, draining=names)
             output.say(
-                f"{len(names)} agents are draining; their sessions may go on for "
+                f"draining {counted(len(names), 'agent')}; sessions may continue for "
                 f"{control.fleet.grace_s:g} s"
             )
         case "down":

@@ -26,7 +26,7 @@ OPTIONS = (
         commands=("fleet",),
         default="fleet.toml",
         metavar="FILE",
-        help="what to run: see docs/how-to/fleets.md",
+        help="the file that describes the fleet: see docs/how-to/fleets.md",
         positional=True,
         own_variable="GYMWIRE_FLEET",
     ),
@@ -36,7 +36,7 @@ OPTIONS = (
         commands=("fleet",),
         default="local",
         metavar="ENGINE",
-        help="who runs the agents: this machine, Ray (RAY_ADDRESS names the cluster) or SLURM",
+        help="where agents run: on this machine, Ray (RAY_ADDRESS names the cluster) or SLURM",
         own_variable="GYMWIRE_FLEET_ON",
     ),
     Option(
@@ -59,8 +59,8 @@ OPTIONS = (
         keyword="watch",
         kind=kinds.FLAG,
         commands=("fleet",),
-        help="up: stay, and start and drain agents by the number of free slots, until Ctrl-C or "
-        "SIGTERM, which leave the fleet as it is",
+        help="up: keep running, and start and drain agents as the free slots require, until Ctrl-C "
+        "or SIGTERM; the fleet then stays as it is",
     ),
     Option(
         keyword="wait_s",

@@ -45,8 +45,7 @@ def command(options: Options, output: Output) -> int:
             output.result(session=None, agent=agent, **counts)
             output.say(
                 f"env agent {agent} ({counted(answer.processes, 'process', 'processes')}) is "
-                f"draining: {counted(answer.sessions, 'session')} may go on until its --grace is "
-                f"over"
+                f"draining: {counted(answer.sessions, 'session')} may continue for --grace"
             )
     return 0
 

@@ -43,7 +43,7 @@ class Video:
         self.frames = 0
 
     def add_frame(self) -> None:
-        """Add what the environment renders now. Raises ConfigurationError if it is no image."""
+        """Add what the environment renders now. Raises ConfigurationError if it is not an image."""
         frame = self._env.render()
         if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3:
             raise ConfigurationError(

@@ -36,7 +36,7 @@ class TracedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     Args:
         env: the environment. Further wrappers go around this one.
-        every: make a span for every so many steps, since time stamps make a step slower.
+        every: make a span for every `every`-th step, since time stamps make a step slower.
         tracer_provider: makes the tracer; by default, the global one.
 
     Raises:

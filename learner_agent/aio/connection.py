@@ -2,8 +2,7 @@
 
 One of the waiting tasks is the reader: it waits for input, receives, runs the timers and wakes the
 tasks that have got their answers. When its own answer has come, another one becomes the reader. So
-there is no task in the background, and while nobody waits, nothing runs: as with a connection that
-blocks.
+there is no background task, and while no task waits, nothing runs, as with a blocking connection.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ class _Waiter:
             self._input.interrupt()
 
     def check(self) -> None:
-        """Wake the task if what it waits for is there."""
+        """Wake the task if its condition is met."""
         if self._is_woken or self.until is None:
             return
         try:
@@ -291,7 +290,7 @@ class AioConnection(BrokerConnection):
                 return
 
     def _sources(self) -> list[Source]:
-        """Return where frames can arrive at present."""
+        """Return the connections over which frames can arrive now."""
         links = [one for one in self.direct_links.all if one.transport.waitable != -1]
         return [self, *links]
 

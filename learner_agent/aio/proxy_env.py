@@ -95,7 +95,7 @@ class Connection:
         return self._blocking
 
     async def make(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that opens one session; only so many run at the same time."""
+        """Call a function that opens one session; a bounded number run at the same time."""
         async with self._openings:
             return await run(function, *args, **kwargs)
 
@@ -164,7 +164,7 @@ class ProxyEnv:
             observation, reward, terminated, truncated, info = await env.step(0)
 
     It returns and raises what `gymwire.ProxyEnv` does, with the same guarantees: the code is the
-    same. A call that is cancelled after its request was sent goes on at the env agent. The same
+    same. A call that is cancelled after its request was sent continues at the env agent. The same
     call again returns its result; before any other call its reply is awaited and dropped, except
     before `reset` and `close`, which replace it.
 
@@ -253,7 +253,7 @@ class ProxyEnv:
         """Return what the remote environment renders: an array, a str, or None."""
         return await self._call(BlockingEnv.render)
 
-    # --- what else there is -----------------------------------------------------------------------
+    # --- other methods ----------------------------------------------------------------------------
 
     async def get(self, name: str) -> Any:
         """Return an attribute that the env agent exposes. Raises AttributeDenied."""

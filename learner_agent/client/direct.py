@@ -172,7 +172,7 @@ class DirectLinks:
 
     @property
     def all(self) -> list[DirectLink]:
-        """The connections at present."""
+        """The current connections."""
         return list(self._links.values())
 
     def remove(self, path: DirectPath) -> None:
@@ -191,7 +191,7 @@ class SessionPaths:
     """The relayed path of a session, and the direct one, if there is one.
 
     Attributes:
-        current: the connection that requests take at present.
+        current: the connection that requests take now.
         direct: the session's use of a direct connection.
     """
 
@@ -213,7 +213,7 @@ class SessionPaths:
 
     @property
     def is_direct(self) -> bool:
-        """Whether requests take the direct path at present."""
+        """Whether requests currently take the direct path."""
         return self.direct is not None and self.direct.up
 
     def dial_direct(self, receive: Callable[[Header, bytes | memoryview], bool]) -> DirectPath:

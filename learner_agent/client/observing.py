@@ -112,7 +112,7 @@ def stop_session(connection: BrokerConnection, sid: int) -> bool:
 def stop_agent(connection: BrokerConnection, agent: str) -> Stopped:
     """Let an env agent drain with all its workers, as on SIGTERM.
 
-    It takes no new sessions; those that it has may go on until its `--grace` is over. Returns how
+    It takes no new sessions; its sessions may continue until its `--grace` is over. Returns how
     many processes were reached, and how many sessions they have.
 
     Args:

@@ -30,7 +30,7 @@ GENERATOR = "np_random"
 
 
 class PlainGroup(SessionGroup):
-    """Sessions with one plain environment each, as sessions with a vector of one.
+    """Sessions with one plain environment each, which look like sessions with a vector of one.
 
     It does what Gymnasium's SyncVectorEnv does: it takes seeds and actions apart, batches what the
     environments return, and resets those whose episodes have ended when `mode` says so.
@@ -42,7 +42,7 @@ class PlainGroup(SessionGroup):
         self._space = self.single_space("observation_space")
         self._actions = batch_space(self.single_space("action_space"), 1)
         # Both are replaced, never changed in place.
-        self._ended: frozenset[int] = frozenset()  # and not reset yet
+        self._ended: frozenset[int] = frozenset()  # episodes that have ended, without a reset since
         self._final: dict[int, Percept] = {}  # the last of an episode; a reset follows in the step
 
     def single_space(self, name: str) -> Space[Any]:
@@ -201,7 +201,7 @@ def _has_ended(percept: Percept) -> bool:
 
 
 def _plain(request: Message) -> Message:
-    """Return the request for a plain environment that this one for a vector of one means."""
+    """Translate a request for a vector of one into that for a plain environment."""
     match request:
         case Reset(seed, options):
             if options is not None:

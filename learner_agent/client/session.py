@@ -113,12 +113,12 @@ class RemoteSession:
 
     @property
     def path(self) -> Transport:
-        """The connection that requests take at present."""
+        """The connection that requests currently take."""
         return self.paths.current
 
     @property
     def is_direct(self) -> bool:
-        """Whether requests take the direct path at present."""
+        """Whether requests currently take the direct path."""
         return self.paths.is_direct
 
     # --- requests ---------------------------------------------------------------------------------

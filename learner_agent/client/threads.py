@@ -1,6 +1,6 @@
 """Find out whether another thread uses the client: it must be used from one thread at a time.
 
-A call only sets an attribute. The stacks of other threads are looked at only if that attribute is
+A call only sets an attribute. The stacks of other threads are examined only if that attribute is
 set already.
 """
 

@@ -18,7 +18,7 @@ class Source(Protocol):
 
     @property
     def path(self) -> Any:
-        """The connection at present: it can `poll`, `receive` and stand in `wait_among`."""
+        """The current connection: it can `poll`, `receive` and stand in `wait_among`."""
 
     def receive_frame(self, data: bytes | memoryview) -> bool:
         """Handle a frame; return whether it answers a request."""

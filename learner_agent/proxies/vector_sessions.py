@@ -65,7 +65,7 @@ def _open_without_vectors(
 ) -> RemoteSession:
     """Open a plain session at an env agent that has no vectors.
 
-    Raises `refusal`, why it has opened none, if it has vectors or opens no plain session either.
+    Raises `refusal`, why it opened no vector, if it has vectors or opens no plain session either.
     """
     try:
         (session,) = options.open_sessions(connection, kind=EnvKind.ENV)

@@ -21,7 +21,7 @@ from gymwire.protocol.errors import ConfigurationError, NoLearnerFits
 
 # 80 MB of float64. Steps over a network would never fill a larger table.
 LARGEST_TABLE = 10_000_000
-MAX_METADATA = 1024 * 1024  # bytes of a saved learner beside its parameters
+MAX_METADATA = 1024 * 1024  # bytes of a saved learner in addition to its parameters
 
 
 class Learner(Protocol):

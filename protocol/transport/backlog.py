@@ -12,7 +12,7 @@ import zmq
 
 # Bytes that may wait for one peer. A larger frame waits alone.
 MAX_WAITING = 64 * 1024 * 1024
-MARK_BYTES = 1024 * 1024  # at least so many bytes are between two marks
+MARK_BYTES = 1024 * 1024  # the least distance between two marks
 MAX_BACKLOGS = 20_000
 
 

@@ -42,7 +42,7 @@ class Handshake:
     Attributes:
         welcome: the broker's last answer, None before the first.
         capabilities: those that the broker and this side share (docs/protocol.md §3.11).
-        progress_at: when the broker last confirmed something; `wait_s` of `connect` begins anew.
+        progress_at: when the broker last confirmed something; `wait_s` of `connect` starts again.
     """
 
     def __init__(

@@ -11,7 +11,9 @@ from gymwire.protocol import logs
 from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.interface import LinkEvent
 
-CHECKS = 200  # connections that one `close_overfull` looks at; the next one goes on with the others
+CHECKS = (
+    200  # connections that one `close_overfull` checks; the next call checks the following ones
+)
 
 
 class Inflow:

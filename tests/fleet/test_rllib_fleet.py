@@ -21,7 +21,7 @@ with warnings.catch_warnings(action="ignore"):  # its own, at import
     )
     import ray
 
-    from examples import rllib_fleet
+    from examples import rllib_ppo
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # Ray's own
@@ -45,7 +45,7 @@ def test_ppo_trains_on_while_agents_and_a_runner_are_killed(
     shell = Shell(write(tmp_path, broker_url, "count = 2\ncpus = 0.5", env="CartPole-v1"), "ray")
     agents = shell.run("up")["agents"]
     assert shell.status == 0
-    algorithm = rllib_fleet.build(address=ADDRESS, broker=broker_url, on_lost=on_lost)
+    algorithm = rllib_ppo.build(address=ADDRESS, broker=broker_url, on_lost=on_lost)
     try:
         assert algorithm.train()["env_runners"]["num_env_steps_sampled"] >= 256
         for agent in agents:

@@ -66,7 +66,7 @@ def test_a_job_that_slurm_does_not_take_is_refused_with_its_text(
         script.chmod(0o700)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     fleet = fleet_of(tmp_path, "count = 2")
-    with pytest.raises(Refused, match="does not take the job: sbatch: error: invalid partition"):
+    with pytest.raises(Refused, match="did not accept the job: sbatch: error: invalid partition"):
         slurm.SlurmEngine(fleet).start([fleet.plan(number) for number in range(2)])
 
 

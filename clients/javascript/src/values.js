@@ -168,6 +168,6 @@ function reviver(tail) {
 export function inTail(tail, offset, dtype, shape) {
   const kind = NATIVE.get(dtype.replace(/^>/, "<"));
   const size = product(shape) * (kind ? kind.BYTES_PER_ELEMENT : 1);
-  if (offset + size > tail.length) throw new RangeError("An array lies outside of the message.");
+  if (offset + size > tail.length) throw new RangeError("An array is outside of the message.");
   return tail.subarray(offset, offset + size);
 }
