@@ -122,7 +122,10 @@ class ProcessWatch:
                 try:
                     key.data()
                 except Exception as error:  # noqa: BLE001 - a bug must not end it
-                    self._log.error("a bug in gymwire", error=f"{type(error).__name__}: {error}")
+                    self._log.error(
+                        "unexpected error, a bug in gymwire",
+                        error=f"{type(error).__name__}: {error}",
+                    )
 
     def _execute(self, mine: socket.socket) -> None:
         for _ in mine.recv(1 << 12):

@@ -21,7 +21,7 @@ OPTIONS = (
         kind=kinds.BIND_URL,
         commands=(COMMAND,),
         metavar="URL",
-        help="be the broker of the env agent, at this URL, and run all checks; --key is then the "
+        help="play the env agent's broker, at this URL, and run all checks; --key is then the "
         "broker's key",
         own_variable="GYMWIRE_CONFORMANCE_LISTEN",
     ),

@@ -17,7 +17,7 @@ OPTIONS = (
         metavar="ACTION",
         help="what to do: up (start agents until there are as many as FILE says), status, scale "
         "(to --agents), drain (let agents end), down (drain all, and wait) or manifests (print "
-        "those for Kubernetes)",
+        "manifests for Kubernetes)",
         positional=True,
     ),
     Option(

@@ -162,7 +162,7 @@ OPTIONS = (
         kind=kinds.FLAG,
         commands=("serve",),
         help="keep each worker on a processor of its own (Linux): faster if one learner steps "
-        "several cheap environments together, which the kernel tends to wake on one processor",
+        "several cheap environments together, as the kernel tends to wake them on one processor",
     ),
     Option(
         keyword="grace_s",
@@ -281,7 +281,7 @@ OPTIONS = (
         commands=("keygen",),
         default=".",
         metavar="FOLDER",
-        help="the folder for the files; it is made if there is none",
+        help="the folder for the files; it is created if it is missing",
     ),
     Option(
         keyword="role",

@@ -79,7 +79,7 @@ export function randomBytes(count) {
  * @property {typeof globalThis.WebSocket} [WebSocket] the class of sockets, if it is not global
  */
 
-/** A connection that is made again when it is lost. */
+/** A connection that reconnects when it is lost. */
 export class Connection {
   /**
    * @param {string} url such as "ws://127.0.0.1:8080/ws"

@@ -37,7 +37,7 @@ export class EnvAgent {
     this.offer = offer;
     /** @type {Map<number, any>} */
     this.sessions = new Map();
-    /** Resolves when the broker has accepted the offer; rejects if it has refused it. */
+    /** Resolves when the broker accepts the offer; rejects if it refuses it. */
     this.ready = new Promise((resolve, reject) => {
       this.accepted = resolve;
       this.refused = reject;
@@ -66,7 +66,7 @@ export class EnvAgent {
     this.connection.send(encodeFrame(Kind.OFFER, fields));
   }
 
-  /** Say which requests are still executing (§7.8), or else that the agent is here (§4.3.2). */
+  /** Report the requests that are still executing (§7.8), or else that the agent lives (§4.3.2). */
   report() {
     let executing = false;
     for (const [sid, session] of this.sessions) {

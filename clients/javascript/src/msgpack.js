@@ -225,7 +225,7 @@ class Reader {
       case 0xd9: case 0xda: case 0xdb: return text.decode(this.bytes(this.uint(1 << (head - 0xd9))));
       case 0xdc: case 0xdd: return this.list(this.uint(2 << (head - 0xdc)), depth);
       case 0xde: case 0xdf: return this.map(this.uint(2 << (head - 0xde)), depth);
-      default: throw new RangeError(`${head} starts no MessagePack value.`);
+      default: throw new RangeError(`The byte ${head} does not start a MessagePack value.`);
     }
   }
 

@@ -94,7 +94,7 @@ function convert(space, value, how) {
         const keys = /** @type {string[]} */ (node[1]);
         return Object.fromEntries(keys.map((key, i) => [key, one(how.ordered ? it[i] : it[key])]));
       }
-      default: throw new TypeError(`The values of a ${node[0]} cannot be converted here.`);
+      default: throw new TypeError(`The values of a ${node[0]} cannot be converted.`);
     }
   };
   return one(value);

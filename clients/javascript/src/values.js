@@ -30,7 +30,7 @@ export class NDArray {
    * @param {string} [dtype] NumPy's name of the type, such as "<f4"
    */
   constructor(data, shape = [data.length], dtype = DTYPES.get(data.constructor)) {
-    if (!dtype || !NATIVE.has(dtype)) throw new TypeError(`${dtype} is not a type of arrays here.`);
+    if (!dtype || !NATIVE.has(dtype)) throw new TypeError(`${dtype} is not a supported type of arrays.`);
     if (product(shape) !== data.length) throw new RangeError(`[${shape}] is not the shape of ${data.length} numbers.`);
     this.data = data;
     this.shape = shape;
