@@ -5,10 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response, StreamingResponse
@@ -56,8 +54,4 @@ def routes(gateway: Gateway) -> list[BaseRoute]:
 
 
 def _as_json(found: Observation) -> str:
-    state: dict[str, Any] = asdict(found)
-    for shown, session in zip(state["sessions"], found.sessions, strict=True):
-        shown["id"] = session.id
-        del shown["sid"]  # JavaScript has no integers of 64 bits
-    return json.dumps(state)
+    return json.dumps(found.as_json())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from rich.text import Text
 
@@ -35,14 +35,5 @@ def command(options: Options, output: Output) -> int:
 
 def as_json(found: Observation, url: str) -> dict[str, Json]:
     """Return the observation as docs/reference/command.md describes it."""
-    sessions = []
-    for one in found.sessions:
-        row = asdict(one)
-        del row["sid"]  # programs in JavaScript would round it
-        sessions.append({"id": one.id, **row})
-    return {
-        "broker": url,
-        "totals": asdict(found.broker),
-        "offers": [asdict(one) for one in found.offers],
-        "sessions": sessions,
-    }
+    found_json = found.as_json()
+    return {"broker": url, "totals": found_json.pop("broker"), **found_json}

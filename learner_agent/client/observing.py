@@ -23,7 +23,7 @@ from gymwire.protocol.messages import (
     Watch,
     Watched,
 )
-from gymwire.protocol.observations import BrokerTotals, ObservedOffer, ObservedSession
+from gymwire.protocol.observations import BrokerTotals, ObservedOffer, ObservedSession, row_of
 from gymwire.protocol.process_ids import session_text
 from gymwire.protocol.transport.handshake import software
 
@@ -61,6 +61,17 @@ class Observation:
     broker: BrokerTotals
     offers: tuple[ObservedOffer, ...]
     sessions: tuple[ObservedSession, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as JSON can hold it: a session has its `id` in place of its `sid`.
+
+        JavaScript would round a sid, because it has no integers of 64 bits.
+        """
+        sessions = [{"id": one.id, **row_of(one)} for one in self.sessions]
+        for row in sessions:
+            del row["sid"]
+        offers = [row_of(one) for one in self.offers]
+        return {"broker": row_of(self.broker), "offers": offers, "sessions": sessions}
 
 
 def observe(connection: BrokerConnection, timeout_s: float | None = None) -> Observation:
