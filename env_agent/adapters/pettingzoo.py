@@ -103,7 +103,7 @@ class MultiAgentEnv(gymnasium.Env[Any, Any]):
         agents = made.possible_agents
         if not all(type(agent) is str for agent in agents):
             raise ConfigurationError(
-                f"The agents of an environment must have texts as names, not {agents!r:.200}."
+                f"The names of agents must be strings, not {agents!r:.200}."
             )
         self.observation_space = _by_agent(agents, made.observation_space)
         self.action_space = _by_agent(agents, made.action_space)
