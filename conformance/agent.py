@@ -180,7 +180,11 @@ class Agent:
         self._inbox[-seq] = deque()
         frame = self.send(request, sid, seq)
         self.remember(0, seq, frame)
+        again = (self._clock() + self._timeout_s / 2, frame)
+        self._again.append(again)  # as learners do: an OPEN is lost with a connection
         header, answer = self.next_of(-seq, "OPENED or ERROR in answer to OPEN")
+        if again in self._again:
+            self._again.remove(again)
         same = header.seq == seq and header.sid == (sid or header.sid)
         expect(same, f"the sid and seq of OPEN, {sid} and {seq}", header, "3.10")
         return frame, answer, header, audit.message_of(answer, header, PLAIN)

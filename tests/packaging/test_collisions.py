@@ -44,8 +44,9 @@ else:
 
 IMPORT_ALL = """
 import importlib, pkgutil, gymwire
+needy = (".sb3", ".gateway", ".aio", ".otel", ".ray_engine", ".slurm")
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
-    needs_an_extra = any(part in module.name for part in (".sb3", ".gateway", ".aio", ".otel"))
+    needs_an_extra = any(part in module.name for part in needy)
     if not module.name.endswith(".__main__") and not needs_an_extra:
         importlib.import_module(module.name)
 gymwire.ProxyEnv, gymwire.ProxyVectorEnv

@@ -19,7 +19,7 @@ DISTRIBUTIONS = {"zmq": "pyzmq"}
 IN_EXTRAS = {
     "anyio", "greenlet", "matplotlib", "minari", "moviepy", "pettingzoo", "stable_baselines3",
     "starlette", "uvicorn", "websockets", "openenv", "pydantic", "mcp", "PIL", "prometheus_client",
-    "opentelemetry", "ray", "submitit",
+    "opentelemetry", "ray", "submitit", "h11", "torch",
 }  # fmt: skip
 
 
@@ -39,7 +39,7 @@ def run(program: str) -> None:
     hidden = (
         *("pygame", "matplotlib", "cv2", "moviepy", "Box2D", "pytest", "hypothesis"),
         *("stable_baselines3", "torch", "starlette", "uvicorn", "websockets"),
-        *("anyio", "greenlet", "prometheus_client", "ray", "submitit"),
+        *("anyio", "greenlet", "prometheus_client", "opentelemetry", "ray", "submitit"),
     )
     prologue = f"import sys; sys.modules.update(dict.fromkeys({hidden}))\n"
     done = subprocess.run(

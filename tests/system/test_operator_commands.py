@@ -41,7 +41,7 @@ def test_ps_lists_sessions_and_stop_ends_one(started: Programs) -> None:
         assert call(screen, "ps", "--broker", url) == 0
         assert session["id"][:8] in screen.text
         with pytest.raises(Refused, match="No session and no env agent"):
-            call(Screen(), "stop", "--broker", url, "0000")
+            call(Screen(), "stop", "--broker", url, "ffff")
         screen = Screen()
         assert call(screen, "stop", "--broker", url, session["id"][:8]) == 0
         assert screen.text == f"session {session['id']} stopped\n"
