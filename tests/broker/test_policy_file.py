@@ -125,6 +125,7 @@ def test_what_unlisted_keys_lose_is_said_once() -> None:
         "unlisted keys: offer *",
         "unlisted keys: observe *",
         "unlisted keys: stop *",
+        "unlisted keys: watch *",
     ]
 
 
