@@ -11,7 +11,7 @@ import structlog
 
 from gymwire.fleet.description import Fleet
 from gymwire.fleet.engine import DRAINING, RUNNING, Engine, RunningAgent
-from gymwire.fleet.scaling import READY, STARTING, AgentLoad, Scaler, choose
+from gymwire.fleet.scaling import READY, STARTING, AgentLoad, Scaler, choose, number_of
 from gymwire.protocol.errors import ConnectionFailed, Refused
 
 Entry = dict[str, Any]  # of FOUND: one for each address and process (docs/protocol.md §6.3)
@@ -67,7 +67,7 @@ class FleetControl:
     def status(self) -> list[AgentStatus]:
         """Return all agents, in the order of their numbers."""
         entries = [*self._find()]
-        agents = sorted(self._engine.running(), key=lambda one: _number(one.name))
+        agents = sorted(self._engine.running(), key=lambda one: number_of(one.name))
         return [self._status_of(agent, entries) for agent in agents]
 
     def _status_of(self, agent: RunningAgent, entries: Sequence[Entry]) -> AgentStatus:
@@ -113,7 +113,7 @@ class FleetControl:
         self.drain(choose(loads, len(alive) - count))
 
     def _start(self, count: int) -> None:
-        taken = {_number(one.name) for one in self._engine.running()}
+        taken = {number_of(one.name) for one in self._engine.running()}
         free = (number for number in range(len(taken) + count) if number not in taken)
         plans = [self.fleet.plan(number) for number, _ in zip(free, range(count), strict=False)]
         if plans:
@@ -184,7 +184,3 @@ def _is_of(entry: Entry, agent: RunningAgent, fleet: Fleet) -> bool:
     if entry["address"] not in fleet.scale.slots or entry["host"] != agent.host:
         return False
     return agent.pid is None or agent.pid in (entry.get("pid"), entry.get("agent_pid"))
-
-
-def _number(name: str) -> int:
-    return int(name.rpartition("/")[2])

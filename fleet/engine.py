@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gymwire.fleet.scaling import number_of
 from gymwire.protocol.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ class AgentPlan:
     @property
     def number(self) -> int:
         """The number in its name."""
-        return int(self.name.rpartition("/")[2])
+        return number_of(self.name)
 
 
 @dataclass(frozen=True)

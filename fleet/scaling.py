@@ -121,9 +121,10 @@ def choose(agents: Sequence[AgentLoad], count: int, *, only_idle: bool = False) 
     Of these, agents that have not started yet come first, and then those with the highest numbers.
     """
     able = [one for one in agents if one.state != DRAINING and not (only_idle and one.used)]
-    able.sort(key=lambda one: (one.used, one.state != STARTING, -_number(one.name)))
+    able.sort(key=lambda one: (one.used, one.state != STARTING, -number_of(one.name)))
     return tuple(one.name for one in able[:count])
 
 
-def _number(name: str) -> int:
+def number_of(name: str) -> int:
+    """Return the number in the name of an agent: 3 of lab/3."""
     return int(name.rpartition("/")[2])
