@@ -35,7 +35,7 @@ class TracedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     It has none of them if the env agent takes no time stamps. An exception is recorded.
 
     Args:
-        env: the environment. Further wrappers go around this one.
+        env: the ProxyEnv. Further wrappers go around this one.
         every: make a span for every `every`-th step, since time stamps make a step slower.
         tracer_provider: makes the tracer; by default, the global one.
 
@@ -44,7 +44,11 @@ class TracedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """
 
     def __init__(
-        self, env: ProxyEnv, *, every: int = 1, tracer_provider: TracerProvider | None = None
+        self,
+        env: gymnasium.Env[Any, Any],
+        *,
+        every: int = 1,
+        tracer_provider: TracerProvider | None = None,
     ) -> None:
         if not isinstance(env, ProxyEnv):
             raise ConfigurationError(
