@@ -83,6 +83,6 @@ def test_an_exception_is_recorded(env: ProxyEnv, provider: Any, exporter: Any) -
 def test_what_cannot_be_traced_is_refused(env: ProxyEnv) -> None:
     with env:
         with pytest.raises(ConfigurationError, match="needs a ProxyEnv, not TimeLimit"):
-            TracedEnv(gymnasium.wrappers.TimeLimit(env, 5))  # type: ignore[arg-type]
+            TracedEnv(gymnasium.wrappers.TimeLimit(env, 5))
         with pytest.raises(ConfigurationError, match="1 or more, not 0"):
             TracedEnv(env, every=0)
