@@ -102,9 +102,7 @@ class MultiAgentEnv(gymnasium.Env[Any, Any]):
         self._made = made
         agents = made.possible_agents
         if not all(type(agent) is str for agent in agents):
-            raise ConfigurationError(
-                f"The names of agents must be strings, not {agents!r:.200}."
-            )
+            raise ConfigurationError(f"The names of agents must be strings, not {agents!r:.200}.")
         self.observation_space = _by_agent(agents, made.observation_space)
         self.action_space = _by_agent(agents, made.action_space)
         self.metadata = made.metadata
