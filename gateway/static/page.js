@@ -59,7 +59,11 @@ class Chart {
           ...names.map((label, i) => ({ label, stroke: () => color(colors[i]), width: 2, points: { show: false } })),
         ],
         axes: [axis, { ...axis, size: 60 }],
-        scales: { y: { range: (_, low, high) => [0, Math.max(high, low) * 1.1 || 1] } },
+        scales: {
+          // A short history, of one point at first, is still shown on an axis of a minute.
+          x: { range: (_, low, high) => (high ? [Math.min(low, high - 60), high] : [0, 60]) },
+          y: { range: (_, low, high) => [0, Math.max(high, low) * 1.1 || 1] },
+        },
       },
       this.data,
       place,
