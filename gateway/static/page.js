@@ -59,11 +59,7 @@ class Chart {
           ...names.map((label, i) => ({ label, stroke: () => color(colors[i]), width: 2, points: { show: false } })),
         ],
         axes: [axis, { ...axis, size: 60 }],
-        scales: {
-          // A short history, of one point at first, is still shown on an axis of a minute.
-          x: { range: (_, low, high) => (high ? [Math.min(low, high - 60), high] : [0, 60]) },
-          y: { range: (_, low, high) => [0, Math.max(high, low) * 1.1 || 1] },
-        },
+        scales: { y: { range: (_, low, high) => [0, Math.max(high, low) * 1.1 || 1] } },
       },
       this.data,
       place,
@@ -76,6 +72,8 @@ class Chart {
   }
 
   add(now, values) {
+    // uPlot shows years around a single point.
+    if (!this.data[0].length) this.data.forEach((line, i) => line.push(i ? null : now - 60));
     this.data[0].push(now);
     values.forEach((value, i) => this.data[i + 1].push(value));
     if (this.data[0].length > HISTORY) this.data.forEach((line) => line.shift());
