@@ -70,8 +70,14 @@ class FleetControl:
         agents = sorted(self._engine.running(), key=lambda one: number_of(one.name))
         return [self._status_of(agent, entries) for agent in agents]
 
+    def names(self) -> list[str]:
+        """Return the names of all agents, in the order of their numbers."""
+        return sorted((one.name for one in self._engine.running()), key=_number)
+
     def _status_of(self, agent: RunningAgent, entries: Sequence[Entry]) -> AgentStatus:
-        own = [one for one in entries if _is_of(one, agent, self.fleet)]
+        slots = self.fleet.scale.slots
+        listed = [one for one in entries if _is_of(one, agent)]
+        own = [one for one in listed if one["address"] in slots]
         free = {
             one["address"]: one["capacity"] - one["used"] - one.get("stuck", 0)
             for one in own
@@ -79,14 +85,21 @@ class FleetControl:
         }
         state = agent.state
         if state == RUNNING:
-            state = READY if free.keys() == self.fleet.scale.slots.keys() else STARTING
+            state = READY if free.keys() == slots.keys() else STARTING
+        detail = agent.detail
+        others = sorted({one["address"] for one in listed} - slots.keys())
+        if others and agent.pid is not None:
+            detail = (
+                f"it offers {', '.join(others)}, which {self.fleet.path.name} does not: another "
+                f"file also has the name {self.fleet.name!r}, or this one has changed"
+            )
         return AgentStatus(
             agent.name,
             state,
             agent.host,
             agent.pid,
             agent.since,
-            agent.detail,
+            detail,
             slots=sum(one["capacity"] for one in own),
             used=sum(one["used"] + one.get("stuck", 0) for one in own),
             free=free if state == READY else {},
@@ -121,7 +134,7 @@ class FleetControl:
             self._log.info("agents started", agents=[one.name for one in plans])
 
     def drain(self, names: Sequence[str] | None = None) -> list[str]:
-        """Drain these agents, or all; return their names."""
+        """Drain these agents, or all; return the names of those that did not drain yet."""
         chosen = [
             one.name
             for one in self._engine.running()
@@ -179,8 +192,8 @@ class FleetControl:
                 return
 
 
-def _is_of(entry: Entry, agent: RunningAgent, fleet: Fleet) -> bool:
+def _is_of(entry: Entry, agent: RunningAgent) -> bool:
     """Return whether the broker lists this entry for this agent."""
-    if entry["address"] not in fleet.scale.slots or entry["host"] != agent.host:
+    if entry["host"] != agent.host:
         return False
     return agent.pid is None or agent.pid in (entry.get("pid"), entry.get("agent_pid"))

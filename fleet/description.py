@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -185,7 +185,7 @@ class _Reader:
 
     def _number(self, table: str, values: Mapping[str, Any], key: str, default: float) -> float:
         value = values.get(key, default)
-        if type(value) not in (int, float) or not 0 <= value < math.inf:
+        if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
             raise self._error(table, key, f"expected a number of 0 or more, got {value!r:.100}")
         return float(value)
 
@@ -224,8 +224,8 @@ class _Reader:
         paths: dict[str, Path] = {}
         for key in ("key", "broker_key"):
             if key in fleet:
-                path = self._path.parent / self._typed("fleet", fleet, key, str, "")
-                paths[key] = path.expanduser()
+                path = Path(self._typed("fleet", fleet, key, str, "")).expanduser()
+                paths[key] = self._path.parent / path
                 try:
                     (keys.load if key == "key" else _load_public)(paths[key])
                 except ConfigurationError as error:
@@ -311,11 +311,12 @@ class _Reader:
         if value is None:
             return None
         match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", str(value))
-        if type(value) not in (int, str) or match is None or float(match[1]) <= 0:
+        size = int(float(match[1]) * UNITS[match[2] or ""]) if match else 0
+        if type(value) not in (int, str) or size < 1:
             raise self._error(
                 "agents", "memory", f"expected bytes, or a text such as '4GiB', got {value!r:.100}"
             )
-        return int(float(match[1]) * UNITS[match[2] or ""])
+        return size
 
     def _place(self, agents: Mapping[str, Any]) -> str | Mapping[str, str]:
         place = agents.get("place", SPREAD)

@@ -72,6 +72,8 @@ class Chart {
   }
 
   add(now, values) {
+    // uPlot shows years around a single point.
+    if (!this.data[0].length) this.data.forEach((line, i) => line.push(i ? null : now - 60));
     this.data[0].push(now);
     values.forEach((value, i) => this.data[i + 1].push(value));
     if (this.data[0].length > HISTORY) this.data.forEach((line) => line.shift());

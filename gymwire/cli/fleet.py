@@ -88,6 +88,11 @@ def _act(options: Options, control: FleetControl, output: Output) -> int:
             _show(options, control.fleet, agents, output)
             return _missing(agents, count, output)
         case "drain":
+            if unknown := set(options.agent) - set(control.names()):
+                raise ConfigurationError(
+                    f"--agent: fleet {control.fleet.name} has no agent {min(unknown)!r}. It has "
+                    f"{', '.join(control.names()) or 'no agents'}."
+                )
             names = control.drain(options.agent or None)
             output.result(fleet=control.fleet.name, draining=names)
             output.say(

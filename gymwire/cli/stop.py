@@ -68,8 +68,8 @@ def find(connection: BrokerConnection, target: str) -> tuple[str | None, str | N
     agents = {one.agent for one in found.offers if one.agent.startswith(target)}
     if len(sessions) + len(agents) > 1:
         raise Refused(
-            f"{len(sessions)} sessions and {len(agents)} env agents begin with {target!r}. Give "
-            f"more characters."
+            f"{counted(len(sessions), 'session')} and {counted(len(agents), 'env agent')} begin "
+            f"with {target!r}. Give more characters."
         )
     if not sessions and not agents:
         raise Refused(

@@ -123,6 +123,18 @@ def test_an_agent_is_ready_when_the_broker_lists_it(memory: Memory, tmp_path: Pa
     assert states == {first: ("ready", 3, {ADDRESS: 1}), second: ("starting", 0, {})}
 
 
+def test_status_names_an_address_that_the_file_does_not_offer(
+    memory: Memory, tmp_path: Path
+) -> None:
+    control(memory, tmp_path, "count = 1").up()
+    path = tmp_path / "fleet.toml"
+    path.write_text(path.read_text().replace(f'"{ADDRESS}"', '"changed"'))
+    fleet = FleetControl(load(path), memory, memory.find)
+    (agent,) = fleet.status()
+    assert agent.state == "starting"
+    assert f"it offers {ADDRESS}, which fleet.toml does not" in agent.detail
+
+
 def test_down_kills_what_outlasts_the_grace_period(
     memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +209,19 @@ def test_drain_needs_no_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert call(screen, "fleet", "drain", str(path), "--agent", name, "--json") == 0
     assert screen.json["draining"] == [name]
     assert len(memory.agents) == 1
+
+
+def test_drain_refuses_an_agent_that_the_fleet_does_not_have(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory()
+    path = write(tmp_path, "tcp://127.0.0.1:1", "count = 1")
+    monkeypatch.setattr(command, "open_engine", lambda *_: memory)
+    memory.start([load(path).plan(0)])
+    (name,) = memory.agents
+    with pytest.raises(ConfigurationError, match=f"no agent 'other/9'. It has {name}"):
+        call(Screen(), "fleet", "drain", str(path), "--agent", "other/9", "--agent", name)
+    assert name in memory.agents
 
 
 def test_an_engine_without_its_extra_names_it(

@@ -61,10 +61,22 @@ def test_a_plan_has_the_offers_and_keys_in_files_only(tmp_path: Path) -> None:
     assert keys.load(secret).secret.decode() not in repr(plan)
 
 
+def test_a_tilde_in_the_path_of_a_key_is_the_home_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    secret, _ = keys.generate("agent", home)
+    _, public = keys.generate("broker", home)
+    text = f"key = '~/{secret.name}'\nbroker_key = '~/{public.name}'\n"
+    assert read(tmp_path, HEAD + text + OFFER).key == secret
+
+
 @pytest.mark.parametrize(
     ("text", "line", "key", "allowed"),
     [
         (HEAD + "grace_s = 'x'\n" + OFFER, 4, "grace_s in [fleet]", "0 or more"),
+        (HEAD + "grace_s = 1" + "0" * 400 + "\n" + OFFER, 4, "grace_s in [fleet]", "0 or more"),
         ('[fleet]\nname = "La b"\nbroker = "tcp://b:1"\n' + OFFER, 2, "name", "a-z, 0-9"),
         ('[fleet]\nname = "lab"\nbroker = "b"\n' + OFFER, 3, "broker", "tcp://HOST:PORT"),
         (HEAD + OFFER + "[agents]\ncuont = 3\n", 8, "cuont in [agents]", "count, min, max"),
@@ -73,6 +85,7 @@ def test_a_plan_has_the_offers_and_keys_in_files_only(tmp_path: Path) -> None:
         (HEAD + "[agents]\ncount = 3\nmax = 2\n" + OFFER, 6, "max", "either count, or min and max"),
         (HEAD + "[agents]\nplace = 'far'\n" + OFFER, 5, "place", "'spread', 'packed' or labels"),
         (HEAD + "[agents]\nmemory = 'much'\n" + OFFER, 5, "memory", "'4GiB'"),
+        (HEAD + "[agents]\nmemory = '0.5'\n" + OFFER, 5, "memory", "'4GiB'"),
         (HEAD + "[agents]\ndirect = 'x'\n" + OFFER, 5, "direct", "'never' or tcp://HOST:PORT"),
         (HEAD + OFFER + OFFER, 8, "address in [[offer]]", "offered twice"),
         (HEAD + OFFER + '[[offer]]\naddress = "a"\nenvv = "b"\n', 9, "envv", "env_kwargs"),

@@ -17,6 +17,21 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 if CHROMIUM is None:
     pytest.skip("needs Chromium", allow_module_level=True)
 
+# Keeps the charts of a page in `window.plots`.
+KEEP_PLOTS = """
+window.plots = [];
+let Plot;
+Object.defineProperty(window, "uPlot", {
+  get: () => Plot,
+  set: (Real) => {
+    Plot = function (...options) {
+      plots.push(new Real(...options));
+      return plots.at(-1);
+    };
+  },
+});
+"""
+
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[tuple[str, str]]:
@@ -80,6 +95,17 @@ def live_page(page: Any, address: str) -> None:
     """Open the page of the only session at this address."""
     page.locator("#sessions tr", has_text=address).locator("a").click()
     page.locator("#session-title", has_text=f"at {address}").wait_for()
+
+
+def test_a_short_history_is_shown_on_an_axis_of_a_minute(page: Any) -> None:
+    page.add_init_script(KEEP_PLOTS)
+    page.reload()
+    page.wait_for_function("window.plots.some(one => one.data[0].length)")
+    shown = page.evaluate(
+        "window.plots.filter(one => one.data[0].length).map(({ scales: { x } }) => x.max - x.min)"
+    )
+    assert shown
+    assert all(60 <= seconds < 100 for seconds in shown)
 
 
 def test_a_session_is_watched_live(served: tuple[str, str], page: Any) -> None:

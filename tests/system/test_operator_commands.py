@@ -42,6 +42,11 @@ def test_ps_lists_sessions_and_stop_ends_one(started: Programs) -> None:
         assert session["id"][:8] in screen.text
         with pytest.raises(Refused, match="No session and no env agent"):
             call(Screen(), "stop", "--broker", url, "ffff")
+        with (
+            ProxyEnv("cartpole", url),
+            pytest.raises(Refused, match=r"2 sessions and (0 env agents|1 env agent) begin"),
+        ):
+            call(Screen(), "stop", "--broker", url, "00")
         screen = Screen()
         assert call(screen, "stop", "--broker", url, session["id"][:8]) == 0
         assert screen.text == f"session {session['id']} stopped\n"
