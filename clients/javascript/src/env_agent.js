@@ -183,7 +183,7 @@ export class EnvAgent {
       case Kind.ACT: {
         const action = flags & COMPACT ? fromCompact(actionSpace, fields[0], tail) : fields[0];
         const { observation, reward, terminated = false, truncated = false, info = {} } = await session.env.step(action);
-        const values = [new Float(Number(reward)), Boolean(terminated), Boolean(truncated), info];
+        const values = [rewardOf(reward), Boolean(terminated), Boolean(truncated), info];
         return reply(message, Kind.PERCEPT, [toWire(observationSpace, observation), ...values]);
       }
       case Kind.CLOSE:
@@ -195,6 +195,13 @@ export class EnvAgent {
         return failed(message, "environment-failed", "This environment cannot be rendered.", NO_RENDERING);
     }
   }
+}
+
+/** Return a reward as a float; a step without one is a mistake in the environment. @param {any} reward */
+export function rewardOf(reward) {
+  if (reward instanceof Float) return reward;
+  if (!["number", "bigint", "boolean"].includes(typeof reward)) throw new TypeError(`The reward must be a number, not ${reward}.`);
+  return new Float(Number(reward));
 }
 
 const EMPTY = new Uint8Array();

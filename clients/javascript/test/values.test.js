@@ -1,6 +1,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
+import { rewardOf } from "../src/env_agent.js";
 import { decode, encode } from "../src/msgpack.js";
 import { box, dict, discrete, fromCompact, toWire, tuple } from "../src/spaces.js";
 import { Float, NDArray, Tuple, pack, scalar, unpack } from "../src/values.js";
@@ -111,4 +112,10 @@ test("a map may have few keys whose hashes a peer can choose", () => {
   const map = (size) => new Map(Array.from({ length: size }, (_, i) => [i, i]));
   assert.equal(decode(encode(map(256))).size, 256);
   assert.throws(() => decode(encode(map(257))), /at most 256 keys/);
+});
+
+test("a reward is a number", () => {
+  assert.deepEqual([1, 2n, true, new Float(0.5)].map((one) => rewardOf(one).value), [1, 2, 1, 0.5]);
+  assert.ok(Number.isNaN(rewardOf(NaN).value));
+  for (const wrong of ["x", undefined, null, [1]]) assert.throws(() => rewardOf(wrong), /reward must be a number/);
 });
