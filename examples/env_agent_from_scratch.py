@@ -20,6 +20,7 @@ import signal
 import socket as hostsocket
 import struct
 import sys
+import time
 import traceback
 from typing import Any, NamedTuple
 
@@ -39,7 +40,7 @@ class Kind:
 
     RESET, STATUS, ACT, PERCEPT, CLOSE, CLOSED, RENDER, FRAME, CALL, RESULT, ERROR = range(1, 12)
     OPEN, OPENED, GONE, BUSY = 16, 17, 21, 22
-    HELLO, WELCOME, OFFER, OFFERED, BYE = 32, 33, 34, 35, 41
+    HELLO, WELCOME, OFFER, OFFERED, PING, BYE = 32, 33, 34, 35, 39, 41
 
 
 class Corridor:
@@ -124,6 +125,7 @@ class Agent:
     def __init__(self, broker: str) -> None:
         self._token = os.urandom(16)
         self._sessions: dict[int, Session] = {}
+        self._ping_at = 0.0
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.ROUTING_ID, b"\x01" + os.urandom(15))  # §3.3
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 1500)  # §3.4
@@ -146,6 +148,9 @@ class Agent:
         if self._monitor.poll(0):  # §4.3.2: connected, or reconnected
             self._monitor.recv_multipart()
             self._hello()
+        elif time.monotonic() >= self._ping_at:  # §0.8
+            self._ping_at = time.monotonic() + 1
+            self._send(encode(Kind.PING))
         with contextlib.suppress(zmq.Again, ValueError, TypeError, struct.error):
             frame, *more = self._socket.recv_multipart()
             if not more:  # §3.2

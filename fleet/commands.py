@@ -72,7 +72,7 @@ class FleetControl:
 
     def names(self) -> list[str]:
         """Return the names of all agents, in the order of their numbers."""
-        return sorted((one.name for one in self._engine.running()), key=_number)
+        return sorted((one.name for one in self._engine.running()), key=number_of)
 
     def _status_of(self, agent: RunningAgent, entries: Sequence[Entry]) -> AgentStatus:
         slots = self.fleet.scale.slots
