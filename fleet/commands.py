@@ -12,7 +12,7 @@ import structlog
 from gymwire.fleet.description import Fleet
 from gymwire.fleet.engine import DRAINING, RUNNING, Engine, RunningAgent
 from gymwire.fleet.scaling import READY, STARTING, AgentLoad, Scaler, choose, number_of
-from gymwire.protocol.errors import ConnectionFailed, Refused
+from gymwire.protocol.errors import ConfigurationError, ConnectionFailed, Refused
 
 Entry = dict[str, Any]  # of FOUND: one for each address and process (docs/protocol.md §6.3)
 CHECK_S = 0.2  # how often a command that waits asks the engine and the broker
@@ -30,6 +30,7 @@ class AgentStatus:
             broker does not list it), or what the engine reports.
         slots, used: of all addresses together.
         free: its free slots by address.
+        is_foreign: whether it offers an address that the file does not.
     """
 
     name: str
@@ -41,6 +42,7 @@ class AgentStatus:
     slots: int = 0
     used: int = 0
     free: dict[str, int] = field(default_factory=dict)
+    is_foreign: bool = False
 
     @property
     def load(self) -> AgentLoad:
@@ -88,7 +90,8 @@ class FleetControl:
             state = READY if free.keys() == slots.keys() else STARTING
         detail = agent.detail
         others = sorted({one["address"] for one in listed} - slots.keys())
-        if others and agent.pid is not None:
+        is_foreign = bool(others) and agent.pid is not None
+        if is_foreign:
             detail = (
                 f"it offers {', '.join(others)}, which {self.fleet.path.name} does not: another "
                 f"file also has the name {self.fleet.name!r}, or this one has changed"
@@ -103,6 +106,7 @@ class FleetControl:
             slots=sum(one["capacity"] for one in own),
             used=sum(one["used"] + one.get("stuck", 0) for one in own),
             free=free if state == READY else {},
+            is_foreign=is_foreign,
         )
 
     def up(self) -> int:
@@ -117,13 +121,22 @@ class FleetControl:
         return count
 
     def scale(self, count: int) -> None:
-        """Start agents, or drain those with the fewest sessions, until there are `count`."""
+        """Start agents, or drain those with the fewest sessions, until there are `count`.
+
+        Raises ConfigurationError if it would have to drain agents of another file.
+        """
         alive = [one for one in self._engine.running() if one.state != DRAINING]
         if len(alive) <= count:
             self._start(count - len(alive))
             return
-        loads = [one.load for one in self.status()]
-        self.drain(choose(loads, len(alive) - count))
+        agents = self.status()
+        for one in agents:
+            if one.is_foreign:
+                raise ConfigurationError(
+                    f"{one.name} would be drained, but {one.detail}. Give the fleets different "
+                    f"names, or first end this one with `gymwire fleet down`."
+                )
+        self.drain(choose([one.load for one in agents], len(alive) - count))
 
     def _start(self, count: int) -> None:
         taken = {number_of(one.name) for one in self._engine.running()}

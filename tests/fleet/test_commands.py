@@ -135,6 +135,18 @@ def test_status_names_an_address_that_the_file_does_not_offer(
     assert f"it offers {ADDRESS}, which fleet.toml does not" in agent.detail
 
 
+def test_agents_of_another_file_are_not_drained(memory: Memory, tmp_path: Path) -> None:
+    control(memory, tmp_path, "count = 2").up()
+    path = tmp_path / "fleet.toml"
+    other = path.read_text().replace(f'"{ADDRESS}"', '"changed"').replace("count = 2", "count = 1")
+    path.write_text(other)
+    fleet = FleetControl(load(path), memory, memory.find)
+    with pytest.raises(ConfigurationError, match="would be drained, but it offers"):
+        fleet.up()
+    assert len(memory.running()) == 2
+    assert all(one.state == RUNNING for one in memory.running())
+
+
 def test_down_kills_what_outlasts_the_grace_period(
     memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
