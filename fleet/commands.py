@@ -56,7 +56,7 @@ class FleetControl:
 
     Args:
         fleet: what fleet.toml says.
-       engine: runs its agents.
+        engine: runs its agents.
         find: returns what the broker lists.
     """
 
@@ -134,7 +134,7 @@ class FleetControl:
             if one.is_foreign:
                 raise ConfigurationError(
                     f"{one.name} would be drained, but {one.detail}. Give the fleets different "
-                    f"names, or first end this one with `gymwire fleet down`."
+                    f"names, or first end all agents of this name with `gymwire fleet down`."
                 )
         self.drain(choose([one.load for one in agents], len(alive) - count))
 
