@@ -12,12 +12,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymwire.env_agent import description, failure_reports
 from gymwire.env_agent.factory import Env, Factory, Vector
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
-from gymwire.env_agent.pictures import WATCH_MODES
 from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.runners.in_loop import InLoopRunner
 from gymwire.protocol import space_descriptions, spaces
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import EnvKind, Offer, Open
+from gymwire.protocol.pictures import RENDER_MODES
 
 MAX_NUM_ENVS = 4096  # of one session: a number from the wire must not exhaust the memory
 
@@ -112,7 +112,7 @@ class Environments:
         if not service.watchable:
             return
         modes = metadata.get("render_modes") or ()
-        service.watch_modes[:] = [one for one in WATCH_MODES if one in modes]
+        service.watch_modes[:] = [one for one in RENDER_MODES if one in modes]
         if not service.watch_modes:
             why = "its metadata has neither rgb_array nor ansi in render_modes"
             self._log.warning("environment not watchable", address=service.address, why=why)

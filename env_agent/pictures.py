@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
 
-WATCH_MODES = ("rgb_array", "ansi")  # the render modes that can be shown, the best first
+from gymwire.protocol.pictures import COLORS, png
+
 TEXT_BYTES = 64 * 1024  # of a text; the rest is left out
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_COLORS = {1: 0, 2: 4, 3: 2, 4: 6}  # the color type of a PNG by the number of channels
 
 
 def shown(rendered: Any, limit: int) -> tuple[str, bytes]:
@@ -24,7 +21,7 @@ def shown(rendered: Any, limit: int) -> tuple[str, bytes]:
         return "text/plain", text.decode("utf-8", "ignore").encode()
     if isinstance(rendered, np.ndarray) and rendered.dtype == np.uint8 and rendered.size:
         pixels = rendered[..., np.newaxis] if rendered.ndim == 2 else rendered
-        if pixels.ndim == 3 and pixels.shape[2] in _COLORS:
+        if pixels.ndim == 3 and pixels.shape[2] in COLORS:
             # Rows that cannot be compressed grow a little.
             return "image/png", png(_shrunk(pixels, limit - limit // 256 - 128))
     what = type(rendered).__name__
@@ -44,18 +41,3 @@ def _shrunk(pixels: np.ndarray[Any, Any], limit: int) -> np.ndarray[Any, Any]:
 def _row_bytes(pixels: np.ndarray[Any, Any]) -> int:
     height, width, channels = pixels.shape
     return int(height * (1 + width * channels))
-
-
-def png(pixels: np.ndarray[Any, Any]) -> bytes:
-    """Return an array of uint8, height × width × channels, as a PNG."""
-    height, width, channels = pixels.shape
-    rows = np.zeros((height, 1 + width * channels), np.uint8)  # each begins with its filter: none
-    rows[:, 1:] = pixels.reshape(height, width * channels)
-    head = struct.pack(">IIBBBBB", width, height, 8, _COLORS[channels], 0, 0, 0)
-    body = zlib.compress(rows.tobytes(), 1)
-    return b"".join((_SIGNATURE, _chunk(b"IHDR", head), _chunk(b"IDAT", body), _chunk(b"IEND")))
-
-
-def _chunk(kind: bytes, data: bytes = b"") -> bytes:
-    checksum = zlib.crc32(data, zlib.crc32(kind))
-    return b"".join((struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)))

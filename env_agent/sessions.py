@@ -14,7 +14,6 @@ import structlog
 from gymwire.env_agent import failure_reports, known_spaces
 from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.environments import Environments, Service
-from gymwire.env_agent.pictures import WATCH_MODES
 from gymwire.env_agent.recorded_session import RecordedSession, header_of
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.runners.in_loop import InLoopRunner
@@ -24,6 +23,7 @@ from gymwire.protocol import values
 from gymwire.protocol.capabilities import CAPABILITIES, VALUES, common
 from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size, renumber
 from gymwire.protocol.messages import MULTI_AGENT, Code, Error, Open, Opened
+from gymwire.protocol.pictures import RENDER_MODES
 from gymwire.protocol.security import signing
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.signing import SignedCodec
@@ -281,7 +281,7 @@ def _unwatchable(service: Service, runner: InLoopRunner) -> str:
     if not service.watchable:
         return "The operator of its env agent can allow it with gymwire serve --watchable."
     mode = getattr(runner.env, "render_mode", None)
-    if mode in WATCH_MODES:
+    if mode in RENDER_MODES:
         return ""
     if mode is None:
         return "This environment cannot be rendered as rgb_array or ansi."

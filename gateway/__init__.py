@@ -1,7 +1,6 @@
 """Doors for what does not speak ZeroMQ: one web server in front of a broker (`gymwire web`)."""
 
 try:
-    import PIL
     import prometheus_client
     import starlette
     import uvicorn
@@ -13,5 +12,5 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-NEEDS = tuple(one.__name__ for one in (PIL, prometheus_client, starlette, uvicorn, websockets))
+NEEDS = tuple(one.__name__ for one in (prometheus_client, starlette, uvicorn, websockets))
 """The packages of the extra `web`."""

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
-RENDER_MODES = ("rgb_array", "ansi")  # the first one that the environment has is used
+from gymwire.protocol import pictures
+from gymwire.protocol.pictures import RENDER_MODES
 
 
 def render_mode(metadata: Mapping[str, Any]) -> str | None:
@@ -27,9 +26,7 @@ def png(value: Any) -> bytes | None:
     pixels: np.ndarray[Any, Any] = value
     if pixels.size == 0 or pixels.shape[2] not in (1, 3, 4):
         return None
-    file = io.BytesIO()
-    Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels).save(file, "png")
-    return file.getvalue()
+    return pictures.png(pixels)
 
 
 def data_url(picture: bytes) -> str:
