@@ -18,6 +18,11 @@ def main() -> int:
     add("--seed", type=int, default=1, help="seed of the honest learners")
     add("--rounds", type=int, default=3, help="phases per hostile peer (default 3)")
     add("--kind", action="append", choices=KINDS, help="only this hostile peer; repeatable")
+    add(
+        "--elsewhere",
+        action="store_true",
+        help="let all hostile peers also attack another broker, to show the machine's part",
+    )
     add("--folder", type=Path, help="folder for keys and logs, which stay there")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="gymwire-soak-"))
@@ -31,6 +36,7 @@ def main() -> int:
         say=say,
         kinds=kinds,
         rounds=options.rounds,
+        elsewhere=options.elsewhere,
     )
     return 0 if held else 1
 

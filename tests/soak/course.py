@@ -23,6 +23,7 @@ P99_TIMES = 2.0
 # How much a broker or an env agent may grow at its peak over its size at the start.
 MEMORY_BYTES = 512 * 1024 * 1024
 MIB = 1024 * 1024
+ELSEWHERE = "all, elsewhere"  # the name of the phases in which another broker is attacked
 STUCK_S = 60.0  # how long to wait for a program that a phase, or a busy machine, has frozen
 Say = Callable[[str], None]
 
@@ -57,33 +58,49 @@ class Cpu(NamedTuple):
         return cls((int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK"), waited / 1e9)
 
 
+class Attackers(NamedTuple):
+    """The hostile peers of a phase. `elsewhere`: whether they attack another broker."""
+
+    kinds: tuple[str, ...] = ()
+    elsewhere: bool = False
+
+    @property
+    def name(self) -> str:
+        if not self.kinds:
+            return "undisturbed"
+        if self.elsewhere:
+            return ELSEWHERE
+        return self.kinds[0] if len(self.kinds) == 1 else "all"
+
+
 class Phase(NamedTuple):
-    """What one phase measured. `kinds`: the hostile peers beside the honest learner.
+    """What one phase measured. `cpu`: of each program, as shares of the phase's duration."""
 
-    `cpu`: of each program during the phase, as shares of its duration.
-    """
-
-    kinds: tuple[str, ...]
+    attackers: Attackers
     report: dict[str, Any]
     memory: dict[str, Memory]
     cpu: dict[str, Cpu]
 
     @property
     def name(self) -> str:
-        if not self.kinds:
-            return "undisturbed"
-        return self.kinds[0] if len(self.kinds) == 1 else "all"
+        return self.attackers.name
 
 
-def plan(kinds: Sequence[str], rounds: int) -> list[tuple[str, ...]]:
+def plan(kinds: Sequence[str], rounds: int, elsewhere: bool) -> list[Attackers]:
     """Return the phases: each kind alone, then all, with an undisturbed phase around each.
 
-    All of them are repeated `rounds` times.
+    With `elsewhere`, all kinds then attack another broker on this machine: what the honest learner
+    notices of that is the machine's part, and not gymwire's. All phases are repeated `rounds`
+    times.
     """
-    together = [tuple(kinds)] if len(kinds) > 1 else []
-    phases: list[tuple[str, ...]] = [()]
-    for each in [*((kind,) for kind in kinds), *together] * rounds:
-        phases += [each, ()]
+    disturbed = [Attackers((kind,)) for kind in kinds]
+    if len(kinds) > 1:
+        disturbed.append(Attackers(tuple(kinds)))
+    if elsewhere:
+        disturbed.append(Attackers(tuple(kinds), elsewhere=True))
+    phases = [Attackers()]
+    for each in disturbed * rounds:
+        phases += [each, Attackers()]
     return phases
 
 
@@ -95,32 +112,37 @@ def run(
     say: Say,
     kinds: Sequence[str] = tuple(KINDS),
     rounds: int = 1,
+    elsewhere: bool = False,
     times_count: bool = True,
 ) -> bool:
     """Run all phases and print the table. Returns whether everything held.
 
-    `times_count`: whether step times decide, too.
+    `elsewhere`: see `plan`. `times_count`: whether step times decide, too.
     """
-    phases = plan(kinds, rounds)
-    with site(folder, {kind: kind not in WITHOUT_LIMITS for kind in kinds}) as made:
+    phases = plan(kinds, rounds, elsewhere)
+    strangers = {kind: kind not in WITHOUT_LIMITS for kind in kinds}
+    with contextlib.ExitStack() as stack:
+        made = stack.enter_context(site(folder, strangers))
         arguments = (str(folder), made.url)
         learner = made.part("learner", "tests.soak.learner", *arguments, str(seed))
         learner.says("learning", 1, STUCK_S)
         churn = made.part("churn", "tests.soak.churn", *arguments, str(seed))
-        hostile = made.part("hostile", "tests.soak.hostile", *arguments)
+        hostile = other = Hostile(made)
+        if elsewhere:
+            (folder / "elsewhere").mkdir(exist_ok=True)
+            other = Hostile(stack.enter_context(site(folder / "elsewhere", strangers)))
         neighbour = made.part("neighbour", "tests.soak.neighbour")
-        _tell(hostile, "")
-        hostile.says("running", 1, STUCK_S)
         start = {name: Memory.of(part) for name, part in made.measured.items()}
         measured = []
         faults: list[str] = []
         phase_s = minutes * 60 / len(phases)
-        for number, names in enumerate(phases, 1):
-            others = {"learner": learner, "hostile": hostile, "neighbour": neighbour}
+        for number, attackers in enumerate(phases, 1):
+            attacked = other if attackers.elsewhere else hostile
+            attacked.run(attackers.kinds)
+            others = {"learner": learner, "hostile": attacked.part, "neighbour": neighbour}
             programs = {**made.measured, **others}
-            measured.append(_phase(programs, made, names, number, phase_s))
-            _tell(hostile, " ".join(phases[number]) if number < len(phases) else "")
-            hostile.says("running", number + 1, STUCK_S)
+            measured.append(_phase(programs, made, attackers, number, phase_s))
+            attacked.run(())
             dead = [name for name, part in made.measured.items() if not part.alive]
             if dead:
                 faults = [f"ended beside {measured[-1].name}: {', '.join(dead)}"]
@@ -129,9 +151,9 @@ def run(
         _say_medians(measured, say)
         _say_memory(start, measured, say)
         _say_cpu(measured, say)
-        _say_attempts(_rows(hostile), say)
+        _say_attempts(_rows(hostile.part), say)
         faults += find_faults(start, measured, times_count)
-        if "Traceback" in hostile.text():
+        if any("Traceback" in each.part.text() for each in (hostile, other)):
             faults.append("a hostile peer failed, see hostile.log: nothing was tested beside it")
         if not faults or not faults[0].startswith("ended"):
             faults += _end(churn, say) + _slots_left(made)
@@ -140,8 +162,22 @@ def run(
     return not faults
 
 
+class Hostile:
+    """The program that runs the hostile peers of one site."""
+
+    def __init__(self, made: Site) -> None:
+        self.part = made.part("hostile", "tests.soak.hostile", str(made.folder), made.url)
+        self._told = 0
+
+    def run(self, kinds: Sequence[str]) -> None:
+        """Run these kinds, and end those that ran before."""
+        _tell(self.part, " ".join(kinds))
+        self._told += 1
+        self.part.says("running", self._told, STUCK_S)
+
+
 def _phase(
-    programs: dict[str, Part], made: Site, kinds: tuple[str, ...], number: int, phase_s: float
+    programs: dict[str, Part], made: Site, attackers: Attackers, number: int, phase_s: float
 ) -> Phase:
     """Measure for so many seconds; the hostile peers of the phase are running."""
     learner = programs["learner"]
@@ -165,7 +201,7 @@ def _phase(
     )
     alive = {name: part for name, part in made.measured.items() if part.alive}
     memory = {name: Memory.of(part) for name, part in alive.items()}
-    return Phase(kinds, _rows(learner)[number - 1], memory, cpu)
+    return Phase(attackers, _rows(learner)[number - 1], memory, cpu)
 
 
 def find_faults(
@@ -179,10 +215,12 @@ def find_faults(
             more = memory.peak - start[name].rss
             if more > MEMORY_BYTES:
                 found.append(f"beside {phase.name}: {name} grew by {more // MIB} MiB")
-        for address in (CARTPOLE, PICTURE) if times_count and phase.kinds else ():
+        for address in (CARTPOLE, PICTURE) if times_count and phase.attackers.kinds else ():
             if not phase.report[address]["steps"]:
                 found.append(f"beside {phase.name}: no step at {address}")
     for name in _names(measured) if times_count else ():
+        if name == ELSEWHERE:
+            continue  # no hostile peer attacked what is measured
         for address in (CARTPOLE, PICTURE):
             if (times := _median(measured, name, address).times) > P99_TIMES:
                 found.append(f"beside {name}: p99 at {address} is {times:.2f} times")
@@ -209,13 +247,13 @@ def _median(measured: Sequence[Phase], name: str, address: str) -> Median:
 
 def _names(measured: Sequence[Phase]) -> list[str]:
     """Return the names of the phases with hostile peers, each once."""
-    return list(dict.fromkeys(phase.name for phase in measured if phase.kinds))
+    return list(dict.fromkeys(phase.name for phase in measured if phase.attackers.kinds))
 
 
 def _times(measured: Sequence[Phase], number: int, address: str) -> float:
     """Return the p99 of a phase over the mean p99 of the undisturbed phases around it."""
     around = [*measured[max(number - 1, 0) : number], *measured[number + 1 : number + 2]]
-    rows = [phase.report[address] for phase in around if not phase.kinds]
+    rows = [phase.report[address] for phase in around if not phase.attackers.kinds]
     alone = [row["p99"] for row in rows if row["steps"]]
     if not alone:
         return float("inf")
@@ -254,7 +292,7 @@ def _say_times(measured: Sequence[Phase], say: Say) -> None:
     for number, phase in enumerate(measured):
         for address in (CARTPOLE, PICTURE):
             row = phase.report[address]
-            times = f"{_times(measured, number, address):6.2f}" if phase.kinds else ""
+            times = f"{_times(measured, number, address):6.2f}" if phase.attackers.kinds else ""
             say(
                 f"{phase.name:18} {address:13} {row['steps']:7} {row['p50']:5.2f} ms "
                 f"{row['p99']:5.2f} ms {row['most']:6.0f} ms  {times}"

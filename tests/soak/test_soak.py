@@ -27,8 +27,8 @@ def test_a_wrong_result_and_too_much_memory_fail_a_soak() -> None:
 
     def faults(report: dict[str, Any], memory: course.Memory) -> list[str]:
         phases = [
-            course.Phase((), {"faults": [], CARTPOLE: row, PICTURE: row}, {}, {}),
-            course.Phase(("slow-find",), report, {"broker": memory}, {}),
+            course.Phase(course.Attackers(), {"faults": [], CARTPOLE: row, PICTURE: row}, {}, {}),
+            course.Phase(course.Attackers(("slow-find",)), report, {"broker": memory}, {}),
         ]
         return course.find_faults({"broker": small}, phases, times_count=True)
 
@@ -41,7 +41,9 @@ def test_a_wrong_result_and_too_much_memory_fail_a_soak() -> None:
 def test_one_slow_phase_of_three_does_not_fail_a_soak_and_two_do() -> None:
     def phase(kinds: tuple[str, ...], p99: float) -> course.Phase:
         row = {"steps": 100, "p50": 1.0, "p99": p99, "most": p99}
-        return course.Phase(kinds, {"faults": [], CARTPOLE: row, PICTURE: row}, {}, {})
+        return course.Phase(
+            course.Attackers(kinds), {"faults": [], CARTPOLE: row, PICTURE: row}, {}, {}
+        )
 
     def faults(*times: float) -> list[str]:
         alone = iter([3.0, 1.0, 3.0])
