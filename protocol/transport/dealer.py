@@ -17,6 +17,7 @@ from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
 from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, LIVENESS_PREFIX
 from gymwire.protocol.security.keys import KeyPair
+from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.context import context, set_common_options
 from gymwire.protocol.transport.hosts import DialPlan, first_reachable
 from gymwire.protocol.transport.inflow import Inflow
@@ -183,7 +184,19 @@ class Dealer:
         return self._socket
 
     def close(self, linger_s: float = 0.0) -> None:
-        """Close the connection. Frames sent last have `linger_s` seconds to leave."""
+        """Close the connection. Frames sent last have `linger_s` seconds to leave.
+
+        A socket that libzmq keeps open to send what is left takes no more messages. If the peer
+        sends one then and closes the connection, the next heartbeat aborts this process. So a full
+        connection gets its time before it is closed, and none after that.
+        """
+        deadline = time.monotonic() + linger_s
+        if linger_s:
+            for event in self._monitor.events():
+                self._inflow.note(event)
+        for fd in self._inflow.connections if linger_s else ():
+            if not kernel.wait_until_sent(fd, deadline - time.monotonic()):
+                linger_s = 0.0
         self._monitor.close()
         self._socket.close(linger=int(linger_s * 1000))
 

@@ -35,6 +35,11 @@ class Inflow:
         self._ids: dict[int, int] = {}  # descriptor → the connection, since descriptors are reused
         self._due: list[int] = []
 
+    @property
+    def connections(self) -> list[int]:
+        """The descriptors of the connections that are up."""
+        return list(self._ids)
+
     def note(self, event: LinkEvent) -> None:
         """Follow a connection that was made or lost."""
         self.suspects.discard(event.fd)

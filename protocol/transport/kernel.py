@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import os
+import select
 import socket
 import sys
+import time
 from collections.abc import Iterator
 
 # Linux's struct tcp_info: tcpi_last_data_recv, its 14th 32-bit word, in milliseconds; and
 # tcpi_bytes_received, a 64-bit word.
 _LAST_DATA_RECV = slice(52, 56)
 _BYTES_RECEIVED = slice(128, 136)
+_LOOK_AGAIN_S = 0.005
 
 
 @contextlib.contextmanager
@@ -75,6 +78,31 @@ def shut_down(fd: int) -> None:
     with connection_socket(fd) as found, contextlib.suppress(OSError):
         if found is not None:
             found.shutdown(socket.SHUT_RDWR)
+
+
+def wait_until_sent(fd: int, timeout_s: float) -> bool:
+    """Return whether a connection is not full, or has sent all its bytes within `timeout_s`.
+
+    Known on Linux only; elsewhere the answer is True.
+    """
+    if sys.platform != "linux":
+        return True
+    import fcntl
+    import termios
+
+    deadline = time.monotonic() + timeout_s
+    with connection_socket(fd) as found:
+        if found is None:
+            return True
+        writable = select.poll()
+        writable.register(found, select.POLLOUT)
+        if writable.poll(0):
+            return True
+        while time.monotonic() < deadline:
+            if not any(fcntl.ioctl(found, termios.TIOCOUTQ, bytes(4))):
+                return True
+            time.sleep(_LOOK_AGAIN_S)
+    return False
 
 
 def _tcp_info(fd: int, field: slice) -> int | None:

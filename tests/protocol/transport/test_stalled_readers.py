@@ -50,6 +50,25 @@ connection.release()
 os._exit(0)
 """
 
+# Fills its connection, says so, and closes it at the next line of standard input.
+CLOSE: Final = f"""
+import os, sys
+from gymwire.protocol.transport import dealer
+from gymwire.protocol.transport.context import context
+dealer.HEARTBEAT_IVL_MS = {IVL_MS}
+connection = dealer.Dealer(f"tcp://127.0.0.1:{{sys.argv[1]}}")
+while not connection.poll(0.1):
+    pass
+while connection.send(bytes(100_000), wait=True):
+    pass
+print("full", flush=True)
+sys.stdin.readline()
+print("closing", flush=True)
+connection.close(linger_s=3 * {IVL_MS} / 1000)
+context().term()
+os._exit(0)
+"""
+
 
 def receive_exactly(peer: socket.socket, size: int) -> bytes:
     data = b""
@@ -84,7 +103,9 @@ def dialling(program: str, *options: str) -> Iterator[tuple[subprocess.Popen[byt
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(PATIENCE_S)
         command = [sys.executable, "-c", program, str(listener.getsockname()[1]), *options]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+        ) as process:
             try:
                 yield process, listener
             finally:
@@ -150,3 +171,22 @@ def test_the_liveness_connection_survives_a_flood_and_a_reset(parts: int) -> Non
         with contextlib.closing(accept(listener)):
             process.communicate(b"", timeout=PATIENCE_S)
         assert process.returncode == 0
+
+
+def test_a_full_connection_that_closes_survives_a_reset() -> None:
+    message = b"\x00\x09" + b"x" * 9
+    with dialling(CLOSE) as (process, listener):
+        peer = accept(listener)
+        peer.sendall(message)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"full\n"
+        process.stdin.write(b"\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == b"closing\n"
+        peer.settimeout(IVL_MS / 1000)
+        with contextlib.suppress(TimeoutError):  # once the process takes no more
+            for _ in range(20):
+                peer.sendall(message * 100_000)
+        reset(peer)
+        assert process.wait(PATIENCE_S) == 0
