@@ -111,7 +111,7 @@ def test_a_session_may_go_on_for_the_grace_period_and_is_lost_then(
     learner.wait_for_steps(20)
     learner.check()
     assert "its env agent on" in learner.texts[0]
-    assert "has stopped" in learner.texts[0]
+    assert "has stopped: its grace period of 1 s is over" in learner.texts[0]
 
 
 def test_all_agents_end_with_their_supervisor(make: Make) -> None:
