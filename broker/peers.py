@@ -183,7 +183,7 @@ class Peers:
 
     # --- leaving ----------------------------------------------------------------------------------
 
-    def bye(self, peer: Peer, why: str) -> list[Send]:
+    def bye(self, peer: Peer, why: str = "") -> list[Send]:
         """Remove a peer that has sent BYE; with a progress connection all loops of its process.
 
         `why`: what the peer has said, for the learners of an env agent and for the log.

@@ -91,8 +91,7 @@ class ServingLoop:
     ) -> None:
         self.host = host
         self.crew = Crew(self._read, grows=has_threads)
-        self.stop = threading.Event()
-        self.drain = threading.Event()
+        self.stop, self.drain = threading.Event(), threading.Event()
         self.why = ""
         self._make_transports = make_transports
         self._agent = agent
