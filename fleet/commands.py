@@ -97,7 +97,9 @@ class FleetControl:
     ) -> list[AgentStatus]:
         agents = self._engine.running() if running is None else running
         return [
-            AgentStatus(**asdict(agent)) if entries is None else self._status_of(agent, entries)
+            AgentStatus(**asdict(agent) | {"detail": self.fleet.explain(agent.detail)})
+            if entries is None
+            else self._status_of(agent, entries)
             for agent in sorted(agents, key=lambda one: number_of(one.name))
         ]
 
@@ -118,7 +120,10 @@ class FleetControl:
         if state == RUNNING:
             state = READY if free.keys() == slots.keys() else STARTING
         # A restarted agent keeps its last error, which does not concern one that is ready.
-        detail = "" if state == READY else agent.detail
+        detail = "" if state == READY else self.fleet.explain(agent.detail)
+        if state == STARTING and own:
+            lacking = sorted(slots.keys() - free.keys())
+            detail = f"it does not offer {', '.join(lacking)}: its log says why"
         others = sorted({one["address"] for one in listed} - slots.keys())
         is_foreign = bool(others) and agent.pid is not None
         if is_foreign:

@@ -54,6 +54,8 @@ def command(options: Options, output: Output) -> int:
     _check(options)
     with naming(options, "file"):
         fleet = load(options.file)
+        if options.on == "local" and options.action in ("up", "scale"):
+            fleet.check_interpreters()
     if options.action == "manifests":
         output.text.out(manifests_text(fleet), end="", highlight=False)
         output.result(fleet=fleet.name, manifests=manifests(fleet))

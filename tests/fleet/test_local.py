@@ -136,7 +136,9 @@ def test_up_says_what_is_missing(make: Make) -> None:
     )
     shell.run("up", "--wait", "0.1")
     assert shell.status == 1
+    assert f"{shell.path}, line 13, env in [[offer]]: " in shell.errors
     assert "Missing" in shell.errors
+    assert "GYMWIRE_CONFIG" not in shell.errors
 
 
 def test_keys_stay_in_files_of_the_user(state: Path, tmp_path: Path, programs: Programs) -> None:
