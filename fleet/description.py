@@ -116,20 +116,18 @@ class Fleet:
         The agents have the offers in another file.
         """
         for index, offer in enumerate(self.offers, 1):
-            for key in ("env", "python"):
-                value = re.escape(str(offer.get(key, "")))
-                if value and re.search(rf"gymwire serve: .*(?<=[\s']){value}[\s':]", error):
+            starts = {
+                "env": f"GYMWIRE_CONFIG: offer {offer['address']!r}: ",
+                "python": f"The interpreter {offer.get('python')} ",
+            }
+            for key, start in starts.items():
+                before, found, said = error.partition(f"gymwire serve: {start}")
+                if found:
                     line = line_of(self.text, "offer", key, index)
-                    where = f"{self.path}, line {line}, {key} in [[offer]]: "
-                    for old, new in (
-                        ("GYMWIRE_CONFIG: ", ""),
-                        ("gymwire serve: ", where),
-                        ("use --env ", "set env to "),
-                        ("--env ", "env = "),
-                        ("--python", "python"),
-                    ):
-                        error = error.replace(old, new)
-                    return error
+                    said = said if key == "env" else start + said
+                    for old, new in (("use --env ", "set env to "), ("--python", "python")):
+                        said = said.replace(old, new)
+                    return f"{before}{self.path}, line {line}, {key} in [[offer]]: {said}"
         return error
 
     def check_interpreters(self) -> None:

@@ -175,8 +175,9 @@ def _show(
         output.errors.print(Text(printable(str(fault))), soft_wrap=True)
     ready = f"{sum(one.state == READY for one in agents)} of " if fault is None else ""
     unknown = " ready" if fault is None else "; which of them are ready is unknown"
-    count = counted(len(agents), "agent")
-    output.say(f"fleet {fleet.name} on {options.on}: {ready}{count}{unknown}")
+    output.say(
+        f"fleet {fleet.name} on {options.on}: {ready}{counted(len(agents), 'agent')}{unknown}"
+    )
     if not agents:
         return
     rows = [HEADINGS, *map(_row, agents)]

@@ -144,14 +144,14 @@ def test_an_interpreter_that_this_machine_lacks_is_named(tmp_path: Path) -> None
         (
             "env",
             "nomod:Thing",
-            "GYMWIRE_CONFIG: nomod:Thing: there is no module 'nomod'. Use --env ./file.py:Env.",
-            "nomod:Thing: there is no module 'nomod'. Use env = ./file.py:Env.",
+            "GYMWIRE_CONFIG: offer 'two': nomod:Thing: there is no module 'nomod'.",
+            "nomod:Thing: there is no module 'nomod'.",
         ),
         (
             "env",
             "Gone-v1",
-            "GYMWIRE_CONFIG: There is no environment 'Gone-v1': use --env package:Gone-v1.",
-            "There is no environment 'Gone-v1': set env to package:Gone-v1.",
+            "GYMWIRE_CONFIG: offer 'two': No environment 'Gone-v1': use --env package:Gone-v1.",
+            "No environment 'Gone-v1': set env to package:Gone-v1.",
         ),
         (
             "python",
