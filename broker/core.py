@@ -331,8 +331,8 @@ class Core:
                 return []
             case Ping():
                 return self._messages.ping(peer, header, now)
-            case Bye():
-                return self._peers.bye(peer)
+            case Bye(reason):
+                return self._peers.bye(peer, reason)
         raise DecodingError(f"A broker does not accept {header.kind.name}.")
 
     def _offer(self, peer: Peer, header: codec.Header, offer: Offer) -> Send:

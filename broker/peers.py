@@ -13,6 +13,7 @@ from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.recovery import SessionRecovery
 from gymwire.broker.refusals import (
     ASK_OPERATOR,
+    MAX_WHY,
     Refusal,
     RetryLater,
     describe_key,
@@ -182,12 +183,21 @@ class Peers:
 
     # --- leaving ----------------------------------------------------------------------------------
 
-    def bye(self, peer: Peer) -> list[Send]:
-        """Remove a peer that has sent BYE."""
-        if peer.role == Role.ENV:
-            reason = f"its env agent on {peer.host} has stopped"
-            return self._end_loop(peer, Loss.AGENT_STOPPED, reason)
+    def bye(self, peer: Peer, why: str = "") -> list[Send]:
+        """Remove a peer that has sent BYE; with a progress connection all loops of its process.
+
+        `why`: what the peer has said, for the learners of an env agent and for the log.
+        """
+        reason = f"its env agent on {peer.host} has stopped"
+        reason += f": {why[:MAX_WHY]}" if why else ""
         sends: list[Send] = []
+        if peer.role == Role.ENV:
+            return self._end_loop(peer, Loss.AGENT_STOPPED, reason)
+        if peer.role == Role.PROGRESS:
+            process = (peer.agent, peer.key)
+            loops = [one for one in self._tables.peers.values() if one.role == Role.ENV]
+            for loop in [one for one in loops if (one.agent, one.key) == process]:
+                sends += self._end_loop(loop, Loss.AGENT_STOPPED, reason)
         for session in self._tables.sessions_at(peer):
             sends += self._sessions.end_without_learner(session, Loss.LEARNER_LEFT)
         self._remove(peer)

@@ -323,8 +323,15 @@ class Agent:
     def _end_in_time(self) -> None:
         """Abandon what is still running when `grace_s` is over."""
         if not self._wait_for_loops(self._grace_s):
+            why = f"its grace period of {self._grace_s:g} s is over"
+            sessions = [session_text(row[0]) for one in self._loops for row in one.host.listed]
+            self._log.warning("ending sessions", why=why, sessions=sessions)
+            for loop in self._loops:
+                loop.why = why
             self.stop()
             if not self._wait_for_loops(CLOSE_S):
+                if self._reporter is not None:
+                    self._reporter.leave(why)
                 self._cut_off(self._describe_running())
 
     def _wait_for_loops(self, at_most_s: float) -> bool:

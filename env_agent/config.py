@@ -124,7 +124,7 @@ def _without_bad_ones(tables: Sequence[Mapping[str, Any]]) -> list[Service]:
         try:
             services.append(service(**table))
         except ConfigurationError as error:
-            first = first or error
+            first = first or ConfigurationError(f"offer {table['address']!r}: {error}")
             structlog.get_logger().error("offer left out", address=table["address"], why=str(error))
     if first is not None and not services:
         raise first

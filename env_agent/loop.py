@@ -75,6 +75,7 @@ class ServingLoop:
         bad_frames: replies to frames that cannot be handled, and counts them.
         drain: withdraws the offers, and ends `run` after the last session. May be set from any
             thread.
+        why: why it ends although it has sessions, for their learners; "": it was told to end.
     """
 
     def __init__(
@@ -90,8 +91,8 @@ class ServingLoop:
     ) -> None:
         self.host = host
         self.crew = Crew(self._read, grows=has_threads)
-        self.stop = threading.Event()
-        self.drain = threading.Event()
+        self.stop, self.drain = threading.Event(), threading.Event()
+        self.why = ""
         self._make_transports = make_transports
         self._agent = agent
         self._logs_broker_state = logs_broker_state
@@ -177,7 +178,7 @@ class ServingLoop:
                 raise self._failure
         finally:
             self.host.environments.close_spares()
-            self._link.send(PLAIN.encode(Bye("the env agent stops")))
+            self._link.send(PLAIN.encode(Bye(self.why)))
             self._close_transports()
 
     def _read(self, me: Executor) -> None:

@@ -21,6 +21,7 @@ from gymwire.protocol.capabilities import OBSERVE
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import GymwireError
 from gymwire.protocol.messages import (
+    Bye,
     Message,
     Ping,
     Progress,
@@ -35,6 +36,7 @@ from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import Handshake
 
 EVERY_S = 1.0
+LEAVE_S = 0.3  # for the last frame to leave
 SLOW_S = 1.0  # report requests that take longer
 ROWS_PER_REPORT = 100  # few, so that the broker handles each between two steps
 MAX_REPORTS = 500  # at once: the broker answers 1,000 messages a second on one connection
@@ -60,6 +62,7 @@ class ProgressReporter(threading.Thread):
         self._on_stop = on_stop
         self._step_reports = StepReports()
         self._stopping = threading.Event()
+        self._farewell = ""
         self._withdrawn: Sequence[str] = ()
         self._reported = 0
 
@@ -85,7 +88,9 @@ class ProgressReporter(threading.Thread):
                     if OBSERVE in handshake.capabilities:
                         self._report_steps(link, now)
         finally:
-            link.close()
+            if self._farewell:
+                link.send_last(PLAIN.encode(Bye(self._farewell)))
+            link.close(LEAVE_S if self._farewell else 0.0)
 
     def _receive(self, handshake: Handshake, message: Message, now: float) -> None:
         match message:
@@ -106,6 +111,15 @@ class ProgressReporter(threading.Thread):
     def stop(self) -> None:
         """End the thread soon."""
         self._stopping.set()
+
+    def leave(self, why: str) -> None:
+        """Let the broker end all sessions for this reason, and end the thread.
+
+        For a process that ends although its loops execute something.
+        """
+        self._farewell = why
+        self.stop()
+        self.join(2 * LEAVE_S)
 
     def _report(self, link: BrokerLink, now: float) -> None:
         requests = [request for loop in self._loops for request in loop.current_requests]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import structlog
@@ -12,7 +12,13 @@ import structlog
 from gymwire.fleet.description import Fleet
 from gymwire.fleet.engine import DRAINING, RUNNING, Engine, RunningAgent
 from gymwire.fleet.scaling import READY, STARTING, AgentLoad, Scaler, choose, number_of
-from gymwire.protocol.errors import ConfigurationError, ConnectionFailed, Refused
+from gymwire.protocol.errors import (
+    ConfigurationError,
+    Denied,
+    GymwireError,
+    UsageError,
+    VersionMismatch,
+)
 
 Entry = dict[str, Any]  # of FOUND: one for each address and process (docs/protocol.md §6.3)
 CHECK_S = 0.2  # how often a command that waits asks the engine and the broker
@@ -27,7 +33,8 @@ class AgentStatus:
     Attributes:
         name, host, pid, since, detail: as the engine reports them.
         state: "ready" (the broker lists all its addresses), "starting" (its process runs, and the
-            broker does not list it), or what the engine reports.
+            broker does not list it), or what the engine reports: "running" if the broker does not
+            answer.
         slots, used: of all addresses together.
         free: its free slots by address.
         is_foreign: whether it offers an address that the file does not.
@@ -66,11 +73,35 @@ class FleetControl:
         self._find = find
         self._log = structlog.get_logger()
 
-    def status(self) -> list[AgentStatus]:
-        """Return all agents, in the order of their numbers."""
-        entries = [*self._find()]
-        agents = sorted(self._engine.running(), key=lambda one: number_of(one.name))
-        return [self._status_of(agent, entries) for agent in agents]
+    def status(self, running: Sequence[RunningAgent] | None = None) -> list[AgentStatus]:
+        """Return all agents, in the order of their numbers. Raises what the broker's listing does.
+
+        `running`: the agents, if the engine has just been asked.
+        """
+        return self._joined([*self._find()], running)
+
+    def look(self) -> tuple[list[AgentStatus], GymwireError | None]:
+        """Return all agents, and the error if the broker does not answer.
+
+        In this case the engine alone describes the agents.
+        """
+        try:
+            entries: list[Entry] | None = [*self._find()]
+            fault = None
+        except GymwireError as error:
+            entries, fault = None, error
+        return self._joined(entries), fault
+
+    def _joined(
+        self, entries: Sequence[Entry] | None, running: Sequence[RunningAgent] | None = None
+    ) -> list[AgentStatus]:
+        agents = self._engine.running() if running is None else running
+        return [
+            AgentStatus(**asdict(agent) | {"detail": self.fleet.explain(agent.detail)})
+            if entries is None
+            else self._status_of(agent, entries)
+            for agent in sorted(agents, key=lambda one: number_of(one.name))
+        ]
 
     def names(self) -> list[str]:
         """Return the names of all agents, in the order of their numbers."""
@@ -88,7 +119,11 @@ class FleetControl:
         state = agent.state
         if state == RUNNING:
             state = READY if free.keys() == slots.keys() else STARTING
-        detail = agent.detail
+        # A restarted agent keeps its last error, which does not concern one that is ready.
+        detail = "" if state == READY else self.fleet.explain(agent.detail)
+        if state == STARTING and own:
+            lacking = sorted(slots.keys() - free.keys())
+            detail = f"it does not offer {', '.join(lacking)}: its log says why"
         others = sorted({one["address"] for one in listed} - slots.keys())
         is_foreign = bool(others) and agent.pid is not None
         if is_foreign:
@@ -114,10 +149,11 @@ class FleetControl:
 
         Returns how many there should be now.
         """
-        alive = sum(one.state != DRAINING for one in self._engine.running())
+        running = self._engine.running()
+        alive = sum(one.state != DRAINING for one in running)
         scale = self.fleet.scale
         count = min(max(alive, scale.least), scale.most)
-        self.scale(count)
+        self._scale(count, running)
         return count
 
     def scale(self, count: int) -> None:
@@ -125,11 +161,14 @@ class FleetControl:
 
         Raises ConfigurationError if it would have to drain agents of another file.
         """
-        alive = [one for one in self._engine.running() if one.state != DRAINING]
+        self._scale(count, self._engine.running())
+
+    def _scale(self, count: int, running: Sequence[RunningAgent]) -> None:
+        alive = [one for one in running if one.state != DRAINING]
         if len(alive) <= count:
-            self._start(count - len(alive))
+            self._start(count - len(alive), running)
             return
-        agents = self.status()
+        agents = self.status(running)
         for one in agents:
             if one.is_foreign:
                 raise ConfigurationError(
@@ -138,8 +177,8 @@ class FleetControl:
                 )
         self.drain(choose([one.load for one in agents], len(alive) - count))
 
-    def _start(self, count: int) -> None:
-        taken = {number_of(one.name) for one in self._engine.running()}
+    def _start(self, count: int, running: Sequence[RunningAgent | AgentStatus]) -> None:
+        taken = {number_of(one.name) for one in running}
         free = (number for number in range(len(taken) + count) if number not in taken)
         plans = [self.fleet.plan(number) for number, _ in zip(free, range(count), strict=False)]
         if plans:
@@ -158,14 +197,18 @@ class FleetControl:
             self._log.info("agents draining", agents=chosen, at_most_s=self.fleet.grace_s)
         return chosen
 
-    def wait_until_ready(self, count: int, wait_s: float) -> list[AgentStatus]:
-        """Wait until the broker lists `count` agents, or `wait_s` is over; return all agents."""
-        deadline = time.monotonic() + wait_s
+    def wait_until_ready(
+        self, count: int, deadline: float
+    ) -> tuple[list[AgentStatus], GymwireError | None]:
+        """Wait until the broker lists `count` agents; return as `look`.
+
+        `deadline`: when to give up, in monotonic seconds.
+        """
         while True:
-            agents = self.status()
+            agents, fault = self.look()
             ready = sum(one.state == READY for one in agents)
-            if ready >= count or time.monotonic() >= deadline:
-                return agents
+            if ready >= count or time.monotonic() >= deadline or _is_final(fault):
+                return agents, fault
             time.sleep(CHECK_S)
 
     def down(self) -> list[str]:
@@ -192,17 +235,26 @@ class FleetControl:
         `stopped`: waits for so many seconds, and returns whether to stop. While the broker does not
         answer, the fleet stays as it is.
         """
-        scaler = Scaler(self.fleet.scale)
+        scaler, why = Scaler(self.fleet.scale), ""
         while True:
             try:
-                decision = scaler.decide([one.load for one in self.status()], time.monotonic())
-                self._start(decision.start)
+                agents = self.status()
+                decision = scaler.decide([one.load for one in agents], time.monotonic())
+                self._start(decision.start, agents)
                 if decision.drain:
                     self.drain(decision.drain)
-            except (ConnectionFailed, Refused) as error:
-                self._log.warning("cannot scale", why=str(error))
+                why = ""
+            except GymwireError as error:
+                if str(error) != why:
+                    why = str(error)
+                    self._log.warning("cannot scale", why=why)
             if stopped(WATCH_S):
                 return
+
+
+def _is_final(fault: GymwireError | None) -> bool:
+    """Return whether the broker will answer in the same way again."""
+    return isinstance(fault, Denied | VersionMismatch | UsageError)
 
 
 def _is_of(entry: Entry, agent: RunningAgent) -> bool:

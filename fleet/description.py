@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ from gymwire.protocol.security import keys
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 MOST_AGENTS = 10_000
+MOST_PROCESSORS = 10_000  # of one agent
+MOST_MEMORY = 2**60  # bytes of one agent
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)}
 # Tables of single engines, with the types of their keys.
@@ -32,6 +35,8 @@ SLURM_KEYS = {
     "setup": list,
     "options": dict,
 }
+# Options of sbatch by which the engine finds the fleet's jobs again.
+OWN_OPTIONS = {"array", "comment", "job-name"}
 KUBERNETES_KEYS = {"image": str, "namespace": str, "secret": str}
 TABLES = ("fleet", "agents", "offer", "slurm", "kubernetes")
 FLEET_KEYS = ("name", "broker", "key", "broker_key", "grace_s")
@@ -39,6 +44,35 @@ AGENTS_KEYS = (
     "count", "min", "max", "free_slots", "idle_s", "cpus", "gpus", "memory", "place", "direct",
     "insecure", "runtime_env",
 )  # fmt: skip
+LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a name in Kubernetes
+KINDS = {
+    str: "a text",
+    bool: "true or false",
+    dict: "a table",
+    int: "a whole number",
+    list: "a list",
+}
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return all(isinstance(one, str) and one for one in values)
+
+
+def _are_options(values: Mapping[str, Any]) -> bool:
+    return all(type(one) in (str, int, float, bool) for one in values.values())
+
+
+# What the values of a key must be, in addition to their type.
+CHECKS: Mapping[tuple[str, str], tuple[Callable[[Any], object], str]] = {
+    ("offer", "max_sessions"): (lambda value: value >= 1, "1 or more"),
+    ("offer", "expose"): (_are_texts, "a list of texts"),
+    ("offer", "wrap"): (_are_texts, "a list of texts"),
+    ("slurm", "minutes"): (lambda value: value >= 1, "1 or more"),
+    ("slurm", "setup"): (_are_texts, "a list of texts"),
+    ("slurm", "options"): (_are_options, "a table of texts, numbers, true and false"),
+    ("kubernetes", "namespace"): (LABEL.fullmatch, "at most 63 characters of a-z, 0-9 and -"),
+    ("kubernetes", "secret"): (LABEL.fullmatch, "at most 63 characters of a-z, 0-9 and -"),
+}
 
 
 @dataclass(frozen=True)
@@ -56,6 +90,7 @@ class Fleet:
         resources, place, runtime_env: as in AgentPlan.
         direct, insecure: those options of `gymwire serve`.
         slurm, kubernetes: the tables for these engines.
+        text: the content of the file.
     """
 
     path: Path
@@ -73,6 +108,42 @@ class Fleet:
     runtime_env: Mapping[str, Any] = field(default_factory=dict)
     slurm: Mapping[str, Any] = field(default_factory=dict)
     kubernetes: Mapping[str, Any] = field(default_factory=dict)
+    text: str = field(default="", repr=False)
+
+    def explain(self, error: str) -> str:
+        """Return an error of `gymwire serve` so that it names the line of the offer, if it is one.
+
+        The agents have the offers in another file.
+        """
+        for index, offer in enumerate(self.offers, 1):
+            starts = {
+                "env": f"GYMWIRE_CONFIG: offer {offer['address']!r}: ",
+                "python": f"The interpreter {offer.get('python')} ",
+            }
+            for key, start in starts.items():
+                before, found, said = error.partition(f"gymwire serve: {start}")
+                if found:
+                    line = line_of(self.text, "offer", key, index)
+                    said = said if key == "env" else start + said
+                    for old, new in (("use --env ", "set env to "), ("--python", "python")):
+                        said = said.replace(old, new)
+                    return f"{before}{self.path}, line {line}, {key} in [[offer]]: {said}"
+        return error
+
+    def check_interpreters(self) -> None:
+        """Check that this machine has the interpreters of the offers. Raises ConfigurationError."""
+        for index, offer in enumerate(self.offers, 1):
+            python = offer.get("python")
+            if python is not None and shutil.which(self._program(python)) is None:
+                raise _error(
+                    self.path,
+                    self.text,
+                    ("offer", "python", index),
+                    f"expected the path or the name of a program on this machine, got {python!r}",
+                )
+
+    def _program(self, python: str) -> Path | str:
+        return self.path.parent / Path(python).expanduser() if "/" in python else python
 
     def plan(self, number: int) -> AgentPlan:
         """Return the plan of the agent with this number. Raises ConfigurationError."""
@@ -126,10 +197,13 @@ class _Reader:
         key, broker_key = self._keys(fleet)
         grace_s = self._number("fleet", fleet, "grace_s", 10.0)
         resources = Resources(
-            cpus=self._number("agents", agents, "cpus", 1.0),
-            gpus=self._number("agents", agents, "gpus", 0.0),
+            cpus=self._number("agents", agents, "cpus", 1.0, MOST_PROCESSORS),
+            gpus=self._number("agents", agents, "gpus", 0.0, MOST_PROCESSORS),
             memory=self._memory(agents),
         )
+        if resources.gpus > 1 and resources.gpus % 1:
+            what = f"expected a whole number, or a part of one GPU, got {resources.gpus:g}"
+            raise self._error("agents", "gpus", what)
         offers = self._offers(resources)
         return Fleet(
             path=self._path,
@@ -147,13 +221,11 @@ class _Reader:
             runtime_env=self._typed("agents", agents, "runtime_env", dict, {}),
             slurm=self._options("slurm", SLURM_KEYS),
             kubernetes=self._options("kubernetes", KUBERNETES_KEYS),
+            text=self._text,
         )
 
     def _error(self, table: str, key: str, what: str, index: int = 1) -> ConfigurationError:
-        line = line_of(self._text, table, key, index)
-        where = f"[[{table}]]" if table == "offer" else f"[{table}]"
-        name = f"{key} in {where}" if key else where
-        return ConfigurationError(f"{self._path}, line {line}, {name}: {what}.")
+        return _error(self._path, self._text, (table, key, index), what)
 
     def _table(self, name: str, allowed: tuple[str, ...]) -> dict[str, Any]:
         table = self._document.get(name, {})
@@ -166,27 +238,40 @@ class _Reader:
 
     def _options(self, name: str, kinds: Mapping[str, type]) -> Mapping[str, Any]:
         table = self._table(name, tuple(kinds))
-        return {key: self._typed(name, table, key, kinds[key], None) for key in table}
+        options = {key: self._typed(name, table, key, kinds[key], None) for key in table}
+        if taken := OWN_OPTIONS & options.get("options", {}).keys():
+            what = f"{min(taken)} finds the fleet's jobs again and cannot be set"
+            raise self._error(name, "options", what)
+        return options
 
     def _typed(
-        self, table: str, values: Mapping[str, Any], key: str, kind: type, default: Any
+        self,
+        table: str,
+        values: Mapping[str, Any],
+        key: str,
+        kind: type,
+        default: Any,
+        index: int = 1,
     ) -> Any:
         value = values.get(key, default)
-        if type(value) is not kind:
-            names = {
-                str: "a text",
-                bool: "true or false",
-                dict: "a table",
-                int: "a whole number",
-                list: "a list",
-            }
-            raise self._error(table, key, f"expected {names[kind]}, got {value!r:.100}")
+        is_right, expected = CHECKS.get((table, key), (lambda value: value != "", KINDS[kind]))
+        if type(value) is not kind or not is_right(value):
+            expected = KINDS[kind] if type(value) is not kind else expected
+            raise self._error(table, key, f"expected {expected}, got {value!r:.100}", index)
         return value
 
-    def _number(self, table: str, values: Mapping[str, Any], key: str, default: float) -> float:
+    def _number(
+        self,
+        table: str,
+        values: Mapping[str, Any],
+        key: str,
+        default: float,
+        most: float = sys.float_info.max,
+    ) -> float:
         value = values.get(key, default)
-        if type(value) not in (int, float) or not 0 <= value <= sys.float_info.max:
-            raise self._error(table, key, f"expected a number of 0 or more, got {value!r:.100}")
+        if type(value) not in (int, float) or not 0 <= value <= most:
+            allowed = "of 0 or more" if most == sys.float_info.max else f"from 0 to {most:g}"
+            raise self._error(table, key, f"expected a number {allowed}, got {value!r:.100}")
         return float(value)
 
     def _count(self, agents: Mapping[str, Any], key: str, least: int, default: int) -> int:
@@ -253,13 +338,10 @@ class _Reader:
     def _offer(self, table: object, index: int, resources: Resources) -> Mapping[str, Any]:
         if not isinstance(table, dict):
             raise self._error("offer", "", "expected a table")
-        for key, value in table.items():
+        for key in table:
             if key not in KEYS:
                 raise self._error("offer", key, f"unknown key. Use {', '.join(KEYS)}", index)
-            if type(value) is not KEYS[key]:
-                raise self._error(
-                    "offer", key, f"expected {KEYS[key].__name__}, got {value!r:.100}", index
-                )
+            self._typed("offer", table, key, KEYS[key], None, index)
         for key in ("address", "env"):
             if key not in table:
                 raise self._error("offer", "", f"{key} is missing", index)
@@ -267,12 +349,15 @@ class _Reader:
             check_address(table["address"])
         except UsageError as error:
             raise self._error("offer", "address", str(error).rstrip("."), index) from None
+        if "python" in table and "wrap" in table:
+            what = "works with environments of this interpreter only: leave out wrap or python"
+            raise self._error("offer", "wrap", what, index)
+        if "spaces" in table and "python" not in table:
+            what = "belongs to an environment in another interpreter: give python, too"
+            raise self._error("offer", "spaces", what, index)
         # Processes of another interpreter take a processor each.
         slots = max(1, int(resources.cpus)) if "python" in table else DEFAULT_SLOTS
-        offer = {"max_sessions": slots, **table}
-        if offer["max_sessions"] < 1:
-            raise self._error("offer", "max_sessions", "expected 1 or more", index)
-        return offer
+        return {"max_sessions": slots, **table}
 
     def _scale(self, agents: Mapping[str, Any], offers: tuple[Mapping[str, Any], ...]) -> Scale:
         ranged = [key for key in ("min", "max", "free_slots", "idle_s") if key in agents]
@@ -312,7 +397,7 @@ class _Reader:
             return None
         match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", str(value))
         size = int(float(match[1]) * UNITS[match[2] or ""]) if match else 0
-        if type(value) not in (int, str) or size < 1:
+        if type(value) not in (int, str) or not 1 <= size <= MOST_MEMORY:
             raise self._error(
                 "agents", "memory", f"expected bytes, or a text such as '4GiB', got {value!r:.100}"
             )
@@ -322,11 +407,7 @@ class _Reader:
         place = agents.get("place", SPREAD)
         if place in (SPREAD, PACKED):
             return str(place)
-        if (
-            isinstance(place, dict)
-            and place
-            and all(isinstance(value, str) for value in place.values())
-        ):
+        if isinstance(place, dict) and place and _are_texts([*place.values()]):
             return place
         raise self._error(
             "agents",
@@ -334,6 +415,14 @@ class _Reader:
             f"expected '{SPREAD}', '{PACKED}' or labels such as {{ zone = 'a' }}, "
             f"got {place!r:.100}",
         )
+
+
+def _error(path: Path, text: str, key: tuple[str, str, int], what: str) -> ConfigurationError:
+    """Return an error. `key`: its table, the key or "", and which table of that name."""
+    table, name, _ = key
+    where = f"[[{table}]]" if table == "offer" else f"[{table}]"
+    where = f"{name} in {where}" if name else where
+    return ConfigurationError(f"{path}, line {line_of(text, *key)}, {where}: {what}.")
 
 
 def _load_public(path: Path) -> object:

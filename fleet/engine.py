@@ -1,4 +1,4 @@
-"""The interface of engines, which place and restart the agents of a fleet, and their names."""
+"""The interface of engines, which place and restart the agents of a fleet."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gymwire.fleet.engines import ENGINES
 from gymwire.fleet.scaling import number_of
 from gymwire.protocol.errors import ConfigurationError
 
@@ -129,14 +130,6 @@ class Engine(Protocol):
 
     def stop(self, names: Sequence[str]) -> None:
         """Kill agents now; their sessions are lost."""
-
-
-# name → module, class, and the extra that it needs
-ENGINES = {
-    "local": ("gymwire.fleet.local", "LocalEngine", ""),
-    "ray": ("gymwire.fleet.ray_engine", "RayEngine", "ray"),
-    "slurm": ("gymwire.fleet.slurm", "SlurmEngine", "slurm"),
-}
 
 
 def open_engine(kind: str, fleet: Fleet) -> Engine:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from gymwire.env_agent.signals import DRAIN, STOPPED
 from gymwire.env_agent.workers import FIRST_PAUSE_S, HEALTHY_S, MAX_PAUSE_S
@@ -116,7 +117,8 @@ class AgentProcess:
         if self._kill_at is not None or status == STOPPED:
             self.is_over = True
             return
-        self._crashed(now, f"{_meaning(status)}: {_last_line(Path(self._spec.log))}")
+        with Path(self._spec.log).open("rb") as log:
+            self._crashed(now, f"{meaning(status)}: {last_line(log)}")
 
     def _crashed(self, now: float, why: str) -> None:
         pause_s = min(FIRST_PAUSE_S * 2**self._crashes, MAX_PAUSE_S)
@@ -155,13 +157,13 @@ class AgentProcess:
         )
 
 
-def _meaning(status: int) -> str:
+def meaning(status: int) -> str:
+    """Return what an exit status of `subprocess` means: "exit 1", or the name of a signal."""
     return f"exit {status}" if status >= 0 else signal.Signals(-status).name
 
 
-def _last_line(log: Path) -> str:
+def last_line(log: IO[bytes]) -> str:
     """Return the last line of a log, which is usually the error that ended the process."""
-    with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - TAIL))
-        lines = file.read().decode(errors="replace").splitlines()
+    log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
+    lines = log.read().decode(errors="replace").splitlines()
     return lines[-1] if lines else "no output"

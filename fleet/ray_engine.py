@@ -1,80 +1,40 @@
-"""The engine `ray`: each agent is a process under a named, detached actor, which Ray restarts.
+"""The engine `ray`: agents on the nodes of a Ray cluster.
 
-Ray carries only commands and states: agents connect to the broker, and sessions bypass Ray.
+Ray runs in a process of its own, the driver (`ray_driver`): it may exit without a word when the
+cluster fails, wait for minutes, and replace the handlers of signals.
 """
 
 from __future__ import annotations
 
 import contextlib
-import shutil
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
 import tempfile
-import threading
-import time
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.util import find_spec
+from typing import IO, Any
 
 from gymwire.fleet.description import Fleet
-from gymwire.fleet.engine import PENDING, RESTARTING, SPREAD, AgentPlan, RunningAgent
-from gymwire.fleet.processes import AgentProcess, spec_of
-from gymwire.fleet.state import place_files
+from gymwire.fleet.engine import PENDING, AgentPlan, Resources, RunningAgent
+from gymwire.fleet.processes import last_line, meaning
 from gymwire.protocol.errors import ConfigurationError, Refused
 
-try:
-    import ray
-    import ray.exceptions
-    import ray.util
-except ModuleNotFoundError as error:
+if find_spec("ray") is None:
     raise ModuleNotFoundError(
         "gymwire fleet --on ray needs Ray. Install it with: pip install 'gymwire[ray]'",
         name="ray",
-    ) from error
+    )
 
-TICK_S = 0.1
-ANSWER_S = 3.0  # for an actor's report; an actor that has no process yet does not answer
-ORDER_S = 30.0  # for an actor that has a process to accept a command
-# The states in Ray's table of actors in which an actor has no process.
-UNPLACED = {"DEPENDENCIES_UNREADY": PENDING, "PENDING_CREATION": PENDING, "RESTARTING": RESTARTING}
-
-
-class RayAgent:
-    """The actor of one agent, on the node that Ray has chosen.
-
-    It restarts the agent's process when that dies. Ray restarts the actor, from its plan, when the
-    actor or its node dies; the process ends with its actor.
-    """
-
-    def __init__(self, plan: AgentPlan) -> None:
-        self._home = Path(tempfile.mkdtemp(prefix="gymwire-fleet-"))  # for this user only
-        files = place_files(plan.files, self._home, copy=True)
-        self._lock = threading.Lock()
-        spec = spec_of(plan, files, self._home / "log")
-        self._process = AgentProcess(spec, time.monotonic())
-        threading.Thread(target=self._supervise, daemon=True).start()
-
-    def _supervise(self) -> None:
-        pause = threading.Event()
-        while not self._process.is_over:
-            pause.wait(TICK_S)
-            with self._lock:
-                self._process.tick(time.monotonic())
-        shutil.rmtree(self._home, ignore_errors=True)
-        ray.kill(ray.get_runtime_context().current_actor, no_restart=True)
-
-    def report(self) -> RunningAgent:
-        """Return the state of the agent."""
-        with self._lock:
-            return self._process.report()
-
-    def drain(self) -> None:
-        """Drain the agent; then the actor ends, too."""
-        with self._lock:
-            self._process.drain(time.monotonic())
-
-    def stop(self) -> None:
-        """Kill the agent; then the actor ends, too."""
-        with self._lock:
-            self._process.stop()
+PROBE_S = 3.0  # for the head of the cluster to accept a connection
+CONNECT_S = 60.0  # for the driver to connect to the cluster
+ANSWER_S = 60.0  # for the driver to answer; it may wait for actors that do not
+NO_ROOM = "Ray has found no node with room for it yet"
 
 
 class RayEngine:
@@ -85,105 +45,148 @@ class RayEngine:
 
     def __init__(self, fleet: Fleet) -> None:
         self._namespace = f"gymwire-fleet-{fleet.name}"
-        if not ray.is_initialized():
-            try:
-                ray.init(address="auto", log_to_driver=False, configure_logging=False)
-            except ConnectionError as error:
-                raise ConfigurationError(
-                    f"There is no Ray cluster: {str(error).splitlines()[0]}. Set RAY_ADDRESS, or "
-                    f"run this on a node of the cluster."
-                ) from None
+        self._fleet = fleet
+        self._driver: _Driver | None = None
+        self._ask("nodes")
 
     def start(self, agents: Sequence[AgentPlan]) -> None:
         """Make an actor for each agent; Ray places them when there is room."""
-        for plan in agents:
-            options: dict[str, Any] = {}
-            if plan.place == SPREAD:
-                options["scheduling_strategy"] = "SPREAD"
-            elif not isinstance(plan.place, str):
-                options["label_selector"] = dict(plan.place)
-            if plan.resources.memory is not None:
-                options["memory"] = plan.resources.memory
-            if plan.runtime_env:
-                options["runtime_env"] = dict(plan.runtime_env)
-            actor = ray.remote(RayAgent).options(
-                name=plan.name,
-                namespace=self._namespace,
-                lifetime="detached",
-                max_restarts=-1,
-                num_cpus=plan.resources.cpus,
-                num_gpus=plan.resources.gpus,
-                **options,
-            )
-            try:
-                actor.remote(plan)
-            except ValueError as error:  # the name is in use
-                raise Refused(f"Ray did not start {plan.name}: {error}.") from None
+        self._ask("start", agents=[asdict(plan) for plan in agents])
 
     def running(self) -> list[RunningAgent]:
         """Return all agents that have not ended."""
-        actors = self._actors()
-        reports = {name: actor.report.remote() for name, actor in actors.items()}
-        answered = _wait(reports.values(), ANSWER_S)
-        unplaced = {} if len(answered) == len(reports) else self._unplaced()
-        found = []
-        for name, report in reports.items():
-            state = unplaced.get(name, RESTARTING)
-            agent = RunningAgent(name, state, detail="Ray has found no node with room for it yet")
-            if report in answered:
-                try:
-                    agent = ray.get(report)
-                except ray.exceptions.ActorDiedError:
-                    continue
-                except ray.exceptions.RayError:
-                    agent = RunningAgent(name, RESTARTING, detail="Ray is restarting its actor")
-            elif name not in unplaced:
-                agent = RunningAgent(name, RESTARTING, detail="its actor does not answer")
-            found.append(agent)
-        return found
+        agents = [RunningAgent(**one) for one in self._ask("running")["agents"]]
+        if any(one.state == PENDING for one in agents):
+            detail = self._why_pending()
+            agents = [
+                replace(one, detail=detail) if one.state == PENDING else one for one in agents
+            ]
+        return agents
 
     def drain(self, names: Sequence[str]) -> None:
         """Drain agents. Ray ends those that have no process."""
-        self._order("drain", names)
+        self._ask("drain", names=[*names])
 
     def stop(self, names: Sequence[str]) -> None:
         """Kill agents and their actors, including those that do not answer."""
-        self._order("stop", names)
-        for name, actor in self._actors().items():
-            if name in names:
-                ray.kill(actor, no_restart=True)
+        self._ask("stop", names=[*names])
 
-    def _order(self, order: str, names: Sequence[str]) -> None:
-        actors = {name: actor for name, actor in self._actors().items() if name in names}
-        unplaced = self._unplaced().keys() & actors.keys()
-        for name in unplaced:
-            ray.kill(actors.pop(name), no_restart=True)
-        _wait([getattr(actor, order).remote() for actor in actors.values()], ORDER_S)
+    def _why_pending(self) -> str:
+        nodes = self._ask("nodes")["nodes"]
+        place = self._fleet.place
+        labels: Mapping[str, str] = {} if isinstance(place, str) else place
+        needed = needs(self._fleet.resources)
+        for node in nodes:
+            has_labels = labels.items() <= node.get("Labels", {}).items()
+            if has_labels and all(node["Resources"].get(key, 0) >= needed[key] for key in needed):
+                return NO_ROOM
+        wanted = [*(f"{value:g} {key}" for key, value in needed.items())]
+        wanted += [f"the label {key}={value}" for key, value in labels.items()]
+        return f"no node of the Ray cluster has {' and '.join(wanted) or 'a process'}"
 
-    def _actors(self) -> dict[str, Any]:
-        """Return the handles of all actors that have not ended, with or without a node."""
-        found = {}
-        for one in ray.util.list_named_actors(all_namespaces=True):
-            if one["namespace"] == self._namespace:
-                with contextlib.suppress(ValueError):  # it has ended meanwhile
-                    found[one["name"]] = ray.get_actor(one["name"], namespace=self._namespace)
-        return found
-
-    def _unplaced(self) -> dict[str, str]:
-        """Return the states of the agents that have no process now, by their names."""
-        # The public ray.util.state needs Ray's dashboard.
-        from ray._private import state
-
-        return {
-            str(row["Name"]): UNPLACED[row["State"]]
-            for row in state.actors().values()
-            if row["ActorClassName"] == RayAgent.__name__ and row["State"] in UNPLACED
-        }
+    def _ask(self, do: str, **fields: Any) -> dict[str, Any]:
+        """Return the driver's reply; start the driver if there is none. Raises Refused."""
+        if self._driver is None:
+            self._driver = _Driver(self._namespace)
+        try:
+            reply = self._driver.ask({"do": do, **fields})
+        except Refused:
+            self._driver = None
+            raise
+        if "error" in reply:
+            raise Refused(str(reply["error"]))
+        return reply
 
 
-def _wait(references: Any, timeout_s: float) -> set[Any]:
-    """Return the references whose results have arrived within this time."""
-    waiting = list(references)
-    if not waiting:
-        return set()
-    return set(ray.wait(waiting, num_returns=len(waiting), timeout=timeout_s)[0])
+def needs(resources: Resources) -> dict[str, float]:
+    """Return what an agent needs, by Ray's names of resources."""
+    needed = {"CPU": resources.cpus, "GPU": resources.gpus, "memory": resources.memory or 0}
+    return {key: value for key, value in needed.items() if value}
+
+
+class _Driver:
+    """The process that talks to Ray. Raises ConfigurationError without a cluster."""
+
+    def __init__(self, namespace: str) -> None:
+        self._address = os.environ.get("RAY_ADDRESS", "")
+        _probe(self._address)
+        self._output: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - the driver's
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "gymwire.fleet.ray_driver", str(theirs.fileno()), namespace],
+                stdin=subprocess.DEVNULL,
+                stdout=self._output,
+                stderr=self._output,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,  # Ctrl-C is for the command
+            )
+        self._file = self._socket.makefile("rb")
+        parts = (self._process, self._file, self._socket, self._output)
+        self._end = weakref.finalize(self, _end, *parts)
+        try:
+            reply = self._receive(CONNECT_S)
+            if "error" in reply:
+                raise Refused(str(reply["error"]))
+        except Refused as error:
+            self._end()
+            raise _no_cluster(self._address, str(error)) from None
+
+    def ask(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the reply to a request. Raises Refused, and ends the driver, if it gets none."""
+        try:
+            # A driver that has ended does not take the request; `_receive` says so.
+            with contextlib.suppress(ConnectionError):
+                self._socket.sendall(json.dumps(request, default=str).encode() + b"\n")
+            return self._receive(ANSWER_S)
+        except Refused:
+            self._end()
+            raise
+
+    def _receive(self, at_most_s: float) -> dict[str, Any]:
+        self._socket.settimeout(at_most_s)
+        try:
+            line = self._file.readline()
+        except TimeoutError:
+            raise Refused(
+                f"Ray does not answer within {at_most_s:g} s. Its last words: {self._said()}"
+            ) from None
+        except ConnectionError:
+            line = b""
+        if not line:
+            status = self._process.wait()
+            raise Refused(
+                f"Ray has ended its driver ({meaning(status)}), which happens when the cluster "
+                f"fails. Its last words: {self._said()}"
+            )
+        reply: dict[str, Any] = json.loads(line)
+        return reply
+
+    def _said(self) -> str:
+        return last_line(self._output)[:1000]
+
+
+def _end(process: subprocess.Popen[bytes], *files: IO[bytes] | socket.socket) -> None:
+    process.kill()
+    process.wait()
+    for each in files:
+        each.close()
+
+
+def _probe(address: str) -> None:
+    """Check that something listens at HOST:PORT: Ray itself would try for two minutes."""
+    match = re.fullmatch(r"(.+):(\d{1,5})", address)
+    if match is None or "://" in address:
+        return
+    try:
+        socket.create_connection((match[1].strip("[]"), int(match[2])), PROBE_S).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise _no_cluster(address, str(error)) from None
+
+
+def _no_cluster(address: str, why: str) -> ConfigurationError:
+    where = f"at {address} (RAY_ADDRESS)" if address else "on this machine (RAY_ADDRESS is not set)"
+    return ConfigurationError(
+        f"Cannot connect to a Ray cluster {where}: {why.rstrip('.')}. Set RAY_ADDRESS to the "
+        f"HOST:PORT of its head, or run this on one of its nodes."
+    )

@@ -30,7 +30,6 @@ except ModuleNotFoundError as error:
 FOLDER = ".gymwire-fleets"  # beside fleet.toml, which all nodes must see
 TIME_LIMIT_MIN = 24 * 60
 WARNING = "USR1"  # before the time limit. Agents drain on it; submitit's own choice kills them
-OWN_OPTIONS = {"array", "comment", "job-name"}
 ANY_NUMBER = 1_000_000  # how often a job may come to its time limit
 
 
@@ -102,10 +101,6 @@ class SlurmEngine:
             parameters["constraint"] = "&".join(plan.place.values())
         delay_s = math.ceil(plan.grace_s + KILL_S)
         more = {"requeue": True, "signal": f"{WARNING}@{delay_s}", **options.pop("options", {})}
-        if taken := OWN_OPTIONS & more.keys():
-            raise ConfigurationError(
-                f"options in [slurm]: {min(taken)} finds the fleet's jobs again and cannot be set."
-            )
         return {**parameters, **options, "additional_parameters": more}
 
     def _job(self, plan: AgentPlan) -> AgentJob:

@@ -23,7 +23,12 @@ from gymwire.fleet.engine import DRAINING, open_engine
 from gymwire.fleet.manifests import manifests, manifests_text
 from gymwire.fleet.scaling import READY
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.errors import (
+    BrokerUnreachable,
+    ConfigurationError,
+    GymwireError,
+    Refused,
+)
 
 HEADINGS = ("agent", "state", "host", "pid", "age", "used", "")
 TIMEOUT_S = 20.0  # for a silent broker
@@ -49,6 +54,8 @@ def command(options: Options, output: Output) -> int:
     _check(options)
     with naming(options, "file"):
         fleet = load(options.file)
+        if options.on == "local" and options.action in ("up", "scale"):
+            fleet.check_interpreters()
     if options.action == "manifests":
         output.text.out(manifests_text(fleet), end="", highlight=False)
         output.result(fleet=fleet.name, manifests=manifests(fleet))
@@ -61,20 +68,33 @@ def command(options: Options, output: Output) -> int:
 
         @cache
         def connection() -> BrokerConnection:
-            return stack.enter_context(closing(_connect(fleet, options.wait_s)))
+            return stack.enter_context(closing(_connect(fleet)))
 
         # `drain` and `down` need no broker.
-        return _act(options, FleetControl(fleet, engine, lambda: connection().find()), output)
+        control = FleetControl(fleet, engine, lambda: connection().find())
+        try:
+            return _act(options, control, output)
+        except KeyboardInterrupt:
+            output.say(f"interrupted; fleet {fleet.name} stays as it is now")
+            raise
+        except OSError as error:  # else `BrokenPipeError` would pass for the end of a reader
+            raise Refused(f"{options.action} on {options.on} failed: {error!r}.") from error
 
 
-def _connect(fleet: Fleet, wait_s: float) -> BrokerConnection:
+def _connect(fleet: Fleet) -> BrokerConnection:
     broker_key = None if fleet.broker_key is None else str(fleet.broker_key)
-    return BrokerConnection(
-        fleet.broker, timeout_s=TIMEOUT_S, wait_s=wait_s, key=fleet.key, broker_key=broker_key
-    )
+    try:
+        return BrokerConnection(
+            fleet.broker, timeout_s=TIMEOUT_S, key=fleet.key, broker_key=broker_key
+        )
+    except BrokerUnreachable as error:
+        # The URL has no option of this command.
+        text = str(error).replace("--broker, GYMWIRE_BROKER", f"in {fleet.path}")
+        raise BrokerUnreachable(text) from None
 
 
 def _act(options: Options, control: FleetControl, output: Output) -> int:
+    began = time.monotonic()
     match options.action:
         case "up" if options.watch:
             _watch(control)
@@ -84,9 +104,9 @@ def _act(options: Options, control: FleetControl, output: Output) -> int:
             else:
                 control.scale(count := options.agents)
             with output.errors.status("waiting until the broker lists the agents …"):
-                agents = control.wait_until_ready(count, options.wait_s)
-            _show(options, control.fleet, agents, output)
-            return _missing(agents, count, output)
+                agents, fault = control.wait_until_ready(count, began + options.wait_s)
+            _show(options, control.fleet, agents, fault, output)
+            return _missing(agents, count, output) if fault is None else NOT_READY
         case "drain":
             if unknown := set(options.agent) - set(control.names()):
                 raise ConfigurationError(
@@ -106,7 +126,9 @@ def _act(options: Options, control: FleetControl, output: Output) -> int:
             output.say("the fleet is down" + (f"; killed: {', '.join(killed)}" if killed else ""))
             return NOT_READY if killed else 0
         case _:
-            _show(options, control.fleet, control.status(), output)
+            agents, fault = control.look()
+            _show(options, control.fleet, agents, fault, output)
+            return 0 if fault is None else NOT_READY
     return 0
 
 
@@ -134,15 +156,28 @@ def _check_count(options: Options, fleet: Fleet) -> None:
         )
 
 
-def _show(options: Options, fleet: Fleet, agents: Sequence[AgentStatus], output: Output) -> None:
+def _show(
+    options: Options,
+    fleet: Fleet,
+    agents: Sequence[AgentStatus],
+    fault: GymwireError | None,
+    output: Output,
+) -> None:
+    """Show the agents. `fault`: why the broker could not say which of them are ready."""
     output.result(
         fleet=fleet.name,
         engine=options.on,
         broker=fleet.broker,
         agents=[asdict(one) for one in agents],
     )
-    ready = sum(one.state == READY for one in agents)
-    output.say(f"fleet {fleet.name} on {options.on}: {ready} of {len(agents)} agents ready")
+    if fault is not None:
+        output.fail(fault)
+        output.errors.print(Text(printable(str(fault))), soft_wrap=True)
+    ready = f"{sum(one.state == READY for one in agents)} of " if fault is None else ""
+    unknown = " ready" if fault is None else "; which of them are ready is unknown"
+    output.say(
+        f"fleet {fleet.name} on {options.on}: {ready}{counted(len(agents), 'agent')}{unknown}"
+    )
     if not agents:
         return
     rows = [HEADINGS, *map(_row, agents)]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from gymwire.cli import kinds
 from gymwire.cli.option import Option
+from gymwire.fleet.engines import ENGINES
 
 ACTIONS = ("up", "status", "scale", "drain", "down", "manifests")
-ENGINES = ("local", "ray", "slurm")
 
 OPTIONS = (
     Option(
@@ -69,6 +69,6 @@ OPTIONS = (
         default="60",
         metavar="S",
         panel="Connection",
-        help="seconds to wait for the broker, and until it lists the agents ('inf': forever)",
+        help="up and scale: seconds to wait until the broker lists the agents ('inf': forever)",
     ),
 )

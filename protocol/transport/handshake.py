@@ -175,8 +175,7 @@ class Handshake:
             return BrokerUnreachable(f"No broker answers at {url}: {unknown}.")
         return BrokerUnreachable(
             f"No broker answers at {url}. Start one with `gymwire broker`, check the URL "
-            f"(--broker, GYMWIRE_BROKER) and the firewall, or wait longer than {waited_s:g} s "
-            f"(--wait)."
+            f"(--broker, GYMWIRE_BROKER) and the firewall, or wait longer (--wait)."
         )
 
 

@@ -533,6 +533,22 @@ def test_bye_of_an_agent_ends_its_sessions_at_once(broker: Broker) -> None:
     assert (gone.rid, gone.header.sid, type(gone.message)) == (learner, sid, Gone)
 
 
+def test_bye_on_the_progress_connection_ends_the_sessions_of_the_whole_process(
+    broker: Broker,
+) -> None:
+    agent, learner = b"a" * 16, broker.learner()
+    for number, address in enumerate(("one", "two")):
+        broker.env(b"\x01loop%d" % number, address, agent=agent)
+    broker.env(b"\x01other", "other", agent=b"o" * 16)
+    broker.open(learner, "other", nonce=b"o" * 16)
+    sids = {broker.open(learner, each, nonce=f"{each:16}".encode()) for each in ("one", "two")}
+    broker.hello(b"\x01pulse", Role.PROGRESS, agent=agent)
+    gone = broker.say(b"\x01pulse", Bye("its grace period is over"))
+    assert {one.header.sid for one in gone} == sids
+    for one in gone:
+        assert only([one], Gone).reason.endswith("has stopped: its grace period is over")
+
+
 def test_a_session_that_its_agent_has_lost_frees_its_slot(broker: Broker) -> None:
     env, learner = broker.env(capacity=1), broker.learner()
     sid = broker.open(learner)

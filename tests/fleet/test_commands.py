@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gymwire.cli import fleet as command
-from gymwire.fleet import commands, engine
+from gymwire.fleet import commands, engines
 from gymwire.fleet.commands import FleetControl
 from gymwire.fleet.description import load
 from gymwire.fleet.engine import DRAINING, RUNNING, AgentPlan, RunningAgent
-from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError
+from gymwire.learner_agent.client import connection
+from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError, Refused
 from tests.cli.reading import Screen, call
 from tests.fleet.fleets import ADDRESS, SLOTS, write
 
@@ -32,6 +35,7 @@ class Memory:
         self.unlisted: set[str] = set()
         self.killed: list[str] = []
         self.unreachable = 0
+        self.asked = 0
 
     def start(self, agents: Sequence[AgentPlan]) -> None:
         for plan in agents:
@@ -39,6 +43,7 @@ class Memory:
             self.agents[plan.name] = RunningAgent(plan.name, RUNNING, HOST, 100 + plan.number)
 
     def running(self) -> list[RunningAgent]:
+        self.asked += 1
         return [*self.agents.values()]
 
     def drain(self, names: Sequence[str]) -> None:
@@ -121,6 +126,80 @@ def test_an_agent_is_ready_when_the_broker_lists_it(memory: Memory, tmp_path: Pa
     memory.used[first] = 3
     states = {one.name: (one.state, one.used, one.free) for one in fleet.status()}
     assert states == {first: ("ready", 3, {ADDRESS: 1}), second: ("starting", 0, {})}
+
+
+def test_an_agent_that_is_ready_again_does_not_keep_its_last_error(
+    memory: Memory, tmp_path: Path
+) -> None:
+    fleet = control(memory, tmp_path, "count = 1")
+    fleet.up()
+    ((name, agent),) = memory.agents.items()
+    memory.agents[name] = replace(agent, detail="exit 1: boom")
+    assert fleet.status()[0].detail == ""
+    memory.unlisted.add(name)
+    assert fleet.status()[0].detail == "exit 1: boom"
+
+
+def test_scaling_asks_the_engine_once(memory: Memory, tmp_path: Path) -> None:
+    fleet = control(memory, tmp_path, "count = 2")
+    for scale in (fleet.up, lambda: fleet.scale(3), lambda: fleet.scale(3)):
+        memory.asked = 0
+        scale()
+        assert memory.asked == 1
+    assert numbers(memory) == [0, 1, 2]
+
+
+def test_status_without_a_broker_shows_what_the_engine_knows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, screen = Memory(), Screen()
+    path = write(tmp_path, "tcp://127.0.0.1:1", "count = 2")
+    monkeypatch.setattr(command, "open_engine", lambda *_: memory)
+    monkeypatch.setattr(connection, "CONNECT_S", 0.1)
+    memory.start([load(path).plan(0), load(path).plan(1)])
+    assert call(screen, "fleet", "status", str(path), "--json") == 1
+    assert [one["state"] for one in screen.json["agents"]] == ["running", "running"]
+    assert screen.json["error"]["type"] == "BrokerUnreachable"
+    shown = screen.error_file.getvalue()
+    assert "No broker answers at tcp://127.0.0.1:1" in shown
+    assert f"(in {path})" in shown
+    assert "2 agents; which of them are ready is unknown" in shown
+
+
+def test_up_without_a_broker_shows_the_agents_and_names_no_longer_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory, screen = Memory(), Screen()
+    path = write(tmp_path, "tcp://127.0.0.1:1", "count = 1")
+    monkeypatch.setattr(command, "open_engine", lambda *_: memory)
+    monkeypatch.setattr(connection, "CONNECT_S", 0.1)
+    assert call(screen, "fleet", "up", str(path), "--wait", "0.2") == 1
+    shown = screen.error_file.getvalue()
+    assert "No broker answers at tcp://127.0.0.1:1" in shown
+    assert not re.search(r"[0-9] s\b", shown)
+    assert next(iter(memory.agents)) in screen.text
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected"), [(KeyboardInterrupt, KeyboardInterrupt), (BrokenPipeError, Refused)]
+)
+def test_every_end_of_up_says_what_happened(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    raised: type[BaseException],
+    expected: type[BaseException],
+) -> None:
+    def start(*_: object) -> None:
+        raise raised
+
+    memory, screen = Memory(), Screen()
+    path = write(tmp_path, "tcp://b:1", "count = 1")
+    monkeypatch.setattr(command, "open_engine", lambda *_: memory)
+    monkeypatch.setattr(Memory, "start", start)
+    with pytest.raises(expected) as caught:
+        call(screen, "fleet", "up", str(path))
+    said = screen.text + str(caught.value)
+    assert ("interrupted; fleet" if raised is KeyboardInterrupt else "up on local failed") in said
 
 
 def test_status_names_an_address_that_the_file_does_not_offer(
@@ -239,7 +318,7 @@ def test_drain_refuses_an_agent_that_the_fleet_does_not_have(
 def test_an_engine_without_its_extra_names_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(engine.ENGINES, "ray", ("no_such_module", "Engine", "ray"))
+    monkeypatch.setitem(engines.ENGINES, "ray", ("no_such_module", "Engine", "ray"))
     path = write(tmp_path, "tcp://b:1", "count = 1")
     with pytest.raises(ConfigurationError, match=r"no_such_module.*gymwire\[ray\]"):
         call(Screen(), "fleet", "status", str(path), "--on", "ray")

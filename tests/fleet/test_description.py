@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -89,7 +90,28 @@ def test_a_tilde_in_the_path_of_a_key_is_the_home_folder(
         (HEAD + "[agents]\ndirect = 'x'\n" + OFFER, 5, "direct", "'never' or tcp://HOST:PORT"),
         (HEAD + OFFER + OFFER, 8, "address in [[offer]]", "offered twice"),
         (HEAD + OFFER + '[[offer]]\naddress = "a"\nenvv = "b"\n', 9, "envv", "env_kwargs"),
-        (HEAD + OFFER + "max_sessions = 'x'\n", 7, "max_sessions", "int"),
+        (HEAD + OFFER + "max_sessions = 'x'\n", 7, "max_sessions", "a whole number"),
+        (HEAD + OFFER + "max_sessions = 0\n", 7, "max_sessions", "1 or more"),
+        (HEAD + OFFER + "expose = [1]\n", 7, "expose in [[offer]]", "a list of texts"),
+        (HEAD + OFFER + "wrap = [1]\n", 7, "wrap in [[offer]]", "a list of texts"),
+        (HEAD + OFFER + "spaces = 'x'\n", 7, "spaces in [[offer]]", "give python, too"),
+        (HEAD + OFFER + "python = 'p'\nwrap = ['a']\n", 8, "wrap in [[offer]]", "leave out wrap"),
+        (HEAD + OFFER + "python = ''\n", 7, "python in [[offer]]", "a text"),
+        (HEAD + OFFER + "[slurm]\nminutes = -3\n", 8, "minutes in [slurm]", "1 or more"),
+        (HEAD + OFFER + "[slurm]\nsetup = [1]\n", 8, "setup in [slurm]", "a list of texts"),
+        (HEAD + OFFER + "[slurm]\npartition = ''\n", 8, "partition in [slurm]", "a text"),
+        (
+            HEAD + OFFER + "[slurm]\noptions = { a = [] }\n",
+            8,
+            "options in [slurm]",
+            "numbers, true",
+        ),
+        (HEAD + OFFER + "[slurm]\noptions = { array = 1 }\n", 8, "options", "array finds the"),
+        (HEAD + OFFER + "[kubernetes]\nsecret = 'A'\n", 8, "secret in [kubernetes]", "a-z, 0-9"),
+        (HEAD + "[agents]\ngpus = 1.5\n" + OFFER, 5, "gpus in [agents]", "a part of one GPU"),
+        (HEAD + "[agents]\ncpus = 1e30\n" + OFFER, 5, "cpus in [agents]", "from 0 to 10000"),
+        (HEAD + "[agents]\nmemory = '9999999T'\n" + OFFER, 5, "memory", "'4GiB'"),
+        (HEAD + "[agents]\nplace = { a = '' }\n" + OFFER, 5, "place", "or labels"),
         (HEAD, 1, "[[offer]]", "address, env"),
         (HEAD + OFFER + "[extra]\n", 7, "[extra]", "fleet, agents, offer"),
         (HEAD + 'key = "no.key"\n' + OFFER, 4, "key in [fleet]", "no.key"),
@@ -104,6 +126,50 @@ def test_an_error_names_file_line_key_and_what_is_allowed(
     assert message.startswith(f"{tmp_path / 'fleet.toml'}, line {line}, "), message
     assert key in message
     assert allowed in message
+
+
+def test_an_interpreter_that_this_machine_lacks_is_named(tmp_path: Path) -> None:
+    fleet = read(tmp_path, HEAD + OFFER + "python = '/nonexistent'\n")
+    with pytest.raises(
+        ConfigurationError, match=r"line 7, python in \[\[offer\]\].*'/nonexistent'"
+    ):
+        fleet.check_interpreters()
+    for python in (sys.executable, "python3"):
+        read(tmp_path, HEAD + OFFER + f"python = '{python}'\n").check_interpreters()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said", "expected"),
+    [
+        (
+            "env",
+            "nomod:Thing",
+            "GYMWIRE_CONFIG: offer 'two': nomod:Thing: there is no module 'nomod'.",
+            "nomod:Thing: there is no module 'nomod'.",
+        ),
+        (
+            "env",
+            "Gone-v1",
+            "GYMWIRE_CONFIG: offer 'two': No environment 'Gone-v1': use --env package:Gone-v1.",
+            "No environment 'Gone-v1': set env to package:Gone-v1.",
+        ),
+        (
+            "python",
+            "/bin/none",
+            "The interpreter /bin/none cannot be started. Check --python.",
+            "The interpreter /bin/none cannot be started. Check python.",
+        ),
+    ],
+)
+def test_an_error_of_an_agent_names_the_line_of_its_offer(
+    tmp_path: Path, key: str, value: str, said: str, expected: str
+) -> None:
+    offer = {"address": "two", "env": "x", key: value}
+    text = "".join(f"{name} = '{each}'\n" for name, each in offer.items())
+    fleet = read(tmp_path, HEAD + OFFER + "[[offer]]\n" + text)
+    where = f"{tmp_path / 'fleet.toml'}, line {8 + [*offer].index(key)}, {key} in [[offer]]: "
+    assert fleet.explain(f"exit 2: gymwire serve: {said}") == f"exit 2: {where}{expected}"
+    assert fleet.explain("SIGKILL: no output") == "SIGKILL: no output"
 
 
 def test_an_unknown_file_and_broken_toml_are_named(tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_a_session_may_go_on_for_the_grace_period_and_is_lost_then(
     learner.wait_for_steps(20)
     learner.check()
     assert "its env agent on" in learner.texts[0]
-    assert "has stopped" in learner.texts[0]
+    assert "has stopped: its grace period of 1 s is over" in learner.texts[0]
 
 
 def test_all_agents_end_with_their_supervisor(make: Make) -> None:
@@ -136,7 +136,9 @@ def test_up_says_what_is_missing(make: Make) -> None:
     )
     shell.run("up", "--wait", "0.1")
     assert shell.status == 1
+    assert f"{shell.path}, line 13, env in [[offer]]: " in shell.errors
     assert "Missing" in shell.errors
+    assert "GYMWIRE_CONFIG" not in shell.errors
 
 
 def test_keys_stay_in_files_of_the_user(state: Path, tmp_path: Path, programs: Programs) -> None:

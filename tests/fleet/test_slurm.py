@@ -137,12 +137,6 @@ def test_a_part_of_a_gpu_is_refused(tmp_path: Path) -> None:
         Dry(fleet).start([fleet.plan(0)])
 
 
-def test_an_option_that_the_engine_needs_is_refused(tmp_path: Path) -> None:
-    fleet = fleet_of(tmp_path, 'count = 1\n[slurm]\noptions = { comment = "mine" }')
-    with pytest.raises(ConfigurationError, match="comment finds the fleet's jobs"):
-        Dry(fleet).start([fleet.plan(0)])
-
-
 def test_without_slurm_the_engine_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

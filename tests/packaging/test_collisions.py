@@ -44,7 +44,7 @@ else:
 
 IMPORT_ALL = """
 import importlib, pkgutil, gymwire
-needy = (".sb3", ".gateway", ".aio", ".otel", ".ray_engine", ".slurm")
+needy = (".sb3", ".gateway", ".aio", ".otel", ".ray_engine", ".ray_driver", ".slurm")
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
     needs_an_extra = any(part in module.name for part in needy)
     if not module.name.endswith(".__main__") and not needs_an_extra:

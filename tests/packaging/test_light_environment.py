@@ -123,7 +123,7 @@ IMPORT_ALL = """
 import importlib, pkgutil, gymwire
 for module in pkgutil.walk_packages(gymwire.__path__, "gymwire."):
     # See the test that names the extra.
-    needy = (".sb3", ".gateway", ".aio", ".otel", ".ray_engine", ".slurm")
+    needy = (".sb3", ".gateway", ".aio", ".otel", ".ray_engine", ".ray_driver", ".slurm")
     if not any(part in module.name for part in needy):
         importlib.import_module(module.name)
 """
