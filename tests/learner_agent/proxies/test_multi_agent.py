@@ -11,7 +11,7 @@ import pytest
 
 from gymwire import ProxyAECEnv, ProxyEnv, ProxyParallelEnv, ProxyVectorEnv
 from gymwire.errors import EnvironmentFailed
-from tests.multi_agent_envs import Bare, Countdown, Visitors, turns
+from tests.multi_agent_envs import Bare, Countdown, Hurried, Visitors, turns
 from tests.processes import programs
 from tests.sameness import assert_same
 
@@ -25,6 +25,7 @@ OFFERS = {
 }
 WHERE = ["", "-there"]  # in the env agent, and in a process of its own
 PROCESS = f'python = "{sys.executable}"\nmax_sessions = 8'
+WRAP = 'tests.multi_agent_envs:Hurried{"cost": 0.5}'
 everywhere = pytest.mark.parametrize("where", WHERE)
 
 
@@ -37,6 +38,7 @@ def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         for name, env in OFFERS.items()
         for where in WHERE
     ]
+    lines.append(f'[[offer]]\naddress="hurried"\nenv="{OFFERS["visitors"]}"\nwrap=[\'{WRAP}\']')
     config.write_text("\n".join(lines))
     with programs() as started:
         started.env_agent(broker_url, "--config", str(config), "--direct", "tcp://127.0.0.1:*")
@@ -107,6 +109,12 @@ def test_an_aec_env_is_that_of_this_process(url: str, where: str) -> None:
     local.action_space("zoe").seed(2)
     for seed in range(3):
         play_aec(local, remote, seed)
+    remote.close()
+
+
+def test_a_wrapper_of_pettingzoo_is_applied_at_the_env_agent(url: str) -> None:
+    local, remote = Hurried(Visitors(), 0.5), ProxyParallelEnv("hurried", url)
+    play_parallel(local, remote, 1)
     remote.close()
 
 
