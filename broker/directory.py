@@ -82,8 +82,9 @@ def choose_loop(tables: Tables, address: Address, rights: Rights, now: float) ->
         raise Refusal(
             Code.NO_FREE_SLOT,
             f"{'The only slot' if slots == 1 else f'All {slots} slots'} of {str(address)!r} "
-            f"{'is' if slots == 1 else 'are'} in use. Wait until a session ends, start another env "
-            f"agent for this address, or raise its --max-sessions.",
+            f"{'is' if slots == 1 else 'are'} in use. Wait until a session ends, or start another "
+            f"env agent for this address. With `gymwire serve`, --max-sessions sets the number of "
+            f"slots.",
             slots=slots,
         )
 

@@ -90,13 +90,15 @@ class Factory:
             merged["render_mode"] = render_mode
         with self._naming_keywords(merged):
             made = event_loop.create(make, merged)
-        if kind in MULTI_AGENT:
-            return pettingzoo.adapt(made, kind, self.name)
-        pettingzoo.check_single(made, self.name)
-        return self._checked(made, render_mode)
+        return self._accept(made, render_mode, kind)
 
-    def _checked(self, made: object, render_mode: str | None = None) -> Env:
-        """Return what the class or function has made, wrapped. Raises ConfigurationError."""
+    def _accept(self, made: Any, render_mode: str | None, kind: str) -> Env:
+        """Return what the class or function has made, wrapped, as an environment of this kind.
+
+        Raises ConfigurationError, or what a wrapper's constructor raises.
+        """
+        if kind in MULTI_AGENT or pettingzoo.kind_of(made) in MULTI_AGENT:
+            return pettingzoo.adapt(wrap(made, self.wrappers), kind, self.name)
         if (adapted := foreign.adapt(made, render_mode)) is not made:
             self.seen["foreign"], made = True, adapted
         if not isinstance(made, gymnasium.Env) or vectors.is_vector(made):
@@ -144,20 +146,15 @@ class Factory:
         if self.make_one is not None and self.makes_vectors:
             with self._naming_keywords(self.kwargs):
                 return _from_factory(self.make_one, self.name, 1, None, dict(self.kwargs))
-        return self._make_first(self.make_one) if self.make_one else self.make(None, {})
-
-    def _make_first(self, make: Callable[..., Any]) -> Env | Vector:
-        """Make one environment of whatever kind it is."""
+        if self.make_one is None:
+            return self.make(None, {})
         with self._naming_keywords(self.kwargs):
-            made = event_loop.create(make, self.kwargs)
+            made = event_loop.create(self.make_one, self.kwargs)
         if vectors.is_vector(made):
             self._check_no_wrappers()
             self.seen["vector"] = True
             return vectors.adapt(made, self.name)
-        kind = pettingzoo.kind_of(made)
-        if kind:
-            return pettingzoo.adapt(made, kind, self.name)
-        return self._checked(made)
+        return self._accept(made, None, pettingzoo.kind_of(made))
 
     @property
     def makes_elsewhere(self) -> bool:
@@ -241,7 +238,7 @@ def wrap(env: Env, wrappers: Sequence[Wrapper]) -> Env:
     """
     for one in wrappers:
         env = one.make(env, **one.kwargs)
-        if not isinstance(env, gymnasium.Env):
+        if not isinstance(env, gymnasium.Env) and pettingzoo.kind_of(env) not in MULTI_AGENT:
             raise ConfigurationError(
                 f"--wrap {one.name} returned {type(env).__name__}, not a gymnasium.Env."
             )

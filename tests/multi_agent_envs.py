@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete
 from pettingzoo import AECEnv, ParallelEnv
-from pettingzoo.utils import parallel_to_aec
+from pettingzoo.utils import BaseParallelWrapper, parallel_to_aec
 
 AGENTS = ["zoe", "adam", "mia"]  # not in the order of the alphabet
 
@@ -145,3 +145,15 @@ class Bare(Visitors):
 def turns(**kwargs: Any) -> Any:
     """Return Visitors as an AECEnv."""
     return parallel_to_aec(Visitors(**kwargs))
+
+
+class Hurried(BaseParallelWrapper[str, Any, Any]):  # type: ignore[misc]
+    """A wrapper of PettingZoo: its agents get less for each step."""
+
+    def __init__(self, env: Any, cost: float) -> None:
+        super().__init__(env)
+        self.cost = cost
+
+    def step(self, actions: dict[str, Any]) -> Any:
+        observations, rewards, *rest = super().step(actions)
+        return observations, {agent: it - self.cost for agent, it in rewards.items()}, *rest

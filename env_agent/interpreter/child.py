@@ -304,8 +304,13 @@ def load(name: str) -> Any:
     return attribute if target is None else target
 
 
-def make(target: Any, render_mode: str | None, kwargs: dict[str, Any]) -> Any:
-    """Make an environment with a class, a function, or a registered id."""
+def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str = "env") -> Any:
+    """Make an environment with a class, a function, a module of PettingZoo, or a registered id.
+
+    `kind`: that of an environment with several agents, if a module offers both.
+    """
+    if inspect.ismodule(target):
+        target = constructor(target, kind)
     if not isinstance(target, str):
         names, takes_others = _parameters(target)
         is_old = "mode" in _parameters(getattr(target, "render", None))[0]
@@ -331,6 +336,155 @@ def make(target: Any, render_mode: str | None, kwargs: dict[str, Any]) -> Any:
             f"such as {target}. Name a class or a function: module:MyEnv or ./file.py:MyEnv."
         )
     raise failure
+
+
+# --- environments with several agents (PettingZoo) ------------------------------------------------
+
+ENV, PARALLEL, AEC = "env", "parallel", "aec"  # one agent; all act at once, or one after another
+
+
+def kind_of(made: Any) -> str:
+    """Return the kind of an environment."""
+    pettingzoo: Any = sys.modules.get("pettingzoo")  # its own package has imported it
+    if pettingzoo is None:
+        return ENV
+    if isinstance(made, pettingzoo.ParallelEnv):
+        return PARALLEL
+    return AEC if isinstance(made, pettingzoo.AECEnv) else ENV
+
+
+def constructor(module: Any, kind: str) -> Any:
+    """Return the function of a PettingZoo module that makes environments of a kind, or another."""
+    names = ("env", "parallel_env") if kind == AEC else ("parallel_env", "env")
+    for name in names:
+        if callable(getattr(module, name, None)):
+            return getattr(module, name)
+    raise TypeError(f"The module {module.__name__} has neither parallel_env nor env.")
+
+
+def converted(made: Any, kind: str) -> Any:
+    """Return an environment as one of a kind with several agents, if PettingZoo can convert it."""
+    has = kind_of(made)
+    if has == PARALLEL and kind == AEC:
+        return importlib.import_module("pettingzoo.utils").parallel_to_aec(made)
+    if has == AEC and kind == PARALLEL and made.metadata.get("is_parallelizable"):
+        return importlib.import_module("pettingzoo.utils").aec_to_parallel(made)
+    return made
+
+
+class Agents:
+    """An environment of PettingZoo as one whose spaces and values are dicts by agent.
+
+    `make_dict` makes a space of pairs of names and spaces.
+    """
+
+    kind = ""
+
+    def __init__(self, made: Any, make_dict: Any) -> None:
+        self._made = made
+        agents = made.possible_agents
+        if not all(type(agent) is str for agent in agents):
+            raise TypeError(f"The names of agents must be strings, not {agents!r:.200}.")
+        for name in SPACES:
+            setattr(self, name, make_dict([(one, getattr(made, name)(one)) for one in agents]))
+        self.metadata = made.metadata
+        self.render_mode = getattr(made, "render_mode", None)  # PettingZoo requires none
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_made":
+            raise AttributeError(name)
+        return getattr(self._made, name)
+
+    @property
+    def unwrapped(self) -> Any:
+        """This environment."""
+        return self
+
+    @property
+    def np_random(self) -> Any:
+        """The generator of the environment, if it has one under this name."""
+        return self._made.unwrapped.np_random
+
+    @np_random.setter
+    def np_random(self, value: Any) -> None:
+        self._made.unwrapped.np_random = value
+
+    def _reset(self, seed: Any, options: Any) -> Any:
+        asks = "return_info" in _parameters(self._made.reset)[0]  # PettingZoo before 1.23
+        more = {"return_info": True} if asks else {}
+        return self._made.reset(seed=seed, options=options, **more)
+
+    def render(self) -> Any:
+        """Return what the environment renders."""
+        return self._made.render()
+
+    def close(self) -> None:
+        """Close the environment."""
+        self._made.close()
+
+
+class ParallelByAgent(Agents):
+    """A ParallelEnv: each value of a step is a dict by agent; see docs/protocol.md §4.2.3."""
+
+    kind = PARALLEL
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        """Return the observations; the info has the agents and their infos."""
+        observations, infos = self._reset(seed, options)
+        return dict(observations), self._info(infos)
+
+    def step(self, actions: Any) -> Any:
+        """Let all agents act; return the five values by agent."""
+        values = self._made.step(actions)
+        # Some environments return a defaultdict.
+        observations, rewards, terminated, truncated = map(dict, values[:4])
+        return observations, rewards, terminated, truncated, self._info(values[4])
+
+    def _info(self, infos: Any) -> Any:
+        return {"agents": list(self._made.agents), "infos": dict(infos)}
+
+
+class AECByAgent(Agents):
+    """An AECEnv: a step returns the observation of the agent that is next, the rest by agent."""
+
+    kind = AEC
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        """Return the observation of the first agent; the info has everything else."""
+        self._reset(seed, options)
+        observation, rewards, terminated, truncated, info = self._state()
+        info.update(rewards=rewards, terminations=terminated, truncations=truncated)
+        return observation, info
+
+    def step(self, action: Any) -> Any:
+        """Let the selected agent act; return the observation of the next one, the rest by agent."""
+        self._made.step(action)
+        return self._state()
+
+    def _state(self) -> Any:
+        made = self._made
+        selected = made.agent_selection if made.agents else None
+        info = {
+            "agents": list(made.agents),
+            "selected": made.agent_selection,
+            "cumulative": dict(made._cumulative_rewards),  # noqa: SLF001 - PettingZoo's own wrappers read it, too
+            "infos": dict(made.infos),
+        }
+        observation = None if selected is None else made.observe(selected)
+        rest = map(dict, (made.rewards, made.terminations, made.truncations))
+        return (observation, *rest, info)
+
+
+class DictSpace:
+    """A space of spaces by name, with the attributes of Gymnasium's Dict."""
+
+    sort_keys = False
+
+    def __init__(self, pairs: Any) -> None:
+        self.spaces = OrderedDict(pairs)
+
+
+# --- one environment ------------------------------------------------------------------------------
 
 
 class Hosted:
@@ -363,6 +517,7 @@ class Hosted:
         takes_mode = self._render_takes_mode
         facts["render_mode"] = self._mode if takes_mode else getattr(env, "render_mode", None)
         facts["has_numpy"] = np is not None
+        facts["kind"] = env.kind if isinstance(env, Agents) else ENV
         return facts
 
     def compile(self, action: Any, observation: Any) -> None:
@@ -557,7 +712,7 @@ class Child:
         except BaseException as error:  # noqa: BLE001 - whatever the environment raises
             return RAISED, pack(_told(error))
 
-    def _make(self, index: int, name: str, mode: str | None, kwargs: bytes) -> Any:
+    def _make(self, index: int, name: str, mode: str | None, kwargs: bytes, kind: str) -> Any:
         global np
         if name not in self._targets:
             target = self._targets[name] = load(name)
@@ -568,7 +723,11 @@ class Child:
                 REWARDS[np.float64] = 1
             except ImportError:
                 np = None
-        made = make(self._targets[name], mode, unpack(kwargs))
+        made = make(self._targets[name], mode, unpack(kwargs), kind)
+        made = converted(made, kind)
+        has = kind_of(made)
+        if has != ENV:
+            made = (ParallelByAgent if has == PARALLEL else AECByAgent)(made, DictSpace)
         env = self._envs[index] = Hosted(made, mode)
         return dict(env.facts(), uses_numpy=self._uses_numpy)
 

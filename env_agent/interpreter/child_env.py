@@ -18,6 +18,7 @@ from gymwire.env_agent.interpreter.child import COMPACT, HEADER_SIZE, STEP
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.protocol import generators, values
 from gymwire.protocol.errors import ConfigurationError, DecodingError
+from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 
 
 class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
@@ -30,6 +31,10 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         render_mode: the render mode to make it with.
         kwargs: the keyword arguments to make it with.
         given: the spaces that the operator gives instead of the environment's.
+        kind: the kind to convert an environment with several agents to, if that is possible.
+
+    Attributes:
+        kind: its kind, see `EnvKind`.
     """
 
     def __init__(
@@ -40,12 +45,13 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         render_mode: str | None,
         kwargs: Mapping[str, Any],
         given: Mapping[str, Space[Any]],
+        kind: str = EnvKind.ENV,
     ) -> None:
         self._process = process
         self._index = index
         self._begun: int | None = None  # the number of a step that was sent ahead
         self._has_numpy = True
-        facts = process.make(index, name, render_mode, values.encode(dict(kwargs)))
+        facts = process.make(index, name, render_mode, values.encode(dict(kwargs)), kind)
         try:
             self.observation_space, self.action_space = (
                 given[one] if one in given else _built(one, facts[one], name)
@@ -54,6 +60,9 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
             self.metadata = _metadata(facts["metadata"])
             self.render_mode = facts["render_mode"]
             self.spec = _spec(facts["spec"])
+            self.kind = facts["kind"]
+            if self.kind not in (EnvKind.ENV, *MULTI_AGENT):
+                raise ValueError(f"unknown kind {self.kind!r:.100}")
             self._has_numpy, self._uses_numpy = facts["has_numpy"], facts["uses_numpy"]
         except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise DecodingError(

@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 from gymnasium import Space
 from gymnasium.vector import AutoresetMode
 
+from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.factory import look_up
 from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.interpreter.process_watch import ProcessWatch
 from gymwire.protocol.errors import ConfigurationError
-from gymwire.protocol.messages import MULTI_AGENT, EnvKind
+from gymwire.protocol.messages import EnvKind
 
 _Made = TypeVar("_Made", ChildEnv, ChildVector)
 
@@ -53,18 +54,16 @@ class ChildFactory:
 
     def make_first(self) -> ChildEnv:
         """Make one environment to learn its spaces."""
-        return self.make(None, {})
+        return self._in_process(lambda process: self._make(process, 0, None, {}, None))
 
     def make(
         self, render_mode: str | None, kwargs: Mapping[str, Any], kind: str = EnvKind.ENV
     ) -> ChildEnv:
-        """Make one environment. Raises ConfigurationError, or what its constructor raises."""
-        if kind in MULTI_AGENT:
-            raise ConfigurationError(
-                f"{self.name} runs in another interpreter, where environments have one agent: open "
-                f"it with ProxyEnv or ProxyVectorEnv."
-            )
-        return self._in_process(lambda process: self._make(process, 0, render_mode, kwargs))
+        """Make one environment of this kind.
+
+        Raises ConfigurationError, or what its constructor raises.
+        """
+        return self._in_process(lambda process: self._make(process, 0, render_mode, kwargs, kind))
 
     def make_vector(
         self,
@@ -78,7 +77,8 @@ class ChildFactory:
 
         def make(process: ChildProcess) -> ChildVector:
             makers = [
-                lambda i=i: self._make(process, i, render_mode, kwargs) for i in range(num_envs)
+                lambda i=i: self._make(process, i, render_mode, kwargs, EnvKind.ENV)
+                for i in range(num_envs)
             ]
             vector = ChildVector(makers, mode)
             vector.spec = vector.envs[0].spec
@@ -95,10 +95,21 @@ class ChildFactory:
             raise
 
     def _make(
-        self, process: ChildProcess, index: int, render_mode: str | None, kwargs: Mapping[str, Any]
+        self,
+        process: ChildProcess,
+        index: int,
+        render_mode: str | None,
+        kwargs: Mapping[str, Any],
+        kind: str | None,
     ) -> ChildEnv:
+        """Make an environment; `kind` None: of whatever kind it is."""
         merged = {**self.kwargs, **kwargs}
-        return ChildEnv(process, index, self._env, render_mode, merged, self._spaces)
+        made = ChildEnv(
+            process, index, self._env, render_mode, merged, self._spaces, kind or EnvKind.ENV
+        )
+        if kind is not None:
+            pettingzoo.check_kind(made.kind, kind, self.name)
+        return made
 
 
 def given_spaces(name: str) -> dict[str, Space[Any]]:

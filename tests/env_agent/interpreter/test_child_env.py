@@ -189,7 +189,7 @@ def test_every_space_of_gymnasium_gives_what_it_gives_here() -> None:
     process = ChildProcess(factory._watch, sys.executable, "a")
     for index, name in enumerate(ZOO):
         kwargs = {"observation": name, "action": name}
-        remote = factory._make(process, index, None, kwargs)
+        remote = factory._make(process, index, None, kwargs, EnvKind.ENV)
         local = resolve("tests.space_zoo:ZooEnv", {}).make(None, kwargs)
         assert remote.observation_space == local.observation_space
         assert remote.action_space == local.action_space

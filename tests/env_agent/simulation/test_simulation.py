@@ -256,8 +256,11 @@ def test_a_closed_simulation_says_so(broker_url: str) -> None:
 
 def test_one_learner_at_a_time_uses_one_world(broker_url: str) -> None:
     walker = Walker(broker_url)
-    with walker.simulation, ProxyEnv(walker.address, broker_url), pytest.raises(NoFreeSlot):
-        ProxyEnv(walker.address, broker_url)
+    with walker.simulation, ProxyEnv(walker.address, broker_url):
+        # A simulation has no option: only the other advice applies.
+        advice = "start another env agent for this address. With `gymwire serve`, --max-sessions"
+        with pytest.raises(NoFreeSlot, match=advice):
+            ProxyEnv(walker.address, broker_url)
     walker = Walker(broker_url)
     with walker.simulation, pytest.raises(EnvironmentFailed, match="one learner at a time"):
         ProxyVectorEnv(walker.address, 2, broker_url)

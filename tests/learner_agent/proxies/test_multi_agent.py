@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from gymwire import ProxyAECEnv, ProxyEnv, ProxyParallelEnv, ProxyVectorEnv
 from gymwire.errors import EnvironmentFailed
-from tests.multi_agent_envs import Bare, Countdown, Visitors, turns
+from tests.multi_agent_envs import Bare, Countdown, Hurried, Visitors, turns
 from tests.processes import programs
 from tests.sameness import assert_same
 
@@ -22,13 +23,23 @@ OFFERS = {
     "rps": "pettingzoo.classic:rps_v2",
     "lake-alone": "FrozenLake-v1",
 }
+WHERE = ["", "-there"]  # in the env agent, and in a process of its own
+PROCESS = f'python = "{sys.executable}"\nmax_sessions = 8'
+WRAP = 'tests.multi_agent_envs:Hurried{"cost": 0.5}'
+everywhere = pytest.mark.parametrize("where", WHERE)
 
 
 @pytest.fixture(scope="module")
 def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A broker with an env agent that offers environments with several agents."""
     config = tmp_path_factory.mktemp("zoo") / "offers.toml"
-    config.write_text("\n".join(f'[[offer]]\naddress="{a}"\nenv="{e}"' for a, e in OFFERS.items()))
+    lines = [
+        f'[[offer]]\naddress="{name}{where}"\nenv="{env}"\n{PROCESS if where else ""}'
+        for name, env in OFFERS.items()
+        for where in WHERE
+    ]
+    lines.append(f'[[offer]]\naddress="hurried"\nenv="{OFFERS["visitors"]}"\nwrap=[\'{WRAP}\']')
+    config.write_text("\n".join(lines))
     with programs() as started:
         started.env_agent(broker_url, "--config", str(config), "--direct", "tcp://127.0.0.1:*")
         yield broker_url
@@ -45,9 +56,10 @@ def play_parallel(env: Any, other: Any, seed: int) -> None:
     assert other.agents == []
 
 
+@everywhere
 @pytest.mark.parametrize("direct", ["never", "always"])
-def test_a_parallel_env_is_that_of_this_process(url: str, direct: str) -> None:
-    local, remote = Visitors(), ProxyParallelEnv("visitors", url, direct=direct)
+def test_a_parallel_env_is_that_of_this_process(url: str, direct: str, where: str) -> None:
+    local, remote = Visitors(), ProxyParallelEnv(f"visitors{where}", url, direct=direct)
     assert remote.possible_agents == local.possible_agents
     assert remote.metadata["name"] == "visitors"
     for agent in local.possible_agents:
@@ -61,9 +73,10 @@ def test_a_parallel_env_is_that_of_this_process(url: str, direct: str) -> None:
     remote.close()
 
 
+@everywhere
 @pytest.mark.parametrize("mode", ["rgb_array", "ansi"])
-def test_a_parallel_env_renders(url: str, mode: str) -> None:
-    local, remote = Visitors(mode), ProxyParallelEnv("visitors", url, render_mode=mode)
+def test_a_parallel_env_renders(url: str, mode: str, where: str) -> None:
+    local, remote = Visitors(mode), ProxyParallelEnv(f"visitors{where}", url, render_mode=mode)
     for env in (local, remote):
         env.reset(seed=1)
     assert_same(local.render(), remote.render())
@@ -89,12 +102,19 @@ def play_aec(env: Any, other: Any, seed: int) -> None:
     assert other.agents == []
 
 
-def test_an_aec_env_is_that_of_this_process(url: str) -> None:
-    local, remote = Countdown(), ProxyAECEnv("countdown", url)
+@everywhere
+def test_an_aec_env_is_that_of_this_process(url: str, where: str) -> None:
+    local, remote = Countdown(), ProxyAECEnv(f"countdown{where}", url)
     assert remote.possible_agents == local.possible_agents
     local.action_space("zoe").seed(2)
     for seed in range(3):
         play_aec(local, remote, seed)
+    remote.close()
+
+
+def test_a_wrapper_of_pettingzoo_is_applied_at_the_env_agent(url: str) -> None:
+    local, remote = Hurried(Visitors(), 0.5), ProxyParallelEnv("hurried", url)
+    play_parallel(local, remote, 1)
     remote.close()
 
 
@@ -104,27 +124,31 @@ def test_an_environment_need_not_declare_a_render_mode(url: str) -> None:
     remote.close()
 
 
+@everywhere
 @pytest.mark.parametrize("address", ["turns", "visitors"])
-def test_a_parallel_env_can_be_used_in_turns(url: str, address: str) -> None:
-    local, remote = turns(length=5), ProxyAECEnv(address, url, env_kwargs={"length": 5})
+def test_a_parallel_env_can_be_used_in_turns(url: str, address: str, where: str) -> None:
+    local, remote = turns(length=5), ProxyAECEnv(address + where, url, env_kwargs={"length": 5})
     play_aec(local, remote, 3)
     remote.close()
 
 
-def test_the_proxies_pass_the_tests_of_pettingzoo(url: str) -> None:
+@everywhere
+def test_the_proxies_pass_the_tests_of_pettingzoo(url: str, where: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from pettingzoo.test import api_test, parallel_api_test, parallel_seed_test, seed_test
 
-        aec, parallel = ProxyAECEnv("countdown", url), ProxyParallelEnv("rps", url)
+        aec = ProxyAECEnv(f"countdown{where}", url)
+        parallel = ProxyParallelEnv(f"rps{where}", url)
         api_test(aec, num_cycles=50)
         parallel_api_test(parallel, num_cycles=50)
-        seed_test(lambda: ProxyAECEnv("rps", url), num_cycles=5)
-        parallel_seed_test(lambda: ProxyParallelEnv("rps", url), num_cycles=5)
+        seed_test(lambda: ProxyAECEnv(f"rps{where}", url), num_cycles=5)
+        parallel_seed_test(lambda: ProxyParallelEnv(f"rps{where}", url), num_cycles=5)
         aec.close()
         parallel.close()
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("proxy", "address", "text"),
     [
@@ -136,12 +160,13 @@ def test_the_proxies_pass_the_tests_of_pettingzoo(url: str) -> None:
     ],
 )
 def test_the_wrong_proxy_is_named_with_the_right_one(
-    url: str, proxy: Any, address: str, text: str
+    url: str, proxy: Any, address: str, text: str, where: str
 ) -> None:
     with pytest.raises(EnvironmentFailed, match=text):
-        proxy(address, url)
+        proxy(address + where, url)
 
 
-def test_a_vector_of_environments_with_several_agents_is_refused(url: str) -> None:
+@everywhere
+def test_a_vector_of_environments_with_several_agents_is_refused(url: str, where: str) -> None:
     with pytest.raises(EnvironmentFailed, match="has several agents"):
-        ProxyVectorEnv("visitors", 2, url)
+        ProxyVectorEnv(f"visitors{where}", 2, url)
