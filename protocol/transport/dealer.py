@@ -37,7 +37,9 @@ HEARTBEAT_TIMEOUT_MS = 4000
 # has moved to another address is found although the old one swallows packets.
 CONNECT_TIMEOUT_MS = 4000
 
-_NOW = int(zmq.DONTWAIT)  # a plain integer: pyzmq's flags are slow to combine for each frame
+# Plain integers: pyzmq's flags are slow to combine for each frame.
+_NOW = int(zmq.DONTWAIT)
+_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 # The base class's methods skip several microseconds of Python in the subclass.
 _send = zmq.backend.Socket.send
@@ -153,6 +155,8 @@ class Dealer:
 
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Return whether a frame arrives within `timeout_s`."""
+        if not timeout_s:
+            return bool(self._bare.getsockopt(_EVENTS) & _POLLIN)
         return bool(self._socket.poll(int(timeout_s * 1000)))
 
     @property

@@ -8,6 +8,7 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -174,3 +175,19 @@ def test_another_connection_with_the_same_descriptor_is_left_alone(
     monkeypatch.setattr(kernel, "connection_id", lambda _: 2)
     for _ in range(5):
         watched.close_overfull()
+
+
+def test_the_kernel_counts_the_bytes_of_a_tcp_connection_only() -> None:
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as sender,
+        server.accept()[0] as peer,
+    ):
+        before = kernel.bytes_received(peer.fileno())
+        sender.sendall(b"abc")
+        receive_exactly(peer, 3)
+        assert (before, kernel.bytes_received(peer.fileno())) == (0, 3)
+    here, there = socket.socketpair()
+    with here, there, Path(__file__).open() as no_socket:
+        others = here.fileno(), no_socket.fileno(), -1
+        assert [kernel.bytes_received(fd) for fd in others] == [None] * 3
