@@ -142,13 +142,16 @@ def _any_act(sid: int, space: SpaceCodec, largest: int, extended: bool) -> _Act:
 
 
 def _any_percept(sid: int, space: SpaceCodec, num_envs: int, extended: bool) -> _Percept:
-    """Return the functions for any percept, except infos of a vector with arrays of objects."""
+    """Return the functions for any percept. The infos of a vector are decoded in wire form."""
     encode_fields, decode_fields = _any(sid, Kind.PERCEPT, space, 5, extended)
 
     def encode(step: Step, number: bytes) -> Frame | None:
-        if num_envs and (type(step[4]) is not dict or to_wire(step[4]) is not step[4]):
-            return None
-        return encode_fields([*step], number)
+        fields = [*step]
+        if num_envs:
+            if type(step[4]) is not dict:
+                return None
+            fields[4] = to_wire(step[4])
+        return encode_fields(fields, number)
 
     def decode(data: Data, number: bytes) -> Step | None:
         fields = decode_fields(data, number)

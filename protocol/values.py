@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 import struct
 from collections import OrderedDict
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import msgpack
@@ -142,13 +142,26 @@ def _int_to_bytes(value: int) -> bytes:
 
 
 def _pack_array(array: np.ndarray[Any, Any], tail: Tail | None) -> bytes:
-    text = dtype_to_text(array.dtype)
-    if text is None or array.ndim > MAX_DIMS:
-        raise TypeError(array.dtype)
-    large = tail is not None and array.nbytes >= LARGE
-    body = tail.add(array) if tail is not None and large else array.tobytes()
-    packed: bytes = msgpack.packb([text, array.shape, body])
+    if array.nbytes < LARGE:
+        return _start_of_array(array.dtype, array.shape) + array.tobytes()
+    body = array.tobytes() if tail is None else tail.add(array)
+    packed: bytes = msgpack.packb([_checked_text(array.dtype, array.shape), array.shape, body])
     return packed
+
+
+def _checked_text(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
+    text = dtype_to_text(dtype)
+    if text is None or len(shape) > MAX_DIMS:
+        raise TypeError(dtype)
+    return text
+
+
+@lru_cache(maxsize=256)  # an info has many arrays of few kinds
+def _start_of_array(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """Return what comes before the bytes of a small array."""
+    body = bytes(math.prod(shape) * dtype.itemsize)
+    packed: bytes = msgpack.packb([_checked_text(dtype, shape), shape, body])
+    return packed[: len(packed) - len(body)]
 
 
 def _encode(value: Any, tail: Tail | None, root: str, depth: int, extended: bool) -> bytes:
@@ -238,7 +251,10 @@ def _read_array(data: bytes, tail: memoryview | None) -> np.ndarray[Any, Any]:
         raise DecodingError("An array is not [dtype, shape, bytes or offset].")
     text, shape, body = parts
     dtype = dtype_from_text(text)
-    if len(shape) > MAX_DIMS or any(type(n) is not int or n < 0 for n in shape):
+    fits = len(shape) <= MAX_DIMS
+    for n in shape:  # a loop is twice as fast as any() with a generator
+        fits = fits and type(n) is int and n >= 0
+    if not fits:
         raise DecodingError(f"An array's shape is not a list of at most {MAX_DIMS} sizes.")
     size = math.prod(shape) * dtype.itemsize
     if type(body) is bytes:

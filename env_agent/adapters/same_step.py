@@ -35,17 +35,18 @@ class SameStepCartPole(CartPoleVectorEnv):
         """Run one step; infos as those of a SyncVectorEnv in this mode."""
         observations, rewards, terminated, truncated, infos = super().step(action)
         done = self.prev_done
-        if not done.any():
+        (ended,) = done.nonzero()
+        if not len(ended):
             return observations, rewards, terminated, truncated, infos
-        final = np.full(self.num_envs, None, object)
-        for i in np.flatnonzero(done):
+        final = np.empty(self.num_envs, object)  # None where no episode has ended
+        for i in ended.tolist():
             final[i] = observations[i].copy()
         # What the next step would do.
         state: Any = self.state
-        state[:, done] = self.np_random.uniform(self.low, self.high, (4, int(done.sum())))
-        self.steps[done] = 0
+        state[:, ended] = new = self.np_random.uniform(self.low, self.high, (4, len(ended)))
+        self.steps[ended] = 0
         self.prev_done = np.zeros(self.num_envs, np.bool_)
-        observations[done] = state.T[done]
+        observations[ended] = new.T
         infos = {"final_obs": final, "_final_obs": done, "final_info": {}, "_final_info": done}
         return observations, rewards, terminated, truncated, infos
 

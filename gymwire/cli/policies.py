@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 import zipfile
 from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium
 import numpy as np
+import structlog
 
 from gymwire.cli.extras import install_line
 from gymwire.protocol.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from stable_baselines3.common.vec_env import VecNormalize
 
 Env = gymnasium.Env[Any, Any]
 Policy = Callable[[Any], Any]
@@ -91,18 +96,66 @@ def _model(path: Path, env: Env) -> Policy:
     import stable_baselines3
 
     model = getattr(stable_baselines3, _algorithm(path)).load(path, device="cpu")
+    statistics = _statistics(path)
     for name in ("observation_space", "action_space"):
         learned, found = getattr(model, name), getattr(env, name)
-        if learned not in (found, _channels_first(found)):
+        allowed = [found, _channels_first(found)]
+        if statistics is not None and name == "observation_space":
+            _check_statistics(*statistics, found)
+            normalized = statistics[1].observation_space  # normalized images have other bounds
+            allowed += [normalized, _channels_first(normalized)]
+        if learned not in allowed:
             raise ConfigurationError(
                 f"{path} was trained with the {name} {learned}, and this environment has {found}."
             )
 
     def act(observation: Any) -> Any:
+        if statistics is not None:
+            observation = statistics[1].normalize_obs(observation)
         action = model.predict(observation, deterministic=True)[0]
         return action[()] if isinstance(action, np.ndarray) else action  # a number has no axes
 
     return act
+
+
+def _statistics(model: Path) -> tuple[Path, VecNormalize] | None:
+    """Return the file with the statistics of a model's VecNormalize, and what it holds.
+
+    None if there is no such file beside the model. Raises ConfigurationError if it holds something
+    else.
+    """
+    from stable_baselines3.common.save_util import load_from_pkl
+    from stable_baselines3.common.vec_env import VecNormalize
+
+    # A CheckpointCallback saves NAME_500_steps.zip and NAME_vecnormalize_500_steps.pkl.
+    checkpoint = re.sub(r"_(?=\d+_steps$)", "_vecnormalize_", model.stem)
+    names = (f"{checkpoint}.pkl", f"{model.stem}_vecnormalize.pkl", "vecnormalize.pkl")
+    path = next((one for name in names if (one := model.with_name(name)).is_file()), None)
+    if path is None:
+        return None
+    try:
+        found = load_from_pkl(path)
+    except Exception as error:  # noqa: BLE001 - of unpickling: anything
+        raise ConfigurationError(f"Cannot load {path}: {error}.") from None
+    if not isinstance(found, VecNormalize):
+        raise ConfigurationError(f"{path} holds no VecNormalize, but {type(found).__name__}.")
+    structlog.get_logger().info("observations normalized", statistics=str(path))
+    return path, found
+
+
+def _check_statistics(path: Path, statistics: VecNormalize, space: gymnasium.Space[Any]) -> None:
+    """Raise ConfigurationError if observations of this space cannot be normalized with these."""
+    if _shapes(statistics.observation_space) != _shapes(space):
+        raise ConfigurationError(
+            f"{path} has the statistics of {statistics.observation_space}, and this environment "
+            f"has {space}. Move the file away if it is not the model's."
+        )
+
+
+def _shapes(space: gymnasium.Space[Any]) -> Any:
+    if isinstance(space, gymnasium.spaces.Dict):
+        return {key: _shapes(part) for key, part in space.spaces.items()}
+    return space.shape
 
 
 def _channels_first(space: gymnasium.Space[Any]) -> gymnasium.Space[Any]:

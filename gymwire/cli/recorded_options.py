@@ -23,8 +23,9 @@ RECORDED_OPTIONS = (
         metavar="POLICY",
         own_variable="GYMWIRE_PLAYER",  # GYMWIRE_POLICY is the file of a broker
         help="what chooses the actions: module:NAME or ./file.py:NAME of a function or class, or "
-        "the .zip file of a saved Stable-Baselines3 model. Both run code (a model is a pickle): "
-        "use only what you trust (default: random actions)",
+        "the .zip file of a saved Stable-Baselines3 model. Statistics of a VecNormalize beside the "
+        "model, in NAME_vecnormalize.pkl or vecnormalize.pkl, are used, too. All of them run code "
+        "(a model is a pickle): use only what you trust (default: random actions)",
     ),
     Option(
         keyword="video",

@@ -24,9 +24,8 @@ def split(infos: Mapping[Any, Any], num_envs: int) -> list[dict[Any, Any]]:
             continue
         mask = infos.get(f"_{key}")
         items = _items(value, num_envs)
-        for i, single in enumerate(singles):
-            if mask is None or mask[i]:
-                single[key] = items[i]
+        for i in range(num_envs) if mask is None else np.flatnonzero(mask).tolist():
+            singles[i][key] = items[i]
     return singles
 
 

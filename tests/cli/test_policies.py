@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import zipfile
 from importlib.util import find_spec
 from pathlib import Path
@@ -175,6 +176,60 @@ def test_run_plays_a_saved_model(walk: Walk, tmp_path: Path, name: str) -> None:
     other = gymnasium.make("CartPole-v1")
     with pytest.raises(ConfigurationError, match="was trained with the observation_space"):
         policies.load(str(path), other, 0)
+
+
+@pytest.mark.skipif(find_spec("stable_baselines3") is None, reason="needs stable_baselines3")
+@pytest.mark.parametrize(
+    ("name", "beside"),
+    [
+        ("model.zip", "vecnormalize.pkl"),
+        ("model.zip", "model_vecnormalize.pkl"),
+        ("rl_model_500_steps.zip", "rl_model_vecnormalize_500_steps.pkl"),
+    ],
+)
+def test_the_statistics_beside_a_model_normalize_its_observations(
+    tmp_path: Path, name: str, beside: str
+) -> None:
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    pole = gymnasium.make("CartPole-v1")
+    normalized = VecNormalize(DummyVecEnv([lambda: gymnasium.make("CartPole-v1")]))
+    model = PPO("MlpPolicy", normalized, n_steps=64, seed=0).learn(64)
+    normalized.obs_rms.mean[:] = 3.0, -2.0, 1.0, 0.5
+    normalized.obs_rms.var[:] = 1e-4
+    model.save(tmp_path / name)
+    normalized.save(str(tmp_path / beside))
+    drawn = [pole.observation_space.sample() for _ in range(64)]
+    drawn = [np.clip(one, -3, 3).astype(np.float32) for one in drawn]
+
+    def actions(policy: Any) -> list[int]:
+        return [int(policy(one)) for one in drawn]
+
+    wanted = actions(
+        lambda one: model.predict(normalized.normalize_obs(one), deterministic=True)[0]
+    )
+    assert actions(policies.load(str(tmp_path / name), pole, 0)) == wanted
+    assert actions(lambda one: model.predict(one, deterministic=True)[0]) != wanted
+    (tmp_path / beside).write_bytes(b"no pickle")
+    with pytest.raises(ConfigurationError, match=rf"Cannot load .*{beside}"):
+        policies.load(str(tmp_path / name), pole, 0)
+    (tmp_path / beside).write_bytes(pickle.dumps([]))
+    with pytest.raises(ConfigurationError, match="holds no VecNormalize, but list"):
+        policies.load(str(tmp_path / name), pole, 0)
+
+
+@pytest.mark.skipif(find_spec("stable_baselines3") is None, reason="needs stable_baselines3")
+def test_statistics_of_another_space_are_an_error(tmp_path: Path) -> None:
+    from stable_baselines3 import PPO
+    from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
+
+    pole = gymnasium.make("CartPole-v1")
+    PPO("MlpPolicy", pole).save(tmp_path / "model.zip")
+    other = VecNormalize(DummyVecEnv([lambda: gymnasium.make("MountainCar-v0")]))
+    other.save(str(tmp_path / "vecnormalize.pkl"))
+    with pytest.raises(ConfigurationError, match=r"vecnormalize\.pkl has the statistics of Box"):
+        policies.load(str(tmp_path / "model.zip"), pole, 0)
 
 
 # --- video ----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from gymwire.protocol.messages import Act, Percept
 from gymwire.protocol.space_codecs import NOT_COMPACT
 from gymwire.protocol.spaces import compile
 from gymwire.protocol.step_codec import StepCodec, compile_steps
+from gymwire.protocol.vector_infos import from_wire, to_wire
 from tests.sameness import assert_same
 from tests.space_zoo import ZOO
 
@@ -154,11 +155,23 @@ def test_unserializable_values_are_left_to_codec() -> None:
 
 
 @pytest.mark.parametrize("infos", [{"a": np.array([None, 1])}, {"a": {"b": np.array(["x", {}])}}])
-def test_infos_of_a_vector_with_arrays_of_objects_are_left_to_codec(infos: Any) -> None:
+def test_infos_of_a_vector_with_arrays_of_objects_have_the_bytes_of_codec(infos: Any) -> None:
     form = compile(BOX)
-    short = compile_steps(SID, form, form, 2)
-    step: Any = (BOX.sample(), np.ones(2), np.ones(2, bool), np.ones(2, bool), infos)
-    assert short.encode_percept(step, NUMBER) is None
+    short, long = compile_steps(SID, form, form, 2), Codec(form, form)
+    values: Any = (BOX.sample(), np.ones(2), np.ones(2, bool), np.ones(2, bool))
+    form_of_infos: Any = (*values, to_wire(infos))
+    percept = short.encode_percept((*values, infos), NUMBER)
+    assert percept is not None
+    assert bytes(percept) == bytes(long.encode(Percept(*form_of_infos), SID, SEQ))
+    decoded = short.decode_percept(bytes(percept), NUMBER)
+    assert decoded is not None
+    assert_same(from_wire(decoded[4])[0], infos)
+
+
+def test_infos_of_a_vector_that_are_no_dict_are_left_to_codec() -> None:
+    form = compile(BOX)
+    step: Any = (BOX.sample(), np.ones(2), np.ones(2, bool), np.ones(2, bool), [1])
+    assert compile_steps(SID, form, form, 2).encode_percept(step, NUMBER) is None
 
 
 def percept() -> Frame:
