@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -41,16 +40,6 @@ def make(network: Network, sessions: int) -> Any:
     if sessions:
         return ProxyVectorEnv("moody", 3, BROKER, sessions=sessions)
     return ProxyEnv("moody", connection=network.connection())
-
-
-@contextmanager
-def proxies(sessions: int) -> Iterator[tuple[Any, Any]]:
-    """Return two equal proxies: one to disturb, and one to compare with."""
-    with in_memory() as network:
-        made = [make(network, sessions) for _ in range(2)]
-        yield made[0], made[1]
-        for one in made:
-            one.close()
 
 
 def actions(env: Any, number: int) -> Any:
@@ -92,35 +81,41 @@ def denied(env: Any) -> Any:
         return str(error)
 
 
+def replies(env: Any, call: Call) -> Iterator[Any]:
+    """Yield what the call and the next ones return: a lost or doubled request changes that."""
+    yield call(env)
+    if call is step_async:
+        yield env.step_wait()
+    if call is send:
+        yield recv(env)
+    for number in (2, 3):
+        yield env.step(actions(env, number))
+
+
 def check(sessions: int, call: Call, stride: int, error: type[Exception] = FromOutside) -> int:
     """Interrupt a call at each `stride`-th instruction; return how many there were."""
+
+    def prepare() -> None:
+        env.reset(seed=1)
+        env.step(actions(env, 1))
+        if call is recv:
+            send(env)
+
     instruction = 0
-    with proxies(sessions) as (disturbed, undisturbed):
+    with in_memory() as network, contextlib.closing(make(network, sessions)) as env:
+        prepare()
+        undisturbed = list(replies(env, call))
         while True:
             interruption = Interruption(instruction, error)
-            for env in (disturbed, undisturbed):
-                env.reset(seed=1)
-                env.step(actions(env, 1))
-                if call is recv:
-                    send(env)
-            if not interruption.run(partial(call, disturbed)):
+            prepare()
+            if not interruption.run(partial(call, env)):
                 assert not interruption.where, f"swallowed at {interruption.where}"
                 return instruction
             try:
-                got = call(disturbed)
+                got = list(replies(env, call))
             except MoveError as error:
                 raise AssertionError(interruption.where) from error
-            assert_same(got, call(undisturbed), interruption.where)
-            if call is step_async:
-                assert_same(disturbed.step_wait(), undisturbed.step_wait(), interruption.where)
-            if call is send:
-                assert_same(recv(disturbed), recv(undisturbed), interruption.where)
-            # A doubled or lost request would change the observations from now on.
-            for number in (2, 3):
-                expected = undisturbed.step(actions(undisturbed, number))
-                assert_same(
-                    disturbed.step(actions(disturbed, number)), expected, interruption.where
-                )
+            assert_same(got, undisturbed, interruption.where)
             instruction += STRIDE or stride
 
 
@@ -172,26 +167,35 @@ def lose(env: Any, sessions: int) -> int:
     return len(lost)
 
 
+def start(env: Any) -> Iterator[Any]:
+    """Yield what the first calls of an episode return."""
+    yield env.reset(seed=1)
+    for number in range(3):
+        yield env.step(actions(env, number))
+
+
+def recovery(env: Any, sessions: int) -> Iterator[Any]:
+    """Yield what the call that opens sessions for lost ones returns, and the next ones."""
+    yield again(env, sessions)
+    for number in (1, 2):
+        yield env.step(actions(env, number))
+
+
 @pytest.mark.parametrize("sessions", [REPLAY, 0, 2])
 def test_an_interrupted_recovery_leaves_no_session_behind(sessions: int) -> None:
+    local = SyncVectorEnv([Moody] * 3) if sessions > 0 else Moody()
+    started, recovered = list(start(local)), list(recovery(local, sessions))
     with in_memory() as network:
         (loop,), (host,) = network.loops, network.hosts
         instruction, interrupted = 0, True
         while interrupted:
             env = make(network, sessions)
-            local = SyncVectorEnv([Moody] * 3) if sessions > 0 else Moody()
-            assert_same(env.reset(seed=1), local.reset(seed=1))
-            for number in range(3):
-                assert_same(env.step(actions(env, number)), local.step(actions(env, number)))
+            assert_same(list(start(env)), started)
             count = lose(env, sessions)
             interruption = Interruption(instruction)
             interrupted = interruption.run(partial(again, env, sessions))
             if interrupted:
-                expected = again(local, sessions)
-                assert_same(again(env, sessions), expected, interruption.where)
-                for number in (1, 2):
-                    expected = local.step(actions(env, number))
-                    assert_same(env.step(actions(env, number)), expected, interruption.where)
+                assert_same(list(recovery(env, sessions)), recovered, interruption.where)
             assert len(host.slots) == 2 * count, interruption.where  # half of them are the lost
             env.close()
             if sessions == 0:
