@@ -1,8 +1,8 @@
 """An exception from outside, at any instruction of a proxy's call, neither loses nor doubles it.
 
 The same call again returns the reply that the undisturbed call would have returned, and the
-environments have executed it once. Strides keep the tests short; GYMWIRE_OPCODE_STRIDE=1, with
-`--timeout 0`, tests every instruction.
+environments have executed it once. Strides keep the tests short, those marked `thorough` have
+shorter strides, and GYMWIRE_OPCODE_STRIDE=1, with `--timeout 0`, tests every instruction.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gymnasium.vector import SyncVectorEnv
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol.errors import AttributeDenied, EnvironmentLost, MoveError
 from tests.learner_agent.client.test_interrupted import in_memory
-from tests.learner_agent.opcodes import FromOutside, Interruption
+from tests.learner_agent.opcodes import DENSITIES, FromOutside, Interruption
 from tests.sameness import assert_same
 from tests.vector_envs import Moody
 from tests.wire import BROKER, Network
@@ -119,29 +119,33 @@ def check(sessions: int, call: Call, stride: int, error: type[Exception] = FromO
             instruction += STRIDE or stride
 
 
+@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("sessions", [REPLAY, 0, 1, 2])
 @pytest.mark.parametrize("call", [step, reset, get, denied])
-def test_a_call_is_neither_lost_nor_doubled(sessions: int, call: Call) -> None:
-    assert check(sessions, call, 149 if sessions > 0 else 23) > 149
+def test_a_call_is_neither_lost_nor_doubled(sessions: int, call: Call, times: int) -> None:
+    assert check(sessions, call, times * (149 if sessions > 0 else 23)) > 149
 
 
+@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize(
     "error", [TimeoutError, BlockingIOError, ValueError, TypeError, MemoryError, EOFError]
 )
 @pytest.mark.parametrize("call", [step, get])
 def test_an_exception_of_any_class_is_not_taken_for_a_failure(
-    call: Call, error: type[Exception]
+    call: Call, error: type[Exception], times: int
 ) -> None:
-    assert check(0, call, 19, error) > 149
+    assert check(0, call, 19 * times, error) > 149
 
 
+@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("call", [send, recv, step_async])
-def test_a_call_of_several_sessions_is_neither_lost_nor_doubled(call: Call) -> None:
-    assert check(3, call, 211) > 211
+def test_a_call_of_several_sessions_is_neither_lost_nor_doubled(call: Call, times: int) -> None:
+    assert check(3, call, 211 * times) > 211
 
 
+@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("sessions", [0, 2])
-def test_an_interrupted_close_can_be_called_again(sessions: int) -> None:
+def test_an_interrupted_close_can_be_called_again(sessions: int, times: int) -> None:
     with in_memory() as network:
         (loop,) = network.loops
         instruction, interrupted = 0, True
@@ -153,7 +157,7 @@ def test_an_interrupted_close_can_be_called_again(sessions: int) -> None:
             env.close()
             network.pass_time(1.0)
             assert loop.idle, interruption.where
-            instruction += STRIDE or 17
+            instruction += STRIDE or 17 * times
         assert not interruption.where
         assert instruction > 200
 
@@ -181,8 +185,9 @@ def recovery(env: Any, sessions: int) -> Iterator[Any]:
         yield env.step(actions(env, number))
 
 
+@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("sessions", [REPLAY, 0, 2])
-def test_an_interrupted_recovery_leaves_no_session_behind(sessions: int) -> None:
+def test_an_interrupted_recovery_leaves_no_session_behind(sessions: int, times: int) -> None:
     local = SyncVectorEnv([Moody] * 3) if sessions > 0 else Moody()
     started, recovered = list(start(local)), list(recovery(local, sessions))
     with in_memory() as network:
@@ -202,7 +207,7 @@ def test_an_interrupted_recovery_leaves_no_session_behind(sessions: int) -> None
                 env._session.connection.close()
             network.pass_time(1.0)
             assert loop.idle, interruption.where
-            instruction += STRIDE or 499
+            instruction += STRIDE or 499 * times
         assert not interruption.where
         assert instruction > 5000
 
