@@ -16,10 +16,14 @@ from tests.processes import Programs, programs
 os.environ["SDL_VIDEODRIVER"] = "dummy"
 
 # How fast the machine is decides nothing. Where CI is set, Hypothesis repeats the same examples.
-settings.register_profile(
-    "untimed", settings(), deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
-settings.load_profile("untimed")
+for profile, examples in (("thorough", 100), ("sample", 30)):
+    settings.register_profile(
+        profile,
+        settings(),
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow],
+        max_examples=examples,
+    )
 
 # The files that take longest, longest first. They run first, because a file runs in one process.
 SLOW_FILES = (
@@ -53,6 +57,12 @@ SLOW_FILES = (
     "system/test_from_scratch.py",
     "protocol/test_step_codec.py",
 )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Try fewer examples in a run without the thorough tests."""
+    plain = config.getoption("markexpr") == "not thorough"
+    settings.load_profile("sample" if plain else "thorough")
 
 
 def pytest_xdist_setupnodes() -> None:

@@ -8,7 +8,7 @@ import os
 import re
 import tokenize
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fnmatch import fnmatch
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -256,10 +256,29 @@ def called_name(node: ast.expr) -> str:
     return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
 
 
+def each(paths: Iterable[Path]) -> Callable[[Callable[[Path], None]], Callable[[], None]]:
+    """Make one test of a check of many files; it names each file that fails."""
+
+    def decorate(check: Callable[[Path], None]) -> Callable[[], None]:
+        def test() -> None:
+            faults = []
+            for path in paths:
+                try:
+                    check(path)
+                except AssertionError as error:
+                    faults.append(f"{name_of(path)}: {error}")
+            if faults:
+                pytest.fail("\n\n".join(faults))
+
+        return test
+
+    return decorate
+
+
 # Which part imports which
 
 
-@pytest.mark.parametrize("path", [*MODULES, *OTHERS], ids=name_of)
+@each([*MODULES, *OTHERS])
 def test_a_part_is_imported_by_its_full_name(path: Path) -> None:
     for node in ast.walk(parse(path)):
         assert not isinstance(node, ast.ImportFrom) or node.level == 0, "imports are absolute"
@@ -276,7 +295,7 @@ def test_no_command_or_text_names_a_part_without_gymwire() -> None:
     assert not [one for one in named if not one.startswith("CHANGELOG.md")]
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@each(MODULES)
 def test_imports_point_down(path: Path) -> None:
     own = part_of(path)
     allowed = [own, *MAY_IMPORT[own]]
@@ -293,7 +312,7 @@ def test_imports_point_down(path: Path) -> None:
         assert fine, f"{own} must not import {dotted_name(target)}"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@each(MODULES)
 def test_parts_take_only_the_version_from_the_public_names(path: Path) -> None:
     names = {name for module, names, _ in imports(path) if module == "gymwire" for name in names}
     modules = {name for name in names if f"gymwire.{name}" in BY_DOTTED_NAME}
@@ -319,7 +338,7 @@ def test_there_are_no_import_cycles() -> None:
         pytest.fail(" imports ".join(reversed(error.args[1])))
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@each(MODULES)
 def test_the_package_imports_neither_tests_nor_benchmarks(path: Path) -> None:
     assert not libraries(path) & {"tests", "benchmarks", "examples"}
 
@@ -329,7 +348,7 @@ def test_only_the_transport_and_the_keys_know_zeromq() -> None:
     assert [name for name in users if not listed(name, ZMQ)] == []
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@each(MODULES)
 def test_nothing_can_unpickle(path: Path) -> None:
     assert not libraries(path) & {"pickle", "dill", "cloudpickle", "marshal", "shelve"}
 
@@ -339,7 +358,7 @@ def test_nothing_can_unpickle(path: Path) -> None:
 PURE = [path for path in MODULES if not listed(name_of(path), IMPURE)]
 
 
-@pytest.mark.parametrize("path", PURE, ids=name_of)
+@each(PURE)
 def test_a_pure_module_imports_nothing_impure(path: Path) -> None:
     assert not libraries(path) & IMPURE_LIBRARIES
     name = name_of(path)
@@ -349,7 +368,7 @@ def test_a_pure_module_imports_nothing_impure(path: Path) -> None:
         assert fine, f"{name} imports {other}, which is not pure"
 
 
-@pytest.mark.parametrize("path", PURE, ids=name_of)
+@each(PURE)
 def test_a_pure_module_uses_no_global_randomness_and_opens_nothing(path: Path) -> None:
     for node in ast.walk(parse(path)):
         if isinstance(node, ast.ImportFrom) and node.module in RANDOM:
@@ -378,9 +397,7 @@ def test_each_module_that_may_be_impure_is() -> None:
 FRAMES = {"data", "frame"}  # what variables with a frame are called
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES if name_of(path) != "protocol/codec.py"], ids=name_of
-)
+@each([path for path in MODULES if name_of(path) != "protocol/codec.py"])
 def test_offsets_and_sizes_have_names(path: Path) -> None:
     named = {
         id(inner)
@@ -435,7 +452,7 @@ def classes() -> dict[str, tuple[int, list[str]]]:
     return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@each(MODULES)
 def test_a_module_has_at_most_400_lines_of_code(path: Path) -> None:
     assert len(code_lines(path)) <= LARGER.get(name_of(path), MAX_MODULE_LINES)
 
@@ -443,7 +460,7 @@ def test_a_module_has_at_most_400_lines_of_code(path: Path) -> None:
 USED_ALONE = {"BrokerConnection", "RemoteSession"}
 
 
-@pytest.mark.parametrize("path", MODULES, ids=name_of)
+@each(MODULES)
 def test_a_class_has_at_most_300_lines_of_code(path: Path) -> None:
     own = [name for name in classes() if name.startswith(f"{name_of(path)}:")]
     assert [name for name in own if lines_with_mixins(name) > MAX_CLASS_LINES] == []

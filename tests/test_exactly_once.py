@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gymwire.env_agent.config import service
@@ -71,9 +71,7 @@ CHAOS = st.builds(
     late=st.floats(0.0, 0.5),
     late_s=st.sampled_from([0.01, 0.5, 3.0]),
 )
-RUNS = settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow], print_blob=True
-)
+RUNS = settings(max_examples=settings().max_examples // 4, print_blob=True)
 
 
 def test_without_faults_the_remote_trajectory_is_the_local_one() -> None:

@@ -58,6 +58,7 @@ from tests.broker.harness import (
     only,
     opened,
 )
+from tests.sampling import thorough
 
 NONCE = b"n" * 16
 ENV, ENV2, LEARNER, THIEF = b"\x01env", b"\x01env2", b"\x01learner", b"\x01thief"
@@ -1003,9 +1004,10 @@ def test_peers_sessions_and_offers_are_bounded(
     assert len(broker.core._tables.sessions) == 2
 
 
-def test_nothing_is_left_of_ten_thousand_sessions(broker: Broker) -> None:
+@pytest.mark.parametrize("sessions", [1_000, thorough(10_000)])
+def test_nothing_is_left_of_many_sessions(broker: Broker, sessions: int) -> None:
     env = broker.env(capacity=1)
-    for i in range(10_000):
+    for i in range(sessions):
         learner = broker.learner(b"\x01" + i.to_bytes(15))
         sid = broker.open(learner, nonce=i.to_bytes(16))
         match i % 4:

@@ -73,8 +73,10 @@ def test_an_agent_that_dies_is_started_again(make: Make, broker_url: str) -> Non
     for learner in learners:
         learner.wait_for_steps(20)
     os.kill(before[0]["pid"], signal.SIGKILL)
+    name, pid = before[0]["name"], before[0]["pid"]
+    # The fleet may not have noticed yet.
+    until(lambda: shell.agents().get(name, before[0])["pid"] != pid, "another process", PATIENCE_S)
     until(lambda: shell.ready() == 2, "both agents are ready", PATIENCE_S)
-    assert shell.agents()[before[0]["name"]]["pid"] != before[0]["pid"]
     for learner in learners:
         learner.wait_for_steps(20)
         learner.check()

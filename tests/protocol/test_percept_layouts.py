@@ -336,7 +336,7 @@ KEYS = st.one_of(st.text(max_size=3), st.integers(0, 5))
     others=st.lists(st.dictionaries(KEYS, VALUES, max_size=2), max_size=4),
     reward=SCALARS,
 )
-@settings(max_examples=300)
+@settings(max_examples=3 * settings().max_examples)
 def test_any_percepts_in_any_order_have_the_bytes_of_codec(
     info: Any, others: list[Any], reward: Any
 ) -> None:

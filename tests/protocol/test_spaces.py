@@ -230,7 +230,7 @@ junk: Any = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 @given(st.sampled_from(sorted(SPACES)), st.data())
 def test_a_mutated_description_gives_a_space_or_a_decoding_error(name: str, data: Any) -> None:
     description = copy.deepcopy(describe(SPACES[name]))
@@ -370,7 +370,7 @@ def test_parts_that_share_their_bytes_are_refused() -> None:
         compile(spaces.Tuple([box, box])).decode([0, 0], memoryview(bytes(5000)))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=2 * settings().max_examples)
 @given(st.sampled_from(sorted(SPACES)), junk)
 def test_any_form_gives_a_value_or_a_decoding_error(name: str, form: Any) -> None:
     with contextlib.suppress(DecodingError):

@@ -422,7 +422,7 @@ def test_arrays_that_claim_the_same_bytes_are_refused() -> None:
         values.unpack(head, memoryview(bytes(9999)))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 @given(st.binary(max_size=200), st.binary(max_size=64))
 def test_any_bytes_give_a_value_or_a_decoding_error(data: bytes, tail: bytes) -> None:
     with contextlib.suppress(DecodingError):
@@ -463,14 +463,14 @@ anything: Any = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 @given(anything)
 def test_any_value_comes_back_to_the_bit(value: Any) -> None:
     assert_same(through(value), value)
     assert_same(through_tail([value, 0]), [value, 0])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=3 * settings().max_examples)
 @given(anything, st.data())
 def test_a_mutated_message_gives_a_value_or_a_decoding_error(value: Any, data: Any) -> None:
     tail = Tail()

@@ -5,15 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from tests.sampling import thorough
 from tests.soak import course
 from tests.soak.place import CARTPOLE, PICTURE
 
-MINUTES = 1 / 3
 
-
-def test_no_hostile_peer_changes_a_result_or_takes_the_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [8, thorough(20)])
+def test_no_hostile_peer_changes_a_result_or_takes_the_memory(tmp_path: Path, seconds: int) -> None:
     said: list[str] = []
-    held = course.run(tmp_path, minutes=MINUTES, seed=1, say=said.append, times_count=False)
+    held = course.run(tmp_path, minutes=seconds / 60, seed=1, say=said.append, times_count=False)
     assert held, "\n".join(said)
 
 

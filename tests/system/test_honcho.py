@@ -13,6 +13,7 @@ from typing import NamedTuple
 import pytest
 
 from tests.processes import ROOT
+from tests.sampling import thorough
 
 PATIENCE_S = 90.0  # a machine that does nothing else needs 10
 
@@ -74,6 +75,7 @@ def test_the_demo_trains_prints_its_result_and_ends_well(port: int) -> None:
     assert not any(word in done.stdout for word in ("Traceback", "[warning]", "[error]"))
 
 
+@pytest.mark.thorough
 def test_another_address_can_be_trained_and_needs_only_its_own_parts(port: int) -> None:
     done = honcho(port, "start", "learner", "lake", "broker", ADDRESS="frozen-lake")
     said = spoken_by("learner", done.stdout)
@@ -86,7 +88,7 @@ def test_another_address_can_be_trained_and_needs_only_its_own_parts(port: int) 
     [
         ({"ADDRESS": "No/Address"}, ["learner"]),
         # The first to say so, whichever it is, ends the others.
-        ({"GYMWIRE_BROKER": "nonsense"}, ["broker", "market", "lake", "taxi", "learner"]),
+        thorough({"GYMWIRE_BROKER": "nonsense"}, ["broker", "market", "lake", "taxi", "learner"]),
     ],
 )
 def test_a_part_that_fails_gives_honcho_its_status(

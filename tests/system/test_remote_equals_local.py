@@ -14,6 +14,7 @@ import pytest
 from gymwire import ProxyEnv
 from tests.processes import programs
 from tests.sameness import assert_same
+from tests.sampling import sampled
 from tests.space_zoo import ZOO, ZooEnv
 
 FAMILIES = tuple(f"gymnasium.envs.{name}" for name in ("classic_control", "box2d", "toy_text"))
@@ -91,7 +92,7 @@ def assert_same_course(
     assert local.np_random.bit_generator.state == remote.np_random.bit_generator.state
 
 
-@pytest.mark.parametrize("env_id", REGISTERED)
+@pytest.mark.parametrize("env_id", sampled(REGISTERED, 3))
 def test_every_environment_of_gymnasium_is_the_same_to_the_bit(broker: str, env_id: str) -> None:
     if env_id not in _built():
         pytest.skip(f"what {env_id} needs is not installed")
@@ -102,7 +103,7 @@ def test_every_environment_of_gymnasium_is_the_same_to_the_bit(broker: str, env_
         assert_same_course(local, remote, steps=300, seed=42)
 
 
-@pytest.mark.parametrize("name", ZOO)
+@pytest.mark.parametrize("name", sampled(ZOO, 3))
 def test_every_space_is_the_same_to_the_bit_as_observation_and_as_action(
     broker: str, name: str
 ) -> None:

@@ -390,10 +390,11 @@ def test_cancellations_at_any_time_lose_nothing_among_many_tasks(
         async with ProxyEnv("cartpole", connection=connection, direct=direct) as env:
             assert_same(await env.reset(seed=seed), local.reset(seed=seed))
             for step in range(8):
-                got = None
+                got, limit_s = None, 0.02
                 while got is None:
-                    with anyio.move_on_after(rng.random() * 0.02):
+                    with anyio.move_on_after(rng.random() * limit_s):
                         got = await env.step(step % 2)
+                    limit_s *= 1.5  # or a busy machine would never complete a step
                 assert_same(got, local.step(step % 2))
 
     async def body() -> None:

@@ -29,6 +29,7 @@ from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.proxies import options
 from gymwire.protocol.errors import MoveError
 from tests.sameness import assert_same
+from tests.sampling import thorough
 from tests.vector_envs import Moody
 from tests.wire import BROKER, Network
 
@@ -128,8 +129,18 @@ def pairs(make: Make, step_timeout_s: float | None = None) -> Iterator[Pair]:
         local.close()
 
 
-@pytest.mark.parametrize("make", [single, vector(1), vector(2)], ids=["single", "one", "two"])
-@pytest.mark.parametrize("step_timeout_s", [None, 60.0])
+@pytest.mark.parametrize(
+    ("make", "step_timeout_s"),
+    [
+        (single, None),
+        (single, 60.0),
+        (vector(1), None),
+        (vector(2), 60.0),
+        thorough(vector(1), 60.0),
+        thorough(vector(2), None),
+    ],
+    ids=["single", "single-60", "one", "two-60", "one-60", "two"],
+)
 def test_an_interrupted_step_is_neither_lost_nor_doubled(
     make: Make, step_timeout_s: float | None
 ) -> None:

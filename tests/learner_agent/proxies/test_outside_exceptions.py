@@ -1,8 +1,8 @@
 """An exception from outside, at any instruction of a proxy's call, neither loses nor doubles it.
 
 The same call again returns the reply that the undisturbed call would have returned, and the
-environments have executed it once. Strides keep the tests short; GYMWIRE_OPCODE_STRIDE=1, with
-`--timeout 0`, tests every instruction.
+environments have executed it once. Strides keep the tests short, those marked `thorough` have
+shorter strides, and GYMWIRE_OPCODE_STRIDE=1, with `--timeout 0`, tests every instruction.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ from gymnasium.vector import SyncVectorEnv
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol.errors import AttributeDenied, EnvironmentLost, MoveError
 from tests.learner_agent.client.test_interrupted import in_memory
-from tests.learner_agent.opcodes import FromOutside, Interruption
+from tests.learner_agent.opcodes import DENSITIES, FromOutside, Interruption
 from tests.sameness import assert_same
 from tests.vector_envs import Moody
 from tests.wire import BROKER, Network
@@ -41,16 +40,6 @@ def make(network: Network, sessions: int) -> Any:
     if sessions:
         return ProxyVectorEnv("moody", 3, BROKER, sessions=sessions)
     return ProxyEnv("moody", connection=network.connection())
-
-
-@contextmanager
-def proxies(sessions: int) -> Iterator[tuple[Any, Any]]:
-    """Return two equal proxies: one to disturb, and one to compare with."""
-    with in_memory() as network:
-        made = [make(network, sessions) for _ in range(2)]
-        yield made[0], made[1]
-        for one in made:
-            one.close()
 
 
 def actions(env: Any, number: int) -> Any:
@@ -92,61 +81,71 @@ def denied(env: Any) -> Any:
         return str(error)
 
 
+def replies(env: Any, call: Call) -> Iterator[Any]:
+    """Yield what the call and the next ones return: a lost or doubled request changes that."""
+    yield call(env)
+    if call is step_async:
+        yield env.step_wait()
+    if call is send:
+        yield recv(env)
+    for number in (2, 3):
+        yield env.step(actions(env, number))
+
+
 def check(sessions: int, call: Call, stride: int, error: type[Exception] = FromOutside) -> int:
     """Interrupt a call at each `stride`-th instruction; return how many there were."""
+
+    def prepare() -> None:
+        env.reset(seed=1)
+        env.step(actions(env, 1))
+        if call is recv:
+            send(env)
+
     instruction = 0
-    with proxies(sessions) as (disturbed, undisturbed):
+    with in_memory() as network, contextlib.closing(make(network, sessions)) as env:
+        prepare()
+        undisturbed = list(replies(env, call))
         while True:
             interruption = Interruption(instruction, error)
-            for env in (disturbed, undisturbed):
-                env.reset(seed=1)
-                env.step(actions(env, 1))
-                if call is recv:
-                    send(env)
-            if not interruption.run(partial(call, disturbed)):
+            prepare()
+            if not interruption.run(partial(call, env)):
                 assert not interruption.where, f"swallowed at {interruption.where}"
                 return instruction
             try:
-                got = call(disturbed)
+                got = list(replies(env, call))
             except MoveError as error:
                 raise AssertionError(interruption.where) from error
-            assert_same(got, call(undisturbed), interruption.where)
-            if call is step_async:
-                assert_same(disturbed.step_wait(), undisturbed.step_wait(), interruption.where)
-            if call is send:
-                assert_same(recv(disturbed), recv(undisturbed), interruption.where)
-            # A doubled or lost request would change the observations from now on.
-            for number in (2, 3):
-                expected = undisturbed.step(actions(undisturbed, number))
-                assert_same(
-                    disturbed.step(actions(disturbed, number)), expected, interruption.where
-                )
+            assert_same(got, undisturbed, interruption.where)
             instruction += STRIDE or stride
 
 
+@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("sessions", [REPLAY, 0, 1, 2])
 @pytest.mark.parametrize("call", [step, reset, get, denied])
-def test_a_call_is_neither_lost_nor_doubled(sessions: int, call: Call) -> None:
-    assert check(sessions, call, 149 if sessions > 0 else 23) > 149
+def test_a_call_is_neither_lost_nor_doubled(sessions: int, call: Call, times: int) -> None:
+    assert check(sessions, call, times * (149 if sessions > 0 else 23)) > 149
 
 
+@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize(
     "error", [TimeoutError, BlockingIOError, ValueError, TypeError, MemoryError, EOFError]
 )
 @pytest.mark.parametrize("call", [step, get])
 def test_an_exception_of_any_class_is_not_taken_for_a_failure(
-    call: Call, error: type[Exception]
+    call: Call, error: type[Exception], times: int
 ) -> None:
-    assert check(0, call, 19, error) > 149
+    assert check(0, call, 19 * times, error) > 149
 
 
+@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("call", [send, recv, step_async])
-def test_a_call_of_several_sessions_is_neither_lost_nor_doubled(call: Call) -> None:
-    assert check(3, call, 211) > 211
+def test_a_call_of_several_sessions_is_neither_lost_nor_doubled(call: Call, times: int) -> None:
+    assert check(3, call, 211 * times) > 211
 
 
+@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("sessions", [0, 2])
-def test_an_interrupted_close_can_be_called_again(sessions: int) -> None:
+def test_an_interrupted_close_can_be_called_again(sessions: int, times: int) -> None:
     with in_memory() as network:
         (loop,) = network.loops
         instruction, interrupted = 0, True
@@ -158,7 +157,7 @@ def test_an_interrupted_close_can_be_called_again(sessions: int) -> None:
             env.close()
             network.pass_time(1.0)
             assert loop.idle, interruption.where
-            instruction += STRIDE or 17
+            instruction += STRIDE or 17 * times
         assert not interruption.where
         assert instruction > 200
 
@@ -172,33 +171,43 @@ def lose(env: Any, sessions: int) -> int:
     return len(lost)
 
 
+def start(env: Any) -> Iterator[Any]:
+    """Yield what the first calls of an episode return."""
+    yield env.reset(seed=1)
+    for number in range(3):
+        yield env.step(actions(env, number))
+
+
+def recovery(env: Any, sessions: int) -> Iterator[Any]:
+    """Yield what the call that opens sessions for lost ones returns, and the next ones."""
+    yield again(env, sessions)
+    for number in (1, 2):
+        yield env.step(actions(env, number))
+
+
+@pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("sessions", [REPLAY, 0, 2])
-def test_an_interrupted_recovery_leaves_no_session_behind(sessions: int) -> None:
+def test_an_interrupted_recovery_leaves_no_session_behind(sessions: int, times: int) -> None:
+    local = SyncVectorEnv([Moody] * 3) if sessions > 0 else Moody()
+    started, recovered = list(start(local)), list(recovery(local, sessions))
     with in_memory() as network:
         (loop,), (host,) = network.loops, network.hosts
         instruction, interrupted = 0, True
         while interrupted:
             env = make(network, sessions)
-            local = SyncVectorEnv([Moody] * 3) if sessions > 0 else Moody()
-            assert_same(env.reset(seed=1), local.reset(seed=1))
-            for number in range(3):
-                assert_same(env.step(actions(env, number)), local.step(actions(env, number)))
+            assert_same(list(start(env)), started)
             count = lose(env, sessions)
             interruption = Interruption(instruction)
             interrupted = interruption.run(partial(again, env, sessions))
             if interrupted:
-                expected = again(local, sessions)
-                assert_same(again(env, sessions), expected, interruption.where)
-                for number in (1, 2):
-                    expected = local.step(actions(env, number))
-                    assert_same(env.step(actions(env, number)), expected, interruption.where)
+                assert_same(list(recovery(env, sessions)), recovered, interruption.where)
             assert len(host.slots) == 2 * count, interruption.where  # half of them are the lost
             env.close()
             if sessions == 0:
                 env._session.connection.close()
             network.pass_time(1.0)
             assert loop.idle, interruption.where
-            instruction += STRIDE or 499
+            instruction += STRIDE or 499 * times
         assert not interruption.where
         assert instruction > 5000
 

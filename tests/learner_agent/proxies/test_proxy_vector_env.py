@@ -33,6 +33,7 @@ from gymwire.protocol.errors import (
 )
 from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
+from tests.sampling import sampled
 from tests.space_zoo import ZOO
 from tests.vector_envs import Counters, Moody, VectorZooEnv
 
@@ -120,7 +121,7 @@ def assert_same_course(local: Vector, remote: Vector, steps: int, seed: Any = 3)
 
 @pytest.mark.parametrize("sessions", [1, 3])
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-@pytest.mark.parametrize("address", list(LOCAL))
+@pytest.mark.parametrize("address", sampled(LOCAL, 3))
 def test_every_step_is_that_of_a_sync_vector_env(
     broker: str, address: str, mode: AutoresetMode, sessions: int
 ) -> None:
@@ -135,7 +136,7 @@ def test_every_step_is_that_of_a_sync_vector_env(
 
 
 @pytest.mark.parametrize("sessions", [1, 2])
-@pytest.mark.parametrize("name", list(ZOO))
+@pytest.mark.parametrize("name", sampled(ZOO, 3))
 def test_every_space_is_batched_as_in_a_sync_vector_env(
     broker: str, name: str, sessions: int
 ) -> None:
