@@ -83,6 +83,8 @@ def _module(name: str) -> Any:
 
 
 def _model(path: Path, env: Env) -> Policy:
+    if not path.is_file():
+        raise ConfigurationError(f"There is no file {path}.")
     if find_spec("stable_baselines3") is None:
         raise ConfigurationError(
             f"{path} is played with Stable-Baselines3, which is not installed. Install it with: "
