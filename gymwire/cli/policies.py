@@ -83,8 +83,7 @@ def _module(name: str) -> Any:
 
 
 def _model(path: Path, env: Env) -> Policy:
-    if not path.is_file():
-        raise ConfigurationError(f"There is no file {path}.")
+    algorithm = _algorithm(path)
     if find_spec("stable_baselines3") is None:
         raise ConfigurationError(
             f"{path} is played with Stable-Baselines3, which is not installed. Install it with: "
@@ -92,7 +91,7 @@ def _model(path: Path, env: Env) -> Policy:
         )
     import stable_baselines3
 
-    model = getattr(stable_baselines3, _algorithm(path)).load(path, device="cpu")
+    model = getattr(stable_baselines3, algorithm).load(path, device="cpu")
     for name in ("observation_space", "action_space"):
         learned, found = getattr(model, name), getattr(env, name)
         if learned not in (found, _channels_first(found)):

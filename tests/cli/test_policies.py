@@ -104,8 +104,8 @@ def test_a_policy_that_cannot_be_loaded(walk: Walk, module: Path, text: str, sai
 
 @pytest.mark.skipif(find_spec("stable_baselines3") is not None, reason="stable_baselines3 is here")
 def test_a_model_without_its_library_names_the_extra(walk: Walk, tmp_path: Path) -> None:
-    model = tmp_path / "model.zip"
-    model.touch()
+    policy_class = {"__module__": "stable_baselines3.dqn.policies"}
+    model = settings_of(tmp_path / "model.zip", policy_class=policy_class)
     with pytest.raises(ConfigurationError, match=r"Install it with: .*\[sb3\]"):
         policies.load(str(model), walk, None)
 
