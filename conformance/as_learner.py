@@ -50,7 +50,8 @@ class LearnersAgent(Agent):
         except Silence:
             if self._found is not None:
                 raise AddressUnknown(
-                    f"No env agent has offered {self.address!r} within {wait_s:g} s."
+                    f"No env agent has offered {self.address!r} within {wait_s:g} s. `gymwire ls` "
+                    f"lists the addresses on offer."
                 ) from None
             raise BrokerUnreachable(f"No broker answers within {wait_s:g} s.") from None
         finally:

@@ -132,10 +132,10 @@ class Session:
         return self.must(self.act())
 
     def episode(self, seed: int, steps: int, *, codec: Codec | None = None) -> list[bytes]:
-        """Start an episode, and step until it ends, or so often. Returns the heads of the replies.
+        """Start an episode, and step until it ends, `steps` times at most.
 
-        They are those of another session with the same seed and steps if the environment is
-        deterministic.
+        Returns the bodies of the replies, which are those of another session with the same seed and
+        steps if the environment is deterministic.
         """
         self.action_space.seed(seed)
         bodies = [self.take(self.send_next(Reset(seed)))[1][HEADER_SIZE:]]

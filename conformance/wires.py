@@ -34,7 +34,7 @@ class Wire(Protocol):
         """Return the next frame, or None after a tick without one."""
 
     def renew(self) -> bool:
-        """Begin anew with another connection. Returns False where that is impossible."""
+        """Replace the connection by a new one. Returns False where that is impossible."""
 
     def close(self) -> None:
         """Close the connection."""
@@ -102,7 +102,7 @@ class BrokerWire:
         return self._fd >= 0
 
     def close(self) -> None:
-        """Stop listening. Frames sent last have a moment to leave."""
+        """Stop listening; the last frames may still leave for LINGER_S."""
         self._router.close(LINGER_S)
 
 
@@ -133,8 +133,8 @@ class LearnerWire:
         return True
 
     def close(self) -> None:
-        """Close the connection. Frames sent last have a moment to leave."""
+        """Close the connection; the last frames may still leave for LINGER_S."""
         self._dealer.close(LINGER_S)
 
 
-LINGER_S = 0.3  # for frames that were sent last
+LINGER_S = 0.3  # for which the last frames may still leave after `close`

@@ -13,7 +13,7 @@ from gymwire.env_agent import description, failure_reports
 from gymwire.env_agent.factory import Env, Factory, Vector
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.recorder import Recorder
-from gymwire.env_agent.runners.in_loop import InLoopRunner
+from gymwire.env_agent.runners.runner import Runner
 from gymwire.protocol import space_descriptions, spaces
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import EnvKind, Offer, Open
@@ -58,7 +58,7 @@ class Environments:
         services = list(services)
         self._services = {service.address: service for service in services}
         self.may_be_lost = any(one.factory.makes_elsewhere for one in services)
-        self._spares: dict[str, InLoopRunner] = {}
+        self._spares: dict[str, Runner] = {}
         self._log = structlog.get_logger()
 
     def service(self, address: str) -> Service | None:
@@ -75,7 +75,7 @@ class Environments:
             capacity: the number of slots to offer.
             direct: the URL for direct sessions from other hosts, or None.
         """
-        runner = InLoopRunner(service.factory.make_first())
+        runner = Runner(service.factory.make_first())
         self._spares[service.address] = runner
         found = runner.describe(service.factory.name)
         if found.left_out:
@@ -130,7 +130,7 @@ class Environments:
                     sent_as=one.sent_as,
                 )
 
-    def make(self, service: Service, request: Open, *, uses_spare: bool = True) -> InLoopRunner:
+    def make(self, service: Service, request: Open, *, uses_spare: bool = True) -> Runner:
         """Make the environment or the vector that a learner requests.
 
         `uses_spare`: whether this is the thread that has made the spare environments.
@@ -154,13 +154,13 @@ class Environments:
         if request.render_mode is None and service.watch_modes:
             try:
                 made = self._make(service, request, service.watch_modes[0])
-                return InLoopRunner(made, is_for_watchers=True)
+                return Runner(made, is_for_watchers=True)
             except Exception as error:
                 if isinstance(error, ConfigurationError):
                     raise
                 why = failure_reports.summary(error)[:200]
                 self._log.warning("environment not watchable", address=service.address, why=why)
-        return InLoopRunner(self._make(service, request, request.render_mode))
+        return Runner(self._make(service, request, request.render_mode))
 
     @staticmethod
     def _make(service: Service, request: Open, render_mode: str | None) -> Env | Vector:
@@ -170,7 +170,7 @@ class Environments:
         mode = AutoresetMode(request.autoreset_mode)
         return make.make_vector(request.num_envs, mode, render_mode, kwargs)
 
-    def close(self, runner: InLoopRunner, address: str) -> None:
+    def close(self, runner: Runner, address: str) -> None:
         """Close an environment; log the exception if that fails."""
         try:
             runner.close()

@@ -422,7 +422,7 @@ def _import(module_name: str, name: str, load: Callable[[], Any]) -> Any:
         if missing == module_name or module_name.startswith(f"{missing}."):
             hint = (
                 "Install its package on this machine, start the env agent in the folder that "
-                "contains it, or use --env ./path/to/file.py:MyEnv"
+                "contains it, or name its file: ./path/to/file.py:MyEnv"
             )
         else:
             hint = f"{module_name} needs it: pip install {missing.partition('.')[0]}"
@@ -446,8 +446,8 @@ def _check_registered(name: str) -> None:
             ) from None
         raise ConfigurationError(
             f"There is no environment {name!r}: {str(error).rstrip('.?')}. If another package "
-            f"registers it, use --env package:{name}; for a class of your own, use "
-            f"--env package.module:MyEnv or --env ./file.py:MyEnv."
+            f"registers it, write package:{name}; for a class of your own, write "
+            f"package.module:MyEnv or ./file.py:MyEnv."
         ) from None
     entry_point = spec.entry_point
     if isinstance(entry_point, str):

@@ -16,7 +16,7 @@ from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.recorded_session import RecordedSession, header_of
 from gymwire.env_agent.requests import RequestHandler
-from gymwire.env_agent.runners.in_loop import InLoopRunner
+from gymwire.env_agent.runners.runner import Runner
 from gymwire.env_agent.session import Session
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import values
@@ -172,7 +172,7 @@ class SessionHost:
         self,
         service: Service,
         sid: int,
-        runner: InLoopRunner,
+        runner: Runner,
         request: Open,
         shared: _Common,
         direct: dict[str, Any] | None,
@@ -210,7 +210,7 @@ class SessionHost:
         learner, why = learner_facts(request), _unwatchable(service, runner)
         return Slot(session, runner, codec, steps, shared.exposed, opened, learner, why)
 
-    def _common(self, service: Service, runner: InLoopRunner, request: Open) -> _Common:
+    def _common(self, service: Service, runner: Runner, request: Open) -> _Common:
         """Return what the sessions whose environments are alike share."""
         found = runner.describe(service.factory.name)
         observation = runner.spaces.known("observation_space")
@@ -276,7 +276,7 @@ class SessionHost:
         self.environments.close_spares()
 
 
-def _unwatchable(service: Service, runner: InLoopRunner) -> str:
+def _unwatchable(service: Service, runner: Runner) -> str:
     """Return why the sessions of an environment cannot be watched; "" if they can be."""
     if not service.watchable:
         return "The operator of its env agent can allow it with gymwire serve --watchable."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from gymwire.env_agent.crew import Executor
-from gymwire.env_agent.runners.in_loop import InLoopRunner
+from gymwire.env_agent.runners.runner import Runner
 from gymwire.env_agent.session import Session
 from gymwire.env_agent.step_times import SIZE
 from gymwire.protocol.codec import Codec
@@ -40,7 +40,7 @@ class Slot:
     """
 
     session: Session
-    runner: InLoopRunner
+    runner: Runner
     codec: Codec
     steps: StepCodec | None
     exposed: frozenset[str]

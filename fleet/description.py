@@ -176,7 +176,9 @@ def load(path: Path) -> Fleet:
         text = read_text(path)
         document = tomllib.loads(text)
     except FileNotFoundError:
-        raise ConfigurationError(f"There is no file {path}.") from None
+        raise ConfigurationError(
+            f"There is no file {path}. Name the file of the fleet: gymwire fleet ACTION FILE."
+        ) from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}.") from None
     return _Reader(path.absolute(), text, document).fleet()

@@ -26,7 +26,7 @@ from gymwire.protocol.transport.open_files import allow_more
 from gymwire.protocol.transport.port_owner import listener_at
 
 PING_INTERVAL_S = 2.0  # between two pings of a WebSocket
-PING_TIMEOUT_S = 10.0  # a WebSocket that has not answered a ping for so long is lost
+PING_TIMEOUT_S = 10.0  # a WebSocket that has not answered a ping for this long is lost
 REQUEST_S = 10.0  # how long a client may take to send the head of a request
 STOP_S = 2.0  # how long open requests may take to end when the gateway stops
 BACKLOG = 1024
@@ -73,7 +73,7 @@ class _Http(H11Protocol):
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Expect nothing any more."""
+        """Expect no more requests."""
         self._late.cancel()
         super().connection_lost(exc)
 

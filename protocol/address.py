@@ -15,6 +15,7 @@ _NAME = re.compile(r"[a-z0-9]([a-z0-9._-]*[a-z0-9])?(/[a-z0-9]([a-z0-9._-]*[a-z0
 _IDENTITY = re.compile(r"[a-z2-7]{16}")
 _HOST = re.compile(r"\*|[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%a-z]+\]")
 MAX_LENGTH = 128
+MAX_PORT = 65535
 MAX_COMPARED = 4096
 MIN_SIMILARITY = 0.4  # of an address that is suggested for an unknown one: 1 is equal
 
@@ -61,8 +62,13 @@ def check_url(url: str, *, bind: bool = False) -> str:
         if colon and _HOST.fullmatch(host) and (bind or host != "*"):
             if bind and port == "*":
                 return url
-            if port.isascii() and port.isdecimal() and (0 if bind else 1) <= int(port) <= 65535:
-                return url
+            if port.isascii() and port.isdecimal():
+                if (0 if bind else 1) <= int(port) <= MAX_PORT:
+                    return url
+                raise AddressError(
+                    f"{url!r:.200} has no valid port: use one from 1 to {MAX_PORT}, as in "
+                    f"{DEFAULT_BROKER}."
+                )
     raise AddressError(
         f"{url!r:.200} is not a broker URL: write tcp://HOST:PORT, such as {DEFAULT_BROKER}, "
         f"or ipc://PATH."

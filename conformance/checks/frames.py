@@ -17,9 +17,9 @@ MIN_REPLY = 2048  # bytes of a reply that is larger than an ERROR
 ABOUT_ERRORS = 1024  # bytes that remain for an ERROR
 
 
-@check(CHECKS, "13.1", "survives what is no frame", as_broker=True)
+@check(CHECKS, "13.1", "survives bytes that are not a frame", as_broker=True)
 def garbage(agent: Agent) -> None:
-    """Send some, then a request."""
+    """Send bytes that are not a frame, then a request."""
     session = agent.open()
     for frame in GARBAGE:
         agent.send_frame(frame)
@@ -28,7 +28,7 @@ def garbage(agent: Agent) -> None:
 
 @check(CHECKS, "3.7", "ignores flags that are not defined")
 def undefined_flags(agent: Agent) -> None:
-    """Set all of them in a request."""
+    """Set all undefined flags in a request."""
     session = agent.open()
     session.last = 1
     _send_flagged(agent, session.sid, UNDEFINED_FLAGS)
@@ -38,7 +38,7 @@ def undefined_flags(agent: Agent) -> None:
 
 @check(CHECKS, "8.2", "ignores TIMED where it means nothing")
 def timed_reset(agent: Agent) -> None:
-    """Set it in RESET."""
+    """Set the flag TIMED in RESET."""
     session = agent.open()
     session.last = 1
     _send_flagged(agent, session.sid, TIMED)
@@ -65,7 +65,7 @@ def extension_fields(agent: Agent) -> None:
 
 @check(CHECKS, "3.6", "answers ERROR too-large instead of a reply over the limit", as_broker=True)
 def too_large(agent: Agent) -> None:
-    """Name a limit in WELCOME that the STATUS exceeds, but nothing else."""
+    """Name a limit in WELCOME that only the STATUS exceeds."""
     broker = seen_by_broker(agent)
     session = agent.open()
     status, frame = session.take(session.send_next(Reset(7)))

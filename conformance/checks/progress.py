@@ -10,6 +10,6 @@ CHECKS: list[Check] = []
 
 @check(CHECKS, "7.8", "reports requests in flight, and no others, with PROGRESS")
 def progress(agent: Agent) -> None:
-    """Look whether there was any PROGRESS in the checks so far."""
+    """Skip this if no PROGRESS has come in the checks so far."""
     if not agent.progress:
         raise Skipped("none has come; perhaps no request took longer than 1 s")

@@ -26,7 +26,7 @@ def forgotten(agent: Agent) -> None:
     session.step()
 
 
-@check(CHECKS, "7.13", "connects again after it has lost the broker, and goes on", as_broker=True)
+@check(CHECKS, "7.13", "reconnects after it has lost the broker, and continues", as_broker=True)
 def restarted(agent: Agent) -> None:
     """Cut the connection in the middle of an episode, and forget the agent, as if restarted."""
     session = agent.open()

@@ -1,5 +1,4 @@
-"""Runners: where an environment runs.
+"""Runners: a session uses its environment only through a runner.
 
-A session uses its environment only through a runner. The one runner so far, `InLoopRunner`, runs
-the environment in the thread of the serving loop; its attributes are what a runner must have.
+So far there is one, `Runner`. Another one needs the same attributes.
 """

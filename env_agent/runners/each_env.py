@@ -69,7 +69,7 @@ def _access(env: Any, call: Call, args: Sequence[Any]) -> Any:
 
 
 def _is_wrapped(env: Any, name: str) -> bool:
-    """Return whether a wrapper of `env` is of the class `module:name`, or of one derived of it."""
+    """Return whether a wrapper of `env` is of the class `module:name`, or of a subclass."""
     while isinstance(env, gymnasium.Wrapper):
         if any(f"{one.__module__}:{one.__qualname__}" == name for one in type(env).__mro__):
             return True

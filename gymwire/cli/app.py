@@ -242,7 +242,7 @@ def _parameters(option: Option) -> list[click.Parameter]:
             show_envvar=True,
             hidden=option.internal,
             metavar=option.metavar or None,
-            help=option.help,
+            help=option.help + ("; may be repeated" if option.repeats else ""),
             panel=option.panel,
         )
     )

@@ -88,6 +88,7 @@ def _module(name: str) -> Any:
 
 
 def _model(path: Path, env: Env) -> Policy:
+    algorithm = _algorithm(path)
     if find_spec("stable_baselines3") is None:
         raise ConfigurationError(
             f"{path} is played with Stable-Baselines3, which is not installed. Install it with: "
@@ -95,7 +96,7 @@ def _model(path: Path, env: Env) -> Policy:
         )
     import stable_baselines3
 
-    model = getattr(stable_baselines3, _algorithm(path)).load(path, device="cpu")
+    model = getattr(stable_baselines3, algorithm).load(path, device="cpu")
     statistics = _statistics(path)
     for name in ("observation_space", "action_space"):
         learned, found = getattr(model, name), getattr(env, name)

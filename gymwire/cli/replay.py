@@ -138,6 +138,8 @@ def find(folder: Path | None) -> tuple[list[Episode], list[str]]:
     """
     if folder is None:
         raise ConfigurationError("No folder given: pass FOLDER, that of gymwire serve --record.")
+    if not folder.is_dir():
+        raise ConfigurationError(f"There is no folder {folder}.")
     found: list[tuple[dict[str, Any], Path]] = []
     damaged: list[str] = []
     for path in sorted(folder.glob(f"*{COMPLETE}")):

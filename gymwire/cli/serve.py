@@ -158,6 +158,11 @@ def make_services(options: Options) -> list[Service]:
             )
         with naming(options, "config"):
             return _share(config.load(options.config), options)
+    if options.address and not options.env:
+        raise ConfigurationError(
+            f"No environment given for {options.address}: pass ADDRESS and ENV. Example: "
+            f"gymwire serve cartpole CartPole-v1"
+        )
     if not options.address or not options.env:
         raise ConfigurationError(
             "Nothing to serve: pass ADDRESS and ENV, or --config FILE. Example: "

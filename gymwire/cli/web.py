@@ -75,7 +75,7 @@ def _asked(options: Options) -> Iterator[app.Door]:
                 module = importlib.import_module(f"gymwire.gateway.{name}")
             except ModuleNotFoundError as error:
                 raise ConfigurationError(
-                    f"It needs {error.name}, which is not installed. Install it with: "
+                    f"--{name} needs {error.name}, which is not installed. Install it with: "
                     f"{install_line(name)}"
                 ) from None
         yield module.door(sorted(addresses, key=len, reverse=True))  # lab/cart before lab

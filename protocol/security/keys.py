@@ -237,8 +237,12 @@ def _read(path: Path) -> dict[str, bytes]:
         text = data.decode("ascii")
     except FileNotFoundError:
         raise ConfigurationError(f"There is no key file at {path}.") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise ConfigurationError(f"Cannot read {path} as a key file: {error}.") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(
+            f"{path} is not a key file. Give a file of `gymwire keygen`."
+        ) from None
     if len(data) > MAX_KEY_FILE:
         raise ConfigurationError(
             f"{path} is not a key file: it has more than {MAX_KEY_FILE} bytes. Give a file of "

@@ -166,7 +166,7 @@ class Handshake:
         if self.welcome is not None:
             return BrokerUnreachable(
                 f"The broker at {url} answers, but has not confirmed all offers within "
-                f"{waited_s:g} s. It may be overloaded: wait longer (--wait)."
+                f"{waited_s:g} s. It may be overloaded: wait longer (--wait, wait_s=)."
             )
         if self._link.handshake_hint:
             return self._denied(self._link.handshake_hint)
@@ -175,7 +175,7 @@ class Handshake:
             return BrokerUnreachable(f"No broker answers at {url}: {unknown}.")
         return BrokerUnreachable(
             f"No broker answers at {url}. Start one with `gymwire broker`, check the URL "
-            f"(--broker, GYMWIRE_BROKER) and the firewall, or wait longer (--wait)."
+            f"(--broker, broker=, GYMWIRE_BROKER) and the firewall, or wait longer (--wait, wait_s=)."
         )
 
 

@@ -94,6 +94,7 @@ def test_run_plays_a_policy(walk: Walk, module: Path, text: str) -> None:
         ("my_policies:right.more", "no function or class 'right.more'"),
         ("no_such_module:right", "no module 'no_such_module'"),
         ("./nothing.py:right", "no file ./nothing.py"),
+        ("nothing.zip", "no file nothing.zip"),
     ],
 )
 def test_a_policy_that_cannot_be_loaded(walk: Walk, module: Path, text: str, said: str) -> None:
@@ -103,9 +104,11 @@ def test_a_policy_that_cannot_be_loaded(walk: Walk, module: Path, text: str, sai
 
 
 @pytest.mark.skipif(find_spec("stable_baselines3") is not None, reason="stable_baselines3 is here")
-def test_a_model_without_its_library_names_the_extra(walk: Walk) -> None:
+def test_a_model_without_its_library_names_the_extra(walk: Walk, tmp_path: Path) -> None:
+    policy_class = {"__module__": "stable_baselines3.dqn.policies"}
+    model = settings_of(tmp_path / "model.zip", policy_class=policy_class)
     with pytest.raises(ConfigurationError, match=r"Install it with: .*\[sb3\]"):
-        policies.load("model.zip", walk, None)
+        policies.load(str(model), walk, None)
 
 
 def settings_of(path: Path, **settings: Any) -> Path:

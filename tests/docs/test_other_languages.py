@@ -24,7 +24,7 @@ from gymnasium.vector.utils import batch_space
 from gymwire.broker.tables import Tables
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
-from gymwire.env_agent.runners.in_loop import InLoopRunner
+from gymwire.env_agent.runners.runner import Runner
 from gymwire.env_agent.session import Session, Verdict
 from gymwire.protocol.codec import PLAIN, read_header
 from gymwire.protocol.errors import DecodingError
@@ -192,7 +192,7 @@ def test_set_takes_a_value_for_each_environment_or_one_for_all(
 ) -> None:
     assert "a value for each environment, or one value of another type" in clause("4.1.1")
     envs = gymnasium.make_vec("CartPole-v1", num_envs=2, vectorization_mode="sync")
-    runner = InLoopRunner(envs)
+    runner = Runner(envs)
     assert runner.access(Call("set", "gravity", (value,), {})) is None
     assert runner.access(Call("get", "gravity", (), {})) == {"value": tuple(set_to)}
     envs.close()
@@ -215,7 +215,7 @@ class Ends(gymnasium.Env[int, int]):
 
 
 def runner(mode: AutoresetMode) -> Any:
-    return InLoopRunner(SyncVectorEnv([Ends] * 3, autoreset_mode=mode))
+    return Runner(SyncVectorEnv([Ends] * 3, autoreset_mode=mode))
 
 
 def test_the_batched_spaces_are_those_of_the_text() -> None:

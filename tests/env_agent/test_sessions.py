@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
-from gymwire.env_agent.runners.in_loop import InLoopRunner
+from gymwire.env_agent.runners.runner import Runner
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.protocol import spaces
 from gymwire.protocol.capabilities import CAPABILITIES
@@ -320,7 +320,7 @@ def test_a_reply_in_the_environments_memory_is_dropped_before_that_memory_change
     for name in ("reset", "step", "close"):
         monkeypatch.setattr(slot.runner.env, name, note)
     assert slot.session.reply
-    slot.runner = InLoopRunner(slot.runner.env)
+    slot.runner = Runner(slot.runner.env)
     client.ask(Reset())
     client.ask(Act(1))
     act = bytes(client.codec.encode(Act(1), SID, client.seq + 1))

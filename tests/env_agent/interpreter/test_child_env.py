@@ -22,7 +22,7 @@ from gymwire.env_agent.interpreter.child_env import ChildEnv
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess
-from gymwire.env_agent.runners.in_loop import InLoopRunner
+from gymwire.env_agent.runners.runner import Runner
 from gymwire.protocol.errors import ConfigurationError, EncodingError, GymwireError
 from gymwire.protocol.messages import Call, Code, EnvKind
 from gymwire.protocol.values import Opaque, encode, opaque
@@ -171,7 +171,7 @@ def test_attributes_methods_and_rendering(python: str) -> None:
     with contextlib.closing(env):
         env.reset(seed=1)
         env.step(np.int64(0))
-        runner = InLoopRunner(env)
+        runner = Runner(env)
         assert runner.access(Call("get", "ground", [], {})) == {"value": 2.5}
         assert runner.access(Call("get", "scaled", [], {})) == {"method": True}
         assert runner.access(Call("call", "scaled", [3.0], {"offset": 0.5})) == 3.5

@@ -130,6 +130,13 @@ def test_a_file_without_an_end_is_refused(read: Callable[[Path], object]) -> Non
         read(Path("/dev/zero"))
 
 
+def test_a_text_with_other_letters_is_not_a_key_file(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    path.write_text("a → b")
+    with pytest.raises(ConfigurationError, match=r"README\.md is not a key file\. Give a file of"):
+        load(path)
+
+
 def test_only_the_allowed_bytes_of_a_large_file_are_read(tmp_path: Path) -> None:
     path = tmp_path / "large.key"
     with path.open("wb") as file:

@@ -1,4 +1,4 @@
-"""The runner that runs an environment in the thread of the serving loop."""
+"""The runner, which makes the calls of a session in its environment."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from gymwire.protocol import generators, remote_space, spaces, values, vector_in
 from gymwire.protocol.messages import Call
 
 
-class InLoopRunner:
-    """An environment or a vector that runs in the thread which makes, uses and closes it.
+class Runner:
+    """An environment or a vector. One thread, the executor, makes, uses and closes it.
 
     Every method raises what the environment raises.
 
