@@ -298,6 +298,13 @@ def test_a_python_that_is_too_old_is_named(clone: Clone) -> None:
     assert not (clone.root / ".venv").exists()
 
 
+def test_a_chosen_python_that_is_too_old_is_named_once(clone: Clone) -> None:
+    put_program(clone, "my python", "echo 3 9 /usr/bin/python3.9")
+    done = clone.run("echo", PYTHON="my python")
+    assert done.returncode == 1
+    assert "needs Python 3.11 or newer, but my python is Python 3.9. Install" in done.stderr
+
+
 def test_a_later_candidate_serves_where_python3_is_too_old(clone: Clone) -> None:
     put_program(clone, "python3", "echo 3 9 /usr/bin/python3.9")
     put_program(clone, "python3.12", f'exec {sys.executable} "$@"')
