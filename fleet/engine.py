@@ -142,6 +142,6 @@ def open_engine(kind: str, fleet: Fleet) -> Engine:
             raise
         raise ConfigurationError(
             f"--on {kind} needs {error.name}, which is not installed. Install it with: "
-            f"pip install 'gymwire[{extra}]'"
+            f"pip install 'gymwire[{extra}]' (in a clone: ./run pip install -e '.[{extra}]')"
         ) from None
     return engine
