@@ -175,7 +175,8 @@ class Handshake:
             return BrokerUnreachable(f"No broker answers at {url}: {unknown}.")
         return BrokerUnreachable(
             f"No broker answers at {url}. Start one with `gymwire broker`, check the URL "
-            f"(--broker, broker=, GYMWIRE_BROKER) and the firewall, or wait longer (--wait, wait_s=)."
+            f"(--broker, broker=, GYMWIRE_BROKER) and the firewall, or wait longer (--wait, "
+            f"wait_s=)."
         )
 
 
