@@ -15,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import resource
 import signal
 import statistics
 import subprocess
@@ -93,7 +92,7 @@ class Fleet:
         """Wait for a command; return its JSON object. Raises RuntimeError if it fails."""
         output, errors = process.communicate()
         if process.returncode:
-            raise RuntimeError(f"{process.args} failed:\n{errors}")
+            raise RuntimeError(f"{process.args!r} failed:\n{errors}")
         found: Mapping[str, Any] = json.loads(output)
         return found
 
@@ -239,6 +238,8 @@ def learn(index: int, counts: str, url: str) -> None:
 
 def hold(sessions: int, url: str) -> None:
     """Open idle sessions, and wait for SIGTERM."""
+    import resource
+
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     with contextlib.closing(ours.crowded(url, sessions, "direct, same host")) as envs:
