@@ -23,6 +23,7 @@ P99_TIMES = 2.0
 # How much a broker or an env agent may grow at its peak over its size at the start.
 MEMORY_BYTES = 512 * 1024 * 1024
 MIB = 1024 * 1024
+ELSEWHERE = "all elsewhere"
 STUCK_S = 60.0  # how long to wait for a program that a phase, or a busy machine, has frozen
 Say = Callable[[str], None]
 
@@ -60,30 +61,43 @@ class Cpu(NamedTuple):
 class Phase(NamedTuple):
     """What one phase measured. `kinds`: the hostile peers beside the honest learner.
 
-    `cpu`: of each program during the phase, as shares of its duration.
+    `cpu`: of each program during the phase, as shares of its duration. `elsewhere`: whether the
+    hostile peers attacked the other site.
     """
 
     kinds: tuple[str, ...]
     report: dict[str, Any]
     memory: dict[str, Memory]
     cpu: dict[str, Cpu]
+    elsewhere: bool = False
 
     @property
     def name(self) -> str:
         if not self.kinds:
             return "undisturbed"
+        if self.elsewhere:
+            return ELSEWHERE
         return self.kinds[0] if len(self.kinds) == 1 else "all"
 
 
-def plan(kinds: Sequence[str], rounds: int) -> list[tuple[str, ...]]:
-    """Return the phases: each kind alone, then all, with an undisturbed phase around each.
+class Planned(NamedTuple):
+    """A phase to come; see `Phase`."""
 
-    All of them are repeated `rounds` times.
+    kinds: tuple[str, ...] = ()
+    elsewhere: bool = False
+
+
+def plan(kinds: Sequence[str], rounds: int) -> list[Planned]:
+    """Return the phases: each kind alone, then all, then all at the other site.
+
+    There is an undisturbed phase around each, and all of them are repeated `rounds` times.
     """
-    together = [tuple(kinds)] if len(kinds) > 1 else []
-    phases: list[tuple[str, ...]] = [()]
-    for each in [*((kind,) for kind in kinds), *together] * rounds:
-        phases += [each, ()]
+    hostile = [Planned((kind,)) for kind in kinds]
+    if len(kinds) > 1:
+        hostile += [Planned(tuple(kinds)), Planned(tuple(kinds), elsewhere=True)]
+    phases = [Planned()]
+    for each in hostile * rounds:
+        phases += [each, Planned()]
     return phases
 
 
@@ -102,36 +116,44 @@ def run(
     `times_count`: whether step times decide, too.
     """
     phases = plan(kinds, rounds)
-    with site(folder, {kind: kind not in WITHOUT_LIMITS for kind in kinds}) as made:
+    strangers = {kind: kind not in WITHOUT_LIMITS for kind in kinds}
+    with site(folder, strangers) as made, site(folder / "elsewhere", strangers) as control:
         arguments = (str(folder), made.url)
         learner = made.part("learner", "tests.soak.learner", *arguments, str(seed))
         learner.says("learning", 1, STUCK_S)
         churn = made.part("churn", "tests.soak.churn", *arguments, str(seed))
-        hostile = made.part("hostile", "tests.soak.hostile", *arguments)
+        attackers = {
+            elsewhere: at.part("hostile", "tests.soak.hostile", str(at.folder), at.url)
+            for elsewhere, at in ((False, made), (True, control))
+        }
         neighbour = made.part("neighbour", "tests.soak.neighbour")
-        _tell(hostile, "")
-        hostile.says("running", 1, STUCK_S)
+        _attack(attackers, Planned(), 1)
         start = {name: Memory.of(part) for name, part in made.measured.items()}
         measured = []
         faults: list[str] = []
         phase_s = minutes * 60 / len(phases)
-        for number, names in enumerate(phases, 1):
-            others = {"learner": learner, "hostile": hostile, "neighbour": neighbour}
+        others = {
+            "learner": learner,
+            "neighbour": neighbour,
+            "hostile": attackers[False],
+            "other hostile": attackers[True],
+            "other broker": control.broker,
+        }
+        for number, planned in enumerate(phases, 1):
             programs = {**made.measured, **others}
-            measured.append(_phase(programs, made, names, number, phase_s))
-            _tell(hostile, " ".join(phases[number]) if number < len(phases) else "")
-            hostile.says("running", number + 1, STUCK_S)
+            measured.append(_phase(programs, made, planned, number, phase_s))
+            _attack(attackers, [*phases, Planned()][number], number + 1)
             dead = [name for name, part in made.measured.items() if not part.alive]
             if dead:
                 faults = [f"ended beside {measured[-1].name}: {', '.join(dead)}"]
                 break
         _say_times(measured, say)
-        _say_medians(measured, say)
+        say_medians(measured, say)
         _say_memory(start, measured, say)
         _say_cpu(measured, say)
-        _say_attempts(_rows(hostile), say)
+        _say_attempts([row for part in attackers.values() for row in _rows(part)], say)
         faults += find_faults(start, measured, times_count)
-        if "Traceback" in hostile.text():
+        if any("Traceback" in part.text() for part in attackers.values()):
             faults.append("a hostile peer failed, see hostile.log: nothing was tested beside it")
         if not faults or not faults[0].startswith("ended"):
             faults += _end(churn, say) + _slots_left(made)
@@ -140,8 +162,15 @@ def run(
     return not faults
 
 
+def _attack(attackers: dict[bool, Part], planned: Planned, number: int) -> None:
+    """Let the hostile peers of the phase with this number run, and no others."""
+    for elsewhere, part in attackers.items():
+        _tell(part, " ".join(planned.kinds) if elsewhere is planned.elsewhere else "")
+        part.says("running", number, STUCK_S)
+
+
 def _phase(
-    programs: dict[str, Part], made: Site, kinds: tuple[str, ...], number: int, phase_s: float
+    programs: dict[str, Part], made: Site, planned: Planned, number: int, phase_s: float
 ) -> Phase:
     """Measure for so many seconds; the hostile peers of the phase are running."""
     learner = programs["learner"]
@@ -165,7 +194,7 @@ def _phase(
     )
     alive = {name: part for name, part in made.measured.items() if part.alive}
     memory = {name: Memory.of(part) for name, part in alive.items()}
-    return Phase(kinds, _rows(learner)[number - 1], memory, cpu)
+    return Phase(planned.kinds, _rows(learner)[number - 1], memory, cpu, planned.elsewhere)
 
 
 def find_faults(
@@ -183,6 +212,8 @@ def find_faults(
             if not phase.report[address]["steps"]:
                 found.append(f"beside {phase.name}: no step at {address}")
     for name in _names(measured) if times_count else ():
+        if name == ELSEWHERE:
+            continue  # it shows what the machine adds
         for address in (CARTPOLE, PICTURE):
             if (times := _median(measured, name, address).times) > P99_TIMES:
                 found.append(f"beside {name}: p99 at {address} is {times:.2f} times")
@@ -261,12 +292,16 @@ def _say_times(measured: Sequence[Phase], say: Say) -> None:
             )
 
 
-def _say_medians(measured: Sequence[Phase], say: Say) -> None:
+def say_medians(measured: Sequence[Phase], say: Say) -> None:
     say(f"{'median of phases':18} {'address':13} {'p50':>8} {'p99':>8}  p99, times")
     for name in _names(measured):
         for address in (CARTPOLE, PICTURE):
             row = _median(measured, name, address)
             say(f"{name:18} {address:13} {row.p50:5.2f} ms {row.p99:5.2f} ms  {row.times:6.2f}")
+    for address in (CARTPOLE, PICTURE) if ELSEWHERE in _names(measured) else ():
+        here, there = (_median(measured, name, address).p99 for name in ("all", ELSEWHERE))
+        ratio = f"{here / there:6.2f}" if there else "no step"
+        say(f"{'all / elsewhere':18} {address:13} {'':8} {'':8}  {ratio}")
 
 
 def _say_cpu(measured: Sequence[Phase], say: Say) -> None:

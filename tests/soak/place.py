@@ -40,6 +40,7 @@ class Site(Place):
     """The programs. `strangers`: the names of the hostile peers, and whether each has limits."""
 
     def __init__(self, folder: Path, strangers: Mapping[str, bool]) -> None:
+        folder.mkdir(exist_ok=True)
         self.port = free_port()
         super().__init__(folder, f"tcp://127.0.0.1:{self.port}")
         self._parts: list[Part] = []

@@ -52,3 +52,26 @@ def test_one_slow_phase_of_three_does_not_fail_a_soak_and_two_do() -> None:
 
     assert faults(1.0, 9.0, 1.5) == []
     assert len(faults(1.0, 9.0, 2.5)) == 2
+
+
+def test_the_control_is_reported_and_does_not_fail_a_soak() -> None:
+    row = {"steps": 100, "p50": 1.0, "p99": 1.0, "most": 1.0}
+    slow = {**row, "p99": 9.0}
+    kinds = ("slow-find", "old-numbers")
+    rows = dict.fromkeys(course.plan(kinds, 1), row)
+    control = course.Planned(kinds, elsewhere=True)
+    assert control in rows
+    rows[control] = slow
+    phases = [
+        course.Phase(
+            planned.kinds,
+            {"faults": [], CARTPOLE: rows[planned], PICTURE: rows[planned]},
+            *({}, {}),
+            planned.elsewhere,
+        )
+        for planned in course.plan(kinds, 1)
+    ]
+    assert course.find_faults({}, phases, times_count=True) == []
+    said: list[str] = []
+    course.say_medians(phases, said.append)
+    assert said[-1].split() == ["all", "/", "elsewhere", PICTURE, "0.11"]
