@@ -23,7 +23,11 @@ from gymwire.protocol.transport.inflow import Inflow
 from gymwire.protocol.transport.interface import LinkEvent
 from gymwire.protocol.transport.router import Router
 from tests.chaos.fleet import until
-from tests.protocol.transport.test_stalled_readers import greet_as_dealer, shake_hands
+from tests.protocol.transport.test_stalled_readers import (
+    greet_as_dealer,
+    receive_exactly,
+    shake_hands,
+)
 
 MIB = 1024 * 1024
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's tcp_info")
