@@ -135,7 +135,8 @@ def _statistics(model: Path) -> tuple[Path, VecNormalize] | None:
     if path is None:
         return None
     try:
-        found = load_from_pkl(path)
+        with path.open("rb") as file:
+            found = load_from_pkl(file)
     except Exception as error:  # noqa: BLE001 - of unpickling: anything
         raise ConfigurationError(f"Cannot load {path}: {error}.") from None
     if not isinstance(found, VecNormalize):
