@@ -149,17 +149,19 @@ class Connections:
             if now - heard[peer.agent] > AGENT_SILENCE_S and not peer.hung_up:
                 self.hang_up(peer)
 
-    def learners_to_check(self, now: float) -> list[int]:
-        """Return the descriptors of learners whose silence the socket must measure in this tick.
+    def learners_to_check(self, now: float) -> list[tuple[int, int]]:
+        """Return the connections of learners that the socket must check in this tick.
 
         A learner may compute for hours between two steps, but libzmq's own thread sends
-        heartbeats as long as its process lives.
+        heartbeats as long as its process lives. And a connection may have ended unnoticed: on a
+        busy machine, libzmq's thread may report its end long before sending over it fails, so that
+        all probes still succeed.
         """
         self._tick = (self._tick + 1) % CHECK_TICKS
         if now < self.patient_until:
             return []
         return [
-            fd
+            (fd, peer.connection)
             for fd, peer in self._tables.by_fd.items()
             if fd % CHECK_TICKS == self._tick
             and peer.role == Role.LEARNER

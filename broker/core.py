@@ -416,8 +416,11 @@ class Core:
         """Note that this process was suspended and that its peers have to reconnect."""
         self._connections.woke_up(now)
 
-    def learners_to_check(self, now: float) -> list[int]:
-        """Return the descriptors for which `silent_for` is due. Call it once per tick."""
+    def learners_to_check(self, now: float) -> list[tuple[int, int]]:
+        """Return the connections, as (descriptor, connection), for which `silent_for` is due.
+
+        Call it once per tick, and `link_down` for those that have ended.
+        """
         return self._connections.learners_to_check(now)
 
     def silent_for(self, fd: int, silent_s: float) -> None:

@@ -379,7 +379,10 @@ class Server:
         for rid in self._router.take_multipart():
             self._deliver(core.multipart(rid, now))
         self._hang_up(now)
-        for fd in core.learners_to_check(now):
+        for fd, connection in core.learners_to_check(now):
+            if self._router.connection_id(fd) != connection:
+                core.link_down(fd)
+                continue
             idle_s = self._router.idle_s(fd)
             if idle_s is not None:
                 core.silent_for(fd, idle_s)

@@ -71,7 +71,8 @@ def broker() -> Broker:
 
 def checked(broker: Broker) -> list[int]:
     """Return the connections of learners whose silence the broker measures, once per period."""
-    return [fd for _ in range(CHECK_TICKS) for fd in broker.core.learners_to_check(broker.now)]
+    ticks = range(CHECK_TICKS)
+    return [fd for _ in ticks for fd, _ in broker.core.learners_to_check(broker.now)]
 
 
 def error_of(sends: list[SentMessage]) -> Error:

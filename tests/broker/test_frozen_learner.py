@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 from gymwire.broker import connections
+from gymwire.broker.connections import Connections
 from gymwire.broker.server import Server
 from gymwire.learner_agent.client.connection import BrokerConnection
 from tests.chaos.fleet import until
@@ -82,3 +83,27 @@ def test_a_frozen_learner_frees_its_slot_and_one_that_thinks_keeps_it(
         thinks.stdin.write(b"step\n")
         assert thinks.stdout.readline() == b"stepped\n"
         assert used() == 1
+
+
+def test_the_slot_of_a_killed_learner_is_freed_although_all_probes_succeeded(
+    url: str, programs: Programs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread of libzmq may report the end of a connection, and only seconds later close it."""
+    reported: list[int] = []
+    link_down = Connections.link_down
+
+    def probes_succeed_at_first(self: Connections, fd: int) -> None:
+        if fd in reported:
+            link_down(self, fd)
+        reported.append(fd)
+
+    monkeypatch.setattr(Connections, "link_down", probes_succeed_at_first)
+    programs.env_agent(url, "--address", "cartpole", "--env", "CartPole-v1")
+    with contextlib.closing(BrokerConnection(url)) as connection, learner(url) as killed:
+
+        def used() -> int:
+            return sum(offer["used"] for offer in connection.find("cartpole"))
+
+        assert used() == 1
+        killed.kill()
+        until(lambda: used() == 0, "the slot of the killed learner is free")
