@@ -9,6 +9,7 @@ import os
 import secrets
 import signal
 import socket as hostsocket
+import textwrap
 import threading
 import time
 import traceback
@@ -22,6 +23,7 @@ import structlog
 from gymwire.env_agent import failure_reports, signals
 from gymwire.env_agent.crew import CLOSING, Relief
 from gymwire.env_agent.environments import Environments, Service
+from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.progress_reporter import ProgressReporter
 from gymwire.env_agent.sessions import SessionHost
@@ -195,18 +197,21 @@ class Agent:
     def _left_out(self, service: Service, error: BaseException) -> GymwireError:
         """Return the error that says why a service cannot be offered.
 
-        Log it with the traceback if there are others, which are served without this one.
+        It contains the traceback. Log both if there are others, which are served without this one.
         """
+        is_only = len(self._services) == 1
         failed = error
         trace: dict[str, str] = {}
         if not isinstance(failed, GymwireError):
             frames = traceback.extract_tb(error.__traceback__)
-            where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if frames else ""
-            why = f"{type(error).__name__}: {error}"
-            failed = ConfigurationError(f"{service.factory.name} cannot be made: {why}{where}")
-            failed.__cause__ = error
+            is_here = frames and not isinstance(error, RaisedInChild)
+            where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if is_here else ""
+            text = f"{service.factory.name} cannot be made: {type(error).__name__}: {error}{where}"
             trace["traceback"] = failure_reports.trace_of(error)
-        if len(self._services) > 1:
+            more = f"\n\n{textwrap.indent(trace['traceback'].rstrip(), '    ')}" if is_only else ""
+            failed = ConfigurationError(text + more)
+            failed.__cause__ = error
+        if not is_only:
             self._log.error("offer left out", address=service.address, why=str(failed), **trace)
         return failed
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 import numpy as np
 from gymnasium import Space
+from gymnasium.spaces import utils
 
 from gymwire.protocol.errors import EncodingError, MoveError, ProtocolError
 
@@ -109,6 +110,17 @@ class RemoteSpace(Space[Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RemoteSpace, (self.kind, self.path, None, self._shape, self.dtype)
+
+
+def _cannot_flatten(space: RemoteSpace, *_: Any) -> NoReturn:
+    raise NotImplementedError(
+        f"{space.path} is a {space.kind}, which only the env agent knows, so it cannot be "
+        f"flattened here. Wrappers that need it are applied there with `gymwire serve --wrap`."
+    )
+
+
+for _function in (utils.flatdim, utils.flatten_space, utils.flatten):
+    _function.register(RemoteSpace, _cannot_flatten)
 
 
 def _given(mask: Any, probability: Any) -> tuple[Any, ...]:

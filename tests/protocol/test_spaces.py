@@ -11,6 +11,7 @@ import msgpack
 import numpy as np
 import pytest
 from gymnasium import Space, spaces
+from gymnasium.spaces.utils import flatten_space
 from gymnasium.vector.utils import batch_space
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -112,6 +113,12 @@ def test_a_foreign_space_is_found_by_name_and_place(odd: Space[Any], sent_as: st
     assert (found.sent_as, found.space) == (sent_as, odd)
     assert type(build(describe(odd))).__name__ == sent_as
     assert build(describe(space)) == build(describe(space))
+
+
+def test_a_space_that_cannot_be_flattened_points_to_the_env_agent() -> None:
+    space = build(describe(spaces.Dict({"mission": MySpace()})), root="observation_space")
+    with pytest.raises(NotImplementedError, match=r'\["mission"\] is a .*MySpace.*--wrap'):
+        flatten_space(space)
 
 
 def test_what_is_not_a_space_is_refused() -> None:

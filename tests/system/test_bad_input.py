@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -321,6 +322,22 @@ def test_an_unknown_host_is_an_error(programs: Programs) -> None:
     agent = programs.start("gymwire", "serve", *options)
     assert agent.wait() == 2
     assert "the host 'no-such-host.invalid' is unknown" in agent.output[-1]
+
+
+@pytest.mark.parametrize("options", [(), ("--python", sys.executable)], ids=["here", "there"])
+def test_the_only_environment_reports_where_it_failed(
+    programs: Programs, options: tuple[str, ...]
+) -> None:
+    _, url = programs.broker()
+    env = "tests.registering_envs:broken"
+    agent = programs.start("gymwire", "serve", "broken", env, "--broker", url, *options)
+    assert agent.wait() == 2
+    (first,) = [line for line in agent.output if line.startswith("gymwire serve: ")]
+    assert "broken cannot be made: RuntimeError: no licence server" in first
+    assert "child_process.py" not in first
+    trace = "".join(agent.output)
+    assert "Traceback" in trace
+    assert 'registering_envs.py", line' in trace
 
 
 def test_more_sessions_than_slots_are_an_error(programs: Programs) -> None:
