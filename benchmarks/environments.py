@@ -52,3 +52,26 @@ class Sleeper(gymnasium.Env[NDArray[Any], np.int64]):
         """Sleep, then return zeros."""
         time.sleep(self._sleep_s)
         return np.zeros(4, np.float32), 0.0, False, False, {}
+
+
+class Worker(gymnasium.Env[NDArray[Any], np.int64]):
+    """Computes for `busy_s` in each step, as a simulator does."""
+
+    def __init__(self, busy_s: float = 0.0) -> None:
+        self.observation_space = Box(-1, 1, (4,), np.float32)
+        self.action_space = Discrete(2)
+        self._busy_s = busy_s
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[NDArray[Any], dict[str, Any]]:
+        """Return zeros and no info."""
+        super().reset(seed=seed)
+        return np.zeros(4, np.float32), {}
+
+    def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        """Compute, then return zeros; the episode never ends."""
+        began = time.process_time()
+        while time.process_time() - began < self._busy_s:
+            continue
+        return np.zeros(4, np.float32), 0.0, False, False, {}

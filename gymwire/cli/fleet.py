@@ -89,7 +89,7 @@ def _connect(fleet: Fleet) -> BrokerConnection:
         )
     except BrokerUnreachable as error:
         # The URL has no option of this command.
-        text = str(error).replace("--broker, GYMWIRE_BROKER", f"in {fleet.path}")
+        text = str(error).replace("--broker, broker=, GYMWIRE_BROKER", f"in {fleet.path}")
         raise BrokerUnreachable(text) from None
 
 

@@ -32,7 +32,7 @@ class Rich(gymnasium.Env[NDArray[np.uint8], NDArray[np.float32]]):
         super().reset(seed=seed)
         self.steps = 0
         if options and "array" in options:
-            threading.Event().wait(1.3)  # long enough for PROGRESS
+            threading.Event().wait(2.5)  # long enough for PROGRESS, also on a busy machine
         return self._observation(), {"name": "start"}
 
     def step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks.capacity import Costs, Cpu, Demand, memory_mib, model
+from benchmarks.fleet import ratios
 
 COSTS = Costs(
     ping=Cpu(50, 20),
@@ -39,3 +40,9 @@ def test_each_line_is_a_number_a_second_times_its_cost() -> None:
 
 def test_memory_is_that_of_agents_learners_and_sessions() -> None:
     assert memory_mib(COSTS, DEMAND) == pytest.approx((100 * 300 + 10 * 30 + 1000 * 2) / 1024)
+
+
+def test_a_ratio_compares_figures_of_the_same_way() -> None:
+    found = ratios({8: [300.0, 110.0], 1: [200.0, 100.0]})
+    assert found["8"] == {"p50 µs": 205.0, "ratio": pytest.approx(1.3)}
+    assert found["1"]["ratio"] == 1.0

@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import stat
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -16,8 +15,15 @@ import pytest
 
 from gymwire.protocol.security import keys
 from tests.chaos.fleet import until
-from tests.fleet.fleets import ADDRESS, PATIENCE_S, SLOTS, Learner, Shell, write
-from tests.processes import ROOT, Programs
+from tests.fleet.engine_tests import (  # noqa: F401 - pytest collects them
+    test_a_session_may_go_on_for_the_grace_period_and_is_lost_then,
+    test_an_agent_that_is_killed_is_started_again,
+    test_another_process_finds_the_fleet_again,
+    test_scaling_under_load_loses_no_session,
+    test_up_waits_until_all_agents_are_listed,
+)
+from tests.fleet.fleets import PATIENCE_S, SLOTS, Learner, Shell, write
+from tests.processes import Programs
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs Unix sockets")
 Make = Callable[..., Shell]
@@ -47,73 +53,9 @@ def make(state: Path, tmp_path: Path, broker_url: str) -> Iterator[Make]:
         shell.run("down")
 
 
-def test_up_waits_until_all_agents_are_listed(make: Make) -> None:
-    shell = make("count = 2")
-    found = shell.run("up")
-    assert shell.status == 0
-    assert [one["name"].rpartition("/")[2] for one in found["agents"]] == ["0", "1"]
-    assert all(one["state"] == "ready" for one in found["agents"])
-    assert all(one["free"] == {ADDRESS: SLOTS} for one in found["agents"])
-
-
-def test_another_process_finds_the_fleet_again(make: Make) -> None:
-    shell = make("count = 1")
-    pid = shell.run("up")["agents"][0]["pid"]
-    command = ["-m", "gymwire", "fleet", "down", str(shell.path)]
-    subprocess.run([sys.executable, *command], cwd=ROOT, check=True, capture_output=True)
-    assert shell.agents() == {}
-    with pytest.raises(ProcessLookupError):
-        os.kill(pid, 0)
-
-
-def test_an_agent_that_dies_is_started_again(make: Make, broker_url: str) -> None:
-    shell = make("count = 2")
-    before = shell.run("up")["agents"]
-    learners = [Learner(broker_url, seed) for seed in range(3)]
-    for learner in learners:
-        learner.wait_for_steps(20)
-    os.kill(before[0]["pid"], signal.SIGKILL)
-    name, pid = before[0]["name"], before[0]["pid"]
-    # The fleet may not have noticed yet.
-    until(lambda: shell.agents().get(name, before[0])["pid"] != pid, "another process", PATIENCE_S)
-    until(lambda: shell.ready() == 2, "both agents are ready", PATIENCE_S)
-    for learner in learners:
-        learner.wait_for_steps(20)
-        learner.check()
-    assert sum(learner.lost for learner in learners) >= 1
-
-
-def test_scaling_under_load_loses_no_session(make: Make, broker_url: str) -> None:
-    shell = make("count = 1", grace_s=0.5)
-    shell.run("up")
-    learner = Learner(broker_url, 1)
-    learner.wait_for_steps(20)
-    assert len(shell.run("scale", "--agents", "3")["agents"]) == 3
-    assert shell.status == 0
-    learner.wait_for_steps(20)
-    shell.run("scale", "--agents", "1")  # the one with the session stays
-    until(lambda: len(shell.agents()) == 1, "two agents have ended", PATIENCE_S)
-    learner.wait_for_steps(20)
-    learner.check()
-    assert learner.lost == 0
-
-
-def test_a_session_may_go_on_for_the_grace_period_and_is_lost_then(
-    make: Make, broker_url: str
-) -> None:
-    shell = make("count = 1", grace_s=1)
-    shell.run("up")
-    learner = Learner(broker_url, 1)
-    learner.wait_for_steps(20)
-    assert len(shell.run("drain")["draining"]) == 1
-    learner.wait_for_steps(20)
-    until(lambda: shell.agents() == {}, "the agent has ended", PATIENCE_S)
-    until(lambda: learner.lost == 1, "the learner was told", PATIENCE_S)
-    shell.run("up")
-    learner.wait_for_steps(20)
-    learner.check()
-    assert "its env agent on" in learner.texts[0]
-    assert "has stopped: its grace period of 1 s is over" in learner.texts[0]
+@pytest.fixture
+def shell(make: Make) -> Shell:
+    return make("count = 2", grace_s=1)
 
 
 def test_all_agents_end_with_their_supervisor(make: Make) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +13,16 @@ import pytest
 
 from gymwire.protocol.security import keys
 from tests.chaos.fleet import until
+from tests.fleet.engine_tests import (  # noqa: F401 - pytest collects them
+    go_on,
+    heals,
+    play,
+    test_a_session_may_go_on_for_the_grace_period_and_is_lost_then,
+    test_an_agent_that_is_killed_is_started_again,
+    test_another_process_finds_the_fleet_again,
+    test_scaling_under_load_loses_no_session,
+    test_up_waits_until_all_agents_are_listed,
+)
 from tests.fleet.fleets import PATIENCE_S, Learner, Shell, write
 from tests.processes import ROOT, Programs
 
@@ -59,26 +67,6 @@ def shell(cluster: Any, tmp_path: Path, broker_url: str) -> Iterator[Shell]:
     assert shell.agents() == {}
 
 
-@pytest.fixture
-def learners(broker_url: str) -> Iterator[list[Learner]]:
-    """An empty list of learners, all of which are checked at the end."""
-    learners: list[Learner] = []
-    yield learners
-    for learner in learners:
-        learner.check()
-
-
-def play(learners: list[Learner], broker: str, count: int = 2) -> None:
-    """Start learners, and wait until each plays."""
-    learners += [Learner(broker, seed) for seed in range(count)]
-    go_on(learners)
-
-
-def go_on(learners: list[Learner]) -> None:
-    for learner in learners:
-        learner.wait_for_steps(20)
-
-
 def variable(pid: int, name: str) -> str:
     """Return a variable of a process's environment."""
     environ = Path(f"/proc/{pid}/environ").read_bytes().decode().split("\0")
@@ -96,41 +84,8 @@ def node_of(name: str) -> str:
     return next(str(row["Address"]["NodeID"]) for row in rows if row["State"] == "ALIVE")
 
 
-def heals(shell: Shell, before: dict[str, Any], *names: str) -> None:
-    """Wait until all agents are ready and those with these names are new processes."""
-
-    def healed() -> bool:
-        now = shell.agents()
-        return all(one["state"] == "ready" for one in now.values()) and not any(
-            now[name]["pid"] == before[name]["pid"] for name in names
-        )
-
-    until(healed, "the fleet is healed", PATIENCE_S)
-    assert shell.agents().keys() == before.keys()
-
-
-def test_agents_are_spread_and_found_again_by_another_driver(shell: Shell) -> None:
-    up = ["-m", "gymwire", "fleet", "up", str(shell.path), "--on", "ray"]
-    subprocess.run([sys.executable, *up], cwd=ROOT, check=True, capture_output=True)
-    agents = shell.agents()
-    assert [one["state"] for one in agents.values()] == ["ready", "ready"]
-    assert len({node_of(name) for name in agents}) == 2
-    assert shell.run("up")["agents"][0]["pid"] == next(iter(agents.values()))["pid"]
-    down = ["-m", "gymwire", "fleet", "down", str(shell.path), "--on", "ray"]
-    subprocess.run([sys.executable, *down], cwd=ROOT, check=True, capture_output=True)
-    assert shell.agents() == {}
-
-
-def test_an_agent_that_is_killed_is_started_again(
-    shell: Shell, learners: list[Learner], broker_url: str
-) -> None:
-    shell.run("up")
-    play(learners, broker_url, 3)
-    before = shell.agents()
-    name, agent = next(iter(before.items()))
-    os.kill(agent["pid"], signal.SIGKILL)
-    heals(shell, before, name)
-    go_on(learners)
+def test_agents_are_spread(shell: Shell) -> None:
+    assert len({node_of(one["name"]) for one in shell.run("up")["agents"]}) == 2
 
 
 def test_an_agent_ends_with_its_actor_which_ray_starts_again(
@@ -171,34 +126,6 @@ def test_agents_of_a_lost_node_move_to_others_and_new_nodes_are_used(
     until(lambda: shell.agents() == {}, "all agents have ended", PATIENCE_S)
     cluster.remove_node(added)
     shell.run("up")  # the learners wait for it
-
-
-def test_scaling_under_load_loses_no_session(
-    shell: Shell, learners: list[Learner], broker_url: str
-) -> None:
-    shell.run("up")
-    play(learners, broker_url, 1)
-    shell.run("scale", "--agents", "4")
-    assert shell.status == 0
-    go_on(learners)
-    shell.run("scale", "--agents", "1")
-    until(lambda: len(shell.agents()) == 1, "three agents have ended", PATIENCE_S)
-    go_on(learners)
-    assert learners[0].lost == 0
-
-
-def test_a_draining_agent_keeps_its_session_for_the_grace_period(
-    shell: Shell, learners: list[Learner], broker_url: str
-) -> None:
-    shell.run("up")
-    play(learners, broker_url, 1)
-    shell.run("drain")
-    go_on(learners)
-    assert learners[0].lost == 0
-    until(lambda: shell.agents() == {}, "the agents have ended", PATIENCE_S)
-    until(lambda: learners[0].lost == 1, "the learner was told", PATIENCE_S)
-    shell.run("up")
-    go_on(learners)
 
 
 def test_labels_choose_the_node(cluster: Any, tmp_path: Path, broker_url: str) -> None:

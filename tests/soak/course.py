@@ -305,6 +305,9 @@ def _say_medians(measured: Sequence[Phase], say: Say) -> None:
         for address in (CARTPOLE, PICTURE):
             row = _median(measured, name, address)
             say(f"{name:18} {address:13} {row.p50:5.2f} ms {row.p99:5.2f} ms  {row.times:6.2f}")
+    for address in (CARTPOLE, PICTURE) if ELSEWHERE in _names(measured) else ():
+        here, there = (_median(measured, name, address).p99 for name in ("all", ELSEWHERE))
+        say(f"{'all / elsewhere':18} {address:13} {'':8} {'':8}  {here / there:6.2f}")
 
 
 def _say_cpu(measured: Sequence[Phase], say: Say) -> None:

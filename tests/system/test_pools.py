@@ -20,6 +20,7 @@ from gymwire import ProxyEnv
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import AddressUnknown, EnvironmentLost, NoFreeSlot
 from tests.processes import PATIENCE_S, ROOT, Program, Programs
+from tests.sampling import thorough
 
 T = TypeVar("T")
 POOL = ("--address", "pool", "--env", "tests.system.pool_envs:Located", "--threads", "1")
@@ -160,7 +161,7 @@ def test_workers_that_keep_dying_are_started_at_longer_and_longer_intervals(
     ("options", "said"),
     [
         (["--env", "tests.system.pool_envs:Deadly"], "licence has expired"),
-        (["--env", "NoSuchEnvironment-v0"], "NoSuchEnvironment"),
+        thorough(["--env", "NoSuchEnvironment-v0"], "NoSuchEnvironment"),
         (["--max-sessions", "1"], "workers need --max-sessions"),
     ],
 )

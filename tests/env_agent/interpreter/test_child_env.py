@@ -29,6 +29,7 @@ from gymwire.protocol.values import Opaque, encode, opaque
 from tests.interpreters import bare, others
 from tests.rich_envs import Rich
 from tests.sameness import assert_same
+from tests.sampling import sampled
 from tests.space_zoo import ZOO
 
 Make = Callable[..., ChildEnv]
@@ -41,7 +42,7 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
     return bare(tmp_path_factory.mktemp("bare"))
 
 
-@pytest.fixture(params=["without-packages", *OTHERS])
+@pytest.fixture(params=["without-packages", *sampled(OTHERS, 2)])
 def python(request: pytest.FixtureRequest, bare_python: str) -> str:
     """Every interpreter that there is."""
     return OTHERS.get(request.param, bare_python)
