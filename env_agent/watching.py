@@ -19,7 +19,7 @@ from gymwire.protocol.codec import MAX_CONTROL, PLAIN, Frame, Header
 from gymwire.protocol.dialogue import State
 from gymwire.protocol.messages import Watch, Watched
 
-FORGET_S = 1.0  # an environment that nobody has watched for so long has no share of the rate
+FORGET_S = 1.0  # an environment that nobody has watched for this long has no share of the rate
 MAX_WATCHERS = 64  # that wait for one frame
 HEAD_BYTES = 1024  # of a WATCHED, at most, without the frame
 MAX_WHY = 300  # characters

@@ -80,7 +80,7 @@ class FleetControl:
         """
         return self._joined([*self._find()], running)
 
-    def look(self) -> tuple[list[AgentStatus], GymwireError | None]:
+    def status_and_fault(self) -> tuple[list[AgentStatus], GymwireError | None]:
         """Return all agents, and the error if the broker does not answer.
 
         In this case the engine alone describes the agents.
@@ -200,12 +200,12 @@ class FleetControl:
     def wait_until_ready(
         self, count: int, deadline: float
     ) -> tuple[list[AgentStatus], GymwireError | None]:
-        """Wait until the broker lists `count` agents; return as `look`.
+        """Wait until the broker lists `count` agents; return as `status_and_fault`.
 
         `deadline`: when to give up, in monotonic seconds.
         """
         while True:
-            agents, fault = self.look()
+            agents, fault = self.status_and_fault()
             ready = sum(one.state == READY for one in agents)
             if ready >= count or time.monotonic() >= deadline or _is_final(fault):
                 return agents, fault
@@ -232,8 +232,8 @@ class FleetControl:
     def watch(self, stopped: Callable[[float], bool]) -> None:
         """Scale by the broker's report until `stopped` returns true.
 
-        `stopped`: waits for so many seconds, and returns whether to stop. While the broker does not
-        answer, the fleet stays as it is.
+        `stopped`: waits for that many seconds, and returns whether to stop. While the broker does
+        not answer, the fleet stays as it is.
         """
         scaler, why = Scaler(self.fleet.scale), ""
         while True:

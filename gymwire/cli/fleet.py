@@ -126,7 +126,7 @@ def _act(options: Options, control: FleetControl, output: Output) -> int:
             output.say("the fleet is down" + (f"; killed: {', '.join(killed)}" if killed else ""))
             return NOT_READY if killed else 0
         case _:
-            agents, fault = control.look()
+            agents, fault = control.status_and_fault()
             _show(options, control.fleet, agents, fault, output)
             return 0 if fault is None else NOT_READY
     return 0
