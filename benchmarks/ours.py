@@ -67,8 +67,8 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def program(name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `python -m NAME` until the context ends."""
-    command = [sys.executable, "-m", name, "--log-level", "warning", *arguments]
+    """Run `python -m NAME` until the context ends; `gymwire web` is such a name, too."""
+    command = [sys.executable, "-m", *name.split(), "--log-level", "warning", *arguments]
     process = subprocess.Popen(command)
     try:
         yield process
