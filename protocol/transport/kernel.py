@@ -18,7 +18,8 @@ _LAST_DATA_RECV = slice(52, 56)
 _BYTES_RECEIVED = slice(128, 136)
 _LOOK_AGAIN_S = 0.005
 
-_getsockopt = ctypes.CDLL(None).getsockopt
+if sys.platform == "linux":
+    _getsockopt = ctypes.CDLL(None).getsockopt
 
 
 @contextlib.contextmanager
