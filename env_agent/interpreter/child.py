@@ -540,7 +540,7 @@ class DmEnv:
         """Start an episode. A seed becomes the RandomState of a dm_control task."""
         if options is not None:
             raise ValueError("The reset of an environment of dm_env takes no options.")
-        task = getattr(self.env, "task", None)
+        task: Any = getattr(self.env, "task", None)
         if seed is not None and hasattr(task, "_random"):
             task._random = np.random.RandomState(seed)  # noqa: SLF001 - dm_control has no other way
         elif seed is not None and hasattr(self.env, "seed"):
