@@ -484,6 +484,84 @@ class DictSpace:
         self.spaces = OrderedDict(pairs)
 
 
+# --- environments of dm_env -----------------------------------------------------------------------
+
+
+class SpecSpace:
+    """A spec of dm_env, or a dict or a list of specs, with the attributes of Gymnasium's spaces."""
+
+    sort_keys = False
+
+    def __init__(self, spec: Any) -> None:
+        if isinstance(spec, Mapping):
+            self.spaces: Any = OrderedDict((key, SpecSpace(one)) for key, one in spec.items())
+        elif isinstance(spec, (list, tuple)):
+            self.spaces = [SpecSpace(one) for one in spec]
+        else:
+            self._read(spec)
+
+    def _read(self, spec: Any) -> None:
+        self.dtype = dtype = np.dtype(spec.dtype)
+        if hasattr(spec, "num_values"):
+            self.n = int(spec.num_values)
+            return
+        if hasattr(spec, "minimum"):
+            bounds = spec.minimum, spec.maximum
+        elif dtype.kind == "f":
+            bounds = -np.inf, np.inf
+        elif dtype.kind == "b":
+            bounds = False, True
+        else:
+            bounds = np.iinfo(dtype).min, np.iinfo(dtype).max
+        self.shape = tuple(spec.shape)
+        self.low, self.high = (
+            np.broadcast_to(np.asarray(one, dtype), self.shape).copy() for one in bounds
+        )
+
+    def arrays(self, value: Any) -> Any:
+        """Return an observation as this space has it: numbers become arrays."""
+        inside = getattr(self, "spaces", None)
+        if inside is None:
+            return np.asarray(value, self.dtype) if hasattr(self, "low") else value
+        if isinstance(inside, list):
+            return tuple(space.arrays(item) for space, item in zip(inside, value))
+        return {key: space.arrays(value[key]) for key, space in inside.items()}
+
+
+class DmEnv:
+    """An environment of dm_env, as in `adapters/foreign.py`, but without rendering."""
+
+    def __init__(self, made: Any) -> None:
+        self.env = made
+        self.observation_space = SpecSpace(made.observation_spec())
+        self.action_space = SpecSpace(made.action_spec())
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        """Start an episode. A seed becomes the RandomState of a dm_control task."""
+        if options is not None:
+            raise ValueError("The reset of an environment of dm_env takes no options.")
+        task: Any = getattr(self.env, "task", None)
+        if seed is not None and hasattr(task, "_random"):
+            task._random = np.random.RandomState(seed)  # noqa: SLF001 - dm_control has no other way
+        elif seed is not None and hasattr(self.env, "seed"):
+            self.env.seed(seed)
+        return self.observation_space.arrays(self.env.reset().observation), {}
+
+    def step(self, action: Any) -> Any:
+        """Run one step; the info has the discount."""
+        made = self.env.step(action)
+        is_last = bool(made.last())
+        terminated = is_last and bool(made.discount == 0)
+        observation = self.observation_space.arrays(made.observation)
+        info = {"discount": made.discount}
+        return observation, made.reward, terminated, is_last and not terminated, info
+
+    def close(self) -> None:
+        """Close the environment, if it can be closed."""
+        if hasattr(self.env, "close"):
+            self.env.close()
+
+
 # --- one environment ------------------------------------------------------------------------------
 
 
@@ -724,6 +802,8 @@ class Child:
             except ImportError:
                 np = None
         made = make(self._targets[name], mode, unpack(kwargs), kind)
+        if hasattr(made, "observation_spec") and hasattr(made, "action_spec"):
+            made = DmEnv(made)
         made = converted(made, kind)
         has = kind_of(made)
         if has != ENV:

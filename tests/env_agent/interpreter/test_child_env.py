@@ -15,6 +15,7 @@ import pytest
 from gymnasium.vector import AutoresetMode
 
 from gymwire.env_agent import failure_reports
+from gymwire.env_agent.adapters import foreign
 from gymwire.env_agent.description import describe
 from gymwire.env_agent.elsewhere import EnvironmentGone, why_gone
 from gymwire.env_agent.factory import resolve
@@ -26,6 +27,7 @@ from gymwire.env_agent.runners.runner import Runner
 from gymwire.protocol.errors import ConfigurationError, EncodingError, GymwireError
 from gymwire.protocol.messages import Call, Code, EnvKind
 from gymwire.protocol.values import Opaque, encode, opaque
+from tests.env_agent.adapters.test_foreign import Dm
 from tests.interpreters import bare, others
 from tests.rich_envs import Rich
 from tests.sameness import assert_same
@@ -364,3 +366,20 @@ def test_close_closes_the_environment_and_ends_the_process(python: str, tmp_path
     env.close()
     assert (tmp_path / "mark").read_text() == "closed\n"
     assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("discount", [0.0, 1.0])
+def test_an_environment_of_dm_env_gives_what_it_gives_here(make: Make, discount: float) -> None:
+    remote = make("tests.env_agent.adapters.test_foreign:Dm", sys.executable, discount=discount)
+    local = foreign.DmEnv(Dm(discount=discount), None)
+    assert remote.observation_space == local.observation_space
+    assert remote.action_space == local.action_space
+    assert_same(remote.reset(seed=3), local.reset(seed=3))
+    for _ in range(5):
+        action = local.action_space.sample()
+        step = local.step(action)
+        assert_same(remote.step(action), step)
+        if step[2] or step[3]:
+            assert_same(remote.reset(), local.reset())
+    with pytest.raises(RaisedInChild, match="takes no options"):
+        remote.reset(options={"a": 1})
