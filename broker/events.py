@@ -23,7 +23,8 @@ class Send(NamedTuple):
 class Sender(NamedTuple):
     """What the socket knows about the sender of a frame.
 
-    `on_host`: whether it is known to be a process of the broker's host.
+    `on_host`: whether it is known to be a process of the broker's host. `unread`: how many bytes it
+    has not read yet, if it sends WATCH and the system knows.
     """
 
     rid: bytes
@@ -32,3 +33,4 @@ class Sender(NamedTuple):
     identity: str
     connection: int = 0
     on_host: bool = False
+    unread: int = 0

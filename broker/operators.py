@@ -12,7 +12,7 @@ from gymwire.broker.rate_limit import RateLimiter
 from gymwire.broker.refusals import ASK_OPERATOR, Refusal, RetryLater, describe_key, not_allowed
 from gymwire.broker.sessions import Sessions
 from gymwire.broker.tables import Peer, Session, Steps, Tables
-from gymwire.broker.watches import Watches
+from gymwire.broker.watches import PendingWatch, Watches
 from gymwire.protocol.capabilities import OBSERVE, WATCH
 from gymwire.protocol.codec import MAX_INT, Frame, Header, renumber
 from gymwire.protocol.errors import DecodingError
@@ -128,7 +128,8 @@ class Operators:
         if wait_s:
             raise RetryLater(BusyReason.RATE, wait_s)
         loop = session.loop.rid
-        number = self._watches.begin(peer.rid, header.sid, header.seq, loop, now)
+        watch = PendingWatch(peer.rid, header.sid, request.env, loop, header.seq)
+        number = self._watches.begin(watch, now, sender.unread)
         return [Send.message(loop, request, header.sid, number)]
 
     def _watchable(self, peer: Peer, sid: int) -> Session:

@@ -250,7 +250,9 @@ class Server:
             fd = fd_of(origin)
             asks = len(data) > KIND_AT and data[KIND_AT] in _FROM_HOST
             on_host = asks and self._router.is_from_host(fd)
-            sender = Sender(rid, fd, key, name, self._router.connection_id(fd), on_host)
+            watches = asks and data[KIND_AT] == Kind.WATCH
+            unread = self._router.unread(fd) if watches else 0
+            sender = Sender(rid, fd, key, name, self._router.connection_id(fd), on_host, unread)
         if not takes_long(data):
             self._handle(ReceivedFrame(sender, origin, data, at), now)
         elif not self._long.put(key or rid, len(data), ReceivedFrame(sender, origin, data, at)):

@@ -1,7 +1,8 @@
 """The requests of watchers, and which of them wait for a frame.
 
 A watcher asks for one frame at a time, and the env agent answers each WATCH at most once. So
-nothing is queued for a watcher that is slow: it asks less often, and misses frames.
+nothing is queued for a watcher that is slow: it asks less often, and misses frames. One that asks
+but does not read gets no further frame.
 """
 
 from __future__ import annotations
@@ -12,47 +13,63 @@ from dataclasses import dataclass
 from gymwire.broker.refusals import RetryLater
 from gymwire.protocol.messages import BusyReason
 
-MIN_WATCH_S = 0.05  # between two requests of a watcher for frames of one session
-MAX_WATCHES = 1024  # watchers and their sessions; beyond that, the oldest are forgotten
+MIN_WATCH_S = 0.05  # between two requests of a watcher
+MAX_WATCHES = 1024  # watchers; beyond that, the oldest are forgotten
+MAX_UNREAD = 64 * 1024  # bytes that a watcher's connection has not taken, for another frame
+UNREAD_RETRY_S = 0.5  # when a watcher that has not read its last frame may ask again
 
 
 @dataclass(slots=True)
 class PendingWatch:
-    """A WATCH of a watcher, answered or not."""
+    """The latest WATCH of a watcher, answered or not."""
 
     rid: bytes
     sid: int
+    env: int
     loop: bytes  # the routing id of the serving loop that has the session
-    number: int  # of the WATCH that the loop gets; the same as long as it is not answered
     seq: int  # of the watcher's own request
+    number: int = 0  # of the WATCH that the loop gets; the same as long as it is not answered
     asked_at: float = 0.0
     is_waiting: bool = True
 
+    @property
+    def shows(self) -> tuple[int, int, bytes]:
+        """The environment to show."""
+        return self.sid, self.env, self.loop
+
 
 class Watches:
-    """The latest WATCH of each watcher for each session."""
+    """The latest WATCH of each watcher, the only one that is answered."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count(1)
-        self._latest: dict[tuple[bytes, int], PendingWatch] = {}  # the oldest first
+        self._latest: dict[bytes, PendingWatch] = {}  # by watcher, the oldest first
         self._waiting: dict[int, PendingWatch] = {}  # by number
 
-    def begin(self, rid: bytes, sid: int, seq: int, loop: bytes, now: float) -> int:
+    def begin(self, watch: PendingWatch, now: float, unread: int) -> int:
         """Return the number for the WATCH that a loop gets. Raises RetryLater if it comes too soon.
 
         A watcher that repeats its request, or sends another before the answer, gets one frame.
+
+        Args:
+            watch: what a watcher asks for.
+            now: the time, in monotonic seconds.
+            unread: how many bytes the watcher's connection has not taken yet.
         """
-        known = self._latest.pop((rid, sid), None)
+        rid = watch.rid
+        known = self._latest.get(rid)
         if known is not None and now < known.asked_at + MIN_WATCH_S:
-            self._latest[rid, sid] = known
             raise RetryLater(BusyReason.RATE, known.asked_at + MIN_WATCH_S - now)
-        if known is not None and known.is_waiting and known.loop == loop:
-            watch, watch.seq = known, seq
+        if unread > MAX_UNREAD:
+            raise RetryLater(BusyReason.RATE, UNREAD_RETRY_S)
+        self._latest.pop(rid, None)
+        if known is not None and known.is_waiting and known.shows == watch.shows:
+            known.seq, watch = watch.seq, known
         else:
-            watch = PendingWatch(rid, sid, loop, next(self._numbers), seq)
+            watch.number = next(self._numbers)
             self._forget(known)
         watch.asked_at = now
-        self._latest[rid, sid] = self._waiting[watch.number] = watch
+        self._latest[rid] = self._waiting[watch.number] = watch
         if len(self._latest) > MAX_WATCHES:
             self._forget(self._latest.pop(next(iter(self._latest))))
         return watch.number

@@ -11,7 +11,7 @@ from typing import Any
 
 import structlog
 
-from gymwire.env_agent.environments import Service
+from gymwire.env_agent.environments import MAX_WATCH_RATE, WATCH_RATE, Service
 from gymwire.env_agent.factory import Factory, resolve, resolve_wrapper
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.protocol.address import parse_address
@@ -26,6 +26,7 @@ KEYS = {
     "expose": list,
     "strict_infos": bool,
     "watchable": bool,
+    "watch_rate": int,
     "python": str,
     "spaces": str,
     "wrap": list,
@@ -42,6 +43,7 @@ def service(  # noqa: PLR0913 - these are the keys of an offer
     expose: Sequence[str] = (),
     strict_infos: bool = False,
     watchable: bool = False,
+    watch_rate: int = WATCH_RATE,
     python: str | None = None,
     spaces: str | None = None,
     wrap: Sequence[str] = (),
@@ -52,6 +54,10 @@ def service(  # noqa: PLR0913 - these are the keys of an offer
         max_sessions = DEFAULT_SLOTS if python is None else _processors()
     if max_sessions < 1:
         raise ConfigurationError(f"max_sessions must be 1 or more, not {max_sessions}.")
+    if not 1 <= watch_rate <= MAX_WATCH_RATE:
+        raise ConfigurationError(
+            f"watch_rate must be from 1 to {MAX_WATCH_RATE} frames per second, not {watch_rate}."
+        )
     factory: Factory | ChildFactory
     if python is not None:
         if wrap:
@@ -69,7 +75,15 @@ def service(  # noqa: PLR0913 - these are the keys of an offer
         factory = replace(
             resolve(env, env_kwargs or {}), wrappers=tuple(map(resolve_wrapper, wrap))
         )
-    return Service(address, factory, max_sessions, tuple(expose), strict_infos, watchable=watchable)
+    return Service(
+        address,
+        factory,
+        max_sessions,
+        tuple(expose),
+        strict_infos,
+        watchable=watchable,
+        watch_rate=watch_rate,
+    )
 
 
 def _processors() -> int:

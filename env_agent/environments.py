@@ -22,6 +22,9 @@ from gymwire.protocol.pictures import RENDER_MODES
 MAX_NUM_ENVS = 4096  # of one session: a number from the wire must not exhaust the memory
 
 
+WATCH_RATE, MAX_WATCH_RATE = 10, 20  # frames per second: the default and the maximum
+
+
 @dataclass(frozen=True)
 class Service:
     """One environment under one address, as the operator configured it.
@@ -34,6 +37,7 @@ class Service:
         strict_infos: whether an info value that cannot be serialized is an error.
         recorder: records the episodes; None: they are not recorded.
         watchable: whether operators may watch the sessions.
+        watch_rate: how many frames of a session to render per second, at most.
         watch_modes: how they can be shown, the best mode first; `describe` finds it out.
     """
 
@@ -44,6 +48,7 @@ class Service:
     strict_infos: bool = False
     recorder: Recorder | None = None
     watchable: bool = False
+    watch_rate: int = WATCH_RATE
     watch_modes: list[str] = field(default_factory=list, compare=False)
 
 

@@ -208,7 +208,17 @@ class SessionHost:
                 tag_size=0 if signer is None else signing.TAG_SIZE,
             )
         learner, why = learner_facts(request), _unwatchable(service, runner)
-        return Slot(session, runner, codec, steps, shared.exposed, opened, learner, why)
+        return Slot(
+            session,
+            runner,
+            codec,
+            steps,
+            shared.exposed,
+            opened,
+            learner,
+            why,
+            service.watch_rate,
+        )
 
     def _common(self, service: Service, runner: InLoopRunner, request: Open) -> _Common:
         """Return what the sessions whose environments are alike share."""

@@ -36,6 +36,7 @@ class Slot:
         times: how many steps took how long, see `step_times`.
         learner: what the log says about the learner.
         unwatchable: why the session cannot be watched; "" if it can be.
+        watch_rate: how many frames to render for watchers per second, at most.
         replied_at: when the last reply with time stamps was made, in monotonic nanoseconds.
     """
 
@@ -47,6 +48,7 @@ class Slot:
     opened: Opened
     learner: dict[str, object] = field(default_factory=dict)
     unwatchable: str = ""
+    watch_rate: int = 1
     opened_at: float = 0.0
     heard_at: float = 0.0
     executor: Executor = field(default_factory=Executor)

@@ -1,8 +1,9 @@
 """Watching a session: one WebSocket of JSON is one watcher, with a connection to the broker.
 
-The page sends `{"after": N}`, where N is the `request` of its last frame, first 0. Each message
-gets one answer: `request` with a `frame` or a `text`; `{}` if there is nothing new; `waiting` if
-the environment has been busy for a while; or an `error`.
+The page sends `{"after": N}`, where N is the `request` of its last frame, first 0, and, for another
+environment of a vector than the first, its number as `env`. Each message gets one answer: `request`
+with a `frame` or a `text`; no `request` if there is nothing new; `waiting` if the environment has
+been busy for a while; or an `error`. `envs` is the number of environments of a vector.
 """
 
 from __future__ import annotations
@@ -42,20 +43,22 @@ async def watch(gateway: Gateway, socket: WebSocket) -> None:
 
 async def _answer(watcher: OwnThread[BrokerConnection], session: str, text: str) -> dict[str, Any]:
     try:
-        sid, after = _sid_of(session), _after_of(text)
+        sid, (after, env) = _sid_of(session), _request_of(text)
         frame = await watcher.run(
-            lambda connection: watch_session(connection, sid, after, ANSWER_S)
+            lambda connection: watch_session(connection, sid, after, ANSWER_S, env=env)
         )
     except RequestTimeout:
         return {"waiting": True}
     except (GymwireError, JsonMismatch) as error:
         return {"error": str(error)}
+    answer: dict[str, Any] = {"envs": frame.envs} if frame.envs else {}
     match frame.media_type:
         case "image/png":
-            return {"request": frame.request, "frame": data_url(frame.data)}
+            answer |= {"request": frame.request, "frame": data_url(frame.data)}
         case "text/plain":
-            return {"request": frame.request, "text": frame.data.decode("utf-8", "replace")}
-    return {}
+            text = frame.data.decode("utf-8", "replace")
+            answer |= {"request": frame.request, "text": text}
+    return answer
 
 
 def _sid_of(session: str) -> int:
@@ -64,8 +67,10 @@ def _sid_of(session: str) -> int:
     return int.from_bytes(bytes.fromhex(session))
 
 
-def _after_of(text: str) -> int:
+def _request_of(text: str) -> tuple[int, int]:
     match parsed(text):
-        case {"after": int(after)} if 0 <= after < 2**53:
-            return after
-    raise ConfigurationError('A request is {"after": NUMBER}.')
+        case {"after": int(after), **rest} if 0 <= after < 2**53:
+            env = rest.get("env", 0)
+            if type(env) is int and 0 <= env < 2**31:
+                return after, env
+    raise ConfigurationError('A request is {"after": NUMBER} or {"after": NUMBER, "env": NUMBER}.')

@@ -523,10 +523,13 @@ class Stopped:
 class Watch:
     """Ask for the latest frame of the session in the header.
 
-    `after`: the number of the request after which the watcher's last frame was rendered, or 0.
+    Attributes:
+        after: the number of the request after which the watcher's last frame was rendered, or 0.
+        env: which environment of a vector to show.
     """
 
     after: int = 0
+    env: int = field(default=0, metadata=EXTENSION)
 
 
 @dataclass(frozen=True, slots=True)
@@ -538,12 +541,14 @@ class Watched:
         media_type: "image/png", "text/plain", or "" if there is nothing new.
         data: the frame.
         why: why the session cannot be watched; "" if it can be.
+        envs: of how many environments WATCH can choose one; 0: the session has no vector.
     """
 
     request: int
     media_type: str = ""
     data: bytes = b""
     why: str = ""
+    envs: int = field(default=0, metadata=EXTENSION)
 
 
 Message = (

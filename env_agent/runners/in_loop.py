@@ -75,21 +75,21 @@ class InLoopRunner:
             return (None,) * len(self.env.envs) if isinstance(self.env, SyncVectorEnv) else None
         return self.env.render()
 
-    def render_unnoticed(self) -> Any:
-        """Return what the environment, or the first one of a vector, renders for a watcher.
+    def render_unnoticed(self, index: int = 0) -> Any:
+        """Return what the environment, or one of a vector, renders for a watcher.
 
         Its generator has the same state afterwards, so that no later step differs.
         """
         env = self.env
         if isinstance(env, SyncVectorEnv):
-            env = env.envs[0]
+            env = env.envs[index]
         before = _generator_of(env)
         try:
             frame = env.render()
         finally:
             if before is not None:
                 _restore(env, *before)
-        return frame[0] if isinstance(env, VectorEnv) and frame else frame
+        return frame[index] if isinstance(env, VectorEnv) and frame else frame
 
     def access(self, call: Call) -> Any:
         """Read, write or call the attribute that `call` names; return the value of RESULT."""

@@ -1,12 +1,13 @@
 // The live picture of a session: one WebSocket, which asks for the next frame once it has shown one.
 
 const at = (id) => document.getElementById(id);
-const PAUSE_MS = 100; // between a frame and the request for the next one
+const PAUSE_MS = 50; // between a frame and the request for the next one
 const RETRY_MS = 2000; // after a refusal, or a lost connection
 
 export class Watch {
   constructor() {
     document.addEventListener("visibilitychange", () => this.ask());
+    at("watch-env").addEventListener("change", () => this.choose(Number(at("watch-env").value)));
   }
 
   show(session) {
@@ -15,9 +16,11 @@ export class Watch {
     this.session = session;
     this.socket?.close();
     clearTimeout(this.timer);
-    for (const id of ["watch-frame", "watch-text"]) at(id).hidden = true;
+    for (const id of ["watch-frame", "watch-text", "watch-choice"]) at(id).hidden = true;
     this.say("Waiting for the first frame …");
     this.after = 0;
+    this.env = 0;
+    this.envs = 0;
     if (session !== null) this.open();
   }
 
@@ -36,17 +39,37 @@ export class Watch {
     };
   }
 
+  choose(env) {
+    // Show another environment of the vector.
+    this.env = env;
+    this.after = 0;
+    this.socket?.close(); // an answer on its way is of the previous one
+    clearTimeout(this.timer);
+    this.say("Waiting for the first frame …");
+    this.open();
+  }
+
+  offer(envs) {
+    // Let the visitor choose one of so many environments.
+    if (envs === this.envs) return;
+    this.envs = envs;
+    at("watch-env").replaceChildren(...Array.from({ length: envs }, (_, i) => new Option(i, i)));
+    at("watch-env").value = this.env;
+    at("watch-choice").hidden = envs < 2;
+  }
+
   ask() {
     // A page that nobody sees costs the session nothing.
     if (document.hidden || this.asked || this.socket?.readyState !== WebSocket.OPEN) return;
     clearTimeout(this.timer);
     this.asked = true;
-    this.socket.send(JSON.stringify({ after: this.after }));
+    this.socket.send(JSON.stringify({ after: this.after, env: this.env }));
   }
 
   take(answer) {
     this.asked = false;
     this.timer = setTimeout(() => this.ask(), answer.error ? RETRY_MS : PAUSE_MS);
+    if (answer.envs) this.offer(answer.envs);
     if (answer.error) {
       for (const id of ["watch-frame", "watch-text"]) at(id).hidden = true;
       this.after = 0;

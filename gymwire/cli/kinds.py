@@ -47,6 +47,15 @@ def count(text: str) -> int:
     return int(text)
 
 
+def watch_rate(text: str) -> int:
+    """Return a whole number from 1 to the highest rate of frames. Raises ValueError."""
+    from gymwire.env_agent.environments import MAX_WATCH_RATE
+
+    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= MAX_WATCH_RATE:
+        raise ValueError(f"expected a whole number from 1 to {MAX_WATCH_RATE}, got {text!r:.50}")
+    return int(text)
+
+
 def seconds(text: str) -> float:
     """Return seconds, 0 or more; "inf" is allowed. Raises ValueError."""
     try:
@@ -151,6 +160,7 @@ TEXT = Kind("text", str)
 FLAG = Kind("flag", flag)
 NATURAL = Kind("whole number", natural)
 COUNT = Kind("whole number", count)
+WATCH_RATE = Kind("whole number", watch_rate)
 SECONDS = Kind("seconds", seconds)
 POSITIVE_SECONDS = Kind("seconds", positive_seconds)
 URL = Kind("URL", url)

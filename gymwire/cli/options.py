@@ -133,6 +133,14 @@ OPTIONS = (
         "learners see in `is_watchable` that they can",
     ),
     Option(
+        keyword="watch_rate",
+        kind=kinds.WATCH_RATE,
+        commands=("serve",),
+        default="10",
+        metavar="N",
+        help="with --watchable: frames of a session per second, at most; from 1 to 20",
+    ),
+    Option(
         keyword="direct",
         kind=kinds.DIRECT,
         commands=("serve",),

@@ -49,6 +49,7 @@ class Options(AgentOptions):
     wrap: tuple[str, ...]
     strict_infos: bool
     watchable: bool
+    watch_rate: int
     python: str | None
     spaces: str | None
     direct: str
@@ -174,6 +175,7 @@ def make_services(options: Options) -> list[Service]:
             expose=options.expose,
             strict_infos=options.strict_infos,
             watchable=options.watchable,
+            watch_rate=options.watch_rate,
             python=options.python,
             spaces=options.spaces,
             wrap=options.wrap,

@@ -137,9 +137,16 @@ def stop_agent(connection: BrokerConnection, agent: str) -> Stopped:
 
 
 def watch_session(
-    connection: BrokerConnection, sid: int, after: int = 0, timeout_s: float | None = None
+    connection: BrokerConnection,
+    sid: int,
+    after: int = 0,
+    timeout_s: float | None = None,
+    *,
+    env: int = 0,
 ) -> Watched:
-    """Return the latest frame of a session, of at most ten per second.
+    """Return the latest frame of a session; its env agent limits how many there are per second.
+
+    A connection watches one environment at a time: another call ends the present one's wait.
 
     Args:
         connection: a connection to the broker, whose key needs the right `watch`.
@@ -147,11 +154,12 @@ def watch_session(
         after: `Watched.request` of the last frame that was received; an answer without a
             `media_type` says that there is no later one.
         timeout_s: how long to wait, in seconds; the environment may be in a long step.
+        env: which environment of a vector to show, of `Watched.envs`.
 
     Raises Denied without the right `watch`, Refused if the session cannot be watched, and otherwise
     as `observe`.
     """
-    found = _ask(connection, Watch(after), Watched, sid=sid, timeout_s=timeout_s, needs=WATCH)
+    found = _ask(connection, Watch(after, env), Watched, sid=sid, timeout_s=timeout_s, needs=WATCH)
     if found.why:
         raise Refused(f"Session {session_text(sid)} cannot be watched. {cut(found.why)}")
     return found

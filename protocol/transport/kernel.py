@@ -70,6 +70,23 @@ def bytes_received(fd: int) -> int | None:
     return _tcp_info(fd, _BYTES_RECEIVED)
 
 
+def unread(fd: int) -> int:
+    """Return how many sent bytes the other end's system has not taken; 0 where that is unknown."""
+    if sys.platform != "linux":
+        return 0
+    import fcntl  # Windows has neither
+    import termios
+
+    with connection_socket(fd) as found:
+        if found is None:
+            return 0
+        try:
+            size = fcntl.ioctl(found, termios.TIOCOUTQ, bytes(4))  # SIOCOUTQ
+        except OSError:
+            return 0
+    return int.from_bytes(size, sys.byteorder)
+
+
 def shut_down(fd: int) -> None:
     """Close a connection; libzmq sees it end as if the peer had."""
     with connection_socket(fd) as found, contextlib.suppress(OSError):

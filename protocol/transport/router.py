@@ -261,6 +261,13 @@ class Router:
         """Return whether the other end of a connection is on this host."""
         return kernel.is_from_host(fd)
 
+    def unread(self, fd: int) -> int:
+        """Return how many bytes a connection holds that its other end has not taken.
+
+        Returns 0 if that is unknown: on systems other than Linux.
+        """
+        return kernel.unread(fd)
+
     def idle_s(self, fd: int) -> float | None:
         """Return for how many seconds nothing has arrived on a connection, heartbeats included.
 

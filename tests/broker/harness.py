@@ -70,6 +70,7 @@ class Broker:
     ) -> None:
         self.now = now
         self.on_host = True
+        self.unread = 0
         self.core = Core(
             epoch=epoch,
             now=STARTED if now == LONG_AFTER_START else now,
@@ -96,7 +97,7 @@ class Broker:
             )
         fd = self.fds.setdefault(rid, next(self._fds)) if fd is None else fd
         identity = "" if key is None else key.decode()
-        sender = Sender(rid, fd, key, identity, on_host=self.on_host)
+        sender = Sender(rid, fd, key, identity, on_host=self.on_host, unread=self.unread)
         sends = self.core.receive(sender, bytes(data), self.now)
         while self.core.has_announcements:
             sends += self.core.take_over(self.now)

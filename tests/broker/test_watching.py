@@ -91,6 +91,37 @@ def test_a_watcher_that_asks_too_often_is_told_to_wait(broker: Broker) -> None:
     assert asked(broker.say(WATCHER, Watch(), sid, 501))[1] != number
 
 
+def test_a_watcher_that_chooses_another_environment_gets_that_one_only(broker: Broker) -> None:
+    sid = broker.open(broker.learner())
+    _, first, _ = asked(broker.say(WATCHER, Watch(), sid, 500))
+    broker.now += 1
+    [sent] = broker.say(WATCHER, Watch(0, 3), sid, 501)
+    assert sent.message == Watch(0, 3)
+    assert broker.say(ENV, FRAME, sid, first) == []
+    [answer] = broker.say(ENV, Watched(1, "image/png", b"third", "", 4), sid, sent.header.seq)
+    assert (answer.header.seq, answer.message) == (501, Watched(1, "image/png", b"third", "", 4))
+
+
+def test_one_frame_at_most_is_on_its_way_to_a_watcher(broker: Broker) -> None:
+    rids = [b"\x01l%d" % number for number in range(3)]
+    sids = [broker.open(broker.learner(rid), nonce=rid.ljust(16)) for rid in rids]
+    numbers = []
+    for sid in sids:
+        numbers.append(asked(broker.say(WATCHER, Watch(), sid, 500))[1])
+        broker.now += 1
+    pairs = zip(sids, numbers, strict=True)
+    assert [len(broker.say(ENV, FRAME, sid, number)) for sid, number in pairs] == [0, 0, 1]
+
+
+def test_a_watcher_that_does_not_read_gets_no_frame(broker: Broker) -> None:
+    sid = broker.open(broker.learner())
+    broker.unread = watches.MAX_UNREAD + 1
+    busy = only(broker.say(WATCHER, Watch(), sid, 500), Busy)
+    assert (busy.reason, busy.retry_after_s) == ("rate", watches.UNREAD_RETRY_S)
+    broker.unread = watches.MAX_UNREAD
+    asked(broker.say(WATCHER, Watch(), sid, 500))
+
+
 def test_two_watchers_do_not_wait_for_each_other(broker: Broker) -> None:
     sid = broker.open(broker.learner())
     broker.learner(b"\x01second")

@@ -23,6 +23,7 @@ max_sessions = 2
 expose = ["P"]
 strict_infos = true
 watchable = true
+watch_rate = 5
 """
 
 
@@ -40,6 +41,7 @@ def test_each_offer_of_a_file_becomes_a_service(file: Path) -> None:
     assert (second.address, second.factory.kwargs) == ("lab/ice", {"is_slippery": False})
     assert (second.max_sessions, second.exposed, second.strict_infos) == (2, ("P",), True)
     assert (first.watchable, second.watchable) == (False, True)
+    assert (first.watch_rate, second.watch_rate) == (10, 5)
 
 
 def test_an_offer_may_have_an_interpreter_of_its_own(file: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gymwire import ProxyEnv
+from gymwire import ProxyEnv, ProxyVectorEnv
 from tests.processes import programs
 
 pytest.importorskip("starlette", reason="needs the extra gymwire[web]")
@@ -126,6 +126,23 @@ def test_a_session_is_watched_live(served: tuple[str, str], page: Any) -> None:
         assert page.locator("#watch-state").inner_text() == ""
     page.locator("#session-title", has_text="has ended").wait_for()
     assert not page.locator("#watch-frame").is_visible()
+
+
+def test_an_environment_of_a_vector_is_chosen(served: tuple[str, str], page: Any) -> None:
+    options = {"vectorization_mode": "sync"}
+    with ProxyVectorEnv("shown/cart", 3, served[0], env_kwargs=options) as env:
+        env.reset(seed=1)
+        live_page(page, "shown/cart")
+        page.wait_for_function("document.getElementById('watch-frame').naturalWidth === 600")
+        choice = page.get_by_label("Environment")
+        assert choice.locator("option").all_inner_texts() == ["0", "1", "2"]
+        before = page.locator("#watch-frame").get_attribute("src")
+        choice.select_option("2")
+        page.wait_for_function(
+            "src => document.getElementById('watch-frame').src !== src", arg=before
+        )
+        assert choice.input_value() == "2"
+        assert page.locator("#watch-state").inner_text() == ""
 
 
 def test_a_session_that_renders_text_is_watched_live(served: tuple[str, str], page: Any) -> None:
