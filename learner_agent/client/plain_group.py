@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -54,16 +54,41 @@ class PlainGroup(SessionGroup):
 
     def ask(self, requests: Mapping[int, Message], timeout_s: float | None) -> dict[int, Message]:
         """Send a request for a vector of one to each of these sessions, and return the replies."""
-        replies = super().ask({i: _plain(one) for i, one in requests.items()}, timeout_s)
+        replies = super().ask({i: plain(one) for i, one in requests.items()}, timeout_s)
         return {i: self._batched(requests[i], reply) for i, reply in replies.items()}
+
+    def access_each(self, call: Call, envs: Sequence[int], timeout_s: float | None) -> list[Any]:
+        """Apply a CALL in one of `capabilities.EACH_MODES` to some of the environments.
+
+        An environment has the attributes that its session may use, and no wrappers of Python.
+        """
+        match call.mode:
+            case "each-wrapped":
+                return [False] * len(envs)
+            case "each-has":
+                known = [self._sessions[i].opened.limits.get("attributes") for i in envs]
+                return [isinstance(names, list) and call.name in names for names in known]
+        plain = replace(call, mode=call.mode.removeprefix("each-"))
+        found: list[Any] = [None] * len(envs)
+        places = [*enumerate(envs)]
+        while places:  # more than once if an environment is named more than once
+            first = {i: place for place, i in reversed(places)}
+            for i, reply in super().ask(dict.fromkeys(first, plain), timeout_s).items():
+                assert type(reply) is Result
+                found[first[i]] = reply.value
+            places = [(place, i) for place, i in places if first[i] != place]
+        return found
 
     def reset(self, requests: Mapping[int, Reset], timeout_s: float | None) -> dict[int, Message]:
         """Reset these environments."""
         replies = super().reset(requests, timeout_s)
-        self._before = self._ended, self._final
-        self._ended = self._ended.difference(requests)
-        self._final = {i: one for i, one in self._final.items() if i not in requests}
+        self._mark_reset(requests)
         return replies
+
+    def _mark_reset(self, sessions: Collection[int]) -> None:
+        self._before = self._ended, self._final
+        self._ended = self._ended.difference(sessions)
+        self._final = {i: one for i, one in self._final.items() if i not in sessions}
 
     def undo(self) -> None:
         """Make available again what the present call has marked as returned."""
@@ -90,9 +115,13 @@ class PlainGroup(SessionGroup):
                 return
             self._final = {k: one for k, one in self._final.items() if k != i}
         if i in self._ended:
-            session.begin(Reset())
+            session.begin(self._restart(i))
         else:
             session.begin(Act(next(iterate(self._actions, actions))))
+
+    def _restart(self, i: int) -> Reset:
+        """Return the reset with which the next episode of an environment begins."""
+        return Reset()
 
     def step_ready(self, i: int) -> bool:
         """Return whether `read_step` does not have to wait."""
@@ -111,7 +140,7 @@ class PlainGroup(SessionGroup):
             if _has_ended(percept):
                 self._final = {**self._final, i: percept}
         if i in self._final:
-            session.begin(Reset())
+            session.begin(self._restart(i))
 
     def wait_for_step(self, waiting: Sequence[int], deadline: float | None) -> None:
         """Wait until one of these sessions has a reply."""
@@ -132,15 +161,19 @@ class PlainGroup(SessionGroup):
             final = self._final.get(i)
             if final is not None:
                 flags = final.reward, final.terminated, final.truncated
-                info = {"final_obs": final.observation, "final_info": final.info}
+                info = self._final_info(final)
         reward, terminated, truncated = flags
         return Percept(
             self._batch(reply.observation),
             np.array([reward], np.float64),
             np.array([terminated], np.bool_),
             np.array([truncated], np.bool_),
-            _infos(info, reply.info),
+            infos_of_one(info, reply.info),
         )
+
+    def _final_info(self, final: Percept) -> dict[Any, Any]:
+        """Return the infos about an episode that has ended in this step."""
+        return {"final_obs": final.observation, "final_info": final.info}
 
     def end_steps(self, percepts: Mapping[int, Message]) -> None:
         """Record that the caller has these percepts, and which episodes have ended with them."""
@@ -161,7 +194,7 @@ class PlainGroup(SessionGroup):
         """Return the reply of a vector of one."""
         match request, reply:
             case _, Status(observation, info):
-                return Status(self._batch(observation), _infos(info))
+                return Status(self._batch(observation), infos_of_one(info))
             case _, RenderedFrame(frame) if frame is not None:
                 return RenderedFrame((frame,))
             case Call("get"), Result({"value": value}):
@@ -188,7 +221,7 @@ class _VectorOfOne(VectorEnv[Any, Any, Any]):
 _ONE = _VectorOfOne()
 
 
-def _infos(*infos: Any) -> Any:
+def infos_of_one(*infos: Any) -> Any:
     """Return the infos of a vector of one as they stand in a message."""
     made: dict[str, Any] = {}
     for info in infos:
@@ -200,7 +233,7 @@ def _has_ended(percept: Percept) -> bool:
     return bool(np.any(percept.terminated) or np.any(percept.truncated))
 
 
-def _plain(request: Message) -> Message:
+def plain(request: Message) -> Message:
     """Translate a request for a vector of one into that for a plain environment."""
     match request:
         case Reset(seed, options):

@@ -1,9 +1,9 @@
-"""A group of sessions that truncates the episodes of a lost env agent, and replaces it."""
+"""Groups of sessions that replace those of a lost env agent, and truncate their episodes."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from copy import deepcopy
 from typing import Any
@@ -20,7 +20,71 @@ from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
 RETRY_S = 0.1  # the pause between attempts to open another session
 
 
-class TruncatingGroup(SessionGroup):
+class ReplacingGroup(SessionGroup):
+    """A group that opens another session in the place of a lost one."""
+
+    _mode: AutoresetMode
+    _ended: Collection[int]  # the sessions that are to start again
+
+    def check(self, kind: Kind) -> None:
+        """Raise MoveError unless all sessions that are not lost may send this request now."""
+        for i, session in enumerate(self._sessions):
+            exchange = session.exchange
+            if exchange.lost is None and exchange.unanswered is None and i not in self._ended:
+                dialogue.check_request(exchange.state, kind)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no session has a request without a reply; lost ones need none."""
+        if self._mode is AutoresetMode.SAME_STEP and self.lost:
+            return False
+        return not any(one.exchange.unanswered for one in self._sessions if not one.exchange.lost)
+
+    def _reset_all(
+        self, requests: Mapping[int, Message], timeout_s: float | None
+    ) -> dict[int, Message]:
+        """Reset these sessions, after opening new ones in the place of lost ones."""
+        asked: set[int] = set()
+        while True:
+            for i in requests:
+                if self._is_lost(i):
+                    asked.discard(i)
+                    self._replace(i)
+            for i in requests:
+                if i not in asked and not self._is_lost(i):
+                    self._sessions[i].begin(requests[i])
+                    asked.add(i)
+            with suppress(EnvironmentLost):
+                self.wait_for_all(requests, self.deadline_of(timeout_s))
+                break
+        return self.take(requests)
+
+    def _is_lost(self, i: int) -> bool:
+        return self._sessions[i].exchange.lost is not None
+
+    def _kept(self, observation: Any) -> Any:
+        # The caller gets a single session's observation itself, and may write into it.
+        return deepcopy(observation) if len(self) == 1 else observation
+
+    def _replace(self, i: int) -> None:
+        """Open another session in the place of a lost one. Raises EnvironmentLost."""
+        why, timeout_s = self._sessions[i].exchange.lost, self.connection.timeout_s
+        deadline = self.connection.clock() + timeout_s
+        logs.logger().warning("session lost, opening another", envs=self.names(i), why=why)
+        while True:
+            try:
+                self.reopen([i], wait_s=0.0)
+                return
+            except (AddressUnknown, NoFreeSlot, EnvironmentLost) as error:
+                if self.connection.clock() > deadline:
+                    raise EnvironmentLost(
+                        f"Lost: {self.names(i)} of {self.num_envs} ({why}). For {timeout_s:g} s "
+                        f"no other agent could take their place: {error}"
+                    ) from error
+                self.connection.wait(lambda: False, self.connection.clock() + RETRY_S)
+
+
+class TruncatingGroup(ReplacingGroup):
     """A group that truncates the environments of a lost session.
 
     The percept of a lost session has the last observation known, zeros as rewards, truncated, and
@@ -35,13 +99,6 @@ class TruncatingGroup(SessionGroup):
         self._ended: set[int] = set()  # truncated, and not started again yet
         self._last: list[Any] = [None] * len(self)
         self._reward_dtype = np.dtype(np.float64)
-
-    def check(self, kind: Kind) -> None:
-        """Raise MoveError unless all sessions that are not lost may send this request now."""
-        for i, session in enumerate(self._sessions):
-            exchange = session.exchange
-            if exchange.lost is None and exchange.unanswered is None and i not in self._ended:
-                dialogue.check_request(exchange.state, kind)
 
     # --- steps ------------------------------------------------------------------------------------
 
@@ -95,7 +152,7 @@ class TruncatingGroup(SessionGroup):
     def _start_again(self, i: int) -> None:
         """Reset a new session, unless it has been sent its reset."""
         if not self._sessions[i].pending:
-            self._sessions[i].begin(_fresh_reset())
+            self._sessions[i].begin(fresh_reset())
 
     def read_step(self, i: int, timeout_s: float | None = None) -> Message:
         """Return the percept of a session; if it is lost, one that says so."""
@@ -127,13 +184,6 @@ class TruncatingGroup(SessionGroup):
         super().end_steps(percepts)
         self._ended, self._last = ended, last
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no session has a request without a reply; lost ones need none."""
-        if self._mode is AutoresetMode.SAME_STEP and self.lost:
-            return False
-        return not any(one.exchange.unanswered for one in self._sessions if not one.exchange.lost)
-
     # --- reset ------------------------------------------------------------------------------------
 
     def reset(self, requests: Mapping[int, Reset], timeout_s: float | None) -> dict[int, Message]:
@@ -145,20 +195,7 @@ class TruncatingGroup(SessionGroup):
                     f"The env agent of {self.names(i)} was lost, so they start again together. "
                     f"reset_mask must have True for all of them."
                 )
-        asked: set[int] = set()
-        while True:
-            for i in requests:
-                if self._is_lost(i):
-                    asked.discard(i)
-                    self._replace(i)
-            for i in requests:
-                if i not in asked and not self._is_lost(i):
-                    self._sessions[i].begin(requests[i])
-                    asked.add(i)
-            with suppress(EnvironmentLost):
-                self.wait_for_all(requests, self.deadline_of(timeout_s))
-                break
-        replies = self.take(requests)
+        replies = self._reset_all(requests, timeout_s)
         last = [*self._last]
         for i, status in replies.items():
             assert type(status) is Status
@@ -166,32 +203,6 @@ class TruncatingGroup(SessionGroup):
         self._before = self._ended, self._last
         self._ended, self._last = self._ended.difference(requests), last
         return replies
-
-    # --- loss -------------------------------------------------------------------------------------
-
-    def _is_lost(self, i: int) -> bool:
-        return self._sessions[i].exchange.lost is not None
-
-    def _kept(self, observation: Any) -> Any:
-        # The caller gets a single session's observation itself, and may write into it.
-        return deepcopy(observation) if len(self) == 1 else observation
-
-    def _replace(self, i: int) -> None:
-        """Open another session in the place of a lost one. Raises EnvironmentLost."""
-        why, timeout_s = self._sessions[i].exchange.lost, self.connection.timeout_s
-        deadline = self.connection.clock() + timeout_s
-        logs.logger().warning("session lost, opening another", envs=self.names(i), why=why)
-        while True:
-            try:
-                self.reopen([i], wait_s=0.0)
-                return
-            except (AddressUnknown, NoFreeSlot, EnvironmentLost) as error:
-                if self.connection.clock() > deadline:
-                    raise EnvironmentLost(
-                        f"Lost: {self.names(i)} of {self.num_envs} ({why}). For {timeout_s:g} s "
-                        f"no other agent could take their place: {error}"
-                    ) from error
-                self.connection.wait(lambda: False, self.connection.clock() + RETRY_S)
 
     def _truncated(self, i: int, status: Status | None = None) -> Percept:
         """Return the percept that ends a session's episodes.
@@ -223,7 +234,8 @@ class TruncatingGroup(SessionGroup):
         )
 
 
-def _fresh_reset() -> Reset:
+def fresh_reset() -> Reset:
+    """Return the reset of a new session."""
     # With a seed, because some vectors would repeat their first episodes without one.
     return Reset(secrets.randbits(31), None)
 

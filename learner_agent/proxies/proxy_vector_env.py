@@ -15,6 +15,7 @@ from gymnasium.vector.utils import batch_space
 from numpy.typing import ArrayLike
 
 from gymwire import __version__
+from gymwire.learner_agent.client.plain_group import PlainGroup
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.attributes import declares
@@ -372,6 +373,10 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         """
         if not all(0 <= one < self.num_envs for one in env_ids):
             raise IndexError(f"No such environments: {[*env_ids]}, of {self.num_envs}.")
+        if isinstance(self._group, PlainGroup):
+            self._check_usable()
+            self._steps.check_idle()
+            return self._group.access_each(call, env_ids, self._step_timeout_s)
         places: dict[int, list[int]] = {}
         for place, one in enumerate(env_ids):
             part = next(i for i, part in enumerate(self._group.slices) if one < part.stop)

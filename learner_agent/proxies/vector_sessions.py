@@ -12,10 +12,11 @@ from gymwire.learner_agent.client.plain_group import PlainGroup
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.client.truncating_group import TruncatingGroup
+from gymwire.learner_agent.client.truncating_plain_group import TruncatingPlainGroup
 from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.options import VectorProxyOptions
 from gymwire.protocol import capabilities
-from gymwire.protocol.errors import ConfigurationError, EnvironmentFailed, ProtocolError
+from gymwire.protocol.errors import EnvironmentFailed, ProtocolError
 from gymwire.protocol.messages import EnvKind
 
 
@@ -31,13 +32,9 @@ def open_group(options: VectorProxyOptions, connection: BrokerConnection) -> Ses
     except EnvironmentFailed as error:
         refusal = error
     spare = [_open_without_vectors(options, connection, refusal)]
-    if truncates:
-        raise ConfigurationError(
-            f'on_lost="truncate" needs an env agent that has vectors of environments; the one at '
-            f"{where} has none."
-        )
     each = batching.slices(options.num_envs, options.num_envs)
-    return PlainGroup(mode, connection, each, where, partial(_open_plain, options, spare))
+    kind = TruncatingPlainGroup if truncates else PlainGroup
+    return kind(mode, connection, each, where, partial(_open_plain, options, spare))
 
 
 def _open_vectors(

@@ -23,6 +23,7 @@ from gymwire.protocol.errors import (
     NoFreeSlot,
     ResetNeeded,
 )
+from tests.conformance.agents import RightAgent, serving
 from tests.frameworks.envs import Choices, Masked, Mixed, Reach, timed
 from tests.processes import programs
 from tests.sameness import assert_same
@@ -462,3 +463,16 @@ def test_a_step_is_awaited_once_and_abandoned_by_reset(opened: Make) -> None:
         there.step_wait()
     with pytest.raises(BatchSizeError):
         there.step(np.zeros(2, np.int64))
+
+
+def test_env_agents_without_vectors_can_be_trained_on() -> None:
+    with programs() as started:
+        _, url = started.broker()
+        with serving(RightAgent, url):
+            envs = ProxyVecEnv("corridor", 3, url, seed=1, on_lost="truncate", wait_s=30)
+            model = PPO("MlpPolicy", envs, n_steps=16, batch_size=16, n_epochs=1, device="cpu")
+            model.learn(48)
+            assert model.num_timesteps == 48
+            assert envs.env_is_wrapped(gymnasium.wrappers.TimeLimit) == [False] * 3
+            assert not envs.has_attr("action_masks")
+            envs.close()

@@ -178,6 +178,51 @@ def test_the_infos_of_the_new_episode_stand_beside_those_of_the_loss(programs: P
     remote.close()
 
 
+@pytest.mark.parametrize("mode", [NEXT, SAME, DISABLED])
+@pytest.mark.parametrize("num_envs", [1, 4])
+def test_plain_sessions_are_truncated_and_replaced_one_by_one(
+    programs: Programs, mode: AutoresetMode, num_envs: int
+) -> None:
+    _, url = programs.broker()
+    options = ("mortal", "tests.vector_envs:Gated", "--broker", url, "--log-format", "json")
+    agents: list[Program] = []
+
+    def serve() -> None:
+        agents.append(programs.start("tests.without_vectors", "serve", *options))
+        agents[-1].wait_for("offering")
+
+    for _ in range(2 if num_envs > 1 else 1):
+        serve()
+    remote = ProxyVectorEnv("mortal", num_envs, url, autoreset_mode=mode, on_lost="truncate")
+    assert remote.reset(seed=1)[0].tolist() == [0] * num_envs
+    observations = remote.step([2] * num_envs)[0]
+    assert observations.tolist() == [1] * num_envs
+    observations[:] = 99  # the caller's own: what was observed is known all the same
+    if num_envs == 1:
+        serve()
+    agents[0].kill()
+    step = remote.step([5] * num_envs)
+    who = step[3].tolist()
+    assert sum(who) == max(1, num_envs // 2)
+    assert_truncated(step, who, [(0 if mode is SAME else 1) if one else 2 for one in who])
+    assert step[1].tolist() == [0.0 if one else 5.0 for one in who]
+    before = step[0].copy()
+    if mode is SAME:
+        assert step[4]["final_obs"].tolist() == [1 if one else None for one in who]
+        assert step[4]["final_info"]["env_lost"].tolist() == who
+    elif mode is NEXT:
+        before, *_, infos = remote.step([7] * num_envs)
+        assert before.tolist() == [0 if one else 3 for one in who]
+        assert "env_lost" not in infos
+    else:
+        with pytest.raises(ResetNeeded, match="have ended"):
+            remote.step([7] * num_envs)
+        before, _ = remote.reset(options={"reset_mask": np.array(who)})
+        assert before.tolist() == [0 if one else 2 for one in who]
+    assert remote.step([7] * num_envs)[0].tolist() == (before + 1).tolist()
+    remote.close()
+
+
 def test_an_unknown_on_lost_is_refused() -> None:
     with pytest.raises(ConfigurationError, match='"raise" or "truncate"'):
         ProxyVectorEnv("mortal", 2, "tcp://127.0.0.1:1", on_lost="replay")

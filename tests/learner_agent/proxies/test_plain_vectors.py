@@ -15,12 +15,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymwire import ProxyVectorEnv
 from gymwire.protocol.errors import (
     AttributeDenied,
-    ConfigurationError,
     EnvironmentFailed,
     NoFreeSlot,
     RequestTimeout,
     ResetNeeded,
-    VersionMismatch,
 )
 from gymwire.protocol.messages import Call
 from tests.conformance.agents import RightAgent, serving
@@ -183,14 +181,24 @@ def test_an_error_names_its_environment(broker: str) -> None:
         assert remote.step(np.zeros(3, int))[0].tolist() == [2, 2, 1]
 
 
-def test_what_plain_sessions_cannot_do_is_refused(broker: str) -> None:
-    with pytest.raises(ConfigurationError, match="on_lost"):
-        opened(broker, "moody", on_lost="truncate")
-    with (
-        opened(broker, "moody", 2) as remote,
-        pytest.raises(VersionMismatch, match="each"),
-    ):
-        remote.access_each(Call("each-get", "mood"), [0])
+def test_some_of_the_environments_are_accessed(broker: str) -> None:
+    with opened(broker, "moody", 3) as remote:
+        remote.reset(seed=2)
+        remote.access_each(Call("each-set", "mood", (4.0,)), [2, 0])
+        remote.access_each(Call("each-set", "mood", (5.0,)), [1])
+        found = remote.access_each(Call("each-get", "mood"), [1, 0, 1])
+        assert found == [{"value": 5.0}, {"value": 4.0}, {"value": 5.0}]
+        assert remote.access_each(Call("each-get", "action_masks"), [1]) == [{"method": True}]
+        masks = remote.access_each(Call("each-call", "action_masks"), [2, 1])
+        assert_same(masks, [remote.call("action_masks")[one] for one in (2, 1)])
+        for name, has in (("mood", True), ("nowhere", False)):
+            assert remote.access_each(Call("each-has", name), [0, 2]) == [has, has]
+        wrapper = "gymnasium.wrappers.common:TimeLimit"
+        assert remote.access_each(Call("each-wrapped", wrapper), [0]) == [False]
+        with pytest.raises(AttributeDenied):
+            remote.access_each(Call("each-get", "render"), [0])
+        with pytest.raises(IndexError):
+            remote.access_each(Call("each-get", "mood"), [3])
 
 
 def test_an_environment_that_cannot_be_made_is_named(broker: str) -> None:
