@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 from typing import Annotated, Any
 
 from gymnasium import Space
 from openenv.core.env_server import http_server, interfaces, types
 from pydantic import WithJsonSchema, create_model
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
 
@@ -24,7 +27,11 @@ from gymwire.gateway.proxies import act, open_proxy, spaces_at
 from gymwire.gateway.tokens import Visitor
 from gymwire.gateway.visitor_apps import VisitorApps
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
-from gymwire.protocol.json_values import schema_of, to_json
+from gymwire.protocol.errors import GymwireError, ResetNeeded, UsageError
+from gymwire.protocol.json_values import JsonMismatch, from_json, schema_of, to_json
+
+# How requests over HTTP are answered that fail with these errors.
+_STATUSES: dict[type[Exception], int] = {JsonMismatch: 422, UsageError: 409, GymwireError: 502}
 
 
 def door(addresses: Sequence[str]) -> Door:
@@ -48,6 +55,7 @@ def _make_app(gateway: Gateway, address: str, visitor: Visitor) -> ASGIApp:
     observation, action, _ = spaces_at(gateway, visitor, address)
 
     class Served(_ProxyEnvironment):
+        actions = action
         observed = _model("Observation", types.Observation, "observation", observation)
 
         def open(self) -> ProxyEnv:
@@ -57,16 +65,25 @@ def _make_app(gateway: Gateway, address: str, visitor: Visitor) -> ASGIApp:
             about = f"The environment at the gymwire address {address}"
             return types.EnvironmentMetadata(name=address, description=about)
 
-    made: ASGIApp = http_server.create_fastapi_app(
+    made = http_server.create_fastapi_app(
         Served,
-        _model("Action", types.Action, "action", action),
+        _model("StepAction", types.Action, "action", action),
         Served.observed,
         max_concurrent_envs=gateway.share,
         env_name=address,
     )
-    return made
+    for kind, status in _STATUSES.items():
+        made.add_exception_handler(kind, partial(_answer, status))
+    app: ASGIApp = made
+    return app
 
 
+async def _answer(status: int, _: Request, error: Exception) -> Response:
+    """Answer an HTTP request that has failed; the WebSocket's errors are OpenEnv's own."""
+    return JSONResponse({"detail": str(error)}, status)
+
+
+# Not named Action: verifiers takes a schema with this title for that of a server with MCP tools.
 def _model(name: str, base: Any, field: str, space: Space[Any]) -> Any:
     value = Annotated[Any, WithJsonSchema(schema_of(space))]
     return create_model(name, __base__=base, **{field: (value, ...)})
@@ -76,6 +93,7 @@ class _ProxyEnvironment(interfaces.Environment):
     """An environment of OpenEnv over a proxy, which is opened by the first request."""
 
     SUPPORTS_CONCURRENT_SESSIONS = True
+    actions: Space[Any]
     observed: Any
 
     def __init__(self) -> None:
@@ -100,7 +118,11 @@ class _ProxyEnvironment(interfaces.Environment):
     def step(self, action: Any, timeout_s: float | None = None, **_: Any) -> Any:
         """Run one step."""
         if self._proxy is None:
-            raise RuntimeError("Send a reset before the first step.")
+            from_json(self.actions, action.action, "action")
+            raise ResetNeeded(
+                "Send a reset before the first step, over the same WebSocket (/ws): requests to "
+                "/reset and /step share no episode."
+            )
         observation, rest = act(self._proxy, action.action)
         self._steps += 1
         return self._observation(observation, rest)

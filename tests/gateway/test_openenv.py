@@ -14,14 +14,14 @@ import pytest
 
 from gymwire import ProxyEnv
 from gymwire.protocol.json_values import to_json
-from tests.processes import Programs, programs
+from tests.processes import Program, Programs, programs
 
 openenv = pytest.importorskip("openenv.core", reason="needs the extra gymwire[openenv]")
 
 
 @pytest.fixture(scope="module")
-def served() -> Iterator[tuple[str, str]]:
-    """The URLs of a broker and of a gateway with two OpenEnv servers."""
+def started_gateway() -> Iterator[tuple[str, Program]]:
+    """The URL of a broker, and a gateway with two OpenEnv servers."""
     with programs() as started:
         _, broker = started.broker()
         started.env_agent(broker, "--address", "cart", "--env", "CartPole-v1")
@@ -33,7 +33,14 @@ def served() -> Iterator[tuple[str, str]]:
             *("gymwire", "web", "--broker", broker, "--listen", "127.0.0.1:0"),
             *("--log-format", "json", *doors),
         )
-        yield broker, str(gateway.wait_for("gateway listening")["url"])
+        yield broker, gateway
+
+
+@pytest.fixture(scope="module")
+def served(started_gateway: tuple[str, Program]) -> tuple[str, str]:
+    """The URLs of the broker and of the gateway."""
+    broker, gateway = started_gateway
+    return broker, str(gateway.wait_for("gateway listening")["url"])
 
 
 def get(url: str) -> Any:
@@ -105,6 +112,32 @@ def test_a_mistake_is_named(served: tuple[str, str], use: Callable[[Any], Any], 
         with pytest.raises(RuntimeError, match=why):
             use(env)
         assert env.reset(seed=1).observation["observation"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "why"),
+    [
+        ("step", {"action": {"action": 7}}, 422, "action must be in Discrete(2)"),
+        ("step", {"action": {"push": 1}}, 422, "Field required"),
+        ("step", {"action": {"action": 1}}, 409, "Send a reset before the first step"),
+        ("reset", {"seed": -1}, 422, "greater than or equal to 0"),
+    ],
+)
+def test_a_mistake_over_http_is_answered(
+    started_gateway: tuple[str, Program], path: str, body: Any, status: int, why: str
+) -> None:
+    gateway = started_gateway[1]
+    url = gateway.wait_for("gateway listening")["url"]
+    request = urllib.request.Request(
+        f"{url}/openenv/cart/{path}",
+        json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    assert refused.value.code == status
+    assert why in refused.value.read().decode()
+    assert "Traceback" not in "".join(gateway.output)
 
 
 def test_full_and_unknown_addresses_are_named(served: tuple[str, str]) -> None:
