@@ -10,14 +10,18 @@ images.
 
 import asyncio
 import contextlib
+import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from typing import Annotated, Any
 
+import anyio
+import structlog
 from gymnasium import Space
 from mcp.server.fastmcp import Context, FastMCP, Image
 from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import WithJsonSchema
+from starlette.requests import ClientDisconnect
 from starlette.routing import BaseRoute, Mount
 from starlette.types import ASGIApp
 
@@ -30,9 +34,36 @@ from gymwire.gateway.visitor_apps import VisitorApps
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol.json_values import schema_of, to_json
 
+MAX_WHY = 300  # characters
+_LOST = (ClientDisconnect, anyio.BrokenResourceError, anyio.ClosedResourceError)
+
+
+class SdkLog(logging.Handler):
+    """Writes what the SDK reports to the log of gymwire: one line, without a traceback.
+
+    That a client has disconnected is no error.
+    """
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record."""
+        error = record.exc_info[1] if record.exc_info else None
+        why = "" if error is None else f"{type(error).__name__}: {error}"
+        log = structlog.get_logger()
+        write = log.debug if _is_lost(error) else log.warning
+        write("mcp request failed", text=record.getMessage()[:MAX_WHY], why=why[:MAX_WHY])
+
+
+def _is_lost(error: BaseException | None) -> bool:
+    """Return whether an exception says no more than that the client has gone."""
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_lost, error.exceptions))
+    return isinstance(error, _LOST)
+
 
 def door(addresses: Sequence[str]) -> Door:
     """Return the door with an MCP server for each of these addresses."""
+    sdk = logging.getLogger("mcp")
+    sdk.handlers, sdk.propagate = [SdkLog(logging.ERROR)], False
 
     def routes(gateway: Gateway) -> list[BaseRoute]:
         return [Mount(f"/mcp/{one}", app=_Servers(gateway, one)) for one in addresses]

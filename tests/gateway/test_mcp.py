@@ -7,18 +7,23 @@ import base64
 import contextlib
 import io
 import json
+import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import anyio
 import gymnasium
 import numpy as np
 import pytest
+import structlog
 
 from gymwire import ProxyEnv
 from gymwire.protocol.json_values import to_json
 from tests.processes import programs
 
 mcp = pytest.importorskip("mcp", reason="needs the extra gymwire[mcp]")
+
+from starlette.requests import ClientDisconnect  # noqa: E402 - after the test that it is there
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +165,30 @@ def test_a_client_cannot_reach_what_the_proxy_itself_has(
 
     text = asyncio.run(err())
     assert "does not expose" in text or "has no attribute" in text
+
+
+@pytest.mark.parametrize(
+    ("error", "level"),
+    [
+        (ConnectionResetError("gone"), "warning"),
+        (anyio.ClosedResourceError(), "debug"),
+        (ExceptionGroup("two", [ClientDisconnect(), anyio.BrokenResourceError()]), "debug"),
+        (ExceptionGroup("two", [ClientDisconnect(), ValueError("wrong")]), "warning"),
+    ],
+)
+def test_what_the_sdk_reports_is_one_line(error: Exception, level: str) -> None:
+    from gymwire.gateway.mcp import door
+
+    door(["cart"])
+    with structlog.testing.capture_logs() as lines:
+        try:
+            raise error
+        except Exception:
+            logging.getLogger("mcp.server.streamable_http").exception("SSE response error")
+    [line] = lines
+    assert (line["event"], line["log_level"]) == ("mcp request failed", level)
+    assert line["text"] == "SSE response error"
+    assert line["why"] == f"{type(error).__name__}: {error}"
 
 
 def test_clients_at_once_have_sessions_of_their_own(served: tuple[str, str]) -> None:
