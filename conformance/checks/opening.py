@@ -5,8 +5,9 @@ from __future__ import annotations
 from gymwire.conformance.agent import Agent
 from gymwire.conformance.audit import message_of
 from gymwire.conformance.check import Check, Skipped, check, expect
+from gymwire.protocol import capabilities
 from gymwire.protocol.codec import PLAIN
-from gymwire.protocol.messages import Code, Error, Open
+from gymwire.protocol.messages import Code, EnvKind, Error, Open
 
 CHECKS: list[Check] = []
 NOWHERE = "no/such-address"
@@ -61,6 +62,20 @@ def no_render_mode(agent: Agent) -> None:
         expect(answer.opened.render_mode is None, "ERROR open-failed, or no render mode", answer)
         raise Skipped("it ignores the render mode, and says so in OPENED")
     refused(answer, Code.OPEN_FAILED)
+
+
+@check(CHECKS, "4.2.3", "refuses several agents, or describes the spaces of each")
+def several_agents(agent: Agent) -> None:
+    """Open an environment with several agents."""
+    answer = agent.try_open(kind=EnvKind.PARALLEL)
+    if isinstance(answer, Error):
+        refused(answer, Code.OPEN_FAILED)
+        return
+    opened = answer.opened
+    if capabilities.KINDS not in capabilities.common(opened.limits.get("capabilities")):
+        raise Skipped("it does not announce the capability `kinds`, and ignores the kind")
+    for described in (opened.observation_space, opened.action_space):
+        expect(described[0][0] == "Dict", "a Dict space by agent, or ERROR open-failed", described)
 
 
 @check(CHECKS, "7.4", "answers a repeated OPEN with the same OPENED")

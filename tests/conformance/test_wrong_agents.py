@@ -83,6 +83,13 @@ WRONG_FRAMES = {
     "a short name of the process": ("4.3.1", fields(Kind.HELLO, lambda f: [f[0], b"x", *f[2:]])),
     "no sessions in HELLO": ("4.3.1", fields(Kind.HELLO, lambda f: [*f[:4], []])),
     "no list of attributes": ("4.2.2", fields(Kind.OPENED, lambda f: [*f[:8], {}, *f[9:]])),
+    "one agent where several were asked for": (
+        "4.2.3",
+        fields(
+            Kind.OPENED,
+            lambda f: [*f[:8], {**f[8], "capabilities": ["kinds"]}, *f[9:]],
+        ),
+    ),
     "a field too many": ("4", fields(Kind.STATUS, lambda f: [*f, None])),
     "a text for a flag": ("4", fields(Kind.OPENED, lambda f: [*f[:7], "0", *f[8:]])),
     "an observation too short": ("11.8", fields(Kind.STATUS, lambda f: [b"x", f[1]])),
