@@ -1,4 +1,4 @@
-"""The simple agent of the documentation, in a thread of the test."""
+"""Env agents to check: the simple one of the documentation, in a thread, and our own."""
 
 from __future__ import annotations
 
@@ -7,8 +7,26 @@ import threading
 from collections.abc import Iterator
 
 from examples import env_agent_from_scratch as scratch
+from gymwire.conformance import suite
+from gymwire.conformance.as_broker import BrokersAgent
 from gymwire.protocol.codec import KIND_AT
 from gymwire.protocol.messages import Kind
+from tests.processes import PATIENCE_S, programs
+
+ADDRESS, ENV = "lab/rich", "tests.conformance.rich_env:Rich"
+EXPOSED = [text for name in ("level", "lock", "add", "np_random") for text in ("--expose", name)]
+
+
+@contextlib.contextmanager
+def rich_agent() -> Iterator[BrokersAgent]:
+    """Run our own env agent, which every check applies to, with the suite as its broker."""
+    agent, url = suite.as_broker("tcp://127.0.0.1:*", ADDRESS, PATIENCE_S)
+    options = ("--broker", url, "--grace", "0", "--threads", "1")
+    with programs() as started:
+        started.start("gymwire", "serve", ADDRESS, ENV, *options, *EXPOSED)
+        agent.greet(PATIENCE_S)
+        yield agent
+    agent.wire.close()
 
 
 class RightAgent(scratch.Agent):

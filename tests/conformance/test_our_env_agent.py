@@ -10,11 +10,9 @@ from gymwire.conformance import suite
 from gymwire.conformance.agent import Agent
 from gymwire.conformance.check import Check
 from gymwire.conformance.checks import CHECKS
+from tests.conformance.agents import ADDRESS, ENV, EXPOSED, rich_agent
 from tests.processes import PATIENCE_S, programs
 
-ADDRESS = "lab/rich"
-ENV = "tests.conformance.rich_env:Rich"
-EXPOSED = ("level", "lock", "add", "np_random")
 # Of the checks that do not apply, each is of another env agent.
 SKIPPED = {"refuses a render mode if it has none"}
 
@@ -27,22 +25,15 @@ def passes(agent: Agent, one: Check, skipped: set[str]) -> None:
 
 @pytest.fixture(name="dialled", scope="module")
 def _dialled() -> Iterator[Agent]:
-    agent, url = suite.as_broker("tcp://127.0.0.1:*", ADDRESS, PATIENCE_S)
-    options = ("--broker", url, "--grace", "0", "--threads", "1")
-    exposed = [text for name in EXPOSED for text in ("--expose", name)]
-    with programs() as started:
-        started.start("gymwire", "serve", ADDRESS, ENV, *options, *exposed)
-        agent.greet(PATIENCE_S)
+    with rich_agent() as agent:
         yield agent
-    agent.wire.close()
 
 
 @pytest.fixture(name="through_broker", scope="module")
 def _through_broker() -> Iterator[Agent]:
-    exposed = [text for name in EXPOSED for text in ("--expose", name)]
     with programs() as started:
         _, url = started.broker()
-        started.env_agent(url, ADDRESS, ENV, "--max-sessions", "4", *exposed)
+        started.env_agent(url, ADDRESS, ENV, "--max-sessions", "4", *EXPOSED)
         agent = suite.as_learner(url, ADDRESS, PATIENCE_S)
         agent.greet(PATIENCE_S)
         yield agent

@@ -16,8 +16,7 @@ from gymwire.protocol import values
 from gymwire.protocol.arrays import ALIGNMENT
 from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, read_header
 from gymwire.protocol.messages import Kind
-from tests.conformance.test_our_env_agent import ADDRESS, ENV, EXPOSED
-from tests.processes import PATIENCE_S, programs
+from tests.conformance.agents import rich_agent
 
 Change = Callable[[list[Any]], list[Any]]
 CHECKS = (*vectors.CHECKS, *attributes.CHECKS, *frames.CHECKS)
@@ -58,15 +57,9 @@ class ChangingWire:
 
 @pytest.fixture(name="agent", scope="module")
 def _agent() -> Iterator[BrokersAgent]:
-    agent, url = suite.as_broker("tcp://127.0.0.1:*", ADDRESS, PATIENCE_S)
-    options = ("--broker", url, "--grace", "0", "--threads", "1")
-    exposed = [text for name in EXPOSED for text in ("--expose", name)]
-    with programs() as started:
-        started.start("gymwire", "serve", ADDRESS, ENV, *options, *exposed)
-        agent.greet(PATIENCE_S)
+    with rich_agent() as agent:
         agent.wire = ChangingWire(agent.wire)
         yield agent
-    agent.wire.close()
 
 
 def without(key: str) -> Change:
