@@ -123,6 +123,7 @@ IMPURE = {
     "learner_agent/client/steps_ahead.py": "waits for replies",
     "learner_agent/client/threads.py": "looks at other threads and waits for them",
     "learner_agent/client/truncating_group.py": "waits for replies",
+    "learner_agent/client/truncating_plain_group.py": "waits for replies",
     "learner_agent/client/waiting.py": "polls sockets",
     "learner_agent/proxies/*.py": "read variables of the process and wait for replies",
     "learner_agent/training/learners.py": "saves and loads learners",
