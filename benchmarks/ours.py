@@ -43,7 +43,7 @@ def service(
 ) -> Iterator[tuple[str, dict[str, int]]]:
     """Start a broker and an env agent that offers `env` as "it"; yield URL and process ids."""
     with contextlib.ExitStack() as stack:
-        url = f"tcp://127.0.0.1:{_port()}"
+        url = f"tcp://127.0.0.1:{free_port()}"
         channels = [] if path.endswith("same host") else ["--no-local-channels"]
         broker = stack.enter_context(program("gymwire.broker", "--bind", url, *channels))
         arguments = ["--address", "it", "--env", env, "--broker", url, "--wait", "10"]
@@ -58,7 +58,8 @@ def service(
         yield url, {"broker": broker.pid, "env agent": agent.pid}
 
 
-def _port() -> int:
+def free_port() -> int:
+    """Return a port of this host that nobody uses."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -66,8 +67,8 @@ def _port() -> int:
 
 @contextlib.contextmanager
 def program(name: str, *arguments: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run `python -m NAME` until the context ends."""
-    command = [sys.executable, "-m", name, "--log-level", "warning", *arguments]
+    """Run `python -m NAME` until the context ends; `gymwire web` is such a name, too."""
+    command = [sys.executable, "-m", *name.split(), "--log-level", "warning", *arguments]
     process = subprocess.Popen(command)
     try:
         yield process

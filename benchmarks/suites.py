@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from benchmarks import local, ours, peers
+from benchmarks import gateways, local, ours, peers
 from benchmarks.floors import floor
 from benchmarks.harness import Result, Side
 from benchmarks.picture import NO_TARGET
@@ -232,6 +232,17 @@ def slow_among_thousands() -> Suite:
     return Suite("1,000 steps of 1 s among thousands", [side], [median], 3, pinned=False)
 
 
+def beside_operators() -> Suite:
+    """Compare a relayed step alone, with `gymwire top` open, and through the WebSocket gateway."""
+    alone = ours.picture(PATHS[0], *STILL)
+    top, gateway = gateways.with_top(), gateways.through_gateway()
+    figures = [
+        _over_floor(top.name, alone.name, "≤ 1.02"),
+        _over_floor(gateway.name, alone.name, NO_TARGET),
+    ]
+    return Suite("A step while an operator looks on", [alone, top, gateway], figures, 2000, False)
+
+
 SUITES: dict[str, Callable[[], list[Suite]]] = {
     "step": lambda: [step()],
     "cartpole": lambda: [cartpole()],
@@ -239,5 +250,6 @@ SUITES: dict[str, Callable[[], list[Suite]]] = {
     "vectors": lambda: [one_session(), vectors()],
     "slow": lambda: [slow()],
     "idle": lambda: [idle()],
+    "operators": lambda: [beside_operators()],
     "crowd": lambda: [beside_thousands(), slow_among_thousands()],
 }
