@@ -115,7 +115,7 @@ function show(found) {
   const past = previous && now > previous.now ? previous : null;
   const perSecond = (name) => (past ? (broker[name] - past.broker[name]) / (now - past.now) : null);
   totals([
-    ["sessions", number(broker.sessions)],
+    [broker.sessions === 1 ? "session" : "sessions", number(broker.sessions)],
     ["steps/s", number(rate)],
     ["slots in use", `${number(sum(offers, (one) => one.used))} of ${number(sum(offers, (one) => one.slots))}`],
     ["relayed frames/s", number(perSecond("frames"))],
@@ -183,7 +183,7 @@ function showSessions(sessions) {
       ["Learner", learnerOf, "wide"],
       ["Path", (one) => (one.direct == null ? "–" : one.direct ? "direct" : "relayed"), "wide"],
       ["Age", (one) => duration(one.age_s), "number wide"],
-      ["Steps", (one) => number(one.steps), "number"],
+      ["Steps", (one) => number(one.steps), "number wide"],
       ["Steps/s", (one) => number(one.steps_per_s, 1), "number"],
       ["p50, ms", (one) => milliseconds(one.p50_s), "number wide"],
       ["p99, ms", (one) => milliseconds(one.p99_s), "number wide"],
@@ -235,7 +235,7 @@ function showShare(one) {
     share == null
       ? "No steps are being taken."
       : `A step every ${milliseconds(between)} ms: ${milliseconds(one.p50_s)} ms in the env agent ` +
-        `(${number(share * 100)} %), the rest in the learner and on the network.`;
+        `(${share < 0.01 ? "under 1" : number(share * 100)} %), the rest in the learner and on the network.`;
   at("share").replaceChildren(bar);
   const next = at("share").nextElementSibling;
   if (next.tagName === "P") next.remove();
