@@ -84,7 +84,7 @@ def _through_gateway() -> Iterator[Running]:
         learner = _Learner(stack.enter_context(_connected(f"ws://{at}/ws")))
         learner.ask(Hello(Role.LEARNER, os.urandom(16), "benchmark", "elsewhere", []), Kind.WELCOME)
         opened = learner.ask(Open("it", os.urandom(16)), Kind.OPENED)
-        learner.sid = opened.sid
+        learner.enter(opened.sid)
         learner.ask(Reset(1), Kind.STATUS)
         yield Running(lambda: learner.ask(Act(0), Kind.PERCEPT), {**pids, "gateway": gateway.pid})
 
@@ -103,13 +103,17 @@ class _Learner:
     """A learner over a WebSocket, as small as possible."""
 
     def __init__(self, socket: ClientConnection) -> None:
-        self.sid = self._seq = 0
+        self._sid = self._seq = 0
         self._socket = socket
+
+    def enter(self, sid: int) -> None:
+        """Send what follows in a session, whose requests have numbers of their own."""
+        self._sid, self._seq = sid, 0
 
     def ask(self, request: Message, kind: Kind) -> Header:
         """Send a request, and return the header of its answer, which must be of this kind."""
         self._seq += 1
-        self._socket.send(bytes(PLAIN.encode(request, self.sid, self._seq)))
+        self._socket.send(bytes(PLAIN.encode(request, self._sid, self._seq)))
         while True:
             data = self._socket.recv()
             assert isinstance(data, bytes)
