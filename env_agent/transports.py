@@ -340,9 +340,6 @@ class Transports:
 
     def receive_or_wake(self, wakeup: Waitable) -> tuple[Received | None, bool]:
         """Return the next frame, or None after a tick; and whether `wakeup` ended the waiting."""
-        buffered = self.receive_buffered()
-        if buffered is not None:
-            return buffered, False
         self._turns_left = POLL_ALL_EVERY
         ready = wait_among([*self._sockets, wakeup], TICK_MS / 1000)
         woken = bool(ready) and ready[-1] == len(self._sockets)
