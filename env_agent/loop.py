@@ -384,11 +384,6 @@ class ServingLoop:
                 self.jobs.count_failure(error)
             if crew.reader is not me:
                 return None
-            arrived = self._transports.receive_buffered()
-            if arrived is not None:
-                if tracker.is_active:
-                    tracker.frame_read(False)
-                return arrived
             if not crew.announce_wait() or crew.wakeup is None:
                 continue
             waited = tracker.is_active and not self._transports.poll()

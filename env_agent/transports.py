@@ -281,7 +281,6 @@ class Transports:
         # A session that could connect directly uses the relay: how many more direct frames to
         # receive by polling all sockets.
         self._relayed_polls = 0
-        self._latest = 0  # the index of the socket that has delivered the latest frame of many
         self._listeners = [] if direct is None else direct.listeners
         self._sockets: list[Waitable] = [link, *self._listeners]
 
@@ -327,20 +326,8 @@ class Transports:
         received = receive()
         return self._receive_any(0) if received is None else received
 
-    def receive_buffered(self) -> Received | None:
-        """Return a frame that was read together with the latest one; None: wait for the next.
-
-        If many learners send at once, polling all sockets for each frame would take longer than
-        the rest. After `POLL_ALL_EVERY` frames, the other sockets get their turn.
-        """
-        if not self._turns_left or not self._sockets[self._latest].has_buffered:
-            return None
-        self._turns_left -= 1
-        return self._receive_ready([self._latest])
-
     def receive_or_wake(self, wakeup: Waitable) -> tuple[Received | None, bool]:
         """Return the next frame, or None after a tick; and whether `wakeup` ended the waiting."""
-        self._turns_left = POLL_ALL_EVERY
         ready = wait_among([*self._sockets, wakeup], TICK_MS / 1000)
         woken = bool(ready) and ready[-1] == len(self._sockets)
         return self._receive_ready(ready[:-1] if woken else ready), woken
@@ -352,7 +339,6 @@ class Transports:
     def _receive_ready(self, ready: list[int]) -> Received | None:
         """Return a frame from the first of these sockets that has one."""
         for index in ready:
-            self._latest = index
             if not index:
                 relayed = self._receive_relayed()
                 # A request of a session, not a message from the broker itself.

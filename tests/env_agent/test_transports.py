@@ -9,16 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gymwire.env_agent import transports as transports_module
-from gymwire.env_agent.crew import Wakeup
 from gymwire.env_agent.session import Session
-from gymwire.env_agent.transports import (
-    POLL_ALL_EVERY,
-    RELAY,
-    DirectEndpoint,
-    DirectSettings,
-    Transports,
-)
+from gymwire.env_agent.transports import RELAY, DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Act
@@ -129,32 +121,6 @@ def test_only_the_relay_is_waited_for_while_all_sessions_use_it(
         monkeypatch.setattr(made, "_receive_any", lambda _: pytest.fail("polled all sockets"))
         relay(broker, made)
         assert arrived(made) == (RELAY, None, REQUEST)
-
-
-def test_a_limited_number_of_frames_that_were_read_together_is_taken_without_polling(
-    broker: Router, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with contextlib.closing(within_host(broker.urls[0])) as made:
-        assert made.direct is not None
-        (unix,) = made.direct.listeners
-        with (
-            contextlib.closing(UnixDealer(unix.urls[0])) as learner,
-            contextlib.closing(Wakeup()) as wakeup,
-        ):
-            requests = [bytes(PLAIN.encode(Act(1), SID, n)) for n in range(POLL_ALL_EVERY + 2)]
-            learner.send_all(requests)
-            waited = (made.receive_or_wake(wakeup)[0] for _ in range(ATTEMPTS))
-            found = [next(filter(None, waited))]
-            with monkeypatch.context() as without:
-                without.setattr(transports_module, "wait_among", lambda *_: pytest.fail("polled"))
-                while (one := made.receive_buffered()) is not None:
-                    found.append(one)
-            assert len(found) == POLL_ALL_EVERY + 1
-            last, woken = made.receive_or_wake(wakeup)
-            assert last is not None
-            assert not woken
-            assert [one[2] for one in (*found, last)] == requests
-            assert made.receive_buffered() is None
 
 
 def test_without_a_temporary_folder_direct_sessions_use_tcp_alone(
