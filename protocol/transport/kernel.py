@@ -15,7 +15,8 @@ from collections.abc import Iterator
 _LAST_DATA_RECV = slice(52, 56)
 _BYTES_RECEIVED = slice(128, 136)
 
-_getsockopt = ctypes.CDLL(None).getsockopt
+if sys.platform == "linux":
+    _getsockopt = ctypes.CDLL(None).getsockopt
 
 
 @contextlib.contextmanager
