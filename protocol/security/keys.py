@@ -227,6 +227,11 @@ def load_public(value: str) -> bytes:
         raise ConfigurationError(
             f"{value} does not contain a public key. Give the broker's .pub file."
         )
+    if "secret" in fields:
+        raise ConfigurationError(
+            f"{value} contains a secret key, which belongs to its owner only. Give the .pub file "
+            f"that `gymwire keygen` wrote beside it."
+        )
     return fields["public"]
 
 

@@ -124,6 +124,12 @@ def test_no_half_of_a_pair_is_left_where_the_disk_is_full(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_secret_key_is_not_taken_for_a_public_one(tmp_path: Path) -> None:
+    secret, _ = generate("broker", tmp_path)
+    with pytest.raises(ConfigurationError, match=r"broker\.key contains a secret key.* \.pub file"):
+        load_public(str(secret))
+
+
 @pytest.mark.parametrize("read", [load, lambda path: load_public(str(path))])
 def test_a_file_without_an_end_is_refused(read: Callable[[Path], object]) -> None:
     with pytest.raises(ConfigurationError, match="/dev/zero is not a key file: it has more than"):
