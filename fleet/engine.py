@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gymwire.fleet.engines import ENGINES
 from gymwire.fleet.scaling import number_of
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.extras import install_line
 
 if TYPE_CHECKING:
     from gymwire.fleet.description import Fleet
@@ -142,6 +143,6 @@ def open_engine(kind: str, fleet: Fleet) -> Engine:
             raise
         raise ConfigurationError(
             f"--on {kind} needs {error.name}, which is not installed. Install it with: "
-            f"pip install 'gymwire[{extra}]' (in a clone: ./run pip install -e '.[{extra}]')"
+            f"{install_line(extra)}"
         ) from None
     return engine

@@ -24,10 +24,11 @@ from gymwire.fleet.description import Fleet
 from gymwire.fleet.engine import PENDING, AgentPlan, Resources, RunningAgent
 from gymwire.fleet.processes import last_line, meaning
 from gymwire.protocol.errors import ConfigurationError, Refused
+from gymwire.protocol.extras import install_line
 
 if find_spec("ray") is None:
     raise ModuleNotFoundError(
-        "gymwire fleet --on ray needs Ray. Install it with: pip install 'gymwire[ray]'",
+        f"gymwire fleet --on ray needs Ray. Install it with: {install_line('ray')}",
         name="ray",
     )
 

@@ -17,13 +17,14 @@ from gymwire.fleet.slurm_job import DRAINED, REPORT, AgentJob
 from gymwire.fleet.slurm_queue import QueuedJob, SlurmQueue, ranges_text
 from gymwire.fleet.state import place_files
 from gymwire.protocol.errors import ConfigurationError, Refused
+from gymwire.protocol.extras import install_line
 
 try:
     import submitit
     from submitit.core.utils import FailedJobError, FailedSubmissionError
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "gymwire fleet --on slurm needs submitit. Install it with: pip install 'gymwire[slurm]'",
+        f"gymwire fleet --on slurm needs submitit. Install it with: {install_line('slurm')}",
         name="submitit",
     ) from error
 

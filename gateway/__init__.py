@@ -1,5 +1,7 @@
 """Doors for what does not speak ZeroMQ: one web server in front of a broker (`gymwire web`)."""
 
+from gymwire.protocol.extras import install_line
+
 try:
     import prometheus_client
     import starlette
@@ -8,7 +10,7 @@ try:
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"gymwire web needs what is not installed ({error}). Install it with: "
-        f"pip install 'gymwire[web]'",
+        f"{install_line('web')}",
         name=error.name,
     ) from error
 

@@ -25,6 +25,7 @@ from gymwire.env_agent.adapters.json_schemas import Budget, Field, dict_of, fiel
 from gymwire.env_agent.elsewhere import EnvironmentGone, RunsElsewhere
 from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.extras import install_line
 
 SCHEME = "openenv:"
 CONNECT_S = 10.0  # for the schema, and for the WebSocket to be open
@@ -168,8 +169,8 @@ def _module(name: str) -> Any:
         return importlib.import_module(f"websockets.{name}")
     except ModuleNotFoundError:
         raise ConfigurationError(
-            "Environments of OpenEnv servers need websockets: pip install 'gymwire[openenv]' (in a "
-            "clone: ./run pip install -e '.[openenv]')."
+            f"Environments of OpenEnv servers need websockets. Install it with: "
+            f"{install_line('openenv')}"
         ) from None
 
 

@@ -21,11 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from gymwire.cli.connection import SessionOptions, open_env
-from gymwire.cli.extras import install_line
 from gymwire.cli.output import Json, Output
 from gymwire.cli.terminal import printable
 from gymwire.learner_agent.client.timings import Timings
 from gymwire.protocol.errors import EnvironmentFailed, GymwireError, NoFreeSlot
+from gymwire.protocol.extras import install_line
 
 MEASURED_S = 10.0  # each measurement ends after this time, whatever --steps says
 UNCHECKED = "not checked: "

@@ -16,8 +16,8 @@ import gymnasium
 import numpy as np
 import structlog
 
-from gymwire.cli.extras import install_line
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.extras import install_line
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecNormalize

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from gymwire.cli import policies
 from gymwire.cli.connection import SessionOptions, naming, open_env
-from gymwire.cli.extras import install_line
 from gymwire.cli.output import Output
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.extras import install_line
 
 FOLDER_VARIABLE = "MINARI_DATASETS_PATH"  # where Minari has its datasets
 RANDOM = "random actions"

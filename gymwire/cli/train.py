@@ -18,13 +18,13 @@ from numpy.typing import NDArray
 
 from gymwire.cli import progress
 from gymwire.cli.connection import SessionOptions, naming, open_env, opening
-from gymwire.cli.extras import install_line
 from gymwire.cli.output import Json, Output
 from gymwire.cli.policies import MODEL
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.learner_agent.training import learners, ppo, report
 from gymwire.learner_agent.training.task import TrainingResult, TrainingTask
 from gymwire.protocol.errors import ConfigurationError, GymwireError, NoLearnerFits
+from gymwire.protocol.extras import install_line
 
 if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecEnv

@@ -10,8 +10,8 @@ from typing import Any
 import gymnasium
 import numpy as np
 
-from gymwire.cli.extras import install_line
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.extras import install_line
 
 MODE = "rgb_array"  # the render mode that a video needs
 SUFFIX = ".mp4"

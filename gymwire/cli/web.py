@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gymwire.cli.connection import BrokerOptions, naming
-from gymwire.cli.extras import install_line
 from gymwire.cli.output import Output
 from gymwire.protocol.address import is_local, parse_address
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.extras import install_line
 
 if TYPE_CHECKING:
     from gymwire.gateway import app

@@ -10,13 +10,14 @@ import gymnasium
 from gymwire.learner_agent.client.timings import Timings
 from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.extras import install_line
 
 try:
     from opentelemetry import trace
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
         f"gymwire.otel needs OpenTelemetry's API ({error}). Install it with: "
-        f"pip install 'gymwire[otel]'",
+        f"{install_line('otel')}",
         name=error.name,
     ) from error
 

@@ -17,14 +17,14 @@ from gymwire.learner_agent.adapters import single_infos
 from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 from gymwire.protocol import generators
 from gymwire.protocol.errors import AttributeDenied, ProtocolError, VersionMismatch
+from gymwire.protocol.extras import install_line
 from gymwire.protocol.messages import Call
 
 try:
     from stable_baselines3.common.vec_env import VecEnv
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"gymwire.sb3 needs Stable-Baselines3 ({error}). Install it with: "
-        f"pip install 'gymwire[sb3]'",
+        f"gymwire.sb3 needs Stable-Baselines3 ({error}). Install it with: {install_line('sb3')}",
         name=error.name,
     ) from error
 

@@ -11,14 +11,14 @@ from collections.abc import Awaitable, Callable
 from typing import Any, ParamSpec, TypeVar, cast
 
 from gymwire.protocol.errors import MoveError
+from gymwire.protocol.extras import install_line
 
 try:
     import anyio as anyio  # which other modules take from here, where its lack is explained
     from greenlet import getcurrent, greenlet
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        f"gymwire.aio needs AnyIO and greenlet ({error}). Install them with: "
-        f"pip install 'gymwire[aio]'",
+        f"gymwire.aio needs AnyIO and greenlet ({error}). Install them with: {install_line('aio')}",
         name=error.name,
     ) from error
 

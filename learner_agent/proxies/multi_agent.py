@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 from typing import Any, ClassVar
 
+from gymwire.protocol.extras import install_line
+
 try:
     from pettingzoo import AECEnv, ParallelEnv
 except ImportError as error:
     raise ImportError(
-        "ProxyParallelEnv and ProxyAECEnv need PettingZoo: pip install 'gymwire[pettingzoo]', or "
-        "in a clone ./run pip install -e '.[pettingzoo]'."
+        f"ProxyParallelEnv and ProxyAECEnv need PettingZoo. Install it with: "
+        f"{install_line('pettingzoo')}"
     ) from error
 from gymnasium import Space, spaces
 

@@ -17,6 +17,7 @@ from gymwire.learner_agent.training.price_bandits import PriceAgent, beta_quanti
 from gymwire.learner_agent.training.q_learning import QLearner
 from gymwire.learner_agent.training.task import TrainingResult
 from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.extras import install_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -166,8 +167,8 @@ def plot(
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigurationError(
-            "Plots need matplotlib, which is not installed. Install it with: pip install "
-            "'gymwire[plot]' (in a clone: ./run pip install -e '.[plot]')"
+            f"Plots need matplotlib, which is not installed. Install it with: "
+            f"{install_line('plot')}"
         ) from error
     # Figure instead of pyplot: opens no window and leaves no global state.
     with matplotlib.rc_context(_STYLE):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gymwire.protocol.extras import install_line
 from tests.packaging.conftest import ROOT
 from tests.packaging.test_distributions import PYPROJECT, clone_files
 
@@ -93,7 +94,7 @@ def test_a_module_that_needs_an_extra_names_it(module: str, extra: str) -> None:
         "try:\n"
         f"    import {module}\n"
         "except ModuleNotFoundError as error:\n"
-        f"    assert \"pip install 'gymwire[{extra}]'\" in str(error), error\n"
+        f"    assert {install_line(extra)!r} in str(error), error\n"
         "else:\n"
         "    raise SystemExit('it was imported')"
     )

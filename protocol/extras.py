@@ -1,4 +1,4 @@
-"""How to install what a command needs beyond gymwire's own requirements."""
+"""How to install what a part of gymwire needs beyond gymwire's own requirements."""
 
 from __future__ import annotations
 
