@@ -36,7 +36,7 @@ from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import Handshake
 
 EVERY_S = 1.0
-LEAVE_S = 0.3  # for the last frame to leave
+LEAVE_S = 1.0  # for the last frame to leave
 SLOW_S = 1.0  # report requests that take longer
 ROWS_PER_REPORT = 100  # few, so that the broker handles each between two steps
 MAX_REPORTS = 500  # at once: the broker answers 1,000 messages a second on one connection

@@ -99,7 +99,8 @@ def test_a_hanging_step_is_abandoned_after_the_grace(
             learner.join(PATIENCE_S)
             assert isinstance(learner.outcome, GymwireError)
         if not workers:
-            assert any("grace period of 0.5 s is over" in str(one.outcome) for one in learners)
+            outcomes = [str(one.outcome) for one in learners]
+            assert any("grace period of 0.5 s is over" in text for text in outcomes), outcomes
     assert any("request 2 of session" in line for line in agent.output)
 
 

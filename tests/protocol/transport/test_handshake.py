@@ -104,7 +104,7 @@ def test_nothing_is_received_before_there_is_a_connection() -> None:
 def test_a_silent_broker_is_reported_once_and_then_given_up() -> None:
     link = Link(answers=0)
     noticed: list[float] = []
-    with pytest.raises(BrokerUnreachable, match=r"No broker answers at tcp:.* longer than 10 s"):
+    with pytest.raises(BrokerUnreachable, match=r"No broker answers at tcp:.* or wait longer"):
         link.connect(link.handshake(), 10.0, on_wait=lambda: noticed.append(link.now))
     assert noticed == [pytest.approx(NOTICE_S, abs=2 * TICK_S)]
     assert link.now == pytest.approx(10.0, abs=2 * TICK_S)
