@@ -1,13 +1,9 @@
-"""A relayed step while an operator looks on, and one through the WebSocket gateway."""
+"""A step through the WebSocket gateway."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import pty
-import subprocess
-import sys
-import threading
 import time
 from collections.abc import Iterator
 
@@ -16,7 +12,6 @@ from websockets.typing import Subprotocol
 
 from benchmarks import ours
 from benchmarks.harness import Running, Side
-from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
 from gymwire.protocol.codec import PLAIN, Header, read_header
 from gymwire.protocol.messages import Act, Hello, Kind, Message, Open, Reset, Role
 
@@ -26,52 +21,9 @@ KWARGS = {"shape": [4], "dtype": "float32"}
 WAIT_S = 60.0  # for a program to start
 
 
-def with_top() -> Side:
-    """Return a side whose broker is shown by `gymwire top`."""
-    return Side("gymwire relayed, top open", _with_top)
-
-
 def through_gateway() -> Side:
     """Return a side whose learner speaks the protocol over a WebSocket of `gymwire web`."""
     return Side("gymwire relayed, WebSocket", _through_gateway)
-
-
-@contextlib.contextmanager
-def _with_top() -> Iterator[Running]:
-    with (
-        ours.service(ENV, PATH, env_kwargs=KWARGS) as (url, pids),
-        _top(url),
-        ProxyEnv("it", url, direct="never") as env,
-    ):
-        yield Running(ours.always_0(env), pids)
-
-
-@contextlib.contextmanager
-def _top(url: str) -> Iterator[None]:
-    """Show `gymwire top` in a terminal that a thread reads."""
-    ours_end, its_end = pty.openpty()
-    command = [sys.executable, "-m", "gymwire", "top", "--broker", url]
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
-    top = subprocess.Popen(command, stdin=its_end, stdout=its_end, env=environment)
-    os.close(its_end)
-    drawn = threading.Event()
-
-    def read() -> None:
-        with contextlib.suppress(OSError):  # the other end was closed
-            while os.read(ours_end, 65_536):
-                drawn.set()
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        if not drawn.wait(WAIT_S):
-            raise RuntimeError("gymwire top shows nothing.")
-        yield
-    finally:
-        top.terminate()
-        top.wait()
-        reader.join()
-        os.close(ours_end)
 
 
 @contextlib.contextmanager
