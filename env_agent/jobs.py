@@ -11,7 +11,6 @@ from gymwire.env_agent import failure_reports
 from gymwire.env_agent.crew import Executor, Reply, Sequel
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.slot import Slot
-from gymwire.env_agent.step_times import index_of
 from gymwire.env_agent.timed_steps import BusyTimes, TimedSteps
 from gymwire.protocol import codec
 from gymwire.protocol.codec import KIND_AT, SEQ, Frame, Pieces
@@ -68,7 +67,7 @@ class Jobs:
         slot.executor.current_request = None
         if data[KIND_AT] == Kind.ACT:
             took_s = self._clock() - began
-            slot.times[index_of(took_s)] += 1
+            slot.times.append(took_s)
             slot.note_step(took_s)
         return self.reply(slot, path, data, reply)
 

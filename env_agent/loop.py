@@ -17,7 +17,6 @@ from gymwire.env_agent.lifecycle import MAX_REASON, Lifecycle
 from gymwire.env_agent.registration import Registration
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.slot import Slot
-from gymwire.env_agent.step_times import index_of
 from gymwire.env_agent.timed_steps import TimedSteps
 from gymwire.env_agent.transports import RELAY, Transports
 from gymwire.env_agent.watching import Watching
@@ -298,7 +297,7 @@ class ServingLoop:
             if reply is None:
                 sequel: Sequel | None = partial(self._handle, path=path, origin=origin, data=data)
             else:
-                slot.times[index_of(self._clock() - now)] += 1
+                slot.times.append(self._clock() - now)
                 sequel = self.jobs.reply(slot, path, data, reply)
             self.crew.end_job(me, sequel)
             return
@@ -312,7 +311,7 @@ class ServingLoop:
         else:
             listener.send(path, reply)  # type: ignore[arg-type]
         took_s = self._clock() - now  # after the reply, which it must not delay
-        slot.times[index_of(took_s)] += 1
+        slot.times.append(took_s)
         if len(self.host.slots) != 1:
             slot.note_step(took_s)
 

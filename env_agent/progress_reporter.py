@@ -85,8 +85,10 @@ class ProgressReporter(threading.Thread):
                     next_report = now + EVERY_S
                     link.send(PLAIN.encode(Ping()))  # else the broker closes the connection
                     self._report(link, now)
+                    rows = self._step_reports.rows(self._running(), now)  # takes the step times
                     if OBSERVE in handshake.capabilities:
-                        self._report_steps(link, now)
+                        for start in range(0, len(rows), ROWS_PER_REPORT):
+                            link.send(PLAIN.encode(Report(rows[start : start + ROWS_PER_REPORT])))
         finally:
             if self._farewell:
                 link.send_last(PLAIN.encode(Bye(self._farewell)))
@@ -127,11 +129,8 @@ class ProgressReporter(threading.Thread):
         for sid, seq, since in due:
             link.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))
 
-    def _report_steps(self, link: BrokerLink, now: float) -> None:
-        sessions = [one for loop in self._loops for one in _running(loop)]
-        rows = self._step_reports.rows(sessions, now)
-        for start in range(0, len(rows), ROWS_PER_REPORT):
-            link.send(PLAIN.encode(Report(rows[start : start + ROWS_PER_REPORT])))
+    def _running(self) -> list[Running]:
+        return [one for loop in self._loops for one in _running(loop)]
 
 
 def _running(loop: ServingLoop) -> Iterator[Running]:

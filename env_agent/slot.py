@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from gymwire.env_agent.crew import Executor
 from gymwire.env_agent.runners.runner import Runner
 from gymwire.env_agent.session import Session
-from gymwire.env_agent.step_times import SIZE
 from gymwire.protocol.codec import Codec
 from gymwire.protocol.messages import Opened
 from gymwire.protocol.process_ids import session_text
@@ -33,7 +32,7 @@ class Slot:
         heard_at: when the last request came on the fast path, in monotonic seconds.
         executor: the thread that makes, uses and closes the environment.
         is_fast: whether its steps are known to be short.
-        times: how many steps took how long, see `step_times`.
+        times: how long the steps since the last report took, in seconds.
         learner: what the log says about the learner.
         unwatchable: why the session cannot be watched; "" if it can be.
         watch_rate: how many frames to render for watchers per second, at most.
@@ -54,7 +53,7 @@ class Slot:
     executor: Executor = field(default_factory=Executor)
     is_fast: bool = False
     replied_at: int = 0
-    times: list[int] = field(default_factory=lambda: [0] * SIZE)
+    times: list[float] = field(default_factory=list)
     _step_s: float | None = None
 
     @property

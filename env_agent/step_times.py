@@ -1,12 +1,12 @@
 """How long the steps of a session take, and the rows of REPORT that tell the broker.
 
-A step only increments one number of a list; everything else happens once a second, in the thread
-that reports.
+A step only appends to a list; everything else happens once a second, in the thread that reports.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import frexp
@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 PARTS = 4  # parts of equal size of each power of two
 FIRST = -30  # the exponent of the shortest time that is told apart, about a nanosecond
-SIZE = PARTS * 60  # the longest takes 17 years
 OFFSET = -PARTS * (FIRST + 2)
 HALF_LIFE = 10.0  # seconds: a step counts half as much as one that came so much later
 LEAST = 0.01  # of a step: what counts less is forgotten
@@ -22,7 +21,7 @@ MAX_ROWS = 500  # of sessions in one second: the others come later
 
 
 def index_of(seconds: float) -> int:
-    """Return the place of a duration of 1 ns or more in a histogram. Each step calls it."""
+    """Return the place of a duration of 1 ns or more in a histogram."""
     # The duration is fraction * 2 ** exponent, with 1/2 <= fraction < 1.
     fraction, exponent = frexp(seconds)
     return PARTS * exponent + int(2 * PARTS * fraction) + OFFSET
@@ -37,14 +36,15 @@ def seconds_at(index: int) -> float:
 class Running(NamedTuple):
     """A session, as the reporter sees it.
 
-    `steps`: how many were executed. `times`: the histogram of their durations, which only grows.
-    `busy_since`: since when a request of it is being executed, or None. `opened_at`: when the
-    session was opened. `direct`: whether its learner is connected directly.
+    `steps`: how many were executed. `times`: the durations of those since the last report, in
+    seconds, to be taken from the list. `busy_since`: since when a request of it is being executed,
+    or None. `opened_at`: when the session was opened. `direct`: whether its learner is connected
+    directly.
     """
 
     sid: int
     steps: int
-    times: list[int]
+    times: list[float]
     busy_since: float | None
     opened_at: float
     direct: bool
@@ -57,8 +57,6 @@ class _Reported:
     at: float
     steps: int = 0
     is_idle: bool = False  # whether its row said that nothing happens
-    counts: dict[int, int] = field(default_factory=dict)  # of the histogram, without zeros
-    total: int = 0  # of these counts
     weights: dict[int, float] = field(default_factory=dict)  # of the latest steps, by their place
 
 
@@ -99,21 +97,16 @@ def _row(one: Running, last: _Reported, now: float) -> list[Any]:
     return [one.sid, one.steps, rate, p50, p99, busy_s, one.direct]
 
 
-def _update(last: _Reported, times: list[int], kept: float) -> None:
+def _update(last: _Reported, times: list[float], kept: float) -> None:
     """Let earlier steps count less, and add those since the last report."""
-    total = sum(times)
-    if total == last.total:  # the percentiles remain those of the latest steps
+    taken = times[: len(times)]
+    if not taken:  # the percentiles remain those of the latest steps
         return
-    added = {index: times[index] - count for index, count in last.counts.items()}
-    if last.total + sum(added.values()) != total:  # some took as long as none before
-        added = {i: n - last.counts.get(i, 0) for i, n in enumerate(times) if n}
+    del times[: len(taken)]  # and not what another thread has appended meanwhile
     weights = {index: weight * kept for index, weight in last.weights.items()}
-    for index, more in added.items():
-        if more:
-            weights[index] = weights.get(index, 0.0) + more
-            last.counts[index] = times[index]
+    for index, more in Counter(map(index_of, taken)).items():
+        weights[index] = weights.get(index, 0.0) + more
     last.weights = {index: weight for index, weight in weights.items() if weight >= LEAST}
-    last.total = total
 
 
 def percentiles(weights: Mapping[int, float], shares: Iterable[float]) -> list[float]:
