@@ -18,10 +18,11 @@ from gymwire.env_agent.lifecycle import MAX_REASON
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.step_times import Running, StepReports
 from gymwire.protocol.capabilities import OBSERVE
-from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.codec import KIND_AT, PLAIN
 from gymwire.protocol.errors import GymwireError
 from gymwire.protocol.messages import (
     Bye,
+    Kind,
     Message,
     Ping,
     Progress,
@@ -36,7 +37,7 @@ from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import Handshake
 
 EVERY_S = 1.0
-LEAVE_S = 1.0  # for the last frame to leave
+LEAVE_S = 1.0  # for the broker to read the last frame
 SLOW_S = 1.0  # report requests that take longer
 ROWS_PER_REPORT = 100  # few, so that the broker handles each between two steps
 MAX_REPORTS = 500  # at once: the broker answers 1,000 messages a second on one connection
@@ -92,7 +93,8 @@ class ProgressReporter(threading.Thread):
         finally:
             if self._farewell:
                 link.send_last(PLAIN.encode(Bye(self._farewell)))
-            link.close(LEAVE_S if self._farewell else 0.0)
+                _wait_until_read(link)
+            link.close()
 
     def _receive(self, handshake: Handshake, message: Message, now: float) -> None:
         match message:
@@ -131,6 +133,16 @@ class ProgressReporter(threading.Thread):
 
     def _running(self) -> list[Running]:
         return [one for loop in self._loops for one in _running(loop)]
+
+
+def _wait_until_read(link: BrokerLink) -> None:
+    """Wait until the broker has read what was sent: the process ends, and libzmq would drop it."""
+    link.send(PLAIN.encode(Ping()))  # BUSY answers it, for the broker has just forgotten this peer
+    deadline = time.monotonic() + LEAVE_S
+    while time.monotonic() < deadline:
+        data = link.receive()
+        if data is not None and data[KIND_AT] == Kind.BUSY:
+            return
 
 
 def _running(loop: ServingLoop) -> Iterator[Running]:

@@ -125,7 +125,7 @@ class Agent:
     def __init__(self, broker: str) -> None:
         self._token = os.urandom(16)
         self._sessions: dict[int, Session] = {}
-        self._ping_at = 0.0
+        self._ping_at = float("inf")  # not before HELLO
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.DEALER)
         self._socket.setsockopt(zmq.ROUTING_ID, b"\x01" + os.urandom(15))  # §3.3
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 1500)  # §3.4
@@ -173,6 +173,7 @@ class Agent:
         self._send(
             encode(Kind.HELLO, "env", self._token, "scratch", hostsocket.gethostname(), rows)
         )
+        self._ping_at = time.monotonic() + 1
 
     def _handle(self, message: Message, frame: bytes) -> None:
         match message.kind:

@@ -320,5 +320,5 @@ def test_an_engine_without_its_extra_names_it(
 ) -> None:
     monkeypatch.setitem(engines.ENGINES, "ray", ("no_such_module", "Engine", "ray"))
     path = write(tmp_path, "tcp://b:1", "count = 1")
-    with pytest.raises(ConfigurationError, match=r"no_such_module.*gymwire\[ray\]"):
+    with pytest.raises(ConfigurationError, match=r"no_such_module.*pip install .*\[ray\]"):
         call(Screen(), "fleet", "status", str(path), "--on", "ray")
