@@ -16,7 +16,6 @@ CHECKS = (
     200  # connections that one `close_overfull` checks; the next call checks the following ones
 )
 MAX_WAITING = 1024 * 1024 * 1024  # bytes of complete messages that may wait on one connection
-MIN_WAITING = 16  # of the largest messages may wait in any case
 FRAMING = 9 + 33  # bytes that ZMTP and CURVE add to a message
 
 
@@ -26,7 +25,7 @@ class Inflow:
     Args:
         max_message: bytes of the largest message. A connection may deliver twice as many without a
             message that can be received. Of complete messages, MAX_WAITING bytes may wait, but at
-            least MIN_WAITING of the largest.
+            least 16 of the largest.
 
     Attributes:
         suspects: the descriptors of connections that have delivered more than one of these. Call
@@ -38,7 +37,7 @@ class Inflow:
         self.suspects: set[int] = set()
         self.emptied = False
         self._limit = 2 * max_message
-        self._most_waiting = max(MAX_WAITING, MIN_WAITING * max_message)
+        self._most_waiting = max(MAX_WAITING, 16 * max_message)
         # descriptor → bytes delivered before the message received last; None: until the next check
         self._sound: dict[int, int | None] = {}
         self._ids: dict[int, int] = {}  # descriptor → the connection, since descriptors are reused
