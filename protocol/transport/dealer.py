@@ -23,6 +23,7 @@ from gymwire.protocol.transport.hosts import DialPlan, first_reachable
 from gymwire.protocol.transport.inflow import Inflow
 from gymwire.protocol.transport.interface import TICK_MS, LinkEvent
 from gymwire.protocol.transport.monitor import Monitor
+from gymwire.protocol.transport.polling import EVENTS, POLLIN
 
 # Frames of this size or more are handed to libzmq without a copy. Below, copying costs less than
 # the thread through which pyzmq learns that libzmq has finished with the memory.
@@ -37,9 +38,7 @@ HEARTBEAT_TIMEOUT_MS = 4000
 # has moved to another address is found although the old one swallows packets.
 CONNECT_TIMEOUT_MS = 4000
 
-# Plain integers: pyzmq's flags are slow to combine for each frame.
-_NOW = int(zmq.DONTWAIT)
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
+_NOW = int(zmq.DONTWAIT)  # a plain integer: pyzmq's flags are slow to combine for each frame
 
 # The base class's methods skip several microseconds of Python in the subclass.
 _send = zmq.backend.Socket.send
@@ -156,7 +155,7 @@ class Dealer:
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Return whether a frame arrives within `timeout_s`."""
         if not timeout_s:
-            return bool(self._bare.getsockopt(_EVENTS) & _POLLIN)
+            return bool(self._bare.getsockopt(EVENTS) & POLLIN)
         return bool(self._socket.poll(int(timeout_s * 1000)))
 
     @property

@@ -10,8 +10,8 @@ from zmq.utils.monitor import recv_monitor_message
 
 from gymwire.protocol.security.keys import KeyPair, identity
 from gymwire.protocol.transport.interface import LinkEvent
+from gymwire.protocol.transport.polling import EVENTS, POLLIN
 
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)  # plain, as in `dealer`
 HUNG_UP = 3  # handshakes that the other side closes in a row before `handshake_hint` reports it
 
 
@@ -60,7 +60,7 @@ class Monitor:
         """Return what has happened since the last call."""
         found = []
         # Socket.poll takes several times as long, and timers call this ten times a second.
-        while self._bare.getsockopt(_EVENTS) & _POLLIN:
+        while self._bare.getsockopt(EVENTS) & POLLIN:
             message = recv_monitor_message(self._socket)
             event, value = zmq.Event(message["event"]), int(message["value"])
             if event == zmq.Event.CONNECT_RETRIED:

@@ -8,7 +8,8 @@ import zmq
 
 from gymwire.protocol.transport.interface import Waitable
 
-_POLLIN = int(zmq.POLLIN)  # pyzmq takes longer to convert its enum
+# Plain integers: pyzmq takes longer to convert its enums.
+EVENTS, POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 
 def wait_among(sockets: Sequence[Waitable], timeout_s: float) -> list[int]:
@@ -16,6 +17,6 @@ def wait_among(sockets: Sequence[Waitable], timeout_s: float) -> list[int]:
     buffered = [i for i, socket in enumerate(sockets) if socket.has_buffered]
     if buffered:
         return buffered
-    polled = [(socket.waitable, _POLLIN) for socket in sockets]
+    polled = [(socket.waitable, POLLIN) for socket in sockets]
     ready = [socket for socket, _ in zmq.zmq_poll(polled, timeout=int(timeout_s * 1000))]
     return [i for i, (socket, _) in enumerate(polled) if socket in ready] if ready else []

@@ -40,12 +40,12 @@ from gymwire.protocol.transport.interface import (
 from gymwire.protocol.transport.kernel import connection_socket
 from gymwire.protocol.transport.monitor import Monitor
 from gymwire.protocol.transport.open_files import allow_more
+from gymwire.protocol.transport.polling import EVENTS, POLLIN
 from gymwire.protocol.transport.port_owner import listener_at
 
 # Plain integers: pyzmq's flags are slow to combine for each frame.
 _NOW = int(zmq.DONTWAIT)
 _MORE_NOW = int(zmq.DONTWAIT | zmq.SNDMORE)
-_EVENTS, _POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 # The base class's methods skip several microseconds of Python in the subclass.
 _send = zmq.backend.Socket.send
@@ -176,7 +176,7 @@ class Router:
 
     def has_input(self) -> bool:
         """Return whether `receive` has a frame without waiting."""
-        self.may_have_unsignalled_input = bool(self._bare.getsockopt(_EVENTS) & _POLLIN)
+        self.may_have_unsignalled_input = bool(self._bare.getsockopt(EVENTS) & POLLIN)
         return self.may_have_unsignalled_input
 
     def receive(self, wait: bool = True) -> Received | None:
