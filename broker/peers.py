@@ -194,10 +194,10 @@ class Peers:
         if peer.role == Role.ENV:
             return self._end_loop(peer, Loss.AGENT_STOPPED, reason)
         if peer.role == Role.PROGRESS:
-            process = (peer.agent, peer.key)
-            loops = [one for one in self._tables.peers.values() if one.role == Role.ENV]
-            for loop in [one for one in loops if (one.agent, one.key) == process]:
-                sends += self._end_loop(loop, Loss.AGENT_STOPPED, reason)
+            process = (Role.ENV, peer.agent, peer.key)
+            for one in list(self._tables.peers.values()):
+                if (one.role, one.agent, one.key) == process:
+                    sends += self._end_loop(one, Loss.AGENT_STOPPED, reason)
         for session in self._tables.sessions_at(peer):
             sends += self._sessions.end_without_learner(session, Loss.LEARNER_LEFT)
         self._remove(peer)

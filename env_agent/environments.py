@@ -20,8 +20,6 @@ from gymwire.protocol.messages import EnvKind, Offer, Open
 from gymwire.protocol.pictures import RENDER_MODES
 
 MAX_NUM_ENVS = 4096  # of one session: a number from the wire must not exhaust the memory
-
-
 WATCH_RATE, MAX_WATCH_RATE = 10, 20  # frames per second: the default and the maximum
 
 

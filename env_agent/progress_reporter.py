@@ -86,7 +86,7 @@ class ProgressReporter(threading.Thread):
                     next_report = now + EVERY_S
                     link.send(PLAIN.encode(Ping()))  # else the broker closes the connection
                     self._report(link, now)
-                    rows = self._step_reports.rows(self._running(), now)  # takes the step times
+                    rows = self._step_reports.rows(_running(self._loops), now)  # takes the times
                     if OBSERVE in handshake.capabilities:
                         for start in range(0, len(rows), ROWS_PER_REPORT):
                             link.send(PLAIN.encode(Report(rows[start : start + ROWS_PER_REPORT])))
@@ -131,9 +131,6 @@ class ProgressReporter(threading.Thread):
         for sid, seq, since in due:
             link.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))
 
-    def _running(self) -> list[Running]:
-        return [one for loop in self._loops for one in _running(loop)]
-
 
 def _wait_until_read(link: BrokerLink) -> None:
     """Wait until the broker has read what was sent: the process ends, and libzmq would drop it."""
@@ -145,12 +142,13 @@ def _wait_until_read(link: BrokerLink) -> None:
             return
 
 
-def _running(loop: ServingLoop) -> Iterator[Running]:
-    """Yield the live sessions of a loop, and their steps."""
-    busy = {sid: since for sid, seq, since in loop.current_requests if seq != CLOSING}
-    for sid, one in list(loop.host.slots.items()):
-        steps, direct = one.session.steps, loop.is_direct(sid)
-        yield Running(sid, steps, one.times, busy.get(sid), one.opened_at, direct)
+def _running(loops: Sequence[ServingLoop]) -> Iterator[Running]:
+    """Yield the live sessions of these loops, and their steps."""
+    for loop in loops:
+        busy = {sid: since for sid, seq, since in loop.current_requests if seq != CLOSING}
+        for sid, one in list(loop.host.slots.items()):
+            steps, direct = one.session.steps, loop.is_direct(sid)
+            yield Running(sid, steps, one.times, busy.get(sid), one.opened_at, direct)
 
 
 def choose(
