@@ -33,13 +33,12 @@ class Picture(gymnasium.Env[NDArray[Any], np.int64]):
         return self._observation, 0.0, False, False, {}
 
 
-class Sleeper(gymnasium.Env[NDArray[Any], np.int64]):
-    """Takes `sleep_s` for each step, as a simulator does that waits for something."""
+class _Still(gymnasium.Env[NDArray[Any], np.int64]):
+    """Its observations are zeros, and its episodes never end."""
 
-    def __init__(self, sleep_s: float = 0.005) -> None:
+    def __init__(self) -> None:
         self.observation_space = Box(-1, 1, (4,), np.float32)
         self.action_space = Discrete(2)
-        self._sleep_s = sleep_s
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -47,31 +46,35 @@ class Sleeper(gymnasium.Env[NDArray[Any], np.int64]):
         """Return zeros and no info."""
         super().reset(seed=seed)
         return np.zeros(4, np.float32), {}
+
+    def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
+        """Return zeros."""
+        return np.zeros(4, np.float32), 0.0, False, False, {}
+
+
+class Sleeper(_Still):
+    """Takes `sleep_s` for each step, as a simulator does that waits for something."""
+
+    def __init__(self, sleep_s: float = 0.005) -> None:
+        super().__init__()
+        self._sleep_s = sleep_s
 
     def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
         """Sleep, then return zeros."""
         time.sleep(self._sleep_s)
-        return np.zeros(4, np.float32), 0.0, False, False, {}
+        return super().step(action)
 
 
-class Worker(gymnasium.Env[NDArray[Any], np.int64]):
+class Worker(_Still):
     """Computes for `busy_s` in each step, as a simulator does."""
 
     def __init__(self, busy_s: float = 0.0) -> None:
-        self.observation_space = Box(-1, 1, (4,), np.float32)
-        self.action_space = Discrete(2)
+        super().__init__()
         self._busy_s = busy_s
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[NDArray[Any], dict[str, Any]]:
-        """Return zeros and no info."""
-        super().reset(seed=seed)
-        return np.zeros(4, np.float32), {}
-
     def step(self, action: np.int64) -> tuple[NDArray[Any], float, bool, bool, dict[str, Any]]:
-        """Compute, then return zeros; the episode never ends."""
+        """Compute, then return zeros."""
         began = time.process_time()
         while time.process_time() - began < self._busy_s:
             continue
-        return np.zeros(4, np.float32), 0.0, False, False, {}
+        return super().step(action)
