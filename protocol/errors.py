@@ -158,7 +158,25 @@ class ConnectionFailed(GymwireError):
 
 
 class BrokerUnreachable(ConnectionFailed):
-    """No broker answers at the URL."""
+    """No broker answers at the URL.
+
+    Attributes:
+        url_source: what sets the URL, such as an option or a file. `str` then advises to check it;
+            "": the message says itself what to do.
+    """
+
+    def __init__(self, *args: object, advice: str = "", url_source: str = "") -> None:
+        super().__init__(*args, advice=advice)
+        self.url_source = url_source
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if not self.url_source:
+            return text
+        return (
+            f"{text} Start one with `gymwire broker`, check the URL ({self.url_source}) and the "
+            f"firewall, or wait longer (--wait, wait_s=)."
+        )
 
 
 class RequestTimeout(ConnectionFailed):

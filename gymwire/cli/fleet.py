@@ -88,9 +88,9 @@ def _connect(fleet: Fleet) -> BrokerConnection:
             fleet.broker, timeout_s=TIMEOUT_S, key=fleet.key, broker_key=broker_key
         )
     except BrokerUnreachable as error:
-        # The URL has no option of this command.
-        text = str(error).replace("--broker, broker=, GYMWIRE_BROKER", f"in {fleet.path}")
-        raise BrokerUnreachable(text) from None
+        if error.url_source:  # this command has no option for the URL
+            error.url_source = f"in {fleet.path}"
+        raise
 
 
 def _act(options: Options, control: FleetControl, output: Output) -> int:

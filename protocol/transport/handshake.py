@@ -24,6 +24,7 @@ from gymwire.protocol.transport.interface import LinkEvent
 
 CONNECT_S = 2.5  # how long a broker that is up may take to answer
 HELLO_AGAIN_S = 1.0  # how long to wait for an answer before sending HELLO again
+URL_SOURCE = "--broker, broker=, GYMWIRE_BROKER"  # for an error that advises to check the URL
 NOTICE_S = 3.0  # when `connect` calls `on_wait` while no broker answers
 
 
@@ -173,11 +174,7 @@ class Handshake:
         unknown = _unknown_host(url)
         if unknown:
             return BrokerUnreachable(f"No broker answers at {url}: {unknown}.")
-        return BrokerUnreachable(
-            f"No broker answers at {url}. Start one with `gymwire broker`, check the URL "
-            f"(--broker, broker=, GYMWIRE_BROKER) and the firewall, or wait longer (--wait, "
-            f"wait_s=)."
-        )
+        return BrokerUnreachable(f"No broker answers at {url}.", url_source=URL_SOURCE)
 
 
 def _unknown_host(url: str) -> str:

@@ -110,6 +110,15 @@ def test_a_silent_broker_is_reported_once_and_then_given_up() -> None:
     assert link.now == pytest.approx(10.0, abs=2 * TICK_S)
 
 
+def test_the_error_names_what_sets_the_url() -> None:
+    link = Link(answers=0)
+    with pytest.raises(BrokerUnreachable) as caught:
+        link.connect(link.handshake(), 1.0)
+    assert "check the URL (--broker, broker=, GYMWIRE_BROKER) and" in str(caught.value)
+    caught.value.url_source = "in fleet.toml"
+    assert "check the URL (in fleet.toml) and" in str(caught.value)
+
+
 def test_an_unknown_host_is_named() -> None:
     link = Link(answers=0)
     link.url = "tcp://no.such.host.invalid:5555"
