@@ -93,6 +93,7 @@ class RayDriver:
 
     def __init__(self, namespace: str) -> None:
         self._namespace = namespace
+        self._started: dict[str, Any] = {}  # actors that this process has made, by their names
         ray.init(address="auto", log_to_driver=False, configure_logging=False)
 
     def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,13 +139,17 @@ class RayDriver:
                 **options,
             )
             try:
-                actor.remote(plan)
+                self._started[plan.name] = actor.remote(plan)
             except Exception as error:  # noqa: BLE001 - such as a name that is in use
                 raise Refused(f"Ray did not start {plan.name}: {text_of(error)}") from None
 
     def running(self) -> list[RunningAgent]:
-        """Return all agents that have not ended."""
-        actors = self._actors()
+        """Return all agents that have not ended.
+
+        Raises Refused, once, for an agent that this process has started and Ray could not create.
+        """
+        # Ray does not list an actor that it could not create, but its handle has the reason.
+        actors = self._started | self._actors()
         reports = {name: actor.report.remote() for name, actor in actors.items()}
         answered = _wait(reports.values(), REPORT_S)
         unplaced = {} if len(answered) == len(reports) else self._unplaced()
@@ -155,12 +160,17 @@ class RayDriver:
             if report in answered:
                 try:
                     agent = ray.get(report)
-                except ray.exceptions.ActorDiedError:
-                    continue
+                except ray.exceptions.ActorDiedError as error:
+                    self._started.pop(name, None)
+                    if not error.actor_init_failed:
+                        continue
+                    why = str(error).strip().splitlines()[-1]  # that of the traceback
+                    raise Refused(f"Ray cannot start {name}: {why[:MAX_ERROR]}") from None
                 except (
                     ray.exceptions.ActorUnschedulableError,
                     ray.exceptions.RuntimeEnvSetupError,
                 ) as error:
+                    self._started.pop(name, None)
                     raise Refused(f"Ray cannot start {name}: {text_of(error)}") from None
                 except ray.exceptions.RayError:
                     agent = RunningAgent(name, RESTARTING, detail="Ray is restarting its actor")

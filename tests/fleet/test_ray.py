@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from gymwire.protocol.errors import Refused
 from gymwire.protocol.security import keys
 from tests.chaos.fleet import until
 from tests.fleet.engine_tests import (  # noqa: F401 - pytest collects them
@@ -39,6 +40,18 @@ pytestmark = [
     pytest.mark.timeout(600),  # Ray starts its own processes
 ]
 CPUS = 3  # that each simulated node claims to have
+FULL_DISK = """
+import tempfile
+
+make = tempfile.mkdtemp
+
+def mkdtemp(*arguments, **keywords):
+    if keywords.get("prefix") == "gymwire-fleet-":
+        raise OSError(28, "No space left on device")
+    return make(*arguments, **keywords)
+
+tempfile.mkdtemp = mkdtemp
+"""  # for the processes of actors
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +139,18 @@ def test_agents_of_a_lost_node_move_to_others_and_new_nodes_are_used(
     until(lambda: shell.agents() == {}, "all agents have ended", PATIENCE_S)
     cluster.remove_node(added)
     shell.run("up")  # the learners wait for it
+
+
+def test_an_agent_that_ray_cannot_create_says_why(
+    cluster: Any, tmp_path: Path, broker_url: str
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FULL_DISK)
+    path = f"{tmp_path}{os.pathsep}{ROOT}"
+    agents = f"count = 2\nruntime_env = {{ env_vars = {{ PYTHONPATH = '{path}' }} }}"
+    shell = Shell(write(tmp_path, broker_url, agents), "ray")
+    with pytest.raises(Refused, match=r"Ray cannot start .*/0: .*No space left on device"):
+        shell.run("up")
+    assert shell.agents() == {}
 
 
 def test_labels_choose_the_node(cluster: Any, tmp_path: Path, broker_url: str) -> None:
