@@ -198,16 +198,20 @@ class FleetControl:
         return chosen
 
     def wait_until_ready(
-        self, count: int, deadline: float
+        self, count: int | None, deadline: float
     ) -> tuple[list[AgentStatus], GymwireError | None]:
         """Wait until the broker lists `count` agents; return as `status_and_fault`.
 
-        `deadline`: when to give up, in monotonic seconds.
+        Args:
+            count: how many; None: all that do not drain.
+            deadline: when to give up, in monotonic seconds.
         """
         while True:
             agents, fault = self.status_and_fault()
+            staying = sum(one.state != DRAINING for one in agents)
             ready = sum(one.state == READY for one in agents)
-            if ready >= count or time.monotonic() >= deadline or _is_final(fault):
+            is_ready = ready >= (staying if count is None else count)
+            if is_ready or time.monotonic() >= deadline or _is_final(fault):
                 return agents, fault
             time.sleep(CHECK_S)
 

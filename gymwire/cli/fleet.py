@@ -126,7 +126,8 @@ def _act(options: Options, control: FleetControl, output: Output) -> int:
             output.say("the fleet is down" + (f"; killed: {', '.join(killed)}" if killed else ""))
             return NOT_READY if killed else 0
         case _:
-            agents, fault = control.status_and_fault()
+            wait_s = options.wait_s if "wait_s" in options.origins else 0.0
+            agents, fault = control.wait_until_ready(None, began + wait_s)
             _show(options, control.fleet, agents, fault, output)
             return 0 if fault is None else NOT_READY
     return 0

@@ -69,6 +69,7 @@ OPTIONS = (
         default="60",
         metavar="S",
         panel="Connection",
-        help="up and scale: seconds to wait until the broker lists the agents ('inf': forever)",
+        help="up and scale: seconds to wait until the broker lists the agents ('inf': forever); "
+        "status: the same, if it is given",
     ),
 )

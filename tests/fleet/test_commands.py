@@ -36,6 +36,7 @@ class Memory:
         self.killed: list[str] = []
         self.unreachable = 0
         self.asked = 0
+        self.listed_from: int | None = None  # the question to which it lists all agents
 
     def start(self, agents: Sequence[AgentPlan]) -> None:
         for plan in agents:
@@ -44,6 +45,8 @@ class Memory:
 
     def running(self) -> list[RunningAgent]:
         self.asked += 1
+        if self.asked == self.listed_from:
+            self.unlisted.clear()
         return [*self.agents.values()]
 
     def drain(self, names: Sequence[str]) -> None:
@@ -164,6 +167,30 @@ def test_status_without_a_broker_shows_what_the_engine_knows(
     assert "No broker answers at tcp://127.0.0.1:1" in shown
     assert f"(in {path})" in shown
     assert "2 agents; which of them are ready is unknown" in shown
+
+
+def test_status_waits_only_if_it_is_told_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = Memory()
+    path = write(tmp_path, "tcp://b:1", "count = 1")
+    monkeypatch.setattr(command, "open_engine", lambda *_: memory)
+    monkeypatch.setattr(command, "_connect", lambda *_: Connection(memory))
+    plan = load(path).plan(0)
+    memory.start([plan])
+    memory.unlisted.add(plan.name)
+    monkeypatch.setattr(commands, "CHECK_S", 0.0)
+    memory.listed_from = 3  # requests
+
+    def status(*options: str) -> Any:
+        screen = Screen()
+        call(screen, "fleet", "status", str(path), "--json", *options)
+        return screen.json["agents"][0]["state"]
+
+    assert status() == "starting"
+    assert memory.asked == 1
+    assert status("--wait", "inf") == "ready"
+    assert memory.asked > memory.listed_from
 
 
 def test_up_without_a_broker_shows_the_agents_and_names_no_longer_wait(
