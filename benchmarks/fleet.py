@@ -3,10 +3,12 @@
     python -m benchmarks.fleet --on local       (at most five minutes, on a quiet machine)
     python -m benchmarks.fleet --on ray         (starts a cluster of its own on this machine)
 
-Each number of agents, and of open sessions, is measured on the way down and again on the way up, so
-that a drift of the machine's speed concerns all of them. Meanwhile a loop of the lowest priority
-(SCHED_IDLE) runs on each processor: otherwise idle agents would keep the processors of a virtual
-machine awake, and steps would be faster with more agents.
+The steps are those of one session at one agent throughout, while the fleet around them grows and
+shrinks: two starts of one agent differ by more than what is to be measured. They are measured on
+the way up and again on the way down, several times, and a ratio is formed on each way, so that a
+drift of the machine's speed does not count. Meanwhile the learner and this agent share one
+processor: a step takes twice as long when they run on two, and other agents, if they are idle, make
+the scheduler change its choice. The other agents may run on all processors.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -39,7 +41,8 @@ ROOT = Path(__file__).parents[1]
 MODULE = "benchmarks.fleet"
 ADDRESS = "it"
 MANY = 8  # agents, while open sessions are counted
-STEPS, TURNS = 2000, 3  # of a measurement: steps of a session, and sessions
+STEPS, TURNS = 500, 32  # of a measurement
+CYCLES = 3  # ways up and down
 BUSY_S = 0.001  # what a step computes while the steps of all agents are counted
 COUNT_S = 5.0  # for how long they are counted
 WAIT_S = 240.0  # for agents to start
@@ -71,11 +74,13 @@ class Fleet:
         path: its fleet.toml.
         engine: as `--on` takes it.
         url: its broker.
+        most: the largest number of agents.
     """
 
-    def __init__(self, path: Path, engine: str, url: str) -> None:
-        self.url = url
+    def __init__(self, path: Path, engine: str, url: str, most: int) -> None:
+        self.url, self.most = url, most
         self._path, self._engine = path, engine
+        self._agents = 0  # as the last command has left it
 
     def start(self, action: str, *options: str) -> subprocess.Popen[str]:
         """Start a command."""
@@ -98,6 +103,9 @@ class Fleet:
 
     def scale(self, agents: int) -> None:
         """Scale it, and wait until the others have ended."""
+        if agents == self._agents:
+            return
+        self._agents = agents
         self.run("scale", "--agents", str(agents), "--wait", str(WAIT_S))
         with contextlib.closing(BrokerConnection(self.url)) as connection:
             while len(pids(connection)) != agents:
@@ -133,59 +141,104 @@ def start(fleet: Fleet, agents: int) -> Figures:
     }
 
 
-def p50_us(url: str) -> float:
-    """Return the median of a direct step, over several sessions in turn."""
+@contextlib.contextmanager
+def session(fleet: Fleet) -> Iterator[ProxyEnv]:
+    """Open the session whose steps are measured, at an agent that is then never drained."""
+    fleet.scale(1)
+    with contextlib.closing(BrokerConnection(fleet.url)) as connection:
+        [pid] = pids(connection)
+    before = os.sched_getaffinity(pid)
+    with ProxyEnv(ADDRESS, fleet.url, direct="always", wait_s=10) as env:
+        env.reset(seed=1)
+        pin(pid, {max(before)})
+        yield env
+        pin(pid, before)
+
+
+def pin(pid: int, processors: set[int]) -> None:
+    """Let all threads of a process run on these processors only."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        os.sched_setaffinity(int(thread.name), processors)
+
+
+def p50_us(env: ProxyEnv) -> float:
+    """Return the median of a direct step: of the medians of many turns."""
     turns = []
+    action, stamps = np.int64(0), np.empty(STEPS + 1, np.int64)
+    processors = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(processors)})
     for _ in range(TURNS):
-        with ProxyEnv(ADDRESS, url, direct="always", wait_s=10) as env:
-            env.reset(seed=1)
-            action, stamps = np.int64(0), np.empty(STEPS + 1, np.int64)
-            stamps[0] = time.perf_counter_ns()
-            for step in range(1, STEPS + 1):
-                env.step(action)
-                stamps[step] = time.perf_counter_ns()
+        stamps[0] = time.perf_counter_ns()
+        for step in range(1, STEPS + 1):
+            env.step(action)
+            stamps[step] = time.perf_counter_ns()
         turns.append(float(np.median(np.diff(stamps))) / 1e3)
+    os.sched_setaffinity(0, processors)
     return statistics.median(turns)
 
 
-def by_agents(fleet: Fleet, numbers: Sequence[int]) -> Figures:
-    """Measure a step with each number of agents, from the most to the fewest and back."""
+def up_and_down(numbers: Sequence[int], change: Callable[[int], object], env: ProxyEnv) -> Figures:
+    """Measure a step with each number of something; `change` makes it that many."""
     found: dict[int, list[float]] = {number: [] for number in numbers}
-    for number in (*reversed(numbers), *numbers):
-        fleet.scale(number)
-        with awake():
-            found[number].append(p50_us(fleet.url))
+    for way in (numbers, numbers[::-1]) * CYCLES:
+        for number in way:
+            change(number)
+            found[number].append(p50_us(env))
     return ratios(found)
+
+
+def by_agents(fleet: Fleet, numbers: Sequence[int]) -> Figures:
+    """Measure a step with each number of agents."""
+    with session(fleet) as env:
+        return up_and_down(numbers, fleet.scale, env)
 
 
 def by_sessions(fleet: Fleet, numbers: Sequence[int]) -> Figures:
-    """Measure a step with each number of open sessions, from the fewest to the most and back.
+    """Measure a step with each number of open sessions."""
+    with session(fleet) as env:
+        fleet.scale(min(MANY, fleet.most))
+        with contextlib.closing(Crowd(fleet.url)) as crowd:
+            return up_and_down(numbers, crowd.grow_to, env)
 
-    The others are idle sessions of another process.
-    """
-    found: dict[int, list[float]] = {number: [] for number in numbers}
-    with awake(), contextlib.ExitStack() as stack:
-        opened, holders = 1, []
-        for number in numbers:
-            holder = stack.enter_context(contextlib.ExitStack())
-            if number > opened:
-                holder.enter_context(part(MODULE, "--hold", number - opened, fleet.url))
-            opened = number
-            holders.append(holder)
-            found[number].append(p50_us(fleet.url))
-        for number, holder in zip(reversed(numbers), reversed(holders), strict=True):
-            found[number].append(p50_us(fleet.url))
-            holder.close()
-    return ratios(found)
+
+class Crowd:
+    """Idle sessions of other processes, beside the one that is measured."""
+
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._parts: list[tuple[int, contextlib.ExitStack]] = []
+
+    def grow_to(self, number: int) -> None:
+        """Open sessions, or close the latest, until `number` are open with the measured one."""
+        while (count := 1 + sum(size for size, _ in self._parts)) > number:
+            self._parts.pop()[1].close()
+        if number > count:
+            stack = contextlib.ExitStack()
+            stack.enter_context(part(MODULE, "--hold", number - count, self._url))
+            self._parts.append((number - count, stack))
+        with contextlib.closing(BrokerConnection(self._url)) as connection:
+            while sum(one["used"] for one in connection.find(ADDRESS)) != number:
+                time.sleep(PAUSE_S)
+
+    def close(self) -> None:
+        """Close all of them."""
+        self.grow_to(1)
 
 
 def ratios(found: Mapping[int, Sequence[float]]) -> Figures:
-    """Return the p50s, and their ratios to those of the least number on the same way."""
+    """Return the medians of the p50s, and of their ratios to those of the least number.
+
+    A ratio compares figures of the same way. `low` and `high` are the least and the largest ratio:
+    with six ways, the true median lies between them with a probability of 97 %.
+    """
     least = found[min(found)]
+    ways = {number: [a / b for a, b in zip(found[number], least, strict=True)] for number in found}
     return {
         str(number): {
-            "p50 µs": statistics.mean(each),
-            "ratio": statistics.mean(a / b for a, b in zip(each, least, strict=True)),
+            "p50 µs": statistics.median(each),
+            "ratio": statistics.median(ways[number]),
+            "low": min(ways[number]),
+            "high": max(ways[number]),
         }
         for number, each in found.items()
     }
@@ -206,23 +259,6 @@ def steps_per_s(fleet: Fleet, numbers: Sequence[int]) -> Figures:
             time.sleep(COUNT_S)
             found[str(number)] = float((counts.sum() - before) / (time.perf_counter() - began))
     return found
-
-
-@contextlib.contextmanager
-def awake() -> Iterator[None]:
-    """Keep all processors awake."""
-    with contextlib.ExitStack() as stack:
-        for _ in os.sched_getaffinity(0):
-            stack.enter_context(part(MODULE, "--keep"))
-        yield
-
-
-def keep() -> None:
-    """Run when nothing else does."""
-    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-    print("ready", flush=True)
-    for _ in count():
-        continue
 
 
 def learn(index: int, counts: str, url: str) -> None:
@@ -279,11 +315,10 @@ def measure(kind: str, agents: Sequence[int], sessions: Sequence[int]) -> Figure
         # One agent alone must have room for all sessions.
         slots = max(sessions) + 8
         path.write_text(FLEET.format(pid=os.getpid(), url=url, agents=most, slots=slots))
-        fleet = Fleet(path, kind, url)
+        fleet = Fleet(path, kind, url, most)
         stack.callback(fleet.run, "down")
         figures = {"engine": kind, "start": start(fleet, most)}
         figures["agents"] = by_agents(fleet, sorted(agents))
-        fleet.scale(min(MANY, most))
         figures["sessions"] = by_sessions(fleet, sorted(sessions))
         figures["steps/s"] = steps_per_s(fleet, [*range(1, min(2 * cores, most) + 1)])
     return figures
@@ -296,9 +331,11 @@ def tables(figures: Figures) -> Iterator[Table]:
         started.add_row(name, f"{value:.1f}" if isinstance(value, float) else str(value))
     yield started
     for name in ("agents", "sessions"):
-        table = Table(name, "p50 µs", f"× {min(figures[name], key=int)}", title="A direct step")
+        heading = f"× {min(figures[name], key=int)}"
+        table = Table(name, "p50 µs", heading, "from", "to", title="A direct step")
         for number, each in figures[name].items():
-            table.add_row(number, f"{each['p50 µs']:.0f}", f"{each['ratio']:.2f}")
+            cells = [f"{each[key]:.2f}" for key in ("ratio", "low", "high")]
+            table.add_row(number, f"{each['p50 µs']:.0f}", *cells)
         yield table
     title = f"Steps of {BUSY_S * 1e3:g} ms, {len(os.sched_getaffinity(0))} processors"
     total = Table("agents and learners", "steps/s", title=title)
@@ -330,8 +367,6 @@ def main() -> None:
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # sessions and processes are closed
     match sys.argv[1:]:
-        case ["--keep"]:
-            keep()
         case ["--hold", sessions, url]:
             hold(int(sessions), url)
         case ["--learn", index, counts, url]:

@@ -43,6 +43,7 @@ def test_memory_is_that_of_agents_learners_and_sessions() -> None:
 
 
 def test_a_ratio_compares_figures_of_the_same_way() -> None:
-    found = ratios({8: [300.0, 110.0], 1: [200.0, 100.0]})
-    assert found["8"] == {"p50 µs": 205.0, "ratio": pytest.approx(1.3)}
-    assert found["1"]["ratio"] == 1.0
+    found = ratios({8: [300.0, 110.0, 240.0], 1: [200.0, 100.0, 200.0]})
+    expected = {"p50 µs": 240.0, "ratio": 1.2, "low": 1.1, "high": 1.5}
+    assert found["8"] == pytest.approx(expected)
+    assert found["1"] == {"p50 µs": 200.0, "ratio": 1.0, "low": 1.0, "high": 1.0}
