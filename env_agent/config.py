@@ -111,7 +111,7 @@ def load(path: Path) -> list[Service]:
         document = tomllib.loads(read_text(path))
     except FileNotFoundError:
         raise ConfigurationError(f"There is no file {path}.") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}.") from None
     tables = document.pop("offer", None)
     if document or not isinstance(tables, list) or not tables:

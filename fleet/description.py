@@ -14,16 +14,18 @@ from typing import Any
 from gymwire.env_agent.config import DEFAULT_SLOTS, KEYS, check_address
 from gymwire.fleet.engine import PACKED, SPREAD, AgentFile, AgentPlan, Resources
 from gymwire.fleet.scaling import Scale
-from gymwire.fleet.toml_text import line_of, tables_text
+from gymwire.fleet.toml_text import line_of, tables_text, value_text
 from gymwire.protocol.address import check_url
 from gymwire.protocol.errors import AddressError, ConfigurationError, UsageError
 from gymwire.protocol.files import read_text
+from gymwire.protocol.process_slots import MAX_SLOTS
 from gymwire.protocol.security import keys
 
 NAME = re.compile(r"[a-z0-9]([a-z0-9-]{0,38}[a-z0-9])?")
 MOST_AGENTS = 10_000
 MOST_PROCESSORS = 10_000  # of one agent
 MOST_MEMORY = 2**60  # bytes of one agent
+MOST_MINUTES = 1_000_000
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)}
 # Tables of single engines, with the types of their keys.
@@ -45,8 +47,9 @@ AGENTS_KEYS = (
     "insecure", "runtime_env",
 )  # fmt: skip
 LABEL = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")  # a name in Kubernetes
+LINE = re.compile(r"[^\x00-\x1f\x7f]+")
 KINDS = {
-    str: "a text",
+    str: "a text of one line",
     bool: "true or false",
     dict: "a table",
     int: "a whole number",
@@ -54,22 +57,28 @@ KINDS = {
 }
 
 
-def _are_texts(values: list[Any]) -> bool:
-    return all(isinstance(one, str) and one for one in values)
+def _is_line(value: object) -> bool:
+    return isinstance(value, str) and LINE.fullmatch(value) is not None
+
+
+def _are_lines(values: list[Any]) -> bool:
+    return all(map(_is_line, values))
 
 
 def _are_options(values: Mapping[str, Any]) -> bool:
-    return all(type(one) in (str, int, float, bool) for one in values.values())
+    return _are_lines([*values]) and all(
+        _is_line(one) or type(one) in (int, float, bool) for one in values.values()
+    )
 
 
 # What the values of a key must be, in addition to their type.
 CHECKS: Mapping[tuple[str, str], tuple[Callable[[Any], object], str]] = {
-    ("offer", "max_sessions"): (lambda value: value >= 1, "1 or more"),
-    ("offer", "expose"): (_are_texts, "a list of texts"),
-    ("offer", "wrap"): (_are_texts, "a list of texts"),
-    ("slurm", "minutes"): (lambda value: value >= 1, "1 or more"),
-    ("slurm", "setup"): (_are_texts, "a list of texts"),
-    ("slurm", "options"): (_are_options, "a table of texts, numbers, true and false"),
+    ("offer", "max_sessions"): (lambda value: 1 <= value <= MAX_SLOTS, f"from 1 to {MAX_SLOTS}"),
+    ("offer", "expose"): (_are_lines, "a list of texts of one line"),
+    ("offer", "wrap"): (_are_lines, "a list of texts of one line"),
+    ("slurm", "minutes"): (lambda value: 1 <= value <= MOST_MINUTES, f"from 1 to {MOST_MINUTES}"),
+    ("slurm", "setup"): (_are_lines, "a list of texts of one line"),
+    ("slurm", "options"): (_are_options, "a table of texts of one line, numbers, true and false"),
     ("kubernetes", "namespace"): (LABEL.fullmatch, "at most 63 characters of a-z, 0-9 and -"),
     ("kubernetes", "secret"): (LABEL.fullmatch, "at most 63 characters of a-z, 0-9 and -"),
 }
@@ -143,7 +152,7 @@ class Fleet:
                 )
 
     def _program(self, python: str) -> Path | str:
-        return self.path.parent / Path(python).expanduser() if "/" in python else python
+        return self.path.parent / _expanded(python) if "/" in python else python
 
     def plan(self, number: int) -> AgentPlan:
         """Return the plan of the agent with this number. Raises ConfigurationError."""
@@ -179,7 +188,7 @@ def load(path: Path) -> Fleet:
         raise ConfigurationError(
             f"There is no file {path}. Name the file of the fleet: gymwire fleet ACTION FILE."
         ) from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} cannot be read: {error}.") from None
     return _Reader(path.absolute(), text, document).fleet()
 
@@ -256,7 +265,8 @@ class _Reader:
         index: int = 1,
     ) -> Any:
         value = values.get(key, default)
-        is_right, expected = CHECKS.get((table, key), (lambda value: value != "", KINDS[kind]))
+        usual = (lambda value: kind is not str or _is_line(value), KINDS[kind])
+        is_right, expected = CHECKS.get((table, key), usual)
         if type(value) is not kind or not is_right(value):
             expected = KINDS[kind] if type(value) is not kind else expected
             raise self._error(table, key, f"expected {expected}, got {value!r:.100}", index)
@@ -311,7 +321,7 @@ class _Reader:
         paths: dict[str, Path] = {}
         for key in ("key", "broker_key"):
             if key in fleet:
-                path = Path(self._typed("fleet", fleet, key, str, "")).expanduser()
+                path = _expanded(self._typed("fleet", fleet, key, str, ""))
                 paths[key] = self._path.parent / path
                 try:
                     (keys.load if key == "key" else _load_public)(paths[key])
@@ -343,7 +353,12 @@ class _Reader:
         for key in table:
             if key not in KEYS:
                 raise self._error("offer", key, f"unknown key. Use {', '.join(KEYS)}", index)
-            self._typed("offer", table, key, KEYS[key], None, index)
+            value = self._typed("offer", table, key, KEYS[key], None, index)
+            try:
+                value_text(value)
+            except ValueError as error:  # a number with too many digits
+                what = f"it cannot be written for the agents: {error}"
+                raise self._error("offer", key, what, index) from None
         for key in ("address", "env"):
             if key not in table:
                 raise self._error("offer", "", f"{key} is missing", index)
@@ -398,7 +413,7 @@ class _Reader:
         if value is None:
             return None
         match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?)?B?", str(value))
-        size = int(float(match[1]) * UNITS[match[2] or ""]) if match else 0
+        size = int(min(float(match[1]) * UNITS[match[2] or ""], MOST_MEMORY + 1)) if match else 0
         if type(value) not in (int, str) or not 1 <= size <= MOST_MEMORY:
             raise self._error(
                 "agents", "memory", f"expected bytes, or a text such as '4GiB', got {value!r:.100}"
@@ -409,7 +424,7 @@ class _Reader:
         place = agents.get("place", SPREAD)
         if place in (SPREAD, PACKED):
             return str(place)
-        if isinstance(place, dict) and place and _are_texts([*place.values()]):
+        if isinstance(place, dict) and place and _are_lines([*place, *place.values()]):
             return place
         raise self._error(
             "agents",
@@ -425,6 +440,14 @@ def _error(path: Path, text: str, key: tuple[str, str, int], what: str) -> Confi
     where = f"[[{table}]]" if table == "offer" else f"[{table}]"
     where = f"{name} in {where}" if name else where
     return ConfigurationError(f"{path}, line {line_of(text, *key)}, {where}: {what}.")
+
+
+def _expanded(path: str) -> Path:
+    """Return a path with the home folder in the place of ~, if there is one."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
 
 
 def _load_public(path: Path) -> object:

@@ -72,6 +72,8 @@ def test_an_offer_may_have_an_interpreter_of_its_own(file: Path) -> None:
         ("other = 1\n" + GOOD, "nothing else"),
         (GOOD + GOOD, "'cartpole' is offered twice"),
         ("[[offer", "cannot be read"),
+        (GOOD + f"env_kwargs = {{ a = {'9' * 5000} }}", "cannot be read"),
+        (GOOD + f"env_kwargs = {{ a = {'[' * 5000}{']' * 5000} }}", "cannot be read"),
     ],
 )
 def test_a_wrong_file_is_an_error_that_says_where(file: Path, text: str, why: str) -> None:

@@ -91,15 +91,21 @@ def test_a_tilde_in_the_path_of_a_key_is_the_home_folder(
         (HEAD + OFFER + OFFER, 8, "address in [[offer]]", "offered twice"),
         (HEAD + OFFER + '[[offer]]\naddress = "a"\nenvv = "b"\n', 9, "envv", "env_kwargs"),
         (HEAD + OFFER + "max_sessions = 'x'\n", 7, "max_sessions", "a whole number"),
-        (HEAD + OFFER + "max_sessions = 0\n", 7, "max_sessions", "1 or more"),
+        (HEAD + OFFER + "max_sessions = 0\n", 7, "max_sessions", "from 1 to"),
+        (HEAD + OFFER + "max_sessions = 1" + "0" * 30 + "\n", 7, "max_sessions", "from 1 to"),
+        (HEAD + OFFER + 'python = "a\\u0000"\n', 7, "python", "a text of one line"),
+        (HEAD + OFFER + "env_kwargs = { a = 0x" + "f" * 9999 + " }\n", 7, "env_kwargs", "digits"),
         (HEAD + OFFER + "expose = [1]\n", 7, "expose in [[offer]]", "a list of texts"),
         (HEAD + OFFER + "wrap = [1]\n", 7, "wrap in [[offer]]", "a list of texts"),
         (HEAD + OFFER + "spaces = 'x'\n", 7, "spaces in [[offer]]", "give python, too"),
         (HEAD + OFFER + "python = 'p'\nwrap = ['a']\n", 8, "wrap in [[offer]]", "leave out wrap"),
         (HEAD + OFFER + "python = ''\n", 7, "python in [[offer]]", "a text"),
-        (HEAD + OFFER + "[slurm]\nminutes = -3\n", 8, "minutes in [slurm]", "1 or more"),
+        (HEAD + OFFER + "[slurm]\nminutes = -3\n", 8, "minutes in [slurm]", "from 1 to"),
+        (HEAD + OFFER + "[slurm]\nminutes = 1" + "0" * 20 + "\n", 8, "minutes", "from 1 to"),
         (HEAD + OFFER + "[slurm]\nsetup = [1]\n", 8, "setup in [slurm]", "a list of texts"),
         (HEAD + OFFER + "[slurm]\npartition = ''\n", 8, "partition in [slurm]", "a text"),
+        (HEAD + OFFER + '[slurm]\npartition = "a\\nb"\n', 8, "partition", "a text of one line"),
+        (HEAD + OFFER + '[slurm]\noptions = { "a\\nb" = 1 }\n', 8, "options", "of one line"),
         (
             HEAD + OFFER + "[slurm]\noptions = { a = [] }\n",
             8,
@@ -111,10 +117,14 @@ def test_a_tilde_in_the_path_of_a_key_is_the_home_folder(
         (HEAD + "[agents]\ngpus = 1.5\n" + OFFER, 5, "gpus in [agents]", "a part of one GPU"),
         (HEAD + "[agents]\ncpus = 1e30\n" + OFFER, 5, "cpus in [agents]", "from 0 to 10000"),
         (HEAD + "[agents]\nmemory = '9999999T'\n" + OFFER, 5, "memory", "'4GiB'"),
+        (HEAD + "[agents]\nmemory = '1" + "0" * 400 + "'\n" + OFFER, 5, "memory", "'4GiB'"),
+        (HEAD + '[agents]\nplace = { "a\\nb" = "c" }\n' + OFFER, 5, "place", "or labels"),
         (HEAD + "[agents]\nplace = { a = '' }\n" + OFFER, 5, "place", "or labels"),
         (HEAD, 1, "[[offer]]", "address, env"),
         (HEAD + OFFER + "[extra]\n", 7, "[extra]", "fleet, agents, offer"),
         (HEAD + 'key = "no.key"\n' + OFFER, 4, "key in [fleet]", "no.key"),
+        (HEAD + 'key = "~nobody-here/a.key"\n' + OFFER, 4, "key in [fleet]", "~nobody-here"),
+        (HEAD + 'key = "a\\u0000"\n' + OFFER, 4, "key in [fleet]", "a text of one line"),
     ],
 )
 def test_an_error_names_file_line_key_and_what_is_allowed(
@@ -133,6 +143,9 @@ def test_an_interpreter_that_this_machine_lacks_is_named(tmp_path: Path) -> None
     with pytest.raises(
         ConfigurationError, match=r"line 7, python in \[\[offer\]\].*'/nonexistent'"
     ):
+        fleet.check_interpreters()
+    fleet = read(tmp_path, HEAD + OFFER + "python = '~nobody-here/python'\n")
+    with pytest.raises(ConfigurationError, match="~nobody-here"):
         fleet.check_interpreters()
     for python in (sys.executable, "python3"):
         read(tmp_path, HEAD + OFFER + f"python = '{python}'\n").check_interpreters()
@@ -177,6 +190,9 @@ def test_an_unknown_file_and_broken_toml_are_named(tmp_path: Path) -> None:
         load(tmp_path / "none.toml")
     with pytest.raises(ConfigurationError, match="line 1"):
         read(tmp_path, "a = \n")
+    for value in ("9" * 5000, "[" * 5000 + "]" * 5000):
+        with pytest.raises(ConfigurationError, match="cannot be read"):
+            read(tmp_path, f"a = {value}\n")
 
 
 def test_tables_are_written_as_they_were_read() -> None:
