@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -65,10 +66,18 @@ class FleetControl:
         fleet: what fleet.toml says.
         engine: runs its agents.
         find: returns what the broker lists.
+        turn: makes a context in which no other process starts agents.
     """
 
-    def __init__(self, fleet: Fleet, engine: Engine, find: Callable[[], Iterable[Entry]]) -> None:
+    def __init__(
+        self,
+        fleet: Fleet,
+        engine: Engine,
+        find: Callable[[], Iterable[Entry]],
+        turn: Callable[[], AbstractContextManager[object]] = nullcontext,
+    ) -> None:
         self.fleet = fleet
+        self._turn = turn
         self._engine = engine
         self._find = find
         self._log = structlog.get_logger()
@@ -149,11 +158,12 @@ class FleetControl:
 
         Returns how many there should be now.
         """
-        running = self._engine.running()
-        alive = sum(one.state != DRAINING for one in running)
-        scale = self.fleet.scale
-        count = min(max(alive, scale.least), scale.most)
-        self._scale(count, running)
+        with self._turn():
+            running = self._engine.running()
+            alive = sum(one.state != DRAINING for one in running)
+            scale = self.fleet.scale
+            count = min(max(alive, scale.least), scale.most)
+            self._scale(count, running)
         return count
 
     def scale(self, count: int) -> None:
@@ -161,7 +171,8 @@ class FleetControl:
 
         Raises ConfigurationError if it would have to drain agents of another file.
         """
-        self._scale(count, self._engine.running())
+        with self._turn():
+            self._scale(count, self._engine.running())
 
     def _scale(self, count: int, running: Sequence[RunningAgent]) -> None:
         alive = [one for one in running if one.state != DRAINING]
@@ -200,7 +211,9 @@ class FleetControl:
     def wait_until_ready(
         self, count: int | None, deadline: float
     ) -> tuple[list[AgentStatus], GymwireError | None]:
-        """Wait until the broker lists `count` agents; return as `status_and_fault`.
+        """Wait until the broker lists `count` agents, or fewer are left.
+
+        Returns the same as `status_and_fault`.
 
         Args:
             count: how many; None: all that do not drain.
@@ -210,8 +223,8 @@ class FleetControl:
             agents, fault = self.status_and_fault()
             staying = sum(one.state != DRAINING for one in agents)
             ready = sum(one.state == READY for one in agents)
-            is_ready = ready >= (staying if count is None else count)
-            if is_ready or time.monotonic() >= deadline or _is_final(fault):
+            is_over = ready >= staying if count is None else ready >= count or staying < count
+            if is_over or time.monotonic() >= deadline or _is_final(fault):
                 return agents, fault
             time.sleep(CHECK_S)
 
@@ -242,11 +255,12 @@ class FleetControl:
         scaler, why = Scaler(self.fleet.scale), ""
         while True:
             try:
-                agents = self.status()
-                decision = scaler.decide([one.load for one in agents], time.monotonic())
-                self._start(decision.start, agents)
-                if decision.drain:
-                    self.drain(decision.drain)
+                with self._turn():
+                    agents = self.status()
+                    decision = scaler.decide([one.load for one in agents], time.monotonic())
+                    self._start(decision.start, agents)
+                    if decision.drain:
+                        self.drain(decision.drain)
                 why = ""
             except GymwireError as error:
                 if str(error) != why:

@@ -118,7 +118,10 @@ class Engine(Protocol):
     """
 
     def start(self, agents: Sequence[AgentPlan]) -> None:
-        """Start agents whose names are not in use, and restart them whenever they die."""
+        """Start agents whose names are not in use, and restart them whenever they die.
+
+        Only one process of a machine may call this at a time.
+        """
 
     def running(self) -> list[RunningAgent]:
         """Return all agents that have not ended, including those that are not placed yet."""

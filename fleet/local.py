@@ -6,10 +6,8 @@ import json
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from gymwire.fleet.description import Fleet
@@ -18,9 +16,6 @@ from gymwire.fleet.processes import spec_of
 from gymwire.fleet.state import place_files, state_folder
 from gymwire.fleet.supervisor import READY, SOCKET
 from gymwire.protocol.errors import ConfigurationError, Refused
-
-if sys.platform != "win32":
-    import fcntl
 
 MAX_SOCKET_PATH = 100  # bytes; the kernel allows 107
 ANSWER_S = 60.0  # for the supervisor, which may be killing agents or starting many
@@ -48,11 +43,10 @@ class LocalEngine:
             folder.mkdir(parents=True, exist_ok=True)
             files = place_files(plan.files, folder, copy=False)
             specs.append(asdict(spec_of(plan, files, folder / "log")))
-        with self._lock():
-            if self._ask("running") is None:
-                self._start_supervisor()
-            if self._ask("start", agents=specs) is None:
-                raise Refused(f"The supervisor has ended. See {self._folder / 'log'}.")
+        if self._ask("running") is None:
+            self._start_supervisor()
+        if self._ask("start", agents=specs) is None:
+            raise Refused(f"The supervisor has ended. See {self._folder / 'log'}.")
 
     def running(self) -> list[RunningAgent]:
         """Return all agents that have not ended."""
@@ -106,10 +100,3 @@ class LocalEngine:
         if "error" in reply:
             raise Refused(f"The supervisor of the fleet failed: {reply['error']}.")
         return reply
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Let one process at a time start the supervisor."""
-        with Path(self._folder / "lock").open("wb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield

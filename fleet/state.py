@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from gymwire.fleet.engine import AgentFile
 from gymwire.protocol.errors import ConfigurationError
+
+if sys.platform != "win32":
+    import fcntl
 
 
 def state_folder(name: str) -> Path:
@@ -25,6 +31,15 @@ def state_folder(name: str) -> Path:
             f"in which you may write."
         ) from None
     return folder
+
+
+@contextmanager
+def turn(name: str) -> Iterator[None]:
+    """Let one process of this machine at a time start agents of the fleet of this name."""
+    with (state_folder(name) / "lock").open("wb") as file:
+        if sys.platform != "win32":
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def write_private(path: Path, text: str) -> None:

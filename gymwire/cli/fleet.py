@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack, closing
 from dataclasses import asdict, dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from rich.text import Text
@@ -22,6 +22,7 @@ from gymwire.fleet.description import Fleet, load
 from gymwire.fleet.engine import DRAINING, open_engine
 from gymwire.fleet.manifests import manifests, manifests_text
 from gymwire.fleet.scaling import READY
+from gymwire.fleet.state import turn
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import (
     BrokerUnreachable,
@@ -71,7 +72,9 @@ def command(options: Options, output: Output) -> int:
             return stack.enter_context(closing(_connect(fleet)))
 
         # `drain` and `down` need no broker.
-        control = FleetControl(fleet, engine, lambda: connection().find())
+        control = FleetControl(
+            fleet, engine, lambda: connection().find(), partial(turn, fleet.name)
+        )
         try:
             return _act(options, control, output)
         except KeyboardInterrupt:
@@ -208,7 +211,7 @@ def _missing(agents: Sequence[AgentStatus], count: int, output: Output) -> int:
         for one in missing
     ]
     if len(staying) < count:
-        texts.append(f"{count - len(staying)} of {count} agents have ended by themselves")
+        texts.append(f"{count - len(staying)} of {count} agents have ended meanwhile")
     for text in texts:
         output.errors.print(Text(printable(text)), soft_wrap=True)
     return NOT_READY if texts else 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from gymwire.fleet import commands, engines
 from gymwire.fleet.commands import FleetControl
 from gymwire.fleet.description import load
 from gymwire.fleet.engine import DRAINING, RUNNING, AgentPlan, RunningAgent
+from gymwire.fleet.state import state_folder
 from gymwire.learner_agent.client import connection
 from gymwire.protocol.errors import BrokerUnreachable, ConfigurationError, Refused
 from tests.cli.reading import Screen, call
@@ -314,8 +316,39 @@ def test_up_says_that_agents_have_ended(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(command, "open_engine", lambda *_: memory)
     monkeypatch.setattr(Memory, "start", lambda *_: None)
     monkeypatch.setattr(command, "_connect", lambda *_: Connection(memory))
-    assert call(screen, "fleet", "up", str(path), "--wait", "0") == 1
-    assert "3 of 3 agents have ended" in screen.error_file.getvalue()
+    assert call(screen, "fleet", "up", str(path), "--wait", "inf") == 1
+    assert "3 of 3 agents have ended meanwhile" in screen.error_file.getvalue()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs flock")
+@pytest.mark.parametrize("action", ["up", "scale", "watch"])
+def test_one_process_at_a_time_starts_agents(
+    action: str, memory: Memory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import fcntl
+
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    path = write(tmp_path, "tcp://b:1", "count = 1")
+    lock = state_folder(load(path).name) / "lock"
+
+    def can_start() -> bool:
+        with lock.open("wb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return False
+        return True
+
+    could_start: list[bool] = []
+    monkeypatch.setattr(Memory, "start", lambda *_: could_start.append(can_start()))
+    monkeypatch.setattr(command, "open_engine", lambda *_: memory)
+    monkeypatch.setattr(command, "_connect", lambda *_: Connection(memory))
+    monkeypatch.setattr(command, "_watch", lambda control: control.watch(lambda _: True))
+    options = {"up": ("up",), "scale": ("scale", "--agents", "1"), "watch": ("up", "--watch")}
+    name, *more = options[action]
+    call(Screen(), "fleet", name, str(path), *more)
+    assert could_start == [False]
+    assert can_start()
 
 
 def test_drain_needs_no_broker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
