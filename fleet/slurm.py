@@ -125,6 +125,8 @@ class SlurmEngine:
                 agent = RunningAgent(**json.loads((folder / REPORT).read_text(encoding="utf-8")))
             except FileNotFoundError:  # its job has just begun
                 agent = replace(agent, host=job.node)
+            except (ValueError, TypeError):
+                agent = replace(agent, host=job.node, detail=f"{folder / REPORT} is damaged")
         if (folder / DRAINED).exists():
             agent = replace(agent, state=DRAINING)
         return agent
@@ -135,7 +137,9 @@ class SlurmEngine:
             job for job in self._queue.jobs(self._name) if f"{self._fleet}/{job.number}" in names
         ]
         for job in jobs:
-            (self._agent_folder(job.number) / DRAINED).touch()
+            folder = self._agent_folder(job.number)
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # somebody may have removed it
+            (folder / DRAINED).touch()
         return jobs
 
 

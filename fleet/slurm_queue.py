@@ -13,6 +13,7 @@ from gymwire.protocol.errors import Refused
 COMMAND_S = 60.0  # for a command of SLURM
 AT_ONCE = 500  # ids per command
 FORMAT = "%i|%K|%T|%B|%S|%r|%k"
+RANGES = re.compile(r"\d+(-\d+)?(,\d+(-\d+)?)*")
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
 
 
@@ -43,7 +44,7 @@ class SlurmQueue:
     def jobs(self, name: str) -> list[QueuedJob]:
         """Return the jobs of this name that have not ended."""
         output = _run("squeue", "--me", "--noheader", "--array", "--name", name, "--format", FORMAT)
-        return [job_of(line) for line in output.splitlines()]
+        return [job_of(line) for line in output.splitlines() if _is_of_fleet(line)]
 
     def drain(self, ids: Sequence[str]) -> None:
         """Send SIGUSR1 to the processes of running jobs."""
@@ -81,6 +82,11 @@ def job_of(line: str) -> QueuedJob:
         0.0 if start == "N/A" else datetime.fromisoformat(start).timestamp(),
         "" if reason == "None" else reason,
     )
+
+
+def _is_of_fleet(line: str) -> bool:
+    """Return whether the engine has submitted this job: anybody may give a job this name."""
+    return RANGES.fullmatch(line.split("|", 6)[6]) is not None
 
 
 def ranges_text(numbers: Sequence[int]) -> str:

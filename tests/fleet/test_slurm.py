@@ -57,6 +57,17 @@ def test_a_command_that_fails_is_refused_with_its_text(
         SlurmQueue().jobs("any")
 
 
+def test_jobs_of_the_same_name_that_are_not_the_fleets_are_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "squeue"
+    lines = [f"{job}|N/A|RUNNING|n1|N/A|None|{text}" for job, text in ((1, "(null)"), (2, "3,5-6"))]
+    script.write_text("#!/bin/sh\ncat <<END\n" + "\n".join(lines) + "\nEND\n")
+    script.chmod(0o700)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    assert [(job.id, job.number) for job in SlurmQueue().jobs("any")] == [("2", 3)]
+
+
 def test_a_job_that_slurm_does_not_take_is_refused_with_its_text(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -150,6 +161,28 @@ def test_a_job_that_has_just_begun_is_pending_on_its_node(tmp_path: Path) -> Non
     engine._queue.jobs = lambda name: [QueuedJob("1", 0, False, "n1", 5.0, "")]
     [agent] = engine.running()
     assert (agent.state, agent.host, agent.since) == ("pending", "n1", 5.0)
+
+
+def test_a_damaged_report_is_named(tmp_path: Path) -> None:
+    engine = Dry(fleet_of(tmp_path, "count = 1"))
+    engine._queue.jobs = lambda name: [QueuedJob("1", 0, False, "n1", 5.0, "")]
+    report = engine._agent_folder(0) / "report.json"
+    report.parent.mkdir(parents=True)
+    for text in ("{", '{"nonsense": 1}'):
+        report.write_text(text)
+        [agent] = engine.running()
+        assert (agent.state, agent.detail) == ("pending", f"{report} is damaged")
+
+
+def test_an_agent_whose_folder_is_gone_can_be_drained(tmp_path: Path) -> None:
+    engine = Dry(fleet_of(tmp_path, "count = 1"))
+    engine._queue.jobs = lambda name: [QueuedJob("1", 0, False, "n1", 5.0, "")]
+    drained: list[str] = []
+    engine._queue.cancel, engine._queue.drain = lambda ids: None, drained.extend
+    [agent] = engine.running()
+    engine.drain([agent.name])
+    assert drained == ["1"]
+    assert engine.running()[0].state == "draining"
 
 
 class LocalQueue(SlurmQueue):
