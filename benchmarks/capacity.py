@@ -13,11 +13,12 @@ import contextlib
 import json
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
@@ -43,6 +44,8 @@ STEPS = 2000  # relayed ones of one session
 LOOKS = 10  # at everything that the broker knows
 SETTLE_S, WATCH_S = 3.0, 10.0  # before and while the broker's CPU time is read
 PAGE_ROWS = 100  # of OBSERVED, and the most of a REPORT
+PAGES = "pages for Prometheus"
+WIDTH = 120  # of the tables, which are those of the documentation
 
 
 class Cpu(NamedTuple):
@@ -121,14 +124,15 @@ def model(costs: Costs, demand: Demand) -> list[Share]:
     pages = (demand.sessions + demand.agents) / PAGE_ROWS / demand.observe_s
     opened = demand.sessions / demand.life_s
     # A heartbeat of libzmq costs its thread at most what a PING does.
-    pings, beats = PINGS_OF_AGENT, PINGS_OF_AGENT + costs.agent_fds / HEARTBEAT_S
+    pings = demand.agents * PINGS_OF_AGENT
+    beats = pings + demand.agents * costs.agent_fds / HEARTBEAT_S
     opening = Cpu(costs.open.own + costs.close.own, costs.open.zmq + costs.close.zmq)
     lines = [
-        ("env agents", demand.agents, Cpu(pings * costs.ping.own, beats * costs.ping.zmq)),
-        ("connected learners", demand.learners, costs.learner),
-        ("sessions that report steps", demand.sessions, costs.report),
+        ("sessions that report their steps", demand.sessions, costs.report),
+        ("PINGs of env agents", pings, Cpu(costs.ping.own, beats * costs.ping.zmq / pings)),
         ("sessions opened and closed", opened, opening),
-        ("pages of OBSERVED", pages, costs.page),
+        (PAGES, pages, costs.page),
+        ("connected learners", demand.learners, costs.learner),
     ]
     return [
         Share(what, per_s, per_s * each.own / 1e6, per_s * each.zmq / 1e6)
@@ -282,26 +286,63 @@ def _relayed() -> dict[str, Any]:
 
 
 def tables(costs: Costs, demand: Demand) -> Iterator[Table]:
-    """Yield what was measured, and the model."""
-    measured = Table("what", "own thread", "libzmq's", title="What one broker spends, µs or KiB")
-    for field in fields(costs):
-        value = getattr(costs, field.name)
-        parts = value if isinstance(value, Cpu) else (value,)
-        measured.add_row(field.name, *(f"{part:,.1f}" for part in parts))
-    yield measured
-    title = f"{demand.sessions:,} direct sessions on {demand.agents:,} agents, parts of a processor"
-    shares = Table("what", "a second", "own thread", "libzmq's", title=title)
-    for line in model(costs, demand):
-        shares.add_row(line.what, f"{line.per_s:,.0f}", f"{line.own:.1%}", f"{line.zmq:.1%}")
-    yield shares
-    totals = Table("what", "", title="The same fleet")
-    opening_s = demand.sessions * costs.open.own / 1e6
-    totals.add_row("CPU time to open all sessions, s", f"{opening_s:.0f}")
-    totals.add_row("memory of the broker, MiB", f"{memory_mib(costs, demand):,.0f}")
-    fds = demand.agents * costs.agent_fds + demand.learners
-    totals.add_row("descriptors of the broker", f"{fds:,.0f}")
-    totals.add_row("relayed steps/s, at most", f"{1e6 / max(costs.relayed):,.0f}")
-    yield totals
+    """Yield what was measured, and the model, as docs/capacity.md has them."""
+    spent = {
+        "a PING of an env agent (nine a second)": costs.ping,
+        "a connected learner, each second": costs.learner,
+        "an OPEN, with its answer": costs.open,
+        "a CLOSE, with its answer": costs.close,
+        "a session that steps, each second, for the report of its steps": costs.report,
+        "a page of OBSERVE, 100 rows": costs.page,
+        "a relayed step": costs.relayed,
+    }
+    rows: list[Sequence[str]] = [
+        (what, f"{cpu.own:,.1f} µs", f"{cpu.zmq:,.1f} µs") for what, cpu in spent.items()
+    ]
+    yield _table(("for", "the broker's thread", "libzmq's thread"), rows)
+    yield _table(
+        ("for", "memory of the broker", "connections"),
+        [
+            (
+                "an env agent with eight serving loops",
+                _kib(costs.agent_kib),
+                f"{costs.agent_fds:.0f}",
+            ),
+            ("a connected learner", _kib(costs.learner_kib), "1"),
+            ("a session", _kib(costs.session_kib), "–"),
+        ],
+    )
+    lines = sorted(model(costs, demand), key=lambda line: -line.own)
+    rows = [(one.what, f"{one.per_s:,.0f}", f"{one.own:.0%}", f"{one.zmq:.0%}") for one in lines]
+    own, zmq = sum(line.own for line in lines), sum(line.zmq for line in lines)
+    rows.append(("together", "", f"{own:.0%}", f"{zmq:.0%}"))
+    yield _table(("for", "each second", "of the broker's thread", "of libzmq's"), rows)
+    rows = [(str(brokers), f"{own / brokers:.0%}") for brokers in (1, 2, 4)]
+    yield _table(("brokers", "load of each broker's thread"), rows)
+    fewer = model(costs, replace(demand, sessions=demand.sessions // 10))
+    seldom = model(costs, replace(demand, observe_s=60.0))
+    texts = {
+        "memory of the broker": f"{memory_mib(costs, demand):,.0f} MiB",
+        "… of which for env agents": f"{demand.agents * costs.agent_kib / 1024:,.0f} MiB",
+        "connections": f"{demand.agents * costs.agent_fds + demand.learners:,.0f}",
+        "to open all sessions at once": f"{demand.sessions * costs.open.own / 1e6:.0f} s",
+        "relayed steps a second, at most": f"{1e6 / max(costs.relayed):,.0f}",
+        "bytes of a relayed step": f"{costs.relayed_bytes:.0f}",
+        "vectors of ten environments": f"{sum(line.own for line in fewer):.0%} of one thread",
+        "pages every 60 s": f"{sum(line.own for line in seldom if line.what == PAGES):.0%}",
+    }
+    yield _table(("in the text", ""), [*texts.items()])
+
+
+def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(*headings, box=MARKDOWN)
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _kib(kib: float) -> str:
+    return f"{kib:,.1f} KiB"
 
 
 def main() -> None:
@@ -314,7 +355,7 @@ def main() -> None:
     options = vars(parser.parse_args())
     file = options.pop("json")
     demand, costs = Demand(**options), measure()
-    console = Console()
+    console = Console(width=WIDTH)
     for table in tables(costs, demand):
         console.print(table)
     if file is not None:

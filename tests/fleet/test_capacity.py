@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from benchmarks.capacity import Costs, Cpu, Demand, memory_mib, model
+import pytest
+from rich.console import Console
+
+from benchmarks.capacity import Costs, Cpu, Demand, memory_mib, model, tables
 from benchmarks.fleet import ratios
 
 COSTS = Costs(
@@ -27,11 +30,11 @@ DEMAND = Demand(agents=100, sessions=1_000, learners=10, life_s=100, observe_s=1
 def test_each_line_is_a_number_a_second_times_its_cost() -> None:
     lines = {line.what: (line.per_s, line.own, line.zmq) for line in model(COSTS, DEMAND)}
     expected = {
-        "env agents": (100, 100 * 9 * 50e-6, 100 * (9 + 9 / 1.5) * 20e-6),
+        "PINGs of env agents": (900, 100 * 9 * 50e-6, 100 * (9 + 9 / 1.5) * 20e-6),
         "connected learners": (10, 10 * 10e-6, 10 * 20e-6),
-        "sessions that report steps": (1000, 1000 * 10e-6, 1000 * 1e-6),
+        "sessions that report their steps": (1000, 1000 * 10e-6, 1000 * 1e-6),
         "sessions opened and closed": (10, 10 * 1000e-6, 10 * 150e-6),
-        "pages of OBSERVED": (11, 11 * 2000e-6, 11 * 100e-6),
+        "pages for Prometheus": (11, 11 * 2000e-6, 11 * 100e-6),
     }
     assert lines.keys() == expected.keys()
     for what, values in expected.items():
@@ -40,6 +43,22 @@ def test_each_line_is_a_number_a_second_times_its_cost() -> None:
 
 def test_memory_is_that_of_agents_learners_and_sessions() -> None:
     assert memory_mib(COSTS, DEMAND) == pytest.approx((100 * 300 + 10 * 30 + 1000 * 2) / 1024)
+
+
+def test_the_tables_have_the_lines_of_the_documentation() -> None:
+    console = Console(width=120)
+    with console.capture() as capture:
+        for table in tables(COSTS, DEMAND):
+            console.print(table)
+    shown = [[cell.strip() for cell in line.split("|")] for line in capture.get().splitlines()]
+    page = Path(__file__).parents[2] / "docs" / "capacity.md"
+    documented = [
+        [cell.strip(" *") for cell in line.split("|")]
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if line.startswith("| ")
+    ]
+    assert len(documented) > 20
+    assert {cells[1] for cells in documented} <= {cells[1] for cells in shown if len(cells) > 1}
 
 
 def test_a_ratio_compares_figures_of_the_same_way() -> None:
