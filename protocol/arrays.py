@@ -154,8 +154,5 @@ def object_array(shape: Any, items: Any) -> np.ndarray[Any, Any]:
         raise DecodingError("The shape of an array of objects, or its items, are not a list.")
     if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) != len(items):
         raise DecodingError(f"{len(items)} items do not make an array of shape {shape!r:.100}.")
-    array = np.empty(len(items), object)
-    # One by one: NumPy would make one array of a list of arrays.
-    for index, item in enumerate(items):
-        array[index] = item
-    return array.reshape(shape)
+    # Item by item: `np.array` would make one array of a list of arrays.
+    return np.fromiter(items, object, len(items)).reshape(shape)

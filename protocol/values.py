@@ -75,10 +75,16 @@ _ARRAY, _SCALAR, _INT, _TUPLE, _GRAPH, _OPAQUE, _ORDERED, _NAMED, _OBJECTS, _REO
 # at each level. Longer messages are therefore skimmed before anything is allocated.
 _SKIM_ABOVE = 2048
 _FLOAT64 = struct.Struct("<d")
+MAX_STARTS = 256  # of arrays that are remembered
 _FAILURES = (TypeError, ValueError, OverflowError, RecursionError, MemoryError)
 _MALFORMED = (*_FAILURES, msgpack.UnpackException)
 
 # --- encoding -----------------------------------------------------------------------------------
+
+
+def _extension(code: int, data: bytes) -> msgpack.ExtType:
+    """Return what `msgpack.ExtType` returns, without its checks, which take half of the time."""
+    return tuple.__new__(msgpack.ExtType, (code, data))
 
 
 def _pack(value: object, tail: Tail | None, extended: bool, depth: int = 0) -> bytes:
@@ -91,30 +97,30 @@ def _extend(tail: Tail | None, extended: bool, depth: int, value: Any) -> msgpac
     """Convert a value to an extension type. Raises TypeError if there is none for its type."""
     kind = type(value)
     if kind is np.float64:  # frequent in rewards and infos, and its tobytes() is slow
-        return msgpack.ExtType(_SCALAR, b"<f8\0" + _FLOAT64.pack(value))
+        return _extension(_SCALAR, b"<f8\0" + _FLOAT64.pack(value))
     if (prefix := SCALARS.get(kind)) is not None:
-        return msgpack.ExtType(_SCALAR, prefix + value.tobytes())
+        return _extension(_SCALAR, prefix + value.tobytes())
     if kind is np.ndarray and not value.dtype.hasobject:
         axes = axes_order(value) if extended else None
         if axes is None:
-            return msgpack.ExtType(_ARRAY, _pack_array(value, tail))
+            return _extension(_ARRAY, _pack_array(value, tail))
         parts: Any = [axes, value.transpose(axes)]
-        return msgpack.ExtType(_REORDERED, _pack(parts, tail, extended, depth + 1))
+        return _extension(_REORDERED, _pack(parts, tail, extended, depth + 1))
     if kind in CONTAINERS or kind is np.ndarray or is_rebuilt(kind):
         if depth > MAX_DEPTH:
             raise ValueError("too deep")
         code, parts = _parts(kind, value, MAX_DEPTH - depth, extended)
-        return msgpack.ExtType(code, _pack(parts, tail, extended, depth + 1))
+        return _extension(code, _pack(parts, tail, extended, depth + 1))
     if kind is int:
-        return msgpack.ExtType(_INT, _int_to_bytes(value))
+        return _extension(_INT, _int_to_bytes(value))
     if kind is np.str_:
-        return msgpack.ExtType(_SCALAR, b"U\0" + str.encode(value))
+        return _extension(_SCALAR, b"U\0" + str.encode(value))
     if kind is np.bytes_:
-        return msgpack.ExtType(_SCALAR, b"S\0" + bytes(value))
+        return _extension(_SCALAR, b"S\0" + bytes(value))
     if kind in TIMES:
-        return msgpack.ExtType(_SCALAR, value.dtype.str.encode() + b"\0" + value.tobytes())
+        return _extension(_SCALAR, value.dtype.str.encode() + b"\0" + value.tobytes())
     if kind is Opaque:
-        return msgpack.ExtType(_OPAQUE, msgpack.packb([value.type, value.repr]))
+        return _extension(_OPAQUE, msgpack.packb([value.type, value.repr]))
     raise TypeError(kind)
 
 
@@ -245,7 +251,15 @@ def convert(
 # --- decoding -----------------------------------------------------------------------------------
 
 
+# What comes before the bytes of small arrays: (length of the whole, its first 8 bytes) → the start,
+# dtype and shape. They repeat in the infos of every step.
+_starts: dict[tuple[int, bytes], tuple[bytes, np.dtype[Any], tuple[int, ...]]] = {}
+
+
 def _read_array(data: bytes, tail: memoryview | None) -> np.ndarray[Any, Any]:
+    known = _starts.get((len(data), data[:8]))
+    if known is not None and data.startswith(known[0]):
+        return copy_array(known[1], known[2], data, len(known[0]))
     parts = msgpack.unpackb(data)
     if type(parts) is not list or len(parts) != 3 or type(parts[1]) is not list:
         raise DecodingError("An array is not [dtype, shape, bytes or offset].")
@@ -260,6 +274,11 @@ def _read_array(data: bytes, tail: memoryview | None) -> np.ndarray[Any, Any]:
     if type(body) is bytes:
         if len(body) != size:
             raise DecodingError(f"An array must have {size} bytes, not {len(body)}.")
+        if size < LARGE:
+            if len(_starts) >= MAX_STARTS:
+                _starts.clear()
+            start = data[: len(data) - size]
+            _starts[len(data), data[:8]] = start, dtype, tuple(shape)
         return copy_array(dtype, tuple(shape), body)
     if type(body) is not int or tail is None:
         raise DecodingError("An array has neither bytes nor an offset in a tail.")

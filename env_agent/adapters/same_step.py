@@ -34,12 +34,13 @@ class SameStepCartPole(CartPoleVectorEnv):
     def step(self, action: Any) -> Step:
         """Run one step; infos as those of a SyncVectorEnv in this mode."""
         observations, rewards, terminated, truncated, infos = super().step(action)
+        observations = np.ascontiguousarray(observations)  # as a SyncVectorEnv's, for a short frame
         done = self.prev_done
-        (ended,) = done.nonzero()
-        if not len(ended):
+        ended = done.nonzero()[0].tolist()
+        if not ended:
             return observations, rewards, terminated, truncated, infos
         final = np.empty(self.num_envs, object)  # None where no episode has ended
-        for i in ended.tolist():
+        for i in ended:
             final[i] = observations[i].copy()
         # What the next step would do.
         state: Any = self.state
