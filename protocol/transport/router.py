@@ -29,7 +29,7 @@ from gymwire.protocol.transport.backlog import Backlogs
 from gymwire.protocol.transport.context import authenticator, context, set_common_options
 from gymwire.protocol.transport.dealer import KEEP, ZERO_COPY
 from gymwire.protocol.transport.hosts import addresses_of
-from gymwire.protocol.transport.inflow import Inflow
+from gymwire.protocol.transport.inflow import FRAMING, Inflow
 from gymwire.protocol.transport.interface import (
     TICK_MS,
     Delivery,
@@ -55,11 +55,6 @@ _recv = zmq.backend.Socket.recv
 _SO_ATTACH_FILTER = 26
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 
-# Bytes of complete messages that one connection may have waiting here, and the fewest and the most
-# messages. libzmq signals the sender once for each half of the mark that was received.
-RECEIVE_BYTES = 1024 * 1024 * 1024
-MIN_MARK = 16
-MAX_MARK = 1000
 MAX_MULTIPART = 100  # senders of multipart messages to remember
 
 _domains = itertools.count(1)
@@ -81,11 +76,6 @@ def public_key_of(origin: Origin) -> bytes | None:
         return str(origin.get("User-Id")).encode("ascii")
     except zmq.ZMQError:
         return None
-
-
-def receive_mark(max_message: int) -> int:
-    """Return the receive high-water mark of a socket whose messages have `max_message` bytes."""
-    return min(max(RECEIVE_BYTES // max_message, MIN_MARK), MAX_MARK)
 
 
 class Router:
@@ -143,7 +133,9 @@ class Router:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         socket.setsockopt(zmq.SNDHWM, 1000)
-        socket.setsockopt(zmq.RCVHWM, receive_mark(max_message))
+        # With a finite mark, any peer could abort this process (docs/design.md); `Inflow` bounds
+        # what waits.
+        socket.setsockopt(zmq.RCVHWM, 0)
         socket.setsockopt(zmq.BACKLOG, 1024)
         if key is not None:
             socket.curve_server = True
@@ -157,7 +149,7 @@ class Router:
         self._socket = socket
         self._bare = cast(Any, socket)
         self._backlogs = Backlogs()
-        self._inflow = Inflow(2 * max_message)
+        self._inflow = Inflow(max_message)
         self._suspects = self._inflow.suspects
         self._multipart: set[bytes] = set()
         self._monitor = Monitor(socket, listens=True)
@@ -192,14 +184,16 @@ class Router:
             return None
         if frame.more:
             # Left in the queue, the third part would pass for the next sender's routing id.
+            size = len(frame)
             while frame.more:
                 frame = _recv(bare, 0, False)
-            self._inflow.heard(fd_of(frame))
+                size += len(frame) + FRAMING
+            self._inflow.heard(fd_of(frame), size)
             if len(self._multipart) < MAX_MULTIPART:
                 self._multipart.add(rid)
             return None
         if self._suspects:
-            self._inflow.heard(fd_of(frame))
+            self._inflow.heard(fd_of(frame), len(frame))
         return rid, frame, frame.bytes if len(frame) < KEEP else frame.buffer
 
     def take_multipart(self) -> set[bytes]:
@@ -276,7 +270,9 @@ class Router:
         return kernel.idle_s(fd)
 
     def drop_input(self, fd: int) -> bool:
-        """Let the kernel drop everything that arrives on a connection, until it is closed.
+        """Let the kernel drop all that arrives on a connection, until it is closed, or has arrived.
+
+        What libzmq has read of it stays to be received.
 
         Returns False where that is impossible: for ipc, and on systems other than Linux.
         """
@@ -291,6 +287,7 @@ class Router:
                 found.setsockopt(hostsocket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
             except OSError:
                 return False
+            kernel.discard_input(found)
         return True
 
     def hang_up(self, fd: int, connection: int = 0) -> None:
@@ -305,11 +302,14 @@ class Router:
     def link_events(self) -> list[LinkEvent]:
         """Return the connections made and lost since the last call.
 
-        Close those that deliver bytes without end, but no complete message.
+        Close those that deliver bytes without end, but no complete message, and those on which too
+        much waits to be received.
         """
         events = self._monitor.events()
         for event in events:
             self._inflow.note(event)
+        if self._suspects and not self.has_input():
+            self._inflow.emptied = True
         self._inflow.close_overfull()
         return events
 

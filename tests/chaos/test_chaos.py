@@ -479,6 +479,7 @@ def test_sessions_and_floods_leave_nothing_behind(fleet: Fleet) -> None:
             go(one, 100)
 
     bounds.open_and_close(fleet.url, 100)  # what is made once is made now
+    flood()
     for more in (
         *grown(lambda: bounds.open_and_close(fleet.url, 300)),
         *grown(lambda: bounds.open_and_abandon(fleet.url, 100)),
