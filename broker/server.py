@@ -23,7 +23,7 @@ from gymwire.broker.events import Send, Sender
 from gymwire.broker.local_channels import LocalChannels
 from gymwire.broker.policy_file import PolicyFile
 from gymwire.broker.rate_limit import Admission
-from gymwire.broker.turns import Turns
+from gymwire.broker.turns import PacedTurns
 from gymwire.protocol import stamps
 from gymwire.protocol.codec import FLAGS_AT, KIND_AT, MAX_MESSAGE, TIMED
 from gymwire.protocol.errors import ConfigurationError
@@ -47,9 +47,11 @@ if sys.platform != "win32":
 # A flooding peer would reconnect at once, and accepting a connection costs more than a frame. The
 # kernel therefore drops its input for a while before the broker closes the connection.
 DROP_INPUT_S = 2.0
-# After a long message, the broker handles others for this many times the CPU time that it took.
-LONG_PAUSE = 10
-ANNOUNCEMENTS_PAUSE_S = 0.01  # between two parts of long HELLOs while other frames wait
+# After work that is not a step, the broker relays what has arrived for this many times the CPU time
+# that the work took: after control messages, and after a long message or a part of a long HELLO.
+PAUSE, LONG_PAUSE = 1, 10
+PIECE_S = 0.0005  # CPU time after which the broker looks for steps again
+FRAME_BYTES = 1024  # memory of a frame that waits, besides its bytes
 _FROM_HOST = (Kind.OBSERVE, Kind.STOP, Kind.WATCH)  # without a policy, only from this host
 SUSPENDED_S = 2.0  # a gap between two ticks that shows that this process was suspended
 
@@ -68,6 +70,11 @@ class ReceivedFrame(NamedTuple):
     origin: Origin | None
     data: bytes | memoryview
     at: int
+
+    @property
+    def is_bye(self) -> bool:
+        """Whether it counts even if its connection has ended since."""
+        return len(self.data) > KIND_AT and self.data[KIND_AT] == Kind.BYE
 
 
 class Server:
@@ -117,8 +124,11 @@ class Server:
             local=None if self._local is None else (self._local.url, self._host),
         )
         self._next_timers = now
-        self._long: Turns[ReceivedFrame] = Turns()
-        self._long_due = self._announcements_due = now
+        # What peers ask of the broker itself waits here while steps arrive.
+        self._short: PacedTurns[ReceivedFrame] = PacedTurns(PAUSE)
+        self._long: PacedTurns[ReceivedFrame] = PacedTurns(LONG_PAUSE)
+        self._announcements_due = now
+        self._relayed, self._is_relaying = 0, False  # frames up to the last tick; any in that tick
         self._hang_ups: list[tuple[int, int]] = []
         # (when to close it, fd, connection) of flooding connections
         self._dropping_input: deque[tuple[float, int, int]] = deque()
@@ -182,7 +192,7 @@ class Server:
             to = relay(rid, data, key)
             if to is None:
                 self._receive(rid, origin, data, key, at)
-                if self._has_work or with_local is not self._may_be_local:
+                if self._work_due < until or with_local is not self._may_be_local:
                     return False
                 continue
             frame = stamps.stamp_relay(data, at, time.monotonic_ns) if at else data
@@ -236,7 +246,7 @@ class Server:
         """
         now = time.monotonic()
         admission = self.core.admit(rid, data, key, now)
-        if admission is not Admission.PASS:
+        if admission not in (Admission.PASS, Admission.WAIT):
             self._reject(admission, rid, origin, data, now)
             return
         name = "" if key is None else identity(key)
@@ -253,9 +263,13 @@ class Server:
             watches = asks and data[KIND_AT] == Kind.WATCH
             unread = self._router.unread(fd) if watches else 0
             sender = Sender(rid, fd, key, name, self._router.connection_id(fd), on_host, unread)
-        if not takes_long(data):
-            self._handle(ReceivedFrame(sender, origin, data, at), now)
-        elif not self._long.put(key or rid, len(data), ReceivedFrame(sender, origin, data, at)):
+        frame = ReceivedFrame(sender, origin, data, at)
+        turns = self._long if takes_long(data) else self._short
+        if turns is self._short and admission is Admission.PASS:
+            self._handle(frame, now)
+        elif turns is self._short and not turns and now >= turns.due:
+            turns.ended(now, self._handle(frame, now))
+        elif not turns.put(key or rid, len(data) + FRAME_BYTES, frame):
             self._reject(Admission.THROTTLE, rid, origin, data, now)
 
     def _handle(self, frame: ReceivedFrame, now: float) -> float:
@@ -280,12 +294,42 @@ class Server:
 
     @property
     def _has_work(self) -> bool:
-        return bool(self._long) or self.core.has_announcements
+        return bool(self._short or self._long) or self.core.has_announcements
 
     @property
     def _work_due(self) -> float:
-        long_due = self._long_due if self._long else math.inf
-        return min(long_due, self._announcements_due) if self.core.has_announcements else long_due
+        announcements_due = self._announcements_due if self.core.has_announcements else math.inf
+        return min(self._short.next_due, self._long.next_due, announcements_due)
+
+    def _work(self, is_idle: bool) -> None:
+        """Do one piece of the work that waits, if it is due, or wait for the next frame.
+
+        `is_idle`: whether no frame waits.
+        """
+        now = time.monotonic()
+        if now >= self._long.next_due:
+            self._take_turns(self._long, now, 0.0)
+        elif self.core.has_announcements and now >= self._announcements_due:
+            self._take_over(now)
+        elif self._short and (is_idle or now >= self._short.due):
+            self._take_turns(self._short, now, PIECE_S)
+        elif is_idle and self.core.has_announcements and not self._is_relaying:
+            self._take_over(now)
+        elif is_idle:
+            local = [self._local] if self._local is not None and self._may_be_local else []
+            sources: list[Waitable] = [self._router, *local]
+            wait_among(sources, max(0.0, min(self._work_due, self._next_timers) - now))
+
+    def _take_turns(self, turns: PacedTurns[ReceivedFrame], now: float, most_s: float) -> None:
+        """Handle the frame whose turn it is, and more until this CPU time is used."""
+        began, took_s = time.thread_time(), 0.0
+        while (frame := turns.take()) is not None:
+            if frame.is_bye or self._is_current(frame):
+                self._handle(frame, now)
+            took_s = time.thread_time() - began
+            if took_s >= most_s:
+                break
+        turns.ended(now, took_s)
 
     def _is_current(self, frame: ReceivedFrame) -> bool:
         """Return whether the connection of a frame still exists; if not, its sender starts over."""
@@ -293,25 +337,11 @@ class Server:
             return True
         return self._router.connection_id(frame.sender.fd) == frame.sender.connection
 
-    def _work(self, is_idle: bool) -> None:
-        """Do a part of the work that waits, if it is its turn, or wait for the next frame.
-
-        `is_idle`: whether no frame waits.
-        """
-        now = time.monotonic()
-        if self._long and now >= self._long_due:
-            frame = self._long.take()
-            assert frame is not None
-            if self._is_current(frame):
-                self._long_due = now + LONG_PAUSE * self._handle(frame, now)
-        elif self.core.has_announcements and (is_idle or now >= self._announcements_due):
-            self._deliver(self.core.take_over(now))
-            self._announcements_due = now + ANNOUNCEMENTS_PAUSE_S
-        elif is_idle:
-            sources: list[Waitable] = [self._router]
-            if self._local is not None and self._may_be_local:
-                sources.append(self._local)
-            wait_among(sources, max(0.0, min(self._work_due, self._next_timers) - now))
+    def _take_over(self, now: float) -> None:
+        """Take over some of the sessions that long HELLOs list."""
+        began = time.thread_time()
+        self._deliver(self.core.take_over(now))
+        self._announcements_due = now + LONG_PAUSE * (time.thread_time() - began)
 
     def _reject(
         self,
@@ -370,6 +400,8 @@ class Server:
         if now - self._next_timers > SUSPENDED_S:
             core.woke_up(now)
         self._next_timers = now + TICK_MS / 1000
+        relayed = core.frames_relayed
+        self._is_relaying, self._relayed = relayed != self._relayed, relayed
         for event in self._router.link_events():
             if event.up:
                 core.link_up(event.fd)

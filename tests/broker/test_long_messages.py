@@ -97,7 +97,7 @@ def test_the_sessions_of_several_loops_are_taken_over_in_turn() -> None:
     for _ in range(6):
         broker.core.take_over(broker.now)
     peers = broker.core._tables.peers
-    assert (len(peers[ENV].sessions), len(peers[ENV2].sessions)) == (200, 200)
+    assert [len(peers[rid].sessions) for rid in (ENV, ENV2)] == [4 * ROWS_AT_ONCE] * 2
 
 
 def test_a_learner_waits_for_a_session_that_is_still_to_be_taken_over() -> None:
@@ -273,27 +273,27 @@ def _peers(request: pytest.FixtureRequest) -> Iterator[Peers]:
 
 def test_a_long_message_waits_for_its_turn_and_others_do_not(peers: Peers) -> None:
     env, other = peers.connect(ENV, Role.ENV), peers.connect(ENV2, Role.ENV)
-    peers.server._long_due = float("inf")  # as after a message that took very long
+    peers.server._long.due = float("inf")  # as after a message that took very long
     env.send(PLAIN.encode(replace(offer("cartpole"), metadata={"x": bytes(20_000)})))
     for socket in (env, other):
         for _ in range(3):
             socket.send(PLAIN.encode(Ping()))
             assert isinstance(PLAIN.decode(socket.recv()), Pong)
     assert env.poll(0) == 0
-    peers.server._long_due = 0.0
+    peers.server._long.due = 0.0
     assert isinstance(PLAIN.decode(env.recv()), Offered)
 
 
 def test_a_flood_of_long_messages_gets_busy(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "MAX_WAITING_BYTES", 30_000)
     env = peers.connect(ENV, Role.ENV)
-    peers.server._long_due = float("inf")
+    peers.server._long.due = float("inf")
     for _ in range(2):
         env.send(PLAIN.encode(replace(offer("cartpole"), metadata={"x": bytes(20_000)})))
     busy = PLAIN.decode(env.recv())
     assert isinstance(busy, Busy)
     assert busy.reason == BusyReason.RATE
-    peers.server._long_due = 0.0
+    peers.server._long.due = 0.0
     assert isinstance(PLAIN.decode(env.recv()), Offered)
 
 
@@ -301,7 +301,7 @@ def test_what_an_ended_connection_has_left_is_dropped(peers: Peers) -> None:
     env, other = peers.connect(ENV, Role.ENV), peers.connect(ENV2, Role.ENV)
     server = peers.server
     connected = server.core._tables.peers[ENV]
-    server._long_due = float("inf")
+    server._long.due = float("inf")
     env.send(PLAIN.encode(replace(offer("cartpole"), metadata={"x": bytes(20_000)})))
     until(lambda: bool(server._long), "the offer waits")
     env.close(linger=0)
@@ -310,7 +310,7 @@ def test_what_an_ended_connection_has_left_is_dropped(peers: Peers) -> None:
         "the connection has ended",
     )
     other.send(PLAIN.encode(replace(offer("taxi"), metadata={"x": bytes(20_000)})))
-    server._long_due = 0.0
+    server._long.due = 0.0
     assert isinstance(PLAIN.decode(other.recv()), Offered)
     assert server.core._tables.names == ["taxi"]
 
