@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import socket as hostsocket
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 import structlog
 
+from gymwire.broker.agenda import Agenda, Piece
 from gymwire.broker.auth import NO_POLICY
 from gymwire.broker.core import Core
 from gymwire.broker.decoding import takes_long
@@ -23,7 +23,6 @@ from gymwire.broker.events import Send, Sender
 from gymwire.broker.local_channels import LocalChannels
 from gymwire.broker.policy_file import PolicyFile
 from gymwire.broker.rate_limit import Admission
-from gymwire.broker.turns import PacedTurns
 from gymwire.protocol import stamps
 from gymwire.protocol.codec import FLAGS_AT, KIND_AT, MAX_MESSAGE, TIMED
 from gymwire.protocol.errors import ConfigurationError
@@ -47,11 +46,7 @@ if sys.platform != "win32":
 # A flooding peer would reconnect at once, and accepting a connection costs more than a frame. The
 # kernel therefore drops its input for a while before the broker closes the connection.
 DROP_INPUT_S = 2.0
-# After work that is not a step, the broker relays what has arrived for this many times the CPU time
-# that the work took: after control messages, and after a long message or a part of a long HELLO.
-PAUSE, LONG_PAUSE = 1, 10
-PIECE_S = 0.0005  # CPU time after which the broker looks for steps again
-FRAME_BYTES = 1024  # memory of a frame that waits, besides its bytes
+PIECE_S = 0.0005  # CPU time for short messages after which the broker looks for steps again
 _FROM_HOST = (Kind.OBSERVE, Kind.STOP, Kind.WATCH)  # without a policy, only from this host
 SUSPENDED_S = 2.0  # a gap between two ticks that shows that this process was suspended
 
@@ -124,10 +119,7 @@ class Server:
             local=None if self._local is None else (self._local.url, self._host),
         )
         self._next_timers = now
-        # What peers ask of the broker itself waits here while steps arrive.
-        self._short: PacedTurns[ReceivedFrame] = PacedTurns(PAUSE)
-        self._long: PacedTurns[ReceivedFrame] = PacedTurns(LONG_PAUSE)
-        self._announcements_due = now
+        self._agenda: Agenda[ReceivedFrame] = Agenda(lambda: self.core.has_announcements)
         self._relayed, self._is_relaying = 0, False  # frames up to the last tick; any in that tick
         self._hang_ups: list[tuple[int, int]] = []
         # (when to close it, fd, connection) of flooding connections
@@ -139,7 +131,7 @@ class Server:
         try:
             while not stop.is_set():
                 is_idle = self._serve()
-                if self._has_work:
+                if self._agenda:
                     self._work(is_idle)
                 self._timers(time.monotonic())
         finally:
@@ -192,7 +184,7 @@ class Server:
             to = relay(rid, data, key)
             if to is None:
                 self._receive(rid, origin, data, key, at)
-                if self._work_due < until or with_local is not self._may_be_local:
+                if self._agenda.due < until or with_local is not self._may_be_local:
                     return False
                 continue
             frame = stamps.stamp_relay(data, at, time.monotonic_ns) if at else data
@@ -219,8 +211,8 @@ class Server:
         """Return how to receive the next frames, and until when."""
         # Waiting in libzmq itself is faster, as long as no peer may have a local channel.
         source = self._local if self._local is not None and self._may_be_local else self._router
-        if self._has_work:
-            return partial(source.receive, wait=False), min(self._next_timers, self._work_due)
+        if self._agenda:
+            return partial(source.receive, wait=False), min(self._next_timers, self._agenda.due)
         return source.receive, self._next_timers
 
     def _attach(self, channel: bytes, data: bytes | memoryview) -> None:
@@ -264,12 +256,12 @@ class Server:
             unread = self._router.unread(fd) if watches else 0
             sender = Sender(rid, fd, key, name, self._router.connection_id(fd), on_host, unread)
         frame = ReceivedFrame(sender, origin, data, at)
-        turns = self._long if takes_long(data) else self._short
-        if turns is self._short and admission is Admission.PASS:
+        is_long = takes_long(data)
+        if not is_long and admission is Admission.PASS:
             self._handle(frame, now)
-        elif turns is self._short and not turns and now >= turns.due:
-            turns.ended(now, self._handle(frame, now))
-        elif not turns.put(key or rid, len(data) + FRAME_BYTES, frame):
+        elif not is_long and self._agenda.is_free(now):
+            self._agenda.ended(Piece.SHORT, now, self._handle(frame, now))
+        elif not self._agenda.put(key or rid, len(data), frame, is_long=is_long):
             self._reject(Admission.THROTTLE, rid, origin, data, now)
 
     def _handle(self, frame: ReceivedFrame, now: float) -> float:
@@ -292,56 +284,37 @@ class Server:
 
     # --- work that waits --------------------------------------------------------------------------
 
-    @property
-    def _has_work(self) -> bool:
-        return bool(self._short or self._long) or self.core.has_announcements
-
-    @property
-    def _work_due(self) -> float:
-        announcements_due = self._announcements_due if self.core.has_announcements else math.inf
-        return min(self._short.next_due, self._long.next_due, announcements_due)
-
     def _work(self, is_idle: bool) -> None:
         """Do one piece of the work that waits, if it is due, or wait for the next frame.
 
-        `is_idle`: whether no frame waits.
+        `is_idle`: whether no frame has arrived.
         """
-        now = time.monotonic()
-        if now >= self._long.next_due:
-            self._take_turns(self._long, now, 0.0)
-        elif self.core.has_announcements and now >= self._announcements_due:
-            self._take_over(now)
-        elif self._short and (is_idle or now >= self._short.due):
-            self._take_turns(self._short, now, PIECE_S)
-        elif is_idle and self.core.has_announcements and not self._is_relaying:
-            self._take_over(now)
+        now, began = time.monotonic(), time.thread_time()
+        piece = self._agenda.next(now, is_idle=is_idle, is_relaying=self._is_relaying)
+        if piece is Piece.SESSIONS:
+            self._deliver(self.core.take_over(now))
+        elif piece is not None:
+            self._take_turns(piece, now, began)
         elif is_idle:
             local = [self._local] if self._local is not None and self._may_be_local else []
             sources: list[Waitable] = [self._router, *local]
-            wait_among(sources, max(0.0, min(self._work_due, self._next_timers) - now))
+            wait_among(sources, max(0.0, min(self._agenda.due, self._next_timers) - now))
+        if piece is not None:
+            self._agenda.ended(piece, now, time.thread_time() - began)
 
-    def _take_turns(self, turns: PacedTurns[ReceivedFrame], now: float, most_s: float) -> None:
-        """Handle the frame whose turn it is, and more until this CPU time is used."""
-        began, took_s = time.thread_time(), 0.0
-        while (frame := turns.take()) is not None:
+    def _take_turns(self, piece: Piece, now: float, began: float) -> None:
+        """Handle the message whose turn it is, or some short ones. `began`: in CPU time."""
+        while (frame := self._agenda.take(piece)) is not None:
             if frame.is_bye or self._is_current(frame):
                 self._handle(frame, now)
-            took_s = time.thread_time() - began
-            if took_s >= most_s:
-                break
-        turns.ended(now, took_s)
+            if piece is Piece.LONG or time.thread_time() - began >= PIECE_S:
+                return
 
     def _is_current(self, frame: ReceivedFrame) -> bool:
         """Return whether the connection of a frame still exists; if not, its sender starts over."""
         if frame.origin is None:
             return True
         return self._router.connection_id(frame.sender.fd) == frame.sender.connection
-
-    def _take_over(self, now: float) -> None:
-        """Take over some of the sessions that long HELLOs list."""
-        began = time.thread_time()
-        self._deliver(self.core.take_over(now))
-        self._announcements_due = now + LONG_PAUSE * (time.thread_time() - began)
 
     def _reject(
         self,

@@ -1,8 +1,7 @@
-"""Fair queues: the owners of what waits take turns, with pauses between them if need be."""
+"""A fair queue: the owners of what waits take turns."""
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from typing import Generic, TypeVar
 
@@ -46,28 +45,3 @@ class Turns(Generic[T]):
         else:
             del self._bytes[owner]
         return item
-
-
-class PacedTurns(Turns[T]):
-    """Turns with pauses between them.
-
-    Args:
-        pause: the length of a pause, as a multiple of the CPU time of the turn before it.
-
-    Attributes:
-        due: when the pause ends (monotonic seconds).
-    """
-
-    def __init__(self, pause: float) -> None:
-        super().__init__()
-        self.due = 0.0
-        self._pause = pause
-
-    @property
-    def next_due(self) -> float:
-        """When the next turn is due; infinity if nothing waits."""
-        return self.due if self._waiting else math.inf
-
-    def ended(self, began: float, took_s: float) -> None:
-        """Note a turn that has taken this CPU time."""
-        self.due = began + (1 + self._pause) * took_s
