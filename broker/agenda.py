@@ -84,8 +84,8 @@ class Agenda(Generic[T]):
             return Piece.SHORT
         return Piece.SESSIONS if has_sessions and is_idle and not is_relaying else None
 
-    def ended(self, piece: Piece, began: float, took_s: float) -> None:
-        """Note that a piece has taken this CPU time."""
-        self._due = began + (1 + PAUSE) * took_s
+    def ended(self, piece: Piece, now: float, took_s: float) -> None:
+        """Note that a piece, which has taken this CPU time, has just ended."""
+        self._due = now + PAUSE * took_s
         if piece is not Piece.SHORT:
-            self._piece_due[piece] = began + (1 + LONG_PAUSE) * took_s
+            self._piece_due[piece] = now + LONG_PAUSE * took_s

@@ -260,7 +260,8 @@ class Server:
         if not is_long and admission is Admission.PASS:
             self._handle(frame, now)
         elif not is_long and self._agenda.is_free(now):
-            self._agenda.ended(Piece.SHORT, now, self._handle(frame, now))
+            took_s = self._handle(frame, now)
+            self._agenda.ended(Piece.SHORT, time.monotonic(), took_s)
         elif not self._agenda.put(key or rid, len(data), frame, is_long=is_long):
             self._reject(Admission.THROTTLE, rid, origin, data, now)
 
@@ -300,7 +301,7 @@ class Server:
             sources: list[Waitable] = [self._router, *local]
             wait_among(sources, max(0.0, min(self._agenda.due, self._next_timers) - now))
         if piece is not None:
-            self._agenda.ended(piece, now, time.thread_time() - began)
+            self._agenda.ended(piece, time.monotonic(), time.thread_time() - began)
 
     def _take_turns(self, piece: Piece, now: float, began: float) -> None:
         """Handle the message whose turn it is, or some short ones. `began`: in CPU time."""
