@@ -165,7 +165,8 @@ class Core:
         """Return what to do with a frame that `relay` did not relay.
 
         Frames of the sender's own sessions are free: they cost the other side as much. The quotas
-        of a key limit what they name, and nothing else does.
+        of a key limit what they name, and nothing else does. All other frames ask something of the
+        broker itself, and wait for their turn.
         """
         if len(data) >= HEADER_SIZE and (
             data[KIND_AT] < CONTROL_KINDS or data[KIND_AT] == Kind.OPENED
@@ -182,7 +183,7 @@ class Core:
         admission = self._limiter.admit(rid, len(data), now)
         if admission is Admission.DROP:
             self._journal.drop(rid, Drop.FLOOD)
-        return admission
+        return Admission.WAIT if admission is Admission.PASS else admission
 
     def charge(self, rid: bytes, cpu_s: float, now: float) -> None:
         """Charge the sender of a frame for the CPU time that `receive` took."""
@@ -241,6 +242,11 @@ class Core:
         return Attachment(peer.rid, peer.key)
 
     # --- frames -----------------------------------------------------------------------------------
+
+    @property
+    def frames_relayed(self) -> int:
+        """How many frames have been relayed."""
+        return self._journal.frames_relayed
 
     def receive(self, sender: Sender, data: bytes | memoryview, now: float) -> list[Send]:
         """Handle a frame that `relay` did not relay. Returns the frames to send."""

@@ -31,6 +31,7 @@ class Admission(Enum):
     """What the broker does with a message."""
 
     PASS = "pass"
+    WAIT = "wait"  # handle it when it is the sender's turn
     THROTTLE = "throttle"  # reply BUSY instead of handling it
     CUT_OFF = "cut off"  # reply BUSY, stop reading from the connection, close it later
     DROP = "drop"  # ignore it: the connection is already cut off

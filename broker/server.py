@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import random
 import socket as hostsocket
@@ -16,6 +15,7 @@ from typing import NamedTuple
 
 import structlog
 
+from gymwire.broker.agenda import Agenda, Piece
 from gymwire.broker.auth import NO_POLICY
 from gymwire.broker.core import Core
 from gymwire.broker.decoding import takes_long
@@ -23,7 +23,6 @@ from gymwire.broker.events import Send, Sender
 from gymwire.broker.local_channels import LocalChannels
 from gymwire.broker.policy_file import PolicyFile
 from gymwire.broker.rate_limit import Admission
-from gymwire.broker.turns import Turns
 from gymwire.protocol import stamps
 from gymwire.protocol.codec import FLAGS_AT, KIND_AT, MAX_MESSAGE, TIMED
 from gymwire.protocol.errors import ConfigurationError
@@ -47,9 +46,7 @@ if sys.platform != "win32":
 # A flooding peer would reconnect at once, and accepting a connection costs more than a frame. The
 # kernel therefore drops its input for a while before the broker closes the connection.
 DROP_INPUT_S = 2.0
-# After a long message, the broker handles others for this many times the CPU time that it took.
-LONG_PAUSE = 10
-ANNOUNCEMENTS_PAUSE_S = 0.01  # between two parts of long HELLOs while other frames wait
+PIECE_S = 0.0005  # CPU time for short messages after which the broker looks for steps again
 _FROM_HOST = (Kind.OBSERVE, Kind.STOP, Kind.WATCH)  # without a policy, only from this host
 SUSPENDED_S = 2.0  # a gap between two ticks that shows that this process was suspended
 
@@ -68,6 +65,11 @@ class ReceivedFrame(NamedTuple):
     origin: Origin | None
     data: bytes | memoryview
     at: int
+
+    @property
+    def is_bye(self) -> bool:
+        """Whether it counts even if its connection has ended since."""
+        return len(self.data) > KIND_AT and self.data[KIND_AT] == Kind.BYE
 
 
 class Server:
@@ -117,8 +119,8 @@ class Server:
             local=None if self._local is None else (self._local.url, self._host),
         )
         self._next_timers = now
-        self._long: Turns[ReceivedFrame] = Turns()
-        self._long_due = self._announcements_due = now
+        self._agenda: Agenda[ReceivedFrame] = Agenda(lambda: self.core.has_announcements)
+        self._relayed, self._is_relaying = 0, False  # frames up to the last tick; any in that tick
         self._hang_ups: list[tuple[int, int]] = []
         # (when to close it, fd, connection) of flooding connections
         self._dropping_input: deque[tuple[float, int, int]] = deque()
@@ -129,7 +131,7 @@ class Server:
         try:
             while not stop.is_set():
                 is_idle = self._serve()
-                if self._has_work:
+                if self._agenda:
                     self._work(is_idle)
                 self._timers(time.monotonic())
         finally:
@@ -182,7 +184,7 @@ class Server:
             to = relay(rid, data, key)
             if to is None:
                 self._receive(rid, origin, data, key, at)
-                if self._has_work or with_local is not self._may_be_local:
+                if self._agenda.due < until or with_local is not self._may_be_local:
                     return False
                 continue
             frame = stamps.stamp_relay(data, at, time.monotonic_ns) if at else data
@@ -209,8 +211,8 @@ class Server:
         """Return how to receive the next frames, and until when."""
         # Waiting in libzmq itself is faster, as long as no peer may have a local channel.
         source = self._local if self._local is not None and self._may_be_local else self._router
-        if self._has_work:
-            return partial(source.receive, wait=False), min(self._next_timers, self._work_due)
+        if self._agenda:
+            return partial(source.receive, wait=False), min(self._next_timers, self._agenda.due)
         return source.receive, self._next_timers
 
     def _attach(self, channel: bytes, data: bytes | memoryview) -> None:
@@ -236,7 +238,7 @@ class Server:
         """
         now = time.monotonic()
         admission = self.core.admit(rid, data, key, now)
-        if admission is not Admission.PASS:
+        if admission not in (Admission.PASS, Admission.WAIT):
             self._reject(admission, rid, origin, data, now)
             return
         name = "" if key is None else identity(key)
@@ -253,9 +255,14 @@ class Server:
             watches = asks and data[KIND_AT] == Kind.WATCH
             unread = self._router.unread(fd) if watches else 0
             sender = Sender(rid, fd, key, name, self._router.connection_id(fd), on_host, unread)
-        if not takes_long(data):
-            self._handle(ReceivedFrame(sender, origin, data, at), now)
-        elif not self._long.put(key or rid, len(data), ReceivedFrame(sender, origin, data, at)):
+        frame = ReceivedFrame(sender, origin, data, at)
+        is_long = takes_long(data)
+        if not is_long and admission is Admission.PASS:
+            self._handle(frame, now)
+        elif not is_long and self._agenda.is_free(now):
+            took_s = self._handle(frame, now)
+            self._agenda.ended(Piece.SHORT, time.monotonic(), took_s)
+        elif not self._agenda.put(key or rid, len(data), frame, is_long=is_long):
             self._reject(Admission.THROTTLE, rid, origin, data, now)
 
     def _handle(self, frame: ReceivedFrame, now: float) -> float:
@@ -278,40 +285,37 @@ class Server:
 
     # --- work that waits --------------------------------------------------------------------------
 
-    @property
-    def _has_work(self) -> bool:
-        return bool(self._long) or self.core.has_announcements
+    def _work(self, is_idle: bool) -> None:
+        """Do one piece of the work that waits, if it is due, or wait for the next frame.
 
-    @property
-    def _work_due(self) -> float:
-        long_due = self._long_due if self._long else math.inf
-        return min(long_due, self._announcements_due) if self.core.has_announcements else long_due
+        `is_idle`: whether no frame has arrived.
+        """
+        now, began = time.monotonic(), time.thread_time()
+        piece = self._agenda.next(now, is_idle=is_idle, is_relaying=self._is_relaying)
+        if piece is Piece.SESSIONS:
+            self._deliver(self.core.take_over(now))
+        elif piece is not None:
+            self._take_turns(piece, now, began)
+        elif is_idle:
+            local = [self._local] if self._local is not None and self._may_be_local else []
+            sources: list[Waitable] = [self._router, *local]
+            wait_among(sources, max(0.0, min(self._agenda.due, self._next_timers) - now))
+        if piece is not None:
+            self._agenda.ended(piece, time.monotonic(), time.thread_time() - began)
+
+    def _take_turns(self, piece: Piece, now: float, began: float) -> None:
+        """Handle the message whose turn it is, or some short ones. `began`: in CPU time."""
+        while (frame := self._agenda.take(piece)) is not None:
+            if frame.is_bye or self._is_current(frame):
+                self._handle(frame, now)
+            if piece is Piece.LONG or time.thread_time() - began >= PIECE_S:
+                return
 
     def _is_current(self, frame: ReceivedFrame) -> bool:
         """Return whether the connection of a frame still exists; if not, its sender starts over."""
         if frame.origin is None:
             return True
         return self._router.connection_id(frame.sender.fd) == frame.sender.connection
-
-    def _work(self, is_idle: bool) -> None:
-        """Do a part of the work that waits, if it is its turn, or wait for the next frame.
-
-        `is_idle`: whether no frame waits.
-        """
-        now = time.monotonic()
-        if self._long and now >= self._long_due:
-            frame = self._long.take()
-            assert frame is not None
-            if self._is_current(frame):
-                self._long_due = now + LONG_PAUSE * self._handle(frame, now)
-        elif self.core.has_announcements and (is_idle or now >= self._announcements_due):
-            self._deliver(self.core.take_over(now))
-            self._announcements_due = now + ANNOUNCEMENTS_PAUSE_S
-        elif is_idle:
-            sources: list[Waitable] = [self._router]
-            if self._local is not None and self._may_be_local:
-                sources.append(self._local)
-            wait_among(sources, max(0.0, min(self._work_due, self._next_timers) - now))
 
     def _reject(
         self,
@@ -370,6 +374,8 @@ class Server:
         if now - self._next_timers > SUSPENDED_S:
             core.woke_up(now)
         self._next_timers = now + TICK_MS / 1000
+        relayed = core.frames_relayed
+        self._is_relaying, self._relayed = relayed != self._relayed, relayed
         for event in self._router.link_events():
             if event.up:
                 core.link_up(event.fd)

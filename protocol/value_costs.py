@@ -19,7 +19,7 @@ __all__ = ["NESTED", "cost_exceeds", "parts_exceed"]
 NESTED: Final = frozenset({1, 4, 5, 6, 7, 8, 9, 10})
 """The extension types that contain msgpack."""
 
-PIECE = 1 << 15  # bytes
+FIRST_PIECE, PIECE = 1 << 10, 1 << 15  # bytes; each piece is up to twice as long as the last
 _ENTRY = 104  # bytes of a dict for each entry while it grows
 _ITEM = 8  # bytes of a list for each item
 _CONTAINER = 120  # an empty list, dict, tuple or Opaque
@@ -109,9 +109,11 @@ def parts_exceed(data: bytes, most: int) -> bool:
 
 def _exceeds(data: bytes, most: int, count: Callable[[Ints, Ints], int]) -> bool:
     whole = np.frombuffer(data, np.uint8)
-    at, end = 0, len(data)
+    at, end, longest = 0, len(data), FIRST_PIECE
     while at < end:
-        size = min(PIECE, end - at)
+        longest = min(longest, PIECE)
+        size = min(longest, end - at)
+        longest *= 2
         piece = whole[at : at + size + _LONGEST_HEAD]
         if len(piece) < size + _LONGEST_HEAD:
             piece = np.concatenate((piece, np.zeros(_LONGEST_HEAD, np.uint8)))

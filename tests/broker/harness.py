@@ -91,7 +91,7 @@ class Broker:
         if to is not None:
             return decoded([Send(to, data)])
         admission = self.core.admit(rid, bytes(data), key, self.now)
-        if admission is not Admission.PASS:
+        if admission not in (Admission.PASS, Admission.WAIT):
             return (
                 [] if admission is Admission.DROP else decoded(self.core.throttle(rid, bytes(data)))
             )

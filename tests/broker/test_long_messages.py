@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import signal
 import threading
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ import pytest
 import zmq
 
 from gymwire.broker import turns
+from gymwire.broker.agenda import Piece
 from gymwire.broker.announcements import ROWS_AT_ONCE
 from gymwire.broker.core import Core
 from gymwire.broker.decoding import MAX_PARTS, takes_long
@@ -97,7 +99,7 @@ def test_the_sessions_of_several_loops_are_taken_over_in_turn() -> None:
     for _ in range(6):
         broker.core.take_over(broker.now)
     peers = broker.core._tables.peers
-    assert (len(peers[ENV].sessions), len(peers[ENV2].sessions)) == (200, 200)
+    assert [len(peers[rid].sessions) for rid in (ENV, ENV2)] == [4 * ROWS_AT_ONCE] * 2
 
 
 def test_a_learner_waits_for_a_session_that_is_still_to_be_taken_over() -> None:
@@ -256,6 +258,10 @@ class Peers:
         assert isinstance(PLAIN.decode(socket.recv()), Welcome)
         return socket
 
+    def delay_long_messages(self, until: float) -> None:
+        """Handle no long message before this time, as after one that took very long."""
+        self.server._agenda._piece_due[Piece.LONG] = until
+
     def close(self) -> None:
         self._stop.set()
         self._thread.join()
@@ -273,27 +279,27 @@ def _peers(request: pytest.FixtureRequest) -> Iterator[Peers]:
 
 def test_a_long_message_waits_for_its_turn_and_others_do_not(peers: Peers) -> None:
     env, other = peers.connect(ENV, Role.ENV), peers.connect(ENV2, Role.ENV)
-    peers.server._long_due = float("inf")  # as after a message that took very long
+    peers.delay_long_messages(math.inf)
     env.send(PLAIN.encode(replace(offer("cartpole"), metadata={"x": bytes(20_000)})))
     for socket in (env, other):
         for _ in range(3):
             socket.send(PLAIN.encode(Ping()))
             assert isinstance(PLAIN.decode(socket.recv()), Pong)
     assert env.poll(0) == 0
-    peers.server._long_due = 0.0
+    peers.delay_long_messages(0.0)
     assert isinstance(PLAIN.decode(env.recv()), Offered)
 
 
 def test_a_flood_of_long_messages_gets_busy(peers: Peers, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(turns, "MAX_WAITING_BYTES", 30_000)
     env = peers.connect(ENV, Role.ENV)
-    peers.server._long_due = float("inf")
+    peers.delay_long_messages(math.inf)
     for _ in range(2):
         env.send(PLAIN.encode(replace(offer("cartpole"), metadata={"x": bytes(20_000)})))
     busy = PLAIN.decode(env.recv())
     assert isinstance(busy, Busy)
     assert busy.reason == BusyReason.RATE
-    peers.server._long_due = 0.0
+    peers.delay_long_messages(0.0)
     assert isinstance(PLAIN.decode(env.recv()), Offered)
 
 
@@ -301,16 +307,16 @@ def test_what_an_ended_connection_has_left_is_dropped(peers: Peers) -> None:
     env, other = peers.connect(ENV, Role.ENV), peers.connect(ENV2, Role.ENV)
     server = peers.server
     connected = server.core._tables.peers[ENV]
-    server._long_due = float("inf")
+    peers.delay_long_messages(math.inf)
     env.send(PLAIN.encode(replace(offer("cartpole"), metadata={"x": bytes(20_000)})))
-    until(lambda: bool(server._long), "the offer waits")
+    until(lambda: bool(server._agenda), "the offer waits")
     env.close(linger=0)
     until(
         lambda: server._router.connection_id(connected.fd) != connected.connection,
         "the connection has ended",
     )
     other.send(PLAIN.encode(replace(offer("taxi"), metadata={"x": bytes(20_000)})))
-    server._long_due = 0.0
+    peers.delay_long_messages(0.0)
     assert isinstance(PLAIN.decode(other.recv()), Offered)
     assert server.core._tables.names == ["taxi"]
 
