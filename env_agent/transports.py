@@ -358,7 +358,8 @@ class Transports:
         return None
 
     def _receive_relayed(self) -> Received | None:
-        data = self.link.receive()
+        receive = self.link.receive  # a local, which Python 3.11 calls faster than an attribute
+        data = receive()
         return None if data is None else (RELAY, None, data)
 
     def watch(self) -> None:
