@@ -31,7 +31,7 @@ from gymwire.protocol.codec import (
     Header,
     Pieces,
 )
-from gymwire.protocol.errors import AddressTaken, Denied, ProtocolError, Refused, VersionMismatch
+from gymwire.protocol.errors import ProtocolError, VersionMismatch
 from gymwire.protocol.messages import (
     CONTROL_KINDS,
     Bye,
@@ -43,12 +43,10 @@ from gymwire.protocol.messages import (
     Watch,
     Welcome,
 )
-from gymwire.protocol.transport.interface import Listener, Origin, Received
+from gymwire.protocol.transport.interface import Listener, Received
 
 TIMERS_S = 0.1  # how often timers run even if frames keep arriving
 AWAY_S = 300.0  # close idle sessions when the broker has been away for this long
-# What the broker refuses ends a loop; nothing else that the handling of a frame raises does.
-REFUSED_BY_BROKER = (AddressTaken, Denied, Refused)
 
 
 class ServingLoop:
@@ -106,8 +104,6 @@ class ServingLoop:
         )
         self._watching = Watching(host, self.crew, lambda frame: self._link.send(frame), clock)
         self._lifecycle = Lifecycle(host, self.crew, self.jobs.count_failure, clock)
-        # The slot whose last reply was sent from, and still is in, its environment's memory.
-        self._zero_copy_slot: Slot | None = None
         self.bad_frames = BadFrames(host, self.crew, self.jobs, clock)
         self._failure: BaseException | None = None
 
@@ -165,10 +161,10 @@ class ServingLoop:
             return
         try:
             self._control(self.crew.own, codec.read_header(data), data)
-        except (*REFUSED_BY_BROKER, VersionMismatch):
+        except VersionMismatch:
             raise
         except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
-            self.bad_frames.failed(self.crew.own, RELAY, None, data, error)
+            self.bad_frames.failed(self.crew.own, (RELAY, None, data), error)
 
     def run(self) -> None:
         """Serve until `stop` is set, or until `drain` is set and the last session has ended."""
@@ -240,7 +236,7 @@ class ServingLoop:
                 arrived = self._receive_shared(me) if crew.outside else self._receive(len(slots))
             if arrived is None:
                 if crew.reader is me:
-                    self._detach_reply()
+                    self._transports.detach_reply()
                 return
             # While other threads execute something, their results must be sent after each frame.
             self._serve_steps(me, arrived, 0.0 if crew.outside else until)
@@ -258,14 +254,9 @@ class ServingLoop:
             arrived: the frame.
             until: when to receive no further frame.
         """
-        host, direct, clock, receive = (
-            self.host,
-            self._transports.direct,
-            self._clock,
-            self._receive,
-        )
+        host, transports, receive, clock = self.host, self._transports, self._receive, self._clock
         find, step, sessions, lent = host.by_key.get, host.requests.step, len(host.slots), me.lent
-        alone, send_relayed = sessions == 1, self._link.send
+        direct, send_relayed, alone = transports.direct, self._link.send, sessions == 1
         while arrived is not None:
             path, origin, data = arrived
             try:
@@ -281,10 +272,10 @@ class ServingLoop:
                     or not (alone or slot.is_fast)
                     or (path and listener is None)
                 ):
-                    self._dispatch(me, slot, arrived)
+                    self._dispatch(me, slot, listener, arrived)
                     return
-                if self._zero_copy_slot is not None and self._zero_copy_slot is not slot:
-                    self._detach_reply()
+                if transports.zero_copy is not None and transports.zero_copy is not slot.session:
+                    transports.detach_reply()
                 slot.began_at = began = clock()
                 lent[0] = arrived
                 try:
@@ -299,10 +290,10 @@ class ServingLoop:
                     self._finish_relieved(me, slot, arrived, reply)
                     return
                 if reply is None:
-                    self._handle(me, path, origin, data)
+                    self._handle(me, arrived)
                     return
                 if type(reply) is Pieces:
-                    self._send_pieces(slot, path, listener, reply)
+                    transports.send_pieces(slot.session, path, listener, reply)
                 elif listener is None:
                     send_relayed(reply)
                 else:
@@ -312,55 +303,47 @@ class ServingLoop:
                 if not alone:
                     slot.note_step(took_s)
             except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
-                self._failed(me, arrived, error)
+                self.bad_frames.failed(me, arrived, error)
                 return
             if began >= until:
                 return
             arrived = receive(sessions)
-        self._detach_reply()
+        transports.detach_reply()
 
-    def _dispatch(self, me: Executor, slot: Slot | None, arrived: Received) -> None:
+    def _dispatch(
+        self, me: Executor, slot: Slot | None, listener: Listener | None, arrived: Received
+    ) -> None:
         """Let another thread than the reader `me` serve this frame if it can, else handle it.
 
         A thread whose steps are short becomes the reader together with its frame, which costs one
         change of threads. Otherwise the reader must remain one that can read.
         """
-        path, origin, data = arrived
-        direct = self._transports.direct
-        if slot is not None and (slot.is_fast or len(self.host.slots) == 1):
-            is_bound = not path or (
-                direct is not None
-                and direct.bound_listener(slot.session.sid, path, origin) is not None
-            )
-            if is_bound and self.crew.is_idle(slot.executor):
-                self._detach_reply()
-                self.crew.hand_over(me, slot.executor, arrived)
-                return
-        self._handle(me, path, origin, data)
+        if (
+            slot is not None
+            and (slot.is_fast or len(self.host.slots) == 1)
+            and (listener is not None or not arrived[0])
+            and self.crew.is_idle(slot.executor)
+        ):
+            self._transports.detach_reply()
+            self.crew.hand_over(me, slot.executor, arrived)
+        else:
+            self._handle(me, arrived)
 
     def _finish_relieved(
         self, me: Executor, slot: Slot, arrived: Received, reply: Frame | Pieces | None
     ) -> None:
         """Leave the reply to a step to the thread that has become the reader meanwhile."""
-        path, origin, data = arrived
         if reply is None:
-            sequel: Sequel | None = partial(self._handle, path=path, origin=origin, data=data)
+            sequel: Sequel | None = partial(self._handle, arrived=arrived)
         else:
+            path, _, data = arrived
             slot.times.append(self._clock() - slot.began_at)
             sequel = self.jobs.reply(slot, path, data, reply)
         self.crew.end_job(me, sequel)
 
-    def _failed(self, me: Executor, arrived: Received, error: BaseException) -> None:
-        """Reply to a frame whose handling raised, unless the broker has refused this agent."""
-        if isinstance(error, REFUSED_BY_BROKER):
-            raise error
-        path, origin, data = arrived
-        self.bad_frames.failed(me, path, origin, data, error)
-
-    def _handle(
-        self, me: Executor, path: bytes, origin: Origin | None, data: bytes | memoryview
-    ) -> None:
+    def _handle(self, me: Executor, arrived: Received) -> None:
         """Handle a frame that the fast path does not: everything but the next step."""
+        path, origin, data = arrived
         try:
             header = codec.read_header(data)
             slot = self.host.slots.get(header.sid)
@@ -378,7 +361,7 @@ class ServingLoop:
         executor = slot.executor
         if executor.jobs >= MAX_JOBS:
             return  # the learner repeats it
-        self._detach_reply()
+        self._transports.detach_reply()
         slot.heard_at = self._clock()
         alone, busy = len(self.host.slots) == 1, None
         if data[FLAGS_AT] & TIMED:
@@ -420,32 +403,6 @@ class ServingLoop:
             if arrived is not None or not woken:
                 return arrived
 
-    def _send_pieces(
-        self, slot: Slot, path: bytes, listener: Listener | None, reply: Pieces
-    ) -> None:
-        """Send a reply from the environment's memory if the path's transport supports that.
-
-        `listener`: of a direct path; None: the path through the broker.
-
-        A request for step n+1 proves that reply n arrived, so the reply need not be kept when the
-        environment overwrites that memory in its next step.
-        """
-        frame: Frame | Pieces = reply
-        if (self._link if listener is None else listener).takes_pieces:
-            self._zero_copy_slot = slot
-        else:
-            frame = slot.session.detach_reply()
-        if listener is None:
-            self._link.send(frame)
-        else:
-            listener.send(path, frame)  # type: ignore[arg-type]
-
-    def _detach_reply(self) -> None:
-        """Copy the last reply before anything but the next step of its session happens."""
-        if self._zero_copy_slot is not None:
-            self._zero_copy_slot.session.detach_reply()
-            self._zero_copy_slot = None
-
     def _control(self, me: Executor, header: Header, data: bytes | memoryview) -> None:
         """Handle a frame that is not a request of an open session."""
         kind = header.kind
@@ -455,7 +412,7 @@ class ServingLoop:
             reply = Closed() if kind is Kind.CLOSE else failure_reports.session_lost()
             self._link.send(PLAIN.encode(reply, header.sid, header.seq))
             return
-        self._detach_reply()
+        self._transports.detach_reply()
         match message := PLAIN.decode(data, header):
             case Open():
                 self._lifecycle.open(me, header, message)
