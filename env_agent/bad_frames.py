@@ -16,10 +16,12 @@ from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.transports import Transports
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
-from gymwire.protocol.errors import ProtocolError
+from gymwire.protocol.errors import AddressTaken, Denied, ProtocolError, Refused
 from gymwire.protocol.messages import CONTROL_KINDS, Code, Error, Kind
-from gymwire.protocol.transport.interface import Origin
+from gymwire.protocol.transport.interface import Origin, Received
 
+# What the broker refuses ends a loop; nothing else that the handling of a frame raises does.
+REFUSED_BY_BROKER = (AddressTaken, Denied, Refused)
 WARN_EVERY_S = 10.0  # how often invalid frames are logged; each entry says how many there were
 
 
@@ -68,18 +70,15 @@ class BadFrames:
             refusal = Error(Code.PROTOCOL, str(error))
             self.transports.send(path, PLAIN.encode(refusal, header.sid, header.seq))
 
-    def failed(
-        self,
-        me: Executor,
-        path: bytes,
-        origin: Origin | None,
-        data: bytes | memoryview,
-        error: BaseException,
-    ) -> None:
+    def failed(self, me: Executor, arrived: Received, error: BaseException) -> None:
         """Log a bug in the handling of one frame, count it, and reply with an ERROR.
 
         This, and `Jobs.failure_reply`, keep such a bug from ending the loop: docs/reliability.md.
+        Raises the error itself if it says that the broker refuses this loop.
         """
+        if isinstance(error, REFUSED_BY_BROKER):
+            raise error
+        path, origin, data = arrived
         try:
             self._jobs.count_failure(error)
             header = codec.read_header(data)

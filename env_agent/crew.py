@@ -51,9 +51,10 @@ class Executor:
         inbox: the jobs that it has not begun.
         jobs: how many jobs it was given whose sequel the reader has not called yet.
         handed: the frame that came with the reader's role.
-        lent: holds one entry while this thread is the reader and executes something itself. Whoever
-            removes the entry is the reader: this thread afterwards, or `Crew.relieve`.
-        current_request: the request being executed, or None. May be read from any thread.
+        lent: holds what this thread executes itself while it is the reader, as `lent[0]`. Whoever
+            removes it is the reader: this thread afterwards, or `Crew.relieve`.
+        current_request: what is being executed, other than the requests of an open session: that a
+            session opens or closes, or is rendered; or None. May be read from any thread.
         is_dismissed: whether the thread ends.
     """
 
@@ -63,7 +64,7 @@ class Executor:
         self.inbox: deque[Job] = deque()
         self.jobs = 0
         self.handed: Received | None = None
-        self.lent: list[object] = []
+        self.lent: dict[int, object] = {}
         self.current_request: CurrentRequest | None = None
         self.is_dismissed = False
         self._awake = threading.Lock()
@@ -216,7 +217,7 @@ class Crew:
             self._give(me, job)
             self.hand_over(me, other)
             return
-        me.lent.append(job)
+        me.lent[0] = job
         self.finish(me, job())
 
     def _give(self, executor: Executor, job: Job) -> None:
@@ -235,11 +236,7 @@ class Crew:
 
     def reclaim(self, me: Executor) -> bool:
         """Return whether this thread still is the reader after it has executed something itself."""
-        try:
-            me.lent.pop()
-        except IndexError:
-            return False
-        return True
+        return me.lent.pop(0, None) is not None
 
     def collect(self, me: Executor) -> None:
         """Call the sequels of the jobs that have ended, while `me` is the reader.
@@ -306,8 +303,7 @@ class Crew:
         if not self._grows:
             return False
         if reader is not None:
-            lent = reader.lent[-1:]
-            executing = lent[0] if lent else None
+            executing = reader.lent.get(0)
             seen, self._seen = self._seen, executing
             if executing is None or executing is not seen:
                 return executing is not None

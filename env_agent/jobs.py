@@ -51,20 +51,17 @@ class Jobs:
         self, slot: Slot, path: bytes, data: bytes | memoryview, busy: BusyTimes | None
     ) -> Sequel | None:
         """Execute a request; a job of the slot's executor."""
-        began = self._clock()
-        seq = int.from_bytes(data[SEQ], "little")
-        slot.executor.current_request = (slot.session.sid, seq, began)
+        slot.began_at = began = self._clock()
         requests = self._requests
         try:
             if busy is not None:
-                reply: Frame | Pieces | None = self._timed_steps.step(slot, seq, data, busy)
+                reply: Frame | Pieces | None = self._timed_steps.step(slot, data, busy)
             else:
-                reply = requests.step(slot, seq, data)
+                reply = requests.step(slot, data)
             if reply is None:
                 reply = requests.handle(slot, codec.read_header(data), data)
         except BaseException as error:  # noqa: BLE001 - a bug must not end the thread
             reply = self.failure_reply(slot, data, error)
-        slot.executor.current_request = None
         if data[KIND_AT] == Kind.ACT:
             took_s = self._clock() - began
             slot.times.append(took_s)
@@ -89,6 +86,7 @@ class Jobs:
             header = codec.read_header(data)
             return self._requests.fail(slot, header, data, error) or b""
         except BaseException as second:  # noqa: BLE001 - the learner repeats its request
+            slot.session.abort()
             self._log.error("no reply to a failed request", error=failure_reports.summary(second))
             return b""
 

@@ -56,6 +56,11 @@ class Lifecycle:
         """Whether no session is open, opening or closing. May be read from any thread."""
         return not (self._host.slots or self._opening or self._ending)
 
+    @property
+    def ending(self) -> list[Slot]:
+        """The ended sessions that are not closed yet. May be read from any thread."""
+        return list(self._ending.values())
+
     def open(self, me: Executor, header: Header, request: Open) -> None:
         """Open a session; its first request follows the reply."""
         sid, slots = header.sid, self._host.slots
@@ -190,7 +195,7 @@ class Lifecycle:
     def end_idle(self, me: Executor, since: float, why: str) -> None:
         """End the sessions that have been idle since this time."""
         for slot in list(self._host.slots.values()):
-            if self._crew.reader is me and slot.heard_at < since:
+            if self._crew.reader is me and max(slot.began_at, slot.heard_at) < since:
                 self.end(me, slot, why)
 
     def end_all(self, me: Executor) -> None:

@@ -25,14 +25,13 @@ from gymwire.protocol.codec import (
     FLAGS_AT,
     MAX_MESSAGE,
     PLAIN,
-    SEQ,
     SID,
     TIMED,
     Frame,
     Header,
     Pieces,
 )
-from gymwire.protocol.errors import AddressTaken, Denied, ProtocolError, Refused, VersionMismatch
+from gymwire.protocol.errors import ProtocolError, VersionMismatch
 from gymwire.protocol.messages import (
     CONTROL_KINDS,
     Bye,
@@ -44,12 +43,10 @@ from gymwire.protocol.messages import (
     Watch,
     Welcome,
 )
-from gymwire.protocol.transport.interface import Listener, Origin, Received
+from gymwire.protocol.transport.interface import Listener, Received
 
 TIMERS_S = 0.1  # how often timers run even if frames keep arriving
 AWAY_S = 300.0  # close idle sessions when the broker has been away for this long
-# What the broker refuses ends a loop; nothing else that the handling of a frame raises does.
-REFUSED_BY_BROKER = (AddressTaken, Denied, Refused)
 
 
 class ServingLoop:
@@ -107,15 +104,15 @@ class ServingLoop:
         )
         self._watching = Watching(host, self.crew, lambda frame: self._link.send(frame), clock)
         self._lifecycle = Lifecycle(host, self.crew, self.jobs.count_failure, clock)
-        # The slot whose last reply was sent from, and still is in, its environment's memory.
-        self._zero_copy_slot: Slot | None = None
         self.bad_frames = BadFrames(host, self.crew, self.jobs, clock)
         self._failure: BaseException | None = None
 
     @property
     def current_requests(self) -> list[CurrentRequest]:
         """The requests being executed. May be read from any thread."""
+        slots = list(self.host.slots.values()) + self._lifecycle.ending
         found = [executor.current_request for executor in list(self.crew.executors)]
+        found += [slot.current_request for slot in slots]
         return [request for request in found if request is not None]
 
     def is_direct(self, sid: int) -> bool:
@@ -164,10 +161,10 @@ class ServingLoop:
             return
         try:
             self._control(self.crew.own, codec.read_header(data), data)
-        except (*REFUSED_BY_BROKER, VersionMismatch):
+        except VersionMismatch:
             raise
         except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
-            self.bad_frames.failed(self.crew.own, RELAY, None, data, error)
+            self.bad_frames.failed(self.crew.own, (RELAY, None, data), error)
 
     def run(self) -> None:
         """Serve until `stop` is set, or until `drain` is set and the last session has ended."""
@@ -227,116 +224,126 @@ class ServingLoop:
     # --- one frame --------------------------------------------------------------------------------
 
     def _serve(self, me: Executor) -> None:
-        """Serve frames until none arrives for a tick, until timers are due, or as another reads.
-
-        This is the hot path. An untimed step of the only session calls only the transports, the
-        request handler and the session.
-        """
-        crew, transports, slots = self.crew, self._transports, self.host.slots
-        direct, clock, by_key = transports.direct, self._clock, self.host.by_key
-        bound_listener = None if direct is None else direct.bound_listener
-        until = clock() + TIMERS_S
+        """Serve frames until none arrives for a tick, until timers are due, or as another reads."""
+        crew, slots = self.crew, self.host.slots
+        now = self._clock()
+        until = now + TIMERS_S
         tracked = self._timed_steps.tracker.is_active
-        self._receive = self._receive_tracked if tracked else transports.receive
-        now = 0.0
+        self._receive = self._receive_tracked if tracked else self._transports.receive
         arrived, me.handed = me.handed, None
         while now < until and crew.reader is me:
             if arrived is None:
                 arrived = self._receive_shared(me) if crew.outside else self._receive(len(slots))
-                if arrived is None:
-                    if crew.reader is me:
-                        self._detach_reply()
-                    return
-            now = clock()
-            path, origin, data = arrived
-            listener: Listener | None = None
-            try:
-                slot = by_key.get(bytes(data[SID]))
-                if self._zero_copy_slot is not None and self._zero_copy_slot is not slot:
-                    self._detach_reply()
-                if path and slot is not None and bound_listener is not None:
-                    listener = bound_listener(slot.session.sid, path, origin)
-                if slot is None or (path and listener is None):
-                    self._handle(me, path, origin, data)
-                elif (slot.executor is me and len(slots) == 1) or self._executes(me, slot, arrived):
-                    self._step(me, slot, listener, arrived, now)
-            except REFUSED_BY_BROKER:
-                raise
-            except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
-                self.bad_frames.failed(me, path, origin, data, error)
-            arrived = None
+            if arrived is None:
+                if crew.reader is me:
+                    self._transports.detach_reply()
+                return
+            # While other threads execute something, their results must be sent after each frame.
+            self._serve_steps(me, arrived, 0.0 if crew.outside else until)
+            arrived, now = None, self._clock()
 
-    def _step(
-        self, me: Executor, slot: Slot, listener: Listener | None, arrived: Received, now: float
-    ) -> None:
-        """Execute a request in the thread of the reader `me`, and send the reply.
+    def _serve_steps(self, me: Executor, arrived: Received | None, until: float) -> None:
+        """Serve a frame, and those that follow it while each is a step to execute at once.
 
-        `listener`: of a direct path; None: the path through the broker.
+        This is the hot path: a step calls only the transports, the request handler and the
+        session. It is executed at once, by the reader `me`, if its session is the only one, or has
+        short steps. Any other frame ends this method.
+
+        Args:
+            me: the reader.
+            arrived: the frame.
+            until: when to receive no further frame.
         """
-        path, origin, data = arrived
-        seq = int.from_bytes(data[SEQ], "little")
-        slot.heard_at = now
-        me.current_request = request = (slot.session.sid, seq, now)
-        me.lent.append(request)
-        try:
-            if data[FLAGS_AT] & TIMED:
-                self._receive = self._receive_tracked
-                busy = self._timed_steps.tracker.stamps_requested()
-                reply: Frame | Pieces | None = self._timed_steps.step(slot, seq, data, busy)
-            else:
-                reply = self.host.requests.step(slot, seq, data)
-        except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
-            me.current_request = None
-            failure = self.jobs.failure_reply(slot, data, error)
-            self.crew.finish(me, self.jobs.reply(slot, path, data, failure))
-            return
-        me.current_request = None
-        try:
-            me.lent.pop()
-        except IndexError:  # it took long, so another thread reads now
-            if reply is None:
-                sequel: Sequel | None = partial(self._handle, path=path, origin=origin, data=data)
-            else:
-                slot.times.append(self._clock() - now)
-                sequel = self.jobs.reply(slot, path, data, reply)
-            self.crew.end_job(me, sequel)
-            return
-        if reply is None:
-            self._handle(me, path, origin, data)
-            return
-        if type(reply) is Pieces:
-            self._send_pieces(slot, path, listener, reply)
-        elif listener is None:
-            self._link.send(reply)
-        else:
-            listener.send(path, reply)  # type: ignore[arg-type]
-        took_s = self._clock() - now  # after the reply, which it must not delay
-        slot.times.append(took_s)
-        if len(self.host.slots) != 1:
-            slot.note_step(took_s)
+        host, transports, receive, clock = self.host, self._transports, self._receive, self._clock
+        find, step, sessions, lent = host.by_key.get, host.requests.step, len(host.slots), me.lent
+        direct, send_relayed, alone = transports.direct, self._link.send, sessions == 1
+        while arrived is not None:
+            path, origin, data = arrived
+            try:
+                slot = find(bytes(data[SID]))
+                listener = (
+                    direct.bound_listener(slot.session.sid, path, origin)
+                    if path and slot is not None and direct is not None
+                    else None
+                )
+                if (
+                    slot is None
+                    or slot.executor is not me
+                    or not (alone or slot.is_fast)
+                    or (path and listener is None)
+                ):
+                    self._dispatch(me, slot, listener, arrived)
+                    return
+                if transports.zero_copy is not None and transports.zero_copy is not slot.session:
+                    transports.detach_reply()
+                slot.began_at = began = clock()
+                lent[0] = arrived
+                try:
+                    reply = step(slot, data)
+                except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
+                    failure = self.jobs.failure_reply(slot, data, error)
+                    self.crew.finish(me, self.jobs.reply(slot, path, data, failure))
+                    return
+                try:
+                    del lent[0]
+                except KeyError:  # it took long, so another thread reads now
+                    self._finish_relieved(me, slot, arrived, reply)
+                    return
+                if reply is None:
+                    self._handle(me, arrived)
+                    return
+                if type(reply) is Pieces:
+                    transports.send_pieces(slot.session, path, listener, reply)
+                elif listener is None:
+                    send_relayed(reply)
+                else:
+                    listener.send(path, reply)  # type: ignore[arg-type]
+                took_s = clock() - began  # after the reply, which it must not delay
+                slot.times.append(took_s)
+                if not alone:
+                    slot.note_step(took_s)
+            except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
+                self.bad_frames.failed(me, arrived, error)
+                return
+            if began >= until:
+                return
+            arrived = receive(sessions)
+        transports.detach_reply()
 
-    def _executes(self, me: Executor, slot: Slot, arrived: Received) -> bool:
-        """Return whether the reader executes this request now; if not, let another thread do it.
+    def _dispatch(
+        self, me: Executor, slot: Slot | None, listener: Listener | None, arrived: Received
+    ) -> None:
+        """Let another thread than the reader `me` serve this frame if it can, else handle it.
 
         A thread whose steps are short becomes the reader together with its frame, which costs one
         change of threads. Otherwise the reader must remain one that can read.
         """
-        crew, executor = self.crew, slot.executor
-        if slot.is_fast or len(self.host.slots) == 1:
-            if executor is me:
-                return True
-            if crew.is_idle(executor):
-                self._detach_reply()
-                crew.hand_over(me, executor, arrived)
-                return False
-        path, origin, data = arrived
-        self._handle(me, path, origin, data)
-        return False
+        if (
+            slot is not None
+            and (slot.is_fast or len(self.host.slots) == 1)
+            and (listener is not None or not arrived[0])
+            and self.crew.is_idle(slot.executor)
+        ):
+            self._transports.detach_reply()
+            self.crew.hand_over(me, slot.executor, arrived)
+        else:
+            self._handle(me, arrived)
 
-    def _handle(
-        self, me: Executor, path: bytes, origin: Origin | None, data: bytes | memoryview
+    def _finish_relieved(
+        self, me: Executor, slot: Slot, arrived: Received, reply: Frame | Pieces | None
     ) -> None:
+        """Leave the reply to a step to the thread that has become the reader meanwhile."""
+        if reply is None:
+            sequel: Sequel | None = partial(self._handle, arrived=arrived)
+        else:
+            path, _, data = arrived
+            slot.times.append(self._clock() - slot.began_at)
+            sequel = self.jobs.reply(slot, path, data, reply)
+        self.crew.end_job(me, sequel)
+
+    def _handle(self, me: Executor, arrived: Received) -> None:
         """Handle a frame that the fast path does not: everything but the next step."""
+        path, origin, data = arrived
         try:
             header = codec.read_header(data)
             slot = self.host.slots.get(header.sid)
@@ -354,12 +361,15 @@ class ServingLoop:
         executor = slot.executor
         if executor.jobs >= MAX_JOBS:
             return  # the learner repeats it
-        self._detach_reply()
+        self._transports.detach_reply()
         slot.heard_at = self._clock()
-        timed = data[FLAGS_AT] & TIMED
-        busy = self._timed_steps.tracker.stamps_requested() if timed else None
+        alone, busy = len(self.host.slots) == 1, None
+        if data[FLAGS_AT] & TIMED:
+            self._receive = self._receive_tracked
+            busy = self._timed_steps.tracker.stamps_requested()
+            alone = alone or slot.is_fast  # as without time stamps
         job = partial(self.jobs.execute, slot, path, data, busy)
-        self.crew.execute(me, executor, job, alone=len(self.host.slots) == 1)
+        self.crew.execute(me, executor, job, alone=alone)
 
     # --- what only the reader does ----------------------------------------------------------------
 
@@ -393,32 +403,6 @@ class ServingLoop:
             if arrived is not None or not woken:
                 return arrived
 
-    def _send_pieces(
-        self, slot: Slot, path: bytes, listener: Listener | None, reply: Pieces
-    ) -> None:
-        """Send a reply from the environment's memory if the path's transport supports that.
-
-        `listener`: of a direct path; None: the path through the broker.
-
-        A request for step n+1 proves that reply n arrived, so the reply need not be kept when the
-        environment overwrites that memory in its next step.
-        """
-        frame: Frame | Pieces = reply
-        if (self._link if listener is None else listener).takes_pieces:
-            self._zero_copy_slot = slot
-        else:
-            frame = slot.session.detach_reply()
-        if listener is None:
-            self._link.send(frame)
-        else:
-            listener.send(path, frame)  # type: ignore[arg-type]
-
-    def _detach_reply(self) -> None:
-        """Copy the last reply before anything but the next step of its session happens."""
-        if self._zero_copy_slot is not None:
-            self._zero_copy_slot.session.detach_reply()
-            self._zero_copy_slot = None
-
     def _control(self, me: Executor, header: Header, data: bytes | memoryview) -> None:
         """Handle a frame that is not a request of an open session."""
         kind = header.kind
@@ -428,7 +412,7 @@ class ServingLoop:
             reply = Closed() if kind is Kind.CLOSE else failure_reports.session_lost()
             self._link.send(PLAIN.encode(reply, header.sid, header.seq))
             return
-        self._detach_reply()
+        self._transports.detach_reply()
         match message := PLAIN.decode(data, header):
             case Open():
                 self._lifecycle.open(me, header, message)

@@ -64,9 +64,9 @@ class RecordedSession(Session):
         if self._episode is not None and kind is not Kind.RENDER:
             self._put(frame)
 
-    def finish_step(self, frame: Frame | Pieces) -> None:
+    def finish_step(self, seq: int, request: Frame | memoryview, frame: Frame | Pieces) -> None:
         """Record the PERCEPT as `Session` does, and the step."""
-        super().finish_step(frame)
+        super().finish_step(seq, request, frame)
         if self._episode is not None:
             self._put(frame)
 

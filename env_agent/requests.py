@@ -8,7 +8,7 @@ from typing import Any, assert_never
 import structlog
 
 from gymwire.env_agent import failure_reports
-from gymwire.env_agent.session import Verdict
+from gymwire.env_agent.session import EXECUTING, Verdict
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import dialogue, remote_space
 from gymwire.protocol.codec import MAX_MESSAGE, SEQ, Frame, Header, Pieces
@@ -31,6 +31,9 @@ from gymwire.protocol.messages import (
 )
 from gymwire.protocol.space_codecs import NOT_COMPACT
 
+RunStep = Callable[[Any], Any]
+"""What executes a step: it gets the action, and returns what `Env.step` returns."""
+
 # Request → the kind of its reply, the same in all states.
 _REPLY = {
     request: next(iter(replies))
@@ -52,46 +55,41 @@ class RequestHandler:
         self._log = structlog.get_logger()
 
     def step(
-        self,
-        slot: Slot,
-        seq: int,
-        data: Frame | memoryview,
-        stamp: Callable[[], None] | None = None,
+        self, slot: Slot, data: Frame | memoryview, run_step: RunStep | None = None
     ) -> Frame | Pieces | None:
         """Execute an ACT that is the next request; the fast path of `handle`.
 
         Args:
             slot: the session and its environment.
-            seq: the request number in the frame.
             data: the frame.
-            stamp: called when the environment's step begins, and when it has ended.
+            run_step: called with the action; None: the environment's `step`.
 
         Returns:
             The frame to send, or None if `handle` must handle the request.
         """
-        steps = slot.steps
+        steps, session = slot.steps, slot.session
         if steps is None:
             return None
         action = steps.decode_act(data)
-        session = slot.session
-        if action is NOT_COMPACT or not session.begin_step(seq, data):
+        number = bytes(data[SEQ])
+        seq = int.from_bytes(number, "little")
+        if action is NOT_COMPACT or seq != session.last_seq + 1 or not session.may_step:
             return None
-        if stamp is not None:
-            stamp()
-        run_step = slot.runner.step  # a local, which Python 3.11 calls faster than an attribute
+        session.reply = EXECUTING  # see `Session.judge`
+        if run_step is None:
+            run_step = slot.runner.step  # a local, which Python 3.11 calls faster
         try:
             step = run_step(action)
         except BaseException as error:  # noqa: BLE001 - the environment's; a reply, too
             reply: Message = self._raised(slot, Kind.ACT, error)
         else:
-            if stamp is not None:
-                stamp()
             if type(step) is tuple and len(step) == 5:
-                frame = steps.encode_percept(step, bytes(data[SEQ]))
+                frame = steps.encode_percept(step, number)
                 if frame is not None and len(frame) <= self.max_message:
-                    session.finish_step(frame)
+                    session.finish_step(seq, data, frame)
                     return frame
             reply = self._percept(slot, step)
+        session.judge(Kind.ACT, seq, data)
         return self._finish(slot, Kind.ACT, seq, reply)
 
     def handle(
@@ -99,13 +97,13 @@ class RequestHandler:
         slot: Slot,
         header: Header,
         data: Frame | memoryview,
-        stamp: Callable[[], None] | None = None,
+        run_step: RunStep | None = None,
     ) -> Frame | Pieces | None:
         """Handle any request of the gym dialogue; return the frame to send, or None."""
         session = slot.session
         match session.judge(header.kind, header.seq, data):
             case Verdict.EXECUTE:
-                reply = self._execute(slot, header, data, stamp)
+                reply = self._execute(slot, header, data, run_step)
                 return self._finish(slot, header.kind, header.seq, reply)
             case Verdict.REPEAT:
                 return session.reply
@@ -125,17 +123,19 @@ class RequestHandler:
         request gets the same ERROR and does not reach the environment.
         """
         session = slot.session
-        if not session.is_executing:
-            match session.judge(header.kind, header.seq, data):
-                case Verdict.REPEAT:
-                    return session.reply
-                case Verdict.REFUSE:
-                    return session.refusal
-                case Verdict.DROP:
-                    return None
-        reply = failure_reports.handling_failed(header.kind.name, error)
-        frame = slot.codec.encode(reply, session.sid, header.seq)
-        session.finish(Kind.ERROR, frame)
+        match session.judge(header.kind, header.seq, data):
+            case Verdict.REPEAT:
+                return session.reply
+            case Verdict.REFUSE:
+                return session.refusal
+            case Verdict.DROP:
+                return None
+        try:
+            reply = failure_reports.handling_failed(header.kind.name, error)
+            frame = slot.codec.encode(reply, session.sid, header.seq)
+            session.finish(Kind.ERROR, frame)
+        finally:
+            session.abort()  # if there is no reply
         return frame
 
     def _finish(self, slot: Slot, request: Kind, seq: int, reply: Message) -> Frame:
@@ -156,7 +156,7 @@ class RequestHandler:
         slot: Slot,
         header: Header,
         data: Frame | memoryview,
-        stamp: Callable[[], None] | None,
+        run_step: RunStep | None,
     ) -> Message:
         try:
             message = slot.codec.decode(data, header)
@@ -166,12 +166,7 @@ class RequestHandler:
         try:
             match message:
                 case Act():
-                    if stamp is not None:
-                        stamp()
-                    step = runner.step(message.action)
-                    if stamp is not None:
-                        stamp()
-                    return self._percept(slot, step)
+                    return self._percept(slot, (run_step or runner.step)(message.action))
                 case Reset():
                     return Status(*runner.reset(message.seed, message.options))
                 case Render():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from gymwire.env_agent.crew import Executor
+from gymwire.env_agent.crew import CurrentRequest, Executor
 from gymwire.env_agent.runners.runner import Runner
 from gymwire.env_agent.session import Session
 from gymwire.protocol.codec import Codec
@@ -29,7 +29,9 @@ class Slot:
         exposed: the attributes that the learner may use.
         opened: the reply to OPEN, sent again if the learner repeats it.
         opened_at: when the session was opened, in monotonic seconds.
-        heard_at: when the last request came on the fast path, in monotonic seconds.
+        began_at: when the last request began to be executed, in monotonic seconds.
+        heard_at: when the last other request arrived than one that was executed at once, in
+            monotonic seconds.
         executor: the thread that makes, uses and closes the environment.
         is_fast: whether its steps are known to be short.
         times: how long the steps since the last report took, in seconds.
@@ -49,6 +51,7 @@ class Slot:
     unwatchable: str = ""
     watch_rate: int = 1
     opened_at: float = 0.0
+    began_at: float = 0.0
     heard_at: float = 0.0
     executor: Executor = field(default_factory=Executor)
     is_fast: bool = False
@@ -61,6 +64,13 @@ class Slot:
         """What the log says about the session: its id, its address and its learner."""
         session = self.session
         return {"session": session_text(session.sid), "address": session.address, **self.learner}
+
+    @property
+    def current_request(self) -> CurrentRequest | None:
+        """The request being executed, or None. May be read from any thread."""
+        session, began_at = self.session, self.began_at
+        number = session.last_seq + 1
+        return (session.sid, number, began_at) if session.is_executing else None
 
     def note_step(self, seconds: float) -> None:
         """Note how long a step took."""

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from gymwire.env_agent.busy_tracker import BusyTracker
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import codec, stamps
-from gymwire.protocol.codec import KIND_AT, PLAIN, Frame, Pieces
+from gymwire.protocol.codec import KIND_AT, PLAIN, SEQ, Frame, Pieces
 from gymwire.protocol.errors import ProtocolError
 from gymwire.protocol.messages import Code, Error, Kind
 
@@ -24,7 +25,7 @@ class TimedSteps:
         self._requests = requests
         self._clock = clock
 
-    def step(self, slot: Slot, seq: int, data: bytes | memoryview, busy: BusyTimes) -> Frame | None:
+    def step(self, slot: Slot, data: bytes | memoryview, busy: BusyTimes) -> Frame | None:
         """Execute an ACT that requests time stamps, and return its reply.
 
         `busy`: what `tracker.stamps_requested` returned to the reader.
@@ -39,16 +40,20 @@ class TimedSteps:
             request, passed = stamps.strip_request(data)
             header = codec.read_header(request)
         except ProtocolError as error:
+            seq = int.from_bytes(data[SEQ], "little")
             return PLAIN.encode(Error(Code.PROTOCOL, str(error)), slot.session.sid, seq)
         at: list[int] = []
 
-        def stamp() -> None:
+        def run_step(action: Any) -> Any:
             at.append(self._clock())
+            step = slot.runner.step(action)
+            at.append(self._clock())
+            return step
 
         requests = self._requests
-        reply = requests.step(slot, seq, request, stamp)
+        reply = requests.step(slot, request, run_step)
         if reply is None:
-            reply = requests.handle(slot, header, request, stamp)
+            reply = requests.handle(slot, header, request, run_step)
         if isinstance(reply, Pieces):
             reply = slot.session.detach_reply()
         # Without two stamps, the step was not executed now: the reply is a repetition or an ERROR.

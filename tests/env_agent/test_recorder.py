@@ -90,7 +90,7 @@ class Learner:
             frame = self.codec.encode(message, SID, self.seq)
             reply = None
             if isinstance(message, Act):
-                reply = self.host.requests.step(slot, self.seq, frame)
+                reply = self.host.requests.step(slot, frame)
             if reply is None:
                 reply = self.host.requests.handle(slot, read_header(frame), frame)
             assert reply is not None

@@ -238,7 +238,7 @@ def test_infos_of_a_vector_that_are_not_a_dict_are_the_environments_fault(
     slot, requests = host.slots[SID], list[Message]([Reset(), Act([1, 1])])
     for seq, request in enumerate(requests, 1):
         frame = bytes(PLAIN.encode(request, SID, seq))
-        reply = host.requests.step(slot, seq, frame) or host.requests.handle(
+        reply = host.requests.step(slot, frame) or host.requests.handle(
             slot, read_header(frame), frame
         )
     error = PLAIN.decode(bytes(reply or b""))
@@ -325,7 +325,7 @@ def test_a_reply_in_the_environments_memory_is_dropped_before_that_memory_change
     client.ask(Act(1))
     act = bytes(client.codec.encode(Act(1), SID, client.seq + 1))
     slot.session.restamp(b"previous reply")
-    client.host.requests.step(slot, client.seq + 1, act)
+    client.host.requests.step(slot, act)
     slot.session.restamp(b"previous reply")
     client.host.close(slot)
     assert kept == [b""] * 4
