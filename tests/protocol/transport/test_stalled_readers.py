@@ -270,7 +270,8 @@ def test_a_full_connection_that_closes_survives_a_reset() -> None:
         process.stdin.flush()
         assert process.stdout.readline() == b"closing\n"
         peer.settimeout(IVL_MS / 1000)
-        with contextlib.suppress(TimeoutError):  # once the process takes no more
+        # Until the process takes no more, or, on a busy machine, has closed the connection already.
+        with contextlib.suppress(TimeoutError, ConnectionError):
             for _ in range(20):
                 peer.sendall(MESSAGE * 100_000)
         reset(peer)
