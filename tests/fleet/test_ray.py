@@ -148,7 +148,7 @@ def test_an_agent_that_ray_cannot_create_says_why(
     path = f"{tmp_path}{os.pathsep}{ROOT}"
     agents = f"count = 2\nruntime_env = {{ env_vars = {{ PYTHONPATH = '{path}' }} }}"
     shell = Shell(write(tmp_path, broker_url, agents), "ray")
-    with pytest.raises(Refused, match=r"Ray cannot start .*/0: .*No space left on device"):
+    with pytest.raises(Refused, match=r"Ray cannot start .*/[01]: .*No space left on device"):
         shell.run("up")
     assert shell.agents() == {}
 
