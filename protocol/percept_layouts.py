@@ -12,7 +12,6 @@ encodes.
 
 from __future__ import annotations
 
-import math
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ from typing import Any
 
 import numpy as np
 
-from gymwire.protocol.arrays import LARGE, SCALARS, axes_order
+from gymwire.protocol.arrays import axes_order
 from gymwire.protocol.codec import SEQ, SID, Codec, Frame, Pieces
 from gymwire.protocol.errors import EncodingError
 from gymwire.protocol.messages import Percept
+from gymwire.protocol.percept_places import Place, array_place, integer_place, is_constant, place_of
 from gymwire.protocol.space_codecs import SpaceCodec
 
 __all__ = ["APART", "IN_PLACE", "PerceptLayouts", "in_place"]
@@ -38,25 +38,12 @@ IN_PLACE = 16 * 1024
 # Arrays of at least this many bytes are not copied into the frame of a percept, but become a piece.
 APART = 16 * 1024
 
-MAX_LAYOUTS = 4  # of one session
+MAX_LAYOUTS = 12  # of one session: of a vector, one for each number of episodes that end in a step
 MAX_CACHED = 256  # of one process
 MAX_MISSES = 64  # percepts without a layout after which no more layouts are made
 MAX_VALUES = 64  # of one percept: numbers, arrays, texts and dicts
-MAX_CONSTANT = 256  # characters of a text, or bytes, that a layout may contain
 
 _INFO = 4  # its index among the five values of a step
-_FLOAT = struct.Struct(">d")
-_FLAGS = {b"\xc2": False, b"\xc3": True}
-_FLAG_BYTES = {flag: byte for byte, flag in _FLAGS.items()}
-_BOOLS = {b"\0": np.False_, b"\1": np.True_}
-# The forms of an integer: the least one, the first that needs the next form, its struct code.
-_INTEGERS = (
-    (0, 0x80, ">B"),
-    (0x80, 0x100, ">B"),
-    (0x100, 0x10000, ">H"),
-    (0x10000, 0x1_0000_0000, ">I"),
-    (0x1_0000_0000, 1 << 64, ">Q"),
-)
 
 
 def in_place(
@@ -67,186 +54,102 @@ def in_place(
     return array if array.flags.writeable and array.flags.aligned else None
 
 
-# --- the values of a percept ----------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """Where a number or an array is in a frame, and how it is written and read.
-
-    Attributes:
-        key: what the values of all percepts of a layout have in common here.
-        size: how many bytes of the frame vary.
-        examples: two such values that have no byte in common.
-        write: returns these bytes; None: `struct` packs the value as a little-endian double.
-        read: returns the value; raises KeyError if the bytes stand for no such value.
-        fits: whether another number of the same type has the same form; None: always.
-        array: dtype and shape of an array.
-        is_large: whether it is an array that is read where it is.
-    """
-
-    key: object
-    size: int
-    examples: tuple[Any, Any]
-    write: Callable[[Any], Any] | None
-    read: Callable[[Any], Any]
-    fits: Callable[[Any], bool] | None = None
-    array: tuple[np.dtype[Any], tuple[int, ...]] | None = None
-    is_large: bool = False
-
-
-def _read_float(raw: bytes) -> float:
-    return _FLOAT.unpack(raw)[0]  # type: ignore[no-any-return]
-
-
-_SCALAR_PLACES: dict[type, _Place] = {
-    float: _Place(
-        float, 8, (_read_float(b"\1" * 8), _read_float(b"\2" * 8)), _FLOAT.pack, _read_float
-    ),
-    bool: _Place(bool, 1, (False, True), _FLAG_BYTES.__getitem__, _FLAGS.__getitem__),
-    np.bool_: _Place(np.bool_, 1, (np.False_, np.True_), np.bool_.tobytes, _BOOLS.__getitem__),
-}
-
-
-def _scalar_place(kind: type[Any], dtype: np.dtype[Any]) -> _Place:
-    one, two = (np.frombuffer(byte * dtype.itemsize, dtype)[0] for byte in (b"\1", b"\2"))
-    if kind is np.float64:
-        return _Place(kind, 8, (one, two), None, np.float64)
-
-    def read(raw: bytes) -> Any:
-        return np.ndarray((), dtype, raw)[()]
-
-    return _Place(kind, dtype.itemsize, (one, two), kind.tobytes, read)
-
-
-for _kind, _text in SCALARS.items():
-    if _kind is not np.bool_:
-        _SCALAR_PLACES[_kind] = _scalar_place(_kind, np.dtype(_text[:-1].decode()))
-
-
-def _integer_place(value: int, kind: type[Any]) -> _Place | None:
-    """Return the place of an integer from 0 on; `kind` is its type."""
-    form = next((one for one in _INTEGERS if one[0] <= value < one[1]), None)
-    if form is None:
-        return None
-    least, above, code = form
-    packer = struct.Struct(code)
-    pattern = 1 if above == 0x80 else 0x81  # of the bytes of an example
-    one, two = (kind(packer.unpack(bytes((pattern + n,)) * packer.size)[0]) for n in (0, 1))
-
-    def read(raw: bytes) -> Any:
-        number = packer.unpack(raw)[0]
-        if not least <= number < above:
-            raise KeyError(number)
-        return kind(number)
-
-    def fits(other: Any) -> bool:
-        return bool(least <= other < above)
-
-    return _Place((kind, code, least), packer.size, (one, two), packer.pack, read, fits)
-
-
-def _array_place(dtype: np.dtype[Any], shape: tuple[int, ...]) -> _Place | None:
-    """Return the place of an array; None if it has no bytes, or not any bytes are valid."""
-    size = math.prod(shape) * dtype.itemsize
-    if not size or dtype.kind not in "biufc":
-        return None
-    is_bool = dtype.kind == "b"
-    examples = tuple(
-        np.frombuffer(bytes((byte,)) * size, dtype).reshape(shape)
-        for byte in ((0, 1) if is_bool else (1, 2))
-    )
-
-    def read(raw: bytes | memoryview) -> Any:
-        if is_bool and bytes(raw).strip(b"\0\1"):
-            raise KeyError(raw)
-        return np.ndarray(shape, dtype, bytearray(raw))
-
-    return _Place(
-        (dtype.str, shape),
-        size,
-        (examples[0], examples[1]),
-        np.ndarray.tobytes,
-        read,
-        array=(dtype, shape),
-        is_large=size >= LARGE,
-    )
-
-
-def _place_of(value: Any) -> _Place | None:
-    """Return the place of a value of the info, or of a reward or flag; None: it has none."""
-    kind = type(value)
-    if kind is int:
-        return _integer_place(value, int)
-    if kind is np.ndarray:
-        return _array_place(value.dtype, value.shape)
-    return _SCALAR_PLACES.get(kind)
-
-
-def _is_constant(value: Any) -> bool:
-    if value is None:
-        return True
-    return type(value) in (str, bytes) and len(value) <= MAX_CONSTANT
-
-
 # --- the structure of a percept -------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
-class _Dict:
-    """A dict among the values: its index, its keys, and the index of its first value."""
+class _Container:
+    """A dict or list among the values: its index, and those of the values in it.
+
+    `keys` are those of a dict; None: a list.
+    """
 
     at: int
-    keys: tuple[str, ...]
+    keys: tuple[str, ...] | None
     begin: int
+    end: int
+
+    def build(self, values: list[Any]) -> None:
+        """Replace the container by one with the values at the indices."""
+        found = values[self.begin : self.end]
+        values[self.at] = found if self.keys is None else dict(zip(self.keys, found, strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class _Form:
+    """What layouts that differ only in their places and constants have in common."""
+
+    containers: tuple[_Container, ...]
+    types: tuple[type, ...]
+
+    def flatten(self, step: Step) -> list[Any] | None:
+        """Return the values of a step in one list; None if it has another form."""
+        values: list[Any] = [*step]
+        for one in self.containers:
+            found, keys = values[one.at], one.keys
+            if keys is None:
+                if type(found) is not list or len(found) != one.end - one.begin:
+                    return None
+                values += found
+            else:
+                if type(found) is not dict or tuple(found) != keys:
+                    return None
+                values += found.values()
+        return values if tuple(map(type, values)) == self.types else None
 
 
 class _Structure:
-    """The values of a step in one list: its five, then the values of each dict of the info.
+    """The values of a step in one list: its five, then those of each container of the info.
 
     Attributes:
         key: equal for percepts of one layout; None if there cannot be a layout.
-        dicts: the info and the dicts in it.
+        form: the types of the values, and the info with the dicts and lists in it.
         places: index of a value → its place.
         constants: index of a value → the value, which is the same in all percepts of the layout.
     """
 
     def __init__(self, step: Step, observation: SpaceCodec) -> None:
-        self.dicts: list[_Dict] = []
-        self.places: dict[int, _Place] = {}
+        containers: list[_Container] = []
+        self.places: dict[int, Place] = {}
         self.constants: dict[int, Any] = {}
         self.key: object = None
         values: list[Any] = [*step]
         for index, value in enumerate(values):  # it grows meanwhile
             kind = type(value)
-            place = _observation_place(value, observation) if not index else _place_of(value)
+            place = _observation_place(value, observation) if not index else place_of(value)
             if place is not None:
                 self.places[index] = place
-            elif index > _INFO and _is_constant(value):
+            elif index > _INFO and is_constant(value):
                 self.constants[index] = value
-            elif kind is dict and index >= _INFO and all(type(key) is str for key in value):
-                self.dicts.append(_Dict(index, tuple(value), len(values)))
-                values += value.values()
+            elif index >= _INFO and (kind is list or (kind is dict and _has_text_keys(value))):
+                keys, parts = (None, value) if kind is list else (tuple(value), value.values())
+                begin = len(values)
+                containers.append(_Container(index, keys, begin, begin + len(value)))
+                values += parts
             else:
                 return
             if len(values) > MAX_VALUES:
                 return
-        if self.dicts and self.dicts[0].at == _INFO:
-            self.types = [type(value) for value in values]
+        if containers and containers[0].at == _INFO:
+            self.form = KNOWN.form(_Form(tuple(containers), tuple(map(type, values))))
             self.key = (
-                tuple(self.dicts),
+                self.form,
                 tuple((index, place.key) for index, place in self.places.items()),
                 tuple(self.constants.items()),
             )
 
 
-def _observation_place(value: Any, space: SpaceCodec) -> _Place | None:
+def _has_text_keys(value: dict[Any, Any]) -> bool:
+    return all(type(key) is str for key in value)
+
+
+def _observation_place(value: Any, space: SpaceCodec) -> Place | None:
     if space.array is not None:
         dtype, shape, _ = space.array
         if type(value) is np.ndarray and value.dtype == dtype and value.shape == shape:
-            return _array_place(dtype, shape)
+            return array_place(dtype, shape)
     elif space.scalar is not None and type(value) is space.scalar:
-        return _integer_place(int(value), space.scalar)
+        return integer_place(int(value), space.scalar)
     return None
 
 
@@ -266,8 +169,8 @@ class _Layout:
         order = sorted(places, key=begins.__getitem__)
         ordered = [places[index] for index in order]
         self.size = len(frame)
-        self._dicts = [(one.at, one.keys) for one in structure.dicts]
-        self._types = structure.types
+        self.form = structure.form
+        self._inner_first = structure.form.containers[::-1]
         self._arrays = [(i, *array) for i in order if (array := places[i].array) is not None]
         self._checks = [(i, fits) for i in order if (fits := places[i].fits) is not None]
         self._constants = list(structure.constants.items())
@@ -299,36 +202,28 @@ class _Layout:
         self._large = [
             (begins[i], begins[i] + places[i].size, places[i]) for i in order if places[i].is_large
         ]
-        # Where each value is among what was read: small ones, large ones, constants; dicts: None.
+        # Where each value is among what was read: small ones, large ones, constants, None, which
+        # stands for the containers.
         found = [-1, *(i for i in order if not places[i].is_large)]
         found += [i for i in order if places[i].is_large]
         found += [index for index, _ in self._constants]
         where = {index: at for at, index in enumerate(found)}
-        self._arrange = itemgetter(*(where.get(i, len(found)) for i in range(len(self._types))))
+        self._arrange = itemgetter(*(where.get(i, len(found)) for i in range(len(self.form.types))))
         self._rest = [*(value for _, value in self._constants), None]
-        self._building = [
-            (one.at, one.keys, one.begin, one.begin + len(one.keys))
-            for one in reversed(structure.dicts)
-        ]
 
-    def encode(self, step: Step, name: bytes) -> Frame | Pieces | None:
-        """Return the frame of this percept, or None if it has another structure."""
-        values: list[Any] = [*step]
-        for at, keys in self._dicts:
-            found = values[at]
-            if type(found) is not dict or tuple(found) != keys:
+    def encode(self, values: list[Any], name: bytes) -> Frame | Pieces | None:
+        """Return the frame of a percept, or None if it has another structure.
+
+        `values`: what `form.flatten` returned.
+        """
+        for index, fits in self._checks:
+            if not fits(values[index]):
                 return None
-            values += found.values()
-        if [*map(type, values)] != self._types:
-            return None
         for index, dtype, shape in self._arrays:
             array = values[index]
             if array.dtype != dtype or array.shape != shape:
                 return None
             if len(shape) > 1 and axes_order(array) is not None:
-                return None
-        for index, fits in self._checks:
-            if not fits(values[index]):
                 return None
         for index, constant in self._constants:
             if values[index] != constant:
@@ -360,8 +255,8 @@ class _Layout:
             return None
         values += self._rest
         values = [*self._arrange(values)]
-        for at, keys, begin, end in self._building:
-            values[at] = dict(zip(keys, values[begin:end], strict=True))
+        for container in self._inner_first:
+            container.build(values)
         return values[0], values[1], values[2], values[3], values[_INFO]
 
 
@@ -378,7 +273,7 @@ def _write_part(is_large: bool, write: Callable[[Any], Any] | None, value: Any) 
     return value.tobytes() if write is None else write(value)
 
 
-def _read_large(data: Data, begin: int, end: int, place: _Place) -> Any:
+def _read_large(data: Data, begin: int, end: int, place: Place) -> Any:
     """Return a large array; raises KeyError if the bytes are not valid."""
     assert place.array is not None
     dtype, shape = place.array
@@ -394,14 +289,13 @@ def _find_places(structure: _Structure, codec: Codec) -> tuple[bytes, dict[int, 
 
     def frame(other: int | None) -> bytes:
         """Encode the first examples, and for one place the other one."""
-        values: list[Any] = [None] * len(structure.types)
+        values: list[Any] = [None] * len(structure.form.types)
         for index, place in structure.places.items():
             values[index] = place.examples[index == other]
         for index, constant in structure.constants.items():
             values[index] = constant
-        for one in reversed(structure.dicts):
-            end = one.begin + len(one.keys)
-            values[one.at] = dict(zip(one.keys, values[one.begin : end], strict=True))
+        for container in reversed(structure.form.containers):
+            container.build(values)
         return bytes(codec.encode(Percept(*values[: _INFO + 1])))
 
     base = frame(None)
@@ -412,7 +306,8 @@ def _find_places(structure: _Structure, codec: Codec) -> tuple[bytes, dict[int, 
         if len(other) != len(base):
             raise EncodingError("The size of the frame varies.", path="info")
         differ = np.flatnonzero(known != np.frombuffer(other, np.uint8))
-        if len(differ) != place.size or differ[-1] - differ[0] != place.size - 1:
+        is_whole = len(differ) == place.size or not place.is_dense
+        if not len(differ) or differ[-1] - differ[0] != place.size - 1 or not is_whole:
             raise EncodingError("A value is not in one place.", path="info")
         begins[index] = int(differ[0])
     return base, begins
@@ -429,6 +324,13 @@ class _Known:
         self.recent: tuple[_Layout, ...] = ()
         self._layouts: dict[object, _Layout | None] = {}
         self._seen: set[object] = set()  # structures that have occurred once
+        self._forms: dict[_Form, _Form] = {}
+
+    def form(self, form: _Form) -> _Form:
+        """Return the same object for equal forms."""
+        if len(self._forms) >= MAX_CACHED:
+            self._forms.clear()
+        return self._forms.setdefault(form, form)
 
     def layout(self, structure: _Structure, observation: SpaceCodec) -> _Layout | None:
         """Return the layout for this structure if it has occurred before and has one."""
@@ -481,10 +383,15 @@ class PerceptLayouts:
 
     def encode(self, step: Step, number: bytes) -> Frame | Pieces | None:
         """Return the frame of a percept, or None if `Codec` must encode it."""
+        form = values = None
         for layout in self._layouts:
-            frame = layout.encode(step, self._sid + number)
-            if frame is not None:
-                return frame
+            if layout.form is not form:
+                form = layout.form
+                values = form.flatten(step)
+            if values is not None:
+                frame = layout.encode(values, self._sid + number)
+                if frame is not None:
+                    return frame
         frame = self._encode_other(step, number)
         if self._misses_left and frame is not None:
             self._learn(step, number, bytes(frame))
@@ -518,7 +425,8 @@ class PerceptLayouts:
             self._use(found)
 
     def _fits(self, layout: _Layout, step: Step, number: bytes, frame: bytes) -> bool:
-        made = layout.encode(step, self._sid + number)
+        values = layout.form.flatten(step)
+        made = None if values is None else layout.encode(values, self._sid + number)
         return made is not None and bytes(made) == frame
 
     def _use(self, layout: _Layout) -> None:

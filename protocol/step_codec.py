@@ -110,8 +110,10 @@ def compile_steps(
         act = _array_act(sid, action, act, largest_act)
     else:
         act = _number_act(sid, action.scalar, act)
-    layouts = PerceptLayouts(sid, observation, *_any_percept(sid, observation, num_envs, extended))
+    layouts = PerceptLayouts(sid, observation, *_any_percept(sid, observation, extended))
     percept: _Percept = layouts.encode, layouts.decode
+    if num_envs:
+        percept = _vector_percept(layouts.encode), layouts.decode
     if observation.array is not None and observation.array[2] and not num_envs:
         percept = _array_percept(sid, observation, percept)
     return StepCodec(*act, *percept)
@@ -141,23 +143,32 @@ def _any_act(sid: int, space: SpaceCodec, largest: int, extended: bool) -> _Act:
     return encode, decode
 
 
-def _any_percept(sid: int, space: SpaceCodec, num_envs: int, extended: bool) -> _Percept:
-    """Return the functions for any percept. The infos of a vector are decoded in wire form."""
+def _any_percept(sid: int, space: SpaceCodec, extended: bool) -> _Percept:
+    """Return the functions for any percept. The infos of a vector are in wire form."""
     encode_fields, decode_fields = _any(sid, Kind.PERCEPT, space, 5, extended)
 
     def encode(step: Step, number: bytes) -> Frame | None:
-        fields = [*step]
-        if num_envs:
-            if type(step[4]) is not dict:
-                return None
-            fields[4] = to_wire(step[4])
-        return encode_fields(fields, number)
+        return encode_fields([*step], number)
 
     def decode(data: Data, number: bytes) -> Step | None:
         fields = decode_fields(data, number)
         return None if fields is None else (fields[0], fields[1], fields[2], fields[3], fields[4])
 
     return encode, decode
+
+
+def _vector_percept(
+    encode_wire: Callable[[Step, bytes], Frame | Pieces | None],
+) -> Callable[[Step, bytes], Frame | Pieces | None]:
+    """Return the encoder of a vector's percepts. They are decoded with infos in wire form."""
+
+    def encode(step: Step, number: bytes) -> Frame | Pieces | None:
+        infos = step[4]
+        if type(infos) is not dict:
+            return None
+        return encode_wire((*step[:4], to_wire(infos)) if infos else step, number)
+
+    return encode
 
 
 def _any(sid: int, kind: Kind, space: SpaceCodec, count: int, extended: bool) -> _Fields:

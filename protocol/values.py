@@ -75,6 +75,7 @@ _ARRAY, _SCALAR, _INT, _TUPLE, _GRAPH, _OPAQUE, _ORDERED, _NAMED, _OBJECTS, _REO
 # at each level. Longer messages are therefore skimmed before anything is allocated.
 _SKIM_ABOVE = 2048
 _FLOAT64 = struct.Struct("<d")
+_FIRST = slice(0, 8)  # bytes of an array, of whose dtype and shape they say most
 MAX_STARTS = 256  # of arrays that are remembered
 _FAILURES = (TypeError, ValueError, OverflowError, RecursionError, MemoryError)
 _MALFORMED = (*_FAILURES, msgpack.UnpackException)
@@ -251,13 +252,12 @@ def convert(
 # --- decoding -----------------------------------------------------------------------------------
 
 
-# What comes before the bytes of small arrays: (length of the whole, its first 8 bytes) → the start,
-# dtype and shape. They repeat in the infos of every step.
+# (length of a small array, its first bytes) → what comes before its raw bytes; its dtype and shape.
 _starts: dict[tuple[int, bytes], tuple[bytes, np.dtype[Any], tuple[int, ...]]] = {}
 
 
 def _read_array(data: bytes, tail: memoryview | None) -> np.ndarray[Any, Any]:
-    known = _starts.get((len(data), data[:8]))
+    known = _starts.get((len(data), data[_FIRST]))
     if known is not None and data.startswith(known[0]):
         return copy_array(known[1], known[2], data, len(known[0]))
     parts = msgpack.unpackb(data)
@@ -278,7 +278,7 @@ def _read_array(data: bytes, tail: memoryview | None) -> np.ndarray[Any, Any]:
             if len(_starts) >= MAX_STARTS:
                 _starts.clear()
             start = data[: len(data) - size]
-            _starts[len(data), data[:8]] = start, dtype, tuple(shape)
+            _starts[len(data), data[_FIRST]] = start, dtype, tuple(shape)
         return copy_array(dtype, tuple(shape), body)
     if type(body) is not int or tail is None:
         raise DecodingError("An array has neither bytes nor an offset in a tail.")

@@ -128,11 +128,11 @@ class ProxyVecEnv(VecEnv):
         observations, rewards, terminated, truncated, merged = self._vector.step_wait()
         dones = terminated | truncated
         rewards = rewards.astype(np.float32)
-        if not (merged or dones.any()):  # the usual case
+        ended = dones.nonzero()[0].tolist()
+        if not (merged or ended):
             infos = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
             return observations, rewards, dones, infos
         infos = single_infos.split(merged, self.num_envs)
-        ended = dones.nonzero()[0].tolist()
         for i in ended:
             infos[i], self.reset_infos[i] = self._ended(infos[i])
         for info, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):

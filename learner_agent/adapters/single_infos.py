@@ -22,9 +22,7 @@ def split(infos: Mapping[Any, Any], num_envs: int) -> list[dict[Any, Any]]:
     return singles
 
 
-def _fill(
-    singles: Mapping[int, dict[Any, Any]], infos: Mapping[Any, Any], num_envs: int
-) -> None:
+def _fill(singles: Mapping[int, dict[Any, Any]], infos: Mapping[Any, Any], num_envs: int) -> None:
     """Add what `infos` holds for the environments with these numbers to their infos."""
     masks = {f"_{key}" for key in infos}
     for key, value in infos.items():

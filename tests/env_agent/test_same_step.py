@@ -48,6 +48,7 @@ def test_each_environment_is_a_cart_pole_that_starts_again_in_its_last_step(
         actions = draw.integers(0, 2, num_envs)
         observations, rewards, terminated, truncated, infos = vector.step(actions)
         assert observations.dtype == first.dtype == np.float32
+        assert observations.flags.c_contiguous
         for i, env in enumerate(single):
             observation, reward, *done, _ = env.step(actions[i])
             assert (rewards[i], terminated[i], truncated[i]) == (reward, *done)

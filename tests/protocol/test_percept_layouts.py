@@ -153,6 +153,12 @@ INFOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         {"a": {"x": F(1), "b": {"y": 2}}, "c": {}, "z": F(3)},
         {"a": {"x": F(4), "b": {"y": 5}}, "c": {}, "z": F(6)},
     ),
+    "lists": ({"a": [], "b": [1.5, "x", [True]]}, {"a": [], "b": [-1.5, "x", [False]]}),
+    "episodes that have ended": (
+        {"final_obs": [None, A, A + 1, None], "_final_obs": np.array([0, 1, 1, 0], bool)},
+        {"final_obs": [A + 2, None, None, A], "_final_obs": np.array([1, 0, 0, 1], bool)},
+    ),
+    "flags of some": ({"f": [None, np.ones(2, bool)]}, {"f": [np.array([True, False]), None]}),
     "no info": ({}, {}),
 }
 
@@ -216,6 +222,10 @@ CHANGES: dict[str, Callable[[dict[Any, Any]], dict[Any, Any]]] = {
     "a list": lambda info: {**info, "p": [1.0, 2.0, 3.0]},
     "a dict": lambda info: {**info, "x": {"y": F(1)}},
     "no dict": lambda info: {**info, "d": F(1)},
+    "one more array": lambda info: {**info, "o": [A, A, None]},
+    "another array": lambda info: {**info, "o": [A, A[:2], None]},
+    "a number among arrays": lambda info: {**info, "o": [1.0, None, None]},
+    "a longer list": lambda info: {**info, "o": [*info["o"], None]},
     "a boolean": lambda info: {**info, "n": True},
     "a NumPy integer": lambda info: {**info, "n": np.int64(3)},
     "a key that is no text": lambda info: {**info, 3: F(1)},
@@ -224,7 +234,7 @@ CHANGES: dict[str, Callable[[dict[Any, Any]], dict[Any, Any]]] = {
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_a_percept_of_another_structure_is_left_to_codec(change: Any) -> None:
-    info = {"x": F(1), "n": 3, "name": "left", "p": A, "d": {"y": F(2)}}
+    info = {"x": F(1), "n": 3, "name": "left", "p": A, "d": {"y": F(2)}, "o": [A, None, None]}
     ends = known((A, F(1), *END, info))
     ends.send((A, F(1), *END, change(info)))
     assert ends.missed == (1, 1)
@@ -242,8 +252,15 @@ def test_the_values_are_copied_from_the_frame() -> None:
     assert_same(got, (A, F(1), *END, {"p": A}))
 
 
-def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it() -> None:
-    info = {"x": F(1), "b": True, "f": np.True_, "n": 3, "m": 200, "mask": np.ones(2, bool)}
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"x": F(1), "b": True, "f": np.True_, "n": 3, "m": 200, "mask": np.ones(2, bool)},
+        {"final_obs": [None, np.ones(2, np.int8), None, np.ones(2, np.int8)]},
+    ],
+    ids=["values", "episodes that have ended"],
+)
+def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it(info: Any) -> None:
     ends = known((A, F(1), *END, info))
     number = (9).to_bytes(8, "little")
     frame = bytes(ends.encode((A, F(1), *END, info), number) or b"")

@@ -486,3 +486,20 @@ def test_every_bit_of_a_float64_is_kept() -> None:
     bits = np.array([0x7FF0000000000001, 0xFFF8DEADBEEF0001, 1 << 63], np.uint64).view(np.float64)
     for value in bits:
         assert through(value).tobytes() == value.tobytes()
+
+
+def test_small_arrays_that_begin_alike_keep_their_shapes_and_dtypes() -> None:
+    alike = [np.arange(12, dtype=np.float32).reshape(2, 1, *shape) for shape in ((2, 3), (3, 2))]
+    starts = {(len(packed := values.encode(one)), packed[:10]) for one in alike}
+    assert len(starts) == 1
+    for array in alike * 2:
+        assert_same(values.decode(values.encode(array)), array)
+
+
+def test_the_remembered_starts_of_arrays_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(values, "_starts", {})
+    for size in range(1, values.MAX_STARTS + 5):
+        array = np.arange(size, dtype=np.uint8)
+        assert_same(values.decode(values.encode(array)), array)
+        assert size in {len(shape) and shape[0] for _, _, shape in values._starts.values()}
+        assert len(values._starts) <= values.MAX_STARTS
