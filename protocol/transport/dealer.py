@@ -104,7 +104,7 @@ class Dealer:
         socket = _make_dealer(b"\x01" + os.urandom(15), key, server_key, max_message)
         self._socket = socket
         self._monitor = Monitor(socket, key)
-        self._inflow = Inflow(max_message)
+        self._inflow = Inflow(max_message, kernel.shut_down)
         self._suspects = self._inflow.suspects
         self._bare = cast(Any, socket)
         # Receiving a zmq.Frame costs as much as copying a small frame; copying a large one costs

@@ -8,6 +8,8 @@ connection, so those that wait can be bounded.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from gymwire.protocol import logs
 from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.interface import LinkEvent
@@ -15,7 +17,7 @@ from gymwire.protocol.transport.interface import LinkEvent
 CHECKS = (
     200  # connections that one `close_overfull` checks; the next call checks the following ones
 )
-# Bytes of memory that the complete messages of one connection may take while they wait
+# Bytes of memory that the complete messages of one connection may take while they wait.
 MAX_WAITING = 1024 * 1024 * 1024
 MIN_WAITING = 16  # of the largest messages may wait in any case
 FRAMING = 9 + 33  # bytes that ZMTP and CURVE add to a message, at most
@@ -30,6 +32,7 @@ class Inflow:
         max_message: bytes of the largest message. A connection may deliver twice as many without a
             message that can be received. Complete messages that wait may take MAX_WAITING bytes of
             memory, but at least MIN_WAITING of the largest may wait.
+        close: closes the connection with a descriptor.
 
     Attributes:
         suspects: the descriptors of connections that have delivered more than one of these. Call
@@ -37,9 +40,10 @@ class Inflow:
         emptied: set it to True when no message waits at the socket.
     """
 
-    def __init__(self, max_message: int) -> None:
+    def __init__(self, max_message: int, close: Callable[[int], None]) -> None:
         self.suspects: set[int] = set()
         self.emptied = False
+        self._shut = close
         self._limit = 2 * max_message
         self._most_waiting = max(MAX_WAITING, MIN_WAITING * max_message)
         # descriptor → bytes delivered before the message received last; None: until the next check
@@ -142,5 +146,5 @@ class Inflow:
 
     def _close(self, fd: int, event: str, size: int) -> None:
         if kernel.connection_id(fd) == self._ids[fd]:
-            kernel.shut_down(fd)
+            self._shut(fd)
             logs.logger().warning(event, bytes=size)

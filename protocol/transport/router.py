@@ -149,9 +149,13 @@ class Router:
         self._socket = socket
         self._bare = cast(Any, socket)
         self._backlogs = Backlogs()
-        self._inflow = Inflow(max_message)
+        self._inflow = Inflow(max_message, self._close_overfull)
         self._suspects = self._inflow.suspects
+        self._senders: dict[int, bytes] = {}  # descriptors of suspects → their routing ids
         self._multipart: set[bytes] = set()
+        self._inside = f"inproc://gymwire-{next(_domains)}"
+        socket.bind(self._inside)
+        self._successor: zmq.Socket[bytes] = context().socket(zmq.DEALER)
         self._monitor = Monitor(socket, listens=True)
         self.urls: list[str] = []
         for url in checked:
@@ -193,7 +197,9 @@ class Router:
                 self._multipart.add(rid)
             return None
         if self._suspects:
-            self._inflow.heard(fd_of(frame), len(frame))
+            fd = fd_of(frame)
+            self._senders[fd] = rid
+            self._inflow.heard(fd, len(frame))
         return rid, frame, frame.bytes if len(frame) < KEEP else frame.buffer
 
     def take_multipart(self) -> set[bytes]:
@@ -269,12 +275,11 @@ class Router:
         """
         return kernel.idle_s(fd)
 
-    def drop_input(self, fd: int) -> bool:
-        """Let the kernel drop all that arrives on a connection, until it is closed, or has arrived.
+    def drop_input(self, fd: int, rid: bytes) -> bool:
+        """Drop what waits on a connection, and all that arrives on it until it is closed.
 
-        What libzmq has read of it stays to be received.
-
-        Returns False where that is impossible: for ipc, and on systems other than Linux.
+        `rid`: of a frame that was received from it. Returns False where that is impossible: for
+        ipc, and on systems other than Linux.
         """
         with connection_socket(fd) as found:
             if found is None or sys.platform != "linux":
@@ -288,7 +293,19 @@ class Router:
             except OSError:
                 return False
             kernel.discard_input(found)
+        # What libzmq has read already would have to be received, and take memory until then. It
+        # drops that if another connection takes the routing id over. That must be last: libzmq
+        # never closes a connection that delivers something after that (docs/design.md).
+        self._successor.setsockopt(zmq.ROUTING_ID, rid)
+        self._successor.connect(self._inside)
+        self._successor.disconnect(self._inside)
         return True
+
+    def _close_overfull(self, fd: int) -> None:
+        rid = self._senders.get(fd)
+        if rid is not None:
+            self.drop_input(fd, rid)
+        kernel.shut_down(fd)
 
     def hang_up(self, fd: int, connection: int = 0) -> None:
         """Close the connection with this descriptor; libzmq sees it end as if the peer had.
@@ -307,6 +324,7 @@ class Router:
         """
         events = self._monitor.events()
         for event in events:
+            self._senders.pop(event.fd, None)
             self._inflow.note(event)
         if self._suspects and not self.has_input():
             self._inflow.emptied = True
@@ -323,6 +341,7 @@ class Router:
         if self._domain:
             authenticator().forget(self._domain)
         self._monitor.close()
+        self._successor.close(linger=0)
         self._socket.close(linger=int(linger_s * 1000))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import socket
 import struct
 import sys
@@ -21,8 +22,8 @@ from gymwire.protocol.transport.context import context
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.inflow import Inflow
 from gymwire.protocol.transport.interface import LinkEvent
-from gymwire.protocol.transport.router import Router
-from tests.chaos.fleet import until
+from gymwire.protocol.transport.router import Router, fd_of
+from tests.chaos.fleet import descriptors, resident, until
 from tests.protocol.transport.test_stalled_readers import (
     greet_as_dealer,
     receive_exactly,
@@ -173,6 +174,41 @@ def test_messages_that_nobody_receives_close_their_connection_at_a_bound(
         assert [event.up for event in events] == [True, False]
 
 
+SMALL = 300_000  # messages of a flood: 20 MB, in the memory of libzmq
+
+
+def flood_and_drop(ours: Router) -> int:
+    """Flood a socket, drop that and close the connection; return how many messages came out."""
+    with dial_as_dealer(int(ours.urls[0].rpartition(":")[2])) as peer:
+        peer.sendall((b"\0\x1a" + bytes(26)) * SMALL)
+        received = None
+        while received is None:
+            received = ours.receive()
+        rid, origin, _ = received
+        fd = fd_of(origin)
+        assert ours.drop_input(fd, rid)
+        ours.hang_up(fd)
+        number, events = 1, list[LinkEvent]()
+        while all(event.up for event in events):
+            number += ours.receive() is not None
+            events += ours.link_events()
+        while ours.receive() is not None:
+            number += 1
+        return number
+
+
+def test_floods_whose_input_is_dropped_leave_nothing_behind() -> None:
+    ours = Router(["tcp://127.0.0.1:*"])
+    flood_and_drop(ours)  # what is made once is made now
+    pid = os.getpid()
+    memory, files = resident(pid), descriptors(pid)
+    for _ in range(15):
+        assert flood_and_drop(ours) < SMALL / 100
+    assert resident(pid) - memory < 48 * MIB  # two floods and a half
+    assert descriptors(pid) <= files
+    ours.close()
+
+
 def slow_traffic(monkeypatch: pytest.MonkeyPatch) -> tuple[Inflow, list[int], list[int]]:
     """Return an inflow with one connection, what that has delivered, and what was closed."""
     delivered, closed = [0], list[int]()
@@ -180,7 +216,7 @@ def slow_traffic(monkeypatch: pytest.MonkeyPatch) -> tuple[Inflow, list[int], li
     monkeypatch.setattr(kernel, "bytes_received", lambda _: delivered[0])
     monkeypatch.setattr(kernel, "connection_id", lambda fd: fd)
     monkeypatch.setattr(inflow, "MAX_WAITING", 0)
-    watched = Inflow(1000)
+    watched = Inflow(1000, kernel.shut_down)
     watched.note(LinkEvent(True, 7))
     return watched, delivered, closed
 
@@ -215,6 +251,17 @@ def test_a_connection_stays_open_at_a_socket_where_some_message_always_waits(
     assert 7 in closed
 
 
+def test_small_messages_count_with_the_memory_that_they_take(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched, delivered, closed = slow_traffic(monkeypatch)
+    while not closed and delivered[0] < 16_000:  # what may wait in messages of the largest size
+        delivered[0] += 200 * (1 + 2)
+        watched.heard(7, 1)
+        watched.close_overfull()
+    assert 7 in closed
+
+
 def test_a_socket_that_has_nothing_left_to_receive_forgets_what_was_delivered(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -238,7 +285,7 @@ def test_many_connections_are_looked_at_in_turn(monkeypatch: pytest.MonkeyPatch)
 
     monkeypatch.setattr(kernel, "bytes_received", deliver)
     monkeypatch.setattr(kernel, "connection_id", lambda fd: fd)
-    watched = Inflow(500)
+    watched = Inflow(500, kernel.shut_down)
     number = 3 * inflow.CHECKS
     for fd in range(number):
         watched.note(LinkEvent(True, fd))
@@ -254,7 +301,7 @@ def test_another_connection_with_the_same_descriptor_is_left_alone(
     delivered = itertools.count(2000, 2000)
     monkeypatch.setattr(kernel, "bytes_received", lambda _: next(delivered))
     monkeypatch.setattr(kernel, "connection_id", lambda _: 1)
-    watched = Inflow(500)
+    watched = Inflow(500, kernel.shut_down)
     watched.note(LinkEvent(True, 7))
     monkeypatch.setattr(kernel, "connection_id", lambda _: 2)
     for _ in range(5):
