@@ -360,9 +360,9 @@ class Core:
         wait_s = self._limiter.listing_wait_s(peer.rid, now)
         if wait_s:
             raise RetryLater(BusyReason.RATE, wait_s)
-        page = directory.listing(self._tables, find, peer.rights)
-        # A peer of release 0.1.0 gets the first page only.
-        found = Found([], page.rest if PAGES in peer.capabilities else [])
+        pages = PAGES in peer.capabilities
+        page = directory.listing(self._tables, find, peer.rights, pages=pages)
+        found = Found([], page.rest if pages else [])
         packed = codec.encode_packed(found, directory.pack_page(page), 0, header.seq)
         answer = Send(peer.rid, packed)
         self._limiter.charge_listing(peer.rid, len(answer.frame), page.examined, now)

@@ -34,8 +34,9 @@ from gymwire.protocol.messages import Code, Find, Offer
 from gymwire.protocol.process_ids import process_of
 from gymwire.protocol.process_slots import process_slots
 
-PAGE_BYTES = 256 * 1024  # memory of the offers in one page of a listing; the last may exceed it
-PAGE_NAMES = 1000  # addresses examined for a page; its reader may see none of them
+PAGE_BYTES = 64 * 1024  # memory of the offers in one page of a listing; the last may exceed it
+PAGE_NAMES = 250  # addresses examined for a page; its reader may see none of them
+ONLY_PAGE = 4  # a peer that gets only one page, of release 0.1.0, gets one that is so much longer
 ENTRY_BYTES = 256  # of an entry in FOUND, in addition to the offer
 LISTED_KEYS = 11  # keys of an entry that only another OFFER can change
 LISTED_HEAD = 3  # bytes of the two lists and of the map around them when they are packed
@@ -181,19 +182,20 @@ class Page:
     examined: int
 
 
-def listing(tables: Tables, find: Find, rights: Rights) -> Page:
+def listing(tables: Tables, find: Find, rights: Rights, *, pages: bool = True) -> Page:
     """Return the next page of what the rights allow to use or to offer.
 
     A page ends after PAGE_BYTES of offers, in the memory of the broker, or after PAGE_NAMES
-    addresses.
+    addresses. `pages`: whether the peer asks for the next page.
     """
     address, skip = _start(find.after)
     names = tables.names
     at = bisect.bisect_left(names, address)
     entries: list[bytes] = []
-    left, examined = PAGE_BYTES, 0
+    longer = 1 if pages else ONLY_PAGE
+    left, examined = longer * PAGE_BYTES, 0
     for name in [find.address] if find.address else itertools.islice(names, at, None):
-        if examined == PAGE_NAMES:
+        if examined == longer * PAGE_NAMES:
             return Page(entries, [name, 0], examined)
         examined += 1
         if not (rights.may_use(name) or rights.may_offer(name)):

@@ -7,7 +7,7 @@ import pytest
 from gymnasium.spaces import Box
 
 from gymwire.broker.auth import Policy, Rights
-from gymwire.broker.directory import PAGE_BYTES, PAGE_NAMES
+from gymwire.broker.directory import ONLY_PAGE, PAGE_BYTES, PAGE_NAMES
 from gymwire.broker.offers import MAX_TEXT
 from gymwire.broker.rate_limit import BURST, LISTING_BYTES, LISTING_SHARE, RATE
 from gymwire.protocol import codec, spaces, values
@@ -145,13 +145,13 @@ def test_a_page_looks_at_a_bounded_number_of_hidden_addresses() -> None:
     assert len(found) == 2560 // PAGE_NAMES + 1
 
 
-def test_a_learner_of_an_earlier_release_gets_the_first_page_without_a_rest() -> None:
+def test_a_learner_of_an_earlier_release_gets_one_longer_page_without_a_rest() -> None:
     broker = a_broker()
     broker.learner(OLD)
     broker.hello(ENV, Role.ENV)
     for name in ("a", "b"):
         broker.now += 10.0
-        only(broker.say(ENV, an_offer(name, PAGE_BYTES)), Offered)
+        only(broker.say(ENV, an_offer(name, ONLY_PAGE * PAGE_BYTES)), Offered)
     found = only(broker.say(OLD, Find()), Found)
     assert (addresses([found]), found.rest) == (["a"], [])
     assert not codec.read_header(PLAIN.encode(found)).flags & codec.EXTENDED

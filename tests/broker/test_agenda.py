@@ -1,0 +1,282 @@
+"""Steps come first, and what peers ask of the broker itself waits in turns."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+import zmq
+
+from gymwire.broker import server as server_module
+from gymwire.broker import turns
+from gymwire.broker.agenda import ITEM_BYTES, LONG_PAUSE, PAUSE, Agenda, Piece
+from gymwire.broker.rate_limit import Admission
+from gymwire.broker.server import Server
+from gymwire.protocol import codec
+from gymwire.protocol.codec import PLAIN, Header
+from gymwire.protocol.messages import (
+    Act,
+    Bye,
+    Hello,
+    Message,
+    Offered,
+    Open,
+    Opened,
+    Ping,
+    Pong,
+    Role,
+    Welcome,
+)
+from tests.broker.harness import Broker, offer, opened
+from tests.chaos.fleet import until
+
+ENV, LEARNER = b"\x01env", b"\x01learner"
+NOW = 1000.0
+
+
+def agenda(sessions: list[int] | None = None) -> Agenda[str]:
+    """Return an empty agenda; sessions of a HELLO wait while `sessions` has any."""
+    return Agenda(lambda: bool(sessions))
+
+
+def following(
+    waiting: Agenda[str], now: float, *, is_idle: bool = False, is_relaying: bool = True
+) -> Piece | None:
+    return waiting.next(now, is_idle=is_idle, is_relaying=is_relaying)
+
+
+# --- when the next piece may begin ----------------------------------------------------------------
+
+
+def test_steps_are_relayed_for_as_long_as_the_last_piece_took() -> None:
+    waiting = agenda()
+    assert waiting.is_free(NOW)
+    waiting.ended(Piece.SHORT, NOW, 0.002)
+    assert not waiting.is_free(NOW + PAUSE * 0.001)
+    waiting.put(b"a", 100, "one", is_long=False)
+    assert waiting.due == pytest.approx(NOW + PAUSE * 0.002)
+    assert following(waiting, NOW + PAUSE * 0.001) is None
+    assert following(waiting, NOW + PAUSE * 0.003) is Piece.SHORT
+
+
+def test_short_messages_do_not_wait_while_no_frame_arrives() -> None:
+    waiting = agenda()
+    waiting.put(b"a", 100, "one", is_long=False)
+    waiting.ended(Piece.SHORT, NOW, 0.002)
+    assert following(waiting, NOW, is_idle=True) is Piece.SHORT
+
+
+def test_a_long_message_waits_for_ten_times_the_time_of_the_last_one() -> None:
+    waiting = agenda()
+    waiting.put(b"a", 100, "long", is_long=True)
+    waiting.ended(Piece.LONG, NOW, 0.002)
+    assert waiting.due == pytest.approx(NOW + LONG_PAUSE * 0.002)
+    assert following(waiting, NOW + LONG_PAUSE * 0.001, is_idle=True) is None
+    waiting.put(b"b", 100, "short", is_long=False)
+    assert following(waiting, NOW + LONG_PAUSE * 0.001) is Piece.SHORT
+    assert following(waiting, NOW + LONG_PAUSE * 0.003) is Piece.LONG
+
+
+def test_there_is_a_pause_between_pieces_of_different_kinds() -> None:
+    waiting = agenda([1])
+    waiting.put(b"a", 100, "long", is_long=True)
+    waiting.put(b"a", 100, "short", is_long=False)
+    for piece in (Piece.LONG, Piece.SESSIONS, Piece.SHORT):
+        waiting.ended(piece, NOW, 0.002)
+        assert following(waiting, NOW + PAUSE * 0.001) is None
+
+
+def test_sessions_are_taken_over_without_a_pause_only_while_no_step_is_relayed() -> None:
+    waiting = agenda([1])
+    waiting.ended(Piece.SESSIONS, NOW, 0.002)
+    assert following(waiting, NOW, is_idle=True) is None
+    assert following(waiting, NOW, is_relaying=False) is None
+    assert following(waiting, NOW, is_idle=True, is_relaying=False) is Piece.SESSIONS
+    assert following(waiting, NOW + LONG_PAUSE * 0.003) is Piece.SESSIONS
+
+
+def test_an_empty_agenda_is_never_due() -> None:
+    waiting = agenda()
+    assert not waiting
+    assert waiting.due == math.inf
+    assert following(waiting, NOW, is_idle=True, is_relaying=False) is None
+
+
+def test_small_messages_that_wait_are_bounded_too() -> None:
+    waiting = agenda()
+    most = turns.MAX_WAITING_BYTES // (24 + ITEM_BYTES)
+    kept = [waiting.put(b"a", 24, "one", is_long=False) for _ in range(most + 1)]
+    assert kept == [True] * most + [False]
+    assert waiting.put(b"b", 24, "one", is_long=False)
+
+
+# --- what waits -----------------------------------------------------------------------------------
+
+
+def test_only_frames_of_the_senders_own_sessions_do_not_wait() -> None:
+    broker = Broker()
+    broker.env(ENV)
+    broker.learner(LEARNER)
+    sid = broker.open(LEARNER)
+
+    def admitted(message: Message, sid: int) -> Admission:
+        return broker.core.admit(LEARNER, bytes(PLAIN.encode(message, sid, 1)), None, broker.now)
+
+    assert admitted(Act(0), sid) is Admission.PASS
+    assert admitted(Act(0), sid + 1) is Admission.WAIT
+    assert admitted(Ping(), sid) is Admission.WAIT
+    assert admitted(Open("cartpole", b"n" * 16), 0) is Admission.WAIT
+
+
+class Bench:
+    """A broker whose loop runs only when a test says so, and bare peers."""
+
+    def __init__(self, *, local_channels: bool) -> None:
+        self.server = Server(["tcp://127.0.0.1:*"], local_channels=local_channels)
+        self._context: zmq.Context[zmq.Socket[bytes]] = zmq.Context()
+        self._sockets: list[zmq.Socket[bytes]] = []
+
+    def connect(self, rid: bytes, role: str = Role.LEARNER) -> zmq.Socket[bytes]:
+        socket = self._context.socket(zmq.DEALER)
+        self._sockets.append(socket)
+        socket.setsockopt(zmq.ROUTING_ID, rid)
+        socket.connect(self.server.urls[0])
+        socket.send(PLAIN.encode(Hello(role, rid, "gymwire test", "elsewhere")))
+        assert isinstance(self.answer(socket)[1], Welcome)
+        return socket
+
+    def answer(self, socket: zmq.Socket[bytes]) -> tuple[Header, Message]:
+        """Serve until the broker sends this peer something; return it."""
+
+        def serve() -> bool:
+            is_idle = self.server._serve()
+            if self.server._agenda:
+                self.server._work(is_idle)
+            self.server._timers(time.monotonic())
+            return bool(socket.poll(0))
+
+        until(serve, "the broker answers")
+        data = socket.recv()
+        header = codec.read_header(data)
+        return header, PLAIN.decode(data, header)
+
+    def steps_only(self) -> None:
+        """Let everything that can wait do so while frames arrive, as after a very long piece."""
+        self.server._agenda._due = math.inf
+
+    def serve_until(self, condition: Callable[[], object], what: str) -> None:
+        """Serve frames, but nothing that waits."""
+
+        def serve() -> object:
+            self.server._serve()
+            self.server._timers(time.monotonic())
+            return condition()
+
+        until(serve, what)
+
+    def note_handled(self, monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+        """Return the list of the peers whose messages are handled from now on."""
+        handled: list[bytes] = []
+        handle = self.server._handle
+
+        def noted(frame: server_module.ReceivedFrame, now: float) -> float:
+            handled.append(frame.sender.rid)
+            return handle(frame, now)
+
+        monkeypatch.setattr(self.server, "_handle", noted)
+        return handled
+
+    @property
+    def waiting(self) -> int:
+        """How many short messages wait."""
+        return sum(len(queue) for queue in self.server._agenda._short._waiting.values())
+
+    def close(self) -> None:
+        stop = threading.Event()
+        stop.set()
+        self.server.run(stop)
+        for socket in self._sockets:
+            socket.close(linger=0)
+        self._context.term()
+
+
+@pytest.fixture(name="bench", params=[True, False], ids=["with local channels", "without"])
+def _bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+    made = Bench(local_channels=request.param)
+    yield made
+    made.close()
+
+
+def test_a_step_is_relayed_before_all_that_waits(bench: Bench) -> None:
+    env, learner = bench.connect(ENV, Role.ENV), bench.connect(LEARNER)
+    env.send(PLAIN.encode(offer("cartpole"), 0, 1))
+    assert isinstance(bench.answer(env)[1], Offered)
+    learner.send(PLAIN.encode(Open("cartpole", b"n" * 16), 0, 1))
+    header, message = bench.answer(env)
+    assert isinstance(message, Open)
+    env.send(PLAIN.encode(opened(), header.sid, header.seq))
+    assert isinstance(bench.answer(learner)[1], Opened)
+    others = [bench.connect(b"\x01other%d" % number) for number in range(8)]
+    bench.steps_only()
+    for other in others:
+        for _ in range(5):
+            other.send(PLAIN.encode(Ping()))
+    learner.send(PLAIN.encode(Act(1), header.sid, 1))
+    bench.serve_until(lambda: env.poll(0) and bench.waiting == 40, "the step, and all wait")
+    assert PLAIN.decode(env.recv()) == Act(1)
+    assert not any(other.poll(0) for other in others)
+    for other in others:
+        for _ in range(5):
+            assert isinstance(bench.answer(other)[1], Pong)
+
+
+def test_the_broker_does_one_piece_at_a_time_and_peers_take_turns(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = bench.connect(b"\x01one"), bench.connect(b"\x01other")
+    monkeypatch.setattr(server_module, "PIECE_S", 0.0)
+    handled = bench.note_handled(monkeypatch)
+    bench.steps_only()
+    for _ in range(3):
+        one.send(PLAIN.encode(Ping()))
+    bench.serve_until(lambda: bench.waiting == 3, "three wait")
+    other.send(PLAIN.encode(Ping()))
+    bench.serve_until(lambda: bench.waiting == 4, "four wait")
+    for left in (3, 2, 1, 0):
+        bench.server._work(is_idle=True)
+        assert bench.waiting == left
+    assert handled == [b"\x01one", b"\x01other", b"\x01one", b"\x01one"]
+
+
+def test_a_message_to_an_idle_broker_does_not_wait(bench: Bench) -> None:
+    peer = bench.connect(LEARNER)
+    bench.server._agenda._due = 0.0
+    peer.send(PLAIN.encode(Ping()))
+    bench.serve_until(lambda: peer.poll(0), "the broker answers")
+    assert bench.waiting == 0
+
+
+def test_bye_counts_after_its_connection_has_ended_and_an_open_does_not(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, learner = bench.connect(ENV, Role.ENV), bench.connect(LEARNER)
+    peers, router = bench.server.core._tables.peers, bench.server._router
+    connections = [(peers[rid].fd, peers[rid].connection) for rid in (ENV, LEARNER)]
+    bench.steps_only()
+    env.send(PLAIN.encode(Bye()))
+    learner.send(PLAIN.encode(Open("cartpole", b"n" * 16), 0, 1))
+    bench.serve_until(lambda: bench.waiting == 2, "both wait")
+    for socket in (env, learner):
+        socket.close(linger=0)
+    until(
+        lambda: all(router.connection_id(fd) != known for fd, known in connections),
+        "both connections have ended",
+    )
+    handled = bench.note_handled(monkeypatch)
+    bench.server._work(is_idle=True)
+    assert bench.waiting == 0
+    assert handled == [ENV]
+    assert ENV not in peers
