@@ -37,7 +37,7 @@ IDLE_PAUSE_S = 0.1  # or for longer than this after a pause of all environments
 FEW_THREADS = (
     32  # up to this many threads, the interpreter switches as often as Python usually does
 )
-MAX_SWITCH_S = 0.1  # for how long a thread may keep the interpreter if there are very many
+MAX_SWITCH_S = 0.3  # for how long a thread may keep the interpreter if there are very many
 MAX_JOBS = 4  # unfinished requests of one session; the learner repeats further ones later
 
 _numbers = itertools.count(1)  # of the threads

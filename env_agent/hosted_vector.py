@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import Env, Space
+from gymnasium.spaces import Box, MultiBinary, MultiDiscrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import concatenate
 
 from gymwire.env_agent import known_spaces
 from gymwire.env_agent.space_watch import SpaceWatch
 
 MAX_PATTERNS = 16  # vectors that differ
 MAX_ENVS = 16  # of one: a pattern has buffers for them all
+_ARRAYS = (Box, MultiBinary, MultiDiscrete)  # the spaces of arrays, and of batches of scalars
 
 # What the constructor sets that follows from the spaces and the number of environments. To batch
 # the spaces takes much longer than to make most environments.
@@ -74,6 +77,36 @@ class HostedVector(_Vector):
         for env in self.envs:
             # A step resets environments, too, and must not take longer for this check.
             vars(env)["reset"] = SpaceWatch(env).reset
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step as SyncVectorEnv does; in half the time if it has one environment."""
+        if (
+            self.num_envs != 1
+            or self._autoreset_envs[0]
+            or self.autoreset_mode is AutoresetMode.SAME_STEP
+            or type(self.action_space) not in _ARRAYS
+            or type(actions) is not np.ndarray
+            or len(actions) != 1
+        ):
+            return super().step(actions)
+        i = 0  # as there: `failure_reports` reads it
+        rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
+        found: list[Any] = self._env_obs
+        batch: Any = self._observations
+        found[i], rewards[i], terminations[i], truncations[i], info = self.envs[i].step(actions[i])
+        if (
+            type(self.single_observation_space) in _ARRAYS
+            and type(batch) is np.ndarray
+            and type(observation := found[i]) is np.ndarray
+            and observation.dtype == batch.dtype
+            and observation.shape == batch.shape[1:]
+        ):
+            batch[i] = observation
+        else:
+            batch = self._observations = concatenate(self.single_observation_space, found, batch)
+        self._autoreset_envs = terminations | truncations
+        infos = self._add_info({}, info, i)
+        return batch, rewards.copy(), terminations.copy(), truncations.copy(), infos
 
     def _add_info(
         self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int

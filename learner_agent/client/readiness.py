@@ -13,8 +13,7 @@ def all_ready(
 ) -> Callable[[], bool]:
     """Return a condition: all these sessions have their replies.
 
-    It raises EnvironmentLost as soon as one of them that has no reply is lost. Meanwhile it reads
-    replies that have arrived, which would take long after the last one.
+    It raises EnvironmentLost as soon as one of them that has no reply is lost.
     """
     missing = [one for one in reversed(sessions) if not one.ready]
     losses = -1
@@ -26,7 +25,7 @@ def all_ready(
             for one in missing:
                 one.check_ready()
         while missing and missing[-1].check_ready():
-            missing.pop().read_ahead()
+            missing.pop()
         return not missing
 
     return are_ready

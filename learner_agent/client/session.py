@@ -53,12 +53,19 @@ UNREPORTED = (
 )
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
 
+_READ_AHEAD = (Kind.PERCEPT, Kind.STATUS)  # the replies that many sessions get at the same time
+
 Data = bytes | memoryview
 T = TypeVar("T")
 
 
 class RemoteSession:
-    """One environment, or one vector of environments, at an env agent."""
+    """One environment, or one vector of environments, at an env agent.
+
+    Attributes:
+        reads_ahead: whether to read replies as they arrive, while those of other sessions are under
+            way, and not only when all of them are needed.
+    """
 
     def __init__(
         self,
@@ -94,7 +101,8 @@ class RemoteSession:
         )
         self.paths = SessionPaths(connection, sid, open_msg, opened, self.exchange)
         self.closed = False  # on this side; the agent may not have confirmed it yet
-        self._ahead: tuple[int, Message] | None = None  # the reply that `read_ahead` has read
+        self.reads_ahead = False
+        self._ahead: tuple[int, Message] | None = None  # the reply that `_read_ahead` has read
         self._is_left = False  # whether `close` has returned
         self._least_network: dict[bool, int] = {}  # is it direct? → ns of a step, for `apportion`
 
@@ -303,19 +311,17 @@ class RemoteSession:
 
         Raises what `finish` raises. The reply stays then, too, even if it is the exception.
         """
-        self._wait(timeout_s)
         ahead, self._ahead = self._ahead, None
         if ahead is not None and ahead[0] == self.exchange.request.seq:
             return ahead[1]
+        self._wait(timeout_s)
         return self._decode(self._read)  # type: ignore[return-value]
 
-    def read_ahead(self) -> None:
-        """Read the reply that has arrived; the next `peek` returns it."""
-        exchange = self.exchange
-        reply = exchange.reply
-        if reply is not None and reply[0].kind is Kind.PERCEPT:
+    def _read_ahead(self, header: Header, data: Data) -> None:
+        """Read a reply that has just arrived; the next `peek` returns it."""
+        if header.kind in _READ_AHEAD:
             with suppress(DecodingError):  # `peek` raises it
-                self._ahead = exchange.request.seq, self._read(*reply)
+                self._ahead = header.seq, self._read(header, data)
 
     def _finish_step(self, timeout_s: float | None) -> Step:
         self._wait(timeout_s)
@@ -398,6 +404,8 @@ class RemoteSession:
             # not.
             self.connection.forget_lost(self)
             return True
+        if answered and self.reads_ahead:
+            self._read_ahead(header, data)
         if answered and self.closed:
             self.connection.forget(self)
         if not answered and header.kind < CONTROL_KINDS:

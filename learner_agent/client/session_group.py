@@ -49,9 +49,15 @@ class SessionGroup:
         self.num_envs = slices[-1].stop
         self._where = where
         self._open_all = open_all
-        self._sessions = open_all(connection, self.sizes, None)
+        self._sessions = self._open(self.sizes)
         self.undo_log: list[tuple[Exchange, int]] = []
         self._before: Any = None  # what the `undo` of a subclass restores
+
+    def _open(self, sizes: Sequence[int], wait_s: float | None = None) -> list[RemoteSession]:
+        sessions = self._open_all(self.connection, sizes, wait_s)
+        for session in sessions:
+            session.reads_ahead = len(self.sizes) > 1
+        return sessions
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -258,7 +264,7 @@ class SessionGroup:
         """Open new sessions in the place of lost ones, all or none."""
         sessions, replaced = [*self._sessions], [self._sessions[i] for i in lost]
         try:
-            made = self._open_all(self.connection, [self.sizes[i] for i in lost], wait_s)
+            made = self._open([self.sizes[i] for i in lost], wait_s)
             for i, session in zip(lost, made, strict=True):
                 sessions[i] = session
             self._sessions = sessions

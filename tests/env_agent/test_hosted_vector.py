@@ -13,7 +13,7 @@ from gymnasium import Space
 from gymnasium.spaces import Box, Dict, Discrete
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
-from gymwire.env_agent import hosted_vector
+from gymwire.env_agent import failure_reports, hosted_vector
 from gymwire.env_agent.hosted_vector import MAX_ENVS, MAX_PATTERNS, HostedVector
 from gymwire.protocol import spaces
 from tests.sameness import assert_same
@@ -67,6 +67,58 @@ def test_a_vector_equals_gymnasiums(name: str, num_envs: int) -> None:
         assert made.single_observation_space is made.envs[0].observation_space
         assert made.single_action_space is made.envs[0].action_space
         assert_same(_played(made), _played(theirs))
+
+
+class Odd(Env):
+    """Observes samples of another space at action 1, ends its episode at 2, and raises at 3."""
+
+    def __init__(self, space: Space[Any], other: Space[Any]) -> None:
+        super().__init__(space)
+        self.action_space = Discrete(4)
+        self.other = spaces.build(spaces.describe(other))
+        self.other.seed(1)
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        observation = (self.other if action == 1 else self.observation_space).sample()
+        if action == 3:
+            raise KeyError("three")
+        return observation, 0.5 * action, bool(action == 2), False, {"action": action}
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+@pytest.mark.parametrize(
+    ("space", "other"),
+    [
+        (Box(-1, 1, (2,), np.float32), Box(-1, 1, (2,), np.float64)),
+        (Box(-1, 1, (2,), np.float32), Box(-1, 1, (1,), np.float32)),
+        (Box(0, 9, (2,), np.int64), Box(-1, 1, (2,), np.float32)),
+        (Box(0, 9, (), np.int64), Discrete(9)),
+        (Discrete(9), Box(0, 9, (), np.int64)),
+        (Dict(a=Discrete(9)), Dict(a=Box(0, 9, (), np.int64))),
+    ],
+)
+def test_a_single_environment_steps_as_in_gymnasiums_vector(
+    space: Space[Any], other: Space[Any], mode: AutoresetMode
+) -> None:
+    makers = [partial(Odd, space, other)]
+    theirs = SyncVectorEnv(makers, copy=False, autoreset_mode=mode)
+    results: list[list[Any]] = []
+    for envs in (theirs, HostedVector(makers, mode)):
+        found: list[Any] = []
+        results.append(found)
+        envs.reset(seed=3)
+        steps: Any = ([0], [0], [1], [0], [2], [0], [0, 0], [], [3], [0], [2], [2], (0,))
+        for actions in (np.array(one, int) if type(one) is list else one for one in steps):
+            try:
+                found.append(copy.deepcopy(envs.step(actions)))
+            except Exception as error:  # noqa: BLE001 - to compare it
+                details = failure_reports.request_failed(error, envs).details
+                found.append((type(error), str(error), details.get("env_index")))
+            if mode is AutoresetMode.DISABLED and envs._autoreset_envs.any():
+                envs.reset(seed=4)
+            kept = ("_env_obs", "_observations", "_rewards", "_terminations", "_autoreset_envs")
+            found.append(copy.deepcopy([vars(envs)[name] for name in kept]))
+    assert_same(results[0], results[1])
 
 
 def test_vectors_of_one_pattern_share_no_buffer() -> None:

@@ -19,6 +19,7 @@ from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol.errors import (
     AttributeDenied,
     BatchSizeError,
@@ -31,6 +32,7 @@ from gymwire.protocol.errors import (
     RequestTimeout,
     ResetNeeded,
 )
+from gymwire.protocol.messages import Message
 from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
 from tests.sampling import sampled
@@ -416,6 +418,25 @@ def test_environments_that_finish_first_are_returned_first(broker: str, gate: Pa
     assert (infos["env_id"].tolist(), infos["_action"].tolist()) == ([0], [True])
     assert remote.step([5, 5, 5, 5])[0].tolist() == [2, 1, 3, 2]
     remote.close()
+
+
+def test_a_reply_is_read_while_others_are_under_way(
+    broker: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replies: list[bool] = []
+    begun = RemoteSession.peek
+
+    def peek(self: RemoteSession, timeout_s: float | None = None) -> Message:
+        reply = self._ahead
+        replies.append(reply is not None and reply[0] == self.exchange.request.seq)
+        return begun(self, timeout_s)
+
+    monkeypatch.setattr(RemoteSession, "peek", peek)
+    with contextlib.closing(opened(broker, "cartpole", 3, sessions=3)) as remote:
+        remote.reset(seed=1)
+        for _ in range(2):
+            remote.step(np.array([0, 1, 0]))
+    assert replies == [True] * 9
 
 
 def test_actions_go_to_the_environments_named_by_their_ids(broker: str, gate: Path) -> None:
