@@ -7,7 +7,7 @@ The steps are those of one session at one agent throughout, while the fleet arou
 shrinks: two starts of one agent differ by more than what is to be measured. They are measured on
 the way up and again on the way down, several times, and a ratio is formed on each way, so that a
 drift of the machine's speed does not count. Meanwhile the learner and this agent share one
-processor: a step takes twice as long when they run on two, and other agents, if they are idle, make
+processor: a step takes longer when they run on two, and other agents, even if they are idle, make
 the scheduler change its choice. The other agents may run on all processors.
 """
 
@@ -42,7 +42,7 @@ MODULE = "benchmarks.fleet"
 ADDRESS = "it"
 MANY = 8  # agents, while open sessions are counted
 STEPS, TURNS = 500, 32  # of a measurement
-CYCLES = 3  # ways up and down
+CYCLES = 3  # ways up and down again
 BUSY_S = 0.001  # what a step computes while the steps of all agents are counted
 COUNT_S = 5.0  # for how long they are counted
 WAIT_S = 240.0  # for agents to start

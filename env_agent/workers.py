@@ -18,6 +18,7 @@ from gymwire.env_agent.signals import CUT_OFF, DRAIN, ENDING, STOPPED
 
 FIRST_PAUSE_S = 0.5  # before a crashed worker is restarted; doubles while it keeps crashing
 MAX_PAUSE_S = 30.0
+MAX_DOUBLINGS = 10  # more than it takes to reach the longest pause
 HEALTHY_S = 30.0  # after this long, a worker counts as healthy, and its crashes are forgotten
 LAST_S = 5.0  # how long after the grace a worker may take to abandon what still runs
 MISCONFIGURED = 2  # exit status of a worker whose options or environment are wrong
@@ -123,13 +124,13 @@ class Supervisor:
             if status == STOPPED:
                 worker.restart_at = math.inf
                 return True
-            pause_s = min(FIRST_PAUSE_S * 2**worker.crashes, MAX_PAUSE_S)
+            pause_s = pause_after(worker.crashes)
             worker.crashes += 1
             worker.restart_at = now + pause_s
             self._log.error(
                 "worker died",
                 worker=worker.index,
-                status=_name(status),
+                status=meaning(status),
                 crashes=worker.crashes,
                 restart_in_s=pause_s,
             )
@@ -174,5 +175,16 @@ def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     return len(alive)
 
 
-def _name(status: int) -> str:
-    return f"exit {status}" if status >= 0 else signal.Signals(-status).name
+def pause_after(crashes: int) -> float:
+    """Return how many seconds to wait before a restart. `crashes`: in a row, before this one."""
+    return min(FIRST_PAUSE_S * 2 ** min(crashes, MAX_DOUBLINGS), MAX_PAUSE_S)
+
+
+def meaning(status: int) -> str:
+    """Return what an exit status of `subprocess` means: "exit 1", or the name of a signal."""
+    if status >= 0:
+        return f"exit {status}"
+    try:
+        return signal.Signals(-status).name
+    except ValueError:  # most of the real-time signals have no name
+        return f"signal {-status}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from gymwire.env_agent.signals import DRAIN, STOPPED
-from gymwire.env_agent.workers import FIRST_PAUSE_S, HEALTHY_S, MAX_PAUSE_S
+from gymwire.env_agent.workers import HEALTHY_S, meaning, pause_after
 from gymwire.fleet.engine import DRAINING, RESTARTING, RUNNING, AgentPlan, RunningAgent
 
 KILL_S = 10.0  # a process that still runs this long after the grace period is killed
@@ -117,13 +116,17 @@ class AgentProcess:
         if self._kill_at is not None or status == STOPPED:
             self.is_over = True
             return
-        with Path(self._spec.log).open("rb") as log:
-            self._crashed(now, f"{meaning(status)}: {last_line(log)}")
+        try:
+            with Path(self._spec.log).open("rb") as log:
+                said = last_line(log)
+        except OSError as error:  # somebody has removed it
+            said = f"its log cannot be read: {error}"
+        self._crashed(now, f"{meaning(status)}: {said}")
 
     def _crashed(self, now: float, why: str) -> None:
-        pause_s = min(FIRST_PAUSE_S * 2**self._crashes, MAX_PAUSE_S)
+        self._process, self._detail = None, why
+        self._restart_at = now + pause_after(self._crashes)
         self._crashes += 1
-        self._process, self._restart_at, self._detail = None, now + pause_s, why
 
     def drain(self, now: float) -> None:
         """Drain it; kill it if it still runs KILL_S after the grace period."""
@@ -155,11 +158,6 @@ class AgentProcess:
             self._since,
             self._detail,
         )
-
-
-def meaning(status: int) -> str:
-    """Return what an exit status of `subprocess` means: "exit 1", or the name of a signal."""
-    return f"exit {status}" if status >= 0 else signal.Signals(-status).name
 
 
 def last_line(log: IO[bytes]) -> str:

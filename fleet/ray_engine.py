@@ -20,9 +20,10 @@ from dataclasses import asdict, replace
 from importlib.util import find_spec
 from typing import IO, Any
 
+from gymwire.env_agent.workers import meaning
 from gymwire.fleet.description import Fleet
 from gymwire.fleet.engine import PENDING, AgentPlan, Resources, RunningAgent
-from gymwire.fleet.processes import last_line, meaning
+from gymwire.fleet.processes import last_line
 from gymwire.protocol.errors import ConfigurationError, Refused
 from gymwire.protocol.extras import install_line
 
