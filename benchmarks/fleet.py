@@ -42,7 +42,6 @@ MODULE = "benchmarks.fleet"
 ADDRESS = "it"
 MANY = 8  # agents, while open sessions are counted
 STEPS, TURNS = 500, 32  # of a measurement
-CYCLES = 3  # ways up and down again
 BUSY_S = 0.001  # what a step computes while the steps of all agents are counted
 COUNT_S = 5.0  # for how long they are counted
 WAIT_S = 240.0  # for agents to start
@@ -177,28 +176,33 @@ def p50_us(env: ProxyEnv) -> float:
     return statistics.median(turns)
 
 
-def up_and_down(numbers: Sequence[int], change: Callable[[int], object], env: ProxyEnv) -> Figures:
-    """Measure a step with each number of something; `change` makes it that many."""
+def up_and_down(
+    numbers: Sequence[int], cycles: int, change: Callable[[int], object], env: ProxyEnv
+) -> Figures:
+    """Measure a step with each number of something; `change` makes it that many.
+
+    `cycles`: how often to go up and down.
+    """
     found: dict[int, list[float]] = {number: [] for number in numbers}
-    for way in (numbers, numbers[::-1]) * CYCLES:
+    for way in (numbers, numbers[::-1]) * cycles:
         for number in way:
             change(number)
             found[number].append(p50_us(env))
     return ratios(found)
 
 
-def by_agents(fleet: Fleet, numbers: Sequence[int]) -> Figures:
+def by_agents(fleet: Fleet, numbers: Sequence[int], cycles: int) -> Figures:
     """Measure a step with each number of agents."""
     with session(fleet) as env:
-        return up_and_down(numbers, fleet.scale, env)
+        return up_and_down(numbers, cycles, fleet.scale, env)
 
 
-def by_sessions(fleet: Fleet, numbers: Sequence[int]) -> Figures:
+def by_sessions(fleet: Fleet, numbers: Sequence[int], cycles: int) -> Figures:
     """Measure a step with each number of open sessions."""
     with session(fleet) as env:
         fleet.scale(min(MANY, fleet.most))
         with contextlib.closing(Crowd(fleet.url)) as crowd:
-            return up_and_down(numbers, crowd.grow_to, env)
+            return up_and_down(numbers, cycles, crowd.grow_to, env)
 
 
 class Crowd:
@@ -303,7 +307,7 @@ def engine(kind: str, agents: int, folder: str) -> Iterator[None]:
         cluster.shutdown()
 
 
-def measure(kind: str, agents: Sequence[int], sessions: Sequence[int]) -> Figures:
+def measure(kind: str, agents: Sequence[int], sessions: Sequence[int], cycles: int) -> Figures:
     """Measure everything."""
     most, cores = max(agents), len(os.sched_getaffinity(0))
     with contextlib.ExitStack() as stack:
@@ -318,8 +322,8 @@ def measure(kind: str, agents: Sequence[int], sessions: Sequence[int]) -> Figure
         fleet = Fleet(path, kind, url, most)
         stack.callback(fleet.run, "down")
         figures = {"engine": kind, "start": start(fleet, most)}
-        figures["agents"] = by_agents(fleet, sorted(agents))
-        figures["sessions"] = by_sessions(fleet, sorted(sessions))
+        figures["agents"] = by_agents(fleet, sorted(agents), cycles)
+        figures["sessions"] = by_sessions(fleet, sorted(sessions), cycles)
         figures["steps/s"] = steps_per_s(fleet, [*range(1, min(2 * cores, most) + 1)])
     return figures
 
@@ -354,9 +358,10 @@ def main() -> None:
     parser.add_argument("--on", choices=("local", "ray"), default="local")
     parser.add_argument("--agents", type=_numbers, default=[1, 8, 32], metavar="N,…")
     parser.add_argument("--sessions", type=_numbers, default=[1, 100, 1000], metavar="N,…")
+    parser.add_argument("--cycles", type=int, default=3, help="ways up and down (default 3)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures here")
     options = parser.parse_args()
-    figures = measure(options.on, options.agents, options.sessions)
+    figures = measure(options.on, options.agents, options.sessions, options.cycles)
     console = Console()
     for table in tables(figures):
         console.print(table)

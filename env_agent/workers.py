@@ -177,7 +177,7 @@ def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> int:
 
 def pause_after(crashes: int) -> float:
     """Return how many seconds to wait before a restart. `crashes`: in a row, before this one."""
-    return min(FIRST_PAUSE_S * 2 ** min(crashes, MAX_DOUBLINGS), MAX_PAUSE_S)
+    return min(FIRST_PAUSE_S * 2.0 ** min(crashes, MAX_DOUBLINGS), MAX_PAUSE_S)
 
 
 def meaning(status: int) -> str:
