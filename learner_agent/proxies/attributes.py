@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+import warnings
 from functools import partial
 from typing import Any
+
+import gymnasium
 
 from gymwire.learner_agent.proxies.interrupts import keeps_replies
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
@@ -105,3 +109,19 @@ def declares(kind: type, name: str) -> bool:
         or hasattr(kind, name)
         or any(name in vars(base).get("__annotations__", ()) for base in kind.__mro__)
     )
+
+
+def warn_wrapper(name: str) -> None:
+    """Warn a wrapper that asks a proxy, whose `__getattr__` calls this, for a private attribute.
+
+    Many wrappers swallow the AttributeError, and fail later for a reason that is not the true one.
+    """
+    wrapper = sys._getframe(2).f_locals.get("self")  # noqa: SLF001 - whoever asks the proxy
+    if isinstance(wrapper, gymnasium.Wrapper) and not name.endswith("_"):
+        kind = type(wrapper)
+        warnings.warn(
+            f"{kind.__name__} reads the private attribute {name!r} of the environment, which its "
+            f"proxy does not have. Apply the wrapper at the env agent instead: gymwire serve … "
+            f"--wrap {kind.__module__}:{kind.__qualname__}",
+            stacklevel=3,
+        )

@@ -15,7 +15,7 @@ from gymwire.learner_agent.client import session_token
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.timings import Timings
-from gymwire.learner_agent.proxies.attributes import RemoteAttributes, declares
+from gymwire.learner_agent.proxies.attributes import RemoteAttributes, declares, warn_wrapper
 from gymwire.learner_agent.proxies.interrupts import Undoable, keeps_replies, keeps_replies_itself
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
@@ -346,6 +346,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         # Called for names that Python does not find, also while __init__ has not finished.
         attributes = self.__dict__.get("_attributes")
         if name.startswith("_") or attributes is None:
+            warn_wrapper(name)
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return attributes.get_exposed(name)
 

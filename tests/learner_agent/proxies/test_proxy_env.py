@@ -315,6 +315,26 @@ def test_an_attribute_that_the_remote_environment_lacks_is_an_attribute_error(
     assert not hasattr(odd, "_private")
 
 
+def test_a_wrapper_that_reads_a_private_attribute_is_told_to_run_at_the_env_agent(
+    cartpole: ProxyEnv,
+) -> None:
+    class Skipping(gymnasium.Wrapper[Any, Any, Any, Any]):
+        def __init__(self, env: Env) -> None:
+            super().__init__(env)
+            if getattr(env.unwrapped, "_frameskip", None) != 1:  # as AtariPreprocessing
+                raise ValueError("Disable it")
+
+    with (
+        pytest.warns(
+            UserWarning, match=r"Skipping reads .*'_frameskip'.* --wrap tests\."
+        ) as caught,
+        pytest.raises(ValueError, match="Disable"),
+    ):
+        Skipping(cartpole)
+    assert caught[0].filename == __file__
+    assert not hasattr(cartpole, "_frameskip")  # anybody else is not warned
+
+
 # --- the end, copies, forks -------------------------------------------------------------------
 
 
