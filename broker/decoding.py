@@ -6,10 +6,11 @@ from gymwire.broker.refusals import Refusal
 from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, MAX_CONTROL, PLAIN, Frame, Header
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import CONTROL_KINDS, Code, Kind, Message
-from gymwire.protocol.value_costs import parts_exceed
+from gymwire.protocol.value_costs import EXTENSION_PARTS, parts_exceed
 
 LONG_BYTES = 4 * 1024  # above this size, the broker may need more than a few ms for a message
-MAX_PARTS = 16_384  # numbers, texts, lists and so on in a message that the broker decodes
+# Numbers, texts, lists and so on in a message that the broker decodes, see `parts_exceed`.
+MAX_PARTS = 16_384
 
 _DECODED = frozenset(kind for kind in Kind if kind >= CONTROL_KINDS or kind is Kind.ERROR)
 _LISTINGS = frozenset((Kind.FIND, Kind.OBSERVE))
@@ -28,7 +29,7 @@ def has_many_parts(header: Header, data: bytes | memoryview) -> bool:
 
     Raises DecodingError if its head is malformed.
     """
-    if header.head_len <= MAX_PARTS:
+    if header.head_len <= MAX_PARTS // EXTENSION_PARTS:
         return False
     try:
         return parts_exceed(bytes(data[HEADER_SIZE : HEADER_SIZE + header.head_len]), MAX_PARTS)

@@ -28,9 +28,11 @@ _TEXT = 80
 _CHARACTER = 4
 _ARRAY = 400  # an array, its dtype, and its shape
 _DOUBLINGS = 5
+EXTENSION_PARTS = 4
 _LONGEST_HEAD = 6  # an extension type with a length of four bytes
 
 Ints = np.ndarray[Any, np.dtype[np.intp]]
+Bytes = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def _table(values: dict[int, int], default: int = 0) -> Ints:
@@ -99,15 +101,23 @@ def cost_exceeds(data: bytes, most: int) -> bool:
 
     Stops as soon as that is certain. Raises IndexError if the data are shorter than they declare.
     """
-    return _exceeds(data, most, lambda cost, parts: int(cost.take(parts).sum()))
+    return _exceeds(data, most, lambda _, cost, parts: int(cost.take(parts).sum()))
 
 
 def parts_exceed(data: bytes, most: int) -> bool:
-    """Return whether the value in `data` has more parts than allowed. Like `cost_exceeds`."""
-    return _exceeds(data, most, lambda _, parts: len(parts))
+    """Return whether the value in `data` has more parts than allowed. Like `cost_exceeds`.
+
+    An extension type counts as EXTENSION_PARTS, since Python code decodes and encodes it.
+    """
+
+    def count(piece: Bytes, _: Ints, parts: Ints) -> int:
+        extensions = np.count_nonzero(_IS_EXTENSION.take(piece.take(parts)))
+        return len(parts) + (EXTENSION_PARTS - 1) * int(extensions)
+
+    return _exceeds(data, most, count)
 
 
-def _exceeds(data: bytes, most: int, count: Callable[[Ints, Ints], int]) -> bool:
+def _exceeds(data: bytes, most: int, count: Callable[[Bytes, Ints, Ints], int]) -> bool:
     whole = np.frombuffer(data, np.uint8)
     at, end, longest = 0, len(data), FIRST_PIECE
     while at < end:
@@ -119,7 +129,7 @@ def _exceeds(data: bytes, most: int, count: Callable[[Ints, Ints], int]) -> bool
             piece = np.concatenate((piece, np.zeros(_LONGEST_HEAD, np.uint8)))
         step, cost = _parts(piece, size)
         parts = _reached(step, size)
-        most -= count(cost, parts)
+        most -= count(piece, cost, parts)
         if most < 0:
             return True
         last = parts.max()
@@ -129,7 +139,7 @@ def _exceeds(data: bytes, most: int, count: Callable[[Ints, Ints], int]) -> bool
     return False
 
 
-def _parts(piece: np.ndarray[Any, np.dtype[np.uint8]], size: int) -> tuple[Ints, Ints]:
+def _parts(piece: Bytes, size: int) -> tuple[Ints, Ints]:
     """Return for each byte, as if a part started there, the bytes up to the next and the cost."""
     firsts = piece[:size]
     step, cost = _STEP.take(firsts), _COST.take(firsts)

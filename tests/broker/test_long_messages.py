@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import zmq
 
@@ -175,7 +176,12 @@ def test_sessions_that_the_broker_cannot_take_get_gone_in_small_numbers() -> Non
 
 
 @pytest.mark.parametrize(
-    "large", [[0] * 900_000, [{}] * 100_000, [[[]]] * 50_000, [1.5] * 50_000], ids=len
+    "large",
+    [
+        *([0] * 900_000, [{}] * 100_000, [[[]]] * 50_000, [1.5] * 50_001),
+        *([(1,)] * 5_000, [np.float64(1)] * 4_200, [2**70] * 4_100),
+    ],
+    ids=len,
 )
 def test_an_offer_of_too_many_parts_is_refused_before_it_is_decoded(
     monkeypatch: pytest.MonkeyPatch, large: object
