@@ -252,7 +252,7 @@ class ServingLoop:
         Args:
             me: the reader.
             arrived: the frame.
-            until: when to receive no further frame.
+            until: when to stop receiving, in monotonic seconds.
         """
         host, transports, receive, clock = self.host, self._transports, self._receive, self._clock
         find, step, sessions, lent = host.by_key.get, host.requests.step, len(host.slots), me.lent

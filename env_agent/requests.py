@@ -8,7 +8,7 @@ from typing import Any, assert_never
 import structlog
 
 from gymwire.env_agent import failure_reports
-from gymwire.env_agent.session import EXECUTING, Verdict
+from gymwire.env_agent.session import Verdict
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import dialogue, remote_space
 from gymwire.protocol.codec import MAX_MESSAGE, SEQ, Frame, Header, Pieces
@@ -73,9 +73,8 @@ class RequestHandler:
         action = steps.decode_act(data)
         number = bytes(data[SEQ])
         seq = int.from_bytes(number, "little")
-        if action is NOT_COMPACT or seq != session.last_seq + 1 or not session.may_step:
+        if action is NOT_COMPACT or not session.begin_step(seq):
             return None
-        session.reply = EXECUTING  # see `Session.judge`
         if run_step is None:
             run_step = slot.runner.step  # a local, which Python 3.11 calls faster
         try:

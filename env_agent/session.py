@@ -1,9 +1,8 @@
 """One session at the env agent: the rule by which each request is executed exactly once.
 
 However often a request arrives, it is executed once (docs/protocol.md §7). Every request begins
-with `Session.judge` and ends with `Session.finish`; a step on the fast path begins if `last_seq`
-and `may_step` permit it, and ends with `finish_step`, which does the same for an ACT and a PERCEPT.
-Nothing else changes the numbers.
+with `Session.judge` and ends with `Session.finish`; a step on the fast path uses `begin_step` and
+`finish_step`, which do the same for an ACT and a PERCEPT. Nothing else changes the numbers.
 """
 
 from __future__ import annotations
@@ -15,8 +14,8 @@ from gymwire.protocol.codec import PLAIN, Frame, Pieces
 from gymwire.protocol.errors import MoveError
 from gymwire.protocol.messages import Code, Error, Kind
 
-EXECUTING: Frame = bytearray()
-"""The place of the reply while a request is being executed: an empty frame, known by identity."""
+_EXECUTING: Frame = bytearray()
+"""In the place of the reply while a request is being executed: an empty frame of its own."""
 
 _ACT = Kind.ACT  # before Python 3.12, looking an enum member up takes 0.1 µs and more
 
@@ -39,10 +38,9 @@ class Session:
         address: the address under which the learner opened the session.
         learner: the identity of the learner's key, "" without keys.
         state: the state of the dialogue between two requests.
-        may_step: whether an ACT is legal in this state.
         last_seq: the number of the last request that was executed.
-        reply: the reply to the last request, kept in case the learner repeats the request;
-            EXECUTING while a request is being executed.
+        reply: the reply to the last request, kept in case the learner repeats the request; empty
+            while a request is being executed.
         refusal: the ERROR to send when `judge` has returned REFUSE.
     """
 
@@ -53,10 +51,10 @@ class Session:
         self.address = address
         self.learner = learner
         self.state = dialogue.State.READY
-        self.may_step = False
         self.last_seq = 0
         self.reply: Frame | Pieces = b""
         self.refusal: Frame = b""
+        self._may_step = False  # whether an ACT is legal in this state
         self._others = 0  # requests other than ACT that were executed
         self._kind: Kind | None = None  # of the request that `judge` has begun
         self._request: Frame | memoryview = b""  # being executed, or the last one executed
@@ -84,7 +82,7 @@ class Session:
             self._kind, self._request = kind, request
             # The learner has reply n-1 once it sends n; drop it, since it may alias memory of the
             # environment.
-            self.reply = EXECUTING
+            self.reply = _EXECUTING
             return Verdict.EXECUTE
         if seq == self.last_seq:
             if request == self._request:
@@ -117,7 +115,7 @@ class Session:
         kind = self._kind
         assert kind is not None, "no request has begun"
         self.state = dialogue.after(self.state, kind, reply)
-        self.may_step = _ACT in dialogue.MOVES[self.state]
+        self._may_step = _ACT in dialogue.MOVES[self.state]
         self._kind = None
         self.last_seq += 1
         self._others += kind is not _ACT
@@ -131,21 +129,32 @@ class Session:
     @property
     def is_executing(self) -> bool:
         """Whether a request has begun and has no reply yet. May be read from any thread."""
-        return self.reply is EXECUTING
+        return self.reply is _EXECUTING
+
+    def begin_step(self, seq: int) -> bool:
+        """Begin an ACT if `judge` would have it executed; the fast path of a step.
+
+        Returns:
+            Whether the caller must execute the step, and then call `finish_step`, or `judge` and
+            `finish` if the reply is an ERROR. If not, nothing has changed, and `judge` says what
+            to do.
+        """
+        if seq != self.last_seq + 1 or not self._may_step:
+            return False
+        self.reply = _EXECUTING  # see `judge`
+        return True
 
     def finish_step(self, seq: int, request: Frame | memoryview, frame: Frame | Pieces) -> None:
-        """Record the PERCEPT that answers an ACT, as `judge` and `finish` do.
-
-        The caller has found `seq` to be the next number, and that the session `may_step`. It has
-        set `reply` to EXECUTING before it used the environment.
-        """
+        """Record the PERCEPT that answers the step `seq` which has begun, as `finish` does."""
+        assert self.reply is _EXECUTING, "no request has begun"
+        assert self._kind is None, "the request that has begun is not a step"
         self._request, self.reply = request, frame
         self.last_seq = seq  # a PERCEPT leaves the state of the dialogue as it is
 
     def abort(self) -> None:
         """Forget that a request has begun, so that its repetition is executed."""
-        if self.reply is EXECUTING:
-            self.reply = b""
+        if self.reply is _EXECUTING:
+            self._kind, self.reply = None, b""
 
     def restamp(self, frame: Frame) -> None:
         """Replace the reply by the same reply with time stamps."""

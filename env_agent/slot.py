@@ -30,8 +30,7 @@ class Slot:
         opened: the reply to OPEN, sent again if the learner repeats it.
         opened_at: when the session was opened, in monotonic seconds.
         began_at: when the last request began to be executed, in monotonic seconds.
-        heard_at: when the last other request arrived than one that was executed at once, in
-            monotonic seconds.
+        heard_at: when the last request arrived that was not executed at once, in monotonic seconds.
         executor: the thread that makes, uses and closes the environment.
         is_fast: whether its steps are known to be short.
         times: how long the steps since the last report took, in seconds.

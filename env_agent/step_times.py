@@ -17,6 +17,7 @@ FIRST = -30  # the exponent of the shortest time that is told apart, about a nan
 OFFSET = -PARTS * (FIRST + 2)
 HALF_LIFE = 10.0  # seconds: a step counts half as much as one that came so much later
 LEAST = 0.01  # of a step: what counts less is forgotten
+MAX_SORTED = 1000  # durations of a session in one report: of more, every second, third, … counts
 MAX_ROWS = 500  # of sessions in one second: the others come later
 
 
@@ -104,8 +105,9 @@ def _update(last: _Reported, times: list[float], kept: float) -> None:
         return
     del times[: len(taken)]  # and not what another thread has appended meanwhile
     weights = {index: weight * kept for index, weight in last.weights.items()}
-    for index, more in Counter(map(index_of, taken)).items():
-        weights[index] = weights.get(index, 0.0) + more
+    every = -(-len(taken) // MAX_SORTED)  # one counts for so many
+    for index, more in Counter(map(index_of, taken[::every])).items():
+        weights[index] = weights.get(index, 0.0) + more * every
     last.weights = {index: weight for index, weight in weights.items() if weight >= LEAST}
 
 

@@ -180,6 +180,49 @@ def test_a_bug_in_the_handling_of_a_request_is_its_reply(
         assert_serves(network)
 
 
+@pytest.mark.parametrize("place", ["step", "handle"])
+def test_a_request_is_listed_while_it_is_executed(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    with Network() as network:
+        loop = network.env_agent(SERVICE)
+        session = network.connection().open("failing")
+        assert loop.current_requests == []
+        seen: list[Any] = []
+        monkeypatch.setattr(Failing, "fail", lambda self, _: seen.append(loop.current_requests))
+        session.request(Reset())
+        if place == "handle":
+            monkeypatch.setattr(loop.host.requests, "step", lambda *_: None)
+        session.request(Act(1))
+        numbers = [[(sid, seq) for sid, seq, _ in requests] for requests in seen]
+        assert numbers == [[(session.sid, 1)], [(session.sid, 2)]]
+        assert loop.current_requests == []
+
+
+@pytest.mark.parametrize("place", ["step", "handle"])
+def test_a_request_without_a_reply_is_executed_when_it_is_repeated(
+    monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
+    """Two bugs: the handling raises, and so does what makes the reply to it."""
+    with Network() as network:
+        loop = network.env_agent(SERVICE)
+        session = network.connection().open("failing")
+        session.request(Reset())
+        frame = bytes(PLAIN.encode(Act(1), session.sid, 2))
+        with monkeypatch.context() as fault:
+            fault.setattr(loop.host.requests, "_finish", raising(Panic()))
+            if place == "handle":
+                fault.setattr(loop.host.requests, "step", lambda *_: None)
+            else:
+                fault.setattr(loop.host.slots[session.sid].runner, "step", raising(Panic()))
+            fault.setattr("gymwire.env_agent.failure_reports.handling_failed", raising(Panic()))
+            next(one for one in network.connections() if one.loop is loop).arrived(frame)
+        slot = loop.host.slots[session.sid]
+        assert (slot.session.last_seq, loop.jobs.failed_requests) == (1, 1)
+        assert loop.current_requests == []
+        assert session.request(Act(1)) == STEPPED
+
+
 @raised
 def test_a_bug_in_the_opening_of_a_session_is_its_reply(
     monkeypatch: pytest.MonkeyPatch, error: BaseException

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from gymwire.env_agent.session import EXECUTING, Session, Verdict
+from gymwire.env_agent.session import Session, Verdict
 from gymwire.protocol.codec import PLAIN, Pieces
 from gymwire.protocol.dialogue import State
 from gymwire.protocol.errors import MoveError
@@ -23,14 +23,6 @@ def session() -> Session:
 def execute(session: Session, kind: Kind, seq: int, data: bytes, reply: Kind, frame: bytes) -> None:
     assert session.judge(kind, seq, data) is Verdict.EXECUTE
     session.finish(reply, frame)
-
-
-def begin_step(session: Session, seq: int) -> bool:
-    """Begin a step as the fast path does, if it may; return whether it has begun."""
-    if seq != session.last_seq + 1 or not session.may_step:
-        return False
-    session.reply = EXECUTING
-    return True
 
 
 @pytest.fixture
@@ -106,13 +98,13 @@ def test_a_reply_that_does_not_answer_the_request_raises(session: Session) -> No
 
 
 def test_a_step_that_is_next_begins_once_and_counts_when_it_is_finished(stepped: Session) -> None:
-    assert begin_step(stepped, 3)
+    assert stepped.begin_step(3)
     assert (stepped.last_seq, stepped.steps, stepped.reply) == (2, 1, b"")
     assert stepped.is_executing
     stepped.finish_step(3, b"act 3", b"percept 3")
     assert (stepped.last_seq, stepped.steps, stepped.reply) == (3, 2, b"percept 3")
     assert not stepped.is_executing
-    assert not begin_step(stepped, 3)
+    assert not stepped.begin_step(3)
     assert stepped.judge(Kind.ACT, 3, b"act 3") is Verdict.REPEAT
     assert stepped.judge(Kind.ACT, 3, b"another") is Verdict.REFUSE
 
@@ -137,7 +129,7 @@ def test_the_fast_path_does_exactly_what_judge_and_finish_do(
     for number, (request, reply) in enumerate(DIALOGUE[:length], 1):
         execute(session, request, number, ACT, reply, REPLY)
     before, fast = vars(copy.copy(session)), copy.copy(session)
-    began = begin_step(fast, seq)
+    began = fast.begin_step(seq)
     assert began == (session.judge(Kind.ACT, seq, b"act") is Verdict.EXECUTE)
     assert fast.is_executing == session.is_executing == began
     if began:
@@ -149,7 +141,7 @@ def test_the_fast_path_does_exactly_what_judge_and_finish_do(
 
 
 def test_a_failed_step_counts_and_leaves_the_episode_open(stepped: Session) -> None:
-    assert begin_step(stepped, 3)
+    assert stepped.begin_step(3)
     assert stepped.judge(Kind.ACT, 3, ACT) is Verdict.EXECUTE  # what has begun may be judged again
     stepped.finish(Kind.ERROR, b"error")
     assert (stepped.last_seq, stepped.steps, stepped.state) == (3, 2, State.EPISODE)
@@ -158,14 +150,22 @@ def test_a_failed_step_counts_and_leaves_the_episode_open(stepped: Session) -> N
 def test_a_request_that_has_not_begun_cannot_be_finished(stepped: Session) -> None:
     with pytest.raises(AssertionError):
         stepped.finish(Kind.PERCEPT, REPLY)
+    with pytest.raises(AssertionError):
+        stepped.finish_step(3, ACT, REPLY)
+    stepped.judge(Kind.RESET, 3, RESET)
+    with pytest.raises(AssertionError):
+        stepped.finish_step(3, ACT, REPLY)
 
 
 def test_a_request_that_was_aborted_is_executed_when_it_is_repeated(stepped: Session) -> None:
     assert stepped.judge(Kind.ACT, 3, ACT) is Verdict.EXECUTE
     stepped.abort()
     assert not stepped.is_executing
-    assert stepped.judge(Kind.ACT, 3, ACT) is Verdict.EXECUTE
-    stepped.finish(Kind.PERCEPT, REPLY)
+    assert stepped.begin_step(3)
+    stepped.abort()
+    assert not stepped.is_executing
+    assert stepped.begin_step(3)
+    stepped.finish_step(3, ACT, REPLY)
     stepped.abort()
     assert stepped.judge(Kind.ACT, 3, ACT) is Verdict.REPEAT
     assert stepped.reply == REPLY
@@ -176,7 +176,7 @@ def test_a_request_that_was_aborted_is_executed_when_it_is_repeated(stepped: Ses
 
 def test_a_reply_in_pieces_is_copied_when_it_is_detached(stepped: Session) -> None:
     memory = bytearray(b"cept")
-    assert begin_step(stepped, 3)
+    assert stepped.begin_step(3)
     stepped.finish_step(3, ACT, Pieces([b"per", memory], 7))
     assert stepped.detach_reply() == b"percept"
     memory[:] = b"next"

@@ -71,6 +71,16 @@ def test_a_row_has_the_steps_their_rate_and_their_times() -> None:
     assert [p50, p99] == pytest.approx([0.001, 0.5], rel=0.125)
 
 
+def test_of_very_many_steps_a_part_is_sorted_and_counts_for_all() -> None:
+    sessions, reports = Sessions(1), StepReports()
+    sessions.step(0, 0.00005, 24_500)
+    sessions.step(0, 0.01, 500)
+    [[_, steps, _, p50, p99, *_]] = reports.rows(sessions.running(), 101.0)
+    assert (steps, sessions.times[0]) == (25_000, [])
+    assert [p50, p99] == pytest.approx([0.00005, 0.01], rel=0.125)
+    assert sum(reports._reported[0].weights.values()) == pytest.approx(25_000, rel=0.01)
+
+
 def test_an_idle_session_is_reported_once_more_and_then_not() -> None:
     sessions, reports = Sessions(1), StepReports()
     sessions.step(0, 0.1)
