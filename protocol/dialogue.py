@@ -15,6 +15,8 @@ from gymwire.protocol.messages import Kind
 class State(Enum):
     """The state of a session between two requests."""
 
+    __hash__ = object.__hash__  # that of Enum is a function in Python
+
     READY = "ready"  # open, no episode yet
     EPISODE = "episode"  # at least one reset has succeeded
     CLOSED = "closed"

@@ -81,10 +81,11 @@ class SessionGroup:
 
     def check(self, kind: Kind) -> None:
         """Raise EnvironmentLost or MoveError unless all sessions may send this request now."""
-        for i, session in enumerate(self._sessions):
-            if session.exchange.lost is not None:
-                raise self.lost_error(i)
-            dialogue.check_request(session.exchange.state, kind)
+        exchanges = [one.exchange for one in self._sessions]
+        if any(one.lost is not None for one in exchanges):
+            raise self.lost_error()
+        for state in {one.state for one in exchanges}:
+            dialogue.check_request(state, kind)
 
     def ask(self, requests: Mapping[int, Message], timeout_s: float | None) -> dict[int, Message]:
         """Send a request to each of these sessions, and return the replies."""
