@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import itertools
@@ -155,7 +156,6 @@ class Router:
         self._multipart: set[bytes] = set()
         self._inside = f"inproc://gymwire-{next(_domains)}"
         socket.bind(self._inside)
-        self._successor: zmq.Socket[bytes] = context().socket(zmq.DEALER)
         self._monitor = Monitor(socket, listens=True)
         self.urls: list[str] = []
         for url in checked:
@@ -296,9 +296,11 @@ class Router:
         # What libzmq has read already would have to be received, and take memory until then. It
         # drops that if another connection takes the routing id over. That must be last: libzmq
         # never closes a connection that delivers something after that (docs/design.md).
-        self._successor.setsockopt(zmq.ROUTING_ID, rid)
-        self._successor.connect(self._inside)
-        self._successor.disconnect(self._inside)
+        with contextlib.suppress(zmq.ZMQError):  # no descriptor is left for one more socket
+            successor: zmq.Socket[bytes] = context().socket(zmq.DEALER)
+            successor.setsockopt(zmq.ROUTING_ID, rid)
+            successor.connect(self._inside)
+            successor.close(linger=0)
         return True
 
     def _close_overfull(self, fd: int) -> None:
@@ -341,7 +343,6 @@ class Router:
         if self._domain:
             authenticator().forget(self._domain)
         self._monitor.close()
-        self._successor.close(linger=0)
         self._socket.close(linger=int(linger_s * 1000))
 
 

@@ -43,6 +43,14 @@ def until_free(part: Part, most: int) -> None:
     until(lambda: descriptors(part.pid) <= most, f"{part.log.name} frees its descriptors")
 
 
+def until_given_back(part: Part, most: int) -> None:
+    """Wait until the process has no more than so many bytes of memory.
+
+    What a flood has sent may wait until its connection is closed, two seconds later.
+    """
+    until(lambda: resident(part.pid) <= most, f"{part.log.name} gives memory back")
+
+
 def used_slots(url: str) -> int:
     with contextlib.closing(BrokerConnection(url)) as connection:
         return sum(offer["used"] for offer in connection.find(ADDRESS))
