@@ -21,11 +21,12 @@ ITEM_BYTES = 1024  # memory of a message that waits, besides its bytes
 
 
 class Piece(Enum):
-    """Some short messages, one long message, or some sessions of a long HELLO."""
+    """Some short messages, of peers that ask for little or for much; or another piece of work."""
 
     SHORT = "short"
-    LONG = "long"
-    SESSIONS = "sessions"
+    DEMANDING = "short, of peers that ask for much"
+    LONG = "one long message"
+    SESSIONS = "some sessions of a long HELLO"
 
 
 class Agenda(Generic[T]):
@@ -36,22 +37,32 @@ class Agenda(Generic[T]):
 
     def __init__(self, has_sessions: Callable[[], bool]) -> None:
         self._has_sessions = has_sessions
-        self._messages: dict[Piece, Turns[T]] = {Piece.LONG: Turns(), Piece.SHORT: Turns()}
-        self._short, self._long = self._messages[Piece.SHORT], self._messages[Piece.LONG]
+        self._short: Turns[T] = Turns()
+        self._demanding: Turns[T] = Turns()
+        self._long: Turns[T] = Turns()
+        self._messages = {
+            Piece.SHORT: self._short,
+            Piece.DEMANDING: self._demanding,
+            Piece.LONG: self._long,
+        }
         self._due = 0.0  # the next piece, if frames have arrived
         self._piece_due = dict.fromkeys(Piece, 0.0)
 
     def __bool__(self) -> bool:
-        return bool(self._short or self._long) or self._has_sessions()
+        return bool(self._short or self._demanding or self._long) or self._has_sessions()
 
     def is_free(self, now: float) -> bool:
-        """Return whether a short message can be handled at once."""
-        return not self._short and now >= self._due
+        """Return whether a short message of a peer that asks for little can be handled at once."""
+        return not self._short and not self._demanding and now >= self._due
 
-    def put(self, owner: bytes, size: int, message: T, *, is_long: bool) -> bool:
-        """Add a message of `size` bytes; return False if too much of this owner's waits already."""
-        turns = self._long if is_long else self._short
-        return turns.put(owner, size + ITEM_BYTES, message)
+    def put(self, owner: bytes, size: int, message: T, piece: Piece) -> bool:
+        """Add a message of `size` bytes; return False if too much of this owner's waits already.
+
+        The short messages of an owner stay in order.
+        """
+        if piece is Piece.SHORT and self._demanding.has(owner):
+            piece = Piece.DEMANDING
+        return self._messages[piece].put(owner, size + ITEM_BYTES, message)
 
     def take(self, piece: Piece) -> T | None:
         """Remove and return the message whose turn it is; None: none waits."""
@@ -61,8 +72,9 @@ class Agenda(Generic[T]):
     def due(self) -> float:
         """When the next piece may begin although frames have arrived; infinity: nothing waits."""
         due = 0.0 if self._short else math.inf
-        if self._long:
-            due = min(due, self._piece_due[Piece.LONG])
+        for piece in (Piece.DEMANDING, Piece.LONG):
+            if self._messages[piece]:
+                due = min(due, self._piece_due[piece])
         if self._has_sessions():
             due = min(due, self._piece_due[Piece.SESSIONS])
         return max(due, self._due)
@@ -71,18 +83,20 @@ class Agenda(Generic[T]):
         """Return what to do next; None: nothing yet.
 
         `is_idle`: whether no frame has arrived. `is_relaying`: whether steps are relayed nowadays;
-        if not, all sessions of a HELLO are taken over without a pause.
+        if not, only long messages wait for a pause of their own.
         """
         if not is_idle and now < self._due:
             return None
         if self._long and now >= self._piece_due[Piece.LONG]:
             return Piece.LONG
-        has_sessions = self._has_sessions()
+        has_sessions, is_calm = self._has_sessions(), is_idle and not is_relaying
         if has_sessions and now >= self._piece_due[Piece.SESSIONS]:
             return Piece.SESSIONS
+        if self._demanding and (is_calm or now >= self._piece_due[Piece.DEMANDING]):
+            return Piece.DEMANDING
         if self._short:
             return Piece.SHORT
-        return Piece.SESSIONS if has_sessions and is_idle and not is_relaying else None
+        return Piece.SESSIONS if has_sessions and is_calm else None
 
     def ended(self, piece: Piece, now: float, took_s: float) -> None:
         """Note that a piece, which has taken this CPU time, has just ended."""

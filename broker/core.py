@@ -183,7 +183,9 @@ class Core:
         admission = self._limiter.admit(rid, len(data), now)
         if admission is Admission.DROP:
             self._journal.drop(rid, Drop.FLOOD)
-        return Admission.WAIT if admission is Admission.PASS else admission
+        if admission is not Admission.PASS:
+            return admission
+        return Admission.DEMANDING if self._limiter.is_demanding(rid) else Admission.WAIT
 
     def charge(self, rid: bytes, cpu_s: float, now: float) -> None:
         """Charge the sender of a frame for the CPU time that `receive` took."""

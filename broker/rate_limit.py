@@ -23,6 +23,8 @@ LISTING_BYTES = 2048  # bytes of a FOUND reply per token, since the broker has t
 LISTING_NAMES = 32  # addresses that the broker examines for a FOUND reply, per token
 # The share of a full bucket that a peer needs for a FIND: more than what the largest page costs.
 LISTING_SHARE = 0.4
+# The share of a full bucket below which a peer has asked for much.
+DEMANDING_SHARE = 0.5
 RETRY_TOKENS = 10  # for the repetitions of a FIND that has to wait
 MAX_BUCKETS = 20_000
 
@@ -32,6 +34,7 @@ class Admission(Enum):
 
     PASS = "pass"
     WAIT = "wait"  # handle it when it is the sender's turn
+    DEMANDING = "demanding"  # the same, but the sender has asked for much lately
     THROTTLE = "throttle"  # reply BUSY instead of handling it
     CUT_OFF = "cut off"  # reply BUSY, stop reading from the connection, close it later
     DROP = "drop"  # ignore it: the connection is already cut off
@@ -69,6 +72,11 @@ class RateLimiter:
             return Admission.THROTTLE
         self._buckets[rid] = -DEBT - CUT_OFF_DEBT, now
         return Admission.CUT_OFF
+
+    def is_demanding(self, rid: bytes) -> bool:
+        """Return whether a peer had asked for much when its last message was admitted."""
+        known = self._buckets.get(rid)
+        return known is not None and known[0] < DEMANDING_SHARE * BURST
 
     def charge_refusal(self, rid: bytes, now: float) -> None:
         """Charge for the refusal of a message that `admit_free` has let pass."""

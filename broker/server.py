@@ -47,6 +47,12 @@ if sys.platform != "win32":
 # kernel therefore drops its input for a while before the broker closes the connection.
 DROP_INPUT_S = 2.0
 PIECE_S = 0.0005  # CPU time for short messages after which the broker looks for steps again
+# What is not refused, and as what it waits; None: it does not.
+_ADMITTED = {
+    Admission.PASS: None,
+    Admission.WAIT: Piece.SHORT,
+    Admission.DEMANDING: Piece.DEMANDING,
+}
 _FROM_HOST = (Kind.OBSERVE, Kind.STOP, Kind.WATCH)  # without a policy, only from this host
 SUSPENDED_S = 2.0  # a gap between two ticks that shows that this process was suspended
 
@@ -238,7 +244,7 @@ class Server:
         """
         now = time.monotonic()
         admission = self.core.admit(rid, data, key, now)
-        if admission not in (Admission.PASS, Admission.WAIT):
+        if admission not in _ADMITTED:
             self._reject(admission, rid, origin, data, now)
             return
         name = "" if key is None else identity(key)
@@ -256,13 +262,13 @@ class Server:
             unread = self._router.unread(fd) if watches else 0
             sender = Sender(rid, fd, key, name, self._router.connection_id(fd), on_host, unread)
         frame = ReceivedFrame(sender, origin, data, at)
-        is_long = takes_long(data)
-        if not is_long and admission is Admission.PASS:
+        piece = Piece.LONG if takes_long(data) else _ADMITTED[admission]
+        if piece is None:
             self._handle(frame, now)
-        elif not is_long and self._agenda.is_free(now):
+        elif piece is Piece.SHORT and self._agenda.is_free(now):
             took_s = self._handle(frame, now)
-            self._agenda.ended(Piece.SHORT, time.monotonic(), took_s)
-        elif not self._agenda.put(key or rid, len(data), frame, is_long=is_long):
+            self._agenda.ended(piece, time.monotonic(), took_s)
+        elif not self._agenda.put(key or rid, len(data), frame, piece):
             self._reject(Admission.THROTTLE, rid, origin, data, now)
 
     def _handle(self, frame: ReceivedFrame, now: float) -> float:

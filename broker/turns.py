@@ -23,6 +23,10 @@ class Turns(Generic[T]):
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
+    def has(self, owner: bytes) -> bool:
+        """Return whether anything of this owner waits."""
+        return owner in self._waiting
+
     def put(self, owner: bytes, size: int, item: T) -> bool:
         """Add an item of `size` bytes; return False if too much of this owner's waits already."""
         total = self._bytes.get(owner, 0) + size

@@ -279,7 +279,7 @@ class Network:
 
     def _receive(self, dealer: Dealer, frame: bytes) -> None:
         match self.core.admit(dealer.rid, frame, None, self.now):
-            case Admission.PASS | Admission.WAIT:
+            case Admission.PASS | Admission.WAIT | Admission.DEMANDING:
                 sender = Sender(dealer.rid, dealer.fd, None, "", on_host=True)
                 self._deliver(self.core.receive(sender, frame, self.now))
             case Admission.THROTTLE:

@@ -91,7 +91,7 @@ class Broker:
         if to is not None:
             return decoded([Send(to, data)])
         admission = self.core.admit(rid, bytes(data), key, self.now)
-        if admission not in (Admission.PASS, Admission.WAIT):
+        if admission in (Admission.THROTTLE, Admission.CUT_OFF, Admission.DROP):
             return (
                 [] if admission is Admission.DROP else decoded(self.core.throttle(rid, bytes(data)))
             )

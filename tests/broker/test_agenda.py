@@ -13,7 +13,7 @@ import zmq
 from gymwire.broker import server as server_module
 from gymwire.broker import turns
 from gymwire.broker.agenda import ITEM_BYTES, LONG_PAUSE, PAUSE, Agenda, Piece
-from gymwire.broker.rate_limit import Admission
+from gymwire.broker.rate_limit import BURST, DEMANDING_SHARE, RATE, Admission
 from gymwire.broker.server import Server
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN, Header
@@ -56,7 +56,7 @@ def test_steps_are_relayed_for_as_long_as_the_last_piece_took() -> None:
     assert waiting.is_free(NOW)
     waiting.ended(Piece.SHORT, NOW, 0.002)
     assert not waiting.is_free(NOW + PAUSE * 0.001)
-    waiting.put(b"a", 100, "one", is_long=False)
+    waiting.put(b"a", 100, "one", Piece.SHORT)
     assert waiting.due == pytest.approx(NOW + PAUSE * 0.002)
     assert following(waiting, NOW + PAUSE * 0.001) is None
     assert following(waiting, NOW + PAUSE * 0.003) is Piece.SHORT
@@ -64,26 +64,49 @@ def test_steps_are_relayed_for_as_long_as_the_last_piece_took() -> None:
 
 def test_short_messages_do_not_wait_while_no_frame_arrives() -> None:
     waiting = agenda()
-    waiting.put(b"a", 100, "one", is_long=False)
+    waiting.put(b"a", 100, "one", Piece.SHORT)
     waiting.ended(Piece.SHORT, NOW, 0.002)
     assert following(waiting, NOW, is_idle=True) is Piece.SHORT
 
 
 def test_a_long_message_waits_for_ten_times_the_time_of_the_last_one() -> None:
     waiting = agenda()
-    waiting.put(b"a", 100, "long", is_long=True)
+    waiting.put(b"a", 100, "long", Piece.LONG)
     waiting.ended(Piece.LONG, NOW, 0.002)
     assert waiting.due == pytest.approx(NOW + LONG_PAUSE * 0.002)
     assert following(waiting, NOW + LONG_PAUSE * 0.001, is_idle=True) is None
-    waiting.put(b"b", 100, "short", is_long=False)
+    waiting.put(b"b", 100, "short", Piece.SHORT)
     assert following(waiting, NOW + LONG_PAUSE * 0.001) is Piece.SHORT
     assert following(waiting, NOW + LONG_PAUSE * 0.003) is Piece.LONG
 
 
+def test_peers_that_ask_for_much_share_a_tenth_of_the_time_while_steps_are_relayed() -> None:
+    waiting = agenda()
+    waiting.put(b"a", 100, "of much", Piece.DEMANDING)
+    assert not waiting.is_free(NOW)
+    waiting.ended(Piece.DEMANDING, NOW, 0.002)
+    assert waiting.due == pytest.approx(NOW + LONG_PAUSE * 0.002)
+    assert following(waiting, NOW + LONG_PAUSE * 0.001, is_idle=True) is None
+    assert following(waiting, NOW, is_idle=True, is_relaying=False) is Piece.DEMANDING
+    waiting.put(b"b", 100, "of little", Piece.SHORT)
+    assert following(waiting, NOW + LONG_PAUSE * 0.001) is Piece.SHORT
+    assert following(waiting, NOW + LONG_PAUSE * 0.003) is Piece.DEMANDING
+
+
+def test_the_short_messages_of_an_owner_stay_in_order() -> None:
+    waiting = agenda()
+    waiting.put(b"a", 100, "first", Piece.DEMANDING)
+    waiting.put(b"a", 100, "second", Piece.SHORT)
+    assert waiting.take(Piece.SHORT) is None
+    assert [waiting.take(Piece.DEMANDING) for _ in range(2)] == ["first", "second"]
+    waiting.put(b"a", 100, "third", Piece.SHORT)
+    assert waiting.take(Piece.SHORT) == "third"
+
+
 def test_there_is_a_pause_between_pieces_of_different_kinds() -> None:
     waiting = agenda([1])
-    waiting.put(b"a", 100, "long", is_long=True)
-    waiting.put(b"a", 100, "short", is_long=False)
+    waiting.put(b"a", 100, "long", Piece.LONG)
+    waiting.put(b"a", 100, "short", Piece.SHORT)
     for piece in (Piece.LONG, Piece.SESSIONS, Piece.SHORT):
         waiting.ended(piece, NOW, 0.002)
         assert following(waiting, NOW + PAUSE * 0.001) is None
@@ -108,9 +131,9 @@ def test_an_empty_agenda_is_never_due() -> None:
 def test_small_messages_that_wait_are_bounded_too() -> None:
     waiting = agenda()
     most = turns.MAX_WAITING_BYTES // (24 + ITEM_BYTES)
-    kept = [waiting.put(b"a", 24, "one", is_long=False) for _ in range(most + 1)]
+    kept = [waiting.put(b"a", 24, "one", Piece.SHORT) for _ in range(most + 1)]
     assert kept == [True] * most + [False]
-    assert waiting.put(b"b", 24, "one", is_long=False)
+    assert waiting.put(b"b", 24, "one", Piece.SHORT)
 
 
 # --- what waits -----------------------------------------------------------------------------------
@@ -129,6 +152,19 @@ def test_only_frames_of_the_senders_own_sessions_do_not_wait() -> None:
     assert admitted(Act(0), sid + 1) is Admission.WAIT
     assert admitted(Ping(), sid) is Admission.WAIT
     assert admitted(Open("cartpole", b"n" * 16), 0) is Admission.WAIT
+
+
+def test_a_peer_that_has_used_half_of_its_bucket_is_demanding() -> None:
+    broker = Broker()
+    broker.learner(LEARNER)
+    ping = bytes(PLAIN.encode(Ping()))
+    found = [broker.core.admit(LEARNER, ping, None, broker.now) for _ in range(int(BURST))]
+    changed = found.index(Admission.DEMANDING)
+    assert changed == pytest.approx(DEMANDING_SHARE * BURST, abs=2)
+    assert set(found[:changed]) == {Admission.WAIT}
+    assert set(found[changed:-1]) == {Admission.DEMANDING}
+    later = broker.now + BURST / RATE
+    assert broker.core.admit(LEARNER, ping, None, later) is Admission.WAIT
 
 
 class Bench:
