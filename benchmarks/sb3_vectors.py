@@ -6,6 +6,9 @@ In one run, in turn, CartPoles with a Monitor: a DummyVecEnv, then ProxyVecEnv o
 agent. If the env agent steps single environments (`sync`), it first compares 1,000 steps of both
 bit for bit; CartPole's own vector class draws other initial states.
 
+All processes are pinned to one processor: a step never uses two at once, and waking a halted one
+takes as long as the step.
+
 The rows `floor` bound what any proxy can reach: another process steps the vectors that the env
 agent makes, and only their raw bytes go over a Unix socket, with no infos and no Monitor.
 """
@@ -14,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import socket
 import statistics
 import time
@@ -142,6 +146,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.5)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     with programs() as started:
         _, url = started.broker()
         for address, env in (
