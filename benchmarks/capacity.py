@@ -153,8 +153,8 @@ class Meter:
         self._pid = pid
 
     def kib(self) -> float:
-        """Return its memory."""
-        return pss_kib(self._pid)
+        """Return its memory, without that of files."""
+        return pss_kib(self._pid, "Pss_Anon")
 
     def fds(self) -> int:
         """Return how many descriptors it has open."""

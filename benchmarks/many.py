@@ -215,12 +215,15 @@ def _figure(name: str, target: str, measured: float) -> dict[str, Any]:
     return {"figure": name, "target": target, "measured": measured}
 
 
-def pss_kib(pid: int) -> float:
-    """Return the memory of a process, shared pages in part, in KiB. Linux only."""
+def pss_kib(pid: int, kind: str = "Pss") -> float:
+    """Return the memory of a process, shared pages in part, in KiB. Linux only.
+
+    `kind`: Pss_Anon: without that of files, whose part changes with the programs that share them.
+    """
     for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
+        if line.startswith(f"{kind}:"):
             return float(line.split()[1])
-    raise RuntimeError(f"/proc/{pid}/smaps_rollup has no line with the PSS.")
+    raise RuntimeError(f"/proc/{pid}/smaps_rollup has no line {kind}.")
 
 
 def _bare_kib() -> float:
