@@ -341,7 +341,7 @@ class Server:
         fd = fd_of(origin)
         if not self.core.may_cut_off(rid, fd, now):
             return
-        if self._router.drop_input(fd, rid):
+        if self._router.drop_input(fd):
             self._dropping_input.append((now + DROP_INPUT_S, fd, self._router.connection_id(fd)))
         else:
             self._router.hang_up(fd)

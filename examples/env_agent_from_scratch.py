@@ -131,7 +131,6 @@ class Agent:
         self._socket.setsockopt(zmq.HEARTBEAT_IVL, 1500)  # §3.4
         self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, 4000)
         self._socket.setsockopt(zmq.HEARTBEAT_TTL, 4000)
-        self._socket.setsockopt(zmq.RCVHWM, 0)
         self._socket.setsockopt(zmq.IMMEDIATE, 1)  # §3.5
         self._socket.setsockopt(zmq.RCVTIMEO, 100)
         self._monitor: zmq.Socket[bytes] = self._socket.get_monitor_socket(

@@ -57,7 +57,7 @@ def _make_dealer(
     socket: zmq.Socket[bytes] = context().socket(zmq.DEALER)
     set_common_options(socket, max_message)
     socket.setsockopt(zmq.ROUTING_ID, rid)
-    socket.setsockopt(zmq.RCVHWM, 0)  # no finite one is safe (docs/design.md); see `Inflow`
+    socket.setsockopt(zmq.RCVHWM, 0)  # the number of requests in flight bounds it
     # Only the dialling side sends pings; the TTL in each ping lets the other side detect the loss
     # of the next. If a listening socket sent pings, any peer could abort its process: connect twice
     # under one routing id, send on the first connection, close it, and libzmq's timer finds a dead
@@ -104,7 +104,7 @@ class Dealer:
         socket = _make_dealer(b"\x01" + os.urandom(15), key, server_key, max_message)
         self._socket = socket
         self._monitor = Monitor(socket, key)
-        self._inflow = Inflow(max_message, kernel.shut_down)
+        self._inflow = Inflow(2 * max_message)
         self._suspects = self._inflow.suspects
         self._bare = cast(Any, socket)
         # Receiving a zmq.Frame costs as much as copying a small frame; copying a large one costs
@@ -141,16 +141,15 @@ class Dealer:
                 frame = _recv(self._bare, 0, False)
                 self._expects_large = len(frame) >= KEEP
                 if self._suspects:
-                    self._inflow.all_heard(len(frame))
+                    self._inflow.all_heard()
                 return frame.buffer if self._expects_large else frame.bytes
             data: bytes = _recv(self._bare)
         except zmq.Again:
-            self._inflow.emptied = True
             return None
         if len(data) >= KEEP:
             self._expects_large = True
         if self._suspects:
-            self._inflow.all_heard(len(data))
+            self._inflow.all_heard()
         return data
 
     def poll(self, timeout_s: float = 0.0) -> bool:

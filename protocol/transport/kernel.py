@@ -17,7 +17,6 @@ from collections.abc import Iterator
 _LAST_DATA_RECV = slice(52, 56)
 _BYTES_RECEIVED = slice(128, 136)
 _LOOK_AGAIN_S = 0.005
-_PIECE = 1024 * 1024  # bytes dropped at once, which are not copied
 
 if sys.platform == "linux":
     _getsockopt = ctypes.CDLL(None).getsockopt
@@ -100,13 +99,6 @@ def shut_down(fd: int) -> None:
     with connection_socket(fd) as found, contextlib.suppress(OSError):
         if found is not None:
             found.shutdown(socket.SHUT_RDWR)
-
-
-def discard_input(connection: socket.socket) -> None:
-    """Drop what has arrived on a TCP connection and was not read."""
-    with contextlib.suppress(OSError):  # BlockingIOError: nothing is left
-        while connection.recv(_PIECE, socket.MSG_DONTWAIT | socket.MSG_TRUNC):
-            pass
 
 
 def wait_until_sent(fd: int, timeout_s: float) -> bool:

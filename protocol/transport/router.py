@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import itertools
@@ -30,7 +29,7 @@ from gymwire.protocol.transport.backlog import Backlogs
 from gymwire.protocol.transport.context import authenticator, context, set_common_options
 from gymwire.protocol.transport.dealer import KEEP, ZERO_COPY
 from gymwire.protocol.transport.hosts import addresses_of
-from gymwire.protocol.transport.inflow import FRAMING, Inflow
+from gymwire.protocol.transport.inflow import Inflow
 from gymwire.protocol.transport.interface import (
     TICK_MS,
     Delivery,
@@ -56,6 +55,11 @@ _recv = zmq.backend.Socket.recv
 _SO_ATTACH_FILTER = 26
 _DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 
+# Bytes of complete messages that one connection may have waiting here, and the fewest and the most
+# messages. libzmq signals the sender once for each half of the mark that was received.
+RECEIVE_BYTES = 1024 * 1024 * 1024
+MIN_MARK = 16
+MAX_MARK = 1000
 MAX_MULTIPART = 100  # senders of multipart messages to remember
 
 _domains = itertools.count(1)
@@ -77,6 +81,11 @@ def public_key_of(origin: Origin) -> bytes | None:
         return str(origin.get("User-Id")).encode("ascii")
     except zmq.ZMQError:
         return None
+
+
+def receive_mark(max_message: int) -> int:
+    """Return the receive high-water mark of a socket whose messages have `max_message` bytes."""
+    return min(max(RECEIVE_BYTES // max_message, MIN_MARK), MAX_MARK)
 
 
 class Router:
@@ -134,9 +143,7 @@ class Router:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         socket.setsockopt(zmq.SNDHWM, 1000)
-        # With a finite mark, any peer could abort this process (docs/design.md); `Inflow` bounds
-        # what waits.
-        socket.setsockopt(zmq.RCVHWM, 0)
+        socket.setsockopt(zmq.RCVHWM, receive_mark(max_message))
         socket.setsockopt(zmq.BACKLOG, 1024)
         if key is not None:
             socket.curve_server = True
@@ -150,12 +157,9 @@ class Router:
         self._socket = socket
         self._bare = cast(Any, socket)
         self._backlogs = Backlogs()
-        self._inflow = Inflow(max_message, self._close_overfull)
+        self._inflow = Inflow(2 * max_message)
         self._suspects = self._inflow.suspects
-        self._senders: dict[int, bytes] = {}  # descriptors of suspects → their routing ids
         self._multipart: set[bytes] = set()
-        self._inside = f"inproc://gymwire-{next(_domains)}"
-        socket.bind(self._inside)
         self._monitor = Monitor(socket, listens=True)
         self.urls: list[str] = []
         for url in checked:
@@ -188,18 +192,14 @@ class Router:
             return None
         if frame.more:
             # Left in the queue, the third part would pass for the next sender's routing id.
-            size = len(frame)
             while frame.more:
                 frame = _recv(bare, 0, False)
-                size += len(frame) + FRAMING
-            self._inflow.heard(fd_of(frame), size)
+            self._inflow.heard(fd_of(frame))
             if len(self._multipart) < MAX_MULTIPART:
                 self._multipart.add(rid)
             return None
         if self._suspects:
-            fd = fd_of(frame)
-            self._senders[fd] = rid
-            self._inflow.heard(fd, len(frame))
+            self._inflow.heard(fd_of(frame))
         return rid, frame, frame.bytes if len(frame) < KEEP else frame.buffer
 
     def take_multipart(self) -> set[bytes]:
@@ -275,11 +275,10 @@ class Router:
         """
         return kernel.idle_s(fd)
 
-    def drop_input(self, fd: int, rid: bytes) -> bool:
-        """Drop what waits on a connection, and all that arrives on it until it is closed.
+    def drop_input(self, fd: int) -> bool:
+        """Let the kernel drop everything that arrives on a connection, until it is closed.
 
-        `rid`: of a frame that was received from it. Returns False where that is impossible: for
-        ipc, and on systems other than Linux.
+        Returns False where that is impossible: for ipc, and on systems other than Linux.
         """
         with connection_socket(fd) as found:
             if found is None or sys.platform != "linux":
@@ -292,22 +291,7 @@ class Router:
                 found.setsockopt(hostsocket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
             except OSError:
                 return False
-            kernel.discard_input(found)
-        # What libzmq has read already would have to be received, and take memory until then. It
-        # drops that if another connection takes the routing id over. That must be last: libzmq
-        # never closes a connection that delivers something after that (docs/design.md).
-        with contextlib.suppress(zmq.ZMQError):  # no descriptor is left for one more socket
-            successor: zmq.Socket[bytes] = context().socket(zmq.DEALER)
-            successor.setsockopt(zmq.ROUTING_ID, rid)
-            successor.connect(self._inside)
-            successor.close(linger=0)
         return True
-
-    def _close_overfull(self, fd: int) -> None:
-        rid = self._senders.get(fd)
-        if rid is not None:
-            self.drop_input(fd, rid)
-        kernel.shut_down(fd)
 
     def hang_up(self, fd: int, connection: int = 0) -> None:
         """Close the connection with this descriptor; libzmq sees it end as if the peer had.
@@ -321,15 +305,11 @@ class Router:
     def link_events(self) -> list[LinkEvent]:
         """Return the connections made and lost since the last call.
 
-        Close those that deliver bytes without end, but no complete message, and those on which too
-        much waits to be received.
+        Close those that deliver bytes without end, but no complete message.
         """
         events = self._monitor.events()
         for event in events:
-            self._senders.pop(event.fd, None)
             self._inflow.note(event)
-        if self._suspects and not self.has_input():
-            self._inflow.emptied = True
         self._inflow.close_overfull()
         return events
 

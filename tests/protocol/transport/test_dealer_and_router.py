@@ -218,9 +218,8 @@ def test_a_connection_whose_input_is_dropped_delivers_nothing_until_it_reconnect
     router: Router, dealer: Dealer
 ) -> None:
     send(dealer, b"before")
-    rid, origin, _ = receive(router)
-    fd = fd_of(origin)
-    assert router.drop_input(fd, rid)
+    fd = fd_of(receive(router)[1])
+    assert router.drop_input(fd)
     send(dealer, b"muted")
     other = Dealer(router.urls[0])
     send(other, b"of another")
@@ -265,7 +264,7 @@ def test_the_idle_time_is_known_for_tcp_only(tmp_path: Path) -> None:
 def test_an_unknown_descriptor_is_left_alone(router: Router) -> None:
     assert router.connection_id(-1) == 0
     assert router.idle_s(-1) is None
-    assert not router.drop_input(-1, b"x")
+    assert not router.drop_input(-1)
     router.hang_up(-1)
 
 

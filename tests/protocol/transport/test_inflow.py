@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
-import os
 import socket
 import struct
 import sys
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -22,13 +19,8 @@ from gymwire.protocol.transport.context import context
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.inflow import Inflow
 from gymwire.protocol.transport.interface import LinkEvent
-from gymwire.protocol.transport.router import Router, fd_of
-from tests.chaos.fleet import descriptors, resident, until
-from tests.protocol.transport.test_stalled_readers import (
-    greet_as_dealer,
-    receive_exactly,
-    shake_hands,
-)
+from gymwire.protocol.transport.router import MAX_MARK, Router, receive_mark
+from tests.protocol.transport.test_stalled_readers import receive_exactly, shake_hands
 
 MIB = 1024 * 1024
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's tcp_info")
@@ -41,7 +33,13 @@ def message(size: int, *, more: bool = False) -> bytes:
 def dial_as_dealer(port: int) -> socket.socket:
     """Return a connection to a ROUTER after the handshake, with a routing id of its own."""
     peer = socket.create_connection(("127.0.0.1", port), timeout=20)
-    greet_as_dealer(peer)
+    peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\0" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31))
+    receive_exactly(peer, 64)
+    name = b"\x08Identity" + struct.pack(">I", 4) + b"\x01abc"
+    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER" + name
+    peer.sendall(bytes((4, len(ready))) + ready)
+    _, size = receive_exactly(peer, 2)
+    receive_exactly(peer, size)
     return peer
 
 
@@ -145,147 +143,19 @@ def test_messages_that_have_waited_do_not_close_a_connection(side: Any) -> None:
             assert ours.receive() is not None
 
 
-@SIDES
-def test_messages_that_nobody_receives_close_their_connection_at_a_bound(
-    side: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(inflow, "MAX_WAITING", 0)
-    size = 64 * 1024
-    with side(size) as (ours, peer):
-        sent = 0
-
-        def flood() -> None:
-            nonlocal sent
-            with contextlib.suppress(OSError):
-                while True:
-                    peer.sendall(message(size))
-                    sent += 1
-
-        flooder = threading.Thread(target=flood, daemon=True)
-        flooder.start()
-        until(lambda: sent > 100, "more has been sent than may wait")
-        events: list[LinkEvent] = []
-        for _ in range(100_000):  # it receives one message between two checks
-            events += ours.link_events()
-            if any(not event.up for event in events):
-                break
-            ours.receive()
-        flooder.join(20)
-        assert [event.up for event in events] == [True, False]
-
-
-SMALL = 300_000  # messages of a flood: 20 MB, in the memory of libzmq
-
-
-def flood_and_drop(ours: Router) -> int:
-    """Flood a socket, drop that and close the connection; return how many messages came out."""
-    with dial_as_dealer(int(ours.urls[0].rpartition(":")[2])) as peer:
-        peer.sendall((b"\0\x1a" + bytes(26)) * SMALL)
-        received = None
-        while received is None:
-            received = ours.receive()
-        rid, origin, _ = received
-        fd = fd_of(origin)
-        assert ours.drop_input(fd, rid)
-        ours.hang_up(fd)
-        number, events = 1, list[LinkEvent]()
-        while all(event.up for event in events):
-            number += ours.receive() is not None
-            events += ours.link_events()
-        while ours.receive() is not None:
-            number += 1
-        return number
-
-
-def test_floods_whose_input_is_dropped_leave_nothing_behind() -> None:
-    ours = Router(["tcp://127.0.0.1:*"])
-    flood_and_drop(ours)  # what is made once is made now
-    pid = os.getpid()
-    memory, files = resident(pid), descriptors(pid)
-    for _ in range(15):
-        assert flood_and_drop(ours) < SMALL / 100
-    assert resident(pid) - memory < 48 * MIB  # two floods and a half
-    assert descriptors(pid) <= files
-    ours.close()
-
-
-def slow_traffic(monkeypatch: pytest.MonkeyPatch) -> tuple[Inflow, list[int], list[int]]:
-    """Return an inflow with one connection, what that has delivered, and what was closed."""
-    delivered, closed = [0], list[int]()
-    monkeypatch.setattr(kernel, "shut_down", closed.append)
-    monkeypatch.setattr(kernel, "bytes_received", lambda _: delivered[0])
-    monkeypatch.setattr(kernel, "connection_id", lambda fd: fd)
-    monkeypatch.setattr(inflow, "MAX_WAITING", 0)
-    watched = Inflow(1000, kernel.shut_down)
-    watched.note(LinkEvent(True, 7))
-    return watched, delivered, closed
-
-
-def test_a_connection_that_pauses_after_each_message_stays_open(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """The sum of what it has delivered exceeds the bound between two messages."""
-    watched, delivered, closed = slow_traffic(monkeypatch)
-    for _ in range(100):
-        delivered[0] += 500
-        watched.heard(7, 500)
-        for _ in range(5):
-            watched.close_overfull()
-    assert closed == []
-
-
-def test_a_connection_stays_open_at_a_socket_where_some_message_always_waits(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    watched, delivered, closed = slow_traffic(monkeypatch)
-    for _ in range(1000):
-        delivered[0] += 3 * (500 + 9)
-        for _ in range(3):
-            watched.heard(7, 500)
-        watched.close_overfull()
-    assert closed == []
-    for _ in range(100):  # now it sends more than is received
-        delivered[0] += 3 * (500 + 9)
-        watched.heard(7, 500)
-        watched.close_overfull()
-    assert 7 in closed
-
-
-def test_small_messages_count_with_the_memory_that_they_take(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    watched, delivered, closed = slow_traffic(monkeypatch)
-    while not closed and delivered[0] < 16_000:  # what may wait in messages of the largest size
-        delivered[0] += 200 * (1 + 2)
-        watched.heard(7, 1)
-        watched.close_overfull()
-    assert 7 in closed
-
-
-def test_a_socket_that_has_nothing_left_to_receive_forgets_what_was_delivered(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    watched, delivered, closed = slow_traffic(monkeypatch)
-    for _ in range(1000):
-        delivered[0] += 1500
-        watched.heard(7, 1)
-        watched.emptied = True
-        watched.close_overfull()
-    assert closed == []
+@pytest.mark.parametrize("max_message", [1, 1000, MIB, 3 * MIB, 64 * MIB, 1024 * MIB])
+def test_the_marks_of_a_listening_socket_bound_its_bytes(max_message: int) -> None:
+    mark = receive_mark(max_message)
+    assert 16 <= mark <= MAX_MARK
+    assert mark * max_message <= max(1024 * MIB, 16 * max_message)
 
 
 def test_many_connections_are_looked_at_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[int] = []
     monkeypatch.setattr(kernel, "shut_down", closed.append)
-    delivered: Counter[int] = Counter()
-
-    def deliver(fd: int) -> int:
-        delivered[fd] += 0 if fd % 2 else 2000
-        return delivered[fd]
-
-    monkeypatch.setattr(kernel, "bytes_received", deliver)
+    monkeypatch.setattr(kernel, "bytes_received", lambda fd: 0 if fd % 2 else 2000)
     monkeypatch.setattr(kernel, "connection_id", lambda fd: fd)
-    watched = Inflow(500, kernel.shut_down)
+    watched = Inflow(limit=1000)
     number = 3 * inflow.CHECKS
     for fd in range(number):
         watched.note(LinkEvent(True, fd))
@@ -298,10 +168,9 @@ def test_another_connection_with_the_same_descriptor_is_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(kernel, "shut_down", lambda _: pytest.fail("closed"))
-    delivered = itertools.count(2000, 2000)
-    monkeypatch.setattr(kernel, "bytes_received", lambda _: next(delivered))
+    monkeypatch.setattr(kernel, "bytes_received", lambda _: 2000)
     monkeypatch.setattr(kernel, "connection_id", lambda _: 1)
-    watched = Inflow(500, kernel.shut_down)
+    watched = Inflow(limit=1000)
     watched.note(LinkEvent(True, 7))
     monkeypatch.setattr(kernel, "connection_id", lambda _: 2)
     for _ in range(5):

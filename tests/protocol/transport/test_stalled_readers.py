@@ -40,34 +40,6 @@ import os
 os._exit(0)
 """
 
-# Listens, and receives only once a line of standard input says so; prints the number of messages.
-LISTEN: Final = """
-import sys, zmq
-socket = zmq.Context().socket(zmq.ROUTER)
-socket.linger = 0
-for option in sys.argv[1:]:
-    name, value = option.split("=")
-    socket.setsockopt(getattr(zmq, name), int(value))
-print(socket.bind_to_random_port("tcp://127.0.0.1"), flush=True)
-sys.stdin.readline()
-number = 0
-while socket.poll(1000):
-    number += len(socket.recv_multipart()) > 0
-print(number, flush=True)
-"""
-
-ROUTER: Final = """
-import sys, time
-from gymwire.protocol.transport.router import Router
-router = Router(["tcp://127.0.0.1:*"])
-print(router.urls[0].rpartition(":")[2], flush=True)
-sys.stdin.readline()
-number = 0
-while router.waitable.poll(1000):
-    number += router.receive() is not None
-print(number, flush=True)
-"""
-
 LIVENESS: Final = """
 import os, sys, threading
 from gymwire.protocol.transport.dealer import LivenessConnection
@@ -115,17 +87,6 @@ def shake_hands(peer: socket.socket) -> None:
     )
     receive_exactly(peer, 64)
     ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"ROUTER"
-    peer.sendall(bytes((4, len(ready))) + ready)
-    _, size = receive_exactly(peer, 2)
-    receive_exactly(peer, size)
-
-
-def greet_as_dealer(peer: socket.socket) -> None:
-    """Shake hands with a ROUTER, under a routing id of its own."""
-    peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\0" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31))
-    receive_exactly(peer, 64)
-    name = b"\x08Identity" + struct.pack(">I", 4) + b"\x01abc"
-    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER" + name
     peer.sendall(bytes((4, len(ready))) + ready)
     _, size = receive_exactly(peer, 2)
     receive_exactly(peer, size)
@@ -212,51 +173,7 @@ def test_the_liveness_connection_survives_a_flood_and_a_reset(parts: int) -> Non
         assert process.returncode == 0
 
 
-PING: Final = b"\x04PING" + struct.pack(">H", 100)  # with a TTL of 10 s
 MESSAGE: Final = b"\0\x09" + b"x" * 9
-
-
-def ping_behind_a_flood(program: str, *options: str) -> tuple[int, str]:
-    """Flood a socket that listens, ping it, and reset the connection; then let it receive.
-
-    Returns the exit status of its process, and what that has printed.
-    """
-    command = [sys.executable, "-c", program, *options]
-    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout"), subprocess.PIPE)
-    with subprocess.Popen(command, **pipes, stderr=subprocess.DEVNULL, text=True) as process:
-        try:
-            assert process.stdout is not None
-            port = int(process.stdout.readline())
-            with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as peer:
-                greet_as_dealer(peer)
-                # All in one segment, so that libzmq reads the command before it stops.
-                ping = bytes((4, len(PING))) + PING
-                peer.sendall(MESSAGE * FLOOD + ping + MESSAGE)
-                peer.settimeout(2 * IVL_MS / 1000)
-                with contextlib.suppress(TimeoutError):  # a PONG, from one that has not stopped
-                    peer.recv(1000)
-                reset(peer)
-            output, _ = process.communicate("\n", timeout=PATIENCE_S)
-        finally:
-            process.kill()
-    return process.returncode, output
-
-
-@pytest.mark.skipif(zmq.zmq_version() != "4.3.5", reason="a defect of libzmq 4.3.5")
-@pytest.mark.skipif(sys.platform != "linux", reason="seen with epoll")
-def test_a_ping_behind_a_limited_queue_aborts_a_process_that_sends_no_heartbeats() -> None:
-    # The process survives if it receives before libzmq has noticed the reset.
-    statuses = (ping_behind_a_flood(LISTEN, "RCVHWM=10")[0] for _ in range(5))
-    assert -signal.SIGABRT in statuses
-
-
-@pytest.mark.parametrize(
-    ("program", "options"), [(LISTEN, ("RCVHWM=0",)), (ROUTER, ())], ids=["libzmq", "gymwire"]
-)
-def test_a_ping_behind_an_unlimited_queue_is_harmless(
-    program: str, options: tuple[str, ...]
-) -> None:
-    assert ping_behind_a_flood(program, *options) == (0, f"{FLOOD + 1}\n")
 
 
 def test_a_full_connection_that_closes_survives_a_reset() -> None:
