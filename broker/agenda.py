@@ -15,8 +15,14 @@ from gymwire.broker.turns import Turns
 
 T = TypeVar("T")
 # The pause after a piece, as a multiple of the CPU time that it took: before the next one, unless
-# no frame has arrived, and before the next one of the same kind, if that kind takes long.
+# no frame has arrived, and before the next one that is not urgent.
 PAUSE, LONG_PAUSE = 1, 10
+# What a step may wait for without harm, and a multiple of what a piece takes beyond that, for a
+# longer pause: so not more than one step in a hundred waits for longer. The pause is bounded, for
+# the sake of the others whose long messages wait.
+SHORT_WAIT_S = 0.0005
+EXCESS_PAUSE = 100
+MAX_EXCESS_PAUSE_S = 0.25
 ITEM_BYTES = 1024  # memory of a message that waits, besides its bytes
 
 
@@ -46,7 +52,9 @@ class Agenda(Generic[T]):
             Piece.LONG: self._long,
         }
         self._due = 0.0  # the next piece, if frames have arrived
-        self._piece_due = dict.fromkeys(Piece, 0.0)
+        self._patient_due = 0.0  # the next one that is not urgent
+        # The pauses that each of those has taken; what has taken least is next.
+        self._taken = dict.fromkeys((Piece.LONG, Piece.SESSIONS, Piece.DEMANDING), 0.0)
 
     def __bool__(self) -> bool:
         return bool(self._short or self._demanding or self._long) or self._has_sessions()
@@ -71,13 +79,9 @@ class Agenda(Generic[T]):
     @property
     def due(self) -> float:
         """When the next piece may begin although frames have arrived; infinity: nothing waits."""
-        due = 0.0 if self._short else math.inf
-        for piece in (Piece.DEMANDING, Piece.LONG):
-            if self._messages[piece]:
-                due = min(due, self._piece_due[piece])
-        if self._has_sessions():
-            due = min(due, self._piece_due[Piece.SESSIONS])
-        return max(due, self._due)
+        if self._short:
+            return self._due
+        return max(self._patient_due, self._due) if self else math.inf
 
     def next(self, now: float, *, is_idle: bool, is_relaying: bool) -> Piece | None:
         """Return what to do next; None: nothing yet.
@@ -87,19 +91,31 @@ class Agenda(Generic[T]):
         """
         if not is_idle and now < self._due:
             return None
-        if self._long and now >= self._piece_due[Piece.LONG]:
-            return Piece.LONG
-        has_sessions, is_calm = self._has_sessions(), is_idle and not is_relaying
-        if has_sessions and now >= self._piece_due[Piece.SESSIONS]:
-            return Piece.SESSIONS
-        if self._demanding and (is_calm or now >= self._piece_due[Piece.DEMANDING]):
-            return Piece.DEMANDING
-        if self._short:
-            return Piece.SHORT
-        return Piece.SESSIONS if has_sessions and is_calm else None
+        is_due, is_calm = now >= self._patient_due, is_idle and not is_relaying
+        waiting = [piece for piece in self._taken if self._waits(piece)]
+        if not is_due:
+            waiting = [piece for piece in waiting if is_calm and piece is not Piece.LONG]
+        if waiting:
+            return min(waiting, key=self._taken.__getitem__)
+        return Piece.SHORT if self._short else None
 
-    def ended(self, piece: Piece, now: float, took_s: float) -> None:
+    def ended(self, piece: Piece, now: float, took_s: float, *, is_relaying: bool) -> None:
         """Note that a piece, which has taken this CPU time, has just ended."""
         self._due = now + PAUSE * took_s
-        if piece is not Piece.SHORT:
-            self._piece_due[piece] = now + LONG_PAUSE * took_s
+        if piece is Piece.SHORT:
+            return
+        pause_s = LONG_PAUSE * took_s
+        if is_relaying:
+            excess_s = max(0.0, took_s - SHORT_WAIT_S)
+            pause_s += min(MAX_EXCESS_PAUSE_S, EXCESS_PAUSE * excess_s)
+        if is_relaying or piece is Piece.LONG:
+            self._patient_due = now + pause_s
+        # What has not waited for a while starts with as much as this one had: it saves up nothing.
+        begun = self._taken[piece]
+        self._taken[piece] += pause_s
+        for other in self._taken:
+            if not self._waits(other):
+                self._taken[other] = max(self._taken[other], begun)
+
+    def _waits(self, piece: Piece) -> bool:
+        return self._has_sessions() if piece is Piece.SESSIONS else bool(self._messages[piece])

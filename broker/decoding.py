@@ -32,7 +32,9 @@ def has_many_parts(header: Header, data: bytes | memoryview) -> bool:
     if header.head_len <= MAX_PARTS // EXTENSION_PARTS:
         return False
     try:
-        return parts_exceed(bytes(data[HEADER_SIZE : HEADER_SIZE + header.head_len]), MAX_PARTS)
+        return parts_exceed(
+            memoryview(data)[HEADER_SIZE : HEADER_SIZE + header.head_len], MAX_PARTS
+        )
     except IndexError:
         raise DecodingError("A value ends before the length that it declares.") from None
 

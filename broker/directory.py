@@ -20,7 +20,7 @@ from __future__ import annotations
 import bisect
 import itertools
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgpack
 
@@ -123,8 +123,7 @@ def _not_offered(tables: Tables, address: Address, rights: Rights) -> Refusal:
     return Refusal(Code.ADDRESS_UNKNOWN, text, known=known[:MAX_NAMES])
 
 
-@dataclass(frozen=True, slots=True)
-class PooledOffer:
+class PooledOffer(NamedTuple):
     """What the serving loops of one process offer at one address.
 
     `slots`: those of the whole process, although some of its loops may still be starting.
@@ -147,25 +146,34 @@ def pooled_offers(tables: Tables) -> list[PooledOffer]:
 
 def pooled_offers_at(tables: Tables, name: str) -> list[PooledOffer]:
     """Return one entry per process that offers this address, sorted by host."""
+    loops = tables.loops(name)
+    if len(loops) == 1:  # most addresses, and a page of a listing has many
+        return [_pool(name, loops)]
     groups: dict[tuple[str, bytes, str], list[Peer]] = {}
-    for peer in tables.loops(name):
+    for peer in loops:
         groups.setdefault((peer.host, peer.agent, peer.identity), []).append(peer)
     return [_pool(name, loops) for _, loops in sorted(groups.items(), key=lambda item: item[0])]
 
 
 def _pool(name: str, loops: list[Peer]) -> PooledOffer:
-    offers = [peer.offers[name] for peer in loops]
+    capacity = slots = used = stuck = 0
     state = "ready"
-    if any(peer.lost_at is not None for peer in loops):
-        state = "silent"
-    elif any(name in peer.draining for peer in loops):
-        state = "draining"
+    for peer in loops:
+        offer = peer.offers[name]
+        capacity += offer.capacity
+        slots = max(slots, process_slots(offer))
+        used += peer.used.get(name, 0)
+        stuck += peer.stuck.get(name, 0)
+        if peer.lost_at is not None:
+            state = "silent"
+        elif name in peer.draining and state == "ready":
+            state = "draining"
     return PooledOffer(
-        offer=offers[0],
+        offer=loops[0].offers[name],
         loops=tuple(loops),
-        slots=max(sum(offer.capacity for offer in offers), *map(process_slots, offers)),
-        used=sum(peer.used[name] for peer in loops),
-        stuck=sum(peer.stuck[name] for peer in loops),
+        slots=max(capacity, slots),
+        used=used,
+        stuck=stuck,
         state=state,
     )
 
@@ -227,7 +235,7 @@ def _entry(one: PooledOffer) -> bytes:
     return b"".join((header, listed, *map(_PACKER.pack, itertools.chain(*now.items()))))
 
 
-def pack_listed(loop: Peer, offer: Offer) -> bytes:
+def pack_listed(loop: Peer, offer: Offer) -> memoryview:
     """Return the part of an entry in FOUND that only another OFFER can change.
 
     It is packed once, so that a listing costs the broker little more than copying it. Raises
@@ -248,7 +256,7 @@ def pack_listed(loop: Peer, offer: Offer) -> bytes:
         "agent_pid": agent_pid,
     }
     assert len(entry) == LISTED_KEYS
-    return values.pack([[entry]])[LISTED_HEAD:]
+    return memoryview(values.pack([[entry]]))[LISTED_HEAD:]
 
 
 def pack_page(page: Page) -> bytes:

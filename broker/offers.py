@@ -62,11 +62,12 @@ def accept(tables: Tables, peer: Peer, offer: Offer, head_len: int) -> bool:
     for other in tables.loops(name):
         if other.offers[name].digest != offer.digest:
             tables.withdraw_offer(other, name)
-    tables.add_offer(peer, offer, size, listed)
+    # Only a listing needs the metadata, which may be large.
+    tables.add_offer(peer, replace(offer, metadata={}), size, listed)
     return first
 
 
-def _pack_listed(peer: Peer, offer: Offer) -> bytes:
+def _pack_listed(peer: Peer, offer: Offer) -> memoryview:
     """Return what FOUND says about an offer; refuse an offer that no learner could decode there."""
     try:
         listed = directory.pack_listed(peer, offer)

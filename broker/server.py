@@ -46,7 +46,7 @@ if sys.platform != "win32":
 # A flooding peer would reconnect at once, and accepting a connection costs more than a frame. The
 # kernel therefore drops its input for a while before the broker closes the connection.
 DROP_INPUT_S = 2.0
-PIECE_S = 0.0005  # CPU time for short messages after which the broker looks for steps again
+PIECE_S = 0.00025  # CPU time for short messages after which the broker looks for steps again
 # What is not refused, and as what it waits; None: it does not.
 _ADMITTED = {
     Admission.PASS: None,
@@ -267,7 +267,7 @@ class Server:
             self._handle(frame, now)
         elif piece is Piece.SHORT and self._agenda.is_free(now):
             took_s = self._handle(frame, now)
-            self._agenda.ended(piece, time.monotonic(), took_s)
+            self._note_ended(piece, took_s)
         elif not self._agenda.put(key or rid, len(data), frame, piece):
             self._reject(Admission.THROTTLE, rid, origin, data, now)
 
@@ -307,7 +307,10 @@ class Server:
             sources: list[Waitable] = [self._router, *local]
             wait_among(sources, max(0.0, min(self._agenda.due, self._next_timers) - now))
         if piece is not None:
-            self._agenda.ended(piece, time.monotonic(), time.thread_time() - began)
+            self._note_ended(piece, time.thread_time() - began)
+
+    def _note_ended(self, piece: Piece, took_s: float) -> None:
+        self._agenda.ended(piece, time.monotonic(), took_s, is_relaying=self._is_relaying)
 
     def _take_turns(self, piece: Piece, now: float, began: float) -> None:
         """Handle the message whose turn it is, or some short ones. `began`: in CPU time."""

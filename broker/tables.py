@@ -49,7 +49,7 @@ class Peer:
     offers: dict[str, Offer] = field(default_factory=dict)
     offer_bytes: dict[str, int] = field(default_factory=dict)  # memory that each offer takes
     # what FOUND says about each offer whatever happens, packed
-    listed: dict[str, bytes] = field(default_factory=dict)
+    listed: dict[str, memoryview] = field(default_factory=dict)
     draining: set[str] = field(default_factory=set)  # addresses without new sessions
     sessions: set[int] = field(default_factory=set)
     used: Counter[str] = field(default_factory=Counter)  # a loop's sessions by address
@@ -255,7 +255,7 @@ class Tables:
 
     # --- offers -----------------------------------------------------------------------------------
 
-    def add_offer(self, loop: Peer, offer: Offer, size: int, listed: bytes) -> None:
+    def add_offer(self, loop: Peer, offer: Offer, size: int, listed: memoryview) -> None:
         """Add or replace the offer of a loop at an address.
 
         `size`: bytes that it takes. `listed`: see `Peer`.

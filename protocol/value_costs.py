@@ -96,7 +96,7 @@ _EXTENSION_COST = _table({1: _ARRAY}, _CONTAINER)
 _BYTE_COST = _table({8: 9, 9: 9}, 1)
 
 
-def cost_exceeds(data: bytes, most: int) -> bool:
+def cost_exceeds(data: bytes | memoryview, most: int) -> bool:
     """Return whether the value in `data` would take more than `most` bytes of memory.
 
     Stops as soon as that is certain. Raises IndexError if the data are shorter than they declare.
@@ -104,7 +104,7 @@ def cost_exceeds(data: bytes, most: int) -> bool:
     return _exceeds(data, most, lambda _, cost, parts: int(cost.take(parts).sum()))
 
 
-def parts_exceed(data: bytes, most: int) -> bool:
+def parts_exceed(data: bytes | memoryview, most: int) -> bool:
     """Return whether the value in `data` has more parts than allowed. Like `cost_exceeds`.
 
     An extension type counts as EXTENSION_PARTS, since Python code decodes and encodes it.
@@ -117,7 +117,9 @@ def parts_exceed(data: bytes, most: int) -> bool:
     return _exceeds(data, most, count)
 
 
-def _exceeds(data: bytes, most: int, count: Callable[[Bytes, Ints, Ints], int]) -> bool:
+def _exceeds(
+    data: bytes | memoryview, most: int, count: Callable[[Bytes, Ints, Ints], int]
+) -> bool:
     whole = np.frombuffer(data, np.uint8)
     at, end, longest = 0, len(data), FIRST_PIECE
     while at < end:

@@ -12,7 +12,16 @@ import zmq
 
 from gymwire.broker import server as server_module
 from gymwire.broker import turns
-from gymwire.broker.agenda import ITEM_BYTES, LONG_PAUSE, PAUSE, Agenda, Piece
+from gymwire.broker.agenda import (
+    EXCESS_PAUSE,
+    ITEM_BYTES,
+    LONG_PAUSE,
+    MAX_EXCESS_PAUSE_S,
+    PAUSE,
+    SHORT_WAIT_S,
+    Agenda,
+    Piece,
+)
 from gymwire.broker.rate_limit import BURST, DEMANDING_SHARE, RATE, Admission
 from gymwire.broker.server import Server
 from gymwire.protocol import codec
@@ -35,6 +44,7 @@ from tests.chaos.fleet import until
 
 ENV, LEARNER = b"\x01env", b"\x01learner"
 NOW = 1000.0
+UNIT_S = 2**-14  # a short piece; its multiples add up without rounding
 
 
 def agenda(sessions: list[int] | None = None) -> Agenda[str]:
@@ -51,10 +61,16 @@ def following(
 # --- when the next piece may begin ----------------------------------------------------------------
 
 
+def ended(
+    waiting: Agenda[str], piece: Piece, took_s: float, *, at: float = NOW, is_relaying: bool = True
+) -> None:
+    waiting.ended(piece, at, took_s, is_relaying=is_relaying)
+
+
 def test_steps_are_relayed_for_as_long_as_the_last_piece_took() -> None:
     waiting = agenda()
     assert waiting.is_free(NOW)
-    waiting.ended(Piece.SHORT, NOW, 0.002)
+    ended(waiting, Piece.SHORT, 0.002)
     assert not waiting.is_free(NOW + PAUSE * 0.001)
     waiting.put(b"a", 100, "one", Piece.SHORT)
     assert waiting.due == pytest.approx(NOW + PAUSE * 0.002)
@@ -65,16 +81,16 @@ def test_steps_are_relayed_for_as_long_as_the_last_piece_took() -> None:
 def test_short_messages_do_not_wait_while_no_frame_arrives() -> None:
     waiting = agenda()
     waiting.put(b"a", 100, "one", Piece.SHORT)
-    waiting.ended(Piece.SHORT, NOW, 0.002)
+    ended(waiting, Piece.SHORT, 0.002)
     assert following(waiting, NOW, is_idle=True) is Piece.SHORT
 
 
 def test_a_long_message_waits_for_ten_times_the_time_of_the_last_one() -> None:
     waiting = agenda()
     waiting.put(b"a", 100, "long", Piece.LONG)
-    waiting.ended(Piece.LONG, NOW, 0.002)
+    ended(waiting, Piece.LONG, 0.002, is_relaying=False)
     assert waiting.due == pytest.approx(NOW + LONG_PAUSE * 0.002)
-    assert following(waiting, NOW + LONG_PAUSE * 0.001, is_idle=True) is None
+    assert following(waiting, NOW + LONG_PAUSE * 0.001, is_idle=True, is_relaying=False) is None
     waiting.put(b"b", 100, "short", Piece.SHORT)
     assert following(waiting, NOW + LONG_PAUSE * 0.001) is Piece.SHORT
     assert following(waiting, NOW + LONG_PAUSE * 0.003) is Piece.LONG
@@ -84,13 +100,68 @@ def test_peers_that_ask_for_much_share_a_tenth_of_the_time_while_steps_are_relay
     waiting = agenda()
     waiting.put(b"a", 100, "of much", Piece.DEMANDING)
     assert not waiting.is_free(NOW)
-    waiting.ended(Piece.DEMANDING, NOW, 0.002)
-    assert waiting.due == pytest.approx(NOW + LONG_PAUSE * 0.002)
-    assert following(waiting, NOW + LONG_PAUSE * 0.001, is_idle=True) is None
+    ended(waiting, Piece.DEMANDING, 0.0004)
+    assert waiting.due == pytest.approx(NOW + LONG_PAUSE * 0.0004)
+    assert following(waiting, NOW + LONG_PAUSE * 0.0003, is_idle=True) is None
     assert following(waiting, NOW, is_idle=True, is_relaying=False) is Piece.DEMANDING
     waiting.put(b"b", 100, "of little", Piece.SHORT)
-    assert following(waiting, NOW + LONG_PAUSE * 0.001) is Piece.SHORT
-    assert following(waiting, NOW + LONG_PAUSE * 0.003) is Piece.DEMANDING
+    assert following(waiting, NOW + LONG_PAUSE * 0.0003) is Piece.SHORT
+    assert following(waiting, NOW + LONG_PAUSE * 0.0005) is Piece.DEMANDING
+
+
+@pytest.mark.parametrize("last", [Piece.LONG, Piece.SESSIONS, Piece.DEMANDING])
+def test_all_that_is_not_urgent_shares_a_tenth_of_the_time(last: Piece) -> None:
+    waiting = agenda([1])
+    waiting.put(b"a", 100, "long", Piece.LONG)
+    waiting.put(b"a", 100, "of much", Piece.DEMANDING)
+    ended(waiting, last, 0.0004)
+    assert following(waiting, NOW + LONG_PAUSE * 0.0003, is_idle=True) is None
+    assert following(waiting, NOW + LONG_PAUSE * 0.0005) not in (None, last)
+
+
+def test_one_step_in_a_hundred_at_most_waits_for_longer_than_a_short_piece() -> None:
+    for took_s in (0.0007, 0.001, 0.002):
+        waiting = agenda()
+        waiting.put(b"a", 100, "long", Piece.LONG)
+        ended(waiting, Piece.LONG, took_s)
+        excess_s = took_s - SHORT_WAIT_S
+        assert waiting.due - NOW >= EXCESS_PAUSE * excess_s
+        assert excess_s / (took_s + waiting.due - NOW) <= 0.01
+
+
+def test_the_pause_after_a_very_long_piece_is_bounded() -> None:
+    waiting = agenda()
+    waiting.put(b"a", 100, "long", Piece.LONG)
+    ended(waiting, Piece.LONG, 0.015)
+    assert waiting.due == pytest.approx(NOW + LONG_PAUSE * 0.015 + MAX_EXCESS_PAUSE_S)
+
+
+def took(took_s: dict[Piece, float], pieces: int, waiting: Agenda[str]) -> dict[Piece, int]:
+    """Do so many pieces, each as soon as it is due; return how many of each kind."""
+    done, now = dict.fromkeys(took_s, 0), waiting.due
+    for _ in range(pieces):
+        piece = following(waiting, now)
+        assert piece is not None
+        done[piece] += 1
+        ended(waiting, piece, took_s[piece], at=now)
+        now = waiting.due
+    return done
+
+
+def test_what_is_not_urgent_takes_turns_by_the_time_that_it_takes() -> None:
+    waiting = agenda([1])
+    waiting.put(b"a", 100, "long", Piece.LONG)
+    done = took({Piece.LONG: 4 * UNIT_S, Piece.SESSIONS: UNIT_S}, 100, waiting)
+    assert done == {Piece.LONG: 20, Piece.SESSIONS: 80}
+
+
+def test_what_has_not_waited_for_a_while_has_no_claim_to_more_than_its_turn() -> None:
+    waiting = agenda([1])
+    for _ in range(100):
+        ended(waiting, Piece.SESSIONS, UNIT_S)
+    waiting.put(b"a", 100, "long", Piece.LONG)
+    done = took({Piece.LONG: UNIT_S, Piece.SESSIONS: UNIT_S}, 20, waiting)
+    assert done[Piece.LONG] == pytest.approx(10, abs=1)
 
 
 def test_the_short_messages_of_an_owner_stay_in_order() -> None:
@@ -108,17 +179,25 @@ def test_there_is_a_pause_between_pieces_of_different_kinds() -> None:
     waiting.put(b"a", 100, "long", Piece.LONG)
     waiting.put(b"a", 100, "short", Piece.SHORT)
     for piece in (Piece.LONG, Piece.SESSIONS, Piece.SHORT):
-        waiting.ended(piece, NOW, 0.002)
+        ended(waiting, piece, 0.002)
         assert following(waiting, NOW + PAUSE * 0.001) is None
 
 
 def test_sessions_are_taken_over_without_a_pause_only_while_no_step_is_relayed() -> None:
     waiting = agenda([1])
-    waiting.ended(Piece.SESSIONS, NOW, 0.002)
+    ended(waiting, Piece.SESSIONS, 0.0004)
     assert following(waiting, NOW, is_idle=True) is None
     assert following(waiting, NOW, is_relaying=False) is None
     assert following(waiting, NOW, is_idle=True, is_relaying=False) is Piece.SESSIONS
-    assert following(waiting, NOW + LONG_PAUSE * 0.003) is Piece.SESSIONS
+    assert following(waiting, NOW + LONG_PAUSE * 0.0005) is Piece.SESSIONS
+
+
+def test_sessions_that_are_taken_over_without_a_pause_do_not_delay_long_messages() -> None:
+    waiting = agenda([1])
+    waiting.put(b"a", 100, "long", Piece.LONG)
+    ended(waiting, Piece.SESSIONS, 0.0004, is_relaying=False)
+    assert waiting.due == pytest.approx(NOW + PAUSE * 0.0004)
+    assert following(waiting, NOW, is_idle=True, is_relaying=False) is Piece.LONG
 
 
 def test_an_empty_agenda_is_never_due() -> None:

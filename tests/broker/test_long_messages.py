@@ -14,7 +14,6 @@ import pytest
 import zmq
 
 from gymwire.broker import turns
-from gymwire.broker.agenda import Piece
 from gymwire.broker.announcements import ROWS_AT_ONCE
 from gymwire.broker.core import Core
 from gymwire.broker.decoding import MAX_PARTS, takes_long
@@ -266,7 +265,7 @@ class Peers:
 
     def delay_long_messages(self, until: float) -> None:
         """Handle no long message before this time, as after one that took very long."""
-        self.server._agenda._piece_due[Piece.LONG] = until
+        self.server._agenda._patient_due = until
 
     def close(self) -> None:
         self._stop.set()
