@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import zmq
@@ -13,10 +14,14 @@ EVENTS, POLLIN = int(zmq.EVENTS), int(zmq.POLLIN)
 
 
 def wait_among(sockets: Sequence[Waitable], timeout_s: float) -> list[int]:
-    """Wait at most `timeout_s` until some sockets have input; return their indices."""
+    """Wait until some sockets have input; return their indices.
+
+    `timeout_s`: how long to wait at most, rounded up to whole milliseconds: rounded down, a caller
+    that waits for less than one would compute until then.
+    """
     buffered = [i for i, socket in enumerate(sockets) if socket.has_buffered]
     if buffered:
         return buffered
     polled = [(socket.waitable, POLLIN) for socket in sockets]
-    ready = [socket for socket, _ in zmq.zmq_poll(polled, timeout=int(timeout_s * 1000))]
+    ready = [socket for socket, _ in zmq.zmq_poll(polled, timeout=math.ceil(timeout_s * 1000))]
     return [i for i, (socket, _) in enumerate(polled) if socket in ready] if ready else []

@@ -198,6 +198,7 @@ class UnixRouter:
         self._turns: deque[_Peer] = deque()  # peers that may have a frame, in fair order
         self._only: _Peer | None = None  # the single peer, if nothing is unsent to it
         self._frames_left = 0  # how many of its frames to read before accepting
+        self._may_accept = False  # a connection may be waiting for a descriptor to become free
         allow_more()  # many peers may connect
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
@@ -280,14 +281,15 @@ class UnixRouter:
                 self._choose_only()
             if event & ~select.EPOLLOUT or not peer.up:
                 self._turns.append(peer)
-        if not events:
+        if not events and self._may_accept:
             self._accept()
 
     def _accept(self) -> None:
         while True:
             try:
                 sock, _ = self._listener.accept()
-            except OSError:  # none is waiting, or no descriptor is left: try again later
+            except OSError as error:
+                self._may_accept = not isinstance(error, BlockingIOError)
                 return
             if len(self._peers) >= self._max_peers or not _is_ours(sock):
                 sock.close()

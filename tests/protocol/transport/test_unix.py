@@ -10,7 +10,7 @@ import struct
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from unittest.mock import Mock
+from unittest.mock import DEFAULT, Mock, patch
 
 import numpy as np
 import pytest
@@ -493,6 +493,34 @@ def test_a_new_peer_is_accepted_beside_a_busy_one(router: UnixRouter, dealer: Un
             dealer.send(frame(24))
             heard.append(receive(router)[0])
     assert set(heard) > {rid}
+
+
+def test_a_connection_is_accepted_once_a_descriptor_is_free(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    none_left = OSError(errno.EMFILE, "Too many open files")
+    with patch.object(router, "_listener", Mock(wraps=router._listener)) as listener:
+        listener.accept.side_effect = [none_left, none_left, DEFAULT, BlockingIOError]
+        introduced(dealer, router)
+        assert listener.accept.call_count == 4
+
+
+def test_a_router_without_input_looks_for_no_connection(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    introduced(dealer, router)
+    with patch.object(router, "_listener", Mock(wraps=router._listener)) as listener:
+        assert [router.receive(wait=False) for _ in range(5)] == [None] * 5
+        assert not listener.accept.called
+
+
+def test_waiting_for_a_part_of_a_millisecond_is_no_busy_loop(
+    dealer: UnixDealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poll = Mock(return_value=[])
+    monkeypatch.setattr("gymwire.protocol.transport.polling.zmq.zmq_poll", poll)
+    assert wait_among([dealer], 0.0004) == []
+    assert poll.call_args.kwargs == {"timeout": 1}
 
 
 def test_a_dealer_comes_back_to_a_router_that_was_started_again(url: str) -> None:
