@@ -17,12 +17,12 @@ T = TypeVar("T")
 # The pause after a piece, as a multiple of the CPU time that it took: before the next one, unless
 # no frame has arrived, and before the next one that is not urgent.
 PAUSE, LONG_PAUSE = 1, 10
-# What a step may wait for without harm, and a multiple of what a piece takes beyond that, for a
-# longer pause: so not more than one step in a hundred waits for longer. The pause is bounded, for
-# the sake of the others whose long messages wait.
+# What a step may wait for without harm. A key whose long message takes more waits for a multiple of
+# the excess before its next one: so for each such key, not more than one step in two hundred waits
+# for longer.
 SHORT_WAIT_S = 0.0005
-EXCESS_PAUSE = 100
-MAX_EXCESS_PAUSE_S = 0.25
+HOLD = 200
+MAX_HOLD_S = 0.25
 ITEM_BYTES = 1024  # memory of a message that waits, besides its bytes
 
 
@@ -81,7 +81,8 @@ class Agenda(Generic[T]):
         """When the next piece may begin although frames have arrived; infinity: nothing waits."""
         if self._short:
             return self._due
-        return max(self._patient_due, self._due) if self else math.inf
+        is_ready = self._demanding or self._has_sessions()
+        return max(self._due, self._patient_due, -math.inf if is_ready else self._long.due)
 
     def next(self, now: float, *, is_idle: bool, is_relaying: bool) -> Piece | None:
         """Return what to do next; None: nothing yet.
@@ -91,6 +92,7 @@ class Agenda(Generic[T]):
         """
         if not is_idle and now < self._due:
             return None
+        self._long.release(now)
         is_due, is_calm = now >= self._patient_due, is_idle and not is_relaying
         waiting = [piece for piece in self._taken if self._waits(piece)]
         if not is_due:
@@ -105,11 +107,10 @@ class Agenda(Generic[T]):
         if piece is Piece.SHORT:
             return
         pause_s = LONG_PAUSE * took_s
-        if is_relaying:
-            excess_s = max(0.0, took_s - SHORT_WAIT_S)
-            pause_s += min(MAX_EXCESS_PAUSE_S, EXCESS_PAUSE * excess_s)
         if is_relaying or piece is Piece.LONG:
             self._patient_due = now + pause_s
+        if is_relaying and piece is Piece.LONG and took_s > SHORT_WAIT_S:
+            self._long.hold(now + min(MAX_HOLD_S, HOLD * (took_s - SHORT_WAIT_S)))
         # What has not waited for a while starts with as much as this one had: it saves up nothing.
         begun = self._taken[piece]
         self._taken[piece] += pause_s
@@ -118,4 +119,7 @@ class Agenda(Generic[T]):
                 self._taken[other] = max(self._taken[other], begun)
 
     def _waits(self, piece: Piece) -> bool:
-        return self._has_sessions() if piece is Piece.SESSIONS else bool(self._messages[piece])
+        """Return whether there is such a piece whose turn may be next."""
+        if piece is Piece.SESSIONS:
+            return self._has_sessions()
+        return bool(self._demanding) if piece is Piece.DEMANDING else self._long.due == -math.inf

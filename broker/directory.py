@@ -34,9 +34,9 @@ from gymwire.protocol.messages import Code, Find, Offer
 from gymwire.protocol.process_ids import process_of
 from gymwire.protocol.process_slots import process_slots
 
-PAGE_BYTES = 64 * 1024  # memory of the offers in one page of a listing; the last may exceed it
+PAGE_BYTES = 32 * 1024  # memory of the offers in one page of a listing; the last may exceed it
 PAGE_NAMES = 250  # addresses examined for a page; its reader may see none of them
-ONLY_PAGE = 4  # a peer that gets only one page, of release 0.1.0, gets one that is so much longer
+ONLY_PAGE = 8  # a peer that gets only one page, of release 0.1.0, gets one that is so much longer
 ENTRY_BYTES = 256  # of an entry in FOUND, in addition to the offer
 LISTED_KEYS = 11  # keys of an entry that only another OFFER can change
 LISTED_HEAD = 3  # bytes of the two lists and of the map around them when they are packed
@@ -232,7 +232,8 @@ def _entry(one: PooledOffer) -> bytes:
     now = {"capacity": one.slots, "used": one.used, "state": one.state, "stuck": one.stuck}
     listed = one.loops[0].listed[one.offer.address]
     header: bytes = _PACKER.pack_map_header(LISTED_KEYS + len(now))
-    return b"".join((header, listed, *map(_PACKER.pack, itertools.chain(*now.items()))))
+    packed: bytes = _PACKER.pack(now)
+    return b"".join((header, listed, packed[1:]))  # without the header of its own
 
 
 def pack_listed(loop: Peer, offer: Offer) -> memoryview:

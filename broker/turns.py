@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import heapq
+import math
 from collections import deque
 from typing import Generic, TypeVar
 
@@ -12,13 +14,18 @@ MAX_WAITING_BYTES = 8 * 1024 * 1024  # of one owner
 class Turns(Generic[T]):
     """Items that wait. The owners take turns, so an owner with many delays no other.
 
-    An owner is a key, or without keys a connection.
+    An owner can be held up for a while. An owner is a key, or without keys a connection. Times are
+    monotonic seconds.
     """
 
     def __init__(self) -> None:
-        # The owner whose turn is next comes first.
         self._waiting: dict[bytes, deque[tuple[int, T]]] = {}
         self._bytes: dict[bytes, int] = {}
+        # The owners of items, without those that are held up; the one whose turn is next is first.
+        self._turns: dict[bytes, None] = {}
+        self._held: set[bytes] = set()
+        self._ends: list[tuple[float, bytes]] = []  # when each is no longer held up, as a heap
+        self._last = b""  # the owner of the item that was taken last
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -27,6 +34,13 @@ class Turns(Generic[T]):
         """Return whether anything of this owner waits."""
         return owner in self._waiting
 
+    @property
+    def due(self) -> float:
+        """When it is an owner's turn; infinity: nothing waits."""
+        if self._turns:
+            return -math.inf
+        return self._ends[0][0] if self._waiting else math.inf
+
     def put(self, owner: bytes, size: int, item: T) -> bool:
         """Add an item of `size` bytes; return False if too much of this owner's waits already."""
         total = self._bytes.get(owner, 0) + size
@@ -34,18 +48,35 @@ class Turns(Generic[T]):
             return False
         self._bytes[owner] = total
         self._waiting.setdefault(owner, deque()).append((size, item))
+        if owner not in self._held:
+            self._turns[owner] = None
         return True
 
     def take(self) -> T | None:
-        """Remove and return the oldest item of the owner whose turn it is; None: nothing waits."""
-        owner = next(iter(self._waiting), None)
+        """Remove and return the oldest item of the owner whose turn it is; None: nobody's."""
+        owner = next(iter(self._turns), None)
         if owner is None:
             return None
-        queue = self._waiting.pop(owner)
+        del self._turns[owner]
+        self._last, queue = owner, self._waiting[owner]
         size, item = queue.popleft()
         if queue:
-            self._waiting[owner] = queue
+            self._turns[owner] = None
             self._bytes[owner] -= size
         else:
-            del self._bytes[owner]
+            del self._waiting[owner], self._bytes[owner]
         return item
+
+    def hold(self, until: float) -> None:
+        """Hold up the owner of the item that was taken last, until `release` is called then."""
+        self._turns.pop(self._last, None)
+        self._held.add(self._last)
+        heapq.heappush(self._ends, (until, self._last))
+
+    def release(self, now: float) -> None:
+        """Let those take turns again who are no longer held up."""
+        while self._ends and self._ends[0][0] <= now:
+            _, owner = heapq.heappop(self._ends)
+            self._held.discard(owner)
+            if owner in self._waiting:
+                self._turns[owner] = None

@@ -13,10 +13,10 @@ import zmq
 from gymwire.broker import server as server_module
 from gymwire.broker import turns
 from gymwire.broker.agenda import (
-    EXCESS_PAUSE,
+    HOLD,
     ITEM_BYTES,
     LONG_PAUSE,
-    MAX_EXCESS_PAUSE_S,
+    MAX_HOLD_S,
     PAUSE,
     SHORT_WAIT_S,
     Agenda,
@@ -119,21 +119,51 @@ def test_all_that_is_not_urgent_shares_a_tenth_of_the_time(last: Piece) -> None:
     assert following(waiting, NOW + LONG_PAUSE * 0.0005) not in (None, last)
 
 
-def test_one_step_in_a_hundred_at_most_waits_for_longer_than_a_short_piece() -> None:
-    for took_s in (0.0007, 0.001, 0.002):
-        waiting = agenda()
-        waiting.put(b"a", 100, "long", Piece.LONG)
-        ended(waiting, Piece.LONG, took_s)
-        excess_s = took_s - SHORT_WAIT_S
-        assert waiting.due - NOW >= EXCESS_PAUSE * excess_s
-        assert excess_s / (took_s + waiting.due - NOW) <= 0.01
-
-
-def test_the_pause_after_a_very_long_piece_is_bounded() -> None:
+def after_long(took_s: float, *, is_relaying: bool = True) -> Agenda[str]:
+    """Return an agenda after a long message of a key that has more of them."""
     waiting = agenda()
     waiting.put(b"a", 100, "long", Piece.LONG)
-    ended(waiting, Piece.LONG, 0.015)
-    assert waiting.due == pytest.approx(NOW + LONG_PAUSE * 0.015 + MAX_EXCESS_PAUSE_S)
+    waiting.put(b"a", 100, "next", Piece.LONG)
+    assert waiting.take(Piece.LONG) == "long"
+    ended(waiting, Piece.LONG, took_s, is_relaying=is_relaying)
+    return waiting
+
+
+@pytest.mark.parametrize("took_s", [0.0007, 0.001, 0.0017])
+def test_no_key_lets_more_than_one_step_in_two_hundred_wait_for_long(took_s: float) -> None:
+    waiting = after_long(took_s)
+    assert waiting.due - NOW == pytest.approx(HOLD * (took_s - SHORT_WAIT_S))
+    assert HOLD == 200
+
+
+def test_a_key_with_costly_long_messages_does_not_hold_up_the_others() -> None:
+    waiting = after_long(0.001)
+    assert following(waiting, NOW + LONG_PAUSE * 0.0011) is None
+    waiting.put(b"b", 100, "of another", Piece.LONG)
+    assert waiting.due == pytest.approx(NOW + LONG_PAUSE * 0.001)
+    assert following(waiting, NOW + LONG_PAUSE * 0.0011) is Piece.LONG
+    assert waiting.take(Piece.LONG) == "of another"
+    ended(waiting, Piece.LONG, 0.0001, at=NOW + LONG_PAUSE * 0.0011)
+    assert following(waiting, NOW + HOLD * 0.0006) is Piece.LONG
+    assert waiting.take(Piece.LONG) == "next"
+
+
+def test_a_key_is_held_up_for_a_message_that_it_sends_later_too() -> None:
+    waiting = agenda()
+    waiting.put(b"a", 100, "long", Piece.LONG)
+    waiting.take(Piece.LONG)
+    ended(waiting, Piece.LONG, 0.001)
+    waiting.put(b"a", 100, "next", Piece.LONG)
+    assert following(waiting, NOW + LONG_PAUSE * 0.0011) is None
+    assert waiting.due == pytest.approx(NOW + HOLD * 0.0005)
+
+
+def test_no_key_is_held_up_for_more_than_a_quarter_of_a_second() -> None:
+    assert after_long(0.015).due == pytest.approx(NOW + MAX_HOLD_S)
+
+
+def test_no_key_is_held_up_while_no_step_is_relayed() -> None:
+    assert after_long(0.002, is_relaying=False).due == pytest.approx(NOW + LONG_PAUSE * 0.002)
 
 
 def took(took_s: dict[Piece, float], pieces: int, waiting: Agenda[str]) -> dict[Piece, int]:
