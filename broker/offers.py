@@ -15,7 +15,7 @@ from gymwire.protocol.errors import AddressError, DecodingError, EncodingError
 from gymwire.protocol.messages import Code, Offer, Opened, Role
 from gymwire.protocol.process_slots import MAX_SLOTS
 from gymwire.protocol.value_costs import cost_exceeds
-from gymwire.protocol.value_limits import FREE_BYTES
+from gymwire.protocol.value_limits import COUNT_ABOVE, FREE_BYTES
 
 MAX_OFFERS = 256  # per peer
 MAX_OFFER_BYTES = 8 * 1024 * 1024  # memory for all offers of a peer
@@ -48,7 +48,7 @@ def accept(tables: Tables, peer: Peer, offer: Offer, head_len: int) -> bool:
         raise Refusal(Code.LIMIT, f"A serving loop may offer at most {MAX_OFFERS} addresses.")
     _check_owner(tables, peer, offer)
     first = not any(other.agent == peer.agent for other in tables.loops(name))
-    others = sum(size for one, size in peer.offer_bytes.items() if one != name)
+    others = sum(peer.offer_bytes.values()) - peer.offer_bytes.get(name, 0)
     size = _memory_of(offer, head_len, MAX_OFFER_BYTES - others)
     if others + size > MAX_OFFER_BYTES:
         raise Refusal(
@@ -75,7 +75,7 @@ def _pack_listed(peer: Peer, offer: Offer) -> memoryview:
         raise Refusal(
             Code.LIMIT, f"The offer of {offer.address!r} cannot be listed: {error}"
         ) from None
-    if cost_exceeds(listed, MAX_LISTED_BYTES):
+    if len(listed) > COUNT_ABOVE and cost_exceeds(listed, MAX_LISTED_BYTES):
         raise Refusal(
             Code.LIMIT,
             f"The offer of {offer.address!r} cannot be listed: its spaces and metadata have too "
