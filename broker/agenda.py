@@ -22,7 +22,7 @@ PAUSE, LONG_PAUSE = 1, 10
 # for longer.
 SHORT_WAIT_S = 0.0005
 HOLD = 200
-MAX_HOLD_S = 0.25
+MAX_HOLD_S = 0.5
 ITEM_BYTES = 1024  # memory of a message that waits, besides its bytes
 
 
