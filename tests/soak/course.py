@@ -23,7 +23,7 @@ P99_TIMES = 2.0
 # How much a broker or an env agent may grow at its peak over its size at the start.
 MEMORY_BYTES = 512 * 1024 * 1024
 MIB = 1024 * 1024
-ELSEWHERE = "all, elsewhere"  # the name of the phases in which another broker is attacked
+ELSEWHERE = ", elsewhere"  # ends the name of a phase in which another broker is attacked
 STUCK_S = 60.0  # how long to wait for a program that a phase, or a busy machine, has frozen
 Say = Callable[[str], None]
 
@@ -68,9 +68,8 @@ class Attackers(NamedTuple):
     def name(self) -> str:
         if not self.kinds:
             return "undisturbed"
-        if self.elsewhere:
-            return ELSEWHERE
-        return self.kinds[0] if len(self.kinds) == 1 else "all"
+        name = self.kinds[0] if len(self.kinds) == 1 else "all"
+        return name + ELSEWHERE * self.elsewhere
 
 
 class Phase(NamedTuple):
@@ -219,7 +218,7 @@ def find_faults(
             if not phase.report[address]["steps"]:
                 found.append(f"beside {phase.name}: no step at {address}")
     for name in _names(measured) if times_count else ():
-        if name == ELSEWHERE:
+        if name.endswith(ELSEWHERE):
             continue  # no hostile peer attacked what is measured
         for address in (CARTPOLE, PICTURE):
             if (times := _median(measured, name, address).times) > P99_TIMES:
@@ -305,9 +304,13 @@ def _say_medians(measured: Sequence[Phase], say: Say) -> None:
         for address in (CARTPOLE, PICTURE):
             row = _median(measured, name, address)
             say(f"{name:18} {address:13} {row.p50:5.2f} ms {row.p99:5.2f} ms  {row.times:6.2f}")
-    for address in (CARTPOLE, PICTURE) if ELSEWHERE in _names(measured) else ():
-        here, there = (_median(measured, name, address).p99 for name in ("all", ELSEWHERE))
-        say(f"{'all / elsewhere':18} {address:13} {'':8} {'':8}  {here / there:6.2f}")
+    for name in _names(measured):
+        if name.endswith(ELSEWHERE):
+            attacked = name.removesuffix(ELSEWHERE)
+            for address in (CARTPOLE, PICTURE):
+                here, there = (_median(measured, each, address).p99 for each in (attacked, name))
+                ratio = f"{attacked} / elsewhere"
+                say(f"{ratio:18} {address:13} {'':8} {'':8}  {here / there:6.2f}")
 
 
 def _say_cpu(measured: Sequence[Phase], say: Say) -> None:

@@ -40,6 +40,18 @@ def test_a_wrong_result_and_too_much_memory_fail_a_soak() -> None:
     assert faults(slow, small) == ["beside slow-find: p99 at lab/picture is 2.05 times"]
 
 
+@pytest.mark.parametrize("kinds", [("slow-find",), ("slow-find", "big-offers")])
+def test_the_part_of_the_machine_is_shown_for_one_kind_and_for_all(kinds: tuple[str, ...]) -> None:
+    def phase(attackers: course.Attackers) -> course.Phase:
+        p99 = 6.0 if attackers.kinds and not attackers.elsewhere else 4.0
+        row = {"steps": 100, "p50": 1.0, "p99": p99, "most": p99}
+        return course.Phase(attackers, {"faults": [], CARTPOLE: row, PICTURE: row}, {}, {})
+
+    said: list[str] = []
+    course._say_medians([*map(phase, course.plan(kinds, 1, elsewhere=True))], said.append)
+    assert len([line for line in said if " / elsewhere" in line and line.endswith(" 1.50")]) == 2
+
+
 def test_one_slow_phase_of_three_does_not_fail_a_soak_and_two_do() -> None:
     def phase(kinds: tuple[str, ...], p99: float) -> course.Phase:
         row = {"steps": 100, "p50": 1.0, "p99": p99, "most": p99}
