@@ -155,7 +155,7 @@ class Agent:
             reporter.stop()
             relief.stop()
             liveness.release()
-            for thread in (reporter, holder):
+            for thread in (reporter, holder, relief):
                 thread.join(timeout=2.0)
         if self._failure is not None:
             raise self._failure

@@ -21,6 +21,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from gymwire.env_agent.many_threads import ThreadSettings
 from gymwire.protocol.transport.interface import Received
 from gymwire.protocol.transport.polling import wait_among
 
@@ -34,10 +35,6 @@ STACK_BYTES = 1024 * 1024
 KEPT = 8  # threads without a session that are kept for the next sessions
 PAUSE_S = 0.02  # a reader that executes one request for longer is relieved,
 IDLE_PAUSE_S = 0.1  # or for longer than this after a pause of all environments
-FEW_THREADS = (
-    32  # up to this many threads, the interpreter switches as often as Python usually does
-)
-MAX_SWITCH_S = 0.3  # for how long a thread may keep the interpreter if there are very many
 MAX_JOBS = 4  # unfinished requests of one session; the learner repeats further ones later
 
 _numbers = itertools.count(1)  # of the threads
@@ -388,17 +385,12 @@ class Relief(threading.Thread):
 
     def run(self) -> None:
         """Run the thread."""
-        pause_s, usual_s = IDLE_PAUSE_S, sys.getswitchinterval()
+        pause_s, settings = IDLE_PAUSE_S, ThreadSettings()
         while not self._stopping.wait(pause_s):
             executing = [crew.relieve() for crew in self._crews]
             pause_s = PAUSE_S if any(executing) else IDLE_PAUSE_S
-            # Each thread that waits for the interpreter wakes up once per interval. If a thousand
-            # steps end at once, that would take more time than the threads need.
-            threads = sum(len(crew.executors) for crew in self._crews)
-            switch_s = max(usual_s, min(usual_s * threads / FEW_THREADS, MAX_SWITCH_S))
-            if abs(sys.getswitchinterval() - switch_s) > usual_s:
-                sys.setswitchinterval(switch_s)
-        sys.setswitchinterval(usual_s)
+            settings.adapt(sum(len(crew.executors) for crew in self._crews))
+        settings.restore()
 
     def stop(self) -> None:
         """End the thread soon."""

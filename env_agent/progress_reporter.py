@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from gymwire.env_agent.crew import CLOSING, CurrentRequest
@@ -40,6 +40,8 @@ EVERY_S = 1.0
 LEAVE_S = 1.0  # for the broker to read the last frame
 SLOW_S = 1.0  # report requests that take longer
 ROWS_PER_REPORT = 100  # few, so that the broker handles each between two steps
+AT_ONCE = 1000  # sessions that are looked at before others have the interpreter, for
+PAUSE_S = 0.005
 MAX_REPORTS = 500  # at once: the broker answers 1,000 messages a second on one connection
 
 
@@ -85,8 +87,10 @@ class ProgressReporter(threading.Thread):
                 if now >= next_report:
                     next_report = now + EVERY_S
                     link.send(PLAIN.encode(Ping()))  # else the broker closes the connection
-                    self._report(link, now)
-                    rows = self._step_reports.rows(_running(self._loops), now)  # takes the times
+                    requests = [loop.current_requests for loop in self._loops]
+                    self._report(link, [one for found in requests for one in found], now)
+                    running = running_sessions(self._loops, requests, self._pause)
+                    rows = self._step_reports.rows(running, now)  # takes the times
                     if OBSERVE in handshake.capabilities:
                         for start in range(0, len(rows), ROWS_PER_REPORT):
                             link.send(PLAIN.encode(Report(rows[start : start + ROWS_PER_REPORT])))
@@ -95,6 +99,10 @@ class ProgressReporter(threading.Thread):
                 link.send_last(PLAIN.encode(Bye(self._farewell)))
                 _wait_until_read(link)
             link.close()
+
+    def _pause(self) -> None:
+        """Let other threads have the interpreter."""
+        self._stopping.wait(PAUSE_S)
 
     def _receive(self, handshake: Handshake, message: Message, now: float) -> None:
         match message:
@@ -125,8 +133,7 @@ class ProgressReporter(threading.Thread):
         self.stop()
         self.join(2 * LEAVE_S)
 
-    def _report(self, link: BrokerLink, now: float) -> None:
-        requests = [request for loop in self._loops for request in loop.current_requests]
+    def _report(self, link: BrokerLink, requests: Sequence[CurrentRequest], now: float) -> None:
         due, self._reported = choose(requests, now, self._reported)
         for sid, seq, since in due:
             link.send(PLAIN.encode(Progress(round(now - since, 3)), sid, seq))
@@ -142,13 +149,27 @@ def _wait_until_read(link: BrokerLink) -> None:
             return
 
 
-def _running(loops: Sequence[ServingLoop]) -> Iterator[Running]:
-    """Yield the live sessions of these loops, and their steps."""
-    for loop in loops:
-        busy = {sid: since for sid, seq, since in loop.current_requests if seq != CLOSING}
+def running_sessions(
+    loops: Sequence[ServingLoop],
+    requests: Iterable[Iterable[CurrentRequest]],
+    pause: Callable[[], object],
+) -> Iterator[Running]:
+    """Yield the live sessions of these loops, and their steps.
+
+    Args:
+        loops: the loops.
+        requests: what each of them executes.
+        pause: called after each `AT_ONCE` sessions, so that no step has to wait for all of them.
+    """
+    seen = 0
+    for loop, executed in zip(loops, requests, strict=True):
+        busy = {sid: since for sid, seq, since in executed if seq != CLOSING}
         for sid, one in list(loop.host.slots.items()):
             steps, direct = one.session.steps, loop.is_direct(sid)
             yield Running(sid, steps, one.times, busy.get(sid), one.opened_at, direct)
+            seen += 1
+            if seen % AT_ONCE == 0:
+                pause()
 
 
 def choose(

@@ -69,18 +69,17 @@ class StepReports:
 
     def rows(self, sessions: Iterable[Running], now: float) -> list[list[Any]]:
         """Return the rows to send now: of what has changed, the longest unreported first."""
-        known, alive = self._reported, {one.sid: one for one in sessions}
-        for sid in known.keys() - alive.keys():
+        known, alive = self._reported, set()
+        changed: list[tuple[float, int, Running]] = []
+        for one in sessions:
+            sid = one.sid
+            alive.add(sid)
+            last = known.get(sid) or known.setdefault(sid, _Reported(one.opened_at))
+            if one.steps != last.steps or one.busy_since is not None or not last.is_idle:
+                changed.append((last.at, sid, one))
+        for sid in known.keys() - alive:
             del known[sid]
-        for sid, one in alive.items():
-            if sid not in known:
-                known[sid] = _Reported(one.opened_at)
-        changed = [
-            (known[sid].at, sid)
-            for sid, one in alive.items()
-            if one.steps != known[sid].steps or one.busy_since is not None or not known[sid].is_idle
-        ]
-        return [_row(alive[sid], known[sid], now) for _, sid in heapq.nsmallest(MAX_ROWS, changed)]
+        return [_row(one, known[sid], now) for _, sid, one in heapq.nsmallest(MAX_ROWS, changed)]
 
     def forget(self) -> None:
         """Report all sessions again: to a broker that was restarted."""
