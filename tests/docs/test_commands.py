@@ -40,6 +40,7 @@ def walk_through(page: str, terminals: Terminals) -> str:
     return "".join(terminals.run(line) for line in ours if "--insecure" not in line)
 
 
+@pytest.mark.thorough  # most of its commands are in the README, too, and it trains a policy
 def test_the_five_minutes_of_the_start_page(tmp_path: Path) -> None:
     [script] = blocks("docs/start.md", "python")
     with Terminals(tmp_path) as terminals:
