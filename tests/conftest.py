@@ -44,6 +44,8 @@ SLOW_FILES = (
     "system/test_large_packets.py",
     "soak/test_soak.py",
     "system/test_pools.py",
+    "docs/test_commands.py",
+    "frameworks/test_train.py",
     "system/test_bad_input.py",
     "learner_agent/client/test_truncation.py",
     "system/test_session_threads.py",

@@ -16,7 +16,7 @@ from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import RequestTimeout
 from tests.processes import Programs, programs
-from tests.sampling import sampled
+from tests.sampling import sampled, thorough
 
 PATIENCE_S = 60.0
 DIRECT = ("never", "auto")
@@ -46,7 +46,7 @@ def serve(started: Programs, url: str, name: str, *options: str, **kwargs: objec
     )
 
 
-@pytest.mark.parametrize("direct", DIRECT)
+@pytest.mark.parametrize("direct", ["never", thorough("auto")])
 def test_slow_steps_of_many_sessions_run_at_the_same_time(started: Programs, direct: str) -> None:
     count = 200
     _, url = started.broker()
