@@ -147,10 +147,12 @@ class ServingLoop:
             )
         finally:
             if not connected:
-                self._close_transports()
+                self._leave()
         return connected
 
-    def _close_transports(self) -> None:
+    def _leave(self) -> None:
+        """Send BYE, also if the broker has not confirmed the offers yet, and close."""
+        self._link.send(PLAIN.encode(Bye(self.why)))
         self._transports.close()
         if self.crew.wakeup is not None:
             self.crew.wakeup.close()
@@ -174,8 +176,7 @@ class ServingLoop:
                 raise self._failure
         finally:
             self.host.environments.close_spares()
-            self._link.send(PLAIN.encode(Bye(self.why)))
-            self._close_transports()
+            self._leave()
 
     def _read(self, me: Executor) -> None:
         """Serve for a while, or end. Called in the thread that is the reader."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,10 @@ from hypothesis import HealthCheck, settings
 
 from tests import interpreters
 from tests.processes import Programs, programs
+
+# The tests start many interpreters, which share the compiled modules; so do the workers of `-n`.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # Windows open nowhere: here and in the programs that tests start.
 os.environ["SDL_VIDEODRIVER"] = "dummy"
@@ -39,6 +44,8 @@ SLOW_FILES = (
     "system/test_large_packets.py",
     "soak/test_soak.py",
     "system/test_pools.py",
+    "docs/test_commands.py",
+    "frameworks/test_train.py",
     "system/test_bad_input.py",
     "learner_agent/client/test_truncation.py",
     "system/test_session_threads.py",

@@ -75,9 +75,17 @@ def with_names(count: int) -> Broker:
     return broker
 
 
+@pytest.fixture(scope="module")
+def crowds() -> tuple[Broker, Broker]:
+    """Return brokers with few and with many addresses."""
+    return with_names(256), with_names(4096)
+
+
 @pytest.mark.parametrize("unknown", ["a", "b" * 128, "a2".ljust(127, "x"), "0xa" * 40])
-def test_an_unknown_address_costs_no_more_among_many(unknown: str) -> None:
-    few, many = with_names(256), with_names(4096)
+def test_an_unknown_address_costs_no_more_among_many(
+    crowds: tuple[Broker, Broker], unknown: str
+) -> None:
+    few, many = crowds
 
     def cost(broker: Broker) -> float:
         def one() -> None:

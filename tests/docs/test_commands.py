@@ -40,6 +40,8 @@ def walk_through(page: str, terminals: Terminals) -> str:
     return "".join(terminals.run(line) for line in ours if "--insecure" not in line)
 
 
+@pytest.mark.timeout(300)
+@pytest.mark.thorough  # most of its commands are in the README, too, and it trains a policy
 def test_the_five_minutes_of_the_start_page(tmp_path: Path) -> None:
     [script] = blocks("docs/start.md", "python")
     with Terminals(tmp_path) as terminals:
@@ -48,6 +50,7 @@ def test_the_five_minutes_of_the_start_page(tmp_path: Path) -> None:
         assert terminals.script(script.text).startswith("return ")
 
 
+@pytest.mark.timeout(300)  # it trains a policy
 def test_the_commands_and_scripts_of_the_readme(tmp_path: Path) -> None:
     with Terminals(tmp_path) as terminals:
         printed = walk_through("README.md", terminals)

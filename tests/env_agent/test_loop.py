@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import pytest
@@ -15,6 +15,8 @@ from gymwire.env_agent.bad_frames import WARN_EVERY_S
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.loop import ServingLoop
+from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.transports import Transports
 from gymwire.learner_agent.client.observing import watch_session
 from gymwire.protocol.codec import COMPACT, HEADER, MAGIC, PLAIN, read_header
 from gymwire.protocol.errors import EnvironmentFailed, GymwireError
@@ -30,6 +32,7 @@ from gymwire.protocol.messages import (
     Render,
     Reset,
 )
+from gymwire.protocol.transport.broker_link import BrokerLink
 from tests.hostile_values import ext
 from tests.wire import Network
 
@@ -277,6 +280,26 @@ def test_invalid_frames_are_counted_and_seldom_logged() -> None:
         logged = [entry for entry in entries if entry["event"] == "invalid frame"]
         assert [entry["invalid_frames"] for entry in logged] == [1, 1001]
         assert_serves(network)
+
+
+def test_a_loop_that_is_stopped_before_its_offers_are_confirmed_withdraws_them() -> None:
+    with Network() as network:
+        dealer = network.dealer()
+        link, host = BrokerLink(cast(Any, dealer)), SessionHost([SERVICE])
+        loop = ServingLoop(lambda: Transports(link, None), host, bytes(16), clock=network.monotonic)
+        arrived = dealer.arrived
+
+        def stop_at_last(frame: bytes) -> None:
+            if read_header(frame).kind is Kind.OFFERED:
+                assert network.connection().find("failing")
+                loop.drain.set()
+            else:
+                arrived(frame)
+
+        dealer.arrived = stop_at_last  # type: ignore[method-assign]
+        offers = [host.environments.describe(SERVICE, 1, None)]
+        assert not loop.connect(offers, wait_s=60.0)
+        assert network.connection().find("failing") == []
 
 
 def execute(network: Network, loop: ServingLoop, frame: bytes) -> Message:

@@ -11,6 +11,7 @@ import pytest
 
 from gymwire import ProxyVectorEnv
 from tests.sameness import assert_same
+from tests.sampling import thorough
 
 pytest.importorskip(
     "torch", reason="PyTorch is not installed; ./run pytest tests/frameworks installs it"
@@ -23,7 +24,7 @@ from examples import cleanrl_ppo
 torch.set_num_threads(1)
 
 
-@pytest.mark.parametrize("direct", ["never", "always"])
+@pytest.mark.parametrize("direct", ["never", thorough("always")])
 @pytest.mark.parametrize(
     ("n_envs", "sessions", "mode"),
     [(1, 1, "sync"), (4, 1, "sync"), (4, 4, "sync"), (4, 1, "vector_entry_point")],

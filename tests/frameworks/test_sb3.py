@@ -27,6 +27,7 @@ from tests.conformance.agents import RightAgent, serving
 from tests.frameworks.envs import Choices, Masked, Mixed, Reach, timed
 from tests.processes import programs
 from tests.sameness import assert_same
+from tests.sampling import sampled, thorough
 
 REASON = "Stable-Baselines3 is not installed; ./run pytest tests/frameworks installs it"
 pytest.importorskip("stable_baselines3", reason=REASON)
@@ -66,7 +67,7 @@ NAMES = {
 EXPOSED = ["compute_reward", "level", "scaled", "calls", "asked"]
 SLOTS = 4
 SYNC = {"vectorization_mode": "sync"}
-WAYS = [(1, "never"), (1, "always"), (3, "never"), (3, "always")]
+WAYS = sampled([(1, "never"), (1, "always"), (3, "never"), (3, "always")], 3)
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +159,7 @@ def maskable_ppo(envs: VecEnv) -> Any:
     [
         ("cartpole", ppo),
         ("cartpole", dqn),
-        ("reach", partial(sac_her, copy_info_dict=False)),
+        thorough("reach", partial(sac_her, copy_info_dict=False)),
         ("reach", partial(sac_her, copy_info_dict=True)),
         ("masked", maskable_ppo),
     ],
@@ -170,12 +171,12 @@ def test_remote_and_local_training_end_with_the_same_weights(
     assert_same_training(train, local(address, n_envs), opened(address, n_envs, direct=direct))
 
 
-@pytest.mark.parametrize("direct", ["never", "always"])
+@pytest.mark.parametrize("direct", ["never", thorough("always")])
 @pytest.mark.parametrize(
     ("address", "train"),
     [
         ("cartpole", ppo),
-        ("reach", partial(sac_her, copy_info_dict=True)),
+        thorough("reach", partial(sac_her, copy_info_dict=True)),
         ("masked", maskable_ppo),
     ],
     ids=["PPO", "SAC-HER-infos", "MaskablePPO"],

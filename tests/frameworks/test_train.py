@@ -18,6 +18,7 @@ from gymwire.protocol.errors import ConfigurationError
 from tests.cli.reading import Screen, call
 from tests.frameworks.envs import SPACES, Lottery
 from tests.processes import PATIENCE_S, ROOT, programs
+from tests.sampling import thorough
 
 REASON = "Stable-Baselines3 is not installed; ./run pytest tests/frameworks installs it"
 pytest.importorskip("stable_baselines3", reason=REASON)
@@ -146,7 +147,9 @@ def test_a_file_that_is_not_a_ppo_model_of_these_spaces_is_an_error(
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [thorough(signal.SIGINT, 130), (signal.SIGTERM, 143)]
+)
 def test_an_interrupted_training_is_saved(
     broker: str, tmp_path: Path, number: signal.Signals, status: int
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 
 from tests import prefork
 from tests.processes import PATIENCE_S, ROOT, Programs, programs
+from tests.sampling import thorough
 
 TIMEOUT_S = 90.0  # of a command that ends by itself, on a machine that may be busy
 NOBODY = "tcp://127.0.0.1:1"
@@ -220,7 +221,9 @@ def test_the_error_of_a_lost_agent_says_what_a_person_can_do(programs: Programs)
     assert "reset()" not in line
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGINT, 130), thorough(signal.SIGTERM, 143)]
+)
 def test_an_interrupted_training_reports_what_it_has_learnt(
     broker: str, number: signal.Signals, status: int
 ) -> None:

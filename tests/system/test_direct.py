@@ -31,6 +31,7 @@ from tests.chaos.relays import TcpRelay
 from tests.odd_envs import Noise
 from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
+from tests.sampling import thorough
 
 DIRECT = ("--direct", "tcp://127.0.0.1:*")
 LOCATED = "tests.system.pool_envs:Located"
@@ -319,7 +320,7 @@ def test_a_repeated_step_is_answered_the_same_though_its_environment_never_rests
 # --- cut off --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("harm", ["reset", "half_open", "doom"])
+@pytest.mark.parametrize("harm", ["reset", "half_open", thorough("doom")])
 def test_a_step_is_neither_lost_nor_doubled_when_the_direct_connection_is_cut(
     url: str, harm: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

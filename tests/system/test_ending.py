@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -20,9 +21,11 @@ from gymwire.env_agent.workers import Supervisor
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import GymwireError
 from tests.processes import Program, Programs, programs
+from tests.sampling import sampled
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORKERS = ((), ("--workers", "2"))
+ENDS = sampled(itertools.product(WORKERS, SIGNALS), 3)
 PATIENCE_S = 20.0
 
 
@@ -84,8 +87,7 @@ def stepping(url: str, gate: Path, sessions: int = 1) -> Iterator[list[Stepping]
                 one.env.close()
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize(("workers", "number"), ENDS)
 def test_a_hanging_step_is_abandoned_after_the_grace(
     started: Programs, tmp_path: Path, number: signal.Signals, workers: tuple[str, ...]
 ) -> None:
@@ -104,8 +106,7 @@ def test_a_hanging_step_is_abandoned_after_the_grace(
     assert any("request 2 of session" in line for line in agent.output)
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize(("workers", "number"), ENDS)
 def test_running_steps_finish_in_every_loop(
     started: Programs, tmp_path: Path, number: signal.Signals, workers: tuple[str, ...]
 ) -> None:
@@ -127,8 +128,7 @@ def test_running_steps_finish_in_every_loop(
         assert agent.wait() == 0
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-@pytest.mark.parametrize("workers", WORKERS)
+@pytest.mark.parametrize(("workers", "number"), ENDS)
 def test_a_second_signal_ends_at_once(
     started: Programs, tmp_path: Path, number: signal.Signals, workers: tuple[str, ...]
 ) -> None:

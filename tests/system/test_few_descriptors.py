@@ -11,6 +11,7 @@ import pytest
 
 from tests import prefork
 from tests.processes import programs
+from tests.sampling import thorough
 
 LIMITS = (*range(5, 23), *range(24, 65, 8))
 ENOUGH = {"broker": 19, "run": 19, "one": 45}
@@ -63,7 +64,7 @@ def outcomes(*argv: str) -> dict[int, tuple[int, list[str]]]:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no such limit")
 @pytest.mark.timeout(180)
-@pytest.mark.parametrize("what", ["broker", "serve", "one", "run"])
+@pytest.mark.parametrize("what", ["broker", "serve", thorough("one"), "run"])
 def test_every_limit_gives_a_working_command_or_one_error(what: str) -> None:
     with programs() as started:
         _, url = started.broker()

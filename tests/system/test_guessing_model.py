@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.processes import Programs
+from tests.sampling import thorough
 
 pytest.importorskip("anyio")
 pytest.importorskip("greenlet")
@@ -16,7 +17,7 @@ from examples.guessing_model import Model, play
 EPISODES = 256
 
 
-@pytest.mark.parametrize("backend", ["asyncio", "trio"])
+@pytest.mark.parametrize("backend", ["asyncio", thorough("trio")])
 def test_a_model_plays_256_episodes_at_once(
     programs: Programs, broker_url: str, backend: str
 ) -> None:

@@ -162,7 +162,7 @@ def test_workers_that_keep_dying_are_started_at_longer_and_longer_intervals(
     [
         (["--env", "tests.system.pool_envs:Deadly"], "licence has expired"),
         thorough(["--env", "NoSuchEnvironment-v0"], "NoSuchEnvironment"),
-        (["--max-sessions", "1"], "workers need --max-sessions"),
+        thorough(["--max-sessions", "1"], "workers need --max-sessions"),
     ],
 )
 def test_a_pool_that_can_never_start_says_why_once(

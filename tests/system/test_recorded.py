@@ -13,6 +13,7 @@ from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol import recordings
 from gymwire.protocol.messages import Act, Percept, Reset, Status
 from gymwire.protocol.recordings import COMPLETE, RecordedPart
+from tests.chaos.fleet import until
 from tests.processes import Programs
 
 RUNNERS = {
@@ -50,6 +51,8 @@ def test_episodes_are_recorded_wherever_they_run(
         assert vector.is_recorded
         vector.reset(seed=7)
         vector.step(np.array([0, 1, 0]))
+    # The recorder is a thread, which a busy machine may not run before the end of the process.
+    until(lambda: len(recorded(tmp_path)) == 4, "all episodes are on the disk")
     agent.stop()
     parts = recorded(tmp_path)
     seeds = [part.header["seed"] for part in parts]

@@ -12,6 +12,7 @@ from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol import recordings
 from gymwire.protocol.errors import ConfigurationError, EnvironmentFailed
 from gymwire.protocol.recordings import COMPLETE
+from tests.chaos.fleet import until
 from tests.cli.reading import Screen, call
 from tests.processes import Programs
 
@@ -107,8 +108,14 @@ def recorded(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
                 vector.step(np.array([1, 2]))
             vector.reset(seed=5)
             vector.step(np.array([1, 2]))
+        wait_for_episodes(folder, 5)
         agent.stop()
     return folder
+
+
+def wait_for_episodes(folder: Path, count: int) -> None:
+    """Wait for the recorder, a thread that a busy machine may not run before the process ends."""
+    until(lambda: len(list(folder.glob(f"*{COMPLETE}"))) == count, "all episodes are on the disk")
 
 
 def play(env: Any, steps: int) -> None:
@@ -169,6 +176,7 @@ def test_an_unknown_beginning_cannot_be_compared(
     with ProxyEnv("wild", broker_url, wait_s=20) as env:
         env.reset()
         play(env, 2)
+    wait_for_episodes(folder, 1)
     agent.stop()
     programs.env_agent(*arguments[:3])
     status, result = replay(broker_url, folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import RequestTimeout
 from tests.processes import Programs, programs
+from tests.sampling import sampled, thorough
 
 PATIENCE_S = 60.0
 DIRECT = ("never", "auto")
@@ -44,7 +46,7 @@ def serve(started: Programs, url: str, name: str, *options: str, **kwargs: objec
     )
 
 
-@pytest.mark.parametrize("direct", DIRECT)
+@pytest.mark.parametrize("direct", ["never", thorough("auto")])
 def test_slow_steps_of_many_sessions_run_at_the_same_time(started: Programs, direct: str) -> None:
     count = 200
     _, url = started.broker()
@@ -69,8 +71,9 @@ def test_asynchronous_steps_of_many_sessions_run_at_the_same_time(started: Progr
             assert (vector.step(np.full(count, step))[0] == step).all()
 
 
-@pytest.mark.parametrize("direct", DIRECT)
-@pytest.mark.parametrize("options", [(), ("--threads", "1")])
+@pytest.mark.parametrize(
+    ("options", "direct"), sampled(itertools.product([(), ("--threads", "1")], DIRECT), 3)
+)
 def test_an_environment_is_made_used_and_closed_in_one_thread(
     started: Programs, direct: str, options: tuple[str, ...]
 ) -> None:
@@ -113,8 +116,7 @@ def test_with_a_number_of_threads_these_execute_all_sessions(started: Programs) 
         assert [env.reset()[0] for env in envs] == [1] * 5
 
 
-@pytest.mark.parametrize("direct", DIRECT)
-@pytest.mark.parametrize("others", [0, 23])
+@pytest.mark.parametrize(("others", "direct"), sampled(itertools.product([0, 23], DIRECT), 3))
 def test_a_stuck_step_stops_no_other_session(
     started: Programs, tmp_path: Path, direct: str, others: int
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymwire import ProxyVectorEnv
 from gymwire.protocol.errors import ConfigurationError, EnvironmentLost, ResetNeeded
 from tests.processes import Program, Programs
+from tests.sampling import sampled, thorough
 
 NEXT, SAME, DISABLED = AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 DIES = 8  # the action with which a Gated environment takes its process along
@@ -145,7 +147,7 @@ def test_without_another_agent_the_loss_is_an_error_until_one_comes(
     remote.close()
 
 
-@pytest.mark.parametrize("mode", [NEXT, SAME, DISABLED])
+@pytest.mark.parametrize("mode", [NEXT, thorough(SAME), thorough(DISABLED)])
 def test_a_reset_after_a_loss_opens_new_sessions(programs: Programs, mode: AutoresetMode) -> None:
     _, url = programs.broker()
     agent = offer(programs, url)
@@ -178,8 +180,7 @@ def test_the_infos_of_the_new_episode_stand_beside_those_of_the_loss(programs: P
     remote.close()
 
 
-@pytest.mark.parametrize("mode", [NEXT, SAME, DISABLED])
-@pytest.mark.parametrize("num_envs", [1, 4])
+@pytest.mark.parametrize(("num_envs", "mode"), sampled(product([1, 4], [NEXT, SAME, DISABLED]), 2))
 def test_plain_sessions_are_truncated_and_replaced_one_by_one(
     programs: Programs, mode: AutoresetMode, num_envs: int
 ) -> None:

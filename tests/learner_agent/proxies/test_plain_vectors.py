@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from tests.learner_agent.opcodes import Interruption
 from tests.learner_agent.proxies.test_proxy_vector_env import LOCAL, OFFERS, assert_same_course
 from tests.processes import PATIENCE_S, Programs, programs
 from tests.sameness import assert_same
+from tests.sampling import sampled
 from tests.space_zoo import ZOO
 from tests.vector_envs import Moody, VectorZooEnv
 
@@ -53,9 +55,9 @@ def opened(broker: str, address: str, num_envs: int = 4, **kwargs: Any) -> Proxy
     return ProxyVectorEnv(address, num_envs, broker, wait_s=PATIENCE_S, **kwargs)
 
 
-@pytest.mark.parametrize("num_envs", [1, 4])
-@pytest.mark.parametrize("mode", list(AutoresetMode))
-@pytest.mark.parametrize("address", list(LOCAL))
+@pytest.mark.parametrize(
+    ("address", "mode", "num_envs"), sampled(product(LOCAL, AutoresetMode, [1, 4]), 5)
+)
 def test_every_step_is_that_of_a_sync_vector_env(
     broker: str, address: str, mode: AutoresetMode, num_envs: int
 ) -> None:
@@ -65,7 +67,7 @@ def test_every_step_is_that_of_a_sync_vector_env(
     local.close()
 
 
-@pytest.mark.parametrize("name", list(ZOO))
+@pytest.mark.parametrize("name", sampled(ZOO, 3))
 def test_every_space_is_batched_as_in_a_sync_vector_env(broker: str, name: str) -> None:
     # Gymnasium itself fails with batches of actions that have no parts.
     action = "discrete" if name in ("dict-empty", "tuple-empty") else name
