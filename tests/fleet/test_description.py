@@ -211,3 +211,25 @@ def test_the_line_of_a_key_is_that_in_its_own_table() -> None:
     assert line_of(text, "y", "c") == 6
     assert line_of(text, "y", "none", 2) == 8
     assert line_of(text, "none") == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "line"),
+    [
+        ("x.a = 1\nx.b = 2\n", ("x", "b"), 2),
+        ("# x\nx = { a = 1, b = 2 }\n", ("x", "b"), 2),
+        ("\n[x.b]\nc = 1\n", ("x", "b"), 2),
+        ("[y]\n\n[x.d]\nc = 1\n", ("x", "b"), 3),
+        ("[ 'x' ]\n\"b\" = 2\n", ("x", "b"), 2),
+        ("[x] # \u2028\r\nb = 2\r\n", ("x", "b"), 2),
+        ("[x]\na = '''\nb = 1\n'''\nb = 2\n", ("x", "b"), 5),
+        ("a = 1\nx = [{ b = 1 }, { b = 2 }, {}]\n", ("x", "b", 2), 2),
+        ("a = 1\nx = 2\n", ("x", "b"), 2),
+        ("[[x]]\n[x.b]\nc = 1\n[[x]]\n[x.b]\nc = 1\n", ("x", "b", 2), 5),
+    ],
+)
+def test_the_line_of_a_key_is_found_in_every_style(
+    text: str, key: tuple[Any, ...], line: int
+) -> None:
+    tomllib.loads(text)
+    assert line_of(text, *key) == line
