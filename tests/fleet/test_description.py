@@ -76,8 +76,9 @@ def test_a_tilde_in_the_path_of_a_key_is_the_home_folder(
 @pytest.mark.parametrize(
     ("text", "line", "key", "allowed"),
     [
-        (HEAD + "grace_s = 'x'\n" + OFFER, 4, "grace_s in [fleet]", "0 or more"),
-        (HEAD + "grace_s = 1" + "0" * 400 + "\n" + OFFER, 4, "grace_s in [fleet]", "0 or more"),
+        (HEAD + "grace_s = 'x'\n" + OFFER, 4, "grace_s in [fleet]", "from 0 to"),
+        (HEAD + "grace_s = 1e300\n" + OFFER, 4, "grace_s in [fleet]", "from 0 to 100000000"),
+        (HEAD + "[agents]\nmax = 2\nidle_s = 1e9\n" + OFFER, 6, "idle_s in [agents]", "from 0"),
         ('[fleet]\nname = "La b"\nbroker = "tcp://b:1"\n' + OFFER, 2, "name", "a-z, 0-9"),
         ('[fleet]\nname = "lab"\nbroker = "b"\n' + OFFER, 3, "broker", "tcp://HOST:PORT"),
         (HEAD + OFFER + "[agents]\ncuont = 3\n", 8, "cuont in [agents]", "count, min, max"),
