@@ -131,7 +131,7 @@ class FleetControl:
         # A restarted agent keeps its last error, which does not concern one that is ready.
         detail = "" if state == READY else self.fleet.explain(agent.detail)
         if state == STARTING and own:
-            lacking = sorted(slots.keys() - free.keys())
+            lacking = map(self.fleet.located, sorted(slots.keys() - free.keys()))
             detail = f"it does not offer {', '.join(lacking)}: its log says why"
         others = sorted({one["address"] for one in listed} - slots.keys())
         is_foreign = bool(others) and agent.pid is not None

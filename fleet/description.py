@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sys
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ MOST_AGENTS = 10_000
 MOST_PROCESSORS = 10_000  # of one agent
 MOST_MEMORY = 2**60  # bytes of one agent
 MOST_MINUTES = 1_000_000
+MOST_SECONDS = 100_000_000
 UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 UNITS |= {f"{unit}i": 1024**power for power, unit in enumerate("KMGT", 1)}
 # Tables of single engines, with the types of their keys.
@@ -139,6 +139,11 @@ class Fleet:
                     return f"{before}{self.path}, line {line}, {key} in [[offer]]: {said}"
         return error
 
+    def located(self, address: str) -> str:
+        """Return an address of an offer, with the file and the line that have it."""
+        index = 1 + [offer["address"] for offer in self.offers].index(address)
+        return f"{address} ({self.path}, line {line_of(self.text, 'offer', 'address', index)})"
+
     def check_interpreters(self) -> None:
         """Check that this machine has the interpreters of the offers. Raises ConfigurationError."""
         for index, offer in enumerate(self.offers, 1):
@@ -206,7 +211,7 @@ class _Reader:
         fleet = self._table("fleet", FLEET_KEYS)
         agents = self._table("agents", AGENTS_KEYS)
         key, broker_key = self._keys(fleet)
-        grace_s = self._number("fleet", fleet, "grace_s", 10.0)
+        grace_s = self._number("fleet", fleet, "grace_s", 10.0, MOST_SECONDS)
         resources = Resources(
             cpus=self._number("agents", agents, "cpus", 1.0, MOST_PROCESSORS),
             gpus=self._number("agents", agents, "gpus", 0.0, MOST_PROCESSORS),
@@ -278,12 +283,12 @@ class _Reader:
         values: Mapping[str, Any],
         key: str,
         default: float,
-        most: float = sys.float_info.max,
+        most: int,
     ) -> float:
         value = values.get(key, default)
         if type(value) not in (int, float) or not 0 <= value <= most:
-            allowed = "of 0 or more" if most == sys.float_info.max else f"from 0 to {most:g}"
-            raise self._error(table, key, f"expected a number {allowed}, got {value!r:.100}")
+            what = f"expected a number from 0 to {most}, got {value!r:.100}"
+            raise self._error(table, key, what)
         return float(value)
 
     def _count(self, agents: Mapping[str, Any], key: str, least: int, default: int) -> int:
@@ -393,7 +398,7 @@ class _Reader:
             least,
             most,
             free_slots=self._count(agents, "free_slots", 0, 1 if ranged else 0),
-            idle_s=self._number("agents", agents, "idle_s", 60.0),
+            idle_s=self._number("agents", agents, "idle_s", 60.0, MOST_SECONDS),
             slots={str(one["address"]): int(one["max_sessions"]) for one in offers},
         )
 

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gymwire.fleet.toml_text import tables_text
+from gymwire.fleet.toml_text import line_of, tables_text
 from gymwire.fleet.yaml_text import yaml_text
 from gymwire.protocol.errors import ConfigurationError
 
@@ -38,6 +38,11 @@ ADAPTER_FILE = "prometheus-adapter.yaml"
 
 def manifests(fleet: Fleet) -> list[Object]:
     """Return all objects. Raises ConfigurationError."""
+    if not fleet.name[0].isalpha():
+        raise ConfigurationError(
+            f"{fleet.path}, line {line_of(fleet.text, 'fleet', 'name')}, name in [fleet]: names of "
+            f"services in Kubernetes begin with a letter, unlike {fleet.name!r}."
+        )
     image = fleet.kubernetes.get("image")
     if not image:
         raise ConfigurationError(

@@ -164,4 +164,4 @@ def last_line(log: IO[bytes]) -> str:
     """Return the last line of a log, which is usually the error that ended the process."""
     log.seek(max(0, log.seek(0, os.SEEK_END) - TAIL))
     lines = log.read().decode(errors="replace").splitlines()
-    return lines[-1] if lines else "no output"
+    return lines[-1].strip() if lines else "no output"

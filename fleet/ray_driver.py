@@ -11,6 +11,7 @@ import contextlib
 import json
 import shutil
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -41,6 +42,7 @@ TICK_S = 0.1
 REPORT_S = 3.0  # for an actor's report; an actor that has no process yet does not answer
 ORDER_S = 30.0  # for an actor that has a process to accept a command
 MAX_ERROR = 300  # characters of an error of Ray
+CLEAN = 'read -r _; rm -rf -- "$0"'  # for sh: remove a folder once the standard input ends
 # The states in Ray's table of actors in which an actor has no process.
 UNPLACED = {"DEPENDENCIES_UNREADY": PENDING, "PENDING_CREATION": PENDING, "RESTARTING": RESTARTING}
 
@@ -54,6 +56,10 @@ class RayAgent:
 
     def __init__(self, plan: AgentPlan) -> None:
         self._home = Path(tempfile.mkdtemp(prefix="gymwire-fleet-"))  # for this user only
+        # If this process is killed, its files, such as the key, must not stay on the node.
+        self._cleaner = subprocess.Popen(
+            ["sh", "-c", CLEAN, str(self._home)], stdin=subprocess.PIPE, start_new_session=True
+        )
         files = place_files(plan.files, self._home, copy=True)
         self._lock = threading.Lock()
         spec = spec_of(plan, files, self._home / "log")
@@ -83,6 +89,7 @@ class RayAgent:
         """Kill the agent; then the actor ends, too."""
         with self._lock:
             self._process.stop()
+        shutil.rmtree(self._home, ignore_errors=True)  # Ray kills this actor next
 
 
 class RayDriver:

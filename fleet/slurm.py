@@ -31,6 +31,7 @@ except ModuleNotFoundError as error:
 FOLDER = ".gymwire-fleets"  # beside fleet.toml, which all nodes must see
 TIME_LIMIT_MIN = 24 * 60
 WARNING = "USR1"  # before the time limit. Agents drain on it; submitit's own choice kills them
+MOST_WARNING_S = 65_535  # that sbatch accepts
 ANY_NUMBER = 1_000_000  # how often a job may come to its time limit
 
 
@@ -101,6 +102,11 @@ class SlurmEngine:
         if isinstance(plan.place, Mapping):
             parameters["constraint"] = "&".join(plan.place.values())
         delay_s = math.ceil(plan.grace_s + KILL_S)
+        if delay_s > MOST_WARNING_S:
+            raise ConfigurationError(
+                f"SLURM cannot warn an agent {delay_s} s before its time limit. Set grace_s to at "
+                f"most {MOST_WARNING_S - KILL_S:g}."
+            )
         more = {"requeue": True, "signal": f"{WARNING}@{delay_s}", **options.pop("options", {})}
         return {**parameters, **options, "additional_parameters": more}
 

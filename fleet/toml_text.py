@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Mapping, Sequence
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 
@@ -38,19 +38,43 @@ def line_of(text: str, table: str, key: str = "", index: int = 1) -> int:
 
     `index`: which table of that name, from 1.
     """
-    found, seen, current = 1, 0, ""
-    for number, line in enumerate(text.splitlines(), 1):
-        if header := re.match(r"\s*\[\[?\s*([^\[\]]+?)\s*\]\]?\s*(#.*)?$", line):
-            current = header[1]
-            seen += current == table
-            if seen == index and current == f"{table}.{key}":
-                return number
-            if seen == index and current == table:
-                found = number
-        elif (
-            key
-            and (seen, current) == (index, table)
-            and re.match(rf"\s*[\"']?{re.escape(key)}[\"']?\s*[=.]", line)
-        ):
+    found, seen = 0, 0
+    for number, content in _statements(text):
+        inner = content.get(table)
+        if inner is None:
+            continue
+        added = len(inner) if isinstance(inner, list) else 0
+        seen += added
+        if index not in (range(seen - added + 1, seen + 1) or [max(seen, 1)]):
+            continue
+        last = inner[-1] if added else inner
+        if isinstance(last, dict) and key in last:
             return number
-    return found
+        found = found or number
+    return found or 1
+
+
+def _statements(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Return the line of each header and of each key, and what it adds to the document."""
+    first, statement = 1, ""
+    header: list[str] = []
+    for number, line in enumerate(text.split("\n"), 1):
+        statement += line + "\n"
+        try:
+            content = tomllib.loads(statement)
+        except tomllib.TOMLDecodeError:  # the value goes on in the next line
+            continue
+        if statement.lstrip().startswith("["):
+            header = _names(content)
+        else:
+            for name in reversed(header if content else []):
+                content = {name: content}
+        yield first, content
+        first, statement = number + 1, ""
+
+
+def _names(content: Any) -> list[str]:
+    """Return the names in a header."""
+    if isinstance(content, list):
+        return _names(content[0])
+    return [each for name, inner in content.items() for each in (name, *_names(inner))]

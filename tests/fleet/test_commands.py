@@ -243,6 +243,19 @@ def test_status_names_an_address_that_the_file_does_not_offer(
     assert f"it offers {ADDRESS}, which fleet.toml does not" in agent.detail
 
 
+def test_status_names_the_line_of_an_offer_that_an_agent_leaves_out(
+    memory: Memory, tmp_path: Path
+) -> None:
+    path = write(tmp_path, "tcp://b:1", "count = 1")
+    path.write_text(f'{path.read_text()}\n[[offer]]\naddress = "other"\nenv = "Gone-v1"\n')
+    line = path.read_text().splitlines().index('address = "other"') + 1
+    fleet = FleetControl(load(path), memory, memory.find)
+    fleet.up()
+    (agent,) = fleet.status()
+    assert agent.state == "starting"
+    assert agent.detail == f"it does not offer other ({path}, line {line}): its log says why"
+
+
 def test_agents_of_another_file_are_not_drained(memory: Memory, tmp_path: Path) -> None:
     control(memory, tmp_path, "count = 2").up()
     path = tmp_path / "fleet.toml"

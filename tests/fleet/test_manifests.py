@@ -216,6 +216,13 @@ def test_a_missing_image_and_wrong_keys_are_refused(tmp_path: Path, change: str)
         manifests(load(path))
 
 
+def test_a_name_that_services_cannot_have_is_refused(tmp_path: Path) -> None:
+    path = fleet_of(tmp_path).path
+    path.write_text(path.read_text().replace('"lab"', '"4legs"'))
+    with pytest.raises(ConfigurationError, match=r"line 3, name in .*begin with a letter"):
+        manifests(load(path))
+
+
 def test_a_part_of_a_gpu_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="whole GPUs only"):
         manifests(fleet_of(tmp_path, agents="count = 1\ngpus = 0.5"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import signal
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 
 from gymwire.env_agent.workers import FIRST_PAUSE_S, MAX_PAUSE_S, meaning, pause_after
 from gymwire.fleet.engine import RESTARTING, RUNNING
-from gymwire.fleet.processes import AgentProcess, ProcessSpec
+from gymwire.fleet.processes import AgentProcess, ProcessSpec, last_line
 from tests.chaos.fleet import until
 from tests.fleet.fleets import PATIENCE_S
 
@@ -48,3 +49,7 @@ def test_the_pause_before_a_restart_doubles_up_to_a_limit(crashes: int, pause_s:
 )
 def test_every_exit_status_has_a_meaning(status: int, text: str) -> None:
     assert meaning(status) == text
+
+
+def test_the_last_line_of_a_log_is_not_indented() -> None:
+    assert last_line(io.BytesIO(b"gymwire serve: failed\n\n    ValueError: b\n")) == "ValueError: b"

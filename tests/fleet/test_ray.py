@@ -182,6 +182,12 @@ def test_a_key_reaches_agents_and_no_log_of_ray(
     assert copy.stat().st_mode & 0o777 == 0o600
     os.kill(agent["pid"], signal.SIGKILL)  # failures are logged
     heals(shell, shell.agents() | {agent["name"]: agent}, agent["name"])
+    healed = shell.agents()
+    os.kill(actor_of(healed[agent["name"]]["pid"]), signal.SIGKILL)
+    until(lambda: not copy.exists(), "the copy of a killed actor was removed", PATIENCE_S)
+    heals(shell, healed, agent["name"])
+    copy = Path(variable(shell.agents()[agent["name"]]["pid"], "GYMWIRE_KEY"))
+    assert copy.exists()
     shell.run("down")
     assert shell.status == 0
     until(lambda: not copy.exists(), "the copy of the key was removed", PATIENCE_S)

@@ -148,6 +148,14 @@ def test_a_part_of_a_gpu_is_refused(tmp_path: Path) -> None:
         Dry(fleet).start([fleet.plan(0)])
 
 
+def test_a_grace_period_that_sbatch_does_not_take_is_refused(tmp_path: Path) -> None:
+    fleet = fleet_of(tmp_path, "count = 1", grace_s=65_526)
+    with pytest.raises(ConfigurationError, match="Set grace_s to at most 65525"):
+        Dry(fleet).start([fleet.plan(0)])
+    fleet = fleet_of(tmp_path, "count = 1", grace_s=65_525)
+    Dry(fleet).start([fleet.plan(0)])
+
+
 def test_without_slurm_the_engine_says_what_is_missing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
