@@ -90,10 +90,11 @@ class SlurmEngine:
         """Return submitit's parameters; agents of one fleet need the same."""
         options = dict(self._options)
         plan = agents[0]
+        minutes = options.pop("minutes", TIME_LIMIT_MIN)
         parameters: dict[str, Any] = {
             "job_name": self._name,
             "comment": ranges_text([one.number for one in agents]),
-            "time": options.pop("minutes", TIME_LIMIT_MIN),
+            "time": minutes,
             "stderr_to_stdout": True,
             "array_parallelism": len(agents),
             "setup": [f"export SUBMITIT_PREEMPT_SIGNAL={WARNING}", *options.pop("setup", ())],
@@ -106,6 +107,12 @@ class SlurmEngine:
             raise ConfigurationError(
                 f"SLURM cannot warn an agent {delay_s} s before its time limit. Set grace_s to at "
                 f"most {MOST_WARNING_S - KILL_S:g}."
+            )
+        if delay_s >= minutes * 60:
+            raise ConfigurationError(
+                f"SLURM would warn an agent {delay_s} s before its time limit of {minutes} min, so "
+                f"at once. Set minutes in [slurm] to at least {delay_s // 60 + 1}, or a smaller "
+                f"grace_s."
             )
         more = {"requeue": True, "signal": f"{WARNING}@{delay_s}", **options.pop("options", {})}
         return {**parameters, **options, "additional_parameters": more}
