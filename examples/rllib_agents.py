@@ -16,14 +16,13 @@ from ray.tune import register_env
 
 from gymwire import ProxyParallelEnv
 
-register_env(
-    "remote-agents", lambda config: ParallelPettingZooEnv(ProxyParallelEnv(config["address"]))
-)
 
-
-def build(env: str = "remote-agents", **env_config: Any) -> Any:
+def build(**env_config: Any) -> Any:
     """Make the algorithm; each of the two env runners opens one environment."""
-    config = PPOConfig().environment(env, env_config=env_config, disable_env_checking=True)
+    register_env(
+        "remote", lambda config: ParallelPettingZooEnv(ProxyParallelEnv(config["address"]))
+    )
+    config = PPOConfig().environment("remote", env_config=env_config, disable_env_checking=True)
     config.env_runners(num_env_runners=2, rollout_fragment_length=64)
     config.multi_agent(policies={"shared"}, policy_mapping_fn=lambda agent, *_, **__: "shared")
     config.training(train_batch_size=128, minibatch_size=64, num_epochs=2)

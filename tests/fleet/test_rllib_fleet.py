@@ -33,7 +33,7 @@ pytestmark = [
 def _cluster() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join((str(ROOT), os.environ.get("PYTHONPATH", ""))))
-        context = ray.init(num_cpus=6, include_dashboard=False, log_to_driver=False)
+        context = ray.init("local", num_cpus=6, include_dashboard=False, log_to_driver=False)
         patch.setenv("RAY_ADDRESS", context.address_info["gcs_address"])  # for the commands
         yield
         ray.shutdown()

@@ -193,9 +193,13 @@ def test_a_job_that_waits_says_why_and_can_be_cancelled(make: Make) -> None:
     shell = make("count = 2\ncpus = 2\n[slurm]\nminutes = 60")
     up(shell)
     shell.run("scale", "--agents", "3", "--wait", "1")
-    waiting = [one for one in shell.agents().values() if one["state"] == "pending"]
-    assert [one["detail"] for one in waiting] == ["Resources"]
-    shell.run("drain", "--agent", waiting[0]["name"])
+    [name] = [name for name, one in shell.agents().items() if one["state"] == "pending"]
+    until(
+        lambda: shell.agents()[name]["detail"] == "Resources",
+        "SLURM has tried to place the job and says why it waits",
+        PATIENCE_S,
+    )
+    shell.run("drain", "--agent", name)
     until(lambda: len(shell.agents()) == 2, "it is cancelled", PATIENCE_S)
 
 

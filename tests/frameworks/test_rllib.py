@@ -27,7 +27,7 @@ def _cluster(broker_url: str) -> Iterator[None]:
     """Start Ray on this machine once: that takes long. Its workers use the broker of the tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GYMWIRE_BROKER", broker_url)
-        ray.init(num_cpus=3, include_dashboard=False, log_to_driver=False)
+        ray.init("local", num_cpus=3, include_dashboard=False, log_to_driver=False)
         yield
         ray.shutdown()
 

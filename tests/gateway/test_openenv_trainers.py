@@ -143,7 +143,7 @@ def test_the_calls_of_verifiers(url: str) -> None:
 
 
 def test_the_environment_of_verifiers_itself(url: str) -> None:
-    taskset = pytest.importorskip("verifiers.v1.tasksets.openenv.taskset", reason="not installed")
+    taskset = pytest.importorskip("verifiers.v1.tasksets.openenv.taskset", reason="needs verifiers")
     config = taskset.OpenEnvConfig(base_url=url, resets=[{"seed": 3}])
     [task] = taskset.OpenEnvTaskset(config).load()
     player = Player()
