@@ -1,8 +1,11 @@
-"""Which connections deliver bytes without end, but no complete message.
+"""Which connections deliver bytes without end, but no complete message, and which are dead.
 
 libzmq's high-water marks count complete messages. The parts of an unfinished one wait in memory,
 and no mark bounds how many there are. But the kernel counts the bytes of each TCP connection, so
 what a connection has delivered since a message was last received from it can be bounded.
+
+The kernel also knows when the other end's system answers no more. It would end such a connection
+itself after some time; but then the next heartbeat could abort the process (docs/design.md).
 """
 
 from __future__ import annotations
@@ -62,7 +65,7 @@ class Inflow:
             self.heard(fd)
 
     def close_overfull(self) -> None:
-        """Close the connections that deliver too much. Call it about ten times a second.
+        """Close the connections that deliver too much or are dead. Call it ten times a second.
 
         A connection gets the time until its next check to show that what it has delivered are
         complete messages, which the owner of the socket has not received yet.
@@ -83,5 +86,8 @@ class Inflow:
                         "connection closed, endless message", bytes=received - sound
                     )
                 self.suspects.add(fd)
+            elif kernel.is_gone(fd) and kernel.connection_id(fd) == self._ids[fd]:
+                kernel.shut_down(fd)
+                del self._sound[fd]
         if not self._due:
             self._due = list(self._sound)

@@ -20,7 +20,11 @@ from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.inflow import Inflow
 from gymwire.protocol.transport.interface import LinkEvent
 from gymwire.protocol.transport.router import MAX_MARK, Router, receive_mark
-from tests.protocol.transport.test_stalled_readers import receive_exactly, shake_hands
+from tests.protocol.transport.test_stalled_readers import (
+    dial_as_dealer,
+    receive_exactly,
+    shake_hands,
+)
 
 MIB = 1024 * 1024
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's tcp_info")
@@ -28,19 +32,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's t
 
 def message(size: int, *, more: bool = False) -> bytes:
     return bytes((2 | more,)) + struct.pack(">Q", size) + bytes(size)
-
-
-def dial_as_dealer(port: int) -> socket.socket:
-    """Return a connection to a ROUTER after the handshake, with a routing id of its own."""
-    peer = socket.create_connection(("127.0.0.1", port), timeout=20)
-    peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\0" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31))
-    receive_exactly(peer, 64)
-    name = b"\x08Identity" + struct.pack(">I", 4) + b"\x01abc"
-    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER" + name
-    peer.sendall(bytes((4, len(ready))) + ready)
-    _, size = receive_exactly(peer, 2)
-    receive_exactly(peer, size)
-    return peer
 
 
 @contextlib.contextmanager
