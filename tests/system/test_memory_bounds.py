@@ -1,4 +1,4 @@
-"""The memory of a broker and an env agent while a learner floods an env agent that is in a step."""
+"""What a broker and an env agent bear while an env agent that is in a step is flooded."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import pytest
 import zmq
 
+from gymwire import ProxyEnv
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Act, BusyReason, Hello, Kind, Message, Open, Reset, Role
@@ -89,7 +90,7 @@ def test_a_reset_behind_a_full_queue_does_not_end_an_env_agent_in_a_step() -> No
         _, url = started.broker("tcp://127.0.0.1:*", "--no-local-channels")
         agent = started.env_agent(
             *(url, "--address", "slow", "--env", "tests.odd_envs:Slow"),
-            *("--direct", f"tcp://127.0.0.1:{port}"),
+            *("--threads", "1", "--direct", f"tcp://127.0.0.1:{port}"),
         )
         one = Flooder(url)
         try:
@@ -98,8 +99,9 @@ def test_a_reset_behind_a_full_queue_does_not_end_an_env_agent_in_a_step() -> No
             one.wait_for(Kind.PROGRESS)
             fill_and_reset(port)
             one.wait_for(Kind.PERCEPT)
-            one.say(Act(0))
-            one.wait_for(Kind.PERCEPT)
+            with ProxyEnv("slow", url) as env:  # for which all direct connections are read
+                env.reset(seed=1)
+                env.step(0)
         finally:
             one.context.destroy(linger=0)
         assert agent.process.poll() is None
