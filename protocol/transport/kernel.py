@@ -14,10 +14,14 @@ import time
 from collections.abc import Iterator
 
 # Linux's struct tcp_info: the bytes tcpi_retransmits and tcpi_probes; tcpi_last_data_recv, its 14th
-# 32-bit word, in milliseconds; and tcpi_bytes_received, a 64-bit word.
+# 32-bit word, in milliseconds; tcpi_bytes_received, a 64-bit word; and tcpi_segs_in.
 _REPETITIONS = slice(2, 4)
 _LAST_DATA_RECV = slice(52, 56)
 _BYTES_RECEIVED = slice(128, 136)
+_SEGMENTS_RECEIVED = slice(140, 144)
+# The socket option that counts, in its last word, the packets that were dropped.
+_SO_MEMINFO = 55
+_DROPS = slice(32, 36)
 _LOOK_AGAIN_S = 0.005
 UNANSWERED = 5  # repetitions of a packet, without an answer, after which the other end is gone
 
@@ -127,6 +131,19 @@ def is_gone(fd: int) -> bool:
     return max(divmod(_tcp_info(fd, _REPETITIONS) or 0, 256)) >= UNANSWERED
 
 
+def segments_received(fd: int) -> int | None:
+    """Return how many packets a connection has taken; None where `idle_s` returns None."""
+    return _tcp_info(fd, _SEGMENTS_RECEIVED)
+
+
+def packets_dropped(fd: int) -> int:
+    """Return how many packets the kernel has dropped, by a filter or not; 0 if that is unknown.
+
+    A filter drops a packet before `segments_received` counts it.
+    """
+    return _option(fd, socket.SOL_SOCKET, _SO_MEMINFO, _DROPS) or 0
+
+
 def drop_resets(fd: int) -> bool:
     """Let the kernel drop the resets of the connections that a listening socket will accept.
 
@@ -194,13 +211,17 @@ def wait_until_sent(fd: int, timeout_s: float) -> bool:
 
 
 def _tcp_info(fd: int, field: slice) -> int | None:
+    return _option(fd, socket.IPPROTO_TCP, socket.TCP_INFO, field)
+
+
+def _option(fd: int, level: int, name: int, field: slice) -> int | None:
     if sys.platform != "linux":
         return None
     # Not by a socket object, which costs six calls of the kernel: idle agents ask ten times a
     # second. It fails for what is not a TCP connection.
     size = ctypes.c_uint32(field.stop)
     info = ctypes.create_string_buffer(field.stop)
-    if _getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, info, ctypes.byref(size)):
+    if _getsockopt(fd, level, name, info, ctypes.byref(size)):
         return None
     # An older kernel knows fewer fields.
     return int.from_bytes(info.raw[field], sys.byteorder) if size.value == field.stop else None

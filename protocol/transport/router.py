@@ -278,6 +278,7 @@ class Router:
 
         Returns False where that is impossible: for ipc, and on systems other than Linux.
         """
+        self._inflow.ignore(fd)
         return kernel.drop_input(fd)
 
     def hang_up(self, fd: int, connection: int = 0) -> None:
@@ -292,13 +293,23 @@ class Router:
     def link_events(self) -> list[LinkEvent]:
         """Return the connections made and lost since the last call.
 
-        Close those that deliver bytes without end, but no complete message.
+        Close those that deliver bytes without end, but no complete message, and those whose other
+        end is gone.
         """
         events = self._monitor.events()
         for event in events:
             self._inflow.note(event)
         self._inflow.close_overfull()
         return events
+
+    def take_doubtful(self) -> list[int]:
+        """Return the descriptors of connections that may have been reset since the last call.
+
+        Only if something is sent there, `link_events` finds out whether they were.
+        """
+        taken = list(self._inflow.doubtful)
+        self._inflow.doubtful.clear()
+        return taken
 
     @property
     def waitable(self) -> zmq.Socket[bytes]:
