@@ -46,6 +46,10 @@ class Connections:
         This is only a hint, since descriptors are reused.
         """
         self._up.discard(fd)
+        self.link_doubtful(fd)
+
+    def link_doubtful(self, fd: int) -> None:
+        """Probe the connection with this descriptor, which may have ended."""
         peer = self._tables.by_fd.get(fd)
         if peer is not None and peer.lost_at is None:
             self.suspect(peer)

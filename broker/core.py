@@ -420,6 +420,10 @@ class Core:
         """Note that the connection with this descriptor ended."""
         self._connections.link_down(fd)
 
+    def link_doubtful(self, fd: int) -> None:
+        """Note that the connection with this descriptor may have ended."""
+        self._connections.link_doubtful(fd)
+
     def woke_up(self, now: float) -> None:
         """Note that this process was suspended and that its peers have to reconnect."""
         self._connections.woke_up(now)

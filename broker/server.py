@@ -390,6 +390,8 @@ class Server:
                 core.link_up(event.fd)
             else:
                 core.link_down(event.fd)
+        for fd in self._router.take_doubtful():
+            core.link_doubtful(fd)
         self._deliver(core.expire(now))
         for rid in self._router.take_multipart():
             self._deliver(core.multipart(rid, now))

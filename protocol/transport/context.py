@@ -78,7 +78,6 @@ def set_common_options(socket: zmq.Socket[bytes], max_message: int, tick_ms: int
     socket.setsockopt(zmq.MAXMSGSIZE, max_message)
     socket.setsockopt(zmq.IPV6, 1)
     socket.setsockopt(zmq.HANDSHAKE_IVL, 3000)
-    socket.setsockopt(zmq.TCP_MAXRT, 8000)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
     socket.rcvtimeo = tick_ms

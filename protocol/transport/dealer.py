@@ -58,6 +58,7 @@ def _make_dealer(
     set_common_options(socket, max_message)
     socket.setsockopt(zmq.ROUTING_ID, rid)
     socket.setsockopt(zmq.RCVHWM, 0)  # the number of requests in flight bounds it
+    socket.setsockopt(zmq.TCP_MAXRT, 8000)  # see `Inflow` for what a listening socket does instead
     # Only the dialling side sends pings; the TTL in each ping lets the other side detect the loss
     # of the next. If a listening socket sent pings, any peer could abort its process: connect twice
     # under one routing id, send on the first connection, close it, and libzmq's timer finds a dead

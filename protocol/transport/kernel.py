@@ -8,15 +8,47 @@ import ipaddress
 import os
 import select
 import socket
+import struct
 import sys
 import time
 from collections.abc import Iterator
 
-# Linux's struct tcp_info: tcpi_last_data_recv, its 14th 32-bit word, in milliseconds; and
-# tcpi_bytes_received, a 64-bit word.
+# Linux's struct tcp_info: the bytes tcpi_retransmits and tcpi_probes; tcpi_last_data_recv, its 14th
+# 32-bit word, in milliseconds; tcpi_bytes_received, a 64-bit word; and tcpi_segs_in.
+_REPETITIONS = slice(2, 4)
 _LAST_DATA_RECV = slice(52, 56)
 _BYTES_RECEIVED = slice(128, 136)
+_SEGMENTS_RECEIVED = slice(140, 144)
+# The socket option that counts, in its last word, the packets that were dropped.
+_SO_MEMINFO = 55
+_DROPS = slice(32, 36)
 _LOOK_AGAIN_S = 0.005
+UNANSWERED = 5  # repetitions of a packet, without an answer, after which the other end is gone
+
+# Programs for Linux's packet filter: instructions of (operation, jump if true, jump if false,
+# operand). A packet begins with its TCP header; byte 12 has the header's length, byte 13 the flags.
+_SO_ATTACH_FILTER = 26
+_LOAD_BYTE, _LOAD_LENGTH, _COPY, _SHIFT_RIGHT, _AND = 0x30, 0x80, 0x07, 0x74, 0x54
+_IF_BITS, _IF_GREATER, _RETURN = 0x45, 0x2D, 0x06
+_DROP, _KEEP, _RESET = 0, 0xFFFFFFFF, 4
+_DROP_RESETS = (
+    (_LOAD_BYTE, 0, 0, 13),
+    (_IF_BITS, 0, 1, _RESET),
+    (_RETURN, 0, 0, _DROP),
+    (_RETURN, 0, 0, _KEEP),
+)
+_DROP_INPUT = (
+    (_LOAD_BYTE, 0, 0, 13),
+    (_IF_BITS, 6, 0, _RESET),
+    (_LOAD_BYTE, 0, 0, 12),
+    (_SHIFT_RIGHT, 0, 0, 2),
+    (_AND, 0, 0, 0x3C),
+    (_COPY, 0, 0, 0),
+    (_LOAD_LENGTH, 0, 0, 0),
+    (_IF_GREATER, 0, 1, 0),
+    (_RETURN, 0, 0, _DROP),
+    (_RETURN, 0, 0, _KEEP),
+)
 
 if sys.platform == "linux":
     _getsockopt = ctypes.CDLL(None).getsockopt
@@ -94,11 +126,66 @@ def unread(fd: int) -> int:
     return int.from_bytes(size, sys.byteorder)
 
 
+def is_gone(fd: int) -> bool:
+    """Return whether the other end's system answers no more; False where `idle_s` returns None."""
+    return max(divmod(_tcp_info(fd, _REPETITIONS) or 0, 256)) >= UNANSWERED
+
+
+def segments_received(fd: int) -> int | None:
+    """Return how many packets a connection has taken; None where `idle_s` returns None."""
+    return _tcp_info(fd, _SEGMENTS_RECEIVED)
+
+
+def packets_dropped(fd: int) -> int:
+    """Return how many packets the kernel has dropped, by a filter or not; 0 if that is unknown.
+
+    A filter drops a packet before `segments_received` counts it.
+    """
+    return _option(fd, socket.SOL_SOCKET, _SO_MEMINFO, _DROPS) or 0
+
+
+def drop_resets(fd: int) -> bool:
+    """Let the kernel drop the resets of the connections that a listening socket will accept.
+
+    Returns False where that is impossible: for ipc, and on systems other than Linux.
+    """
+    return _attach_filter(fd, _DROP_RESETS)
+
+
+def drop_input(fd: int) -> bool:
+    """Let the kernel drop all data that arrives on a connection, and a reset.
+
+    Returns False where `drop_resets` does.
+    """
+    return _attach_filter(fd, _DROP_INPUT)
+
+
+def _attach_filter(fd: int, program: tuple[tuple[int, int, int, int], ...]) -> bool:
+    with connection_socket(fd) as found:
+        if found is None or sys.platform != "linux":
+            return False
+        if found.family not in (socket.AF_INET, socket.AF_INET6):
+            return False
+        code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+        memory = ctypes.create_string_buffer(code, len(code))
+        pointer = struct.pack("HP", len(program), ctypes.addressof(memory))
+        try:
+            found.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, pointer)
+        except OSError:
+            return False
+        return True
+
+
 def shut_down(fd: int) -> None:
-    """Close a connection; libzmq sees it end as if the peer had."""
+    """Close a connection; libzmq sees it end as if the peer had.
+
+    Only for reading: if its other direction ended, too, while libzmq does not read it, the next
+    heartbeat could abort the process (docs/design.md).
+    """
+    drop_input(fd)  # else libzmq never reaches the end of what a peer sends without a pause
     with connection_socket(fd) as found, contextlib.suppress(OSError):
         if found is not None:
-            found.shutdown(socket.SHUT_RDWR)
+            found.shutdown(socket.SHUT_RD)
 
 
 def wait_until_sent(fd: int, timeout_s: float) -> bool:
@@ -124,13 +211,17 @@ def wait_until_sent(fd: int, timeout_s: float) -> bool:
 
 
 def _tcp_info(fd: int, field: slice) -> int | None:
+    return _option(fd, socket.IPPROTO_TCP, socket.TCP_INFO, field)
+
+
+def _option(fd: int, level: int, name: int, field: slice) -> int | None:
     if sys.platform != "linux":
         return None
     # Not by a socket object, which costs six calls of the kernel: idle agents ask ten times a
     # second. It fails for what is not a TCP connection.
     size = ctypes.c_uint32(field.stop)
     info = ctypes.create_string_buffer(field.stop)
-    if _getsockopt(fd, socket.IPPROTO_TCP, socket.TCP_INFO, info, ctypes.byref(size)):
+    if _getsockopt(fd, level, name, info, ctypes.byref(size)):
         return None
     # An older kernel knows fewer fields.
     return int.from_bytes(info.raw[field], sys.byteorder) if size.value == field.stop else None

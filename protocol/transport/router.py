@@ -10,8 +10,6 @@ import errno
 import itertools
 import re
 import secrets
-import socket as hostsocket
-import struct
 import sys
 from collections.abc import Iterable
 from typing import Any, cast
@@ -37,7 +35,6 @@ from gymwire.protocol.transport.interface import (
     Origin,
     Received,
 )
-from gymwire.protocol.transport.kernel import connection_socket
 from gymwire.protocol.transport.monitor import Monitor
 from gymwire.protocol.transport.open_files import allow_more
 from gymwire.protocol.transport.polling import EVENTS, POLLIN
@@ -50,10 +47,6 @@ _MORE_NOW = int(zmq.DONTWAIT | zmq.SNDMORE)
 # The base class's methods skip several microseconds of Python in the subclass.
 _send = zmq.backend.Socket.send
 _recv = zmq.backend.Socket.recv
-
-# Linux's classic packet filter: one instruction, which keeps no byte of any packet.
-_SO_ATTACH_FILTER = 26
-_DROP_ALL = struct.pack("HBBI", 0x06, 0, 0, 0)
 
 # Bytes of complete messages that one connection may have waiting here, and the fewest and the most
 # messages. libzmq signals the sender once for each half of the mark that was received.
@@ -143,7 +136,6 @@ class Router:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         socket.setsockopt(zmq.SNDHWM, 1000)
-        socket.setsockopt(zmq.RCVHWM, receive_mark(max_message))
         socket.setsockopt(zmq.BACKLOG, 1024)
         if key is not None:
             socket.curve_server = True
@@ -163,11 +155,17 @@ class Router:
         self._monitor = Monitor(socket, listens=True)
         self.urls: list[str] = []
         for url in checked:
+            # A peer that resets its connection while a queue is full could abort this process
+            # (docs/design.md), so a queue is only limited where resets can be dropped.
+            is_limited = sys.platform == "linux" and url.startswith("tcp:")
+            socket.setsockopt(zmq.RCVHWM, receive_mark(max_message) if is_limited else 0)
             try:
                 self.urls += _bind_all(socket, url)
             except zmq.ZMQError as error:
                 self.close()
                 raise ConfigurationError(_bind_failure(url, error, elsewhere)) from None
+        for fd in self._monitor.listening():
+            kernel.drop_resets(fd)
 
     @property
     def descriptor(self) -> int:
@@ -276,22 +274,12 @@ class Router:
         return kernel.idle_s(fd)
 
     def drop_input(self, fd: int) -> bool:
-        """Let the kernel drop everything that arrives on a connection, until it is closed.
+        """Let the kernel drop all data that arrives on a connection, until it is closed.
 
         Returns False where that is impossible: for ipc, and on systems other than Linux.
         """
-        with connection_socket(fd) as found:
-            if found is None or sys.platform != "linux":
-                return False
-            try:
-                if found.family not in (hostsocket.AF_INET, hostsocket.AF_INET6):
-                    return False
-                verdict = ctypes.create_string_buffer(_DROP_ALL, len(_DROP_ALL))
-                program = struct.pack("HP", 1, ctypes.addressof(verdict))
-                found.setsockopt(hostsocket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
-            except OSError:
-                return False
-        return True
+        self._inflow.ignore(fd)
+        return kernel.drop_input(fd)
 
     def hang_up(self, fd: int, connection: int = 0) -> None:
         """Close the connection with this descriptor; libzmq sees it end as if the peer had.
@@ -305,13 +293,23 @@ class Router:
     def link_events(self) -> list[LinkEvent]:
         """Return the connections made and lost since the last call.
 
-        Close those that deliver bytes without end, but no complete message.
+        Close those that deliver bytes without end, but no complete message, and those whose other
+        end is gone.
         """
         events = self._monitor.events()
         for event in events:
             self._inflow.note(event)
         self._inflow.close_overfull()
         return events
+
+    def take_doubtful(self) -> list[int]:
+        """Return the descriptors of connections that may have been reset since the last call.
+
+        Only if something is sent there, `link_events` finds out whether they were.
+        """
+        taken = list(self._inflow.doubtful)
+        self._inflow.doubtful.clear()
+        return taken
 
     @property
     def waitable(self) -> zmq.Socket[bytes]:

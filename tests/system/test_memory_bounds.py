@@ -1,4 +1,4 @@
-"""The memory of a broker and an env agent while a learner floods an env agent that is in a step."""
+"""What a broker and an env agent bear while an env agent that is in a step is flooded."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ import sys
 import pytest
 import zmq
 
+from gymwire import ProxyEnv
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Act, BusyReason, Hello, Kind, Message, Open, Reset, Role
 from tests.chaos.fleet import free_port, resident
 from tests.processes import PATIENCE_S, programs
-from tests.protocol.transport.test_inflow import dial_as_dealer, message
+from tests.protocol.transport.test_inflow import message
+from tests.protocol.transport.test_stalled_readers import dial_as_dealer, fill_and_reset
 
 MIB = 1024 * 1024
 FRAME, FRAMES, BOUND = 16 * MIB, 40, 160 * MIB
@@ -30,6 +32,16 @@ class Flooder:
         self.socket.sndhwm = 1
         self.socket.connect(url)
         self.sid = self.seq = 0
+
+    def open(self, address: str) -> None:
+        """Begin an episode of a new session."""
+        self.say(Hello(Role.LEARNER, os.urandom(16), "test", "elsewhere"))
+        self.wait_for(Kind.WELCOME)
+        self.say(Open(address, os.urandom(16)))
+        self.wait_for(Kind.OPENED)
+        self.seq = 1
+        self.say(Reset(1, {}))
+        self.wait_for(Kind.STATUS)
 
     def say(self, message: Message) -> None:
         self.socket.send(PLAIN.encode(message, self.sid, self.seq))
@@ -55,13 +67,7 @@ def test_large_frames_for_an_env_agent_in_a_step_do_not_pile_up() -> None:
         )
         one = Flooder(url)
         try:
-            one.say(Hello(Role.LEARNER, os.urandom(16), "test", "elsewhere"))
-            one.wait_for(Kind.WELCOME)
-            one.say(Open("slow", os.urandom(16)))
-            one.wait_for(Kind.OPENED)
-            one.seq = 1
-            one.say(Reset(1, {}))
-            one.wait_for(Kind.STATUS)
+            one.open("slow")
             before = resident(broker.process.pid), resident(agent.process.pid)
             one.say(Act(600))
             one.wait_for(Kind.PROGRESS)
@@ -76,6 +82,29 @@ def test_large_frames_for_an_env_agent_in_a_step_do_not_pile_up() -> None:
         finally:
             one.context.destroy(linger=0)
             agent.kill()
+
+
+def test_a_reset_behind_a_full_queue_does_not_end_an_env_agent_in_a_step() -> None:
+    port = free_port()
+    with programs() as started:
+        _, url = started.broker("tcp://127.0.0.1:*", "--no-local-channels")
+        agent = started.env_agent(
+            *(url, "--address", "slow", "--env", "tests.odd_envs:Slow"),
+            *("--threads", "1", "--direct", f"tcp://127.0.0.1:{port}"),
+        )
+        one = Flooder(url)
+        try:
+            one.open("slow")
+            one.say(Act(3))
+            one.wait_for(Kind.PROGRESS)
+            fill_and_reset(port)
+            one.wait_for(Kind.PERCEPT)
+            with ProxyEnv("slow", url) as env:  # for which all direct connections are read
+                env.reset(seed=1)
+                env.step(0)
+        finally:
+            one.context.destroy(linger=0)
+        assert agent.process.poll() is None
 
 
 def takes_without_end(peer: socket.socket, parts: int) -> bool:

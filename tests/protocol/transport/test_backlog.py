@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import zmq
 
-from gymwire.protocol.transport import backlog
+from gymwire.protocol.transport import backlog, inflow, kernel
 from gymwire.protocol.transport.backlog import MARK_BYTES, Backlogs
 from gymwire.protocol.transport.interface import Delivery
 from gymwire.protocol.transport.router import Router
@@ -110,10 +110,24 @@ def test_other_peers_are_not_affected(router: Router, reader: zmq.Socket[bytes])
     context.term()
 
 
-def test_a_peer_that_is_gone_is_forgotten(router: Router, reader: zmq.Socket[bytes]) -> None:
+@pytest.mark.parametrize(("resets", "unanswered"), [(3, 100), (100, 1)], ids=["reset", "silent"])
+def test_a_peer_that_is_gone_is_forgotten(
+    router: Router,
+    reader: zmq.Socket[bytes],
+    monkeypatch: pytest.MonkeyPatch,
+    resets: int,
+    unanswered: int,
+) -> None:
+    monkeypatch.setattr(inflow, "RESETS", resets)
+    monkeypatch.setattr(kernel, "UNANSWERED", unanswered)
     fill(router, MIB)
-    reader.close()
-    until(lambda: router.send(RID, b"x") is Delivery.UNREACHABLE, "the peer is gone")
+    reader.close()  # with a reset, since it has not read all
+
+    def is_unreachable() -> bool:
+        router.link_events()
+        return router.send(RID, b"x") is Delivery.UNREACHABLE
+
+    until(is_unreachable, "the peer is gone")
     assert len(router._backlogs) == 0
 
 

@@ -19,8 +19,14 @@ from gymwire.protocol.transport.context import context
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.inflow import Inflow
 from gymwire.protocol.transport.interface import LinkEvent
-from gymwire.protocol.transport.router import MAX_MARK, Router, receive_mark
-from tests.protocol.transport.test_stalled_readers import receive_exactly, shake_hands
+from gymwire.protocol.transport.router import MAX_MARK, Router, fd_of, receive_mark
+from tests.chaos.fleet import until
+from tests.protocol.transport.test_stalled_readers import (
+    dial_as_dealer,
+    receive_exactly,
+    reset,
+    shake_hands,
+)
 
 MIB = 1024 * 1024
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's tcp_info")
@@ -28,19 +34,6 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's t
 
 def message(size: int, *, more: bool = False) -> bytes:
     return bytes((2 | more,)) + struct.pack(">Q", size) + bytes(size)
-
-
-def dial_as_dealer(port: int) -> socket.socket:
-    """Return a connection to a ROUTER after the handshake, with a routing id of its own."""
-    peer = socket.create_connection(("127.0.0.1", port), timeout=20)
-    peer.sendall(b"\xff" + bytes(8) + b"\x7f\x03\0" + b"NULL".ljust(20, b"\0") + b"\0" + bytes(31))
-    receive_exactly(peer, 64)
-    name = b"\x08Identity" + struct.pack(">I", 4) + b"\x01abc"
-    ready = b"\x05READY\x0bSocket-Type" + struct.pack(">I", 6) + b"DEALER" + name
-    peer.sendall(bytes((4, len(ready))) + ready)
-    _, size = receive_exactly(peer, 2)
-    receive_exactly(peer, size)
-    return peer
 
 
 @contextlib.contextmanager
@@ -191,3 +184,50 @@ def test_the_kernel_counts_the_bytes_of_a_tcp_connection_only() -> None:
     with here, there, Path(__file__).open() as no_socket:
         others = here.fileno(), no_socket.fileno(), -1
         assert [kernel.bytes_received(fd) for fd in others] == [None] * 3
+
+
+def test_a_reset_is_told_apart_from_other_packets_that_were_dropped(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    closed: list[int] = []
+    dropped, taken = 0, 0
+    monkeypatch.setattr(kernel, "shut_down", closed.append)
+    monkeypatch.setattr(kernel, "bytes_received", lambda _: 0)
+    monkeypatch.setattr(kernel, "connection_id", lambda fd: fd)
+    monkeypatch.setattr(kernel, "is_gone", lambda _: False)
+    monkeypatch.setattr(kernel, "packets_dropped", lambda _: dropped)
+    monkeypatch.setattr(kernel, "segments_received", lambda _: taken)
+    watched = Inflow(limit=1000)
+    watched.note(LinkEvent(True, 7))
+    watched.close_overfull()
+    for _ in range(10):  # a packet that comes twice is taken, and then dropped
+        dropped, taken = dropped + 1, taken + 1
+        watched.close_overfull()
+    assert closed == []
+    for _ in range(inflow.RESETS):
+        dropped += 1
+        watched.close_overfull()
+    assert closed == [7]
+
+
+def test_a_peer_that_resets_its_connection_counts_as_lost() -> None:
+    router = Router(["tcp://127.0.0.1:*"])
+    peer = dial_as_dealer(int(router.urls[0].rpartition(":")[2]))
+    peer.sendall(message(9))
+    received = None
+    while received is None:
+        received = router.receive()
+    reset(peer)
+    events: list[LinkEvent] = []
+
+    def is_lost() -> bool:
+        nonlocal events
+        events += router.link_events()
+        for fd in router.take_doubtful():
+            assert fd == fd_of(received[1])
+            router.send(received[0], b"probe")
+        return any(not event.up for event in events)
+
+    until(is_lost, "the connection is closed")
+    assert [event.up for event in events] == [True, False]
+    router.close()
