@@ -18,6 +18,8 @@ from gymwire.env_agent.space_watch import SpaceWatch
 MAX_PATTERNS = 16  # vectors that differ
 MAX_ENVS = 16  # of one: a pattern has buffers for them all
 _ARRAYS = (Box, MultiBinary, MultiDiscrete)  # the spaces of arrays, and of batches of scalars
+# Before Python 3.12, looking an enum member up takes 0.1 µs and more.
+_SAME_STEP, _DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 
 # What the constructor sets that follows from the spaces and the number of environments. To batch
 # the spaces takes much longer than to make most environments.
@@ -76,46 +78,74 @@ class HostedVector(_Vector):
             self.single_observation_space = first.observation_space
         for env in self.envs:
             # A step resets environments, too, and must not take longer for this check.
-            vars(env)["reset"] = SpaceWatch(env).reset
+            object.__setattr__(env, "reset", SpaceWatch(env).reset)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        """Step as SyncVectorEnv does; in half the time if it has one environment."""
+        """Step as SyncVectorEnv does, with less work around the steps of the environments."""
+        mode, waiting = self.autoreset_mode, self._autoreset_envs.tolist()
         if (
-            self.num_envs != 1
-            or self._autoreset_envs[0]
-            or self.autoreset_mode is AutoresetMode.SAME_STEP
-            or type(self.action_space) not in _ARRAYS
+            type(self.action_space) not in _ARRAYS
             or type(actions) is not np.ndarray
-            or len(actions) != 1
+            or not actions.ndim
+            or len(actions) != self.num_envs
+            or (mode is _DISABLED and True in waiting)
         ):
             return super().step(actions)
-        i = 0  # as there: `failure_reports` reads it
+        is_same_step = mode is _SAME_STEP
         rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
         found: list[Any] = self._env_obs
-        batch: Any = self._observations
-        found[i], rewards[i], terminations[i], truncations[i], info = self.envs[i].step(actions[i])
-        if (
-            type(self.single_observation_space) in _ARRAYS
-            and type(batch) is np.ndarray
-            and type(observation := found[i]) is np.ndarray
-            and observation.dtype == batch.dtype
-            and observation.shape == batch.shape[1:]
-        ):
-            batch[i] = observation
-        else:
-            batch = self._observations = concatenate(self.single_observation_space, found, batch)
+        infos: dict[str, Any] = {}
+        # `i`, as in SyncVectorEnv: `failure_reports` reads it.
+        for i, (action, env) in enumerate(zip(actions, self.envs, strict=True)):
+            if waiting[i] and not is_same_step:
+                found[i], info = env.reset()
+                rewards[i], terminations[i], truncations[i] = 0.0, False, False
+            else:
+                found[i], rewards[i], terminated, truncated, info = env.step(action)
+                terminations[i], truncations[i] = terminated, truncated
+                if (
+                    is_same_step
+                    and not (terminated is False and truncated is False)  # the usual case
+                    and (terminations[i] or truncations[i])
+                ):
+                    final = {"final_obs": found[i], "final_info": info}
+                    infos = self._add_info(infos, final, i)
+                    found[i], info = env.reset()
+            if info:
+                infos = self._add_info(infos, info, i)
+        self._observations = self._batched(found)
         self._autoreset_envs = terminations | truncations
-        infos = self._add_info({}, info, i)
-        return batch, rewards.copy(), terminations.copy(), truncations.copy(), infos
+        return self._observations, rewards.copy(), terminations.copy(), truncations.copy(), infos
+
+    def _batched(self, found: list[Any]) -> Any:
+        """Return these observations in the vector's own buffers, as `concatenate` does."""
+        space, batch = self.single_observation_space, self._observations
+        if type(space) in _ARRAYS and type(batch) is np.ndarray and batch.ndim > 1:
+            shape = batch.shape[1:]
+            for one in found:
+                if type(one) is not np.ndarray or one.shape != shape:
+                    break
+            else:
+                # What `stack` does, which `concatenate` calls, in a fifth of the time.
+                np.concatenate(found, 0, batch.reshape(-1, *shape[1:]))
+                return batch
+        return concatenate(space, found, batch)
 
     def _add_info(
         self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int
     ) -> dict[str, Any]:
-        if not env_info:  # the usual case, which `super` takes longer to find out
-            return vector_infos
-        infos = super()._add_info(vector_infos, env_info, env_num)
+        infos = vector_infos
         for key, value in env_info.items():
-            array = infos[key]
+            array, mask = infos.get(key), infos.get(f"_{key}")
+            if array is None or mask is None:
+                infos = super()._add_info(infos, {key: value}, env_num)
+                array = infos[key]
+            elif isinstance(value, dict) and key != "final_obs":
+                infos[key] = self._add_info(array, value, env_num)
+                mask[env_num] = True
+            else:
+                array[env_num] = value
+                mask[env_num] = True
             if (
                 type(array) is np.ndarray
                 and array.dtype.kind != "O"

@@ -106,6 +106,7 @@ class ServingLoop:
         self._lifecycle = Lifecycle(host, self.crew, self.jobs.count_failure, clock)
         self.bad_frames = BadFrames(host, self.crew, self.jobs, clock)
         self._failure: BaseException | None = None
+        self._turn = 0  # changes when another session than the last one sends a request
 
     @property
     def current_requests(self) -> list[CurrentRequest]:
@@ -302,6 +303,7 @@ class ServingLoop:
                 took_s = clock() - began  # after the reply, which it must not delay
                 slot.times.append(took_s)
                 if not alone:
+                    self._note_turn(slot)
                     slot.note_step(took_s)
             except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
                 self.bad_frames.failed(me, arrived, error)
@@ -319,6 +321,8 @@ class ServingLoop:
         A thread whose steps are short becomes the reader together with its frame, which costs one
         change of threads. Otherwise the reader must remain one that can read.
         """
+        if slot is not None:
+            self._note_turn(slot)
         if (
             slot is not None
             and (slot.is_fast or len(self.host.slots) == 1)
@@ -329,6 +333,12 @@ class ServingLoop:
             self.crew.hand_over(me, slot.executor, arrived)
         else:
             self._handle(me, arrived)
+
+    def _note_turn(self, slot: Slot) -> None:
+        """Note that a session has sent a request, perhaps another session than the last one."""
+        if slot.turn != self._turn:
+            self._turn += 1
+            slot.turn, slot.steps_alone = self._turn, 0
 
     def _finish_relieved(
         self, me: Executor, slot: Slot, arrived: Received, reply: Frame | Pieces | None

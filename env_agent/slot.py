@@ -15,6 +15,10 @@ from gymwire.protocol.step_codec import StepCodec
 FAST_STEP = 0.0003  # seconds: steps that take longer are executed while another thread reads
 SLOW_STEP = 0.001  # seconds: longer ones count as this long, so that one of them is soon forgotten
 WEIGHT = 0.25  # of the last step in the mean
+# While no other session sends requests, steps up to SHORT_STEP are not worth a change of threads:
+# the first request of another session waits for one of them at most.
+SHORT_STEP = 0.0008
+STEPS_ALONE = 64  # steps of a session in a row that show this
 
 
 @dataclass(slots=True)
@@ -32,7 +36,9 @@ class Slot:
         began_at: when the last request began to be executed, in monotonic seconds.
         heard_at: when the last request arrived that was not executed at once, in monotonic seconds.
         executor: the thread that makes, uses and closes the environment.
-        is_fast: whether its steps are known to be short.
+        is_fast: whether its steps are known to be short enough to be executed by the reader.
+        turn: in which turn of the loop it sent its last request.
+        steps_alone: how many of its steps were executed in that turn.
         times: how long the steps since the last report took, in seconds.
         learner: what the log says about the learner.
         unwatchable: why the session cannot be watched; "" if it can be.
@@ -54,6 +60,8 @@ class Slot:
     heard_at: float = 0.0
     executor: Executor = field(default_factory=Executor)
     is_fast: bool = False
+    turn: int = -1
+    steps_alone: int = 0
     replied_at: int = 0
     times: list[float] = field(default_factory=list)
     _step_s: float | None = None
@@ -76,4 +84,5 @@ class Slot:
         seconds = min(seconds, SLOW_STEP)
         mean = seconds if self._step_s is None else self._step_s
         self._step_s = mean + WEIGHT * (seconds - mean)
-        self.is_fast = self._step_s < FAST_STEP
+        self.steps_alone += 1
+        self.is_fast = self._step_s < (FAST_STEP if self.steps_alone < STEPS_ALONE else SHORT_STEP)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -66,6 +66,10 @@ class ProxyVecEnv(VecEnv):
         self._was_reset = False
         vector = self._vector
         super().__init__(n_envs, vector.single_observation_space, vector.single_action_space)
+        self._takes_arrays = not (
+            isinstance(self.action_space, spaces.Dict | spaces.Tuple)
+            or isinstance(vector.action_space, spaces.Dict)
+        )
         self.metadata = {k: v for k, v in vector.metadata.items() if k != "autoreset_mode"}
         if seed is not None:
             self.seed(seed)
@@ -110,13 +114,14 @@ class ProxyVecEnv(VecEnv):
         Args:
             actions: one for each environment, also of Dict and Tuple spaces.
         """
+        self._vector.step_async(actions if self._takes_arrays else self._batch(actions))
+
+    def _batch(self, actions: Any) -> Any:
         space = self.action_space
         if isinstance(space, spaces.Dict | spaces.Tuple):
             out: Any = create_empty_array(space, self.num_envs)
-            actions = concatenate(space, actions, out)
-        elif isinstance(self._vector.action_space, spaces.Dict):  # of a class derived from Dict
-            actions = _batched(self._vector.action_space, actions)
-        self._vector.step_async(actions)
+            return concatenate(space, actions, out)
+        return _batched(self._vector.action_space, actions)  # of a class derived from Dict
 
     def step_wait(self) -> tuple[Any, NDArray[Any], NDArray[Any], list[dict[Any, Any]]]:
         """Wait for the step that `step_async` sent.
@@ -129,8 +134,15 @@ class ProxyVecEnv(VecEnv):
         dones = terminated | truncated
         rewards = rewards.astype(np.float32)
         ended = dones.nonzero()[0].tolist()
-        if not (merged or ended):
+        infos: list[dict[Any, Any]]
+        if not (ended or merged) or _holds_only_ends(merged, dones):  # the usual cases
             infos = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
+            for i in ended:
+                infos[i] = {
+                    "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
+                    "terminal_observation": merged[_FINAL][i],
+                }
+                self.reset_infos[i] = {}
             return observations, rewards, dones, infos
         infos = single_infos.split(merged, self.num_envs)
         for i in ended:
@@ -255,11 +267,24 @@ def _batched(space: spaces.Space[Any], actions: Iterable[Any]) -> Any:
     return tuple(actions) if space.dtype is None else np.array(actions, space.dtype)
 
 
+def _holds_only_ends(infos: Mapping[Any, Any], dones: NDArray[Any]) -> bool:
+    """Return whether infos have the last observations of these episodes, and nothing else."""
+    return (
+        len(infos) == len(_ENDS)
+        and _ENDS.issuperset(infos)
+        and infos["final_info"] == {}
+        and _holds_objects(infos[_FINAL])
+        and infos[_FINAL].shape == dones.shape
+        and np.array_equal(infos["_final_obs"], dones)
+    )
+
+
 def _holds_objects(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.hasobject
 
 
 _FINAL = "final_obs"
+_ENDS = {_FINAL, "_final_obs", "final_info", "_final_info"}
 # What the proxy knows itself, although the env agent may not expose it.
 _LOCAL: dict[str, Callable[[ProxyVectorEnv], Any]] = {
     "action_space": lambda vector: vector.single_action_space,

@@ -82,8 +82,9 @@ class SessionGroup:
     def check(self, kind: Kind) -> None:
         """Raise EnvironmentLost or MoveError unless all sessions may send this request now."""
         exchanges = [one.exchange for one in self._sessions]
-        if any(one.lost is not None for one in exchanges):
-            raise self.lost_error()
+        for one in exchanges:
+            if one.lost is not None:
+                raise self.lost_error()
         for state in {one.state for one in exchanges}:
             dialogue.check_request(state, kind)
 

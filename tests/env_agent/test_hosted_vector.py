@@ -74,11 +74,11 @@ def test_a_vector_equals_gymnasiums(name: str, num_envs: int) -> None:
 
 
 class Odd(Env):
-    """Observes samples of another space at action 1, ends its episode at 2, and raises at 3."""
+    """Observes samples of another space at action 1, ends its episode at 2 and 5, raises at 3."""
 
     def __init__(self, space: Space[Any], other: Space[Any]) -> None:
         super().__init__(space)
-        self.action_space = Discrete(4)
+        self.action_space = Discrete(6)
         self.other = spaces.build(spaces.describe(other))
         self.other.seed(1)
 
@@ -86,7 +86,9 @@ class Odd(Env):
         observation = (self.other if action == 1 else self.observation_space).sample()
         if action == 3:
             raise KeyError("three")
-        return observation, 0.5 * action, bool(action == 2), False, {"action": action}
+        info = {"action": action, "nested": {"half": 0.5 * action}, "text": "two"}
+        known = [{}, info, {"nested": {}, "nothing": None}, {}, {"action": 1.5}, {"action": False}]
+        return observation, 0.5 * action, bool(action == 2), action == 5, known[int(action)]
 
 
 @pytest.mark.parametrize("mode", AutoresetMode)
@@ -101,24 +103,27 @@ class Odd(Env):
         (Dict(a=Discrete(9)), Dict(a=Box(0, 9, (), np.int64))),
     ],
 )
-def test_a_single_environment_steps_as_in_gymnasiums_vector(
-    space: Space[Any], other: Space[Any], mode: AutoresetMode
+@pytest.mark.parametrize("num_envs", [1, 3])
+def test_a_vector_steps_as_gymnasiums(
+    space: Space[Any], other: Space[Any], mode: AutoresetMode, num_envs: int
 ) -> None:
-    makers = [partial(Odd, space, other)]
+    makers = [partial(Odd, space, other)] * num_envs
     theirs = SyncVectorEnv(makers, copy=False, autoreset_mode=mode)
     results: list[list[Any]] = []
     for envs in (theirs, HostedVector(makers, mode)):
         found: list[Any] = []
         results.append(found)
         envs.reset(seed=3)
-        steps: Any = ([0], [0], [1], [0], [2], [0], [0, 0], [], [3], [0], [2], [2], (0,))
-        for actions in (np.array(one, int) if type(one) is list else one for one in steps):
+        same: Any = [[n] * num_envs for n in (0, 0, 1, 0, 2, 0, 3, 0, 2, 2, 4, 5)]
+        mixed = np.random.default_rng(5).integers(0, 6, (40, num_envs)).tolist()
+        odd: Any = ([0] * (num_envs + 1), [], 0)
+        for actions in (np.array(one, int) for one in (*same, *odd, *mixed)):
             try:
                 found.append(copy.deepcopy(envs.step(actions)))
             except Exception as error:  # noqa: BLE001 - to compare it
                 details = failure_reports.request_failed(error, envs).details
                 found.append((type(error), str(error), details.get("env_index")))
-            if mode is AutoresetMode.DISABLED and envs._autoreset_envs.any():
+            if found[-1][0] is AssertionError:  # the episode of one has ended without a reset
                 envs.reset(seed=4)
             kept = ("_env_obs", "_observations", "_rewards", "_terminations", "_autoreset_envs")
             found.append(copy.deepcopy([vars(envs)[name] for name in kept]))

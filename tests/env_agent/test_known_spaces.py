@@ -87,6 +87,10 @@ def _set_text(space: Any) -> None:
     space.low = "nothing"
 
 
+def _set_dtype(space: Any) -> None:
+    space.dtype = np.dtype(np.int32)
+
+
 def _set_child(space: Any) -> None:
     space.spaces["a"] = Discrete(3)
 
@@ -98,7 +102,9 @@ def _set_child(space: Any) -> None:
         (Box(-1, 1, (100,)), _set_low),
         (Box(-1, 1, (2,)), _set_text),
         (_OwnBox(-1, 1, (2,)), _set_low),
+        (Box(-1, 1, (2,)), _set_dtype),
         (Discrete(3), _set_n),
+        (Discrete(3), _set_dtype),
         (Dict({"a": Discrete(2)}), _set_child),
     ],
     ids=lambda one: getattr(one, "__name__", repr(one)),
@@ -106,9 +112,11 @@ def _set_child(space: Any) -> None:
 def test_a_change_in_place_changes_the_fingerprint(
     space: Space[Any], change: Callable[[Space[Any]], None]
 ) -> None:
-    before = known(space, "space")
+    before, is_unchanged = known(space, "space"), known_spaces.comparison(space)
+    assert is_unchanged()
     change(space)
     assert known_spaces.fingerprint(space) != before.fingerprint
+    assert not is_unchanged()
 
 
 def test_the_number_of_known_spaces_is_bounded() -> None:

@@ -302,6 +302,19 @@ def test_a_loop_that_is_stopped_before_its_offers_are_confirmed_withdraws_them()
         assert network.connection().find("failing") == []
 
 
+def test_steps_in_a_row_are_counted_until_another_session_sends_a_request() -> None:
+    with Network() as network:
+        loop = network.env_agent(SERVICE)
+        one, other = (network.connection().open("failing") for _ in range(2))
+        one.request(Reset())
+        other.request(Reset())
+        counted = []
+        for session in (one, one, one, other, one):
+            session.request(Act(1))
+            counted.append(loop.host.slots[session.sid].steps_alone)
+        assert counted == [1, 2, 3, 1, 1]
+
+
 def execute(network: Network, loop: ServingLoop, frame: bytes) -> Message:
     """Deliver a frame to the loop, and return what the session keeps as its reply."""
     next(one for one in network.connections() if one.loop is loop).arrived(frame)

@@ -304,6 +304,16 @@ def test_steps_and_infos_are_those_of_a_dummy_vec_env(
     assert ends
 
 
+def test_a_reset_without_infos_replaces_those_of_an_earlier_one(opened: Make) -> None:
+    envs = opened("cartpole")
+    envs.reset()
+    envs.reset_infos = [{"old": True} for _ in range(3)]
+    dones = np.zeros(3, bool)
+    while not dones.any():  # the poles fall soon
+        dones = envs.step(np.zeros(3, int))[2]
+    assert envs.reset_infos == [{} if done else {"old": True} for done in dones]
+
+
 def test_a_vec_env_is_made_with_a_seed(opened: Make) -> None:
     here = local("mixed")
     here.seed(21)
