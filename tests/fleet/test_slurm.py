@@ -158,7 +158,7 @@ def test_a_grace_period_that_sbatch_does_not_take_is_refused(tmp_path: Path) -> 
 
 def test_a_time_limit_in_which_an_agent_would_only_drain_is_refused(tmp_path: Path) -> None:
     fleet = fleet_of(tmp_path, "count = 1\n[slurm]\nminutes = 2", grace_s=110)
-    with pytest.raises(ConfigurationError, match="Set minutes in .slurm. to at least 3"):
+    with pytest.raises(ConfigurationError, match="to at least 3, or a smaller"):
         Dry(fleet).start([fleet.plan(0)])
     fleet = fleet_of(tmp_path, "count = 1\n[slurm]\nminutes = 3", grace_s=110)
     Dry(fleet).start([fleet.plan(0)])
