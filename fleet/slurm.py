@@ -31,7 +31,7 @@ except ModuleNotFoundError as error:
 FOLDER = ".gymwire-fleets"  # beside fleet.toml, which all nodes must see
 TIME_LIMIT_MIN = 24 * 60
 WARNING = "USR1"  # before the time limit. Agents drain on it; submitit's own choice kills them
-MOST_WARNING_S = 65_535  # that sbatch accepts
+LONGEST_WARNING = 65_535  # in seconds, that sbatch accepts
 ANY_NUMBER = 1_000_000  # how often a job may come to its time limit
 
 
@@ -103,10 +103,10 @@ class SlurmEngine:
         if isinstance(plan.place, Mapping):
             parameters["constraint"] = "&".join(plan.place.values())
         delay_s = math.ceil(plan.grace_s + KILL_S)
-        if delay_s > MOST_WARNING_S:
+        if delay_s > LONGEST_WARNING:
             raise ConfigurationError(
                 f"SLURM cannot warn an agent {delay_s} s before its time limit. Set grace_s to at "
-                f"most {MOST_WARNING_S - KILL_S:g}."
+                f"most {LONGEST_WARNING - KILL_S:g}."
             )
         if delay_s >= minutes * 60:
             raise ConfigurationError(
