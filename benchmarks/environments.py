@@ -11,6 +11,13 @@ from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
 
+def envpool_cartpoles(num_envs: int) -> Any:
+    """Make a vector of EnvPool's CartPoles."""
+    import envpool
+
+    return envpool.make("CartPole-v1", env_type="gymnasium", num_envs=num_envs)
+
+
 class Picture(gymnasium.Env[NDArray[Any], np.int64]):
     """Returns the same observation at once, with this shape and dtype, to measure its transfer."""
 

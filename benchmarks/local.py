@@ -11,7 +11,7 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import AsyncVectorEnv, SyncVectorEnv, VectorEnv
 
-from benchmarks.environments import Sleeper
+from benchmarks.environments import Sleeper, envpool_cartpoles
 from benchmarks.harness import Running, Side
 
 ENV_ID = "CartPole-v1"
@@ -83,6 +83,17 @@ def sleepers(num_envs: int) -> Side:
 def _open_sleepers(num_envs: int) -> Iterator[Running]:
     with contextlib.closing(SyncVectorEnv([Sleeper] * num_envs)) as envs:
         yield Running(vector_zeros(envs))
+
+
+def envpool_vector(num_envs: int) -> Side:
+    """Return a side that steps EnvPool's CartPoles in the learner's own process."""
+    return Side(f"EnvPool({num_envs})", partial(_open_envpool, num_envs), num_envs)
+
+
+@contextlib.contextmanager
+def _open_envpool(num_envs: int) -> Iterator[Running]:
+    with contextlib.closing(envpool_cartpoles(num_envs)) as envs:
+        yield Running(vector_steps(envs))
 
 
 @contextlib.contextmanager

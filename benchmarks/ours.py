@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 from unittest import mock
@@ -40,15 +40,19 @@ def service(
     workers: int = 1,
     slots: int = 8,
     env_kwargs: Mapping[str, Any] | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[tuple[str, dict[str, int]]]:
-    """Start a broker and an env agent that offers `env` as "it"; yield URL and process ids."""
+    """Start a broker and an env agent that offers `env` as "it"; yield URL and process ids.
+
+    `options`: further options of the env agent.
+    """
     with contextlib.ExitStack() as stack:
         url = f"tcp://127.0.0.1:{free_port()}"
         channels = [] if path.endswith("same host") else ["--no-local-channels"]
         broker = stack.enter_context(program("gymwire.broker", "--bind", url, *channels))
         arguments = ["--address", "it", "--env", env, "--broker", url, "--wait", "10"]
         arguments += ["--max-sessions", str(slots), "--workers", str(workers)]
-        arguments += ["--env-kwargs", json.dumps(dict(env_kwargs or {}))]
+        arguments += ["--env-kwargs", json.dumps(dict(env_kwargs or {})), *options]
         if workers > 1:
             arguments.append("--pin")
         if path.startswith("direct"):
@@ -131,9 +135,10 @@ def one(
     stepper: Callable[[gymnasium.Env[Any, Any]], Callable[[], object]],
     env_kwargs: Mapping[str, Any] | None = None,
     idle: int = 0,
+    options: Sequence[str] = (),
 ) -> Side:
-    """One session in use, and `idle` sessions open beside it."""
-    return Side(name, partial(_open_one, path, env, stepper, env_kwargs, idle))
+    """One session in use, and `idle` sessions open beside it; `options`: of the env agent."""
+    return Side(name, partial(_open_one, path, env, stepper, env_kwargs, idle, options))
 
 
 @contextlib.contextmanager
@@ -143,9 +148,12 @@ def _open_one(
     stepper: Callable[[gymnasium.Env[Any, Any]], Callable[[], object]],
     env_kwargs: Mapping[str, Any] | None,
     idle: int,
+    options: Sequence[str],
 ) -> Iterator[Running]:
     with contextlib.ExitStack() as stack:
-        url, pids = stack.enter_context(service(env, path, env_kwargs=env_kwargs, slots=8 + idle))
+        url, pids = stack.enter_context(
+            service(env, path, env_kwargs=env_kwargs, slots=8 + idle, options=options)
+        )
         for _ in range(idle):
             stack.enter_context(ProxyEnv("it", url, direct="never"))
         with on_host_of(path):

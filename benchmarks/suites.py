@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 from benchmarks import gateways, local, ours, peers
 from benchmarks.floors import floor
@@ -20,6 +22,7 @@ OBSERVATIONS = {
     "1 MiB float32": ((512, 512), "float32", 1024 * 1024),
 }
 
+ENVPOOL = ((64, "≥ 0.65"), (256, "≥ 0.85"), (1024, "≥ 0.92"))  # numbers of environments
 
 PATHS: list[ours.SessionPath] = [
     "relayed, same host",
@@ -164,6 +167,26 @@ def vectors() -> Suite:
     return Suite("64 CartPoles", [sync, asynchronous, one, own, two], figures, 150, pinned=False)
 
 
+def interpreter() -> Suite:
+    """One CartPole in the serving loop's thread, and in a process with its own interpreter."""
+    path: ours.SessionPath = "direct, same host"
+    here = ours.cartpole(path)
+    options = ("--python", sys.executable)
+    there = ours.one("with --python", path, local.ENV_ID, local.cartpole_steps, options=options)
+    figures = [_over_floor(there.name, here.name, "≤ 2")]
+    return Suite("CartPole in another interpreter", [here, there], figures, 1000)
+
+
+def envpool(num_envs: int, target: str) -> Suite:
+    """EnvPool's CartPoles in this process, and in one session of an env agent."""
+    inside = local.envpool_vector(num_envs)
+    outside = ours.vector(
+        "direct, same host", num_envs, env="benchmarks.environments:envpool_cartpoles"
+    )
+    figures = [_speedup(outside, inside, target)]
+    return Suite(f"EnvPool's {num_envs} CartPoles", [inside, outside], figures, 500, pinned=False)
+
+
 def slow() -> Suite:
     """16 environments that take 5 ms a step, in one process and on four workers."""
     in_process = local.sleepers(16)
@@ -244,6 +267,8 @@ SUITES: dict[str, Callable[[], list[Suite]]] = {
     "cartpole": lambda: [cartpole()],
     "observations": lambda: [observations(name) for name in OBSERVATIONS],
     "vectors": lambda: [one_session(), vectors()],
+    "interpreter": lambda: [interpreter()],
+    "envpool": lambda: [envpool(*one) for one in ENVPOOL] if find_spec("envpool") else [],
     "slow": lambda: [slow()],
     "idle": lambda: [idle()],
     "gateway": lambda: [through_gateway()],

@@ -1,13 +1,13 @@
 """`python -m tests.soak.hostile FOLDER URL`: run the kinds that each line of standard input names.
 
-A line holds names of kinds, or nothing; each line replaces the one before. The program runs at nice
-19, because a real hostile peer computes on a host of its own. It ends when its standard input ends.
+A line holds names of kinds, or nothing; each line replaces the one before. The program gives way to
+all others, because a real hostile peer computes on a host of its own. It ends when its standard
+input ends.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 import threading
 from contextlib import closing
@@ -17,7 +17,7 @@ from typing import Any
 import zmq
 
 from tests.soak.kinds import KINDS, REFUSALS, NoAnswer
-from tests.soak.place import Place
+from tests.soak.place import Place, compute_last
 
 AGAIN_S = 0.5  # the pause after an attempt that was refused
 
@@ -40,7 +40,7 @@ def attack(place: Place, name: str, stop: threading.Event) -> None:
 
 
 def main() -> None:
-    os.nice(19)
+    compute_last()
     place = Place(Path(sys.argv[1]), sys.argv[2])
     running: list[tuple[threading.Thread, threading.Event]] = []
     for line in sys.stdin:
