@@ -44,6 +44,22 @@ INFO = {
 }
 
 
+class Kinds:
+    """Tells the type and the value of each action."""
+
+    observation_space: Any = box(0, 1, 1)
+    action_space: Any = Values(n=10, dtype="int64")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        return [0.0], {}
+
+    def step(self, action: Any) -> Any:
+        return [0.0], 0.0, False, False, {"kind": type(action).__name__, "value": int(action)}
+
+    def close(self) -> None:
+        """Close nothing."""
+
+
 class Plain:
     """Observes a point; what an action does is said in `step`."""
 

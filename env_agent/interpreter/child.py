@@ -5,9 +5,10 @@ The environment's numpy, gymnasium or gym are used if they are there. It runs th
 the main thread, one request after another, and answers each.
 
 Both directions carry frames: the header below, then `length` bytes. The body of a STEP is the raw
-action, that of a COMPACT answer a `COMPACT_HEAD` and the raw observation; all other bodies are
-values as `protocol/values.py` describes them. A tuple that begins with MARK stands for a value
-that has no form there (see `child_values.py`).
+action, with `AS_INT` behind it if it is an int of Python's. That of a COMPACT answer is a
+`COMPACT_HEAD` and the raw observation. All other bodies are values as `protocol/values.py`
+describes them. A tuple that begins with MARK stands for a value that has no form there (see
+`child_values.py`).
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ from typing import Any
 HEADER = struct.Struct("<IBII")  # length of the body, kind, request number, environment's index
 HEADER_SIZE = HEADER.size
 STEP, CALL = 1, 2  # the kinds of requests
+AS_INT = b"i"
 COMPACT, VALUE, RAISED = 3, 4, 5  # the kinds of answers
 COMPACT_HEAD = struct.Struct("<BBBd")  # type of the reward, terminated, truncated, reward
 SPACES = ("observation_space", "action_space")
@@ -608,7 +610,11 @@ class Hosted:
         """Step with a raw action; return the kind and the body of the answer."""
         dtype, shape = self._action
         action = np.ndarray(shape or (), dtype, raw)
-        result = self.step(action[()] if shape is None else action.copy())
+        if shape is not None:
+            action = action.copy()
+        else:
+            action = action[()] if len(raw) == dtype.itemsize else action.item()
+        result = self.step(action)
         if type(result) is tuple and len(result) == 5:
             seen, reward, terminated, truncated, info = result
             code = REWARDS.get(type(reward), 2)

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections import OrderedDict, namedtuple
 from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from gymnasium import Space, spaces
 
-from gymwire.env_agent.interpreter.child import COMPACT_HEAD, MARK
+from gymwire.env_agent.interpreter.child import AS_INT, COMPACT_HEAD, MARK
 from gymwire.protocol import values
 from gymwire.protocol.arrays import copy_array
 from gymwire.protocol.errors import DecodingError
@@ -113,12 +113,23 @@ def form_of(space: Space[Any]) -> Form | None:
 
 
 def compile_action(form: Form) -> Callable[[Any], bytes | None]:
-    """Return a function that returns the raw bytes of an action; None: it has another form."""
+    """Return a function that returns the raw bytes of an action; None: it has another form.
+
+    A number may also be an int of Python's.
+    """
     dtype, shape = np.dtype(form[0]), form[1]
     kind = np.ndarray if shape is not None else dtype.type
     size = None if shape is None else tuple(shape)
+    int_kind = int if shape is None else None
+    itemsize, is_signed = dtype.itemsize, dtype.kind == "i"
+    order: Literal["big", "little"] = "big" if dtype.str[0] == ">" else "little"
 
     def encode(action: Any) -> bytes | None:
+        if type(action) is int_kind:
+            try:
+                return action.to_bytes(itemsize, order, signed=is_signed) + AS_INT
+            except OverflowError:
+                return None
         if type(action) is not kind or (
             size is not None and (action.shape != size or action.dtype != dtype)
         ):

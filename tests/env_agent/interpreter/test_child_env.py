@@ -83,6 +83,14 @@ def test_values_arrive_unchanged_from_every_interpreter(make: Make, python: str)
     assert env.observation_space.contains(observation)
 
 
+def test_an_action_keeps_its_type(make: Make) -> None:
+    env = make("tests.plain_envs:Kinds", sys.executable)
+    env.reset()
+    for action in (3, -3, 2**63, -(2**63), 2**70, True, np.int64(3), np.int32(3)):
+        expected = {"kind": type(action).__name__, "value": int(action)}
+        assert_same(env.step(action)[4], expected)
+
+
 def test_spaces_are_read_by_their_attributes(make: Make, python: str) -> None:
     env = make("tests.plain_envs:Nested", python)
     spaces = gymnasium.spaces
