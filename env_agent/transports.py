@@ -40,8 +40,9 @@ from gymwire.protocol.transport.router import Router, public_key_of
 from gymwire.protocol.transport.unix import UnixRouter
 
 RELAY = b""  # the path through the broker; a direct path is the routing id of its connection
-DIRECT_TICK_MS = 20  # how long to wait for one direct socket before polling the other ones, too
+DIRECT_TICK_MS = 2  # how long to wait for one direct socket before polling the other ones, too
 POLL_ALL_EVERY = 64  # frames of one socket after which the other ones are polled, too
+TICK_S = TICK_MS / 1000
 MAX_LOSSES = 1000  # lost sessions whose learners get the reason
 NEW_LEARNER_POLLS = 1000  # frames, or idle ticks, within which a new learner connects directly
 
@@ -307,32 +308,38 @@ class Transports:
         if direct is None:
             return self._receive_relayed()
         receive = direct.receive_alone
-        if receive is None or direct.alone_for != sessions or not self._turns_left:
-            return self._receive_chosen(direct, sessions)
-        self._turns_left -= 1
-        received = receive()
-        return self._receive_any(0) if received is None else received
+        if receive is None or direct.alone_for != sessions:
+            receive = self._choose_alone(direct, sessions)
+        if receive is not None and self._turns_left:
+            self._turns_left -= 1
+            received = receive()
+            if received is not None:
+                return received
+            self._turns_left = 0  # poll all sockets until something arrives
+            ticked_ms = TICK_MS if direct.only_socket is None else DIRECT_TICK_MS
+            return self._receive_any((TICK_MS - ticked_ms) / 1000)
+        received = self._receive_any(TICK_S)
+        if received is not None:
+            self._turns_left = POLL_ALL_EVERY
+        return received
 
-    def _receive_chosen(self, direct: DirectEndpoint, sessions: int) -> Received | None:
-        """Receive after choosing, by what each session uses, the sockets to wait for."""
+    def _choose_alone(
+        self, direct: DirectEndpoint, sessions: int
+    ) -> Callable[[], Received | None] | None:
+        """Return what receives from the only socket in use, or None to poll all sockets."""
         only_socket, attached = direct.only_socket, len(direct.attached)
         if direct.new_learner_polls:
             direct.new_learner_polls -= 1
-            return self._receive_any(TICK_MS / 1000)
+            return None
         if attached and (self._relayed_polls or only_socket is None or attached != sessions):
-            return self._receive_any(TICK_MS / 1000)
+            return None
         receive = self._receive_relayed if only_socket is None else only_socket.receive
         direct.receive_alone, direct.alone_for = receive, sessions
-        if not self._turns_left:
-            self._turns_left = POLL_ALL_EVERY
-            return self._receive_any(0)
-        self._turns_left -= 1
-        received = receive()
-        return self._receive_any(0) if received is None else received
+        return receive
 
     def receive_or_wake(self, wakeup: Waitable) -> tuple[Received | None, bool]:
         """Return the next frame, or None after a tick; and whether `wakeup` ended the waiting."""
-        ready = wait_among([*self._sockets, wakeup], TICK_MS / 1000)
+        ready = wait_among([*self._sockets, wakeup], TICK_S)
         woken = bool(ready) and ready[-1] == len(self._sockets)
         return self._receive_ready(ready[:-1] if woken else ready), woken
 

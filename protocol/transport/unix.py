@@ -7,6 +7,7 @@ kernel themselves. Nobody proves a key: the kernel reports the user on the other
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import select
 import socket
@@ -30,7 +31,11 @@ MARK: Final = 2  # the first byte of the routing ids that `UnixRouter` makes
 
 MAX_PEERS = 16_384  # by default; the limit on descriptors is usually reached before
 BACKLOG = 1024  # connections that wait until they are accepted
-ACCEPT_EVERY = 64  # frames of a single peer after which to accept new connections
+# To block in the read of one peer is the fastest way to wait. The router does so if there is only
+# this peer, or if the others have sent nothing while this one has sent LONE_AFTER frames.
+LONE_AFTER = 1000
+LONE_FRAMES = 64  # frames of this peer after which to wait for all, and for new connections,
+LONE_S = 0.00025  # and the time after which to do so if there are other peers
 
 _IN: Final = 1  # select.EPOLLIN, without the attribute look-up per frame
 
@@ -196,9 +201,13 @@ class UnixRouter:
         self._peers: dict[bytes, _Peer] = {}
         self._by_fd: dict[int, _Peer] = {}
         self._turns: deque[_Peer] = deque()  # peers that may have a frame, in fair order
-        self._only: _Peer | None = None  # the single peer, if nothing is unsent to it
-        self._frames_left = 0  # how many of its frames to read before accepting
         self._may_accept = False  # a connection may be waiting for a descriptor to become free
+        self._lone: _Peer | None = None  # the peer to wait for alone,
+        self._lone_frames = 0  # for how many more frames,
+        self._lone_until = math.inf  # and until when, in monotonic seconds
+        self._last: _Peer | None = None  # the sender of the last frame that was not waited for so,
+        self._in_a_row = 0  # and how many such frames before that one are from the same peer
+        self._lone_after: float = math.inf  # how many suffice to wait for it alone
         allow_more()  # many peers may connect
         self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._listener.setblocking(False)
@@ -227,46 +236,60 @@ class UnixRouter:
 
     def receive(self, wait: bool = True) -> Received | None:
         """Return the next frame, or None after a tick (without `wait`: at once) without one."""
-        only = self._only
-        if only is not None and self._frames_left and wait:
-            # Blocking in the read itself is the fastest way to wait.
-            self._frames_left -= 1
-            frame = only.read(0)
-            if frame is not None:
-                if only.has_buffered:
-                    self._frames_left = 0
-                    self._turns.append(only)
-                return only.rid, None, frame
-            self._frames_left = 0
-            if not only.up:
-                self._end(only)
-            return None
+        lone = self._lone
+        if lone is not None and wait:
+            frame = lone.read(0)
+            if frame is None:
+                self._lone = None
+                if not lone.up:
+                    self._end(lone)
+                return None
+            self._lone_frames -= 1
+            if lone.has_buffered:
+                self._turns.append(lone)
+                self._lone = None
+            elif not self._lone_frames or (
+                self._lone_until < math.inf and time.monotonic() >= self._lone_until
+            ):
+                self._lone = None
+            return lone.rid, None, frame
+        self._lone = None
         if not self._turns:
-            events = self._poll(self._tick_s if wait and self._only is None else 0, 64)
+            events = self._poll(self._tick_s if wait else 0, 64)
             ready = self._by_fd.get(events[0][0]) if len(events) == 1 else None
             if ready is None or events[0][1] != _IN:
                 self._handle_events(events)
             else:  # the usual case: one peer is readable
                 frame = self._read(ready)
                 if frame is not None:
+                    if self._in_a_row >= self._lone_after and not self._turns:
+                        self._wait_alone(ready)
                     return ready.rid, None, frame
         while self._turns:
             peer = self._turns.popleft()
             frame = self._read(peer)
             if frame is not None:
                 return peer.rid, None, frame
-        if self._only is not None and wait:
-            self._frames_left = ACCEPT_EVERY
-            return self.receive()
         return None
 
     def _read(self, peer: _Peer) -> bytes | memoryview | None:
         frame = peer.read(NOW) if peer.up else None
-        if frame is not None and peer.has_buffered:
-            self._turns.append(peer)
+        if frame is not None:
+            if peer.has_buffered:
+                self._turns.append(peer)
+            if peer is self._last:
+                self._in_a_row += 1
+            else:
+                self._last, self._in_a_row = peer, 0
         if not peer.up:
             self._end(peer)
         return frame
+
+    def _wait_alone(self, peer: _Peer) -> None:
+        """Wait for this peer alone in the next calls of `receive`."""
+        if peer.unsent is None:  # else epoll must report that it can be sent
+            self._lone, self._lone_frames = peer, LONE_FRAMES
+            self._lone_until = time.monotonic() + LONE_S if len(self._peers) > 1 else math.inf
 
     def _handle_events(self, events: Sequence[tuple[int, int]]) -> None:
         """Handle epoll events: readable peers, writable peers, new connections."""
@@ -278,7 +301,6 @@ class UnixRouter:
                 continue
             if event & select.EPOLLOUT and peer.flush_pending(NOW) and peer.up:
                 self._epoll.modify(fd, select.EPOLLIN)
-                self._choose_only()
             if event & ~select.EPOLLOUT or not peer.up:
                 self._turns.append(peer)
         if not events and self._may_accept:
@@ -298,18 +320,19 @@ class UnixRouter:
             rid = bytes((MARK,)) + os.urandom(15)
             peer = _Peer(sock, rid, self._epoll, self._max_first, self._tick_ms)
             self._peers[rid] = self._by_fd[peer.fd] = peer
-            self._choose_only()
+            self._peers_changed()
 
-    def _choose_only(self) -> None:
-        sole = len(self._peers) == 1 and self._watched < 0
-        only = next(iter(self._peers.values())) if sole else None
-        self._only = None if only is None or only.unsent is not None else only
+    def _peers_changed(self) -> None:
+        """Wait for all peers until one of them sends alone again."""
+        self._lone = self._last = None
+        if self._watched < 0:
+            self._lone_after = 0 if len(self._peers) == 1 else LONE_AFTER
 
     def _end(self, peer: _Peer) -> None:
         if self._peers.pop(peer.rid, None) is not None:
             if self._by_fd[peer.fd] is peer:  # the kernel reuses descriptors
                 del self._by_fd[peer.fd]
-            self._choose_only()
+            self._peers_changed()
             self._on_ended(peer.rid)
 
     def send(self, rid: bytes, frame: bytes | bytearray | memoryview | Pieces) -> Delivery:
@@ -336,7 +359,7 @@ class UnixRouter:
 
     def _await_writable(self, peer: _Peer) -> None:
         self._epoll.modify(peer.sock, select.EPOLLIN | select.EPOLLOUT)
-        self._only = None
+        self._lone = None
 
     def admit(self, rid: bytes) -> None:
         """Accept frames of up to `max_message` bytes from this peer."""

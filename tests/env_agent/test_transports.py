@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
+from gymwire.env_agent import transports as transports_module
 from gymwire.env_agent.session import Session
-from gymwire.env_agent.transports import RELAY, DirectEndpoint, DirectSettings, Transports
+from gymwire.env_agent.transports import (
+    POLL_ALL_EVERY,
+    RELAY,
+    DirectEndpoint,
+    DirectSettings,
+    Transports,
+)
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Act
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
-from gymwire.protocol.transport.interface import Received
+from gymwire.protocol.transport.interface import TICK_MS, Received, Waitable
+from gymwire.protocol.transport.polling import wait_among
 from gymwire.protocol.transport.router import Router
 from gymwire.protocol.transport.unix import UnixDealer
 
@@ -107,6 +115,64 @@ def test_a_new_learner_that_connects_directly_does_not_wait_for_the_relay(
         session = Session(SID, b"n" * 16, "cartpole", "")
         assert made.direct.attach(session, session.nonce, found[0], None)
         assert made.direct.new_learner_polls == 0  # no other learner is expected
+
+
+@pytest.fixture
+def learner(within: Transports) -> Iterator[UnixDealer]:
+    """Connect the learner of the only session of `within` directly."""
+    assert within.direct is not None
+    (unix,) = within.direct.listeners
+    within.direct.expect(SID, "")
+    with contextlib.closing(UnixDealer(unix.urls[0])) as made:
+        made.send(REQUEST)
+        session = Session(SID, b"n" * 16, "cartpole", "")
+        assert within.direct.attach(session, session.nonce, arrived(within)[0], None)
+        yield made
+
+
+@pytest.fixture
+def within(broker: Router) -> Iterator[Transports]:
+    with contextlib.closing(within_host(broker.urls[0])) as made:
+        yield made
+
+
+def test_after_a_silent_tick_the_relay_is_waited_for_too(
+    broker: Router, within: Transports, learner: UnixDealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner.send(REQUEST)
+    assert arrived(within)[0] != RELAY
+    assert within.receive(1) is None
+    (unix,) = within._listeners
+    receive = unix.receive
+
+    def at_once(wait: bool = True) -> Received | None:
+        assert not wait, "waited for the direct socket alone"
+        return receive(wait)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(unix, "receive", at_once)
+        assert within.direct is not None
+        within.direct.receive_alone = None  # so that it gets the patched one
+        relay(broker, within)
+        assert arrived(within) == (RELAY, None, REQUEST)
+
+
+def test_polling_all_sockets_between_two_steps_waits_for_the_second(
+    within: Transports, learner: UnixDealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise the loop would run all its timers after each 64 steps."""
+    waits: list[float] = []
+
+    def counted(sockets: Sequence[Waitable], timeout_s: float) -> list[int]:
+        waits.append(timeout_s)
+        return wait_among(sockets, timeout_s)
+
+    monkeypatch.setattr(transports_module, "wait_among", counted)
+    for _ in range(3 * POLL_ALL_EVERY):
+        learner.send(REQUEST)
+        assert arrived(within)[0] != RELAY
+    assert len(waits) >= 2
+    assert set(waits) == {TICK_MS / 1000}
 
 
 def test_only_the_relay_is_waited_for_while_all_sessions_use_it(

@@ -489,7 +489,7 @@ def test_a_new_peer_is_accepted_beside_a_busy_one(router: UnixRouter, dealer: Un
     with contextlib.closing(UnixDealer(router.url)) as newcomer:
         newcomer.send(frame(25))
         heard = []
-        for _ in range(2 * unix_sockets.ACCEPT_EVERY):
+        for _ in range(2 * unix_sockets.LONE_FRAMES):
             dealer.send(frame(24))
             heard.append(receive(router)[0])
     assert set(heard) > {rid}
@@ -521,6 +521,114 @@ def test_waiting_for_a_part_of_a_millisecond_is_no_busy_loop(
     monkeypatch.setattr("gymwire.protocol.transport.polling.zmq.zmq_poll", poll)
     assert wait_among([dealer], 0.0004) == []
     assert poll.call_args.kwargs == {"timeout": 1}
+
+
+# --- waiting for one peer alone -------------------------------------------------------------------
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Mock:
+    """Stand still in the router, so that it counts frames only."""
+    made = Mock(return_value=0.0)
+    monkeypatch.setattr(unix_sockets, "time", Mock(monotonic=made))
+    return made
+
+
+@pytest.fixture
+def polls(router: UnixRouter, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return the durations for which the router has waited for all peers."""
+    made: list[float] = []
+    poll = router._poll
+
+    def counted(timeout_s: float, most: int) -> list[tuple[int, int]]:
+        made.append(timeout_s)
+        return poll(timeout_s, most)
+
+    monkeypatch.setattr(router, "_poll", counted)
+    return made
+
+
+@pytest.fixture
+def idle(router: UnixRouter) -> Iterator[UnixDealer]:
+    """Connect another peer, which has sent nothing for long."""
+    with contextlib.closing(UnixDealer(router.url)) as made:
+        introduced(made, router)
+        yield made
+
+
+def step(dealer: UnixDealer, router: UnixRouter, times: int) -> list[bytes]:
+    """Let a peer send frames, one after the other; return the senders of what is received."""
+    senders = []
+    for _ in range(times):
+        assert dealer.send(frame(24))
+        senders.append(receive(router)[0])
+    return senders
+
+
+def test_a_busy_peer_is_waited_for_alone_beside_an_idle_one(
+    router: UnixRouter, idle: UnixDealer, dealer: UnixDealer, clock: Mock, polls: list[float]
+) -> None:
+    step(dealer, router, unix_sockets.LONE_AFTER + 2)
+    polls.clear()
+    step(dealer, router, 10 * (unix_sockets.LONE_FRAMES + 1))
+    assert len(polls) == 10
+
+
+def test_a_busy_peer_delays_an_idle_one_for_some_frames_at_most(
+    router: UnixRouter, idle: UnixDealer, dealer: UnixDealer, clock: Mock
+) -> None:
+    rid = introduced(idle, router)
+    step(dealer, router, unix_sockets.LONE_AFTER + 2)
+    idle.send(frame(24))
+    assert rid in step(dealer, router, unix_sockets.LONE_FRAMES + 3)
+
+
+def test_a_busy_peer_delays_an_idle_one_for_a_fixed_time_at_most(
+    router: UnixRouter, idle: UnixDealer, dealer: UnixDealer, clock: Mock
+) -> None:
+    rid = introduced(idle, router)
+    step(dealer, router, unix_sockets.LONE_AFTER + 2)
+    clock.return_value = unix_sockets.LONE_S
+    idle.send(frame(24))
+    assert rid in step(dealer, router, 3)
+
+
+def test_a_busy_peer_that_pauses_delays_an_idle_one_for_a_tick_at_most(
+    router: UnixRouter, idle: UnixDealer, dealer: UnixDealer, clock: Mock
+) -> None:
+    rid = introduced(idle, router)
+    step(dealer, router, unix_sockets.LONE_AFTER + 2)
+    idle.send(frame(24))
+    assert router.receive() is None
+    found = router.receive()
+    assert found is not None
+    assert found[0] == rid
+
+
+def test_two_busy_peers_are_both_waited_for(
+    router: UnixRouter, idle: UnixDealer, dealer: UnixDealer, clock: Mock, polls: list[float]
+) -> None:
+    step(dealer, router, unix_sockets.LONE_AFTER + 2)
+    idle.send(frame(24))
+    step(dealer, router, unix_sockets.LONE_FRAMES + 3)  # the other one is received, too
+    receive(router)
+    polls.clear()
+    for _ in range(10):
+        step(idle, router, 1)
+        step(dealer, router, 9)
+    assert len(polls) == 100
+
+
+def test_a_frame_that_was_noticed_already_is_not_behind_a_wait_for_one_peer(
+    router: UnixRouter, idle: UnixDealer, dealer: UnixDealer, clock: Mock
+) -> None:
+    step(dealer, router, unix_sockets.LONE_AFTER + 2)
+    rid = introduced(idle, router)
+    step(dealer, router, unix_sockets.LONE_AFTER + 2)
+    idle.send(frame(24))
+    dealer.send(frame(24))
+    found = [router.receive(wait=False), router.receive()]
+    assert rid in [one[0] for one in found if one is not None]
 
 
 def test_a_dealer_comes_back_to_a_router_that_was_started_again(url: str) -> None:
