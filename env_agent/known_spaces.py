@@ -33,13 +33,11 @@ class KnownSpace:
     """What follows from a space alone. Equal spaces of Gymnasium's own classes share an instance.
 
     Attributes:
-        fingerprint: what `fingerprint` returned.
         text: the beginning of its repr.
         description: its description, which must not be changed.
         codec: its codec.
     """
 
-    fingerprint: object
     text: str
     description: list[list[Any]]
     codec: SpaceCodec
@@ -61,7 +59,6 @@ def known(space: Space[Any], name: str) -> KnownSpace:
         return found
     text = repr(space)[:200]  # first: a Box keeps parts of its text
     found = KnownSpace(
-        fingerprint(space) if key is None else key,
         text,
         descriptions.describe(space, root=name),
         space_codecs.compile(space),
