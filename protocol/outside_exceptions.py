@@ -16,16 +16,24 @@ _LIBRARIES = sys.stdlib_module_names | {"gymwire", "gymnasium", "msgpack", "nump
 def is_from_outside(error: BaseException) -> bool:
     """Return whether an exception that was just caught came from outside.
 
-    Its traceback leads into a foreign module then, or it lacks what the failed call says: an
-    exception that a thread sets on another one has no arguments, while Python's own have some.
+    Its class is then of a foreign module, its traceback leads into one, or it lacks what the failed
+    call says: an exception that a thread sets on another one has no arguments and no frame of its
+    own, while Python's own have arguments.
     """
     kind = type(error)
-    if not error.args and kind.__module__ == "builtins" and kind is not MemoryError:
+    if kind.__module__ == "builtins":
+        if not error.args and kind is not MemoryError:
+            return True
+    elif not _is_library(kind.__module__):
         return True
     traceback = error.__traceback__
     while traceback is not None:
         module: str = traceback.tb_frame.f_globals.get("__name__", "")
-        if module.partition(".")[0] not in _LIBRARIES:
+        if not _is_library(module):
             return True
         traceback = traceback.tb_next
     return False
+
+
+def _is_library(module: str) -> bool:
+    return module.partition(".")[0] in _LIBRARIES

@@ -46,15 +46,15 @@ def test_what_a_handler_raises_is_from_outside(
     assert is_from_outside(handler(kind(*args)))
 
 
-@pytest.mark.parametrize("kind", [TimeoutError, BlockingIOError, ValueError, TypeError])
-def test_what_a_thread_sets_on_another_is_from_outside(kind: type[Exception]) -> None:
-    def loop() -> None:
-        set_on = ctypes.pythonapi.PyThreadState_SetAsyncExc
-        set_on(ctypes.c_ulong(threading.get_ident()), ctypes.py_object(kind))
-        while True:
-            pass
+class Expired(TimeoutError):
+    """What a program of a user sets on its threads."""
 
-    assert is_from_outside(caught(loop))
+
+class Explained(ValueError):
+    """The same, with a text of its own."""
+
+    def __init__(self) -> None:
+        super().__init__("the time is over")
 
 
 # As text, because a lambda would be a function of a foreign module.
@@ -62,8 +62,8 @@ FAILURES: dict[str, dict[str, object]] = {
     "socket.create_connection(('127.0.0.1', 1))": {"socket": socket},
     "socket.getaddrinfo('', 'no port')": {"socket": socket},
     "open('/no/such/file')": {},
-    "values._Reader(None).read(bytes([0xC1]))": {"values": values},
-    "values._Reader(None).read(b'')": {"values": values},
+    "values._Reader(None, text_keys=True).read(bytes([0xC1]))": {"values": values},
+    "values._Reader(None, text_keys=True).read(b'')": {"values": values},
     "np.empty(2**60)": {"np": np},
     "np.frombuffer(b'', '|S0')": {"np": np},
     "int('x')": {},
@@ -79,12 +79,31 @@ def call():
 """
 
 
-@pytest.mark.parametrize("expression", FAILURES)
-def test_what_a_call_of_gymwire_raises_is_not(expression: str) -> None:
-    module = {"__name__": "gymwire.tried", **FAILURES[expression]}
+def caught_by_gymwire(expression: str, names: dict[str, object]) -> Exception:
+    """Return the exception of an expression that a module of gymwire evaluates and catches."""
+    module = {"__name__": "gymwire.tried", **names}
     exec(CALL.format(expression), module)
     call = module["call"]
     assert callable(call)
     error = call()
     assert isinstance(error, Exception)
-    assert not is_from_outside(error)
+    return error
+
+
+@pytest.mark.parametrize("expression", FAILURES)
+def test_what_a_call_of_gymwire_raises_is_not(expression: str) -> None:
+    assert not is_from_outside(caught_by_gymwire(expression, FAILURES[expression]))
+
+
+@pytest.mark.parametrize(
+    "kind", [TimeoutError, BlockingIOError, ValueError, TypeError, Expired, Explained]
+)
+def test_what_a_thread_sets_on_another_is_from_outside(kind: type[Exception]) -> None:
+    set_on = ctypes.pythonapi.PyThreadState_SetAsyncExc
+    names = {
+        "set_on": set_on,
+        "thread": ctypes.c_ulong(threading.get_ident()),
+        "kind": ctypes.py_object(kind),
+    }
+    expression = "set_on(thread, kind)\n        while True: pass"
+    assert is_from_outside(caught_by_gymwire(expression, names))
