@@ -36,6 +36,7 @@ from gymwire.protocol.messages import (
     Percept,
     Status,
 )
+from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.space_codecs import NOT_COMPACT, SpaceCodec
 
 MAGIC = 0xE7
@@ -124,7 +125,9 @@ def read_header(data: bytes | bytearray | memoryview) -> Header:
         )
     try:
         return Header(_KIND_OF[kind], flags, head_len, sid, seq)
-    except KeyError:
+    except KeyError as error:
+        if is_from_outside(error):
+            raise
         raise DecodingError(f"Unknown message kind {kind}.") from None
 
 

@@ -10,6 +10,7 @@ from enum import Enum
 
 from gymwire.protocol.errors import EnvironmentClosed, MoveError, ResetNeeded
 from gymwire.protocol.messages import Kind
+from gymwire.protocol.outside_exceptions import is_from_outside
 
 
 class State(Enum):
@@ -64,7 +65,9 @@ def after(state: State, request: Kind, reply: Kind) -> State:
         return state
     try:
         return MOVES[state][request][reply]
-    except KeyError:
+    except KeyError as error:
+        if is_from_outside(error):
+            raise
         raise MoveError(
             f"{reply.name} is not a reply to {request.name} in the state {state.value!r}."
         ) from None

@@ -24,6 +24,7 @@ from gymwire.protocol.arrays import axes_order
 from gymwire.protocol.codec import SEQ, SID, Codec, Frame, Pieces
 from gymwire.protocol.errors import EncodingError
 from gymwire.protocol.messages import Percept
+from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.percept_places import Place, array_place, integer_place, is_constant, place_of
 from gymwire.protocol.space_codecs import SpaceCodec
 
@@ -251,7 +252,9 @@ class _Layout:
             ]
             for begin, end, place in self._large:
                 values.append(_read_large(data, begin, end, place))
-        except KeyError:
+        except KeyError as error:
+            if is_from_outside(error):
+                raise
             return None
         values += self._rest
         values = [*self._arrange(values)]

@@ -26,6 +26,7 @@ from gymnasium import Space, spaces
 
 from gymwire.protocol.arrays import ALIGNMENT, LARGE, Tail, axes_order, copy_array
 from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.outside_exceptions import is_from_outside
 
 __all__ = ["NOT_COMPACT", "NotCompact", "SpaceCodec", "compile", "known_class"]
 
@@ -152,7 +153,9 @@ def _(space: spaces.Discrete) -> SpaceCodec:
             raise DecodingError("The compact form of a Discrete value is not an int.")
         try:
             return scalar(form)
-        except OverflowError:
+        except OverflowError as error:
+            if is_from_outside(error):
+                raise
             raise DecodingError(f"{form} is out of range for {scalar.__name__}.") from None
 
     return SpaceCodec(encode, decode, scalar=scalar)

@@ -30,6 +30,7 @@ from gymnasium import Space, spaces
 
 from gymwire.protocol.arrays import MAX_DIMS, dtype_from_text, dtype_to_text
 from gymwire.protocol.errors import DecodingError, GymwireError, UnsupportedSpaceError
+from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.remote_space import RemoteSpace, SpaceCalls
 from gymwire.protocol.space_codecs import compile, known_class
 from gymwire.protocol.values import MAX_DEPTH
@@ -277,6 +278,8 @@ def build(description: Any, *, root: str = "space", calls: SpaceCalls | None = N
     except GymwireError:
         raise
     except (ValueError, TypeError, OverflowError, AssertionError, MemoryError) as error:
+        if is_from_outside(error):
+            raise
         raise DecodingError(f"{root} cannot be built as described ({error}).", path=root) from error
     if next(nodes, None) is not None:
         raise DecodingError(f"The description of {root} has surplus nodes.", path=root)

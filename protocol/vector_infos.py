@@ -20,6 +20,7 @@ import numpy as np
 
 from gymwire.protocol.arrays import MAX_DIMS, object_array
 from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.outside_exceptions import is_from_outside
 
 __all__ = ["Casts", "from_wire", "to_wire"]
 
@@ -81,7 +82,9 @@ def from_wire(form: Any) -> tuple[Any, Casts]:
         _restore(infos, *place)
     try:
         return infos, dict(map(_read_cast, casts))
-    except TypeError:  # an unhashable key in a path
+    except TypeError as error:  # an unhashable key in a path
+        if is_from_outside(error):
+            raise
         raise DecodingError("The path of a cast is not a list of keys.") from None
 
 
@@ -116,7 +119,9 @@ def _restore(infos: Any, path: Any, shape: Any) -> None:
         holder = items
         try:
             items = holder[key] if type(holder) is dict else None
-        except (KeyError, TypeError):
+        except (KeyError, TypeError) as error:
+            if is_from_outside(error):
+                raise
             items = None
     if type(items) is not list or holder is None:
         raise DecodingError(f"No list of items at {path!r:.100}.")

@@ -145,8 +145,13 @@ EXCUSED = {
     ("env_agent/interpreter/child_values.py", "env_agent/interpreter/child.py"): "takes constants",
     ("learner_agent/aio/calls.py", "protocol/extras.py"): "names a line to type",
     ("learner_agent/client/session_token.py", "protocol/security/signing.py"): "names its types",
-    ("protocol/generators.py", "protocol/outside_exceptions.py"): "asks where an exception is from",
-    ("protocol/values.py", "protocol/outside_exceptions.py"): "asks where an exception is from",
+    **{
+        (f"protocol/{name}.py", "protocol/outside_exceptions.py"): "asks where an exception is from"
+        for name in (
+            *("codec", "dialogue", "generators", "percept_layouts", "space_codecs", "spaces"),
+            *("values", "vector_infos"),
+        )
+    },
 }
 # Randomness at module level is global; a Random or a Generator that is passed in is not.
 RANDOM = {"random": {"Random"}, "numpy.random": {"Generator", "BitGenerator"}}

@@ -20,6 +20,7 @@ from gymnasium import Space, spaces
 from numpy.typing import NDArray
 
 from gymwire.protocol.errors import BatchSizeError
+from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.remote_space import RemoteSpace
 from gymwire.protocol.spaces import build
 from gymwire.protocol.vector_infos import Casts
@@ -70,7 +71,9 @@ def check_size(space: Space[Any], actions: Any, num_envs: int, path: str = "acti
         return
     try:
         size = len(actions)
-    except TypeError:
+    except TypeError as error:
+        if is_from_outside(error):
+            raise
         raise BatchSizeError(
             f"{path} must have one action for each of {num_envs} environments; a value of type "
             f"{type(actions).__name__} has no length."

@@ -21,6 +21,7 @@ from gymnasium.vector import SyncVectorEnv
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol.errors import AttributeDenied, EnvironmentLost, MoveError
 from tests.learner_agent.client.test_interrupted import in_memory
+from tests.learner_agent import opcodes
 from tests.learner_agent.opcodes import DENSITIES, FromOutside, Interruption
 from tests.sameness import assert_same
 from tests.vector_envs import Moody
@@ -126,14 +127,21 @@ def test_a_call_is_neither_lost_nor_doubled(sessions: int, call: Call, times: in
     assert check(sessions, call, times * (149 if sessions > 0 else 23)) > 149
 
 
+class Expired(TimeoutError):
+    """What a program of a user raises."""
+
+
 @pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize(
-    "error", [TimeoutError, BlockingIOError, ValueError, TypeError, MemoryError, EOFError]
+    "error", [BlockingIOError, EOFError, KeyError, MemoryError, TypeError, ValueError, Expired]
 )
-@pytest.mark.parametrize("call", [step, get])
+@pytest.mark.parametrize("call", [step, reset, get])
+@pytest.mark.parametrize("is_set", [False, True])
 def test_an_exception_of_any_class_is_not_taken_for_a_failure(
-    call: Call, error: type[Exception], times: int
+    call: Call, error: type[Exception], is_set: bool, times: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if is_set and error is not MemoryError:  # by another thread: then no frame is its own
+        monkeypatch.setitem(vars(opcodes), "__name__", "gymwire.opcodes")
     assert check(0, call, 19 * times, error) > 149
 
 
