@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from gymwire.broker.refusals import Refusal
 from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, MAX_CONTROL, PLAIN, Frame, Header
-from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.control_limits import MAX_PARTS, has_many_parts
 from gymwire.protocol.messages import CONTROL_KINDS, Code, Kind, Message
-from gymwire.protocol.value_costs import EXTENSION_PARTS, parts_exceed
 
 LONG_BYTES = 4 * 1024  # above this size, the broker may need more than a few ms for a message
-# Numbers, texts, lists and so on in a message that the broker decodes, see `parts_exceed`.
-MAX_PARTS = 16_384
 
 _DECODED = frozenset(kind for kind in Kind if kind >= CONTROL_KINDS or kind is Kind.ERROR)
 _LISTINGS = frozenset((Kind.FIND, Kind.OBSERVE))
@@ -22,21 +19,6 @@ def takes_long(data: Frame | memoryview) -> bool:
         return False
     kind = data[KIND_AT]
     return kind in _LISTINGS or (len(data) > LONG_BYTES and kind in _DECODED)
-
-
-def has_many_parts(header: Header, data: bytes | memoryview) -> bool:
-    """Return whether a frame has so many parts that decoding it would hold up the other peers.
-
-    Raises DecodingError if its head is malformed.
-    """
-    if header.head_len <= MAX_PARTS // EXTENSION_PARTS:
-        return False
-    try:
-        return parts_exceed(
-            memoryview(data)[HEADER_SIZE : HEADER_SIZE + header.head_len], MAX_PARTS
-        )
-    except IndexError:
-        raise DecodingError("A value ends before the length that it declares.") from None
 
 
 def decode(header: Header, data: bytes | memoryview) -> Message:

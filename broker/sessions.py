@@ -6,7 +6,6 @@ from dataclasses import replace
 
 from gymwire.broker import directory
 from gymwire.broker.connections import Connections
-from gymwire.broker.decoding import has_many_parts
 from gymwire.broker.events import Send
 from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.offers import check_opened
@@ -26,6 +25,7 @@ from gymwire.broker.shares import Shares
 from gymwire.broker.tables import Peer, Session, Tables
 from gymwire.protocol.address import Address, parse_address
 from gymwire.protocol.codec import KIND_AT, MAX_CONTROL, PLAIN, Header, read_header
+from gymwire.protocol.control_limits import has_many_parts
 from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import (
     NONCE_SIZE,

@@ -26,6 +26,7 @@ from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.progress_reporter import ProgressReporter
+from gymwire.env_agent.registration import check_offer
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.errors import ConfigurationError, GymwireError
@@ -187,7 +188,9 @@ class Agent:
         failed: GymwireError | None = None
         for service in self._services:
             try:
-                offers.append(environments.describe(service, service.max_sessions, url))
+                offer = environments.describe(service, service.max_sessions, url)
+                check_offer(*self._share([offer], 0))
+                offers.append(offer)
             except BaseException as error:  # noqa: BLE001 - the other offers can still be served
                 failed = failed or self._left_out(service, error)
         if failed is not None and not offers:

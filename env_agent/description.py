@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,18 +64,31 @@ def shorten(space: list[list[Any]]) -> list[list[Any]]:
     Bounds that differ per element may be larger than a broker accepts. A listing shows only their
     least and greatest value, and OPENED has all of them.
     """
-    bounds = [one for node in space if node[0] == "Box" for one in node[3:] if type(one) is bytes]
+    bounds = [one for node in space for one in node[3:] if type(one) is bytes]
     if sum(map(len, bounds)) <= MAX_BOUNDS:
         return space
-    return [_shorten_box(*node[1:5]) if node[0] == "Box" else node for node in space]
+    return [_SHORTEN.get(node[0], list)(node) for node in space]
 
 
-def _shorten_box(dtype: str, shape: list[int], low: Any, high: Any) -> list[Any]:
-    if type(low) is bytes:
-        low = np.frombuffer(low, dtype).min().item()
-    if type(high) is bytes:
-        high = np.frombuffer(high, dtype).max().item()
-    return ["Box", dtype, shape, low, high]
+def _shorten_box(node: list[Any]) -> list[Any]:
+    kind, dtype, shape, low, high = node[:5]
+    return [kind, dtype, shape, _extreme(np.min, dtype, low), _extreme(np.max, dtype, high)]
+
+
+def _shorten_multi_discrete(node: list[Any]) -> list[Any]:
+    kind, dtype, shape, nvec, start = node
+    return [kind, dtype, shape, _extreme(np.max, dtype, nvec), _extreme(np.min, dtype, start)]
+
+
+_SHORTEN: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "Box": _shorten_box,
+    "MultiDiscrete": _shorten_multi_discrete,
+}
+
+
+def _extreme(of: Callable[[Any], Any], dtype: str, numbers: Any) -> Any:
+    """Return the extreme of numbers that are described as the raw bytes of an array, or as one."""
+    return of(np.frombuffer(numbers, dtype)).item() if type(numbers) is bytes else numbers
 
 
 def _spec(env: Env | Vector, name: str) -> tuple[dict[str, Any], list[str]]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import structlog
 
-from gymwire.protocol.codec import MAX_CONTROL, PLAIN, check_size
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.control_limits import check_control
 from gymwire.protocol.errors import AddressTaken, Denied, Refused
 from gymwire.protocol.messages import (
     Busy,
@@ -32,6 +33,11 @@ TOO_LARGE = (
 )
 MAX_TEXT = 20_000  # characters of what the broker says, in an error
 PING_S = 1.0  # interval at which a loop asks whether the broker still knows it
+
+
+def check_offer(offer: Offer) -> None:
+    """Raise ConfigurationError if an offer is larger than a broker accepts."""
+    check_control(f"OFFER of {offer.address!r}", PLAIN.encode(offer), TOO_LARGE)
 
 
 class Registration:
@@ -67,8 +73,7 @@ class Registration:
         self._link = link
         self._offers = offers
         for offer in offers:
-            size = len(PLAIN.encode(offer))
-            check_size(f"OFFER of {offer.address!r}", size, MAX_CONTROL, TOO_LARGE)
+            check_offer(offer)
         self._handshake = Handshake(link, Role.ENV, agent, sessions)
         self._log_state = log_state
         self._log = structlog.get_logger()

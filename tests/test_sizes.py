@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import gymnasium
 import numpy as np
 import pytest
 import structlog.testing
 from gymnasium import Space
-from gymnasium.spaces import Box, Dict, Discrete, flatten_space
+from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, flatten_space
 from gymnasium.vector.utils import batch_space
 
 from gymwire.broker.auth import Policy, Rights
+from gymwire.env_agent.agent import Agent
 from gymwire.env_agent.description import MAX_BOUNDS, shorten
-from gymwire.env_agent.environments import Service
+from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.factory import Factory
 from gymwire.learner_agent.client.session import SMALL
 from gymwire.protocol import spaces
@@ -78,17 +79,21 @@ LARGE = {
 }
 
 
+CHOICES = MultiDiscrete(np.arange(200_000) % 7 + 2, start=np.arange(200_000) % 5 - 3)
+CHOICES_OF_ONE_START = Dict(choices=MultiDiscrete(np.arange(20_000) % 7 + 2), flag=Discrete(3))
+
+
 @pytest.mark.parametrize("num_envs", [0, 4, 16])
-@pytest.mark.parametrize("name", LARGE)
-def test_an_environment_with_large_bounds_opens(name: str, num_envs: int) -> None:
-    Wide.observation_space = LARGE[name]
+@pytest.mark.parametrize(
+    "space", [*LARGE.values(), CHOICES, CHOICES_OF_ONE_START], ids=[*LARGE, "choices", "mixed"]
+)
+def test_an_environment_with_large_bounds_opens(space: Space[Any], num_envs: int) -> None:
+    Wide.observation_space = space
     with Network() as network:
         network.env_agent(SERVICE)
         session = network.connection().open("wide", num_envs=num_envs, autoreset_mode="NextStep")
-        if num_envs == 0:
-            assert session.observation_space == LARGE[name]
-        else:
-            assert session.observation_space == batch_space(LARGE[name], num_envs)
+        expected = batch_space(space, num_envs) if num_envs else space
+        assert session.observation_space == expected
 
 
 @pytest.mark.parametrize("name", LARGE)
@@ -98,6 +103,13 @@ def test_an_offer_has_the_range_of_large_bounds(name: str) -> None:
     listed, whole = flatten(spaces.build(short)), flatten(LARGE[name])
     assert (listed.shape, listed.dtype) == (whole.shape, whole.dtype)
     assert (listed.low.min(), listed.high.max()) == (whole.low.min(), whole.high.max())
+
+
+def test_an_offer_has_the_range_of_many_choices() -> None:
+    short = shorten(spaces.describe(CHOICES))
+    assert short == [["MultiDiscrete", "<i8", [200_000], 8, -3]]
+    mixed = shorten(spaces.describe(CHOICES_OF_ONE_START))
+    assert mixed[1:] == [["MultiDiscrete", "<i8", [20_000], 8, 0], ["Discrete", "<i8", 3, 0]]
 
 
 def test_an_offer_has_all_bounds_of_a_small_space() -> None:
@@ -115,6 +127,39 @@ def test_an_offer_that_is_too_large_is_an_error_at_once() -> None:
             network.env_agent(SERVICE)
         assert f"limit is {MAX_CONTROL:,}" in str(told.value)
         assert network.now == began
+
+
+MANY_PARTS = Dict({f"key{i}": Box(-i - 1, 1, (3,)) for i in range(3000)})
+
+
+def test_an_offer_with_too_many_parts_is_an_error_at_once() -> None:
+    Wide.observation_space = MANY_PARTS
+    with Network() as network:
+        began = network.now
+        with pytest.raises(ConfigurationError, match=r"OFFER of 'wide' has more than 16,384 parts"):
+            network.env_agent(SERVICE)
+        assert network.now == began
+
+
+@pytest.mark.parametrize(
+    "large", [{"metadata": {"blob": bytes(5_000_000)}}, {"observation_space": MANY_PARTS}]
+)
+def test_an_offer_that_is_too_large_leaves_the_others_alone(
+    large: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TooLarge(Wide):
+        pass
+
+    for name, value in large.items():
+        monkeypatch.setattr(TooLarge, name, value)
+    services = [Service("large", Factory("large:TooLarge", TooLarge)), SERVICE]
+    agent = Agent(services, cast(Any, None), cast(Any, None))
+    with structlog.testing.capture_logs() as logged:
+        offers = agent._describe(Environments(services))
+    assert [offer.address for offer in offers] == ["wide"]
+    (event,) = logged
+    assert event["event"] == "offer left out"
+    assert "OFFER of 'large' has" in event["why"]
 
 
 class Odd:
@@ -171,6 +216,25 @@ def test_arguments_that_are_too_large_are_an_error_at_once(size: int) -> None:
             connection.open("wide", env_kwargs={"blob": bytes(size)})
         assert network.now == began
         connection.open("wide", env_kwargs={"blob": bytes(MAX_CONTROL - 1000)})
+
+
+TOO_MANY_PARTS: list[Any] = [
+    list(range(20_000)),
+    [[0] * 100] * 300,
+    [np.zeros(3)] * 5000,
+    {f"k{i}": (i, i) for i in range(5000)},
+]
+
+
+@pytest.mark.parametrize("parts", TOO_MANY_PARTS)
+def test_arguments_with_too_many_parts_are_an_error_at_once(parts: Any) -> None:
+    with Network() as network:
+        network.env_agent(SERVICE)
+        connection = network.connection(wait_s=1e9)
+        began = network.now
+        with pytest.raises(ConfigurationError, match=r"OPEN has more than 16,384 parts.* env_kw"):
+            connection.open("wide", env_kwargs={"blob": parts})
+        assert network.now == began
 
 
 @pytest.mark.parametrize("size", [200, SMALL, MAX_MESSAGE])

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 from gymwire.protocol.codec import (
     HEADER_SIZE,
-    MAX_CONTROL,
     PLAIN,
     SID,
     Frame,
     Header,
-    check_size,
 )
+from gymwire.protocol.control_limits import check_control
 from gymwire.protocol.messages import KINDS, Kind, Message
 
 RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
@@ -78,7 +77,7 @@ class BrokerRequests:
             self._opened = {}
         frame = PLAIN.encode(message, sid, self._seq)
         kind = KINDS[type(message)]
-        check_size(kind.name, len(frame), MAX_CONTROL, _ADVICE.get(kind, ""))
+        check_control(kind.name, frame, _ADVICE.get(kind, ""))
         request = self._pending[self._seq] = PendingRequest(self._seq, frame, now + RESEND_S)
         return request
 

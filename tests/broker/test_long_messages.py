@@ -16,13 +16,14 @@ import zmq
 from gymwire.broker import turns
 from gymwire.broker.announcements import ROWS_AT_ONCE
 from gymwire.broker.core import Core
-from gymwire.broker.decoding import MAX_PARTS, takes_long
+from gymwire.broker.decoding import takes_long
 from gymwire.broker.events import Sender
 from gymwire.broker.recovery import STARTING_S
 from gymwire.broker.server import Server
 from gymwire.broker.turns import Turns
 from gymwire.cli import broker as command
 from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.control_limits import MAX_PARTS
 from gymwire.protocol.messages import (
     Act,
     Busy,

@@ -53,7 +53,7 @@ NUMBERS = (
     ("13.4", "{:,d} peers", "broker.peers:MAX_PEERS"),
     ("13.4", "{:,d} sessions", "broker.sessions:MAX_SESSIONS"),
     ("13.4", "announce {:,d}", "broker.sessions:MAX_ANNOUNCED"),
-    ("13.4", "accepts {:,d} parts", "broker.decoding:MAX_PARTS"),
+    ("13.4", "accepts {:,d} parts", "protocol.control_limits:MAX_PARTS"),
     ("13.4", "{:d} offers", "broker.offers:MAX_OFFERS"),
     ("13.4", "{:d} MiB of them", "broker.offers:MAX_OFFER_BYTES/1048576"),
     ("13.4", "{:,d} frames at once", "broker.rate_limit:BURST"),
