@@ -20,8 +20,8 @@ from gymnasium.vector import SyncVectorEnv
 
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol.errors import AttributeDenied, EnvironmentLost, MoveError
-from tests.learner_agent.client.test_interrupted import in_memory
 from tests.learner_agent import opcodes
+from tests.learner_agent.client.test_interrupted import in_memory
 from tests.learner_agent.opcodes import DENSITIES, FromOutside, Interruption
 from tests.sameness import assert_same
 from tests.vector_envs import Moody
