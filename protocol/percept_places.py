@@ -94,8 +94,10 @@ def integer_place(value: int, kind: type[Any]) -> Place | None:
     if form is None:
         return None
     least, above, code = form
+    if kind is not int:
+        above = min(above, int(np.iinfo(kind).max) + 1)
     packer = struct.Struct(code)
-    pattern = 1 if above == 0x80 else 0x81  # of the bytes of an example
+    pattern = 0x81 if least == 0x80 else 1  # of the bytes of an example: those fit any type
     one, two = (kind(packer.unpack(bytes((pattern + n,)) * packer.size)[0]) for n in (0, 1))
 
     def read(raw: bytes) -> Any:

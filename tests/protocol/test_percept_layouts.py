@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from gymwire.protocol import percept_layouts
 from gymwire.protocol.codec import Codec, Frame
-from gymwire.protocol.errors import GymwireError
+from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import Percept
 from gymwire.protocol.percept_layouts import (
     MAX_CACHED,
@@ -161,6 +161,35 @@ INFOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "flags of some": ({"f": [None, np.ones(2, bool)]}, {"f": [np.array([True, False]), None]}),
     "no info": ({}, {}),
 }
+
+
+KINDS = (np.int8, np.uint8, np.int16, np.uint16, np.int32, np.uint32, np.int64, np.uint64)
+# The least and the greatest value of each form of an integer, where a type has them.
+RANGES = [
+    (kind, low, min(above - 1, int(np.iinfo(kind).max)))
+    for kind in KINDS
+    for low, above in ((0, 2**7), (2**7, 2**8), (2**8, 2**16), (2**16, 2**32), (2**32, 2**64))
+    if low <= np.iinfo(kind).max
+]
+
+
+@pytest.mark.parametrize(("kind", "least", "greatest"), RANGES)
+def test_observations_that_are_integers_of_any_size_take_the_fast_path(
+    kind: type[Any], least: int, greatest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = Discrete(5, dtype=kind)
+    monkeypatch.setitem(SPACE_OF, kind, space)
+    ends = known((kind(least), 0.5, *END, {}), space)
+    ends.send((kind(greatest), 0.5, *END, {}))
+    assert ends.missed == (0, 0)
+
+
+def test_an_integer_that_its_type_does_not_have_is_malformed() -> None:
+    ends = known((np.int64(2**32), 0.5, *END, {}), FIVE)
+    frame = bytes(Other.encode(Other(FIVE), (np.int64(2**33), 0.5, *END, {}), bytes(8)) or b"")
+    at = frame.index((2**33).to_bytes(8, "big"))
+    with pytest.raises(DecodingError):
+        ends.decode(frame[:at] + bytes([255]) * 8 + frame[at + 8 :], bytes(8))
 
 
 @pytest.mark.parametrize("infos", INFOS.values(), ids=INFOS)
