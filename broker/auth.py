@@ -116,7 +116,7 @@ def parse(text: str) -> Policy:
     """Parse a policy. Raises ConfigurationError naming the wrong place."""
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"The policy is not valid TOML: {error}.") from None
     for word in document:
         if word not in ("peer", "anyone"):

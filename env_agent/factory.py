@@ -353,7 +353,7 @@ def resolve_wrapper(text: str) -> Wrapper:
     name, brace, rest = text.strip().partition("{")
     try:
         kwargs = json.loads(brace + rest) if brace else {}
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(
             f"--wrap {name}: {brace + rest} is not JSON: {error}. Write keyword arguments as in "
             f'module:Wrapper{{"size": 4}}.'

@@ -70,7 +70,7 @@ def load(path: Path, key: KeyPair | None) -> tuple[Visitor, ...]:
         raise ConfigurationError(f"The token file {path} does not exist.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"Cannot read {path}: {error}.") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigurationError(f"{path} is not valid TOML: {error}.") from None
     tables = document.get("token")
     if not isinstance(tables, dict) or not tables or len(document) > 1:

@@ -134,7 +134,7 @@ def json_object(text: str) -> dict[str, object]:
     """Return the keyword arguments in a JSON object. Raises ValueError."""
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
+    except ValueError as error:
         raise ValueError(
             f"this is not JSON ({error}). Write it like '{{\"is_slippery\": false}}'"
         ) from None

@@ -73,7 +73,14 @@ def test_a_file_that_changes_back_before_it_settles_changes_nothing(watch: Watch
     assert set(watch.file.policy.peers) == {KEY, OTHER}
 
 
-@pytest.mark.parametrize("text", ["", "\n", "# nothing", "[peer]", "[peer.alice]", "["])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "\n", "# nothing", "[peer]", "[peer.alice]", "["),
+        *("a = " + "[" * 20_000, f"[anyone]\nsteps_per_s = {'9' * 5000}"),
+    ],
+    ids=lambda text: text[:30],
+)
 def test_an_empty_or_invalid_policy_is_ignored_with_the_reason(watch: Watch, text: str) -> None:
     watch.path.write_text(text)
     with capture_logs() as logs:

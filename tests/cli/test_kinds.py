@@ -68,7 +68,11 @@ def test_a_choice_names_its_texts() -> None:
         kind.read("three")
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "3", "null"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "{", "[1]", "3", "null", f'{{"n": {"9" * 5000}}}'],
+    ids=lambda text: text[:10],
+)
 def test_keyword_arguments_are_a_json_object(text: str) -> None:
     with pytest.raises(ValueError, match="JSON"):
         json_object(text)

@@ -188,6 +188,8 @@ def test_a_page_of_another_origin_may_neither_connect_nor_change_anything(
         (f'[token.a]\ntoken = "{ALICE}"\nkey = "no.key"', "no key file"),
         (f'[token.a]\ntoken = "{ALICE}"\n[token.b]\ntoken = "{ALICE}"', "the same token"),
         ("[token", "not valid TOML"),
+        (f"token = {'9' * 5000}", "not valid TOML"),
+        (f"token = {'[' * 20_000}", "not valid TOML"),
     ],
 )
 def test_a_token_file_with_a_mistake_is_refused(tmp_path: Path, text: str, why: str) -> None:
