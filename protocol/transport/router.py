@@ -292,6 +292,15 @@ class Router:
         self._inflow.close_overfull()
         return events
 
+    def has_failed(self) -> bool:
+        """Return whether the next `receive` could abort this process.
+
+        That is so if a connection has failed while its queue was full (docs/design.md). Ask after
+        each pause in which the kernel may have given a connection up, after `link_events`. Then
+        this socket can only be closed.
+        """
+        return self._inflow.has_failed()
+
     def take_doubtful(self) -> list[int]:
         """Return the descriptors of connections that may have been reset since the last call.
 
