@@ -213,8 +213,7 @@ class ServingLoop:
         self._serve(me)
         if self.crew.reader is not me:
             return
-        self._transports.watch()
-        now = self._clock()
+        self._transports.watch(now := self._clock())
         self._registration.run_timers(now)
         away_since = self._registration.away_since
         if away_since is not None and now - away_since > AWAY_S:
@@ -230,6 +229,7 @@ class ServingLoop:
         crew, slots = self.crew, self.host.slots
         now = self._clock()
         until = now + TIMERS_S
+        self._transports.watch_after_pause(now)
         tracked = self._timed_steps.tracker.is_active
         self._receive = self._receive_tracked if tracked else self._transports.receive
         arrived, me.handed = me.handed, None
@@ -308,7 +308,7 @@ class ServingLoop:
             except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
                 self.bad_frames.failed(me, arrived, error)
                 return
-            if began >= until:
+            if began + took_s >= until:  # after a long step, `watch` comes first
                 return
             arrived = receive(sessions)
         transports.detach_reply()

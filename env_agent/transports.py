@@ -7,6 +7,7 @@ request numbers make the switch safe.
 from __future__ import annotations
 
 import hmac
+import math
 import socket
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -44,6 +45,7 @@ DIRECT_TICK_MS = 2  # how long to wait for one direct socket before polling the 
 POLL_ALL_EVERY = 64  # frames of one socket after which the other ones are polled, too
 TICK_S = TICK_MS / 1000
 MAX_LOSSES = 1000  # lost sessions whose learners get the reason
+PAUSE_S = 1.0  # since the last `watch`, in which a connection may have failed unnoticed
 NEW_LEARNER_POLLS = 1000  # frames, or idle ticks, within which a new learner connects directly
 
 
@@ -286,6 +288,7 @@ class Transports:
         # A session that could connect directly uses the relay: how many more direct frames to
         # receive by polling all sockets.
         self._relayed_polls = 0
+        self._watched_at = -math.inf
         self._listeners = [] if direct is None else direct.listeners
         self._sockets: list[Waitable] = [link, *self._listeners]
 
@@ -373,11 +376,39 @@ class Transports:
         data = receive()
         return None if data is None else (RELAY, None, data)
 
-    def watch(self) -> None:
-        """Close direct connections that deliver bytes without end. Call it every 100 ms."""
+    def watch(self, now: float) -> None:
+        """Close direct connections that deliver bytes without end. Call it every 100 ms.
+
+        After a pause, close the endpoint if a connection has failed meanwhile that libzmq did not
+        read: the next `receive` could abort the process.
+
+        Args:
+            now: the time in monotonic seconds.
+        """
+        paused, self._watched_at = now - self._watched_at > PAUSE_S, now
         for listener in self._listeners:
             if isinstance(listener, Router):
                 listener.link_events()
+                if paused and listener.has_failed():
+                    self._close_direct()
+                    return
+
+    def watch_after_pause(self, now: float) -> None:
+        """Call `watch` if its last call is long ago, as after a long step; before `receive`."""
+        if now - self._watched_at > PAUSE_S:
+            self.watch(now)
+
+    def _close_direct(self) -> None:
+        """Use the broker alone from now on."""
+        structlog.get_logger().warning(
+            "direct sessions ended",
+            why="a peer has filled its connection during a long step and vanished, and libzmq "
+            "would abort this process: sessions continue through the broker. Restart this env "
+            "agent to allow direct sessions again",
+        )
+        if self.direct is not None:
+            self.direct.close()
+        self.direct, self._listeners, self._sockets = None, [], [self.link]
 
     def send_pieces(
         self, session: Session, path: bytes, listener: Listener | None, reply: Pieces

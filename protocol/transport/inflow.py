@@ -109,6 +109,13 @@ class Inflow:
         if not self._due:
             self._due = list(self._sound)
 
+    def has_failed(self) -> bool:
+        """Return whether a connection has failed that libzmq does not read, and so keeps open."""
+        return any(
+            kernel.has_failed(fd) and kernel.connection_id(fd) == connection
+            for fd, connection in self._ids.items()
+        )
+
     def _count_resets(self, fd: int) -> int:
         """Return how many checks have found a reset in a row."""
         dropped = kernel.packets_dropped(fd)

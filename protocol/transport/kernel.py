@@ -13,8 +13,10 @@ import sys
 import time
 from collections.abc import Iterator
 
-# Linux's struct tcp_info: the bytes tcpi_retransmits and tcpi_probes; tcpi_last_data_recv, its 14th
-# 32-bit word, in milliseconds; tcpi_bytes_received, a 64-bit word; and tcpi_segs_in.
+# Linux's struct tcp_info: the bytes tcpi_state (the first), tcpi_retransmits and tcpi_probes;
+# tcpi_last_data_recv, its 14th 32-bit word, in milliseconds; tcpi_bytes_received, a 64-bit word;
+# and tcpi_segs_in.
+_STATE = slice(0, 1)
 _REPETITIONS = slice(2, 4)
 _LAST_DATA_RECV = slice(52, 56)
 _BYTES_RECEIVED = slice(128, 136)
@@ -23,6 +25,7 @@ _SEGMENTS_RECEIVED = slice(140, 144)
 _SO_MEMINFO = 55
 _DROPS = slice(32, 36)
 _LOOK_AGAIN_S = 0.005
+_CLOSED = 7  # the tcpi_state of a connection that was reset, or that the kernel has given up
 UNANSWERED = 5  # repetitions of a packet, without an answer, after which the other end is gone
 
 # Programs for Linux's packet filter: instructions of (operation, jump if true, jump if false,
@@ -129,6 +132,11 @@ def unread(fd: int) -> int:
 def is_gone(fd: int) -> bool:
     """Return whether the other end's system answers no more; False where `idle_s` returns None."""
     return max(divmod(_tcp_info(fd, _REPETITIONS) or 0, 256)) >= UNANSWERED
+
+
+def has_failed(fd: int) -> bool:
+    """Return whether a connection that is not closed here was reset, or given up by the kernel."""
+    return _tcp_info(fd, _STATE) == _CLOSED
 
 
 def segments_received(fd: int) -> int | None:

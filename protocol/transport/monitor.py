@@ -43,10 +43,9 @@ class Monitor:
         self._up = zmq.Event.ACCEPTED if listens else zmq.Event.HANDSHAKE_SUCCEEDED
         self._hung_up = 0
         self.attempt_failed = False
-        self._found: list[LinkEvent] = []
-        self._listening: list[int] = []
         events = self._up | zmq.Event.DISCONNECTED | zmq.Event.CONNECT_RETRIED
-        events |= zmq.Event.LISTENING if listens else zmq.Event.CONNECTED
+        if not listens:
+            events |= zmq.Event.CONNECTED
         for event in self._FAILED:
             events |= event
         self._socket: zmq.Socket[bytes] = socket.get_monitor_socket(events)
@@ -59,25 +58,13 @@ class Monitor:
 
     def events(self) -> list[LinkEvent]:
         """Return what has happened since the last call."""
-        self._read()
-        found, self._found = self._found, []
-        return found
-
-    def listening(self) -> list[int]:
-        """Return the descriptors at which the socket has begun to listen."""
-        self._read()
-        return self._listening
-
-    def _read(self) -> None:
-        found = self._found
+        found: list[LinkEvent] = []
         # Socket.poll takes several times as long, and timers call this ten times a second.
         while self._bare.getsockopt(EVENTS) & POLLIN:
             message = recv_monitor_message(self._socket)
             event, value = zmq.Event(message["event"]), int(message["value"])
             if event == zmq.Event.CONNECT_RETRIED:
                 self.attempt_failed = True
-            elif event == zmq.Event.LISTENING:
-                self._listening.append(value)
             elif event == zmq.Event.CONNECTED:
                 self._fd = value
             elif event in self._FAILED:  # the value is an error number then
@@ -88,6 +75,7 @@ class Monitor:
                 found.append(LinkEvent(True, self._fd))
             else:
                 found.append(LinkEvent(event == self._up, value))
+        return found
 
     def _why(self, event: zmq.Event, value: int) -> str:
         """Return why a handshake failed, or "" if a later one may succeed."""

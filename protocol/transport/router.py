@@ -6,11 +6,8 @@
 from __future__ import annotations
 
 import ctypes
-import errno
 import itertools
-import re
 import secrets
-import sys
 from collections.abc import Iterable
 from typing import Any, cast
 
@@ -24,9 +21,9 @@ from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.zap import Allow
 from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.backlog import Backlogs
+from gymwire.protocol.transport.binding import BACKLOG, bind_all, failure
 from gymwire.protocol.transport.context import authenticator, context, set_common_options
 from gymwire.protocol.transport.dealer import KEEP, ZERO_COPY
-from gymwire.protocol.transport.hosts import addresses_of
 from gymwire.protocol.transport.inflow import Inflow
 from gymwire.protocol.transport.interface import (
     TICK_MS,
@@ -38,7 +35,6 @@ from gymwire.protocol.transport.interface import (
 from gymwire.protocol.transport.monitor import Monitor
 from gymwire.protocol.transport.open_files import allow_more
 from gymwire.protocol.transport.polling import EVENTS, POLLIN
-from gymwire.protocol.transport.port_owner import listener_at
 
 # Plain integers: pyzmq's flags are slow to combine for each frame.
 _NOW = int(zmq.DONTWAIT)
@@ -136,7 +132,7 @@ class Router:
         socket.setsockopt(zmq.ROUTER_MANDATORY, 1)
         socket.setsockopt(zmq.ROUTER_HANDOVER, 1)
         socket.setsockopt(zmq.SNDHWM, 1000)
-        socket.setsockopt(zmq.BACKLOG, 1024)
+        socket.setsockopt(zmq.BACKLOG, BACKLOG)
         if key is not None:
             socket.curve_server = True
             socket.curve_publickey = key.public
@@ -155,17 +151,11 @@ class Router:
         self._monitor = Monitor(socket, listens=True)
         self.urls: list[str] = []
         for url in checked:
-            # A peer that resets its connection while a queue is full could abort this process
-            # (docs/design.md), so a queue is only limited where resets can be dropped.
-            is_limited = sys.platform == "linux" and url.startswith("tcp:")
-            socket.setsockopt(zmq.RCVHWM, receive_mark(max_message) if is_limited else 0)
             try:
-                self.urls += _bind_all(socket, url)
+                self.urls += bind_all(socket, url, receive_mark(max_message))
             except zmq.ZMQError as error:
                 self.close()
-                raise ConfigurationError(_bind_failure(url, error, elsewhere)) from None
-        for fd in self._monitor.listening():
-            kernel.drop_resets(fd)
+                raise ConfigurationError(failure(url, error, elsewhere)) from None
 
     @property
     def descriptor(self) -> int:
@@ -302,6 +292,15 @@ class Router:
         self._inflow.close_overfull()
         return events
 
+    def has_failed(self) -> bool:
+        """Return whether the next `receive` could abort this process.
+
+        That is so if a connection has failed while its queue was full (docs/design.md). Ask after
+        each pause in which the kernel may have given a connection up, after `link_events`. Then
+        this socket can only be closed.
+        """
+        return self._inflow.has_failed()
+
     def take_doubtful(self) -> list[int]:
         """Return the descriptors of connections that may have been reset since the last call.
 
@@ -322,45 +321,3 @@ class Router:
             authenticator().forget(self._domain)
         self._monitor.close()
         self._socket.close(linger=int(linger_s * 1000))
-
-
-def _bind_all(socket: zmq.Socket[bytes], url: str) -> list[str]:
-    """Bind each address of the host's name, at the same port; return the URLs. Raises ZMQError.
-
-    An address that this host lacks is left out if there is another one: /etc/hosts may name ::1 on
-    a host without IPv6.
-    """
-    bound: list[str] = []
-    missing = zmq.ZMQError(errno.EADDRNOTAVAIL)
-    for one in addresses_of(url):
-        host, _, port = one.rpartition(":")
-        try:
-            socket.bind(f"{host}:{bound[0].rpartition(':')[2] if bound else port}")
-        except zmq.ZMQError as error:
-            if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.EAFNOSUPPORT):
-                raise
-            missing = error
-            continue
-        bound.append(_readable(socket.get_string(zmq.LAST_ENDPOINT)))
-    if not bound:
-        raise missing
-    return bound
-
-
-def _readable(url: str) -> str:
-    """Return an endpoint as people write it: libzmq shows IPv4 addresses mapped into IPv6."""
-    return re.sub(r"\[::ffff:([0-9.]+)\]", r"\1", url)
-
-
-def _bind_failure(url: str, error: zmq.ZMQError, elsewhere: str) -> str:
-    if error.errno == errno.EADDRINUSE:
-        port = url.rpartition(":")[2]
-        owner = listener_at(int(port)) if url.startswith("tcp:") and port.isdigit() else ""
-        found = f" by {owner}, which" if owner else ": another broker, or another program,"
-        return (
-            f"{url} is in use{found} listens there and would get the connections. Stop it, or "
-            f"{elsewhere}."
-        )
-    if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
-        return f"{url} is not an address of this host. Bind one that is, or tcp://*:PORT for all."
-    return f"Cannot listen at {url}: {zmq.strerror(error.errno or 0)}."

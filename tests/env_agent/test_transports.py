@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from gymwire.env_agent import transports as transports_module
 from gymwire.env_agent.session import Session
 from gymwire.env_agent.transports import (
+    PAUSE_S,
     POLL_ALL_EVERY,
     RELAY,
     DirectEndpoint,
@@ -21,12 +23,15 @@ from gymwire.env_agent.transports import (
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Act
+from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.interface import TICK_MS, Received, Waitable
 from gymwire.protocol.transport.polling import wait_among
 from gymwire.protocol.transport.router import Router
 from gymwire.protocol.transport.unix import UnixDealer
+from tests.chaos.fleet import until
+from tests.protocol.transport.test_stalled_readers import dial_as_dealer
 
 SID = 5
 REQUEST = bytes(PLAIN.encode(Act(1), SID, 2))
@@ -198,3 +203,24 @@ def test_without_a_temporary_folder_direct_sessions_use_tcp_alone(
     endpoint.close()
     with pytest.raises(ConfigurationError, match="TMPDIR"):
         DirectEndpoint(DirectSettings(None), 0, "tcp://127.0.0.1:5555")
+
+
+def test_after_a_connection_has_failed_unnoticed_the_sessions_use_the_broker_alone(
+    broker: Router, transports: Transports, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert transports.direct is not None
+    listener = next(one for one in transports.direct.listeners if isinstance(one, Router))
+    port = int(listener.urls[0].rpartition(":")[2])
+    with dial_as_dealer(port):
+        until(listener.link_events, "the connection is accepted")
+        monkeypatch.setattr(listener, "receive", lambda: pytest.fail("received"))
+        now = time.monotonic()
+        transports.watch(now)
+        monkeypatch.setattr(kernel, "has_failed", lambda _fd: True)
+        transports.watch_after_pause(now + PAUSE_S / 2)
+        assert transports.direct is not None  # it was looked at all the time
+        transports.watch_after_pause(now + 2 * PAUSE_S)
+    assert transports.direct is None
+    transports.send(b"\x01its learner", REQUEST)  # is dropped
+    relay(broker, transports)
+    assert arrived(transports)[2] == REQUEST

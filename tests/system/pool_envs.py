@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,18 @@ class Entered(Patient):
 
     def step(self, action: Any) -> Result:
         Path(f"{self._gate}.entered").touch()
+        return super().step(action)
+
+
+class Locked(Patient):
+    """As `Entered`, but `gate` is a pipe: a step lasts until it is written to.
+
+    It does not release the interpreter's lock.
+    """
+
+    def step(self, action: Any) -> Result:
+        Path(f"{self._gate}.entered").touch()
+        ctypes.PyDLL(None).open(str(self._gate).encode(), os.O_RDONLY)
         return super().step(action)
 
 

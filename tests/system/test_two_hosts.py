@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import shutil
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -15,9 +17,12 @@ import pytest
 from gymwire import ProxyEnv
 from gymwire.protocol.errors import EnvironmentLost
 from gymwire.protocol.security.keys import generate
+from gymwire.protocol.transport import kernel
 from tests.chaos.chain import judge
 from tests.chaos.course import Course
 from tests.chaos.fleet import Part, until
+from tests.processes import PATIENCE_S
+from tests.protocol.transport.test_stalled_readers import PING, fill, greet_as_dealer
 
 PORT = 5555
 
@@ -209,6 +214,53 @@ def test_three_hosts_train_with_keys_while_links_go_down_and_up(
                 "lab/chain", url, wait_s=20.0, key=str(keys["learner"][0]), broker_key=broker_key
             ) as again:
                 assert_trained(Course(again, "again", seed=2), tmp_path / "ledger", 50)
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize(
+    ("env", "threads"), [("Entered", ["--threads", "1"]), ("Locked", [])], ids=["one", "locked"]
+)
+def test_a_connection_that_the_kernel_gives_up_in_a_long_step_does_not_end_the_env_agent(
+    hosts: Hosts, tmp_path: Path, env: str, threads: list[str]
+) -> None:
+    """Without the check after the step, libzmq aborts (docs/design.md)."""
+    there, gate = hosts.add("env"), tmp_path / "gate"
+    here_ip, there_ip, _ = hosts.link(None, there)
+    retries = "echo 3 > /proc/sys/net/ipv4/tcp_retries2"  # gives up after 3 s, and not 15 minutes
+    _ip("netns", "exec", there, "sh", "-c", retries)
+    if env == "Locked":
+        os.mkfifo(gate)
+    url = f"tcp://{here_ip}:{PORT}"
+    offer = ["--address", "gated", "--env", f"tests.system.pool_envs:{env}", *threads]
+    direct = ["--direct", f"tcp://{there_ip}:{PORT}", "--insecure", "--max-sessions", "1"]
+    with parts() as started, contextlib.ExitStack() as stack:
+        broker = ["gymwire.broker", "--bind", url, "--insecure"]
+        started.append(Part(tmp_path / "broker.log", broker))
+        command = ["gymwire.env_agent", *offer, "--broker", url, "--wait", "20", *direct]
+        agent = Part(tmp_path / "env-agent.log", command, inside=there)
+        started.append(agent)
+        proxy = stack.enter_context(ProxyEnv("gated", url, wait_s=20.0, direct="never"))
+        proxy.reset(options={"gate": str(gate)})
+        stepping = threading.Thread(target=proxy.step, args=(0,))
+        stepping.start()
+        until(lambda: Path(f"{gate}.entered").exists(), "the step has begun")
+        peer = stack.enter_context(socket.create_connection((there_ip, PORT), PATIENCE_S))
+        greet_as_dealer(peer)
+        kernel._attach_filter(peer.fileno(), ((kernel._RETURN, 0, 0, kernel._DROP),))
+        peer.sendall(bytes((4, len(PING))) + PING)  # the answer never arrives
+        fill(peer)
+        mine = f":{peer.getsockname()[1]:04X} "
+        tables = [Path(f"/proc/{agent.pid}/net/{name}") for name in ("tcp", "tcp6")]
+        until(
+            lambda: not any(mine in table.read_text() for table in tables),
+            "the kernel gives the connection up",
+        )
+        gate.write_bytes(b"")
+        stepping.join()
+        agent.says("direct sessions ended")
+        proxy.reset(options={"gate": str(tmp_path)})
+        proxy.step(0)
+        assert agent.alive
 
 
 def test_a_path_that_loses_the_large_packets_of_an_env_agent_is_named(

@@ -84,6 +84,13 @@ while router.waitable.poll(1000):
 print(number, flush=True)
 """
 
+# The same where the kernel has no packet filter.
+ROUTER_WITHOUT_FILTER: Final = f"""
+from gymwire.protocol.transport import kernel
+kernel._attach_filter = lambda fd, program: False
+{ROUTER}
+"""
+
 # A broker that begins to receive when a line of standard input says so.
 BROKER: Final = """
 import sys, threading
@@ -323,8 +330,12 @@ def test_a_ping_behind_a_limited_queue_aborts_a_process_that_sends_no_heartbeats
 
 @pytest.mark.parametrize(
     ("program", "option"),
-    [(LISTEN, "RCVHWM=0"), (ROUTER, "tcp://127.0.0.1:*")],
-    ids=["libzmq, unlimited", "gymwire"],
+    [
+        (LISTEN, "RCVHWM=0"),
+        (ROUTER, "tcp://127.0.0.1:*"),
+        (ROUTER_WITHOUT_FILTER, "tcp://127.0.0.1:*"),
+    ],
+    ids=["libzmq, unlimited", "gymwire", "gymwire, without a filter"],
 )
 @ENDS
 def test_the_end_of_a_connection_with_a_full_queue_is_harmless(

@@ -1,0 +1,122 @@
+"""Binds a listening ZeroMQ socket, so that peers can neither fill its memory nor abort it."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import re
+import socket as hostsocket
+import sys
+
+import zmq
+
+from gymwire.protocol import logs
+from gymwire.protocol.transport import kernel
+from gymwire.protocol.transport.hosts import addresses_of
+from gymwire.protocol.transport.port_owner import listener_at
+
+BACKLOG = 1024  # connections that wait to be accepted
+
+
+def bind_all(socket: zmq.Socket[bytes], url: str, mark: int) -> list[str]:
+    """Bind each address of the host's name, at the same port; return the URLs. Raises ZMQError.
+
+    An address that this host lacks is left out if there is another one: /etc/hosts may name ::1 on
+    a host without IPv6. `mark`: see `_bind`.
+    """
+    bound: list[str] = []
+    missing = zmq.ZMQError(errno.EADDRNOTAVAIL)
+    for one in addresses_of(url):
+        host, _, port = one.rpartition(":")
+        try:
+            _bind(socket, f"{host}:{bound[0].rpartition(':')[2] if bound else port}", mark)
+        except zmq.ZMQError as error:
+            if error.errno not in (errno.EADDRNOTAVAIL, errno.ENODEV, errno.EAFNOSUPPORT):
+                raise
+            missing = error
+            continue
+        bound.append(_readable(socket.get_string(zmq.LAST_ENDPOINT)))
+    if not bound:
+        raise missing
+    return bound
+
+
+def _bind(socket: zmq.Socket[bytes], url: str, mark: int) -> None:
+    """Bind a socket to one address, with this receive mark where that is safe. Raises ZMQError.
+
+    A peer that resets its connection while a queue is full could abort this process
+    (docs/design.md), so a queue is only limited where the kernel drops resets.
+    """
+    filtered = _filtered(url) if sys.platform == "linux" and url.startswith("tcp:") else None
+    socket.setsockopt(zmq.RCVHWM, 0 if filtered is None else mark)
+    if filtered is None:
+        socket.bind(url)
+        return
+    with filtered:
+        socket.setsockopt(zmq.USE_FD, filtered.fileno())
+        socket.bind(url)
+        filtered.detach()  # libzmq closes it
+        socket.setsockopt(zmq.USE_FD, -1)
+
+
+def _filtered(url: str) -> hostsocket.socket | None:
+    """Return a socket that listens at a tcp:// URL, and whose connections the kernel never resets.
+
+    Returns None, and logs that once, if the kernel cannot. Raises ZMQError.
+    """
+    head, _, port = url.rpartition(":")
+    # libzmq also knows the names of interfaces. Its port, which may be this one, is free again when
+    # its context has ended.
+    with zmq.Context() as resolving, resolving.socket(zmq.STREAM) as resolver:
+        resolver.setsockopt(zmq.IPV6, 1)
+        resolver.bind(f"{head}:*")
+        resolved = resolver.get_string(zmq.LAST_ENDPOINT).removeprefix("tcp://")
+    host = resolved.rpartition(":")[0].strip("[]")
+    address = host, 0 if port == "*" else int(port)
+    family = hostsocket.AF_INET6 if ":" in host else hostsocket.AF_INET
+    made = hostsocket.socket(family, hostsocket.SOCK_STREAM)
+    try:
+        # Before it listens: a connection has the filter that is attached when it is made.
+        if not kernel.drop_resets(made.fileno()):
+            made.close()
+            _warn_unlimited()
+            return None
+        made.setsockopt(hostsocket.SOL_SOCKET, hostsocket.SO_REUSEADDR, 1)
+        if family == hostsocket.AF_INET6:
+            made.setsockopt(hostsocket.IPPROTO_IPV6, hostsocket.IPV6_V6ONLY, 0)
+        made.bind(address)
+        made.listen(BACKLOG)
+        made.setblocking(False)
+    except OSError as error:
+        made.close()
+        raise zmq.ZMQError(error.errno) from None
+    return made
+
+
+@functools.cache
+def _warn_unlimited() -> None:
+    logs.logger().warning(
+        "receive queues unlimited",
+        why="this system has no packet filter for sockets (SO_ATTACH_FILTER), without which a "
+        "limit would not be safe: limit the memory of this process (docs/security.md)",
+    )
+
+
+def _readable(url: str) -> str:
+    """Return an endpoint as people write it: libzmq shows IPv4 addresses mapped into IPv6."""
+    return re.sub(r"\[::ffff:([0-9.]+)\]", r"\1", url)
+
+
+def failure(url: str, error: zmq.ZMQError, elsewhere: str) -> str:
+    """Return why a URL cannot be bound, and what to do; `elsewhere`: if its port is in use."""
+    if error.errno == errno.EADDRINUSE:
+        port = url.rpartition(":")[2]
+        owner = listener_at(int(port)) if url.startswith("tcp:") and port.isdigit() else ""
+        found = f" by {owner}, which" if owner else ": another broker, or another program,"
+        return (
+            f"{url} is in use{found} listens there and would get the connections. Stop it, or "
+            f"{elsewhere}."
+        )
+    if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
+        return f"{url} is not an address of this host. Bind one that is, or tcp://*:PORT for all."
+    return f"Cannot listen at {url}: {zmq.strerror(error.errno or 0)}."
