@@ -78,7 +78,7 @@ def item(values: Any, index: int) -> Any:
     one = values[index]
     if isinstance(one, np.ndarray):
         return one.copy()
-    return one.item() if isinstance(one, bool | np.bool_ | np.int64 | np.float64) else one
+    return one.item() if isinstance(one, np.bool_ | np.int64 | np.float64) else one
 
 
 def from_wire(form: Any) -> tuple[Any, Casts]:
