@@ -14,6 +14,7 @@ from gymnasium.vector.utils import concatenate
 
 from gymwire.env_agent import known_spaces
 from gymwire.env_agent.space_watch import SpaceWatch
+from gymwire.protocol import vector_infos
 
 MAX_PATTERNS = 16  # vectors that differ
 MAX_ENVS = 16  # of one: a pattern has buffers for them all
@@ -45,7 +46,8 @@ class HostedVector(_Vector):
 
     The array of an info has the dtype of the first value under its key, and later values are cast
     to it. If this vector is only a part of the learner's, another value may come first there, with
-    another dtype: the learner then needs the original values.
+    another dtype: the learner then needs the original values. Values that SyncVectorEnv cannot put
+    into one array, such as arrays of several shapes, come in an array of objects.
 
     Args:
         makers: make the environments.
@@ -132,19 +134,29 @@ class HostedVector(_Vector):
         return concatenate(space, found, batch)
 
     def _add_info(
-        self, vector_infos: dict[str, Any], env_info: dict[str, Any], env_num: int
+        self, infos: dict[str, Any], env_info: dict[str, Any], env_num: int
     ) -> dict[str, Any]:
-        infos = vector_infos
         for key, value in env_info.items():
             array, mask = infos.get(key), infos.get(f"_{key}")
             if array is None or mask is None:
-                infos = super()._add_info(infos, {key: value}, env_num)
+                if type(value) is int and not _INT.min <= value <= _INT.max:
+                    infos[key] = np.full(self.num_envs, None, object)
+                    infos[f"_{key}"] = mask = np.zeros(self.num_envs, np.bool_)
+                    infos[key][env_num], mask[env_num] = value, True
+                else:
+                    infos = super()._add_info(infos, {key: value}, env_num)
                 array = infos[key]
-            elif isinstance(value, dict) and key != "final_obs":
+            elif isinstance(value, dict) and isinstance(array, dict):
                 infos[key] = self._add_info(array, value, env_num)
                 mask[env_num] = True
             else:
-                array[env_num] = value
+                try:
+                    if not _fits(array, value):
+                        array = infos[key] = self._as_objects(array, mask)
+                    array[env_num] = value
+                except (ValueError, TypeError, OverflowError):
+                    array = infos[key] = self._as_objects(array, mask)
+                    array[env_num] = value
                 mask[env_num] = True
             if (
                 type(array) is np.ndarray
@@ -153,6 +165,26 @@ class HostedVector(_Vector):
             ):
                 self.cast.setdefault(id(array), []).append([env_num, value])
         return infos
+
+    def _as_objects(self, values: Any, mask: Any) -> Any:
+        """Return the values of one key, as far as there are any, in an array of objects."""
+        originals = dict(self.cast.pop(id(values), ()))
+        objects = np.full(self.num_envs, None, object)
+        for i in np.flatnonzero(mask).tolist():
+            objects[i] = originals[i] if i in originals else vector_infos.item(values, i)
+        return objects
+
+
+def _fits(array: Any, value: Any) -> bool:
+    """Return whether this is an array in which NumPy would neither refuse nor repeat the value."""
+    if type(array) is not np.ndarray:
+        return False  # a dict
+    if array.dtype.kind == "O":
+        return True
+    return type(value) is not dict and getattr(value, "shape", ()) == array.shape[1:]
+
+
+_INT = np.iinfo(int)
 
 
 def _key(envs: Sequence[Env[Any, Any]], mode: AutoresetMode) -> Hashable | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from gymwire.env_agent.environments import Service
-from gymwire.env_agent.recorder import EpisodeWriter, Recorder
+from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.session import Session, Verdict
 from gymwire.protocol.codec import Frame, Pieces
 from gymwire.protocol.messages import Kind, Open, Opened
@@ -37,7 +37,7 @@ class RecordedSession(Session):
         self._header = header
         self._read_generator = read_generator
         self._signed = slice(0, -tag_size) if tag_size else slice(None)
-        self._episode: EpisodeWriter | None = None
+        self._episode = recorder.none()
         self._episodes = 0
         self._generator: Any = None
 
@@ -56,19 +56,17 @@ class RecordedSession(Session):
             self._end("reset")
             if reply is Kind.STATUS:
                 self._episodes += 1
-                self._episode = self._recorder.begin(
-                    {**self._header, "episode": self._episodes, "generator": self._generator}
-                )
+                header = {**self._header, "episode": self._episodes, "generator": self._generator}
+                self._episode = self._recorder.begin(header, self._episode)
         elif kind is Kind.CLOSE:
             self._end("closed")
-        if self._episode is not None and kind is not Kind.RENDER:
+        if kind not in (Kind.RENDER, Kind.CLOSE):
             self._put(frame)
 
     def finish_step(self, seq: int, request: Frame | memoryview, frame: Frame | Pieces) -> None:
         """Record the PERCEPT as `Session` does, and the step."""
         super().finish_step(seq, request, frame)
-        if self._episode is not None:
-            self._put(frame)
+        self._put(frame)
 
     def drop_reply(self) -> None:
         """Drop the reply, and end the episode: the environment closes."""
@@ -76,15 +74,12 @@ class RecordedSession(Session):
         self._end("closed")
 
     def _put(self, frame: Frame | Pieces) -> None:
-        assert self._episode is not None
         signed = self._signed
         # Both may be in memory that is reused: that of the environment, or of a socket.
         self._recorder.put(self._episode, bytes(self._request[signed]), bytes(frame)[signed])
 
     def _end(self, why: str) -> None:
-        if self._episode is not None:
-            self._recorder.end(self._episode, why)
-            self._episode = None
+        self._recorder.end(self._episode, why)
 
 
 def header_of(service: Service, opened: Opened, request: Open, sid: int) -> dict[str, Any]:

@@ -30,6 +30,7 @@ with contextlib.suppress(ModuleNotFoundError):  # Windows has none
 FLUSH_S = 0.2  # how long what is recorded may stay in memory
 MAX_BACKLOG = 256 * 1024 * 1024  # bytes that wait for the disk; an episode ends rather than a step
 OVERHEAD = 512  # bytes that an exchange takes in memory in addition to its frames
+MAX_LATER = 16 * 1024 * 1024  # bytes of a session that are kept for its next episode
 MAX_PART = 64 * 1024 * 1024  # bytes of a file, then the next part begins
 BLOCK = 4096  # bytes on disk that even the smallest file takes
 SPARE = 16  # the oldest files go until 1/SPARE of the limit is free
@@ -40,21 +41,34 @@ WRITE_S = 2.0  # how long the disk may take for what waits when the process ends
 class EpisodeWriter:
     """One episode, and the file that its present part is written to.
 
-    The recorder's thread alone uses all but `cut`.
+    The recorder's thread alone uses all but `cut` and `unrecorded`.
 
     Attributes:
         header: the header of each part.
+        previous: the episode before it, until the first part begins.
         cut: whether the rest is not recorded, because the disk is too slow.
+        changes: how many requests up to now may have changed the environment of the session, as
+            `RecordedPart.changes_before` counts them.
+        unrecorded: how many there were in addition since `cut`.
+        later: the exchanges after its end that may have changed the environment.
+        is_over: whether nothing more is written.
+        is_complete: whether that is because it has ended.
     """
 
-    def __init__(self, header: dict[str, Any], started: datetime.datetime) -> None:
+    def __init__(
+        self, name: str, header: dict[str, Any], previous: EpisodeWriter | None = None
+    ) -> None:
         self.header = header
+        self.previous = previous
         self.cut = False
-        self.name = f"{started:%Y%m%dT%H%M%S%f}-{header['session']}-{header['episode']:06}"
+        self.name = name
+        self.changes = self.unrecorded = 0
+        self.later: list[bytes] = []
+        self.later_size = 0
         self.file: BinaryIO | None = None
         self.path = Path()
         self.part = self.steps = self.size = 0
-        self.is_over = False
+        self.is_over = self.is_complete = False
 
 
 Item = tuple[EpisodeWriter, bytes, bytes, str]
@@ -103,13 +117,22 @@ class Recorder:
 
     # --- for the threads of the sessions ----------------------------------------------------------
 
-    def begin(self, header: dict[str, Any]) -> EpisodeWriter:
+    def none(self) -> EpisodeWriter:
+        """Return what is before the first episode of a session."""
+        none = EpisodeWriter("", {})
+        none.is_over = none.is_complete = True
+        return none
+
+    def begin(self, header: dict[str, Any], previous: EpisodeWriter) -> EpisodeWriter:
         """Begin an episode with this header, to which the recorder adds what it knows."""
-        return EpisodeWriter(header, datetime.datetime.now(datetime.UTC))
+        started = datetime.datetime.now(datetime.UTC)
+        name = f"{started:%Y%m%dT%H%M%S%f}-{header['session']}-{header['episode']:06}"
+        return EpisodeWriter(name, header, previous)
 
     def put(self, episode: EpisodeWriter, request: bytes, reply: bytes) -> None:
-        """Record a request of an episode, and its reply."""
+        """Record a request of an episode or after its end, and its reply."""
         if episode.cut:
+            episode.unrecorded += _may_change(request)
             return
         with self._lock:
             self._backlog += _size(request, reply)
@@ -149,6 +172,10 @@ class Recorder:
                 continue
             with self._lock:
                 self._backlog -= _size(request, reply)
+            if episode.is_complete:
+                self._keep(episode, request, reply)
+                continue
+            episode.changes += _may_change(request)
             self._guard(episode, self._write, request, reply)
         for episode in list(self._open):
             self._guard(episode, self._flush)
@@ -172,15 +199,11 @@ class Recorder:
 
     def _write(self, episode: EpisodeWriter, request: bytes, reply: bytes) -> None:
         if episode.file is None:
-            if request[KIND_AT] == Kind.RESET:
-                reset = PLAIN.decode(request)
-                assert isinstance(reset, Reset)
-                episode.header = {**episode.header, "seed": reset.seed, "options": reset.options}
+            before = self._begin(episode, request) if episode.previous is not None else []
             self._begin_part(episode)
-        assert episode.file is not None
-        data = recordings.pack_exchange(request, reply)
-        episode.file.write(data)
-        self._count(episode, len(data))
+            for data in before:
+                self._append(episode, data)
+        self._append(episode, recordings.pack_exchange(request, reply))
         if request[KIND_AT] == Kind.ACT:
             episode.steps += 1
             if not episode.header["num_envs"] and _is_last(reply):
@@ -188,6 +211,32 @@ class Recorder:
                 return
         if episode.size > MAX_PART:
             self._complete_part(episode, CONTINUED)
+
+    def _begin(self, episode: EpisodeWriter, request: bytes) -> list[bytes]:
+        """Complete the header. Returns the exchanges since the end of the previous episode."""
+        previous, reset = episode.previous, PLAIN.decode(request)
+        assert previous is not None
+        assert isinstance(reset, Reset)
+        changes = previous.changes + previous.unrecorded
+        episode.header = {
+            **episode.header,
+            "seed": reset.seed,
+            "options": reset.options,
+            "changes_before": changes - len(previous.later),
+        }
+        episode.changes += changes
+        episode.previous = None
+        return previous.later
+
+    def _keep(self, episode: EpisodeWriter, request: bytes, reply: bytes) -> None:
+        """Keep an exchange after the end for the next episode if it may change the environment."""
+        if request[KIND_AT] == Kind.CALL and not _may_change(request):
+            return
+        episode.changes += 1
+        data = recordings.pack_exchange(request, reply)
+        episode.later_size += len(data) + OVERHEAD
+        if episode.later_size <= MAX_LATER:
+            episode.later.append(data)
 
     def _begin_part(self, episode: EpisodeWriter) -> None:
         episode.part += 1
@@ -207,6 +256,11 @@ class Recorder:
         episode.size = 0
         self._count(episode, len(data))
 
+    def _append(self, episode: EpisodeWriter, data: bytes) -> None:
+        assert episode.file is not None
+        episode.file.write(data)
+        self._count(episode, len(data))
+
     def _count(self, episode: EpisodeWriter, size: int) -> None:
         episode.size += size
         self._written += size
@@ -218,7 +272,7 @@ class Recorder:
     def _complete(self, episode: EpisodeWriter, why: str) -> None:
         if episode.file is not None:
             self._complete_part(episode, why)
-        episode.is_over = True
+        episode.is_over = episode.is_complete = True
 
     def _complete_part(self, episode: EpisodeWriter, why: str) -> None:
         """Write the end of a file, and give it the name of a complete one."""
@@ -263,16 +317,30 @@ def _size(request: bytes, reply: bytes) -> int:
     return len(request) + len(reply) + OVERHEAD
 
 
+def _may_change(request: bytes) -> bool:
+    """Return whether this is a CALL that may change what comes after the next reset."""
+    if request[KIND_AT] != Kind.CALL:
+        return False
+    head = _head(request)
+    return recordings.is_change(head.unpack(), head.unpack())
+
+
 def _is_last(reply: bytes) -> bool:
     """Return whether a PERCEPT ends the episode of a single environment."""
     if reply[KIND_AT] != Kind.PERCEPT:
         return False
-    head = msgpack.Unpacker()
-    head.feed(reply[HEADER_SIZE : HEADER_SIZE + read_header(reply).head_len])
-    head.read_array_header()
+    head = _head(reply)
     head.skip()  # the observation
     head.skip()  # the reward
     return True in (head.unpack(), head.unpack())
+
+
+def _head(frame: bytes) -> Any:
+    """Return an Unpacker of the fields of a message."""
+    head = msgpack.Unpacker()
+    head.feed(frame[HEADER_SIZE : HEADER_SIZE + read_header(frame).head_len])
+    head.read_array_header()
+    return head
 
 
 def _encodable(header: dict[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,14 @@ from gymwire.env_agent.slot import Slot
 from gymwire.protocol import values
 from gymwire.protocol.capabilities import CAPABILITIES, VALUES, common
 from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size, renumber
-from gymwire.protocol.messages import MULTI_AGENT, Code, Error, Open, Opened
+from gymwire.protocol.messages import (
+    EXPOSED_BY_DEFAULT,
+    MULTI_AGENT,
+    Code,
+    Error,
+    Open,
+    Opened,
+)
 from gymwire.protocol.pictures import RENDER_MODES
 from gymwire.protocol.security import signing
 from gymwire.protocol.security.keys import KeyPair
@@ -30,19 +37,6 @@ from gymwire.protocol.security.signing import SignedCodec
 from gymwire.protocol.space_codecs import SpaceCodec
 from gymwire.protocol.step_codec import compile_steps
 
-# Learners may read, write and call these attributes in addition to those of `--expose`.
-EXPOSED_BY_DEFAULT = (
-    "action_mask",
-    "action_masks",
-    "compute_reward",
-    "compute_terminated",
-    "compute_truncated",
-    "get_action_meanings",
-    "get_keys_to_action",
-    "np_random",
-    "np_random_seed",
-    "valid_actions",
-)
 MAX_KNOWN = 64  # different environments for which the state that their sessions share is kept
 
 

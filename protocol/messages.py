@@ -186,6 +186,21 @@ class Call:
     kwargs: Any = field(default_factory=dict)
 
 
+# Learners may read, write and call these attributes in addition to those of `--expose`.
+EXPOSED_BY_DEFAULT = (
+    "action_mask",
+    "action_masks",
+    "compute_reward",
+    "compute_terminated",
+    "compute_truncated",
+    "get_action_meanings",
+    "get_keys_to_action",
+    "np_random",
+    "np_random_seed",
+    "valid_actions",
+)
+
+
 @dataclass(frozen=True, slots=True)
 class Result:
     """Reply to CALL."""

@@ -19,7 +19,7 @@ import msgpack
 from gymwire.protocol import spaces, values
 from gymwire.protocol.codec import MAX_MESSAGE, Codec
 from gymwire.protocol.errors import DecodingError
-from gymwire.protocol.messages import Act, Call, Message, Reset
+from gymwire.protocol.messages import EXPOSED_BY_DEFAULT, Act, Call, Message, Reset
 
 FORMAT, VERSION = "gymwire-episode", 1
 COMPLETE = ".episode"  # the suffix of a file that is complete
@@ -31,6 +31,15 @@ KEYS = {  # of each header that a replay needs, with the type of the value
     "seed": object, "options": object, "generator": object,
 }  # fmt: skip
 CONTINUED = "continued"  # the end of a part that another part follows
+READS = ("get", "each-get", "each-has", "each-wrapped")  # modes of CALL that change nothing
+
+
+def is_change(mode: str, name: str) -> bool:
+    """Return whether such a CALL may have changed what comes after the next reset.
+
+    What is exposed by default does not, or it belongs to the generator, whose state is recorded.
+    """
+    return mode not in READS and name not in EXPOSED_BY_DEFAULT
 
 
 def pack_header(header: dict[str, Any]) -> bytes:
@@ -67,6 +76,15 @@ class RecordedPart:
     header: dict[str, Any]
     frames: list[tuple[bytes, bytes]]
     end: str
+
+    @property
+    def changes_before(self) -> int:
+        """How many requests may have changed the environment before those in this episode's files.
+
+        These are calls in episodes, and all requests between them.
+        """
+        found = self.header.get("changes_before")
+        return found if isinstance(found, int) else 0
 
     def exchanges(self) -> Iterator[Exchange]:
         """Yield the requests with their replies. Raises DecodingError."""

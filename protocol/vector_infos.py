@@ -22,7 +22,7 @@ from gymwire.protocol.arrays import MAX_DIMS, object_array
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.outside_exceptions import is_from_outside
 
-__all__ = ["Casts", "from_wire", "to_wire"]
+__all__ = ["Casts", "from_wire", "item", "to_wire"]
 
 Casts = dict[tuple[Any, ...], list[tuple[int, Any]]]
 """Path of an array → the index of an environment and its value before the cast, for each cast."""
@@ -66,6 +66,20 @@ def _without_objects(
             copy = dict(infos)
         copy[key] = plain
     return copy
+
+
+def item(values: Any, index: int) -> Any:
+    """Return what one environment has of the values of a vector: Python's numbers, or a copy."""
+    if isinstance(values, dict):
+        return {
+            key: item(value, index)
+            for key, value in values.items()
+            if f"_{key}" in values and values[f"_{key}"][index]
+        }
+    one = values[index]
+    if isinstance(one, np.ndarray):
+        return one.copy()
+    return one.item() if isinstance(one, np.bool_ | np.int64 | np.float64) else one
 
 
 def from_wire(form: Any) -> tuple[Any, Casts]:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import reprlib
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from gymwire.cli.connection import LearnerOptions, connected, naming
 from gymwire.cli.output import Output
@@ -16,7 +19,6 @@ from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol import recordings, values
-from gymwire.protocol.capabilities import EACH_MODES
 from gymwire.protocol.errors import (
     AttributeDenied,
     ConfigurationError,
@@ -25,14 +27,12 @@ from gymwire.protocol.errors import (
     EnvironmentSideError,
     GymwireError,
 )
-from gymwire.protocol.messages import Act, Call, Error, Message, Reset
-from gymwire.protocol.recordings import COMPLETE, CONTINUED, Exchange, RecordedPart
+from gymwire.protocol.messages import Act, Call, Error, Message, Reset, Status
+from gymwire.protocol.recordings import COMPLETE, CONTINUED, READS, Exchange, RecordedPart
 from gymwire.protocol.values import Opaque
 
 SAME, DIFFERS, UNKNOWN = "same", "differs", "cannot compare"
 DIFFER_STATUS, UNKNOWN_STATUS = 3, 4  # exit statuses
-READS = ("get", "each-get", "each-has", "each-wrapped")  # modes of CALL that change nothing
-assert set(READS) - {"get"} < set(EACH_MODES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,29 +191,79 @@ def _replay(
         kind=header["env_kind"],
     )
     try:
+        replay = _Replay(session)
         for episode in episodes:
-            yield _compare_episode(session, episode)
+            yield replay.compare(episode)
     finally:
         session.close()
 
 
-def _compare_episode(session: RemoteSession, episode: Episode) -> Verdict:
-    """Replay an episode until something differs."""
-    steps, result, why = 0, SAME, ""
-    try:
-        _check_spaces(session, episode.header)
-        for part in _parts(episode):
-            if part.header["part"] == 1:
-                _prepare(session, part.header)
-            for exchange in part.exchanges():
-                steps += isinstance(exchange.request, Act)
-                what = "reset" if isinstance(exchange.request, Reset) else f"step {steps}"
-                _compare(session, exchange, what)
-    except (_Incomparable, DecodingError, OSError) as reason:
-        result, why = UNKNOWN, str(reason)
-    except _Different as difference:
-        result, why = DIFFERS, str(difference)
-    return Verdict(episode.header["session"], episode.header["episode"], steps, result, why)
+class _Replay:
+    """The replay of a recorded session, episode by episode."""
+
+    def __init__(self, session: RemoteSession) -> None:
+        self._session = session
+        self._changes = 0  # how many requests of `RecordedPart.changes_before` were repeated
+        self._whole = 0  # the number of the last episode that was repeated to its end
+
+    def compare(self, episode: Episode) -> Verdict:
+        """Replay an episode until something differs."""
+        header, steps, result, why = episode.header, 0, SAME, ""
+        try:
+            _check_spaces(self._session, header)
+            has_begun = False
+            for part in _parts(episode):
+                if part.header["part"] == 1:
+                    self._check_beginning(part)
+                for exchange in part.exchanges():
+                    request = exchange.request
+                    is_change = isinstance(request, Call) and recordings.is_change(
+                        request.mode, request.name
+                    )
+                    self._changes += is_change
+                    if isinstance(exchange.reply, Status):
+                        _prepare(self._session, part.header)
+                        has_begun = True
+                    if not has_begun:
+                        self._changes += not is_change
+                        _repeat(self._session, exchange)
+                        continue
+                    steps += isinstance(request, Act)
+                    what = "reset" if isinstance(request, Reset) else f"step {steps}"
+                    _compare(self._session, exchange, what)
+            self._whole = header["episode"]
+        except (_Incomparable, DecodingError, OSError) as reason:
+            result, why = UNKNOWN, str(reason)
+        except _Different as difference:
+            result, why = DIFFERS, str(difference)
+        return Verdict(header["session"], header["episode"], steps, result, why)
+
+    def _check_beginning(self, part: RecordedPart) -> None:
+        """Raise _Incomparable if the episode depends on what was not repeated."""
+        missing = part.changes_before - self._changes
+        if missing > 0:
+            raise _Incomparable(
+                f"earlier calls of its session ({missing}), which may have changed the "
+                f"environment, could not be repeated: their episode was removed, cut off, or "
+                f"differs."
+            )
+        mask = (part.header["options"] or {}).get("reset_mask")
+        if mask is None or np.all(mask) or self._whole == part.header["episode"] - 1:
+            return
+        raise _Incomparable(
+            "its reset left some environments in the episode before, which could not be repeated."
+        )
+
+
+def _repeat(session: RemoteSession, exchange: Exchange) -> None:
+    """Send a request again that was not in an episode. Raises _Incomparable if it is denied."""
+    with suppress(EnvironmentFailed):
+        try:
+            session.request(exchange.request)
+        except AttributeDenied as error:
+            raise _Incomparable(
+                f"a call before its reset cannot be repeated: {error.args[0]}"
+            ) from None
 
 
 def _check_spaces(session: RemoteSession, header: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 from gymwire.learner_agent.aio.calls import anyio, suspend
-from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.connection import CLOSED, BrokerConnection
 from gymwire.learner_agent.client.session import Data, RemoteSession
 from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_SHARE, Source, wait
 from gymwire.protocol.codec import Header
@@ -270,9 +270,12 @@ class AioConnection(BrokerConnection):
             if self._reader is waiter:
                 self._input.watch([one.path for one in self._sources()])
                 suspend(partial(waiter.read, self._input, min(left_s, TICK_S)))
-                self._receive()
             else:
                 suspend(partial(waiter.pause, left_s))
+            if self.closed:
+                raise waiter.error or EnvironmentClosed(CLOSED)
+            if self._reader is waiter:
+                self._receive()
             if own_timers is not None:
                 own_timers(self.clock())
             if until():
@@ -335,7 +338,7 @@ class AioConnection(BrokerConnection):
     def close(self, *, goodbye: bool = True) -> None:
         """Leave the broker, which ends the sessions that are still open. Idempotent."""
         if not self.closed:
-            self._fail(EnvironmentClosed("The connection of this environment has been closed."))
+            self._fail(EnvironmentClosed(CLOSED))
         super().close(goodbye=goodbye)
         if self._reader is None:
             self._input.close()

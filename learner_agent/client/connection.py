@@ -62,6 +62,7 @@ from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
 MANY = 64  # sessions whose timers take so long that they must not run at every occasion
 REPEATS_PER_SECOND = 640  # frames of all sessions that are sent again, and their PINGs
 SERVE_EVERY_S = 0.01  # the least pause between two calls of `serve` that do something
+CLOSED = "The connection of this environment has been closed."
 MAX_DRAINED = 10_000  # frames received in one `drain`
 _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
@@ -292,8 +293,14 @@ class BrokerConnection:
         assert request.answer is not None
         return request.answer
 
+    def check_open(self) -> None:
+        """Raise EnvironmentClosed if this connection has been closed."""
+        if self.closed:
+            raise EnvironmentClosed(CLOSED)
+
     def send_request(self, message: Message, sid: int = 0) -> PendingRequest:
         """Send a request to the broker without waiting; `forget_requests` ends it."""
+        self.check_open()
         request = self._requests.add(message, sid, self.clock())
         self.link.send(request.frame)
         return request

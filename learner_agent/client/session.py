@@ -240,6 +240,7 @@ class RemoteSession:
 
     def begin(self, message: Message) -> None:
         """Send a request without waiting. The same request again, while pending, waits on."""
+        self.connection.check_open()
         kind = KINDS[type(message)]
         if self._is_repeat(kind, partial(self._codec.encode, message, self.sid)):
             return

@@ -19,6 +19,7 @@ import numpy as np
 from gymnasium import Space, spaces
 from numpy.typing import NDArray
 
+from gymwire.protocol import vector_infos
 from gymwire.protocol.errors import BatchSizeError
 from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.remote_space import RemoteSpace
@@ -197,7 +198,8 @@ def _as_objects(values: list[Any], masks: list[Any], sizes: Sequence[int]) -> An
         batched = isinstance(value, np.ndarray) and value.shape[:1] == (size,)
         for i in range(size):
             if value is not _MISSING and (mask is None or mask[i]):
-                array[start + i] = value[i] if batched else value
+                is_whole = not (batched or isinstance(value, dict))
+                array[start + i] = value if is_whole else vector_infos.item(value, i)
     return array
 
 

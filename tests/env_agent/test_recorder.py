@@ -183,6 +183,47 @@ def test_a_file_can_be_read_with_msgpack_alone(learner: Learner, tmp_path: Path)
     assert end == {"end": "closed", "steps": 1}
 
 
+def test_what_comes_between_two_episodes_is_in_the_file_of_the_second(
+    learner: Learner, tmp_path: Path
+) -> None:
+    change, look = Call("set", "steps", (1,)), Call("get", "np_random_seed")
+    learner.do(change, look, Reset(1), Act(1), Act(1), Act(1), Act(2), look, change, Reset("x"))
+    learner.do(Reset(2), change, Act(3))
+    learner.leave()
+    first, second = files(tmp_path)
+    kinds = [[type(one.request).__name__ for one in part.exchanges()] for part in (first, second)]
+    assert kinds == [
+        ["Call", "Reset", "Act", "Act", "Act"],
+        ["Act", "Call", "Reset", "Reset", "Call", "Act"],
+    ]
+    assert (first.changes_before, second.changes_before) == (0, 1)
+    assert (first.header["seed"], second.header["seed"]) == (1, 2)
+
+
+def test_what_is_not_kept_between_two_episodes_is_counted(
+    learner: Learner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_LATER", 10_000)
+    learner.do(*[Call("set", "steps", (bytes(4_000),))] * 4, Reset(1))
+    learner.leave()
+    [part] = files(tmp_path)
+    assert (len(part.frames), part.changes_before) == (3, 2)
+
+
+def test_calls_while_the_disk_is_too_slow_are_counted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recorder_module, "MAX_BACKLOG", 300_000)
+    monkeypatch.setattr(Recorder, "_run", lambda self: None)
+    learner = Learner(tmp_path, num_envs=2)
+    learner.do(Reset([1, 2]), *[Act(np.array([1, 2]))] * 7, Call("set", "steps", (1,)))
+    learner.recorder._drain()
+    learner.do(Reset([3, 4]))
+    learner.leave()
+    learner.recorder._drain()
+    assert [part.changes_before for part in files(tmp_path)][1:] == [1], files(tmp_path)
+
+
 def test_an_error_of_a_step_is_recorded(learner: Learner, tmp_path: Path) -> None:
     learner.do(Reset(1), Act(8))
     learner.leave()

@@ -36,6 +36,9 @@ class Sim(gymnasium.Env):
         self.extra += by
         return self.extra
 
+    def lift(self, gravity):
+        self.gravity = gravity
+
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
         self.at = self.np_random.random(self.size) + (options or {}).get("at", 0)
@@ -80,7 +83,9 @@ class Wild(Sim):
 def serve(programs: Programs, url: str, folder: Path, address: str, *options: str) -> Any:
     path = folder / "simulators.py"
     path.write_text(SOURCE)
-    return programs.env_agent(url, address, f"{path}:Sim", "--expose", "push", *options)
+    return programs.env_agent(
+        url, address, f"{path}:Sim", "--expose", "push", "--expose", "lift", *options
+    )
 
 
 @pytest.fixture(scope="module")
@@ -164,6 +169,58 @@ def test_a_changed_simulator_differs(
     assert status == 3
     assert result["differ"] == differ, result
     assert any(why in one["why"] for one in result["episodes"]), result
+
+
+def test_what_happened_between_two_episodes_is_repeated(
+    broker_url: str, programs: Programs, tmp_path: Path
+) -> None:
+    folder = tmp_path / "between"
+    agent = serve(programs, broker_url, tmp_path, "sim", "--record", str(folder))
+    with ProxyEnv("sim", broker_url, wait_s=20) as env:
+        env.lift(0.5)
+        env.reset(seed=1)
+        play(env, 7)  # one more than the episode has
+        env.lift(0.25)
+        env.push(1.0)
+        with pytest.raises(EnvironmentFailed):
+            env.reset(options={"at": "nowhere"})
+        env.reset(seed=2)
+        play(env, 5)
+    wait_for_episodes(folder, 2)
+    agent.stop()
+    agent = serve(programs, broker_url, tmp_path, "sim")
+    status, result = replay(broker_url, folder)
+    assert (status, result["same"]) == (0, 2), result
+    assert [one["steps"] for one in result["episodes"]] == [6, 5]
+    min(folder.glob(f"*{COMPLETE}")).unlink()  # as if to save space
+    status, result = replay(broker_url, folder)
+    assert status == 4, result
+    assert result["episodes"][0]["why"].startswith("earlier calls of its session (1)")
+    agent.stop()
+    arguments = (broker_url, "sim", f"{tmp_path / 'simulators.py'}:Sim")  # exposes nothing
+    programs.env_agent(*arguments)
+    status, result = replay(broker_url, folder)
+    assert status == 4, result
+
+
+def test_a_reset_of_some_environments_needs_the_episode_before(
+    broker_url: str, programs: Programs, tmp_path: Path
+) -> None:
+    folder = tmp_path / "masks"
+    agent = serve(programs, broker_url, tmp_path, "sim", "--record", str(folder))
+    with ProxyVectorEnv("sim", 2, broker_url, wait_s=20, autoreset_mode="Disabled") as vector:
+        vector.reset(seed=1)
+        vector.step(np.array([1, 2]))
+        vector.reset(seed=5, options={"reset_mask": np.array([True, False])})
+        vector.step(np.array([1, 2]))
+    wait_for_episodes(folder, 2)
+    agent.stop()
+    serve(programs, broker_url, tmp_path, "sim")
+    assert replay(broker_url, folder)[0] == 0
+    min(folder.glob(f"*{COMPLETE}")).unlink()
+    status, result = replay(broker_url, folder)
+    assert status == 4, result
+    assert result["episodes"][0]["why"].startswith("its reset left some environments")
 
 
 def test_an_unknown_beginning_cannot_be_compared(

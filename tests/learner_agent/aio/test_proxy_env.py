@@ -6,6 +6,7 @@ import contextlib
 import os
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from functools import partial
 from typing import Any
 
 import gymnasium
@@ -298,6 +299,29 @@ def test_errors_are_those_of_a_blocking_proxy(
                 await env.step(np.array([9, 9]))
             with pytest.raises(AttributeDenied):
                 await env.get("secret")
+
+    go(body)
+
+
+def test_a_closed_connection_is_named(go: Callable[[Body], None], url: str, gates: Gates) -> None:
+    async def ends(call: Callable[[], Awaitable[Any]]) -> None:
+        with pytest.raises(EnvironmentClosed, match="connection of this environment"):
+            await call()
+
+    async def body() -> None:
+        async with anyio.create_task_group() as group, Connection(url) as connection:
+            env = await ProxyEnv("cartpole", connection=connection).open()
+            await env.reset()
+            gates.shut()
+            for _ in range(2):  # one of them receives for both
+                busy = ProxyEnv("gate", connection=connection, env_kwargs=gates.kwargs)
+                await (await busy.open()).reset()
+                group.start_soon(ends, partial(busy.step, 0))
+            await anyio.wait_all_tasks_blocked()
+        gates.open()
+        for call in (partial(env.step, 0), env.reset, env.render):
+            await ends(call)
+        await env.close()
 
     go(body)
 

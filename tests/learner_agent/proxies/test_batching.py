@@ -10,6 +10,7 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiDiscrete, Text, Tuple
 from gymnasium.vector import VectorEnv
 
 from gymwire.env_agent.hosted_vector import HostedVector
+from gymwire.learner_agent.adapters import single_infos
 from gymwire.learner_agent.proxies import batching
 from gymwire.protocol import spaces, vector_infos
 from gymwire.protocol.errors import BatchSizeError
@@ -62,6 +63,38 @@ def test_infos_of_two_sessions_join_as_those_of_one_vector(infos: list[dict[str,
         parts.append(part)
         casts.append(cast)
     assert_same(batching.join_infos(parts, [2, 2], casts), merged(infos)[0])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        [np.arange(3), np.arange(2), np.arange(3), np.arange(0)],
+        [np.arange(3), np.arange(1), np.arange(1), np.arange(3)],  # NumPy would repeat one item
+        [1, np.arange(2), 2, np.arange(2)],
+        [1, 2**70, 2, -(2**63) - 1],
+        [2**70, 1, 2**64, 3],
+        [0.5, 2**2000, 1.5, 2],
+        [1, "a", 2, None],
+        [1, {"x": 1}, {"x": 2}, 3],
+        [{"x": 1, "y": {"z": "a"}}, {"x": 2}, None, {"x": np.arange(2)}],
+        [None, {"x": 1}, {"x": 2}, None],
+    ],
+    ids=range(10),
+)
+@pytest.mark.parametrize("sizes", [[4], [2, 2], [1, 3], [1, 1, 1, 1]], ids=str)
+def test_values_that_gymnasium_cannot_merge_come_to_each_environment(
+    values: list[Any], sizes: list[int]
+) -> None:
+    infos = [{"x": value, "deep": {"x": value}} for value in values]
+    rest = [*infos]
+    parts, casts = [], []
+    for size in sizes:
+        own, rest = rest[:size], rest[size:]
+        part, cast = vector_infos.from_wire(vector_infos.to_wire(*merged(own, HostedVector)))
+        parts.append(part)
+        casts.append(cast)
+    found = single_infos.split(batching.join_infos(parts, sizes, casts), 4)
+    assert_same(found, infos)
 
 
 def test_infos_that_do_not_match_become_objects() -> None:
