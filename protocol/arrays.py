@@ -123,7 +123,7 @@ def copy_array(
 
 def _has_other_than_bools(array: np.ndarray[Any, Any]) -> bool:
     if array.nbytes < LARGE:  # NumPy takes ten times as long as this for a short array
-        return bool(array.tobytes().strip(b"\0\1"))
+        return bool(array.tobytes().translate(None, b"\0\1"))
     return bool(array.view(np.uint8).max() > 1)
 
 

@@ -124,16 +124,19 @@ def array_place(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Place | None:
     )
 
     def read(raw: bytes | memoryview) -> Any:
-        if is_bool and bytes(raw).strip(b"\0\1"):
-            raise KeyError(raw)
         return np.ndarray(shape, dtype, bytearray(raw))
+
+    def read_bools(raw: bytes | memoryview) -> Any:
+        if bytes(raw).translate(None, b"\0\1"):
+            raise KeyError(raw)
+        return read(raw)
 
     return Place(
         (dtype.str, shape),
         size,
         (examples[0], examples[1]),
         np.ndarray.tobytes,
-        read,
+        read_bools if is_bool else read,
         array=(dtype, shape),
         is_large=size >= LARGE,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import struct
 from collections.abc import Sequence
@@ -55,6 +56,11 @@ class Stream:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         self.sock = sock
         self._recv, self._recv_into, self._send = sock.recv, sock.recv_into, sock.send
+        # Not the read itself: while it waits, the kernel wakes it whenever the peer has read a
+        # frame, too.
+        poll = select.poll()
+        poll.register(sock, select.POLLIN)
+        self._wait, self._tick_ms = poll.poll, tick_ms
         self.up, self.write_closed, self.unsent = True, False, None
         self._pause(b"")
         self._frame: memoryview | None = None  # a large frame, received in part
@@ -72,6 +78,8 @@ class Stream:
         try:
             if not self._plain:
                 return self._read_in_parts(flags)
+            if not flags and not self._wait(self._tick_ms):
+                return None
             recv = self._recv  # a local, which Python 3.11 calls faster than an attribute
             data = recv(CHUNK, flags)
             size = len(data) - LENGTH_SIZE
@@ -101,6 +109,8 @@ class Stream:
     def _read_in_parts(self, flags: int) -> bytes | memoryview | None:
         if self._frame is not None or self.has_buffered:
             return self._take(flags)
+        if not flags and not self._wait(self._tick_ms):
+            return None
         recv = self._recv
         data = recv(LENGTH_SIZE, flags)  # so that no byte of a large frame is copied
         size = int.from_bytes(data, "little")

@@ -7,6 +7,8 @@ import shutil
 import signal
 import socket
 import struct
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -742,3 +744,42 @@ def test_any_number_of_descriptors_may_be_open_already(url: str) -> None:
         rid = receive(router)[0]
         router.send(rid, frame(25))
         assert wait_among([router, dealer], 10) == [1]
+
+
+WAITER = """
+import resource, sys
+from gymwire.protocol.transport.unix import UnixDealer
+
+def switches():
+    return resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+
+dealer, frame = UnixDealer(sys.argv[1]), None
+while frame is None:
+    dealer.send(bytes(24))
+    before = switches()
+    frame = dealer.receive()
+print(switches() - before)
+"""
+
+
+def test_a_dealer_that_waits_is_not_woken_when_the_router_reads_its_frame(
+    router: UnixRouter,
+) -> None:
+    command = [sys.executable, "-c", WAITER, router.url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as waiter:
+        while waiter.poll() is None:
+            if not wait_among([router], 0.02):
+                continue
+            wait_until_asleep(waiter.pid)
+            received = router.receive()
+            if received is not None:
+                wait_until_asleep(waiter.pid)  # again, if the reading has woken it
+                router.send(received[0], bytes(24))
+        assert waiter.stdout is not None
+        assert int(waiter.stdout.read()) <= 1
+
+
+def wait_until_asleep(pid: int) -> None:
+    """Wait until a process waits for something, or has ended."""
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "SZ":
+        os.sched_yield()
