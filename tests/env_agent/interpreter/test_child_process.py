@@ -99,7 +99,7 @@ def test_a_violation_ends_this_session_only(
         "child.pack((child.MARK, 'named', 'x y', ['a'], [1]))",
         "child.pack((child.MARK, 'objects', [-2, 3], [1]))",
         "child.pack((child.MARK, 'nothing', 3))",
-        "child.pack([child.MARK, (child.MARK, 'fortran')])",
+        "child.pack([child.MARK, (child.MARK, 'reordered')])",
     ],
 )  # fmt: skip
 def test_a_malformed_value_fails_the_request(
