@@ -652,6 +652,34 @@ class DmEnv:
             self.env.close()
 
 
+# --- asynchronous environments --------------------------------------------------------------------
+
+_loop: Any = None  # the event loop, once it was needed
+
+
+def settled(value: Any) -> Any:
+    """Return a value, or the result of a coroutine, which runs in the event loop."""
+    global _loop
+    if not inspect.isawaitable(value):
+        return value
+    asyncio: Any = importlib.import_module("asyncio")
+    if _loop is None:
+        # Before Python 3.10, locks and queues belong to the event loop of the thread.
+        is_old = sys.version_info < (3, 10)
+        _loop = asyncio.get_event_loop() if is_old else asyncio.new_event_loop()
+
+    async def wait() -> tuple[Any, BaseException | None]:
+        try:
+            return await value, None
+        except BaseException as error:  # noqa: BLE001 - asyncio would leave its task unfinished
+            return None, error
+
+    result, error = _loop.run_until_complete(wait())
+    if error is not None:
+        raise error
+    return result
+
+
 # --- one environment ------------------------------------------------------------------------------
 
 
@@ -724,6 +752,8 @@ class Hosted:
     def step(self, action: Any) -> Any:
         """Step; four results of old gym become five."""
         result = self.env.step(action)
+        if type(result) is not tuple:
+            result = settled(result)
         if type(result) is tuple and len(result) == 4:
             observation, reward, done, info = result
             truncated = bool(info.pop("TimeLimit.truncated", False))
@@ -741,7 +771,7 @@ class Hosted:
             given["options"] = options
         if self._asks_for_info:
             given["return_info"] = True
-        result = self.env.reset(**given)
+        result = settled(self.env.reset(**given))
         for name, known in self._spaces.items():
             space, facts = getattr(self.env, name, None), self._facts[name]
             if (
@@ -762,7 +792,7 @@ class Hosted:
     def render(self) -> Any:
         """Return what the environment renders."""
         if not self._render_takes_mode:
-            return self.env.render()
+            return settled(self.env.render())
         return None if self._mode is None else self.env.render(mode=self._mode)
 
     def _holder(self, name: str) -> Any:
@@ -812,13 +842,13 @@ class Hosted:
 
     def call(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call a method."""
-        return self._find(name)(*args, **kwargs)
+        return settled(self._find(name)(*args, **kwargs))
 
     def close(self) -> None:
         """Close the environment."""
         close = getattr(self.env, "close", None)
         if close is not None:
-            close()
+            settled(close())
 
 
 # --- the process ----------------------------------------------------------------------------------
