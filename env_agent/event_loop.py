@@ -57,8 +57,14 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 @functools.cache
 def _started_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="event loop", daemon=True).start()
+    threading.Thread(target=_run, args=(loop,), name="event loop", daemon=True).start()
     return loop
+
+
+def _run(loop: asyncio.AbstractEventLoop) -> None:
+    """Run the event loop, also after one of the environments that share it has stopped it."""
+    while True:
+        loop.run_forever()
 
 
 class Bridge(gymnasium.Wrapper[Any, Any, Any, Any]):

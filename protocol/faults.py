@@ -229,11 +229,29 @@ class _Replacer:
         if kind is list or kind is tuple:
             return kind(self.walk(item, f"{path}[{i}]") for i, item in enumerate(value))
         mapping: dict[Any, Any] = OrderedDict() if kind is OrderedDict else {}
-        for key, item in value.items():
-            place = _step_into(path, key)
-            new_key = self._walk_key(key, f"the key {place}")
-            while new_key is not key and new_key in mapping:  # two keys that look the same
-                new_key = _as_opaque(key) if type(new_key) is not Opaque else new_key
-                new_key = Opaque(new_key.type, new_key.repr + "'")
-            mapping[new_key] = self.walk(item, place)
+        places = [_step_into(path, key) for key in value]
+        keys = self._walk_keys(value, places)
+        for key, item, place in zip(keys, value.values(), places, strict=True):
+            mapping[key] = self.walk(item, place)
         return mapping
+
+    def _walk_keys(self, value: Mapping[Any, Any], places: list[str]) -> list[Any]:
+        """Return the copies of the keys, which remain different from each other."""
+        keys = list(value)
+        copies = [
+            self._walk_key(key, f"the key {place}") for key, place in zip(keys, places, strict=True)
+        ]
+        taken = {copy for key, copy in zip(keys, copies, strict=True) if copy is key}
+        for index, (key, copy) in enumerate(zip(keys, copies, strict=True)):
+            if copy is not key:
+                copies[index] = _other_than(taken, copy, key)
+                taken.add(copies[index])
+        return copies
+
+
+def _other_than(taken: set[Any], copy: Any, key: Any) -> Any:
+    """Return `copy`, or if that is taken, an `Opaque` that shows the key."""
+    while copy in taken:
+        is_shown = type(copy) is Opaque
+        copy = Opaque(copy.type, f"{copy.repr}'") if is_shown else _as_opaque(key)
+    return copy

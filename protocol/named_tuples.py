@@ -29,9 +29,23 @@ def named_type(name: str, fields: tuple[str, ...]) -> type[Any]:
     """Return the type with this name and these fields. Raises ValueError for impossible names."""
     if len(fields) > MAX_FIELDS or any(len(one) > MAX_NAME for one in (name, *fields)):
         raise ValueError(f"a named tuple has more than {MAX_FIELDS} fields, or a longer name")
-    base = namedtuple(name, fields)  # type: ignore[misc]
-    made = type(name, (base,), {"__slots__": (), "__reduce__": _reduce, "__module__": __name__})
+    made = type(
+        name,
+        (base_type(name, fields),),
+        {"__slots__": (), "__reduce__": _reduce, "__module__": __name__},
+    )
     _MADE.add(made)
+    return made
+
+
+def base_type(name: str, fields: tuple[str, ...]) -> type[Any]:
+    """Return a type that `namedtuple` makes, also with fields that `rename=True` has renamed.
+
+    Raises ValueError for impossible names.
+    """
+    made = namedtuple(name, fields, rename=True)  # type: ignore[misc]
+    if made._fields != fields:
+        raise ValueError(f"{fields!r:.200} are not names of fields of a named tuple")
     return made
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import random
@@ -58,6 +59,34 @@ class Kinds:
 
     def close(self) -> None:
         """Close nothing."""
+
+
+class Asynchronous:
+    """All its methods are asynchronous."""
+
+    observation_space: Any = Values(n=10)
+    action_space: Any = Values(n=10)
+
+    def __init__(self) -> None:
+        self.lock = asyncio.Lock()
+
+    async def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        async with self.lock:
+            await asyncio.sleep(0)
+        return 1, {}
+
+    async def step(self, action: Any) -> Any:
+        await asyncio.sleep(0)
+        if action == 9:
+            raise asyncio.CancelledError("cancelled in the step")
+        return int(action), 1.0, False, False, {}
+
+    async def double(self, number: int) -> int:
+        return 2 * number
+
+    async def close(self) -> None:
+        await asyncio.sleep(0)
+        raise RuntimeError("closed")
 
 
 class Plain:

@@ -52,6 +52,13 @@ REWARDS: dict[type, int] = {float: 0}  # types of compact rewards → their numb
 # --- values: a subset of msgpack ------------------------------------------------------------------
 
 _TEXT, _BYTES, _LIST, _MAP = b"\xdb", b"\xc6", b"\xdd", b"\xdf"  # with lengths of four bytes
+_PLAIN_KEYS = {str, bytes}
+_KEPT_KEYS = {str, bytes, int, float, bool, type(None)}
+# Limits of `protocol/values.py`.
+MAX_INT_BYTES = 256
+MAX_OTHER_KEYS = 256
+MAX_OTHER_KEY_BYTES = 512
+MAX_DIMS = 32
 
 
 def _head(first: bytes, size: int) -> bytes:
@@ -70,11 +77,25 @@ def _pack_int(value: int) -> bytes:
         return b"\xd3" + value.to_bytes(8, "big", signed=True)
     if 0 < value < 2**64:
         return b"\xcf" + value.to_bytes(8, "big")
-    return _extension(3, value.to_bytes(value.bit_length() // 8 + 1, "little", signed=True))
+    size = value.bit_length() // 8 + 1
+    if size > MAX_INT_BYTES:
+        return _pack_opaque(value)
+    return _extension(3, value.to_bytes(size, "little", signed=True))
 
 
-def pack(value: Any, depth: int = 0) -> bytes:
-    """Return the bytes of a value. A value of an unknown type becomes its type and repr."""
+def _pack_text(value: str) -> bytes:
+    try:
+        data: bytes = value.encode()
+    except UnicodeEncodeError:  # lone surrogates
+        return _pack_opaque(value)
+    return _head(_TEXT, len(data)) + data
+
+
+def pack(value: Any, above: tuple[int, ...] = ()) -> bytes:
+    """Return the bytes of a value. What has no form becomes its type and repr.
+
+    `above`: the ids of the containers around the value.
+    """
     kind = type(value)
     if value is None:
         return b"\xc0"
@@ -85,35 +106,63 @@ def pack(value: Any, depth: int = 0) -> bytes:
     if kind is float:
         return b"\xcb" + struct.pack(">d", value)
     if kind is str:
-        data: bytes = value.encode("utf-8", "backslashreplace")
-        return _head(_TEXT, len(data)) + data
+        return _pack_text(value)
     if kind is bytes:
         return _head(_BYTES, len(value)) + bytes(value)
-    if depth > MAX_DEPTH:
-        raise ValueError(f"A value is nested deeper than {MAX_DEPTH} levels.")
-    return _pack_container(value, kind, depth + 1)
+    if len(above) >= MAX_DEPTH - 1 or id(value) in above:
+        return _pack_opaque(value)
+    return _pack_container(value, kind, (*above, id(value)))
 
 
-def _pack_items(items: Any, depth: int) -> bytes:
-    return _head(_LIST, len(items)) + b"".join([pack(item, depth) for item in items])
+def _pack_items(items: Any, above: tuple[int, ...]) -> bytes:
+    return _head(_LIST, len(items)) + b"".join([pack(item, above) for item in items])
 
 
-def _pack_container(value: Any, kind: type, depth: int) -> bytes:
+def _pack_container(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
     if kind is list:
-        return _pack_items(value, depth)
+        return _pack_items(value, above)
     if kind is tuple:
-        return _extension(4, _pack_items(value, depth))
+        return _extension(4, _pack_items(value, above))
     if kind is dict or kind is OrderedDict:
-        parts = [_head(_MAP, len(value))]
-        for key, item in value.items():
-            parts += (pack(key, depth), pack(item, depth))
-        packed = b"".join(parts)
+        packed = _pack_dict(value, above)
         return packed if kind is dict else _extension(7, packed)
     if np is not None and (kind is np.ndarray or isinstance(value, np.generic)):
-        packed = _pack_numpy(value, kind, depth)
-        if packed:
-            return packed
-    return _pack_other(value, kind, depth)
+        return _pack_numpy(value, kind, above) or _pack_opaque(value)
+    return _pack_other(value, kind, above)
+
+
+def _pack_dict(value: Any, above: tuple[int, ...]) -> bytes:
+    if set(map(type, value)) <= _PLAIN_KEYS:
+        keys = [pack(key) for key in value]
+    else:
+        keys = _pack_keys(value, above)
+        if not keys:
+            return _pack_opaque(value)
+    parts = [_head(_MAP, len(value))]
+    for key, item in zip(keys, value.values()):
+        parts += (key, pack(item, above))
+    return b"".join(parts)
+
+
+def _pack_keys(value: Any, above: tuple[int, ...]) -> list[bytes]:
+    """Return the bytes of keys, which remain different and hashable; [] beyond the limits."""
+    keys: list[bytes] = []
+    if sum(type(key) not in _PLAIN_KEYS for key in value) > MAX_OTHER_KEYS:
+        return []
+    seen = {key for key in value if type(key) in _KEPT_KEYS}
+    for key in value:
+        packed = pack(key, above)
+        if type(key) not in _KEPT_KEYS:
+            try:
+                is_new = unpack(packed) not in seen
+            except TypeError:  # a dataclass is a dict there
+                is_new = False
+            packed = packed if is_new else _pack_opaque(key)
+            seen.add(unpack(packed))
+        if len(packed) > MAX_OTHER_KEY_BYTES and type(key) not in _PLAIN_KEYS:
+            return []
+        keys.append(packed)
+    return keys
 
 
 _LARGEST = {"f": 8, "c": 8 + 8}  # bytes of a number of a kind: no long double
@@ -124,17 +173,22 @@ def _is_portable(dtype: Any) -> bool:
     return dtype.kind in "biufcmMSU" and 0 < dtype.itemsize <= most
 
 
-def _pack_numpy(value: Any, kind: type, depth: int) -> bytes:
+def _pack_numpy(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
     """Return the bytes of an array or a NumPy scalar, b"" if its dtype has no portable form."""
     dtype = value.dtype
     if kind is np.ndarray:
-        if dtype.kind == "O" and value.ndim:
-            return _mark("objects", list(value.shape), list(value.ravel()), depth=depth)
+        if value.ndim > MAX_DIMS:
+            return b""
+        if dtype.kind == "O":
+            items = [value[()]] if value.ndim == 0 else list(value.ravel())
+            return _mark("objects", list(value.shape), items, above=above)
         if not _is_portable(dtype):
             return b""
-        if value.flags.f_contiguous and not value.flags.c_contiguous:
-            return _mark("fortran", np.ascontiguousarray(value), depth=depth)
-        return _extension(1, _pack_items([dtype.str, list(value.shape), value.tobytes()], depth))
+        axes = axes_order(value)
+        if axes is not None:
+            # A copy in C order: that of a transposed array may still have another.
+            return _mark("reordered", axes, value.transpose(axes).copy("C"), above=())
+        return _extension(1, _pack_items([dtype.str, list(value.shape), value.tobytes()], above))
     if dtype.kind == "U":
         return _extension(2, b"U\0" + str(value).encode("utf-8", "backslashreplace"))
     if dtype.kind == "S":
@@ -144,33 +198,67 @@ def _pack_numpy(value: Any, kind: type, depth: int) -> bytes:
     return _extension(2, dtype.str.encode() + b"\0" + value.tobytes())
 
 
-def _mark(code: str, *parts: Any, depth: int) -> bytes:
-    return _extension(4, _pack_items((MARK, code, *parts), depth))
+def axes_order(array: Any) -> list[int] | None:
+    """Return the axes from the one with the largest steps in memory on; None for C order."""
+    if array.ndim < 2 or array.flags.c_contiguous:
+        return None
+    strides = np.empty_like(array).strides
+    axes = sorted(range(array.ndim), key=lambda axis: -strides[axis])
+    return axes if axes != list(range(array.ndim)) else None
 
 
-def _pack_other(value: Any, kind: type, depth: int) -> bytes:
-    if isinstance(value, enum.Enum):
-        return pack(value.value, depth)
-    if isinstance(value, tuple) and hasattr(kind, "_fields"):
+def _mark(code: str, *parts: Any, above: tuple[int, ...]) -> bytes:
+    return _extension(4, _pack_items((MARK, code, *parts), above))
+
+
+def _pack_other(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
+    if isinstance(value, tuple) and hasattr(kind, "_fields") and not isinstance(value, enum.Enum):
         if kind.__name__ == "GraphInstance":
-            return _extension(5, _pack_items(value, depth))
-        return _mark("named", kind.__name__, list(kind._fields), list(value), depth=depth)
-    if dataclasses.is_dataclass(kind):
-        fields = {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
-        return pack(fields, depth)
-    if isinstance(value, Mapping):
-        return pack(dict(value), depth)
-    if hasattr(value, "detach"):  # a torch tensor
-        return pack(value.detach().cpu().numpy(), depth)
-    if np is not None and kind.__module__.startswith("jax"):
-        return pack(np.asarray(value), depth)
-    if isinstance(value, memoryview) or (kind.__module__, kind.__name__) == ("array", "array"):
-        return pack(value.tolist(), depth)
+            return _extension(5, _pack_items(value, above))
+        if not kind.__name__.isidentifier():
+            return _pack_opaque(value)
+        return _mark("named", kind.__name__, tuple(kind._fields), tuple(value), above=above)
     try:
-        text = repr(value)[:200]
+        converted = _convert(value, kind)
+    except Exception:  # noqa: BLE001 - the value's own code, which may raise anything
+        converted = value
+    return _pack_opaque(value) if converted is value else pack(converted, above)
+
+
+def _convert(value: Any, kind: type) -> Any:
+    """Return what stands for a value, as in `protocol/conversions.py`, or the value itself."""
+    if isinstance(value, enum.Enum):
+        return value.value
+    if dataclasses.is_dataclass(kind):
+        return {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return dict(value.items())
+    if hasattr(value, "detach"):  # a torch tensor
+        value = value.detach().cpu()
+        for name in ("resolve_conj", "resolve_neg"):  # since torch 1.10
+            value = getattr(value, name, lambda same=value: same)()
+        return value.numpy()
+    if np is not None and hasattr(kind, "__dlpack__") and not isinstance(value, np.ndarray):
+        array = np.asarray(value)
+        return value if array.dtype.kind == "O" else array
+    if isinstance(value, memoryview) or (kind.__module__, kind.__name__) == ("array", "array"):
+        return value.tolist()
+    return value
+
+
+def _pack_opaque(value: Any) -> bytes:
+    """Return the bytes of a value that only shows its type and its repr."""
+    kind = type(value)
+    try:
+        text = _printable(repr(value)[:200])
     except Exception as error:  # noqa: BLE001 - a foreign repr may raise anything
         text = f"<repr raised {type(error).__name__}>"
-    return _mark("other", f"{kind.__module__}.{kind.__qualname__}", text, depth=depth)
+    return _mark("other", f"{kind.__module__}.{kind.__qualname__}", text, above=())
+
+
+def _printable(text: str) -> str:
+    """Return a text without lone surrogates."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 _SIZES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDA: 2, 0xDB: 4, 0xDC: 2, 0xDD: 4, 0xDE: 2, 0xDF: 4}
@@ -564,6 +652,34 @@ class DmEnv:
             self.env.close()
 
 
+# --- asynchronous environments --------------------------------------------------------------------
+
+_loop: Any = None  # the event loop, once it was needed
+
+
+def settled(value: Any) -> Any:
+    """Return a value, or the result of a coroutine, which runs in the event loop."""
+    global _loop
+    if not inspect.isawaitable(value):
+        return value
+    asyncio: Any = importlib.import_module("asyncio")
+    if _loop is None:
+        # Before Python 3.10, locks and queues belong to the event loop of the thread.
+        is_old = sys.version_info < (3, 10)
+        _loop = asyncio.get_event_loop() if is_old else asyncio.new_event_loop()
+
+    async def wait() -> tuple[Any, BaseException | None]:
+        try:
+            return await value, None
+        except BaseException as error:  # noqa: BLE001 - asyncio would leave its task unfinished
+            return None, error
+
+    result, error = _loop.run_until_complete(wait())
+    if error is not None:
+        raise error
+    return result
+
+
 # --- one environment ------------------------------------------------------------------------------
 
 
@@ -636,6 +752,8 @@ class Hosted:
     def step(self, action: Any) -> Any:
         """Step; four results of old gym become five."""
         result = self.env.step(action)
+        if type(result) is not tuple:
+            result = settled(result)
         if type(result) is tuple and len(result) == 4:
             observation, reward, done, info = result
             truncated = bool(info.pop("TimeLimit.truncated", False))
@@ -653,7 +771,7 @@ class Hosted:
             given["options"] = options
         if self._asks_for_info:
             given["return_info"] = True
-        result = self.env.reset(**given)
+        result = settled(self.env.reset(**given))
         for name, known in self._spaces.items():
             space, facts = getattr(self.env, name, None), self._facts[name]
             if (
@@ -674,7 +792,7 @@ class Hosted:
     def render(self) -> Any:
         """Return what the environment renders."""
         if not self._render_takes_mode:
-            return self.env.render()
+            return settled(self.env.render())
         return None if self._mode is None else self.env.render(mode=self._mode)
 
     def _holder(self, name: str) -> Any:
@@ -724,13 +842,13 @@ class Hosted:
 
     def call(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call a method."""
-        return self._find(name)(*args, **kwargs)
+        return settled(self._find(name)(*args, **kwargs))
 
     def close(self) -> None:
         """Close the environment."""
         close = getattr(self.env, "close", None)
         if close is not None:
-            close()
+            settled(close())
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -827,7 +945,8 @@ def _told(error: BaseException) -> list[str]:
         text = f"<no text: its __str__ raised {type(failure).__name__}>"
     last = error.__traceback__
     lines = traceback.format_exception(kind, error, last.tb_next if last else None)
-    return [kind.__module__, kind.__qualname__, text, "".join(lines)[-MAX_TEXT:]]
+    texts = [kind.__module__, kind.__qualname__, text, "".join(lines)[-MAX_TEXT:]]
+    return list(map(_printable, texts))
 
 
 def _end_with(parent: int) -> None:

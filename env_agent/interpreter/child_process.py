@@ -52,6 +52,8 @@ class ChildProcess:
         self._python = python
         self._log = structlog.get_logger()
         self._ended = threading.Event()
+        self._pipes = threading.Lock()  # held to close them, and to use them in another thread
+        self._is_woken = False
         self._is_closing = False
         self._is_closed = False
         self._open: set[int] = set()  # the indices of its environments
@@ -213,7 +215,7 @@ class ChildProcess:
         data = b""
         if not self._is_closed and (self._patience_s is None or self._is_readable()):
             data = os.read(self._in, most)
-        if not data:
+        if not data or self._is_woken:
             self._raise_lost()
         return data
 
@@ -247,6 +249,22 @@ class ChildProcess:
             self.lost = self.lost or f"its process {describe_status(status)}"
             self._log.warning("process died", address=self._address, why=self.lost)
         self._ended.set()
+        if not self._is_closing:
+            self._wake()
+
+    def _wake(self) -> None:
+        """End a read that waits: what the process has started may hold the other end of its pipe.
+
+        A process of another group than the one that was killed survives.
+        """
+        with self._pipes, contextlib.suppress(OSError):
+            if not self._is_closed:
+                self._is_woken = True
+                other_end = os.open(f"/proc/self/fd/{self._in}", os.O_WRONLY | os.O_NONBLOCK)
+                try:
+                    os.write(other_end, b"1")
+                finally:
+                    os.close(other_end)
 
     def close(self, index: int) -> None:
         """Close an environment; with the last one the process ends. Raises what it raises."""
@@ -278,10 +296,11 @@ class ChildProcess:
         self._close_pipes()
 
     def _close_pipes(self) -> None:
-        if not self._is_closed:
-            self._is_closed = True
-            os.close(self._in)
-            os.close(self._out)
+        with self._pipes:
+            if not self._is_closed:
+                self._is_closed = True
+                os.close(self._in)
+                os.close(self._out)
 
 
 def kill_group(pid: int) -> None:

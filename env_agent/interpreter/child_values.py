@@ -3,7 +3,7 @@
 They are those of `protocol.values`, within its limits. Some Python values have no form there, and
 arrive as a marked tuple, of which `restore` makes:
 
-| (MARK, "fortran", array)             | the array in Fortran's memory order                      |
+| (MARK, "reordered", axes, array)     | the array whose axes lie in memory in this order          |
 | (MARK, "objects", shape, items)      | an array of objects                                       |
 | (MARK, "named", name, fields, items) | a named tuple of a class with this name and these fields  |
 | (MARK, "other", type, repr)          | an object that only shows its type and its repr           |
@@ -13,7 +13,7 @@ The env agent then treats them as it treats such values of an environment of its
 
 from __future__ import annotations
 
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
@@ -23,8 +23,9 @@ from gymnasium import Space, spaces
 
 from gymwire.env_agent.interpreter.child import AS_INT, COMPACT_HEAD, MARK
 from gymwire.protocol import values
-from gymwire.protocol.arrays import copy_array
+from gymwire.protocol.arrays import copy_array, reorder
 from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.named_tuples import base_type
 
 Form = tuple[str, list[int] | None]
 """Dtype and shape of the values of a space; shape None: NumPy scalars."""
@@ -71,16 +72,14 @@ def _other(name: Any, text: Any) -> Any:
 
 
 _RESTORED: dict[Any, Callable[..., Any]] = {
-    "fortran": np.asfortranarray,
+    "reordered": reorder,
     "objects": _objects,
     "named": _named,
     "other": _other,
 }
 
 
-@lru_cache(maxsize=256)  # bounded, because the process chooses the names
-def _named_tuple(name: str, fields: tuple[str, ...]) -> Any:
-    return namedtuple(name, fields)
+_named_tuple = lru_cache(maxsize=256)(base_type)  # bounded, because the process chooses the names
 
 
 @lru_cache(maxsize=256)

@@ -130,6 +130,18 @@ def test_whatever_a_step_raises_reaches_its_caller_only(error: BaseException) ->
     assert env.step(1)[0] == 1
 
 
+class Stops(OnlyStep):
+    async def step(self, action: Any) -> Any:
+        asyncio.get_running_loop().stop()
+        return action, 0.0, False, False, {}
+
+
+def test_an_environment_that_stops_the_event_loop_does_not_stop_the_others() -> None:
+    for _ in range(2):
+        env = Factory("stops:Stops", Stops).make(None, {})
+        assert env.step(2)[0] == 2
+
+
 def test_a_constructor_that_raises_says_so() -> None:
     def fail() -> None:
         raise OSError("no device")

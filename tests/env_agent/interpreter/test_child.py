@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import enum
 import math
+from collections import namedtuple
+from collections.abc import Iterator, Mapping
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from gymwire.env_agent.interpreter import child
-from gymwire.protocol import values
+from gymwire.env_agent.interpreter import child, child_values
+from gymwire.protocol import arrays, values
+from gymwire.protocol import value_limits as limits
 from tests.sameness import assert_same
 
 SOURCE = Path(child.__file__).read_text(encoding="utf-8")
@@ -97,15 +103,16 @@ def test_texts_and_times_of_numpy_pass_in_both_directions(value: Any) -> None:
     assert_same(child.unpack(values.encode(value)), value)
 
 
-def test_what_cannot_be_packed_is_an_error_of_the_request() -> None:
+def test_what_is_nested_too_deep_is_shown_by_its_repr() -> None:
     deep: list[Any] = []
-    for _ in range(child.MAX_DEPTH + 2):
+    for _ in range(2000):
         deep = [deep]
-    circle: list[Any] = []
-    circle.append(circle)
-    for value in (deep, circle):
-        with pytest.raises(ValueError, match="nested deeper than 64 levels"):
-            child.pack(value)
+    found, depth = child_values.decode(child.pack((None, {"it": deep}))), 0
+    found = found[1]["it"]
+    while type(found) is list:
+        found, depth = found[0], depth + 1
+    assert depth == child.MAX_DEPTH - 3
+    assert values.opaque(found)[0].type == "builtins.list"
 
 
 def test_an_exception_without_a_text_is_told() -> None:
@@ -117,3 +124,82 @@ def test_an_exception_without_a_text_is_told() -> None:
     assert (module, name.rpartition(".")[2]) == (__name__, "Silent")
     assert text == "<no text: its __str__ raised RuntimeError>"
     assert "Silent" in trace
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = "b"
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    x: Any
+
+
+class Broken(Mapping[str, int]):
+    def __getitem__(self, key: str) -> int:
+        raise RuntimeError
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(["a"])
+
+    def __len__(self) -> int:
+        return 1
+
+
+Pair = namedtuple("Pair", ["left", "right"])
+Renamed = namedtuple("Renamed", ["class", "x"], rename=True)
+CIRCLE: list[Any] = []
+CIRCLE += [CIRCLE, CIRCLE]
+CIRCLE_OF_OBJECTS = np.empty(2, object)
+CIRCLE_OF_OBJECTS[0] = CIRCLE_OF_OBJECTS
+UNUSUAL: list[Any] = [
+    {Pair(1, (2,)): 1}, {Place(1): 1}, {(Place(1), 2): 1}, Renamed(1, 2), {Color.RED: 1, 1: 2},
+    {"b": 1, Color.BLUE: 2}, {(Color.RED,): 1, None: 2, True: 3, 1.5: 4}, CIRCLE, {"a": CIRCLE},
+    {i: i for i in range(256)}, {i: i for i in range(257)}, {(i, "x" * 60): 0 for i in range(3)},
+    {("x" * 600,): 1}, {("😀" * 100,): 1}, 2**2046, 2**2048, -(2**9000), "\ud800", {"\udfff": 1},
+    ["a", "\ud800"], Broken(), type("A[int]", (Pair,), {})(1, 2), [Pair([Place(Color.RED)], 2)],
+]  # fmt: skip
+UNUSUAL_ARRAYS: list[Any] = [
+    np.array(Color.RED, object), np.array({"a": Place(1)}, object), CIRCLE_OF_OBJECTS,
+    np.array([[Pair(1, np.arange(3)), None]], object), {np.int64(1): 1, np.str_("a"): 2},
+]  # fmt: skip
+
+
+def _as_info(value: Any) -> Any:
+    """Return what the learner gets for a value in an info of an environment here."""
+    return values.decode(values.encode(values.opaque({"it": value})[0]))
+
+
+@pytest.mark.parametrize("index", range(len(UNUSUAL)))
+def test_an_unusual_value_arrives_as_from_an_environment_here(index: int) -> None:
+    value = UNUSUAL[index]
+    assert_same(_as_info(child_values.decode(child.pack(value))), _as_info(value))
+
+
+@pytest.mark.parametrize("index", range(len(UNUSUAL_ARRAYS)))
+def test_an_unusual_array_arrives_as_from_an_environment_here(index: int) -> None:
+    child.np = np
+    value = UNUSUAL_ARRAYS[index]
+    assert_same(_as_info(child_values.decode(child.pack(value))), _as_info(value))
+
+
+CUBE = np.arange(24).reshape(2, 3, 4)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [CUBE.transpose(axes) for axes in permutations(range(3))]
+    + [CUBE.transpose(2, 0, 1)[::-1, ::2], np.broadcast_to(np.arange(3), (2, 3)), CUBE[:, ::-1]],
+)
+def test_the_memory_order_of_an_array_is_kept(array: Any) -> None:
+    child.np = np
+    found = child_values.decode(child.pack({"a": [array]}))["a"][0]
+    assert_same(found, array)
+    assert found.strides == array.copy("K").strides
+
+
+def test_the_limits_of_values_are_those_of_the_protocol() -> None:
+    for name in ("MAX_DEPTH", "MAX_INT_BYTES", "MAX_OTHER_KEYS", "MAX_OTHER_KEY_BYTES"):
+        assert getattr(child, name) == getattr(values if name == "MAX_DEPTH" else limits, name)
+    assert child.MAX_DIMS == arrays.MAX_DIMS

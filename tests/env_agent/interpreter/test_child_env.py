@@ -83,6 +83,17 @@ def test_values_arrive_unchanged_from_every_interpreter(make: Make, python: str)
     assert env.observation_space.contains(observation)
 
 
+def test_asynchronous_methods_are_awaited(make: Make, python: str) -> None:
+    env = make("tests.plain_envs:Asynchronous", python)
+    assert env.reset(seed=1) == (1, {})
+    with pytest.raises(RaisedInChild, match="cancelled in the step"):
+        env.step(np.int64(9))
+    assert env.step(np.int64(3)) == (3, 1.0, False, False, {})
+    assert env.get_wrapper_attr("double")(21) == 42
+    with pytest.raises(RaisedInChild, match="closed"):
+        env.close()
+
+
 def test_an_action_keeps_its_type(make: Make) -> None:
     env = make("tests.plain_envs:Kinds", sys.executable)
     env.reset()

@@ -99,7 +99,7 @@ def test_a_violation_ends_this_session_only(
         "child.pack((child.MARK, 'named', 'x y', ['a'], [1]))",
         "child.pack((child.MARK, 'objects', [-2, 3], [1]))",
         "child.pack((child.MARK, 'nothing', 3))",
-        "child.pack([child.MARK, (child.MARK, 'fortran')])",
+        "child.pack([child.MARK, (child.MARK, 'reordered')])",
     ],
 )  # fmt: skip
 def test_a_malformed_value_fails_the_request(
@@ -141,6 +141,51 @@ def test_what_the_environment_started_ends_with_a_process_that_crashed() -> None
                 os.killpg(pid, 0)
                 time.sleep(0.01)
             pytest.fail("it still runs")
+
+
+SEPARATE = """
+import os, signal, sys
+class Separate:
+    def __init__(self, at):
+        self.observation_space = self.action_space = type("Space", (), {"n": 3})()
+        self.at = at
+        self.start("make")
+    def reset(self, seed=None, options=None):
+        self.start("reset")
+        return 0, {}
+    def step(self, action):
+        self.start("step")
+    def start(self, at):
+        if at == self.at:
+            pid = os.fork()
+            if pid == 0:
+                os.setsid()
+                with open(PATH, "w") as file:
+                    file.write(str(os.getpid()))
+                os.kill(os.getppid(), signal.SIGKILL)
+                signal.pause()
+            signal.pause()
+"""
+
+
+def _use(factory: ChildFactory) -> None:
+    with factory.make_first() as env:
+        env.reset(seed=1)
+        env.step(np.int64(0))
+
+
+@pytest.mark.parametrize("at", ["make", "reset", "step"])
+def test_a_crash_is_told_although_what_it_started_lives_on_with_its_pipes(
+    tmp_path: Path, at: str
+) -> None:
+    file, pid = tmp_path / "separate.py", tmp_path / "pid"
+    file.write_text(SEPARATE.replace("PATH", repr(str(pid))))
+    factory = ChildFactory("a", f"{file}:Separate", sys.executable, {"at": at})
+    try:
+        with pytest.raises(EnvironmentGone, match="SIGKILL"):
+            _use(factory)
+    finally:
+        os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
 PARENT = """
