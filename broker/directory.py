@@ -109,7 +109,7 @@ def _not_offered(tables: Tables, address: Address, rights: Rights) -> Refusal:
     elif not known:
         text = (
             f"No env agent offers {address.name!r}: this broker has no offers. Start an env "
-            f"agent: gymwire serve --address {address.name} --env ENV."
+            f"agent: gymwire serve {address.name} ENV."
         )
     else:
         text = f"No env agent offers {address.name!r}."

@@ -43,7 +43,7 @@ def _checked(path: Path | None) -> Path:
     """Return where to save. Raises ConfigurationError if nothing can be saved there."""
     if path is None:
         raise ConfigurationError("Nowhere to save: pass --out FOLDER, such as cartpole-random-v0.")
-    if any(find_spec(name) is None for name in ("minari", "h5py", "jax")):
+    if any(find_spec(name) is None for name in ("minari", "h5py", "jax", "PIL")):
         raise ConfigurationError(
             f"Datasets need minari, which is not installed. Install it with: "
             f"{install_line('minari')}"
@@ -53,7 +53,7 @@ def _checked(path: Path | None) -> Path:
     path = path.absolute()
     try:
         parse_dataset_id(path.name)
-    except ValueError:
+    except (ValueError, TypeError):  # a name without a version is a TypeError
         raise ConfigurationError(
             f"{path.name!r} cannot be the name of a dataset. Use letters, digits, '_', '-' and a "
             f"version, such as cartpole-random-v0."

@@ -21,7 +21,7 @@ from tests.cli.reading import Screen, call
 from tests.processes import Programs
 
 needs_minari = pytest.mark.skipif(
-    any(find_spec(name) is None for name in ("minari", "h5py", "jax")),
+    any(find_spec(name) is None for name in ("minari", "h5py", "jax", "PIL")),
     reason="needs minari[create,hdf5]",
 )
 # Minari leaves its temporary folders to the garbage collector, which complains.
@@ -115,7 +115,12 @@ def test_a_collector_around_a_proxy_stores_the_served_spec(
 @needs_minari
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("taken-v0", "exists"), ("no/where-v0", "there is no folder"), ("a b!", "cannot be the name")],
+    [
+        ("taken-v0", "exists"),
+        ("no/where-v0", "there is no folder"),
+        ("a b!", "cannot be the name"),
+        ("pole", "cannot be the name"),
+    ],
 )
 def test_a_dataset_that_cannot_be_saved(tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "taken-v0").mkdir()
