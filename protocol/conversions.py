@@ -38,7 +38,7 @@ class Converter:
         """
         try:
             text, parts, build = self._parts(value)
-        except Exception:  # noqa: BLE001 - the value's own code, which may raise anything
+        except BaseException:  # noqa: BLE001 - the value's own code, which may raise anything
             return value
         if not text:
             return value

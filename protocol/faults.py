@@ -188,7 +188,8 @@ class _Replacer:
             return value if fault is None else self._opaque(value, path, fault)
         if id(value) in self._above:
             return self._opaque(value, path, "contains itself")
-        fault = _name_fault_of_keys(value) if isinstance(value, Mapping) else None
+        # Of other mappings, which may raise anything, the keys are checked once they are dicts.
+        fault = _name_fault_of_keys(value) if kind is dict or kind is OrderedDict else None
         if len(self._above) >= MAX_DEPTH:
             fault = f"is nested deeper than {MAX_DEPTH} levels"
         if fault is not None:

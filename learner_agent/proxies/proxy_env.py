@@ -357,6 +357,17 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         else:
             attributes.set_exposed(name, value)
 
+    def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
+        """Set an attribute. Raises AttributeDenied if it is not exposed, also without `force`.
+
+        A wrapper asks without `force`, and would otherwise set an attribute of its own, which the
+        remote environment does not see.
+        """
+        if not force and declares(type(self), name) and not hasattr(self, name):
+            return False
+        setattr(self, name, value)
+        return True
+
     def __reduce__(self) -> tuple[Any, ...]:
         state = {
             "_spec": self._spec,

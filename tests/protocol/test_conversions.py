@@ -174,6 +174,32 @@ def test_what_has_no_conversion_is_still_opaque(bad: Any) -> None:
     assert paths == ['info["it"][0]']
 
 
+class Unruly(dict[str, int]):
+    """A mapping whose own code raises."""
+
+    error: BaseException = ValueError("it broke")
+
+    def __iter__(self) -> Any:
+        raise self.error
+
+    items = keys = __len__ = __iter__
+
+
+@pytest.mark.parametrize("error", [ValueError("it broke"), KeyboardInterrupt(), SystemExit(1)])
+@pytest.mark.parametrize("place", ["the info", "a value of it"])
+def test_a_mapping_whose_own_code_raises_is_opaque(
+    error: BaseException, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Unruly, "error", error)
+    found = sent(Unruly() if place == "the info" else {"it": Unruly()})
+    assert type(found if place == "the info" else found["it"]) is values.Opaque
+
+
+@pytest.mark.parametrize("kind", [OrderedDict, Counter, MappingProxyType])
+def test_the_keys_of_every_mapping_are_checked(kind: Any) -> None:
+    assert type(sent({"it": kind(dict.fromkeys(range(300), 0))})["it"]) is values.Opaque
+
+
 def test_a_key_that_a_conversion_makes_unhashable_is_opaque() -> None:
     @dataclass(frozen=True)
     class Key:

@@ -287,6 +287,19 @@ def test_the_error_for_other_attributes_lists_the_exposed_ones_and_how_to_expose
     assert "gravity" not in vars(cartpole)
     with pytest.raises(AttributeDenied, match="--expose gravity"):
         TimeLimit(cartpole, 5).unwrapped.gravity = 500.0  # type: ignore[attr-defined]
+    wrapped = TimeLimit(cartpole, 5)
+    with pytest.raises(AttributeDenied, match="--expose gravity"):
+        wrapped.set_wrapper_attr("gravity", 500.0)
+    assert "gravity" not in vars(wrapped)
+
+
+def test_a_wrapper_keeps_its_private_attributes(cartpole: ProxyEnv) -> None:
+    wrapped = TimeLimit(cartpole, 5)
+    wrapped.set_wrapper_attr("_private", 3)
+    assert vars(wrapped)["_private"] == 3
+    cartpole._mine = 1  # type: ignore[attr-defined]
+    wrapped.set_wrapper_attr("_mine", 2)
+    assert vars(cartpole)["_mine"] == 2
 
 
 @pytest.mark.parametrize("name", ["render_mode", "observation_space", "metadata", "_private"])
