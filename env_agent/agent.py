@@ -192,7 +192,8 @@ class Agent:
                 check_offer(*self._share([offer], 0))
                 offers.append(offer)
             except BaseException as error:  # noqa: BLE001 - the other offers can still be served
-                failed = failed or self._left_out(service, error)
+                left_out = self._left_out(service, error)
+                failed = failed or left_out
         if failed is not None and not offers:
             raise failed
         return offers

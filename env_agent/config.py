@@ -15,7 +15,7 @@ from gymwire.env_agent.environments import MAX_WATCH_RATE, WATCH_RATE, Service
 from gymwire.env_agent.factory import Factory, resolve, resolve_wrapper
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.errors import AddressError, ConfigurationError
 from gymwire.protocol.files import read_text
 
 KEYS = {
@@ -105,7 +105,7 @@ def check_address(address: str) -> None:
 def load(path: Path) -> list[Service]:
     """Return the services of a TOML file with one `[[offer]]` table for each address.
 
-    Raises AddressError and ConfigurationError.
+    A bad offer is logged and left out. Raises ConfigurationError if no offer can be used.
     """
     try:
         document = tomllib.loads(read_text(path))
@@ -119,35 +119,35 @@ def load(path: Path) -> list[Service]:
             f"{path} must contain one [[offer]] table for each address, and nothing else. Its keys "
             f"are {', '.join(KEYS)}; only address and env are required."
         )
-    checked = [_checked(path, index, table) for index, table in enumerate(tables, 1)]
-    addresses = [one["address"] for one in checked]
-    twice = {address for address in addresses if addresses.count(address) > 1}
-    if twice:
-        raise ConfigurationError(f"{path}: {min(twice)!r} is offered twice.")
-    return _without_bad_ones(checked)
+    return _without_bad_ones(path, tables)
 
 
-def _without_bad_ones(tables: Sequence[Mapping[str, Any]]) -> list[Service]:
+def _without_bad_ones(path: Path, tables: Sequence[object]) -> list[Service]:
     """Return the services of these tables; log those that cannot be used.
 
     Raises ConfigurationError if none can be used.
     """
-    services: list[Service] = []
+    services: dict[str, Service] = {}
     first: ConfigurationError | None = None
-    for table in tables:
+    for index, table in enumerate(tables, 1):
+        where = f"{path}, offer {index}"
         try:
-            services.append(service(**table))
-        except ConfigurationError as error:
-            first = first or ConfigurationError(f"offer {table['address']!r}: {error}")
-            structlog.get_logger().error("offer left out", address=table["address"], why=str(error))
+            found = service(**_checked(where, table))
+            if found.address in services:
+                raise ConfigurationError(f"{where}: {found.address!r} is offered twice.")
+            services[found.address] = found
+        except (AddressError, ConfigurationError) as error:
+            why = str(error) if str(error).startswith(where) else f"{where}: {error}"
+            first = first or ConfigurationError(why)
+            address = table.get("address") if isinstance(table, dict) else None
+            structlog.get_logger().error("offer left out", address=address, why=why)
     if first is not None and not services:
         raise first
-    return services
+    return [*services.values()]
 
 
-def _checked(path: Path, index: int, table: object) -> Mapping[str, Any]:
-    """Return a table whose keys and types are right. Raises AddressError, ConfigurationError."""
-    where = f"{path}, offer {index}"
+def _checked(where: str, table: object) -> Mapping[str, Any]:
+    """Return a table whose keys and types are right. Raises ConfigurationError."""
     if not isinstance(table, dict):
         raise ConfigurationError(f"{where}: [[offer]] must be a table, not {type(table).__name__}.")
     for key, value in table.items():
@@ -157,8 +157,9 @@ def _checked(path: Path, index: int, table: object) -> Mapping[str, Any]:
             raise ConfigurationError(
                 f"{where}: {key} must be a {KEYS[key].__name__}, not {type(value).__name__}."
             )
+        if type(value) is list and not all(type(item) is str for item in value):
+            raise ConfigurationError(f"{where}: {key} must be a list of texts, not {value!r:.100}.")
     for key in ("address", "env"):
         if key not in table:
             raise ConfigurationError(f"{where}: {key} is missing.")
-    check_address(table["address"])
     return table

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 
 class Values:
@@ -269,3 +269,34 @@ class Old:
     def render(self, mode: str = "human") -> str:
         """Return the mode."""
         return f"rendered as {mode}"
+
+
+T = TypeVar("T")
+
+
+class OldBase(Generic[T]):
+    """The base class of gym 0.21, whose signature was the one of Generic before Python 3.9."""
+
+
+class OldGeneric(Old, OldBase[int]):
+    """An environment with this base class."""
+
+
+def make_old(**kwargs: Any) -> Old:
+    """Make an environment of old gym in a function that takes anything."""
+    return Old(**kwargs)
+
+
+class Unseedable:
+    """An environment whose reset takes nothing."""
+
+    observation_space = Values(n=3)
+    action_space = Values(n=3)
+
+    def reset(self) -> int:
+        """Return only an observation."""
+        return 1
+
+    def step(self, action: Any) -> Any:
+        """Say that a time limit was hit, but not that the episode has ended."""
+        return 2, 0.5, False, {"TimeLimit.truncated": True}

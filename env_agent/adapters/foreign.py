@@ -62,23 +62,31 @@ class OldGym(_Adapter):
         self.observation_space = _read(made.observation_space, "observation_space")
         self.action_space = _read(made.action_space, "action_space")
         metadata = dict(made.metadata)
-        modes = metadata.pop("render.modes", [])
-        self.metadata = {"render_modes": modes, **metadata}
+        for old, name in (
+            ("render.modes", "render_modes"),
+            ("video.frames_per_second", "render_fps"),
+        ):
+            if old in metadata:
+                metadata[name] = metadata.pop(old)
+        self.metadata = {"render_modes": [], **metadata}
         parameters = inspect.signature(made.reset).parameters
         self._reset_takes = {
             name
             for name in ("seed", "options")
             if name in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
         }
+        self._asks_for_info = "return_info" in parameters  # gym 0.22 to 0.25
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; return the observation, and the info if there is one."""
         given = {"seed": seed, "options": options}
         if seed is not None and "seed" not in self._reset_takes:
             self._made.seed(seed)
-        if options is not None and "options" not in self._reset_takes:
+        if options and "options" not in self._reset_takes:
             raise ConfigurationError(f"The reset of {_name(self._made)} takes no options.")
         taken = {k: v for k, v in given.items() if k in self._reset_takes and v is not None}
+        if self._asks_for_info:
+            taken["return_info"] = True
         found = self._made.reset(**taken)
         if type(found) is tuple and len(found) == 2 and isinstance(found[1], dict):
             return found
@@ -90,8 +98,8 @@ class OldGym(_Adapter):
         if len(found) != 4:
             return found  # type: ignore[no-any-return]
         observation, reward, done, info = found
-        truncated = bool(info.get("TimeLimit.truncated", False))
-        return observation, reward, bool(done) and not truncated, truncated, info
+        done, truncated = bool(done), bool(info.get("TimeLimit.truncated", False))
+        return observation, reward, done and not truncated, done and truncated, info
 
     def render(self) -> Any:
         """Return what the environment renders in the render mode."""
@@ -115,7 +123,7 @@ class DmEnv(_Adapter):
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; return its first observation."""
-        if options is not None:
+        if options:
             raise ConfigurationError(f"The reset of {_name(self._made)} takes no options.")
         if seed is not None:
             self._seed(seed)

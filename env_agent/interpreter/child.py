@@ -366,11 +366,18 @@ def read_space(space: Any) -> list[dict[str, Any]]:
 
 def _parameters(target: Any) -> tuple[set[str], bool]:
     """Return the names of the parameters, and whether it takes others as well."""
+    if inspect.isclass(target) and inspect.isfunction(target.__init__):
+        target = target.__init__  # before Python 3.9, that of a Generic is the one of __new__
     try:
         found = inspect.signature(target).parameters
     except (TypeError, ValueError):
         return set(), True
     return set(found), any(one.kind is one.VAR_KEYWORD for one in found.values())
+
+
+def _render_takes_mode(env: Any) -> bool:
+    """Return whether `render` takes a mode, as in gym before 0.26."""
+    return "mode" in _parameters(getattr(env, "render", None))[0]
 
 
 def load(name: str) -> Any:
@@ -402,11 +409,17 @@ def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str
     if inspect.ismodule(target):
         target = constructor(target, kind)
     if not isinstance(target, str):
-        names, takes_others = _parameters(target)
-        is_old = "mode" in _parameters(getattr(target, "render", None))[0]
-        if render_mode is not None and ("render_mode" in names or takes_others or not is_old):
-            kwargs["render_mode"] = render_mode
-        return target(**kwargs)
+        if render_mode is None:
+            return target(**kwargs)
+        try:
+            return target(render_mode=render_mode, **kwargs)
+        except TypeError as error:
+            if "render_mode" not in str(error):
+                raise
+            made = target(**kwargs)
+            if not _render_takes_mode(getattr(made, "unwrapped", made)):
+                raise
+            return made
     failure: BaseException | None = None
     for name in ("gymnasium", "gym"):
         try:
@@ -628,7 +641,7 @@ class DmEnv:
 
     def reset(self, *, seed: Any = None, options: Any = None) -> Any:
         """Start an episode. A seed becomes the RandomState of a dm_control task."""
-        if options is not None:
+        if options:
             raise ValueError("The reset of an environment of dm_env takes no options.")
         task: Any = getattr(self.env, "task", None)
         if seed is not None and hasattr(task, "_random"):
@@ -695,10 +708,11 @@ class Hosted:
             for name in ("seed", "options")
         }
         self._asks_for_info = "return_info" in bare_names  # gym 0.22 to 0.25
-        self._render_takes_mode = "mode" in _parameters(getattr(bare, "render", None))[0]
+        self._render_takes_mode = _render_takes_mode(bare)
         self._mode = render_mode
         self._spaces = {name: getattr(env, name, None) for name in SPACES}
         self._facts: dict[str, Any] = {}
+        self._has_warned = False
         self._action: tuple[Any, Any] = (None, None)
         self._observation: tuple[Any, Any] = (None, None)
 
@@ -767,8 +781,13 @@ class Hosted:
             given["seed"] = seed
         elif seed is not None and hasattr(self.env, "seed"):
             self.env.seed(seed)
+        elif seed is not None and not self._has_warned:
+            self._has_warned = True
+            sys.stderr.write("The environment takes no seed.\n")
         if self._reset_takes["options"]:
             given["options"] = options
+        elif options:
+            raise TypeError(f"The reset of {type(self.env).__name__} takes no options.")
         if self._asks_for_info:
             given["return_info"] = True
         result = settled(self.env.reset(**given))

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
+import structlog
 
 from gymwire.env_agent.config import load, service
 from gymwire.env_agent.factory import Factory
@@ -70,7 +71,11 @@ def test_an_offer_may_have_an_interpreter_of_its_own(file: Path) -> None:
         ("[[offer]]\naddress = 'a'\nenv = 'CartPole-v1'\nexpose = 'x'", "expose must be a list"),
         ("[[offer]]\naddress = 'a'\nenv = 'CartPole-v1'\nslots = 2", "unknown key 'slots'"),
         ("other = 1\n" + GOOD, "nothing else"),
-        (GOOD + GOOD, "'cartpole' is offered twice"),
+        ("[[offer]]\naddress = 'a b'\nenv = 'CartPole-v1'", "offer 1: 'a b' is not an address"),
+        (
+            "[[offer]]\naddress = 'a'\nenv = 'CartPole-v1'\nwrap = [3]",
+            "wrap must be a list of texts",
+        ),
         ("[[offer", "cannot be read"),
         (GOOD + f"env_kwargs = {{ a = {'9' * 5000} }}", "cannot be read"),
         (GOOD + f"env_kwargs = {{ a = {'[' * 5000}{']' * 5000} }}", "cannot be read"),
@@ -80,6 +85,29 @@ def test_a_wrong_file_is_an_error_that_says_where(file: Path, text: str, why: st
     file.write_text(text)
     with pytest.raises(ConfigurationError, match=why):
         load(file)
+
+
+@pytest.mark.parametrize(
+    ("bad", "why"),
+    [
+        ("env = 'CartPole-v1'", "address is missing"),
+        ("address = 'a'\nenviroment = 'CartPole-v1'", "unknown key 'enviroment'"),
+        ("address = 'A b'\nenv = 'CartPole-v1'", "'A b' is not an address"),
+        ("address = 3\nenv = 'CartPole-v1'", "address must be a str"),
+        ("address = 'a'\nenv = 'CartPole-v1'\nmax_sessions = -1", "1 or more"),
+        ("address = 'a'\nenv = 'CartPole-v1'\nexpose = [3]", "expose must be a list of texts"),
+        ("address = 'cartpole'\nenv = 'CartPole-v1'", "'cartpole' is offered twice"),
+        ("address = 'a'\nenv = 'no_such_module:Env'", "no_such_module"),
+    ],
+)
+def test_a_bad_offer_is_logged_and_leaves_the_good_ones(file: Path, bad: str, why: str) -> None:
+    file.write_text(f"{GOOD}\n[[offer]]\n{bad}\n")
+    with structlog.testing.capture_logs() as logs:
+        assert [one.address for one in load(file)] == ["cartpole", "lab/ice"]
+    (log,) = logs
+    assert log["event"] == "offer left out"
+    assert log["why"].startswith(f"{file}, offer 3: ")
+    assert why in log["why"]
 
 
 def test_a_missing_file_is_named(file: Path) -> None:

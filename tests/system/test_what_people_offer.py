@@ -30,6 +30,10 @@ address = "no-licence"
 env = "tests.registering_envs:broken"
 
 [[offer]]
+address = "no-licence-either"
+env = "tests.registering_envs:broken"
+
+[[offer]]
 address = "walks-offered"
 env = "tests.registering_envs:tests/Walks-v0"
 
@@ -50,7 +54,7 @@ wrap = ['{STACK}', '{FLATTEN}']
 
 @pytest.fixture(scope="module")
 def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A broker with an env agent that was given these offers, two of which are bad."""
+    """A broker with an env agent that was given these offers, three of which are bad."""
     config = tmp_path_factory.mktemp("offers") / "offers.toml"
     config.write_text(OFFERS)
     with programs() as started:
@@ -58,9 +62,10 @@ def url(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
         left_out = agent.wait_for("offer left out")
         assert left_out["address"] == "not-installed"
         assert "no module 'package_that_is_not_installed'" in left_out["why"]
-        (row,) = [line for line in agent.output if '"address": "no-licence"' in line]
-        assert "no licence server" in row
-        assert "registering_envs.py" in row  # the traceback
+        for address in ("no-licence", "no-licence-either"):
+            (row,) = [line for line in agent.output if f'"address": "{address}"' in line]
+            assert "no licence server" in row
+            assert "registering_envs.py" in row  # the traceback
         yield broker_url
 
 

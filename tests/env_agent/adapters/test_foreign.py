@@ -39,7 +39,10 @@ class GymEnv:
 class Old(GymEnv):
     """An environment of gym 0.21."""
 
-    metadata = {"render.modes": ["rgb_array"], "fps": 30}  # noqa: RUF012 - as old gym declares it
+    metadata = {  # noqa: RUF012 - as old gym declares it
+        "render.modes": ["rgb_array"],
+        "video.frames_per_second": 30,
+    }
     observation_space = BOX
     action_space = Space(n=3, shape=(), dtype=np.dtype("int64"))
     spec = "not Gymnasium's"
@@ -158,7 +161,7 @@ def test_an_environment_of_gym_0_21_gets_its_seed_and_returns_five_values() -> N
     env = make(Old)
     assert env.observation_space == spaces.Box(-1.0, 1.0, (2,), np.float32)
     assert env.action_space == spaces.Discrete(3)
-    assert env.metadata == {"render_modes": ["rgb_array"], "fps": 30}
+    assert env.metadata == {"render_modes": ["rgb_array"], "render_fps": 30}
     assert_same(env.reset(seed=7), (np.zeros(2, np.float32), {}))
     assert env.seeds == [7]
     for count in (1, 2):
@@ -173,6 +176,25 @@ def test_a_time_limit_of_gym_0_21_truncates() -> None:
     env = make(Old, limit=True)
     env.reset()
     assert [env.step(0)[2:4] for _ in range(3)] == [(False, False), (False, False), (False, True)]
+
+
+def test_a_time_limit_of_gym_0_21_ends_no_episode_that_is_not_done() -> None:
+    class Early(Old):
+        def step(self, action: int) -> Any:
+            return np.zeros(2, np.float32), 0.0, False, {"TimeLimit.truncated": True}
+
+    env = make(Early)
+    env.reset()
+    assert env.step(0)[2:4] == (False, False)
+
+
+def test_an_environment_of_gym_0_22_gives_its_info() -> None:
+    class WithInfo(Old):
+        def reset(self, *, seed: Any = None, return_info: bool = False, options: Any = None) -> Any:
+            assert return_info
+            return np.zeros(2, np.float32), {"seed": seed}
+
+    assert make(WithInfo).reset(seed=3)[1] == {"seed": 3}
 
 
 def test_an_environment_of_gym_0_21_renders_in_the_mode_that_was_asked_for() -> None:

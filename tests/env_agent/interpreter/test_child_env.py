@@ -12,6 +12,7 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import structlog
 from gymnasium.vector import AutoresetMode
 
 from gymwire.env_agent import failure_reports
@@ -139,11 +140,25 @@ def test_the_dialogue_of_old_gym_becomes_that_of_gymnasium(make: Make, python: s
     ]
 
 
-def test_old_gym_renders_in_the_mode_of_the_session(python: str) -> None:
-    env = ChildFactory("a", "tests.plain_envs:Old", python, {}).make("ansi", {"limit": 2})
+@pytest.mark.parametrize("name", ["Old", "OldGeneric", "make_old"])
+def test_old_gym_renders_in_the_mode_of_the_session(python: str, name: str) -> None:
+    env = ChildFactory("a", f"tests.plain_envs:{name}", python, {}).make("ansi", {"limit": 2})
     with contextlib.closing(env):
         assert env.render_mode == "ansi"
         assert env.render() == "rendered as ansi"
+
+
+def test_what_reset_does_not_take_is_not_ignored_silently(make: Make) -> None:
+    with structlog.testing.capture_logs() as logs:
+        env = make("tests.plain_envs:Unseedable", sys.executable)
+        for _ in range(2):
+            assert env.reset(seed=1, options={}) == (1, {})
+        with pytest.raises(RaisedInChild, match="reset of Unseedable takes no options"):
+            env.reset(options={"a": 1})
+        assert env.step(np.int64(1)) == (2, 0.5, False, False, {})
+        env.close()
+    printed = [log["text"] for log in logs if log["event"] == "environment printed"]
+    assert printed == ["The environment takes no seed."]
 
 
 def test_it_runs_in_the_main_thread_of_a_process_that_inherits_nothing(
