@@ -1,4 +1,4 @@
-"""What `--policy` names: a function or class of the user, or a saved Stable-Baselines3 model."""
+"""What `--policy` names: a function or class of the user, a saved learner or a saved model."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import re
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ import gymnasium
 import numpy as np
 import structlog
 
+from gymwire.learner_agent.training import learners
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.extras import install_line
 
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
     from stable_baselines3.common.vec_env import VecNormalize
 
 Env = gymnasium.Env[Any, Any]
-Policy = Callable[[Any], Any]
-"""A function that takes an observation and returns an action."""
+Policy = Callable[[Any, Mapping[str, Any]], Any]
+"""A function that takes an observation and its info, and returns an action."""
 
 MODEL = ".zip"  # the suffix of a saved model
+LEARNER = ".npz"  # the usual one of a saved learner
 MAX_DATA = 64 * 1024 * 1024  # bytes of the settings of a model
 
 
@@ -34,30 +36,37 @@ def load(text: str | None, env: Env, seed: int | None) -> Policy:
     """Return the policy that a text names; None is the policy of random actions.
 
     A class is called with the observation space and the action space of the environment. Loading a
-    policy runs its code.
+    policy runs its code, but that of a learner which `gymwire train` saved runs none.
 
     Raises:
         ConfigurationError: there is no such policy, or it does not fit the environment.
+        NoLearnerFits: it is a saved learner, and none fits the environment.
     """
     if text is None:
         env.action_space.seed(seed)
-        return lambda observation: env.action_space.sample()
+        return lambda observation, info: env.action_space.sample()
+    if text.endswith(LEARNER) or learners.is_saved(text):
+        learner = learners.learner_for(env.observation_space, env.action_space, seed)
+        learners.load(learner, text)
+        return learner.best
     if text.endswith(MODEL):
         return _model(Path(text), env)
     name, _, attribute = text.rpartition(":")
     if not name or not attribute:
         raise ConfigurationError(
             f"{text!r} is not a policy. Write module:NAME or ./file.py:NAME of a function or a "
-            f"class, or name the {MODEL} file of a Stable-Baselines3 model."
+            f"class, or name the file of a learner that gymwire train has saved, or the {MODEL} "
+            f"file of a Stable-Baselines3 model."
         )
     found: Any = _module(name)
     for part in attribute.split("."):
         found = getattr(found, part, None)
     if not callable(found):
         raise ConfigurationError(f"{name} has no function or class {attribute!r}.")
+    act: Any = found
     if isinstance(found, type):
-        return found(env.observation_space, env.action_space)  # type: ignore[no-any-return]
-    return found  # type: ignore[no-any-return]
+        act = found(env.observation_space, env.action_space)
+    return lambda observation, info: act(observation)
 
 
 def _module(name: str) -> Any:
@@ -110,7 +119,7 @@ def _model(path: Path, env: Env) -> Policy:
                 f"{path} was trained with the {name} {learned}, and this environment has {found}."
             )
 
-    def act(observation: Any) -> Any:
+    def act(observation: Any, info: Mapping[str, Any]) -> Any:
         if statistics is not None:
             observation = statistics[1].normalize_obs(observation)
         action = model.predict(observation, deterministic=True)[0]

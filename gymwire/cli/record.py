@@ -93,10 +93,11 @@ def _record(options: Options, path: Path, output: Output) -> None:
             while done < options.episodes:
                 # An episode needs a seed of its own, with which it can be played again.
                 seed = secrets.randbits(31) if options.seed is None else options.seed + done
-                observation, _ = collector.reset(seed=seed)
+                observation, info = collector.reset(seed=seed)
                 over = False
                 while not over:
-                    observation, _, terminated, truncated, _ = collector.step(policy(observation))
+                    action = policy(observation, info)
+                    observation, _, terminated, truncated, info = collector.step(action)
                     over, steps = bool(terminated or truncated), steps + 1
                 done += 1
         finally:

@@ -22,10 +22,11 @@ RECORDED_OPTIONS = (
         commands=PLAYERS,
         metavar="POLICY",
         own_variable="GYMWIRE_PLAYER",  # GYMWIRE_POLICY is the file of a broker
-        help="what chooses the actions: module:NAME or ./file.py:NAME of a function or class, or "
-        "the .zip file of a saved Stable-Baselines3 model. Statistics of a VecNormalize beside the "
-        "model, in NAME_vecnormalize.pkl or vecnormalize.pkl, are used, too. All of them run code "
-        "(a model is a pickle): use only what you trust (default: random actions)",
+        help="what chooses the actions: module:NAME or ./file.py:NAME of a function or class, the "
+        ".npz file of a learner that gymwire train has saved, or the .zip file of a saved "
+        "Stable-Baselines3 model. Statistics of a VecNormalize beside the model, in "
+        "NAME_vecnormalize.pkl or vecnormalize.pkl, are used, too. All of them but an .npz file "
+        "run code (a model is a pickle): use only what you trust (default: random actions)",
     ),
     Option(
         keyword="video",

@@ -55,9 +55,9 @@ def command(options: Options, output: Output) -> int:
             policy = policies.load(options.policy, env, options.seed)
         movie = None if options.video is None else Video(options.video, env)
         for episode in range(options.episodes):
-            observation, _ = env.reset(seed=options.seed if episode == 0 else None)
+            begin = env.reset(seed=options.seed if episode == 0 else None)
             show = partial(_show, env, options, movie, output)
-            total, length = _play(env, policy, observation, show)
+            total, length = _play(env, policy, begin, show)
             returns.append(total)
             lengths.append(length)
             output.say(f"episode {episode + 1:>4}   return {total:>10.2f}   steps {length:>6,}")
@@ -84,13 +84,18 @@ def _render_mode(options: Options) -> str | None:
 
 
 def _play(
-    env: gymnasium.Env[Any, Any], policy: Policy, observation: Any, show: Callable[[], None]
+    env: gymnasium.Env[Any, Any],
+    policy: Policy,
+    start: tuple[Any, dict[str, Any]],
+    show: Callable[[], None],
 ) -> tuple[float, int]:
     """Play an episode after its reset. Returns its return and its number of steps."""
+    observation, info = start
     total, length, over = 0.0, 0, False
     show()
     while not over:
-        observation, reward, terminated, truncated, _ = env.step(policy(observation))
+        action = policy(observation, info)
+        observation, reward, terminated, truncated, info = env.step(action)
         total, length = total + float(reward), length + 1
         over = bool(terminated or truncated)
         show()

@@ -116,7 +116,7 @@ def _prepare(options: Options, seed: int, output: Output) -> Training:
         steps = int(task.result().rewards.size)
         learners.save(learner, path, {**origin, "steps": steps})
 
-    return Training(learner, task, save, options.save, "Continue with --load.")
+    return Training(learner, task, save, options.save, _advice(options, options.save))
 
 
 def _prepare_ppo(
@@ -146,8 +146,12 @@ def _prepare_ppo(
     except BaseException:
         envs.close()
         raise
-    advice = f"Play with it: gymwire run {options.address} --policy {path}"
-    return Training(task.model, task, task.save, path, advice)
+    return Training(task.model, task, task.save, path, _advice(options, path))
+
+
+def _advice(options: Options, path: Path | None) -> str:
+    """Return how to play with what was saved."""
+    return f"Play with it: gymwire run {options.address} --policy {path}"
 
 
 def _as_vector(env: ProxyEnv, options: Options, output: Output) -> VecEnv:

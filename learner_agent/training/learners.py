@@ -30,6 +30,9 @@ class Learner(Protocol):
     def act(self, observation: Any, info: Mapping[str, Any]) -> Any:
         """Return the action to take after `observation` and its `info`."""
 
+    def best(self, observation: Any, info: Mapping[str, Any]) -> Any:
+        """Return the action that is best by what was learned, without exploring."""
+
     def learn(
         self,
         observation: Any,
@@ -122,6 +125,15 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
         raise ConfigurationError(
             f"Cannot save the learner to {os.fspath(path)}: {error.strerror or error}."
         ) from error
+
+
+def is_saved(path: str | os.PathLike[str]) -> bool:
+    """Return whether this is a file that `save` wrote."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return "metadata.npy" in archive.namelist()
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return False
 
 
 def load(learner: Learner, path: str | os.PathLike[str]) -> dict[str, Any]:

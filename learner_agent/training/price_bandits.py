@@ -119,6 +119,11 @@ class PriceAgent:
         price = self.goods[good].sample_price(self._rng)
         return np.array([self.first_good + good, price])
 
+    def best(self, observation: object, info: Mapping[str, Any]) -> NDArray[np.int64]:
+        """Return the offer of a random good at its best price, int64 (2,), in fresh memory."""
+        good = int(self._rng.integers(len(self.goods)))
+        return np.array([self.first_good + good, self.goods[good].best().price])
+
     def learn(
         self,
         observation: object,

@@ -74,11 +74,18 @@ class QLearner:
 
     def act(self, observation: Any, info: Mapping[str, Any]) -> int:
         """Return the action to take after `observation`."""
-        actions = self._allowed(info)
         if self._rng.random() >= self.epsilon:
-            values = self.values[int(observation) - self._first_state, actions]
-            # Break ties at random: always the first action might never leave the start.
-            actions = actions[values == values.max()]
+            return self.best(observation, info)
+        return self._one_of(self._allowed(info))
+
+    def best(self, observation: Any, info: Mapping[str, Any]) -> int:
+        """Return an action with the highest value."""
+        actions = self._allowed(info)
+        values = self.values[int(observation) - self._first_state, actions]
+        # Break ties at random: always the first action might never leave the start.
+        return self._one_of(actions[values == values.max()])
+
+    def _one_of(self, actions: NDArray[np.intp]) -> int:
         return self._first_action + int(actions[self._rng.integers(actions.size)])
 
     def learn(

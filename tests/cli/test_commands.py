@@ -127,7 +127,7 @@ def test_training_continues_from_a_saved_learner(
         again = ("--save", path) if option == "--load" else ()
         call(screen, "train", "line", "--steps", "50", option, path, *again)
     assert learnt(Path(path))["steps"] == 100
-    assert f"The learner is saved in {path}. Continue with --load." in screen.text
+    assert f"The learner is saved in {path}. Play with it: gymwire run" in screen.text
 
 
 def test_train_draws_the_plot_and_says_where(offer: Offer, screen: Screen, tmp_path: Path) -> None:

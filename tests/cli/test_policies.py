@@ -15,6 +15,8 @@ import pytest
 from gymnasium import spaces
 
 from gymwire.cli import policies, video
+from gymwire.learner_agent.training import learners
+from gymwire.learner_agent.training.q_learning import QLearner
 from gymwire.protocol.errors import ConfigurationError
 from tests.cli.reading import Screen, call
 
@@ -95,9 +97,12 @@ def test_run_plays_a_policy(walk: Walk, module: Path, text: str) -> None:
         ("no_such_module:right", "no module 'no_such_module'"),
         ("./nothing.py:right", "no file ./nothing.py"),
         ("nothing.zip", "no file nothing.zip"),
+        ("nothing.npz", "Cannot read nothing.npz"),
+        ("my_policies.npz", "it is not an .npz file"),
     ],
 )
 def test_a_policy_that_cannot_be_loaded(walk: Walk, module: Path, text: str, said: str) -> None:
+    (module.parent / "my_policies.npz").write_text(SOURCE)
     with pytest.raises(ConfigurationError, match=said) as caught:
         call(Screen(), "run", "walk", "--policy", text)
     assert str(caught.value).startswith("--policy: ")
@@ -109,6 +114,27 @@ def test_a_model_without_its_library_names_the_extra(walk: Walk, tmp_path: Path)
     model = settings_of(tmp_path / "model.zip", policy_class=policy_class)
     with pytest.raises(ConfigurationError, match=r"Install it with: .*\[sb3\]"):
         policies.load(str(model), walk, None)
+
+
+@pytest.mark.parametrize("name", ["walk.npz", "walk.zip", "walk"])
+def test_run_plays_what_train_has_saved(walk: Walk, tmp_path: Path, name: str) -> None:
+    path = tmp_path / name
+    arguments = ("--steps", "300", "--seed", "1", "--save", str(path))
+    screen = Screen()
+    assert call(screen, "train", "walk", *arguments) == 0
+    assert f"gymwire run walk --policy {path}" in screen.text.replace("\n", "")
+    screen = Screen()
+    assert call(screen, "run", "walk", "--policy", str(path), "--episodes", "3", "--json") == 0
+    assert [one["steps"] for one in screen.json["episodes"]] == [3, 3, 3]
+
+
+def test_a_saved_learner_obeys_the_mask_of_an_info(tmp_path: Path) -> None:
+    env = gymnasium.make("FrozenLake-v1")
+    learner = QLearner(env.observation_space, env.action_space)  # type: ignore[arg-type]
+    learner.values[0] = -1.0, -2.0, 0.0, 0.0  # 2 and 3 are not allowed, so nobody tried them
+    learners.save(learner, tmp_path / "lake.npz", {})
+    policy = policies.load(str(tmp_path / "lake.npz"), env, 0)
+    assert policy(0, {"action_mask": np.array([1, 1, 0, 0], np.int8)}) == 0
 
 
 def settings_of(path: Path, **settings: Any) -> Path:
@@ -174,8 +200,8 @@ def test_run_plays_a_saved_model(walk: Walk, tmp_path: Path, name: str) -> None:
     model.save(path)
     policy = policies.load(str(path), walk, 0)
     for place in range(4):
-        assert policy(place) == model.predict(np.int64(place), deterministic=True)[0]
-        assert walk.action_space.contains(policy(place))
+        assert policy(place, {}) == model.predict(np.int64(place), deterministic=True)[0]
+        assert walk.action_space.contains(policy(place, {}))
     other = gymnasium.make("CartPole-v1")
     with pytest.raises(ConfigurationError, match="was trained with the observation_space"):
         policies.load(str(path), other, 0)
@@ -207,13 +233,13 @@ def test_the_statistics_beside_a_model_normalize_its_observations(
     drawn = [np.clip(one, -3, 3).astype(np.float32) for one in drawn]
 
     def actions(policy: Any) -> list[int]:
-        return [int(policy(one)) for one in drawn]
+        return [int(policy(one, {})) for one in drawn]
 
     wanted = actions(
-        lambda one: model.predict(normalized.normalize_obs(one), deterministic=True)[0]
+        lambda one, info: model.predict(normalized.normalize_obs(one), deterministic=True)[0]
     )
     assert actions(policies.load(str(tmp_path / name), pole, 0)) == wanted
-    assert actions(lambda one: model.predict(one, deterministic=True)[0]) != wanted
+    assert actions(lambda one, info: model.predict(one, deterministic=True)[0]) != wanted
     (tmp_path / beside).write_bytes(b"no pickle")
     with pytest.raises(ConfigurationError, match=rf"Cannot load .*{beside}"):
         policies.load(str(tmp_path / name), pole, 0)
