@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import gc
 import importlib
 import json
@@ -153,6 +154,7 @@ def _number(file: int | IO[Any] | None, inherited: int) -> int:
     return file if isinstance(file, int) else file.fileno()
 
 
+PR_SET_PDEATHSIG = 1
 LINE = 16  # bytes: a fixed size, so that the process id and the exit status are two reads
 _lock = threading.Lock()
 _open: list[socket.socket] = []
@@ -202,8 +204,10 @@ def serve(connection: socket.socket) -> dict[str, Any]:
                 data, numbers, _, _ = socket.recv_fds(connection, 1 << 20, 4)
                 if not data:
                     raise SystemExit
+                here = os.getpid()
                 pid = os.fork()
                 if pid == 0:
+                    end_with(here)
                     for number in range(3):
                         os.dup2(numbers[number], number)
                     for descriptor, (_, report) in running.items():
@@ -220,6 +224,13 @@ def serve(connection: socket.socket) -> dict[str, Any]:
                 running[descriptor] = pid, report
                 ready.register(descriptor, selectors.EVENT_READ)
                 _tell(report, pid)
+
+
+def end_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent ends, whatever ends the tests."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def _tell(pipe: int, number: int) -> None:

@@ -15,6 +15,7 @@ from gymwire.protocol.transport.interface import TICK_MS
 from gymwire.protocol.transport.open_files import allow_more
 
 SPARE = 16  # descriptors that the context and a socket with its monitor and its folder need
+HANDSHAKE_MS = 10_000  # on a starved host, each of its messages may wait for seconds
 ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 
 _context: tuple[int, zmq.Context[Any]] | None = None
@@ -77,7 +78,7 @@ def set_common_options(socket: zmq.Socket[bytes], max_message: int, tick_ms: int
     socket.linger = 0
     socket.setsockopt(zmq.MAXMSGSIZE, max_message)
     socket.setsockopt(zmq.IPV6, 1)
-    socket.setsockopt(zmq.HANDSHAKE_IVL, 3000)
+    socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
     socket.setsockopt(zmq.TCP_KEEPALIVE, 1)
     socket.setsockopt(zmq.TCP_KEEPALIVE_IDLE, 30)
     socket.rcvtimeo = tick_ms

@@ -18,7 +18,7 @@ from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
 from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, LIVENESS_PREFIX
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport import kernel
-from gymwire.protocol.transport.context import context, set_common_options
+from gymwire.protocol.transport.context import HANDSHAKE_MS, context, set_common_options
 from gymwire.protocol.transport.hosts import DialPlan, first_reachable
 from gymwire.protocol.transport.inflow import Inflow
 from gymwire.protocol.transport.interface import TICK_MS, LinkEvent
@@ -37,6 +37,10 @@ HEARTBEAT_TIMEOUT_MS = 4000
 # An attempt to connect ends after this time. The next one resolves the name again, so a broker that
 # has moved to another address is found although the old one swallows packets.
 CONNECT_TIMEOUT_MS = 4000
+# Handshakes take milliseconds, so a path that swallows packets is dialled again soon. But on a host
+# that is very busy all would fail: after some, each may take HANDSHAKE_MS.
+QUICK_HANDSHAKE_MS = 3000
+PATIENT_AFTER = 3  # handshakes that fail in a row
 
 _NOW = int(zmq.DONTWAIT)  # a plain integer: pyzmq's flags are slow to combine for each frame
 
@@ -105,6 +109,8 @@ class Dealer:
         socket = _make_dealer(b"\x01" + os.urandom(15), key, server_key, max_message)
         self._socket = socket
         self._monitor = Monitor(socket, key)
+        socket.setsockopt(zmq.HANDSHAKE_IVL, QUICK_HANDSHAKE_MS)
+        self._is_patient = False
         self._inflow = Inflow(2 * max_message)
         self._suspects = self._inflow.suspects
         self._bare = cast(Any, socket)
@@ -178,9 +184,16 @@ class Dealer:
             self._monitor.attempt_failed = False
             former = self._plan.current
             if self._plan.attempt_failed(time.monotonic()):
-                self._socket.disconnect(former)
-                self._socket.connect(self._plan.current)
+                self._dial_instead_of(former)
+        if self._monitor.failed_handshakes >= PATIENT_AFTER and not self._is_patient:
+            self._is_patient = True
+            self._socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
+            self._dial_instead_of(self._plan.current)
         return events
+
+    def _dial_instead_of(self, former: str) -> None:
+        self._socket.disconnect(former)
+        self._socket.connect(self._plan.current)
 
     @property
     def waitable(self) -> zmq.Socket[bytes]:

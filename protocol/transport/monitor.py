@@ -25,6 +25,8 @@ class Monitor:
             accepted: libzmq names the descriptor then, and not after the handshake.
 
     Attributes:
+        failed_handshakes: how many handshakes of a dialling socket have failed in a row, without a
+            reason from the other side.
         attempt_failed: whether a dialling socket waits before its next attempt to connect.
     """
 
@@ -42,6 +44,7 @@ class Monitor:
         self._fd = -1  # of a dialling socket's connection
         self._up = zmq.Event.ACCEPTED if listens else zmq.Event.HANDSHAKE_SUCCEEDED
         self._hung_up = 0
+        self.failed_handshakes = 0
         self.attempt_failed = False
         events = self._up | zmq.Event.DISCONNECTED | zmq.Event.CONNECT_RETRIED
         if not listens:
@@ -70,7 +73,7 @@ class Monitor:
             elif event in self._FAILED:  # the value is an error number then
                 found.append(LinkEvent(False, -1, self._why(event, value)))
             elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
-                self._hung_up = 0
+                self._hung_up = self.failed_handshakes = 0
                 self.attempt_failed = False
                 found.append(LinkEvent(True, self._fd))
             else:
@@ -101,6 +104,7 @@ class Monitor:
             )
         # A CURVE server does the same to a client with the wrong server key. So does a port
         # forwarder with nothing behind it, which may change.
+        self.failed_handshakes += 1
         self._hung_up += value in (errno.EPIPE, errno.ECONNRESET)
         return ""
 
@@ -112,9 +116,10 @@ class Monitor:
         if self._key is None:
             return (
                 "it closes each handshake. If it uses keys, give --key and --broker-key (key= and "
-                "broker_key=), as docs/security.md shows. It may also not be a broker."
+                "broker_key=), as docs/security.md shows. It may also not be a broker, or not get "
+                "enough processor time."
             )
         return (
             "it closes each handshake. Either its public key is not the one given as --broker-key "
-            "(broker_key=), or it does not use keys."
+            "(broker_key=), or it does not use keys, or it does not get enough processor time."
         )

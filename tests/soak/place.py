@@ -14,6 +14,7 @@ from gymwire.protocol.security.keys import KeyPair
 from tests.chaos.fleet import Part, free_port, reachable, until
 
 CARTPOLE, PICTURE, SLOW = "lab/cartpole", "lab/picture", "lab/slow"
+START_S = 120.0  # how long a program may take to start on a busy machine
 PICTURE_BYTES = 84 * 84 * 4
 CHAIN = "tests.chaos.chain:ChainEnv"
 RIGHTS = 'offer = ["m/*"]\nuse = ["lab/*", "m/*"]\n'
@@ -62,6 +63,10 @@ class Site(Place):
             for name, each in rights.items()
         )
         (folder / "policy.toml").write_text(text)
+
+    def start(self) -> None:
+        """Start the programs, and wait until all are ready."""
+        folder = self.folder
         self.broker = self._broker()
         self.agents = {
             "cartpole agent": self._agent("cartpole", CARTPOLE, "CartPole-v1", "never"),
@@ -75,7 +80,7 @@ class Site(Place):
             ),
         }
         for agent in self.agents.values():
-            agent.says("offering")
+            agent.says("offering", 1, START_S)
 
     @property
     def measured(self) -> dict[str, Part]:
@@ -91,7 +96,7 @@ class Site(Place):
     def _broker(self) -> Part:
         files = ("--key", f"{self.folder}/broker.key", "--policy", f"{self.folder}/policy.toml")
         part = self.part("broker", "gymwire.broker", "--bind", self.url, "--lease", "2", *files)
-        until(lambda: reachable(self.port), f"a broker at {self.url}")
+        until(lambda: reachable(self.port), f"a broker at {self.url}", START_S)
         return part
 
     def _agent(self, name: str, address: str, env: str, direct: str, *options: str) -> Part:
@@ -100,7 +105,16 @@ class Site(Place):
         host = ["tests.chaos.other_host"] if address == SLOW else []
         return self.part(
             *(f"agent-{name}", *host, "gymwire.env_agent", "--address", address, "--env", env),
-            *("--broker", self.url, "--wait", "20", "--direct", direct, "--max-sessions", "64"),
+            *(
+                "--broker",
+                self.url,
+                "--wait",
+                str(START_S),
+                "--direct",
+                direct,
+                "--max-sessions",
+                "64",
+            ),
             *("--key", own["key"], "--broker-key", own["broker_key"], *options),
         )
 
@@ -115,6 +129,7 @@ def site(folder: Path, strangers: Mapping[str, bool]) -> Iterator[Site]:
     """Make a site, and end it after the block in whatever state it is."""
     made = Site(folder, strangers)
     try:
+        made.start()
         yield made
     finally:
         made.release()

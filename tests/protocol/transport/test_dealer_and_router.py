@@ -2,8 +2,10 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import select
 import socket as hostsocket
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,10 +13,14 @@ import pytest
 import zmq
 
 from gymwire.protocol.errors import AddressError, ConfigurationError
+from gymwire.protocol.transport import dealer as dealer_module
 from gymwire.protocol.transport.context import context
 from gymwire.protocol.transport.dealer import Dealer, _make_dealer
 from gymwire.protocol.transport.interface import Delivery, LinkEvent, Received
 from gymwire.protocol.transport.router import Router, fd_of
+from tests.chaos.fleet import until
+from tests.processes import PATIENCE_S
+from tests.protocol.transport.test_stalled_readers import shake_hands
 
 ATTEMPTS = 100  # ticks for what must happen, on a machine that may be busy
 
@@ -289,3 +295,36 @@ def test_the_events_name_the_descriptor_of_a_connection() -> None:
         seen = listener.link_events()
     assert seen == [LinkEvent(False, fd)]
     listener.close()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="POLLRDHUP")
+def test_after_handshakes_that_took_too_long_one_may_take_longer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dealer_module, "QUICK_HANDSHAKE_MS", 100)
+    monkeypatch.setattr(dealer_module, "HANDSHAKE_MS", 60_000)
+    late_ms = 1000
+    with hostsocket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(PATIENCE_S)
+        dialling = Dealer(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        ended = threading.Event()
+
+        def answer_late() -> None:
+            """Answer the first connection that is still open after `late_ms`."""
+            while not ended.is_set():
+                with listener.accept()[0] as peer:
+                    closed = select.poll()
+                    closed.register(peer, select.POLLRDHUP)
+                    if not closed.poll(late_ms):
+                        peer.settimeout(PATIENCE_S)
+                        shake_hands(peer)
+                        ended.wait(PATIENCE_S)
+
+        server = threading.Thread(target=answer_late)
+        server.start()
+        try:
+            until(lambda: any(event.up for event in dialling.link_events()), "a handshake succeeds")
+        finally:
+            ended.set()
+            server.join()
+            dialling.close()
