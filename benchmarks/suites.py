@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from benchmarks import gateways, local, ours, peers
+from benchmarks import envpool_floor, gateways, local, ours, peers
 from benchmarks.floors import floor
 from benchmarks.harness import Result, Side
 from benchmarks.picture import NO_TARGET
@@ -178,13 +178,14 @@ def interpreter() -> Suite:
 
 
 def envpool(num_envs: int, target: str) -> Suite:
-    """EnvPool's CartPoles in this process, and in one session of an env agent."""
-    inside = local.envpool_vector(num_envs)
+    """EnvPool's CartPoles in this process, in another one, and in a session of an env agent."""
+    inside, least = local.envpool_vector(num_envs), envpool_floor.floor(num_envs)
     outside = ours.vector(
         "direct, same host", num_envs, env="benchmarks.environments:envpool_cartpoles"
     )
-    figures = [_speedup(outside, inside, target)]
-    return Suite(f"EnvPool's {num_envs} CartPoles", [inside, outside], figures, 500, pinned=False)
+    figures = [_speedup(outside, inside, target), _speedup(least, inside, NO_TARGET)]
+    sides = [inside, least, outside]
+    return Suite(f"EnvPool's {num_envs} CartPoles", sides, figures, 500, pinned=False)
 
 
 def slow() -> Suite:

@@ -6,7 +6,7 @@ import contextlib
 import select
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 import numpy as np
@@ -42,6 +42,7 @@ class Stream:
     write_closed = False
     has_buffered = False
     unsent: memoryview | None = None
+    _poll: Callable[[float], Sequence[object]] | None = None  # made for the first read that waits
 
     def __init__(self, max_message: int) -> None:
         self.max_message = max_message
@@ -56,15 +57,18 @@ class Stream:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
         self.sock = sock
         self._recv, self._recv_into, self._send = sock.recv, sock.recv_into, sock.send
-        # Not the read itself: while it waits, the kernel wakes it whenever the peer has read a
-        # frame, too.
-        poll = select.poll()
-        poll.register(sock, select.POLLIN)
-        self._wait, self._tick_ms = poll.poll, tick_ms
+        self._poll, self._tick_ms = None, tick_ms
         self.up, self.write_closed, self.unsent = True, False, None
         self._pause(b"")
         self._frame: memoryview | None = None  # a large frame, received in part
         self._filled = 0  # its bytes received so far
+
+    def _make_poll(self) -> Callable[[float], Sequence[object]]:
+        """Return what waits for input. A read would also be woken when the peer reads a frame."""
+        poll = select.poll()
+        poll.register(self.sock, select.POLLIN)
+        self._poll = poll.poll
+        return poll.poll
 
     def _pause(self, rest: bytes, expects_large: bool = False) -> None:
         self._rest, self.has_buffered = rest, bool(rest)
@@ -76,10 +80,12 @@ class Stream:
         A large frame has memory of its own, which the caller may write to.
         """
         try:
+            if not flags and not self.has_buffered:
+                poll = self._poll or self._make_poll()
+                if not poll(self._tick_ms):
+                    return None
             if not self._plain:
                 return self._read_in_parts(flags)
-            if not flags and not self._wait(self._tick_ms):
-                return None
             recv = self._recv  # a local, which Python 3.11 calls faster than an attribute
             data = recv(CHUNK, flags)
             size = len(data) - LENGTH_SIZE
@@ -109,8 +115,6 @@ class Stream:
     def _read_in_parts(self, flags: int) -> bytes | memoryview | None:
         if self._frame is not None or self.has_buffered:
             return self._take(flags)
-        if not flags and not self._wait(self._tick_ms):
-            return None
         recv = self._recv
         data = recv(LENGTH_SIZE, flags)  # so that no byte of a large frame is copied
         size = int.from_bytes(data, "little")

@@ -31,7 +31,7 @@ MARK: Final = 2  # the first byte of the routing ids that `UnixRouter` makes
 
 MAX_PEERS = 16_384  # by default; the limit on descriptors is usually reached before
 BACKLOG = 1024  # connections that wait until they are accepted
-# To block in the read of one peer is the fastest way to wait. The router does so if there is only
+# To wait for one peer alone is the fastest way to wait. The router does so if there is only
 # this peer, or if the others have sent nothing while this one has sent LONE_AFTER frames.
 LONE_AFTER = 1000
 LONE_FRAMES = 64  # frames of this peer after which to wait for all, and for new connections,
