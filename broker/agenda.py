@@ -17,9 +17,8 @@ T = TypeVar("T")
 # The pause after a piece, as a multiple of the CPU time that it took: before the next one, unless
 # no frame has arrived, and before the next one that is not urgent.
 PAUSE, LONG_PAUSE = 1, 10
-# What a step may wait for without harm. A key whose long message takes more waits for a multiple of
-# the excess before its next one: so for each such key, not more than one step in two hundred waits
-# for longer.
+# What a step may wait for without harm. Keys whose long messages take more share one step in two
+# hundred: each such message postpones the next one of all of them by a multiple of the excess.
 SHORT_WAIT_S = 0.0005
 HOLD = 200
 MAX_HOLD_S = 0.5
@@ -53,6 +52,7 @@ class Agenda(Generic[T]):
         }
         self._due = 0.0  # the next piece, if frames have arrived
         self._patient_due = 0.0  # the next one that is not urgent
+        self._costly_due = 0.0  # the next message of a key whose last long message took long
         # The pauses that each of those has taken; what has taken least is next.
         self._taken = dict.fromkeys((Piece.LONG, Piece.SESSIONS, Piece.DEMANDING), 0.0)
 
@@ -110,7 +110,9 @@ class Agenda(Generic[T]):
         if is_relaying or piece is Piece.LONG:
             self._patient_due = now + pause_s
         if is_relaying and piece is Piece.LONG and took_s > SHORT_WAIT_S:
-            self._long.hold(now + min(MAX_HOLD_S, HOLD * (took_s - SHORT_WAIT_S)))
+            hold_s = min(MAX_HOLD_S, HOLD * (took_s - SHORT_WAIT_S))
+            self._costly_due = max(self._costly_due, now) + hold_s
+            self._long.hold(self._costly_due)
         # What has not waited for a while starts with as much as this one had: it saves up nothing.
         begun = self._taken[piece]
         self._taken[piece] += pause_s

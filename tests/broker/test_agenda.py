@@ -158,7 +158,32 @@ def test_a_key_is_held_up_for_a_message_that_it_sends_later_too() -> None:
     assert waiting.due == pytest.approx(NOW + HOLD * 0.0005)
 
 
-def test_no_key_is_held_up_for_more_than_half_a_second() -> None:
+def test_keys_with_costly_long_messages_share_one_step_in_two_hundred() -> None:
+    waiting, keys, took_s, now = agenda(), [b"a", b"b", b"c", b"d", b"e"], 0.001, NOW
+    handled: list[str] = []
+    for key in keys * 100:
+        waiting.put(key, 100, key.decode(), Piece.LONG)
+    while now < NOW + 10.0:
+        assert following(waiting, now) is Piece.LONG
+        handled.append(waiting.take(Piece.LONG) or "")
+        ended(waiting, Piece.LONG, took_s, at=now)
+        now = waiting.due
+    expected = 10.0 / (HOLD * (took_s - SHORT_WAIT_S)) + len(keys)
+    assert len(handled) == pytest.approx(expected, abs=1)
+    each = [handled.count(key.decode()) for key in keys]
+    assert max(each) - min(each) <= 1
+
+
+def test_costly_long_messages_of_others_do_not_hold_up_a_key_with_cheap_ones() -> None:
+    waiting = after_long(0.003)
+    for now in (NOW + 0.1, NOW + 0.2, NOW + 0.3):
+        waiting.put(b"b", 100, "cheap", Piece.LONG)
+        assert following(waiting, now) is Piece.LONG
+        assert waiting.take(Piece.LONG) == "cheap"
+        ended(waiting, Piece.LONG, SHORT_WAIT_S, at=now)
+
+
+def test_one_message_postpones_the_next_by_half_a_second_at_most() -> None:
     assert after_long(0.015).due == pytest.approx(NOW + MAX_HOLD_S)
 
 
