@@ -91,11 +91,18 @@ class Attachment(NamedTuple):
 
 
 class Core:
-    """One run of a broker.
+    """One run of a broker. All times are monotonic seconds.
 
-    `epoch`: a random number that identifies this run. `lease_s`: how long a session waits
-    for a lost learner. `max_message`: bytes. `local`: the URL for local channels and the host
-    whose peers may open them; None: no peer may. Times are monotonic seconds.
+    Args:
+        epoch: a random number that identifies this run.
+        now: the time at which it starts.
+        rng: the source of session ids and attach tokens.
+        software: the name and version of this program, for the peers.
+        lease_s: how long a session waits for a lost learner, in seconds.
+        max_message: the size of the largest frame, in bytes.
+        policy: what each key may do.
+        local: the URL for local channels, and the host whose peers may open them; None: no peer
+            may.
     """
 
     def __init__(
@@ -232,7 +239,7 @@ class Core:
         return bool(self._tables.by_attach_token)
 
     def attach(self, data: Frame | memoryview, now: float) -> Attachment | None:
-        """Return the peer that a local channel belongs to, by its first frame; None: nobody."""
+        """Return the peer that a local channel belongs to, by its first frame; None: none."""
         peer = None
         with contextlib.suppress(GymwireError):
             message = PLAIN.decode(data)

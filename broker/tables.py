@@ -61,7 +61,7 @@ class Peer:
     capabilities: frozenset[str] = frozenset()  # those that it shares with this broker
     pid: int = 0  # of its process, as it says; 0: unknown
     offer_refused: bool = False  # its last offer, which the log says once
-    agent_id: str = ""  # names the env agent of a loop with offers to people
+    agent_id: str = ""  # the name of its env agent, for people, if it has offers
 
     @property
     def process(self) -> tuple[bytes, bytes | None]:
@@ -83,7 +83,7 @@ class Flow:
 
     frames: int = 0  # relayed so far
     checked_at: int = -1  # frames of the other direction when `has_answer` was last true
-    refused_since: float | None = None  # for how long frames have been refused without a break
+    refused_since: float | None = None  # since when all frames have been refused
 
     def has_answer(self, back: Flow) -> bool:
         """Return whether a frame came `back` since this last returned True."""

@@ -272,13 +272,6 @@ class SessionHost:
         slot.session.drop_reply()
         self.environments.close(slot.runner, slot.session.address)
 
-    def close_all(self) -> None:
-        """Close all sessions and environments, in this thread."""
-        for slot in list(self.slots.values()):
-            self.remove(slot)
-            self.close(slot)
-        self.environments.close_spares()
-
 
 def _unwatchable(service: Service, runner: Runner) -> str:
     """Return why the sessions of an environment cannot be watched; "" if they can be."""

@@ -34,7 +34,7 @@ from tests.broker.harness import Broker
 from tests.hostile_values import ext
 from tests.learner_agent.client.test_interrupted import in_memory
 from tests.protocol.examples import EXAMPLES
-from tests.wire import BROKER, Dealer, Network
+from tests.wire import BROKER, Dealer, Network, close_all
 
 pack: Callable[[Any], bytes] = msgpack.packb
 VALUES: dict[str, bytes] = {
@@ -165,7 +165,7 @@ def test_an_env_agent(kind: Kind) -> None:
                 seq = loop.host.slots[session.sid].session.last_seq + 1
                 loop._link._dealer.arrived(addressed(frame, session.sid * in_session, seq))  # type: ignore[attr-defined]
                 assert loop.jobs.failed_requests == 0
-        loop.host.close_all()
+        close_all(loop.host)
         connection.open("cartpole").request(Reset(1))
 
 

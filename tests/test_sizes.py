@@ -23,7 +23,7 @@ from gymwire.protocol import spaces
 from gymwire.protocol.codec import MAX_CONTROL, MAX_MESSAGE, PLAIN
 from gymwire.protocol.errors import ConfigurationError, EnvironmentFailed
 from gymwire.protocol.messages import Act, Reset
-from tests.wire import Network
+from tests.wire import Network, close_all
 
 
 class Wide(gymnasium.Env[Any, int]):
@@ -198,7 +198,7 @@ def test_large_registered_arguments_are_left_out_of_the_spec(name: str) -> None:
 def test_an_opened_that_is_too_large_is_an_error() -> None:
     with Network() as network:
         network.env_agent(SERVICE)
-        network.hosts[0].close_all()
+        close_all(network.hosts[0])
         Wide.metadata = {"blob": bytes(MAX_MESSAGE)}
         with pytest.raises(EnvironmentFailed, match=r"OPENED has 67,\d+,\d+ bytes") as told:
             network.connection().open("wide")

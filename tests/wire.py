@@ -141,6 +141,14 @@ class LedgerHost(SessionHost):
         return slot, frame
 
 
+def close_all(host: SessionHost) -> None:
+    """Close all sessions and environments of a host, in this thread."""
+    for slot in list(host.slots.values()):
+        host.remove(slot)
+        host.close(slot)
+    host.environments.close_spares()
+
+
 class Network:
     """One broker, and any number of agents. Only events move `now`, in seconds."""
 
@@ -168,7 +176,7 @@ class Network:
     def __exit__(self, *_: object) -> None:
         self._undo.close()
         for host in self.hosts:
-            host.close_all()
+            close_all(host)
 
     def monotonic(self) -> float:
         """Return the time in seconds."""

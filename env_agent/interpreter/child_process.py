@@ -49,7 +49,6 @@ class ChildProcess:
         """Start the interpreter `python`. Raises ConfigurationError."""
         self.lost = ""
         self._address = address
-        self._python = python
         self._log = structlog.get_logger()
         self._ended = threading.Event()
         self._pipes = threading.Lock()  # held to close them, and to use them in another thread

@@ -131,7 +131,7 @@ class EpisodeReplay:
         Until then the lost session stays in use, so that an exception leaves no episode half done.
 
         Args:
-            error: the exception that says so.
+            error: the exception that reports the loss.
             generator: the generator's state after the episode, if it is known.
         """
         owner, recording = self._owner, self._recording

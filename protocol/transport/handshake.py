@@ -173,7 +173,7 @@ class Handshake:
             return self._denied(self._link.handshake_hint)
         unknown = _unknown_host(url)
         if unknown:
-            return BrokerUnreachable(f"No broker answers at {url}: {unknown}.")
+            return BrokerUnreachable(f"No broker answers at {url}: {unknown}. Check the URL.")
         return BrokerUnreachable(f"No broker answers at {url}.", url_source=URL_SOURCE)
 
 

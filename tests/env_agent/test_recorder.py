@@ -35,6 +35,7 @@ from gymwire.protocol.messages import (
 )
 from gymwire.protocol.recordings import COMPLETE, RUNNING, RecordedPart
 from tests.processes import PATIENCE_S
+from tests.wire import close_all
 
 MIB = 1024 * 1024
 SID = 9
@@ -98,7 +99,7 @@ class Learner:
         return replies
 
     def leave(self) -> None:
-        self.host.close_all()
+        close_all(self.host)
         self.recorder.close()
 
 
@@ -306,7 +307,7 @@ def test_a_full_disk_ends_the_recording_but_no_step(
                 learner.recorder._drain()
         assert isinstance(replies[1], Percept)
         learner.do(Reset(3), Act(1))
-        learner.host.close_all()
+        close_all(learner.host)
         learner.recorder._drain()
     assert [row["event"] for row in log if row["log_level"] == "error"] == ["recording failed"]
     assert [part.header["seed"] for part in files(tmp_path)] == [3]

@@ -40,6 +40,7 @@ from gymwire.protocol.messages import (
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.signing import Challenge
 from gymwire.protocol.values import Opaque
+from tests.wire import close_all
 
 SID = 9
 
@@ -145,7 +146,7 @@ def client(log: list[Any]) -> Iterator[Client]:
     made = Client(make_host())
     assert isinstance(made.open(), Opened)
     yield made
-    made.host.close_all()
+    close_all(made.host)
 
 
 @pytest.fixture
