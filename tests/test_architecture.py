@@ -51,6 +51,7 @@ IMPURE = {
     "cli/*.py": "reads the command line and prints",
     "protocol/extras.py": "looks where gymwire is installed",
     "protocol/files.py": "reads files",
+    "protocol/layout_functions.py": "executes source text that it has made",
     "protocol/logs.py": "writes the log",
     "protocol/outside_exceptions.py": "knows which modules are Python's own",
     "protocol/recordings.py": "reads files",
