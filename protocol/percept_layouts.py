@@ -12,30 +12,24 @@ encodes.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-from gymwire.protocol.arrays import axes_order
 from gymwire.protocol.codec import SEQ, SID, Codec, Frame, Pieces
 from gymwire.protocol.errors import EncodingError
+from gymwire.protocol.layout_functions import Container, Plan, compile_decoder, compile_encoder
 from gymwire.protocol.messages import Percept
-from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.percept_places import Place, array_place, integer_place, is_constant, place_of
 from gymwire.protocol.space_codecs import SpaceCodec
 
-__all__ = ["APART", "IN_PLACE", "PerceptLayouts", "in_place"]
+__all__ = ["APART", "PerceptLayouts"]
 
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 Data = Frame | memoryview
 
-# Arrays of at least this many bytes stay in the memory where libzmq received them. Smaller messages
-# share a block, which an array would keep alive, and may be at odd addresses.
-IN_PLACE = 16 * 1024
 # Arrays of at least this many bytes are not copied into the frame of a percept, but become a piece.
 APART = 16 * 1024
 
@@ -47,40 +41,14 @@ MAX_VALUES = 64  # of one percept: numbers, arrays, texts and dicts
 _INFO = 4  # its index among the five values of a step
 
 
-def in_place(
-    shape: tuple[int, ...], dtype: np.dtype[Any], data: Data, begin: int
-) -> np.ndarray[Any, Any] | None:
-    """Return the array in the received memory; None if that is read-only or unaligned."""
-    array = np.ndarray(shape, dtype, data, begin)
-    return array if array.flags.writeable and array.flags.aligned else None
-
-
 # --- the structure of a percept -------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Container:
-    """A dict or list among the values: its index, and those of the values in it.
-
-    `keys` are those of a dict; None: a list.
-    """
-
-    at: int
-    keys: tuple[str, ...] | None
-    begin: int
-    end: int
-
-    def build(self, values: list[Any]) -> None:
-        """Replace the container by one with the values at the indices."""
-        found = values[self.begin : self.end]
-        values[self.at] = found if self.keys is None else dict(zip(self.keys, found, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
 class _Form:
     """What layouts that differ only in their places and constants have in common."""
 
-    containers: tuple[_Container, ...]
+    containers: tuple[Container, ...]
     types: tuple[type, ...]
 
     def flatten(self, step: Step) -> list[Any] | None:
@@ -110,7 +78,7 @@ class _Structure:
     """
 
     def __init__(self, step: Step, observation: SpaceCodec) -> None:
-        containers: list[_Container] = []
+        containers: list[Container] = []
         self.places: dict[int, Place] = {}
         self.constants: dict[int, Any] = {}
         self.key: object = None
@@ -125,7 +93,7 @@ class _Structure:
             elif index >= _INFO and (kind is list or (kind is dict and _has_text_keys(value))):
                 keys, parts = (None, value) if kind is list else (tuple(value), value.values())
                 begin = len(values)
-                containers.append(_Container(index, keys, begin, begin + len(value)))
+                containers.append(Container(index, keys, begin, begin + len(value)))
                 values += parts
             else:
                 return
@@ -165,126 +133,21 @@ class _Layout:
     """
 
     def __init__(self, structure: _Structure, codec: Codec) -> None:
-        places = structure.places
         frame, begins = _find_places(structure, codec)
-        order = sorted(places, key=begins.__getitem__)
-        ordered = [places[index] for index in order]
+        order = sorted(structure.places, key=begins.__getitem__)
+        places = {i: structure.places[i] for i in order}
         self.size = len(frame)
         self.form = structure.form
-        self._inner_first = structure.form.containers[::-1]
-        self._arrays = [(i, *array) for i in order if (array := places[i].array) is not None]
-        self._checks = [(i, fits) for i in order if (fits := places[i].fits) is not None]
-        self._constants = list(structure.constants.items())
-        self._in_order = itemgetter(*order)
-        self._writes = [place.write for place in ordered]
-        self._is_large = [place.is_large for place in ordered]
-        self._is_apart = any(place.array and place.size >= APART for place in ordered)
-        # The frame is constant bytes and places in turn; the first place is the name.
         spans = [(SID.start, SEQ.stop), *((begins[i], begins[i] + places[i].size) for i in order)]
         starts, ends = [0, *(end for _, end in spans)], [*(begin for begin, _ in spans), self.size]
-        constants = [frame[start:end] for start, end in zip(starts, ends, strict=True)]
-        self._template: list[Any] = [b""] * (2 * len(spans) + 1)
-        self._template[::2] = constants
-        codes = ["16s", *("d" if one.write is None else f"{one.size}s" for one in ordered)]
-        self._pack = struct.Struct("<" + _alternating(constants, codes)).pack
-        # Large arrays are not unpacked: they are read where they are.
-        codes = ["16s", *(f"{one.size}x" if one.is_large else code
-                         for one, code in zip(ordered, codes[1:], strict=True))]  # fmt: skip
-        self._unpack = struct.Struct("<" + _alternating(constants, codes)).unpack
-        small = [place for place in ordered if not place.is_large]
-        # Among the unpacked: which ones are constants, and which ones are fields of places.
-        kinds = [True, False, True]
-        for place in ordered:
-            kinds += [True] if place.is_large else [False, True]
-        self._constants_of = itemgetter(*(i for i, constant in enumerate(kinds) if constant))
-        self._constant_bytes = tuple(constants)
-        self._fields_of = itemgetter(*(i for i, constant in enumerate(kinds) if not constant))
-        self._reads = [bytes, *(place.read for place in small)]
-        self._large = [
-            (begins[i], begins[i] + places[i].size, places[i]) for i in order if places[i].is_large
-        ]
-        # Where each value is among what was read: small ones, large ones, constants, None, which
-        # stands for the containers.
-        found = [-1, *(i for i in order if not places[i].is_large)]
-        found += [i for i in order if places[i].is_large]
-        found += [index for index, _ in self._constants]
-        where = {index: at for at, index in enumerate(found)}
-        self._arrange = itemgetter(*(where.get(i, len(found)) for i in range(len(self.form.types))))
-        self._rest = [*(value for _, value in self._constants), None]
-
-    def encode(self, values: list[Any], name: bytes) -> Frame | Pieces | None:
-        """Return the frame of a percept, or None if it has another structure.
-
-        `values`: what `form.flatten` returned.
-        """
-        for index, fits in self._checks:
-            if not fits(values[index]):
-                return None
-        for index, dtype, shape in self._arrays:
-            array = values[index]
-            if array.dtype != dtype or array.shape != shape:
-                return None
-            if len(shape) > 1 and axes_order(array) is not None:
-                return None
-        for index, constant in self._constants:
-            if values[index] != constant:
-                return None
-        parts = self._template.copy()
-        parts[1] = name
-        if not self._large:
-            parts[3::2] = [
-                value if write is None else write(value)
-                for write, value in zip(self._writes, self._in_order(values), strict=True)
-            ]
-            return self._pack(*parts)
-        parts[3::2] = map(_write_part, self._is_large, self._writes, self._in_order(values))
-        return Pieces(parts, self.size) if self._is_apart else b"".join(parts)
-
-    def decode(self, data: Data, name: bytes) -> Step | None:
-        """Return the percept in a frame of `size` bytes; None: it has another structure."""
-        unpacked = self._unpack(data)
-        if self._constants_of(unpacked) != self._constant_bytes or unpacked[1] != name:
-            return None
-        try:
-            values = [
-                read(field)
-                for read, field in zip(self._reads, self._fields_of(unpacked), strict=True)
-            ]
-            for begin, end, place in self._large:
-                values.append(_read_large(data, begin, end, place))
-        except KeyError as error:
-            if is_from_outside(error):
-                raise
-            return None
-        values += self._rest
-        values = [*self._arrange(values)]
-        for container in self._inner_first:
-            container.build(values)
-        return values[0], values[1], values[2], values[3], values[_INFO]
-
-
-def _alternating(constants: list[bytes], codes: list[str]) -> str:
-    """Return the format of constant bytes and places in turn."""
-    between = [f"{len(constant)}s" for constant in constants]
-    return "".join(a + b for a, b in zip(between, [*codes, ""], strict=True))
-
-
-def _write_part(is_large: bool, write: Callable[[Any], Any] | None, value: Any) -> Any:
-    """Return a place's bytes, those of a large array in its own memory."""
-    if is_large and value.flags.c_contiguous:
-        return value.data
-    return value.tobytes() if write is None else write(value)
-
-
-def _read_large(data: Data, begin: int, end: int, place: Place) -> Any:
-    """Return a large array; raises KeyError if the bytes are not valid."""
-    assert place.array is not None
-    dtype, shape = place.array
-    if end - begin >= IN_PLACE and dtype.kind != "b":
-        array = in_place(shape, dtype, data, begin)
-        if array is not None:
-            return array
-    return place.read(data[begin:end])
+        chunks = [frame[start:end] for start, end in zip(starts, ends, strict=True)]
+        plan = Plan(chunks, places, begins, structure.constants, structure.form.containers)
+        is_apart = any(place.array and place.size >= APART for place in places.values())
+        # (values, name) -> the frame, or None if the percept has another structure. `values`: what
+        # `form.flatten` returned.
+        self.encode = compile_encoder(plan, len(self.form.types), self.size, in_pieces=is_apart)
+        # (data, name) -> the percept in a frame of `size` bytes; None: it has another structure.
+        self.decode = compile_decoder(plan)
 
 
 def _find_places(structure: _Structure, codec: Codec) -> tuple[bytes, dict[int, int]]:

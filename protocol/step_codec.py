@@ -47,8 +47,9 @@ from gymwire.protocol.codec import (
     split,
 )
 from gymwire.protocol.errors import DecodingError, EncodingError
+from gymwire.protocol.layout_functions import IN_PLACE, in_place
 from gymwire.protocol.messages import VERSION, Kind
-from gymwire.protocol.percept_layouts import APART, IN_PLACE, PerceptLayouts, in_place
+from gymwire.protocol.percept_layouts import APART, PerceptLayouts
 from gymwire.protocol.space_codecs import NOT_COMPACT, NotCompact, SpaceCodec
 from gymwire.protocol.vector_infos import to_wire
 
