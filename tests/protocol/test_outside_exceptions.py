@@ -100,7 +100,7 @@ def test_what_a_call_of_gymwire_raises_is_not(expression: str) -> None:
 )
 def test_what_a_thread_sets_on_another_is_from_outside(kind: type[Exception]) -> None:
     set_on = ctypes.pythonapi.PyThreadState_SetAsyncExc
-    names = {
+    names: dict[str, object] = {
         "set_on": set_on,
         "thread": ctypes.c_ulong(threading.get_ident()),
         "kind": ctypes.py_object(kind),
