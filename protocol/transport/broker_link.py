@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from gymwire.protocol.codec import PLAIN, Frame
-from gymwire.protocol.errors import ConnectionFailed, GymwireError
+from gymwire.protocol.errors import ConnectionFailed, EnvironmentClosed, GymwireError
 from gymwire.protocol.messages import Attach, Attached, Welcome
 from gymwire.protocol.transport.hosts import is_this_host
 from gymwire.protocol.transport.interface import LinkEvent, Transport
@@ -180,6 +180,12 @@ class BrokerLink:
         """Close both connections. Frames sent last have `linger_s` seconds to leave."""
         self._drop_channel()
         self._dealer.close(linger_s)
+        self.send = self.receive = self._refuse
+
+    def _refuse(self, *_: object) -> NoReturn:
+        raise EnvironmentClosed(
+            f"This connection to the broker at {self.url} is closed. Make a new one."
+        )
 
 
 def _is_attached(frame: bytes | memoryview) -> bool:

@@ -18,7 +18,12 @@ from gymwire.learner_agent.client.requests import PendingRequest
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
-from gymwire.protocol.errors import BrokerUnreachable, NoFreeSlot, RequestTimeout
+from gymwire.protocol.errors import (
+    BrokerUnreachable,
+    EnvironmentClosed,
+    NoFreeSlot,
+    RequestTimeout,
+)
 from gymwire.protocol.messages import Act, Code, Error, Kind, Message, Percept, Reset
 from tests.wire import Dealer, Faults, Network
 
@@ -290,6 +295,22 @@ def test_after_a_refusal_no_more_sessions_are_requested(monkeypatch: pytest.Monk
         assert len(sent) <= 5
         listen(network, connection)
         assert loop.idle
+
+
+def test_a_closed_connection_says_so() -> None:
+    with Network() as network:
+        network.env_agent(service(address="lake", env="FrozenLake-v1"))
+        connection = network.connection()
+        session = connection.open("lake")
+        session.request(Reset(1))
+        connection.close()
+        for call in (
+            partial(session.step, 1),
+            partial(connection.open, "lake"),
+            partial(connection.find, "lake"),
+        ):
+            with pytest.raises(EnvironmentClosed, match=r"to the broker at .* is closed"):
+                call()
 
 
 def test_a_session_that_is_closed_during_a_step_frees_its_slot_when_the_step_has_ended() -> None:

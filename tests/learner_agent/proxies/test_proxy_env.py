@@ -297,7 +297,7 @@ def test_a_wrapper_keeps_its_private_attributes(cartpole: ProxyEnv) -> None:
     wrapped = TimeLimit(cartpole, 5)
     wrapped.set_wrapper_attr("_private", 3)
     assert vars(wrapped)["_private"] == 3
-    cartpole._mine = 1  # type: ignore[attr-defined]
+    cartpole._mine = 1
     wrapped.set_wrapper_attr("_mine", 2)
     assert vars(cartpole)["_mine"] == 2
 
