@@ -14,7 +14,7 @@ from typing import Any
 from tests.prefork import ROOT as ROOT
 from tests.prefork import Forked
 
-PATIENCE_S = 20.0  # for what must happen, on a machine that may be busy
+PATIENCE_S = 60.0  # for what must happen, on a machine that may be busy
 
 
 class Program:
@@ -109,7 +109,7 @@ class Programs:
         options = ("--direct", "never", *options)
         program = self.start(
             *("gymwire", "serve", "--broker", broker, "--log-format", "json", "--grace", "0"),
-            *options,
+            *("--wait", f"{PATIENCE_S:g}", *options),
         )
         program.wait_for("offering")
         return program

@@ -105,17 +105,9 @@ class Site(Place):
         host = ["tests.chaos.other_host"] if address == SLOW else []
         return self.part(
             *(f"agent-{name}", *host, "gymwire.env_agent", "--address", address, "--env", env),
-            *(
-                "--broker",
-                self.url,
-                "--wait",
-                str(START_S),
-                "--direct",
-                direct,
-                "--max-sessions",
-                "64",
-            ),
-            *("--key", own["key"], "--broker-key", own["broker_key"], *options),
+            *("--broker", self.url, "--wait", str(START_S), "--direct", direct),
+            *("--key", own["key"], "--broker-key", own["broker_key"]),
+            *("--max-sessions", "64", *options),
         )
 
     def release(self) -> None:

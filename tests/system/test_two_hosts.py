@@ -25,6 +25,7 @@ from tests.processes import PATIENCE_S
 from tests.protocol.transport.test_stalled_readers import PING, fill, greet_as_dealer
 
 PORT = 5555
+START_S = 120.0  # how long programs may take to start on a busy machine
 
 
 class Hosts:
@@ -146,7 +147,7 @@ def env_agent(folder: Path, broker: str, inside: str, *options: str) -> Part:
         "tests.chaos.chain:ChainEnv",
     ]
     arguments += ["--env-kwargs", f'{{"ledger": "{folder / "ledger"}"}}', "--broker", broker]
-    arguments += ["--wait", "20", *options]
+    arguments += ["--wait", str(START_S), *options]
     return Part(folder / "env-agent.log", arguments, inside=inside)
 
 
@@ -170,7 +171,7 @@ def test_an_env_agent_on_another_host_serves_a_learner(
             Part(tmp_path / "broker.log", ["gymwire.broker", "--bind", url, "--insecure"])
         )
         started.append(env_agent(tmp_path, url, there, *direct))
-        with ProxyEnv("lab/chain", url, wait_s=20.0) as env:
+        with ProxyEnv("lab/chain", url, wait_s=START_S) as env:
             assert_trained(Course(env, "learner", seed=1), tmp_path / "ledger", 200)
 
 
@@ -190,7 +191,7 @@ def test_three_hosts_train_with_keys_while_links_go_down_and_up(
         agent = env_agent(tmp_path, f"tcp://{middle_inner_ip}:{PORT}", there, *secured)
         started.append(agent)
         with ProxyEnv(
-            "lab/chain", url, wait_s=20.0, key=str(keys["learner"][0]), broker_key=broker_key
+            "lab/chain", url, wait_s=START_S, key=str(keys["learner"][0]), broker_key=broker_key
         ) as env:
             course = Course(env, "learner", seed=1)
             assert_trained(course, tmp_path / "ledger", 50)
@@ -211,7 +212,7 @@ def test_three_hosts_train_with_keys_while_links_go_down_and_up(
             set_agents_link(True)
             until(lambda: "reconnected" in agent.text(), "the agent is back")
             with ProxyEnv(
-                "lab/chain", url, wait_s=20.0, key=str(keys["learner"][0]), broker_key=broker_key
+                "lab/chain", url, wait_s=START_S, key=str(keys["learner"][0]), broker_key=broker_key
             ) as again:
                 assert_trained(Course(again, "again", seed=2), tmp_path / "ledger", 50)
 
@@ -236,10 +237,10 @@ def test_a_connection_that_the_kernel_gives_up_in_a_long_step_does_not_end_the_e
     with parts() as started, contextlib.ExitStack() as stack:
         broker = ["gymwire.broker", "--bind", url, "--insecure"]
         started.append(Part(tmp_path / "broker.log", broker))
-        command = ["gymwire.env_agent", *offer, "--broker", url, "--wait", "20", *direct]
+        command = ["gymwire.env_agent", *offer, "--broker", url, "--wait", str(START_S), *direct]
         agent = Part(tmp_path / "env-agent.log", command, inside=there)
         started.append(agent)
-        proxy = stack.enter_context(ProxyEnv("gated", url, wait_s=20.0, direct="never"))
+        proxy = stack.enter_context(ProxyEnv("gated", url, wait_s=START_S, direct="never"))
         proxy.reset(options={"gate": str(gate)})
         stepping = threading.Thread(target=proxy.step, args=(0,))
         stepping.start()
@@ -271,13 +272,13 @@ def test_a_path_that_loses_the_large_packets_of_an_env_agent_is_named(
     hosts.lose_large_packets(there, (near, far), here_ip)
     url = f"tcp://{here_ip}:{PORT}"
     offer = ["--address", "noise", "--env", "tests.odd_envs:Noise", "--threads", "1"]
-    agent = ["gymwire.env_agent", *offer, "--broker", url, "--wait", "20"]
+    agent = ["gymwire.env_agent", *offer, "--broker", url, "--wait", str(START_S)]
     with parts() as started:
         broker = ["gymwire.broker", "--bind", url, "--insecure"]
         started.append(Part(tmp_path / "broker.log", broker))
         started.append(Part(tmp_path / "env-agent.log", agent, inside=there))
         with (
-            ProxyEnv("noise", url, wait_s=20.0, direct="never") as env,
+            ProxyEnv("noise", url, wait_s=START_S, direct="never") as env,
             pytest.raises(EnvironmentLost, match=r"env agent .* lost 2 times .* MTU"),
         ):
             env.reset(seed=1)
