@@ -131,7 +131,7 @@ def test_whatever_a_step_raises_reaches_its_caller_only(error: BaseException) ->
 
 
 class Stops(OnlyStep):
-    async def step(self, action: Any) -> Any:
+    async def step(self, action: Any) -> Any:  # type: ignore[override]
         asyncio.get_running_loop().stop()
         return action, 0.0, False, False, {}
 
