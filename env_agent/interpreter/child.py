@@ -26,7 +26,7 @@ import sys
 import threading
 import time
 import traceback
-from collections import OrderedDict
+from collections import OrderedDict, namedtuple
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -330,6 +330,17 @@ def _unpack_extension(data: bytes, at: int, size: int) -> tuple[Any, int]:
     items = unpack(body)
     if code == 5 and "gymnasium.spaces" in sys.modules:
         return sys.modules["gymnasium.spaces"].GraphInstance(*items), end
+    if code == 8:
+        name, fields, parts = items
+        return namedtuple(name, fields, rename=True)(*parts), end
+    if code == 9:
+        array = np.empty(len(items[1]), object)
+        for index, item in enumerate(items[1]):  # NumPy would make one array of a list of arrays
+            array[index] = item
+        return array.reshape(items[0]), end
+    if code == 10:
+        axes, array = items
+        return array.transpose([axes.index(axis) for axis in range(array.ndim)]), end
     return (OrderedDict(items) if code == 7 else tuple(items)), end
 
 

@@ -120,6 +120,7 @@ def compile_action(form: Form) -> Callable[[Any], bytes | None]:
     kind = np.ndarray if shape is not None else dtype.type
     size = None if shape is None else tuple(shape)
     int_kind = int if shape is None else None
+    has_order = size is not None and len(size) > 1  # in memory, which raw bytes do not show
     itemsize, is_signed = dtype.itemsize, dtype.kind == "i"
     order: Literal["big", "little"] = "big" if dtype.str[0] == ">" else "little"
 
@@ -132,6 +133,8 @@ def compile_action(form: Form) -> Callable[[Any], bytes | None]:
         if type(action) is not kind or (
             size is not None and (action.shape != size or action.dtype != dtype)
         ):
+            return None
+        if has_order and not action.flags.c_contiguous:
             return None
         raw: bytes = action.tobytes()
         return raw

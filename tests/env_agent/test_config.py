@@ -91,7 +91,7 @@ def test_a_wrong_file_is_an_error_that_says_where(file: Path, text: str, why: st
     ("bad", "why"),
     [
         ("env = 'CartPole-v1'", "address is missing"),
-        ("address = 'a'\nenviroment = 'CartPole-v1'", "unknown key 'enviroment'"),
+        ("address = 'a'\nenvs = 'CartPole-v1'", "unknown key 'envs'"),
         ("address = 'A b'\nenv = 'CartPole-v1'", "'A b' is not an address"),
         ("address = 3\nenv = 'CartPole-v1'", "address must be a str"),
         ("address = 'a'\nenv = 'CartPole-v1'\nmax_sessions = -1", "1 or more"),

@@ -18,6 +18,7 @@ import pytest
 from gymwire.env_agent.interpreter import child, child_values
 from gymwire.protocol import arrays, values
 from gymwire.protocol import value_limits as limits
+from gymwire.protocol.named_tuples import rebuild
 from tests.sameness import assert_same
 
 SOURCE = Path(child.__file__).read_text(encoding="utf-8")
@@ -197,6 +198,28 @@ def test_the_memory_order_of_an_array_is_kept(array: Any) -> None:
     found = child_values.decode(child.pack({"a": [array]}))["a"][0]
     assert_same(found, array)
     assert found.strides == array.copy("K").strides
+
+
+def test_arguments_keep_their_type_and_their_memory_order() -> None:
+    child.np = np
+    objects = np.array([{"a": 1}, None, np.arange(2)], object)
+    for value in (CUBE.transpose(2, 0, 1), np.asfortranarray(CUBE), objects.reshape(3, 1)):
+        found = child.unpack(values.encode([value]))[0]
+        assert_same(found, value)
+        assert found.strides == value.strides
+    pair = rebuild("Pair", ("left", "_1"), [1, (2,)])
+    found = child.unpack(values.encode(pair))
+    assert (type(found).__name__, found._fields, tuple(found)) == (
+        "Pair",
+        ("left", "_1"),
+        (1, (2,)),
+    )
+
+
+def test_an_action_in_another_memory_order_is_not_sent_as_raw_bytes() -> None:
+    compact = child_values.compile_action(("<f8", [2, 3]))
+    assert compact(np.ones((2, 3))) is not None
+    assert compact(np.asfortranarray(np.ones((2, 3)))) is None
 
 
 def test_the_limits_of_values_are_those_of_the_protocol() -> None:
