@@ -30,9 +30,6 @@ class Learner(Protocol):
     def act(self, observation: Any, info: Mapping[str, Any]) -> Any:
         """Return the action to take after `observation` and its `info`."""
 
-    def best(self, observation: Any, info: Mapping[str, Any]) -> Any:
-        """Return the action that is best by what was learned, without exploring."""
-
     def learn(
         self,
         observation: Any,

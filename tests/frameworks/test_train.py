@@ -76,7 +76,7 @@ def test_the_saved_model_acts_in_the_spaces_that_it_was_trained_with(
     env = Lottery(observations, actions)
     act = policies.load(str(path), env, None)
     for _ in range(3):
-        assert env.action_space.contains(act(env.observation_space.sample()))
+        assert env.action_space.contains(act(env.observation_space.sample(), {}))
 
 
 @pytest.mark.parametrize("num_envs", ["1", "3"])
