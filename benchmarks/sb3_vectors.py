@@ -10,7 +10,8 @@ All processes are pinned to one processor: a step never uses two at once, and wa
 takes as long as the step.
 
 The rows `floor` bound what any proxy can reach: another process steps the vectors that the env
-agent makes, and only their raw bytes go over a Unix socket, with no infos and no Monitor.
+agent makes, and only their raw bytes go over a Unix socket. The rows `bound` are these floors as a
+VecEnv in a VecMonitor, without a protocol: they only make the arrays and infos of the raw bytes.
 """
 
 from __future__ import annotations
@@ -61,8 +62,10 @@ def step_bare(connection: socket.socket, number: int, kwargs: dict[str, Any]) ->
     vector = Factory("CartPole-v1").make_vector(number, mode, None, kwargs)
     vector.reset(seed=1)
     while actions := connection.recv(1 << 16):
-        results = vector.step(np.frombuffer(actions, np.int64))
-        connection.send(b"".join([one.tobytes() for one in results[:4]]))
+        observations, rewards, *flags, infos = vector.step(np.frombuffer(actions, np.int64))
+        final = [one for one in infos.get("final_obs", ()) if one is not None]
+        parts = [observations, rewards.astype(np.float32), *flags, *final]
+        connection.send(b"".join([one.tobytes() for one in parts]))
 
 
 class Floor:
@@ -78,8 +81,73 @@ class Floor:
 
     def step(self, actions: Any) -> bytes:
         """Run one step, and return the bytes of its results."""
+        self.send(actions)
+        return self.receive()
+
+    def send(self, actions: Any) -> None:
+        """Send the actions of a step."""
         self._connection.send(actions.tobytes())
+
+    def receive(self) -> bytes:
+        """Return the bytes of the results of a step."""
         return self._connection.recv(1 << 16)
+
+
+class Bound(VecEnv):  # type: ignore[misc]  # of a package without types
+    """The least that makes a VecEnv of a floor of CartPoles."""
+
+    reset_infos: list[dict[str, Any]]
+
+    def __init__(self, floor: Floor) -> None:
+        self._floor = floor
+        spaces = gymnasium.make("CartPole-v1")
+        super().__init__(floor.num_envs, spaces.observation_space, spaces.action_space)
+
+    def reset(self) -> Any:
+        """Step, as the floor does."""
+        return self.step(np.zeros(self.num_envs, np.int64))[0]
+
+    def step_async(self, actions: Any) -> None:
+        """Send the actions."""
+        self._floor.send(actions)
+
+    def step_wait(self) -> Any:
+        """Make arrays and infos of the results."""
+        data, number = self._floor.receive(), self.num_envs
+        ends = np.cumsum([16 * number, 4 * number, number, number]).tolist()
+        observations = np.frombuffer(bytearray(data[: ends[0]]), np.float32).reshape(number, 4)
+        rewards = np.frombuffer(bytearray(data[ends[0] : ends[1]]), np.float32)
+        terminated = np.frombuffer(data[ends[1] : ends[2]], np.bool_)
+        truncated = np.frombuffer(data[ends[2] : ends[3]], np.bool_)
+        dones = terminated | truncated
+        infos: list[dict[str, Any]] = [{"TimeLimit.truncated": False} for _ in range(number)]
+        at = ends[3]
+        for i in dones.nonzero()[0].tolist():
+            infos[i] = {
+                "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
+                "terminal_observation": np.frombuffer(bytearray(data[at : at + 16]), np.float32),
+            }
+            self.reset_infos[i] = {}
+            at += 16
+        return observations, rewards, dones, infos
+
+    def close(self) -> None:
+        """Do nothing: the floor ends by itself."""
+
+    def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
+        """Return None for each environment."""
+        return [None] * self.num_envs
+
+    def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
+        """Do nothing."""
+
+    def env_method(self, method_name: str, *_: Any, **__: Any) -> list[Any]:
+        """Return None for each environment."""
+        return [None] * self.num_envs
+
+    def env_is_wrapped(self, wrapper_class: type[Any], indices: Any = None) -> list[bool]:
+        """Return False for each environment."""
+        return [False] * self.num_envs
 
 
 @contextmanager
@@ -124,6 +192,8 @@ def compare_speeds(number: int, url: str, options: argparse.Namespace) -> None:
         sides = {
             "local": local,
             **remotes,
+            "bound: sync, VecMonitor": VecMonitor(Bound(sync_floor)),
+            "bound: as served, VecMonitor": VecMonitor(Bound(own_floor)),
             "floor: sync": sync_floor,
             "floor: as served": own_floor,
         }
@@ -135,7 +205,7 @@ def compare_speeds(number: int, url: str, options: argparse.Namespace) -> None:
             ratio = statistics.median(
                 mine / own for mine, own in zip(found, rates["local"], strict=True)
             )
-            print(f"{number:3} × {name:27} {statistics.median(found):7.0f}/s  {ratio:.2f} ×")
+            print(f"{number:3} × {name:28} {statistics.median(found):7.0f}/s  {ratio:.2f} ×")
         for remote in remotes.values():
             remote.close()
 

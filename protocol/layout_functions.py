@@ -194,7 +194,7 @@ def _struct(plan: Plan, codes: Iterable[str]) -> struct.Struct:
 
 
 def _compile(text: str, names: dict[str, Any]) -> Callable[..., Any]:
-    exec(text, names)  # text that this module has made, see above
+    exec(text, names)
     function: Callable[..., Any] = names["function"]
     return function
 

@@ -89,7 +89,7 @@ def from_wire(form: Any) -> tuple[Any, Casts]:
     if type(form) is not list or [type(part) for part in form[1:]] != [list, list]:
         raise DecodingError("The infos of a vector are neither a dict nor infos with places.")
     infos, places, casts = form
-    infos = _copied(infos)
+    infos = _copied(infos) if type(infos) is dict else infos
     for place in places:
         if type(place) is not list or len(place) != 2:
             raise DecodingError("The place of an array of objects is not [path, shape].")
@@ -102,11 +102,9 @@ def from_wire(form: Any) -> tuple[Any, Casts]:
         raise DecodingError("The path of a cast is not a list of keys.") from None
 
 
-def _copied(infos: Any) -> Any:
+def _copied(infos: dict[Any, Any]) -> dict[Any, Any]:
     """Copy the dicts but not the values, so that reading a form leaves it unchanged."""
-    if type(infos) is not dict:
-        return infos
-    return {key: _copied(value) for key, value in infos.items()}
+    return {key: _copied(value) if type(value) is dict else value for key, value in infos.items()}
 
 
 def _read_cast(cast: Any) -> tuple[tuple[Any, ...], list[tuple[int, Any]]]:

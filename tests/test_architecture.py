@@ -51,7 +51,6 @@ IMPURE = {
     "cli/*.py": "reads the command line and prints",
     "protocol/extras.py": "looks where gymwire is installed",
     "protocol/files.py": "reads files",
-    "protocol/layout_functions.py": "executes source text that it has made",
     "protocol/logs.py": "writes the log",
     "protocol/outside_exceptions.py": "knows which modules are Python's own",
     "protocol/recordings.py": "reads files",
@@ -385,7 +384,10 @@ def test_a_pure_module_uses_no_global_randomness_and_opens_nothing(path: Path) -
             assert {alias.name for alias in node.names} <= RANDOM[node.module]
         if isinstance(node, ast.Call):
             called = called_name(node.func)
-            assert called not in ("open", "input", "print", "exec", "eval"), f"{called}()"
+            forbidden = {"open", "input", "print", "exec", "eval"}
+            if name_of(path) == "protocol/layout_functions.py":
+                forbidden.remove("exec")  # of source text that it has made
+            assert called not in forbidden, f"{called}()"
             module, _, attribute = called.removeprefix("np.").rpartition(".")
             if module == "random":
                 seeded = attribute == "default_rng" and node.args

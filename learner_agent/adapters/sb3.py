@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -93,9 +94,9 @@ class ProxyVecEnv(VecEnv):
             observations, infos = self._vector.reset(
                 seed=self._seed(), options={**options, **mask} or None
             )
-            for i, info in enumerate(single_infos.split(infos, self.num_envs)):
-                if chosen[i]:
-                    reset_infos[i] = info
+            singles = single_infos.split(infos, chosen.nonzero()[0].tolist(), self.num_envs)
+            for i, info in singles.items():
+                reset_infos[i] = info
         self._was_reset = True
         self.reset_infos = reset_infos
         self._reset_seeds()
@@ -132,37 +133,38 @@ class ProxyVecEnv(VecEnv):
         """
         observations, rewards, terminated, truncated, merged = self._vector.step_wait()
         dones = terminated | truncated
-        rewards = rewards.astype(np.float32)
         ended = dones.nonzero()[0].tolist()
-        infos: list[dict[Any, Any]]
-        if not (ended or merged) or _holds_only_ends(merged, dones):  # the usual cases
-            infos = [{"TimeLimit.truncated": False} for _ in range(self.num_envs)]
-            for i in ended:
-                infos[i] = {
-                    "TimeLimit.truncated": bool(truncated[i] and not terminated[i]),
-                    "terminal_observation": merged[_FINAL][i],
-                }
-                self.reset_infos[i] = {}
-            return observations, rewards, dones, infos
-        infos = single_infos.split(merged, self.num_envs)
-        for i in ended:
-            infos[i], self.reset_infos[i] = self._ended(infos[i])
-        for info, cut in zip(infos, (truncated & ~terminated).tolist(), strict=True):
-            info["TimeLimit.truncated"] = cut
+        lasts = self._lasts(merged, ended) if ended else {}
+        if merged:
+            infos = [*single_infos.split(merged, range(self.num_envs), self.num_envs).values()]
+        else:
+            infos = [*map(dict.copy, repeat(_NOT_CUT, self.num_envs))]
+        for i, last in lasts.items():
+            self.reset_infos[i], infos[i] = infos[i] if merged else {}, last
+        if merged:
+            for info in infos:
+                info[_CUT] = False
         for i in ended:  # last, as in a DummyVecEnv
+            infos[i][_CUT] = bool(truncated[i] and not terminated[i])
             infos[i]["terminal_observation"] = infos[i].pop(_FINAL)
-        return observations, rewards, dones, infos
+        return observations, rewards.astype(np.float32), dones, infos
 
-    def _ended(self, info: dict[Any, Any]) -> tuple[dict[Any, Any], dict[Any, Any]]:
-        """Return the info of the step that ended an episode, and the info of the reset after it."""
-        if _FINAL not in info:
-            raise ProtocolError(
-                f"{self._vector} ended an episode without `final_obs` in its infos, which the "
-                f"autoreset mode SameStep requires. That is a fault of the remote environment."
-            )
-        last = info.pop("final_info", {})
-        last[_FINAL] = info.pop(_FINAL)
-        return last, info
+    def _lasts(self, merged: dict[Any, Any], ended: list[int]) -> dict[int, dict[Any, Any]]:
+        """Take the infos of the last steps of these episodes from those of a vector.
+
+        Each has the last observation under its key in the vector's infos.
+        """
+        found = {key: merged.pop(key) for key in _ENDS if key in merged}
+        lasts = single_infos.split(found, ended, self.num_envs)
+        for i, one in lasts.items():
+            if _FINAL not in one:
+                raise ProtocolError(
+                    f"{self._vector} ended an episode without `final_obs` in its infos, which the "
+                    f"autoreset mode SameStep requires. That is a fault of the remote environment."
+                )
+            lasts[i] = one.pop("final_info", {})
+            lasts[i][_FINAL] = one[_FINAL]
+        return lasts
 
     def close(self) -> None:
         """End the sessions and free their slots. Idempotent."""
@@ -267,24 +269,14 @@ def _batched(space: spaces.Space[Any], actions: Iterable[Any]) -> Any:
     return tuple(actions) if space.dtype is None else np.array(actions, space.dtype)
 
 
-def _holds_only_ends(infos: Mapping[Any, Any], dones: NDArray[Any]) -> bool:
-    """Return whether infos have the last observations of these episodes, and nothing else."""
-    return (
-        len(infos) == len(_ENDS)
-        and _ENDS.issuperset(infos)
-        and infos["final_info"] == {}
-        and _holds_objects(infos[_FINAL])
-        and infos[_FINAL].shape == dones.shape
-        and np.array_equal(infos["_final_obs"], dones)
-    )
-
-
 def _holds_objects(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.hasobject
 
 
 _FINAL = "final_obs"
-_ENDS = {_FINAL, "_final_obs", "final_info", "_final_info"}
+_ENDS = (_FINAL, "_final_obs", "final_info", "_final_info")
+_CUT = "TimeLimit.truncated"
+_NOT_CUT = {_CUT: False}
 # What the proxy knows itself, although the env agent may not expose it.
 _LOCAL: dict[str, Callable[[ProxyVectorEnv], Any]] = {
     "action_space": lambda vector: vector.single_action_space,

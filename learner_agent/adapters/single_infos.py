@@ -10,20 +10,16 @@ import numpy as np
 _PYTHON_TYPES = {np.dtype(bool), np.dtype(int), np.dtype(float)}
 
 
-def split(infos: Mapping[Any, Any], num_envs: int) -> list[dict[Any, Any]]:
-    """Return the info of each environment, in memory of its own.
+def split(
+    infos: Mapping[Any, Any], chosen: Iterable[int], num_envs: int
+) -> dict[int, dict[Any, Any]]:
+    """Return the infos of the chosen environments by their numbers, in memory of their own.
 
     An environment has the keys whose mask, `_key`, is true for it; without a mask all have it. A
     nested dict is split likewise. Items of arrays of bool, int64 and float64 become Python's bool,
     int and float, which most environments return.
     """
-    singles: list[dict[Any, Any]] = [{} for _ in range(num_envs)]
-    _fill(dict(enumerate(singles)), infos, num_envs)
-    return singles
-
-
-def _fill(singles: Mapping[int, dict[Any, Any]], infos: Mapping[Any, Any], num_envs: int) -> None:
-    """Add what `infos` holds for the environments with these numbers to their infos."""
+    singles: dict[int, dict[Any, Any]] = {i: {} for i in chosen}
     masks = {f"_{key}" for key in infos}
     for key, value in infos.items():
         if key in masks:
@@ -31,16 +27,13 @@ def _fill(singles: Mapping[int, dict[Any, Any]], infos: Mapping[Any, Any], num_e
         mask = infos.get(f"_{key}")
         numbers: Iterable[int] = singles
         if mask is not None:  # often of few environments, whose episodes have ended
-            numbers = [i for i in np.flatnonzero(mask).tolist() if i in singles]
-        if isinstance(value, dict):
-            nested: dict[int, dict[Any, Any]] = {i: {} for i in numbers}
-            for i, one in nested.items():
-                singles[i][key] = one
-            _fill(nested, value, num_envs)
-            continue
-        items = _items(value, num_envs)
+            numbers = [i for i in np.asarray(mask).ravel().nonzero()[0].tolist() if i in singles]
+        items = (
+            split(value, numbers, num_envs) if isinstance(value, dict) else _items(value, num_envs)
+        )
         for i in numbers:
             singles[i][key] = items[i]
+    return singles
 
 
 def _items(value: Any, num_envs: int) -> Any:

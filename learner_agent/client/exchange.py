@@ -200,6 +200,11 @@ class Exchange:
 
     # --- the fast path of a step ------------------------------------------------------------------
 
+    @property
+    def may_step(self) -> bool:
+        """Whether the session is not lost, and a step is legal in its state."""
+        return self.lost is None and self.state is _EPISODE
+
     def begin_step(self, action: Any) -> Frame | None:
         """Return the frame of a new step, recorded as sent; None: use `begin` and `sent`."""
         encode, returned = self._encode_act, self.returned

@@ -29,7 +29,7 @@ def receive_step(session: RemoteSession) -> Step | None:
     exchange = session.exchange
     request, data = exchange.request, None
     try:
-        data = None if session.ready else session.paths.current.receive()
+        data = session.paths.current.receive() if exchange.reply is None else None
         if data is None:
             return None
         step = exchange.finish_step(data)

@@ -247,20 +247,37 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             steps.undo(error)
             raise
 
-    @keeps_replies
+    @keeps_replies_itself
     def step_async(self, actions: Any) -> None:
         """Send the actions of all environments without waiting. Raises what `step` raises."""
-        self._check_usable(steps=True)
-        self._steps.begin(actions)
+        if self.closed or self._pid != os.getpid():
+            self._check_usable(steps=True)
+        steps = self._steps
+        steps.begin_call()
+        try:  # as in `step`
+            steps.begin(actions)
+            steps.in_call = False
+        except BaseException as error:
+            steps.undo(error)
+            raise
 
-    @keeps_replies
+    @keeps_replies_itself
     def step_wait(self, timeout_s: float | None = None) -> VectorStep:
         """Wait for the step that `step_async` sent, and return what `step` returns.
 
         Raises RequestTimeout after `timeout_s`, in seconds; the next call waits on.
         """
-        self._check_usable(steps=True)
-        return self._steps.wait(timeout_s)
+        if self.closed or self._pid != os.getpid():
+            self._check_usable(steps=True)
+        steps = self._steps
+        steps.begin_call()
+        try:  # as in `step`
+            step = steps.wait(timeout_s)
+            steps.in_call = False
+            return step
+        except BaseException as error:
+            steps.undo(error)
+            raise
 
     @keeps_replies
     def send(self, actions: Any, env_ids: ArrayLike) -> None:

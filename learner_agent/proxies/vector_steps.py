@@ -134,11 +134,14 @@ class VectorSteps:
 
     def _send_single(self, call: str, actions: Any) -> None:
         """Send the actions of a vector in one session: the fast path."""
-        self._group.check(Kind.ACT)
-        self.check_idle()
+        session = self._group[0]
+        if not session.exchange.may_step:
+            self._group.check(Kind.ACT)
+        if self._awaited or self._received:
+            self.check_idle()
         batching.check_size(self._actions, actions, self._group.num_envs)
         self._begun = call
-        steps_ahead.send_step(self._group[0], actions)
+        steps_ahead.send_step(session, actions)
         self._awaited, self._stepping = [0], True
 
     def _send_all(self, call: str, actions: Any) -> None:
@@ -165,21 +168,16 @@ class VectorSteps:
     def wait(self, timeout_s: float | None) -> VectorStep:
         """Wait for the step that `begin` sent, and return it."""
         group = self._group
+        if self._stepping and self._is_single and timeout_s is None:
+            step = self._receive_single()
+            if step is not None:
+                return step
         group.check(Kind.ACT)
         if not self._stepping and self._is_single and group[0].exchange.is_stepping:
             # A step of the fast path was interrupted. The same step() may still wait on.
             self._begun, self._stepping, self._awaited = self._begun or "step", True, [0]
         if not self._stepping:
             raise MoveError("No step is in progress: call step_async() before step_wait().")
-        if self._is_single and timeout_s is None:
-            exchange = group[0].exchange
-            group.undo_log = [(exchange, exchange.returned)]
-            step = steps_ahead.receive_step(group[0])
-            if step is not None:
-                self._before = self._begun, self._stepping, self._awaited, self._received
-                self._observations[0] = step[0]
-                self._forget()
-                return step
         try:
             if len(group) > 1:
                 group.wait_for_steps(self._missing(), timeout_s)
@@ -198,6 +196,20 @@ class VectorSteps:
         self._before = self._begun, self._stepping, self._awaited, self._received
         group.end_steps(percepts)
         self._forget()
+        return step
+
+    def _receive_single(self) -> VectorStep | None:
+        """Wait for the step of a vector in one session: the fast path. None: use `read_step`."""
+        session = self._group[0]
+        exchange = session.exchange
+        if not exchange.may_step:
+            return None
+        self._group.undo_log = [(exchange, exchange.returned)]
+        step = steps_ahead.receive_step(session)
+        if step is not None:
+            self._before = self._begun, self._stepping, self._awaited, self._received
+            self._observations[0] = step[0]
+            self._forget()
         return step
 
     def _missing(self) -> list[int]:

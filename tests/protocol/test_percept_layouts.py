@@ -389,3 +389,22 @@ def test_any_percepts_in_any_order_have_the_bytes_of_codec(
     ends = Ends(BOX)
     for one in (info, info, *others, info, *others, *others, info):
         ends.send((A, reward, *END, one))
+
+
+@pytest.mark.parametrize("key", ["'", '"""', "\\", "{x}", "}); raise SystemExit", "\n", "v0", "\0"])
+def test_no_text_of_a_percept_is_executed(key: str) -> None:
+    step = np.ones(3), 1.0, *END, {key: 0.5, "a": {key: [1.5, {key: key}]}}
+    ends = known(step)
+    assert ends.missed == (0, 0)
+    ends.send(step)
+    assert ends.missed == (0, 0)
+
+
+def test_dicts_may_be_nested_as_deeply_as_a_layout_has_values() -> None:
+    info: dict[str, Any] = {"a": 0.5}
+    for _ in range(MAX_VALUES - 7):
+        info = {"a": info}
+    step = np.ones(3), 1.0, *END, info
+    ends = known(step)
+    ends.send(step)
+    assert ends.missed == (0, 0)

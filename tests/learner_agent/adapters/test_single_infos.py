@@ -51,13 +51,22 @@ def test_each_environment_gets_its_own_info_back(num_envs: int, draw: int) -> No
         {key: value for key, value in VALUES.items() if random.random() < 0.5}
         for _ in range(num_envs)
     ]
-    found = single_infos.split(merged(infos), num_envs)
-    assert_same([in_order(one) for one in found], [in_order(one) for one in infos])
+    found = single_infos.split(merged(infos), range(num_envs), num_envs)
+    assert_same([in_order(found[i]) for i in range(num_envs)], [in_order(one) for one in infos])
+
+
+def test_only_the_infos_of_the_chosen_environments_are_returned() -> None:
+    infos = merged([{"a": {"b": i}} if i != 3 else {} for i in range(5)])
+    assert single_infos.split(infos, [1, 3, 4], 5) == {
+        1: {"a": {"b": 1}},
+        3: {},
+        4: {"a": {"b": 4}},
+    }
 
 
 def test_the_arrays_are_memory_of_their_own() -> None:
     infos = merged([{"a": np.zeros(2)}, {"a": np.ones(2)}])
-    first, second = single_infos.split(infos, 2)
+    first, second = single_infos.split(infos, range(2), 2).values()
     first["a"][:] = 5
     assert infos["a"][0].tolist() == [0, 0]
     assert second["a"].base is None
@@ -65,6 +74,6 @@ def test_the_arrays_are_memory_of_their_own() -> None:
 
 def test_a_vector_of_its_own_kind_may_say_one_thing_for_all() -> None:
     infos = {"players": np.arange(3), "level": 4, "names": ("a", "b", "c"), "more": "xyz"}
-    assert single_infos.split(infos, 3) == [
-        {"players": i, "level": 4, "names": name, "more": "xyz"} for i, name in enumerate("abc")
-    ]
+    assert single_infos.split(infos, range(3), 3) == {
+        i: {"players": i, "level": 4, "names": name, "more": "xyz"} for i, name in enumerate("abc")
+    }
