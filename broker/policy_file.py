@@ -42,6 +42,8 @@ class PolicyFile:
             return None
         log = structlog.get_logger()
         try:
+            if version is not None and not self._path.is_file():  # a pipe would block the broker
+                raise ConfigurationError(f"{self._path} is no longer a regular file.")
             policy = self._read()
         except ConfigurationError as error:
             self._version = version

@@ -340,7 +340,8 @@ class RemoteSession:
         raise RequestTimeout(
             f"The {'step' if verb == 'act' else verb} at {self.open_msg.address!r} has not been "
             f"answered within {timeout_s:g} s{doing}. Call it again with the same arguments to "
-            f"wait on, or reset().{advice}"
+            f"wait on, or reset() to drop the result. If it never ends, close() and make a new "
+            f"proxy.{advice}"
         )
 
     def _take(self, read: Callable[[Header, Data], T | Error]) -> T:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,16 @@ def test_a_file_that_is_removed_and_comes_back_is_read_again(watch: Watch) -> No
     policy = watch.settled()
     assert policy is not None
     assert list(policy.peers) == [OTHER]
+
+
+def test_a_pipe_in_place_of_the_policy_is_ignored_and_blocks_nothing(watch: Watch) -> None:
+    watch.path.unlink()
+    os.mkfifo(watch.path)
+    with capture_logs() as logs:
+        assert watch.settled() is None
+    assert [log["event"] for log in logs] == ["invalid policy ignored"]
+    assert "no longer a regular file" in logs[0]["why"]
+    assert set(watch.file.policy.peers) == {KEY, OTHER}
 
 
 def test_an_empty_policy_is_an_error_at_the_start(tmp_path: Path) -> None:
