@@ -47,6 +47,10 @@ if TYPE_CHECKING:
 OTHER_PATHS_EVERY = 64  # steps after which a session serves the paths that it does not use
 SMALL = 64 * 1024  # bytes of the largest request that the fast path sends
 REPORTED_S = 3.0  # an env agent reports a request by then if it executes it
+WAIT_ON = (
+    "Call it again with the same arguments to wait on, or reset() to drop the result. If it never "
+    "ends, close() and make a new proxy."
+)
 UNREPORTED = (
     " No report says that it is being executed: the environment may hold the interpreter's lock, "
     "or the path to the env agent may lose large packets (a wrong MTU)."
@@ -339,9 +343,7 @@ class RemoteSession:
         advice = UNREPORTED if in_step_s is None and (timeout_s or 0.0) > REPORTED_S else ""
         raise RequestTimeout(
             f"The {'step' if verb == 'act' else verb} at {self.open_msg.address!r} has not been "
-            f"answered within {timeout_s:g} s{doing}. Call it again with the same arguments to "
-            f"wait on, or reset() to drop the result. If it never ends, close() and make a new "
-            f"proxy.{advice}"
+            f"answered within {timeout_s:g} s{doing}. {WAIT_ON}{advice}"
         )
 
     def _take(self, read: Callable[[Header, Data], T | Error]) -> T:
