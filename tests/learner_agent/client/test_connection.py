@@ -309,7 +309,7 @@ def test_a_closed_connection_says_so() -> None:
             partial(connection.open, "lake"),
             partial(connection.find, "lake"),
         ):
-            with pytest.raises(EnvironmentClosed, match="connection .* closed"):
+            with pytest.raises(EnvironmentClosed, match=r"connection .* closed"):
                 call()
 
 
