@@ -126,14 +126,15 @@ class Fleet:
         """
         for index, offer in enumerate(self.offers, 1):
             starts = {
-                "env": f"GYMWIRE_CONFIG: offer {offer['address']!r}: ",
-                "python": f"The interpreter {offer.get('python')} ",
+                "env": rf"GYMWIRE_CONFIG: [^\n]*, offer {index}: ",
+                "python": re.escape(f"The interpreter {offer.get('python')} "),
             }
             for key, start in starts.items():
-                before, found, said = error.partition(f"gymwire serve: {start}")
+                found = re.search(f"gymwire serve: ({start})", error)
                 if found:
+                    before, said = error[: found.start()], error[found.end() :]
                     line = line_of(self.text, "offer", key, index)
-                    said = said if key == "env" else start + said
+                    said = said if key == "env" else found[1] + said
                     for old, new in (("use --env ", "set env to "), ("--python", "python")):
                         said = said.replace(old, new)
                     return f"{before}{self.path}, line {line}, {key} in [[offer]]: {said}"

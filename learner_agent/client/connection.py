@@ -24,7 +24,9 @@ from gymwire.learner_agent.client.requests import (
     MAX_REPEATED,
     Answer,
     BrokerRequests,
+    Keep,
     PendingRequest,
+    ignore,
 )
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
@@ -298,10 +300,13 @@ class BrokerConnection:
         if self.closed:
             raise EnvironmentClosed(CLOSED)
 
-    def send_request(self, message: Message, sid: int = 0) -> PendingRequest:
-        """Send a request to the broker without waiting; `forget_requests` ends it."""
+    def send_request(self, message: Message, sid: int = 0, keep: Keep = ignore) -> PendingRequest:
+        """Send a request to the broker without waiting; `forget_requests` ends it.
+
+        `keep` gets the request before it is sent: an exception after that would lose it.
+        """
         self.check_open()
-        request = self._requests.add(message, sid, self.clock())
+        request = self._requests.add(message, sid, self.clock(), keep)
         self.link.send(request.frame)
         return request
 

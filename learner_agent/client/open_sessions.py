@@ -99,11 +99,14 @@ class _Batch:
 
     def send(self, i: int, connection: BrokerConnection) -> None:
         """Request a session."""
-        request = connection.send_request(self.openings[i].open_msg)
-        self.places[request.seq] = i
-        if self.timeout_s is not None:
-            self.deadlines[request.seq] = connection.clock() + self.timeout_s
-        self.pending[request.seq] = request
+
+        def keep(request: PendingRequest) -> None:
+            self.places[request.seq] = i
+            if self.timeout_s is not None:
+                self.deadlines[request.seq] = connection.clock() + self.timeout_s
+            self.pending[request.seq] = request
+
+        connection.send_request(self.openings[i].open_msg, keep=keep)
 
     @property
     def is_complete(self) -> bool:

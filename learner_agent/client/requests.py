@@ -6,7 +6,7 @@ and no clock.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from gymwire.protocol.codec import (
@@ -53,6 +53,13 @@ class PendingRequest:
     answer: Answer | None = None
 
 
+Keep = Callable[[PendingRequest], object]
+
+
+def ignore(_: PendingRequest) -> None:
+    """Do nothing with a request."""
+
+
 class BrokerRequests:
     """The requests to the broker that a caller waits for.
 
@@ -67,10 +74,16 @@ class BrokerRequests:
         # Of sessions that are opened together: OPENED by its content, which many of them share.
         self._opened: dict[bytes, Message] = {}
 
-    def add(self, message: Message, sid: int, now: float) -> PendingRequest:
+    def add(self, message: Message, sid: int, now: float, keep: Keep = ignore) -> PendingRequest:
         """Return a new request, whose frame the caller sends now.
 
         Raises ConfigurationError if it is larger than a broker accepts.
+
+        Args:
+            message: the request.
+            sid: the session that it concerns, or 0.
+            now: the time in monotonic seconds.
+            keep: called with the request before it can be sent.
         """
         self._seq += 1
         if not self._pending:
@@ -78,7 +91,9 @@ class BrokerRequests:
         frame = PLAIN.encode(message, sid, self._seq)
         kind = KINDS[type(message)]
         check_control(kind.name, frame, _ADVICE.get(kind, ""))
-        request = self._pending[self._seq] = PendingRequest(self._seq, frame, now + RESEND_S)
+        request = PendingRequest(self._seq, frame, now + RESEND_S)
+        keep(request)
+        self._pending[request.seq] = request
         return request
 
     def receive(self, header: Header, data: bytes | memoryview) -> bool:

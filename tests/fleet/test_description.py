@@ -158,13 +158,13 @@ def test_an_interpreter_that_this_machine_lacks_is_named(tmp_path: Path) -> None
         (
             "env",
             "nomod:Thing",
-            "GYMWIRE_CONFIG: offer 'two': nomod:Thing: there is no module 'nomod'.",
+            "GYMWIRE_CONFIG: a.toml, offer 2: nomod:Thing: there is no module 'nomod'.",
             "nomod:Thing: there is no module 'nomod'.",
         ),
         (
             "env",
             "Gone-v1",
-            "GYMWIRE_CONFIG: offer 'two': No environment 'Gone-v1': use --env package:Gone-v1.",
+            "GYMWIRE_CONFIG: a.toml, offer 2: No environment 'Gone-v1': use --env package:Gone-v1.",
             "No environment 'Gone-v1': set env to package:Gone-v1.",
         ),
         (

@@ -14,7 +14,7 @@ from gymwire.env_agent.loop import ServingLoop
 from gymwire.learner_agent.client import connection as connections
 from gymwire.learner_agent.client import open_sessions
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.client.requests import PendingRequest
+from gymwire.learner_agent.client.requests import Keep, PendingRequest, ignore
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
@@ -285,9 +285,9 @@ def test_after_a_refusal_no_more_sessions_are_requested(monkeypatch: pytest.Monk
         sent: list[Message] = []
         send = connection.send_request
 
-        def count(message: Message, *args: int) -> PendingRequest:
+        def count(message: Message, sid: int = 0, keep: Keep = ignore) -> PendingRequest:
             sent.append(message)
-            return send(message, *args)
+            return send(message, sid, keep)
 
         monkeypatch.setattr(connection, "send_request", count)
         with pytest.raises(NoFreeSlot, match="All 3 slots"):
