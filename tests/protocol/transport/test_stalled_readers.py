@@ -75,8 +75,7 @@ from gymwire.protocol.transport.router import Router
 router = Router(sys.argv[1:])
 print(router.urls[0].rpartition(":")[2], flush=True)
 if sys.stdin.readline() == "end\\n":
-    for event in router.link_events():
-        router.hang_up(event.fd)
+    router.hang_up(router.link_events()[0].fd)  # of the first connection only
 sys.stdin.readline()
 number = 0
 while router.waitable.poll(1000):
