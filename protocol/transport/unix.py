@@ -118,9 +118,8 @@ class UnixDealer(Stream):
         if not self.up:
             time.sleep(timeout_s)
             return False
-        poll = select.poll()
-        poll.register(self.sock, select.POLLIN)
-        return bool(poll.poll(timeout_s * 1000))
+        poll = self._poll or self._make_poll()
+        return bool(poll(timeout_s * 1000))
 
     def link_events(self) -> list[LinkEvent]:
         """Return the connections made and lost since the last call; reconnect if necessary."""
