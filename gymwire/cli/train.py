@@ -53,14 +53,12 @@ class Training:
         task: the task.
         save: saves the learner.
         path: where to save it; None: nowhere.
-        advice: what to do with the saved file.
     """
 
     learner: object
     task: TrainingTask | ppo.PPOTask
     save: Callable[[Path], None]
     path: Path | None
-    advice: str
 
     @property
     def name(self) -> str:
@@ -116,7 +114,7 @@ def _prepare(options: Options, seed: int, output: Output) -> Training:
         steps = int(task.result().rewards.size)
         learners.save(learner, path, {**origin, "steps": steps})
 
-    return Training(learner, task, save, options.save, _advice(options, options.save))
+    return Training(learner, task, save, options.save)
 
 
 def _prepare_ppo(
@@ -146,12 +144,7 @@ def _prepare_ppo(
     except BaseException:
         envs.close()
         raise
-    return Training(task.model, task, task.save, path, _advice(options, path))
-
-
-def _advice(options: Options, path: Path | None) -> str:
-    """Return how to play with what was saved."""
-    return f"Play with it: gymwire run {options.address} --policy {path}"
+    return Training(task.model, task, task.save, path)
 
 
 def _as_vector(env: ProxyEnv, options: Options, output: Output) -> VecEnv:
@@ -191,7 +184,10 @@ def _conclude(
     )  # fmt: skip
     if training.path is not None:
         training.save(training.path)
-        output.say(f"The learner is saved in {training.path}. {training.advice}")
+        output.say(
+            f"The learner is saved in {training.path}. Play with it: gymwire run "
+            f"{options.address} --policy {training.path}"
+        )
         output.result(saved=str(training.path))
     if options.plot is not None:
         report.plot(result, training.learner, options.plot, address=str(options.address), seed=seed)
