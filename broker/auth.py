@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from gymwire.protocol.codec import MAX_INT
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.security.keys import is_public_key
 
@@ -206,7 +207,7 @@ def _rights(name: str, table: Mapping[str, Any], where: str, *, vouched: bool) -
                 raise ConfigurationError(f"{where}: {word} must be a list of address patterns.")
         elif word in _LIMITS:
             allowed = (int, float) if word == "steps_per_s" else (int,)
-            if type(value) not in allowed or not 0 < value < 2**63:
+            if type(value) not in allowed or not 0 < value < MAX_INT:
                 raise ConfigurationError(f"{where}: {word} must be a number above 0.")
         else:
             raise ConfigurationError(

@@ -10,18 +10,17 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 from gymwire.broker.auth import EVERYTHING, Rights
-from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, Offer, Role
+from gymwire.protocol.messages import ATTACH_TOKEN_SIZE, LIVENESS_AGENT_SIZE, Offer, Role
 from gymwire.protocol.process_ids import agent_id, session_text
 
-ATTACH_TOKEN_SIZE = 16  # bytes
 K = TypeVar("K")
 MAX_RID = 32  # bytes of a routing id in the log
 SID_BITS = 53  # that a JavaScript number holds exactly
 MAX_ENDED = 10_000  # ended sessions that the broker remembers
 # An env agent reports a long step every second; without a report for this long the step has ended.
 PROGRESS_TTL_S = 2.5
-# What may be relayed to one side of a session before that side sends a frame: one frame of this
-# size or more, and twice as many smaller ones as this power of two.
+# What may be relayed to one side of a session before that side sends a frame: one frame of LARGE
+# bytes or more, and fewer than 2 * MAX_UNANSWERED smaller ones.
 LARGE = 16 * 1024
 MAX_UNANSWERED = 256
 
@@ -158,9 +157,9 @@ class Session:
         return self.requests.frames + self.replies.frames
 
     def losses_since(self, request: int) -> int:
-        """Return how often its loop was lost since the learner was first heard to wait for this.
+        """Return how often its loop was lost since its learner first waited for a request.
 
-        `request`: the request's number.
+        `request`: the number of that request.
         """
         losses = self.loop.losses
         if request != self.waiting or losses < self.losses_before:
@@ -470,7 +469,7 @@ class Tables:
 
 
 def _decrement(counter: Counter[K], key: K) -> None:
-    """Count one less, and forget what is at zero."""
+    """Count one less, and forget a key whose count is zero."""
     counter[key] -= 1
     if not counter[key]:
         del counter[key]

@@ -10,6 +10,7 @@ from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.session import Session, Verdict
 from gymwire.protocol.codec import Frame, Pieces
 from gymwire.protocol.messages import Kind, Open, Opened
+from gymwire.protocol.process_ids import session_text
 
 
 class RecordedSession(Session):
@@ -99,5 +100,5 @@ def header_of(service: Service, opened: Opened, request: Open, sid: int) -> dict
         "python": getattr(service.factory, "python", None),
         "agent": opened.agent,
         "learner": request.learner,
-        "session": f"{sid:016x}",
+        "session": session_text(sid),
     }

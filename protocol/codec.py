@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from gymwire.protocol import values
+from gymwire.protocol.arrays import ALIGNMENT
 from gymwire.protocol.errors import (
     ConfigurationError,
     DecodingError,
@@ -52,7 +53,6 @@ SEQ = slice(16, 24)
 UP_TO_KIND = slice(0, 3)
 UP_TO_FLAGS = slice(0, 4)
 UP_TO_SID = slice(0, 16)  # constant in all frames of a kind and a size in one session
-ALIGN = 16
 MAX_MESSAGE = 64 * 1024 * 1024  # bytes of a frame
 MAX_CONTROL = 1024 * 1024  # bytes of a message that the broker itself decodes
 MAX_EXTENSIONS = 1024  # bytes of extension fields in a frame
@@ -347,7 +347,7 @@ def _split_extensions(
 
 
 def _align(offset: int) -> int:
-    return (offset + ALIGN - 1) & ~(ALIGN - 1)
+    return -(-offset // ALIGNMENT) * ALIGNMENT
 
 
 def _is_in_range(number: float | None) -> bool:

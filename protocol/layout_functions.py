@@ -18,13 +18,14 @@ from gymwire.protocol.codec import Frame, Pieces
 from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.percept_places import Place
 
-__all__ = ["Container", "Plan", "compile_decoder", "compile_encoder", "in_place"]
+__all__ = ["Container", "Data", "Plan", "Step", "compile_decoder", "compile_encoder", "in_place"]
 
 # Arrays of at least this many bytes stay in the memory where libzmq received them. Smaller messages
 # share a block, which an array would keep alive, and may be at odd addresses.
 IN_PLACE = 16 * 1024
 
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
+"""What `Env.step` returns."""
 Data = Frame | memoryview
 
 

@@ -14,6 +14,7 @@ from typing import Any
 VERSION = 1
 
 NONCE_SIZE = 16  # bytes of the secret of a session
+ATTACH_TOKEN_SIZE = 16  # bytes of the secret with which a peer attaches its local channel
 AGENT_SIZE = 16  # bytes of the id of a process
 
 

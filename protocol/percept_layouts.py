@@ -20,15 +20,19 @@ import numpy as np
 
 from gymwire.protocol.codec import SEQ, SID, Codec, Frame, Pieces
 from gymwire.protocol.errors import EncodingError
-from gymwire.protocol.layout_functions import Container, Plan, compile_decoder, compile_encoder
+from gymwire.protocol.layout_functions import (
+    Container,
+    Data,
+    Plan,
+    Step,
+    compile_decoder,
+    compile_encoder,
+)
 from gymwire.protocol.messages import Percept
 from gymwire.protocol.percept_places import Place, array_place, integer_place, is_constant, place_of
 from gymwire.protocol.space_codecs import SpaceCodec
 
 __all__ = ["APART", "PerceptLayouts"]
-
-Step = tuple[Any, Any, Any, Any, dict[str, Any]]
-Data = Frame | memoryview
 
 # Arrays of at least this many bytes are not copied into the frame of a percept, but become a piece.
 APART = 16 * 1024

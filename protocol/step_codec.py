@@ -27,9 +27,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gymwire.protocol import values
-from gymwire.protocol.arrays import LARGE, copy_array
+from gymwire.protocol.arrays import ALIGNMENT, LARGE, copy_array
 from gymwire.protocol.codec import (
-    ALIGN,
     COMPACT,
     FLAGS_AT,
     HEAD_LEN,
@@ -47,14 +46,13 @@ from gymwire.protocol.codec import (
     split,
 )
 from gymwire.protocol.errors import DecodingError, EncodingError
-from gymwire.protocol.layout_functions import IN_PLACE, in_place
+from gymwire.protocol.layout_functions import IN_PLACE, Data, Step, in_place
 from gymwire.protocol.messages import VERSION, Kind
 from gymwire.protocol.percept_layouts import APART, PerceptLayouts
 from gymwire.protocol.space_codecs import NOT_COMPACT, NotCompact, SpaceCodec
 from gymwire.protocol.vector_infos import to_wire
 
-Step = tuple[Any, Any, Any, Any, dict[str, Any]]
-Data = Frame | memoryview
+__all__ = ["Step", "StepCodec", "compile_steps"]
 
 _ONE_FIELD, _FIVE_FIELDS = b"\x91", b"\x95"
 _REST = struct.Struct(">sd3s")  # a float 64, two bools and an empty map, as msgpack has them
@@ -390,7 +388,7 @@ class _FrameLayout:
             head_len = len(self.lead) + rest
             self.rest_at = HEADER_SIZE + len(self.lead)
             head_end = HEADER_SIZE + head_len
-            self.begin = -(-head_end // ALIGN) * ALIGN
+            self.begin = -(-head_end // ALIGNMENT) * ALIGNMENT
             self.end = self.size = self.begin + self.n_bytes
             self.pad = bytes(self.begin - head_end)
         self.lead_end = HEADER_SIZE + len(self.lead)

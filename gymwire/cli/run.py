@@ -16,7 +16,7 @@ from gymwire.cli import policies, video
 from gymwire.cli.connection import SessionOptions, naming, open_env
 from gymwire.cli.output import Json, Output
 from gymwire.cli.policies import Policy
-from gymwire.cli.terminal import picture, printable
+from gymwire.cli.terminal import counted, picture, printable
 from gymwire.cli.video import Video
 from gymwire.protocol.errors import ConfigurationError
 
@@ -53,6 +53,7 @@ def command(options: Options, output: Output) -> int:
             output.say(f"The operator of {options.address} lets others watch this session.")
         with naming(options, "policy"):
             policy = policies.load(options.policy, env, options.seed)
+        start = time.monotonic()  # loading a model may take longer than its episodes
         movie = None if options.video is None else Video(options.video, env)
         for episode in range(options.episodes):
             begin = env.reset(seed=options.seed if episode == 0 else None)
@@ -125,10 +126,10 @@ def _conclude(
             "mean_steps": float(np.mean(lengths)),
             "steps_per_s": steps_per_s,
         }
-        number = f"{len(returns)} episodes" if len(returns) != 1 else "1 episode"
         output.say(
-            f"{number}: return {mean:.2f} ± {deviation:.2f} ({min(returns):.2f} to "
-            f"{max(returns):.2f}), {np.mean(lengths):.1f} steps each, {steps_per_s:,.0f} steps/s"
+            f"{counted(len(returns), 'episode')}: return {mean:.2f} ± {deviation:.2f} "
+            f"({min(returns):.2f} to {max(returns):.2f}), {np.mean(lengths):.1f} steps each, "
+            f"{steps_per_s:,.0f} steps/s"
         )
     output.result(
         address=options.address,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gymwire.protocol.codec import MAX_INT
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Find, Found
 
 MAX_PAGES = 10_000
-MAX_COUNT = 2**63
 _TYPES: dict[str, tuple[type, ...]] = {
     "address": (str,),
     "env_id": (str,),
@@ -78,7 +78,7 @@ def _checked(entry: object, broker: str) -> dict[str, Any]:
             raise _malformed(
                 broker, f"{name!r} of an offer must be {allowed}, not {type(value).__name__}", name
             )
-        if type(value) is int and int in types and not 0 <= value < MAX_COUNT:
+        if type(value) is int and int in types and not 0 <= value < MAX_INT:
             raise _malformed(broker, f"{name!r} of an offer is out of range", name)
     return entry
 

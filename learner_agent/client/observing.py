@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_origin, get_
 
 from gymwire.learner_agent.client.failures import cut, error_for
 from gymwire.protocol.capabilities import OBSERVE, WATCH, common, require
+from gymwire.protocol.codec import MAX_INT
 from gymwire.protocol.errors import DecodingError, Refused
 from gymwire.protocol.messages import (
     Error,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from gymwire.learner_agent.client.connection import BrokerConnection
 
 MAX_PAGES = 10_000
-MAX_COUNT = 2**63
 
 __all__ = [
     "BrokerTotals",
@@ -183,7 +183,8 @@ def _ask(
     if isinstance(answer, Error):
         raise error_for(answer)
     if not isinstance(answer, kind):
-        raise DecodingError(f"{who[0].upper()}{who[1:]} sent {type(answer).__name__} instead.")
+        sent = f"sent {type(answer).__name__} instead of {kind.__name__}"
+        raise DecodingError(f"The broker at {connection.url} {sent}.")
     return answer
 
 
@@ -222,7 +223,7 @@ def _read(kind: type[T], row: object, url: str) -> T:
         value = row[name]
         if type(value) not in allowed or (type(value) is dict and not _counts(value)):
             raise _malformed(url, f"{name!r} is {value!r:.100}")
-        if type(value) in (int, float) and not 0 <= value < MAX_COUNT:
+        if type(value) in (int, float) and not 0 <= value < MAX_INT:
             raise _malformed(url, f"{name!r} is {value!r:.100}, out of range")
         values[name] = value
     return kind(**values)
@@ -230,7 +231,7 @@ def _read(kind: type[T], row: object, url: str) -> T:
 
 def _counts(value: dict[Any, Any]) -> bool:
     return all(
-        type(key) is str and type(count) is int and 0 <= count < MAX_COUNT
+        type(key) is str and type(count) is int and 0 <= count < MAX_INT
         for key, count in value.items()
     )
 

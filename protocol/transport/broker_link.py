@@ -13,13 +13,12 @@ from typing import Any, NoReturn
 
 from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import ConnectionFailed, EnvironmentClosed, GymwireError
-from gymwire.protocol.messages import Attach, Attached, Welcome
+from gymwire.protocol.messages import ATTACH_TOKEN_SIZE, Attach, Attached, Welcome
 from gymwire.protocol.transport.hosts import is_this_host
 from gymwire.protocol.transport.interface import LinkEvent, Transport
 from gymwire.protocol.transport.unix import UnixDealer
 
 _NO_CHANNEL = ("", b"")
-TOKEN_SIZE = 16  # bytes of an attach token
 
 
 class BrokerLink:
@@ -63,13 +62,13 @@ class BrokerLink:
     def handle_welcome(self, welcome: Welcome) -> None:
         """Note whether, and where, the broker offers a local channel.
 
-        The offer counts only if the broker runs on this host, with a token of `TOKEN_SIZE` bytes:
-        it must not make this side send arbitrary bytes to other sockets.
+        The offer counts only if the broker runs on this host and the token has the right size: a
+        broker must not make this side send arbitrary bytes to other sockets.
         """
         endpoint = (welcome.local_channel, welcome.attach_token)
         if endpoint != self._endpoint:
             self._drop_channel()
-            if len(welcome.attach_token) == TOKEN_SIZE and is_this_host(self.url):
+            if len(welcome.attach_token) == ATTACH_TOKEN_SIZE and is_this_host(self.url):
                 self._endpoint = endpoint
         if self._eager:
             self.open_local_channel()

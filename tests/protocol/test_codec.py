@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gymwire.protocol import codec, spaces
-from gymwire.protocol.codec import ALIGN, COMPACT, HEADER_SIZE, PLAIN, Codec, Header, read_header
+from gymwire.protocol.arrays import ALIGNMENT
+from gymwire.protocol.codec import COMPACT, HEADER_SIZE, PLAIN, Codec, Header, read_header
 from gymwire.protocol.errors import DecodingError, EncodingError, ProtocolError, VersionMismatch
 from gymwire.protocol.messages import (
     VERSION,
@@ -132,7 +133,7 @@ def test_large_arrays_follow_the_head_aligned() -> None:
     head_end = HEADER_SIZE + read_header(frame).head_len
     assert head_end < 500
     for array in arrays:
-        assert bytes(frame).index(array.tobytes(), head_end) % ALIGN == 0
+        assert bytes(frame).index(array.tobytes(), head_end) % ALIGNMENT == 0
     back = PLAIN.decode(frame)
     assert isinstance(back, Result)
     assert_same(back.value, [arrays[0], "between", arrays[1], {"deep": arrays[2]}])
