@@ -179,7 +179,7 @@ def _add_tools(server: FastMCP[Player], action_space: Space[Any], mode: str | No
 
         def use(env: ProxyEnv) -> Any:
             # getattr would also find what the proxy itself has: __init__, its keys, its token.
-            found = env.__getattr__(name)
+            found = env._attributes.get_exposed(name)  # noqa: SLF001
             value = found(*(args or ()), **(kwargs or {})) if callable(found) else found
             return {"value": to_json(value)}
 

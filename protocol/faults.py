@@ -12,8 +12,14 @@ from gymnasium.spaces import GraphInstance
 
 from gymwire.protocol.arrays import MAX_DIMS, SCALARS, TIMES, dtype_to_text
 from gymwire.protocol.conversions import Converter
+from gymwire.protocol.crowding import is_crowded
 from gymwire.protocol.named_tuples import is_rebuilt
-from gymwire.protocol.value_limits import MAX_INT_BYTES, MAX_OTHER_KEY_BYTES, MAX_OTHER_KEYS
+from gymwire.protocol.value_limits import (
+    CROWDED,
+    MAX_INT_BYTES,
+    MAX_OTHER_KEY_BYTES,
+    MAX_OTHER_KEYS,
+)
 
 __all__ = ["ATOMS", "CONTAINERS", "MAX_DEPTH", "Fault", "Opaque", "find_faults", "is_encodable"]
 
@@ -73,10 +79,12 @@ def is_encodable(value: Any, depth: int) -> bool:
         for key in value:
             if type(key) is not str:
                 others += type(key) is not bytes
-                if others > MAX_OTHER_KEYS or not is_encodable(key, depth - 1):
+                if not is_encodable(key, depth - 1):
                     return False
                 if type(key) is not bytes and _size_of_key(key) > MAX_OTHER_KEY_BYTES:
                     return False
+        if others > MAX_OTHER_KEYS and is_crowded([*map(hash, value)]):
+            return False
         value = value.values()
     atoms = ATOMS
     for item in value:  # a loop is twice as fast as all() with a generator
@@ -138,17 +146,14 @@ def _name_fault(value: Any) -> str | None:
 def _name_fault_of_keys(value: Mapping[Any, Any]) -> str | None:
     """Return why a mapping cannot be serialized because of its keys, or None if it can."""
     others = [key for key in value if type(key) not in (str, bytes)]
-    if len(others) > MAX_OTHER_KEYS:
-        return (
-            f"has {len(others)} keys that are neither text nor bytes; the maximum is "
-            f"{MAX_OTHER_KEYS}"
-        )
     sizes = [_size_of_key(key) for key in others if is_encodable(key, MAX_DEPTH)]
     if max(sizes, default=0) > MAX_OTHER_KEY_BYTES:
         return (
             f"has a key of about {max(sizes)} bytes that is neither text nor bytes; the maximum "
             f"is {MAX_OTHER_KEY_BYTES}"
         )
+    if len(others) > MAX_OTHER_KEYS and is_crowded([*map(hash, value)]):
+        return f"has {CROWDED}"
     return None
 
 

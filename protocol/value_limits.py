@@ -2,13 +2,15 @@
 
 A few bytes of msgpack can stand for much more memory (an empty map is one byte and becomes 64), and
 map keys other than text and bytes have hashes that a peer can choose, so that inserting them into a
-dict takes quadratic time. `check_cost` bounds the former, `has_other_keys` the latter.
+dict can take quadratic time. `check_cost` bounds the former, `has_other_keys` the latter.
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Callable
+from typing import Any, Final
 
+from gymwire.protocol.crowding import is_crowded
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.value_costs import NESTED, cost_exceeds
 
@@ -16,6 +18,7 @@ __all__ = [
     "COUNT_ABOVE",
     "FREE_BYTES",
     "MAX_INT_BYTES",
+    "CROWDED",
     "MAX_OTHER_KEYS",
     "MAX_OTHER_KEY_BYTES",
     "check_cost",
@@ -26,9 +29,11 @@ MAX_INT_BYTES: Final = 256
 """The maximum size of an integer: 2,048 bits. Seeds have 128 bits and hashes at most 512; NumPy's
 seeding is quadratic in the size, and Python refuses to print integers of more than 4,300 digits."""
 MAX_OTHER_KEYS: Final = 256
-"""The maximum number of keys of one map that are neither text nor bytes."""
+"""How many keys of one map may be neither text nor bytes, whatever their hashes are."""
 MAX_OTHER_KEY_BYTES: Final = 512
 """The maximum serialized size of such a key: equal hashes make Python compare the keys."""
+CROWDED: Final = "keys whose hashes are too similar. Use text as keys"
+"""What is wrong with a map whose keys take too long to insert, as the rest of a sentence."""
 COUNT_ABOVE: Final = 96 << 10
 """The size in bytes up to which a value needs no counting: it costs at most 120 times its size, and
 so its memory is within the free amount."""
@@ -61,12 +66,13 @@ def check_cost(data: bytes) -> None:
         )
 
 
-def has_other_keys(data: bytes, max_depth: int) -> bool:
+def has_other_keys(data: bytes, max_depth: int, read: Callable[[bytes], Any]) -> bool:
     """Return whether the value in `data` has map keys that are neither text nor bytes.
 
-    Raises DecodingError if one map has too many of them.
+    Raises DecodingError if one of them is too large, or if those of one map would take too long to
+    insert. `read`: returns a serialized value, in which such keys have been bounded.
     """
-    scan = _Scan(data, max_depth)
+    scan = _Scan(data, max_depth, read)
     try:
         scan.items(0, 1, 0)
     except IndexError:
@@ -77,10 +83,11 @@ def has_other_keys(data: bytes, max_depth: int) -> bool:
 class _Scan:
     """Walks over one serialized value and counts the keys of its maps."""
 
-    __slots__ = ("has_other_keys", "max_depth", "packed")
+    __slots__ = ("has_other_keys", "max_depth", "packed", "read")
 
-    def __init__(self, packed: bytes, max_depth: int) -> None:
+    def __init__(self, packed: bytes, max_depth: int, read: Callable[[bytes], Any]) -> None:
         self.packed = packed
+        self.read = read
         self.max_depth = max_depth
         self.has_other_keys = False
 
@@ -130,26 +137,31 @@ class _Scan:
         return at + size
 
     def _map(self, at: int, count: int, depth: int) -> int:
-        packed, others = self.packed, 0
+        packed, others, keys = self.packed, 0, bytearray()
         for _ in range(count):
-            first = packed[at]
+            first, key_at = packed[at], at
             if 0xA0 <= first < 0xC0:
                 at += 1 + first - 0xA0
             elif first in _TEXTS:
                 at = self._other(first, at, depth)
             else:
-                self.has_other_keys = True
                 others += 1
-                key_at, at = at, self.items(at, 1, depth)
-                if others > MAX_OTHER_KEYS or at - key_at > MAX_OTHER_KEY_BYTES:
+                at = self.items(at, 1, depth)
+                if at - key_at > MAX_OTHER_KEY_BYTES:
                     raise DecodingError(
-                        f"A map may have at most {MAX_OTHER_KEYS} keys that are neither text nor "
-                        f"bytes, each of at most {MAX_OTHER_KEY_BYTES} bytes."
+                        f"A key that is neither text nor bytes may have at most "
+                        f"{MAX_OTHER_KEY_BYTES} bytes."
                     )
+            keys += packed[key_at:at]
             if packed[at] < 0x80:
                 at += 1
             else:
                 at = self.items(at, 1, depth)
+        self.has_other_keys |= others > 0
+        if others > MAX_OTHER_KEYS:
+            values = self.read(b"\xdd" + count.to_bytes(4, "big") + keys)
+            if is_crowded([hash(key) for key in values]):
+                raise DecodingError(f"A map has {CROWDED}.")
         return at
 
     def _extension(self, at: int, size: int, depth: int) -> int:

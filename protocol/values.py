@@ -52,7 +52,13 @@ from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.faults import CONTAINERS, MAX_DEPTH, Fault, Opaque, find_faults, is_encodable
 from gymwire.protocol.named_tuples import MAX_TYPES, is_rebuilt, rebuild
 from gymwire.protocol.outside_exceptions import is_from_outside
-from gymwire.protocol.value_limits import COUNT_ABOVE, MAX_INT_BYTES, check_cost, has_other_keys
+from gymwire.protocol.value_limits import (
+    COUNT_ABOVE,
+    CROWDED,
+    MAX_INT_BYTES,
+    check_cost,
+    has_other_keys,
+)
 
 __all__ = [
     "LARGE",
@@ -393,7 +399,7 @@ def _read(data: bytes, tail: memoryview | None, depth: int) -> Any:
     """Build a value after its cost has been bounded.
 
     A short value cannot cost much. In a longer one, keys that are text or bytes are harmless,
-    because their hashes in Python are secret: only other keys are counted.
+    because their hashes in Python are secret: only other keys are examined.
     """
     if len(data) > COUNT_ABOVE:
         check_cost(data)
@@ -401,7 +407,8 @@ def _read(data: bytes, tail: memoryview | None, depth: int) -> Any:
         try:
             return _Reader(tail, text_keys=True).read(data)
         except ValueError as error:  # other keys, or malformed
-            if is_from_outside(error) or not has_other_keys(data, depth):
+            keys = _Reader(None, text_keys=True)
+            if is_from_outside(error) or not has_other_keys(data, depth, keys.read):
                 raise
     return _Reader(tail, text_keys=False).read(data)
 
@@ -419,7 +426,8 @@ def _decode(data: bytes | memoryview, tail: memoryview | None, depth: int) -> An
         raise DecodingError(f"A message contains a malformed value ({why}).") from error
     if not fine:
         raise DecodingError(
-            f"A value is nested deeper than {MAX_DEPTH} levels, or has an unknown type."
+            f"A value is nested deeper than {MAX_DEPTH} levels, has an unknown type, or has a map "
+            f"with {CROWDED}."
         )
     return value
 

@@ -38,6 +38,36 @@ def colliding_tuples(n: int) -> bytes:
     return mapping([ext(4, msgpack.packb([i - 2**40])) for i in range(n // 13)])
 
 
+def crowding_numbers(n: int) -> list[int]:
+    """Return n different keys with different hashes, for half of which a dict tries many places.
+
+    The first half fills a series of places that follow one another when the rest of the hash is
+    used up. The other keys enter that series, and are tried at all its places behind.
+    """
+    size = 8
+    while size * 2 // 3 < n:
+        size *= 2
+    keys, place = [], 1
+    for _ in range(n // 2):
+        keys.append(place)
+        place = (5 * place + 1) % size
+    taken, number = set(keys), size
+    while len(keys) < n:
+        number += 1
+        place, rest = number % size, number
+        while place in taken and rest:
+            rest >>= 5
+            place = (5 * place + rest + 1) % size
+        if place in taken:
+            keys.append(number)
+    return keys
+
+
+def crowding(n: int) -> bytes:
+    """Return a map of about n bytes whose keys are tried at many places."""
+    return mapping([msgpack.packb(key) for key in crowding_numbers(max(n // 6, 300))])
+
+
 def nested(n: int) -> bytes:
     """Return tuples in tuples."""
     value = b"\x90"
@@ -69,7 +99,9 @@ HOSTILE: dict[str, Callable[[int], bytes]] = {
     "nested tuples": nested,
     "copies": copied_at_each_level,
     "colliding keys": colliding,
+    "crowding keys": crowding,
     "tuples as keys": colliding_tuples,
+    "numbers as keys": lambda n: mapping([b"\xce" + i.to_bytes(4, "big") for i in range(n // 6)]),
 }
 
 

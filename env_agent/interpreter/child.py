@@ -54,10 +54,11 @@ REWARDS: dict[type, int] = {float: 0}  # types of compact rewards → their numb
 _TEXT, _BYTES, _LIST, _MAP = b"\xdb", b"\xc6", b"\xdd", b"\xdf"  # with lengths of four bytes
 _PLAIN_KEYS = {str, bytes}
 _KEPT_KEYS = {str, bytes, int, float, bool, type(None)}
-# Limits of `protocol/values.py`.
+# Limits of `protocol/values.py` and `protocol/crowding.py`.
 MAX_INT_BYTES = 256
 MAX_OTHER_KEYS = 256
 MAX_OTHER_KEY_BYTES = 512
+MAX_TRIES = 48
 MAX_DIMS = 32
 
 
@@ -147,8 +148,6 @@ def _pack_dict(value: Any, above: tuple[int, ...]) -> bytes:
 def _pack_keys(value: Any, above: tuple[int, ...]) -> list[bytes]:
     """Return the bytes of keys, which remain different and hashable; [] beyond the limits."""
     keys: list[bytes] = []
-    if sum(type(key) not in _PLAIN_KEYS for key in value) > MAX_OTHER_KEYS:
-        return []
     seen = {key for key in value if type(key) in _KEPT_KEYS}
     for key in value:
         packed = pack(key, above)
@@ -162,7 +161,29 @@ def _pack_keys(value: Any, above: tuple[int, ...]) -> list[bytes]:
         if len(packed) > MAX_OTHER_KEY_BYTES and type(key) not in _PLAIN_KEYS:
             return []
         keys.append(packed)
+    others = sum(type(key) not in _PLAIN_KEYS for key in value)
+    if others > MAX_OTHER_KEYS and is_crowded([hash(unpack(packed)) for packed in keys]):
+        return []
     return keys
+
+
+def is_crowded(hashes: list[int]) -> bool:
+    """Return what the function of the same name in `protocol/crowding.py` does."""
+    size, left = 8, MAX_TRIES * len(hashes)
+    while size // 4 * 2 // 3 < len(hashes):
+        keys = hashes[: size * 2 // 3]
+        last, taken = size - 1, bytearray(size)
+        for number in keys:
+            place, rest = number & last, number & 2**64 - 1
+            while taken[place]:
+                rest >>= 5
+                place = 5 * place + rest + 1 & last
+                left -= 1
+            if left < 0:
+                return True
+            taken[place] = 1
+        size *= 2
+    return False
 
 
 _LARGEST = {"f": 8, "c": 8 + 8}  # bytes of a number of a kind: no long double

@@ -80,6 +80,34 @@ def keeps_replies_itself(method: Callable[P, R]) -> Callable[P, R]:
 _CALLS: set[CodeType] = set()
 
 
+def kept_for_getattr(getter: Callable[[S], R]) -> Callable[[S], R]:
+    """Return the getter of a property whose AttributeError `raise_kept` raises again.
+
+    Python drops an AttributeError of a property and calls `__getattr__` if the class has one. But
+    the error may come from outside.
+    """
+
+    @wraps(getter)
+    def get(self: S) -> R:
+        try:
+            return getter(self)
+        except AttributeError as error:
+            vars(self)[_KEPT] = error
+            raise
+
+    return get
+
+
+def raise_kept(owner: object, name: str) -> None:
+    """Raise AttributeError if Python called `__getattr__` because the property `name` raised it."""
+    if hasattr(type(owner), name):
+        kept = vars(owner).pop(_KEPT, None)
+        raise kept or AttributeError(f"The property {name!r} raised AttributeError.")
+
+
+_KEPT = "_attribute_error"
+
+
 def is_used_elsewhere(calls: Undoable) -> bool:
     """Return whether another thread is in a call of this proxy."""
 

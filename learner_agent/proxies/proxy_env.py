@@ -16,7 +16,13 @@ from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.timings import Timings
 from gymwire.learner_agent.proxies.attributes import RemoteAttributes, declares, warn_wrapper
-from gymwire.learner_agent.proxies.interrupts import Undoable, keeps_replies, keeps_replies_itself
+from gymwire.learner_agent.proxies.interrupts import (
+    Undoable,
+    keeps_replies,
+    keeps_replies_itself,
+    kept_for_getattr,
+    raise_kept,
+)
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.learner_agent.proxies.replay import EpisodeReplay
@@ -24,6 +30,7 @@ from gymwire.learner_agent.proxies.served_spec import served_spec
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
 from gymwire.protocol import generators
 from gymwire.protocol.messages import Act, Render, RenderedFrame
+from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.step_codec import Step
 
@@ -294,6 +301,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         return served_spec(opened, self._owner.options.spec_for(opened))
 
     @property
+    @kept_for_getattr
     def np_random(self) -> np.random.Generator:
         """The remote environment's generator: drawing from it advances that one.
 
@@ -328,6 +336,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         return self.np_random  # read by gymnasium's environment checker
 
     @property
+    @kept_for_getattr
     @keeps_replies
     def np_random_seed(self) -> int:
         """The seed of the remote environment's generator, -1 if it is unknown."""
@@ -344,6 +353,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
     def __getattr__(self, name: str) -> Any:
         # Called for names that Python does not find, also while __init__ has not finished.
+        raise_kept(self, name)
         attributes = self.__dict__.get("_attributes")
         if name.startswith("_") or attributes is None:
             warn_wrapper(name)
@@ -357,16 +367,31 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         else:
             attributes.set_exposed(name, value)
 
+    def has_wrapper_attr(self, name: str) -> bool:
+        """Return whether the proxy or the remote environment has this attribute."""
+        if self._has_own(name):
+            return True
+        try:
+            getattr(self, name)
+        except AttributeError as error:
+            if is_from_outside(error):
+                raise
+            return False
+        return True
+
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """Set an attribute. Raises AttributeDenied if it is not exposed, also without `force`.
 
         A wrapper asks without `force`, and would otherwise set an attribute of its own, which the
         remote environment does not see.
         """
-        if not force and declares(type(self), name) and not hasattr(self, name):
+        if not force and declares(type(self), name) and not self._has_own(name):
             return False
         setattr(self, name, value)
         return True
+
+    def _has_own(self, name: str) -> bool:
+        return name in self.__dict__ or hasattr(type(self), name)
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = {

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from gymwire.learner_agent.proxies.interrupts import kept_for_getattr, raise_kept
 from gymwire.protocol import generators
 from gymwire.protocol.errors import EnvironmentClosed, EnvironmentFailed, EnvironmentLost
 
@@ -126,13 +127,12 @@ _BITS: Callable[[np.random.Generator], Any] = np.random.Generator.bit_generator.
 class _State:
     """Stands for the bit generator of a remote environment."""
 
-    __slots__ = ("_generator", "_remote")
-
     def __init__(self, remote: RemoteGenerators, generator: RemoteGenerator) -> None:
         self._remote = remote
         self._generator = generator
 
     @property
+    @kept_for_getattr
     def state(self) -> dict[str, Any]:
         """The state of the environment's generator."""
         self._remote.begin_draw()
@@ -145,6 +145,7 @@ class _State:
         self._remote.end_draw()
 
     def __getattr__(self, name: str) -> Any:
+        raise_kept(self, name)
         raise AttributeError(
             f"The bit generator of a remote environment has a state, but no {name!r}: code that "
             f"draws through it cannot reach the environment. Draw with the generator's methods."

@@ -21,7 +21,7 @@ export class Ext {
 }
 
 const MAX_DEPTH = 64;
-const MAX_OTHER_KEYS = 256; // that are neither text nor bytes: a peer may choose them with equal hashes
+const MAX_OTHER_KEYS = 4096; // that are neither text nor bytes: a peer may choose them with equal hashes
 const utf8 = new TextEncoder();
 const text = new TextDecoder("utf-8", { fatal: true });
 

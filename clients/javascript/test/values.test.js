@@ -110,8 +110,8 @@ test("a tuple cannot claim a length", () => {
 
 test("a map may have few keys whose hashes a peer can choose", () => {
   const map = (size) => new Map(Array.from({ length: size }, (_, i) => [i, i]));
-  assert.equal(decode(encode(map(256))).size, 256);
-  assert.throws(() => decode(encode(map(257))), /at most 256 keys/);
+  assert.equal(decode(encode(map(4096))).size, 4096);
+  assert.throws(() => decode(encode(map(4097))), /at most 4096 keys/);
 });
 
 test("a reward is a number", () => {

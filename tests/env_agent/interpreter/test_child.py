@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 
 from gymwire.env_agent.interpreter import child, child_values
-from gymwire.protocol import arrays, values
+from gymwire.protocol import arrays, crowding, values
 from gymwire.protocol import value_limits as limits
 from gymwire.protocol.named_tuples import rebuild
+from tests.hostile_values import PRIME, crowding_numbers
 from tests.sameness import assert_same
 
 SOURCE = Path(child.__file__).read_text(encoding="utf-8")
@@ -226,3 +227,15 @@ def test_the_limits_of_values_are_those_of_the_protocol() -> None:
     for name in ("MAX_DEPTH", "MAX_INT_BYTES", "MAX_OTHER_KEYS", "MAX_OTHER_KEY_BYTES"):
         assert getattr(child, name) == getattr(values if name == "MAX_DEPTH" else limits, name)
     assert child.MAX_DIMS == arrays.MAX_DIMS
+    assert child.MAX_TRIES == crowding.MAX_TRIES
+    for numbers in (crowding_numbers(1000), [*range(1000)], [PRIME * i for i in range(1000)]):
+        hashes = [*map(hash, numbers)]
+        assert child.is_crowded(hashes) is crowding.is_crowded(hashes)
+        assert crowding.is_crowded(hashes) is (numbers[2] != 2)
+
+
+def test_a_dict_with_many_keys_that_are_numbers_is_a_dict_there() -> None:
+    many = dict.fromkeys(range(1000), "x")
+    assert values.decode(child.pack(many)) == many
+    crowded = dict.fromkeys(crowding_numbers(1000))
+    assert child.pack(crowded) == child._pack_opaque(crowded)

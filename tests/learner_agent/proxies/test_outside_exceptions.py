@@ -133,7 +133,11 @@ class Expired(TimeoutError):
 
 @pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize(
-    "error", [BlockingIOError, EOFError, KeyError, MemoryError, TypeError, ValueError, Expired]
+    "error",
+    [
+        *(AttributeError, BlockingIOError, EOFError, KeyError, MemoryError, TypeError, ValueError),
+        Expired,
+    ],
 )
 @pytest.mark.parametrize("call", [step, reset, get])
 @pytest.mark.parametrize("is_set", [False, True])
@@ -143,6 +147,26 @@ def test_an_exception_of_any_class_is_not_taken_for_a_failure(
     if is_set and error is not MemoryError:  # by another thread: then no frame is its own
         monkeypatch.setitem(vars(opcodes), "__name__", "gymwire.opcodes")
     assert check(0, call, 19 * times, error) > 149
+
+
+class Late(AttributeError):
+    """What a program of a user raises."""
+
+
+def generator_state(env: Any) -> Any:
+    return env.np_random.bit_generator.state
+
+
+def has(env: Any) -> Any:
+    return env.has_wrapper_attr("action_masks")
+
+
+@pytest.mark.parametrize("call", [get, generator_state, has])
+def test_an_attribute_error_is_not_taken_for_a_missing_attribute(call: Call) -> None:
+    with in_memory() as network, contextlib.closing(make(network, 0)) as env:
+        env.reset(seed=1)
+        assert Interruption(200, Late).run(partial(call, env))
+    assert check(0, call, 23, AttributeError) > 200
 
 
 @pytest.mark.parametrize("times", DENSITIES)
