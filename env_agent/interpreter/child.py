@@ -707,6 +707,12 @@ def settled(value: Any) -> Any:
 # --- one environment ------------------------------------------------------------------------------
 
 
+def _space_classes() -> tuple[Any, ...]:
+    """Return the base classes of spaces of Gymnasium and old gym, as far as they are used."""
+    found = [getattr(sys.modules.get(name), "Space", None) for name in ("gymnasium", "gym")]
+    return tuple(one for one in found if isinstance(one, type))
+
+
 class Hosted:
     """One environment, with the dialogue of Gymnasium whatever its library is."""
 
@@ -840,12 +846,14 @@ class Hosted:
         return getattr(self._holder(name), name)
 
     def get(self, name: str) -> list[Any]:
-        """Return an attribute: ["value", it], ["generator", its state], or ["method"]."""
+        """Return an attribute: its kind ("value", "generator", "space" or "method"), and itself."""
         found = self._find(name)
         if callable(found):
             return ["method"]
         if name == "np_random":
             return ["generator", dict(found.bit_generator.state)]
+        if isinstance(found, _space_classes()):
+            return ["space", read_space(found)]
         return ["value", found]
 
     def has(self, name: str) -> bool:
