@@ -936,6 +936,7 @@ class Child:
         self._envs: dict[int, Hosted] = {}
         self._targets: dict[str, Any] = {}
         self._uses_numpy = False
+        self._pid = os.getpid()
 
     def execute(self, kind: int, index: int, body: bytes) -> tuple[int, bytes]:
         """Execute a request; return the kind and the body of its answer."""
@@ -949,7 +950,9 @@ class Child:
             if name == "close":
                 del self._envs[index]
             return VALUE, pack(getattr(env, name)(*args))
-        except BaseException as error:  # noqa: BLE001 - whatever the environment raises
+        except BaseException as error:
+            if os.getpid() != self._pid:  # the environment has forked, and its copy ends
+                raise
             return RAISED, pack(_told(error))
 
     def _make(self, index: int, name: str, mode: str | None, kwargs: bytes, kind: str) -> Any:
