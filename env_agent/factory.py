@@ -10,6 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -75,10 +76,10 @@ class Factory:
             if kind in MULTI_AGENT:
                 raise pettingzoo.has_one_agent(self.name)
             merged.pop("vectorization_mode", None)
+            if render_mode is not None:  # some constructors do not take it
+                merged["render_mode"] = render_mode
             with self._naming_keywords(merged):
-                return wrap(
-                    gymnasium.make(self.name, render_mode=render_mode, **merged), self.wrappers
-                )
+                return wrap(_make_registered(self.name, **merged), self.wrappers)
         if self.makes_vectors:
             raise ConfigurationError(
                 f"{self.name} only makes vectors of environments. Open it with ProxyVectorEnv."
@@ -224,7 +225,18 @@ def _registered(
         if made.metadata["autoreset_mode"] == mode:
             return made
         made.close()
-    return _sync([lambda: wrap(gymnasium.make(name, **kwargs), wrappers)] * num_envs, mode)
+    return _sync([lambda: wrap(_make_registered(name, **kwargs), wrappers)] * num_envs, mode)
+
+
+def _make_registered(name: str, **kwargs: Any) -> Env:
+    """Return what `gymnasium.make` makes. Its wrappers do not await: a `Bridge` is below them."""
+    spec = gymnasium.spec(name)
+    make = None if spec.entry_point is None else _loaded(spec.entry_point)
+    if make is None or not event_loop.is_asynchronous(make):
+        return gymnasium.make(name, **kwargs)
+    spec = copy(spec)
+    spec.entry_point = lambda **merged: event_loop.create(make, merged)
+    return gymnasium.make(spec, **kwargs)
 
 
 def _loaded(entry_point: str | Callable[..., Any]) -> Callable[..., Any]:
@@ -254,7 +266,15 @@ def _own_vector(name: str, num_envs: int, mode: AutoresetMode, kwargs: dict[str,
         return same_step.make_vec(name, mode, num_envs=num_envs, **{**kwargs, **more})
 
     if make is not None and _takes(make, "autoreset_mode"):
-        return vectors.adapt(make_vector(autoreset_mode=mode), name)
+        try:
+            return vectors.adapt(make_vector(autoreset_mode=mode), name)
+        except Exception:  # it may take the mode in another form, but have this one by default
+            with suppress(Exception):
+                made = vectors.adapt(make_vector(), name)
+                if made.metadata["autoreset_mode"] == mode:
+                    return made
+                made.close()
+            raise
     if make is not None and _takes_any(make):
         with suppress(TypeError):  # another function, with fewer parameters, may come behind it
             return vectors.adapt(make_vector(autoreset_mode=mode), name)

@@ -177,6 +177,14 @@ class NextStepFrames(Frames):
         self.metadata = {"autoreset_mode": "next-step"}
 
 
+class TextFrames(Frames):
+    """A vector class that takes its mode as a text of its own."""
+
+    def __init__(self, num_envs: int, *, autoreset_mode: str = "next") -> None:
+        modes = {"next": AutoresetMode.NEXT_STEP, "same": AutoresetMode.SAME_STEP}
+        super().__init__(num_envs, autoreset_mode=modes[autoreset_mode])
+
+
 def make_frames(num_envs: int, **kwargs: Any) -> Frames:
     """Make a vector, with the autoreset mode among other keyword arguments."""
     return Frames(num_envs, **kwargs)
@@ -190,6 +198,7 @@ def make_next_step_frames(num_envs: int, **kwargs: Any) -> NextStepFrames:
 _VECTORS: dict[str, Any] = {
     "Frames": Frames,
     "MadeFrames": make_frames,
+    "TextFrames": TextFrames,
     "NextStepFrames": NextStepFrames,
     "MadeNextStepFrames": make_next_step_frames,
 }

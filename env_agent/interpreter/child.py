@@ -752,6 +752,12 @@ def settled(value: Any) -> Any:
 # --- one environment ------------------------------------------------------------------------------
 
 
+def _space_classes() -> tuple[Any, ...]:
+    """Return the base classes of spaces of Gymnasium and old gym, as far as they are used."""
+    found = [getattr(sys.modules.get(name), "Space", None) for name in ("gymnasium", "gym")]
+    return tuple(one for one in found if isinstance(one, type))
+
+
 class Hosted:
     """One environment, with the dialogue of Gymnasium whatever its library is."""
 
@@ -885,12 +891,14 @@ class Hosted:
         return getattr(self._holder(name), name)
 
     def get(self, name: str) -> list[Any]:
-        """Return an attribute: ["value", it], ["generator", its state], or ["method"]."""
+        """Return an attribute: its kind ("value", "generator", "space" or "method"), and itself."""
         found = self._find(name)
         if callable(found):
             return ["method"]
         if name == "np_random":
             return ["generator", dict(found.bit_generator.state)]
+        if isinstance(found, _space_classes()):
+            return ["space", read_space(found)]
         return ["value", found]
 
     def has(self, name: str) -> bool:
@@ -973,6 +981,7 @@ class Child:
         self._envs: dict[int, Hosted] = {}
         self._targets: dict[str, Any] = {}
         self._uses_numpy = False
+        self._pid = os.getpid()
 
     def execute(self, kind: int, index: int, body: bytes) -> tuple[int, bytes]:
         """Execute a request; return the kind and the body of its answer."""
@@ -986,7 +995,9 @@ class Child:
             if name == "close":
                 del self._envs[index]
             return VALUE, pack(getattr(env, name)(*args))
-        except BaseException as error:  # noqa: BLE001 - whatever the environment raises
+        except BaseException as error:
+            if os.getpid() != self._pid:  # the environment has forked, and its copy ends
+                raise
             return RAISED, pack(_told(error))
 
     def _make(self, index: int, name: str, mode: str | None, kwargs: bytes, kind: str) -> Any:

@@ -162,6 +162,8 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
                 return value
             case ["generator", state]:
                 return generators.build(state)
+            case ["space", described]:
+                return child_spaces.build(described, name)
             case ["method"]:
                 return lambda *args, **kwargs: self._call("call", name, list(args), kwargs)
         raise DecodingError(f"The process describes the attribute {name!r} wrongly.")

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from gymnasium import Space
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from gymwire.env_agent.description import Description, describe
@@ -17,7 +18,7 @@ from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.runners.each_env import access_each, is_for_each
 from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import generators, remote_space, spaces, values, vector_infos
-from gymwire.protocol.messages import Call
+from gymwire.protocol.messages import MULTI_AGENT, Call
 
 
 class Runner:
@@ -115,6 +116,8 @@ class Runner:
             return found(*call.args, **call.kwargs)
         if name == "np_random":
             return {"value": generators.describe(found)}
+        if isinstance(found, Space) and getattr(env, "kind", "") in MULTI_AGENT:
+            return {"space": spaces.describe(found, root=name)}
         return {"method": True} if callable(found) else {"value": found}
 
     def read_generator(self) -> Any:

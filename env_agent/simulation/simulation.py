@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from numbers import Real
 from types import TracebackType
 from typing import Any, Self
 
@@ -56,7 +57,7 @@ class Simulation:
             program that must not wait, such as a robot; None: as long as the learner takes. It does
             not wait without a learner.
         render: returns an RGB image, an array of shape (height, width, 3) and dtype uint8.
-        metadata: the environment's metadata.
+        metadata: the environment's metadata; its `render_modes` follow from `render`.
         wait_s: how many seconds longer than 2.5 to wait for the broker to appear.
         key: the env agent's key file. Default: the variable GYMWIRE_KEY.
         broker_key: the broker's public key or its file. Default: the variable GYMWIRE_BROKER_KEY.
@@ -84,17 +85,22 @@ class Simulation:
     ) -> None:
         self.observation_space = observation_space
         self.action_space = action_space
-        self.metadata = {"render_modes": ["rgb_array"] if render else [], **(metadata or {})}
+        if render is not None and not callable(render):
+            raise ConfigurationError(f"render must be a function, not {render!r:.100}.")
+        render_modes = [] if render is None else ["rgb_array"]
+        self.metadata = {**(metadata or {}), "render_modes": render_modes}
         self._default_action = default_action
-        self._timeout_s = timeout_s
+        self._timeout_s = _limit("timeout_s", timeout_s)
         self._render = render
         self._must_render = False
         self._frame: Any = None
+        self._render_failure: BaseException | None = None
         self._turns = Turns()
         self._news = threading.Condition()
         self._ended = ""  # why no request is answered any more
         self._failure: BaseException | None = None
         self._user: SimulationEnv | None = None
+        self._user_thread = 0
         self._agent = self._make_agent(address, broker, wait_s, keys.credentials(key, broker_key))
         self._thread = threading.Thread(target=self._serve, name="simulation", daemon=True)
         self._thread.start()
@@ -179,10 +185,14 @@ class Simulation:
 
     def wait_for_learner(self, timeout_s: float | None = None) -> bool:
         """Wait until a learner resets the simulation; return False after `timeout_s` seconds."""
+        limit_s = _limit("timeout_s", timeout_s)
         with self._news:
-            self._news.wait_for(lambda: self.has_learner or self._failure is not None, timeout_s)
+            self._news.wait_for(self._has_news, limit_s)
             self._check_serving()
             return self.has_learner
+
+    def _has_news(self) -> bool:
+        return self.has_learner or self._failure is not None or bool(self._ended)
 
     def _next_command(self, timeout_s: float | None) -> Command:
         """Return the next command. Call it with the lock held."""
@@ -202,8 +212,12 @@ class Simulation:
     def _render_now(self) -> None:
         """Render for the learner: in the program's thread, as most graphics libraries require."""
         assert self._render is not None
+        self._render_failure = None
         try:
             self._frame = self._render()
+        except BaseException as error:
+            self._render_failure = error
+            raise
         finally:
             self._must_render = False
             self._news.notify_all()
@@ -242,52 +256,73 @@ class Simulation:
     # --- the env agent's thread -------------------------------------------------------------------
 
     def begin_use(self, env: SimulationEnv) -> None:
-        """Let an environment use the simulation, if it is the only one.
+        """Let an environment use the simulation, if it is the only one of its session.
 
-        Raises ConfigurationError if another one does.
+        There is one slot. If another session still uses the simulation, it has ended, and its step
+        has not: nobody waits for the answer of the program any more.
+
+        Raises ConfigurationError if another environment of this session uses it.
         """
+        thread = threading.get_ident()  # each session has its own
         with self._news:
-            if self._user is not None:
+            if self._user is not None and self._user_thread == thread:
                 raise ConfigurationError(
                     "A simulation is one world, which one learner at a time can use as one "
                     "environment. Open it with num_envs=1, or start the program several times."
                 )
-            self._user = env
+            self._leave()
+            self._user, self._user_thread = env, thread
 
-    def end_use(self) -> None:
-        """End the use by the environment that has begun it."""
+    def end_use(self, env: SimulationEnv) -> None:
+        """End the use by an environment, if another one has not taken its place."""
         with self._news:
-            self._user = None
-            self._turns.leave()
-            self._news.notify_all()
+            if self._user is env:
+                self._leave()
 
-    def request(self, command: Command) -> State:
-        """Make a request, and wait for the program's answer.
+    def _leave(self) -> None:
+        self._user, self._must_render = None, False
+        self._turns.leave()
+        self._news.notify_all()
+
+    def request(self, env: SimulationEnv, command: Command) -> State:
+        """Make a request of an environment, and wait for the program's answer.
 
         Raises UsageError for an action without an episode, and RuntimeError if the program ends.
         """
         with self._news:
+            self._check_user(env)
             self._turns.ask(command)
             self._news.notify_all()
             while (reply := self._turns.take_reply()) is None:
-                self._check_program()
-                self._news.wait()
+                self._wait_for_program(env)
             return reply
 
-    def render(self) -> Any:
-        """Return an image that the program renders in its next `exchange`."""
+    def render(self, env: SimulationEnv) -> Any:
+        """Return an image that the program renders in its next `exchange`.
+
+        Raises RuntimeError if the program ends, or cannot render.
+        """
         with self._news:
+            self._check_user(env)
             self._must_render = True
             self._news.notify_all()
             while self._must_render:
-                self._check_program()
-                self._news.wait()
+                self._wait_for_program(env)
             frame, self._frame = self._frame, None
+            if (failure := self._render_failure) is not None:
+                why = f"{type(failure).__name__}: {failure}".removesuffix(": ")
+                raise RuntimeError(f"The program could not render: {why}") from failure
             return frame
 
-    def _check_program(self) -> None:
+    def _wait_for_program(self, env: SimulationEnv) -> None:
         if self._ended:
             raise RuntimeError(f"The simulation is over: {self._ended}")
+        self._news.wait()
+        self._check_user(env)
+
+    def _check_user(self, env: SimulationEnv) -> None:
+        if self._user is not env:
+            raise RuntimeError("The simulation has another learner by now.")
 
 
 class SimulationEnv(gymnasium.Env[Any, Any]):
@@ -311,19 +346,30 @@ class SimulationEnv(gymnasium.Env[Any, Any]):
     ) -> tuple[Any, dict[str, Any]]:
         """Ask the program for a new episode; return its first observation and info."""
         super().reset(seed=seed)
-        state = self._simulation.request(Command(reset=True, seed=seed, options=options))
+        state = self._simulation.request(self, Command(reset=True, seed=seed, options=options))
         return state.observation, state.info or {}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Hand the action to the program; return the state that it reports next."""
-        state = self._simulation.request(Command(action))
+        state = self._simulation.request(self, Command(action))
         info = state.info or {}
         return state.observation, state.reward, state.terminated, state.truncated, info
 
     def render(self) -> Any:
         """Return an image that the program renders; None without a render mode."""
-        return None if self.render_mode is None else self._simulation.render()
+        return None if self.render_mode is None else self._simulation.render(self)
 
     def close(self) -> None:
         """End the use of the simulation."""
-        self._simulation.end_use()
+        self._simulation.end_use(self)
+
+
+def _limit(name: str, seconds: float | None) -> float | None:
+    """Return how long to wait at most, None without a limit. Raises ConfigurationError."""
+    if seconds is None:
+        return None
+    if not (isinstance(seconds, Real) and seconds >= 0):
+        raise ConfigurationError(
+            f"{name} must be None or a number of seconds of 0 or more, not {seconds!r:.100}."
+        )
+    return None if seconds > threading.TIMEOUT_MAX else float(seconds)

@@ -11,7 +11,7 @@ import gymnasium
 
 from gymwire.learner_agent.proxies.interrupts import keeps_replies
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
-from gymwire.protocol import remote_space
+from gymwire.protocol import remote_space, spaces
 from gymwire.protocol.errors import AttributeDenied, ProtocolError
 from gymwire.protocol.messages import Call, Result
 
@@ -68,6 +68,8 @@ class RemoteAttributes:
             match result.value:
                 case {"value": value}:
                     return value
+                case {"space": description}:
+                    return spaces.build(description, root=name)
                 case {"method": True}:
                     self._methods.add(name)
                 case _:

@@ -279,3 +279,10 @@ def split_options(options: dict[str, Any] | None, parts: Sequence[slice]) -> dic
     return {
         i: {**options, "reset_mask": mask[part]} for i, part in enumerate(parts) if mask[part].any()
     }
+
+
+def seeded(seed: Any, options: dict[str, Any] | None, num_envs: int) -> list[int]:
+    """Return the numbers of the environments that a reset with these arguments seeds."""
+    mask = (options or {}).get("reset_mask", [True] * num_envs)
+    seeds = [seed] * num_envs if isinstance(seed, int) else seed
+    return [i for i in range(num_envs) if mask[i] and seeds[i] is not None]

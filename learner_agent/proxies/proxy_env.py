@@ -219,6 +219,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         random state.
         """
         self._owner.reopen_if_lost()
+        if seed is not None:
+            self._release_generator()
         return (self._owner if self._replay is None else self._replay).reset(seed, options)
 
     @keeps_replies
@@ -306,28 +308,36 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
         """The remote environment's generator: drawing from it advances that one.
 
         Code that draws through its `bit_generator` (numba, Cython) is not supported. Assigning a
-        generator sets the remote one to its state.
+        generator sets the remote one to its state. A reference that was kept from before that, or
+        from before a reset with a seed, is no longer the environment's generator.
         """
         remote = self._owner.generators
         if remote is None:
             remote = RemoteGenerators(self._read_generator, self._write_generator)
             remote.make(self._read_generator())
             self._owner.generators = remote
-        return remote.all[0]
+        return remote.give()[0]
 
     @np_random.setter
     def np_random(self, value: np.random.Generator) -> None:
         self._set_generator(generators.describe(value), in_place=False)
 
-    @keeps_replies
-    def _read_generator(self) -> list[Any]:
+    def _generator_state(self) -> list[Any]:
         return [self._attributes.get("np_random")]
+
+    _read_generator = keeps_replies(_generator_state)
+
+    def _release_generator(self) -> None:
+        if self._owner.generators is not None:
+            self._owner.generators.release([0], self._generator_state)
 
     def _write_generator(self, states: Sequence[Any]) -> None:
         self._set_generator(states[0], in_place=True)
 
     @keeps_replies
     def _set_generator(self, state: Any, *, in_place: bool) -> None:
+        if not in_place:
+            self._release_generator()
         replay = self._replay
         (self._attributes if replay is None else replay).set_generator(state, in_place=in_place)
 

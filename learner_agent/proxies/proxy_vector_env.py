@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -207,6 +207,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         whole = len(parts) == 1 and isinstance(seed, int)
         seeds = [seed] if whole else batching.split_seed(seed, parts)
         split = batching.split_options(options, parts)
+        if seed is not None:
+            self._release_generators(batching.seeded(seed, options, self.num_envs))
         requests = {i: Reset(seeds[i], part) for i, part in split.items()}
         return self._steps.reset(requests, self._step_timeout_s)
 
@@ -344,7 +346,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         Raises AttributeDenied if the env agent does not expose it.
         """
         if name == "np_random":
-            return tuple((self._steps.generators or self._make_generators()).all)
+            return (self._steps.generators or self._make_generators()).give()
         return self._get_attr(name)
 
     @keeps_replies
@@ -369,6 +371,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             raise BatchSizeError(f"{len(values)} values for {self.num_envs} environments.")
         if name == "np_random":
             values = [generators.describe(value) for value in values]
+            self._release_generators(range(self.num_envs))
         parts = enumerate(self._group.slices)
         self._ask({i: Call("set", name, (values[part],)) for i, part in parts})
 
@@ -457,14 +460,29 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._steps.generators = remote
         return remote
 
-    @keeps_replies
-    def _read_generators(self) -> tuple[Any, ...]:
+    def _generator_states(self) -> tuple[Any, ...]:
         return self._attribute(Call("get", "np_random"))
+
+    _read_generators = keeps_replies(_generator_states)
+
+    def _release_generators(self, env_ids: Iterable[int]) -> None:
+        remote = self._steps.generators
+        if remote is None:
+            return
+        numbers = set(env_ids)
+        if len(remote.all) != self.num_envs:
+            parts = enumerate(self._group.slices)
+            numbers = {i for i, part in parts if numbers & {*range(part.start, part.stop)}}
+        remote.release(numbers, self._generator_states)
 
     @keeps_replies
     def _write_generators(self, states: Sequence[Any]) -> None:
-        parts = enumerate(self._group.slices)
-        self._ask({i: Call("set", "np_random", ([*states[part]], True)) for i, part in parts})
+        parts = self._group.slices
+        if len(states) != self.num_envs:  # one for each session, of an environment's own class
+            parts = [slice(i, i + 1) for i in range(len(parts))]
+        self._ask(
+            {i: Call("set", "np_random", ([*states[part]], True)) for i, part in enumerate(parts)}
+        )
 
     @property
     @keeps_replies

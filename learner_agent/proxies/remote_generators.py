@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import wraps
 from typing import Any
 
@@ -11,7 +12,12 @@ import numpy as np
 
 from gymwire.learner_agent.proxies.interrupts import kept_for_getattr, raise_kept
 from gymwire.protocol import generators
-from gymwire.protocol.errors import EnvironmentClosed, EnvironmentFailed, EnvironmentLost
+from gymwire.protocol.errors import (
+    EnvironmentClosed,
+    EnvironmentFailed,
+    EnvironmentLost,
+    MoveError,
+)
 
 
 class RemoteGenerators:
@@ -36,6 +42,7 @@ class RemoteGenerators:
         self._is_fresh = False  # whether the states are those of the environments, or later ones
         self._is_drawn = False  # whether they are later ones
         self._is_writing = False
+        self._given: set[int] = set()  # the generators to which there may be references
         self._pid = os.getpid()
         self.all: list[RemoteGenerator] = []
 
@@ -43,6 +50,33 @@ class RemoteGenerators:
         """Make the generators, in these states."""
         self.all = [RemoteGenerator(self, state) for state in states]
         self._is_fresh = True
+
+    def give(self) -> tuple[RemoteGenerator, ...]:
+        """Return the generators, to callers who may keep them."""
+        self._given = set(range(len(self.all)))
+        return tuple(self.all)
+
+    def release(self, numbers: Iterable[int], read: Callable[[], Sequence[Any]]) -> None:
+        """Leave generators that their environments are about to replace to those who kept them.
+
+        As local ones, they continue from their present states, and no longer reach an environment.
+
+        Args:
+            numbers: those of the environments, or of the generators if that is not the same.
+            read: as the `read` of the constructor, within a call of the proxy.
+        """
+        released = self._given.intersection(numbers)
+        if not released:
+            return
+        if self._pid == os.getpid():
+            with contextlib.suppress(EnvironmentFailed, EnvironmentLost, MoveError):
+                for generator, state in zip(self.all, read(), strict=True):
+                    generator.use_state(state)
+        for number in released:
+            former = self.all[number]
+            self.all[number] = RemoteGenerator(self, former.own_state)
+            former.leave()
+        self._given -= released
 
     def begin_draw(self) -> None:
         """Read the states if they may be old. They will be written back."""
@@ -83,7 +117,7 @@ class RemoteGenerator(np.random.Generator):
     """The generator of a remote environment. Its draws advance that environment's own.
 
     Code that draws through `bit_generator` itself (numba, Cython) is not supported: it raises
-    AttributeError where it asks for an interface. `copy` and `pickle` make a plain generator in
+    AttributeError where it asks for an interface. `deepcopy` and `pickle` make a plain generator in
     the present state.
     """
 
@@ -100,6 +134,10 @@ class RemoteGenerator(np.random.Generator):
         """Continue from this state."""
         super().__init__(generators.build(state).bit_generator)
 
+    def leave(self) -> None:
+        """Be a generator of no environment from now on."""
+        self._remote = _NOBODYS
+
     @property
     def bit_generator(self) -> Any:
         """Gives access to the remote generator's `state`, for reading and writing."""
@@ -112,6 +150,9 @@ class RemoteGenerator(np.random.Generator):
             "that you draw from it."
         )
 
+    def __copy__(self) -> RemoteGenerator:
+        return self  # a shallow copy of a local generator shares its bit generator
+
     def __reduce__(self) -> tuple[Any, ...]:
         return generators.build, (self.bit_generator.state,)
 
@@ -120,6 +161,8 @@ class RemoteGenerator(np.random.Generator):
 
     __str__ = __repr__
 
+
+_NOBODYS = RemoteGenerators(lambda: (), lambda states: None)
 
 _BITS: Callable[[np.random.Generator], Any] = np.random.Generator.bit_generator.__get__
 

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
@@ -117,6 +118,29 @@ def test_vectors_of_asynchronous_environments_work(mode: AutoresetMode) -> None:
     assert list(vector.reset(seed=1)[0]) == [3, 3, 3]
     assert list(vector.step([1, 2, 9])[0])[:2] == [1, 2]
     vector.close()
+
+
+def test_an_asynchronous_environment_may_be_offered_by_its_id() -> None:
+    gymnasium.register("Waits-v0", Waits, max_episode_steps=2)  # type: ignore[arg-type]
+    factory = Factory("Waits-v0")
+    try:
+        env = factory.make(None, {"together": 1})
+        assert env.reset(seed=1)[0] == 3
+        assert [env.step(5)[:4] for _ in range(2)] == [
+            (5, 1.0, False, False),
+            (5, 1.0, False, True),
+        ]
+        assert env.spec is not None
+        assert (env.spec.id, env.spec.max_episode_steps) == ("Waits-v0", 2)
+        closed = Waits.closed
+        env.close()
+        assert Waits.closed == closed + 1
+        vector = factory.make_vector(2, AutoresetMode.NEXT_STEP, None, {})
+        assert vector.reset(seed=1)[0].tolist() == [3, 3]
+        assert vector.step(np.array([4, 4]))[0].tolist() == [4, 4]
+        vector.close()
+    finally:
+        del gymnasium.registry["Waits-v0"]
 
 
 @pytest.mark.parametrize(

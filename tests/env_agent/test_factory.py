@@ -4,6 +4,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import gymnasium
 import pytest
@@ -150,6 +151,27 @@ def test_an_environment_that_a_file_registers_is_found_by_its_id() -> None:
     assert factory.make(None, {}).unwrapped.size == 1  # type: ignore[attr-defined]
 
 
+class WithoutModes(gymnasium.Env[Any, Any]):
+    """An environment whose constructor does not take a render mode."""
+
+    observation_space = action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, size: int = 1) -> None:
+        self.size = size
+
+
+def test_a_registered_constructor_need_not_take_a_render_mode() -> None:
+    for name, kwargs in (("WithoutModes-v0", {}), ("Shown-v0", {"render_mode": "rgb_array"})):
+        make: Any = WithoutModes if name == "WithoutModes-v0" else "gymnasium.envs.toy_text:TaxiEnv"
+        gymnasium.register(name, make, kwargs=kwargs)
+        try:
+            for made in (resolve(name, {}).make_first(), resolve(name, {}).make(None, {})):
+                assert made.render_mode == gymnasium.make(name).render_mode
+                made.close()
+        finally:
+            del gymnasium.registry[name]
+
+
 @pytest.mark.parametrize("mode", AutoresetMode)
 @pytest.mark.parametrize(
     ("name", "env_id"),
@@ -206,3 +228,11 @@ def test_a_vector_has_the_requested_autoreset_mode(mode: AutoresetMode) -> None:
 
 def test_a_factory_without_a_function_is_an_id() -> None:
     assert not Factory("CartPole-v1").makes_vectors
+
+
+def test_a_vector_class_that_takes_a_mode_in_another_form_is_used_for_its_default_mode() -> None:
+    factory = resolve("tests.offered_vectors:tests/TextFrames-v0", {})
+    vector = factory.make_vector(2, AutoresetMode.NEXT_STEP, None, {})
+    assert type(vector).__name__ == "TextFrames"
+    with pytest.raises(KeyError, match="SAME_STEP"):
+        factory.make_vector(2, AutoresetMode.SAME_STEP, None, {})

@@ -188,6 +188,32 @@ def test_a_crash_is_told_although_what_it_started_lives_on_with_its_pipes(
         os.kill(int(pid.read_text()), signal.SIGKILL)
 
 
+FORKING = """
+import os, sys
+class Forking:
+    observation_space = action_space = type("Space", (), {"n": 9})()
+    def reset(self, seed=None, options=None):
+        return 0, {}
+    def step(self, action):
+        pid = os.fork()
+        if pid == 0:
+            sys.exit(int(action)) if action else 1 / 0
+        return os.waitpid(pid, 0)[1] >> 8, 0.0, False, False, {}
+"""
+
+
+@pytest.mark.parametrize(("action", "status"), [(3, 3), (0, 1)])
+def test_a_copy_of_the_process_may_end_as_any_process(
+    tmp_path: Path, action: int, status: int
+) -> None:
+    (tmp_path / "forking.py").write_text(FORKING)
+    factory = ChildFactory("a", f"{tmp_path}/forking.py:Forking", sys.executable, {})
+    with factory.make_first() as env:
+        env.reset()
+        for _ in range(2):
+            assert env.step(np.int64(action))[0] == status
+
+
 PARENT = """
 import sys, numpy, structlog
 from gymwire.env_agent.elsewhere import EnvironmentGone

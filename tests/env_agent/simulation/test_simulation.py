@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import threading
 import uuid
 from collections.abc import Callable
 from typing import Any
 
+import gymnasium
 import numpy as np
 import pytest
 from gymnasium.spaces import Box, Discrete
@@ -20,8 +22,11 @@ from gymwire.errors import (
     EnvironmentFailed,
     GymwireError,
     NoFreeSlot,
+    RequestTimeout,
     UsageError,
 )
+from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.observing import observe, stop_agent
 from tests.processes import PATIENCE_S
 
 POSITION = Box(-100.0, 100.0, (1,), np.float64)
@@ -252,6 +257,102 @@ def test_a_closed_simulation_says_so(broker_url: str) -> None:
     walker.simulation.close()
     with pytest.raises(UsageError, match="closed: the program has closed it"):
         walker.simulation.exchange(np.zeros(1))
+
+
+def test_a_step_that_a_learner_has_given_up_does_not_keep_the_next_one_waiting(
+    broker_url: str,
+) -> None:
+    walker = Walker(broker_url)
+    may_go_on = threading.Event()
+
+    def play() -> Any:
+        first = ProxyEnv(walker.address, broker_url, step_timeout_s=0.3)
+        first.reset()
+        with pytest.raises(RequestTimeout):
+            first.step(2)
+        first.close()
+        with ProxyEnv(walker.address, broker_url, wait_s=PATIENCE_S) as env:
+            threading.Timer(0.1, may_go_on.set).start()
+            return env.reset(seed=2)[0].tolist(), env.step(0)[0].tolist()
+
+    with walker.simulation:
+        learner = Learner(play)
+        walker.loop(lambda: bool(walker.commands and walker.commands[-1].action == 2))
+        assert may_go_on.wait(PATIENCE_S)
+        walker.loop(learner.ended)
+        assert learner.get() == ([2.0], [1.0])
+
+
+def test_a_picture_that_fails_is_reported_to_both_sides(broker_url: str) -> None:
+    def fail() -> None:
+        raise OSError("no display")
+
+    walker = Walker(broker_url, render=fail)
+
+    def play() -> Any:
+        with ProxyEnv(walker.address, broker_url, render_mode="rgb_array") as env:
+            env.reset()
+            with pytest.raises(EnvironmentFailed, match="could not render: OSError: no display"):
+                env.render()
+            return env.step(2)[0].tolist()
+
+    with walker.simulation as simulation:
+        learner = Learner(play)
+        assert simulation.wait_for_learner(PATIENCE_S)
+        with pytest.raises(OSError, match="no display"):
+            walker.loop(learner.ended)
+        walker.loop(learner.ended)
+        assert learner.get() == [1.0]
+
+
+def test_a_render_that_is_no_function_is_named(broker_url: str) -> None:
+    with pytest.raises(ConfigurationError, match="render must be a function, not array"):
+        Walker(broker_url, render=np.zeros((2, 2, 3)))
+
+
+def test_a_wait_for_a_learner_ends_when_an_operator_stops_the_simulation(broker_url: str) -> None:
+    walker = Walker(broker_url)
+    program = Learner(walker.simulation.wait_for_learner)
+    with contextlib.closing(BrokerConnection(broker_url)) as connection:
+        offers = observe(connection).offers
+        (agent,) = [one.agent for one in offers if one.address == walker.address]
+        stop_agent(connection, agent)
+    with pytest.raises(UsageError, match="This simulation is closed: "):
+        program.get()
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan"), "1"])
+def test_a_wrong_limit_in_seconds_is_named(broker_url: str, seconds: Any) -> None:
+    with pytest.raises(ConfigurationError, match="timeout_s must be None or a number of seconds"):
+        Walker(broker_url, timeout_s=seconds)
+    walker = Walker(broker_url)
+    with walker.simulation, pytest.raises(ConfigurationError, match="timeout_s must be"):
+        walker.simulation.wait_for_learner(seconds)
+
+
+def test_an_infinite_limit_is_none(broker_url: str) -> None:
+    walker = Walker(broker_url, timeout_s=float("inf"))
+
+    def play() -> Any:
+        with ProxyEnv(walker.address, broker_url) as env:
+            return env.reset(seed=2)[0].tolist()
+
+    with walker.simulation as simulation:
+        learner = Learner(play)
+        assert simulation.wait_for_learner(float("inf"))
+        walker.loop(lambda: not simulation.has_learner)
+        assert learner.get() == [2.0]
+
+
+@pytest.mark.parametrize("mode", ["human", "ansi", "rgb_array"])
+def test_metadata_promise_no_render_mode_that_there_is_not(broker_url: str, mode: str) -> None:
+    metadata = {"render_modes": [mode], "render_fps": 50}
+    walker = Walker(broker_url, metadata=metadata)
+    options: Any = {"broker": broker_url, "address": walker.address, "render_mode": mode}
+    with walker.simulation, pytest.raises(GymwireError, match="render mode"):
+        gymnasium.make("gymwire:gymwire/Proxy-v0", **options)
+    with Walker(broker_url, metadata=metadata, renders=True).simulation as simulation:
+        assert simulation.metadata == {"render_modes": ["rgb_array"], "render_fps": 50}
 
 
 def test_one_learner_at_a_time_uses_one_world(broker_url: str) -> None:

@@ -62,6 +62,7 @@ def test_a_parallel_env_is_that_of_this_process(url: str, direct: str, where: st
     local, remote = Visitors(), ProxyParallelEnv(f"visitors{where}", url, direct=direct)
     assert remote.possible_agents == local.possible_agents
     assert remote.metadata["name"] == "visitors"
+    assert remote.state_space == local.state_space
     for agent in local.possible_agents:
         assert remote.observation_space(agent) == local.observation_space(agent)
         assert remote.action_space(agent) == local.action_space(agent)

@@ -43,14 +43,18 @@ def _drawn(env: Any) -> Iterator[Any]:
     yield env.reset()[0]
     yield kept.random(), env.np_random_seed
     yield env.reset(seed=9)[0]
-    yield kept.random() if kept is env.np_random else env.np_random.random()
+    yield kept.random(), kept.bit_generator.state, env.np_random.random(), kept.random()
+    yield env.step(1)[:2], kept.random()
+    kept = env.np_random
     env.np_random = np.random.default_rng(5)
+    yield kept.random(), env.np_random.random(), kept.random()
     yield env.step(1)[:2]
     yield env.np_random.random(), env.np_random_seed
     state = env.np_random.bit_generator.state
     yield env.np_random.random()
     env.np_random.bit_generator.state = state
     yield env.np_random.random(), env.step(1)[:2]
+    yield copy.copy(env.np_random).random(), env.np_random.random(), env.step(1)[:2]
     yield copy.deepcopy(env.np_random).random(), pickle.loads(pickle.dumps(env.np_random)).random()
     env.np_random = np.random.Generator(np.random.MT19937(3))
     yield env.np_random.random(), env.step(1)[:2], env.np_random.random()
@@ -80,6 +84,53 @@ def test_a_vector_draws_the_same_as_locally(broker: str, sessions: int) -> None:
         remote.np_random[0].random()
     remote.step_wait()
     remote.close()
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_a_reset_with_a_seed_replaces_the_generators_of_those_that_it_resets(
+    broker: str, sessions: int
+) -> None:
+    def drawn(envs: Any) -> Iterator[Any]:
+        envs.reset(seed=4)
+        for seed, mask in ((7, None), ([None, 3, None], None), ([1, None, 1], [True, True, False])):
+            kept = envs.np_random
+            yield [one.random() for one in kept]
+            options = None if mask is None else {"reset_mask": np.array(mask)}
+            envs.reset(seed=seed, options=options)
+            yield [one.random() for one in kept]
+            yield [one.random() for one in envs.np_random], [one.random() for one in kept]
+            yield envs.step(np.zeros(3, int))[:2]
+
+    local = SyncVectorEnv([Typed] * 3, autoreset_mode="Disabled")
+    remote = ProxyVectorEnv("typed", 3, broker, sessions=sessions, autoreset_mode="Disabled")
+    for here, there in zip(drawn(local), drawn(remote), strict=True):
+        assert_same(there, here)
+    remote.close()
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_a_vector_class_of_its_own_has_one_generator_in_each_session(
+    broker_url: str, sessions: int
+) -> None:
+    with programs() as started:
+        started.env_agent(broker_url, "--address", "own", "--env", "CartPole-v1")
+        remote = ProxyVectorEnv("own", 4, broker_url, sessions=sessions)
+        locals_ = [gymnasium.make_vec("CartPole-v1", 4 // sessions) for _ in range(sessions)]
+        remote.reset(seed=3)
+        for i, one in enumerate(locals_):
+            one.reset(seed=3 + i * 4 // sessions)
+        kept, kept_here = remote.np_random, [one.np_random for one in locals_]
+        for seed in (None, 8):
+            assert [one.random() for one in kept] == [one.random() for one in kept_here]
+            observations = remote.reset(seed=seed)[0]
+            here = [
+                one.reset(seed=None if seed is None else seed + i * 4 // sessions)[0]
+                for i, one in enumerate(locals_)
+            ]
+            assert_same(observations, np.concatenate(here))
+        assert [one.random() for one in kept] == [one.random() for one in kept_here]
+        assert_same(remote.reset()[0], np.concatenate([one.reset()[0] for one in locals_]))
+        remote.close()
 
 
 def test_sticky_actions_repeat_as_locally(broker: str) -> None:
