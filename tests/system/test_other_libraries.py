@@ -269,7 +269,7 @@ def test_the_pictures_of_a_pool_are_an_array(broker: str, sessions: int) -> None
 
 def test_an_asynchronous_pool_is_refused_with_advice(broker: str) -> None:
     with pytest.raises(
-        EnvironmentFailed, match="3 environments .* returns only 1. Leave batch_size"
+        EnvironmentFailed, match=r"3 environments .* returns only 1. Leave batch_size"
     ):
         ProxyVectorEnv("slow-pool", 3, broker)
 
