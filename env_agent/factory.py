@@ -28,6 +28,8 @@ from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 
 Env = gymnasium.Env[Any, Any]
 Vector = VectorEnv[Any, Any, Any]
+_OWN = VectorizeMode.VECTOR_ENTRY_POINT
+_OWN_KEYWORDS = {"render_mode", "num_envs", "autoreset_mode"}  # which are options of the proxies
 _UNKNOWN_KEYWORD = re.compile(r"got an unexpected keyword argument '(\w+)'")
 
 
@@ -117,7 +119,7 @@ class Factory:
             )
 
     @contextmanager
-    def _naming_keywords(self, given: Mapping[str, Any]) -> Iterator[None]:
+    def _naming_keywords(self, given: Mapping[str, Any], *, vector: bool = False) -> Iterator[None]:
         """Name the known keyword arguments in the TypeError about an unknown one."""
         try:
             yield
@@ -125,22 +127,26 @@ class Factory:
             match = _UNKNOWN_KEYWORD.search(str(error))
             if match is None or match[1] not in given:
                 raise
-            known = ", ".join(self._keywords())
+            known = ", ".join(self._keywords(vector=vector))
             raise TypeError(
                 f"{self.name} takes no keyword argument {match[1]!r}"
                 f"{f'; it takes {known}' if known else ''}."
             ) from error
 
-    def _keywords(self) -> list[str]:
-        """Return the keyword arguments that the environment accepts; empty if unknown."""
+    def _keywords(self, *, vector: bool) -> list[str]:
+        """Return the keyword arguments that the environment accepts; empty if unknown.
+
+        `vector`: those of the vector class that is registered with it.
+        """
         make = self.make_one
         if make is None:
-            entry_point = gymnasium.spec(self.name).entry_point
+            spec = gymnasium.spec(self.name)
+            entry_point = spec.vector_entry_point if vector else spec.entry_point
             make = None if entry_point is None else _loaded(entry_point)
         if make is None or _takes_any(make):
             return []
         parameters = _parameters(make)
-        return [name for name in parameters if name != "render_mode"]
+        return [name for name in parameters if name not in _OWN_KEYWORDS]
 
     def make_first(self) -> Env | Vector:
         """Make one environment to learn its spaces: a vector of one if it only makes vectors."""
@@ -189,7 +195,8 @@ class Factory:
         what a constructor raises.
         """
         merged = {**self.kwargs, **kwargs}
-        with self._naming_keywords(merged):
+        is_own = self.make_one is None and _wanted(self.name, merged, self.wrappers) is _OWN
+        with self._naming_keywords(merged, vector=is_own):
             if self.make_one is None:
                 return _registered(self.name, num_envs, mode, render_mode, merged, self.wrappers)
             if self.makes_vectors:
@@ -210,22 +217,27 @@ def _registered(
 ) -> Vector:
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
-    own = gymnasium.spec(name).vector_entry_point
-    wanted = VectorizeMode(
-        kwargs.pop("vectorization_mode", "vector_entry_point" if own and not wrappers else "sync")
-    )
+    wanted = _wanted(name, kwargs, wrappers)
+    kwargs.pop("vectorization_mode", None)
     if wanted is VectorizeMode.ASYNC:
         raise ConfigurationError(
             'A remote vector cannot have vectorization_mode="async". Use "sync" or '
             '"vector_entry_point"; for several processes, start the env agent with --workers and '
             "open as many sessions."
         )
-    if wanted is VectorizeMode.VECTOR_ENTRY_POINT:
+    if wanted is _OWN:
         made = _own_vector(name, num_envs, mode, kwargs)
         if made.metadata["autoreset_mode"] == mode:
             return made
         made.close()
     return _sync([lambda: wrap(_make_registered(name, **kwargs), wrappers)] * num_envs, mode)
+
+
+def _wanted(name: str, kwargs: Mapping[str, Any], wrappers: Sequence[Wrapper]) -> VectorizeMode:
+    """Return how to make a vector of a registered environment. Raises ValueError."""
+    own = gymnasium.spec(name).vector_entry_point
+    default = _OWN if own and not wrappers else VectorizeMode.SYNC
+    return VectorizeMode(kwargs.get("vectorization_mode", default))
 
 
 def _make_registered(name: str, **kwargs: Any) -> Env:

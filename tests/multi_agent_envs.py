@@ -41,17 +41,17 @@ class Visitors(ParallelEnv[str, Any, Any]):  # type: ignore[misc]
         return self.action_spaces[agent]
 
     def reset(self, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
-        self.rng = np.random.default_rng(seed)
+        self.np_random = np.random.default_rng(seed)
         self.count = (options or {}).get("skip", 0)
         self.agents = AGENTS[:2]
         return self._observations(self.agents), self._infos(self.agents)
 
     def _observations(self, agents: list[str]) -> dict[str, Any]:
         made = {
-            "zoe": self.rng.random(3).astype(np.float32),
+            "zoe": self.np_random.random(3).astype(np.float32),
             "adam": np.int64(self.count),
             "mia": {
-                "at": self.rng.integers(0, 255, (2, 2)).astype(np.uint8),
+                "at": self.np_random.integers(0, 255, (2, 2)).astype(np.uint8),
                 "left": np.int64(7),
             },
         }

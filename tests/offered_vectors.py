@@ -52,6 +52,10 @@ class _Pool:
         ended = self._steps >= 4
         return observation, np.asarray(actions, np.float32), ended, np.zeros_like(ended), infos
 
+    def render(self) -> Any:
+        """Return an image of the first environment, in an array of images."""
+        return np.full((1, 2, 2, 3), self._steps[0], np.uint8)
+
     def close(self, **_: Any) -> None:
         """Free nothing."""
 
@@ -106,6 +110,13 @@ def make_pool(num_envs: int) -> Pool:
 def make_any_pool(**kwargs: Any) -> Pool:
     """Make as many as are requested."""
     return Pool(**kwargs)
+
+
+def make_slow_pool(num_envs: int = 2) -> Pool:
+    """Make an asynchronous pool."""
+    pool: Any = Pool(num_envs)
+    pool.config = {"num_envs": num_envs, "batch_size": 1}
+    return pool  # type: ignore[no-any-return]
 
 
 def make_two() -> Pool:
@@ -177,6 +188,15 @@ class NextStepFrames(Frames):
         self.metadata = {"autoreset_mode": "next-step"}
 
 
+class SizedFrames(Frames):
+    """A vector class with keyword arguments that its environment does not have."""
+
+    def __init__(
+        self, num_envs: int, size: int = 3, stack: int = 4, *, autoreset_mode: Any = "NextStep"
+    ) -> None:
+        super().__init__(num_envs, autoreset_mode=autoreset_mode)
+
+
 class TextFrames(Frames):
     """A vector class that takes its mode as a text of its own."""
 
@@ -199,6 +219,7 @@ _VECTORS: dict[str, Any] = {
     "Frames": Frames,
     "MadeFrames": make_frames,
     "TextFrames": TextFrames,
+    "SizedFrames": SizedFrames,
     "NextStepFrames": NextStepFrames,
     "MadeNextStepFrames": make_next_step_frames,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import structlog
@@ -85,13 +86,21 @@ def adapt(made: Any, name: str) -> VectorEnv[Any, Any, Any]:
         name: the factory's name.
 
     Raises:
-        ConfigurationError: it is not a vector.
+        ConfigurationError: it is not a vector, or returns only some of its environments.
     """
     needed = ("num_envs", "observation_space", "action_space", "reset", "step", "close")
     if not all(hasattr(made, one) for one in needed):
         raise ConfigurationError(
             f"{name} returned {type(made).__name__}, not a gymnasium.vector.VectorEnv. Check the "
             f"class or factory that the env agent was started with."
+        )
+    config = getattr(made, "config", None)
+    batch_size = config.get("batch_size") if isinstance(config, Mapping) else None
+    if batch_size not in (None, made.num_envs):  # an asynchronous EnvPool
+        raise ConfigurationError(
+            f"{name} made a vector of {made.num_envs} environments of which each step returns only "
+            f"{batch_size}. Leave batch_size out. Learners that do not wait for the slowest "
+            f"environments open several sessions, and use send() and recv()."
         )
     mode = declared_mode(made)
     if mode is None:

@@ -18,6 +18,7 @@ except ImportError as error:
         f"ProxyParallelEnv and ProxyAECEnv need PettingZoo. Install it with: "
         f"{install_line('pettingzoo')}"
     ) from error
+import numpy as np
 from gymnasium import Space, spaces
 
 from gymwire.learner_agent.proxies.options import ProxyOptions
@@ -94,6 +95,15 @@ class _RemoteAgents:
     def state_space(self) -> Space[Any]:
         """The space of the global state, if the environment has one."""
         return self._env.state_space  # type: ignore[no-any-return]
+
+    @property
+    def np_random(self) -> np.random.Generator:
+        """The environment's generator, if it has one of this name: see `ProxyEnv.np_random`."""
+        return self._env.np_random
+
+    @np_random.setter
+    def np_random(self, value: np.random.Generator) -> None:
+        self._env.np_random = value
 
     def render(self) -> Any:
         """Return what the remote environment renders."""

@@ -325,9 +325,12 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             assert type(reply) is RenderedFrame
             if reply.frame is None:
                 return None
-            if not isinstance(reply.frame, (list, tuple)):
+            if isinstance(reply.frame, list | tuple):
+                frames += reply.frame
+            elif isinstance(reply.frame, np.ndarray) and reply.frame.ndim:  # EnvPool's
+                frames += list(reply.frame)
+            else:
                 raise self._malformed("picture")
-            frames += reply.frame
         return tuple(frames)
 
     # --- attributes -------------------------------------------------------------------------------

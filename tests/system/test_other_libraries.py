@@ -51,6 +51,7 @@ OFFERS = {
     "pool": "tests.offered_vectors:make_pool",
     "any-pool": "tests.offered_vectors:make_any_pool",
     "two": "tests.offered_vectors:make_two",
+    "slow-pool": "tests.offered_vectors:make_slow_pool",
     "old-pool": "tests.offered_vectors:make_old_pool",
     "frames": "tests.offered_vectors:tests/Frames-v0",
     "madeframes": "tests.offered_vectors:tests/MadeFrames-v0",
@@ -256,6 +257,21 @@ def test_a_vector_of_another_size_is_refused_with_advice(broker: str) -> None:
         ProxyVectorEnv("two", 3, broker)
     with pytest.raises(EnvironmentFailed, match="only makes vectors"):
         ProxyEnv("two", broker)
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_the_pictures_of_a_pool_are_an_array(broker: str, sessions: int) -> None:
+    with ProxyVectorEnv("pool", 2, broker, sessions=sessions) as remote:
+        remote.reset()
+        remote.step(np.ones(2, np.int64))
+        assert_same((np.full((2, 2, 3), 1, np.uint8),) * sessions, remote.render())
+
+
+def test_an_asynchronous_pool_is_refused_with_advice(broker: str) -> None:
+    with pytest.raises(
+        EnvironmentFailed, match=r"3 environments .* returns only 1. Leave batch_size"
+    ):
+        ProxyVectorEnv("slow-pool", 3, broker)
 
 
 @pytest.mark.parametrize("address", ["odd", "parking"])

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gymwire import ProxyAECEnv, ProxyEnv, ProxyParallelEnv, ProxyVectorEnv
@@ -72,6 +73,22 @@ def test_a_parallel_env_is_that_of_this_process(url: str, direct: str, where: st
         play_parallel(local, remote, seed)
     assert_same(local.reset(seed=1, options={"skip": 4}), remote.reset(seed=1, options={"skip": 4}))
     remote.close()
+
+
+@everywhere
+def test_the_random_generator_is_that_of_the_environment(url: str, where: str) -> None:
+    local, remote = Visitors(), ProxyParallelEnv(f"visitors{where}", url)
+    assert_same(local.reset(seed=1), remote.reset(seed=1))
+    for number in range(4):
+        assert local.np_random.random() == remote.np_random.random()
+        actions = {agent: local.action_space(agent).sample() for agent in local.agents}
+        assert_same(local.step(actions), remote.step(actions))
+        if number == 2:
+            local.np_random, remote.np_random = (np.random.default_rng(7) for _ in "ab")
+    remote.close()
+    with_none = ProxyAECEnv(f"countdown{where}", url)
+    assert not hasattr(with_none, "np_random")
+    with_none.close()
 
 
 @everywhere

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.wrappers import TimeLimit
 
@@ -79,7 +80,7 @@ def test_a_malformed_attribute_is_the_agents_fault(
         monkeypatch.undo()
 
 
-@pytest.mark.parametrize("frame", [5, 0.5, b"x", {"a": 1}])
+@pytest.mark.parametrize("frame", [5, 0.5, b"x", {"a": 1}, np.zeros(())])
 def test_a_malformed_picture_is_the_agents_fault(
     network: Network, monkeypatch: pytest.MonkeyPatch, frame: Any
 ) -> None:
