@@ -39,6 +39,9 @@ from gymwire.protocol.messages import (
 from gymwire.protocol.process_ids import MAX_PID
 
 MAX_PEERS = 20_000
+# Of the places that the peers of one key leave free: it may take so many times as many, so that it
+# never takes all.
+MOST_OF_KEY = 3
 ANNOUNCE_RETRY_S = 1.0  # when a peer may repeat a HELLO, because too many of its sessions wait
 GRACE_S = 2.0  # how long the broker waits for a lost env agent before its sessions are lost
 
@@ -96,7 +99,7 @@ class Peers:
             raise Refusal(Code.DENIED, text)
         peer = self._register(sender, rights, hello, now)
         if peer is None:
-            raise Refusal(Code.LIMIT, f"This broker already has {MAX_PEERS} peers. Retry later.")
+            raise Refusal(Code.LIMIT, self._too_many(sender.key))
         most = self._welcome.max_message
         if self._welcome.local_channel and peer.host == self._host and peer.role != Role.PROGRESS:
             self._tables.give_attach_token(peer)
@@ -162,7 +165,7 @@ class Peers:
         """Return the peer of a new connection; None if there are too many peers."""
         peer = self._tables.peers.get(sender.rid)
         if peer is None:
-            if len(self._tables.peers) >= MAX_PEERS:
+            if self._is_full(sender.key):
                 return None
             peer = Peer(
                 rid=sender.rid,
@@ -180,6 +183,19 @@ class Peers:
             )
         self._connections.add(peer, sender, now)
         return peer
+
+    def _is_full(self, key: bytes | None) -> bool:
+        """Return whether there are too many peers, of all keys or of this one."""
+        free = MAX_PEERS - len(self._tables.peers)
+        return free <= 0 or (key is not None and self._tables.peers_of[key] >= MOST_OF_KEY * free)
+
+    def _too_many(self, key: bytes | None) -> str:
+        count = len(self._tables.peers)
+        own = "" if key is None else f", {self._tables.peers_of[key]} of them with your key"
+        return (
+            f"This broker has {count} peers{own}, and takes at most {MAX_PEERS}, of which no key "
+            f"may take all. Use fewer connections, or retry later."
+        )
 
     # --- leaving ----------------------------------------------------------------------------------
 

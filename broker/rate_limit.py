@@ -9,6 +9,7 @@ dropping a flood would cost as much processor time as its sender has, and would 
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 RATE = 1000.0  # tokens per second that flow into a bucket
@@ -27,6 +28,7 @@ LISTING_SHARE = 0.4
 DEMANDING_SHARE = 0.5
 RETRY_TOKENS = 10  # for the repetitions of a FIND that has to wait
 MAX_BUCKETS = 20_000
+SWEEP_S = 1.0  # between two searches for full buckets while there are too many
 
 
 class Admission(Enum):
@@ -45,6 +47,7 @@ class RateLimiter:
 
     def __init__(self) -> None:
         self._buckets: dict[bytes, tuple[float, float]] = {}  # tokens, and when they were counted
+        self._sweep_at = -math.inf
 
     def admit(self, rid: bytes, size: int, now: float) -> Admission:
         """Pay for a message of `size` bytes and return what to do with it."""
@@ -58,7 +61,7 @@ class RateLimiter:
         known = self._buckets.get(rid)
         if known is not None:
             tokens = min(BURST, known[0] + (now - known[1]) * RATE)
-        elif len(self._buckets) < MAX_BUCKETS:
+        elif len(self._buckets) < MAX_BUCKETS or self._has_room(now):
             tokens = BURST
         else:
             return Admission.DROP
@@ -72,6 +75,13 @@ class RateLimiter:
             return Admission.THROTTLE
         self._buckets[rid] = -DEBT - CUT_OFF_DEBT, now
         return Admission.CUT_OFF
+
+    def _has_room(self, now: float) -> bool:
+        """Return whether full buckets made room; look for them at most once a second."""
+        if now >= self._sweep_at:
+            self._sweep_at = now + SWEEP_S
+            self.sweep(now)
+        return len(self._buckets) < MAX_BUCKETS
 
     def is_demanding(self, rid: bytes) -> bool:
         """Return whether a peer had asked for much when its last message was admitted."""

@@ -197,6 +197,7 @@ class Tables:
         self.routes: dict[bytes, Route] = {}
         self.orphans: dict[int, Session] = {}
         self.lost: dict[bytes, Peer] = {}
+        self.peers_of: Counter[bytes] = Counter()  # peers by key, of those that have one
         self._progress: Counter[bytes] = Counter()  # progress connections by agent, 15 bytes of it
         self.claimed = 0  # sessions that a learner has opened or resumed,
         self.sessions_of: Counter[str] = Counter()  # and those by the learner's identity
@@ -217,8 +218,11 @@ class Tables:
 
         Returns the peer whose connection had this descriptor before, if any: it has ended.
         """
-        if peer.role == Role.PROGRESS and peer.rid not in self.peers:
-            self._progress[peer.agent[:LIVENESS_AGENT_SIZE]] += 1
+        if peer.rid not in self.peers:
+            if peer.role == Role.PROGRESS:
+                self._progress[peer.agent[:LIVENESS_AGENT_SIZE]] += 1
+            if peer.key is not None:
+                self.peers_of[peer.key] += 1
         self.peers[peer.rid] = peer
         displaced = self.by_fd.get(peer.fd)
         if displaced is peer:
@@ -418,6 +422,8 @@ class Tables:
             del self.peers[peer.rid]
             if peer.role == Role.PROGRESS:
                 _decrement(self._progress, peer.agent[:LIVENESS_AGENT_SIZE])
+            if peer.key is not None:
+                _decrement(self.peers_of, peer.key)
         if self.by_fd.get(peer.fd) is peer:
             del self.by_fd[peer.fd]
         for name in peer.offers:

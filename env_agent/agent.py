@@ -23,6 +23,7 @@ import structlog
 from gymwire.env_agent import failure_reports, signals
 from gymwire.env_agent.crew import CLOSING, Relief
 from gymwire.env_agent.environments import Environments, Service
+from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.progress_reporter import ProgressReporter
@@ -92,7 +93,7 @@ class Agent:
         self._loops = [
             ServingLoop(
                 partial(self._make_transports, index),
-                SessionHost(services, key),
+                SessionHost(services, key, lambda: self._restore_signals()),
                 self._id,
                 logs_broker_state=index == 0,
                 has_threads=threads is None,
@@ -104,13 +105,14 @@ class Agent:
         self._registered = 0  # loops whose offers the broker has confirmed
         self._failure: GymwireError | None = None
         self._signals = 0
+        self._restore_signals: Callable[[], None] = lambda: None
         self._ending = threading.Event()
         self._is_described = False
         self.stopped = False
         self.on_stop = self._stop_for_operator
         self._reporter: ProgressReporter | None = None
         self._ended = threading.Condition()
-        self.agent_pid = os.getpid()
+        self.agent_pid = self._pid = os.getpid()
         self._running = set(range(len(self._loops)))  # the indices of loops that have not ended
 
     def run(self) -> None:
@@ -129,6 +131,7 @@ class Agent:
     def _run(self) -> None:
         first, *others = self._loops
         offers = self._describe(first.host.environments)
+        self._restore_signals()
         self._is_described = True
         if not first.connect(self._share(offers, 0), self._wait_s):
             return
@@ -192,6 +195,7 @@ class Agent:
                 check_offer(*self._share([offer], 0))
                 offers.append(offer)
             except BaseException as error:  # noqa: BLE001 - the other offers can still be served
+                end_if_forked(self._pid, error)
                 left_out = self._left_out(service, error)
                 failed = failed or left_out
         if failed is not None and not offers:
@@ -377,7 +381,7 @@ class Agent:
 
     def install_signals(self) -> None:
         """End on SIGTERM, on SIGUSR1 and on Ctrl-C. Call this in the main thread."""
-        signals.watch(self.on_signal)
+        self._restore_signals = signals.watch(self.on_signal)
 
 
 def _is_descriptors(error: BaseException) -> bool:

@@ -18,6 +18,7 @@ from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import AddressTaken, Denied, ProtocolError, Refused
 from gymwire.protocol.messages import CONTROL_KINDS, Code, Error, Kind
+from gymwire.protocol.outside_exceptions import has_foreign_frame
 from gymwire.protocol.transport.interface import Origin, Received
 
 # What the broker refuses ends a loop; nothing else that the handling of a frame raises does.
@@ -51,6 +52,8 @@ class BadFrames:
         self._clock = clock
         self._log = structlog.get_logger()
         self._next_warning = 0.0
+        self._strays = 0
+        self._next_stray = 0.0
 
     def refuse(self, path: bytes, data: bytes | memoryview, error: ProtocolError) -> None:
         """Count a frame that cannot be decoded, and reply, so that its sender does not wait.
@@ -69,6 +72,27 @@ class BadFrames:
         if header.sid:
             refusal = Error(Code.PROTOCOL, str(error))
             self.transports.send(path, PLAIN.encode(refusal, header.sid, header.seq))
+
+    def is_stray(self, me: Executor, error: BaseException) -> bool:
+        """Return whether an environment has raised between two requests; if so, log it.
+
+        Python runs the signal handlers of an environment in the main thread, at any instruction. A
+        timer may raise many such exceptions, so few are logged. `me`: the executor that it hit.
+        """
+        if not has_foreign_frame(error) and type(error) is not KeyboardInterrupt:
+            return False
+        me.lent.pop(0, None)  # so that nobody relieves a reader that executes nothing
+        self._strays += 1
+        now = self._clock()
+        if now >= self._next_stray:
+            self._next_stray = now + WARN_EVERY_S
+            self._log.warning(
+                "exception between requests ignored",
+                error=failure_reports.summary(error)[:200],
+                why="a signal handler of an environment raised it outside of the environment",
+                ignored=self._strays,
+            )
+        return True
 
     def failed(self, me: Executor, arrived: Received, error: BaseException) -> None:
         """Log a bug in the handling of one frame, count it, and reply with an ERROR.

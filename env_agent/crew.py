@@ -138,6 +138,7 @@ class Crew:
 
     Args:
         read: does the work of the reader for a while: until the role is handed over, or less.
+        failed: called with whatever a thread raises instead; None: the thread ends with it.
         grows: whether to start threads. If not, the loop's own thread executes everything.
 
     Attributes:
@@ -149,7 +150,13 @@ class Crew:
         wakeup: becomes readable when a job ends while the reader waits; None before the first wait.
     """
 
-    def __init__(self, read: Callable[[Executor], None], *, grows: bool = True) -> None:
+    def __init__(
+        self,
+        read: Callable[[Executor], None],
+        failed: Callable[[Executor, BaseException], None] | None = None,
+        *,
+        grows: bool = True,
+    ) -> None:
         self.own = Executor()
         self.reader: Executor | None = self.own
         self.executors: dict[Executor, None] = {self.own: None}
@@ -157,6 +164,7 @@ class Crew:
         self.is_over = False
         self.wakeup: Wakeup | None = None
         self._read = read
+        self._failed = failed
         self._grows = grows
         # those that wait, the one that began to wait last at the end
         self._idle: dict[Executor, None] = {}
@@ -170,12 +178,17 @@ class Crew:
     def run(self, me: Executor) -> None:
         """Read or execute jobs in this thread, until it is dismissed or all is over."""
         while not (self.is_over or me.is_dismissed):
-            if self.reader is me:
-                self._read(me)
-            elif me.inbox:
-                self.end_job(me, me.inbox.popleft()())
-            else:
-                me.wait()
+            try:
+                if self.reader is me:
+                    self._read(me)
+                elif me.inbox:
+                    self.end_job(me, me.inbox.popleft()())
+                else:
+                    me.wait()
+            except BaseException as error:
+                if self._failed is None:
+                    raise
+                self._failed(me, error)
 
     def _run_thread(self, me: Executor) -> None:
         """Run a thread that was started without `threading.Thread`, so that it equals one."""

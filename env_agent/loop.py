@@ -86,7 +86,7 @@ class ServingLoop:
         clock_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.host = host
-        self.crew = Crew(self._read, grows=has_threads)
+        self.crew = Crew(self._read, self._failed, grows=has_threads)
         self.stop, self.drain = threading.Event(), threading.Event()
         self.why = ""
         self._make_transports = make_transports
@@ -181,12 +181,14 @@ class ServingLoop:
 
     def _read(self, me: Executor) -> None:
         """Serve for a while, or end. Called in the thread that is the reader."""
-        try:
-            if self.stop.is_set() or (self._registration.withdrawn and self.idle):
-                self._end(me)
-            else:
-                self.turn(me)
-        except BaseException as error:  # noqa: BLE001 - `run` raises it in the loop's own thread
+        if self.stop.is_set() or (self._registration.withdrawn and self.idle):
+            self._end(me)
+        else:
+            self.turn(me)
+
+    def _failed(self, me: Executor, error: BaseException) -> None:
+        """End because of an exception, which `run` raises in the loop's own thread."""
+        if not self.bad_frames.is_stray(me, error):
             self._failure = error
             self.stop.set()
 

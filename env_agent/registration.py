@@ -106,9 +106,21 @@ class Registration:
             pump=pump,
             done=lambda: not self.unconfirmed,
             stopped=stopped,
-            on_wait=lambda: self._log.info(
-                "waiting for broker", broker=self._link.url, at_most_s=wait_s
-            ),
+            on_wait=lambda: self._log_wait(wait_s),
+        )
+
+    def _log_wait(self, wait_s: float) -> None:
+        """Log for what `connect` has waited longer than usual."""
+        facts: dict[str, object] = {"broker": self._link.url, "at_most_s": wait_s}
+        if not self._welcomed:
+            self._log.info("waiting for broker", **facts)
+            return
+        self._log.warning(
+            "waiting for confirmation",
+            **facts,
+            offers=sorted(self.unconfirmed),
+            why="the broker answers: it is overloaded, or the path loses large packets, as behind "
+            "a tunnel with a wrong MTU",
         )
 
     def _await_confirmation(self) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any, assert_never
 
 import structlog
 
 from gymwire.env_agent import failure_reports
+from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.session import Verdict
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import dialogue, remote_space
@@ -45,13 +47,17 @@ _REPLY = {
 class RequestHandler:
     """Executes the requests of the sessions of one serving loop, in its thread.
 
+    `after_call`: see `SessionHost`.
+
     Attributes:
         max_message: the largest frame that may be sent, in bytes; the loop lowers it to the
             broker's limit.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, after_call: Callable[[], None] = lambda: None) -> None:
         self.max_message = MAX_MESSAGE
+        self._after_call = after_call
+        self._pid = os.getpid()
         self._log = structlog.get_logger()
 
     def step(
@@ -103,6 +109,7 @@ class RequestHandler:
         match session.judge(header.kind, header.seq, data):
             case Verdict.EXECUTE:
                 reply = self._execute(slot, header, data, run_step)
+                self._after_call()
                 return self._finish(slot, header.kind, header.seq, reply)
             case Verdict.REPEAT:
                 return session.reply
@@ -200,6 +207,7 @@ class RequestHandler:
         return Result(slot.runner.access(call))
 
     def _raised(self, slot: Slot, request: Kind, error: BaseException) -> Error:
+        end_if_forked(self._pid, error)
         self._log.warning(
             "environment raised",
             **slot.facts,

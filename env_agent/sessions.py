@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket as hostsocket
-from collections.abc import Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ import structlog
 from gymwire.env_agent import failure_reports, known_spaces
 from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.environments import Environments, Service
+from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.recorded_session import RecordedSession, header_of
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.runners.runner import Runner
@@ -82,6 +83,11 @@ class SessionHost:
 
     `make` and `close` run in the thread of the session; the loop's reader calls `add` and `remove`.
 
+    Args:
+        services: what it offers.
+        key: the agent's key pair, or None.
+        after_call: called after each call of an environment that is not a step on the fast path.
+
     Attributes:
         environments: makes, describes and closes the environments.
         requests: executes the requests of the sessions.
@@ -89,12 +95,19 @@ class SessionHost:
         by_key: the open sessions by the eight bytes of the sid in a frame.
     """
 
-    def __init__(self, services: Iterable[Service], key: KeyPair | None = None) -> None:
+    def __init__(
+        self,
+        services: Iterable[Service],
+        key: KeyPair | None = None,
+        after_call: Callable[[], None] = lambda: None,
+    ) -> None:
         self.environments = Environments(services)
-        self.requests = RequestHandler()
+        self.requests = RequestHandler(after_call)
         self.slots: dict[int, Slot] = {}
         self.by_key: dict[bytes, Slot] = {}
         self._key = key
+        self._pid = os.getpid()
+        self._after_call = after_call
         self._log = structlog.get_logger()
         self._known: dict[Hashable, _Common] = {}  # by what they have in common
         self._opaque_paths: set[tuple[str, str]] = set()
@@ -139,7 +152,10 @@ class SessionHost:
         try:
             runner = self.environments.make(service, request, uses_spare=uses_spare)
         except BaseException as error:  # noqa: BLE001 - whatever it raises is a reply
+            end_if_forked(self._pid, error)
             return None, PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)
+        finally:
+            self._after_call()
         try:
             shared = self._common(service, runner, request)
             extended = VALUES in common(request.capabilities)
@@ -271,6 +287,7 @@ class SessionHost:
         """Close the environment of a slot, in the thread that has used it."""
         slot.session.drop_reply()
         self.environments.close(slot.runner, slot.session.address)
+        self._after_call()
 
 
 def _unwatchable(service: Service, runner: Runner) -> str:

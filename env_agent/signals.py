@@ -8,6 +8,8 @@ import signal
 import threading
 from collections.abc import Callable
 
+import structlog
+
 # Drains like SIGTERM, but may be repeated. SLURM, systemd and Kubernetes signal every process of a
 # job, some of them twice; a second SIGTERM ends the process. Windows has no SIGUSR1.
 DRAIN = getattr(signal, "SIGUSR1", signal.SIGTERM)
@@ -15,14 +17,18 @@ ENDING = tuple({signal.SIGINT, signal.SIGTERM, DRAIN})
 # Of a worker that an operator of the broker has stopped: it is not started again. Environments that
 # end their process use other numbers.
 STOPPED = 113
+_NO_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, None)
 CUT_OFF = 1  # exit status if a step or an environment's `close` did not end in time
 
 
-def watch(on_signal: Callable[[int], None]) -> None:
+def watch(on_signal: Callable[[int], None]) -> Callable[[], None]:
     """Call `on_signal` with the number of each signal of ENDING from now on.
 
     It is called in another thread: the main thread, in which Python runs the handlers of signals,
     may execute a step that does not return to the interpreter. Call this in the main thread.
+
+    Returns a function to call after an environment's code, which may ignore signals, let them end
+    the process, or use `asyncio.run`: it undoes that in the main thread. In others it does nothing.
     """
     numbers, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
@@ -38,7 +44,24 @@ def watch(on_signal: Callable[[int], None]) -> None:
             if number[0] in ENDING:
                 on_signal(number[0])
 
-    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    def restore() -> None:
+        if threading.get_ident() != main:
+            return
+        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+        for number in ENDING:
+            if signal.getsignal(number) in _NO_HANDLERS:
+                signal.signal(number, handle)
+                if number not in restored:
+                    restored.add(number)
+                    structlog.get_logger().warning(
+                        "signal handler restored",
+                        signal=signal.Signals(number).name,
+                        why="an environment has removed it, and this env agent needs it to end",
+                    )
+
+    main, restored = threading.get_ident(), set[int]()
     threading.Thread(target=read, name="signals", daemon=True).start()
     for number in ENDING:
         signal.signal(number, handle)
+    restore()
+    return restore

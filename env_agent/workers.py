@@ -159,6 +159,10 @@ class Supervisor:
                 return 128 + self._signals[-1]
             if time.monotonic() > deadline:
                 self._log.error("cut off", workers=_kill(alive), grace_s=self._grace_s)
+            if signal.SIGINT in self._signals and number != signal.SIGINT:
+                number = signal.SIGINT
+                for process in alive:
+                    process.send_signal(number)
             time.sleep(0.05)
         # A worker that was still starting did not handle the signal, and had nothing to cut off.
         complete = {0, STOPPED, *(status for each in ENDING for status in (-each, 128 + each))}

@@ -26,6 +26,11 @@ def is_from_outside(error: BaseException) -> bool:
             return True
     elif not _is_library(kind.__module__):
         return True
+    return has_foreign_frame(error)
+
+
+def has_foreign_frame(error: BaseException) -> bool:
+    """Return whether the traceback of an exception leads into a foreign module."""
     traceback = error.__traceback__
     while traceback is not None:
         module: str = traceback.tb_frame.f_globals.get("__name__", "")

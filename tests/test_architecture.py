@@ -67,6 +67,7 @@ IMPURE = {
     "env_agent/environments.py": "makes environments and logs their failures",
     "env_agent/event_loop.py": "runs environments in an event loop",
     "env_agent/factory.py": "imports the user's environment from a file",
+    "env_agent/forks.py": "ends a process",
     "env_agent/interpreter/child.py": "is a program",
     "env_agent/interpreter/child_env.py": "runs an environment in a process",
     "env_agent/interpreter/child_factory.py": "starts processes",

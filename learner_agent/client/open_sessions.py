@@ -25,6 +25,7 @@ from gymwire.protocol.errors import (
     Denied,
     EnvironmentLost,
     GymwireError,
+    ProtocolError,
     RequestTimeout,
 )
 from gymwire.protocol.messages import (
@@ -230,6 +231,11 @@ class SessionOpener:
         assert request.answer is not None
         header, answer, data = request.answer
         if isinstance(answer, Opened):
+            if not header.sid:
+                raise ProtocolError(
+                    f"The broker at {connection.url} sent OPENED of no session (sid 0). This is a "
+                    f"fault of the broker."
+                )
             signer = opening.signer(header, answer, data)
             batch.opened[i] = self._opened(header, opening.open_msg, answer, signer)
         del batch.pending[number]
@@ -278,7 +284,8 @@ class SessionOpener:
 
     def _close_unwanted(self, header: Header, answer: Message, data: bytes | memoryview) -> None:
         opening = self._given_up.pop(header.seq)
-        if isinstance(answer, Opened) and not self._connection.has_session(header.sid):
+        sid = header.sid
+        if isinstance(answer, Opened) and sid and not self._connection.has_session(sid):
             try:
                 signer = opening.signer(header, answer, data)
                 self._opened(header, opening.open_msg, answer, signer).close(wait=False)

@@ -112,10 +112,18 @@ def generate(name: str, folder: Path) -> tuple[Path, Path]:
     try:
         _write_new(public_path, f"{_HEADER} public key: give it to your peers\n{public}", 0o644)
     except ConfigurationError:
-        if not is_unfinished:
+        if not is_unfinished and not _has_public_key(public_path, pair):
             secret_path.unlink()
         raise
     return secret_path, public_path
+
+
+def _has_public_key(path: Path, pair: KeyPair) -> bool:
+    """Return whether another call has completed this pair meanwhile, by writing its public file."""
+    try:
+        return load_public(str(path)) == pair.public
+    except ConfigurationError:
+        return False
 
 
 def _left_without_public_file(path: Path) -> KeyPair | None:

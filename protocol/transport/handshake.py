@@ -167,7 +167,9 @@ class Handshake:
         if self.welcome is not None:
             return BrokerUnreachable(
                 f"The broker at {url} answers, but has not confirmed all offers within "
-                f"{waited_s:g} s. It may be overloaded: wait longer (--wait, wait_s=)."
+                f"{waited_s:g} s. It may be overloaded: wait longer (--wait, wait_s=). Or the path "
+                f"may lose large packets, as behind a tunnel with a wrong MTU: compare the MTU "
+                f"along it."
             )
         if self._link.handshake_hint:
             return self._denied(self._link.handshake_hint)

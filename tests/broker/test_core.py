@@ -1005,6 +1005,18 @@ def test_peers_sessions_and_offers_are_bounded(
     assert len(broker.core._tables.sessions) == 2
 
 
+def test_the_peers_of_one_key_leave_room_for_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peers, "MAX_PEERS", 20)
+    broker, hostile = Broker(), b"x" * 40
+    rids = [b"\x01x%d" % i for i in range(30)]
+    sends = [broker.hello(rid, Role.LEARNER, key=hostile) for rid in rids]
+    assert [type(one.message) for [one] in sends] == [Welcome] * 15 + [Error] * 15
+    assert "15 of them with your key" in error_of(sends[-1]).text
+    broker.learner(key=b"h" * 40)
+    broker.say(rids[0], Bye("done"), key=hostile)
+    broker.learner(rids[-1], key=hostile)
+
+
 @pytest.mark.parametrize("sessions", [1_000, thorough(10_000)])
 def test_nothing_is_left_of_many_sessions(broker: Broker, sessions: int) -> None:
     env = broker.env(capacity=1)

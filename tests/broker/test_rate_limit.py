@@ -105,6 +105,13 @@ def test_buckets_are_bounded_and_full_ones_forgotten() -> None:
     assert limiter.admit(LEARNER, 26, NOW) is Admission.PASS
 
 
+def test_many_connections_that_have_said_little_leave_room_for_others() -> None:
+    limiter = RateLimiter()
+    for i in range(rate_limit.MAX_BUCKETS):
+        limiter.admit(i.to_bytes(16), 26, NOW)
+    assert limiter.admit(LEARNER, 26, NOW + 0.1) is Admission.PASS
+
+
 def test_a_learner_may_open_a_thousand_sessions_at_once() -> None:
     broker = Broker()
     broker.env(capacity=2000)

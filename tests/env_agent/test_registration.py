@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any, cast
 
 import pytest
+import structlog
+import structlog.testing
 
 from gymwire.env_agent.registration import Registration
 from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.errors import BrokerUnreachable
 from gymwire.protocol.messages import Busy, BusyReason, Hello, Message, Offer, Offered, Welcome
 from tests.broker.harness import offer
 
@@ -79,3 +83,18 @@ def test_a_throttled_loop_waits_as_long_as_the_broker_says(
     assert link.take(Hello) == []
     registration.run_timers(11.0)
     assert len(link.take(Hello)) == 1
+
+
+def test_an_offer_that_does_not_get_through_is_named_and_the_mtu_suggested(link: Link) -> None:
+    clock = itertools.count(1.0, 0.5)
+    with structlog.testing.capture_logs() as logs:
+        registration = Registration(
+            cast(Any, link), b"a" * 16, [offer("a"), offer("b")], list, lambda _: None
+        )
+        registration.handle(WELCOME, 1.0)
+        registration.handle(Offered("a"), 1.0)
+        with pytest.raises(BrokerUnreachable, match=r"has not confirmed all offers .* wrong MTU"):
+            registration.connect(clock.__next__, 9.0, pump=lambda: None, stopped=lambda: False)
+    [waiting] = [one for one in logs if one["event"].startswith("waiting")]
+    assert (waiting["event"], waiting["offers"]) == ("waiting for confirmation", ["b"])
+    assert "wrong MTU" in waiting["why"]

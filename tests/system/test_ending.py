@@ -142,6 +142,20 @@ def test_a_second_signal_ends_at_once(
 
 
 @pytest.mark.parametrize("workers", WORKERS)
+def test_ctrl_c_ends_what_still_drains(
+    started: Programs, tmp_path: Path, workers: tuple[str, ...]
+) -> None:
+    _, url = started.broker()
+    agent = serve(started, url, tmp_path / "gate", "never", "--grace", "inf", *workers)
+    with ProxyEnv("gated", url) as env:
+        env.reset(seed=1)  # the session is open, and between two requests
+        agent.process.send_signal(signal.SIGUSR1)
+        agent.wait_for("stopping")
+        agent.process.send_signal(signal.SIGINT)
+        assert agent.wait() == 0
+
+
+@pytest.mark.parametrize("workers", WORKERS)
 def test_signals_to_all_processes_of_a_job_let_it_drain(
     started: Programs, tmp_path: Path, workers: tuple[str, ...]
 ) -> None:

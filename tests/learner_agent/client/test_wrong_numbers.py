@@ -13,7 +13,7 @@ import structlog.testing
 
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol import codec
-from gymwire.protocol.errors import RequestTimeout
+from gymwire.protocol.errors import ProtocolError, RequestTimeout
 from gymwire.protocol.messages import Kind
 from tests import wire
 from tests.learner_agent.client.test_interrupted import in_memory
@@ -41,8 +41,11 @@ def logs() -> Iterator[list[Any]]:
 
 
 @contextlib.contextmanager
-def falsified(kind: Kind, *, seq: int | None = None, sid: int = 0) -> Iterator[None]:
-    """Add to the number or the session of all frames of a kind; `seq` 0: replace the number."""
+def falsified(kind: Kind, *, seq: int | None = None, sid: int | None = 0) -> Iterator[None]:
+    """Add to the number or the session of all frames of a kind.
+
+    `seq` 0: replace the number by it. `sid` None: name no session.
+    """
     arrived = wire.Dealer.arrived
 
     def arrive(self: wire.Dealer, frame: bytes) -> None:
@@ -50,7 +53,8 @@ def falsified(kind: Kind, *, seq: int | None = None, sid: int = 0) -> Iterator[N
         if header.kind is kind:
             number = 0 if seq == 0 else header.seq + (seq or 0)
             changed = bytearray(frame)
-            changed[codec.SID] = (header.sid + sid).to_bytes(8, "little")
+            session = 0 if sid is None else header.sid + sid
+            changed[codec.SID] = session.to_bytes(8, "little")
             changed[codec.SEQ] = number.to_bytes(8, "little")
             frame = bytes(changed)
         arrived(self, frame)
@@ -85,6 +89,15 @@ def test_an_opened_of_another_session(network: Network) -> None:
         env = ProxyEnv("moody", BROKER, **LIMITS)
     with times_out(network):
         env.reset()
+
+
+@pytest.mark.parametrize("make", [ProxyEnv, partial(ProxyVectorEnv, num_envs=4, sessions=2)])
+def test_an_opened_of_no_session(network: Network, make: Callable[..., Any]) -> None:
+    text = "The broker at tcp://memory:1 sent OPENED of no session"
+    with falsified(Kind.OPENED, sid=None), pytest.raises(ProtocolError, match=text):
+        make("moody", broker=BROKER, **LIMITS)
+    with ProxyEnv("moody", BROKER, **LIMITS) as env:
+        env.reset(seed=1)
 
 
 @pytest.mark.parametrize("change", [{"seq": -1}, {"seq": 1}, {"seq": 2**50}, {"sid": 1}])

@@ -237,3 +237,20 @@ def test_a_keygen_killed_anywhere_does_not_block_the_name(tmp_path: Path, how: s
     assert done.returncode == 0, done.stderr
     assert 30 < int(done.stdout) < 1000
     assert keys.load(tmp_path / done.stdout.strip() / "a.key")
+
+
+def test_a_pair_that_another_call_completes_meanwhile_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, completed = keys._write_new, []
+
+    def interrupted(path: Path, text: str, mode: int) -> None:
+        if path.suffix == ".pub" and not completed:
+            completed.append(path)
+            generate("a", tmp_path)  # finds a secret file without its public one
+        write(path, text, mode)
+
+    monkeypatch.setattr(keys, "_write_new", interrupted)
+    with pytest.raises(ConfigurationError, match=r"a\.pub exists"):
+        generate("a", tmp_path)
+    assert load(tmp_path / "a.key").public == load_public(str(tmp_path / "a.pub"))
