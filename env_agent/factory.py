@@ -21,6 +21,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent import event_loop
 from gymwire.env_agent.adapters import foreign, openenv, pettingzoo, same_step, vectors
+from gymwire.env_agent.failure_reports import WrongKeywords
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
@@ -28,6 +29,8 @@ from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 Env = gymnasium.Env[Any, Any]
 Vector = VectorEnv[Any, Any, Any]
 _UNKNOWN_KEYWORD = re.compile(r"got an unexpected keyword argument '(\w+)'")
+_FROM_LEARNER = {"autoreset_mode", "num_envs", "render_mode"}  # they have options of their own
+_BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
 @dataclass(frozen=True)
@@ -75,10 +78,10 @@ class Factory:
             if kind in MULTI_AGENT:
                 raise pettingzoo.has_one_agent(self.name)
             merged.pop("vectorization_mode", None)
+            if render_mode is not None:  # not every constructor has a parameter for it
+                merged["render_mode"] = render_mode
             with self._naming_keywords(merged):
-                return wrap(
-                    gymnasium.make(self.name, render_mode=render_mode, **merged), self.wrappers
-                )
+                return wrap(gymnasium.make(self.name, **merged), self.wrappers)
         if self.makes_vectors:
             raise ConfigurationError(
                 f"{self.name} only makes vectors of environments. Open it with ProxyVectorEnv."
@@ -117,29 +120,44 @@ class Factory:
 
     @contextmanager
     def _naming_keywords(self, given: Mapping[str, Any]) -> Iterator[None]:
-        """Name the known keyword arguments in the TypeError about an unknown one."""
+        """Name the keyword arguments in the TypeError about an unknown or a missing one."""
         try:
             yield
         except TypeError as error:
-            match = _UNKNOWN_KEYWORD.search(str(error))
-            if match is None or match[1] not in given:
+            wrong = self._wrong_keywords(str(error), given)
+            if not wrong:
                 raise
             known = ", ".join(self._keywords())
-            raise TypeError(
-                f"{self.name} takes no keyword argument {match[1]!r}"
-                f"{f'; it takes {known}' if known else ''}."
-            ) from error
+            raise WrongKeywords(f"{wrong}{f'; it takes {known}' if known else ''}.") from error
 
-    def _keywords(self) -> list[str]:
+    def _wrong_keywords(self, text: str, given: Mapping[str, Any]) -> str:
+        """Return what is wrong with these keyword arguments according to the text of a TypeError.
+
+        "" if the text is about another call.
+        """
+        if (unknown := _UNKNOWN_KEYWORD.search(text)) and unknown[1] in given:
+            return f"{self.name} takes no keyword argument {unknown[1]!r}"
+        missing = [
+            name
+            for name, one in self._keywords().items()
+            if one.default is one.empty and name not in {*given, *_FROM_LEARNER}
+        ]
+        return f"{self.name} needs the keyword argument {missing[0]!r}" if missing else ""
+
+    def _keywords(self) -> dict[str, inspect.Parameter]:
         """Return the keyword arguments that the environment accepts; empty if unknown."""
-        make = self.make_one
+        make, registered = self.make_one, {}
         if make is None:
-            entry_point = gymnasium.spec(self.name).entry_point
-            make = None if entry_point is None else _loaded(entry_point)
+            spec = gymnasium.spec(self.name)
+            make = None if spec.entry_point is None else _loaded(spec.entry_point)
+            registered = spec.kwargs
         if make is None or _takes_any(make):
-            return []
-        parameters = _parameters(make)
-        return [name for name in parameters if name != "render_mode"]
+            return {}
+        return {
+            name: one.replace(default=registered.get(name, one.default))
+            for name, one in _parameters(make).items()
+            if name != "render_mode" and one.kind in _BY_NAME
+        }
 
     def make_first(self) -> Env | Vector:
         """Make one environment to learn its spaces: a vector of one if it only makes vectors."""
@@ -324,7 +342,7 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
         _add_current_folder()
         _check_registered(name)
         return Factory(name, None, kwargs)
-    target = look_up(name)
+    target, given = look_up(name), name
     if module_name.endswith(".py"):
         # The agents of a pool may have the file in different folders.
         name = f"{Path(module_name).stem}:{attribute}"
@@ -333,13 +351,13 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
     if target is not None:
         if not callable(target):
             raise ConfigurationError(
-                f"{name}: {attribute} is neither a class nor a factory. Name one that is."
+                f"{given}: {attribute} is neither a class nor a factory. Name one that is."
             )
         return Factory(name, target, kwargs)
     if attribute not in gymnasium.registry:
         raise ConfigurationError(
-            f"{name}: the module {module_name!r} has no {attribute!r}, and does not register an "
-            f"environment with that id. Check the spelling."
+            f"{given}: {module_name} has no {attribute!r}, and does not register an environment "
+            f"with that id. Check the spelling."
         )
     # The module has registered the id by now; `gymnasium.spec` does not know ids with a module.
     return Factory(attribute, None, kwargs)
