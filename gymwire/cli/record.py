@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gymwire.cli import policies
 from gymwire.cli.connection import SessionOptions, naming, open_env
-from gymwire.cli.output import Output
+from gymwire.cli.output import Output, counted
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.extras import install_line
 
@@ -103,7 +103,10 @@ def _record(options: Options, path: Path, output: Output) -> None:
         finally:
             if done:
                 _save(collector, options, path)
-                output.say(f"{done:,} episodes of {steps:,} steps are in {path}.")
+                verb = "is" if done == 1 else "are"
+                output.say(
+                    f"{counted(done, 'episode')} of {counted(steps, 'step')} {verb} in {path}."
+                )
             collector.close()  # removes its temporary files
     finally:
         env.close()
