@@ -6,8 +6,10 @@ import importlib
 import json
 import re
 import sys
+import traceback
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +47,8 @@ def load(text: str | None, env: Env, seed: int | None) -> Policy:
     if text is None:
         env.action_space.seed(seed)
         return lambda observation, info: env.action_space.sample()
+    if text.endswith(LEARNER) and not Path(text).exists():
+        raise ConfigurationError(f"Cannot read {text}: there is no such file.")
     if text.endswith(LEARNER) or learners.is_saved(text):
         learner = learners.learner_for(env.observation_space, env.action_space, seed)
         learners.load(learner, text)
@@ -65,7 +69,8 @@ def load(text: str | None, env: Env, seed: int | None) -> Policy:
         raise ConfigurationError(f"{name} has no function or class {attribute!r}.")
     act: Any = found
     if isinstance(found, type):
-        act = found(env.observation_space, env.action_space)
+        with _explaining(f"{attribute}(observation_space, action_space)"):
+            act = found(env.observation_space, env.action_space)
     return lambda observation, info: act(observation)
 
 
@@ -74,23 +79,38 @@ def _module(name: str) -> Any:
     if "" not in sys.path:
         sys.path.insert(0, "")
     if not name.endswith(".py"):
-        try:
+        with _explaining(f"importing {name}"):
             return importlib.import_module(name)
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                f"There is no module {error.name!r}. Start the command in the folder that contains "
-                f"it, or install its package."
-            ) from None
     path = Path(name)
     if not path.is_file():
         raise ConfigurationError(f"There is no file {name}.")
     sys.path.append(str(path.resolve().parent))  # so that it can import the modules beside it
-    spec = spec_from_file_location(path.stem, path)
+    # The file may have the name of a module that is in use already, such as random.py.
+    called = path.stem if path.stem not in sys.modules else str(path.resolve())
+    spec = spec_from_file_location(called, path)
     assert spec is not None
     assert spec.loader is not None
-    module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = sys.modules[called] = module_from_spec(spec)  # a dataclass looks its module up
+    with _explaining(f"importing {name}"):
+        spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _explaining(what: str) -> Iterator[None]:
+    """Raise ConfigurationError in the place of what the user's own code raises."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"There is no module {error.name!r}. Start the command in the folder that contains "
+            f"it, or install its package."
+        ) from None
+    except Exception as error:
+        *_, last = traceback.extract_tb(error.__traceback__)
+        raise ConfigurationError(
+            f"{what} raised {type(error).__name__}: {error} ({last.filename}, line {last.lineno})."
+        ) from error
 
 
 # --- models of Stable-Baselines3 ------------------------------------------------------------------

@@ -54,6 +54,7 @@ def command(options: Options, output: Output) -> int:
         with naming(options, "policy"):
             policy = policies.load(options.policy, env, options.seed)
         movie = None if options.video is None else Video(options.video, env)
+        start = time.monotonic()  # a policy may take seconds to load
         for episode in range(options.episodes):
             begin = env.reset(seed=options.seed if episode == 0 else None)
             show = partial(_show, env, options, movie, output)

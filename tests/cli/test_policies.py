@@ -31,6 +31,10 @@ class Learner:
     def __call__(self, observation):
         return self.action
 
+class Walker:
+    def __init__(self):
+        pass
+
 number = 3
 """
 
@@ -96,6 +100,9 @@ def test_run_plays_a_policy(walk: Walk, module: Path, text: str) -> None:
         ("my_policies:right.more", "no function or class 'right.more'"),
         ("no_such_module:right", "no module 'no_such_module'"),
         ("./nothing.py:right", "no file ./nothing.py"),
+        ("./wrong.py:right", r"importing ./wrong.py raised SyntaxError: .*wrong.py, line 1"),
+        ("needy:right", r"no module 'needed_by_nobody_else'"),
+        ("my_policies:Walker", r"Walker\(observation_space, action_space\) raised TypeError: "),
         ("nothing.zip", "no file nothing.zip"),
         ("nothing.npz", "Cannot read nothing.npz"),
         ("my_policies.npz", "it is not an .npz file"),
@@ -103,9 +110,26 @@ def test_run_plays_a_policy(walk: Walk, module: Path, text: str) -> None:
 )
 def test_a_policy_that_cannot_be_loaded(walk: Walk, module: Path, text: str, said: str) -> None:
     (module.parent / "my_policies.npz").write_text(SOURCE)
+    (module.parent / "wrong.py").write_text("def (")
+    (module.parent / "needy.py").write_text("import needed_by_nobody_else")
     with pytest.raises(ConfigurationError, match=said) as caught:
         call(Screen(), "run", "walk", "--policy", text)
     assert str(caught.value).startswith("--policy: ")
+
+
+def test_a_policy_in_a_file_may_be_a_dataclass(walk: Walk, tmp_path: Path) -> None:
+    path = tmp_path / "random.py"  # the name of a module that is in use
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Walker:\n"
+        "    observations: object\n"
+        "    actions: object\n"
+        "    def __call__(self, observation: int) -> int:\n"
+        "        return 1\n"
+    )
+    assert policies.load(f"{path}:Walker", walk, None)(0, {}) == 1
 
 
 @pytest.mark.skipif(find_spec("stable_baselines3") is not None, reason="stable_baselines3 is here")
