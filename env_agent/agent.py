@@ -205,12 +205,15 @@ class Agent:
     def _left_out(self, service: Service, error: BaseException) -> GymwireError:
         """Return the error that says why a service cannot be offered.
 
-        It contains the traceback. Log both if there are others, which are served without this one.
+        It contains the traceback, unless the text says it all. Log both if there are others, which
+        are served without this one.
         """
         is_only = len(self._services) == 1
         failed = error
         trace: dict[str, str] = {}
-        if not isinstance(failed, GymwireError):
+        if isinstance(error, failure_reports.WrongKeywords):
+            failed = ConfigurationError(f"{error} Correct --env-kwargs (env_kwargs in a file).")
+        elif not isinstance(failed, GymwireError):
             frames = traceback.extract_tb(error.__traceback__)
             is_here = frames and not isinstance(error, RaisedInChild)
             where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if is_here else ""

@@ -22,6 +22,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent import event_loop
 from gymwire.env_agent.adapters import foreign, openenv, pettingzoo, same_step, vectors
+from gymwire.env_agent.failure_reports import WrongKeywords
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
@@ -29,8 +30,9 @@ from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 Env = gymnasium.Env[Any, Any]
 Vector = VectorEnv[Any, Any, Any]
 _OWN = VectorizeMode.VECTOR_ENTRY_POINT
-_OWN_KEYWORDS = {"render_mode", "num_envs", "autoreset_mode"}  # which are options of the proxies
 _UNKNOWN_KEYWORD = re.compile(r"got an unexpected keyword argument '(\w+)'")
+_FROM_LEARNER = {"autoreset_mode", "num_envs", "render_mode"}  # they have options of their own
+_BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
 
 @dataclass(frozen=True)
@@ -120,33 +122,48 @@ class Factory:
 
     @contextmanager
     def _naming_keywords(self, given: Mapping[str, Any], *, vector: bool = False) -> Iterator[None]:
-        """Name the known keyword arguments in the TypeError about an unknown one."""
+        """Name the keyword arguments in the TypeError about an unknown or a missing one."""
         try:
             yield
         except TypeError as error:
-            match = _UNKNOWN_KEYWORD.search(str(error))
-            if match is None or match[1] not in given:
+            wrong = self._wrong_keywords(str(error), given, vector=vector)
+            if not wrong:
                 raise
             known = ", ".join(self._keywords(vector=vector))
-            raise TypeError(
-                f"{self.name} takes no keyword argument {match[1]!r}"
-                f"{f'; it takes {known}' if known else ''}."
-            ) from error
+            raise WrongKeywords(f"{wrong}{f'; it takes {known}' if known else ''}.") from error
 
-    def _keywords(self, *, vector: bool) -> list[str]:
+    def _wrong_keywords(self, text: str, given: Mapping[str, Any], *, vector: bool) -> str:
+        """Return what is wrong with these keyword arguments according to the text of a TypeError.
+
+        "" if the text is about another call.
+        """
+        if (unknown := _UNKNOWN_KEYWORD.search(text)) and unknown[1] in given:
+            return f"{self.name} takes no keyword argument {unknown[1]!r}"
+        missing = [
+            name
+            for name, one in self._keywords(vector=vector).items()
+            if one.default is one.empty and name not in given
+        ]
+        return f"{self.name} needs the keyword argument {missing[0]!r}" if missing else ""
+
+    def _keywords(self, *, vector: bool) -> dict[str, inspect.Parameter]:
         """Return the keyword arguments that the environment accepts; empty if unknown.
 
         `vector`: those of the vector class that is registered with it.
         """
-        make = self.make_one
+        make, registered = self.make_one, {}
         if make is None:
             spec = gymnasium.spec(self.name)
             entry_point = spec.vector_entry_point if vector else spec.entry_point
             make = None if entry_point is None else _loaded(entry_point)
+            registered = spec.kwargs
         if make is None or _takes_any(make):
-            return []
-        parameters = _parameters(make)
-        return [name for name in parameters if name not in _OWN_KEYWORDS]
+            return {}
+        return {
+            name: one.replace(default=registered.get(name, one.default))
+            for name, one in _parameters(make).items()
+            if name not in _FROM_LEARNER and one.kind in _BY_NAME
+        }
 
     def make_first(self) -> Env | Vector:
         """Make one environment to learn its spaces: a vector of one if it only makes vectors."""
@@ -356,7 +373,7 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
         _add_current_folder()
         _check_registered(name)
         return Factory(name, None, kwargs)
-    target = look_up(name)
+    target, given = look_up(name), name
     if module_name.endswith(".py"):
         # The agents of a pool may have the file in different folders.
         name = f"{Path(module_name).stem}:{attribute}"
@@ -365,13 +382,13 @@ def resolve(name: str, kwargs: Mapping[str, Any]) -> Factory:
     if target is not None:
         if not callable(target):
             raise ConfigurationError(
-                f"{name}: {attribute} is neither a class nor a factory. Name one that is."
+                f"{given}: {attribute} is neither a class nor a factory. Name one that is."
             )
         return Factory(name, target, kwargs)
     if attribute not in gymnasium.registry:
         raise ConfigurationError(
-            f"{name}: the module {module_name!r} has no {attribute!r}, and does not register an "
-            f"environment with that id. Check the spelling."
+            f"{given}: {module_name} has no {attribute!r}, and does not register an environment "
+            f"with that id. Check the spelling."
         )
     # The module has registered the id by now; `gymnasium.spec` does not know ids with a module.
     return Factory(attribute, None, kwargs)

@@ -20,6 +20,10 @@ MAX_CAUSES = 10  # exceptions of a chain in which a known cause is searched
 MAIN_THREAD_ONLY = "only works in main thread"
 
 
+class WrongKeywords(TypeError):
+    """The keyword arguments of an environment are wrong, and the text says how."""
+
+
 def request_failed(error: BaseException, env: object) -> Error:
     """Report an exception that `env`, an environment or a vector, raised during a request."""
     if isinstance(error, EnvironmentGone):
@@ -71,7 +75,7 @@ def reply_too_large(address: str, size: int, limit: int) -> Error:
 
 def summary(error: BaseException) -> str:
     """Return the type and the text of an exception in one line."""
-    return f"{type(error).__name__}: {text_of(error)}"
+    return f"{_type_of(error).__name__}: {text_of(error)}"
 
 
 def text_of(error: BaseException) -> str:
@@ -109,13 +113,18 @@ def _with_remedy(text: str, error: BaseException) -> str:
 
 
 def _details(error: BaseException, env: object) -> dict[str, Any]:
-    kind = type(error)
+    kind = _type_of(error)
     is_builtin = kind.__module__ == "builtins"
     name = kind.__qualname__ if is_builtin else f"{kind.__module__}.{kind.__qualname__}"
     details: dict[str, Any] = {"type": _printable(name), "traceback": trace_of(error)}
     if isinstance(env, SyncVectorEnv) and (index := _index_in(env, error)) is not None:
         details["env_index"] = index
     return details
+
+
+def _type_of(error: BaseException) -> type[BaseException]:
+    """Return the type of an exception, as a learner may know it."""
+    return TypeError if isinstance(error, WrongKeywords) else type(error)
 
 
 def _printable(text: str) -> str:

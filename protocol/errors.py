@@ -81,7 +81,7 @@ class GymwireError(Exception):
         self.advice = advice
 
     def __str__(self) -> str:
-        text = super().__str__()
+        text = BaseException.__str__(self)  # a KeyError's own would be the repr of the text
         return f"{text} {self.advice}" if self.advice else text
 
 

@@ -148,6 +148,10 @@ def _header(path: Path, objects: Iterator[Any]) -> dict[str, Any]:
         header = next(objects, None)
     except DecodingError as error:
         raise DecodingError(f"{path} is not a recorded episode: {error}") from None
+    if header is None:
+        raise DecodingError(
+            f"{path} has no beginning: the process was killed before it had written any of it."
+        )
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise DecodingError(f"{path} is not a recorded episode of gymwire.")
     if header.get("version") != VERSION:

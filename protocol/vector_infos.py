@@ -82,8 +82,11 @@ def item(values: Any, index: int) -> Any:
     return one.item() if isinstance(one, np.bool_ | np.int64 | np.float64) else one
 
 
-def from_wire(form: Any) -> tuple[Any, Casts]:
-    """Return the infos of a wire form, and the casts. Raises DecodingError."""
+def from_wire(form: Any, *, exact: bool = False) -> tuple[Any, Casts]:
+    """Return the infos of a wire form, and the casts. Raises DecodingError.
+
+    With `exact`, the casts are undone: an array with such values becomes one of objects.
+    """
     if type(form) is dict:
         return form, {}
     if type(form) is not list or [type(part) for part in form[1:]] != [list, list]:
@@ -95,11 +98,36 @@ def from_wire(form: Any) -> tuple[Any, Casts]:
             raise DecodingError("The place of an array of objects is not [path, shape].")
         _restore(infos, *place)
     try:
-        return infos, dict(map(_read_cast, casts))
+        read = dict(map(_read_cast, casts))
+        if exact:
+            for path, pairs in read.items():
+                _undo_casts(infos, path, pairs)
+            return infos, {}
+        return infos, read
     except TypeError as error:  # an unhashable key in a path
         if is_from_outside(error):
             raise
         raise DecodingError("The path of a cast is not a list of keys.") from None
+
+
+def _undo_casts(infos: Any, path: tuple[Any, ...], pairs: list[tuple[int, Any]]) -> None:
+    """Replace an array by one of objects, in which the values are what they were before a cast."""
+    holder, array = None, infos
+    for key in path:
+        holder = array
+        array = holder.get(key) if type(holder) is dict else None
+    if type(array) is not np.ndarray or holder is None:
+        raise DecodingError(f"No array at {path!r:.100}, where values were cast.")
+    mask = holder.get(f"_{path[-1]}")
+    has_mask = type(mask) is np.ndarray and mask.shape == array.shape[:1]
+    objects = np.full(len(array), None, object)
+    for i in range(len(array)):
+        if not has_mask or mask[i]:
+            objects[i] = item(array, i)
+    for i, value in pairs:
+        if i < len(array):
+            objects[i] = value
+    holder[path[-1]] = objects
 
 
 def _copied(infos: dict[Any, Any]) -> dict[Any, Any]:

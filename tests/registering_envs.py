@@ -102,5 +102,12 @@ def broken() -> Any:
     raise RuntimeError("no licence server")
 
 
+class Sized(Walk):
+    """Has no size unless it is given one."""
+
+    def __init__(self, size: int, render_mode: str | None = None) -> None:
+        super().__init__(size, render_mode)
+
+
 gymnasium.register("tests/Walk-v0", f"{__name__}:Walk", max_episode_steps=9)
 gymnasium.register("tests/Walks-v0", f"{__name__}:Walk", vector_entry_point=f"{__name__}:Walks")

@@ -9,12 +9,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gymwire.cli.output import Output
-from gymwire.protocol.errors import ConfigurationError, EnvironmentFailed, UsageError
+from gymwire.protocol.errors import (
+    AddressUnknown,
+    ConfigurationError,
+    EnvironmentFailed,
+    UsageError,
+)
 from gymwire.protocol.security import keys
 
 if TYPE_CHECKING:
     from gymwire.learner_agent.client.connection import BrokerConnection
     from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
+
+NO_ADDRESS = "No address given: pass ADDRESS, or set GYMWIRE_ADDRESS."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +142,7 @@ def opening(options: SessionOptions, output: Output) -> Iterator[tuple[str, dict
     Yields the address, and the keyword arguments of a proxy. Raises ConfigurationError.
     """
     if options.address is None:
-        raise ConfigurationError(
-            "No address given: pass ADDRESS, or set GYMWIRE_ADDRESS. `gymwire ls` lists the "
-            "addresses on offer."
-        )
+        raise ConfigurationError(f"{NO_ADDRESS} `gymwire ls` lists the addresses on offer.")
     options.credentials()
     keywords = {
         "env_kwargs": options.env_kwargs,
@@ -150,6 +154,12 @@ def opening(options: SessionOptions, output: Output) -> Iterator[tuple[str, dict
     try:
         with output.errors.status(f"opening {options.address} at {options.broker} …"):
             yield options.address, keywords
+    except AddressUnknown as error:
+        if "address" in options.origins:
+            raise
+        raise ConfigurationError(
+            f"{NO_ADDRESS} The default cannot be used: {error.args[0]}"
+        ) from error
     except EnvironmentFailed as error:
         # The reason is most often a wrong --env-kwargs, for which one sentence is enough.
         if error.remote_traceback and options.log_level != "debug":

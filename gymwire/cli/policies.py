@@ -48,6 +48,8 @@ def load(text: str | None, env: Env, seed: int | None) -> Policy:
     if text is None:
         env.action_space.seed(seed)
         return lambda observation, info: env.action_space.sample()
+    if text.endswith(LEARNER) and not Path(text).exists():
+        raise ConfigurationError(f"Cannot read {text}: there is no such file.")
     if text.endswith(LEARNER) or learners.is_saved(text):
         learner = learners.learner_for(env.observation_space, env.action_space, seed)
         learners.load(learner, text)
@@ -115,10 +117,12 @@ def _module(name: str) -> Any:
     if not path.is_file():
         raise ConfigurationError(f"There is no file {name}.")
     sys.path.append(str(path.resolve().parent))  # so that it can import the modules beside it
-    spec = spec_from_file_location(path.stem, path)
+    # The file may have the name of a module that is in use already, such as random.py.
+    called = path.stem if path.stem not in sys.modules else str(path.resolve())
+    spec = spec_from_file_location(called, path)
     assert spec is not None
     assert spec.loader is not None
-    module = module_from_spec(spec)
+    module = sys.modules[called] = module_from_spec(spec)  # a dataclass looks its module up
     spec.loader.exec_module(module)
     return module
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from gymwire.cli import policies, video
 from gymwire.cli.connection import SessionOptions, naming, open_env
-from gymwire.cli.output import Json, Output
+from gymwire.cli.output import Json, Output, counted
 from gymwire.cli.policies import Policy
 from gymwire.cli.terminal import counted, picture, printable
 from gymwire.cli.video import Video
@@ -55,6 +55,7 @@ def command(options: Options, output: Output) -> int:
             policy = policies.load(options.policy, env, options.seed)
         start = time.monotonic()  # loading a model may take longer than its episodes
         movie = None if options.video is None else Video(options.video, env)
+        start = time.monotonic()  # a policy may take seconds to load
         for episode in range(options.episodes):
             begin = env.reset(seed=options.seed if episode == 0 else None)
             show = partial(_show, env, options, movie, output)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import re
 import secrets
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
@@ -185,14 +187,28 @@ def _conclude(
     if training.path is not None:
         training.save(training.path)
         output.say(
-            f"The learner is saved in {training.path}. Play with it: gymwire run "
-            f"{options.address} --policy {training.path}"
+            f"The learner is saved in {training.path}. Play with it: "
+            f"{_play_command(options, training.path)}"
         )
         output.result(saved=str(training.path))
     if options.plot is not None:
         report.plot(result, training.learner, options.plot, address=str(options.address), seed=seed)
         output.say(f"The plot is in {options.plot}.")
         output.result(plot=str(options.plot))
+
+
+def _play_command(options: Options, path: Path) -> str:
+    """Return the command that plays what was saved, in the same environment."""
+    words = ["gymwire", "run", str(options.address), "--policy", str(path)]
+    for option, value in (
+        ("--env-kwargs", json.dumps(options.env_kwargs)),
+        ("--broker", options.broker),
+        ("--key", options.key),
+        ("--broker-key", options.broker_key),
+    ):
+        if option in options.origins.values():  # a variable is set for the next command, too
+            words += [option, str(value)]
+    return shlex.join(words)
 
 
 def summary(result: TrainingResult, steps_wanted: int) -> dict[str, Json]:

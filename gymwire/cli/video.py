@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from importlib.util import find_spec
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -39,17 +41,25 @@ class Video:
         self._path, self._env = path, env
         self._writer: Any = None
         fps = env.metadata.get("render_fps")
-        self._fps = fps if isinstance(fps, int | float) and fps > 0 else USUAL_FPS
+        self._fps = float(fps) if isinstance(fps, Real) and 0 < float(fps) < math.inf else USUAL_FPS
+        self._shape: tuple[int, ...] = ()
         self.frames = 0
 
     def add_frame(self) -> None:
         """Add what the environment renders now. Raises ConfigurationError if it is not an image."""
-        frame = self._env.render()
-        if not isinstance(frame, np.ndarray) or frame.dtype != np.uint8 or frame.ndim != 3:
+        frame: Any = self._env.render()
+        is_image = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3
+        if not is_image or frame.shape[2] != 3 or not frame.size:
             raise ConfigurationError(
                 f"--video needs images of bytes (height, width, 3); the environment renders "
                 f"{getattr(frame, 'dtype', type(frame).__name__)} {getattr(frame, 'shape', '')}."
             )
+        if self._shape not in ((), frame.shape):
+            raise ConfigurationError(
+                f"--video needs images of one size; that of the environment has changed from "
+                f"{self._shape} to {frame.shape}."
+            )
+        self._shape = frame.shape
         # The usual encoding takes colours for squares of two by two pixels.
         height, width = (size + size % 2 for size in frame.shape[:2])
         frame = np.pad(

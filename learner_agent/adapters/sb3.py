@@ -15,8 +15,10 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from gymwire.learner_agent.adapters import single_infos
+from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.proxies.options import VectorProxyOptions
 from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
-from gymwire.protocol import generators
+from gymwire.protocol import generators, values
 from gymwire.protocol.errors import AttributeDenied, ProtocolError, VersionMismatch
 from gymwire.protocol.extras import install_line
 from gymwire.protocol.messages import Call
@@ -28,6 +30,21 @@ except ModuleNotFoundError as error:
         f"gymwire.sb3 needs Stable-Baselines3 ({error}). Install it with: {install_line('sb3')}",
         name=error.name,
     ) from error
+
+
+class _Connection(BrokerConnection):
+    exact_infos = True  # in a DummyVecEnv, no environment sees the infos of another one
+
+
+class _Options(VectorProxyOptions):
+    CONNECTION = _Connection
+
+
+class ExactVectorEnv(ProxyVectorEnv):
+    """A vector whose infos hold what each environment returned."""
+
+    _OPTIONS = _Options
+
 
 Indices = int | Iterable[int] | None
 
@@ -63,7 +80,7 @@ class ProxyVecEnv(VecEnv):
         **options: Any,
     ) -> None:
         mode = AutoresetMode.SAME_STEP
-        self._vector = ProxyVectorEnv(address, n_envs, broker, autoreset_mode=mode, **options)
+        self._vector = ExactVectorEnv(address, n_envs, broker, autoreset_mode=mode, **options)
         self._was_reset = False
         vector = self._vector
         super().__init__(n_envs, vector.single_observation_space, vector.single_action_space)
@@ -83,13 +100,13 @@ class ProxyVecEnv(VecEnv):
         Returns:
             Observations, batched.
         """
-        wanted = self._options
-        different = [one for i, one in enumerate(wanted) if one not in wanted[:i]]
+        wanted = [values.encode(one) for one in self._options]  # arrays do not compare to a bool
+        different = dict(zip(wanted, self._options, strict=True))
         if len(different) > 1 and not self._was_reset:  # a mask needs a first reset of all
             self._vector.reset(seed=self._seed())
         reset_infos: list[dict[Any, Any]] = [*self.reset_infos]
-        for options in different:
-            chosen = np.array([one == options for one in wanted])
+        for encoded, options in different.items():
+            chosen = np.array([one == encoded for one in wanted])
             mask = {} if chosen.all() else {"reset_mask": chosen}
             observations, infos = self._vector.reset(
                 seed=self._seed(), options={**options, **mask} or None

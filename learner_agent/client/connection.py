@@ -111,6 +111,8 @@ class BrokerConnection:
     """
 
     session_type: ClassVar[type[RemoteSession]] = RemoteSession
+    # Whether infos of vectors hold what each environment returned, not cast to one type.
+    exact_infos: ClassVar[bool] = False
     waiting: Waiting = staticmethod(wait)
 
     def __init__(

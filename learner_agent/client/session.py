@@ -180,7 +180,7 @@ class RemoteSession:
                     step = exchange.finish_step(data)
                     if step is not None:
                         if step[4] and self.open_msg.num_envs:
-                            step = with_infos(step)
+                            step = with_infos(step, self)
                         return step
                     if not self.receive_frame(data):
                         self.connection.tick(self.connection.clock())
@@ -386,7 +386,7 @@ class RemoteSession:
             assert type(reply) is Error
             return reply
         step = reply.observation, reply.reward, reply.terminated, reply.truncated, reply.info
-        return with_infos(step) if step[4] and self.open_msg.num_envs else step
+        return with_infos(step, self) if step[4] and self.open_msg.num_envs else step
 
     def _read_timed(self, header: Header, data: Data) -> tuple[Step, stamps.Stamps | None] | Error:
         taken = stamps.strip_reply(data)[1] if header.flags & TIMED else None
@@ -465,6 +465,7 @@ class RemoteSession:
         self._is_left = True  # last: after an interrupt, the next call goes on
 
 
-def with_infos(step: Step) -> Step:
+def with_infos(step: Step, session: RemoteSession) -> Step:
     """Return a vector's step with its infos as Gymnasium merges them."""
-    return *step[:4], vector_infos.from_wire(step[4])[0]
+    exact = session.connection.exact_infos
+    return *step[:4], vector_infos.from_wire(step[4], exact=exact)[0]

@@ -36,7 +36,7 @@ def receive_step(session: RemoteSession) -> Step | None:
         if step is None:
             session.receive_frame(data)
             return None
-        return with_infos(step) if step[4] and session.open_msg.num_envs else step
+        return with_infos(step, session) if step[4] and session.open_msg.num_envs else step
     except BaseException as error:
         exchange.end_with(request, error, data)
         raise

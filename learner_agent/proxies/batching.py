@@ -113,6 +113,8 @@ def join_infos(
     sizes: Sequence[int],
     casts: Sequence[Casts] | None = None,
     path: tuple[Any, ...] = (),
+    *,
+    exact: bool = False,
 ) -> dict[Any, Any]:
     """Join the infos of several sessions to those of one vector.
 
@@ -126,6 +128,7 @@ def join_infos(
         sizes: the number of environments of each session.
         casts: the casts of each session, from `vector_infos.from_wire`.
         path: the keys that lead to `parts` in the infos of the vector.
+        exact: cast nothing: if dtypes differ, the result is an array of objects.
     """
     casts = casts or [{}] * len(parts)
     joined: dict[Any, Any] = {}
@@ -137,9 +140,9 @@ def join_infos(
                 present = [value for value in values if value is not _MISSING]
                 if all(isinstance(value, dict) for value in present):
                     dicts = [{} if value is _MISSING else value for value in values]
-                    joined[key] = join_infos(dicts, sizes, casts, place)
+                    joined[key] = join_infos(dicts, sizes, casts, place, exact=exact)
                     continue
-                array = _join_arrays(values, sizes)
+                array = _join_arrays(values, sizes, exact=exact)
                 if array is None:
                     masks = [p.get(f"_{key}") for p in parts]
                     array = _as_objects(values, masks, sizes)
@@ -164,12 +167,17 @@ def _starts(sizes: Sequence[int]) -> list[int]:
     return [sum(sizes[:i]) for i in range(len(sizes))]
 
 
-def _join_arrays(values: list[Any], sizes: Sequence[int]) -> np.ndarray[Any, Any] | None:
+def _join_arrays(
+    values: list[Any], sizes: Sequence[int], *, exact: bool
+) -> np.ndarray[Any, Any] | None:
     """Join the values of one key to an array; return None if they do not match."""
     first = next(value for value in values if value is not _MISSING)
     for value, size in zip(values, sizes, strict=True):
         if value is not _MISSING and not (
-            isinstance(value, np.ndarray) and value.shape[:1] == (size,) and _matches(first, value)
+            isinstance(value, np.ndarray)
+            and value.shape[:1] == (size,)
+            and (value.dtype == first.dtype or not exact)
+            and _matches(first, value)
         ):
             return None
     array = np.zeros((sum(sizes), *first.shape[1:]), first.dtype)

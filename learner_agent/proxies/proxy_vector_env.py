@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
@@ -89,6 +89,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         EnvironmentFailed: the remote environments could not be made.
     """
 
+    _OPTIONS: ClassVar[type[VectorProxyOptions]] = VectorProxyOptions
+
     def __init__(  # noqa: PLR0913 - a public constructor, with every option by name
         self,
         address: str | None = None,
@@ -107,7 +109,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
     ) -> None:
-        options = VectorProxyOptions(
+        options = self._OPTIONS(
             address=address or "",
             broker=broker or "",
             num_envs=num_envs,

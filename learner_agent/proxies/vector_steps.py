@@ -44,6 +44,7 @@ class VectorSteps:
         self._actions = batching.layout(self.single_action_space, opened.action_space)
         self._observation = batching.layout(self.single_observation_space, opened.observation_space)
         self._group = group
+        self._exact = group.connection.exact_infos
         self._is_single = single_request and len(group) == 1
         self._observations: list[Any] = [None] * len(group)  # the last one of each session
         self.in_call: object = False  # true while a call of the vector is under way
@@ -101,11 +102,11 @@ class VectorSteps:
         for i, status in group.reset(requests, timeout_s).items():
             assert type(status) is Status
             self._observations[i] = status.observation
-            infos[i], casts[i] = vector_infos.from_wire(status.info)
+            infos[i], casts[i] = vector_infos.from_wire(status.info, exact=self._exact)
         if len(group) == 1:
             return self._observations[0], infos[0]
         observation = batching.join(self._observation, self._observations)
-        return observation, batching.join_infos(infos, group.sizes, casts)
+        return observation, batching.join_infos(infos, group.sizes, casts, exact=self._exact)
 
     def step(self, actions: Any, timeout_s: float | None) -> VectorStep:
         """Run one step of all environments, or continue to wait for an interrupted one."""
@@ -286,15 +287,16 @@ class VectorSteps:
             assert type(percept) is Percept
             self._observations[i] = percept.observation
             parts.append(percept)
-        read = [vector_infos.from_wire(part.info) for part in parts]
+        read = [vector_infos.from_wire(part.info, exact=self._exact) for part in parts]
         if len(self._group) == 1:
             one = parts[0]
             return one.observation, one.reward, one.terminated, one.truncated, read[0][0]
         infos, casts = zip(*read, strict=True)
+        sizes = [self._group.sizes[i] for i in percepts]
         return (
             batching.join(self._observation, [part.observation for part in parts]),
             np.concatenate([part.reward for part in parts]),
             np.concatenate([part.terminated for part in parts]),
             np.concatenate([part.truncated for part in parts]),
-            batching.join_infos(infos, [self._group.sizes[i] for i in percepts], casts),
+            batching.join_infos(infos, sizes, casts, exact=self._exact),
         )

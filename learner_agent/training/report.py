@@ -243,7 +243,7 @@ def _draw_episodes(figure: Figure, result: TrainingResult) -> None:
     else:
         won = result.won.astype(float)
         # If the return only says whether the episode was won, one panel suffices.
-        if not np.array_equal(returns, won):
+        if not (won.any() and np.array_equal(returns, won)):
             panels.append(("Episode return", returns, _BLUE, False))
         if won.any():
             panels.append(("Episodes won", won, _GREEN, True))

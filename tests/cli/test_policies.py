@@ -140,6 +140,21 @@ def test_a_policy_that_raises_is_told_with_the_users_code_only(
     assert "importlib" not in str(caught.value)
 
 
+def test_a_policy_in_a_file_may_be_a_dataclass(walk: Walk, tmp_path: Path) -> None:
+    path = tmp_path / "random.py"  # the name of a module that is in use
+    path.write_text(
+        "from __future__ import annotations\n"
+        "from dataclasses import dataclass\n"
+        "@dataclass\n"
+        "class Walker:\n"
+        "    observations: object\n"
+        "    actions: object\n"
+        "    def __call__(self, observation: int) -> int:\n"
+        "        return 1\n"
+    )
+    assert policies.load(f"{path}:Walker", walk, None)(0, {}) == 1
+
+
 @pytest.mark.skipif(find_spec("stable_baselines3") is not None, reason="stable_baselines3 is here")
 def test_a_model_without_its_library_names_the_extra(walk: Walk, tmp_path: Path) -> None:
     policy_class = {"__module__": "stable_baselines3.dqn.policies"}
@@ -330,11 +345,44 @@ def test_a_video_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyP
 
 
 @needs_moviepy
-@pytest.mark.parametrize("picture", [None, "text", np.zeros((4, 4)), np.zeros((4, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "picture",
+    [
+        None,
+        "text",
+        np.zeros((4, 4)),
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 4), np.uint8),  # with transparency
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
 def test_a_rendering_that_is_no_image(walk: Walk, tmp_path: Path, picture: Any) -> None:
     walk.picture = picture
     with pytest.raises(ConfigurationError, match="--video needs images of bytes"):
         call(Screen(), "run", "walk", "--video", str(tmp_path / "walk.mp4"))
+
+
+@needs_moviepy
+def test_a_rendering_that_changes_its_size(walk: Walk, tmp_path: Path) -> None:
+    movie = video.Video(tmp_path / "walk.mp4", walk)
+    movie.add_frame()
+    walk.picture = np.zeros((41, 33, 3), np.uint8)
+    with pytest.raises(ConfigurationError, match=r"from \(33, 41, 3\) to \(41, 33, 3\)"):
+        movie.add_frame()
+    movie.close()
+
+
+@needs_moviepy
+@pytest.mark.parametrize(("fps", "used"), [(np.int64(5), 5), (None, 30), (0, 30), (np.inf, 30)])
+def test_the_rate_of_frames(walk: Walk, tmp_path: Path, fps: Any, used: float) -> None:
+    from moviepy import VideoFileClip
+
+    walk.metadata = {**walk.metadata, "render_fps": fps}
+    movie = video.Video(tmp_path / "walk.mp4", walk)
+    movie.add_frame()
+    movie.close()
+    with VideoFileClip(str(tmp_path / "walk.mp4")) as clip:
+        assert clip.fps == used
 
 
 @needs_moviepy

@@ -36,6 +36,10 @@ class Broken(Mine):
     def __init__(self, size):
         Inner(inner=size)
 
+class Needy(Mine):
+    def __init__(self, size=1, *more, speed):
+        super().__init__(size + speed())
+
 number = 3
 """
 OWN = """
@@ -50,6 +54,10 @@ class Own(gymnasium.Env):
 """
 NEIGHBOURLY = f"{OWN}\nfrom neighbour import WHERE\nOwn.where = WHERE"
 REGISTERING = f"{OWN}\ngymnasium.register('OwnOne-v0', Own, kwargs={{'size': 1}})"
+NEEDING = """
+import gymnasium, mine
+gymnasium.register("NeedyOne-v0", mine.Needy, kwargs={"size": 1})
+"""
 NEEDY = """
 import gymnasium
 raise gymnasium.error.DependencyNotInstalled("Wheels are missing: pip install wheels")
@@ -59,6 +67,7 @@ FILES = {
     "broken.py": BROKEN,
     "raising.py": "1 / 0",
     "needy.py": NEEDY,
+    "needing.py": NEEDING,
     "own.py": OWN,
     "elsewhere/own.py": OWN,
     "elsewhere/random.py": NEIGHBOURLY,
@@ -83,6 +92,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         if str(tmp_path) in str(getattr(sys.modules[name], "__file__", "")):
             del sys.modules[name]
     gymnasium.registry.pop("OwnOne-v0", None)
+    gymnasium.registry.pop("NeedyOne-v0", None)
     gymnasium.registry.pop("space/Two-v3", None)
 
 
@@ -111,13 +121,14 @@ def test_the_learners_arguments_override_the_operators() -> None:
         ("no_such_module:Env", "no module 'no_such_module'.*in the folder"),
         ("broken:Env", "no module 'needed_by_nobody_else'.*pip install"),
         ("raising:Env", "importing 'raising' raised ZeroDivisionError"),
-        ("mine:Nothing", "has no 'Nothing'"),
         ("mine:number", "neither a class nor a factory"),
         ("mine", r"a file mine\.py\. To use it, name the class .* mine\.py:MyEnv"),
         ("elsewhere.own", r"a file elsewhere/own\.py\. To use it, .* elsewhere/own\.py:MyEnv"),
         ("mine.py", r"mine\.py is a file\. Also name the class or factory in it"),
         ("./absent.py:Mine", r"there is no file absent\.py in /"),
-        ("./mine.py:Nothing", "has no 'Nothing'"),
+        ("mine:Nothing", "^mine:Nothing: mine has no 'Nothing'"),
+        ("./mine.py:Nothing", r"^\./mine\.py:Nothing: \./mine\.py has no 'Nothing'"),
+        ("./mine.py:number", r"^\./mine\.py:number: number is neither"),
         ("./raising.py:Env", "importing 'raising' raised ZeroDivisionError"),
         ("needy:Env", r"needy:Env cannot be used yet: .*pip install wheels"),
     ],
@@ -210,6 +221,35 @@ def test_an_unknown_keyword_argument_is_named_with_the_known_ones(name: str, kno
         resolve(name, {"colour": 1}).make_first()
     with pytest.raises(TypeError, match=said):
         resolve(name, {}).make_vector(2, AutoresetMode.NEXT_STEP, None, {"colour": 1})
+
+
+@pytest.mark.filterwarnings("ignore:.*render_mode")
+def test_a_registered_constructor_needs_no_render_mode() -> None:
+    factory = resolve("needing:NeedyOne-v0", {"speed": int})
+    for env in (factory.make_first(), factory.make_vector(2, AutoresetMode.NEXT_STEP, None, {})):
+        assert env.render_mode is None
+        env.close()
+    with pytest.raises(TypeError, match="no keyword argument 'render_mode'; it takes size, speed"):
+        factory.make("rgb_array", {})
+
+
+def test_the_operators_render_mode_is_the_default() -> None:
+    factory = resolve("CartPole-v1", {"render_mode": "rgb_array"})
+    assert factory.make(None, {}).render_mode == "rgb_array"
+    assert factory.make("human", {"render_mode": "ansi"}).render_mode == "human"
+
+
+@pytest.mark.parametrize("name", ["mine:Needy", "needing:NeedyOne-v0"])
+def test_a_missing_keyword_argument_is_named(name: str) -> None:
+    said = (
+        f"^{name.removeprefix('needing:')} needs the keyword argument 'speed'; it takes size, speed"
+    )
+    with pytest.raises(TypeError, match=said):
+        resolve(name, {}).make_first()
+    with pytest.raises(TypeError, match=said):
+        resolve(name, {}).make_vector(2, AutoresetMode.NEXT_STEP, None, {"size": 2})
+    with pytest.raises(TypeError, match="'str' object"):  # of the constructor itself
+        resolve(name, {"speed": "high"}).make_first()
 
 
 def test_other_exceptions_of_a_constructor_propagate() -> None:

@@ -78,6 +78,9 @@ class Masked(gymnasium.Env[Any, Any]):
         return masks
 
 
+ANY = [1, 0.25, False, 2**70, np.float32(0.5), None, "x", np.arange(2), np.ones(2), [3], {"a": 1}]
+
+
 class Mixed(gymnasium.Env[Any, Any]):
     """Infos of many types, which come and go; an attribute to set, and a picture."""
 
@@ -123,7 +126,12 @@ class Mixed(gymnasium.Env[Any, Any]):
             "text": f"{draw:.2f}",
             "none": None,
             "list": [draw, "x"],
-            "nested": {"deeper": {"uint8": np.uint8(7), "tuple": (1, None)}, "empty": {}},
+            "any": ANY[int(100 * abs(draw)) % len(ANY)],
+            "nested": {
+                "any": ANY[int(1000 * abs(draw)) % len(ANY)],
+                "deeper": {"uint8": np.uint8(7), "tuple": (1, None)},
+                "empty": {},
+            },
         }
         return {key: value for key, value in info.items() if self.np_random.random() < 0.5}
 

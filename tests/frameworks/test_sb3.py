@@ -331,6 +331,16 @@ def test_seeds_and_options_are_used_once(opened: Make) -> None:
     assert there.reset_infos[0]["options"] is None
 
 
+def test_options_hold_arrays(opened: Make) -> None:
+    here, there = local("mixed"), opened("mixed")
+    start = np.arange(3)
+    for envs in (here, there):
+        envs.seed(2)
+        envs.set_options([{"start": start}, {"start": start + 1}, {"start": start.copy()}])
+    assert_same(here.reset(), there.reset())
+    assert_same_up_to_order(here.reset_infos, there.reset_infos)
+
+
 def test_each_environment_has_options_of_its_own(opened: Make) -> None:
     here, there = local("mixed"), opened("mixed", sessions=2)
     for _ in range(2):

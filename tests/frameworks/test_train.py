@@ -181,7 +181,8 @@ def test_an_interrupted_training_is_saved(
             process.kill()
     assert process.returncode == status
     assert "PPO after only" in out
-    assert f"is saved in {path}. Play with it: gymwire run ppo/pole --policy {path}\n" in out
+    play = f"gymwire run ppo/pole --policy {path} --broker {broker}"
+    assert f"is saved in {path}. Play with it: {play}\n" in out
     assert "Traceback" not in errors
     assert weights(path)
 

@@ -37,6 +37,15 @@ def test_infos_come_back_as_they_were(infos: dict[Any, Any]) -> None:
     assert repr(infos) == before
 
 
+def test_casts_can_be_undone() -> None:
+    array, mask = np.array([1, 0, 3]), np.array([True, True, False])
+    infos = {"a": {"prob": array, "_prob": mask}, "b": array.copy()}
+    form = vector_infos.to_wire(infos, {id(array): [[1, 0.25]]})
+    form = values.decode(values.encode(form))
+    undone = {**infos, "a": {"prob": objects(1, 0.25, None), "_prob": mask}}
+    assert_same(vector_infos.from_wire(form, exact=True), (undone, {}))
+
+
 def test_infos_without_objects_are_sent_unchanged() -> None:
     assert vector_infos.to_wire(INFOS[1]) is INFOS[1]
 
@@ -73,3 +82,10 @@ def test_values_that_were_cast_are_sent_beside_their_array() -> None:
 def test_a_malformed_form_is_refused(form: Any) -> None:
     with pytest.raises(DecodingError):
         vector_infos.from_wire(form)
+
+
+@pytest.mark.parametrize("path", [["b"], ["b", "c"], ["a", "b"], ["n"], [], [["a"]]])
+def test_casts_where_there_is_no_array_are_refused(path: list[Any]) -> None:
+    form = [{"a": np.zeros(2), "n": np.zeros(())}, [], [[path, [[0, 2]]]]]
+    with pytest.raises(DecodingError):
+        vector_infos.from_wire(form, exact=True)

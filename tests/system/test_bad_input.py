@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 import threading
@@ -337,6 +338,25 @@ def test_the_only_environment_reports_where_it_failed(
     trace = "".join(agent.output)
     assert "Traceback" in trace
     assert 'registering_envs.py", line' in trace
+
+
+@pytest.mark.parametrize(
+    ("env", "kwargs", "said"),
+    [
+        ("FrozenLake-v1", "is_slipperi", "FrozenLake-v1 takes no keyword argument 'is_slipperi'"),
+        ("tests.registering_envs:Sized", "", "Sized needs the keyword argument 'size'"),
+    ],
+)
+def test_wrong_keyword_arguments_of_the_operator_are_an_error_of_one_line(
+    programs: Programs, env: str, kwargs: str, said: str
+) -> None:
+    _, url = programs.broker()
+    given = json.dumps({kwargs: 1} if kwargs else {})
+    agent = programs.start("gymwire", "serve", "x", env, "--env-kwargs", given, "--broker", url)
+    assert agent.wait() == 2
+    (line,) = agent.output
+    assert said in line
+    assert "Correct --env-kwargs" in line
 
 
 def test_more_sessions_than_slots_are_an_error(programs: Programs) -> None:

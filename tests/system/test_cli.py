@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -63,6 +64,28 @@ def test_train_learns_prints_saves_and_draws(broker: str, tmp_path: Path) -> Non
     assert plot.read_bytes().startswith(b"\x89PNG")
     with np.load(saved) as learnt:
         assert learnt["a"].shape == (10, 100)
+
+
+def test_train_says_with_which_command_to_play_the_same(broker: str, tmp_path: Path) -> None:
+    saved = tmp_path / "my lake.npz"
+    given = ('--env-kwargs={"map_name": "8x8"}', "--steps", "100", "--save", str(saved))
+    done = call(broker, "train", "frozen-lake", *given)
+    assert done.returncode == 0, done.stderr
+    command = shlex.split(done.stdout.partition("Play with it: ")[2].partition("\n")[0])
+    assert command[0] == "gymwire"
+    played = prefork.run((*command, "--episodes", "1"), timeout=TIMEOUT_S, env={**os.environ})
+    assert "1 episode: return" in played.stdout, played.stderr
+
+
+def test_train_without_an_address_asks_for_one_if_nobody_offers_its_default(
+    programs: Programs,
+) -> None:
+    _, url = programs.broker()
+    done = call(url, "train")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("gymwire train: No address given: pass ADDRESS, or set GYMWIRE_ADDRESS.")
+    assert "No env agent offers 'price-market'" in line
 
 
 def test_swapping_the_address_swaps_the_task(broker: str) -> None:

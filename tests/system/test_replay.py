@@ -252,11 +252,13 @@ def test_a_missing_part_and_a_damaged_file_cannot_be_compared(
     rest = b"".join(recordings.pack_exchange(*pair) for pair in part.frames[3:])
     (folder / "b-0002.episode").write_bytes(recordings.pack_header({**header, "part": 2}) + rest)
     (folder / "c-0001.episode").write_bytes(b"nonsense")
+    (folder / "d-0001.episode").write_bytes(recordings.pack_header(header)[:50])
     serve(programs, broker_url, tmp_path, "sim")
     status, result = replay(broker_url, folder)
-    assert (status, result["cannot_compare"]) == (4, 2), result
+    assert (status, result["cannot_compare"]) == (4, 3), result
     assert {one["why"].partition(":")[0] for one in result["episodes"]} == {
         f"{folder / 'c-0001.episode'} is not a recorded episode of gymwire.",
+        f"{folder / 'd-0001.episode'} has no beginning",
         "its part 1 is missing",
     }
 

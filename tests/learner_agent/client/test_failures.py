@@ -76,6 +76,7 @@ def test_only_plain_exceptions_of_python_and_gymnasium_are_taken_by_name(name: s
     [
         ("AssertionError", "7", "failures.AssertionError: 7"),
         ("AssertionError", "", "failures.AssertionError: "),
+        ("KeyError", "'seven'", "failures.KeyError: 'seven'"),
         ("my.Error", "7", "errors.EnvironmentFailed: my.Error: 7"),
         ("my.Error", "", "errors.EnvironmentFailed: my.Error"),
         ("", "It broke.", "errors.EnvironmentFailed: It broke."),

@@ -134,6 +134,7 @@ def test_the_plot_of_a_market_has_estimated_and_true_acceptance(tmp_path: Path) 
             ([-1.0, 5.0] * 40, range(2, 81, 2), 3),
             ([0.0, 1.0] * 40, range(2, 81, 2), 2),
             ([-1.0] * 80, range(2, 81, 2), 2),
+            ([0.0] * 80, range(2, 81, 2), 2),
             ([1.0, 2.0, 3.0], [], 1),
             ([], [], 1),
         ],
