@@ -3,7 +3,10 @@
 The learner gets the values that EnvPool returns, as arrays in the memory of the message. Nothing is
 numbered, checked, or kept for a repetition.
 
-    python -m benchmarks.envpool_floor NUM_ENVS SOCKET
+With gymwire's codec instead, the messages are its frames, and each array has memory of its own.
+There still is nothing around that: one session, one path, no timers, no rules about numbers.
+
+    python -m benchmarks.envpool_floor NUM_ENVS raw|codec SOCKET
 """
 
 from __future__ import annotations
@@ -17,30 +20,43 @@ from functools import partial
 from typing import Any
 
 import numpy as np
+from gymnasium.spaces import Box, MultiDiscrete
 
 from benchmarks.environments import envpool_cartpoles
 from benchmarks.harness import Running, Side
 from benchmarks.local import vector_steps
 from benchmarks.processes import part
+from gymwire.protocol.codec import SEQ
+from gymwire.protocol.spaces import compile
+from gymwire.protocol.step_codec import StepCodec, compile_steps
 
 # The arrays of a step, in the order in which they are sent.
 _DTYPES = [np.dtype(one) for one in ("f4", "f4", "?", "?", "i4", "i4", "i4")]
+_MAX_SIZE = 64 * 1024  # bytes of a frame
 
 
 def floor(num_envs: int) -> Side:
     """Return a side that steps EnvPool's CartPoles in another process."""
-    return Side(f"floor, EnvPool({num_envs})", partial(_open, num_envs), num_envs)
+    return Side(f"floor, EnvPool({num_envs})", partial(_open, num_envs, "raw"), num_envs)
+
+
+def floor_with_codec(num_envs: int) -> Side:
+    """Return such a side that encodes and decodes as gymwire does."""
+    return Side(
+        f"floor with codec, EnvPool({num_envs})", partial(_open, num_envs, "codec"), num_envs
+    )
 
 
 @contextlib.contextmanager
-def _open(num_envs: int) -> Iterator[Running]:
+def _open(num_envs: int, wire: str) -> Iterator[Running]:
     with (
         tempfile.TemporaryDirectory(prefix="floor-") as folder,
-        part(__name__, num_envs, f"{folder}/socket") as (path, pid),
+        part(__name__, num_envs, wire, f"{folder}/socket") as (path, pid),
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as connection,
     ):
         connection.connect(path)
-        yield Running(vector_steps(_Remote(num_envs, connection)), {"env": pid})  # type: ignore[arg-type]
+        remote: Any = (_Remote if wire == "raw" else _RemoteWithCodec)(num_envs, connection)
+        yield Running(vector_steps(remote), {"env": pid})
 
 
 class _Remote:
@@ -71,7 +87,32 @@ class _Remote:
         return observation, reward, terminated, truncated, infos
 
 
-def _serve(num_envs: int, path: str) -> None:
+class _RemoteWithCodec(_Remote):
+    """A vector in another process, with gymwire's frames."""
+
+    def __init__(self, num_envs: int, connection: socket.socket) -> None:
+        super().__init__(num_envs, connection)
+        self._steps, self._count = _codec(num_envs), 0
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """Step all environments."""
+        self._count += 1
+        number = self._count.to_bytes(8, "little")
+        frame = self._steps.encode_act(actions, number)
+        assert frame is not None
+        self._connection.send(frame)
+        step = self._steps.decode_percept(self._connection.recv(_MAX_SIZE), number)
+        assert step is not None
+        return step
+
+
+def _codec(num_envs: int) -> StepCodec:
+    observation = Box(-np.inf, np.inf, (num_envs, 4), np.float32)
+    action = MultiDiscrete(np.full(num_envs, 2))
+    return compile_steps(1, compile(observation), compile(action), num_envs)
+
+
+def _serve(num_envs: int, wire: str, path: str) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
         listener.listen()
@@ -79,11 +120,23 @@ def _serve(num_envs: int, path: str) -> None:
         envs.reset()
         print(path, flush=True)
         connection, _ = listener.accept()
+    (_serve_raw if wire == "raw" else _serve_frames)(num_envs, envs, connection)
+
+
+def _serve_raw(num_envs: int, envs: Any, connection: socket.socket) -> None:
     while actions := connection.recv(num_envs * 8):
         *arrays, infos = envs.step(np.frombuffer(actions, np.int64))
         arrays += infos["env_id"], infos["elapsed_step"], infos["players"]["env_id"]
         connection.send(b"".join([one.tobytes() for one in arrays]))
 
 
+def _serve_frames(num_envs: int, envs: Any, connection: socket.socket) -> None:
+    steps = _codec(num_envs)
+    while data := connection.recv(_MAX_SIZE):
+        frame = steps.encode_percept(envs.step(steps.decode_act(data)), data[SEQ])
+        assert frame is not None
+        connection.send(bytes(frame))
+
+
 if __name__ == "__main__":
-    _serve(int(sys.argv[1]), sys.argv[2])
+    _serve(int(sys.argv[1]), *sys.argv[2:])

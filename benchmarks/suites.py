@@ -183,8 +183,13 @@ def envpool(num_envs: int, target: str) -> Suite:
     outside = ours.vector(
         "direct, same host", num_envs, env="benchmarks.environments:envpool_cartpoles"
     )
-    figures = [_speedup(outside, inside, target), _speedup(least, inside, NO_TARGET)]
-    sides = [inside, least, outside]
+    with_codec = envpool_floor.floor_with_codec(num_envs)
+    figures = [
+        _speedup(outside, inside, target),
+        _speedup(with_codec, inside, NO_TARGET),
+        _speedup(least, inside, NO_TARGET),
+    ]
+    sides = [inside, least, with_codec, outside]
     return Suite(f"EnvPool's {num_envs} CartPoles", sides, figures, 500, pinned=False)
 
 

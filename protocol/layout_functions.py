@@ -18,7 +18,16 @@ from gymwire.protocol.codec import Frame, Pieces
 from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.percept_places import Place
 
-__all__ = ["Container", "Data", "Plan", "Step", "compile_decoder", "compile_encoder", "in_place"]
+__all__ = [
+    "Container",
+    "Data",
+    "Plan",
+    "Step",
+    "compile_decoder",
+    "compile_encoder",
+    "compile_flattener",
+    "in_place",
+]
 
 # Arrays of at least this many bytes stay in the memory where libzmq received them. Smaller messages
 # share a block, which an array would keep alive, and may be at odd addresses.
@@ -66,9 +75,41 @@ class Plan(NamedTuple):
     containers: Sequence[Container]
 
 
+def compile_flattener(
+    containers: Sequence[Container], types: tuple[type, ...]
+) -> Callable[[Step], Sequence[Any] | None]:
+    """Return `(step) -> its values in one sequence`, or None if it has another form.
+
+    Args:
+        containers: the dicts and lists among the values.
+        types: those of the values: of the five of a step, then of those of each container.
+    """
+    names: dict[str, Any] = {"__name__": __name__, "types": types}
+    lines = ["v0, v1, v2, v3, v4 = step"]
+    for one in containers:
+        parts = ", ".join(f"v{i}" for i in range(one.begin, one.end))
+        if one.keys is None:
+            others, found = f"is not list or len(v{one.at}) != {one.end - one.begin}", f"v{one.at}"
+        else:
+            names[f"keys{one.at}"] = one.keys
+            others = f"is not dict or tuple(v{one.at}) != keys{one.at}"
+            found = f"v{one.at}.values()"
+        lines += [f"if type(v{one.at}) {others}:", "    return None", f"[{parts}] = {found}"]
+    values = "".join(f"v{i}, " for i in range(len(types)))
+    body = "\n    ".join([*lines, f"values = {values}"])
+    return _compile(
+        f"""
+def function(step):
+    {body}
+    return values if tuple(map(type, values)) == types else None
+""",
+        names,
+    )
+
+
 def compile_encoder(
     plan: Plan, count: int, size: int, *, in_pieces: bool
-) -> Callable[[list[Any], bytes], Frame | Pieces | None]:
+) -> Callable[[Sequence[Any], bytes], Frame | Pieces | None]:
     """Return `(values, name) -> frame`, or None if the percept has another structure.
 
     Args:
@@ -86,7 +127,7 @@ def compile_encoder(
         if place.array is not None:
             arrays.append(f"v{i}.dtype != dtype{i} or v{i}.shape != shape{i}")
             if len(place.array[1]) > 1:
-                arrays.append(f"axes_order(v{i}) is not None")
+                arrays.append(f"not v{i}.flags.c_contiguous and axes_order(v{i}) is not None")
         part = f"v{i}.tobytes()" if place.array or has_large else f"v{i}"
         if place.write is not None and place.array is None:
             part = f"write{i}(v{i})"

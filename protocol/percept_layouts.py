@@ -12,7 +12,7 @@ encodes.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,10 +27,12 @@ from gymwire.protocol.layout_functions import (
     Step,
     compile_decoder,
     compile_encoder,
+    compile_flattener,
 )
 from gymwire.protocol.messages import Percept
 from gymwire.protocol.percept_places import Place, array_place, integer_place, is_constant, place_of
 from gymwire.protocol.space_codecs import SpaceCodec
+from gymwire.protocol.vector_infos import to_wire
 
 __all__ = ["APART", "PerceptLayouts"]
 
@@ -54,21 +56,6 @@ class _Form:
 
     containers: tuple[Container, ...]
     types: tuple[type, ...]
-
-    def flatten(self, step: Step) -> list[Any] | None:
-        """Return the values of a step in one list; None if it has another form."""
-        values: list[Any] = [*step]
-        for one in self.containers:
-            found, keys = values[one.at], one.keys
-            if keys is None:
-                if type(found) is not list or len(found) != one.end - one.begin:
-                    return None
-                values += found
-            else:
-                if type(found) is not dict or tuple(found) != keys:
-                    return None
-                values += found.values()
-        return values if tuple(map(type, values)) == self.types else None
 
 
 class _Structure:
@@ -148,8 +135,10 @@ class _Layout:
         plan = Plan(chunks, places, begins, structure.constants, structure.form.containers)
         is_apart = any(place.array and place.size >= APART for place in places.values())
         # (values, name) -> the frame, or None if the percept has another structure. `values`: what
-        # `form.flatten` returned.
+        # `flatten` returned.
         self.encode = compile_encoder(plan, len(self.form.types), self.size, in_pieces=is_apart)
+        # (step) -> its values in one list, or None if it has another form.
+        self.flatten = KNOWN.flattener(structure.form)
         # (data, name) -> the percept in a frame of `size` bytes; None: it has another structure.
         self.decode = compile_decoder(plan)
 
@@ -202,6 +191,13 @@ class _Known:
             self._forms.clear()
         return self._forms.setdefault(form, form)
 
+    def flattener(self, form: _Form) -> Callable[[Step], Sequence[Any] | None]:
+        """Return the same function for the layouts of a form."""
+        for layout in self.recent:
+            if layout.form is form:
+                return layout.flatten
+        return compile_flattener(form.containers, form.types)
+
     def layout(self, structure: _Structure, observation: SpaceCodec) -> _Layout | None:
         """Return the layout for this structure if it has occurred before and has one."""
         key = structure.key
@@ -235,6 +231,7 @@ class PerceptLayouts:
         observation: the codec of its observation space.
         encode_other: encodes a percept without a layout; None if it cannot.
         decode_other: decodes one.
+        is_vector: whether `encode` converts the infos to wire form. `decode` returns that form.
     """
 
     def __init__(
@@ -243,25 +240,40 @@ class PerceptLayouts:
         observation: SpaceCodec,
         encode_other: Callable[[Step, bytes], Frame | Pieces | None],
         decode_other: Callable[[Data, bytes], Step | None],
+        *,
+        is_vector: bool = False,
     ) -> None:
         self._sid = sid.to_bytes(8, "little")
         self._observation = observation
         self._encode_other = encode_other
         self._decode_other = decode_other
+        self._is_vector = is_vector
         self._layouts: list[_Layout] = []
         self._misses_left = MAX_MISSES
 
-    def encode(self, step: Step, number: bytes) -> Frame | Pieces | None:
-        """Return the frame of a percept, or None if `Codec` must encode it."""
+    def encode(
+        self, step: Step, number: bytes, *, in_wire_form: bool = False
+    ) -> Frame | Pieces | None:
+        """Return the frame of a percept, or None if `Codec` must encode it.
+
+        `in_wire_form`: whether the infos of a vector are.
+        """
+        must_convert = self._is_vector and not in_wire_form
+        if must_convert and type(step[4]) is not dict:
+            return None
         form = values = None
         for layout in self._layouts:
             if layout.form is not form:
                 form = layout.form
-                values = form.flatten(step)
+                values = layout.flatten(step)
             if values is not None:
                 frame = layout.encode(values, self._sid + number)
                 if frame is not None:
                     return frame
+        if must_convert:  # not above: infos with a layout have no arrays of objects
+            infos = to_wire(step[4])
+            if infos is not step[4]:
+                return self.encode((*step[:4], infos), number, in_wire_form=True)
         frame = self._encode_other(step, number)
         if self._misses_left and frame is not None:
             self._learn(step, number, bytes(frame))
@@ -295,7 +307,7 @@ class PerceptLayouts:
             self._use(found)
 
     def _fits(self, layout: _Layout, step: Step, number: bytes, frame: bytes) -> bool:
-        values = layout.form.flatten(step)
+        values = layout.flatten(step)
         made = None if values is None else layout.encode(values, self._sid + number)
         return made is not None and bytes(made) == frame
 

@@ -50,7 +50,6 @@ from gymwire.protocol.layout_functions import IN_PLACE, Data, Step, in_place
 from gymwire.protocol.messages import VERSION, Kind
 from gymwire.protocol.percept_layouts import APART, PerceptLayouts
 from gymwire.protocol.space_codecs import NOT_COMPACT, NotCompact, SpaceCodec
-from gymwire.protocol.vector_infos import to_wire
 
 __all__ = ["Step", "StepCodec", "compile_steps"]
 
@@ -109,10 +108,9 @@ def compile_steps(
         act = _array_act(sid, action, act, largest_act)
     else:
         act = _number_act(sid, action.scalar, act)
-    layouts = PerceptLayouts(sid, observation, *_any_percept(sid, observation, extended))
+    any_percept = _any_percept(sid, observation, extended)
+    layouts = PerceptLayouts(sid, observation, *any_percept, is_vector=num_envs > 0)
     percept: _Percept = layouts.encode, layouts.decode
-    if num_envs:
-        percept = _vector_percept(layouts.encode), layouts.decode
     if observation.array is not None and observation.array[2] and not num_envs:
         percept = _array_percept(sid, observation, percept)
     return StepCodec(*act, *percept)
@@ -154,20 +152,6 @@ def _any_percept(sid: int, space: SpaceCodec, extended: bool) -> _Percept:
         return None if fields is None else (fields[0], fields[1], fields[2], fields[3], fields[4])
 
     return encode, decode
-
-
-def _vector_percept(
-    encode_wire: Callable[[Step, bytes], Frame | Pieces | None],
-) -> Callable[[Step, bytes], Frame | Pieces | None]:
-    """Return the encoder of a vector's percepts. They are decoded with infos in wire form."""
-
-    def encode(step: Step, number: bytes) -> Frame | Pieces | None:
-        infos = step[4]
-        if type(infos) is not dict:
-            return None
-        return encode_wire((*step[:4], to_wire(infos)) if infos else step, number)
-
-    return encode
 
 
 def _any(sid: int, kind: Kind, space: SpaceCodec, count: int, extended: bool) -> _Fields:
@@ -272,7 +256,8 @@ def _array_act(sid: int, space: SpaceCodec, other: _Act, largest: int) -> _Act:
         if len(data) != end or data[UP_TO_SID] != prefix or data[HEADER_SIZE:lead_end] != lead:
             return decode_other(data)
         if fixed:
-            return ndarray(shape, dtype, data, begin).copy()
+            # Copying the bytes instead of an array saves several microseconds of NumPy.
+            return ndarray(shape, dtype, bytearray(data[begin:]))
         try:
             return copy_array(dtype, shape, memoryview(data), begin)
         except DecodingError:

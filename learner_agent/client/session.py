@@ -179,7 +179,7 @@ class RemoteSession:
                 if data is not None:
                     step = exchange.finish_step(data)
                     if step is not None:
-                        if step[4] and self.open_msg.num_envs:
+                        if type(step[4]) is not dict and self.open_msg.num_envs:
                             step = with_infos(step, self)
                         return step
                     if not self.receive_frame(data):
@@ -386,7 +386,8 @@ class RemoteSession:
             assert type(reply) is Error
             return reply
         step = reply.observation, reply.reward, reply.terminated, reply.truncated, reply.info
-        return with_infos(step, self) if step[4] and self.open_msg.num_envs else step
+        in_wire_form = type(step[4]) is not dict and self.open_msg.num_envs
+        return with_infos(step, self) if in_wire_form else step
 
     def _read_timed(self, header: Header, data: Data) -> tuple[Step, stamps.Stamps | None] | Error:
         taken = stamps.strip_reply(data)[1] if header.flags & TIMED else None

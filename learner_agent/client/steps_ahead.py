@@ -36,7 +36,8 @@ def receive_step(session: RemoteSession) -> Step | None:
         if step is None:
             session.receive_frame(data)
             return None
-        return with_infos(step, session) if step[4] and session.open_msg.num_envs else step
+        in_wire_form = type(step[4]) is not dict and session.open_msg.num_envs
+        return with_infos(step, session) if in_wire_form else step
     except BaseException as error:
         exchange.end_with(request, error, data)
         raise

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from gymnasium import spaces
 from numpy.typing import ArrayLike, NDArray
 
 from gymwire.learner_agent.client import steps_ahead
@@ -43,6 +44,10 @@ class VectorSteps:
         self.single_action_space = group.single_space("action_space")
         self._actions = batching.layout(self.single_action_space, opened.action_space)
         self._observation = batching.layout(self.single_observation_space, opened.observation_space)
+        # The first sizes of an array with an action for each environment; None: it takes no array.
+        # `check_size` would ask abstract classes, in each step, whether the space is one of theirs.
+        has_parts = isinstance(self._actions, (spaces.Dict, spaces.Tuple))
+        self._batch = None if has_parts else (group.num_envs,)
         self._group = group
         self._exact = group.connection.exact_infos
         self._is_single = single_request and len(group) == 1
@@ -110,16 +115,14 @@ class VectorSteps:
 
     def step(self, actions: Any, timeout_s: float | None) -> VectorStep:
         """Run one step of all environments, or continue to wait for an interrupted one."""
-        if self._is_single and not self._begun:
-            return self._step_single(actions, timeout_s)
-        self._send_all("step", actions)
-        return self.wait(timeout_s)
-
-    def _step_single(self, actions: Any, timeout_s: float | None) -> VectorStep:
-        """Run one step of a vector in one session: the fast path."""
+        if not self._is_single or self._begun:
+            self._send_all("step", actions)
+            return self.wait(timeout_s)
+        # The fast path of a vector in one session.
         if self._awaited or self._received:
             self.check_idle()
-        batching.check_size(self._actions, actions, self._group.num_envs)
+        if type(actions) is not np.ndarray or actions.shape[:1] != self._batch:
+            batching.check_size(self._actions, actions, self._group.num_envs)
         step = self._group.step(actions, timeout_s)
         self._observations[0] = step[0]
         return step
@@ -140,7 +143,8 @@ class VectorSteps:
             self._group.check(Kind.ACT)
         if self._awaited or self._received:
             self.check_idle()
-        batching.check_size(self._actions, actions, self._group.num_envs)
+        if type(actions) is not np.ndarray or actions.shape[:1] != self._batch:
+            batching.check_size(self._actions, actions, self._group.num_envs)
         self._begun = call
         steps_ahead.send_step(session, actions)
         self._awaited, self._stepping = [0], True

@@ -176,6 +176,17 @@ def test_infos_of_a_vector_that_are_no_dict_are_left_to_codec() -> None:
     assert compile_steps(SID, form, form, 2).encode_percept(step, NUMBER) is None
 
 
+def test_a_list_like_the_wire_form_of_infos_is_not_encoded_as_infos() -> None:
+    form = compile(BOX)
+    short = compile_steps(SID, form, form, 2)
+    values: Any = (BOX.sample(), np.ones(2), np.ones(2, bool), np.ones(2, bool))
+    infos: Any = {"name": np.array(["a", "b"], object)}
+    for _ in range(3):
+        assert short.encode_percept((*values, infos), NUMBER) is not None
+    assert short.encode_percept((*values, to_wire(infos)), NUMBER) is None
+
+
+
 def percept() -> Frame:
     step: Any = (np.ones(4, np.float32), 1.0, False, False, {})
     frame = codecs(BOX, TWO)[0].encode_percept(step, NUMBER)
