@@ -14,7 +14,7 @@ import numpy as np
 
 from gymwire.cli import policies, video
 from gymwire.cli.connection import SessionOptions, naming, open_env
-from gymwire.cli.output import Json, Output, counted
+from gymwire.cli.output import Json, Output
 from gymwire.cli.policies import Policy
 from gymwire.cli.terminal import counted, picture, printable
 from gymwire.cli.video import Video
