@@ -27,7 +27,7 @@ from gymwire.protocol.messages import (
 
 FIRST_SID = 2**40
 MAX_MESSAGE = 2**26
-LEASE_S = 30.0
+LEASE = 30.0  # seconds
 SOFTWARE = "gymwire conformance"
 
 
@@ -93,7 +93,7 @@ class BrokersAgent(Agent):
                 expect(message.role == Role.ENV, 'the role "env"', message.role, "4.3.1")
                 self.first_hello = self.first_hello or self.received
                 self.hellos.append(message)
-                welcome = Welcome(self.epoch, SOFTWARE, "", self.max_message, LEASE_S)
+                welcome = Welcome(self.epoch, SOFTWARE, "", self.max_message, LEASE)
                 self.wire.welcome = bytes(PLAIN.encode(welcome, 0, header.seq))
                 self.wire.send(self.wire.welcome)
             case Offer():

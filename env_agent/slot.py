@@ -12,12 +12,12 @@ from gymwire.protocol.messages import Opened
 from gymwire.protocol.process_ids import session_text
 from gymwire.protocol.step_codec import StepCodec
 
-FAST_STEP_S = 0.0003  # steps that take longer are executed while another thread reads
-SLOW_STEP_S = 0.001  # longer ones count as this long, so that one of them is soon forgotten
+FAST_STEP = 0.0003  # seconds: steps that take longer are executed while another thread reads
+SLOW_STEP = 0.001  # seconds: longer ones count as this long, so that one of them is soon forgotten
 WEIGHT = 0.25  # of the last step in the mean
-# While no other session sends requests, steps up to SHORT_STEP_S are not worth a change of threads:
+# While no other session sends requests, steps up to SHORT_STEP are not worth a change of threads:
 # the first request of another session waits for one of them at most.
-SHORT_STEP_S = 0.0008
+SHORT_STEP = 0.0008
 STEPS_ALONE = 64  # steps of a session in a row that show this
 
 
@@ -81,9 +81,8 @@ class Slot:
 
     def note_step(self, seconds: float) -> None:
         """Note how long a step took."""
-        seconds = min(seconds, SLOW_STEP_S)
+        seconds = min(seconds, SLOW_STEP)
         mean = seconds if self._step_s is None else self._step_s
         self._step_s = mean + WEIGHT * (seconds - mean)
         self.steps_alone += 1
-        limit_s = FAST_STEP_S if self.steps_alone < STEPS_ALONE else SHORT_STEP_S
-        self.is_fast = self._step_s < limit_s
+        self.is_fast = self._step_s < (FAST_STEP if self.steps_alone < STEPS_ALONE else SHORT_STEP)

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 PARTS = 4  # parts of equal size of each power of two
 FIRST = -30  # the exponent of the shortest time that is told apart, about a nanosecond
 OFFSET = -PARTS * (FIRST + 2)
-HALF_LIFE_S = 10.0  # a step counts half as much as one that came so much later
+HALF_LIFE = 10.0  # seconds: a step counts half as much as one that came so much later
 LEAST = 0.01  # of a step: what counts less is forgotten
 MAX_SORTED = 1000  # durations of a session in one report: of more, every second, third, … counts
 MAX_ROWS = 500  # of sessions in one second: the others come later
@@ -89,7 +89,7 @@ class StepReports:
 def _row(one: Running, last: _Reported, now: float) -> list[Any]:
     passed_s = max(now - last.at, 1e-3)
     rate = (one.steps - last.steps) / passed_s
-    _update(last, one.times, 0.5 ** (passed_s / HALF_LIFE_S))
+    _update(last, one.times, 0.5 ** (passed_s / HALF_LIFE))
     last.at, last.steps = now, one.steps
     last.is_idle = one.busy_since is None and not rate
     busy_s = 0.0 if one.busy_since is None else max(0.0, now - one.busy_since)

@@ -123,7 +123,11 @@ def _module(name: str) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = sys.modules[called] = module_from_spec(spec)  # a dataclass looks its module up
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[called]
+        raise
     return module
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gymwire.env_agent.slot import FAST_STEP_S, SHORT_STEP_S, SLOW_STEP_S, STEPS_ALONE, Slot
+from gymwire.env_agent.slot import FAST_STEP, SHORT_STEP, SLOW_STEP, STEPS_ALONE, Slot
 
 
 def _slot() -> Slot:
@@ -17,10 +17,10 @@ def _slot() -> Slot:
 @pytest.mark.parametrize(
     ("seconds", "at_first", "alone"),
     [
-        (FAST_STEP_S / 2, True, True),
-        ((FAST_STEP_S + SHORT_STEP_S) / 2, False, True),
-        ((SHORT_STEP_S + SLOW_STEP_S) / 2, False, False),
-        (SLOW_STEP_S * 1000, False, False),
+        (FAST_STEP / 2, True, True),
+        ((FAST_STEP + SHORT_STEP) / 2, False, True),
+        ((SHORT_STEP + SLOW_STEP) / 2, False, False),
+        (SLOW_STEP * 1000, False, False),
     ],
 )
 def test_steps_of_a_session_that_steps_alone_may_be_longer(

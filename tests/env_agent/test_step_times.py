@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gymwire.env_agent.step_times import (
-    HALF_LIFE_S,
+    HALF_LIFE,
     MAX_ROWS,
     Running,
     StepReports,
@@ -103,7 +103,7 @@ def test_the_percentiles_follow_a_change_of_the_environment() -> None:
     reports.rows(sessions.running(), 101.0)
     now = 101.0
     for _ in range(4):
-        now += HALF_LIFE_S
+        now += HALF_LIFE
         sessions.step(0, 0.1, 200)
         [row] = reports.rows(sessions.running(), now)
     assert row[3] == pytest.approx(0.1, rel=0.125)
