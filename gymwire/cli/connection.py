@@ -136,6 +136,22 @@ def open_env(options: SessionOptions, output: Output, render_mode: str | None = 
 
 
 @contextmanager
+def shortening(options: LogOptions) -> Iterator[None]:
+    """Leave the traceback out of an EnvironmentFailed within, unless --log-level is debug.
+
+    If no session can be opened, the reason is most often a wrong --env-kwargs, for which one
+    sentence is enough.
+    """
+    try:
+        yield
+    except EnvironmentFailed as error:
+        if error.remote_traceback and options.log_level != "debug":
+            error.remote_traceback = ""
+            error.args = (f"{error.args[0]} (--log-level debug shows the traceback.)",)
+        raise
+
+
+@contextmanager
 def opening(options: SessionOptions, output: Output) -> Iterator[tuple[str, dict[str, Any]]]:
     """Show on a terminal that the command opens a session, and explain if that fails.
 
@@ -152,7 +168,10 @@ def opening(options: SessionOptions, output: Output) -> Iterator[tuple[str, dict
         "broker_key": options.broker_key,
     }
     try:
-        with output.errors.status(f"opening {options.address} at {options.broker} …"):
+        with (
+            shortening(options),
+            output.errors.status(f"opening {options.address} at {options.broker} …"),
+        ):
             yield options.address, keywords
     except AddressUnknown as error:
         if "address" in options.origins:
@@ -160,9 +179,3 @@ def opening(options: SessionOptions, output: Output) -> Iterator[tuple[str, dict
         raise ConfigurationError(
             f"{NO_ADDRESS} The default cannot be used: {error.args[0]}"
         ) from error
-    except EnvironmentFailed as error:
-        # The reason is most often a wrong --env-kwargs, for which one sentence is enough.
-        if error.remote_traceback and options.log_level != "debug":
-            error.remote_traceback = ""
-            error.args = (f"{error.args[0]} (--log-level debug shows the traceback.)",)
-        raise

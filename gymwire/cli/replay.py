@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from gymwire.cli.connection import LearnerOptions, connected, naming
+from gymwire.cli.connection import LearnerOptions, connected, naming, shortening
 from gymwire.cli.output import Output
 from gymwire.cli.terminal import counted, printable
 from gymwire.learner_agent.client.connection import BrokerConnection
@@ -88,19 +88,24 @@ def command(options: Options, output: Output) -> int:
         try:
             with output.errors.status(f"replaying {number} at {options.broker} …"):
                 for _, group in groupby(episodes, lambda one: one.header["session"]):
-                    for verdict in _replay(connection, options.address, list(group)):
+                    for verdict in _replay(connection, options, list(group)):
                         verdicts.append(verdict)
                         if verdict.why:
                             _say(output, verdict)
         finally:
-            counts = _report(options, verdicts, damaged, output)
+            total = len(damaged) + len(episodes)
+            counts = _report(options, verdicts, damaged, total, output)
     if counts[DIFFERS]:
         return DIFFER_STATUS
     return UNKNOWN_STATUS if counts[UNKNOWN] else 0
 
 
 def _report(
-    options: Options, verdicts: Sequence[Verdict], damaged: Sequence[str], output: Output
+    options: Options,
+    verdicts: Sequence[Verdict],
+    damaged: Sequence[str],
+    total: int,
+    output: Output,
 ) -> dict[str, int]:
     """Print the verdicts together. Returns how many there are of each result."""
     counts = {
@@ -108,8 +113,9 @@ def _report(
     }
     for text in damaged:
         output.say(f"cannot compare: {printable(text)}")
+    done = f"only {len(verdicts):,} of " if len(verdicts) < total else ""
     output.say(
-        f"{counted(len(verdicts), 'episode')}: {counts[SAME]:,} the same, "
+        f"{done}{counted(total, 'episode')}: {counts[SAME]:,} the same, "
         f"{counts[DIFFERS]:,} differ, {counts[UNKNOWN]:,} cannot be compared"
     )
     output.result(
@@ -179,18 +185,19 @@ def _parts(episode: Episode) -> Iterator[RecordedPart]:
 
 
 def _replay(
-    connection: BrokerConnection, address: str | None, episodes: Sequence[Episode]
+    connection: BrokerConnection, options: Options, episodes: Sequence[Episode]
 ) -> Iterator[Verdict]:
     """Replay the episodes of a recorded session, in one session as well."""
     header = episodes[0].header
-    [session] = connection.open_all(
-        address or header["address"],
-        [header["num_envs"]],
-        render_mode=header["render_mode"],
-        env_kwargs=header["env_kwargs"],
-        autoreset_mode=header["autoreset_mode"],
-        kind=header["env_kind"],
-    )
+    with shortening(options):
+        [session] = connection.open_all(
+            options.address or header["address"],
+            [header["num_envs"]],
+            render_mode=header["render_mode"],
+            env_kwargs=header["env_kwargs"],
+            autoreset_mode=header["autoreset_mode"],
+            kind=header["env_kind"],
+        )
     try:
         replay = _Replay(session)
         for episode in episodes:

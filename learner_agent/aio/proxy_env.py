@@ -117,6 +117,11 @@ class Connection:
         await self.close()
 
 
+_KNOWN_ONCE_OPEN = {
+    "observation_space", "action_space", "metadata", "render_mode", "spec",
+}  # fmt: skip
+
+
 class _Options(ProxyOptions):
     """The options of a proxy whose connection belongs to an event loop."""
 
@@ -317,6 +322,13 @@ class ProxyEnv:
         _trace: TracebackType | None,
     ) -> None:
         await self.close()
+
+    def __getattr__(self, name: str) -> Any:
+        """Raise AttributeError, which says how to read an attribute of the environment."""
+        hint = f"For one of the environment, write `await env.get({name!r})` or `env.call`."
+        if name in _KNOWN_ONCE_OPEN:
+            hint = "It is known once the environment is open: use `async with`, or call open()."
+        raise AttributeError(f"{type(self).__name__!r} has no attribute {name!r}. {hint}")
 
     # --- calls ------------------------------------------------------------------------------------
 

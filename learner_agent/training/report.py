@@ -293,15 +293,16 @@ def _draw_moving_mean(
         axes.set_ylim(*_limits(min(low, mean[shown].min()), max(high, mean[shown].max())))
         axes.ticklabel_format(axis="y", style="plain", useOffset=False)
     axes.plot(at[shown][::every], mean[shown][::every], color=color, lw=1.8)
-    axes.annotate(
-        f"mean of {window:,} {unit}",
-        (1, 1),
-        xycoords="axes fraction",
-        ha="right",
-        va="bottom",
-        color=_GREY,
-        fontsize=8,
-    )
+    if window > 1:
+        axes.annotate(
+            f"mean of {window:,} {unit}",
+            (1, 1),
+            xycoords="axes fraction",
+            ha="right",
+            va="bottom",
+            color=_GREY,
+            fontsize=8,
+        )
 
 
 def _limits(low: float, high: float) -> tuple[float, float]:

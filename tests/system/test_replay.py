@@ -171,6 +171,17 @@ def test_a_changed_simulator_differs(
     assert any(why in one["why"] for one in result["episodes"]), result
 
 
+def test_a_simulator_that_refuses_the_recorded_arguments_is_an_error_of_one_line(
+    broker_url: str, programs: Programs, recorded: Path
+) -> None:
+    programs.env_agent(broker_url, "pole", "CartPole-v1")
+    screen = Screen()
+    with pytest.raises(EnvironmentFailed, match="no keyword argument 'mass'") as caught:
+        call(screen, "replay", str(recorded), "--address", "pole", "--broker", broker_url)
+    assert "\n" not in str(caught.value)
+    assert screen.text.splitlines()[-1].startswith("only ")
+
+
 def test_what_happened_between_two_episodes_is_repeated(
     broker_url: str, programs: Programs, tmp_path: Path
 ) -> None:

@@ -103,6 +103,13 @@ async def cancelled(call: Awaitable[Any]) -> None:
     assert scope.cancelled_caught
 
 
+def test_a_missing_attribute_says_how_to_get_it() -> None:
+    env = ProxyEnv("cartpole")
+    for name, said in (("spec", "once the environment is open"), ("gravity", r"env.get\('gravity")):
+        with pytest.raises(AttributeError, match=said):
+            getattr(env, name)
+
+
 @pytest.mark.parametrize("direct", ["never", "always"])
 def test_remote_and_local_trajectories_are_the_same(
     go: Callable[[Body], None], url: str, direct: str

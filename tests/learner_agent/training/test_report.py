@@ -185,6 +185,14 @@ def test_the_title_of_a_plot_names_learner_address_and_seed(
     assert titles == [f"{name} at lab/one, seed 7: 1,200 steps", f"{name}: 1,200 steps"]
 
 
+def test_a_mean_of_one_episode_is_not_called_a_mean(tmp_path: Path) -> None:
+    for number, said in ((7, False), (45, True)):
+        path = tmp_path / f"{number}.svg"
+        ends = list(range(2, 2 * number + 1, 2))
+        plot(result_of([-1.0, 5.0] * number, ends), QLearner(Discrete(4), Discrete(2)), path)
+        assert ("mean of" in path.read_text()) == said  # texts are in comments
+
+
 @pytest.mark.parametrize("name", ["curves.nonsense", "missing/curves.png"])
 def test_a_plot_that_cannot_be_written_is_an_error_naming_the_file(
     tmp_path: Path, name: str
