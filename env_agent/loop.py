@@ -116,11 +116,6 @@ class ServingLoop:
         found += [slot.current_request for slot in slots]
         return [request for request in found if request is not None]
 
-    def address_of(self, sid: int) -> str:
-        """Return the address of a session that is open or closing, else "". For any thread."""
-        slots = [*self.host.slots.values(), *self._lifecycle.ending]
-        return next((one.session.address for one in slots if one.session.sid == sid), "")
-
     def is_direct(self, sid: int) -> bool:
         """Return whether the learner of a live session is connected directly. For any thread."""
         direct = self._transports.direct
