@@ -368,7 +368,9 @@ class Agent:
             requests = loop.current_requests
             for sid, seq, since in requests:
                 what = "an environment that closes, of" if seq == CLOSING else f"request {seq} of"
-                running.append(f"{what} session {session_text(sid)}, for {now - since:.1f} s")
+                address = loop.host.address_of(sid)
+                at = f" at {address!r}" if address else ""
+                running.append(f"{what} session {session_text(sid)}{at}, for {now - since:.1f} s")
             if not requests and not loop.idle:
                 running.append("a session between two requests")
         return running

@@ -49,17 +49,16 @@ class Lifecycle:
         self._clock = clock
         self._log = structlog.get_logger()
         self._opening: dict[int, bool] = {}  # sid → whether the session has ended meanwhile
-        self._ending: dict[int, Slot] = {}  # ended sessions whose environment is not closed yet
 
     @property
     def idle(self) -> bool:
         """Whether no session is open, opening or closing. May be read from any thread."""
-        return not (self._host.slots or self._opening or self._ending)
+        return not (self._host.slots or self._opening or self._host.ending)
 
     @property
     def ending(self) -> list[Slot]:
         """The ended sessions that are not closed yet. May be read from any thread."""
-        return list(self._ending.values())
+        return list(self._host.ending.values())
 
     def open(self, me: Executor, header: Header, request: Open) -> None:
         """Open a session; its first request follows the reply."""
@@ -144,7 +143,7 @@ class Lifecycle:
         if self.transports.direct is not None:
             self.transports.direct.detach(session.sid, loss)
         alone = self.idle
-        self._ending[session.sid] = slot
+        self._host.ending[session.sid] = slot
 
         def close() -> Sequel:
             executor.current_request = (session.sid, CLOSING, self._clock())
@@ -153,7 +152,7 @@ class Lifecycle:
             return release
 
         def release(reader: Executor) -> None:
-            del self._ending[session.sid]
+            del self._host.ending[session.sid]
             self._crew.release(executor)
             sequel(reader)
 

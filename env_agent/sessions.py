@@ -93,6 +93,7 @@ class SessionHost:
         requests: executes the requests of the sessions.
         slots: the open sessions by sid.
         by_key: the open sessions by the eight bytes of the sid in a frame.
+        ending: the ended sessions whose environment is not closed yet, by sid.
     """
 
     def __init__(
@@ -105,6 +106,7 @@ class SessionHost:
         self.requests = RequestHandler(after_call)
         self.slots: dict[int, Slot] = {}
         self.by_key: dict[bytes, Slot] = {}
+        self.ending: dict[int, Slot] = {}
         self._key = key
         self._pid = os.getpid()
         self._after_call = after_call
@@ -173,6 +175,11 @@ class SessionHost:
         """The live sessions as HELLO lists them. May be read from any thread."""
         sessions = [slot.session for slot in list(self.slots.values())]
         return [[one.sid, one.nonce, one.address, one.learner] for one in sessions]
+
+    def address_of(self, sid: int) -> str:
+        """Return the address of a session that is open or closing, else "". For any thread."""
+        slot = self.slots.get(sid) or self.ending.get(sid)
+        return "" if slot is None else slot.session.address
 
     def add(self, slot: Slot) -> None:
         """Add the slot of a session that is open."""

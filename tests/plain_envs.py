@@ -271,6 +271,14 @@ class Old:
         return f"rendered as {mode}"
 
 
+class Forgetful(Old):
+    """An environment that forgets the info."""
+
+    def step(self, action: Any) -> Any:
+        """Return the other four values."""
+        return 1, 0.5, False, False
+
+
 T = TypeVar("T")
 
 

@@ -95,7 +95,7 @@ class OldGym(_Adapter):
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Run one step; return five values, also if the environment returns four."""
         found = self._made.step(action)
-        if len(found) != 4:
+        if len(found) != 4 or not isinstance(found[3], dict):
             return found  # type: ignore[no-any-return]
         observation, reward, done, info = found
         done, truncated = bool(done), bool(info.get("TimeLimit.truncated", False))

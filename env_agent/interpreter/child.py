@@ -830,7 +830,7 @@ class Hosted:
         result = self.env.step(action)
         if type(result) is not tuple:
             result = settled(result)
-        if type(result) is tuple and len(result) == 4:
+        if type(result) is tuple and len(result) == 4 and isinstance(result[3], dict):
             observation, reward, done, info = result
             truncated = bool(info.pop("TimeLimit.truncated", False))
             return observation, reward, bool(done) and not truncated, bool(done) and truncated, info

@@ -135,6 +135,11 @@ class Exchange:
         return None if self.reply is not None else self.pending
 
     @property
+    def replaces_another(self) -> bool:
+        """Whether the pending request replaces one that was not answered."""
+        return bool(self._abandoned)
+
+    @property
     def is_stepping(self) -> bool:
         """Whether the caller does not have the reply to an ACT yet."""
         pending = self.pending

@@ -55,6 +55,7 @@ UNREPORTED = (
     " No report says that it is being executed: the environment may hold the interpreter's lock, "
     "or the path to the env agent may lose large packets (a wrong MTU)."
 )
+REPLACES = " The env agent may still execute the request before it, which this one replaces."
 CLOSE_S = 1.0  # how long close() waits for the env agent to confirm
 
 _READ_AHEAD = (Kind.PERCEPT, Kind.STATUS)  # the replies that many sessions get at the same time
@@ -341,6 +342,7 @@ class RemoteSession:
         verb = "request" if pending is None else pending.kind.name.lower()
         doing = "" if in_step_s is None else f" (it has been executing for {in_step_s:.0f} s)"
         advice = UNREPORTED if in_step_s is None and (timeout_s or 0.0) > REPORTED_S else ""
+        advice = REPLACES if in_step_s is None and self.exchange.replaces_another else advice
         raise RequestTimeout(
             f"The {'step' if verb == 'act' else verb} at {self.open_msg.address!r} has not been "
             f"answered within {timeout_s:g} s{doing}. {WAIT_ON}{advice}"

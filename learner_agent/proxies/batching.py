@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
 from itertools import pairwise
 from typing import Any
@@ -294,3 +294,19 @@ def seeded(seed: Any, options: dict[str, Any] | None, num_envs: int) -> list[int
     mask = (options or {}).get("reset_mask", [True] * num_envs)
     seeds = [seed] * num_envs if isinstance(seed, int) else seed
     return [i for i in range(num_envs) if mask[i] and seeds[i] is not None]
+
+
+def generator_parts(count: int, parts: Sequence[slice]) -> Sequence[slice]:
+    """Return which of `count` random generators belong to the environments of each part.
+
+    An environment's own vector class has one generator for all; other vectors have one for each.
+    """
+    return parts if count == parts[-1].stop else [slice(i, i + 1) for i in range(len(parts))]
+
+
+def generators_of(env_ids: Iterable[int], count: int, parts: Sequence[slice]) -> set[int]:
+    """Return the numbers of the generators, of `count`, that these environments use."""
+    numbers = set(env_ids)
+    if count == parts[-1].stop:
+        return numbers
+    return {i for i, part in enumerate(parts) if numbers & {*range(part.start, part.stop)}}

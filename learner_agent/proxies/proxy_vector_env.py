@@ -471,23 +471,14 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     _read_generators = keeps_replies(_generator_states)
 
     def _release_generators(self, env_ids: Iterable[int]) -> None:
-        remote = self._steps.generators
-        if remote is None:
-            return
-        numbers = set(env_ids)
-        if len(remote.all) != self.num_envs:
-            parts = enumerate(self._group.slices)
-            numbers = {i for i, part in parts if numbers & {*range(part.start, part.stop)}}
-        remote.release(numbers, self._generator_states)
+        if (remote := self._steps.generators) is not None:
+            numbers = batching.generators_of(env_ids, len(remote.all), self._group.slices)
+            remote.release(numbers, self._generator_states)
 
     @keeps_replies
     def _write_generators(self, states: Sequence[Any]) -> None:
-        parts = self._group.slices
-        if len(states) != self.num_envs:  # one for each session, of an environment's own class
-            parts = [slice(i, i + 1) for i in range(len(parts))]
-        self._ask(
-            {i: Call("set", "np_random", ([*states[part]], True)) for i, part in enumerate(parts)}
-        )
+        parts = enumerate(batching.generator_parts(len(states), self._group.slices))
+        self._ask({i: Call("set", "np_random", ([*states[part]], True)) for i, part in parts})
 
     @property
     @keeps_replies

@@ -280,7 +280,7 @@ def test_a_vector_class_that_takes_a_mode_in_another_form_is_used_for_its_defaul
 
 def test_an_unknown_keyword_of_a_vector_class_is_named_with_those_of_that_class() -> None:
     factory = resolve("tests.offered_vectors:tests/SizedFrames-v0", {})
-    with pytest.raises(TypeError, match=r"no keyword argument 'sise'; it takes size, stack\.$"):
-        factory.make_vector(2, AutoresetMode.NEXT_STEP, None, {"sise": 1})
-    with pytest.raises(TypeError, match="no keyword argument 'sise'"):
-        factory.make(None, {"sise": 1})
+    with pytest.raises(TypeError, match=r"no keyword argument 'colour'; it takes size, stack\.$"):
+        factory.make_vector(2, AutoresetMode.NEXT_STEP, None, {"colour": 1})
+    with pytest.raises(TypeError, match="no keyword argument 'colour'"):
+        factory.make(None, {"colour": 1})

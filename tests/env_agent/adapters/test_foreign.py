@@ -178,6 +178,16 @@ def test_a_time_limit_of_gym_0_21_truncates() -> None:
     assert [env.step(0)[2:4] for _ in range(3)] == [(False, False), (False, False), (False, True)]
 
 
+def test_four_values_without_an_info_are_not_those_of_old_gym() -> None:
+    class Forgets(Old):
+        def step(self, action: int) -> Any:
+            return np.zeros(2, np.float32), 0.0, False, False
+
+    env = make(Forgets)
+    env.reset()
+    assert len(env.step(0)) == 4  # the session says that there must be five
+
+
 def test_a_time_limit_of_gym_0_21_ends_no_episode_that_is_not_done() -> None:
     class Early(Old):
         def step(self, action: int) -> Any:

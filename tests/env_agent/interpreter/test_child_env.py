@@ -140,6 +140,12 @@ def test_the_dialogue_of_old_gym_becomes_that_of_gymnasium(make: Make, python: s
     ]
 
 
+def test_four_values_without_an_info_are_not_those_of_old_gym(make: Make, bare_python: str) -> None:
+    env = make("tests.plain_envs:Forgetful", bare_python)
+    env.reset()
+    assert env.step(np.int64(0)) == (1, 0.5, False, False)
+
+
 @pytest.mark.parametrize("name", ["Old", "OldGeneric", "make_old"])
 def test_old_gym_renders_in_the_mode_of_the_session(python: str, name: str) -> None:
     env = ChildFactory("a", f"tests.plain_envs:{name}", python, {}).make("ansi", {"limit": 2})
