@@ -183,11 +183,13 @@ class BrokerConnection:
     def find(self, address: str = "") -> list[dict[str, Any]]:
         """Return the offers (docs/protocol.md §6), of one address if it is given.
 
-        Raises DecodingError if the broker's list is malformed.
+        Raises DecodingError if the broker's list is malformed, and what an ERROR stands for.
         """
 
         def ask(find: Find) -> Found:
             _, found, _ = self.ask(find)
+            if isinstance(found, Error):
+                raise error_for(found)
             if not isinstance(found, Found):
                 text = f"The broker at {self.url} sent {type(found).__name__} instead of Found."
                 raise DecodingError(text)

@@ -224,7 +224,9 @@ class SessionOpener:
             raise RequestTimeout(
                 f"No env agent has opened a session at {batch.openings[0].open_msg.address!r} "
                 f"within {batch.timeout_s:g} s. The constructor of the environment may take "
-                f"longer: raise step_timeout_s then. The log of the env agent says more."
+                f"longer: raise step_timeout_s then. Or the only free slots are in threads that "
+                f"execute steps of other sessions (gymwire serve --threads). The log of the env "
+                f"agent says more."
             )
         i, request = batch.places[number], batch.pending[number]
         opening = batch.openings[i]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from numbers import Real
 from typing import Any, ClassVar
@@ -187,13 +188,14 @@ class VectorProxyOptions(ProxyOptions):
         for name, count in (("num_envs", self.num_envs), ("sessions", self.sessions)):
             if not isinstance(count, int):
                 raise ConfigurationError(
-                    f"{name} must be an int, not {count!r:.100}. The order of the arguments is "
+                    f"{name} must be an int, not {_shown(count)}. The order of the arguments is "
                     f"ProxyVectorEnv(address, num_envs, broker)."
                 )
         if not 1 <= self.sessions <= self.num_envs:
             raise ConfigurationError(
-                f"Cannot spread {self.num_envs} environments over {self.sessions} sessions: there "
-                f"must be at least one session, and at least one environment in each."
+                f"Cannot spread {_shown(self.num_envs)} environments over {_shown(self.sessions)} "
+                f"sessions: there must be at least one session, and at least one environment in "
+                f"each."
             )
         try:
             mode = AutoresetMode(self.autoreset_mode)
@@ -231,7 +233,16 @@ def _resolve(value: str, variable: str, default: str, check: Callable[[str], obj
 
 def _check_seconds(name: str, value: object, *, more_than_0: bool = False) -> None:
     """Raise ConfigurationError unless `value` is a number of seconds in the allowed range."""
-    if isinstance(value, Real) and (float(value) > 0 if more_than_0 else float(value) >= 0):
-        return
+    with suppress(OverflowError):  # an integer that is too large to be added to a time
+        if isinstance(value, Real) and (float(value) > 0 if more_than_0 else float(value) >= 0):
+            return
     least = "greater than 0" if more_than_0 else "of 0 or more"
-    raise ConfigurationError(f"{name} must be a number of seconds {least}, not {value!r:.100}.")
+    raise ConfigurationError(f"{name} must be a number of seconds {least}, not {_shown(value)}.")
+
+
+def _shown(value: object) -> str:
+    """Return the start of a value's `repr`, for an error, or its type if it has none."""
+    try:
+        return repr(value)[:100]
+    except ValueError:  # an integer of more than 4,300 digits
+        return f"an integer of {value.bit_length()} bits" if type(value) is int else "such a value"

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import re
 import socket as hostsocket
+import stat
 import sys
 
 import zmq
@@ -13,8 +15,9 @@ import zmq
 from gymwire.protocol import logs
 from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.hosts import addresses_of
-from gymwire.protocol.transport.port_owner import listener_at
+from gymwire.protocol.transport.port_owner import listener_at, listener_on
 
+IPC = "ipc://"
 BACKLOG = 1024  # connections that wait to be accepted
 
 
@@ -50,6 +53,7 @@ def _bind(socket: zmq.Socket[bytes], url: str, mark: int) -> None:
     filtered = _filtered(url) if sys.platform == "linux" and url.startswith("tcp:") else None
     socket.setsockopt(zmq.RCVHWM, 0 if filtered is None else mark)
     if filtered is None:
+        _check_free(url)
         socket.bind(url)
         return
     with filtered:
@@ -57,6 +61,26 @@ def _bind(socket: zmq.Socket[bytes], url: str, mark: int) -> None:
         socket.bind(url)
         filtered.detach()  # libzmq closes it
         socket.setsockopt(zmq.USE_FD, -1)
+
+
+def _check_free(url: str) -> None:
+    """Raise ZMQError if another program listens at an ipc:// URL, or if the path has another file.
+
+    libzmq removes whatever is there.
+    """
+    path = url.removeprefix(IPC)
+    if not url.startswith(IPC) or path.startswith(("*", "@")):  # a path of libzmq's own, or none
+        return
+    try:
+        mode = os.lstat(path).st_mode
+    except (OSError, ValueError):  # nothing is there; else libzmq reports it
+        return
+    if not stat.S_ISSOCK(mode):
+        raise zmq.ZMQError(errno.ENOTSOCK)
+    with hostsocket.socket(hostsocket.AF_UNIX, hostsocket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        if probe.connect_ex(path) in (0, errno.EAGAIN):
+            raise zmq.ZMQError(errno.EADDRINUSE)  # else a killed process has left it
 
 
 def _filtered(url: str) -> hostsocket.socket | None:
@@ -111,12 +135,17 @@ def failure(url: str, error: zmq.ZMQError, elsewhere: str) -> str:
     """Return why a URL cannot be bound, and what to do; `elsewhere`: if its port is in use."""
     if error.errno == errno.EADDRINUSE:
         port = url.rpartition(":")[2]
-        owner = listener_at(int(port)) if url.startswith("tcp:") and port.isdigit() else ""
+        if url.startswith(IPC):
+            owner, elsewhere = listener_on(url.removeprefix(IPC)), "choose another path"
+        else:
+            owner = listener_at(int(port)) if port.isdigit() else ""
         found = f" by {owner}, which" if owner else ": another broker, or another program,"
         return (
             f"{url} is in use{found} listens there and would get the connections. Stop it, or "
             f"{elsewhere}."
         )
+    if error.errno == errno.ENOTSOCK and url.startswith(IPC):
+        return f"{url}: {url.removeprefix(IPC)} exists and is not a socket. Choose another path."
     if error.errno in (errno.EADDRNOTAVAIL, errno.ENODEV):
         return f"{url} is not an address of this host. Bind one that is, or tcp://*:PORT for all."
     return f"Cannot listen at {url}: {zmq.strerror(error.errno or 0)}."

@@ -1,4 +1,4 @@
-"""Which process listens at a TCP port of this host: Linux shows it, for processes of this user."""
+"""Which process listens at a port or a Unix socket: Linux shows it, for processes of this user."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
-LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp
+LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp,
+ACCEPTS = 1 << 16  # and its flag in /proc/net/unix
 _HEXADECIMAL = 16
 PROC = Path("/proc")
 
@@ -16,7 +17,17 @@ def listener_at(port: int) -> str:
 
     `port`: 1 to 65535.
     """
-    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    return _process_with(_listening_inodes(port))
+
+
+def listener_on(path: str) -> str:
+    """Return the process that listens on the Unix socket at this path, as `listener_at` does."""
+    return _process_with(_listening_unix_inodes(path))
+
+
+def _process_with(inodes: Iterator[str]) -> str:
+    """Return the process that has one of these sockets."""
+    sockets = {f"socket:[{inode}]" for inode in inodes}
     if not sockets:
         return ""
     for process in PROC.glob("[0-9]*"):
@@ -35,6 +46,14 @@ def _listening_inodes(port: int) -> Iterator[str]:
                 fields = line.split()
                 if fields[3] == LISTEN and int(fields[1].rpartition(":")[2], _HEXADECIMAL) == port:
                     yield fields[9]
+
+
+def _listening_unix_inodes(path: str) -> Iterator[str]:
+    with contextlib.suppress(OSError):
+        for line in (PROC / "net" / "unix").read_text(errors="replace").splitlines()[1:]:
+            fields = line.split(maxsplit=7)
+            if fields[7:] == [path] and int(fields[3], _HEXADECIMAL) & ACCEPTS:
+                yield fields[6]
 
 
 def _command(process: Path) -> str:

@@ -12,9 +12,10 @@ import structlog
 import structlog.testing
 
 from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.broker.refusals import Refusal
 from gymwire.protocol import codec
-from gymwire.protocol.errors import ProtocolError, RequestTimeout
-from gymwire.protocol.messages import Kind
+from gymwire.protocol.errors import Denied, ProtocolError, RequestTimeout
+from gymwire.protocol.messages import Code, Kind
 from tests import wire
 from tests.learner_agent.client.test_interrupted import in_memory
 from tests.wire import BROKER, Network
@@ -118,4 +119,16 @@ def test_a_reply_that_answers_nothing(
 def test_a_found_that_answers_nothing(network: Network) -> None:
     connection = network.connection(timeout_s=5.0)
     with falsified(Kind.FOUND, seq=1), times_out(network, after_s=5.0, match="The FIND to the"):
+        connection.find()
+
+
+def test_a_listing_that_the_broker_refuses_says_why(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise Refusal(Code.DENIED, "This key may list nothing.")
+
+    connection = network.connection()
+    monkeypatch.setattr(network.core, "_find", refuse)
+    with pytest.raises(Denied, match="This key may list nothing"):
         connection.find()

@@ -28,6 +28,9 @@ NOBODY = "tcp://127.0.0.1:9"
             {"timeout_s": float("nan")},
             "timeout_s must be a number of seconds greater than 0, not nan",
         ),
+        ({"timeout_s": 10**400}, "timeout_s must be a number of seconds greater than 0, not 1000"),
+        ({"wait_s": 10**5000}, "wait_s must be .* of 0 or more, not an integer of 16610 bits"),
+        ({"wait_s": [10**5000]}, "wait_s must be a number of seconds .*, not such a value"),
         ({"step_timeout_s": -1}, "step_timeout_s must be a number of seconds of 0 or more, not -1"),
         ({"wait_s": "x"}, "wait_s must be a number of seconds of 0 or more, not 'x'"),
         ({"env_kwargs": [1]}, r"env_kwargs must be a dict .* not \[1\]"),
@@ -44,6 +47,10 @@ def test_arguments_of_both_proxies(proxy: Any, wrong: dict[str, Any], said: str)
         ({"num_envs": NOBODY}, r"num_envs must be an int, not 'tcp.*\(address, num_envs, broker\)"),
         ({"num_envs": 2.5}, "num_envs must be an int, not 2.5"),
         ({"num_envs": 2, "sessions": "2"}, "sessions must be an int, not '2'"),
+        (
+            {"num_envs": 2, "sessions": 10**5000},
+            "Cannot spread 2 environments over an integer of 16610 bits sessions",
+        ),
         ({"autoreset_mode": "next"}, "one of 'NextStep', 'SameStep', 'Disabled', not 'next'"),
     ],
 )

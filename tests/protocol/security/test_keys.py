@@ -242,7 +242,8 @@ def test_a_keygen_killed_anywhere_does_not_block_the_name(tmp_path: Path, how: s
 def test_a_pair_that_another_call_completes_meanwhile_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, completed = keys._write_new, []
+    write = keys._write_new
+    completed: list[Path] = []
 
     def interrupted(path: Path, text: str, mode: int) -> None:
         if path.suffix == ".pub" and not completed:

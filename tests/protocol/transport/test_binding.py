@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 import structlog
 import zmq
 
+from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.transport import binding, kernel
 from gymwire.protocol.transport.router import Router
 from tests.chaos.fleet import free_port
@@ -60,3 +63,29 @@ def _wait_until_closed(port: int) -> None:
     with contextlib.suppress(ConnectionRefusedError):
         while True:
             socket.create_connection(("127.0.0.1", port)).close()
+
+
+def test_a_unix_socket_is_not_taken_from_the_process_that_listens_there(tmp_path: Path) -> None:
+    url = f"ipc://{tmp_path}/broker"
+    with contextlib.closing(Router([url])):
+        owner = rf"in use by process {os.getpid()} \(.* or choose another path\."
+        with pytest.raises(ConfigurationError, match=owner):
+            Router([url])
+    left = socket.socket(socket.AF_UNIX)
+    left.bind(f"{tmp_path}/left")
+    left.close()  # as by a kill
+    Router([f"ipc://{tmp_path}/left"]).close()
+
+
+@pytest.mark.parametrize("kind", ["file", "folder", "link"])
+def test_a_file_is_not_replaced_by_a_unix_socket(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / kind
+    if kind == "file":
+        path.write_text("precious")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.symlink_to(tmp_path)
+    with pytest.raises(ConfigurationError, match=f"{path} exists and is not a socket"):
+        Router([f"ipc://{path}"])
+    assert path.is_file() or path.is_dir()
