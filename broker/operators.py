@@ -29,7 +29,7 @@ from gymwire.protocol.messages import (
 from gymwire.protocol.observations import BrokerTotals
 from gymwire.protocol.process_ids import session_text
 
-UNREACHABLE_RETRY_S = 0.5  # when to repeat a STOP for an env agent that is not quite connected
+STOP_RETRY_S = 0.5  # when to repeat a STOP for an env agent that is not quite connected
 MAX_ROWS = 1000  # of a REPORT
 
 
@@ -109,7 +109,7 @@ class Operators:
                 f"cannot be stopped through the broker. Send SIGTERM to its process on that host.",
             )
         if len({one.process for one in reached}) < len(processes):  # some are just starting
-            raise RetryLater(BusyReason.UNREACHABLE, UNREACHABLE_RETRY_S)
+            raise RetryLater(BusyReason.UNREACHABLE, STOP_RETRY_S)
         for loop in loops:
             loop.draining.update(loop.offers)
         facts = {"host": first.host, "pid": first.pid, "offers": sorted(first.offers)}

@@ -104,7 +104,7 @@ def _update(last: _Reported, times: list[float], kept: float) -> None:
         return
     del times[: len(taken)]  # and not what another thread has appended meanwhile
     weights = {index: weight * kept for index, weight in last.weights.items()}
-    every = -(-len(taken) // MAX_SORTED)  # one counts for so many
+    every = -(-len(taken) // MAX_SORTED)  # one counts for this many
     for index, more in Counter(map(index_of, taken[::every])).items():
         weights[index] = weights.get(index, 0.0) + more * every
     last.weights = {index: weight for index, weight in weights.items() if weight >= LEAST}
