@@ -155,11 +155,7 @@ class HostedVector(_Vector):
                 infos[key] = self._add_info(array, value, env_num)
                 mask[env_num] = True
             else:
-                try:
-                    if not _fits(array, value):
-                        array = infos[key] = self._as_objects(array, mask)
-                    array[env_num] = value
-                except (ValueError, TypeError, OverflowError):
+                if not _store(array, env_num, value):
                     array = infos[key] = self._as_objects(array, mask)
                     array[env_num] = value
                 mask[env_num] = True
@@ -180,13 +176,19 @@ class HostedVector(_Vector):
         return objects
 
 
-def _fits(array: Any, value: Any) -> bool:
-    """Return whether this is an array in which NumPy would neither refuse nor repeat the value."""
+def _store(array: Any, index: int, value: Any) -> bool:
+    """Put a value into an array; return False if NumPy would refuse or repeat it."""
     if type(array) is not np.ndarray:
         return False  # a dict
-    if array.dtype.kind == "O":
-        return True
-    return type(value) is not dict and getattr(value, "shape", ()) == array.shape[1:]
+    if array.dtype.kind != "O" and (
+        type(value) is dict or getattr(value, "shape", ()) != array.shape[1:]
+    ):
+        return False
+    try:
+        array[index] = value
+    except (ValueError, TypeError, OverflowError):
+        return False
+    return True
 
 
 _INT = np.iinfo(int)
