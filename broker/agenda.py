@@ -113,7 +113,7 @@ class Agenda(Generic[T]):
             hold_s = min(MAX_HOLD_S, HOLD * (took_s - SHORT_WAIT_S))
             self._costly_due = max(self._costly_due, now) + hold_s
             self._long.hold(self._costly_due)
-        # What has not waited for a while starts with as much as this one had: it saves up nothing.
+        # A kind of work that does not wait keeps up with this one, so it cannot save up a turn.
         begun = self._taken[piece]
         self._taken[piece] += pause_s
         for other in self._taken:

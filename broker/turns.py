@@ -74,7 +74,7 @@ class Turns(Generic[T]):
         heapq.heappush(self._ends, (until, self._last))
 
     def release(self, now: float) -> None:
-        """Let those take turns again who are no longer held up."""
+        """Let the owners that are no longer held up take turns again."""
         while self._ends and self._ends[0][0] <= now:
             _, owner = heapq.heappop(self._ends)
             self._held.discard(owner)

@@ -15,7 +15,7 @@ from gymwire.protocol.messages import BusyReason
 
 MIN_WATCH_S = 0.05  # between two requests of a watcher
 MAX_WATCHES = 1024  # watchers; beyond that, the oldest are forgotten
-MAX_UNREAD = 64 * 1024  # bytes that a watcher's connection has not taken, for another frame
+MAX_UNREAD = 64 * 1024  # bytes: a watcher that has more to read gets no further frame
 UNREAD_RETRY_S = 0.5  # when a watcher that has not read its last frame may ask again
 
 

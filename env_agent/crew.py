@@ -158,9 +158,8 @@ class Crew:
         self.wakeup: Wakeup | None = None
         self._read = read
         self._grows = grows
-        self._idle: dict[
-            Executor, None
-        ] = {}  # those that wait, the one that waited last at the end
+        # those that wait, the one that began to wait last at the end
+        self._idle: dict[Executor, None] = {}
         self._free = {self.own: None}  # those without a session
         self._ended: deque[tuple[Executor, Sequel | None]] = deque()  # jobs, by their executors
         self._is_waiting = False

@@ -161,9 +161,8 @@ class Lifecycle:
 
     def _ended(self, slot: Slot, loss: str, me: Executor) -> None:
         session = slot.session
-        self.transports.link.send(
-            PLAIN.encode(Ping())
-        )  # shows that this loop can open another session
+        # It shows that this loop can open another session.
+        self.transports.link.send(PLAIN.encode(Ping()))
         lasted_s = self._clock() - slot.opened_at
         facts = {**slot.facts, "why": loss} if loss else slot.facts
         self._log.info(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import sys
 
-FEW_THREADS = 32  # up to so many, the interpreter switches threads as often as Python usually does
-MAX_SWITCH_S = 0.3  # for how long a thread may keep the interpreter if there are very many
+FEW_THREADS = 32  # up to this many, the interpreter switches threads as often as usual
+MAX_SWITCH_S = 0.3  # how long a thread may keep the interpreter if there are very many
 
 # Linux 6.16 and later: how many buckets the process's table of waiting threads has.
 _PR_FUTEX_HASH, _SET_SLOTS, _GET_SLOTS = 78, 1, 2
@@ -38,7 +38,7 @@ class ThreadSettings:
 
 
 def allow_waiting(threads: int) -> None:
-    """Let so many threads wait without making each use of a lock slower, if Linux permits it.
+    """Let this many threads wait without slowing down each use of a lock, if Linux permits it.
 
     Waking a thread takes the longer the more threads wait in the same bucket, and Linux makes only
     four buckets for each processor.

@@ -1,4 +1,4 @@
-"""What a broker accepts at most of a message that it decodes. Both sides check it."""
+"""Limits on a message that a broker decodes. Both sides check them."""
 
 from __future__ import annotations
 

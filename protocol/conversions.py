@@ -1,6 +1,7 @@
 """Convert values of types that cannot be serialized: enums, dataclasses, named tuples, tensors.
 
-It is done at the env agent only, to what an environment returns (docs/protocol.md §10).
+Only the env agent converts values, and only those that an environment returns
+(docs/protocol.md §10).
 """
 
 from __future__ import annotations

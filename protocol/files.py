@@ -1,4 +1,4 @@
-"""Read files that a person named: they may be anything, also a device without an end."""
+"""Read files that a person has named. They may be anything, even an endless device."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from pathlib import Path
 MAX_TEXT_FILE = 16 * 1024 * 1024  # bytes
 
 
-def read_text(path: Path, most: int = MAX_TEXT_FILE) -> str:
-    """Return the text of a file. Raises OSError if it has more than `most` bytes; ValueError."""
+def read_text(path: Path, limit: int = MAX_TEXT_FILE) -> str:
+    """Return the text of a file. Raises OSError, also beyond `limit` bytes, and ValueError."""
     with path.open("rb") as file:
-        data = file.read(most + 1)
-    if len(data) > most:
-        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
     return data.decode("utf-8")

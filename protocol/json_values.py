@@ -27,7 +27,7 @@ class JsonMismatch(ValueError):
 
 
 def parsed(text: str) -> Any:
-    """Return the value of a JSON text. Raises JsonMismatch if it is none."""
+    """Return the value of a JSON text. Raises JsonMismatch if it is not JSON."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

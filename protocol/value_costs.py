@@ -4,7 +4,7 @@ Every part of msgpack starts with a byte that tells where the next part starts: 
 at the contents of a list, a map, or an extension type that contains msgpack. So the parts follow
 one another without regard to nesting. For each byte of a piece, NumPy computes where the next part
 would start if one started here, and from that where the second next would, the fourth, up to the
-32nd. So Python hops from each 32nd part to the next only, and NumPy finds those between.
+32nd. Python then hops only from every 32nd part to the next, and NumPy finds those in between.
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ _ARRAY, _SCALAR, _INT, _TUPLE, _GRAPH, _OPAQUE, _ORDERED, _NAMED, _OBJECTS, _REO
 # at each level. Longer messages are therefore skimmed before anything is allocated.
 _SKIM_ABOVE = 2048
 _FLOAT64 = struct.Struct("<d")
-_FIRST = slice(0, 8)  # bytes of an array, of whose dtype and shape they say most
+_FIRST = slice(0, 8)  # bytes of an array, which say most about its dtype and shape
 MAX_STARTS = 256  # of arrays that are remembered
 _FAILURES = (TypeError, ValueError, OverflowError, RecursionError, MemoryError)
 _MALFORMED = (*_FAILURES, msgpack.UnpackException)
@@ -392,8 +392,8 @@ class _Reader:
 def _read(data: bytes, tail: memoryview | None, depth: int) -> Any:
     """Build a value after its cost has been bounded.
 
-    In a short value nothing can cost much. In a longer one text and bytes as keys are harmless,
-    because Python's hashes of them are secret: only if there are other keys they are counted.
+    A short value cannot cost much. In a longer one, keys that are text or bytes are harmless,
+    because their hashes in Python are secret: only other keys are counted.
     """
     if len(data) > COUNT_ABOVE:
         check_cost(data)

@@ -1,7 +1,7 @@
 """PettingZoo environments, served as environments whose values are dicts by agent.
 
-The learner's `ProxyParallelEnv` and `ProxyAECEnv` take these values apart again. What does so in
-this interpreter as in another one is in `interpreter/child.py`.
+The learner's `ProxyParallelEnv` and `ProxyAECEnv` take these values apart again. The code that
+other interpreters share with this one is in `interpreter/child.py`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class EnvModule:
 
 
 def is_env_module(value: object) -> bool:
-    """Return whether this module makes environments in the way of PettingZoo's modules."""
+    """Return whether this module makes environments as those of PettingZoo do."""
     if not isinstance(value, ModuleType):
         return False
     return any(callable(getattr(value, name, None)) for name in ("parallel_env", "env"))
@@ -49,7 +49,7 @@ def is_env_module(value: object) -> bool:
 def adapt(made: Any, kind: str, name: str) -> MultiAgentEnv:
     """Return a PettingZoo environment as an environment of this kind.
 
-    Raises ConfigurationError if it is none, or cannot be used as one of this kind.
+    Raises ConfigurationError if it is not one, or cannot be used as one of this kind.
     """
     made = child.converted(made, kind)
     has = child.kind_of(made)

@@ -87,7 +87,7 @@ class Turns:
         self._return_end()
 
     def take_reply(self) -> State | None:
-        """Wait for the answer to the last request, and return it."""
+        """Return the answer to the last request, and forget it; None: it has not come yet."""
         reply, self.reply = self.reply, None
         return reply
 

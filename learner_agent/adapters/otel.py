@@ -30,10 +30,9 @@ MICROSECONDS = "_us"  # how the durations in `Timings` end
 class TracedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
     """A ProxyEnv whose resets and steps are spans, `gymwire.reset` and `gymwire.step`.
 
-    The span of a step has the attributes `gymwire.total_s` and its parts
-    `gymwire.network_s`, `broker_s`, `queue_s`, `environment_s` and `codec_s`, in seconds, as in
-    `Timings`, and `gymwire.is_direct`.
-    It has none of them if the env agent takes no time stamps. An exception is recorded.
+    The span of a step has the attributes `gymwire.total_s` and its parts `gymwire.network_s`,
+    `broker_s`, `queue_s`, `environment_s` and `codec_s`, in seconds, as in `Timings`, and
+    `gymwire.is_direct`. It has none of them if the env agent takes no time stamps. An exception is recorded.
 
     Args:
         env: the ProxyEnv. Further wrappers go around this one.

@@ -142,9 +142,10 @@ class BrokerConnection:
         self.direct_links = DirectLinks()
         self.losses = 0  # how many sessions were lost, so that a caller can notice the next one
         self._sessions: dict[int, RemoteSession] = {}
-        self._sessions_at = 0.0  # when their timers run next, at the earliest
-        self._serve_at = 0.0  # when `serve` does something next
-        self._closed_at = 0.0  # and those of closed sessions while another is opened
+        # When these do something next, at the earliest:
+        self._sessions_at = 0.0  # the timers of the sessions
+        self._closed_at = 0.0  # the timers of closed sessions, while others are opened
+        self._serve_at = 0.0  # `serve`
         self._requests = BrokerRequests()
         self._opener = SessionOpener(self, wait_s)
         self._broker_lost = False

@@ -233,8 +233,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
         The token is valid for the request after the last one that was answered: take a new token
         after each step from which you may want to go on. Keep it secret: anybody with the token can
-        use the session. The broker keeps the session for the duration of its lease,
-        even if this process exits normally, unless the environment is closed.
+        use the session. The broker keeps the session for the duration of its lease, even if this
+        process exits normally, unless the environment is closed.
         """
         if self._owner.generators is not None:
             self._owner.generators.before_request()

@@ -381,7 +381,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             env_ids: the numbers of the environments, in any order.
 
         Returns:
-            A result for each of `env_ids`, in their order: docs/protocol.md §4.1.1.
+            A result for each of `env_ids`, in their order: docs/protocol.md §4.1.3.
 
         Raises:
             VersionMismatch: the env agent is of a release that cannot do this.

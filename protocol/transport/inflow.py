@@ -16,9 +16,7 @@ from gymwire.protocol import logs
 from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.interface import LinkEvent
 
-CHECKS = (
-    200  # connections that one `close_overfull` checks; the next call checks the following ones
-)
+CHECKS = 200  # connections that one `close_overfull` checks; the next call goes on from there
 RESETS = 3  # checks that find a reset after which the connection is dead; one alone may be forged
 
 
