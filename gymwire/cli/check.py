@@ -22,7 +22,7 @@ from rich.text import Text
 
 from gymwire.cli.connection import SessionOptions, open_env
 from gymwire.cli.output import Json, Output
-from gymwire.cli.terminal import printable
+from gymwire.cli.terminal import counted, printable
 from gymwire.learner_agent.client.timings import Timings
 from gymwire.protocol.errors import EnvironmentFailed, GymwireError, NoFreeSlot
 from gymwire.protocol.extras import install_line
@@ -195,8 +195,8 @@ def _print_verdict(verdict: Verdict, output: Output) -> None:
         not_checked=verdict.unchecked.removeprefix(UNCHECKED) or None,
     )
     if failure is None:
-        number = f"{len(complaints)} warnings" if len(complaints) != 1 else "1 warning"
-        output.say(f"Gymnasium's checker: passed, {number if complaints else 'no warnings'}")
+        number = counted(len(complaints), "warning") if complaints else "no warnings"
+        output.say(f"Gymnasium's checker: passed, {number}")
     else:
         text = printable(str(failure)).replace("\n", "\n  ")
         output.say(f"Gymnasium's checker: failed\n  {type(failure).__name__}: {text}")

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from gymwire.cli.connection import LearnerOptions, connected
 from gymwire.cli.output import Json, Output
-from gymwire.cli.terminal import SHORT, columns, printable, short
+from gymwire.cli.terminal import SHORT, columns, one_line, short
 from gymwire.protocol import spaces
 from gymwire.protocol.errors import GymwireError
 
@@ -136,7 +136,7 @@ def table(
     if not with_identity:
         for row in rows:
             del row[HEADINGS.index("identity")]
-    rows = [[_one_line(str(cell)) for cell in row] for row in rows]
+    rows = [[one_line(str(cell)) for cell in row] for row in rows]
     lines = columns(rows, width=width, shortened=SHORTENED)
     return [Text(line, style=style) for line, style in zip(lines, styles, strict=True)]
 
@@ -163,10 +163,6 @@ def _below(listing: Listing) -> Iterator[tuple[str, Entry]]:
             yield f"  agent {number} (pid {agent_pid})", {**first, **summary, "direct": None}
             for index, entry in enumerate(processes, 1):
                 yield f"    worker {index} (pid {entry.get('pid')})", entry
-
-
-def _one_line(text: str) -> str:
-    return printable(text).replace("\n", " ").replace("\t", " ")
 
 
 def _one_or_number(values: Sequence[str], name: str) -> str:

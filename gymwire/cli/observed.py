@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from rich.cells import cell_len
 from rich.text import Text
 
-from gymwire.cli.terminal import columns, counted, printable
+from gymwire.cli.terminal import columns, counted, one_line
 from gymwire.learner_agent.client.observing import (
     BrokerTotals,
     Observation,
@@ -164,7 +164,7 @@ def session_lines(
     while True:
         rows = [["session", *(one.heading for one in shown)]]
         rows += [
-            [one.id[:length], *(_one_line(column.text(one)) for column in shown)]
+            [one.id[:length], *(one_line(column.text(one)) for column in shown)]
             for one in sessions
         ]
         _align(rows, [False, *(column.is_number for column in shown)])
@@ -202,7 +202,7 @@ def offer_lines(offers: Sequence[ObservedOffer], width: int | None) -> list[Text
         ]
         for one in offers
     ]
-    rows = [[_one_line(cell) for cell in row] for row in rows]
+    rows = [[one_line(cell) for cell in row] for row in rows]
     lines = columns(rows, width=width, shortened=(1, 2, 3))
     styles = ["bold", *("" if one.state == "ready" else "yellow" for one in offers)]
     return [Text(line, style=style) for line, style in zip(lines, styles, strict=True)]
@@ -224,7 +224,7 @@ def summary_lines(found: Observation, url: str) -> list[str]:
     if stuck:
         facts.append(f"{stuck} stuck")
     return [
-        f"{url}  {_one_line(broker.software)}  up {duration(broker.uptime_s)}",
+        f"{url}  {one_line(broker.software)}  up {duration(broker.uptime_s)}",
         ", ".join(facts),
     ]
 
@@ -245,7 +245,7 @@ def counter_line(broker: BrokerTotals) -> str:
     for name, by_reason in counts.items():
         if by_reason:
             reasons = ", ".join(
-                f"{_one_line(reason)} {count}" for reason, count in sorted(by_reason.items())
+                f"{one_line(reason)} {count}" for reason, count in sorted(by_reason.items())
             )
             parts.append(f"{name} {sum(by_reason.values())} ({reasons})")
     return "; ".join(parts)
@@ -265,7 +265,3 @@ def _align(rows: list[list[str]], is_number: Sequence[bool]) -> None:
             size = max(cell_len(row[index]) for row in rows)
             for row in rows:
                 row[index] = " " * (size - cell_len(row[index])) + row[index]
-
-
-def _one_line(text: str) -> str:
-    return printable(text).replace("\n", " ").replace("\t", " ")

@@ -14,6 +14,7 @@ from pathlib import Path
 from gymwire.cli import policies
 from gymwire.cli.connection import SessionOptions, naming, open_env
 from gymwire.cli.output import Output
+from gymwire.cli.terminal import counted
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.extras import install_line
 
@@ -94,16 +95,17 @@ def _record(options: Options, path: Path, output: Output) -> None:
                 # An episode needs a seed of its own, with which it can be played again.
                 seed = secrets.randbits(31) if options.seed is None else options.seed + done
                 observation, info = collector.reset(seed=seed)
-                over = False
+                over, length = False, 0
                 while not over:
                     action = policy(observation, info)
                     observation, _, terminated, truncated, info = collector.step(action)
-                    over, steps = bool(terminated or truncated), steps + 1
-                done += 1
+                    over, length = bool(terminated or truncated), length + 1
+                done, steps = done + 1, steps + length
         finally:
             if done:
                 _save(collector, options, path)
-                output.say(f"{done:,} episodes of {steps:,} steps are in {path}.")
+                episodes = counted(done, "episode")
+                output.say(f"Saved {episodes} ({counted(steps, 'step')}) in {path}.")
             collector.close()  # removes its temporary files
     finally:
         env.close()

@@ -14,7 +14,7 @@ import numpy as np
 
 from gymwire.cli.connection import LearnerOptions, connected, naming
 from gymwire.cli.output import Output
-from gymwire.cli.terminal import printable
+from gymwire.cli.terminal import counted, printable
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.session import RemoteSession
@@ -83,9 +83,10 @@ def command(options: Options, output: Output) -> int:
     with naming(options, "folder"):
         episodes, damaged = find(options.folder)
     verdicts = [Verdict("", 0, 0, UNKNOWN, text) for text in damaged]
+    number = counted(len(episodes), "episode")
     with connected(options) as connection:
         try:
-            with output.errors.status(f"replaying {len(episodes)} episodes at {options.broker} …"):
+            with output.errors.status(f"replaying {number} at {options.broker} …"):
                 for _, group in groupby(episodes, lambda one: one.header["session"]):
                     for verdict in _replay(connection, options.address, list(group)):
                         verdicts.append(verdict)
@@ -108,8 +109,8 @@ def _report(
     for text in damaged:
         output.say(f"cannot compare: {printable(text)}")
     output.say(
-        f"{len(verdicts):,} episodes: {counts[SAME]:,} the same, {counts[DIFFERS]:,} differ, "
-        f"{counts[UNKNOWN]:,} cannot be compared"
+        f"{counted(len(verdicts), 'episode')}: {counts[SAME]:,} the same, "
+        f"{counts[DIFFERS]:,} differ, {counts[UNKNOWN]:,} cannot be compared"
     )
     output.result(
         broker=options.broker,

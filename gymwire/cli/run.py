@@ -16,7 +16,7 @@ from gymwire.cli import policies, video
 from gymwire.cli.connection import SessionOptions, naming, open_env
 from gymwire.cli.output import Json, Output
 from gymwire.cli.policies import Policy
-from gymwire.cli.terminal import picture, printable
+from gymwire.cli.terminal import counted, picture, printable
 from gymwire.cli.video import Video
 from gymwire.protocol.errors import ConfigurationError
 
@@ -125,10 +125,10 @@ def _conclude(
             "mean_steps": float(np.mean(lengths)),
             "steps_per_s": steps_per_s,
         }
-        number = f"{len(returns)} episodes" if len(returns) != 1 else "1 episode"
         output.say(
-            f"{number}: return {mean:.2f} ± {deviation:.2f} ({min(returns):.2f} to "
-            f"{max(returns):.2f}), {np.mean(lengths):.1f} steps each, {steps_per_s:,.0f} steps/s"
+            f"{counted(len(returns), 'episode')}: return {mean:.2f} ± {deviation:.2f} "
+            f"({min(returns):.2f} to {max(returns):.2f}), {np.mean(lengths):.1f} steps each, "
+            f"{steps_per_s:,.0f} steps/s"
         )
     output.result(
         address=options.address,

@@ -25,9 +25,14 @@ def printable(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Return `text` as `printable` does, without newlines and tabs."""
+    return printable(text).replace("\n", " ").replace("\t", " ")
+
+
 def counted(number: int, one: str, several: str = "") -> str:
     """Return a number and what it counts, such as "1 session" or "2 sessions"."""
-    return f"{number} {one if number == 1 else several or f'{one}s'}"
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"
 
 
 def picture(frame: str) -> Text:

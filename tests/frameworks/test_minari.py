@@ -56,6 +56,7 @@ def test_an_interrupted_episode_is_not_saved(
     url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, policy = tmp_path / "pole-left-v0", tmp_path / "left.py"
+    screen = Screen()
     policy.write_text(
         "import itertools\n"
         "count = itertools.count()\n"
@@ -66,10 +67,12 @@ def test_an_interrupted_episode_is_not_saved(
     )
     arguments = ("--seed", "7", "--out", str(path), "--policy", f"{policy}:left")
     with contextlib.suppress(KeyboardInterrupt):
-        call(Screen(), "record", "pole", "--broker", url, *arguments)
+        call(screen, "record", "pole", "--broker", url, *arguments)
     episodes = [*load(path, monkeypatch).iterate_episodes()]
     assert len(episodes) == 2
     assert all(episode.terminations[-1] for episode in episodes)
+    steps = sum(len(episode.actions) for episode in episodes)
+    assert f"Saved 2 episodes ({steps} steps) in {path}." in screen.text
 
 
 @needs_minari
