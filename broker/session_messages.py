@@ -26,7 +26,7 @@ from gymwire.protocol.messages import (
     Role,
 )
 
-UNREACHABLE_RETRY_S = 0.05
+UNREACHABLE_RETRY_S = 0.05  # while the connection of the env agent is lost
 UNANSWERED_RETRY_S = 1.0  # when a learner may repeat a large request that may still be unread
 # A large request passes after it was refused for this long while the serving loop was in no step.
 # An env agent never answers a late duplicate.

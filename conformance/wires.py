@@ -13,6 +13,8 @@ from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.interface import Delivery
 from gymwire.protocol.transport.router import Router, fd_of
 
+LINGER_S = 0.3  # for which the last frames may still leave after `close`
+
 
 class Wire(Protocol):
     """A connection to an env agent, or to the broker before it.
@@ -135,6 +137,3 @@ class LearnerWire:
     def close(self) -> None:
         """Close the connection; the last frames may still leave for LINGER_S."""
         self._dealer.close(LINGER_S)
-
-
-LINGER_S = 0.3  # for which the last frames may still leave after `close`

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Collection, Sequence
-from html import escape
 from urllib.parse import parse_qs, urlsplit
 
 from starlette.requests import HTTPConnection, Request
@@ -105,7 +104,7 @@ class Access:
         given = parse_qs(body.decode("utf-8", "replace")).get("token", [""])[0]
         visitor = find(given.strip(), self._visitors)
         if visitor is None:
-            return HTMLResponse(_LOGIN.format(escape("This token is not valid.")), 403)
+            return HTMLResponse(_LOGIN.format("This token is not valid."), 403)
         response = RedirectResponse("/", 303)
         response.set_cookie(
             COOKIE,
