@@ -164,8 +164,7 @@ def session_lines(
     while True:
         rows = [["session", *(one.heading for one in shown)]]
         rows += [
-            [one.id[:length], *(one_line(column.text(one)) for column in shown)]
-            for one in sessions
+            [one.id[:length], *(one_line(column.text(one)) for column in shown)] for one in sessions
         ]
         _align(rows, [False, *(column.is_number for column in shown)])
         shortened = [number for number, one in enumerate(shown, 1) if one.is_shortened]

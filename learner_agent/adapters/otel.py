@@ -32,7 +32,8 @@ class TracedEnv(gymnasium.Wrapper[Any, Any, Any, Any]):
 
     The span of a step has the attributes `gymwire.total_s` and its parts `gymwire.network_s`,
     `broker_s`, `queue_s`, `environment_s` and `codec_s`, in seconds, as in `Timings`, and
-    `gymwire.is_direct`. It has none of them if the env agent takes no time stamps. An exception is recorded.
+    `gymwire.is_direct`. It has none of them if the env agent takes no time stamps. An exception is
+    recorded.
 
     Args:
         env: the ProxyEnv. Further wrappers go around this one.

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from gymwire.protocol import percept_layouts
 from gymwire.protocol.codec import Codec, Frame
 from gymwire.protocol.errors import DecodingError, GymwireError
+from gymwire.protocol.layout_functions import Step
 from gymwire.protocol.messages import Percept
 from gymwire.protocol.percept_layouts import (
     MAX_CACHED,
@@ -23,7 +24,6 @@ from gymwire.protocol.percept_layouts import (
     MAX_MISSES,
     MAX_VALUES,
     PerceptLayouts,
-    Step,
 )
 from gymwire.protocol.space_codecs import compile
 from gymwire.protocol.step_codec import compile_steps
