@@ -27,7 +27,7 @@ import threading
 import time
 import traceback
 from collections import OrderedDict, namedtuple
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -391,31 +391,52 @@ def _render_takes_mode(env: Any) -> bool:
     return "mode" in _parameters(getattr(env, "render", None))[0]
 
 
+class NotFound(Exception):
+    """There is nothing of this name here. The text says what to do, so it needs no traceback."""
+
+
 def load(name: str) -> Any:
-    """Return a class, a function or, for a registered id, its text."""
+    """Return a class, a function or, for a registered id, its text. Raises NotFound."""
     module_name, colon, attribute = name.rpartition(":")
     if not colon:
         return name
     if module_name.endswith(".py"):
         path = Path(module_name).resolve()
         if not path.is_file():
-            raise FileNotFoundError(f"There is no file {path}.")
+            raise NotFound(f"there is no file {path}")
         sys.path.append(str(path.parent))
         spec: Any = importlib.util.spec_from_file_location(path.stem, str(path))
         found = sys.modules[path.stem] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(found)
+        _imported(module_name, lambda: spec.loader.exec_module(found))
     else:
-        found = importlib.import_module(module_name)
+        found = _imported(module_name, lambda: importlib.import_module(module_name))
     target: Any = found
     for part in attribute.split("."):
         target = getattr(target, part, None)
     return attribute if target is None else target
 
 
+def _imported(module_name: str, load: Callable[[], Any]) -> Any:
+    try:
+        return load()
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        if (module_name + ".").startswith(missing + "."):
+            hint = (
+                "Install its package there, start the env agent in the folder that contains it, or "
+                "name its file: ./path/to/file.py:MyEnv"
+            )
+        else:
+            hint = (
+                f"{module_name} needs it: {sys.executable} -m pip install {missing.split('.')[0]}"
+            )
+        raise NotFound(f"{sys.executable} has no module {missing!r}. {hint}") from None
+
+
 def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str = "env") -> Any:
     """Make an environment with a class, a function, a module of PettingZoo, or a registered id.
 
-    `kind`: that of an environment with several agents, if a module offers both.
+    `kind`: that of an environment with several agents, if a module offers both. Raises NotFound.
     """
     if inspect.ismodule(target):
         target = constructor(target, kind)
@@ -445,11 +466,14 @@ def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str
         except library.error.UnregisteredEnv as error:
             failure = failure or error
     if failure is None:
-        failure = ImportError(
+        raise NotFound(
             f"{sys.executable} has neither gymnasium nor gym, which make environments by an id "
-            f"such as {target}. Name a class or a function: module:MyEnv or ./file.py:MyEnv."
+            f"such as {target}. Name a class or a function: module:MyEnv or ./file.py:MyEnv"
         )
-    raise failure
+    raise NotFound(
+        f"there is no {target!r} there: {str(failure).rstrip('.?')}. Check the spelling, or write "
+        f"module:{target} with the module that registers it"
+    )
 
 
 # --- environments with several agents (PettingZoo) ------------------------------------------------

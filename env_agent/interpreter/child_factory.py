@@ -11,11 +11,15 @@ from gymnasium.vector import AutoresetMode
 
 from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.factory import look_up
+from gymwire.env_agent.interpreter.child import NotFound
 from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
+from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.interpreter.process_watch import ProcessWatch
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import EnvKind
+
+NOT_FOUND = ("__main__", NotFound.__name__)  # the module and the class where it is raised
 
 _Made = TypeVar("_Made", ChildEnv, ChildVector)
 
@@ -53,8 +57,16 @@ class ChildFactory:
         self.name = f"{Path(module).stem}:{attribute}" if module.endswith(".py") else env
 
     def make_first(self) -> ChildEnv:
-        """Make one environment to learn its spaces."""
-        return self._in_process(lambda process: self._make(process, 0, None, {}, None))
+        """Make one environment to learn its spaces.
+
+        Raises ConfigurationError, or what its constructor raises.
+        """
+        try:
+            return self._in_process(lambda process: self._make(process, 0, None, {}, None))
+        except RaisedInChild as error:
+            if (type(error).__module__, type(error).__name__) == NOT_FOUND:
+                raise ConfigurationError(f"{self._env}: {error}.") from None
+            raise
 
     def make(
         self, render_mode: str | None, kwargs: Mapping[str, Any], kind: str = EnvKind.ENV

@@ -372,15 +372,41 @@ def test_what_is_no_interpreter_is_an_error(python: str, why: str) -> None:
         ChildFactory("a", PLAIN, python, {}).make_first()
 
 
-def test_what_cannot_be_made_is_told(python: str, tmp_path: Path) -> None:
-    for name, kind, why in (
-        ("tests.nowhere:X", "ModuleNotFoundError", "tests.nowhere"),
-        ("./nowhere.py:X", "FileNotFoundError", "nowhere.py"),
-        ("tests.plain_envs:Plain", "TypeError", "unexpected keyword argument 'wings'"),
+def test_what_cannot_be_made_is_told(python: str) -> None:
+    with pytest.raises(RaisedInChild, match="unexpected keyword argument 'wings'") as caught:
+        ChildFactory("a", PLAIN, python, {"wings": 2}).make_first()
+    assert type(caught.value).__name__ == "TypeError"
+
+
+def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) -> None:
+    (tmp_path / "needy.py").write_text("import nowhere.at_all\n")
+    for name, why in (
+        ("tests.nowhere:X", r"no module 'tests\.nowhere'\. Install its package there, .*:MyEnv\.$"),
+        ("./nowhere.py:X", r"X: there is no file /.*/nowhere\.py\.$"),
+        (
+            f"{tmp_path}/needy.py:X",
+            r"no module 'nowhere'\. .*needy\.py needs it: .* install nowhere\.$",
+        ),
     ):
-        with pytest.raises(RaisedInChild, match=why) as caught:
-            ChildFactory("a", name, python, {"wings": 2}).make_first()
-        assert type(caught.value).__name__ == kind
+        with pytest.raises(ConfigurationError, match=why):
+            ChildFactory("a", name, python, {}).make_first()
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("CartPol-v1", "there is no 'CartPol-v1' there: .*CartPole.* Check the spelling"),
+        ("tests.plain_envs:Plan", "there is no 'Plan' there"),
+    ],
+)
+def test_an_id_that_is_not_registered_is_told(name: str, why: str) -> None:
+    with pytest.raises(ConfigurationError, match=why):
+        ChildFactory("a", name, sys.executable, {}).make_first()
+
+
+def test_an_id_needs_gymnasium_or_gym(bare_python: str) -> None:
+    with pytest.raises(ConfigurationError, match="has neither gymnasium nor gym"):
+        ChildFactory("a", "CartPole-v1", bare_python, {}).make_first()
 
 
 def test_a_file_is_loaded_with_the_modules_beside_it(
