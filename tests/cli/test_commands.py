@@ -6,6 +6,7 @@ import importlib.util
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
-from gymwire.cli import check
+from gymwire.cli import check, policies, run
 from gymwire.cli.app import Interrupted
 from gymwire.cli.progress import LineMeter
 from gymwire.cli.terminal import picture, printable, short
@@ -288,6 +289,28 @@ def test_run_prints_each_episode_and_a_summary(offer: Offer, screen: Screen) -> 
     lines = screen.text.splitlines()
     assert [line.split()[:2] for line in lines[:3]] == [["episode", str(n)] for n in (1, 2, 3)]
     assert lines[3].startswith("3 episodes: return 1.00 ± 0.00 (1.00 to 1.00)")
+
+
+def test_the_rate_of_run_leaves_out_the_time_to_load_the_policy(
+    offer: Offer, screen: Screen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = 0.0
+
+    def load(*_: Any) -> Callable[..., int]:
+        nonlocal now_s
+        now_s += 1000.0
+        return act
+
+    def act(*_: Any) -> int:
+        nonlocal now_s
+        now_s += 0.5
+        return 1
+
+    monkeypatch.setattr(policies, "load", load)
+    monkeypatch.setattr(run, "time", SimpleNamespace(monotonic=lambda: now_s))
+    offer(Line())
+    assert call(screen, "run", "line", "--episodes", "3", "--json") == 0
+    assert screen.json["summary"]["steps_per_s"] == 2.0
 
 
 def test_run_renders_text_without_escape_sequences(offer: Offer, screen: Screen) -> None:
