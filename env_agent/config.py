@@ -31,6 +31,13 @@ KEYS = {
     "spaces": str,
     "wrap": list,
 }
+KINDS = {
+    str: "a text",
+    int: "a whole number",
+    bool: "true or false",
+    list: "a list of texts",
+    dict: "a table",
+}
 DEFAULT_SLOTS = 64
 
 
@@ -153,12 +160,11 @@ def _checked(where: str, table: object) -> Mapping[str, Any]:
     for key, value in table.items():
         if key not in KEYS:
             raise ConfigurationError(f"{where}: unknown key {key!r}. Use {', '.join(KEYS)}.")
-        if type(value) is not KEYS[key]:
-            raise ConfigurationError(
-                f"{where}: {key} must be a {KEYS[key].__name__}, not {type(value).__name__}."
-            )
-        if type(value) is list and not all(type(item) is str for item in value):
-            raise ConfigurationError(f"{where}: {key} must be a list of texts, not {value!r:.100}.")
+        kind = KEYS[key]
+        if type(value) is not kind or (
+            kind is list and any(type(item) is not str for item in value)
+        ):
+            raise ConfigurationError(f"{where}: {key} must be {KINDS[kind]}, not {value!r:.100}.")
     for key in ("address", "env"):
         if key not in table:
             raise ConfigurationError(f"{where}: {key} is missing.")

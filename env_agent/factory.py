@@ -439,11 +439,12 @@ def _check_registered(name: str) -> None:
     try:
         spec: EnvSpec = gymnasium.spec(name)
     except gymnasium.error.Error as error:
-        if Path(f"{name}.py").is_file():
-            raise ConfigurationError(
-                f"There is no environment {name!r}, but a file {name}.py. To use it, name the "
-                f"class or factory in it, such as {name}.py:MyEnv."
-            ) from None
+        for file in (f"{name}.py", f"{name.replace('.', '/')}.py"):
+            if Path(file).is_file():
+                raise ConfigurationError(
+                    f"There is no environment {name!r}, but a file {file}. To use it, name the "
+                    f"class or factory in it, such as {file}:MyEnv."
+                ) from None
         raise ConfigurationError(
             f"There is no environment {name!r}: {str(error).rstrip('.?')}. If another package "
             f"registers it, write package:{name}; for a class of your own, write "

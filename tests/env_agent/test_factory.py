@@ -113,6 +113,7 @@ def test_the_learners_arguments_override_the_operators() -> None:
         ("mine:Nothing", "has no 'Nothing'"),
         ("mine:number", "neither a class nor a factory"),
         ("mine", r"a file mine\.py\. To use it, name the class .* mine\.py:MyEnv"),
+        ("elsewhere.own", r"a file elsewhere/own\.py\. To use it, .* elsewhere/own\.py:MyEnv"),
         ("mine.py", r"mine\.py is a file\. Also name the class or factory in it"),
         ("./absent.py:Mine", r"there is no file absent\.py in /"),
         ("./mine.py:Nothing", "has no 'Nothing'"),
