@@ -6,10 +6,13 @@ import importlib
 import json
 import re
 import sys
+import traceback
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Any
 
 import gymnasium
@@ -17,7 +20,7 @@ import numpy as np
 import structlog
 
 from gymwire.learner_agent.training import learners
-from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.extras import install_line
 
 if TYPE_CHECKING:
@@ -58,15 +61,42 @@ def load(text: str | None, env: Env, seed: int | None) -> Policy:
             f"class, or name the file of a learner that gymwire train has saved, or the {MODEL} "
             f"file of a Stable-Baselines3 model."
         )
-    found: Any = _module(name)
+    with _told(text):
+        found: Any = _module(name)
     for part in attribute.split("."):
         found = getattr(found, part, None)
     if not callable(found):
         raise ConfigurationError(f"{name} has no function or class {attribute!r}.")
-    act: Any = found
+    choose: Any = found
     if isinstance(found, type):
-        act = found(env.observation_space, env.action_space)
-    return lambda observation, info: act(observation)
+        with _told(text):
+            choose = found(env.observation_space, env.action_space)
+
+    def act(observation: Any, info: Mapping[str, Any]) -> Any:
+        with _told(text):
+            return choose(observation)
+
+    return act
+
+
+@contextmanager
+def _told(text: str) -> Iterator[None]:
+    """Let what the user's code raises be an error that shows the user's code only."""
+    try:
+        yield
+    except GymwireError:
+        raise
+    except Exception as error:
+        said = f"{text} raised {type(error).__name__}: {error}"
+        raise ConfigurationError(f"{said}\n\n{indent(_trace(error), '    ')}") from error
+
+
+def _trace(error: Exception) -> str:
+    """Return the traceback of an error, without what is above the user's code."""
+    trace, above = error.__traceback__, (__file__, importlib.__file__, "<frozen importlib")
+    while trace is not None and trace.tb_frame.f_code.co_filename.startswith(above):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace)).rstrip()
 
 
 def _module(name: str) -> Any:
@@ -115,8 +145,9 @@ def _model(path: Path, env: Env) -> Policy:
             normalized = statistics[1].observation_space  # normalized images have other bounds
             allowed += [normalized, _channels_first(normalized)]
         if learned not in allowed:
+            mine, its = (" ".join(str(space).split()) for space in (learned, found))
             raise ConfigurationError(
-                f"{path} was trained with the {name} {learned}, and this environment has {found}."
+                f"{path} was trained with the {name} {mine}, and this environment has {its}."
             )
 
     def act(observation: Any, info: Mapping[str, Any]) -> Any:

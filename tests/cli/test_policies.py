@@ -32,6 +32,15 @@ class Learner:
         return self.action
 
 number = 3
+
+def two(observation, info):
+    return 1
+
+def broken(observation):
+    return 1 / 0
+
+class Bare:
+    pass
 """
 
 
@@ -106,6 +115,29 @@ def test_a_policy_that_cannot_be_loaded(walk: Walk, module: Path, text: str, sai
     with pytest.raises(ConfigurationError, match=said) as caught:
         call(Screen(), "run", "walk", "--policy", text)
     assert str(caught.value).startswith("--policy: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("my_policies:two", "TypeError: two() missing 1 required positional argument: 'info'"),
+        ("my_policies:Bare", "TypeError: Bare() takes no arguments"),
+        ("./my_policies.py:broken", "ZeroDivisionError: division by zero"),
+        ("./wrong.py:act", "SyntaxError: '(' was never closed (wrong.py, line 1)"),
+        ("wrong:act", "SyntaxError: '(' was never closed (wrong.py, line 1)"),
+        ("./needy.py:act", "ModuleNotFoundError: No module named 'needed_by_nobody_else'"),
+    ],
+)
+def test_a_policy_that_raises_is_told_with_the_users_code_only(
+    walk: Walk, module: Path, text: str, said: str
+) -> None:
+    (module.parent / "wrong.py").write_text("def act(observation:\n")
+    (module.parent / "needy.py").write_text("import needed_by_nobody_else\n")
+    with pytest.raises(ConfigurationError) as caught:
+        call(Screen(), "run", "walk", "--policy", text)
+    assert f"{text} raised {said}" in str(caught.value)
+    assert 'policies.py", line' not in str(caught.value).replace("my_policies.py", "")
+    assert "importlib" not in str(caught.value)
 
 
 @pytest.mark.skipif(find_spec("stable_baselines3") is not None, reason="stable_baselines3 is here")
