@@ -7,7 +7,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -166,8 +166,15 @@ class PPOTask:
                 self.model.learn(self._steps, callback=self._after_step)
         finally:
             self._seconds = self._clock() - self._start
+            self._remove_log_folder()
             self._envs.close()
         return self.result()
+
+    def _remove_log_folder(self) -> None:
+        """Remove the folder that Stable-Baselines3 makes for its log, if it has written none."""
+        if "SB3_LOGDIR" not in os.environ:
+            with suppress(AttributeError, OSError):  # it may have made none yet
+                Path(self.model.logger.get_dir()).rmdir()
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Save the model to a file. Raises ConfigurationError if it cannot be written."""

@@ -6,6 +6,7 @@ import json
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,14 @@ def test_it_goes_on_from_a_saved_model(broker: str, tmp_path: Path) -> None:
     updates = PPO.load(path)._n_updates
     train(broker, "--steps", "60", "--load", path, "--save", path, address="ppo/pole")
     assert PPO.load(path)._n_updates == updates + 10
+
+
+def test_a_training_leaves_no_temporary_folder(
+    broker: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    train(broker, "--steps", "20", "--save", str(tmp_path / "model.zip"))
+    assert [one.name for one in tmp_path.iterdir()] == ["model.zip"]
 
 
 def test_without_save_a_new_file_has_the_name_of_the_address(
