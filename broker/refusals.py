@@ -10,7 +10,7 @@ from gymwire.broker.tables import Peer
 from gymwire.protocol.errors import AddressError, GymwireError, VersionMismatch
 from gymwire.protocol.messages import Busy, Code, Error
 
-MAX_WHY = 200  # characters of an error in the log
+MAX_WHY = 400  # characters of an error in the log: one that names a key and its rights fits
 ASK_OPERATOR = "ask the operator of the broker."
 NOT_YOURS = "This session belongs to another learner."
 
