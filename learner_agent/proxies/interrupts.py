@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import wraps
 from types import CodeType, FrameType
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.threads import is_elsewhere, wait_while
@@ -49,7 +49,7 @@ class Guarded(Protocol):
         """What the calls use."""
 
 
-S = TypeVar("S", bound=Any)
+S = TypeVar("S", bound=Guarded)
 
 
 def keeps_replies(
