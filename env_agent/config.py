@@ -160,11 +160,12 @@ def _checked(where: str, table: object) -> Mapping[str, Any]:
     for key, value in table.items():
         if key not in KEYS:
             raise ConfigurationError(f"{where}: unknown key {key!r}. Use {', '.join(KEYS)}.")
-        kind = KEYS[key]
-        if type(value) is not kind or (
-            kind is list and any(type(item) is not str for item in value)
-        ):
-            raise ConfigurationError(f"{where}: {key} must be {KINDS[kind]}, not {value!r:.100}.")
+        is_right = type(value) is KEYS[key]
+        if isinstance(value, list):
+            is_right = is_right and all(type(item) is str for item in value)
+        if not is_right:
+            expected = KINDS[KEYS[key]]
+            raise ConfigurationError(f"{where}: {key} must be {expected}, not {value!r:.100}.")
     for key in ("address", "env"):
         if key not in table:
             raise ConfigurationError(f"{where}: {key} is missing.")
