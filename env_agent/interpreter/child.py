@@ -410,10 +410,14 @@ def load(name: str) -> Any:
         _imported(module_name, lambda: spec.loader.exec_module(found))
     else:
         found = _imported(module_name, lambda: importlib.import_module(module_name))
-    target: Any = found
-    for part in attribute.split("."):
-        target = getattr(target, part, None)
+    target = _imported(module_name, lambda: _attribute(found, attribute))
     return attribute if target is None else target
+
+
+def _attribute(target: Any, names: str) -> Any:
+    for name in names.split("."):
+        target = getattr(target, name, None)  # some modules import it only now
+    return target
 
 
 def _imported(module_name: str, load: Callable[[], Any]) -> Any:

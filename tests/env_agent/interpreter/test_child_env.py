@@ -380,13 +380,15 @@ def test_what_cannot_be_made_is_told(python: str) -> None:
 
 def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) -> None:
     (tmp_path / "needy.py").write_text("import nowhere.at_all\n")
+    (tmp_path / "lazy.py").write_text("def __getattr__(name): import nowhere.at_all\n")
     for name, why in (
         ("tests.nowhere:X", r"no module 'tests\.nowhere'\. Install its package there, .*:MyEnv\.$"),
         ("./nowhere.py:X", r"X: there is no file /.*/nowhere\.py\.$"),
         (
             f"{tmp_path}/needy.py:X",
-            r"no module 'nowhere'\. .*needy\.py needs it: .* install nowhere\.$",
+            r"no module 'nowhere'.*needy\.py needs it: .* install nowhere\.$",
         ),
+        (f"{tmp_path}/lazy.py:X", r"no module 'nowhere'.*lazy\.py needs it: .* install nowhere\.$"),
     ):
         with pytest.raises(ConfigurationError, match=why):
             ChildFactory("a", name, python, {}).make_first()
