@@ -456,6 +456,10 @@ def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str
             if not _render_takes_mode(getattr(made, "unwrapped", made)):
                 raise
             return made
+    return _make_registered(target, render_mode, kwargs)
+
+
+def _make_registered(target: str, render_mode: str | None, kwargs: dict[str, Any]) -> Any:
     failure: BaseException | None = None
     for name in ("gymnasium", "gym"):
         try:
@@ -474,6 +478,9 @@ def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str
             f"{sys.executable} has neither gymnasium nor gym, which make environments by an id "
             f"such as {target}. Name a class or a function: module:MyEnv or ./file.py:MyEnv"
         )
+    names = (target.rpartition("-v")[0] or target).split("/")
+    if not any(name in str(failure) for name in names):  # one that this environment makes itself
+        raise failure
     raise NotFound(
         f"there is no {target!r} there: {str(failure).rstrip('.?')}. Check the spelling, or write "
         f"module:{target} with the module that registers it"

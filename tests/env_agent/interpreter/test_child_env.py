@@ -399,11 +399,22 @@ def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) 
     [
         ("CartPol-v1", "there is no 'CartPol-v1' there: .*CartPole.* Check the spelling"),
         ("tests.plain_envs:Plan", "there is no 'Plan' there"),
+        ("NoGame/Pong-v5", "there is no 'NoGame/Pong-v5' there: Namespace NoGame not found"),
     ],
 )
 def test_an_id_that_is_not_registered_is_told(name: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         ChildFactory("a", name, sys.executable, {}).make_first()
+
+
+def test_what_an_environment_makes_itself_is_no_id_of_the_operator(tmp_path: Path) -> None:
+    (tmp_path / "nested.py").write_text(
+        "import gymnasium\n"
+        "def make(): return gymnasium.make('Missing-v0')\n"
+        "gymnasium.register('Outer-v0', make)\n"
+    )
+    with pytest.raises(RaisedInChild, match="`Missing` doesn't exist"):
+        ChildFactory("a", f"{tmp_path}/nested.py:Outer-v0", sys.executable, {}).make_first()
 
 
 def test_an_id_needs_gymnasium_or_gym(bare_python: str) -> None:
