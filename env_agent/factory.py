@@ -429,11 +429,16 @@ def look_up(name: str) -> Any:
     module_name, _, attribute = name.rpartition(":")
     if module_name.endswith(".py"):
         path = Path(module_name)
-        target = _import(path.stem, name, lambda: _load(path, name))
-    else:
-        target = _import(module_name, name, lambda: importlib.import_module(module_name))
-    for part in attribute.split("."):
-        target = getattr(target, part, None)
+        return _import(path.stem, name, lambda: _attribute(_load(path, name), attribute))
+    return _import(
+        module_name, name, lambda: _attribute(importlib.import_module(module_name), attribute)
+    )
+
+
+def _attribute(target: Any, names: str) -> Any:
+    """Return what `NAME` or `NAME.NAME` names in a module, which may import it only now."""
+    for name in names.split("."):
+        target = getattr(target, name, None)
     return target
 
 

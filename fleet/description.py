@@ -125,11 +125,12 @@ class Fleet:
         The agents have the offers in another file.
         """
         for index, offer in enumerate(self.offers, 1):
-            starts = {
-                "env": rf"GYMWIRE_CONFIG: [^\n]*, offer {index}: ",
-                "python": re.escape(f"The interpreter {offer.get('python')} "),
-            }
-            for key, start in starts.items():
+            starts = (
+                ("env", rf"GYMWIRE_CONFIG: [^\n]*, offer {index}: "),
+                ("env", re.escape(f"{offer['env']}: ")),
+                ("python", re.escape(f"The interpreter {offer.get('python')} ")),
+            )
+            for key, start in starts:
                 found = re.search(f"gymwire serve: ({start})", error)
                 if found:
                     before, said = error[: found.start()], error[found.end() :]

@@ -431,10 +431,14 @@ def load(name: str) -> Any:
         _imported(module_name, lambda: spec.loader.exec_module(found))
     else:
         found = _imported(module_name, lambda: importlib.import_module(module_name))
-    target: Any = found
-    for part in attribute.split("."):
-        target = getattr(target, part, None)
+    target = _imported(module_name, lambda: _attribute(found, attribute))
     return attribute if target is None else target
+
+
+def _attribute(target: Any, names: str) -> Any:
+    for name in names.split("."):
+        target = getattr(target, name, None)  # some modules import it only now
+    return target
 
 
 def _imported(module_name: str, load: Callable[[], Any]) -> Any:
@@ -473,6 +477,10 @@ def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str
             if not _render_takes_mode(getattr(made, "unwrapped", made)):
                 raise
             return made
+    return _make_registered(target, render_mode, kwargs)
+
+
+def _make_registered(target: str, render_mode: str | None, kwargs: dict[str, Any]) -> Any:
     failure: BaseException | None = None
     for name in ("gymnasium", "gym"):
         try:
@@ -491,6 +499,9 @@ def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str
             f"{sys.executable} has neither gymnasium nor gym, which make environments by an id "
             f"such as {target}. Name a class or a function: module:MyEnv or ./file.py:MyEnv"
         )
+    names = (target.rpartition("-v")[0] or target).split("/")
+    if not any(name in str(failure) for name in names):  # one that this environment makes itself
+        raise failure
     raise NotFound(
         f"there is no {target!r} there: {str(failure).rstrip('.?')}. Check the spelling, or write "
         f"module:{target} with the module that registers it"

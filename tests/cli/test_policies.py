@@ -323,8 +323,11 @@ def test_run_records_a_video_of_all_episodes(walk: Walk, module: Path, tmp_path:
     assert call(screen, "run", "walk", *arguments) == 0
     assert f"The video is in {path}." in screen.text
     with VideoFileClip(str(path)) as clip:
+        decoder = clip.reader.proc
         assert clip.size == [42, 34]  # even numbers
         assert (clip.fps, clip.duration) == (5, pytest.approx(8 / 5))  # 4 pictures an episode
+    for pipe in (decoder.stdout, decoder.stderr):  # moviepy closes those of a running process only
+        pipe.close()
 
 
 @pytest.mark.parametrize(

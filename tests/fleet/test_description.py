@@ -173,6 +173,12 @@ def test_an_interpreter_that_this_machine_lacks_is_named(tmp_path: Path) -> None
             "The interpreter /bin/none cannot be started. Check --python.",
             "The interpreter /bin/none cannot be started. Check python.",
         ),
+        (
+            "env",
+            "calvin_env:Calvin",
+            "calvin_env:Calvin: /bin/python has no module 'calvin_env'.",
+            "/bin/python has no module 'calvin_env'.",
+        ),
     ],
 )
 def test_an_error_of_an_agent_names_the_line_of_its_offer(

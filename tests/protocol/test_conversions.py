@@ -21,6 +21,7 @@ from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.messages import Act, Percept, Result, Status
 from gymwire.protocol.space_codecs import compile as compile_space
 from gymwire.protocol.step_codec import compile_steps
+from tests.hostile_values import crowding_numbers
 from tests.sameness import assert_same
 
 

@@ -386,13 +386,15 @@ def test_what_cannot_be_made_is_told(python: str) -> None:
 
 def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) -> None:
     (tmp_path / "needy.py").write_text("import nowhere.at_all\n")
+    (tmp_path / "lazy.py").write_text("def __getattr__(name): import nowhere.at_all\n")
     for name, why in (
         ("tests.nowhere:X", r"no module 'tests\.nowhere'\. Install its package there, .*:MyEnv\.$"),
         ("./nowhere.py:X", r"X: there is no file /.*/nowhere\.py\.$"),
         (
             f"{tmp_path}/needy.py:X",
-            r"no module 'nowhere'\. .*needy\.py needs it: .* install nowhere\.$",
+            r"no module 'nowhere'.*needy\.py needs it: .* install nowhere\.$",
         ),
+        (f"{tmp_path}/lazy.py:X", r"no module 'nowhere'.*lazy\.py needs it: .* install nowhere\.$"),
     ):
         with pytest.raises(ConfigurationError, match=why):
             ChildFactory("a", name, python, {}).make_first()
@@ -403,11 +405,22 @@ def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) 
     [
         ("CartPol-v1", "there is no 'CartPol-v1' there: .*CartPole.* Check the spelling"),
         ("tests.plain_envs:Plan", "there is no 'Plan' there"),
+        ("NoGame/Pong-v5", "there is no 'NoGame/Pong-v5' there: Namespace NoGame not found"),
     ],
 )
 def test_an_id_that_is_not_registered_is_told(name: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         ChildFactory("a", name, sys.executable, {}).make_first()
+
+
+def test_what_an_environment_makes_itself_is_no_id_of_the_operator(tmp_path: Path) -> None:
+    (tmp_path / "nested.py").write_text(
+        "import gymnasium\n"
+        "def make(): return gymnasium.make('Missing-v0')\n"
+        "gymnasium.register('Outer-v0', make)\n"
+    )
+    with pytest.raises(RaisedInChild, match="`Missing` doesn't exist"):
+        ChildFactory("a", f"{tmp_path}/nested.py:Outer-v0", sys.executable, {}).make_first()
 
 
 def test_an_id_needs_gymnasium_or_gym(bare_python: str) -> None:
