@@ -28,7 +28,7 @@ from gymwire.learner_agent.client.requests import (
     PendingRequest,
     ignore,
 )
-from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.session import CLOSE_S, RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.threads import is_elsewhere, is_ours, wait_while
 from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_SHARE, Source, Waiting, wait
@@ -64,7 +64,6 @@ from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
 MANY = 64  # sessions whose timers take so long that they must not run at every occasion
 REPEATS_PER_SECOND = 640  # frames of all sessions that are sent again, and their PINGs
 SERVE_EVERY_S = 0.01  # the least pause between two calls of `serve` that do something
-CLOSED = "The connection of this environment has been closed."
 MAX_DRAINED = 10_000  # frames received in one `drain`
 _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
@@ -298,7 +297,7 @@ class BrokerConnection:
     def check_open(self) -> None:
         """Raise EnvironmentClosed if this connection has been closed."""
         if self.closed:
-            raise EnvironmentClosed(CLOSED)
+            raise self.link.closed_error()
 
     def send_request(self, message: Message, sid: int = 0, keep: Keep = ignore) -> PendingRequest:
         """Send a request to the broker without waiting; `forget_requests` ends it.
@@ -525,6 +524,10 @@ class BrokerConnection:
         for session in list(self._sessions.values()):
             if session.sid not in sids:
                 session.close(wait=False)
+
+    def close_given_up(self) -> None:
+        """Wait briefly for the sessions whose opening was interrupted: they are closed then."""
+        self.wait(lambda: not self._opener.has_given_up, self.clock() + CLOSE_S)
 
     def has_session(self, sid: int) -> bool:
         """Return whether a session with this number uses the connection."""
