@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from gymwire.learner_agent.client.direct import DirectLinks
@@ -57,6 +58,7 @@ from gymwire.protocol.messages import (
     Welcome,
 )
 from gymwire.protocol.security.keys import KeyPair, credentials
+from gymwire.protocol.step_codec import compile_steps
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
@@ -65,6 +67,7 @@ MANY = 64  # sessions whose timers take so long that they must not run at every 
 REPEATS_PER_SECOND = 640  # frames of all sessions that are sent again, and their PINGs
 SERVE_EVERY_S = 0.01  # the least pause between two calls of `serve` that do something
 MAX_DRAINED = 10_000  # frames received in one `drain`
+MAX_STEP_CODECS = 64  # kept at the same time
 _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
 
@@ -143,6 +146,8 @@ class BrokerConnection:
         self._sessions: dict[int, RemoteSession] = {}
         self._sessions_at = 0.0  # when their timers run next, at the earliest
         self._serve_at = 0.0  # when `serve` does something next
+        # Sessions with the same spaces share the codec of their steps.
+        self.compile_steps = lru_cache(MAX_STEP_CODECS)(compile_steps)
         self._closed_at = 0.0  # and those of closed sessions while another is opened
         self._requests = BrokerRequests()
         self._opener = SessionOpener(self, wait_s)
