@@ -380,7 +380,7 @@ class Core:
     # --- what became of sent frames ---------------------------------------------------------------
 
     def undelivered(
-        self, to: bytes, data: bytes | memoryview, sender: bytes, full: bool, now: float
+        self, to: bytes, data: Frame | memoryview, sender: bytes, full: bool, now: float
     ) -> list[Send]:
         """Handle a relayed frame that could not be sent. Returns BUSY if it was a request.
 

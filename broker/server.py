@@ -20,7 +20,7 @@ from gymwire.broker.auth import NO_POLICY
 from gymwire.broker.core import Core
 from gymwire.broker.decoding import takes_long
 from gymwire.broker.events import Send, Sender
-from gymwire.broker.local_channels import LocalChannels
+from gymwire.broker.local_channels import Bundle, LocalChannels, RelayedFrame
 from gymwire.broker.policy_file import PolicyFile
 from gymwire.broker.rate_limit import Admission
 from gymwire.protocol import stamps
@@ -113,6 +113,7 @@ class Server:
         self._log = structlog.get_logger()
         self._host = hostsocket.gethostname()
         self._local = self._listen_locally(max_message) if local_channels else None
+        self._bundle = Bundle(self._local, self._undelivered)
         now = time.monotonic()
         self.core = Core(
             epoch=random.SystemRandom().getrandbits(63),
@@ -172,9 +173,11 @@ class Server:
         channel_of, owners = ({}, {}) if local is None else (local.of, local.owners)
         send, relay = self._router.send, core.relay
         clock, keyed, done = time.monotonic, self._keyed, Delivery.DONE
+        bundle = self._bundle
         while clock() < until:
             received = receive()
             if received is None:
+                bundle.send()
                 return True
             rid, origin, data = received
             key = None
@@ -189,6 +192,7 @@ class Server:
             at = time.monotonic_ns() if len(data) > 3 and data[FLAGS_AT] & TIMED else 0
             to = relay(rid, data, key)
             if to is None:
+                bundle.send()
                 self._receive(rid, origin, data, key, at)
                 if self._agenda.due < until or with_local is not self._may_be_local:
                     return False
@@ -196,17 +200,29 @@ class Server:
             frame = stamps.stamp_relay(data, at, time.monotonic_ns) if at else data
             channel = channel_of.get(to)
             if channel is not None and local is not None:
+                if origin is None and (bundle.frames or local.has_buffered):
+                    bundle.add(RelayedFrame(channel, to, frame, rid))
+                    continue
                 delivery = local.send(channel, frame)
-                if delivery is Delivery.UNREACHABLE:  # only ZeroMQ shows whether the peer is lost
-                    delivery = send(to, frame)
             elif at or origin is None or type(data) is bytes:
                 delivery = send(to, frame)
             else:  # pass on libzmq's own frame without a copy
                 delivery = send(to, origin)
             if delivery is not done:
-                full, now = delivery is Delivery.FULL, time.monotonic()
-                self._deliver(core.undelivered(to, data, rid, full, now), rid, origin)
+                self._undelivered(RelayedFrame(channel, to, frame, rid), delivery, origin)
+        bundle.send()
         return False
+
+    def _undelivered(
+        self, relayed: RelayedFrame, delivery: Delivery, origin: Origin | None = None
+    ) -> None:
+        """Handle a relayed frame that was not sent. `origin`: as it was received."""
+        channel, to, frame, sender = relayed
+        if channel is not None and delivery is Delivery.UNREACHABLE:
+            delivery = self._router.send(to, frame)  # only ZeroMQ shows whether the peer is lost
+        if delivery is not Delivery.DONE:
+            full, now = delivery is Delivery.FULL, time.monotonic()
+            self._deliver(self.core.undelivered(to, frame, sender, full, now), sender, origin)
 
     @property
     def _may_be_local(self) -> bool:

@@ -13,7 +13,7 @@ from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.session import Verdict
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import dialogue, remote_space
-from gymwire.protocol.codec import MAX_MESSAGE, SEQ, Frame, Header, Pieces
+from gymwire.protocol.codec import MAX_MESSAGE, NAME, Frame, Header, Pieces
 from gymwire.protocol.errors import EncodingError, ProtocolError
 from gymwire.protocol.messages import (
     Act,
@@ -77,8 +77,8 @@ class RequestHandler:
         if steps is None:
             return None
         action = steps.decode_act(data)
-        number = bytes(data[SEQ])
-        seq = int.from_bytes(number, "little")
+        name = bytes(data[NAME])
+        seq = int.from_bytes(name[8:], "little")
         if action is NOT_COMPACT or not session.begin_step(seq):
             return None
         if run_step is None:
@@ -89,7 +89,7 @@ class RequestHandler:
             reply: Message = self._raised(slot, Kind.ACT, error)
         else:
             if type(step) is tuple and len(step) == 5:
-                frame = steps.encode_percept(step, number)
+                frame = steps.encode_percept(step, name)
                 if frame is not None and len(frame) <= self.max_message:
                     session.finish_step(seq, data, frame)
                     return frame

@@ -212,9 +212,7 @@ class SessionHost:
         )
         steps = None
         if signer is None:  # the step codec does not sign frames
-            steps = compile_steps(
-                sid, observation, shared.action, request.num_envs, extended=extended
-            )
+            steps = compile_steps(observation, shared.action, request.num_envs, extended=extended)
         session = Session(sid, request.nonce, request.address, request.learner)
         if service.recorder is not None:
             session = RecordedSession(

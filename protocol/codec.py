@@ -52,7 +52,8 @@ SID = slice(8, 16)
 SEQ = slice(16, 24)
 UP_TO_KIND = slice(0, 3)
 UP_TO_FLAGS = slice(0, 4)
-UP_TO_SID = slice(0, 16)  # constant in all frames of a kind and a size in one session
+UP_TO_NAME = slice(0, 8)  # the same in all frames of a kind and a size
+NAME = slice(8, 24)  # SID and SEQ, see `name_of`
 MAX_MESSAGE = 64 * 1024 * 1024  # bytes of a frame
 MAX_CONTROL = 1024 * 1024  # bytes of a message that the broker itself decodes
 MAX_EXTENSIONS = 1024  # bytes of extension fields in a frame
@@ -92,6 +93,11 @@ class Pieces:
 
     def __bytes__(self) -> bytes:
         return b"".join(self.parts)
+
+
+def name_of(sid: int, seq: int) -> bytes:
+    """Return what names a request: the sid and its number, as they are in the header."""
+    return sid.to_bytes(8, "little") + seq.to_bytes(8, "little")
 
 
 class Header(NamedTuple):

@@ -39,8 +39,8 @@ __all__ = ["APART", "PerceptLayouts"]
 # Arrays of at least this many bytes are not copied into the frame of a percept, but become a piece.
 APART = 16 * 1024
 
-MAX_LAYOUTS = 12  # of one session: of a vector, one for each number of episodes that end in a step
-MAX_CACHED = 256  # of one process
+MAX_LAYOUTS = 12  # a vector has one for each number of episodes that end in a step
+MAX_CACHED = 256  # in one process
 MAX_MISSES = 64  # percepts without a layout after which no more layouts are made
 MAX_VALUES = 64  # of one percept: numbers, arrays, texts and dicts
 
@@ -224,10 +224,9 @@ KNOWN = _Known()
 
 
 class PerceptLayouts:
-    """The layouts of one session, made from the percepts that occur.
+    """The layouts of sessions with the same observation space, made from the percepts that occur.
 
     Args:
-        sid: the session's id.
         observation: the codec of its observation space.
         encode_other: encodes a percept without a layout; None if it cannot.
         decode_other: decodes one.
@@ -236,14 +235,12 @@ class PerceptLayouts:
 
     def __init__(
         self,
-        sid: int,
         observation: SpaceCodec,
         encode_other: Callable[[Step, bytes], Frame | Pieces | None],
         decode_other: Callable[[Data, bytes], Step | None],
         *,
         is_vector: bool = False,
     ) -> None:
-        self._sid = sid.to_bytes(8, "little")
         self._observation = observation
         self._encode_other = encode_other
         self._decode_other = decode_other
@@ -251,9 +248,7 @@ class PerceptLayouts:
         self._layouts: list[_Layout] = []
         self._misses_left = MAX_MISSES
 
-    def encode(
-        self, step: Step, number: bytes, *, in_wire_form: bool = False
-    ) -> Frame | Pieces | None:
+    def encode(self, step: Step, name: bytes, *, in_wire_form: bool = False) -> Frame | Pieces | None:
         """Return the frame of a percept, or None if `Codec` must encode it.
 
         `in_wire_form`: whether the infos of a vector are.
@@ -267,48 +262,48 @@ class PerceptLayouts:
                 form = layout.form
                 values = layout.flatten(step)
             if values is not None:
-                frame = layout.encode(values, self._sid + number)
+                frame = layout.encode(values, name)
                 if frame is not None:
                     return frame
         if must_convert:  # not above: infos with a layout have no arrays of objects
             infos = to_wire(step[4])
             if infos is not step[4]:
-                return self.encode((*step[:4], infos), number, in_wire_form=True)
-        frame = self._encode_other(step, number)
+                return self.encode((*step[:4], infos), name, in_wire_form=True)
+        frame = self._encode_other(step, name)
         if self._misses_left and frame is not None:
-            self._learn(step, number, bytes(frame))
+            self._learn(step, name, bytes(frame))
         return frame
 
-    def decode(self, data: Data, number: bytes) -> Step | None:
+    def decode(self, data: Data, name: bytes) -> Step | None:
         """Return the percept in a frame, or None if `Codec` must decode it."""
         size = len(data)
         for layout in self._layouts:
             if layout.size == size:
-                step = layout.decode(data, self._sid + number)
+                step = layout.decode(data, name)
                 if step is not None:
                     return step
-        step = self._decode_other(data, number)
+        step = self._decode_other(data, name)
         if self._misses_left and step is not None:
-            self._learn(step, number, bytes(data))
+            self._learn(step, name, bytes(data))
         return step
 
-    def _learn(self, step: Step, number: bytes, frame: bytes) -> None:
+    def _learn(self, step: Step, name: bytes, frame: bytes) -> None:
         """Use a layout if there is one for this percept now; `frame`: that of the percept."""
         self._misses_left -= 1
         for layout in KNOWN.recent:
-            if layout not in self._layouts and self._fits(layout, step, number, frame):
+            if layout not in self._layouts and self._fits(layout, step, name, frame):
                 self._use(layout)
                 return
         structure = _Structure(step, self._observation)
         if structure.key is None:
             return
         found = KNOWN.layout(structure, self._observation)
-        if found is not None and self._fits(found, step, number, frame):
+        if found is not None and self._fits(found, step, name, frame):
             self._use(found)
 
-    def _fits(self, layout: _Layout, step: Step, number: bytes, frame: bytes) -> bool:
+    def _fits(self, layout: _Layout, step: Step, name: bytes, frame: bytes) -> bool:
         values = layout.flatten(step)
-        made = None if values is None else layout.encode(values, self._sid + number)
+        made = None if values is None else layout.encode(values, name)
         return made is not None and bytes(made) == frame
 
     def _use(self, layout: _Layout) -> None:

@@ -36,10 +36,9 @@ from gymwire.protocol.codec import (
     HEADER_SIZE,
     MAGIC,
     MAX_MESSAGE,
-    SEQ,
-    SID,
+    NAME,
     UP_TO_FLAGS,
-    UP_TO_SID,
+    UP_TO_NAME,
     Frame,
     Pieces,
     join,
@@ -66,16 +65,18 @@ _FLAGS = {end: flags for flags, end in _ENDS.items()}
 
 @dataclass(frozen=True, slots=True)
 class StepCodec:
-    """Encodes and decodes the steps of one session. After None or NOT_COMPACT, use `Codec`.
+    """Encodes and decodes steps. After None or NOT_COMPACT, use `Codec`.
 
-    `number` is the request number as the eight bytes of the header.
+    `name` names a request: the sid and the request number, as they are in the header. Sessions with
+    the same spaces can share one: thousands of sessions would have 80 objects each otherwise, which
+    take the garbage collector long.
 
     Attributes:
-        encode_act: `(action, number) -> frame`, or None; also None for a frame that is too large.
-        decode_act: `(frame) -> action`, or NOT_COMPACT. It ignores the request number.
-        encode_percept: `(what Env.step returned, number) -> frame`, or None.
-        decode_percept: `(frame, number) -> what Env.step returned`, fresh and writable; None if
-            the frame does not answer this request of this session.
+        encode_act: `(action, name) -> frame`, or None; also None for a frame that is too large.
+        decode_act: `(frame) -> action`, or NOT_COMPACT. It ignores the name.
+        encode_percept: `(what Env.step returned, name) -> frame`, or None.
+        decode_percept: `(frame, name) -> what Env.step returned`, fresh and writable; None if
+            the frame does not answer this request.
     """
 
     encode_act: Callable[[Any, bytes], Frame | None]
@@ -85,7 +86,6 @@ class StepCodec:
 
 
 def compile_steps(
-    sid: int,
     observation: SpaceCodec,
     action: SpaceCodec,
     num_envs: int = 0,
@@ -93,26 +93,25 @@ def compile_steps(
     *,
     extended: bool = True,
 ) -> StepCodec:
-    """Return the codec of session `sid`.
+    """Return the codec of all sessions with these spaces.
 
     Args:
-        sid: the session's number.
         observation: the space of the observations.
         action: the space of the actions.
         num_envs: 0 for a single environment.
         largest_act: the largest frame that `encode_act` returns, in bytes.
         extended: whether the other side has the capability `values`.
     """
-    act = _any_act(sid, action, largest_act, extended)
+    act = _any_act(action, largest_act, extended)
     if action.array is not None:
-        act = _array_act(sid, action, act, largest_act)
+        act = _array_act(action, act, largest_act)
     else:
-        act = _number_act(sid, action.scalar, act)
-    any_percept = _any_percept(sid, observation, extended)
-    layouts = PerceptLayouts(sid, observation, *any_percept, is_vector=num_envs > 0)
+        act = _number_act(action.scalar, act)
+    any_percept = _any_percept(observation, extended)
+    layouts = PerceptLayouts(observation, *any_percept, is_vector=num_envs > 0)
     percept: _Percept = layouts.encode, layouts.decode
     if observation.array is not None and observation.array[2] and not num_envs:
-        percept = _array_percept(sid, observation, percept)
+        percept = _array_percept(observation, percept)
     return StepCodec(*act, *percept)
 
 
@@ -125,41 +124,40 @@ _Fields = tuple[
 ]
 
 
-def _any_act(sid: int, space: SpaceCodec, largest: int, extended: bool) -> _Act:
+def _any_act(space: SpaceCodec, largest: int, extended: bool) -> _Act:
     """Return the functions for any action that can be serialized."""
-    encode_fields, decode_fields = _any(sid, Kind.ACT, space, 1, extended)
+    encode_fields, decode_fields = _any(Kind.ACT, space, 1, extended)
 
-    def encode(action: Any, number: bytes) -> Frame | None:
-        frame = encode_fields([action], number)
+    def encode(action: Any, name: bytes) -> Frame | None:
+        frame = encode_fields([action], name)
         return None if frame is None or len(frame) > largest else frame
 
     def decode(data: Data) -> Any | NotCompact:
-        fields = decode_fields(data, bytes(data[SEQ]))
+        fields = decode_fields(data, bytes(data[NAME]))
         return NOT_COMPACT if fields is None else fields[0]
 
     return encode, decode
 
 
-def _any_percept(sid: int, space: SpaceCodec, extended: bool) -> _Percept:
+def _any_percept(space: SpaceCodec, extended: bool) -> _Percept:
     """Return the functions for any percept. The infos of a vector are in wire form."""
-    encode_fields, decode_fields = _any(sid, Kind.PERCEPT, space, 5, extended)
+    encode_fields, decode_fields = _any(Kind.PERCEPT, space, 5, extended)
 
-    def encode(step: Step, number: bytes) -> Frame | None:
-        return encode_fields([*step], number)
+    def encode(step: Step, name: bytes) -> Frame | None:
+        return encode_fields([*step], name)
 
-    def decode(data: Data, number: bytes) -> Step | None:
-        fields = decode_fields(data, number)
+    def decode(data: Data, name: bytes) -> Step | None:
+        fields = decode_fields(data, name)
         return None if fields is None else (fields[0], fields[1], fields[2], fields[3], fields[4])
 
     return encode, decode
 
 
-def _any(sid: int, kind: Kind, space: SpaceCodec, count: int, extended: bool) -> _Fields:
+def _any(kind: Kind, space: SpaceCodec, count: int, extended: bool) -> _Fields:
     """Return the functions for `count` fields; the first may be a value of this space."""
-    sid_bytes = sid.to_bytes(8, "little")
     starts = [bytes((MAGIC, VERSION, kind, flags)) for flags in (0, COMPACT)]
 
-    def encode(fields: list[Any], number: bytes) -> Frame | None:
+    def encode(fields: list[Any], name: bytes) -> Frame | None:
         tail = values.Tail()
         flags = 0
         try:
@@ -169,11 +167,12 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int, extended: bool) ->
             head = values.pack(fields, tail, extended=extended)
         except EncodingError:
             return None
-        return join(kind, flags, head, tail, sid, int.from_bytes(number, "little"))
+        sid, seq = int.from_bytes(name[:8], "little"), int.from_bytes(name[8:], "little")
+        return join(kind, flags, head, tail, sid, seq)
 
-    def decode(data: Data, number: bytes) -> list[Any] | None:
+    def decode(data: Data, name: bytes) -> list[Any] | None:
         start = bytes(data[UP_TO_FLAGS])
-        if start not in starts or data[SID] != sid_bytes or data[SEQ] != number:
+        if start not in starts or data[NAME] != name:
             return None
         head_len = int.from_bytes(data[HEAD_LEN], "little")
         if HEADER_SIZE + head_len > len(data):
@@ -191,14 +190,14 @@ def _any(sid: int, kind: Kind, space: SpaceCodec, count: int, extended: bool) ->
     return encode, decode
 
 
-def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
+def _number_act(scalar: type[Any] | None, other: _Act) -> _Act:
     """Return the functions for small integers, NumPy ones of a Discrete space and Python's."""
-    compact, plain = _prefix(sid, Kind.ACT, COMPACT, 2), _prefix(sid, Kind.ACT, 0, 2)
+    compact, plain = _prefix(Kind.ACT, COMPACT, 2), _prefix(Kind.ACT, 0, 2)
     bodies, numbers, scalars = _numbers(cast(Hashable, scalar))
 
     encode_other, decode_other = other
 
-    def encode(action: Any, number: bytes) -> Frame | None:
+    def encode(action: Any, name: bytes) -> Frame | None:
         kind = type(action)
         index: int
         if kind is int:
@@ -206,13 +205,13 @@ def _number_act(sid: int, scalar: type[Any] | None, other: _Act) -> _Act:
         elif kind is scalar:
             prefix, index = compact, int(action)
         else:
-            return encode_other(action, number)
+            return encode_other(action, name)
         if 0 <= index < 128:
-            return prefix + number + bodies[index]
-        return encode_other(action, number)
+            return prefix + name + bodies[index]
+        return encode_other(action, name)
 
     def decode(data: Data) -> Any | NotCompact:
-        prefix = data[UP_TO_SID]
+        prefix = data[UP_TO_NAME]
         known = scalars if prefix == compact else numbers if prefix == plain else {}
         action = known.get(bytes(data[HEADER_SIZE:]))
         return decode_other(data) if action is None else action
@@ -231,8 +230,8 @@ def _numbers(
     return bodies, numbers, scalars
 
 
-def _array_act(sid: int, space: SpaceCodec, other: _Act, largest: int) -> _Act:
-    layout = _FrameLayout(sid, Kind.ACT, _ONE_FIELD, space, 0)
+def _array_act(space: SpaceCodec, other: _Act, largest: int) -> _Act:
+    layout = _FrameLayout(Kind.ACT, _ONE_FIELD, space, 0)
     if layout.size > largest:
         return other
     prefix, lead, begin, end = layout.prefix, layout.lead, layout.begin, layout.end
@@ -242,18 +241,18 @@ def _array_act(sid: int, space: SpaceCodec, other: _Act, largest: int) -> _Act:
 
     encode_other, decode_other = other
 
-    def encode(action: Any, number: bytes) -> Frame | None:
+    def encode(action: Any, name: bytes) -> Frame | None:
         if (
             type(action) is ndarray
             and action.dtype == dtype
             and action.shape == shape
             and (is_flat or action.flags.c_contiguous)
         ):
-            return b"".join((prefix, number, before, action.tobytes()))
-        return encode_other(action, number)
+            return b"".join((prefix, name, before, action.tobytes()))
+        return encode_other(action, name)
 
     def decode(data: Data) -> Any | NotCompact:
-        if len(data) != end or data[UP_TO_SID] != prefix or data[HEADER_SIZE:lead_end] != lead:
+        if len(data) != end or data[UP_TO_NAME] != prefix or data[HEADER_SIZE:lead_end] != lead:
             return decode_other(data)
         if fixed:
             # Copying the bytes instead of an array saves several microseconds of NumPy.
@@ -266,8 +265,8 @@ def _array_act(sid: int, space: SpaceCodec, other: _Act, largest: int) -> _Act:
     return encode, decode
 
 
-def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
-    layout = _FrameLayout(sid, Kind.PERCEPT, _FIVE_FIELDS, space, _REST.size)
+def _array_percept(space: SpaceCodec, other: _Percept) -> _Percept:
+    layout = _FrameLayout(Kind.PERCEPT, _FIVE_FIELDS, space, _REST.size)
     prefix, lead, begin = layout.prefix, layout.lead, layout.begin
     dtype, shape, size, pad = layout.dtype, layout.shape, layout.size, layout.pad
     small, fixed = layout.small, layout.fixed
@@ -279,7 +278,7 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
 
     encode_other, decode_other = other
 
-    def encode(step: Step, number: bytes) -> Frame | Pieces | None:
+    def encode(step: Step, name: bytes) -> Frame | Pieces | None:
         observation, reward, terminated, truncated, info = step
         if (
             type(reward) is not float
@@ -291,22 +290,22 @@ def _array_percept(sid: int, space: SpaceCodec, other: _Percept) -> _Percept:
             or observation.dtype != dtype
             or observation.shape != shape
         ):
-            return encode_other(step, number)
+            return encode_other(step, name)
         if has_order and not observation.flags.c_contiguous:
-            return encode_other(step, number)
+            return encode_other(step, name)
         rest = pack(float_type, reward, ends[terminated, truncated])
         if small:
-            return b"".join((prefix, number, lead, observation.tobytes(), rest))
-        head = b"".join((prefix, number, lead, rest, pad))
+            return b"".join((prefix, name, lead, observation.tobytes(), rest))
+        head = b"".join((prefix, name, lead, rest, pad))
         return Pieces([head, observation.data], size) if apart else head + observation.data
 
-    def decode(data: Data, number: bytes) -> Step | None:
-        if len(data) != size or data[:lead_end] != prefix + number + lead:
-            return decode_other(data, number)
+    def decode(data: Data, name: bytes) -> Step | None:
+        if len(data) != size or data[:lead_end] != prefix + name + lead:
+            return decode_other(data, name)
         kind, reward, last = unpack(data, rest_at)
         flags = flags_of.get(last)
         if flags is None or kind != float_type:
-            return decode_other(data, number)
+            return decode_other(data, name)
         observation: NDArray[Any] | None
         if fixed:
             observation = in_place(shape, dtype, data, begin) if stays else None
@@ -330,13 +329,13 @@ def _small_percept(
     prefix, lead, float_type, flags_of = layout.prefix, layout.lead, _FLOAT, _FLAGS
     unpack = struct.Struct(f">{layout.lead_end}s{layout.n_bytes}s{_REST.format[1:]}").unpack
 
-    def decode(data: Data, number: bytes) -> Step | None:
+    def decode(data: Data, name: bytes) -> Step | None:
         if len(data) != size:
-            return decode_other(data, number)
+            return decode_other(data, name)
         start, content, kind, reward, last = unpack(data)
         flags = flags_of.get(last)
-        if flags is None or kind != float_type or start != prefix + number + lead:
-            return decode_other(data, number)
+        if flags is None or kind != float_type or start != prefix + name + lead:
+            return decode_other(data, name)
         # Copying the bytes instead of an array saves several microseconds of NumPy.
         return ndarray(shape, dtype, bytearray(content)), reward, flags[0], flags[1], {}
 
@@ -350,7 +349,7 @@ class _FrameLayout:
     are valid values of its dtype.
     """
 
-    def __init__(self, sid: int, kind: Kind, fields: bytes, space: SpaceCodec, rest: int) -> None:
+    def __init__(self, kind: Kind, fields: bytes, space: SpaceCodec, rest: int) -> None:
         assert space.array is not None
         self.dtype, self.shape, self.n_bytes = space.array
         self.fixed = self.dtype.kind not in "bU"
@@ -377,8 +376,8 @@ class _FrameLayout:
             self.end = self.size = self.begin + self.n_bytes
             self.pad = bytes(self.begin - head_end)
         self.lead_end = HEADER_SIZE + len(self.lead)
-        self.prefix = _prefix(sid, kind, COMPACT, head_len)
+        self.prefix = _prefix(kind, COMPACT, head_len)
 
 
-def _prefix(sid: int, kind: Kind, flags: int, head_len: int) -> bytes:
-    return HEADER.pack(MAGIC, VERSION, kind, flags, head_len, sid, 0)[UP_TO_SID]
+def _prefix(kind: Kind, flags: int, head_len: int) -> bytes:
+    return HEADER.pack(MAGIC, VERSION, kind, flags, head_len, 0, 0)[UP_TO_NAME]

@@ -10,21 +10,23 @@ from __future__ import annotations
 import copy
 import math
 import selectors
-from collections.abc import Callable, Sequence
+import weakref
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
-from gymwire.learner_agent.aio.calls import anyio, suspend
-from gymwire.learner_agent.client.connection import CLOSED, BrokerConnection
+from gymwire.learner_agent.aio.calls import anyio, getcurrent, suspend
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import Data, RemoteSession
 from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_SHARE, Source, wait
-from gymwire.protocol.codec import Header
-from gymwire.protocol.errors import BrokerUnreachable, EnvironmentClosed, GymwireError
+from gymwire.protocol.codec import Frame, Header
+from gymwire.protocol.errors import BrokerUnreachable, GymwireError
 from gymwire.protocol.step_codec import Step
 from gymwire.protocol.transport.dealer import Dealer
 
 DIAL_S = 0.005  # between two attempts to send HELLO while the connection is being made
 SETUP_S = 0.02  # the shortest pause between two checks of direct connections that are being made
+MAX_TOGETHER = 32  # requests that are sent together; more would wait for each other
 
 
 class _Waiter:
@@ -33,11 +35,13 @@ class _Waiter:
     Attributes:
         until: the condition that it waits for; None: that of a session, which wakes it.
         error: the exception that ends the waiting.
+        timeout_s: how long `pause` waits at most, in seconds.
     """
 
     def __init__(self, until: Callable[[], bool] | None) -> None:
         self.until = until
         self.error: BaseException | None = None
+        self.timeout_s = math.inf
         self._is_woken = False
         self._event: Any = None
         self._input: Input | None = None  # what the reader waits for instead of the event
@@ -61,14 +65,14 @@ class _Waiter:
         except GymwireError as error:
             self.wake(error)
 
-    async def pause(self, timeout_s: float) -> None:
+    async def pause(self) -> None:
         """Wait until `wake`, for at most `timeout_s` seconds."""
         if not self._is_woken:
             self._event = anyio.Event()
-            if timeout_s == math.inf:
+            if self.timeout_s == math.inf:
                 await self._event.wait()
             else:
-                with anyio.move_on_after(timeout_s):
+                with anyio.move_on_after(self.timeout_s):
                     await self._event.wait()
         self._event, self._is_woken = None, False
 
@@ -148,9 +152,30 @@ class AioSession(RemoteSession):
     connection: AioConnection
     is_timed = False
 
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.opener = weakref.ref(getcurrent())  # the call that has opened it
+
     def step(self, action: Any, timeout_s: float | None = None) -> Step:
-        """Step as a RemoteSession does, but never on the fast path, which blocks."""
-        return super().step(action, math.inf if timeout_s is None else timeout_s)
+        """Step as a RemoteSession does, but suspend the call instead of blocking."""
+        exchange = self.exchange
+        frame = exchange.begin_step(action)
+        if frame is None:
+            return super().step(action, math.inf if timeout_s is None else timeout_s)
+        request = exchange.request
+        try:
+            if self.paths.direct is None:
+                self.connection.send_together(frame)
+            else:
+                self.paths.serve_others(self.connection.clock())
+                self.path.send(frame)
+            self._wait(timeout_s)
+            reply = exchange.reply
+            step = None if reply is None else exchange.finish_step(reply[1])
+            return self._take(self._read_step) if step is None else step
+        except BaseException as error:
+            exchange.end_with(request, error)
+            raise
 
     def receive(self, header: Header, data: Data) -> bool:
         """Handle a frame of this session; return whether it is the reply to the request."""
@@ -186,6 +211,8 @@ class AioConnection(BrokerConnection):
         self._reader: _Waiter | None = None
         self._has_news = False  # whether a frame has arrived that may concern `_others`
         self._timers_at = 0.0
+        self._gathered: list[Frame] = []  # what will be sent before the event loop waits
+        self._is_gathering = False  # whether a task will send it
         self._input = self.input_type()
         try:
             super().__init__(url, **{"dial": AioDealer, **options})
@@ -217,6 +244,36 @@ class AioConnection(BrokerConnection):
         for waiter in waiters:
             waiter.wake(copy.copy(error))
 
+    # --- requests of many tasks at the same time --------------------------------------------------
+
+    def send_together(self, frame: Frame) -> None:
+        """Send a frame to the broker, with those of the tasks that run before the event loop waits.
+
+        Each call of the kernel takes long, and wakes the broker.
+        """
+        if not self._by_session:  # no other task waits: most likely there is none
+            self.link.send(frame)
+            return
+        self._gathered.append(frame)
+        if len(self._gathered) >= MAX_TOGETHER:
+            self._send_gathered()
+        if not self._is_gathering:
+            suspend(self._gather)
+
+    async def _gather(self) -> None:
+        """Let the other tasks that can run now add their frames, and send all of them."""
+        self._is_gathering = True
+        try:
+            await anyio.sleep(0)
+        finally:
+            self._is_gathering = False
+            self._send_gathered()
+
+    def _send_gathered(self) -> None:
+        frames, self._gathered = self._gathered, []
+        if not self.closed:
+            self.link.send_all(frames)
+
     # --- waiting ----------------------------------------------------------------------------------
 
     def waiting(
@@ -230,6 +287,7 @@ class AioConnection(BrokerConnection):
         tick_s: float = TICK_S,
     ) -> bool:
         """Suspend the call until a condition holds, as `waiting.wait` blocks."""
+        self.check_open()
         self._take_in()
         if until():
             return True
@@ -269,11 +327,12 @@ class AioConnection(BrokerConnection):
                 self._reader = waiter
             if self._reader is waiter:
                 self._input.watch([one.path for one in self._sources()])
-                suspend(partial(waiter.read, self._input, min(left_s, TICK_S)))
+                suspend(partial(waiter.read, self._input, min(left_s, TICK_S)), waiter)
             else:
-                suspend(partial(waiter.pause, left_s))
+                waiter.timeout_s = left_s
+                suspend(waiter.pause, waiter)
             if self.closed:
-                raise waiter.error or EnvironmentClosed(CLOSED)
+                raise waiter.error or self.link.closed_error()
             if self._reader is waiter:
                 self._receive()
             if own_timers is not None:
@@ -286,11 +345,14 @@ class AioConnection(BrokerConnection):
                 return False
 
     def _choose_reader(self) -> None:
-        """Wake a waiting task, which becomes the reader then."""
-        for waiters in (self._by_session.values(), self._others):
-            for waiter in waiters:
-                waiter.wake()
-                return
+        """Wake a waiting task, which becomes the reader then.
+
+        The last one of those that wait for sessions: where steps take equally long, its reply
+        comes last, and each change of the reader costs two changes of tasks.
+        """
+        waiters = self._by_session.values() or self._others
+        if waiters:
+            next(reversed(waiters)).wake()
 
     def _sources(self) -> list[Source]:
         """Return the connections over which frames can arrive now."""
@@ -335,10 +397,22 @@ class AioConnection(BrokerConnection):
             self._input.renew()
             self._timers_at = now + TIMERS_SHARE * (self.clock() - now)
 
+    # --- sessions and the end ---------------------------------------------------------------------
+
+    def close_others(self, sids: Collection[int]) -> None:
+        """Close the sessions that this call has opened, except these: tasks share a connection."""
+        call = getcurrent()
+        foreign = [
+            one.sid
+            for one in self._sessions.values()
+            if isinstance(one, AioSession) and one.opener() is not call
+        ]
+        super().close_others({*sids, *foreign})
+
     def close(self, *, goodbye: bool = True) -> None:
         """Leave the broker, which ends the sessions that are still open. Idempotent."""
         if not self.closed:
-            self._fail(EnvironmentClosed(CLOSED))
+            self._fail(self.link.closed_error())
         super().close(goodbye=goodbye)
         if self._reader is None:
             self._input.close()

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Concatenate, NamedTuple, ParamSpec, Self, Type
 from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
 
-from gymwire.learner_agent.aio.calls import anyio, run
+from gymwire.learner_agent.aio.calls import Call, Interrupted, anyio, finish, run
 from gymwire.learner_agent.aio.connection import AioConnection
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.open_sessions import MAX_OPENING
@@ -22,6 +22,7 @@ from gymwire.protocol.errors import (
     AttributeDenied,
     EnvironmentClosed,
     EnvironmentFailed,
+    GymwireError,
     MoveError,
 )
 
@@ -95,9 +96,18 @@ class Connection:
         return self._blocking
 
     async def make(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that opens one session; a bounded number run at the same time."""
+        """Call a function that opens one session; a bounded number run at the same time.
+
+        After a cancellation, wait briefly for the session, and close it.
+        """
         async with self._openings:
-            return await run(function, *args, **kwargs)
+            try:
+                return await run(function, *args, **kwargs)
+            except anyio.get_cancelled_exc_class():
+                # The env agent may open the session only now, while no task waits for input.
+                with anyio.CancelScope(shield=True), contextlib.suppress(GymwireError):
+                    await run(self.blocking.close_given_up)
+                raise
 
     async def close(self) -> None:
         """Leave the broker, which ends the sessions that are still open. Idempotent."""
@@ -207,7 +217,8 @@ class ProxyEnv:
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = (address, broker), options
         self._env: BlockingEnv | None = None
         self._is_closed = False
-        self._scope: Any = None  # of the call that is under way
+        self._current: Call | None = None  # the call that is under way,
+        self._scope: Any = None  # or the scope of one that does not only run blocking code
         self._left: Any = None  # an event: that call has ended
         self._cancelled: _Cancelled | None = None
 
@@ -305,10 +316,13 @@ class ProxyEnv:
         """
         self._is_closed = True
         with anyio.CancelScope(shield=True):
-            while self._scope is not None:
-                self._left = self._left or anyio.Event()
-                self._scope.cancel()
-                await self._left.wait()
+            while self._current is not None or self._scope is not None:
+                self._left = left = self._left or anyio.Event()
+                if self._current is not None:
+                    self._current.interrupt()
+                else:
+                    self._scope.cancel()
+                await left.wait()
             if self._env is not None:
                 await run(self._env.close)
 
@@ -341,22 +355,30 @@ class ProxyEnv:
             raise EnvironmentClosed("This environment is closed. Make a new one.")
         return self._env
 
-    @contextlib.contextmanager
-    def _alone(self) -> Any:
-        """Run the calls of one task at a time; `close` ends the one that is under way."""
-        if self._scope is not None:
+    def _check_alone(self) -> None:
+        """Raise MoveError if another task is in a call."""
+        if self._current is not None or self._scope is not None:
             raise MoveError(
                 "Another task is in a call of this environment. Use it from one task at a time, or "
                 "make one for each task."
             )
+
+    def _leave(self) -> None:
+        """Let `close` go on, after a call."""
+        self._current = self._scope = None
+        if self._left is not None:
+            self._left.set()
+            self._left = None
+
+    @contextlib.contextmanager
+    def _alone(self) -> Any:
+        """Run the calls of one task at a time; `close` ends the one that is under way."""
+        self._check_alone()
         try:
             with anyio.CancelScope() as self._scope:
                 yield
         finally:
-            self._scope = None
-            if self._left is not None:
-                self._left.set()
-                self._left = None
+            self._leave()
 
     async def _call(self, method: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Call a method of the blocking environment."""
@@ -366,20 +388,24 @@ class ProxyEnv:
             again = _Cancelled(method, values.encode([list(args), kwargs]))
             if again != cancelled:
                 await self._finish_cancelled(env)
-        with self._alone():
-            try:
-                result = await run(method, env, *args, **kwargs)
-                self._cancelled = None
-                return result
-            except Exception:
-                self._cancelled = None
-                raise
-            except BaseException:  # a cancellation, or what ends the program
-                is_pending = env.is_pending
-                arguments = values.encode([list(args), kwargs]) if is_pending else b""
-                self._cancelled = _Cancelled(method, arguments) if is_pending else None
-                raise
-        raise self._ended()
+        self._check_alone()
+        self._current = Call(method)  # less work than a scope, and fewer objects to collect
+        try:
+            result = await finish(self._current, env, *args, **kwargs)
+            self._cancelled = None
+            return result
+        except Interrupted:
+            raise self._ended() from None
+        except Exception:
+            self._cancelled = None
+            raise
+        except BaseException:  # a cancellation, or what ends the program
+            is_pending = env.is_pending
+            arguments = values.encode([list(args), kwargs]) if is_pending else b""
+            self._cancelled = _Cancelled(method, arguments) if is_pending else None
+            raise
+        finally:
+            self._leave()
 
     async def _finish_cancelled(self, env: BlockingEnv) -> None:
         """Wait for the reply to a cancelled call, and drop it, so that another call can follow."""

@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, ClassVar
 
 from gymwire.learner_agent.client.direct import DirectLinks
@@ -28,7 +29,7 @@ from gymwire.learner_agent.client.requests import (
     PendingRequest,
     ignore,
 )
-from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.session import CLOSE_S, RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.threads import is_elsewhere, is_ours, wait_while
 from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_SHARE, Source, Waiting, wait
@@ -57,6 +58,7 @@ from gymwire.protocol.messages import (
     Welcome,
 )
 from gymwire.protocol.security.keys import KeyPair, credentials
+from gymwire.protocol.step_codec import compile_steps
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
@@ -64,8 +66,8 @@ from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
 MANY = 64  # sessions whose timers take so long that they must not run at every occasion
 REPEATS_PER_SECOND = 640  # frames of all sessions that are sent again, and their PINGs
 SERVE_EVERY_S = 0.01  # the least pause between two calls of `serve` that do something
-CLOSED = "The connection of this environment has been closed."
 MAX_DRAINED = 10_000  # frames received in one `drain`
+MAX_STEP_CODECS = 64  # kept at the same time
 _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
 
@@ -148,6 +150,8 @@ class BrokerConnection:
         self._sessions_at = 0.0  # the timers of the sessions
         self._closed_at = 0.0  # the timers of closed sessions, while others are opened
         self._serve_at = 0.0  # `serve`
+        # Sessions with the same spaces share the codec of their steps.
+        self.compile_steps = lru_cache(MAX_STEP_CODECS)(compile_steps)
         self._requests = BrokerRequests()
         self._opener = SessionOpener(self, wait_s)
         self._broker_lost = False
@@ -303,7 +307,7 @@ class BrokerConnection:
     def check_open(self) -> None:
         """Raise EnvironmentClosed if this connection has been closed."""
         if self.closed:
-            raise EnvironmentClosed(CLOSED)
+            raise self.link.closed_error()
 
     def send_request(self, message: Message, sid: int = 0, keep: Keep = ignore) -> PendingRequest:
         """Send a request to the broker without waiting; `forget_requests` ends it.
@@ -530,6 +534,10 @@ class BrokerConnection:
         for session in list(self._sessions.values()):
             if session.sid not in sids:
                 session.close(wait=False)
+
+    def close_given_up(self) -> None:
+        """Wait briefly for the sessions whose opening was interrupted: they are closed then."""
+        self.wait(lambda: not self._opener.has_given_up, self.clock() + CLOSE_S)
 
     def has_session(self, sid: int) -> bool:
         """Return whether a session with this number uses the connection."""

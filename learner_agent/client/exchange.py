@@ -103,7 +103,8 @@ class Exchange:
         # The functions of `steps`. Without the first one, steps take the general path.
         self._encode_act = None if steps is None else steps.encode_act
         self._decode_percept = _no_percept if steps is None else steps.decode_percept
-        self._number = b""  # of the step that `begin_step` began, as it stands in a frame
+        self._sid_bytes = sid.to_bytes(8, "little")
+        self._name = b""  # of the step that `begin_step` began: sid and number, as in a frame
         self.where = where
         self._timeout_s = timeout_s
         self._rng = rng
@@ -216,8 +217,8 @@ class Exchange:
         if encode is None or self.request.seq != returned or self.state is not _EPISODE:
             return None
         seq = returned + 1
-        self._number = number = seq.to_bytes(8, "little")
-        frame = encode(action, number)
+        self._name = name = self._sid_bytes + seq.to_bytes(8, "little")
+        frame = encode(action, name)
         if frame is not None:
             self.request = _tuple(Pending, (_ACT, seq, frame))
         return frame
@@ -225,7 +226,7 @@ class Exchange:
     def finish_step(self, data: bytes | memoryview) -> Step | None:
         """Return the step's result if this frame is its reply; None: use `receive`."""
         decode = self._decode_percept  # a local, which Python 3.11 calls faster than an attribute
-        step = decode(data, self._number)
+        step = decode(data, self._name)
         if step is not None:
             self.returned = self.request.seq  # last: until here the same call gets the reply again
         return step
@@ -457,7 +458,7 @@ class Exchange:
         self._patience.heard = now
 
 
-def _no_percept(data: bytes | memoryview, number: bytes) -> Step | None:
+def _no_percept(data: bytes | memoryview, name: bytes) -> Step | None:
     """Read no frame: a session without a codec for steps reads all of them by the general path."""
     return None
 

@@ -284,6 +284,11 @@ class SessionOpener:
         self._close_unwanted(header, PLAIN.decode(data, header), data)
         return True
 
+    @property
+    def has_given_up(self) -> bool:
+        """Whether an env agent may still open a session that nobody waits for."""
+        return bool(self._given_up)
+
     def _close_unwanted(self, header: Header, answer: Message, data: bytes | memoryview) -> None:
         opening = self._given_up.pop(header.seq)
         sid = header.sid

@@ -16,7 +16,16 @@ from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import codec, dialogue, logs, space_cache, spaces, stamps, vector_infos
 from gymwire.protocol.capabilities import VALUES, common
-from gymwire.protocol.codec import MAX_MESSAGE, TIMED, Codec, Frame, Header, check_size
+from gymwire.protocol.codec import (
+    MAX_MESSAGE,
+    NAME,
+    TIMED,
+    Codec,
+    Frame,
+    Header,
+    check_size,
+    name_of,
+)
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     DecodingError,
@@ -38,7 +47,7 @@ from gymwire.protocol.messages import (
 )
 from gymwire.protocol.remote_space import SpaceCalls
 from gymwire.protocol.security.signing import SignedCodec, Signer
-from gymwire.protocol.step_codec import Step, compile_steps
+from gymwire.protocol.step_codec import Step, StepCodec
 from gymwire.protocol.transport.interface import Transport
 
 if TYPE_CHECKING:
@@ -90,12 +99,11 @@ class RemoteSession:
             observation, action, extended=extended
         )
         largest = min(SMALL, connection.welcome.max_message if connection.welcome else MAX_MESSAGE)
-        # The fast path does not sign frames.
-        self._steps = (
-            compile_steps(sid, observation, action, open_msg.num_envs, largest, extended=extended)
-            if signer is None
-            else None
-        )
+        self._steps: StepCodec | None = None
+        if signer is None:  # the fast path does not sign frames
+            self._steps = connection.compile_steps(
+                observation, action, open_msg.num_envs, largest, extended=extended
+            )
         self.exchange = Exchange(
             sid,
             open_msg.nonce,
@@ -264,7 +272,7 @@ class RemoteSession:
     def _encode(self, message: Message, seq: int) -> Frame:
         frame = None
         if self._steps is not None and type(message) is Act:
-            frame = self._steps.encode_act(message.action, seq.to_bytes(8, "little"))
+            frame = self._steps.encode_act(message.action, name_of(self.sid, seq))
         return self._codec.encode(message, self.sid, seq) if frame is None else frame
 
     def _check_size(self, kind: Kind, frame: Frame) -> None:
@@ -376,7 +384,7 @@ class RemoteSession:
 
     def _read(self, header: Header, data: Frame | memoryview) -> Message:
         if self._steps is not None and header.kind is Kind.PERCEPT:
-            step = self._steps.decode_percept(data, header.seq.to_bytes(8, "little"))
+            step = self._steps.decode_percept(data, bytes(data[NAME]))
             if step is not None:
                 return Percept(*step)
         return self._codec.decode(data, header)

@@ -182,8 +182,13 @@ class BrokerLink:
         self.send = self.receive = self._refuse
 
     def _refuse(self, *_: object) -> NoReturn:
-        raise EnvironmentClosed(
-            f"This connection to the broker at {self.url} is closed. Make a new one."
+        raise self.closed_error()
+
+    def closed_error(self) -> EnvironmentClosed:
+        """Return the error of every use after `close`."""
+        return EnvironmentClosed(
+            f"The connection of this environment to the broker at {self.url} has been closed. Make "
+            f"a new one."
         )
 
 

@@ -202,24 +202,28 @@ class Stream:
             raise
         return True
 
-    def write_all(self, frames: Sequence[bytes | bytearray], flags: int) -> bool:
+    def write_all(self, frames: Sequence[bytes | bytearray | memoryview], flags: int) -> bool:
         """Send several frames, small ones together; keep in `unsent` what is not accepted at once.
 
         Returns False, and drops the rest of the frames, if the socket accepts nothing or has
         closed.
         """
-        small: list[bytes | bytearray] = []
+        small: list[bytes | bytearray | memoryview] = []
         size = 0
         for frame in frames:
-            small += (len(frame).to_bytes(LENGTH_SIZE, "little"), frame)
-            size += len(frame)
-            if size >= CHUNK:
+            is_large = len(frame) >= CHUNK
+            if small and (is_large or size >= CHUNK):
                 if not self._write_joined(small, flags):
                     return False
                 small, size = [], 0
+            if not is_large:
+                small += (len(frame).to_bytes(LENGTH_SIZE, "little"), frame)
+                size += len(frame)
+            elif not self.write(frame, flags):  # joining them would copy it
+                return False
         return not small or self._write_joined(small, flags)
 
-    def _write_joined(self, parts: Sequence[bytes | bytearray], flags: int) -> bool:
+    def _write_joined(self, parts: Sequence[bytes | bytearray | memoryview], flags: int) -> bool:
         if self.unsent is not None and not self.flush_pending(flags):
             return False
         data = b"".join(parts)

@@ -348,13 +348,20 @@ class UnixRouter:
             self._await_writable(peer)
         return Delivery.DONE
 
-    def send_all(self, rid: bytes, frames: Sequence[bytes | bytearray]) -> None:
-        """Send several frames to a peer, as `send` does, with fewer calls of the kernel."""
+    def send_all(self, rid: bytes, frames: Sequence[bytes | bytearray | memoryview]) -> Delivery:
+        """Send several frames to a peer, as `send` does, with fewer calls of the kernel.
+
+        If not all were sent, the first of them may have been.
+        """
         peer = self._peers.get(rid)
-        if peer is not None and not peer.write_closed:
-            peer.write_all(frames, NOW)
-            if peer.unsent is not None:
-                self._await_writable(peer)
+        if peer is None or peer.write_closed:
+            return Delivery.UNREACHABLE
+        is_done = peer.write_all(frames, NOW)
+        if peer.unsent is not None:
+            self._await_writable(peer)
+        if is_done:
+            return Delivery.DONE
+        return Delivery.UNREACHABLE if peer.write_closed else Delivery.FULL
 
     def _await_writable(self, peer: _Peer) -> None:
         self._epoll.modify(peer.sock, select.EPOLLIN | select.EPOLLOUT)

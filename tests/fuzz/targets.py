@@ -20,7 +20,7 @@ from gymwire.env_agent.factory import resolve
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.protocol import address, codec, spaces, stamps, values
-from gymwire.protocol.codec import FLAGS_AT, KIND_AT, PLAIN, SEQ, TIMED
+from gymwire.protocol.codec import FLAGS_AT, KIND_AT, NAME, PLAIN, TIMED
 from gymwire.protocol.errors import ConfigurationError, GymwireError, ProtocolError, UsageError
 from gymwire.protocol.messages import (
     CONTROL_KINDS,
@@ -224,21 +224,21 @@ def _in_space() -> Callable[[bytes], None]:
 def _steps() -> tuple[list[bytes], Callable[[bytes], None]]:
     """Return frames of steps, and a check that the compact and the general codec agree on them."""
     pairs, seeds = [], []
-    number = (1).to_bytes(8, "little")
+    name = codec.name_of(SID, 1)
     for space in list(ZOO.values())[:16]:
         form = spaces.compile(space)
-        short, long = compile_steps(SID, form, form), codec.Codec(form, form)
+        short, long = compile_steps(form, form), codec.Codec(form, form)
         pairs.append((short, long))
-        act = short.encode_act(space.sample(), number)
+        act = short.encode_act(space.sample(), name)
         step = (space.sample(), 0.5, False, True, {"lives": 3, "x": np.float64(1)})
-        seeds += [bytes(act or b""), bytes(short.encode_percept(step, number) or b"")]
+        seeds += [bytes(act or b""), bytes(short.encode_percept(step, name) or b"")]
     vector = batch_space(Box(-1, 1, (3,), np.float32), 2)
     form = spaces.compile(vector)
-    short, long = compile_steps(SID, form, form, 2), codec.Codec(form, form)
+    short, long = compile_steps(form, form, 2), codec.Codec(form, form)
     pairs.append((short, long))
     flags = np.zeros(2, bool)
     ones: Any = (vector.sample(), np.ones(2), flags, flags, {})
-    seeds.append(bytes(short.encode_percept(ones, number) or b""))
+    seeds.append(bytes(short.encode_percept(ones, name) or b""))
 
     def run(data: bytes) -> None:
         for short, long in pairs:
@@ -247,7 +247,7 @@ def _steps() -> tuple[list[bytes], Callable[[bytes], None]]:
                 act = long.decode(data)
                 assert isinstance(act, Act)
                 assert values.encode(action) == values.encode(act.action)
-            step = short.decode_percept(data, data[SEQ])
+            step = short.decode_percept(data, data[NAME])
             if step is not None:
                 percept = long.decode(data)
                 assert isinstance(percept, Percept)

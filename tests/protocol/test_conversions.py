@@ -229,10 +229,10 @@ def test_tensors_in_observations_and_rewards_become_arrays(strict: bool) -> None
     space = compile_space(spaces.Box(0, 9, (2, 3), np.float32))
     codec = Codec(space, strict_infos=strict)
     percept = Percept(Tensor(GRID), Tensor(np.array(1.5)), Tensor(np.array(True)), False, {})
-    steps = compile_steps(0, space, space)
+    steps = compile_steps(space, space)
     assert (
         steps.encode_percept(
-            (percept.observation, percept.reward, percept.terminated, False, {}), bytes(8)
+            (percept.observation, percept.reward, percept.terminated, False, {}), bytes(16)
         )
         is None
     )

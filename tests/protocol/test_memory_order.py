@@ -10,7 +10,7 @@ import pytest
 from gymnasium import spaces
 
 from gymwire.protocol import values
-from gymwire.protocol.codec import Codec
+from gymwire.protocol.codec import Codec, name_of
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import Percept
 from gymwire.protocol.space_codecs import compile as compile_space
@@ -19,7 +19,7 @@ from tests.protocol.test_conversions import frame
 
 SHAPES = [(3, 4), (2, 3, 4), (40, 30, 5), (3, 1, 4), (2, 3, 2, 3)]
 ORDERS = [(shape, axes) for shape in SHAPES for axes in permutations(range(len(shape)))]
-NUMBER = bytes(8)
+NAME = name_of(7, 0)
 
 
 def ordered(shape: tuple[int, ...], axes: tuple[int, ...]) -> Any:
@@ -52,22 +52,22 @@ def test_a_step_keeps_its_order(shape: tuple[int, ...], axes: tuple[int, ...], k
     box: Any = spaces.Box(-1, 1e6, shape, np.float32)
     array, other = ordered(shape, axes), np.zeros(shape, np.float32)
     space = compile_space(spaces.Dict(it=box) if key == "dict" else box)
-    sender, receiver = (compile_steps(7, space, compile_space(box)) for _ in range(2))
+    sender, receiver = (compile_steps(space, compile_space(box)) for _ in range(2))
     codec = Codec(space)
     for one in (other, array, other, array, array):  # layouts are made on the way
         observation = {"it": one} if key == "dict" else one
         info = {"array": one, "n": 1.0} if key == "info" else {}
         step = (observation, 1.0, False, False, info)
-        sent = sender.encode_percept(step, NUMBER)
+        sent = sender.encode_percept(step, NAME)
         assert sent is not None
         data = bytearray(bytes(sent))
         assert bytes(data) == bytes(codec.encode(Percept(*step), 7))
-        found = receiver.decode_percept(data, NUMBER)
+        found = receiver.decode_percept(data, NAME)
         assert found is not None
         assert_same_memory(found[0]["it"] if key == "dict" else found[0], one)
         if info:
             assert_same_memory(found[4]["array"], one)
-        act = sender.encode_act(one, NUMBER)
+        act = sender.encode_act(one, NAME)
         assert act is not None
         assert_same_memory(receiver.decode_act(act), one)
 

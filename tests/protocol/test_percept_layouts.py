@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gymwire.protocol import percept_layouts
-from gymwire.protocol.codec import Codec, Frame
+from gymwire.protocol.codec import Codec, Frame, name_of
 from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.layout_functions import Step
 from gymwire.protocol.messages import Percept
@@ -49,11 +49,11 @@ class Other:
         self.codec = Codec(compile(space))
         self.encoded = self.decoded = 0
 
-    def encode(self, step: Step, number: bytes) -> Frame | None:
+    def encode(self, step: Step, name: bytes) -> Frame | None:
         self.encoded += 1
-        return bytes(self.codec.encode(Percept(*step), SID, int.from_bytes(number, "little")))
+        return bytes(self.codec.encode(Percept(*step), SID, int.from_bytes(name[8:], "little")))
 
-    def decode(self, data: Frame | memoryview, number: bytes) -> Step | None:
+    def decode(self, data: Frame | memoryview, name: bytes) -> Step | None:
         self.decoded += 1
         percept = self.codec.decode(data)
         assert isinstance(percept, Percept)
@@ -71,24 +71,22 @@ class Ends:
 
     def __init__(self, space: gymnasium.Space[Any]) -> None:
         self.agent, self.learner = Other(space), Other(space)
-        self.encode = PerceptLayouts(
-            SID, compile(space), self.agent.encode, self.agent.decode
-        ).encode
+        self.encode = PerceptLayouts(compile(space), self.agent.encode, self.agent.decode).encode
         self.decode = PerceptLayouts(
-            SID, compile(space), self.learner.encode, self.learner.decode
+            compile(space), self.learner.encode, self.learner.decode
         ).decode
         self._seq = 0
 
     def send(self, step: Step) -> None:
         """Send a percept, and check that it arrives as it was, in the bytes of Codec."""
         self._seq += 1
-        number = self._seq.to_bytes(8, "little")
-        sent = self.encode(step, number)
+        name = name_of(SID, self._seq)
+        sent = self.encode(step, name)
         assert sent is not None
         frame = bytes(sent)
-        assert frame == Other.encode(Other(SPACE_OF[type(step[0])]), step, number)
+        assert frame == Other.encode(Other(SPACE_OF[type(step[0])]), step, name)
         received: Any = [frame, bytearray(frame), memoryview(bytearray(frame))][self._seq % 3]
-        got = self.decode(received, number)
+        got = self.decode(received, name)
         assert got is not None
         assert_same(got, step)
         for array in arrays_in(got):
@@ -214,7 +212,7 @@ def test_vectors_take_the_fast_path(num_envs: int) -> None:
     n = num_envs
     space = Box(-1.0, 1.0, (n, 4))
     form = compile(space)
-    ours = compile_steps(SID, form, form, n)
+    ours = compile_steps(form, form, n)
 
     def step(seed: int) -> Any:
         rng = np.random.default_rng(seed)
@@ -228,11 +226,11 @@ def test_vectors_take_the_fast_path(num_envs: int) -> None:
         return rng.random((n, 4)).astype(np.float32), rng.random(n), *ends, infos
 
     for seed in range(4):
-        number = seed.to_bytes(8, "little")
-        frame = ours.encode_percept(step(seed), number)
+        name = name_of(SID, seed)
+        frame = ours.encode_percept(step(seed), name)
         assert frame is not None
         assert bytes(frame) == bytes(Codec(form).encode(Percept(*step(seed)), SID, seed))
-        got = ours.decode_percept(bytearray(bytes(frame)), number)
+        got = ours.decode_percept(bytearray(bytes(frame)), name)
         assert got is not None
         assert_same(got, step(seed))
 
@@ -273,9 +271,9 @@ def test_a_percept_of_another_structure_is_left_to_codec(change: Any) -> None:
 
 def test_the_values_are_copied_from_the_frame() -> None:
     ends = known((A, F(1), *END, {"p": A}))
-    number = (9).to_bytes(8, "little")
-    received = bytearray(bytes(ends.encode((A, F(1), *END, {"p": A}), number) or b""))
-    got = ends.decode(received, number)
+    name = name_of(SID, 9)
+    received = bytearray(bytes(ends.encode((A, F(1), *END, {"p": A}), name) or b""))
+    got = ends.decode(received, name)
     assert got is not None
     received[:] = bytes(len(received))
     assert_same(got, (A, F(1), *END, {"p": A}))
@@ -291,18 +289,18 @@ def test_the_values_are_copied_from_the_frame() -> None:
 )
 def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it(info: Any) -> None:
     ends = known((A, F(1), *END, info))
-    number = (9).to_bytes(8, "little")
-    frame = bytes(ends.encode((A, F(1), *END, info), number) or b"")
+    name = name_of(SID, 9)
+    frame = bytes(ends.encode((A, F(1), *END, info), name) or b"")
     for at in range(24, len(frame)):
         for value in (0, 1, 0x7F, 0x80, 0xC2, 0xC3, 0xFF):
             changed = frame[:at] + bytes((value,)) + frame[at + 1 :]
             try:
-                expected: Any = ends.learner.decode(changed, number)
+                expected: Any = ends.learner.decode(changed, name)
             except GymwireError as error:
                 expected = type(error)
             ends.missed  # noqa: B018 - forget what the line above counted
             try:
-                got: Any = ends.decode(changed, number)
+                got: Any = ends.decode(changed, name)
             except GymwireError as error:
                 got = type(error)
             assert_same(got, expected)
@@ -310,12 +308,12 @@ def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it(info: Any)
 
 def test_the_answer_to_another_request_is_not_taken() -> None:
     step = (A, F(1), *END, {"x": F(1)})
-    short = compile_steps(SID, compile(BOX), compile(FIVE))
-    numbers = [n.to_bytes(8, "little") for n in range(5)]
-    frames = [bytes(short.encode_percept(step, number) or b"") for number in numbers]
-    for number, frame in zip(numbers, frames, strict=True):
-        assert short.decode_percept(frame, number) is not None
-    assert short.decode_percept(frames[4], numbers[3]) is None
+    short = compile_steps(compile(BOX), compile(FIVE))
+    names = [name_of(SID, n) for n in range(5)]
+    frames = [bytes(short.encode_percept(step, name) or b"") for name in names]
+    for name, frame in zip(names, frames, strict=True):
+        assert short.decode_percept(frame, name) is not None
+    assert short.decode_percept(frames[4], names[3]) is None
 
 
 def test_the_layouts_of_a_session_are_bounded() -> None:

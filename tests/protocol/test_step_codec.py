@@ -9,7 +9,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from gymwire.protocol.codec import PLAIN, Codec, Frame, Pieces, read_header
+from gymwire.protocol.codec import PLAIN, Codec, Frame, Pieces, name_of, read_header
 from gymwire.protocol.errors import ProtocolError
 from gymwire.protocol.messages import Act, Percept
 from gymwire.protocol.space_codecs import NOT_COMPACT
@@ -21,7 +21,7 @@ from tests.sampling import thorough
 from tests.space_zoo import ZOO
 
 SID, SEQ = 77, 9
-NUMBER, OTHER = SEQ.to_bytes(8, "little"), (SEQ + 1).to_bytes(8, "little")
+NAME, OTHER = name_of(SID, SEQ), name_of(SID, SEQ + 1)
 BOX = gymnasium.spaces.Box(-1, 1, (4,), np.float32)
 PICTURE = gymnasium.spaces.Box(0, 255, (84, 84, 4), np.uint8)
 TWO = gymnasium.spaces.Discrete(2)
@@ -31,7 +31,7 @@ def codecs(
     observation: gymnasium.Space[Any], action: gymnasium.Space[Any]
 ) -> tuple[StepCodec, Codec]:
     forms = compile(observation), compile(action)
-    return compile_steps(SID, *forms), Codec(*forms)
+    return compile_steps(*forms), Codec(*forms)
 
 
 @pytest.mark.parametrize("name", ZOO)
@@ -41,26 +41,26 @@ def test_frames_of_the_fast_path_have_the_bytes_of_codec(name: str) -> None:
     short, long = codecs(space, space)
     for _ in range(5):
         value = space.sample()
-        act = short.encode_act(value, NUMBER)
+        act = short.encode_act(value, NAME)
         assert act is not None
         assert bytes(act) == bytes(long.encode(Act(value), SID, SEQ))
         assert_same(short.decode_act(act), value)
         step: Any = (value, -0.5, False, True, {})
-        percept = short.encode_percept(step, NUMBER)
+        percept = short.encode_percept(step, NAME)
         assert percept is not None
         assert len(percept) == len(bytes(percept))
         assert bytes(percept) == bytes(long.encode(Percept(*step), SID, SEQ))
-        assert_same(short.decode_percept(bytes(percept), NUMBER), step)
+        assert_same(short.decode_percept(bytes(percept), NAME), step)
 
 
 @pytest.mark.parametrize("space", [BOX, PICTURE])
 def test_arrays_take_the_fast_path(space: gymnasium.spaces.Box) -> None:
     short, _ = codecs(space, space)
     value = space.sample()
-    assert short.encode_act(value, NUMBER) is not None
-    percept = short.encode_percept((value, 1.0, True, False, {}), NUMBER)
+    assert short.encode_act(value, NAME) is not None
+    percept = short.encode_percept((value, 1.0, True, False, {}), NAME)
     assert percept is not None
-    decoded = short.decode_percept(memoryview(bytes(percept)), NUMBER)
+    decoded = short.decode_percept(memoryview(bytes(percept)), NAME)
     assert decoded is not None
     assert decoded[0].flags.writeable
     assert decoded[0].flags.aligned
@@ -70,23 +70,23 @@ def test_arrays_take_the_fast_path(space: gymnasium.spaces.Box) -> None:
 def test_a_strided_array_is_sent_in_c_order() -> None:
     short, long = codecs(BOX, TWO)
     step: Any = (np.arange(8, dtype=np.float32)[::2], 1.0, False, False, {})
-    assert short.encode_percept(step, NUMBER) == long.encode(Percept(*step), SID, SEQ)
+    assert short.encode_percept(step, NAME) == long.encode(Percept(*step), SID, SEQ)
 
 
 @pytest.mark.parametrize("space", [BOX, gymnasium.spaces.Tuple([BOX, TWO])])
 def test_an_act_that_is_too_large_is_left_to_codec(space: gymnasium.Space[Any]) -> None:
     form, value = compile(space), space.sample()
     size = len(Codec(form, form).encode(Act(value), SID, SEQ))
-    assert compile_steps(SID, form, form, 0, size).encode_act(value, NUMBER) is not None
-    assert compile_steps(SID, form, form, 0, size - 1).encode_act(value, NUMBER) is None
+    assert compile_steps(form, form, 0, size).encode_act(value, NAME) is not None
+    assert compile_steps(form, form, 0, size - 1).encode_act(value, NAME) is None
 
 
 def test_a_large_array_stays_where_it_was_received() -> None:
     short, _ = codecs(PICTURE, TWO)
     picture = PICTURE.sample()
-    frame = short.encode_percept((picture, 1.0, True, False, {}), NUMBER)
+    frame = short.encode_percept((picture, 1.0, True, False, {}), NAME)
     received = bytearray(bytes(frame or b""))
-    decoded = short.decode_percept(memoryview(received), NUMBER)
+    decoded = short.decode_percept(memoryview(received), NAME)
     assert decoded is not None
     assert_same(decoded[0], picture)
     received[-1] ^= 1
@@ -97,7 +97,7 @@ def test_a_large_array_that_is_sent_is_not_copied() -> None:
     """The environment's own memory is what is sent; `bytes` makes a copy that lasts."""
     short, _ = codecs(PICTURE, TWO)
     picture = PICTURE.sample()
-    frame = short.encode_percept((picture, 1.0, True, False, {}), NUMBER)
+    frame = short.encode_percept((picture, 1.0, True, False, {}), NAME)
     assert isinstance(frame, Pieces)
     before = bytes(frame)
     picture[0, 0, 0] ^= 1
@@ -107,7 +107,7 @@ def test_a_large_array_that_is_sent_is_not_copied() -> None:
 @pytest.mark.parametrize("action", [0, 127, np.int64(1), np.int64(100)])
 def test_a_small_number_keeps_its_type(action: Any) -> None:
     short, long = codecs(BOX, TWO)
-    act = short.encode_act(action, NUMBER)
+    act = short.encode_act(action, NAME)
     assert act is not None
     assert bytes(act) == bytes(long.encode(Act(action), SID, SEQ))
     assert_same(short.decode_act(act), action)
@@ -117,7 +117,7 @@ def test_a_small_number_keeps_its_type(action: Any) -> None:
 def test_any_other_action_has_the_bytes_of_codec(action: Any) -> None:
     for space in (BOX, TWO):
         short, long = codecs(BOX, space)
-        act = short.encode_act(action, NUMBER)
+        act = short.encode_act(action, NAME)
         assert act is not None
         assert bytes(act) == bytes(long.encode(Act(action), SID, SEQ))
         assert_same(short.decode_act(bytes(act)), action)
@@ -142,30 +142,30 @@ def test_any_other_percept_has_the_bytes_of_codec(
 ) -> None:
     short, long = codecs(space, TWO)
     step: Any = (space.sample() if fits else [0.0] * 4, *rest)
-    percept = short.encode_percept(step, NUMBER)
+    percept = short.encode_percept(step, NAME)
     assert percept is not None
     assert bytes(percept) == bytes(long.encode(Percept(*step), SID, SEQ))
-    assert_same(short.decode_percept(bytes(percept), NUMBER), step)
+    assert_same(short.decode_percept(bytes(percept), NAME), step)
     assert short.decode_percept(bytes(percept), OTHER) is None
 
 
 def test_unserializable_values_are_left_to_codec() -> None:
     short, _ = codecs(BOX, TWO)
-    assert short.encode_act(object(), NUMBER) is None
+    assert short.encode_act(object(), NAME) is None
     step: Any = (BOX.sample(), 1.0, False, False, {"at": object()})
-    assert short.encode_percept(step, NUMBER) is None
+    assert short.encode_percept(step, NAME) is None
 
 
 @pytest.mark.parametrize("infos", [{"a": np.array([None, 1])}, {"a": {"b": np.array(["x", {}])}}])
 def test_infos_of_a_vector_with_arrays_of_objects_have_the_bytes_of_codec(infos: Any) -> None:
     form = compile(BOX)
-    short, long = compile_steps(SID, form, form, 2), Codec(form, form)
+    short, long = compile_steps(form, form, 2), Codec(form, form)
     values: Any = (BOX.sample(), np.ones(2), np.ones(2, bool), np.ones(2, bool))
     form_of_infos: Any = (*values, to_wire(infos))
-    percept = short.encode_percept((*values, infos), NUMBER)
+    percept = short.encode_percept((*values, infos), NAME)
     assert percept is not None
     assert bytes(percept) == bytes(long.encode(Percept(*form_of_infos), SID, SEQ))
-    decoded = short.decode_percept(bytes(percept), NUMBER)
+    decoded = short.decode_percept(bytes(percept), NAME)
     assert decoded is not None
     assert_same(from_wire(decoded[4])[0], infos)
 
@@ -173,7 +173,7 @@ def test_infos_of_a_vector_with_arrays_of_objects_have_the_bytes_of_codec(infos:
 def test_infos_of_a_vector_that_are_no_dict_are_left_to_codec() -> None:
     form = compile(BOX)
     step: Any = (BOX.sample(), np.ones(2), np.ones(2, bool), np.ones(2, bool), [1])
-    assert compile_steps(SID, form, form, 2).encode_percept(step, NUMBER) is None
+    assert compile_steps(form, form, 2).encode_percept(step, NAME) is None
 
 
 def test_a_list_like_the_wire_form_of_infos_is_not_encoded_as_infos() -> None:
@@ -188,7 +188,7 @@ def test_a_list_like_the_wire_form_of_infos_is_not_encoded_as_infos() -> None:
 
 def percept() -> Frame:
     step: Any = (np.ones(4, np.float32), 1.0, False, False, {})
-    frame = codecs(BOX, TWO)[0].encode_percept(step, NUMBER)
+    frame = codecs(BOX, TWO)[0].encode_percept(step, NAME)
     assert frame is not None
     return bytes(frame)
 
@@ -198,8 +198,8 @@ def test_the_answer_to_another_request_is_not_taken() -> None:
 
 
 def test_the_answer_of_another_session_is_not_taken() -> None:
-    other = compile_steps(SID + 1, compile(BOX), compile(TWO))
-    assert other.decode_percept(bytes(percept()), NUMBER) is None
+    other = name_of(SID + 1, SEQ)
+    assert codecs(BOX, TWO)[0].decode_percept(bytes(percept()), other) is None
 
 
 def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it() -> None:
@@ -208,7 +208,7 @@ def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it() -> None:
     for at in range(len(frame)):
         for value in (0, 1, 0x7F, 0xC2, 0xC3, 0xFF):
             changed = frame[:at] + bytes([value]) + frame[at + 1 :]
-            step = short.decode_percept(changed, NUMBER)
+            step = short.decode_percept(changed, NAME)
             if step is None:
                 continue
             header = read_header(changed)
@@ -227,7 +227,7 @@ def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it() -> None:
 
 def test_an_act_with_any_byte_changed_is_decoded_as_codec_decodes_it() -> None:
     short, long = codecs(BOX, TWO)
-    frame = bytes(short.encode_act(np.int64(1), NUMBER) or b"")
+    frame = bytes(short.encode_act(np.int64(1), NAME) or b"")
     for at in range(len(frame)):
         for value in range(256):
             changed = frame[:at] + bytes([value]) + frame[at + 1 :]
@@ -256,7 +256,7 @@ def test_percepts_of_vectors_have_the_bytes_of_codec(
 ) -> None:
     space = gymnasium.vector.utils.batch_space(single, num_envs)
     form = compile(space)
-    short, long = compile_steps(SID, form, form, num_envs), Codec(form, form)
+    short, long = compile_steps(form, form, num_envs), Codec(form, form)
     rng = np.random.default_rng(1)
     for _ in range(3):
         step: Any = (
@@ -266,11 +266,11 @@ def test_percepts_of_vectors_have_the_bytes_of_codec(
             rng.random(num_envs) < 0.5,
             {},
         )
-        percept = short.encode_percept(step, NUMBER)
+        percept = short.encode_percept(step, NAME)
         assert percept is not None
         frame = bytes(percept)
         assert frame == bytes(long.encode(Percept(*step), SID, SEQ))
-        decoded = short.decode_percept(memoryview(frame), NUMBER)
+        decoded = short.decode_percept(memoryview(frame), NAME)
         assert decoded is not None
         assert_same(decoded, step)
         assert all(array.flags.writeable for array in decoded[:4])
@@ -280,13 +280,13 @@ def test_percepts_of_vectors_have_the_bytes_of_codec(
 def test_a_vector_percept_with_any_byte_changed_is_decoded_as_codec_decodes_it() -> None:
     space = gymnasium.vector.utils.batch_space(BOX, 2)
     form = compile(space)
-    short, long = compile_steps(SID, form, form, 2), Codec(form, form)
+    short, long = compile_steps(form, form, 2), Codec(form, form)
     step: Any = (space.sample(), np.ones(2), np.array([True, False]), np.zeros(2, bool), {})
-    frame = bytes(short.encode_percept(step, NUMBER) or b"")
+    frame = bytes(short.encode_percept(step, NAME) or b"")
     for at in range(len(frame)):
         for value in (0, 1, 2, 0x7F, 0xFF):
             changed = frame[:at] + bytes([value]) + frame[at + 1 :]
-            decoded = short.decode_percept(changed, NUMBER)
+            decoded = short.decode_percept(changed, NAME)
             if decoded is None:
                 continue
             message = long.decode(changed)

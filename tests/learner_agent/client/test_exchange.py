@@ -44,7 +44,7 @@ from gymwire.protocol.step_codec import StepCodec, compile_steps
 
 SID, NONCE = 5, b"n" * 16
 PERCEPT = Percept(0, 1.0, False, False, {})
-STEPS = compile_steps(SID, spaces.compile(Discrete(9)), spaces.compile(Discrete(9)))
+STEPS = compile_steps(spaces.compile(Discrete(9)), spaces.compile(Discrete(9)))
 
 
 class Learner:

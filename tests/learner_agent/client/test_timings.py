@@ -18,7 +18,7 @@ from gymwire.env_agent.factory import Factory
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import stamps
-from gymwire.protocol.codec import Frame, read_header
+from gymwire.protocol.codec import Frame, name_of, read_header
 from gymwire.protocol.messages import Kind, Reset
 from gymwire.protocol.stamps import Stamps
 from tests.chaos.fleet import until
@@ -170,7 +170,7 @@ def test_a_request_too_short_for_its_stamps_is_not_executed(network: Network) ->
     session.request(Reset(5))
     seq = session.exchange.begin(Kind.ACT)
     assert session._steps is not None
-    act = session._steps.encode_act(1, seq.to_bytes(8, "little"))
+    act = session._steps.encode_act(1, name_of(session.sid, seq))
     assert act is not None
     session._send(Kind.ACT, seq, bytes(stamps.request_stamps(act)[:-1]))
     with pytest.raises(Exception, match="16 bytes of time stamps must end it"):
