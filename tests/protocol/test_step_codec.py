@@ -186,7 +186,6 @@ def test_a_list_like_the_wire_form_of_infos_is_not_encoded_as_infos() -> None:
     assert short.encode_percept((*values, to_wire(infos)), NUMBER) is None
 
 
-
 def percept() -> Frame:
     step: Any = (np.ones(4, np.float32), 1.0, False, False, {})
     frame = codecs(BOX, TWO)[0].encode_percept(step, NUMBER)
