@@ -26,7 +26,7 @@ from benchmarks.environments import envpool_cartpoles
 from benchmarks.harness import Running, Side
 from benchmarks.local import vector_steps
 from benchmarks.processes import part
-from gymwire.protocol.codec import SEQ
+from gymwire.protocol.codec import NAME, name_of
 from gymwire.protocol.spaces import compile
 from gymwire.protocol.step_codec import StepCodec, compile_steps
 
@@ -97,11 +97,11 @@ class _RemoteWithCodec(_Remote):
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step all environments."""
         self._count += 1
-        number = self._count.to_bytes(8, "little")
-        frame = self._steps.encode_act(actions, number)
+        name = name_of(1, self._count)
+        frame = self._steps.encode_act(actions, name)
         assert frame is not None
         self._connection.send(frame)
-        step = self._steps.decode_percept(self._connection.recv(_MAX_SIZE), number)
+        step = self._steps.decode_percept(self._connection.recv(_MAX_SIZE), name)
         assert step is not None
         return step
 
@@ -109,7 +109,7 @@ class _RemoteWithCodec(_Remote):
 def _codec(num_envs: int) -> StepCodec:
     observation = Box(-np.inf, np.inf, (num_envs, 4), np.float32)
     action = MultiDiscrete(np.full(num_envs, 2))
-    return compile_steps(1, compile(observation), compile(action), num_envs)
+    return compile_steps(compile(observation), compile(action), num_envs)
 
 
 def _serve(num_envs: int, wire: str, path: str) -> None:
@@ -133,7 +133,7 @@ def _serve_raw(num_envs: int, envs: Any, connection: socket.socket) -> None:
 def _serve_frames(num_envs: int, envs: Any, connection: socket.socket) -> None:
     steps = _codec(num_envs)
     while data := connection.recv(_MAX_SIZE):
-        frame = steps.encode_percept(envs.step(steps.decode_act(data)), data[SEQ])
+        frame = steps.encode_percept(envs.step(steps.decode_act(data)), data[NAME])
         assert frame is not None
         connection.send(bytes(frame))
 

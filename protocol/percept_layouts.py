@@ -248,7 +248,9 @@ class PerceptLayouts:
         self._layouts: list[_Layout] = []
         self._misses_left = MAX_MISSES
 
-    def encode(self, step: Step, name: bytes, *, in_wire_form: bool = False) -> Frame | Pieces | None:
+    def encode(
+        self, step: Step, name: bytes, *, in_wire_form: bool = False
+    ) -> Frame | Pieces | None:
         """Return the frame of a percept, or None if `Codec` must encode it.
 
         `in_wire_form`: whether the infos of a vector are.

@@ -178,12 +178,12 @@ def test_infos_of_a_vector_that_are_no_dict_are_left_to_codec() -> None:
 
 def test_a_list_like_the_wire_form_of_infos_is_not_encoded_as_infos() -> None:
     form = compile(BOX)
-    short = compile_steps(SID, form, form, 2)
+    short = compile_steps(form, form, 2)
     values: Any = (BOX.sample(), np.ones(2), np.ones(2, bool), np.ones(2, bool))
     infos: Any = {"name": np.array(["a", "b"], object)}
     for _ in range(3):
-        assert short.encode_percept((*values, infos), NUMBER) is not None
-    assert short.encode_percept((*values, to_wire(infos)), NUMBER) is None
+        assert short.encode_percept((*values, infos), NAME) is not None
+    assert short.encode_percept((*values, to_wire(infos)), NAME) is None
 
 
 def percept() -> Frame:
