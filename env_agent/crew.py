@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gymwire.env_agent.many_threads import ThreadSettings
+from gymwire.env_agent.memory import LARGE_MESSAGES
 from gymwire.protocol.transport.interface import Received
 from gymwire.protocol.transport.polling import wait_among
 
@@ -375,7 +376,8 @@ class Crew:
 class Relief(threading.Thread):
     """Takes the role of the reader from threads that execute something for long.
 
-    So a step that never ends keeps its own session waiting, and nothing else.
+    So a step that never ends keeps its own session waiting, and nothing else. It also returns
+    memory to the system after large messages.
     """
 
     def __init__(self, crews: Sequence[Crew]) -> None:
@@ -390,6 +392,7 @@ class Relief(threading.Thread):
             executing = [crew.relieve() for crew in self._crews]
             pause_s = PAUSE_S if any(executing) else IDLE_PAUSE_S
             settings.adapt(sum(len(crew.executors) for crew in self._crews))
+            LARGE_MESSAGES.return_memory()
         settings.restore()
 
     def stop(self) -> None:

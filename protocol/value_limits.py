@@ -16,9 +16,9 @@ from gymwire.protocol.value_costs import NESTED, cost_exceeds
 
 __all__ = [
     "COUNT_ABOVE",
+    "CROWDED",
     "FREE_BYTES",
     "MAX_INT_BYTES",
-    "CROWDED",
     "MAX_OTHER_KEYS",
     "MAX_OTHER_KEY_BYTES",
     "check_cost",

@@ -80,7 +80,7 @@ def test_a_map_may_have_any_number_of_keys_of_any_type() -> None:
 @pytest.mark.parametrize("numbers", [[PRIME * i for i in range(1000)], crowding_numbers(1000)])
 def test_a_map_whose_keys_would_take_too_long_to_insert_is_refused(numbers: list[int]) -> None:
     value = {"agents": dict.fromkeys(numbers, 0)}
-    with pytest.raises(EncodingError, match="agents.* has keys whose hashes are too similar"):
+    with pytest.raises(EncodingError, match=r"agents.* has keys whose hashes are too similar"):
         values.encode(value)
     assert values.opaque(value)[1] == ['info["agents"]']
     packed = mapping([values.encode(number) for number in numbers])
