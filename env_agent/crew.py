@@ -18,11 +18,12 @@ import sys
 import threading
 from _thread import start_new_thread
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from gymwire.env_agent.many_threads import ThreadSettings
-from gymwire.protocol.transport.interface import Received
+from gymwire.env_agent.memory import LARGE_MESSAGES
+from gymwire.protocol.transport.interface import Received, Waitable
 from gymwire.protocol.transport.polling import wait_among
 
 CurrentRequest = tuple[int, int, float]
@@ -35,6 +36,7 @@ STACK_BYTES = 1024 * 1024
 KEPT = 8  # threads without a session that are kept for the next sessions
 PAUSE_S = 0.02  # a reader that executes one request for longer is relieved,
 IDLE_PAUSE_S = 0.1  # or for longer than this after a pause of all environments
+RESTS_S = 1.0  # how long `Relief` rests at most
 MAX_JOBS = 4  # unfinished requests of one session; the learner repeats further ones later
 
 _numbers = itertools.count(1)  # of the threads
@@ -131,6 +133,20 @@ class Wakeup:
         self._write.close()
 
 
+class Order(threading.Event):
+    """An event that also ends the waiting of a crew's reader."""
+
+    def __init__(self, crew: Crew) -> None:
+        super().__init__()
+        self._crew = crew
+
+    def set(self) -> None:
+        """Set it. May be called from any thread."""
+        super().set()
+        if (wakeup := self._crew.wakeup) is not None:
+            wakeup.notify()
+
+
 class Crew:
     """The executors of one serving loop, and which of them is the reader.
 
@@ -148,6 +164,8 @@ class Crew:
         outside: how many jobs were given away whose sequel was not called yet.
         is_over: whether all threads end.
         wakeup: becomes readable when a job ends while the reader waits; None before the first wait.
+        rests: whether nothing happens and nothing is executed. May be read from any thread.
+        on_activity: called by the reader when it rests no longer.
     """
 
     def __init__(
@@ -163,6 +181,8 @@ class Crew:
         self.outside = 0
         self.is_over = False
         self.wakeup: Wakeup | None = None
+        self.rests = False
+        self.on_activity: Callable[[], None] = lambda: None
         self._read = read
         self._failed = failed
         self._grows = grows
@@ -288,6 +308,25 @@ class Crew:
         if self.announce_wait() and self.wakeup is not None:
             self.end_wait(woken=bool(wait_among([self.wakeup], at_most_s)))
 
+    def wait_for(
+        self, signals: Sequence[Waitable] | None, at_most_s: float, orders: Iterable[Order]
+    ) -> bool:
+        """Wait until one of the signals has input or an order is given; return False then.
+
+        Return False at once if there are no signals, or while jobs are done.
+        """
+        had_rested, self.rests = self.rests, False
+        if signals is not None and at_most_s > 0 and not self.outside and self.announce_wait():
+            ready = [len(signals)]  # an order may have come before there was a `wakeup`
+            if self.wakeup is not None and not any(order.is_set() for order in orders):
+                had_rested = self.rests = True
+                ready = wait_among([*signals, self.wakeup], at_most_s)
+            self.end_wait(woken=len(signals) in ready)
+            self.rests = not ready
+        if had_rested and not self.rests:
+            self.on_activity()
+        return self.rests
+
     # --- the role of the reader -------------------------------------------------------------------
 
     def is_idle(self, executor: Executor) -> bool:
@@ -387,23 +426,32 @@ class Crew:
 class Relief(threading.Thread):
     """Takes the role of the reader from threads that execute something for long.
 
-    So a step that never ends keeps its own session waiting, and nothing else.
+    So a step that never ends keeps its own session waiting, and nothing else. It also returns
+    memory to the system after large messages.
     """
 
     def __init__(self, crews: Sequence[Crew]) -> None:
         super().__init__(name="relief", daemon=True)
         self._crews = crews
         self._stopping = threading.Event()
+        self._is_needed = threading.Event()
+        for crew in crews:
+            crew.on_activity = self._is_needed.set
 
     def run(self) -> None:
         """Run the thread."""
         pause_s, settings = IDLE_PAUSE_S, ThreadSettings()
         while not self._stopping.wait(pause_s):
+            self._is_needed.clear()
+            if all(crew.rests for crew in self._crews) and not self._stopping.is_set():
+                self._is_needed.wait(RESTS_S)
             executing = [crew.relieve() for crew in self._crews]
             pause_s = PAUSE_S if any(executing) else IDLE_PAUSE_S
             settings.adapt(sum(len(crew.executors) for crew in self._crews))
+            LARGE_MESSAGES.return_memory()
         settings.restore()
 
     def stop(self) -> None:
         """End the thread soon."""
         self._stopping.set()
+        self._is_needed.set()

@@ -9,6 +9,7 @@ import structlog
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.crew import Executor, Reply, Sequel
+from gymwire.env_agent.memory import LARGE, LARGE_MESSAGES
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.timed_steps import BusyTimes, TimedSteps
@@ -66,6 +67,8 @@ class Jobs:
             took_s = self._clock() - began
             slot.times.append(took_s)
             slot.note_step(took_s)
+        if len(data) >= LARGE:
+            LARGE_MESSAGES.note()
         return self.reply(slot, path, data, reply)
 
     def reply(

@@ -11,6 +11,7 @@ import structlog
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.crew import CLOSING, Crew, Executor, Sequel
+from gymwire.env_agent.memory import LARGE, LARGE_MESSAGES
 from gymwire.env_agent.sessions import SessionHost, learner_facts
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.transports import Transports
@@ -93,6 +94,8 @@ class Lifecycle:
             self._count_failure(error)
             frame = open_failed(header, error)
         executor.current_request = None
+        if header.head_len >= LARGE:
+            LARGE_MESSAGES.note()
         return partial(self._opened, executor, header, request, slot, frame)
 
     def _opened(
@@ -155,6 +158,7 @@ class Lifecycle:
             del self._host.ending[session.sid]
             self._crew.release(executor)
             sequel(reader)
+            LARGE_MESSAGES.note_end()
 
         self._crew.execute(me, executor, close, alone=alone)
 
@@ -179,9 +183,14 @@ class Lifecycle:
         elif sid in self._opening:
             self._opening[sid] = True
 
+    @property
+    def may_lose_sessions(self) -> bool:
+        """Whether `end_lost` must be called regularly."""
+        return self._host.environments.may_be_lost and bool(self._host.slots)
+
     def end_lost(self, me: Executor) -> None:
         """End the sessions whose environment ran in a process that has ended."""
-        if not self._host.environments.may_be_lost:
+        if not self.may_lose_sessions:
             return
         for slot in list(self._host.slots.values()):
             if self._crew.reader is me and (why := slot.runner.lost):

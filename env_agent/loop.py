@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +10,7 @@ import structlog
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.bad_frames import BadFrames
-from gymwire.env_agent.crew import MAX_JOBS, Crew, CurrentRequest, Executor, Sequel
+from gymwire.env_agent.crew import MAX_JOBS, Crew, CurrentRequest, Executor, Order, Sequel
 from gymwire.env_agent.jobs import Jobs
 from gymwire.env_agent.lifecycle import MAX_REASON, Lifecycle
 from gymwire.env_agent.registration import Registration
@@ -87,7 +86,7 @@ class ServingLoop:
     ) -> None:
         self.host = host
         self.crew = Crew(self._read, self._failed, grows=has_threads)
-        self.stop, self.drain = threading.Event(), threading.Event()
+        self.stop, self.drain = Order(self.crew), Order(self.crew)
         self.why = ""
         self._make_transports = make_transports
         self._agent = agent
@@ -106,6 +105,7 @@ class ServingLoop:
         self._lifecycle = Lifecycle(host, self.crew, self.jobs.count_failure, clock)
         self.bad_frames = BadFrames(host, self.crew, self.jobs, clock)
         self._failure: BaseException | None = None
+        self._is_quiet = False  # whether nothing has arrived for a tick
         self._turn = 0  # changes when another session than the last one sends a request
 
     @property
@@ -134,6 +134,7 @@ class ServingLoop:
         """
         self._transports = self._make_transports()
         self._lifecycle.transports = self.bad_frames.transports = self._transports
+        self._receive_tracked = partial(self._timed_steps.receive, self._transports)
         link = self._link = self._transports.link
         registration = self._registration = Registration(
             link, self._agent, offers, lambda: self.host.listed, self._log_broker_state
@@ -184,7 +185,10 @@ class ServingLoop:
         if self.stop.is_set() or (self._registration.withdrawn and self.idle):
             self._end(me)
         else:
-            self.turn(me)
+            quiet = self._is_quiet and not self._lifecycle.may_lose_sessions
+            due_s, orders = self._registration.due_at - self._clock(), (self.stop, self.drain)
+            rested = quiet and self.crew.wait_for(self._transports.signals, due_s, orders)
+            self.turn(me, rested=rested)
 
     def _failed(self, me: Executor, error: BaseException) -> None:
         """End because of an exception, which `run` raises in the loop's own thread."""
@@ -206,13 +210,15 @@ class ServingLoop:
         else:
             crew.hand_over(me, crew.own)
 
-    def turn(self, me: Executor | None = None) -> None:
+    def turn(self, me: Executor | None = None, *, rested: bool = False) -> None:
         """Serve the frames that arrive within a tick, then run the timers.
 
-        `me`: the reader; by default the loop's own thread.
+        Args:
+            me: the reader; by default the loop's own thread.
+            rested: whether it has just waited for frames.
         """
         me = me or self.crew.own
-        self._serve(me)
+        self._is_quiet = rested or self._serve(me)
         if self.crew.reader is not me:
             return
         self._transports.watch(now := self._clock())
@@ -226,8 +232,11 @@ class ServingLoop:
 
     # --- one frame --------------------------------------------------------------------------------
 
-    def _serve(self, me: Executor) -> None:
-        """Serve frames until none arrives for a tick, until timers are due, or as another reads."""
+    def _serve(self, me: Executor) -> bool:
+        """Serve frames until none arrives for a tick, until timers are due, or as another reads.
+
+        Returns whether none has arrived for a tick.
+        """
         crew, slots = self.crew, self.host.slots
         now = self._clock()
         until = now + TIMERS_S
@@ -241,10 +250,11 @@ class ServingLoop:
             if arrived is None:
                 if crew.reader is me:
                     self._transports.detach_reply()
-                return
+                return crew.reader is me
             # While other threads execute something, their results must be sent after each frame.
             self._serve_steps(me, arrived, 0.0 if crew.outside else until)
             arrived, now = None, self._clock()
+        return False
 
     def _serve_steps(self, me: Executor, arrived: Received | None, until: float) -> None:
         """Serve a frame, and those that follow it while each is a step to execute at once.
@@ -385,13 +395,6 @@ class ServingLoop:
         self.crew.execute(me, executor, job, alone=alone)
 
     # --- what only the reader does ----------------------------------------------------------------
-
-    def _receive_tracked(self, sessions: int) -> Received | None:
-        waited = not self._transports.poll()
-        arrived = self._transports.receive(sessions)
-        if arrived is not None:
-            self._timed_steps.tracker.frame_read(waited)
-        return arrived
 
     def _receive_shared(self, me: Executor) -> Received | None:
         """Return the next frame, or None after a tick, while other threads execute something.

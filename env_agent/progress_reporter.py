@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from gymwire.env_agent.crew import CLOSING, CurrentRequest
+from gymwire.env_agent.crew import CLOSING, CurrentRequest, Wakeup
 from gymwire.env_agent.lifecycle import MAX_REASON
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.step_times import Running, StepReports
@@ -35,6 +35,7 @@ from gymwire.protocol.messages import (
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import Handshake
+from gymwire.protocol.transport.polling import wait_among
 
 EVERY_S = 1.0
 LEAVE_S = 1.0  # for the broker to read the last frame
@@ -65,6 +66,7 @@ class ProgressReporter(threading.Thread):
         self._on_stop = on_stop
         self._step_reports = StepReports()
         self._stopping = threading.Event()
+        self._wakeup = Wakeup()
         self._farewell = ""
         self._withdrawn: Sequence[str] = ()
         self._reported = 0
@@ -76,7 +78,7 @@ class ProgressReporter(threading.Thread):
         next_report = 0.0
         try:
             while not self._stopping.is_set():
-                data, now = link.receive(), time.monotonic()
+                data, now = self._receive_until(next_report), time.monotonic()
                 with contextlib.suppress(GymwireError):  # the loops report what is wrong
                     handshake.watch(now)
                     if data is not None:
@@ -99,6 +101,19 @@ class ProgressReporter(threading.Thread):
                 link.send_last(PLAIN.encode(Bye(self._farewell)))
                 _wait_until_read(link)
             link.close()
+            self._wakeup.close()
+
+    def _receive_until(self, until: float) -> bytes | memoryview | None:
+        """Return the next frame, or None if there is something else to do, or nothing to receive.
+
+        `until`: how long to wait at most, in monotonic seconds.
+        """
+        signals = self._link.signals
+        if signals is None:
+            return self._link.receive()
+        wait_among([*signals, self._wakeup], max(0.0, until - time.monotonic()))
+        self._wakeup.clear()
+        return self._link.receive() if self._link.poll() else None
 
     def _pause(self) -> None:
         """Let other threads have the interpreter."""
@@ -119,10 +134,12 @@ class ProgressReporter(threading.Thread):
     def withdraw(self, addresses: Sequence[str]) -> None:
         """Withdraw the offers of all loops soon, also of a loop that executes a long step."""
         self._withdrawn = tuple(addresses)
+        self._wakeup.notify()
 
     def stop(self) -> None:
         """End the thread soon."""
         self._stopping.set()
+        self._wakeup.notify()
 
     def leave(self, why: str) -> None:
         """Let the broker end all sessions for this reason, and end the thread.

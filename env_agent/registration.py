@@ -193,6 +193,11 @@ class Registration:
             self._ping_at = now + PING_S
             self._link.send(PLAIN.encode(Ping()))
 
+    @property
+    def due_at(self) -> float:
+        """When `run_timers` must be called again if no connection is made or lost."""
+        return 0.0 if self.unconfirmed or self.away_since is not None else self._ping_at
+
     def withdraw(self) -> None:
         """Withdraw the offers, so that no new sessions are opened."""
         self.withdrawn = True

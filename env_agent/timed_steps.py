@@ -8,10 +8,12 @@ from typing import Any
 from gymwire.env_agent.busy_tracker import BusyTracker
 from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.slot import Slot
+from gymwire.env_agent.transports import Transports
 from gymwire.protocol import codec, stamps
 from gymwire.protocol.codec import KIND_AT, PLAIN, SEQ, Frame, Pieces
 from gymwire.protocol.errors import ProtocolError
 from gymwire.protocol.messages import Code, Error, Kind
+from gymwire.protocol.transport.interface import Received
 
 BusyTimes = tuple[int, int]
 """Since when the loop was busy, and when it read the request (monotonic nanoseconds)."""
@@ -24,6 +26,14 @@ class TimedSteps:
         self.tracker = BusyTracker(clock)
         self._requests = requests
         self._clock = clock
+
+    def receive(self, transports: Transports, sessions: int) -> Received | None:
+        """Return the next frame as `Transports.receive` does, and note when it was read."""
+        waited = not transports.poll()
+        arrived = transports.receive(sessions)
+        if arrived is not None:
+            self.tracker.frame_read(waited)
+        return arrived
 
     def step(self, slot: Slot, data: bytes | memoryview, busy: BusyTimes) -> Frame | None:
         """Execute an ACT that requests time stamps, and return its reply.

@@ -10,7 +10,7 @@ import hmac
 import math
 import socket
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import structlog
@@ -339,6 +339,14 @@ class Transports:
         receive = self._receive_relayed if only_socket is None else only_socket.receive
         direct.receive_alone, direct.alone_for = receive, sessions
         return receive
+
+    @property
+    def signals(self) -> Sequence[Waitable] | None:
+        """What has input if there is something to do; None: call all methods regularly."""
+        found = [self.link.signals, *(one.signals for one in self._listeners)]
+        if None in found:
+            return None
+        return [one for signals in found if signals is not None for one in signals]
 
     def receive_or_wake(self, wakeup: Waitable) -> tuple[Received | None, bool]:
         """Return the next frame, or None after a tick; and whether `wakeup` ended the waiting."""

@@ -7,7 +7,6 @@ series lead to the same places take quadratic time.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,7 +15,7 @@ __all__ = ["MAX_TRIES", "is_crowded"]
 MAX_TRIES: Final = 48
 """How many taken places a key may meet on average, in the dicts of all sizes together. Multiples of
 a power of two, the worst of the usual keys, meet up to 36 if they are 5,000."""
-_BITS: Final = (1 << sys.hash_info.width) - 1
+_BITS: Final = 2**64 - 1
 
 
 def is_crowded(hashes: Sequence[int]) -> bool:

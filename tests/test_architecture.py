@@ -76,6 +76,7 @@ IMPURE = {
     "env_agent/jobs.py": "runs environments and logs bugs",
     "env_agent/lifecycle.py": "opens and logs sessions",
     "env_agent/loop.py": "receives, steps and sends",
+    "env_agent/memory.py": "changes settings of the process",
     "env_agent/many_threads.py": "changes settings of the process",
     "env_agent/progress_reporter.py": "is a thread with a socket",
     "env_agent/recorded_session.py": "passes frames to the recorder",

@@ -17,6 +17,7 @@ from gymwire.cli.output import Output
 from gymwire.env_agent import config, signals
 from gymwire.env_agent.agent import MAX_THREADS, Agent
 from gymwire.env_agent.environments import Service
+from gymwire.env_agent.memory import limit_arenas
 from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.transports import DirectSettings
 from gymwire.env_agent.workers import Supervisor
@@ -69,6 +70,7 @@ def command(options: Options, output: Output) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
     if options.workers > 1 and options.worker is None:
         return _supervise(options)
+    limit_arenas()
     recorder: Recorder | None = None
     try:
         if options.record is not None:

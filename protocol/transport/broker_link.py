@@ -15,7 +15,7 @@ from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import ConnectionFailed, EnvironmentClosed, GymwireError
 from gymwire.protocol.messages import ATTACH_TOKEN_SIZE, Attach, Attached, Welcome
 from gymwire.protocol.transport.hosts import is_this_host
-from gymwire.protocol.transport.interface import LinkEvent, Transport
+from gymwire.protocol.transport.interface import LinkEvent, Transport, Waitable
 from gymwire.protocol.transport.unix import UnixDealer
 
 _NO_CHANNEL = ("", b"")
@@ -174,6 +174,14 @@ class BrokerLink:
     def waitable(self) -> Any:
         """The socket or descriptor, for `polling.wait_among`."""
         return self._path.waitable
+
+    @property
+    def signals(self) -> Sequence[Waitable] | None:
+        """What has input if `receive` or `link_events` has news; None: call them regularly."""
+        found = [one.signals for one in (self._dealer, self._channel) if one is not None]
+        if self._backlog or self._pending is not None or None in found:
+            return None
+        return [one for signals in found if signals is not None for one in signals]
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close both connections. Frames sent last have `linger_s` seconds to leave."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from typing import Any, cast
 
 import zmq
@@ -21,7 +22,7 @@ from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.context import HANDSHAKE_MS, context, set_common_options
 from gymwire.protocol.transport.hosts import DialPlan, first_reachable
 from gymwire.protocol.transport.inflow import Inflow
-from gymwire.protocol.transport.interface import TICK_MS, LinkEvent
+from gymwire.protocol.transport.interface import TICK_MS, LinkEvent, Waitable
 from gymwire.protocol.transport.monitor import Monitor
 from gymwire.protocol.transport.polling import EVENTS, POLLIN
 
@@ -199,6 +200,11 @@ class Dealer:
     def waitable(self) -> zmq.Socket[bytes]:
         """The socket, for `polling.wait_among`."""
         return self._socket
+
+    @property
+    def signals(self) -> Sequence[Waitable]:
+        """What has input if `receive` or `link_events` has news."""
+        return self, self._monitor
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close the connection. Frames sent last have `linger_s` seconds to leave.

@@ -7,6 +7,7 @@ the connection. docs/protocol.md §3.4 and §9.6 say what each implementation pu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, Protocol
@@ -92,6 +93,10 @@ class Transport(Waitable, Protocol):
     def link_events(self) -> list[LinkEvent]:
         """Return the connections made and lost since the last call."""
 
+    @property
+    def signals(self) -> Sequence[Waitable] | None:
+        """What has input if `receive` or `link_events` has news; None: call them regularly."""
+
     def close(self, linger_s: float = 0.0) -> None:
         """Close the connection. Frames sent last have `linger_s` seconds to leave."""
 
@@ -118,6 +123,10 @@ class Listener(Waitable, Protocol):
 
     def send(self, rid: bytes, frame: Frame | memoryview) -> Delivery:
         """Send one frame to the peer with this routing id, now or not at all."""
+
+    @property
+    def signals(self) -> Sequence[Waitable] | None:
+        """What has input if there is something to do; None: call all methods regularly."""
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close all connections. Frames sent last have `linger_s` seconds to leave."""

@@ -30,6 +30,8 @@ class Monitor:
         attempt_failed: whether a dialling socket waits before its next attempt to connect.
     """
 
+    has_buffered = False
+
     _FAILED = (
         zmq.Event.HANDSHAKE_FAILED_AUTH,
         zmq.Event.HANDSHAKE_FAILED_PROTOCOL,
@@ -58,6 +60,11 @@ class Monitor:
         """Stop watching."""
         self._watched.disable_monitor()
         self._socket.close(linger=0)
+
+    @property
+    def waitable(self) -> zmq.Socket[bytes]:
+        """The socket that `events` reads, for `polling.wait_among`."""
+        return self._socket
 
     def events(self) -> list[LinkEvent]:
         """Return what has happened since the last call."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ctypes
 import itertools
 import secrets
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import zmq
@@ -31,6 +31,7 @@ from gymwire.protocol.transport.interface import (
     LinkEvent,
     Origin,
     Received,
+    Waitable,
 )
 from gymwire.protocol.transport.monitor import Monitor
 from gymwire.protocol.transport.open_files import allow_more
@@ -314,6 +315,11 @@ class Router:
     def waitable(self) -> zmq.Socket[bytes]:
         """The socket, for `polling.wait_among`."""
         return self._socket
+
+    @property
+    def signals(self) -> Sequence[Waitable] | None:
+        """What has input if there is something to do; None while connections must be checked."""
+        return None if self._inflow.connections else (self, self._monitor)
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close all connections. Frames sent last have `linger_s` seconds to leave."""

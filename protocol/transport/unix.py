@@ -20,7 +20,13 @@ from typing import Final
 from gymwire.protocol.codec import MAX_MESSAGE, Pieces
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
 from gymwire.protocol.outside_exceptions import is_from_outside
-from gymwire.protocol.transport.interface import TICK_MS, Delivery, LinkEvent, Received
+from gymwire.protocol.transport.interface import (
+    TICK_MS,
+    Delivery,
+    LinkEvent,
+    Received,
+    Waitable,
+)
 from gymwire.protocol.transport.open_files import allow_more
 from gymwire.protocol.transport.private_folder import check_private_socket
 from gymwire.protocol.transport.stream import NOW, Stream
@@ -135,6 +141,11 @@ class UnixDealer(Stream):
     def waitable(self) -> int:
         """The file descriptor, for `polling.wait_among`; -1 without a connection."""
         return self.sock.fileno()
+
+    @property
+    def signals(self) -> Sequence[Waitable] | None:
+        """What has input if there is news; None if something must be sent or dialled again."""
+        return (self,) if self.up and self.unsent is None else None
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close the connection. The kernel delivers what was sent."""
@@ -383,6 +394,11 @@ class UnixRouter:
     def waitable(self) -> int:
         """The file descriptor, for `polling.wait_among`."""
         return self._epoll.fileno()
+
+    @property
+    def signals(self) -> Sequence[Waitable] | None:
+        """What has input if there is something to do; None while a connection waits outside."""
+        return None if self._may_accept else (self,)
 
     def close(self, linger_s: float = 0.0) -> None:
         """Close all connections. The kernel delivers what was sent."""

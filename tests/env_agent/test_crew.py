@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gymwire.env_agent.crew import KEPT, Crew, Executor, Reply, Sequel
+from gymwire.env_agent.crew import KEPT, Crew, Executor, Order, Relief, Reply, Sequel, Wakeup
 
 PATIENCE_S = 20.0
 
@@ -253,3 +253,102 @@ def test_a_reader_that_loses_its_role_sends_no_more_replies(reader: Reader) -> N
     crew.reader = crew.own
     crew.collect(crew.own)
     assert calls == [[(b"", b"1")], [(b"", b"2")]]
+
+
+class Idle:
+    """A crew whose reader waits for a signal or an order in a thread of its own."""
+
+    def __init__(self, at_most_s: float) -> None:
+        self.crew, self.signal = Crew(lambda me: None), Wakeup()
+        self.orders = [Order(self.crew), Order(self.crew)]
+        self.rested: list[bool] = []
+        self._thread = threading.Thread(target=self._wait, args=(at_most_s,), daemon=True)
+
+    def _wait(self, at_most_s: float) -> None:
+        self.rested.append(self.crew.wait_for([self.signal], at_most_s, self.orders))
+
+    def __enter__(self) -> Idle:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(PATIENCE_S)
+        assert not self._thread.is_alive()
+        assert self.crew.wakeup is not None
+        self.crew.wakeup.close()
+        self.signal.close()
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("is_early", [False, True])
+def test_an_order_ends_the_wait_of_an_idle_reader(number: int, is_early: bool) -> None:
+    idle = Idle(at_most_s=1000.0)
+    if is_early:
+        idle.orders[number].set()
+    with idle:
+        idle.orders[number].set()
+    assert idle.rested == [False]
+
+
+def test_a_signal_and_the_end_of_a_job_end_the_wait_of_an_idle_reader() -> None:
+    with Idle(at_most_s=1000.0) as idle:
+        idle.signal.notify()
+    assert idle.rested == [False]
+    with Idle(at_most_s=1000.0) as idle:
+        while not idle.crew.rests:
+            pass
+        idle.crew.end_job(idle.crew.own, None)
+    assert idle.rested == [False]
+
+
+def test_a_reader_does_not_wait_without_signals_or_while_others_execute() -> None:
+    crew = Crew(lambda me: None)
+    assert not crew.wait_for(None, 1000.0, [])
+    assert not crew.wait_for([], 0.0, [])
+    crew.outside = 1
+    assert not crew.wait_for([], 1000.0, [])
+
+
+def test_a_wait_that_nothing_ends_is_a_rest_and_the_next_activity_is_reported() -> None:
+    active: list[bool] = []
+    idle = Idle(at_most_s=0.001)
+    idle.crew.on_activity = lambda: active.append(True)
+    with idle:
+        pass
+    assert idle.rested == [True]
+    assert idle.crew.rests
+    assert active == []
+    idle.crew.wait_for(None, 1000.0, [])
+    assert active == [True]
+    assert not idle.crew.rests
+    idle.crew.wait_for(None, 1000.0, [])
+    assert active == [True]
+
+
+class Resting(Crew):
+    """A crew that rests until it is told otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda me: None)
+        self.rests = True
+        self.relieved = threading.Event()
+
+    def relieve(self) -> bool:
+        self.relieved.set()
+        return False
+
+
+def test_readers_are_relieved_again_as_soon_as_one_crew_is_active(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gymwire.env_agent.crew.RESTS_S", 1000.0)
+    crews = [Resting(), Resting()]
+    relief = Relief(crews)
+    relief.start()
+    crews[0].rests = False
+    crews[0].on_activity()
+    assert crews[1].relieved.wait(PATIENCE_S)
+    crews[0].rests = True
+    relief.stop()
+    relief.join(PATIENCE_S)
+    assert not relief.is_alive()
