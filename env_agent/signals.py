@@ -45,23 +45,32 @@ def watch(on_signal: Callable[[int], None]) -> Callable[[], None]:
                 on_signal(number[0])
 
     def restore() -> None:
-        if threading.get_ident() != main:
-            return
-        signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
-        for number in ENDING:
-            if signal.getsignal(number) in _NO_HANDLERS:
-                signal.signal(number, handle)
-                if number not in restored:
-                    restored.add(number)
-                    structlog.get_logger().warning(
-                        "signal handler restored",
-                        signal=signal.Signals(number).name,
-                        why="an environment has removed it, and this env agent needs it to end",
-                    )
+        if threading.get_ident() == main:
+            _restore(handle, wakeup, restored)
 
     main, restored = threading.get_ident(), set[int]()
     threading.Thread(target=read, name="signals", daemon=True).start()
     for number in ENDING:
         signal.signal(number, handle)
-    restore()
+    signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     return restore
+
+
+def _restore(handle: Callable[[int, object], None], wakeup: int, restored: set[int]) -> None:
+    """Set what `watch` has set, where the code of an environment has removed it.
+
+    `restored`: the signals for which this has happened, which the log says once.
+    """
+    former = signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
+    if former not in (-1, wakeup):  # an event loop that the environment runs needs it
+        signal.set_wakeup_fd(former, warn_on_full_buffer=False)
+    for number in ENDING:
+        if signal.getsignal(number) in _NO_HANDLERS:
+            signal.signal(number, handle)
+            if number not in restored:
+                restored.add(number)
+                structlog.get_logger().warning(
+                    "signal handler restored",
+                    signal=signal.Signals(number).name,
+                    why="an environment has removed it, and this env agent needs it to end",
+                )
