@@ -49,8 +49,6 @@ from gymwire.protocol.messages import (
     BusyReason,
     Bye,
     Error,
-    Find,
-    Found,
     Kind,
     Message,
     Ping,
@@ -189,17 +187,7 @@ class BrokerConnection:
 
         Raises DecodingError if the broker's list is malformed, and what an ERROR stands for.
         """
-
-        def ask(find: Find) -> Found:
-            _, found, _ = self.ask(find)
-            if isinstance(found, Error):
-                raise error_for(found)
-            if not isinstance(found, Found):
-                text = f"The broker at {self.url} sent {type(found).__name__} instead of Found."
-                raise DecodingError(text)
-            return found
-
-        return find_all(address, ask, self.url)
+        return find_all(address, lambda find: self.ask(find)[1], self.url)
 
     def open(
         self,

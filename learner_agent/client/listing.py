@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from gymwire.learner_agent.client.failures import error_for
 from gymwire.protocol.codec import MAX_INT
 from gymwire.protocol.errors import DecodingError
-from gymwire.protocol.messages import Find, Found
+from gymwire.protocol.messages import Error, Find, Found, Message
 
 MAX_PAGES = 10_000
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -31,16 +32,22 @@ _LATER: dict[str, tuple[type, ...]] = {  # a broker of release 0.1.0 sends none 
 }
 
 
-def find_all(address: str, ask: Callable[[Find], Found], broker: str) -> list[dict[str, Any]]:
+def find_all(address: str, ask: Callable[[Find], Message], broker: str) -> list[dict[str, Any]]:
     """Return the offers of all pages, checked (docs/protocol.md §6.3).
 
-    `ask` sends one FIND. `broker`: its URL, for errors. Raises DecodingError if the broker sends
-    something else, or pages without an end.
+    `ask` sends one FIND and returns the reply. `broker`: its URL, for errors. Raises what an ERROR
+    stands for, and DecodingError if the broker sends something else, or pages without an end.
     """
     entries: list[dict[str, Any]] = []
     rest: list[Any] = []
     for _ in range(MAX_PAGES):
         found = ask(Find(address, rest))
+        if isinstance(found, Error):
+            raise error_for(found)
+        if not isinstance(found, Found):
+            raise DecodingError(
+                f"The broker at {broker} sent {type(found).__name__} instead of Found."
+            )
         entries += [_checked(entry, broker) for entry in found.offers]
         if not found.rest:
             return entries

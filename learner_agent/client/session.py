@@ -188,9 +188,7 @@ class RemoteSession:
                 if data is not None:
                     step = exchange.finish_step(data)
                     if step is not None:
-                        if type(step[4]) is not dict and self.open_msg.num_envs:
-                            step = with_infos(step, self)
-                        return step
+                        return step if type(step[4]) is dict else with_infos(step, self)
                     if not self.receive_frame(data):
                         self.connection.tick(self.connection.clock())
             return self._finish_step(timeout_s)
@@ -396,8 +394,7 @@ class RemoteSession:
             assert type(reply) is Error
             return reply
         step = reply.observation, reply.reward, reply.terminated, reply.truncated, reply.info
-        in_wire_form = type(step[4]) is not dict and self.open_msg.num_envs
-        return with_infos(step, self) if in_wire_form else step
+        return with_infos(step, self)
 
     def _read_timed(self, header: Header, data: Data) -> tuple[Step, stamps.Stamps | None] | Error:
         taken = stamps.strip_reply(data)[1] if header.flags & TIMED else None
@@ -477,6 +474,8 @@ class RemoteSession:
 
 
 def with_infos(step: Step, session: RemoteSession) -> Step:
-    """Return a vector's step with its infos as Gymnasium merges them."""
+    """Return a vector's step with its infos as Gymnasium merges them; another step as it is."""
+    if type(step[4]) is dict or not session.open_msg.num_envs:
+        return step
     exact = session.connection.exact_infos
     return *step[:4], vector_infos.from_wire(step[4], exact=exact)[0]

@@ -36,8 +36,7 @@ def receive_step(session: RemoteSession) -> Step | None:
         if step is None:
             session.receive_frame(data)
             return None
-        in_wire_form = type(step[4]) is not dict and session.open_msg.num_envs
-        return with_infos(step, session) if in_wire_form else step
+        return with_infos(step, session)
     except BaseException as error:
         exchange.end_with(request, error, data)
         raise
