@@ -12,9 +12,10 @@ from typing import Final
 
 __all__ = ["MAX_TRIES", "is_crowded"]
 
-MAX_TRIES: Final = 48
-"""How many taken places a key may meet on average, in the dicts of all sizes together. Multiples of
-a power of two, the worst of the usual keys, meet up to 36 if they are 5,000."""
+MAX_TRIES: Final = (6, 13, 26)
+"""How many taken places a key may meet on average, in the dicts of all sizes together, if its hash
+has up to two bytes, up to four, or more. A key with a longer hash takes more bytes in a message, so
+it may cost more. Usual keys, such as numbers at equal distances, meet fewer than 10."""
 _BITS: Final = 2**64 - 1
 
 
@@ -24,7 +25,7 @@ def is_crowded(hashes: Sequence[int]) -> bool:
     A dict grows with its keys, and may be twice as large as it must be. So this inserts into dicts
     of each size up to that one as many of the keys as they hold.
     """
-    size, left = 8, MAX_TRIES * len(hashes)
+    size, left = 8, sum(map(_max_tries, hashes))
     while size // 4 * 2 // 3 < len(hashes):
         keys = hashes[: size * 2 // 3]
         last, taken = size - 1, bytearray(size)
@@ -32,12 +33,18 @@ def is_crowded(hashes: Sequence[int]) -> bool:
             place = number & last
             if taken[place]:
                 rest = number & _BITS
-                while taken[place]:
+                for left in range(left, -1, -1):  # noqa: B007, B020 - counts down what is left
+                    if not taken[place]:
+                        break
                     rest >>= 5
                     place = 5 * place + rest + 1 & last
-                    left -= 1
-                if left < 0:
+                else:
                     return True
             taken[place] = 1
         size *= 2
     return False
+
+
+def _max_tries(number: int) -> int:
+    bits = number.bit_length()
+    return MAX_TRIES[(bits > 2 * 8) + (bits > 4 * 8)]

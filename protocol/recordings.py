@@ -150,7 +150,8 @@ def _header(path: Path, objects: Iterator[Any]) -> dict[str, Any]:
         raise DecodingError(f"{path} is not a recorded episode: {error}") from None
     if header is None:
         raise DecodingError(
-            f"{path} has no beginning: the process was killed before it had written any of it."
+            f"{path} is not a recorded episode, or its env agent was killed before it had written "
+            f"the beginning."
         )
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise DecodingError(f"{path} is not a recorded episode of gymwire.")

@@ -58,7 +58,7 @@ _KEPT_KEYS = {str, bytes, int, float, bool, type(None)}
 MAX_INT_BYTES = 256
 MAX_OTHER_KEYS = 256
 MAX_OTHER_KEY_BYTES = 512
-MAX_TRIES = 48
+MAX_TRIES = 6, 13, 26
 MAX_DIMS = 32
 
 
@@ -169,7 +169,8 @@ def _pack_keys(value: Any, above: tuple[int, ...]) -> list[bytes]:
 
 def is_crowded(hashes: list[int]) -> bool:
     """Return what the function of the same name in `protocol/crowding.py` does."""
-    size, left = 8, MAX_TRIES * len(hashes)
+    bits = [number.bit_length() for number in hashes]
+    size, left = 8, sum(MAX_TRIES[(one > 2 * 8) + (one > 4 * 8)] for one in bits)
     while size // 4 * 2 // 3 < len(hashes):
         keys = hashes[: size * 2 // 3]
         last, taken = size - 1, bytearray(size)

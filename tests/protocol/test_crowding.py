@@ -8,15 +8,14 @@ from tests.hostile_values import PRIME, crowding_numbers
 COUNT = 5000
 
 
-@pytest.mark.parametrize("shift", range(0, 60, 3))
-@pytest.mark.parametrize("sign", [1, -1])
-def test_multiples_of_any_power_of_two_are_not_crowded(shift: int, sign: int) -> None:
-    assert not is_crowded([hash(sign * i << shift) for i in range(COUNT)])
-    assert not is_crowded([hash(sign * i / 2**shift) for i in range(COUNT)])
+@pytest.mark.parametrize("step", [1, 7, 10, 1000, 1024, 4096, 86_400, 10**6, 10**9, 2**32])
+@pytest.mark.parametrize("first", [0, -2500, 1_700_000_000])
+def test_whole_numbers_at_equal_distances_are_not_crowded(step: int, first: int) -> None:
+    assert not is_crowded([hash(first + step * i) for i in range(COUNT)])
 
 
-@pytest.mark.parametrize("step", [1, 10, 1000, 86_400, 0.1, 0.01, 1 / 3])
-def test_keys_at_equal_distances_are_not_crowded(step: float) -> None:
+@pytest.mark.parametrize("step", [0.5, 0.25, 0.1, 0.01, 0.001, 1 / 3, 1 / 60])
+def test_fractions_at_equal_distances_are_not_crowded(step: float) -> None:
     assert not is_crowded([hash(step * i) for i in range(COUNT)])
 
 
@@ -44,4 +43,4 @@ def test_keys_that_crowd_a_dict_while_it_is_small_or_large_are_found() -> None:
 
 def test_few_keys_are_not_crowded() -> None:
     assert not is_crowded([])
-    assert not is_crowded([0] * 10)
+    assert not is_crowded([0] * 3)
