@@ -211,7 +211,7 @@ def asynchronous(url: str, sessions: int, path: SessionPath, rounds: int) -> tup
     Return the seconds until all were open and reset, and for each round the seconds from its start
     until the step of each had ended.
     """
-    import anyio
+    import asyncio
 
     from gymwire.aio import Connection, ProxyEnv
 
@@ -235,17 +235,17 @@ def asynchronous(url: str, sessions: int, path: SessionPath, rounds: int) -> tup
                 await env.step(0)
                 ended.append(time.perf_counter() - began)
 
-            async with anyio.create_task_group() as group:
+            async with asyncio.TaskGroup() as group:
                 for env in envs:
-                    group.start_soon(start, env)
+                    group.create_task(start(env))
             opening_s = time.perf_counter() - began
             for ended in ended_s:
                 began = time.perf_counter()
-                async with anyio.create_task_group() as group:
+                async with asyncio.TaskGroup() as group:
                     for env in envs:
-                        group.start_soon(step, env, ended)
+                        group.create_task(step(env, ended))
 
-    anyio.run(main)
+    asyncio.run(main())
     return opening_s, ended_s
 
 
