@@ -205,7 +205,7 @@ def test_the_loss_of_an_agent_is_reported_over_the_local_channel(programs: Progr
 # that comes while an object of pyzmq is destroyed is lost.
 @pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
 @pytest.mark.filterwarnings(
-    "ignore:Exception ignored in.*_zmq:pytest.PytestUnraisableExceptionWarning"
+    "ignore:Exception ignored in.*(_zmq|Socket.__del__):pytest.PytestUnraisableExceptionWarning"
 )
 @pytest.mark.parametrize("direct", ["never", "always"])
 def test_interrupted_steps_are_neither_lost_nor_doubled_nor_damaged(
