@@ -212,29 +212,27 @@ class Factory:
         what a constructor raises.
         """
         merged = {**self.kwargs, **kwargs}
-        is_own = self.make_one is None and _wanted(self.name, merged, self.wrappers) is _OWN
-        with self._naming_keywords(merged, vector=is_own):
-            if self.make_one is None:
-                return _registered(self.name, num_envs, mode, render_mode, merged, self.wrappers)
+        if render_mode is not None:
+            merged["render_mode"] = render_mode
+        wanted = _wanted(self.name, merged, self.wrappers) if self.make_one is None else None
+        with self._naming_keywords(merged, vector=wanted is _OWN):
+            if wanted is not None:
+                return _registered(self.name, wanted, num_envs, mode, merged, self.wrappers)
             if self.makes_vectors:
+                assert self.make_one is not None
                 self._check_no_wrappers()
-                if render_mode is not None:
-                    merged["render_mode"] = render_mode
                 return _from_factory(self.make_one, self.name, num_envs, mode, merged)
         return _sync([lambda: self.make(render_mode, kwargs)] * num_envs, mode)
 
 
 def _registered(
     name: str,
+    wanted: VectorizeMode,
     num_envs: int,
     mode: AutoresetMode,
-    render_mode: str | None,
     kwargs: dict[str, Any],
     wrappers: Sequence[Wrapper],
 ) -> Vector:
-    if render_mode is not None:
-        kwargs["render_mode"] = render_mode
-    wanted = _wanted(name, kwargs, wrappers)
     kwargs.pop("vectorization_mode", None)
     if wanted is VectorizeMode.ASYNC:
         raise ConfigurationError(
