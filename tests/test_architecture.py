@@ -114,6 +114,7 @@ IMPURE = {
     "gateway/*.py": "serves web requests",
     "learner_agent/adapters/otel.py": "steps a proxy",
     "learner_agent/adapters/sb3.py": "is a proxy",
+    "learner_agent/aio/calls.py": "awaits in an event loop, and keeps stacks for its thread",
     "learner_agent/aio/connection.py": "sends and receives",
     "learner_agent/aio/proxy_env.py": "reads variables of the process and waits for replies",
     "learner_agent/client/connection.py": "sends and receives",
@@ -145,7 +146,6 @@ EXCUSED = {
     ("broker/auth.py", "protocol/security/keys.py"): "checks whether a text is a key",
     ("env_agent/description.py", "env_agent/factory.py"): "names its types",
     ("env_agent/interpreter/child_values.py", "env_agent/interpreter/child.py"): "takes constants",
-    ("learner_agent/aio/calls.py", "protocol/extras.py"): "names a line to type",
     ("learner_agent/client/session_token.py", "protocol/security/signing.py"): "names its types",
     **{
         (f"protocol/{name}.py", "protocol/outside_exceptions.py"): "asks where an exception is from"

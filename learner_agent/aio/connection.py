@@ -10,12 +10,10 @@ from __future__ import annotations
 import copy
 import math
 import selectors
-import weakref
 from collections.abc import Callable, Collection, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
-from gymwire.learner_agent.aio.calls import anyio, getcurrent, suspend
+from gymwire.learner_agent.aio.calls import anyio, current_number, future_type, suspend
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import Data, RemoteSession
 from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_SHARE, Source, wait
@@ -35,23 +33,23 @@ class _Waiter:
     Attributes:
         until: the condition that it waits for; None: that of a session, which wakes it.
         error: the exception that ends the waiting.
-        timeout_s: how long `pause` waits at most, in seconds.
     """
 
-    def __init__(self, until: Callable[[], bool] | None) -> None:
+    __slots__ = ("_future", "_input", "_is_woken", "error", "until")
+
+    def __init__(self, until: Callable[[], bool] | None = None) -> None:
         self.until = until
         self.error: BaseException | None = None
-        self.timeout_s = math.inf
         self._is_woken = False
-        self._event: Any = None
-        self._input: Input | None = None  # what the reader waits for instead of the event
+        self._future: Any = None
+        self._input: Input | None = None  # what the reader waits for instead of the future
 
     def wake(self, error: BaseException | None = None) -> None:
         """Let the task check what it waits for; or end its waiting with an exception."""
         self.error = self.error or error
         self._is_woken = True
-        if self._event is not None:
-            self._event.set()
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
         if self._input is not None:
             self._input.interrupt()
 
@@ -65,26 +63,27 @@ class _Waiter:
         except GymwireError as error:
             self.wake(error)
 
-    async def pause(self) -> None:
-        """Wait until `wake`, for at most `timeout_s` seconds."""
+    def pause(self, future: Any, timeout_s: float) -> None:
+        """Suspend the call until `wake`, for at most `timeout_s` seconds."""
         if not self._is_woken:
-            self._event = anyio.Event()
-            if self.timeout_s == math.inf:
-                await self._event.wait()
-            else:
-                with anyio.move_on_after(self.timeout_s):
-                    await self._event.wait()
-        self._event, self._is_woken = None, False
+            self._future = future
+            suspend(future if timeout_s == math.inf else _within(timeout_s, future), self)
+        self._future, self._is_woken = None, False
 
-    async def read(self, source: Input, timeout_s: float) -> None:
-        """Wait until `wake` or for input, for at most `timeout_s` seconds."""
+    def read(self, source: Input, timeout_s: float) -> None:
+        """Suspend the call until `wake` or input, for at most `timeout_s` seconds."""
         if not self._is_woken:
             self._input = source
             try:
-                await source.wait(timeout_s)
+                suspend(source.wait(timeout_s), self)
             finally:
                 self._input = None
         self._is_woken = False
+
+
+async def _within(timeout_s: float, future: Any) -> None:
+    with anyio.move_on_after(timeout_s):
+        await future
 
 
 class Input:
@@ -134,13 +133,13 @@ class AioDealer(Dealer):
         if super().send(frame):
             return True
         if wait:
-            suspend(partial(anyio.sleep, DIAL_S))
+            suspend(anyio.sleep(DIAL_S))
         return wait and super().send(frame)
 
     def receive(self) -> bytes | memoryview | None:
         """Return the next frame, or None after a pause without one."""
         if not self.poll():
-            suspend(partial(anyio.sleep, DIAL_S))
+            suspend(anyio.sleep(DIAL_S))
             if not self.poll():
                 return None
         return super().receive()
@@ -154,7 +153,7 @@ class AioSession(RemoteSession):
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.opener = weakref.ref(getcurrent())  # the call that has opened it
+        self.opener = current_number()  # the call that has opened it
 
     def step(self, action: Any, timeout_s: float | None = None) -> Step:
         """Step as a RemoteSession does, but suspend the call instead of blocking."""
@@ -169,7 +168,10 @@ class AioSession(RemoteSession):
             else:
                 self.paths.serve_others(self.connection.clock())
                 self.path.send(frame)
-            self._wait(timeout_s)
+            if timeout_s is None and exchange.reply is None:
+                self.connection.pause(self)
+            if exchange.reply is None:
+                self._wait(timeout_s)
             reply = exchange.reply
             step = None if reply is None else exchange.finish_step(reply[1])
             return self._take(self._read_step) if step is None else step
@@ -207,13 +209,14 @@ class AioConnection(BrokerConnection):
 
     def __init__(self, url: str, **options: Any) -> None:
         self._by_session: dict[RemoteSession, _Waiter] = {}
-        self._others: dict[_Waiter, None] = {}  # those that wait for anything else
+        self._others: dict[_Waiter, _Waiter] = {}  # those that wait for anything else
         self._reader: _Waiter | None = None
         self._has_news = False  # whether a frame has arrived that may concern `_others`
         self._timers_at = 0.0
         self._gathered: list[Frame] = []  # what will be sent before the event loop waits
         self._is_gathering = False  # whether a task will send it
         self._input = self.input_type()
+        self._new_future = future_type()
         try:
             super().__init__(url, **{"dial": AioDealer, **options})
         except BaseException:
@@ -257,8 +260,10 @@ class AioConnection(BrokerConnection):
         self._gathered.append(frame)
         if len(self._gathered) >= MAX_TOGETHER:
             self._send_gathered()
+            self._take_in()
         if not self._is_gathering:
-            suspend(self._gather)
+            suspend(self._gather())
+            self._take_in()
 
     async def _gather(self) -> None:
         """Let the other tasks that can run now add their frames, and send all of them."""
@@ -294,7 +299,7 @@ class AioConnection(BrokerConnection):
         (source,) = sources
         own_timers = None if run_timers == self.tick else run_timers
         waiter = _Waiter(None if isinstance(source, AioSession) else until)
-        waiters: dict[Any, Any] = self._others
+        waiters: dict[Any, _Waiter] = self._others
         key: Any = waiter
         if isinstance(source, AioSession):
             waiters, key = self._by_session, source
@@ -302,14 +307,32 @@ class AioConnection(BrokerConnection):
         try:
             return self._wait(waiter, until, deadline, own_timers, tick_s)
         finally:
-            if waiters.get(key) is waiter:
-                del waiters[key]
-            if self._reader is waiter:
-                self._reader = None
-            if self._reader is None:
-                self._choose_reader()
-            if self.closed and self._reader is None:
-                self._input.close()
+            self._leave(waiters, key)
+
+    def pause(self, session: AioSession) -> None:
+        """Suspend the call until something has arrived for its session, if another task reads.
+
+        This is the first part of most waits, with the least work and the fewest objects.
+        """
+        if self._reader is None:
+            return
+        waiter = self._by_session[session] = _Waiter()
+        try:
+            waiter.pause(self._new_future(), math.inf)
+        finally:
+            self._leave(self._by_session, session)
+        if waiter.error is not None:
+            raise waiter.error
+
+    def _leave(self, waiters: dict[Any, _Waiter], key: Any) -> None:
+        """End the waiting of a task."""
+        waiter = waiters.pop(key)
+        if self._reader is waiter:
+            self._reader = None
+        if self._reader is None:
+            self._choose_reader()
+        if self.closed and self._reader is None:
+            self._input.close()
 
     def _wait(
         self,
@@ -327,10 +350,9 @@ class AioConnection(BrokerConnection):
                 self._reader = waiter
             if self._reader is waiter:
                 self._input.watch([one.path for one in self._sources()])
-                suspend(partial(waiter.read, self._input, min(left_s, TICK_S)), waiter)
+                waiter.read(self._input, min(left_s, TICK_S))
             else:
-                waiter.timeout_s = left_s
-                suspend(waiter.pause, waiter)
+                waiter.pause(self._new_future(), left_s)
             if self.closed:
                 raise waiter.error or self.link.closed_error()
             if self._reader is waiter:
@@ -350,9 +372,9 @@ class AioConnection(BrokerConnection):
         The last one of those that wait for sessions: where steps take equally long, its reply
         comes last, and each change of the reader costs two changes of tasks.
         """
-        waiters = self._by_session.values() or self._others
+        waiters = self._by_session or self._others
         if waiters:
-            next(reversed(waiters)).wake()
+            next(reversed(waiters.values())).wake()
 
     def _sources(self) -> list[Source]:
         """Return the connections over which frames can arrive now."""
@@ -401,11 +423,11 @@ class AioConnection(BrokerConnection):
 
     def close_others(self, sids: Collection[int]) -> None:
         """Close the sessions that this call has opened, except these: tasks share a connection."""
-        call = getcurrent()
+        number = current_number()
         foreign = [
             one.sid
             for one in self._sessions.values()
-            if isinstance(one, AioSession) and one.opener() is not call
+            if isinstance(one, AioSession) and one.opener != number
         ]
         super().close_others({*sids, *foreign})
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Concatenate, NamedTuple, ParamSpec, Self, Type
 from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
 
-from gymwire.learner_agent.aio.calls import Call, Interrupted, anyio, finish, run
+from gymwire.learner_agent.aio.calls import Call, Interrupted, anyio, finish, new_call, run
 from gymwire.learner_agent.aio.connection import AioConnection
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.open_sessions import MAX_OPENING
@@ -389,9 +389,9 @@ class ProxyEnv:
             if again != cancelled:
                 await self._finish_cancelled(env)
         self._check_alone()
-        self._current = Call(method)  # less work than a scope, and fewer objects to collect
+        self._current = call = new_call()  # less work than a scope, and fewer objects to collect
         try:
-            result = await finish(self._current, env, *args, **kwargs)
+            result = await finish(call, method, (env, *args), kwargs)
             self._cancelled = None
             return result
         except Interrupted:

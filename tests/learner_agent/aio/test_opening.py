@@ -72,6 +72,8 @@ def test_a_failed_open_closes_no_session_of_another_task(go: Callable[..., None]
             group.start_soon(fail, connection)  # it waits for the address longer
             await env.open()
         await env.reset(seed=1)
+        await fail(connection)  # on the stack of a call that has ended
+        await env.step(0)
         await env.close()
 
     with Network() as network:
