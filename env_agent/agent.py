@@ -140,10 +140,10 @@ class Agent:
             threading.Thread(target=self._run_loop, args=(i, offers), name=f"loop-{i}", daemon=True)
             for i in range(1, len(self._loops))
         ]
-        reporter = self._reporter = ProgressReporter(
-            self._make_dealer, self._loops, self._id, self.on_stop
-        )
         liveness = self._make_liveness(self._id)
+        reporter = self._reporter = ProgressReporter(
+            partial(self._make_followed, liveness), self._loops, self._id, self.on_stop
+        )
         holder = threading.Thread(target=liveness.hold, name="liveness", daemon=True)
         relief = Relief([loop.crew for loop in self._loops])
         for thread in (*threads, reporter, holder, relief):
@@ -178,6 +178,12 @@ class Agent:
             self._log.warning("exception of a signal handler ignored", error=why)
         finally:
             self._restore_signals(at_end=True)
+
+    def _make_followed(self, liveness: LivenessConnection) -> Dealer:
+        """Dial the broker; the liveness connection follows to where this one finds it."""
+        dealer = self._make_dealer()
+        dealer.on_up = liveness.follow
+        return dealer
 
     def _make_transports(self, index: int) -> Transports:
         """Dial the broker, and listen for direct connections to the loop with this index."""
