@@ -129,7 +129,6 @@ def probe_of_the_liveness_connection(router: Router) -> bool:
 def test_the_liveness_connection_follows_to_where_another_one_finds_the_broker(
     resolve: Resolve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    resolve("127.0.0.1", "127.0.0.2")
     monkeypatch.setattr(dealer, "first_reachable", lambda _url: f"tcp://127.0.0.1:{port}")
     with contextlib.closing(Router(["tcp://127.0.0.1:*"])) as former:
         port = former.urls[0].rpartition(":")[2]
@@ -142,6 +141,7 @@ def test_the_liveness_connection_follows_to_where_another_one_finds_the_broker(
         contextlib.closing(Router([f"tcp://127.0.0.2:{port}"])) as router,
         contextlib.closing(Dealer(url)) as other,
     ):
+        resolve("127.0.0.1", "127.0.0.2")
         other.on_up = liveness.follow
         for _ in range(100):
             if any(event.up for event in other.link_events()):
