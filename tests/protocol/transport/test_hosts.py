@@ -134,7 +134,7 @@ def test_the_liveness_connection_follows_to_where_another_one_finds_the_broker(
         port = former.urls[0].rpartition(":")[2]
         url = f"tcp://broker.invalid:{port}"
         liveness = LivenessConnection(url, b"a" * 16)
-        holder = threading.Thread(target=liveness.hold)
+        holder = threading.Thread(target=liveness.hold, daemon=True)
         holder.start()
         assert probe_of_the_liveness_connection(former)
     with (
