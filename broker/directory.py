@@ -1,8 +1,9 @@
 """List what is offered, and choose the serving loop for a new session.
 
 The broker chooses among the serving loops that offer the address, are connected, are not draining
-and have a free slot there. If the address is pinned, only those of its identity count. Among them
-it prefers, in this order,
+and have a free slot there. If the address is pinned, only those of its identity count. A loop that
+executes a request of an ended session, and nothing else, gets no session: its next one would wait
+for a request that may never end. Among the others the broker prefers, in this order,
 
 1. a loop in which no session is in a long step, and that has sent a message to the broker since a
    session of it ended, since a loop runs one request, or closes one environment, at a time;
@@ -89,11 +90,24 @@ def choose_loop(tables: Tables, address: Address, rights: Rights, now: float) ->
             slots=slots,
         )
 
+    able = [peer for peer in free if not peer.is_blocked(now)]
+    if not able:
+        slots = sum(peer.offers[name].capacity for peer in staying)
+        used = sum(peer.used[name] for peer in staying)
+        raise Refusal(
+            Code.NO_FREE_SLOT,
+            f"No slot of {str(address)!r} can be used now: {used} of {slots} are in use, and the "
+            f"threads of the others still execute requests that learners have given up. Wait until "
+            f"these end, or start another env agent for this address. With `gymwire serve`, each "
+            f"session has a thread of its own unless --threads is given.",
+            slots=slots,
+        )
+
     def load(peer: Peer) -> tuple[bool, int, int]:
         is_busy = peer.in_step(now) or peer.may_be_closing
         return is_busy, tables.load_of(peer), len(peer.sessions)
 
-    return min(free, key=load)
+    return min(able, key=load)
 
 
 def _not_offered(tables: Tables, address: Address, rights: Rights) -> Refusal:

@@ -127,13 +127,14 @@ class SessionMessages:
         Every connection of the env agent's process may report it.
         """
         session = self._tables.sessions.get(header.sid)
+        in_step_s = max(0.0, min(progress.since_s, 1e9))
         if session is None:
-            self._tables.note_stuck(header.sid, peer, now)
+            self._tables.note_stuck(header.sid, peer, in_step_s, now)
             return []
         if session.loop.process != peer.process:
             self._journal.drop(peer.rid, Drop.NOT_OURS)
             return []
-        self._tables.progress(session, max(0.0, min(progress.since_s, 1e9)), now)
+        self._tables.progress(session, in_step_s, now)
         if session.learner is None:
             return []
         if session.learner.rights.metered:

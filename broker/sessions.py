@@ -262,6 +262,8 @@ class Sessions:
         """Forget a session and count its end. `loss`: see `Loss`; None: it was closed."""
         self._tables.drop_session(session)
         session.loop.may_be_closing = True
+        if loss is not None:  # the loop may still execute what it has last reported
+            session.loop.note_stuck(session.in_step_s, session.progress_at)
         if session.learner is not None:
             self._quotas.end_session(session.learner.key, session.sid)
         if session.is_open:

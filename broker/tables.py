@@ -19,6 +19,9 @@ SID_BITS = 53  # that a JavaScript number holds exactly
 MAX_ENDED = 10_000  # ended sessions that the broker remembers
 # An env agent reports a long step every second; without a report for this long the step has ended.
 PROGRESS_TTL_S = 2.5
+# A loop serves others during a request if it is heard this long after the request has begun:
+# longer than a message may be late, and shorter than the second between two PINGs of a loop.
+BLOCKED_S = 0.5
 # What may be relayed to one side of a session before that side sends a frame: one frame of LARGE
 # bytes or more, and fewer than 2 * MAX_UNANSWERED smaller ones.
 LARGE = 16 * 1024
@@ -54,6 +57,9 @@ class Peer:
     used: Counter[str] = field(default_factory=Counter)  # a loop's sessions by address
     # ended sessions whose environment is still busy, by address
     stuck: Counter[str] = field(default_factory=Counter)
+    # when the request of an ended session began that it last executed, and how long that counts
+    stuck_since: float = -math.inf
+    stuck_until: float = -math.inf
     # when a session was last reported to be in a long step, by sid: the latest report last
     long_steps: dict[int, float] = field(default_factory=dict)
     attach_token: bytes = b""  # proves that a local channel is this peer's; b"": not allowed one
@@ -71,6 +77,19 @@ class Peer:
         """Return whether a session of this loop was recently reported to be in a long step."""
         latest = next(reversed(self.long_steps.values()), -math.inf)
         return now - latest < PROGRESS_TTL_S
+
+    def note_stuck(self, in_step_s: float, reported_at: float) -> None:
+        """Note the report of a request whose session has ended."""
+        until = reported_at + PROGRESS_TTL_S
+        if until >= self.stuck_until:
+            self.stuck_since, self.stuck_until = reported_at - in_step_s, until
+
+    def is_blocked(self, now: float) -> bool:
+        """Return whether this loop executes a request of an ended session, and nothing else.
+
+        A loop whose sessions have threads of their own is heard during such a request.
+        """
+        return now < self.stuck_until and self.heard < self.stuck_since + BLOCKED_S
 
 
 @dataclass(slots=True, eq=False)
@@ -366,12 +385,13 @@ class Tables:
         session.loop.long_steps.pop(session.sid, None)
         session.loop.long_steps[session.sid] = now
 
-    def note_stuck(self, sid: int, reporter: Peer, now: float) -> None:
+    def note_stuck(self, sid: int, reporter: Peer, in_step_s: float, now: float) -> None:
         """Note that an env agent reports a request of a session that has ended."""
         rid, address = self.ended.get(sid, (b"", ""))
         loop = self.peers.get(rid)
         if loop is None or loop.process != reporter.process:
             return
+        loop.note_stuck(in_step_s, now)
         if self.stuck.pop(sid, None) is None:
             loop.stuck[address] += 1
         self.stuck[sid] = loop, address, now

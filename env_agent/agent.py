@@ -32,6 +32,7 @@ from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import AGENT_SIZE, Offer
+from gymwire.protocol.outside_exceptions import is_from_signal_handler
 from gymwire.protocol.process_ids import session_text, with_process
 from gymwire.protocol.process_slots import with_process_slots
 from gymwire.protocol.security.keys import KeyPair
@@ -105,7 +106,7 @@ class Agent:
         self._registered = 0  # loops whose offers the broker has confirmed
         self._failure: GymwireError | None = None
         self._signals = 0
-        self._restore_signals: Callable[[], None] = lambda: None
+        self._restore_signals: Callable[..., None] = lambda **_: None
         self._ending = threading.Event()
         self._is_described = False
         self.stopped = False
@@ -139,17 +140,17 @@ class Agent:
             threading.Thread(target=self._run_loop, args=(i, offers), name=f"loop-{i}", daemon=True)
             for i in range(1, len(self._loops))
         ]
-        reporter = self._reporter = ProgressReporter(
-            self._make_dealer, self._loops, self._id, self.on_stop
-        )
         liveness = self._make_liveness(self._id)
+        reporter = self._reporter = ProgressReporter(
+            partial(self._make_followed, liveness), self._loops, self._id, self.on_stop
+        )
         holder = threading.Thread(target=liveness.hold, name="liveness", daemon=True)
         relief = Relief([loop.crew for loop in self._loops])
         for thread in (*threads, reporter, holder, relief):
             thread.start()
         self._loop_registered(offers)
         try:
-            first.run()
+            self._run_first(first)
         finally:
             self._loop_ended(0)
             if not self._ending.is_set():
@@ -165,6 +166,24 @@ class Agent:
             raise self._failure
         if not complete:
             self._cut_off(self._describe_running())
+
+    def _run_first(self, loop: ServingLoop) -> None:
+        """Run the first loop, in whose thread Python runs the signal handlers of environments."""
+        try:
+            loop.run()
+        except BaseException as error:
+            if not is_from_signal_handler(error):
+                raise
+            why = failure_reports.summary(error)[:200]
+            self._log.warning("exception of a signal handler ignored", error=why)
+        finally:
+            self._restore_signals(at_end=True)
+
+    def _make_followed(self, liveness: LivenessConnection) -> Dealer:
+        """Dial the broker; the liveness connection follows to where this one finds it."""
+        dealer = self._make_dealer()
+        dealer.on_up = liveness.follow
+        return dealer
 
     def _make_transports(self, index: int) -> Transports:
         """Dial the broker, and listen for direct connections to the loop with this index."""

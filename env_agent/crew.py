@@ -199,6 +199,15 @@ class Crew:
         """Read or execute jobs in this thread, until it is dismissed or all is over."""
         while not (self.is_over or me.is_dismissed):
             try:
+                self._run_until_over(me)
+            except BaseException as error:  # a signal handler's, while `failed` handled another one
+                if self._failed is None:
+                    raise
+                self._failed(me, error)
+
+    def _run_until_over(self, me: Executor) -> None:
+        while not (self.is_over or me.is_dismissed):
+            try:
                 if self.reader is me:
                     self._read(me)
                 elif me.inbox:

@@ -12,6 +12,7 @@ from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.protocol.errors import ConfigurationError, EncodingError
 from gymwire.protocol.messages import Code, Error
+from gymwire.protocol.outside_exceptions import is_from_signal_handler
 
 MAX_TRACEBACK = 20_000  # characters, counted from the end
 MAX_CAUSES = 10  # exceptions of a chain in which a known cause is searched
@@ -32,13 +33,19 @@ def request_failed(error: BaseException, env: object) -> Error:
 
 
 def handling_failed(request: str, error: BaseException) -> Error:
-    """Report that the env agent failed to handle a request, because of a bug of its own."""
-    return Error(
-        Code.ENVIRONMENT_FAILED,
-        f"The env agent failed to handle {request}: {summary(error)} This is a bug in gymwire, "
-        f"not in the environment. The request may have been executed.",
-        _details(error, None),
-    )
+    """Report that the env agent failed to handle a request.
+
+    The reason is a bug of its own, or the signal handler of an environment, such as that of a
+    timer, which Python runs in the main thread whatever that executes.
+    """
+    failed = f"The env agent failed to handle {request}"
+    if is_from_signal_handler(error):
+        text = f"{failed}, because a signal handler of an environment raised {summary(error)}"
+        text = f"{text.removesuffix('.')}."
+    else:
+        text = f"{failed}: {summary(error)} This is a bug in gymwire, not in the environment."
+    text = f"{text} The request may have been executed."
+    return Error(Code.ENVIRONMENT_FAILED, text, _details(error, None))
 
 
 def open_failed(address: str, error: BaseException) -> Error:

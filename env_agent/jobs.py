@@ -16,6 +16,7 @@ from gymwire.env_agent.timed_steps import BusyTimes, TimedSteps
 from gymwire.protocol import codec
 from gymwire.protocol.codec import KIND_AT, SEQ, Frame, Pieces
 from gymwire.protocol.messages import Kind
+from gymwire.protocol.outside_exceptions import is_from_signal_handler
 
 
 class Jobs:
@@ -94,12 +95,23 @@ class Jobs:
             return b""
 
     def count_failure(self, error: BaseException, slot: Slot | None = None) -> None:
-        """Log a bug in the handling of a request, which may be one of a session."""
+        """Log a bug in the handling of a request, which may be one of a session.
+
+        What a signal handler of an environment raises is no such bug, and is logged as what it is.
+        """
+        facts = {} if slot is None else slot.facts
+        text = failure_reports.summary(error)[:200]
+        if is_from_signal_handler(error):
+            why = "a signal handler of an environment raised it outside of the environment"
+            self._log.warning(
+                "request failed, a signal handler raised", **facts, error=text, why=why
+            )
+            return
         self.failed_requests += 1
         self._log.error(
             "request failed, a bug in gymwire",
-            **({} if slot is None else slot.facts),
-            error=failure_reports.summary(error)[:200],
+            **facts,
+            error=text,
             traceback=failure_reports.trace_of(error),
             failed_requests=self.failed_requests,
         )

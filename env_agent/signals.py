@@ -10,6 +10,8 @@ from collections.abc import Callable
 
 import structlog
 
+from gymwire.protocol.outside_exceptions import is_from_signal_handler
+
 # Drains like SIGTERM, but may be repeated. SLURM, systemd and Kubernetes signal every process of a
 # job, some of them twice; a second SIGTERM ends the process. Windows has no SIGUSR1.
 DRAIN = getattr(signal, "SIGUSR1", signal.SIGTERM)
@@ -18,10 +20,20 @@ ENDING = tuple({signal.SIGINT, signal.SIGTERM, DRAIN})
 # end their process use other numbers.
 STOPPED = 113
 _NO_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, None)
+# What a timer sends, by its name. Windows has none.
+_TIMERS = {
+    getattr(signal, name): getattr(signal, timer)
+    for name, timer in (
+        ("SIGALRM", "ITIMER_REAL"),
+        ("SIGVTALRM", "ITIMER_VIRTUAL"),
+        ("SIGPROF", "ITIMER_PROF"),
+    )
+    if hasattr(signal, name)
+}
 CUT_OFF = 1  # exit status if a step or an environment's `close` did not end in time
 
 
-def watch(on_signal: Callable[[int], None]) -> Callable[[], None]:
+def watch(on_signal: Callable[[int], None]) -> Callable[..., None]:
     """Call `on_signal` with the number of each signal of ENDING from now on.
 
     It is called in another thread: the main thread, in which Python runs the handlers of signals,
@@ -29,11 +41,16 @@ def watch(on_signal: Callable[[int], None]) -> Callable[[], None]:
 
     Returns a function to call after an environment's code, which may ignore signals, let them end
     the process, or use `asyncio.run`: it undoes that in the main thread. In others it does nothing.
+    With `at_end`, after the last environment of the main thread, it also ends the timers that
+    environments have left, and their handlers: they must not decide how the process ends.
     """
     numbers, wakeup = os.pipe()
     os.set_blocking(wakeup, False)
 
     def handle(number: int, frame: object) -> None:
+        for timer in _TIMERS:  # else one without a handler would end the process
+            if signal.getsignal(timer) is signal.SIG_DFL:
+                signal.signal(timer, signal.SIG_IGN)
         # An environment may have set another file descriptor, which got this number instead.
         if signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False) != wakeup:
             with contextlib.suppress(OSError):
@@ -44,8 +61,10 @@ def watch(on_signal: Callable[[int], None]) -> Callable[[], None]:
             if number[0] in ENDING:
                 on_signal(number[0])
 
-    def restore() -> None:
+    def restore(*, at_end: bool = False) -> None:
         if threading.get_ident() == main:
+            if at_end:
+                _end_timers_and_handlers()
             _restore(handle, wakeup, restored)
 
     main, restored = threading.get_ident(), set[int]()
@@ -54,6 +73,26 @@ def watch(on_signal: Callable[[int], None]) -> Callable[[], None]:
         signal.signal(number, handle)
     signal.set_wakeup_fd(wakeup, warn_on_full_buffer=False)
     return restore
+
+
+def _end_timers_and_handlers() -> None:
+    """End the timers of this process, and ignore what other signals than ENDING would do.
+
+    A handler may raise meanwhile, so it is repeated until none does.
+    """
+    while True:
+        try:
+            for number, timer in _TIMERS.items():
+                signal.setitimer(timer, 0.0)
+                signal.signal(number, signal.SIG_IGN)
+            for number in signal.valid_signals():
+                if number not in ENDING and callable(signal.getsignal(number)):
+                    signal.signal(number, signal.SIG_IGN)
+        except BaseException as error:
+            if not is_from_signal_handler(error):
+                raise
+        else:
+            return
 
 
 def _restore(handle: Callable[[int, object], None], wakeup: int, restored: set[int]) -> None:

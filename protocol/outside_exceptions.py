@@ -7,6 +7,7 @@ operating system or of a decoder must not take them for one (docs/reliability.md
 from __future__ import annotations
 
 import sys
+from traceback import walk_tb
 
 # What may stand between gymwire and the call that failed. The handler of a signal is in a module of
 # the program that uses gymwire.
@@ -37,6 +38,22 @@ def has_foreign_frame(error: BaseException) -> bool:
         if not _is_library(module):
             return True
         traceback = traceback.tb_next
+    return False
+
+
+def is_from_signal_handler(error: BaseException) -> bool:
+    """Return whether the handler of a signal, in a foreign module, raised an exception.
+
+    Python calls a handler with the frame that it interrupts.
+    """
+    callers = set[int]()
+    for frame, _ in walk_tb(error.__traceback__):
+        if not _is_library(frame.f_globals.get("__name__", "")):
+            for value in list(frame.f_locals.values()):
+                arguments = value if type(value) is tuple else (value,)  # of `*arguments`
+                if any(id(one) in callers for one in arguments):
+                    return True
+        callers.add(id(frame))
     return False
 
 

@@ -20,7 +20,7 @@ from gymwire.env_agent.environments import Service
 from gymwire.env_agent.memory import limit_arenas
 from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.transports import DirectSettings
-from gymwire.env_agent.workers import Supervisor
+from gymwire.env_agent.workers import Supervisor, die_with_supervisor
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
@@ -70,6 +70,8 @@ def command(options: Options, output: Output) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
     if options.workers > 1 and options.worker is None:
         return _supervise(options)
+    if options.workers > 1:  # not an agent of a fleet, which a thread may have started that ends
+        die_with_supervisor()
     limit_arenas()
     recorder: Recorder | None = None
     try:

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import zmq
@@ -90,6 +91,10 @@ class Dealer:
     `max_message`: bytes of a received frame; a larger one ends the connection.
 
     Raises AddressError, ConfigurationError, ConnectionFailed.
+
+    Attributes:
+        on_up: called by `link_events` with the URL over which a connection was made. It is one with
+            an address if the host's name has several, and libzmq does not reach the first.
     """
 
     has_buffered = False
@@ -104,6 +109,7 @@ class Dealer:
         max_message: int = MAX_MESSAGE,
     ) -> None:
         self.url = check_url(url)
+        self.on_up: Callable[[str], None] = lambda _url: None
         self._plan = DialPlan(url)
         # New for each socket and never shown to others: a peer that guessed the routing id could
         # take over the connection.
@@ -180,6 +186,8 @@ class Dealer:
         events = self._monitor.events()
         for event in events:
             self._inflow.note(event)
+            if event.up:
+                self.on_up(self._plan.current)
         self._inflow.close_overfull()
         if self._monitor.attempt_failed:
             self._monitor.attempt_failed = False
@@ -229,7 +237,8 @@ class LivenessConnection:
 
     libzmq alone keeps it up and reconnects it, also while an environment holds the interpreter's
     lock. Nobody reads it, so it keeps only the last message that it receives. `agent`: the 16 bytes
-    that HELLO carries. Call `hold` in a thread of its own.
+    that HELLO carries. Call `hold` in a thread of its own, and `follow` when another connection has
+    reached the broker: libzmq alone dials only one address.
     """
 
     def __init__(
@@ -242,18 +251,36 @@ class LivenessConnection:
         # Not a small RCVHWM, with which the broker could abort this process (docs/design.md).
         self._socket.setsockopt(zmq.CONFLATE, 1)
         # Only libzmq dials again later, so it must get an address that works.
-        self._socket.connect(first_reachable(check_url(url)))
-        self._held, self._release = os.pipe()
+        self._url = self._next_url = first_reachable(check_url(url))
+        self._socket.connect(self._url)
+        self._orders, self._order = os.pipe()
+        self._is_released = False
+        self._lock = threading.Lock()
 
     def hold(self) -> None:
         """Block until `release` is called, without holding the interpreter's lock."""
-        # POLLERR: the poll must service the connection, but not end when the broker sends.
-        zmq.zmq_poll([(self._socket, zmq.POLLERR), (self._held, zmq.POLLIN)], timeout=-1)
+        while not self._is_released:
+            # POLLERR: the poll must service the connection, but not end when the broker sends.
+            zmq.zmq_poll([(self._socket, zmq.POLLERR), (self._orders, zmq.POLLIN)], timeout=-1)
+            os.read(self._orders, 1)
+            former, self._url = self._url, self._next_url
+            if former != self._url:
+                self._socket.disconnect(former)
+                self._socket.connect(self._url)
         self._socket.close(linger=0)
-        os.close(self._held)
+        os.close(self._orders)
+
+    def follow(self, url: str) -> None:
+        """Dial this URL instead, if it is another one. Call it from any thread."""
+        with self._lock:
+            if url != self._next_url and not self._is_released:
+                self._next_url = url
+                os.write(self._order, b"x")
 
     def release(self) -> None:
         """End `hold`. Call it once, from any thread."""
         # Closing the pipe alone does not end `hold` if an environment has forked.
-        os.write(self._release, b"x")
-        os.close(self._release)
+        with self._lock:
+            self._is_released = True
+            os.write(self._order, b"x")
+            os.close(self._order)

@@ -5,7 +5,18 @@ from __future__ import annotations
 import pytest
 
 from gymwire.broker.tables import PROGRESS_TTL_S
-from gymwire.protocol.messages import Bye, Find, Found, Gone, Progress, Role
+from gymwire.protocol.messages import (
+    Bye,
+    Code,
+    Error,
+    Find,
+    Found,
+    Gone,
+    Open,
+    Ping,
+    Progress,
+    Role,
+)
 from tests.broker.harness import Broker, only
 
 PROGRESS = b"\x01progress"
@@ -48,6 +59,57 @@ def test_a_stuck_session_does_not_take_a_slot(broker: Broker) -> None:
     sid, other = abandoned(broker)
     broker.say(PROGRESS, Progress(60.0), sid, 1)
     assert broker.open(other)
+
+
+FREE = b"\x01free"
+
+
+def blocked(broker: Broker) -> tuple[int, bytes]:
+    """Return the sid of a session that has ended during a step, and another learner.
+
+    There are two loops of four slots, and the one with the session sends nothing in the step.
+    """
+    broker.env(agent=AGENT)
+    broker.hello(PROGRESS, Role.PROGRESS, agent=AGENT)
+    sid = broker.open(learner := broker.learner())
+    broker.env(FREE, agent=AGENT)
+    broker.now += 2.0
+    broker.say(PROGRESS, Progress(1.9), sid, 1)
+    only(broker.say(learner, Bye("")), Gone)
+    return sid, broker.learner(b"\x01other")
+
+
+def test_a_thread_in_an_abandoned_step_gets_no_session(broker: Broker) -> None:
+    sid, other = blocked(broker)
+    nonces = [b"m" * 15 + bytes([number]) for number in range(5)]
+    for number, nonce in enumerate(nonces[:4]):
+        if number:  # the first one comes before another report
+            broker.say(PROGRESS, Progress(1.9), sid, 1)
+        broker.open(other, nonce=nonce)
+    assert len(broker.core._tables.peers[FREE].sessions) == 4
+    refused = only(broker.say(other, Open("cartpole", nonces[4]), seq=9), Error)
+    assert (refused.code, refused.details) == (Code.NO_FREE_SLOT, {"slots": 8})
+    assert "4 of 8 are in use" in refused.text
+    broker.say(b"\x01env", Ping())  # the step is over
+    assert broker.open(other, nonce=nonces[4])
+
+
+def test_a_thread_whose_abandoned_step_is_not_reported_any_more_gets_sessions(
+    broker: Broker,
+) -> None:
+    _, other = blocked(broker)
+    broker.core._tables.peers[FREE].draining.add("cartpole")
+    assert only(broker.say(other, Open("cartpole", b"m" * 16), seq=9), Error)
+    broker.expire(PROGRESS_TTL_S)
+    assert broker.open(other, nonce=b"m" * 16)
+
+
+def test_an_abandoned_step_of_a_loop_that_is_heard_delays_nobody(broker: Broker) -> None:
+    sid, other = blocked(broker)
+    broker.core._tables.peers[FREE].draining.add("cartpole")
+    broker.say(b"\x01env", Ping())
+    broker.say(PROGRESS, Progress(2.0), sid, 1)
+    assert broker.open(other, nonce=b"m" * 16)
 
 
 def test_only_the_process_of_a_session_reports_it(broker: Broker) -> None:

@@ -352,3 +352,22 @@ def test_readers_are_relieved_again_as_soon_as_one_crew_is_active(
     relief.stop()
     relief.join(PATIENCE_S)
     assert not relief.is_alive()
+
+
+def test_a_signal_handler_that_raises_while_a_failure_is_handled_ends_nothing() -> None:
+    handled: list[str] = []
+
+    def read(_me: Executor) -> None:
+        if len(handled) == 3:
+            crew.is_over = True
+        else:
+            raise ValueError("of a handler")
+
+    def failed(_me: Executor, error: BaseException) -> None:
+        handled.append(str(error))
+        if len(handled) == 1:
+            raise ValueError("of the next one")
+
+    crew = Crew(read, failed)
+    crew.run(crew.own)
+    assert handled == ["of a handler", "of the next one", "of a handler"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ import pytest
 
 from gymwire import ProxyEnv
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.protocol.errors import AddressUnknown, EnvironmentLost, NoFreeSlot
+from gymwire.protocol.errors import AddressUnknown, EnvironmentLost, NoFreeSlot, RequestTimeout
+from gymwire.protocol.messages import Act
 from tests.processes import PATIENCE_S, ROOT, Program, Programs
 from tests.sampling import thorough
 
@@ -237,6 +239,35 @@ def test_on_sigint_a_pool_ends_at_once(programs: Programs) -> None:
     assert not any("Traceback" in line for line in supervisor.output)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="PR_SET_PDEATHSIG")
+@pytest.mark.parametrize("env", ["Entered", "Locked"])
+def test_workers_end_at_once_with_a_killed_supervisor(
+    programs: Programs, tmp_path: Path, env: str
+) -> None:
+    _, url = programs.broker()
+    gate = tmp_path / "gate"
+    if env == "Locked":
+        os.mkfifo(gate)
+    served = ("--env", f"tests.system.pool_envs:{env}")
+    supervisor = pool(programs, url, 2, *served, "--grace", "3600")
+    with contextlib.ExitStack() as stack:
+        workers = [os.pidfd_open(row["pid"]) for row in rows(supervisor, "offering")]
+        for worker in workers:
+            stack.callback(os.close, worker)
+            stack.callback(_kill, worker)
+        proxy = stack.enter_context(contextlib.closing(ProxyEnv("pool", url)))
+        proxy.reset(options={"gate": str(gate)})
+        with pytest.raises(RequestTimeout):
+            proxy._session.request(Act(1), timeout_s=0.1)
+        entered = Path(f"{gate}.entered")
+        eventually(lambda: entered.exists() or None, "the step")
+        supervisor.kill()
+        for worker in workers:
+            assert select.select([worker], [], [], PATIENCE_S)[0]
+        with pytest.raises(EnvironmentLost):
+            proxy.step(1)
+
+
 def test_ctrl_c_in_a_terminal_lets_each_worker_say_bye(programs: Programs) -> None:
     """It comes to all processes of the terminal, and a second one would end a worker at once."""
     broker, url = programs.broker()
@@ -335,3 +366,8 @@ def test_a_vanished_learner_frees_its_slot_within_the_lease(programs: Programs) 
     with contextlib.closing(open_when_free(url)) as env:
         env.reset()
     agent.wait_for("session lost")
+
+
+def _kill(pidfd: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)

@@ -14,7 +14,7 @@ import pytest
 
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.protocol.errors import RequestTimeout
+from gymwire.protocol.errors import NoFreeSlot, RequestTimeout
 from tests.processes import Programs, programs
 from tests.sampling import sampled, thorough
 
@@ -163,3 +163,27 @@ def test_an_abandoned_step_does_not_delay_the_next_session(
             eventually(lambda: [row["stuck"] for row in connection.find("it")] == [1])
             gate.touch()
             eventually(lambda: [row["stuck"] for row in connection.find("it")] == [0])
+
+
+def test_with_a_number_of_threads_no_session_waits_for_an_abandoned_step(
+    started: Programs, tmp_path: Path
+) -> None:
+    _, url = started.broker()
+    gate = tmp_path / "gate"
+    serve(started, url, "Stuck", "--max-sessions", "8", "--threads", "2", gate=str(gate))
+    stuck = ProxyEnv("it", broker=url, step_timeout_s=2.0)
+    stuck.reset()
+    with pytest.raises(RequestTimeout):
+        stuck.step(1)
+    stuck.close()
+    with contextlib.ExitStack() as stack:
+        for _ in range(4):
+            env = stack.enter_context(contextlib.closing(ProxyEnv("it", broker=url)))
+            assert env.reset()[0] == 0
+        with pytest.raises(NoFreeSlot, match="4 of 8 are in use"):
+            ProxyEnv("it", broker=url, step_timeout_s=PATIENCE_S)
+        gate.touch()
+        last = stack.enter_context(
+            contextlib.closing(ProxyEnv("it", broker=url, wait_s=PATIENCE_S))
+        )
+        last.reset()

@@ -71,6 +71,43 @@ def test_a_timer_that_goes_off_between_two_requests_ends_nothing(started: Progra
     assert "Traceback" not in "".join(agent.output)
 
 
+def test_a_timer_that_goes_off_in_the_handling_of_a_request_is_not_called_a_bug(
+    started: Programs,
+) -> None:
+    agent, url = serve(started, "Late")
+    with ProxyEnv("odd", url) as env:
+        env.reset(seed=1)
+        failed = ""
+        for _ in range(20_000):
+            try:
+                env.step(1)
+            except EnvironmentFailed as error:
+                failed = str(error)
+                if "signal handler" in failed:  # else it hit the end of the step itself
+                    break
+    raised = "a signal handler of an environment raised TimeoutError: the time is over."
+    assert f"The env agent failed to handle ACT, because {raised}" in failed
+    logged = agent.wait_for("request failed, a signal handler raised")
+    assert logged["error"] == "TimeoutError: the time is over"
+    assert "a bug in gymwire" not in "".join(agent.output)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("handler", ["raises", "returns", "none"])
+def test_the_timer_of_an_environment_does_not_decide_the_exit_status(
+    started: Programs, handler: str, number: signal.Signals
+) -> None:
+    agent, url = serve(started, "Timed", "--env-kwargs", f'{{"handler": "{handler}"}}')
+    env = ProxyEnv("odd", url)
+    env.reset(seed=1)
+    if number == signal.SIGTERM:
+        env.close()
+        assert agent.wait_for("session closed")
+    agent.process.send_signal(number)
+    assert agent.wait() == 0, agent.output
+    env.close()
+
+
 @pytest.mark.parametrize("ignores", ["true", "false"])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_environment_that_removes_signal_handlers_does_not_keep_its_agent_from_ending(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from gymwire.protocol.messages import LIVENESS_PREFIX
+from gymwire.protocol.transport import dealer
 from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
 from gymwire.protocol.transport.hosts import (
     CYCLE_S,
@@ -81,12 +82,12 @@ def test_a_listener_at_any_address_of_a_name_is_found(
     resolve(*others, "127.0.0.1")
     with contextlib.closing(Router(["tcp://127.0.0.1:*"])) as router:
         port = router.urls[0].rpartition(":")[2]
-        with contextlib.closing(Dealer(f"tcp://broker.invalid:{port}")) as dealer:
+        with contextlib.closing(Dealer(f"tcp://broker.invalid:{port}")) as dialling:
             for _ in range(100):
-                if any(event.up for event in dealer.link_events()):
+                if any(event.up for event in dialling.link_events()):
                     break
-                dealer.poll(0.1)
-            assert dealer.send(b"x", wait=True)
+                dialling.poll(0.1)
+            assert dialling.send(b"x", wait=True)
             received = router.receive()
             assert received is not None
             assert bytes(received[2]) == b"x"
@@ -115,6 +116,41 @@ def test_the_liveness_connection_dials_an_address_that_works(
         holder.join()
         assert received is not None
         assert received[0] == LIVENESS_PREFIX + b"a" * 15
+
+
+def probe_of_the_liveness_connection(router: Router) -> bool:
+    for _ in range(100):
+        received = router.receive()
+        if received is not None and received[0].startswith(LIVENESS_PREFIX):
+            return True
+    return False
+
+
+def test_the_liveness_connection_follows_to_where_another_one_finds_the_broker(
+    resolve: Resolve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dealer, "first_reachable", lambda _url: f"tcp://127.0.0.1:{port}")
+    with contextlib.closing(Router(["tcp://127.0.0.1:*"])) as former:
+        port = former.urls[0].rpartition(":")[2]
+        url = f"tcp://broker.invalid:{port}"
+        liveness = LivenessConnection(url, b"a" * 16)
+        holder = threading.Thread(target=liveness.hold, daemon=True)
+        holder.start()
+        assert probe_of_the_liveness_connection(former)
+    with (
+        contextlib.closing(Router([f"tcp://127.0.0.2:{port}"])) as router,
+        contextlib.closing(Dealer(url)) as other,
+    ):
+        resolve("127.0.0.1", "127.0.0.2")
+        other.on_up = liveness.follow
+        for _ in range(100):
+            if any(event.up for event in other.link_events()):
+                break
+            other.poll(0.1)
+        assert probe_of_the_liveness_connection(router)
+        liveness.follow(f"tcp://127.0.0.2:{port}")  # changes nothing
+        liveness.release()
+        holder.join()
 
 
 @pytest.mark.parametrize("port", ["*", "0"])

@@ -9,6 +9,7 @@ from types import FrameType
 
 import pytest
 
+from gymwire.protocol.outside_exceptions import is_from_signal_handler
 from gymwire.protocol.transport.interface import Delivery
 from gymwire.protocol.transport.private_folder import PrivateFolder
 from gymwire.protocol.transport.stream import Stream
@@ -95,3 +96,35 @@ def test_a_lost_connection_is_no_exception(router: UnixRouter, dealer: UnixDeale
     router.close()
     while dealer.up:
         assert dealer.receive() is None
+
+
+def method_handler(error: Exception) -> Callable[..., None]:
+    class Owner:
+        def handle(self, *_: object) -> None:
+            def fail() -> None:
+                raise error
+
+            fail()
+
+    return Owner().handle
+
+
+def lambda_handler(error: Exception) -> Callable[..., None]:
+    return lambda _number, _frame: [][1 if error else 0]
+
+
+@pytest.mark.parametrize("made", [method_handler, lambda_handler])
+def test_the_handler_of_a_signal_is_found(made: Callable[..., Callable[..., None]]) -> None:
+    before = signal.signal(signal.SIGALRM, made(ValueError("x")))
+    try:
+        with pytest.raises((ValueError, IndexError)) as caught:
+            signal.raise_signal(signal.SIGALRM)
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert is_from_signal_handler(caught.value)
+
+
+def test_other_exceptions_are_of_no_signal_handler() -> None:
+    with pytest.raises(ValueError, match="x") as caught:
+        method_handler(ValueError("x"))(signal.SIGALRM, None)
+    assert not is_from_signal_handler(caught.value)
