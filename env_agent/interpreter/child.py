@@ -202,12 +202,13 @@ def _pack_numpy(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
     if kind is np.ndarray:
         if value.ndim > MAX_DIMS:
             return b""
+        axes = axes_order(value)
         if dtype.kind == "O":
-            items = [value[()]] if value.ndim == 0 else list(value.ravel())
-            return _mark("objects", list(value.shape), items, above=above)
+            array = value if axes is None else value.transpose(axes)
+            items = [value[()]] if value.ndim == 0 else list(array.ravel())
+            return _mark("objects", list(array.shape), items, axes, above=above)
         if not _is_portable(dtype):
             return b""
-        axes = axes_order(value)
         if axes is not None:
             # A copy in C order: that of a transposed array may still have another.
             return _mark("reordered", axes, value.transpose(axes).copy("C"), above=())
@@ -360,9 +361,10 @@ def _unpack_extension(data: bytes, at: int, size: int) -> tuple[Any, int]:
         array = np.empty(len(items[1]), object)
         for index, item in enumerate(items[1]):  # NumPy would make one array of a list of arrays
             array[index] = item
-        return array.reshape(items[0]), end
-    if code == 10:
+        items = items[2] if len(items) > 2 else None, array.reshape(items[0])
+    if code in (9, 10):
         axes, array = items
+        axes = range(array.ndim) if axes is None else axes
         return array.transpose([axes.index(axis) for axis in range(array.ndim)]), end
     return (OrderedDict(items) if code == 7 else tuple(items)), end
 
