@@ -207,9 +207,10 @@ class Factory:
     ) -> Vector:
         """Make a vector as `gymnasium.make_vec` does: of the environment's own vector class.
 
-        Use a SyncVectorEnv if there is no such class, if it only has another autoreset mode, or if
-        `vectorization_mode="sync"` is among the keyword arguments. Raises ConfigurationError, or
-        what a constructor raises.
+        Use a SyncVectorEnv if there is no such class, if it has one autoreset mode, but another one
+        than this, or if `vectorization_mode="sync"` is among the keyword arguments. Raises
+        ConfigurationError, or what a constructor raises, such as that of a class that takes an
+        autoreset mode, but not this one.
         """
         merged = {**self.kwargs, **kwargs}
         if render_mode is not None:
