@@ -30,7 +30,7 @@ from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 Env = gymnasium.Env[Any, Any]
 Vector = VectorEnv[Any, Any, Any]
 _OWN = VectorizeMode.VECTOR_ENTRY_POINT
-_UNKNOWN_KEYWORD = re.compile(r"got an unexpected keyword argument '(\w+)'")
+UNKNOWN_KEYWORD = re.compile(r"got an unexpected keyword argument '(\w+)'")
 _FROM_LEARNER = {"autoreset_mode", "num_envs", "render_mode"}  # they have options of their own
 _BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
@@ -137,7 +137,7 @@ class Factory:
 
         "" if the text is about another call.
         """
-        if (unknown := _UNKNOWN_KEYWORD.search(text)) and unknown[1] in given:
+        if (unknown := UNKNOWN_KEYWORD.search(text)) and unknown[1] in given:
             return f"{self.name} takes no keyword argument {unknown[1]!r}"
         missing = [
             name
