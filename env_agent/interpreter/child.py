@@ -801,6 +801,16 @@ def settled(value: Any) -> Any:
 # --- one environment ------------------------------------------------------------------------------
 
 
+def five_results(result: Any) -> Any:
+    """Return the results of a step; four of old gym become five, as Gymnasium converts them."""
+    if not isinstance(result, (tuple, list)) or len(result) != 4 or not isinstance(result[3], dict):
+        return result
+    observation, reward, done, info = result
+    info = dict(info)  # the environment may use its own again
+    is_cut = bool(info.pop("TimeLimit.truncated", False))
+    return observation, reward, bool(done) and not is_cut, bool(done) and is_cut, info
+
+
 def _space_classes() -> tuple[Any, ...]:
     """Return the base classes of spaces of Gymnasium and old gym, as far as they are used."""
     found = [getattr(sys.modules.get(name), "Space", None) for name in ("gymnasium", "gym")]
@@ -879,11 +889,7 @@ class Hosted:
         result = self.env.step(action)
         if type(result) is not tuple:
             result = settled(result)
-        if type(result) is tuple and len(result) == 4 and isinstance(result[3], dict):
-            observation, reward, done, info = result
-            truncated = bool(info.pop("TimeLimit.truncated", False))
-            return observation, reward, bool(done) and not truncated, bool(done) and truncated, info
-        return result
+        return result if type(result) is tuple and len(result) == 5 else five_results(result)
 
     def reset(self, seed: Any, options: Any) -> Any:
         """Reset; return observation and info, also if old gym returns only the first."""
