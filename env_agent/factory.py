@@ -30,7 +30,7 @@ from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 Env = gymnasium.Env[Any, Any]
 Vector = VectorEnv[Any, Any, Any]
 _OWN = VectorizeMode.VECTOR_ENTRY_POINT
-_UNKNOWN_KEYWORD = re.compile(r"got an unexpected keyword argument '(\w+)'")
+UNKNOWN_KEYWORD = re.compile(r"got an unexpected keyword argument '(\w+)'")
 _FROM_LEARNER = {"autoreset_mode", "num_envs", "render_mode"}  # they have options of their own
 _BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
@@ -137,7 +137,7 @@ class Factory:
 
         "" if the text is about another call.
         """
-        if (unknown := _UNKNOWN_KEYWORD.search(text)) and unknown[1] in given:
+        if (unknown := UNKNOWN_KEYWORD.search(text)) and unknown[1] in given:
             return f"{self.name} takes no keyword argument {unknown[1]!r}"
         missing = [
             name
@@ -207,9 +207,10 @@ class Factory:
     ) -> Vector:
         """Make a vector as `gymnasium.make_vec` does: of the environment's own vector class.
 
-        Use a SyncVectorEnv if there is no such class, if it only has another autoreset mode, or if
-        `vectorization_mode="sync"` is among the keyword arguments. Raises ConfigurationError, or
-        what a constructor raises.
+        Use a SyncVectorEnv if there is no such class, if it has one autoreset mode, but another one
+        than this, or if `vectorization_mode="sync"` is among the keyword arguments. Raises
+        ConfigurationError, or what a constructor raises, such as that of a class that takes an
+        autoreset mode, but not this one.
         """
         merged = {**self.kwargs, **kwargs}
         if render_mode is not None:
@@ -260,7 +261,7 @@ def _make_registered(name: str, **kwargs: Any) -> Env:
     spec = gymnasium.spec(name)
     make = None if spec.entry_point is None else _loaded(spec.entry_point)
     if make is None or not event_loop.is_asynchronous(make):
-        return gymnasium.make(name, **kwargs)
+        return event_loop.bridge(gymnasium.make(name, **kwargs))
     spec = copy(spec)
     spec.entry_point = lambda **merged: event_loop.create(make, merged)
     return gymnasium.make(spec, **kwargs)

@@ -148,11 +148,15 @@ def reorder(axes: Any, array: Any) -> np.ndarray[Any, Any]:
     return array.transpose([axes.index(axis) for axis in range(array.ndim)])
 
 
-def object_array(shape: Any, items: Any) -> np.ndarray[Any, Any]:
-    """Return an array of objects with this shape. Raises DecodingError."""
+def object_array(shape: Any, items: Any, axes: Any = None) -> np.ndarray[Any, Any]:
+    """Return an array of objects: with this shape, or the one whose `transpose(axes)` has it.
+
+    Raises DecodingError.
+    """
     if type(shape) is not list or type(items) is not list or len(shape) > MAX_DIMS:
         raise DecodingError("The shape of an array of objects, or its items, are not a list.")
     if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) != len(items):
         raise DecodingError(f"{len(items)} items do not make an array of shape {shape!r:.100}.")
     # Item by item: `np.array` would make one array of a list of arrays.
-    return np.fromiter(items, object, len(items)).reshape(shape)
+    array = np.fromiter(items, object, len(items)).reshape(shape)
+    return array if axes is None else reorder(axes, array)

@@ -226,7 +226,9 @@ class _Replacer:
             copy = np.empty(value.size, object)
             for index, item in enumerate(value.ravel()):
                 copy[index] = self.walk(item, f"{path}.flat[{index}]")
-            return copy.reshape(value.shape)
+            ordered = np.empty_like(value)  # in the same order in memory
+            ordered[...] = copy.reshape(value.shape)
+            return ordered
         if is_rebuilt(kind):
             return kind(*(self.walk(getattr(value, n), f"{path}.{n}") for n in kind._fields))
         if kind is GraphInstance:

@@ -13,7 +13,7 @@ dict; see `protocol.value_limits` for its keys), and otherwise one of these exte
 | 6    | `Opaque`                    | msgpack [type, repr]                                       |
 | 7    | collections.OrderedDict     | msgpack map                                                |
 | 8    | named tuple                 | msgpack [name, [name of a field, ...], [item, ...]]        |
-| 9    | numpy array of objects      | msgpack [shape, [item, ...]]                               |
+| 9    | numpy array of objects      | msgpack [shape, [item, ...]], and axes if not in C order   |
 | 10   | numpy array not in C order  | msgpack [axes, the array with its axes in this order]      |
 
 For the text of a dtype see `protocol.arrays`. A type that would be decoded as another one (an
@@ -141,10 +141,13 @@ def _parts(kind: type, value: Any, depth: int, extended: bool) -> tuple[int, Any
         raise TypeError(f"the other side runs a release that does not know {kind.__name__} here")
     if kind is not np.ndarray:
         return _NAMED, [kind.__name__, list(value._fields), list(value)]
+    axes = axes_order(value)
+    if axes is not None:
+        value = value.transpose(axes)
     items = value.ravel().tolist()
     if value.dtype != object or value.ndim > MAX_DIMS or not is_encodable(items, depth):
         raise TypeError(value.dtype)
-    return _OBJECTS, [list(value.shape), items]
+    return _OBJECTS, [list(value.shape), items] if axes is None else [[*value.shape], items, axes]
 
 
 def _int_to_bytes(value: int) -> bytes:
@@ -376,7 +379,8 @@ class _Reader:
                 return Opaque(*items)
             if code == _NAMED:
                 return self._named(*items)
-            if code == _OBJECTS and is_encodable(items, MAX_DEPTH - self.depth):
+            depth = MAX_DEPTH - self.depth
+            if code == _OBJECTS and all(is_encodable(item, depth) for item in items):
                 return object_array(*items)
             if code == _REORDERED:
                 return reorder(*items)

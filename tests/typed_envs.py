@@ -79,9 +79,12 @@ class Fortran(gymnasium.Env[Any, Any]):
     def _observe(self) -> Any:
         return np.asfortranarray(self.np_random.random((30, 20, 3)))
 
+    def _info(self, value: Any) -> dict[str, Any]:
+        return {"mask": np.ones((2, 3), order="F"), "objects": np.full((2, 3), value, object, "F")}
+
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        return self._observe(), {"mask": np.zeros((2, 3), order="F")}
+        return self._observe(), self._info(None)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        return self._observe(), 1.0, False, False, {"mask": np.ones((2, 3), order="F")}
+        return self._observe(), 1.0, False, False, self._info("x")

@@ -53,8 +53,8 @@ class _Adapter(gymnasium.Env[Any, Any]):
 class OldGym(_Adapter):
     """An environment of gym, from 0.21 to 0.26.
 
-    A step of four values has ended by truncation if its info has `TimeLimit.truncated`. A seed
-    goes to `reset` if that takes one, else to `seed()`.
+    A step of four values has ended by truncation if its info has `TimeLimit.truncated`, which is
+    removed. A seed goes to `reset` if that takes one, else to `seed()`.
     """
 
     def __init__(self, made: Any, render_mode: str | None) -> None:
@@ -92,14 +92,9 @@ class OldGym(_Adapter):
             return found
         return found, {}
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> Any:
         """Run one step; return five values, also if the environment returns four."""
-        found = self._made.step(action)
-        if len(found) != 4 or not isinstance(found[3], dict):
-            return found  # type: ignore[no-any-return]
-        observation, reward, done, info = found
-        done, truncated = bool(done), bool(info.get("TimeLimit.truncated", False))
-        return observation, reward, done and not truncated, done and truncated, info
+        return child.five_results(self._made.step(action))
 
     def render(self) -> Any:
         """Return what the environment renders in the render mode."""

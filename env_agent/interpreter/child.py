@@ -16,6 +16,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import faulthandler
+import functools
 import importlib
 import importlib.util
 import inspect
@@ -201,12 +202,13 @@ def _pack_numpy(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
     if kind is np.ndarray:
         if value.ndim > MAX_DIMS:
             return b""
+        axes = axes_order(value)
         if dtype.kind == "O":
-            items = [value[()]] if value.ndim == 0 else list(value.ravel())
-            return _mark("objects", list(value.shape), items, above=above)
+            array = value if axes is None else value.transpose(axes)
+            items = [value[()]] if value.ndim == 0 else list(array.ravel())
+            return _mark("objects", list(array.shape), items, axes, above=above)
         if not _is_portable(dtype):
             return b""
-        axes = axes_order(value)
         if axes is not None:
             # A copy in C order: that of a transposed array may still have another.
             return _mark("reordered", axes, value.transpose(axes).copy("C"), above=())
@@ -359,9 +361,10 @@ def _unpack_extension(data: bytes, at: int, size: int) -> tuple[Any, int]:
         array = np.empty(len(items[1]), object)
         for index, item in enumerate(items[1]):  # NumPy would make one array of a list of arrays
             array[index] = item
-        return array.reshape(items[0]), end
-    if code == 10:
+        items = items[2] if len(items) > 2 else None, array.reshape(items[0])
+    if code in (9, 10):
         axes, array = items
+        axes = range(array.ndim) if axes is None else axes
         return array.transpose([axes.index(axis) for axis in range(array.ndim)]), end
     return (OrderedDict(items) if code == 7 else tuple(items)), end
 
@@ -735,7 +738,41 @@ class DmEnv:
 
 # --- asynchronous environments --------------------------------------------------------------------
 
+METHODS = ("reset", "step", "render", "close")
 _loop: Any = None  # the event loop, once it was needed
+
+
+def may_be_asynchronous(env: Any) -> bool:
+    """Return whether a method may return an awaitable. Only a call shows whether it does.
+
+    It may if the class has asynchronous functions, or if a method is not just a function of the
+    class: a decorator may have made it.
+    """
+    codes = [
+        getattr(getattr(env, name), "__code__", None) for name in METHODS if hasattr(env, name)
+    ]
+    own = [one for base in type(env).__mro__ for one in vars(base).values()]
+    return any(map(inspect.iscoroutinefunction, own)) or any(
+        code is None or set(code.co_freevars) - {"__class__"} for code in codes
+    )
+
+
+def await_below(env: Any) -> None:
+    """Let an environment in wrappers await what it returns, because its wrappers do not.
+
+    What the outermost one returns, `Hosted` awaits.
+    """
+    is_below = False
+    while env is not None and not may_be_asynchronous(env):
+        env, is_below = getattr(env, "__dict__", {}).get("env"), True
+    for name in METHODS if env is not None and is_below else ():
+        method = getattr(env, name)
+        vars(env)[name] = functools.update_wrapper(functools.partial(call_settled, method), method)
+
+
+def call_settled(method: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a method, and await what it returns."""
+    return settled(method(*args, **kwargs))
 
 
 def settled(value: Any) -> Any:
@@ -762,6 +799,16 @@ def settled(value: Any) -> Any:
 
 
 # --- one environment ------------------------------------------------------------------------------
+
+
+def five_results(result: Any) -> Any:
+    """Return the results of a step; four of old gym become five, as Gymnasium converts them."""
+    if not isinstance(result, (tuple, list)) or len(result) != 4 or not isinstance(result[3], dict):
+        return result
+    observation, reward, done, info = result
+    info = dict(info)  # the environment may use its own again
+    is_cut = bool(info.pop("TimeLimit.truncated", False))
+    return observation, reward, bool(done) and not is_cut, bool(done) and is_cut, info
 
 
 def _space_classes() -> tuple[Any, ...]:
@@ -842,11 +889,7 @@ class Hosted:
         result = self.env.step(action)
         if type(result) is not tuple:
             result = settled(result)
-        if type(result) is tuple and len(result) == 4 and isinstance(result[3], dict):
-            observation, reward, done, info = result
-            truncated = bool(info.pop("TimeLimit.truncated", False))
-            return observation, reward, bool(done) and not truncated, bool(done) and truncated, info
-        return result
+        return result if type(result) is tuple and len(result) == 5 else five_results(result)
 
     def reset(self, seed: Any, options: Any) -> Any:
         """Reset; return observation and info, also if old gym returns only the first."""
@@ -1026,6 +1069,7 @@ class Child:
         made = make(self._targets[name], mode, unpack(kwargs), kind)
         if hasattr(made, "observation_spec") and hasattr(made, "action_spec"):
             made = DmEnv(made)
+        await_below(made)
         made = converted(made, kind)
         has = kind_of(made)
         if has != ENV:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -10,7 +11,8 @@ from gymnasium import Space
 from gymnasium.vector import AutoresetMode
 
 from gymwire.env_agent.adapters import pettingzoo
-from gymwire.env_agent.factory import look_up
+from gymwire.env_agent.factory import UNKNOWN_KEYWORD, look_up
+from gymwire.env_agent.failure_reports import WrongKeywords
 from gymwire.env_agent.interpreter.child import NotFound
 from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
@@ -20,6 +22,11 @@ from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import EnvKind
 
 NOT_FOUND = ("__main__", NotFound.__name__)  # the module and the class where it is raised
+_MISSING_KEYWORD = re.compile(r"missing \d+ required .*arguments?: '(\w+)'")
+_FILE = re.compile(r'^  File "(.*)", line', re.MULTILINE)
+# Where the constructor is called, and what comes behind the traceback of a cause.
+_CALLERS = "child.py", "registration.py"
+_MORE = re.compile(r"^(The above|During handling of the above) exception", re.MULTILINE)
 
 _Made = TypeVar("_Made", ChildEnv, ChildVector)
 
@@ -116,12 +123,33 @@ class ChildFactory:
     ) -> ChildEnv:
         """Make an environment; `kind` None: of whatever kind it is."""
         merged = {**self.kwargs, **kwargs}
-        made = ChildEnv(
-            process, index, self._env, render_mode, merged, self._spaces, kind or EnvKind.ENV
-        )
+        try:
+            made = ChildEnv(
+                process, index, self._env, render_mode, merged, self._spaces, kind or EnvKind.ENV
+            )
+        except RaisedInChild as error:
+            wrong = _wrong_keyword(error, {*merged, "render_mode"})
+            if not wrong:
+                raise
+            raise WrongKeywords(f"{self.name} {wrong}.") from error
         if kind is not None:
             pettingzoo.check_kind(made.kind, kind, self.name)
         return made
+
+
+def _wrong_keyword(error: RaisedInChild, given: set[str]) -> str:
+    """Return which of the keyword arguments is unknown, or which other one is missing; else ""."""
+    if type(error).__name__ != "TypeError":
+        return ""
+    text = str(error)
+    if (unknown := UNKNOWN_KEYWORD.search(text)) and unknown[1] in given:
+        return f"takes no keyword argument {unknown[1]!r}"
+    files = _FILE.findall(_MORE.split(error.remote_traceback)[0])
+    missing = _MISSING_KEYWORD.search(text)
+    # The same text may be about a call that the constructor makes.
+    if missing and files and files[-1].endswith(_CALLERS):
+        return f"needs the keyword argument {missing[1]!r}"
+    return ""
 
 
 def given_spaces(name: str) -> dict[str, Space[Any]]:

@@ -3,10 +3,10 @@
 They are those of `protocol.values`, within its limits. Some Python values have no form there, and
 arrive as a marked tuple, of which `restore` makes:
 
-| (MARK, "reordered", axes, array)     | the array whose axes lie in memory in this order          |
-| (MARK, "objects", shape, items)      | an array of objects                                       |
-| (MARK, "named", name, fields, items) | a named tuple of a class with this name and these fields  |
-| (MARK, "other", type, repr)          | an object that only shows its type and its repr           |
+| (MARK, "reordered", axes, array)      | the array whose axes lie in memory in this order         |
+| (MARK, "objects", shape, items, axes) | an array of objects; axes: None, or as in ext 9          |
+| (MARK, "named", name, fields, items)  | a named tuple of a class with this name and these fields |
+| (MARK, "other", type, repr)           | an object that only shows its type and its repr          |
 
 The env agent then treats them as it treats such values of an environment of its own.
 """
@@ -23,7 +23,7 @@ from gymnasium import Space, spaces
 
 from gymwire.env_agent.interpreter.child import AS_INT, COMPACT_HEAD, MARK
 from gymwire.protocol import values
-from gymwire.protocol.arrays import copy_array, reorder
+from gymwire.protocol.arrays import copy_array, object_array, reorder
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.named_tuples import base_type
 
@@ -56,11 +56,8 @@ def restore(value: Any) -> Any:
         raise DecodingError(f"A marked value is malformed: {error}.") from None
 
 
-def _objects(shape: Any, items: Any) -> Any:
-    array = np.empty(len(items), object)
-    for index, item in enumerate(items):  # NumPy would make one array of a list of arrays
-        array[index] = restore(item)
-    return array.reshape(shape)
+def _objects(shape: Any, items: Any, axes: Any) -> Any:
+    return object_array(shape, [restore(item) for item in items], axes)
 
 
 def _named(name: Any, fields: Any, items: Any) -> Any:

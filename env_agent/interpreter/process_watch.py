@@ -137,9 +137,13 @@ class ProcessWatch:
         env: Mapping[str, str],
         on_end: Callable[[subprocess.Popen[bytes]], None],
     ) -> Started:
-        pipes = [os.pipe(), os.pipe()]
-        (theirs_in, ours_out), (ours_in, theirs_out) = pipes
-        try:
+        with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
+            theirs_in, ours_out = os.pipe()
+            theirs.callback(os.close, theirs_in)
+            undo.callback(os.close, ours_out)
+            ours_in, theirs_out = os.pipe()
+            theirs.callback(os.close, theirs_out)
+            undo.callback(os.close, ours_in)
             process = subprocess.Popen(
                 [*command, str(theirs_in), str(theirs_out), str(os.getpid())],
                 env=env,
@@ -149,23 +153,23 @@ class ProcessWatch:
                 stderr=subprocess.PIPE,
                 start_new_session=True,  # a terminal's Ctrl-C is the env agent's
             )
-        except BaseException:
-            os.close(ours_in)
-            os.close(ours_out)
-            raise
-        finally:
-            os.close(theirs_in)
-            os.close(theirs_out)
-        os.set_blocking(ours_out, False)
-        for stream, level in ((process.stdout, "info"), (process.stderr, "warning")):
-            assert stream is not None
-            log = partial(getattr(self._log, level), "environment printed", address=self._address)
-            output = Output(lambda text, log=log: log(text=text), time.monotonic)  # type: ignore[misc]
-            read = partial(self._read, stream, output)
-            self._selector.register(stream, selectors.EVENT_READ, read)
-        ends = os.pidfd_open(process.pid)
-        ended = partial(self._ended, ends, partial(on_end, process))
-        self._selector.register(ends, selectors.EVENT_READ, ended)
+            undo.callback(_end, process)
+            os.set_blocking(ours_out, False)
+            ends = os.pidfd_open(process.pid)
+            undo.callback(os.close, ends)
+            ended = partial(self._ended, ends, partial(on_end, process))
+            self._selector.register(ends, selectors.EVENT_READ, ended)
+            undo.callback(self._selector.unregister, ends)
+            for stream, level in ((process.stdout, "info"), (process.stderr, "warning")):
+                assert stream is not None
+                log = partial(
+                    getattr(self._log, level), "environment printed", address=self._address
+                )
+                output = Output(lambda text, log=log: log(text=text), time.monotonic)  # type: ignore[misc]
+                read = partial(self._read, stream, output)
+                self._selector.register(stream, selectors.EVENT_READ, read)
+                undo.callback(self._selector.unregister, stream)
+            undo.pop_all()
         return process, ours_in, ours_out
 
     def _read(self, stream: IO[bytes], output: Output) -> None:
@@ -181,3 +185,9 @@ class ProcessWatch:
         self._selector.unregister(ends)
         os.close(ends)
         on_end()
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process that was just started, and close its pipes."""
+    with process:
+        process.kill()

@@ -33,27 +33,28 @@ class Kind:
     completes: str = ""
 
 
+def _whole_number(text: str, least: int, most: float = math.inf) -> int:
+    if text.isascii() and text.isdecimal() and least <= int(text) <= most:
+        return int(text)
+    bounds = f"of {least} or more" if most == math.inf else f"from {least} to {most}"
+    raise ValueError(f"expected a whole number {bounds}, got {text!r:.50}")
+
+
 def natural(text: str) -> int:
     """Return a whole number of 0 or more. Raises ValueError."""
-    if not (text.isascii() and text.isdecimal()):
-        raise ValueError(f"expected a whole number of 0 or more, got {text!r}")
-    return int(text)
+    return _whole_number(text, 0)
 
 
 def count(text: str) -> int:
     """Return a whole number of 1 or more. Raises ValueError."""
-    if not (text.isascii() and text.isdecimal()) or int(text) < 1:
-        raise ValueError(f"expected a whole number of 1 or more, got {text!r}")
-    return int(text)
+    return _whole_number(text, 1)
 
 
 def watch_rate(text: str) -> int:
     """Return a whole number from 1 to the highest rate of frames. Raises ValueError."""
     from gymwire.env_agent.environments import MAX_WATCH_RATE
 
-    if not (text.isascii() and text.isdecimal()) or not 1 <= int(text) <= MAX_WATCH_RATE:
-        raise ValueError(f"expected a whole number from 1 to {MAX_WATCH_RATE}, got {text!r:.50}")
-    return int(text)
+    return _whole_number(text, 1, MAX_WATCH_RATE)
 
 
 def seconds(text: str) -> float:

@@ -43,10 +43,11 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     """A vector of environments at env agents, used through a broker as if it were local.
 
     It behaves like the vector that `gymnasium.make_vec` makes for the remote environment: the
-    environment's own vector class if it registers one that supports this autoreset mode, else a
-    SyncVectorEnv (always, with `env_kwargs={"vectorization_mode": "sync"}`). `reset` and `step`
-    return fresh memory that belongs to the caller. A copy (`copy.deepcopy`, `pickle`) and a forked
-    process use sessions of their own, which must be reset first. Use it from one thread at a
+    environment's own vector class if it registers one, else a SyncVectorEnv (always, with
+    `env_kwargs={"vectorization_mode": "sync"}`). A vector class that takes an autoreset mode, but
+    not this one, raises; for one that has a single other mode, a SyncVectorEnv is used. `reset` and
+    `step` return fresh memory that belongs to the caller. A copy (`copy.deepcopy`, `pickle`) and a
+    forked process use sessions of their own, which must be reset first. Use it from one thread at a
     time; any thread may close it.
 
     The environments are spread over the sessions in order and as evenly as possible; the first

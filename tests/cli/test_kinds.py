@@ -12,6 +12,7 @@ from gymwire.cli.kinds import (
     natural,
     positive_seconds,
     seconds,
+    watch_rate,
 )
 
 
@@ -22,6 +23,8 @@ from gymwire.cli.kinds import (
         (natural, "²"),
         (count, "0"),
         (count, "1.5"),
+        (watch_rate, "0"),
+        (watch_rate, "21"),
         (seconds, "-1"),
         (seconds, "nan"),
         (positive_seconds, "0"),
@@ -30,6 +33,17 @@ from gymwire.cli.kinds import (
 def test_a_number_out_of_range_is_an_error(read: type[float], text: str) -> None:
     with pytest.raises(ValueError, match="expected"):
         read(text)
+
+
+def test_whole_numbers_say_their_bounds() -> None:
+    assert [read("7") for read in (natural, count, watch_rate)] == [7, 7, 7]
+    for read, bounds in (
+        (natural, "of 0 or more"),
+        (count, "of 1 or more"),
+        (watch_rate, "1 to 20"),
+    ):
+        with pytest.raises(ValueError, match=f"expected a whole number .*{bounds}, got 'x'"):
+            read("x")
 
 
 def test_a_wait_may_last_forever() -> None:

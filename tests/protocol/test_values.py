@@ -7,6 +7,7 @@ import struct
 import threading
 import tracemalloc
 from collections import ChainMap, Counter, UserDict, defaultdict
+from itertools import permutations
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -103,6 +104,18 @@ ARRAYS = [
 def test_an_array_comes_back_with_dtype_shape_and_bits(array: Any) -> None:
     assert_same(through(array), array)
     assert_same(through_tail([array, {"again": array}]), [array, {"again": array}])
+
+
+@pytest.mark.parametrize("axes", [*permutations(range(3))])
+@pytest.mark.parametrize("levels", [0, MAX_DEPTH - 1])
+def test_arrays_of_objects_keep_their_order_in_memory(axes: tuple[int, ...], levels: int) -> None:
+    array = np.empty(8, object)
+    for i in range(8):
+        array[i] = nested(levels, lambda v, i=i: [v, i])
+    array = array.reshape(2, 2, 2).transpose(axes)
+    for back in (through(array), values.opaque(array)[0]):
+        assert_same(back, array)
+        assert back.strides == array.strides
 
 
 NAMES = "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 "
@@ -389,6 +402,8 @@ HOSTILE = {
     "an opaque of numbers": ext(6, [1, 2]),
     "an opaque of one": ext(6, ["a"]),
     "an ordered dict of a list": ext(7, []),
+    "an array of objects with an axis twice": ext(9, [[1, 1], [None], [0, 0]]),
+    "an array of objects with axes and more": ext(9, [[1], [None], [0], None]),
 }
 
 

@@ -347,12 +347,14 @@ def test_the_only_environment_reports_where_it_failed(
         ("tests.registering_envs:Sized", "", "Sized needs the keyword argument 'size'"),
     ],
 )
+@pytest.mark.parametrize("python", [[], ["--python", sys.executable]], ids=["here", "elsewhere"])
 def test_wrong_keyword_arguments_of_the_operator_are_an_error_of_one_line(
-    programs: Programs, env: str, kwargs: str, said: str
+    programs: Programs, env: str, kwargs: str, said: str, python: list[str]
 ) -> None:
     _, url = programs.broker()
     given = json.dumps({kwargs: 1} if kwargs else {})
-    agent = programs.start("gymwire", "serve", "x", env, "--env-kwargs", given, "--broker", url)
+    options = ["--env-kwargs", given, "--broker", url, *python]
+    agent = programs.start("gymwire", "serve", "x", env, *options)
     assert agent.wait() == 2
     (line,) = agent.output
     assert said in line

@@ -12,6 +12,7 @@ from gymnasium import spaces
 
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.factory import Factory
+from gymwire.env_agent.interpreter import child
 from gymwire.errors import ConfigurationError
 from gymwire.protocol.messages import Open
 from tests.sameness import assert_same
@@ -175,7 +176,27 @@ def test_an_environment_of_gym_0_21_gets_its_seed_and_returns_five_values() -> N
 def test_a_time_limit_of_gym_0_21_truncates() -> None:
     env = make(Old, limit=True)
     env.reset()
-    assert [env.step(0)[2:4] for _ in range(3)] == [(False, False), (False, False), (False, True)]
+    ends = [env.step(0)[2:] for _ in range(3)]
+    assert ends == [(False, False, {"n": 1}), (False, False, {"n": 1}), (False, True, {})]
+
+
+@pytest.mark.parametrize("kind", [tuple, list])
+@pytest.mark.parametrize("is_cut", [True, False])
+def test_a_step_in_another_interpreter_becomes_what_it_becomes_here(
+    kind: Any, is_cut: bool
+) -> None:
+    info = {"TimeLimit.truncated": is_cut, "n": 1}
+
+    class Uses(Old):  # the same info in each step
+        def step(self, action: int) -> Any:
+            return kind([np.zeros(2, np.float32), 0.5, np.True_, info])
+
+    here, there = make(Uses), child.Hosted(Uses(), None)
+    here.reset()
+    for _ in range(2):
+        expected = (np.zeros(2, np.float32), 0.5, not is_cut, is_cut, {"n": 1})
+        assert_same(here.step(0), expected)
+        assert_same(there.step(0), expected)
 
 
 def test_four_values_without_an_info_are_not_those_of_old_gym() -> None:

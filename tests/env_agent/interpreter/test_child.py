@@ -25,8 +25,9 @@ from tests.sameness import assert_same
 SOURCE = Path(child.__file__).read_text(encoding="utf-8")
 # Modules of the standard library that Python 3.7 and PyPy have.
 OF_PYTHON_3_7 = {
-    "__future__", "collections", "dataclasses", "enum", "faulthandler", "importlib", "inspect",
-    "os", "pathlib", "signal", "struct", "sys", "threading", "time", "traceback", "typing",
+    "__future__", "collections", "dataclasses", "enum", "faulthandler", "functools",
+    "importlib", "inspect", "os", "pathlib", "signal", "struct", "sys", "threading", "time",
+    "traceback", "typing",
 }  # fmt: skip
 # Names that later versions added to these modules and to Python's own types.
 LATER = {
@@ -192,6 +193,7 @@ CUBE = np.arange(24).reshape(2, 3, 4)
 @pytest.mark.parametrize(
     "array",
     [CUBE.transpose(axes) for axes in permutations(range(3))]
+    + [CUBE.astype(object).transpose(axes) for axes in permutations(range(3))]
     + [CUBE.transpose(2, 0, 1)[::-1, ::2], np.broadcast_to(np.arange(3), (2, 3)), CUBE[:, ::-1]],
 )
 def test_the_memory_order_of_an_array_is_kept(array: Any) -> None:
@@ -204,7 +206,12 @@ def test_the_memory_order_of_an_array_is_kept(array: Any) -> None:
 def test_arguments_keep_their_type_and_their_memory_order() -> None:
     child.np = np
     objects = np.array([{"a": 1}, None, np.arange(2)], object)
-    for value in (CUBE.transpose(2, 0, 1), np.asfortranarray(CUBE), objects.reshape(3, 1)):
+    for value in (
+        CUBE.transpose(2, 0, 1),
+        np.asfortranarray(CUBE),
+        objects.reshape(3, 1),
+        CUBE.astype(object).transpose(2, 0, 1),
+    ):
         found = child.unpack(values.encode([value]))[0]
         assert_same(found, value)
         assert found.strides == value.strides

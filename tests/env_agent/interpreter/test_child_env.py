@@ -379,9 +379,11 @@ def test_what_is_no_interpreter_is_an_error(python: str, why: str) -> None:
 
 
 def test_what_cannot_be_made_is_told(python: str) -> None:
-    with pytest.raises(RaisedInChild, match="unexpected keyword argument 'wings'") as caught:
+    with pytest.raises(failure_reports.WrongKeywords, match="no keyword argument 'wings'"):
         ChildFactory("a", PLAIN, python, {"wings": 2}).make_first()
-    assert type(caught.value).__name__ == "TypeError"
+    with pytest.raises(RaisedInChild, match="has no attribute 'reset'") as caught:
+        ChildFactory("a", "tests.plain_envs:Values", python, {"bits": 2}).make_first()
+    assert type(caught.value).__name__ == "AttributeError"
 
 
 def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) -> None:
@@ -411,6 +413,45 @@ def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) 
 def test_an_id_that_is_not_registered_is_told(name: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         ChildFactory("a", name, sys.executable, {}).make_first()
+
+
+KEYWORDS = """
+import gymnasium
+class One(gymnasium.Env):
+    observation_space = action_space = gymnasium.spaces.Discrete(3)
+    def __init__(self, size, **more): self.inner(**more)
+    def inner(self, speed=1): pass
+class Calls(One):
+    def __init__(self): self.inner(1, 2)
+    def inner(self, a, b, c): pass
+for kind in One, Calls:
+    gymnasium.register(f"{kind.__name__}-v0", kind)
+"""
+
+
+@pytest.mark.parametrize("name", ["One", "One-v0"])
+def test_a_wrong_keyword_is_named_without_a_traceback(name: str, tmp_path: Path) -> None:
+    (tmp_path / "keywords.py").write_text(KEYWORDS)
+    for kwargs, why in (
+        ({"size": 1, "speeed": 2}, "keywords:{} takes no keyword argument 'speeed'."),
+        ({}, "keywords:{} needs the keyword argument 'size'."),
+    ):
+        factory = ChildFactory("a", f"{tmp_path}/keywords.py:{name}", sys.executable, kwargs)
+        for make in (
+            factory.make_first,
+            lambda: factory.make(None, {}),  # noqa: B023 - called at once
+            lambda: factory.make_vector(2, AutoresetMode.NEXT_STEP, None, {}),  # noqa: B023
+        ):
+            with pytest.raises(failure_reports.WrongKeywords) as caught:
+                make()
+            assert str(caught.value) == why.format(name)
+
+
+@pytest.mark.parametrize("name", ["Calls", "Calls-v0"])
+def test_a_call_of_the_constructor_is_not_about_keywords(name: str, tmp_path: Path) -> None:
+    (tmp_path / "keywords.py").write_text(KEYWORDS)
+    with pytest.raises(RaisedInChild, match="missing 1 required positional argument: 'c'"):
+        ChildFactory("a", f"{tmp_path}/keywords.py:{name}", sys.executable, {}).make_first()
 
 
 def test_what_an_environment_makes_itself_is_no_id_of_the_operator(tmp_path: Path) -> None:

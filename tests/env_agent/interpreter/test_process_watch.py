@@ -1,0 +1,60 @@
+"""The thread that starts processes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymwire.env_agent.interpreter.process_watch import ProcessWatch
+
+COMMAND = ["/bin/sleep", "600"]
+
+
+def descriptors() -> list[str]:
+    return sorted(one.name for one in Path("/proc/self/fd").iterdir())
+
+
+def end(watch: ProcessWatch) -> None:
+    """Start a process that ends at once, and wait for its end."""
+    ended = threading.Event()
+    process, *pipes = watch.start(["/bin/true"], {}, lambda process: ended.set())
+    assert ended.wait(10)
+    process.wait()
+    for pipe in pipes:
+        os.close(pipe)
+
+
+@pytest.mark.parametrize("name", ["pipe", "set_blocking", "pidfd_open"])
+def test_a_process_that_cannot_be_watched_is_ended(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watch = ProcessWatch("lab/child")
+    end(watch)  # now the thread has what it needs
+    made: list[subprocess.Popen[bytes]] = []
+    popen, called = subprocess.Popen, getattr(os, name)
+    calls = iter([False, True] if name == "pipe" else [True])
+
+    def fail(*args: Any) -> Any:
+        if next(calls, False):
+            raise OSError(24, "Too many open files")
+        return called(*args)
+
+    def start(*args: Any, **kwargs: Any) -> subprocess.Popen[bytes]:
+        made.append(popen(*args, **kwargs))
+        return made[-1]
+
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, name, fail)
+        patch.setattr(subprocess, "Popen", start)
+        with pytest.raises(OSError, match="Too many open files"):
+            watch.start(COMMAND, {}, lambda process: None)
+    assert len(made) == (name != "pipe")
+    assert all(process.returncode is not None for process in made)
+    assert descriptors() == before
+    end(watch)  # it still works
