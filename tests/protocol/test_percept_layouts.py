@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from gymwire.protocol import percept_layouts
 from gymwire.protocol.codec import Codec, Frame, name_of
 from gymwire.protocol.errors import DecodingError, GymwireError
-from gymwire.protocol.layout_functions import Step
+from gymwire.protocol.layout_functions import IN_PLACE, Step
 from gymwire.protocol.messages import Percept
 from gymwire.protocol.percept_layouts import (
     MAX_CACHED,
@@ -126,6 +126,7 @@ def known(step: Step, space: gymnasium.Space[Any] = BOX) -> Ends:
 
 A = np.arange(3.0)
 F = np.float64
+MASK = np.array([True, False])
 INFOS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "numpy floats": ({"x": F(1), "v": F(-0.0)}, {"x": F(NAN), "v": F(np.inf)}),
     "floats": ({"prob": 1 / 3, "x": NAN}, {"prob": 0.1, "x": -0.0}),
@@ -280,17 +281,18 @@ def test_the_values_are_copied_from_the_frame() -> None:
 
 
 @pytest.mark.parametrize(
-    "info",
+    "step",
     [
-        {"x": F(1), "b": True, "f": np.True_, "n": 3, "m": 200, "mask": np.ones(2, bool)},
-        {"final_obs": [None, np.ones(2, np.int8), None, np.ones(2, np.int8)]},
+        (A, F(1), *END, {"x": F(1), "b": True, "f": np.True_, "n": 3, "m": 200, "mask": MASK}),
+        (A, F(1), *END, {"final_obs": [None, np.ones(2, np.int8), None, np.ones(2, np.int8)]}),
+        (A, A, MASK, ~MASK, {"mask": MASK, "n": np.arange(3)}),
     ],
-    ids=["values", "episodes that have ended"],
+    ids=["values", "episodes that have ended", "arrays"],
 )
-def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it(info: Any) -> None:
-    ends = known((A, F(1), *END, info))
+def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it(step: Step) -> None:
+    ends = known(step)
     name = name_of(SID, 9)
-    frame = bytes(ends.encode((A, F(1), *END, info), name) or b"")
+    frame = bytes(ends.encode(step, name) or b"")
     for at in range(24, len(frame)):
         for value in (0, 1, 0x7F, 0x80, 0xC2, 0xC3, 0xFF):
             changed = frame[:at] + bytes((value,)) + frame[at + 1 :]
@@ -304,6 +306,52 @@ def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it(info: Any)
             except GymwireError as error:
                 got = type(error)
             assert_same(got, expected)
+
+
+ARRAYS: Step = (
+    A,
+    np.float32([0.5]),
+    np.array([True, False]),
+    np.array([False]),
+    {
+        "bytes": np.arange(4, dtype=np.uint8),
+        "none": None,
+        "players": {"id": np.arange(6, dtype=">i2").reshape(2, 3), "n": np.array(7)},
+        "z": np.array([1j, 2], np.complex128),
+        "more": [np.array([True]), np.int8([1, 2, 3])],
+    },
+)
+
+
+def test_percepts_of_arrays_have_one_piece_of_memory_each() -> None:
+    ends = known(ARRAYS)
+    name = name_of(SID, 9)
+    frame = bytes(ends.encode(ARRAYS, name) or b"")
+    first, second = ends.decode(frame, name), ends.decode(frame, name)
+    assert first is not None
+    assert second is not None
+    arrays, others = (
+        arrays_in((*one[:4], *one[4].values(), *one[4]["more"])) for one in (first, second)
+    )
+    assert len(arrays) == 10
+    places = sorted((one.ctypes.data, one.nbytes) for one in arrays)
+    ends_at = [begin + size for begin, size in places]
+    assert [begin for begin, _ in places[1:]] == ends_at[:-1]  # next to each other
+    for one in arrays:
+        one.fill(0)
+    assert_same(second, ARRAYS)
+    assert not any(np.shares_memory(one, other) for one in arrays for other in others)
+
+
+@pytest.mark.parametrize(("total", "shared"), [(IN_PLACE - 1, True), (IN_PLACE, False)])
+def test_a_small_array_does_not_keep_large_ones_alive(total: int, shared: bool) -> None:
+    rest = np.ones(total - A.nbytes - 8 - 2, np.int8)
+    step = (A, A[:1], np.ones(1, bool), np.ones(1, bool), {"p": rest})
+    ends = known(step)
+    name = name_of(SID, 9)
+    got = ends.decode(bytes(ends.encode(step, name) or b""), name)
+    assert got is not None
+    assert (got[1].base is got[0].base) is shared
 
 
 def test_the_answer_to_another_request_is_not_taken() -> None:
