@@ -12,7 +12,7 @@ from tests.prefork import Forked, run
 from tests.processes import PATIENCE_S, ROOT
 
 SERVERS = ("broker", "serve")
-TIMEOUT_S = 90.0  # of a command that ends by itself
+TIMEOUT_S = 180.0  # of a command that ends by itself
 
 
 class Terminals:
