@@ -15,8 +15,6 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from gymwire.learner_agent.adapters import single_infos
-from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.proxies.options import VectorProxyOptions
 from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 from gymwire.protocol import generators, values
 from gymwire.protocol.errors import AttributeDenied, ProtocolError, VersionMismatch
@@ -30,20 +28,6 @@ except ModuleNotFoundError as error:
         f"gymwire.sb3 needs Stable-Baselines3 ({error}). Install it with: {install_line('sb3')}",
         name=error.name,
     ) from error
-
-
-class _Connection(BrokerConnection):
-    exact_infos = True  # in a DummyVecEnv, no environment sees the infos of another one
-
-
-class _Options(VectorProxyOptions):
-    CONNECTION = _Connection
-
-
-class ExactVectorEnv(ProxyVectorEnv):
-    """A vector whose infos hold what each environment returned."""
-
-    _OPTIONS = _Options
 
 
 Indices = int | Iterable[int] | None
@@ -65,7 +49,7 @@ class ProxyVecEnv(VecEnv):
         n_envs: the number of environments, at least 1.
         broker: the broker's URL. Default: the variable GYMWIRE_BROKER, else tcp://127.0.0.1:5555.
         seed: environment i gets `seed + i` at the first reset. None: no seed.
-        options: any other option of ProxyVectorEnv, except `autoreset_mode`.
+        options: any other option of ProxyVectorEnv, except `autoreset_mode` and `exact_infos`.
     """
 
     reset_infos: list[dict[Any, Any]]
@@ -80,7 +64,9 @@ class ProxyVecEnv(VecEnv):
         **options: Any,
     ) -> None:
         mode = AutoresetMode.SAME_STEP
-        self._vector = ExactVectorEnv(address, n_envs, broker, autoreset_mode=mode, **options)
+        self._vector = ProxyVectorEnv(
+            address, n_envs, broker, autoreset_mode=mode, exact_infos=True, **options
+        )
         self._was_reset = False
         vector = self._vector
         super().__init__(n_envs, vector.single_observation_space, vector.single_action_space)
