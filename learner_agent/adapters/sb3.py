@@ -17,7 +17,12 @@ from numpy.typing import NDArray
 from gymwire.learner_agent.adapters import single_infos
 from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 from gymwire.protocol import generators, values
-from gymwire.protocol.errors import AttributeDenied, ProtocolError, VersionMismatch
+from gymwire.protocol.errors import (
+    AttributeDenied,
+    ConfigurationError,
+    ProtocolError,
+    VersionMismatch,
+)
 from gymwire.protocol.extras import install_line
 from gymwire.protocol.messages import Call
 
@@ -80,6 +85,21 @@ class ProxyVecEnv(VecEnv):
 
     # --- episodes ---------------------------------------------------------------------------------
 
+    def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
+        """Set the options of the next reset, for all environments or for each of them.
+
+        Raises ConfigurationError if there is a `reset_mask` among them: the environments would not
+        get it, because a vector resets only those of the mask.
+        """
+        each = [options] if isinstance(options, dict) else options or ()
+        if any("reset_mask" in one for one in each):
+            raise ConfigurationError(
+                "The environments of a vector cannot have an option reset_mask: the vector itself "
+                "takes it. Give the option another name, or use a DummyVecEnv of "
+                "gymwire.ProxyEnv."
+            )
+        super().set_options(options)
+
     def reset(self) -> Any:
         """Start an episode in all environments, with the seeds and options set for it, once.
 
@@ -88,7 +108,7 @@ class ProxyVecEnv(VecEnv):
         """
         wanted = [values.encode(one) for one in self._options]  # arrays do not compare to a bool
         different = dict(zip(wanted, self._options, strict=True))
-        if len(different) > 1 and not self._was_reset:  # a mask needs a first reset of all
+        if len(different) > 1 and not self._was_reset and not self._vector.takes_first_masks:
             self._vector.reset(seed=self._seed())
         reset_infos: list[dict[Any, Any]] = [*self.reset_infos]
         for encoded, options in different.items():
