@@ -59,7 +59,8 @@ def bridge(made: Any) -> Any:
 
     The wrappers around it, such as Gymnasium's own, do not await.
     """
-    above, layer = None, made
+    above: Any = None
+    layer = made
     while isinstance(layer, gymnasium.Env) and not isinstance(layer, Bridge):
         if may_be_asynchronous(layer):
             if above is None:

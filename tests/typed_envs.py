@@ -88,3 +88,16 @@ class Fortran(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         return self._observe(), 1.0, False, False, self._info("x")
+
+
+class Mixed(gymnasium.Env[Any, Any]):
+    """Has an integer in its info with an even seed, and a fraction with an odd one."""
+
+    observation_space = action_space = Discrete(10)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        return 0, {"value": 0.5 if self.np_random_seed % 2 else 1}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        return 0, 0.0, False, False, {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import re
 import secrets
@@ -156,10 +157,12 @@ def _as_vector(env: ProxyEnv, options: Options, output: Output) -> VecEnv:
 
         return DummyVecEnv([lambda: env])
     env.close()
+    from gymwire.env_agent.environments import MAX_NUM_ENVS
     from gymwire.sb3 import ProxyVecEnv
 
+    sessions = math.ceil(options.num_envs / MAX_NUM_ENVS)
     with opening(options, output) as (address, keywords):
-        return ProxyVecEnv(address, options.num_envs, options.broker, **keywords)
+        return ProxyVecEnv(address, options.num_envs, options.broker, sessions=sessions, **keywords)
 
 
 def _new_file(address: str) -> Path:

@@ -15,11 +15,14 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from numpy.typing import NDArray
 
 from gymwire.learner_agent.adapters import single_infos
-from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.proxies.options import VectorProxyOptions
 from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 from gymwire.protocol import generators, values
-from gymwire.protocol.errors import AttributeDenied, ProtocolError, VersionMismatch
+from gymwire.protocol.errors import (
+    AttributeDenied,
+    ConfigurationError,
+    ProtocolError,
+    VersionMismatch,
+)
 from gymwire.protocol.extras import install_line
 from gymwire.protocol.messages import Call
 
@@ -30,20 +33,6 @@ except ModuleNotFoundError as error:
         f"gymwire.sb3 needs Stable-Baselines3 ({error}). Install it with: {install_line('sb3')}",
         name=error.name,
     ) from error
-
-
-class _Connection(BrokerConnection):
-    exact_infos = True  # in a DummyVecEnv, no environment sees the infos of another one
-
-
-class _Options(VectorProxyOptions):
-    CONNECTION = _Connection
-
-
-class ExactVectorEnv(ProxyVectorEnv):
-    """A vector whose infos hold what each environment returned."""
-
-    _OPTIONS = _Options
 
 
 Indices = int | Iterable[int] | None
@@ -65,7 +54,7 @@ class ProxyVecEnv(VecEnv):
         n_envs: the number of environments, at least 1.
         broker: the broker's URL. Default: the variable GYMWIRE_BROKER, else tcp://127.0.0.1:5555.
         seed: environment i gets `seed + i` at the first reset. None: no seed.
-        options: any other option of ProxyVectorEnv, except `autoreset_mode`.
+        options: any other option of ProxyVectorEnv, except `autoreset_mode` and `exact_infos`.
     """
 
     reset_infos: list[dict[Any, Any]]
@@ -80,7 +69,9 @@ class ProxyVecEnv(VecEnv):
         **options: Any,
     ) -> None:
         mode = AutoresetMode.SAME_STEP
-        self._vector = ExactVectorEnv(address, n_envs, broker, autoreset_mode=mode, **options)
+        self._vector = ProxyVectorEnv(
+            address, n_envs, broker, autoreset_mode=mode, exact_infos=True, **options
+        )
         self._was_reset = False
         vector = self._vector
         super().__init__(n_envs, vector.single_observation_space, vector.single_action_space)
@@ -94,6 +85,21 @@ class ProxyVecEnv(VecEnv):
 
     # --- episodes ---------------------------------------------------------------------------------
 
+    def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
+        """Set the options of the next reset, for all environments or for each of them.
+
+        Raises ConfigurationError if there is a `reset_mask` among them: the environments would not
+        get it, because a vector resets only those of the mask.
+        """
+        each = [options] if isinstance(options, dict) else options or ()
+        if any("reset_mask" in one for one in each):
+            raise ConfigurationError(
+                "The environments of a vector cannot have an option reset_mask: the vector itself "
+                "takes it. Give the option another name, or use a DummyVecEnv of "
+                "gymwire.ProxyEnv."
+            )
+        super().set_options(options)
+
     def reset(self) -> Any:
         """Start an episode in all environments, with the seeds and options set for it, once.
 
@@ -102,7 +108,7 @@ class ProxyVecEnv(VecEnv):
         """
         wanted = [values.encode(one) for one in self._options]  # arrays do not compare to a bool
         different = dict(zip(wanted, self._options, strict=True))
-        if len(different) > 1 and not self._was_reset:  # a mask needs a first reset of all
+        if len(different) > 1 and not self._was_reset and not self._vector.takes_first_masks:
             self._vector.reset(seed=self._seed())
         reset_infos: list[dict[Any, Any]] = [*self.reset_infos]
         for encoded, options in different.items():

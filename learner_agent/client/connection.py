@@ -111,8 +111,6 @@ class BrokerConnection:
     """
 
     session_type: ClassVar[type[RemoteSession]] = RemoteSession
-    # Whether infos of vectors hold what each environment returned, not cast to one type.
-    exact_infos: ClassVar[bool] = False
     waiting: Waiting = staticmethod(wait)
 
     def __init__(
@@ -136,6 +134,7 @@ class BrokerConnection:
         self.closed = False  # whether `close` has begun
         self._said_bye = self._left = False  # how far it has come
         self.ends_waits = False  # whether each wait of another thread must end
+        self.exact_infos = False  # whether infos of vectors are not cast, see `ProxyVectorEnv`
         self.keeps_sessions = False  # for another process, which has a token of one of them
         self._pid = os.getpid()
         self.thread_id = threading.get_ident()

@@ -12,12 +12,11 @@ import numpy as np
 from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import iterate
 
+from gymwire.learner_agent.client import replacing
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.protocol import dialogue, logs
-from gymwire.protocol.errors import AddressUnknown, EnvironmentLost, NoFreeSlot, ResetNeeded
+from gymwire.protocol.errors import EnvironmentLost, ResetNeeded
 from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
-
-RETRY_S = 0.1  # the pause between attempts to open another session
 
 
 class ReplacingGroup(SessionGroup):
@@ -69,19 +68,14 @@ class ReplacingGroup(SessionGroup):
     def _replace(self, i: int) -> None:
         """Open another session in the place of a lost one. Raises EnvironmentLost."""
         why, timeout_s = self._sessions[i].exchange.lost, self.connection.timeout_s
-        deadline = self.connection.clock() + timeout_s
         logs.logger().warning("session lost, opening another", envs=self.names(i), why=why)
-        while True:
-            try:
-                self.reopen([i], wait_s=0.0)
-                return
-            except (AddressUnknown, NoFreeSlot, EnvironmentLost) as error:
-                if self.connection.clock() > deadline:
-                    raise EnvironmentLost(
-                        f"Lost: {self.names(i)} of {self.num_envs} ({why}). For {timeout_s:g} s "
-                        f"no other agent could take their place: {error}"
-                    ) from error
-                self.connection.wait(lambda: False, self.connection.clock() + RETRY_S)
+        replacing.open_another(
+            self.connection,
+            lambda: self.reopen([i], wait_s=0.0),
+            timeout_s,
+            f"Lost: {self.names(i)} of {self.num_envs} ({why}). For {timeout_s:g} s no other agent "
+            f"could take their place",
+        )
 
 
 class TruncatingGroup(ReplacingGroup):

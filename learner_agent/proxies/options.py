@@ -174,7 +174,7 @@ class ProxyOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class VectorProxyOptions(ProxyOptions):
-    """The options of a ProxyVectorEnv: those of every proxy and three more. Raises the same."""
+    """The options of a ProxyVectorEnv: those of every proxy and four more. Raises the same."""
 
     KIND: ClassVar[str] = EnvKind.VECTOR
     ON_LOST: ClassVar[tuple[str, ...]] = ("raise", "truncate")
@@ -183,6 +183,7 @@ class VectorProxyOptions(ProxyOptions):
     num_envs: int = 1
     sessions: int = 1
     autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP
+    exact_infos: bool = False
 
     def __post_init__(self) -> None:
         for name, count in (("num_envs", self.num_envs), ("sessions", self.sessions)):

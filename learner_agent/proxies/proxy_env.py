@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import gymnasium
@@ -409,7 +410,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             "observation_space": self.observation_space,
             "action_space": self.action_space,
         }
-        return _remake, (type(self), self._owner.options.as_kwargs()), state
+        return partial(type(self), **self._owner.options.as_kwargs()), (), state
 
 
 def make_proxy(
@@ -431,7 +432,3 @@ def make_proxy(
         env = ProxyEnv(address, broker, render_mode=render_mode.removesuffix("_list"), **kwargs)
         return gymnasium.wrappers.RenderCollection(env)
     return ProxyEnv(address, broker, render_mode=render_mode, **kwargs)
-
-
-def _remake(cls: type[ProxyEnv], kwargs: dict[str, Any]) -> ProxyEnv:
-    return cls(**kwargs)

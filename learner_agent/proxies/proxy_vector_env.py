@@ -6,7 +6,8 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, ClassVar
+from functools import partial
+from typing import Any
 
 import numpy as np
 from gymnasium.envs.registration import EnvSpec
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike
 
 from gymwire import __version__
 from gymwire.learner_agent.client.plain_group import PlainGroup
+from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.attributes import declares
@@ -62,6 +64,9 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         broker: the broker's URL. Default: the variable GYMWIRE_BROKER, else tcp://127.0.0.1:5555.
         sessions: the number of sessions to spread them over, at most `num_envs`.
         autoreset_mode: when to reset an environment whose episode has ended.
+        exact_infos: whether infos hold what each environment returned. Gymnasium casts the values
+            under a key to the dtype of the first one; with this option, values of several dtypes
+            come in an array of objects.
         render_mode: "rgb_array", "ansi" or another mode of the remote environments.
         env_kwargs: keyword arguments for the constructor of the remote environments.
         timeout_s: raise if the broker sends nothing for this long, in seconds. A slow step does
@@ -90,8 +95,6 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         EnvironmentFailed: the remote environments could not be made.
     """
 
-    _OPTIONS: ClassVar[type[VectorProxyOptions]] = VectorProxyOptions
-
     def __init__(  # noqa: PLR0913 - a public constructor, with every option by name
         self,
         address: str | None = None,
@@ -100,6 +103,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         *,
         sessions: int = 1,
         autoreset_mode: str | AutoresetMode = AutoresetMode.NEXT_STEP,
+        exact_infos: bool = False,
         render_mode: str | None = None,
         env_kwargs: Mapping[str, Any] | None = None,
         timeout_s: float = 60.0,
@@ -110,12 +114,13 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         key: str | os.PathLike[str] | None = None,
         broker_key: str | os.PathLike[str] | None = None,
     ) -> None:
-        options = self._OPTIONS(
+        options = VectorProxyOptions(
             address=address or "",
             broker=broker or "",
             num_envs=num_envs,
             sessions=sessions,
             autoreset_mode=autoreset_mode,
+            exact_infos=exact_infos,
             render_mode=render_mode,
             env_kwargs={} if env_kwargs is None else env_kwargs,
             timeout_s=timeout_s,
@@ -163,10 +168,23 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         group = self._group
         return any(group[i].opened.limits.get(name) is True for i in range(len(group)))
 
+    @property
+    def takes_first_masks(self) -> bool:
+        """Whether a first `reset_mask` may leave environments out until a later reset.
+
+        False with env agents of release 0.1.0, which need a first reset of all.
+        """
+        group = self._group
+        sessions = (
+            () if isinstance(group, PlainGroup) else map(group.__getitem__, range(len(group)))
+        )
+        return all(capabilities.EACH in _common(session) for session in sessions)
+
     def _open(self) -> None:
         """Connect and open all sessions."""
         connection = self._options.connect()
         try:
+            connection.exact_infos = self._options.exact_infos
             group = open_group(self._options, connection)
             steps = VectorSteps(group, single_request=type(group) is SessionGroup)
             # All at once: an exception from outside comes before or after it.
@@ -410,13 +428,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         requests: dict[int, Message] = {}
         for i, own in places.items():
             session, start = self._group[i], self._group.slices[i].start
-            capabilities.require(
-                capabilities.EACH,
-                capabilities.common(session.opened.limits.get("capabilities") or ()),
-                who=f"the env agent at {self._options.address!r}",
-                theirs="a release before gymwire 0.2.0",
-                ours=f"gymwire {__version__}",
-            )
+            _require_each(session, self._options.address)
             numbers = [env_ids[place] - start for place in own]
             requests[i] = replace(call, args=(numbers, *call.args))
         found: list[Any] = [None] * len(env_ids)
@@ -549,8 +561,20 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _remake, (type(self), self._options.as_kwargs())
+        return partial(type(self), **self._options.as_kwargs()), ()
 
 
-def _remake(cls: type[ProxyVectorEnv], kwargs: dict[str, Any]) -> ProxyVectorEnv:
-    return cls(**kwargs)
+def _require_each(session: RemoteSession, address: str) -> None:
+    """Raise VersionMismatch if an env agent does not know the CALLs for some environments."""
+    capabilities.require(
+        capabilities.EACH,
+        _common(session),
+        who=f"the env agent at {address!r}",
+        theirs="a release before gymwire 0.2.0",
+        ours=f"gymwire {__version__}",
+    )
+
+
+def _common(session: RemoteSession) -> frozenset[str]:
+    """Return the capabilities that both sides of a session have."""
+    return capabilities.common(session.opened.limits.get("capabilities") or ())

@@ -6,22 +6,19 @@ import contextlib
 from functools import partial
 from typing import Any
 
+from gymwire.learner_agent.client import replacing
 from gymwire.learner_agent.client.recording import Position, Recording
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.proxies.attributes import RemoteAttributes
 from gymwire.learner_agent.proxies.session_owner import SessionOwner
 from gymwire.protocol import logs, values
 from gymwire.protocol.errors import (
-    AddressUnknown,
     AttributeDenied,
     EnvironmentFailed,
     EnvironmentLost,
-    NoFreeSlot,
 )
 from gymwire.protocol.messages import Call, Kind, Reset, Status
 from gymwire.protocol.step_codec import Step
-
-RETRY_S = 0.1  # between attempts to open another session
 
 
 class EpisodeReplay:
@@ -140,22 +137,16 @@ class EpisodeReplay:
         if lost is None:
             raise error  # which is not about this session
         connection = owner.session.connection
-        deadline = connection.clock() + timeout_s
         log = logs.logger()
         log.warning("session lost, replaying episode", address=address, why=lost)
-        while True:
-            try:
-                owner.open(connection, wait_s=0.0, prepare=partial(self._repeat, generator))
-            except (AddressUnknown, NoFreeSlot, EnvironmentLost) as another:
-                if connection.clock() > deadline:
-                    raise EnvironmentLost(
-                        f"The session is lost ({lost}), and for {timeout_s:g} s no other agent "
-                        f"could take the episode over: {another}"
-                    ) from another
-                connection.wait(lambda: False, connection.clock() + RETRY_S)
-                continue
-            log.info("episode replayed", address=address, steps=recording.steps)
-            return
+        replacing.open_another(
+            connection,
+            partial(owner.open, connection, wait_s=0.0, prepare=partial(self._repeat, generator)),
+            timeout_s,
+            f"The session is lost ({lost}), and for {timeout_s:g} s no other agent could take the "
+            f"episode over",
+        )
+        log.info("episode replayed", address=address, steps=recording.steps)
 
     def _repeat(self, generator: Any, session: RemoteSession) -> None:
         """Repeat the recorded episode in a new session; set its generator to a state, if known."""

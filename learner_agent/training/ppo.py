@@ -152,7 +152,7 @@ class PPOTask:
         self._rewards: list[NDArray[np.float32]] = []  # of each step of the vector
         self._returns: list[float] = []
         self._lengths: list[int] = []
-        self._won: list[bool] = []
+        self._ended_best: list[bool] = []
         self._running = _Running(envs.num_envs)
         self._seconds = 0.0
         self._start = self._next_progress = 0.0
@@ -188,7 +188,7 @@ class PPOTask:
             rewards.astype(np.float64),
             np.array(self._returns, np.float64),
             np.array(self._lengths, np.int64),
-            np.array(self._won, np.bool_),
+            np.array(self._ended_best, np.bool_),
             self._seconds,
             self._envs.reset_infos[0] if self._rewards else {},
         )
@@ -197,10 +197,10 @@ class PPOTask:
         """Record a step of the vector. Returns whether to go on."""
         rewards, dones = locals_["rewards"], locals_["dones"]
         self._rewards.append(rewards.copy())
-        for total, length, won in self._running.add(rewards, dones):
+        for total, length, ended_best in self._running.add(rewards, dones):
             self._returns.append(total)
             self._lengths.append(length)
-            self._won.append(won)
+            self._ended_best.append(ended_best)
         seconds = self._clock() - self._start
         if self.on_progress is not None and seconds >= self._next_progress - self._start:
             self._next_progress = self._start + seconds + PROGRESS_EVERY_S
@@ -230,7 +230,11 @@ class _Running:
         self._best = np.zeros(num_envs)  # the largest reward, or 0
 
     def add(self, rewards: NDArray[Any], dones: NDArray[np.bool_]) -> list[tuple[float, int, bool]]:
-        """Add a step; return the return and length of each ended episode, and if it was won."""
+        """Add a step.
+
+        Returns the return and length of each ended episode, and whether its last reward is its
+        highest and positive.
+        """
         self._returns += rewards
         self._lengths += 1
         ended = [

@@ -84,9 +84,10 @@ def _summary(result: TrainingResult, learner: object) -> list[tuple[str, str]]:
     elif returns.size >= 2:
         early, late = early_and_late(returns)
         rows.append(("episode return", f"{early:.2f} in the first tenth, {late:.2f} in the last"))
-        if result.won.any():
-            early, late = early_and_late(result.won)
-            rows.append(("episodes won", f"{early:.0%} in the first tenth, {late:.0%} in the last"))
+        if result.ended_best.any():
+            early, late = early_and_late(result.ended_best)
+            text = f"in {early:.0%} of the episodes of the first tenth, {late:.0%} of the last"
+            rows.append(("last reward is highest", text))
         early, late = early_and_late(result.episode_lengths)
         rows.append(("episode length", f"{early:.0f} steps early, {late:.0f} late"))
     else:
@@ -241,12 +242,13 @@ def _draw_episodes(figure: Figure, result: TrainingResult) -> None:
     if unit == "step":
         panels.append(("Reward per step", result.rewards, _BLUE, False))
     else:
-        won = result.won.astype(float)
-        # If the return only says whether the episode was won, one panel suffices.
-        if not (won.any() and np.array_equal(returns, won)):
+        ended_best = result.ended_best.astype(float)
+        # If the last reward is the only one, one panel suffices.
+        if not (ended_best.any() and np.array_equal(returns, ended_best)):
             panels.append(("Episode return", returns, _BLUE, False))
-        if won.any():
-            panels.append(("Episodes won", won, _GREEN, True))
+        if ended_best.any():
+            title = "Episodes whose last reward is the highest"
+            panels.append((title, ended_best, _GREEN, True))
         if not np.array_equal(returns, result.episode_lengths):  # as with a reward of 1 per step
             panels.append(("Episode length in steps", result.episode_lengths, _VERMILION, False))
     figure.set_size_inches(8.0, 0.8 + 2.1 * len(panels))

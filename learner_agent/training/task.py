@@ -50,8 +50,8 @@ class TrainingResult:
         rewards: the reward of each step, float64 (n_steps,).
         episode_returns: the sum of rewards of each ended episode, float64 (n_episodes,).
         episode_lengths: the steps of each ended episode, int64 (n_episodes,).
-        won: whether each ended episode was won, bool (n_episodes,): its last reward is positive,
-            and larger than all others of the episode.
+        ended_best: whether the last reward of each ended episode is positive, and larger than all
+            others of the episode, bool (n_episodes,).
         seconds: the duration of all steps, resets and learning included.
         reset_info: the info of the first reset. Some environments put the true values in it that
             a learner should find.
@@ -60,7 +60,7 @@ class TrainingResult:
     rewards: NDArray[np.float64]
     episode_returns: NDArray[np.float64]
     episode_lengths: NDArray[np.int64]
-    won: NDArray[np.bool_]
+    ended_best: NDArray[np.bool_]
     seconds: float
     reset_info: Mapping[str, Any]
 

@@ -91,13 +91,15 @@ class Mixed(gymnasium.Env[Any, Any]):
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
         self.level = 1
-        self.calls = 0
+        self.calls = self.resets = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        return self._observe(), {"began": True, "options": options, **self._info()}
+        self.resets += 1
+        began = {"began": self.resets, "options": options}
+        return self._observe(), {**began, **self._info()}
 
     def step(self, action: Any) -> Step:
         terminated, truncated = self.np_random.random(2) < (0.2, 0.2)

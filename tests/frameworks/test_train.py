@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from gymwire.cli import policies
+from gymwire.env_agent.environments import MAX_NUM_ENVS
 from gymwire.learner_agent.training import ppo
 from gymwire.protocol.errors import ConfigurationError
 from tests.cli.reading import Screen, call
@@ -30,13 +31,17 @@ from stable_baselines3 import A2C, PPO  # noqa: E402 - after the test that it is
 
 @pytest.fixture(scope="module")
 def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The URL of a broker, and an env agent with one slot for each address."""
-    offers = (("ppo/pole", "CartPole-v1"), ("ppo/lottery", "tests.frameworks.envs:Lottery"))
+    """The URL of a broker, and an env agent with one slot for each address, or two."""
+    offers = (
+        ("ppo/pole", "CartPole-v1", 1),
+        ("ppo/lottery", "tests.frameworks.envs:Lottery", 1),
+        ("ppo/poles", "CartPole-v1", 2),
+    )
     config = tmp_path_factory.mktemp("train") / "offers.toml"
     config.write_text(
         "\n".join(
-            f'[[offer]]\naddress = "{address}"\nenv = "{env}"\nmax_sessions = 1'
-            for address, env in offers
+            f'[[offer]]\naddress = "{address}"\nenv = "{env}"\nmax_sessions = {slots}'
+            for address, env, slots in offers
         )
     )
     with programs() as started:
@@ -88,6 +93,14 @@ def test_the_same_seed_trains_the_same_model(broker: str, tmp_path: Path, num_en
         train(broker, *options, address="ppo/pole")
     one, two, other = map(weights, paths)
     assert one == two != other
+
+
+def test_more_environments_than_a_session_may_have_are_spread_over_several(
+    broker: str, tmp_path: Path
+) -> None:
+    number = str(MAX_NUM_ENVS + 1)
+    options = ("--steps", number, "--num-envs", number, "--save", str(tmp_path / "model.zip"))
+    assert train(broker, *options, address="ppo/poles")["steps"] >= MAX_NUM_ENVS
 
 
 @pytest.mark.parametrize(("observations", "threads"), [("box", 1), ("image", 3)])

@@ -109,7 +109,7 @@ def test_an_array_comes_back_with_dtype_shape_and_bits(array: Any) -> None:
 @pytest.mark.parametrize("axes", [*permutations(range(3))])
 @pytest.mark.parametrize("levels", [0, MAX_DEPTH - 1])
 def test_arrays_of_objects_keep_their_order_in_memory(axes: tuple[int, ...], levels: int) -> None:
-    array = np.empty(8, object)
+    array: Any = np.empty(8, object)
     for i in range(8):
         array[i] = nested(levels, lambda v, i=i: [v, i])
     array = array.reshape(2, 2, 2).transpose(axes)

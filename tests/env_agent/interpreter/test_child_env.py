@@ -433,7 +433,7 @@ for kind in One, Calls:
 def test_a_wrong_keyword_is_named_without_a_traceback(name: str, tmp_path: Path) -> None:
     (tmp_path / "keywords.py").write_text(KEYWORDS)
     for kwargs, why in (
-        ({"size": 1, "speeed": 2}, "keywords:{} takes no keyword argument 'speeed'."),
+        ({"size": 1, "velocity": 2}, "keywords:{} takes no keyword argument 'velocity'."),
         ({}, "keywords:{} needs the keyword argument 'size'."),
     ):
         factory = ChildFactory("a", f"{tmp_path}/keywords.py:{name}", sys.executable, kwargs)

@@ -19,12 +19,24 @@ def descriptors() -> list[str]:
     return sorted(one.name for one in Path("/proc/self/fd").iterdir())
 
 
-def end(watch: ProcessWatch) -> None:
-    """Start a process that ends at once, and wait for its end."""
+class Watch(ProcessWatch):
+    """Counts the events that its thread has handled."""
+
+    handled = threading.Semaphore(0)
+
+    def _read(self, *args: Any) -> None:
+        super()._read(*args)
+        self.handled.release()
+
+
+def end(watch: Watch) -> None:
+    """Start a process that prints nothing and ends, and wait until its pipes are closed."""
     ended = threading.Event()
     process, *pipes = watch.start(["/bin/true"], {}, lambda process: ended.set())
     assert ended.wait(10)
     process.wait()
+    for _ in (process.stdout, process.stderr):
+        assert watch.handled.acquire(timeout=10)
     for pipe in pipes:
         os.close(pipe)
 
@@ -33,7 +45,7 @@ def end(watch: ProcessWatch) -> None:
 def test_a_process_that_cannot_be_watched_is_ended(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    watch = ProcessWatch("lab/child")
+    watch = Watch("lab/child")
     end(watch)  # now the thread has what it needs
     made: list[subprocess.Popen[bytes]] = []
     popen, called = subprocess.Popen, getattr(os, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +22,7 @@ def broker(broker_url: str) -> Iterator[str]:
     with programs() as started:
         started.env_agent(broker_url, "--address", "typed", "--env", "tests.typed_envs:Typed")
         started.env_agent(broker_url, "--address", "fortran", "--env", "tests.typed_envs:Fortran")
+        started.env_agent(broker_url, "--address", "mixed", "--env", "tests.typed_envs:Mixed")
         yield broker_url
 
 
@@ -82,3 +84,12 @@ def test_arrays_keep_their_order_in_memory(broker: str, direct: str) -> None:
     assert_same(many.reset(seed=3), envs.reset(seed=3))
     assert many.step(np.zeros(2, int))[0].strides == envs.step(np.zeros(2, int))[0].strides
     many.close()
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_exact_infos_are_not_cast_even_in_a_copy(broker: str, sessions: int) -> None:
+    for exact, expected in ((False, [1, 0]), (True, [1, 0.5])):
+        with ProxyVectorEnv("mixed", 2, broker, sessions=sessions, exact_infos=exact) as envs:
+            assert envs.reset(seed=4)[1]["value"].tolist() == expected
+            with pickle.loads(pickle.dumps(envs)) as copied:
+                assert copied.reset(seed=4)[1]["value"].tolist() == expected

@@ -103,7 +103,7 @@ def test_it_learns_taxi() -> None:
     _, result = trained(TAXI, 40_000)
     n = result.episode_returns.size // 10
     assert result.episode_returns[-n:].mean() > 5  # the best possible is about 8
-    assert result.won[-n:].mean() > 0.95
+    assert result.ended_best[-n:].mean() > 0.95
 
 
 def test_the_same_seed_gives_the_same_result_bit_for_bit() -> None:

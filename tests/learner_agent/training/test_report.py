@@ -82,19 +82,19 @@ def test_the_summary_has_early_and_late_acceptance_and_the_step_rate() -> None:
     assert "100 in 2.0 s, 50 per second" in text
 
 
-def test_the_summary_of_episodes_has_return_wins_and_length() -> None:
-    # Ten lost episodes of two steps, then ten won ones of one step.
+def test_the_summary_of_episodes_has_return_last_rewards_and_length() -> None:
+    # Ten episodes of two steps with negative rewards, then ten of one step with a positive one.
     result = result_of([-1.0] * 20 + [5.0] * 10, [*range(2, 21, 2), *range(21, 31)])
     text = report(result, QLearner(Discrete(4), Discrete(2)))
     assert "-2.00 in the first tenth, 5.00 in the last" in text
-    assert "0% in the first tenth, 100% in the last" in text
+    assert "in 0% of the episodes of the first tenth, 100% of the last" in text
     assert "2 steps early, 1 late" in text
     assert "0 of 4" in text
 
 
-def test_the_summary_omits_wins_if_no_episode_was_won() -> None:
+def test_the_summary_omits_last_rewards_if_none_is_positive() -> None:
     text = report(result_of([-1.0] * 4, [2, 4]), QLearner(Discrete(4), Discrete(2)))
-    assert "won" not in text
+    assert "last reward" not in text
 
 
 def test_without_finished_episodes_the_summary_has_the_reward_per_step() -> None:

@@ -75,14 +75,14 @@ def test_the_result_has_the_rewards_episodes_and_returns_of_the_environment() ->
     assert result.rewards.tolist() == [1, 2, 3, 1, 2, 3, 1, 2]
     assert result.episode_returns.tolist() == [6, 6]
     assert result.episode_lengths.tolist() == [3, 3]
-    assert result.won.tolist() == [True, True]
+    assert result.ended_best.tolist() == [True, True]
     assert result.recent_return == 6
 
 
 def test_a_training_without_a_finished_episode_has_no_returns() -> None:
     result = TrainingTask(CountingEnv(), Recorder(), 2).run()
     assert result.episode_returns.size == result.episode_lengths.size == 0
-    assert result.won.size == 0
+    assert result.ended_best.size == 0
     assert result.recent_return is None
 
 
@@ -155,7 +155,7 @@ def test_a_training_of_no_steps_is_refused() -> None:
 def test_an_episode_is_won_if_its_last_reward_is_positive_and_its_largest() -> None:
     rewards = np.array([0.0, 1.0, 1.0, 1.0, -1.0, 5.0, 7.0, 5.0, 2.0, -1.0, 0.0, 9.0])
     result = TrainingResult.of_one_env(rewards, [2, 4, 6, 8, 9, 10, 11], 1.0, {})
-    assert result.won.tolist() == [True, False, True, False, True, False, False]
+    assert result.ended_best.tolist() == [True, False, True, False, True, False, False]
     assert result.episode_returns.tolist() == [1, 2, 4, 12, 2, -1, 0]
 
 
