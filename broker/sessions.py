@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 
 from gymwire.broker import directory
@@ -56,6 +57,7 @@ STARTING_RETRY_S = 0.1
 # because nothing suggests that the request would get through the next time.
 MAX_LOSSES = 2
 
+NO_ROOM = "the broker cannot take this session"
 JUST_STARTED = (
     "This broker has just started, and env agents may still be reconnecting: retry, or wait for "
     "them (wait_s=10; --wait 10)."
@@ -202,28 +204,38 @@ class Sessions:
             if (
                 sid not in tables.ended
                 and nonce not in tables.by_nonce
-                and self._may_announce(loop)
+                and (displaced := self._make_room(loop)) is not None
             ):
                 self._recovery.announced(sid)
                 session = Session(sid, nonce, name, learner, loop, is_open=True, created=now)
                 tables.add_session(session)
                 tables.orphan(session, until=now + max(REJOIN_S, self._lease_s))
                 self._journal.sessions_recovered += 1
-                return []
+                return displaced
         elif known.nonce == nonce and (known.loop.agent, known.loop.key) == (loop.agent, loop.key):
             tables.bind_loop(known, loop)
             return []
         # No learner can reach this session; without GONE it would keep its slot forever.
-        return [Send.message(loop.rid, Gone("the broker cannot take this session"), sid)]
+        return [Send.message(loop.rid, Gone(NO_ROOM), sid)]
 
-    def _may_announce(self, loop: Peer) -> bool:
-        """Return whether there is room for another announced session of this loop."""
+    def _make_room(self, loop: Peer) -> list[Send] | None:
+        """Make room for another announced session of this loop; None if there is none.
+
+        When all places are taken, a key that has fewer than another displaces the oldest session of
+        the one with the most. So beside n others, a key always has room for its share of n + 1.
+        """
         tables = self._tables
-        return (
-            len(loop.sessions) < MAX_ANNOUNCED
-            and tables.unclaimed[loop.key] < MAX_UNCLAIMED_OF_KEY
-            and len(tables.sessions) - tables.claimed < MAX_UNCLAIMED
-        )
+        own = len(tables.unclaimed.get(loop.key, ()))
+        if len(loop.sessions) >= MAX_ANNOUNCED or own >= MAX_UNCLAIMED_OF_KEY:
+            return None
+        if len(tables.sessions) - tables.claimed < MAX_UNCLAIMED:
+            return []
+        largest: Collection[int] = max(tables.unclaimed.values(), key=len, default=())
+        if len(largest) <= own + 1:
+            return None
+        session = tables.sessions[next(iter(largest))]
+        self.drop(session, Loss.LEASE_EXPIRED)  # its learner has not come back so far
+        return [Send.message(session.loop.rid, Gone(NO_ROOM), session.sid)]
 
     # --- resuming ---------------------------------------------------------------------------------
 

@@ -220,7 +220,8 @@ class Tables:
         self._progress: Counter[bytes] = Counter()  # progress connections by agent, 15 bytes of it
         self.claimed = 0  # sessions that a learner has opened or resumed,
         self.sessions_of: Counter[str] = Counter()  # and those by the learner's identity
-        self.unclaimed: Counter[bytes | None] = Counter()  # all others by the key of the loop
+        # and all others, the oldest first, by the key of their loop
+        self.unclaimed: dict[bytes | None, dict[int, None]] = {}
         # ended sessions, the oldest first: the routing id of their loop, and their address
         self.ended: dict[int, tuple[bytes, str]] = {}
         # ended sessions whose environment is reported to be still busy, the latest report last:
@@ -335,8 +336,14 @@ class Tables:
         self.sessions[session.sid] = session
         session.number, self.added = self.added, self.added + 1
         self.by_nonce[session.nonce] = session
-        self.unclaimed[session.loop.key] += 1
+        self.unclaimed.setdefault(session.loop.key, {})[session.sid] = None
         self._place(session, session.loop)
+
+    def _forget_unclaimed(self, session: Session) -> None:
+        of_key = self.unclaimed[session.loop.key]
+        del of_key[session.sid]
+        if not of_key:
+            del self.unclaimed[session.loop.key]
 
     def open(self, session: Session) -> None:
         """Mark a session as open and relay its frames."""
@@ -351,7 +358,7 @@ class Tables:
         session.learner = learner
         learner.sessions.add(session.sid)
         if not session.is_claimed:
-            _decrement(self.unclaimed, session.loop.key)
+            self._forget_unclaimed(session)
             self.sessions_of[session.learner_identity] += 1
             self.claimed += 1
             session.is_claimed = True
@@ -430,7 +437,7 @@ class Tables:
                 _decrement(self.sessions_of, session.learner_identity)
                 self.claimed -= 1
             else:
-                _decrement(self.unclaimed, session.loop.key)
+                self._forget_unclaimed(session)
         # An env agent that was cut off may still announce it, long after its learner got GONE.
         self.ended[session.sid] = session.loop.rid, session.address
         if len(self.ended) > MAX_ENDED:

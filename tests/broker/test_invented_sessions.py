@@ -167,3 +167,25 @@ def test_a_liveness_connection_counts_while_its_agent_has_no_progress_connection
     assert not is_awaited()
     broker.core._peers.bye(broker.core._tables.peers[ENV])
     assert is_awaited()
+
+
+def test_a_key_displaces_sessions_of_those_that_have_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sessions, "MAX_UNCLAIMED", 100)
+    monkeypatch.setattr(sessions, "MAX_UNCLAIMED_OF_KEY", 50)
+    hostile = [bytes([number]) * 40 for number in b"wxyz"]
+    rights = {key: Rights(key.decode(), offer=("*",), vouched=True) for key in [*hostile, HONEST]}
+    broker = Broker(policy=Policy(rights, anyone=None))
+    for number, key in enumerate(hostile):
+        kept(broker, b"\x01x%d" % number, rows(1 + 100 * number, 100), key)
+    sends = broker.hello(ENV, Role.ENV, sessions=rows(1000, 30), key=HONEST)
+    gone = [one for one in sends if isinstance(one.message, Gone)]
+    assert sum(one.rid == ENV for one in gone) == 10  # 20 of 100 are its share beside four others
+    assert len(gone) == 30
+    tables = broker.core._tables
+    assert {key: len(found) for key, found in tables.unclaimed.items()} == dict.fromkeys(
+        [*hostile, HONEST], 20
+    )
+    for number, key in enumerate(hostile):  # these take nothing from it
+        kept(broker, b"\x01y%d" % number, rows(2000 + 100 * number, 100), key)
+    assert len(tables.unclaimed[HONEST]) == 20
+    assert len(tables.sessions) == 100
