@@ -121,7 +121,6 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
     def _use(self, owner: SessionOwner) -> None:
         self._owner = owner
-        self._step_timeout_s = owner.options.step_timeout_s
         opened = owner.session.opened
         self.observation_space = owner.session.observation_space
         self.action_space = owner.session.action_space
@@ -171,7 +170,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             if replay is not None:
                 step = replay.step(action)
             else:
-                step = owner.session.step(action, self._step_timeout_s)
+                step = owner.session.step(action, owner.options.step_timeout_s)
             owner.in_call = False
             return step
         except BaseException as error:

@@ -168,8 +168,9 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         try:
             group = open_group(self._options, connection)
             steps = VectorSteps(group, single_request=type(group) is SessionGroup)
-            # All at once: an exception from outside comes before or after it.
-            self.__dict__.update(_group=group, _steps=steps, _pid=os.getpid())
+            # All at once, and in another dict, as in `SessionOwner`.
+            opened = {"_group": group, "_steps": steps, "_pid": os.getpid(), "closed": False}
+            object.__setattr__(self, "__dict__", {**self.__dict__, **opened})
         except BaseException:
             used = self.__dict__.get("_group")
             if used is None or used.connection is not connection:
