@@ -120,19 +120,9 @@ class RemoteSession:
         self._is_left = False  # whether `close` has returned
         self._least_network: dict[bool, int] = {}  # is it direct? → ns of a step, for `apportion`
 
-    # No cached properties: those use `__dict__`, which makes each attribute slower.
-
-    @property
-    def observation_space(self) -> Space[Any]:
-        """The observation space, with a random generator of its own."""
-        return self._space("observation_space")
-
-    @property
-    def action_space(self) -> Space[Any]:
-        """The action space, with a random generator of its own."""
-        return self._space("action_space")
-
-    def _space(self, name: str) -> Space[Any]:
+    def space(self, name: str) -> Space[Any]:
+        """Return the observation space or the action space, with a random generator of its own."""
+        # No cached properties: those use `__dict__`, which makes each attribute slower.
         if name not in self._spaces:
             described = getattr(self.opened, name)
             self._spaces[name] = spaces.build(described, root=name, calls=self.space_calls)

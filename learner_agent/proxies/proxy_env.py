@@ -122,8 +122,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
     def _use(self, owner: SessionOwner) -> None:
         self._owner = owner
         opened = owner.session.opened
-        self.observation_space = owner.session.observation_space
-        self.action_space = owner.session.action_space
+        self.observation_space = owner.session.space("observation_space")
+        self.action_space = owner.session.space("action_space")
         self.metadata = opened.metadata
         self.render_mode = opened.render_mode
         self._spec = owner.options.spec_for(opened.spec)

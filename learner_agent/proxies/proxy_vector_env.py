@@ -138,8 +138,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_observation_space = self._steps.single_observation_space
         self.single_action_space = self._steps.single_action_space
         if len(self._group) == 1 and opened.num_envs:
-            self.observation_space = first.observation_space
-            self.action_space = first.action_space
+            self.observation_space = first.space("observation_space")
+            self.action_space = first.space("action_space")
         else:
             self.observation_space = batch_space(self.single_observation_space, num_envs)
             self.action_space = batch_space(self.single_action_space, num_envs)
