@@ -93,7 +93,7 @@ def test_an_environment_with_large_bounds_opens(space: Space[Any], num_envs: int
         network.env_agent(SERVICE)
         session = network.connection().open("wide", num_envs=num_envs, autoreset_mode="NextStep")
         expected = batch_space(space, num_envs) if num_envs else space
-        assert session.observation_space == expected
+        assert session.space("observation_space") == expected
 
 
 @pytest.mark.parametrize("name", LARGE)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from functools import cached_property, partial
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from gymnasium import Space
@@ -92,6 +92,7 @@ class RemoteSession:
         self.connection, self.signer = connection, signer
         self.sid, self.open_msg, self.opened = sid, open_msg, opened
         self.space_calls = SpaceCalls()
+        self._spaces: dict[str, Space[Any]] = {}
         observation = space_cache.codec_of(opened.observation_space, "observation_space")
         action = space_cache.codec_of(opened.action_space, "action_space")
         extended = VALUES in common(opened.limits.get("capabilities"))
@@ -119,18 +120,13 @@ class RemoteSession:
         self._is_left = False  # whether `close` has returned
         self._least_network: dict[bool, int] = {}  # is it direct? → ns of a step, for `apportion`
 
-    @cached_property
-    def observation_space(self) -> Space[Any]:
-        """The observation space, with a random generator of its own."""
-        return self._build("observation_space")
-
-    @cached_property
-    def action_space(self) -> Space[Any]:
-        """The action space, with a random generator of its own."""
-        return self._build("action_space")
-
-    def _build(self, name: str) -> Space[Any]:
-        return spaces.build(getattr(self.opened, name), root=name, calls=self.space_calls)
+    def space(self, name: str) -> Space[Any]:
+        """Return the observation space or the action space, with a random generator of its own."""
+        # No cached properties: those use `__dict__`, which makes each attribute slower.
+        if name not in self._spaces:
+            described = getattr(self.opened, name)
+            self._spaces[name] = spaces.build(described, root=name, calls=self.space_calls)
+        return self._spaces[name]
 
     @property
     def path(self) -> Transport:

@@ -208,7 +208,9 @@ class TruncatingGroup(ReplacingGroup):
         if status is None:
             return self._percept(i, True, Status(deepcopy(last), infos))
         final = np.empty(size, object)
-        for k, observation in enumerate(iterate(self._sessions[i].observation_space, last)):
+        for k, observation in enumerate(
+            iterate(self._sessions[i].space("observation_space"), last)
+        ):
             final[k] = deepcopy(observation)
         infos |= _of_all(size, final_obs=final, final_info=deepcopy(infos))
         # A vector's infos may come in a list, with a second item that says where objects are.

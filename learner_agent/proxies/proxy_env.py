@@ -122,10 +122,9 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
     def _use(self, owner: SessionOwner) -> None:
         self._owner = owner
-        self._step_timeout_s = owner.options.step_timeout_s
         opened = owner.session.opened
-        self.observation_space = owner.session.observation_space
-        self.action_space = owner.session.action_space
+        self.observation_space = owner.session.space("observation_space")
+        self.action_space = owner.session.space("action_space")
         self.metadata = opened.metadata
         self.render_mode = opened.render_mode
         self._spec = owner.options.spec_for(opened.spec)
@@ -172,7 +171,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             if replay is not None:
                 step = replay.step(action)
             else:
-                step = owner.session.step(action, self._step_timeout_s)
+                step = owner.session.step(action, owner.options.step_timeout_s)
             owner.in_call = False
             return step
         except BaseException as error:

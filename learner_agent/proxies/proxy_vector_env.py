@@ -144,8 +144,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self.single_observation_space = self._steps.single_observation_space
         self.single_action_space = self._steps.single_action_space
         if len(self._group) == 1 and opened.num_envs:
-            self.observation_space = first.observation_space
-            self.action_space = first.action_space
+            self.observation_space = first.space("observation_space")
+            self.action_space = first.space("action_space")
         else:
             self.observation_space = batch_space(self.single_observation_space, num_envs)
             self.action_space = batch_space(self.single_action_space, num_envs)
@@ -187,8 +187,9 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             connection.exact_infos = self._options.exact_infos
             group = open_group(self._options, connection)
             steps = VectorSteps(group, single_request=type(group) is SessionGroup)
-            # All at once: an exception from outside comes before or after it.
-            self.__dict__.update(_group=group, _steps=steps, _pid=os.getpid())
+            # All at once, and in another dict, as in `SessionOwner`.
+            opened = {"_group": group, "_steps": steps, "_pid": os.getpid(), "closed": False}
+            object.__setattr__(self, "__dict__", {**self.__dict__, **opened})
         except BaseException:
             used = self.__dict__.get("_group")
             if used is None or used.connection is not connection:

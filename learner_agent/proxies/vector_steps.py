@@ -19,6 +19,7 @@ from gymwire.protocol import values, vector_infos
 from gymwire.protocol.errors import BatchSizeError, GymwireError, MoveError
 from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
 
+_ndarray = np.ndarray  # Python looks an attribute of this module up each time
 VectorStep = tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
 _Stage = tuple[str, bool, list[int], dict[int, Message]]
 
@@ -126,7 +127,7 @@ class VectorSteps:
         # The fast path of a vector in one session.
         if self._awaited or self._received:
             self.check_idle()
-        if type(actions) is not np.ndarray or actions.shape[:1] != self._batch:
+        if type(actions) is not _ndarray or actions.shape[:1] != self._batch:
             batching.check_size(self._actions, actions, self._group.num_envs)
         step = self._group.step(actions, timeout_s)
         self._observations[0] = step[0]
@@ -148,7 +149,7 @@ class VectorSteps:
             self._group.check(Kind.ACT)
         if self._awaited or self._received:
             self.check_idle()
-        if type(actions) is not np.ndarray or actions.shape[:1] != self._batch:
+        if type(actions) is not _ndarray or actions.shape[:1] != self._batch:
             batching.check_size(self._actions, actions, self._group.num_envs)
         self._begun = call
         steps_ahead.send_step(session, actions)
@@ -247,7 +248,7 @@ class VectorSteps:
 
     def _send(self, places: Mapping[int, slice | NDArray[np.intp]], actions: Any) -> None:
         """Send each session its part of the actions; nothing if one cannot be serialized."""
-        if type(actions) is not np.ndarray:
+        if type(actions) is not _ndarray:
             values.check(actions, root="actions")
         if not self._stepping:
             self._group.prepare_steps(places)

@@ -310,7 +310,7 @@ def test_a_frame_with_any_byte_changed_is_decoded_as_codec_decodes_it(step: Step
 
 ARRAYS: Step = (
     A,
-    np.float32([0.5]),
+    np.array([0.5], np.float32),
     np.array([True, False]),
     np.array([False]),
     {
@@ -318,7 +318,7 @@ ARRAYS: Step = (
         "none": None,
         "players": {"id": np.arange(6, dtype=">i2").reshape(2, 3), "n": np.array(7)},
         "z": np.array([1j, 2], np.complex128),
-        "more": [np.array([True]), np.int8([1, 2, 3])],
+        "more": [np.array([True]), np.array([1, 2, 3], np.int8)],
     },
 )
 

@@ -35,6 +35,7 @@ from gymwire.protocol.errors import (
 )
 from tests import prefork
 from tests.processes import PATIENCE_S, programs
+from tests.quick_attributes import has_quick_attributes
 from tests.sameness import assert_same
 
 OFFERS = """
@@ -105,6 +106,17 @@ def test_the_environment_checker_gives_the_same_warnings_as_for_the_local_enviro
     assert _warnings_of_check(ProxyEnv(address, broker)) == local
     made = gymnasium.make(MADE, address=address, broker=broker)
     assert _warnings_of_check(made.unwrapped) == local
+
+
+def test_the_attributes_that_a_step_reads_are_quick_to_read(broker: str) -> None:
+    with ProxyEnv("cartpole", broker) as env:
+        env.reset(seed=1)
+        env.step(0)
+        owner = env._owner
+        assert has_quick_attributes(owner, "exchange")
+        assert has_quick_attributes(owner.session, "exchange")
+        assert has_quick_attributes(owner.session.paths, "current")
+        assert has_quick_attributes(owner.exchange, "returned")
 
 
 def test_the_spec_has_the_fields_of_the_remote_one(cartpole: ProxyEnv) -> None:

@@ -34,6 +34,7 @@ from gymwire.protocol.errors import (
 )
 from gymwire.protocol.messages import Message
 from tests.processes import PATIENCE_S, Programs, programs
+from tests.quick_attributes import has_quick_attributes
 from tests.sameness import assert_same
 from tests.sampling import sampled
 from tests.space_zoo import ZOO
@@ -152,6 +153,16 @@ def test_every_space_is_batched_as_in_a_sync_vector_env(
         assert_same_course(local, remote, 9)
     finally:
         remote.close()
+
+
+def test_the_attributes_that_a_step_reads_are_quick_to_read(broker: str) -> None:
+    with ProxyVectorEnv("cartpole-v", 2, broker) as envs:
+        envs.reset(seed=1)
+        envs.step(np.zeros(2, np.int64))
+        assert has_quick_attributes(envs, "_pid")
+        assert has_quick_attributes(envs._steps, "in_call")
+        assert has_quick_attributes(envs._group, "undo_log")
+        assert has_quick_attributes(envs._group[0], "exchange")
 
 
 def test_make_vec_makes_what_the_environment_itself_registers(broker: str) -> None:
