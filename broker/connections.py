@@ -18,29 +18,19 @@ CHECK_TICKS = 20  # ticks over which the checks of all learners are spread
 # A connection that has lasted this long may have been lost because of what it had to carry: no
 # sooner does anyone notice that a path swallows large packets.
 SETTLED_S = 3.0
-# Connections that have not introduced themselves: at most a quarter of the files of the broker.
-# Together with peers and local channels, they leave some of 65,536 files.
-MAX_STRANGERS = 16_384
-SAY_HELLO_TICKS = 10  # how long a connection has for that, while there are too many
-CLOSED_PER_TICK = 200  # connections that have not introduced themselves, if there are too many
 PROBES = 5  # probes of a connection that may have ended, one per tick
 
 
 class Connections:
-    """The connections of the peers. `lease_s`: how long a session waits for a lost learner.
-
-    Attributes:
-        max_strangers: how many connections may be up that have not introduced themselves.
-    """
+    """The connections of the peers. `lease_s`: how long a session waits for a lost learner."""
 
     def __init__(self, tables: Tables, now: float, lease_s: float) -> None:
         self.hang_ups: list[tuple[int, int]] = []  # (fd, connection) of connections to close
         self.patient_until = now  # until then no lost peer is given up
         self._tables = tables
         self._lease_s = lease_s
-        self.max_strangers = MAX_STRANGERS
         self._suspects: dict[bytes, int] = {}  # routing id → probes left
-        self._up: dict[int, None] = {}  # descriptors of all connections, the oldest first
+        self._up: set[int] = set()  # descriptors of all connections
         self._next_silence_check = now
         self._tick = 0
 
@@ -48,15 +38,14 @@ class Connections:
 
     def link_up(self, fd: int) -> None:
         """Note a new connection with this descriptor."""
-        self._up.pop(fd, None)
-        self._up[fd] = None
+        self._up.add(fd)
 
     def link_down(self, fd: int) -> None:
         """Note that the connection with this descriptor ended.
 
         This is only a hint, since descriptors are reused.
         """
-        self._up.pop(fd, None)
+        self._up.discard(fd)
         self.link_doubtful(fd)
 
     def link_doubtful(self, fd: int) -> None:
@@ -121,7 +110,7 @@ class Connections:
         libzmq restores the connection of a learner by itself; the learner sends HELLO only with
         its next request.
         """
-        return not self._up.keys() <= self._tables.by_fd.keys()
+        return not self._up <= self._tables.by_fd.keys()
 
     # --- probes -----------------------------------------------------------------------------------
 
@@ -147,19 +136,6 @@ class Connections:
         if self._tables.by_fd.get(peer.fd) is peer:
             peer.hung_up = True
             self.hang_ups.append((peer.fd, peer.connection))
-
-    def drop_strangers(self) -> None:
-        """Close the oldest connections without HELLO, if there are too many.
-
-        These are CLOSED_PER_TICK at most, and so few that each new connection has SAY_HELLO_TICKS
-        to send HELLO, however many others are made. A peer restores one that is closed.
-        """
-        most = self.max_strangers
-        if len(self._up) <= most:
-            return
-        strangers = [fd for fd in self._up if fd not in self._tables.by_fd]
-        count = min(len(strangers) - most, CLOSED_PER_TICK, max(1, most // SAY_HELLO_TICKS))
-        self.hang_ups += [(fd, 0) for fd in strangers[: max(0, count)]]
 
     def drop_silent_agents(self, now: float) -> None:
         """Close the connections of env agents that have been silent for too long, once.

@@ -419,10 +419,6 @@ class Core:
         """The routing ids of all peers, including lost ones."""
         return self._tables.peers.keys()
 
-    def limit_strangers(self, most: int) -> None:
-        """Let at most so many connections be up that have not sent HELLO."""
-        self._connections.max_strangers = most
-
     def link_up(self, fd: int) -> None:
         """Note that a connection with this descriptor was made."""
         self._connections.link_up(fd)
@@ -469,7 +465,6 @@ class Core:
             self._limiter.sweep(now)
             sends += self._connections.probe_unwatched()
         self._connections.drop_silent_agents(now)
-        self._connections.drop_strangers()
         sends += self._sessions.retry_undelivered()
         sends += self._connections.probe()
         self._tables.expire_stuck(now)

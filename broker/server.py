@@ -17,7 +17,6 @@ import structlog
 
 from gymwire.broker.agenda import Agenda, Piece
 from gymwire.broker.auth import NO_POLICY
-from gymwire.broker.connections import MAX_STRANGERS
 from gymwire.broker.core import Core
 from gymwire.broker.decoding import takes_long
 from gymwire.broker.events import Send, Sender
@@ -29,7 +28,6 @@ from gymwire.protocol.codec import FLAGS_AT, KIND_AT, MAX_MESSAGE, TIMED
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import Kind
 from gymwire.protocol.security.keys import KeyPair, identity
-from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.handshake import software
 from gymwire.protocol.transport.interface import (
     TICK_MS,
@@ -57,13 +55,6 @@ _ADMITTED = {
 }
 _FROM_HOST = (Kind.OBSERVE, Kind.STOP, Kind.WATCH)  # without a policy, only from this host
 SUSPENDED_S = 2.0  # a gap between two ticks that shows that this process was suspended
-
-
-def _limit_strangers(core: Core) -> None:
-    """Leave files for others than the connections that have not sent HELLO."""
-    kernel.reserve()  # after all sockets, which must not lack it
-    files = _max_descriptors()
-    core.limit_strangers(min(MAX_STRANGERS, files // 4) if files > 0 else MAX_STRANGERS)
 
 
 def _max_descriptors() -> int:
@@ -134,7 +125,6 @@ class Server:
             policy=self._policy,
             local=None if self._local is None else (self._local.url, self._host),
         )
-        _limit_strangers(self.core)
         self._next_timers = now
         self._agenda: Agenda[ReceivedFrame] = Agenda(lambda: self.core.has_announcements)
         self._relayed, self._is_relaying = 0, False  # frames up to the last tick; any in that tick

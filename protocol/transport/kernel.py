@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import ipaddress
 import os
 import select
 import socket
 import struct
 import sys
-import threading
 import time
 from collections.abc import Iterator
 
@@ -55,9 +53,6 @@ _DROP_INPUT = (
     (_RETURN, 0, 0, _KEEP),
 )
 
-_reserved: list[int] = []  # a descriptor to lend, and what it refers to while it is not lent
-_lending = threading.Lock()
-
 if sys.platform == "linux":
     _getsockopt = ctypes.CDLL(None).getsockopt
 
@@ -71,41 +66,11 @@ def connection_socket(fd: int) -> Iterator[socket.socket | None]:
     """
     try:
         found = socket.socket(fileno=os.dup(fd))
-    except (OSError, ValueError) as error:  # closed already, or unknown to libzmq
-        if len(_reserved) == 2 and getattr(error, "errno", None) == errno.EMFILE:
-            with _lend_reserved(fd) as lent:
-                yield lent
-        else:
-            yield None
+    except (OSError, ValueError):  # closed already, or unknown to libzmq
+        yield None
         return
     with found:
         yield found
-
-
-def reserve() -> None:
-    """Keep a descriptor for `connection_socket`, to close connections when no other is left.
-
-    Does nothing if none is left now.
-    """
-    with _lending, contextlib.suppress(OSError):
-        while len(_reserved) < 2:
-            _reserved.append(os.open(os.devnull, os.O_RDONLY))
-
-
-@contextlib.contextmanager
-def _lend_reserved(fd: int) -> Iterator[socket.socket | None]:
-    number, unused = _reserved
-    with _lending:
-        found: socket.socket | None = None
-        try:
-            with contextlib.suppress(OSError):
-                os.dup2(fd, number, inheritable=False)
-                found = socket.socket(fileno=number)
-            yield found
-        finally:
-            if found is not None:
-                found.detach()
-            os.dup2(unused, number, inheritable=False)
 
 
 def connection_id(fd: int) -> int:

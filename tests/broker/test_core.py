@@ -735,25 +735,6 @@ def test_an_announced_session_waits_while_a_connection_has_not_sent_hello() -> N
     assert only(broker.expire(), Gone)
 
 
-def test_the_oldest_connections_without_hello_are_closed(broker: Broker) -> None:
-    def closed(most: int) -> list[int]:
-        broker.core.limit_strangers(most)
-        broker.expire()
-        return [fd for fd, _ in broker.core.take_hang_ups()]
-
-    learner = broker.learner()
-    broker.core.link_up(broker.fds[learner])
-    for fd in range(1000, 1050):
-        broker.core.link_up(fd)
-    assert closed(50) == []
-    assert closed(48) == [1000, 1001]
-    broker.core.link_down(1000)
-    assert closed(48) == [1001]
-    assert closed(20) == [1001, 1002]  # others have time to send HELLO
-    broker.core.link_up(1001)  # another connection
-    assert closed(0) == [1002]
-
-
 def test_the_lease_of_a_lost_learner_ends_whatever_else_is_connected() -> None:
     broker = Broker(now=5.0)
     broker.env()

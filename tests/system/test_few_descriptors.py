@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
-import subprocess
 import sys
 
 import pytest
 
-from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.protocol.transport.dealer import Dealer
 from tests import prefork
-from tests.processes import PATIENCE_S, programs
+from tests.processes import programs
 from tests.sampling import thorough
 
 LIMITS = (*range(5, 23), *range(24, 65, 8))
@@ -90,24 +86,3 @@ def test_every_limit_gives_a_working_command_or_one_error(what: str) -> None:
         assert (status, len(others)) == (1 if what == "run" else 2, 1), (limit, lines)
         assert re.fullmatch(ERROR, others[0].strip()), limit
     assert all(found[limit][0] == 0 for limit in LIMITS if limit >= ENOUGH.get(what, 999))
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="gymwire closes connections on Linux only")
-def test_connections_that_say_nothing_do_not_keep_others_out() -> None:
-    broker = prefork.Forked(
-        ["gymwire", "broker", "--bind", "tcp://127.0.0.1:*", "--log-format", "json"],
-        env=os.environ,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        descriptors=128,
-    )
-    with contextlib.ExitStack() as stack:
-        stack.callback(broker.wait, PATIENCE_S)
-        stack.callback(broker.kill)
-        assert broker.stdout is not None
-        stack.callback(broker.stdout.close)
-        (url,) = json.loads(broker.stdout.readline())["urls"]
-        for _ in range(150):  # more than it has files
-            stack.callback(Dealer(url).close)
-        with contextlib.closing(BrokerConnection(url, wait_s=PATIENCE_S)) as connection:
-            assert connection.find() == []

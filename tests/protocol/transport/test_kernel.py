@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import os
 import socket
 import sys
 
@@ -30,20 +28,3 @@ def test_what_the_other_end_does_not_read_is_counted(family: int) -> None:
         except BlockingIOError:
             assert kernel.unread(here.fileno()) > 64 * 1024
     assert kernel.unread(10**6) == 0
-
-
-def test_a_connection_can_be_closed_when_no_file_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_fd: int) -> int:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    here, there = socket.socketpair()
-    with here, there:
-        kernel.reserve()
-        monkeypatch.setattr(os, "dup", fail)
-        for _ in range(2):
-            kernel.shut_down(here.fileno())
-        assert here.recv(1) == b""
-        with kernel.connection_socket(10**6) as found:
-            assert found is None
-        here.close()
-        assert there.recv(1) == b""  # nothing else refers to it
