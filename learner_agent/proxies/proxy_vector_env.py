@@ -175,9 +175,10 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         False with env agents of release 0.1.0, which need a first reset of all.
         """
         group = self._group
-        return isinstance(group, PlainGroup) or all(
-            capabilities.EACH in _common(group[i]) for i in range(len(group))
+        sessions = (
+            () if isinstance(group, PlainGroup) else map(group.__getitem__, range(len(group)))
         )
+        return all(capabilities.EACH in _common(session) for session in sessions)
 
     def _open(self) -> None:
         """Connect and open all sessions."""
