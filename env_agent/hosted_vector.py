@@ -82,17 +82,6 @@ class HostedVector(_Vector):
             # A step resets environments, too, and must not take longer for this check.
             object.__setattr__(env, "reset", SpaceWatch(env).reset)
 
-    def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
-        """Reset as SyncVectorEnv does, but a first `reset_mask` may leave environments out.
-
-        Until another reset includes them, they have any observation of the space.
-        """
-        is_partial = options is not None and "reset_mask" in options
-        if is_partial and any(one is None for one in self._env_obs):
-            space = copy.deepcopy(self.single_observation_space)  # the environment may draw from it
-            self._env_obs = [space.sample() if one is None else one for one in self._env_obs]
-        return super().reset(seed=seed, options=options)
-
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step as SyncVectorEnv does, with less work around the steps of the environments."""
         mode, waiting = self.autoreset_mode, self._autoreset_envs.tolist()

@@ -108,7 +108,7 @@ class ProxyVecEnv(VecEnv):
         """
         wanted = [values.encode(one) for one in self._options]  # arrays do not compare to a bool
         different = dict(zip(wanted, self._options, strict=True))
-        if len(different) > 1 and not self._was_reset and not self._vector.takes_first_masks:
+        if len(different) > 1 and not self._was_reset:  # a mask needs a first reset of all
             self._vector.reset(seed=self._seed())
         reset_infos: list[dict[Any, Any]] = [*self.reset_infos]
         for encoded, options in different.items():

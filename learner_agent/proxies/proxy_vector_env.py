@@ -17,7 +17,6 @@ from numpy.typing import ArrayLike
 
 from gymwire import __version__
 from gymwire.learner_agent.client.plain_group import PlainGroup
-from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.attributes import declares
@@ -167,18 +166,6 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     def _has_limit(self, name: str) -> bool:
         group = self._group
         return any(group[i].opened.limits.get(name) is True for i in range(len(group)))
-
-    @property
-    def takes_first_masks(self) -> bool:
-        """Whether a first `reset_mask` may leave environments out until a later reset.
-
-        False with env agents of release 0.1.0, which need a first reset of all.
-        """
-        group = self._group
-        sessions = (
-            () if isinstance(group, PlainGroup) else map(group.__getitem__, range(len(group)))
-        )
-        return all(capabilities.EACH in _common(session) for session in sessions)
 
     def _open(self) -> None:
         """Connect and open all sessions."""
@@ -429,7 +416,13 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         requests: dict[int, Message] = {}
         for i, own in places.items():
             session, start = self._group[i], self._group.slices[i].start
-            _require_each(session, self._options.address)
+            capabilities.require(
+                capabilities.EACH,
+                capabilities.common(session.opened.limits.get("capabilities") or ()),
+                who=f"the env agent at {self._options.address!r}",
+                theirs="a release before gymwire 0.2.0",
+                ours=f"gymwire {__version__}",
+            )
             numbers = [env_ids[place] - start for place in own]
             requests[i] = replace(call, args=(numbers, *call.args))
         found: list[Any] = [None] * len(env_ids)
@@ -563,19 +556,3 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return partial(type(self), **self._options.as_kwargs()), ()
-
-
-def _require_each(session: RemoteSession, address: str) -> None:
-    """Raise VersionMismatch if an env agent does not know the CALLs for some environments."""
-    capabilities.require(
-        capabilities.EACH,
-        _common(session),
-        who=f"the env agent at {address!r}",
-        theirs="a release before gymwire 0.2.0",
-        ours=f"gymwire {__version__}",
-    )
-
-
-def _common(session: RemoteSession) -> frozenset[str]:
-    """Return the capabilities that both sides of a session have."""
-    return capabilities.common(session.opened.limits.get("capabilities") or ())

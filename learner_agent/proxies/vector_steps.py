@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector.utils import create_empty_array
 from numpy.typing import ArrayLike, NDArray
 
 from gymwire.learner_agent.client import steps_ahead
@@ -112,11 +111,7 @@ class VectorSteps:
             infos[i], casts[i] = vector_infos.from_wire(status.info, exact=self._exact)
         if len(group) == 1:
             return self._observations[0], infos[0]
-        known = [  # of a session that no mask has included yet, zeros
-            create_empty_array(self.single_observation_space, size) if one is None else one
-            for one, size in zip(self._observations, group.sizes, strict=True)
-        ]
-        observation = batching.join(self._observation, known)
+        observation = batching.join(self._observation, self._observations)
         return observation, batching.join_infos(infos, group.sizes, casts, exact=self._exact)
 
     def step(self, actions: Any, timeout_s: float | None) -> VectorStep:

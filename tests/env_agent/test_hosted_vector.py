@@ -51,18 +51,6 @@ def _played(envs: Any) -> list[Any]:
     return copy.deepcopy([envs.reset(seed=3), *(envs.step(actions) for _ in range(3))])
 
 
-@pytest.mark.parametrize("name", sorted(ZOO.keys() - {"box-widest"}))
-def test_a_first_mask_may_leave_environments_out(name: str) -> None:
-    makers = [partial(Env, ZOO[name])] * 3
-    whole, parts = HostedVector(makers, MODE), HostedVector(makers, MODE)
-    expected = copy.deepcopy(whole.reset(seed=3))
-    for mask in ([False, True, False], [True, False, True]):
-        found = parts.reset(seed=3, options={"reset_mask": np.array(mask)})
-    assert_same(found, expected)
-    actions = np.array([0, 1, 0])
-    assert_same(parts.step(actions)[0], whole.step(actions)[0])
-
-
 @pytest.mark.parametrize(
     ("name", "num_envs"),
     sampled(product(sorted(ZOO.keys() - {"box-widest"}), [1, 3, MAX_ENVS + 1]), 2),

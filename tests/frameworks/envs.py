@@ -91,15 +91,13 @@ class Mixed(gymnasium.Env[Any, Any]):
     def __init__(self, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
         self.level = 1
-        self.calls = self.resets = 0
+        self.calls = 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
-        self.resets += 1
-        began = {"began": self.resets, "options": options}
-        return self._observe(), {**began, **self._info()}
+        return self._observe(), {"began": True, "options": options, **self._info()}
 
     def step(self, action: Any) -> Step:
         terminated, truncated = self.np_random.random(2) < (0.2, 0.2)

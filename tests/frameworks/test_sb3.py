@@ -13,7 +13,7 @@ import gymnasium
 import numpy as np
 import pytest
 
-from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire import ProxyEnv
 from gymwire.protocol.errors import (
     AttributeDenied,
     BatchSizeError,
@@ -342,26 +342,14 @@ def test_options_hold_arrays(opened: Make) -> None:
     assert_same_up_to_order(here.reset_infos, there.reset_infos)
 
 
-@pytest.mark.parametrize("sessions", [1, 2, 3])
-def test_each_environment_has_options_of_its_own(opened: Make, sessions: int) -> None:
-    here, there = local("mixed"), opened("mixed", sessions=sessions)
+def test_each_environment_has_options_of_its_own(opened: Make) -> None:
+    here, there = local("mixed"), opened("mixed", sessions=2)
     for _ in range(2):
         for envs in (here, there):
             envs.seed(2)
             envs.set_options([{"a": 1}, {"b": 2}, {"a": 1}])
         assert_same(here.reset(), there.reset())
         assert_same_up_to_order(here.reset_infos, there.reset_infos)
-
-
-def test_env_agents_of_0_1_0_get_a_reset_of_all_before_one_with_a_mask(
-    opened: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(ProxyVectorEnv, "takes_first_masks", False)
-    envs = opened("mixed", seed=2)
-    envs.set_options([{"a": 1}, {"b": 2}, {"a": 1}])
-    envs.reset()
-    assert [info["options"] for info in envs.reset_infos] == [{"a": 1}, {"b": 2}, {"a": 1}]
-    assert [info["began"] for info in envs.reset_infos] == [2, 2, 2]
 
 
 @pytest.mark.parametrize("options", [{"reset_mask": 1}, [{}, {"reset_mask": np.ones(3, bool)}, {}]])
