@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
 
 from gymwire.broker import directory
@@ -230,10 +229,11 @@ class Sessions:
             return None
         if len(tables.sessions) - tables.claimed < MAX_UNCLAIMED:
             return []
-        largest: Collection[int] = max(tables.unclaimed.values(), key=len, default=())
-        if len(largest) <= own + 1:
+        most = tables.most_unclaimed
+        if len(most) <= own + 1:
             return None
-        session = tables.sessions[next(iter(largest))]
+        session = tables.sessions[next(iter(most))]
+        self._journal.note("session lost", **session.facts, why=NO_ROOM)
         self.drop(session, Loss.LEASE_EXPIRED)  # its learner has not come back so far
         return [Send.message(session.loop.rid, Gone(NO_ROOM), session.sid)]
 

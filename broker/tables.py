@@ -6,6 +6,7 @@ import bisect
 import math
 import random
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -22,6 +23,7 @@ PROGRESS_TTL_S = 2.5
 # A loop serves others during a request if it is heard this long after the request has begun:
 # longer than a message may be late, and shorter than the second between two PINGs of a loop.
 BLOCKED_S = 0.5
+HEARD_S = 1.1  # and it is heard then: it sends PING every second
 # What may be relayed to one side of a session before that side sends a frame: one frame of LARGE
 # bytes or more, and fewer than 2 * MAX_UNANSWERED smaller ones.
 LARGE = 16 * 1024
@@ -89,7 +91,9 @@ class Peer:
 
         A loop whose sessions have threads of their own is heard during such a request.
         """
-        return now < self.stuck_until and self.heard < self.stuck_since + BLOCKED_S
+        may_be_heard_until = self.stuck_since + BLOCKED_S
+        is_silent = self.heard < may_be_heard_until and now > may_be_heard_until + HEARD_S
+        return is_silent and now < self.stuck_until
 
 
 @dataclass(slots=True, eq=False)
@@ -222,6 +226,8 @@ class Tables:
         self.sessions_of: Counter[str] = Counter()  # and those by the learner's identity
         # and all others, the oldest first, by the key of their loop
         self.unclaimed: dict[bytes | None, dict[int, None]] = {}
+        self._by_count: dict[int, dict[bytes | None, None]] = {}  # keys by how many those are,
+        self._most = 0  # and the largest of these numbers
         # ended sessions, the oldest first: the routing id of their loop, and their address
         self.ended: dict[int, tuple[bytes, str]] = {}
         # ended sessions whose environment is reported to be still busy, the latest report last:
@@ -336,7 +342,9 @@ class Tables:
         self.sessions[session.sid] = session
         session.number, self.added = self.added, self.added + 1
         self.by_nonce[session.nonce] = session
-        self.unclaimed.setdefault(session.loop.key, {})[session.sid] = None
+        of_key = self.unclaimed.setdefault(session.loop.key, {})
+        of_key[session.sid] = None
+        self._count(session.loop.key, len(of_key) - 1, len(of_key))
         self._place(session, session.loop)
 
     def _forget_unclaimed(self, session: Session) -> None:
@@ -344,6 +352,24 @@ class Tables:
         del of_key[session.sid]
         if not of_key:
             del self.unclaimed[session.loop.key]
+        self._count(session.loop.key, len(of_key) + 1, len(of_key))
+
+    def _count(self, key: bytes | None, before: int, after: int) -> None:
+        by_count = self._by_count
+        if before:
+            del by_count[before][key]
+            if not by_count[before]:
+                del by_count[before]
+        if after:
+            by_count.setdefault(after, {})[key] = None
+        self._most = max(self._most, after)
+        if self._most not in by_count:  # the key has one session less than before, or none
+            self._most -= 1
+
+    @property
+    def most_unclaimed(self) -> Collection[int]:
+        """The sessions that no learner has claimed, of the key with the most, the oldest first."""
+        return self.unclaimed[next(iter(self._by_count[self._most]))] if self._most else ()
 
     def open(self, session: Session) -> None:
         """Mark a session as open and relay its frames."""

@@ -254,7 +254,8 @@ def _names(plan: Plan) -> dict[str, Any]:
         names |= {f"read{i}": place.read, f"write{i}": place.write}
         if place.array is not None:
             names[f"dtype{i}"], names[f"shape{i}"] = place.array
-            names[f"zeros{i}"] = bytes(place.size)
+            if place.array[0].kind == "b":
+                names[f"zeros{i}"] = bytes(place.size)
     return names
 
 

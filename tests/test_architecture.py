@@ -145,6 +145,9 @@ IMPURE_LIBRARIES = {
 EXCUSED = {
     ("broker/auth.py", "protocol/security/keys.py"): "checks whether a text is a key",
     ("env_agent/description.py", "env_agent/factory.py"): "names its types",
+    ("env_agent/failure_reports.py", "protocol/outside_exceptions.py"): (
+        "asks where an exception is from"
+    ),
     ("env_agent/interpreter/child_values.py", "env_agent/interpreter/child.py"): "takes constants",
     ("learner_agent/client/session_token.py", "protocol/security/signing.py"): "names its types",
     **{

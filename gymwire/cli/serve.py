@@ -70,7 +70,8 @@ def command(options: Options, output: Output) -> int:
     """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
     if options.workers > 1 and options.worker is None:
         return _supervise(options)
-    if options.workers > 1:  # not an agent of a fleet, which a thread may have started that ends
+    if options.workers > 1:
+        # Not in a fleet: this ends with the thread that has started it, which may end before.
         die_with_supervisor()
     limit_arenas()
     recorder: Recorder | None = None

@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
-MAX_IDLE = 4096  # stacks that are kept for later calls
+MAX_IDLE = 2048  # stacks of about 15 KiB that a thread keeps for later calls
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,13 +36,13 @@ class Interrupted(BaseException):
     """Ends a call whose environment another task closes."""
 
 
-class Call(greenlet):
+class Stack(greenlet):
     """A stack of its own for calls of blocking code, one after the other.
 
     Attributes:
-        number: which call of this thread it runs.
-        waiter: what that waits for, if it can be ended.
-        is_interrupted: whether every wait raises Interrupted.
+        number: the number of its call, among those of this thread.
+        waiter: what the call waits for, if that can be ended.
+        is_interrupted: whether every wait of the call raises Interrupted.
         has_returned: whether the call has returned `result`.
     """
 
@@ -55,7 +55,7 @@ class Call(greenlet):
     result: Any
 
     def run(self) -> None:
-        """Run one call after the other. One that raises is the last."""
+        """Run one call after the other, until one raises."""
         while True:
             function, args, kwargs = self.parent.switch()
             self.result = function(*args, **kwargs)
@@ -70,10 +70,10 @@ class Call(greenlet):
 
 
 class _Idle(threading.local):
-    """The stacks of this thread without a call: to make one takes longer than most calls."""
+    """The idle stacks of this thread. To make a stack takes longer than most calls."""
 
     def __init__(self) -> None:
-        self.calls: list[Call] = []
+        self.stacks: list[Stack] = []
         self.numbers = count()
 
 
@@ -89,44 +89,44 @@ class Waiter(Protocol):
 
 def run(function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T]:
     """Run blocking code, and return its result. `suspend` in it lets other tasks run."""
-    return finish(new_call(), function, args, kwargs)
+    return run_on(take_stack(), function, args, kwargs)
 
 
-def new_call() -> Call:
+def take_stack() -> Stack:
     """Return a stack for one call."""
-    if _idle.calls:
-        call = _idle.calls.pop()
+    if _idle.stacks:
+        stack = _idle.stacks.pop()
     else:
-        call = Call()
-        call.switch()  # to where it waits for a call
-    call.number = next(_idle.numbers)
-    call.waiter = None
-    call.is_interrupted = call.has_returned = False
-    return call
+        stack = Stack()
+        stack.switch()  # to where it waits for a call
+    stack.number = next(_idle.numbers)
+    stack.waiter = None
+    stack.is_interrupted = stack.has_returned = False
+    return stack
 
 
 def current_number() -> int:
     """Return the number of this call; -1 outside a call."""
-    call = getcurrent()
-    return call.number if isinstance(call, Call) else -1
+    stack = getcurrent()
+    return stack.number if isinstance(stack, Stack) else -1
 
 
-async def finish(call: Call, function: Any, args: Any, kwargs: Any) -> Any:
-    """Run a call, and return its result."""
+async def run_on(stack: Stack, function: Any, args: Any, kwargs: Any) -> Any:
+    """Run blocking code on a stack, and return its result."""
     current = getcurrent()
-    call.parent, call.gr_context = current, current.gr_context
-    value = call.switch(function, args, kwargs)
-    while not call.has_returned:
+    stack.parent, stack.gr_context = current, current.gr_context
+    value = stack.switch(function, args, kwargs)
+    while not stack.has_returned:
         try:
             result = await value
         except BaseException as error:  # noqa: BLE001 - a cancellation, too, goes to the code
-            value = call.throw(error)
+            value = stack.throw(error)
         else:
-            value = call.switch(result)
-    result = call.result
-    call.result = call.waiter = call.gr_context = None
-    if len(_idle.calls) < MAX_IDLE:
-        _idle.calls.append(call)
+            value = stack.switch(result)
+    result = stack.result
+    stack.result = stack.waiter = stack.gr_context = None
+    if len(_idle.stacks) < MAX_IDLE:
+        _idle.stacks.append(stack)
     return result
 
 
@@ -139,21 +139,21 @@ def suspend(awaitable: Awaitable[T], waiter: Waiter | None = None) -> T:
         awaitable: what to await.
         waiter: ends that, if it can take long.
     """
-    call = getcurrent()
-    if not isinstance(call, Call) or call.is_interrupted:
+    stack = getcurrent()
+    if not isinstance(stack, Stack) or stack.is_interrupted:
         if isinstance(awaitable, Coroutine):
             awaitable.close()  # nobody will await it
-        if isinstance(call, Call):
+        if isinstance(stack, Stack):
             raise Interrupted
         raise MoveError(
             "This environment belongs to an event loop, and would block it here. Use the methods "
             "of gymwire.aio.ProxyEnv with `await`; `await env.run(function)` calls a function that "
             "blocks."
         )
-    call.waiter = waiter
-    parent: Any = call.parent
+    stack.waiter = waiter
+    parent: Any = stack.parent
     result = parent.switch(awaitable)
-    if call.is_interrupted:
+    if stack.is_interrupted:
         raise Interrupted
     return cast(T, result)
 
@@ -176,7 +176,7 @@ class Event:
         yield from self._event.wait().__await__()
 
 
-def future_type() -> Callable[[], Any]:
+def future_factory() -> Callable[[], Any]:
     """Return what makes a future in the current event loop.
 
     Those of asyncio itself take less time than events of AnyIO, and fewer objects to collect.

@@ -13,7 +13,7 @@ import selectors
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, ClassVar
 
-from gymwire.learner_agent.aio.calls import anyio, current_number, future_type, suspend
+from gymwire.learner_agent.aio.calls import anyio, current_number, future_factory, suspend
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import Data, RemoteSession
 from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_SHARE, Source, wait
@@ -168,8 +168,9 @@ class AioSession(RemoteSession):
             else:
                 self.paths.serve_others(self.connection.clock())
                 self.path.send(frame)
+                self.connection.take_in()
             if timeout_s is None and exchange.reply is None:
-                self.connection.pause(self)
+                self.connection.let_others_read(self)
             if exchange.reply is None:
                 self._wait(timeout_s)
             reply = exchange.reply
@@ -216,7 +217,7 @@ class AioConnection(BrokerConnection):
         self._gathered: list[Frame] = []  # what will be sent before the event loop waits
         self._is_gathering = False  # whether a task will send it
         self._input = self.input_type()
-        self._new_future = future_type()
+        self._new_future = future_factory()
         try:
             super().__init__(url, **{"dial": AioDealer, **options})
         except BaseException:
@@ -254,16 +255,18 @@ class AioConnection(BrokerConnection):
 
         Each call of the kernel takes long, and wakes the broker.
         """
-        if not self._by_session:  # no other task waits: most likely there is none
+        if self._reader is None:  # no other task waits: most likely there is none
             self.link.send(frame)
             return
         self._gathered.append(frame)
         if len(self._gathered) >= MAX_TOGETHER:
             self._send_gathered()
-            self._take_in()
+            self.take_in()
         if not self._is_gathering:
-            suspend(self._gather())
-            self._take_in()
+            try:
+                suspend(self._gather())
+            finally:
+                self.take_in()
 
     async def _gather(self) -> None:
         """Let the other tasks that can run now add their frames, and send all of them."""
@@ -293,7 +296,7 @@ class AioConnection(BrokerConnection):
     ) -> bool:
         """Suspend the call until a condition holds, as `waiting.wait` blocks."""
         self.check_open()
-        self._take_in()
+        self.take_in()
         if until():
             return True
         (source,) = sources
@@ -309,11 +312,12 @@ class AioConnection(BrokerConnection):
         finally:
             self._leave(waiters, key)
 
-    def pause(self, session: AioSession) -> None:
+    def let_others_read(self, session: AioSession) -> None:
         """Suspend the call until something has arrived for its session, if another task reads.
 
         This is the first part of most waits, with the least work and the fewest objects.
         """
+        self.check_open()
         if self._reader is None:
             return
         waiter = self._by_session[session] = _Waiter()
@@ -321,7 +325,7 @@ class AioConnection(BrokerConnection):
             waiter.pause(self._new_future(), math.inf)
         finally:
             self._leave(self._by_session, session)
-        if waiter.error is not None:
+        if waiter.error is not None and not session.ready:
             raise waiter.error
 
     def _leave(self, waiters: dict[Any, _Waiter], key: Any) -> None:
@@ -381,11 +385,13 @@ class AioConnection(BrokerConnection):
         links = [one for one in self.direct_links.all if one.transport.waitable != -1]
         return [self, *links]
 
-    def _take_in(self) -> None:
+    def take_in(self) -> None:
         """Receive what the reader would not notice.
 
         What a task sends may take input of libzmq in, about which its descriptor says nothing then.
         """
+        if self.closed:
+            return
         paths = [one.path for one in self._sources()]
         for path in paths:
             if path.has_buffered or (not isinstance(path.waitable, int) and path.poll()):

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Concatenate, NamedTuple, ParamSpec, Self, Type
 from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
 
-from gymwire.learner_agent.aio.calls import Call, Interrupted, anyio, finish, new_call, run
+from gymwire.learner_agent.aio.calls import Interrupted, Stack, anyio, run, run_on, take_stack
 from gymwire.learner_agent.aio.connection import AioConnection
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.open_sessions import MAX_OPENING
@@ -217,7 +217,7 @@ class ProxyEnv:
         self._arguments: tuple[tuple[Any, ...], dict[str, Any]] = (address, broker), options
         self._env: BlockingEnv | None = None
         self._is_closed = False
-        self._current: Call | None = None  # the call that is under way,
+        self._current: Stack | None = None  # the call that is under way,
         self._scope: Any = None  # or the scope of one that does not only run blocking code
         self._left: Any = None  # an event: that call has ended
         self._cancelled: _Cancelled | None = None
@@ -389,9 +389,9 @@ class ProxyEnv:
             if again != cancelled:
                 await self._finish_cancelled(env)
         self._check_alone()
-        self._current = call = new_call()  # less work than a scope, and fewer objects to collect
+        self._current = stack = take_stack()  # less work than a scope, fewer objects to collect
         try:
-            result = await finish(call, method, (env, *args), kwargs)
+            result = await run_on(stack, method, (env, *args), kwargs)
             self._cancelled = None
             return result
         except Interrupted:

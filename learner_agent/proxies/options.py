@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from numbers import Real
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import gymnasium
 from gymnasium.envs.registration import EnvSpec
@@ -19,6 +19,8 @@ from gymwire.protocol.address import DEFAULT_BROKER, check_url, parse_address
 from gymwire.protocol.errors import AddressError, ConfigurationError
 from gymwire.protocol.messages import EnvKind
 from gymwire.protocol.security.keys import KeyPair
+
+T = TypeVar("T")
 
 INHERITED_CONNECTIONS: list[BrokerConnection] = []
 """Connections of a parent process. A forked child must neither use nor close them: it keeps them
@@ -247,3 +249,8 @@ def _shown(value: object) -> str:
         return repr(value)[:100]
     except ValueError:  # an integer of more than 4,300 digits
         return f"an integer of {value.bit_length()} bits" if type(value) is int else "such a value"
+
+
+def remake(cls: type[T], kwargs: dict[str, Any]) -> T:
+    """Make a copy of a proxy from its `as_kwargs`; copy.deepcopy copies these, too."""
+    return cls(**kwargs)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any, ClassVar
 
 import gymnasium
@@ -24,7 +23,7 @@ from gymwire.learner_agent.proxies.interrupts import (
     kept_for_getattr,
     raise_kept,
 )
-from gymwire.learner_agent.proxies.options import ProxyOptions
+from gymwire.learner_agent.proxies.options import ProxyOptions, remake
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.learner_agent.proxies.replay import EpisodeReplay
 from gymwire.learner_agent.proxies.served_spec import served_spec
@@ -409,7 +408,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             "observation_space": self.observation_space,
             "action_space": self.action_space,
         }
-        return partial(type(self), **self._owner.options.as_kwargs()), (), state
+        return remake, (type(self), self._owner.options.as_kwargs()), state
 
 
 def make_proxy(

@@ -6,7 +6,6 @@ import os
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,7 @@ from gymwire.learner_agent.proxies.interrupts import (
     keeps_replies,
     keeps_replies_itself,
 )
-from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions
+from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions, remake
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.learner_agent.proxies.vector_sessions import open_group
 from gymwire.learner_agent.proxies.vector_steps import VectorStep, VectorSteps
@@ -45,11 +44,11 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
     It behaves like the vector that `gymnasium.make_vec` makes for the remote environment: the
     environment's own vector class if it registers one, else a SyncVectorEnv (always, with
-    `env_kwargs={"vectorization_mode": "sync"}`). A vector class that takes an autoreset mode, but
-    not this one, raises; for one that has a single other mode, a SyncVectorEnv is used. `reset` and
-    `step` return fresh memory that belongs to the caller. A copy (`copy.deepcopy`, `pickle`) and a
-    forked process use sessions of their own, which must be reset first. Use it from one thread at a
-    time; any thread may close it.
+    `env_kwargs={"vectorization_mode": "sync"}`). A SyncVectorEnv is also used if that class
+    supports only another autoreset mode; if it takes `autoreset_mode` but refuses the value, its
+    error is raised. `reset` and `step` return fresh memory that belongs to the caller. A copy
+    (`copy.deepcopy`, `pickle`) and a forked process use sessions of their own, which must be reset
+    first. Use it from one thread at a time; any thread may close it.
 
     The environments are spread over the sessions in order and as evenly as possible; the first
     sessions have one more. The broker assigns each session to the least loaded worker. With `send`
@@ -175,7 +174,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             group = open_group(self._options, connection)
             steps = VectorSteps(group, single_request=type(group) is SessionGroup)
             # All at once, and in another dict, as in `SessionOwner`.
-            opened = {"_group": group, "_steps": steps, "_pid": os.getpid(), "closed": False}
+            opened = {"_group": group, "_steps": steps, "_pid": os.getpid(), "closed": self.closed}
             object.__setattr__(self, "__dict__", {**self.__dict__, **opened})
         except BaseException:
             used = self.__dict__.get("_group")
@@ -555,4 +554,4 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return partial(type(self), **self._options.as_kwargs()), ()
+        return remake, (type(self), self._options.as_kwargs())

@@ -104,6 +104,16 @@ def test_a_thread_whose_abandoned_step_is_not_reported_any_more_gets_sessions(
     assert broker.open(other, nonce=b"m" * 16)
 
 
+def test_a_loop_that_need_not_have_been_heard_yet_gets_sessions(broker: Broker) -> None:
+    broker.env(agent=AGENT)
+    broker.hello(PROGRESS, Role.PROGRESS, agent=AGENT)
+    sid = broker.open(learner := broker.learner())
+    broker.now += 1.1
+    broker.say(PROGRESS, Progress(1.0), sid, 1)
+    only(broker.say(learner, Bye("")), Gone)
+    assert broker.open(broker.learner(b"\x01other"), nonce=b"m" * 16)
+
+
 def test_an_abandoned_step_of_a_loop_that_is_heard_delays_nobody(broker: Broker) -> None:
     sid, other = blocked(broker)
     broker.core._tables.peers[FREE].draining.add("cartpole")

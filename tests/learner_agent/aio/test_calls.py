@@ -17,7 +17,7 @@ import anyio
 from anyio.lowlevel import checkpoint
 
 from gymwire.learner_agent.aio import calls
-from gymwire.learner_agent.aio.calls import current_number, future_type, run, suspend
+from gymwire.learner_agent.aio.calls import current_number, future_factory, run, suspend
 
 CALLS = 20  # at the same time
 
@@ -109,9 +109,9 @@ def test_an_interrupted_call_interrupts_no_later_one(go: Callable[..., None]) ->
         return "ended"
 
     async def body() -> None:
-        call = calls.new_call()
-        call.interrupt()
-        assert await calls.finish(call, go_on, (), {}) == "interrupted"
+        stack = calls.take_stack()
+        stack.interrupt()
+        assert await calls.run_on(stack, go_on, (), {}) == "interrupted"
         assert await run(go_on) == "ended"
 
     go(body)
@@ -119,7 +119,7 @@ def test_an_interrupted_call_interrupts_no_later_one(go: Callable[..., None]) ->
 
 def test_a_future_lets_the_task_that_awaits_it_go_on(go: Callable[..., None]) -> None:
     async def body() -> None:
-        future = future_type()()
+        future = future_factory()()
         async with anyio.create_task_group() as group:
             group.start_soon(run, lambda: suspend(future))
             await checkpoint()

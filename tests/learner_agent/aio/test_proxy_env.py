@@ -325,6 +325,8 @@ def test_a_closed_connection_is_named(go: Callable[[Body], None], url: str, gate
                 await (await busy.open()).reset()
                 group.start_soon(ends, partial(busy.step, 0))
             await anyio.wait_all_tasks_blocked()
+            group.start_soon(ends, partial(env.step, 0))  # in the same round as the close
+            group.start_soon(connection.close)
         gates.open()
         for call in (partial(env.step, 0), env.reset, env.render):
             await ends(call)

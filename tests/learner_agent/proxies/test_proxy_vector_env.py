@@ -356,6 +356,15 @@ def test_copies_have_sessions_of_their_own(broker: str) -> None:
     remote.close()
 
 
+def test_a_copy_shares_no_keyword_arguments(broker: str) -> None:
+    remote = opened(broker, "moody", 2)
+    other = copy.deepcopy(remote)
+    other.close()
+    remote.close()
+    assert other._options.env_kwargs == remote._options.env_kwargs
+    assert other._options.env_kwargs is not remote._options.env_kwargs
+
+
 # --- overlap, time-outs, stragglers ---------------------------------------------------------------
 
 

@@ -152,7 +152,7 @@ def test_a_training_of_no_steps_is_refused() -> None:
         TrainingTask(CountingEnv(), Recorder(), 0)
 
 
-def test_an_episode_is_won_if_its_last_reward_is_positive_and_its_largest() -> None:
+def test_an_episode_ended_best_if_its_last_reward_is_positive_and_its_largest() -> None:
     rewards = np.array([0.0, 1.0, 1.0, 1.0, -1.0, 5.0, 7.0, 5.0, 2.0, -1.0, 0.0, 9.0])
     result = TrainingResult.of_one_env(rewards, [2, 4, 6, 8, 9, 10, 11], 1.0, {})
     assert result.ended_best.tolist() == [True, False, True, False, True, False, False]

@@ -129,9 +129,10 @@ def probe_of_the_liveness_connection(router: Router) -> bool:
 def test_the_liveness_connection_follows_to_where_another_one_finds_the_broker(
     resolve: Resolve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dealer, "first_reachable", lambda _url: f"tcp://127.0.0.1:{port}")
     with contextlib.closing(Router(["tcp://127.0.0.1:*"])) as former:
-        port = former.urls[0].rpartition(":")[2]
+        first = former.urls[0]
+        port = first.rpartition(":")[2]
+        monkeypatch.setattr(dealer, "first_reachable", lambda _url: first)
         url = f"tcp://broker.invalid:{port}"
         liveness = LivenessConnection(url, b"a" * 16)
         holder = threading.Thread(target=liveness.hold, daemon=True)
