@@ -197,27 +197,24 @@ class Crew:
 
     def run(self, me: Executor) -> None:
         """Read or execute jobs in this thread, until it is dismissed or all is over."""
-        while not (self.is_over or me.is_dismissed):
+        raised: BaseException | None = None
+        while True:
             try:
-                self._run_until_over(me)
-            except BaseException as error:  # a signal handler's, while `failed` handled another one
-                if self._failed is None:
-                    raise
-                self._failed(me, error)
-
-    def _run_until_over(self, me: Executor) -> None:
-        while not (self.is_over or me.is_dismissed):
-            try:
-                if self.reader is me:
-                    self._read(me)
-                elif me.inbox:
-                    self.end_job(me, me.inbox.popleft()())
-                else:
-                    me.wait()
+                if raised is not None and self._failed is not None:
+                    self._failed(me, raised)  # here, because a signal handler may raise meanwhile
+                    raised = None
+                while not (self.is_over or me.is_dismissed):
+                    if self.reader is me:
+                        self._read(me)
+                    elif me.inbox:
+                        self.end_job(me, me.inbox.popleft()())
+                    else:
+                        me.wait()
+                return
             except BaseException as error:
                 if self._failed is None:
                     raise
-                self._failed(me, error)
+                raised = error
 
     def _run_thread(self, me: Executor) -> None:
         """Run a thread that was started without `threading.Thread`, so that it equals one."""
