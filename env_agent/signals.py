@@ -30,6 +30,12 @@ _TIMERS = {
     )
     if hasattr(signal, name)
 }
+# They do nothing by default. If SIGCHLD had SIG_IGN, the exit statuses of children would be lost.
+_IGNORED_BY_DEFAULT = {
+    getattr(signal, name)
+    for name in ("SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH")
+    if hasattr(signal, name)
+}
 CUT_OFF = 1  # exit status if a step or an environment's `close` did not end in time
 
 
@@ -80,19 +86,23 @@ def _end_timers_and_handlers() -> None:
 
     A handler may raise meanwhile, so it is repeated until none does.
     """
+    raised: BaseException | None = None
     while True:
         try:
-            for number, timer in _TIMERS.items():
-                signal.setitimer(timer, 0.0)
-                signal.signal(number, signal.SIG_IGN)
-            for number in signal.valid_signals():
-                if number not in ENDING and callable(signal.getsignal(number)):
+            if raised is None or is_from_signal_handler(raised):
+                for number, timer in _TIMERS.items():
+                    signal.setitimer(timer, 0.0)
                     signal.signal(number, signal.SIG_IGN)
-        except BaseException as error:
-            if not is_from_signal_handler(error):
-                raise
-        else:
-            return
+                for number in signal.valid_signals():
+                    if number not in ENDING and callable(signal.getsignal(number)):
+                        is_harmless = number in _IGNORED_BY_DEFAULT
+                        signal.signal(number, signal.SIG_DFL if is_harmless else signal.SIG_IGN)
+                raised = None
+            break
+        except BaseException as error:  # noqa: BLE001 - a handler may raise again in `except`
+            raised = error
+    if raised is not None:
+        raise raised
 
 
 def _restore(handle: Callable[[int, object], None], wakeup: int, restored: set[int]) -> None:
