@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from gymwire.env_agent.many_threads import ThreadSettings
 from gymwire.env_agent.memory import LARGE_MESSAGES
+from gymwire.protocol.outside_exceptions import until_returned
 from gymwire.protocol.transport.interface import Received, Waitable
 from gymwire.protocol.transport.polling import wait_among
 
@@ -197,27 +198,22 @@ class Crew:
 
     def run(self, me: Executor) -> None:
         """Read or execute jobs in this thread, until it is dismissed or all is over."""
-        while not (self.is_over or me.is_dismissed):
-            try:
-                self._run_until_over(me)
-            except BaseException as error:  # a signal handler's, while `failed` handled another one
-                if self._failed is None:
-                    raise
-                self._failed(me, error)
+        if self._failed is None:
+            self._run_until_over(me, None)
+        else:
+            until_returned(lambda raised: self._run_until_over(me, raised))
 
-    def _run_until_over(self, me: Executor) -> None:
+    def _run_until_over(self, me: Executor, raised: BaseException | None) -> None:
+        """Let `failed` handle what was raised, and read or execute jobs until all is over."""
+        if raised is not None and self._failed is not None:
+            self._failed(me, raised)
         while not (self.is_over or me.is_dismissed):
-            try:
-                if self.reader is me:
-                    self._read(me)
-                elif me.inbox:
-                    self.end_job(me, me.inbox.popleft()())
-                else:
-                    me.wait()
-            except BaseException as error:
-                if self._failed is None:
-                    raise
-                self._failed(me, error)
+            if self.reader is me:
+                self._read(me)
+            elif me.inbox:
+                self.end_job(me, me.inbox.popleft()())
+            else:
+                me.wait()
 
     def _run_thread(self, me: Executor) -> None:
         """Run a thread that was started without `threading.Thread`, so that it equals one."""

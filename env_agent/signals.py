@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import structlog
 
-from gymwire.protocol.outside_exceptions import is_from_signal_handler
+from gymwire.protocol.outside_exceptions import is_from_signal_handler, until_returned
 
 # Drains like SIGTERM, but may be repeated. SLURM, systemd and Kubernetes signal every process of a
 # job, some of them twice; a second SIGTERM ends the process. Windows has no SIGUSR1.
@@ -28,6 +28,12 @@ _TIMERS = {
         ("SIGVTALRM", "ITIMER_VIRTUAL"),
         ("SIGPROF", "ITIMER_PROF"),
     )
+    if hasattr(signal, name)
+}
+# They do nothing by default. If SIGCHLD had SIG_IGN, the exit statuses of children would be lost.
+_IGNORED_BY_DEFAULT = {
+    getattr(signal, name)
+    for name in ("SIGCHLD", "SIGCONT", "SIGURG", "SIGWINCH")
     if hasattr(signal, name)
 }
 CUT_OFF = 1  # exit status if a step or an environment's `close` did not end in time
@@ -63,8 +69,8 @@ def watch(on_signal: Callable[[int], None]) -> Callable[..., None]:
 
     def restore(*, at_end: bool = False) -> None:
         if threading.get_ident() == main:
-            if at_end:
-                _end_timers_and_handlers()
+            if at_end and (error := until_returned(_end_timers_and_handlers)) is not None:
+                raise error
             _restore(handle, wakeup, restored)
 
     main, restored = threading.get_ident(), set[int]()
@@ -75,24 +81,22 @@ def watch(on_signal: Callable[[int], None]) -> Callable[..., None]:
     return restore
 
 
-def _end_timers_and_handlers() -> None:
+def _end_timers_and_handlers(raised: BaseException | None) -> BaseException | None:
     """End the timers of this process, and ignore what other signals than ENDING would do.
 
-    A handler may raise meanwhile, so it is repeated until none does.
+    A handler may raise meanwhile; `raised` is what came out of the last attempt. Return it if no
+    handler of a signal has raised it.
     """
-    while True:
-        try:
-            for number, timer in _TIMERS.items():
-                signal.setitimer(timer, 0.0)
-                signal.signal(number, signal.SIG_IGN)
-            for number in signal.valid_signals():
-                if number not in ENDING and callable(signal.getsignal(number)):
-                    signal.signal(number, signal.SIG_IGN)
-        except BaseException as error:
-            if not is_from_signal_handler(error):
-                raise
-        else:
-            return
+    if raised is not None and not is_from_signal_handler(raised):
+        return raised
+    for number, timer in _TIMERS.items():
+        signal.setitimer(timer, 0.0)
+        signal.signal(number, signal.SIG_IGN)
+    for number in signal.valid_signals():
+        if number not in ENDING and callable(signal.getsignal(number)):
+            is_harmless = number in _IGNORED_BY_DEFAULT
+            signal.signal(number, signal.SIG_DFL if is_harmless else signal.SIG_IGN)
+    return None
 
 
 def _restore(handle: Callable[[int, object], None], wakeup: int, restored: set[int]) -> None:

@@ -7,7 +7,11 @@ operating system or of a decoder must not take them for one (docs/reliability.md
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from traceback import walk_tb
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 # What may stand between gymwire and the call that failed. The handler of a signal is in a module of
 # the program that uses gymwire.
@@ -55,6 +59,24 @@ def is_from_signal_handler(error: BaseException) -> bool:
                     return True
         callers.add(id(frame))
     return False
+
+
+def until_returned(call: Callable[[BaseException | None], Result]) -> Result:
+    """Call a function with what its last call has raised, at first None, until it returns.
+
+    A signal handler may raise again between two calls: at the jump back of a loop, for which the
+    inner `except` does not hold.
+    """
+    raised: BaseException | None = None
+    while True:
+        try:
+            while True:
+                try:
+                    return call(raised)
+                except BaseException as error:  # noqa: BLE001 - the next call gets it
+                    raised = error
+        except BaseException as error:  # noqa: BLE001 - the next call gets it
+            raised = error
 
 
 def _is_library(module: str) -> bool:

@@ -21,7 +21,7 @@ from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, LIVENESS_PREFIX
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.context import HANDSHAKE_MS, context, set_common_options
-from gymwire.protocol.transport.hosts import DialPlan, first_reachable
+from gymwire.protocol.transport.hosts import DialPlan, first_reachable, url_with
 from gymwire.protocol.transport.inflow import Inflow
 from gymwire.protocol.transport.interface import TICK_MS, LinkEvent, Waitable
 from gymwire.protocol.transport.monitor import Monitor
@@ -93,8 +93,9 @@ class Dealer:
     Raises AddressError, ConfigurationError, ConnectionFailed.
 
     Attributes:
-        on_up: called by `link_events` with the URL over which a connection was made. It is one with
-            an address if the host's name has several, and libzmq does not reach the first.
+        on_up: called by `link_events` with the URL over which a connection was made, and with its
+            descriptor. The URL has an address if the host's name has several, and libzmq does not
+            reach the first.
     """
 
     has_buffered = False
@@ -109,7 +110,7 @@ class Dealer:
         max_message: int = MAX_MESSAGE,
     ) -> None:
         self.url = check_url(url)
-        self.on_up: Callable[[str], None] = lambda _url: None
+        self.on_up: Callable[[str, int], None] = lambda _url, _fd: None
         self._plan = DialPlan(url)
         # New for each socket and never shown to others: a peer that guessed the routing id could
         # take over the connection.
@@ -187,7 +188,7 @@ class Dealer:
         for event in events:
             self._inflow.note(event)
             if event.up:
-                self.on_up(self._plan.current)
+                self.on_up(self._plan.current, event.fd)
         self._inflow.close_overfull()
         if self._monitor.attempt_failed:
             self._monitor.attempt_failed = False
@@ -251,6 +252,7 @@ class LivenessConnection:
         # Not a small RCVHWM, with which the broker could abort this process (docs/design.md).
         self._socket.setsockopt(zmq.CONFLATE, 1)
         # Only libzmq dials again later, so it must get an address that works.
+        self._given_url = url
         self._url = self._next_url = first_reachable(check_url(url))
         self._socket.connect(self._url)
         self._orders, self._order = os.pipe()
@@ -259,10 +261,13 @@ class LivenessConnection:
 
     def hold(self) -> None:
         """Block until `release` is called, without holding the interpreter's lock."""
-        while not self._is_released:
+        is_released = False
+        while not is_released:
             # POLLERR: the poll must service the connection, but not end when the broker sends.
             zmq.zmq_poll([(self._socket, zmq.POLLERR), (self._orders, zmq.POLLIN)], timeout=-1)
             os.read(self._orders, 1)
+            with self._lock:  # `release` does not write after this
+                is_released = self._is_released
             former, self._url = self._url, self._next_url
             if former != self._url:
                 self._socket.disconnect(former)
@@ -270,9 +275,16 @@ class LivenessConnection:
         self._socket.close(linger=0)
         os.close(self._orders)
 
-    def follow(self, url: str) -> None:
-        """Dial this URL instead, if it is another one. Call it from any thread."""
+    def follow(self, url: str, fd: int) -> None:
+        """Dial where another connection has reached the broker, if that is another address.
+
+        Call it from any thread. `url`, `fd`: the URL and the descriptor of the other connection. If
+        this one dials an address, and the other one a name, only the descriptor shows the address.
+        """
         with self._lock:
+            if url == self._given_url != self._next_url:
+                address = kernel.peer_address(fd)
+                url = url_with(url, address) if address else self._next_url
             if url != self._next_url and not self._is_released:
                 self._next_url = url
                 os.write(self._order, b"x")

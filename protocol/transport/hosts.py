@@ -16,7 +16,7 @@ LOOK_UP_EVERY_S = 30.0  # a look-up may block for seconds
 def addresses_of(url: str) -> list[str]:
     """Return one URL for each address of the host; this URL if there are not several."""
     scheme, _, rest = url.partition("://")
-    host, _, port = rest.rpartition(":")
+    host = rest.rpartition(":")[0]
     if scheme != "tcp" or host == "*" or host.startswith("["):
         return [url]
     try:
@@ -26,7 +26,13 @@ def addresses_of(url: str) -> list[str]:
     addresses = dict.fromkeys(str(address[0]) for _, _, _, _, address in found)
     if len(addresses) < 2:
         return [url]
-    return [f"tcp://[{one}]:{port}" if ":" in one else f"tcp://{one}:{port}" for one in addresses]
+    return [url_with(url, one) for one in addresses]
+
+
+def url_with(url: str, address: str) -> str:
+    """Return the URL of the same port of this address."""
+    port = url.rpartition(":")[2]
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"
 
 
 def first_reachable(url: str) -> str:

@@ -98,6 +98,18 @@ def is_from_host(fd: int) -> bool:
     return here == there or ipaddress.ip_address(there.partition("%")[0]).is_loopback
 
 
+def peer_address(fd: int) -> str:
+    """Return the IP address of the other end of a connection; "" if that is unknown."""
+    with connection_socket(fd) as found:
+        if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
+            return ""
+        try:
+            address: str = found.getpeername()[0]
+        except OSError:
+            return ""
+    return address.removeprefix("::ffff:")  # of an IPv4 address, in a socket for IPv6
+
+
 def idle_s(fd: int) -> float | None:
     """Return for how many seconds nothing has arrived on a connection, heartbeats included.
 

@@ -358,16 +358,16 @@ def test_a_signal_handler_that_raises_while_a_failure_is_handled_ends_nothing() 
     handled: list[str] = []
 
     def read(_me: Executor) -> None:
-        if len(handled) == 3:
+        if len(handled) == 4:
             crew.is_over = True
-        else:
-            raise ValueError("of a handler")
+            raise ValueError("of the last one")
+        raise ValueError("of a handler")
 
     def failed(_me: Executor, error: BaseException) -> None:
         handled.append(str(error))
-        if len(handled) == 1:
+        if len(handled) < 4:
             raise ValueError("of the next one")
 
     crew = Crew(read, failed)
     crew.run(crew.own)
-    assert handled == ["of a handler", "of the next one", "of a handler"]
+    assert handled == ["of a handler", *["of the next one"] * 3, "of the last one"]

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import threading
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from gymwire.protocol.messages import LIVENESS_PREFIX
-from gymwire.protocol.transport import dealer
+from gymwire.protocol.transport import dealer, kernel
 from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
 from gymwire.protocol.transport.hosts import (
     CYCLE_S,
@@ -17,6 +18,7 @@ from gymwire.protocol.transport.hosts import (
     DialPlan,
     addresses_of,
     is_this_host,
+    url_with,
 )
 from gymwire.protocol.transport.router import Router
 
@@ -149,9 +151,62 @@ def test_the_liveness_connection_follows_to_where_another_one_finds_the_broker(
                 break
             other.poll(0.1)
         assert probe_of_the_liveness_connection(router)
-        liveness.follow(f"tcp://127.0.0.2:{port}")  # changes nothing
         liveness.release()
         holder.join()
+
+
+def test_the_liveness_connection_keeps_an_address_to_which_a_name_leads(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with contextlib.closing(Router(["tcp://localhost:*"])) as router:
+        url = f"tcp://localhost:{router.urls[0].rpartition(':')[2]}"
+        with contextlib.closing(Dealer(url)) as other:
+            reached: list[tuple[str, int]] = []
+            other.on_up = lambda *up: reached.append(up)
+            for _ in range(100):
+                if any(event.up for event in other.link_events()):
+                    break
+                other.poll(0.1)
+            peer = url_with(url, kernel.peer_address(reached[0][1]))
+            assert peer in router.urls
+            for first, expected in ((peer, peer), ("tcp://[::1]:1", peer), (url, url)):
+                monkeypatch.setattr(dealer, "first_reachable", lambda _url, first=first: first)
+                liveness = LivenessConnection(url, b"a" * 16)
+                liveness.follow(url, reached[0][1])
+                assert liveness._next_url == expected
+                liveness.follow(url, -1)  # it is unknown where that leads
+                assert liveness._next_url == expected
+                liveness.release()
+                liveness.hold()
+
+
+def test_a_release_right_after_another_order_ends_the_liveness_connection(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    liveness = LivenessConnection("tcp://127.0.0.1:1", b"a" * 16)
+    holder = threading.Thread(target=liveness.hold)
+    followed, releasing = threading.Event(), threading.Event()
+    read, write = os.read, os.write
+
+    def read_before_the_release(fd: int, size: int) -> bytes:
+        data = read(fd, size)
+        followed.set()
+        releasing.wait(20)
+        return data
+
+    def write_late(fd: int, data: bytes) -> int:
+        if followed.is_set():
+            releasing.set()
+            holder.join(0.2)  # time to close the pipe too early
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "read", read_before_the_release)
+    monkeypatch.setattr(os, "write", write_late)
+    liveness.follow("tcp://127.0.0.2:1", -1)
+    holder.start()
+    assert followed.wait(20)
+    liveness.release()
+    holder.join()
 
 
 @pytest.mark.parametrize("port", ["*", "0"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -128,3 +130,36 @@ def test_other_exceptions_are_of_no_signal_handler() -> None:
     with pytest.raises(ValueError, match="x") as caught:
         method_handler(ValueError("x"))(signal.SIGALRM, None)
     assert not is_from_signal_handler(caught.value)
+
+
+# Both signals arrive in one call of C, after which Python runs one handler after the other.
+TOGETHER = """
+import ctypes, signal
+from gymwire.protocol.outside_exceptions import until_returned
+
+c, numbers, mask = ctypes.CDLL(None), (10, 12), ctypes.create_string_buffer(256)
+c.sigemptyset(mask)
+calls = []
+
+def expire(*_):
+    raise TimeoutError
+
+def call(raised):
+    calls.append(type(raised))
+    if not raised:
+        c.pthread_sigmask(signal.SIG_UNBLOCK, mask, None)
+    return "done"
+
+signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+for number in numbers:
+    signal.signal(number, expire)
+    c.sigaddset(mask, number)
+    signal.raise_signal(number)
+assert until_returned(call) == "done"
+assert calls == [type(None), TimeoutError], calls
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the numbers of signals are those of Linux")
+def test_exceptions_of_two_signals_that_arrive_together_do_not_end_a_repeated_call() -> None:
+    subprocess.run([sys.executable, "-c", TOGETHER], timeout=60, check=True)
