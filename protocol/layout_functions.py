@@ -36,6 +36,10 @@ __all__ = [
 # the arrays of a percept share memory only if all of them together have fewer bytes.
 IN_PLACE = 16 * 1024
 
+# The address of an array in such shared memory is a multiple of this, as that of an array of its
+# own. Otherwise PyTorch adds in another order, and a training ends with other weights.
+ALIGNMENT = 16
+
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 """What `Env.step` returns."""
 Data = Frame | memoryview
@@ -185,7 +189,12 @@ def compile_decoder(plan: Plan) -> Callable[[Data, bytes], Step | None]:
     if record is not None and record.names is not None:
         arrays, pick = ", ".join(record.names), operator.itemgetter(*record.names)
         names |= {"record": record, "pick": pick, "join": bytearray().join}
-        make_arrays = f"{arrays} = pick(ndarray((), record, join(({arrays}))))"
+        names |= {f"fill{size}": bytes(size) for size in range(1, ALIGNMENT)}
+        parts = []
+        for name in record.names:
+            size = -record[name].itemsize % ALIGNMENT
+            parts += [name, f"fill{size}"] if size else [name]
+        make_arrays = f"{arrays} = pick(ndarray((), record, join(({', '.join(parts)}))))"
         values = {i: f"v{i}" for i in plan.places}
     values.update({i: f"constant{i}" for i in plan.constants})
     for one in reversed(plan.containers):  # the inner ones first
@@ -222,16 +231,13 @@ def _record(places: Mapping[int, Place]) -> np.dtype[Any] | None:
     for each. None: not all places are arrays, there is only one, or they are too large.
     """
     arrays = [(i, place.array) for i, place in places.items() if place.array is not None]
-    total = sum(place.size for place in places.values())
-    if not 1 < len(arrays) == len(places) or total >= IN_PLACE:
-        return None
-    arrays.sort(key=lambda one: -one[1][0].alignment)
-    ends = [*accumulate(places[i].size for i, _ in arrays)]
-    offsets = [0, *ends[:-1]]
-    if any(at % one[0].alignment for at, (_, one) in zip(offsets, arrays, strict=True)):
+    sizes = (place.size + -place.size % ALIGNMENT for place in places.values())
+    ends = [*accumulate(sizes)]
+    if not 1 < len(arrays) == len(places) or ends[-1] >= IN_PLACE:
         return None
     names, formats = [f"v{i}" for i, _ in arrays], [one for _, one in arrays]
-    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": total})
+    offsets = [0, *ends[:-1]]
+    return np.dtype({"names": names, "formats": formats, "offsets": offsets, "itemsize": ends[-1]})
 
 
 def _names(plan: Plan) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import gymnasium
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from gymwire.protocol import percept_layouts
 from gymwire.protocol.codec import Codec, Frame, name_of
 from gymwire.protocol.errors import DecodingError, GymwireError
-from gymwire.protocol.layout_functions import IN_PLACE, Step
+from gymwire.protocol.layout_functions import ALIGNMENT, IN_PLACE, Step
 from gymwire.protocol.messages import Percept
 from gymwire.protocol.percept_layouts import (
     MAX_CACHED,
@@ -335,17 +336,18 @@ def test_percepts_of_arrays_have_one_piece_of_memory_each() -> None:
     )
     assert len(arrays) == 10
     places = sorted((one.ctypes.data, one.nbytes) for one in arrays)
-    ends_at = [begin + size for begin, size in places]
-    assert [begin for begin, _ in places[1:]] == ends_at[:-1]  # next to each other
+    gaps = [at - begin - size for (begin, size), (at, _) in pairwise(places)]
+    assert all(0 <= gap < ALIGNMENT for gap in gaps)  # next to each other
+    assert not any(begin % ALIGNMENT for begin, _ in places)
     for one in arrays:
         one.fill(0)
     assert_same(second, ARRAYS)
     assert not any(np.shares_memory(one, other) for one in arrays for other in others)
 
 
-@pytest.mark.parametrize(("total", "shared"), [(IN_PLACE - 1, True), (IN_PLACE, False)])
+@pytest.mark.parametrize(("total", "shared"), [(IN_PLACE - ALIGNMENT, True), (IN_PLACE, False)])
 def test_a_small_array_does_not_keep_large_ones_alive(total: int, shared: bool) -> None:
-    rest = np.ones(total - A.nbytes - 8 - 2, np.int8)
+    rest = np.ones(total - A.nbytes - 3 * 16 - 8, np.int8)
     step = (A, A[:1], np.ones(1, bool), np.ones(1, bool), {"p": rest})
     ends = known(step)
     name = name_of(SID, 9)
