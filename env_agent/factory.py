@@ -261,7 +261,7 @@ def _make_registered(name: str, **kwargs: Any) -> Env:
     spec = gymnasium.spec(name)
     make = None if spec.entry_point is None else _loaded(spec.entry_point)
     if make is None or not event_loop.is_asynchronous(make):
-        return event_loop.bridge(gymnasium.make(name, **kwargs))  # type: ignore[no-any-return]
+        return gymnasium.make(name, **kwargs)
     spec = copy(spec)
     spec.entry_point = lambda **merged: event_loop.create(make, merged)
     return gymnasium.make(spec, **kwargs)

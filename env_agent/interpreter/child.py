@@ -16,7 +16,6 @@ from __future__ import annotations
 import dataclasses
 import enum
 import faulthandler
-import functools
 import importlib
 import importlib.util
 import inspect
@@ -738,41 +737,7 @@ class DmEnv:
 
 # --- asynchronous environments --------------------------------------------------------------------
 
-METHODS = ("reset", "step", "render", "close")
 _loop: Any = None  # the event loop, once it was needed
-
-
-def may_be_asynchronous(env: Any) -> bool:
-    """Return whether a method may return an awaitable. Only a call shows whether it does.
-
-    It may if the class has asynchronous functions, or if a method is not just a function of the
-    class: a decorator may have made it.
-    """
-    codes = [
-        getattr(getattr(env, name), "__code__", None) for name in METHODS if hasattr(env, name)
-    ]
-    own = [one for base in type(env).__mro__ for one in vars(base).values()]
-    return any(map(inspect.iscoroutinefunction, own)) or any(
-        code is None or set(code.co_freevars) - {"__class__"} for code in codes
-    )
-
-
-def await_below(env: Any) -> None:
-    """Let an environment in wrappers await what it returns, because its wrappers do not.
-
-    What the outermost one returns, `Hosted` awaits.
-    """
-    is_below = False
-    while env is not None and not may_be_asynchronous(env):
-        env, is_below = getattr(env, "__dict__", {}).get("env"), True
-    for name in METHODS if env is not None and is_below else ():
-        method = getattr(env, name)
-        vars(env)[name] = functools.update_wrapper(functools.partial(call_settled, method), method)
-
-
-def call_settled(method: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call a method, and await what it returns."""
-    return settled(method(*args, **kwargs))
 
 
 def settled(value: Any) -> Any:
@@ -1069,7 +1034,6 @@ class Child:
         made = make(self._targets[name], mode, unpack(kwargs), kind)
         if hasattr(made, "observation_spec") and hasattr(made, "action_spec"):
             made = DmEnv(made)
-        await_below(made)
         made = converted(made, kind)
         has = kind_of(made)
         if has != ENV:

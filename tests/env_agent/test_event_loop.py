@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from copy import deepcopy
 from typing import Any
 
 import gymnasium
@@ -16,10 +14,7 @@ from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 
 from gymwire.env_agent.event_loop import Bridge, call, is_asynchronous
-from gymwire.env_agent.factory import Factory, resolve
-from gymwire.env_agent.interpreter import child
-from gymwire.env_agent.interpreter.child_factory import ChildFactory
-from tests import asynchronous_envs
+from gymwire.env_agent.factory import Factory
 
 
 class Waits(gymnasium.Env[Any, Any]):
@@ -146,39 +141,6 @@ def test_an_asynchronous_environment_may_be_offered_by_its_id() -> None:
         vector.close()
     finally:
         del gymnasium.registry["Waits-v0"]
-
-
-@pytest.mark.parametrize("elsewhere", [False, True])
-@pytest.mark.parametrize("is_id", [False, True])
-@pytest.mark.parametrize("name", asynchronous_envs.NAMES)
-def test_what_a_step_returns_shows_that_it_is_asynchronous(
-    name: str, is_id: bool, elsewhere: bool
-) -> None:
-    name = f"tests.asynchronous_envs:{name}{'-v7' if is_id else ''}"
-    factory: Any = resolve(name, {})
-    if elsewhere:
-        factory = ChildFactory("lab/waits", name, sys.executable, {})
-    env = factory.make(None, {})
-    try:
-        assert env.reset(seed=1) == (3, {})
-        assert env.step(np.int64(4)) == (4, 1.0, False, False, {})
-        assert env.step(np.int64(5))[:3] == (5, 1.0, False)
-    finally:
-        env.close()
-    vector = factory.make_vector(2, AutoresetMode.NEXT_STEP, None, {})
-    try:
-        vector.reset(seed=1)
-        assert vector.step(np.array([6, 7]))[0].tolist() == [6, 7]
-    finally:
-        vector.close()
-
-
-def test_copies_of_an_environment_that_was_not_stepped_yet_step_themselves() -> None:
-    env = gymnasium.make("tests.asynchronous_envs:DecoratedTwice-v7")
-    child.await_below(env)
-    for one in (env.unwrapped, deepcopy(env).unwrapped):
-        step: Any = one.step
-        assert step.args[0].__self__ is one
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,8 @@ from tests.sameness import assert_same
 SOURCE = Path(child.__file__).read_text(encoding="utf-8")
 # Modules of the standard library that Python 3.7 and PyPy have.
 OF_PYTHON_3_7 = {
-    "__future__", "collections", "dataclasses", "enum", "faulthandler", "functools",
-    "importlib", "inspect", "os", "pathlib", "signal", "struct", "sys", "threading", "time",
-    "traceback", "typing",
+    "__future__", "collections", "dataclasses", "enum", "faulthandler", "importlib", "inspect",
+    "os", "pathlib", "signal", "struct", "sys", "threading", "time", "traceback", "typing",
 }  # fmt: skip
 # Names that later versions added to these modules and to Python's own types.
 LATER = {
