@@ -127,12 +127,14 @@ class Lifecycle:
 
     def closed(self, slot: Slot, path: bytes, seq: int, frame: Frame | None, me: Executor) -> None:
         """Reply to CLOSE, and end the session."""
+        sid = slot.session.sid
+        is_open = self._host.slots.get(sid) is slot
+        if is_open and path:
+            # The broker frees the slot when it receives CLOSED: before the learner goes on.
+            self.transports.link.send(PLAIN.encode(Closed(), sid, seq))
         if frame:
             self.transports.send(path, frame)
-        sid = slot.session.sid
-        if self._host.slots.get(sid) is slot:
-            if path:  # the broker frees the slot when it receives CLOSED
-                self.transports.link.send(PLAIN.encode(Closed(), sid, seq))
+        if is_open:
             self.end(me, slot)
 
     def end(self, me: Executor, slot: Slot, loss: str = "") -> None:
