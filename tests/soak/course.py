@@ -116,7 +116,8 @@ def run(
 ) -> bool:
     """Run all phases and print the table. Returns whether everything held.
 
-    `elsewhere`: see `plan`. `times_count`: whether step times decide, too.
+    `elsewhere`: see `plan`. `times_count`: whether step times decide, too. If they do not, hostile
+    peers compute like all others, because on a busy machine they would hardly run otherwise.
     """
     phases = plan(kinds, rounds, elsewhere)
     strangers = {kind: kind not in WITHOUT_LIMITS for kind in kinds}
@@ -126,11 +127,14 @@ def run(
         learner = made.part("learner", "tests.soak.learner", *arguments, str(seed))
         learner.says("learning", 1, STUCK_S)
         churn = made.part("churn", "tests.soak.churn", *arguments, str(seed))
-        hostile = other = Hostile(made)
+        hostile = other = Hostile(made, gives_way=times_count)
         if elsewhere:
             (folder / "elsewhere").mkdir(exist_ok=True)
-            other = Hostile(stack.enter_context(site(folder / "elsewhere", strangers)))
-        neighbour = made.part("neighbour", "tests.soak.neighbour")
+            away = stack.enter_context(site(folder / "elsewhere", strangers))
+            other = Hostile(away, gives_way=times_count)
+        others = {"learner": learner}
+        if times_count:
+            others["neighbour"] = made.part("neighbour", "tests.soak.neighbour")
         start = {name: Memory.of(part) for name, part in made.measured.items()}
         measured = []
         faults: list[str] = []
@@ -138,8 +142,7 @@ def run(
         for number, attackers in enumerate(phases, 1):
             attacked = other if attackers.elsewhere else hostile
             attacked.run(attackers.kinds)
-            others = {"learner": learner, "hostile": attacked.part, "neighbour": neighbour}
-            programs = {**made.measured, **others}
+            programs = {**made.measured, **others, "hostile": attacked.part}
             measured.append(_phase(programs, made, attackers, number, phase_s))
             attacked.run(())
             dead = [name for name, part in made.measured.items() if not part.alive]
@@ -164,8 +167,9 @@ def run(
 class Hostile:
     """The program that runs the hostile peers of one site."""
 
-    def __init__(self, made: Site) -> None:
-        self.part = made.part("hostile", "tests.soak.hostile", str(made.folder), made.url)
+    def __init__(self, made: Site, *, gives_way: bool) -> None:
+        arguments = (str(made.folder), made.url, *["--give-way"] * gives_way)
+        self.part = made.part("hostile", "tests.soak.hostile", *arguments)
         self._told = 0
 
     def run(self, kinds: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
 """`python -m tests.soak.hostile FOLDER URL`: run the kinds that each line of standard input names.
 
-A line holds names of kinds, or nothing; each line replaces the one before. The program gives way to
-all others, because a real hostile peer computes on a host of its own. It ends when its standard
-input ends.
+A line holds names of kinds, or nothing; each line replaces the one before. With `--give-way`, the
+program gives way to all others, because a real hostile peer computes on a host of its own. It ends
+when its standard input ends.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def attack(place: Place, name: str, stop: threading.Event) -> None:
 
 
 def main() -> None:
-    compute_last()
+    if "--give-way" in sys.argv[3:]:
+        compute_last()
     place = Place(Path(sys.argv[1]), sys.argv[2])
     running: list[tuple[threading.Thread, threading.Event]] = []
     for line in sys.stdin:
