@@ -60,6 +60,7 @@ class Stream:
         self._poll, self._tick_ms = None, tick_ms
         self.up, self.write_closed, self.unsent = True, False, None
         self._pause(b"")
+        self._frames: list[bytes] = []  # whole frames that came with the last one, in reverse
         self._frame: memoryview | None = None  # a large frame, received in part
         self._filled = 0  # its bytes received so far
 
@@ -113,6 +114,11 @@ class Stream:
             raise
 
     def _read_in_parts(self, flags: int) -> bytes | memoryview | None:
+        if self._frames:
+            whole = self._frames.pop()
+            if not self._frames:
+                self._pause(self._rest)
+            return whole
         if self._frame is not None or self.has_buffered:
             return self._take(flags)
         recv = self._recv
@@ -153,7 +159,7 @@ class Stream:
                 raise _Ended
             end = LENGTH_SIZE + size
             if len(rest) >= end:
-                self._pause(rest[end:])
+                self._keep(rest, end)
                 return rest[LENGTH_SIZE:end]
             frame = self._frame = memoryview(np.empty(size, np.uint8))  # type: ignore[arg-type]
             self._filled = len(rest) - LENGTH_SIZE
@@ -170,6 +176,23 @@ class Stream:
         self._frame = None
         self._pause(b"", len(frame) >= CHUNK)
         return frame
+
+    def _keep(self, data: bytes, begin: int) -> None:
+        """Keep what follows a frame: whole frames apart, for they need only be handed out.
+
+        A frame that is too large is looked at again later, when larger ones may be permitted.
+        """
+        frames, total, largest = [], len(data), self.max_message
+        while (start := begin + LENGTH_SIZE) <= total:
+            size = int.from_bytes(data[begin:start], "little")
+            if start + size > total or not HEADER_SIZE <= size <= largest:
+                break
+            begin = start + size
+            frames.append(data[start:begin])
+        self._pause(data[begin:])
+        if frames:
+            frames.reverse()
+            self._frames, self.has_buffered, self._plain = frames, True, False
 
     def write(self, frame: bytes | bytearray | memoryview | Pieces, flags: int) -> bool:
         """Send one frame; keep in `unsent` what the socket does not accept at once.
@@ -265,7 +288,8 @@ class Stream:
     def end(self) -> None:
         """Close the connection. Idempotent."""
         if self.up:
-            self.up, self.has_buffered, self.unsent, self._frame = False, False, None, None
+            self.up, self.has_buffered, self.unsent = False, False, None
+            self._frames, self._frame = [], None
             with contextlib.suppress(OSError):  # a forked process may still have it open
                 self.sock.shutdown(socket.SHUT_RDWR)
             self.sock.close()
