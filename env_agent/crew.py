@@ -244,17 +244,18 @@ class Crew:
             alone: whether the loop has no other session.
         """
         if executor is not me:
-            self._give(executor, job)
+            self.give(executor, job)
             return
         other = None if alone else self._other()
         if other is not None:
-            self._give(me, job)
+            self.give(me, job)
             self.hand_over(me, other)
             return
         me.lent[0] = job
         self.finish(me, job())
 
-    def _give(self, executor: Executor, job: Job) -> None:
+    def give(self, executor: Executor, job: Job) -> None:
+        """Let an executor, whose thread does not read, do a job."""
         self._idle.pop(executor, None)
         executor.jobs += 1
         self.outside += 1

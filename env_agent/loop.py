@@ -15,6 +15,7 @@ from gymwire.env_agent.jobs import Jobs
 from gymwire.env_agent.lifecycle import MAX_REASON, Lifecycle
 from gymwire.env_agent.registration import Registration
 from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.shared_reading import SharedReading
 from gymwire.env_agent.slot import Slot
 from gymwire.env_agent.timed_steps import TimedSteps
 from gymwire.env_agent.transports import RELAY, Transports
@@ -104,6 +105,15 @@ class ServingLoop:
         self._watching = Watching(host, self.crew, lambda frame: self._link.send(frame), clock)
         self._lifecycle = Lifecycle(host, self.crew, self.jobs.count_failure, clock)
         self.bad_frames = BadFrames(host, self.crew, self.jobs, clock)
+        self._shared = SharedReading(
+            host,
+            self.crew,
+            self.jobs,
+            self.bad_frames,
+            self._timed_steps.tracker,
+            self._note_turn,
+            clock,
+        )
         self._failure: BaseException | None = None
         self._is_quiet = False  # whether nothing has arrived for a tick
         self._turn = 0  # changes when another session than the last one sends a request
@@ -134,6 +144,7 @@ class ServingLoop:
         """
         self._transports = self._make_transports()
         self._lifecycle.transports = self.bad_frames.transports = self._transports
+        self._shared.transports = self._transports
         self._receive_tracked = partial(self._timed_steps.receive, self._transports)
         link = self._link = self._transports.link
         registration = self._registration = Registration(
@@ -244,9 +255,10 @@ class ServingLoop:
         tracked = self._timed_steps.tracker.is_active
         self._receive = self._receive_tracked if tracked else self._transports.receive
         arrived, me.handed = me.handed, None
+        receive_shared = self._shared.receive
         while now < until and crew.reader is me:
             if arrived is None:
-                arrived = self._receive_shared(me) if crew.outside else self._receive(len(slots))
+                arrived = receive_shared(me, until) if crew.outside else self._receive(len(slots))
             if arrived is None:
                 if crew.reader is me:
                     self._transports.detach_reply()
@@ -395,29 +407,6 @@ class ServingLoop:
         self.crew.execute(me, executor, job, alone=alone)
 
     # --- what only the reader does ----------------------------------------------------------------
-
-    def _receive_shared(self, me: Executor) -> Received | None:
-        """Return the next frame, or None after a tick, while other threads execute something.
-
-        The results of other threads are sent meanwhile. `me` may then be the reader no longer.
-        """
-        crew, tracker = self.crew, self._timed_steps.tracker
-        while True:
-            try:
-                crew.collect(me)
-            except BaseException as error:  # noqa: BLE001 - a bug must not end the loop
-                self.jobs.count_failure(error)
-            if crew.reader is not me:
-                return None
-            if not crew.announce_wait() or crew.wakeup is None:
-                continue
-            waited = tracker.is_active and not self._transports.poll()
-            arrived, woken = self._transports.receive_or_wake(crew.wakeup)
-            crew.end_wait(woken=woken)
-            if arrived is not None and tracker.is_active:
-                tracker.frame_read(waited)
-            if arrived is not None or not woken:
-                return arrived
 
     def _control(self, me: Executor, header: Header, data: bytes | memoryview) -> None:
         """Handle a frame that is not a request of an open session."""

@@ -354,6 +354,13 @@ class Transports:
         woken = bool(ready) and ready[-1] == len(self._sockets)
         return self._receive_ready(ready[:-1] if woken else ready), woken
 
+    def receive_buffered(self) -> Received | None:
+        """Return a frame that has arrived together with an earlier one; None if there is none."""
+        for index, one in enumerate(self._sockets):
+            if one.has_buffered:
+                return self._receive_ready([index])
+        return None
+
     def _receive_any(self, wait_s: float) -> Received | None:
         """Return a frame from any socket, from the relay's first."""
         return self._receive_ready(wait_among(self._sockets, wait_s))
