@@ -93,12 +93,15 @@ class HostedVector(_Vector):
             or (mode is _DISABLED and True in waiting)
         ):
             return super().step(actions)
-        is_same_step = mode is _SAME_STEP
+        is_same_step, envs = mode is _SAME_STEP, self.envs
         rewards, terminations, truncations = self._rewards, self._terminations, self._truncations
         found: list[Any] = self._env_obs
         infos: dict[str, Any] = {}
+        # Thousands of sessions have one environment each: an array iterator takes long for one.
+        each = (actions[0],) if self.num_envs == 1 else actions
         # `i`, as in SyncVectorEnv: `failure_reports` reads it.
-        for i, (action, env) in enumerate(zip(actions, self.envs, strict=True)):
+        for i, action in enumerate(each):
+            env = envs[i]
             if waiting[i] and not is_same_step:
                 found[i], info = env.reset()
                 rewards[i], terminations[i], truncations[i] = 0.0, False, False
@@ -124,6 +127,11 @@ class HostedVector(_Vector):
         space, batch = self.single_observation_space, self._observations
         if type(space) in _ARRAYS and type(batch) is np.ndarray and batch.ndim > 1:
             shape = batch.shape[1:]
+            if len(found) == 1 and type(found[0]) is np.ndarray:
+                one = found[0]
+                if one.dtype is batch.dtype and one.shape == shape:
+                    batch[0] = one
+                    return batch
             for one in found:
                 if type(one) is not np.ndarray or one.shape != shape:
                     break
