@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 
 from gymwire.broker import directory
@@ -24,7 +25,15 @@ from gymwire.broker.refusals import (
 from gymwire.broker.shares import Shares
 from gymwire.broker.tables import Peer, Session, Tables
 from gymwire.protocol.address import Address, parse_address
-from gymwire.protocol.codec import KIND_AT, MAX_CONTROL, PLAIN, Header, read_header
+from gymwire.protocol.codec import (
+    HEADER_SIZE,
+    KIND_AT,
+    MAX_CONTROL,
+    PLAIN,
+    UP_TO_NAME,
+    Header,
+    read_header,
+)
 from gymwire.protocol.control_limits import has_many_parts
 from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import (
@@ -49,6 +58,7 @@ MAX_ANNOUNCED = 16_384  # sessions of a serving loop, beyond which it may announ
 MAX_IDENTITY = 64  # characters
 MAX_NAME = 64  # characters of a learner's name, and of its host, in OPEN
 MAX_PENDING_GONE = 10_000
+MAX_VALID = 256  # contents of OPENED that are known to be valid
 ENDED_PER_TICK = 500  # sessions of lost peers that one tick ends, so that frames do not wait long
 GONE_PER_TICK = 100  # retries of undelivered GONE frames per tick
 STARTING_RETRY_S = 0.1
@@ -83,6 +93,7 @@ class Sessions:
         self._lease_s = lease_s
         # GONE that the full queue of a serving loop did not take
         self._pending_gone: Shares[Send] = Shares(MAX_PENDING_GONE)
+        self._valid_opened: dict[bytes, None] = {}  # digests of contents, the oldest first
 
     # --- opening ----------------------------------------------------------------------------------
 
@@ -162,7 +173,7 @@ class Sessions:
             return []
         session.unanswered_opens -= 1
         try:
-            _check_opened(header, data)
+            self._check_opened(header, data)
         except GymwireError as error:
             return self._refuse_opened(session, header.seq, error)
         if not session.is_open:
@@ -170,6 +181,26 @@ class Sessions:
             self._journal.sessions_opened += 1
             self._journal.note("session opened", **session.facts)
         return [Send(session.learner.rid, data)]
+
+    def _check_opened(self, header: Header, data: bytes | memoryview) -> None:
+        """Raise GymwireError if OPENED cannot be decoded, or has a wrong field.
+
+        One that would take long is not checked. Those of most sessions of a loop differ only in
+        their numbers, and are checked once.
+        """
+        if len(data) > MAX_CONTROL or has_many_parts(header, data):
+            return
+        content = hashlib.sha256(data[UP_TO_NAME])
+        content.update(data[HEADER_SIZE:])
+        digest, valid = content.digest(), self._valid_opened
+        if digest in valid:
+            return
+        message = PLAIN.decode(data, header)
+        assert isinstance(message, Opened)
+        check_opened(message)
+        if len(valid) >= MAX_VALID:
+            del valid[next(iter(valid))]
+        valid[digest] = None
 
     def _refuse_opened(self, session: Session, seq: int, error: GymwireError) -> list[Send]:
         """End a session whose OPENED is malformed; give both sides the reason."""
@@ -347,18 +378,6 @@ def path_fault(session: Session) -> str:
         f"{MAX_LOSSES} times during one request, although both are running. The path between them "
         f"may lose large packets, as behind a tunnel with a wrong MTU"
     )
-
-
-def _check_opened(header: Header, data: bytes | memoryview) -> None:
-    """Raise GymwireError if OPENED cannot be decoded, or has a wrong field.
-
-    One that would take long is not checked.
-    """
-    if len(data) > MAX_CONTROL or has_many_parts(header, data):
-        return
-    message = PLAIN.decode(data, header)
-    assert isinstance(message, Opened)
-    check_opened(message)
 
 
 def _may_bind(session: Session, peer: Peer) -> bool:

@@ -10,7 +10,7 @@ import msgpack
 import pytest
 
 from gymwire.broker.core import Core
-from gymwire.protocol.messages import Code, Error, Gone, Offered, Open, Role
+from gymwire.protocol.messages import Code, Error, Gone, Offered, Open, Opened, Role
 from tests.broker.harness import DISCRETE, Broker, offer, only, opened
 
 ENV = b"\x01env"
@@ -95,6 +95,29 @@ def test_a_wrong_field_of_opened_ends_the_session_for_both(
     assert f"OPENED.{field}" in gone.message.reason
     [note] = notes(broker.core, "session refused")
     assert f"OPENED.{field}" in str(note["why"])
+
+
+def test_an_opened_with_the_content_of_an_earlier_one_is_not_checked_again(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[Opened] = []
+    monkeypatch.setattr("gymwire.broker.sessions.check_opened", checked.append)
+    env, learner = broker.env(ENV), broker.learner()
+    contents = [opened(), opened(), replace(opened(), num_envs=1), opened()]
+    for number, content in enumerate(contents):
+        [forwarded] = broker.say(learner, Open("cartpole", bytes([number]) * 16), seq=1)
+        sent = only(broker.say(env, content, forwarded.header.sid, 1), Opened)
+        assert sent.num_envs == content.num_envs
+    assert [one.num_envs for one in checked] == [0, 1]
+
+
+def test_a_malformed_opened_is_refused_each_time_also_after_a_valid_one(broker: Broker) -> None:
+    env, learner = broker.env(ENV), broker.learner()
+    wrong = replace(opened(), action_space=[])
+    for number, content in enumerate([opened(), wrong, wrong]):
+        [forwarded] = broker.say(learner, Open("cartpole", bytes([number]) * 16), seq=1)
+        sent = broker.say(env, content, forwarded.header.sid, 1)
+        assert [type(one.message) for one in sent] == ([Opened] if not number else [Gone, Error])
 
 
 def test_a_vector_has_the_spaces_of_one_environment(broker: Broker) -> None:
