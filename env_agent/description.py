@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,9 @@ from gymwire.protocol import values
 from gymwire.protocol.errors import EncodingError
 
 MAX_BOUNDS = 64 * 1024  # bytes of the bounds of one space in OFFER
+MAX_METADATA = 64  # of different classes, for which it is known what they become,
+MAX_DEPTH = 3  # and how deeply they may be nested
+_ATOMS = {str, int, bool, type(None)}
 MAX_KWARGS = 64 * 1024  # bytes of the keyword arguments in a spec, which only people read
 
 
@@ -154,6 +157,32 @@ def _is_large(value: Any) -> bool:
     return left < 0
 
 
+_METADATA: dict[Hashable, dict[str, Any]] = {}
+"""What metadata have become that consist of plain values. All sessions of a class have the same."""
+
+
 def _metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     plain = {k: v.value if isinstance(v, AutoresetMode) else v for k, v in metadata.items()}
-    return values.opaque(plain, root="metadata")[0]  # type: ignore[no-any-return]
+    key = _key(plain)
+    found = None if key is None else _METADATA.get(key)
+    if found is None:
+        found = values.opaque(plain, root="metadata")[0]
+        if key is not None:
+            if len(_METADATA) >= MAX_METADATA:
+                _METADATA.clear()
+            _METADATA[key] = found
+    return found
+
+
+def _key(value: Any, depth: int = 0) -> Hashable | None:
+    """Return a key that is equal only for equal values of the same types; None: there is none."""
+    kind = type(value)
+    if kind is float:
+        return kind, value.hex()  # which tells the zeros apart
+    if kind in _ATOMS:
+        return kind, value
+    if depth > MAX_DEPTH or kind not in (list, dict):
+        return None
+    parts = value if kind is list else [one for item in value.items() for one in item]
+    keys = [_key(one, depth + 1) for one in parts]
+    return None if None in keys else (kind, *keys)

@@ -6,6 +6,7 @@ import asyncio
 import functools
 import inspect
 import threading
+import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,7 +18,16 @@ _starting = threading.Lock()
 
 def is_asynchronous(env: object) -> bool:
     """Return whether a method of an environment, or of a class of environments, is asynchronous."""
-    return any(inspect.iscoroutinefunction(getattr(env, name, None)) for name in METHODS)
+    return any(_is_coroutine_function(getattr(env, name, None)) for name in METHODS)
+
+
+def _is_coroutine_function(found: object) -> bool:
+    function = getattr(found, "__func__", found)  # the same for all instances of a class
+    known = type(function) is types.FunctionType
+    return _of_function(function) if known else inspect.iscoroutinefunction(found)
+
+
+_of_function = functools.lru_cache(inspect.iscoroutinefunction)
 
 
 def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -26,6 +26,7 @@ MAX_ITEMS = 64  # parts of a space that has a key
 
 _KNOWN: dict[Hashable, KnownSpace] = {}
 _KEY_TYPES = {bool, int, str}
+_ARRAYS, _INTEGERS = (np.ndarray, np.generic), (int, np.integer)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,16 @@ def known(space: Space[Any], name: str) -> KnownSpace:
 
     Raises UnsupportedSpaceError.
     """
+    return _known(space, name, key_of(space))
+
+
+def watch(space: Space[Any], name: str) -> tuple[KnownSpace, Callable[[], bool]]:
+    """Return what is known about a space, and the function that `comparison` returns."""
     key = key_of(space)
+    return _known(space, name, key), comparison(space, key)
+
+
+def _known(space: Space[Any], name: str, key: Hashable | None) -> KnownSpace:
     found = None if key is None else _KNOWN.get(key)
     if found is not None:
         return found
@@ -79,8 +89,8 @@ def fingerprint(space: Space[Any]) -> object:
     return _attributes(space) if key is None else key
 
 
-def comparison(space: Space[Any]) -> Callable[[], bool]:
-    """Return a function that returns True only while the space is as it is now.
+def comparison(space: Space[Any], key: Hashable | None) -> Callable[[], bool]:
+    """Return a function that returns True only while a space, with this key, is as it is now.
 
     As with `fingerprint`, False does not prove a change. Environments are checked at every reset,
     so small spaces of the most frequent classes are compared in a fraction of the time.
@@ -89,8 +99,8 @@ def comparison(space: Space[Any]) -> Callable[[], bool]:
     if type(space) is spaces.Discrete:
         number = part.n, part.start, part.dtype
         return lambda: (part.n, part.start, part.dtype) == number
-    if type(space) is not spaces.Box or key_of(space) is None or part.low.nbytes > MAX_KEY:
-        before = fingerprint(space)
+    if type(space) is not spaces.Box or key is None or part.low.nbytes > MAX_KEY:
+        before = _attributes(space) if key is None else key
         return lambda: fingerprint(space) == before
     low, high, below, above, dtype, shape = _box_parts(part)
     content = b"".join((low, high, below, above))
@@ -157,7 +167,7 @@ def _key(space: object, depth: int) -> Hashable:
 
 
 def _array_key(array: object) -> Hashable:
-    if not isinstance(array, np.ndarray | np.generic) or array.dtype.hasobject:
+    if not isinstance(array, _ARRAYS) or array.dtype.hasobject:
         raise _NoKeyError
     content = array.tobytes()
     if len(content) > MAX_KEY:
@@ -166,7 +176,7 @@ def _array_key(array: object) -> Hashable:
 
 
 def _number_key(number: object) -> Hashable:
-    if not isinstance(number, int | np.integer):
+    if not isinstance(number, _INTEGERS):
         raise _NoKeyError
     return int(number)
 

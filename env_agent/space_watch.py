@@ -32,8 +32,7 @@ class SpaceWatch:
         self._known: dict[str, tuple[Space[Any], KnownSpace, Callable[[], bool]]] = {}
         for name in ("observation_space", "action_space"):
             space = getattr(env, name)
-            known = known_spaces.known(space, name)
-            self._known[name] = space, known, known_spaces.comparison(space)
+            self._known[name] = space, *known_spaces.watch(space, name)
 
     def known(self, name: str) -> KnownSpace:
         """Return what is known about the space with this name."""

@@ -34,7 +34,7 @@ def test_what_is_known_follows_from_the_space(name: str) -> None:
     found = known(space, "space")
     assert found.description == spaces.describe(space)
     assert found.text == repr(space)[:200]
-    assert known_spaces.comparison(space)()
+    assert known_spaces.watch(space, "it")[1]()
 
 
 @pytest.mark.parametrize("name", sorted(SHARED))
@@ -112,7 +112,7 @@ def _set_child(space: Any) -> None:
 def test_a_change_in_place_changes_the_fingerprint(
     space: Space[Any], change: Callable[[Space[Any]], None]
 ) -> None:
-    before, is_unchanged = known_spaces.fingerprint(space), known_spaces.comparison(space)
+    before, is_unchanged = known_spaces.fingerprint(space), known_spaces.watch(space, "it")[1]
     assert is_unchanged()
     change(space)
     assert known_spaces.fingerprint(space) != before
