@@ -13,7 +13,7 @@ from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.session import Verdict
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import dialogue, remote_space
-from gymwire.protocol.codec import MAX_MESSAGE, NAME, Frame, Header, Pieces
+from gymwire.protocol.codec import COMPACT, FLAGS_AT, MAX_MESSAGE, NAME, Frame, Header, Pieces
 from gymwire.protocol.errors import EncodingError, ProtocolError
 from gymwire.protocol.messages import (
     Act,
@@ -90,7 +90,16 @@ class RequestHandler:
         else:
             if type(step) is tuple and len(step) == 5:
                 frame = steps.encode_percept(step, name)
-                if frame is not None and len(frame) <= self.max_message:
+                if (
+                    frame is not None
+                    and len(frame) <= self.max_message
+                    # else the observation does not fit, and the slot's codec looks at the space
+                    and (
+                        type(frame) is Pieces
+                        or frame[FLAGS_AT] & COMPACT
+                        or not slot.runner.spaces.is_replaced
+                    )
+                ):
                     session.finish_step(seq, data, frame)
                     return frame
             reply = self._percept(slot, step)

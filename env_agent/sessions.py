@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket as hostsocket
 from collections.abc import Callable, Hashable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -36,7 +36,7 @@ from gymwire.protocol.security import signing
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.signing import SignedCodec
 from gymwire.protocol.space_codecs import SpaceCodec
-from gymwire.protocol.step_codec import compile_steps
+from gymwire.protocol.step_codec import StepCodec, compile_steps
 
 MAX_KNOWN = 64  # different environments for which the state that their sessions share is kept
 
@@ -52,6 +52,7 @@ class _Common:
         exposed: the attributes that learners may use.
         last: the last OPENED of a session that is not signed, whether its learner has the
             capability `values`, and the frame, whose numbers do not count.
+        steps: the codec of steps, of sessions without and with that capability.
     """
 
     opened: Opened
@@ -59,6 +60,17 @@ class _Common:
     action: SpaceCodec
     exposed: frozenset[str]
     last: tuple[Opened, bool, Frame] | None = None
+    steps: dict[bool, StepCodec] = field(default_factory=dict)
+
+    def compiled(self, *, extended: bool) -> StepCodec:
+        """Return the codec of steps for another session."""
+        found = self.steps.get(extended)
+        if found is None:
+            found = self.steps[extended] = compile_steps(
+                self.observation, self.action, self.opened.num_envs, extended=extended
+            )
+        found.renew()
+        return found
 
     def complete(self, direct: dict[str, Any] | None, public_key: bytes) -> Opened:
         """Return OPENED of a session: with its direct endpoint, and the key if it is signed."""
@@ -212,7 +224,7 @@ class SessionHost:
         )
         steps = None
         if signer is None:  # the step codec does not sign frames
-            steps = compile_steps(observation, shared.action, request.num_envs, extended=extended)
+            steps = shared.compiled(extended=extended)
         session = Session(sid, request.nonce, request.address, request.learner)
         if service.recorder is not None:
             session = RecordedSession(

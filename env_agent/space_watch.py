@@ -69,7 +69,7 @@ class SpaceWatch:
 
         def encode(value: Any, tail: Any) -> Any:
             form = inner(value, tail)
-            if form is NOT_COMPACT and self._is_replaced:
+            if form is NOT_COMPACT and self.is_replaced:
                 try:
                     self.check()
                 except RuntimeError as error:
@@ -79,6 +79,7 @@ class SpaceWatch:
         return replace(codec, encode=encode)
 
     @property
-    def _is_replaced(self) -> bool:
+    def is_replaced(self) -> bool:
+        """Whether a space is another object than it was."""
         env = self._env
         return any(getattr(env, name) is not one[0] for name, one in self._known.items())

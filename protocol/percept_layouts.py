@@ -226,6 +226,8 @@ KNOWN = _Known()
 class PerceptLayouts:
     """The layouts of sessions with the same observation space, made from the percepts that occur.
 
+    Several threads may use it: at worst, one of them learns what another has just learned.
+
     Args:
         observation: the codec of its observation space.
         encode_other: encodes a percept without a layout; None if it cannot.
@@ -272,7 +274,7 @@ class PerceptLayouts:
             if infos is not step[4]:
                 return self.encode((*step[:4], infos), name, in_wire_form=True)
         frame = self._encode_other(step, name)
-        if self._misses_left and frame is not None:
+        if self._misses_left > 0 and frame is not None:
             self._learn(step, name, bytes(frame))
         return frame
 
@@ -285,7 +287,7 @@ class PerceptLayouts:
                 if step is not None:
                     return step
         step = self._decode_other(data, name)
-        if self._misses_left and step is not None:
+        if self._misses_left > 0 and step is not None:
             self._learn(step, name, bytes(data))
         return step
 
@@ -310,5 +312,10 @@ class PerceptLayouts:
 
     def _use(self, layout: _Layout) -> None:
         self._layouts.append(layout)
-        if len(self._layouts) == MAX_LAYOUTS:
+        if len(self._layouts) >= MAX_LAYOUTS:
             self._misses_left = 0
+
+    def renew(self) -> None:
+        """Learn from as many further percepts as new layouts would, unless there are enough."""
+        if len(self._layouts) < MAX_LAYOUTS:
+            self._misses_left = MAX_MISSES

@@ -68,8 +68,8 @@ class StepCodec:
     """Encodes and decodes steps. After None or NOT_COMPACT, use `Codec`.
 
     `name` names a request: the sid and the request number, as they are in the header. Sessions with
-    the same spaces can share one: thousands of sessions would have 80 objects each otherwise, which
-    take the garbage collector long.
+    the same spaces can share one, also in several threads: thousands of sessions would have 80
+    objects each otherwise, which take the garbage collector long, and the processor's caches.
 
     Attributes:
         encode_act: `(action, name) -> frame`, or None; also None for a frame that is too large.
@@ -77,12 +77,14 @@ class StepCodec:
         encode_percept: `(what Env.step returned, name) -> frame`, or None.
         decode_percept: `(frame, name) -> what Env.step returned`, fresh and writable; None if
             the frame does not answer this request.
+        renew: called when another session begins to use it, whose percepts may look different.
     """
 
     encode_act: Callable[[Any, bytes], Frame | None]
     decode_act: Callable[[Data], Any | NotCompact]
     encode_percept: Callable[[Step, bytes], Frame | Pieces | None]
     decode_percept: Callable[[Data, bytes], Step | None]
+    renew: Callable[[], None]
 
 
 def compile_steps(
@@ -112,7 +114,7 @@ def compile_steps(
     percept: _Percept = layouts.encode, layouts.decode
     if observation.array is not None and observation.array[2] and not num_envs:
         percept = _array_percept(observation, percept)
-    return StepCodec(*act, *percept)
+    return StepCodec(*act, *percept, layouts.renew)
 
 
 _Act = tuple[Callable[[Any, bytes], Frame | None], Callable[[Data], Any | NotCompact]]
