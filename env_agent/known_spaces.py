@@ -100,19 +100,19 @@ def comparison(space: Space[Any], key: Hashable | None) -> Callable[[], bool]:
         number = part.n, part.start, part.dtype
         return lambda: (part.n, part.start, part.dtype) == number
     if type(space) is not spaces.Box or key is None or part.low.nbytes > MAX_KEY:
-        before = _attributes(space) if key is None else key
-        return lambda: fingerprint(space) == before
-    low, high, below, above, dtype, shape = _box_parts(part)
-    content = b"".join((low, high, below, above))
+        first = _attributes(space) if key is None else key
+        return lambda: fingerprint(space) == first
+    before = _box_parts(part)
+    content = b"".join(before[:4])
 
     def is_unchanged() -> bool:
         now = _box_parts(part)
         return (
-            now[0] is low
-            and now[1] is high
-            and now[2] is below
-            and now[3] is above
-            and now[4:] == (dtype, shape)
+            now[0] is before[0]
+            and now[1] is before[1]
+            and now[2] is before[2]
+            and now[3] is before[3]
+            and now[4:] == before[4:]
             and b"".join(now[:4]) == content
         )
 

@@ -18,9 +18,10 @@ from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.runners.runner import Runner
 from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.slot import Slot
 from gymwire.protocol import spaces
 from gymwire.protocol.capabilities import CAPABILITIES
-from gymwire.protocol.codec import PLAIN, Codec, read_header
+from gymwire.protocol.codec import PLAIN, Codec, Header, read_header
 from gymwire.protocol.messages import (
     KINDS,
     Act,
@@ -37,6 +38,7 @@ from gymwire.protocol.messages import (
     Result,
     Status,
 )
+from gymwire.protocol.percept_layouts import MAX_MISSES
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.security.signing import Challenge
 from gymwire.protocol.values import Opaque
@@ -353,3 +355,55 @@ def test_opened_is_the_same_for_each_session_but_for_its_own_fields(
         assert host.open(sid, 5, request, direct) == frame  # repeated
         found.append(replace(opened, direct=None))
     assert found == found[:1] * 8
+
+
+def test_sessions_that_are_alike_share_the_codec_of_steps() -> None:
+    services = [Service(name, Factory("Odd", Odd)) for name in ("odd", "other")]
+    host = SessionHost(services)
+    requests = [Open("odd", b"n" * 16, capabilities=list(CAPABILITIES)) for _ in range(2)]
+    requests += [Open("odd", b"n" * 16), Open("other", b"n" * 16)]
+    requests += [Open("odd", b"n" * 16, num_envs=n, autoreset_mode="NextStep") for n in (1, 2)]
+    for sid, request in enumerate(requests):
+        assert isinstance(PLAIN.decode(host.open(sid, 1, request, None)), Opened)
+    one, same, *others = [slot.steps for slot in host.slots.values()]
+    assert one is same
+    assert len({id(steps) for steps in (one, *others)}) == 1 + len(others)
+
+
+def test_a_further_session_may_teach_the_shared_codec_other_percepts() -> None:
+    host, left = make_host(), []
+    for sid in range(2):
+        request = Open("odd", b"n" * 16, num_envs=1, autoreset_mode="NextStep")
+        host.open(sid, 1, request, None)
+        steps = host.slots[sid].steps
+        assert steps is not None
+        layouts = steps.encode_percept.__self__  # type: ignore[attr-defined]
+        left.append(layouts._misses_left)
+        layouts._misses_left = 0
+    assert left == [MAX_MISSES] * 2
+
+
+def test_a_space_that_one_session_has_replaced_concerns_no_other() -> None:
+    host = make_host()
+    for sid in (1, 2):
+        host.open(sid, 1, Open("odd", b"n" * 16), None)
+    slots = [host.slots[sid] for sid in (1, 2)]
+    assert slots[0].steps is slots[1].steps
+    assert slots[0].steps is not None
+    replaced = Box(-1, 1, (3,), np.float64)
+    for slot in slots:
+        env = slot.runner.env
+        env.step = lambda _: (np.zeros(3), 0.0, False, False, {})  # does not fit the space
+        slot.runner.step = env.step
+        assert host.requests.handle(slot, *_request(slot, Reset(), 1))
+    slots[0].runner.env.observation_space = replaced  # type: ignore[misc]
+    found = [host.requests.step(slot, _request(slot, Act(1), 2)[1]) for slot in slots]
+    replies = [
+        slot.codec.decode(bytes(frame or b"")) for slot, frame in zip(slots, found, strict=True)
+    ]
+    assert [type(reply) for reply in replies] == [Error, Percept]
+
+
+def _request(slot: Slot, message: Message, seq: int) -> tuple[Header, bytes]:
+    frame = bytes(slot.codec.encode(message, slot.session.sid, seq))
+    return read_header(frame), frame

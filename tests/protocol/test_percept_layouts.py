@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import struct
+import sys
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from typing import Any
 
@@ -31,6 +34,8 @@ from gymwire.protocol.step_codec import compile_steps
 from tests.sameness import assert_same
 
 SID = 7
+NAME = name_of(SID, 2)
+PATIENCE_S = 20.0
 BOX = Box(-1.0, 1.0, (3,), np.float64)
 FIVE = Discrete(5)
 END = (False, False)
@@ -395,6 +400,49 @@ def test_infos_that_always_differ_are_soon_left_alone() -> None:
     layouts = ends.encode.__self__  # type: ignore[attr-defined]
     assert layouts._misses_left == 0
     assert len(percept_layouts.KNOWN._seen) <= MAX_CACHED
+
+
+def test_another_session_that_shares_the_layouts_may_add_its_own() -> None:
+    ends = Ends(BOX)
+    layouts = ends.encode.__self__  # type: ignore[attr-defined]
+    for n in range(MAX_MISSES + 10):
+        ends.send((A, F(1), *END, {"text": str(n)}))
+    layouts.renew()
+    for _ in range(3):
+        ends.send((A, F(1), *END, {"x": F(1)}))
+    assert len(layouts._layouts) == 1
+    for n in range(MAX_LAYOUTS):
+        layouts.renew()
+        for _ in range(3):
+            ends.send((A, F(1), *END, {f"key {n}": F(1)}))
+    assert len(layouts._layouts) == MAX_LAYOUTS
+    layouts.renew()
+    assert layouts._misses_left == 0
+
+
+def test_threads_that_share_layouts_encode_as_one_alone() -> None:
+    space, threads = compile(BOX), 8
+    steps = [(A, F(n), *END, {f"key {n % 20}": F(n), "text": str(n % 9)}) for n in range(400)]
+    expected = [bytes(Other(BOX).encode(step, NAME) or b"") for step in steps]
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for _ in range(5):
+            other = Other(BOX)
+            layouts = PerceptLayouts(space, other.encode, other.decode)
+            together = threading.Barrier(threads)
+
+            def play(layouts: Any = layouts, together: Any = together) -> list[bytes]:
+                together.wait(PATIENCE_S)
+                return [bytes(layouts.encode(step, NAME) or b"") for step in steps]
+
+            with ThreadPoolExecutor(threads) as pool:
+                assert [one.result() for one in [pool.submit(play) for _ in range(threads)]] == [
+                    expected
+                ] * threads
+            assert layouts._misses_left <= 0
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_an_info_with_many_values_has_no_layout() -> None:

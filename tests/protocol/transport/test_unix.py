@@ -182,6 +182,27 @@ def test_frames_that_arrive_together_are_separated(router: UnixRouter) -> None:
         assert [receive(router)[2] for _ in frames] == frames
 
 
+def test_frames_before_a_length_that_no_frame_has_are_received(
+    router: UnixRouter, ended: list[bytes]
+) -> None:
+    frames = [frame(24 + size) for size in range(3)]
+    with raw(router.url) as peer:
+        peer.sendall(framed(*frames, b"short", frame(40)))
+        assert [receive(router)[2] for _ in frames] == frames
+        until_ended(router, ended)
+
+
+def test_frames_that_arrived_together_are_dropped_with_their_connection(
+    router: UnixRouter, ended: list[bytes]
+) -> None:
+    with raw(router.url) as peer:
+        peer.sendall(framed(*(frame(24 + size) for size in range(3))))
+        rid = receive(router)[0]
+        router.hang_up(rid)
+        assert router.receive() is None
+        assert ended == [rid]
+
+
 def test_buffered_frames_count_as_ready(router: UnixRouter, dealer: UnixDealer) -> None:
     rid = introduced(dealer, router)
     with raw(router.url) as peer:
@@ -473,6 +494,14 @@ def test_a_peer_that_is_not_admitted_may_send_only_small_frames(
         other.send(frame(65))
         until_ended(router, ended)
         assert rid not in ended
+
+
+def test_a_peer_that_is_admitted_may_have_sent_a_larger_frame_already(url: str) -> None:
+    with contextlib.closing(UnixRouter(url, max_first=64)) as router, raw(url) as peer:
+        peer.sendall(framed(frame(24), frame(30), frame(65), frame(31)))
+        rid = receive(router)[0]
+        router.admit(rid)
+        assert [receive(router)[2] for _ in range(3)] == [frame(30), frame(65), frame(31)]
 
 
 def test_busy_peers_take_turns(router: UnixRouter) -> None:
