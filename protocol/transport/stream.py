@@ -71,7 +71,18 @@ class Stream:
         return poll.poll
 
     def _pause(self, rest: bytes, expects_large: bool = False) -> None:
-        self._rest, self.has_buffered = rest, bool(rest)
+        """Buffer these bytes: `_whole` gets the frames in them, the last one first."""
+        at, frames = 0, []
+        while len(rest) - at >= LENGTH_SIZE:
+            begin = at + LENGTH_SIZE
+            size = int.from_bytes(rest[at:begin], "little")
+            if not HEADER_SIZE <= size <= self.max_message or begin + size > len(rest):
+                break
+            at = begin + size
+            frames.append(rest[begin:at])
+        frames.reverse()
+        self._whole = frames
+        self._rest, self.has_buffered = rest[at:], bool(rest)
         self._plain = not rest and not expects_large  # one read may return the next frame whole
 
     def read(self, flags: int) -> bytes | memoryview | None:
@@ -139,22 +150,22 @@ class Stream:
         """Return a frame from the buffered bytes, reading more if they are not a whole frame."""
         frame = self._frame
         if frame is None:
-            rest = self._rest
-            if len(rest) < LENGTH_SIZE:
+            if not self._whole and len(self._rest) < LENGTH_SIZE:
                 data = self._recv(CHUNK, flags)
                 if not data:
                     raise _Ended
-                rest += data
-                self._pause(rest)
-                if len(rest) < LENGTH_SIZE:
-                    return None
+                self._pause(self._rest + data)
+            if self._whole:
+                return self._next_whole()
+            rest = self._rest
+            if len(rest) < LENGTH_SIZE:
+                return None
             size = int.from_bytes(rest[:LENGTH_SIZE], "little")
             if not HEADER_SIZE <= size <= self.max_message:
                 raise _Ended
-            end = LENGTH_SIZE + size
-            if len(rest) >= end:
-                self._pause(rest[end:])
-                return rest[LENGTH_SIZE:end]
+            if len(rest) >= LENGTH_SIZE + size:  # `max_message` was smaller before
+                self._pause(rest)
+                return self._next_whole()
             frame = self._frame = memoryview(np.empty(size, np.uint8))  # type: ignore[arg-type]
             self._filled = len(rest) - LENGTH_SIZE
             frame[: self._filled] = rest[LENGTH_SIZE:]
@@ -169,6 +180,12 @@ class Stream:
             return None
         self._frame = None
         self._pause(b"", len(frame) >= CHUNK)
+        return frame
+
+    def _next_whole(self) -> bytes:
+        frame = self._whole.pop()
+        if not self._whole and not self._rest:
+            self.has_buffered, self._plain = False, True
         return frame
 
     def write(self, frame: bytes | bytearray | memoryview | Pieces, flags: int) -> bool:
