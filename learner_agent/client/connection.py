@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -340,7 +340,7 @@ class BrokerConnection:
         self,
         until: Callable[[], bool],
         deadline: float | None = None,
-        sources: Sequence[Source] = (),
+        sources: Iterable[Source] = (),
     ) -> bool:
         """Receive frames and run all timers until a condition holds.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from gymnasium import Space
@@ -11,6 +11,7 @@ from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.readiness import all_ready, one_ready
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.waiting import Source
 from gymwire.protocol import dialogue, spaces
 from gymwire.protocol.errors import (
     EnvironmentFailed,
@@ -119,9 +120,10 @@ class SessionGroup:
 
     def mark_returned(self, sessions: Collection[int]) -> None:
         """Record that the caller has the replies of these sessions that have arrived."""
-        exchanges = [one.exchange for one in self._chosen(sessions) if one.ready]
-        self.undo_log = [*self.undo_log, *((one, one.returned) for one in exchanges)]
-        for one in exchanges:
+        exchanges = [one.exchange for one in self._chosen(sessions)]
+        answered = [one for one in exchanges if one.reply is not None]
+        self.undo_log = [*self.undo_log, *[(one, one.returned) for one in answered]]
+        for one in answered:
             one.mark_returned()
 
     def undo(self) -> None:
@@ -153,7 +155,7 @@ class SessionGroup:
     ) -> None:
         """Wait until a condition holds. Raises RequestTimeout and EnvironmentLost."""
         try:
-            if self.connection.wait(until, deadline, self._chosen(waiting)):
+            if self.connection.wait(until, deadline, _Sources(self._chosen(waiting))):
                 return
         except EnvironmentLost:
             raise self.lost_error() from None
@@ -209,7 +211,7 @@ class SessionGroup:
 
     def step_ready(self, i: int) -> bool:
         """Return whether `read_step` does not have to wait."""
-        return self._sessions[i].ready
+        return self._sessions[i].exchange.reply is not None
 
     def wait_for_step(self, waiting: Sequence[int], deadline: float | None) -> None:
         """Wait until the step of one of these sessions has ended."""
@@ -218,13 +220,6 @@ class SessionGroup:
     def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
         """Wait until `step_ready` for all of these. Raises RequestTimeout and EnvironmentLost."""
         deadline = self.deadline_of(timeout_s)
-        # All replies are needed, in whichever order: a receive that blocks needs no poll.
-        for session in self._chosen(waiting) if deadline is None else []:
-            if not session.ready and session.exchange.lost is None:
-                data = session.path.receive()
-                if data is None:  # timers are due
-                    break
-                session.receive_frame(data)
         while missing := [i for i in waiting if not self.step_ready(i)]:
             self.wait_for_steps_of(missing, deadline)
 
@@ -283,6 +278,16 @@ class SessionGroup:
                 session.close()
         finally:  # even if interrupted: no later call closes it
             self.connection.close()
+
+
+class _Sources:
+    """Where the frames of some sessions arrive at the moment: mostly one place for all of them."""
+
+    def __init__(self, sessions: Sequence[RemoteSession]) -> None:
+        self._sessions = sessions
+
+    def __iter__(self) -> Iterator[Source]:
+        return iter(dict.fromkeys([one.paths.source for one in self._sessions]))
 
 
 def _names(part: slice) -> str:

@@ -12,7 +12,7 @@ import contextlib
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -164,7 +164,7 @@ _MISSING = _Missing.MISSING
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
-    return [sum(sizes[:i]) for i in range(len(sizes))]
+    return [0, *accumulate(sizes)][:-1]
 
 
 def _join_arrays(
