@@ -262,8 +262,11 @@ class SessionPaths:
 
     def _choose(self) -> None:
         direct = self.direct
-        self.source = self._connection if direct is None or not direct.up else direct.link
-        self.current = self.source.path
+        source = self._connection if direct is None or not direct.up else direct.link
+        if self.current is not source.path:
+            self._connection.path_changes += 1
+            self.source = source
+            self.current = source.path  # last: after an interrupt, the next call goes on
 
     def receive_frame(self, data: bytes | memoryview) -> bool:
         """Handle a frame from the current path; return whether it answers a request."""

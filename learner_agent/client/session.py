@@ -434,6 +434,8 @@ class RemoteSession:
                 raise
             self.connection.forget(self)  # nobody waits for it
             return 0
+        if not frames:
+            return 0
         if hello_first:
             self.connection.send_hello()
         for frame in frames:

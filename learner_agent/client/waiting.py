@@ -10,7 +10,7 @@ from gymwire.protocol.transport.polling import wait_among
 
 TICK_S = TICK_MS / 1000
 TIMERS_EVERY = 64  # frames after which timers run even if answers arrive without a pause
-TIMERS_SHARE = 20  # timers of many sessions take long: the pause between two runs, in durations
+TIMERS_SHARE = 40  # timers of many sessions take long: the pause between two runs, in durations
 
 
 class Source(Protocol):
@@ -53,7 +53,7 @@ def wait(
 
     Timers run after each tick without a frame, after each frame that answers no request (it may
     have moved a timer), and after every `TIMERS_EVERY` frames; while frames arrive, they take at
-    most a twentieth of the time.
+    most a fortieth of the time.
 
     Args:
         until: the condition; whatever it raises ends the waiting.
