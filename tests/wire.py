@@ -81,7 +81,7 @@ class Dealer:
         return True
 
     def send_all(self, frames: Sequence[bytes | bytearray], wait: bool = False) -> bool:
-        return all([self.send(frame) for frame in frames])
+        return False not in [self.send(frame) for frame in frames]
 
     def receive(self) -> bytes | None:
         self.poll(TICK_S)

@@ -244,28 +244,31 @@ class Exchange:
             ProtocolError: the frame breaks the protocol.
         """
         kind, request = header.kind, self.unanswered
-        if kind < CONTROL_KINDS:
-            if request is None or header.seq != request.seq:
-                self._arm(now)
-                return self._stray(header, data)
-            if kind is _ERROR:
-                self._arm(now)
-                if self._handle_error(data, now):
-                    return False
-            try:
-                self.state = dialogue.after(self.state, request.kind, kind)
-            except MoveError as error:
-                raise ProtocolError(
-                    f"The agent at {self.where} broke the protocol: {error}"
-                ) from None
-            if self._abandoned:
-                self._abandoned.clear()
-            self._reply = header, data
-            return True
-        self._arm(now)
+        if kind >= CONTROL_KINDS:
+            self._arm(now)
+            self._receive_control(header, data, now)
+            return False
+        if request is None or header.seq != request.seq:
+            self._arm(now)
+            return self._stray(header, data)
+        if kind is _ERROR:
+            self._arm(now)
+            if self._handle_error(data, now):
+                return False
+        try:
+            self.state = dialogue.after(self.state, request.kind, kind)
+        except MoveError as error:
+            raise ProtocolError(f"The agent at {self.where} broke the protocol: {error}") from None
+        if self._abandoned:
+            self._abandoned.clear()
+        self._reply = header, data
+        return True
+
+    def _receive_control(self, header: Header, data: bytes | memoryview, now: float) -> None:
         match PLAIN.decode(data, header):
             case Progress(since_s):
                 self._patience.hear(now)
+                request = self.unanswered
                 if request is not None and header.seq == request.seq:
                     self._patience.heard = now  # the request has passed
                     self.in_step_s = since_s
@@ -279,9 +282,6 @@ class Exchange:
                 self._handle_busy(reason, retry_after_s, now)
             case Gone(reason):
                 self.lose(reason)
-            case _:
-                return False
-        return False
 
     def mark_returned(self) -> None:
         """Record that the caller has the reply to the last request."""

@@ -16,7 +16,7 @@ def all_ready(
 
     It raises EnvironmentLost as soon as one of them that has no reply is lost.
     """
-    missing = sessions[::-1]
+    missing = [*reversed(sessions)]
     losses: int | None = None
 
     def are_ready() -> bool:

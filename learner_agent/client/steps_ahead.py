@@ -10,7 +10,7 @@ from gymwire.protocol.messages import Act
 from gymwire.protocol.step_codec import Step
 from gymwire.protocol.transport.interface import Transport
 
-MAX_TOGETHER = 64  # ACTs that are sent together: the env agent can begin with the first ones soon
+MAX_TOGETHER = 64  # ACTs that are sent at the same time, after 1, 2, 4, …
 
 
 def send_step(session: RemoteSession, action: Any) -> None:
@@ -34,7 +34,7 @@ class Outbox:
 
     def __init__(self) -> None:
         self._frames: dict[Transport, list[Frame]] = {}
-        self._count = 0
+        self._count, self._limit = 0, 1  # the env agent begins with the first ones meanwhile
         self._full: set[Transport] = set()  # they have dropped frames, and get no more
 
     def add(self, session: RemoteSession, action: Any) -> None:
@@ -52,7 +52,8 @@ class Outbox:
             frames = self._frames[paths.current] = []
         frames.append(frame)
         self._count += 1
-        if self._count >= MAX_TOGETHER:
+        if self._count >= self._limit:
+            self._limit = min(2 * self._limit, MAX_TOGETHER)
             self.flush()
 
     def flush(self) -> None:

@@ -254,6 +254,7 @@ class VectorSteps:
     def _begin_steps(self, sessions: Iterable[int], actions: Iterable[tuple[int, Any]]) -> None:
         """Send actions to sessions, those of each as soon as `actions` yields them."""
         group, outbox = self._group, Outbox()
+        group.connection.check_open()
         if not self._stepping:
             group.prepare_steps(sessions)
         try:
