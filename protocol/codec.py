@@ -100,6 +100,9 @@ def name_of(sid: int, seq: int) -> bytes:
     return sid.to_bytes(8, "little") + seq.to_bytes(8, "little")
 
 
+_tuple = tuple.__new__  # makes a NamedTuple without a call of a Python function
+
+
 class Header(NamedTuple):
     """The header of a frame."""
 
@@ -130,7 +133,7 @@ def read_header(data: bytes | bytearray | memoryview) -> Header:
             f"{len(data) - HEADER_SIZE} follow."
         )
     try:
-        return Header(_KIND_OF[kind], flags, head_len, sid, seq)
+        return _tuple(Header, (_KIND_OF[kind], flags, head_len, sid, seq))
     except KeyError as error:
         if is_from_outside(error):
             raise

@@ -80,6 +80,9 @@ class Dealer:
         self._network.carry(self, lambda: self._network.at_broker(self, bytes(frame)))
         return True
 
+    def send_all(self, frames: Sequence[bytes | bytearray], wait: bool = False) -> bool:
+        return False not in [self.send(frame) for frame in frames]
+
     def receive(self) -> bytes | None:
         self.poll(TICK_S)
         return self.inbox.popleft() if self.inbox else None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 import selectors
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, ClassVar
 
 from gymwire.learner_agent.aio.calls import anyio, current_number, future_factory, suspend
@@ -289,7 +289,7 @@ class AioConnection(BrokerConnection):
         until: Callable[[], bool],
         deadline: float | None,
         *,
-        sources: Sequence[Source],
+        sources: Iterable[Source],
         run_timers: Callable[[float], None],
         clock: Callable[[], float],
         tick_s: float = TICK_S,

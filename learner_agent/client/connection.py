@@ -12,7 +12,7 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, ClassVar
 
@@ -141,7 +141,8 @@ class BrokerConnection:
         self._log = logs.logger()
         self.rng = random.Random(secrets.randbits(64))
         self.direct_links = DirectLinks()
-        self.losses = 0  # how many sessions were lost, so that a caller can notice the next one
+        # How many sessions were lost or took another path, so that a caller notices the next one.
+        self.losses = self.path_changes = 0
         self._sessions: dict[int, RemoteSession] = {}
         # When these do something next, at the earliest:
         self._sessions_at = 0.0  # the timers of the sessions
@@ -340,7 +341,7 @@ class BrokerConnection:
         self,
         until: Callable[[], bool],
         deadline: float | None = None,
-        sources: Sequence[Source] = (),
+        sources: Iterable[Source] = (),
     ) -> bool:
         """Receive frames and run all timers until a condition holds.
 
@@ -446,7 +447,7 @@ class BrokerConnection:
     def _tick_sessions(self, now: float) -> None:
         """Run the timers of the sessions, until enough frames were sent for one time.
 
-        Those of many sessions take at most a twentieth of the time, over all calls of `wait`, and
+        Those of many sessions take at most a fortieth of the time, over all calls of `wait`, and
         send so few frames that the broker's rate limit admits them.
         """
         if now < self._sessions_at:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gymwire.learner_agent.client.waiting import Waiting, wait
+from gymwire.learner_agent.client.waiting import Source, Waiting, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.address import parse_address
 from gymwire.protocol.codec import PLAIN, Header
@@ -192,6 +192,7 @@ class SessionPaths:
 
     Attributes:
         current: the connection that requests take now.
+        source: the same connection as a source of frames.
         direct: the session's use of a direct connection.
     """
 
@@ -203,6 +204,7 @@ class SessionPaths:
         opened: Opened,
         exchange: Exchange,
     ) -> None:
+        self.source: Source = connection
         self.current: Transport = connection.link
         self.direct: DirectPath | None = None
         self._connection = connection
@@ -259,15 +261,16 @@ class SessionPaths:
             self._choose()
 
     def _choose(self) -> None:
-        self.current = self._connection.link
-        if self.direct is not None and self.direct.up:
-            self.current = self.direct.transport
+        direct = self.direct
+        source = self._connection if direct is None or not direct.up else direct.link
+        if self.current is not source.path:
+            self._connection.path_changes += 1
+            self.source = source
+            self.current = source.path  # last: after an interrupt, the next call goes on
 
     def receive_frame(self, data: bytes | memoryview) -> bool:
         """Handle a frame from the current path; return whether it answers a request."""
-        if self.direct is None or not self.direct.up:
-            return self._connection.receive_frame(data)
-        return self.direct.link.receive_frame(data)
+        return self.source.receive_frame(data)
 
     def serve_others(self, now: float) -> None:
         """Handle the frames of the other paths, and changes of their connections."""

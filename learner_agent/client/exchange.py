@@ -49,7 +49,7 @@ PING_S = 1.0
 UNWATCHED_S = 2.0  # a PING overdue for longer shows that this process did not run in the meantime
 
 # Before Python 3.12, looking an enum member up takes 0.1 µs and more.
-_ACT = Kind.ACT
+_ACT, _ERROR = Kind.ACT, Kind.ERROR
 _EPISODE = dialogue.State.EPISODE
 _tuple = tuple.__new__  # makes a NamedTuple without a call of a Python function
 
@@ -133,7 +133,10 @@ class Exchange:
     @property
     def unanswered(self) -> Pending | None:
         """The request whose reply has not arrived yet."""
-        return None if self.reply is not None else self.pending
+        request, reply = self.request, self._reply  # each other property would be a call
+        seq = request.seq
+        is_over = seq == self.returned or (reply is not None and reply[0].seq == seq)
+        return None if is_over else request
 
     @property
     def replaces_another(self) -> bool:
@@ -241,24 +244,31 @@ class Exchange:
             ProtocolError: the frame breaks the protocol.
         """
         kind, request = header.kind, self.unanswered
-        self._arm(now)
-        if kind < CONTROL_KINDS:
-            if request is None or header.seq != request.seq:
-                return self._stray(header, data)
-            if kind is Kind.ERROR and self._handle_error(data, now):
+        if kind >= CONTROL_KINDS:
+            self._arm(now)
+            self._receive_control(header, data, now)
+            return False
+        if request is None or header.seq != request.seq:
+            self._arm(now)
+            return self._stray(header, data)
+        if kind is _ERROR:
+            self._arm(now)
+            if self._handle_error(data, now):
                 return False
-            try:
-                self.state = dialogue.after(self.state, request.kind, kind)
-            except MoveError as error:
-                raise ProtocolError(
-                    f"The agent at {self.where} broke the protocol: {error}"
-                ) from None
+        try:
+            self.state = dialogue.after(self.state, request.kind, kind)
+        except MoveError as error:
+            raise ProtocolError(f"The agent at {self.where} broke the protocol: {error}") from None
+        if self._abandoned:
             self._abandoned.clear()
-            self._reply = header, data
-            return True
+        self._reply = header, data
+        return True
+
+    def _receive_control(self, header: Header, data: bytes | memoryview, now: float) -> None:
         match PLAIN.decode(data, header):
             case Progress(since_s):
                 self._patience.hear(now)
+                request = self.unanswered
                 if request is not None and header.seq == request.seq:
                     self._patience.heard = now  # the request has passed
                     self.in_step_s = since_s
@@ -272,9 +282,6 @@ class Exchange:
                 self._handle_busy(reason, retry_after_s, now)
             case Gone(reason):
                 self.lose(reason)
-            case _:
-                return False
-        return False
 
     def mark_returned(self) -> None:
         """Record that the caller has the reply to the last request."""
@@ -378,9 +385,10 @@ class Exchange:
 
     def _arm(self, now: float) -> None:
         """Set the timers of the last request, unless they are set."""
-        if self._armed == self.seq:
+        seq = self.request.seq
+        if self._armed == seq:
             return
-        self._armed = self.seq
+        self._armed = seq
         self.in_step_s = None
         self._patience.begin(now)
         self._patience.settled_at = now
@@ -420,7 +428,8 @@ class Exchange:
         request = self.unanswered
         if request is None:
             return False, []
-        self._arm(now)
+        if self._armed != request.seq:
+            self._arm(now)
         if now - self._ping_at > UNWATCHED_S:  # this process was frozen, or did not wait
             self._patience.heard = now
         if self._patience.is_over(now):

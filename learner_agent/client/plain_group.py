@@ -12,10 +12,10 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space, concatenate, create_empty_array, iterate
 
 from gymwire.learner_agent.client.session_group import SessionGroup
+from gymwire.learner_agent.client.steps_ahead import Outbox
 from gymwire.protocol import remote_space, spaces, vector_infos
 from gymwire.protocol.errors import ResetNeeded
 from gymwire.protocol.messages import (
-    Act,
     Call,
     Kind,
     Message,
@@ -107,7 +107,7 @@ class PlainGroup(SessionGroup):
                 f'first, with options={{"reset_mask": …}}.'
             )
 
-    def begin_step(self, i: int, actions: Any) -> None:
+    def begin_step(self, i: int, actions: Any, outbox: Outbox) -> None:
         """Send an environment its action, or a reset if its episode has ended."""
         session = self._sessions[i]
         if i in self._final:
@@ -117,7 +117,7 @@ class PlainGroup(SessionGroup):
         if i in self._ended:
             session.begin(self._restart(i))
         else:
-            session.begin(Act(next(iterate(self._actions, actions))))
+            outbox.add(session, next(iterate(self._actions, actions)))
 
     def _restart(self, i: int) -> Reset:
         """Return the reset with which the next episode of an environment begins."""
@@ -147,6 +147,12 @@ class PlainGroup(SessionGroup):
         for i in waiting:
             self._go_on(i)
         super().wait_for_step(waiting, deadline)
+
+    def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
+        """Wait until `step_ready` for all of these."""
+        deadline = self.deadline_of(timeout_s)
+        while missing := [i for i in waiting if not self.step_ready(i)]:
+            self.wait_for_all(missing, deadline)
 
     def read_step(self, i: int, timeout_s: float | None = None) -> Message:
         """Return the percept of an environment, as that of a vector of one."""

@@ -1,11 +1,12 @@
-"""Whether the replies of many sessions have arrived, without work per session for each frame."""
+"""Whether and where the replies of many sessions arrive, without work per session and frame."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.waiting import Source
 
 
 def all_ready(
@@ -15,15 +16,14 @@ def all_ready(
 
     It raises EnvironmentLost as soon as one of them that has no reply is lost.
     """
-    missing = [one for one in reversed(sessions) if not one.ready]
-    losses = -1
+    missing = [*reversed(sessions)]
+    losses: int | None = None
 
     def are_ready() -> bool:
-        nonlocal losses
+        nonlocal missing, losses
         if losses != connection.losses:
             losses = connection.losses
-            for one in missing:
-                one.check_ready()
+            missing = [one for one in missing if not one.check_ready()]
         while missing and missing[-1].check_ready():
             missing.pop()
         return not missing
@@ -37,3 +37,19 @@ def one_ready(sessions: Sequence[RemoteSession]) -> Callable[[], bool]:
     It raises EnvironmentLost if none has, and one is lost.
     """
     return lambda: any(one.ready for one in sessions) or any(one.check_ready() for one in sessions)
+
+
+class Sources:
+    """Where the frames of some sessions of a connection arrive now, each place once."""
+
+    def __init__(self, sessions: Sequence[RemoteSession]) -> None:
+        self._sessions = sessions
+        self._path_changes: int | None = None
+        self._found: list[Source] = []
+
+    def __iter__(self) -> Iterator[Source]:
+        changes = self._sessions[0].connection.path_changes
+        if self._path_changes != changes:
+            self._path_changes = changes
+            self._found = [*dict.fromkeys([one.paths.source for one in self._sessions])]
+        return iter(self._found)

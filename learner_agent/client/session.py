@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -297,7 +296,7 @@ class RemoteSession:
 
     def check_ready(self) -> bool:
         """Return whether the reply has arrived. Raises EnvironmentLost if none can come."""
-        if self.ready:
+        if self.exchange.reply is not None:
             return True
         if self.exchange.lost is not None:
             raise self.exchange.lost_error()
@@ -328,8 +327,10 @@ class RemoteSession:
     def _read_ahead(self, header: Header, data: Data) -> None:
         """Read a reply that has just arrived; the next `peek` returns it."""
         if header.kind in _READ_AHEAD:
-            with suppress(DecodingError):  # `peek` raises it
+            try:
                 self._ahead = header.seq, self._read(header, data)
+            except DecodingError:  # `peek` raises it
+                self._ahead = None
 
     def _finish_step(self, timeout_s: float | None) -> Step:
         self._wait(timeout_s)
@@ -432,6 +433,8 @@ class RemoteSession:
             if not self.closed:
                 raise
             self.connection.forget(self)  # nobody waits for it
+            return 0
+        if not frames:
             return 0
         if hello_first:
             self.connection.send_hello()

@@ -9,8 +9,9 @@ from gymnasium import Space
 
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.exchange import Exchange
-from gymwire.learner_agent.client.readiness import all_ready, one_ready
+from gymwire.learner_agent.client.readiness import Sources, all_ready, one_ready
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.steps_ahead import Outbox
 from gymwire.protocol import dialogue, spaces
 from gymwire.protocol.errors import (
     EnvironmentFailed,
@@ -18,7 +19,7 @@ from gymwire.protocol.errors import (
     GymwireError,
     RequestTimeout,
 )
-from gymwire.protocol.messages import Act, Kind, Message, Reset
+from gymwire.protocol.messages import Kind, Message, Reset
 from gymwire.protocol.step_codec import Step
 
 
@@ -33,7 +34,7 @@ class SessionGroup:
             `BrokerConnection.open_all` does.
 
     Attributes:
-        undo_log: what `undo` restores: exchanges, and the last number returned of each.
+        undo_log: what `undo` restores: for each exchange the last number returned before the call.
     """
 
     def __init__(
@@ -50,7 +51,7 @@ class SessionGroup:
         self._where = where
         self._open_all = open_all
         self._sessions = self._open(self.sizes)
-        self.undo_log: list[tuple[Exchange, int]] = []
+        self.undo_log: dict[Exchange, int] = {}
         self._before: Any = None  # what the `undo` of a subclass restores
 
     def _open(self, sizes: Sequence[int], wait_s: float | None = None) -> list[RemoteSession]:
@@ -81,11 +82,13 @@ class SessionGroup:
 
     def check(self, kind: Kind) -> None:
         """Raise EnvironmentLost or MoveError unless all sessions may send this request now."""
-        exchanges = [one.exchange for one in self._sessions]
-        for one in exchanges:
-            if one.lost is not None:
+        states = set()
+        for session in self._sessions:  # once: they are not in the caches of the processor
+            exchange = session.exchange
+            if exchange.lost is not None:
                 raise self.lost_error()
-        for state in {one.state for one in exchanges}:
+            states.add(exchange.state)
+        for state in states:
             dialogue.check_request(state, kind)
 
     def ask(self, requests: Mapping[int, Message], timeout_s: float | None) -> dict[int, Message]:
@@ -115,18 +118,19 @@ class SessionGroup:
 
     def begin_call(self) -> None:
         """Begin a call of the vector: from now on, `undo` returns to this moment."""
-        self.undo_log, self._before = [], None
+        self.undo_log, self._before = {}, None
 
     def mark_returned(self, sessions: Collection[int]) -> None:
         """Record that the caller has the replies of these sessions that have arrived."""
-        exchanges = [one.exchange for one in self._chosen(sessions) if one.ready]
-        self.undo_log = [*self.undo_log, *((one, one.returned) for one in exchanges)]
-        for one in exchanges:
+        exchanges = [one.exchange for one in self._chosen(sessions)]
+        answered = [one for one in exchanges if one.reply is not None]
+        self.undo_log = {**{one: one.returned for one in answered}, **self.undo_log}
+        for one in answered:
             one.mark_returned()
 
     def undo(self) -> None:
         """Make the replies that the present call has marked as returned available again."""
-        for exchange, returned in reversed(self.undo_log):
+        for exchange, returned in self.undo_log.items():
             exchange.returned = returned
 
     def is_failure(self, error: BaseException) -> bool:
@@ -153,7 +157,7 @@ class SessionGroup:
     ) -> None:
         """Wait until a condition holds. Raises RequestTimeout and EnvironmentLost."""
         try:
-            if self.connection.wait(until, deadline, self._chosen(waiting)):
+            if self.connection.wait(until, deadline, Sources(self._chosen(waiting))):
                 return
         except EnvironmentLost:
             raise self.lost_error() from None
@@ -193,15 +197,15 @@ class SessionGroup:
     def prepare_steps(self, sessions: Iterable[int]) -> None:
         """Prepare these sessions for a step. Raises before anything of the step is sent."""
 
-    def begin_step(self, i: int, actions: Any) -> None:
-        """Send a session its actions."""
-        self._sessions[i].begin(Act(actions))
+    def begin_step(self, i: int, actions: Any, outbox: Outbox) -> None:
+        """Send a session its actions, by the outbox."""
+        outbox.add(self._sessions[i], actions)
 
     def step(self, actions: Any, timeout_s: float | None) -> Step:
         """Let the only session do one step, on the fast path."""
         session = self._sessions[0]
         exchange = session.exchange
-        self.undo_log = [(exchange, exchange.returned)]
+        self.undo_log = {exchange: exchange.returned}
         try:
             return session.step(actions, timeout_s)
         except (EnvironmentLost, EnvironmentFailed) as error:
@@ -209,7 +213,7 @@ class SessionGroup:
 
     def step_ready(self, i: int) -> bool:
         """Return whether `read_step` does not have to wait."""
-        return self._sessions[i].ready
+        return self._sessions[i].exchange.reply is not None
 
     def wait_for_step(self, waiting: Sequence[int], deadline: float | None) -> None:
         """Wait until the step of one of these sessions has ended."""
@@ -217,20 +221,7 @@ class SessionGroup:
 
     def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
         """Wait until `step_ready` for all of these. Raises RequestTimeout and EnvironmentLost."""
-        deadline = self.deadline_of(timeout_s)
-        # All replies are needed, in whichever order: a receive that blocks needs no poll.
-        for session in self._chosen(waiting) if deadline is None else []:
-            if not session.ready and session.exchange.lost is None:
-                data = session.path.receive()
-                if data is None:  # timers are due
-                    break
-                session.receive_frame(data)
-        while missing := [i for i in waiting if not self.step_ready(i)]:
-            self.wait_for_steps_of(missing, deadline)
-
-    def wait_for_steps_of(self, waiting: Sequence[int], deadline: float | None) -> None:
-        """Wait until the steps of some of these sessions, or all, have ended."""
-        self.wait_for_all(waiting, deadline)
+        self.wait_for_all(waiting, self.deadline_of(timeout_s))
 
     def read_step(self, i: int, timeout_s: float | None = None) -> Message:
         """Wait for the percept of a session, and return it; it stays until `end_steps`."""

@@ -5,8 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from gymwire.learner_agent.client.session import OTHER_PATHS_EVERY, RemoteSession, with_infos
+from gymwire.protocol.codec import Frame
 from gymwire.protocol.messages import Act
 from gymwire.protocol.step_codec import Step
+from gymwire.protocol.transport.interface import Transport
+
+MAX_TOGETHER = 64  # ACTs that are sent at the same time, after 1, 2, 4, …
 
 
 def send_step(session: RemoteSession, action: Any) -> None:
@@ -19,6 +23,45 @@ def send_step(session: RemoteSession, action: Any) -> None:
     if not exchange.returned % OTHER_PATHS_EVERY:
         session.paths.serve_others(session.connection.clock())
     session.paths.current.send(frame)
+
+
+class Outbox:
+    """The ACTs of one step of several sessions: they are sent with few calls of the kernel.
+
+    `add` records an ACT as sent. An exception before it is sent leaves it to the timers, like a
+    frame that a connection has dropped.
+    """
+
+    def __init__(self) -> None:
+        self._frames: dict[Transport, list[Frame]] = {}
+        self._count, self._limit = 0, 1  # the env agent begins with the first ones meanwhile
+        self._full: set[Transport] = set()  # they have dropped frames, and get no more
+
+    def add(self, session: RemoteSession, action: Any) -> None:
+        """Send an ACT, at the latest with `flush`. Raises what `RemoteSession.begin` raises."""
+        frame = session.exchange.begin_step(action)
+        if frame is None:
+            session.begin(Act(action))
+            return
+        paths = session.paths
+        direct = paths.direct
+        if direct is not None and (direct.went_down or paths.current not in self._frames):
+            paths.serve_others(session.connection.clock())
+        frames = self._frames.get(paths.current)
+        if frames is None:
+            frames = self._frames[paths.current] = []
+        frames.append(frame)
+        self._count += 1
+        if self._count >= self._limit:
+            self._limit = min(2 * self._limit, MAX_TOGETHER)
+            self.flush()
+
+    def flush(self) -> None:
+        """Send what has been added."""
+        frames, self._frames, self._count = self._frames, {}, 0
+        for path, some in frames.items():
+            if path not in self._full and not path.send_all(some, wait=True):
+                self._full.add(path)
 
 
 def receive_step(session: RemoteSession) -> Step | None:

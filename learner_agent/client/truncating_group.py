@@ -14,6 +14,7 @@ from gymnasium.vector.utils import iterate
 
 from gymwire.learner_agent.client import replacing
 from gymwire.learner_agent.client.session_group import SessionGroup
+from gymwire.learner_agent.client.steps_ahead import Outbox
 from gymwire.protocol import dialogue, logs
 from gymwire.protocol.errors import EnvironmentLost, ResetNeeded
 from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
@@ -38,6 +39,12 @@ class ReplacingGroup(SessionGroup):
         if self._mode is AutoresetMode.SAME_STEP and self.lost:
             return False
         return not any(one.exchange.unanswered for one in self._sessions if not one.exchange.lost)
+
+    def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
+        """Wait until `step_ready` for all of these; a loss must be seen at once."""
+        deadline = self.deadline_of(timeout_s)
+        while missing := [i for i in waiting if not self.step_ready(i)]:
+            self.wait_for_step(missing, deadline)
 
     def _reset_all(
         self, requests: Mapping[int, Message], timeout_s: float | None
@@ -116,12 +123,12 @@ class TruncatingGroup(ReplacingGroup):
         if self._before is not None:
             self._ended, self._last = self._before
 
-    def begin_step(self, i: int, actions: Any) -> None:
+    def begin_step(self, i: int, actions: Any, outbox: Outbox) -> None:
         """Send a session its actions, or a reset if it starts again."""
         if i in self._ended:
             self._start_again(i)
         elif not self._is_lost(i):
-            super().begin_step(i, actions)
+            super().begin_step(i, actions, outbox)
 
     def step_ready(self, i: int) -> bool:
         """Return whether the percept has arrived, or a loss stands for it."""
@@ -138,10 +145,6 @@ class TruncatingGroup(ReplacingGroup):
                 self._start_again(i)
         with suppress(EnvironmentLost):  # `step_ready` sees it, or the next call replaces it
             self.wait_for_one(waiting, deadline)
-
-    def wait_for_steps_of(self, waiting: Sequence[int], deadline: float | None) -> None:
-        """Wait for one of these: a loss must be seen at once."""
-        self.wait_for_step(waiting, deadline)
 
     def _start_again(self, i: int) -> None:
         """Reset a new session, unless it has been sent its reset."""

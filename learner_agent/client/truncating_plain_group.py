@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode
 from gymnasium.vector.utils import batch_space, iterate
 
 from gymwire.learner_agent.client.plain_group import PlainGroup, infos_of_one, plain
+from gymwire.learner_agent.client.steps_ahead import Outbox
 from gymwire.learner_agent.client.truncating_group import ReplacingGroup, fresh_reset
 from gymwire.protocol.dialogue import State
 from gymwire.protocol.errors import EnvironmentLost
@@ -59,10 +60,10 @@ class TruncatingPlainGroup(ReplacingGroup, PlainGroup):
             if self._is_lost(i):
                 self._replace(i)
 
-    def begin_step(self, i: int, actions: Any) -> None:
+    def begin_step(self, i: int, actions: Any, outbox: Outbox) -> None:
         """Send an environment its action, or a reset if its episode has ended."""
         if not self._is_lost(i):
-            super().begin_step(i, actions)
+            super().begin_step(i, actions, outbox)
 
     def _restart(self, i: int) -> Reset:
         is_new = self._sessions[i].exchange.state is State.READY
@@ -88,10 +89,6 @@ class TruncatingPlainGroup(ReplacingGroup, PlainGroup):
                 self._sessions[i].begin(self._restart(i))
         with suppress(EnvironmentLost):  # `step_ready` sees it, or the next call replaces it
             super().wait_for_step(waiting, deadline)
-
-    def wait_for_steps_of(self, waiting: Sequence[int], deadline: float | None) -> None:
-        """Wait for one of these: a loss must be seen at once."""
-        self.wait_for_step(waiting, deadline)
 
     def read_step(self, i: int, timeout_s: float | None = None) -> Message:
         """Return the percept of an environment; if it is lost, one that says so."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
 from gymwire.protocol.transport.interface import TICK_MS
@@ -10,7 +10,7 @@ from gymwire.protocol.transport.polling import wait_among
 
 TICK_S = TICK_MS / 1000
 TIMERS_EVERY = 64  # frames after which timers run even if answers arrive without a pause
-TIMERS_SHARE = 20  # timers of many sessions take long: the pause between two runs, in durations
+TIMERS_SHARE = 40  # timers of many sessions take long: the pause between two runs, in durations
 
 
 class Source(Protocol):
@@ -32,7 +32,7 @@ class Waiting(Protocol):
         until: Callable[[], bool],
         deadline: float | None,
         *,
-        sources: Sequence[Source],
+        sources: Iterable[Source],
         run_timers: Callable[[float], None],
         clock: Callable[[], float],
         tick_s: float = TICK_S,
@@ -44,7 +44,7 @@ def wait(
     until: Callable[[], bool],
     deadline: float | None,
     *,
-    sources: Sequence[Source],
+    sources: Iterable[Source],
     run_timers: Callable[[float], None],
     clock: Callable[[], float],
     tick_s: float = TICK_S,
@@ -53,17 +53,17 @@ def wait(
 
     Timers run after each tick without a frame, after each frame that answers no request (it may
     have moved a timer), and after every `TIMERS_EVERY` frames; while frames arrive, they take at
-    most a twentieth of the time.
+    most a fortieth of the time.
 
     Args:
         until: the condition; whatever it raises ends the waiting.
         deadline: a reading of `clock`, in seconds; None: wait without limit.
-        sources: where frames arrive.
+        sources: where frames arrive; asked again after the timers ran.
         run_timers: called with the time; whatever it raises ends the waiting.
         clock: returns the time in seconds.
         tick_s: the longest pause between two runs of the timers, at most TICK_S.
     """
-    frames = 0
+    frames = frames_before = 0  # altogether, and when the timers ran last
     timers_at = 0.0
     by_path: dict[Any, Source] = {}  # empty: the timers may have changed the paths
     is_due = False  # whether a frame may have moved a timer since the timers ran
@@ -72,24 +72,28 @@ def wait(
         left_s = tick_s if deadline is None else min(max(deadline - clock(), 0.0), tick_s)
         if is_due:
             left_s = min(left_s, max(timers_at - clock(), 0.0))
-        answered = _receive(by_path, left_s)
-        frames += 1
-        if answered and frames % TIMERS_EVERY:
+        received, strays = _receive(by_path, left_s)
+        frames += received
+        is_due = is_due or strays > 0
+        if received and not strays and frames - frames_before < TIMERS_EVERY:
             continue
         now = clock()
-        if answered is not None and now < timers_at:
-            is_due = True
+        if received and now < timers_at:
             continue
         run_timers(now)
         timers_at, is_due, by_path = now + TIMERS_SHARE * (clock() - now), False, {}
+        frames_before = frames
         # A frame that has arrived in time counts, even if it is read later.
-        if deadline is not None and now >= deadline and (answered is None or frames > TIMERS_EVERY):
+        if deadline is not None and now >= deadline and (not received or frames > TIMERS_EVERY):
             return until()
     return True
 
 
-def _receive(by_path: Mapping[Any, Source], timeout_s: float) -> bool | None:
-    """Receive what arrives first; return whether it answers a request, None: nothing arrived."""
+def _receive(by_path: Mapping[Any, Source], timeout_s: float) -> tuple[int, int]:
+    """Receive what arrives first, and what came with it.
+
+    Returns how many frames arrived, and how many of them answer no request.
+    """
     if len(by_path) > 1:
         paths = [*by_path]
         ready = [paths[i] for i in wait_among(paths, timeout_s)]
@@ -97,9 +101,15 @@ def _receive(by_path: Mapping[Any, Source], timeout_s: float) -> bool | None:
         (path,) = by_path
         # A receive that blocks for a tick needs no poll before it.
         ready = [path] if timeout_s == TICK_S or path.poll(timeout_s) else []
-    answered: bool | None = None
+    received = strays = 0
     for path in ready:
-        data = path.receive()
-        if data is not None:
-            answered = by_path[path].receive_frame(data) or bool(answered)
-    return answered
+        source = by_path[path]
+        for _ in range(TIMERS_EVERY):
+            data = path.receive()
+            if data is None:
+                break
+            received += 1
+            strays += not source.receive_frame(data)
+            if not path.has_buffered:
+                break
+    return received, strays

@@ -12,7 +12,7 @@ import contextlib
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -85,6 +85,8 @@ def check_size(space: Space[Any], actions: Any, num_envs: int, path: str = "acti
 
 def take(space: Space[Any], actions: Any, part: slice | NDArray[np.intp]) -> Any:
     """Return the actions at these places of a batch. A slice of an array is a view."""
+    if isinstance(actions, np.ndarray):
+        return actions[part]
     if isinstance(space, spaces.Dict):
         return {
             key: take(space.spaces[key], value, part) if key in space.spaces else value
@@ -92,7 +94,7 @@ def take(space: Space[Any], actions: Any, part: slice | NDArray[np.intp]) -> Any
         }
     if isinstance(space, spaces.Tuple):
         return tuple(take(child, a, part) for child, a in zip(space.spaces, actions, strict=True))
-    if isinstance(part, slice) or isinstance(actions, np.ndarray):
+    if isinstance(part, slice):
         return actions[part]
     return tuple(actions[i] for i in part)
 
@@ -164,7 +166,7 @@ _MISSING = _Missing.MISSING
 
 
 def _starts(sizes: Sequence[int]) -> list[int]:
-    return [sum(sizes[:i]) for i in range(len(sizes))]
+    return [0, *accumulate(sizes)][:-1]
 
 
 def _join_arrays(

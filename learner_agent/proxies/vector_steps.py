@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from gymwire.learner_agent.client import steps_ahead
 from gymwire.learner_agent.client.session_group import SessionGroup
+from gymwire.learner_agent.client.steps_ahead import Outbox
 from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.interrupts import check_alone
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
@@ -55,6 +56,7 @@ class VectorSteps:
         self._observations: list[Any] = [None] * len(group)  # the last one of each session
         self.in_call: object = False  # true while a call of the vector is under way
         self.generators: RemoteGenerators | None = None  # once somebody has asked for them
+        self._losses = 0  # of the connection's sessions, when the actions had been sent
         self._before: _Stage | None = None  # the stage before the present call ended a step
         self._forget()
 
@@ -163,13 +165,11 @@ class VectorSteps:
         batching.check_size(self._actions, actions, group.num_envs)
         self._begun = call
         if len(group) == 1:
-            if not self._stepping:
-                group.prepare_steps([0])
-            group.begin_step(0, actions)
+            self._begin_steps([0], [(0, actions)])
         else:
             self._send(dict(enumerate(group.slices)), actions)
         self._awaited = [*range(len(group))]
-        self._stepping = True
+        self._losses, self._stepping = group.connection.losses, True
 
     def wait(self, timeout_s: float | None) -> VectorStep:
         """Wait for the step that `begin` sent, and return it."""
@@ -178,17 +178,19 @@ class VectorSteps:
             step = self._receive_single()
             if step is not None:
                 return step
-        group.check(Kind.ACT)
+        if not self._stepping or self._losses != group.connection.losses:
+            group.check(Kind.ACT)
         if not self._stepping and self._is_single and group[0].exchange.is_stepping:
             # A step of the fast path was interrupted. The same step() may still wait on.
             self._begun, self._stepping, self._awaited = self._begun or "step", True, [0]
         if not self._stepping:
             raise MoveError("No step is in progress: call step_async() before step_wait().")
         try:
+            missing = self._missing()
             if len(group) > 1:
-                group.wait_for_steps(self._missing(), timeout_s)
+                group.wait_for_steps(missing, timeout_s)
             received = dict(self._received)
-            for i in self._missing():
+            for i in missing:
                 received[i] = group.read_step(i, timeout_s)
             self._received = received
         except GymwireError as error:
@@ -210,7 +212,7 @@ class VectorSteps:
         exchange = session.exchange
         if not exchange.may_step:
             return None
-        self._group.undo_log = [(exchange, exchange.returned)]
+        self._group.undo_log = {exchange: exchange.returned}
         step = steps_ahead.receive_step(session)
         if step is not None:
             self._before = self._begun, self._stepping, self._awaited, self._received
@@ -245,10 +247,21 @@ class VectorSteps:
         """Send each session its part of the actions; nothing if one cannot be serialized."""
         if type(actions) is not _ndarray:
             values.check(actions, root="actions")
+        self._begin_steps(
+            places, ((i, batching.take(self._actions, actions, places[i])) for i in places)
+        )
+
+    def _begin_steps(self, sessions: Iterable[int], actions: Iterable[tuple[int, Any]]) -> None:
+        """Send actions to sessions, those of each as soon as `actions` yields them."""
+        group, outbox = self._group, Outbox()
+        group.connection.check_open()
         if not self._stepping:
-            self._group.prepare_steps(places)
-        for i, part in places.items():
-            self._group.begin_step(i, batching.take(self._actions, actions, part))
+            group.prepare_steps(sessions)
+        try:
+            for i, part in actions:
+                group.begin_step(i, part, outbox)
+        finally:
+            outbox.flush()
 
     def receive(self, min_envs: int, timeout_s: float | None) -> VectorStep:
         """Wait until `min_envs` environments have stepped; return all that have."""
@@ -287,19 +300,22 @@ class VectorSteps:
 
     def _joined(self, percepts: Mapping[int, Message]) -> VectorStep:
         """Join the percepts of some sessions, in their order, to those of one vector."""
-        parts: list[Percept] = []
-        for i, percept in percepts.items():
-            assert type(percept) is Percept
-            self._observations[i] = percept.observation
-            parts.append(percept)
-        read = [vector_infos.from_wire(part.info, exact=self._exact) for part in parts]
+        parts: list[Percept] = [*percepts.values()]  # type: ignore[list-item]
+        assert {*map(type, parts)} == {Percept}
+        observations = [part.observation for part in parts]
+        for i, observation in zip(percepts, observations, strict=True):
+            self._observations[i] = observation
+        infos = [part.info for part in parts]
+        casts: list[vector_infos.Casts] | None = None
+        if {*map(type, infos)} != {dict}:  # else `from_wire` would return each as it is
+            read = [vector_infos.from_wire(info, exact=self._exact) for info in infos]
+            infos, casts = [info for info, _ in read], [cast for _, cast in read]
         if len(self._group) == 1:
             one = parts[0]
-            return one.observation, one.reward, one.terminated, one.truncated, read[0][0]
-        infos, casts = zip(*read, strict=True)
+            return one.observation, one.reward, one.terminated, one.truncated, infos[0]
         sizes = [self._group.sizes[i] for i in percepts]
         return (
-            batching.join(self._observation, [part.observation for part in parts]),
+            batching.join(self._observation, observations),
             np.concatenate([part.reward for part in parts]),
             np.concatenate([part.terminated for part in parts]),
             np.concatenate([part.truncated for part in parts]),

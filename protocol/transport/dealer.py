@@ -146,6 +146,19 @@ class Dealer:
             return False
         return True
 
+    def send_all(self, frames: Sequence[bytes | bytearray], wait: bool = False) -> bool:
+        """Send several frames, each as `send` does; libzmq itself joins small ones.
+
+        With `wait`, it waits within a tick for room in the queue of a connection, once. Returns
+        False if a frame was dropped.
+        """
+        dropped = 0
+        for frame in frames:
+            if not self.send(frame):
+                wait = wait and bool(self._inflow.connections) and self.send(frame, wait=True)
+                dropped += not wait
+        return not dropped
+
     def receive(self) -> bytes | memoryview | None:
         """Return the next frame, or None after a tick without one.
 

@@ -84,6 +84,13 @@ class Transport(Waitable, Protocol):
         Returns False, and drops the frame, if there is no connection or its queue is full.
         """
 
+    def send_all(self, frames: Sequence[Frame], wait: bool = False) -> bool:
+        """Send several frames in order, as `send` does, if possible with fewer calls of the kernel.
+
+        With `wait`, it may wait within a tick for room in the queue, once. Returns False if a frame
+        was dropped; the others may be dropped then, too.
+        """
+
     def receive(self) -> bytes | memoryview | None:
         """Return the next frame, or None after a tick without one."""
 

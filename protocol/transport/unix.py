@@ -102,10 +102,13 @@ class UnixDealer(Stream):
             return False
         return self.write(frame, 0)
 
-    def send_all(self, frames: Sequence[bytes | bytearray]) -> None:
-        """Send several frames, as `send` does, with fewer calls of the kernel."""
-        if self.up:
-            self.write_all(frames, 0)
+    def send_all(self, frames: Sequence[bytes | bytearray], wait: bool = False) -> bool:
+        """Send several frames, as `send` does, with fewer calls of the kernel.
+
+        Returns False, and drops the rest of the frames, if the other side does not read for a tick,
+        or there is no connection.
+        """
+        return self.up and self.write_all(frames, 0)
 
     def receive(self) -> bytes | memoryview | None:
         """Return the next frame, or None after a tick; at once if `link_events` has news."""

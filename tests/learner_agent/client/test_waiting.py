@@ -12,6 +12,8 @@ from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_EVERY, wait
 class Source:
     """A path with frames that arrive at given times, and answer requests or do not."""
 
+    has_buffered = False
+
     def __init__(self, *arrivals: float, answers: bool = True) -> None:
         self.now = 0.0
         self.arrivals = list(arrivals)
