@@ -152,9 +152,12 @@ def unpack(result: Any, method: str) -> Sequence[Any]:
             f"method that itself is declared with `async def`: a decorator that returns an "
             f"ordinary function hides that."
         )
-    found, names = result, _RETURNED[method]
-    if not isinstance(found, (tuple, list)):
-        found = tuple(islice(found, 10)) if isinstance(found, Iterable) else None
+    names = _RETURNED[method]
+    found: Sequence[Any] | None = None
+    if isinstance(result, (tuple, list)):
+        found = result
+    elif isinstance(result, Iterable):
+        found = tuple(islice(result, 10))
     if found is None or len(found) != len(names):
         what = type(result).__name__ if found is None else len(found)
         raise TypeError(
