@@ -148,24 +148,26 @@ def unpack(result: Any, method: str) -> Sequence[Any]:
         if isinstance(result, Coroutine):
             result.close()  # Python would warn later that nobody has awaited it
         raise TypeError(
-            f"{method}() has returned a {type(result).__name__} to await. gymwire awaits only a "
-            f"method that itself is declared with `async def`: a decorator that returns an "
-            f"ordinary function hides that."
+            f"{method}() returned a {type(result).__name__} to await, but is not declared with "
+            f"`async def`. If a decorator hides that, let the decorator return an `async def` "
+            f"function."
         )
-    names = _RETURNED[method]
+    names, more = _RETURNED[method], ""
     found: Sequence[Any] | None = None
     if isinstance(result, (tuple, list)):
         found = result
     elif isinstance(result, Iterable):
-        found = tuple(islice(result, 10))
+        found = tuple(islice(result, _MAX_COUNTED))
+        more = " or more" if len(found) == _MAX_COUNTED else ""
     if found is None or len(found) != len(names):
-        what = type(result).__name__ if found is None else len(found)
+        what = type(result).__name__ if found is None else f"{len(found)}{more}"
         raise TypeError(
             f"{method}() must return {len(names)} values ({', '.join(names)}), not {what}."
         )
     return found
 
 
+_MAX_COUNTED = 10  # values of an iterator, which may be endless
 _RETURNED = {
     "reset": ("observation", "info"),
     "step": ("observation", "reward", "terminated", "truncated", "info"),
