@@ -96,10 +96,10 @@ def choose_loop(tables: Tables, address: Address, rights: Rights, now: float) ->
         used = sum(peer.used[name] for peer in staying)
         raise Refusal(
             Code.NO_FREE_SLOT,
-            f"No slot of {str(address)!r} can be used now: {used} of {slots} are in use, and the "
-            f"threads of the others still execute requests that learners have given up. Wait until "
-            f"these end, or start another env agent for this address. With `gymwire serve`, each "
-            f"session has a thread of its own unless --threads is given.",
+            f"No free slot of {str(address)!r} can be used: {used} of {slots} are in use, and the "
+            f"threads of the others still execute abandoned requests. Wait until these end, or "
+            f"start another env agent for this address. With `gymwire serve`, an abandoned request "
+            f"blocks no slot unless --threads is given.",
             slots=slots,
         )
 

@@ -67,6 +67,7 @@ STARTING_RETRY_S = 0.1
 MAX_LOSSES = 2
 
 NO_ROOM = "the broker cannot take this session"
+DISPLACED = "another key needs its place among the announced sessions"
 JUST_STARTED = (
     "This broker has just started, and env agents may still be reconnecting: retry, or wait for "
     "them (wait_s=10; --wait 10)."
@@ -249,10 +250,11 @@ class Sessions:
         return [Send.message(loop.rid, Gone(NO_ROOM), sid)]
 
     def _make_room(self, loop: Peer) -> list[Send] | None:
-        """Make room for another announced session of this loop; None if there is none.
+        """Make room for another announced session of this loop.
 
-        When all places are taken, a key that has fewer than another displaces the oldest session of
-        the one with the most. So beside n others, a key always has room for its share of n + 1.
+        When all places are taken, a key with fewer sessions than another displaces the oldest
+        session of the key with the most. So beside n others, each key has 1 / (n + 1) of the
+        places. Returns the frames to send because of that; None if there is no room.
         """
         tables = self._tables
         own = len(tables.unclaimed.get(loop.key, ()))
@@ -264,9 +266,9 @@ class Sessions:
         if len(most) <= own + 1:
             return None
         session = tables.sessions[next(iter(most))]
-        self._journal.note("session lost", **session.facts, why=NO_ROOM)
+        self._journal.note("session lost", **session.facts, why=DISPLACED)
         self.drop(session, Loss.LEASE_EXPIRED)  # its learner has not come back so far
-        return [Send.message(session.loop.rid, Gone(NO_ROOM), session.sid)]
+        return [Send.message(session.loop.rid, Gone(DISPLACED), session.sid)]
 
     # --- resuming ---------------------------------------------------------------------------------
 

@@ -20,10 +20,10 @@ SID_BITS = 53  # that a JavaScript number holds exactly
 MAX_ENDED = 10_000  # ended sessions that the broker remembers
 # An env agent reports a long step every second; without a report for this long the step has ended.
 PROGRESS_TTL_S = 2.5
-# A loop serves others during a request if it is heard this long after the request has begun:
-# longer than a message may be late, and shorter than the second between two PINGs of a loop.
+# A loop that is heard between BLOCKED_S and BLOCKED_S + HEARD_S after a request began serves other
+# sessions meanwhile. BLOCKED_S is longer than a message may be late.
 BLOCKED_S = 0.5
-HEARD_S = 1.1  # and it is heard then: it sends PING every second
+HEARD_S = 1.1  # longer than the second between two PINGs of a loop
 # What may be relayed to one side of a session before that side sends a frame: one frame of LARGE
 # bytes or more, and fewer than 2 * MAX_UNANSWERED smaller ones.
 LARGE = 16 * 1024
@@ -59,7 +59,7 @@ class Peer:
     used: Counter[str] = field(default_factory=Counter)  # a loop's sessions by address
     # ended sessions whose environment is still busy, by address
     stuck: Counter[str] = field(default_factory=Counter)
-    # when the request of an ended session began that it last executed, and how long that counts
+    # when the last reported request of an ended session began, and until when the report counts
     stuck_since: float = -math.inf
     stuck_until: float = -math.inf
     # when a session was last reported to be in a long step, by sid: the latest report last
@@ -226,8 +226,9 @@ class Tables:
         self.sessions_of: Counter[str] = Counter()  # and those by the learner's identity
         # and all others, the oldest first, by the key of their loop
         self.unclaimed: dict[bytes | None, dict[int, None]] = {}
-        self._by_count: dict[int, dict[bytes | None, None]] = {}  # keys by how many those are,
-        self._most = 0  # and the largest of these numbers
+        # keys by their number of unclaimed sessions
+        self._by_count: dict[int, dict[bytes | None, None]] = {}
+        self._most = 0  # the largest of these numbers
         # ended sessions, the oldest first: the routing id of their loop, and their address
         self.ended: dict[int, tuple[bytes, str]] = {}
         # ended sessions whose environment is reported to be still busy, the latest report last:

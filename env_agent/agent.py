@@ -180,7 +180,7 @@ class Agent:
             self._restore_signals(at_end=True)
 
     def _make_followed(self, liveness: LivenessConnection) -> Dealer:
-        """Dial the broker; the liveness connection follows to where this one finds it."""
+        """Dial the broker; the liveness connection follows to the address that this one reaches."""
         dealer = self._make_dealer()
         dealer.on_up = liveness.follow
         return dealer

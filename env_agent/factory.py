@@ -207,10 +207,9 @@ class Factory:
     ) -> Vector:
         """Make a vector as `gymnasium.make_vec` does: of the environment's own vector class.
 
-        Use a SyncVectorEnv if there is no such class, if it has one autoreset mode, but another one
-        than this, or if `vectorization_mode="sync"` is among the keyword arguments. Raises
-        ConfigurationError, or what a constructor raises, such as that of a class that takes an
-        autoreset mode, but not this one.
+        Use a SyncVectorEnv if there is no such class, if its only autoreset mode is not `mode`, or
+        if `vectorization_mode="sync"` is among the keyword arguments. Raises ConfigurationError, or
+        what a constructor raises, for example if it takes an autoreset mode but rejects this one.
         """
         merged = {**self.kwargs, **kwargs}
         if render_mode is not None:

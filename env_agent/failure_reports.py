@@ -41,7 +41,10 @@ def handling_failed(request: str, error: BaseException) -> Error:
     failed = f"The env agent failed to handle {request}"
     if is_from_signal_handler(error):
         text = f"{failed}, because a signal handler of an environment raised {summary(error)}"
-        text = f"{text.removesuffix('.')}."
+        text = (
+            f"{text.removesuffix('.')}. Let the environment cancel its timers before a method "
+            f"returns."
+        )
     else:
         text = f"{failed}: {summary(error)} This is a bug in gymwire, not in the environment."
     text = f"{text} The request may have been executed."

@@ -130,7 +130,8 @@ class Lifecycle:
         sid = slot.session.sid
         is_open = self._host.slots.get(sid) is slot
         if is_open and path:
-            # The broker frees the slot when it receives CLOSED: before the learner goes on.
+            # First: the broker frees the slot when it receives CLOSED, and the learner may open its
+            # next session as soon as it has the reply.
             self.transports.link.send(PLAIN.encode(Closed(), sid, seq))
         if frame:
             self.transports.send(path, frame)

@@ -10,6 +10,7 @@ import structlog
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.forks import end_if_forked
+from gymwire.env_agent.runners.runner import unpack
 from gymwire.env_agent.session import Verdict
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import dialogue, remote_space
@@ -198,7 +199,7 @@ class RequestHandler:
     def _percept(self, slot: Slot, step: Any) -> Message:
         """Return the PERCEPT of a step, or an ERROR if `step` is not what a step returns."""
         try:
-            observation, reward, terminated, truncated, info = step
+            observation, reward, terminated, truncated, info = unpack(step, "step")
             info = slot.runner.wire_infos(info)
         except BaseException as error:  # noqa: BLE001 - its values may be objects of its own
             return self._raised(slot, Kind.ACT, error)

@@ -20,7 +20,7 @@ ENDING = tuple({signal.SIGINT, signal.SIGTERM, DRAIN})
 # end their process use other numbers.
 STOPPED = 113
 _NO_HANDLERS = (signal.SIG_DFL, signal.SIG_IGN, None)
-# What a timer sends, by its name. Windows has none.
+# Timers by the signal that they send. Windows has none.
 _TIMERS = {
     getattr(signal, name): getattr(signal, timer)
     for name, timer in (
@@ -82,10 +82,10 @@ def watch(on_signal: Callable[[int], None]) -> Callable[..., None]:
 
 
 def _end_timers_and_handlers(raised: BaseException | None) -> BaseException | None:
-    """End the timers of this process, and ignore what other signals than ENDING would do.
+    """End the timers of this process, and ignore the signals that still have handlers.
 
-    A handler may raise meanwhile; `raised` is what came out of the last attempt. Return it if no
-    handler of a signal has raised it.
+    ENDING is left alone. A handler may raise meanwhile; `raised` is what came out of the last
+    attempt. Return it if no handler of a signal has raised it.
     """
     if raised is not None and not is_from_signal_handler(raised):
         return raised

@@ -184,7 +184,7 @@ def _kill(processes: Sequence[subprocess.Popen[bytes]]) -> int:
 def die_with_supervisor() -> None:
     """Let the kernel kill this worker when its supervisor ends, also in a call that never returns.
 
-    That is so on Linux. A supervisor that can still do so ends its workers first.
+    It does so on Linux only. A supervisor that is not killed ends its workers first.
     """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)

@@ -23,7 +23,7 @@ Each message says what was wrong, whose fault it was and what to do. Errors of Z
     ├── OfferError                  the address cannot be used now
     │   ├── AddressUnknown          no env agent offers it
     │   ├── AddressTaken            another environment is offered under it
-    │   └── NoFreeSlot              all its slots are in use
+    │   └── NoFreeSlot              no slot of it can be used now
     ├── EnvironmentSideError        a failure on the environment's side
     │   ├── EnvironmentFailed       the environment raised; `.remote_type`, `.remote_traceback`
     │   ├── EnvironmentLost         its env agent died, froze or was cut off; the session is lost
@@ -200,7 +200,7 @@ class AddressTaken(OfferError):
 
 
 class NoFreeSlot(OfferError):
-    """All slots of all env agents that offer this address are in use."""
+    """No env agent that offers this address has a slot that can be used now."""
 
 
 class EnvironmentSideError(GymwireError):

@@ -46,9 +46,10 @@ def has_foreign_frame(error: BaseException) -> bool:
 
 
 def is_from_signal_handler(error: BaseException) -> bool:
-    """Return whether the handler of a signal, in a foreign module, raised an exception.
+    """Return whether a signal handler in a foreign module raised an exception.
 
-    Python calls a handler with the frame that it interrupts.
+    Python passes a handler the frame that it interrupts. So a foreign function that has a frame of
+    its callers among its arguments is a handler.
     """
     callers = set[int]()
     for frame, _ in walk_tb(error.__traceback__):
@@ -62,10 +63,10 @@ def is_from_signal_handler(error: BaseException) -> bool:
 
 
 def until_returned(call: Callable[[BaseException | None], Result]) -> Result:
-    """Call a function with what its last call has raised, at first None, until it returns.
+    """Call a function until it returns; pass it the exception of the last attempt, at first None.
 
-    A signal handler may raise again between two calls: at the jump back of a loop, for which the
-    inner `except` does not hold.
+    The outer loop catches what a signal handler raises at the jump back of the inner loop, which is
+    outside the inner `try`.
     """
     raised: BaseException | None = None
     while True:

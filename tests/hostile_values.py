@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import msgpack
+import numpy as np
 
 from gymwire.protocol import values
 
@@ -48,19 +49,21 @@ def crowding_numbers(n: int) -> list[int]:
     while size * 2 // 3 < n:
         size *= 2
     keys, place = [], 1
+    taken = np.zeros(size, np.bool_)
     for _ in range(n // 2):
         keys.append(place)
+        taken[place] = True
         place = (5 * place + 1) % size
-    taken, number = set(keys), size
+    start = size + 1
     while len(keys) < n:
-        number += 1
-        place, rest = number % size, number
-        while place in taken and rest:
-            rest >>= 5
-            place = (5 * place + rest + 1) % size
-        if place in taken:
-            keys.append(number)
-    return keys
+        numbers = np.arange(start, start + size)
+        places, rests = numbers % size, numbers.copy()
+        while (tried := taken[places] & (rests > 0)).any():
+            rests[tried] >>= 5
+            places[tried] = (5 * places[tried] + rests[tried] + 1) % size
+        keys += numbers[taken[places]].tolist()
+        start += size
+    return keys[:n]
 
 
 def crowding(n: int) -> bytes:

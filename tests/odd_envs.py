@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import threading
@@ -117,6 +118,41 @@ class Picky(Odd):
             case 9:
                 raise Peculiar("nor nine")
         return super().step(action)
+
+
+def _undeclared(method: Any) -> Any:
+    """Return a function that is not declared with `async def`, as many decorators do."""
+    return lambda *args: method(*args)
+
+
+class Careless(Odd):
+    """The action, or the option "as", chooses what is returned instead of what should be."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        result = super().reset(seed=seed)
+        return result if options is None else self._instead(options["as"], result)
+
+    def step(self, action: Any) -> Any:
+        result = super().step(action)
+        return self._instead(int(action), result)
+
+    def _instead(self, kind: int, result: Any) -> Any:
+        match kind:
+            case 1:
+                return None
+            case 2:
+                return result[:-1]
+            case 3:
+                return self._later(result)
+            case 4:
+                return [*result]
+            case 5:
+                return itertools.count()
+        return result
+
+    @_undeclared
+    async def _later(self, result: Any) -> Any:
+        return result
 
 
 class Peculiar(Exception):

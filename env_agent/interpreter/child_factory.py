@@ -131,7 +131,9 @@ class ChildFactory:
             wrong = _wrong_keyword(error, {*merged, "render_mode"})
             if not wrong:
                 raise
-            raise WrongKeywords(f"{self.name} {wrong}.") from error
+            raise WrongKeywords(
+                f"{self.name} {wrong}. Check env_kwargs (--env-kwargs at the env agent)."
+            ) from error
         if kind is not None:
             pettingzoo.check_kind(made.kind, kind, self.name)
         return made

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -50,9 +51,10 @@ class Runner:
     def reset(self, seed: Any, options: dict[str, Any] | None) -> tuple[Any, Any]:
         """Reset; return the observation, and the infos in wire form.
 
-        Raises RuntimeError if the environment has changed a space.
+        Raises RuntimeError if the environment has changed a space, and TypeError if it has not
+        returned two values.
         """
-        observation, infos = self.spaces.reset(seed=seed, options=options)
+        observation, infos = unpack(self.spaces.reset(seed=seed, options=options), "reset")
         return observation, self.wire_infos(infos)
 
     def wire_infos(self, infos: Any) -> Any:
@@ -135,6 +137,41 @@ class Runner:
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
+
+
+def unpack(result: Any, method: str) -> Sequence[Any]:
+    """Return the values that `reset` or `step` of an environment has returned.
+
+    Raises TypeError if it has not returned as many values as `gymnasium.Env` prescribes.
+    """
+    if isinstance(result, Awaitable):
+        if isinstance(result, Coroutine):
+            result.close()  # Python would warn later that nobody has awaited it
+        raise TypeError(
+            f"{method}() returned a {type(result).__name__} to await, but is not declared with "
+            f"`async def`. If a decorator hides that, let the decorator return an `async def` "
+            f"function."
+        )
+    names, more = _RETURNED[method], ""
+    found: Sequence[Any] | None = None
+    if isinstance(result, (tuple, list)):
+        found = result
+    elif isinstance(result, Iterable):
+        found = tuple(islice(result, _MAX_COUNTED))
+        more = " or more" if len(found) == _MAX_COUNTED else ""
+    if found is None or len(found) != len(names):
+        what = type(result).__name__ if found is None else f"{len(found)}{more}"
+        raise TypeError(
+            f"{method}() must return {len(names)} values ({', '.join(names)}), not {what}."
+        )
+    return found
+
+
+_MAX_COUNTED = 10  # values of an iterator, which may be endless
+_RETURNED = {
+    "reset": ("observation", "info"),
+    "step": ("observation", "reward", "terminated", "truncated", "info"),
+}
 
 
 def _generator_of(env: Any) -> tuple[np.random.Generator, dict[str, Any]] | None:

@@ -71,7 +71,8 @@ def command(options: Options, output: Output) -> int:
     if options.workers > 1 and options.worker is None:
         return _supervise(options)
     if options.workers > 1:
-        # Not in a fleet: this ends with the thread that has started it, which may end before.
+        # Not in a fleet: the kernel acts when the thread that started this process ends, which may
+        # be before the process of that thread ends.
         die_with_supervisor()
     limit_arenas()
     recorder: Recorder | None = None

@@ -88,15 +88,15 @@ class ProxyVecEnv(VecEnv):
     def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
         """Set the options of the next reset, for all environments or for each of them.
 
-        Raises ConfigurationError if there is a `reset_mask` among them: the environments would not
-        get it, because a vector resets only those of the mask.
+        Raises ConfigurationError if one of them is named `reset_mask`: the vector uses it to choose
+        which environments to reset, and does not pass it on.
         """
         each = [options] if isinstance(options, dict) else options or ()
         if any("reset_mask" in one for one in each):
             raise ConfigurationError(
-                "The environments of a vector cannot have an option reset_mask: the vector itself "
-                "takes it. Give the option another name, or use a DummyVecEnv of "
-                "gymwire.ProxyEnv."
+                "The environments of a vector cannot have an option reset_mask: the vector uses it "
+                "to choose which of them to reset. Give the option another name, or use a "
+                "DummyVecEnv of gymwire.ProxyEnv."
             )
         super().set_options(options)
 

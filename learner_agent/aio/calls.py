@@ -37,7 +37,7 @@ class Interrupted(BaseException):
 
 
 class Stack(greenlet):
-    """A stack of its own for calls of blocking code, one after the other.
+    """A greenlet that runs calls of blocking code, one after the other.
 
     Attributes:
         number: the number of its call, among those of this thread.
@@ -137,7 +137,7 @@ def suspend(awaitable: Awaitable[T], waiter: Waiter | None = None) -> T:
 
     Args:
         awaitable: what to await.
-        waiter: ends that, if it can take long.
+        waiter: can end the wait early; None if the wait is short.
     """
     stack = getcurrent()
     if not isinstance(stack, Stack) or stack.is_interrupted:

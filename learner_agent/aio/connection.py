@@ -388,7 +388,7 @@ class AioConnection(BrokerConnection):
     def take_in(self) -> None:
         """Receive what the reader would not notice.
 
-        What a task sends may take input of libzmq in, about which its descriptor says nothing then.
+        While libzmq sends, it may also receive, and its descriptor does not signal that.
         """
         if self.closed:
             return

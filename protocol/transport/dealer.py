@@ -94,8 +94,8 @@ class Dealer:
 
     Attributes:
         on_up: called by `link_events` with the URL over which a connection was made, and with its
-            descriptor. The URL has an address if the host's name has several, and libzmq does not
-            reach the first.
+            descriptor. The URL names an address instead of the host if the name has several and
+            libzmq did not reach the first.
     """
 
     has_buffered = False

@@ -181,6 +181,8 @@ def test_a_key_displaces_sessions_of_those_that_have_more(monkeypatch: pytest.Mo
     gone = [one for one in sends if isinstance(one.message, Gone)]
     assert sum(one.rid == ENV for one in gone) == 10  # 20 of 100 are its share beside four others
     assert len(gone) == 30
+    displaced = {one.message for one in gone if one.rid != ENV}
+    assert displaced == {Gone(sessions.DISPLACED)}
     tables = broker.core._tables
     assert {key: len(found) for key, found in tables.unclaimed.items()} == dict.fromkeys(
         [*hostile, HONEST], 20

@@ -31,21 +31,24 @@ if "token" in globals():
 """
 
 
-def walk_through(page: str, terminals: Terminals) -> str:
-    """Run the commands of a page; return what they print."""
+def walk_through(page: str, terminals: Terminals, *, trains: bool = True) -> str:
+    """Run the commands of a page, without those that train a policy if not `trains`.
+
+    Returns what they print.
+    """
     ours = [line for line in commands(page) if not line.startswith(OTHERS)]
-    if importlib.util.find_spec("stable_baselines3") is None:
+    if not trains or importlib.util.find_spec("stable_baselines3") is None:
         ours = [line for line in ours if not line.endswith("gymwire train cartpole")]
     assert ours
     return "".join(terminals.run(line) for line in ours if "--insecure" not in line)
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.thorough  # most of its commands are in the README, too, and it trains a policy
+@pytest.mark.thorough  # most of its commands are in the README, too
 def test_the_five_minutes_of_the_start_page(tmp_path: Path) -> None:
     [script] = blocks("docs/start.md", "python")
     with Terminals(tmp_path) as terminals:
-        printed = walk_through("docs/start.md", terminals)
+        printed = walk_through("docs/start.md", terminals, trains=False)  # as the README does
         assert "checker: passed" in printed
         assert terminals.script(script.text).startswith("return ")
 

@@ -41,6 +41,7 @@ OFFERS = "".join(
         "cartpole": "CartPole-v1",
         "pendulum": "Pendulum-v1",
         "picky": "tests.odd_envs:Picky",
+        "careless": "tests.odd_envs:Careless",
         "boxed": "tests.odd_envs:Boxed",
         "slow": "tests.odd_envs:Slow",
         "unmakeable": "tests.odd_envs:Unmakeable",
@@ -90,7 +91,7 @@ def test_the_error_of_an_unknown_address_lists_the_nearest_and_all(broker: str) 
         ProxyEnv("cart-pole", broker)
     text = str(caught.value)
     assert "No env agent offers 'cart-pole'. Did you mean 'cartpole'?" in text
-    assert "boxed, cartpole" in text
+    assert "boxed, careless, cartpole" in text
 
 
 def test_a_missing_address_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +144,28 @@ def test_an_action_that_the_environment_rejects_brings_its_own_exception(broker:
             env.step(9)
         assert caught_other.value.remote_type == "tests.odd_envs.Peculiar"
         assert env.step(1)[0] == 1  # the agent and the session live on
+
+
+@pytest.mark.parametrize(
+    ("kind", "of_reset", "of_step"),
+    [
+        (1, "not NoneType", "not NoneType"),
+        (2, r"2 values \(observation, info\), not 1\.", r"5 values .*, not 4\."),
+        (3, "coroutine to await", "coroutine to await"),
+        (5, r"not 10 or more\.", r"not 10 or more\."),
+    ],
+    ids=["nothing", "too few", "a coroutine", "without end"],
+)
+def test_what_an_environment_must_return_is_said_if_it_returns_something_else(
+    broker: str, kind: int, of_reset: str, of_step: str
+) -> None:
+    with ProxyEnv("careless", broker) as env:
+        with pytest.raises(EnvironmentFailed, match=rf"^reset\(\) .*{of_reset}"):
+            env.reset(options={"as": kind})
+        env.reset()
+        with pytest.raises(EnvironmentFailed, match=rf"^step\(\) .*{of_step}"):
+            env.step(kind)
+        assert env.step(4)[0] == 2  # in a list; the session lives on
 
 
 def test_an_assertion_error_of_the_environment_is_one_at_the_learner(broker: str) -> None:

@@ -87,6 +87,7 @@ def test_a_timer_that_goes_off_in_the_handling_of_a_request_is_not_called_a_bug(
                     break
     raised = "a signal handler of an environment raised TimeoutError: the time is over."
     assert f"The env agent failed to handle ACT, because {raised}" in failed
+    assert "cancel its timers" in failed
     logged = agent.wait_for("request failed, a signal handler raised")
     assert logged["error"] == "TimeoutError: the time is over"
     assert "a bug in gymwire" not in "".join(agent.output)
