@@ -208,7 +208,7 @@ def test_an_exception_in_the_middle_concerns_one_frame_only(
 
 
 def test_nothing_is_received_after_the_role_was_handed_over(shared: Shared) -> None:
-    def collect(_: Executor) -> None:
+    def collect(me: Executor) -> None:
         shared.crew.reader = shared.slots[0].executor
 
     shared.crew.collect = collect  # type: ignore[method-assign]
