@@ -106,7 +106,7 @@ class SharedReading:
                 return arrived
 
     def _give(self, me: Executor, arrived: Received, now: float) -> bool:
-        """Give a step to its thread, with less work than the loop; return False for any other frame.
+        """Give a step to its thread with less work than the loop; return False for other frames.
 
         It must have no time stamps, and belong to one of several sessions, with slow steps.
         """
