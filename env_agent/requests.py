@@ -96,7 +96,7 @@ class RequestHandler:
                     and len(frame) <= self.max_message
                     # else the observation does not fit, and the slot's codec looks at the space
                     and (
-                        type(frame) is Pieces
+                        isinstance(frame, Pieces)
                         or frame[FLAGS_AT] & COMPACT
                         or not slot.runner.spaces.is_replaced
                     )

@@ -1,4 +1,4 @@
-"""Reading while other threads execute something: hand their steps out, and send their replies.
+"""Reading while other threads execute something: give them their steps, and send their replies.
 
 Thousands of sessions send their next steps together. What a step costs here delays all the others,
 so this is a hot path, too.
@@ -34,7 +34,7 @@ class SharedReading:
         jobs: what executors do.
         bad_frames: replies to frames whose handling raises.
         tracker: tracks when frames are read.
-        note_turn: called with the slot of each step that is handed out.
+        note_turn: called with the slot of each step that is given to its thread.
         clock: returns the time in seconds.
 
     Attributes:
@@ -65,7 +65,7 @@ class SharedReading:
     def receive(self, me: Executor, until: float) -> Received | None:
         """Return the next frame that the reader `me` must handle, or None after a tick without one.
 
-        Steps of other threads are handed out, and the results of these threads are sent meanwhile.
+        Meanwhile, other threads get their steps, and their results are sent.
         `me` may then be the reader no longer.
 
         Args:
@@ -106,9 +106,9 @@ class SharedReading:
                 return arrived
 
     def _give(self, me: Executor, arrived: Received, now: float) -> bool:
-        """Hand a step out as the loop would, with less work; return whether it needs nothing else.
+        """Give a step to its thread with less work than the loop; return False for other frames.
 
-        It must be one without time stamps, of a session among several, whose steps are not short.
+        It must have no time stamps, and belong to one of several sessions, with slow steps.
         """
         path, origin, data = arrived
         if bytes(data[UP_TO_FLAGS]) not in _STEPS or HEADER_SIZE + int.from_bytes(

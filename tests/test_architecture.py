@@ -85,6 +85,7 @@ IMPURE = {
     "env_agent/requests.py": "runs environments and logs their failures",
     "env_agent/runners/*.py": "run environments",
     "env_agent/sessions.py": "opens and logs sessions",
+    "env_agent/shared_reading.py": "receives for other threads",
     "env_agent/signals.py": "handles signals in a thread",
     "env_agent/simulation/simulation.py": "hands requests from one thread to another",
     "env_agent/slot.py": "runs an environment",

@@ -178,9 +178,9 @@ class Stream:
         return frame
 
     def _keep(self, data: bytes, begin: int) -> None:
-        """Keep what follows a frame: whole frames apart, for they need only be handed out.
+        """Keep what follows a frame in the data: whole frames apart, and the rest.
 
-        A frame that is too large is looked at again later, when larger ones may be permitted.
+        A frame that is too large remains in the rest: the next read may permit it.
         """
         frames, total, largest = [], len(data), self.max_message
         while (start := begin + LENGTH_SIZE) <= total:

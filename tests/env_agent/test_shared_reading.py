@@ -89,7 +89,7 @@ class Shared:
         return self.reading.receive(self.crew.own, until)
 
     @property
-    def handed_out(self) -> list[int]:
+    def given(self) -> list[int]:
         """How many jobs the thread of each session has got."""
         return [len(slot.executor.inbox) for slot in self.slots]
 
@@ -103,13 +103,13 @@ def shared() -> Iterator[Shared]:
             made.crew.wakeup.close()
 
 
-def test_steps_that_arrived_together_are_handed_out_without_a_wait_for_each(
+def test_steps_that_arrived_together_are_given_without_a_wait_for_each(
     shared: Shared,
 ) -> None:
     for slot in shared.slots:
         shared.add(slot)
     assert shared.receive() is None
-    assert shared.handed_out == [1] * COUNT
+    assert shared.given == [1] * COUNT
     assert shared.turns == shared.slots
     assert shared.crew.outside == COUNT
     assert shared.arriving.waits == 2  # for the first one, and after the last one
@@ -130,13 +130,13 @@ def test_a_session_with_many_unfinished_steps_gets_no_more(shared: Shared) -> No
     for _ in range(2 * MAX_JOBS):
         shared.add(shared.slots[0])
     assert shared.receive() is None
-    assert shared.handed_out == [MAX_JOBS, 0, 0]
+    assert shared.given == [MAX_JOBS, 0, 0]
 
 
 def test_the_next_frame_is_returned_when_it_is_time_for_something_else(shared: Shared) -> None:
     frame = shared.add(shared.slots[0])
     assert shared.receive(until=0.0) == (RELAY, None, frame)
-    assert shared.handed_out == [0, 0, 0]
+    assert shared.given == [0, 0, 0]
 
 
 @pytest.mark.parametrize("message", [Reset(), Ping()])
@@ -144,7 +144,7 @@ def test_a_frame_that_is_no_step_is_left_to_the_reader(shared: Shared, message: 
     shared.add(shared.slots[1])
     frame = shared.add(shared.slots[0], message)
     assert shared.receive() == (RELAY, None, frame)
-    assert shared.handed_out == [0, 1, 0]
+    assert shared.given == [0, 1, 0]
 
 
 def test_a_step_of_the_reader_of_a_fast_session_or_of_none_is_left_to_the_reader(
@@ -158,7 +158,7 @@ def test_a_step_of_the_reader_of_a_fast_session_or_of_none_is_left_to_the_reader
     frame = bytes(PLAIN.encode(Act(1), 7, 2))
     shared.arriving.frames = [(RELAY, None, frame)]
     assert shared.receive() == (RELAY, None, frame)
-    assert shared.handed_out == [0, 0, 0]
+    assert shared.given == [0, 0, 0]
 
 
 def test_a_timed_or_a_malformed_step_is_left_to_the_reader(shared: Shared) -> None:
@@ -170,10 +170,10 @@ def test_a_timed_or_a_malformed_step_is_left_to_the_reader(shared: Shared) -> No
     shared.arriving.frames = [(RELAY, None, bytes(one)) for one in (timed, long, wrong, step[:20])]
     for frame in list(shared.arriving.frames):
         assert shared.receive() == frame
-    assert shared.handed_out == [0, 0, 0]
+    assert shared.given == [0, 0, 0]
 
 
-def test_a_direct_step_is_handed_out_only_if_its_session_is_bound_to_the_path(
+def test_a_direct_step_is_given_only_if_its_session_is_bound_to_the_path(
     shared: Shared,
 ) -> None:
     one, other, _ = shared.slots
@@ -185,7 +185,7 @@ def test_a_direct_step_is_handed_out_only_if_its_session_is_bound_to_the_path(
     shared.arriving.direct = None  # it was closed meanwhile
     frame = shared.add(one, path=PATH)
     assert shared.receive() == (PATH, None, frame)
-    assert shared.handed_out == [1, 0, 0]
+    assert shared.given == [1, 0, 0]
 
 
 def test_an_exception_in_the_middle_concerns_one_frame_only(
@@ -203,12 +203,12 @@ def test_an_exception_in_the_middle_concerns_one_frame_only(
     monkeypatch.setattr(shared.crew, "give", give_or_raise)
     frames = [shared.add(slot) for slot in shared.slots]
     assert shared.receive() is None
-    assert shared.handed_out == [1, 0, 1]
+    assert shared.given == [1, 0, 1]
     assert failed == [(RELAY, None, frames[1])]
 
 
 def test_nothing_is_received_after_the_role_was_handed_over(shared: Shared) -> None:
-    def collect(_: Executor) -> None:
+    def collect(me: Executor) -> None:
         shared.crew.reader = shared.slots[0].executor
 
     shared.crew.collect = collect  # type: ignore[method-assign]

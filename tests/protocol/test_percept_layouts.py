@@ -420,6 +420,22 @@ def test_another_session_that_shares_the_layouts_may_add_its_own() -> None:
     assert layouts._misses_left == 0
 
 
+def test_two_threads_that_learn_the_last_layout_together_exceed_no_limit() -> None:
+    ends = Ends(BOX)
+    layouts = ends.encode.__self__  # type: ignore[attr-defined]
+    layouts._misses_left = -1  # both have found 1
+    for _ in range(3):
+        ends.send((A, F(1), *END, {"x": F(1)}))
+    assert (layouts._misses_left, layouts._layouts) == (-1, [])
+    layouts.renew()
+    for _ in range(3):
+        ends.send((A, F(1), *END, {"x": F(1)}))
+    layouts._layouts *= MAX_LAYOUTS  # both have added one
+    for _ in range(2):
+        ends.send((A, F(1), *END, {"y": F(1)}))
+    assert layouts._misses_left == 0
+
+
 def test_threads_that_share_layouts_encode_as_one_alone() -> None:
     space, threads = compile(BOX), 8
     steps = [(A, F(n), *END, {f"key {n % 20}": F(n), "text": str(n % 9)}) for n in range(400)]

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium.vector import SyncVectorEnv
 
 from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.learner_agent.client.open_sessions import MANY
 from gymwire.protocol.errors import EnvironmentLost, NoFreeSlot
 from gymwire.protocol.security import keys
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer
@@ -125,6 +127,21 @@ def test_a_vector_of_several_sessions_shares_one_local_channel(url: str) -> None
         actions = local.action_space.sample()
         assert_same(local.step(actions), remote.step(actions))
     remote.close()
+
+
+@pytest.mark.parametrize("direct", ["never", "auto"])
+def test_many_sessions_are_opened_over_the_local_channel(
+    programs: Programs, broker_url: str, direct: str
+) -> None:
+    address = f"lakes-{direct}"
+    programs.env_agent(broker_url, "--address", address, "--env", LAKE, "--max-sessions", str(MANY))
+    for number in (MANY - 1, MANY):
+        with ProxyVectorEnv(address, number, broker_url, sessions=number, direct=direct) as remote:
+            assert (local_channel_of(remote) is not None) is (number == MANY)
+            local = SyncVectorEnv([lambda: gymnasium.make(LAKE)] * number)
+            assert_same(local.reset(seed=2), remote.reset(seed=2))
+            actions = np.ones(number, np.int64)
+            assert_same(local.step(actions), remote.step(actions))
 
 
 def test_steps_of_any_length_come_back(url: str) -> None:

@@ -203,6 +203,17 @@ def test_frames_that_arrived_together_are_dropped_with_their_connection(
         assert ended == [rid]
 
 
+def test_a_connection_that_has_ended_has_no_buffered_frames(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    router.send_all(introduced(dealer, router), [frame(24 + size) for size in range(3)])
+    answer(dealer)
+    assert dealer.has_buffered
+    dealer.end()
+    assert not dealer.has_buffered
+    assert dealer.read(0) is None
+
+
 def test_buffered_frames_count_as_ready(router: UnixRouter, dealer: UnixDealer) -> None:
     rid = introduced(dealer, router)
     with raw(router.url) as peer:
@@ -494,6 +505,16 @@ def test_a_peer_that_is_not_admitted_may_send_only_small_frames(
         other.send(frame(65))
         until_ended(router, ended)
         assert rid not in ended
+
+
+def test_a_frame_that_is_too_large_is_so_also_behind_another_one(
+    url: str, ended: list[bytes]
+) -> None:
+    made = UnixRouter(url, ended=ended.append, max_first=64)
+    with contextlib.closing(made) as router, raw(url) as peer:
+        peer.sendall(framed(frame(24), frame(65)))
+        assert receive(router)[2] == frame(24)
+        until_ended(router, ended)
 
 
 def test_a_peer_that_is_admitted_may_have_sent_a_larger_frame_already(url: str) -> None:
