@@ -18,6 +18,12 @@ from gymwire.protocol.messages import Gone, Reset
 from tests.wire import Network
 
 
+class Link:
+    """A direct connection."""
+
+    path = object()
+
+
 @pytest.fixture
 def connection() -> Iterator[BrokerConnection]:
     with Network() as network:
@@ -35,7 +41,7 @@ def test_the_sources_of_many_sessions_are_few_and_follow_their_paths(
 ) -> None:
     sources = Sources(sessions)
     assert [*sources] == [connection]
-    link = SimpleNamespace(path=object())
+    link = Link()
     direct = SimpleNamespace(up=True, went_down=False, link=link)
     for one in sessions[:2]:
         one.paths.direct = cast(Any, direct)
@@ -66,7 +72,7 @@ def test_a_loss_ends_the_wait_for_all_unless_its_reply_is_there(
 ) -> None:
     def lose(session: RemoteSession) -> None:
         frame = PLAIN.encode(Gone("crashed"), session.sid)
-        session.receive(read_header(frame), frame)
+        session.receive(read_header(frame), bytes(frame))
 
     are_ready = all_ready(connection, sessions)
     if when == "after":

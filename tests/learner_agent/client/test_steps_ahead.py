@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import pytest
@@ -44,14 +44,16 @@ class Paths:
         self.direct = None if other is None else SimpleNamespace(went_down=True)
 
     def serve_others(self, now: float) -> None:
-        assert self._other is not None and self.direct is not None
+        assert self._other is not None
+        assert self.direct is not None
         self.current, self.direct.went_down = self._other, False
 
 
 def session(number: int, paths: Paths) -> RemoteSession:
     exchange = SimpleNamespace(begin_step=lambda action: b"%d %d" % (number, action))
     connection = SimpleNamespace(clock=lambda: 0.0)
-    return cast(Any, SimpleNamespace(exchange=exchange, paths=paths, connection=connection))
+    made = SimpleNamespace(exchange=exchange, paths=paths, connection=connection)
+    return cast(RemoteSession, made)
 
 
 @pytest.fixture
@@ -185,8 +187,8 @@ def test_actions_that_were_recorded_before_an_interrupt_are_sent(
     with in_memory() as network:
         remote = ProxyVectorEnv("moody", 6, BROKER, sessions=6)
         remote.reset(seed=1)
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(Exchange, "begin_step", interrupted)
+        monkeypatch.setattr(Exchange, "begin_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
             remote.step_async(np.zeros(6, np.int64))
         network.pass_time(RESEND_S / 2)  # the timers send nothing yet
         group = remote._group

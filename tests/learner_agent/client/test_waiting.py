@@ -137,9 +137,11 @@ def test_timers_run_although_frames_are_buffered_without_end() -> None:
     assert source.received <= 2 * TIMERS_EVERY
 
 
-def test_a_frame_that_answers_nothing_moves_the_timers_also_among_others() -> None:
+def test_a_frame_that_answers_nothing_moves_the_timers_also_among_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     source = Bundle(0.0, 0.0, 0.0)
     answers = iter([True, False, True])
-    source.receive_frame = lambda _: next(answers)  # type: ignore[method-assign]
+    monkeypatch.setattr(source, "receive_frame", lambda _: next(answers))
     source.wait(lambda: not source.arrivals)
     assert source.timers == [0.0]
