@@ -122,11 +122,14 @@ class SessionGroup:
 
     def mark_returned(self, sessions: Collection[int]) -> None:
         """Record that the caller has the replies of these sessions that have arrived."""
-        exchanges = [one.exchange for one in self._chosen(sessions)]
-        answered = [one for one in exchanges if one.reply is not None]
-        self.undo_log = {**{one: one.returned for one in answered}, **self.undo_log}
-        for one in answered:
-            one.mark_returned()
+        answered: dict[Exchange, int] = {}
+        for i in sessions:
+            exchange = self._sessions[i].exchange
+            if exchange.reply is not None:
+                answered[exchange] = exchange.returned
+        self.undo_log = {**answered, **self.undo_log}
+        for exchange in answered:
+            exchange.mark_returned()
 
     def undo(self) -> None:
         """Make the replies that the present call has marked as returned available again."""

@@ -1,4 +1,4 @@
-"""Steps in two parts, on the fast path: send the action, and receive the result later."""
+"""Steps in two parts, on the fast path: send actions, and receive results later."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gymwire.protocol.messages import Act
 from gymwire.protocol.step_codec import Step
 from gymwire.protocol.transport.interface import Transport
 
-MAX_TOGETHER = 64  # ACTs that are sent at the same time, after 1, 2, 4, …
+MAX_TOGETHER = 64  # ACTs that are sent at the same time
 
 
 def send_step(session: RemoteSession, action: Any) -> None:
@@ -26,15 +26,16 @@ def send_step(session: RemoteSession, action: Any) -> None:
 
 
 class Outbox:
-    """The ACTs of one step of several sessions: they are sent with few calls of the kernel.
+    """The ACTs of one step of several sessions, which are sent with few calls of the kernel.
 
-    `add` records an ACT as sent. An exception before it is sent leaves it to the timers, like a
-    frame that a connection has dropped.
+    The first one is sent at once, so that its env agent can begin; then 2, 4, 8 and so on. Each is
+    recorded as sent before. If an exception or a full connection then keeps it from being sent, the
+    timers repeat it, like a frame that was lost.
     """
 
     def __init__(self) -> None:
         self._frames: dict[Transport, list[Frame]] = {}
-        self._count, self._limit = 0, 1  # the env agent begins with the first ones meanwhile
+        self._count, self._limit = 0, 1  # how many there are, and how many are sent together
         self._full: set[Transport] = set()  # they have dropped frames, and get no more
 
     def add(self, session: RemoteSession, action: Any) -> None:

@@ -149,8 +149,8 @@ class Dealer:
     def send_all(self, frames: Sequence[bytes | bytearray], wait: bool = False) -> bool:
         """Send several frames, each as `send` does; libzmq itself joins small ones.
 
-        With `wait`, it waits within a tick for room in the queue of a connection, once. Returns
-        False if a frame was dropped.
+        With `wait`, it waits for room in the queue of a connection, until there was none for a
+        tick. Returns False if a frame was dropped.
         """
         dropped = 0
         for frame in frames:

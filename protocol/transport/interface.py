@@ -87,8 +87,8 @@ class Transport(Waitable, Protocol):
     def send_all(self, frames: Sequence[Frame], wait: bool = False) -> bool:
         """Send several frames in order, as `send` does, if possible with fewer calls of the kernel.
 
-        With `wait`, it may wait within a tick for room in the queue, once. Returns False if a frame
-        was dropped; the others may be dropped then, too.
+        With `wait`, it waits for room in the queue of a connection, until there was none for a
+        tick. Returns False if a frame was dropped; the others may be dropped then, too.
         """
 
     def receive(self) -> bytes | memoryview | None:

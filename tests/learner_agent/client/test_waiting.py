@@ -105,3 +105,43 @@ def test_what_a_timer_raises_ends_the_wait() -> None:
     source = Source()
     with pytest.raises(TimeoutError):
         wait(lambda: False, None, sources=(source,), run_timers=fail, clock=lambda: source.now)
+
+
+class Bundle(Source):
+    """A source whose frames arrive together."""
+
+    has_buffered = True
+
+    def poll(self, timeout_s: float) -> bool:
+        self.has_buffered = len(self.arrivals) > 1
+        return super().poll(timeout_s)
+
+
+def test_the_condition_is_asked_once_for_frames_that_arrive_together() -> None:
+    source, asked = Bundle(*[0.25] * 10, 0.3), list[int]()
+
+    def until() -> bool:
+        asked.append(source.received)
+        return source.received == 11
+
+    assert source.wait(until)
+    assert set(asked) == {0, 11}
+
+
+def test_timers_run_although_frames_are_buffered_without_end() -> None:
+    source = Bundle(*[0.0] * 10 * TIMERS_EVERY)
+    source.wait(lambda: source.received == 10 * TIMERS_EVERY)
+    assert len(source.timers) == 10
+    source = Bundle(*[0.0] * 10 * TIMERS_EVERY)
+    assert not source.wait(lambda: False, deadline=0.0)
+    assert source.received <= 2 * TIMERS_EVERY
+
+
+def test_a_frame_that_answers_nothing_moves_the_timers_also_among_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = Bundle(0.0, 0.0, 0.0)
+    answers = iter([True, False, True])
+    monkeypatch.setattr(source, "receive_frame", lambda _: next(answers))
+    source.wait(lambda: not source.arrivals)
+    assert source.timers == [0.0]

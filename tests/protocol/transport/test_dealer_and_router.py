@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import pytest
 import zmq
@@ -69,6 +70,52 @@ def test_a_frame_arrives_and_its_answer_comes_back(
     assert bytes(received[2]) == frame
     assert router.send(received[0], received[2]) is Delivery.DONE
     assert answer(dealer) == frame
+
+
+def test_frames_sent_together_wait_for_room_in_the_queue(router: Router, dealer: Dealer) -> None:
+    send(dealer, b"x")
+    receive(router)
+    dealer.link_events()
+    sent = [b"%d" % number for number in range(30_000)]  # libzmq's queues hold a few thousand
+    found: list[bytes] = []
+
+    def read() -> None:
+        found.extend(bytes(receive(router)[2]) for _ in sent)
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    assert dealer.send_all(sent, wait=True)
+    reader.join()
+    assert found == sent
+
+
+def test_frames_sent_together_to_a_peer_that_does_not_read_wait_once(
+    router: Router, dealer: Dealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send(dealer, b"x")
+    dealer.link_events()
+    waits: list[bool] = []
+    one = Dealer.send
+
+    def spied(dealer: Dealer, frame: bytes | bytearray, wait: bool = False) -> bool:
+        done = one(dealer, frame, wait)
+        if wait:
+            waits.append(done)
+        return done
+
+    monkeypatch.setattr(Dealer, "send", spied)
+    assert not dealer.send_all([bytes(4_000)] * 20_000, wait=True)
+    assert waits.count(False) == 1
+
+
+def test_frames_sent_together_without_a_connection_are_dropped_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with contextlib.closing(Dealer("tcp://127.0.0.1:1")) as dealer:
+        send = Mock(return_value=False)
+        monkeypatch.setattr(dealer, "send", send)
+        assert not dealer.send_all([b"x", b"y"], wait=True)
+        assert send.mock_calls == [call(b"x"), call(b"y")]
 
 
 def test_a_routing_id_is_its_sockets_own_and_cannot_be_guessed(router: Router) -> None:

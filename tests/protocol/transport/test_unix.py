@@ -378,6 +378,25 @@ def test_frames_sent_together_to_a_peer_that_does_not_read_arrive_whole_or_not_a
     assert [answer(dealer, router) for _ in other] == other
 
 
+def test_a_frame_that_arrived_before_its_peer_was_admitted_is_read_after_it(url: str) -> None:
+    with contextlib.closing(UnixRouter(url, max_first=100, tick_ms=20)) as router, raw(url) as peer:
+        sent = [frame(50), frame(200), frame(60), frame(150)]
+        peer.sendall(framed(*sent))
+        rid, _, first = receive(router)
+        router.admit(rid)
+        assert [bytes(first), *(bytes(receive(router)[2]) for _ in sent[1:])] == sent
+
+
+def test_whether_all_frames_that_are_sent_together_were_taken_is_returned(
+    router: UnixRouter, dealer: UnixDealer
+) -> None:
+    introduced(dealer, router)
+    assert dealer.send_all([frame(24), frame(9_000)])
+    assert not dealer.send_all([frame(8_000, salt) for salt in range(2_000)])  # nobody reads
+    dealer.end()
+    assert not dealer.send_all([frame(24)])
+
+
 # --- connections ----------------------------------------------------------------------------------
 
 
