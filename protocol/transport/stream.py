@@ -86,7 +86,7 @@ class Stream:
                 if not poll(self._tick_ms):
                     return None
             if not self._plain:
-                return self._next_whole() if self._whole else self._read_in_parts(flags)
+                return self._read_in_parts(flags)
             recv = self._recv  # a local, which Python 3.11 calls faster than an attribute
             data = recv(CHUNK, flags)
             size = len(data) - LENGTH_SIZE
