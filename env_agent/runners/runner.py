@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import replace
 from itertools import islice
 from typing import Any
@@ -51,8 +51,7 @@ class Runner:
     def reset(self, seed: Any, options: dict[str, Any] | None) -> tuple[Any, Any]:
         """Reset; return the observation, and the infos in wire form.
 
-        Raises RuntimeError if the environment has changed a space, and TypeError if it has not
-        returned two values.
+        Raises RuntimeError if the environment has changed a space, and what `unpack` raises.
         """
         observation, infos = unpack(self.spaces.reset(seed=seed, options=options), "reset")
         return observation, self.wire_infos(infos)
@@ -139,10 +138,11 @@ class Runner:
         self.env.close()
 
 
-def unpack(result: Any, method: str) -> Sequence[Any]:
+def unpack(result: Any, method: str) -> tuple[Any, ...]:
     """Return the values that `reset` or `step` of an environment has returned.
 
-    Raises TypeError if it has not returned as many values as `gymnasium.Env` prescribes.
+    Raises ValueError if it has returned more or fewer values than `gymnasium.Env` prescribes, and
+    TypeError if it has returned something else.
     """
     if isinstance(result, Awaitable):
         if isinstance(result, Coroutine):
@@ -152,18 +152,14 @@ def unpack(result: Any, method: str) -> Sequence[Any]:
             f"`async def`. If a decorator hides that, let the decorator return an `async def` "
             f"function."
         )
-    names, more = _RETURNED[method], ""
-    found: Sequence[Any] | None = None
-    if isinstance(result, (tuple, list)):
-        found = result
-    elif isinstance(result, Iterable):
-        found = tuple(islice(result, _MAX_COUNTED))
+    names = _RETURNED[method]
+    expected = f"{method}() must return {len(names)} values ({', '.join(names)}), not"
+    if not isinstance(result, Iterable):
+        raise TypeError(f"{expected} {type(result).__name__}.")
+    found = tuple(islice(result, _MAX_COUNTED))
+    if len(found) != len(names):
         more = " or more" if len(found) == _MAX_COUNTED else ""
-    if found is None or len(found) != len(names):
-        what = type(result).__name__ if found is None else f"{len(found)}{more}"
-        raise TypeError(
-            f"{method}() must return {len(names)} values ({', '.join(names)}), not {what}."
-        )
+        raise ValueError(f"{expected} {len(found)}{more}.")
     return found
 
 
