@@ -255,7 +255,7 @@ class Crew:
         self.finish(me, job())
 
     def give(self, executor: Executor, job: Job) -> None:
-        """Let an executor, whose thread does not read, do a job."""
+        """Give an executor a job. It is not the reader, or is about to hand that role over."""
         self._idle.pop(executor, None)
         executor.jobs += 1
         self.outside += 1

@@ -72,7 +72,7 @@ class SharedReading:
             me: the reader.
             until: when to return the next frame anyway, in monotonic seconds.
         """
-        transports, clock, give = self.transports, self._clock, self._give
+        transports, clock, give, crew = self.transports, self._clock, self._give, self._crew
         while True:
             arrived = None
             if self._frames_left:
@@ -83,7 +83,10 @@ class SharedReading:
                 self._frames_left = 0 if self._tracker.is_active else COLLECT_EVERY
             now = clock()
             if arrived is None or now >= until or not give(me, arrived, now):
+                self._frames_left = 0  # results go first: the caller may be busy with this frame
                 return arrived
+            if crew.reader is not me:  # an exception was handled, and then the role handed over
+                return None
 
     def _wait(self, me: Executor) -> Received | None:
         """Return the next frame, or None after a tick without one; send results meanwhile."""

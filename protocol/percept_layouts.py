@@ -302,7 +302,10 @@ class PerceptLayouts:
         if structure.key is None:
             return
         found = KNOWN.layout(structure, self._observation)
-        if found is not None and self._fits(found, step, name, frame):
+        if found is None or not self._fits(found, step, name, frame):
+            return
+        # Another thread may have learned the same meanwhile.
+        if not any(self._fits(layout, step, name, frame) for layout in self._layouts):
             self._use(found)
 
     def _fits(self, layout: _Layout, step: Step, name: bytes, frame: bytes) -> bool:

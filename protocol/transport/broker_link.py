@@ -182,7 +182,7 @@ class BrokerLink:
         self._dealer.close(linger_s)
         self.send = self.send_all = self.receive = self._refuse
 
-    def _refuse(self, *_: object) -> NoReturn:
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise self.closed_error()
 
     def closed_error(self) -> EnvironmentClosed:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import inspect
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -172,6 +175,30 @@ def test_a_constructor_that_raises_says_so() -> None:
 
     with pytest.raises(OSError, match="no device"):
         call(fail)
+
+
+def test_marked_functions_are_asynchronous() -> None:
+    def step(action: int) -> None: ...
+
+    env = gymnasium.Env[int, int]()
+    env.step = step  # type: ignore[method-assign, assignment]
+    assert not is_asynchronous(env)
+    if hasattr(inspect, "markcoroutinefunction"):  # since Python 3.12
+        inspect.markcoroutinefunction(step)
+        assert is_asynchronous(env)
+
+
+def test_an_environment_with_a_method_of_its_own_is_not_kept() -> None:
+    def looked_at() -> weakref.ref[Any]:
+        env = gymnasium.make("CartPole-v1").unwrapped
+        step = env.step
+        env.step = lambda action: step(action)  # type: ignore[method-assign]
+        assert not is_asynchronous(env)
+        return weakref.ref(env)
+
+    kept = looked_at()
+    gc.collect()
+    assert kept() is None
 
 
 def test_ordinary_environments_are_not_bridged() -> None:

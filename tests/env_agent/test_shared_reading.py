@@ -207,6 +207,33 @@ def test_an_exception_in_the_middle_concerns_one_frame_only(
     assert failed == [(RELAY, None, frames[1])]
 
 
+def test_nothing_is_received_after_an_exception_that_hands_the_role_over(
+    shared: Shared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        shared.crew.reader = shared.slots[1].executor
+
+    def give(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shared.bad_frames, "failed", fail)
+    monkeypatch.setattr(shared.crew, "give", give)
+    for slot in shared.slots:
+        shared.add(slot)
+    assert shared.receive() is None
+    assert len(shared.arriving.frames) == COUNT - 1
+
+
+def test_results_are_sent_before_the_next_frame_after_one_for_the_loop(shared: Shared) -> None:
+    shared.add(shared.slots[0])
+    shared.add(shared.slots[1], Reset())
+    shared.add(shared.slots[2])
+    assert shared.receive() is not None
+    assert shared.collected == [3]  # before the first frame
+    assert shared.receive() is None
+    assert shared.collected == [3, 1, 0]
+
+
 def test_nothing_is_received_after_the_role_was_handed_over(shared: Shared) -> None:
     def collect(me: Executor) -> None:
         shared.crew.reader = shared.slots[0].executor

@@ -12,6 +12,7 @@ import pytest
 
 from gymwire.broker.server import Server
 from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.errors import EnvironmentClosed
 from gymwire.protocol.messages import Find, Found, Hello, Message, Ping, Pong, Role, Welcome
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
@@ -338,6 +339,19 @@ def test_a_socket_of_another_user_gets_no_bytes(monkeypatch: pytest.MonkeyPatch)
         accepted, _ = listener.accept()
         with accepted:
             assert accepted.recv(100) == b""
+
+
+def test_a_closed_link_says_so_whatever_it_is_asked_for(broker: Server) -> None:
+    with linked(broker.urls[0]) as link:
+        introduced(link)
+    calls: list[Callable[[], object]] = [
+        link.receive,
+        lambda: link.send(b"", wait=True),
+        lambda: link.send_all([b""], wait=True),
+    ]
+    for call in calls:
+        with pytest.raises(EnvironmentClosed):
+            call()
 
 
 def test_a_ping_of_the_broker_uses_zeromq(broker: Server) -> None:
