@@ -58,7 +58,7 @@ class Dealer:
     """Stand in for `gymwire.protocol.transport.dealer.Dealer`, without a socket."""
 
     url = "memory://broker"
-    has_buffered = False
+    has_buffered = has_frame = False
     handshake_hint = ""
     waitable = None  # nobody could wait for it
 

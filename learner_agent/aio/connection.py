@@ -16,11 +16,12 @@ from typing import Any, ClassVar
 from gymwire.learner_agent.aio.calls import anyio, current_number, future_factory, suspend
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.session import Data, RemoteSession
-from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_SHARE, Source, wait
+from gymwire.learner_agent.client.waiting import TICK_S, Source, timers_pause, wait
 from gymwire.protocol.codec import Frame, Header
 from gymwire.protocol.errors import BrokerUnreachable, GymwireError
 from gymwire.protocol.step_codec import Step
 from gymwire.protocol.transport.dealer import Dealer
+from gymwire.protocol.transport.interface import Transport
 
 DIAL_S = 0.005  # between two attempts to send HELLO while the connection is being made
 SETUP_S = 0.02  # the shortest pause between two checks of direct connections that are being made
@@ -193,10 +194,10 @@ class AioSession(RemoteSession):
             self.connection.note_news()
         return answered
 
-    def tick(self, now: float) -> int:
+    def tick(self, now: float, full: set[Transport]) -> int:
         """Run the session's timers. Returns how many frames it sent."""
         try:
-            return super().tick(now)
+            return super().tick(now, full)
         except GymwireError as error:
             self.connection.wake(self, error)
             return 0
@@ -423,7 +424,7 @@ class AioConnection(BrokerConnection):
         if now >= self._timers_at:
             self.tick(now)
             self._input.renew()
-            self._timers_at = now + TIMERS_SHARE * (self.clock() - now)
+            self._timers_at = now + timers_pause(self.clock() - now)
 
     # --- sessions and the end ---------------------------------------------------------------------
 

@@ -32,7 +32,14 @@ from gymwire.learner_agent.client.requests import (
 from gymwire.learner_agent.client.session import CLOSE_S, RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.threads import is_elsewhere, is_ours, wait_while
-from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_SHARE, Source, Waiting, wait
+from gymwire.learner_agent.client.waiting import (
+    TICK_S,
+    TIMERS_PAUSE_S,
+    TIMERS_SHARE,
+    Source,
+    Waiting,
+    wait,
+)
 from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
@@ -60,8 +67,10 @@ from gymwire.protocol.step_codec import compile_steps
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
+from gymwire.protocol.transport.interface import Transport
 
-MANY = 64  # sessions whose timers take so long that they must not run at every occasion
+MANY = 64  # sessions whose timers take so long that they must not run at every occasion,
+SESSIONS_PAUSE_S = 3.0  # and the longest pause between two runs
 REPEATS_PER_SECOND = 640  # frames of all sessions that are sent again, and their PINGs
 SERVE_EVERY_S = 0.01  # the least pause between two calls of `serve` that do something
 MAX_DRAINED = 10_000  # frames received in one `drain`
@@ -141,8 +150,8 @@ class BrokerConnection:
         self._log = logs.logger()
         self.rng = random.Random(secrets.randbits(64))
         self.direct_links = DirectLinks()
-        # How many sessions were lost or took another path, so that a caller notices the next one.
-        self.losses = self.path_changes = 0
+        self.losses = 0  # how many sessions were lost, so that a caller can notice the next one
+        self.path_changes = 0  # how often a session took another path, for the same reason
         self._sessions: dict[int, RemoteSession] = {}
         # When these do something next, at the earliest:
         self._sessions_at = 0.0  # the timers of the sessions
@@ -324,8 +333,9 @@ class BrokerConnection:
         self._patience.begin(now)
         if now >= self._closed_at:
             self._closed_at = now + TICK_S
+            full = set[Transport]()
             for session in [one for one in self._sessions.values() if one.closed]:
-                session.tick(now)  # frames may arrive without a pause in which timers run
+                session.tick(now, full)  # frames may arrive without a pause in which timers run
         answered = self._requests.answered
         self.wait(lambda: any(number in pending for number in answered), deadline)
         return next((number for number in answered if number in pending), None)
@@ -448,13 +458,14 @@ class BrokerConnection:
         """Run the timers of the sessions, until enough frames were sent for one time.
 
         Those of many sessions take at most a fortieth of the time, over all calls of `wait`, and
-        send so few frames that the broker's rate limit admits them.
+        send so few frames that the broker's rate limit admits them. A connection that is full gets
+        no more this time: each attempt could wait for a tick.
         """
         if now < self._sessions_at:
             return
-        sent = 0
+        sent, full = 0, set[Transport]()
         for session in list(self._sessions.values()):
-            sent += session.tick(now)
+            sent += session.tick(now, full)
             if sent >= MAX_REPEATED:  # the others come first the next time
                 for sid in list(self._sessions):
                     if sid == session.sid:
@@ -463,7 +474,9 @@ class BrokerConnection:
                 break
         if len(self._sessions) > MANY:
             spent_s = self.clock() - now
-            self._sessions_at = now + max(TIMERS_SHARE * spent_s, sent / REPEATS_PER_SECOND)
+            at_most_s = TIMERS_PAUSE_S if full else SESSIONS_PAUSE_S
+            pause_s = min(TIMERS_SHARE * spent_s, at_most_s)
+            self._sessions_at = now + max(pause_s, sent / REPEATS_PER_SECOND)
 
     def _silent_broker(self) -> BrokerUnreachable:
         lost_again = self._patience.lost_again(f"a request to {self.url}", self._requests.largest)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from gymwire.learner_agent.client.waiting import Source, Waiting, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.codec import PLAIN, Header
+from gymwire.protocol.codec import PLAIN, Frame, Header
 from gymwire.protocol.errors import (
     ConnectionFailed,
     DecodingError,
@@ -192,7 +192,6 @@ class SessionPaths:
 
     Attributes:
         current: the connection that requests take now.
-        source: the same connection as a source of frames.
         direct: the session's use of a direct connection.
     """
 
@@ -204,7 +203,6 @@ class SessionPaths:
         opened: Opened,
         exchange: Exchange,
     ) -> None:
-        self.source: Source = connection
         self.current: Transport = connection.link
         self.direct: DirectPath | None = None
         self._connection = connection
@@ -212,6 +210,13 @@ class SessionPaths:
         self._open_msg = open_msg
         self._endpoint = opened.direct
         self._exchange = exchange
+
+    @property
+    def source(self) -> Source:
+        """The current connection as a source of frames."""
+        direct = self.direct
+        is_current = direct is not None and direct.transport is self.current
+        return direct.link if direct is not None and is_current else self._connection
 
     @property
     def is_direct(self) -> bool:
@@ -262,11 +267,28 @@ class SessionPaths:
 
     def _choose(self) -> None:
         direct = self.direct
-        source = self._connection if direct is None or not direct.up else direct.link
-        if self.current is not source.path:
+        is_up = direct is not None and direct.up
+        current = direct.transport if direct is not None and is_up else self._connection.link
+        if self.current is not current:
             self._connection.path_changes += 1
-            self.source = source
-            self.current = source.path  # last: after an interrupt, the next call goes on
+            self.current = current  # last: after an interrupt, the next call goes on
+
+    def repeat(self, frames: Sequence[Frame], now: float, full: set[Transport]) -> int:
+        """Send what the timers repeat; return how many frames were sent.
+
+        `full`: see `RemoteSession.tick`.
+        """
+        sent = 0
+        for frame in frames:
+            kind = codec.read_header(frame).kind
+            path = self._connection.link if kind is Kind.PING else self.current
+            if path not in full and path.send(frame):
+                sent += 1
+                continue
+            full.add(path)
+            if kind not in (Kind.PING, Kind.RESUME):
+                self._exchange.resend(now)
+        return sent
 
     def receive_frame(self, data: bytes | memoryview) -> bool:
         """Handle a frame from the current path; return whether it answers a request."""

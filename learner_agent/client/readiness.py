@@ -50,6 +50,6 @@ class Sources:
     def __iter__(self) -> Iterator[Source]:
         changes = self._sessions[0].connection.path_changes
         if self._path_changes != changes:
-            self._path_changes = changes
             self._found = [*dict.fromkeys([one.paths.source for one in self._sessions])]
+            self._path_changes = changes
         return iter(self._found)

@@ -13,7 +13,7 @@ from gymwire.learner_agent.client.direct import SessionPaths
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
-from gymwire.protocol import codec, dialogue, logs, space_cache, spaces, stamps, vector_infos
+from gymwire.protocol import dialogue, logs, space_cache, spaces, stamps, vector_infos
 from gymwire.protocol.capabilities import VALUES, common
 from gymwire.protocol.codec import (
     MAX_MESSAGE,
@@ -421,8 +421,12 @@ class RemoteSession:
             self.connection.log_dropped(header)
         return answered
 
-    def tick(self, now: float) -> int:
-        """Run the session's timers: send again what is due. Returns how many frames it sent."""
+    def tick(self, now: float, full: set[Transport]) -> int:
+        """Run the session's timers: send again what is due. Returns how many frames it sent.
+
+        `full`: the connections that accept no frame at the moment, and get none; each that turns
+        out to be full is added.
+        """
         if self.paths.direct is not None:
             self.paths.follow(now)
             if self.paths.is_direct:  # its heartbeats show that the agent is alive
@@ -434,16 +438,9 @@ class RemoteSession:
                 raise
             self.connection.forget(self)  # nobody waits for it
             return 0
-        if not frames:
-            return 0
         if hello_first:
             self.connection.send_hello()
-        for frame in frames:
-            if codec.read_header(frame).kind is Kind.PING:
-                self.connection.link.send(frame)  # the broker answers it
-            else:
-                self.path.send(frame)
-        return len(frames)
+        return self.paths.repeat(frames, now, full)
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -29,29 +29,31 @@ class Outbox:
     """The ACTs of one step of several sessions, which are sent with few calls of the kernel.
 
     The first one is sent at once, so that its env agent can begin; then 2, 4, 8 and so on. Each is
-    recorded as sent before. If an exception or a full connection then keeps it from being sent, the
-    timers repeat it, like a frame that was lost.
+    recorded as sent before. If an exception then keeps it from being sent, the timers repeat it,
+    like a frame that was lost; if a full connection does so, they repeat it as soon as possible.
     """
 
     def __init__(self) -> None:
-        self._frames: dict[Transport, list[Frame]] = {}
+        self._acts: dict[Transport, list[tuple[RemoteSession, Frame]]] = {}
         self._count, self._limit = 0, 1  # how many there are, and how many are sent together
         self._full: set[Transport] = set()  # they have dropped frames, and get no more
 
     def add(self, session: RemoteSession, action: Any) -> None:
         """Send an ACT, at the latest with `flush`. Raises what `RemoteSession.begin` raises."""
+        if session.connection.closed:
+            session.connection.check_open()
         frame = session.exchange.begin_step(action)
         if frame is None:
             session.begin(Act(action))
             return
         paths = session.paths
         direct = paths.direct
-        if direct is not None and (direct.went_down or paths.current not in self._frames):
+        if direct is not None and (direct.went_down or paths.current not in self._acts):
             paths.serve_others(session.connection.clock())
-        frames = self._frames.get(paths.current)
-        if frames is None:
-            frames = self._frames[paths.current] = []
-        frames.append(frame)
+        acts = self._acts.get(paths.current)
+        if acts is None:
+            acts = self._acts[paths.current] = []
+        acts.append((session, frame))
         self._count += 1
         if self._count >= self._limit:
             self._limit = min(2 * self._limit, MAX_TOGETHER)
@@ -59,10 +61,12 @@ class Outbox:
 
     def flush(self) -> None:
         """Send what has been added."""
-        frames, self._frames, self._count = self._frames, {}, 0
-        for path, some in frames.items():
-            if path not in self._full and not path.send_all(some, wait=True):
+        acts, self._acts, self._count = self._acts, {}, 0
+        for path, some in acts.items():
+            if path in self._full or not path.send_all([act for _, act in some], wait=True):
                 self._full.add(path)
+                for session, _ in some:
+                    session.exchange.resend(session.connection.clock())
 
 
 def receive_step(session: RemoteSession) -> Step | None:

@@ -10,7 +10,8 @@ from gymwire.protocol.transport.polling import wait_among
 
 TICK_S = TICK_MS / 1000
 TIMERS_EVERY = 64  # frames after which timers run even if answers arrive without a pause
-TIMERS_SHARE = 40  # timers of many sessions take long: the pause between two runs, in durations
+TIMERS_SHARE = 40  # timers of many sessions take long: the pause between two runs, in durations,
+TIMERS_PAUSE_S = 1.0  # and at most: a full connection makes them take much longer
 
 
 class Source(Protocol):
@@ -53,7 +54,7 @@ def wait(
 
     Timers run after each tick without a frame, after each frame that answers no request (it may
     have moved a timer), and after every `TIMERS_EVERY` frames; while frames arrive, they take at
-    most a fortieth of the time.
+    most a fortieth of the time, unless a run takes more than 25 ms.
 
     Args:
         until: the condition; whatever it raises ends the waiting.
@@ -81,7 +82,7 @@ def wait(
         if received and now < timers_at:
             continue
         run_timers(now)
-        timers_at, is_due, by_path = now + TIMERS_SHARE * (clock() - now), False, {}
+        timers_at, is_due, by_path = now + timers_pause(clock() - now), False, {}
         frames_before = frames
         # A frame that has arrived in time counts, even if it is read later.
         if deadline is not None and now >= deadline and (not received or frames > TIMERS_EVERY):
@@ -89,10 +90,16 @@ def wait(
     return True
 
 
-def _receive(by_path: Mapping[Any, Source], timeout_s: float) -> tuple[int, int]:
-    """Receive what arrives first, and what came with it.
+def timers_pause(spent_s: float) -> float:
+    """Return the pause after a run of the timers that took `spent_s`, in seconds."""
+    return min(TIMERS_SHARE * spent_s, TIMERS_PAUSE_S)
 
-    Returns how many frames arrived, and how many of them answer no request.
+
+def _receive(by_path: Mapping[Any, Source], timeout_s: float) -> tuple[int, int]:
+    """Receive what arrives first, and the whole frames that came with it.
+
+    Returns how many frames arrived, and how many of them answer no request. Raises what handling a
+    frame raises; the later ones stay where they are.
     """
     if len(by_path) > 1:
         paths = [*by_path]
@@ -110,6 +117,6 @@ def _receive(by_path: Mapping[Any, Source], timeout_s: float) -> tuple[int, int]
                 break
             received += 1
             strays += not source.receive_frame(data)
-            if not path.has_buffered:
+            if not path.has_frame:
                 break
     return received, strays

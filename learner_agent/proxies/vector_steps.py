@@ -254,14 +254,15 @@ class VectorSteps:
     def _begin_steps(self, sessions: Iterable[int], actions: Iterable[tuple[int, Any]]) -> None:
         """Send actions to sessions, those of each as soon as `actions` yields them."""
         group, outbox = self._group, Outbox()
-        group.connection.check_open()
         if not self._stepping:
             group.prepare_steps(sessions)
         try:
             for i, part in actions:
                 group.begin_step(i, part, outbox)
         finally:
-            outbox.flush()
+            if not group.connection.closed:  # by a signal handler, say
+                outbox.flush()
+        group.connection.check_open()
 
     def receive(self, min_envs: int, timeout_s: float | None) -> VectorStep:
         """Wait until `min_envs` environments have stepped; return all that have."""

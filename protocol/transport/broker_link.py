@@ -154,6 +154,11 @@ class BrokerLink:
         """Whether a frame may be buffered here, where a poll of `waitable` does not see it."""
         return bool(self._backlog) or self._path.has_buffered
 
+    @property
+    def has_frame(self) -> bool:
+        """Whether a whole frame is buffered, which `receive` returns without waiting."""
+        return bool(self._backlog) or self._path.has_frame
+
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Return whether a frame arrives within `timeout_s`."""
         return bool(self._backlog) or self._path.poll(timeout_s)

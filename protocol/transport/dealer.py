@@ -23,7 +23,7 @@ from gymwire.protocol.transport import kernel
 from gymwire.protocol.transport.context import HANDSHAKE_MS, context, set_common_options
 from gymwire.protocol.transport.hosts import DialPlan, first_reachable, url_with
 from gymwire.protocol.transport.inflow import Inflow
-from gymwire.protocol.transport.interface import TICK_MS, LinkEvent, Waitable
+from gymwire.protocol.transport.interface import SEND_ALL_S, TICK_MS, LinkEvent, Waitable
 from gymwire.protocol.transport.monitor import Monitor
 from gymwire.protocol.transport.polling import EVENTS, POLLIN
 
@@ -98,7 +98,7 @@ class Dealer:
             libzmq did not reach the first.
     """
 
-    has_buffered = False
+    has_buffered = has_frame = False
     takes_pieces = False
 
     def __init__(
@@ -149,15 +149,24 @@ class Dealer:
     def send_all(self, frames: Sequence[bytes | bytearray], wait: bool = False) -> bool:
         """Send several frames, each as `send` does; libzmq itself joins small ones.
 
-        With `wait`, it waits for room in the queue of a connection, until there was none for a
-        tick. Returns False if a frame was dropped.
+        With `wait`, it waits up to SEND_ALL_S for room in the queue of a connection. Returns False
+        if a frame was dropped.
         """
-        dropped = 0
+        ends_at, is_done = time.monotonic() + SEND_ALL_S, True
         for frame in frames:
             if not self.send(frame):
-                wait = wait and bool(self._inflow.connections) and self.send(frame, wait=True)
-                dropped += not wait
-        return not dropped
+                wait = wait and self._send_before(frame, ends_at)
+                is_done = is_done and wait
+        return is_done
+
+    def _send_before(self, frame: bytes | bytearray, ends_at: float) -> bool:
+        """Send a frame as soon as there is room; return False if there is none until then."""
+        while self._inflow.connections:
+            if self.send(frame, wait=True):
+                return True
+            if time.monotonic() >= ends_at:
+                return False
+        return False
 
     def receive(self) -> bytes | memoryview | None:
         """Return the next frame, or None after a tick without one.

@@ -17,6 +17,7 @@ import zmq
 from gymwire.protocol.codec import Frame
 
 TICK_MS = 100  # how long a blocking receive blocks, so that timers get their turn
+SEND_ALL_S = 1.0  # how long `Transport.send_all` waits for room at most
 
 Origin = zmq.Frame
 """What libzmq knows about a received frame; see `router.fd_of` and `router.public_key_of`."""
@@ -67,6 +68,10 @@ class Transport(Waitable, Protocol):
     """
 
     @property
+    def has_frame(self) -> bool:
+        """Whether a whole frame is buffered, which `receive` returns without waiting."""
+
+    @property
     def takes_pieces(self) -> bool:
         """Whether `send` also accepts `Pieces`."""
 
@@ -87,8 +92,8 @@ class Transport(Waitable, Protocol):
     def send_all(self, frames: Sequence[Frame], wait: bool = False) -> bool:
         """Send several frames in order, as `send` does, if possible with fewer calls of the kernel.
 
-        With `wait`, it waits for room in the queue of a connection, until there was none for a
-        tick. Returns False if a frame was dropped; the others may be dropped then, too.
+        With `wait`, it waits up to SEND_ALL_S for room in the queue of a connection. Returns False
+        if a frame was dropped; the others may be dropped then, too.
         """
 
     def receive(self) -> bytes | memoryview | None:

@@ -6,8 +6,9 @@ import contextlib
 import select
 import socket
 import struct
+import time
 from collections.abc import Callable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -70,6 +71,11 @@ class Stream:
         poll.register(self.sock, select.POLLIN)
         self._poll = poll.poll
         return poll.poll
+
+    @property
+    def has_frame(self) -> bool:
+        """Whether a whole frame is buffered, which `read` returns without waiting."""
+        return bool(self._frames)
 
     def _pause(self, rest: bytes, expects_large: bool = False) -> None:
         self._rest, self.has_buffered = rest, bool(rest)
@@ -225,26 +231,38 @@ class Stream:
             raise
         return True
 
-    def write_all(self, frames: Sequence[bytes | bytearray | memoryview], flags: int) -> bool:
+    def write_all(
+        self, frames: Sequence[bytes | bytearray | memoryview], flags: int, wait_s: float = 0.0
+    ) -> bool:
         """Send several frames, small ones together; keep in `unsent` what is not accepted at once.
 
-        Returns False, and drops the rest of the frames, if the socket accepts nothing or has
-        closed.
+        Returns False, and drops the rest of the frames, if the socket has closed, or accepts
+        nothing: at the first attempt, and after `wait_s` seconds.
         """
+        ends_at = time.monotonic() + wait_s
         small: list[bytes | bytearray | memoryview] = []
         size = 0
         for frame in frames:
             is_large = len(frame) >= CHUNK
             if small and (is_large or size >= CHUNK):
-                if not self._write_joined(small, flags):
+                if not self._write_before(ends_at, self._write_joined, small, flags):
                     return False
                 small, size = [], 0
             if not is_large:
                 small += (len(frame).to_bytes(LENGTH_SIZE, "little"), frame)
                 size += len(frame)
-            elif not self.write(frame, flags):  # joining them would copy it
+            elif not self._write_before(ends_at, self.write, frame, flags):  # joining copies
                 return False
-        return not small or self._write_joined(small, flags)
+        return not small or self._write_before(ends_at, self._write_joined, small, flags)
+
+    def _write_before(
+        self, ends_at: float, write: Callable[[Any, int], bool], data: object, flags: int
+    ) -> bool:
+        """Write data as soon as the socket accepts it; return False if it does not until then."""
+        while not write(data, flags):
+            if self.write_closed or not self.up or time.monotonic() >= ends_at:
+                return False
+        return True
 
     def _write_joined(self, parts: Sequence[bytes | bytearray | memoryview], flags: int) -> bool:
         if self.unsent is not None and not self.flush_pending(flags):

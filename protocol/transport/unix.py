@@ -21,6 +21,7 @@ from gymwire.protocol.codec import MAX_MESSAGE, Pieces
 from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
 from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.transport.interface import (
+    SEND_ALL_S,
     TICK_MS,
     Delivery,
     LinkEvent,
@@ -105,10 +106,10 @@ class UnixDealer(Stream):
     def send_all(self, frames: Sequence[bytes | bytearray], wait: bool = False) -> bool:
         """Send several frames, as `send` does, with fewer calls of the kernel.
 
-        Returns False, and drops the rest of the frames, if the other side does not read for a tick,
-        or there is no connection.
+        Returns False, and drops the rest of the frames, if there is no connection, or the other
+        side does not read for a tick; with `wait`, for SEND_ALL_S.
         """
-        return self.up and self.write_all(frames, 0)
+        return self.up and self.write_all(frames, 0, SEND_ALL_S if wait else 0.0)
 
     def receive(self) -> bytes | memoryview | None:
         """Return the next frame, or None after a tick; at once if `link_events` has news."""
@@ -117,7 +118,7 @@ class UnixDealer(Stream):
                 time.sleep(TICK_MS / 1000)
             return None
         if self.unsent is not None:
-            self.flush_pending(0)
+            self.flush_pending(NOW if self.has_frame else 0)
         return self.read(0)
 
     def poll(self, timeout_s: float = 0.0) -> bool:

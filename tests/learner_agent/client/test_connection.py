@@ -16,8 +16,9 @@ from gymwire.learner_agent.client import open_sessions
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.requests import Keep, PendingRequest, ignore
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.waiting import TICK_S
 from gymwire.protocol import codec
-from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     EnvironmentClosed,
@@ -249,7 +250,7 @@ def test_the_timers_of_many_sessions_take_a_small_share_of_the_time(
         connection.open_all("cartpole", [0] * sessions)
         spent_s = 0.0
 
-        def tick(session: RemoteSession, now: float) -> int:
+        def tick(session: RemoteSession, now: float, full: object) -> int:
             nonlocal spent_s
             network.now += 0.001
             spent_s += 0.001
@@ -263,6 +264,41 @@ def test_the_timers_of_many_sessions_take_a_small_share_of_the_time(
         elapsed_s = network.now - began
         assert 0 < spent_s <= share * elapsed_s
         assert sessions > 2 or spent_s == pytest.approx(2.0)  # those of few run each time
+
+
+def test_a_full_connection_is_tried_once_a_time_and_gets_all_repetitions_when_it_has_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    count = 100
+    with Network() as network:
+        agent(network, slots=count)
+        connection = network.connection()
+        sessions = connection.open_all("cartpole", [0] * count)
+        for session in sessions:
+            session.request(Reset(1))
+        attempts: list[float] = []
+        send = connection.link.send
+
+        def refuse(frame: Frame, wait: bool = False) -> bool:
+            attempts.append(network.now)
+            network.now += TICK_S  # as long as a full connection is waited for
+            return False
+
+        with monkeypatch.context() as patch:
+            patch.setattr(connection.link, "send", refuse)
+            for session in sessions:
+                session.begin(Act(0))
+            attempts.clear()
+            until = network.now + 20.0
+            while network.now < until:
+                connection.tick(network.now)
+                network.now += 0.05
+        assert 15 <= len(attempts) <= 25  # one a second
+        assert connection.link.send is send
+        began = network.now
+        for session in sessions:
+            assert isinstance(session.finish(), Percept)
+        assert network.now - began < 3.0  # although each had been refused for long
 
 
 def test_each_of_many_openings_may_take_as_long_as_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,6 +59,7 @@ def swallow_large(
 
     if way == "out":
         monkeypatch.setattr(link, "send", carry)
+        monkeypatch.setattr(link, "send_all", lambda frames: all([*map(carry, frames)]))
     else:
         monkeypatch.setattr(ours, "arrived", carry)
 

@@ -42,7 +42,7 @@ def test_the_sources_of_many_sessions_are_few_and_follow_their_paths(
     sources = Sources(sessions)
     assert [*sources] == [connection]
     link = Link()
-    direct = SimpleNamespace(up=True, went_down=False, link=link)
+    direct = SimpleNamespace(up=True, went_down=False, link=link, transport=link.path)
     for one in sessions[:2]:
         one.paths.direct = cast(Any, direct)
         one.paths.follow(0.0)

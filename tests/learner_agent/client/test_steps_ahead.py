@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,8 +13,10 @@ from gymwire import ProxyVectorEnv
 from gymwire.env_agent.config import service
 from gymwire.learner_agent.client.exchange import RESEND_S, Exchange
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.learner_agent.client.steps_ahead import MAX_TOGETHER, Outbox
 from gymwire.protocol.codec import Frame, read_header
+from gymwire.protocol.errors import EnvironmentClosed
 from gymwire.protocol.messages import Kind, Percept, Reset
 from tests.learner_agent.client.test_interrupted import in_memory
 from tests.sameness import assert_same
@@ -49,9 +51,13 @@ class Paths:
         self.current, self.direct.went_down = self._other, False
 
 
-def session(number: int, paths: Paths) -> RemoteSession:
-    exchange = SimpleNamespace(begin_step=lambda action: b"%d %d" % (number, action))
-    connection = SimpleNamespace(clock=lambda: 0.0)
+def session(number: int, paths: Paths, resent: list[int] | None = None) -> RemoteSession:
+    """Return a session that adds its number to `resent` when its request is to be repeated."""
+    exchange = SimpleNamespace(
+        begin_step=lambda action: b"%d %d" % (number, action),
+        resend=lambda now: [] if resent is None else resent.append(number),
+    )
+    connection = SimpleNamespace(clock=lambda: 0.0, closed=False)
     made = SimpleNamespace(exchange=exchange, paths=paths, connection=connection)
     return cast(RemoteSession, made)
 
@@ -118,12 +124,13 @@ def test_a_path_that_drops_actions_gets_no_more_and_the_timers_send_them(
 
 
 def test_a_path_that_is_full_does_not_hold_up_the_others() -> None:
-    full, free = Path(), Path()
+    full, free, resent = Path(), Path(), list[int]()
     full.is_full = True
     outbox = Outbox()
     for number in range(6):
-        outbox.add(session(number, Paths(free if number % 2 else full)), 7)
+        outbox.add(session(number, Paths(free if number % 2 else full), resent), 7)
     outbox.flush()
+    assert resent == [0, 2, 4]  # by the timers, at once
     assert full.bundles == [[b"0 7"]]
     assert [frame for bundle in free.bundles for frame in bundle] == [b"1 7", b"3 7", b"5 7"]
 
@@ -151,7 +158,7 @@ def test_an_interrupt_before_actions_are_sent_leaves_them_to_the_next_call(
         if left < 0:
             flush(outbox)
         elif not left:
-            outbox._frames = {}  # they are recorded as sent
+            outbox._acts = {}  # they are recorded as sent
             raise KeyboardInterrupt
 
     with in_memory():
@@ -197,3 +204,25 @@ def test_actions_that_were_recorded_before_an_interrupt_are_sent(
         remote.step(np.zeros(6, np.int64))
         assert [group[i].exchange.seq for i in range(6)] == [2] * 6
         remote.close()
+
+
+@pytest.mark.parametrize("number", range(6))
+@pytest.mark.parametrize("ends", [False, True])
+def test_a_close_while_actions_are_sent_is_an_error_that_hides_no_other(
+    monkeypatch: pytest.MonkeyPatch, number: int, ends: bool
+) -> None:
+    with in_memory():
+        remote = ProxyVectorEnv("moody", 6, BROKER, sessions=6)
+        remote.reset(seed=1)
+        begin = SessionGroup.begin_step
+
+        def begin_and_close(group: SessionGroup, i: int, actions: Any, outbox: Outbox) -> None:
+            begin(group, i, actions, outbox)
+            if i == number:
+                remote.close()
+                if ends:
+                    raise SystemExit(3)
+
+        monkeypatch.setattr(SessionGroup, "begin_step", begin_and_close)
+        with pytest.raises(SystemExit if ends else EnvironmentClosed):
+            remote.step_async(np.zeros(6, np.int64))

@@ -155,6 +155,7 @@ def test_a_repeated_request_with_other_stamps_of_the_broker_gets_the_same_reply(
 
     monkeypatch.setattr(dealer, "arrived", arrived)
     monkeypatch.setattr(link, "send", sent)
+    monkeypatch.setattr(link, "send_all", lambda frames: all([*map(sent, frames)]))
     session.timed_step(1)
     network.pass_time(3.0)
     again = bytes(stamps.stamp_relay(asked[0], network.monotonic_ns(), network.monotonic_ns))

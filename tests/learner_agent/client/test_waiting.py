@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_EVERY, wait
+from gymwire.learner_agent.client.waiting import TICK_S, TIMERS_EVERY, timers_pause, wait
 
 
 class Source:
     """A path with frames that arrive at given times, and answer requests or do not."""
 
-    has_buffered = False
+    has_buffered = has_frame = False
 
     def __init__(self, *arrivals: float, answers: bool = True) -> None:
         self.now = 0.0
@@ -107,13 +107,20 @@ def test_what_a_timer_raises_ends_the_wait() -> None:
         wait(lambda: False, None, sources=(source,), run_timers=fail, clock=lambda: source.now)
 
 
+@pytest.mark.parametrize(("spent_s", "pause_s"), [(0.001, 0.04), (0.1, 1.0), (60.0, 1.0)])
+def test_a_long_run_of_the_timers_delays_the_next_one_by_a_second(
+    spent_s: float, pause_s: float
+) -> None:
+    assert timers_pause(spent_s) == pytest.approx(pause_s)
+
+
 class Bundle(Source):
     """A source whose frames arrive together."""
 
-    has_buffered = True
+    has_buffered = has_frame = True
 
     def poll(self, timeout_s: float) -> bool:
-        self.has_buffered = len(self.arrivals) > 1
+        self.has_buffered = self.has_frame = len(self.arrivals) > 1
         return super().poll(timeout_s)
 
 
@@ -126,6 +133,15 @@ def test_the_condition_is_asked_once_for_frames_that_arrive_together() -> None:
 
     assert source.wait(until)
     assert set(asked) == {0, 11}
+
+
+def test_the_rest_of_a_frame_that_has_arrived_in_part_is_not_waited_for() -> None:
+    class Part(Source):
+        has_buffered = True
+
+    source = Part(0.25, 0.3)
+    assert source.wait(lambda: source.received == 1)
+    assert source.received == 1
 
 
 def test_timers_run_although_frames_are_buffered_without_end() -> None:

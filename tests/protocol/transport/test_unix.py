@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest.mock import DEFAULT, Mock, patch
 
 import numpy as np
@@ -23,6 +24,7 @@ from gymwire.protocol.transport import unix as unix_sockets
 from gymwire.protocol.transport.interface import Delivery, LinkEvent, Received
 from gymwire.protocol.transport.polling import wait_among
 from gymwire.protocol.transport.private_folder import FOLDER_PREFIX
+from gymwire.protocol.transport.stream import NOW
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer, UnixRouter
 
 pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system's Unix sockets cannot do it")
@@ -201,6 +203,39 @@ def test_frames_that_arrived_together_are_dropped_with_their_connection(
         router.hang_up(rid)
         assert router.receive() is None
         assert ended == [rid]
+
+
+def test_a_buffered_frame_is_taken_although_the_peer_does_not_read(
+    router: UnixRouter, dealer: UnixDealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rid = introduced(dealer, router)
+    router.send_all(rid, [frame(24), frame(25)])
+    while dealer.send(frame(100_000)):
+        pass  # until the rest of one waits here
+    assert dealer.unsent is not None
+    flags: list[int] = []
+    monkeypatch.setattr(dealer, "flush_pending", flags.append)
+    assert [dealer.receive(), dealer.receive(), dealer.has_frame] == [frame(24), frame(25), False]
+    assert flags == [0, NOW]
+
+
+def test_frames_sent_together_wait_until_the_peer_reads(
+    router: UnixRouter, dealer: UnixDealer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    introduced(dealer, router)
+    sent = [frame(24 + size) for size in range(3)]
+    attempts: list[bool] = []
+    one = UnixDealer._write_joined
+
+    def late(dealer: UnixDealer, parts: Any, flags: int) -> bool:
+        attempts.append(len(attempts) == 2)
+        return attempts[-1] and one(dealer, parts, flags)
+
+    monkeypatch.setattr(UnixDealer, "_write_joined", late)
+    assert not dealer.send_all(sent)
+    assert dealer.send_all(sent, wait=True)
+    assert attempts == [False, False, True]
+    assert [receive(router)[2] for _ in sent] == sent
 
 
 def test_a_connection_that_has_ended_has_no_buffered_frames(
