@@ -41,6 +41,7 @@ from gymwire.protocol.transport.dealer import Dealer, LivenessConnection
 
 MAX_THREADS = 8
 CLOSE_S = 1.0  # for closing sessions that are between two requests when the grace is over
+MAX_NAMED = 20  # sessions in a line of the log
 MAX_GRACE_S = 1e9  # timers accept no more, and not 'inf'
 LAST_S = 3.0  # how much longer than the grace the process may take, with all its exit handlers
 
@@ -360,7 +361,8 @@ class Agent:
         if not self._wait_for_loops(self._grace_s):
             why = f"its grace period of {self._grace_s:g} s is over"
             sessions = [session_text(row[0]) for one in self._loops for row in one.host.listed]
-            self._log.warning("ending sessions", why=why, sessions=sessions)
+            named = sessions[:MAX_NAMED]
+            self._log.warning("ending sessions", why=why, count=len(sessions), sessions=named)
             for loop in self._loops:
                 loop.why = why
             self.stop()
