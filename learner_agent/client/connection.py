@@ -32,14 +32,7 @@ from gymwire.learner_agent.client.requests import (
 from gymwire.learner_agent.client.session import CLOSE_S, RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.threads import is_elsewhere, is_ours, wait_while
-from gymwire.learner_agent.client.waiting import (
-    TICK_S,
-    TIMERS_PAUSE_S,
-    TIMERS_SHARE,
-    Source,
-    Waiting,
-    wait,
-)
+from gymwire.learner_agent.client.waiting import TICK_S, Source, Waiting, timers_pause, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
@@ -69,8 +62,7 @@ from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
 from gymwire.protocol.transport.interface import Transport
 
-MANY = 64  # sessions whose timers take so long that they must not run at every occasion,
-SESSIONS_PAUSE_S = 3.0  # and the longest pause between two runs
+MANY = 64  # sessions whose timers take so long that they must not run at every occasion
 REPEATS_PER_SECOND = 640  # frames of all sessions that are sent again, and their PINGs
 SERVE_EVERY_S = 0.01  # the least pause between two calls of `serve` that do something
 MAX_DRAINED = 10_000  # frames received in one `drain`
@@ -450,15 +442,17 @@ class BrokerConnection:
         self._tick_sessions(now)
         frames = self._requests.due(now)
         for frame in [PLAIN.encode(Ping()), *frames] if frames else []:
-            self.link.send(frame)
+            if not self.link.send(frame):
+                break  # full: each further attempt could wait for a tick
         if self._patience.is_over(now) and self._requests.is_waiting:
             raise self._silent_broker()
 
     def _tick_sessions(self, now: float) -> None:
         """Run the timers of the sessions, until enough frames were sent for one time.
 
-        Those of many sessions take at most a fortieth of the time, over all calls of `wait`, and
-        send so few frames that the broker's rate limit admits them. A connection that is full gets
+        Those of many sessions take at most a fortieth of the time, over all calls of `wait`, unless
+        a run takes more than 25 ms, and send so few frames that the broker's rate limit admits
+        them. A connection that is full gets
         no more this time: each attempt could wait for a tick.
         """
         if now < self._sessions_at:
@@ -474,9 +468,7 @@ class BrokerConnection:
                 break
         if len(self._sessions) > MANY:
             spent_s = self.clock() - now
-            at_most_s = TIMERS_PAUSE_S if full else SESSIONS_PAUSE_S
-            pause_s = min(TIMERS_SHARE * spent_s, at_most_s)
-            self._sessions_at = now + max(pause_s, sent / REPEATS_PER_SECOND)
+            self._sessions_at = now + max(timers_pause(spent_s), sent / REPEATS_PER_SECOND)
 
     def _silent_broker(self) -> BrokerUnreachable:
         lost_again = self._patience.lost_again(f"a request to {self.url}", self._requests.largest)

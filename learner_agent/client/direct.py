@@ -286,7 +286,8 @@ class SessionPaths:
                 sent += 1
                 continue
             full.add(path)
-            if kind not in (Kind.PING, Kind.RESUME):
+            if kind is not Kind.PING:
+                self._exchange.resume_pending = self._exchange.resume_pending or kind is Kind.RESUME
                 self._exchange.resend(now)
         return sent
 

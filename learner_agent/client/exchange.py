@@ -405,8 +405,9 @@ class Exchange:
         self._resend_at = now
 
     def resend(self, now: float) -> None:
-        """Send the pending request again at once: the path to the agent has changed."""
+        """Send the pending request again at once: the path has changed, or did not accept it."""
         self._arm(now)
+        self._resend_s = RESEND_S
         self._resend_at = now
 
     def resend_close(self, now: float) -> bool:

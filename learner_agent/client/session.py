@@ -431,6 +431,8 @@ class RemoteSession:
             self.paths.follow(now)
             if self.paths.is_direct:  # its heartbeats show that the agent is alive
                 self.exchange.keep_waiting(now)
+        if self.exchange.resume_pending and self.path in full:
+            return 0  # RESUME comes first
         try:
             hello_first, frames = self.exchange.tick(now)
         except BrokerUnreachable:

@@ -20,8 +20,12 @@ def wait_among(sockets: Sequence[Waitable], timeout_s: float) -> list[int]:
     that waits for less than one would compute until then.
     """
     buffered = [i for i, socket in enumerate(sockets) if socket.has_buffered]
-    if buffered:
+    if len(buffered) == len(sockets):
         return buffered
+    # The others, too: what is buffered may be a part of a frame whose rest never comes.
+    timeout_ms = 0 if buffered else math.ceil(timeout_s * 1000)
     polled = [(socket.waitable, POLLIN) for socket in sockets]
-    ready = [socket for socket, _ in zmq.zmq_poll(polled, timeout=math.ceil(timeout_s * 1000))]
-    return [i for i, (socket, _) in enumerate(polled) if socket in ready] if ready else []
+    ready = [socket for socket, _ in zmq.zmq_poll(polled, timeout=timeout_ms)]
+    if not (ready or buffered):
+        return []
+    return [i for i, (socket, _) in enumerate(polled) if socket in ready or i in buffered]

@@ -118,7 +118,7 @@ class UnixDealer(Stream):
                 time.sleep(TICK_MS / 1000)
             return None
         if self.unsent is not None:
-            self.flush_pending(NOW if self.has_frame else 0)
+            self.flush_pending(NOW if self.poll() else 0)
         return self.read(0)
 
     def poll(self, timeout_s: float = 0.0) -> bool:

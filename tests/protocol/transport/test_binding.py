@@ -62,7 +62,8 @@ def _wait_until_closed(port: int) -> None:
     """Wait until nothing listens at this port."""
     with contextlib.suppress(ConnectionRefusedError):
         while True:
-            socket.create_connection(("127.0.0.1", port)).close()
+            with contextlib.suppress(ConnectionResetError):  # it closes just now
+                socket.create_connection(("127.0.0.1", port)).close()
 
 
 def test_a_unix_socket_is_not_taken_from_the_process_that_listens_there(tmp_path: Path) -> None:
