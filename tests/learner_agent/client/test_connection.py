@@ -334,12 +334,13 @@ def test_a_full_connection_gets_each_resume_after_one_hello(
         sessions = connection.open_all("cartpole", [0] * count)
         for session in sessions:
             session.request(Reset(1))
-            session.begin(Act(0))
-            session.exchange.reconnected(network.now)
         hellos: list[bytes] = []
         with monkeypatch.context() as patch:
             patch.setattr(connection.link, "send_hello", lambda frame, *_: hellos.append(frame))
             patch.setattr(connection.link, "send", lambda frame, wait=False: False)
+            for session in sessions:
+                session.begin(Act(0))
+                session.exchange.reconnected(network.now)
             connection.tick(network.now)
         assert len(hellos) == 1
         assert all(one.exchange.resume_pending for one in sessions)
