@@ -135,6 +135,24 @@ def test_the_condition_is_asked_once_for_frames_that_arrive_together() -> None:
     assert set(asked) == {0, 11}
 
 
+def test_what_frames_have_brought_counts_before_what_a_timer_raises() -> None:
+    class Mixed(Bundle):
+        def receive_frame(self, data: bytes | memoryview) -> bool:
+            return super().receive_frame(data) and self.received < 2  # the last one is a stray
+
+    def fail(_now: float) -> None:
+        raise TimeoutError
+
+    source = Mixed(0.0, 0.0)
+    assert wait(
+        lambda: source.received == 2,
+        None,
+        sources=(source,),
+        run_timers=fail,
+        clock=lambda: source.now,
+    )
+
+
 def test_the_rest_of_a_frame_that_has_arrived_in_part_is_not_waited_for() -> None:
     class Part(Source):
         has_buffered = True
@@ -159,5 +177,5 @@ def test_a_frame_that_answers_nothing_moves_the_timers_also_among_others(
     source = Bundle(0.0, 0.0, 0.0)
     answers = iter([True, False, True])
     monkeypatch.setattr(source, "receive_frame", lambda _: next(answers))
-    source.wait(lambda: not source.arrivals)
+    source.wait(lambda: bool(source.timers))
     assert source.timers == [0.0]
