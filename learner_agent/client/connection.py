@@ -452,8 +452,7 @@ class BrokerConnection:
 
         Those of many sessions take at most a fortieth of the time, over all calls of `wait`, unless
         a run takes more than 25 ms, and send so few frames that the broker's rate limit admits
-        them. A connection that is full gets
-        no more this time: each attempt could wait for a tick.
+        them. A connection that is full gets no more this time: each attempt could wait for a tick.
         """
         if now < self._sessions_at:
             return

@@ -215,8 +215,9 @@ class SessionPaths:
     def source(self) -> Source:
         """The current connection as a source of frames."""
         direct = self.direct
-        is_current = direct is not None and direct.transport is self.current
-        return direct.link if direct is not None and is_current else self._connection
+        if direct is not None and direct.transport is self.current:
+            return direct.link
+        return self._connection
 
     @property
     def is_direct(self) -> bool:
@@ -267,8 +268,7 @@ class SessionPaths:
 
     def _choose(self) -> None:
         direct = self.direct
-        is_up = direct is not None and direct.up
-        current = direct.transport if direct is not None and is_up else self._connection.link
+        current = direct.transport if direct is not None and direct.up else self._connection.link
         if self.current is not current:
             self._connection.path_changes += 1
             self.current = current  # last: after an interrupt, the next call goes on
@@ -286,8 +286,9 @@ class SessionPaths:
                 sent += 1
                 continue
             full.add(path)
+            if kind is Kind.RESUME:
+                self._exchange.resume_pending = True
             if kind is not Kind.PING:
-                self._exchange.resume_pending = self._exchange.resume_pending or kind is Kind.RESUME
                 self._exchange.resend(now)
         return sent
 

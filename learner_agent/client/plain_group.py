@@ -150,9 +150,7 @@ class PlainGroup(SessionGroup):
 
     def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
         """Wait until `step_ready` for all of these."""
-        deadline = self.deadline_of(timeout_s)
-        while missing := [i for i in waiting if not self.step_ready(i)]:
-            self.wait_for_all(missing, deadline)
+        self._wait_until_ready(waiting, timeout_s, self.wait_for_all)
 
     def read_step(self, i: int, timeout_s: float | None = None) -> Message:
         """Return the percept of an environment, as that of a vector of one."""

@@ -226,6 +226,17 @@ class SessionGroup:
         """Wait until `step_ready` for all of these. Raises RequestTimeout and EnvironmentLost."""
         self.wait_for_all(waiting, self.deadline_of(timeout_s))
 
+    def _wait_until_ready(
+        self,
+        waiting: Sequence[int],
+        timeout_s: float | None,
+        wait: Callable[[Sequence[int], float | None], None],
+    ) -> None:
+        """Call `wait` with the sessions that are not `step_ready`, until all of these are."""
+        deadline = self.deadline_of(timeout_s)
+        while missing := [i for i in waiting if not self.step_ready(i)]:
+            wait(missing, deadline)
+
     def read_step(self, i: int, timeout_s: float | None = None) -> Message:
         """Wait for the percept of a session, and return it; it stays until `end_steps`."""
         return self.read(i, timeout_s)

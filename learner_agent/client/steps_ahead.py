@@ -40,8 +40,7 @@ class Outbox:
 
     def add(self, session: RemoteSession, action: Any) -> None:
         """Send an ACT, at the latest with `flush`. Raises what `RemoteSession.begin` raises."""
-        if session.connection.closed:
-            session.connection.check_open()
+        session.connection.check_open()
         frame = session.exchange.begin_step(action)
         if frame is None:
             session.begin(Act(action))

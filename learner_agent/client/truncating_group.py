@@ -42,9 +42,7 @@ class ReplacingGroup(SessionGroup):
 
     def wait_for_steps(self, waiting: Sequence[int], timeout_s: float | None) -> None:
         """Wait until `step_ready` for all of these; a loss must be seen at once."""
-        deadline = self.deadline_of(timeout_s)
-        while missing := [i for i in waiting if not self.step_ready(i)]:
-            self.wait_for_step(missing, deadline)
+        self._wait_until_ready(waiting, timeout_s, self.wait_for_step)
 
     def _reset_all(
         self, requests: Mapping[int, Message], timeout_s: float | None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from functools import partial
 from typing import Any, cast
 
@@ -266,16 +268,24 @@ def test_the_timers_of_many_sessions_take_a_small_share_of_the_time(
         assert sessions > 2 or spent_s == pytest.approx(0.2)  # those of few run each time
 
 
+@contextlib.contextmanager
+def hundred_episodes(
+    timeout_s: float = 60.0,
+) -> Iterator[tuple[Network, BrokerConnection, list[RemoteSession]]]:
+    """Yield a hundred sessions of one connection, each of which has been reset."""
+    with Network() as network:
+        agent(network, slots=100)
+        connection = network.connection(timeout_s=timeout_s)
+        sessions = connection.open_all("cartpole", [0] * 100)
+        for session in sessions:
+            session.request(Reset(1))
+        yield network, connection, sessions
+
+
 def test_a_full_connection_is_tried_once_a_time_and_gets_all_repetitions_when_it_has_room(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    count = 100
-    with Network() as network:
-        agent(network, slots=count)
-        connection = network.connection()
-        sessions = connection.open_all("cartpole", [0] * count)
-        for session in sessions:
-            session.request(Reset(1))
+    with hundred_episodes() as (network, connection, sessions):
         attempts: list[float] = []
         send = connection.link.send
 
@@ -304,12 +314,7 @@ def test_a_full_connection_is_tried_once_a_time_and_gets_all_repetitions_when_it
 def test_slow_timers_of_many_sessions_do_not_hide_that_the_broker_is_silent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    with Network() as network:
-        agent(network, slots=100)
-        connection = network.connection(timeout_s=10.0)
-        sessions = connection.open_all("cartpole", [0] * 100)
-        for session in sessions:
-            session.request(Reset(1))
+    with hundred_episodes(timeout_s=10.0) as (network, _, sessions):
         tick = RemoteSession.tick
 
         def slow(session: RemoteSession, now: float, full: set[Any]) -> int:
@@ -327,13 +332,7 @@ def test_slow_timers_of_many_sessions_do_not_hide_that_the_broker_is_silent(
 def test_a_full_connection_gets_each_resume_after_one_hello(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    count = 100
-    with Network() as network:
-        agent(network, slots=count)
-        connection = network.connection()
-        sessions = connection.open_all("cartpole", [0] * count)
-        for session in sessions:
-            session.request(Reset(1))
+    with hundred_episodes() as (network, connection, sessions):
         hellos: list[bytes] = []
         with monkeypatch.context() as patch:
             patch.setattr(connection.link, "send_hello", lambda frame, *_: hellos.append(frame))

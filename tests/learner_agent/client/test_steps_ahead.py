@@ -57,7 +57,7 @@ def session(number: int, paths: Paths, resent: list[int] | None = None) -> Remot
         begin_step=lambda action: b"%d %d" % (number, action),
         resend=lambda now: [] if resent is None else resent.append(number),
     )
-    connection = SimpleNamespace(clock=lambda: 0.0, closed=False)
+    connection = SimpleNamespace(clock=lambda: 0.0, check_open=lambda: None)
     made = SimpleNamespace(exchange=exchange, paths=paths, connection=connection)
     return cast(RemoteSession, made)
 
