@@ -15,13 +15,13 @@ from typing import Any, ClassVar
 
 from gymwire.learner_agent.aio.calls import anyio, current_number, future_factory, suspend
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.direct import Repeats
 from gymwire.learner_agent.client.session import Data, RemoteSession
 from gymwire.learner_agent.client.waiting import TICK_S, Source, timers_pause, wait
 from gymwire.protocol.codec import Frame, Header
 from gymwire.protocol.errors import BrokerUnreachable, GymwireError
 from gymwire.protocol.step_codec import Step
 from gymwire.protocol.transport.dealer import Dealer
-from gymwire.protocol.transport.interface import Transport
 
 DIAL_S = 0.005  # between two attempts to send HELLO while the connection is being made
 SETUP_S = 0.02  # the shortest pause between two checks of direct connections that are being made
@@ -194,13 +194,12 @@ class AioSession(RemoteSession):
             self.connection.note_news()
         return answered
 
-    def tick(self, now: float, full: set[Transport]) -> int:
-        """Run the session's timers. Returns how many frames it sent."""
+    def tick(self, now: float, repeats: Repeats) -> None:
+        """Run the session's timers."""
         try:
-            return super().tick(now, full)
+            super().tick(now, repeats)
         except GymwireError as error:
             self.connection.wake(self, error)
-            return 0
 
 
 class AioConnection(BrokerConnection):

@@ -14,15 +14,15 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import takewhile
 from typing import Any, ClassVar
 
-from gymwire.learner_agent.client.direct import DirectLinks
+from gymwire.learner_agent.client.direct import DirectLinks, Repeats
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.listing import find_all
 from gymwire.learner_agent.client.open_sessions import SessionOpener
-from gymwire.learner_agent.client.patience import Patience
+from gymwire.learner_agent.client.patience import Contact, Patience
 from gymwire.learner_agent.client.requests import (
-    MAX_REPEATED,
     Answer,
     BrokerRequests,
     Keep,
@@ -60,10 +60,8 @@ from gymwire.protocol.step_codec import compile_steps
 from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
-from gymwire.protocol.transport.interface import Transport
 
 MANY = 64  # sessions whose timers take so long that they must not run at every occasion
-REPEATS_PER_SECOND = 640  # frames of all sessions that are sent again, and their PINGs
 SERVE_EVERY_S = 0.01  # the least pause between two calls of `serve` that do something
 MAX_DRAINED = 10_000  # frames received in one `drain`
 MAX_STEP_CODECS = 64  # kept at the same time
@@ -154,7 +152,8 @@ class BrokerConnection:
         self._requests = BrokerRequests()
         self._opener = SessionOpener(self, wait_s)
         self._broker_lost = False
-        self._patience = Patience(timeout_s)
+        self.contact = Contact()
+        self._patience = Patience(timeout_s, self.contact)
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
         self.link = BrokerLink(dial(url, key=own, server_key=server_key))
@@ -282,7 +281,7 @@ class BrokerConnection:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         try:
             if self.wait_first({request.seq: request}, self.clock() + timeout_s) is None:
-                if self.clock() - self._patience.heard >= self.timeout_s:
+                if self._patience.silent_s(self.clock()) >= self.timeout_s:
                     raise self._silent_broker()
                 raise RequestTimeout(
                     f"The {KINDS[type(message)].name} to the broker at {self.url} has not been "
@@ -325,9 +324,9 @@ class BrokerConnection:
         self._patience.begin(now)
         if now >= self._closed_at:
             self._closed_at = now + TICK_S
-            full = set[Transport]()
+            repeats = Repeats()
             for session in [one for one in self._sessions.values() if one.closed]:
-                session.tick(now, full)  # frames may arrive without a pause in which timers run
+                session.tick(now, repeats)  # frames may arrive without a pause in which timers run
         answered = self._requests.answered
         self.wait(lambda: any(number in pending for number in answered), deadline)
         return next((number for number in answered if number in pending), None)
@@ -434,8 +433,9 @@ class BrokerConnection:
         """Run all timers: check the link, and send again what is due.
 
         Raises BrokerUnreachable if the broker has been silent for too long, Denied, and
-        EnvironmentClosed if another thread closes the connection.
+        EnvironmentClosed if the connection is closed meanwhile.
         """
+        self.contact.watch(now)
         self.check_link(now)
         if self.direct_links.check():
             self.drain()
@@ -446,6 +446,7 @@ class BrokerConnection:
                 break  # full: each further attempt could wait for a tick
         if self._patience.is_over(now) and self._requests.is_waiting:
             raise self._silent_broker()
+        self.contact.watched_at = self.clock()  # slow timers are no pause
 
     def _tick_sessions(self, now: float) -> None:
         """Run the timers of the sessions, until enough frames were sent for one time.
@@ -456,18 +457,18 @@ class BrokerConnection:
         """
         if now < self._sessions_at:
             return
-        sent, full = 0, set[Transport]()
+        repeats, last = Repeats(), None
         for session in list(self._sessions.values()):
-            sent += session.tick(now, full)
-            if sent >= MAX_REPEATED:  # the others come first the next time
-                for sid in list(self._sessions):
-                    if sid == session.sid:
-                        break
-                    self._sessions[sid] = self._sessions.pop(sid)
-                break
+            session.tick(now, repeats)
+            if repeats.left <= 0:
+                last = last or session.sid
+                if now - self.contact.last <= self.timeout_s:  # no session has waited for too long
+                    break
+        # The others come first the next time.
+        for sid in takewhile(lambda sid: last not in (None, sid), list(self._sessions)):
+            self._sessions[sid] = self._sessions.pop(sid)
         if len(self._sessions) > MANY:
-            spent_s = self.clock() - now
-            self._sessions_at = now + max(timers_pause(spent_s), sent / REPEATS_PER_SECOND)
+            self._sessions_at = now + max(timers_pause(self.clock() - now), repeats.pause_s)
 
     def _silent_broker(self) -> BrokerUnreachable:
         lost_again = self._patience.lost_again(f"a request to {self.url}", self._requests.largest)
@@ -481,10 +482,11 @@ class BrokerConnection:
     def check_link(self, now: float) -> None:
         """Handle lost and new connections; over a new one, send HELLO and everything pending.
 
-        Raises EnvironmentClosed if another thread closes the connection.
+        Raises EnvironmentClosed if the connection is closed meanwhile.
         """
         if self.ends_waits:
             raise EnvironmentClosed("Another thread has closed this environment. Make a new one.")
+        self.check_open()  # a signal handler may have closed it
         is_new = False
         for event in self._handshake.watch(now):
             if event.up:

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from gymwire.learner_agent.client.requests import MAX_REPEATED
 from gymwire.learner_agent.client.waiting import Source, Waiting, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.address import parse_address
@@ -33,6 +34,7 @@ ALWAYS_S = 2.5  # and how long direct="always" waits
 # So many losses within this time, each during a request, suggest that the path loses large packets.
 MAX_LOSSES = 3
 LOSSES_WITHIN_S = 60.0
+REPEATS_PER_SECOND = 640  # frames that all sessions send again, and their PINGs
 CHECK_EVERY_S = 0.002  # the pause between two checks of connections that are being made
 
 
@@ -60,13 +62,10 @@ class DirectLink:
         path.must_resume = self._is_connected
         self.sessions[path.sid] = self._not_up[path.sid] = path
 
-    def remove(self, path: DirectPath) -> bool:
-        """End a session's use; with the last one, close the connection and return True."""
+    def remove(self, path: DirectPath) -> None:
+        """End a session's use."""
         self.sessions.pop(path.sid, None)
         self._not_up.pop(path.sid, None)
-        if not self.sessions:
-            self.transport.close(linger_s=0.3)
-        return not self.sessions
 
     def check(self) -> None:
         """Handle what has happened to the connection, and attach the sessions that are not up."""
@@ -176,15 +175,36 @@ class DirectLinks:
         return list(self._links.values())
 
     def remove(self, path: DirectPath) -> None:
-        """End a session's use of its connection."""
-        if path.link.remove(path):
-            self._links = {key: one for key, one in self._links.items() if one is not path.link}
+        """End a session's use of its connection, and close that after the last one."""
+        link = path.link
+        link.remove(path)
+        if not link.sessions:
+            self._links = {key: one for key, one in self._links.items() if one is not link}
+            link.transport.close(linger_s=0.3)
 
     def check(self) -> bool:
         """Check all connections; return whether there are any."""
         for link in list(self._links.values()):
             link.check()
         return bool(self._links)
+
+
+class Repeats:
+    """The frames that the sessions of a connection send again in one run of its timers.
+
+    Attributes:
+        left: how many more may be sent.
+        full: the transports that accept no frame at the moment, and get no other one.
+    """
+
+    def __init__(self) -> None:
+        self.left = MAX_REPEATED
+        self.full: set[Transport] = set()
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait before the next run, in seconds."""
+        return (MAX_REPEATED - self.left) / REPEATS_PER_SECOND
 
 
 class SessionPaths:
@@ -260,11 +280,13 @@ class SessionPaths:
         logs.logger().debug("session relayed", address=address, why=why)
 
     def close_direct(self) -> None:
-        """Close the direct connection, if there is one."""
-        if self.direct is not None:
-            self._connection.direct_links.remove(self.direct)
+        """Close the direct connection, if there is one; after an interrupt, call it again."""
+        direct = self.direct
+        if direct is not None:
+            direct.up = False
+            self._choose()  # no request may take a connection that is closed
+            self._connection.direct_links.remove(direct)
             self.direct = None
-            self._choose()
 
     def _choose(self) -> None:
         direct = self.direct
@@ -273,24 +295,19 @@ class SessionPaths:
             self._connection.path_changes += 1
             self.current = current  # last: after an interrupt, the next call goes on
 
-    def repeat(self, frames: Sequence[Frame], now: float, full: set[Transport]) -> int:
-        """Send what the timers repeat; return how many frames were sent.
-
-        `full`: see `RemoteSession.tick`.
-        """
-        sent = 0
+    def repeat(self, frames: Sequence[Frame], now: float, repeats: Repeats) -> None:
+        """Send what the timers repeat."""
         for frame in frames:
             kind = codec.read_header(frame).kind
             path = self._connection.link if kind is Kind.PING else self.current
-            if path not in full and path.send(frame):
-                sent += 1
+            if path not in repeats.full and path.send(frame):
+                repeats.left -= 1
                 continue
-            full.add(path)
+            repeats.full.add(path)
             if kind is Kind.RESUME:
                 self._exchange.resume_pending = True
             if kind is not Kind.PING:
                 self._exchange.resend(now)
-        return sent
 
     def receive_frame(self, data: bytes | memoryview) -> bool:
         """Handle a frame from the current path; return whether it answers a request."""

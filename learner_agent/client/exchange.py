@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gymwire.learner_agent.client.failures import cut
-from gymwire.learner_agent.client.patience import Patience
+from gymwire.learner_agent.client.patience import Contact, Patience
 from gymwire.protocol import dialogue
 from gymwire.protocol.codec import PLAIN, Frame, Header, read_header
 from gymwire.protocol.errors import (
@@ -46,7 +46,6 @@ from gymwire.protocol.step_codec import Step, StepCodec
 RESEND_S = 1.0  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 15.0
 PING_S = 1.0
-UNWATCHED_S = 2.0  # a PING overdue for longer shows that this process did not run in the meantime
 
 # Before Python 3.12, looking an enum member up takes 0.1 µs and more.
 _ACT, _ERROR = Kind.ACT, Kind.ERROR
@@ -72,6 +71,7 @@ class Exchange:
         nonce: the 16 bytes that prove the ownership of the session.
         where: the env agent, as errors name it.
         timeout_s: how long the broker may be silent, in seconds.
+        contact: when the broker was last in contact with any session of the connection.
         rng: the source of the random part of pauses.
         steps: the codec of the fast path for steps, which encodes no ACT that is larger than the
             broker accepts; None: every step takes the general path.
@@ -84,6 +84,7 @@ class Exchange:
         *,
         where: str,
         timeout_s: float,
+        contact: Contact,
         rng: random.Random,
         steps: StepCodec | None = None,
     ) -> None:
@@ -107,10 +108,11 @@ class Exchange:
         self._name = b""  # of the step that `begin_step` began: sid and number, as in a frame
         self.where = where
         self._timeout_s = timeout_s
+        self._contact = contact
         self._rng = rng
         self._abandoned: list[Pending] = []
         self._armed = 0  # the request for which the timers below are set
-        self._patience = Patience(timeout_s)
+        self._patience = Patience(timeout_s, contact)
         self._resend_at = 0.0
         self._resend_s = RESEND_S
         self._ping_at = 0.0
@@ -274,7 +276,7 @@ class Exchange:
                     self.in_step_s = since_s
                     self._resend_at = now + RESEND_MAX_S
             case Pong():
-                self._patience.hear(now)
+                self._contact.last = now
             case Resumed():
                 self._patience.hear(now)
                 self._resend_at = now
@@ -421,8 +423,8 @@ class Exchange:
             return True
         return request is None
 
-    def tick(self, now: float) -> tuple[bool, list[Frame]]:
-        """Return whether HELLO must be sent first, and the frames that are due.
+    def tick(self, now: float, *, may_send: bool = True) -> tuple[bool, list[Frame]]:
+        """Return whether HELLO must be sent first, and the frames that are due if any may be sent.
 
         Raises BrokerUnreachable if the broker has been silent for longer than `timeout_s`.
         """
@@ -431,10 +433,10 @@ class Exchange:
             return False, []
         if self._armed != request.seq:
             self._arm(now)
-        if now - self._ping_at > UNWATCHED_S:  # this process was frozen, or did not wait
-            self._patience.heard = now
         if self._patience.is_over(now):
             raise self._silence_error(request)
+        if not may_send:
+            return False, []
         frames: list[Frame] = []
         if now >= self._resend_at:
             if self.resume_pending:

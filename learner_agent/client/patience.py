@@ -2,7 +2,30 @@
 
 from __future__ import annotations
 
+import math
+
 SETTLED_S = 3.0  # the age from which what a new connection delivers renews the patience
+UNWATCHED_S = 2.0  # after a longer pause of the timers, the silence of the broker counts anew
+
+
+class Contact:
+    """When the broker was last in contact with any session of a connection.
+
+    Time in which nobody listened counts as contact.
+
+    Attributes:
+        last: a reading of the connection's clock, in seconds.
+        watched_at: when the timers of the connection ran last.
+    """
+
+    def __init__(self) -> None:
+        self.last = self.watched_at = -math.inf
+
+    def watch(self, now: float) -> None:
+        """Note that the timers run now."""
+        if now - self.watched_at > UNWATCHED_S:  # this process was suspended, or did not wait
+            self.last = now
+        self.watched_at = now
 
 
 class Patience:
@@ -14,37 +37,45 @@ class Patience:
 
     Args:
         timeout_s: how long the broker may be silent, in seconds.
+        contact: of the connection.
 
     Attributes:
-        heard: when the broker was last heard.
+        heard: when the broker was last heard, apart from `contact`.
         settled_at: when the connection is old enough to have carried the request.
         losses: how often the connection was lost since the request began.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, contact: Contact) -> None:
         self.heard = 0.0
         self.settled_at = 0.0
         self.losses = 0
         self._timeout_s = timeout_s
+        self._contact = contact
 
     def begin(self, now: float) -> None:
         """Begin to wait for a request."""
         self.heard = now
         self.losses = 0
 
-    def hear(self, now: float) -> None:
-        """Note that the broker was heard."""
-        if now >= self.settled_at:
-            self.heard = now
+    def hear(self, at: float) -> None:
+        """Note that the broker was heard at this time."""
+        if at >= self.settled_at:
+            self.heard = max(self.heard, at)
 
     def reconnected(self, now: float) -> None:
         """Note that the connection was lost, and that there is another one."""
+        self.hear(self._contact.last)
         self.losses += 1
         self.settled_at = now + min(SETTLED_S, self._timeout_s / 2)
 
+    def silent_s(self, now: float) -> float:
+        """Return how long the broker has been silent, in seconds."""
+        self.hear(self._contact.last)
+        return now - self.heard
+
     def is_over(self, now: float) -> bool:
         """Return whether the broker has been silent for longer than `timeout_s`."""
-        return now - self.heard > self._timeout_s
+        return self.silent_s(now) > self._timeout_s
 
     def lost_again(self, what: str, size: int) -> str | None:
         """Return the text of an error if the connection was lost repeatedly, else None.

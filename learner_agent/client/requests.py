@@ -21,7 +21,7 @@ from gymwire.protocol.messages import KINDS, Kind, Message
 
 RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 4.0
-MAX_REPEATED = 64  # requests that are sent again at one time
+MAX_REPEATED = 64  # frames that are sent again in one run of the timers
 MAX_SHARED = 64  # different messages of which the sessions that are opened together share one
 MIN_RETRY_S = 0.05  # the shortest pause after BUSY
 FIRST_SEQ = 2**40  # beyond the numbers of sessions: a late ERROR of a session answers none of these

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gymnasium import Space
 
-from gymwire.learner_agent.client.direct import SessionPaths
+from gymwire.learner_agent.client.direct import Repeats, SessionPaths
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
@@ -109,6 +109,7 @@ class RemoteSession:
             open_msg.nonce,
             where=f"{open_msg.address!r}" + (f" ({opened.agent})" if opened.agent else ""),
             timeout_s=connection.timeout_s,
+            contact=connection.contact,
             rng=connection.rng,
             steps=self._steps,
         )
@@ -421,28 +422,25 @@ class RemoteSession:
             self.connection.log_dropped(header)
         return answered
 
-    def tick(self, now: float, full: set[Transport]) -> int:
-        """Run the session's timers: send again what is due. Returns how many frames it sent.
-
-        `full`: the connections that accept no frame at the moment, and get none; each that turns
-        out to be full is added.
-        """
+    def tick(self, now: float, repeats: Repeats) -> None:
+        """Run the session's timers: send again what is due, as far as `repeats` allows it."""
         if self.paths.direct is not None:
             self.paths.follow(now)
             if self.paths.is_direct:  # its heartbeats show that the agent is alive
                 self.exchange.keep_waiting(now)
-        if self.exchange.resume_pending and self.path in full:
-            return 0  # RESUME comes first
+        # RESUME comes first.
+        waits_for_room = self.exchange.resume_pending and self.path in repeats.full
+        may_send = repeats.left > 0 and not waits_for_room
         try:
-            hello_first, frames = self.exchange.tick(now)
+            hello_first, frames = self.exchange.tick(now, may_send=may_send)
         except BrokerUnreachable:
             if not self.closed:
                 raise
             self.connection.forget(self)  # nobody waits for it
-            return 0
+            return
         if hello_first:
             self.connection.send_hello()
-        return self.paths.repeat(frames, now, full)
+        self.paths.repeat(frames, now, repeats)
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -16,7 +16,7 @@ import zmq.backend
 
 from gymwire.protocol.address import check_url
 from gymwire.protocol.codec import MAX_MESSAGE
-from gymwire.protocol.errors import ConfigurationError, ConnectionFailed
+from gymwire.protocol.errors import ConfigurationError, ConnectionFailed, EnvironmentClosed
 from gymwire.protocol.messages import LIVENESS_AGENT_SIZE, LIVENESS_PREFIX
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport import kernel
@@ -90,7 +90,8 @@ class Dealer:
     `key`, `server_key`: this side's key pair and the other side's public key, or neither.
     `max_message`: bytes of a received frame; a larger one ends the connection.
 
-    Raises AddressError, ConfigurationError, ConnectionFailed.
+    Raises AddressError, ConfigurationError, ConnectionFailed; EnvironmentClosed if it is closed
+    during a call.
 
     Attributes:
         on_up: called by `link_events` with the URL over which a connection was made, and with its
@@ -144,6 +145,9 @@ class Dealer:
                 self._socket.send(frame, flags, copy=False)
         except zmq.Again:
             return False
+        except zmq.ZMQError:
+            self._check_open()
+            raise
         return True
 
     def send_all(self, frames: Sequence[bytes | bytearray], wait: bool = False) -> bool:
@@ -183,6 +187,9 @@ class Dealer:
             data: bytes = _recv(self._bare)
         except zmq.Again:
             return None
+        except zmq.ZMQError:
+            self._check_open()
+            raise
         if len(data) >= KEEP:
             self._expects_large = True
         if self._suspects:
@@ -191,9 +198,18 @@ class Dealer:
 
     def poll(self, timeout_s: float = 0.0) -> bool:
         """Return whether a frame arrives within `timeout_s`."""
-        if not timeout_s:
-            return bool(self._bare.getsockopt(EVENTS) & POLLIN)
-        return bool(self._socket.poll(int(timeout_s * 1000)))
+        try:
+            if not timeout_s:
+                return bool(self._bare.getsockopt(EVENTS) & POLLIN)
+            return bool(self._socket.poll(int(timeout_s * 1000)))
+        except zmq.ZMQError:
+            self._check_open()
+            raise
+
+    def _check_open(self) -> None:
+        """Raise EnvironmentClosed if a signal handler has closed the connection meanwhile."""
+        if self._socket.closed:
+            raise EnvironmentClosed(f"The connection to {self.url} has been closed.") from None
 
     @property
     def handshake_hint(self) -> str:

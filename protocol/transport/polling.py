@@ -25,7 +25,12 @@ def wait_among(sockets: Sequence[Waitable], timeout_s: float) -> list[int]:
     # The others, too: what is buffered may be a part of a frame whose rest never comes.
     timeout_ms = 0 if buffered else math.ceil(timeout_s * 1000)
     polled = [(socket.waitable, POLLIN) for socket in sockets]
-    ready = [socket for socket, _ in zmq.zmq_poll(polled, timeout=timeout_ms)]
+    try:
+        ready = [socket for socket, _ in zmq.zmq_poll(polled, timeout=timeout_ms)]
+    except zmq.ZMQError as error:
+        if error.errno != zmq.ENOTSOCK:
+            raise
+        return buffered  # a signal handler has closed one of them
     if not (ready or buffered):
         return []
     return [i for i, (socket, _) in enumerate(polled) if socket in ready or i in buffered]

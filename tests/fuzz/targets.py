@@ -19,6 +19,7 @@ from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import resolve
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.learner_agent.client.exchange import Exchange
+from gymwire.learner_agent.client.patience import Contact
 from gymwire.protocol import address, codec, spaces, stamps, values
 from gymwire.protocol.codec import FLAGS_AT, KIND_AT, NAME, PLAIN, TIMED
 from gymwire.protocol.errors import ConfigurationError, GymwireError, ProtocolError, UsageError
@@ -170,7 +171,9 @@ def _host() -> Callable[[bytes], None]:
 
 def _exchange() -> Callable[[bytes], None]:
     def run(data: bytes) -> None:
-        exchange = Exchange(SID, NONCE, where="here", timeout_s=60.0, rng=random.Random(0))
+        exchange = Exchange(
+            SID, NONCE, where="here", timeout_s=60.0, contact=Contact(), rng=random.Random(0)
+        )
         sent = exchange.begin(Kind.RESET)
         exchange.sent(Kind.RESET, sent, b"frame")
         try:

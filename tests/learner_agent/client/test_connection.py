@@ -14,8 +14,9 @@ from gymwire.broker import rate_limit
 from gymwire.env_agent.config import service
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.learner_agent.client import connection as connections
-from gymwire.learner_agent.client import open_sessions
+from gymwire.learner_agent.client import direct, open_sessions
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.direct import Repeats
 from gymwire.learner_agent.client.requests import Keep, PendingRequest, ignore
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.waiting import TICK_S
@@ -38,21 +39,26 @@ def agent(network: Network, slots: int = 1) -> ServingLoop:
     return network.env_agent(service(address="cartpole", env=ENV, max_sessions=slots))
 
 
-def answers_late(network: Network, loop: ServingLoop, patch: pytest.MonkeyPatch) -> None:
-    """Delay the agent's OPENED by AWAY_S."""
+def delay(
+    network: Network, loop: ServingLoop, kind: Kind, by_s: float, patch: pytest.MonkeyPatch
+) -> None:
+    """Let what an agent sends of one kind leave later."""
     link = loop._link
-    at_once = link.send
+    at_once: Any = link.send
 
-    def arrive(frame: bytes | bytearray) -> None:
-        at_once(frame)
-
-    def send(frame: bytes | bytearray, wait: bool = False) -> bool:
-        if codec.read_header(frame).kind is Kind.OPENED:
-            network.after(AWAY_S, partial(arrive, frame))
+    def send(frame: bytes | bytearray, wait: bool = False) -> Any:
+        if codec.read_header(frame).kind is kind:
+            network.after(by_s, partial(at_once, frame))
             return True
         return at_once(frame, wait)
 
     patch.setattr(link, "send", send)
+    patch.setattr(link, "send_all", lambda frames: all([*map(send, frames)]))
+
+
+def answers_late(network: Network, loop: ServingLoop, patch: pytest.MonkeyPatch) -> None:
+    """Delay the agent's OPENED by AWAY_S."""
+    delay(network, loop, Kind.OPENED, AWAY_S, patch)
 
 
 def interrupt() -> None:
@@ -218,27 +224,20 @@ def test_a_learner_with_many_sessions_in_long_steps_is_not_cut_off(
     scale, count = 10, 150  # 1,500 sessions, each with a PING every second
     for name in ("RATE", "BURST", "DEBT", "CUT_OFF_DEBT"):
         monkeypatch.setattr(rate_limit, name, getattr(rate_limit, name) / scale)
-    monkeypatch.setattr(connections, "REPEATS_PER_SECOND", connections.REPEATS_PER_SECOND / scale)
+    monkeypatch.setattr(direct, "REPEATS_PER_SECOND", direct.REPEATS_PER_SECOND / scale)
     with Network() as network:
         loop = agent(network, slots=count)
         connection = network.connection()
         sessions = connection.open_all("cartpole", [0] * count)
         for session in sessions:
             session.request(Reset(1))
-        link = loop._link
-        at_once: Any = link.send
-
-        def send(frame: bytes | bytearray, wait: bool = False) -> Any:
-            if codec.read_header(frame).kind is Kind.PERCEPT:
-                network.after(2 * AWAY_S, partial(at_once, frame))
-                return True
-            return at_once(frame, wait)
-
-        monkeypatch.setattr(link, "send", send)
+        delay(network, loop, Kind.PERCEPT, 2 * AWAY_S, monkeypatch)
+        began = network.now
         for session in sessions:
             session.begin(Act(0))
         for session in sessions:
             assert isinstance(session.finish(), Percept)
+        assert network.now - began > AWAY_S
         assert network.floods == 0
 
 
@@ -252,11 +251,10 @@ def test_the_timers_of_many_sessions_take_a_small_share_of_the_time(
         connection.open_all("cartpole", [0] * sessions)
         spent_s = 0.0
 
-        def tick(session: RemoteSession, now: float, full: object) -> int:
+        def tick(session: RemoteSession, now: float, repeats: object) -> None:
             nonlocal spent_s
             network.now += 0.0001
             spent_s += 0.0001
-            return 0
 
         monkeypatch.setattr(RemoteSession, "tick", tick)
         began = network.now
@@ -317,9 +315,9 @@ def test_slow_timers_of_many_sessions_do_not_hide_that_the_broker_is_silent(
     with hundred_episodes(timeout_s=10.0) as (network, _, sessions):
         tick = RemoteSession.tick
 
-        def slow(session: RemoteSession, now: float, full: set[Any]) -> int:
+        def slow(session: RemoteSession, now: float, repeats: Repeats) -> None:
             network.now += 0.001
-            return tick(session, now, full)
+            tick(session, now, repeats)
 
         monkeypatch.setattr(RemoteSession, "tick", slow)
         network.faults = Faults(drop=1.0)
@@ -327,6 +325,80 @@ def test_slow_timers_of_many_sessions_do_not_hide_that_the_broker_is_silent(
         with pytest.raises(BrokerUnreachable):
             sessions[0].request(Act(0), timeout_s=60.0)
         assert network.now - began < 13.0
+
+
+@contextlib.contextmanager
+def few_repeats(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let a hundred sessions send as rarely as thousands: each of them once in 10 s."""
+    with monkeypatch.context() as patch:
+        patch.setattr(connections, "MANY", 10)
+        patch.setattr(direct, "REPEATS_PER_SECOND", 10)
+        patch.setattr(direct, "MAX_REPEATED", 1)
+        yield
+
+
+@pytest.mark.parametrize("timeout_s", [2.0, 10.0, 60.0])
+@pytest.mark.parametrize("number", [0, 50, 99])
+def test_the_silence_of_the_broker_is_noticed_in_time_by_sessions_that_may_rarely_ping_it(
+    monkeypatch: pytest.MonkeyPatch, timeout_s: float, number: int
+) -> None:
+    with few_repeats(monkeypatch), hundred_episodes(timeout_s) as (network, _, sessions):
+        network.faults = Faults(drop=1.0)
+        for session in sessions:
+            session.begin(Act(0))
+        began = network.now
+        with pytest.raises(BrokerUnreachable):
+            sessions[number].finish(timeout_s=1000.0)
+        assert timeout_s < network.now - began < timeout_s + 2.0
+
+
+@pytest.mark.parametrize("number", [0, 50, 99])
+def test_the_silence_for_one_session_is_noticed_in_time_when_the_others_began_to_wait_later(
+    monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def wait_later() -> None:
+        for session in sessions[:number] + sessions[number + 1 :]:
+            session.exchange.keep_waiting(network.now)
+
+    with few_repeats(monkeypatch), hundred_episodes(timeout_s=10.0) as (network, _, sessions):
+        network.faults = Faults(drop=1.0)
+        for session in sessions:
+            session.begin(Act(0))
+        network.after(9.5, wait_later)
+        began = network.now
+        with pytest.raises(BrokerUnreachable):
+            sessions[number].finish()
+        assert 10.0 < network.now - began < 12.0
+
+
+def test_time_in_which_the_process_is_suspended_is_no_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def suspend() -> None:
+        network.now += 3600.0
+
+    with few_repeats(monkeypatch), hundred_episodes(timeout_s=10.0) as (network, _, sessions):
+        network.faults = Faults(drop=1.0)
+        for session in sessions:
+            session.begin(Act(0))
+        network.after(5.0, suspend)
+        began = network.now
+        with pytest.raises(BrokerUnreachable):
+            sessions[50].finish()
+        assert 3610.0 < network.now - began < 3620.0
+
+
+def test_a_broker_that_each_session_rarely_asks_is_not_silent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with few_repeats(monkeypatch), hundred_episodes(timeout_s=4.0) as (network, _, sessions):
+        delay(network, network.loops[0], Kind.PERCEPT, 2 * AWAY_S, monkeypatch)
+        began = network.now
+        for session in sessions:
+            session.begin(Act(0))
+        for session in sessions:
+            assert isinstance(session.finish(), Percept)
+        assert network.now - began > AWAY_S
 
 
 def test_a_full_connection_gets_each_resume_after_one_hello(

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import itertools
+import socket
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 import zmq
 
 from gymwire.learner_agent.client import direct
-from gymwire.learner_agent.client.direct import DirectLink, DirectLinks, DirectPath
+from gymwire.learner_agent.client.direct import DirectLink, DirectLinks, DirectPath, SessionPaths
 from gymwire.protocol.codec import PLAIN, read_header
 from gymwire.protocol.errors import DecodingError
-from gymwire.protocol.messages import Kind, Resumed
+from gymwire.protocol.messages import Kind, Open, Resumed
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.interface import LinkEvent
+from tests.learner_agent.opcodes import Interruption
 
 
 class Clock:
@@ -92,3 +96,42 @@ def test_a_malformed_key_of_an_endpoint_is_an_error_of_the_env_agent(key: object
     mine = KeyPair(*zmq.curve_keypair())
     with pytest.raises(DecodingError, match="direct endpoint"):
         DirectLinks().link({"urls": ["tcp://127.0.0.1:1"], "key": key}, mine)
+
+
+class Transport:
+    """A connection that notes whether it is closed."""
+
+    is_closed = False
+
+    def close(self, linger_s: float = 0.0) -> None:
+        self.is_closed = True
+
+
+@pytest.mark.parametrize("used", ["alone", "shared"])
+def test_an_interrupted_close_of_a_direct_path_leaves_no_closed_one_in_use(used: str) -> None:
+    url = "tcp://127.0.0.1:1"
+    opened = cast(Any, SimpleNamespace(direct={"urls": [url], "host": socket.gethostname()}))
+    for instruction in itertools.count():
+        links = DirectLinks(lambda *_, **__: cast(Any, Transport()))
+        relay: Any = Transport()
+        connection: Any = SimpleNamespace(
+            link=relay, direct_links=links, path_changes=0, credentials=SimpleNamespace(key=None)
+        )
+        all_paths = [
+            SessionPaths(connection, sid, Open("lake", bytes(16)), opened, cast(Any, None))
+            for sid in range(1 if used == "alone" else 2)
+        ]
+        for paths in all_paths:
+            paths.dial_direct(lambda *_: True).up = True
+            paths.finish_setup("", required=True)
+        paths = all_paths[0]
+        transport = cast(Any, paths.current)
+        assert isinstance(transport, Transport)
+        is_interrupted = Interruption(instruction).run(paths.close_direct)
+        assert paths.current is relay or not transport.is_closed
+        paths.close_direct()
+        assert paths.current is relay
+        assert transport.is_closed == (used == "alone")
+        assert len(links.all) == len(all_paths) - 1
+        if not is_interrupted:
+            return

@@ -8,6 +8,7 @@ import pytest
 from gymnasium.spaces import Discrete
 
 from gymwire.learner_agent.client.exchange import PING_S, RESEND_MAX_S, RESEND_S, Exchange
+from gymwire.learner_agent.client.patience import SETTLED_S, Contact
 from gymwire.protocol import codec, spaces
 from gymwire.protocol.codec import KIND_AT, PLAIN
 from gymwire.protocol.errors import (
@@ -52,11 +53,13 @@ class Learner:
 
     def __init__(self, timeout_s: float = 60.0, steps: StepCodec | None = None) -> None:
         self.now = 100.0
+        self.contact = Contact()
         self.exchange = Exchange(
             SID,
             NONCE,
             where="'cartpole'",
             timeout_s=timeout_s,
+            contact=self.contact,
             rng=random.Random(0),
             steps=steps,
         )
@@ -325,15 +328,45 @@ def test_waiting_on_after_giving_up_gets_the_answer() -> None:
     assert learner.hear(Status(0, {}))
 
 
-def test_time_in_which_this_process_did_not_wait_does_not_count_as_silence(
-    learner: Learner,
-) -> None:
+def test_contact_with_another_session_is_contact_with_the_broker(learner: Learner) -> None:
     learner.ask(Act(0))
-    learner.now += 3600.0
-    learner.tick()
+    learner.tick(40.0)
+    learner.contact.last = learner.now
     learner.tick(59.0)
     with pytest.raises(BrokerUnreachable):
         learner.tick(3.0)
+
+
+@pytest.mark.parametrize("after_s", [SETTLED_S - 0.5, SETTLED_S])
+def test_contact_over_a_new_connection_counts_when_that_has_settled(
+    learner: Learner, after_s: float
+) -> None:
+    learner.ask(Act(0))
+    learner.tick(40.0)
+    learner.exchange.reconnected(learner.now)
+    learner.tick(after_s)
+    learner.contact.last = learner.now
+    with pytest.raises(BrokerUnreachable) if after_s < SETTLED_S else contextlib.nullcontext():
+        learner.tick(59.0)
+
+
+def test_contact_before_a_connection_was_lost_counts(learner: Learner) -> None:
+    learner.ask(Act(0))
+    learner.tick(40.0)
+    learner.contact.last = learner.now
+    learner.exchange.reconnected(learner.now)
+    learner.tick(59.0)
+    with pytest.raises(BrokerUnreachable):
+        learner.tick(3.0)
+
+
+def test_silence_is_noticed_when_nothing_may_be_sent(learner: Learner) -> None:
+    learner.ask(Act(0))
+    learner.now += 59.0
+    assert learner.exchange.tick(learner.now, may_send=False) == (False, [])
+    learner.now += 2.0
+    with pytest.raises(BrokerUnreachable):
+        learner.exchange.tick(learner.now, may_send=False)
 
 
 # --- what the broker says -------------------------------------------------------------------------
@@ -413,7 +446,7 @@ def test_the_loss_of_a_session_is_one_clear_text(
     where: str, reason: str, why: str, is_advised: bool
 ) -> None:
     rng = random.Random(0)
-    exchange = Exchange(SID, bytes(16), where=where, timeout_s=5.0, rng=rng)
+    exchange = Exchange(SID, bytes(16), where=where, timeout_s=5.0, contact=Contact(), rng=rng)
     with pytest.raises(EnvironmentLost) as raised:
         exchange.lose(reason)
     advice = " Call reset() to continue with a fresh environment." if is_advised else ""

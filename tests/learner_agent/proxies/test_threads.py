@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,6 +16,7 @@ import pytest
 
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol.errors import EnvironmentClosed, MoveError
+from gymwire.protocol.transport.broker_link import BrokerLink
 from tests import prefork
 from tests.processes import PATIENCE_S, programs
 
@@ -35,7 +37,9 @@ def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     config: Path = tmp_path_factory.mktemp("threads") / "offers.toml"
     config.write_text(OFFERS)
     with programs() as started:
-        started.env_agent(broker_url, "--config", str(config), "--threads", "4")
+        started.env_agent(
+            broker_url, "--config", str(config), "--threads", "4", "--direct", "tcp://127.0.0.1:*"
+        )
         yield broker_url
 
 
@@ -93,6 +97,41 @@ def test_close_ends_the_call_of_another_thread(
         future.result(PATIENCE_S)
     with pytest.raises(EnvironmentClosed):
         env.step(one(sessions))
+    gate.touch()
+    make(broker, 3, env_kwargs={"gate": str(gate)}).close()  # all slots are free again
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
+@pytest.mark.parametrize("sessions", [0, 1, 2])
+@pytest.mark.parametrize("direct", ["never", "always"])
+@pytest.mark.parametrize("has_channel", [True, False])
+def test_a_signal_handler_may_close_an_environment_that_is_in_a_call(
+    broker: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sessions: int,
+    direct: str,
+    has_channel: bool,
+) -> None:
+    if not has_channel:
+        monkeypatch.setattr(BrokerLink, "open_local_channel", lambda _: None)
+    gate = tmp_path / "gate"
+    env = make(broker, sessions, env_kwargs={"gate": str(gate)}, direct=direct)
+    env.reset(seed=1)
+
+    def close(*_: object) -> None:
+        if env.undoable.in_call:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            env.close()
+
+    former = signal.signal(signal.SIGALRM, close)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        with pytest.raises(EnvironmentClosed, match="closed"):
+            env.step(one(sessions))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, former)
     gate.touch()
     make(broker, 3, env_kwargs={"gate": str(gate)}).close()  # all slots are free again
 
