@@ -204,11 +204,17 @@ def _rights(name: str, table: Mapping[str, Any], where: str, *, vouched: bool) -
     for word, value in table.items():
         if word in _RIGHTS:
             if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
-                raise ConfigurationError(f"{where}: {word} must be a list of address patterns.")
+                raise ConfigurationError(
+                    f'{where}: {word} must be a list of address patterns such as ["lab/*"], not '
+                    f"{value!r:.100}."
+                )
         elif word in _LIMITS:
             allowed = (int, float) if word == "steps_per_s" else (int,)
             if type(value) not in allowed or not 0 < value < MAX_INT:
-                raise ConfigurationError(f"{where}: {word} must be a number above 0.")
+                raise ConfigurationError(
+                    f"{where}: {word} must be a {'' if float in allowed else 'whole '}number above "
+                    f"0, not {value!r:.100}."
+                )
         else:
             raise ConfigurationError(
                 f"{where}: unknown setting {word!r}. Use {', '.join(_RIGHTS + _LIMITS)}."

@@ -66,7 +66,7 @@ STARTING_RETRY_S = 0.1
 # because nothing suggests that the request would get through the next time.
 MAX_LOSSES = 2
 
-NO_ROOM = "the broker cannot take this session"
+NO_ROOM = "the broker has ended this session already, or has no room for it"
 DISPLACED = "another key needs its place among the announced sessions"
 JUST_STARTED = (
     "This broker has just started, and env agents may still be reconnecting: retry, or wait for "
@@ -299,7 +299,7 @@ class Sessions:
         """
         if self._recovery.may_come(sid, now):
             return RetryLater(BusyReason.STARTING, STARTING_RETRY_S)
-        return Refusal(Code.SESSION_LOST, "The broker does not know this session any more.")
+        return Refusal(Code.SESSION_LOST, "The broker does not know this session anymore.")
 
     # --- ending -----------------------------------------------------------------------------------
 

@@ -32,7 +32,7 @@ SOFTWARE = "gymwire conformance"
 
 
 class BrokersAgent(Agent):
-    """An env agent that has dialled the suite.
+    """An env agent that has dialed the suite.
 
     Attributes:
         hellos, offers, pongs: what it has sent, the latest last.

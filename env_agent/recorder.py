@@ -102,7 +102,7 @@ class Recorder:
         self._open: set[EpisodeWriter] = set()
         self._log = structlog.get_logger()
         if "fcntl" not in globals():
-            raise ConfigurationError("This system cannot record: it has no file locks of POSIX.")
+            raise ConfigurationError("--record needs POSIX file locks, which this system lacks.")
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._recover()

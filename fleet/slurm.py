@@ -110,9 +110,9 @@ class SlurmEngine:
             )
         if delay_s >= minutes * 60:
             raise ConfigurationError(
-                f"SLURM would warn an agent {delay_s} s before its time limit of {minutes} min, so "
-                f"at once. Set minutes in [slurm] to at least {delay_s // 60 + 1}, or a smaller "
-                f"grace_s."
+                f"The time limit of {minutes} min is too short: SLURM must warn an agent "
+                f"{delay_s} s before it. Set minutes in [slurm] to at least "
+                f"{delay_s // 60 + 1}, or a smaller grace_s."
             )
         more = {"requeue": True, "signal": f"{WARNING}@{delay_s}", **options.pop("options", {})}
         return {**parameters, **options, "additional_parameters": more}

@@ -84,7 +84,7 @@ def load(path: Path, key: KeyPair | None) -> tuple[Visitor, ...]:
 def _visitor(path: Path, name: str, table: Any, key: KeyPair | None) -> Visitor:
     where = f"{path}, [token.{name}]"
     if not isinstance(table, dict) or not table.keys() <= {"token", "key"}:
-        raise ConfigurationError(f"{where}: an entry has `token` and, with keys, `key`.")
+        raise ConfigurationError(f"{where}: give `token` and, with keys, `key`, and nothing else.")
     token, key_file = table.get("token"), table.get("key")
     if not isinstance(token, str) or len(token) < MIN_TOKEN or not is_token(token):
         raise ConfigurationError(

@@ -81,7 +81,7 @@ async def _connected(dealer: LoopDealer) -> str:
             if event.denied:
                 return event.denied
         if asyncio.get_running_loop().time() > until:
-            return dealer.handshake_hint or f"it was not there within {CONNECT_S:g} s."
+            return dealer.handshake_hint or f"timed out after {CONNECT_S:g} s."
         await asyncio.sleep(RETRY_S)
 
 

@@ -129,7 +129,7 @@ def _name_fault(value: Any) -> str | None:
             return f"is an array of dtype {value.dtype}, which has no portable form"
     elif kind is int:
         if value.bit_length() // 8 >= MAX_INT_BYTES:
-            return f"is an integer of {value.bit_length()} bits; the maximum is 2047 and a sign"
+            return f"is an integer of {value.bit_length()} bits; the maximum is 2047"
     elif kind is str or kind is np.str_:
         try:
             value.encode()

@@ -132,7 +132,9 @@ class DmEnv(_Adapter):
         elif hasattr(self._made, "seed"):
             self._made.seed(seed)
         else:
-            structlog.get_logger().warning("the environment takes no seed", env=_name(self._made))
+            structlog.get_logger().warning(
+                "seed ignored", env=_name(self._made), why="the environment takes none"
+            )
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Run one step."""

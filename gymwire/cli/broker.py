@@ -48,7 +48,7 @@ def make_server(options: Options) -> Server:
     if options.policy is not None and options.key is None:
         with naming(options, "policy"):
             raise ConfigurationError(
-                "A policy is about keys: give the broker's own key with --key."
+                "A policy needs keys: also give the broker's own key, with --key FILE."
             )
     with naming(options, "key"):
         key: KeyPair | None = None if options.key is None else keys.load(options.key)

@@ -145,7 +145,9 @@ def _check(options: Options) -> None:
     }
     for name, (is_given, action) in given.items():
         if is_given and options.action != action:
-            raise ConfigurationError(f"{name} belongs to `gymwire fleet {action}`.")
+            raise ConfigurationError(
+                f"{name} works with `gymwire fleet {action}` only. Leave it out."
+            )
     if options.action == "scale" and options.agents is None:
         raise ConfigurationError("`gymwire fleet scale` needs --agents N, the number of agents.")
 

@@ -284,8 +284,8 @@ class BrokerConnection:
                 if self._patience.silent_s(self.clock()) >= self.timeout_s:
                     raise self._silent_broker()
                 raise RequestTimeout(
-                    f"The {KINDS[type(message)].name} to the broker at {self.url} has not been "
-                    f"answered within {timeout_s:g} s, although the broker is running."
+                    f"The {KINDS[type(message)].name} to the broker at {self.url} got no answer "
+                    f"within {timeout_s:g} s, although the broker is running. Try again."
                 )
         finally:
             self.forget_requests(request)

@@ -156,7 +156,7 @@ class DirectLinks:
         self._links: dict[object, DirectLink] = {}
 
     def link(self, endpoint: Mapping[str, Any], key: KeyPair | None) -> DirectLink:
-        """Return the connection to this endpoint. Raises GymwireError if it cannot be dialled."""
+        """Return the connection to this endpoint. Raises GymwireError if it cannot be dialed."""
         server_key = _key_of(endpoint)
         if server_key is None:
             key = None
@@ -245,7 +245,7 @@ class SessionPaths:
         return self.direct is not None and self.direct.up
 
     def dial_direct(self, receive: Callable[[Header, bytes | memoryview], bool]) -> DirectPath:
-        """Dial the env agent itself. Raises GymwireError if it cannot be dialled.
+        """Dial the env agent itself. Raises GymwireError if it cannot be dialed.
 
         `receive` handles the frames of the session.
         """
@@ -262,7 +262,7 @@ class SessionPaths:
     def finish_setup(self, why: str, *, required: bool) -> None:
         """Use the direct path from now on if it is up; else the relayed one.
 
-        `why`: why the agent was not dialled, if it was not. Raises ConnectionFailed if a direct
+        `why`: why the agent was not dialed, if it was not. Raises ConnectionFailed if a direct
         path is `required`.
         """
         self._choose()
@@ -358,17 +358,17 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
 
     Raises ConnectionFailed if it is `required` and an agent cannot be reached.
     """
-    dialled: list[DirectPath] = []
+    dialed: list[DirectPath] = []
     why: dict[int, str] = {}
     for session in sessions:
         try:
-            dialled.append(session.paths.dial_direct(session.receive))
+            dialed.append(session.paths.dial_direct(session.receive))
         except GymwireError as error:
             why[session.sid] = str(error)
-    if dialled:
+    if dialed:
         connection = sessions[0].connection
         timeout_s = ALWAYS_S if required else AUTO_S
-        wait_until_attached(dialled, timeout_s, connection.clock, connection.waiting)
+        wait_until_attached(dialed, timeout_s, connection.clock, connection.waiting)
     for session in sessions:
         try:
             session.paths.finish_setup(why.get(session.sid, ""), required=required)
@@ -378,13 +378,13 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
 
 
 def wait_until_attached(
-    dialled: Sequence[DirectPath],
+    dialed: Sequence[DirectPath],
     timeout_s: float,
     clock: Callable[[], float],
     waiting: Waiting = wait,
 ) -> None:
     """Wait until each of these is up or denied, for at most `timeout_s` seconds."""
-    setup = _Setup(dialled)
+    setup = _Setup(dialed)
     setup.check()
     waiting(
         lambda: not setup.pending,
@@ -399,8 +399,8 @@ def wait_until_attached(
 class _Setup:
     """Direct paths that are being opened; as a source of frames, the first of them."""
 
-    def __init__(self, dialled: Sequence[DirectPath]) -> None:
-        self.pending = list(dialled)
+    def __init__(self, dialed: Sequence[DirectPath]) -> None:
+        self.pending = list(dialed)
 
     def check(self, _now: float = 0.0) -> None:
         """Drop the paths that are up or denied."""

@@ -323,7 +323,7 @@ class SessionOpener:
             raise error_for(opened)
         if not isinstance(opened, Opened) or header.sid != token.sid:
             raise EnvironmentLost(
-                "The session is lost: its env agent does not know it any more. Open a new one."
+                "The session is lost: its env agent does not know it anymore. Open a new one."
             )
         _check_pinned(token, opened, data)
         session = self._opened(header, token.open_msg, opened, token.signer)
@@ -367,7 +367,8 @@ def query_position(session: RemoteSession) -> None:
     while exchange.expected is None:
         if connection.clock() > deadline:
             raise BrokerUnreachable(
-                f"The env agent at {session.open_msg.address!r} does not answer."
+                f"The env agent at {session.open_msg.address!r} has not answered within "
+                f"{connection.timeout_s:g} s. Resume the session again, or open a new one."
             )
         connection.link.send(probe)
         connection.wait(lambda: exchange.expected is not None, connection.clock() + PROBE_S)

@@ -92,9 +92,9 @@ class Recording:
     def _compare(self, what: str, expected: bytes, answer: Any) -> None:
         if digest(answer) != expected:
             raise ReplayMismatch(
-                f"The episode cannot continue at another env agent: in the replay, its {what} had "
-                f"another result (of {self.steps} steps). The environment is not deterministic, or "
-                f'the agents run different versions of it. Use on_lost="raise".'
+                f"The episode of {self.steps} steps cannot continue at another env agent: in the "
+                f"replay, its {what} had a different result. The environment is not deterministic, "
+                f'or the agents run different versions of it. Use on_lost="raise".'
             )
 
 

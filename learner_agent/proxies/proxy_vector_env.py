@@ -403,7 +403,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             IndexError: there is no such environment.
         """
         if not all(0 <= one < self.num_envs for one in env_ids):
-            raise IndexError(f"No such environments: {[*env_ids]}, of {self.num_envs}.")
+            raise IndexError(f"env_ids must be from 0 to {self.num_envs - 1}, not {[*env_ids]}.")
         if isinstance(self._group, PlainGroup):
             self._check_usable()
             self._steps.check_idle()

@@ -33,7 +33,7 @@ class BrokerLink:
         self._dealer = dealer
         self._eager = eager
         self._endpoint = _NO_CHANNEL  # of a local channel: its URL and the attach token
-        self._pending: UnixDealer | None = None  # dialled; the broker has not answered yet
+        self._pending: UnixDealer | None = None  # dialed; the broker has not answered yet
         self._channel: UnixDealer | None = None
         self._backlog: deque[bytes | memoryview] = deque()  # received over ZeroMQ meanwhile
         self._use(dealer)

@@ -1,4 +1,4 @@
-"""The dialling ZeroMQ sockets: `Dealer`, and the liveness connection of an env agent.
+"""The dialing ZeroMQ sockets: `Dealer`, and the liveness connection of an env agent.
 
 `zmq.ZMQError` does not leave this module for anything that a user can cause.
 """
@@ -39,7 +39,7 @@ HEARTBEAT_TIMEOUT_MS = 4000
 # An attempt to connect ends after this time. The next one resolves the name again, so a broker that
 # has moved to another address is found although the old one swallows packets.
 CONNECT_TIMEOUT_MS = 4000
-# Handshakes take milliseconds, so a path that swallows packets is dialled again soon. But on a host
+# Handshakes take milliseconds, so a path that swallows packets is dialed again soon. But on a host
 # that is very busy all would fail: after some, each may take HANDSHAKE_MS.
 QUICK_HANDSHAKE_MS = 3000
 PATIENT_AFTER = 3  # handshakes that fail in a row
@@ -54,7 +54,7 @@ _recv = zmq.backend.Socket.recv
 def _make_dealer(
     rid: bytes, key: KeyPair | None, server_key: bytes | None, max_message: int
 ) -> zmq.Socket[bytes]:
-    """Return a DEALER socket that has not dialled yet."""
+    """Return a DEALER socket that has not dialed yet."""
     if (key is None) != (server_key is None):
         raise ConfigurationError(
             "A connection with keys needs two: this side's key pair and the other side's public "
@@ -65,7 +65,7 @@ def _make_dealer(
     socket.setsockopt(zmq.ROUTING_ID, rid)
     socket.setsockopt(zmq.RCVHWM, 0)  # the number of requests in flight bounds it
     socket.setsockopt(zmq.TCP_MAXRT, 8000)  # see `Inflow` for what a listening socket does instead
-    # Only the dialling side sends pings; the TTL in each ping lets the other side detect the loss
+    # Only the dialing side sends pings; the TTL in each ping lets the other side detect the loss
     # of the next. If a listening socket sent pings, any peer could abort its process: connect twice
     # under one routing id, send on the first connection, close it, and libzmq's timer finds a dead
     # engine.

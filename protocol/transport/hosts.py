@@ -52,7 +52,7 @@ class DialPlan:
     The first is the given URL, whose name libzmq looks up for each attempt.
 
     Attributes:
-        current: the URL that is being dialled.
+        current: the URL that is being dialed.
     """
 
     def __init__(self, url: str) -> None:

@@ -1,4 +1,4 @@
-"""What every transport offers: `Transport` on the dialling side, `Listener` on the other.
+"""What every transport offers: `Transport` on the dialing side, `Listener` on the other.
 
 A transport carries whole frames between two processes, in order, and loses them only together with
 the connection. docs/protocol.md §3.4 and §9.6 say what each implementation puts on the wire.
@@ -77,7 +77,7 @@ class Transport(Waitable, Protocol):
 
     @property
     def url(self) -> str:
-        """The URL that was dialled."""
+        """The URL that was dialed."""
 
     @property
     def handshake_hint(self) -> str:

@@ -20,14 +20,14 @@ class Monitor:
 
     Args:
         socket: the socket.
-        key: the key pair of a dialling socket, for the texts.
+        key: the key pair of a dialing socket, for the texts.
         listens: whether it is a listening socket. Its connections count as made when they are
             accepted: libzmq names the descriptor then, and not after the handshake.
 
     Attributes:
-        failed_handshakes: how many handshakes of a dialling socket have failed in a row, without a
+        failed_handshakes: how many handshakes of a dialing socket have failed in a row, without a
             reason from the other side.
-        attempt_failed: whether a dialling socket waits before its next attempt to connect.
+        attempt_failed: whether a dialing socket waits before its next attempt to connect.
     """
 
     has_buffered = False
@@ -43,7 +43,7 @@ class Monitor:
     ) -> None:
         self._watched = socket
         self._key = key
-        self._fd = -1  # of a dialling socket's connection
+        self._fd = -1  # of a dialing socket's connection
         self._up = zmq.Event.ACCEPTED if listens else zmq.Event.HANDSHAKE_SUCCEEDED
         self._hung_up = 0
         self.failed_handshakes = 0

@@ -122,13 +122,13 @@ def dial(url: str, *, key: KeyPair | None = None, server_key: bytes | None = Non
 def dial_first(
     urls: Iterable[str], *, key: KeyPair | None = None, server_key: bytes | None = None
 ) -> Transport:
-    """Dial the first of these URLs that can be dialled. Raises AddressError if none can."""
+    """Dial the first of these URLs that can be dialed. Raises AddressError if none can."""
     for url in urls:
         try:
             return dial(url, key=key, server_key=server_key)
         except ConnectionFailed:
             continue
-    raise AddressError("The endpoint cannot be dialled from this host.")
+    raise AddressError("None of the env agent's direct URLs can be dialed from this host.")
 
 
 def usable(urls: Sequence[str], *, same_host: bool, keyed: bool) -> list[str]:

@@ -148,7 +148,7 @@ class UnixDealer(Stream):
 
     @property
     def signals(self) -> Sequence[Waitable] | None:
-        """What has input if there is news; None if something must be sent or dialled again."""
+        """What has input if there is news; None if something must be sent or dialed again."""
         return (self,) if self.up and self.unsent is None else None
 
     def close(self, linger_s: float = 0.0) -> None:

@@ -178,7 +178,7 @@ class TcpRelay:
         self._order("reset")
 
     def half_open(self) -> None:
-        """Close every connection on the broker's side only; the dialling side never notices."""
+        """Close every connection on the broker's side only; the dialing side never notices."""
         self._order("half-open")
 
     def doom(self) -> None:

@@ -82,7 +82,7 @@ def test_the_help_of_a_command_has_one_or_two_examples_that_can_be_read(
         ("ls --broker here:5555", "gymwire ls: --broker: 'here:5555' is not a broker URL"),
         ("broker --bind here", "gymwire broker: --bind: 'here' is not a broker URL"),
         ("ls --broker tcp://here:80000", "gymwire ls: --broker: 'tcp://here:80000' has no valid"),
-        ("broker --policy x.toml", "gymwire broker: --policy: A policy is about keys"),
+        ("broker --policy x.toml", "gymwire broker: --policy: A policy needs keys"),
         ("broker --key nowhere.key", "gymwire broker: --key: There is no key file at nowhere.key"),
         ("broker --log-level loud", "gymwire broker: --log-level: expected one of debug, info"),
         ("serve", "gymwire serve: Nothing to serve: pass ADDRESS and ENV, or --config FILE."),

@@ -23,8 +23,8 @@ def passes(agent: Agent, one: Check, skipped: set[str]) -> None:
     assert (outcome.status == suite.SKIPPED) == (one.title in skipped), outcome
 
 
-@pytest.fixture(name="dialled", scope="module")
-def _dialled() -> Iterator[Agent]:
+@pytest.fixture(name="dialed", scope="module")
+def _dialed() -> Iterator[Agent]:
     with rich_agent() as agent:
         yield agent
 
@@ -41,9 +41,9 @@ def _through_broker() -> Iterator[Agent]:
 
 
 # One test for all checks, because the last ones look at what has come during the others.
-def test_over_sockets(dialled: Agent) -> None:
+def test_over_sockets(dialed: Agent) -> None:
     for one in CHECKS:
-        passes(dialled, one, SKIPPED)
+        passes(dialed, one, SKIPPED)
 
 
 def test_through_a_broker(through_broker: Agent) -> None:

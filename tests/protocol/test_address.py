@@ -48,7 +48,7 @@ def test_anything_else_is_not_an_address(text: str) -> None:
         "ipc:///tmp/x", "ipc://@abstract",
     ],
 )  # fmt: skip
-def test_a_url_that_can_be_dialled_is_returned(url: str) -> None:
+def test_a_url_that_can_be_dialed_is_returned(url: str) -> None:
     assert check_url(url) == url
 
 
@@ -61,7 +61,7 @@ def test_a_url_that_can_be_dialled_is_returned(url: str) -> None:
         "tcp://host;x:80", "inproc://x", "tcp://a b:1",
     ],
 )  # fmt: skip
-def test_a_url_that_cannot_be_dialled_is_refused_with_an_example(url: str) -> None:
+def test_a_url_that_cannot_be_dialed_is_refused_with_an_example(url: str) -> None:
     with pytest.raises(AddressError, match=re.escape("tcp://127.0.0.1:5555")):
         check_url(url)
 

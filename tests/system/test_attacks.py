@@ -318,7 +318,7 @@ def test_a_process_whose_key_check_died_does_not_go_on() -> None:
         "pair = keys.KeyPair(public, secret)\n"
         "def broken(key): raise RuntimeError('broken')\n"
         "listening = router.Router(['tcp://127.0.0.1:*'], key=pair, allow=broken)\n"
-        "dialling = dealer.Dealer(listening.urls[0], key=pair, server_key=public)\n"
+        "dialing = dealer.Dealer(listening.urls[0], key=pair, server_key=public)\n"
         "time.sleep(60)\n"
     )
     done = subprocess.run(

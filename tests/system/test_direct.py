@@ -76,7 +76,7 @@ def answer(dealer: Transport) -> Message:
 
 
 @contextlib.contextmanager
-def dialled(url: str) -> Iterator[Transport]:
+def dialed(url: str) -> Iterator[Transport]:
     dealer = dial(url)
     try:
         while not dealer.send(PLAIN.encode(Resume(b"no nonce of anybody's")), wait=True):
@@ -140,7 +140,7 @@ def test_within_a_host_sessions_are_direct_by_default(
                     if step[2] or step[3]:
                         assert_same(local.reset(), env.reset())
                 assert session_of(env).is_direct is (env is near)
-        with pytest.raises(ConnectionFailed, match="cannot be dialled from this host"):
+        with pytest.raises(ConnectionFailed, match="can be dialed from this host"):
             ProxyEnv("lake", url, direct="always")
 
 
@@ -483,7 +483,7 @@ def test_a_learner_with_a_wrong_nonce_is_refused(url: str, scheme: str) -> None:
         env.reset()
         session = session_of(env)
         assert session.opened.direct is not None
-        with dialled(url_in(session.opened.direct, scheme)) as dealer:
+        with dialed(url_in(session.opened.direct, scheme)) as dealer:
             dealer.send(PLAIN.encode(Resume(b"x" * len(session.open_msg.nonce)), session.sid))
             refusal = answer(dealer)
             assert isinstance(refusal, Error)

@@ -91,7 +91,7 @@ def test_a_replay_with_another_result_names_the_step() -> None:
     recording.step(b"\x01", (1, 0.0, False, False, {}))
     recording.step(b"\x01", (2, 0.0, False, False, {}))
     answers: Iterator[Any] = iter([(1, 0.0, False, False, {}), (3, 0.0, False, False, {})])
-    with pytest.raises(ReplayMismatch, match=r"its step 2 had another result"):
+    with pytest.raises(ReplayMismatch, match=r"its step 2 had a different result"):
         recording.replay(lambda seed, options: (0, {}), lambda action: next(answers), print)
 
 

@@ -285,7 +285,7 @@ def other_socket(folder_prefix: str, mode: int) -> Iterator[tuple[str, socket.so
     shutil.rmtree(folder)
 
 
-def was_dialled(listener: socket.socket) -> bool:
+def was_dialed(listener: socket.socket) -> bool:
     try:
         listener.accept()[0].close()
     except BlockingIOError:
@@ -309,7 +309,7 @@ def was_dialled(listener: socket.socket) -> bool:
         (FOLDER_PREFIX, 0o700, "unix://{linked_folder}/database", TOKEN, "tcp://127.0.0.1:9"),
     ],
 )
-def test_a_broker_cannot_have_another_socket_dialled(
+def test_a_broker_cannot_have_another_socket_dialed(
     prefix: str, mode: int, url: str, token: bytes, broker_url: str
 ) -> None:
     with other_socket(prefix, mode) as (path, listener), linked(broker_url) as link:
@@ -327,7 +327,7 @@ def test_a_broker_cannot_have_another_socket_dialled(
         link.handle_welcome(Welcome(1, "", "", 1000, 1.0, named, token))
         link_to_folder.unlink()
         assert link._pending is None
-        assert not was_dialled(listener)
+        assert not was_dialed(listener)
 
 
 def test_a_socket_of_another_user_gets_no_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

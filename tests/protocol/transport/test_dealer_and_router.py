@@ -325,18 +325,18 @@ def test_an_unknown_descriptor_is_left_alone(router: Router) -> None:
 
 def test_the_events_name_the_descriptor_of_a_connection() -> None:
     listener = Router(["tcp://127.0.0.1:*"])
-    dialling = Dealer(listener.urls[0])
-    while not dialling.send(b"hello", wait=True):
+    dialing = Dealer(listener.urls[0])
+    while not dialing.send(b"hello", wait=True):
         pass
     received = None
     while received is None:
         received = listener.receive()
     fd = fd_of(received[1])
     assert listener.link_events() == [LinkEvent(True, fd)]
-    [event] = dialling.link_events()
+    [event] = dialing.link_events()
     assert event.up
     assert event.fd not in (0, -1, fd)
-    dialling.close()
+    dialing.close()
     seen: list[LinkEvent] = []
     while not seen:
         listener.receive()
@@ -354,7 +354,7 @@ def test_after_handshakes_that_took_too_long_one_may_take_longer(
     late_ms = 1000
     with hostsocket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(PATIENCE_S)
-        dialling = Dealer(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
+        dialing = Dealer(f"tcp://127.0.0.1:{listener.getsockname()[1]}")
         ended = threading.Event()
 
         def answer_late() -> None:
@@ -371,8 +371,8 @@ def test_after_handshakes_that_took_too_long_one_may_take_longer(
         server = threading.Thread(target=answer_late)
         server.start()
         try:
-            until(lambda: any(event.up for event in dialling.link_events()), "a handshake succeeds")
+            until(lambda: any(event.up for event in dialing.link_events()), "a handshake succeeds")
         finally:
             ended.set()
             server.join()
-            dialling.close()
+            dialing.close()

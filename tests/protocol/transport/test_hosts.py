@@ -61,16 +61,16 @@ def test_without_several_addresses_libzmq_looks_the_name_up(
     assert not any(plan.attempt_failed(now) for now in (0.0, 1.0, 10.0, 100.0))
 
 
-def test_all_addresses_are_dialled_in_turn_without_haste(resolve: Resolve) -> None:
+def test_all_addresses_are_dialed_in_turn_without_haste(resolve: Resolve) -> None:
     resolve("::1", "127.0.0.1")
     plan = DialPlan("tcp://a:1")
     cycle = ["tcp://[::1]:1", "tcp://127.0.0.1:1", "tcp://a:1"]
     for start in (100.0, 100.0 + CYCLE_S):
-        dialled = []
+        dialed = []
         for _ in cycle:
             assert plan.attempt_failed(start)
-            dialled.append(plan.current)
-        assert dialled == cycle
+            dialed.append(plan.current)
+        assert dialed == cycle
         assert not plan.attempt_failed(start)
     resolve("192.0.2.1", "192.0.2.2")
     assert plan.attempt_failed(100.0 + LOOK_UP_EVERY_S)
@@ -84,12 +84,12 @@ def test_a_listener_at_any_address_of_a_name_is_found(
     resolve(*others, "127.0.0.1")
     with contextlib.closing(Router(["tcp://127.0.0.1:*"])) as router:
         port = router.urls[0].rpartition(":")[2]
-        with contextlib.closing(Dealer(f"tcp://broker.invalid:{port}")) as dialling:
+        with contextlib.closing(Dealer(f"tcp://broker.invalid:{port}")) as dialing:
             for _ in range(100):
-                if any(event.up for event in dialling.link_events()):
+                if any(event.up for event in dialing.link_events()):
                     break
-                dialling.poll(0.1)
-            assert dialling.send(b"x", wait=True)
+                dialing.poll(0.1)
+            assert dialing.send(b"x", wait=True)
             received = router.receive()
             assert received is not None
             assert bytes(received[2]) == b"x"

@@ -103,16 +103,16 @@ def test_an_unknown_scheme_names_the_known_ones(url: str) -> None:
         listen([url], ListenOptions())
 
 
-def test_the_first_url_that_can_be_dialled_is_used() -> None:
+def test_the_first_url_that_can_be_dialed_is_used() -> None:
     urls = ["unix:///of/another/container", "ipc:///of/another/container", "tcp://127.0.0.1:1"]
     with contextlib.closing(dial_first(urls)) as transport:
         assert transport.url == urls[2]
-    with pytest.raises(AddressError, match="cannot be dialled from this host"):
+    with pytest.raises(AddressError, match="can be dialed from this host"):
         dial_first(urls[:2])
 
 
 @pytest.mark.parametrize("scheme", ["unix", "ipc"])
-def test_a_socket_outside_the_private_folders_is_not_dialled(scheme: str, tmp_path: Path) -> None:
+def test_a_socket_outside_the_private_folders_is_not_dialed(scheme: str, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(tmp_path):
         listener.bind("database")
         with pytest.raises(ConnectionFailed, match="not a socket in a private folder of gymwire"):

@@ -26,7 +26,7 @@ FLOOD: Final = 40  # messages, more than the small queues hold
 # For what must happen, such as the start of a process on a machine with many others.
 PATIENCE_S: Final = 60.0
 
-# Dials the port of the first argument and never receives. Ends once it has dialled again, or once
+# Dials the port of the first argument and never receives. Ends once it has dialed again, or once
 # several heartbeats were due after that.
 DIAL: Final = """
 import sys, zmq
@@ -182,7 +182,7 @@ def reset(peer: socket.socket) -> None:
 
 
 @contextlib.contextmanager
-def dialling(program: str, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
+def dialing(program: str, *options: str) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:
     """Lend a process that dials a listening socket, and that socket."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(PATIENCE_S)
@@ -199,7 +199,7 @@ def dialling(program: str, *options: str) -> Iterator[tuple[subprocess.Popen[byt
 def accept(listener: socket.socket) -> socket.socket:
     """Accept a connection and shake hands.
 
-    A dialling side to which this process, on a busy machine, does not answer for 3 s closes its
+    A dialing side to which this process, on a busy machine, does not answer for 3 s closes its
     connection and dials again.
     """
     while True:
@@ -234,7 +234,7 @@ HEARTBEATS: Final = (f"HEARTBEAT_IVL={IVL_MS}", "HEARTBEAT_TIMEOUT=4000", "HEART
     ids=["heartbeats, unlimited", "heartbeats, last message", "no heartbeats, limited"],
 )
 def test_these_combinations_are_safe(options: tuple[str, ...], parts: int) -> None:
-    with dialling(DIAL, *options) as (process, listener):
+    with dialing(DIAL, *options) as (process, listener):
         flood_and_reset(listener, parts)
         assert process.wait(PATIENCE_S) == 0
 
@@ -242,14 +242,14 @@ def test_these_combinations_are_safe(options: tuple[str, ...], parts: int) -> No
 @pytest.mark.skipif(zmq.zmq_version() != "4.3.5", reason="a defect of libzmq 4.3.5")
 @pytest.mark.skipif(sys.platform != "linux", reason="seen with epoll")
 def test_heartbeats_with_a_limited_queue_abort_the_process() -> None:
-    with dialling(DIAL, *HEARTBEATS, "RCVHWM=10") as (process, listener):
+    with dialing(DIAL, *HEARTBEATS, "RCVHWM=10") as (process, listener):
         flood_and_reset(listener, 1)
         assert process.wait(PATIENCE_S) == -signal.SIGABRT
 
 
 @pytest.mark.parametrize("parts", [1, 3])
 def test_the_liveness_connection_survives_a_flood_and_a_reset(parts: int) -> None:
-    with dialling(LIVENESS) as (process, listener):
+    with dialing(LIVENESS) as (process, listener):
         for _ in range(2):  # it dials again after a reset
             flood_and_reset(listener, parts)
         with contextlib.closing(accept(listener)):
@@ -366,7 +366,7 @@ def test_a_busy_broker_survives_a_reset_behind_a_full_queue() -> None:
 
 
 def test_a_full_connection_that_closes_survives_a_reset() -> None:
-    with dialling(CLOSE) as (process, listener):
+    with dialing(CLOSE) as (process, listener):
         peer = accept(listener)
         peer.sendall(MESSAGE)
         assert process.stdin is not None

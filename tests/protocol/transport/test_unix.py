@@ -791,7 +791,7 @@ def test_without_a_descriptor_a_dealer_stays_down(
     assert introduced(dealer, router)
 
 
-def test_dialling_fails_if_nobody_listens(url: str) -> None:
+def test_dialing_fails_if_nobody_listens(url: str) -> None:
     with pytest.raises(ConnectionFailed, match=f"Cannot dial {url}: No such file or directory"):
         UnixDealer(url)
     UnixRouter(url).close()
