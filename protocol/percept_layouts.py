@@ -100,7 +100,8 @@ class _Structure:
 
 
 def _has_text_keys(value: dict[Any, Any]) -> bool:
-    return all(type(key) is str for key in value)
+    """Return whether all keys are texts, and so short that a layout may contain them."""
+    return all(type(key) is str and is_constant(key) for key in value)
 
 
 def _observation_place(value: Any, space: SpaceCodec) -> Place | None:

@@ -13,7 +13,8 @@ MAX_CODECS = 64
 MAX_KEY = 64 * 1024  # bytes of a description; a larger one is compiled each time
 
 _CODECS: dict[bytes, SpaceCodec] = {}
-# By the id of a description, which sessions that are opened together share: it and its codec.
+# By the id of a description, which sessions that are opened together share: it and its codec. At
+# most one of them is large.
 _SHARED: dict[int, tuple[list[list[Any]], SpaceCodec]] = {}
 
 
@@ -33,7 +34,7 @@ def codec_of(description: list[list[Any]], root: str) -> SpaceCodec:
             if len(_CODECS) >= MAX_CODECS:
                 _CODECS.clear()
             _CODECS[key] = found
-    if len(_SHARED) >= MAX_CODECS:
+    if len(_SHARED) >= MAX_CODECS or len(key) > MAX_KEY:
         _SHARED.clear()
     _SHARED[id(description)] = description, found
     return found

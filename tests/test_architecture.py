@@ -125,6 +125,7 @@ IMPURE = {
     "learner_agent/client/plain_group.py": "waits for replies",
     "learner_agent/client/readiness.py": "looks at sessions",
     "learner_agent/client/session.py": "waits for replies",
+    "learner_agent/client/session_timers.py": "lets sessions send again what is due",
     "learner_agent/client/session_group.py": "waits for replies",
     "learner_agent/client/steps_ahead.py": "waits for replies",
     "learner_agent/client/threads.py": "looks at other threads and waits for them",

@@ -474,7 +474,8 @@ def make(target: Any, render_mode: str | None, kwargs: dict[str, Any], kind: str
         try:
             return target(render_mode=render_mode, **kwargs)
         except TypeError as error:
-            if "render_mode" not in str(error):
+            # Python says "takes no arguments" of a class without a constructor.
+            if "render_mode" not in str(error) and "takes no arguments" not in str(error):
                 raise
             made = target(**kwargs)
             if not _render_takes_mode(getattr(made, "unwrapped", made)):

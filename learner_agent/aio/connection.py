@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 
 from gymwire.learner_agent.aio.calls import anyio, current_number, future_factory, suspend
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.client.direct import Repeats
 from gymwire.learner_agent.client.session import Data, RemoteSession
+from gymwire.learner_agent.client.session_timers import Repeats
 from gymwire.learner_agent.client.waiting import TICK_S, Source, timers_pause, wait
 from gymwire.protocol.codec import Frame, Header
 from gymwire.protocol.errors import BrokerUnreachable, GymwireError

@@ -6,6 +6,7 @@ Used from one thread, and from the process that made it.
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import random
 import secrets
@@ -14,10 +15,9 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache
-from itertools import takewhile
 from typing import Any, ClassVar
 
-from gymwire.learner_agent.client.direct import DirectLinks, Repeats
+from gymwire.learner_agent.client.direct import DirectLinks
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.listing import find_all
 from gymwire.learner_agent.client.open_sessions import SessionOpener
@@ -30,9 +30,10 @@ from gymwire.learner_agent.client.requests import (
     ignore,
 )
 from gymwire.learner_agent.client.session import CLOSE_S, RemoteSession
+from gymwire.learner_agent.client.session_timers import Repeats, SessionTimers
 from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.client.threads import is_elsewhere, is_ours, wait_while
-from gymwire.learner_agent.client.waiting import TICK_S, Source, Waiting, timers_pause, wait
+from gymwire.learner_agent.client.waiting import TICK_S, Source, Waiting, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
@@ -44,6 +45,7 @@ from gymwire.protocol.errors import (
 )
 from gymwire.protocol.messages import (
     AGENT_SIZE,
+    CONTROL_KINDS,
     KINDS,
     Busy,
     BusyReason,
@@ -61,7 +63,6 @@ from gymwire.protocol.transport.broker_link import BrokerLink
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
 
-MANY = 64  # sessions whose timers take so long that they must not run at every occasion
 SERVE_EVERY_S = 0.01  # the least pause between two calls of `serve` that do something
 MAX_DRAINED = 10_000  # frames received in one `drain`
 MAX_STEP_CODECS = 64  # kept at the same time
@@ -144,7 +145,6 @@ class BrokerConnection:
         self.path_changes = 0  # how often a session took another path, for the same reason
         self._sessions: dict[int, RemoteSession] = {}
         # When these do something next, at the earliest:
-        self._sessions_at = 0.0  # the timers of the sessions
         self._closed_at = 0.0  # the timers of closed sessions, while others are opened
         self._serve_at = 0.0  # `serve`
         # Sessions with the same spaces share the codec of their steps.
@@ -153,6 +153,7 @@ class BrokerConnection:
         self._opener = SessionOpener(self, wait_s)
         self._broker_lost = False
         self.contact = Contact()
+        self._session_timers = SessionTimers(timeout_s, clock)
         self._patience = Patience(timeout_s, self.contact)
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
@@ -281,7 +282,7 @@ class BrokerConnection:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         try:
             if self.wait_first({request.seq: request}, self.clock() + timeout_s) is None:
-                if self._patience.silent_s(self.clock()) >= self.timeout_s:
+                if not self._patience.has_heard():
                     raise self._silent_broker()
                 raise RequestTimeout(
                     f"The {KINDS[type(message)].name} to the broker at {self.url} got no answer "
@@ -390,6 +391,8 @@ class BrokerConnection:
     def receive_frame(self, data: bytes | memoryview) -> bool:
         """Handle a frame from the broker; return whether it answers a request."""
         header = codec.read_header(data)
+        if header.kind >= CONTROL_KINDS:
+            self.contact.last = self.clock()
         try:
             session = self._sessions.get(header.sid)
             if session is not None:
@@ -400,7 +403,6 @@ class BrokerConnection:
 
     def _receive_from_broker(self, header: Header, data: bytes | memoryview) -> bool:
         """Handle a frame that belongs to no open session, as `receive_frame` does."""
-        self._patience.hear(self.clock())
         if self._requests.receive(header, data):
             return True
         if self._opener.receive(header, data):
@@ -439,7 +441,7 @@ class BrokerConnection:
         self.check_link(now)
         if self.direct_links.check():
             self.drain()
-        self._tick_sessions(now)
+        self._session_timers.run(self._sessions.values(), now)
         frames = self._requests.due(now)
         for frame in [PLAIN.encode(Ping()), *frames] if frames else []:
             if not self.link.send(frame):
@@ -447,28 +449,6 @@ class BrokerConnection:
         if self._patience.is_over(now) and self._requests.is_waiting:
             raise self._silent_broker()
         self.contact.watched_at = self.clock()  # slow timers are no pause
-
-    def _tick_sessions(self, now: float) -> None:
-        """Run the timers of the sessions, until enough frames were sent for one time.
-
-        Those of many sessions take at most a fortieth of the time, over all calls of `wait`, unless
-        a run takes more than 25 ms, and send so few frames that the broker's rate limit admits
-        them. A connection that is full gets no more this time: each attempt could wait for a tick.
-        """
-        if now < self._sessions_at:
-            return
-        repeats, last = Repeats(), None
-        for session in list(self._sessions.values()):
-            session.tick(now, repeats)
-            if repeats.left <= 0:
-                last = last or session.sid
-                if now - self.contact.last <= self.timeout_s:  # no session has waited for too long
-                    break
-        # The others come first the next time.
-        for sid in takewhile(lambda sid: last not in (None, sid), list(self._sessions)):
-            self._sessions[sid] = self._sessions.pop(sid)
-        if len(self._sessions) > MANY:
-            self._sessions_at = now + max(timers_pause(self.clock() - now), repeats.pause_s)
 
     def _silent_broker(self) -> BrokerUnreachable:
         lost_again = self._patience.lost_again(f"a request to {self.url}", self._requests.largest)
@@ -558,7 +538,8 @@ class BrokerConnection:
             session.paths.close_direct()
         self._sessions.clear()
         if goodbye and not self._said_bye:
-            self.link.send_last(PLAIN.encode(Bye("done")))
+            with contextlib.suppress(EnvironmentClosed):  # a signal handler has closed it meanwhile
+                self.link.send_last(PLAIN.encode(Bye("done")))
             self._said_bye = True
         self.link.close(linger_s=0.5)
         _OPEN.discard(self)

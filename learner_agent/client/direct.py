@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from gymwire.learner_agent.client.requests import MAX_REPEATED
+from gymwire.learner_agent.client.session_timers import Repeats
 from gymwire.learner_agent.client.waiting import Source, Waiting, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.address import parse_address
@@ -34,7 +34,6 @@ ALWAYS_S = 2.5  # and how long direct="always" waits
 # So many losses within this time, each during a request, suggest that the path loses large packets.
 MAX_LOSSES = 3
 LOSSES_WITHIN_S = 60.0
-REPEATS_PER_SECOND = 640  # frames that all sessions send again, and their PINGs
 CHECK_EVERY_S = 0.002  # the pause between two checks of connections that are being made
 
 
@@ -189,24 +188,6 @@ class DirectLinks:
         return bool(self._links)
 
 
-class Repeats:
-    """The frames that the sessions of a connection send again in one run of its timers.
-
-    Attributes:
-        left: how many more may be sent.
-        full: the transports that accept no frame at the moment, and get no other one.
-    """
-
-    def __init__(self) -> None:
-        self.left = MAX_REPEATED
-        self.full: set[Transport] = set()
-
-    @property
-    def pause_s(self) -> float:
-        """How long to wait before the next run, in seconds."""
-        return (MAX_REPEATED - self.left) / REPEATS_PER_SECOND
-
-
 class SessionPaths:
     """The relayed path of a session, and the direct one, if there is one.
 
@@ -316,8 +297,9 @@ class SessionPaths:
     def serve_others(self, now: float) -> None:
         """Handle the frames of the other paths, and changes of their connections."""
         connection = self._connection
-        if self.direct is not None:
-            self.direct.link.check()
+        direct = self.direct
+        if direct is not None:
+            direct.link.check()
         self.follow(now)
         if self.direct is None:
             connection.check_link(now)

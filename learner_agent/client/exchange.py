@@ -36,7 +36,6 @@ from gymwire.protocol.messages import (
     Gone,
     Kind,
     Ping,
-    Pong,
     Progress,
     Resume,
     Resumed,
@@ -71,7 +70,7 @@ class Exchange:
         nonce: the 16 bytes that prove the ownership of the session.
         where: the env agent, as errors name it.
         timeout_s: how long the broker may be silent, in seconds.
-        contact: when the broker was last in contact with any session of the connection.
+        contact: of the connection; what the broker sends to any of its sessions counts.
         rng: the source of the random part of pauses.
         steps: the codec of the fast path for steps, which encodes no ACT that is larger than the
             broker accepts; None: every step takes the general path.
@@ -108,7 +107,6 @@ class Exchange:
         self._name = b""  # of the step that `begin_step` began: sid and number, as in a frame
         self.where = where
         self._timeout_s = timeout_s
-        self._contact = contact
         self._rng = rng
         self._abandoned: list[Pending] = []
         self._armed = 0  # the request for which the timers below are set
@@ -269,16 +267,12 @@ class Exchange:
     def _receive_control(self, header: Header, data: bytes | memoryview, now: float) -> None:
         match PLAIN.decode(data, header):
             case Progress(since_s):
-                self._patience.hear(now)
                 request = self.unanswered
                 if request is not None and header.seq == request.seq:
                     self._patience.heard = now  # the request has passed
                     self.in_step_s = since_s
                     self._resend_at = now + RESEND_MAX_S
-            case Pong():
-                self._contact.last = now
             case Resumed():
-                self._patience.hear(now)
                 self._resend_at = now
             case Busy(reason, retry_after_s):
                 self._handle_busy(reason, retry_after_s, now)
@@ -356,7 +350,6 @@ class Exchange:
         return False
 
     def _handle_busy(self, reason: str, retry_after_s: float, now: float) -> None:
-        self._patience.hear(now)
         self._busy += 1
         if reason == BusyReason.HELLO:
             self.resume_pending = True

@@ -9,20 +9,21 @@ UNWATCHED_S = 2.0  # after a longer pause of the timers, the silence of the brok
 
 
 class Contact:
-    """When the broker was last in contact with any session of a connection.
+    """Since when the silence of the broker counts for all sessions of a connection.
 
-    Time in which nobody listened counts as contact.
+    All times are readings of the connection's clock, in seconds.
 
     Attributes:
-        last: a reading of the connection's clock, in seconds.
-        watched_at: when the timers of the connection ran last.
+        last: when the broker last sent a control message over the link, to whichever session; or
+            when the timers ran again after a pause.
+        watched_at: when the timers ran last.
     """
 
     def __init__(self) -> None:
         self.last = self.watched_at = -math.inf
 
     def watch(self, now: float) -> None:
-        """Note that the timers run now."""
+        """Note that the timers run now, or that a request begins."""
         if now - self.watched_at > UNWATCHED_S:  # this process was suspended, or did not wait
             self.last = now
         self.watched_at = now
@@ -40,13 +41,13 @@ class Patience:
         contact: of the connection.
 
     Attributes:
-        heard: when the broker was last heard, apart from `contact`.
+        heard: when the broker was last heard.
         settled_at: when the connection is old enough to have carried the request.
         losses: how often the connection was lost since the request began.
     """
 
     def __init__(self, timeout_s: float, contact: Contact) -> None:
-        self.heard = 0.0
+        self.heard = self._began = 0.0
         self.settled_at = 0.0
         self.losses = 0
         self._timeout_s = timeout_s
@@ -54,7 +55,8 @@ class Patience:
 
     def begin(self, now: float) -> None:
         """Begin to wait for a request."""
-        self.heard = now
+        self._contact.watch(now)
+        self.heard = self._began = now
         self.losses = 0
 
     def hear(self, at: float) -> None:
@@ -68,14 +70,15 @@ class Patience:
         self.losses += 1
         self.settled_at = now + min(SETTLED_S, self._timeout_s / 2)
 
-    def silent_s(self, now: float) -> float:
-        """Return how long the broker has been silent, in seconds."""
+    def has_heard(self) -> bool:
+        """Return whether the broker was heard since the request began."""
         self.hear(self._contact.last)
-        return now - self.heard
+        return self.heard > self._began
 
     def is_over(self, now: float) -> bool:
         """Return whether the broker has been silent for longer than `timeout_s`."""
-        return self.silent_s(now) > self._timeout_s
+        self.hear(self._contact.last)
+        return now - self.heard > self._timeout_s
 
     def lost_again(self, what: str, size: int) -> str | None:
         """Return the text of an error if the connection was lost repeatedly, else None.

@@ -21,8 +21,9 @@ from gymwire.protocol.messages import KINDS, Kind, Message
 
 RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 4.0
-MAX_REPEATED = 64  # frames that are sent again in one run of the timers
+MAX_REPEATED = 64  # requests that are sent again at one time
 MAX_SHARED = 64  # different messages of which the sessions that are opened together share one
+MAX_SHARED_SIZE = 64 * 1024  # bytes of such a message; of larger ones, only the first is shared
 MIN_RETRY_S = 0.05  # the shortest pause after BUSY
 FIRST_SEQ = 2**40  # beyond the numbers of sessions: a late ERROR of a session answers none of these
 _ADVICE = {
@@ -86,8 +87,6 @@ class BrokerRequests:
             keep: called with the request before it can be sent.
         """
         self._seq += 1
-        if not self._pending:
-            self._opened = {}
         frame = PLAIN.encode(message, sid, self._seq)
         kind = KINDS[type(message)]
         check_control(kind.name, frame, _ADVICE.get(kind, ""))
@@ -113,7 +112,8 @@ class BrokerRequests:
         message = self._opened.get(content)
         if message is None:
             message = PLAIN.decode(data, header)
-            if len(self._opened) < MAX_SHARED:
+            is_small = len(content) <= MAX_SHARED_SIZE
+            if len(self._opened) < (MAX_SHARED if is_small else 1):
                 self._opened[content] = message
         return message
 
@@ -128,6 +128,8 @@ class BrokerRequests:
         for request in requests:
             self._pending.pop(request.seq, None)
             self.answered.pop(request.seq, None)
+        if not self._pending:
+            self._opened = {}
 
     def reconnected(self, now: float) -> None:
         """Send all requests again over a new connection."""

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from gymnasium import Space
 
-from gymwire.learner_agent.client.direct import Repeats, SessionPaths
+from gymwire.learner_agent.client.direct import SessionPaths
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.failures import error_for, malformed
+from gymwire.learner_agent.client.session_timers import Repeats
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
 from gymwire.protocol import dialogue, logs, space_cache, spaces, stamps, vector_infos
 from gymwire.protocol.capabilities import VALUES, common
@@ -365,7 +366,8 @@ class RemoteSession:
         """Return what `_take` returns, but do not record that the caller has the reply."""
         exchange = self.exchange
         reply = exchange.reply
-        assert reply is not None
+        if reply is None:  # a signal handler has closed the session after its reply had come
+            raise self.connection.link.closed_error()
         try:
             value = read(*reply)
         except DecodingError as error:  # the reply stays unreadable

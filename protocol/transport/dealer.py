@@ -209,7 +209,9 @@ class Dealer:
     def _check_open(self) -> None:
         """Raise EnvironmentClosed if a signal handler has closed the connection meanwhile."""
         if self._socket.closed:
-            raise EnvironmentClosed(f"The connection to {self.url} has been closed.") from None
+            raise EnvironmentClosed(
+                f"The connection to {self.url} has been closed. Make a new one."
+            ) from None
 
     @property
     def handshake_hint(self) -> str:
@@ -227,6 +229,8 @@ class Dealer:
             self._inflow.note(event)
             if event.up:
                 self.on_up(self._plan.current, event.fd)
+        if self._socket.closed:  # by a signal handler
+            return events
         self._inflow.close_overfull()
         if self._monitor.attempt_failed:
             self._monitor.attempt_failed = False
@@ -254,12 +258,14 @@ class Dealer:
         return self, self._monitor
 
     def close(self, linger_s: float = 0.0) -> None:
-        """Close the connection. Frames sent last have `linger_s` seconds to leave.
+        """Close the connection. Frames sent last have `linger_s` seconds to leave. Idempotent.
 
         A socket that libzmq keeps open to send what is left takes no more messages. If the peer
         sends one then and closes the connection, the next heartbeat aborts this process. So a full
         connection gets its time before it is closed, and none after that.
         """
+        if self._socket.closed:
+            return
         deadline = time.monotonic() + linger_s
         if linger_s:
             for event in self._monitor.events():

@@ -57,8 +57,12 @@ class Monitor:
         self._bare = cast(Any, self._socket)
 
     def close(self) -> None:
-        """Stop watching."""
-        self._watched.disable_monitor()
+        """Stop watching. Idempotent."""
+        try:
+            self._watched.disable_monitor()
+        except zmq.ZMQError:
+            if not self._watched.closed:  # by a signal handler
+                raise
         self._socket.close(linger=0)
 
     @property
@@ -69,23 +73,33 @@ class Monitor:
     def events(self) -> list[LinkEvent]:
         """Return what has happened since the last call."""
         found: list[LinkEvent] = []
-        # Socket.poll takes several times as long, and timers call this ten times a second.
-        while self._bare.getsockopt(EVENTS) & POLLIN:
-            message = recv_monitor_message(self._socket)
-            event, value = zmq.Event(message["event"]), int(message["value"])
-            if event == zmq.Event.CONNECT_RETRIED:
-                self.attempt_failed = True
-            elif event == zmq.Event.CONNECTED:
-                self._fd = value
-            elif event in self._FAILED:  # the value is an error number then
-                found.append(LinkEvent(False, -1, self._why(event, value)))
-            elif event == zmq.Event.HANDSHAKE_SUCCEEDED:
-                self._hung_up = self.failed_handshakes = 0
-                self.attempt_failed = False
-                found.append(LinkEvent(True, self._fd))
-            else:
-                found.append(LinkEvent(event == self._up, value))
+        try:
+            # Socket.poll takes several times as long, and timers call this ten times a second.
+            while self._bare.getsockopt(EVENTS) & POLLIN:
+                message = recv_monitor_message(self._socket)
+                event = self._link_event(zmq.Event(message["event"]), int(message["value"]))
+                if event is not None:
+                    found.append(event)
+        except zmq.ZMQError:
+            if not self._socket.closed:  # by a signal handler
+                raise
         return found
+
+    def _link_event(self, event: zmq.Event, value: int) -> LinkEvent | None:
+        """Note what has happened, and return it if it concerns the whole connection."""
+        if event == zmq.Event.CONNECT_RETRIED:
+            self.attempt_failed = True
+            return None
+        if event == zmq.Event.CONNECTED:
+            self._fd = value
+            return None
+        if event in self._FAILED:  # the value is an error number then
+            return LinkEvent(False, -1, self._why(event, value))
+        if event == zmq.Event.HANDSHAKE_SUCCEEDED:
+            self._hung_up = self.failed_handshakes = 0
+            self.attempt_failed = False
+            return LinkEvent(True, self._fd)
+        return LinkEvent(event == self._up, value)
 
     def _why(self, event: zmq.Event, value: int) -> str:
         """Return why a handshake failed, or "" if a later one may succeed."""

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import zmq
 
+from gymwire.protocol.errors import EnvironmentClosed
 from gymwire.protocol.transport.interface import Waitable
 
 # Plain integers: pyzmq takes longer to convert its enums.
@@ -18,6 +19,8 @@ def wait_among(sockets: Sequence[Waitable], timeout_s: float) -> list[int]:
 
     `timeout_s`: how long to wait at most, rounded up to whole milliseconds: rounded down, a caller
     that waits for less than one would compute until then.
+
+    Raises EnvironmentClosed if a signal handler closes one of them meanwhile.
     """
     buffered = [i for i, socket in enumerate(sockets) if socket.has_buffered]
     if len(buffered) == len(sockets):
@@ -30,7 +33,7 @@ def wait_among(sockets: Sequence[Waitable], timeout_s: float) -> list[int]:
     except zmq.ZMQError as error:
         if error.errno != zmq.ENOTSOCK:
             raise
-        return buffered  # a signal handler has closed one of them
+        raise EnvironmentClosed("A connection was closed while it was waited for.") from None
     if not (ready or buffered):
         return []
     return [i for i, (socket, _) in enumerate(polled) if socket in ready or i in buffered]

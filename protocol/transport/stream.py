@@ -24,6 +24,11 @@ _empty, _UINT8 = np.empty, np.dtype(np.uint8)
 _WHOLE: Final = getattr(socket, "MSG_WAITALL", 0)
 
 
+def _is_in_use(error: BaseException) -> bool:
+    """Return whether a poll object is in use: a signal handler has interrupted its waiting."""
+    return type(error) is RuntimeError and str(error) == "concurrent poll() invocation"
+
+
 class _Ended(Exception):
     """The peer has closed the connection, or sent what no frame begins with."""
 
@@ -72,6 +77,15 @@ class Stream:
         self._poll = poll.poll
         return poll.poll
 
+    def wait_for_input(self, timeout_ms: float) -> bool:
+        """Return whether input arrives within `timeout_ms`."""
+        try:
+            return bool((self._poll or self._make_poll())(timeout_ms))
+        except RuntimeError as error:
+            if not _is_in_use(error):
+                raise
+            return bool(self._make_poll()(timeout_ms))
+
     @property
     def has_frame(self) -> bool:
         """Whether a whole frame is buffered, which `read` returns without waiting."""
@@ -115,7 +129,11 @@ class Stream:
             if not isinstance(error, BlockingIOError):
                 self.end()
             return None
-        except BaseException:  # an interrupt: bytes taken from the kernel may be lost
+        except BaseException as error:
+            if _is_in_use(error):
+                self._make_poll()
+                return self.read(flags)
+            # An interrupt: bytes taken from the kernel may be lost.
             self.end()
             raise
 

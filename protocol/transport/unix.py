@@ -128,8 +128,7 @@ class UnixDealer(Stream):
         if not self.up:
             time.sleep(timeout_s)
             return False
-        poll = self._poll or self._make_poll()
-        return bool(poll(timeout_s * 1000))
+        return self.wait_for_input(timeout_s * 1000)
 
     def link_events(self) -> list[LinkEvent]:
         """Return the connections made and lost since the last call; reconnect if necessary."""

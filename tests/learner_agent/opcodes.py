@@ -38,6 +38,8 @@ def _is_ours(frame: FrameType | None) -> bool:
 class Interruption:
     """Raises an exception at the n-th instruction of gymwire's frames at the learner.
 
+    With an `action`, it calls that instead, as a signal handler that raises nothing.
+
     The return of the outermost frame is no such instruction: the call has returned then. Neither is
     the end of a generator that is closed before it is exhausted: nothing can come out of it. Only
     Python 3.12 executes instructions there; they have no line.
@@ -47,11 +49,17 @@ class Interruption:
         count: the number of instructions so far.
     """
 
-    def __init__(self, instruction: int, error: type[Exception] = FromOutside) -> None:
+    def __init__(
+        self,
+        instruction: int,
+        error: type[Exception] = FromOutside,
+        action: Callable[[], object] | None = None,
+    ) -> None:
         self.where = ""
         self.count = 0
         self._instruction = instruction
         self._error = error
+        self._action = action
         self._outermost: FrameType | None = None
 
     def run(self, call: Callable[[], Any]) -> bool:
@@ -84,5 +92,8 @@ class Interruption:
         self.count += 1
         if self.count > self._instruction:
             self.where = f"{frame.f_code.co_qualname}, line {frame.f_lineno}"
-            raise self._error
+            if self._action is None:
+                raise self._error
+            sys.settrace(None)
+            self._action()
         return self._trace

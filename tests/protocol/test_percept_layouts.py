@@ -29,6 +29,7 @@ from gymwire.protocol.percept_layouts import (
     MAX_VALUES,
     PerceptLayouts,
 )
+from gymwire.protocol.percept_places import MAX_CONSTANT
 from gymwire.protocol.space_codecs import compile
 from gymwire.protocol.step_codec import compile_steps
 from tests.sameness import assert_same
@@ -466,6 +467,14 @@ def test_an_info_with_many_values_has_no_layout() -> None:
     for _ in range(4):
         ends.send((A, F(1), *END, {str(n): F(n) for n in range(MAX_VALUES)}))
     assert ends.missed == (4, 4)
+
+
+@pytest.mark.parametrize("length", [MAX_CONSTANT, MAX_CONSTANT + 1])
+def test_an_info_with_a_long_key_has_no_layout(length: int) -> None:
+    ends = Ends(BOX)
+    for _ in range(4):
+        ends.send((A, F(1), *END, {"k" * length: F(1)}))
+    assert ends.missed == ((4, 4) if length > MAX_CONSTANT else (2, 1))
 
 
 SCALARS = st.one_of(

@@ -13,12 +13,11 @@ import structlog
 from gymwire.broker import rate_limit
 from gymwire.env_agent.config import service
 from gymwire.env_agent.loop import ServingLoop
-from gymwire.learner_agent.client import connection as connections
-from gymwire.learner_agent.client import direct, open_sessions
+from gymwire.learner_agent.client import open_sessions, session_timers
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.client.direct import Repeats
 from gymwire.learner_agent.client.requests import Keep, PendingRequest, ignore
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.session_timers import Repeats
 from gymwire.learner_agent.client.waiting import TICK_S
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN, Frame
@@ -224,7 +223,8 @@ def test_a_learner_with_many_sessions_in_long_steps_is_not_cut_off(
     scale, count = 10, 150  # 1,500 sessions, each with a PING every second
     for name in ("RATE", "BURST", "DEBT", "CUT_OFF_DEBT"):
         monkeypatch.setattr(rate_limit, name, getattr(rate_limit, name) / scale)
-    monkeypatch.setattr(direct, "REPEATS_PER_SECOND", direct.REPEATS_PER_SECOND / scale)
+    repeats = session_timers.REPEATS_PER_SECOND / scale
+    monkeypatch.setattr(session_timers, "REPEATS_PER_SECOND", repeats)
     with Network() as network:
         loop = agent(network, slots=count)
         connection = network.connection()
@@ -331,9 +331,9 @@ def test_slow_timers_of_many_sessions_do_not_hide_that_the_broker_is_silent(
 def few_repeats(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Let a hundred sessions send as rarely as thousands: each of them once in 10 s."""
     with monkeypatch.context() as patch:
-        patch.setattr(connections, "MANY", 10)
-        patch.setattr(direct, "REPEATS_PER_SECOND", 10)
-        patch.setattr(direct, "MAX_REPEATED", 1)
+        patch.setattr(session_timers, "MANY", 10)
+        patch.setattr(session_timers, "REPEATS_PER_SECOND", 10)
+        patch.setattr(session_timers, "MAX_REPEATED", 1)
         yield
 
 
@@ -369,6 +369,49 @@ def test_the_silence_for_one_session_is_noticed_in_time_when_the_others_began_to
         with pytest.raises(BrokerUnreachable):
             sessions[number].finish()
         assert 10.0 < network.now - began < 12.0
+
+
+@pytest.mark.parametrize("timeout_s", [5.0, 10.0, 60.0])
+def test_sessions_that_begin_to_wait_beside_many_others_notice_silence_in_time(
+    monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> None:
+    noticed: dict[int, float] = {}
+    tick = RemoteSession.tick
+
+    def note(session: RemoteSession, now: float, repeats: Repeats) -> None:
+        try:
+            tick(session, now, repeats)
+        except BrokerUnreachable:  # as in gymwire.aio, only the caller of this session gets it
+            noticed.setdefault(session.sid, network.now - began)
+
+    monkeypatch.setattr(RemoteSession, "tick", note)
+    with few_repeats(monkeypatch), hundred_episodes(timeout_s) as (network, connection, sessions):
+        network.faults = Faults(drop=1.0)
+        began = network.now
+        for session in sessions[:80]:
+            session.begin(Act(0))
+        connection.wait(lambda: False, began + 1.5)
+        for session in sessions[80:]:
+            session.begin(Act(0))
+        connection.wait(lambda: len(noticed) == 100, began + 3 * timeout_s)
+    late_s = [
+        noticed[one.sid] - timeout_s - (0.0 if one in sessions[:80] else 1.5) for one in sessions
+    ]
+    assert min(late_s) > 0.0
+    assert max(late_s) < 2.5
+
+
+@pytest.mark.parametrize("idle_s", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize("timeout_s", [2.0, 12.0])
+def test_a_request_to_a_silent_broker_says_that_it_is_silent(
+    idle_s: float, timeout_s: float
+) -> None:
+    with Network() as network:
+        connection = network.connection(timeout_s=timeout_s)
+        network.faults = Faults(drop=1.0)
+        network.pass_time(idle_s)
+        with pytest.raises(BrokerUnreachable, match="silent"):
+            connection.find()
 
 
 def test_time_in_which_the_process_is_suspended_is_no_silence(

@@ -21,6 +21,7 @@ from gymwire.protocol.errors import (
     ResetNeeded,
 )
 from gymwire.protocol.messages import (
+    CONTROL_KINDS,
     KINDS,
     Act,
     Busy,
@@ -75,6 +76,8 @@ class Learner:
         """Receive a frame, by default for the last request; the caller takes a reply at once."""
         seq = self.exchange.seq if seq is None else seq
         frame = bytes(PLAIN.encode(message, SID, seq))
+        if KINDS[type(message)] >= CONTROL_KINDS:
+            self.contact.last = self.now  # as the connection does
         answered = self.exchange.receive(codec.read_header(frame), frame, self.now)
         if answered:
             self.exchange.mark_returned()
@@ -358,6 +361,18 @@ def test_contact_before_a_connection_was_lost_counts(learner: Learner) -> None:
     learner.tick(59.0)
     with pytest.raises(BrokerUnreachable):
         learner.tick(3.0)
+
+
+def test_a_control_message_over_a_direct_connection_is_no_contact_with_the_broker(
+    learner: Learner,
+) -> None:
+    learner.ask(Act(0))
+    for message in (Pong(), Resumed(), Busy(BusyReason.QUEUE_FULL, 0.0)):
+        learner.tick(20.0)
+        frame = bytes(PLAIN.encode(message, SID, learner.exchange.seq))
+        assert not learner.exchange.receive(codec.read_header(frame), frame, learner.now)
+    with pytest.raises(BrokerUnreachable):
+        learner.tick(1.0)
 
 
 def test_silence_is_noticed_when_nothing_may_be_sent(learner: Learner) -> None:

@@ -2,7 +2,12 @@ from __future__ import annotations
 
 import pytest
 
-from gymwire.learner_agent.client.requests import RESEND_MAX_S, RESEND_S, BrokerRequests
+from gymwire.learner_agent.client.requests import (
+    MAX_SHARED_SIZE,
+    RESEND_MAX_S,
+    RESEND_S,
+    BrokerRequests,
+)
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.messages import Found, Message, Open, Opened
@@ -65,6 +70,18 @@ def test_sessions_that_are_opened_together_share_equal_answers() -> None:
     assert [message for _, message, _ in found] == [_opened(agent) for agent in "abab"]
     assert found[0][1] is found[2][1]
     assert found[1][1] is found[3][1]
+
+
+def test_of_large_answers_only_one_is_kept_to_be_shared_and_none_afterwards() -> None:
+    requests = BrokerRequests()
+    pending = [requests.add(Open("cartpole", b"n" * 16), 0, NOW) for _ in range(4)]
+    for request, letter in zip(pending, "abab", strict=True):
+        _answer(requests, request.seq, _opened(letter * (MAX_SHARED_SIZE + 1)))
+    found = [one.answer[1] for one in pending if one.answer is not None]
+    assert found[0] is found[2]
+    assert found[1] is not found[3]
+    requests.forget(pending)
+    assert not requests._opened
 
 
 def test_sessions_that_are_opened_one_after_another_share_nothing() -> None:

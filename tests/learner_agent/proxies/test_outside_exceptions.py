@@ -19,7 +19,7 @@ import pytest
 from gymnasium.vector import SyncVectorEnv
 
 from gymwire import ProxyEnv, ProxyVectorEnv
-from gymwire.protocol.errors import AttributeDenied, EnvironmentLost, MoveError
+from gymwire.protocol.errors import AttributeDenied, EnvironmentClosed, EnvironmentLost, MoveError
 from tests.learner_agent import opcodes
 from tests.learner_agent.client.test_interrupted import in_memory
 from tests.learner_agent.opcodes import DENSITIES, FromOutside, Interruption
@@ -192,6 +192,32 @@ def test_an_interrupted_close_can_be_called_again(sessions: int, times: int) -> 
             instruction += STRIDE or 17 * times
         assert not interruption.where
         assert instruction > 200
+
+
+@pytest.mark.parametrize("times", DENSITIES)
+@pytest.mark.parametrize("sessions", [REPLAY, 1, 2])
+@pytest.mark.parametrize("call", [step, reset, get])
+def test_a_close_at_any_instruction_of_a_call_ends_it_with_its_result_or_says_so(
+    sessions: int, call: Call, times: int
+) -> None:
+    with in_memory() as network:
+        (loop,) = network.loops
+        instruction = 0
+        while True:
+            env = make(network, sessions)
+            env.reset(seed=1)
+            interruption, began = Interruption(instruction, action=env.close), network.now
+            try:
+                interruption.run(partial(call, env))
+            except EnvironmentClosed:
+                assert interruption.where
+            assert network.now - began < 5.0, interruption.where
+            env.close()
+            network.pass_time(1.0)
+            assert loop.idle, interruption.where
+            if not interruption.where:
+                return
+            instruction += STRIDE or 31 * times
 
 
 def lose(env: Any, sessions: int) -> int:

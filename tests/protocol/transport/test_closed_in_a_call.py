@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import signal
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
 from gymwire.protocol.errors import EnvironmentClosed
 from gymwire.protocol.transport.dealer import Dealer
 from gymwire.protocol.transport.polling import wait_among
+from tests.learner_agent.opcodes import Interruption
 
 pytestmark = pytest.mark.skipif(
     not hasattr(signal, "setitimer"), reason="this system has no timer signals"
@@ -53,9 +57,27 @@ def test_each_call_of_a_connection_says_that_it_was_closed(
 
 def test_waiting_for_several_connections_ends_when_one_of_them_is_closed(dealer: Dealer) -> None:
     other = Dealer("tcp://127.0.0.1:1")
-    try:
+
+    def wait_for_ever() -> None:
         signal.setitimer(signal.ITIMER_REAL, 0.03)
-        assert wait_among([dealer, other], 100.0) == []
-        assert wait_among([dealer, other], 100.0) == []
-    finally:
-        other.close()
+        while True:
+            wait_among([dealer, other], 100.0)
+
+    with contextlib.closing(other), pytest.raises(EnvironmentClosed):
+        wait_for_ever()
+
+
+@pytest.mark.parametrize(
+    "call", [Dealer.close, lambda dealer: dealer.close(0.1), Dealer.link_events]
+)
+def test_a_close_at_any_instruction_of_a_call_does_no_harm(
+    call: Callable[[Dealer], object],
+) -> None:
+    for instruction in itertools.count():
+        made = Dealer("tcp://127.0.0.1:1")
+        interruption = Interruption(instruction, action=partial(made.close, 0.1))
+        interruption.run(partial(call, made))
+        made.close(0.1)
+        assert made.link_events() == []
+        if not interruption.where:
+            return

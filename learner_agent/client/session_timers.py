@@ -1,0 +1,82 @@
+"""The timers of the sessions of a connection: what they send again, and who notices silence.
+
+Those of many sessions take at most a fortieth of the time, unless a run takes more than 25 ms, and
+send so few frames that the broker's rate limit admits them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from typing import TYPE_CHECKING
+
+from gymwire.learner_agent.client.waiting import timers_pause
+from gymwire.protocol.transport.interface import Transport
+
+if TYPE_CHECKING:
+    from gymwire.learner_agent.client.session import RemoteSession
+
+MANY = 64  # sessions whose timers take so long that they must not run at every occasion
+MAX_REPEATED = 64  # frames that the sessions send again in one run; the last may send a few more
+REPEATS_PER_SECOND = 640  # frames that the sessions send again, and their PINGs
+CHECK_ALL_S = 1.0  # the longest time without a look at every session
+
+
+class Repeats:
+    """The frames that the sessions send again in one run of their timers.
+
+    Attributes:
+        left: how many more may be sent; not above 0: none.
+        full: the transports that accept no frame at the moment, and get no other one.
+    """
+
+    def __init__(self) -> None:
+        self.left = MAX_REPEATED
+        self.full: set[Transport] = set()
+
+    @property
+    def pause_s(self) -> float:
+        """How long to wait before the next run, in seconds."""
+        return (MAX_REPEATED - self.left) / REPEATS_PER_SECOND
+
+
+class SessionTimers:
+    """The timers of the sessions of one connection.
+
+    Args:
+        timeout_s: how long the broker may be silent, in seconds.
+        clock: returns the time in seconds.
+    """
+
+    def __init__(self, timeout_s: float, clock: Callable[[], float]) -> None:
+        self._check_every_s = min(CHECK_ALL_S, timeout_s / 4)
+        self._clock = clock
+        self._next_at = 0.0
+        self._check_all_at = 0.0
+        self._first = 0  # the place of the session that comes first
+
+    def run(self, sessions: Collection[RemoteSession], now: float) -> None:
+        """Run the timers that are due.
+
+        When enough frames were sent for one time, the other sessions come first the next time.
+        Until then they only notice whether the broker is silent, once in `CHECK_ALL_S`.
+
+        Raises BrokerUnreachable if it has been silent for too long.
+        """
+        if now < self._next_at:
+            return
+        repeats, ordered, first = Repeats(), list(sessions), None
+        checks_all = now >= self._check_all_at
+        for place in (*range(self._first, len(ordered)), *range(min(self._first, len(ordered)))):
+            ordered[place].tick(now, repeats)
+            if repeats.left <= 0:
+                first = place if first is None else first
+                if not checks_all:
+                    break
+        pause_s = repeats.pause_s
+        if first is None:
+            pause_s = max(pause_s, timers_pause(self._clock() - now))
+        if first is None or checks_all:
+            self._check_all_at = now + self._check_every_s
+        self._first = first or 0
+        if len(ordered) > MANY:
+            self._next_at = now + pause_s
