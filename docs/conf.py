@@ -36,7 +36,11 @@ mermaid_output_format = "raw"
 
 nitpicky = True
 autodoc_member_order = "bysource"
-autodoc_mock_imports = ["stable_baselines3", "opentelemetry", "pettingzoo"]  # only their names are needed
+autodoc_mock_imports = [
+    "stable_baselines3",
+    "opentelemetry",
+    "pettingzoo",
+]  # only their names are needed
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
 napoleon_google_docstring = True

@@ -279,6 +279,18 @@ class Forgetful(Old):
         return 1, 0.5, False, False
 
 
+class OldWithoutConstructor:
+    """An environment of old gym that leaves the constructor to Python."""
+
+    metadata, observation_space, action_space = (
+        Old.metadata,
+        Old.observation_space,
+        Old.action_space,
+    )
+    limit, seeded = 2, None
+    reset, step, render = Old.reset, Old.step, Old.render
+
+
 T = TypeVar("T")
 
 

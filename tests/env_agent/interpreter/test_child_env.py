@@ -146,9 +146,10 @@ def test_four_values_without_an_info_are_not_those_of_old_gym(make: Make, bare_p
     assert env.step(np.int64(0)) == (1, 0.5, False, False)
 
 
-@pytest.mark.parametrize("name", ["Old", "OldGeneric", "make_old"])
+@pytest.mark.parametrize("name", ["Old", "OldGeneric", "make_old", "OldWithoutConstructor"])
 def test_old_gym_renders_in_the_mode_of_the_session(python: str, name: str) -> None:
-    env = ChildFactory("a", f"tests.plain_envs:{name}", python, {}).make("ansi", {"limit": 2})
+    kwargs = {} if name == "OldWithoutConstructor" else {"limit": 2}
+    env = ChildFactory("a", f"tests.plain_envs:{name}", python, {}).make("ansi", kwargs)
     with contextlib.closing(env):
         assert env.render_mode == "ansi"
         assert env.render() == "rendered as ansi"
