@@ -25,6 +25,7 @@ from gymwire.broker.agenda import (
 from gymwire.broker.rate_limit import BURST, DEBT, DEMANDING_SHARE, RATE, Admission
 from gymwire.broker.server import Server
 from gymwire.protocol import codec
+from gymwire.protocol.capabilities import WATCH
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.messages import (
     Act,
@@ -295,7 +296,8 @@ def test_only_frames_of_the_senders_own_sessions_do_not_wait() -> None:
 
 def test_a_frame_of_an_own_session_that_the_broker_may_decode_waits() -> None:
     broker = Broker()
-    broker.env(ENV)
+    broker.say(ENV, Hello(Role.ENV, ENV, "gymwire test", "host", [], [WATCH]))
+    broker.say(ENV, offer("cartpole"))
     broker.learner(LEARNER)
     sid = broker.open(LEARNER)
     [asked] = broker.say(LEARNER, Watch(), sid, 500)
