@@ -302,7 +302,11 @@ def test_a_frame_of_an_own_session_that_the_broker_may_decode_waits() -> None:
     sid = broker.open(LEARNER)
     [asked] = broker.say(LEARNER, Watch(), sid, 500)
     error = Error(Code.ENVIRONMENT_FAILED, "it raised")
-    answers = [(error, 1), (opened(), 1), (Watched(1, "image/png", b""), asked.header.seq)]
+    answers: list[tuple[Message, int]] = [
+        (error, 1),
+        (opened(), 1),
+        (Watched(1, "image/png", b""), asked.header.seq),
+    ]
     frames = [bytes(PLAIN.encode(message, sid, seq)) for message, seq in answers]
     percept = bytes(PLAIN.encode(Percept(0, 0.0, False, False, {}), sid, 1))
 
