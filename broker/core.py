@@ -15,7 +15,7 @@ from typing import NamedTuple
 from gymwire.broker import announcements, directory, offers, snapshot
 from gymwire.broker.auth import NO_POLICY, Policy
 from gymwire.broker.connections import Connections
-from gymwire.broker.decoding import decode
+from gymwire.broker.decoding import FREE_DECODED, decode
 from gymwire.broker.events import Send, Sender
 from gymwire.broker.journal import Drop, Journal, Note
 from gymwire.broker.operators import Operators
@@ -173,7 +173,7 @@ class Core:
 
         Frames of the sender's own sessions are free: they cost the other side as much. The quotas
         of a key limit what they name, and nothing else does. All other frames ask something of the
-        broker itself, and wait for their turn.
+        broker itself, and wait for their turn. So do free frames that the broker may decode.
         """
         if len(data) >= HEADER_SIZE and (
             data[KIND_AT] < CONTROL_KINDS or data[KIND_AT] == Kind.OPENED
@@ -182,21 +182,27 @@ class Core:
             side = self._tables.side_of(sid, rid, key)
             if side is not None:
                 metered = side.rights.metered  # a quota may refuse the frame, and then it counts
-                return self._limiter.admit_free(rid, now) if metered else Admission.PASS
+                free = self._limiter.admit_free(rid, now) if metered else Admission.PASS
+                return self._in_turn(free, rid, now) if data[KIND_AT] in FREE_DECODED else free
         if len(data) >= HEADER_SIZE and data[KIND_AT] == Kind.WATCHED:
             numbers = (int.from_bytes(data[at], "little") for at in (SID, SEQ))
             if self._operators.awaits(rid, *numbers):  # it costs the watcher, who has asked for it
-                return self._limiter.admit_free(rid, now)
+                return self._in_turn(self._limiter.admit_free(rid, now), rid, now)
         admission = self._limiter.admit(rid, len(data), now)
         if admission is Admission.DROP:
             self._journal.drop(rid, Drop.FLOOD)
+        return self._in_turn(admission, rid, now)
+
+    def _in_turn(self, admission: Admission, rid: bytes, now: float) -> Admission:
+        """Let a frame that may pass wait for its turn."""
         if admission is not Admission.PASS:
             return admission
-        return Admission.DEMANDING if self._limiter.is_demanding(rid) else Admission.WAIT
+        return Admission.DEMANDING if self._limiter.is_demanding(rid, now) else Admission.WAIT
 
-    def charge(self, rid: bytes, cpu_s: float, now: float) -> None:
+    def charge(self, rid: bytes, data: bytes | memoryview, cpu_s: float, now: float) -> None:
         """Charge the sender of a frame for the CPU time that `receive` took."""
-        self._limiter.charge_time(rid, cpu_s, now)
+        is_free = len(data) >= HEADER_SIZE and data[KIND_AT] in FREE_DECODED
+        self._limiter.charge_time(rid, cpu_s, now, paid=not is_free)
 
     def multipart(self, rid: bytes, now: float) -> list[Send]:
         """Return the reply to a message of several parts, which the broker does not read."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import msgpack
+
 from gymwire.broker.refusals import Refusal
 from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, MAX_CONTROL, PLAIN, Frame, Header
 from gymwire.protocol.control_limits import MAX_PARTS, has_many_parts
@@ -9,7 +11,10 @@ from gymwire.protocol.messages import CONTROL_KINDS, Code, Kind, Message
 
 LONG_BYTES = 4 * 1024  # above this size, the broker may need more than a few ms for a message
 
+# The frames of a session that the broker may decode although they cost their sender nothing.
+FREE_DECODED = frozenset((Kind.ERROR, Kind.OPENED, Kind.WATCHED))
 _DECODED = frozenset(kind for kind in Kind if kind >= CONTROL_KINDS or kind is Kind.ERROR)
+_LONGEST_HEADS = 10  # bytes before the first text of a message, in the longest forms of MessagePack
 _LISTINGS = frozenset((Kind.FIND, Kind.OBSERVE))
 
 
@@ -19,6 +24,17 @@ def takes_long(data: Frame | memoryview) -> bool:
         return False
     kind = data[KIND_AT]
     return kind in _LISTINGS or (len(data) > LONG_BYTES and kind in _DECODED)
+
+
+def begins_with(data: bytes | memoryview, text: str) -> bool:
+    """Return whether the first field of a message is this text. Decodes nothing behind it."""
+    fields = msgpack.Unpacker(max_buffer_size=_LONGEST_HEADS + len(text))
+    fields.feed(data[HEADER_SIZE : HEADER_SIZE + _LONGEST_HEADS + len(text)])
+    try:
+        fields.read_array_header()
+        return bool(fields.unpack() == text)
+    except (msgpack.UnpackException, ValueError):  # the end, or a malformed value
+        return False
 
 
 def decode(header: Header, data: bytes | memoryview) -> Message:

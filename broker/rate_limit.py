@@ -2,7 +2,8 @@
 
 A token pays for one control message of up to 4 KiB; a larger message costs more, but never more
 than a full bucket: a connection that waits long enough may send any message. What takes the broker
-more than 1 ms costs more, too: so a connection uses a tenth of its time at most. A connection that
+more than 1 ms costs more, too: so a connection uses a tenth of its time at most. A message of a
+session costs no token, but the CPU time beyond 0.1 ms that decoding it takes. A connection that
 sends more than its bucket holds gets BUSY, and is cut off if it does not slow down. Reading and
 dropping a flood would cost as much processor time as its sender has, and would delay every step.
 """
@@ -20,6 +21,7 @@ CUT_OFF_DEBT = 50.0
 TOKEN_BYTES = 4096  # bytes of a request per token
 FREE_CPU_MS = 1.0  # CPU time of a message that its first token pays for,
 TOKENS_PER_CPU_MS = 10.0  # and what each further millisecond costs
+UNPAID_CPU_MS = 0.1  # CPU time of a message that costs no token
 LISTING_BYTES = 2048  # bytes of a FOUND reply per token, since the broker has to build it
 LISTING_NAMES = 32  # addresses that the broker examines for a FOUND reply, per token
 # The share of a full bucket that a peer needs for a FIND: more than what the largest page costs.
@@ -83,22 +85,29 @@ class RateLimiter:
             self.sweep(now)
         return len(self._buckets) < MAX_BUCKETS
 
-    def is_demanding(self, rid: bytes) -> bool:
-        """Return whether a peer had asked for much when its last message was admitted."""
-        known = self._buckets.get(rid)
-        return known is not None and known[0] < DEMANDING_SHARE * BURST
+    def is_demanding(self, rid: bytes, now: float) -> bool:
+        """Return whether a peer has asked for much lately."""
+        return self._tokens(rid, now) < DEMANDING_SHARE * BURST
+
+    def _tokens(self, rid: bytes, now: float) -> float:
+        """Return what the bucket of a peer holds."""
+        tokens, at = self._buckets.get(rid, (BURST, now))
+        return min(BURST, tokens + (now - at) * RATE)
 
     def charge_refusal(self, rid: bytes, now: float) -> None:
         """Charge for the refusal of a message that `admit_free` has let pass."""
         tokens, at = self._buckets.get(rid, (BURST, now))
         self._buckets[rid] = tokens - 1, at
 
-    def charge_time(self, rid: bytes, cpu_s: float, now: float) -> None:
-        """Charge for the CPU time of a message, beyond what `admit` has charged for."""
-        cost = (cpu_s * 1000 - FREE_CPU_MS) * TOKENS_PER_CPU_MS
+    def charge_time(self, rid: bytes, cpu_s: float, now: float, *, paid: bool = True) -> None:
+        """Charge for the CPU time of a message, beyond what `admit` has charged for.
+
+        `paid`: whether it has charged for the message at all.
+        """
+        cost = (cpu_s * 1000 - (FREE_CPU_MS if paid else UNPAID_CPU_MS)) * TOKENS_PER_CPU_MS
         if cost > 0:
-            tokens, at = self._buckets.get(rid, (BURST, now))
-            self._buckets[rid] = max(0.0, tokens - cost), at
+            tokens = self._tokens(rid, now)  # a free message has not counted what has flowed in
+            self._buckets[rid] = max(min(0.0, tokens), tokens - cost), now
 
     def listing_wait_s(self, rid: bytes, now: float) -> float:
         """Return for how many seconds a peer must wait before it may get a FOUND reply."""

@@ -293,7 +293,7 @@ class Server:
         began = time.thread_time()
         sends = self.core.receive(sender, data, now)
         took_s = time.thread_time() - began
-        self.core.charge(sender.rid, took_s, now)
+        self.core.charge(sender.rid, data, took_s, now)
         if at:  # a relayed frame of a learner with limits still gets its stamps
             sends = [
                 Send(

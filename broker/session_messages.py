@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 
-from gymwire.broker.decoding import LONG_BYTES, decode
+from gymwire.broker.decoding import begins_with, decode
 from gymwire.broker.events import Send
 from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.quotas import Quotas
@@ -178,9 +178,6 @@ def _error_text(header: Header, data: bytes | memoryview) -> str:
 def _reports_loss(header: Header, data: bytes | memoryview) -> bool:
     """Return whether an env agent reports that it does not have this session any more.
 
-    Such a report is short. The learner reads a longer ERROR.
+    The learner reads the rest of the ERROR.
     """
-    if header.kind is not Kind.ERROR or len(data) > LONG_BYTES:
-        return False
-    error = decode(header, data)
-    return isinstance(error, Error) and error.code == Code.SESSION_LOST
+    return header.kind is Kind.ERROR and begins_with(data, Code.SESSION_LOST)

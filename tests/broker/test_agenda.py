@@ -22,21 +22,27 @@ from gymwire.broker.agenda import (
     Agenda,
     Piece,
 )
-from gymwire.broker.rate_limit import BURST, DEMANDING_SHARE, RATE, Admission
+from gymwire.broker.rate_limit import BURST, DEBT, DEMANDING_SHARE, RATE, Admission
 from gymwire.broker.server import Server
 from gymwire.protocol import codec
+from gymwire.protocol.capabilities import WATCH
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.messages import (
     Act,
     Bye,
+    Code,
+    Error,
     Hello,
     Message,
     Offered,
     Open,
     Opened,
+    Percept,
     Ping,
     Pong,
     Role,
+    Watch,
+    Watched,
     Welcome,
 )
 from tests.broker.harness import Broker, offer, opened
@@ -288,6 +294,40 @@ def test_only_frames_of_the_senders_own_sessions_do_not_wait() -> None:
     assert admitted(Open("cartpole", b"n" * 16), 0) is Admission.WAIT
 
 
+def test_a_frame_of_an_own_session_that_the_broker_may_decode_waits() -> None:
+    broker = Broker()
+    broker.say(ENV, Hello(Role.ENV, ENV, "gymwire test", "host", [], [WATCH]))
+    broker.say(ENV, offer("cartpole"))
+    broker.learner(LEARNER)
+    sid = broker.open(LEARNER)
+    [asked] = broker.say(LEARNER, Watch(), sid, 500)
+    error = Error(Code.ENVIRONMENT_FAILED, "it raised")
+    answers: list[tuple[Message, int]] = [
+        (error, 1),
+        (opened(), 1),
+        (Watched(1, "image/png", b""), asked.header.seq),
+    ]
+    frames = [bytes(PLAIN.encode(message, sid, seq)) for message, seq in answers]
+    percept = bytes(PLAIN.encode(Percept(0, 0.0, False, False, {}), sid, 1))
+
+    def admitted() -> list[Admission]:
+        return [broker.core.admit(ENV, frame, None, broker.now) for frame in frames]
+
+    for _ in range(int(BURST + DEBT) + 1):  # however many
+        assert admitted() == [Admission.WAIT] * 3
+    for frame in frames:
+        broker.now += BURST / RATE
+        assert admitted() == [Admission.WAIT] * 3
+        for _ in range(40):  # it takes long to decode
+            broker.core.charge(ENV, frame, 0.004, broker.now)
+        assert admitted() == [Admission.DEMANDING] * 3
+        assert broker.core.admit(ENV, percept, None, broker.now) is Admission.PASS
+        broker.now += BURST * (1 - DEMANDING_SHARE) / RATE
+        for _ in range(2048):  # honest ones
+            broker.core.charge(ENV, frame, 0.0001, broker.now)
+        assert admitted() == [Admission.WAIT] * 3
+
+
 def test_a_peer_that_has_used_half_of_its_bucket_is_demanding() -> None:
     broker = Broker()
     broker.learner(LEARNER)
@@ -391,13 +431,17 @@ def test_a_step_is_relayed_before_all_that_waits(bench: Bench) -> None:
     assert isinstance(bench.answer(learner)[1], Opened)
     others = [bench.connect(b"\x01other%d" % number) for number in range(8)]
     bench.steps_only()
+    failed = Error(Code.ENVIRONMENT_FAILED, "it raised")
+    for answer in (failed, opened()):
+        env.send(PLAIN.encode(answer, header.sid, header.seq))
     for other in others:
         for _ in range(5):
             other.send(PLAIN.encode(Ping()))
     learner.send(PLAIN.encode(Act(1), header.sid, 1))
-    bench.serve_until(lambda: env.poll(0) and bench.waiting == 40, "the step, and all wait")
+    bench.serve_until(lambda: env.poll(0) and bench.waiting == 42, "the step, and all wait")
     assert PLAIN.decode(env.recv()) == Act(1)
-    assert not any(other.poll(0) for other in others)
+    assert not any(peer.poll(0) for peer in (learner, *others))
+    assert bench.answer(learner)[1] == failed
     for other in others:
         for _ in range(5):
             assert isinstance(bench.answer(other)[1], Pong)

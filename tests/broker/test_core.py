@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 from hypothesis import given
@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from gymwire.broker import peers, sessions
 from gymwire.broker.auth import Policy, Rights
 from gymwire.broker.connections import CHECK_TICKS, LEARNER_SILENCE_S
+from gymwire.broker.events import Send, Sender
 from gymwire.broker.offers import MAX_OFFERS
 from gymwire.broker.peers import GRACE_S
 from gymwire.broker.recovery import REJOIN_S
@@ -17,6 +18,7 @@ from gymwire.protocol import codec
 from gymwire.protocol.codec import MAX_CONTROL, PLAIN
 from gymwire.protocol.messages import (
     LIVENESS_PREFIX,
+    VERSION,
     Act,
     Attach,
     Busy,
@@ -558,6 +560,51 @@ def test_a_session_that_its_agent_has_lost_frees_its_slot(broker: Broker) -> Non
     [answer] = broker.say(env, lost, sid, 1)
     assert (answer.rid, answer.message) == (learner, lost)
     assert broker.open(learner, nonce=b"2" * 16)
+
+
+@pytest.mark.parametrize("text", [b"\xac", b"\xd9\x0c", b"\xda\0\x0c", b"\xdb\0\0\0\x0c"])
+@pytest.mark.parametrize("array", [b"\x93", b"\xdc\0\3", b"\xdd\0\0\0\3"])
+def test_a_lost_session_is_noticed_in_each_form_of_messagepack(
+    broker: Broker, array: bytes, text: bytes
+) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+    head = array + text + Code.SESSION_LOST.encode() + b"\xa1x\x80"
+    header = codec.HEADER.pack(codec.MAGIC, VERSION, Kind.ERROR, 0, len(head), sid, 1)
+    [answer] = broker.frame(env, header + head)
+    assert (answer.rid, answer.message) == (learner, Error(Code.SESSION_LOST, "x"))
+    assert not broker.core._tables.sessions
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"",
+        b"\x93",
+        b"\xacsession-lost",
+        b"\x93\xacsession-los",
+        b"\x93\xadsession-lost!\xa1x\x80",
+        b"\x93\xa1x\xacsession-lost\x80",
+        b"\x93" + b"\x91" * 100,
+        b"\x93\xa1\xff",
+        b"\x93\xc1",
+        PLAIN.encode(Error("x", "", {"a": [{}] * 3900}))[codec.HEADER_SIZE :],
+    ],
+)
+def test_an_error_of_an_open_session_is_relayed_undecoded(
+    broker: Broker, monkeypatch: pytest.MonkeyPatch, head: bytes
+) -> None:
+    env, learner = broker.env(), broker.learner()
+    sid = broker.open(learner)
+
+    def decode(*_: object) -> NoReturn:
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr("gymwire.broker.session_messages.decode", decode)
+    header = codec.HEADER.pack(codec.MAGIC, VERSION, Kind.ERROR, 0, len(head), sid, 1)
+    sender = Sender(env, broker.fds[env], None, "")
+    assert broker.core.receive(sender, header + head, broker.now) == [Send(learner, header + head)]
+    assert broker.reaches(learner, sid) == env
 
 
 def test_a_killed_learner_keeps_its_slot_for_the_lease_and_no_longer(broker: Broker) -> None:

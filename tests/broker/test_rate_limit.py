@@ -11,10 +11,12 @@ from gymwire.broker.rate_limit import (
     BURST,
     CUT_OFF_DEBT,
     DEBT,
+    DEMANDING_SHARE,
     FREE_CPU_MS,
     RATE,
     TOKEN_BYTES,
     TOKENS_PER_CPU_MS,
+    UNPAID_CPU_MS,
     Admission,
     RateLimiter,
 )
@@ -274,3 +276,20 @@ def test_the_time_that_a_message_takes_counts() -> None:
     size = int(TOKEN_BYTES * (BURST - 10 * TOKENS_PER_CPU_MS))
     assert limiter.admit(OTHER, size, NOW) is Admission.THROTTLE
     assert limiter.admit(OTHER, size - TOKEN_BYTES, NOW + 0.01) is Admission.PASS
+
+
+def test_a_message_that_has_cost_no_token_is_charged_for_its_time() -> None:
+    limiter = RateLimiter()
+    half_s = (1 - DEMANDING_SHARE) * BURST / TOKENS_PER_CPU_MS / 1000
+    for now in (NOW, NOW + BURST / RATE):  # time passes for a peer that sends nothing else
+        limiter.charge_time(LEARNER, UNPAID_CPU_MS / 1000, now, paid=False)
+        assert not limiter.is_demanding(LEARNER, now)
+        limiter.charge_time(LEARNER, half_s + (UNPAID_CPU_MS + 1) / 1000, now, paid=False)
+        assert limiter.is_demanding(LEARNER, now)
+
+
+def test_a_message_that_takes_long_ends_no_debt() -> None:
+    limiter = RateLimiter()
+    admissions(limiter, int(BURST + DEBT) + 1)
+    limiter.charge_time(LEARNER, 1.0, NOW, paid=False)
+    assert admissions(limiter, 1) == [Admission.DROP]
