@@ -66,6 +66,9 @@ from gymwire.protocol.transport.handshake import CONNECT_S, Handshake
 SERVE_EVERY_S = 0.01  # the least pause between two calls of `serve` that do something
 MAX_DRAINED = 10_000  # frames received in one `drain`
 MAX_STEP_CODECS = 64  # kept at the same time
+# The broker sends these in answer to what has just reached it. Its own PING, or a PROGRESS, may
+# arrive although nothing reaches it.
+ANSWERS_AT_ONCE = frozenset((Kind.PONG, Kind.RESUMED, Kind.BUSY))
 _OPEN: weakref.WeakSet[BrokerConnection] = weakref.WeakSet()
 
 
@@ -391,7 +394,7 @@ class BrokerConnection:
     def receive_frame(self, data: bytes | memoryview) -> bool:
         """Handle a frame from the broker; return whether it answers a request."""
         header = codec.read_header(data)
-        if header.kind >= CONTROL_KINDS:
+        if header.kind >= CONTROL_KINDS and header.kind in ANSWERS_AT_ONCE:
             self.contact.last = self.clock()
         try:
             session = self._sessions.get(header.sid)

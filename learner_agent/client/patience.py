@@ -14,8 +14,8 @@ class Contact:
     All times are readings of the connection's clock, in seconds.
 
     Attributes:
-        last: when the broker last sent a control message over the link, to whichever session; or
-            when the timers ran again after a pause.
+        last: when the broker last answered over the link, to whichever session; or when the timers
+            ran again after a pause.
         watched_at: when the timers ran last.
     """
 
