@@ -170,6 +170,7 @@ class Exchange:
         dialogue.check_request(self.state, kind)
         pending = self.pending
         if pending is not None and kind not in (Kind.RESET, Kind.CLOSE):
+            dialogue.check_request(self.state, kind)  # a signal handler may have closed it just now
             raise MoveError(
                 f"The previous {_verb(pending.kind)} is still under way. Call it again with the "
                 f"same arguments to wait for its reply; or call reset() or close()."
