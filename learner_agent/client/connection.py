@@ -285,11 +285,13 @@ class BrokerConnection:
         timeout_s = self.timeout_s if timeout_s is None else timeout_s
         try:
             if self.wait_first({request.seq: request}, self.clock() + timeout_s) is None:
-                if not self._patience.has_heard():
+                is_running = self._patience.has_heard()
+                if not is_running and timeout_s >= self.timeout_s:
                     raise self._silent_broker()
                 raise RequestTimeout(
                     f"The {KINDS[type(message)].name} to the broker at {self.url} got no answer "
-                    f"within {timeout_s:g} s, although the broker is running. Try again."
+                    f"within {timeout_s:g} s{', although it is running' if is_running else ''}. "
+                    f"Try again."
                 )
         finally:
             self.forget_requests(request)

@@ -142,7 +142,7 @@ def test_top_goes_on_without_its_broker(started: Programs) -> None:
     try:
         shown.shows("0 sessions")
         broker.stop()
-        shown.shows("not been answered")
+        shown.shows("no answer")
         shown.press(b"q")
         assert shown.end() == 0
     finally:

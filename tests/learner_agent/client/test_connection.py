@@ -27,7 +27,7 @@ from gymwire.protocol.errors import (
     NoFreeSlot,
     RequestTimeout,
 )
-from gymwire.protocol.messages import Act, Code, Error, Kind, Message, Percept, Reset
+from gymwire.protocol.messages import Act, Code, Error, Find, Kind, Message, Percept, Reset
 from tests.wire import Dealer, Faults, Network
 
 ENV = "CartPole-v1"
@@ -410,8 +410,10 @@ def test_a_request_to_a_silent_broker_says_that_it_is_silent(
         connection = network.connection(timeout_s=timeout_s)
         network.faults = Faults(drop=1.0)
         network.pass_time(idle_s)
-        with pytest.raises(BrokerUnreachable, match="silent"):
+        with pytest.raises(BrokerUnreachable, match=f"silent for {timeout_s:g} s"):
             connection.find()
+        with pytest.raises(RequestTimeout, match=r"no answer within 1 s\. Try again"):
+            connection.ask(Find(), timeout_s=1.0)
 
 
 def test_time_in_which_the_process_is_suspended_is_no_silence(
