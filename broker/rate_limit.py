@@ -60,13 +60,10 @@ class RateLimiter:
         return self._admit(rid, 0, now) if rid in self._buckets else Admission.PASS
 
     def _admit(self, rid: bytes, cost: float, now: float) -> Admission:
-        known = self._buckets.get(rid)
-        if known is not None:
-            tokens = min(BURST, known[0] + (now - known[1]) * RATE)
-        elif len(self._buckets) < MAX_BUCKETS or self._has_room(now):
-            tokens = BURST
-        else:
+        is_known = rid in self._buckets
+        if not (is_known or len(self._buckets) < MAX_BUCKETS or self._has_room(now)):
             return Admission.DROP
+        tokens = self._tokens(rid, now)
         if tokens < -DEBT:
             return Admission.DROP
         if tokens >= cost:
@@ -111,8 +108,7 @@ class RateLimiter:
 
     def listing_wait_s(self, rid: bytes, now: float) -> float:
         """Return for how many seconds a peer must wait before it may get a FOUND reply."""
-        tokens, at = self._buckets.get(rid, (BURST, now))
-        missing = LISTING_SHARE * BURST - tokens - (now - at) * RATE
+        missing = LISTING_SHARE * BURST - self._tokens(rid, now)
         return 0.0 if missing <= 0 else (missing + RETRY_TOKENS) / RATE
 
     def charge_listing(self, rid: bytes, size: int, names: int, now: float) -> None:

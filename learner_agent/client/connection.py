@@ -45,7 +45,6 @@ from gymwire.protocol.errors import (
 )
 from gymwire.protocol.messages import (
     AGENT_SIZE,
-    CONTROL_KINDS,
     KINDS,
     Busy,
     BusyReason,
@@ -396,7 +395,7 @@ class BrokerConnection:
     def receive_frame(self, data: bytes | memoryview) -> bool:
         """Handle a frame from the broker; return whether it answers a request."""
         header = codec.read_header(data)
-        if header.kind >= CONTROL_KINDS and header.kind in ANSWERS_AT_ONCE:
+        if header.kind in ANSWERS_AT_ONCE:
             self.contact.last = self.clock()
         try:
             session = self._sessions.get(header.sid)

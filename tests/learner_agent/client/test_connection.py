@@ -337,15 +337,24 @@ def few_repeats(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def hundred_waiting(
+    monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> Iterator[tuple[Network, list[RemoteSession]]]:
+    """Yield a hundred sessions that wait for a silent broker, and may rarely send."""
+    with few_repeats(monkeypatch), hundred_episodes(timeout_s) as (network, _, sessions):
+        network.faults = Faults(drop=1.0)
+        for session in sessions:
+            session.begin(Act(0))
+        yield network, sessions
+
+
 @pytest.mark.parametrize("timeout_s", [2.0, 10.0, 60.0])
 @pytest.mark.parametrize("number", [0, 50, 99])
 def test_the_silence_of_the_broker_is_noticed_in_time_by_sessions_that_may_rarely_ping_it(
     monkeypatch: pytest.MonkeyPatch, timeout_s: float, number: int
 ) -> None:
-    with few_repeats(monkeypatch), hundred_episodes(timeout_s) as (network, _, sessions):
-        network.faults = Faults(drop=1.0)
-        for session in sessions:
-            session.begin(Act(0))
+    with hundred_waiting(monkeypatch, timeout_s) as (network, sessions):
         began = network.now
         with pytest.raises(BrokerUnreachable):
             sessions[number].finish(timeout_s=1000.0)
@@ -360,10 +369,7 @@ def test_the_silence_for_one_session_is_noticed_in_time_when_the_others_began_to
         for session in sessions[:number] + sessions[number + 1 :]:
             session.exchange.keep_waiting(network.now)
 
-    with few_repeats(monkeypatch), hundred_episodes(timeout_s=10.0) as (network, _, sessions):
-        network.faults = Faults(drop=1.0)
-        for session in sessions:
-            session.begin(Act(0))
+    with hundred_waiting(monkeypatch, 10.0) as (network, sessions):
         network.after(9.5, wait_later)
         began = network.now
         with pytest.raises(BrokerUnreachable):
@@ -422,10 +428,7 @@ def test_time_in_which_the_process_is_suspended_is_no_silence(
     def suspend() -> None:
         network.now += 3600.0
 
-    with few_repeats(monkeypatch), hundred_episodes(timeout_s=10.0) as (network, _, sessions):
-        network.faults = Faults(drop=1.0)
-        for session in sessions:
-            session.begin(Act(0))
+    with hundred_waiting(monkeypatch, 10.0) as (network, sessions):
         network.after(5.0, suspend)
         began = network.now
         with pytest.raises(BrokerUnreachable):
