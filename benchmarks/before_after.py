@@ -1,9 +1,10 @@
 """Compare the step of this checkout with that of another one, in pairs of fresh starts.
 
-`./run python -m benchmarks.before_after OTHER_CHECKOUT` starts broker, env agent and learner of
-both checkouts in turn, pair after pair, and prints for each case the median of the ratios
-(this checkout / the other) of the p50 of a step, with a 95 % confidence interval. Each pair starts
-all processes again, because a process keeps the speed of its memory placement for life.
+`./run python -m benchmarks.before_after OTHER_CHECKOUT` starts broker, env agents and learner of
+both checkouts, pair after pair, and prints for each case the median of the ratios (this checkout /
+the other) of the p50 of a step, with a 95 % confidence interval. Each pair starts all processes
+again, because a process keeps the speed of its memory placement for life. The two learners of a
+pair step in turns of some tenths of a second, because the speed of a shared machine varies.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ CASES = {
     "relayed, uint8 (84, 84, 4)": ("picture", "never"),
     "direct, uint8 (84, 84, 4)": ("picture", "always"),
 }
+TURNS = 20  # of a learner, per case
 PICTURE = "benchmarks.environments:Picture"
 PICTURE_KWARGS = json.dumps({"shape": [84, 84, 4], "dtype": "uint8"})
 
@@ -36,30 +38,36 @@ LEARNER = """
 import importlib, json, os, sys, time
 
 # Not whichever can be imported: the interpreter has this checkout installed, too.
-ProxyEnv = importlib.import_module(sys.argv[4]).ProxyEnv
+ProxyEnv = importlib.import_module(sys.argv[5]).ProxyEnv
 assert os.path.realpath(sys.modules[ProxyEnv.__module__].__file__).startswith(os.getcwd() + os.sep)
-broker, steps, cases = sys.argv[1], int(sys.argv[2]), json.loads(sys.argv[3])
+broker, turns, steps, cases = sys.argv[1], *(json.loads(text) for text in sys.argv[2:5])
 
-def p50_us(address, direct):
+def p50_us(env, steps):
     clock, times = time.perf_counter_ns, []
-    with ProxyEnv(address, broker, direct=direct, wait_s=30) as env:
-        env.reset(seed=1)
-        for i in range(steps + 200):
-            begun = clock()
-            _, _, terminated, truncated, _ = env.step(0)
-            if i >= 200:
-                times.append(clock() - begun)
-            if terminated or truncated:
-                env.reset()
+    for i in range(steps):
+        begun = clock()
+        _, _, terminated, truncated, _ = env.step(0)
+        times.append(clock() - begun)
+        if terminated or truncated:
+            env.reset()
     times.sort()
     return times[len(times) // 2] / 1000
 
-print(json.dumps([p50_us(*case) for case in cases]))
+for address, direct in cases:
+    with ProxyEnv(address, broker, direct=direct, wait_s=30) as env:
+        env.reset(seed=1)
+        p50_us(env, 200)
+        for _ in range(turns):
+            sys.stdin.readline()
+            print(p50_us(env, steps), flush=True)
 """
 
 
-def measure(checkout: Path, steps: int, cases: Sequence[tuple[str, str]]) -> list[float]:
-    """Start all parts of a checkout, and return the p50 of a step in µs for each case."""
+@contextlib.contextmanager
+def learner(
+    checkout: Path, steps: int, cases: Sequence[tuple[str, str]]
+) -> Iterator[subprocess.Popen[str]]:
+    """Start all parts of a checkout, and give the learner, which takes a turn per line it gets."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     is_new = (checkout / "gymwire").exists()  # since 0.2
     prefix, package = ("gymwire.", "gymwire") if is_new else ("", "learner_agent")
@@ -73,29 +81,54 @@ def measure(checkout: Path, steps: int, cases: Sequence[tuple[str, str]]) -> lis
             [*agent, "cartpole", "--env", "CartPole-v1"],
             [*agent, "picture", "--env", PICTURE, "--env-kwargs", PICTURE_KWARGS],
         ):
-            quiet = [*arguments, "--log-level", "error"]
+            quiet = [sys.executable, "-m", *arguments, "--log-level", "error"]
             stack.enter_context(_running(quiet, checkout, environment))
-        done = subprocess.run(
-            [sys.executable, "-c", LEARNER, url, str(steps), json.dumps(cases), package],
-            cwd=checkout,
-            env=environment,
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-        )
-    return [float(value) for value in json.loads(done.stdout)]
+        numbers = [str(TURNS), str(steps // TURNS), json.dumps(cases)]
+        program = [sys.executable, "-c", LEARNER, url, *numbers, package]
+        yield stack.enter_context(_running(program, checkout, environment))
 
 
 @contextlib.contextmanager
 def _running(
     arguments: Sequence[str], checkout: Path, environment: dict[str, str]
-) -> Iterator[None]:
-    process = subprocess.Popen([sys.executable, "-m", *arguments], cwd=checkout, env=environment)
+) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen(
+        arguments,
+        cwd=checkout,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
     try:
-        yield
+        yield process
     finally:
         process.terminate()
-        process.wait(20)
+        process.communicate(timeout=20)
+
+
+def measure(
+    sides: Sequence[Path], steps: int, cases: Sequence[tuple[str, str]]
+) -> list[list[float]]:
+    """Let the learners of these checkouts step in turns.
+
+    Returns for each case the p50 of a step in µs of each checkout.
+    """
+    with contextlib.ExitStack() as stack:
+        learners = [stack.enter_context(learner(side, steps, cases)) for side in sides]
+        measured = []
+        for _ in cases:
+            turns = [[_turn(process) for process in learners] for _ in range(TURNS)]
+            measured.append([statistics.median(p50s) for p50s in zip(*turns, strict=True)])
+    return measured
+
+
+def _turn(process: subprocess.Popen[str]) -> float:
+    assert process.stdin
+    assert process.stdout
+    process.stdin.write("\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:
@@ -119,16 +152,15 @@ def main() -> None:
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     sides = [HERE, options.other.resolve()]
-    pairs: list[tuple[list[float], list[float]]] = []
+    pairs: list[list[list[float]]] = []
     for i in range(options.pairs):
-        first, second = sides if i % 2 == 0 else sides[::-1]
-        measured = {first: measure(first, options.steps, [*cases.values()])}
-        measured[second] = measure(second, options.steps, [*cases.values()])
-        pairs.append((measured[sides[0]], measured[sides[1]]))
+        order = 1 if i % 2 == 0 else -1
+        measured = measure(sides[::order], options.steps, [*cases.values()])
+        pairs.append([p50s[::order] for p50s in measured])
         print(f"pair {i + 1} of {options.pairs}", file=sys.stderr)
     print(f"{'case':30} {'this, µs':>9} {'other, µs':>10} {'ratio':>6}  95 % interval")
     for i, name in enumerate(cases):
-        ours, others = [pair[0][i] for pair in pairs], [pair[1][i] for pair in pairs]
+        ours, others = zip(*(pair[i] for pair in pairs), strict=True)
         ratios = [a / b for a, b in zip(ours, others, strict=True)]
         low, high = interval(ratios)
         print(

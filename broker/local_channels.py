@@ -28,7 +28,8 @@ class LocalChannels:
     """The local channels of a broker's peers, and reception over both them and ZeroMQ.
 
     `of`: routing id of a peer → id of its local channel. `owners`: id of a local channel → routing
-    id and key of its peer. Raises ConfigurationError if the socket cannot be made.
+    id and key of its peer. `buffered`: not empty while `has_buffered`. Raises ConfigurationError if
+    the socket cannot be made.
     """
 
     def __init__(self, router: Router, *, max_channels: int, max_message: int) -> None:
@@ -52,6 +53,7 @@ class LocalChannels:
             raise
         self.url = self._unix.url
         self.send, self.send_all = self._unix.send, self._unix.send_all
+        self.buffered: Collection[object] = self._unix.buffered
         self._receive_local = self._unix.receive
 
     def receive(self, wait: bool = True) -> Received | None:
@@ -74,7 +76,7 @@ class LocalChannels:
     @property
     def has_buffered(self) -> bool:
         """Whether a frame may be buffered here, where a poll of `waitable` does not see it."""
-        return self._unix.has_buffered
+        return bool(self.buffered)
 
     @property
     def waitable(self) -> int:
@@ -160,7 +162,7 @@ class Bundle:
         """Send a frame now, or soon together with the next ones."""
         self.frames.append(frame)
         channels = self._channels
-        if channels is None or not channels.has_buffered or len(self.frames) >= MAX_BUNDLE:
+        if channels is None or not channels.buffered or len(self.frames) >= MAX_BUNDLE:
             self.send()
 
     def send(self) -> None:

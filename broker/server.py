@@ -171,6 +171,7 @@ class Server:
         receive, until = self._turn()
         with_local = self._may_be_local
         channel_of, owners = ({}, {}) if local is None else (local.of, local.owners)
+        buffered, send_local = ((), None) if local is None else (local.buffered, local.send)
         send, relay = self._router.send, core.relay
         clock, keyed, done = time.monotonic, self._keyed, Delivery.DONE
         bundle = self._bundle
@@ -199,11 +200,11 @@ class Server:
                 continue
             frame = stamps.stamp_relay(data, at, time.monotonic_ns) if at else data
             channel = channel_of.get(to)
-            if channel is not None and local is not None:
-                if origin is None and (bundle.frames or local.has_buffered):
+            if channel is not None and send_local is not None:
+                if origin is None and (buffered or bundle.frames):
                     bundle.add(RelayedFrame(channel, to, frame, rid))
                     continue
-                delivery = local.send(channel, frame)
+                delivery = send_local(channel, frame)
             elif at or origin is None or type(data) is bytes:
                 delivery = send(to, frame)
             else:  # pass on libzmq's own frame without a copy

@@ -37,6 +37,8 @@ from gymwire.protocol.space_codecs import NOT_COMPACT
 RunStep = Callable[[Any], Any]
 """What executes a step: it gets the action, and returns what `Env.step` returns."""
 
+_int_from_bytes = int.from_bytes
+
 # Request → the kind of its reply, the same in all states.
 _REPLY = {
     request: next(iter(replies))
@@ -77,20 +79,22 @@ class RequestHandler:
         steps, session = slot.steps, slot.session
         if steps is None:
             return None
-        action = steps.decode_act(data)
+        # Locals, and names of the module, are called faster by Python 3.11.
+        decode, encode = steps.decode_act, steps.encode_percept
+        action = decode(data)
         name = bytes(data[NAME])
-        seq = int.from_bytes(name[8:], "little")
+        seq = _int_from_bytes(name[8:], "little")
         if action is NOT_COMPACT or not session.begin_step(seq):
             return None
         if run_step is None:
-            run_step = slot.runner.step  # a local, which Python 3.11 calls faster
+            run_step = slot.runner.step
         try:
             step = run_step(action)
         except BaseException as error:  # noqa: BLE001 - the environment's; a reply, too
             reply: Message = self._raised(slot, Kind.ACT, error)
         else:
             if type(step) is tuple and len(step) == 5:
-                frame = steps.encode_percept(step, name)
+                frame = encode(step, name)
                 if (
                     frame is not None
                     and len(frame) <= self.max_message

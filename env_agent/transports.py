@@ -279,11 +279,10 @@ class Transports:
             memory.
     """
 
-    zero_copy: Session | None = None
-
     def __init__(self, link: BrokerLink, direct: DirectEndpoint | None) -> None:
         self.link = link
         self.direct = direct
+        self.zero_copy: Session | None = None
         self._turns_left = POLL_ALL_EVERY  # frames to receive before all sockets are polled
         # A session that could connect directly uses the relay: how many more direct frames to
         # receive by polling all sockets.

@@ -186,6 +186,9 @@ class UnixRouter:
         tick_ms: how long `receive` waits.
         watched: another descriptor that ends the waiting of `receive` while it is readable.
 
+    Attributes:
+        buffered: the peers of which frames may be buffered here, in fair order.
+
     Raises ConfigurationError.
     """
 
@@ -213,7 +216,7 @@ class UnixRouter:
         self._tick_s = tick_ms / 1000
         self._peers: dict[bytes, _Peer] = {}
         self._by_fd: dict[int, _Peer] = {}
-        self._turns: deque[_Peer] = deque()  # peers that may have a frame, in fair order
+        self.buffered: deque[_Peer] = deque()
         self._may_accept = False  # a connection may be waiting for a descriptor to become free
         self._lone: _Peer | None = None  # the peer to wait for alone,
         self._lone_frames = 0  # for how many more frames,
@@ -245,7 +248,7 @@ class UnixRouter:
     @property
     def has_buffered(self) -> bool:
         """Whether frames may be buffered here, where the kernel no longer reports them."""
-        return bool(self._turns)
+        return bool(self.buffered)
 
     def receive(self, wait: bool = True) -> Received | None:
         """Return the next frame, or None after a tick (without `wait`: at once) without one."""
@@ -254,12 +257,11 @@ class UnixRouter:
             frame = lone.read(0)
             if frame is None:
                 self._lone = None
-                if not lone.up:
-                    self._end(lone)
+                self._forget_ended(lone)
                 return None
             self._lone_frames -= 1
             if lone.has_buffered:
-                self._turns.append(lone)
+                self.buffered.append(lone)
                 self._lone = None
             elif not self._lone_frames or (
                 self._lone_until < math.inf and time.monotonic() >= self._lone_until
@@ -267,36 +269,47 @@ class UnixRouter:
                 self._lone = None
             return lone.rid, None, frame
         self._lone = None
-        if not self._turns:
-            events = self._poll(self._tick_s if wait else 0, 64)
-            ready = self._by_fd.get(events[0][0]) if len(events) == 1 else None
-            if ready is None or events[0][1] != _IN:
-                self._handle_events(events)
-            else:  # the usual case: one peer is readable
-                frame = self._read(ready)
-                if frame is not None:
-                    if self._in_a_row >= self._lone_after and not self._turns:
-                        self._wait_alone(ready)
-                    return ready.rid, None, frame
-        while self._turns:
-            peer = self._turns.popleft()
-            frame = self._read(peer)
+        if self.buffered:
+            return self._receive_buffered()
+        events = self._poll(self._tick_s if wait else 0, 64)
+        ready = None
+        if len(events) == 1:
+            ((fd, event),) = events
+            ready = self._by_fd.get(fd) if event == _IN else None
+        if ready is None:
+            self._handle_events(events)
+            return self._receive_buffered()
+        frame = ready.read(NOW)  # the usual case: one peer is readable
+        if frame is None:
+            self._forget_ended(ready)
+            return None
+        if ready.has_buffered:
+            self.buffered.append(ready)
+        if self._watched < 0:
+            self._count(ready)
+        return ready.rid, None, frame
+
+    def _receive_buffered(self) -> Received | None:
+        """Return the next frame of the peers that may have one, or None."""
+        while self.buffered:
+            peer = self.buffered.popleft()
+            frame = peer.read(NOW) if peer.up else None
             if frame is not None:
+                if peer.has_buffered:
+                    self.buffered.append(peer)
+                self._count(peer)
                 return peer.rid, None, frame
+            self._forget_ended(peer)
         return None
 
-    def _read(self, peer: _Peer) -> bytes | memoryview | None:
-        frame = peer.read(NOW) if peer.up else None
-        if frame is not None:
-            if peer.has_buffered:
-                self._turns.append(peer)
-            if peer is self._last:
-                self._in_a_row += 1
-            else:
-                self._last, self._in_a_row = peer, 0
-        if not peer.up:
-            self._end(peer)
-        return frame
+    def _count(self, peer: _Peer) -> None:
+        """Count a frame of this peer, and wait for it alone if the last ones were its, too."""
+        if peer is self._last:
+            self._in_a_row += 1
+        else:
+            self._last, self._in_a_row = peer, 0
+        if self._in_a_row >= self._lone_after and not self.buffered:
+            self._wait_alone(peer)
 
     def _wait_alone(self, peer: _Peer) -> None:
         """Wait for this peer alone in the next calls of `receive`."""
@@ -315,7 +328,7 @@ class UnixRouter:
             if event & select.EPOLLOUT and peer.flush_pending(NOW) and peer.up:
                 self._epoll.modify(fd, select.EPOLLIN)
             if event & ~select.EPOLLOUT or not peer.up:
-                self._turns.append(peer)
+                self.buffered.append(peer)
         if not events and self._may_accept:
             self._accept()
 
@@ -340,6 +353,11 @@ class UnixRouter:
         self._lone = self._last = None
         if self._watched < 0:
             self._lone_after = 0 if len(self._peers) == 1 else LONE_AFTER
+
+    def _forget_ended(self, peer: _Peer) -> None:
+        """Forget this peer if its connection has ended."""
+        if not peer.up:
+            self._end(peer)
 
     def _end(self, peer: _Peer) -> None:
         if self._peers.pop(peer.rid, None) is not None:
