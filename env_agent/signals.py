@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _signal  # type: ignore[import-not-found]
 import contextlib
 import os
 import signal
@@ -108,7 +109,8 @@ def _restore(handle: Callable[[int, object], None], wakeup: int, restored: set[i
     if former not in (-1, wakeup):  # an event loop that the environment runs needs it
         signal.set_wakeup_fd(former, warn_on_full_buffer=False)
     for number in ENDING:
-        if signal.getsignal(number) in _NO_HANDLERS:
+        # Not `signal.getsignal`: it looks for an enum member, which takes longer than a reset.
+        if _signal.getsignal(number) in _NO_HANDLERS:
             signal.signal(number, handle)
             if number not in restored:
                 restored.add(number)
