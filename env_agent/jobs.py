@@ -56,11 +56,12 @@ class Jobs:
     ) -> Sequel | None:
         """Execute a request; a job of the slot's executor."""
         slot.began_at = began = self._clock()
-        requests = self._requests
+        requests, is_act = self._requests, data[KIND_AT] == _ACT
+        reply: Frame | Pieces | None = None
         try:
             if busy is not None:
-                reply: Frame | Pieces | None = self._timed_steps.step(slot, data, busy)
-            else:
+                reply = self._timed_steps.step(slot, data, busy)
+            elif is_act:
                 reply = requests.step(slot, data)
             if reply is None:
                 reply = requests.handle(slot, codec.read_header(data), data)
@@ -68,7 +69,7 @@ class Jobs:
             reply = self.failure_reply(slot, data, error)
         if len(data) >= LARGE:
             LARGE_MESSAGES.note()
-        if data[KIND_AT] == _ACT:
+        if is_act:
             took_s = self._clock() - began
             slot.times.append(took_s)
             slot.note_step(took_s)
