@@ -14,6 +14,7 @@ from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.session_timers import Repeats
 from gymwire.learner_agent.client.timings import Timings, apportion, waited
+from gymwire.learner_agent.client.waiting import TICK_S
 from gymwire.protocol import dialogue, logs, space_cache, spaces, stamps, vector_infos
 from gymwire.protocol.capabilities import VALUES, common
 from gymwire.protocol.codec import (
@@ -170,8 +171,10 @@ class RemoteSession:
         that comes from outside (a signal handler's, say) leaves the request numbered and its reply
         kept: the same call again returns it.
         """
-        exchange = self.exchange
-        frame = exchange.begin_step(action) if timeout_s is None else None
+        exchange, frame = self.exchange, None
+        deadline = None if timeout_s is None else self.connection.clock() + timeout_s
+        if timeout_s is None or timeout_s > TICK_S:  # else the first `receive` could take too long
+            frame = exchange.begin_step(action)
         if frame is None:
             self.begin(Act(action))
         request, data = exchange.request, None
@@ -188,7 +191,7 @@ class RemoteSession:
                         return step if type(step[4]) is dict else with_infos(step, self)
                     if not self.receive_frame(data):
                         self.connection.tick(self.connection.clock())
-            return self._finish_step(timeout_s)
+            return self._finish_step(timeout_s, deadline)
         except BaseException as error:
             exchange.end_with(request, error, data)
             raise
@@ -334,13 +337,15 @@ class RemoteSession:
             except DecodingError:  # `peek` raises it
                 self._ahead = None
 
-    def _finish_step(self, timeout_s: float | None) -> Step:
-        self._wait(timeout_s)
+    def _finish_step(self, timeout_s: float | None, deadline: float | None = None) -> Step:
+        self._wait(timeout_s, deadline)
         return self._take(self._read_step)
 
-    def _wait(self, timeout_s: float | None) -> None:
+    def _wait(self, timeout_s: float | None, deadline: float | None = None) -> None:
+        """Wait for the reply: for `timeout_s` from now, or until `deadline`."""
         connection = self.connection
-        deadline = None if timeout_s is None else connection.clock() + timeout_s
+        if deadline is None and timeout_s is not None:
+            deadline = connection.clock() + timeout_s
         if connection.wait(self.check_ready, deadline, (self,)):
             return
         pending, in_step_s = self.exchange.pending, self.exchange.in_step_s
