@@ -13,7 +13,10 @@ LONG_BYTES = 4 * 1024  # above this size, the broker may need more than a few ms
 
 # The frames of a session that the broker may decode although they cost their sender nothing.
 FREE_DECODED = frozenset((Kind.ERROR, Kind.OPENED, Kind.WATCHED))
-_DECODED = frozenset(kind for kind in Kind if kind >= CONTROL_KINDS or kind is Kind.ERROR)
+# An ERROR up to this size takes no longer than a short message: the broker reads only its first two
+# fields, and its text only if that ends within so many bytes.
+ERROR_BYTES = 64 * 1024
+TEXT_BYTES = 4 * 1024
 _LONGEST_HEADS = 10  # bytes before the first text of a message, in the longest forms of MessagePack
 _LISTINGS = frozenset((Kind.FIND, Kind.OBSERVE))
 
@@ -23,7 +26,9 @@ def takes_long(data: Frame | memoryview) -> bool:
     if len(data) < HEADER_SIZE:
         return False
     kind = data[KIND_AT]
-    return kind in _LISTINGS or (len(data) > LONG_BYTES and kind in _DECODED)
+    if kind == Kind.ERROR:
+        return len(data) > ERROR_BYTES
+    return kind in _LISTINGS or (len(data) > LONG_BYTES and kind >= CONTROL_KINDS)
 
 
 def begins_with(data: bytes | memoryview, text: str) -> bool:
@@ -35,6 +40,19 @@ def begins_with(data: bytes | memoryview, text: str) -> bool:
         return bool(fields.unpack() == text)
     except (msgpack.UnpackException, ValueError):  # the end, or a malformed value
         return False
+
+
+def error_text(data: bytes | memoryview) -> str:
+    """Return the text of an ERROR; "" if it is malformed or long. Decodes nothing behind it."""
+    fields = msgpack.Unpacker(max_buffer_size=TEXT_BYTES)
+    fields.feed(data[HEADER_SIZE : HEADER_SIZE + TEXT_BYTES])
+    try:
+        fields.read_array_header()
+        fields.skip()
+        text = fields.unpack()
+    except (msgpack.UnpackException, ValueError):  # the learner finds out
+        return ""
+    return text if isinstance(text, str) else ""
 
 
 def decode(header: Header, data: bytes | memoryview) -> Message:

@@ -44,7 +44,7 @@ class Turns(Generic[T]):
     def put(self, owner: bytes, size: int, item: T) -> bool:
         """Add an item of `size` bytes; return False if too much of this owner's waits already."""
         total = self._bytes.get(owner, 0) + size
-        if total > MAX_WAITING_BYTES:
+        if total > MAX_WAITING_BYTES and owner in self._waiting:  # a larger one may wait alone
             return False
         self._bytes[owner] = total
         self._waiting.setdefault(owner, deque()).append((size, item))
@@ -66,6 +66,13 @@ class Turns(Generic[T]):
         else:
             del self._waiting[owner], self._bytes[owner]
         return item
+
+    def move(self, owner: bytes, other: Turns[T]) -> None:
+        """Move what waits of this owner to another queue, where nothing of it waits."""
+        self._turns.pop(owner, None)
+        other._waiting[owner] = self._waiting.pop(owner)
+        other._bytes[owner] = self._bytes.pop(owner)
+        other._turns[owner] = None
 
     def hold(self, until: float) -> None:
         """Hold up the owner of the item that was taken last, until `release` is called then."""
