@@ -13,10 +13,7 @@ LONG_BYTES = 4 * 1024  # above this size, the broker may need more than a few ms
 
 # The frames of a session that the broker may decode although they cost their sender nothing.
 FREE_DECODED = frozenset((Kind.ERROR, Kind.OPENED, Kind.WATCHED))
-# An ERROR up to this size takes no longer than a short message: the broker reads only its first two
-# fields, and its text only if that ends within so many bytes.
-ERROR_BYTES = 64 * 1024
-TEXT_BYTES = 4 * 1024
+TEXT_BYTES = 4 * 1024  # of an ERROR, within which its text must end for the log
 _LONGEST_HEADS = 10  # bytes before the first text of a message, in the longest forms of MessagePack
 _LISTINGS = frozenset((Kind.FIND, Kind.OBSERVE))
 
@@ -26,9 +23,8 @@ def takes_long(data: Frame | memoryview) -> bool:
     if len(data) < HEADER_SIZE:
         return False
     kind = data[KIND_AT]
-    if kind == Kind.ERROR:
-        return len(data) > ERROR_BYTES
-    return kind in _LISTINGS or (len(data) > LONG_BYTES and kind >= CONTROL_KINDS)
+    is_decoded = kind >= CONTROL_KINDS and len(data) <= MAX_CONTROL
+    return kind in _LISTINGS or (is_decoded and len(data) > LONG_BYTES)
 
 
 def begins_with(data: bytes | memoryview, text: str) -> bool:

@@ -44,7 +44,7 @@ class Turns(Generic[T]):
     def put(self, owner: bytes, size: int, item: T) -> bool:
         """Add an item of `size` bytes; return False if too much of this owner's waits already."""
         total = self._bytes.get(owner, 0) + size
-        if total > MAX_WAITING_BYTES and owner in self._waiting:  # a larger one may wait alone
+        if total > MAX_WAITING_BYTES:
             return False
         self._bytes[owner] = total
         self._waiting.setdefault(owner, deque()).append((size, item))

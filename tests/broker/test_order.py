@@ -1,7 +1,8 @@
-"""ERROR, OPENED and WATCHED wait for their turn, and other frames of the same peer overtake them."""
+"""What waits for its turn may be overtaken by other frames of the same peer, or by its end."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -9,10 +10,10 @@ import pytest
 import zmq
 
 from gymwire.broker.agenda import Piece
-from gymwire.broker.decoding import ERROR_BYTES, TEXT_BYTES, error_text, takes_long
+from gymwire.broker.decoding import TEXT_BYTES, error_text, takes_long
 from gymwire.broker.events import Sender
 from gymwire.broker.turns import MAX_WAITING_BYTES
-from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.codec import MAX_CONTROL, PLAIN
 from gymwire.protocol.messages import (
     Act,
     Busy,
@@ -63,8 +64,8 @@ def test_a_message_of_a_peer_that_has_become_demanding_overtakes_none_of_it(is_i
         waiting.put(b"a", 100, str(number), piece)
     waiting.put(b"b", 100, "other", Piece.SHORT)
     handled = []
-    while (piece := following(waiting, waiting.due, is_idle=is_idle)) is not None:
-        handled.append(waiting.take(piece))
+    while (due := following(waiting, waiting.due, is_idle=is_idle)) is not None:
+        handled.append(waiting.take(due))
     assert [one for one in handled if one != "other"] == [str(n) for n in range(len(pieces))]
     assert "other" in handled
 
@@ -78,20 +79,12 @@ def test_what_waits_of_a_peer_stays_bounded_when_it_becomes_demanding() -> None:
     assert waiting.put(b"a", half, "third", Piece.SHORT)
 
 
-@pytest.mark.parametrize("piece", [Piece.SHORT, Piece.DEMANDING, Piece.LONG])
-def test_a_frame_of_any_size_waits_if_nothing_else_of_its_owner_does(piece: Piece) -> None:
-    waiting = agenda()
-    assert waiting.put(b"a", 2 * MAX_WAITING_BYTES, "large", piece)
-    assert not waiting.put(b"a", 1, "another", piece)
-    assert waiting.take(piece) == "large"
-    assert waiting.put(b"a", 1, "another", piece)
-
-
-def test_an_error_with_a_long_traceback_does_not_take_long() -> None:
+def test_what_is_not_decoded_does_not_take_long() -> None:
+    large = {"x": bytes(MAX_CONTROL)}
     assert not takes_long(bytes(PLAIN.encode(FAILED, 1, 1)))
-    endless = Error(Code.ENVIRONMENT_FAILED, "it raised", {"traceback": "x" * ERROR_BYTES})
-    assert takes_long(bytes(PLAIN.encode(endless, 1, 1)))
     assert takes_long(bytes(PLAIN.encode(replace(opened(), metadata=FAILED.details), 1, 1)))
+    for message in (replace(FAILED, details=large), replace(opened(), metadata=large)):
+        assert not takes_long(bytes(PLAIN.encode(message, 1, 1)))
 
 
 @pytest.mark.parametrize(
@@ -231,10 +224,14 @@ def test_a_learner_gets_the_error_of_an_env_agent_that_leaves_right_after_it(
         assert isinstance(bench.answer(learner)[1], Opened)
     fd, connection = peers[ENV].fd, peers[ENV].connection
     bench.steps_only()
+    bench.server._agenda._patient_due = math.inf  # nothing long has a turn
     error = replace(FAILED, code=code)
     for last in (PLAIN.encode(error, sid, 1), PLAIN.encode(Bye())):
         env.send(last)
-    bench.serve_until(lambda: bench.waiting == 2, "both wait")
+    queues = bench.server._agenda._messages.values()
+    bench.serve_until(
+        lambda: sum(len(queue._waiting.get(ENV, ())) for queue in queues) == 2, "both wait"
+    )
     env.close(linger=0)
     until(lambda: router.connection_id(fd) != connection, "the connection has ended")
     assert bench.answer(learner)[1] == error
