@@ -70,6 +70,8 @@ class Agenda(Generic[T]):
         """
         if piece is Piece.SHORT and self._demanding.has(owner):
             piece = Piece.DEMANDING
+        elif piece is Piece.DEMANDING and self._short.has(owner):
+            self._short.move(owner, self._demanding)
         return self._messages[piece].put(owner, size + ITEM_BYTES, message)
 
     def take(self, piece: Piece) -> T | None:

@@ -13,7 +13,7 @@ LONG_BYTES = 4 * 1024  # above this size, the broker may need more than a few ms
 
 # The frames of a session that the broker may decode although they cost their sender nothing.
 FREE_DECODED = frozenset((Kind.ERROR, Kind.OPENED, Kind.WATCHED))
-_DECODED = frozenset(kind for kind in Kind if kind >= CONTROL_KINDS or kind is Kind.ERROR)
+TEXT_BYTES = 4 * 1024  # of an ERROR, within which its text must end for the log
 _LONGEST_HEADS = 10  # bytes before the first text of a message, in the longest forms of MessagePack
 _LISTINGS = frozenset((Kind.FIND, Kind.OBSERVE))
 
@@ -23,7 +23,8 @@ def takes_long(data: Frame | memoryview) -> bool:
     if len(data) < HEADER_SIZE:
         return False
     kind = data[KIND_AT]
-    return kind in _LISTINGS or (len(data) > LONG_BYTES and kind in _DECODED)
+    is_decoded = kind >= CONTROL_KINDS and len(data) <= MAX_CONTROL
+    return kind in _LISTINGS or (is_decoded and len(data) > LONG_BYTES)
 
 
 def begins_with(data: bytes | memoryview, text: str) -> bool:
@@ -35,6 +36,19 @@ def begins_with(data: bytes | memoryview, text: str) -> bool:
         return bool(fields.unpack() == text)
     except (msgpack.UnpackException, ValueError):  # the end, or a malformed value
         return False
+
+
+def error_text(data: bytes | memoryview) -> str:
+    """Return the text of an ERROR; "" if it is malformed or long. Decodes nothing behind it."""
+    fields = msgpack.Unpacker(max_buffer_size=TEXT_BYTES)
+    fields.feed(data[HEADER_SIZE : HEADER_SIZE + TEXT_BYTES])
+    try:
+        fields.read_array_header()
+        fields.skip()
+        text = fields.unpack()
+    except (msgpack.UnpackException, ValueError):  # the learner finds out
+        return ""
+    return text if isinstance(text, str) else ""
 
 
 def decode(header: Header, data: bytes | memoryview) -> Message:

@@ -61,6 +61,10 @@ class SessionRecovery:
                 ):
                     self._expected_sessions.put(progress.rid, sid, progress)
 
+    def announces(self, loop: Peer) -> bool:
+        """Return whether sessions of a long HELLO of this loop, or of its key, still wait."""
+        return self.announcements.has(loop.key or loop.rid)
+
     def announced(self, sid: int) -> None:
         """Stop expecting this session: its serving loop has announced it."""
         self._expected_sessions.pop(sid)

@@ -18,7 +18,7 @@ import structlog
 from gymwire.broker.agenda import Agenda, Piece
 from gymwire.broker.auth import NO_POLICY
 from gymwire.broker.core import Core
-from gymwire.broker.decoding import takes_long
+from gymwire.broker.decoding import FREE_DECODED, takes_long
 from gymwire.broker.events import Send, Sender
 from gymwire.broker.local_channels import Bundle, LocalChannels, RelayedFrame
 from gymwire.broker.policy_file import PolicyFile
@@ -53,6 +53,7 @@ _ADMITTED = {
     Admission.WAIT: Piece.SHORT,
     Admission.DEMANDING: Piece.DEMANDING,
 }
+_LAST_WORDS = FREE_DECODED | {Kind.BYE}
 _FROM_HOST = (Kind.OBSERVE, Kind.STOP, Kind.WATCH)  # without a policy, only from this host
 SUSPENDED_S = 2.0  # a gap between two ticks that shows that this process was suspended
 
@@ -73,9 +74,9 @@ class ReceivedFrame(NamedTuple):
     at: int
 
     @property
-    def is_bye(self) -> bool:
-        """Whether it counts even if its connection has ended since."""
-        return len(self.data) > KIND_AT and self.data[KIND_AT] == Kind.BYE
+    def outlives_connection(self) -> bool:
+        """Whether it counts even if its connection has ended since: nobody says it again."""
+        return len(self.data) > KIND_AT and self.data[KIND_AT] in _LAST_WORDS
 
 
 class Server:
@@ -332,7 +333,7 @@ class Server:
     def _take_turns(self, piece: Piece, now: float, began: float) -> None:
         """Handle the message whose turn it is, or some short ones. `began`: in CPU time."""
         while (frame := self._agenda.take(piece)) is not None:
-            if frame.is_bye or self._is_current(frame):
+            if frame.outlives_connection or self._is_current(frame):
                 self._handle(frame, now)
             if piece is Piece.LONG or time.thread_time() - began >= PIECE_S:
                 return

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-
-from gymwire.broker.decoding import begins_with, decode
+from gymwire.broker.decoding import begins_with, error_text
 from gymwire.broker.events import Send
 from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.quotas import Quotas
@@ -13,13 +11,11 @@ from gymwire.broker.sessions import MAX_LOSSES, Sessions
 from gymwire.broker.tables import Peer, Session, Tables
 from gymwire.protocol.codec import Header
 from gymwire.protocol.dialogue import REQUESTS
-from gymwire.protocol.errors import DecodingError, GymwireError
+from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import (
     BusyReason,
     Closed,
     Code,
-    Error,
-    Gone,
     Kind,
     Pong,
     Progress,
@@ -49,8 +45,8 @@ class SessionMessages:
         session = self._tables.sessions.get(header.sid)
         if session is None:
             if peer.role == Role.ENV:
-                gone = Gone("the broker does not know this session")
-                return [Send.message(peer.rid, gone, header.sid)]
+                why = "the broker does not know this session"
+                return [self._sessions.not_known(peer, header.sid, why)]
             if header.kind is Kind.CLOSE:
                 return [Send.message(peer.rid, Closed(), header.sid, header.seq)]
             raise self._sessions.unknown(header.sid, now)
@@ -75,7 +71,7 @@ class SessionMessages:
         if header.kind is Kind.CLOSED or not session.is_open or lost:
             self._sessions.drop(session, Loss.AGENT_FORGOT if lost else None)
             if header.kind is Kind.ERROR and not session.is_open:
-                why = _error_text(header, data)
+                why = error_text(data)[:MAX_WHY]
                 self._journal.note("session refused", **session.facts, why=why)
             elif session.is_open:
                 facts = {**session.facts, "relayed": session.frames}
@@ -165,14 +161,6 @@ def _not_bound(peer: Peer, session: Session) -> RetryLater | Refusal:
     if session.learner in (None, peer):
         return RetryLater(BusyReason.HELLO, 0.0)
     return Refusal(Code.DENIED, NOT_YOURS)
-
-
-def _error_text(header: Header, data: bytes | memoryview) -> str:
-    with contextlib.suppress(GymwireError):  # the learner finds out
-        error = decode(header, data)
-        if isinstance(error, Error):
-            return error.text[:MAX_WHY]
-    return ""
 
 
 def _reports_loss(header: Header, data: bytes | memoryview) -> bool:

@@ -67,6 +67,13 @@ class Turns(Generic[T]):
             del self._waiting[owner], self._bytes[owner]
         return item
 
+    def move(self, owner: bytes, other: Turns[T]) -> None:
+        """Move what waits of this owner to another queue, where nothing of it waits."""
+        self._turns.pop(owner, None)
+        other._waiting[owner] = self._waiting.pop(owner)
+        other._bytes[owner] = self._bytes.pop(owner)
+        other._turns[owner] = None
+
     def hold(self, until: float) -> None:
         """Hold up the owner of the item that was taken last, until `release` is called then."""
         self._turns.pop(self._last, None)

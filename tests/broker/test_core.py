@@ -600,7 +600,8 @@ def test_an_error_of_an_open_session_is_relayed_undecoded(
     def decode(*_: object) -> NoReturn:
         raise AssertionError("decoded")
 
-    monkeypatch.setattr("gymwire.broker.session_messages.decode", decode)
+    for name in ("broker.decoding.decode", "broker.session_messages.error_text"):
+        monkeypatch.setattr(f"gymwire.{name}", decode)
     header = codec.HEADER.pack(codec.MAGIC, VERSION, Kind.ERROR, 0, len(head), sid, 1)
     sender = Sender(env, broker.fds[env], None, "")
     assert broker.core.receive(sender, header + head, broker.now) == [Send(learner, header + head)]

@@ -237,7 +237,7 @@ def test_what_takes_long_is_told_by_kind_and_size() -> None:
     large = {"x": bytes(5_000)}
     assert takes_long(bytes(PLAIN.encode(replace(offer("a"), metadata=large))))
     assert takes_long(bytes(PLAIN.encode(Find())))
-    assert takes_long(bytes(PLAIN.encode(Error(Code.PROTOCOL, "x", large), 1, 1)))
+    assert not takes_long(bytes(PLAIN.encode(Error(Code.PROTOCOL, "x", large), 1, 1)))
     assert not takes_long(bytes(PLAIN.encode(offer("a"))))
     assert not takes_long(bytes(PLAIN.encode(Act(bytes(5_000)), 1, 1)))  # it is relayed unread
     assert not takes_long(b"")
