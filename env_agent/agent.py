@@ -303,13 +303,13 @@ class Agent:
     def on_signal(self, number: int) -> None:
         """End as docs/reliability.md describes.
 
-        After SIGTERM and SIGUSR1, sessions may continue until they end or `grace_s` is over. After
-        Ctrl-C each loop ends after its current request. A second SIGTERM or Ctrl-C ends the process
-        immediately; a repeated SIGUSR1 changes nothing.
+        After SIGTERM, SIGUSR1 and SIGHUP, sessions may continue until they end or `grace_s` is
+        over. After Ctrl-C each loop ends after its current request. A second SIGTERM or Ctrl-C ends
+        the process immediately; a repeated SIGUSR1 or SIGHUP changes nothing.
         """
-        if number == signals.DRAIN and self._ending.is_set():
+        if number in signals.DRAINING and self._ending.is_set():
             return
-        if number != signals.DRAIN:
+        if number not in signals.DRAINING:
             self._signals += 1
         if self._signals > 1:
             os._exit(128 + number)
@@ -406,7 +406,7 @@ class Agent:
         os._exit(signals.STOPPED if self.stopped and is_worker else signals.CUT_OFF)
 
     def install_signals(self) -> None:
-        """End on SIGTERM, on SIGUSR1 and on Ctrl-C. Call this in the main thread."""
+        """End on SIGTERM, SIGUSR1, SIGHUP and Ctrl-C. Call this in the main thread."""
         self._restore_signals = signals.watch(self.on_signal)
 
 

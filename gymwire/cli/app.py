@@ -47,7 +47,7 @@ SETTINGS = {
 class Summary:
     """What the help of a command says in addition to its options.
 
-    `handles_signals`: the command handles SIGINT and SIGTERM itself.
+    `handles_signals`: the command handles SIGINT, SIGTERM and SIGHUP itself.
     """
 
     help: str
@@ -141,7 +141,7 @@ COMMANDS = {
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; `status` is the exit status that shells expect."""
+    """Ctrl-C, SIGTERM or SIGHUP; `status` is the exit status that shells expect."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -399,12 +399,13 @@ def _execute(ctx: click.Context, name: str) -> int:
     options = fields_of(ctx, name)
     from gymwire.cli.output import Output
     from gymwire.protocol import logs
+    from gymwire.protocol.ending_signals import ending_signals
     from gymwire.protocol.errors import GymwireError, UsageError
 
     if "log_level" in options:
         logs.configure(name, form=options["log_format"], level=options["log_level"])
     if not COMMANDS[name].handles_signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             signal.signal(number, _interrupt)
     output = Output(as_json=bool(options.get("json")))
     try:
@@ -478,7 +479,10 @@ _ADVICE = {
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Unwind the command; a second signal ends the process at once."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)
+    """Unwind the command; a second signal ends the process at once, but SIGHUP may be repeated."""
+    from gymwire.protocol.ending_signals import HANGUP, ending_signals
+
+    for each in ending_signals():
+        is_repeated = each == HANGUP != signal.SIGTERM
+        signal.signal(each, signal.SIG_IGN if is_repeated else signal.SIG_DFL)
     raise Interrupted(number)

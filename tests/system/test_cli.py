@@ -270,6 +270,18 @@ def test_an_interrupted_training_reports_what_it_has_learnt(
     assert "Traceback" not in errors
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_training_whose_report_cannot_be_written_is_saved(broker: str, tmp_path: Path) -> None:
+    path = tmp_path / "learnt.npz"
+    arguments = ("train", "--steps", "50", "--save", str(path), "--broker", broker)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gymwire", *arguments], cwd=ROOT, stdout=full, check=False
+        )
+    assert done.returncode == 1
+    assert path.exists()
+
+
 def test_the_learner_waits_for_broker_and_address(programs: Programs, tmp_path: Path) -> None:
     url = f"ipc://{tmp_path}/broker"
     learner = programs.start(
