@@ -362,7 +362,8 @@ class Agent:
             why = f"its grace period of {self._grace_s:g} s is over"
             sessions = [session_text(row[0]) for one in self._loops for row in one.host.listed]
             named = sessions[:MAX_NAMED]
-            self._log.warning("ending sessions", why=why, count=len(sessions), sessions=named)
+            if sessions:
+                self._log.warning("ending sessions", why=why, count=len(sessions), sessions=named)
             for loop in self._loops:
                 loop.why = why
             self.stop()
