@@ -458,7 +458,8 @@ def _text(error: GymwireError) -> str:
     from gymwire.protocol.errors import EnvironmentFailed
 
     if error.advice:  # written for programs
-        error.advice = _ADVICE.get(type(error).__name__, "")
+        is_stopped = _STOPPED in str(error)
+        error.advice = _AFTER_STOP if is_stopped else _ADVICE.get(type(error).__name__, "")
     text = str(error)
     if isinstance(error, EnvironmentFailed):
         said, _, trace = text.partition("\n\n")
@@ -470,6 +471,8 @@ def _text(error: GymwireError) -> str:
     return printable(text)
 
 
+_STOPPED = ": an operator ("  # the beginning of the broker's reason after `gymwire stop`
+_AFTER_STOP = "Ask the operator why before you run the command again."
 _ADVICE = {
     "EnvironmentLost": "Run the command again when an env agent offers the address (`gymwire ls` "
     "shows it), or with --wait SECONDS.",

@@ -244,6 +244,19 @@ def test_the_error_of_a_lost_agent_says_what_a_person_can_do(programs: Programs)
     assert "reset()" not in line
 
 
+def test_the_error_of_a_stopped_session_names_the_operator_only(programs: Programs) -> None:
+    _, url = programs.broker()
+    programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1")
+    arguments = ("lake", "--steps", "1000000", "--broker", url, "--log-format", "json")
+    learner = programs.start("gymwire", "train", *arguments)
+    learner.wait_for("training started")
+    [session] = json.loads(call(url, "ps", "--json").stdout)["sessions"]
+    assert call(url, "stop", session["id"]).returncode == 0
+    assert learner.wait() == 1
+    assert "Ask the operator why before you run the command again." in learner.output[-1]
+    assert "--wait" not in learner.output[-1]
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), thorough(signal.SIGTERM, 143)]
 )
