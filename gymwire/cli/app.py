@@ -397,6 +397,7 @@ def origin(ctx: click.Context, param: click.Parameter) -> str:
 def _execute(ctx: click.Context, name: str) -> int:
     """Run a command whose parameters were parsed. Returns the exit status."""
     options = fields_of(ctx, name)
+    from gymwire.cli.honcho import end_with_honcho
     from gymwire.cli.output import Output
     from gymwire.protocol import logs
     from gymwire.protocol.ending_signals import ending_signals
@@ -404,6 +405,7 @@ def _execute(ctx: click.Context, name: str) -> int:
 
     if "log_level" in options:
         logs.configure(name, form=options["log_format"], level=options["log_level"])
+        end_with_honcho()
     if not COMMANDS[name].handles_signals:
         for number in ending_signals():
             signal.signal(number, _interrupt)

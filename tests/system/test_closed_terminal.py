@@ -98,6 +98,24 @@ def test_a_broker_ends_whose_terminal_closes(programs: Programs) -> None:
     assert broker.wait() == 0
 
 
+def test_a_command_ends_if_the_honcho_that_started_it_has_ended() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gymwire", "broker", "--bind", "tcp://127.0.0.1:*"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        cwd=ROOT,
+        env={**os.environ, "HONCHO_PROCESS_NAME": "broker.1"},
+    )
+    try:
+        assert process.stdout is not None
+        assert b"broker listening" in process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(PATIENCE_S) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
 IGNORING = """
 import os, signal, sys
 signal.signal(signal.SIGHUP, signal.SIG_IGN)
