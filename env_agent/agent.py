@@ -303,13 +303,13 @@ class Agent:
     def on_signal(self, number: int) -> None:
         """End as docs/reliability.md describes.
 
-        After SIGTERM and SIGUSR1, sessions may continue until they end or `grace_s` is over. After
-        Ctrl-C each loop ends after its current request. A second SIGTERM or Ctrl-C ends the process
-        immediately; a repeated SIGUSR1 changes nothing.
+        After SIGTERM, SIGUSR1 and SIGHUP, sessions may continue until they end or `grace_s` is
+        over. After Ctrl-C each loop ends after its current request. A second SIGTERM or Ctrl-C ends
+        the process immediately; a repeated SIGUSR1 or SIGHUP changes nothing.
         """
-        if number == signals.DRAIN and self._ending.is_set():
+        if number in signals.DRAINING and self._ending.is_set():
             return
-        if number != signals.DRAIN:
+        if number not in signals.DRAINING:
             self._signals += 1
         if self._signals > 1:
             os._exit(128 + number)
@@ -362,7 +362,8 @@ class Agent:
             why = f"its grace period of {self._grace_s:g} s is over"
             sessions = [session_text(row[0]) for one in self._loops for row in one.host.listed]
             named = sessions[:MAX_NAMED]
-            self._log.warning("ending sessions", why=why, count=len(sessions), sessions=named)
+            if sessions:
+                self._log.warning("ending sessions", why=why, count=len(sessions), sessions=named)
             for loop in self._loops:
                 loop.why = why
             self.stop()
@@ -406,7 +407,7 @@ class Agent:
         os._exit(signals.STOPPED if self.stopped and is_worker else signals.CUT_OFF)
 
     def install_signals(self) -> None:
-        """End on SIGTERM, on SIGUSR1 and on Ctrl-C. Call this in the main thread."""
+        """End on SIGTERM, SIGUSR1, SIGHUP and Ctrl-C. Call this in the main thread."""
         self._restore_signals = signals.watch(self.on_signal)
 
 

@@ -30,7 +30,13 @@ from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 Env = gymnasium.Env[Any, Any]
 Vector = VectorEnv[Any, Any, Any]
 _OWN = VectorizeMode.VECTOR_ENTRY_POINT
+# What Python says of a class without a constructor.
+NO_ARGUMENTS = re.compile(r"^(\w+)\(\) takes no arguments$")
 UNKNOWN_KEYWORD = re.compile(r"got an unexpected keyword argument '(\w+)'")
+NO_RENDER_MODE = (
+    "takes no render_mode. Open it without one (gymwire run: without --render or --video). If it "
+    "has another keyword argument for rendering, pass that in env_kwargs (--env-kwargs)."
+)
 _FROM_LEARNER = {"autoreset_mode", "num_envs", "render_mode"}  # they have options of their own
 _BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
 
@@ -129,6 +135,8 @@ class Factory:
             wrong = self._wrong_keywords(str(error), given, vector=vector)
             if not wrong:
                 raise
+            if wrong.endswith(NO_RENDER_MODE):
+                raise WrongKeywords(wrong) from error
             known = ", ".join(self._keywords(vector=vector))
             raise WrongKeywords(f"{wrong}{f'; it takes {known}' if known else ''}.") from error
 
@@ -137,7 +145,12 @@ class Factory:
 
         "" if the text is about another call.
         """
-        if (unknown := UNKNOWN_KEYWORD.search(text)) and unknown[1] in given:
+        unknown = UNKNOWN_KEYWORD.search(text)
+        bare = NO_ARGUMENTS.search(text)
+        is_bare = bare is not None and bare[1] == self._constructor_name(vector=vector)
+        if "render_mode" in given and (is_bare or (unknown and unknown[1] == "render_mode")):
+            return f"{self.name} {NO_RENDER_MODE}"
+        if unknown and unknown[1] in given:
             return f"{self.name} takes no keyword argument {unknown[1]!r}"
         missing = [
             name
@@ -146,17 +159,23 @@ class Factory:
         ]
         return f"{self.name} needs the keyword argument {missing[0]!r}" if missing else ""
 
+    def _constructor(self, *, vector: bool) -> Callable[..., Any] | None:
+        if self.make_one is not None:
+            return self.make_one
+        spec = gymnasium.spec(self.name)
+        entry_point = spec.vector_entry_point if vector else spec.entry_point
+        return None if entry_point is None else _loaded(entry_point)
+
+    def _constructor_name(self, *, vector: bool) -> str:
+        return getattr(self._constructor(vector=vector), "__name__", "")
+
     def _keywords(self, *, vector: bool) -> dict[str, inspect.Parameter]:
         """Return the keyword arguments that the environment accepts; empty if unknown.
 
         `vector`: those of the vector class that is registered with it.
         """
-        make, registered = self.make_one, {}
-        if make is None:
-            spec = gymnasium.spec(self.name)
-            entry_point = spec.vector_entry_point if vector else spec.entry_point
-            make = None if entry_point is None else _loaded(entry_point)
-            registered = spec.kwargs
+        make = self._constructor(vector=vector)
+        registered = {} if self.make_one is not None else gymnasium.spec(self.name).kwargs
         if make is None or _takes_any(make):
             return {}
         return {

@@ -11,12 +11,14 @@ from collections.abc import Callable
 
 import structlog
 
+from gymwire.protocol.ending_signals import HANGUP, ending_signals
 from gymwire.protocol.outside_exceptions import is_from_signal_handler, until_returned
 
 # Drains like SIGTERM, but may be repeated. SLURM, systemd and Kubernetes signal every process of a
 # job, some of them twice; a second SIGTERM ends the process. Windows has no SIGUSR1.
 DRAIN = getattr(signal, "SIGUSR1", signal.SIGTERM)
-ENDING = tuple({signal.SIGINT, signal.SIGTERM, DRAIN})
+DRAINING = {DRAIN, HANGUP}
+ENDING = tuple({*ending_signals(), DRAIN})
 # Of a worker that an operator of the broker has stopped: it is not started again. Environments that
 # end their process use other numbers.
 STOPPED = 113

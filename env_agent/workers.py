@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import structlog
 
-from gymwire.env_agent.signals import CUT_OFF, DRAIN, ENDING, STOPPED
+from gymwire.env_agent.signals import CUT_OFF, DRAIN, DRAINING, ENDING, STOPPED
 
 FIRST_PAUSE_S = 0.5  # before a crashed worker is restarted; doubles while it keeps crashing
 MAX_PAUSE_S = 30.0
@@ -86,7 +86,7 @@ class Supervisor:
 
     def stop(self, number: int) -> None:
         """Let the workers drain, or end them after Ctrl-C, and stop when they have ended."""
-        if number == DRAIN:
+        if number in DRAINING:
             self._is_draining = True
         else:
             self._signals.append(number)

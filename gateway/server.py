@@ -21,6 +21,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 
 from gymwire.protocol.codec import MAX_MESSAGE
+from gymwire.protocol.ending_signals import ending_signals
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.transport.open_files import allow_more
 from gymwire.protocol.transport.port_owner import listener_at
@@ -144,15 +145,17 @@ def configuration(
 
 
 def run(app: ASGIApp, listener: socket.socket) -> None:
-    """Serve until Ctrl-C or SIGTERM."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP."""
     logger = logging.getLogger("uvicorn")
     logger.addHandler(_Log(logging.ERROR))
     logger.propagate = False
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: None)  # uvicorn raises the signal again when it has ended
+    server = uvicorn.Server(configuration(app))
+    # uvicorn handles SIGINT and SIGTERM, and raises them again when it has ended.
+    for number in ending_signals():
+        signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     log = structlog.get_logger()
     log.info("gateway listening", url=url_of(listener), pid=os.getpid())
-    uvicorn.Server(configuration(app)).run(sockets=[listener])
+    server.run(sockets=[listener])
     log.info("gateway stopped")
 
 

@@ -49,6 +49,7 @@ IMPURE = {
     "aio.py": "loads a proxy",
     "registration.py": "registers environments with Gymnasium",
     "cli/*.py": "reads the command line and prints",
+    "protocol/ending_signals.py": "reads handlers of signals",
     "protocol/extras.py": "looks where gymwire is installed",
     "protocol/files.py": "reads files",
     "protocol/logs.py": "writes the log",

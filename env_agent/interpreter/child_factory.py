@@ -11,18 +11,19 @@ from gymnasium import Space
 from gymnasium.vector import AutoresetMode
 
 from gymwire.env_agent.adapters import pettingzoo
-from gymwire.env_agent.factory import UNKNOWN_KEYWORD, look_up
+from gymwire.env_agent.factory import NO_ARGUMENTS, NO_RENDER_MODE, UNKNOWN_KEYWORD, look_up
 from gymwire.env_agent.failure_reports import WrongKeywords
 from gymwire.env_agent.interpreter.child import NotFound
 from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
-from gymwire.env_agent.interpreter.child_process import ChildProcess
+from gymwire.env_agent.interpreter.child_process import ChildProcess, check_version
 from gymwire.env_agent.interpreter.process_watch import ProcessWatch
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import EnvKind
 
 NOT_FOUND = ("__main__", NotFound.__name__)  # the module and the class where it is raised
 _MISSING_KEYWORD = re.compile(r"missing \d+ required .*arguments?: '(\w+)'")
+CHECK = "Check env_kwargs (--env-kwargs at the env agent)."
 _FILE = re.compile(r'^  File "(.*)", line', re.MULTILINE)
 # Where the constructor is called, and what comes behind the traceback of a cause.
 _CALLERS = "child.py", "registration.py"
@@ -68,6 +69,7 @@ class ChildFactory:
 
         Raises ConfigurationError, or what its constructor raises.
         """
+        check_version(self.python)
         try:
             return self._in_process(lambda process: self._make(process, 0, None, {}, None))
         except RaisedInChild as error:
@@ -128,23 +130,27 @@ class ChildFactory:
                 process, index, self._env, render_mode, merged, self._spaces, kind or EnvKind.ENV
             )
         except RaisedInChild as error:
-            wrong = _wrong_keyword(error, {*merged, "render_mode"})
+            modes = set() if render_mode is None else {"render_mode"}
+            wrong = _wrong_keyword(error, {*merged, *modes}, self._env)
             if not wrong:
                 raise
-            raise WrongKeywords(
-                f"{self.name} {wrong}. Check env_kwargs (--env-kwargs at the env agent)."
-            ) from error
+            remedy = "" if wrong == NO_RENDER_MODE else f". {CHECK}"
+            raise WrongKeywords(f"{self.name} {wrong}{remedy}") from error
         if kind is not None:
             pettingzoo.check_kind(made.kind, kind, self.name)
         return made
 
 
-def _wrong_keyword(error: RaisedInChild, given: set[str]) -> str:
+def _wrong_keyword(error: RaisedInChild, given: set[str], env: str) -> str:
     """Return which of the keyword arguments is unknown, or which other one is missing; else ""."""
     if type(error).__name__ != "TypeError":
         return ""
     text = str(error)
-    if (unknown := UNKNOWN_KEYWORD.search(text)) and unknown[1] in given:
+    unknown, bare = UNKNOWN_KEYWORD.search(text), NO_ARGUMENTS.search(text)
+    is_bare = bare is not None and re.fullmatch(rf".*[:.]{bare[1]}", env) is not None
+    if "render_mode" in given and (is_bare or (unknown and unknown[1] == "render_mode")):
+        return NO_RENDER_MODE
+    if unknown and unknown[1] in given:
         return f"takes no keyword argument {unknown[1]!r}"
     files = _FILE.findall(_MORE.split(error.remote_traceback)[0])
     missing = _MISSING_KEYWORD.search(text)

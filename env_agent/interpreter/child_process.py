@@ -26,6 +26,9 @@ from gymwire.protocol.errors import (
     ProtocolError,
 )
 
+OLDEST = (3, 7)  # the oldest Python that runs `child.py`
+# Any Python can run it, but older ones than `OLDEST` cannot read `child.py`.
+_ASK_VERSION = "import sys; sys.stdout.write('Python %d.%d' % sys.version_info[:2])"
 START_S = 30.0  # for an interpreter to start, without the imports of the environment
 END_S = 2.0  # for a process that has closed its connection, or whose environments are closed
 CLOSE_S = 10.0  # for an environment to close
@@ -300,6 +303,26 @@ class ChildProcess:
                 self._is_closed = True
                 os.close(self._in)
                 os.close(self._out)
+
+
+def check_version(python: str) -> None:
+    """Raise ConfigurationError if an interpreter says that it is too old."""
+    with contextlib.suppress(OSError, ValueError, subprocess.SubprocessError):
+        asked = subprocess.run(
+            [python, "-c", _ASK_VERSION],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=environment(os.environ),
+            timeout=START_S,
+            check=False,
+        )
+        name, version = asked.stdout.decode().split()
+        if name == "Python" and tuple(map(int, version.split("."))) < OLDEST:
+            raise ConfigurationError(
+                f"{python} is Python {version}, which is too old: --python needs version "
+                f"{'.'.join(map(str, OLDEST))} or later."
+            )
 
 
 def kill_group(pid: int) -> None:

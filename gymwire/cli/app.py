@@ -47,7 +47,7 @@ SETTINGS = {
 class Summary:
     """What the help of a command says in addition to its options.
 
-    `handles_signals`: the command handles SIGINT and SIGTERM itself.
+    `handles_signals`: the command handles SIGINT, SIGTERM and SIGHUP itself.
     """
 
     help: str
@@ -141,7 +141,7 @@ COMMANDS = {
 
 
 class Interrupted(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM; `status` is the exit status that shells expect."""
+    """Ctrl-C, SIGTERM or SIGHUP; `status` is the exit status that shells expect."""
 
     def __init__(self, number: int) -> None:
         super().__init__()
@@ -397,14 +397,17 @@ def origin(ctx: click.Context, param: click.Parameter) -> str:
 def _execute(ctx: click.Context, name: str) -> int:
     """Run a command whose parameters were parsed. Returns the exit status."""
     options = fields_of(ctx, name)
+    from gymwire.cli.honcho import end_with_honcho
     from gymwire.cli.output import Output
     from gymwire.protocol import logs
+    from gymwire.protocol.ending_signals import ending_signals
     from gymwire.protocol.errors import GymwireError, UsageError
 
     if "log_level" in options:
         logs.configure(name, form=options["log_format"], level=options["log_level"])
+        end_with_honcho()
     if not COMMANDS[name].handles_signals:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in ending_signals():
             signal.signal(number, _interrupt)
     output = Output(as_json=bool(options.get("json")))
     try:
@@ -457,7 +460,8 @@ def _text(error: GymwireError) -> str:
     from gymwire.protocol.errors import EnvironmentFailed
 
     if error.advice:  # written for programs
-        error.advice = _ADVICE.get(type(error).__name__, "")
+        is_stopped = _STOPPED in str(error)
+        error.advice = _AFTER_STOP if is_stopped else _ADVICE.get(type(error).__name__, "")
     text = str(error)
     if isinstance(error, EnvironmentFailed):
         said, _, trace = text.partition("\n\n")
@@ -469,6 +473,8 @@ def _text(error: GymwireError) -> str:
     return printable(text)
 
 
+_STOPPED = ": an operator ("  # the beginning of the broker's reason after `gymwire stop`
+_AFTER_STOP = "Ask the operator why before you run the command again."
 _ADVICE = {
     "EnvironmentLost": "Run the command again when an env agent offers the address (`gymwire ls` "
     "shows it), or with --wait SECONDS.",
@@ -478,7 +484,10 @@ _ADVICE = {
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
-    """Unwind the command; a second signal ends the process at once."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, signal.SIG_DFL)
+    """Unwind the command; a second signal ends the process at once, but SIGHUP may be repeated."""
+    from gymwire.protocol.ending_signals import HANGUP, ending_signals
+
+    for each in ending_signals():
+        is_repeated = each == HANGUP != signal.SIGTERM
+        signal.signal(each, signal.SIG_IGN if is_repeated else signal.SIG_DFL)
     raise Interrupted(number)

@@ -12,6 +12,7 @@ from gymwire.broker.policy_file import PolicyFile
 from gymwire.broker.server import Server
 from gymwire.cli.connection import LogOptions, naming
 from gymwire.cli.output import Output
+from gymwire.protocol.ending_signals import ending_signals
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.security import keys
 from gymwire.protocol.security.keys import KeyPair
@@ -32,12 +33,12 @@ class Options(LogOptions):
 
 
 def command(options: Options, output: Output) -> int:
-    """Run a broker until SIGTERM or Ctrl-C. Returns the exit status."""
+    """Run a broker until Ctrl-C, SIGTERM or SIGHUP. Returns the exit status."""
     # A full collection stops the broker for 50 ms if it has 64,000 sessions. Its tables contain no
     # cycles, so rare ones suffice.
     gc.set_threshold(*gc.get_threshold()[:2], RARELY)
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending_signals():
         signal.signal(number, lambda *_: stop.set())
     make_server(options).run(stop)
     return 0

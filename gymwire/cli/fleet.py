@@ -24,6 +24,7 @@ from gymwire.fleet.manifests import manifests, manifests_text
 from gymwire.fleet.scaling import READY
 from gymwire.fleet.state import turn
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.protocol.ending_signals import ending_signals
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
@@ -220,9 +221,9 @@ def _missing(agents: Sequence[AgentStatus], count: int, output: Output) -> int:
 
 
 def _watch(control: FleetControl) -> None:
-    """Start the fleet, and scale it until SIGTERM or Ctrl-C; the fleet stays."""
+    """Start the fleet, and scale it until Ctrl-C, SIGTERM or SIGHUP; the fleet stays."""
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in ending_signals():
         signal.signal(number, lambda *_: stop.set())
     control.up()
     control.watch(stop.wait)

@@ -32,9 +32,9 @@ def command(options: Options, output: Output) -> int:
     identity = keys.identity(public)
     role = options.role or ("broker" if options.name == "broker" else "agent")
     if role == "broker":
-        use = f"send the file to all agents; they pass it with --broker-key {public_path.name}"
+        use = f"send the file to all agents; they pass it with --broker-key {public_path}"
     else:
-        use = "send the key to the broker's operator, who adds it to the policy"
+        use = "if the broker has a policy, send the key to its operator, who adds it"
     output.say(f"secret key  {secret_path}: keep it on this host; use it with --key {secret_path}")
     output.say(f"public key  {public_path}: {use}")
     output.say(f"            {public.decode('ascii')}")

@@ -43,7 +43,7 @@ def load(text: str | None, env: Env, seed: int | None) -> Policy:
 
     Raises:
         ConfigurationError: there is no such policy, or it does not fit the environment.
-        NoLearnerFits: it is a saved learner, and none fits the environment.
+        NoLearnerFits: it is a saved learner, and none can play the environment.
     """
     if text is None:
         env.action_space.seed(seed)
@@ -51,9 +51,7 @@ def load(text: str | None, env: Env, seed: int | None) -> Policy:
     if text.endswith(LEARNER) and not Path(text).exists():
         raise ConfigurationError(f"Cannot read {text}: there is no such file.")
     if text.endswith(LEARNER) or learners.is_saved(text):
-        learner = learners.learner_for(env.observation_space, env.action_space, seed)
-        learners.load(learner, text)
-        return learner.best
+        return learners.load_for(text, env.observation_space, env.action_space, seed).best
     if text.endswith(MODEL):
         return _model(Path(text), env)
     name, _, attribute = text.rpartition(":")

@@ -67,7 +67,7 @@ class Options(AgentOptions):
 
 
 def command(options: Options, output: Output) -> int:
-    """Serve until SIGTERM or Ctrl-C. Returns the exit status."""
+    """Serve until Ctrl-C, SIGTERM or SIGHUP. Returns the exit status."""
     if options.workers > 1 and options.worker is None:
         return _supervise(options)
     if options.workers > 1:

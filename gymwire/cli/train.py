@@ -89,10 +89,17 @@ def command(options: Options, output: Output) -> int:
     try:
         training.task.run()
     finally:
-        meter.close()
         result = training.task.result()
-        if result.rewards.size:
-            _conclude(result, training, options, seed, output)
+        kept: list[str] = []
+        try:  # before anything is printed, which a closed terminal or a full disk may prevent
+            if result.rewards.size:
+                _keep(result, training, options, seed, output, kept)
+        finally:
+            meter.close()
+            if result.rewards.size:
+                _report(result, training, options, seed, output)
+            for line in kept:
+                output.say(line)
     return 0
 
 
@@ -175,7 +182,7 @@ def _new_file(address: str) -> Path:
     return path
 
 
-def _conclude(
+def _report(
     result: TrainingResult, training: Training, options: Options, seed: int, output: Output
 ) -> None:
     done = f"{result.rewards.size:,}"
@@ -183,20 +190,31 @@ def _conclude(
         done = f"only {done} of {options.steps:,}"
     output.say(f"\n{training.name} after {done} steps at {options.address}, seed {seed}\n")
     report.print_report(result, training.learner, output.text)
+
+
+def _keep(
+    result: TrainingResult,
+    training: Training,
+    options: Options,
+    seed: int,
+    output: Output,
+    kept: list[str],
+) -> None:
+    """Save the learner and draw the plot, if wanted; add a line for each to `kept`."""
     output.result(
         address=options.address, broker=options.broker, learner=training.name, seed=seed,
         **summary(result, options.steps),
     )  # fmt: skip
     if training.path is not None:
         training.save(training.path)
-        output.say(
+        kept.append(
             f"The learner is saved in {training.path}. Play with it: "
             f"{_play_command(options, training.path)}"
         )
         output.result(saved=str(training.path))
     if options.plot is not None:
         report.plot(result, training.learner, options.plot, address=str(options.address), seed=seed)
-        output.say(f"The plot is in {options.plot}.")
+        kept.append(f"The plot is in {options.plot}.")
         output.result(plot=str(options.plot))
 
 

@@ -30,7 +30,7 @@ class Options(BrokerOptions):
 
 
 def command(options: Options, output: Output) -> int:
-    """Run the gateway until SIGTERM or Ctrl-C. Returns the exit status."""
+    """Run the gateway until Ctrl-C, SIGTERM or SIGHUP. Returns the exit status."""
     try:
         from gymwire.gateway import app, doors, server, tokens
         from gymwire.gateway.access import Access

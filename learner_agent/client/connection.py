@@ -161,12 +161,16 @@ class BrokerConnection:
         own, server_key = self.credentials.key, self.credentials.broker_key
         self.link = BrokerLink(dial(url, key=own, server_key=server_key))
         self._handshake = Handshake(self.link, Role.LEARNER, secrets.token_bytes(AGENT_SIZE))
+        at_most_s = min(CONNECT_S, timeout_s) + wait_s
         try:
             self._handshake.connect(
                 clock,
-                min(CONNECT_S, timeout_s) + wait_s,
+                at_most_s,
                 pump=self.pump,
                 done=lambda: self.welcome is not None,
+                on_wait=lambda: self._log.info(
+                    "waiting for broker", broker=url, at_most_s=at_most_s
+                ),
             )
         except BaseException:
             self.link.close()

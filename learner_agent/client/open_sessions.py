@@ -212,7 +212,9 @@ class SessionOpener:
                     raise error_for(error)
                 if waited_s > QUIET_S and not is_logged:
                     is_logged = True
-                    self._log.info("waiting for a slot", at_most_s=wait_s, why=error.text)
+                    is_unknown = error.code == Code.ADDRESS_UNKNOWN
+                    what = "an env agent" if is_unknown else "a slot"
+                    self._log.info(f"waiting for {what}", at_most_s=wait_s, why=error.text)
             if batch.is_complete:
                 return
             connection.wait(lambda: False, connection.clock() + pause_s)

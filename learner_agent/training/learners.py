@@ -133,6 +133,47 @@ def is_saved(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def load_for(
+    path: str | os.PathLike[str],
+    observation_space: gymnasium.Space[Any],
+    action_space: gymnasium.Space[Any],
+    seed: int | None = None,
+) -> PriceAgent | QLearner:
+    """Return the learner that `save` wrote to a file, for an environment with these spaces.
+
+    Raises:
+        NoLearnerFits: no learner handles these spaces.
+        ConfigurationError: as `load`.
+    """
+    try:
+        learner = learner_for(observation_space, action_space, seed)
+    except NoLearnerFits:
+        raise NoLearnerFits(
+            f"{os.fspath(path)}{_origin(path)} cannot play this environment, which has the "
+            f"observation space {_shortened(observation_space)} and the action space "
+            f"{_shortened(action_space)}. Saved learners play environments with Discrete "
+            "observations and actions, and price markets. Play it where it was trained, or use a "
+            "policy for this environment."
+        ) from None
+    load(learner, path)
+    return learner
+
+
+def _origin(path: str | os.PathLike[str]) -> str:
+    """Return in parentheses what a saved learner is, and where it was trained; "" if unknown."""
+    try:
+        with Path(path).open("rb") as opened, zipfile.ZipFile(opened) as archive:
+            if archive.getinfo("metadata.npy").file_size > MAX_METADATA:
+                return ""
+            opened.seek(0)
+            with np.load(opened, allow_pickle=False) as file:
+                metadata = json.loads(str(file["metadata"]))
+        kind, address = metadata["learner"], metadata.get("address")
+    except Exception:  # noqa: BLE001 - of a file that may hold anything
+        return ""
+    return f" (a {kind} trained at {address!r:.100})" if address else f" (a {kind})"
+
+
 def load(learner: Learner, path: str | os.PathLike[str]) -> dict[str, Any]:
     """Load the parameters that `save` wrote into a learner, and return the file's metadata.
 
@@ -171,7 +212,7 @@ def load(learner: Learner, path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     except Exception as error:  # of a file that may hold anything
         raise ConfigurationError(
-            f"Cannot load {os.fspath(path)} into this learner: {error}."
+            f"Cannot load {os.fspath(path)}{_origin(path)} into this learner: {error}."
         ) from error
     return dict(metadata)
 

@@ -17,7 +17,7 @@ from gymnasium import spaces
 from gymwire.cli import policies, video
 from gymwire.learner_agent.training import learners
 from gymwire.learner_agent.training.q_learning import QLearner
-from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.errors import ConfigurationError, NoLearnerFits
 from tests.cli.reading import Screen, call
 
 PROXY = "gymwire.learner_agent.proxies.proxy_env.ProxyEnv"
@@ -182,6 +182,16 @@ def test_a_saved_learner_obeys_the_mask_of_an_info(tmp_path: Path) -> None:
     learners.save(learner, tmp_path / "lake.npz", {})
     policy = policies.load(str(tmp_path / "lake.npz"), env, 0)
     assert policy(0, {"action_mask": np.array([1, 1, 0, 0], np.int8)}) == 0
+
+
+def test_a_learner_of_another_environment_says_where_it_was_trained(tmp_path: Path) -> None:
+    path = str(tmp_path / "lake.npz")
+    learners.save(QLearner(spaces.Discrete(16), spaces.Discrete(4)), path, {"address": "lake"})
+    origin = r"lake\.npz \(a QLearner trained at 'lake'\)"
+    with pytest.raises(NoLearnerFits, match=rf"{origin} cannot play .* the observation space Box"):
+        policies.load(path, gymnasium.make("CartPole-v1"), 0)
+    with pytest.raises(ConfigurationError, match=rf"Cannot load .*{origin} into this learner"):
+        policies.load(path, gymnasium.make("Taxi-v4"), 0)
 
 
 def settings_of(path: Path, **settings: Any) -> Path:

@@ -232,8 +232,20 @@ def test_a_registered_constructor_needs_no_render_mode() -> None:
     for env in (factory.make_first(), factory.make_vector(2, AutoresetMode.NEXT_STEP, None, {})):
         assert env.render_mode is None
         env.close()
-    with pytest.raises(TypeError, match="no keyword argument 'render_mode'; it takes size, speed"):
+    said = r"^NeedyOne-v0 takes no render_mode\. Open it without one .* without --render"
+    with pytest.raises(TypeError, match=said):
         factory.make("rgb_array", {})
+
+
+@pytest.mark.parametrize("constructor", ["", "def __init__(self, size=1): pass"])
+def test_a_class_without_render_modes_says_so(constructor: str, tmp_path: Path) -> None:
+    file = tmp_path / "modeless.py"
+    file.write_text(
+        f"import gymnasium\nclass Modeless(gymnasium.Env):\n    'x'\n    {constructor}\n"
+    )
+    said = r"^modeless:Modeless takes no render_mode\. Open it without one .*env-kwargs\)\.$"
+    with pytest.raises(TypeError, match=said):
+        resolve(f"{file}:Modeless", {}).make("ansi", {})
 
 
 def test_the_operators_render_mode_is_the_default() -> None:

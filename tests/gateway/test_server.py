@@ -14,7 +14,7 @@ from gymwire.cli import main
 from tests.processes import Programs
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_ends_the_gateway(programs: Programs, number: signal.Signals) -> None:
     gateway = programs.start("gymwire", "web", "--listen", "127.0.0.1:0", "--log-format", "json")
     url = gateway.wait_for("gateway listening")["url"]

@@ -337,6 +337,15 @@ def test_an_env_agent_that_waits_for_its_broker_says_so(programs: Programs) -> N
     assert waiting.wait_for("waiting for broker")["broker"] == "tcp://127.0.0.1:1"
 
 
+@pytest.mark.parametrize("command", [("ls",), ("ps",), ("run", "lake")])
+def test_a_command_that_waits_for_its_broker_says_so(
+    programs: Programs, command: tuple[str, ...]
+) -> None:
+    options = ("--broker", "tcp://127.0.0.1:1", "--wait", "60", "--log-format", "json")
+    waiting = programs.start("gymwire", *command, *options)
+    assert waiting.wait_for("waiting for broker")["broker"] == "tcp://127.0.0.1:1"
+
+
 def test_an_unknown_host_is_an_error(programs: Programs) -> None:
     nowhere = "tcp://no-such-host.invalid:5555"
     with pytest.raises(BrokerUnreachable, match=r"the host 'no-such-host\.invalid' is unknown"):

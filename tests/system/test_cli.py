@@ -244,6 +244,19 @@ def test_the_error_of_a_lost_agent_says_what_a_person_can_do(programs: Programs)
     assert "reset()" not in line
 
 
+def test_the_error_of_a_stopped_session_names_the_operator_only(programs: Programs) -> None:
+    _, url = programs.broker()
+    programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1")
+    arguments = ("lake", "--steps", "1000000", "--broker", url, "--log-format", "json")
+    learner = programs.start("gymwire", "train", *arguments)
+    learner.wait_for("training started")
+    [session] = json.loads(call(url, "ps", "--json").stdout)["sessions"]
+    assert call(url, "stop", session["id"]).returncode == 0
+    assert learner.wait() == 1
+    assert "Ask the operator why before you run the command again." in learner.output[-1]
+    assert "--wait" not in learner.output[-1]
+
+
 @pytest.mark.parametrize(
     ("number", "status"), [(signal.SIGINT, 130), thorough(signal.SIGTERM, 143)]
 )
@@ -268,6 +281,18 @@ def test_an_interrupted_training_reports_what_it_has_learnt(
     assert process.returncode == status
     assert "in the first tenth" in out
     assert "Traceback" not in errors
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+def test_a_training_whose_report_cannot_be_written_is_saved(broker: str, tmp_path: Path) -> None:
+    path = tmp_path / "learnt.npz"
+    arguments = ("train", "--steps", "50", "--save", str(path), "--broker", broker)
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "gymwire", *arguments], cwd=ROOT, stdout=full, check=False
+        )
+    assert done.returncode == 1
+    assert path.exists()
 
 
 def test_the_learner_waits_for_broker_and_address(programs: Programs, tmp_path: Path) -> None:

@@ -201,6 +201,7 @@ def test_an_environment_that_closes_is_abandoned_after_the_grace(
     eventually((tmp_path / "gate.entered").exists)
     agent.process.send_signal(number)
     assert agent.wait() == 1
+    assert not any('"count": 0' in line for line in agent.output)  # of "ending sessions"
 
 
 @pytest.mark.parametrize("number", SIGNALS)

@@ -379,6 +379,37 @@ def test_what_is_no_interpreter_is_an_error(python: str, why: str) -> None:
         ChildFactory("a", PLAIN, python, {}).make_first()
 
 
+@pytest.mark.parametrize("version", ["2.7", "3.6"])
+def test_an_interpreter_that_is_too_old_is_an_error(version: str, tmp_path: Path) -> None:
+    python = tmp_path / "python"
+    major, minor = version.split(".")
+    pretended = f"import sys; sys.version_info = ({major}, {minor}, 1); exec(sys.argv[1])"
+    python.write_text(
+        f'#!/bin/sh\n[ "$1" = -c ] && exec {sys.executable} -c "{pretended}" "$2"\n'
+        f"echo SyntaxError\nexit 1\n"
+    )
+    python.chmod(0o755)
+    said = f"python is Python {version}, which is too old: --python needs version 3.7 or later"
+    with pytest.raises(ConfigurationError, match=said):
+        ChildFactory("a", PLAIN, str(python), {}).make_first()
+
+
+@pytest.mark.parametrize("constructor", ["", "def __init__(self, size=1): pass"])
+def test_a_class_without_render_modes_says_so(
+    constructor: str, python: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "modeless.py"
+    file.write_text(
+        "from tests.plain_envs import Spaceless, Values\n"
+        "class Modeless(Spaceless):\n"
+        f"    observation_space = action_space = Values(n=3)\n    {constructor}\n"
+    )
+    factory = ChildFactory("a", f"{file}:Modeless", python, {})
+    said = r"^modeless:Modeless takes no render_mode\. Open it without one .*env-kwargs\)\.$"
+    with pytest.raises(failure_reports.WrongKeywords, match=said):
+        factory.make("rgb_array", {})
+
+
 def test_what_cannot_be_made_is_told(python: str) -> None:
     with pytest.raises(failure_reports.WrongKeywords, match="no keyword argument 'wings'"):
         ChildFactory("a", PLAIN, python, {"wings": 2}).make_first()

@@ -22,6 +22,7 @@ from gymwire.learner_agent.client.waiting import TICK_S
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import (
+    AddressUnknown,
     BrokerUnreachable,
     EnvironmentClosed,
     NoFreeSlot,
@@ -177,6 +178,18 @@ def test_a_slot_that_becomes_free_in_time_is_waited_for(monkeypatch: pytest.Monk
         waiting = [row for row in logged if row["event"] == "waiting for a slot"]
         assert [row["at_most_s"] for row in waiting] == [60.0]
         assert waiting[0]["why"].startswith("The only slot of 'cartpole' is in use")
+
+
+def test_an_env_agent_that_is_waited_for_is_named_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gymwire.protocol.logs.logger", structlog.get_logger)
+    with Network() as network:
+        connection = network.connection(wait_s=60.0)
+        with (
+            structlog.testing.capture_logs() as logged,
+            pytest.raises(AddressUnknown, match="No env agent offers 'cartpole'"),
+        ):
+            connection.open("cartpole")
+    assert [row["event"] for row in logged] == ["waiting for an env agent"]
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 5.0])
