@@ -107,6 +107,12 @@ class Inflow:
         if not self._due:
             self._due = list(self._sound)
 
+    def finish(self) -> None:
+        """Let the kernel send what it holds when these connections are closed, as now."""
+        for fd, connection in self._ids.items():
+            if kernel.connection_id(fd) == connection:
+                kernel.finish_at_close(fd)
+
     def has_failed(self) -> bool:
         """Return whether a connection has failed that libzmq does not read, and so keeps open."""
         return any(
