@@ -207,11 +207,14 @@ def test_only_the_first_attempt_to_connect_is_given_up_soon(
 ) -> None:
     monkeypatch.setattr(dealer_module, "QUICK_CONNECT_MS", 100)
     monkeypatch.setattr(dealer_module, "CONNECT_TIMEOUT_MS", 600_000)
-    failures = []
-    note = DialPlan.attempt_failed
-    monkeypatch.setattr(
-        DialPlan, "attempt_failed", lambda plan, now: failures.append(now) or note(plan, now)
-    )
+    failures: list[float] = []
+    plan_next = DialPlan.attempt_failed
+
+    def attempt_failed(plan: DialPlan, now: float) -> bool:
+        failures.append(now)
+        return plan_next(plan, now)
+
+    monkeypatch.setattr(DialPlan, "attempt_failed", attempt_failed)
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(hostsocket.create_server(("127.0.0.1", 0), backlog=0))
         with contextlib.ExitStack() as filling:
