@@ -105,6 +105,7 @@ def _filtered(url: str) -> hostsocket.socket | None:
             made.close()
             _warn_unlimited()
             return None
+        kernel.forget_at_close(made.fileno())
         made.setsockopt(hostsocket.SOL_SOCKET, hostsocket.SO_REUSEADDR, 1)
         if family == hostsocket.AF_INET6:
             made.setsockopt(hostsocket.IPPROTO_IPV6, hostsocket.IPV6_V6ONLY, 0)

@@ -39,6 +39,9 @@ HEARTBEAT_TIMEOUT_MS = 4000
 # An attempt to connect ends after this time. The next one resolves the name again, so a broker that
 # has moved to another address is found although the old one swallows packets.
 CONNECT_TIMEOUT_MS = 4000
+# The first attempt ends sooner. It may meet what is left of an earlier connection from its port,
+# and the next one takes another port, or another address.
+QUICK_CONNECT_MS = 1200
 # Handshakes take milliseconds, so a path that swallows packets is dialed again soon. But on a host
 # that is very busy all would fail: after some, each may take HANDSHAKE_MS.
 QUICK_HANDSHAKE_MS = 3000
@@ -120,6 +123,8 @@ class Dealer:
         self._monitor = Monitor(socket, key)
         socket.setsockopt(zmq.HANDSHAKE_IVL, QUICK_HANDSHAKE_MS)
         self._is_patient = False
+        socket.setsockopt(zmq.CONNECT_TIMEOUT, QUICK_CONNECT_MS)
+        self._is_first_attempt = True
         self._inflow = Inflow(2 * max_message)
         self._suspects = self._inflow.suspects
         self._bare = cast(Any, socket)
@@ -235,7 +240,9 @@ class Dealer:
         if self._monitor.attempt_failed:
             self._monitor.attempt_failed = False
             former = self._plan.current
-            if self._plan.attempt_failed(time.monotonic()):
+            if self._plan.attempt_failed(time.monotonic()) or self._is_first_attempt:
+                self._is_first_attempt = False
+                self._socket.setsockopt(zmq.CONNECT_TIMEOUT, CONNECT_TIMEOUT_MS)
                 self._dial_instead_of(former)
         if self._monitor.failed_handshakes >= PATIENT_AFTER and not self._is_patient:
             self._is_patient = True

@@ -100,12 +100,19 @@ class Inflow:
                         "connection closed, endless message", bytes=received - sound
                     )
                 self.suspects.add(fd)
-            is_dead = self._count_resets(fd) >= RESETS or kernel.is_gone(fd)
+            enough = RESETS if received else 1  # a forged one ends only what has not begun
+            is_dead = self._count_resets(fd) >= enough or kernel.is_gone(fd)
             if is_dead and kernel.connection_id(fd) == self._ids[fd]:
                 kernel.shut_down(fd)
                 del self._sound[fd]
         if not self._due:
             self._due = list(self._sound)
+
+    def finish(self) -> None:
+        """Let the kernel send what it holds when these connections are closed, as now."""
+        for fd, connection in self._ids.items():
+            if kernel.connection_id(fd) == connection:
+                kernel.finish_at_close(fd)
 
     def has_failed(self) -> bool:
         """Return whether a connection has failed that libzmq does not read, and so keeps open."""

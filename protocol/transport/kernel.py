@@ -172,6 +172,26 @@ def drop_resets(fd: int) -> bool:
     return _attach_filter(fd, _DROP_RESETS)
 
 
+def forget_at_close(fd: int) -> None:
+    """Let the kernel forget the connections that a listening socket will accept, once closed.
+
+    It resets them instead of waiting for an answer, which may be a reset that it drops. So whatever
+    it has not sent by then is lost: call `finish_at_close` before closing one that is still up.
+    """
+    _set_linger(fd, (1, 0))
+
+
+def finish_at_close(fd: int) -> None:
+    """Let the kernel send everything when this connection is closed; undo `forget_at_close`."""
+    _set_linger(fd, (0, 0))
+
+
+def _set_linger(fd: int, linger: tuple[int, int]) -> None:
+    with connection_socket(fd) as found, contextlib.suppress(OSError):
+        if found is not None and found.family in (socket.AF_INET, socket.AF_INET6):
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", *linger))
+
+
 def drop_input(fd: int) -> bool:
     """Let the kernel drop all data that arrives on a connection, and a reset.
 

@@ -279,6 +279,7 @@ class Router:
         """
         if connection and self.connection_id(fd) != connection:
             return
+        kernel.finish_at_close(fd)  # it may have been told why
         kernel.shut_down(fd)
 
     def link_events(self) -> list[LinkEvent]:
@@ -325,5 +326,8 @@ class Router:
         """Close all connections. Frames sent last have `linger_s` seconds to leave."""
         if self._domain:
             authenticator().forget(self._domain)
+        for event in self._monitor.events():
+            self._inflow.note(event)
+        self._inflow.finish()
         self._monitor.close()
         self._socket.close(linger=int(linger_s * 1000))

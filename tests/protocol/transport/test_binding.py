@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import socket
 import sys
@@ -13,9 +14,16 @@ import structlog
 import zmq
 
 from gymwire.protocol.errors import ConfigurationError
-from gymwire.protocol.transport import binding, kernel
+from gymwire.protocol.transport import binding, context, kernel
+from gymwire.protocol.transport.interface import Delivery, LinkEvent
 from gymwire.protocol.transport.router import Router
-from tests.chaos.fleet import free_port
+from tests.chaos.fleet import free_port, until
+from tests.processes import PATIENCE_S
+from tests.protocol.transport.test_stalled_readers import (
+    greet_as_dealer,
+    receive_exactly,
+    reset,
+)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has the filter")
 
@@ -64,6 +72,75 @@ def _wait_until_closed(port: int) -> None:
         while True:
             with contextlib.suppress(ConnectionResetError):  # it closes just now
                 socket.create_connection(("127.0.0.1", port)).close()
+
+
+def _dial_from(port: int, router: Router) -> socket.socket:
+    """Connect from this port; the kernel repeats its first packet only once."""
+    peer = socket.socket()
+    peer.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_SYNCNT, 1)
+    peer.settimeout(PATIENCE_S)
+    peer.bind(("127.0.0.1", port))
+    peer.connect(("127.0.0.1", int(router.urls[0].rpartition(":")[2])))
+    return peer
+
+
+def _greet(peer: socket.socket, router: Router, frame: bytes) -> tuple[bytes, int]:
+    """Shake hands and let the router send a frame; return the routing id and the descriptor."""
+    greet_as_dealer(peer)
+    peer.sendall(b"\0\1x")
+    received = next(filter(None, (router.receive() for _ in itertools.count())))
+    events = router.link_events()
+    assert router.send(received[0], frame) is Delivery.DONE
+    return received[0], events[-1].fd
+
+
+@pytest.mark.parametrize("said", ["nothing", "a byte", "a message"])
+def test_the_port_of_a_connection_that_was_reset_is_free_again(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(context, "HANDSHAKE_MS", 100 if said == "a byte" else 600_000)
+    events: list[LinkEvent] = []
+    with contextlib.closing(Router(["tcp://127.0.0.1:*"])) as router:
+        port = free_port()
+        peer = _dial_from(port, router)
+        rid = b""
+        if said == "a message":
+            rid, _ = _greet(peer, router, b"unread")
+        elif said == "a byte":
+            peer.sendall(b"\xff")
+        else:  # once it has been accepted
+            until(router.link_events, "the connection is made")
+        reset(peer)
+
+        def is_closed() -> bool:
+            nonlocal events
+            events += router.link_events()
+            for _ in router.take_doubtful() if rid else ():
+                router.send(rid, b"probe")
+            return any(event.fd >= 0 and not event.up for event in events)
+
+        until(is_closed, "libzmq closes the connection")
+        _dial_from(port, router).close()
+
+
+@pytest.mark.parametrize("end", ["close", "hang_up"])
+def test_frames_that_were_sent_before_a_connection_is_closed_arrive(end: str) -> None:
+    size = 500_000  # the other end's kernel takes only some of them at once
+    with (
+        contextlib.closing(Router(["tcp://127.0.0.1:*"])) as router,
+        _dial_from(free_port(), router) as peer,
+    ):
+        _, fd = _greet(peer, router, bytes(size))
+        until(lambda: kernel.unread(fd) > size // 2, "the frame is in the kernel")
+        connection = kernel.connection_id(fd)
+        if end == "close":
+            router.close(linger_s=0.3)
+        else:
+            router.hang_up(fd)
+        until(lambda: kernel.connection_id(fd) != connection, "libzmq closes the connection")
+        assert receive_exactly(peer, size + 9)[9:] == bytes(size)
+        assert peer.recv(1) == b""
 
 
 def test_a_unix_socket_is_not_taken_from_the_process_that_listens_there(tmp_path: Path) -> None:

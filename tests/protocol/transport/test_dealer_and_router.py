@@ -17,9 +17,10 @@ from gymwire.protocol.errors import AddressError, ConfigurationError
 from gymwire.protocol.transport import dealer as dealer_module
 from gymwire.protocol.transport.context import context
 from gymwire.protocol.transport.dealer import Dealer, _make_dealer
+from gymwire.protocol.transport.hosts import DialPlan
 from gymwire.protocol.transport.interface import TICK_MS, Delivery, LinkEvent, Received
 from gymwire.protocol.transport.router import Router, fd_of
-from tests.chaos.fleet import until
+from tests.chaos.fleet import free_port, until
 from tests.processes import PATIENCE_S
 from tests.protocol.transport.test_stalled_readers import shake_hands
 
@@ -200,10 +201,56 @@ def test_an_attempt_to_connect_to_a_host_that_swallows_packets_is_given_up() -> 
         dealer.disable_monitor()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a full backlog swallows packets on Linux")
+def test_only_the_first_attempt_to_connect_is_given_up_soon(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(dealer_module, "QUICK_CONNECT_MS", 100)
+    monkeypatch.setattr(dealer_module, "CONNECT_TIMEOUT_MS", 600_000)
+    failures: list[float] = []
+    plan_next = DialPlan.attempt_failed
+
+    def attempt_failed(plan: DialPlan, now: float) -> bool:
+        failures.append(now)
+        return plan_next(plan, now)
+
+    monkeypatch.setattr(DialPlan, "attempt_failed", attempt_failed)
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(hostsocket.create_server(("127.0.0.1", 0), backlog=0))
+        with contextlib.ExitStack() as filling:
+            for _ in range(3):  # as above
+                filler = filling.enter_context(hostsocket.socket())
+                filler.setblocking(False)
+                filler.connect_ex(full.getsockname())
+            others = _dialing_ports(full)
+            dialing = stack.enter_context(
+                contextlib.closing(Dealer(f"tcp://127.0.0.1:{full.getsockname()[1]}"))
+            )
+            until(lambda: dialing.link_events() or failures, "the first attempt is given up")
+            until(lambda: _dialing_ports(full) - others, "the second attempt begins")
+            (port,) = _dialing_ports(full) - others
+        full.settimeout(PATIENCE_S)
+        while True:  # its packet is repeated after a second
+            peer = stack.enter_context(full.accept()[0])
+            if peer.getpeername()[1] == port:
+                break
+            assert peer.getpeername()[1] in others or not peer.recv(1), "a third attempt"
+
+
+def _dialing_ports(server: hostsocket.socket) -> set[int]:
+    """Return the ports from which connections to a server are being attempted."""
+    tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
+    rows = [line.split()[1:4] for lines in tables for line in lines]
+    target = server.getsockname()[1]
+    return {
+        int(here.rpartition(":")[2], 16)
+        for here, there, state in rows
+        if state == "02" and int(there.rpartition(":")[2], 16) == target
+    }
+
+
 def test_without_a_connection_nothing_is_queued() -> None:
-    with context().socket(zmq.ROUTER) as free:
-        port = free.bind_to_random_port("tcp://127.0.0.1")
-    dealer = Dealer(f"tcp://127.0.0.1:{port}")
+    dealer = Dealer(f"tcp://127.0.0.1:{free_port()}")  # libzmq would close a listener later
     assert not dealer.send(b"x")
     dealer.close()
 

@@ -192,7 +192,7 @@ def test_a_reset_is_told_apart_from_other_packets_that_were_dropped(
     closed: list[int] = []
     dropped, taken = 0, 0
     monkeypatch.setattr(kernel, "shut_down", closed.append)
-    monkeypatch.setattr(kernel, "bytes_received", lambda _: 0)
+    monkeypatch.setattr(kernel, "bytes_received", lambda _: 1)
     monkeypatch.setattr(kernel, "connection_id", lambda fd: fd)
     monkeypatch.setattr(kernel, "is_gone", lambda _: False)
     monkeypatch.setattr(kernel, "packets_dropped", lambda _: dropped)
