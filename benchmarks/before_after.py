@@ -67,7 +67,7 @@ for address, direct in cases:
 def learner(
     checkout: Path, steps: int, cases: Sequence[tuple[str, str]]
 ) -> Iterator[subprocess.Popen[str]]:
-    """Start all parts of a checkout, and give the learner, which takes a turn per line it gets."""
+    """Start all parts of a checkout; yield the learner, which measures once per line it reads."""
     environment = {**os.environ, "PYTHONPATH": str(checkout)}
     is_new = (checkout / "gymwire").exists()  # since 0.2
     prefix, package = ("gymwire.", "gymwire") if is_new else ("", "learner_agent")
@@ -83,22 +83,17 @@ def learner(
         ):
             quiet = [sys.executable, "-m", *arguments, "--log-level", "error"]
             stack.enter_context(_running(quiet, checkout, environment))
-        numbers = [str(TURNS), str(steps // TURNS), json.dumps(cases)]
+        numbers = [str(TURNS), str(-(-steps // TURNS)), json.dumps(cases)]
         program = [sys.executable, "-c", LEARNER, url, *numbers, package]
-        yield stack.enter_context(_running(program, checkout, environment))
+        yield stack.enter_context(_running(program, checkout, environment, subprocess.PIPE))
 
 
 @contextlib.contextmanager
 def _running(
-    arguments: Sequence[str], checkout: Path, environment: dict[str, str]
+    arguments: Sequence[str], checkout: Path, environment: dict[str, str], pipe: int | None = None
 ) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
-        arguments,
-        cwd=checkout,
-        env=environment,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
+        arguments, cwd=checkout, env=environment, stdin=pipe, stdout=pipe, text=True
     )
     try:
         yield process
@@ -128,7 +123,10 @@ def _turn(process: subprocess.Popen[str]) -> float:
     assert process.stdout
     process.stdin.write("\n")
     process.stdin.flush()
-    return float(process.stdout.readline())
+    p50 = process.stdout.readline()
+    if not p50:
+        raise SystemExit("A learner has ended; its error is above.")
+    return float(p50)
 
 
 def interval(ratios: Sequence[float]) -> tuple[float, float]:

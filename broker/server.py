@@ -53,7 +53,7 @@ _ADMITTED = {
     Admission.WAIT: Piece.SHORT,
     Admission.DEMANDING: Piece.DEMANDING,
 }
-_LAST_WORDS = FREE_DECODED | {Kind.BYE}
+_NOT_SENT_AGAIN = FREE_DECODED | {Kind.BYE}
 _FROM_HOST = (Kind.OBSERVE, Kind.STOP, Kind.WATCH)  # without a policy, only from this host
 SUSPENDED_S = 2.0  # a gap between two ticks that shows that this process was suspended
 
@@ -75,8 +75,8 @@ class ReceivedFrame(NamedTuple):
 
     @property
     def outlives_connection(self) -> bool:
-        """Whether it counts even if its connection has ended since: nobody says it again."""
-        return len(self.data) > KIND_AT and self.data[KIND_AT] in _LAST_WORDS
+        """Whether it counts even if its connection has ended since: it is not sent again."""
+        return len(self.data) > KIND_AT and self.data[KIND_AT] in _NOT_SENT_AGAIN
 
 
 class Server:

@@ -167,7 +167,7 @@ class Sessions:
         """Relay OPENED to the learner and start to relay the session's frames."""
         session = self._tables.sessions.get(header.sid)
         if session is None or session.loop is not loop:
-            return [self.not_known(loop, header.sid, "the learner has left")]
+            return [Send.message(loop.rid, Gone("the learner has left"), header.sid)]
         # It repeats OPEN when it is back. Nobody waits for more answers than it sent OPENs.
         if session.learner is None or not session.unanswered_opens:
             self._journal.drop(loop.rid, Drop.NOT_AWAITED)
@@ -302,7 +302,7 @@ class Sessions:
         return Refusal(Code.SESSION_LOST, "The broker does not know this session anymore.")
 
     def not_known(self, loop: Peer, sid: int, reason: str) -> Send:
-        """Return GONE for a loop that answers in a session that it does not have here.
+        """Return GONE for a loop that replies in a session that the broker does not know.
 
         Raises RetryLater while a long HELLO may still announce the session.
         """

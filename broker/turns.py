@@ -68,7 +68,7 @@ class Turns(Generic[T]):
         return item
 
     def move(self, owner: bytes, other: Turns[T]) -> None:
-        """Move what waits of this owner to another queue, where nothing of it waits."""
+        """Move an owner's items to another queue, which has none of this owner."""
         self._turns.pop(owner, None)
         other._waiting[owner] = self._waiting.pop(owner)
         other._bytes[owner] = self._bytes.pop(owner)

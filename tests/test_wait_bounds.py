@@ -19,6 +19,7 @@ from gymwire.learner_agent.client import open_sessions, session
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.requests import BrokerRequests
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.waiting import TICK_S
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import (
@@ -106,6 +107,18 @@ def test_a_request_to_an_agent_that_does_not_answer(
     opened.request(Reset())
     freeze(network.loops[0], network)
     ends(network, lambda: opened.request(Act(0), timeout_s), timeout_s, RequestTimeout)
+
+
+@pytest.mark.parametrize("timeout_s", [TICK_S / 2, TICK_S * 2, 3.0])
+def test_a_step_ends_when_its_time_is_over(
+    network: Network, opened: RemoteSession, timeout_s: float
+) -> None:
+    opened.request(Reset())
+    freeze(network.loops[0], network)
+    began = network.monotonic()
+    with pytest.raises(RequestTimeout):
+        opened.step(0, timeout_s)
+    assert network.monotonic() - began == pytest.approx(timeout_s, abs=TICK_S / 4)
 
 
 def test_closing_a_session(network: Network, opened: RemoteSession) -> None:

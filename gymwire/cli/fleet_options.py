@@ -59,8 +59,8 @@ OPTIONS = (
         keyword="watch",
         kind=kinds.FLAG,
         commands=("fleet",),
-        help="up: keep running, and start and drain agents as the free slots require, until Ctrl-C "
-        "or SIGTERM; the fleet then stays as it is",
+        help="up: keep running, and start and drain agents as the free slots require, until "
+        "Ctrl-C, SIGTERM or SIGHUP; the fleet then stays as it is",
     ),
     Option(
         keyword="wait_s",

@@ -178,7 +178,7 @@ OPTIONS = (
         commands=("serve",),
         default="10",
         metavar="S",
-        help="seconds that running steps, and after SIGTERM sessions, have to finish",
+        help="seconds that running steps, and after SIGTERM or SIGHUP sessions, have to finish",
     ),
     # --- what to do -------------------------------------------------------------------------------
     Option(

@@ -39,8 +39,8 @@ HEARTBEAT_TIMEOUT_MS = 4000
 # An attempt to connect ends after this time. The next one resolves the name again, so a broker that
 # has moved to another address is found although the old one swallows packets.
 CONNECT_TIMEOUT_MS = 4000
-# The first attempt ends sooner. It may meet what is left of an earlier connection from its port,
-# and the next one takes another port, or another address.
+# Until an attempt has failed, each ends sooner. The listener's kernel may still hold an earlier
+# connection from the same port; the next attempt takes another port, or another address.
 QUICK_CONNECT_MS = 1200
 # Handshakes take milliseconds, so a path that swallows packets is dialed again soon. But on a host
 # that is very busy all would fail: after some, each may take HANDSHAKE_MS.

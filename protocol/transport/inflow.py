@@ -100,7 +100,7 @@ class Inflow:
                         "connection closed, endless message", bytes=received - sound
                     )
                 self.suspects.add(fd)
-            enough = RESETS if received else 1  # a forged one ends only what has not begun
+            enough = RESETS if received else 1  # a forged one only ends what has not begun
             is_dead = self._count_resets(fd) >= enough or kernel.is_gone(fd)
             if is_dead and kernel.connection_id(fd) == self._ids[fd]:
                 kernel.shut_down(fd)

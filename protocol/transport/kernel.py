@@ -173,16 +173,16 @@ def drop_resets(fd: int) -> bool:
 
 
 def forget_at_close(fd: int) -> None:
-    """Let the kernel forget the connections that a listening socket will accept, once closed.
+    """Let the kernel reset a connection when it is closed, for those that a socket will accept.
 
-    It resets them instead of waiting for an answer, which may be a reset that it drops. So whatever
-    it has not sent by then is lost: call `finish_at_close` before closing one that is still up.
+    Their ports are free at once then. What has not been sent is lost: call `finish_at_close` before
+    closing a connection whose last frames must arrive.
     """
     _set_linger(fd, (1, 0))
 
 
 def finish_at_close(fd: int) -> None:
-    """Let the kernel send everything when this connection is closed; undo `forget_at_close`."""
+    """Let the kernel send everything although a connection is closed; undo `forget_at_close`."""
     _set_linger(fd, (0, 0))
 
 

@@ -187,7 +187,7 @@ class UnixRouter:
         watched: another descriptor that ends the waiting of `receive` while it is readable.
 
     Attributes:
-        buffered: the peers of which frames may be buffered here, in fair order.
+        buffered: the peers that may have buffered frames, in fair order.
 
     Raises ConfigurationError.
     """

@@ -59,10 +59,12 @@ def rows(first: int, count: int) -> list[object]:
     return [[sid, nonce_of(sid), "cartpole", ""] for sid in range(first, first + count)]
 
 
-def announce(broker: Broker, rid: bytes, listed: list[object]) -> list[SentMessage]:
+def announce(
+    broker: Broker, rid: bytes, listed: list[object], key: bytes | None = None
+) -> list[SentMessage]:
     """Deliver a long HELLO without what the broker does about it later."""
     hello = Hello(Role.ENV, rid, "gymwire test", "host", listed, ["pages"], 7)
-    sender = Sender(rid, hash(rid), None, "")
+    sender = Sender(rid, hash(rid), key, "")
     return decoded(broker.core.receive(sender, bytes(PLAIN.encode(hello)), broker.now))
 
 

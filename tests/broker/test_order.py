@@ -165,13 +165,14 @@ def test_an_opened_that_its_learner_no_longer_awaits_opens_nothing() -> None:
     assert not broker.core._tables.sessions
 
 
-@pytest.mark.parametrize("answer", [PERCEPT, FAILED, opened()], ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("key", [None, b"k" * 32])
+@pytest.mark.parametrize("answer", [PERCEPT, FAILED], ids=lambda one: type(one).__name__)
 def test_a_session_that_a_long_hello_still_announces_is_not_ended_by_a_reply(
-    answer: Message,
+    answer: Message, key: bytes | None
 ) -> None:
     broker = Broker()
-    announce(broker, ENV, rows(1, 500))
-    sender = Sender(ENV, hash(ENV), None, "")
+    announce(broker, ENV, rows(1, 500), key)
+    sender = Sender(ENV, hash(ENV), key, "")
     frame = bytes(PLAIN.encode(answer, 500, 7))
 
     def replied() -> list[Message]:
@@ -185,8 +186,7 @@ def test_a_session_that_a_long_hello_still_announces_is_not_ended_by_a_reply(
     assert 500 in broker.core._tables.sessions
     broker.learner(LEARNER)
     only(broker.say(LEARNER, Resume(nonce_of(500)), 500), Resumed)
-    if not isinstance(answer, Opened):
-        assert replied() == [answer]
+    assert replied() == [answer]
     frame = bytes(PLAIN.encode(answer, 501, 7))
     assert [type(one) for one in replied()] == [Gone]  # nobody announces this one
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import select
 import signal
 import subprocess
@@ -16,6 +15,8 @@ import pytest
 
 from gymwire import ProxyEnv
 from tests.processes import PATIENCE_S, ROOT, Programs
+
+pty = pytest.importorskip("pty")
 
 LAKE = ("--address", "lake", "--env", "FrozenLake-v1")
 
@@ -50,6 +51,13 @@ def read_until(master: int, text: str) -> None:
         shown += os.read(master, 65536).decode(errors="replace")
 
 
+def go_on(env: ProxyEnv) -> None:
+    """Run more steps than one that was under way when a signal came."""
+    for number in range(50):
+        if env.step(number % 4)[2]:
+            env.reset()
+
+
 def test_a_training_is_saved_if_its_terminal_closes(programs: Programs, tmp_path: Path) -> None:
     _, url = programs.broker()
     programs.env_agent(url, *LAKE)
@@ -73,10 +81,10 @@ def test_an_env_agent_drains_whose_terminal_closes(programs: Programs) -> None:
     agent = programs.env_agent(url, *LAKE, "--grace", "60")
     with ProxyEnv("lake", url) as env:
         env.reset(seed=1)
-        for _ in range(2):  # the kernel sends it, and the shell sends it again
-            agent.process.send_signal(signal.SIGHUP)
-            agent.wait_for("stopping")
-        env.step(1)
+        agent.process.send_signal(signal.SIGHUP)
+        agent.wait_for("stopping")
+        agent.process.send_signal(signal.SIGHUP)  # the shell sends it again
+        go_on(env)
     assert agent.wait() == 0
 
 
@@ -85,10 +93,10 @@ def test_workers_drain_whose_terminal_closes(programs: Programs) -> None:
     agent = programs.env_agent(url, *LAKE, "--workers", "2", "--grace", "60")
     with ProxyEnv("lake", url) as env:
         env.reset(seed=1)
-        for _ in range(2):
-            agent.process.send_signal(signal.SIGHUP)
-            agent.wait_for("stopping")
-        env.step(1)
+        agent.process.send_signal(signal.SIGHUP)
+        agent.wait_for("stopping")
+        agent.process.send_signal(signal.SIGHUP)
+        go_on(env)
     assert agent.wait() == 0
 
 
@@ -114,6 +122,25 @@ def test_a_command_ends_if_the_honcho_that_started_it_has_ended() -> None:
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_command_goes_on_that_only_writes_to_a_pipe(programs: Programs, tmp_path: Path) -> None:
+    _, url = programs.broker()
+    programs.env_agent(url, *LAKE)
+    path = tmp_path / "lake.npz"
+    command = ("train", "lake", "--steps", "300", "--save", str(path), "--broker", url)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gymwire", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        cwd=ROOT,
+        env={**os.environ, "HONCHO_PROCESS_NAME": "learner.1"},
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.wait(PATIENCE_S)
+    with np.load(path) as file:
+        assert json.loads(str(file["metadata"]))["steps"] == 300
 
 
 IGNORING = """
