@@ -237,6 +237,24 @@ def test_only_the_first_attempt_to_connect_is_given_up_soon(
             assert peer.getpeername()[1] in others or not peer.recv(1), "a third attempt"
 
 
+def test_only_the_first_failed_attempt_is_made_again_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    failures: list[float] = []
+    again: list[str] = []
+    plan_next = DialPlan.attempt_failed
+
+    def attempt_failed(plan: DialPlan, now: float) -> bool:
+        failures.append(now)
+        return plan_next(plan, now)
+
+    monkeypatch.setattr(DialPlan, "attempt_failed", attempt_failed)
+    monkeypatch.setattr(Dealer, "_dial_instead_of", lambda _, former: again.append(former))
+    with contextlib.closing(Dealer(f"tcp://127.0.0.1:{free_port()}")) as dealing:
+        until(lambda: bool(dealing.link_events()) or len(failures) > 2, "three attempts fail")
+    assert len(again) == 1
+
+
 def _dialing_ports(server: hostsocket.socket) -> set[int]:
     """Return the ports from which connections to a server are being attempted."""
     tables = [Path(f"/proc/net/{name}").read_text().splitlines()[1:] for name in ("tcp", "tcp6")]
