@@ -126,7 +126,7 @@ def test_attributes_are_not_exposed(broker: str) -> None:
 def test_slots_are_counted_and_freed(broker: str) -> None:
     envs = [corridor(broker) for _ in range(4)]
     with pytest.raises(NoFreeSlot):
-        corridor(broker)
+        ProxyEnv("corridor", broker)
     for env in envs:
         env.close()
     corridor(broker).close()
