@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import zmq
@@ -404,6 +404,16 @@ class Bench:
         """How many short messages wait."""
         return sum(len(queue) for queue in self.server._agenda._short._waiting.values())
 
+    def opening(self) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes], Header]:
+        """Return an env agent, a learner, and the header of the OPEN that has reached the agent."""
+        env, learner = self.connect(ENV, Role.ENV), self.connect(LEARNER)
+        env.send(PLAIN.encode(offer("cartpole"), 0, 1))
+        assert isinstance(self.answer(env)[1], Offered)
+        learner.send(PLAIN.encode(Open("cartpole", b"n" * 16), 0, 1))
+        header, message = self.answer(env)
+        assert isinstance(message, Open)
+        return env, learner, header
+
     def close(self) -> None:
         stop = threading.Event()
         stop.set()
@@ -413,20 +423,8 @@ class Bench:
         self._context.term()
 
 
-@pytest.fixture(name="bench", params=[True, False], ids=["with local channels", "without"])
-def _bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    made = Bench(local_channels=request.param)
-    yield made
-    made.close()
-
-
 def test_a_step_is_relayed_before_all_that_waits(bench: Bench) -> None:
-    env, learner = bench.connect(ENV, Role.ENV), bench.connect(LEARNER)
-    env.send(PLAIN.encode(offer("cartpole"), 0, 1))
-    assert isinstance(bench.answer(env)[1], Offered)
-    learner.send(PLAIN.encode(Open("cartpole", b"n" * 16), 0, 1))
-    header, message = bench.answer(env)
-    assert isinstance(message, Open)
+    env, learner, header = bench.opening()
     env.send(PLAIN.encode(opened(), header.sid, header.seq))
     assert isinstance(bench.answer(learner)[1], Opened)
     others = [bench.connect(b"\x01other%d" % number) for number in range(8)]

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-import zmq
 
 from gymwire.broker.agenda import Piece
 from gymwire.broker.decoding import TEXT_BYTES, error_text, takes_long
@@ -25,17 +23,15 @@ from gymwire.protocol.messages import (
     Error,
     Gone,
     Message,
-    Offered,
     Open,
     Opened,
     Percept,
     Reset,
     Resume,
     Resumed,
-    Role,
     Status,
 )
-from tests.broker.harness import Broker, decoded, limited_broker, offer, only, opened
+from tests.broker.harness import Broker, decoded, limited_broker, only, opened
 from tests.broker.test_agenda import Bench, agenda, following
 from tests.broker.test_long_messages import announce, nonce_of, rows, take_over
 from tests.chaos.fleet import until
@@ -194,30 +190,13 @@ def test_a_session_that_a_long_hello_still_announces_is_not_ended_by_a_reply(
 # --- over real connections ------------------------------------------------------------------------
 
 
-@pytest.fixture(name="bench", params=[True, False], ids=["with local channels", "without"])
-def _bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
-    made = Bench(local_channels=request.param)
-    yield made
-    made.close()
-
-
-def session(bench: Bench) -> tuple[zmq.Socket[bytes], zmq.Socket[bytes], int]:
-    """Return an env agent, a learner, and the session whose OPEN has just reached the agent."""
-    env, learner = bench.connect(ENV, Role.ENV), bench.connect(LEARNER)
-    env.send(PLAIN.encode(offer("cartpole"), 0, 1))
-    assert isinstance(bench.answer(env)[1], Offered)
-    learner.send(PLAIN.encode(Open("cartpole", b"n" * 16), 0, 1))
-    header, message = bench.answer(env)
-    assert isinstance(message, Open)
-    return env, learner, header.sid
-
-
 @pytest.mark.parametrize("is_open", [True, False], ids=["of a request", "of OPEN"])
 @pytest.mark.parametrize("code", [Code.ENVIRONMENT_FAILED, Code.OPEN_FAILED, Code.SESSION_LOST])
 def test_a_learner_gets_the_error_of_an_env_agent_that_leaves_right_after_it(
     bench: Bench, code: str, is_open: bool
 ) -> None:
-    env, learner, sid = session(bench)
+    env, learner, opening = bench.opening()
+    sid = opening.sid
     peers, router = bench.server.core._tables.peers, bench.server._router
     if is_open:
         env.send(PLAIN.encode(opened(), sid, 1))
@@ -241,7 +220,8 @@ def test_a_learner_gets_the_error_of_an_env_agent_that_leaves_right_after_it(
 
 
 def test_an_opened_larger_than_all_that_may_wait_of_a_peer_is_relayed(bench: Bench) -> None:
-    env, learner, sid = session(bench)
+    env, learner, opening = bench.opening()
+    sid = opening.sid
     large = replace(opened(), metadata={"x": bytes(MAX_WAITING_BYTES + 1)})
     env.send(PLAIN.encode(large, sid, 1))
     header, answer = bench.answer(learner)

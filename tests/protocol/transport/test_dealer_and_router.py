@@ -201,12 +201,9 @@ def test_an_attempt_to_connect_to_a_host_that_swallows_packets_is_given_up() -> 
         dealer.disable_monitor()
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="a full backlog swallows packets on Linux")
-def test_only_the_first_attempt_to_connect_is_given_up_soon(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(dealer_module, "QUICK_CONNECT_MS", 100)
-    monkeypatch.setattr(dealer_module, "CONNECT_TIMEOUT_MS", 600_000)
+@pytest.fixture(name="failures")
+def _failures(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return when attempts to connect have failed, in monotonic seconds."""
     failures: list[float] = []
     plan_next = DialPlan.attempt_failed
 
@@ -215,6 +212,15 @@ def test_only_the_first_attempt_to_connect_is_given_up_soon(
         return plan_next(plan, now)
 
     monkeypatch.setattr(DialPlan, "attempt_failed", attempt_failed)
+    return failures
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a full backlog swallows packets on Linux")
+def test_only_the_first_attempt_to_connect_is_given_up_soon(
+    monkeypatch: pytest.MonkeyPatch, failures: list[float]
+) -> None:
+    monkeypatch.setattr(dealer_module, "QUICK_CONNECT_MS", 100)
+    monkeypatch.setattr(dealer_module, "CONNECT_TIMEOUT_MS", 600_000)
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(hostsocket.create_server(("127.0.0.1", 0), backlog=0))
         with contextlib.ExitStack() as filling:
@@ -238,17 +244,9 @@ def test_only_the_first_attempt_to_connect_is_given_up_soon(
 
 
 def test_only_the_first_failed_attempt_is_made_again_at_once(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, failures: list[float]
 ) -> None:
-    failures: list[float] = []
     again: list[str] = []
-    plan_next = DialPlan.attempt_failed
-
-    def attempt_failed(plan: DialPlan, now: float) -> bool:
-        failures.append(now)
-        return plan_next(plan, now)
-
-    monkeypatch.setattr(DialPlan, "attempt_failed", attempt_failed)
     monkeypatch.setattr(Dealer, "_dial_instead_of", lambda _, former: again.append(former))
     with contextlib.closing(Dealer(f"tcp://127.0.0.1:{free_port()}")) as dealing:
         until(lambda: bool(dealing.link_events()) or len(failures) > 2, "three attempts fail")
