@@ -261,6 +261,7 @@ def main() -> None:
     connection = socket.socket(fileno=int(sys.argv[1]))
     end = End()
     atexit.register(end)  # before all others, so that it is called after them
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` may have started the tests
     import_all()
     request = serve(connection)
     os.environ.clear()

@@ -14,11 +14,17 @@ import stat
 import sys
 import threading
 
+from gymwire.protocol.ending_signals import ending_signals
+
 
 def end_with_honcho() -> None:
-    """Send this process SIGHUP when honcho no longer reads its output, if honcho has started it."""
+    """Send this process SIGHUP when honcho no longer reads its output, if honcho has started it.
+
+    If `nohup` started honcho, send SIGTERM.
+    """
     if "HONCHO_PROCESS_NAME" in os.environ and sys.platform != "win32" and _is_read_by_honcho():
-        threading.Thread(target=_wait_for_end, name="honcho", daemon=True).start()
+        number = signal.SIGHUP if signal.SIGHUP in ending_signals() else signal.SIGTERM
+        threading.Thread(target=_wait_for_end, args=[number], name="honcho", daemon=True).start()
 
 
 def _is_read_by_honcho() -> bool:
@@ -29,8 +35,8 @@ def _is_read_by_honcho() -> bool:
     return False
 
 
-def _wait_for_end() -> None:
+def _wait_for_end(number: int) -> None:
     poller = select.poll()
     poller.register(1, 0)  # standard output: only whether it has failed
     poller.poll()
-    os.kill(os.getpid(), signal.SIGHUP)
+    os.kill(os.getpid(), number)

@@ -23,6 +23,7 @@ LAKE = ("--address", "lake", "--env", "FrozenLake-v1")
 
 def take_terminal() -> None:
     """Make standard input the controlling terminal of a new process session."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # `nohup` may have started the tests
     os.close(os.open(os.ttyname(0), os.O_RDWR))
 
 
@@ -106,7 +107,9 @@ def test_a_broker_ends_whose_terminal_closes(programs: Programs) -> None:
     assert broker.wait() == 0
 
 
-def test_a_command_ends_if_the_honcho_that_started_it_has_ended() -> None:
+@pytest.mark.parametrize("handler", [signal.SIG_DFL, signal.SIG_IGN], ids=["plain", "nohup"])
+def test_a_command_ends_if_the_honcho_that_started_it_has_ended(handler: signal.Handlers) -> None:
+    signal.signal(signal.SIGHUP, handler)  # the process inherits it
     process = subprocess.Popen(
         [sys.executable, "-m", "gymwire", "broker", "--bind", "tcp://127.0.0.1:*"],
         stdout=subprocess.PIPE,
