@@ -21,7 +21,7 @@ from gymwire.learner_agent.client.direct import DirectLinks
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.listing import find_all
 from gymwire.learner_agent.client.open_sessions import SessionOpener
-from gymwire.learner_agent.client.patience import Contact, Patience
+from gymwire.learner_agent.client.patience import LEAST_TIMEOUT_S, Contact, Patience
 from gymwire.learner_agent.client.requests import (
     Answer,
     BrokerRequests,
@@ -52,7 +52,6 @@ from gymwire.protocol.messages import (
     Error,
     Kind,
     Message,
-    Ping,
     Role,
     Welcome,
 )
@@ -95,7 +94,7 @@ class BrokerConnection:
 
     Args:
         url: the broker's URL.
-        timeout_s: how long to wait without hearing from the broker, in seconds.
+        timeout_s: how long to wait without hearing from the broker, in seconds; at least 0.5.
         wait_s: how many seconds longer to wait for the broker to appear, an address to be offered,
             and a slot to become free.
         key: this learner agent's key file, as `gymwire.protocol.security.keys.credentials` takes
@@ -127,8 +126,10 @@ class BrokerConnection:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         dial: Callable[..., Any] = Dealer,
     ) -> None:
-        if not timeout_s > 0:
-            raise ConfigurationError(f"timeout_s must be a positive number, not {timeout_s!r}.")
+        if not timeout_s >= LEAST_TIMEOUT_S:
+            raise ConfigurationError(
+                f"timeout_s must be at least {LEAST_TIMEOUT_S:g} s, not {timeout_s!r}."
+            )
         self.url = url
         self.timeout_s = timeout_s
         self.clock = clock
@@ -151,10 +152,10 @@ class BrokerConnection:
         self._serve_at = 0.0  # `serve`
         # Sessions with the same spaces share the codec of their steps.
         self.compile_steps = lru_cache(MAX_STEP_CODECS)(compile_steps)
-        self._requests = BrokerRequests()
+        self._requests = BrokerRequests(timeout_s)
         self._opener = SessionOpener(self, wait_s)
         self._broker_lost = False
-        self.contact = Contact()
+        self.contact = Contact(timeout_s)
         self._session_timers = SessionTimers(timeout_s, clock)
         self._patience = Patience(timeout_s, self.contact)
         self.credentials = credentials(key, broker_key)
@@ -450,10 +451,13 @@ class BrokerConnection:
         if self.direct_links.check():
             self.drain()
         self._session_timers.run(self._sessions.values(), now)
-        frames = self._requests.due(now)
-        for frame in [PLAIN.encode(Ping()), *frames] if frames else []:
+        pings, frames = self._requests.pings(now), self._requests.due(now)
+        for frame in (*pings, *frames):
             if not self.link.send(frame):
                 break  # full: each further attempt could wait for a tick
+        else:
+            if frames:
+                self._patience.sent_again(now)
         if self._patience.is_over(now) and self._requests.is_waiting:
             raise self._silent_broker()
         self.contact.watched_at = self.clock()  # slow timers are no pause

@@ -283,6 +283,8 @@ class SessionPaths:
             path = self._connection.link if kind is Kind.PING else self.current
             if path not in repeats.full and path.send(frame):
                 repeats.left -= 1
+                if kind not in (Kind.PING, Kind.RESUME):
+                    self._exchange.sent_again(now)
                 continue
             repeats.full.add(path)
             if kind is Kind.RESUME:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gymwire.learner_agent.client.failures import cut
-from gymwire.learner_agent.client.patience import Contact, Patience
+from gymwire.learner_agent.client.patience import PING_S, Contact, Patience
 from gymwire.protocol import dialogue
 from gymwire.protocol.codec import PLAIN, Frame, Header, read_header
 from gymwire.protocol.errors import (
@@ -44,7 +44,6 @@ from gymwire.protocol.step_codec import Step, StepCodec
 
 RESEND_S = 1.0  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 15.0
-PING_S = 1.0
 
 # Before Python 3.12, looking an enum member up takes 0.1 µs and more.
 _ACT, _ERROR = Kind.ACT, Kind.ERROR
@@ -387,7 +386,6 @@ class Exchange:
         self._armed = seq
         self.in_step_s = None
         self._patience.begin(now)
-        self._patience.settled_at = now
         self._resend_s = RESEND_S
         self._resend_at = now + RESEND_S
         self._ping_at = now + self._ping_s
@@ -405,6 +403,10 @@ class Exchange:
         self._arm(now)
         self._resend_s = RESEND_S
         self._resend_at = now
+
+    def sent_again(self, now: float) -> None:
+        """Note that the pending request was sent again over the link to the broker."""
+        self._patience.sent_again(now)
 
     def resend_close(self, now: float) -> bool:
         """Send a pending CLOSE again: an interrupt may have come before it was sent.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from gymwire.learner_agent.client.patience import PING_S
 from gymwire.protocol.codec import (
     HEADER_SIZE,
     PLAIN,
@@ -17,7 +18,7 @@ from gymwire.protocol.codec import (
     Header,
 )
 from gymwire.protocol.control_limits import check_control
-from gymwire.protocol.messages import KINDS, Kind, Message
+from gymwire.protocol.messages import KINDS, Kind, Message, Ping
 
 RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
 RESEND_MAX_S = 4.0
@@ -64,12 +65,17 @@ def ignore(_: PendingRequest) -> None:
 class BrokerRequests:
     """The requests to the broker that a caller waits for.
 
+    Args:
+        timeout_s: how long the broker may be silent, in seconds.
+
     Attributes:
         answered: those that have an answer, by their numbers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, timeout_s: float) -> None:
         self.answered: dict[int, PendingRequest] = {}
+        self._ping_s = min(PING_S, timeout_s / 4)
+        self._ping_at = 0.0
         self._seq = FIRST_SEQ
         self._pending: dict[int, PendingRequest] = {}
         # Of sessions that are opened together: OPENED by its content, which many of them share.
@@ -146,6 +152,13 @@ class BrokerRequests:
         """The size of the largest request that has no answer yet, in bytes."""
         waiting = (one for one in self._pending.values() if one.answer is None)
         return max((len(one.frame) for one in waiting), default=0)
+
+    def pings(self, now: float) -> list[Frame]:
+        """Return a PING if one is due: an env agent may take long to answer, the broker may not."""
+        if now < self._ping_at or not self.is_waiting:
+            return []
+        self._ping_at = now + self._ping_s
+        return [PLAIN.encode(Ping())]
 
     def due(self, now: float) -> list[Frame]:
         """Return the requests that are to be sent again, with the same bytes."""

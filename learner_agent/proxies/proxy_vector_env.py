@@ -67,8 +67,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             come in an array of objects.
         render_mode: "rgb_array", "ansi" or another mode of the remote environments.
         env_kwargs: keyword arguments for the constructor of the remote environments.
-        timeout_s: raise if the broker sends nothing for this long, in seconds. A slow step does
-            not count as silence.
+        timeout_s: raise if the broker sends nothing for this long, in seconds, at least 0.5. A
+            slow step does not count as silence.
         step_timeout_s: maximum duration of one call, in seconds, and of the opening of a session
             after a slot is free. None: no limit.
         wait_s: how much longer to wait for the broker to start, for the address to be offered, and

@@ -288,7 +288,7 @@ def test_errors_are_those_of_a_blocking_proxy(
         with pytest.raises(AddressUnknown):
             await ProxyEnv("nobody", url).open()
         with pytest.raises(BrokerUnreachable):
-            await ProxyEnv("nobody", "tcp://127.0.0.1:9", timeout_s=0.3).open()
+            await ProxyEnv("nobody", "tcp://127.0.0.1:9", timeout_s=0.5).open()
         with pytest.raises(MoveError, match="not open"):
             await ProxyEnv("cartpole", url).reset()
         with pytest.raises(EnvironmentClosed, match="not open"):

@@ -29,6 +29,7 @@ from gymwire.protocol.errors import (
     RequestTimeout,
 )
 from gymwire.protocol.messages import Act, Code, Error, Find, Kind, Message, Percept, Reset
+from tests.learner_agent.client.network_faults import delay
 from tests.wire import Dealer, Faults, Network
 
 ENV = "CartPole-v1"
@@ -37,23 +38,6 @@ AWAY_S = 20.0
 
 def agent(network: Network, slots: int = 1) -> ServingLoop:
     return network.env_agent(service(address="cartpole", env=ENV, max_sessions=slots))
-
-
-def delay(
-    network: Network, loop: ServingLoop, kind: Kind, by_s: float, patch: pytest.MonkeyPatch
-) -> None:
-    """Let what an agent sends of one kind leave later."""
-    link = loop._link
-    at_once: Any = link.send
-
-    def send(frame: bytes | bytearray, wait: bool = False) -> Any:
-        if codec.read_header(frame).kind is kind:
-            network.after(by_s, partial(at_once, frame))
-            return True
-        return at_once(frame, wait)
-
-    patch.setattr(link, "send", send)
-    patch.setattr(link, "send_all", lambda frames: all([*map(send, frames)]))
 
 
 def answers_late(network: Network, loop: ServingLoop, patch: pytest.MonkeyPatch) -> None:

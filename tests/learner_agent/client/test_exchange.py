@@ -7,8 +7,8 @@ import random
 import pytest
 from gymnasium.spaces import Discrete
 
-from gymwire.learner_agent.client.exchange import PING_S, RESEND_MAX_S, RESEND_S, Exchange
-from gymwire.learner_agent.client.patience import SETTLED_S, Contact
+from gymwire.learner_agent.client.exchange import RESEND_MAX_S, RESEND_S, Exchange
+from gymwire.learner_agent.client.patience import PING_S, SETTLED_S, Contact
 from gymwire.protocol import codec, spaces
 from gymwire.protocol.codec import KIND_AT, PLAIN
 from gymwire.protocol.errors import (
@@ -54,7 +54,7 @@ class Learner:
 
     def __init__(self, timeout_s: float = 60.0, steps: StepCodec | None = None) -> None:
         self.now = 100.0
-        self.contact = Contact()
+        self.contact = Contact(timeout_s)
         self.exchange = Exchange(
             SID,
             NONCE,
@@ -347,6 +347,7 @@ def test_contact_over_a_new_connection_counts_when_that_has_settled(
     learner.ask(Act(0))
     learner.tick(40.0)
     learner.exchange.reconnected(learner.now)
+    learner.exchange.sent_again(learner.now)
     learner.tick(after_s)
     learner.contact.last = learner.now
     with pytest.raises(BrokerUnreachable) if after_s < SETTLED_S else contextlib.nullcontext():
@@ -461,7 +462,7 @@ def test_the_loss_of_a_session_is_one_clear_text(
     where: str, reason: str, why: str, is_advised: bool
 ) -> None:
     rng = random.Random(0)
-    exchange = Exchange(SID, bytes(16), where=where, timeout_s=5.0, contact=Contact(), rng=rng)
+    exchange = Exchange(SID, bytes(16), where=where, timeout_s=5.0, contact=Contact(5.0), rng=rng)
     with pytest.raises(EnvironmentLost) as raised:
         exchange.lose(reason)
     advice = " Call reset() to continue with a fresh environment." if is_advised else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, cast
+from typing import cast
 
 import pytest
 
@@ -19,12 +19,10 @@ from gymwire.protocol.errors import (
     RequestTimeout,
 )
 from gymwire.protocol.messages import Call, Reset
-from gymwire.protocol.transport.broker_link import BrokerLink
+from tests.learner_agent.client.network_faults import DEAD_S, LARGE, swallow_large
 from tests.wire import Dealer, Network
 
 TIMEOUT_S = 15.0
-DEAD_S = 6.0  # after how long a connection that carries nothing counts as lost
-LARGE = 1000
 
 
 @pytest.fixture
@@ -32,36 +30,6 @@ def network() -> Iterator[Network]:
     with Network() as made:
         made.env_agent(service(address="cartpole", env="CartPole-v1"))
         yield made
-
-
-def swallow_large(
-    network: Network,
-    link: BrokerLink,
-    monkeypatch: pytest.MonkeyPatch,
-    way: str,
-    *,
-    least: int = LARGE,
-    dead_s: float = DEAD_S,
-) -> None:
-    """Let each connection of a link stop at its first large message: one "out", or one "in".
-
-    `least`: the size of a large message. `dead_s`: how long such a connection lasts.
-    """
-    ours = cast(Dealer, link._dealer)
-    stopped: set[int] = set()  # connections
-    pass_on: Callable[..., Any] = link.send if way == "out" else ours.arrived
-
-    def carry(frame: bytes, *args: Any) -> Any:
-        if ours.up and len(frame) > least and ours.generation not in stopped:
-            stopped.add(ours.generation)
-            network.after(dead_s, lambda: network.cut(ours, 0.5))
-        return True if ours.generation in stopped else pass_on(frame, *args)
-
-    if way == "out":
-        monkeypatch.setattr(link, "send", carry)
-        monkeypatch.setattr(link, "send_all", lambda frames: all([*map(carry, frames)]))
-    else:
-        monkeypatch.setattr(ours, "arrived", carry)
 
 
 def large_calls(
