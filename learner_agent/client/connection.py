@@ -40,6 +40,7 @@ from gymwire.protocol.errors import (
     BrokerUnreachable,
     ConfigurationError,
     DecodingError,
+    Denied,
     EnvironmentClosed,
     RequestTimeout,
 )
@@ -480,7 +481,12 @@ class BrokerConnection:
             raise EnvironmentClosed("Another thread has closed this environment. Make a new one.")
         self.check_open()  # a signal handler may have closed it
         is_new = False
-        for event in self._handshake.watch(now):
+        try:
+            events = self._handshake.watch(now)
+        except Denied:
+            self.drain()  # before it ended the connection, the broker may have said why
+            raise
+        for event in events:
             if event.up:
                 is_new = True
                 if self._broker_lost:
