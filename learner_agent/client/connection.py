@@ -453,12 +453,9 @@ class BrokerConnection:
             self.drain()
         self._session_timers.run(self._sessions.values(), now)
         pings, frames = self._requests.pings(now), self._requests.due(now)
-        for frame in (*pings, *frames):
-            if not self.link.send(frame):
-                break  # full: each further attempt could wait for a tick
-        else:
-            if frames:
-                self._patience.sent_again(now)
+        # Ends at the first one that is not accepted: each further attempt could wait for a tick.
+        if all(self.link.send(frame) for frame in (*pings, *frames)) and frames:
+            self._patience.sent_again(now)
         if self._patience.is_over(now) and self._requests.is_waiting:
             raise self._silent_broker()
         self.contact.watched_at = self.clock()  # slow timers are no pause
