@@ -16,7 +16,7 @@ from gymwire.protocol.codec import HEADER_SIZE, Pieces
 from gymwire.protocol.outside_exceptions import is_from_outside
 
 LENGTH_SIZE: Final = 4  # bytes of the length before each frame
-CHUNK: Final = 8 * 1024  # bytes of one read; a larger frame gets memory of its own
+CHUNK: Final = 16 * 1024  # bytes of one read; a larger frame gets memory of its own
 BUFFER = 1024 * 1024  # bytes of send buffer to request from the kernel, which may grant less
 
 NOW: Final = getattr(socket, "MSG_DONTWAIT", 0)
