@@ -17,6 +17,7 @@ from gymwire.env_agent.config import service
 from gymwire.env_agent.loop import AWAY_S, ServingLoop
 from gymwire.learner_agent.client import open_sessions, session
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.patience import PING_S
 from gymwire.learner_agent.client.requests import BrokerRequests
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.waiting import TICK_S
@@ -191,7 +192,7 @@ def test_an_idle_session_while_the_broker_is_away(network: Network, opened: Remo
 
 @pytest.mark.parametrize("message", [Find(), Resume(b"n" * 16)])
 def test_requests_to_the_broker_are_repeated_less_and_less_often(message: Any) -> None:
-    pending = BrokerRequests(60.0)
+    pending = BrokerRequests(PING_S)
     pending.add(message, 0, 0.0)
     sent = [tenth / 10 for tenth in range(180) if pending.due(tenth / 10)]
     pauses = [later - earlier for earlier, later in zip([0.0, *sent], sent, strict=False)]

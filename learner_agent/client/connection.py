@@ -153,12 +153,12 @@ class BrokerConnection:
         self._serve_at = 0.0  # `serve`
         # Sessions with the same spaces share the codec of their steps.
         self.compile_steps = lru_cache(MAX_STEP_CODECS)(compile_steps)
-        self._requests = BrokerRequests(timeout_s)
         self._opener = SessionOpener(self, wait_s)
         self._broker_lost = False
         self.contact = Contact(timeout_s)
+        self._requests = BrokerRequests(self.contact.ping_s)
         self._session_timers = SessionTimers(timeout_s, clock)
-        self._patience = Patience(timeout_s, self.contact)
+        self._patience = Patience(self.contact)
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
         self.link = BrokerLink(dial(url, key=own, server_key=server_key))

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from gymwire.learner_agent.client.failures import cut
-from gymwire.learner_agent.client.patience import PING_S, Contact, Patience
+from gymwire.learner_agent.client.patience import Contact, Patience
 from gymwire.protocol import dialogue
 from gymwire.protocol.codec import PLAIN, Frame, Header, read_header
 from gymwire.protocol.errors import (
@@ -68,7 +68,6 @@ class Exchange:
         sid: the session's number.
         nonce: the 16 bytes that prove the ownership of the session.
         where: the env agent, as errors name it.
-        timeout_s: how long the broker may be silent, in seconds.
         contact: of the connection; what the broker sends to any of its sessions counts.
         rng: the source of the random part of pauses.
         steps: the codec of the fast path for steps, which encodes no ACT that is larger than the
@@ -81,7 +80,6 @@ class Exchange:
         nonce: bytes,
         *,
         where: str,
-        timeout_s: float,
         contact: Contact,
         rng: random.Random,
         steps: StepCodec | None = None,
@@ -105,15 +103,14 @@ class Exchange:
         self._sid_bytes = sid.to_bytes(8, "little")
         self._name = b""  # of the step that `begin_step` began: sid and number, as in a frame
         self.where = where
-        self._timeout_s = timeout_s
         self._rng = rng
         self._abandoned: list[Pending] = []
         self._armed = 0  # the request for which the timers below are set
-        self._patience = Patience(timeout_s, contact)
+        self._contact = contact
+        self._patience = Patience(contact)
         self._resend_at = 0.0
         self._resend_s = RESEND_S
         self._ping_at = 0.0
-        self._ping_s = min(PING_S, timeout_s / 4)
         self._busy = 0
 
     # --- requests ---------------------------------------------------------------------------------
@@ -388,7 +385,7 @@ class Exchange:
         self._patience.begin(now)
         self._resend_s = RESEND_S
         self._resend_at = now + RESEND_S
-        self._ping_at = now + self._ping_s
+        self._ping_at = now + self._contact.ping_s
         self._busy = 0
 
     def reconnected(self, now: float) -> None:
@@ -443,7 +440,7 @@ class Exchange:
             self._resend_s = min(self._resend_s * 2, RESEND_MAX_S)
             self._resend_at = now + self._resend_s
         if now >= self._ping_at:
-            self._ping_at = now + self._ping_s
+            self._ping_at = now + self._contact.ping_s
             frames.append(PLAIN.encode(Ping(), self.sid, request.seq))
         return False, frames
 
@@ -455,8 +452,8 @@ class Exchange:
                 lost_again, advice="Compare the MTU along the path; then call again to wait on."
             )
         return BrokerUnreachable(
-            f"The broker has been silent for {self._timeout_s:g} s while a {verb} was under way: "
-            f"it has stopped, or cannot be reached.",
+            f"The broker has been silent for {self._contact.timeout_s:g} s while a {verb} was "
+            f"under way: it has stopped, or cannot be reached.",
             advice="The session continues if it comes back: call again to wait on.",
         )
 

@@ -21,12 +21,16 @@ class Contact:
         timeout_s: how long the broker may be silent, in seconds.
 
     Attributes:
+        timeout_s: the same.
+        ping_s: the pause between two PINGs, in seconds.
         last: when the broker last answered over the link, to whichever session; or when the timers
             ran again after a pause.
         watched_at: when the timers ran last.
     """
 
     def __init__(self, timeout_s: float) -> None:
+        self.timeout_s = timeout_s
+        self.ping_s = min(PING_S, timeout_s / 4)
         self.last = self.watched_at = -math.inf
         self._unwatched_s = min(UNWATCHED_S, timeout_s / 2)
 
@@ -49,7 +53,6 @@ class Patience:
     time to pass. If the connection is lost as well, the next one gives no more time.
 
     Args:
-        timeout_s: how long the broker may be silent, in seconds.
         contact: of the connection.
 
     Attributes:
@@ -57,13 +60,11 @@ class Patience:
         losses: how often the connection was lost since the request began.
     """
 
-    def __init__(self, timeout_s: float, contact: Contact) -> None:
+    def __init__(self, contact: Contact) -> None:
         self.heard = self._began = 0.0
         self.losses = 0
-        self._timeout_s = timeout_s
         self._contact = contact
-        self._settles_s = min(SETTLED_S, timeout_s / 2)
-        self._ping_s = min(PING_S, timeout_s / 4)
+        self._settles_s = min(SETTLED_S, contact.timeout_s / 2)
         self._connected_at = -math.inf
         self._settled_at = 0.0  # when the request had the time to pass; inf: it was not sent yet
 
@@ -99,13 +100,14 @@ class Patience:
 
     def is_over(self, now: float) -> bool:
         """Return whether the broker has been silent for longer than `timeout_s`."""
-        last = self._contact.last
-        self.hear(last)
-        end = self.heard + self._timeout_s
+        contact = self._contact
+        self.hear(last := contact.last)
+        end = self.heard + contact.timeout_s
         if now <= end:
             return False
         # The time to pass, and another half of a pause for the answer to the next PING.
-        may_pass = last >= self._connected_at and now <= last + self._settles_s + 1.5 * self._ping_s
+        passed_at = last + self._settles_s + 1.5 * contact.ping_s
+        may_pass = last >= self._connected_at and now <= passed_at
         return not (may_pass and self._connected_at <= end)
 
     def lost_again(self, what: str, size: int) -> str | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-from gymwire.learner_agent.client.patience import PING_S
 from gymwire.protocol.codec import (
     HEADER_SIZE,
     PLAIN,
@@ -66,15 +65,15 @@ class BrokerRequests:
     """The requests to the broker that a caller waits for.
 
     Args:
-        timeout_s: how long the broker may be silent, in seconds.
+        ping_s: the pause between two PINGs, in seconds.
 
     Attributes:
         answered: those that have an answer, by their numbers.
     """
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, ping_s: float) -> None:
         self.answered: dict[int, PendingRequest] = {}
-        self._ping_s = min(PING_S, timeout_s / 4)
+        self._ping_s = ping_s
         self._ping_at = 0.0
         self._seq = FIRST_SEQ
         self._pending: dict[int, PendingRequest] = {}

@@ -110,7 +110,6 @@ class RemoteSession:
             sid,
             open_msg.nonce,
             where=f"{open_msg.address!r}" + (f" ({opened.agent})" if opened.agent else ""),
-            timeout_s=connection.timeout_s,
             contact=connection.contact,
             rng=connection.rng,
             steps=self._steps,

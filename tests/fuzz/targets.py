@@ -171,9 +171,7 @@ def _host() -> Callable[[bytes], None]:
 
 def _exchange() -> Callable[[bytes], None]:
     def run(data: bytes) -> None:
-        exchange = Exchange(
-            SID, NONCE, where="here", timeout_s=60.0, contact=Contact(60.0), rng=random.Random(0)
-        )
+        exchange = Exchange(SID, NONCE, where="here", contact=Contact(60.0), rng=random.Random(0))
         sent = exchange.begin(Kind.RESET)
         exchange.sent(Kind.RESET, sent, b"frame")
         try:

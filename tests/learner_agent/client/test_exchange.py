@@ -59,7 +59,6 @@ class Learner:
             SID,
             NONCE,
             where="'cartpole'",
-            timeout_s=timeout_s,
             contact=self.contact,
             rng=random.Random(0),
             steps=steps,
@@ -462,7 +461,7 @@ def test_the_loss_of_a_session_is_one_clear_text(
     where: str, reason: str, why: str, is_advised: bool
 ) -> None:
     rng = random.Random(0)
-    exchange = Exchange(SID, bytes(16), where=where, timeout_s=5.0, contact=Contact(5.0), rng=rng)
+    exchange = Exchange(SID, bytes(16), where=where, contact=Contact(5.0), rng=rng)
     with pytest.raises(EnvironmentLost) as raised:
         exchange.lose(reason)
     advice = " Call reset() to continue with a fresh environment." if is_advised else ""

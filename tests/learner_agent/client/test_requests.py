@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import pytest
 
+from gymwire.learner_agent.client.patience import PING_S
 from gymwire.learner_agent.client.requests import (
     MAX_SHARED_SIZE,
     RESEND_MAX_S,
@@ -17,7 +18,7 @@ NOW = 5.0
 
 @pytest.mark.parametrize("retry_after_s", [0.25, 1.0, 3.0])
 def test_a_throttled_request_is_sent_again_when_the_broker_says(retry_after_s: float) -> None:
-    requests = BrokerRequests(60.0)
+    requests = BrokerRequests(PING_S)
     request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
     requests.throttled(request.seq, retry_after_s, NOW)
     assert requests.due(NOW + retry_after_s - 0.01) == []
@@ -26,7 +27,7 @@ def test_a_throttled_request_is_sent_again_when_the_broker_says(retry_after_s: f
 
 @pytest.mark.parametrize("retry_after_s", [-1.0, 0.0, 1e9, float("inf"), float("nan")])
 def test_a_broker_cannot_stop_or_hurry_a_request(retry_after_s: float) -> None:
-    requests = BrokerRequests(60.0)
+    requests = BrokerRequests(PING_S)
     request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
     requests.throttled(request.seq, retry_after_s, NOW)
     assert requests.due(NOW + 0.01) == []
@@ -34,7 +35,7 @@ def test_a_broker_cannot_stop_or_hurry_a_request(retry_after_s: float) -> None:
 
 
 def test_busy_for_another_request_changes_nothing() -> None:
-    requests = BrokerRequests(60.0)
+    requests = BrokerRequests(PING_S)
     request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
     requests.throttled(request.seq + 1, 4.0, NOW)
     assert requests.due(NOW + RESEND_S) == [request.frame]
@@ -50,7 +51,7 @@ def _answer(requests: BrokerRequests, seq: int, message: Message, sid: int = 7) 
 
 
 def test_the_answered_requests_are_known_until_they_are_forgotten() -> None:
-    requests = BrokerRequests(60.0)
+    requests = BrokerRequests(PING_S)
     first, second = (requests.add(Open("cartpole", b"n" * 16), 0, NOW) for _ in range(2))
     assert not requests.answered
     for _ in range(2):  # a repeated answer changes nothing
@@ -61,7 +62,7 @@ def test_the_answered_requests_are_known_until_they_are_forgotten() -> None:
 
 
 def test_sessions_that_are_opened_together_share_equal_answers() -> None:
-    requests = BrokerRequests(60.0)
+    requests = BrokerRequests(PING_S)
     pending = [requests.add(Open("cartpole", b"n" * 16), 0, NOW) for _ in range(4)]
     for sid, (request, agent) in enumerate(zip(pending, "abab", strict=True)):
         _answer(requests, request.seq, _opened(agent), sid)
@@ -73,7 +74,7 @@ def test_sessions_that_are_opened_together_share_equal_answers() -> None:
 
 
 def test_of_large_answers_only_one_is_kept_to_be_shared_and_none_afterwards() -> None:
-    requests = BrokerRequests(60.0)
+    requests = BrokerRequests(PING_S)
     pending = [requests.add(Open("cartpole", b"n" * 16), 0, NOW) for _ in range(4)]
     for request, letter in zip(pending, "abab", strict=True):
         _answer(requests, request.seq, _opened(letter * (MAX_SHARED_SIZE + 1)))
@@ -85,7 +86,7 @@ def test_of_large_answers_only_one_is_kept_to_be_shared_and_none_afterwards() ->
 
 
 def test_sessions_that_are_opened_one_after_another_share_nothing() -> None:
-    requests, answers = BrokerRequests(60.0), []
+    requests, answers = BrokerRequests(PING_S), []
     for _ in range(2):
         request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
         _answer(requests, request.seq, _opened("a"))
