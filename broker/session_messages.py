@@ -164,7 +164,7 @@ def _not_bound(peer: Peer, session: Session) -> RetryLater | Refusal:
 
 
 def _reports_loss(header: Header, data: bytes | memoryview) -> bool:
-    """Return whether an env agent reports that it does not have this session any more.
+    """Return whether an env agent reports that it does not have this session anymore.
 
     The learner reads the rest of the ERROR.
     """

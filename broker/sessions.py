@@ -324,7 +324,7 @@ class Sessions:
             self._journal.session_ended(loss)
 
     def end_for_policy(self, session: Session, reason: str) -> list[Send]:
-        """End a session that the policy does not allow any more, and notify both sides."""
+        """End a session that the policy does not allow anymore, and notify both sides."""
         return self.end_for_both(session, Loss.POLICY, reason)
 
     def end_for_path(self, session: Session) -> list[Send]:

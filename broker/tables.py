@@ -431,7 +431,7 @@ class Tables:
         self.stuck[sid] = loop, address, now
 
     def expire_stuck(self, now: float) -> None:
-        """Forget the stuck sessions that are not reported any more."""
+        """Forget the stuck sessions that are not reported anymore."""
         while self.stuck:
             sid, (loop, address, reported) = next(iter(self.stuck.items()))
             if now - reported < PROGRESS_TTL_S:

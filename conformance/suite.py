@@ -47,7 +47,7 @@ def run(agent: Agent, checks: Iterable[Check] = CHECKS) -> Iterator[Outcome]:
             why = "only the broker of an env agent sees it: use --listen"
             yield Outcome(one, SKIPPED, one.clause, why)
         elif silent == MOST_SILENT:
-            yield Outcome(one, SKIPPED, one.clause, "the env agent does not answer any more")
+            yield Outcome(one, SKIPPED, one.clause, "the env agent does not answer anymore")
         else:
             outcome, was_silent = run_one(agent, one)
             silent = silent + 1 if was_silent else 0

@@ -167,7 +167,7 @@ def no_thread() -> Error:
 
 
 def session_lost(why: str = "") -> Error:
-    """Report that this agent does not have a session any more."""
+    """Report that this agent does not have a session anymore."""
     return Error(
         Code.SESSION_LOST,
         why

@@ -111,7 +111,9 @@ class Recorder:
                 f"{folder} cannot be used for recordings: {error.strerror}. Choose another folder."
             ) from None
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise ConfigurationError(f"You may not write to the folder {folder}.")
+            raise ConfigurationError(
+                f"You may not write to the folder {folder}. Choose another folder."
+            )
         self._thread = threading.Thread(target=self._run, name="recorder", daemon=True)
         self._thread.start()
 

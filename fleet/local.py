@@ -92,7 +92,7 @@ class LocalEngine:
                     f"The supervisor of the fleet does not answer within {ANSWER_S:g} s. See "
                     f"{self._folder / 'log'}."
                 ) from None
-            except OSError:  # no socket, or nobody listens any more
+            except OSError:  # no socket, or nobody listens anymore
                 return None
         if not line:  # it ended before it could answer
             return None

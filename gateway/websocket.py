@@ -152,7 +152,7 @@ class _Peer:
         while True:
             await asyncio.sleep(TICK_S)
             for event in self._dealer.link_events():
-                if event.denied:  # its key is not in the policy any more
+                if event.denied:  # its key is not in the policy anymore
                     await self._websocket.close(_RESTART, event.denied[:100])
                     return
                 if event.up:

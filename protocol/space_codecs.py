@@ -76,7 +76,7 @@ _BEHAVIOUR = ("sample", "contains", "seed", "shape", "is_np_flattenable")
 
 
 def known_class(space: Space[Any]) -> type[Space[Any]] | None:
-    """Return Gymnasium's class of a space; None if its own class replaces a part of the behaviour.
+    """Return Gymnasium's class of a space; None if its own class replaces a part of the behavior.
 
     A subclass that inherits `sample` and `contains` has the values of its base.
     """

@@ -115,7 +115,7 @@ def _key_step(key: Any) -> str:
 def describe(space: Space[Any], *, root: str = "space") -> list[list[Any]]:
     """Return a description of a space, made of lists, numbers, text and bytes.
 
-    A subclass of Gymnasium's is described as its base if it inherits its behaviour, and as a space
+    A subclass of Gymnasium's is described as its base if it inherits its behavior, and as a space
     that asks the env agent otherwise. Raises UnsupportedSpaceError, whose `path` starts with
     `root`, for a space that is too deep or too large, or has values that cannot be sent.
     """

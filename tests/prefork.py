@@ -234,7 +234,7 @@ def end_with(parent: int) -> None:
 
 
 def _tell(pipe: int, number: int) -> None:
-    with contextlib.suppress(BrokenPipeError):  # nobody waits for it any more
+    with contextlib.suppress(BrokenPipeError):  # nobody waits for it anymore
         os.write(pipe, str(number).rjust(LINE).encode())
 
 

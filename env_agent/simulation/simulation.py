@@ -97,7 +97,7 @@ class Simulation:
         self._render_failure: BaseException | None = None
         self._turns = Turns()
         self._news = threading.Condition()
-        self._ended = ""  # why no request is answered any more
+        self._ended = ""  # why no request is answered anymore
         self._failure: BaseException | None = None
         self._user: SimulationEnv | None = None
         self._user_thread = 0
@@ -259,7 +259,7 @@ class Simulation:
         """Let an environment use the simulation, if it is the only one of its session.
 
         There is one slot. If another session still uses the simulation, it has ended, and its step
-        has not: nobody waits for the answer of the program any more.
+        has not: nobody waits for the answer of the program anymore.
 
         Raises ConfigurationError if another environment of this session uses it.
         """

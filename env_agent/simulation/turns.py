@@ -64,7 +64,7 @@ class Turns:
     # --- the learner ------------------------------------------------------------------------------
 
     def leave(self) -> None:
-        """End the learner's use of the simulation; its requests need no answer any more."""
+        """End the learner's use of the simulation; its requests need no answer anymore."""
         self.has_learner = False
         self.reply: State | None = None
         self._request: Command | None = None  # the learner's, which the program has not got yet

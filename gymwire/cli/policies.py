@@ -153,7 +153,8 @@ def _model(path: Path, env: Env) -> Policy:
         if learned not in allowed:
             mine, its = (" ".join(str(space).split()) for space in (learned, found))
             raise ConfigurationError(
-                f"{path} was trained with the {name} {mine}, and this environment has {its}."
+                f"{path} was trained with the {name} {mine}, but this environment has {its}. "
+                f"Play it where it was trained, or use another model."
             )
 
     def act(observation: Any, info: Mapping[str, Any]) -> Any:

@@ -277,7 +277,7 @@ def _repeat(session: RemoteSession, exchange: Exchange) -> None:
 def _check_spaces(session: RemoteSession, header: dict[str, Any]) -> None:
     for name in ("observation_space", "action_space"):
         if values.encode(getattr(session.opened, name)) != values.encode(header[name]):
-            raise _Different(f"the {name.replace('_', ' ')} is another one")
+            raise _Different(f"the {name.replace('_', ' ')} has changed")
 
 
 def _prepare(session: RemoteSession, header: dict[str, Any]) -> None:

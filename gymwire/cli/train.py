@@ -287,4 +287,6 @@ def check_writable(path: Path) -> None:
     except OSError as error:  # such as a name that is too long
         raise ConfigurationError(f"{path}: {error.strerror}. Choose another name.") from None
     if not os.access(folder, os.W_OK):
-        raise ConfigurationError(f"{path}: you may not write to the folder {folder}.")
+        raise ConfigurationError(
+            f"{path}: you may not write to the folder {folder}. Choose another one."
+        )

@@ -101,7 +101,7 @@ class ProxyVecEnv(VecEnv):
         super().set_options(options)
 
     def reset(self) -> Any:
-        """Start an episode in all environments, with the seeds and options set for it, once.
+        """Start an episode in all environments, with the seeds and options set for this reset only.
 
         Returns:
             Observations, batched.
@@ -265,7 +265,7 @@ class ProxyVecEnv(VecEnv):
     def env_is_wrapped(self, wrapper_class: type[Any], indices: Indices = None) -> list[bool]:
         """Return whether each environment has a wrapper of this class at the env agent.
 
-        An env agent of release 0.1.0 cannot tell: False.
+        False if the env agent is of release 0.1.0, which cannot tell.
         """
         numbers = self._numbers(indices)
         name = f"{wrapper_class.__module__}:{wrapper_class.__qualname__}"

@@ -256,7 +256,7 @@ class SessionPaths:
         if required:
             raise ConnectionFailed(
                 f"The env agent at {address!r} cannot be reached directly: {why} Use "
-                f'direct="auto" to go through the broker then.'
+                f'direct="auto" to fall back to the broker.'
             )
         logs.logger().debug("session relayed", address=address, why=why)
 

@@ -199,9 +199,9 @@ class Exchange:
         missed = self.expected - 1 - self.seq
         if missed > 1:
             raise MoveError(
-                f"This token is old: {missed} requests were executed at {self.where} since it was "
-                f"made, and their replies are gone with the process that sent them. Take a new "
-                f"token after each step from which you may want to continue."
+                f"This token is old: {missed} requests were executed at {self.where} after it was "
+                f"made, and only the process that sent them had their replies. Open a new session, "
+                f"and take a new token after each step from which you may want to continue."
             )
 
     # --- the fast path of a step ------------------------------------------------------------------

@@ -267,7 +267,7 @@ class SessionOpener:
         connection.add(session)
         return session
 
-    # --- sessions that nobody waits for any more --------------------------------------------------
+    # --- sessions that nobody waits for anymore ---------------------------------------------------
 
     def _give_up(self, opening: _Opening, request: PendingRequest, *, may_be_lost: bool) -> None:
         """Stop waiting for a session, which may be open already, or be opened later.

@@ -129,7 +129,7 @@ class BrokerRequests:
             request.resend_at = now + min(max(MIN_RETRY_S, retry_after_s), RESEND_MAX_S)
 
     def forget(self, requests: Iterable[PendingRequest]) -> None:
-        """Drop requests whose answers nobody waits for any more."""
+        """Drop requests whose answers nobody waits for anymore."""
         for request in requests:
             self._pending.pop(request.seq, None)
             self.answered.pop(request.seq, None)

@@ -145,7 +145,7 @@ class SessionGroup:
         self._wait(all_ready(self.connection, self._chosen(waiting)), waiting, deadline)
 
     def deadline_of(self, timeout_s: float | None) -> float | None:
-        """Return when this time-out ends, as a reading of the connection's clock."""
+        """Return when this timeout ends, as a reading of the connection's clock."""
         return None if timeout_s is None else self.connection.clock() + timeout_s
 
     def wait_for_one(self, waiting: Sequence[int], deadline: float | None) -> None:

@@ -357,7 +357,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
 
     @property
     def undoable(self) -> Undoable:
-        """What the calls use: `keeps_replies` requires it."""
+        """What makes the replies of a call available again if an exception ends it."""
         return self._calls
 
     def __getattr__(self, name: str) -> Any:

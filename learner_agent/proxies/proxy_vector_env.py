@@ -320,7 +320,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
         Raises:
             BatchSizeError: fewer environments are in a step.
-            RequestTimeout: after `timeout_s`. This and what else `step` raises loses no reply.
+            RequestTimeout: after `timeout_s`. No reply is lost by this or other errors of `step`.
         """
         self._check_usable(steps=True)
         return self._steps.receive(min_envs, timeout_s)
@@ -496,7 +496,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
 
     @property
     def undoable(self) -> VectorSteps:
-        """What the calls use: `keeps_replies` requires it."""
+        """What makes the replies of a call available again if an exception ends it."""
         return self._steps
 
     def _ask(self, requests: Mapping[int, Message]) -> list[Message]:

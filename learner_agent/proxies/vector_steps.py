@@ -29,7 +29,7 @@ class VectorSteps:
 
     A step passes through three stages: its sessions are `_awaited` once their actions are sent;
     their percepts are `_received`; finally all of them are returned together. An interrupt or a
-    time-out leaves it at its stage, and the next call goes on from there. The sessions keep the
+    timeout leaves it at its stage, and the next call goes on from there. The sessions keep the
     replies until the percepts are returned, and `undo` makes them available again if an exception
     comes after that. The fields below are replaced, never changed in place, so that a reference to
     one is a copy of it.

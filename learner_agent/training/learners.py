@@ -43,10 +43,10 @@ class Learner(Protocol):
         """Learn from one step: `action`, taken after `observation`, led to the other values."""
 
     def state(self) -> dict[str, NDArray[Any]]:
-        """Return the learnt parameters as numeric arrays, in fresh memory."""
+        """Return the learned parameters as numeric arrays, in fresh memory."""
 
     def restore(self, state: Mapping[str, NDArray[Any]]) -> None:
-        """Replace the learnt parameters by those that `state` of another learner returned.
+        """Replace the learned parameters by those that `state` of another learner returned.
 
         Raises:
             ValueError: impossible values.
@@ -89,7 +89,7 @@ def learner_for(
 
 
 def save(learner: Learner, path: str | os.PathLike[str], metadata: Mapping[str, Any]) -> None:
-    """Save the learnt parameters to a file, in .npz format whatever its name.
+    """Save the learned parameters to a file, in .npz format whatever its name.
 
     The file appears, or replaces an existing one, only when it is complete.
 

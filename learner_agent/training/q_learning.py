@@ -40,7 +40,7 @@ class QLearner:
     Attributes:
         values: Q, float64 (n_states, n_actions).
         visits: the number of actions taken in each state, int64 (n_states,).
-        steps: the number of steps learnt from.
+        steps: the number of steps learned from.
     """
 
     def __init__(

@@ -137,10 +137,10 @@ class Monitor:
         if self._key is None:
             return (
                 "it closes each handshake. If it uses keys, give --key and --broker-key (key= and "
-                "broker_key=), as docs/security.md shows. It may also not be a broker, or not get "
-                "enough processor time."
+                "broker_key=), as docs/security.md shows. Otherwise, it is not a broker, or its "
+                "host is overloaded."
             )
         return (
             "it closes each handshake. Either its public key is not the one given as --broker-key "
-            "(broker_key=), or it does not use keys, or it does not get enough processor time."
+            "(broker_key=), or it does not use keys, or its host is overloaded."
         )

@@ -55,9 +55,9 @@ class Stream:
         self.max_message = max_message
 
     def start(self, sock: socket.socket, tick_ms: int) -> None:
-        """Use this connected socket from now on, with time-outs of `tick_ms`."""
+        """Use this connected socket from now on, with timeouts of `tick_ms`."""
         tick = struct.pack("ll", tick_ms // 1000, tick_ms % 1000 * 1000)
-        # The kernel's own time-outs: Python's would cost one poll per call.
+        # The kernel's own timeouts: Python's would cost one poll per call.
         sock.setblocking(True)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)

@@ -1,4 +1,4 @@
-"""A quota counts what an env agent has to handle, and frees what nobody waits for any more."""
+"""A quota counts what an env agent has to handle, and frees what nobody waits for anymore."""
 
 from __future__ import annotations
 

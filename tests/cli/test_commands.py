@@ -93,7 +93,7 @@ def screen() -> Screen:
     return Screen()
 
 
-def learnt(path: Path) -> dict[str, Any]:
+def learned(path: Path) -> dict[str, Any]:
     with np.load(path, allow_pickle=False) as file:
         return {name: file[name].tolist() for name in file.files}
 
@@ -115,19 +115,19 @@ def test_the_same_seed_learns_the_same(offer: Offer, screen: Screen, tmp_path: P
         offer(Line())
         path = str(tmp_path / name)
         call(screen, "train", "line", "--steps", "200", "--seed", seed, "--save", path)
-    assert learnt(tmp_path / "one") == learnt(tmp_path / "two")
-    assert learnt(tmp_path / "one")["values"] != learnt(tmp_path / "other")["values"]
+    assert learned(tmp_path / "one") == learned(tmp_path / "two")
+    assert learned(tmp_path / "one")["values"] != learned(tmp_path / "other")["values"]
 
 
 def test_training_continues_from_a_saved_learner(
     offer: Offer, screen: Screen, tmp_path: Path
 ) -> None:
-    path = str(tmp_path / "learnt.npz")
+    path = str(tmp_path / "learned.npz")
     for option in ("--save", "--load"):
         offer(Line())
         again = ("--save", path) if option == "--load" else ()
         call(screen, "train", "line", "--steps", "50", option, path, *again)
-    assert learnt(Path(path))["steps"] == 100
+    assert learned(Path(path))["steps"] == 100
     assert f"The learner is saved in {path}. Play with it: gymwire run" in screen.text
 
 
@@ -170,11 +170,11 @@ def test_a_training_that_ends_early_is_reported_and_saved(
     failure: BaseException, offer: Offer, screen: Screen, tmp_path: Path
 ) -> None:
     env = offer(Line(fail_at=120, failure=failure))
-    path = tmp_path / "learnt.npz"
+    path = tmp_path / "learned.npz"
     with pytest.raises(type(failure)):
         call(screen, "train", "line", "--steps", "1000", "--save", str(path))
     assert "QLearner after only 120 of 1,000 steps" in screen.text
-    assert learnt(path)["steps"] == 120
+    assert learned(path)["steps"] == 120
     assert isinstance(env, Line)
     assert env.closed == 1
 

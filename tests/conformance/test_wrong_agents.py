@@ -122,7 +122,7 @@ def test_wrong_bytes_are_caught(name: str) -> None:
     assert fails_by(Wrong) == clause
 
 
-# Wrong behaviour
+# Wrong behavior
 
 
 class ExecutesAgain(RightAgent):

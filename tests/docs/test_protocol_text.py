@@ -23,7 +23,7 @@ NUMBERS = (
     ("0.1", "TTL {:d} ms", "protocol.transport.dealer:HEARTBEAT_TIMEOUT_MS"),
     ("0.2", "{:d} bytes of header", "protocol.codec:HEADER_SIZE"),
     ("3.4", "interval {:d} ms", "protocol.transport.dealer:HEARTBEAT_IVL_MS"),
-    ("3.4", "time-out {:d} ms", "protocol.transport.dealer:HEARTBEAT_TIMEOUT_MS"),
+    ("3.4", "timeout {:d} ms", "protocol.transport.dealer:HEARTBEAT_TIMEOUT_MS"),
     ("3.4", "TTL {:d} ms", "protocol.transport.dealer:HEARTBEAT_TIMEOUT_MS"),
     ("3.4", "arrived on it for {:g} s", "broker.connections:LEARNER_SILENCE_S"),
     ("3.6", "{:d} MiB by default", "protocol.codec:MAX_MESSAGE/1048576"),

@@ -528,7 +528,7 @@ def test_a_slow_loris_is_disconnected(target: Target) -> None:
     with socket.create_connection((host.strip("[]"), int(port)), PATIENCE_S) as raw:
         raw.settimeout(PATIENCE_S)
         raw.sendall(b"\xff\x00\x00")
-        while True:  # until the end of the stream, which a time-out would not be
+        while True:  # until the end of the stream, which a timeout would not be
             try:
                 if not raw.recv(4096):
                     break

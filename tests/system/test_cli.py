@@ -62,8 +62,8 @@ def test_train_learns_prints_saves_and_draws(broker: str, tmp_path: Path) -> Non
     assert "[info] training" in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     assert plot.read_bytes().startswith(b"\x89PNG")
-    with np.load(saved) as learnt:
-        assert learnt["a"].shape == (10, 100)
+    with np.load(saved) as learned:
+        assert learned["a"].shape == (10, 100)
 
 
 def test_train_says_with_which_command_to_play_the_same(broker: str, tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_an_interrupted_training_reports_what_it_has_learnt(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_a_training_whose_report_cannot_be_written_is_saved(broker: str, tmp_path: Path) -> None:
-    path = tmp_path / "learnt.npz"
+    path = tmp_path / "learned.npz"
     arguments = ("train", "--steps", "50", "--save", str(path), "--broker", broker)
     with Path("/dev/full").open("w") as full:
         done = subprocess.run(

@@ -152,7 +152,7 @@ def test_the_same_simulator_is_the_same(
         ('{"gravity": 1.0000001}', 3, "step 3: observation array"),
         ('{"kind": "float32"}', 2, "step 1: reward"),
         ('{"exception": "KeyError"}', 1, "four was recorded, now KeyError"),
-        ('{"size": 3}', 5, "the observation space is another one"),
+        ('{"size": 3}', 5, "the observation space has changed"),
     ],
 )
 def test_a_changed_simulator_differs(

@@ -1,4 +1,4 @@
-"""Requests to the broker: sessions that no caller waits for any more free their slots."""
+"""Requests to the broker: sessions that no caller waits for anymore free their slots."""
 
 from __future__ import annotations
 

@@ -365,7 +365,7 @@ def test_a_copy_shares_no_keyword_arguments(broker: str) -> None:
     assert other._options.env_kwargs is not remote._options.env_kwargs
 
 
-# --- overlap, time-outs, stragglers ---------------------------------------------------------------
+# --- overlap, timeouts, stragglers ---------------------------------------------------------------
 
 
 @pytest.mark.parametrize("sessions", [1, 2])
