@@ -20,11 +20,12 @@ from gymwire.protocol.ending_signals import ending_signals
 def end_with_honcho() -> None:
     """Send this process SIGHUP when honcho no longer reads its output, if honcho has started it.
 
-    If `nohup` started honcho, send SIGTERM.
+    If `nohup` started honcho, send SIGUSR1 to an env agent, which may get it more than once, and
+    SIGTERM to others.
     """
     if "HONCHO_PROCESS_NAME" in os.environ and sys.platform != "win32" and _is_read_by_honcho():
-        number = signal.SIGHUP if signal.SIGHUP in ending_signals() else signal.SIGTERM
-        threading.Thread(target=_wait_for_end, args=[number], name="honcho", daemon=True).start()
+        hangs_up = signal.SIGHUP in ending_signals()
+        threading.Thread(target=_wait_for_end, args=[hangs_up], name="honcho", daemon=True).start()
 
 
 def _is_read_by_honcho() -> bool:
@@ -35,8 +36,10 @@ def _is_read_by_honcho() -> bool:
     return False
 
 
-def _wait_for_end(number: int) -> None:
+def _wait_for_end(hangs_up: bool) -> None:
     poller = select.poll()
     poller.register(1, 0)  # standard output: only whether it has failed
     poller.poll()
-    os.kill(os.getpid(), number)
+    drains = callable(signal.getsignal(signal.SIGUSR1))
+    other = signal.SIGUSR1 if drains else signal.SIGTERM
+    os.kill(os.getpid(), signal.SIGHUP if hangs_up else other)

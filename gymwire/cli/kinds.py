@@ -76,6 +76,16 @@ def positive_seconds(text: str) -> float:
     return value
 
 
+def timeout_seconds(text: str) -> float:
+    """Return seconds, at least `LEAST_TIMEOUT_S`; "inf" is allowed. Raises ValueError."""
+    from gymwire.learner_agent.client.patience import LEAST_TIMEOUT_S
+
+    value = seconds(text)
+    if not value >= LEAST_TIMEOUT_S:
+        raise ValueError(f"expected at least {LEAST_TIMEOUT_S:g} seconds, got {text!r}")
+    return value
+
+
 def flag(text: str) -> bool:
     """Return whether a flag is set by its variable. Raises ValueError."""
     if text.lower() not in (*_YES, *_NO):
@@ -164,6 +174,7 @@ COUNT = Kind("whole number", count)
 WATCH_RATE = Kind("whole number", watch_rate)
 SECONDS = Kind("seconds", seconds)
 POSITIVE_SECONDS = Kind("seconds", positive_seconds)
+TIMEOUT_SECONDS = Kind("seconds", timeout_seconds)
 URL = Kind("URL", url)
 BIND_URL = Kind("URL", bind_url)
 HOST_AND_PORT = Kind("host and port", host_and_port)

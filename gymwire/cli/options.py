@@ -329,12 +329,12 @@ OPTIONS = (
     ),
     Option(
         keyword="timeout_s",
-        kind=kinds.POSITIVE_SECONDS,
+        kind=kinds.TIMEOUT_SECONDS,
         commands=ASKERS,
         default="60",
         metavar="S",
         panel="Connection",
-        help="give up when the broker has sent nothing for this many seconds",
+        help="give up when the broker has sent nothing for this many seconds, at least 0.5",
     ),
     Option(
         keyword="key",

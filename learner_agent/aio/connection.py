@@ -293,6 +293,7 @@ class AioConnection(BrokerConnection):
         run_timers: Callable[[float], None],
         clock: Callable[[], float],
         tick_s: float = TICK_S,
+        most_pause_s: float = math.inf,
     ) -> bool:
         """Suspend the call until a condition holds, as `waiting.wait` blocks."""
         self.check_open()
@@ -423,7 +424,7 @@ class AioConnection(BrokerConnection):
         if now >= self._timers_at:
             self.tick(now)
             self._input.renew()
-            self._timers_at = now + timers_pause(self.clock() - now)
+            self._timers_at = now + timers_pause(self.clock() - now, self.contact.ping_s)
 
     # --- sessions and the end ---------------------------------------------------------------------
 

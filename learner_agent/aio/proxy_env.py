@@ -41,7 +41,7 @@ class Connection:
 
     Args:
         broker: the broker's URL. Default: the variable GYMWIRE_BROKER, else tcp://127.0.0.1:5555.
-        timeout_s: raise if the broker sends nothing for this long, in seconds.
+        timeout_s: raise if the broker sends nothing for this long, in seconds, at least 0.5.
         wait_s: how much longer to wait for the broker to start, for an address to be offered, and
             for a free slot, in seconds.
         key: the file with this agent's key pair. Default: the variable GYMWIRE_KEY, else no key.

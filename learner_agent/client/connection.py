@@ -21,7 +21,7 @@ from gymwire.learner_agent.client.direct import DirectLinks
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.listing import find_all
 from gymwire.learner_agent.client.open_sessions import SessionOpener
-from gymwire.learner_agent.client.patience import LEAST_TIMEOUT_S, Contact, Patience
+from gymwire.learner_agent.client.patience import Contact, Patience
 from gymwire.learner_agent.client.requests import (
     Answer,
     BrokerRequests,
@@ -38,7 +38,6 @@ from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN, Header
 from gymwire.protocol.errors import (
     BrokerUnreachable,
-    ConfigurationError,
     DecodingError,
     Denied,
     EnvironmentClosed,
@@ -127,10 +126,6 @@ class BrokerConnection:
         clock_ns: Callable[[], int] = time.monotonic_ns,
         dial: Callable[..., Any] = Dealer,
     ) -> None:
-        if not timeout_s >= LEAST_TIMEOUT_S:
-            raise ConfigurationError(
-                f"timeout_s must be at least {LEAST_TIMEOUT_S:g} s, not {timeout_s!r}."
-            )
         self.url = url
         self.timeout_s = timeout_s
         self.clock = clock
@@ -364,8 +359,9 @@ class BrokerConnection:
 
         Returns False if the deadline comes first. Raises BrokerUnreachable, Denied.
         """
+        own, pause = sources or (self,), self.contact.ping_s
         return self.waiting(
-            until, deadline, sources=sources or (self,), run_timers=self.tick, clock=self.clock
+            until, deadline, sources=own, run_timers=self.tick, clock=self.clock, most_pause_s=pause
         )
 
     def pump(self) -> bool:
@@ -452,9 +448,7 @@ class BrokerConnection:
         if self.direct_links.check():
             self.drain()
         self._session_timers.run(self._sessions.values(), now)
-        pings, frames = self._requests.pings(now), self._requests.due(now)
-        # Ends at the first one that is not accepted: each further attempt could wait for a tick.
-        if all(self.link.send(frame) for frame in (*pings, *frames)) and frames:
+        if self._requests.send_due(now, self.link.send):
             self._patience.sent_again(now)
         if self._patience.is_over(now) and self._requests.is_waiting:
             raise self._silent_broker()
@@ -481,8 +475,10 @@ class BrokerConnection:
         try:
             events = self._handshake.watch(now)
         except Denied:
+            losses, events = self.losses, []
             self.drain()  # before it ended the connection, the broker may have said why
-            raise
+            if self.losses == losses:
+                raise
         for event in events:
             if event.up:
                 is_new = True

@@ -266,7 +266,7 @@ class Exchange:
             case Progress(since_s):
                 request = self.unanswered
                 if request is not None and header.seq == request.seq:
-                    self._patience.heard = now  # the request has passed
+                    self._patience.renew(now)  # the request has passed
                     self.in_step_s = since_s
                     self._resend_at = now + RESEND_MAX_S
             case Resumed():
@@ -402,7 +402,7 @@ class Exchange:
         self._resend_at = now
 
     def sent_again(self, now: float) -> None:
-        """Note that the pending request was sent again over the link to the broker."""
+        """Note that the pending request was sent again."""
         self._patience.sent_again(now)
 
     def resend_close(self, now: float) -> bool:
@@ -460,7 +460,7 @@ class Exchange:
     def keep_waiting(self, now: float) -> None:
         """Count the silence of the broker from now: the caller waits on."""
         self._arm(now)
-        self._patience.heard = now
+        self._patience.renew(now)
 
 
 def _no_percept(data: bytes | memoryview, name: bytes) -> Step | None:

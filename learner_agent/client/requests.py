@@ -152,6 +152,14 @@ class BrokerRequests:
         waiting = (one for one in self._pending.values() if one.answer is None)
         return max((len(one.frame) for one in waiting), default=0)
 
+    def send_due(self, now: float, send: Callable[[Frame], bool]) -> bool:
+        """Send what is due; return whether there were requests, and all of them were accepted."""
+        pings, requests = self.pings(now), self.due(now)
+        for frame in (*pings, *requests):
+            if not send(frame):
+                return False  # each further attempt could wait for a tick
+        return bool(requests)
+
     def pings(self, now: float) -> list[Frame]:
         """Return a PING if one is due: an env agent may take long to answer, the broker may not."""
         if now < self._ping_at or not self.is_waiting:

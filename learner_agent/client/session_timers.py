@@ -79,4 +79,4 @@ class SessionTimers:
             self._check_all_at = now + self._check_every_s
         self._first = first or 0
         if len(ordered) > MANY:
-            self._next_at = now + pause_s
+            self._next_at = now + min(pause_s, self._check_every_s)

@@ -37,6 +37,7 @@ class Waiting(Protocol):
         run_timers: Callable[[float], None],
         clock: Callable[[], float],
         tick_s: float = TICK_S,
+        most_pause_s: float = TIMERS_PAUSE_S,
     ) -> bool:
         """Receive frames until a condition holds; return False if the deadline comes first."""
 
@@ -49,6 +50,7 @@ def wait(
     run_timers: Callable[[float], None],
     clock: Callable[[], float],
     tick_s: float = TICK_S,
+    most_pause_s: float = TIMERS_PAUSE_S,
 ) -> bool:
     """Receive frames until a condition holds; return False if the deadline comes first.
 
@@ -62,7 +64,9 @@ def wait(
         sources: where frames arrive; asked again after the timers ran.
         run_timers: called with the time; whatever it raises ends the waiting.
         clock: returns the time in seconds.
-        tick_s: the longest pause between two runs of the timers, at most TICK_S.
+        tick_s: the longest pause between two runs of the timers while no frame arrives, at most
+            TICK_S.
+        most_pause_s: the longest pause while frames arrive.
     """
     frames = frames_before = 0  # altogether, and when the timers ran last
     timers_at = 0.0
@@ -85,7 +89,7 @@ def wait(
         if 0 < strays < received and until():
             return True
         run_timers(now)
-        timers_at, is_due, by_path = now + timers_pause(clock() - now), False, {}
+        timers_at, is_due, by_path = now + timers_pause(clock() - now, most_pause_s), False, {}
         frames_before = frames
         # A frame that has arrived in time counts, even if it is read later.
         if deadline is not None and now >= deadline and (not received or frames > TIMERS_EVERY):
@@ -93,9 +97,9 @@ def wait(
     return True
 
 
-def timers_pause(spent_s: float) -> float:
-    """Return the pause after a run of the timers that took `spent_s`, in seconds."""
-    return min(TIMERS_SHARE * spent_s, TIMERS_PAUSE_S)
+def timers_pause(spent_s: float, most_s: float = TIMERS_PAUSE_S) -> float:
+    """Return the pause after a run of the timers that took `spent_s`: at most `most_s` seconds."""
+    return min(TIMERS_SHARE * spent_s, most_s)
 
 
 def _receive(by_path: Mapping[Any, Source], timeout_s: float) -> tuple[int, int]:

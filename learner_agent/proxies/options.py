@@ -14,6 +14,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode
 
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.patience import LEAST_TIMEOUT_S
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol.address import DEFAULT_BROKER, check_url, parse_address
 from gymwire.protocol.errors import AddressError, ConfigurationError
@@ -78,7 +79,7 @@ class ProxyOptions:
                 f"env_kwargs must be a dict of keyword arguments, such as {{'map_name': '8x8'}}, "
                 f"not {self.env_kwargs!r:.100}."
             )
-        _check_seconds("timeout_s", self.timeout_s, more_than_0=True)
+        _check_seconds("timeout_s", self.timeout_s, least=LEAST_TIMEOUT_S)
         _check_seconds("wait_s", self.wait_s)
         if self.step_timeout_s is not None:
             _check_seconds("step_timeout_s", self.step_timeout_s)
@@ -234,13 +235,14 @@ def _resolve(value: str, variable: str, default: str, check: Callable[[str], obj
     return found
 
 
-def _check_seconds(name: str, value: object, *, more_than_0: bool = False) -> None:
+def _check_seconds(name: str, value: object, least: float = 0.0) -> None:
     """Raise ConfigurationError unless `value` is a number of seconds in the allowed range."""
     with suppress(OverflowError):  # an integer that is too large to be added to a time
-        if isinstance(value, Real) and (float(value) > 0 if more_than_0 else float(value) >= 0):
+        if isinstance(value, Real) and float(value) >= least:
             return
-    least = "greater than 0" if more_than_0 else "of 0 or more"
-    raise ConfigurationError(f"{name} must be a number of seconds {least}, not {_shown(value)}.")
+    raise ConfigurationError(
+        f"{name} must be a number of seconds of {least:g} or more, not {_shown(value)}."
+    )
 
 
 def _shown(value: object) -> str:

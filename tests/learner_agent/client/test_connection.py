@@ -25,10 +25,22 @@ from gymwire.protocol.errors import (
     AddressUnknown,
     BrokerUnreachable,
     EnvironmentClosed,
+    EnvironmentLost,
     NoFreeSlot,
     RequestTimeout,
 )
-from gymwire.protocol.messages import Act, Code, Error, Find, Kind, Message, Percept, Reset
+from gymwire.protocol.messages import (
+    Act,
+    Code,
+    Error,
+    Find,
+    Gone,
+    Kind,
+    Message,
+    Percept,
+    Reset,
+)
+from gymwire.protocol.transport.interface import LinkEvent
 from tests.learner_agent.client.network_faults import delay
 from tests.wire import Dealer, Faults, Network
 
@@ -549,3 +561,29 @@ def test_a_connection_that_breaks_during_an_open_is_waited_for() -> None:
         assert isinstance(dealer, Dealer)
         network.after(0.0005, lambda: network.cut(dealer, 2.0))
         assert connection.open("cartpole").opened.num_envs == 0
+
+
+REMOVED = "This key was removed from this broker's policy."
+
+
+@pytest.mark.parametrize("message", [Error(Code.SESSION_LOST, REMOVED), Gone(REMOVED)])
+def test_a_session_that_is_lost_as_the_key_is_denied_says_why(
+    message: Message, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Network() as network:
+        loop = agent(network)
+        connection = network.connection()
+        session = connection.open("cartpole")
+        session.request(Reset(1))
+        delay(network, loop, Kind.PERCEPT, AWAY_S, monkeypatch)
+        dealer, tick = cast(Dealer, connection.link._dealer), connection.tick
+
+        def deny(now: float) -> None:  # all of it arrives between a poll and the timers
+            monkeypatch.setattr(connection, "tick", tick)
+            dealer.inbox.append(bytes(PLAIN.encode(message, session.sid, 0)))
+            dealer.news += [LinkEvent(False, 1), LinkEvent(False, 1, denied="unknown key")]
+            tick(now)
+
+        monkeypatch.setattr(connection, "tick", deny)
+        with pytest.raises(EnvironmentLost, match="removed from this broker's policy"):
+            session.request(Act(0))

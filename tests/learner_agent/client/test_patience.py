@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from gymwire.env_agent.config import service
+from gymwire.learner_agent.aio.calls import run
 from gymwire.learner_agent.client import session_timers
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.patience import PING_S, SETTLED_S
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol.errors import BrokerUnreachable
 from gymwire.protocol.messages import Act, Call, Kind, Message, Opened, Percept, Reset
+from tests.learner_agent.aio.virtual import VirtualConnection
 from tests.learner_agent.client.network_faults import LARGE, delay, swallow_large
-from tests.wire import Dealer, Network
+from tests.wire import BROKER, Dealer, Faults, Network
 
 SESSIONS = 100
 TURN_S = 10.0  # in which each of these sessions may send something again
@@ -80,21 +83,26 @@ def test_what_does_not_pass_ends_beside_many_other_sessions(
     began = network.now
     with pytest.raises(BrokerUnreachable, match="MTU"):
         sessions[number].finish()
-    turn_s = 3 * TURN_S  # RESUME, the request and PING
-    assert timeout_s < network.now - began <= timeout_s + turn_s + SETTLED_S + 2 * PING_S
+    turns_s = 2 * 3 * TURN_S  # RESUME, the request and PING, over two connections
+    assert timeout_s < network.now - began <= timeout_s + turns_s + SETTLED_S + 2 * PING_S
 
 
 @pytest.mark.usefixtures("few_repeats")
 @pytest.mark.parametrize(
-    ("restarts", "timeout_s"), [(1, 1.0), (1, 5.0), (1, 15.0), (2, 60.0), (3, 60.0)]
+    ("restarts", "timeout_s"), [(1, 1.0), (1, 5.0), (1, 15.0), (2, 5.0), (2, 15.0), (3, 60.0)]
 )
+@pytest.mark.parametrize("every_s", [5.0, 7.0, 10.0])
 def test_a_broker_that_returns_is_not_silent_for_sessions_that_wait_for_their_turn(
-    network: Network, monkeypatch: pytest.MonkeyPatch, timeout_s: float, restarts: int
+    network: Network,
+    monkeypatch: pytest.MonkeyPatch,
+    timeout_s: float,
+    restarts: int,
+    every_s: float,
 ) -> None:
     connection = network.connection(timeout_s=timeout_s)
     sessions = all_stepping(network, connection, monkeypatch, 4 * TURN_S)
     for number in range(restarts):
-        network.after(5.0 * number, partial(network.restart_broker, 0.4))
+        network.after(every_s * number, partial(network.restart_broker, 0.4))
     for session in reversed(sessions):
         assert isinstance(session.finish(), Percept)
 
@@ -124,6 +132,76 @@ def test_a_process_that_is_suspended_or_late_does_not_blame_the_broker(
     (session,) = all_stepping(network, connection, monkeypatch, 20 * timeout_s, count=1)
     network.after(0.1, suspend)
     assert isinstance(session.finish(), Percept)
+
+
+def killed_after_a_restart(network: Network, dealer: Dealer) -> None:
+    network.after(60.0, partial(network.restart_broker, 0.5))
+    network.after(1800.0, partial(network.cut, dealer, None))
+
+
+def frozen_after_a_restart(network: Network, dealer: Dealer) -> None:
+    network.after(60.0, partial(network.restart_broker, 0.5))
+    network.after(1800.0, partial(setattr, network, "faults", Faults(drop=1.0)))
+
+
+def gone_after_a_short_loss(network: Network, dealer: Dealer) -> None:
+    network.after(60.0, partial(network.cut, dealer, 0.5))
+    network.after(62.0, partial(network.cut, dealer, None))
+
+
+def away_at_the_beginning(network: Network, dealer: Dealer) -> None:
+    network.cut(dealer, 3.0)
+    network.after(100.0, partial(network.cut, dealer, None))
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        killed_after_a_restart,
+        frozen_after_a_restart,
+        gone_after_a_short_loss,
+        away_at_the_beginning,
+    ],
+)
+def test_a_lost_connection_does_not_suggest_that_large_packets_are_lost(
+    network: Network, monkeypatch: pytest.MonkeyPatch, end: Callable[[Network, Dealer], None]
+) -> None:
+    connection = network.connection(timeout_s=60.0)
+    (session,) = all_stepping(network, connection, monkeypatch, 3600.0, count=1)
+    end(network, dealer_of(connection))
+    with pytest.raises(BrokerUnreachable, match="silent for 60 s"):
+        session.finish()
+
+
+@pytest.mark.parametrize("timeout_s", [0.5, 1.0, 2.0, 60.0])
+@pytest.mark.parametrize("spent_s", [0.005, 0.02, 0.05])
+def test_a_silent_broker_is_noticed_in_time_if_the_timers_take_long(
+    network: Network, monkeypatch: pytest.MonkeyPatch, timeout_s: float, spent_s: float
+) -> None:
+    async def main() -> None:
+        connection = VirtualConnection(
+            BROKER,
+            timeout_s=timeout_s,
+            clock=network.monotonic,
+            clock_ns=network.monotonic_ns,
+            dial=lambda *_, **__: network.dealer(),
+        )
+        session = await run(connection.open, "cartpole")
+        await run(session.request, Reset(1))
+        run_timers = connection._session_timers.run
+
+        def take_long(*args: Any) -> None:
+            network.now += spent_s
+            run_timers(*args)
+
+        monkeypatch.setattr(connection._session_timers, "run", take_long)
+        network.faults, began = Faults(drop=1.0), network.now
+        network.after(10 * timeout_s, partial(setattr, network, "faults", Faults()))
+        with pytest.raises(BrokerUnreachable, match="silent"):
+            await run(session.request, Act(0))
+        assert timeout_s < network.now - began <= 1.5 * timeout_s + 1.0
+
+    asyncio.run(main())
 
 
 @pytest.mark.parametrize("timeout_s", [0.5, 1.0, 2.0, 3.0, 5.0, 60.0])

@@ -21,14 +21,14 @@ NOBODY = "tcp://127.0.0.1:9"
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
-        ({"timeout_s": "60"}, "timeout_s must be a number of seconds greater than 0, not '60'"),
-        ({"timeout_s": 0}, "timeout_s must be a number of seconds greater than 0, not 0"),
-        ({"timeout_s": None}, "timeout_s must be a number of seconds greater than 0, not None"),
+        ({"timeout_s": "60"}, "timeout_s must be a number of seconds of 0.5 or more, not '60'"),
+        ({"timeout_s": 0}, "timeout_s must be a number of seconds of 0.5 or more, not 0"),
+        ({"timeout_s": None}, "timeout_s must be a number of seconds of 0.5 or more, not None"),
         (
             {"timeout_s": float("nan")},
-            "timeout_s must be a number of seconds greater than 0, not nan",
+            "timeout_s must be a number of seconds of 0.5 or more, not nan",
         ),
-        ({"timeout_s": 10**400}, "timeout_s must be a number of seconds greater than 0, not 1000"),
+        ({"timeout_s": 10**400}, "timeout_s must be a number of seconds of 0.5 or more, not 1000"),
         ({"wait_s": 10**5000}, "wait_s must be .* of 0 or more, not an integer of 16610 bits"),
         ({"wait_s": [10**5000]}, "wait_s must be a number of seconds .*, not such a value"),
         ({"step_timeout_s": -1}, "step_timeout_s must be a number of seconds of 0 or more, not -1"),

@@ -24,7 +24,7 @@ from gymwire.protocol.transport import unix as unix_sockets
 from gymwire.protocol.transport.interface import Delivery, LinkEvent, Received
 from gymwire.protocol.transport.polling import wait_among
 from gymwire.protocol.transport.private_folder import FOLDER_PREFIX
-from gymwire.protocol.transport.stream import NOW
+from gymwire.protocol.transport.stream import CHUNK, NOW
 from gymwire.protocol.transport.unix import CAN_LISTEN, UnixDealer, UnixRouter
 
 pytestmark = pytest.mark.skipif(not CAN_LISTEN, reason="this system's Unix sockets cannot do it")
@@ -386,7 +386,7 @@ def test_a_router_that_does_not_read_does_not_stop_a_dealer_for_good(
         assert received[2] == frame(1024 * 1024)
 
 
-SIZES = [24, 25, 100, 8 * 1024 - 1, 8 * 1024, 24, 70_000, 24, 3_000, 3_000, 3_000, 24]
+SIZES = [24, 25, 100, CHUNK - 1, CHUNK, 24, 70_000, 24, 3_000, 3_000, 3_000, 24]
 
 
 @pytest.mark.parametrize("count", [1, 2, len(SIZES)])
