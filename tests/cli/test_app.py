@@ -68,7 +68,7 @@ def test_the_help_of_a_command_has_one_or_two_examples_that_can_be_read(
         ("lss", "gymwire: No such command 'lss'."),
         ("ls --wate 3", "gymwire ls: No such option '--wate'. Did you mean '--wait'?"),
         ("ls --wait nan", "gymwire ls: --wait: expected seconds, 0 or more, got 'nan'."),
-        ("ls --timeout 0", "gymwire ls: --timeout: expected more than 0 seconds, got '0'."),
+        ("ls --timeout 0", "gymwire ls: --timeout: expected at least 0.5 seconds, got '0'."),
         ("train --steps 0", "gymwire train: --steps: expected a whole number of 1 or more"),
         ("train --steps many", "gymwire train: --steps: expected a whole number of 1 or more"),
         ("train --seed -1", "gymwire train: --seed: expected a whole number of 0 or more"),
