@@ -21,9 +21,10 @@ from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.protocol import recordings, spaces, values
 from gymwire.protocol.codec import HEADER as LAYOUT
-from gymwire.protocol.codec import MAGIC, PLAIN, VERSION, Codec, read_header
+from gymwire.protocol.codec import MAGIC, PLAIN, Codec, read_header
 from gymwire.protocol.errors import ConfigurationError, DecodingError
 from gymwire.protocol.messages import (
+    VERSION,
     Act,
     Call,
     Close,
