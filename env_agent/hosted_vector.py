@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -240,8 +239,10 @@ def _size(value: Any) -> int:
             return sum(map(_size, [*value, *value.values()]))
         case list() | tuple():
             return sum(map(_size, value))
+        case str() | bytes():
+            return len(value)
         case _:
-            return sys.getsizeof(value)
+            return object.__sizeof__(value)
 
 
 def _copy(value: Any) -> Any:
