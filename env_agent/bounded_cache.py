@@ -5,7 +5,6 @@ Some of it comes from environments in processes of their own, which may send any
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Hashable
 from typing import Generic, TypeVar
 
@@ -25,26 +24,22 @@ class BoundedCache(Generic[V]):
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
-        self._kept: dict[Hashable, V] = {}
-        self._size = 0
-        self._lock = threading.Lock()
+        self._kept: dict[Hashable, tuple[V, int]] = {}  # with their sizes
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def get(self, key: Hashable | None) -> V | None:
-        """Return the value of this key; None if there is none, or if the key is None."""
-        return None if key is None else self._kept.get(key)
+        """Return the value of this key; None if there is none."""
+        found = self._kept.get(key)
+        return None if found is None else found[0]
 
     def keep(self, key: Hashable, value: V, size: int) -> None:
         """Keep a value that takes `size` bytes of memory with its key, at most MAX_SIZE."""
         if size > MAX_SIZE:
             return
-        with self._lock:
-            if key in self._kept:
-                return
-            if len(self._kept) >= self._limit or self._size + size > MAX_SIZE:
-                self._kept.clear()
-                self._size = 0
-            self._kept[key] = value
-            self._size += size
+        # Another thread may keep a value meanwhile: then there is one too many until the next time.
+        sizes = [one for _, one in list(self._kept.values())]
+        if len(sizes) >= self._limit or sum(sizes) + size > MAX_SIZE:
+            self._kept.clear()
+        self._kept[key] = value, size

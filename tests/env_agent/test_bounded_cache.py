@@ -56,7 +56,7 @@ def test_a_value_that_is_too_large_removes_no_other() -> None:
 def test_a_value_that_is_kept_again_counts_once() -> None:
     cache = BoundedCache[int](3)
     for _ in range(3):
-        cache.keep("same", 1, MAX_SIZE)
+        cache.keep("same", 1, MAX_SIZE // 2)
     assert (len(cache), cache.get("same")) == (1, 1)
 
 
