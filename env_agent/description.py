@@ -12,6 +12,7 @@ from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from gymwire.env_agent.bounded_cache import BoundedCache
 from gymwire.env_agent.factory import Env, Vector
 from gymwire.protocol import values
 from gymwire.protocol.errors import EncodingError
@@ -19,6 +20,7 @@ from gymwire.protocol.errors import EncodingError
 MAX_BOUNDS = 64 * 1024  # bytes of the bounds of one space in OFFER
 MAX_METADATA = 64  # of different classes, for which it is known what they become,
 MAX_DEPTH = 3  # and how deeply they may be nested
+PER_BYTE = 128  # bytes of memory that metadata and their key may take for each byte when encoded
 _ATOMS = {str, int, bool, type(None)}
 MAX_KWARGS = 64 * 1024  # bytes of the keyword arguments in a spec, which only people read
 
@@ -157,20 +159,18 @@ def _is_large(value: Any) -> bool:
     return left < 0
 
 
-_METADATA: dict[Hashable, dict[str, Any]] = {}
+_METADATA = BoundedCache[dict[str, Any]](MAX_METADATA)
 """What metadata have become that consist of plain values. All sessions of a class have the same."""
 
 
 def _metadata(metadata: Mapping[str, Any]) -> dict[str, Any]:
     plain = {k: v.value if isinstance(v, AutoresetMode) else v for k, v in metadata.items()}
     key = _key(plain)
-    found = None if key is None else _METADATA.get(key)
+    found = _METADATA.get(key)
     if found is None:
         found = values.opaque(plain, root="metadata")[0]
-        if key is not None:
-            if len(_METADATA) >= MAX_METADATA:
-                _METADATA.clear()
-            _METADATA[key] = found
+        if key is not None and not _is_large(plain):
+            _METADATA.keep(key, found, len(values.encode(found)) * PER_BYTE)
     return found
 
 

@@ -11,6 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium
+import structlog
+
+from gymwire.env_agent import failure_reports
 
 METHODS = ("reset", "step", "render", "close")
 _starting = threading.Lock()
@@ -70,9 +73,20 @@ def _started_loop() -> asyncio.AbstractEventLoop:
 
 
 def _run(loop: asyncio.AbstractEventLoop) -> None:
-    """Run the event loop, also after one of the environments that share it has stopped it."""
+    """Run the event loop, also after one of the environments that share it has ended it.
+
+    It may call `stop`, or raise SystemExit or KeyboardInterrupt in a task that nobody awaits: these
+    two, asyncio raises from the loop itself.
+    """
     while True:
-        loop.run_forever()
+        try:
+            loop.run_forever()
+        except (SystemExit, KeyboardInterrupt) as error:
+            structlog.get_logger().error(
+                "background task raised",
+                error=failure_reports.summary(error),
+                traceback=failure_reports.trace_of(error),
+            )
 
 
 class Bridge(gymnasium.Wrapper[Any, Any, Any, Any]):

@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate
 
 from gymwire.env_agent import known_spaces
+from gymwire.env_agent.bounded_cache import BoundedCache
 from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import vector_infos
 
@@ -24,7 +25,7 @@ _SAME_STEP, _DISABLED = AutoresetMode.SAME_STEP, AutoresetMode.DISABLED
 
 # What the constructor sets that follows from the spaces and the number of environments. To batch
 # the spaces takes much longer than to make most environments.
-_PATTERNS: dict[Hashable, dict[str, Any]] = {}
+_PATTERNS = BoundedCache[dict[str, Any]](MAX_PATTERNS)
 _OF_EACH = {  # and what it sets that each vector has of its own
     "cast",
     "env_fns",
@@ -64,7 +65,7 @@ class HostedVector(_Vector):
         self.cast = {}
         envs = [make() for make in makers]
         key = _key(envs, mode)
-        pattern = None if key is None else _PATTERNS.get(key)
+        pattern = _PATTERNS.get(key)
         if pattern is None:
             makers = [lambda env=env: env for env in envs]  # type: ignore[misc]
             # No copy is needed, since observations are sent before the next step.
@@ -218,15 +219,30 @@ def _key(envs: Sequence[Env[Any, Any]], mode: AutoresetMode) -> Hashable | None:
 def _keep(key: Hashable | None, attributes: Mapping[str, Any]) -> None:
     """Keep the pattern of a vector that was just made, if it has a key."""
     if key is not None:
-        if len(_PATTERNS) >= MAX_PATTERNS:
-            _PATTERNS.clear()
         pattern = {name: one for name, one in attributes.items() if name not in _OF_EACH}
-        _PATTERNS[key] = _copied(pattern)
+        _PATTERNS.keep(key, _copied(pattern), _size(pattern))
 
 
 def _copied(pattern: Mapping[str, Any]) -> dict[str, Any]:
     """Return attributes with buffers of their own. The spaces, which nobody changes, are shared."""
     return {name: one if isinstance(one, Space) else _copy(one) for name, one in pattern.items()}
+
+
+def _size(value: Any) -> int:
+    """Return how many bytes of memory the attributes of a vector take, roughly."""
+    match value:
+        case np.ndarray():
+            return value.nbytes
+        case Space():
+            return _size(vars(value))
+        case Mapping():
+            return sum(map(_size, [*value, *value.values()]))
+        case list() | tuple():
+            return sum(map(_size, value))
+        case str() | bytes():
+            return len(value)
+        case _:
+            return object.__sizeof__(value)
 
 
 def _copy(value: Any) -> Any:

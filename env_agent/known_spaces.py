@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from gymnasium import Space, spaces
 
+from gymwire.env_agent.bounded_cache import BoundedCache
 from gymwire.protocol import space_codecs, values
 from gymwire.protocol import spaces as descriptions
 from gymwire.protocol.space_codecs import SpaceCodec
@@ -23,8 +24,8 @@ MAX_KNOWN = 64  # spaces that differ
 MAX_DEPTH = 8  # of the spaces that are shared
 MAX_KEY = 64  # bytes of an array in a key; a longer one is represented by its digest
 MAX_ITEMS = 64  # parts of a space that has a key
+NODE = 4096  # bytes of memory that the codec of a space takes, and each part of its description
 
-_KNOWN: dict[Hashable, KnownSpace] = {}
 _KEY_TYPES = {bool, int, str}
 _ARRAYS, _INTEGERS = (np.ndarray, np.generic), (int, np.integer)
 
@@ -43,10 +44,23 @@ class KnownSpace:
     description: list[list[Any]]
     codec: SpaceCodec
 
-    @cached_property
+    @property
     def digest(self) -> bytes:
         """The digest of the description: equal for spaces that learners cannot tell apart."""
-        return hashlib.sha256(values.encode(self.description)).digest()
+        return self._measured[0]
+
+    @property
+    def size(self) -> int:
+        """How many bytes of memory it takes, roughly."""
+        return self._measured[1]
+
+    @cached_property
+    def _measured(self) -> tuple[bytes, int]:
+        data = values.encode(self.description)
+        return hashlib.sha256(data).digest(), len(data) + NODE * len(self.description)
+
+
+_KNOWN = BoundedCache[KnownSpace](MAX_KNOWN)
 
 
 def known(space: Space[Any], name: str) -> KnownSpace:
@@ -64,7 +78,7 @@ def watch(space: Space[Any], name: str) -> tuple[KnownSpace, Callable[[], bool]]
 
 
 def _known(space: Space[Any], name: str, key: Hashable | None) -> KnownSpace:
-    found = None if key is None else _KNOWN.get(key)
+    found = _KNOWN.get(key)
     if found is not None:
         return found
     text = repr(space)[:200]  # first: a Box keeps parts of its text
@@ -74,9 +88,7 @@ def _known(space: Space[Any], name: str, key: Hashable | None) -> KnownSpace:
         space_codecs.compile(space),
     )
     if key is not None:
-        if len(_KNOWN) >= MAX_KNOWN:
-            _KNOWN.clear()
-        _KNOWN[key] = found
+        _KNOWN.keep(key, found, found.size)
     return found
 
 

@@ -20,7 +20,7 @@ import structlog
 
 from gymwire.protocol import recordings, values
 from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, PLAIN, read_header
-from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.errors import ConfigurationError, ProtocolError
 from gymwire.protocol.messages import Kind, Reset
 from gymwire.protocol.recordings import COMPLETE, CONTINUED, RUNNING
 
@@ -174,18 +174,12 @@ class Recorder:
                 continue
             with self._lock:
                 self._backlog -= _size(request, reply)
-            if episode.is_complete:
-                self._keep(episode, request, reply)
-                continue
-            episode.changes += _may_change(request)
-            self._guard(episode, self._write, request, reply)
+            self._guard(episode, self._take, request, reply)
         for episode in list(self._open):
             self._guard(episode, self._flush)
 
     def _guard(self, episode: EpisodeWriter, call: Any, *args: Any) -> None:
-        """Call for an episode that is not over; what fails ends it without its file."""
-        if episode.is_over:
-            return
+        """Call for an episode; what fails ends it without its file."""
         try:
             call(episode, *args)
         except Exception as error:  # noqa: BLE001 - recording must never fail a session
@@ -198,6 +192,14 @@ class Recorder:
                     episode.file.close()
                 with contextlib.suppress(OSError):
                     episode.path.unlink()
+
+    def _take(self, episode: EpisodeWriter, request: bytes, reply: bytes) -> None:
+        if episode.is_complete:
+            self._keep(episode, request, reply)
+            return
+        episode.changes += _may_change(request)
+        if not episode.is_over:
+            self._write(episode, request, reply)
 
     def _write(self, episode: EpisodeWriter, request: bytes, reply: bytes) -> None:
         if episode.file is None:
@@ -272,6 +274,8 @@ class Recorder:
             episode.file.flush()
 
     def _complete(self, episode: EpisodeWriter, why: str) -> None:
+        if episode.is_over:
+            return
         if episode.file is not None:
             self._complete_part(episode, why)
         episode.is_over = episode.is_complete = True
@@ -320,11 +324,18 @@ def _size(request: bytes, reply: bytes) -> int:
 
 
 def _may_change(request: bytes) -> bool:
-    """Return whether this is a CALL that may change what comes after the next reset."""
+    """Return whether this is a CALL that may change what comes after the next reset.
+
+    A learner may send anything as a CALL; a malformed one was refused, and changes nothing.
+    """
     if request[KIND_AT] != Kind.CALL:
         return False
-    head = _head(request)
-    return recordings.is_change(head.unpack(), head.unpack())
+    try:
+        head = _head(request)
+        mode, name = head.unpack(), head.unpack()
+    except (ProtocolError, ValueError, msgpack.UnpackException):
+        return False
+    return type(mode) is str and type(name) is str and recordings.is_change(mode, name)
 
 
 def _is_last(reply: bytes) -> bool:

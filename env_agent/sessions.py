@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket as hostsocket
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -13,6 +13,7 @@ import structlog
 
 from gymwire.env_agent import failure_reports, known_spaces
 from gymwire.env_agent.adapters import pettingzoo
+from gymwire.env_agent.bounded_cache import BoundedCache
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.recorded_session import RecordedSession, header_of
@@ -39,6 +40,9 @@ from gymwire.protocol.space_codecs import SpaceCodec
 from gymwire.protocol.step_codec import StepCodec, compile_steps
 
 MAX_KNOWN = 64  # different environments for which the state that their sessions share is kept
+PER_BYTE = 8  # bytes of memory that their metadata may take for each byte when encoded
+MAX_TEXT = 200  # characters of a path or a type in a warning about values
+MAX_WARNED = 1000  # warnings about values: an environment can make up paths and types
 
 
 @dataclass(slots=True)
@@ -123,8 +127,8 @@ class SessionHost:
         self._pid = os.getpid()
         self._after_call = after_call
         self._log = structlog.get_logger()
-        self._known: dict[Hashable, _Common] = {}  # by what they have in common
-        self._opaque_paths: set[tuple[str, str]] = set()
+        self._known = BoundedCache[_Common](MAX_KNOWN)  # by what they have in common
+        self._warned: set[tuple[str, ...]] = set()
 
     def open(self, sid: int, seq: int, request: Open, direct: dict[str, Any] | None) -> Frame:
         """Open a session in this thread, as `make` and `add` do, and return the reply to OPEN."""
@@ -279,22 +283,29 @@ class SessionHost:
         fields: list[Any] = [None if one is None else one.description for one in described]
         fields += [*facts, limits, agent]
         opened = Opened(*fields)
-        if len(self._known) >= MAX_KNOWN:
-            self._known.clear()
-        made = self._known[key] = _Common(opened, observation.codec, action.codec, exposed)
+        made = _Common(opened, observation.codec, action.codec, exposed)
+        # `last` has the bytes of the descriptions, too.
+        sizes = [2 * one.size for one in described if one is not None]
+        self._known.keep(key, made, PER_BYTE * len(content) + sum(sizes))
         return made
 
     def _warn_opaque(self, address: str, path: str) -> None:
         """Log, once for each path, that the learner gets the repr of an info value."""
-        if (address, path) not in self._opaque_paths:
-            self._opaque_paths.add((address, path))
-            self._log.warning("info value not serializable, repr sent", address=address, path=path)
+        self._warn_once("info value not serializable, repr sent", address, path=path)
 
     def _warn_converted(self, address: str, kind: str, became: str) -> None:
         """Log, once for each type, that the learner gets values of another type."""
-        if (address, kind) not in self._opaque_paths:
-            self._opaque_paths.add((address, kind))
-            self._log.warning("values converted", address=address, type=kind, becomes=became)
+        self._warn_once("values converted", address, type=kind, becomes=became)
+
+    def _warn_once(self, event: str, address: str, **texts: str) -> None:
+        texts = {name: text[:MAX_TEXT] for name, text in texts.items()}
+        key = (address, *texts.values())
+        if key in self._warned or len(self._warned) >= MAX_WARNED:
+            return
+        self._warned.add(key)
+        self._log.warning(event, address=address, **texts)
+        if len(self._warned) == MAX_WARNED:
+            self._log.warning("no further warnings about values", after=MAX_WARNED)
 
     def remove(self, slot: Slot) -> None:
         """Remove the slot of a session that ends."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,23 +23,26 @@ def is_for_each(call: Call) -> bool:
 def access_each(env: Any, call: Call) -> tuple[Any, ...]:
     """Apply a CALL to the environments that its first argument lists; return a result for each.
 
-    Raises ValueError if the list is not one of numbers of environments, or names only some of the
-    environments of a vector that does not consist of single environments. Raises what the
-    environments raise.
+    Raises ValueError if the list is not one of numbers of environments, or has a number twice, or
+    names only some of the environments of a vector that does not consist of single environments.
+    Raises what the environments raise.
     """
     numbers, *args = call.args
     num_envs = env.num_envs if isinstance(env, VectorEnv) else 1
-    if type(numbers) not in (list, tuple) or not all(
-        type(one) is int and 0 <= one < num_envs for one in numbers
+    if (
+        type(numbers) not in (list, tuple)
+        or len(numbers) > num_envs  # before all that takes longer for a longer list
+        or not all(type(one) is int and 0 <= one < num_envs for one in numbers)
+        or len({*numbers}) < len(numbers)
     ):
         raise ValueError(
-            f"The environments of a call must be numbers from 0 to {num_envs - 1}, not "
-            f"{numbers!r:.100}."
+            f"The environments of a call must be numbers from 0 to {num_envs - 1}, each at most "
+            f"once, not {reprlib.repr(numbers)}."
         )
     if isinstance(env, SyncVectorEnv):
         return tuple([_access(env.envs[one], call, args) for one in numbers])
     if not isinstance(env, VectorEnv):
-        return tuple([_access(env, call, args) for _ in numbers])
+        return tuple([_access(env, call, args) for _ in numbers])  # one or none
     if call.mode != "each-wrapped" and [*numbers] != [*range(num_envs)]:
         raise ValueError(
             f"This vector of {num_envs} environments is a {type(env).__name__}, which does not "

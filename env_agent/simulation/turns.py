@@ -5,10 +5,13 @@ Pure: no threads, no waiting. `Simulation` puts the two threads around it.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from gymwire.protocol.errors import UsageError
+
+MAX_REWARDS = 10_000  # that are kept apart while no step waits for them; then their sum is kept
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,8 @@ class Turns:
                 self._return_end()
             else:
                 self._rewards.append(state.reward)
+                if len(self._rewards) == MAX_REWARDS:
+                    self._rewards[:] = [_add(self._rewards[1:], self._rewards[0])]
         self._taken = None
 
     def take(self) -> Command | None:
@@ -126,9 +131,7 @@ class Turns:
 
     def _with_rewards(self, state: State) -> State:
         """Return the state, with the rewards of earlier states that no step returned."""
-        reward = state.reward
-        for one in self._rewards:
-            reward = one + reward
+        reward = _add(self._rewards, state.reward)
         self._rewards = []
         return State(state.observation, reward, state.terminated, state.truncated, state.info)
 
@@ -138,3 +141,9 @@ class Turns:
         if self._unseen is not None and request is not None and not request.reset:
             self.reply, self._unseen, self._request = self._unseen, None, None
             self._in_episode = False
+
+
+def _add(rewards: Iterable[Any], last: Any) -> Any:
+    for one in rewards:
+        last = one + last
+    return last

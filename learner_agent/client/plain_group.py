@@ -58,7 +58,7 @@ class PlainGroup(SessionGroup):
         return {i: self._batched(requests[i], reply) for i, reply in replies.items()}
 
     def access_each(self, call: Call, envs: Sequence[int], timeout_s: float | None) -> list[Any]:
-        """Apply a CALL in one of `capabilities.EACH_MODES` to some of the environments.
+        """Apply a CALL in one of `capabilities.EACH_MODES` to some of the environments, each once.
 
         An environment has the attributes that its session may use, and no wrappers of Python.
         """
@@ -69,14 +69,12 @@ class PlainGroup(SessionGroup):
                 known = [self._sessions[i].opened.limits.get("attributes") for i in envs]
                 return [isinstance(names, list) and call.name in names for names in known]
         plain = replace(call, mode=call.mode.removeprefix("each-"))
-        found: list[Any] = [None] * len(envs)
-        places = [*enumerate(envs)]
-        while places:  # more than once if an environment is named more than once
-            first = {i: place for place, i in reversed(places)}
-            for i, reply in super().ask(dict.fromkeys(first, plain), timeout_s).items():
-                assert type(reply) is Result
-                found[first[i]] = reply.value
-            places = [(place, i) for place, i in places if first[i] != place]
+        found: list[Any] = []
+        replies = super().ask(dict.fromkeys(envs, plain), timeout_s)
+        for i in envs:
+            reply = replies[i]
+            assert type(reply) is Result
+            found.append(reply.value)
         return found
 
     def reset(self, requests: Mapping[int, Reset], timeout_s: float | None) -> dict[int, Message]:

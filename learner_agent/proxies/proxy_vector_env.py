@@ -387,12 +387,14 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._ask({i: Call("set", name, (values[part],)) for i, part in parts})
 
     @keeps_replies
+    @batching.in_rounds
     def access_each(self, call: Call, env_ids: Sequence[int]) -> list[Any]:
         """Apply a CALL to some of the environments only; other libraries' vectors need that.
 
         Args:
             call: in one of `capabilities.EACH_MODES`, with the arguments for each environment.
-            env_ids: the numbers of the environments, in any order.
+            env_ids: the numbers of the environments, in any order. One that is there n times is
+                called n times, by one request after the other.
 
         Returns:
             A result for each of `env_ids`, in their order: docs/protocol.md §4.1.3.
@@ -422,8 +424,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
                 theirs="a release before gymwire 0.2.0",
                 ours=f"gymwire {__version__}",
             )
-            numbers = [env_ids[place] - start for place in own]
-            requests[i] = replace(call, args=(numbers, *call.args))
+            requests[i] = replace(call, args=([env_ids[one] - start for one in own], *call.args))
         found: list[Any] = [None] * len(env_ids)
         for own, reply in zip(places.values(), self._ask(requests), strict=True):
             assert type(reply) is Result

@@ -10,6 +10,7 @@ import pytest
 from gymnasium.spaces import Discrete
 
 from gymwire.env_agent import description
+from gymwire.env_agent.bounded_cache import BoundedCache
 from gymwire.env_agent.description import MAX_METADATA, describe
 from gymwire.protocol import values
 
@@ -67,7 +68,7 @@ def test_metadata_that_contain_themselves_are_described() -> None:
 
 
 def test_the_number_of_known_metadata_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(description, "_METADATA", {})
+    monkeypatch.setattr(description, "_METADATA", BoundedCache(MAX_METADATA))
     for number in range(2 * MAX_METADATA):
         described({"a": number})
     assert len(description._METADATA) <= MAX_METADATA

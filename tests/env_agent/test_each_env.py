@@ -35,7 +35,10 @@ def test_only_the_named_environments_are_called(vector: HostedVector) -> None:
 
 
 def test_reading_and_asking_call_no_method(vector: HostedVector) -> None:
-    assert access_each(vector, Call("each-get", "level", ([0, 0],))) == ({"value": 1},) * 2
+    assert access_each(vector, Call("each-get", "level", ([0, 1],))) == (
+        {"value": 1},
+        {"value": 2},
+    )
     assert access_each(vector, Call("each-get", "scaled", ([2],))) == ({"method": True},)
     assert access_each(vector, Call("each-has", "scaled", ([2],))) == (True,)
     assert access_each(vector, Call("each-has", "nothing", ([0, 1],))) == (False, False)
@@ -56,21 +59,32 @@ def test_wrappers_are_found_by_name(vector: HostedVector, name: str, found: bool
     assert access_each(vector, Call("each-wrapped", name, ([0, 2],))) == (found, found)
 
 
-@pytest.mark.parametrize("numbers", [None, 1, [3], [-1], [True], ["0"], [0.0], {"a": 1}])
-@pytest.mark.parametrize("mode", ["each-get", "each-call", "each-wrapped"])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        *(None, 1, [3], [-1], [True], ["0"], [0.0], {"a": 1}, [[]]),
+        *([0, 0], [2, 1, 2], [0, 1, 2, 0], [0] * 100_000),
+    ],
+)
+@pytest.mark.parametrize("mode", ["each-get", "each-call", "each-set", "each-has", "each-wrapped"])
 def test_what_names_no_environments_is_refused(
     vector: HostedVector, mode: str, numbers: Any
 ) -> None:
     with pytest.raises(ValueError, match="from 0 to 2"):
         access_each(vector, Call(mode, "level", (numbers,)))
+    assert vector.get_attr("calls") == (0, 0, 0)
 
 
 def test_a_single_environment_is_the_environment_0() -> None:
     assert access_each(Mixed(), Call("each-call", "scaled", ([0], 3))) == (3,)
+    with pytest.raises(ValueError, match=r"from 0 to 0, each at most once, not \[0, 0\]"):
+        access_each(Mixed(), Call("each-wrapped", "a:B", ([0, 0],)))
 
 
 def test_a_vector_of_its_own_kind_answers_as_a_whole() -> None:
     vector = Counters(2)
+    with pytest.raises(ValueError, match="each at most once"):
+        access_each(vector, Call("each-wrapped", "a:B", ([0, 0],)))
     assert access_each(vector, Call("each-get", "num_envs", ([0, 1],))) == ({"value": 2},) * 2
     assert access_each(vector, Call("each-has", "num_envs", ([0, 1],))) == (True, True)
     assert access_each(vector, Call("each-wrapped", "a:B", ([1],))) == (False,)
@@ -88,7 +102,7 @@ def broker(broker_url: str) -> Iterator[str]:
         started.env_agent(
             broker_url,
             *("--address", "each", "--env", "tests.frameworks.envs:timed"),
-            *("--expose", "level", "--expose", "scaled"),
+            *("--expose", "level", "--expose", "scaled", "--expose", "calls"),
         )
         yield broker_url
 
@@ -97,9 +111,10 @@ def broker(broker_url: str) -> Iterator[str]:
 def test_results_come_in_the_order_of_the_numbers(broker: str, sessions: int) -> None:
     with ProxyVectorEnv("each", 5, broker, sessions=sessions) as envs:
         envs.set_attr("level", [1, 2, 3, 4, 5])
-        for numbers in ([4, 0, 2], [1], [], [3, 3, 0], [*range(5)]):
+        for numbers in ([4, 0, 2], [1], [], [3, 3, 0, 3], [*range(5)]):
             found = envs.access_each(Call("each-call", "scaled", (2,)), numbers)
             assert found == [2 * (number + 1) for number in numbers]
+        assert envs.get_attr("calls") == (3, 2, 2, 4, 2)
         with pytest.raises(IndexError):
             envs.access_each(Call("each-call", "scaled", (2,)), [5])
 
@@ -107,8 +122,8 @@ def test_results_come_in_the_order_of_the_numbers(broker: str, sessions: int) ->
 def test_what_is_not_exposed_is_denied_but_wrappers_are_told(broker: str) -> None:
     with ProxyVectorEnv("each", 2, broker) as envs:
         for mode in ("each-get", "each-has", "each-set", "each-call"):
-            with pytest.raises(AttributeDenied, match="--expose calls"):
-                envs.access_each(Call(mode, "calls"), [0])
+            with pytest.raises(AttributeDenied, match="--expose hidden"):
+                envs.access_each(Call(mode, "hidden"), [0])
         name = f"{gymnasium.wrappers.TimeLimit.__module__}:TimeLimit"
         assert envs.access_each(Call("each-wrapped", name), [1, 0]) == [True, True]
 

@@ -13,11 +13,14 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
+import structlog.testing
 from gymnasium.spaces import Discrete
 from gymnasium.vector import AutoresetMode
 
+from gymwire.env_agent import failure_reports
 from gymwire.env_agent.event_loop import Bridge, call, is_asynchronous
 from gymwire.env_agent.factory import Factory
+from tests.processes import PATIENCE_S
 
 
 class Waits(gymnasium.Env[Any, Any]):
@@ -167,6 +170,33 @@ def test_an_environment_that_stops_the_event_loop_does_not_stop_the_others() -> 
     for _ in range(2):
         env = Factory("stops:Stops", Stops).make(None, {})
         assert env.step(2)[0] == 2
+
+
+class Exits(OnlyStep):
+    """Each step leaves a task behind that raises the action."""
+
+    async def step(self, action: Any) -> Any:  # type: ignore[override]
+        async def fail() -> None:
+            raise action
+
+        self.task = asyncio.create_task(fail())
+        return 1, 0.0, False, False, {}
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), KeyboardInterrupt("now"), ValueError("no")])
+def test_a_background_task_that_raises_ends_no_event_loop(error: BaseException) -> None:
+    env = Factory("exits:Exits", Exits).make(None, {})
+    for _ in range(2):
+        # In a thread of its own, because it would wait forever for an event loop that has ended.
+        steps: list[Any] = []
+        thread = threading.Thread(target=lambda: steps.append(env.step(error)), daemon=True)  # noqa: B023
+        with structlog.testing.capture_logs() as log:
+            thread.start()
+            thread.join(PATIENCE_S)
+        assert [one[0] for one in steps] == [1]
+        logged = [(one["event"], one["error"]) for one in log]
+        is_logged = isinstance(error, SystemExit | KeyboardInterrupt)  # the others, by asyncio
+        assert logged == [("background task raised", failure_reports.summary(error))] * is_logged
 
 
 def test_a_constructor_that_raises_says_so() -> None:

@@ -20,12 +20,16 @@ from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.protocol import recordings, spaces, values
-from gymwire.protocol.codec import PLAIN, Codec, read_header
+from gymwire.protocol.codec import HEADER as LAYOUT
+from gymwire.protocol.codec import MAGIC, PLAIN, Codec, read_header
 from gymwire.protocol.errors import ConfigurationError, DecodingError
 from gymwire.protocol.messages import (
+    VERSION,
     Act,
     Call,
     Close,
+    Error,
+    Kind,
     Message,
     Open,
     Opened,
@@ -97,6 +101,14 @@ class Learner:
             assert reply is not None
             replies.append(self.codec.decode(bytes(reply)))
         return replies
+
+    def call(self, head: bytes) -> Message:
+        """Send a CALL with this head, whatever it is."""
+        self.seq += 1
+        frame = LAYOUT.pack(MAGIC, VERSION, Kind.CALL, 0, len(head), SID, self.seq) + head
+        reply = self.host.requests.handle(self.host.slots[SID], read_header(frame), frame)
+        assert reply is not None
+        return self.codec.decode(bytes(reply))
 
     def leave(self) -> None:
         close_all(self.host)
@@ -223,6 +235,44 @@ def test_calls_while_the_disk_is_too_slow_are_counted(
     learner.leave()
     learner.recorder._drain()
     assert [part.changes_before for part in files(tmp_path)][1:] == [1], files(tmp_path)
+
+
+MALFORMED = [b"", b"\xc1", b"\x80", b"\x92\xa1\xff\xa1x", b"\x92\x90\x90", b"\x91" * 2000]
+
+
+@pytest.mark.parametrize("head", MALFORMED)
+def test_a_malformed_call_ends_no_recording(learner: Learner, tmp_path: Path, head: bytes) -> None:
+    assert isinstance(learner.call(head), Error)
+    learner.do(Reset(1), Act(1))
+    learner.call(head)
+    learner.do(Act(1), Act(1))
+    learner.call(head)
+    learner.do(Reset(2), Act(1))
+    learner.leave()
+    first, second = files(tmp_path)
+    assert (first.end, len(first.frames)) == ("ended", 5)
+    assert (second.end, len(second.frames), second.changes_before) == ("closed", 2, 0)
+
+
+@pytest.mark.parametrize("size", [8, 24])  # without the tag of a signed session, and with it
+def test_a_malformed_call_is_no_change_while_the_disk_is_too_slow(
+    learner: Learner, size: int
+) -> None:
+    episode = learner.recorder.none()
+    episode.cut = True
+    frame = LAYOUT.pack(MAGIC, VERSION, Kind.CALL, 0, 0, SID, 1)[:size]
+    learner.recorder.put(episode, frame, b"")
+    assert episode.unrecorded == 0
+
+
+def test_whatever_one_episode_raises_ends_no_other_one(learner: Learner, tmp_path: Path) -> None:
+    broken = learner.recorder.none()
+    with structlog.testing.capture_logs() as log:
+        learner.recorder.put(broken, b"", b"")  # no kind
+        learner.do(Reset(1))
+        learner.leave()
+    assert [row["event"] for row in log] == ["recording failed"]
+    assert [part.end for part in files(tmp_path)] == ["closed"]
 
 
 def test_an_error_of_a_step_is_recorded(learner: Learner, tmp_path: Path) -> None:

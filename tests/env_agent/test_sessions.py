@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.runners.runner import Runner
-from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.sessions import MAX_TEXT, MAX_WARNED, SessionHost
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import spaces
 from gymwire.protocol.capabilities import CAPABILITIES
@@ -257,6 +257,18 @@ def test_an_unserializable_info_is_opaque_and_logged_once(stepping: Client, log:
         assert percept.info["thing"] == Opaque("builtins.set", "{1}")
     warned = [entry["path"] for entry in log if "not serializable" in entry["event"]]
     assert warned.count('info["thing"]') == 1
+
+
+def test_warnings_about_values_are_short_and_bounded(log: list[Any]) -> None:
+    host = make_host()
+    for number in range(2 * MAX_WARNED):
+        host._warn_opaque("odd", f"{number}" + "x" * 100_000)
+        host._warn_converted("odd", f"{number}" + "x" * 100_000, "y" * 100_000)
+    warned = [{**entry} for entry in log if entry["log_level"] == "warning"]
+    assert len(warned) == MAX_WARNED + 1
+    assert warned[-1]["event"] == "no further warnings about values"
+    assert max(len(str(entry)) for entry in warned) < 3 * MAX_TEXT
+    assert len(str(host._warned)) < 3 * MAX_TEXT * MAX_WARNED
 
 
 def test_an_unserializable_info_is_an_error_with_strict_infos(log: list[Any]) -> None:

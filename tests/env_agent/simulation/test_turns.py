@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from gymwire.env_agent.simulation import turns as turns_module
 from gymwire.env_agent.simulation.turns import Command, State, Turns
 from gymwire.errors import UsageError
 
@@ -58,6 +59,22 @@ def test_rewards_that_no_step_waited_for_are_added_in_their_order() -> None:
     reply = turns.take_reply()
     assert reply is not None
     assert reply.reward == 0.3 + (0.2 + (0.1 + 0.4))
+
+
+def test_the_rewards_that_are_kept_for_a_silent_learner_are_bounded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns_module, "MAX_REWARDS", 4)
+    turns = in_episode()
+    for reward in range(10):
+        turns.report(State("between", 10**reward))
+        assert len(turns._rewards) < 4
+    turns.ask(Command(0))
+    turns.take()
+    turns.report(State("after", 10**10))
+    reply = turns.take_reply()
+    assert reply is not None
+    assert reply.reward == 11_111_111_111
 
 
 def test_a_reward_is_passed_on_as_it_is() -> None:
