@@ -54,12 +54,14 @@ REWARDS: dict[type, int] = {float: 0}  # types of compact rewards → their numb
 _TEXT, _BYTES, _LIST, _MAP = b"\xdb", b"\xc6", b"\xdd", b"\xdf"  # with lengths of four bytes
 _PLAIN_KEYS = {str, bytes}
 _KEPT_KEYS = {str, bytes, int, float, bool, type(None)}
-# Limits of `protocol/values.py` and `protocol/crowding.py`.
+# Limits of `protocol/values.py`, `protocol/crowding.py` and `protocol/named_tuples.py`.
 MAX_INT_BYTES = 256
 MAX_OTHER_KEYS = 256
 MAX_OTHER_KEY_BYTES = 512
 MAX_TRIES = 6, 13, 26
 MAX_DIMS = 32
+MAX_FIELDS = 256
+MAX_NAME = 256
 
 
 def _head(first: bytes, size: int) -> bytes:
@@ -238,9 +240,11 @@ def _pack_other(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
     if isinstance(value, tuple) and hasattr(kind, "_fields") and not isinstance(value, enum.Enum):
         if kind.__name__ == "GraphInstance":
             return _extension(5, _pack_items(value, above))
-        if not kind.__name__.isidentifier():
+        name, fields = kind.__name__, tuple(kind._fields)
+        is_long = len(fields) > MAX_FIELDS or max(map(len, (name, *fields))) > MAX_NAME
+        if is_long or not name.isidentifier():
             return _pack_opaque(value)
-        return _mark("named", kind.__name__, tuple(kind._fields), tuple(value), above=above)
+        return _mark("named", name, fields, tuple(value), above=above)
     try:
         converted = _convert(value, kind)
     except Exception:  # noqa: BLE001 - the value's own code, which may raise anything
