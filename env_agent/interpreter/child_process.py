@@ -118,11 +118,7 @@ class ChildProcess:
                     self._answers[first] = answer
                 answer = None
         if answer[0] == RAISED:
-            try:
-                raised = child_errors.build(self._decode(answer))
-            except DecodingError as error:
-                self.violation(f"a malformed exception: {error}")
-            raise raised
+            raise self._exception(answer)  # a variable here would keep it, and the answer
         return answer
 
     def step(self, index: int, action: bytes) -> Answer:
@@ -164,6 +160,12 @@ class ChildProcess:
         if answer[0] != VALUE:
             self.violation(f"an answer of kind {answer[0]} instead of a value")
         return self._decode(answer)
+
+    def _exception(self, answer: Answer) -> Exception:
+        try:
+            return child_errors.build(self._decode(answer))
+        except DecodingError as error:
+            self.violation(f"a malformed exception: {error}")
 
     def _decode(self, answer: Answer) -> Any:
         try:
