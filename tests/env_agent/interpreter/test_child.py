@@ -19,7 +19,7 @@ from gymwire.env_agent.interpreter import child, child_errors, child_values
 from gymwire.protocol import arrays, crowding, named_tuples, values
 from gymwire.protocol import value_limits as limits
 from gymwire.protocol.errors import DecodingError
-from gymwire.protocol.named_tuples import base_type, rebuild
+from gymwire.protocol.named_tuples import rebuild
 from tests.hostile_values import PRIME, crowding_numbers
 from tests.sameness import assert_same
 
@@ -152,8 +152,8 @@ class Broken(Mapping[str, int]):
 
 Pair = namedtuple("Pair", ["left", "right"])
 Renamed = namedtuple("Renamed", ["class", "x"], rename=True)
-Wide = base_type("Wide", tuple(f"x{i}" for i in range(257)))
-Long = base_type("Long", ("x" * 257,))
+Wide: Any = namedtuple("Wide", [f"x{i}" for i in range(257)])  # type: ignore[misc]
+Long: Any = namedtuple("Long", ["x" * 257])  # type: ignore[misc]
 CIRCLE: list[Any] = []
 CIRCLE += [CIRCLE, CIRCLE]
 CIRCLE_OF_OBJECTS = np.empty(2, object)
