@@ -123,15 +123,18 @@ PACKETS = """
 import fcntl, termios
 fd = self._written_to
 fcntl.fcntl(fd, fcntl.F_SETFL, os.O_WRONLY | os.O_DIRECT)
-data = child._head(child._LIST, 2) + child.pack(b"x" * 10_000)
+data = child._head(child._LIST, 2) + child.pack(b"x" * 3_000_000)
 data = child.HEADER.pack(len(data) + 9, child.VALUE, number, 0) + data
-for at in range(0, len(data), 2):
-    os.write(fd, data[at : at + 2])
-unread = bytearray(4)
+for at in range(5_000):
+    os.write(fd, data[2 * at : 2 * at + 2])
+data, unread = data[10_000:], bytearray(4)
 while not fcntl.ioctl(fd, termios.FIONREAD, unread) and any(unread):
     time.sleep(0.001)
 with open("/proc/%d/maps" % os.getppid()) as maps:
-    return os.write(fd, child.pack(len(maps.readlines())))
+    data += child.pack(len(maps.readlines()))
+while data:
+    data = data[os.write(fd, data):]
+return
 """
 
 
