@@ -166,7 +166,7 @@ def test_answers_to_an_unread_request_take_linear_time(
         begun = time.thread_time()
         with pytest.raises(EnvironmentGone, match="reads no request"):
             env.reset(options={"long": bytes(1 << 20)})
-        assert time.thread_time() - begun < 1.0
+        assert time.thread_time() - begun < 3.0
 
 
 STUCK = """
