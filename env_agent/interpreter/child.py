@@ -54,9 +54,9 @@ REWARDS: dict[type, int] = {float: 0}  # types of compact rewards → their numb
 _TEXT, _BYTES, _LIST, _MAP = b"\xdb", b"\xc6", b"\xdd", b"\xdf"  # with lengths of four bytes
 _PLAIN_KEYS = {str, bytes}
 _KEPT_KEYS = {str, bytes, int, float, bool, type(None)}
-# Limits of `protocol/values.py` and `protocol/crowding.py`.
-MAX_INT_BYTES = 256
-MAX_OTHER_KEYS = 256
+# Limits of `protocol/values.py`, `protocol/crowding.py` and `protocol/named_tuples.py`.
+# MAX_NAME: characters of a name, and the number of fields of a named tuple.
+MAX_INT_BYTES = MAX_OTHER_KEYS = MAX_NAME = 256
 MAX_OTHER_KEY_BYTES = 512
 MAX_TRIES = 6, 13, 26
 MAX_DIMS = 32
@@ -238,9 +238,10 @@ def _pack_other(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
     if isinstance(value, tuple) and hasattr(kind, "_fields") and not isinstance(value, enum.Enum):
         if kind.__name__ == "GraphInstance":
             return _extension(5, _pack_items(value, above))
-        if not kind.__name__.isidentifier():
+        names = (kind.__name__, *kind._fields)
+        if not names[0].isidentifier() or max(map(len, (names[1:], *names))) > MAX_NAME:
             return _pack_opaque(value)
-        return _mark("named", kind.__name__, tuple(kind._fields), tuple(value), above=above)
+        return _mark("named", names[0], names[1:], tuple(value), above=above)
     try:
         converted = _convert(value, kind)
     except Exception:  # noqa: BLE001 - the value's own code, which may raise anything

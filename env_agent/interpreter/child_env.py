@@ -157,7 +157,8 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
 
     def get_wrapper_attr(self, name: str) -> Any:
         """Return an attribute; of a method, a function that calls it there."""
-        match self._call("get", name):
+        found = self._call("get", name)
+        match found:
             case ["value", value]:
                 return value
             case ["generator", state]:
@@ -166,7 +167,8 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
                 return child_spaces.build(described, name)
             case ["method"]:
                 return lambda *args, **kwargs: self._call("call", name, list(args), kwargs)
-        raise DecodingError(f"The process describes the attribute {name!r} wrongly.")
+            case _:
+                return self._process.violation(f"{found!r:.100} as a description of an attribute")
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """Set an attribute."""

@@ -22,7 +22,10 @@ from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import EnvKind
 
 NOT_FOUND = ("__main__", NotFound.__name__)  # the module and the class where it is raised
-_MISSING_KEYWORD = re.compile(r"missing \d+ required .*arguments?: '(\w+)'")
+# The environment chooses the texts that are searched: no pattern may take quadratic time.
+_MISSING_KEYWORD = re.compile(
+    r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'"
+)
 CHECK = "Check env_kwargs (--env-kwargs at the env agent)."
 _FILE = re.compile(r'^  File "(.*)", line', re.MULTILINE)
 # Where the constructor is called, and what comes behind the traceback of a cause.

@@ -8,8 +8,9 @@ import select
 import signal
 import subprocess
 import threading
+import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,6 +24,7 @@ from gymwire.protocol import values
 from gymwire.protocol.codec import MAX_MESSAGE
 from gymwire.protocol.errors import (
     ConfigurationError,
+    DecodingError,
     ProtocolError,
 )
 
@@ -33,7 +35,7 @@ START_S = 30.0  # for an interpreter to start, without the imports of the enviro
 END_S = 2.0  # for a process that has closed its connection, or whose environments are closed
 CLOSE_S = 10.0  # for an environment to close
 _CHUNK = 1 << 16
-_MAX_CHUNK = 1 << 20
+_MAX_REASON = 300  # characters
 _NUMBERS = 1 << 32
 _pack_header, _unpack_header = HEADER.pack, HEADER.unpack_from
 
@@ -63,7 +65,7 @@ class ChildProcess:
         self._unanswered: deque[int] = deque()
         self._abandoned: set[int] = set()
         self._answers: dict[int, Answer] = {}  # that arrived before they were asked for
-        self._arrived = b""
+        self._arrived = bytearray()
         command = [python, "-u", str(Path(child.__file__).resolve())]
         try:
             self._process, self._in, self._out = watch.start(
@@ -73,7 +75,7 @@ class ChildProcess:
             raise ConfigurationError(
                 f"The interpreter {python} cannot be started: {error}. Check --python."
             ) from None
-        self._patience_s: float | None = START_S
+        self._deadline: float | None = time.monotonic() + START_S
         try:
             kind, data = self._read(0)
             hello = values.decode(data[HEADER_SIZE:])
@@ -86,7 +88,7 @@ class ChildProcess:
                 f"{f' ({self.lost})' if self.lost else ''}. Check --python; the log shows what it "
                 f"printed."
             ) from error
-        self._patience_s = None
+        self._deadline = None
         self._log.debug("process started", address=address, pid=self._process.pid, python=hello[0])
 
     # --- requests ---------------------------------------------------------------------------------
@@ -116,7 +118,7 @@ class ChildProcess:
                     self._answers[first] = answer
                 answer = None
         if answer[0] == RAISED:
-            raise child_errors.build(child_values.decode(answer[1][HEADER_SIZE:]))
+            raise self._exception(answer)  # a variable here would keep it, and the answer
         return answer
 
     def step(self, index: int, action: bytes) -> Answer:
@@ -125,12 +127,12 @@ class ChildProcess:
             return self.finish(self.begin(index, STEP, action))
         self._number = number = (self._number + 1) % _NUMBERS
         self._send(_pack_header(len(action), STEP, number, index) + action)
-        data = self._receive(_CHUNK)
+        data = self._receive()
         if len(data) > HEADER_SIZE:
             length, kind, got, _ = _unpack_header(data)
             if got == number and kind == COMPACT and len(data) == HEADER_SIZE + length:
                 return kind, data
-        self._arrived = data
+        self._arrived += data
         self._unanswered.append(number)
         return self.finish(number)
 
@@ -154,10 +156,22 @@ class ChildProcess:
         return self.begin(index, child.CALL, values.encode([name, list(args)], root=name))
 
     def value(self, answer: Answer) -> Any:
-        """Return the value of an answer. Raises DecodingError."""
+        """Return the value of an answer."""
         if answer[0] != VALUE:
             self.violation(f"an answer of kind {answer[0]} instead of a value")
-        return child_values.decode(answer[1][HEADER_SIZE:])
+        return self._decode(answer)
+
+    def _exception(self, answer: Answer) -> Exception:
+        try:
+            return child_errors.build(self._decode(answer))
+        except DecodingError as error:
+            self.violation(f"a malformed exception: {error}")
+
+    def _decode(self, answer: Answer) -> Any:
+        try:
+            return child_values.decode(answer[1][HEADER_SIZE:])
+        except DecodingError as error:
+            self.violation(f"a malformed value: {error}")
 
     # --- frames -----------------------------------------------------------------------------------
 
@@ -178,59 +192,87 @@ class ChildProcess:
         poller = select.poll()
         poller.register(self._in, select.POLLIN)
         poller.register(self._out, select.POLLOUT)
-        while data:
-            if self._in in dict(poller.poll()):
-                self._arrived += self._receive(_MAX_CHUNK)
-                if len(self._arrived) > 2 * MAX_MESSAGE:
-                    self.violation("answers without end, and reads no request")
-            try:
-                data = data[os.write(self._out, data) :]
-            except BlockingIOError:
-                continue
-            except OSError:
-                self._raise_lost()
+        with self._polled():
+            while data:
+                if self._in in self._poll(poller):
+                    self._arrived += self._read_polled()
+                    if len(self._arrived) > 2 * MAX_MESSAGE:
+                        self.violation("answers without end, and reads no request")
+                try:
+                    data = data[os.write(self._out, data) :]
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    self._raise_lost()
 
     def _read(self, number: int) -> Answer:
         """Return the next frame, which must answer the request with this number."""
-        data = self._arrived or self._receive(_CHUNK)
-        while len(data) < HEADER_SIZE:
-            data += self._receive(_CHUNK)
-        length, kind, got, _ = HEADER.unpack_from(data)
+        arrived = self._arrived
+        while len(arrived) < HEADER_SIZE:
+            arrived += self._receive()
+        length, kind, got, _ = HEADER.unpack_from(arrived)
         if length > MAX_MESSAGE:
             self.violation(f"an answer of {length} bytes; the maximum is {MAX_MESSAGE}")
         if got != number or not COMPACT <= kind <= RAISED:
             self.violation(f"an answer of kind {kind} with number {got} instead of {number}")
         end = HEADER_SIZE + length
-        if len(data) == end:
-            self._arrived = b""
-        elif len(data) > end:
-            self._arrived, data = data[end:], data[:end]
-        else:
-            parts, left, self._arrived = [data], end - len(data), b""
-            while left:
-                parts.append(self._receive(min(left, _MAX_CHUNK)))
-                left -= len(parts[-1])
-            data = b"".join(parts)
+        # The pieces of an answer may be tiny: each of its own would take memory by the page.
+        while len(arrived) < end:
+            arrived += self._receive()
+        data = bytes(arrived if len(arrived) == end else arrived[:end])
+        del arrived[:end]
         return kind, data
 
-    def _receive(self, most: int) -> bytes:
-        data = b""
-        if not self._is_closed and (self._patience_s is None or self._is_readable()):
-            data = os.read(self._in, most)
+    def _receive(self) -> bytes:
+        if self._deadline is not None and not self._is_closed:
+            return self._receive_in_time()
+        data = b"" if self._is_closed else os.read(self._in, _CHUNK)
         if not data or self._is_woken:
             self._raise_lost()
         return data
 
-    def _is_readable(self) -> bool:
-        assert self._patience_s is not None
+    def _receive_in_time(self) -> bytes:
         poller = select.poll()
         poller.register(self._in, select.POLLIN)
-        return bool(poller.poll(1000 * self._patience_s))
+        with self._polled():
+            while True:
+                self._poll(poller)
+                if data := self._read_polled():
+                    return data
+
+    def _poll(self, poller: select.poll) -> dict[int, int]:
+        """Wait for events, until the deadline if there is one. Raises EnvironmentGone then."""
+        left_ms = None if self._deadline is None else 1000 * (self._deadline - time.monotonic())
+        ready = poller.poll(left_ms) if left_ms is None or left_ms > 0 else []
+        if not ready:
+            self._raise_lost()
+        return dict(ready)
+
+    @contextlib.contextmanager
+    def _polled(self) -> Iterator[None]:
+        """Let no read block: the process can read its answers back itself (/proc/self/fd)."""
+        os.set_blocking(self._in, False)
+        try:
+            yield
+        finally:
+            if not self._is_closed:
+                os.set_blocking(self._in, True)
+
+    def _read_polled(self) -> bytes:
+        """Return what has arrived, which may be nothing."""
+        try:
+            data = os.read(self._in, _CHUNK)
+        except BlockingIOError:
+            return b""
+        if not data or self._is_woken:
+            self._raise_lost()
+        return data
 
     # --- the end ----------------------------------------------------------------------------------
 
     def violation(self, what: str) -> NoReturn:
         """End the process because of what it sent. Raises EnvironmentGone."""
+        what = what[:_MAX_REASON].rstrip(".")
         self.lost = self.lost or f"its process broke the protocol: it sent {what}"
         self._raise_lost()
 
@@ -274,10 +316,10 @@ class ChildProcess:
             return
         try:
             if not self.lost:
-                self._patience_s = CLOSE_S
+                self._deadline = time.monotonic() + CLOSE_S
                 self.call(index, "close")
-                self._patience_s = None
         finally:
+            self._deadline = None
             self._open.discard(index)
             if not self._open:
                 self._end()

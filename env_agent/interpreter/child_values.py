@@ -1,7 +1,7 @@
 """Values between the env agent and the process with its own interpreter (see `child`).
 
 They are those of `protocol.values`, within its limits. Some Python values have no form there, and
-arrive as a marked tuple, of which `restore` makes:
+arrive as a marked tuple, of which `decode` makes:
 
 | (MARK, "reordered", axes, array)      | the array whose axes lie in memory in this order         |
 | (MARK, "objects", shape, items, axes) | an array of objects; axes: None, or as in ext 9          |
@@ -24,8 +24,10 @@ from gymnasium import Space, spaces
 from gymwire.env_agent.interpreter.child import AS_INT, COMPACT_HEAD, MARK
 from gymwire.protocol import values
 from gymwire.protocol.arrays import copy_array, object_array, reorder
+from gymwire.protocol.crowding import is_crowded
 from gymwire.protocol.errors import DecodingError
-from gymwire.protocol.named_tuples import base_type
+from gymwire.protocol.named_tuples import MAX_FIELDS, MAX_NAME, MAX_TYPES, base_type
+from gymwire.protocol.value_limits import CROWDED, MAX_OTHER_KEYS
 
 Form = tuple[str, list[int] | None]
 """Dtype and shape of the values of a space; shape None: NumPy scalars."""
@@ -36,47 +38,71 @@ _REWARDS: tuple[Callable[[float], Any], ...] = (float, np.float64)  # by child.R
 def decode(data: bytes) -> Any:
     """Return the value in these bytes. Raises DecodingError."""
     value = values.decode(data)
-    return restore(value) if MARK in data else value
-
-
-def restore(value: Any) -> Any:
-    """Return a copy of a value without marked tuples. Raises DecodingError."""
-    kind = type(value)
-    if kind is list:
-        return [restore(item) for item in value]
-    if kind is dict or kind is OrderedDict:
-        return kind((restore(key), restore(item)) for key, item in value.items())
-    if kind is not tuple:
+    if MARK not in data:
         return value
-    if len(value) < 2 or type(value[0]) is not bytes or value[0] != MARK:
-        return tuple(restore(item) for item in value)
     try:
-        return _RESTORED[value[1]](*value[2:])
+        return _Restorer().restore(value)
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise DecodingError(f"A marked value is malformed: {error}.") from None
 
 
-def _objects(shape: Any, items: Any, axes: Any) -> Any:
-    return object_array(shape, [restore(item) for item in items], axes)
+class _Restorer:
+    """Copies the value of one message without marked tuples."""
 
+    def __init__(self) -> None:
+        self._types: set[Any] = set()  # of named tuples
 
-def _named(name: Any, fields: Any, items: Any) -> Any:
-    return _named_tuple(name, tuple(fields))(*map(restore, items))
+    def restore(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is list:
+            return [self.restore(item) for item in value]
+        if kind is dict or kind is OrderedDict:
+            return kind(zip(self._keys(value), map(self.restore, value.values()), strict=True))
+        if kind is not tuple:
+            return value
+        if len(value) < 2 or type(value[0]) is not bytes or value[0] != MARK:
+            return tuple(self.restore(item) for item in value)
+        return _RESTORED[value[1]](self, *value[2:])
 
+    def _keys(self, value: Any) -> list[Any]:
+        """Return the keys of a dict, which have other hashes than before if they were marked."""
+        keys = [self.restore(key) for key in value]
+        others = sum(type(key) not in (str, bytes) for key in keys)
+        if others > MAX_OTHER_KEYS and is_crowded([hash(key) for key in keys]):
+            raise DecodingError(f"A map has {CROWDED}.")
+        return keys
 
-def _other(name: Any, text: Any) -> Any:
-    return _stand_in(str(name))(str(text))
+    def reordered(self, axes: Any, array: Any) -> Any:
+        return reorder(axes, array)
+
+    def objects(self, shape: Any, items: Any, axes: Any) -> Any:
+        return object_array(shape, [self.restore(item) for item in items], axes)
+
+    def named(self, name: str, fields: tuple[str, ...], items: Any) -> Any:
+        names = (name, *fields)
+        if len(names) > 1 + MAX_FIELDS or any(
+            type(one) is not str or len(one) > MAX_NAME for one in names
+        ):
+            raise ValueError("a named tuple has too many fields, or names that are too long")
+        self._types.add((name, fields))
+        if len(self._types) > MAX_TYPES:
+            raise ValueError("there are too many types of named tuples")
+        return _named_tuple(name, fields)(*map(self.restore, items))
+
+    def other(self, name: Any, text: Any) -> Any:
+        return _stand_in(str(name)[:MAX_NAME])(str(text))
 
 
 _RESTORED: dict[Any, Callable[..., Any]] = {
-    "reordered": reorder,
-    "objects": _objects,
-    "named": _named,
-    "other": _other,
+    "reordered": _Restorer.reordered,
+    "objects": _Restorer.objects,
+    "named": _Restorer.named,
+    "other": _Restorer.other,
 }
 
 
-_named_tuple = lru_cache(maxsize=256)(base_type)  # bounded, because the process chooses the names
+# Bounded as the names are, because the process chooses them.
+_named_tuple = lru_cache(maxsize=256)(base_type)
 
 
 @lru_cache(maxsize=256)

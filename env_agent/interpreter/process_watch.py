@@ -18,7 +18,7 @@ from typing import IO, Any
 import structlog
 
 MAX_LINE = 2_000  # characters of a line in the log
-MAX_LINES = 50  # that a process may log within one interval
+MAX_LINES = 50  # of a stream that are looked at within one interval; the others are counted
 LINES_EVERY_S = 1.0
 MAX_READ = 1 << 16
 
@@ -28,7 +28,7 @@ Started = tuple[subprocess.Popen[bytes], int, int]
 
 
 class Output:
-    """Logs a stream line by line, at most MAX_LINES in each interval.
+    """Logs a stream line by line, at most MAX_LINES in each interval; empty lines are not logged.
 
     `log` is called with the text of each line, and with a text about those that are left out.
     """
@@ -37,32 +37,35 @@ class Output:
         self._log = log
         self._clock = clock
         self._rest = b""
-        self._logged = 0
+        self._lines = 0  # of the interval
         self._left_out = 0
         self._until = 0.0
 
     def feed(self, data: bytes) -> None:
         """Log the lines that are complete; b"" ends the stream."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if not data or len(self._rest) > MAX_LINE:
-            lines.append(self._rest)
-            self._rest = b""
-        for line in lines:
-            if text := line.decode("utf-8", "replace").rstrip()[:MAX_LINE]:
-                self._line(text)
-        if not data:
-            self._tell_left_out()
-
-    def _line(self, text: str) -> None:
         now = self._clock()
         if now >= self._until:
             self._tell_left_out()
-            self._logged, self._until = 0, now + LINES_EVERY_S
-        self._logged += 1
-        if self._logged > MAX_LINES:
-            self._left_out += 1
-        else:
-            self._log(text)
+            self._lines, self._until = 0, now + LINES_EVERY_S
+        *lines, rest = (self._rest + data).split(b"\n", MAX_LINES - self._lines)
+        self._lines += len(lines)
+        if self._lines == MAX_LINES:
+            # A process may print millions of lines: those that are left out are only counted.
+            self._left_out += rest.count(b"\n")
+            rest = rest[rest.rfind(b"\n") + 1 :]
+        if rest and (not data or len(rest) > MAX_LINE):
+            if self._lines < MAX_LINES:
+                self._lines += 1
+                lines.append(rest)
+            else:
+                self._left_out += 1
+            rest = b""
+        self._rest = rest
+        for line in lines:
+            if text := line.decode("utf-8", "replace").rstrip()[:MAX_LINE]:
+                self._log(text)
+        if not data:
+            self._tell_left_out()
 
     def _tell_left_out(self) -> None:
         if self._left_out:
@@ -162,6 +165,7 @@ class ProcessWatch:
             undo.callback(self._selector.unregister, ends)
             for stream, level in ((process.stdout, "info"), (process.stderr, "warning")):
                 assert stream is not None
+                os.set_blocking(stream.fileno(), False)
                 log = partial(
                     getattr(self._log, level), "environment printed", address=self._address
                 )
@@ -174,8 +178,12 @@ class ProcessWatch:
 
     def _read(self, stream: IO[bytes], output: Output) -> None:
         data = b""
-        with contextlib.suppress(OSError):
+        try:
             data = os.read(stream.fileno(), MAX_READ)
+        except BlockingIOError:  # the process itself has read it back (/proc/self/fd/1)
+            return
+        except OSError:
+            pass  # as at its end
         output.feed(data)
         if not data:
             self._selector.unregister(stream)

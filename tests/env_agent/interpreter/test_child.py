@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gymwire.env_agent.interpreter import child, child_values
-from gymwire.protocol import arrays, crowding, values
+from gymwire.env_agent.interpreter import child, child_errors, child_values
+from gymwire.protocol import arrays, crowding, named_tuples, values
 from gymwire.protocol import value_limits as limits
+from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.named_tuples import rebuild
 from tests.hostile_values import PRIME, crowding_numbers
 from tests.sameness import assert_same
@@ -151,6 +152,8 @@ class Broken(Mapping[str, int]):
 
 Pair = namedtuple("Pair", ["left", "right"])
 Renamed = namedtuple("Renamed", ["class", "x"], rename=True)
+Wide: Any = namedtuple("Wide", [f"x{i}" for i in range(257)])  # type: ignore[misc]
+Long = type("Long", (Pair,), {"_fields": ("x" * 257, "y")})
 CIRCLE: list[Any] = []
 CIRCLE += [CIRCLE, CIRCLE]
 CIRCLE_OF_OBJECTS = np.empty(2, object)
@@ -161,6 +164,7 @@ UNUSUAL: list[Any] = [
     {i: i for i in range(256)}, {i: i for i in range(257)}, {(i, "x" * 60): 0 for i in range(3)},
     {("x" * 600,): 1}, {("😀" * 100,): 1}, 2**2046, 2**2048, -(2**9000), "\ud800", {"\udfff": 1},
     ["a", "\ud800"], Broken(), type("A[int]", (Pair,), {})(1, 2), [Pair([Place(Color.RED)], 2)],
+    Wide(*range(257)), Long(1, 2),
 ]  # fmt: skip
 UNUSUAL_ARRAYS: list[Any] = [
     np.array(Color.RED, object), np.array({"a": Place(1)}, object), CIRCLE_OF_OBJECTS,
@@ -233,6 +237,7 @@ def test_the_limits_of_values_are_those_of_the_protocol() -> None:
     for name in ("MAX_DEPTH", "MAX_INT_BYTES", "MAX_OTHER_KEYS", "MAX_OTHER_KEY_BYTES"):
         assert getattr(child, name) == getattr(values if name == "MAX_DEPTH" else limits, name)
     assert child.MAX_DIMS == arrays.MAX_DIMS
+    assert child.MAX_NAME == named_tuples.MAX_NAME == named_tuples.MAX_FIELDS
     assert child.MAX_TRIES == crowding.MAX_TRIES
     for numbers in (crowding_numbers(1000), [*range(1000)], [PRIME * i for i in range(1000)]):
         hashes = [*map(hash, numbers)]
@@ -245,3 +250,57 @@ def test_a_dict_with_many_keys_that_are_numbers_is_a_dict_there() -> None:
     assert values.decode(child.pack(many)) == many
     crowded = dict.fromkeys(crowding_numbers(1000))
     assert child.pack(crowded) == child._pack_opaque(crowded)
+
+
+def equal_hashes(n: int) -> list[tuple[int, int]]:
+    """Return pairs whose hashes are equal: those of tuples are xxHash, which can be inverted."""
+    prime_1, prime_2, prime_5 = 11400714785074694791, 14029467366897019727, 2870177450012600261
+    bits, first = 2**64, 0
+    found: list[tuple[int, int]] = []
+    while len(found) < n:
+        first += 1
+        state = (prime_5 + first * prime_2) % bits
+        state = (state << 31 | state >> 33) * prime_1 % bits
+        second = (12345 - state) * pow(prime_2, -1, bits) % bits
+        if second < PRIME:
+            found.append((first, second))
+    return found
+
+
+def test_keys_that_are_marked_may_not_collide_either() -> None:
+    pairs = equal_hashes(300)
+    assert len(set(map(hash, pairs))) == 1
+    sent = {(child.MARK, "named", f"x{i % 60}", ("a", "b"), pairs[i]): None for i in range(300)}
+    with pytest.raises(DecodingError, match="hashes are too similar"):
+        child_values.decode(values.encode(sent))
+    usual = {Pair(x, y): None for x in range(20) for y in range(20)}
+    assert child_values.decode(child.pack(usual)) == usual
+
+
+def named(*types: tuple[Any, Any]) -> bytes:
+    return child.pack([(child.MARK, "named", *names, (0,)) for names in types])
+
+
+def test_named_tuples_have_the_limits_of_the_protocol() -> None:
+    types = [(f"x{i}", ("a",)) for i in range(named_tuples.MAX_TYPES + 1)]
+    assert child_values.decode(named(*types[:-1])) == [(0,)] * named_tuples.MAX_TYPES
+    wide = ("x", tuple(f"x{i}" for i in range(named_tuples.MAX_FIELDS + 1)))
+    long = "x" * (named_tuples.MAX_NAME + 1)
+    for wrong in (types, [wide], [(long, ("a",))], [("x", (long,))], [("x", (1,))], [(1, ("a",))]):
+        with pytest.raises(DecodingError):
+            child_values.decode(named(*wrong))
+
+
+def test_long_names_of_types_are_cut_because_they_are_kept() -> None:
+    long = "m" * 1000
+    other = type(child_values.decode(child.pack((child.MARK, "other", f"{long}.{long}", "text"))))
+    error = type(child_errors.build([long, long, "text", "trace"]))
+    for kind in (other, error):
+        assert len(kind.__module__) + len(kind.__qualname__) <= 2 * named_tuples.MAX_NAME
+
+
+def test_a_name_that_no_type_can_have_is_malformed() -> None:
+    with pytest.raises(DecodingError):
+        child_errors.build(["m", "a\0b", "text", "trace"])
+    with pytest.raises(DecodingError):
+        child_values.decode(child.pack((child.MARK, "other", "m.a\0b", "text")))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from gymwire.env_agent.adapters import foreign
 from gymwire.env_agent.description import describe
 from gymwire.env_agent.elsewhere import EnvironmentGone, why_gone
 from gymwire.env_agent.factory import resolve
+from gymwire.env_agent.interpreter import child_errors, child_factory
 from gymwire.env_agent.interpreter.child_env import ChildEnv
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
@@ -485,6 +487,21 @@ def test_a_call_of_the_constructor_is_not_about_keywords(name: str, tmp_path: Pa
     (tmp_path / "keywords.py").write_text(KEYWORDS)
     with pytest.raises(RaisedInChild, match="missing 1 required positional argument: 'c'"):
         ChildFactory("a", f"{tmp_path}/keywords.py:{name}", sys.executable, {}).make_first()
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        "missing 1 required ", "missing 1 required positional arguments: 'a", "missing 111111111",
+        "got an unexpected keyword argument 'a", "takes no arguments", '  File "', "\n  File ",
+    ],
+)  # fmt: skip
+def test_a_text_that_a_learner_chooses_is_searched_in_linear_time(piece: str) -> None:
+    text = piece * 10_000
+    error = child_errors.build(["builtins", "TypeError", text, text])
+    begun = time.thread_time()
+    assert not child_factory._wrong_keyword(error, {text}, PLAIN)
+    assert time.thread_time() - begun < 1.0
 
 
 def test_what_an_environment_makes_itself_is_no_id_of_the_operator(tmp_path: Path) -> None:

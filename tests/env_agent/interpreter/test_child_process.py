@@ -10,17 +10,18 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import structlog
 
 from gymwire.env_agent.elsewhere import EnvironmentGone
-from gymwire.env_agent.interpreter import child
+from gymwire.env_agent.interpreter import child, child_process
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
-from gymwire.env_agent.interpreter.child_process import describe_status, environment
-from gymwire.env_agent.interpreter.process_watch import MAX_LINE, MAX_LINES, Output
-from gymwire.protocol.errors import ConfigurationError, DecodingError
+from gymwire.env_agent.interpreter.child_process import ChildProcess, describe_status, environment
+from gymwire.env_agent.interpreter.process_watch import MAX_LINE, MAX_LINES, MAX_READ, Output
+from gymwire.protocol.errors import ConfigurationError
 from tests.processes import PATIENCE_S
 
 PLAIN = "tests.plain_envs:Plain"
@@ -42,7 +43,7 @@ class Channel(child.Channel):
 child.Channel = Channel
 child.main(*map(int, sys.argv[3:]))
 """
-HELLO, STEP = 1, 5  # hello, make, compile, reset, step
+HELLO, RESET, STEP = 1, 4, 5  # hello, make, compile, reset, step
 
 
 @pytest.fixture
@@ -51,6 +52,7 @@ def misbehave(tmp_path: Path) -> Callable[[int, str], ChildFactory]:
 
     def make(after: int, code: str) -> ChildFactory:
         script = tmp_path / "python"
+        code = code.strip().replace("\n", "\n            ")
         script.write_text(MISBEHAVING.replace("AFTER", str(after)).replace("CODE", code))
         script.chmod(0o755)
         return ChildFactory("a", PLAIN, str(script), {})
@@ -100,18 +102,131 @@ def test_a_violation_ends_this_session_only(
         "child.pack((child.MARK, 'objects', [-2, 3], [1]))",
         "child.pack((child.MARK, 'nothing', 3))",
         "child.pack([child.MARK, (child.MARK, 'reordered')])",
+        "child._head(b'\\xdf', 1) + child.pack((child.MARK, 'objects', [], [1], None)) + b'\\xc0'",
+        "child.pack((child.MARK, 'x' * 10_000))",
     ],
 )  # fmt: skip
-def test_a_malformed_value_fails_the_request(
-    misbehave: Callable[[int, str], ChildFactory], body: str
+@pytest.mark.parametrize("kind", ["VALUE", "RAISED"])
+def test_a_malformed_value_ends_the_session(
+    misbehave: Callable[[int, str], ChildFactory], body: str, kind: str
 ) -> None:
-    code = f"return super().answer(child.VALUE, number, index, {body})"
+    code = f"return super().answer(child.{kind}, number, index, {body})"
     env = misbehave(STEP, code).make_first()
     with contextlib.closing(env):
         env.reset(seed=1)
-        with pytest.raises(DecodingError):
+        with pytest.raises(EnvironmentGone, match="broke the protocol: it sent a malformed") as why:
             env.step(np.int64(0))
-        assert env.reset(seed=1)[1]["main"] is True
+        assert len(str(why.value)) < 500
+
+
+PACKETS = """
+import fcntl, termios
+fd = self._written_to
+fcntl.fcntl(fd, fcntl.F_SETFL, os.O_WRONLY | os.O_DIRECT)
+data = child._head(child._LIST, 2) + child.pack(b"x" * 3_000_000)
+data = child.HEADER.pack(len(data) + 9, child.VALUE, number, 0) + data
+for at in range(5_000):
+    os.write(fd, data[2 * at : 2 * at + 2])
+data, unread = data[10_000:], bytearray(4)
+while not fcntl.ioctl(fd, termios.FIONREAD, unread) and any(unread):
+    time.sleep(0.001)
+with open("/proc/%d/maps" % os.getppid()) as maps:
+    data += child.pack(len(maps.readlines()))
+while data:
+    data = data[os.write(fd, data):]
+return
+"""
+
+
+def test_an_answer_in_tiny_pieces_takes_no_map_of_memory_for_each(
+    misbehave: Callable[[int, str], ChildFactory],
+) -> None:
+    env = misbehave(STEP, PACKETS).make_first()
+    with contextlib.closing(env):
+        env.reset(seed=1)
+        before = len(Path("/proc/self/maps").read_text().splitlines())
+        assert env.step(np.int64(0))[1] < before + 500
+
+
+FLOOD = """
+super().answer(kind, number, index, body)
+self.flush()
+while True:
+    os.write(self._written_to, bytes(1 << 16))
+"""
+
+
+def test_answers_to_an_unread_request_take_linear_time(
+    misbehave: Callable[[int, str], ChildFactory], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = misbehave(RESET, FLOOD).make_first()
+    with contextlib.closing(env):
+        env.reset(seed=1)
+        monkeypatch.setattr(child_process, "MAX_MESSAGE", 1 << 25)
+        begun = time.thread_time()
+        with pytest.raises(EnvironmentGone, match="reads no request"):
+            env.reset(options={"long": bytes(1 << 20)})
+        assert time.thread_time() - begun < 3.0
+
+
+STUCK = """
+super().answer(kind, number, index, body)
+self.flush()
+time.sleep(600)
+"""
+DRIP = """
+os.write(self._written_to, child.HEADER.pack(1 << 20, child.VALUE, number, 0))
+while True:
+    os.write(self._written_to, b"x")
+    time.sleep(0.05)
+"""
+BYTES = """
+super().answer(kind, number, index, body)
+self.flush()
+while True:
+    os.write(self._written_to, b"x")
+"""
+
+
+@pytest.mark.parametrize(("after", "code"), [(STEP, DRIP), (RESET, STUCK), (RESET, BYTES)])
+def test_a_process_has_so_long_to_close_whatever_it_sends(
+    misbehave: Callable[[int, str], ChildFactory],
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
+    code: str,
+) -> None:
+    monkeypatch.setattr(child_process, "CLOSE_S", 0.5)
+    monkeypatch.setattr(child_process, "END_S", 0.1)
+    env = misbehave(after, code).make_first()
+    pid = env.reset(seed=1)[1]["pid"]
+    if code != DRIP:
+        with contextlib.suppress(BlockingIOError):
+            while True:  # so that the request to close does not fit
+                os.write(env._process._out, bytes(1 << 16))
+    with pytest.raises(EnvironmentGone, match="in time"):
+        env.close()
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_a_process_that_reads_its_answer_back_does_not_delay_its_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stolen: list[bytes] = []
+
+    def poll(process: ChildProcess, *args: Any) -> Any:
+        ready = polled(process, *args)
+        if not stolen:
+            stolen.append(os.read(process._in, 1 << 16))  # as the process could, from its end
+        return ready
+
+    monkeypatch.setattr(child_process, "CLOSE_S", 0.5)
+    env = ChildFactory("a", PLAIN, sys.executable, {}).make_first()
+    polled = ChildProcess._poll
+    monkeypatch.setattr(ChildProcess, "_poll", poll)
+    env.reset(seed=1)
+    with pytest.raises(EnvironmentGone):
+        env.close()
+    assert stolen
 
 
 @pytest.mark.parametrize(
@@ -280,14 +395,38 @@ def test_lines_are_cut_and_counted() -> None:
     output.feed(b"o\n\n \nx" + b"y" * 2 * MAX_LINE)
     assert lines == ["one", "two", "x" + "y" * (MAX_LINE - 1)]
     output.feed(b"line\n" * 1000)
-    assert len(lines) == MAX_LINES
+    assert len(lines) == MAX_LINES - 2  # two were empty
     now[0] += 1.5
     output.feed(b"last\xff")
     output.feed(b"")
-    assert lines[MAX_LINES:] == [
-        "(953 more lines within 1 s are left out)",
+    assert lines[MAX_LINES - 2 :] == [
+        "(955 more lines within 1 s are left out)",
         "last\N{REPLACEMENT CHARACTER}",
     ]
+
+
+def test_a_line_that_is_left_out_in_part_is_logged_whole_or_not_at_all() -> None:
+    lines: list[str] = []
+    now = [0.0]
+    output = Output(lines.append, lambda: now[0])
+    output.feed(b"line\n" * MAX_LINES + b"out\nbeg")
+    now[0] += 1.5
+    output.feed(b"un\n")
+    assert lines[MAX_LINES:] == ["(1 more lines within 1 s are left out)", "begun"]
+
+
+@pytest.mark.parametrize("line", [b"a\n", b"\n"])
+def test_millions_of_short_lines_take_little_time(line: bytes) -> None:
+    lines: list[str] = []
+    output = Output(lines.append, lambda: 0.5)
+    data = line * (MAX_READ // len(line))
+    begun = time.thread_time()
+    for _ in range(200):
+        output.feed(data)
+    assert time.thread_time() - begun < 0.5
+    output.feed(b"")
+    left_out = 200 * MAX_READ // len(line) - MAX_LINES
+    assert lines[-1] == f"({left_out} more lines within 1 s are left out)"
 
 
 def test_variables_of_gymwire_and_of_this_interpreter_are_left_out() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import threading
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
+import structlog
 
-from gymwire.env_agent.interpreter.process_watch import ProcessWatch
+from gymwire.env_agent.interpreter.process_watch import Output, ProcessWatch
 
 COMMAND = ["/bin/sleep", "600"]
 
@@ -39,6 +41,43 @@ def end(watch: Watch) -> None:
         assert watch.handled.acquire(timeout=10)
     for pipe in pipes:
         os.close(pipe)
+
+
+class Robbed(Watch):
+    """Reads what a process has printed before the thread does, as the process itself can."""
+
+    stolen: bytes = b""
+
+    def _read(self, stream: IO[bytes], output: Output) -> None:
+        self.stolen = self.stolen or os.read(stream.fileno(), 1 << 16)
+        super()._read(stream, output)
+
+
+PRINTS_TWICE = """
+import os, sys
+os.write(1, b"one\\n")
+os.read(int(sys.argv[1]), 1)
+os.write(1, b"two\\n")
+"""
+
+
+def test_a_process_that_reads_its_output_back_does_not_stop_the_thread() -> None:
+    watch = Robbed("lab/child")
+    ended = threading.Event()
+    with structlog.testing.capture_logs() as logs:
+        process, *pipes = watch.start(
+            [sys.executable, "-c", PRINTS_TWICE], {}, lambda process: ended.set()
+        )
+        assert watch.handled.acquire(timeout=10)
+        os.write(pipes[1], b"1")
+        assert ended.wait(10)
+        for _ in range(3):  # the second line, and the end of both streams
+            assert watch.handled.acquire(timeout=10)
+    process.wait()
+    for pipe in pipes:
+        os.close(pipe)
+    assert watch.stolen == b"one\n"
+    assert [row["text"] for row in logs] == ["two"]
 
 
 @pytest.mark.parametrize("name", ["pipe", "set_blocking", "pidfd_open"])
