@@ -183,11 +183,7 @@ class AioSession(RemoteSession):
 
     def receive(self, header: Header, data: Data) -> bool:
         """Handle a frame of this session; return whether it is the reply to the request."""
-        try:
-            answered = super().receive(header, data)
-        except GymwireError as error:
-            self.connection.wake(self, error)
-            return True
+        answered = super().receive(header, data)
         if answered:
             self.connection.wake(self)
         else:
