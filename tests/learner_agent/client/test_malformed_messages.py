@@ -100,7 +100,7 @@ def test_an_error_of_one_session_is_raised_in_its_own_call(pair: Any, ahead: int
     stray = unreadable(Kind.ERROR, sid, 0 if ahead is None else seq + ahead)
     with arriving(lambda _, frame: [stray, frame]):
         first = good.step(1)
-    with pytest.raises(DecodingError, match=f"The env agent of 'moody' .* ERROR in session {sid}"):
+    with pytest.raises(DecodingError, match=rf"The env agent of 'moody' .* ERROR in session {sid}"):
         bad.reset(seed=1)
     bad.reset(seed=1)
     assert good.step(1)[0][0] == first[0][0] + 1
@@ -119,7 +119,7 @@ def test_a_reply_of_the_wrong_kind_is_an_error_of_its_own_session(pair: Any) -> 
     with arriving(change):
         session.begin(Act(1))
         first = good.step(1)
-        with pytest.raises(ProtocolError, match="'moody' .* broke the protocol: STATUS"):
+        with pytest.raises(ProtocolError, match=r"'moody' .* broke the protocol: STATUS"):
             session.finish()
     assert good.step(1)[0][0] == first[0][0] + 1
     assert bad.step(1)[0][0] == begun[0][0] + 1  # waits on: executed once
