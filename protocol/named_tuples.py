@@ -79,7 +79,7 @@ def base_type(name: str, fields: tuple[str, ...]) -> type[Any]:
     Raises ValueError for impossible names.
     """
     _check_names(name, fields)
-    return namedtuple(name, fields, rename=True)  # type: ignore[misc]
+    return namedtuple(name, fields, rename=True)
 
 
 def _check_names(name: str, fields: tuple[str, ...]) -> None:

@@ -106,6 +106,7 @@ class RemoteSession:
             self._steps = connection.compile_steps(
                 observation, action, open_msg.num_envs, largest, extended=extended
             )
+            self._steps.renew()
         self.exchange = Exchange(
             sid,
             open_msg.nonce,

@@ -29,6 +29,7 @@ from gymwire.protocol.errors import (
     RequestTimeout,
 )
 from gymwire.protocol.messages import Act, Code, Error, Find, Kind, Message, Percept, Reset
+from gymwire.protocol.percept_layouts import MAX_MISSES
 from tests.learner_agent.client.network_faults import delay
 from tests.wire import Dealer, Faults, Network
 
@@ -549,3 +550,15 @@ def test_a_connection_that_breaks_during_an_open_is_waited_for() -> None:
         assert isinstance(dealer, Dealer)
         network.after(0.0005, lambda: network.cut(dealer, 2.0))
         assert connection.open("cartpole").opened.num_envs == 0
+
+
+def test_each_session_may_teach_the_codec_of_steps_that_it_shares() -> None:
+    with Network() as network:
+        agent(network, slots=2)
+        connection = network.connection()
+        shared = connection.open("cartpole")._steps
+        assert shared is not None
+        layouts = cast(Any, shared.renew).__self__
+        layouts._misses_left = 0
+        assert connection.open("cartpole")._steps is shared
+        assert layouts._misses_left == MAX_MISSES
