@@ -190,6 +190,11 @@ class AioSession(RemoteSession):
             self.connection.note_news()
         return answered
 
+    def fail(self, error: GymwireError) -> None:
+        """Raise an exception in the task that waits for this session now, or does so next."""
+        super().fail(error)
+        self.connection.wake(self)
+
     def tick(self, now: float, repeats: Repeats) -> None:
         """Run the session's timers."""
         try:

@@ -423,6 +423,11 @@ class RemoteSession:
             self.connection.log_dropped(header)
         return answered
 
+    def fail(self, error: GymwireError) -> None:
+        """Let the next call that waits for this session raise an exception."""
+        self.exchange.keep_error(error)
+        self.connection.failures += 1
+
     def tick(self, now: float, repeats: Repeats) -> None:
         """Run the session's timers: send again what is due, as far as `repeats` allows it."""
         if self.paths.direct is not None:
@@ -475,13 +480,13 @@ def _keep_error(session: RemoteSession, error: GymwireError, header: Header) -> 
     exchange, connection = session.exchange, session.connection
     if exchange.lost is not None:
         connection.forget(session)
-    elif isinstance(error, DecodingError):
+        connection.failures += 1
+        return
+    if isinstance(error, DecodingError):
         is_of_agent = header.kind < CONTROL_KINDS or session.is_direct
         agent, broker = f"The env agent of {exchange.where}", f"The broker at {connection.url}"
-        exchange.keep_error(malformed(error, agent if is_of_agent else broker, header))
-    else:
-        exchange.keep_error(error)
-    connection.failures += 1
+        error = malformed(error, agent if is_of_agent else broker, header)
+    session.fail(error)
 
 
 def with_infos(step: Step, session: RemoteSession) -> Step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import copy
 import enum
 import pickle
@@ -339,10 +340,10 @@ ONE_NAME = [("s", "ſ"), ("fi", "ﬁ"), ("ª", "a"), ("K", "\N{KELVIN SIGN}")]
 )  # fmt: skip
 def test_a_named_tuple_has_the_names_that_python_allows(name: str, fields: tuple[str, ...]) -> None:
     data = frame(8, [name, list(fields), [*range(len(fields))]])
-    try:
-        local = collections.namedtuple(name, fields, rename=True)  # type: ignore[misc]
-    except (ValueError, SyntaxError):
-        local = None
+    make: Any = collections.namedtuple
+    local = None
+    with contextlib.suppress(ValueError, SyntaxError):
+        local = make(name, fields, rename=True)
     if local is None or local._fields != fields:
         with pytest.raises(DecodingError, match=r"is not a name of a type|are not names of fields"):
             values.decode(data)
@@ -378,7 +379,7 @@ def test_a_rebuilt_named_tuple_does_what_a_local_one_does() -> None:
 
 def test_a_broker_makes_no_types_of_named_tuples() -> None:
     keywords = {"a": point(1, point(2, 3)), "b": named_tuples.rebuild("Other", ("z",), [4])}
-    open_frame = PLAIN.encode(Open("lake", bytes(16), env_kwargs=keywords))
+    open_frame = bytes(PLAIN.encode(Open("lake", bytes(16), env_kwargs=keywords)))
     named_tuples.named_type.cache_clear()
     message = decode(read_header(open_frame), open_frame)
     assert isinstance(message, Open)

@@ -76,7 +76,7 @@ def arriving(change: Change) -> Iterator[None]:
 
 
 def unreadable(kind: Kind, sid: int, seq: int) -> bytes:
-    return codec.join(kind, 0, b"\xc1", Tail(), sid, seq)
+    return bytes(codec.join(kind, 0, b"\xc1", Tail(), sid, seq))
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def test_a_reply_of_the_wrong_kind_is_an_error_of_its_own_session(pair: Any) -> 
     def change(header: Header, frame: bytes) -> list[bytes]:
         if (header.sid, header.kind) != (session.sid, Kind.PERCEPT):
             return [frame]
-        return [codec.join(Kind.STATUS, 0, b"\xc1", Tail(), header.sid, header.seq)]
+        return [unreadable(Kind.STATUS, header.sid, header.seq)]
 
     with arriving(change):
         session.begin(Act(1))
