@@ -66,6 +66,8 @@ def rebuild(name: str, fields: tuple[str, ...], items: Sequence[Any]) -> Any:
 @lru_cache(256)
 def named_type(name: str, fields: tuple[str, ...]) -> type[Any]:
     """Return the type with this name and these fields. Raises ValueError for impossible names."""
+    if len(fields) > MAX_FIELDS or any(len(one) > MAX_NAME for one in (name, *fields)):
+        raise ValueError(f"a named tuple has more than {MAX_FIELDS} fields, or a longer name")
     _check_names(name, fields)
     own = {"__slots__": (), "__module__": __name__, "_fields": fields, "__match_args__": fields}
     made = type(name, (_Named,), {**own, **dict(zip(fields, _GETTERS, strict=False))})
@@ -83,9 +85,12 @@ def base_type(name: str, fields: tuple[str, ...]) -> type[Any]:
 
 
 def _check_names(name: str, fields: tuple[str, ...]) -> None:
-    """Raise ValueError unless `namedtuple` with `rename=True` makes a type with these names."""
-    if len(fields) > MAX_FIELDS or any(len(one) > MAX_NAME for one in (name, *fields)):
-        raise ValueError(f"a named tuple has more than {MAX_FIELDS} fields, or a longer name")
+    """Raise ValueError unless `namedtuple` with `rename=True` makes a type with these names.
+
+    Raises TypeError if they are not text.
+    """
+    if not all(type(one) is str for one in (name, *fields)):
+        raise TypeError("the names of a named tuple are not text")
     seen = set[str]()
     for i, field in enumerate(fields):
         # Python takes names for one that differ only before this.
