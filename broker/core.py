@@ -15,7 +15,7 @@ from typing import NamedTuple
 from gymwire.broker import announcements, directory, offers, snapshot
 from gymwire.broker.auth import NO_POLICY, Policy
 from gymwire.broker.connections import Connections
-from gymwire.broker.decoding import FREE_DECODED, decode
+from gymwire.broker.decoding import CODEC, FREE_DECODED, decode
 from gymwire.broker.events import Send, Sender
 from gymwire.broker.journal import Drop, Journal, Note
 from gymwire.broker.operators import Operators
@@ -34,7 +34,6 @@ from gymwire.protocol.codec import (
     HEADER_SIZE,
     KIND_AT,
     MAX_MESSAGE,
-    PLAIN,
     SEQ,
     SID,
     UP_TO_KIND,
@@ -248,7 +247,7 @@ class Core:
         """Return the peer that a local channel belongs to, by its first frame; None: none."""
         peer = None
         with contextlib.suppress(GymwireError):
-            message = PLAIN.decode(data)
+            message = CODEC.decode(data)
             if isinstance(message, Attach):
                 peer = self._tables.by_attach_token.get(message.attach_token)
         if peer is None or self._limiter.admit(peer.rid, len(data), now) is not Admission.PASS:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import msgpack
 
 from gymwire.broker.refusals import Refusal
-from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, MAX_CONTROL, PLAIN, Frame, Header
+from gymwire.protocol.codec import HEADER_SIZE, KIND_AT, MAX_CONTROL, Codec, Frame, Header
 from gymwire.protocol.control_limits import MAX_PARTS, has_many_parts
 from gymwire.protocol.messages import CONTROL_KINDS, Code, Kind, Message
 
 LONG_BYTES = 4 * 1024  # above this size, the broker may need more than a few ms for a message
+
+# The broker reads no field of a named tuple: types for peers' names would cost it time.
+CODEC = Codec(makes_types=False)
 
 # The frames of a session that the broker may decode although they cost their sender nothing.
 FREE_DECODED = frozenset((Kind.ERROR, Kind.OPENED, Kind.WATCHED))
@@ -67,4 +70,4 @@ def decode(header: Header, data: bytes | memoryview) -> Message:
             f"This {header.kind.name} has more than {MAX_PARTS} parts. Use arrays instead of "
             f"lists.",
         )
-    return PLAIN.decode(data, header)
+    return CODEC.decode(data, header)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from gymwire.broker import directory
 from gymwire.broker.connections import Connections
+from gymwire.broker.decoding import CODEC
 from gymwire.broker.events import Send
 from gymwire.broker.journal import Drop, Journal, Loss
 from gymwire.broker.offers import check_opened
@@ -29,7 +30,6 @@ from gymwire.protocol.codec import (
     HEADER_SIZE,
     KIND_AT,
     MAX_CONTROL,
-    PLAIN,
     UP_TO_NAME,
     Header,
     read_header,
@@ -196,7 +196,7 @@ class Sessions:
         digest, valid = content.digest(), self._valid_opened
         if digest in valid:
             return
-        message = PLAIN.decode(data, header)
+        message = CODEC.decode(data, header)
         assert isinstance(message, Opened)
         check_opened(message)
         if len(valid) >= MAX_VALID:

@@ -154,6 +154,7 @@ class Codec:
             is converted (docs/protocol.md §10), or `values.Opaque` replaces it.
         on_opaque: called with the path of each info value that cannot be serialized.
         on_converted: called with the type of each value that is converted, and what it becomes.
+        makes_types: as in `values.decode`.
     """
 
     def __init__(
@@ -165,7 +166,9 @@ class Codec:
         strict_infos: bool = False,
         on_opaque: Callable[[str], None] = lambda _: None,
         on_converted: Callable[[str, str], None] = lambda *_: None,
+        makes_types: bool = True,
     ) -> None:
+        self._makes_types = makes_types
         self._extended = extended
         self._strict_infos = strict_infos
         self._on_opaque = on_opaque
@@ -258,8 +261,8 @@ class Codec:
         kind, flags = header.kind, header.flags
         extensions: dict[str, Any] = {}
         if flags & EXTENDED:
-            data, extensions = _split_extensions(data, header)
-        fields, tail = split(data, header.head_len)
+            data, extensions = _split_extensions(data, header, self._makes_types)
+        fields, tail = split(data, header.head_len, makes_types=self._makes_types)
         if type(fields) is not list:
             raise DecodingError(f"The head of {kind.name} is not a msgpack array.")
         checks = _CHECKS[kind]
@@ -314,12 +317,17 @@ def renumber(frame: Frame, sid: int, seq: int) -> Frame:
     return b"".join((frame[: SID.start], *numbers, frame[HEADER_SIZE:]))
 
 
-def split(data: Frame | memoryview, head_len: int) -> tuple[Any, memoryview | None]:
-    """Return the value in the head of a frame, and its tail. Raises DecodingError."""
+def split(
+    data: Frame | memoryview, head_len: int, *, makes_types: bool = True
+) -> tuple[Any, memoryview | None]:
+    """Return the value in the head of a frame, and its tail. Raises DecodingError.
+
+    `makes_types`: as in `values.decode`.
+    """
     end = HEADER_SIZE + head_len
     start = _align(end)
     tail = memoryview(data)[start:] if len(data) > start else None
-    return values.unpack(bytes(data[HEADER_SIZE:end]), tail), tail
+    return values.unpack(bytes(data[HEADER_SIZE:end]), tail, makes_types=makes_types), tail
 
 
 def _extend(frame: Frame, message: Message, names: Iterable[str]) -> Frame:
@@ -334,14 +342,14 @@ def _extend(frame: Frame, message: Message, names: Iterable[str]) -> Frame:
 
 
 def _split_extensions(
-    data: Frame | memoryview, header: Header
+    data: Frame | memoryview, header: Header, makes_types: bool
 ) -> tuple[Frame | memoryview, dict[str, Any]]:
     """Return a frame without its extension fields, and those that this release knows."""
     end = len(data) - 4
     size = int.from_bytes(data[-4:], "little")
     if size > min(end - HEADER_SIZE - header.head_len, MAX_EXTENSIONS):
         raise DecodingError(f"The frame declares {size} bytes of extension fields: too many.")
-    fields = values.decode(bytes(data[end - size : end]))
+    fields = values.decode(bytes(data[end - size : end]), makes_types=makes_types)
     if type(fields) is not dict:
         raise DecodingError("The extension fields of a frame are not a map.")
     known = {name: fields[name] for name in _EXTENSIONS.get(header.kind, ()) if name in fields}

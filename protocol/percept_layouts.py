@@ -320,6 +320,11 @@ class PerceptLayouts:
             self._misses_left = 0
 
     def renew(self) -> None:
-        """Learn from as many further percepts as new layouts would, unless there are enough."""
-        if len(self._layouts) < MAX_LAYOUTS:
-            self._misses_left = MAX_MISSES
+        """Learn from as many further percepts as new layouts would, for a session that begins.
+
+        If there is no room for another layout, drop all of them: one session may have filled it.
+        This process still knows them, so each that is in use comes back with its next percept.
+        """
+        if len(self._layouts) >= MAX_LAYOUTS:
+            self._layouts = []  # a new list: another thread may iterate over the old one
+        self._misses_left = MAX_MISSES

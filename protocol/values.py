@@ -326,10 +326,11 @@ class _Reader:
     same bytes, a small message could claim any amount of memory.
     """
 
-    __slots__ = ("budget", "depth", "names", "tail", "text_keys")
+    __slots__ = ("budget", "depth", "makes_types", "names", "tail", "text_keys")
 
-    def __init__(self, tail: memoryview | None, *, text_keys: bool) -> None:
+    def __init__(self, tail: memoryview | None, *, text_keys: bool, makes_types: bool) -> None:
         self.text_keys = text_keys
+        self.makes_types = makes_types
         self.tail = tail
         self.budget = 0 if tail is None else len(tail)
         self.depth = 0
@@ -387,7 +388,7 @@ class _Reader:
         raise DecodingError(f"Extension type {code} has malformed contents.")
 
     def _named(self, name: Any, fields: Any, items: Any) -> Any:
-        if type(fields) is not list or type(items) is not list:
+        if type(fields) is not list or type(items) is not list or len(fields) != len(items):
             raise DecodingError("A named tuple is not [name, fields, items].")
         names = (name, *fields)
         self.names.add(names)
@@ -396,10 +397,12 @@ class _Reader:
                 f"The names of a named tuple are not text, or a message has too many types of "
                 f"named tuples (the maximum is {MAX_TYPES})."
             )
+        if not self.makes_types:
+            return tuple(items)
         return rebuild(name, names[1:], items)
 
 
-def _read(data: bytes, tail: memoryview | None, depth: int) -> Any:
+def _read(data: bytes, tail: memoryview | None, depth: int, makes_types: bool) -> Any:
     """Build a value after its cost has been bounded.
 
     A short value cannot cost much. In a longer one, keys that are text or bytes are harmless,
@@ -409,18 +412,20 @@ def _read(data: bytes, tail: memoryview | None, depth: int) -> Any:
         check_cost(data)
     if len(data) > _SKIM_ABOVE:
         try:
-            return _Reader(tail, text_keys=True).read(data)
+            return _Reader(tail, text_keys=True, makes_types=makes_types).read(data)
         except ValueError as error:  # other keys, or malformed
-            keys = _Reader(None, text_keys=True)
+            keys = _Reader(None, text_keys=True, makes_types=makes_types)
             if is_from_outside(error) or not has_other_keys(data, depth, keys.read):
                 raise
-    return _Reader(tail, text_keys=False).read(data)
+    return _Reader(tail, text_keys=False, makes_types=makes_types).read(data)
 
 
-def _decode(data: bytes | memoryview, tail: memoryview | None, depth: int) -> Any:
+def _decode(
+    data: bytes | memoryview, tail: memoryview | None, depth: int, makes_types: bool
+) -> Any:
     data = bytes(data)
     try:
-        value = _read(data, tail, depth)
+        value = _read(data, tail, depth, makes_types)
         # 0xFF is the code of msgpack's own timestamps, which it decodes without `ext_hook`.
         fine = (len(data) <= depth and b"\xff" not in data) or is_encodable(value, depth)
     except _MALFORMED as error:
@@ -436,17 +441,22 @@ def _decode(data: bytes | memoryview, tail: memoryview | None, depth: int) -> An
     return value
 
 
-def decode(data: bytes | memoryview) -> Any:
+def decode(data: bytes | memoryview, *, makes_types: bool = True) -> Any:
     """Return the value that `encode` serialized; its arrays are fresh and writable.
 
+    `makes_types`: whether a named tuple gets a type of its own. Otherwise it becomes a tuple, and
+    its names are not checked.
+
     Raises DecodingError, and nothing else, for malformed bytes.
     """
-    return _decode(data, None, MAX_DEPTH)
+    return _decode(data, None, MAX_DEPTH, makes_types)
 
 
-def unpack(data: bytes | memoryview, tail: memoryview | None = None) -> Any:
+def unpack(
+    data: bytes | memoryview, tail: memoryview | None = None, *, makes_types: bool = True
+) -> Any:
     """Return the parts that `pack` serialized; their arrays are fresh and writable.
 
-    Raises DecodingError, and nothing else, for malformed bytes.
+    `makes_types`: as in `decode`. Raises DecodingError, and nothing else, for malformed bytes.
     """
-    return _decode(data, tail, MAX_DEPTH + 1)
+    return _decode(data, tail, MAX_DEPTH + 1, makes_types)

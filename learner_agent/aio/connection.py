@@ -183,16 +183,17 @@ class AioSession(RemoteSession):
 
     def receive(self, header: Header, data: Data) -> bool:
         """Handle a frame of this session; return whether it is the reply to the request."""
-        try:
-            answered = super().receive(header, data)
-        except GymwireError as error:
-            self.connection.wake(self, error)
-            return True
+        answered = super().receive(header, data)
         if answered:
             self.connection.wake(self)
         else:
             self.connection.note_news()
         return answered
+
+    def fail(self, error: GymwireError) -> None:
+        """Raise an exception in the task that waits for this session now, or does so next."""
+        super().fail(error)
+        self.connection.wake(self)
 
     def tick(self, now: float, repeats: Repeats) -> None:
         """Run the session's timers."""

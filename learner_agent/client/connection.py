@@ -14,7 +14,7 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, ClassVar
 
 from gymwire.learner_agent.client.direct import DirectLinks
@@ -140,7 +140,8 @@ class BrokerConnection:
         self._log = logs.logger()
         self.rng = random.Random(secrets.randbits(64))
         self.direct_links = DirectLinks()
-        self.losses = 0  # how many sessions were lost, so that a caller can notice the next one
+        # How often a session was lost or got a malformed frame, so that a caller can notice it.
+        self.failures = 0
         self.path_changes = 0  # how often a session took another path, for the same reason
         self._sessions: dict[int, RemoteSession] = {}
         # When these do something next, at the earliest:
@@ -325,6 +326,8 @@ class BrokerConnection:
         Args:
             pending: the requests by their numbers.
             deadline: a reading of `clock`, in seconds; None: wait without limit.
+
+        Raises DecodingError if the answer is malformed.
         """
         now = self.clock()
         self._patience.begin(now)
@@ -333,9 +336,9 @@ class BrokerConnection:
             repeats = Repeats()
             for session in [one for one in self._sessions.values() if one.closed]:
                 session.tick(now, repeats)  # frames may arrive without a pause in which timers run
-        answered = self._requests.answered
-        self.wait(lambda: any(number in pending for number in answered), deadline)
-        return next((number for number in answered if number in pending), None)
+        first_answered = partial(self._requests.first_answered, pending)
+        self.wait(lambda: first_answered() is not None, deadline)
+        return first_answered()
 
     # --- waiting ----------------------------------------------------------------------------------
 
@@ -405,7 +408,10 @@ class BrokerConnection:
                 return session.receive(header, data)
             return self._receive_from_broker(header, data)
         except DecodingError as error:
-            raise malformed(error, f"The broker at {self.url}", header) from None
+            unreadable = malformed(error, f"The broker at {self.url}", header)
+            if not self._requests.fail(header, unreadable):
+                raise unreadable from None
+            return True
 
     def _receive_from_broker(self, header: Header, data: bytes | memoryview) -> bool:
         """Handle a frame that belongs to no open session, as `receive_frame` does."""
@@ -475,9 +481,9 @@ class BrokerConnection:
         try:
             events = self._handshake.watch(now)
         except Denied:
-            losses, events = self.losses, []
+            failures, events = self.failures, []
             self.drain()  # before it ended the connection, the broker may have said why
-            if self.losses == losses:
+            if self.failures == failures:
                 raise
         for event in events:
             if event.up:
@@ -531,11 +537,6 @@ class BrokerConnection:
     def forget(self, session: RemoteSession) -> None:
         """Remove a session that has ended."""
         self._sessions.pop(session.sid, None)
-
-    def forget_lost(self, session: RemoteSession) -> None:
-        """Remove a session that was lost."""
-        self.forget(session)
-        self.losses += 1
 
     def close(self, *, goodbye: bool = True) -> None:
         """Leave the broker, which ends the sessions that are still open. Idempotent.

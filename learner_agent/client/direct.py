@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import socket
 from collections import deque
@@ -20,6 +21,7 @@ from gymwire.protocol.errors import (
     GymwireError,
 )
 from gymwire.protocol.messages import Kind, Open, Opened, Resume
+from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.security.keys import KeyPair, identity, is_public_key
 from gymwire.protocol.transport.interface import Transport
 from gymwire.protocol.transport.registry import dial_first, usable
@@ -91,14 +93,19 @@ class DirectLink:
         """Handle a frame from the env agent; return whether it answers a request.
 
         RESUMED opens the path of its session. As long as that is not open, other frames and those
-        that cannot be read are ignored, because the session still has the relayed path.
+        that cannot be read are ignored, because the session still has the relayed path. Later, the
+        sessions of this agent get the error: a caller that waits for another agent's does not.
         """
         try:
             header = codec.read_header(data)
-        except GymwireError:
+        except GymwireError as error:
+            if is_from_outside(error):
+                raise
             if self._not_up:
                 return False
-            raise
+            for each in self.sessions.values():
+                each.fail(copy.copy(error))
+            return True
         path = self.sessions.get(header.sid)
         if path is None:
             return False
@@ -118,6 +125,7 @@ class DirectPath:
         must_resume: whether RESUME has to be sent.
         went_down: whether the path was up and has gone down; the session resets it.
         receive: handles a frame of the session.
+        fail: lets the session's next call raise an exception.
     """
 
     def __init__(
@@ -126,11 +134,12 @@ class DirectPath:
         sid: int,
         nonce: bytes,
         receive: Callable[[Header, bytes | memoryview], bool],
+        fail: Callable[[GymwireError], None],
     ) -> None:
         self.link = link
         self.sid = sid
         self.resume = PLAIN.encode(Resume(nonce), sid)
-        self.receive = receive
+        self.receive, self.fail = receive, fail
         self.up = self.denied = self.must_resume = self.went_down = False
         # when it was lost during a request, the last times
         self._losses = deque([-math.inf] * MAX_LOSSES, maxlen=MAX_LOSSES)
@@ -225,10 +234,14 @@ class SessionPaths:
         """Whether requests currently take the direct path."""
         return self.direct is not None and self.direct.up
 
-    def dial_direct(self, receive: Callable[[Header, bytes | memoryview], bool]) -> DirectPath:
+    def dial_direct(
+        self,
+        receive: Callable[[Header, bytes | memoryview], bool],
+        fail: Callable[[GymwireError], None],
+    ) -> DirectPath:
         """Dial the env agent itself. Raises GymwireError if it cannot be dialed.
 
-        `receive` handles the frames of the session.
+        `receive` handles the frames of the session, `fail` the error of one that has no session.
         """
         endpoint = self._endpoint
         if endpoint is None:
@@ -237,7 +250,7 @@ class SessionPaths:
         if pin is not None and _identity_in(endpoint) != pin:
             raise Denied("Its direct endpoint does not belong to the pinned agent.")
         link = self._connection.direct_links.link(endpoint, key)
-        self.direct = DirectPath(link, self._sid, self._open_msg.nonce, receive)
+        self.direct = DirectPath(link, self._sid, self._open_msg.nonce, receive, fail)
         return self.direct
 
     def finish_setup(self, why: str, *, required: bool) -> None:
@@ -346,7 +359,7 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
     why: dict[int, str] = {}
     for session in sessions:
         try:
-            dialed.append(session.paths.dial_direct(session.receive))
+            dialed.append(session.paths.dial_direct(session.receive, session.fail))
         except GymwireError as error:
             why[session.sid] = str(error)
     if dialed:

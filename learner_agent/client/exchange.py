@@ -91,6 +91,7 @@ class Exchange:
         self._reply: Reply | None = None
         self.returned = 0  # the number of the last request whose reply the caller has; see `undo`
         self.lost: str | None = None
+        self._error: GymwireError | None = None  # from a frame of this session, for its next call
         self.in_step_s: float | None = None  # from the last PROGRESS
         self.expected: int | None = None  # the request number that the agent says it expects
         self.resume_pending = False  # the broker must get HELLO and RESUME before anything else
@@ -150,6 +151,20 @@ class Exchange:
         """The reply to the pending request, once it has arrived."""
         reply, seq = self._reply, self.request.seq
         return reply if reply is not None and reply[0].seq == seq != self.returned else None
+
+    def check_ready(self) -> bool:
+        """Return whether the reply to the pending request has arrived.
+
+        Raises EnvironmentLost if none can come, and once what `keep_error` has kept.
+        """
+        if self.reply is not None:
+            return True
+        if self.lost is not None:
+            raise self.lost_error()
+        error, self._error = self._error, None
+        if error is not None:
+            raise error
+        return False
 
     def begin(self, kind: Kind) -> int:
         """Return the number for a new request, and change nothing.
@@ -360,6 +375,11 @@ class Exchange:
         self._encode_act = None
         self.lost = cut(reason)
         raise self.lost_error()
+
+    def keep_error(self, error: GymwireError) -> None:
+        """Keep the exception that a frame has caused until a call waits for this session."""
+        error.__context__ = None  # it and the traceback hold the frame
+        self._error = error.with_traceback(None)
 
     def lost_error(self) -> EnvironmentLost:
         """Return the error that says which session is lost, at which request, and why."""

@@ -286,7 +286,13 @@ class SessionOpener:
         """Handle an answer to an OPEN that was given up; return whether the frame is one."""
         if header.seq not in self._given_up or header.kind not in (Kind.OPENED, Kind.ERROR):
             return False
-        self._close_unwanted(header, PLAIN.decode(data, header), data)
+        try:
+            answer = PLAIN.decode(data, header)
+        except DecodingError as error:  # nobody waits for it
+            del self._given_up[header.seq]
+            self._log.debug("unwanted session not closed", why=str(error))
+        else:
+            self._close_unwanted(header, answer, data)
         return True
 
     @property
@@ -373,5 +379,8 @@ def query_position(session: RemoteSession) -> None:
                 f"{connection.timeout_s:g} s. Resume the session again, or open a new one."
             )
         connection.link.send(probe)
-        connection.wait(lambda: exchange.expected is not None, connection.clock() + PROBE_S)
+        connection.wait(
+            lambda: exchange.expected is not None or exchange.check_ready(),
+            connection.clock() + PROBE_S,
+        )
     exchange.check_position()

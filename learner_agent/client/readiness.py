@@ -14,17 +14,18 @@ def all_ready(
 ) -> Callable[[], bool]:
     """Return a condition: all these sessions have their replies.
 
-    It raises EnvironmentLost as soon as one of them that has no reply is lost.
+    It raises EnvironmentLost as soon as one of them that has no reply is lost, and the exception
+    that a malformed frame of one of them has caused.
     """
     missing = [*reversed(sessions)]
-    losses: int | None = None
+    failures: int | None = None
 
     def are_ready() -> bool:
-        nonlocal missing, losses
-        if losses != connection.losses:
-            losses = connection.losses
-            missing = [one for one in missing if not one.check_ready()]
-        while missing and missing[-1].check_ready():
+        nonlocal missing, failures
+        if failures != connection.failures:
+            failures = connection.failures
+            missing = [one for one in missing if not one.exchange.check_ready()]
+        while missing and missing[-1].exchange.check_ready():
             missing.pop()
         return not missing
 
@@ -34,9 +35,12 @@ def all_ready(
 def one_ready(sessions: Sequence[RemoteSession]) -> Callable[[], bool]:
     """Return a condition: one of these sessions has its reply.
 
-    It raises EnvironmentLost if none has, and one is lost.
+    If none has, it raises EnvironmentLost if one is lost, and the exception that a malformed frame
+    of one of them has caused.
     """
-    return lambda: any(one.ready for one in sessions) or any(one.check_ready() for one in sessions)
+    return lambda: (
+        any(one.ready for one in sessions) or any(one.exchange.check_ready() for one in sessions)
+    )
 
 
 class Sources:

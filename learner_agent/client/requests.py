@@ -6,7 +6,7 @@ and no clock.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
 from gymwire.protocol.codec import (
@@ -17,6 +17,7 @@ from gymwire.protocol.codec import (
     Header,
 )
 from gymwire.protocol.control_limits import check_control
+from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.messages import KINDS, Kind, Message, Ping
 
 RESEND_S = 0.5  # the first silence after which a request is sent again; doubles each time
@@ -45,13 +46,17 @@ Answer = tuple[Header, Message, bytes | memoryview]
 
 @dataclass(slots=True, eq=False)
 class PendingRequest:
-    """A request to the broker, and its answer, once it has arrived, with header and frame."""
+    """A request to the broker, and its answer, once it has arrived, with header and frame.
+
+    `error`: that of an answer that could not be decoded.
+    """
 
     seq: int
     frame: Frame
     resend_at: float
     resend_s: float = RESEND_S
     answer: Answer | None = None
+    error: DecodingError | None = None
 
 
 Keep = Callable[[PendingRequest], object]
@@ -110,6 +115,15 @@ class BrokerRequests:
         self.answered[header.seq] = request
         return True
 
+    def fail(self, header: Header, error: DecodingError) -> bool:
+        """Keep the error of a frame that answers a request; return whether it does."""
+        request = self._pending.get(header.seq)
+        if request is None or header.kind not in ANSWERS:
+            return False
+        request.error = error
+        self.answered[header.seq] = request
+        return True
+
     def _decode(self, header: Header, data: bytes | memoryview) -> Message:
         if header.kind is not Kind.OPENED:
             return PLAIN.decode(data, header)
@@ -121,6 +135,18 @@ class BrokerRequests:
             if len(self._opened) < (MAX_SHARED if is_small else 1):
                 self._opened[content] = message
         return message
+
+    def first_answered(self, pending: Container[int]) -> int | None:
+        """Return the number of one of these requests that has an answer, or None.
+
+        Raises DecodingError if the answer is malformed.
+        """
+        for number, request in self.answered.items():
+            if number in pending:
+                if request.error is not None:
+                    raise request.error
+                return number
+        return None
 
     def throttled(self, seq: int, retry_after_s: float, now: float) -> None:
         """Repeat a request that the broker has not handled when its rate limit admits it."""

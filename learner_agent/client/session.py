@@ -30,7 +30,6 @@ from gymwire.protocol.codec import (
 from gymwire.protocol.errors import (
     BrokerUnreachable,
     DecodingError,
-    EnvironmentLost,
     GymwireError,
     RequestTimeout,
 )
@@ -46,6 +45,7 @@ from gymwire.protocol.messages import (
     Opened,
     Percept,
 )
+from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.remote_space import SpaceCalls
 from gymwire.protocol.security.signing import SignedCodec, Signer
 from gymwire.protocol.step_codec import Step, StepCodec
@@ -106,6 +106,7 @@ class RemoteSession:
             self._steps = connection.compile_steps(
                 observation, action, open_msg.num_envs, largest, extended=extended
             )
+            self._steps.renew()
         self.exchange = Exchange(
             sid,
             open_msg.nonce,
@@ -298,14 +299,6 @@ class RemoteSession:
         """Whether the caller does not have the reply to the last request yet."""
         return self.exchange.pending is not None
 
-    def check_ready(self) -> bool:
-        """Return whether the reply has arrived. Raises EnvironmentLost if none can come."""
-        if self.exchange.reply is not None:
-            return True
-        if self.exchange.lost is not None:
-            raise self.exchange.lost_error()
-        return False
-
     def finish(self, timeout_s: float | None = None) -> Message:
         """Wait for the reply to the pending request, and return it."""
         request = self.exchange.request
@@ -345,7 +338,7 @@ class RemoteSession:
         connection = self.connection
         if deadline is None and timeout_s is not None:
             deadline = connection.clock() + timeout_s
-        if connection.wait(self.check_ready, deadline, (self,)):
+        if connection.wait(self.exchange.check_ready, deadline, (self,)):
             return
         pending, in_step_s = self.exchange.pending, self.exchange.in_step_s
         verb = "request" if pending is None else pending.kind.name.lower()
@@ -415,10 +408,12 @@ class RemoteSession:
         """Handle a frame of this session; return whether it is the reply to the request."""
         try:
             answered = self.exchange.receive(header, data, self.connection.clock())
-        except EnvironmentLost:
+        except GymwireError as error:
+            if is_from_outside(error):
+                raise
             # Whoever waits for this session gets the error; a caller that waits for another does
             # not.
-            self.connection.forget_lost(self)
+            _keep_error(self, error, header)
             return True
         if answered and self.reads_ahead:
             self._read_ahead(header, data)
@@ -427,6 +422,11 @@ class RemoteSession:
         if not answered and header.kind < CONTROL_KINDS:
             self.connection.log_dropped(header)
         return answered
+
+    def fail(self, error: GymwireError) -> None:
+        """Let the next call that waits for this session raise an exception."""
+        self.exchange.keep_error(error)
+        self.connection.failures += 1
 
     def tick(self, now: float, repeats: Repeats) -> None:
         """Run the session's timers: send again what is due, as far as `repeats` allows it."""
@@ -473,6 +473,20 @@ class RemoteSession:
             exchange.keep_waiting(connection.clock())  # starts the timers that send it again
         self.paths.close_direct()
         self._is_left = True  # last: after an interrupt, the next call goes on
+
+
+def _keep_error(session: RemoteSession, error: GymwireError, header: Header) -> None:
+    """Keep the exception that a frame of a session has caused, unless the session is lost."""
+    exchange, connection = session.exchange, session.connection
+    if exchange.lost is not None:
+        connection.forget(session)
+        connection.failures += 1
+        return
+    if isinstance(error, DecodingError):
+        is_of_agent = header.kind < CONTROL_KINDS or session.is_direct
+        agent, broker = f"The env agent of {exchange.where}", f"The broker at {connection.url}"
+        error = malformed(error, agent if is_of_agent else broker, header)
+    session.fail(error)
 
 
 def with_infos(step: Step, session: RemoteSession) -> Step:

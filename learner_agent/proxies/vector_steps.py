@@ -56,7 +56,7 @@ class VectorSteps:
         self._observations: list[Any] = [None] * len(group)  # the last one of each session
         self.in_call: object = False  # true while a call of the vector is under way
         self.generators: RemoteGenerators | None = None  # once somebody has asked for them
-        self._losses = 0  # of the connection's sessions, when the actions had been sent
+        self._failures = 0  # of the connection's sessions, when the actions had been sent
         self._before: _Stage | None = None  # the stage before the present call ended a step
         self._forget()
 
@@ -169,7 +169,7 @@ class VectorSteps:
         else:
             self._send(dict(enumerate(group.slices)), actions)
         self._awaited = [*range(len(group))]
-        self._losses, self._stepping = group.connection.losses, True
+        self._failures, self._stepping = group.connection.failures, True
 
     def wait(self, timeout_s: float | None) -> VectorStep:
         """Wait for the step that `begin` sent, and return it."""
@@ -178,7 +178,7 @@ class VectorSteps:
             step = self._receive_single()
             if step is not None:
                 return step
-        if not self._stepping or self._losses != group.connection.losses:
+        if not self._stepping or self._failures != group.connection.failures:
             group.check(Kind.ACT)
         if not self._stepping and self._is_single and group[0].exchange.is_stepping:
             # A step of the fast path was interrupted. The same step() may still wait on.

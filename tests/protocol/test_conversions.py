@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import contextlib
 import copy
 import enum
 import pickle
@@ -15,10 +17,12 @@ import numpy as np
 import pytest
 from gymnasium import spaces
 
+from gymwire.broker.decoding import decode
+from gymwire.env_agent.interpreter import child, child_values
 from gymwire.protocol import named_tuples, values
-from gymwire.protocol.codec import Codec
+from gymwire.protocol.codec import PLAIN, Codec, read_header
 from gymwire.protocol.errors import DecodingError, EncodingError
-from gymwire.protocol.messages import Act, Percept, Result, Status
+from gymwire.protocol.messages import Act, Open, Percept, Result, Status
 from gymwire.protocol.space_codecs import compile as compile_space
 from gymwire.protocol.step_codec import compile_steps
 from tests.hostile_values import crowding_numbers
@@ -318,6 +322,85 @@ def test_a_message_cannot_make_many_types() -> None:
     assert len(values.decode(values.encode(many[:-1]))) == named_tuples.MAX_TYPES
     with pytest.raises(DecodingError, match="too many types"):
         values.decode(values.encode(many))
+
+
+# Python's parser takes the two names of each pair for one.
+ONE_NAME = [("s", "ſ"), ("fi", "ﬁ"), ("ª", "a"), ("K", "\N{KELVIN SIGN}")]
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        *(("Point", pair) for pair in ONE_NAME),
+        ("Point", ("x", "_1", "y")), ("Point", ("_0",)), ("Point", ("_1",)), ("Point", ("x", "x")),
+        ("Point", ("class",)), ("Point", ("ｃｌａｓｓ",)), ("Point", ("ſ",)), ("Point", ("",)),
+        ("Point", ("a b",)), ("Point", ("x\0",)), ("Point", ("count", "index")), ("Point", ()),
+        ("ſ", ("x",)), ("class", ("x",)), ("", ("x",)), ("x\0", ("x",)), ("__class__", ("x",)),
+    ],
+)  # fmt: skip
+def test_a_named_tuple_has_the_names_that_python_allows(name: str, fields: tuple[str, ...]) -> None:
+    data = frame(8, [name, list(fields), [*range(len(fields))]])
+    make: Any = collections.namedtuple
+    local = None
+    with contextlib.suppress(ValueError, SyntaxError):
+        local = make(name, fields, rename=True)
+    if local is None or local._fields != fields:
+        with pytest.raises(DecodingError, match=r"is not a name of a type|are not names of fields"):
+            values.decode(data)
+        with pytest.raises(ValueError, match="name"):
+            named_tuples.base_type(name, fields)
+        with pytest.raises(DecodingError):
+            child_values.restore((child.MARK, "named", name, fields, [*range(len(fields))]))
+    else:
+        assert repr(values.decode(data)) == repr(local(*range(len(fields))))
+        assert named_tuples.base_type(name, fields)._fields == fields
+
+
+@pytest.mark.parametrize(("name", "field"), [("x", b"y"), (b"x", "y"), ("x", 1), ("x", (1,))])
+def test_the_names_of_a_named_tuple_are_text(name: Any, field: Any) -> None:
+    with pytest.raises(DecodingError):
+        values.decode(frame(8, [name, [field], [0]]))
+    with pytest.raises(DecodingError):
+        child_values.restore((child.MARK, "named", name, [field], [0]))
+
+
+def test_a_named_tuple_of_another_interpreter_may_have_many_fields() -> None:
+    fields = [f"f{i}" for i in range(named_tuples.MAX_FIELDS + 1)]
+    found = child_values.restore((child.MARK, "named", "Many", fields, [*range(len(fields))]))
+    assert list(found._asdict()) == fields
+
+
+def test_a_rebuilt_named_tuple_does_what_a_local_one_does() -> None:
+    remote, local = point(1, "y"), Point(1, "y")
+    kind = type(remote)
+    assert (remote, repr(remote), hash(remote)) == (local, repr(local), hash(local))
+    assert (remote.x, remote.y, remote._asdict()) == (local.x, local.y, local._asdict())
+    assert remote._replace(y=2) == kind(1, y=2) == kind(x=1, y=2) == kind._make([1, 2]) == (1, 2)
+    assert (kind._fields, kind._field_defaults) == (Point._fields, Point._field_defaults)
+    match remote:
+        case kind(x, y):
+            assert (x, y) == local
+    with pytest.raises(AttributeError):
+        remote.x = 2
+    with pytest.raises(AttributeError):
+        remote.z = 2
+    for items, named in (((1,), {}), ((1, 2, 3), {}), ((1,), {"x": 1}), ((1, 2), {"z": 3})):
+        with pytest.raises(TypeError, match="each of its fields"):
+            kind(*items, **named)
+    for one in (copy.copy(remote), copy.deepcopy(remote), pickle.loads(pickle.dumps(remote))):
+        assert (type(one), one) == (kind, remote)
+
+
+def test_a_broker_makes_no_types_of_named_tuples() -> None:
+    keywords = {"a": point(1, point(2, 3)), "b": named_tuples.rebuild("Other", ("z",), [4])}
+    open_frame = bytes(PLAIN.encode(Open("lake", bytes(16), env_kwargs=keywords)))
+    named_tuples.named_type.cache_clear()
+    message = decode(read_header(open_frame), open_frame)
+    assert isinstance(message, Open)
+    assert_same(message.env_kwargs, {"a": (1, (2, 3)), "b": (4,)})
+    assert named_tuples.named_type.cache_info().misses == 0
+    with pytest.raises(DecodingError):
+        values.decode(frame(8, ["Point", ["x"], []]), makes_types=False)
 
 
 def test_a_deep_array_of_objects_is_refused() -> None:

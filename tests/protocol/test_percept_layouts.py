@@ -412,13 +412,32 @@ def test_another_session_that_shares_the_layouts_may_add_its_own() -> None:
     for _ in range(3):
         ends.send((A, F(1), *END, {"x": F(1)}))
     assert len(layouts._layouts) == 1
-    for n in range(MAX_LAYOUTS):
+    for n in range(1, MAX_LAYOUTS):
         layouts.renew()
         for _ in range(3):
             ends.send((A, F(1), *END, {f"key {n}": F(1)}))
     assert len(layouts._layouts) == MAX_LAYOUTS
-    layouts.renew()
-    assert layouts._misses_left == 0
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_session_that_fills_the_layouts_takes_none_from_later_ones(order: int) -> None:
+    later: Step = (A, F(1), *END, {"x": F(1)})
+    earlier: Step = (A, F(1), *END, {"key 3": F(1)})
+    ends = Ends(BOX)
+    both = [ends.encode.__self__, ends.decode.__self__]  # type: ignore[attr-defined]
+    for n in range(MAX_LAYOUTS):
+        for _ in range(3):
+            ends.send((A, F(1), *END, {f"key {n}": F(1)}))
+    for layouts in both:
+        assert len(layouts._layouts) == MAX_LAYOUTS
+        layouts.renew()
+    assert ends.missed
+    for step in (later, later, earlier)[::order]:
+        ends.send(step)
+    ends.missed  # noqa: B018 - forget what has taught the layouts
+    for step in (later, earlier):
+        ends.send(step)
+    assert ends.missed == (0, 0)
 
 
 def test_two_threads_that_learn_the_last_layout_together_exceed_no_limit() -> None:

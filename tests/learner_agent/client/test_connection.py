@@ -40,6 +40,7 @@ from gymwire.protocol.messages import (
     Percept,
     Reset,
 )
+from gymwire.protocol.percept_layouts import MAX_MISSES
 from gymwire.protocol.transport.interface import LinkEvent
 from tests.learner_agent.client.network_faults import delay
 from tests.wire import Dealer, Faults, Network
@@ -587,3 +588,15 @@ def test_a_session_that_is_lost_as_the_key_is_denied_says_why(
         monkeypatch.setattr(connection, "tick", deny)
         with pytest.raises(EnvironmentLost, match="removed from this broker's policy"):
             session.request(Act(0))
+
+
+def test_each_session_may_teach_the_codec_of_steps_that_it_shares() -> None:
+    with Network() as network:
+        agent(network, slots=2)
+        connection = network.connection()
+        shared = connection.open("cartpole")._steps
+        assert shared is not None
+        layouts = cast(Any, shared.renew).__self__
+        layouts._misses_left = 0
+        assert connection.open("cartpole")._steps is shared
+        assert layouts._misses_left == MAX_MISSES

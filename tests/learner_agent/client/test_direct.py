@@ -13,7 +13,7 @@ import zmq
 from gymwire.learner_agent.client import direct
 from gymwire.learner_agent.client.direct import DirectLink, DirectLinks, DirectPath, SessionPaths
 from gymwire.protocol.codec import PLAIN, read_header
-from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.messages import Kind, Open, Resumed
 from gymwire.protocol.security.keys import KeyPair
 from gymwire.protocol.transport.interface import LinkEvent
@@ -68,7 +68,7 @@ def clock() -> Clock:
 
 
 def path(dealer: Dealer) -> DirectPath:
-    return DirectPath(DirectLink(cast(Any, dealer)), 7, bytes(16), lambda *_: True)
+    return DirectPath(DirectLink(cast(Any, dealer)), 7, bytes(16), lambda *_: True, print)
 
 
 def test_connections_are_made_side_by_side(clock: Clock) -> None:
@@ -122,7 +122,7 @@ def test_an_interrupted_close_of_a_direct_path_leaves_no_closed_one_in_use(used:
             for sid in range(1 if used == "alone" else 2)
         ]
         for paths in all_paths:
-            paths.dial_direct(lambda *_: True).up = True
+            paths.dial_direct(lambda *_: True, print).up = True
             paths.finish_setup("", required=True)
         paths = all_paths[0]
         transport = cast(Any, paths.current)
@@ -135,3 +135,16 @@ def test_an_interrupted_close_of_a_direct_path_leaves_no_closed_one_in_use(used:
         assert len(links.all) == len(all_paths) - 1
         if not is_interrupted:
             return
+
+
+def test_what_cannot_be_read_is_an_error_of_all_sessions_of_its_agent_only(clock: Clock) -> None:
+    link = DirectLink(cast(Any, Dealer(clock, 0.0, answers=False)))
+    errors = list[GymwireError]()
+    paths = [DirectPath(link, sid, bytes(16), lambda *_: True, errors.append) for sid in (7, 8)]
+    for one in paths:
+        assert not link.receive_frame(bytes(30))  # this one is not up yet
+        link.receive_frame(bytes(PLAIN.encode(Resumed(), one.sid, 0)))
+    assert not errors
+    assert link.receive_frame(bytes(30))
+    assert [type(one) for one in errors] == [DecodingError] * 2
+    assert errors[0] is not errors[1]

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
-from gymwire import ProxyEnv
+from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.env_agent.config import service
 from gymwire.protocol import codec
-from gymwire.protocol.errors import DecodingError
-from gymwire.protocol.messages import Kind
+from gymwire.protocol.codec import Header
+from gymwire.protocol.errors import DecodingError, ProtocolError, RequestTimeout
+from gymwire.protocol.messages import Act, Find, Kind
+from gymwire.protocol.values import Tail
 from tests import wire
-from tests.learner_agent.client.test_interrupted import in_memory
+from tests.learner_agent.client.test_interrupted import ENV, in_memory
 from tests.wire import BROKER, Network
 
 
@@ -52,3 +56,131 @@ def test_a_message_of_the_broker_names_the_broker(network: Network, kind: Kind) 
     text = rf"The broker at {BROKER} sent a malformed {kind.name}.*: "
     with malformed(kind), pytest.raises(DecodingError, match=text):
         ProxyEnv("moody", BROKER)
+
+
+Change = Callable[[Header, bytes], list[bytes]]
+
+
+@contextlib.contextmanager
+def arriving(change: Change) -> Iterator[None]:
+    """Replace each frame that arrives by those that `change` returns."""
+    arrived = wire.Dealer.arrived
+
+    def arrive(self: wire.Dealer, frame: bytes) -> None:
+        for one in change(codec.read_header(frame), frame):
+            arrived(self, one)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wire.Dealer, "arrived", arrive)
+        yield
+
+
+def unreadable(kind: Kind, sid: int, seq: int) -> bytes:
+    return bytes(codec.join(kind, 0, b"\xc1", Tail(), sid, seq))
+
+
+@pytest.fixture
+def pair(network: Network) -> Iterator[tuple[ProxyEnv, ProxyEnv]]:
+    """Return proxies of two env agents on one connection."""
+    network.env_agent(service(address="good", env=ENV))
+    connection = network.connection()
+    with (
+        ProxyEnv("moody", connection=connection) as bad,
+        ProxyEnv("good", connection=connection) as good,
+    ):
+        bad.reset(seed=1)
+        good.reset(seed=1)
+        yield bad, good
+
+
+@pytest.mark.parametrize("ahead", [None, 5])
+def test_an_error_of_one_session_is_raised_in_its_own_call(pair: Any, ahead: int | None) -> None:
+    bad, good = pair
+    sid, seq = bad._session.sid, bad._session.exchange.seq
+    stray = unreadable(Kind.ERROR, sid, 0 if ahead is None else seq + ahead)
+    with arriving(lambda _, frame: [stray, frame]):
+        first = good.step(1)
+    with pytest.raises(DecodingError, match=rf"The env agent of 'moody' .* ERROR in session {sid}"):
+        bad.reset(seed=1)
+    bad.reset(seed=1)
+    assert good.step(1)[0][0] == first[0][0] + 1
+
+
+def test_a_reply_of_the_wrong_kind_is_an_error_of_its_own_session(pair: Any) -> None:
+    bad, good = pair
+    begun = bad.step(1)
+    session = bad._session
+
+    def change(header: Header, frame: bytes) -> list[bytes]:
+        if (header.sid, header.kind) != (session.sid, Kind.PERCEPT):
+            return [frame]
+        return [unreadable(Kind.STATUS, header.sid, header.seq)]
+
+    with arriving(change):
+        session.begin(Act(1))
+        first = good.step(1)
+        with pytest.raises(ProtocolError, match=r"'moody' .* broke the protocol: STATUS"):
+            session.finish()
+    assert good.step(1)[0][0] == first[0][0] + 1
+    assert bad.step(1)[0][0] == begun[0][0] + 1  # waits on: executed once
+
+
+def test_a_vector_notices_the_error_of_any_of_its_sessions(network: Network) -> None:
+    network.env_agent(service(address="many", env=ENV, max_sessions=3))
+    vector = ProxyVectorEnv("many", 3, BROKER, sessions=3, step_timeout_s=5.0)
+    first, _ = vector.reset(seed=1)
+    session = vector._group[1]
+
+    def change(header: Header, frame: bytes) -> list[bytes]:
+        if (header.sid, header.kind) != (session.sid, Kind.PERCEPT):
+            return [frame]
+        return [unreadable(Kind.ERROR, header.sid, 0)]
+
+    began = network.now
+    with arriving(change), pytest.raises(DecodingError, match=f"ERROR in session {session.sid}"):
+        vector.step([1, 1, 1])
+    assert network.now - began < 1.0
+    second = vector.step([1, 1, 1])[0][:, 0].tolist()
+    assert second == [number + 1 for number in first[:, 0].tolist()]  # executed once
+    vector.close()
+
+
+def test_the_answer_to_another_request_is_raised_to_whoever_waits_for_it(pair: Any) -> None:
+    good = pair[1]
+    connection = good._session.connection
+    answer: list[bytes] = []
+
+    def change(header: Header, frame: bytes) -> list[bytes]:
+        if header.kind is Kind.FOUND:
+            answer.append(unreadable(Kind.ERROR, 0, header.seq))
+            return answer
+        return [frame]
+
+    with arriving(change):
+        request = connection.send_request(Find(""))
+        good.step(1)
+        good.step(1)
+    assert answer
+    with pytest.raises(DecodingError, match="sent a malformed ERROR"):
+        connection.wait_first({request.seq: request})
+    connection.forget_requests(request)
+
+
+def test_the_answer_to_a_request_that_was_given_up_disturbs_nobody(
+    network: Network, pair: Any
+) -> None:
+    good = pair[1]
+    connection, late = good._session.connection, list[bytes]()
+    network.env_agent(service(address="late", env=ENV))
+
+    def keep_back(header: Header, frame: bytes) -> list[bytes]:
+        if header.kind is not Kind.OPENED:
+            return [frame]
+        late.append(unreadable(Kind.ERROR, 0, header.seq))
+        return []
+
+    with arriving(keep_back), pytest.raises(RequestTimeout):
+        connection.open_all("late", [0], timeout_s=1.0)
+    with arriving(lambda _, frame: [late[0], frame]):
+        good.step(1)
+    assert not connection._opener.has_given_up
