@@ -29,7 +29,7 @@ class Wrapper:
     kwargs: Mapping[str, Any]
 
 
-def wrap(env: Any, wrappers: Sequence[Wrapper]) -> Any:
+def wrap(env: gymnasium.Env[Any, Any], wrappers: Sequence[Wrapper]) -> gymnasium.Env[Any, Any]:
     """Return an environment in these wrappers, the first one innermost.
 
     Raises ConfigurationError, or what a wrapper's constructor raises; the environment is closed

@@ -363,8 +363,21 @@ def test_one_learner_at_a_time_uses_one_world(broker_url: str) -> None:
         with pytest.raises(NoFreeSlot, match=advice):
             ProxyEnv(walker.address, broker_url)
     walker = Walker(broker_url)
-    with walker.simulation, pytest.raises(EnvironmentFailed, match="one learner at a time"):
-        ProxyVectorEnv(walker.address, 2, broker_url)
+    with walker.simulation:
+        for _ in range(2):
+            with pytest.raises(EnvironmentFailed, match="one learner at a time"):
+                ProxyVectorEnv(walker.address, 2, broker_url)
+        assert _first_observation(walker, broker_url) == 1.0  # the next learner can use it
+
+
+def _first_observation(walker: Walker, url: str) -> float:
+    def play() -> float:
+        with ProxyEnv(walker.address, url) as env:
+            return float(env.reset(seed=1)[0][0])
+
+    learner = Learner(play)
+    walker.loop(learner.ended)
+    return float(learner.get())
 
 
 def test_several_simulations_share_a_process(broker_url: str) -> None:
