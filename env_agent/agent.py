@@ -133,7 +133,13 @@ class Agent:
         offers = self._describe(first.host.environments)
         self._restore_signals()
         self._is_described = True
-        if not first.connect(self._share(offers, 0), self._wait_s):
+        connected = False
+        try:
+            connected = first.connect(self._share(offers, 0), self._wait_s)
+        finally:
+            if not connected:
+                first.host.environments.close_spares()
+        if not connected:
             return
         threads = [
             threading.Thread(target=self._run_loop, args=(i, offers), name=f"loop-{i}", daemon=True)

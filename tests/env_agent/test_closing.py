@@ -183,11 +183,22 @@ def test_the_first_one_of_an_offer_that_is_left_out() -> None:
     agent = Agent(
         [Service("rough", Factory("rough", Rough), 1)],
         lambda: pytest.fail("no connection"),
-        lambda: pytest.fail("no connection"),
+        lambda _: pytest.fail("no connection"),
     )
     with pytest.raises(ConfigurationError):
         agent.run()
     assert Counted.made == 1
+    assert not Counted.open
+
+
+def test_the_first_ones_of_an_env_agent_that_cannot_connect() -> None:
+    def connect() -> Any:
+        assert len(Counted.open) == 1
+        raise OSError("no broker")
+
+    agent = Agent([Service("a", Factory("counted", Counted), 1)], connect, lambda _: connect())
+    with pytest.raises(OSError, match="no broker"):
+        agent.run()
     assert not Counted.open
 
 
