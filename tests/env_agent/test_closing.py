@@ -96,7 +96,9 @@ def test_one_whose_wrapper_fails(
     name, make_one = "counted", Counted
     if by_id:
         name, make_one = "CountedHere-v0", None  # type: ignore[assignment]
-        monkeypatch.setitem(gymnasium.registry, name, EnvSpec(name, entry_point=Counted))
+        monkeypatch.setitem(
+            gymnasium.registry, name, EnvSpec(name, entry_point=lambda **kwargs: Counted(**kwargs))
+        )
     wrappers = (Wrapper("inner", gymnasium.Wrapper, {}), Wrapper("outer", wrapper, {}))
     with pytest.raises((OSError, ConfigurationError)):
         make(Factory(name, make_one, wrappers=wrappers), num_envs)
@@ -128,11 +130,11 @@ class Closed(Counted):
     """An environment whose spaces raise."""
 
     @property
-    def observation_space(self) -> Any:
+    def observation_space(self) -> Any:  # type: ignore[override]
         raise AttributeError("no licence for the spaces")
 
 
-class Vector(SyncVectorEnv):  # type: ignore[type-arg]
+class Vector(SyncVectorEnv):
     """A vector that returns only some of its environments."""
 
     config = {"batch_size": 1}  # noqa: RUF012 - as EnvPool declares it

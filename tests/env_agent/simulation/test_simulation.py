@@ -367,17 +367,14 @@ def test_one_learner_at_a_time_uses_one_world(broker_url: str) -> None:
         for _ in range(2):
             with pytest.raises(EnvironmentFailed, match="one learner at a time"):
                 ProxyVectorEnv(walker.address, 2, broker_url)
-        assert _first_observation(walker, broker_url) == 1.0  # the next learner can use it
 
+        def play() -> Any:
+            with ProxyEnv(walker.address, broker_url) as env:
+                return env.reset(seed=1)[0].tolist()
 
-def _first_observation(walker: Walker, url: str) -> float:
-    def play() -> float:
-        with ProxyEnv(walker.address, url) as env:
-            return float(env.reset(seed=1)[0][0])
-
-    learner = Learner(play)
-    walker.loop(learner.ended)
-    return float(learner.get())
+        learner = Learner(play)  # the next learner can use it
+        walker.loop(learner.ended)
+        assert learner.get() == [1.0]
 
 
 def test_several_simulations_share_a_process(broker_url: str) -> None:
