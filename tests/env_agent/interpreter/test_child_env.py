@@ -6,6 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -401,11 +402,11 @@ def test_environments_whose_session_fails_are_closed(
     (tmp_path / "closing_envs.py").write_text(CLOSED)
     kwargs = {"path": str(tmp_path / "closed"), "fails_at": 3}
     factory = ChildFactory("a", f"{tmp_path}/closing_envs.py:{name}", bare_python, kwargs)
+    make: Callable[[], object] = partial(factory.make, None, {}, kind)
+    if num_envs:
+        make = partial(factory.make_vector, num_envs, AutoresetMode.NEXT_STEP, None, {})
     with pytest.raises((GymwireError, OSError, RaisedInChild)):
-        if num_envs:
-            factory.make_vector(num_envs, AutoresetMode.NEXT_STEP, None, {})
-        else:
-            factory.make(None, {}, kind)
+        make()
     assert (tmp_path / "closed").read_text() == "closed " * closed
 
 
