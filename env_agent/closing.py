@@ -1,4 +1,4 @@
-"""Close environments that were made for nobody: what was to use them has failed."""
+"""Close environments that nobody will use, because opening their session has failed."""
 
 from __future__ import annotations
 
