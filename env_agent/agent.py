@@ -9,10 +9,8 @@ import os
 import secrets
 import signal
 import socket as hostsocket
-import textwrap
 import threading
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -23,8 +21,8 @@ import structlog
 from gymwire.env_agent import failure_reports, signals
 from gymwire.env_agent.crew import CLOSING, Relief
 from gymwire.env_agent.environments import Environments, Service
+from gymwire.env_agent.failure_reports import CodeRaised
 from gymwire.env_agent.forks import end_if_forked
-from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.progress_reporter import ProgressReporter
 from gymwire.env_agent.registration import check_offer
@@ -135,7 +133,13 @@ class Agent:
         offers = self._describe(first.host.environments)
         self._restore_signals()
         self._is_described = True
-        if not first.connect(self._share(offers, 0), self._wait_s):
+        connected = False
+        try:
+            connected = first.connect(self._share(offers, 0), self._wait_s)
+        finally:
+            if not connected:
+                first.host.environments.close_spares()
+        if not connected:
             return
         threads = [
             threading.Thread(target=self._run_loop, args=(i, offers), name=f"loop-{i}", daemon=True)
@@ -216,6 +220,7 @@ class Agent:
                 offers.append(offer)
             except BaseException as error:  # noqa: BLE001 - the other offers can still be served
                 end_if_forked(self._pid, error)
+                environments.close_spare(service.address)
                 left_out = self._left_out(service, error)
                 failed = failed or left_out
         if failed is not None and not offers:
@@ -228,19 +233,15 @@ class Agent:
         It contains the traceback, unless the text says it all. Log both if there are others, which
         are served without this one.
         """
-        is_only = len(self._services) == 1
         failed = error
         trace: dict[str, str] = {}
+        is_only = len(self._services) == 1
         if isinstance(error, failure_reports.WrongKeywords):
             failed = ConfigurationError(f"{error} Correct --env-kwargs (env_kwargs in a file).")
         elif not isinstance(failed, GymwireError):
-            frames = traceback.extract_tb(error.__traceback__)
-            is_here = frames and not isinstance(error, RaisedInChild)
-            where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if is_here else ""
-            text = f"{service.factory.name} cannot be made: {type(error).__name__}: {error}{where}"
-            trace["traceback"] = failure_reports.trace_of(error)
-            more = f"\n\n{textwrap.indent(trace['traceback'].rstrip(), '    ')}" if is_only else ""
-            failed = ConfigurationError(text + more)
+            raised = CodeRaised(f"{service.factory.name} cannot be made:", error)
+            trace["traceback"] = raised.traceback
+            failed = raised if is_only else ConfigurationError(raised.why)
             failed.__cause__ = error
         if not is_only:
             self._log.error("offer left out", address=service.address, why=str(failed), **trace)

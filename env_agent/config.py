@@ -13,9 +13,11 @@ import structlog
 
 from gymwire.env_agent.environments import MAX_WATCH_RATE, WATCH_RATE, Service
 from gymwire.env_agent.factory import Factory, resolve, resolve_wrapper
+from gymwire.env_agent.failure_reports import CodeRaised
+from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.errors import AddressError, ConfigurationError
+from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.files import read_text
 
 KEYS = {
@@ -136,6 +138,7 @@ def _without_bad_ones(path: Path, tables: Sequence[object]) -> list[Service]:
     """
     services: dict[str, Service] = {}
     first: ConfigurationError | None = None
+    pid = os.getpid()
     for index, table in enumerate(tables, 1):
         where = f"{path}, offer {index}"
         try:
@@ -143,11 +146,18 @@ def _without_bad_ones(path: Path, tables: Sequence[object]) -> list[Service]:
             if found.address in services:
                 raise ConfigurationError(f"{where}: {found.address!r} is offered twice.")
             services[found.address] = found
-        except (AddressError, ConfigurationError) as error:
-            why = str(error) if str(error).startswith(where) else f"{where}: {error}"
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the others can still be served
+            end_if_forked(pid, error)
+            failed = (
+                error if isinstance(error, GymwireError) else CodeRaised("its code raised", error)
+            )
+            why, trace = str(failed), {}
+            if isinstance(failed, CodeRaised):
+                why, trace = failed.why, {"traceback": failed.traceback}
+            why = why if why.startswith(where) else f"{where}: {why}"
             first = first or ConfigurationError(why)
             address = table.get("address") if isinstance(table, dict) else None
-            structlog.get_logger().error("offer left out", address=address, why=why)
+            structlog.get_logger().error("offer left out", address=address, why=why, **trace)
     if first is not None and not services:
         raise first
     return [*services.values()]

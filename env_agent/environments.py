@@ -9,7 +9,7 @@ from typing import Any
 import structlog
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from gymwire.env_agent import description, failure_reports
+from gymwire.env_agent import closing, description, failure_reports
 from gymwire.env_agent.factory import Env, Factory, Vector
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.recorder import Recorder
@@ -175,17 +175,15 @@ class Environments:
 
     def close(self, runner: Runner, address: str) -> None:
         """Close an environment; log the exception if that fails."""
-        try:
-            runner.close()
-        except BaseException as error:  # noqa: BLE001 - the environment's, not ours
-            self._log.warning(
-                "environment failed to close",
-                address=address,
-                error=failure_reports.summary(error)[:200],
-            )
+        closing.close(runner, address=address)
+
+    def close_spare(self, address: str) -> None:
+        """Close the environment of an address that no session has used, if there is one."""
+        spare = self._spares.pop(address, None)
+        if spare is not None:
+            self.close(spare, address)
 
     def close_spares(self) -> None:
         """Close the environments that no session has used."""
-        for address, runner in self._spares.items():
-            self.close(runner, address)
-        self._spares.clear()
+        for address in list(self._spares):
+            self.close_spare(address)

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,10 +21,13 @@ import gymnasium
 from gymnasium.envs.registration import EnvSpec, VectorizeMode, load_env_creator
 from gymnasium.vector import AutoresetMode, VectorEnv
 
-from gymwire.env_agent import event_loop
+from gymwire.env_agent import closing, event_loop
 from gymwire.env_agent.adapters import foreign, openenv, pettingzoo, same_step, vectors
-from gymwire.env_agent.failure_reports import WrongKeywords
+from gymwire.env_agent.closing import closed_on_error
+from gymwire.env_agent.failure_reports import CodeRaised, WrongKeywords
+from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.hosted_vector import HostedVector
+from gymwire.env_agent.wrappers import Wrapper, wrap
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 
@@ -39,21 +43,6 @@ NO_RENDER_MODE = (
 )
 _FROM_LEARNER = {"autoreset_mode", "num_envs", "render_mode"}  # they have options of their own
 _BY_NAME = {inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY}
-
-
-@dataclass(frozen=True)
-class Wrapper:
-    """A wrapper that the operator names with `--wrap`.
-
-    Attributes:
-        name: its name.
-        make: its class or function, called with the environment.
-        kwargs: its keyword arguments.
-    """
-
-    name: str
-    make: Callable[..., Any]
-    kwargs: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -106,17 +95,19 @@ class Factory:
     def _accept(self, made: Any, render_mode: str | None, kind: str) -> Env:
         """Return what the class or function has made, wrapped, as an environment of this kind.
 
-        Raises ConfigurationError, or what a wrapper's constructor raises.
+        Raises ConfigurationError, or what a wrapper's constructor raises; what was made is closed
+        then.
         """
         if kind in MULTI_AGENT or pettingzoo.kind_of(made) in MULTI_AGENT:
             return pettingzoo.adapt(wrap(made, self.wrappers), kind, self.name)
-        if (adapted := foreign.adapt(made, render_mode)) is not made:
-            self.seen["foreign"], made = True, adapted
-        if not isinstance(made, gymnasium.Env) or vectors.is_vector(made):
-            raise ConfigurationError(
-                f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. Check the class "
-                f"or factory that the env agent was started with."
-            )
+        with closed_on_error([made]):
+            if (adapted := foreign.adapt(made, render_mode)) is not made:
+                self.seen["foreign"], made = True, adapted
+            if not isinstance(made, gymnasium.Env) or vectors.is_vector(made):
+                raise ConfigurationError(
+                    f"{self.name} returned {type(made).__name__}, not a gymnasium.Env. Check the "
+                    f"class or factory that the env agent was started with."
+                )
         return wrap(made, self.wrappers)
 
     def _check_no_wrappers(self) -> None:
@@ -194,7 +185,8 @@ class Factory:
         with self._naming_keywords(self.kwargs):
             made = event_loop.create(self.make_one, self.kwargs)
         if vectors.is_vector(made):
-            self._check_no_wrappers()
+            with closed_on_error([made]):
+                self._check_no_wrappers()
             self.seen["vector"] = True
             return vectors.adapt(made, self.name)
         return self._accept(made, None, pettingzoo.kind_of(made))
@@ -263,7 +255,7 @@ def _registered(
         made = _own_vector(name, num_envs, mode, kwargs)
         if made.metadata["autoreset_mode"] == mode:
             return made
-        made.close()
+        closing.close(made)
     return _sync([lambda: wrap(_make_registered(name, **kwargs), wrappers)] * num_envs, mode)
 
 
@@ -289,20 +281,6 @@ def _loaded(entry_point: str | Callable[..., Any]) -> Callable[..., Any]:
     return load_env_creator(entry_point) if isinstance(entry_point, str) else entry_point
 
 
-def wrap(env: Env, wrappers: Sequence[Wrapper]) -> Env:
-    """Return an environment in these wrappers, the first one innermost.
-
-    Raises ConfigurationError, or what a wrapper's constructor raises.
-    """
-    for one in wrappers:
-        env = one.make(env, **one.kwargs)
-        if not isinstance(env, gymnasium.Env) and pettingzoo.kind_of(env) not in MULTI_AGENT:
-            raise ConfigurationError(
-                f"--wrap {one.name} returned {type(env).__name__}, not a gymnasium.Env."
-            )
-    return env
-
-
 def _own_vector(name: str, num_envs: int, mode: AutoresetMode, kwargs: dict[str, Any]) -> Vector:
     """Make a vector of the registered vector class, in this autoreset mode if it has a choice."""
     entry_point = gymnasium.spec(name).vector_entry_point
@@ -319,7 +297,7 @@ def _own_vector(name: str, num_envs: int, mode: AutoresetMode, kwargs: dict[str,
                 made = vectors.adapt(make_vector(), name)
                 if made.metadata["autoreset_mode"] == mode:
                     return made
-                made.close()
+                closing.close(made)
             raise
     if make is not None and _takes_any(make):
         with suppress(TypeError):  # another function, with fewer parameters, may come behind it
@@ -347,7 +325,7 @@ def _from_factory(
     made = vectors.adapt(make(**kwargs), name)
     has = made.metadata["autoreset_mode"]
     if mode is not None and (has != mode or made.num_envs != num_envs):
-        made.close()
+        closing.close(made)
         advice = "" if "num_envs" in kwargs else " Give the factory a parameter num_envs."
         raise ConfigurationError(
             f"{name} made {made.num_envs} environments with the autoreset mode {has.value!r}, but "
@@ -447,6 +425,11 @@ def look_up(name: str) -> Any:
     if module_name.endswith(".py"):
         path = Path(module_name)
         return _import(path.stem, name, lambda: _attribute(_load(path, name), attribute))
+    if not all(module_name.split(".")):
+        raise ConfigurationError(
+            f"{name}: {module_name!r} is not the name of a module. Write package.module:MyEnv or "
+            f"./file.py:MyEnv."
+        )
     return _import(
         module_name, name, lambda: _attribute(importlib.import_module(module_name), attribute)
     )
@@ -484,6 +467,7 @@ def _load(path: Path, name: str) -> Any:
 
 
 def _import(module_name: str, name: str, load: Callable[[], Any]) -> Any:
+    pid = os.getpid()
     try:
         return load()
     except ConfigurationError:
@@ -500,10 +484,9 @@ def _import(module_name: str, name: str, load: Callable[[], Any]) -> Any:
         raise ConfigurationError(f"{name}: there is no module {missing!r}. {hint}.") from None
     except gymnasium.error.DependencyNotInstalled as error:
         raise ConfigurationError(f"{name} cannot be used yet: {error}") from None
-    except Exception as error:
-        raise ConfigurationError(
-            f"{name}: importing {module_name!r} raised {type(error).__name__}: {error}"
-        ) from error
+    except (Exception, SystemExit) as error:
+        end_if_forked(pid, error)
+        raise CodeRaised(f"{name}: importing {module_name!r} raised", error) from error
 
 
 def _check_registered(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 import traceback
 from itertools import pairwise
 from typing import Any
@@ -23,6 +24,27 @@ MAIN_THREAD_ONLY = "only works in main thread"
 
 class WrongKeywords(TypeError):
     """The keyword arguments of an environment are wrong, and the text says how."""
+
+
+class CodeRaised(ConfigurationError):
+    """Code of the operator has raised. The text ends with the traceback.
+
+    Args:
+        what: the beginning of a sentence, which the type and the text of `error` end.
+        error: what the code raised.
+
+    Attributes:
+        why: the text without the traceback.
+        traceback: the traceback.
+    """
+
+    def __init__(self, what: str, error: BaseException) -> None:
+        frames = traceback.extract_tb(error.__traceback__)
+        is_here = frames and not isinstance(error, RaisedInChild | SyntaxError)
+        where = f" ({frames[-1].filename}, line {frames[-1].lineno})" if is_here else ""
+        self.why = f"{what} {type(error).__name__}: {text_of(error)}{where}"
+        self.traceback = trace_of(error)
+        super().__init__(f"{self.why}\n\n{textwrap.indent(self.traceback.rstrip(), '    ')}")
 
 
 def request_failed(error: BaseException, env: object) -> Error:

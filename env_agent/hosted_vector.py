@@ -14,6 +14,7 @@ from gymnasium.vector.utils import concatenate
 
 from gymwire.env_agent import known_spaces
 from gymwire.env_agent.bounded_cache import BoundedCache
+from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import vector_infos
 
@@ -45,6 +46,8 @@ else:
 class HostedVector(_Vector):
     """A SyncVectorEnv that remembers the info values that it casts, and watches the spaces.
 
+    If its constructor raises, the environments made so far are closed.
+
     The array of an info has the dtype of the first value under its key, and later values are cast
     to it. If this vector is only a part of the learner's, another value may come first there, with
     another dtype: the learner then needs the original values. Values that SyncVectorEnv cannot put
@@ -63,25 +66,28 @@ class HostedVector(_Vector):
 
     def __init__(self, makers: Sequence[Callable[[], Env[Any, Any]]], mode: AutoresetMode) -> None:
         self.cast = {}
-        envs = [make() for make in makers]
-        key = _key(envs, mode)
-        pattern = _PATTERNS.get(key)
-        if pattern is None:
-            makers = [lambda env=env: env for env in envs]  # type: ignore[misc]
-            # No copy is needed, since observations are sent before the next step.
-            super().__init__(makers, copy=False, autoreset_mode=mode)
-            _keep(key, vars(self))
-        else:
-            vars(self).update(_copied(pattern))
-            first = envs[0]
-            self.env_fns, self.envs = makers, envs
-            self.metadata = {**first.metadata, "autoreset_mode": mode}
-            self.render_mode = first.render_mode
-            self.single_action_space = first.action_space
-            self.single_observation_space = first.observation_space
-        for env in self.envs:
-            # A step resets environments, too, and must not take longer for this check.
-            object.__setattr__(env, "reset", SpaceWatch(env).reset)
+        envs: list[Env[Any, Any]] = []
+        with closed_on_error(envs):
+            for make in makers:
+                envs.append(make())  # noqa: PERF401 - if one fails, those before it are closed
+            key = _key(envs, mode)
+            pattern = _PATTERNS.get(key)
+            if pattern is None:
+                makers = [lambda env=env: env for env in envs]  # type: ignore[misc]
+                # No copy is needed, since observations are sent before the next step.
+                super().__init__(makers, copy=False, autoreset_mode=mode)
+                _keep(key, vars(self))
+            else:
+                vars(self).update(_copied(pattern))
+                first = envs[0]
+                self.env_fns, self.envs = makers, envs
+                self.metadata = {**first.metadata, "autoreset_mode": mode}
+                self.render_mode = first.render_mode
+                self.single_action_space = first.action_space
+                self.single_observation_space = first.observation_space
+            for env in self.envs:
+                # A step resets environments, too, and must not take longer for this check.
+                object.__setattr__(env, "reset", SpaceWatch(env).reset)
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step as SyncVectorEnv does, with less work around the steps of the environments."""

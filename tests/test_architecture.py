@@ -63,6 +63,7 @@ IMPURE = {
     "env_agent/adapters/*.py": "make environments",
     "env_agent/agent.py": "runs the serving loops",
     "env_agent/bad_frames.py": "logs invalid frames and sends replies",
+    "env_agent/closing.py": "closes environments and logs their failures",
     "env_agent/config.py": "reads the configuration",
     "env_agent/crew.py": "starts threads, and wakes them",
     "env_agent/environments.py": "makes environments and logs their failures",
@@ -94,6 +95,7 @@ IMPURE = {
     "env_agent/transports.py": "listens for direct sessions",
     "env_agent/watching.py": "renders environments and sends frames",
     "env_agent/workers.py": "starts processes",
+    "env_agent/wrappers.py": "wraps environments",
     "conformance/agent.py": "sends and waits",
     "conformance/as_broker.py": "sends and waits",
     "conformance/as_learner.py": "sends and waits",
@@ -151,6 +153,7 @@ EXCUSED = {
     ("env_agent/failure_reports.py", "protocol/outside_exceptions.py"): (
         "asks where an exception is from"
     ),
+    ("env_agent/hosted_vector.py", "env_agent/closing.py"): "closes environments",
     ("env_agent/interpreter/child_values.py", "env_agent/interpreter/child.py"): "takes constants",
     ("learner_agent/client/session_token.py", "protocol/security/signing.py"): "names its types",
     **{

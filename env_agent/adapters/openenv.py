@@ -154,8 +154,12 @@ class OpenEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
 
 def check_url(url: str) -> str:
     """Return the URL of an OpenEnv server without a slash at its end. Raises ConfigurationError."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
+    try:
+        parts = urllib.parse.urlsplit(url)
+        is_server = parts.scheme in ("http", "https") and bool(parts.netloc) and parts.port != 0
+    except ValueError:  # a bracket without its other one, or a port that is not a number
+        is_server = False
+    if not is_server:
         raise ConfigurationError(
             f"{SCHEME}{url}: {url!r} is not the URL of an OpenEnv server. Write "
             f"openenv:http://HOST:PORT."

@@ -13,6 +13,7 @@ from typing import Any
 import gymnasium
 from gymnasium import spaces
 
+from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.interpreter import child
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
@@ -49,16 +50,15 @@ def is_env_module(value: object) -> bool:
 def adapt(made: Any, kind: str, name: str) -> MultiAgentEnv:
     """Return a PettingZoo environment as an environment of this kind.
 
-    Raises ConfigurationError if it is not one, or cannot be used as one of this kind.
+    Raises ConfigurationError if it is not one, or cannot be used as one of this kind, or what its
+    attributes raise; it is closed then.
     """
-    made = child.converted(made, kind)
-    has = child.kind_of(made)
-    try:
+    with closed_on_error([made]):
+        converted = child.converted(made, kind)
+        has = child.kind_of(converted)
         check_kind(has, kind, name)
-    except ConfigurationError:
-        made.close()
-        raise
-    return (ParallelAdapter if has == EnvKind.PARALLEL else AECAdapter)(made, spaces.Dict)
+        adapter = ParallelAdapter if has == EnvKind.PARALLEL else AECAdapter
+        return adapter(converted, spaces.Dict)
 
 
 def check_kind(has: str, kind: str, name: str) -> None:

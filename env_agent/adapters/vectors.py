@@ -11,6 +11,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from gymwire.env_agent.closing import closed_on_error
 from gymwire.protocol.errors import ConfigurationError
 
 _MODES = {mode.name.replace("_", "").lower(): mode for mode in AutoresetMode}
@@ -81,6 +82,8 @@ def is_vector(made: object) -> bool:
 def adapt(made: Any, name: str) -> VectorEnv[Any, Any, Any]:
     """Return a vector with an autoreset mode that it declares, or that is assumed.
 
+    If this raises, what the factory returned is closed.
+
     Args:
         made: what the factory returned.
         name: the factory's name.
@@ -88,6 +91,11 @@ def adapt(made: Any, name: str) -> VectorEnv[Any, Any, Any]:
     Raises:
         ConfigurationError: it is not a vector, or returns only some of its environments.
     """
+    with closed_on_error([made]):
+        return _adapted(made, name)
+
+
+def _adapted(made: Any, name: str) -> VectorEnv[Any, Any, Any]:
     needed = ("num_envs", "observation_space", "action_space", "reset", "step", "close")
     if not all(hasattr(made, one) for one in needed):
         raise ConfigurationError(

@@ -11,6 +11,7 @@ from gymnasium import Space
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector.utils import iterate
 
+from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.elsewhere import RunsElsewhere
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.interpreter import child, child_spaces, child_values
@@ -51,7 +52,13 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         self._index = index
         self._begun: int | None = None  # the number of a step that was sent ahead
         self._has_numpy = True
+        self._encode: Callable[[Any], bytes | None] = lambda action: None
         facts = process.make(index, name, render_mode, values.encode(dict(kwargs)), kind)
+        with closed_on_error([self]):
+            self._read(facts, name, given)
+            self._compile()
+
+    def _read(self, facts: Any, name: str, given: Mapping[str, Space[Any]]) -> None:
         try:
             self.observation_space, self.action_space = (
                 given[one] if one in given else _built(one, facts[one], name)
@@ -68,8 +75,6 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
             raise DecodingError(
                 f"The process describes its environment wrongly: {error}."
             ) from None
-        self._encode: Callable[[Any], bytes | None] = lambda action: None
-        self._compile()
 
     def _compile(self) -> None:
         """Agree with the process on the compact form of steps."""

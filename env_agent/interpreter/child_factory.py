@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,8 +12,10 @@ from gymnasium import Space
 from gymnasium.vector import AutoresetMode
 
 from gymwire.env_agent.adapters import pettingzoo
+from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.factory import NO_ARGUMENTS, NO_RENDER_MODE, UNKNOWN_KEYWORD, look_up
-from gymwire.env_agent.failure_reports import WrongKeywords
+from gymwire.env_agent.failure_reports import CodeRaised, WrongKeywords
+from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.interpreter.child import NotFound
 from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
@@ -59,7 +62,10 @@ class ChildFactory:
     ) -> None:
         self._address = address
         self._env = env
-        self.python = str(Path(python).expanduser()) if "/" in python else python
+        try:
+            self.python = str(Path(python).expanduser()) if "/" in python else python
+        except RuntimeError as error:  # there is no such user
+            raise ConfigurationError(f"--python {python}: {error} Write the whole path.") from None
         self.kwargs = dict(kwargs)
         self._spaces = {} if spaces is None else given_spaces(spaces)
         self._watch = ProcessWatch(address)
@@ -140,7 +146,8 @@ class ChildFactory:
             remedy = "" if wrong == NO_RENDER_MODE else f". {CHECK}"
             raise WrongKeywords(f"{self.name} {wrong}{remedy}") from error
         if kind is not None:
-            pettingzoo.check_kind(made.kind, kind, self.name)
+            with closed_on_error([made]):
+                pettingzoo.check_kind(made.kind, kind, self.name)
         return made
 
 
@@ -171,14 +178,18 @@ def given_spaces(name: str) -> dict[str, Space[Any]]:
     """
     if ":" not in name:
         raise ConfigurationError(f"--spaces {name}: write module:NAME or ./file.py:NAME.")
-    found = look_up(name)
-    if callable(found) and not hasattr(found, "observation_space"):
-        found = found()
     names = ("observation_space", "action_space")
-    spaces = {
-        one: found.get(one) if isinstance(found, Mapping) else getattr(found, one, None)
-        for one in names
-    }
+    found, pid = look_up(name), os.getpid()
+    try:
+        if callable(found) and not hasattr(found, "observation_space"):
+            found = found()
+        spaces = {
+            one: found.get(one) if isinstance(found, Mapping) else getattr(found, one, None)
+            for one in names
+        }
+    except (Exception, SystemExit) as error:
+        end_if_forked(pid, error)
+        raise CodeRaised(f"--spaces {name} raised", error) from error
     for one, space in spaces.items():
         if not isinstance(space, Space):
             raise ConfigurationError(

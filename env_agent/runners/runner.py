@@ -12,6 +12,7 @@ import numpy as np
 from gymnasium import Space
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
+from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.description import Description, describe
 from gymwire.env_agent.elsewhere import why_gone
 from gymwire.env_agent.factory import Env, Vector
@@ -25,7 +26,8 @@ from gymwire.protocol.messages import MULTI_AGENT, Call
 class Runner:
     """An environment or a vector. One thread, the executor, makes, uses and closes it.
 
-    Every method raises what the environment raises.
+    Every method raises what the environment raises. If the constructor raises, the environment is
+    closed.
 
     Attributes:
         env: the environment or the vector.
@@ -40,8 +42,9 @@ class Runner:
     def __init__(self, env: Env | Vector, *, is_for_watchers: bool = False) -> None:
         self.env = env
         self.is_for_watchers = is_for_watchers
-        self.step = _without_casts(env) if isinstance(env, HostedVector) else env.step
-        self.spaces = SpaceWatch(env)
+        with closed_on_error([env]):
+            self.step = _without_casts(env) if isinstance(env, HostedVector) else env.step
+            self.spaces = SpaceWatch(env)
 
     def describe(self, name: str) -> Description:
         """Describe the environment; `name` is its id if it has no spec."""

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
 import structlog
 
+from gymwire.env_agent import config
 from gymwire.env_agent.config import load, service
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
@@ -108,6 +110,80 @@ def test_a_bad_offer_is_logged_and_leaves_the_good_ones(file: Path, bad: str, wh
     assert log["event"] == "offer left out"
     assert log["why"].startswith(f"{file}, offer 3: ")
     assert why in log["why"]
+
+
+CODE = """
+import os, sys
+def raises():
+    raise RuntimeError("no simulator")
+def exits():
+    sys.exit(5)
+class Spaces:
+    @property
+    def observation_space(self):
+        raise RuntimeError("no simulator")
+spaces = Spaces()
+class Bad:
+    def __init__(self, **kwargs):
+        raise RuntimeError("never called")
+"""
+OTHER = "env = './code.py:Bad'\npython = 'python'\n"
+
+
+@pytest.mark.parametrize(
+    ("bad", "why", "has_trace"),
+    [
+        ("env = './exits.py:X'", "importing 'exits' raised SystemExit: 4 (", True),
+        ("env = 'CartPole-v1'\nwrap = ['./exits.py:X']", "'exits' raised SystemExit: 4 (", True),
+        (f"{OTHER}spaces = './exits.py:X'", "importing 'exits' raised SystemExit: 4 (", True),
+        (
+            f"{OTHER}spaces = './code.py:raises'",
+            "--spaces ./code.py:raises raised RuntimeError: no simulator (",
+            True,
+        ),
+        (
+            f"{OTHER}spaces = './code.py:exits'",
+            "--spaces ./code.py:exits raised SystemExit: 5 (",
+            True,
+        ),
+        (
+            f"{OTHER}spaces = './code.py:spaces'",
+            "--spaces ./code.py:spaces raised RuntimeError: no simulator (",
+            True,
+        ),
+        ("env = './code.py:Bad'\npython = '~nobody-here/python'", "Write the whole path", False),
+        ("env = 'openenv:http://[::1'", "not the URL of an OpenEnv server", False),
+    ],
+)
+def test_code_of_a_bad_offer_that_raises_leaves_the_good_ones(
+    file: Path, bad: str, why: str, has_trace: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    Path("exits.py").write_text("import sys\nsys.exit(4)")
+    Path("code.py").write_text(CODE)
+    file.write_text(f"{GOOD}\n[[offer]]\naddress = 'a'\n{bad}\n")
+    monkeypatch.delitem(sys.modules, "code", raising=False)
+    with structlog.testing.capture_logs() as logs:
+        assert [one.address for one in load(file)] == ["cartpole", "lab/ice"]
+    (log,) = logs
+    assert log["why"].startswith(f"{file}, offer 3: ")
+    assert why in log["why"]
+    assert "\n" not in log["why"]
+    assert ("Traceback" in log.get("traceback", "")) is has_trace
+
+
+def test_an_unexpected_exception_of_an_offer_leaves_the_good_ones(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def replaced(text: str) -> None:
+        raise OSError("disk failed")
+
+    monkeypatch.setattr(config, "resolve_wrapper", replaced)
+    file.write_text(f"{GOOD}\n[[offer]]\naddress='a'\nenv='CartPole-v1'\nwrap=['x:y']\n")
+    with structlog.testing.capture_logs() as logs:
+        assert [one.address for one in load(file)] == ["cartpole", "lab/ice"]
+    assert logs[0]["why"].startswith(f"{file}, offer 3: its code raised OSError: disk failed (")
 
 
 def test_a_missing_file_is_named(file: Path) -> None:

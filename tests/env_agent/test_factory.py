@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import random
 import sys
 from collections.abc import Iterator
@@ -65,7 +66,9 @@ raise gymnasium.error.DependencyNotInstalled("Wheels are missing: pip install wh
 FILES = {
     "mine.py": MINE,
     "broken.py": BROKEN,
-    "raising.py": "1 / 0",
+    "raising.py": "def divide():\n    1 / 0\n\ndivide()",
+    "exiting.py": "import sys\nsys.exit(4)",
+    "wrong.py": "x = (",
     "lazy.py": "def __getattr__(name): import needed_by_nobody_else",
     "needy.py": NEEDY,
     "needing.py": NEEDING,
@@ -124,6 +127,13 @@ def test_the_learners_arguments_override_the_operators() -> None:
         ("lazy:Env", "no module 'needed_by_nobody_else'.*lazy needs it: pip install"),
         ("./lazy.py:Env", "no module 'needed_by_nobody_else'.*lazy needs it: pip install"),
         ("raising:Env", "importing 'raising' raised ZeroDivisionError"),
+        ("exiting:Env", "importing 'exiting' raised SystemExit: 4"),
+        ("./exiting.py:Env", "importing 'exiting' raised SystemExit: 4"),
+        ("wrong:Env", r"importing 'wrong' raised SyntaxError: .*\(wrong\.py, line 1\)\n"),
+        (":Env", "'' is not the name of a module"),
+        ("..mine:Env", r"'\.\.mine' is not the name of a module"),
+        ("openenv:http://[::1", "is not the URL of an OpenEnv server"),
+        ("openenv:http://here:port", "is not the URL of an OpenEnv server"),
         ("mine:number", "neither a class nor a factory"),
         ("mine", r"a file mine\.py\. To use it, name the class .* mine\.py:MyEnv"),
         ("elsewhere.own", r"a file elsewhere/own\.py\. To use it, .* elsewhere/own\.py:MyEnv"),
@@ -139,6 +149,34 @@ def test_the_learners_arguments_override_the_operators() -> None:
 def test_what_cannot_be_found_is_refused_saying_what_to_do(name: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         resolve(name, {})
+
+
+@pytest.mark.parametrize("name", ["raising:Env", "./raising.py:Env"])
+def test_a_module_that_raises_is_reported_with_file_line_and_traceback(
+    name: str, folder: Path
+) -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        resolve(name, {})
+    first, empty, *trace = str(caught.value).splitlines()
+    where = f"({folder / 'raising.py'}, line 2)"
+    expected = "importing 'raising' raised ZeroDivisionError: division by zero"
+    assert first == f"{name}: {expected} {where}"
+    assert not empty
+    assert trace[0] == "    Traceback (most recent call last):"
+    assert any("line 4, in <module>" in line for line in trace)
+
+
+def test_the_copy_that_a_module_forks_ends_where_it_wants(folder: Path) -> None:
+    fork = "import os, sys\npid = os.fork()\nif not pid:\n    sys.exit(7)\nEnv = dict"
+    (folder / "forking.py").write_text(fork)
+    pid = os.getpid()
+    try:
+        resolve("./forking.py:Env", {})
+    finally:
+        if os.getpid() != pid:
+            os._exit(99)
+    child = sys.modules["forking"].pid
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_a_factory_must_return_an_environment() -> None:

@@ -372,6 +372,18 @@ def test_the_only_environment_reports_where_it_failed(
     assert 'registering_envs.py", line' in trace
 
 
+def test_a_module_that_exits_is_an_error_that_says_where(
+    programs: Programs, tmp_path: Path
+) -> None:
+    (tmp_path / "exits.py").write_text("import sys\nsys.exit(4)\n")
+    agent = programs.start("gymwire", "serve", "x", f"{tmp_path}/exits.py:X")
+    assert agent.wait() == 2
+    said = [line for line in agent.output if line.startswith("gymwire serve: ")]
+    assert len(said) == 1
+    assert f"raised SystemExit: 4 ({tmp_path}/exits.py, line 2)" in said[0]
+    assert "Traceback" in "".join(agent.output)
+
+
 @pytest.mark.parametrize(
     ("env", "kwargs", "said"),
     [

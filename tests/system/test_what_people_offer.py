@@ -160,7 +160,7 @@ def test_a_wrapper_that_cannot_be_used_is_named(text: str, fault: str) -> None:
 
 
 def test_a_wrapper_that_returns_no_environment_is_named() -> None:
-    from gymwire.env_agent.factory import Wrapper, wrap
+    from gymwire.env_agent.wrappers import Wrapper, wrap
 
     with pytest.raises(ConfigurationError, match="--wrap x:y returned int"):
         wrap(Walk(), [Wrapper("x:y", lambda env: 3, {})])

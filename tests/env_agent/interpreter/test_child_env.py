@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +367,49 @@ def test_an_environment_without_spaces_is_told_how_to_give_them(bare_python: str
     factory = ChildFactory("a", "tests.plain_envs:Spaceless", bare_python, {})
     with pytest.raises(GymwireError, match=r"observation_space is missing, or None\. Give them"):
         factory.make_first()
+
+
+CLOSED = """
+import os
+from tests.plain_envs import Plain, Spaceless
+
+class Closing:
+    made = 0
+    def __init__(self, path, fails_at=9, **kwargs):
+        super().__init__(**kwargs)
+        if Closing.made == fails_at:
+            raise OSError("no more licences")
+        Closing.made += 1
+        self.path = path
+    def close(self):
+        with open(self.path, "a") as file:
+            file.write("closed ")
+
+class WithoutSpaces(Closing, Spaceless): pass
+class WithSpaces(Closing, Plain): pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "num_envs", "kind", "closed"),
+    [
+        ("WithoutSpaces", 0, EnvKind.ENV, 1),
+        ("WithSpaces", 0, EnvKind.PARALLEL, 1),
+        ("WithSpaces", 4, EnvKind.VECTOR, 3),
+    ],
+)
+def test_environments_whose_session_fails_are_closed(
+    name: str, num_envs: int, kind: str, closed: int, bare_python: str, tmp_path: Path
+) -> None:
+    (tmp_path / "closing_envs.py").write_text(CLOSED)
+    kwargs = {"path": str(tmp_path / "closed"), "fails_at": 3}
+    factory = ChildFactory("a", f"{tmp_path}/closing_envs.py:{name}", bare_python, kwargs)
+    make: Callable[[], object] = partial(factory.make, None, {}, kind)
+    if num_envs:
+        make = partial(factory.make_vector, num_envs, AutoresetMode.NEXT_STEP, None, {})
+    with pytest.raises((GymwireError, OSError, RaisedInChild)):
+        make()
+    assert (tmp_path / "closed").read_text() == "closed " * closed
 
 
 @pytest.mark.parametrize(

@@ -363,8 +363,18 @@ def test_one_learner_at_a_time_uses_one_world(broker_url: str) -> None:
         with pytest.raises(NoFreeSlot, match=advice):
             ProxyEnv(walker.address, broker_url)
     walker = Walker(broker_url)
-    with walker.simulation, pytest.raises(EnvironmentFailed, match="one learner at a time"):
-        ProxyVectorEnv(walker.address, 2, broker_url)
+    with walker.simulation:
+        for _ in range(2):
+            with pytest.raises(EnvironmentFailed, match="one learner at a time"):
+                ProxyVectorEnv(walker.address, 2, broker_url)
+
+        def play() -> Any:
+            with ProxyEnv(walker.address, broker_url) as env:
+                return env.reset(seed=1)[0].tolist()
+
+        learner = Learner(play)  # the next learner can use it
+        walker.loop(learner.ended)
+        assert learner.get() == [1.0]
 
 
 def test_several_simulations_share_a_process(broker_url: str) -> None:

@@ -1,0 +1,40 @@
+"""Close environments that nobody will use, because opening their session has failed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import structlog
+
+from gymwire.env_agent import failure_reports
+from gymwire.env_agent.forks import end_if_forked
+
+
+@contextmanager
+def closed_on_error(envs: Sequence[Any]) -> Iterator[None]:
+    """Close these environments if the block raises: their sessions will not be opened.
+
+    `envs` may be a list to which the block appends, and may contain what is not an environment.
+    """
+    pid = os.getpid()
+    try:
+        yield
+    except BaseException as error:
+        end_if_forked(pid, error)  # the environments are those of the other process
+        for env in envs:
+            if not isinstance(env, type) and callable(getattr(env, "close", None)):
+                close(env)
+        raise
+
+
+def close(env: Any, **context: str) -> None:
+    """Close an environment; log the exception if that fails, with this context."""
+    try:
+        env.close()
+    except BaseException as error:  # noqa: BLE001 - the environment's, not ours
+        structlog.get_logger().warning(
+            "environment failed to close", **context, error=failure_reports.summary(error)[:200]
+        )

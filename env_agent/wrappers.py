@@ -1,0 +1,47 @@
+"""Wrappers that the operator names with `--wrap`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium
+
+from gymwire.env_agent.adapters import pettingzoo
+from gymwire.env_agent.closing import closed_on_error
+from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.messages import MULTI_AGENT
+
+
+@dataclass(frozen=True)
+class Wrapper:
+    """A wrapper that the operator names with `--wrap`.
+
+    Attributes:
+        name: its name.
+        make: its class or function, called with the environment.
+        kwargs: its keyword arguments.
+    """
+
+    name: str
+    make: Callable[..., Any]
+    kwargs: Mapping[str, Any]
+
+
+def wrap(env: gymnasium.Env[Any, Any], wrappers: Sequence[Wrapper]) -> gymnasium.Env[Any, Any]:
+    """Return an environment in these wrappers, the first one innermost.
+
+    Raises ConfigurationError, or what a wrapper's constructor raises; the environment is closed
+    then.
+    """
+    for one in wrappers:
+        with closed_on_error([env]):
+            wrapped = one.make(env, **one.kwargs)
+            is_env = isinstance(wrapped, gymnasium.Env)
+            if not is_env and pettingzoo.kind_of(wrapped) not in MULTI_AGENT:
+                raise ConfigurationError(
+                    f"--wrap {one.name} returned {type(wrapped).__name__}, not a gymnasium.Env."
+                )
+        env = wrapped
+    return env
