@@ -498,7 +498,7 @@ def test_after_a_refusal_no_more_sessions_are_requested(monkeypatch: pytest.Monk
             return send(message, sid, keep)
 
         monkeypatch.setattr(connection, "send_request", count)
-        with pytest.raises(NoFreeSlot, match="All 3 slots"):
+        with pytest.raises(NoFreeSlot, match="has only 3 slots"):
             connection.open_all("cartpole", [0] * 50)
         assert len(sent) <= 5
         listen(network, connection)
