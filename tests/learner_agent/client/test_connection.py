@@ -151,7 +151,7 @@ def test_an_open_session_of_the_connection_counts_towards_those_that_are_needed(
         agent(network, slots=2)
         connection = network.connection()
         connection.open("cartpole")
-        with pytest.raises(NoFreeSlot, match="3 sessions are needed .* has only 2 slots"):
+        with pytest.raises(NoFreeSlot, match=r"3 sessions are needed .* has only 2 slots"):
             connection.open_all("cartpole", [0, 0])
 
 

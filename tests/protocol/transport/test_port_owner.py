@@ -54,7 +54,10 @@ BIND = "--bind tcp://127.0.0.1:5555"
     [
         (f"broker {BIND}", f"broker {BIND}"),
         (f"{'p' * (MAX_COMMAND - len(BIND) - 1)} {BIND}", None),
-        (f"{'p' * (MAX_COMMAND - len(BIND))} {BIND}", f"{'p' * (MAX_COMMAND - len(BIND))} --bind …"),
+        (
+            f"{'p' * (MAX_COMMAND - len(BIND))} {BIND}",
+            f"{'p' * (MAX_COMMAND - len(BIND))} --bind …",
+        ),
         ("p " * MAX_COMMAND, f"{'p ' * (MAX_COMMAND // 2)}…"),
         ("p" * MAX_COMMAND * 2, f"{'p' * MAX_COMMAND} …"),
     ],
