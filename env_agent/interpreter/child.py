@@ -1033,7 +1033,8 @@ class Child:
             except ImportError:
                 np = None
         made = make(self._targets[name], mode, unpack(kwargs), kind)
-        if hasattr(made, "observation_spec") and hasattr(made, "action_spec"):
+        inner = getattr(made, "unwrapped", made)  # wrappers of gymnasium 0.29 warn when asked
+        if hasattr(inner, "observation_spec") and hasattr(inner, "action_spec"):
             made = DmEnv(made)
         made = converted(made, kind)
         has = kind_of(made)

@@ -20,6 +20,7 @@ from gymwire.protocol import arrays, crowding, values
 from gymwire.protocol import value_limits as limits
 from gymwire.protocol.named_tuples import rebuild
 from tests.hostile_values import PRIME, crowding_numbers
+from tests.plain_envs import Asked
 from tests.sameness import assert_same
 
 SOURCE = Path(child.__file__).read_text(encoding="utf-8")
@@ -245,3 +246,11 @@ def test_a_dict_with_many_keys_that_are_numbers_is_a_dict_there() -> None:
     assert values.decode(child.pack(many)) == many
     crowded = dict.fromkeys(crowding_numbers(1000))
     assert child.pack(crowded) == child._pack_opaque(crowded)
+
+
+def test_a_wrapper_is_not_asked_whether_its_environment_is_one_of_dm_env() -> None:
+    Asked.names.clear()
+    made = ("make", ["tests.plain_envs:Asked", None, child.pack({}), ""])
+    kind, _ = child.Child().execute(child.VALUE, 0, child.pack(list(made)))
+    assert kind == child.VALUE
+    assert "observation_spec" not in Asked.names
