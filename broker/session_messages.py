@@ -76,7 +76,8 @@ class SessionMessages:
             elif session.is_open:
                 facts = {**session.facts, "relayed": session.frames}
                 if lost:
-                    self._journal.note("session lost", **facts, why=Loss.AGENT_FORGOT)
+                    why = error_text(data)[:MAX_WHY] or Loss.AGENT_FORGOT
+                    self._journal.note("session lost", **facts, why=why)
                 else:
                     self._journal.note("session closed", **facts)
         if learner is None or not session.replies.admit(len(data), session.requests):

@@ -69,8 +69,8 @@ MAX_LOSSES = 2
 NO_ROOM = "the broker has ended this session already, or has no room for it"
 DISPLACED = "another key needs its place among the announced sessions"
 JUST_STARTED = (
-    "This broker has just started, and env agents may still be reconnecting: retry, or wait for "
-    "them (wait_s=10; --wait 10)."
+    "This broker has just started, and env agents may still be reconnecting: retry in a few "
+    "seconds."  # names no option: a learner that waits already logs this text, too
 )
 
 

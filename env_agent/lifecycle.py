@@ -182,7 +182,7 @@ class Lifecycle:
         """End the session with this sid, if there is one, also while it opens."""
         slot = self._host.slots.get(sid)
         if slot is not None:
-            self.end(me, slot, why)
+            self.end(me, slot, slot.runner.lost or why)  # the learner may have left because of it
         elif sid in self._opening:
             self._opening[sid] = True
 

@@ -5,8 +5,8 @@
     env = gymnasium.make("gymwire:gymwire/Proxy-v0", address="cartpole")
 
 Importing this package registers the environment ids `gymwire/Proxy-v0` and
-`gymwire/PriceMarket-v0`. It loads neither ZeroMQ, NumPy nor Gymnasium: the names in `__all__` are
-loaded when they are first used.
+`gymwire/PriceMarket-v0`. It loads neither ZeroMQ, NumPy nor Gymnasium: the public names and modules
+are loaded when they are first used. `__all__` lists those that need no extra.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ from typing import TYPE_CHECKING, Any
 from gymwire import registration
 
 if TYPE_CHECKING:
+    from gymwire import aio as aio
     from gymwire import errors
+    from gymwire import otel as otel
+    from gymwire import sb3 as sb3
     from gymwire.env_agent.simulation.simulation import Simulation
     from gymwire.errors import (
         AddressError,
@@ -49,7 +52,8 @@ if TYPE_CHECKING:
         UsageError,
         VersionMismatch,
     )
-    from gymwire.learner_agent.proxies.multi_agent import ProxyAECEnv, ProxyParallelEnv
+    from gymwire.learner_agent.proxies.multi_agent import ProxyAECEnv as ProxyAECEnv
+    from gymwire.learner_agent.proxies.multi_agent import ProxyParallelEnv as ProxyParallelEnv
     from gymwire.learner_agent.proxies.proxy_env import ProxyEnv
     from gymwire.learner_agent.proxies.proxy_vector_env import ProxyVectorEnv
 
@@ -77,9 +81,7 @@ __all__ = [
     "NoLearnerFits",
     "OfferError",
     "ProtocolError",
-    "ProxyAECEnv",
     "ProxyEnv",
-    "ProxyParallelEnv",
     "ProxyVectorEnv",
     "Refused",
     "ReplayMismatch",
@@ -100,17 +102,19 @@ _MODULES = {
     "ProxyAECEnv": "gymwire.learner_agent.proxies.multi_agent",
     "Simulation": "gymwire.env_agent.simulation.simulation",
 }
+_SUBMODULES = ("aio", "errors", "otel", "sb3")
+_PUBLIC = {*__all__, *_MODULES, *_SUBMODULES}  # a star import must not need an extra
 
 registration.register_with_gymnasium()
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    if name == "errors":
-        return importlib.import_module("gymwire.errors")
+    if name in _SUBMODULES:
+        return importlib.import_module(f"gymwire.{name}")
     return getattr(importlib.import_module(_MODULES.get(name, "gymwire.errors")), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *_PUBLIC})

@@ -188,6 +188,21 @@ def _connections() -> list[str]:
     return [name for name in found if name.startswith(("socket:", "pipe:"))]
 
 
+class Asked(Plain):
+    """A wrapper that keeps the names that it passes on, for which gymnasium 0.29 warns."""
+
+    names: list[str] = []  # noqa: RUF012 - of all instances
+
+    @property
+    def unwrapped(self) -> Plain:
+        """The environment inside."""
+        return Plain()
+
+    def __getattr__(self, name: str) -> Any:
+        self.names.append(name)
+        return getattr(self.unwrapped, name)
+
+
 class Peculiar(Exception):
     """An exception that nobody else knows."""
 

@@ -23,19 +23,20 @@ def run(code: str) -> str:
     return ran.stdout.strip()
 
 
-def test_all_lists_the_proxies_the_errors_and_the_version_and_nothing_else() -> None:
+WITH_EXTRAS = {"ProxyAECEnv", "ProxyParallelEnv", "aio", "otel", "sb3"}
+
+
+def test_all_lists_every_public_name_that_needs_no_extra() -> None:
     expected = {
         "ProxyEnv",
         "ProxyVectorEnv",
-        "ProxyAECEnv",
-        "ProxyParallelEnv",
         "Simulation",
         "errors",
         "__version__",
         *errors.__all__,
     }
     assert gymwire.__all__ == sorted(expected)
-    assert expected <= set(dir(gymwire))
+    assert expected | WITH_EXTRAS <= set(dir(gymwire))
     assert gymwire.ProxyEnv is ProxyEnv
     assert gymwire.ProxyVectorEnv is ProxyVectorEnv
 
@@ -69,6 +70,30 @@ def test_importing_gymwire_loads_no_heavy_package() -> None:
 def test_a_star_import_gives_the_public_names() -> None:
     code = "from gymwire import *; print(ProxyEnv.__name__, errors.Denied is Denied, __version__)"
     assert run(code) == f"ProxyEnv True {gymwire.__version__}"
+
+
+def test_a_star_import_needs_no_extra() -> None:
+    hidden = ("pettingzoo", "anyio", "opentelemetry", "stable_baselines3")
+    code = f"import sys; sys.modules.update(dict.fromkeys({hidden})); from gymwire import *"
+    assert run(f"{code}; print(ProxyEnv.__name__)") == "ProxyEnv"
+
+
+@pytest.mark.parametrize("name", ["aio", "errors", "otel"])
+def test_a_public_module_is_loaded_when_it_is_first_used(name: str) -> None:
+    code = f"import sys, gymwire; before = 'gymwire.{name}' in sys.modules; print(before, gymwire."
+    assert run(f"{code}{name}.__name__)") == f"False gymwire.{name}"
+
+
+def test_a_module_whose_extra_is_missing_says_how_to_install_it() -> None:
+    code = """
+import sys, gymwire
+sys.modules["stable_baselines3"] = None
+try:
+    gymwire.sb3
+except ModuleNotFoundError as error:
+    print(error)
+"""
+    assert "pip install" in run(code)
 
 
 IMPORTS = {

@@ -1034,9 +1034,9 @@ class Child:
             except ImportError:
                 np = None
         made = make(self._targets[name], mode, unpack(kwargs), kind)
-        if hasattr(made, "observation_spec") and hasattr(made, "action_spec"):
-            made = DmEnv(made)
-        made = converted(made, kind)
+        inner = getattr(made, "unwrapped", made)  # wrappers of gymnasium 0.29 warn when asked
+        is_of_dm_env = hasattr(inner, "observation_spec") and hasattr(inner, "action_spec")
+        made = converted(DmEnv(made) if is_of_dm_env else made, kind)
         has = kind_of(made)
         if has != ENV:
             made = (ParallelByAgent if has == PARALLEL else AECByAgent)(made, DictSpace)

@@ -73,7 +73,7 @@ class ChildProcess:
             )
         except OSError as error:
             raise ConfigurationError(
-                f"The interpreter {python} cannot be started: {error}. Check --python."
+                f"The interpreter {python} cannot be started: {_why_not(python, error)}"
             ) from None
         self._deadline: float | None = time.monotonic() + START_S
         try:
@@ -380,6 +380,14 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
         for name, value in variables.items()
         if not name.startswith("GYMWIRE_") and name not in ("PYTHONHOME", "__PYVENV_LAUNCHER__")
     }
+
+
+def _why_not(python: str, error: OSError) -> str:
+    """Return why an interpreter cannot be started, and what to do."""
+    if not Path(python).is_dir():
+        return f"{error}. Check --python."
+    inside = Path(python) / "bin/python"
+    return f"it is a folder. Give --python {inside if inside.is_file() else 'a program'}."
 
 
 def describe_status(status: int | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 import warnings
 from collections import Counter
@@ -170,17 +171,21 @@ def _check(env: Env) -> str:
     except EnvironmentFailed as error:
         if not error.remote_type.endswith(MISSING_PACKAGE):
             raise
-        why = "for which the env agent lacks a package. Install it there"
+        why = (
+            "which need a package that is missing in the Python of the environment, at the env "
+            "agent. Install it there; for Gymnasium's own environments: pip install "
+            "'gymnasium[classic-control,toy-text]'"
+        )
     except DependencyNotInstalled:
         # Gymnasium's window for the render mode "human" needs pygame at the learner agent, too.
-        why = "for which pygame is not installed. Install it"
+        why = (
+            f"which need pygame in the Python of this command, {sys.executable}. Run: "
+            f"{install_line('render')}"
+        )
     else:
         return ""
     check_env(env, skip_render_check=True)
-    return (
-        f"not checked: render modes, {why}. For Gymnasium's own environments, run: "
-        f"{install_line('render')}"
-    )
+    return f"not checked: render modes, {why}"
 
 
 def _print_verdict(verdict: Verdict, output: Output) -> None:

@@ -68,6 +68,8 @@ class ProxyVecEnv(VecEnv):
         seed: int | None = None,
         **options: Any,
     ) -> None:
+        for name in options.keys() & _NOT_OPTIONS.keys():
+            raise TypeError(f"ProxyVecEnv has no option {name!r}: {_NOT_OPTIONS[name]}")
         mode = AutoresetMode.SAME_STEP
         self._vector = ProxyVectorEnv(
             address, n_envs, broker, autoreset_mode=mode, exact_infos=True, **options
@@ -296,6 +298,12 @@ def _holds_objects(value: Any) -> bool:
     return isinstance(value, np.ndarray) and value.dtype.hasobject
 
 
+# Of ProxyVectorEnv, and what to do instead.
+_NOT_OPTIONS = {
+    "num_envs": "the number of environments is n_envs.",
+    "autoreset_mode": "the mode is always SameStep. Leave it out.",
+    "exact_infos": "infos are always exact. Leave it out.",
+}
 _FINAL = "final_obs"
 _ENDS = (_FINAL, "_final_obs", "final_info", "_final_info")
 _CUT = "TimeLimit.truncated"

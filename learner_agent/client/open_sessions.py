@@ -250,9 +250,25 @@ class SessionOpener:
         if not isinstance(answer, Error):
             return None
         if answer.code == Code.NO_FREE_SLOT and len(batch.openings) > 1:
-            text = f"{len(batch.openings)} sessions are requested together. {answer.text}"
-            return replace(answer, text=text)
+            return self._refused_together(batch, answer)
         return answer
+
+    def _refused_together(self, batch: _Batch, refusal: Error) -> Error:
+        """Return the refusal of a slot to one of several sessions that are used together."""
+        slots = refusal.details.get("slots")
+        # Those of this connection that are open already belong to the same vector.
+        count = len(self._connection.sids) + len(batch.openings) - len(batch.opened)
+        if type(slots) is not int or not 0 < slots < count:
+            text = f"{len(batch.openings)} sessions are requested together. {refusal.text}"
+            return replace(refusal, text=text)
+        where = batch.openings[0].open_msg.address
+        text = (
+            f"{count} sessions are needed at the same time, but {where!r} has only {slots} "
+            f"{'slot' if slots == 1 else 'slots'}. Start its env agent with a larger "
+            f"--max-sessions, start further env agents for this address, or use fewer sessions. "
+            f"Waiting helps only if further env agents start."
+        )
+        return replace(refusal, text=text)
 
     def _opened(
         self, header: Header, open_msg: Open, opened: Opened, signer: Signer | None

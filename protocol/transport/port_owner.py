@@ -10,6 +10,7 @@ LISTEN = "0A"  # the state of a listening socket in /proc/net/tcp,
 ACCEPTS = 1 << 16  # and its flag in /proc/net/unix
 _HEXADECIMAL = 16
 PROC = Path("/proc")
+MAX_COMMAND = 100  # characters of a command line that an error shows
 
 
 def listener_at(port: int) -> str:
@@ -57,7 +58,11 @@ def _listening_unix_inodes(path: str) -> Iterator[str]:
 
 
 def _command(process: Path) -> str:
-    """Return the start of the command line of a process, on one line."""
+    """Return the command line of a process, on one line; a long one ends with "…"."""
     words = (process / "cmdline").read_bytes().decode("utf-8", "replace").split("\0")
     text = " ".join(words).strip()
-    return "".join(char if char.isprintable() else "?" for char in text)[:100]
+    text = "".join(char if char.isprintable() else "?" for char in text)
+    if len(text) <= MAX_COMMAND:
+        return text
+    whole_words = text[: MAX_COMMAND + 1].rpartition(" ")[0]  # half a port would be another port
+    return f"{whole_words or text[:MAX_COMMAND]} …"

@@ -193,6 +193,7 @@ def test_right_after_a_start_an_unknown_address_may_still_appear() -> None:
     error = only(broker.say(LEARNER, asked), Error)
     assert "No env agent offers 'cartpole'" in error.text
     assert "has just started" in error.text
+    assert "wait_s" not in error.text  # the learner may wait already
     broker.now += 10.0
     error = only(broker.say(LEARNER, asked), Error)
     assert "has just started" not in error.text

@@ -97,6 +97,11 @@ def test_the_help_of_a_command_has_one_or_two_examples_that_can_be_read(
         ("check", "gymwire check: No address given: pass ADDRESS, or set GYMWIRE_ADDRESS."),
         ("stop", "gymwire stop: No target given: pass TARGET"),
         ("serve a CartPole-v1 --wrap nowhere", "gymwire serve: --wrap nowhere: write module:"),
+        (
+            "serve a CartPole-v1 --spaces ./a.py:B",
+            "gymwire serve: --spaces: Only an environment in",
+        ),
+        ("serve a CartPole-v1 --python p --wrap a:B", "gymwire serve: --wrap: Wrappers work with"),
         ("keygen", "gymwire keygen: No name given: pass NAME."),
         ("keygen a/b", "gymwire keygen: NAME: 'a/b'"),
         ("keygen a --role cook", "gymwire keygen: --role: expected one of broker, agent"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -371,17 +372,23 @@ def test_numbers_that_json_lacks_are_null(screen: Screen) -> None:
 
 
 @pytest.mark.parametrize(
-    "missing",
+    ("missing", "where"),
     [
-        EnvironmentFailed(
-            "pygame is not installed", remote_type="gymnasium.error.DependencyNotInstalled"
+        (
+            EnvironmentFailed(
+                "pygame is not installed", remote_type="gymnasium.error.DependencyNotInstalled"
+            ),
+            "the Python of the environment, at the env agent. Install it there",
         ),
-        gymnasium.error.DependencyNotInstalled("pygame is not installed"),
+        (
+            gymnasium.error.DependencyNotInstalled("pygame is not installed"),
+            f"the Python of this command, {sys.executable}. Run: ./run pip install -e '.[render]'",
+        ),
     ],
     ids=["at the env agent", "at the learner agent"],
 )
 def test_a_missing_package_for_rendering_leaves_render_modes_unchecked(
-    offer: Offer, screen: Screen, monkeypatch: pytest.MonkeyPatch, missing: Exception
+    offer: Offer, screen: Screen, monkeypatch: pytest.MonkeyPatch, missing: Exception, where: str
 ) -> None:
     def checker(env: Any, **skips: bool) -> None:
         if not skips:
@@ -391,7 +398,7 @@ def test_a_missing_package_for_rendering_leaves_render_modes_unchecked(
     offer(gymnasium.make("CartPole-v1").unwrapped)
     assert call(screen, "check", "cartpole", "--steps", "5") == 0
     assert "not checked: render modes" in screen.text
-    assert "./run pip install -e '.[render]'" in screen.text
+    assert where in screen.text
 
 
 # --- on the terminal ------------------------------------------------------------------------------

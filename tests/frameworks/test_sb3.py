@@ -513,3 +513,18 @@ def test_env_agents_without_vectors_can_be_trained_on() -> None:
             assert envs.env_is_wrapped(gymnasium.wrappers.TimeLimit) == [False] * 3
             assert not envs.has_attr("action_masks")
             envs.close()
+
+
+@pytest.mark.parametrize(
+    ("option", "advice"),
+    [
+        ({"num_envs": 8}, "is n_envs"),
+        ({"autoreset_mode": "NextStep"}, "is always SameStep"),
+        ({"exact_infos": False}, "are always exact"),
+    ],
+)
+def test_an_option_of_another_vector_is_an_error_that_says_what_to_do(
+    option: dict[str, Any], advice: str
+) -> None:
+    with pytest.raises(TypeError, match=f"ProxyVecEnv has no option .* {advice}"):
+        ProxyVecEnv("cartpole", **option)

@@ -410,9 +410,22 @@ def test_more_sessions_than_slots_are_an_error(programs: Programs) -> None:
     slots = ("--max-sessions", "2", "--threads", "1")
     programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1", *slots)
     with pytest.raises(
-        NoFreeSlot, match=r"^3 sessions are requested together\. All 2 slots of 'lake'"
+        NoFreeSlot, match=r"^3 sessions are needed at the same time, but 'lake' has only 2 slots\."
     ):
         ProxyVectorEnv("lake", 3, url, sessions=3)
+
+
+def test_more_sessions_than_free_slots_are_another_error(programs: Programs) -> None:
+    _, url = programs.broker()
+    slots = ("--max-sessions", "2", "--threads", "1")
+    programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1", *slots)
+    with (
+        ProxyEnv("lake", url),
+        pytest.raises(
+            NoFreeSlot, match=r"^2 sessions are requested together\. All 2 slots of 'lake'"
+        ),
+    ):
+        ProxyVectorEnv("lake", 2, url, sessions=2)
 
 
 def test_a_port_in_use_is_an_error(broker_url: str, programs: Programs) -> None:

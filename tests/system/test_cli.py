@@ -244,6 +244,25 @@ def test_the_error_of_a_lost_agent_says_what_a_person_can_do(programs: Programs)
     assert "reset()" not in line
 
 
+@pytest.mark.parametrize("direct", ["never", "host"])
+def test_the_error_of_an_environment_that_ended_points_to_the_env_agents_log(
+    programs: Programs, direct: str
+) -> None:
+    broker, url = programs.broker()
+    mortal = ("--address", "mortal", "--env", "tests.odd_envs:Mortal", "--python", sys.executable)
+    agent = programs.env_agent(url, *mortal, "--direct", direct)
+    done = call(url, "run", "mortal", "--seed", "1")
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert "SIGKILL" in line
+    assert line.endswith(
+        "The env agent is still running; its log may say why the environment ended."
+    )
+    assert "SIGKILL" in str(agent.wait_for("session lost")["why"])
+    if direct == "never":
+        assert "SIGKILL" in str(broker.wait_for("session lost")["why"])
+
+
 def test_the_error_of_a_stopped_session_names_the_operator_only(programs: Programs) -> None:
     _, url = programs.broker()
     programs.env_agent(url, "--address", "lake", "--env", "FrozenLake-v1")

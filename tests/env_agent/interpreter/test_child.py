@@ -21,6 +21,7 @@ from gymwire.protocol import value_limits as limits
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.named_tuples import rebuild
 from tests.hostile_values import PRIME, crowding_numbers
+from tests.plain_envs import Asked
 from tests.sameness import assert_same
 
 SOURCE = Path(child.__file__).read_text(encoding="utf-8")
@@ -304,3 +305,11 @@ def test_a_name_that_no_type_can_have_is_malformed() -> None:
         child_errors.build(["m", "a\0b", "text", "trace"])
     with pytest.raises(DecodingError):
         child_values.decode(child.pack((child.MARK, "other", "m.a\0b", "text")))
+
+
+def test_a_wrapper_is_not_asked_whether_its_environment_is_one_of_dm_env() -> None:
+    Asked.names.clear()
+    made = ("make", ["tests.plain_envs:Asked", None, child.pack({}), ""])
+    kind, _ = child.Child().execute(child.VALUE, 0, child.pack(list(made)))
+    assert kind == child.VALUE
+    assert "observation_spec" not in Asked.names

@@ -425,6 +425,18 @@ def test_what_is_no_interpreter_is_an_error(python: str, why: str) -> None:
         ChildFactory("a", PLAIN, python, {}).make_first()
 
 
+def test_a_folder_instead_of_an_interpreter_names_the_interpreter_in_it(
+    bare_python: str, tmp_path: Path
+) -> None:
+    folder = Path(bare_python).parents[1]
+    with pytest.raises(
+        ConfigurationError, match=rf"is a folder\. Give --python {folder}/bin/python\."
+    ):
+        ChildFactory("a", PLAIN, str(folder), {}).make_first()
+    with pytest.raises(ConfigurationError, match=r"is a folder\. Give --python a program"):
+        ChildFactory("a", PLAIN, str(tmp_path), {}).make_first()
+
+
 @pytest.mark.parametrize("version", ["2.7", "3.6"])
 def test_an_interpreter_that_is_too_old_is_an_error(version: str, tmp_path: Path) -> None:
     python = tmp_path / "python"

@@ -152,11 +152,20 @@ def test_of_several_sessions_all_are_closed_when_one_has_no_slot(
             network.after(delay_s, lambda: at_once(frame))
 
         monkeypatch.setattr(dealer, "arrived", arrived)
-        with pytest.raises(NoFreeSlot, match="All 2 slots"):
+        with pytest.raises(NoFreeSlot, match="has only 2 slots"):
             connection.open_all("cartpole", [0, 0, 0])
         listen(network, connection)
         assert loop.idle
         assert used(connection) == 0
+
+
+def test_an_open_session_of_the_connection_counts_towards_those_that_are_needed() -> None:
+    with Network() as network:
+        agent(network, slots=2)
+        connection = network.connection()
+        connection.open("cartpole")
+        with pytest.raises(NoFreeSlot, match=r"3 sessions are needed .* has only 2 slots"):
+            connection.open_all("cartpole", [0, 0])
 
 
 def test_a_slot_that_becomes_free_in_time_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,7 +511,7 @@ def test_after_a_refusal_no_more_sessions_are_requested(monkeypatch: pytest.Monk
             return send(message, sid, keep)
 
         monkeypatch.setattr(connection, "send_request", count)
-        with pytest.raises(NoFreeSlot, match="All 3 slots"):
+        with pytest.raises(NoFreeSlot, match="has only 3 slots"):
             connection.open_all("cartpole", [0] * 50)
         assert len(sent) <= 5
         listen(network, connection)

@@ -6,11 +6,12 @@ import contextlib
 import os
 import socket
 import sys
+from pathlib import Path
 
 import pytest
 
 from gymwire.protocol.errors import ConfigurationError
-from gymwire.protocol.transport.port_owner import listener_at
+from gymwire.protocol.transport.port_owner import MAX_COMMAND, _command, listener_at
 from gymwire.protocol.transport.router import Router
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux shows the owner")
@@ -43,3 +44,27 @@ def test_the_error_of_a_port_in_use_names_the_process() -> None:
         port = listener.getsockname()[1]
         with pytest.raises(ConfigurationError, match=rf"in use by process {os.getpid()} \("):
             Router([f"tcp://127.0.0.1:{port}"])
+
+
+BIND = "--bind tcp://127.0.0.1:5555"
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        (f"broker {BIND}", f"broker {BIND}"),
+        (f"{'p' * (MAX_COMMAND - len(BIND) - 1)} {BIND}", None),
+        (
+            f"{'p' * (MAX_COMMAND - len(BIND))} {BIND}",
+            f"{'p' * (MAX_COMMAND - len(BIND))} --bind …",
+        ),
+        ("p " * MAX_COMMAND, f"{'p ' * (MAX_COMMAND // 2)}…"),
+        ("p" * MAX_COMMAND * 2, f"{'p' * MAX_COMMAND} …"),
+    ],
+    ids=["short", "just fits", "too long for its port", "words to the limit", "one word"],
+)
+def test_a_long_command_is_cut_at_a_word_and_ends_with_an_ellipsis(
+    command: str, shown: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "cmdline").write_bytes(command.replace(" ", "\0").encode())
+    assert _command(tmp_path) == (shown or command)
