@@ -150,9 +150,7 @@ def join_infos(
                 present = [value for value in values if value is not _MISSING]
                 if all(isinstance(value, dict) for value in present):
                     dicts = [{} if value is _MISSING else value for value in values]
-                    joined[key] = join_infos(
-                        dicts, sizes, casts, place, exact=exact, firsts=firsts
-                    )
+                    joined[key] = join_infos(dicts, sizes, casts, place, exact=exact, firsts=firsts)
                     continue
                 array = _join_arrays(values, sizes, exact=exact)
                 if array is None:
