@@ -13,8 +13,6 @@ from functools import lru_cache
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
 
 def init() -> None:
     """Do it if there may be such generators. Numba calls this before it compiles anything.
@@ -26,7 +24,7 @@ def init() -> None:
         refuse(module.RemoteGenerator)
 
 
-def refuse(kind: type[np.random.Generator]) -> None:
+def refuse(kind: type[Any]) -> None:
     """Make numba refuse generators of this class, if numba is loaded."""
     numba = sys.modules.get("numba")
     if numba is not None:
@@ -35,7 +33,7 @@ def refuse(kind: type[np.random.Generator]) -> None:
 
 
 @lru_cache(maxsize=1)  # a generator may be read in every step
-def _register(numba: ModuleType, kind: type[np.random.Generator]) -> None:
+def _register(numba: ModuleType, kind: type[Any]) -> None:
     """Make one numba refuse them. Raises ImportError or AttributeError if it has no such types."""
     importlib.import_module(f"{numba.__name__}.extending").typeof_impl.register(kind, _no_type)
 

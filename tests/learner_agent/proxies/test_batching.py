@@ -102,7 +102,7 @@ def test_values_that_gymnasium_cannot_merge_come_to_each_environment(
 
 @pytest.mark.parametrize("dtype", [np.int32, np.uint64, np.int8])
 def test_ids_of_a_vector_class_become_those_of_the_whole_vector(dtype: Any) -> None:
-    parts = [{"env_id": np.arange(n, dtype=dtype)} for n in (2, 1)]
+    parts: list[dict[str, Any]] = [{"env_id": np.arange(n, dtype=dtype)} for n in (2, 1)]
     parts = [{**part, "players": {**part, "lives": np.ones(len(part["env_id"]))}} for part in parts]
     before = deepcopy(parts)
     for firsts in (None, [5, 3]):
