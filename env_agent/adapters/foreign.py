@@ -92,7 +92,8 @@ class OldGym(_Adapter):
             generators.check(self._made.np_random)
             self._made.unwrapped.np_random = value
         else:
-            gymnasium.Env.np_random.__set__(self, value)
+            base: Any = gymnasium.Env.np_random
+            base.__set__(self, value)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; return the observation, and the info if there is one."""

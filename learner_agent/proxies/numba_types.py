@@ -24,7 +24,7 @@ def init() -> None:
         refuse(module.RemoteGenerator)
 
 
-def refuse(kind: type[Any]) -> None:
+def refuse(kind: Any) -> None:
     """Make numba refuse generators of this class, if numba is loaded."""
     numba = sys.modules.get("numba")
     if numba is not None:
@@ -33,7 +33,7 @@ def refuse(kind: type[Any]) -> None:
 
 
 @lru_cache(maxsize=1)  # a generator may be read in every step
-def _register(numba: ModuleType, kind: type[Any]) -> None:
+def _register(numba: ModuleType, kind: Any) -> None:
     """Make one numba refuse them. Raises ImportError or AttributeError if it has no such types."""
     importlib.import_module(f"{numba.__name__}.extending").typeof_impl.register(kind, _no_type)
 
