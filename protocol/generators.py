@@ -22,13 +22,31 @@ _BIT_GENERATORS = {
 
 
 def describe(generator: np.random.Generator) -> dict[str, Any]:
-    """Return the state of a generator, as `bit_generator.state` has it."""
+    """Return the state of a generator, as `bit_generator.state` has it.
+
+    Raises AttributeError for anything else, such as a RandomState.
+    """
+    check(generator)
     return dict(generator.bit_generator.state)
 
 
+def check(generator: Any) -> None:
+    """Raise AttributeError for anything but a `numpy.random.Generator`."""
+    kind = type(generator)
+    if not hasattr(kind, "bit_generator"):
+        raise AttributeError(
+            f"np_random is a {kind.__name__}, but only a numpy.random.Generator can be used from "
+            f"another process."
+        )
+
+
 def set_state(generator: np.random.Generator, state: Any) -> bool:
-    """Set a generator to a state; return False if it is of another kind. Raises DecodingError."""
+    """Set a generator to a state; return False if it is of another kind.
+
+    Raises DecodingError, and AttributeError for anything but a generator.
+    """
     build(state)  # checks it
+    check(generator)
     if generator.bit_generator.state["bit_generator"] != state["bit_generator"]:
         return False
     generator.bit_generator.state = state

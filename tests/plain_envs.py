@@ -294,6 +294,12 @@ class Forgetful(Old):
         return 1, 0.5, False, False
 
 
+class OldRandom(Old):
+    """An environment that draws from something else than NumPy's Generator."""
+
+    np_random: Any = random.Random(3)
+
+
 class OldWithoutConstructor:
     """An environment of old gym that leaves the constructor to Python."""
 

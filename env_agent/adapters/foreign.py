@@ -16,6 +16,7 @@ import structlog
 from gymnasium import Space, spaces
 
 from gymwire.env_agent.interpreter import child, child_spaces
+from gymwire.protocol import generators
 from gymwire.protocol.errors import ConfigurationError
 
 
@@ -76,6 +77,23 @@ class OldGym(_Adapter):
             if name in parameters or any(one.kind is one.VAR_KEYWORD for one in parameters.values())
         }
         self._asks_for_info = "return_info" in parameters  # gym 0.22 to 0.25
+
+    @property
+    def np_random(self) -> np.random.Generator:
+        """The environment's own generator, which is a RandomState before gym 0.22."""
+        if not hasattr(self._made, "np_random"):
+            return super().np_random
+        found: np.random.Generator = self._made.np_random
+        return found
+
+    @np_random.setter
+    def np_random(self, value: np.random.Generator) -> None:
+        if hasattr(self._made, "np_random"):
+            generators.check(self._made.np_random)
+            self._made.unwrapped.np_random = value
+        else:
+            base: Any = gymnasium.Env.np_random
+            base.__set__(self, value)
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
         """Start an episode; return the observation, and the info if there is one."""

@@ -917,7 +917,7 @@ class Hosted:
         found = self._find(name)
         if callable(found):
             return ["method"]
-        if name == "np_random":
+        if name == "np_random" and hasattr(type(found), "bit_generator"):
             return ["generator", dict(found.bit_generator.state)]
         if isinstance(found, _space_classes()):
             return ["space", read_space(found)]

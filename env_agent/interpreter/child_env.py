@@ -178,6 +178,8 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """Set an attribute."""
         if isinstance(value, np.random.Generator):
+            if self.has_wrapper_attr(name):
+                generators.check(self.get_wrapper_attr(name))
             value = generators.describe(value)
         self._call("set", name, value)
         return True

@@ -146,6 +146,7 @@ def join_infos(
     path: tuple[Any, ...] = (),
     *,
     exact: bool = False,
+    firsts: Sequence[int] | None = None,
 ) -> dict[Any, Any]:
     """Join the infos of several sessions to those of one vector.
 
@@ -154,14 +155,21 @@ def join_infos(
     zeros, None among objects, or False in the `_key` masks. If dtypes or shapes do not match, so
     that Gymnasium would fail, the result is an array of objects.
 
+    Under the key `env_id`, vectors of EnvPool and ALE have the numbers of their environments, which
+    become those in the whole vector. A mask `_env_id` says that the environments themselves return
+    these values; then they stay as they are.
+
     Args:
         parts: the infos of each session.
         sizes: the number of environments of each session.
         casts: the casts of each session, from `vector_infos.from_wire`.
         path: the keys that lead to `parts` in the infos of the vector.
         exact: cast nothing: if dtypes differ, the result is an array of objects.
+        firsts: the number of the first environment of each session in the whole vector, if `parts`
+            are not those of all sessions.
     """
     casts = casts or [{}] * len(parts)
+    firsts = firsts or _starts(sizes)
     joined: dict[Any, Any] = {}
     for part in parts:
         for key in part:
@@ -171,12 +179,14 @@ def join_infos(
                 present = [value for value in values if value is not _MISSING]
                 if all(isinstance(value, dict) for value in present):
                     dicts = [{} if value is _MISSING else value for value in values]
-                    joined[key] = join_infos(dicts, sizes, casts, place, exact=exact)
+                    joined[key] = join_infos(dicts, sizes, casts, place, exact=exact, firsts=firsts)
                     continue
                 array = _join_arrays(values, sizes, exact=exact)
                 if array is None:
                     masks = [p.get(f"_{key}") for p in parts]
                     array = _as_objects(values, masks, sizes)
+                elif key == "env_id" and not any("_env_id" in part for part in parts):
+                    _renumber(array, values, sizes, firsts)
                 for start, size, cast in zip(_starts(sizes), sizes, casts, strict=True):
                     for index, value in cast.get(place, ()):
                         if index < size:
@@ -218,6 +228,17 @@ def _join_arrays(
         if value is not _MISSING:
             array[start : start + size] = value
     return array
+
+
+def _renumber(
+    ids: np.ndarray[Any, Any], values: list[Any], sizes: Sequence[int], firsts: Sequence[int]
+) -> None:
+    """Add to the ids of each session, if they are integers, the number of its first environment."""
+    if ids.dtype.kind in "iu" and ids.ndim == 1:
+        for start, value, size, first in zip(_starts(sizes), values, sizes, firsts, strict=True):
+            if value is not _MISSING:
+                own = ids[start : start + size]
+                np.add(own, np.int64(first), out=own, casting="unsafe")  # keeps the dtype
 
 
 def _matches(first: np.ndarray[Any, Any], other: np.ndarray[Any, Any]) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gymwire.learner_agent.proxies import numba_types
 from gymwire.learner_agent.proxies.interrupts import kept_for_getattr, raise_kept
 from gymwire.protocol import generators
 from gymwire.protocol.errors import (
@@ -54,6 +55,7 @@ class RemoteGenerators:
     def give(self) -> tuple[RemoteGenerator, ...]:
         """Return the generators, to callers who may keep them."""
         self._given = set(range(len(self.all)))
+        numba_types.refuse(RemoteGenerator)
         return tuple(self.all)
 
     def release(self, numbers: Iterable[int], read: Callable[[], Sequence[Any]]) -> None:
@@ -116,9 +118,9 @@ class RemoteGenerators:
 class RemoteGenerator(np.random.Generator):
     """The generator of a remote environment. Its draws advance that environment's own.
 
-    Code that draws through `bit_generator` itself (numba, Cython) is not supported: it raises
-    AttributeError where it asks for an interface. `deepcopy` and `pickle` make a plain generator in
-    the present state.
+    Code that draws through `bit_generator` itself is not supported: Cython raises AttributeError
+    where it asks for an interface, and numba a TypeError (see `numba_types`). `deepcopy` and
+    `pickle` make a plain generator in the present state.
     """
 
     def __init__(self, remote: RemoteGenerators, state: Any) -> None:

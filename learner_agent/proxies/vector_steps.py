@@ -315,10 +315,11 @@ class VectorSteps:
             one = parts[0]
             return one.observation, one.reward, one.terminated, one.truncated, infos[0]
         sizes = [self._group.sizes[i] for i in percepts]
+        firsts = [self._group.slices[i].start for i in percepts]
         return (
             batching.join(self._observation, observations),
             np.concatenate([part.reward for part in parts]),
             np.concatenate([part.terminated for part in parts]),
             np.concatenate([part.truncated for part in parts]),
-            batching.join_infos(infos, sizes, casts, exact=self._exact),
+            batching.join_infos(infos, sizes, casts, exact=self._exact, firsts=firsts),
         )

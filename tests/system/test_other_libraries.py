@@ -178,6 +178,23 @@ def test_a_registered_vector_class_gets_the_requested_autoreset_mode(
         assert_same_course(local, remote, local.action_space)
 
 
+@pytest.mark.parametrize("address", ["pool", "old-pool", "pong", "real-pool"])
+def test_infos_of_several_sessions_have_the_ids_of_the_whole_vector(
+    broker: str, address: str
+) -> None:
+    require(address)
+    with ProxyVectorEnv(address, 5, broker, sessions=2) as remote:
+        ids = remote.reset()[1]["env_id"]
+        actions = remote.action_space.sample()
+        infos = remote.step(actions)[4]
+        for found in (ids, infos["env_id"], infos.get("players", infos)["env_id"]):
+            assert_same(found, np.arange(5, dtype=np.int32))
+        remote.send(actions[3:], [3, 4])
+        infos = remote.recv(2)[4]
+        for found in (infos["env_id"], infos.get("players", infos)["env_id"]):
+            assert list(found) == [3, 4]
+
+
 @pytest.mark.parametrize("address", ["nextstepframes", "madenextstepframes"])
 def test_a_vector_class_with_one_mode_is_used_for_this_mode(broker: str, address: str) -> None:
     with ProxyVectorEnv(address, 2, broker) as remote:
@@ -248,7 +265,10 @@ def test_sessions_of_a_pool_are_joined_with_their_nested_infos(broker: str, addr
 
 def _joined(infos: list[Any]) -> Any:
     if isinstance(infos[0], dict):
-        return {key: _joined([one[key] for one in infos]) for key in infos[0]}
+        joined = {key: _joined([one[key] for one in infos]) for key in infos[0]}
+        if "env_id" in joined:  # those of the whole vector
+            joined["env_id"] = np.arange(len(joined["env_id"]), dtype=np.int32)
+        return joined
     return np.concatenate(infos)
 
 

@@ -13,8 +13,10 @@ from gymnasium import spaces
 from gymwire.env_agent.environments import Environments, Service
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.interpreter import child
+from gymwire.env_agent.runners.runner import Runner
 from gymwire.errors import ConfigurationError
-from gymwire.protocol.messages import Open
+from gymwire.protocol import generators
+from gymwire.protocol.messages import Call, Open
 from tests.sameness import assert_same
 
 
@@ -88,6 +90,15 @@ class Newer(Old):
 
     def render(self) -> Any:  # type: ignore[override]
         return np.zeros((1, 1, 3), np.uint8)
+
+
+class Drawing(Newer):
+    """An environment that draws from a generator of its own, which may be of an old kind."""
+
+    def __init__(self, old: bool = False, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.unwrapped = self
+        self.np_random: Any = np.random.RandomState(3) if old else np.random.default_rng(3)
 
 
 class DmBase:
@@ -197,6 +208,39 @@ def test_a_step_in_another_interpreter_becomes_what_it_becomes_here(
         expected = (np.zeros(2, np.float32), 0.5, not is_cut, is_cut, {"n": 1})
         assert_same(here.step(0), expected)
         assert_same(there.step(0), expected)
+
+
+def test_the_generator_of_old_gym_is_the_one_that_it_draws_from() -> None:
+    expected, runner = np.random.default_rng(3), Runner(make(Drawing))
+    state = runner.access(Call("get", "np_random"))["value"]
+    assert generators.build(state).random() == expected.random()
+    env: Any = runner.env
+    own = env.unwrapped._made
+    for seed, in_place in ((4, (True,)), (5, ())):
+        state = generators.describe(np.random.default_rng(seed))
+        runner.access(Call("set", "np_random", (state, *in_place)))
+        assert own.np_random.random() == np.random.default_rng(seed).random()
+    runner = Runner(make(Newer))  # has none: Gymnasium makes one
+    runner.access(Call("set", "np_random", (state,)))
+    assert runner.access(Call("get", "np_random")) == {"value": state}
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        Call("get", "np_random"),
+        Call("set", "np_random", (generators.describe(np.random.default_rng(1)),)),
+        Call("set", "np_random", (generators.describe(np.random.default_rng(1)), True)),
+    ],
+    ids=["get", "set", "set in place"],
+)
+def test_a_generator_of_an_old_kind_is_an_error_that_says_so(call: Call) -> None:
+    env: Any = make(Drawing, old=True)
+    own, access = env.unwrapped._made, Runner(env).access
+    before = own.np_random
+    with pytest.raises(AttributeError, match=r"np_random is a RandomState, but only a numpy\.rand"):
+        access(call)
+    assert own.np_random is before
 
 
 def test_four_values_without_an_info_are_not_those_of_old_gym() -> None:

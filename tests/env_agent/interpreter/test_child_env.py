@@ -28,6 +28,7 @@ from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.runners.runner import Runner
+from gymwire.protocol import generators
 from gymwire.protocol.errors import ConfigurationError, EncodingError, GymwireError
 from gymwire.protocol.messages import Call, Code, EnvKind
 from gymwire.protocol.values import Opaque, encode, opaque
@@ -306,6 +307,14 @@ def test_steps_of_a_vector_are_sent_before_the_first_answer_is_read(bare_python:
         vector.reset(seed=1)
         infos = vector.step(np.ones(64, np.int64))[4]
         assert [len(text) for text in infos["long"]] == [70_000] * 64
+
+
+def test_a_generator_of_an_old_kind_is_an_error_that_says_so(make: Make, bare_python: str) -> None:
+    runner = Runner(make("tests.plain_envs:OldRandom", bare_python))
+    state = generators.describe(np.random.default_rng(1))
+    for call in (Call("get", "np_random"), Call("set", "np_random", (state,))):
+        with pytest.raises(AttributeError, match=r"np_random is a Random, but only a numpy\.rand"):
+            runner.access(call)
 
 
 def test_unknown_spaces_can_be_given(python: str) -> None:

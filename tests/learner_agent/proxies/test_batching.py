@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import numpy as np
@@ -53,8 +54,9 @@ def merged(infos: list[dict[str, Any]], cls: type[Any] = VectorEnv) -> tuple[Any
         [{"x": "a"}, {}, {"x": None}, {}],
         [{}, {"n": {"m": {"x": np.ones(2)}}}, {"n": {"k": True}}, {"n": {"m": {"x": np.ones(2)}}}],
         [{"final_obs": np.ones(2), "final_info": {"x": 1}}, {}, {}, {"final_obs": np.zeros(2)}],
+        [{"env_id": 7}, {"env_id": 7}, {"deep": {"env_id": 7}}, {"env_id": 7}],
     ],
-    ids=range(7),
+    ids=range(8),
 )
 def test_infos_of_two_sessions_join_as_those_of_one_vector(infos: list[dict[str, Any]]) -> None:
     parts, casts = [], []
@@ -96,6 +98,23 @@ def test_values_that_gymnasium_cannot_merge_come_to_each_environment(
     joined = batching.join_infos(parts, sizes, casts)
     found = list(single_infos.split(joined, range(4), 4).values())
     assert_same(found, infos)
+
+
+@pytest.mark.parametrize("dtype", [np.int32, np.uint64, np.int8])
+def test_ids_of_a_vector_class_become_those_of_the_whole_vector(dtype: Any) -> None:
+    parts: list[dict[str, Any]] = [{"env_id": np.arange(n, dtype=dtype)} for n in (2, 1)]
+    parts = [{**part, "players": {**part, "lives": np.ones(len(part["env_id"]))}} for part in parts]
+    before = deepcopy(parts)
+    for firsts in (None, [5, 3]):
+        expected = np.array([0, 1, 2] if firsts is None else [5, 6, 3], dtype)
+        joined = batching.join_infos(parts, [2, 1], firsts=firsts)
+        assert_same(
+            joined, {"env_id": expected, "players": {"env_id": expected, "lives": np.ones(3)}}
+        )
+    assert_same(parts, before)
+    for other in ([[0.0, 1.0], [0.0]], [["a", "b"], ["a"]], [[[0], [1]], [[0]]]):
+        joined = batching.join_infos([{"env_id": np.array(one)} for one in other], [2, 1])
+        assert_same(joined, {"env_id": np.array(other[0] + other[1])})
 
 
 def test_infos_that_do_not_match_become_objects() -> None:
