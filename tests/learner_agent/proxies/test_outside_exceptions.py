@@ -217,7 +217,7 @@ def test_a_close_at_any_instruction_of_a_call_ends_it_with_its_result_or_says_so
             assert loop.idle, interruption.where
             if not interruption.where:
                 return
-            instruction += STRIDE or 31 * times
+            instruction += STRIDE or 61 * times
 
 
 def lose(env: Any, sessions: int) -> int:
