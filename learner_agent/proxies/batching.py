@@ -44,7 +44,7 @@ def slices(num_envs: int, sessions: int) -> list[slice]:
 
 
 def in_rounds(method: Each[S]) -> Each[S]:
-    """Return a method that may get a number several times, from one that may not."""
+    """Let a method accept repeated numbers: it is called for each round without repetitions."""
 
     @wraps(method)
     def access(self: S, call: Call, env_ids: Sequence[int]) -> list[Any]:

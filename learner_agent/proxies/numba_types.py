@@ -15,9 +15,10 @@ from typing import Any
 
 
 def init() -> None:
-    """Do it if there may be such generators. Numba calls this before it compiles anything.
+    """Make numba refuse the generators if this process may have any.
 
-    See `numba_extensions` in pyproject.toml. Nothing else is loaded in programs without proxies.
+    Numba calls this before it compiles anything: see `numba_extensions` in pyproject.toml. Nothing
+    else is loaded in programs without proxies.
     """
     module = sys.modules.get(f"{__package__}.remote_generators")
     if module is not None:
@@ -34,7 +35,7 @@ def refuse(kind: Any) -> None:
 
 @lru_cache(maxsize=1)  # a generator may be read in every step
 def _register(numba: ModuleType, kind: Any) -> None:
-    """Make one numba refuse them. Raises ImportError or AttributeError if it has no such types."""
+    """Register the class with numba. Raises ImportError or AttributeError in an older release."""
     importlib.import_module(f"{numba.__name__}.extending").typeof_impl.register(kind, _no_type)
 
 
