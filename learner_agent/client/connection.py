@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
 from typing import Any, ClassVar
 
+from gymwire.learner_agent.client.connection_use import ConnectionUse
 from gymwire.learner_agent.client.direct import DirectLinks
 from gymwire.learner_agent.client.failures import error_for, malformed
 from gymwire.learner_agent.client.listing import find_all
@@ -79,11 +80,11 @@ def _close_at_exit() -> None:
     connections = list(_OPEN)
     if connections and is_elsewhere(is_ours):
         for connection in connections:
-            connection.ends_waits = True
+            connection.use.ended = True
         if not wait_while(lambda: is_elsewhere(is_ours)):
-            connections = [one for one in connections if one.thread_id == threading.get_ident()]
+            connections = [one for one in connections if one.use.thread_id == threading.get_ident()]
     for connection in connections:
-        connection.ends_waits = False
+        connection.use.ended = None
         connection.close(goodbye=not connection.keeps_sessions)
 
 
@@ -132,11 +133,10 @@ class BrokerConnection:
         self.clock_ns = clock_ns
         self.closed = False  # whether `close` has begun
         self._said_bye = self._left = False  # how far it has come
-        self.ends_waits = False  # whether each wait of another thread must end
+        self.use = ConnectionUse()
         self.exact_infos = False  # whether infos of vectors are not cast, see `ProxyVectorEnv`
         self.keeps_sessions = False  # for another process, which has a token of one of them
         self._pid = os.getpid()
-        self.thread_id = threading.get_ident()
         self._log = logs.logger()
         self.rng = random.Random(secrets.randbits(64))
         self.direct_links = DirectLinks()
@@ -474,8 +474,7 @@ class BrokerConnection:
 
         Raises EnvironmentClosed if the connection is closed meanwhile.
         """
-        if self.ends_waits:
-            raise EnvironmentClosed("Another thread has closed this environment. Make a new one.")
+        self.use.check()
         self.check_open()  # a signal handler may have closed it
         is_new = False
         try:

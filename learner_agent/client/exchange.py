@@ -208,6 +208,16 @@ class Exchange:
         self.returned, self.state = seq, state
         self.request = Pending(Kind.OPEN, seq, b"")
 
+    def continue_from(self, other: Exchange) -> None:
+        """Continue where the exchange of the same session on another connection stands.
+
+        What the other does from now on has no effect here.
+        """
+        self.state, self.lost, self._failure = other.state, other.lost, other._failure
+        self._error, self._reply, self.throttled = other._error, other._reply, other.throttled
+        self._abandoned = list(other._abandoned)
+        self.request, self.returned = other.request, other.returned
+
     def check_position(self) -> None:
         """Raise MoveError if the agent has executed more than the request after `seq`."""
         assert self.expected is not None

@@ -21,12 +21,16 @@ def is_elsewhere(is_such: Callable[[FrameType], bool]) -> bool:
     """Return whether such a frame is on the stack of another thread."""
     here = threading.get_ident()
     stacks = sys._current_frames()  # noqa: SLF001 - public but for its name
-    for ident, frame in stacks.items():
-        found: FrameType | None = None if ident == here else frame
-        while found is not None:
-            if is_such(found):
-                return True
-            found = found.f_back
+    return any(ident != here and is_on_stack(last, is_such) for ident, last in stacks.items())
+
+
+def is_on_stack(last: FrameType, is_such: Callable[[FrameType], bool]) -> bool:
+    """Return whether such a frame is on the stack whose last frame this is."""
+    found: FrameType | None = last
+    while found is not None:
+        if is_such(found):
+            return True
+        found = found.f_back
     return False
 
 

@@ -7,13 +7,14 @@ until that frame returns. It also notices calls of another thread.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import wraps
 from types import CodeType, FrameType
-from typing import Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.client.threads import is_elsewhere, wait_while
+from gymwire.learner_agent.client.threads import is_elsewhere, is_on_stack, wait_while
 from gymwire.protocol import logs
 from gymwire.protocol.errors import MoveError
 
@@ -32,6 +33,9 @@ class Undoable(Protocol):
 
     def begin_call(self) -> None:
         """Begin a call: from now on, `undo` returns to this moment."""
+
+    def end_call(self) -> None:
+        """End a call."""
 
     def undo(self, error: BaseException) -> None:
         """End the call with an exception. Unless it is a reply, no reply counts as returned."""
@@ -62,7 +66,7 @@ def keeps_replies(
         self.undoable.begin_call()
         try:
             result = method(self, *args, **kwargs)
-            self.undoable.in_call = False
+            self.undoable.end_call()
             return result
         except BaseException as error:
             self.undoable.undo(error)
@@ -117,6 +121,16 @@ def is_used_elsewhere(calls: Undoable) -> bool:
     return is_elsewhere(is_such)
 
 
+def is_in_call(calls: object) -> bool:
+    """Return whether this thread is in a call of a proxy, also in its constructor."""
+
+    def is_such(frame: FrameType) -> bool:
+        owner: Any = frame.f_locals.get("self")
+        return owner is calls or (frame.f_code in _CALLS and owner.undoable.shared is calls)
+
+    return is_on_stack(sys._getframe(1), is_such)  # noqa: SLF001 - public but for its name
+
+
 def check_alone(calls: Undoable) -> None:
     """Raise MoveError if another thread is in a call of this proxy.
 
@@ -130,10 +144,21 @@ def check_alone(calls: Undoable) -> None:
         )
 
 
-def close_alone(calls: Undoable, connection: BrokerConnection, close: Callable[[], None]) -> None:
+def close_alone(
+    calls: Undoable,
+    connection: BrokerConnection,
+    close: Callable[[], None],
+    ended: object = True,
+) -> None:
     """Close a proxy. A call of another thread ends first, with EnvironmentClosed.
 
     If that thread does not leave its call soon, the connection stays open until the process ends.
+
+    Args:
+        calls: those of the proxy.
+        connection: the connection that the calls use.
+        close: closes the proxy.
+        ended: the caller whose wait must end, as `ConnectionUse` has it.
     """
     mine = object()
 
@@ -142,11 +167,11 @@ def close_alone(calls: Undoable, connection: BrokerConnection, close: Callable[[
         return is_used_elsewhere(calls) or calls.in_call is not mine
 
     if calls.in_call and is_used():
-        connection.ends_waits = True
+        connection.use.ended = ended
         if not wait_while(is_used):
             logs.logger().warning("not closed, because another thread is in a call")
             return
-        connection.ends_waits = False
+        connection.use.ended = None
     calls.in_call = True
     try:
         close()

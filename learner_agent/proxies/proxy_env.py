@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from threading import get_ident
 from typing import Any, ClassVar
 
 import gymnasium
@@ -72,8 +73,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             key.
         broker_key: the broker's public key or its file. Default: the variable GYMWIRE_BROKER_KEY,
             else no key.
-        connection: an existing connection to use instead of a new one to `broker`. The caller
-            closes it.
+        connection: an existing connection to use, which the caller closes. Default: the proxies
+            that one thread makes with the same `broker`, `timeout_s` and key share one.
 
     Raises:
         ConfigurationError: no address, or an option with an impossible value.
@@ -159,12 +160,20 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             BrokerUnreachable: after `timeout_s` of silence.
         """
         owner, replay = self._owner, self._replay
+        use = owner.use
         if owner.closed or owner.is_inherited:
             owner.check_usable(Act(action))
-        if owner.in_call or replay is not None or owner.generators is not None:
+        if (
+            owner.in_call
+            or use.caller is not None
+            or use.thread_id != get_ident()
+            or replay is not None
+            or owner.generators is not None
+        ):
             self._calls.begin_call()
         else:  # the same, without a call
             owner.in_call = True
+            use.caller = owner
             owner.returned = owner.exchange.returned
         try:  # as `keeps_replies`, which would be a call more
             if replay is not None:
@@ -172,6 +181,7 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             else:
                 step = owner.session.step(action, owner.options.step_timeout_s)
             owner.in_call = False
+            owner.use.caller = None
             return step
         except BaseException as error:
             self._calls.undo(error)

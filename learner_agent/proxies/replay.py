@@ -37,6 +37,10 @@ class EpisodeReplay:
         self._owner.begin_call()
         self._before = self._recording.position
 
+    def end_call(self) -> None:
+        """End a call of the proxy."""
+        self._owner.end_call()
+
     def undo(self, error: BaseException) -> None:
         """End a call with an exception, as `SessionOwner.undo`; it is not recorded then."""
         self._owner.undo(error)

@@ -1,4 +1,4 @@
-"""The session behind a ProxyEnv: opened, replaced after a loss or a fork, and closed."""
+"""The session behind a ProxyEnv: opened, replaced after a loss or a fork, moved, and closed."""
 
 from __future__ import annotations
 
@@ -6,16 +6,23 @@ import os
 import sys
 import weakref
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from threading import get_ident
 from typing import Any
 
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.connection_use import ConnectionUse
 from gymwire.learner_agent.client.exchange import Exchange
-from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.moving import move
+from gymwire.learner_agent.client.session import CLOSE_S, RemoteSession
 from gymwire.learner_agent.client.session_token import SessionToken
-from gymwire.learner_agent.proxies.interrupts import check_alone, close_alone
+from gymwire.learner_agent.proxies.interrupts import check_alone, close_alone, is_in_call
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, ProxyOptions
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
-from gymwire.protocol.errors import EnvironmentClosed, ResetNeeded
+from gymwire.learner_agent.proxies.shared_connections import Lease, lease
+from gymwire.protocol import logs
+from gymwire.protocol.errors import EnvironmentClosed, GymwireError, ResetNeeded
 from gymwire.protocol.messages import Act, Message, Reset, Status
 
 _OWNERS: weakref.WeakSet[SessionOwner] = weakref.WeakSet()
@@ -32,18 +39,24 @@ if hasattr(os, "register_at_fork"):
 
 
 class SessionOwner:
-    """Owns one session of a plain environment and, unless the caller does, its connection.
+    """Owns one session of a plain environment.
+
+    It shares a connection with the others that its thread makes, unless the caller gives it one. It
+    moves to another connection if another thread uses it, or a call in the middle of another's: a
+    signal handler's, for example.
 
     Dropping the last reference to it frees the slot, like `close`.
 
     Args:
         options: how to connect and what to open.
-        connection: a connection to open the session on, which the caller closes; None: a new one.
+        connection: a connection to open the session on, which the caller closes; None: a shared
+            one.
         resumed: a session to use instead of opening one; its connection is owned.
 
     Attributes:
         session: the session in use.
         exchange: its exchange.
+        use: the use of its connection.
         returned: the number of the last request whose reply the caller had when the present call
             began.
         is_inherited: whether a parent process opened it, and a fork must leave it alone.
@@ -66,17 +79,19 @@ class SessionOwner:
         self.session: RemoteSession
         self.is_inherited: bool
         self.exchange: Exchange
+        self.use: ConnectionUse
         self.returned: int
         self.closed = False
         self.in_call: object = False
         self.generators: RemoteGenerators | None = None
+        self._lease: Lease | None = None  # None: the caller owns the connection
+        self._has_moved = False
         self._is_left = False  # whether `close` has returned
         _OWNERS.add(self)
-        self._owns_connection = connection is None
         if resumed is None:
             self.open(connection)
         else:
-            self._use(resumed, owns_connection=True)
+            self._use(resumed, Lease(resumed.connection))
 
     def open(
         self,
@@ -90,31 +105,39 @@ class SessionOwner:
         An exception closes it, and leaves the present session in use.
 
         Args:
-            connection: the connection to open it on; None: a new one, which is owned.
+            connection: the connection to open it on; None: that which this thread shares.
             wait_s: how long to wait for a free slot, in seconds; None: as long as the option says.
             prepare: called with the session before it is used.
         """
         made = None
         former = self.__dict__.get("session")
-        known: frozenset[int] = frozenset()
+        known: frozenset[int] | None = None
         try:
             if connection is None:
-                made = connection = self.options.connect()
+                made = lease(self.options)
+                connection = made.connection
+            if wait_s is None and (made or self._lease) is not None:
+                wait_s = self.options.wait_s
+            connection.use.caller = self
             known = connection.sids
             (session,) = self.options.open_sessions(connection, wait_s=wait_s)
             prepare(session)
-            self._use(session, owns_connection=self._owns_connection or made is not None)
+            if self.closed:  # by a signal handler
+                raise connection.link.closed_error()
+            self._use(session, made or self._lease)
             if former is not None and former.connection is connection:
                 former.paths.close_direct()  # its env agent may be alive
         except BaseException:
             used = self.__dict__.get("session")
-            if made is not None and (used is None or used.connection is not made):
-                made.close()
-            elif connection is not None:
+            is_closed = made is not None and self._lease is not made and made.end()
+            if connection is not None and known is not None and not is_closed:
                 connection.close_others(known if used is None else known | {used.sid})
             raise
+        finally:
+            if connection is not None and not self.in_call:
+                connection.use.caller = None
 
-    def _use(self, session: RemoteSession, *, owns_connection: bool) -> None:
+    def _use(self, session: RemoteSession, made: Lease | None) -> None:
         exchange = session.exchange
         # All at once: an exception from outside comes before or after it. In a new dict, because
         # Python 3.11 reads attributes four times as slowly once `__dict__` has been read.
@@ -122,23 +145,64 @@ class SessionOwner:
             **self.__dict__,
             "session": session,
             "is_inherited": False,
-            "_owns_connection": owns_connection,
+            "_lease": made,
             "exchange": exchange,
+            "use": session.connection.use,
             "returned": exchange.returned,
         }
+
+    # --- the use of the connection ----------------------------------------------------------------
+
+    def _is_used_by_others(self) -> bool:
+        """Return whether another thread uses the connection, or a call that this one interrupts."""
+        use = self.use
+        if use.thread_id != get_ident():
+            return True
+        caller = use.caller
+        return caller is not None and caller is not self and is_in_call(caller)
+
+    def leave(self, *, to_close: bool = False) -> None:
+        """Use a connection that nobody else uses at the moment.
+
+        The first time, that is the one that this thread shares; later, one of its own.
+
+        Raises what `ProxyOptions.connect` and `move` raise; the session then stays as it is.
+        """
+        held, former, options = self._lease, self.session, self.options
+        if held is None or held.take():
+            self.use.thread_id = get_ident()
+            return
+        if to_close:
+            options = replace(options, wait_s=0.0, timeout_s=CLOSE_S)
+        made = lease(options, alone=self._has_moved or to_close)
+        try:
+            self._use(move(former, made.connection), made)
+            self._has_moved = True
+        finally:
+            if self._lease is made:
+                former.connection.use.left.append(partial(_forget, former))
+                held.end()
+            else:
+                made.end(goodbye=False)
 
     def begin_call(self) -> None:
         """Begin a call of the proxy: from now on, `undo` returns to this moment."""
         if self.in_call:
             check_alone(self)
+        if not self.is_inherited and not self.closed and self._is_used_by_others():
+            self.leave()
         if self.generators is not None:
             self.generators.before_request()
-        self.in_call = True
+        self.in_call, self.use.caller = True, self
         self.returned = self.exchange.returned
+
+    def end_call(self) -> None:
+        """End a call of the proxy."""
+        self.in_call, self.use.caller = False, None
 
     def undo(self, error: BaseException) -> None:
         """End a call with an exception. Unless it is a reply, no reply counts as returned."""
-        self.in_call = False
+        self.end_call()
         self.exchange.undo(self.returned, error)
 
     @property
@@ -190,6 +254,8 @@ class SessionOwner:
     def token(self) -> bytes:
         """Return the token with which another process can resume the session."""
         self.check_usable(Reset())
+        self._has_moved = True
+        self.leave()  # the sessions of other proxies are not kept
         session, exchange = self.session, self.session.exchange
         session.connection.keeps_sessions = True
         return SessionToken(
@@ -210,14 +276,25 @@ class SessionOwner:
         if self.is_inherited:
             INHERITED_CONNECTIONS.append(self.session.connection)
             return
-        close_alone(self, self.session.connection, self._close)
+        close_alone(self, self.session.connection, self._close, self)
 
     def _close(self) -> None:
+        use, former = self.use, self.session
         try:
+            if use.caller is self or self._is_used_by_others():
+                self.leave(to_close=True)
+            if self.session is not former and use.caller is self:  # a signal handler closes it
+                former.fail(former.connection.link.closed_error())
+            self.use.caller = self
             self.session.close()
+        except GymwireError as error:  # the thread that uses the connection closes it, some time
+            use.left.append(partial(former.close, wait=False))
+            logs.logger().debug("not closed yet", why=str(error))
         finally:  # an interrupt must not leave the connection open
-            if self._owns_connection:
-                self.session.connection.close()
+            if self.use is not use or use.caller is self:
+                self.use.caller = None
+            if self._lease is not None:
+                self._lease.end()
         self._is_left = True  # last: after an interrupt, the next call goes on
 
     def __del__(self) -> None:
@@ -226,5 +303,15 @@ class SessionOwner:
             return
         if self.is_inherited:
             INHERITED_CONNECTIONS.append(session.connection)
-        elif self._owns_connection:
-            session.connection.close()  # sends BYE and does not wait
+        elif self._lease is not None:
+            use = self.use
+            use.left.append(partial(session.close, wait=False))
+            # The last one sends BYE and does not wait.
+            if not self._lease.end() and use.thread_id == get_ident() and use.caller is None:
+                use.check()
+
+
+def _forget(session: RemoteSession) -> None:
+    """Forget a session that has moved to another connection."""
+    session.paths.close_direct()
+    session.connection.forget(session)

@@ -77,6 +77,10 @@ class VectorSteps:
         self._before = None
         self._group.begin_call()
 
+    def end_call(self) -> None:
+        """End a call of the vector."""
+        self.in_call = False
+
     def undo(self, error: BaseException) -> None:
         """End a call with an exception. Unless it is a reply, no reply counts as returned."""
         self.in_call = False

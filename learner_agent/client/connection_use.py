@@ -1,0 +1,34 @@
+"""Who uses a connection now: its thread, and the call that is under way."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from gymwire.protocol.errors import EnvironmentClosed
+
+
+class ConnectionUse:
+    """The use of a connection by one thread, and by the call of one proxy at a time.
+
+    Attributes:
+        thread_id: the thread that uses the connection.
+        caller: what the call that is under way belongs to, if that is known.
+        ended: whose waits must end: a caller, or True for all; None: nobody's.
+        left: what the thread has to do for sessions whose proxies do not use the connection
+            anymore. Other threads may add to it, at any time.
+    """
+
+    def __init__(self) -> None:
+        self.thread_id = threading.get_ident()
+        self.caller: object = None
+        self.ended: object = None
+        self.left: deque[Callable[[], object]] = deque()
+
+    def check(self) -> None:
+        """Do what is left to do. Raises EnvironmentClosed if the caller's wait must end."""
+        if self.ended is not None and (self.ended is True or self.ended is self.caller):
+            raise EnvironmentClosed("Another thread has closed this environment. Make a new one.")
+        while self.left:
+            self.left.popleft()()

@@ -1,0 +1,131 @@
+"""Connections that proxies share: one for all that a thread makes with the same broker and key."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.proxies.options import ProxyOptions
+from gymwire.protocol import logs
+from gymwire.protocol.codec import PLAIN
+from gymwire.protocol.errors import GymwireError
+from gymwire.protocol.messages import Ping
+from gymwire.protocol.security.keys import credentials
+from gymwire.protocol.transport.handshake import CONNECT_S
+
+
+class Lease:
+    """A proxy's use of a connection, which is closed with the last one.
+
+    Args:
+        connection: the connection.
+        others: the leases of the same connection.
+
+    Attributes:
+        connection: the same.
+    """
+
+    def __init__(self, connection: BrokerConnection, others: set[Lease] | None = None) -> None:
+        self.connection = connection
+        self._all = set() if others is None else others
+        self._all.add(self)
+
+    def take(self) -> bool:
+        """Let no other proxy use the connection from now on; return whether none does so already.
+
+        The connection then belongs to the thread that calls this.
+        """
+        with _lock:
+            if len(self._all) > 1:
+                return False
+            _withdraw(self._all)
+        self.connection.use.thread_id = threading.get_ident()
+        return True
+
+    def end(self, *, goodbye: bool = True) -> bool:
+        """End the use; return whether it was the last one, and the connection is closed.
+
+        After an interrupt, call it again. `goodbye`: as `BrokerConnection.close` takes it.
+        """
+        with _lock:
+            if self._all - {self}:
+                self._all.discard(self)
+                return False
+            _withdraw(self._all)
+        self.connection.close(goodbye=goodbye)
+        return True
+
+
+def lease(options: ProxyOptions, *, alone: bool = False) -> Lease:
+    """Return the use of a connection that fits these options, and that this thread may use now.
+
+    `alone`: no other proxy may use the connection, ever. Raises what `ProxyOptions.connect` raises.
+    """
+    if alone:
+        return Lease(options.connect())
+    keys = credentials(options.key, options.broker_key)
+    use = (threading.get_ident(), options.CONNECTION, options.broker, options.timeout_s, keys)
+    found = _join(use)
+    if found is not None:
+        try:
+            if _is_usable(found.connection):
+                return found
+        except BaseException:
+            found.end()
+            raise
+        found.end()
+    made = Lease(options.connect())
+    with _lock:
+        _shared[use] = made._all  # noqa: SLF001 - of this module
+    return made
+
+
+def _join(use: tuple[Any, ...]) -> Lease | None:
+    """Return another use of the connection that this thread shares, if there is one."""
+    with _lock:
+        others = _shared.get(use)
+        first = None if others is None else next(iter(others), None)
+        if others is None or first is None:
+            return None
+        made = Lease(first.connection, others)
+        # A destructor, which may run at any time, could have ended the last use meanwhile.
+        return made if _shared.get(use) is others else None
+
+
+def _withdraw(leases: set[Lease]) -> None:
+    """Let no other proxy use the connection of these leases."""
+    for use in [use for use, found in _shared.items() if found is leases]:
+        del _shared[use]
+
+
+def _is_usable(connection: BrokerConnection) -> bool:
+    """Return whether a proxy can use a shared connection now: no other call does, and it works."""
+    if connection.use.caller is not None:
+        return False
+    began = connection.clock()
+    try:
+        connection.contact.watch(began)  # what it notes after a pause must not look like an answer
+        connection.check_link(began)
+        connection.link.send(PLAIN.encode(Ping()))
+        at_most_s = min(CONNECT_S, connection.timeout_s)
+        return connection.wait(lambda: connection.contact.last > began, began + at_most_s)
+    except GymwireError as error:  # a new connection raises it, too, or works
+        logs.logger().debug("connection not shared anymore", why=str(error))
+        return False
+
+
+_lock = threading.RLock()  # for a destructor that runs while this thread has it
+_shared: dict[tuple[Any, ...], set[Lease]] = {}
+
+
+def _leave_to_parent() -> None:
+    """Share no connection with the parent process, some thread of which may have the lock."""
+    global _lock
+    _lock = threading.RLock()
+    _shared.clear()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_leave_to_parent)

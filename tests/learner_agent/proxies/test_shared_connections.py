@@ -1,0 +1,348 @@
+"""The proxies that one thread makes share a connection, and do not disturb each other."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gymwire import ProxyEnv
+from gymwire.protocol.errors import EnvironmentClosed, EnvironmentFailed, RequestTimeout
+from tests import prefork
+from tests.learner_agent.client.test_interrupted import in_memory
+from tests.learner_agent.opcodes import DENSITIES, Interruption
+from tests.learner_agent.proxies.test_threads import begun
+from tests.processes import PATIENCE_S, programs
+from tests.sameness import assert_same
+from tests.vector_envs import Moody
+from tests.wire import BROKER
+
+OFFERS = """
+[[offer]]
+address = "gated"
+env = "tests.vector_envs:Gated"
+max_sessions = 3
+
+[[offer]]
+address = "moody"
+env = "tests.vector_envs:Moody"
+max_sessions = 300
+"""
+STRIDE = int(os.environ.get("GYMWIRE_OPCODE_STRIDE", "0"))
+STEP, WAIT, FAIL = 2, 1, 9  # actions of Gated
+PATHS = pytest.mark.parametrize("direct", ["never", "always"])
+
+
+@pytest.fixture(scope="module")
+def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    config: Path = tmp_path_factory.mktemp("shared") / "offers.toml"
+    config.write_text(OFFERS)
+    with programs() as started:
+        started.env_agent(broker_url, "--config", str(config), "--direct", "tcp://127.0.0.1:*")
+        yield broker_url
+
+
+@pytest.fixture
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as made:
+        yield made
+
+
+@pytest.fixture
+def gated(broker: str, tmp_path: Path) -> Iterator[Callable[..., ProxyEnv]]:
+    """Make environments, reset, whose action WAIT waits for the file `gate`."""
+    with contextlib.ExitStack() as closing:
+
+        def make(direct: str = "auto", **options: Any) -> ProxyEnv:
+            kwargs = {"gate": str(tmp_path / "gate")}
+            env = ProxyEnv(
+                "gated", broker, wait_s=5.0, direct=direct, env_kwargs=kwargs, **options
+            )
+            closing.callback(env.close)
+            env.reset(seed=1)
+            return env
+
+        yield make
+        (tmp_path / "gate").touch()
+
+
+def connection_of(env: ProxyEnv) -> Any:
+    return env._session.connection
+
+
+def all_slots_are_free(pool: ThreadPoolExecutor, make: Callable[..., ProxyEnv]) -> None:
+    """Use all slots from a thread that shares nothing with this one."""
+
+    def use() -> None:
+        for env in [make() for _ in range(3)]:
+            env.close()
+
+    pool.submit(use).result(PATIENCE_S)
+
+
+@PATHS
+def test_proxies_of_one_thread_share_a_connection_and_equal_local_ones(
+    broker: str, direct: str
+) -> None:
+    with contextlib.ExitStack() as closing:
+        remote = [
+            closing.enter_context(ProxyEnv("moody", broker, direct=direct)) for _ in range(3)
+        ]
+        other = closing.enter_context(ProxyEnv("moody", broker, direct=direct, timeout_s=59.0))
+        assert len({connection_of(env) for env in remote}) == 1
+        assert connection_of(other) is not connection_of(remote[0])
+        local = [Moody() for _ in remote]
+        for seed, (one, same) in enumerate(zip(remote, local, strict=True)):
+            assert_same(one.reset(seed=seed), same.reset(seed=seed))
+        for number in range(60):
+            for one, same in zip(remote, local, strict=True):
+                assert_same(one.step(number % 4), same.step(number % 4))
+        connection = connection_of(remote[0])
+        remote[0].close()
+        assert not connection.closed
+        assert_same(remote[1].step(1), local[1].step(1))
+    assert connection.closed
+
+
+@PATHS
+def test_a_failure_or_time_out_of_one_does_not_disturb_another(
+    gated: Callable[..., ProxyEnv], tmp_path: Path, direct: str
+) -> None:
+    slow, other = gated(direct, step_timeout_s=0.3), gated(direct)
+    with pytest.raises(RequestTimeout):
+        slow.step(WAIT)
+    with pytest.raises(EnvironmentFailed, match="nine is not"):
+        other.step(FAIL)
+    assert other.step(STEP)[0] == 1
+    (tmp_path / "gate").touch()
+    assert slow.step(WAIT)[0] == 1
+    slow.close()
+    assert other.step(STEP)[0] == 2
+
+
+@PATHS
+def test_another_thread_does_not_wait_for_the_step_of_another_proxy(
+    gated: Callable[..., ProxyEnv], pool: ThreadPoolExecutor, tmp_path: Path, direct: str
+) -> None:
+    first, second, third = (gated(direct) for _ in range(3))
+    waiting = begun(pool, first, lambda: first.step(WAIT))
+    assert second.step(STEP)[0] == 1
+    (tmp_path / "gate").touch()
+    assert waiting.result(PATIENCE_S)[0] == 1
+    envs = first, second, third
+    for number in range(2, 30):  # in other threads each time
+        steps = list(pool.map(lambda env: env.step(STEP)[0], envs))
+        assert steps == [number, number, number - 1]
+    assert len({connection_of(env) for env in envs}) == 3
+
+
+@PATHS
+@pytest.mark.parametrize("repeats", [True, False])
+def test_a_request_that_is_under_way_moves_to_the_other_thread(
+    gated: Callable[..., ProxyEnv],
+    pool: ThreadPoolExecutor,
+    tmp_path: Path,
+    direct: str,
+    repeats: bool,
+) -> None:
+    slow, other = gated(direct, step_timeout_s=0.3), gated(direct, step_timeout_s=0.3)
+    slow.step(STEP)
+    with pytest.raises(RequestTimeout):
+        slow.step(WAIT)
+    with pytest.raises(RequestTimeout):
+        pool.submit(slow.step, WAIT).result(PATIENCE_S)
+    assert connection_of(slow) is not connection_of(other)
+    (tmp_path / "gate").touch()
+    if repeats:
+        assert pool.submit(slow.step, WAIT).result(PATIENCE_S)[0] == 2
+        assert slow.step(STEP)[0] == 3
+    else:
+        assert pool.submit(slow.reset).result(PATIENCE_S)[0] == 0
+        assert slow.step(STEP)[0] == 1
+    assert other.step(STEP)[0] == 1
+
+
+@PATHS
+def test_another_thread_may_close_a_proxy_during_a_step_of_another(
+    gated: Callable[..., ProxyEnv], pool: ThreadPoolExecutor, tmp_path: Path, direct: str
+) -> None:
+    first, second = gated(direct), gated(direct)
+    waiting = begun(pool, first, lambda: first.step(WAIT))
+    second.close()
+    with pytest.raises(EnvironmentClosed):
+        second.step(STEP)
+    assert gated().step(STEP)[0] == 1
+    assert gated().step(STEP)[0] == 1  # the slot of the closed one
+    (tmp_path / "gate").touch()
+    assert waiting.result(PATIENCE_S)[0] == 1
+
+
+@PATHS
+def test_a_close_ends_the_call_of_its_proxy_only(
+    gated: Callable[..., ProxyEnv], pool: ThreadPoolExecutor, tmp_path: Path, direct: str
+) -> None:
+    first, second = gated(direct), gated(direct)
+    waiting = begun(pool, first, lambda: first.step(WAIT))
+    first.close()
+    with pytest.raises(EnvironmentClosed):
+        waiting.result(PATIENCE_S)
+    assert second.step(STEP)[0] == 1
+    second.close()
+    (tmp_path / "gate").touch()
+    all_slots_are_free(pool, gated)
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
+@PATHS
+def test_a_signal_handler_may_use_and_close_proxies_during_a_step(
+    gated: Callable[..., ProxyEnv], pool: ThreadPoolExecutor, tmp_path: Path, direct: str
+) -> None:
+    first, second, third = (gated(direct) for _ in range(3))
+    steps = []
+
+    def use(*_: object) -> None:
+        if first.undoable.in_call:
+            signal.setitimer(signal.ITIMER_REAL, 0.0)
+            steps.append(second.step(STEP)[0])
+            first.close()
+
+    former = signal.signal(signal.SIGALRM, use)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.05, 0.05)
+        with pytest.raises(EnvironmentClosed, match="closed"):
+            first.step(WAIT)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0.0)
+        signal.signal(signal.SIGALRM, former)
+    assert (steps, second.step(STEP)[0], third.step(STEP)[0]) == ([1], 2, 1)
+    (tmp_path / "gate").touch()
+    for env in (second, third):
+        env.close()
+    all_slots_are_free(pool, gated)
+
+
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_dropping_a_proxy_frees_its_slot(
+    broker: str, pool: ThreadPoolExecutor, is_elsewhere: bool
+) -> None:
+    kept, *dropped = (ProxyEnv("gated", broker) for _ in range(3))
+    kept.reset(seed=1)
+    (pool.submit(dropped.clear).result if is_elsewhere else dropped.clear)()
+    if is_elsewhere:  # the next calls of the thread do it
+        for _ in range(70):
+            kept.step(STEP)
+
+    def use() -> None:
+        for env in [ProxyEnv("gated", broker, wait_s=5.0) for _ in range(2)]:
+            env.close()
+
+    pool.submit(use).result(PATIENCE_S)
+    kept.close()
+
+
+def test_a_token_keeps_the_session_of_its_proxy_only(broker: str) -> None:
+    with ProxyEnv("moody", broker) as one, ProxyEnv("moody", broker) as other:
+        one.reset(seed=1)
+        one.session_token()
+        assert connection_of(one).keeps_sessions
+        assert not connection_of(other).keeps_sessions
+
+
+def run(code: str, *arguments: str, descriptors: int | None = None) -> Any:
+    """Run a program, and return what it prints as JSON."""
+    process = prefork.Forked(
+        ["-c", code, *arguments],
+        env=os.environ,
+        stdout=subprocess.PIPE,
+        descriptors=descriptors,
+    )
+    assert process.stdout is not None
+    with process.stdout as output:
+        printed = output.read()
+    assert process.wait(PATIENCE_S) == 0
+    return json.loads(printed)
+
+
+FORKED = """
+import json, os, sys
+from gymwire import ProxyEnv
+
+def use():
+    observations = [env.reset(seed=7)[0].tolist() for env in envs]
+    return observations, len({id(env._session.connection) for env in envs})
+
+envs = [ProxyEnv("moody", sys.argv[1]) for _ in range(2)]
+before, reading, writing = use(), *os.pipe()
+if not os.fork():
+    found = use(), [env.step(1)[1] for env in envs]
+    os.write(writing, json.dumps(found).encode())
+    os._exit(0)
+os.wait()
+print(json.dumps([before, json.loads(os.read(reading, 10000)), [env.step(1)[1] for env in envs]]))
+"""
+
+
+def test_a_fork_gives_the_child_a_connection_of_its_own(broker: str) -> None:
+    before, (childs, childs_rewards), rewards = run(FORKED, broker)
+    assert before == childs
+    assert before[1] == 1
+    assert rewards == childs_rewards
+
+
+MANY = """
+import json, sys
+from gymwire import ProxyEnv
+envs = [ProxyEnv("moody", sys.argv[1]) for _ in range(250)]
+for number, env in enumerate(envs):
+    env.reset(seed=number)
+print(json.dumps([env.step(1)[1] for env in envs]))
+"""
+
+
+def test_a_process_holds_more_proxies_than_it_may_open_files(broker: str) -> None:
+    rewards = run(MANY, broker, descriptors=128)
+    for seed, reward in enumerate(rewards):
+        local = Moody()
+        local.reset(seed=seed)
+        assert local.step(1)[1] == reward
+
+
+@pytest.mark.parametrize("times", DENSITIES)
+@pytest.mark.parametrize("ends", [False, True])
+def test_an_interrupted_move_neither_loses_nor_doubles_a_step(ends: bool, times: int) -> None:
+    def make() -> ProxyEnv:
+        env = ProxyEnv("moody", BROKER)
+        env.reset(seed=1)
+        return env
+
+    with in_memory() as network, ThreadPoolExecutor(1) as elsewhere:
+        (loop,) = network.loops
+        instruction, interrupted = 0, True
+        while interrupted:
+            env, other = (elsewhere.submit(make).result() for _ in range(2))
+            local = Moody()
+            local.reset(seed=1)
+            interruption = Interruption(instruction)
+            interrupted = interruption.run(env.close if ends else partial(env.step, 1))
+            expected = local.step(1)
+            if interrupted and not ends:
+                assert_same(env.step(1), expected, interruption.where)
+            if not ends:
+                assert_same(env.step(2), local.step(2), interruption.where)
+            assert_same(elsewhere.submit(other.step, 1).result(), expected, interruption.where)
+            env.close()
+            elsewhere.submit(other.close).result()
+            network.pass_time(31.0)  # the lease of a session whose connection was just made
+            assert loop.idle, interruption.where
+            instruction += STRIDE or 11 * times
+        assert not interruption.where
+        assert instruction > 1000
