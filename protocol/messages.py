@@ -292,7 +292,7 @@ class Resume:
     """Bind the session in the header to this connection.
 
     `nonce` proves that the session is the sender's. `take_over`: bind it even if another connection
-    of this learner, now silent, still has it.
+    of this learner still has it.
     """
 
     nonce: bytes

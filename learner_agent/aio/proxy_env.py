@@ -136,6 +136,7 @@ class _Options(ProxyOptions):
     """The options of a proxy whose connection belongs to an event loop."""
 
     CONNECTION: ClassVar[type[BrokerConnection]] = AioConnection
+    SHARES: ClassVar[bool] = False
 
 
 class BlockingEnv(proxy_env.ProxyEnv):

@@ -217,6 +217,8 @@ class Exchange:
         self._error, self._reply, self.throttled = other._error, other._reply, other.throttled
         self._abandoned = list(other._abandoned)
         self.request, self.returned = other.request, other.returned
+        if self.lost is not None:
+            self._encode_act = None
 
     def check_position(self) -> None:
         """Raise MoveError if the agent has executed more than the request after `seq`."""

@@ -40,6 +40,7 @@ class ProxyOptions:
     """
 
     CONNECTION: ClassVar[type[BrokerConnection]] = BrokerConnection
+    SHARES: ClassVar[bool] = True  # whether the proxies that a thread makes share a connection
     KIND: ClassVar[str] = EnvKind.ENV
     ON_LOST: ClassVar[tuple[str, ...]] = ("raise", "replay")
     HUMAN_HINT: ClassVar[str] = (

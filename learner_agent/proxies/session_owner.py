@@ -56,7 +56,7 @@ class SessionOwner:
     Attributes:
         session: the session in use.
         exchange: its exchange.
-        use: the use of its connection.
+        use: the use of its connection by this proxy and those that share it.
         returned: the number of the last request whose reply the caller had when the present call
             began.
         is_inherited: whether a parent process opened it, and a fork must leave it alone.
@@ -116,15 +116,16 @@ class SessionOwner:
             if connection is None:
                 made = lease(self.options)
                 connection = made.connection
-            if wait_s is None and (made or self._lease) is not None:
-                wait_s = self.options.wait_s
-            connection.use.caller = self
             known = connection.sids
+            held = made or self._lease
+            if held is not None:
+                connection.use.caller = self
+                wait_s = self.options.wait_s if wait_s is None else wait_s
             (session,) = self.options.open_sessions(connection, wait_s=wait_s)
             prepare(session)
             if self.closed:  # by a signal handler
                 raise connection.link.closed_error()
-            self._use(session, made or self._lease)
+            self._use(session, held)
             if former is not None and former.connection is connection:
                 former.paths.close_direct()  # its env agent may be alive
         except BaseException:
@@ -134,7 +135,7 @@ class SessionOwner:
                 connection.close_others(known if used is None else known | {used.sid})
             raise
         finally:
-            if connection is not None and not self.in_call:
+            if not self.in_call and connection is not None and connection.use.caller is self:
                 connection.use.caller = None
 
     def _use(self, session: RemoteSession, made: Lease | None) -> None:
@@ -147,7 +148,8 @@ class SessionOwner:
             "is_inherited": False,
             "_lease": made,
             "exchange": exchange,
-            "use": session.connection.use,
+            # That of the caller's connection is the caller's affair.
+            "use": ConnectionUse() if made is None else session.connection.use,
             "returned": exchange.returned,
         }
 
@@ -158,8 +160,7 @@ class SessionOwner:
         use = self.use
         if use.thread_id != get_ident():
             return True
-        caller = use.caller
-        return caller is not None and caller is not self and is_in_call(caller)
+        return use.caller is not None and use.caller is not self and is_in_call(use.caller)
 
     def leave(self, *, to_close: bool = False) -> None:
         """Use a connection that nobody else uses at the moment.
@@ -276,7 +277,8 @@ class SessionOwner:
         if self.is_inherited:
             INHERITED_CONNECTIONS.append(self.session.connection)
             return
-        close_alone(self, self.session.connection, self._close, self)
+        ended = True if self._lease is None else self
+        close_alone(self, self.session.connection, self._close, ended)
 
     def _close(self) -> None:
         use, former = self.use, self.session

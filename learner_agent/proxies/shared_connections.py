@@ -63,7 +63,7 @@ def lease(options: ProxyOptions, *, alone: bool = False) -> Lease:
 
     `alone`: no other proxy may use the connection, ever. Raises what `ProxyOptions.connect` raises.
     """
-    if alone:
+    if alone or not options.SHARES:
         return Lease(options.connect())
     keys = credentials(options.key, options.broker_key)
     use = (threading.get_ident(), options.CONNECTION, options.broker, options.timeout_s, keys)

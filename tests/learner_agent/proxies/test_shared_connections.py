@@ -64,9 +64,7 @@ def gated(broker: str, tmp_path: Path) -> Iterator[Callable[..., ProxyEnv]]:
 
         def make(direct: str = "auto", **options: Any) -> ProxyEnv:
             kwargs = {"gate": str(tmp_path / "gate")}
-            env = ProxyEnv(
-                "gated", broker, wait_s=5.0, direct=direct, env_kwargs=kwargs, **options
-            )
+            env = ProxyEnv("gated", broker, wait_s=5.0, direct=direct, env_kwargs=kwargs, **options)
             closing.callback(env.close)
             env.reset(seed=1)
             return env
@@ -94,9 +92,7 @@ def test_proxies_of_one_thread_share_a_connection_and_equal_local_ones(
     broker: str, direct: str
 ) -> None:
     with contextlib.ExitStack() as closing:
-        remote = [
-            closing.enter_context(ProxyEnv("moody", broker, direct=direct)) for _ in range(3)
-        ]
+        remote = [closing.enter_context(ProxyEnv("moody", broker, direct=direct)) for _ in range(3)]
         other = closing.enter_context(ProxyEnv("moody", broker, direct=direct, timeout_s=59.0))
         assert len({connection_of(env) for env in remote}) == 1
         assert connection_of(other) is not connection_of(remote[0])
