@@ -150,7 +150,7 @@ class BrokerConnection:
         # Sessions with the same spaces share the codec of their steps.
         self.compile_steps = lru_cache(MAX_STEP_CODECS)(compile_steps)
         self._opener = SessionOpener(self, wait_s)
-        self._broker_lost = False
+        self.broker_lost = False  # whether the connection is down, as far as is known
         self.contact = Contact(timeout_s)
         self._requests = BrokerRequests(self.contact.ping_s)
         self._session_timers = SessionTimers(timeout_s, clock)
@@ -487,11 +487,11 @@ class BrokerConnection:
         for event in events:
             if event.up:
                 is_new = True
-                if self._broker_lost:
+                if self.broker_lost:
                     self._log.info("broker reconnected", broker=self.url)
-                self._broker_lost = False
-            elif not self._broker_lost:
-                self._broker_lost = True
+                self.broker_lost = False
+            elif not self.broker_lost:
+                self.broker_lost = True
                 self._log.warning(
                     "broker lost, waiting for it", broker=self.url, at_most_s=self.timeout_s
                 )

@@ -108,6 +108,8 @@ def _is_usable(connection: BrokerConnection) -> bool:
     try:
         connection.contact.watch(began)  # what it notes after a pause must not look like an answer
         connection.check_link(began)
+        if connection.broker_lost:
+            return False
         connection.link.send(PLAIN.encode(Ping()))
         at_most_s = min(CONNECT_S, connection.timeout_s)
         return connection.wait(lambda: connection.contact.last > began, began + at_most_s)
