@@ -289,8 +289,11 @@ class SessionOwner:
                 former.fail(former.connection.link.closed_error())
             self.use.caller = self
             self.session.close()
-        except GymwireError as error:  # the thread that uses the connection closes it, some time
+        except BaseException as error:
+            # The thread that uses the connection closes it, with its next timers.
             use.left.append(partial(former.close, wait=False))
+            if not isinstance(error, GymwireError):
+                raise
             logs.logger().debug("not closed yet", why=str(error))
         finally:  # an interrupt must not leave the connection open
             if self.use is not use or use.caller is self:
