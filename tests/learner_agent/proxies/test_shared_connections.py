@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -221,9 +222,11 @@ def test_dropping_a_proxy_frees_its_slot(
     kept, *dropped = (ProxyEnv("gated", broker) for _ in range(3))
     kept.reset(seed=1)
     (pool.submit(dropped.clear).result if is_elsewhere else dropped.clear)()
-    if is_elsewhere:  # the next calls of the thread do it
-        for _ in range(70):
+    if is_elsewhere:  # the next calls of this thread do it
+        deadline = time.monotonic() + PATIENCE_S
+        while connection_of(kept).use.left:
             kept.step(STEP)
+            assert time.monotonic() < deadline
 
     def use() -> None:
         for env in [ProxyEnv("gated", broker, wait_s=5.0) for _ in range(2)]:
