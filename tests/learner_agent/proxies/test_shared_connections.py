@@ -140,6 +140,7 @@ def test_another_thread_does_not_wait_for_the_step_of_another_proxy(
         steps = list(pool.map(lambda env: env.step(STEP)[0], envs))
         assert steps == [number, number, number - 1]
     assert len({connection_of(env) for env in envs}) == 3
+    assert [env._session.is_direct for env in envs] == [direct == "always"] * 3
 
 
 @PATHS
@@ -262,6 +263,7 @@ def run(code: str, *arguments: str, descriptors: int | None = None) -> Any:
 FORKED = """
 import json, os, sys
 from gymwire import ProxyEnv
+from gymwire.learner_agent.proxies import shared_connections
 
 def use():
     observations = [env.reset(seed=7)[0].tolist() for env in envs]
@@ -272,6 +274,7 @@ envs = [ProxyEnv("moody", sys.argv[1]) for _ in range(2)]
 inherited = envs[0]._session.connection
 before, reading, writing = use(), *os.pipe()
 if not os.fork():
+    assert not shared_connections._shared
     found = use(), [env.step(1)[1] for env in envs]
     os.write(writing, json.dumps(found).encode())
     os._exit(0)
@@ -333,5 +336,22 @@ def test_an_interrupted_move_neither_loses_nor_doubles_a_step(ends: bool, times:
             network.pass_time(31.0)  # the lease of a session whose connection was just made
             assert loop.idle, interruption.where
             instruction += STRIDE or 11 * times
+        assert not interruption.where
+        assert instruction > 1000
+
+
+@pytest.mark.parametrize("times", DENSITIES)
+def test_an_interrupted_constructor_leaves_the_other_proxies_alone(times: int) -> None:
+    with in_memory() as network, contextlib.closing(ProxyEnv("moody", BROKER)) as other:
+        local = Moody()
+        assert_same(other.reset(seed=1), local.reset(seed=1))
+        instruction, interrupted = 0, True
+        while interrupted:
+            interruption = Interruption(instruction)
+            interrupted = interruption.run(partial(ProxyEnv, "moody", BROKER))
+            assert_same(other.step(1), local.step(1), interruption.where)
+            network.pass_time(1.0)
+            assert len(network.hosts[0].slots) == (1 if interrupted else 2), interruption.where
+            instruction += STRIDE or 7 * times
         assert not interruption.where
         assert instruction > 1000
