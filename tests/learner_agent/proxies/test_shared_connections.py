@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from gymwire import ProxyEnv
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import EnvironmentClosed, EnvironmentFailed, RequestTimeout
 from tests import prefork
 from tests.learner_agent.client.test_interrupted import in_memory
@@ -335,7 +336,7 @@ def test_an_interrupted_move_neither_loses_nor_doubles_a_step(ends: bool, times:
             elsewhere.submit(other.close).result()
             network.pass_time(31.0)  # the lease of a session whose connection was just made
             assert loop.idle, interruption.where
-            instruction += STRIDE or 11 * times
+            instruction += STRIDE or 31 * times
         assert not interruption.where
         assert instruction > 1000
 
@@ -352,6 +353,22 @@ def test_an_interrupted_constructor_leaves_the_other_proxies_alone(times: int) -
             assert_same(other.step(1), local.step(1), interruption.where)
             network.pass_time(1.0)
             assert len(network.hosts[0].slots) == (1 if interrupted else 2), interruption.where
-            instruction += STRIDE or 7 * times
+            instruction += STRIDE or 23 * times
         assert not interruption.where
         assert instruction > 1000
+
+
+def test_an_interrupt_before_a_session_is_opened_closes_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupt(_: object) -> None:
+        raise KeyboardInterrupt
+
+    with in_memory(), contextlib.closing(ProxyEnv("moody", BROKER)) as other:
+        other.reset(seed=1)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(BrokerConnection, "sids", property(interrupt))
+            ProxyEnv("moody", BROKER)
+        local = Moody()
+        local.reset(seed=1)
+        assert_same(other.step(1), local.step(1))
