@@ -118,7 +118,12 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
             key=key,
             broker_key=broker_key,
         )
-        self._use(SessionOwner(options, connection=connection))
+        owner = SessionOwner(options, connection=connection)
+        try:
+            self._use(owner)
+        except BaseException:
+            owner.close()
+            raise
 
     def _use(self, owner: SessionOwner) -> None:
         self._owner = owner

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import weakref
@@ -133,6 +134,9 @@ class SessionOwner:
             is_closed = made is not None and self._lease is not made and made.end()
             if connection is not None and known is not None and not is_closed:
                 connection.close_others(known if used is None else known | {used.sid})
+                if self._lease is not None or made is not None:  # others may keep it unused
+                    with contextlib.suppress(GymwireError):
+                        connection.close_given_up()
             raise
         finally:
             if not self.in_call and connection is not None and connection.use.caller is self:
