@@ -32,9 +32,11 @@ def closed_on_error(envs: Sequence[Any]) -> Iterator[None]:
 
 def close(env: Any, **context: str) -> None:
     """Close an environment; log the exception if that fails, with this context."""
+    pid = os.getpid()
     try:
         env.close()
     except BaseException as error:  # noqa: BLE001 - the environment's, not ours
+        end_if_forked(pid, error)
         structlog.get_logger().warning(
             "environment failed to close", **context, error=failure_reports.summary(error)[:200]
         )
