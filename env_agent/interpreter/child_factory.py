@@ -63,9 +63,11 @@ class ChildFactory:
         self._address = address
         self._env = env
         try:
-            self.python = str(Path(python).expanduser()) if "/" in python else python
-        except RuntimeError as error:  # there is no such user
-            raise ConfigurationError(f"--python {python}: {error} Write the whole path.") from None
+            # `Path` alone makes ./python the program python of PATH.
+            self.python = str(Path(python).expanduser().absolute()) if "/" in python else python
+        except (RuntimeError, OSError) as error:  # there is no such user or working directory
+            why = str(error).rstrip(".")
+            raise ConfigurationError(f"--python {python}: {why}. Write the whole path.") from None
         self.kwargs = dict(kwargs)
         self._spaces = {} if spaces is None else given_spaces(spaces)
         self._watch = ProcessWatch(address)

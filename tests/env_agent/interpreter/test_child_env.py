@@ -434,6 +434,35 @@ def test_what_is_no_interpreter_is_an_error(python: str, why: str) -> None:
         ChildFactory("a", PLAIN, python, {}).make_first()
 
 
+@pytest.mark.parametrize("leaves", [False, True])
+def test_relative_paths_are_those_of_the_working_directory_at_the_start(
+    bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    (tmp_path / "mine.py").write_text("from tests.plain_envs import Plain")
+    (tmp_path / "python").symlink_to(bare_python)
+    monkeypatch.setenv("PATH", "/nowhere")  # where another program may have this name
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.chdir(tmp_path)
+    factory = ChildFactory("a", "./mine.py:Plain", "./python", {})
+    if leaves:  # as the code of another environment can
+        monkeypatch.chdir("/")
+    with factory.make_first() as env:
+        assert "pid" in env.reset(seed=1)[1]
+
+
+def test_a_working_directory_that_was_removed_is_no_obstacle(
+    bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.chdir(tmp_path)
+    before = ChildFactory("a", PLAIN, bare_python, {})
+    tmp_path.rmdir()
+    for factory in (before, ChildFactory("a", PLAIN, bare_python, {})):
+        factory.make_first().close()
+    with pytest.raises(ConfigurationError, match=r"--python \./python: .* Write the whole path"):
+        ChildFactory("a", PLAIN, "./python", {})
+
+
 def test_a_folder_instead_of_an_interpreter_names_the_interpreter_in_it(
     bare_python: str, tmp_path: Path
 ) -> None:
