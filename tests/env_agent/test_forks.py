@@ -138,12 +138,15 @@ def _make_watchable(fork: Fork) -> None:
 
 
 def _make_vector(fork: Fork) -> None:
-    def make(num_envs: int, autoreset_mode: Any = None) -> Any:
+    def make_one(**_: Any) -> Any:
+        return Env(fork, "")
+
+    def make(num_envs: int, autoreset_mode: Any = None, **_: Any) -> Any:
         if autoreset_mode is not None:
             fork()
-        return SyncVectorEnv([lambda: Env(fork, "")] * num_envs)
+        return SyncVectorEnv([make_one] * num_envs)
 
-    spec = EnvSpec("Forks-v0", entry_point=lambda: Env(fork, ""), vector_entry_point=make)
+    spec = EnvSpec("Forks-v0", entry_point=make_one, vector_entry_point=make)
     gymnasium.registry["Forks-v0"] = spec
     try:
         Factory("Forks-v0").make_vector(2, NEXT_STEP, None, {})

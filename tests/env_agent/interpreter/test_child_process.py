@@ -490,7 +490,7 @@ def fail(error: BaseException) -> None:
 @pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("no thread")])
 def test_a_limit_of_the_system_is_not_blamed_on_the_interpreter(error: BaseException) -> None:
     watch = ProcessWatch("a")
-    watch.start = lambda *_: fail(error)  # type: ignore[method-assign, assignment, return-value]
+    watch.start = lambda *_: fail(error)  # type: ignore[method-assign, assignment]
     with pytest.raises(ConfigurationError, match=r"fewer --max-sessions.*ulimit") as why:
         ChildProcess(watch, sys.executable, "a")
     assert str(error) in str(why.value)
