@@ -78,9 +78,9 @@ class ChildProcess:
         try:
             kind, data = self._read(0)
             hello = values.decode(data[HEADER_SIZE:])
-            assert kind == VALUE
-            assert type(hello) is list
-        except (EnvironmentGone, ProtocolError, AssertionError) as error:
+            if kind != VALUE or type(hello) is not list or not hello:
+                raise DecodingError("The greeting is malformed.")
+        except (EnvironmentGone, ProtocolError) as error:
             self.kill()
             raise ConfigurationError(
                 f"{python} did not start as a Python interpreter of version 3.7 or later"

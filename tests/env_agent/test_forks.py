@@ -141,11 +141,12 @@ def _make_vector(fork: Fork) -> None:
     def make_one(**_: Any) -> Any:
         return Env(fork, "")
 
-    def make(num_envs: int, autoreset_mode: Any = None, **_: Any) -> Any:
+    def make_some(num_envs: int, autoreset_mode: Any = None) -> Any:
         if autoreset_mode is not None:
             fork()
         return SyncVectorEnv([make_one] * num_envs)
 
+    make: Any = make_some
     spec = EnvSpec("Forks-v0", entry_point=make_one, vector_entry_point=make)
     gymnasium.registry["Forks-v0"] = spec
     try:

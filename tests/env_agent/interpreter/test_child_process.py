@@ -244,6 +244,8 @@ def test_a_process_that_reads_its_answer_back_does_not_delay_its_end(
         "os.write(self._written_to, b'hello')\n            os._exit(0)",
         "return super().answer(child.RAISED, number, index, body)",
         "return super().answer(child.VALUE, number, index, child.pack(None))",
+        "return super().answer(child.VALUE, number, index, child.pack([]))",
+        "return super().answer(child.VALUE, number, index, b'')",
     ],
 )
 def test_a_wrong_greeting_is_no_interpreter(
