@@ -62,6 +62,8 @@ class ChildFactory:
     ) -> None:
         self._address = address
         self._env = env
+        if not python or "\0" in python:
+            raise ConfigurationError(f"--python {python!r} is not the name of a program.")
         try:
             # `Path` alone makes ./python the program python of PATH.
             self.python = str(Path(python).expanduser().absolute()) if "/" in python else python

@@ -425,6 +425,8 @@ def test_environments_whose_session_fails_are_closed(
     ("python", "why"),
     [
         ("/nowhere/python", "cannot be started"),
+        ("", "--python '' is not the name of a program"),
+        ("a\0b", "is not the name of a program"),
         ("/bin/false", "did not start as a Python interpreter .*exit status 1"),
         ("/bin/echo", "did not start as a Python interpreter .*exit status 0"),
     ],
