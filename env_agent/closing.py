@@ -1,9 +1,9 @@
-"""Close environments that nobody will use, because opening their session has failed."""
+"""Close environments whatever they raise, also those whose session could not be opened."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,3 +40,16 @@ def close(env: Any, **context: str) -> None:
         structlog.get_logger().warning(
             "environment failed to close", **context, error=failure_reports.summary(error)[:200]
         )
+
+
+def close_all(envs: Iterable[Any]) -> None:
+    """Close environments, also if one raises; then raise what the first of them raised."""
+    pid, failed = os.getpid(), None
+    for env in envs:
+        try:
+            env.close()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            end_if_forked(pid, error)
+            failed = failed or error
+    if failed is not None:
+        raise failed

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +14,7 @@ from gymnasium.vector.utils import concatenate
 
 from gymwire.env_agent import known_spaces
 from gymwire.env_agent.bounded_cache import BoundedCache
-from gymwire.env_agent.closing import closed_on_error
-from gymwire.env_agent.forks import end_if_forked
+from gymwire.env_agent.closing import close_all, closed_on_error
 from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import vector_infos
 
@@ -92,16 +90,8 @@ class HostedVector(_Vector):
                 object.__setattr__(env, "reset", SpaceWatch(env).reset)
 
     def close_extras(self, **_: Any) -> None:
-        """Close all environments, also if one raises; then raise what the first of them raised."""
-        pid, failed = os.getpid(), None
-        for env in getattr(self, "envs", ()):  # none if the constructor raised
-            try:
-                env.close()
-            except BaseException as error:  # noqa: BLE001 - raised below
-                end_if_forked(pid, error)
-                failed = failed or error
-        if failed is not None:
-            raise failed
+        """Close the environments as `close_all` does."""
+        close_all(getattr(self, "envs", ()))  # none if the constructor raised
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step as SyncVectorEnv does, with less work around the steps of the environments."""
