@@ -25,16 +25,19 @@ def closed_on_error(envs: Sequence[Any]) -> Iterator[None]:
     except BaseException as error:
         end_if_forked(pid, error)  # the environments are those of the other process
         for env in envs:
-            if not isinstance(env, type) and callable(getattr(env, "close", None)):
-                close(env)
+            close(env)
         raise
 
 
 def close(env: Any, **context: str) -> None:
-    """Close an environment; log the exception if that fails, with this context."""
+    """Close an environment; log the exception if that fails, with this context.
+
+    Anything else is closed, too, if it can be.
+    """
     pid = os.getpid()
     try:
-        env.close()
+        if not isinstance(env, type) and callable(getattr(env, "close", None)):
+            env.close()
     except BaseException as error:  # noqa: BLE001 - the environment's, not ours
         end_if_forked(pid, error)
         structlog.get_logger().warning(

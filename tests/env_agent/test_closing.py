@@ -93,6 +93,19 @@ def test_all_of_a_vector_even_if_one_cannot_be_closed() -> None:
     assert not Counted.open
 
 
+class Lost:
+    """Stands for an environment whose connection is lost."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise EOFError("connection closed")
+
+
+def test_one_without_attributes_hides_neither_the_error_nor_the_others() -> None:
+    with pytest.raises(OSError, match="no licence"), closed_on_error([Lost(), Counted()]):
+        raise OSError("no licence")
+    assert not Counted.open
+
+
 def _raise(env: Any) -> Any:
     raise OSError("wrapper failed")
 
