@@ -147,8 +147,9 @@ class ChildFactory:
             wrong = _wrong_keyword(error, {*merged, *modes}, self._env)
             if not wrong:
                 raise
-            remedy = "" if wrong == NO_RENDER_MODE else f". {CHECK}"
-            raise WrongKeywords(f"{self.name} {wrong}{remedy}") from error
+            if wrong != NO_RENDER_MODE:  # which has a remedy, as the env agent has for its operator
+                wrong += "." if kind is None else f". {CHECK}"
+            raise WrongKeywords(f"{self.name} {wrong}") from error
         if kind is not None:
             with closed_on_error([made]):
                 pettingzoo.check_kind(made.kind, kind, self.name)
