@@ -87,7 +87,7 @@ class ProcessWatch:
     def __init__(self, address: str) -> None:
         self._address = address
         self._folder: Path | None = None  # if it was removed
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(OSError):
             self._folder = Path.cwd()
         self._log = structlog.get_logger()
         self._lock = threading.Lock()
@@ -157,6 +157,8 @@ class ProcessWatch:
         env: Mapping[str, str],
         on_end: Callable[[subprocess.Popen[bytes]], None],
     ) -> Started:
+        # It may have been removed, or another user's (`sudo -u`): then they start where this is.
+        is_usable = self._folder is not None and os.access(self._folder, os.X_OK)
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
             theirs_in, ours_out = os.pipe()
             theirs.callback(os.close, theirs_in)
@@ -166,7 +168,7 @@ class ProcessWatch:
             undo.callback(os.close, ours_in)
             process = subprocess.Popen(
                 [*command, str(theirs_in), str(theirs_out), str(os.getpid())],
-                cwd=self._folder if self._folder and self._folder.is_dir() else None,
+                cwd=self._folder if is_usable else None,
                 env=env,
                 pass_fds=[theirs_in, theirs_out],
                 stdin=subprocess.DEVNULL,
