@@ -197,6 +197,7 @@ def _number_key(number: object) -> Hashable:
 
 
 _PLAIN = (bool, int, float, str, bytes, np.dtype)
+_CONTAINERS = (Space, list, tuple, Mapping)
 
 
 def _attributes(value: Any, seen: dict[int, object]) -> object:
@@ -206,9 +207,9 @@ def _attributes(value: Any, seen: dict[int, object]) -> object:
     """
     if type(value) is np.ndarray:
         return value.dtype, value.shape, hash(value.tobytes())
-    if not isinstance(value, Space | Mapping | list | tuple):
-        return value if isinstance(value, _PLAIN) else id(value)
-    if id(value) in seen:
+    if isinstance(value, _PLAIN):
+        return value
+    if not isinstance(value, _CONTAINERS) or id(value) in seen:
         return id(value)
     seen[id(value)] = value
     if isinstance(value, Space):
