@@ -1,9 +1,9 @@
-"""Close environments that nobody will use, because opening their session has failed."""
+"""Close environments whatever they raise, also those whose session could not be opened."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -25,16 +25,34 @@ def closed_on_error(envs: Sequence[Any]) -> Iterator[None]:
     except BaseException as error:
         end_if_forked(pid, error)  # the environments are those of the other process
         for env in envs:
-            if not isinstance(env, type) and callable(getattr(env, "close", None)):
-                close(env)
+            close(env)
         raise
 
 
 def close(env: Any, **context: str) -> None:
-    """Close an environment; log the exception if that fails, with this context."""
+    """Close an environment; log the exception if that fails, with this context.
+
+    Anything else is closed, too, if it can be.
+    """
+    pid = os.getpid()
     try:
-        env.close()
+        if not isinstance(env, type) and callable(getattr(env, "close", None)):
+            env.close()
     except BaseException as error:  # noqa: BLE001 - the environment's, not ours
+        end_if_forked(pid, error)
         structlog.get_logger().warning(
             "environment failed to close", **context, error=failure_reports.summary(error)[:200]
         )
+
+
+def close_all(envs: Iterable[Any]) -> None:
+    """Close environments, also if one raises; then raise what the first of them raised."""
+    pid, failed = os.getpid(), None
+    for env in envs:
+        try:
+            env.close()
+        except BaseException as error:  # noqa: BLE001 - raised below
+            end_if_forked(pid, error)
+            failed = failed or error
+    if failed is not None:
+        raise failed

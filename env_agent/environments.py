@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent import closing, description, failure_reports
 from gymwire.env_agent.factory import Env, Factory, Vector
+from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.runners.runner import Runner
@@ -155,10 +157,12 @@ class Environments:
                 return spare
             self.close(spare, service.address)
         if request.render_mode is None and service.watch_modes:
+            pid = os.getpid()
             try:
                 made = self._make(service, request, service.watch_modes[0])
                 return Runner(made, is_for_watchers=True)
             except Exception as error:
+                end_if_forked(pid, error)
                 if isinstance(error, ConfigurationError):
                     raise
                 why = failure_reports.summary(error)[:200]

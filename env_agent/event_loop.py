@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
+import os
 import threading
 import types
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ import gymnasium
 import structlog
 
 from gymwire.env_agent import failure_reports
+from gymwire.env_agent.forks import end_if_forked
 
 METHODS = ("reset", "step", "render", "close")
 _starting = threading.Lock()
@@ -36,12 +38,15 @@ def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
     Raises what the function raises, whatever that is.
     """
+    pid = os.getpid()
 
     async def settle() -> tuple[Any, BaseException | None]:
         try:
             result = function(*args, **kwargs)
             return await result if inspect.isawaitable(result) else result, None
         except BaseException as error:  # noqa: BLE001 - asyncio would end the loop, or this task
+            # The loop of a copy would read the messages to the loop of this process.
+            end_if_forked(pid, error)
             return None, error
 
     result, error = asyncio.run_coroutine_threadsafe(settle(), _event_loop()).result()
@@ -78,10 +83,12 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     It may call `stop`, or raise SystemExit or KeyboardInterrupt in a task that nobody awaits: these
     two, asyncio raises from the loop itself.
     """
+    pid = os.getpid()
     while True:
         try:
             loop.run_forever()
         except (SystemExit, KeyboardInterrupt) as error:
+            end_if_forked(pid, error)
             structlog.get_logger().error(
                 "background task raised",
                 error=failure_reports.summary(error),

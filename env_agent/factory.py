@@ -290,9 +290,12 @@ def _own_vector(name: str, num_envs: int, mode: AutoresetMode, kwargs: dict[str,
         return same_step.make_vec(name, mode, num_envs=num_envs, **{**kwargs, **more})
 
     if make is not None and _takes(make, "autoreset_mode"):
+        pid = os.getpid()
         try:
             return vectors.adapt(make_vector(autoreset_mode=mode), name)
-        except Exception:  # it may take the mode in another form, but have this one by default
+        except Exception as error:
+            end_if_forked(pid, error)
+            # It may take the mode in another form, but have this one by default.
             with suppress(Exception):
                 made = vectors.adapt(make_vector(), name)
                 if made.metadata["autoreset_mode"] == mode:

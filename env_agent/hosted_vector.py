@@ -14,7 +14,7 @@ from gymnasium.vector.utils import concatenate
 
 from gymwire.env_agent import known_spaces
 from gymwire.env_agent.bounded_cache import BoundedCache
-from gymwire.env_agent.closing import closed_on_error
+from gymwire.env_agent.closing import close_all, closed_on_error
 from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import vector_infos
 
@@ -88,6 +88,10 @@ class HostedVector(_Vector):
             for env in self.envs:
                 # A step resets environments, too, and must not take longer for this check.
                 object.__setattr__(env, "reset", SpaceWatch(env).reset)
+
+    def close_extras(self, **_: Any) -> None:
+        """Close the environments as `close_all` does."""
+        close_all(getattr(self, "envs", ()))  # none if the constructor raised
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Step as SyncVectorEnv does, with less work around the steps of the environments."""

@@ -98,7 +98,7 @@ def fingerprint(space: Space[Any]) -> object:
     It may differ although the space is the same: some attributes are set when they are first used.
     """
     key = key_of(space)
-    return _attributes(space) if key is None else key
+    return _attributes(space, {}) if key is None else key
 
 
 def comparison(space: Space[Any], key: Hashable | None) -> Callable[[], bool]:
@@ -112,7 +112,7 @@ def comparison(space: Space[Any], key: Hashable | None) -> Callable[[], bool]:
         number = part.n, part.start, part.dtype
         return lambda: (part.n, part.start, part.dtype) == number
     if type(space) is not spaces.Box or key is None or part.low.nbytes > MAX_KEY:
-        first = _attributes(space) if key is None else key
+        first = _attributes(space, {}) if key is None else key
         return lambda: fingerprint(space) == first
     before = _box_parts(part)
     content = b"".join(before[:4])
@@ -197,16 +197,24 @@ def _number_key(number: object) -> Hashable:
 
 
 _PLAIN = (bool, int, float, str, bytes, np.dtype)
+_CONTAINERS = (Space, list, tuple, Mapping)
 
 
-def _attributes(value: Any) -> object:
-    """Return the attributes of a space, or of a part of one, in a form to compare."""
-    if isinstance(value, Space):
-        return [(k, _attributes(part)) for k, part in vars(value).items() if k != "_np_random"]
+def _attributes(value: Any, seen: dict[int, object]) -> object:
+    """Return the attributes of a space, or of a part of one, in a form to compare.
+
+    `seen`: the parts before it, by their ids. A part may refer to the whole.
+    """
     if type(value) is np.ndarray:
         return value.dtype, value.shape, hash(value.tobytes())
+    if isinstance(value, _PLAIN):
+        return value
+    if not isinstance(value, _CONTAINERS) or id(value) in seen:
+        return id(value)
+    seen[id(value)] = value
+    if isinstance(value, Space):
+        attributes = vars(value).items()
+        return [(k, _attributes(part, seen)) for k, part in attributes if k != "_np_random"]
     if isinstance(value, Mapping):
-        return [(key, _attributes(part)) for key, part in value.items()]
-    if isinstance(value, list | tuple):
-        return [_attributes(part) for part in value]
-    return value if isinstance(value, _PLAIN) else id(value)
+        return [(key, _attributes(part, seen)) for key, part in value.items()]
+    return [_attributes(part, seen) for part in value]

@@ -90,7 +90,7 @@ class Recorder:
     """
 
     def __init__(self, folder: Path, limit: int) -> None:
-        self._folder, self._limit = folder, limit
+        self._limit = limit
         self._queue: deque[Item] = deque()
         self._backlog = 0
         self._lock = threading.Lock()
@@ -104,6 +104,7 @@ class Recorder:
         if "fcntl" not in globals():
             raise ConfigurationError("--record needs POSIX file locks, which this system lacks.")
         try:
+            self._folder = folder.absolute()  # environments may change the working directory
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._recover()
         except OSError as error:

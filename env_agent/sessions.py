@@ -182,6 +182,7 @@ class SessionHost:
             advice = "The spaces and metadata of the environment are too large."
             check_size("OPENED", len(frame), self.requests.max_message, advice)
         except BaseException as error:  # noqa: BLE001 - properties of the environment may raise, too
+            end_if_forked(self._pid, error)
             self.environments.close(runner, service.address)
             return None, PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)
         return slot, frame

@@ -6,12 +6,14 @@ Several watchers of an environment share its frames. Each WATCH gets one answer:
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.crew import MAX_JOBS, Crew, Executor, Sequel
+from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.pictures import shown
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.slot import Slot
@@ -99,7 +101,7 @@ class Watching:
 
     def _render(self, slot: Slot, env: int, view: _View) -> Sequel:
         """Render a frame; a job of the session's thread."""
-        session, began = slot.session, self._clock()
+        session, began, pid = slot.session, self._clock(), os.getpid()
         number = session.last_seq
         # The learner's next request waits for this, too.
         slot.executor.current_request = (session.sid, number + 1, began)
@@ -109,6 +111,7 @@ class Watching:
             if session.state is State.EPISODE:
                 frame = Watched(number, *shown(slot.runner.render_unnoticed(env), limit))
         except BaseException as error:  # noqa: BLE001 - the environment's
+            end_if_forked(pid, error)
             frame = Watched(number, why=failure_reports.summary(error)[:MAX_WHY])
         slot.executor.current_request = None
         return partial(self._rendered, slot, view, frame)

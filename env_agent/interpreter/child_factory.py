@@ -62,10 +62,14 @@ class ChildFactory:
     ) -> None:
         self._address = address
         self._env = env
+        if not python or "\0" in python:
+            raise ConfigurationError(f"--python {python!r} is not the name of a program.")
         try:
-            self.python = str(Path(python).expanduser()) if "/" in python else python
-        except RuntimeError as error:  # there is no such user
-            raise ConfigurationError(f"--python {python}: {error} Write the whole path.") from None
+            # `Path` alone makes ./python the program python of PATH.
+            self.python = str(Path(python).expanduser().absolute()) if "/" in python else python
+        except (RuntimeError, OSError) as error:  # there is no such user or working directory
+            why = str(error).rstrip(".")
+            raise ConfigurationError(f"--python {python}: {why}. Write the whole path.") from None
         self.kwargs = dict(kwargs)
         self._spaces = {} if spaces is None else given_spaces(spaces)
         self._watch = ProcessWatch(address)
@@ -143,8 +147,9 @@ class ChildFactory:
             wrong = _wrong_keyword(error, {*merged, *modes}, self._env)
             if not wrong:
                 raise
-            remedy = "" if wrong == NO_RENDER_MODE else f". {CHECK}"
-            raise WrongKeywords(f"{self.name} {wrong}{remedy}") from error
+            if wrong != NO_RENDER_MODE:  # which has a remedy, as the env agent has for its operator
+                wrong += "." if kind is None else f". {CHECK}"
+            raise WrongKeywords(f"{self.name} {wrong}") from error
         if kind is not None:
             with closed_on_error([made]):
                 pettingzoo.check_kind(made.kind, kind, self.name)

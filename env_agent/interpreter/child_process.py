@@ -66,22 +66,21 @@ class ChildProcess:
         self._abandoned: set[int] = set()
         self._answers: dict[int, Answer] = {}  # that arrived before they were asked for
         self._arrived = bytearray()
+        self._in = self._out = -1  # the process may end before this thread knows its pipes
         command = [python, "-u", str(Path(child.__file__).resolve())]
         try:
             self._process, self._in, self._out = watch.start(
                 command, environment(os.environ), self._on_end
             )
-        except OSError as error:
-            raise ConfigurationError(
-                f"The interpreter {python} cannot be started: {_why_not(python, error)}"
-            ) from None
+        except (OSError, RuntimeError) as error:
+            raise ConfigurationError(_why_not(python, error)) from None
         self._deadline: float | None = time.monotonic() + START_S
         try:
             kind, data = self._read(0)
             hello = values.decode(data[HEADER_SIZE:])
-            assert kind == VALUE
-            assert type(hello) is list
-        except (EnvironmentGone, ProtocolError, AssertionError) as error:
+            if kind != VALUE or type(hello) is not list or not hello:
+                raise DecodingError("The greeting is malformed.")
+        except (EnvironmentGone, ProtocolError) as error:
             self.kill()
             raise ConfigurationError(
                 f"{python} did not start as a Python interpreter of version 3.7 or later"
@@ -382,12 +381,21 @@ def environment(variables: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def _why_not(python: str, error: OSError) -> str:
+def _why_not(python: str, error: OSError | RuntimeError) -> str:
     """Return why an interpreter cannot be started, and what to do."""
+    if getattr(error, "filename", None) is None:  # not because of the program
+        return (
+            f"The env agent cannot start a process for this session: {error}. Give it fewer "
+            f"--max-sessions, or raise the limits on open files (ulimit -n) and processes "
+            f"(ulimit -u)."
+        )
     if not Path(python).is_dir():
-        return f"{error}. Check --python."
+        return f"The interpreter {python} cannot be started: {error}. Check --python."
     inside = Path(python) / "bin/python"
-    return f"it is a folder. Give --python {inside if inside.is_file() else 'a program'}."
+    return (
+        f"The interpreter {python} cannot be started: it is a folder. Give --python "
+        f"{inside if inside.is_file() else 'a program'}."
+    )
 
 
 def describe_status(status: int | None) -> str:

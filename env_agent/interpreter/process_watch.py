@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
+from pathlib import Path
 from typing import IO, Any
 
 import structlog
@@ -78,10 +79,16 @@ class ProcessWatch:
 
     The kernel ends a process that was started by a thread with that thread (PR_SET_PDEATHSIG), so
     the thread of a session must not start one.
+
+    The processes start in the working directory in which this object was made, also if another
+    environment has changed it since.
     """
 
     def __init__(self, address: str) -> None:
         self._address = address
+        self._folder: Path | None = None  # if it was removed
+        with contextlib.suppress(OSError):
+            self._folder = Path.cwd()
         self._log = structlog.get_logger()
         self._lock = threading.Lock()
         self._tasks: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
@@ -94,7 +101,9 @@ class ProcessWatch:
         env: Mapping[str, str],
         on_end: Callable[[subprocess.Popen[bytes]], None],
     ) -> Started:
-        """Start a process with two pipes to it. Raises OSError.
+        """Start a process with two pipes to it.
+
+        Raises OSError, or RuntimeError if the thread cannot be started.
 
         Args:
             command: the program and its arguments; the descriptors of requests and answers and
@@ -112,12 +121,20 @@ class ProcessWatch:
 
         with self._lock:
             if self._wake is None:
-                self._wake, mine = socket.socketpair()
-                self._selector.register(mine, selectors.EVENT_READ, partial(self._execute, mine))
-                threading.Thread(target=self._run, name="processes", daemon=True).start()
+                self._wake = self._start_thread()
             self._tasks.put(start)
             self._wake.send(b"1")
         return started.result()
+
+    def _start_thread(self) -> socket.socket:
+        """Start the thread; return the socket that wakes it. Raises OSError, or RuntimeError."""
+        with contextlib.ExitStack() as undo:
+            wake, mine = map(undo.enter_context, socket.socketpair())
+            self._selector.register(mine, selectors.EVENT_READ, partial(self._execute, mine))
+            undo.callback(self._selector.unregister, mine)
+            threading.Thread(target=self._run, name="processes", daemon=True).start()
+            undo.pop_all()
+        return wake
 
     def _run(self) -> None:
         while True:
@@ -140,6 +157,8 @@ class ProcessWatch:
         env: Mapping[str, str],
         on_end: Callable[[subprocess.Popen[bytes]], None],
     ) -> Started:
+        # It may have been removed, or another user's (`sudo -u`): then they start where this is.
+        is_usable = self._folder is not None and os.access(self._folder, os.X_OK)
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
             theirs_in, ours_out = os.pipe()
             theirs.callback(os.close, theirs_in)
@@ -149,6 +168,7 @@ class ProcessWatch:
             undo.callback(os.close, ours_in)
             process = subprocess.Popen(
                 [*command, str(theirs_in), str(theirs_out), str(os.getpid())],
+                cwd=self._folder if is_usable else None,
                 env=env,
                 pass_fds=[theirs_in, theirs_out],
                 stdin=subprocess.DEVNULL,

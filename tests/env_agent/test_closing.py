@@ -71,15 +71,38 @@ def test_those_of_a_vector_that_cannot_be_made(kwargs: Any, error: type[Exceptio
     assert not Counted.open
 
 
-def test_all_of_a_vector_even_if_one_cannot_be_closed() -> None:
-    class Stubborn(Counted):
-        def close(self) -> None:
-            super().close()
-            raise ValueError("busy")
+class Stubborn(Counted):
+    """An environment whose `close` raises."""
 
+    def close(self) -> None:
+        super().close()
+        raise ValueError("busy")
+
+
+def test_all_of_a_vector_that_closes_even_if_one_raises() -> None:
+    runner = make(Factory("stubborn", Stubborn), 3)
+    with pytest.raises(ValueError, match="busy"):
+        runner.close()
+    assert not Counted.open
+
+
+def test_all_of_a_vector_even_if_one_cannot_be_closed() -> None:
     with structlog.testing.capture_logs() as logs, pytest.raises(OSError, match="licences"):
         make(Factory("stubborn", Stubborn), 4, fails_at=3)
     assert [log["error"] for log in logs] == ["ValueError: busy"] * 3
+    assert not Counted.open
+
+
+class Lost:
+    """Stands for an environment whose connection is lost."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise EOFError("connection closed")
+
+
+def test_one_without_attributes_hides_neither_the_error_nor_the_others() -> None:
+    with pytest.raises(OSError, match="no licence"), closed_on_error([Lost(), Counted()]):
+        raise OSError("no licence")
     assert not Counted.open
 
 

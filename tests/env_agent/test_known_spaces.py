@@ -119,6 +119,15 @@ def test_a_change_in_place_changes_the_fingerprint(
     assert not is_unchanged()
 
 
+def test_a_part_of_a_space_may_refer_to_the_whole() -> None:
+    space: Any = Dict({"a": Text(3), "b": Text(4)})
+    space["b"].parents = [space, space]
+    is_unchanged = known_spaces.watch(space, "it")[1]
+    assert is_unchanged()
+    space["a"]._max_length = 5
+    assert not is_unchanged()
+
+
 def test_the_number_of_known_spaces_is_bounded() -> None:
     for n in range(MAX_KNOWN * 2):
         known(Discrete(1000 + n), "space")

@@ -341,6 +341,18 @@ def test_a_killed_process_loses_no_finished_step(tmp_path: Path) -> None:
     assert (lost.end, len(lost.frames), whole.end) == ("", 2, "closed")
 
 
+def test_the_folder_stays_the_same_if_an_environment_changes_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    learner = Learner(Path("recorded"))
+    monkeypatch.chdir("/")
+    learner.do(Reset(1), Act(1))
+    learner.leave()
+    [part] = files(tmp_path / "recorded")
+    assert len(part.frames) == 2
+
+
 def test_a_full_disk_ends_the_recording_but_no_step(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

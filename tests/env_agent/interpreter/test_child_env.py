@@ -425,6 +425,8 @@ def test_environments_whose_session_fails_are_closed(
     ("python", "why"),
     [
         ("/nowhere/python", "cannot be started"),
+        ("", "--python '' is not the name of a program"),
+        ("a\0b", "is not the name of a program"),
         ("/bin/false", "did not start as a Python interpreter .*exit status 1"),
         ("/bin/echo", "did not start as a Python interpreter .*exit status 0"),
     ],
@@ -432,6 +434,35 @@ def test_environments_whose_session_fails_are_closed(
 def test_what_is_no_interpreter_is_an_error(python: str, why: str) -> None:
     with pytest.raises(ConfigurationError, match=why):
         ChildFactory("a", PLAIN, python, {}).make_first()
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_relative_paths_are_those_of_the_working_directory_at_the_start(
+    bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, leaves: bool
+) -> None:
+    (tmp_path / "mine.py").write_text("from tests.plain_envs import Plain")
+    (tmp_path / "python").symlink_to(bare_python)
+    monkeypatch.setenv("PATH", "/nowhere")  # where another program may have this name
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.chdir(tmp_path)
+    factory = ChildFactory("a", "./mine.py:Plain", "./python", {})
+    if leaves:  # as the code of another environment can
+        monkeypatch.chdir("/")
+    with factory.make_first() as env:
+        assert "pid" in env.reset(seed=1)[1]
+
+
+def test_a_working_directory_that_was_removed_is_no_obstacle(
+    bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    monkeypatch.chdir(tmp_path)
+    before = ChildFactory("a", PLAIN, bare_python, {})
+    tmp_path.rmdir()
+    for factory in (before, ChildFactory("a", PLAIN, bare_python, {})):
+        factory.make_first().close()
+    with pytest.raises(ConfigurationError, match=r"--python \./python: .* Write the whole path"):
+        ChildFactory("a", PLAIN, "./python", {})
 
 
 def test_a_folder_instead_of_an_interpreter_names_the_interpreter_in_it(
@@ -536,15 +567,15 @@ def test_a_wrong_keyword_is_named_without_a_traceback(name: str, tmp_path: Path)
         ({}, "needs the keyword argument 'size'"),
     ):
         factory = ChildFactory("a", f"{tmp_path}/keywords.py:{name}", sys.executable, kwargs)
-        for make in (
-            factory.make_first,
-            lambda: factory.make(None, {}),  # noqa: B023 - called at once
-            lambda: factory.make_vector(2, AutoresetMode.NEXT_STEP, None, {}),  # noqa: B023
+        remedy = " Check env_kwargs (--env-kwargs at the env agent)."
+        for make, expected in (
+            (factory.make_first, ""),  # the env agent adds what its operator can do
+            (partial(factory.make, None, {}), remedy),
+            (partial(factory.make_vector, 2, AutoresetMode.NEXT_STEP, None, {}), remedy),
         ):
             with pytest.raises(failure_reports.WrongKeywords) as caught:
                 make()
-            remedy = "Check env_kwargs (--env-kwargs at the env agent)."
-            assert str(caught.value) == f"keywords:{name} {why}. {remedy}"
+            assert str(caught.value) == f"keywords:{name} {why}.{expected}"
 
 
 @pytest.mark.parametrize("name", ["Calls", "Calls-v0"])

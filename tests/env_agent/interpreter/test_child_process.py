@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,12 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 import structlog
+from gymnasium.vector import AutoresetMode
 
 from gymwire.env_agent.elsewhere import EnvironmentGone
 from gymwire.env_agent.interpreter import child, child_process
+from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess, describe_status, environment
-from gymwire.env_agent.interpreter.process_watch import MAX_LINE, MAX_LINES, MAX_READ, Output
+from gymwire.env_agent.interpreter.process_watch import (
+    MAX_LINE,
+    MAX_LINES,
+    MAX_READ,
+    Output,
+    ProcessWatch,
+)
 from gymwire.protocol.errors import ConfigurationError
 from tests.processes import PATIENCE_S
 
@@ -235,6 +244,8 @@ def test_a_process_that_reads_its_answer_back_does_not_delay_its_end(
         "os.write(self._written_to, b'hello')\n            os._exit(0)",
         "return super().answer(child.RAISED, number, index, body)",
         "return super().answer(child.VALUE, number, index, child.pack(None))",
+        "return super().answer(child.VALUE, number, index, child.pack([]))",
+        "return super().answer(child.VALUE, number, index, b'')",
     ],
 )
 def test_a_wrong_greeting_is_no_interpreter(
@@ -256,6 +267,28 @@ def test_what_the_environment_started_ends_with_a_process_that_crashed() -> None
                 os.killpg(pid, 0)
                 time.sleep(0.01)
             pytest.fail("it still runs")
+
+
+BUSY = """
+class Busy:
+    observation_space = action_space = type("Space", (), {"n": 3})()
+    def reset(self, seed=None, options=None):
+        return 0, {}
+    def close(self):
+        raise ValueError("busy")
+"""
+
+
+def test_the_process_of_a_vector_ends_although_its_environments_cannot_be_closed(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "busy.py").write_text(BUSY)
+    factory = ChildFactory("a", f"{tmp_path}/busy.py:Busy", sys.executable, {})
+    vector = factory.make_vector(3, AutoresetMode.NEXT_STEP, None, {})
+    pid = vector.envs[0]._process._process.pid  # type: ignore[attr-defined]
+    with pytest.raises(RaisedInChild, match="busy"):
+        vector.close()
+    assert not Path(f"/proc/{pid}").exists()
 
 
 SEPARATE = """
@@ -427,6 +460,43 @@ def test_millions_of_short_lines_take_little_time(line: bytes) -> None:
     output.feed(b"")
     left_out = 200 * MAX_READ // len(line) - MAX_LINES
     assert lines[-1] == f"({left_out} more lines within 1 s are left out)"
+
+
+class Late(ProcessWatch):
+    """Returns a process when it has ended."""
+
+    def start(self, command: Any, env: Any, on_end: Any) -> Any:
+        ended = threading.Event()
+
+        def end(process: Any) -> None:
+            try:
+                on_end(process)
+            finally:
+                ended.set()
+
+        started = super().start(command, env, end)
+        assert ended.wait(PATIENCE_S)
+        return started
+
+
+def test_a_process_may_end_before_its_pipes_are_known() -> None:
+    with structlog.testing.capture_logs() as logs, pytest.raises(ConfigurationError):
+        ChildProcess(Late("a"), "/bin/false", "a")
+    assert [row["event"] for row in logs] == ["process died"]
+
+
+def fail(error: BaseException) -> None:
+    raise error
+
+
+@pytest.mark.parametrize("error", [OSError(24, "Too many open files"), RuntimeError("no thread")])
+def test_a_limit_of_the_system_is_not_blamed_on_the_interpreter(error: BaseException) -> None:
+    watch = ProcessWatch("a")
+    watch.start = lambda *_: fail(error)  # type: ignore[method-assign, assignment]
+    with pytest.raises(ConfigurationError, match=r"fewer --max-sessions.*ulimit") as why:
+        ChildProcess(watch, sys.executable, "a")
+    assert str(error) in str(why.value)
+    assert sys.executable not in str(why.value)
 
 
 def test_variables_of_gymwire_and_of_this_interpreter_are_left_out() -> None:

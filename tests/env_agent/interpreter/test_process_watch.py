@@ -13,6 +13,7 @@ import pytest
 import structlog
 
 from gymwire.env_agent.interpreter.process_watch import Output, ProcessWatch
+from tests.processes import PATIENCE_S
 
 COMMAND = ["/bin/sleep", "600"]
 
@@ -78,6 +79,25 @@ def test_a_process_that_reads_its_output_back_does_not_stop_the_thread() -> None
         os.close(pipe)
     assert watch.stolen == b"one\n"
     assert [row["text"] for row in logs] == ["two"]
+
+
+def test_a_thread_that_cannot_be_started_is_started_with_the_next_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    watch = Watch("lab/child")
+    before = descriptors()
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", fail)
+        with pytest.raises(RuntimeError, match="new thread"):
+            watch.start(COMMAND, {}, lambda process: None)
+    assert descriptors() == before
+    ends = threading.Thread(target=end, args=[watch], daemon=True)
+    ends.start()
+    ends.join(PATIENCE_S)
+    assert not ends.is_alive()
 
 
 @pytest.mark.parametrize("name", ["pipe", "set_blocking", "pidfd_open"])
