@@ -424,7 +424,8 @@ class RemoteSession:
         return answered
 
     def fail(self, error: GymwireError) -> None:
-        """Let the next call that waits for this session raise an exception."""
+        """Let the call that waits for this session, or else the next one, raise an exception."""
+        logs.logger().debug("malformed message", session=self.sid, why=str(error))
         self.exchange.keep_error(error)
         self.connection.failures += 1
 

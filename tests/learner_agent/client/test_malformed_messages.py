@@ -106,6 +106,30 @@ def test_an_error_of_one_session_is_raised_in_its_own_call(pair: Any, ahead: int
     assert good.step(1)[0][0] == first[0][0] + 1
 
 
+@pytest.mark.parametrize("is_under_way", [True, False])
+def test_an_error_is_no_error_of_a_request_after_the_one_that_it_concerns(
+    pair: Any, is_under_way: bool
+) -> None:
+    bad, good = pair
+    session = bad._session
+    stray = unreadable(Kind.PROGRESS, session.sid, session.exchange.seq + 1)
+
+    def change(header: Header, frame: bytes) -> list[bytes]:
+        is_of_bad = (header.sid, header.kind) == (session.sid, Kind.PERCEPT)
+        return [stray, frame] if is_of_bad or not is_under_way else [frame]
+
+    if is_under_way:
+        session.begin(Act(1))
+    with arriving(change):
+        good.step(1)
+        good.step(1)
+    if is_under_way:
+        session.finish()
+    else:
+        bad.step(1)  # on the fast path, which has its reply before it looks for errors
+    bad.reset(seed=1)
+
+
 def test_a_reply_of_the_wrong_kind_is_an_error_of_its_own_session(pair: Any) -> None:
     bad, good = pair
     begun = bad.step(1)
