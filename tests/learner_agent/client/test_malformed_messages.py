@@ -208,3 +208,19 @@ def test_the_answer_to_a_request_that_was_given_up_disturbs_nobody(
     with arriving(lambda _, frame: [late[0], frame]):
         good.step(1)
     assert not connection._opener.has_given_up
+
+
+def test_a_late_error_of_a_session_that_is_lost_disturbs_nobody(pair: Any) -> None:
+    bad, good = pair
+    session = bad._session
+    session.connection.forget(session)
+    late = unreadable(Kind.ERROR, session.sid, 0)
+    with arriving(lambda _, frame: [late, frame]):
+        good.step(1)
+
+
+def test_after_an_unreadable_answer_no_other_one_is_waited_for(pair: Any) -> None:
+    connection = pair[1]._session.connection
+    with malformed(Kind.OPENED), pytest.raises(DecodingError):
+        connection.open("good")
+    assert not connection._opener.has_given_up
