@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -10,12 +11,16 @@ import pytest
 
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.env_agent.config import service
+from gymwire.learner_agent.aio.calls import run
+from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol import codec
 from gymwire.protocol.codec import Header
 from gymwire.protocol.errors import DecodingError, ProtocolError, RequestTimeout
-from gymwire.protocol.messages import Act, Find, Kind
+from gymwire.protocol.messages import Act, Find, Kind, Percept, Reset
 from gymwire.protocol.values import Tail
 from tests import wire
+from tests.learner_agent.aio.virtual import VirtualConnection
+from tests.learner_agent.client.network_faults import delay
 from tests.learner_agent.client.test_interrupted import ENV, in_memory
 from tests.wire import BROKER, Network
 
@@ -224,3 +229,50 @@ def test_after_an_unreadable_answer_no_other_one_is_waited_for(pair: Any) -> Non
     with malformed(Kind.OPENED), pytest.raises(DecodingError):
         connection.open("good")
     assert not connection._opener.has_given_up
+
+
+@pytest.mark.parametrize("arrives", ["relayed", "directly"])
+@pytest.mark.parametrize("reads", ["bad", "good"])
+def test_an_error_is_raised_at_once_in_the_task_of_its_own_session(
+    network: Network, monkeypatch: pytest.MonkeyPatch, arrives: str, reads: str
+) -> None:
+    async def main() -> None:
+        network.env_agent(service(address="slow", env=ENV, max_sessions=2))
+        connection = VirtualConnection(
+            BROKER,
+            timeout_s=60.0,
+            clock=network.monotonic,
+            clock_ns=network.monotonic_ns,
+            dial=lambda *_, **__: network.dealer(),
+        )
+        bad, good = [await run(connection.open, "slow") for _ in range(2)]
+        for session in (bad, good):
+            await run(session.request, Reset(1))
+        delay(network, network.loops[-1], Kind.PERCEPT, 10.0, monkeypatch)
+        ended_at = dict[RemoteSession, float]()
+
+        async def act(session: RemoteSession) -> object:
+            try:
+                return await run(session.request, Act(0))
+            except DecodingError as error:
+                return error
+            finally:
+                ended_at[session] = network.now
+
+        def fail() -> None:
+            if arrives == "directly":
+                bad.fail(DecodingError("Not a gymwire frame."))
+            else:
+                stray = unreadable(Kind.PROGRESS, bad.sid, bad.exchange.seq)
+                connection.link._dealer.arrived(stray)
+
+        network.after(2.0, fail)
+        began, order = network.now, (bad, good) if reads == "bad" else (good, bad)
+        found = dict(zip(order, await asyncio.gather(*map(act, order)), strict=True))
+        assert isinstance(found[bad], DecodingError)
+        assert ended_at[bad] - began < 3.0
+        assert isinstance(found[good], Percept)
+        assert isinstance(await act(bad), Percept)
+        connection.close()
+
+    asyncio.run(main())
