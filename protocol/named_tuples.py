@@ -29,7 +29,7 @@ class _Named(tuple[Any, ...]):
     _fields: ClassVar[tuple[str, ...]] = ()
     _field_defaults: ClassVar[dict[str, Any]] = {}
 
-    def __new__(cls, *items: Any, **named: Any) -> Self:
+    def __new__(cls, /, *items: Any, **named: Any) -> Self:
         rest = cls._fields[len(items) :]
         if len(items) + len(rest) != len(cls._fields) or named.keys() != {*rest}:
             raise TypeError(f"{cls.__name__} must get each of its fields {cls._fields} once")
@@ -39,7 +39,7 @@ class _Named(tuple[Any, ...]):
     def _make(cls, items: Iterable[Any]) -> Self:
         return cls(*items)
 
-    def _replace(self, **named: Any) -> Self:
+    def _replace(self, /, **named: Any) -> Self:
         return type(self)(**{**self._asdict(), **named})
 
     def _asdict(self) -> dict[str, Any]:
