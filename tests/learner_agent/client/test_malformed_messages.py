@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -264,7 +264,7 @@ def test_an_error_is_raised_at_once_in_the_task_of_its_own_session(
                 bad.fail(DecodingError("Not a gymwire frame."))
             else:
                 stray = unreadable(Kind.PROGRESS, bad.sid, bad.exchange.seq)
-                connection.link._dealer.arrived(stray)
+                cast(Any, connection.link._dealer).arrived(stray)
 
         network.after(2.0, fail)
         began, order = network.now, (bad, good) if reads == "bad" else (good, bad)
