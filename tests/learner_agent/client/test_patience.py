@@ -14,7 +14,7 @@ from gymwire.env_agent.config import service
 from gymwire.learner_agent.aio.calls import run
 from gymwire.learner_agent.client import session_timers
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.client.patience import PING_S, SETTLED_S
+from gymwire.learner_agent.client.patience import PING_S, SETTLED_S, Contact, Patience
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol.errors import BrokerUnreachable
 from gymwire.protocol.messages import Act, Call, Kind, Message, Opened, Percept, Reset
@@ -215,3 +215,56 @@ def test_a_long_constructor_is_waited_for_as_long_as_the_broker_answers(
 
 def dealer_of(connection: BrokerConnection) -> Dealer:
     return cast(Dealer, connection.link._dealer)
+
+
+@pytest.fixture
+def contact() -> Contact:
+    return Contact(10.0)
+
+
+@pytest.fixture
+def patience(contact: Contact) -> Patience:
+    """Return one for a request that was sent at 0, and whose connection was lost at 1."""
+    made = Patience(contact)
+    made.begin(0.0)
+    made.reconnected(1.0)
+    return made
+
+
+def test_a_request_is_no_reason_for_the_loss_of_a_connection_that_did_not_carry_it(
+    contact: Contact, patience: Patience
+) -> None:
+    contact.last = 1.5
+    patience.reconnected(2.0)
+    contact.last = 2.5
+    assert patience.lost_again("a step", 1) is None
+
+
+def test_the_wait_for_the_turn_is_silence_if_the_connection_carries_nothing(
+    contact: Contact, patience: Patience
+) -> None:
+    patience.sent_again(9.0)
+    assert not patience.is_over(10.0)
+    assert patience.is_over(10.1)
+
+
+def test_a_connection_that_is_lost_after_the_end_gives_no_more_time(
+    contact: Contact, patience: Patience
+) -> None:
+    patience.reconnected(9.0)
+    contact.last = 9.5
+    patience.sent_again(9.5)
+    assert not patience.is_over(10.5)
+    patience.reconnected(11.0)
+    contact.last = 11.5
+    assert patience.is_over(11.6)
+
+
+def test_a_connection_that_has_carried_nothing_gives_no_more_time(
+    contact: Contact, patience: Patience
+) -> None:
+    patience.sent_again(6.0)
+    contact.last = 8.0
+    patience.reconnected(9.5)
+    assert not patience.is_over(10.0)
+    assert patience.is_over(10.1)
