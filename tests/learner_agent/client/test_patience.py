@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
+from gymwire import ProxyVectorEnv
 from gymwire.env_agent.config import service
 from gymwire.learner_agent.aio.calls import run
 from gymwire.learner_agent.client import session_timers
@@ -20,6 +22,7 @@ from gymwire.protocol.errors import BrokerUnreachable
 from gymwire.protocol.messages import Act, Call, Kind, Message, Opened, Percept, Reset
 from tests.learner_agent.aio.virtual import VirtualConnection
 from tests.learner_agent.client.network_faults import LARGE, delay, swallow_large
+from tests.learner_agent.client.test_interrupted import in_memory
 from tests.wire import BROKER, Dealer, Faults, Network
 
 SESSIONS = 100
@@ -115,6 +118,36 @@ def test_a_broker_that_returns_at_the_last_moment_is_in_time(
     (session,) = all_stepping(network, connection, monkeypatch, 3 * timeout_s, count=1)
     network.after(0.1, lambda: network.cut(dealer_of(connection), 0.9 * timeout_s))
     assert isinstance(session.finish(), Percept)
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+@pytest.mark.parametrize("call", ["step", "step_wait", "recv", "other"])
+def test_a_call_after_a_silence_waits_as_long_again(call: str, sessions: int) -> None:
+    with in_memory() as network:
+        envs = ProxyVectorEnv("moody", 2, BROKER, sessions=sessions, timeout_s=10.0)
+        envs.reset(seed=1)
+        connection, began, actions = envs._group.connection, network.now, np.array([0, 1])
+        other = connection.open("moody")
+        network.cut(dealer_of(connection), 25.0)
+        if call == "step_wait":
+            envs.step_async(actions)
+        elif call == "recv":
+            envs.send(actions, [0, 1])
+        elif call == "other":
+            other.begin(Reset(1))  # nobody waits for this one
+        calls: dict[str, Callable[[], object]] = {
+            "step": lambda: envs.step(actions),
+            "step_wait": envs.step_wait,
+            "recv": lambda: envs.recv(2),
+            "other": lambda: envs.step(actions),
+        }
+        for ends_s in (10.0, 20.0):
+            with pytest.raises(BrokerUnreachable, match="silent"):
+                calls[call]()
+            assert ends_s <= network.now - began <= ends_s + 1.0
+        calls[call]()
+        assert network.now - began < 26.0
+        envs.close()
 
 
 @pytest.mark.parametrize("timeout_s", [0.5, 1.0, 2.0, 60.0])
