@@ -301,3 +301,23 @@ def test_a_connection_that_has_carried_nothing_gives_no_more_time(
     patience.reconnected(9.5)
     assert not patience.is_over(10.0)
     assert patience.is_over(10.1)
+
+
+def test_an_earlier_sign_of_the_broker_does_not_shorten_the_wait(
+    contact: Contact, patience: Patience
+) -> None:
+    patience.sent_again(1.0)
+    contact.last = 5.0
+    patience.renew(8.0)
+    assert not patience.is_over(18.0)
+
+
+def test_the_wait_for_the_turn_counts_until_the_next_sign_of_the_broker(
+    contact: Contact, patience: Patience
+) -> None:
+    contact.last = 1.5
+    patience.sent_again(6.0)
+    assert not patience.is_over(15.0)
+    contact.last = 9.0
+    assert not patience.is_over(19.0)
+    assert patience.is_over(19.1)
