@@ -12,6 +12,7 @@ import pytest
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.env_agent.config import service
 from gymwire.learner_agent.aio.calls import run
+from gymwire.learner_agent.client.open_sessions import query_position
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol import codec
 from gymwire.protocol.codec import Header
@@ -224,11 +225,36 @@ def test_a_late_error_of_a_session_that_is_lost_disturbs_nobody(pair: Any) -> No
         good.step(1)
 
 
-def test_after_an_unreadable_answer_no_other_one_is_waited_for(pair: Any) -> None:
+@pytest.mark.parametrize("is_doubled", [False, True])
+def test_after_an_unreadable_answer_no_other_one_is_waited_for(
+    pair: Any, monkeypatch: pytest.MonkeyPatch, is_doubled: bool
+) -> None:
     connection = pair[1]._session.connection
-    with malformed(Kind.OPENED), pytest.raises(DecodingError):
+    monkeypatch.setattr(wire.Dealer, "has_frame", property(lambda self: bool(self.inbox)))
+    sids = list[int]()
+
+    def change(header: Header, frame: bytes) -> list[bytes]:
+        if header.kind is not Kind.OPENED:
+            return [frame]
+        sids.append(header.sid)
+        return [unreadable(Kind.OPENED, header.sid, header.seq), *[frame] * is_doubled]
+
+    with arriving(change), pytest.raises(DecodingError):
         connection.open("good")
     assert not connection._opener.has_given_up
+    assert connection.has_session(sids[0]) == is_doubled  # until it is closed
+
+
+def test_an_unreadable_position_is_the_error_of_the_session_that_asks_for_it(pair: Any) -> None:
+    session = pair[0]._session
+    session.exchange.expected = None
+
+    def change(header: Header, frame: bytes) -> list[bytes]:
+        is_position = (header.kind, header.sid) == (Kind.ERROR, session.sid)
+        return [unreadable(Kind.ERROR, header.sid, header.seq) if is_position else frame]
+
+    with arriving(change), pytest.raises(DecodingError, match="malformed ERROR in session"):
+        query_position(session)
 
 
 @pytest.mark.parametrize("arrives", ["relayed", "directly"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -206,8 +207,10 @@ def test_a_lost_connection_does_not_suggest_that_large_packets_are_lost(
         session.finish()
 
 
-@pytest.mark.parametrize("timeout_s", [0.5, 1.0, 2.0, 60.0])
-@pytest.mark.parametrize("spent_s", [0.005, 0.02, 0.05])
+@pytest.mark.parametrize(
+    ("timeout_s", "spent_s"),
+    [*itertools.product([0.5, 1.0, 2.0, 60.0], [0.005, 0.02, 0.05]), (60.0, 3.0)],
+)
 def test_a_silent_broker_is_noticed_in_time_if_the_timers_take_long(
     network: Network, monkeypatch: pytest.MonkeyPatch, timeout_s: float, spent_s: float
 ) -> None:
