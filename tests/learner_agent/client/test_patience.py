@@ -19,8 +19,9 @@ from gymwire.learner_agent.client import session_timers
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.patience import PING_S, SETTLED_S, Contact, Patience
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable
-from gymwire.protocol.messages import Act, Call, Kind, Message, Opened, Percept, Reset
+from gymwire.protocol.messages import Act, Call, Kind, Message, Opened, Percept, Ping, Reset
 from tests.learner_agent.aio.virtual import VirtualConnection
 from tests.learner_agent.client.network_faults import LARGE, delay, swallow_large
 from tests.learner_agent.client.test_interrupted import in_memory
@@ -238,6 +239,48 @@ def test_a_silent_broker_is_noticed_in_time_if_the_timers_take_long(
         assert timeout_s < network.now - began <= 1.5 * timeout_s + 1.0
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize("timeout_s", [0.5, 1.0, 2.0, 60.0])
+def test_slow_timers_of_many_sessions_ask_the_broker_in_time(
+    network: Network, monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> None:
+    monkeypatch.setattr(session_timers, "MANY", 0)
+    connection = network.connection(timeout_s=timeout_s)
+    (session,) = all_stepping(network, connection, monkeypatch, 10 * timeout_s, count=1)
+    tick = session.tick
+
+    def take_long(*args: Any) -> None:
+        network.now += 0.05
+        tick(*args)
+
+    monkeypatch.setattr(session, "tick", take_long)
+    assert isinstance(session.finish(), Percept)
+
+
+@pytest.mark.parametrize("timeout_s", [0.5, 1.0, 5.0])
+def test_a_broker_that_nothing_reaches_is_silent_although_frames_arrive(
+    network: Network, monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> None:
+    connection = network.connection(timeout_s=timeout_s)
+    (session,) = all_stepping(network, connection, monkeypatch, LONG_S, count=1)
+    dealer, tick, began = dealer_of(connection), session.tick, network.now
+
+    def take_long(*args: Any) -> None:
+        network.now += 0.05
+        tick(*args)
+
+    def report() -> None:
+        dealer.arrived(bytes(PLAIN.encode(Ping())))
+        if network.now < began + 3 * timeout_s:
+            network.after(0.01, report)
+
+    monkeypatch.setattr(session, "tick", take_long)
+    network.faults = Faults(drop=1.0)
+    report()
+    with pytest.raises(BrokerUnreachable, match="silent"):
+        session.finish()
+    assert network.now - began <= 1.5 * timeout_s + 1.0
 
 
 @pytest.mark.parametrize("timeout_s", [0.5, 1.0, 2.0, 3.0, 5.0, 60.0])
