@@ -103,6 +103,7 @@ class DirectLink:
                 raise
             if self._not_up:
                 return False
+            logs.logger().debug("malformed message", url=self.transport.url, why=str(error))
             for each in self.sessions.values():
                 each.session.fail(copy.copy(error))
             return True

@@ -31,6 +31,8 @@ class Clock:
 class Dealer:
     """A connection that is up from `up_at` on; its peer answers RESUME at once, or never."""
 
+    url = "tcp://127.0.0.1:1"
+
     def __init__(self, clock: Clock, up_at: float, *, answers: bool, denied: str = "") -> None:
         self._clock, self._up_at = clock, up_at
         self._answers, self._denied = answers, denied
