@@ -136,6 +136,19 @@ def test_an_error_is_no_error_of_a_request_after_the_one_that_it_concerns(
     bad.reset(seed=1)
 
 
+@pytest.mark.parametrize("is_direct", [False, True])
+def test_a_frame_about_a_session_comes_from_the_env_agent_if_it_comes_directly(
+    pair: Any, monkeypatch: pytest.MonkeyPatch, is_direct: bool
+) -> None:
+    session = pair[0]._session
+    monkeypatch.setattr(RemoteSession, "is_direct", is_direct)
+    session.begin(Act(1))
+    frame = unreadable(Kind.PROGRESS, session.sid, session.exchange.seq)
+    session.receive(codec.read_header(frame), frame)
+    with pytest.raises(DecodingError, match="env agent of 'moody'" if is_direct else "broker at"):
+        session.exchange.check_ready()
+
+
 def test_a_reply_of_the_wrong_kind_is_an_error_of_its_own_session(pair: Any) -> None:
     bad, good = pair
     begun = bad.step(1)
