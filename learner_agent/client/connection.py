@@ -425,10 +425,10 @@ class BrokerConnection:
                 if isinstance(reply, Busy) and reply.reason == BusyReason.RATE:
                     self._requests.throttled(header.seq, reply.retry_after_s, self.clock())
                 self._handshake.handle(reply, self.clock())
-            case Kind.ERROR:
+            case Kind.ERROR if self.welcome is None:
                 message = PLAIN.decode(data, header)
-                if isinstance(message, Error) and self.welcome is None:
-                    raise error_for(message)
+                assert isinstance(message, Error)
+                raise error_for(message)
             case Kind.BYE:
                 self._log.warning("broker stopping", broker=self.url)
             case _:

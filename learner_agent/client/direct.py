@@ -13,7 +13,7 @@ from gymwire.learner_agent.client.session_timers import Repeats
 from gymwire.learner_agent.client.waiting import Source, Waiting, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.address import parse_address
-from gymwire.protocol.codec import PLAIN, Frame, Header
+from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import (
     ConnectionFailed,
     DecodingError,
@@ -103,8 +103,9 @@ class DirectLink:
                 raise
             if self._not_up:
                 return False
+            logs.logger().debug("malformed message", url=self.transport.url, why=str(error))
             for each in self.sessions.values():
-                each.fail(copy.copy(error))
+                each.session.fail(copy.copy(error))
             return True
         path = self.sessions.get(header.sid)
         if path is None:
@@ -113,33 +114,23 @@ class DirectLink:
             path.up = True
             self._not_up.pop(path.sid, None)
             return False
-        return path.up and path.receive(header, data)
+        return path.up and path.session.receive(header, data)
 
 
 class DirectPath:
     """The use of a `DirectLink` by one session.
 
     Attributes:
+        session: the session; it gets the frames.
         up: whether requests can take this path now.
         denied: whether the agent rejects the connection.
         must_resume: whether RESUME has to be sent.
         went_down: whether the path was up and has gone down; the session resets it.
-        receive: handles a frame of the session.
-        fail: lets the session's next call raise an exception.
     """
 
-    def __init__(
-        self,
-        link: DirectLink,
-        sid: int,
-        nonce: bytes,
-        receive: Callable[[Header, bytes | memoryview], bool],
-        fail: Callable[[GymwireError], None],
-    ) -> None:
-        self.link = link
-        self.sid = sid
-        self.resume = PLAIN.encode(Resume(nonce), sid)
-        self.receive, self.fail = receive, fail
+    def __init__(self, link: DirectLink, session: RemoteSession) -> None:
+        self.link, self.session, self.sid = link, session, session.sid
+        self.resume = PLAIN.encode(Resume(session.open_msg.nonce), session.sid)
         self.up = self.denied = self.must_resume = self.went_down = False
         # when it was lost during a request, the last times
         self._losses = deque([-math.inf] * MAX_LOSSES, maxlen=MAX_LOSSES)
@@ -234,15 +225,8 @@ class SessionPaths:
         """Whether requests currently take the direct path."""
         return self.direct is not None and self.direct.up
 
-    def dial_direct(
-        self,
-        receive: Callable[[Header, bytes | memoryview], bool],
-        fail: Callable[[GymwireError], None],
-    ) -> DirectPath:
-        """Dial the env agent itself. Raises GymwireError if it cannot be dialed.
-
-        `receive` handles the frames of the session, `fail` the error of one that has no session.
-        """
+    def dial_direct(self, session: RemoteSession) -> DirectPath:
+        """Dial the env agent itself for a session. Raises GymwireError if it cannot be dialed."""
         endpoint = self._endpoint
         if endpoint is None:
             raise ConnectionFailed("it offers no direct connection (--direct).")
@@ -250,7 +234,7 @@ class SessionPaths:
         if pin is not None and _identity_in(endpoint) != pin:
             raise Denied("Its direct endpoint does not belong to the pinned agent.")
         link = self._connection.direct_links.link(endpoint, key)
-        self.direct = DirectPath(link, self._sid, self._open_msg.nonce, receive, fail)
+        self.direct = DirectPath(link, session)
         return self.direct
 
     def finish_setup(self, why: str, *, required: bool) -> None:
@@ -359,7 +343,7 @@ def connect_directly(sessions: Sequence[RemoteSession], *, required: bool) -> No
     why: dict[int, str] = {}
     for session in sessions:
         try:
-            dialed.append(session.paths.dial_direct(session.receive, session.fail))
+            dialed.append(session.paths.dial_direct(session))
         except GymwireError as error:
             why[session.sid] = str(error)
     if dialed:

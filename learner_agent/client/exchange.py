@@ -91,7 +91,7 @@ class Exchange:
         self._reply: Reply | None = None
         self.returned = 0  # the number of the last request whose reply the caller has; see `undo`
         self.lost: str | None = None
-        self._error: GymwireError | None = None  # from a frame of this session, for its next call
+        self._error: tuple[int, GymwireError] | None = None  # kept for a call of this request
         self.in_step_s: float | None = None  # from the last PROGRESS
         self.expected: int | None = None  # the request number that the agent says it expects
         self.resume_pending = False  # the broker must get HELLO and RESUME before anything else
@@ -155,15 +155,16 @@ class Exchange:
     def check_ready(self) -> bool:
         """Return whether the reply to the pending request has arrived.
 
-        Raises EnvironmentLost if none can come, and once what `keep_error` has kept.
+        Raises EnvironmentLost if none can come, and once what `keep_error` has kept for this
+        request.
         """
         if self.reply is not None:
             return True
         if self.lost is not None:
             raise self.lost_error()
-        error, self._error = self._error, None
-        if error is not None:
-            raise error
+        kept, self._error = self._error, None
+        if kept is not None and kept[0] >= self.seq:
+            raise kept[1]
         return False
 
     def begin(self, kind: Kind) -> int:
@@ -389,9 +390,14 @@ class Exchange:
         raise self.lost_error()
 
     def keep_error(self, error: GymwireError) -> None:
-        """Keep the exception that a frame has caused until a call waits for this session."""
+        """Keep the exception that a frame has caused, for whoever waits for a reply.
+
+        It concerns the request that has no reply yet, or else the next one. If the reply comes
+        first, nobody needs the exception.
+        """
         error.__context__ = None  # it and the traceback hold the frame
-        self._error = error.with_traceback(None)
+        seq = self.seq if self.unanswered is not None else self.seq + 1
+        self._error = seq, error.with_traceback(None)
 
     def lost_error(self) -> EnvironmentLost:
         """Return the error that says which session is lost, at which request, and why."""

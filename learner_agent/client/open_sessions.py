@@ -292,6 +292,8 @@ class SessionOpener:
         request is sent again then, and its answer closes the session.
         """
         self._connection.forget_requests(request)
+        if request.error is not None and request.answer is None:
+            return  # the answer has come, and cannot be read
         self._given_up[request.seq] = opening
         if request.answer is not None:
             self._close_unwanted(*request.answer)

@@ -424,7 +424,7 @@ class RemoteSession:
         return answered
 
     def fail(self, error: GymwireError) -> None:
-        """Let the next call that waits for this session raise an exception."""
+        """Let the call that waits for this session, or else the next one, raise an exception."""
         self.exchange.keep_error(error)
         self.connection.failures += 1
 
@@ -486,6 +486,7 @@ def _keep_error(session: RemoteSession, error: GymwireError, header: Header) -> 
         is_of_agent = header.kind < CONTROL_KINDS or session.is_direct
         agent, broker = f"The env agent of {exchange.where}", f"The broker at {connection.url}"
         error = malformed(error, agent if is_of_agent else broker, header)
+    logs.logger().debug("malformed message", why=str(error))
     session.fail(error)
 
 

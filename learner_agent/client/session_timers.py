@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection
 from typing import TYPE_CHECKING
 
 from gymwire.learner_agent.client.waiting import timers_pause
+from gymwire.protocol.errors import BrokerUnreachable
 from gymwire.protocol.transport.interface import Transport
 
 if TYPE_CHECKING:
@@ -60,14 +61,19 @@ class SessionTimers:
         When enough frames were sent for one time, the other sessions come first the next time.
         Until then they only notice whether the broker is silent, once in `CHECK_ALL_S`.
 
-        Raises BrokerUnreachable if it has been silent for too long.
+        Raises BrokerUnreachable if it has been silent for too long. The next call waits as long
+        again, whichever sessions it waits for.
         """
         if now < self._next_at:
             return
         repeats, ordered, first = Repeats(), list(sessions), None
         checks_all = now >= self._check_all_at
         for place in (*range(self._first, len(ordered)), *range(min(self._first, len(ordered)))):
-            ordered[place].tick(now, repeats)
+            try:
+                ordered[place].tick(now, repeats)
+            except BrokerUnreachable:
+                self._renew(ordered, now)
+                raise
             if repeats.left <= 0:
                 first = place if first is None else first
                 if not checks_all:
@@ -80,3 +86,9 @@ class SessionTimers:
         self._first = first or 0
         if len(ordered) > MANY:
             self._next_at = now + min(pause_s, self._check_every_s)
+
+    def _renew(self, sessions: Collection[RemoteSession], now: float) -> None:
+        """Count the silence for all sessions that are in use from now."""
+        for session in sessions:
+            if not session.closed:
+                session.exchange.keep_waiting(now)

@@ -10,12 +10,10 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from copy import deepcopy
-from functools import wraps
 from itertools import accumulate, pairwise
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from gymnasium import Space, spaces
@@ -23,15 +21,10 @@ from numpy.typing import NDArray
 
 from gymwire.protocol import vector_infos
 from gymwire.protocol.errors import BatchSizeError
-from gymwire.protocol.messages import Call
 from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.remote_space import RemoteSpace
 from gymwire.protocol.spaces import build
 from gymwire.protocol.vector_infos import Casts
-
-S = TypeVar("S")
-Each = Callable[[S, Call, Sequence[int]], list[Any]]
-"""A method that applies a CALL to the environments with these numbers."""
 
 _CUSTOM = (spaces.Text, spaces.Sequence, spaces.Graph, spaces.OneOf, RemoteSpace)
 
@@ -41,28 +34,6 @@ def slices(num_envs: int, sessions: int) -> list[slice]:
     each, more = divmod(num_envs, sessions)
     stops = [each * i + min(i, more) for i in range(sessions + 1)]
     return [slice(start, stop) for start, stop in pairwise(stops)]
-
-
-def in_rounds(method: Each[S]) -> Each[S]:
-    """Let a method accept repeated numbers: it is called for each round without repetitions."""
-
-    @wraps(method)
-    def access(self: S, call: Call, env_ids: Sequence[int]) -> list[Any]:
-        rounds: list[list[int]] = [[]]
-        calls = Counter[int]()
-        for place, one in enumerate(env_ids):
-            if calls[one] == len(rounds):
-                rounds.append([])
-            rounds[calls[one]].append(place)
-            calls[one] += 1
-        found: list[Any] = [None] * len(env_ids)
-        for places in rounds:
-            values = method(self, call, [env_ids[place] for place in places])
-            for place, value in zip(places, values, strict=True):
-                found[place] = value
-        return found
-
-    return access
 
 
 def layout(single: Space[Any], batch: Sequence[Any]) -> Space[Any]:

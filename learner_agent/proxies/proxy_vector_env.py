@@ -26,6 +26,7 @@ from gymwire.learner_agent.proxies.interrupts import (
 )
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, VectorProxyOptions, remake
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
+from gymwire.learner_agent.proxies.rounds import in_rounds
 from gymwire.learner_agent.proxies.vector_sessions import open_group
 from gymwire.learner_agent.proxies.vector_steps import VectorStep, VectorSteps
 from gymwire.protocol import capabilities, generators, remote_space
@@ -387,7 +388,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
         self._ask({i: Call("set", name, (values[part],)) for i, part in parts})
 
     @keeps_replies
-    @batching.in_rounds
+    @in_rounds
     def access_each(self, call: Call, env_ids: Sequence[int]) -> list[Any]:
         """Apply a CALL to some of the environments only; other libraries' vectors need that.
 

@@ -15,6 +15,7 @@ from gymwire.learner_agent.client.steps_ahead import Outbox
 from gymwire.learner_agent.proxies import batching
 from gymwire.learner_agent.proxies.interrupts import check_alone
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
+from gymwire.learner_agent.proxies.rounds import Rounds
 from gymwire.protocol import values, vector_infos
 from gymwire.protocol.errors import BatchSizeError, GymwireError, MoveError
 from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
@@ -51,6 +52,7 @@ class VectorSteps:
         has_parts = isinstance(self._actions, (spaces.Dict, spaces.Tuple))
         self._batch = None if has_parts else (group.num_envs,)
         self._group = group
+        self.rounds = Rounds(group)
         self._exact = group.connection.exact_infos
         self._is_single = single_request and len(group) == 1
         self._observations: list[Any] = [None] * len(group)  # the last one of each session
@@ -87,6 +89,7 @@ class VectorSteps:
         if self._group.is_failure(error):
             return
         self._group.undo()
+        self.rounds.keep()
         if self._before is not None:
             self._begun, self._stepping, self._awaited, self._received = self._before
 

@@ -388,6 +388,14 @@ def test_a_rebuilt_named_tuple_does_what_a_local_one_does() -> None:
         assert (type(one), one) == (kind, remote)
 
 
+@pytest.mark.parametrize("field", ["cls", "self", "items", "named", "count"])
+def test_a_field_may_have_the_name_of_a_parameter_or_a_method(field: str) -> None:
+    one = named_tuples.rebuild("Other", (field, "x"), [1, 2])
+    kind: Any = type(one)
+    assert one._replace(**{field: 3}) == kind(x=2, **{field: 3}) == (3, 2)
+    assert getattr(one, field) == 1
+
+
 def test_a_broker_makes_no_types_of_named_tuples() -> None:
     keywords = {"a": point(1, point(2, 3)), "b": named_tuples.rebuild("Other", ("z",), [4])}
     open_frame = bytes(PLAIN.encode(Open("lake", bytes(16), env_kwargs=keywords)))

@@ -24,6 +24,7 @@ from gymwire.protocol.codec import PLAIN, Frame
 from gymwire.protocol.errors import (
     AddressUnknown,
     BrokerUnreachable,
+    Denied,
     EnvironmentClosed,
     EnvironmentLost,
     NoFreeSlot,
@@ -576,9 +577,9 @@ def test_a_connection_that_breaks_during_an_open_is_waited_for() -> None:
 REMOVED = "This key was removed from this broker's policy."
 
 
-@pytest.mark.parametrize("message", [Error(Code.SESSION_LOST, REMOVED), Gone(REMOVED)])
+@pytest.mark.parametrize("message", [Error(Code.SESSION_LOST, REMOVED), Gone(REMOVED), None])
 def test_a_session_that_is_lost_as_the_key_is_denied_says_why(
-    message: Message, monkeypatch: pytest.MonkeyPatch
+    message: Message | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with Network() as network:
         loop = agent(network)
@@ -590,12 +591,14 @@ def test_a_session_that_is_lost_as_the_key_is_denied_says_why(
 
         def deny(now: float) -> None:  # all of it arrives between a poll and the timers
             monkeypatch.setattr(connection, "tick", tick)
-            dealer.inbox.append(bytes(PLAIN.encode(message, session.sid, 0)))
+            if message is not None:
+                dealer.inbox.append(bytes(PLAIN.encode(message, session.sid, 0)))
             dealer.news += [LinkEvent(False, 1), LinkEvent(False, 1, denied="unknown key")]
             tick(now)
 
         monkeypatch.setattr(connection, "tick", deny)
-        with pytest.raises(EnvironmentLost, match="removed from this broker's policy"):
+        text = "unknown key" if message is None else "removed from this broker's policy"
+        with pytest.raises(Denied if message is None else EnvironmentLost, match=text):
             session.request(Act(0))
 
 

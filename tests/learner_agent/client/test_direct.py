@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import socket
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -29,6 +30,8 @@ class Clock:
 
 class Dealer:
     """A connection that is up from `up_at` on; its peer answers RESUME at once, or never."""
+
+    url = "tcp://127.0.0.1:1"
 
     def __init__(self, clock: Clock, up_at: float, *, answers: bool, denied: str = "") -> None:
         self._clock, self._up_at = clock, up_at
@@ -68,7 +71,11 @@ def clock() -> Clock:
 
 
 def path(dealer: Dealer) -> DirectPath:
-    return DirectPath(DirectLink(cast(Any, dealer)), 7, bytes(16), lambda *_: True, print)
+    return DirectPath(DirectLink(cast(Any, dealer)), session(7))
+
+
+def session(sid: int, fail: Callable[[GymwireError], None] = print) -> Any:
+    return SimpleNamespace(sid=sid, open_msg=Open("lake", bytes(16)), fail=fail)
 
 
 def test_connections_are_made_side_by_side(clock: Clock) -> None:
@@ -117,13 +124,13 @@ def test_an_interrupted_close_of_a_direct_path_leaves_no_closed_one_in_use(used:
         connection: Any = SimpleNamespace(
             link=relay, direct_links=links, path_changes=0, credentials=SimpleNamespace(key=None)
         )
-        all_paths = [
-            SessionPaths(connection, sid, Open("lake", bytes(16)), opened, cast(Any, None))
-            for sid in range(1 if used == "alone" else 2)
-        ]
-        for paths in all_paths:
-            paths.dial_direct(lambda *_: True, print).up = True
+        all_paths = list[SessionPaths]()
+        for sid in range(1 if used == "alone" else 2):
+            one = session(sid)
+            paths = SessionPaths(connection, sid, one.open_msg, opened, cast(Any, None))
+            paths.dial_direct(one).up = True
             paths.finish_setup("", required=True)
+            all_paths.append(paths)
         paths = all_paths[0]
         transport = cast(Any, paths.current)
         assert isinstance(transport, Transport)
@@ -140,7 +147,7 @@ def test_an_interrupted_close_of_a_direct_path_leaves_no_closed_one_in_use(used:
 def test_what_cannot_be_read_is_an_error_of_all_sessions_of_its_agent_only(clock: Clock) -> None:
     link = DirectLink(cast(Any, Dealer(clock, 0.0, answers=False)))
     errors = list[GymwireError]()
-    paths = [DirectPath(link, sid, bytes(16), lambda *_: True, errors.append) for sid in (7, 8)]
+    paths = [DirectPath(link, session(sid, errors.append)) for sid in (7, 8)]
     for one in paths:
         assert not link.receive_frame(bytes(30))  # this one is not up yet
         link.receive_frame(bytes(PLAIN.encode(Resumed(), one.sid, 0)))

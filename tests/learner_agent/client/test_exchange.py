@@ -353,6 +353,16 @@ def test_contact_over_a_new_connection_counts_when_that_has_settled(
         learner.tick(59.0)
 
 
+def test_a_request_that_is_executed_has_passed_whatever_was_lost_before(learner: Learner) -> None:
+    learner.ask(Act(0))
+    learner.exchange.reconnected(learner.now)
+    learner.exchange.sent_again(learner.now)
+    learner.exchange.reconnected(learner.now)
+    learner.hear(Progress(0.0))
+    with pytest.raises(BrokerUnreachable, match="silent for 60 s"):
+        learner.tick(61.0)
+
+
 def test_contact_before_a_connection_was_lost_counts(learner: Learner) -> None:
     learner.ask(Act(0))
     learner.tick(40.0)

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.env_agent.config import service
+from gymwire.learner_agent.aio.calls import run
+from gymwire.learner_agent.client.open_sessions import query_position
+from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.protocol import codec
 from gymwire.protocol.codec import Header
 from gymwire.protocol.errors import DecodingError, ProtocolError, RequestTimeout
-from gymwire.protocol.messages import Act, Find, Kind
+from gymwire.protocol.messages import Act, Find, Kind, Percept, Reset
 from gymwire.protocol.values import Tail
 from tests import wire
+from tests.learner_agent.aio.virtual import VirtualConnection
+from tests.learner_agent.client.network_faults import delay
 from tests.learner_agent.client.test_interrupted import ENV, in_memory
 from tests.wire import BROKER, Network
 
@@ -106,6 +112,43 @@ def test_an_error_of_one_session_is_raised_in_its_own_call(pair: Any, ahead: int
     assert good.step(1)[0][0] == first[0][0] + 1
 
 
+@pytest.mark.parametrize("is_under_way", [True, False])
+def test_an_error_is_no_error_of_a_request_after_the_one_that_it_concerns(
+    pair: Any, is_under_way: bool
+) -> None:
+    bad, good = pair
+    session = bad._session
+    stray = unreadable(Kind.PROGRESS, session.sid, session.exchange.seq + 1)
+
+    def change(header: Header, frame: bytes) -> list[bytes]:
+        is_of_bad = (header.sid, header.kind) == (session.sid, Kind.PERCEPT)
+        return [stray, frame] if is_of_bad or not is_under_way else [frame]
+
+    if is_under_way:
+        session.begin(Act(1))
+    with arriving(change):
+        good.step(1)
+        good.step(1)
+    if is_under_way:
+        session.finish()
+    else:
+        bad.step(1)  # on the fast path, which has its reply before it looks for errors
+    bad.reset(seed=1)
+
+
+@pytest.mark.parametrize("is_direct", [False, True])
+def test_a_frame_about_a_session_comes_from_the_env_agent_if_it_comes_directly(
+    pair: Any, monkeypatch: pytest.MonkeyPatch, is_direct: bool
+) -> None:
+    session = pair[0]._session
+    monkeypatch.setattr(RemoteSession, "is_direct", is_direct)
+    session.begin(Act(1))
+    frame = unreadable(Kind.PROGRESS, session.sid, session.exchange.seq)
+    session.receive(codec.read_header(frame), frame)
+    with pytest.raises(DecodingError, match="env agent of 'moody'" if is_direct else "broker at"):
+        session.exchange.check_ready()
+
+
 def test_a_reply_of_the_wrong_kind_is_an_error_of_its_own_session(pair: Any) -> None:
     bad, good = pair
     begun = bad.step(1)
@@ -184,3 +227,91 @@ def test_the_answer_to_a_request_that_was_given_up_disturbs_nobody(
     with arriving(lambda _, frame: [late[0], frame]):
         good.step(1)
     assert not connection._opener.has_given_up
+
+
+def test_a_late_error_of_a_session_that_is_lost_disturbs_nobody(pair: Any) -> None:
+    bad, good = pair
+    session = bad._session
+    session.connection.forget(session)
+    late = unreadable(Kind.ERROR, session.sid, 0)
+    with arriving(lambda _, frame: [late, frame]):
+        good.step(1)
+
+
+@pytest.mark.parametrize("is_doubled", [False, True])
+def test_after_an_unreadable_answer_no_other_one_is_waited_for(
+    pair: Any, monkeypatch: pytest.MonkeyPatch, is_doubled: bool
+) -> None:
+    connection = pair[1]._session.connection
+    monkeypatch.setattr(wire.Dealer, "has_frame", property(lambda self: bool(self.inbox)))
+    sids = list[int]()
+
+    def change(header: Header, frame: bytes) -> list[bytes]:
+        if header.kind is not Kind.OPENED:
+            return [frame]
+        sids.append(header.sid)
+        return [unreadable(Kind.OPENED, header.sid, header.seq), *[frame] * is_doubled]
+
+    with arriving(change), pytest.raises(DecodingError):
+        connection.open("good")
+    assert not connection._opener.has_given_up
+    assert connection.has_session(sids[0]) == is_doubled  # until it is closed
+
+
+def test_an_unreadable_position_is_the_error_of_the_session_that_asks_for_it(pair: Any) -> None:
+    session = pair[0]._session
+    session.exchange.expected = None
+
+    def change(header: Header, frame: bytes) -> list[bytes]:
+        is_position = (header.kind, header.sid) == (Kind.ERROR, session.sid)
+        return [unreadable(Kind.ERROR, header.sid, header.seq) if is_position else frame]
+
+    with arriving(change), pytest.raises(DecodingError, match="malformed ERROR in session"):
+        query_position(session)
+
+
+@pytest.mark.parametrize("arrives", ["relayed", "directly"])
+@pytest.mark.parametrize("reads", ["bad", "good"])
+def test_an_error_is_raised_at_once_in_the_task_of_its_own_session(
+    network: Network, monkeypatch: pytest.MonkeyPatch, arrives: str, reads: str
+) -> None:
+    async def main() -> None:
+        network.env_agent(service(address="slow", env=ENV, max_sessions=2))
+        connection = VirtualConnection(
+            BROKER,
+            timeout_s=60.0,
+            clock=network.monotonic,
+            clock_ns=network.monotonic_ns,
+            dial=lambda *_, **__: network.dealer(),
+        )
+        bad, good = [await run(connection.open, "slow") for _ in range(2)]
+        for session in (bad, good):
+            await run(session.request, Reset(1))
+        delay(network, network.loops[-1], Kind.PERCEPT, 10.0, monkeypatch)
+        ended_at = dict[RemoteSession, float]()
+
+        async def act(session: RemoteSession) -> object:
+            try:
+                return await run(session.request, Act(0))
+            except DecodingError as error:
+                return error
+            finally:
+                ended_at[session] = network.now
+
+        def fail() -> None:
+            if arrives == "directly":
+                bad.fail(DecodingError("Not a gymwire frame."))
+            else:
+                stray = unreadable(Kind.PROGRESS, bad.sid, bad.exchange.seq)
+                cast(Any, connection.link._dealer).arrived(stray)
+
+        network.after(2.0, fail)
+        began, order = network.now, (bad, good) if reads == "bad" else (good, bad)
+        found = dict(zip(order, await asyncio.gather(*map(act, order)), strict=True))
+        assert isinstance(found[bad], DecodingError)
+        assert ended_at[bad] - began < 3.0
+        assert isinstance(found[good], Percept)
+        assert isinstance(await act(bad), Percept)
+        connection.close()
+
+    asyncio.run(main())

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import pytest
 
+from gymwire import ProxyVectorEnv
 from gymwire.env_agent.config import service
 from gymwire.learner_agent.aio.calls import run
 from gymwire.learner_agent.client import session_timers
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.client.patience import PING_S, SETTLED_S
+from gymwire.learner_agent.client.patience import PING_S, SETTLED_S, Contact, Patience
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import BrokerUnreachable
-from gymwire.protocol.messages import Act, Call, Kind, Message, Opened, Percept, Reset
+from gymwire.protocol.messages import Act, Call, Kind, Message, Opened, Percept, Ping, Reset
 from tests.learner_agent.aio.virtual import VirtualConnection
 from tests.learner_agent.client.network_faults import LARGE, delay, swallow_large
+from tests.learner_agent.client.test_interrupted import in_memory
 from tests.wire import BROKER, Dealer, Faults, Network
 
 SESSIONS = 100
@@ -117,6 +122,36 @@ def test_a_broker_that_returns_at_the_last_moment_is_in_time(
     assert isinstance(session.finish(), Percept)
 
 
+@pytest.mark.parametrize("sessions", [1, 2])
+@pytest.mark.parametrize("call", ["step", "step_wait", "recv", "other"])
+def test_a_call_after_a_silence_waits_as_long_again(call: str, sessions: int) -> None:
+    with in_memory() as network:
+        envs = ProxyVectorEnv("moody", 2, BROKER, sessions=sessions, timeout_s=10.0)
+        envs.reset(seed=1)
+        connection, began, actions = envs._group.connection, network.now, np.array([0, 1])
+        other = connection.open("moody")
+        network.cut(dealer_of(connection), 25.0)
+        if call == "step_wait":
+            envs.step_async(actions)
+        elif call == "recv":
+            envs.send(actions, [0, 1])
+        elif call == "other":
+            other.begin(Reset(1))  # nobody waits for this one
+        calls: dict[str, Callable[[], object]] = {
+            "step": lambda: envs.step(actions),
+            "step_wait": envs.step_wait,
+            "recv": lambda: envs.recv(2),
+            "other": lambda: envs.step(actions),
+        }
+        for ends_s in (10.0, 20.0):
+            with pytest.raises(BrokerUnreachable, match="silent"):
+                calls[call]()
+            assert ends_s <= network.now - began <= ends_s + 1.0
+        calls[call]()
+        assert network.now - began < 26.0
+        envs.close()
+
+
 @pytest.mark.parametrize("timeout_s", [0.5, 1.0, 2.0, 60.0])
 @pytest.mark.parametrize("seed", range(5))
 def test_a_process_that_is_suspended_or_late_does_not_blame_the_broker(
@@ -173,8 +208,10 @@ def test_a_lost_connection_does_not_suggest_that_large_packets_are_lost(
         session.finish()
 
 
-@pytest.mark.parametrize("timeout_s", [0.5, 1.0, 2.0, 60.0])
-@pytest.mark.parametrize("spent_s", [0.005, 0.02, 0.05])
+@pytest.mark.parametrize(
+    ("timeout_s", "spent_s"),
+    [*itertools.product([0.5, 1.0, 2.0, 60.0], [0.005, 0.02, 0.05]), (60.0, 3.0)],
+)
 def test_a_silent_broker_is_noticed_in_time_if_the_timers_take_long(
     network: Network, monkeypatch: pytest.MonkeyPatch, timeout_s: float, spent_s: float
 ) -> None:
@@ -204,6 +241,48 @@ def test_a_silent_broker_is_noticed_in_time_if_the_timers_take_long(
     asyncio.run(main())
 
 
+@pytest.mark.parametrize("timeout_s", [0.5, 1.0, 2.0, 60.0])
+def test_slow_timers_of_many_sessions_ask_the_broker_in_time(
+    network: Network, monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> None:
+    monkeypatch.setattr(session_timers, "MANY", 0)
+    connection = network.connection(timeout_s=timeout_s)
+    (session,) = all_stepping(network, connection, monkeypatch, 10 * timeout_s, count=1)
+    tick = session.tick
+
+    def take_long(*args: Any) -> None:
+        network.now += 0.05
+        tick(*args)
+
+    monkeypatch.setattr(session, "tick", take_long)
+    assert isinstance(session.finish(), Percept)
+
+
+@pytest.mark.parametrize("timeout_s", [0.5, 1.0, 5.0])
+def test_a_broker_that_nothing_reaches_is_silent_although_frames_arrive(
+    network: Network, monkeypatch: pytest.MonkeyPatch, timeout_s: float
+) -> None:
+    connection = network.connection(timeout_s=timeout_s)
+    (session,) = all_stepping(network, connection, monkeypatch, LONG_S, count=1)
+    dealer, tick, began = dealer_of(connection), session.tick, network.now
+
+    def take_long(*args: Any) -> None:
+        network.now += 0.05
+        tick(*args)
+
+    def report() -> None:
+        dealer.arrived(bytes(PLAIN.encode(Ping())))
+        if network.now < began + 3 * timeout_s:
+            network.after(0.01, report)
+
+    monkeypatch.setattr(session, "tick", take_long)
+    network.faults = Faults(drop=1.0)
+    report()
+    with pytest.raises(BrokerUnreachable, match="silent"):
+        session.finish()
+    assert network.now - began <= 1.5 * timeout_s + 1.0
+
+
 @pytest.mark.parametrize("timeout_s", [0.5, 1.0, 2.0, 3.0, 5.0, 60.0])
 def test_a_long_constructor_is_waited_for_as_long_as_the_broker_answers(
     network: Network, monkeypatch: pytest.MonkeyPatch, timeout_s: float
@@ -215,3 +294,76 @@ def test_a_long_constructor_is_waited_for_as_long_as_the_broker_answers(
 
 def dealer_of(connection: BrokerConnection) -> Dealer:
     return cast(Dealer, connection.link._dealer)
+
+
+@pytest.fixture
+def contact() -> Contact:
+    return Contact(10.0)
+
+
+@pytest.fixture
+def patience(contact: Contact) -> Patience:
+    """Return one for a request that was sent at 0, and whose connection was lost at 1."""
+    made = Patience(contact)
+    made.begin(0.0)
+    made.reconnected(1.0)
+    return made
+
+
+def test_a_request_is_no_reason_for_the_loss_of_a_connection_that_did_not_carry_it(
+    contact: Contact, patience: Patience
+) -> None:
+    contact.last = 1.5
+    patience.reconnected(2.0)
+    contact.last = 2.5
+    assert patience.lost_again("a step", 1) is None
+
+
+def test_the_wait_for_the_turn_is_silence_if_the_connection_carries_nothing(
+    contact: Contact, patience: Patience
+) -> None:
+    patience.sent_again(9.0)
+    assert not patience.is_over(10.0)
+    assert patience.is_over(10.1)
+
+
+def test_a_connection_that_is_lost_after_the_end_gives_no_more_time(
+    contact: Contact, patience: Patience
+) -> None:
+    patience.reconnected(9.0)
+    contact.last = 9.5
+    patience.sent_again(9.5)
+    assert not patience.is_over(10.5)
+    patience.reconnected(11.0)
+    contact.last = 11.5
+    assert patience.is_over(11.6)
+
+
+def test_a_connection_that_has_carried_nothing_gives_no_more_time(
+    contact: Contact, patience: Patience
+) -> None:
+    patience.sent_again(6.0)
+    contact.last = 8.0
+    patience.reconnected(9.5)
+    assert not patience.is_over(10.0)
+    assert patience.is_over(10.1)
+
+
+def test_an_earlier_sign_of_the_broker_does_not_shorten_the_wait(
+    contact: Contact, patience: Patience
+) -> None:
+    patience.sent_again(1.0)
+    contact.last = 5.0
+    patience.renew(8.0)
+    assert not patience.is_over(18.0)
+
+
+def test_the_wait_for_the_turn_counts_until_the_next_sign_of_the_broker(
+    contact: Contact, patience: Patience
+) -> None:
+    contact.last = 1.5
+    patience.sent_again(6.0)
+    assert not patience.is_over(15.0)
+    contact.last = 9.0
+    assert not patience.is_over(19.0)
+    assert patience.is_over(19.1)

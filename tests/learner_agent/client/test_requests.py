@@ -10,8 +10,8 @@ from gymwire.learner_agent.client.requests import (
     BrokerRequests,
 )
 from gymwire.protocol import codec
-from gymwire.protocol.codec import PLAIN
-from gymwire.protocol.messages import Found, Message, Open, Opened
+from gymwire.protocol.codec import PLAIN, Frame
+from gymwire.protocol.messages import Found, Kind, Message, Open, Opened
 
 NOW = 5.0
 
@@ -39,6 +39,36 @@ def test_busy_for_another_request_changes_nothing() -> None:
     request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
     requests.throttled(request.seq + 1, 4.0, NOW)
     assert requests.due(NOW + RESEND_S) == [request.frame]
+
+
+def test_a_ping_comes_before_the_requests_and_only_while_one_has_no_answer() -> None:
+    requests, sent = BrokerRequests(PING_S), list[Kind]()
+
+    def send(frame: Frame) -> bool:
+        sent.append(codec.read_header(frame).kind)
+        return True
+
+    assert not requests.send_due(NOW, send)
+    request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
+    assert requests.send_due(NOW + RESEND_S, send)
+    assert sent == [Kind.PING, Kind.OPEN]  # a large request may hold up what comes after it
+    assert not requests.send_due(NOW + RESEND_S + 0.01, send)
+    _answer(requests, request.seq, Found([]))
+    assert not requests.send_due(NOW + 10 * RESEND_MAX_S, send)
+    assert len(sent) == 2
+
+
+def test_a_full_connection_is_tried_once() -> None:
+    requests, tried = BrokerRequests(PING_S), list[Frame]()
+
+    def send(frame: Frame) -> bool:
+        tried.append(frame)
+        return len(tried) == 1
+
+    for _ in range(3):
+        requests.add(Open("cartpole", b"n" * 16), 0, NOW)
+    assert not requests.send_due(NOW + RESEND_S, send)
+    assert len(tried) == 2  # the PING, and the first request
 
 
 def _opened(agent: str) -> Opened:
