@@ -242,6 +242,15 @@ class Odd(Plain):
     observation_space = Values(colour="red")
 
 
+class Changing(Plain):
+    """Makes a new space in each reset."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Start; the option "low" is that of the space."""
+        self.observation_space = box((options or {}).get("low", -1), 1, 3)
+        return super().reset(seed=seed, options=options)
+
+
 class Spaceless:
     """Says nothing about its spaces."""
 

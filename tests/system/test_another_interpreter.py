@@ -18,6 +18,7 @@ from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol.errors import (
     AttributeDenied,
     ConfigurationError,
+    EncodingError,
     EnvironmentFailed,
     EnvironmentLost,
 )
@@ -209,6 +210,33 @@ def test_a_gymnasium_environment_equals_a_local_one(programs: Programs, path: st
         for _ in range(100):
             actions = alike.action_space.sample()
             assert_same(vector.step(actions), alike.step(actions))
+
+
+def test_conversions_are_logged_and_refused_as_without_another_interpreter(
+    programs: Programs,
+) -> None:
+    url = programs.broker()[1]
+    there = ("--python", sys.executable)
+    logged, refused = [], []
+    for index, options in enumerate(((), there)):
+        served = (url, "--env", "tests.rich_envs:Rich", *options, "--address")
+        agent = programs.env_agent(*served, f"rich{index}")
+        programs.env_agent(*served, f"strict{index}", "--strict-infos")
+        for _ in range(2):  # a warning comes once, also with another session
+            with contextlib.closing(ProxyEnv(f"rich{index}", url)) as env:
+                env.reset(seed=1)
+                assert env.reset(seed=1)[1]["enum"] == "red"
+        logged.append([(row["type"], row["becomes"]) for row in rows(agent, "values converted")])
+        with (
+            contextlib.closing(ProxyEnv(f"strict{index}", url)) as env,
+            pytest.raises(EncodingError) as caught,
+        ):
+            env.reset(seed=1)
+        refused.append(str(caught.value))
+    assert logged[0] == logged[1]
+    assert ("tests.rich_envs.Colour", "value") in logged[1]
+    assert refused[0].replace("strict0", "strict1") == refused[1]
+    assert 'info["enum"] is a tests.rich_envs.Colour, which cannot be serialized' in refused[1]
 
 
 def test_there_is_a_slot_for_each_processor(programs: Programs, python: str) -> None:
