@@ -18,7 +18,6 @@ from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.protocol.errors import (
     AttributeDenied,
     ConfigurationError,
-    EncodingError,
     EnvironmentFailed,
     EnvironmentLost,
 )
@@ -219,21 +218,27 @@ def test_conversions_are_logged_and_refused_as_without_another_interpreter(
     there = ("--python", sys.executable)
     logged, refused = [], []
     for index, options in enumerate(((), there)):
-        served = (url, "--env", "tests.rich_envs:Rich", *options, "--address")
+        slots = ("--max-sessions", "2")  # each in a thread of its own
+        served = (url, "--env", "tests.rich_envs:Rich", *slots, *options, "--address")
         agent = programs.env_agent(*served, f"rich{index}")
         programs.env_agent(*served, f"strict{index}", "--strict-infos")
-        for _ in range(2):  # a warning comes once, also with another session
-            with contextlib.closing(ProxyEnv(f"rich{index}", url)) as env:
-                env.reset(seed=1)
+        with (
+            contextlib.closing(ProxyEnv(f"rich{index}", url)) as first,
+            contextlib.closing(ProxyEnv(f"rich{index}", url)) as second,
+        ):
+            for env in (first, second, first):
                 assert env.reset(seed=1)[1]["enum"] == "red"
+        agent.process.send_signal(signal.SIGTERM)
+        agent.wait()
         logged.append([(row["type"], row["becomes"]) for row in rows(agent, "values converted")])
         with (
             contextlib.closing(ProxyEnv(f"strict{index}", url)) as env,
-            pytest.raises(EncodingError) as caught,
+            pytest.raises(EnvironmentFailed) as caught,
         ):
             env.reset(seed=1)
         refused.append(str(caught.value))
     assert logged[0] == logged[1]
+    assert len(set(logged[1])) == len(logged[1])
     assert ("tests.rich_envs.Colour", "value") in logged[1]
     assert refused[0].replace("strict0", "strict1") == refused[1]
     assert 'info["enum"] is a tests.rich_envs.Colour, which cannot be serialized' in refused[1]

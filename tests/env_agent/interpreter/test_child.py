@@ -375,6 +375,26 @@ def test_any_value_may_be_marked_as_converted(form: str, value: Any) -> None:
     assert _report(found, strict=False)[0][1] == "m.x"
 
 
+Five = namedtuple("Five", ["observation", "reward", "terminated", "truncated", "info"])
+
+
+@pytest.mark.parametrize("kind", [tuple, list, Five._make])
+def test_values_are_converted_at_once_except_in_infos(kind: Any) -> None:
+    child.np = np
+    pair = [Color.RED, Tensor(CUBE)]
+    plain = [1, CUBE]
+    result = child.pack(kind([pair, Color.RED, False, False, {"it": Color.BLUE}]))
+    tensors = {f"{Tensor.__module__}.Tensor"}
+    seen, reward, _, _, info = child_values.decode(result, tensors)
+    assert_same([seen, reward], [plain, 1])
+    assert type(info["it"]).__qualname__ == "Color"
+    assert_same(child_values.decode(child.pack(["value", pair])), ["value", plain])
+    tensors.clear()
+    (_, first), (_, second), _ = child_values.decode(child.pack(([0, pair[1]], pair, {})), tensors)
+    assert_same(np.asarray(first), CUBE)
+    assert (type(first).__name__, type(second)) == ("Tensor", np.ndarray)
+
+
 def test_an_unknown_form_is_malformed() -> None:
     with pytest.raises(DecodingError):
         _from_there((child.MARK, "converted", "m.x", "nothing", 1))

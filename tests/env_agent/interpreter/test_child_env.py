@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -392,11 +393,11 @@ def test_a_type_of_tensors_in_observations_and_rewards_is_reported_once(make: Ma
     space = compile_space(Tensors.observation_space)
     remote, local = make("tests.rich_envs:Tensors", sys.executable), Tensors()
 
-    def arrived(result: Any) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    def arrived(result: Any) -> tuple[Any, list[tuple[str, str]]]:
         reports: list[tuple[str, str]] = []
         codec = Codec(space, on_converted=lambda *one: reports.append(one))
         message = Status(*result) if len(result) == 2 else Percept(*result)
-        return vars(codec.decode(codec.encode(message))), reports
+        return dataclasses.astuple(codec.decode(codec.encode(message))), reports
 
     tensor = ("tests.rich_envs.Tensor", "array")
     for step in range(3):
