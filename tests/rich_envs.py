@@ -42,6 +42,15 @@ class Tensor:
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
         return self._array
 
+    def __bool__(self) -> bool:
+        return bool(self._array)
+
+    def __int__(self) -> int:
+        return int(self._array)
+
+    def __float__(self) -> float:
+        return float(self._array)
+
 
 class Rich(gymnasium.Env[Any, Any]):
     """Has infos of types that no wire format has, and arrays in Fortran's order."""
@@ -110,4 +119,5 @@ class Tensors(gymnasium.Env[Any, Any]):
 
     def step(self, action: Any) -> Any:
         reward = Tensor(np.array(self.np_random.random()))
-        return Tensor(self.np_random.random((2, 3))), reward, False, False, {"it": reward}
+        ends = Tensor(np.array(self.np_random.random() < 0.3))
+        return Tensor(self.np_random.random((2, 3))), reward, False, ends, {"it": reward}

@@ -180,6 +180,15 @@ class _Tensor:
     def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
         return np.array(self._array, dtype, copy=copy)
 
+    def __bool__(self) -> bool:
+        return bool(self._array)
+
+    def __int__(self) -> int:
+        return int(self._array)
+
+    def __float__(self) -> float:
+        return float(self._array)
+
 
 def _stand_in(became: str, bases: Mapping[type, type], name: str, value: Any) -> Any:
     """Return what stands for a value of the type `name`, which became this value.

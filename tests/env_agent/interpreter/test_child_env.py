@@ -360,33 +360,41 @@ def test_other_values_arrive_as_documented(make: Make) -> None:
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-def test_values_in_infos_of_a_vector_are_converted_as_in_a_local_one(mode: AutoresetMode) -> None:
-    name, seen = "tests.rich_envs:Varied", set()
+@pytest.mark.parametrize("name", ["Varied", "Tensors"])
+def test_values_of_a_vector_are_converted_as_in_a_local_one(name: str, mode: AutoresetMode) -> None:
+    name = f"tests.rich_envs:{name}"
     remote = ChildFactory("a", name, sys.executable, {}).make_vector(4, mode, None, {})
     local = resolve(name, {}).make_vector(4, mode, None, {})
+    reports: list[set[tuple[str, str]]] = [set(), set()]
     with contextlib.closing(remote), contextlib.closing(local):
         for number in range(60):
-            infos = []
-            for vector in (remote, local):
-                runner = Runner(vector)
+            arrived = []
+            for runner, reported in zip(map(Runner, (remote, local)), reports, strict=True):
+                found: Any = None
                 if number % 10 == 0:
-                    found = runner.reset(number, None)[1]
+                    found = runner.reset(number, None)
                 else:
-                    found = runner.wire_infos(runner.step(np.zeros(4, np.int64))[4])
-                infos.append(convert(found, root="info"))
-            (there, _, conversions), (here, _, expected) = infos
-            assert_same(decode(encode(there)), decode(encode(here)))
-            assert conversions == expected
-            seen |= {(kind.rpartition(".")[2], became) for _, kind, became in conversions}
-    assert seen == {
-        ("Level", "value"),
-        ("Colour", "value"),
-        ("Tensor", "array"),
-        ("Place", "dict"),
-        ("mappingproxy", "dict"),
-        ("Counter", "dict"),
-        ("Pair", "named tuple"),
-    }
+                    *found, infos = runner.step(np.zeros(4, np.int64))
+                    found.append(runner.wire_infos(infos))
+                copy, _, conversions = convert(found, root="values")
+                arrived.append(decode(encode(copy)))
+                reported.update(
+                    (kind.rpartition(".")[2], became) for _, kind, became in conversions
+                )
+            assert_same(*arrived)
+    assert reports[0] == reports[1]
+    assert reports[0] == (VARIED if name.endswith("Varied") else {("Tensor", "array")})
+
+
+VARIED = {
+    ("Level", "value"),
+    ("Colour", "value"),
+    ("Tensor", "array"),
+    ("Place", "dict"),
+    ("mappingproxy", "dict"),
+    ("Counter", "dict"),
+    ("Pair", "named tuple"),
+}
 
 
 def test_a_type_of_tensors_in_observations_and_rewards_is_reported_once(make: Make) -> None:
@@ -405,7 +413,7 @@ def test_a_type_of_tensors_in_observations_and_rewards_is_reported_once(make: Ma
             arrived(env.step(0) if step else env.reset(seed=1)) for env in (remote, local)
         ]
         assert_same(there, here)
-        assert expected == [tensor] * (3 if step else 1)
+        assert expected == [tensor] * (4 if step else 1)
         assert reports == [tensor]  # in a step, that in the info
 
 
