@@ -359,6 +359,23 @@ def test_other_values_arrive_as_documented(make: Make) -> None:
         check(info["unknown"])
 
 
+def test_every_interpreter_names_the_types_that_it_converts(make: Make, python: str) -> None:
+    info, faults, conversions = convert(make("tests.plain_envs:Cards", python).reset()[1], root="i")
+    assert info == {
+        "hand": {"cards": [("h", 7)]},
+        "counts": {"a": 2, "b": 1},
+        "scores": [1, 2],
+    }
+    assert faults == []
+    assert conversions == [
+        ('i["hand"]', "tests.plain_envs.Hand", "dict"),
+        ('i["hand"]["cards"][0]', "tests.plain_envs.Card", "named tuple"),
+        ('i["hand"]["cards"][0][0]', "tests.plain_envs.Suit", "value"),
+        ('i["counts"]', "collections.Counter", "dict"),
+        ('i["scores"]', "array.array", "list"),
+    ]
+
+
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
 @pytest.mark.parametrize("name", ["Varied", "Tensors"])
 def test_values_of_a_vector_are_converted_as_in_a_local_one(name: str, mode: AutoresetMode) -> None:
