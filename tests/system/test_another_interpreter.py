@@ -252,8 +252,10 @@ def test_there_is_a_slot_for_each_processor(programs: Programs, python: str) -> 
     assert rows(agent, "offering")[0]["slots"] == len(os.sched_getaffinity(0))
 
 
-def test_spaces_without_python_are_an_error() -> None:
+def test_spaces_without_python_and_wrappers_with_it_are_an_error() -> None:
     from gymwire.env_agent.config import service
 
-    with pytest.raises(ConfigurationError, match="Also give `python`"):
+    with pytest.raises(ConfigurationError, match="Also give --python"):
         service(address="a", env="CartPole-v1", spaces="a:b")
+    with pytest.raises(ConfigurationError, match="Leave --wrap out"):
+        service(address="a", env="CartPole-v1", python="p", wrap=("a:b",))

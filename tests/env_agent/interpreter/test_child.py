@@ -393,8 +393,8 @@ def test_values_are_converted_at_once_except_in_infos(kind: Any) -> None:
     (_, first), (_, second), _ = child_values.decode(child.pack(([0, pair[1]], pair, {})), tensors)
     assert_same(np.asarray(first), CUBE)
     assert (type(first).__name__, type(second)) == ("Tensor", np.ndarray)
-    ends = (0, 0.0, Tensor(np.array(False)), False, {})
-    found = child_values.decode(child.pack(ends), set())[2]
+    ended = child.pack((0, 0.0, Tensor(np.array(False)), False, {}))
+    found = child_values.decode(ended, set())[2]
     assert (bool(found), int(found), float(found)) == (False, 0, 0.0)
 
 
