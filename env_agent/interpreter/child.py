@@ -799,7 +799,7 @@ def _space_classes() -> tuple[Any, ...]:
 class Hosted:
     """One environment, with the dialogue of Gymnasium whatever its library is."""
 
-    def __init__(self, env: Any, render_mode: str | None) -> None:
+    def __init__(self, env: Any, render_mode: str | None, given: Any = ()) -> None:
         self.env = env
         bare = getattr(env, "unwrapped", env)
         (names, others), (bare_names, bare_others) = map(_parameters, (env.reset, bare.reset))
@@ -811,6 +811,7 @@ class Hosted:
         self._render_takes_mode = _render_takes_mode(bare)
         self._mode = render_mode
         self._spaces = {name: getattr(env, name, None) for name in SPACES}
+        self._used = [name for name in SPACES if name not in given]  # the operator gives others
         self._facts: dict[str, Any] = {}
         self._has_warned = False
         self._action: tuple[Any, Any] = (None, None)
@@ -887,8 +888,8 @@ class Hosted:
         if self._asks_for_info:
             given["return_info"] = True
         result = settled(self.env.reset(**given))
-        for name, known in self._spaces.items():
-            space = getattr(self.env, name, None)
+        for name in self._used:
+            space, known = getattr(self.env, name, None), self._spaces[name]
             if space is not known and pack(read_space(space)) != pack(self._facts[name]):
                 raise RuntimeError(
                     f"The {name} has changed since this session was opened. The environment must "
@@ -1030,7 +1031,7 @@ class Child:
                 raise
             return RAISED, pack(_told(error))
 
-    def _make(self, index: int, name: str, mode: str | None, kwargs: bytes, kind: str) -> Any:
+    def _make(self, index: int, name: str, mode: Any, kwargs: bytes, kind: str, given: Any) -> Any:
         global np
         if name not in self._targets:
             target = self._targets[name] = load(name)
@@ -1048,7 +1049,7 @@ class Child:
         has = kind_of(made)
         if has != ENV:
             made = (ParallelByAgent if has == PARALLEL else AECByAgent)(made, DictSpace)
-        env = self._envs[index] = Hosted(made, mode)
+        env = self._envs[index] = Hosted(made, mode, given)
         return dict(env.facts(), uses_numpy=self._uses_numpy)
 
 

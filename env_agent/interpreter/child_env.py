@@ -54,7 +54,8 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         self._tensors: set[str] = set()  # their types in observations and rewards, as reported
         self._has_numpy = True
         self._encode: Callable[[Any], bytes | None] = lambda action: None
-        facts = process.make(index, name, render_mode, values.encode(dict(kwargs)), kind)
+        packed = values.encode(dict(kwargs))
+        facts = process.make(index, name, render_mode, packed, kind, list(given))
         with closed_on_error([self]):
             self._read(facts, name, given)
             self._compile()

@@ -440,6 +440,10 @@ def test_a_space_that_changes_after_the_constructor_is_an_error(make: Make, pyth
         env.reset()  # makes an equal space
     with pytest.raises(RaisedInChild, match="The observation_space has changed since"):
         env.reset(options={"low": 0})
+    given = "tests.env_agent.interpreter.test_child_env:Given"  # the environment's are not used
+    other = ChildFactory("a", "tests.plain_envs:Changing", python, {}, given).make_first()
+    with contextlib.closing(other):
+        other.reset(options={"low": 0})
 
 
 def test_an_environment_there_has_one_agent(bare_python: str) -> None:
