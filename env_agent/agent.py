@@ -26,7 +26,7 @@ from gymwire.env_agent.forks import end_if_forked
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.env_agent.progress_reporter import ProgressReporter
 from gymwire.env_agent.registration import check_offer
-from gymwire.env_agent.sessions import SessionHost
+from gymwire.env_agent.sessions import SessionHost, Warned
 from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Transports
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import AGENT_SIZE, Offer
@@ -90,10 +90,11 @@ class Agent:
         self.offering = threading.Event()
         self._id = secrets.token_bytes(AGENT_SIZE)
         max_slots = max(service.max_sessions for service in services)
+        warned: Warned = {}
         self._loops = [
             ServingLoop(
                 partial(self._make_transports, index),
-                SessionHost(services, key, lambda: self._restore_signals()),
+                SessionHost(services, key, lambda: self._restore_signals(), warned),
                 self._id,
                 logs_broker_state=index == 0,
                 has_threads=threads is None,

@@ -59,6 +59,8 @@ def service(  # noqa: PLR0913 - these are the keys of an offer
 ) -> Service:
     """Return the service that one offer describes. Raises AddressError and ConfigurationError."""
     check_address(address)
+    check_spaces(spaces, python)
+    check_wrap(wrap, python)
     if max_sessions is None:
         max_sessions = DEFAULT_SLOTS if python is None else _processors()
     if max_sessions < 1:
@@ -69,17 +71,7 @@ def service(  # noqa: PLR0913 - these are the keys of an offer
         )
     factory: Factory | ChildFactory
     if python is not None:
-        if wrap:
-            raise ConfigurationError(
-                f"{address}: --wrap works with environments of this interpreter only. Wrap the "
-                f"environment in a factory of the other one."
-            )
         factory = ChildFactory(address, env, python, env_kwargs or {}, spaces)
-    elif spaces is not None:
-        raise ConfigurationError(
-            f"{address}: `spaces` belongs to an environment in another interpreter. Also give "
-            f"`python`, or leave it out."
-        )
     else:
         factory = replace(
             resolve(env, env_kwargs or {}), wrappers=tuple(map(resolve_wrapper, wrap))
@@ -108,6 +100,24 @@ def check_address(address: str) -> None:
     if parse_address(address).identity is not None:
         raise ConfigurationError(
             f"{address!r}: an env agent offers an address without @identity. Leave that part out."
+        )
+
+
+def check_spaces(spaces: str | None, python: str | None) -> None:
+    """Raise ConfigurationError if spaces are given without an interpreter."""
+    if spaces is not None and python is None:
+        raise ConfigurationError(
+            "Only an environment in another interpreter can be given its spaces. Also give "
+            "--python, or leave --spaces out."
+        )
+
+
+def check_wrap(wrap: Sequence[str], python: str | None) -> None:
+    """Raise ConfigurationError if wrappers are given together with an interpreter."""
+    if wrap and python is not None:
+        raise ConfigurationError(
+            "Wrappers work with environments of this interpreter only. Leave --wrap out, and wrap "
+            "the environment in a factory of the other one."
         )
 
 

@@ -262,7 +262,8 @@ def _copy(value: Any) -> Any:
 
 
 _PLAIN: dict[type, np.dtype[Any]] = {kind: np.dtype(kind) for kind in (bool, int, float)}
+_OTHER: np.dtype[Any] = np.dtype(object)  # NumPy takes None for float64
 
 
-def _dtype(value: Any) -> np.dtype[Any] | None:
-    return _PLAIN.get(type(value)) or getattr(value, "dtype", None)
+def _dtype(value: Any) -> Any:
+    return _PLAIN.get(type(value)) or getattr(value, "dtype", _OTHER)

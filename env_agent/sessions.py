@@ -43,6 +43,8 @@ MAX_KNOWN = 64  # different environments for which the state that their sessions
 PER_BYTE = 8  # bytes of memory that their metadata may take for each byte when encoded
 MAX_TEXT = 200  # characters of a path or a type in a warning about values
 MAX_WARNED = 1000  # warnings about values: an environment can make up paths and types
+Warned = dict[tuple[str, ...], object]
+"""The address and the texts of each warning about values that was logged."""
 
 
 @dataclass(slots=True)
@@ -103,6 +105,7 @@ class SessionHost:
         services: what it offers.
         key: the agent's key pair, or None.
         after_call: called after each call of an environment that is not a step on the fast path.
+        warned: which warnings about values were logged; all loops of an env agent share it.
 
     Attributes:
         environments: makes, describes and closes the environments.
@@ -117,6 +120,7 @@ class SessionHost:
         services: Iterable[Service],
         key: KeyPair | None = None,
         after_call: Callable[[], None] = lambda: None,
+        warned: Warned | None = None,
     ) -> None:
         self.environments = Environments(services)
         self.requests = RequestHandler(after_call)
@@ -128,7 +132,7 @@ class SessionHost:
         self._after_call = after_call
         self._log = structlog.get_logger()
         self._known = BoundedCache[_Common](MAX_KNOWN)  # by what they have in common
-        self._warned: set[tuple[str, ...]] = set()
+        self._warned: Warned = {} if warned is None else warned
 
     def open(self, sid: int, seq: int, request: Open, direct: dict[str, Any] | None) -> Frame:
         """Open a session in this thread, as `make` and `add` do, and return the reply to OPEN."""
@@ -300,10 +304,10 @@ class SessionHost:
 
     def _warn_once(self, event: str, address: str, **texts: str) -> None:
         texts = {name: text[:MAX_TEXT] for name, text in texts.items()}
-        key = (address, *texts.values())
-        if key in self._warned or len(self._warned) >= MAX_WARNED:
+        key, mine = (address, *texts.values()), object()
+        # Another thread may warn of the same at this moment: only one sets the key.
+        if len(self._warned) >= MAX_WARNED or self._warned.setdefault(key, mine) is not mine:
             return
-        self._warned.add(key)
         self._log.warning(event, address=address, **texts)
         if len(self._warned) == MAX_WARNED:
             self._log.warning("no further warnings about values", after=MAX_WARNED)

@@ -16,6 +16,18 @@ import numpy as np
 from gymwire.protocol.named_tuples import named_type, rebuild
 
 
+class Converted:
+    """Stands for a value that another process has converted; its class is named as the value's.
+
+    Attributes:
+        became: what the value was converted to.
+        value: the result, whose parts may have been converted, too.
+    """
+
+    became: str
+    value: Any
+
+
 class Converter:
     """Converts one value after another, and notes what it has converted.
 
@@ -58,6 +70,8 @@ class Converter:
             return "array", _to_array(value), None
         if self.only_tensors:
             return "", None, None
+        if isinstance(value, Converted):
+            return value.became, value.value, None
         if isinstance(value, Mapping):
             return "dict", dict(value.items()), None
         if isinstance(value, enum.Enum):

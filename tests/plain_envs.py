@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import enum
 import os
 import random
 import signal
@@ -11,6 +13,8 @@ import subprocess
 import sys
 import threading
 import time
+from array import array
+from collections import Counter, namedtuple
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -240,6 +244,36 @@ class Odd(Plain):
     """Has a space that nobody knows."""
 
     observation_space = Values(colour="red")
+
+
+class Suit(enum.Enum):
+    HEARTS = "h"
+
+
+Card = namedtuple("Card", ["suit", "rank"])
+
+
+@dataclasses.dataclass
+class Hand:
+    cards: Any
+
+
+class Cards(Plain):
+    """Has types of its own in infos."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Start."""
+        hand = Hand([Card(Suit.HEARTS, 7)])
+        return [0, 0, 0], {"hand": hand, "counts": Counter("aab"), "scores": array("i", [1, 2])}
+
+
+class Changing(Plain):
+    """Makes a new space in each reset."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Start; the option "low" is that of the space."""
+        self.observation_space = box((options or {}).get("low", -1), 1, 3)
+        return super().reset(seed=seed, options=options)
 
 
 class Spaceless:

@@ -60,6 +60,7 @@ MAX_INT_BYTES = MAX_OTHER_KEYS = MAX_NAME = 256
 MAX_OTHER_KEY_BYTES = 512
 MAX_TRIES = 6, 13, 26
 MAX_DIMS = 32
+_IN_KEY = 0  # no id: among those around a value in a key, where conversions are not marked
 
 
 def _head(first: bytes, size: int) -> bytes:
@@ -147,6 +148,7 @@ def _pack_dict(value: Any, above: tuple[int, ...]) -> bytes:
 
 def _pack_keys(value: Any, above: tuple[int, ...]) -> list[bytes]:
     """Return the bytes of keys, which remain different and hashable; [] beyond the limits."""
+    above = (_IN_KEY, *above[1:])
     keys: list[bytes] = []
     seen = {key for key in value if type(key) in _KEPT_KEYS}
     for key in value:
@@ -202,7 +204,7 @@ def _pack_numpy(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
         if value.ndim > MAX_DIMS:
             return b""
         axes = axes_order(value)
-        if dtype.kind == "O":
+        if dtype.kind == "O" and len(above) < MAX_DEPTH - 1:
             array = value if axes is None else value.transpose(axes)
             items = [value[()]] if value.ndim == 0 else list(array.ravel())
             return _mark("objects", list(array.shape), items, axes, above=above)
@@ -239,45 +241,55 @@ def _pack_other(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
         if kind.__name__ == "GraphInstance":
             return _extension(5, _pack_items(value, above))
         names = (kind.__name__, *kind._fields)
-        if not names[0].isidentifier() or max(map(len, (names[1:], *names))) > MAX_NAME:
+        is_deep, most = len(above) > MAX_DEPTH - 2, max(map(len, (names[1:], *names)))
+        if is_deep or most > MAX_NAME or not names[0].isidentifier():
             return _pack_opaque(value)
-        return _mark("named", names[0], names[1:], tuple(value), above=above)
+        return _mark("named", names[0], names[1:], tuple(value), _name_of(kind), above=above)
     try:
-        converted = _convert(value, kind)
+        form, converted = _convert(value, kind)
     except Exception:  # noqa: BLE001 - the value's own code, which may raise anything
-        converted = value
-    return _pack_opaque(value) if converted is value else pack(converted, above)
+        form = ""
+    if form and _IN_KEY not in above:
+        return _mark("converted", _name_of(kind), form, converted, above=above)
+    return pack(converted, above) if form else _pack_opaque(value)
 
 
-def _convert(value: Any, kind: type) -> Any:
-    """Return what stands for a value, as in `protocol/conversions.py`, or the value itself."""
-    if isinstance(value, enum.Enum):
-        return value.value
-    if dataclasses.is_dataclass(kind):
-        return {one.name: getattr(value, one.name) for one in dataclasses.fields(value)}
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _convert(value: Any, kind: type) -> tuple[str, Any]:
+    """Return what stands for a value, as in `protocol/conversions.py`, and in which form.
+
+    The forms are those of `child_values.py`; "": the value cannot be converted.
+    """
     if isinstance(value, Mapping):
-        return dict(value.items())
+        return "dict" if isinstance(value, dict) else "mapping", dict(value.items())
+    if isinstance(value, enum.Enum):
+        return "number" if isinstance(value, (int, float)) else "value", value.value
+    if dataclasses.is_dataclass(kind):
+        fields = dataclasses.fields(value)
+        return "fields", {one.name: getattr(value, one.name) for one in fields}
     if hasattr(value, "detach"):  # a torch tensor
         value = value.detach().cpu()
         for name in ("resolve_conj", "resolve_neg"):  # since torch 1.10
             value = getattr(value, name, lambda same=value: same)()
-        return value.numpy()
+        return "array", value.numpy()
     if np is not None and hasattr(kind, "__dlpack__") and not isinstance(value, np.ndarray):
         array = np.asarray(value)
-        return value if array.dtype.kind == "O" else array
+        return "" if array.dtype.kind == "O" else "array", array
     if isinstance(value, memoryview) or (kind.__module__, kind.__name__) == ("array", "array"):
-        return value.tolist()
-    return value
+        return "list", value.tolist()
+    return "", value
 
 
 def _pack_opaque(value: Any) -> bytes:
     """Return the bytes of a value that only shows its type and its repr."""
-    kind = type(value)
     try:
         text = _printable(repr(value)[:200])
     except Exception as error:  # noqa: BLE001 - a foreign repr may raise anything
         text = f"<repr raised {type(error).__name__}>"
-    return _mark("other", f"{kind.__module__}.{kind.__qualname__}", text, above=())
+    return _mark("other", _name_of(type(value)), text, above=())
 
 
 def _printable(text: str) -> str:
@@ -787,7 +799,7 @@ def _space_classes() -> tuple[Any, ...]:
 class Hosted:
     """One environment, with the dialogue of Gymnasium whatever its library is."""
 
-    def __init__(self, env: Any, render_mode: str | None) -> None:
+    def __init__(self, env: Any, render_mode: str | None, given: Any = ()) -> None:
         self.env = env
         bare = getattr(env, "unwrapped", env)
         (names, others), (bare_names, bare_others) = map(_parameters, (env.reset, bare.reset))
@@ -799,6 +811,7 @@ class Hosted:
         self._render_takes_mode = _render_takes_mode(bare)
         self._mode = render_mode
         self._spaces = {name: getattr(env, name, None) for name in SPACES}
+        self._used = [name for name in SPACES if name not in given]  # the operator gives others
         self._facts: dict[str, Any] = {}
         self._has_warned = False
         self._action: tuple[Any, Any] = (None, None)
@@ -875,13 +888,9 @@ class Hosted:
         if self._asks_for_info:
             given["return_info"] = True
         result = settled(self.env.reset(**given))
-        for name, known in self._spaces.items():
-            space, facts = getattr(self.env, name, None), self._facts[name]
-            if (
-                space is not known
-                and type(facts) is dict
-                and pack(read_space(space)) != pack(facts)
-            ):
+        for name in self._used:
+            space, known = getattr(self.env, name, None), self._spaces[name]
+            if space is not known and pack(read_space(space)) != pack(self._facts[name]):
                 raise RuntimeError(
                     f"The {name} has changed since this session was opened. The environment must "
                     f"set its spaces in the constructor."
@@ -1022,7 +1031,7 @@ class Child:
                 raise
             return RAISED, pack(_told(error))
 
-    def _make(self, index: int, name: str, mode: str | None, kwargs: bytes, kind: str) -> Any:
+    def _make(self, index: int, name: str, mode: Any, kwargs: bytes, kind: str, given: Any) -> Any:
         global np
         if name not in self._targets:
             target = self._targets[name] = load(name)
@@ -1040,7 +1049,7 @@ class Child:
         has = kind_of(made)
         if has != ENV:
             made = (ParallelByAgent if has == PARALLEL else AECByAgent)(made, DictSpace)
-        env = self._envs[index] = Hosted(made, mode)
+        env = self._envs[index] = Hosted(made, mode, given)
         return dict(env.facts(), uses_numpy=self._uses_numpy)
 
 
@@ -1091,13 +1100,9 @@ def main(requests: int, answers: int, parent: int) -> None:
     sys.path[:] = ["", *(path for path in sys.path if path not in ("", folder))]
     channel, child = Channel(requests, answers), Child()
     channel.answer(VALUE, 0, 0, pack([sys.version, sys.implementation.name]))
-    while True:
-        request = channel.read()
-        if request is None:
-            return
-        kind, number, index, body = request
-        kind, body = child.execute(kind, index, body)
-        channel.answer(kind, number, index, body)
+    for kind, number, index, body in iter(channel.read, None):
+        answer, value = child.execute(kind, index, body)
+        channel.answer(answer, number, index, value)
 
 
 if __name__ == "__main__":

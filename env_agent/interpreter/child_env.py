@@ -51,9 +51,11 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         self._process = process
         self._index = index
         self._begun: int | None = None  # the number of a step that was sent ahead
+        self._tensors: set[str] = set()  # their types in observations and rewards, as reported
         self._has_numpy = True
         self._encode: Callable[[Any], bytes | None] = lambda action: None
-        facts = process.make(index, name, render_mode, values.encode(dict(kwargs)), kind)
+        packed = values.encode(dict(kwargs))
+        facts = process.make(index, name, render_mode, packed, kind, list(given))
         with closed_on_error([self]):
             self._read(facts, name, given)
             self._compile()
@@ -132,7 +134,7 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
                 return self._decode(answer[1], HEADER_SIZE)
             except DecodingError as error:
                 self._process.violation(str(error))
-        result = self._process.value(answer)
+        result = self._process.value(answer, self._tensors)
         if not self._uses_numpy and type(result) is tuple and result:
             return self._coerced(result)
         return result
@@ -142,7 +144,9 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
         """Reset the environment."""
-        result = self._call("reset", seed, options)
+        self._abandon()
+        answer = self._process.finish(self._begin_call("reset", seed, options))
+        result = self._process.value(answer, self._tensors)
         return result if self._uses_numpy or type(result) is not tuple else self._coerced(result)
 
     def render(self) -> Any:

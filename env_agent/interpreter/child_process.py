@@ -154,11 +154,11 @@ class ChildProcess:
         """Send the request to call a method; return its number. Raises EncodingError."""
         return self.begin(index, child.CALL, values.encode([name, list(args)], root=name))
 
-    def value(self, answer: Answer) -> Any:
-        """Return the value of an answer."""
+    def value(self, answer: Answer, tensors: set[str] | None = None) -> Any:
+        """Return the value of an answer; `tensors` is that of `child_values.decode`."""
         if answer[0] != VALUE:
             self.violation(f"an answer of kind {answer[0]} instead of a value")
-        return self._decode(answer)
+        return self._decode(answer, tensors)
 
     def _exception(self, answer: Answer) -> Exception:
         try:
@@ -166,9 +166,9 @@ class ChildProcess:
         except DecodingError as error:
             self.violation(f"a malformed exception: {error}")
 
-    def _decode(self, answer: Answer) -> Any:
+    def _decode(self, answer: Answer, tensors: set[str] | None = None) -> Any:
         try:
-            return child_values.decode(answer[1][HEADER_SIZE:])
+            return child_values.decode(answer[1][HEADER_SIZE:], tensors)
         except DecodingError as error:
             self.violation(f"a malformed value: {error}")
 

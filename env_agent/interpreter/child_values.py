@@ -3,19 +3,22 @@
 They are those of `protocol.values`, within its limits. Some Python values have no form there, and
 arrive as a marked tuple, of which `decode` makes:
 
-| (MARK, "reordered", axes, array)      | the array whose axes lie in memory in this order         |
-| (MARK, "objects", shape, items, axes) | an array of objects; axes: None, or as in ext 9          |
-| (MARK, "named", name, fields, items)  | a named tuple of a class with this name and these fields |
-| (MARK, "other", type, repr)           | an object that only shows its type and its repr          |
+| (MARK, "reordered", axes, array)           | the array whose axes lie in memory in this order |
+| (MARK, "objects", shape, items, axes)      | an array of objects; axes: None, or as in ext 9  |
+| (MARK, "named", name, fields, items, type) | a named tuple with these names                   |
+| (MARK, "converted", type, form, value)     | in an info, what stands for the original value;  |
+|                                            | elsewhere, the value that the process made of it |
+| (MARK, "other", type, repr)                | an object that only shows its type and its repr  |
 
-The env agent then treats them as it treats such values of an environment of its own.
+The env agent then treats them as it treats such values of an environment of its own: it converts
+and reports what is in an info, or refuses it. `_STAND_INS` has the forms.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable
-from functools import lru_cache
+from collections import OrderedDict, UserDict
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
 from typing import Any, Literal
 
 import numpy as np
@@ -24,6 +27,7 @@ from gymnasium import Space, spaces
 from gymwire.env_agent.interpreter.child import AS_INT, COMPACT_HEAD, MARK
 from gymwire.protocol import values
 from gymwire.protocol.arrays import copy_array, object_array, reorder
+from gymwire.protocol.conversions import Converted
 from gymwire.protocol.crowding import is_crowded
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.named_tuples import MAX_FIELDS, MAX_NAME, MAX_TYPES, base_type
@@ -35,13 +39,20 @@ Step = tuple[Any, float, bool, bool, dict[str, Any]]
 _REWARDS: tuple[Callable[[float], Any], ...] = (float, np.float64)  # by child.REWARDS
 
 
-def decode(data: bytes) -> Any:
-    """Return the value in these bytes. Raises DecodingError."""
+def decode(data: bytes, tensors: set[str] | None = None) -> Any:
+    """Return the value in these bytes. Raises DecodingError.
+
+    `tensors`: of what `reset` or `step` returned, the types of tensors that were reported outside
+    of infos. Those of a new type are not converted yet, and it is added.
+    """
     value = values.decode(data)
     if MARK not in data:
         return value
+    restorer = _Restorer()
     try:
-        return _Restorer().restore(value)
+        if tensors is None:
+            return restorer.restore(value)
+        return restorer.restore_result(value, tensors)
     except (LookupError, TypeError, ValueError, OverflowError) as error:
         raise DecodingError(f"A marked value is malformed: {error}.") from None
 
@@ -51,6 +62,22 @@ class _Restorer:
 
     def __init__(self) -> None:
         self._types: set[Any] = set()  # of named tuples
+        self._tensors: set[str] | None = None
+        self._is_info = False
+
+    def restore_result(self, value: Any, tensors: set[str]) -> Any:
+        """Return what `reset` or `step` returned, of which the last value is the info."""
+        self._tensors = tensors
+        match value:
+            case (bytes(), "named", _, _, (*parts, info), _) if _is_marked(value):
+                pass
+            case (*parts, info) if not _is_marked(value):
+                pass
+            case _:
+                return self.restore(value)
+        parts = [self.restore(one) for one in parts]
+        self._is_info = True
+        return (*parts, self.restore(info))
 
     def restore(self, value: Any) -> Any:
         kind = type(value)
@@ -60,7 +87,7 @@ class _Restorer:
             return kind(zip(self._keys(value), map(self.restore, value.values()), strict=True))
         if kind is not tuple:
             return value
-        if len(value) < 2 or type(value[0]) is not bytes or value[0] != MARK:
+        if not _is_marked(value):
             return tuple(self.restore(item) for item in value)
         return _RESTORED[value[1]](self, *value[2:])
 
@@ -78,49 +105,116 @@ class _Restorer:
     def objects(self, shape: Any, items: Any, axes: Any) -> Any:
         return object_array(shape, [self.restore(item) for item in items], axes)
 
-    def named(self, name: str, fields: tuple[str, ...], items: Any) -> Any:
+    def named(self, name: str, fields: tuple[str, ...], items: Any, kind: Any) -> Any:
         names = (name, *fields)
         if len(names) > 1 + MAX_FIELDS or any(
             type(one) is not str or len(one) > MAX_NAME for one in names
         ):
             raise ValueError("a named tuple has too many fields, or names that are too long")
-        self._types.add((name, fields))
+        self._types.add((name, fields, kind))
         if len(self._types) > MAX_TYPES:
             raise ValueError("there are too many types of named tuples")
-        return _named_tuple(name, fields)(*map(self.restore, items))
+        return _named_tuple(name, fields, str(kind)[:MAX_NAME])(*map(self.restore, items))
+
+    def converted(self, name: Any, form: Any, value: Any) -> Any:
+        name, value, stand_in = str(name)[:MAX_NAME], self.restore(value), _STAND_INS[form]
+        if self._is_info:
+            return stand_in(name, value)
+        known = self._tensors
+        if form != "array" or known is None or name in known or len(known) >= MAX_TYPES:
+            return value
+        known.add(name)
+        return stand_in(name, value)
 
     def other(self, name: Any, text: Any) -> Any:
-        return _stand_in(str(name)[:MAX_NAME])(str(text))
+        return _type(str(name)[:MAX_NAME], _Shown)(str(text))
 
 
 _RESTORED: dict[Any, Callable[..., Any]] = {
     "reordered": _Restorer.reordered,
     "objects": _Restorer.objects,
     "named": _Restorer.named,
+    "converted": _Restorer.converted,
     "other": _Restorer.other,
 }
 
 
-# Bounded as the names are, because the process chooses them.
-_named_tuple = lru_cache(maxsize=256)(base_type)
+def _is_marked(value: Any) -> bool:
+    return type(value) is tuple and len(value) > 1 and type(value[0]) is bytes and value[0] == MARK
+
+
+# Both are bounded, as the names are, because the process chooses them.
+@lru_cache(maxsize=256)
+def _type(name: str, *bases: type) -> type[Any]:
+    """Return a type of these bases that shows a name in the other interpreter as its own."""
+    module, _, qualname = name.rpartition(".")
+    names = {"__module__": module, "__qualname__": qualname}
+    return type(qualname, bases, names)
 
 
 @lru_cache(maxsize=256)
-def _stand_in(name: str) -> Callable[[str], Any]:
-    module, _, qualname = name.rpartition(".")
+def _named_tuple(name: str, fields: tuple[str, ...], kind: str) -> type[Any]:
+    found = base_type(name, fields)
+    found.__module__, _, found.__qualname__ = kind.rpartition(".")
+    return found
 
-    class StandIn:
-        """Stands for an object in the other interpreter."""
 
-        def __init__(self, text: str) -> None:
-            self._text = text
+class _Shown:
+    """Stands for an object that has no form."""
 
-        def __repr__(self) -> str:
-            return self._text
+    def __init__(self, text: str) -> None:
+        self._text = text
 
-    StandIn.__module__, StandIn.__qualname__ = module, qualname
-    StandIn.__name__ = qualname.rpartition(".")[2]
-    return StandIn
+    def __repr__(self) -> str:
+        return self._text
+
+
+class _Tensor:
+    """Stands for a tensor: NumPy and `Converter` take it for one."""
+
+    __dlpack__ = None
+
+    def __init__(self, array: np.ndarray[Any, Any]) -> None:
+        self._array, self.shape = array, array.shape
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
+        return np.array(self._array, dtype, copy=copy)
+
+    def __bool__(self) -> bool:
+        return bool(self._array)
+
+    def __int__(self) -> int:
+        return int(self._array)
+
+    def __float__(self) -> float:
+        return float(self._array)
+
+
+def _stand_in(became: str, bases: Mapping[type, type], name: str, value: Any) -> Any:
+    """Return what stands for a value of the type `name`, which became this value.
+
+    `bases`: the type of what it should have become → what its type is derived from.
+    """
+    base = bases.get(type(value))
+    if base is not None and base not in _NUMBERS:
+        return _type(name, base)(value)
+    made = _type(name, Converted)() if base is None else _type(name, Converted, base)(value)
+    made.became, made.value = became, value
+    return made
+
+
+_NUMBERS: dict[type, type] = {int: int, float: float}
+# What stands for a value, by the form in which it arrives. Gymnasium's vectors treat dicts and
+# numbers differently from other mappings and other values.
+_STAND_INS: dict[Any, Callable[[str, Any], Any]] = {
+    "array": partial(_stand_in, "array", {np.ndarray: _Tensor}),
+    "dict": partial(_stand_in, "dict", {dict: dict}),
+    "mapping": partial(_stand_in, "dict", {dict: UserDict}),
+    "fields": partial(_stand_in, "dict", {}),
+    "list": partial(_stand_in, "list", {}),
+    "value": partial(_stand_in, "value", {}),
+    "number": partial(_stand_in, "value", _NUMBERS),
+}
 
 
 def form_of(space: Space[Any]) -> Form | None:

@@ -177,18 +177,10 @@ def make_services(options: Options) -> list[Service]:
         )
     with naming(options, "address"):
         config.check_address(options.address)
-    if options.spaces is not None and options.python is None:
-        with naming(options, "spaces"):
-            raise ConfigurationError(
-                "Only an environment in another interpreter can be given its spaces. Also give "
-                "--python, or leave --spaces out."
-            )
-    if options.wrap and options.python is not None:
-        with naming(options, "wrap"):
-            raise ConfigurationError(
-                "Wrappers work with environments of this interpreter only. Leave --wrap out, and "
-                "wrap the environment in a factory of the other one."
-            )
+    with naming(options, "spaces"):
+        config.check_spaces(options.spaces, options.python)
+    with naming(options, "wrap"):
+        config.check_wrap(options.wrap, options.python)
     with naming(options, "env"):
         service = config.service(
             address=options.address,

@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymwire.env_agent import failure_reports, hosted_vector
 from gymwire.env_agent.hosted_vector import MAX_ENVS, MAX_PATTERNS, HostedVector
 from gymwire.protocol import spaces
+from tests.rich_envs import Level
 from tests.sameness import assert_same
 from tests.sampling import sampled
 from tests.space_zoo import ZOO
@@ -148,6 +149,16 @@ def test_environments_with_different_spaces_are_refused_as_by_gymnasium() -> Non
     for _ in range(2):
         with pytest.raises(RuntimeError, match="observation"):
             HostedVector(makers, MODE)
+
+
+@pytest.mark.parametrize("first", [0.5, 1])
+def test_a_number_of_another_type_is_remembered_as_it_was(first: Any) -> None:
+    envs = HostedVector([partial(Env, Discrete(2))] * 2, MODE)
+    infos: dict[str, Any] = {}
+    for index, value in enumerate((first, Level.LOW)):
+        infos = envs._add_info(infos, {"level": value}, index)
+    assert infos["level"].tolist() == [first, 3]
+    assert envs.cast[id(infos["level"])] == [[1, Level.LOW]]
 
 
 def test_the_number_of_patterns_is_bounded() -> None:

@@ -17,7 +17,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.runners.runner import Runner
-from gymwire.env_agent.sessions import MAX_TEXT, MAX_WARNED, SessionHost
+from gymwire.env_agent.sessions import MAX_TEXT, MAX_WARNED, SessionHost, Warned
 from gymwire.env_agent.slot import Slot
 from gymwire.protocol import spaces
 from gymwire.protocol.capabilities import CAPABILITIES
@@ -269,6 +269,18 @@ def test_warnings_about_values_are_short_and_bounded(log: list[Any]) -> None:
     assert warned[-1]["event"] == "no further warnings about values"
     assert max(len(str(entry)) for entry in warned) < 3 * MAX_TEXT
     assert len(str(host._warned)) < 3 * MAX_TEXT * MAX_WARNED
+
+
+def test_the_loops_of_an_env_agent_warn_once_together(log: list[Any]) -> None:
+    warned: Warned = {}
+    for _ in range(2):
+        host = SessionHost([], warned=warned)
+        host._warn_converted("odd", "m.Colour", "value")
+        host._warn_opaque("odd", 'info["x"]')
+    assert [entry["event"] for entry in log] == [
+        "values converted",
+        "info value not serializable, repr sent",
+    ]
 
 
 def test_an_unserializable_info_is_an_error_with_strict_infos(log: list[Any]) -> None:

@@ -26,6 +26,7 @@ from gymwire.protocol.messages import Act, Open, Percept, Result, Status
 from gymwire.protocol.space_codecs import compile as compile_space
 from gymwire.protocol.step_codec import compile_steps
 from tests.hostile_values import crowding_numbers
+from tests.rich_envs import Tensor
 from tests.sameness import assert_same
 
 
@@ -58,19 +59,6 @@ class Inner:
 class Outer:
     inner: Inner
     many: list[Any] = field(default_factory=list)
-
-
-class Tensor:
-    """Has the interface of a tensor of JAX: DLPack and conversion to an array."""
-
-    def __init__(self, array: np.ndarray[Any, Any]) -> None:
-        self._array = array
-
-    def __dlpack__(self, **_: Any) -> Any:
-        raise NotImplementedError
-
-    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray[Any, Any]:
-        return self._array
 
 
 class BrokenTensor(Tensor):

@@ -211,6 +211,39 @@ def test_a_gymnasium_environment_equals_a_local_one(programs: Programs, path: st
             assert_same(vector.step(actions), alike.step(actions))
 
 
+def test_conversions_are_logged_and_refused_as_without_another_interpreter(
+    programs: Programs,
+) -> None:
+    url = programs.broker()[1]
+    there = ("--python", sys.executable)
+    logged, refused = [], []
+    for index, options in enumerate(((), there)):
+        slots = ("--max-sessions", "2")  # each in a thread of its own
+        served = (url, "--env", "tests.rich_envs:Rich", *slots, *options, "--address")
+        agent = programs.env_agent(*served, f"rich{index}")
+        programs.env_agent(*served, f"strict{index}", "--strict-infos")
+        with (
+            contextlib.closing(ProxyEnv(f"rich{index}", url)) as first,
+            contextlib.closing(ProxyEnv(f"rich{index}", url)) as second,
+        ):
+            for env in (first, second, first):
+                assert env.reset(seed=1)[1]["enum"] == "red"
+        agent.process.send_signal(signal.SIGTERM)
+        agent.wait()
+        logged.append([(row["type"], row["becomes"]) for row in rows(agent, "values converted")])
+        with (
+            contextlib.closing(ProxyEnv(f"strict{index}", url)) as env,
+            pytest.raises(EnvironmentFailed) as caught,
+        ):
+            env.reset(seed=1)
+        refused.append(str(caught.value))
+    assert logged[0] == logged[1]
+    assert len(set(logged[1])) == len(logged[1])
+    assert ("tests.rich_envs.Colour", "value") in logged[1]
+    assert refused[0].replace("strict0", "strict1") == refused[1]
+    assert 'info["enum"] is a tests.rich_envs.Colour, which cannot be serialized' in refused[1]
+
+
 def test_there_is_a_slot_for_each_processor(programs: Programs, python: str) -> None:
     url = programs.broker()[1]
     agent = programs.env_agent(
@@ -219,8 +252,10 @@ def test_there_is_a_slot_for_each_processor(programs: Programs, python: str) -> 
     assert rows(agent, "offering")[0]["slots"] == len(os.sched_getaffinity(0))
 
 
-def test_spaces_without_python_are_an_error() -> None:
+def test_spaces_without_python_and_wrappers_with_it_are_an_error() -> None:
     from gymwire.env_agent.config import service
 
-    with pytest.raises(ConfigurationError, match="Also give `python`"):
+    with pytest.raises(ConfigurationError, match="Also give --python"):
         service(address="a", env="CartPole-v1", spaces="a:b")
+    with pytest.raises(ConfigurationError, match="Leave --wrap out"):
+        service(address="a", env="CartPole-v1", python="p", wrap=("a:b",))

@@ -6,7 +6,7 @@ import ast
 import dataclasses
 import enum
 import math
-from collections import namedtuple
+from collections import Counter, OrderedDict, UserDict, defaultdict, namedtuple
 from collections.abc import Iterator, Mapping
 from itertools import permutations
 from pathlib import Path
@@ -22,6 +22,7 @@ from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.named_tuples import rebuild
 from tests.hostile_values import PRIME, crowding_numbers
 from tests.plain_envs import Asked
+from tests.rich_envs import Tensor
 from tests.sameness import assert_same
 
 SOURCE = Path(child.__file__).read_text(encoding="utf-8")
@@ -69,6 +70,7 @@ def numpy_or_none(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     return bool(request.param)
 
 
+CUBE = np.arange(24).reshape(2, 3, 4)
 NUMBERS = [0, 1, -1, 127, 128, -32, -33, 255, 256, 65535, 65536, 2**31, 2**32, 2**63 - 1, 2**63]
 NUMBERS += [2**64 - 1, 2**64, -(2**63), -(2**63) - 1, 2**2000, -(2**2000)]
 PLAIN: list[Any] = [
@@ -135,9 +137,41 @@ class Color(enum.Enum):
     BLUE = "b"
 
 
+class Level(enum.IntEnum):
+    LOW = 3
+
+
+class Modes(enum.Flag):
+    A = 1
+    B = 2
+
+
+class Shout(enum.StrEnum):
+    LOUD = "loud"
+
+
+class Odd(int, enum.Enum):
+    """Its values are no numbers."""
+
+    ONE = 1
+
+    def __init__(self, _: int) -> None:
+        self._value_: Any = "one"
+
+
 @dataclasses.dataclass(frozen=True)
 class Place:
     x: Any
+
+
+@dataclasses.dataclass
+class Both(UserDict[str, Any]):
+    """A dataclass that is a mapping."""
+
+    x: Any
+
+    def __post_init__(self) -> None:
+        self.data = {"y": self.x}
 
 
 class Broken(Mapping[str, int]):
@@ -165,11 +199,14 @@ UNUSUAL: list[Any] = [
     {i: i for i in range(256)}, {i: i for i in range(257)}, {(i, "x" * 60): 0 for i in range(3)},
     {("x" * 600,): 1}, {("😀" * 100,): 1}, 2**2046, 2**2048, -(2**9000), "\ud800", {"\udfff": 1},
     ["a", "\ud800"], Broken(), type("A[int]", (Pair,), {})(1, 2), [Pair([Place(Color.RED)], 2)],
-    Wide(*range(257)), Long(1, 2),
+    Wide(*range(257)), Long(1, 2), Level.LOW, Odd.ONE, Modes.A | Modes.B, Shout.LOUD,
+    defaultdict(list, a=[Level.LOW]), UserDict(a=Place(1)), (Place(Color.BLUE), [Level.LOW]),
+    OrderedDict(a=Both(Level.LOW)), Counter("aab"),
 ]  # fmt: skip
 UNUSUAL_ARRAYS: list[Any] = [
     np.array(Color.RED, object), np.array({"a": Place(1)}, object), CIRCLE_OF_OBJECTS,
     np.array([[Pair(1, np.arange(3)), None]], object), {np.int64(1): 1, np.str_("a"): 2},
+    Tensor(CUBE.T), [Tensor(np.array(1.5))], Place(Tensor(np.arange(2))),
 ]  # fmt: skip
 
 
@@ -178,20 +215,34 @@ def _as_info(value: Any) -> Any:
     return values.decode(values.encode(values.opaque({"it": value})[0]))
 
 
+def _from_there(value: Any) -> Any:
+    """Return a value in an info of an environment there."""
+    return child_values.decode(child.pack((0, {"it": value})), set())[1]["it"]
+
+
+def _report(value: Any, *, strict: bool) -> list[Any]:
+    """Return what the env agent logs or refuses of a value in an info, except in keys."""
+    _, faults, conversions = values.convert({"it": value}, root="info", only_tensors=strict)
+    found = [*conversions, *((fault.path,) for fault in faults)]
+    return [one for one in found if not one[0].startswith("the key")]
+
+
+def _check_unusual(value: Any) -> None:
+    found = _from_there(value)
+    assert_same(_as_info(found), _as_info(value))
+    for strict in (False, True):
+        assert _report(found, strict=strict) == _report(value, strict=strict)
+
+
 @pytest.mark.parametrize("index", range(len(UNUSUAL)))
 def test_an_unusual_value_arrives_as_from_an_environment_here(index: int) -> None:
-    value = UNUSUAL[index]
-    assert_same(_as_info(child_values.decode(child.pack(value))), _as_info(value))
+    _check_unusual(UNUSUAL[index])
 
 
 @pytest.mark.parametrize("index", range(len(UNUSUAL_ARRAYS)))
 def test_an_unusual_array_arrives_as_from_an_environment_here(index: int) -> None:
     child.np = np
-    value = UNUSUAL_ARRAYS[index]
-    assert_same(_as_info(child_values.decode(child.pack(value))), _as_info(value))
-
-
-CUBE = np.arange(24).reshape(2, 3, 4)
+    _check_unusual(UNUSUAL_ARRAYS[index])
 
 
 @pytest.mark.parametrize(
@@ -271,7 +322,7 @@ def equal_hashes(n: int) -> list[tuple[int, int]]:
 def test_keys_that_are_marked_may_not_collide_either() -> None:
     pairs = equal_hashes(300)
     assert len(set(map(hash, pairs))) == 1
-    sent = {(child.MARK, "named", f"x{i % 60}", ("a", "b"), pairs[i]): None for i in range(300)}
+    sent = {(child.MARK, "named", f"x{i % 60}", ("a", "b"), pairs[i], ""): None for i in range(300)}
     with pytest.raises(DecodingError, match="hashes are too similar"):
         child_values.decode(values.encode(sent))
     usual = {Pair(x, y): None for x in range(20) for y in range(20)}
@@ -279,7 +330,7 @@ def test_keys_that_are_marked_may_not_collide_either() -> None:
 
 
 def named(*types: tuple[Any, Any]) -> bytes:
-    return child.pack([(child.MARK, "named", *names, (0,)) for names in types])
+    return child.pack([(child.MARK, "named", *names, (0,), "m.x") for names in types])
 
 
 def test_named_tuples_have_the_limits_of_the_protocol() -> None:
@@ -290,6 +341,66 @@ def test_named_tuples_have_the_limits_of_the_protocol() -> None:
     for wrong in (types, [wide], [(long, ("a",))], [("x", (long,))], [("x", (1,))], [(1, ("a",))]):
         with pytest.raises(DecodingError):
             child_values.decode(named(*wrong))
+
+
+OBJECTS = np.array([Color.RED, None], object)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [Color.RED, Place(1), Pair(1, 2), Counter("a"), UserDict(a=1), Level.LOW, [1], OBJECTS,
+     Tensor(CUBE.T), Counter(crowding_numbers(300))],
+)  # fmt: skip
+@pytest.mark.parametrize("depth", range(55, 66))
+def test_only_the_last_levels_differ_from_those_of_an_environment_here(
+    depth: int, inner: Any
+) -> None:
+    child.np = np
+    value = inner
+    for _ in range(depth):
+        value = [value]
+    found = _from_there(value)
+    if depth < 58:
+        assert _report(found, strict=False) == _report(value, strict=False)
+        assert_same(_as_info(found), _as_info(value))
+    else:
+        assert _as_info(found)
+
+
+@pytest.mark.parametrize("form", ["array", "dict", "mapping", "fields", "list", "value", "number"])
+@pytest.mark.parametrize("value", [None, 1, [[1, 2]], {"a": 1}, "x"])
+def test_any_value_may_be_marked_as_converted(form: str, value: Any) -> None:
+    found = _from_there((child.MARK, "converted", "m.x", form, value))
+    assert _as_info(found) == {"it": value}
+    assert _report(found, strict=False)[0][1] == "m.x"
+
+
+Five = namedtuple("Five", ["observation", "reward", "terminated", "truncated", "info"])
+
+
+@pytest.mark.parametrize("kind", [tuple, list, Five._make])
+def test_values_are_converted_at_once_except_in_infos(kind: Any) -> None:
+    child.np = np
+    pair = [Color.RED, Tensor(CUBE)]
+    plain = [1, CUBE]
+    result = child.pack(kind([pair, Color.RED, False, False, {"it": Color.BLUE}]))
+    tensors = {f"{Tensor.__module__}.Tensor"}
+    seen, reward, _, _, info = child_values.decode(result, tensors)
+    assert_same([seen, reward], [plain, 1])
+    assert type(info["it"]).__qualname__ == "Color"
+    assert_same(child_values.decode(child.pack(["value", pair])), ["value", plain])
+    tensors.clear()
+    (_, first), (_, second), _ = child_values.decode(child.pack(([0, pair[1]], pair, {})), tensors)
+    assert_same(np.asarray(first), CUBE)
+    assert (type(first).__name__, type(second)) == ("Tensor", np.ndarray)
+    ended = child.pack((0, 0.0, Tensor(np.array(False)), False, {}))
+    found = child_values.decode(ended, set())[2]
+    assert (bool(found), int(found), float(found)) == (False, 0, 0.0)
+
+
+def test_an_unknown_form_is_malformed() -> None:
+    with pytest.raises(DecodingError):
+        _from_there((child.MARK, "converted", "m.x", "nothing", 1))
 
 
 def test_long_names_of_types_are_cut_because_they_are_kept() -> None:
@@ -309,7 +420,7 @@ def test_a_name_that_no_type_can_have_is_malformed() -> None:
 
 def test_a_wrapper_is_not_asked_whether_its_environment_is_one_of_dm_env() -> None:
     Asked.names.clear()
-    made = ("make", ["tests.plain_envs:Asked", None, child.pack({}), ""])
+    made: Any = ("make", ["tests.plain_envs:Asked", None, child.pack({}), "", []])
     kind, _ = child.Child().execute(child.VALUE, 0, child.pack(list(made)))
     assert kind == child.VALUE
     assert "observation_spec" not in Asked.names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import time
@@ -29,12 +30,14 @@ from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.runners.runner import Runner
 from gymwire.protocol import generators
+from gymwire.protocol.codec import Codec
 from gymwire.protocol.errors import ConfigurationError, EncodingError, GymwireError
-from gymwire.protocol.messages import Call, Code, EnvKind
-from gymwire.protocol.values import Opaque, encode, opaque
+from gymwire.protocol.messages import Call, Code, EnvKind, Percept, Status
+from gymwire.protocol.space_codecs import compile as compile_space
+from gymwire.protocol.values import Opaque, check, convert, decode, encode
 from tests.env_agent.adapters.test_foreign import Dm
 from tests.interpreters import bare, others
-from tests.rich_envs import Rich
+from tests.rich_envs import Rich, Tensors
 from tests.sameness import assert_same
 from tests.sampling import sampled
 from tests.space_zoo import ZOO
@@ -335,17 +338,112 @@ def test_other_values_arrive_as_documented(make: Make) -> None:
     assert seen.flags.f_contiguous
     assert not seen.flags.c_contiguous
     assert info["order"].flags.f_contiguous
+    converted, faults, conversions = convert(info, root="info")
+    assert conversions == convert(given, root="info")[2]
+    assert {became for _, _, became in conversions} == {"value", "dict", "named tuple"}
     for name in ("ordered", "objects", "complex", "date", "order"):
-        assert_same(info[name], given[name])
-    assert (info["enum"], info["dataclass"]) == ("red", {"x": 3, "name": "here"})
-    assert info["mapping"] == {"a": 1}
-    assert (type(info["named"]).__name__, info["named"]) == ("Pair", (1, np.float32(2)))
-    assert info["named"]._fields == ("first", "second")
-    replaced, paths = opaque({"info": info["unknown"], "structured": info["structured"]})
-    assert replaced["info"] == Opaque(f"{type(Path()).__module__}.PosixPath", "PosixPath('/x')")
-    assert paths == ['info["info"]', 'info["structured"]']
+        assert_same(converted[name], given[name])
+    assert (converted["enum"], converted["dataclass"]) == ("red", {"x": 3, "name": "here"})
+    assert converted["mapping"] == {"a": 1}
+    named = converted["named"]
+    assert (type(named).__name__, named) == ("Pair", (1, np.float32(2)))
+    assert named._fields == ("first", "second")
+    assert converted["unknown"] == Opaque(f"{type(Path()).__module__}.PosixPath", "PosixPath('/x')")
+    assert [fault.path for fault in faults] == ['info["structured"]', 'info["unknown"]']
+    for one in (info, given):
+        with pytest.raises(
+            EncodingError, match=r'info\["enum"\] is a tests.rich_envs.Colour, which'
+        ):
+            check(one, root="info")
     with pytest.raises(EncodingError, match="PosixPath, which cannot be serialized"):
-        encode(info["unknown"])
+        check(info["unknown"])
+
+
+def test_every_interpreter_names_the_types_that_it_converts(make: Make, python: str) -> None:
+    info, faults, conversions = convert(make("tests.plain_envs:Cards", python).reset()[1], root="i")
+    assert info == {
+        "hand": {"cards": [("h", 7)]},
+        "counts": {"a": 2, "b": 1},
+        "scores": [1, 2],
+    }
+    assert faults == []
+    assert conversions == [
+        ('i["hand"]', "tests.plain_envs.Hand", "dict"),
+        ('i["hand"]["cards"][0]', "tests.plain_envs.Card", "named tuple"),
+        ('i["hand"]["cards"][0][0]', "tests.plain_envs.Suit", "value"),
+        ('i["counts"]', "collections.Counter", "dict"),
+        ('i["scores"]', "array.array", "list"),
+    ]
+
+
+@pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
+@pytest.mark.parametrize("name", ["Varied", "Tensors"])
+def test_values_of_a_vector_are_converted_as_in_a_local_one(name: str, mode: AutoresetMode) -> None:
+    name = f"tests.rich_envs:{name}"
+    remote = ChildFactory("a", name, sys.executable, {}).make_vector(4, mode, None, {})
+    local = resolve(name, {}).make_vector(4, mode, None, {})
+    reports: list[set[tuple[str, str]]] = [set(), set()]
+    with contextlib.closing(remote), contextlib.closing(local):
+        for number in range(60):
+            arrived = []
+            for runner, reported in zip(map(Runner, (remote, local)), reports, strict=True):
+                found: Any = None
+                if number % 10 == 0:
+                    found = runner.reset(number, None)
+                else:
+                    *found, infos = runner.step(np.zeros(4, np.int64))
+                    found.append(runner.wire_infos(infos))
+                copy, _, conversions = convert(found, root="values")
+                arrived.append(decode(encode(copy)))
+                reported.update(
+                    (kind.rpartition(".")[2], became) for _, kind, became in conversions
+                )
+            assert_same(*arrived)
+    assert reports[0] == reports[1]
+    assert reports[0] == (VARIED if name.endswith("Varied") else {("Tensor", "array")})
+
+
+VARIED = {
+    ("Level", "value"),
+    ("Colour", "value"),
+    ("Tensor", "array"),
+    ("Place", "dict"),
+    ("mappingproxy", "dict"),
+    ("Counter", "dict"),
+    ("Pair", "named tuple"),
+}
+
+
+def test_a_type_of_tensors_in_observations_and_rewards_is_reported_once(make: Make) -> None:
+    space = compile_space(Tensors.observation_space)
+    remote, local = make("tests.rich_envs:Tensors", sys.executable), Tensors()
+
+    def arrived(result: Any) -> tuple[Any, list[tuple[str, str]]]:
+        reports: list[tuple[str, str]] = []
+        codec = Codec(space, on_converted=lambda *one: reports.append(one))
+        message = Status(*result) if len(result) == 2 else Percept(*result)
+        return dataclasses.astuple(codec.decode(codec.encode(message))), reports
+
+    tensor = ("tests.rich_envs.Tensor", "array")
+    for step in range(3):
+        (there, reports), (here, expected) = [
+            arrived(env.step(0) if step else env.reset(seed=1)) for env in (remote, local)
+        ]
+        assert_same(there, here)
+        assert expected == [tensor] * (4 if step else 1)
+        assert reports == [tensor]  # in a step, that in the info
+
+
+def test_a_space_that_changes_after_the_constructor_is_an_error(make: Make, python: str) -> None:
+    env = make("tests.plain_envs:Changing", python)
+    for _ in range(2):
+        env.reset()  # makes an equal space
+    with pytest.raises(RaisedInChild, match="The observation_space has changed since"):
+        env.reset(options={"low": 0})
+    given = "tests.env_agent.interpreter.test_child_env:Given"  # the environment's are not used
+    other = ChildFactory("a", "tests.plain_envs:Changing", python, {}, given).make_first()
+    with contextlib.closing(other):
+        other.reset(options={"low": 0})
 
 
 def test_an_environment_there_has_one_agent(bare_python: str) -> None:
