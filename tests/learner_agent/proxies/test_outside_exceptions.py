@@ -146,7 +146,7 @@ def test_an_exception_of_any_class_is_not_taken_for_a_failure(
 ) -> None:
     if is_set and error is not MemoryError:  # by another thread: then no frame is its own
         monkeypatch.setitem(vars(opcodes), "__name__", "gymwire.opcodes")
-    assert check(0, call, 19 * times, error) > 149
+    assert check(0, call, 29 * times, error) > 149
 
 
 class Late(AttributeError):
@@ -217,7 +217,7 @@ def test_a_close_at_any_instruction_of_a_call_ends_it_with_its_result_or_says_so
             assert loop.idle, interruption.where
             if not interruption.where:
                 return
-            instruction += STRIDE or 61 * times
+            instruction += STRIDE or 97 * times
 
 
 def lose(env: Any, sessions: int) -> int:

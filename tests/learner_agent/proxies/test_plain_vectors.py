@@ -159,11 +159,11 @@ def test_an_exception_from_outside_loses_no_step(broker: str, mode: AutoresetMod
     interrupted = 0
     with opened(broker, "moody", 3, autoreset_mode=mode) as remote:
         assert_same(local.reset(seed=4), remote.reset(seed=4))
-        for step in range(40):
+        for step in range(27):
             actions = np.full(3, step % 4)
             here = local.step(actions)
             there: list[Any] = []
-            interruption = Interruption(83 * step)
+            interruption = Interruption(127 * step)
             if interruption.run(lambda: there.append(remote.step(actions))):  # noqa: B023 - now
                 interrupted += 1
                 there.append(remote.step(actions))  # waits on for the same step

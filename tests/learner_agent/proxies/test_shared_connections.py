@@ -336,7 +336,7 @@ def test_an_interrupted_move_neither_loses_nor_doubles_a_step(ends: bool, times:
             elsewhere.submit(other.close).result()
             network.pass_time(31.0)  # the lease of a session whose connection was just made
             assert loop.idle, interruption.where
-            instruction += STRIDE or 31 * times
+            instruction += STRIDE or 67 * times
         assert not interruption.where
         assert instruction > 1000
 
