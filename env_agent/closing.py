@@ -32,7 +32,7 @@ def closed_on_error(envs: Sequence[Any]) -> Iterator[None]:
 def close(env: Any, **context: str) -> None:
     """Close an environment; log the exception if that fails, with this context.
 
-    Anything else is closed, too, if it can be.
+    A class, or an object without a method `close`, is left alone.
     """
     pid = os.getpid()
     try:
@@ -46,7 +46,7 @@ def close(env: Any, **context: str) -> None:
 
 
 def close_all(envs: Iterable[Any]) -> None:
-    """Close environments, also if one raises; then raise what the first of them raised."""
+    """Close all environments, even if some raise; then raise the first exception."""
     pid, failed = os.getpid(), None
     for env in envs:
         try:

@@ -183,7 +183,7 @@ def no_thread() -> Error:
     return Error(
         Code.OPEN_FAILED,
         "The env agent cannot start another thread for this session: the system's limit on "
-        "threads or memory is reached. Give it fewer --max-sessions, or raise the limit "
+        "threads or memory is reached. Lower --max-sessions, or raise the limit "
         "(ulimit -u).",
     )
 

@@ -63,7 +63,10 @@ class ChildFactory:
         self._address = address
         self._env = env
         if not python or "\0" in python:
-            raise ConfigurationError(f"--python {python!r} is not the name of a program.")
+            raise ConfigurationError(
+                f"--python {python!r} is not the name of a program. Give the name or the path of a "
+                f"Python interpreter."
+            )
         try:
             # `Path` alone makes ./python the program python of PATH.
             self.python = str(Path(python).expanduser().absolute()) if "/" in python else python

@@ -385,7 +385,7 @@ def _why_not(python: str, error: OSError | RuntimeError) -> str:
     """Return why an interpreter cannot be started, and what to do."""
     if getattr(error, "filename", None) is None:  # not because of the program
         return (
-            f"The env agent cannot start a process for this session: {error}. Give it fewer "
+            f"The env agent cannot start a process for this session: {error}. Lower "
             f"--max-sessions, or raise the limits on open files (ulimit -n) and processes "
             f"(ulimit -u)."
         )

@@ -42,8 +42,9 @@ _REWARDS: tuple[Callable[[float], Any], ...] = (float, np.float64)  # by child.R
 def decode(data: bytes, tensors: set[str] | None = None) -> Any:
     """Return the value in these bytes. Raises DecodingError.
 
-    `tensors`: of what `reset` or `step` returned, the types of tensors that were reported outside
-    of infos. Those of a new type are not converted yet, and it is added.
+    `tensors`: the types of tensors that were reported outside of infos, if the value is the result
+    of `reset` or `step`. A tensor of another type is left for the env agent to convert and report,
+    and its type is added.
     """
     value = values.decode(data)
     if MARK not in data:
@@ -193,7 +194,7 @@ class _Tensor:
 def _stand_in(became: str, bases: Mapping[type, type], name: str, value: Any) -> Any:
     """Return what stands for a value of the type `name`, which became this value.
 
-    `bases`: the type of what it should have become → what its type is derived from.
+    `bases`: the base class of the stand-in, by the type of the converted value.
     """
     base = bases.get(type(value))
     if base is not None and base not in _NUMBERS:

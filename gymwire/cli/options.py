@@ -123,7 +123,7 @@ OPTIONS = (
         keyword="strict_infos",
         kind=kinds.FLAG,
         commands=("serve",),
-        help="fail on info values that cannot be serialized, instead of sending their repr",
+        help="fail on info values that would be converted or replaced by their repr",
     ),
     Option(
         keyword="watchable",
@@ -178,7 +178,7 @@ OPTIONS = (
         commands=("serve",),
         default="10",
         metavar="S",
-        help="seconds that running steps, and after SIGTERM or SIGHUP sessions, have to finish",
+        help="seconds that running steps, and sessions except after Ctrl-C, may take to finish",
     ),
     # --- what to do -------------------------------------------------------------------------------
     Option(

@@ -487,12 +487,12 @@ class Exchange:
         lost_again = self._patience.lost_again(f"a {verb}", len(request.frame))
         if lost_again is not None:
             return BrokerUnreachable(
-                lost_again, advice="Compare the MTU along the path; then call again to wait on."
+                lost_again, advice="Check the MTU along the path, then call again to keep waiting."
             )
         return BrokerUnreachable(
             f"The broker has been silent for {self._contact.timeout_s:g} s while a {verb} was "
             f"under way: it has stopped, or cannot be reached.",
-            advice="The session continues if it comes back: call again to wait on.",
+            advice="The session continues if the broker returns: call again to keep waiting.",
         )
 
     def keep_waiting(self, now: float) -> None:

@@ -228,10 +228,10 @@ class SessionOpener:
         if number is None:
             raise RequestTimeout(
                 f"No env agent has opened a session at {batch.openings[0].open_msg.address!r} "
-                f"within {batch.timeout_s:g} s. The constructor of the environment may take "
-                f"longer: raise step_timeout_s then. Or the only free slots are in threads that "
-                f"execute steps of other sessions (gymwire serve --threads). The log of the env "
-                f"agent says more."
+                f"within {batch.timeout_s:g} s. If the environment's constructor takes longer, "
+                f"raise step_timeout_s. If the env agent runs with --threads, the only free slots "
+                f"may be in threads that are executing steps of other sessions. See the log of the "
+                f"env agent."
             )
         i, request = batch.places[number], batch.pending[number]
         opening = batch.openings[i]

@@ -58,8 +58,8 @@ OTHER_PATHS_EVERY = 64  # steps after which a session serves the paths that it d
 SMALL = 64 * 1024  # bytes of the largest request that the fast path sends
 REPORTED_S = 3.0  # an env agent reports a request by then if it executes it
 WAIT_ON = (
-    "Call it again with the same arguments to wait on, or reset() to drop the result. If it never "
-    "ends, close() and make a new proxy."
+    "Call it again with the same arguments to keep waiting, or call reset() to drop the result. "
+    "If it never ends, close() and make a new proxy."
 )
 UNREPORTED = (
     " No report says that it is being executed: the environment may hold the interpreter's lock, "

@@ -166,8 +166,8 @@ class SessionGroup:
             raise self.lost_error() from None
         raise RequestTimeout(
             f"No reply yet from {', '.join(map(self.names, waiting))} of {self.num_envs} at "
-            f"{self._where}. Call again to wait on, or reset() to drop the results. If they never "
-            "come, close() and make a new proxy."
+            f"{self._where}. Call again to keep waiting, or call reset() to drop the results. "
+            "If they never come, close() and make a new proxy."
         )
 
     def read(self, i: int, timeout_s: float | None = None) -> Message:

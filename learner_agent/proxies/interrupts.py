@@ -169,7 +169,7 @@ def close_alone(
     if calls.in_call and is_used():
         connection.use.ended = ended
         if not wait_while(is_used):
-            logs.logger().warning("not closed, because another thread is in a call")
+            logs.logger().warning("environment not closed, another thread is in a call")
             return
         connection.use.ended = None
     calls.in_call = True

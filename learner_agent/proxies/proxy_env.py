@@ -146,8 +146,8 @@ class ProxyEnv(gymnasium.Env[Any, Any]):
     def step(self, action: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """Run one step of the remote environment, exactly once.
 
-        After an interrupt or a RequestTimeout, the same call with the same action waits on for the
-        same step.
+        After an interrupt or a RequestTimeout, the same call with the same action continues to wait
+        for the same step.
 
         Args:
             action: sent as it is, neither clipped nor cast.

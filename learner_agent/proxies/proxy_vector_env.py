@@ -225,8 +225,8 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     def step(self, actions: Any) -> VectorStep:
         """Run one step of every environment, exactly once.
 
-        After an interrupt or a RequestTimeout, the same call with the same actions waits on for the
-        same step.
+        After an interrupt or a RequestTimeout, the same call with the same actions continues to
+        wait for the same step.
 
         Args:
             actions: a batch with one action for each environment, sent as it is, neither clipped
@@ -276,7 +276,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     def step_wait(self, timeout_s: float | None = None) -> VectorStep:
         """Wait for the step that `step_async` sent, and return what `step` returns.
 
-        Raises RequestTimeout after `timeout_s`, in seconds; the next call waits on.
+        Raises RequestTimeout after `timeout_s`, in seconds; the next call continues to wait.
         """
         if self.closed or self._pid != os.getpid():
             self._check_usable(steps=True)

@@ -42,9 +42,9 @@ if hasattr(os, "register_at_fork"):
 class SessionOwner:
     """Owns one session of a plain environment.
 
-    It shares a connection with the others that its thread makes, unless the caller gives it one. It
-    moves to another connection if another thread uses it, or a call in the middle of another's: a
-    signal handler's, for example.
+    It shares a connection with the others that its thread makes, unless the caller gives it one.
+    The session moves to another connection if another thread uses it, or if it is used during a
+    call of another proxy, as by a signal handler.
 
     Dropping the last reference to it frees the slot, like `close`.
 
@@ -298,7 +298,7 @@ class SessionOwner:
             use.left.append(partial(former.close, wait=False))
             if not isinstance(error, GymwireError):
                 raise
-            logs.logger().debug("not closed yet", why=str(error))
+            logs.logger().debug("session not closed yet", why=str(error))
         finally:  # an interrupt must not leave the connection open
             if self.use is not use or use.caller is self:
                 self.use.caller = None

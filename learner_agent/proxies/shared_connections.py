@@ -33,9 +33,9 @@ class Lease:
         self._all.add(self)
 
     def take(self) -> bool:
-        """Let no other proxy use the connection from now on; return whether none does so already.
+        """Reserve the connection for this proxy. Returns False if another proxy uses it, too.
 
-        The connection then belongs to the thread that calls this.
+        If reserved, it belongs to the thread that calls this.
         """
         with _lock:
             if len(self._all) > 1:
@@ -45,7 +45,7 @@ class Lease:
         return True
 
     def end(self, *, goodbye: bool = True) -> bool:
-        """End the use; return whether it was the last one, and the connection is closed.
+        """End the use. Returns True if it was the last one: the connection is then closed.
 
         After an interrupt, call it again. `goodbye`: as `BrokerConnection.close` takes it.
         """
@@ -101,7 +101,7 @@ def _withdraw(leases: set[Lease]) -> None:
 
 
 def _is_usable(connection: BrokerConnection) -> bool:
-    """Return whether a proxy can use a shared connection now: no other call does, and it works."""
+    """Return whether a shared connection is usable now: no call uses it, and the broker answers."""
     if connection.use.caller is not None:
         return False
     began = connection.clock()
@@ -123,7 +123,7 @@ _shared: dict[tuple[Any, ...], set[Lease]] = {}
 
 
 def _leave_to_parent() -> None:
-    """Share no connection with the parent process, some thread of which may have the lock."""
+    """Forget the parent's connections after a fork; a thread of the parent may hold the lock."""
     global _lock
     _lock = threading.RLock()
     _shared.clear()

@@ -79,7 +79,7 @@ class Stubborn(Counted):
         raise ValueError("busy")
 
 
-def test_all_of_a_vector_that_closes_even_if_one_raises() -> None:
+def test_all_of_a_vector_are_closed_even_if_one_raises_in_close() -> None:
     runner = make(Factory("stubborn", Stubborn), 3)
     with pytest.raises(ValueError, match="busy"):
         runner.close()

@@ -493,7 +493,7 @@ def fail(error: BaseException) -> None:
 def test_a_limit_of_the_system_is_not_blamed_on_the_interpreter(error: BaseException) -> None:
     watch = ProcessWatch("a")
     watch.start = lambda *_: fail(error)  # type: ignore[method-assign, assignment]
-    with pytest.raises(ConfigurationError, match=r"fewer --max-sessions.*ulimit") as why:
+    with pytest.raises(ConfigurationError, match=r"Lower --max-sessions.*ulimit") as why:
         ChildProcess(watch, sys.executable, "a")
     assert str(error) in str(why.value)
     assert sys.executable not in str(why.value)

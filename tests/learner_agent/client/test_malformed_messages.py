@@ -113,7 +113,7 @@ def test_an_error_of_one_session_is_raised_in_its_own_call(pair: Any, ahead: int
 
 
 @pytest.mark.parametrize("is_under_way", [True, False])
-def test_an_error_is_no_error_of_a_request_after_the_one_that_it_concerns(
+def test_an_error_is_not_raised_for_a_later_request_than_the_one_it_concerns(
     pair: Any, is_under_way: bool
 ) -> None:
     bad, good = pair
