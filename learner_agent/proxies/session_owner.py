@@ -12,7 +12,7 @@ from threading import get_ident
 from typing import Any
 
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.client.connection_use import ConnectionUse
+from gymwire.learner_agent.client.connection_use import ConnectionUse, closed_elsewhere
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.moving import move
 from gymwire.learner_agent.client.session import CLOSE_S, RemoteSession
@@ -175,6 +175,8 @@ class SessionOwner:
             return
         if to_close:
             options = replace(options, wait_s=0.0, timeout_s=CLOSE_S)
+        else:  # a call waits that long for the broker
+            options = replace(options, wait_s=options.timeout_s)
         made = lease(options, alone=self._has_moved or to_close)
         try:
             self._use(move(former, made.connection), made)
@@ -191,7 +193,10 @@ class SessionOwner:
         if self.in_call:
             check_alone(self)
         if not self.is_inherited and not self.closed and self._is_used_by_others():
+            self.in_call = True  # no other thread may use the proxy meanwhile
             self.leave()
+            if self.closed:  # `close` may not have known of the connection that is in use now
+                raise closed_elsewhere()
         if self.generators is not None:
             self.generators.before_request()
         self.in_call, self.use.caller = True, self

@@ -38,7 +38,7 @@ class Lease:
         The connection then belongs to the thread that calls this.
         """
         with _lock:
-            if len(self._all) > 1:
+            if self._all - {self}:  # after an interrupted `close`, this lease has ended already
                 return False
             _withdraw(self._all)
         self.connection.use.thread_id = threading.get_ident()
@@ -50,8 +50,8 @@ class Lease:
         After an interrupt, call it again. `goodbye`: as `BrokerConnection.close` takes it.
         """
         with _lock:
-            if self._all - {self}:
-                self._all.discard(self)
+            self._all.discard(self)
+            if self._all:
                 return False
             _withdraw(self._all)
         self.connection.close(goodbye=goodbye)
@@ -96,8 +96,8 @@ def _join(use: tuple[Any, ...]) -> Lease | None:
 
 def _withdraw(leases: set[Lease]) -> None:
     """Let no other proxy use the connection of these leases."""
-    for use in [use for use, found in _shared.items() if found is leases]:
-        del _shared[use]
+    for use in [use for use, found in _shared.copy().items() if found is leases]:
+        _shared.pop(use, None)  # a destructor may have done it meanwhile
 
 
 def _is_usable(connection: BrokerConnection) -> bool:
