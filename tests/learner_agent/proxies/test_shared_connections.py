@@ -20,12 +20,15 @@ import pytest
 from gymwire import ProxyEnv
 from gymwire.learner_agent.client.moving import move
 from gymwire.learner_agent.proxies import session_owner
+from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.protocol.errors import (
     EnvironmentClosed,
     EnvironmentFailed,
+    EnvironmentLost,
     MoveError,
     RequestTimeout,
 )
+from gymwire.protocol.messages import Code, Error
 from tests import prefork
 from tests.learner_agent.client.test_interrupted import in_memory
 from tests.learner_agent.opcodes import DENSITIES, Interruption
@@ -244,6 +247,33 @@ def test_a_proxy_is_closed_while_it_moves(
         moving.result(PATIENCE_S)
     closing.result(PATIENCE_S)
     assert connection_of(env).closed
+
+
+def test_a_session_that_is_lost_before_it_moves_sends_no_step(
+    gated: Callable[..., ProxyEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = gated()
+    session, lost = env._session, Error(Code.SESSION_LOST, "not known")
+    monkeypatch.setattr(session.connection, "ask", lambda *_: (None, lost, b""))
+    with pytest.raises(EnvironmentLost, match="lost at request 1: not known"):
+        move(session, session.connection).step(STEP)
+
+
+def test_a_move_waits_for_the_broker_like_any_other_call(
+    gated: Callable[..., ProxyEnv], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, _ = gated(), gated()
+    waits = []
+
+    def connect(options: ProxyOptions) -> Any:
+        waits.append(options.wait_s)
+        return connects(options)
+
+    connects = ProxyOptions.connect
+    monkeypatch.setattr(ProxyOptions, "connect", connect)
+    assert pool.submit(env.step, STEP).result(PATIENCE_S)[0] == 1
+    pool.submit(env.close).result(PATIENCE_S)
+    assert waits == [60.0]
 
 
 def test_an_interrupted_close_leaves_the_connection_to_its_thread(
