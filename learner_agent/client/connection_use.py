@@ -29,6 +29,11 @@ class ConnectionUse:
     def check(self) -> None:
         """Do what is left to do. Raises EnvironmentClosed if the caller's wait must end."""
         if self.ended is not None and (self.ended is True or self.ended is self.caller):
-            raise EnvironmentClosed("Another thread has closed this environment. Make a new one.")
+            raise closed_elsewhere()
         while self.left:
             self.left.popleft()()
+
+
+def closed_elsewhere() -> EnvironmentClosed:
+    """Return the error of a call whose proxy another thread has closed."""
+    return EnvironmentClosed("Another thread has closed this environment. Make a new one.")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.direct import connect_directly
 from gymwire.learner_agent.client.failures import error_for
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.protocol.errors import EnvironmentLost
 from gymwire.protocol.messages import Code, Error, Resume
 
 
@@ -28,10 +31,13 @@ def move(session: RemoteSession, connection: BrokerConnection) -> RemoteSession:
     if isinstance(answer, Error):
         if answer.code != Code.SESSION_LOST:
             raise error_for(answer)
-        moved.exchange.lost = answer.text
+        with contextlib.suppress(EnvironmentLost):  # the next request raises it
+            moved.exchange.lose(answer.text)
         return moved
     connection.add(moved)
     if session.is_direct:
         connect_directly([moved], required=False)
+    if not moved.is_direct:
+        connection.link.open_local_channel()
     moved.exchange.resend(connection.clock())
     return moved

@@ -13,7 +13,7 @@ from threading import get_ident
 from typing import Any
 
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.client.connection_use import ConnectionUse
+from gymwire.learner_agent.client.connection_use import ConnectionUse, closed_elsewhere
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.moving import move
 from gymwire.learner_agent.client.session import CLOSE_S, RemoteSession
@@ -21,7 +21,7 @@ from gymwire.learner_agent.client.session_token import SessionToken
 from gymwire.learner_agent.proxies.interrupts import check_alone, close_alone, is_in_call
 from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, ProxyOptions
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
-from gymwire.learner_agent.proxies.shared_connections import Lease, lease
+from gymwire.learner_agent.proxies.shared_connections import Share, share
 from gymwire.protocol import logs
 from gymwire.protocol.errors import EnvironmentClosed, GymwireError, ResetNeeded
 from gymwire.protocol.messages import Act, Message, Reset, Status
@@ -85,14 +85,14 @@ class SessionOwner:
         self.closed = False
         self.in_call: object = False
         self.generators: RemoteGenerators | None = None
-        self._lease: Lease | None = None  # None: the caller owns the connection
+        self._share: Share | None = None  # None: the caller owns the connection
         self._has_moved = False
         self._is_left = False  # whether `close` has returned
         _OWNERS.add(self)
         if resumed is None:
             self.open(connection)
         else:
-            self._use(resumed, Lease(resumed.connection))
+            self._use(resumed, Share(resumed.connection))
 
     def open(
         self,
@@ -115,10 +115,10 @@ class SessionOwner:
         known: frozenset[int] | None = None
         try:
             if connection is None:
-                made = lease(self.options)
+                made = share(self.options)
                 connection = made.connection
             known = connection.sids
-            held = made or self._lease
+            held = made or self._share
             if held is not None:
                 connection.use.caller = self
                 wait_s = self.options.wait_s if wait_s is None else wait_s
@@ -131,10 +131,10 @@ class SessionOwner:
                 former.paths.close_direct()  # its env agent may be alive
         except BaseException:
             used = self.__dict__.get("session")
-            is_closed = made is not None and self._lease is not made and made.end()
+            is_closed = made is not None and self._share is not made and made.end()
             if connection is not None and known is not None and not is_closed:
                 connection.close_others(known if used is None else known | {used.sid})
-                if self._lease is not None or made is not None:  # others may keep it unused
+                if self._share is not None or made is not None:  # others may keep it unused
                     with contextlib.suppress(GymwireError):
                         connection.close_given_up()
             raise
@@ -142,7 +142,7 @@ class SessionOwner:
             if not self.in_call and connection is not None and connection.use.caller is self:
                 connection.use.caller = None
 
-    def _use(self, session: RemoteSession, made: Lease | None) -> None:
+    def _use(self, session: RemoteSession, made: Share | None) -> None:
         exchange = session.exchange
         # All at once: an exception from outside comes before or after it. In a new dict, because
         # Python 3.11 reads attributes four times as slowly once `__dict__` has been read.
@@ -150,7 +150,7 @@ class SessionOwner:
             **self.__dict__,
             "session": session,
             "is_inherited": False,
-            "_lease": made,
+            "_share": made,
             "exchange": exchange,
             # That of the caller's connection is the caller's affair.
             "use": ConnectionUse() if made is None else session.connection.use,
@@ -173,18 +173,20 @@ class SessionOwner:
 
         Raises what `ProxyOptions.connect` and `move` raise; the session then stays as it is.
         """
-        held, former, options = self._lease, self.session, self.options
+        held, former, options = self._share, self.session, self.options
         if held is None or held.take():
             self.use.thread_id = get_ident()
             return
         if to_close:
             options = replace(options, wait_s=0.0, timeout_s=CLOSE_S)
-        made = lease(options, alone=self._has_moved or to_close)
+        else:  # a call waits that long for the broker
+            options = replace(options, wait_s=options.timeout_s)
+        made = share(options, alone=self._has_moved or to_close)
         try:
             self._use(move(former, made.connection), made)
             self._has_moved = True
         finally:
-            if self._lease is made:
+            if self._share is made:
                 former.connection.use.left.append(partial(_forget, former))
                 held.end()
             else:
@@ -195,7 +197,10 @@ class SessionOwner:
         if self.in_call:
             check_alone(self)
         if not self.is_inherited and not self.closed and self._is_used_by_others():
+            self.in_call = True  # no other thread may use the proxy meanwhile
             self.leave()
+            if self.closed:  # `close` may not have known of the connection that is in use now
+                raise closed_elsewhere()
         if self.generators is not None:
             self.generators.before_request()
         self.in_call, self.use.caller = True, self
@@ -281,7 +286,7 @@ class SessionOwner:
         if self.is_inherited:
             INHERITED_CONNECTIONS.append(self.session.connection)
             return
-        ended = True if self._lease is None else self
+        ended = True if self._share is None else self
         close_alone(self, self.session.connection, self._close, ended)
 
     def _close(self) -> None:
@@ -302,8 +307,8 @@ class SessionOwner:
         finally:  # an interrupt must not leave the connection open
             if self.use is not use or use.caller is self:
                 self.use.caller = None
-            if self._lease is not None:
-                self._lease.end()
+            if self._share is not None:
+                self._share.end()
         self._is_left = True  # last: after an interrupt, the next call goes on
 
     def __del__(self) -> None:
@@ -312,11 +317,11 @@ class SessionOwner:
             return
         if self.is_inherited:
             INHERITED_CONNECTIONS.append(session.connection)
-        elif self._lease is not None:
+        elif self._share is not None:
             use = self.use
             use.left.append(partial(session.close, wait=False))
             # The last one sends BYE and does not wait.
-            if not self._lease.end() and use.thread_id == get_ident() and use.caller is None:
+            if not self._share.end() and use.thread_id == get_ident() and use.caller is None:
                 use.check()
 
 

@@ -16,18 +16,18 @@ from gymwire.protocol.security.keys import credentials
 from gymwire.protocol.transport.handshake import CONNECT_S
 
 
-class Lease:
+class Share:
     """A proxy's use of a connection, which is closed with the last one.
 
     Args:
         connection: the connection.
-        others: the leases of the same connection.
+        others: the shares in the same connection.
 
     Attributes:
         connection: the same.
     """
 
-    def __init__(self, connection: BrokerConnection, others: set[Lease] | None = None) -> None:
+    def __init__(self, connection: BrokerConnection, others: set[Share] | None = None) -> None:
         self.connection = connection
         self._all = set() if others is None else others
         self._all.add(self)
@@ -38,7 +38,7 @@ class Lease:
         If reserved, it belongs to the thread that calls this.
         """
         with _lock:
-            if len(self._all) > 1:
+            if self._all - {self}:  # after an interrupted `close`, this share has ended
                 return False
             _withdraw(self._all)
         self.connection.use.thread_id = threading.get_ident()
@@ -50,21 +50,21 @@ class Lease:
         After an interrupt, call it again. `goodbye`: as `BrokerConnection.close` takes it.
         """
         with _lock:
-            if self._all - {self}:
-                self._all.discard(self)
+            self._all.discard(self)
+            if self._all:
                 return False
             _withdraw(self._all)
         self.connection.close(goodbye=goodbye)
         return True
 
 
-def lease(options: ProxyOptions, *, alone: bool = False) -> Lease:
+def share(options: ProxyOptions, *, alone: bool = False) -> Share:
     """Return the use of a connection that fits these options, and that this thread may use now.
 
     `alone`: no other proxy may use the connection, ever. Raises what `ProxyOptions.connect` raises.
     """
     if alone or not options.SHARES:
-        return Lease(options.connect())
+        return Share(options.connect())
     keys = credentials(options.key, options.broker_key)
     use = (threading.get_ident(), options.CONNECTION, options.broker, options.timeout_s, keys)
     found = _join(use)
@@ -76,28 +76,28 @@ def lease(options: ProxyOptions, *, alone: bool = False) -> Lease:
             found.end()
             raise
         found.end()
-    made = Lease(options.connect())
+    made = Share(options.connect())
     with _lock:
         _shared[use] = made._all  # noqa: SLF001 - of this module
     return made
 
 
-def _join(use: tuple[Any, ...]) -> Lease | None:
+def _join(use: tuple[Any, ...]) -> Share | None:
     """Return another use of the connection that this thread shares, if there is one."""
     with _lock:
         others = _shared.get(use)
         first = None if others is None else next(iter(others), None)
         if others is None or first is None:
             return None
-        made = Lease(first.connection, others)
+        made = Share(first.connection, others)
         # A destructor, which may run at any time, could have ended the last use meanwhile.
         return made if _shared.get(use) is others else None
 
 
-def _withdraw(leases: set[Lease]) -> None:
-    """Let no other proxy use the connection of these leases."""
-    for use in [use for use, found in _shared.items() if found is leases]:
-        del _shared[use]
+def _withdraw(shares: set[Share]) -> None:
+    """Let no other proxy use the connection of these shares."""
+    for use in [use for use, found in _shared.copy().items() if found is shares]:
+        _shared.pop(use, None)  # a destructor may have done it meanwhile
 
 
 def _is_usable(connection: BrokerConnection) -> bool:
@@ -119,7 +119,7 @@ def _is_usable(connection: BrokerConnection) -> bool:
 
 
 _lock = threading.RLock()  # for a destructor that runs while this thread has it
-_shared: dict[tuple[Any, ...], set[Lease]] = {}
+_shared: dict[tuple[Any, ...], set[Share]] = {}
 
 
 def _leave_to_parent() -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,17 @@ import pytest
 
 from gymwire import ProxyEnv
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.protocol.errors import EnvironmentClosed, EnvironmentFailed, RequestTimeout
+from gymwire.learner_agent.client.moving import move
+from gymwire.learner_agent.proxies import session_owner
+from gymwire.learner_agent.proxies.options import ProxyOptions
+from gymwire.protocol.errors import (
+    EnvironmentClosed,
+    EnvironmentFailed,
+    EnvironmentLost,
+    MoveError,
+    RequestTimeout,
+)
+from gymwire.protocol.messages import Code, Error
 from tests import prefork
 from tests.learner_agent.client.test_interrupted import in_memory
 from tests.learner_agent.opcodes import DENSITIES, Interruption
@@ -186,6 +197,107 @@ def test_a_close_in_another_thread_ends_the_call_of_its_proxy_only(
     assert third.step(STEP)[0] == 1
     third.close()
     (tmp_path / "gate").touch()
+
+
+@pytest.fixture
+def held_move(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """Hold the first move: the first event says that it has begun, the second lets it go on."""
+    begins, goes_on = threading.Event(), threading.Event()
+
+    def hold(*arguments: Any) -> Any:
+        if not begins.is_set():
+            begins.set()
+            assert goes_on.wait(PATIENCE_S)
+        return move(*arguments)
+
+    monkeypatch.setattr(session_owner, "move", hold)
+    return begins, goes_on
+
+
+def test_a_second_thread_cannot_use_a_proxy_that_is_moving(
+    gated: Callable[..., ProxyEnv],
+    pool: ThreadPoolExecutor,
+    held_move: tuple[threading.Event, threading.Event],
+) -> None:
+    env, _ = gated(), gated()
+    begins, goes_on = held_move
+    moving = pool.submit(env.step, STEP)
+    assert begins.wait(PATIENCE_S)
+    try:
+        with pytest.raises(MoveError, match="Another thread"):
+            env.step(STEP)
+    finally:
+        goes_on.set()
+    assert moving.result(PATIENCE_S)[0] == 1
+
+
+def test_a_proxy_is_closed_while_it_moves(
+    gated: Callable[..., ProxyEnv],
+    pool: ThreadPoolExecutor,
+    held_move: tuple[threading.Event, threading.Event],
+) -> None:
+    env, _ = gated(), gated()
+    begins, goes_on = held_move
+    moving = pool.submit(env.step, WAIT)
+    assert begins.wait(PATIENCE_S)
+    closing = pool.submit(env.close)
+    deadline = time.monotonic() + PATIENCE_S
+    while not env._owner.closed:
+        assert time.monotonic() < deadline
+    goes_on.set()
+    with pytest.raises(EnvironmentClosed):
+        moving.result(PATIENCE_S)
+    closing.result(PATIENCE_S)
+    assert connection_of(env).closed
+
+
+def test_a_session_that_is_lost_before_it_moves_sends_no_step(
+    gated: Callable[..., ProxyEnv], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env = gated()
+    session, lost = env._session, Error(Code.SESSION_LOST, "not known")
+    monkeypatch.setattr(session.connection, "ask", lambda *_: (None, lost, b""))
+    with pytest.raises(EnvironmentLost, match="lost at request 1: not known"):
+        move(session, session.connection).step(STEP)
+
+
+def test_a_move_waits_for_the_broker_like_any_other_call(
+    gated: Callable[..., ProxyEnv], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, _ = gated(), gated()
+    waits = []
+
+    def connect(options: ProxyOptions) -> Any:
+        waits.append(options.wait_s)
+        return connects(options)
+
+    connects = ProxyOptions.connect
+    monkeypatch.setattr(ProxyOptions, "connect", connect)
+    assert pool.submit(env.step, STEP).result(PATIENCE_S)[0] == 1
+    pool.submit(env.close).result(PATIENCE_S)
+    assert waits == [60.0]
+
+
+def test_an_interrupted_close_leaves_the_connection_to_its_thread(
+    gated: Callable[..., ProxyEnv], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, other = gated(), gated()
+    here, moves = threading.get_ident(), iter([KeyboardInterrupt])
+
+    def interrupt(*arguments: Any) -> Any:
+        for error in moves:
+            raise error
+        return move(*arguments)
+
+    def close() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            env.close()
+        env.close()
+
+    monkeypatch.setattr(session_owner, "move", interrupt)
+    pool.submit(close).result(PATIENCE_S)
+    assert connection_of(other).use.thread_id == here
+    assert other.step(STEP)[0] == 1
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
