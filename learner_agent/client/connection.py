@@ -498,7 +498,7 @@ class BrokerConnection:
         if is_new:
             self._patience.reconnected(now)
             self._requests.reconnected(now)
-            for session in self._sessions.values():
+            for session in list(self._sessions.values()):
                 session.exchange.reconnected(now)
 
     def send_hello(self) -> None:

@@ -320,9 +320,13 @@ class SessionOwner:
         elif self._share is not None:
             use = self.use
             use.left.append(partial(session.close, wait=False))
-            # The last one sends BYE and does not wait.
-            if not self._share.end() and use.thread_id == get_ident() and use.caller is None:
-                use.check()
+            try:
+                if use.thread_id == get_ident() and use.caller is None:
+                    use.caller = self
+                    use.check()
+                    use.caller = None
+            finally:  # not earlier: the last one that uses the connection closes it
+                self._share.end()
 
 
 def _forget(session: RemoteSession) -> None:
