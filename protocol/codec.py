@@ -231,7 +231,7 @@ class Codec:
                 for fault in faults:
                     self._on_opaque(fault.path)
                 self._report(conversions)
-            elif kind in (Kind.STATUS, Kind.PERCEPT):
+            elif name != "info" and kind in (Kind.STATUS, Kind.PERCEPT):
                 value, faults, conversions = values.convert(
                     value, root=name, only_tensors=True, extended=self._extended
                 )

@@ -55,8 +55,16 @@ class SessionTimers:
         self._check_all_at = 0.0
         self._first = 0  # the place of the session that comes first
 
-    def run(self, sessions: Collection[RemoteSession], now: float) -> None:
+    def run(
+        self,
+        sessions: Collection[RemoteSession],
+        now: float,
+        awaited: Collection[RemoteSession] = (),
+    ) -> None:
         """Run the timers that are due.
+
+        Those of the `awaited` sessions, which should be few, are always due: a call that waits for
+        one of many sessions waits no longer than if there were no others.
 
         When enough frames were sent for one time, the other sessions come first the next time.
         Until then they only notice whether the broker is silent, once in `CHECK_ALL_S`.
@@ -65,6 +73,9 @@ class SessionTimers:
         again, whichever sessions it waits for.
         """
         if now < self._next_at:
+            repeats = Repeats()
+            for session in awaited:
+                session.tick(now, repeats)
             return
         repeats, ordered, first = Repeats(), list(sessions), None
         checks_all = now >= self._check_all_at

@@ -23,7 +23,7 @@ from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, ProxyOp
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.learner_agent.proxies.shared_connections import Share, share
 from gymwire.protocol import logs
-from gymwire.protocol.errors import EnvironmentClosed, GymwireError, ResetNeeded
+from gymwire.protocol.errors import EnvironmentClosed, GymwireError, ResetNeeded, TooFewFiles
 from gymwire.protocol.messages import Act, Message, Reset, Status
 
 _OWNERS: weakref.WeakSet[SessionOwner] = weakref.WeakSet()
@@ -169,7 +169,8 @@ class SessionOwner:
     def leave(self, *, to_close: bool = False) -> None:
         """Use a connection that nobody else uses at the moment.
 
-        The first time, that is the one that this thread shares; later, one of its own.
+        The first time, that is the one that this thread shares; later, one of its own, if the
+        process may open enough files.
 
         Raises what `ProxyOptions.connect` and `move` raise; the session then stays as it is.
         """
@@ -181,7 +182,10 @@ class SessionOwner:
             options = replace(options, wait_s=0.0, timeout_s=CLOSE_S)
         else:  # a call waits that long for the broker
             options = replace(options, wait_s=options.timeout_s)
-        made = share(options, alone=self._has_moved or to_close)
+        try:
+            made = share(options, alone=self._has_moved or to_close)
+        except TooFewFiles:
+            made = share(self.options)
         try:
             self._use(move(former, made.connection), made)
             self._has_moved = True

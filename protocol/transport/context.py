@@ -9,7 +9,7 @@ from typing import Any
 
 import zmq
 
-from gymwire.protocol.errors import GymwireError
+from gymwire.protocol.errors import TooFewFiles
 from gymwire.protocol.security.zap import Authenticator
 from gymwire.protocol.transport.interface import TICK_MS
 from gymwire.protocol.transport.open_files import allow_more
@@ -49,7 +49,7 @@ def _check_descriptors() -> None:
             raise
         if error.errno == errno.EMFILE and allow_more():
             return
-        raise GymwireError(
+        raise TooFewFiles(
             f"This process cannot open enough files and sockets: the next socket needs up to "
             f"{SPARE}, and {len(opened)} are left. Raise the limit on open files (ulimit -n), or "
             f"use fewer of them (an env agent: fewer --threads)."

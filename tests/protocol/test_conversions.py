@@ -208,9 +208,10 @@ def test_a_dataclass_that_contains_itself_ends() -> None:
     assert type(sent({"it": one})["it"]["many"][0]) is values.Opaque
 
 
-def test_strict_infos_refuse_conversions() -> None:
-    with pytest.raises(EncodingError, match="Colour"):
-        sent({"it": Colour.RED}, strict_infos=True)
+@pytest.mark.parametrize("value", [Colour.RED, Tensor(GRID)])
+def test_strict_infos_refuse_conversions(value: Any) -> None:
+    with pytest.raises(EncodingError, match=f"it.*{type(value).__name__}"):
+        sent({"it": value}, strict_infos=True)
 
 
 # --- observations and rewards ---------------------------------------------------------------------

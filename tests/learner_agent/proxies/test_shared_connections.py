@@ -405,20 +405,42 @@ def test_a_fork_gives_the_child_a_connection_of_its_own(broker: str) -> None:
 
 MANY = """
 import json, sys
+from concurrent.futures import ThreadPoolExecutor
 from gymwire import ProxyEnv
-envs = [ProxyEnv("moody", sys.argv[1]) for _ in range(250)]
+envs = [ProxyEnv("moody", sys.argv[1]) for _ in range(int(sys.argv[2]))]
 for number, env in enumerate(envs):
     env.reset(seed=number)
-print(json.dumps([env.step(1)[1] for env in envs]))
+with ThreadPoolExecutor(4) as pool:
+    call = pool.map if sys.argv[3] == "pool" else map
+    rewards = [list(call(lambda env: env.step(1)[1], envs)) for _ in range(4)]
+print(json.dumps(rewards[-1]))
 """
 
 
-def test_a_process_holds_more_proxies_than_it_may_open_files(broker: str) -> None:
-    rewards = run(MANY, broker, descriptors=128)
+@pytest.mark.parametrize(("number", "threads"), [(250, "one"), (40, "pool")])
+def test_a_process_holds_more_proxies_than_it_may_open_files(
+    broker: str, number: int, threads: str
+) -> None:
+    rewards = run(MANY, broker, str(number), threads, descriptors=128)
     for seed, reward in enumerate(rewards):
         local = Moody()
         local.reset(seed=seed)
-        assert local.step(1)[1] == reward
+        assert [local.step(1)[1] for _ in range(4)][-1] == reward
+
+
+def test_a_call_waits_as_long_with_many_proxies_as_with_few() -> None:
+    waited = []
+    for number in (2, 130):
+        with in_memory(sessions=number) as network, contextlib.ExitStack() as closing:
+            envs = [closing.enter_context(ProxyEnv("moody", BROKER)) for _ in range(number)]
+            for env in envs:
+                env.reset(seed=1)
+            network.restart_broker()
+            envs[0].step(1)
+            began = network.now
+            envs[1].step(1)
+            waited.append(network.now - began)
+    assert waited[1] == pytest.approx(waited[0], abs=0.01)
 
 
 @pytest.mark.parametrize("times", DENSITIES)
