@@ -153,10 +153,6 @@ class VersionMismatch(ProtocolError):
     """The other side's version is incompatible: the message says who must upgrade."""
 
 
-class TooFewFiles(GymwireError):
-    """This process cannot open enough files for another connection."""
-
-
 class ConnectionFailed(GymwireError):
     """The other side could not be reached, or did not answer."""
 

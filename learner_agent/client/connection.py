@@ -154,7 +154,7 @@ class BrokerConnection:
         self.contact = Contact(timeout_s)
         self._requests = BrokerRequests(self.contact.ping_s)
         self._session_timers = SessionTimers(timeout_s, clock)
-        self._awaited: tuple[Any, ...] = ()  # the sessions that the last call waits for
+        self.awaited: tuple[Any, ...] = ()  # the sessions that a call waits for
         self._patience = Patience(self.contact)
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
@@ -364,7 +364,7 @@ class BrokerConnection:
         Returns False if the deadline comes first. Raises BrokerUnreachable, Denied.
         """
         own, pause = sources or (self,), self.contact.ping_s
-        self._awaited = sources if isinstance(sources, tuple) else ()
+        self.awaited = sources if isinstance(sources, tuple) else ()
         return self.waiting(
             until, deadline, sources=own, run_timers=self.tick, clock=self.clock, most_pause_s=pause
         )
@@ -455,7 +455,7 @@ class BrokerConnection:
         self.check_link(now)
         if self.direct_links.check():
             self.drain()
-        self._session_timers.run(self._sessions.values(), now, self._awaited)
+        self._session_timers.run(self._sessions.values(), now, self.awaited)
         if self._requests.send_due(now, self.link.send):
             self._patience.sent_again(now)
         if self._patience.is_over(now) and self._requests.is_waiting:

@@ -190,6 +190,7 @@ class RemoteSession:
                     if step is not None:
                         return step if type(step[4]) is dict else with_infos(step, self)
                     if not self.receive_frame(data):
+                        self.connection.awaited = (self,)
                         self.connection.tick(self.connection.clock())
             return self._finish_step(timeout_s, deadline)
         except BaseException as error:

@@ -23,8 +23,9 @@ from gymwire.learner_agent.proxies.options import INHERITED_CONNECTIONS, ProxyOp
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.learner_agent.proxies.shared_connections import Share, share
 from gymwire.protocol import logs
-from gymwire.protocol.errors import EnvironmentClosed, GymwireError, ResetNeeded, TooFewFiles
+from gymwire.protocol.errors import EnvironmentClosed, GymwireError, ResetNeeded
 from gymwire.protocol.messages import Act, Message, Reset, Status
+from gymwire.protocol.transport.context import TooFewFiles
 
 _OWNERS: weakref.WeakSet[SessionOwner] = weakref.WeakSet()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import zmq
 
-from gymwire.protocol.errors import TooFewFiles
+from gymwire.protocol.errors import GymwireError
 from gymwire.protocol.security.zap import Authenticator
 from gymwire.protocol.transport.interface import TICK_MS
 from gymwire.protocol.transport.open_files import allow_more
@@ -21,6 +21,10 @@ ZAP_ENDPOINT = "inproc://zeromq.zap.01"
 _context: tuple[int, zmq.Context[Any]] | None = None
 _authenticator: tuple[int, Authenticator] | None = None
 _lock = threading.Lock()
+
+
+class TooFewFiles(GymwireError):
+    """This process cannot open enough files for another connection."""
 
 
 def context() -> zmq.Context[Any]:

@@ -107,18 +107,15 @@ def vector(sessions: int) -> Make:
 
 
 @contextlib.contextmanager
-def in_memory(sessions: int | None = None) -> Iterator[Network]:
-    """Return a network that also serves proxies which make their own connection.
-
-    `sessions`: the number of slots; None: the default.
-    """
+def in_memory() -> Iterator[Network]:
+    """Return a network that also serves proxies which make their own connection."""
     with Network() as network, pytest.MonkeyPatch.context() as patch:
 
         def connect(_url: str, *, timeout_s: float, wait_s: float, **_: object) -> BrokerConnection:
             return network.connection(timeout_s, wait_s)
 
         patch.setattr(options.ProxyOptions, "CONNECTION", staticmethod(connect))
-        network.env_agent(service(address="moody", env=ENV, max_sessions=sessions))
+        network.env_agent(service(address="moody", env=ENV))
         yield network
 
 

@@ -428,21 +428,6 @@ def test_a_process_holds_more_proxies_than_it_may_open_files(
         assert [local.step(1)[1] for _ in range(4)][-1] == reward
 
 
-def test_a_call_waits_as_long_with_many_proxies_as_with_few() -> None:
-    waited = []
-    for number in (2, 130):
-        with in_memory(sessions=number) as network, contextlib.ExitStack() as closing:
-            envs = [closing.enter_context(ProxyEnv("moody", BROKER)) for _ in range(number)]
-            for env in envs:
-                env.reset(seed=1)
-            network.restart_broker()
-            envs[0].step(1)
-            began = network.now
-            envs[1].step(1)
-            waited.append(network.now - began)
-    assert waited[1] == pytest.approx(waited[0], abs=0.01)
-
-
 @pytest.mark.parametrize("times", DENSITIES)
 @pytest.mark.parametrize("ends", [False, True])
 def test_an_interrupted_move_neither_loses_nor_doubles_a_step(ends: bool, times: int) -> None:
