@@ -294,7 +294,7 @@ class AioConnection(BrokerConnection):
         run_timers: Callable[[float], None],
         clock: Callable[[], float],
         tick_s: float = TICK_S,
-        most_pause_s: float = math.inf,
+        longest_pause_s: float = math.inf,
     ) -> bool:
         """Suspend the call until a condition holds, as `waiting.wait` blocks."""
         self.check_open()

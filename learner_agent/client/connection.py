@@ -364,7 +364,12 @@ class BrokerConnection:
         """
         own, pause = sources or (self,), self.contact.ping_s
         return self.waiting(
-            until, deadline, sources=own, run_timers=self.tick, clock=self.clock, most_pause_s=pause
+            until,
+            deadline,
+            sources=own,
+            run_timers=self.tick,
+            clock=self.clock,
+            longest_pause_s=pause,
         )
 
     def pump(self) -> bool:
