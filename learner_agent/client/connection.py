@@ -367,7 +367,7 @@ class BrokerConnection:
             until,
             deadline,
             sources=own,
-            run_timers=self.tick,
+            run_timers=partial(self.tick, awaited=own),
             clock=self.clock,
             longest_pause_s=pause,
         )
@@ -448,8 +448,11 @@ class BrokerConnection:
 
     # --- timers and the connection ----------------------------------------------------------------
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float, awaited: Iterable[object] = ()) -> None:
         """Run all timers: check the link, and send again what is due.
+
+        `awaited`: the sessions whose replies the caller waits for; a failure of another one does
+        not concern it.
 
         Raises BrokerUnreachable if the broker has been silent for too long, Denied, and
         EnvironmentClosed if the connection is closed meanwhile.
@@ -458,7 +461,7 @@ class BrokerConnection:
         self.check_link(now)
         if self.direct_links.check():
             self.drain()
-        self._session_timers.run(self._sessions.values(), now)
+        self._session_timers.run(self._sessions.values(), now, awaited)
         if self._requests.send_due(now, self.link.send):
             self._patience.sent_again(now)
         if self._patience.is_over(now) and self._requests.is_waiting:

@@ -104,7 +104,7 @@ def test_another_call_gets_none_of_the_results(envs: ProxyVectorEnv) -> None:
     assert envs.access_each(replace(CALL, args=(3,)), [0, 0]) == [3, 3]
 
 
-@pytest.mark.parametrize("values", [(object(),), (1, {"deep": [object()]})], ids=["first", "second"])
+@pytest.mark.parametrize("values", [(object(),), (1, {"deep": [object()]})], ids=["0", "1"])
 def test_an_error_names_the_same_value_as_without_repetitions(
     envs: ProxyVectorEnv, values: tuple[Any, ...]
 ) -> None:
