@@ -362,14 +362,10 @@ class BrokerConnection:
 
         Returns False if the deadline comes first. Raises BrokerUnreachable, Denied.
         """
-        own, pause = sources or (self,), self.contact.ping_s
+        own, clock, pause = sources or (self,), self.clock, self.contact.ping_s
+        timers = partial(self.tick, awaited=own)
         return self.waiting(
-            until,
-            deadline,
-            sources=own,
-            run_timers=partial(self.tick, awaited=own),
-            clock=self.clock,
-            longest_pause_s=pause,
+            until, deadline, sources=own, run_timers=timers, clock=clock, longest_pause_s=pause
         )
 
     def pump(self) -> bool:
