@@ -45,7 +45,6 @@ def call(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
             result = function(*args, **kwargs)
             return await result if inspect.isawaitable(result) else result, None
         except BaseException as error:  # noqa: BLE001 - asyncio would end the loop, or this task
-            # The loop of a copy would read the messages to the loop of this process.
             end_if_forked(pid, error)
             return None, error
 
@@ -73,6 +72,10 @@ def _event_loop() -> asyncio.AbstractEventLoop:
 @functools.cache
 def _started_loop() -> asyncio.AbstractEventLoop:
     loop = asyncio.new_event_loop()
+    if hasattr(os, "register_at_fork"):
+        # The loop of a copy would read the messages to the loop of this process. Nothing undoes the
+        # registration, but a process makes only one such loop.
+        os.register_at_fork(after_in_child=loop.stop)
     threading.Thread(target=_run, args=(loop,), name="event loop", daemon=True).start()
     return loop
 
@@ -87,6 +90,8 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
     while True:
         try:
             loop.run_forever()
+            if os.getpid() != pid:  # asyncio has handled the exception of a copy's task
+                os._exit(1)
         except (SystemExit, KeyboardInterrupt) as error:
             end_if_forked(pid, error)
             structlog.get_logger().error(

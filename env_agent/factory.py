@@ -303,8 +303,11 @@ def _own_vector(name: str, num_envs: int, mode: AutoresetMode, kwargs: dict[str,
                 closing.close(made)
             raise
     if make is not None and _takes_any(make):
-        with suppress(TypeError):  # another function, with fewer parameters, may come behind it
+        pid = os.getpid()
+        try:
             return vectors.adapt(make_vector(autoreset_mode=mode), name)
+        except TypeError as error:  # another function, with fewer parameters, may come behind it
+            end_if_forked(pid, error)
     return vectors.adapt(make_vector(), name)
 
 

@@ -11,6 +11,7 @@ import copy
 import math
 import selectors
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 from gymwire.learner_agent.aio.calls import anyio, current_number, future_factory, suspend
@@ -294,7 +295,7 @@ class AioConnection(BrokerConnection):
         run_timers: Callable[[float], None],
         clock: Callable[[], float],
         tick_s: float = TICK_S,
-        most_pause_s: float = math.inf,
+        longest_pause_s: float = math.inf,
     ) -> bool:
         """Suspend the call until a condition holds, as `waiting.wait` blocks."""
         self.check_open()
@@ -302,7 +303,8 @@ class AioConnection(BrokerConnection):
         if until():
             return True
         (source,) = sources
-        own_timers = None if run_timers == self.tick else run_timers
+        is_tick = isinstance(run_timers, partial) and run_timers.func == self.tick
+        own_timers = None if is_tick else run_timers  # `_receive` runs those of the connection
         waiter = _Waiter(None if isinstance(source, AioSession) else until)
         waiters: dict[Any, _Waiter] = self._others
         key: Any = waiter

@@ -154,7 +154,6 @@ class BrokerConnection:
         self.contact = Contact(timeout_s)
         self._requests = BrokerRequests(self.contact.ping_s)
         self._session_timers = SessionTimers(timeout_s, clock)
-        self.awaited: tuple[Any, ...] = ()  # the sessions that a call waits for
         self._patience = Patience(self.contact)
         self.credentials = credentials(key, broker_key)
         own, server_key = self.credentials.key, self.credentials.broker_key
@@ -363,10 +362,10 @@ class BrokerConnection:
 
         Returns False if the deadline comes first. Raises BrokerUnreachable, Denied.
         """
-        own, pause = sources or (self,), self.contact.ping_s
-        self.awaited = sources if isinstance(sources, tuple) else ()
+        own, clock, pause = sources or (self,), self.clock, self.contact.ping_s
+        timers = partial(self.tick, awaited=sources)
         return self.waiting(
-            until, deadline, sources=own, run_timers=self.tick, clock=self.clock, most_pause_s=pause
+            until, deadline, sources=own, run_timers=timers, clock=clock, longest_pause_s=pause
         )
 
     def pump(self) -> bool:
@@ -445,8 +444,11 @@ class BrokerConnection:
 
     # --- timers and the connection ----------------------------------------------------------------
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float, awaited: Iterable[object] = ()) -> None:
         """Run all timers: check the link, and send again what is due.
+
+        `awaited`: the sessions whose replies the caller waits for; a failure of another one does
+        not concern it.
 
         Raises BrokerUnreachable if the broker has been silent for too long, Denied, and
         EnvironmentClosed if the connection is closed meanwhile.
@@ -455,7 +457,7 @@ class BrokerConnection:
         self.check_link(now)
         if self.direct_links.check():
             self.drain()
-        self._session_timers.run(self._sessions.values(), now, self.awaited)
+        self._session_timers.run(self._sessions.values(), now, awaited)
         if self._requests.send_due(now, self.link.send):
             self._patience.sent_again(now)
         if self._patience.is_over(now) and self._requests.is_waiting:

@@ -51,6 +51,10 @@ class Sources:
         self._path_changes: int | None = None
         self._found: list[Source] = []
 
+    def __contains__(self, session: object) -> bool:
+        """Return whether this is one of the sessions."""
+        return session in self._sessions
+
     def __iter__(self) -> Iterator[Source]:
         changes = self._sessions[0].connection.path_changes
         if self._path_changes != changes:

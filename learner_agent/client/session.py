@@ -190,8 +190,7 @@ class RemoteSession:
                     if step is not None:
                         return step if type(step[4]) is dict else with_infos(step, self)
                     if not self.receive_frame(data):
-                        self.connection.awaited = (self,)
-                        self.connection.tick(self.connection.clock())
+                        self.connection.tick(self.connection.clock(), (self,))
             return self._finish_step(timeout_s, deadline)
         except BaseException as error:
             exchange.end_with(request, error, data)

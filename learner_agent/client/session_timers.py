@@ -6,7 +6,7 @@ send so few frames that the broker's rate limit admits them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from typing import TYPE_CHECKING
 
 from gymwire.learner_agent.client.waiting import timers_pause
@@ -56,39 +56,39 @@ class SessionTimers:
         self._first = 0  # the place of the session that comes first
 
     def run(
-        self,
-        sessions: Collection[RemoteSession],
-        now: float,
-        awaited: Collection[RemoteSession] = (),
+        self, sessions: Collection[RemoteSession], now: float, awaited: Iterable[object]
     ) -> None:
         """Run the timers that are due.
 
-        Those of the `awaited` sessions, which should be few, are always due: a call that waits for
-        one of many sessions waits no longer than if there were no others.
+        `awaited`: the sessions whose replies the caller waits for. If it is a tuple, they are few,
+        and their timers are always due: such a call waits no longer because there are many others.
 
         When enough frames were sent for one time, the other sessions come first the next time.
         Until then they only notice whether the broker is silent, once in `CHECK_ALL_S`.
 
-        Raises BrokerUnreachable if it has been silent for too long. The next call waits as long
-        again, whichever sessions it waits for.
+        Raises BrokerUnreachable if it has been silent for too long towards one of `awaited`. The
+        next call waits as long again, whichever sessions it waits for.
         """
-        if now < self._next_at:
-            repeats = Repeats()
-            for session in awaited:
-                session.tick(now, repeats)
+        pauses = now < self._next_at
+        if pauses and not isinstance(awaited, tuple):
             return
-        repeats, ordered, first = Repeats(), list(sessions), None
+        repeats, ordered, first = Repeats(), list(awaited if pauses else sessions), None
         checks_all = now >= self._check_all_at
         for place in (*range(self._first, len(ordered)), *range(min(self._first, len(ordered)))):
+            session = ordered[place]
             try:
-                ordered[place].tick(now, repeats)
+                session.tick(now, repeats)
             except BrokerUnreachable:
-                self._renew(ordered, now)
-                raise
+                if session in awaited:
+                    self._renew(sessions, now)
+                    raise
+                session.exchange.keep_waiting(now)  # the caller does not wait for it
             if repeats.left <= 0:
                 first = place if first is None else first
                 if not checks_all:
                     break
+        if pauses:
+            return
         pause_s = repeats.pause_s
         if first is None:
             pause_s = max(pause_s, timers_pause(self._clock() - now))

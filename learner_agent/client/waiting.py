@@ -37,7 +37,7 @@ class Waiting(Protocol):
         run_timers: Callable[[float], None],
         clock: Callable[[], float],
         tick_s: float = TICK_S,
-        most_pause_s: float = TIMERS_PAUSE_S,
+        longest_pause_s: float = TIMERS_PAUSE_S,
     ) -> bool:
         """Receive frames until a condition holds; return False if the deadline comes first."""
 
@@ -50,7 +50,7 @@ def wait(
     run_timers: Callable[[float], None],
     clock: Callable[[], float],
     tick_s: float = TICK_S,
-    most_pause_s: float = TIMERS_PAUSE_S,
+    longest_pause_s: float = TIMERS_PAUSE_S,
 ) -> bool:
     """Receive frames until a condition holds; return False if the deadline comes first.
 
@@ -66,7 +66,7 @@ def wait(
         clock: returns the time in seconds.
         tick_s: the longest pause between two runs of the timers while no frame arrives, at most
             TICK_S.
-        most_pause_s: the longest pause while frames arrive.
+        longest_pause_s: the longest pause while frames arrive.
     """
     frames = frames_before = 0  # altogether, and when the timers ran last
     timers_at = 0.0
@@ -89,7 +89,7 @@ def wait(
         if 0 < strays < received and until():
             return True
         run_timers(now)
-        timers_at, is_due, by_path = now + timers_pause(clock() - now, most_pause_s), False, {}
+        timers_at, is_due, by_path = now + timers_pause(clock() - now, longest_pause_s), False, {}
         frames_before = frames
         # A frame that has arrived in time counts, even if it is read later.
         if deadline is not None and now >= deadline and (not received or frames > TIMERS_EVERY):

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial, wraps
+from hashlib import blake2b
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 from gymwire.learner_agent.client.exchange import Exchange
 from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.protocol import values
+from gymwire.protocol.errors import EncodingError
 from gymwire.protocol.messages import Call
 
 
@@ -21,7 +23,7 @@ class _Finished(NamedTuple):
     """The rounds of a call whose replies have arrived.
 
     Attributes:
-        call: the call and all its numbers, as bytes; empty: none.
+        call: the digest of the call and all its numbers, from `_digest`.
         results: what each of them has returned.
         requests: the number of the last request of each session then.
     """
@@ -36,11 +38,25 @@ class Rounds:
 
     Args:
         group: the sessions of the vector.
+
+    Attributes:
+        finished: those of the last call that had several; replaced, never changed in place.
     """
 
     def __init__(self, group: SessionGroup) -> None:
         self._group = group
-        self._finished = _Finished(b"", [], {})  # replaced, never changed in place
+        self.finished: _Finished | None = None
+
+    def drop_returned(self) -> None:
+        """Drop the finished rounds unless their call has not returned, and no other was made since.
+
+        Call this when the next call begins: an exception may come after the end of a call.
+        """
+        requests = {} if self.finished is None else self.finished.requests
+        for exchange in self._exchanges:
+            count = exchange.seq - requests.get(exchange, -1)
+            if count > 1 or (count == 1 and exchange.pending is None):
+                self.finished = None
 
     def run(
         self, call: Call, rounds: Sequence[list[int]], ask: Callable[[list[int]], list[Any]]
@@ -48,22 +64,14 @@ class Rounds:
         """Return what `ask` returns for each round, those before an exception included."""
         if len(rounds) == 1:
             return [ask(rounds[0])]
-        name = values.encode([call.mode, call.name, list(call.args), call.kwargs, *rounds])
-        results = self._finished.results if self._goes_on(name) else []
+        name, finished, results = _digest(call, rounds), self.finished, []
+        if name and finished is not None and name == finished.call:
+            results = finished.results
         for numbers in rounds[len(results) : -1]:
             results = [*results, ask(numbers)]
             requests = {one: one.seq for one in self._exchanges}
-            self._finished = _Finished(name, results, requests)
+            self.finished = _Finished(name, results, requests)
         return [*results, ask(rounds[-1])]
-
-    def _goes_on(self, name: bytes) -> bool:
-        """Return whether this call has not returned, and no other one has been made since."""
-        finished = self._finished
-        for exchange in self._exchanges:
-            requests = exchange.seq - finished.requests.get(exchange, -1)
-            if requests > 1 or (requests == 1 and exchange.pending is None):
-                return False
-        return finished.call == name
 
     @property
     def _exchanges(self) -> list[Exchange]:
@@ -71,9 +79,22 @@ class Rounds:
 
     def keep(self) -> None:
         """Count the replies of finished rounds as returned, after `SessionGroup.undo`."""
-        for exchange, number in self._finished.requests.items():
+        requests = {} if self.finished is None else self.finished.requests
+        for exchange, number in requests.items():
             if exchange.seq == number:
                 exchange.mark_returned()
+
+
+def _digest(call: Call, rounds: Sequence[list[int]]) -> bytes:
+    """Return the digest of a call and its numbers; b"" if it cannot be serialized.
+
+    Then its first request raises the error, which names the value as that of any other call does.
+    """
+    try:
+        encoded = values.encode([call.mode, call.name, list(call.args), call.kwargs, *rounds])
+    except EncodingError:
+        return b""
+    return blake2b(encoded).digest()
 
 
 class _HasRounds(Protocol):

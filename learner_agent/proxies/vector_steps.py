@@ -77,6 +77,8 @@ class VectorSteps:
             self.generators.before_request()
         self.in_call = True
         self._before = None
+        if self.rounds.finished is not None:
+            self.rounds.drop_returned()
         self._group.begin_call()
 
     def end_call(self) -> None:

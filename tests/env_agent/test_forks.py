@@ -146,13 +146,28 @@ def _make_vector(fork: Fork) -> None:
             fork()
         return SyncVectorEnv([make_one] * num_envs)
 
-    make: Any = make_some
-    spec = EnvSpec("Forks-v0", entry_point=make_one, vector_entry_point=make)
+    _make_registered(make_one, make_some)
+
+
+def _make_registered(make_one: Any, make_some: Any) -> None:
+    spec = EnvSpec("Forks-v0", entry_point=make_one, vector_entry_point=make_some)
     gymnasium.registry["Forks-v0"] = spec
     try:
         Factory("Forks-v0").make_vector(2, NEXT_STEP, None, {})
     finally:
         del gymnasium.registry["Forks-v0"]
+
+
+def _make_vector_with_any_keywords(fork: Fork) -> None:
+    def make_one(**_: Any) -> Any:
+        return Env(fork, "")
+
+    def make_some(num_envs: int, **keywords: Any) -> Any:
+        if "autoreset_mode" in keywords:
+            fork()
+        return SyncVectorEnv([make_one] * num_envs)
+
+    _make_registered(make_one, make_some)
 
 
 def _step(fork: Fork, place: str) -> None:
@@ -181,8 +196,10 @@ def _run_in_the_background(fork: Fork) -> None:
         (_watch, SystemExit(3), 3),
         (_make_watchable, OSError("no program"), 1),
         (_make_vector, OSError("no program"), 1),
+        (_make_vector_with_any_keywords, TypeError("no program"), 1),
         (_step_asynchronously, SystemExit(3), 3),
         (_run_in_the_background, SystemExit(3), 3),
+        (_run_in_the_background, OSError("no program"), 1),
     ],
 )
 def test_a_copy_ends_by_its_exception(

@@ -15,6 +15,7 @@ from gymwire.env_agent.config import service
 from gymwire.env_agent.loop import ServingLoop
 from gymwire.learner_agent.client import open_sessions, session_timers
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.readiness import Sources, all_ready
 from gymwire.learner_agent.client.requests import Keep, PendingRequest, ignore
 from gymwire.learner_agent.client.session import RemoteSession
 from gymwire.learner_agent.client.session_timers import Repeats
@@ -397,6 +398,48 @@ def test_the_silence_for_one_session_is_noticed_in_time_when_the_others_began_to
         assert 10.0 < network.now - began < 12.0
 
 
+@pytest.fixture
+def beside_abandoned() -> Iterator[tuple[Network, RemoteSession, RemoteSession]]:
+    """Yield two sessions whose broker is silent; a request of the first was given up after 8 s."""
+    with hundred_episodes(timeout_s=10.0) as (network, _, (abandoned, other, *_)):
+        network.faults = Faults(drop=1.0)
+        with pytest.raises(RequestTimeout):
+            abandoned.request(Act(0), timeout_s=8.0)
+        yield network, abandoned, other
+
+
+def test_an_abandoned_request_ends_no_call_of_another_session(
+    beside_abandoned: tuple[Network, RemoteSession, RemoteSession],
+) -> None:
+    network, abandoned, other = beside_abandoned
+    network.after(5.0, lambda: setattr(network, "faults", Faults()))
+    assert isinstance(other.request(Act(0)), Percept)
+    assert isinstance(abandoned.request(Act(0)), Percept)
+
+
+def test_each_call_beside_an_abandoned_request_waits_for_the_broker_as_long(
+    beside_abandoned: tuple[Network, RemoteSession, RemoteSession],
+) -> None:
+    network, abandoned, other = beside_abandoned
+    for session in (other, other, abandoned, other):
+        began = network.now
+        with pytest.raises(BrokerUnreachable):
+            session.request(Act(0))
+        assert 10.0 < network.now - began < 12.0
+
+
+@pytest.mark.parametrize("number", [0, 50, 99])
+def test_a_caller_of_many_sessions_notices_the_silence_for_any_of_them(number: int) -> None:
+    with hundred_episodes(timeout_s=10.0) as (network, connection, sessions):
+        network.faults = Faults(drop=1.0)
+        sessions[number].begin(Act(0))
+        network.pass_time(1.0)
+        began, ready = network.now, all_ready(connection, [sessions[number], *sessions])
+        with pytest.raises(BrokerUnreachable):
+            connection.wait(ready, began + 30.0, Sources(sessions))
+        assert network.now - began < 12.0
+
+
 @pytest.mark.parametrize("timeout_s", [5.0, 10.0, 60.0])
 def test_sessions_that_begin_to_wait_beside_many_others_notice_silence_in_time(
     monkeypatch: pytest.MonkeyPatch, timeout_s: float
@@ -589,12 +632,13 @@ def test_a_session_that_is_lost_as_the_key_is_denied_says_why(
         delay(network, loop, Kind.PERCEPT, AWAY_S, monkeypatch)
         dealer, tick = cast(Dealer, connection.link._dealer), connection.tick
 
-        def deny(now: float) -> None:  # all of it arrives between a poll and the timers
+        def deny(now: float, **awaited: Any) -> None:
+            # All of it arrives between a poll and the timers.
             monkeypatch.setattr(connection, "tick", tick)
             if message is not None:
                 dealer.inbox.append(bytes(PLAIN.encode(message, session.sid, 0)))
             dealer.news += [LinkEvent(False, 1), LinkEvent(False, 1, denied="unknown key")]
-            tick(now)
+            tick(now, **awaited)
 
         monkeypatch.setattr(connection, "tick", deny)
         text = "unknown key" if message is None else "removed from this broker's policy"

@@ -27,10 +27,10 @@ class Session:
 def test_the_timers_of_an_awaited_session_run_while_those_of_many_others_pause() -> None:
     sessions: list[Any] = [Session() for _ in range(MANY + 1)]
     timers = SessionTimers(60.0, clock=lambda: 0.01)  # so long takes the first run
-    timers.run(sessions, 0.0)
-    timers.run(sessions, 0.1, sessions[:1])
+    timers.run(sessions, 0.0, ())
+    timers.run(sessions, 0.1, (sessions[0],))
     assert [one.ran for one in sessions] == [[0.0, 0.1], *([0.0],) * MANY]
-    timers.run(sessions, 0.5, sessions[:1])
+    timers.run(sessions, 0.5, (sessions[0],))
     assert [one.ran[-1] for one in sessions] == [0.5] * (MANY + 1)
 
 

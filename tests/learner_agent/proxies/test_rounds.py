@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 
 from gymwire import ProxyVectorEnv
 from gymwire.env_agent.config import service
-from gymwire.protocol.errors import RequestTimeout
+from gymwire.protocol.errors import EncodingError, RequestTimeout
 from gymwire.protocol.messages import Call
 from tests.learner_agent.client.test_interrupted import in_memory, moments, run
 from tests.wire import BROKER, Faults, Network
@@ -101,6 +102,29 @@ def test_another_call_gets_none_of_the_results(envs: ProxyVectorEnv) -> None:
     with pytest.raises(KeyboardInterrupt):
         envs.access_each(CALL, [0, 0])
     assert envs.access_each(replace(CALL, args=(3,)), [0, 0]) == [3, 3]
+
+
+@pytest.mark.parametrize("values", [(object(),), (1, {"deep": [object()]})], ids=["0", "1"])
+def test_an_error_names_the_same_value_as_without_repetitions(
+    envs: ProxyVectorEnv, values: tuple[Any, ...]
+) -> None:
+    texts = []
+    for env_ids in ([0], [0, 0]):
+        with pytest.raises(EncodingError) as caught:
+            envs.access_each(replace(CALL, args=values), env_ids)
+        texts.append(str(caught.value))
+    assert texts[0] == texts[1]
+    assert envs.access_each(CALL, [0, 0]) == [2, 2]
+
+
+def test_nothing_of_a_call_that_has_returned_is_kept(envs: ProxyVectorEnv) -> None:
+    rounds = envs._steps.rounds
+    array = np.ones(1000)
+    assert len(envs.access_each(replace(CALL, args=(array,)), [0, 0, 1])) == 3
+    assert rounds.finished is not None  # an exception may still come
+    assert len(rounds.finished.call) < array.nbytes
+    envs.get_attr("level")
+    assert rounds.finished is None
 
 
 def test_an_interrupt_at_any_moment_repeats_nothing(envs: ProxyVectorEnv) -> None:
