@@ -27,6 +27,9 @@ class Converted:
     became: str
     value: Any
 
+    def __repr__(self) -> str:
+        return repr(self.value)
+
 
 class Converter:
     """Converts one value after another, and notes what it has converted.

@@ -150,7 +150,8 @@ class ChildFactory:
             wrong = _wrong_keyword(error, {*merged, *modes}, self._env)
             if not wrong:
                 raise
-            if wrong != NO_RENDER_MODE:  # which has a remedy, as the env agent has for its operator
+            # NO_RENDER_MODE already says what to do; an operator gets the env agent's advice.
+            if wrong != NO_RENDER_MODE:
                 wrong += "." if kind is None else f". {CHECK}"
             raise WrongKeywords(f"{self.name} {wrong}") from error
         if kind is not None:
