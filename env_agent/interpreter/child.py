@@ -364,8 +364,8 @@ def _unpack_items(data: bytes, at: int, count: int) -> tuple[list[Any], int]:
 
 
 def _unpack_extension(data: bytes, at: int, size: int) -> tuple[Any, int]:
-    code, end = data[at], at + 1 + size
-    body = data[at + 1 : end]
+    code, at = data[at], at + 1
+    body, end = data[at : at + size], at + size
     if code == 1:
         text, shape, raw = unpack(body)
         return np.ndarray(shape, text, raw).copy(), end
