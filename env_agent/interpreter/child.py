@@ -137,8 +137,9 @@ def _pack_container(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
 
 
 def _pack_dict(value: Any, above: tuple[int, ...]) -> bytes:
-    keys = [pack(key) for key in value] if set(map(type, value)) <= _PLAIN_KEYS else [b""]
-    if not {key[:1] for key in keys} <= {_TEXT, _BYTES}:  # or a text has lone surrogates
+    if set(map(type, value)) <= {str} and "".join(value).isascii():
+        keys = [_head(_TEXT, len(key)) + key.encode() for key in value]
+    else:
         keys = _pack_keys(value, above)
         if not keys:
             return _pack_opaque(value)
@@ -155,7 +156,10 @@ def _pack_keys(value: Any, above: tuple[int, ...]) -> list[bytes]:
     taken = {key for key in value if type(key) in _KEPT_KEYS}
     for key in value:
         packed, kind = pack(key, above), type(key)
-        arrives = key if kind in _KEPT_KEYS and packed[:1] != _EXTENSION else unpack(packed)
+        if kind in _KEPT_KEYS and packed[:1] != _EXTENSION:
+            keys[key] = packed
+            continue
+        arrives = unpack(packed)
         if kind not in _KEPT_KEYS or type(arrives) is not kind:
             try:
                 is_new = arrives not in taken
@@ -171,9 +175,8 @@ def _pack_keys(value: Any, above: tuple[int, ...]) -> list[bytes]:
             return []
         keys[arrives] = packed
     others = sum(type(key) not in _PLAIN_KEYS for key in keys)
-    if others > MAX_OTHER_KEYS and is_crowded(list(map(hash, keys))):
-        return []
-    return list(keys.values())
+    is_beyond = others > MAX_OTHER_KEYS and is_crowded(list(map(hash, keys)))
+    return [] if is_beyond else list(keys.values())
 
 
 def _size_of_key(key: Any) -> int:
@@ -386,10 +389,9 @@ def _unpack_extension(data: bytes, at: int, size: int) -> tuple[Any, int]:
         array = np.empty(len(items[1]), object)
         for index, item in enumerate(items[1]):  # NumPy would make one array of a list of arrays
             array[index] = item
-        items = items[2] if len(items) > 2 else None, array.reshape(items[0])
+        items = items[2] if len(items) > 2 else range(len(items[0])), array.reshape(items[0])
     if code in (9, 10):
         axes, array = items
-        axes = range(array.ndim) if axes is None else axes
         return array.transpose([axes.index(axis) for axis in range(array.ndim)]), end
     return (OrderedDict(items) if code == 7 else tuple(items)), end
 
@@ -709,9 +711,7 @@ class SpecSpace:
         else:
             bounds = np.iinfo(dtype).min, np.iinfo(dtype).max
         self.shape = tuple(spec.shape)
-        self.low, self.high = (
-            np.broadcast_to(np.asarray(one, dtype), self.shape).copy() for one in bounds
-        )
+        self.low, self.high = (np.full(self.shape, one, dtype) for one in bounds)
 
     def arrays(self, value: Any) -> Any:
         """Return an observation as this space has it: numbers become arrays."""
