@@ -59,8 +59,11 @@ def service(  # noqa: PLR0913 - these are the keys of an offer
 ) -> Service:
     """Return the service that one offer describes. Raises AddressError and ConfigurationError."""
     check_address(address)
-    check_spaces(spaces, python)
-    check_wrap(wrap, python)
+    try:
+        check_spaces(spaces, python)
+        check_wrap(wrap, python)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{address}: {error}") from None
     if max_sessions is None:
         max_sessions = DEFAULT_SLOTS if python is None else _processors()
     if max_sessions < 1:
@@ -108,7 +111,7 @@ def check_spaces(spaces: str | None, python: str | None) -> None:
     if spaces is not None and python is None:
         raise ConfigurationError(
             "Only an environment in another interpreter can be given its spaces. Also give "
-            "--python, or leave --spaces out."
+            "`python` (--python), or leave `spaces` (--spaces) out."
         )
 
 
@@ -116,8 +119,8 @@ def check_wrap(wrap: Sequence[str], python: str | None) -> None:
     """Raise ConfigurationError if wrappers are given together with an interpreter."""
     if wrap and python is not None:
         raise ConfigurationError(
-            "Wrappers work with environments of this interpreter only. Leave --wrap out, and wrap "
-            "the environment in a factory of the other one."
+            "Wrappers work with environments of this interpreter only. Leave `wrap` (--wrap) out, "
+            "and wrap the environment in a factory of the other one."
         )
 
 

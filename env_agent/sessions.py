@@ -309,7 +309,7 @@ class SessionHost:
         if len(self._warned) >= MAX_WARNED or self._warned.setdefault(key, mine) is not mine:
             return
         self._log.warning(event, address=address, **texts)
-        if len(self._warned) == MAX_WARNED:
+        if len(self._warned) >= MAX_WARNED and self._warned.setdefault((), mine) is mine:
             self._log.warning("no further warnings about values", after=MAX_WARNED)
 
     def remove(self, slot: Slot) -> None:

@@ -27,6 +27,9 @@ class Converted:
     became: str
     value: Any
 
+    def __repr__(self) -> str:
+        return repr(self.value)
+
 
 class Converter:
     """Converts one value after another, and notes what it has converted.
@@ -58,7 +61,8 @@ class Converter:
         kind = type(value)
         self.conversions.append((path, f"{kind.__module__}.{kind.__qualname__}", text))
         copy = walk(parts, path)
-        return copy if build is None else build(copy)
+        # It is an `Opaque` if it is nested too deep.
+        return copy if build is None or type(copy) is not list else build(copy)
 
     def _parts(self, value: Any) -> tuple[str, Any, Callable[[Any], Any] | None]:
         """Return what the value becomes, its parts, and what makes the result of their copy.

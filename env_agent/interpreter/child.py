@@ -51,7 +51,8 @@ REWARDS: dict[type, int] = {float: 0}  # types of compact rewards → their numb
 
 # --- values: a subset of msgpack ------------------------------------------------------------------
 
-_TEXT, _BYTES, _LIST, _MAP = b"\xdb", b"\xc6", b"\xdd", b"\xdf"  # with lengths of four bytes
+# With lengths of four bytes:
+_TEXT, _BYTES, _LIST, _MAP, _EXTENSION = b"\xdb", b"\xc6", b"\xdd", b"\xdf", b"\xc9"
 _PLAIN_KEYS = {str, bytes}
 _KEPT_KEYS = {str, bytes, int, float, bool, type(None)}
 # Limits of `protocol/values.py`, `protocol/crowding.py` and `protocol/named_tuples.py`.
@@ -60,18 +61,20 @@ MAX_INT_BYTES = MAX_OTHER_KEYS = MAX_NAME = 256
 MAX_OTHER_KEY_BYTES = 512
 MAX_TRIES = 6, 13, 26
 MAX_DIMS = 32
-_IN_KEY = 0  # no id: among those around a value in a key, where conversions are not marked
+# Stands in `above` while a key is packed: conversions in keys are not marked. No object has the
+# id 0.
+_IN_KEY = 0
 
 
 def _head(first: bytes, size: int) -> bytes:
-    """Return the start of a text, bytes, a list or a map."""
+    """Return the start of a text, bytes, a list, a map or an extension."""
     if size >= 2**32:
         raise ValueError("a value has 4 GiB or more")
     return first + size.to_bytes(4, "big")
 
 
 def _extension(code: int, data: bytes) -> bytes:
-    return b"\xc9" + len(data).to_bytes(4, "big") + bytes([code]) + data
+    return _head(_EXTENSION, len(data)) + bytes([code]) + data
 
 
 def _pack_int(value: int) -> bytes:
@@ -127,15 +130,15 @@ def _pack_container(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
         return _extension(4, _pack_items(value, above))
     if kind is dict or kind is OrderedDict:
         packed = _pack_dict(value, above)
-        return packed if kind is dict else _extension(7, packed)
+        return _extension(7, packed) if kind is OrderedDict and packed[:1] == _MAP else packed
     if np is not None and (kind is np.ndarray or isinstance(value, np.generic)):
         return _pack_numpy(value, kind, above) or _pack_opaque(value)
     return _pack_other(value, kind, above)
 
 
 def _pack_dict(value: Any, above: tuple[int, ...]) -> bytes:
-    if set(map(type, value)) <= _PLAIN_KEYS:
-        keys = [pack(key) for key in value]
+    if set(map(type, value)) <= {str} and "".join(value).isascii():
+        keys = [_head(_TEXT, len(key)) + key.encode() for key in value]
     else:
         keys = _pack_keys(value, above)
         if not keys:
@@ -149,24 +152,40 @@ def _pack_dict(value: Any, above: tuple[int, ...]) -> bytes:
 def _pack_keys(value: Any, above: tuple[int, ...]) -> list[bytes]:
     """Return the bytes of keys, which remain different and hashable; [] beyond the limits."""
     above = (_IN_KEY, *above[1:])
-    keys: list[bytes] = []
-    seen = {key for key in value if type(key) in _KEPT_KEYS}
+    keys: dict[Any, bytes] = {}  # as they arrive → their bytes
+    taken = {key for key in value if type(key) in _KEPT_KEYS}
     for key in value:
-        packed = pack(key, above)
-        if type(key) not in _KEPT_KEYS:
+        packed, kind = pack(key, above), type(key)
+        if kind in _KEPT_KEYS and packed[:1] != _EXTENSION:
+            keys[key] = packed
+            continue
+        arrives = unpack(packed)
+        if kind not in _KEPT_KEYS or type(arrives) is not kind:
             try:
-                is_new = unpack(packed) not in seen
+                is_new = arrives not in taken
             except TypeError:  # a dataclass is a dict there
                 is_new = False
-            packed = packed if is_new else _pack_opaque(key)
-            seen.add(unpack(packed))
-        if len(packed) > MAX_OTHER_KEY_BYTES and type(key) not in _PLAIN_KEYS:
+            if not is_new:
+                arrives = unpack(_pack_opaque(key))
+                while arrives in taken:
+                    arrives = (*arrives[:-1], arrives[-1] + "'")
+                packed = pack(arrives)
+            taken.add(arrives)
+        if type(arrives) not in _PLAIN_KEYS and _size_of_key(arrives) > MAX_OTHER_KEY_BYTES:
             return []
-        keys.append(packed)
-    others = sum(type(key) not in _PLAIN_KEYS for key in value)
-    if others > MAX_OTHER_KEYS and is_crowded([hash(unpack(packed)) for packed in keys]):
-        return []
-    return keys
+        keys[arrives] = packed
+    others = sum(type(key) not in _PLAIN_KEYS for key in keys)
+    is_beyond = others > MAX_OTHER_KEYS and is_crowded(list(map(hash, keys)))
+    return [] if is_beyond else list(keys.values())
+
+
+def _size_of_key(key: Any) -> int:
+    """Return what the function of the same name in `protocol/faults.py` does."""
+    if isinstance(key, tuple):
+        return 12 + sum(map(_size_of_key, key))
+    if isinstance(key, (str, bytes)):
+        return 12 + len(key.encode() if isinstance(key, str) else key)
+    return 12 + key.bit_length() // 8 if type(key) is int else 48
 
 
 def is_crowded(hashes: list[int]) -> bool:
@@ -326,10 +345,8 @@ def _unpack(data: bytes, at: int) -> tuple[Any, int]:
     width = _SIZES.get(first, 0)
     size = int.from_bytes(data[at : at + width], "big")
     at += width
-    if first <= 0x9F:
-        size = first & 0x0F
-    elif first <= 0xBF:
-        size = first & 0x1F
+    if first <= 0xBF:
+        size = first & (0x0F if first <= 0x9F else 0x1F)
     if first <= 0x8F or first in (0xDE, 0xDF):
         items, at = _unpack_items(data, at, 2 * size)
         return dict(zip(items[::2], items[1::2])), at
@@ -350,9 +367,8 @@ def _unpack_items(data: bytes, at: int, count: int) -> tuple[list[Any], int]:
 
 
 def _unpack_extension(data: bytes, at: int, size: int) -> tuple[Any, int]:
-    code, start = data[at], at + 1
-    end = start + size
-    body = data[start:end]
+    code, at = data[at], at + 1
+    body, end = data[at : at + size], at + size
     if code == 1:
         text, shape, raw = unpack(body)
         return np.ndarray(shape, text, raw).copy(), end
@@ -373,10 +389,9 @@ def _unpack_extension(data: bytes, at: int, size: int) -> tuple[Any, int]:
         array = np.empty(len(items[1]), object)
         for index, item in enumerate(items[1]):  # NumPy would make one array of a list of arrays
             array[index] = item
-        items = items[2] if len(items) > 2 else None, array.reshape(items[0])
+        items = items[2] if len(items) > 2 else range(len(items[0])), array.reshape(items[0])
     if code in (9, 10):
         axes, array = items
-        axes = range(array.ndim) if axes is None else axes
         return array.transpose([axes.index(axis) for axis in range(array.ndim)]), end
     return (OrderedDict(items) if code == 7 else tuple(items)), end
 
@@ -542,8 +557,7 @@ def kind_of(made: Any) -> str:
 
 def constructor(module: Any, kind: str) -> Any:
     """Return the function of a PettingZoo module that makes environments of a kind, or another."""
-    names = ("env", "parallel_env") if kind == AEC else ("parallel_env", "env")
-    for name in names:
+    for name in ("env", "parallel_env") if kind == AEC else ("parallel_env", "env"):
         if callable(getattr(module, name, None)):
             return getattr(module, name)
     raise TypeError(f"The module {module.__name__} has neither parallel_env nor env.")
@@ -597,17 +611,13 @@ class Agents:
         self._made.unwrapped.np_random = value
 
     def _reset(self, seed: Any, options: Any) -> Any:
-        asks = "return_info" in _parameters(self._made.reset)[0]  # PettingZoo before 1.23
-        more = {"return_info": True} if asks else {}
+        # PettingZoo before 1.23:
+        more = {"return_info": True} if "return_info" in _parameters(self._made.reset)[0] else {}
         return self._made.reset(seed=seed, options=options, **more)
 
     def render(self) -> Any:
         """Return what the environment renders."""
         return self._made.render()
-
-    def close(self) -> None:
-        """Close the environment."""
-        self._made.close()
 
 
 class ParallelByAgent(Agents):
@@ -701,9 +711,7 @@ class SpecSpace:
         else:
             bounds = np.iinfo(dtype).min, np.iinfo(dtype).max
         self.shape = tuple(spec.shape)
-        self.low, self.high = (
-            np.broadcast_to(np.asarray(one, dtype), self.shape).copy() for one in bounds
-        )
+        self.low, self.high = (np.full(self.shape, one, dtype) for one in bounds)
 
     def arrays(self, value: Any) -> Any:
         """Return an observation as this space has it: numbers become arrays."""
@@ -720,6 +728,7 @@ class DmEnv:
 
     def __init__(self, made: Any) -> None:
         self.env = made
+        self.close = getattr(made, "close", None)
         self.observation_space = SpecSpace(made.observation_spec())
         self.action_space = SpecSpace(made.action_spec())
 
@@ -742,11 +751,6 @@ class DmEnv:
         observation = self.observation_space.arrays(made.observation)
         info = {"discount": made.discount}
         return observation, made.reward, terminated, is_last and not terminated, info
-
-    def close(self) -> None:
-        """Close the environment, if it can be closed."""
-        if hasattr(self.env, "close"):
-            self.env.close()
 
 
 # --- asynchronous environments --------------------------------------------------------------------
@@ -1090,9 +1094,8 @@ def main(requests: int, answers: int, parent: int) -> None:
     _end_with(parent)
     # SLURM and systemd send their signals to all processes of a job, but the env agent decides when
     # this one ends. Programs that it starts would inherit SIG_IGN.
-    for name in ("SIGTERM", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), lambda number, frame: None)
+    for ending in (signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(ending, lambda number, frame: None)
     os.set_inheritable(requests, False)
     os.set_inheritable(answers, False)
     faulthandler.enable()

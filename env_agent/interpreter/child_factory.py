@@ -62,6 +62,8 @@ class ChildFactory:
     ) -> None:
         self._address = address
         self._env = env
+        # Before the module of the spaces is imported, which may change the working directory.
+        self._watch = ProcessWatch(address)
         if not python or "\0" in python:
             raise ConfigurationError(
                 f"--python {python!r} is not the name of a program. Give the name or the path of a "
@@ -75,7 +77,6 @@ class ChildFactory:
             raise ConfigurationError(f"--python {python}: {why}. Write the whole path.") from None
         self.kwargs = dict(kwargs)
         self._spaces = {} if spaces is None else given_spaces(spaces)
-        self._watch = ProcessWatch(address)
         # The agents of a pool may have the file in different folders, as in `factory.resolve`.
         module, _, attribute = env.rpartition(":")
         self.name = f"{Path(module).stem}:{attribute}" if module.endswith(".py") else env
@@ -150,7 +151,8 @@ class ChildFactory:
             wrong = _wrong_keyword(error, {*merged, *modes}, self._env)
             if not wrong:
                 raise
-            if wrong != NO_RENDER_MODE:  # which has a remedy, as the env agent has for its operator
+            # NO_RENDER_MODE already says what to do; an operator gets the env agent's advice.
+            if wrong != NO_RENDER_MODE:
                 wrong += "." if kind is None else f". {CHECK}"
             raise WrongKeywords(f"{self.name} {wrong}") from error
         if kind is not None:

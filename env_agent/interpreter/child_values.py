@@ -194,7 +194,7 @@ class _Tensor:
 def _stand_in(became: str, bases: Mapping[type, type], name: str, value: Any) -> Any:
     """Return what stands for a value of the type `name`, which became this value.
 
-    `bases`: the base class of the stand-in, by the type of the converted value.
+    `bases`: the type of the value → the base of its stand-in's type.
     """
     base = bases.get(type(value))
     if base is not None and base not in _NUMBERS:

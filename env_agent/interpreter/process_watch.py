@@ -86,7 +86,7 @@ class ProcessWatch:
 
     def __init__(self, address: str) -> None:
         self._address = address
-        self._folder: Path | None = None  # if it was removed
+        self._folder: Path | None = None  # None: it was removed.
         with contextlib.suppress(OSError):
             self._folder = Path.cwd()
         self._log = structlog.get_logger()
@@ -157,7 +157,8 @@ class ProcessWatch:
         env: Mapping[str, str],
         on_end: Callable[[subprocess.Popen[bytes]], None],
     ) -> Started:
-        # It may have been removed, or another user's (`sudo -u`): then they start where this is.
+        # The folder may be gone, or closed to this user (`sudo -u`). The process then starts in the
+        # agent's present folder.
         is_usable = self._folder is not None and os.access(self._folder, os.X_OK)
         with contextlib.ExitStack() as undo, contextlib.ExitStack() as theirs:
             theirs_in, ours_out = os.pipe()

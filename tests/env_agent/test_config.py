@@ -100,6 +100,14 @@ def test_a_wrong_file_is_an_error_that_says_where(file: Path, text: str, why: st
         ("address = 'a'\nenv = 'CartPole-v1'\nexpose = [3]", "expose must be a list of texts"),
         ("address = 'cartpole'\nenv = 'CartPole-v1'", "'cartpole' is offered twice"),
         ("address = 'a'\nenv = 'no_such_module:Env'", "no_such_module"),
+        (
+            "address = 'x/y'\nenv = 'CartPole-v1'\nspaces = 'a:b'",
+            "x/y: Only an environment in another interpreter can be given its spaces. Also give `",
+        ),
+        (
+            "address = 'x/y'\nenv = 'CartPole-v1'\npython = 'p'\nwrap = ['a:b']",
+            "x/y: Wrappers work with environments of this interpreter only. Leave `wrap` (--wrap)",
+        ),
     ],
 )
 def test_a_bad_offer_is_logged_and_leaves_the_good_ones(file: Path, bad: str, why: str) -> None:

@@ -271,6 +271,23 @@ def test_warnings_about_values_are_short_and_bounded(log: list[Any]) -> None:
     assert len(str(host._warned)) < 3 * MAX_TEXT * MAX_WARNED
 
 
+@pytest.mark.parametrize("at", [MAX_WARNED - 2, MAX_WARNED - 1])
+def test_two_threads_say_once_that_no_further_warnings_come(at: int) -> None:
+    events: list[str] = []
+    host = SessionHost([], warned={(str(number),): object() for number in range(at)})
+
+    class Log:
+        def warning(self, event: str, **facts: Any) -> None:
+            events.append(event)
+            if facts.get("type") == "first":  # the other thread runs now
+                host._warn_converted("odd", "second", "value")
+                host._warn_converted("odd", "third", "value")
+
+    host._log = Log()
+    host._warn_converted("odd", "first", "value")
+    assert events.count("no further warnings about values") == 1
+
+
 def test_the_loops_of_an_env_agent_warn_once_together(log: list[Any]) -> None:
     warned: Warned = {}
     for _ in range(2):

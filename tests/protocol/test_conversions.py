@@ -403,6 +403,21 @@ def test_a_deep_array_of_objects_is_refused() -> None:
         values.encode(deep)
 
 
+@pytest.mark.parametrize("depth", range(60, 66))
+@pytest.mark.parametrize("inner", [Point(1, 2), Inner(Colour.RED, Point(1, 2)), Colour.PAIR])
+@pytest.mark.parametrize("extended", [True, False])
+def test_a_value_that_is_nested_too_deep_to_be_converted_is_shown(
+    depth: int, inner: Any, extended: bool
+) -> None:
+    value = inner
+    for _ in range(depth):
+        value = [value]
+    found, faults, _ = values.convert({"it": value}, root="info", extended=extended)
+    assert all("nested deeper" in fault.text for fault in faults)
+    assert faults or depth < 62
+    values.encode(found)
+
+
 @pytest.mark.parametrize(("name", "make"), [("torch", "tensor"), ("jax.numpy", "asarray")])
 def test_tensors_of_the_real_libraries_become_arrays(name: str, make: str) -> None:
     library = pytest.importorskip(name, reason=f"{name} is not installed")

@@ -7,7 +7,7 @@ import dataclasses
 import enum
 import math
 from collections import Counter, OrderedDict, UserDict, defaultdict, namedtuple
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from gymwire.env_agent.interpreter import child, child_errors, child_values
 from gymwire.protocol import arrays, crowding, named_tuples, values
 from gymwire.protocol import value_limits as limits
 from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.faults import _size_of_key, is_encodable
 from gymwire.protocol.named_tuples import rebuild
 from tests.hostile_values import PRIME, crowding_numbers
 from tests.plain_envs import Asked
@@ -185,6 +186,11 @@ class Broken(Mapping[str, int]):
         return 1
 
 
+class Same:
+    def __repr__(self) -> str:
+        return "Same()"
+
+
 Pair = namedtuple("Pair", ["left", "right"])
 Renamed = namedtuple("Renamed", ["class", "x"], rename=True)
 Wide: Any = namedtuple("Wide", [f"x{i}" for i in range(257)])  # type: ignore[misc]
@@ -202,6 +208,10 @@ UNUSUAL: list[Any] = [
     Wide(*range(257)), Long(1, 2), Level.LOW, Odd.ONE, Modes.A | Modes.B, Shout.LOUD,
     defaultdict(list, a=[Level.LOW]), UserDict(a=Place(1)), (Place(Color.BLUE), [Level.LOW]),
     OrderedDict(a=Both(Level.LOW)), Counter("aab"),
+    *({(one,) * n: 1} for one in (0, "x", b"xy", None, 2**70) for n in (7, 10, 23, 38, 41, 42)),
+    OrderedDict({(0,) * 42: 1}), {("x" * 600,): 1, (0,) * 42: 2}, {"x" * 600: 1, Shout.LOUD: 2},
+    {Odd.ONE: 1, Same(): 2, Same(): 3}, {Same(): 1, Same(): 2, Same(): 3},
+    {"a" * 300 + "\ud800": 1, "a" * 300 + "\ud801": 2}, {2**3000: 1, 2**3000 + 1: 2, 3: 4},
 ]  # fmt: skip
 UNUSUAL_ARRAYS: list[Any] = [
     np.array(Color.RED, object), np.array({"a": Place(1)}, object), CIRCLE_OF_OBJECTS,
@@ -317,6 +327,27 @@ def equal_hashes(n: int) -> list[tuple[int, int]]:
         if second < PRIME:
             found.append((first, second))
     return found
+
+
+@pytest.mark.parametrize(
+    "key", ["😀" * 199 + "\ud800", Pair((0,) * 30, 1), Pair(0, "x" * 480), (Same(),) * 8]
+)
+def test_a_dict_whose_keys_are_too_large_to_be_sent_is_shown_by_its_repr(key: Any) -> None:
+    value = {key: 1}
+    assert child.pack(value) == child._pack_opaque(value)
+    assert child.pack(OrderedDict(value)) == child._pack_opaque(OrderedDict(value))
+
+
+def test_the_size_of_a_key_is_that_of_the_protocol() -> None:
+    child.np = np
+    for key in (*PLAIN, *NUMBERS, (1, ("é", b"x", (True, 2**70))), np.float32(1), np.str_("é")):
+        if is_encodable({key: 1} if isinstance(key, Hashable) else key, 2):
+            assert child._size_of_key(key) == _size_of_key(key)
+
+
+def test_what_stands_for_a_converted_value_has_its_repr() -> None:
+    for value in (Color.RED, Place(1), Level.LOW, UserDict(a=1)):
+        assert repr(_from_there([value])[0]) == repr(child._convert(value, type(value))[1])
 
 
 def test_keys_that_are_marked_may_not_collide_either() -> None:

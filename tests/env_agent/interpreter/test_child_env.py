@@ -550,6 +550,33 @@ def test_relative_paths_are_those_of_the_working_directory_at_the_start(
         assert "pid" in env.reset(seed=1)[1]
 
 
+def test_large_keys_in_an_info_do_not_end_the_session(bare_python: str, tmp_path: Path) -> None:
+    (tmp_path / "keyed.py").write_text(
+        "from tests.plain_envs import Plain\n\n"
+        "class Keyed(Plain):\n"
+        "    def reset(self, **kwargs):\n"
+        "        return super().reset(**kwargs)[0], {'visits': {(0,) * 42: 1, '\\ud800': 2}}\n"
+    )
+    with ChildFactory("a", f"{tmp_path}/keyed.py:Keyed", bare_python, {}).make_first() as env:
+        for _ in range(2):
+            assert repr(env.reset()[1]["visits"]).startswith("{(0, 0,")
+
+
+def test_the_module_of_the_spaces_does_not_change_where_processes_start(
+    bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "leaving.py").write_text(
+        "import os\nfrom tests.env_agent.interpreter.test_child_env import Given\nos.chdir('/')"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[3]))
+    (tmp_path / "mine.py").write_text("from tests.plain_envs import Plain")
+    factory = ChildFactory("a", "./mine.py:Plain", bare_python, {}, "./leaving.py:Given")
+    assert Path.cwd() == Path("/")
+    factory.make_first().close()
+
+
 def test_a_working_directory_that_was_removed_is_no_obstacle(
     bare_python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
