@@ -30,6 +30,7 @@ _MISSING_KEYWORD = re.compile(
     r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'"
 )
 CHECK = "Check env_kwargs (--env-kwargs at the env agent)."
+MAKES_VECTORS = "needs the keyword argument 'num_envs'"
 _FILE = re.compile(r'^  File "(.*)", line', re.MULTILINE)
 # Where the constructor is called, and what comes behind the traceback of a cause.
 _CALLERS = "child.py", "registration.py"
@@ -151,6 +152,12 @@ class ChildFactory:
             wrong = _wrong_keyword(error, {*merged, *modes}, self._env)
             if not wrong:
                 raise
+            if wrong == MAKES_VECTORS:
+                raise ConfigurationError(
+                    f"{self.name} {wrong}: it makes vectors of its own. With --python, a vector "
+                    f"consists of single environments. Give a function that makes one of them, or "
+                    f"leave --python out."
+                ) from error
             # NO_RENDER_MODE already says what to do; an operator gets the env agent's advice.
             if wrong != NO_RENDER_MODE:
                 wrong += "." if kind is None else f". {CHECK}"

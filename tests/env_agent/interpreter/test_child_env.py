@@ -703,6 +703,13 @@ def test_a_wrong_keyword_is_named_without_a_traceback(name: str, tmp_path: Path)
             assert str(caught.value) == f"keywords:{name} {why}.{expected}"
 
 
+def test_a_function_that_makes_vectors_is_named(tmp_path: Path) -> None:
+    (tmp_path / "vectors.py").write_text("def make(num_envs): pass")
+    factory = ChildFactory("a", f"{tmp_path}/vectors.py:make", sys.executable, {})
+    with pytest.raises(ConfigurationError, match=r"vectors:make needs .*leave --python out"):
+        factory.make_first()
+
+
 @pytest.mark.parametrize("name", ["Calls", "Calls-v0"])
 def test_a_call_of_the_constructor_is_not_about_keywords(name: str, tmp_path: Path) -> None:
     (tmp_path / "keywords.py").write_text(KEYWORDS)
