@@ -85,6 +85,13 @@ def test_the_help_of_a_command_has_one_or_two_examples_that_can_be_read(
         ("broker --policy x.toml", "gymwire broker: --policy: A policy needs keys"),
         ("broker --key nowhere.key", "gymwire broker: --key: There is no key file at nowhere.key"),
         ("broker --log-level loud", "gymwire broker: --log-level: expected one of debug, info"),
+        (
+            "serve CartPole-v1 cartpole",
+            "gymwire serve: ADDRESS: 'CartPole-v1' is not an address: use lower-case letters, "
+            "digits and . _ - in parts joined by /, such as 'cartpole' or 'lab/price-market' (at "
+            "most 128 characters). The address comes first, then the environment: gymwire serve "
+            "cartpole CartPole-v1.",
+        ),
         ("serve", "gymwire serve: Nothing to serve: pass ADDRESS and ENV, or --config FILE."),
         ("serve cartpole", "gymwire serve: No environment given for cartpole: pass ADDRESS and"),
         ("serve a Nope-v0", "gymwire serve: ENV: There is no environment 'Nope-v0'"),
