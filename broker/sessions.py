@@ -207,8 +207,7 @@ class Sessions:
         """End a session whose OPENED is malformed; give both sides the reason."""
         reason = f"the env agent on {session.loop.host} sent a malformed OPENED: {error}"
         self.drop(session, Loss.AGENT_FAULT)
-        event = "session lost" if session.is_open else "session refused"
-        self._journal.note(event, **session.facts, why=reason[:MAX_WHY])
+        self._note_lost(session, reason[:MAX_WHY])
         refusal = Refusal(Code.OPEN_FAILED, f"No session at {session.address!r}: {reason}")
         sends = [Send.message(session.loop.rid, Gone(reason), session.sid)]
         if session.learner is not None:
@@ -347,9 +346,14 @@ class Sessions:
     def end_without_loop(self, session: Session, loss: str, reason: str) -> list[Send]:
         """End a session whose env agent has left or did not come back in time."""
         self.drop(session, loss)
+        self._note_lost(session, reason)
         if session.learner is None:
             return []
         return [Send.message(session.learner.rid, Gone(reason), session.sid)]
+
+    def _note_lost(self, session: Session, reason: str) -> None:
+        event = "session lost" if session.is_open else "session refused"
+        self._journal.note(event, **session.facts, why=reason)
 
     def expire(self, now: float) -> list[Send]:
         """End the sessions whose learners did not come back in time, ENDED_PER_TICK at most."""

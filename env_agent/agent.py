@@ -349,12 +349,12 @@ class Agent:
             self._cut_off(["the constructor of the first environment"])
         for loop in self._loops:
             loop.drain.set()
+        running = self._describe_running("may continue" if drain else "ends now")
         if not drain:
             self.stop()
         if self._reporter is not None:
             self._reporter.withdraw([service.address for service in self._services])
         facts = {"why": why} if why else {}
-        running = self._describe_running()
         self._log.info("stopping", running=running, at_most_s=self._grace_s, **facts)
         threading.Thread(target=self._end_in_time, name="ending", daemon=True).start()
 
@@ -384,8 +384,11 @@ class Agent:
             self._running.discard(index)
             self._ended.notify_all()
 
-    def _describe_running(self) -> list[str]:
-        """Describe what the loops execute: one text for each loop that has not ended."""
+    def _describe_running(self, idle: str = "") -> list[str]:
+        """Describe what the loops execute: one text for each loop that has not ended.
+
+        `idle`: what becomes of a session between two requests; "": nothing is said about it.
+        """
         now, running = time.monotonic(), []
         for index in sorted(self._running):
             loop = self._loops[index]
@@ -396,7 +399,7 @@ class Agent:
                 at = f" at {address!r}" if address else ""
                 running.append(f"{what} session {session_text(sid)}{at}, for {now - since:.1f} s")
             if not requests and not loop.idle:
-                running.append("a session between two requests")
+                running.append(f"a session between two requests{idle and f', which {idle}'}")
         return running
 
     def _cut_off(self, running: list[str]) -> NoReturn:

@@ -198,7 +198,7 @@ class RequestHandler:
                 case _:
                     return Error(Code.PROTOCOL, f"{header.kind.name} is not a request.")
         except BaseException as error:  # noqa: BLE001 - the environment's; a reply, too
-            return self._raised(slot, header.kind, error)
+            return self._raised(slot, header.kind, error, is_probe=_is_probe(message, error))
 
     def _percept(self, slot: Slot, step: Any) -> Message:
         """Return the PERCEPT of a step, or an ERROR if `step` is not what a step returns."""
@@ -220,12 +220,24 @@ class RequestHandler:
             )
         return Result(slot.runner.access(call))
 
-    def _raised(self, slot: Slot, request: Kind, error: BaseException) -> Error:
+    def _raised(
+        self, slot: Slot, request: Kind, error: BaseException, *, is_probe: bool = False
+    ) -> Error:
         end_if_forked(self._pid, error)
-        self._log.warning(
+        log = self._log.debug if is_probe else self._log.warning
+        log(
             "environment raised",
             **slot.facts,
             request=request.name,
             error=failure_reports.summary(error)[:200],
         )
         return failure_reports.request_failed(error, slot.runner.env)
+
+
+def _is_probe(message: Message, error: BaseException) -> bool:
+    """Return whether `error` only says that there is no such attribute, as `hasattr` expects.
+
+    In another interpreter, it has the name of that class, not the class.
+    """
+    reads = isinstance(message, Call) and message.mode in ("get", "each-get")
+    return reads and "AttributeError" in [kind.__name__ for kind in type(error).__mro__]

@@ -24,6 +24,7 @@ from gymwire.env_agent.interpreter.process_watch import ProcessWatch
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import EnvKind
 
+DEPRECATED = "DeprecatedEnv"  # gymnasium's and gym's error for an old version of an id
 NOT_FOUND = ("__main__", NotFound.__name__)  # the module and the class where it is raised
 # The environment chooses the texts that are searched: no pattern may take quadratic time.
 _MISSING_KEYWORD = re.compile(
@@ -93,6 +94,8 @@ class ChildFactory:
         except RaisedInChild as error:
             if (type(error).__module__, type(error).__name__) == NOT_FOUND:
                 raise ConfigurationError(f"{self._env}: {error}.") from None
+            if type(error).__name__ == DEPRECATED and _names(error, self._env):
+                raise ConfigurationError(f"{self._env}: {str(error).rstrip('.')}.") from None
             raise
 
     def make(
@@ -166,6 +169,12 @@ class ChildFactory:
             with closed_on_error([made]):
                 pettingzoo.check_kind(made.kind, kind, self.name)
         return made
+
+
+def _names(error: RaisedInChild, env: str) -> bool:
+    """Return whether an error is about the registered id `env`, not about one that it makes."""
+    name = env.rpartition(":")[2].rpartition("-v")[0].rpartition("/")[2]
+    return bool(name) and name in str(error)
 
 
 def _wrong_keyword(error: RaisedInChild, given: set[str], env: str) -> str:

@@ -26,8 +26,11 @@ def command(options: Options, output: Output) -> int:
         raise ConfigurationError("No name given: pass NAME. Example: gymwire keygen alice")
     with naming(options, "name"):
         keys.check_name(options.name)
-    with naming(options, "dir"):
+    try:
         secret_path, public_path = keys.generate(options.name, options.dir)
+    except ConfigurationError as error:
+        with naming(options, "name" if isinstance(error, keys.KeyExists) else "dir"):
+            raise
     public = keys.load(secret_path).public
     identity = keys.identity(public)
     role = options.role or ("broker" if options.name == "broker" else "agent")

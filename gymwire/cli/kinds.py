@@ -131,6 +131,19 @@ def address(text: str) -> str:
     return str(parse_address(text))
 
 
+def offered_address(text: str) -> str:
+    """Return an address to offer. Raises AddressError, which explains the order of arguments."""
+    from gymwire.protocol.errors import AddressError
+
+    try:
+        return address(text)
+    except AddressError as error:
+        raise AddressError(
+            f"{error} The address comes first, then the environment: gymwire serve cartpole "
+            f"CartPole-v1."
+        ) from None
+
+
 def host_and_port(text: str) -> tuple[str, int]:
     """Return the host and the port of HOST:PORT or [IPv6]:PORT. Raises ValueError."""
     host, colon, port = text.rpartition(":")
@@ -180,6 +193,7 @@ BIND_URL = Kind("URL", bind_url)
 HOST_AND_PORT = Kind("host and port", host_and_port)
 DIRECT = Kind("host, never or URL", direct, choices=(WITHIN_HOST, NEVER))
 ADDRESS = Kind("address", address)
+OFFERED_ADDRESS = Kind("address", offered_address)
 JSON_OBJECT = Kind("JSON object", json_object)
 FILE = Kind("file", Path, completes="file")
 FOLDER = Kind("folder", Path, completes="dir")

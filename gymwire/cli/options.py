@@ -27,7 +27,7 @@ OPTIONS = (
     # --- what to serve or to use ------------------------------------------------------------------
     Option(
         keyword="address",
-        kind=kinds.ADDRESS,
+        kind=kinds.OFFERED_ADDRESS,
         commands=("serve",),
         metavar="ADDRESS",
         help="the address to offer, such as lab/cartpole",

@@ -42,10 +42,12 @@ def command(options: Options, output: Output) -> int:
     try:
         modes = [str(each) for each in env.metadata.get("render_modes") or []]
         if mode is not None and mode not in modes:
+            has_video = options.render and video.MODE in modes
+            hint = f" Use --video FILE{video.SUFFIX} to record a video." if has_video else ""
             raise ConfigurationError(
                 f"{'--render' if options.render else '--video'} needs an environment with the "
                 f"render mode {mode}; {options.address} offers "
-                f"{printable(', '.join(modes)) or 'no render mode'}."
+                f"{printable(', '.join(modes)) or 'no render mode'}.{hint}"
             )
         if getattr(env, "is_recorded", False):
             output.say(f"The operator of {options.address} records this session.")

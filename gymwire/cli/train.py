@@ -209,8 +209,15 @@ def _keep(
         training.save(training.path)
         kept.append(
             f"The learner is saved in {training.path}. Play with it: "
-            f"{_play_command(options, training.path)}"
+            f"{_command(options, 'run', '--policy', str(training.path))}"
         )
+        left = options.steps - int(result.rewards.size)
+        if left > 0:
+            path = str(training.path)
+            more = ["--load", path, "--save", path, "--steps", str(left)]
+            if "--num-envs" in options.origins.values():
+                more += ["--num-envs", str(options.num_envs)]
+            kept.append(f"Continue the training with: {_command(options, 'train', *more)}")
         output.result(saved=str(training.path))
     if options.plot is not None:
         report.plot(result, training.learner, options.plot, address=str(options.address), seed=seed)
@@ -218,9 +225,9 @@ def _keep(
         output.result(plot=str(options.plot))
 
 
-def _play_command(options: Options, path: Path) -> str:
-    """Return the command that plays what was saved, in the same environment."""
-    words = ["gymwire", "run", str(options.address), "--policy", str(path)]
+def _command(options: Options, name: str, *more: str) -> str:
+    """Return a command with these options that uses the same environment."""
+    words = ["gymwire", name, str(options.address), *more]
     for option, value in (
         ("--env-kwargs", json.dumps(options.env_kwargs)),
         ("--broker", options.broker),

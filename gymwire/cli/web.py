@@ -51,7 +51,8 @@ def command(options: Options, output: Output) -> int:
         if not visitors and not is_local(f"tcp://{f'[{host}]' if ':' in host else host}:{port}"):
             raise ConfigurationError(
                 f"Refusing to listen at {host} without tokens: anyone who reaches this port could "
-                f"use and offer environments. Give --token-file FILE (docs/security.md shows one)."
+                f"use and offer environments. Give --token-file FILE with a table [token.NAME] for "
+                f"each user."
             )
         listener = server.listen(host, port)
     access = Access(visitors, tokens.Visitor("this host", key), options.origin)

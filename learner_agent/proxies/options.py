@@ -23,6 +23,8 @@ from gymwire.protocol.security.keys import KeyPair
 
 T = TypeVar("T")
 
+LISTED = "`gymwire ls` lists the addresses on offer."
+
 INHERITED_CONNECTIONS: list[BrokerConnection] = []
 """Connections of a parent process. A forked child must neither use nor close them: it keeps them
 here, so that they are not collected."""
@@ -65,11 +67,11 @@ class ProxyOptions:
             raise ConfigurationError(
                 f"A remote environment cannot open a window on this machine. {self.HUMAN_HINT}"
             )
-        address = _resolve(self.address, "GYMWIRE_ADDRESS", "", parse_address)
+        address = _resolve(self.address, "GYMWIRE_ADDRESS", "", _check_address)
         if not address:
             raise ConfigurationError(
                 "No address given. Pass one, such as ProxyEnv('cartpole'), or set "
-                "GYMWIRE_ADDRESS. `gymwire ls` lists the addresses on offer."
+                f"GYMWIRE_ADDRESS. {LISTED}"
             )
         broker = broker_url(self.broker)
         if self.on_lost not in self.ON_LOST:
@@ -234,6 +236,14 @@ def _resolve(value: str, variable: str, default: str, check: Callable[[str], obj
     except AddressError as error:
         raise AddressError(f"In the environment variable {variable}: {error}") from None
     return found
+
+
+def _check_address(text: str) -> None:
+    """Raise AddressError if this is not an address, and say what lists those on offer."""
+    try:
+        parse_address(text)
+    except AddressError as error:
+        raise AddressError(f"{error} {LISTED}") from None
 
 
 def _check_seconds(name: str, value: object, least: float = 0.0) -> None:

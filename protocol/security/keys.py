@@ -36,6 +36,10 @@ class KeyPair:
     secret: bytes = field(repr=False)
 
 
+class KeyExists(ConfigurationError):
+    """There is a key with this name already."""
+
+
 class Credentials(NamedTuple):
     """An agent's own key pair and the broker's public key, or neither."""
 
@@ -55,11 +59,11 @@ def credentials(
     key = key or os.environ.get("GYMWIRE_KEY") or None
     broker_key = broker_key or os.environ.get("GYMWIRE_BROKER_KEY") or None
     if (key is None) != (broker_key is None):
-        missing = "broker's public key (--broker-key, GYMWIRE_BROKER_KEY)"
+        missing = "the broker's public key (--broker-key, GYMWIRE_BROKER_KEY)"
         if key is None:
-            missing = "own key (--key, GYMWIRE_KEY)"
+            missing = "your own key (--key, GYMWIRE_KEY)"
         raise ConfigurationError(
-            f"Keys work in pairs, and the {missing} is missing. `gymwire keygen NAME` creates a "
+            f"Keys work in pairs, and {missing} is missing. `gymwire keygen NAME` creates a "
             f"key; the broker's operator has the broker's .pub file."
         )
     if key is None or broker_key is None:
@@ -87,7 +91,7 @@ def generate(name: str, folder: Path) -> tuple[Path, Path]:
     """Write a new key pair to `name.key` (secret, mode 0600) and `name.pub`; return both paths.
 
     If a call was killed between the two files, this one writes the missing `name.pub`. Raises
-    ConfigurationError if either file exists otherwise.
+    KeyExists if either file exists otherwise, and ConfigurationError if it cannot write them.
     """
     check_name(name)
     try:
@@ -100,7 +104,7 @@ def generate(name: str, folder: Path) -> tuple[Path, Path]:
             with contextlib.suppress(OSError):
                 unfinished.unlink()
     if public_path.exists():
-        raise ConfigurationError(f"{public_path} exists: {_KEPT}")
+        raise KeyExists(f"{public_path} exists: {_KEPT}")
     pair = _left_without_public_file(secret_path)
     is_unfinished = pair is not None
     if pair is None:
@@ -138,7 +142,7 @@ def _left_without_public_file(path: Path) -> KeyPair | None:
     except FileNotFoundError:
         return None
     except (ConfigurationError, OSError):
-        raise ConfigurationError(f"{path} exists: {_KEPT}") from None
+        raise KeyExists(f"{path} exists: {_KEPT}") from None
 
 
 def _write_new(path: Path, text: str, mode: int) -> None:
@@ -147,7 +151,7 @@ def _write_new(path: Path, text: str, mode: int) -> None:
         if not _write_unnamed(path, text, mode):
             _write_named(path, text, mode)
     except FileExistsError:
-        raise ConfigurationError(f"{path} exists: {_KEPT}") from None
+        raise KeyExists(f"{path} exists: {_KEPT}") from None
     except OSError as error:
         raise ConfigurationError(f"Cannot write {path}: {error.strerror}.") from None
 

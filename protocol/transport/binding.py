@@ -123,7 +123,7 @@ def _warn_unlimited() -> None:
     logs.logger().warning(
         "receive queues unlimited",
         why="this system has no packet filter for sockets (SO_ATTACH_FILTER), without which a "
-        "limit would not be safe: limit the memory of this process (docs/security.md)",
+        "limit would not be safe: limit the memory of this process",
     )
 
 

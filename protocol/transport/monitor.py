@@ -117,7 +117,7 @@ class Monitor:
             if key is None:
                 return (
                     "it uses keys, and this side does not. Give --key and --broker-key (key= and "
-                    "broker_key=), as docs/security.md shows."
+                    "broker_key=); `gymwire keygen NAME` creates a key."
                 )
             return (
                 "it does not use keys, and this side does. Start it with --key, or use no keys "
@@ -137,8 +137,8 @@ class Monitor:
         if self._key is None:
             return (
                 "it closes each handshake. If it uses keys, give --key and --broker-key (key= and "
-                "broker_key=), as docs/security.md shows. Otherwise, it is not a broker, or its "
-                "host is overloaded."
+                "broker_key=); `gymwire keygen NAME` creates a key. Otherwise, it is not a broker, "
+                "or its host is overloaded."
             )
         return (
             "it closes each handshake. Either its public key is not the one given as --broker-key "

@@ -1115,6 +1115,26 @@ def test_the_log_notes_offers_and_sessions(broker: Broker) -> None:
     assert broker.now == LONG_AFTER_START
 
 
+@pytest.mark.parametrize("says_bye", [True, False])
+def test_the_log_notes_each_session_that_is_lost_with_its_env_agent(
+    broker: Broker, says_bye: bool
+) -> None:
+    env, learner = broker.env(), broker.learner()
+    broker.open(learner)
+    broker.open(learner, nonce=b"m" * 16)
+    broker.core.take_notes()
+    if says_bye:
+        broker.say(env, Bye())
+    else:
+        broker.core.unreachable(env, broker.now)
+        broker.expire(GRACE_S)
+    notes = broker.core.take_notes()
+    assert [note.event for note in notes] == ["session lost", "session lost", "agent left"]
+    assert len({note.facts["session"] for note in notes[:2]}) == 2
+    why = "has stopped" if says_bye else "is gone"
+    assert all(why in str(note.facts["why"]) for note in notes)
+
+
 def test_an_agent_leaves_with_the_last_of_its_loops_that_offer_anything(broker: Broker) -> None:
     loops = [broker.env(b"\x01%d" % i, "a", "b", agent=b"x" * 16) for i in range(3)]
     broker.env(ENV2, "a")

@@ -85,6 +85,15 @@ def test_the_help_of_a_command_has_one_or_two_examples_that_can_be_read(
         ("broker --policy x.toml", "gymwire broker: --policy: A policy needs keys"),
         ("broker --key nowhere.key", "gymwire broker: --key: There is no key file at nowhere.key"),
         ("broker --log-level loud", "gymwire broker: --log-level: expected one of debug, info"),
+        (
+            "serve CartPole-v1 cartpole",
+            (
+                "gymwire serve: ADDRESS: 'CartPole-v1' is not an address: use lower-case letters, "
+                "digits and . _ - in parts joined by /, such as 'cartpole' or 'lab/price-market' "
+                "(at most 128 characters). The address comes first, then the environment: gymwire "
+                "serve cartpole CartPole-v1."
+            ),
+        ),
         ("serve", "gymwire serve: Nothing to serve: pass ADDRESS and ENV, or --config FILE."),
         ("serve cartpole", "gymwire serve: No environment given for cartpole: pass ADDRESS and"),
         ("serve a Nope-v0", "gymwire serve: ENV: There is no environment 'Nope-v0'"),
@@ -290,6 +299,14 @@ def test_serve_takes_address_and_environment_as_arguments() -> None:
 
 
 # --- keygen ---------------------------------------------------------------------------------------
+
+
+def test_an_existing_key_is_the_fault_of_its_name(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["keygen", "alice", "--dir", str(tmp_path)]
+    assert [main(words), main(words)] == [0, 2]
+    assert capsys.readouterr().err.startswith(f"gymwire keygen: NAME: {tmp_path}/alice.pub exists")
 
 
 def test_keygen_says_what_each_role_does_with_its_public_key(

@@ -250,6 +250,18 @@ def test_infos_of_a_vector_that_are_not_a_dict_are_the_environments_fault(
     assert "The infos of a vector must be a dict" in error.text
 
 
+def test_an_attribute_that_is_missing_is_no_warning(log: list[Any]) -> None:
+    """`hasattr` at the learner asks so, as Gymnasium's checker does for `np_random`."""
+    client = Client(SessionHost([Service("odd", Factory("odd:Odd", Odd), exposed=("no",))]))
+    client.open()
+    assert client.error(Call("get", "no")).code == Code.ENVIRONMENT_FAILED
+    assert [entry for entry in log if entry["log_level"] == "warning"] == []
+    client.error(Call("call", "no"))
+    raised = [entry["request"] for entry in log if entry["log_level"] == "warning"]
+    assert raised == ["CALL"]
+    close_all(client.host)
+
+
 def test_an_unserializable_info_is_opaque_and_logged_once(stepping: Client, log: list[Any]) -> None:
     for _ in range(3):
         percept = stepping.ask(Act("bad info"))

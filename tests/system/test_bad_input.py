@@ -82,7 +82,9 @@ def test_a_malformed_url_is_an_error_with_an_example(url: str) -> None:
 
 @pytest.mark.parametrize("address", ["Cart Pole", "/cartpole", "cartpole/", "a" * 200])
 def test_an_invalid_address_is_an_error_with_an_example(broker: str, address: str) -> None:
-    with pytest.raises(AddressError, match=r"is not an address: use lower-case letters"):
+    with pytest.raises(
+        AddressError, match=r"is not an address: use lower-case letters.*`gymwire ls`"
+    ):
         ProxyEnv(address, broker)
 
 

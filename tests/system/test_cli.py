@@ -185,7 +185,7 @@ def test_json_contains_the_error(broker: str) -> None:
         ),
         (["train", "--load", "nowhere.npz"], 2, "--load: Cannot read nowhere.npz"),
         (["check"], 2, "ADDRESS"),
-        (["run", "cartpole", "--render"], 2, "cartpole offers human, rgb_array"),
+        (["run", "cartpole", "--render"], 2, "human, rgb_array. Use --video FILE.mp4"),
     ],
 )
 def test_an_error_is_one_line_and_a_status(

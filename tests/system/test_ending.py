@@ -157,6 +157,22 @@ def test_ctrl_c_ends_what_still_drains(
         assert agent.wait() == 0
 
 
+@pytest.mark.parametrize(
+    ("number", "what"), [(signal.SIGINT, "ends now"), (signal.SIGTERM, "may continue")]
+)
+def test_the_log_says_what_becomes_of_a_session_between_two_requests(
+    started: Programs, tmp_path: Path, number: signal.Signals, what: str
+) -> None:
+    _, url = started.broker()
+    agent = serve(started, url, tmp_path / "gate", "never", "--grace", "60")
+    with ProxyEnv("gated", url) as env:
+        env.reset(seed=1)
+        agent.process.send_signal(number)
+        running = agent.wait_for("stopping")["running"]
+        assert running == [f"a session between two requests, which {what}"]
+    assert agent.wait() == 0
+
+
 @pytest.mark.parametrize("workers", WORKERS)
 def test_signals_to_all_processes_of_a_job_let_it_drain(
     started: Programs, tmp_path: Path, workers: tuple[str, ...]

@@ -339,6 +339,26 @@ def test_no_command_is_a_usage_error(clone: Clone) -> None:
     assert clone.installations == []
 
 
+def test_an_unknown_command_is_named(clone: Clone) -> None:
+    put_program(clone, "gymwire", '[ "$1" = serve ]')
+    clone.run("true")
+    done = clone.run("srve", "x")
+    assert done.returncode == 127
+    assert done.stderr.startswith("gymwire: there is no command 'srve' in ")
+    assert "Did you mean" not in done.stderr
+
+
+def test_a_command_of_gymwire_without_gymwire_gets_a_suggestion(clone: Clone) -> None:
+    put_program(clone, "gymwire", '[ "$1" = serve ]')
+    clone.run("true")
+    done = clone.run("serve", "cartpole", "CartPole-v1")
+    assert done.returncode == 127
+    assert "there is no command 'serve' in " in done.stderr
+    suggestion = f"Did you mean: {clone.root / 'run'} gymwire serve cartpole CartPole-v1\n"
+    assert done.stderr.endswith(suggestion)
+    assert done.stderr.count("\n") == 1
+
+
 def test_the_script_is_executable_posix_shell() -> None:
     assert os.access(SCRIPT, os.X_OK)
     assert SCRIPT.read_text().startswith("#!/bin/sh\n")

@@ -661,6 +661,7 @@ def test_what_is_not_there_is_told_with_what_to_do(python: str, tmp_path: Path) 
     ("name", "why"),
     [
         ("CartPol-v1", "there is no 'CartPol-v1' there: .*CartPole.* Check the spelling"),
+        ("Taxi-v2", r"Taxi-v2: .* deprecated. Please use `Taxi-v\d+` instead\.$"),
         ("tests.plain_envs:Plan", "there is no 'Plan' there"),
         ("NoGame/Pong-v5", "there is no 'NoGame/Pong-v5' there: Namespace NoGame not found"),
     ],

@@ -151,6 +151,22 @@ def test_only_the_allowed_bytes_of_a_large_file_are_read(tmp_path: Path) -> None
         load(path)
 
 
+@pytest.mark.parametrize(
+    ("given", "missing"),
+    [
+        ({"broker_key": "b.pub"}, r"your own key \(--key, GYMWIRE_KEY\)"),
+        ({"key": "a.key"}, r"the broker's public key \(--broker-key, GYMWIRE_BROKER_KEY\)"),
+    ],
+)
+def test_one_key_of_a_pair_is_an_error_that_names_the_other(
+    monkeypatch: pytest.MonkeyPatch, given: dict[str, str], missing: str
+) -> None:
+    monkeypatch.delenv("GYMWIRE_KEY", raising=False)
+    monkeypatch.delenv("GYMWIRE_BROKER_KEY", raising=False)
+    with pytest.raises(ConfigurationError, match=f"work in pairs, and {missing} is missing"):
+        keys.credentials(**given)
+
+
 def test_an_empty_file_of_a_killed_keygen_does_not_block_the_name(tmp_path: Path) -> None:
     (tmp_path / "a.key").touch(0o600)
     secret, public = generate("a", tmp_path)
