@@ -154,8 +154,9 @@ def _open_one(
         url, pids = stack.enter_context(
             service(env, path, env_kwargs=env_kwargs, slots=8 + idle, options=options)
         )
-        for _ in range(idle):
-            stack.enter_context(ProxyEnv("it", url, direct="never"))
+        for _ in range(idle):  # on connections of their own, as those of other learners
+            connection = stack.enter_context(contextlib.closing(BrokerConnection(url)))
+            stack.enter_context(ProxyEnv("it", direct="never", connection=connection))
         with on_host_of(path):
             proxy = stack.enter_context(ProxyEnv("it", url, direct=_direct(path)))
         yield Running(stepper(proxy), pids)

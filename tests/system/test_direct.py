@@ -497,8 +497,9 @@ def test_a_learner_with_a_wrong_nonce_is_refused(url: str, scheme: str) -> None:
 
 def test_a_frame_for_anothers_session_is_refused(url: str) -> None:
     with (
+        contextlib.closing(BrokerConnection(url)) as connection,
         ProxyEnv("located-d", url, direct="always") as mine,
-        ProxyEnv("located-d", url, direct="always") as others,
+        ProxyEnv("located-d", direct="always", connection=connection) as others,
     ):
         for env in (mine, others):
             env.reset()
