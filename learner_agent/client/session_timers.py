@@ -69,26 +69,19 @@ class SessionTimers:
         Raises BrokerUnreachable if it has been silent for too long towards one of `awaited`. The
         next call waits as long again, whichever sessions it waits for.
         """
-        pauses = now < self._next_at
-        if pauses and not isinstance(awaited, tuple):
+        repeats = Repeats()
+        if now < self._next_at:
+            for session in awaited if isinstance(awaited, tuple) else ():
+                self._tick(session, now, repeats, sessions, awaited)
             return
-        repeats, ordered, first = Repeats(), list(awaited if pauses else sessions), None
+        ordered, first = list(sessions), None
         checks_all = now >= self._check_all_at
         for place in (*range(self._first, len(ordered)), *range(min(self._first, len(ordered)))):
-            session = ordered[place]
-            try:
-                session.tick(now, repeats)
-            except BrokerUnreachable:
-                if session in awaited:
-                    self._renew(sessions, now)
-                    raise
-                session.exchange.keep_waiting(now)  # the caller does not wait for it
+            self._tick(ordered[place], now, repeats, ordered, awaited)
             if repeats.left <= 0:
                 first = place if first is None else first
                 if not checks_all:
                     break
-        if pauses:
-            return
         pause_s = repeats.pause_s
         if first is None:
             pause_s = max(pause_s, timers_pause(self._clock() - now))
@@ -98,8 +91,22 @@ class SessionTimers:
         if len(ordered) > MANY:
             self._next_at = now + min(pause_s, self._check_every_s)
 
-    def _renew(self, sessions: Collection[RemoteSession], now: float) -> None:
-        """Count the silence for all sessions that are in use from now."""
-        for session in sessions:
-            if not session.closed:
+    def _tick(
+        self,
+        session: RemoteSession,
+        now: float,
+        repeats: Repeats,
+        sessions: Collection[RemoteSession],
+        awaited: Iterable[object],
+    ) -> None:
+        """Run the timers of one session. Raises BrokerUnreachable if it is one of `awaited`."""
+        try:
+            session.tick(now, repeats)
+        except BrokerUnreachable:
+            if session not in awaited:
                 session.exchange.keep_waiting(now)
+                return
+            for one in sessions:  # the silence counts anew for all that are in use
+                if not one.closed:
+                    one.exchange.keep_waiting(now)
+            raise

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable
 from functools import wraps
 from types import CodeType, FrameType
-from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.threads import is_elsewhere, is_on_stack, wait_while
@@ -114,21 +114,20 @@ _KEPT = "_attribute_error"
 
 def is_used_elsewhere(calls: Undoable) -> bool:
     """Return whether another thread is in a call of this proxy."""
-
-    def is_such(frame: FrameType) -> bool:
-        return frame.f_code in _CALLS and frame.f_locals["self"].undoable.shared is calls.shared
-
-    return is_elsewhere(is_such)
+    return is_elsewhere(lambda frame: _is_call(frame, calls.shared))
 
 
-def is_in_call(calls: object) -> bool:
-    """Return whether this thread is in a call of a proxy, also in its constructor."""
+def is_in_call(owner: object) -> bool:
+    """Return whether this thread is in a call of a proxy, or in a method of its owner."""
+    last = sys._getframe(1)  # noqa: SLF001 - public but for its name
+    return is_on_stack(
+        last, lambda frame: frame.f_locals.get("self") is owner or _is_call(frame, owner)
+    )
 
-    def is_such(frame: FrameType) -> bool:
-        owner: Any = frame.f_locals.get("self")
-        return owner is calls or (frame.f_code in _CALLS and owner.undoable.shared is calls)
 
-    return is_on_stack(sys._getframe(1), is_such)  # noqa: SLF001 - public but for its name
+def _is_call(frame: FrameType, shared: object) -> bool:
+    """Return whether a frame is a call of the proxy whose calls use `shared`."""
+    return frame.f_code in _CALLS and frame.f_locals["self"].undoable.shared is shared
 
 
 def check_alone(calls: Undoable) -> None:

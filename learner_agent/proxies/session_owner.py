@@ -111,15 +111,14 @@ class SessionOwner:
             wait_s: how long to wait for a free slot, in seconds; None: as long as the option says.
             prepare: called with the session before it is used.
         """
-        made = None
+        held = self._share
         former = self.__dict__.get("session")
         known: frozenset[int] | None = None
         try:
             if connection is None:
-                made = share(self.options)
-                connection = made.connection
+                held = share(self.options)
+                connection = held.connection
             known = connection.sids
-            held = made or self._share
             if held is not None:
                 connection.use.caller = self
                 wait_s = self.options.wait_s if wait_s is None else wait_s
@@ -132,10 +131,10 @@ class SessionOwner:
                 former.paths.close_direct()  # its env agent may be alive
         except BaseException:
             used = self.__dict__.get("session")
-            is_closed = made is not None and self._share is not made and made.end()
+            is_closed = held is not None and held is not self._share and held.end()
             if connection is not None and known is not None and not is_closed:
                 connection.close_others(known if used is None else known | {used.sid})
-                if self._share is not None or made is not None:  # others may keep it unused
+                if held is not None:  # others may keep it unused
                     with contextlib.suppress(GymwireError):
                         connection.close_given_up()
             raise
