@@ -37,7 +37,7 @@ def wrap(env: gymnasium.Env[Any, Any], wrappers: Sequence[Wrapper]) -> gymnasium
     """
     for one in wrappers:
         with closed_on_error([env]):
-            wrapped = one.make(env, **one.kwargs)
+            wrapped = _wrapped(env, one)
             is_env = isinstance(wrapped, gymnasium.Env)
             if not is_env and pettingzoo.kind_of(wrapped) not in MULTI_AGENT:
                 raise ConfigurationError(
@@ -45,3 +45,15 @@ def wrap(env: gymnasium.Env[Any, Any], wrappers: Sequence[Wrapper]) -> gymnasium
                 )
         env = wrapped
     return env
+
+
+def _wrapped(env: gymnasium.Env[Any, Any], by: Wrapper) -> Any:
+    try:
+        return by.make(env, **by.kwargs)
+    except TypeError as error:
+        if error.__traceback__ is None or error.__traceback__.tb_next is not None:
+            raise  # not by the call itself
+        raise ConfigurationError(
+            f"--wrap {by.name} does not take these arguments: {error}. Its keyword arguments "
+            f"follow the name as JSON."
+        ) from None

@@ -13,6 +13,7 @@ from gymnasium.wrappers import FlattenObservation, FrameStackObservation
 
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.env_agent.factory import resolve_wrapper
+from gymwire.env_agent.wrappers import Wrapper, wrap
 from gymwire.errors import AttributeDenied, ConfigurationError, EnvironmentFailed
 from tests.processes import programs
 from tests.registering_envs import Pool, Walk, Walks
@@ -159,8 +160,20 @@ def test_a_wrapper_that_cannot_be_used_is_named(text: str, fault: str) -> None:
         resolve_wrapper(text)
 
 
-def test_a_wrapper_that_returns_no_environment_is_named() -> None:
-    from gymwire.env_agent.wrappers import Wrapper, wrap
+def test_a_wrapper_with_an_unknown_keyword_is_named() -> None:
+    wrapper = resolve_wrapper('gymnasium.wrappers:FrameStackObservation{"size":4}')
+    with pytest.raises(ConfigurationError, match=r"FrameStackObservation does not .* 'size'"):
+        wrap(Walk(), [wrapper])
 
+
+def test_a_type_error_of_a_wrapper_itself_is_raised_as_it_is() -> None:
+    def add(env: object) -> object:
+        return len(env)  # type: ignore[arg-type]
+
+    with pytest.raises(TypeError, match="has no len"):
+        wrap(Walk(), [Wrapper("x:y", add, {})])
+
+
+def test_a_wrapper_that_returns_no_environment_is_named() -> None:
     with pytest.raises(ConfigurationError, match="--wrap x:y returned int"):
         wrap(Walk(), [Wrapper("x:y", lambda env: 3, {})])
