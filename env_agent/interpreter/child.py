@@ -613,7 +613,7 @@ def _make_registered_vector(
     kwargs.update(num_envs=num_envs, vectorization_mode="vector_entry_point")
     if render_mode is not None:
         kwargs["render_mode"] = render_mode
-    facts = {"is_registered": True, "takes_num_envs": True, "refused": None}
+    facts: dict[str, Any] = {"is_registered": True, "takes_num_envs": True, "refused": None}
     if "autoreset_mode" in names or others:
         try:
             more = {"autoreset_mode": _autoreset_mode(mode)}

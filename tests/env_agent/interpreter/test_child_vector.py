@@ -72,7 +72,7 @@ def assert_same_result(vectors: Sequence[Runner], act: Callable[[Runner], Any]) 
 
     `act` returns the result of `reset` or `step`.
     """
-    sent = []
+    sent: list[Any] = []
     for one in vectors:
         *values, infos = act(one)
         if len(values) > 1:  # of a reset, the runner has done this
@@ -80,7 +80,7 @@ def assert_same_result(vectors: Sequence[Runner], act: Callable[[Runner], Any]) 
         converted, opaque, reports = convert([*values, infos], root="values")
         kinds = [(path, kind.rpartition(".")[2], became) for path, kind, became in reports]
         sent.append((decode(encode(converted)), opaque, kinds))
-    assert_same(*sent)
+    assert_same(sent[0], sent[1])
 
 
 def assert_same_course(here: Any, there: Any, *, seed: Any = 3) -> None:
