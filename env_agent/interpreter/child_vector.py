@@ -36,6 +36,7 @@ class OwnVector(ChildEnv):
         is_registered: whether it is of the class that is registered with an id.
         takes_num_envs: whether its maker has a parameter for their number.
         refused: what its maker raised when it was told the mode, as the process reports it.
+        has_get_attr: whether it has `get_attr` and `set_attr`, as vectors of single environments.
     """
 
     kinds: ClassVar[tuple[str, ...]] = (child.VECTOR,)
@@ -89,7 +90,9 @@ class AdaptedOwnVector(RunsElsewhere, vectors.AdaptedVector):
     def __getattr__(self, name: str) -> Any:
         if name == "_env":
             raise AttributeError(name)
-        if name in _PER_ENV and self._env.has_get_attr:
+        if name in _PER_ENV:
+            if not self._env.has_get_attr:
+                raise AttributeError(name)
             return getattr(self._env, name)
         try:
             return self._env.get_wrapper_attr(name)
