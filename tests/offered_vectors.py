@@ -305,6 +305,14 @@ def make_frames(num_envs: int, **kwargs: Any) -> Frames:
     return Frames(num_envs, **kwargs)
 
 
+def make_undeclared(num_envs: int) -> Frames:
+    """Make a vector without a mode, but another one has written its own into their metadata."""
+    made = Frames(num_envs)
+    del made.autoreset_mode
+    Frames(num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+    return made
+
+
 def make_next_step_frames(num_envs: int, **kwargs: Any) -> NextStepFrames:
     """Make a vector of a class that does not know all keyword arguments."""
     return NextStepFrames(num_envs, **kwargs)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import structlog
 from gymnasium.spaces import Box, MultiDiscrete
-from gymnasium.vector import AutoresetMode
+from gymnasium.vector import AutoresetMode, VectorEnv
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.description import describe
@@ -47,6 +47,15 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
 def python(request: pytest.FixtureRequest, bare_python: str) -> str:
     """Every interpreter that there is."""
     return OTHERS.get(request.param, bare_python)
+
+
+@pytest.fixture(autouse=True)
+def _shared_metadata_restored() -> Iterator[None]:
+    """Some vectors write into the metadata that all vectors share."""
+    shared = dict(VectorEnv.metadata)
+    yield
+    VectorEnv.metadata.clear()
+    VectorEnv.metadata.update(shared)
 
 
 @pytest.fixture
@@ -108,6 +117,7 @@ def assert_same_course(here: Any, there: Any, *, seed: Any = 3) -> None:
         (f"{VECTORS}:tests/Frames-v0", 2, DISABLED),
         (f"{VECTORS}:tests/MadeFrames-v0", 2, SAME_STEP),
         (f"{VECTORS}:tests/TextFrames-v0", 2, NEXT_STEP),
+        (f"{VECTORS}:make_undeclared", 2, NEXT_STEP),
         ("CartPole-v1", 3, NEXT_STEP),
     ],
 )
@@ -237,7 +247,7 @@ def test_generators_are_read_and_set(make: Make, env: str) -> None:
     given = [generators.describe(np.random.default_rng(n)) for n in (8, 9)]
     for again in ((), (True,)):
         for one in both:
-            one.access(Call("set", "np_random", [given, *again], {}))
+            one.access(Call("set", "np_random", (given, *again), {}))
         assert_same(*[one.read_generator() for one in both])
         assert both[1].read_generator() != states[1]
         assert_same_result(both, methodcaller("reset", None, None))
