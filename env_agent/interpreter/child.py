@@ -615,14 +615,15 @@ def _make_registered_vector(
         kwargs["render_mode"] = render_mode
     facts: dict[str, Any] = {"is_registered": True, "takes_num_envs": True, "refused": None}
     if "autoreset_mode" in names or others:
+        pid = os.getpid()
         try:
-            more = {"autoreset_mode": _autoreset_mode(mode)}
-            return registration.make_vec(name, **more, **kwargs), facts
+            more = dict(kwargs, autoreset_mode=_autoreset_mode(mode))
+            return registration.make_vec(name, **more), facts
         except Exception as error:  # it may take the mode in another form, or have only one
+            if os.getpid() != pid or not ("autoreset_mode" in names or type(error) is TypeError):
+                raise
             if "autoreset_mode" in names:
                 facts["refused"] = _told(error)
-            elif not isinstance(error, TypeError):
-                raise
     return registration.make_vec(name, **kwargs), facts
 
 

@@ -20,6 +20,7 @@ Request = tuple[int, str | None, bool]
 """How many environments a vector shall have, in which autoreset mode (None: any), and whether the
 class or factory is known to make vectors."""
 ONE: Request = (1, None, False)
+MAX_NUM_ENVS = 1 << 20  # that a process may name: the batched spaces take memory for each
 _NUMBERS = (np.float64, np.bool_, np.bool_)  # of rewards, terminations and truncations
 _PER_ENV = ("get_attr", "set_attr")
 
@@ -44,6 +45,8 @@ class OwnVector(ChildEnv):
     def _read(self, facts: Any, name: str, given: Mapping[str, Space[Any]]) -> None:
         super()._read(facts, name, given)
         self.num_envs = int(facts["num_envs"])
+        if not 0 < self.num_envs <= MAX_NUM_ENVS:
+            raise ValueError(f"{self.num_envs} environments")
         for one in child.SPACES:
             root = f"single_{one}"
             single = given[one] if one in given else built(root, facts[root], name)
