@@ -296,17 +296,15 @@ def _joined(infos: list[Any]) -> Any:
 def test_a_hand_written_vector_there_is_the_same_to_the_bit(
     broker: str, mode: AutoresetMode
 ) -> None:
-    modes = {"env_kwargs": {"autoreset_mode": mode.value}, "autoreset_mode": mode}
-    remotes = [ProxyVectorEnv(one, 3, broker, **modes) for one in ("walkers", "there-walkers")]
-    here, there = remotes
+    here = ProxyVectorEnv("walkers", 3, broker, autoreset_mode=mode)
+    there = ProxyVectorEnv("there-walkers", 3, broker, autoreset_mode=mode)
     with here, there:
         assert here.metadata == there.metadata
         assert_same_course(here, there, there.action_space)
         assert_same(here.reset(seed=[4, 5, 6]), there.reset(seed=[4, 5, 6]))
         if mode is not AutoresetMode.SAME_STEP:
-            mask = np.array([True, False, True])
-            resets = [one.reset(options={"reset_mask": mask.copy()}) for one in remotes]
-            assert_same(*resets)
+            options = {"reset_mask": np.array([True, False, True])}
+            assert_same(here.reset(options=dict(options)), there.reset(options=dict(options)))
 
 
 @pytest.mark.parametrize("address", ["two", "there-two"])
