@@ -44,9 +44,9 @@ class OwnVector(ChildEnv):
 
     def _read(self, facts: Any, name: str, given: Mapping[str, Space[Any]]) -> None:
         super()._read(facts, name, given)
-        self.num_envs = int(facts["num_envs"])
-        if not 0 < self.num_envs <= MAX_NUM_ENVS:
-            raise ValueError(f"{self.num_envs} environments")
+        self.num_envs = facts["num_envs"]
+        if type(self.num_envs) is not int or not 0 < self.num_envs <= MAX_NUM_ENVS:
+            raise ValueError(f"it has {self.num_envs!r:.100} environments")
         for one in child.SPACES:
             root = f"single_{one}"
             single = given[one] if one in given else built(root, facts[root], name)

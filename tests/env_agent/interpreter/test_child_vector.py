@@ -21,10 +21,11 @@ from gymwire.env_agent.factory import resolve
 from gymwire.env_agent.interpreter import child, child_spaces
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
+from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.interpreter.child_vector import AdaptedOwnVector
 from gymwire.env_agent.runners.runner import Runner
 from gymwire.protocol import generators
-from gymwire.protocol.errors import ConfigurationError
+from gymwire.protocol.errors import ConfigurationError, DecodingError
 from gymwire.protocol.messages import Call
 from gymwire.protocol.values import convert, decode, encode
 from tests.interpreters import bare, others
@@ -330,6 +331,29 @@ class Given:
 
     observation_space = Box(-5, 5, (3,), np.float64)
     action_space = Box(-2, 2, (2,), np.float32)
+
+
+@pytest.mark.parametrize("num_envs", [0, -1, 2**40, 2.0, float("inf"), "two", None, True])
+def test_a_wrong_number_of_environments_is_malformed(
+    make: Make, num_envs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = ChildProcess.make
+
+    def lie(process: ChildProcess, *args: Any) -> Any:
+        return {**original(process, *args), "num_envs": num_envs}
+
+    monkeypatch.setattr(ChildProcess, "make", lie)
+    with pytest.raises(DecodingError, match=r"describes its environment wrongly: it has .* env"):
+        make(there(f"{VECTORS}:Walkers"), 2, NEXT_STEP)
+
+
+def test_malformed_attributes_end_the_session(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = make(there(f"{VECTORS}:make_sync"), 2, NEXT_STEP)
+    assert vector.get_attr("gravity") == (9.8, 9.8)
+    monkeypatch.setattr(vector._env, "_call", lambda *_: 5)
+    with pytest.raises(EnvironmentGone, match="broke the protocol: it sent 5 as attributes"):
+        vector.get_attr("gravity")
+    assert why_gone(vector)
 
 
 def test_bounds_that_are_all_equal_are_sent_as_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
