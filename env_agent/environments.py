@@ -151,9 +151,12 @@ class Environments:
         spare = self._spares.pop(service.address, None) if uses_spare else None
         if spare is not None:
             is_default = num_envs == 0 and request.render_mode is None and not request.env_kwargs
-            is_default &= not service.watch_modes
-            is_default &= getattr(spare.env, "kind", EnvKind.ENV) == request.env_kind
-            if is_default and not isinstance(spare.env, VectorEnv) and not spare.lost:
+            is_default &= not service.watch_modes and not isinstance(spare.env, VectorEnv)
+            if (
+                is_default
+                and getattr(spare.env, "kind", EnvKind.ENV) == request.env_kind
+                and not spare.lost
+            ):
                 return spare
             self.close(spare, service.address)
         if request.render_mode is None and service.watch_modes:

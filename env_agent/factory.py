@@ -80,9 +80,7 @@ class Factory:
             with self._naming_keywords(merged):
                 return wrap(_make_registered(self.name, **merged), self.wrappers)
         if self.makes_vectors:
-            raise ConfigurationError(
-                f"{self.name} only makes vectors of environments. Open it with ProxyVectorEnv."
-            )
+            raise only_vectors(self.name)
         make = self.make_one
         if isinstance(make, pettingzoo.EnvModule):
             make = make.constructor(kind)
@@ -245,12 +243,6 @@ def _registered(
     wrappers: Sequence[Wrapper],
 ) -> Vector:
     kwargs.pop("vectorization_mode", None)
-    if wanted is VectorizeMode.ASYNC:
-        raise ConfigurationError(
-            'A remote vector cannot have vectorization_mode="async". Use "sync" or '
-            '"vector_entry_point"; for several processes, start the env agent with --workers and '
-            "open as many sessions."
-        )
     if wanted is _OWN:
         made = _own_vector(name, num_envs, mode, kwargs)
         if made.metadata["autoreset_mode"] == mode:
@@ -260,10 +252,29 @@ def _registered(
 
 
 def _wanted(name: str, kwargs: Mapping[str, Any], wrappers: Sequence[Wrapper]) -> VectorizeMode:
-    """Return how to make a vector of a registered environment. Raises ValueError."""
+    """Return how to make a vector of a registered environment, as `vectorize_mode` does."""
     own = gymnasium.spec(name).vector_entry_point
     default = _OWN if own and not wrappers else VectorizeMode.SYNC
-    return VectorizeMode(kwargs.get("vectorization_mode", default))
+    return vectorize_mode(kwargs.get("vectorization_mode", default))
+
+
+def vectorize_mode(text: str) -> VectorizeMode:
+    """Return a mode that a vector can have here. Raises ConfigurationError, and ValueError."""
+    wanted = VectorizeMode(text)
+    if wanted is VectorizeMode.ASYNC:
+        raise ConfigurationError(
+            'A remote vector cannot have vectorization_mode="async". Use "sync" or '
+            '"vector_entry_point"; for several processes, start the env agent with --workers and '
+            "open as many sessions."
+        )
+    return wanted
+
+
+def only_vectors(name: str) -> ConfigurationError:
+    """Return the error that a learner without `num_envs` gets."""
+    return ConfigurationError(
+        f"{name} only makes vectors of environments. Open it with ProxyVectorEnv."
+    )
 
 
 def _make_registered(name: str, **kwargs: Any) -> Env:
@@ -329,14 +340,10 @@ def _from_factory(
     if _takes(make, "num_envs") or _takes_any(make):
         kwargs["num_envs"] = num_envs
     made = vectors.adapt(make(**kwargs), name)
-    has = made.metadata["autoreset_mode"]
-    if mode is not None and (has != mode or made.num_envs != num_envs):
-        closing.close(made)
-        advice = "" if "num_envs" in kwargs else " Give the factory a parameter num_envs."
-        raise ConfigurationError(
-            f"{name} made {made.num_envs} environments with the autoreset mode {has.value!r}, but "
-            f"the learner requested {num_envs} with {mode.value!r}.{advice}"
-        )
+    if mode is not None:
+        with closed_on_error([made]):
+            takes_num_envs = "num_envs" in kwargs
+            vectors.check_request(made, name, num_envs, mode, takes_num_envs=takes_num_envs)
     return made
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import enum
+from functools import partial
 from typing import Any
 
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete, Space
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
@@ -129,6 +131,99 @@ def make_old_pool(num_envs: int = 1) -> OldPool:
     return OldPool(num_envs)
 
 
+class Mood(enum.Enum):
+    """Something that infos hold, and that is converted."""
+
+    GOOD = "good"
+
+
+class Walkers(VectorEnv[Any, Any, Any]):
+    """A hand-written vector with every autoreset mode. Episodes have lengths of chance."""
+
+    metadata: Any = {"render_modes": ["ansi"]}  # noqa: RUF012 - as in Gymnasium
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        render_mode: str | None = None,
+        gravity: float = 1.0,
+        autoreset_mode: AutoresetMode = AutoresetMode.NEXT_STEP,
+    ) -> None:
+        self.num_envs, self.render_mode, self.gravity = num_envs, render_mode, gravity
+        self.autoreset_mode = AutoresetMode(autoreset_mode)
+        self.metadata = {**self.metadata, "autoreset_mode": self.autoreset_mode}
+        self.single_observation_space = Box(-np.inf, np.inf, (3,), np.float64)
+        self.single_action_space = Box(-1.0, 1.0, (2,), np.float32)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._places = np.zeros((num_envs, 3))
+        self._ended = np.zeros(num_envs, np.bool_)
+
+    def _restart(self, which: Any) -> None:
+        self._places[which] = self.np_random.normal(size=(int(which.sum()), 3))
+        self._ended = self._ended & ~which
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Start all, or those of `reset_mask`; a list of seeds has one for each environment."""
+        super().reset(seed=seed[0] if isinstance(seed, list) else seed)
+        options = options or {}
+        self._restart(options.get("reset_mask", np.ones(self.num_envs, np.bool_)))
+        if isinstance(seed, list):
+            self._places[:, 0] = seed
+        return self._places, {"height": np.full(self.num_envs, options.get("height", 0.25))}
+
+    def step(self, actions: Any) -> Step:
+        """Step all, whatever an ended environment's action is."""
+        restarted = self._ended.copy()
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            self._restart(restarted)
+        moves = ~restarted
+        self._places[moves, :2] += actions[moves]
+        terminated, truncated = (self.np_random.random((2, self.num_envs)) < 0.25) & moves
+        rewards = (self.gravity * self._places[:, 1]).astype(np.float32)
+        numbers = np.arange(self.num_envs, dtype=np.int32)
+        infos: dict[str, Any] = {
+            "deep": {"numbers": numbers, "_numbers": moves, "deeper": {"place": self._places * 2}},
+            "mixed": np.array([Mood.GOOD, *[None] * (self.num_envs - 1)], object),
+            "transposed": np.asfortranarray(self._places),
+        }
+        self._ended = terminated | truncated
+        if self.autoreset_mode is AutoresetMode.SAME_STEP and self._ended.any():
+            final = np.full(self.num_envs, None, object)
+            for i in np.flatnonzero(self._ended):
+                final[i] = self._places[i].copy()
+            infos.update(final_obs=final, _final_obs=self._ended.copy())
+            self._restart(self._ended.copy())
+        return self._places, rewards, terminated, truncated, infos
+
+    def lift(self, by: float, *, which: int = 0) -> Any:
+        """Change a place; return all places."""
+        self._places[which, 2] += by
+        return self._places.copy()
+
+    def render(self) -> Any:
+        """Return texts."""
+        return tuple(f"{place[0]:.3f}" for place in self._places)
+
+
+def make_walkers(num_envs: int, **kwargs: Any) -> Walkers:
+    """Make as many as are requested, with gravity if it is given."""
+    return Walkers(num_envs, **kwargs)
+
+
+def make_mode_walkers(
+    num_envs: int, autoreset_mode: Any = AutoresetMode.NEXT_STEP, **kwargs: Any
+) -> Walkers:
+    """Make them in the requested mode, which is one of Gymnasium's."""
+    assert isinstance(autoreset_mode, AutoresetMode)
+    return Walkers(num_envs, autoreset_mode=autoreset_mode, **kwargs)
+
+
+def make_sync(num_envs: int) -> VectorEnv[Any, Any, Any]:
+    """Make Gymnasium's own vector of single environments."""
+    return SyncVectorEnv([partial(gymnasium.make, "CartPole-v1")] * num_envs)
+
+
 class Single(gymnasium.Env[Any, Any]):
     """The environment of the registered vectors below, which observe something else."""
 
@@ -208,6 +303,14 @@ class TextFrames(Frames):
 def make_frames(num_envs: int, **kwargs: Any) -> Frames:
     """Make a vector, with the autoreset mode among other keyword arguments."""
     return Frames(num_envs, **kwargs)
+
+
+def make_undeclared(num_envs: int) -> Frames:
+    """Make a vector without a mode, but another one has written its own into their metadata."""
+    made = Frames(num_envs)
+    del made.autoreset_mode
+    Frames(num_envs, autoreset_mode=AutoresetMode.SAME_STEP)
+    return made
 
 
 def make_next_step_frames(num_envs: int, **kwargs: Any) -> NextStepFrames:

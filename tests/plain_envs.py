@@ -375,3 +375,62 @@ class Unseedable:
     def step(self, action: Any) -> Any:
         """Say that a time limit was hit, but not that the episode has ended."""
         return 2, 0.5, False, {"TimeLimit.truncated": True}
+
+
+class Flock:
+    """A vector without any package: each bird flies where its action says, and lands at 3."""
+
+    metadata = {"autoreset_mode": "next-step"}  # noqa: RUF012 - as in gymnasium.Env
+    single_observation_space: Any = box(-9, 9, 2)
+    single_action_space: Any = Values(n=10, dtype="int64")
+
+    def __init__(self, num_envs: int = 1, ground: float = 0.5) -> None:
+        self.num_envs = num_envs
+        self.ground = ground
+        self.observation_space = box(-9, 9, num_envs, 2)
+        self.action_space = Values(nvec=[10] * num_envs, shape=(num_envs,), dtype="int64")
+        self.heights = [0] * num_envs
+
+    def _see(self) -> list[list[float]]:
+        return [[height, self.ground] for height in self.heights]
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        """Start; the info says what was given."""
+        first = (options or {}).get("first", 0)
+        self.heights = [first] * self.num_envs
+        return self._see(), {"seed": seed, "birds": {"pid": os.getpid()}}
+
+    def step(self, actions: Any) -> Any:
+        """Step all; 9 ends the process, 8 raises."""
+        if 9 in actions:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if 8 in actions:
+            raise Peculiar("eight is not to my taste")
+        landed = [height >= 3 for height in self.heights]
+        self.heights = [
+            0 if ends else height + int(action)
+            for height, ends, action in zip(self.heights, landed, actions)
+        ]
+        no = [False] * self.num_envs
+        infos = {
+            "kinds": [type(action).__name__ for action in actions],
+            "batch": type(actions).__name__,
+        }
+        return self._see(), [float(a) for a in actions], [h >= 3 for h in self.heights], no, infos
+
+    def average(self, weight: float) -> float:
+        """Return a number."""
+        return weight * sum(self.heights) / self.num_envs
+
+    def render(self) -> list[str]:
+        """Show the heights."""
+        return [str(height) for height in self.heights]
+
+    def close(self) -> None:
+        """Say so."""
+        sys.stdout.write("the flock is gone\n")
+
+
+def make_flock(num_envs: int = 1, **kwargs: Any) -> Flock:
+    """Make a vector, as a factory does."""
+    return Flock(num_envs, **kwargs)

@@ -74,6 +74,7 @@ IMPURE = {
     "env_agent/interpreter/child_env.py": "runs an environment in a process",
     "env_agent/interpreter/child_factory.py": "starts processes",
     "env_agent/interpreter/child_process.py": "starts a process and waits for it",
+    "env_agent/interpreter/child_vector.py": "runs a vector in a process",
     "env_agent/interpreter/process_watch.py": "starts processes and logs what they print",
     "env_agent/jobs.py": "runs environments and logs bugs",
     "env_agent/lifecycle.py": "opens and logs sessions",
@@ -178,8 +179,8 @@ ZMQ = {
 
 MAX_CLASS_LINES, MAX_MODULE_LINES = 300, 400
 # One file, because it runs in interpreters without gymwire: it packs, reads spaces, and runs
-# environments with one agent or several.
-LARGER = {"env_agent/interpreter/child.py": 825}
+# environments with one agent or several, and vectors.
+LARGER = {"env_agent/interpreter/child.py": 947}
 
 
 class Import(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import structlog
@@ -28,6 +28,8 @@ class AdaptedVector(VectorEnv[Any, Any, Any]):
         mode: its autoreset mode.
     """
 
+    _is_made = False
+
     def __init__(self, env: Any, mode: AutoresetMode) -> None:
         self._env = env
         self.num_envs = int(env.num_envs)
@@ -35,15 +37,20 @@ class AdaptedVector(VectorEnv[Any, Any, Any]):
         self.render_mode = getattr(env, "render_mode", None)
         spec = getattr(env, "spec", None)
         self.spec = spec if isinstance(spec, EnvSpec) else None
-        self.single_observation_space, self.observation_space = self._spaces("observation_space")
-        self.single_action_space, self.action_space = self._spaces("action_space")
+        self.single_observation_space, self.observation_space = spaces_of(env, "observation_space")
+        self.single_action_space, self.action_space = spaces_of(env, "action_space")
         vars(self)["step"] = env.step
+        self._is_made = True
 
-    def _spaces(self, name: str) -> tuple[Space[Any], Space[Any]]:
-        """Return the spaces of one environment and of the vector. EnvPool has only the former."""
-        batched = getattr(self._env, name)
-        single = getattr(self._env, f"single_{name}", batched)
-        return single, batch_space(single, self.num_envs) if batched == single else batched
+    def __setattr__(self, name: str, value: Any) -> None:
+        # What a learner sets is an attribute of the wrapped vector.
+        if not self._is_made or isinstance(getattr(type(self), name, None), property):
+            super().__setattr__(name, value)
+        else:
+            self._set(name, value)
+
+    def _set(self, name: str, value: Any) -> None:
+        setattr(self._env, name, value)
 
     def reset(self, *, seed: Any = None, options: dict[str, Any] | None = None) -> Any:
         """Reset all environments. Some vectors take no seed, and some no options."""
@@ -67,6 +74,11 @@ class AdaptedVector(VectorEnv[Any, Any, Any]):
     def np_random(self, value: Any) -> None:
         self._env.np_random = value
 
+    @property
+    def np_random_seed(self) -> Any:
+        """The seed of this generator."""
+        return self._env.np_random_seed
+
     def __getattr__(self, name: str) -> Any:
         # Called for names that Python does not find, also while __init__ has not finished.
         if name == "_env":
@@ -74,12 +86,21 @@ class AdaptedVector(VectorEnv[Any, Any, Any]):
         return getattr(self._env, name)
 
 
+def spaces_of(env: Any, name: str) -> tuple[Space[Any], Space[Any]]:
+    """Return the spaces of one environment and of the vector. EnvPool has only the former."""
+    batched = getattr(env, name)
+    single = getattr(env, f"single_{name}", batched)
+    return single, batch_space(single, int(env.num_envs)) if batched == single else batched
+
+
 def is_vector(made: object) -> bool:
     """Return whether a factory returned a vector; some, such as EnvPool's, also are an Env."""
     return isinstance(made, VectorEnv)
 
 
-def adapt(made: Any, name: str) -> VectorEnv[Any, Any, Any]:
+def adapt(
+    made: Any, name: str, adapted: Callable[[Any, AutoresetMode], AdaptedVector] = AdaptedVector
+) -> VectorEnv[Any, Any, Any]:
     """Return a vector with an autoreset mode that it declares, or that is assumed.
 
     If this raises, what the factory returned is closed.
@@ -87,15 +108,24 @@ def adapt(made: Any, name: str) -> VectorEnv[Any, Any, Any]:
     Args:
         made: what the factory returned.
         name: the factory's name.
+        adapted: wraps a vector that is not as Gymnasium expects it.
 
     Raises:
         ConfigurationError: it is not a vector, or returns only some of its environments.
     """
     with closed_on_error([made]):
-        return _adapted(made, name)
+        mode = _mode(made, name)
+        is_usual = isinstance(made, VectorEnv) and isinstance(made.spec, EnvSpec | None)
+        single = getattr(made, "single_observation_space", None)
+        if not is_usual or made.observation_space == single:
+            return adapted(made, mode)
+        # Some classes write the mode of their last vector into the dict that all vectors share.
+        made.metadata = {**made.metadata, "autoreset_mode": mode}
+        return made  # type: ignore[no-any-return]
 
 
-def _adapted(made: Any, name: str) -> VectorEnv[Any, Any, Any]:
+def _mode(made: Any, name: str) -> AutoresetMode:
+    """Return the autoreset mode of a vector. Raises ConfigurationError, as `adapt` does."""
     needed = ("num_envs", "observation_space", "action_space", "reset", "step", "close")
     if not all(hasattr(made, one) for one in needed):
         raise ConfigurationError(
@@ -116,12 +146,25 @@ def _adapted(made: Any, name: str) -> VectorEnv[Any, Any, Any]:
         structlog.get_logger().warning(
             "vector environment declares no autoreset mode", env=name, assumed=mode.value
         )
-    is_usual = isinstance(made, VectorEnv) and isinstance(made.spec, EnvSpec | None)
-    if not is_usual or made.observation_space == getattr(made, "single_observation_space", None):
-        return AdaptedVector(made, mode)
-    # Some classes write the mode of their last vector into the dict that all vectors share.
-    made.metadata = {**made.metadata, "autoreset_mode": mode}
-    return made  # type: ignore[no-any-return]
+    return mode
+
+
+def check_request(
+    made: VectorEnv[Any, Any, Any],
+    name: str,
+    num_envs: int,
+    mode: AutoresetMode,
+    *,
+    takes_num_envs: bool,
+) -> None:
+    """Raise ConfigurationError if a factory has made another vector than the learner requested."""
+    has = made.metadata["autoreset_mode"]
+    if has != mode or made.num_envs != num_envs:
+        advice = "" if takes_num_envs else " Give the factory a parameter num_envs."
+        raise ConfigurationError(
+            f"{name} made {made.num_envs} environments with the autoreset mode {has.value!r}, but "
+            f"the learner requested {num_envs} with {mode.value!r}.{advice}"
+        )
 
 
 def declared_mode(made: Any) -> AutoresetMode | None:

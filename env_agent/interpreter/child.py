@@ -402,6 +402,7 @@ _ATTRIBUTES = (
     "n", "nvec", "low", "high", "shape", "start", "bounded_below", "bounded_above", "min_length",
     "max_length", "characters", "character_list", "stack", "sort_keys",
 )  # fmt: skip
+_BOUNDS = ("low", "high", "bounded_below", "bounded_above")
 _INSIDE = ("feature_space", "node_space", "edge_space")
 
 
@@ -409,6 +410,8 @@ def read_space(space: Any) -> list[dict[str, Any]]:
     """Return the attributes of a space that determine its kind, then those inside it."""
     kind = type(space)
     found = {name: getattr(space, name) for name in _ATTRIBUTES if hasattr(space, name)}
+    if found.get("shape"):
+        found.update((name, _one_if_equal(found[name])) for name in _BOUNDS if name in found)
     found["class"] = f"{kind.__module__}.{kind.__name__}"
     dtype = getattr(space, "dtype", None)
     if dtype is not None:
@@ -422,6 +425,13 @@ def read_space(space: Any) -> list[dict[str, Any]]:
         found.update((name, True) for name in names)
     found["inside"] = len(inside)
     return [found, *(one for child in inside for one in read_space(child))]
+
+
+def _one_if_equal(bounds: Any) -> Any:
+    """Return one number for bounds that are all the same, as a vector's of large images are."""
+    if np is None or type(bounds) is not np.ndarray or bounds.dtype.kind not in "biuf":
+        return bounds
+    return bounds.flat[0] if bounds.size and (bounds == bounds.flat[0]).all() else bounds
 
 
 # --- environments ---------------------------------------------------------------------------------
@@ -540,9 +550,87 @@ def _make_registered(target: str, render_mode: str | None, kwargs: dict[str, Any
     )
 
 
+# --- vectors of their own -------------------------------------------------------------------------
+
+
+def _vector_classes() -> tuple[Any, ...]:
+    return _classes("VectorEnv", ".vector")
+
+
+def makes_vectors(target: Any) -> bool:
+    """Return whether this is a class of vectors, or a function with a parameter `num_envs`.
+
+    An environment of Gymnasium or gym may have such a parameter, too.
+    """
+    if inspect.isclass(target):
+        if issubclass(target, _vector_classes()):
+            return True
+        if issubclass(target, _classes("Env")):
+            return False
+    return callable(target) and "num_envs" in _parameters(target)[0]
+
+
+def make_vector(
+    target: Any, render_mode: str | None, kwargs: dict[str, Any], num_envs: int, mode: str | None
+) -> tuple[Any, dict[str, Any] | None]:
+    """Make a vector, in this autoreset mode if there is a choice.
+
+    Also return what the env agent must know: whether this is the class that is registered with an
+    id, whether the maker takes `num_envs`, and why it refused the mode, if it did. None: there is
+    no vector class for an id.
+    """
+    if isinstance(target, str):
+        return _make_registered_vector(target, render_mode, kwargs, num_envs, mode)
+    names, others = _parameters(target)
+    if mode is not None and "autoreset_mode" in names:
+        kwargs["autoreset_mode"] = _autoreset_mode(mode)
+    takes_num_envs = "num_envs" in names or others
+    if takes_num_envs:
+        kwargs["num_envs"] = num_envs
+    facts = {"is_registered": False, "takes_num_envs": takes_num_envs, "refused": None}
+    return make(target, render_mode, kwargs), facts
+
+
+def _autoreset_mode(text: str | None) -> Any:
+    modes: Any = getattr(sys.modules.get("gymnasium.vector"), "AutoresetMode", None)
+    return text if modes is None else modes(text)
+
+
+def _make_registered_vector(
+    name: str, render_mode: str | None, kwargs: dict[str, Any], num_envs: int, mode: str | None
+) -> tuple[Any, dict[str, Any] | None]:
+    """Make a vector of the class that is registered with an id, as `factory.py` does."""
+    try:
+        registration: Any = importlib.import_module("gymnasium.envs.registration")
+    except ImportError:
+        return None, None
+    entry = getattr(registration.registry.get(name), "vector_entry_point", None)
+    if entry is None or not hasattr(registration, "VectorizeMode"):  # before gymnasium 1.0
+        return None, None
+    if isinstance(entry, str):
+        entry = registration.load_env_creator(entry)
+    names, others = _parameters(entry)
+    kwargs.update(num_envs=num_envs, vectorization_mode="vector_entry_point")
+    if render_mode is not None:
+        kwargs["render_mode"] = render_mode
+    facts: dict[str, Any] = {"is_registered": True, "takes_num_envs": True, "refused": None}
+    if "autoreset_mode" in names or others:
+        pid = os.getpid()
+        try:
+            more = dict(kwargs, autoreset_mode=_autoreset_mode(mode))
+            return registration.make_vec(name, **more), facts
+        except Exception as error:  # it may take the mode in another form, or have only one
+            if os.getpid() != pid or not ("autoreset_mode" in names or type(error) is TypeError):
+                raise
+            if "autoreset_mode" in names:
+                facts["refused"] = _told(error)
+    return registration.make_vec(name, **kwargs), facts
+
+
 # --- environments with several agents (PettingZoo) ------------------------------------------------
 
 ENV, PARALLEL, AEC = "env", "parallel", "aec"  # one agent; all act at once, or one after another
+VECTOR = "vector"  # a vector that the environment's own library makes
 
 
 def kind_of(made: Any) -> str:
@@ -794,9 +882,9 @@ def five_results(result: Any) -> Any:
     return observation, reward, bool(done) and not is_cut, bool(done) and is_cut, info
 
 
-def _space_classes() -> tuple[Any, ...]:
-    """Return the base classes of spaces of Gymnasium and old gym, as far as they are used."""
-    found = [getattr(sys.modules.get(name), "Space", None) for name in ("gymnasium", "gym")]
+def _classes(name: str, module: str = "") -> tuple[Any, ...]:
+    """Return the classes of this name of Gymnasium and old gym, as far as they are used."""
+    found = [getattr(sys.modules.get(one + module), name, None) for one in ("gymnasium", "gym")]
     return tuple(one for one in found if isinstance(one, type))
 
 
@@ -892,6 +980,14 @@ class Hosted:
         if self._asks_for_info:
             given["return_info"] = True
         result = settled(self.env.reset(**given))
+        self._check_spaces()
+        is_pair = type(result) is tuple and len(result) == 2 and isinstance(result[1], Mapping)
+        may_be_seen = hasattr(self._spaces["observation_space"], "spaces")
+        if is_pair and (self._reset_takes["seed"] or not may_be_seen):
+            return result
+        return result, {}
+
+    def _check_spaces(self) -> None:
         for name in self._used:
             space, known = getattr(self.env, name, None), self._spaces[name]
             if space is not known and pack(read_space(space)) != pack(self._facts[name]):
@@ -899,11 +995,6 @@ class Hosted:
                     f"The {name} has changed since this session was opened. The environment must "
                     f"set its spaces in the constructor."
                 )
-        is_pair = type(result) is tuple and len(result) == 2 and isinstance(result[1], Mapping)
-        may_be_seen = hasattr(self._spaces["observation_space"], "spaces")
-        if is_pair and (self._reset_takes["seed"] or not may_be_seen):
-            return result
-        return result, {}
 
     def render(self) -> Any:
         """Return what the environment renders."""
@@ -927,12 +1018,15 @@ class Hosted:
 
     def get(self, name: str) -> list[Any]:
         """Return an attribute: its kind ("value", "generator", "space" or "method"), and itself."""
-        found = self._find(name)
+        return self._described(name, self._find(name))
+
+    @staticmethod
+    def _described(name: str, found: Any) -> list[Any]:
         if callable(found):
             return ["method"]
         if name == "np_random" and hasattr(type(found), "bit_generator"):
             return ["generator", dict(found.bit_generator.state)]
-        if isinstance(found, _space_classes()):
+        if isinstance(found, _classes("Space")):
             return ["space", read_space(found)]
         return ["value", found]
 
@@ -946,10 +1040,7 @@ class Hosted:
 
     def set(self, name: str, value: Any) -> None:
         """Set an attribute; a generator is its state."""
-        if name == "np_random":
-            bits = getattr(np.random, value["bit_generator"])()
-            bits.state = value
-            value = np.random.Generator(bits)
+        value = self._given(name, value)
         if hasattr(self.env, "set_wrapper_attr"):
             self.env.set_wrapper_attr(name, value)
             return
@@ -957,6 +1048,14 @@ class Hosted:
             setattr(self._holder(name), name, value)
         except AttributeError:
             setattr(getattr(self.env, "unwrapped", self.env), name, value)
+
+    @staticmethod
+    def _given(name: str, value: Any) -> Any:
+        if name != "np_random":
+            return value
+        bits = getattr(np.random, value["bit_generator"])()
+        bits.state = value
+        return np.random.Generator(bits)
 
     def call(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call a method."""
@@ -967,6 +1066,59 @@ class Hosted:
         close = getattr(self.env, "close", None)
         if close is not None:
             settled(close())
+
+
+class HostedOwnVector(Hosted):
+    """A vector that a library or the user's own code makes."""
+
+    def __init__(self, env: Any, render_mode: str | None, given: Any) -> None:
+        for name in (*SPACES, "num_envs", "reset", "step", "close"):
+            if not hasattr(env, name):
+                raise TypeError(
+                    f"The class or factory made a {type(env).__name__}, which is not a vector: it "
+                    f"has no {name!r}."
+                )
+        super().__init__(env, render_mode, given)
+
+    def facts(self) -> dict[str, Any]:
+        """Return what the env agent must know, as attributes."""
+        env, facts = self.env, super().facts()
+        for name in SPACES:
+            space = getattr(env, "single_" + name, self._spaces[name])
+            facts["single_" + name] = read_space(space)
+        if any(getattr(env, "metadata", None) is one.metadata for one in _vector_classes()):
+            facts["metadata"].pop("autoreset_mode", None)  # another vector's, as in `vectors.py`
+        config = getattr(env, "config", None)
+        batch_size = config.get("batch_size") if isinstance(config, Mapping) else None
+        mode = getattr(env, "autoreset_mode", None)
+        facts.update(kind=VECTOR, num_envs=int(env.num_envs), autoreset_mode=mode)
+        facts.update(batch_size=batch_size, has_get_attr=hasattr(env, "get_attr"))
+        return facts
+
+    def step(self, action: Any) -> Any:
+        """Step all environments."""
+        return settled(self.env.step(action))
+
+    def reset(self, seed: Any, options: Any) -> Any:
+        """Reset all environments, with the arguments that the env agent's own vectors get."""
+        is_usual = isinstance(self.env, _vector_classes())
+        given = {
+            name: value
+            for name, value in (("seed", seed), ("options", options))
+            if value is not None or (is_usual and self._reset_takes[name])
+        }
+        result = settled(self.env.reset(**given))
+        self._check_spaces()
+        return result
+
+    def get_attr(self, name: str) -> list[Any]:
+        """Return an attribute of each environment, as `get` does."""
+        return [self._described(name, one) for one in self.env.get_attr(name)]
+
+    def set_attr(self, name: str, values: Any) -> None:
+        """Set an attribute of each environment."""
+        is_each = name == "np_random" and isinstance(values, (list, tuple))
+        self.env.set_attr(name, [self._given(name, one) for one in values] if is_each else values)
 
 
 # --- the process ----------------------------------------------------------------------------------
@@ -1035,7 +1187,14 @@ class Child:
                 raise
             return RAISED, pack(_told(error))
 
-    def _make(self, index: int, name: str, mode: Any, kwargs: bytes, kind: str, given: Any) -> Any:
+    def _make(
+        self, index: int, name: str, mode: Any, kwargs: bytes, kind: str, given: Any, vector: Any
+    ) -> Any:
+        """Make an environment, or a vector if that is what the class or factory makes.
+
+        `vector`: the number of environments, the autoreset mode (None: any), and whether the
+        class or factory is known to make vectors.
+        """
         global np
         if name not in self._targets:
             target = self._targets[name] = load(name)
@@ -1046,15 +1205,28 @@ class Child:
                 REWARDS[np.float64] = 1
             except ImportError:
                 np = None
-        made = make(self._targets[name], mode, unpack(kwargs), kind)
+        made, facts, target = None, None, self._targets[name]
+        num_envs, autoreset, is_known = vector
+        if is_known or makes_vectors(target) or (isinstance(target, str) and autoreset):
+            made, facts = make_vector(target, mode, unpack(kwargs), num_envs, autoreset)
+        if facts is None:
+            made = make(target, mode, unpack(kwargs), kind)
+        if facts is not None or isinstance(made, _vector_classes()):
+            env: Any = HostedOwnVector(made, mode, given)
+        else:
+            env = self._hosted(made, mode, kind, given)
+        self._envs[index] = env
+        return dict(env.facts(), uses_numpy=self._uses_numpy, **(facts or {}))
+
+    @staticmethod
+    def _hosted(made: Any, mode: Any, kind: str, given: Any) -> Hosted:
         inner = getattr(made, "unwrapped", made)  # wrappers of gymnasium 0.29 warn when asked
         is_of_dm_env = hasattr(inner, "observation_spec") and hasattr(inner, "action_spec")
         made = converted(DmEnv(made) if is_of_dm_env else made, kind)
         has = kind_of(made)
         if has != ENV:
             made = (ParallelByAgent if has == PARALLEL else AECByAgent)(made, DictSpace)
-        env = self._envs[index] = Hosted(made, mode, given)
-        return dict(env.facts(), uses_numpy=self._uses_numpy)
+        return Hosted(made, mode, given)
 
 
 def _told(error: BaseException) -> list[str]:

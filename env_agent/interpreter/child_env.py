@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -17,7 +17,7 @@ from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.interpreter import child, child_spaces, child_values
 from gymwire.env_agent.interpreter.child import COMPACT, HEADER_SIZE, STEP
 from gymwire.env_agent.interpreter.child_process import ChildProcess
-from gymwire.protocol import generators, values
+from gymwire.protocol import generators
 from gymwire.protocol.errors import ConfigurationError, DecodingError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 
@@ -28,25 +28,23 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
     Args:
         process: the process.
         index: the number of the environment in it.
-        name: what to make there.
-        render_mode: the render mode to make it with.
-        kwargs: the keyword arguments to make it with.
+        facts: what the process said about the environment when it had made it.
+        name: what was made there.
         given: the spaces that the operator gives instead of the environment's.
-        kind: the kind to convert an environment with several agents to, if that is possible.
 
     Attributes:
         kind: its kind, see `EnvKind`.
     """
 
+    kinds: ClassVar[tuple[str, ...]] = (EnvKind.ENV, *MULTI_AGENT)
+
     def __init__(
         self,
         process: ChildProcess,
         index: int,
+        facts: Any,
         name: str,
-        render_mode: str | None,
-        kwargs: Mapping[str, Any],
         given: Mapping[str, Space[Any]],
-        kind: str = EnvKind.ENV,
     ) -> None:
         self._process = process
         self._index = index
@@ -54,29 +52,26 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
         self._tensors: set[str] = set()  # their types in observations and rewards, as reported
         self._has_numpy = True
         self._encode: Callable[[Any], bytes | None] = lambda action: None
-        packed = values.encode(dict(kwargs))
-        facts = process.make(index, name, render_mode, packed, kind, list(given))
         with closed_on_error([self]):
-            self._read(facts, name, given)
+            try:
+                self._read(facts, name, given)
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                raise DecodingError(
+                    f"The process describes its environment wrongly: {error}."
+                ) from None
             self._compile()
 
     def _read(self, facts: Any, name: str, given: Mapping[str, Space[Any]]) -> None:
-        try:
-            self.observation_space, self.action_space = (
-                given[one] if one in given else _built(one, facts[one], name)
-                for one in child.SPACES
-            )
-            self.metadata = _metadata(facts["metadata"])
-            self.render_mode = facts["render_mode"]
-            self.spec = _spec(facts["spec"])
-            self.kind = facts["kind"]
-            if self.kind not in (EnvKind.ENV, *MULTI_AGENT):
-                raise ValueError(f"unknown kind {self.kind!r:.100}")
-            self._has_numpy, self._uses_numpy = facts["has_numpy"], facts["uses_numpy"]
-        except (LookupError, TypeError, ValueError, AttributeError) as error:
-            raise DecodingError(
-                f"The process describes its environment wrongly: {error}."
-            ) from None
+        self.observation_space, self.action_space = (
+            given[one] if one in given else built(one, facts[one], name) for one in child.SPACES
+        )
+        self.metadata = _metadata(facts["metadata"])
+        self.render_mode = facts["render_mode"]
+        self.spec = _spec(facts["spec"])
+        self.kind = facts["kind"]
+        if self.kind not in self.kinds:
+            raise ValueError(f"unknown kind {self.kind!r:.100}")
+        self._has_numpy, self._uses_numpy = facts["has_numpy"], facts["uses_numpy"]
 
     def _compile(self) -> None:
         """Agree with the process on the compact form of steps."""
@@ -166,7 +161,10 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
 
     def get_wrapper_attr(self, name: str) -> Any:
         """Return an attribute; of a method, a function that calls it there."""
-        found = self._call("get", name)
+        return self._restored(name, self._call("get", name))
+
+    def _restored(self, name: str, found: Any) -> Any:
+        """Return the attribute that `Hosted.get` describes."""
         match found:
             case ["value", value]:
                 return value
@@ -218,7 +216,7 @@ class ChildVector(HostedVector):
         return super().step(actions)
 
 
-def _built(root: str, found: Any, name: str) -> Space[Any]:
+def built(root: str, found: Any, name: str) -> Space[Any]:
     """Return the space that the process describes."""
     try:
         return child_spaces.build(found, root)

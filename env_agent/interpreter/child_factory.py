@@ -5,21 +5,41 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from gymnasium import Space
+from gymnasium.envs.registration import VectorizeMode
 from gymnasium.vector import AutoresetMode
 
-from gymwire.env_agent.adapters import pettingzoo
+from gymwire.env_agent import closing
+from gymwire.env_agent.adapters import pettingzoo, vectors
 from gymwire.env_agent.closing import closed_on_error
-from gymwire.env_agent.factory import NO_ARGUMENTS, NO_RENDER_MODE, UNKNOWN_KEYWORD, look_up
+from gymwire.env_agent.factory import (
+    NO_ARGUMENTS,
+    NO_RENDER_MODE,
+    UNKNOWN_KEYWORD,
+    Env,
+    Vector,
+    look_up,
+    only_vectors,
+    vectorize_mode,
+)
 from gymwire.env_agent.failure_reports import CodeRaised, WrongKeywords
 from gymwire.env_agent.forks import end_if_forked
+from gymwire.env_agent.interpreter import child_errors
 from gymwire.env_agent.interpreter.child import NotFound
 from gymwire.env_agent.interpreter.child_env import ChildEnv, ChildVector
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_process import ChildProcess, check_version
+from gymwire.env_agent.interpreter.child_vector import (
+    ONE,
+    AdaptedOwnVector,
+    OwnVector,
+    Request,
+    make_in,
+)
 from gymwire.env_agent.interpreter.process_watch import ProcessWatch
 from gymwire.protocol.errors import ConfigurationError
 from gymwire.protocol.messages import EnvKind
@@ -31,13 +51,12 @@ _MISSING_KEYWORD = re.compile(
     r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'"
 )
 CHECK = "Check env_kwargs (--env-kwargs at the env agent)."
-MAKES_VECTORS = "needs the keyword argument 'num_envs'"
 _FILE = re.compile(r'^  File "(.*)", line', re.MULTILINE)
 # Where the constructor is called, and what comes behind the traceback of a cause.
 _CALLERS = "child.py", "registration.py"
 _MORE = re.compile(r"^(The above|During handling of the above) exception", re.MULTILINE)
 
-_Made = TypeVar("_Made", ChildEnv, ChildVector)
+_Made = TypeVar("_Made", bound=Env | Vector)
 
 
 class ChildFactory:
@@ -51,7 +70,6 @@ class ChildFactory:
         spaces: names an object here with the environment's spaces (`module:NAME`), or None.
     """
 
-    makes_vectors = False
     makes_elsewhere = True
 
     def __init__(
@@ -78,34 +96,41 @@ class ChildFactory:
             why = str(error).rstrip(".")
             raise ConfigurationError(f"--python {python}: {why}. Write the whole path.") from None
         self.kwargs = dict(kwargs)
+        self._makes_vectors = False  # as far as `make_first` knows
         self._spaces = {} if spaces is None else given_spaces(spaces)
         # The agents of a pool may have the file in different folders, as in `factory.resolve`.
         module, _, attribute = env.rpartition(":")
         self.name = f"{Path(module).stem}:{attribute}" if module.endswith(".py") else env
 
-    def make_first(self) -> ChildEnv:
-        """Make one environment to learn its spaces.
+    def make_first(self) -> Env | Vector:
+        """Make one environment to learn its spaces: a vector of one if it only makes vectors.
 
         Raises ConfigurationError, or what its constructor raises.
         """
         check_version(self.python)
         try:
-            return self._in_process(lambda process: self._make(process, 0, None, {}, None))
+            made = self._in_process(lambda process: self._make(process, None, {}, None))
         except RaisedInChild as error:
             if (type(error).__module__, type(error).__name__) == NOT_FOUND:
                 raise ConfigurationError(f"{self._env}: {error}.") from None
             if type(error).__name__ == DEPRECATED and _names(error, self._env):
                 raise ConfigurationError(f"{self._env}: {str(error).rstrip('.')}.") from None
             raise
+        if not isinstance(made, OwnVector):
+            return made
+        self._makes_vectors = True
+        return vectors.adapt(made, self.name, AdaptedOwnVector)
 
     def make(
         self, render_mode: str | None, kwargs: Mapping[str, Any], kind: str = EnvKind.ENV
     ) -> ChildEnv:
-        """Make one environment of this kind.
+        """Make one environment of this kind, but not a vector.
 
         Raises ConfigurationError, or what its constructor raises.
         """
-        return self._in_process(lambda process: self._make(process, 0, render_mode, kwargs, kind))
+        if self._makes_vectors:
+            raise only_vectors(self.name)
+        return self._in_process(lambda process: self._make(process, render_mode, kwargs, kind))
 
     def make_vector(
         self,
@@ -113,18 +138,32 @@ class ChildFactory:
         mode: AutoresetMode,
         render_mode: str | None,
         kwargs: Mapping[str, Any],
-    ) -> ChildVector:
-        """Make a vector of environments in one process; it raises what `make` raises."""
-        kwargs = {k: v for k, v in kwargs.items() if k != "vectorization_mode"}
+    ) -> Vector:
+        """Make a vector in one process as `Factory.make_vector` does; it raises what that raises.
 
-        def make(process: ChildProcess) -> ChildVector:
-            makers = [
-                lambda i=i: self._make(process, i, render_mode, kwargs, EnvKind.ENV)
-                for i in range(num_envs)
-            ]
-            vector = ChildVector(makers, mode)
-            vector.spec = vector.envs[0].spec
-            return vector
+        It consists of single environments unless the class or factory makes vectors, or a vector
+        class with this autoreset mode is registered with the id.
+        """
+        text = {**self.kwargs, **kwargs}.get("vectorization_mode", VectorizeMode.VECTOR_ENTRY_POINT)
+        wanted = None if vectorize_mode(text) is VectorizeMode.SYNC else mode.value
+
+        def make(process: ChildProcess) -> Vector:
+            make_one = partial(self._make, process, render_mode, kwargs, EnvKind.ENV)
+            first = make_one(0, (num_envs, wanted, self._makes_vectors))
+            if not isinstance(first, OwnVector):
+                later = [partial(make_one, i) for i in range(1, num_envs)]
+                return _of_single([lambda: first, *later], mode)
+            own = vectors.adapt(first, self.name, AdaptedOwnVector)
+            if not first.is_registered:
+                sized = first.takes_num_envs
+                vectors.check_request(own, self.name, num_envs, mode, takes_num_envs=sized)
+            elif own.metadata["autoreset_mode"] != mode:
+                if first.refused is not None:
+                    raise child_errors.build(first.refused)
+                made = _of_single([partial(make_one, i + 1) for i in range(num_envs)], mode)
+                closing.close(own, address=self._address)
+                return made
+            return own
 
         return self._in_process(make)
 
@@ -139,36 +178,39 @@ class ChildFactory:
     def _make(
         self,
         process: ChildProcess,
-        index: int,
         render_mode: str | None,
         kwargs: Mapping[str, Any],
         kind: str | None,
+        index: int = 0,
+        request: Request = ONE,
     ) -> ChildEnv:
         """Make an environment; `kind` None: of whatever kind it is."""
         merged = {**self.kwargs, **kwargs}
+        merged.pop("vectorization_mode", None)
+        known, spaces = kind or EnvKind.ENV, self._spaces
         try:
-            made = ChildEnv(
-                process, index, self._env, render_mode, merged, self._spaces, kind or EnvKind.ENV
-            )
+            made = make_in(process, index, self._env, render_mode, merged, spaces, known, request)
         except RaisedInChild as error:
             modes = set() if render_mode is None else {"render_mode"}
             wrong = _wrong_keyword(error, {*merged, *modes}, self._env)
             if not wrong:
                 raise
-            if wrong == MAKES_VECTORS:
-                raise ConfigurationError(
-                    f"{self.name} {wrong}: it makes vectors of its own. With --python, a vector "
-                    f"consists of single environments. Give a function that makes one of them, or "
-                    f"leave --python out."
-                ) from error
             # NO_RENDER_MODE already says what to do; an operator gets the env agent's advice.
             if wrong != NO_RENDER_MODE:
                 wrong += "." if kind is None else f". {CHECK}"
             raise WrongKeywords(f"{self.name} {wrong}") from error
-        if kind is not None:
+        if kind is not None and (not isinstance(made, OwnVector) or request is ONE):
             with closed_on_error([made]):
+                if isinstance(made, OwnVector):
+                    raise only_vectors(self.name)
                 pettingzoo.check_kind(made.kind, kind, self.name)
         return made
+
+
+def _of_single(makers: list[Callable[[], Any]], mode: AutoresetMode) -> ChildVector:
+    made = ChildVector(makers, mode)
+    made.spec = made.envs[0].spec
+    return made
 
 
 def _names(error: RaisedInChild, env: str) -> bool:

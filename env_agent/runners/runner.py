@@ -230,7 +230,9 @@ def _access_vector(env: Any, call: Call) -> Any:
         if call.mode == "set":
             value = call.args[0]
             if name == "np_random":  # a list of one state
-                if call.args[1:] == (True,) and generators.set_state(getattr(env, name), value[0]):
+                known = getattr(env, name) if call.args[1:] == (True,) else None
+                is_set = known is not None and generators.set_state(known, value[0])
+                if is_set and getattr(env, name) is known:  # not a copy
                     return None
                 value = generators.build(value[0])
             setattr(env, name, value)

@@ -202,13 +202,16 @@ def test_a_gymnasium_environment_equals_a_local_one(programs: Programs, path: st
         assert_same(env.render(), local.render())
         state = local.unwrapped.np_random.bit_generator.state
         assert env.np_random.bit_generator.state == state
-    with contextlib.closing(ProxyVectorEnv("cart", 3, url, direct=path)) as vector:
-        alike = gymnasium.make_vec("CartPole-v1", 3, vectorization_mode="sync")
-        assert_same(vector.reset(seed=5), alike.reset(seed=5))
-        alike.action_space.seed(1)
-        for _ in range(100):
-            actions = alike.action_space.sample()
-            assert_same(vector.step(actions), alike.step(actions))
+    for mode in ("sync", "vector_entry_point"):
+        alike = gymnasium.make_vec("CartPole-v1", 3, vectorization_mode=mode)
+        modes = {"vectorization_mode": mode}
+        vector = ProxyVectorEnv("cart", 3, url, direct=path, env_kwargs=modes)
+        with contextlib.closing(vector):
+            assert_same(vector.reset(seed=5), alike.reset(seed=5))
+            alike.action_space.seed(1)
+            for _ in range(100):
+                actions = alike.action_space.sample()
+                assert_same(vector.step(actions), alike.step(actions))
 
 
 def test_conversions_are_logged_and_refused_as_without_another_interpreter(
@@ -242,6 +245,31 @@ def test_conversions_are_logged_and_refused_as_without_another_interpreter(
     assert ("tests.rich_envs.Colour", "value") in logged[1]
     assert refused[0].replace("strict0", "strict1") == refused[1]
     assert 'info["enum"] is a tests.rich_envs.Colour, which cannot be serialized' in refused[1]
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_vector_of_its_own_without_any_package(
+    programs: Programs, python: str, path: str
+) -> None:
+    url = programs.broker()[1]
+    programs.env_agent(
+        *(url, "--address", "flock", "--env", "tests.plain_envs:make_flock", "--python", python),
+        *("--direct", "host", "--expose", "average"),
+    )
+    with contextlib.closing(ProxyVectorEnv("flock", 2, url, direct=path, wait_s=20.0)) as vector:
+        observations, infos = vector.reset(seed=[4, 5], options={"first": 1})
+        assert_same(observations, np.array([[1, 0.5], [1, 0.5]], np.float32))
+        assert infos["seed"] == [4, 5]
+        rewards = vector.step(np.array([0, 2]))[1]
+        assert_same(rewards, np.array([0.0, 2.0]))
+        assert vector.call("average", 2.0) == (4.0,)
+        with pytest.raises(EnvironmentFailed, match="eight is not to my taste") as caught:
+            vector.step(np.array([8, 0]))
+        assert caught.value.remote_type == "tests.plain_envs.Peculiar"
+        with pytest.raises(EnvironmentLost, match="SIGKILL"):
+            vector.step(np.array([9, 0]))
+        assert vector.reset(seed=1)[1]["birds"]["pid"] != infos["birds"]["pid"]
+        assert_same(vector.step(np.array([0, 1]))[1], np.array([0.0, 1.0]))
 
 
 def test_there_is_a_slot_for_each_processor(programs: Programs, python: str) -> None:

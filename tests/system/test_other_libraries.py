@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import itertools
 import pickle
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import closing
@@ -57,6 +58,7 @@ OFFERS = {
     "madeframes": "tests.offered_vectors:tests/MadeFrames-v0",
     "nextstepframes": "tests.offered_vectors:tests/NextStepFrames-v0",
     "madenextstepframes": "tests.offered_vectors:tests/MadeNextStepFrames-v0",
+    "walkers": "tests.offered_vectors:Walkers",
 }
 OFFERS["odd"] = "tests.offered_spaces:Odd"
 REAL = {
@@ -70,6 +72,11 @@ REAL = {
     "real-one": "pools.py:make_one",
 }
 PACKAGES = {"pools.py": "envpool"}
+THERE = "there-"  # before the address of one in a process with its own interpreter
+RUN_THERE = [
+    *("pool", "any-pool", "two", "old-pool", "slow-pool", "frames", "walkers"),
+    *("real-pool", "real-any-pool", "real-one", "pong"),
+]
 
 
 WRAPPED = """
@@ -95,6 +102,11 @@ def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         f'[[offer]]\naddress = "{a}"\nenv = "{e.replace("pools.py", str(folder / "pools.py"))}"\n'
         for a, e in {**OFFERS, **installed}.items()
     ]
+    offers += [
+        one.replace('address = "', f'address = "{THERE}') + f'python = "{sys.executable}"\n'
+        for one in offers
+        if one.partition('address = "')[2].partition('"')[0] in RUN_THERE
+    ]
     offers += [WRAPPED] if importlib.util.find_spec("minigrid") else []
     (folder / "offers.toml").write_text("".join(offers))
     with programs() as started:
@@ -115,6 +127,7 @@ def _advice_ignored() -> Iterator[None]:
 
 def require(address: str) -> None:
     """Skip unless the package is installed."""
+    address = address.removeprefix(THERE)
     if address in REAL:
         package = _package(REAL[address])
         pytest.importorskip(package, reason=f"{package} is not installed")
@@ -163,13 +176,14 @@ def test_a_vector_of_an_environment_with_a_module_is_the_same_to_the_bit(
 
 
 @pytest.mark.parametrize("mode", [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP])
-@pytest.mark.parametrize("address", ["frames", "madeframes", "pong"])
+@pytest.mark.parametrize("address", ["frames", "madeframes", "pong", "there-frames", "there-pong"])
 def test_a_registered_vector_class_gets_the_requested_autoreset_mode(
     broker: str, address: str, mode: AutoresetMode
 ) -> None:
     require(address)
-    name = {"frames": "tests/Frames-v0", "madeframes": "tests/MadeFrames-v0"}.get(address)
-    local = gymnasium.make_vec(name or REAL[address], 2, autoreset_mode=mode)
+    bare = address.removeprefix(THERE)
+    name = {"frames": "tests/Frames-v0", "madeframes": "tests/MadeFrames-v0"}.get(bare)
+    local = gymnasium.make_vec(name or REAL[bare], 2, autoreset_mode=mode)
     remote = ProxyVectorEnv(address, 2, broker, autoreset_mode=mode)
     with remote, closing(local):
         assert remote.metadata["autoreset_mode"] == mode
@@ -178,7 +192,9 @@ def test_a_registered_vector_class_gets_the_requested_autoreset_mode(
         assert_same_course(local, remote, local.action_space)
 
 
-@pytest.mark.parametrize("address", ["pool", "old-pool", "pong", "real-pool"])
+@pytest.mark.parametrize(
+    "address", ["pool", "old-pool", "pong", "real-pool", "there-pool", "there-real-pool"]
+)
 def test_infos_of_several_sessions_have_the_ids_of_the_whole_vector(
     broker: str, address: str
 ) -> None:
@@ -212,6 +228,7 @@ def test_the_failure_of_a_vector_class_is_reported(broker: str) -> None:
 
 
 def _local_pool(address: str, num_envs: int) -> Any:
+    address = address.removeprefix(THERE)
     if address in OFFERS:
         kind = offered_vectors.OldPool if address == "old-pool" else offered_vectors.Pool
         return kind(num_envs)
@@ -232,6 +249,9 @@ def _local_pool(address: str, num_envs: int) -> Any:
         ("real-pool", 4),
         ("real-any-pool", 4),
         ("real-one", 1),
+        *((f"{THERE}{address}", 2) for address in ("pool", "any-pool", "two", "old-pool")),
+        *((f"{THERE}{address}", 4) for address in ("real-pool", "real-any-pool")),
+        (f"{THERE}real-one", 1),
     ],
 )
 def test_a_vector_of_another_library_is_the_same_to_the_bit(
@@ -244,11 +264,11 @@ def test_a_vector_of_another_library_is_the_same_to_the_bit(
         assert remote.single_observation_space == local.observation_space
         assert remote.observation_space == batch_space(local.observation_space, num_envs)
         assert remote.action_space == batch_space(local.action_space, num_envs)
-        seed = None if address == "old-pool" else 11
+        seed = None if address.endswith("old-pool") else 11
         assert_same_course(local, remote, remote.action_space, seed=seed)
 
 
-@pytest.mark.parametrize("address", ["pool", "real-pool"])
+@pytest.mark.parametrize("address", ["pool", "real-pool", "there-pool", "there-real-pool"])
 def test_sessions_of_a_pool_are_joined_with_their_nested_infos(broker: str, address: str) -> None:
     require(address)
     parts = [_local_pool(address, 2), _local_pool(address, 1)]
@@ -272,26 +292,44 @@ def _joined(infos: list[Any]) -> Any:
     return np.concatenate(infos)
 
 
-def test_a_vector_of_another_size_is_refused_with_advice(broker: str) -> None:
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_a_hand_written_vector_there_is_the_same_to_the_bit(
+    broker: str, mode: AutoresetMode
+) -> None:
+    here = ProxyVectorEnv("walkers", 3, broker, autoreset_mode=mode)
+    there = ProxyVectorEnv("there-walkers", 3, broker, autoreset_mode=mode)
+    with here, there:
+        assert here.metadata == there.metadata
+        assert_same_course(here, there, there.action_space)
+        assert_same(here.reset(seed=[4, 5, 6]), there.reset(seed=[4, 5, 6]))
+        if mode is not AutoresetMode.SAME_STEP:
+            options = {"reset_mask": np.array([True, False, True])}
+            assert_same(here.reset(options=dict(options)), there.reset(options=dict(options)))
+
+
+@pytest.mark.parametrize("address", ["two", "there-two"])
+def test_a_vector_of_another_size_is_refused_with_advice(broker: str, address: str) -> None:
     with pytest.raises(EnvironmentFailed, match=r"made 2 .* requested 3 .*a parameter num_envs"):
-        ProxyVectorEnv("two", 3, broker)
+        ProxyVectorEnv(address, 3, broker)
     with pytest.raises(EnvironmentFailed, match="only makes vectors"):
-        ProxyEnv("two", broker)
+        ProxyEnv(address, broker)
 
 
 @pytest.mark.parametrize("sessions", [1, 2])
-def test_the_pictures_of_a_pool_are_an_array(broker: str, sessions: int) -> None:
-    with ProxyVectorEnv("pool", 2, broker, sessions=sessions) as remote:
+@pytest.mark.parametrize("address", ["pool", "there-pool"])
+def test_the_pictures_of_a_pool_are_an_array(broker: str, sessions: int, address: str) -> None:
+    with ProxyVectorEnv(address, 2, broker, sessions=sessions) as remote:
         remote.reset()
         remote.step(np.ones(2, np.int64))
         assert_same((np.full((2, 2, 3), 1, np.uint8),) * sessions, remote.render())
 
 
-def test_an_asynchronous_pool_is_refused_with_advice(broker: str) -> None:
+@pytest.mark.parametrize("address", ["slow-pool", "there-slow-pool"])
+def test_an_asynchronous_pool_is_refused_with_advice(broker: str, address: str) -> None:
     with pytest.raises(
         EnvironmentFailed, match=r"3 environments .* returns only 1. Leave batch_size"
     ):
-        ProxyVectorEnv("slow-pool", 3, broker)
+        ProxyVectorEnv(address, 3, broker)
 
 
 @pytest.mark.parametrize("address", ["odd", "parking"])

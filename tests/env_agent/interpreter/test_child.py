@@ -451,7 +451,8 @@ def test_a_name_that_no_type_can_have_is_malformed() -> None:
 
 def test_a_wrapper_is_not_asked_whether_its_environment_is_one_of_dm_env() -> None:
     Asked.names.clear()
-    made: Any = ("make", ["tests.plain_envs:Asked", None, child.pack({}), "", []])
+    args = ["tests.plain_envs:Asked", None, child.pack({}), "", [], [1, None, False]]
+    made: Any = ("make", args)
     kind, _ = child.Child().execute(child.VALUE, 0, child.pack(list(made)))
     assert kind == child.VALUE
     assert "observation_spec" not in Asked.names

@@ -150,7 +150,7 @@ return
 def test_an_answer_in_tiny_pieces_takes_no_map_of_memory_for_each(
     misbehave: Callable[[int, str], ChildFactory],
 ) -> None:
-    env = misbehave(STEP, PACKETS).make_first()
+    env: Any = misbehave(STEP, PACKETS).make_first()
     with contextlib.closing(env):
         env.reset(seed=1)
         before = len(Path("/proc/self/maps").read_text().splitlines())
@@ -206,7 +206,7 @@ def test_a_process_has_so_long_to_close_whatever_it_sends(
 ) -> None:
     monkeypatch.setattr(child_process, "CLOSE_S", 0.5)
     monkeypatch.setattr(child_process, "END_S", 0.1)
-    env = misbehave(after, code).make_first()
+    env: Any = misbehave(after, code).make_first()
     pid = env.reset(seed=1)[1]["pid"]
     if code != DRIP:
         with contextlib.suppress(BlockingIOError):
@@ -317,7 +317,7 @@ class Separate:
 
 
 def _use(factory: ChildFactory) -> None:
-    with factory.make_first() as env:
+    with contextlib.closing(factory.make_first()) as env:
         env.reset(seed=1)
         env.step(np.int64(0))
 
@@ -356,7 +356,7 @@ def test_a_copy_of_the_process_may_end_as_any_process(
 ) -> None:
     (tmp_path / "forking.py").write_text(FORKING)
     factory = ChildFactory("a", f"{tmp_path}/forking.py:Forking", sys.executable, {})
-    with factory.make_first() as env:
+    with contextlib.closing(factory.make_first()) as env:
         env.reset()
         for _ in range(2):
             assert env.step(np.int64(action))[0] == status

@@ -1,0 +1,129 @@
+"""Vectors that a class or factory makes in a process with its own interpreter."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+from gymnasium import Space
+
+from gymwire.env_agent.adapters import vectors
+from gymwire.env_agent.elsewhere import RunsElsewhere
+from gymwire.env_agent.interpreter import child, child_values
+from gymwire.env_agent.interpreter.child_env import ChildEnv, built
+from gymwire.env_agent.interpreter.child_errors import RaisedInChild
+from gymwire.env_agent.interpreter.child_process import ChildProcess
+from gymwire.protocol import generators, values
+
+Request = tuple[int, str | None, bool]
+"""How many environments a vector shall have, in which autoreset mode (None: any), and whether the
+class or factory is known to make vectors."""
+ONE: Request = (1, None, False)
+MAX_NUM_ENVS = 1 << 20  # that a process may name: the batched spaces take memory for each
+_NUMBERS = (np.float64, np.bool_, np.bool_)  # of rewards, terminations and truncations
+_PER_ENV = ("get_attr", "set_attr")
+
+
+class OwnVector(ChildEnv):
+    """A vector in another process. `vectors.adapt` makes Gymnasium's of it, as of others'.
+
+    Attributes:
+        num_envs: the number of its environments.
+        single_observation_space: the space of one of them.
+        single_action_space: the space of one of them.
+        autoreset_mode: its mode as it declares it by an attribute, or None.
+        config: the part of EnvPool's `config` that matters.
+        is_registered: whether it is of the class that is registered with an id.
+        takes_num_envs: whether its maker has a parameter for their number.
+        refused: what its maker raised when it was told the mode, as the process reports it.
+        has_get_attr: whether it has `get_attr` and `set_attr`, as vectors of single environments.
+    """
+
+    kinds: ClassVar[tuple[str, ...]] = (child.VECTOR,)
+
+    def _read(self, facts: Any, name: str, given: Mapping[str, Space[Any]]) -> None:
+        super()._read(facts, name, given)
+        self.num_envs = facts["num_envs"]
+        if type(self.num_envs) is not int or not 0 < self.num_envs <= MAX_NUM_ENVS:
+            raise ValueError(f"it has {self.num_envs!r:.100} environments")
+        for one in child.SPACES:
+            root = f"single_{one}"
+            single = given[one] if one in given else built(root, facts[root], name)
+            vars(self)[root] = single
+        self.autoreset_mode = facts["autoreset_mode"]
+        self.config = {"batch_size": facts["batch_size"]}
+        self.is_registered = bool(facts.get("is_registered"))
+        self.takes_num_envs = bool(facts.get("takes_num_envs"))
+        self.refused = facts.get("refused")
+        self.has_get_attr = bool(facts["has_get_attr"])
+        _, self._batched = vectors.spaces_of(self, "observation_space")
+
+    def _coerced(self, result: tuple[Any, ...]) -> tuple[Any, ...]:
+        seen, *rest = result
+        for i, dtype in enumerate(_NUMBERS[: len(rest) - 1]):
+            if isinstance(rest[i], list | tuple):
+                rest[i] = np.asarray(rest[i], dtype)
+        return (child_values.coerce(self._batched, seen), *rest)
+
+    def get_attr(self, name: str) -> tuple[Any, ...]:
+        """Return an attribute of each environment."""
+        found = self._call("get_attr", name)
+        if type(found) is not list:
+            self._process.violation(f"{found!r:.100} as attributes")
+        return tuple([self._restored(name, one) for one in found])
+
+    def set_attr(self, name: str, found: Any) -> None:
+        """Set an attribute of each environment."""
+        if name == "np_random" and isinstance(found, list | tuple):
+            found = list(map(generators.describe, found))
+        self._call("set_attr", name, found)
+
+
+class AdaptedOwnVector(RunsElsewhere, vectors.AdaptedVector):
+    """An `OwnVector`, whose attributes are those of the vector in the process."""
+
+    _env: OwnVector
+
+    @property
+    def lost(self) -> str:
+        """Why the process is lost; "" if it is not."""
+        return self._env.lost
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_env":
+            raise AttributeError(name)
+        if name in _PER_ENV:
+            if not self._env.has_get_attr:
+                raise AttributeError(name)
+            return getattr(self._env, name)
+        try:
+            return self._env.get_wrapper_attr(name)
+        except RaisedInChild as error:
+            if type(error).__name__ == AttributeError.__name__:
+                raise AttributeError(str(error)) from error
+            raise
+
+    def _set(self, name: str, value: Any) -> None:
+        self._env.set_wrapper_attr(name, value)
+
+
+def make_in(
+    process: ChildProcess,
+    index: int,
+    name: str,
+    render_mode: str | None,
+    kwargs: Mapping[str, Any],
+    given: Mapping[str, Space[Any]],
+    kind: str,
+    request: Request,
+) -> ChildEnv:
+    """Make an environment in a process, or an `OwnVector` if that is what `name` makes.
+
+    An id makes one only if `request` has an autoreset mode. `given` and `kind` are those of
+    `ChildEnv`. Raises what the constructor raises there.
+    """
+    packed = values.encode(dict(kwargs))
+    facts = process.make(index, name, render_mode, packed, kind, list(given), list(request))
+    is_vector = type(facts) is dict and facts.get("kind") == child.VECTOR
+    return (OwnVector if is_vector else ChildEnv)(process, index, facts, name, given)

@@ -1,0 +1,31 @@
+"""Vectors of other libraries as Gymnasium's: their attributes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from gymwire.env_agent.adapters import vectors
+from tests.offered_vectors import OldPool, Pool
+
+
+@pytest.mark.parametrize("kind", [Pool, OldPool])
+def test_attributes_are_read_and_set_in_the_vector(kind: type[Pool] | type[OldPool]) -> None:
+    pool = kind(2)
+    adapted = vectors.adapt(pool, "pool")
+    assert adapted is not pool
+    adapted.lives = 3  # type: ignore[attr-defined]
+    assert pool.lives == 3  # type: ignore[union-attr]
+    pool.lives = 2  # type: ignore[union-attr]
+    assert adapted.lives == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("kind", [Pool, OldPool])
+def test_the_generator_is_that_of_the_vector(kind: type[Pool] | type[OldPool]) -> None:
+    pool = kind(2)
+    adapted = vectors.adapt(pool, "pool")
+    pool.np_random = generator = np.random.default_rng(3)
+    assert adapted.np_random is generator
+    assert adapted.np_random_seed == pool.np_random_seed
+    adapted.np_random = other = np.random.default_rng(4)
+    assert pool.np_random is other

@@ -1,0 +1,373 @@
+"""Vectors that a class or factory makes in another interpreter equal those made here."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from operator import methodcaller
+from typing import Any
+
+import numpy as np
+import pytest
+import structlog
+from gymnasium.spaces import Box, MultiDiscrete
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from gymwire.env_agent import failure_reports
+from gymwire.env_agent.description import describe
+from gymwire.env_agent.elsewhere import EnvironmentGone, why_gone
+from gymwire.env_agent.factory import resolve
+from gymwire.env_agent.interpreter import child, child_spaces
+from gymwire.env_agent.interpreter.child_errors import RaisedInChild
+from gymwire.env_agent.interpreter.child_factory import ChildFactory
+from gymwire.env_agent.interpreter.child_process import ChildProcess
+from gymwire.env_agent.interpreter.child_vector import AdaptedOwnVector
+from gymwire.env_agent.runners.runner import Runner
+from gymwire.protocol import generators
+from gymwire.protocol.errors import ConfigurationError, DecodingError
+from gymwire.protocol.messages import Call
+from gymwire.protocol.values import convert, decode, encode
+from tests.interpreters import bare, others
+from tests.sameness import assert_same
+from tests.sampling import sampled
+
+NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode
+VECTORS = "tests.offered_vectors"
+OTHERS = others()
+Make = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An interpreter without packages."""
+    return bare(tmp_path_factory.mktemp("bare"))
+
+
+@pytest.fixture(params=["without-packages", *sampled(OTHERS, 2)])
+def python(request: pytest.FixtureRequest, bare_python: str) -> str:
+    """Every interpreter that there is."""
+    return OTHERS.get(request.param, bare_python)
+
+
+@pytest.fixture(autouse=True)
+def _shared_metadata_restored() -> Iterator[None]:
+    """Some vectors write into the metadata that all vectors share."""
+    shared = dict(VectorEnv.metadata)
+    yield
+    VectorEnv.metadata.clear()
+    VectorEnv.metadata.update(shared)
+
+
+@pytest.fixture
+def make() -> Iterator[Make]:
+    """Makes vectors after the first one, as an env agent does; they are closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(factory: Any, num_envs: int, mode: AutoresetMode, **kwargs: Any) -> Any:
+            factory.make_first().close()
+            made = factory.make_vector(num_envs, mode, kwargs.pop("render_mode", None), kwargs)
+            stack.callback(made.close)
+            return made
+
+        yield make
+
+
+def there(env: str, python: str = sys.executable, spaces: str | None = None) -> ChildFactory:
+    return ChildFactory("lab/vector", env, python, {}, spaces)
+
+
+def assert_same_result(vectors: Sequence[Runner], act: Callable[[Runner], Any]) -> None:
+    """Fail unless what `act` makes two vectors return is sent as the same, with the same reports.
+
+    `act` returns the result of `reset` or `step`.
+    """
+    sent: list[Any] = []
+    for one in vectors:
+        *values, infos = act(one)
+        if len(values) > 1:  # of a reset, the runner has done this
+            infos = one.wire_infos(infos)
+        converted, opaque, reports = convert([*values, infos], root="values")
+        kinds = [(path, kind.rpartition(".")[2], became) for path, kind, became in reports]
+        sent.append((decode(encode(converted)), opaque, kinds))
+    assert_same(sent[0], sent[1])
+
+
+def assert_same_course(here: Any, there: Any, *, seed: Any = 3) -> None:
+    """Fail unless two vectors look the same, and return the same at each of 40 steps."""
+    assert describe(here, "x") == describe(there, "x")
+    both = Runner(here), Runner(there)
+    here.action_space.seed(5)
+    for given in (seed, None):
+        assert_same_result(both, methodcaller("reset", given, None))
+        for _ in range(20):
+            assert_same_result(both, methodcaller("step", here.action_space.sample()))
+
+
+@pytest.mark.parametrize(
+    ("env", "num_envs", "mode"),
+    [
+        *((f"{VECTORS}:{name}", 3, mode) for mode in AutoresetMode for name in ("Walkers",)),
+        *((f"{VECTORS}:make_mode_walkers", 1, mode) for mode in AutoresetMode),
+        (f"{VECTORS}:make_walkers", 4, NEXT_STEP),
+        (f"{VECTORS}:make_pool", 3, NEXT_STEP),
+        (f"{VECTORS}:make_any_pool", 3, NEXT_STEP),
+        (f"{VECTORS}:make_two", 2, NEXT_STEP),
+        (f"{VECTORS}:make_sync", 2, NEXT_STEP),
+        (f"{VECTORS}:tests/Frames-v0", 2, SAME_STEP),
+        (f"{VECTORS}:tests/Frames-v0", 2, DISABLED),
+        (f"{VECTORS}:tests/MadeFrames-v0", 2, SAME_STEP),
+        (f"{VECTORS}:tests/TextFrames-v0", 2, NEXT_STEP),
+        (f"{VECTORS}:make_undeclared", 2, NEXT_STEP),
+        ("CartPole-v1", 3, NEXT_STEP),
+    ],
+)
+def test_a_vector_equals_one_made_here(
+    make: Make, env: str, num_envs: int, mode: AutoresetMode
+) -> None:
+    made = make(there(env), num_envs, mode)
+    assert isinstance(made, AdaptedOwnVector)
+    assert_same_course(make(resolve(env, {}), num_envs, mode), made)
+
+
+def test_a_vector_whose_reset_takes_nothing_equals_one_made_here(make: Make) -> None:
+    env = f"{VECTORS}:make_old_pool"
+    with structlog.testing.capture_logs() as logs:
+        vectors = [make(one, 3, NEXT_STEP) for one in (resolve(env, {}), there(env))]
+    assert_same_course(*vectors, seed=None)
+    assumed = [log["assumed"] for log in logs if "declares no autoreset mode" in log["event"]]
+    assert assumed == ["NextStep"] * 4  # of the first and the second vector, here and there
+    for vector in vectors:
+        with pytest.raises(Exception, match="unexpected keyword argument 'seed'"):
+            vector.reset(seed=1)
+
+
+@pytest.mark.parametrize("mode", [NEXT_STEP, DISABLED])
+def test_seeds_and_options_arrive(make: Make, mode: AutoresetMode) -> None:
+    env = f"{VECTORS}:Walkers"
+    both = [Runner(make(one, 3, mode)) for one in (resolve(env, {}), there(env))]
+    mask = np.array([True, False, True])
+    for seed, options in (([4, 5, 6], {"height": 2.5}), (None, {"reset_mask": mask}), (7, {})):
+        assert_same_result(both, methodcaller("reset", seed, options))
+
+
+@pytest.mark.filterwarnings("ignore:.*is not an instance of AutoresetMode:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*share an object:UserWarning")
+def test_a_class_with_another_mode_is_not_used(make: Make) -> None:
+    env = f"{VECTORS}:tests/NextStepFrames-v0"
+    local, remote = (make(one, 2, SAME_STEP) for one in (resolve(env, {}), there(env)))
+    assert not isinstance(remote, AdaptedOwnVector)
+    assert remote.single_observation_space.shape == (6, 6, 3)
+    assert_same_course(local, remote)
+
+
+def test_a_learner_can_choose_single_environments(make: Make) -> None:
+    modes = {"vectorization_mode": "sync"}
+    remote = make(there("CartPole-v1"), 2, NEXT_STEP, **modes)
+    assert not isinstance(remote, AdaptedOwnVector)
+    assert_same_course(make(resolve("CartPole-v1", {}), 2, NEXT_STEP, **modes), remote)
+    with pytest.raises(ConfigurationError, match=r'cannot have vectorization_mode="async"'):
+        make(there("CartPole-v1"), 2, NEXT_STEP, vectorization_mode="async")
+
+
+def test_a_class_that_refuses_a_mode_is_told() -> None:
+    with pytest.raises(RaisedInChild, match="SAME_STEP") as caught:
+        there(f"{VECTORS}:tests/TextFrames-v0").make_vector(2, SAME_STEP, None, {})
+    assert type(caught.value).__name__ == "KeyError"
+
+
+@pytest.mark.parametrize(
+    ("env", "num_envs", "mode", "why"),
+    [
+        ("make_two", 3, NEXT_STEP, "made 2 .* requested 3 .*a parameter num_envs"),
+        ("make_pool", 3, SAME_STEP, "mode 'NextStep'.* requested 3 with 'SameStep'.$"),
+        ("make_slow_pool", 3, NEXT_STEP, "returns only 1. Leave batch_size"),
+        ("make_walkers", 3, NEXT_STEP, "takes no keyword argument 'wings'"),
+    ],
+)
+def test_a_vector_that_does_not_fit_is_refused_as_here(
+    env: str, num_envs: int, mode: AutoresetMode, why: str
+) -> None:
+    kwargs = {"wings": 2} if "wings" in why else {}
+    for factory in (resolve(f"{VECTORS}:{env}", {}), there(f"{VECTORS}:{env}")):
+        with contextlib.suppress(ConfigurationError):  # an asynchronous pool cannot be described
+            factory.make_first().close()
+        with pytest.raises((ConfigurationError, TypeError), match=why):
+            factory.make_vector(num_envs, mode, None, kwargs)
+
+
+@pytest.mark.parametrize("is_described", [True, False])
+def test_it_makes_no_single_environment(is_described: bool) -> None:
+    factory = there(f"{VECTORS}:make_walkers")
+    if is_described:
+        factory.make_first().close()
+    with pytest.raises(ConfigurationError, match="make_walkers only makes vectors of environments"):
+        factory.make(None, {})
+
+
+def test_a_factory_that_makes_no_vector_is_told() -> None:
+    with pytest.raises(RaisedInChild, match=r"a Kinds, which is not a vector.* 'num_envs'"):
+        there("tests.env_agent.interpreter.test_child_vector:make_none").make_first()
+
+
+def make_none(num_envs: int) -> Any:
+    from tests.plain_envs import Kinds
+
+    return Kinds()
+
+
+def test_attributes_are_those_of_the_vector(make: Make) -> None:
+    for factory in (resolve(f"{VECTORS}:Walkers", {}), there(f"{VECTORS}:Walkers")):
+        vector = make(factory, 2, NEXT_STEP, gravity=2.5, render_mode="ansi")
+        runner = Runner(vector)
+        runner.reset(3, None)
+        assert vector.render_mode == "ansi"
+        assert [len(text) > 4 for text in runner.render()] == [True, True]
+        assert runner.access(Call("get", "gravity", [], {})) == {"value": 2.5}
+        runner.access(Call("set", "gravity", [0.5], {}))
+        rewards = runner.step(np.ones((2, 2), np.float32))[1]
+        places = runner.access(Call("call", "lift", [7.0], {"which": 1}))
+        assert_same(rewards, (0.5 * places[:, 1]).astype(np.float32))
+        assert runner.access(Call("each-get", "gravity", [[0, 1]], {})) == ({"value": 0.5},) * 2
+        assert runner.access(Call("each-has", "wings", [[0, 1]], {})) == (False, False)
+        with pytest.raises(ValueError, match="does not consist of single environments"):
+            runner.access(Call("each-get", "gravity", [[1]], {}))
+        with pytest.raises(Exception, match="wings") as caught:
+            runner.access(Call("get", "wings", [], {}))
+        assert failure_reports.request_failed(caught.value, vector).details["type"] == (
+            "AttributeError"
+        )
+
+
+@pytest.mark.parametrize("env", [f"{VECTORS}:Walkers", f"{VECTORS}:make_sync", "CartPole-v1"])
+def test_generators_are_read_and_set(make: Make, env: str) -> None:
+    both = [Runner(make(one, 2, NEXT_STEP)) for one in (resolve(env, {}), there(env))]
+    assert_same_result(both, methodcaller("reset", 3, None))
+    states = [one.read_generator() for one in both]
+    assert_same(*states)
+    given = [generators.describe(np.random.default_rng(n)) for n in (8, 9)]
+    for again in ((), (True,)):
+        for one in both:
+            one.access(Call("set", "np_random", (given, *again), {}))
+        assert_same(*[one.read_generator() for one in both])
+        assert both[1].read_generator() != states[1]
+        assert_same_result(both, methodcaller("reset", None, None))
+
+
+def test_each_environment_of_gymnasiums_own_vector_has_attributes(make: Make) -> None:
+    env = f"{VECTORS}:make_sync"
+    both = [Runner(make(one, 2, NEXT_STEP)) for one in (resolve(env, {}), there(env))]
+    for one in both:
+        one.access(Call("set", "gravity", [[9.0, 1.5]], {}))
+        assert_same(one.access(Call("get", "gravity", [], {})), {"value": (9.0, 1.5)})
+        assert one.access(Call("call", "has_wrapper_attr", ["x"], {})) == (False, False)
+
+
+def test_a_vector_without_any_package(make: Make, python: str) -> None:
+    factory = there("tests.plain_envs:make_flock", python)
+    vector = make(factory, 3, NEXT_STEP, ground=0.75)
+    assert vector.single_observation_space == Box(-9, 9, (2,), np.float32)
+    assert vector.observation_space == Box(-9, 9, (3, 2), np.float32)
+    assert vector.action_space == MultiDiscrete([10] * 3)
+    runner = Runner(vector)
+    observations, infos = runner.reset([1, 2, 3], {"first": 1})
+    assert_same(observations, np.array([[1, 0.75]] * 3, np.float32))
+    assert infos["seed"] == [1, 2, 3]
+    actions = np.array([0, 1, 2])
+    observations, rewards, terminated, truncated, infos = runner.step(actions)
+    assert_same(observations, np.array([[1, 0.75], [2, 0.75], [3, 0.75]], np.float32))
+    assert_same(rewards, np.array([0.0, 1.0, 2.0]))
+    assert_same(terminated, np.array([False, False, True]))
+    assert_same(truncated, np.zeros(3, np.bool_))
+    assert (infos["batch"], set(infos["kinds"])) in (("list", {"int"}), ("ndarray", {"int64"}))
+    assert runner.access(Call("call", "average", [2.0], {})) == 4.0
+    assert runner.render() == ["1", "2", "3"]
+
+
+@pytest.mark.parametrize("kind", ["Flock", "make_flock"])
+def test_a_crash_in_a_step_ends_only_this_session(make: Make, bare_python: str, kind: str) -> None:
+    factory = there(f"tests.plain_envs:{kind}", bare_python)
+    vector, other = (Runner(make(factory, 2, NEXT_STEP)) for _ in range(2))
+    for one in (vector, other):
+        one.reset(1, None)
+    with pytest.raises(RaisedInChild, match="not to my taste"):
+        vector.step(np.array([0, 8]))
+    assert_same(vector.step(np.array([0, 1]))[1], np.array([0.0, 1.0]))
+    for _ in range(2):
+        with pytest.raises(EnvironmentGone, match="SIGKILL"):
+            vector.step(np.array([0, 9]))
+    assert "SIGKILL" in vector.lost == why_gone(vector.env)
+    with pytest.raises(EnvironmentGone):
+        vector.access(Call("get", "ground", [], {}))
+    assert other.lost == ""
+    assert_same(other.step(np.array([0, 1]))[1], np.array([0.0, 1.0]))
+
+
+def test_close_closes_the_vector_and_ends_the_process(bare_python: str) -> None:
+    with structlog.testing.capture_logs() as logs:
+        vector: Any = there("tests.plain_envs:Flock", bare_python).make_vector(
+            2, NEXT_STEP, None, {}
+        )
+        process = vector._env._process._process
+        for _ in range(2):
+            vector.close()
+    assert process.returncode == 0
+    assert [log["text"] for log in logs if log["event"] == "environment printed"] == [
+        "the flock is gone"
+    ]
+
+
+def test_the_spaces_of_one_environment_can_be_given(make: Make) -> None:
+    given = "tests.env_agent.interpreter.test_child_vector:Given"
+    vector = make(there(f"{VECTORS}:Walkers", spaces=given), 2, NEXT_STEP)
+    assert vector.single_observation_space == Given.observation_space
+    assert vector.observation_space == Box(-5, 5, (2, 3), np.float64)
+    assert vector.action_space == Box(-2, 2, (2, 2), np.float32)
+    assert vector.observation_space.contains(vector.reset(seed=1)[0])
+
+
+class Given:
+    """The spaces that an operator gives."""
+
+    observation_space = Box(-5, 5, (3,), np.float64)
+    action_space = Box(-2, 2, (2,), np.float32)
+
+
+@pytest.mark.parametrize("num_envs", [0, -1, 2**40, 2.0, float("inf"), "two", None, True])
+def test_a_wrong_number_of_environments_is_malformed(
+    make: Make, num_envs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = ChildProcess.make
+
+    def lie(process: ChildProcess, *args: Any) -> Any:
+        return {**original(process, *args), "num_envs": num_envs}
+
+    monkeypatch.setattr(ChildProcess, "make", lie)
+    with pytest.raises(DecodingError, match=r"describes its environment wrongly: it has .* env"):
+        make(there(f"{VECTORS}:Walkers"), 2, NEXT_STEP)
+
+
+def test_malformed_attributes_end_the_session(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    vector = make(there(f"{VECTORS}:make_sync"), 2, NEXT_STEP)
+    assert vector.get_attr("gravity") == (9.8, 9.8)
+    monkeypatch.setattr(vector._env, "_call", lambda *_: 5)
+    with pytest.raises(EnvironmentGone, match="broke the protocol: it sent 5 as attributes"):
+        vector.get_attr("gravity")
+    assert why_gone(vector)
+
+
+def test_bounds_that_are_all_equal_are_sent_as_one_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "np", np)
+    large = Box(0, 255, (1024, 4, 84, 84), np.uint8)  # 28 MiB for each of four arrays
+    assert len(child.pack(child.read_space(large))) < 2000
+    mixed = np.array([0.0, 1.0], np.float32)
+    for space in (
+        Box(-1, 1, (3,)),
+        Box(-np.inf, mixed),
+        Box(mixed, np.inf),
+        Box(0, 1, ()),
+        Box(np.zeros((0, 2), np.float32), np.ones((0, 2), np.float32)),
+        Box(-0.0, 0.0, (2,), np.float64),
+    ):
+        built = child_spaces.build(child.unpack(child.pack(child.read_space(space))), "space")
+        assert_same(vars(built), {**vars(space), "_np_random": None})
