@@ -306,7 +306,7 @@ class Core:
         peer = self._tables.peers.get(sender.rid)
         if peer is not None:
             if peer.key != sender.key:  # somebody guesses routing ids
-                text = "This routing id belongs to another connection."
+                text = "This routing id is in use under another key. Give each socket a random one."
                 raise Refusal(Code.DENIED, text)
             peer.heard, peer.hung_up, peer.may_be_closing = now, False, False
         unread = header.kind < CONTROL_KINDS or header.kind is Kind.OPENED

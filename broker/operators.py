@@ -94,7 +94,7 @@ class Operators:
         peers = self._tables.peers.values()
         loops = [one for one in peers if one.offers and one.agent_id == agent]
         if not loops:
-            text = f"There is no env agent {agent!r:.50} at this broker."
+            text = f"No env agent {agent!r:.50} at this broker: `gymwire ps` lists them."
             raise Refusal(Code.NOT_STOPPED, text)
         for name in sorted({name for loop in loops for name in loop.offers}):
             if not peer.rights.may_stop(name):

@@ -120,7 +120,7 @@ def check_wrap(wrap: Sequence[str], python: str | None) -> None:
     if wrap and python is not None:
         raise ConfigurationError(
             "Wrappers work with environments of this interpreter only. Leave `wrap` (--wrap) out, "
-            "and wrap the environment in a factory of the other one."
+            "and offer a factory that wraps the environment in the other interpreter."
         )
 
 

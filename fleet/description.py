@@ -74,11 +74,11 @@ def _are_options(values: Mapping[str, Any]) -> bool:
 # What the values of a key must be, in addition to their type.
 CHECKS: Mapping[tuple[str, str], tuple[Callable[[Any], object], str]] = {
     ("offer", "max_sessions"): (lambda value: 1 <= value <= MAX_SLOTS, f"from 1 to {MAX_SLOTS}"),
-    ("offer", "expose"): (_are_lines, "a list of texts of one line"),
-    ("offer", "wrap"): (_are_lines, "a list of texts of one line"),
+    ("offer", "expose"): (_are_lines, "a list of one-line texts"),
+    ("offer", "wrap"): (_are_lines, "a list of one-line texts"),
     ("slurm", "minutes"): (lambda value: 1 <= value <= MOST_MINUTES, f"from 1 to {MOST_MINUTES}"),
-    ("slurm", "setup"): (_are_lines, "a list of texts of one line"),
-    ("slurm", "options"): (_are_options, "a table of texts of one line, numbers, true and false"),
+    ("slurm", "setup"): (_are_lines, "a list of one-line texts"),
+    ("slurm", "options"): (_are_options, "a table of one-line texts, numbers, true and false"),
     ("kubernetes", "namespace"): (LABEL.fullmatch, "at most 63 characters of a-z, 0-9 and -"),
     ("kubernetes", "secret"): (LABEL.fullmatch, "at most 63 characters of a-z, 0-9 and -"),
 }

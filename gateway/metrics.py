@@ -77,9 +77,9 @@ class _Collector:
         yield from self._steps()
 
     def _offers(self) -> Iterator[Metric]:
-        slots = _by_address("slots", "Sessions that the env agents of an address can have.")
-        used = _by_address("slots_used", "Sessions that they have.")
-        free = _by_address("slots_free", "Sessions that they can still take.")
+        slots = _by_address("slots", "Slots of an address.")
+        used = _by_address("slots_used", "Slots of an address that are in use.")
+        free = _by_address("slots_free", "Slots of an address that are free.")
         stuck = _by_address("sessions_stuck", "Ended sessions whose environment is still busy.")
         processes = GaugeMetricFamily(
             "gymwire_processes", "Processes that offer an address.", labels=["address", "state"]

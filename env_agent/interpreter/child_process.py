@@ -196,7 +196,7 @@ class ChildProcess:
                 if self._in in self._poll(poller):
                     self._arrived += self._read_polled()
                     if len(self._arrived) > 2 * MAX_MESSAGE:
-                        self.violation("answers without end, and reads no request")
+                        self.violation("answers without end, without reading its requests")
                 try:
                     data = data[os.write(self._out, data) :]
                 except BlockingIOError:

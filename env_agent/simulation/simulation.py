@@ -322,7 +322,7 @@ class Simulation:
 
     def _check_user(self, env: SimulationEnv) -> None:
         if self._user is not env:
-            raise RuntimeError("The simulation has another learner by now.")
+            raise RuntimeError("This session has ended: another learner uses the simulation now.")
 
 
 class SimulationEnv(gymnasium.Env[Any, Any]):

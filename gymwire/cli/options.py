@@ -178,7 +178,7 @@ OPTIONS = (
         commands=("serve",),
         default="10",
         metavar="S",
-        help="seconds that running steps, and sessions except after Ctrl-C, may take to finish",
+        help="seconds that running steps and, except after Ctrl-C, sessions may take to finish",
     ),
     # --- what to do -------------------------------------------------------------------------------
     Option(

@@ -51,7 +51,7 @@ class Video:
         is_image = isinstance(frame, np.ndarray) and frame.dtype == np.uint8 and frame.ndim == 3
         if not is_image or frame.shape[2] != 3 or not frame.size:
             raise ConfigurationError(
-                f"--video needs images of bytes (height, width, 3); the environment renders "
+                f"--video needs images of bytes (height × width × 3); the environment renders "
                 f"{getattr(frame, 'dtype', type(frame).__name__)} {getattr(frame, 'shape', '')}."
             )
         if self._shape not in ((), frame.shape):

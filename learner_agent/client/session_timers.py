@@ -63,7 +63,7 @@ class SessionTimers:
         `awaited`: the sessions whose replies the caller waits for. If it is a tuple, they are few,
         and their timers are always due: such a call waits no longer because there are many others.
 
-        When enough frames were sent for one time, the other sessions come first the next time.
+        Once a run has sent as many frames as it may, the other sessions come first in the next run.
         Until then they only notice whether the broker is silent, once in `CHECK_ALL_S`.
 
         Raises BrokerUnreachable if it has been silent for too long towards one of `awaited`. The

@@ -48,7 +48,7 @@ class Rounds:
         self.finished: _Finished | None = None
 
     def drop_returned(self) -> None:
-        """Drop the finished rounds unless their call has not returned, and no other was made since.
+        """Drop the finished rounds if their call has returned, or another one has followed it.
 
         Call this when the next call begins: an exception may come after the end of a call.
         """

@@ -67,7 +67,7 @@ class UnixDealer(Stream):
     def _connect(self) -> None:
         """Connect. Raises ConnectionFailed."""
         if not CAN_LISTEN:
-            raise ConnectionFailed(f"Cannot dial {self.url}: this system cannot listen there.")
+            raise ConnectionFailed(f"Cannot dial {self.url}: its Unix sockets need Linux.")
         check_private_socket(self.url)
         with contextlib.ExitStack() as stack:
             try:
