@@ -193,8 +193,8 @@ class SessionOwner:
             if self._share is made:
                 former.connection.use.left.append(partial(_forget, former))
                 held.end()
-            else:
-                made.end(goodbye=False)
+            else:  # another call may go on with the session, but none after `close`
+                made.end(goodbye=to_close)
 
     def begin_call(self) -> None:
         """Begin a call of the proxy: from now on, `undo` returns to this moment."""
@@ -328,9 +328,10 @@ class SessionOwner:
                 if use.thread_id == get_ident() and use.caller is None:
                     use.caller = self
                     use.check()
+            finally:
+                if use.caller is self:
                     use.caller = None
-            finally:  # not earlier: the last one that uses the connection closes it
-                self._share.end()
+                self._share.end()  # not earlier: the last one that uses the connection closes it
 
 
 def _forget(session: RemoteSession) -> None:
