@@ -57,7 +57,11 @@ def _fleet(tmp_path: Path) -> Iterator[Fleet]:
 
 @contextlib.contextmanager
 def course(url: str, name: str = "learner", **facts: object) -> Iterator[Course]:
-    with ProxyEnv(ADDRESS, url, wait_s=5.0) as env:
+    """Yield the training of a learner on a connection of its own."""
+    with (
+        contextlib.closing(BrokerConnection(url, wait_s=5.0)) as connection,
+        ProxyEnv(ADDRESS, connection=connection) as env,
+    ):
         yield Course(env, name, seed=len(name), **facts)  # type: ignore[arg-type]
 
 
