@@ -9,6 +9,7 @@ import signal
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,6 +23,7 @@ from gymwire import ProxyEnv
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.learner_agent.client.moving import move
 from gymwire.learner_agent.proxies import session_owner
+from gymwire.learner_agent.proxies.interrupts import is_in_call
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.learner_agent.proxies.shared_connections import Share, share
 from gymwire.protocol.errors import (
@@ -421,6 +423,15 @@ def test_a_connection_is_not_closed_while_a_dropped_proxy_uses_it(
         monkeypatch.setattr(connection.use, "check", check)
         dropped.clear()
         assert (is_closed, connection.closed) == ([False], True)
+
+
+def test_a_look_at_the_stack_keeps_no_proxy() -> None:
+    with in_memory():
+        env = ProxyEnv("moody", BROKER)
+        owner = weakref.ref(env._owner)
+        assert not is_in_call(owner())
+        del env
+        assert owner() is None
 
 
 def test_a_token_keeps_the_session_of_its_proxy_only(broker: str) -> None:
