@@ -21,6 +21,7 @@ import pytest
 
 from gymwire import ProxyEnv
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.connection_use import ConnectionUse
 from gymwire.learner_agent.client.moving import move
 from gymwire.learner_agent.proxies import session_owner
 from gymwire.learner_agent.proxies.interrupts import is_in_call
@@ -423,6 +424,19 @@ def test_a_connection_is_not_closed_while_a_dropped_proxy_uses_it(
         monkeypatch.setattr(connection.use, "check", check)
         dropped.clear()
         assert (is_closed, connection.closed) == ([False], True)
+
+
+def test_what_is_left_is_done_once_although_it_is_also_done_at_any_instruction() -> None:
+    instruction, where = 0, "not begun"
+    while where:
+        use, done = ConnectionUse(), list[int]()
+        use.left.append(partial(done.append, 1))
+        interruption = Interruption(instruction, action=use.check)
+        interruption.run(use.check)
+        where = interruption.where
+        assert done == [1], where
+        instruction += 1
+    assert instruction > 10
 
 
 def test_a_look_at_the_stack_keeps_no_proxy() -> None:
