@@ -131,12 +131,17 @@ class SessionOwner:
                 former.paths.close_direct()  # its env agent may be alive
         except BaseException:
             used = self.__dict__.get("session")
-            is_closed = held is not None and held is not self._share and held.end()
-            if connection is not None and known is not None and not is_closed:
-                connection.close_others(known if used is None else known | {used.sid})
-                if held is not None:  # others may keep it unused
-                    with contextlib.suppress(GymwireError):
-                        connection.close_given_up()
+            ended = None if held is self._share else held
+            try:
+                is_closed = ended is not None and ended.is_last
+                if connection is not None and known is not None and not is_closed:
+                    connection.close_others(known if used is None else known | {used.sid})
+                    if held is not None:  # others may keep it unused
+                        with contextlib.suppress(GymwireError):
+                            connection.close_given_up()
+            finally:
+                if ended is not None:  # not earlier: the last one that uses it closes it
+                    ended.end()
             raise
         finally:
             if not self.in_call and connection is not None and connection.use.caller is self:

@@ -38,11 +38,16 @@ class Share:
         If reserved, it belongs to the thread that calls this.
         """
         with _lock:
-            if self._all - {self}:  # after an interrupted `close`, this share has ended
+            if not self.is_last:
                 return False
             _withdraw(self._all)
         self.connection.use.thread_id = threading.get_ident()
         return True
+
+    @property
+    def is_last(self) -> bool:
+        """Return whether no other proxy uses the connection: `end` closes it."""
+        return not self._all - {self}  # after an interrupted `close`, this share has ended
 
     def end(self, *, goodbye: bool = True) -> bool:
         """End the use. Returns True if it was the last one: the connection is then closed.

@@ -28,6 +28,7 @@ from gymwire.learner_agent.proxies.interrupts import is_in_call
 from gymwire.learner_agent.proxies.options import ProxyOptions
 from gymwire.learner_agent.proxies.shared_connections import Share, share
 from gymwire.protocol.errors import (
+    AddressUnknown,
     EnvironmentClosed,
     EnvironmentFailed,
     EnvironmentLost,
@@ -423,6 +424,23 @@ def test_a_connection_is_not_closed_while_a_dropped_proxy_uses_it(
 
         monkeypatch.setattr(connection.use, "check", check)
         dropped.clear()
+        assert (is_closed, connection.closed) == ([False], True)
+
+
+def test_a_connection_is_not_closed_while_a_failed_constructor_uses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with in_memory(), ThreadPoolExecutor(1) as elsewhere:
+        other = ProxyEnv("moody", BROKER)
+        connection, is_closed = connection_of(other), []
+
+        def close_others(_: object) -> None:
+            elsewhere.submit(other.close).result(PATIENCE_S)
+            is_closed.append(connection.closed)
+
+        monkeypatch.setattr(connection, "close_others", close_others)
+        with pytest.raises(AddressUnknown):
+            ProxyEnv("nowhere", BROKER)
         assert (is_closed, connection.closed) == ([False], True)
 
 
