@@ -292,9 +292,7 @@ class AioConnection(BrokerConnection):
         sources: Iterable[Source] = (),
     ) -> bool:
         """Suspend the call until a condition holds, as `BrokerConnection.wait` blocks."""
-        return self.waiting(
-            until, deadline, sources=sources or (self,), run_timers=None, clock=self.clock
-        )
+        return self._begin_wait(until, deadline, sources or (self,), None, TICK_S)
 
     def waiting(
         self,
@@ -302,15 +300,23 @@ class AioConnection(BrokerConnection):
         deadline: float | None,
         *,
         sources: Iterable[Source],
-        run_timers: Callable[[float], None] | None,
+        run_timers: Callable[[float], None],
         clock: Callable[[], float],
         tick_s: float = TICK_S,
         longest_pause_s: float = math.inf,
     ) -> bool:
-        """Suspend the call until a condition holds, as `waiting.wait` blocks.
+        """Suspend the call until a condition holds, as `waiting.wait` blocks."""
+        return self._begin_wait(until, deadline, sources, run_timers, tick_s)
 
-        `run_timers`: None: those of the connection, which the reader runs.
-        """
+    def _begin_wait(
+        self,
+        until: Callable[[], bool],
+        deadline: float | None,
+        sources: Iterable[Source],
+        run_timers: Callable[[float], None] | None,
+        tick_s: float,
+    ) -> bool:
+        """Suspend the call. `run_timers`: None: those of the connection, which the reader runs."""
         self.check_open()
         self.take_in()
         if until():

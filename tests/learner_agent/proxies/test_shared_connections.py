@@ -385,8 +385,12 @@ def test_the_last_use_of_a_connection_may_end_at_any_instruction_of_the_search_f
     instruction, where = 0, "not begun"
     while where:
         last, found = share(options), list[Share]()
+
+        def search(found: list[Share] = found) -> None:
+            found.append(share(options))
+
         interruption = Interruption(instruction, action=last.end)  # as a destructor does
-        interruption.run(lambda found=found: found.append(share(options)))
+        interruption.run(search)
         where = interruption.where
         assert not found[0].connection.closed, where
         for one in (last, *found):
