@@ -574,7 +574,8 @@ def test_an_interrupted_move_neither_loses_nor_doubles_a_step(ends: bool, times:
             assert_same(elsewhere.submit(other.step, 1).result(), expected, interruption.where)
             env.close()
             elsewhere.submit(other.close).result()
-            network.pass_time(1.0 if ends else 31.0)  # the lease of a session whose connection was just made
+            # Else the lease of a session whose connection was just made.
+            network.pass_time(1.0 if ends else 31.0)
             assert loop.idle, interruption.where
             instruction += STRIDE or 67 * times
         assert not interruption.where
