@@ -14,15 +14,18 @@ import traceback
 def end_if_forked(pid: int, error: BaseException) -> None:
     """End this process because of an exception as Python does, unless it is the one with this id.
 
-    `os._exit` ends it, because what else Python does at its end concerns the other process, too.
+    `os._exit` ends it, because what else Python does at its end concerns the other process, too. It
+    ends whatever its output raises.
     """
     if os.getpid() == pid:
         return
-    status: object = 1
-    if isinstance(error, SystemExit):
-        status = 0 if error.code is None else error.code
-        if not isinstance(status, int):
-            print(status, file=sys.stderr)  # noqa: T201 - as Python does
-    else:
-        traceback.print_exception(error)
-    os._exit(status & 0xFF if isinstance(status, int) else 1)
+    code = error.code if isinstance(error, SystemExit) else 1
+    status = code if isinstance(code, int) else int(code is not None)
+    try:
+        if not isinstance(error, SystemExit):
+            traceback.print_exception(error)
+        elif not (code is None or isinstance(code, int)):
+            print(code, file=sys.stderr)  # noqa: T201 - as Python does
+        sys.stdout.flush()
+    finally:
+        os._exit(status & 0xFF)

@@ -11,7 +11,6 @@ import copy
 import math
 import selectors
 from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 from gymwire.learner_agent.aio.calls import anyio, current_number, future_factory, suspend
@@ -286,6 +285,15 @@ class AioConnection(BrokerConnection):
 
     # --- waiting ----------------------------------------------------------------------------------
 
+    def wait(
+        self,
+        until: Callable[[], bool],
+        deadline: float | None = None,
+        sources: Iterable[Source] = (),
+    ) -> bool:
+        """Suspend the call until a condition holds, as `BrokerConnection.wait` blocks."""
+        return self._begin_wait(until, deadline, sources or (self,), None, TICK_S)
+
     def waiting(
         self,
         until: Callable[[], bool],
@@ -298,13 +306,22 @@ class AioConnection(BrokerConnection):
         longest_pause_s: float = math.inf,
     ) -> bool:
         """Suspend the call until a condition holds, as `waiting.wait` blocks."""
+        return self._begin_wait(until, deadline, sources, run_timers, tick_s)
+
+    def _begin_wait(
+        self,
+        until: Callable[[], bool],
+        deadline: float | None,
+        sources: Iterable[Source],
+        run_timers: Callable[[float], None] | None,
+        tick_s: float,
+    ) -> bool:
+        """Suspend the call. `run_timers`: None: those of the connection, which the reader runs."""
         self.check_open()
         self.take_in()
         if until():
             return True
         (source,) = sources
-        is_tick = isinstance(run_timers, partial) and run_timers.func == self.tick
-        own_timers = None if is_tick else run_timers  # `_receive` runs those of the connection
         waiter = _Waiter(None if isinstance(source, AioSession) else until)
         waiters: dict[Any, _Waiter] = self._others
         key: Any = waiter
@@ -312,7 +329,7 @@ class AioConnection(BrokerConnection):
             waiters, key = self._by_session, source
         waiters[key] = waiter
         try:
-            return self._wait(waiter, until, deadline, own_timers, tick_s)
+            return self._wait(waiter, until, deadline, run_timers, tick_s)
         finally:
             self._leave(waiters, key)
 
@@ -347,11 +364,11 @@ class AioConnection(BrokerConnection):
         waiter: _Waiter,
         until: Callable[[], bool],
         deadline: float | None,
-        own_timers: Callable[[float], None] | None,
+        run_timers: Callable[[float], None] | None,
         tick_s: float,
     ) -> bool:
         end = math.inf if deadline is None else deadline
-        pause_s = math.inf if own_timers is None else max(tick_s, SETUP_S)
+        pause_s = math.inf if run_timers is None else max(tick_s, SETUP_S)
         while True:
             left_s = min(max(end - self.clock(), 0.0), pause_s)
             if self._reader is None:
@@ -365,8 +382,8 @@ class AioConnection(BrokerConnection):
                 raise waiter.error or self.link.closed_error()
             if self._reader is waiter:
                 self._receive()
-            if own_timers is not None:
-                own_timers(self.clock())
+            if run_timers is not None:
+                run_timers(self.clock())
             if until():
                 return True
             if waiter.error is not None:

@@ -10,7 +10,6 @@ import contextlib
 import os
 import random
 import secrets
-import threading
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
@@ -33,7 +32,7 @@ from gymwire.learner_agent.client.requests import (
 from gymwire.learner_agent.client.session import CLOSE_S, RemoteSession
 from gymwire.learner_agent.client.session_timers import Repeats, SessionTimers
 from gymwire.learner_agent.client.session_token import SessionToken
-from gymwire.learner_agent.client.threads import is_elsewhere, is_ours, wait_while
+from gymwire.learner_agent.client.threads import is_elsewhere, is_ours, threads_in, wait_while
 from gymwire.learner_agent.client.waiting import TICK_S, Source, Waiting, wait
 from gymwire.protocol import codec, logs
 from gymwire.protocol.codec import PLAIN, Header
@@ -82,7 +81,8 @@ def _close_at_exit() -> None:
         for connection in connections:
             connection.use.ended = True
         if not wait_while(lambda: is_elsewhere(is_ours)):
-            connections = [one for one in connections if one.use.thread_id == threading.get_ident()]
+            busy = set(threads_in(is_ours))
+            connections = [one for one in connections if one.use.thread_id not in busy]
     for connection in connections:
         connection.use.ended = None
         connection.close(goodbye=not connection.keeps_sessions)

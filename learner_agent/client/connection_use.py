@@ -31,7 +31,11 @@ class ConnectionUse:
         if self.ended is not None and (self.ended is True or self.ended is self.caller):
             raise closed_elsewhere()
         while self.left:
-            self.left.popleft()()
+            try:
+                finish = self.left.popleft()
+            except IndexError:  # a destructor or a signal handler has done it meanwhile
+                return
+            finish()
 
 
 def closed_elsewhere() -> EnvironmentClosed:

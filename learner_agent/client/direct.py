@@ -296,6 +296,8 @@ class SessionPaths:
     def serve_others(self, now: float) -> None:
         """Handle the frames of the other paths, and changes of their connections."""
         connection = self._connection
+        if self.direct is not None:
+            connection.use.check()  # first: a session that has moved must not be resumed here
         direct = self.direct
         if direct is not None:
             direct.link.check()

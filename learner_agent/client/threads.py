@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType
 
 OURS = "gymwire.learner_agent."
@@ -19,9 +19,16 @@ PAUSE_S = 0.005
 
 def is_elsewhere(is_such: Callable[[FrameType], bool]) -> bool:
     """Return whether such a frame is on the stack of another thread."""
+    return any(threads_in(is_such))
+
+
+def threads_in(is_such: Callable[[FrameType], bool]) -> Iterator[int]:
+    """Yield the other threads on whose stack such a frame is."""
     here = threading.get_ident()
     stacks = sys._current_frames()  # noqa: SLF001 - public but for its name
-    return any(ident != here and is_on_stack(last, is_such) for ident, last in stacks.items())
+    for ident, last in stacks.items():
+        if ident != here and is_on_stack(last, is_such):
+            yield ident
 
 
 def is_on_stack(last: FrameType, is_such: Callable[[FrameType], bool]) -> bool:

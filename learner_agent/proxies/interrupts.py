@@ -14,7 +14,7 @@ from types import CodeType, FrameType
 from typing import Concatenate, ParamSpec, Protocol, TypeVar
 
 from gymwire.learner_agent.client.connection import BrokerConnection
-from gymwire.learner_agent.client.threads import is_elsewhere, is_on_stack, wait_while
+from gymwire.learner_agent.client.threads import is_elsewhere, is_on_stack, is_ours, wait_while
 from gymwire.protocol import logs
 from gymwire.protocol.errors import MoveError
 
@@ -120,9 +120,16 @@ def is_used_elsewhere(calls: Undoable) -> bool:
 def is_in_call(owner: object) -> bool:
     """Return whether this thread is in a call of a proxy, or in a method of its owner."""
     last = sys._getframe(1)  # noqa: SLF001 - public but for its name
-    return is_on_stack(
-        last, lambda frame: frame.f_locals.get("self") is owner or _is_call(frame, owner)
-    )
+    return is_on_stack(last, lambda frame: _is_method(frame, owner) or _is_call(frame, owner))
+
+
+def _is_method(frame: FrameType, owner: object) -> bool:
+    """Return whether a frame is a method of an owner.
+
+    Python keeps the variables of a frame that it was asked for: the caller's may be a last
+    reference to a proxy.
+    """
+    return is_ours(frame) and frame.f_locals.get("self") is owner
 
 
 def _is_call(frame: FrameType, shared: object) -> bool:

@@ -131,12 +131,17 @@ class SessionOwner:
                 former.paths.close_direct()  # its env agent may be alive
         except BaseException:
             used = self.__dict__.get("session")
-            is_closed = held is not None and held is not self._share and held.end()
-            if connection is not None and known is not None and not is_closed:
-                connection.close_others(known if used is None else known | {used.sid})
-                if held is not None:  # others may keep it unused
-                    with contextlib.suppress(GymwireError):
-                        connection.close_given_up()
+            ended = None if held is self._share else held
+            try:
+                is_closed = ended is not None and ended.is_last
+                if connection is not None and known is not None and not is_closed:
+                    connection.close_others(known if used is None else known | {used.sid})
+                    if held is not None:  # others may keep it unused
+                        with contextlib.suppress(GymwireError):
+                            connection.close_given_up()
+            finally:
+                if ended is not None:  # not earlier: the last one that uses it closes it
+                    ended.end()
             raise
         finally:
             if not self.in_call and connection is not None and connection.use.caller is self:
@@ -193,8 +198,8 @@ class SessionOwner:
             if self._share is made:
                 former.connection.use.left.append(partial(_forget, former))
                 held.end()
-            else:
-                made.end(goodbye=False)
+            else:  # another call may go on with the session, but none after `close`
+                made.end(goodbye=to_close)
 
     def begin_call(self) -> None:
         """Begin a call of the proxy: from now on, `undo` returns to this moment."""
@@ -328,9 +333,10 @@ class SessionOwner:
                 if use.thread_id == get_ident() and use.caller is None:
                     use.caller = self
                     use.check()
+            finally:
+                if use.caller is self:
                     use.caller = None
-            finally:  # not earlier: the last one that uses the connection closes it
-                self._share.end()
+                self._share.end()  # not earlier: the last one that uses the connection closes it
 
 
 def _forget(session: RemoteSession) -> None:

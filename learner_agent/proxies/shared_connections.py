@@ -38,11 +38,16 @@ class Share:
         If reserved, it belongs to the thread that calls this.
         """
         with _lock:
-            if self._all - {self}:  # after an interrupted `close`, this share has ended
+            if not self.is_last:
                 return False
             _withdraw(self._all)
         self.connection.use.thread_id = threading.get_ident()
         return True
+
+    @property
+    def is_last(self) -> bool:
+        """Return whether no other proxy uses the connection: `end` closes it."""
+        return not self._all - {self}  # after an interrupted `close`, this share has ended
 
     def end(self, *, goodbye: bool = True) -> bool:
         """End the use. Returns True if it was the last one: the connection is then closed.
@@ -78,25 +83,23 @@ def share(options: ProxyOptions, *, alone: bool = False) -> Share:
         found.end()
     made = Share(options.connect())
     with _lock:
-        _shared[use] = made._all  # noqa: SLF001 - of this module
+        _shared[use] = made.connection, made._all  # noqa: SLF001 - of this module
     return made
 
 
 def _join(use: tuple[Any, ...]) -> Share | None:
-    """Return another use of the connection that this thread shares, if there is one."""
+    """Return another use of the connection that this thread shares, if there is one.
+
+    A destructor, which may run at any time, could have closed the connection meanwhile.
+    """
     with _lock:
-        others = _shared.get(use)
-        first = None if others is None else next(iter(others), None)
-        if others is None or first is None:
-            return None
-        made = Share(first.connection, others)
-        # A destructor, which may run at any time, could have ended the last use meanwhile.
-        return made if _shared.get(use) is others else None
+        found = _shared.get(use)
+        return None if found is None else Share(*found)
 
 
 def _withdraw(shares: set[Share]) -> None:
     """Let no other proxy use the connection of these shares."""
-    for use in [use for use, found in _shared.copy().items() if found is shares]:
+    for use in [use for use, (_, found) in _shared.copy().items() if found is shares]:
         _shared.pop(use, None)  # a destructor may have done it meanwhile
 
 
@@ -119,7 +122,7 @@ def _is_usable(connection: BrokerConnection) -> bool:
 
 
 _lock = threading.RLock()  # for a destructor that runs while this thread has it
-_shared: dict[tuple[Any, ...], set[Share]] = {}
+_shared: dict[tuple[Any, ...], tuple[BrokerConnection, set[Share]]] = {}
 
 
 def _leave_to_parent() -> None:

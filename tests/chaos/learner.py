@@ -10,8 +10,10 @@ import json
 import sys
 import threading
 import time
+from typing import Any
 
 from gymwire import ProxyEnv
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol import logs
 from gymwire.protocol.errors import BrokerUnreachable, OfferError
 from tests.chaos.course import Course
@@ -29,17 +31,19 @@ def wait_for_the_end(stop: threading.Event) -> None:
 
 
 def make(options: argparse.Namespace, index: int, stop: threading.Event) -> Course | None:
-    """Open one session as soon as one is available."""
+    """Open one session as soon as one is available, every second one on a connection of its own."""
+    keywords: dict[str, Any] = {
+        "timeout_s": options.timeout,
+        "wait_s": 5.0,
+        "key": options.key,
+        "broker_key": options.broker_key,
+    }
+    connection: BrokerConnection | None = None
     while not stop.is_set():
         try:
-            env = ProxyEnv(
-                ADDRESS,
-                options.broker,
-                timeout_s=options.timeout,
-                wait_s=5.0,
-                key=options.key,
-                broker_key=options.broker_key,
-            )
+            if index % 2 and connection is None:
+                connection = BrokerConnection(options.broker, **keywords)
+            env = ProxyEnv(ADDRESS, options.broker, connection=connection, **keywords)
         except (BrokerUnreachable, OfferError) as error:
             write("waits", why=str(error))
             stop.wait(0.2)

@@ -56,8 +56,13 @@ def _fleet(tmp_path: Path) -> Iterator[Fleet]:
 
 
 @contextlib.contextmanager
-def course(url: str, name: str = "learner", **facts: object) -> Iterator[Course]:
-    with ProxyEnv(ADDRESS, url, wait_s=5.0) as env:
+def course(
+    url: str,
+    name: str = "learner",
+    connection: BrokerConnection | None = None,
+    **facts: object,
+) -> Iterator[Course]:
+    with ProxyEnv(ADDRESS, url, wait_s=5.0, connection=connection) as env:
         yield Course(env, name, seed=len(name), **facts)  # type: ignore[arg-type]
 
 
@@ -258,7 +263,13 @@ def test_a_broker_restarted_while_many_learners_hold_sessions(fleet: Fleet) -> N
     broker = fleet.broker()
     fleet.env_agent("--max-sessions", "40", "--threads", "2")
     with contextlib.ExitStack() as stack:
-        courses = [stack.enter_context(course(fleet.url, f"l{i}")) for i in range(40)]
+        connections = [
+            stack.enter_context(contextlib.closing(BrokerConnection(fleet.url))) for _ in range(40)
+        ]
+        courses = [
+            stack.enter_context(course(fleet.url, f"l{i}", one))
+            for i, one in enumerate(connections)
+        ]
         for one in courses:
             go(one, 2)
         broker.kill()

@@ -6,8 +6,10 @@ import asyncio
 import os
 import select
 import signal
+import sys
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -212,3 +214,23 @@ def test_a_copy_ends_by_its_exception(
         if os.getpid() != pid:
             os._exit(99)
     assert fork.status() == status
+
+
+@pytest.mark.parametrize("error", [SystemExit("the end"), OSError("no program")])
+def test_a_copy_ends_although_it_cannot_write(
+    error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with Path(os.devnull).open("w") as closed:
+        monkeypatch.setattr(sys, "stderr", closed)
+    test_a_copy_ends_by_its_exception(_close, error, 1)
+
+
+def test_what_a_copy_has_printed_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed = tmp_path / "printed"
+    with printed.open("w") as output:
+        monkeypatch.setattr(sys, "stdout", output)
+        print("the end", end="")  # noqa: T201 - this process has it in its buffer, too
+        test_a_copy_ends_by_its_exception(_close, SystemExit(3), 3)
+        assert printed.read_text() == "the end"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import sys
@@ -16,6 +17,7 @@ import pytest
 import zmq
 
 from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol import codec
 from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import (
@@ -497,7 +499,10 @@ def test_garbage_on_the_port_has_no_effect_on_others(broker: str, garbage: bytes
         env.reset(seed=1)
         with socket.create_connection((host, int(port))) as stranger:
             stranger.sendall(garbage)
-            with ProxyEnv("cartpole", broker) as another:
+            with (
+                contextlib.closing(BrokerConnection(broker)) as connection,
+                ProxyEnv("cartpole", connection=connection) as another,
+            ):
                 another.reset()
         env.step(0)
 

@@ -199,7 +199,8 @@ def test_one_serving_loop_serves_all_paths(url: str, monkeypatch: pytest.MonkeyP
     with contextlib.ExitStack() as stack:
 
         def opened(direct: str) -> ProxyEnv:
-            env = stack.enter_context(ProxyEnv("located-d", url, direct=direct))
+            connection = stack.enter_context(contextlib.closing(BrokerConnection(url)))
+            env = stack.enter_context(ProxyEnv("located-d", direct=direct, connection=connection))
             env.reset()
             return env
 

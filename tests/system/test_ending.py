@@ -75,17 +75,21 @@ class Stepping(threading.Thread):
 @contextlib.contextmanager
 def stepping(url: str, gate: Path, sessions: int = 1) -> Iterator[list[Stepping]]:
     """Yield learners of which at least one is in a step that waits for `gate`."""
-    made = [Stepping(ProxyEnv("gated", url)) for _ in range(sessions)]
-    for one in made:
-        one.start()
-    eventually(Path(f"{gate}.entered").exists)
-    try:
-        yield made
-    finally:
+    with contextlib.ExitStack() as stack:
+        connections = [
+            stack.enter_context(contextlib.closing(BrokerConnection(url))) for _ in range(sessions)
+        ]
+        made = [Stepping(ProxyEnv("gated", connection=one)) for one in connections]
         for one in made:
-            one.join(PATIENCE_S)
-            with contextlib.suppress(GymwireError):
-                one.env.close()
+            one.start()
+        eventually(Path(f"{gate}.entered").exists)
+        try:
+            yield made
+        finally:
+            for one in made:
+                one.join(PATIENCE_S)
+                with contextlib.suppress(GymwireError):
+                    one.env.close()
 
 
 @pytest.mark.parametrize(("workers", "number"), ENDS)

@@ -125,17 +125,22 @@ def test_a_stuck_step_stops_no_other_session(
     serve(started, url, "Stuck", "--max-sessions", str(others + 3), gate=str(gate))
     with contextlib.ExitStack() as stack:
 
-        def opened(step_timeout_s: float | None = None) -> ProxyEnv:
-            env = ProxyEnv("it", broker=url, direct=direct, step_timeout_s=step_timeout_s)
+        def opened(*, alone: bool, step_timeout_s: float | None = None) -> ProxyEnv:
+            connection = BrokerConnection(url) if alone else None
+            if connection is not None:
+                stack.callback(connection.close)
+            env = ProxyEnv(
+                "it", url, direct=direct, step_timeout_s=step_timeout_s, connection=connection
+            )
             stack.callback(env.close)
             env.reset()
             return env
 
-        stuck = opened(step_timeout_s=1.0)
-        rest = [opened() for _ in range(others)]
+        stuck = opened(alone=False, step_timeout_s=1.0)
+        rest = [opened(alone=number % 2 == 0) for number in range(others)]
         with pytest.raises(RequestTimeout):
             stuck.step(1)
-        for env in [*rest, opened(), opened()]:
+        for env in [*rest, opened(alone=False), opened(alone=True)]:
             for step in range(1, 30):
                 assert env.step(0)[0] == step
         gate.touch()

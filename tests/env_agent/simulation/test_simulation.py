@@ -357,11 +357,15 @@ def test_metadata_promise_no_render_mode_that_there_is_not(broker_url: str, mode
 
 def test_one_learner_at_a_time_uses_one_world(broker_url: str) -> None:
     walker = Walker(broker_url)
-    with walker.simulation, ProxyEnv(walker.address, broker_url):
+    with (
+        walker.simulation,
+        ProxyEnv(walker.address, broker_url),
+        contextlib.closing(BrokerConnection(broker_url)) as another,
+    ):
         # A simulation has no option: only the other advice applies.
         advice = "start another env agent for this address. With `gymwire serve`, --max-sessions"
         with pytest.raises(NoFreeSlot, match=advice):
-            ProxyEnv(walker.address, broker_url)
+            ProxyEnv(walker.address, connection=another)
     walker = Walker(broker_url)
     with walker.simulation:
         for _ in range(2):

@@ -12,6 +12,7 @@ import pytest
 import zmq
 
 from gymwire.learner_agent.client import direct
+from gymwire.learner_agent.client.connection_use import ConnectionUse
 from gymwire.learner_agent.client.direct import DirectLink, DirectLinks, DirectPath, SessionPaths
 from gymwire.protocol.codec import PLAIN, read_header
 from gymwire.protocol.errors import DecodingError, GymwireError
@@ -39,6 +40,7 @@ class Dealer:
         self._told = False
         self._arrived: list[bytes | bytearray] = []
         self.sent: list[Kind] = []
+        self.resumed: list[int] = []  # sessions
         self.refused = 1  # libzmq may not take a frame in the moment when a connection is made
 
     def link_events(self) -> list[LinkEvent]:
@@ -52,6 +54,7 @@ class Dealer:
             self.refused -= 1
             return False
         self.sent.append(read_header(frame).kind)
+        self.resumed.append(read_header(frame).sid)
         if self._answers:
             self._arrived.append(PLAIN.encode(Resumed(), 7, 0))
         return True
@@ -142,6 +145,30 @@ def test_an_interrupted_close_of_a_direct_path_leaves_no_closed_one_in_use(used:
         assert len(links.all) == len(all_paths) - 1
         if not is_interrupted:
             return
+
+
+def test_a_session_that_has_moved_is_not_resumed_over_its_former_connection(clock: Clock) -> None:
+    dealer = Dealer(clock, 0.0, answers=False)
+    dealer.refused = 0
+    links = DirectLinks(lambda *_, **__: cast(Any, dealer))
+    connection: Any = SimpleNamespace(
+        link=None,
+        direct_links=links,
+        use=ConnectionUse(),
+        serve=print,
+        path_changes=0,
+        credentials=SimpleNamespace(key=None),
+    )
+    opened = cast(Any, SimpleNamespace(direct={"urls": [dealer.url], "host": ""}))
+    exchange = cast(Any, SimpleNamespace(resume_pending=False))
+    moved, paths = (
+        SessionPaths(connection, sid, Open("lake", bytes(16)), opened, exchange) for sid in (7, 8)
+    )
+    moved.dial_direct(session(7))
+    paths.dial_direct(session(8))
+    connection.use.left.append(moved.close_direct)
+    paths.serve_others(0.0)
+    assert dealer.resumed == [8]
 
 
 def test_what_cannot_be_read_is_an_error_of_all_sessions_of_its_agent_only(clock: Clock) -> None:

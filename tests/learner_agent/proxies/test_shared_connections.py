@@ -9,8 +9,10 @@ import signal
 import subprocess
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,10 +21,14 @@ import pytest
 
 from gymwire import ProxyEnv
 from gymwire.learner_agent.client.connection import BrokerConnection
+from gymwire.learner_agent.client.connection_use import ConnectionUse
 from gymwire.learner_agent.client.moving import move
 from gymwire.learner_agent.proxies import session_owner
+from gymwire.learner_agent.proxies.interrupts import is_in_call
 from gymwire.learner_agent.proxies.options import ProxyOptions
+from gymwire.learner_agent.proxies.shared_connections import Share, share
 from gymwire.protocol.errors import (
+    AddressUnknown,
     EnvironmentClosed,
     EnvironmentFailed,
     EnvironmentLost,
@@ -300,6 +306,20 @@ def test_an_interrupted_close_leaves_the_connection_to_its_thread(
     assert other.step(STEP)[0] == 1
 
 
+def test_a_close_whose_move_gets_no_answer_frees_the_slot(
+    gated: Callable[..., ProxyEnv], pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    env, _ = gated(), gated()
+
+    def time_out(*arguments: Any) -> None:
+        move(*arguments)
+        raise RequestTimeout("the answer is late")
+
+    monkeypatch.setattr(session_owner, "move", time_out)
+    pool.submit(env.close).result(PATIENCE_S)
+    pool.submit(lambda: [gated() for _ in range(2)]).result(PATIENCE_S)
+
+
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="this system has no timer signals")
 @PATHS
 def test_a_signal_handler_may_use_and_close_proxies_during_a_step(
@@ -348,6 +368,106 @@ def test_dropping_a_proxy_frees_its_slot(
 
     pool.submit(use).result(PATIENCE_S)
     kept.close()
+
+
+@pytest.fixture
+def options() -> Iterator[ProxyOptions]:
+    """Return the options of a proxy in a network in memory."""
+    with in_memory():
+        with ProxyEnv("moody", BROKER) as env:
+            options = env._owner.options
+        yield options
+
+
+def test_the_last_use_of_a_connection_may_end_at_any_instruction_of_the_search_for_it(
+    options: ProxyOptions,
+) -> None:
+    instruction, where = 0, "not begun"
+    while where:
+        last, found = share(options), list[Share]()
+
+        def search(found: list[Share] = found) -> None:
+            found.append(share(options))
+
+        interruption = Interruption(instruction, action=last.end)  # as a destructor does
+        interruption.run(search)
+        where = interruption.where
+        assert not found[0].connection.closed, where
+        for one in (last, *found):
+            one.end()
+        instruction += 1
+    assert instruction > 100
+
+
+@pytest.mark.parametrize("timeout_s", [60.0, 59.0])
+def test_connections_may_be_made_and_closed_at_any_instruction_of_the_end_of_a_last_use(
+    options: ProxyOptions, timeout_s: float
+) -> None:
+    others = replace(options, timeout_s=timeout_s)
+    instruction, where = 0, "not begun"
+    while where:
+        last = share(options)
+        interruption = Interruption(instruction, action=lambda: share(others).end())
+        interruption.run(last.end)
+        where = interruption.where
+        assert last.connection.closed, where
+        instruction += 1
+    assert instruction > 50
+
+
+def test_a_connection_is_not_closed_while_a_dropped_proxy_uses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with in_memory(), ThreadPoolExecutor(1) as elsewhere:
+        other, dropped = ProxyEnv("moody", BROKER), [ProxyEnv("moody", BROKER)]
+        connection, is_closed = connection_of(other), []
+
+        def check() -> None:
+            elsewhere.submit(other.close).result(PATIENCE_S)
+            is_closed.append(connection.closed)
+
+        monkeypatch.setattr(connection.use, "check", check)
+        dropped.clear()
+        assert (is_closed, connection.closed) == ([False], True)
+
+
+def test_a_connection_is_not_closed_while_a_failed_constructor_uses_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with in_memory(), ThreadPoolExecutor(1) as elsewhere:
+        other = ProxyEnv("moody", BROKER)
+        connection, is_closed = connection_of(other), []
+
+        def close_others(_: object) -> None:
+            elsewhere.submit(other.close).result(PATIENCE_S)
+            is_closed.append(connection.closed)
+
+        monkeypatch.setattr(connection, "close_others", close_others)
+        with pytest.raises(AddressUnknown):
+            ProxyEnv("nowhere", BROKER)
+        assert (is_closed, connection.closed) == ([False], True)
+
+
+def test_what_is_left_is_done_once_although_it_is_also_done_at_any_instruction() -> None:
+    instruction, where = 0, "not begun"
+    while where:
+        use, done = ConnectionUse(), list[int]()
+        use.left.append(partial(done.append, 1))
+        interruption = Interruption(instruction, action=use.check)
+        interruption.run(use.check)
+        where = interruption.where
+        assert done == [1], where
+        instruction += 1
+    assert instruction > 10
+
+
+def test_a_look_at_the_stack_keeps_no_proxy() -> None:
+    with in_memory():
+        env = ProxyEnv("moody", BROKER)
+        owner = weakref.ref(env._owner)
+        assert not is_in_call(owner())
+        del env
+        assert owner() is None
 
 
 def test_a_token_keeps_the_session_of_its_proxy_only(broker: str) -> None:
@@ -406,6 +526,7 @@ def test_a_fork_gives_the_child_a_connection_of_its_own(broker: str) -> None:
 MANY = """
 import json, sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from gymwire import ProxyEnv
 envs = [ProxyEnv("moody", sys.argv[1]) for _ in range(int(sys.argv[2]))]
 for number, env in enumerate(envs):
@@ -453,7 +574,8 @@ def test_an_interrupted_move_neither_loses_nor_doubles_a_step(ends: bool, times:
             assert_same(elsewhere.submit(other.step, 1).result(), expected, interruption.where)
             env.close()
             elsewhere.submit(other.close).result()
-            network.pass_time(31.0)  # the lease of a session whose connection was just made
+            # Else the lease of a session whose connection was just made.
+            network.pass_time(1.0 if ends else 31.0)
             assert loop.idle, interruption.where
             instruction += STRIDE or 67 * times
         assert not interruption.where

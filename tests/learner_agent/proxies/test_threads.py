@@ -167,6 +167,7 @@ def test_an_exception_before_a_call_begins_does_not_lock_the_proxy(broker: str) 
 LEARNER = """
 import sys, threading
 from gymwire import ProxyEnv
+from gymwire.learner_agent.client import threads
 
 def use():
     env = ProxyEnv("gated", sys.argv[1], wait_s=5.0, env_kwargs={"gate": sys.argv[2]})
@@ -180,10 +181,13 @@ kept, made = [], threading.Event()
 thread = threading.Thread(target=use, daemon=sys.argv[3] == "daemon")
 thread.start()
 made.wait() if thread.daemon else thread.join()
+if sys.argv[3] == "beside a stuck one":
+    threads.LEAVE_S, stuck = 0.1, threading.Event()
+    threading.Thread(target=threads.wait_while, args=(stuck.wait,), daemon=True).start()
 """
 
 
-@pytest.mark.parametrize("kind", ["ended", "daemon"])
+@pytest.mark.parametrize("kind", ["ended", "daemon", "beside a stuck one"])
 def test_a_normal_exit_closes_the_sessions_of_every_thread(
     broker: str, tmp_path: Path, kind: str
 ) -> None:
