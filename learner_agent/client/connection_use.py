@@ -13,7 +13,9 @@ class ConnectionUse:
     """The use of a connection by one thread, and by the call of one proxy at a time.
 
     Attributes:
-        thread_id: the thread that uses the connection.
+        thread_id: the number of the thread that uses the connection. After the end of a thread,
+            another one may get its number.
+        thread: the thread.
         caller: what the call that is under way belongs to, if that is known.
         ended: whose waits must end: a caller, or True for all; None: nobody's.
         left: what the thread has to do for sessions whose proxies do not use the connection
@@ -21,10 +23,14 @@ class ConnectionUse:
     """
 
     def __init__(self) -> None:
-        self.thread_id = threading.get_ident()
+        self.begin()
         self.caller: object = None
         self.ended: object = None
         self.left: deque[Callable[[], object]] = deque()
+
+    def begin(self) -> None:
+        """Let the connection belong to the thread that calls this."""
+        self.thread_id, self.thread = threading.get_ident(), threading.current_thread()
 
     def check(self) -> None:
         """Do what is left to do. Raises EnvironmentClosed if the caller's wait must end."""

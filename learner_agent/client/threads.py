@@ -19,11 +19,16 @@ PAUSE_S = 0.005
 
 def is_elsewhere(is_such: Callable[[FrameType], bool]) -> bool:
     """Return whether such a frame is on the stack of another thread."""
-    return any(threads_in(is_such))
+    return any(_numbers_in(is_such))
 
 
-def threads_in(is_such: Callable[[FrameType], bool]) -> Iterator[int]:
-    """Yield the other threads on whose stack such a frame is."""
+def threads_in(is_such: Callable[[FrameType], bool]) -> list[threading.Thread]:
+    """Return the other threads on whose stack such a frame is."""
+    found = set(_numbers_in(is_such))
+    return [thread for thread in threading.enumerate() if thread.ident in found]
+
+
+def _numbers_in(is_such: Callable[[FrameType], bool]) -> Iterator[int]:
     here = threading.get_ident()
     stacks = sys._current_frames()  # noqa: SLF001 - public but for its name
     for ident, last in stacks.items():

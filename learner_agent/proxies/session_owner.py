@@ -181,7 +181,7 @@ class SessionOwner:
         """
         held, former, options = self._share, self.session, self.options
         if held is None or held.take():
-            self.use.thread_id = get_ident()
+            self.use.begin()
             return
         if to_close:
             options = replace(options, wait_s=0.0, timeout_s=CLOSE_S)

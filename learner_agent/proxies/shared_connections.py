@@ -41,7 +41,7 @@ class Share:
             if not self.is_last:
                 return False
             _withdraw(self._all)
-        self.connection.use.thread_id = threading.get_ident()
+        self.connection.use.begin()
         return True
 
     @property

@@ -182,8 +182,12 @@ thread = threading.Thread(target=use, daemon=sys.argv[3] == "daemon")
 thread.start()
 made.wait() if thread.daemon else thread.join()
 if sys.argv[3] == "beside a stuck one":
-    threads.LEAVE_S, stuck = 0.1, threading.Event()
-    threading.Thread(target=threads.wait_while, args=(stuck.wait,), daemon=True).start()
+    threads.LEAVE_S, stuck, former = 0.1, threading.Event(), thread.ident
+    for _ in range(20):  # until one gets the number of the thread that has ended
+        thread = threading.Thread(target=threads.wait_while, args=(stuck.wait,), daemon=True)
+        thread.start()
+        if thread.ident == former:
+            break
 """
 
 
