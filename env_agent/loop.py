@@ -390,6 +390,11 @@ class ServingLoop:
             if slot is None or header.kind >= CONTROL_KINDS or header.kind is Kind.ERROR:
                 self._control(me, header, data)
                 return
+            if header.kind is Kind.CLOSE and slot.session.has_abandoned(header.seq):
+                slot.codec.decode(data, header)  # a signed session's has a tag
+                closed = slot.codec.encode(Closed(), header.sid, header.seq)
+                self._lifecycle.closed(slot, path, header.seq, closed, me)
+                return
         except ProtocolError as error:
             self.bad_frames.refuse(path, data, error)
             return

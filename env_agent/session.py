@@ -131,6 +131,13 @@ class Session:
         """Whether a request has begun and has no reply yet. May be read from any thread."""
         return self.reply is _EXECUTING
 
+    def has_abandoned(self, seq: int) -> bool:
+        """Return whether the learner has sent request `seq` without waiting for the one before.
+
+        May be called from any thread.
+        """
+        return seq > self.last_seq + 1 and self.is_executing
+
     def begin_step(self, seq: int) -> bool:
         """Begin an ACT if `judge` would have it executed; the fast path of a step.
 

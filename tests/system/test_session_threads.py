@@ -147,13 +147,16 @@ def test_a_stuck_step_stops_no_other_session(
         assert stuck.step(1)[0] == 1  # however often it was requested, it was executed once
 
 
-@pytest.mark.parametrize("direct", DIRECT)
+@pytest.mark.parametrize(("kept", "direct"), sampled(itertools.product([0, 1], DIRECT), 3))
 def test_an_abandoned_step_does_not_delay_the_next_session(
-    started: Programs, tmp_path: Path, direct: str
+    started: Programs, tmp_path: Path, direct: str, kept: int
 ) -> None:
     _, url = started.broker()
     gate = tmp_path / "gate"
-    serve(started, url, "Stuck", "--max-sessions", "1", gate=str(gate))
+    serve(started, url, "Stuck", "--max-sessions", str(kept + 1), gate=str(gate))
+    others = [ProxyEnv("it", broker=url, direct=direct) for _ in range(kept)]
+    for env in others:  # on the connection of the stuck one, which therefore remains open
+        env.reset()
     stuck = ProxyEnv("it", broker=url, direct=direct, step_timeout_s=1.0)
     stuck.reset()
     with pytest.raises(RequestTimeout):
@@ -168,6 +171,9 @@ def test_an_abandoned_step_does_not_delay_the_next_session(
             eventually(lambda: [row["stuck"] for row in connection.find("it")] == [1])
             gate.touch()
             eventually(lambda: [row["stuck"] for row in connection.find("it")] == [0])
+    for env in others:
+        assert env.step(0)[0] == 1
+        env.close()
 
 
 def test_with_a_number_of_threads_no_session_waits_for_an_abandoned_step(
