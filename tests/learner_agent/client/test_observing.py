@@ -161,7 +161,7 @@ def test_an_operator_sees_and_stops_a_session_of_the_real_broker() -> None:
         ):
             session.request(Reset(1))
         assert not observe(operator).sessions
-        with pytest.raises(Refused, match="no env agent 'nobody'"):
+        with pytest.raises(Refused, match="No env agent 'nobody'"):
             stop_agent(operator, "nobody")
         with pytest.raises(Refused, match="no session 00000000000003e7"):
             stop_session(operator, 999)
