@@ -186,17 +186,21 @@ def _find_places(structure: _Structure, observation: SpaceCodec) -> tuple[bytes,
     start = len(frame) - tail.size
     offsets = {_address(np.frombuffer(part, np.uint8)): offset for offset, part in tail.parts}
     begins = {index: start + offsets[_address(array)] for index, array in large.items()}
-    known = np.frombuffer(base, np.uint8)
     for index in small:
-        place, (other, _) = structure.places[index], head_of(index)
-        if len(other) != len(base):
-            raise EncodingError("The size of the frame varies.", path="info")
-        differ = np.flatnonzero(known != np.frombuffer(other, np.uint8))
-        is_whole = len(differ) == place.size or not place.is_dense
-        if not len(differ) or differ[-1] - differ[0] != place.size - 1 or not is_whole:
-            raise EncodingError("A value is not in one place.", path="info")
-        begins[index] = HEADER_SIZE + int(differ[0])
+        at = _find_difference(base, head_of(index)[0], structure.places[index])
+        begins[index] = HEADER_SIZE + at
     return frame, begins
+
+
+def _find_difference(base: bytes, other: bytes, place: Place) -> int:
+    """Return where two heads, which differ in one place, begin to differ."""
+    if len(other) != len(base):
+        raise EncodingError("The size of the frame varies.", path="info")
+    differ = np.flatnonzero(np.frombuffer(base, np.uint8) != np.frombuffer(other, np.uint8))
+    is_whole = len(differ) == place.size or not place.is_dense
+    if not len(differ) or differ[-1] - differ[0] != place.size - 1 or not is_whole:
+        raise EncodingError("A value is not in one place.", path="info")
+    return int(differ[0])
 
 
 def _address(array: np.ndarray[Any, Any]) -> int:
