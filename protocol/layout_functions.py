@@ -99,9 +99,19 @@ def compile_flattener(
             others, found = f"is not list or len(v{one.at}) != {one.end - one.begin}", f"v{one.at}"
         else:
             names[f"keys{one.at}"] = one.keys
-            others = f"is not dict or tuple(v{one.at}) != keys{one.at}"
+            others = f"is not dict or (keys := tuple(v{one.at})) != keys{one.at}"
             found = f"v{one.at}.values()"
         lines += [f"if type(v{one.at}) {others}:", "    return None", f"[{parts}] = {found}"]
+        if one.keys:
+            # A key of another type may equal a text. Mostly, the keys are the same objects.
+            keys = _keys(one)
+            names.update(zip(keys, one.keys, strict=True))
+            texts = [f"(k{at} is {key} or type(k{at}) is str)" for at, key in enumerate(keys)]
+            lines += [
+                f"[{', '.join(f'k{at}' for at in range(len(keys)))}] = keys",
+                f"if not ({' and '.join(texts)}):",
+                "    return None",
+            ]
     values = "".join(f"v{i}, " for i in range(len(types)))
     body = "\n    ".join([*lines, f"values = {values}"])
     return _compile(
@@ -183,6 +193,7 @@ def compile_decoder(plan: Plan) -> Callable[[Data, bytes], Step | None]:
         elif place.array is not None:
             values[i] = f"ndarray(shape{i}, dtype{i}, bytearray(v{i}))"
             if place.array[0].kind == "b":  # in most steps no episode ends
+                names[f"zeros{i}"] = bytes(place.size)
                 flags.append(f"v{i} != zeros{i} and v{i}.translate(None, flags)")
         fields += [f"chunk{at}"] if i in apart else [f"v{i}", f"chunk{at}"]
     make_arrays = ""
@@ -260,8 +271,6 @@ def _names(plan: Plan) -> dict[str, Any]:
         names |= {f"read{i}": place.read, f"write{i}": place.write}
         if place.array is not None:
             names[f"dtype{i}"], names[f"shape{i}"] = place.array
-            if place.array[0].kind == "b":
-                names[f"zeros{i}"] = bytes(place.size)
     return names
 
 

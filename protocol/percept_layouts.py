@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from gymwire.protocol.codec import SEQ, SID, Codec, Frame, Pieces
+from gymwire.protocol.arrays import Tail
+from gymwire.protocol.codec import HEADER_SIZE, SEQ, SID, Codec, Frame, Pieces
 from gymwire.protocol.errors import EncodingError
 from gymwire.protocol.layout_functions import (
     Container,
@@ -31,7 +32,8 @@ from gymwire.protocol.layout_functions import (
 )
 from gymwire.protocol.messages import Percept
 from gymwire.protocol.percept_places import Place, array_place, integer_place, is_constant, place_of
-from gymwire.protocol.space_codecs import SpaceCodec
+from gymwire.protocol.space_codecs import NOT_COMPACT, SpaceCodec
+from gymwire.protocol.values import pack
 from gymwire.protocol.vector_infos import to_wire
 
 __all__ = ["APART", "PerceptLayouts"]
@@ -43,6 +45,7 @@ MAX_LAYOUTS = 12  # a vector has one for each number of episodes that end in a s
 MAX_CACHED = 256  # in one process
 MAX_MISSES = 64  # percepts without a layout after which no more layouts are made
 MAX_VALUES = 64  # of one percept: numbers, arrays, texts and dicts
+MAX_COMPARED = 4 * 1024**2  # bytes that are encoded to find the places of a layout
 
 _INFO = 4  # its index among the five values of a step
 
@@ -124,8 +127,8 @@ class _Layout:
     EncodingError if the frames of such percepts have no layout.
     """
 
-    def __init__(self, structure: _Structure, codec: Codec) -> None:
-        frame, begins = _find_places(structure, codec)
+    def __init__(self, structure: _Structure, observation: SpaceCodec) -> None:
+        frame, begins = _find_places(structure, observation)
         order = sorted(structure.places, key=begins.__getitem__)
         places = {i: structure.places[i] for i in order}
         self.size = len(frame)
@@ -144,33 +147,64 @@ class _Layout:
         self.decode = compile_decoder(plan)
 
 
-def _find_places(structure: _Structure, codec: Codec) -> tuple[bytes, dict[int, int]]:
-    """Return a frame of this structure, and where the bytes of each place begin in it."""
+def _find_places(structure: _Structure, observation: SpaceCodec) -> tuple[bytes, dict[int, int]]:
+    """Return a frame of this structure, and where the bytes of each place begin in it.
 
-    def frame(other: int | None) -> bytes:
-        """Encode the first examples, and for one place the other one."""
-        values: list[Any] = [None] * len(structure.form.types)
-        for index, place in structure.places.items():
-            values[index] = place.examples[index == other]
-        for index, constant in structure.constants.items():
-            values[index] = constant
-        for container in reversed(structure.form.containers):
-            container.build(values)
-        return bytes(codec.encode(Percept(*values[: _INFO + 1])))
-
-    base = frame(None)
-    known = np.frombuffer(base, np.uint8)
-    begins: dict[int, int] = {}
+    Large arrays are in the tail, where their examples are found by their addresses. Only the heads
+    of frames are encoded once for each place.
+    """
+    large, small = {}, {}
     for index, place in structure.places.items():
-        other = frame(index)
-        if len(other) != len(base):
-            raise EncodingError("The size of the frame varies.", path="info")
-        differ = np.flatnonzero(known != np.frombuffer(other, np.uint8))
-        is_whole = len(differ) == place.size or not place.is_dense
-        if not len(differ) or differ[-1] - differ[0] != place.size - 1 or not is_whole:
-            raise EncodingError("A value is not in one place.", path="info")
-        begins[index] = int(differ[0])
-    return base, begins
+        if place.is_large:
+            assert place.array is not None
+            large[index] = np.zeros(place.array[1], place.array[0])
+        else:
+            small[index] = place.examples()
+
+    def percept(other: int | None) -> list[Any]:
+        """Return the first examples, and for one place the other one."""
+        parts: list[Any] = [None] * len(structure.form.types)
+        for index, constant in [*structure.constants.items(), *large.items()]:
+            parts[index] = constant
+        for index, pair in small.items():
+            parts[index] = pair[index == other]
+        for container in reversed(structure.form.containers):
+            container.build(parts)
+        return parts[: _INFO + 1]
+
+    def head_of(other: int | None) -> tuple[bytes, Tail]:
+        fields, tail = percept(other), Tail()
+        form = observation.encode(fields[0], tail)
+        if form is not NOT_COMPACT:
+            fields[0] = form
+        return pack(fields, tail), tail
+
+    base, tail = head_of(None)
+    if len(small) * len(base) > MAX_COMPARED:
+        raise EncodingError("The heads to compare are too large.", path="info")
+    frame = bytes(Codec(observation).encode(Percept(*percept(None))))
+    start = len(frame) - tail.size
+    offsets = {_address(np.frombuffer(part, np.uint8)): offset for offset, part in tail.parts}
+    begins = {index: start + offsets[_address(array)] for index, array in large.items()}
+    for index in small:
+        at = _find_difference(base, head_of(index)[0], structure.places[index])
+        begins[index] = HEADER_SIZE + at
+    return frame, begins
+
+
+def _find_difference(base: bytes, other: bytes, place: Place) -> int:
+    """Return where two heads, which differ in one place, begin to differ."""
+    if len(other) != len(base):
+        raise EncodingError("The size of the frame varies.", path="info")
+    differ = np.flatnonzero(np.frombuffer(base, np.uint8) != np.frombuffer(other, np.uint8))
+    is_whole = len(differ) == place.size or not place.is_dense
+    if not len(differ) or differ[-1] - differ[0] != place.size - 1 or not is_whole:
+        raise EncodingError("A value is not in one place.", path="info")
+    return int(differ[0])
+
+
+def _address(array: np.ndarray[Any, Any]) -> int:
+    return array.ctypes.data
 
 
 class _Known:
@@ -210,7 +244,7 @@ class _Known:
             self._seen.add(key)
             return None
         try:
-            layout = _Layout(structure, Codec(observation))
+            layout = _Layout(structure, observation)
         except EncodingError:
             layout = None
         if len(self._layouts) >= MAX_CACHED:

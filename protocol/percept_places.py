@@ -39,7 +39,8 @@ class Place:
     Attributes:
         key: what the values of all percepts of a layout have in common here.
         size: how many bytes of the frame vary.
-        examples: two such values that have no byte in common.
+        examples: returns two such values that have no byte in common. A function, so that a
+            layout keeps no array.
         write: returns these bytes; None: `struct` packs the value as a little-endian double.
         read: returns the value; raises KeyError if the bytes stand for no such value.
         fits: whether another value of the same type has the same form; None: always.
@@ -50,7 +51,7 @@ class Place:
 
     key: object
     size: int
-    examples: tuple[Any, Any]
+    examples: Callable[[], tuple[Any, Any]]
     write: Callable[[Any], Any] | None
     read: Callable[[Any], Any]
     fits: Callable[[Any], bool] | None = None
@@ -65,22 +66,28 @@ def _read_float(raw: bytes) -> float:
 
 _SCALAR_PLACES: dict[type, Place] = {
     float: Place(
-        float, 8, (_read_float(b"\1" * 8), _read_float(b"\2" * 8)), _FLOAT.pack, _read_float
+        float,
+        8,
+        lambda: (_read_float(b"\1" * 8), _read_float(b"\2" * 8)),
+        _FLOAT.pack,
+        _read_float,
     ),
-    bool: Place(bool, 1, (False, True), _FLAG_BYTES.__getitem__, _FLAGS.__getitem__),
-    np.bool_: Place(np.bool_, 1, (np.False_, np.True_), np.bool_.tobytes, _BOOLS.__getitem__),
+    bool: Place(bool, 1, lambda: (False, True), _FLAG_BYTES.__getitem__, _FLAGS.__getitem__),
+    np.bool_: Place(
+        np.bool_, 1, lambda: (np.False_, np.True_), np.bool_.tobytes, _BOOLS.__getitem__
+    ),
 }
 
 
 def _scalar_place(kind: type[Any], dtype: np.dtype[Any]) -> Place:
     one, two = (np.frombuffer(byte * dtype.itemsize, dtype)[0] for byte in (b"\1", b"\2"))
     if kind is np.float64:
-        return Place(kind, 8, (one, two), None, np.float64)
+        return Place(kind, 8, lambda: (one, two), None, np.float64)
 
     def read(raw: bytes) -> Any:
         return np.ndarray((), dtype, raw)[()]
 
-    return Place(kind, dtype.itemsize, (one, two), kind.tobytes, read)
+    return Place(kind, dtype.itemsize, lambda: (one, two), kind.tobytes, read)
 
 
 for _kind, _text in SCALARS.items():
@@ -109,7 +116,8 @@ def integer_place(value: int, kind: type[Any]) -> Place | None:
     def fits(other: Any) -> bool:
         return bool(least <= other < above)
 
-    return Place((kind, code, least), packer.size, (one, two), packer.pack, read, fits)
+    key = kind, code, least
+    return Place(key, packer.size, lambda: (one, two), packer.pack, read, fits)
 
 
 def array_place(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Place | None:
@@ -118,10 +126,13 @@ def array_place(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Place | None:
     if not size or dtype.kind not in "biufc":
         return None
     is_bool = dtype.kind == "b"
-    examples = tuple(
-        np.frombuffer(bytes((byte,)) * size, dtype).reshape(shape)
-        for byte in ((0, 1) if is_bool else (1, 2))
-    )
+
+    def examples() -> tuple[Any, Any]:
+        one, two = (
+            np.frombuffer(bytes((byte,)) * size, dtype).reshape(shape)
+            for byte in ((0, 1) if is_bool else (1, 2))
+        )
+        return one, two
 
     def read(raw: bytes | memoryview) -> Any:
         return np.ndarray(shape, dtype, bytearray(raw))
@@ -134,7 +145,7 @@ def array_place(dtype: np.dtype[Any], shape: tuple[int, ...]) -> Place | None:
     return Place(
         (dtype.str, shape),
         size,
-        (examples[0], examples[1]),
+        examples,
         np.ndarray.tobytes,
         read_bools if is_bool else read,
         array=(dtype, shape),
@@ -187,8 +198,12 @@ def _sparse_place(items: list[Any]) -> Place | None:
 
     if not fits(items):
         return None
-    array, nils = place.examples[0], [None] * (count - ended)
-    examples = [array] * ended + nils, nils + [array] * ended
+
+    def examples() -> tuple[Any, Any]:
+        arrays: list[Any] = [place.examples()[0]] * ended
+        nils = [None] * (count - ended)
+        return arrays + nils, nils + arrays
+
     key = "sparse", count, ended, dtype.str, shape
     return Place(key, size, examples, write, read, fits, is_dense=False)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
 import threading
@@ -13,7 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import gymnasium
+import numpy as np
 from gymnasium import Space
+from gymnasium.spaces import Box
 
 from gymwire.env_agent.agent import Agent
 from gymwire.env_agent.environments import Service
@@ -344,14 +347,24 @@ class SimulationEnv(gymnasium.Env[Any, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Ask the program for a new episode; return its first observation and info."""
+        """Ask the program for a new episode; return its first observation and info.
+
+        Raises UsageError, without a request to the program, if the options are not a dict.
+        """
+        if not isinstance(options, dict | None):
+            raise UsageError(
+                f"The options of a reset must be a dict or None, not {options!r:.100}."
+            )
         super().reset(seed=seed)
         state = self._simulation.request(self, Command(reset=True, seed=seed, options=options))
         return state.observation, state.info or {}
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Hand the action to the program; return the state that it reports next."""
-        state = self._simulation.request(self, Command(action))
+        """Hand the action to the program; return the state that it reports next.
+
+        Raises UsageError, without a request to the program, for an action outside the space.
+        """
+        state = self._simulation.request(self, Command(_checked(action, self.action_space)))
         info = state.info or {}
         return state.observation, state.reward, state.terminated, state.truncated, info
 
@@ -362,6 +375,22 @@ class SimulationEnv(gymnasium.Env[Any, Any]):
     def close(self) -> None:
         """End the use of the simulation."""
         self._simulation.end_use(self)
+
+
+def _checked(action: Any, space: Space[Any]) -> Any:
+    """Return an action in the form that the space contains. Raises UsageError if there is none.
+
+    For a Box, it may be a list or have another precision, such as float64.
+    """
+    if isinstance(space, Box) and getattr(action, "dtype", None) != space.dtype:
+        with contextlib.suppress(ValueError, TypeError):  # nested lists of different lengths
+            array = np.asarray(action)
+            if np.can_cast(array.dtype, space.dtype, "same_kind"):
+                with np.errstate(over="ignore"):
+                    action = array.astype(space.dtype)
+    if (isinstance(space, Box) and type(action) is not np.ndarray) or not space.contains(action):
+        raise UsageError(f"The action {action!r:.100} is not in the action space {space!r:.200}.")
+    return action
 
 
 def _limit(name: str, seconds: float | None) -> float | None:

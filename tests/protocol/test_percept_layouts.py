@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import enum
 import struct
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -18,6 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gymwire.protocol import percept_layouts
+from gymwire.protocol.arrays import LARGE
 from gymwire.protocol.codec import Codec, Frame, name_of
 from gymwire.protocol.errors import DecodingError, GymwireError
 from gymwire.protocol.layout_functions import ALIGNMENT, IN_PLACE, Step
@@ -494,6 +497,67 @@ def test_an_info_with_a_long_key_has_no_layout(length: int) -> None:
     for _ in range(4):
         ends.send((A, F(1), *END, {"k" * length: F(1)}))
     assert ends.missed == ((4, 4) if length > MAX_CONSTANT else (2, 1))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.bool_])
+def test_a_layout_keeps_no_arrays(dtype: type[Any]) -> None:
+    size = 4 * 1024**2 // np.dtype(dtype).itemsize
+    tracemalloc.start()
+    try:
+        known((A, F(1), *END, {"p": np.zeros(size, dtype), "q": np.zeros(3, dtype)}))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < size
+
+
+def test_making_a_layout_copies_large_arrays_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    copied: list[int] = []
+
+    class Counting(Codec):
+        def encode(self, *args: Any) -> Frame:
+            frame = super().encode(*args)
+            copied.append(len(frame))
+            return frame
+
+    monkeypatch.setattr(percept_layouts, "Codec", Counting)
+    info = {str(n): np.full(LARGE, n, np.uint8) for n in range(8)}
+    known((A, F(1), *END, {"x": F(1), **info, "m": {"large": np.ones((2, LARGE)), "n": 3}}))
+    assert len(copied) == 1
+
+
+@pytest.mark.parametrize(("limit", "has_layout"), [(1000, True), (100, False)])
+def test_a_percept_whose_places_take_long_to_find_has_no_layout(
+    limit: int, has_layout: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(percept_layouts, "MAX_COMPARED", limit)
+    ends = Ends(BOX)
+    for _ in range(3):
+        ends.send((A, F(1), *END, {"large": np.ones(LARGE)}))
+    assert ends.missed == ((2, 1) if has_layout else (3, 3))
+
+
+class Key(enum.StrEnum):
+    """A key that equals a text."""
+
+    SPEED = "speed"
+
+
+@pytest.mark.parametrize(
+    "key", [np.str_("speed"), Key.SPEED, type("Text", (str,), {})("speed")], ids=repr
+)
+@pytest.mark.parametrize("is_inner", [False, True])
+def test_a_key_that_equals_a_text_is_left_to_codec(key: Any, is_inner: bool) -> None:
+    def step(key: Any) -> Step:
+        info = {"y": F(1), key: F(2)}
+        return (A, F(1), *END, {"d": info} if is_inner else info)
+
+    layouts = known(step("speed")).encode
+    assert layouts(step(str(b"speed", "ascii")), NAME) is not None  # another object
+    left: list[Any] = []
+    layouts.__self__._encode_other = lambda step, _: left.append(step)  # type: ignore[attr-defined]
+    assert layouts(step(key), NAME) is None
+    assert len(left) == 1
 
 
 SCALARS = st.one_of(

@@ -16,6 +16,7 @@ from gymnasium.spaces import Box, Discrete
 
 from gymwire import ProxyEnv, ProxyVectorEnv, Simulation
 from gymwire.cli.check import Verdict, judge
+from gymwire.env_agent.simulation.simulation import _checked
 from gymwire.errors import (
     BrokerUnreachable,
     ConfigurationError,
@@ -221,6 +222,70 @@ def test_an_exception_in_the_program_reaches_the_learner(broker_url: str) -> Non
         run()
     with pytest.raises(EnvironmentFailed, match=r"The simulation is over.*ZeroDivisionError"):
         learner.get()
+
+
+@pytest.mark.parametrize("action", ["text", 77, -1, None, {}, 1.0, [1], np.float64(1)], ids=repr)
+def test_an_action_outside_the_space_does_not_reach_the_program(
+    broker_url: str, action: Any
+) -> None:
+    walker = Walker(broker_url)
+
+    def play() -> Any:
+        with ProxyEnv(walker.address, broker_url) as env:
+            env.reset(seed=1)
+            with pytest.raises(EnvironmentFailed, match="is not in the action space Discrete"):
+                env.step(action)
+            env.reset(seed=1)
+            return env.step(2)[0].tolist()
+
+    with walker.simulation:
+        learner = Learner(play)
+        walker.loop(learner.ended)
+        assert learner.get() == [2.0]
+    assert {one.action for one in walker.commands} == {None, 2}
+
+
+@pytest.mark.parametrize("options", [5, "text", [1]], ids=repr)
+def test_options_that_are_no_dict_do_not_reach_the_program(broker_url: str, options: Any) -> None:
+    walker = Walker(broker_url)
+
+    def play() -> Any:
+        with ProxyEnv(walker.address, broker_url) as env:
+            with pytest.raises(EnvironmentFailed, match="options of a reset must be a dict or Non"):
+                env.reset(options=options)
+            return env.reset(seed=1, options={"a": [options]})[0].tolist()
+
+    with walker.simulation:
+        learner = Learner(play)
+        walker.loop(learner.ended)
+        assert learner.get() == [1.0]
+    assert [one.options for one in walker.commands if one.reset] == [{"a": [options]}]
+
+
+@pytest.mark.parametrize(
+    ("action", "is_valid"),
+    [
+        (np.array([0.5, 1.0]), True),
+        ([0, 1.0], True),
+        (np.array([0.5, 1.5]), False),
+        (np.array([0.5, np.nan], np.float32), False),
+        (np.array([1e300, 0.0]), False),
+        ([0.5, [1.0]], False),
+        (np.array([0.5]), False),
+        (["a", "b"], False),
+        (np.array([0.5, 1j]), False),
+        ({"a": 1}, False),
+        (None, False),
+    ],
+    ids=repr,
+)
+def test_numbers_of_another_precision_become_those_of_the_box(action: Any, is_valid: bool) -> None:
+    space = Box(-1.0, 1.0, (2,), np.float32)
+    if is_valid:
+        assert space.contains(_checked(action, space))
+    else:
+        with pytest.raises(UsageError, match="is not in the action space Box"):
+            _checked(action, space)
 
 
 def test_an_exception_without_a_text_is_named(broker_url: str) -> None:
