@@ -6,6 +6,7 @@ and no clock.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
@@ -27,6 +28,7 @@ MAX_SHARED = 64  # different messages of which the sessions that are opened toge
 MAX_SHARED_SIZE = 64 * 1024  # bytes of such a message; of larger ones, only the first is shared
 MIN_RETRY_S = 0.05  # the shortest pause after BUSY
 FIRST_SEQ = 2**40  # beyond the numbers of sessions: a late ERROR of a session answers none of these
+SEQ_BITS = 52  # random, so that no env agent can answer a request that it did not get
 _ADVICE = {
     Kind.OPEN: "Make env_kwargs smaller: for example, pass the name of a file that the env agent "
     "can read.",
@@ -80,7 +82,6 @@ class BrokerRequests:
         self.answered: dict[int, PendingRequest] = {}
         self._ping_s = ping_s
         self._ping_at = 0.0
-        self._seq = FIRST_SEQ
         self._pending: dict[int, PendingRequest] = {}
         # Of sessions that are opened together: OPENED by its content, which many of them share.
         self._opened: dict[bytes, Message] = {}
@@ -96,11 +97,12 @@ class BrokerRequests:
             now: the time in monotonic seconds.
             keep: called with the request before it can be sent.
         """
-        self._seq += 1
-        frame = PLAIN.encode(message, sid, self._seq)
+        while (seq := FIRST_SEQ + secrets.randbits(SEQ_BITS)) in self._pending:
+            pass
+        frame = PLAIN.encode(message, sid, seq)
         kind = KINDS[type(message)]
         check_control(kind.name, frame, _ADVICE.get(kind, ""))
-        request = PendingRequest(self._seq, frame, now + RESEND_S)
+        request = PendingRequest(seq, frame, now + RESEND_S)
         keep(request)
         self._pending[request.seq] = request
         return request
