@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from gymwire.learner_agent.client.patience import PING_S
+from gymwire.learner_agent.client import requests as requests_module
 from gymwire.learner_agent.client.requests import (
+    FIRST_SEQ,
     MAX_SHARED_SIZE,
     RESEND_MAX_S,
     RESEND_S,
@@ -69,6 +73,28 @@ def test_a_full_connection_is_tried_once() -> None:
         requests.add(Open("cartpole", b"n" * 16), 0, NOW)
     assert not requests.send_due(NOW + RESEND_S, send)
     assert len(tried) == 2  # the PING, and the first request
+
+
+def test_no_number_follows_from_those_of_other_requests() -> None:
+    requests = BrokerRequests(PING_S)
+    seqs = [requests.add(Open("cartpole", b"n" * 16), 0, NOW).seq for _ in range(1000)]
+    assert len({*seqs}) == len(seqs)
+    assert FIRST_SEQ <= min(seqs)
+    assert max(seqs) < 2**53  # which a JavaScript number holds exactly
+    # Of random numbers, some are this large and small, except once in 2**1000 runs.
+    assert max(seqs) >= FIRST_SEQ + 2**51 > min(seqs)
+    steps = {after - before for before, after in itertools.pairwise(seqs)}
+    assert len(steps) == len(seqs) - 1
+
+
+def test_requests_under_way_have_different_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = iter([3, 3, 3, 4, 3])
+    monkeypatch.setattr(requests_module.secrets, "randbits", lambda _: next(drawn))
+    requests = BrokerRequests(PING_S)
+    first, second = (requests.add(Open("cartpole", b"n" * 16), 0, NOW) for _ in range(2))
+    assert (first.seq, second.seq) == (FIRST_SEQ + 3, FIRST_SEQ + 4)
+    requests.forget([first])
+    assert requests.add(Open("cartpole", b"n" * 16), 0, NOW).seq == first.seq
 
 
 def _opened(agent: str) -> Opened:
