@@ -6,7 +6,6 @@ and no clock.
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Callable, Container, Iterable
 from dataclasses import dataclass
 
@@ -73,14 +72,15 @@ class BrokerRequests:
 
     Args:
         ping_s: the pause between two PINGs, in seconds.
+        random_bits: returns an integer of so many bits that nobody can guess.
 
     Attributes:
         answered: those that have an answer, by their numbers.
     """
 
-    def __init__(self, ping_s: float) -> None:
+    def __init__(self, ping_s: float, random_bits: Callable[[int], int]) -> None:
         self.answered: dict[int, PendingRequest] = {}
-        self._ping_s = ping_s
+        self._ping_s, self._random_bits = ping_s, random_bits
         self._ping_at = 0.0
         self._pending: dict[int, PendingRequest] = {}
         # Of sessions that are opened together: OPENED by its content, which many of them share.
@@ -97,7 +97,7 @@ class BrokerRequests:
             now: the time in monotonic seconds.
             keep: called with the request before it can be sent.
         """
-        while (seq := FIRST_SEQ + secrets.randbits(SEQ_BITS)) in self._pending:
+        while (seq := FIRST_SEQ + self._random_bits(SEQ_BITS)) in self._pending:
             pass
         frame = PLAIN.encode(message, sid, seq)
         kind = KINDS[type(message)]
