@@ -62,6 +62,9 @@ class SessionMessages:
         self, session: Session, header: Header, data: bytes | memoryview, now: float
     ) -> list[Send]:
         learner = session.learner
+        if header.kind is Kind.ERROR and not session.is_open and header.seq != session.open_seq:
+            self._journal.drop(session.loop.rid, Drop.NOT_AWAITED)  # it does not answer this OPEN
+            return []
         if learner is not None and learner.rights.metered:
             # An ERROR may say that the env agent has not executed the request.
             executed = header.kind is not Kind.ERROR

@@ -121,6 +121,8 @@ class Sessions:
             )
             gone = self.end_for_path(session)
             return [reply_to(self._journal, peer.rid, refusal, header.sid, header.seq), gone[-1]]
+        if header.seq != session.open_seq:
+            session.open_seq, session.unanswered_opens = header.seq, 0
         session.unanswered_opens += 1
         # Nothing outside the broker enforces limits.
         session.may_be_direct = request.direct and not peer.rights.metered
@@ -168,8 +170,10 @@ class Sessions:
         session = self._tables.sessions.get(header.sid)
         if session is None or session.loop is not loop:
             return [Send.message(loop.rid, Gone("the learner has left"), header.sid)]
-        # It repeats OPEN when it is back. Nobody waits for more answers than it sent OPENs.
-        if session.learner is None or not session.unanswered_opens:
+        # It repeats OPEN when it is back. Nobody waits for more answers than it sent OPENs, or for
+        # one with another number, which could answer the OPEN of another session.
+        is_awaited = session.unanswered_opens and header.seq == session.open_seq
+        if session.learner is None or not is_awaited:
             self._journal.drop(loop.rid, Drop.NOT_AWAITED)
             return []
         session.unanswered_opens -= 1

@@ -154,7 +154,8 @@ class Session:
     is_claimed: bool = False  # a learner has opened or resumed it at this broker
     may_be_direct: bool = True  # the learner and the policy allow a direct connection
     orphan_until: float | None = None  # when the session ends unless its learner comes back
-    unanswered_opens: int = 0
+    open_seq: int = 0  # the number of the last OPEN,
+    unanswered_opens: int = 0  # and how many with this number have no answer yet
     waiting: int = 0  # the number of the request for which its learner waits, as PING names it,
     losses_before: int = 0  # and the losses of its loop when the learner began to wait
     requests: Flow = field(default_factory=Flow)  # to the env agent

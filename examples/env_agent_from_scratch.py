@@ -68,8 +68,8 @@ class Corridor:
 class Session:
     """An environment, and the last request and reply, to execute each request once (§7.1)."""
 
-    def __init__(self, nonce: bytes, learner: str, opened: bytes) -> None:
-        self.nonce, self.learner, self.opened = nonce, learner, opened
+    def __init__(self, nonce: bytes, learner: str) -> None:
+        self.nonce, self.learner = nonce, learner
         self.env, self.in_episode = Corridor(), False
         self.last, self.request, self.reply = 0, b"", b""
 
@@ -196,17 +196,17 @@ class Agent:
                     self._send(reply)
 
     def _open(self, message: Message) -> bytes:
+        about = [{"id": ENV_ID}, {"render_modes": []}, None, 0, {"attributes": []}, "", None, b""]
+        opened = message.reply(Kind.OPENED, OBSERVATION, ACTION, None, None, *about)
         if message.sid in self._sessions:  # §7.4
-            return self._sessions[message.sid].opened
+            return opened
         address, nonce, render_mode, kwargs, num_envs, _, _, learner, _ = message.fields(9)
         if address != ADDRESS:
             return error(message, "address-unknown", f"Only {ADDRESS} is served here.")
         if render_mode is not None or kwargs or num_envs:
             text = "The corridor supports no render mode, no keyword arguments and no vectors."
             return error(message, "open-failed", text)
-        about = [{"id": ENV_ID}, {"render_modes": []}, None, 0, {"attributes": []}, "", None, b""]
-        opened = message.reply(Kind.OPENED, OBSERVATION, ACTION, None, None, *about)
-        self._sessions[message.sid] = Session(nonce, learner, opened)
+        self._sessions[message.sid] = Session(nonce, learner)
         return opened
 
     def _reply_to(self, message: Message, frame: bytes) -> bytes | None:

@@ -5,6 +5,7 @@ The tests of a module that waits test its other bounds.
 
 from __future__ import annotations
 
+import secrets
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any, cast
@@ -192,7 +193,7 @@ def test_an_idle_session_while_the_broker_is_away(network: Network, opened: Remo
 
 @pytest.mark.parametrize("message", [Find(), Resume(b"n" * 16)])
 def test_requests_to_the_broker_are_repeated_less_and_less_often(message: Any) -> None:
-    pending = BrokerRequests(PING_S)
+    pending = BrokerRequests(PING_S, secrets.randbits)
     pending.add(message, 0, 0.0)
     sent = [tenth / 10 for tenth in range(180) if pending.due(tenth / 10)]
     pauses = [later - earlier for earlier, later in zip([0.0, *sent], sent, strict=False)]

@@ -152,7 +152,7 @@ class BrokerConnection:
         self._opener = SessionOpener(self, wait_s)
         self.broker_lost = False  # whether the connection is down, as far as is known
         self.contact = Contact(timeout_s)
-        self._requests = BrokerRequests(self.contact.ping_s)
+        self._requests = BrokerRequests(self.contact.ping_s, secrets.randbits)
         self._session_timers = SessionTimers(timeout_s, clock)
         self._patience = Patience(self.contact)
         self.credentials = credentials(key, broker_key)

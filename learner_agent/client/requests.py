@@ -27,6 +27,7 @@ MAX_SHARED = 64  # different messages of which the sessions that are opened toge
 MAX_SHARED_SIZE = 64 * 1024  # bytes of such a message; of larger ones, only the first is shared
 MIN_RETRY_S = 0.05  # the shortest pause after BUSY
 FIRST_SEQ = 2**40  # beyond the numbers of sessions: a late ERROR of a session answers none of these
+SEQ_BITS = 52  # random, so that no env agent can answer a request that it did not get
 _ADVICE = {
     Kind.OPEN: "Make env_kwargs smaller: for example, pass the name of a file that the env agent "
     "can read.",
@@ -71,16 +72,16 @@ class BrokerRequests:
 
     Args:
         ping_s: the pause between two PINGs, in seconds.
+        random_bits: returns an integer of so many bits that nobody can guess.
 
     Attributes:
         answered: those that have an answer, by their numbers.
     """
 
-    def __init__(self, ping_s: float) -> None:
+    def __init__(self, ping_s: float, random_bits: Callable[[int], int]) -> None:
         self.answered: dict[int, PendingRequest] = {}
-        self._ping_s = ping_s
+        self._ping_s, self._random_bits = ping_s, random_bits
         self._ping_at = 0.0
-        self._seq = FIRST_SEQ
         self._pending: dict[int, PendingRequest] = {}
         # Of sessions that are opened together: OPENED by its content, which many of them share.
         self._opened: dict[bytes, Message] = {}
@@ -96,11 +97,12 @@ class BrokerRequests:
             now: the time in monotonic seconds.
             keep: called with the request before it can be sent.
         """
-        self._seq += 1
-        frame = PLAIN.encode(message, sid, self._seq)
+        while (seq := FIRST_SEQ + self._random_bits(SEQ_BITS)) in self._pending:
+            pass
+        frame = PLAIN.encode(message, sid, seq)
         kind = KINDS[type(message)]
         check_control(kind.name, frame, _ADVICE.get(kind, ""))
-        request = PendingRequest(self._seq, frame, now + RESEND_S)
+        request = PendingRequest(seq, frame, now + RESEND_S)
         keep(request)
         self._pending[request.seq] = request
         return request

@@ -147,11 +147,11 @@ class Speaker:
     def __init__(self, broker: str) -> None:
         self._dealer = Dealer(broker)
         self._sid = 0
-        token, nonce = os.urandom(16), os.urandom(16)
+        token, self.open_msg = os.urandom(16), Open("corridor", os.urandom(16))
         try:
             welcome, _ = self.request(Hello(Role.LEARNER, token, "test", "here"), 1)
             assert isinstance(welcome, Welcome)
-            opened, frame = self.request(Open("corridor", nonce), 2)
+            opened, frame = self.request(self.open_msg, 2)
             assert isinstance(opened, Opened)
         except BaseException:
             self._dealer.close()
@@ -194,6 +194,14 @@ def test_a_repeated_request_gets_the_same_bytes_and_happens_once(speaker: Speake
     assert first == again
     _, back = speaker.request(Act(0), 3)
     assert observation(back) == observation(start)
+
+
+def test_a_repeated_open_is_answered_under_its_own_number(speaker: Speaker) -> None:
+    _, first = speaker.request(speaker.open_msg, 2)
+    opened, again = speaker.request(speaker.open_msg, 77)
+    assert isinstance(opened, Opened)
+    assert codec.read_header(again) == codec.read_header(first)._replace(seq=77)
+    assert again[codec.HEADER_SIZE :] == first[codec.HEADER_SIZE :]
 
 
 def test_another_request_under_a_used_number_is_refused(speaker: Speaker) -> None:

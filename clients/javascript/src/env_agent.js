@@ -109,8 +109,9 @@ export class EnvAgent {
   /** @param {import("./connection.js").Message} message */
   async open(message) {
     const { address, observationSpace, actionSpace, id, make } = this.offer;
-    const known = this.sessions.get(message.sid);
-    if (known) return known.opened; // §7.4
+    const about = [{ id }, METADATA, null, 0, { attributes: [] }, "", null, new Uint8Array()];
+    const opened = reply(message, Kind.OPENED, [observationSpace, actionSpace, null, null, ...about]);
+    if (this.sessions.has(message.sid)) return opened; // §7.4
     const [wanted, nonce, renderMode, envKwargs, count, , , learner] = message.fields;
     if (wanted !== address) return failed(message, "address-unknown", `Only ${address} is served here.`);
     const unwanted = Object.keys(envKwargs).join(", ");
@@ -118,10 +119,8 @@ export class EnvAgent {
       const text = "This env agent supports no render mode, no vector and no keyword arguments";
       return failed(message, "open-failed", unwanted ? `${text}: leave out ${unwanted}.` : `${text}.`);
     }
-    const about = [{ id }, METADATA, null, 0, { attributes: [] }, "", null, new Uint8Array()];
-    const opened = reply(message, Kind.OPENED, [observationSpace, actionSpace, null, null, ...about]);
-    /** @type {{env: any, nonce: any, learner: any, opened: any, last: number, since: number, request: any, reply: any, inEpisode: boolean}} */
-    const session = { env: null, nonce, learner, opened, last: 0, since: 0, request: EMPTY, reply: EMPTY, inEpisode: false };
+    /** @type {{env: any, nonce: any, learner: any, last: number, since: number, request: any, reply: any, inEpisode: boolean}} */
+    const session = { env: null, nonce, learner, last: 0, since: 0, request: EMPTY, reply: EMPTY, inEpisode: false };
     this.sessions.set(message.sid, session);
     try {
       session.env = await make();

@@ -28,7 +28,6 @@ export class Learner {
     this.sessions = new Map();
     /** @type {Map<number, Request>} those of the broker itself, by number */
     this.requests = new Map();
-    this.count = 0;
     this.connection = new Connection(url, "learner", options, {
       sessions: () => [],
       welcome: () => this.welcome(),
@@ -44,7 +43,7 @@ export class Learner {
    */
   async open(address, { envKwargs = {}, renderMode = null } = {}) {
     const nonce = randomBytes(16);
-    const seq = ++this.count;
+    const seq = randomSeq(); // or another env agent could answer
     const fields = [address, nonce, renderMode, envKwargs, 0, "", false, "", new Uint8Array()];
     const request = new Request(this.connection, encodeFrame(Kind.OPEN, fields, 0, seq));
     this.requests.set(seq, request); // the reply has another sid: it matches by its number alone
@@ -81,6 +80,12 @@ export class Learner {
     else if (kind === Kind.ERROR) request.fail(new GymwireError(fields[0], fields[1], fields[2]));
     else if (kind === Kind.BUSY) request.retry(fields[1]);
   }
+}
+
+/** Return a request number that nobody can guess (§7.4): 2^40 and 52 random bits, below 2^53. */
+function randomSeq() {
+  const bytes = new DataView(randomBytes(8).buffer);
+  return 2 ** 40 + (bytes.getUint32(0) % 2 ** 20) * 2 ** 32 + bytes.getUint32(4);
 }
 
 /** A request that is sent again until it is answered (§7.5). */

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import itertools
+import secrets
+
 import pytest
 
 from gymwire.learner_agent.client.patience import PING_S
 from gymwire.learner_agent.client.requests import (
+    FIRST_SEQ,
     MAX_SHARED_SIZE,
     RESEND_MAX_S,
     RESEND_S,
@@ -18,7 +22,7 @@ NOW = 5.0
 
 @pytest.mark.parametrize("retry_after_s", [0.25, 1.0, 3.0])
 def test_a_throttled_request_is_sent_again_when_the_broker_says(retry_after_s: float) -> None:
-    requests = BrokerRequests(PING_S)
+    requests = BrokerRequests(PING_S, secrets.randbits)
     request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
     requests.throttled(request.seq, retry_after_s, NOW)
     assert requests.due(NOW + retry_after_s - 0.01) == []
@@ -27,7 +31,7 @@ def test_a_throttled_request_is_sent_again_when_the_broker_says(retry_after_s: f
 
 @pytest.mark.parametrize("retry_after_s", [-1.0, 0.0, 1e9, float("inf"), float("nan")])
 def test_a_broker_cannot_stop_or_hurry_a_request(retry_after_s: float) -> None:
-    requests = BrokerRequests(PING_S)
+    requests = BrokerRequests(PING_S, secrets.randbits)
     request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
     requests.throttled(request.seq, retry_after_s, NOW)
     assert requests.due(NOW + 0.01) == []
@@ -35,14 +39,14 @@ def test_a_broker_cannot_stop_or_hurry_a_request(retry_after_s: float) -> None:
 
 
 def test_busy_for_another_request_changes_nothing() -> None:
-    requests = BrokerRequests(PING_S)
+    requests = BrokerRequests(PING_S, secrets.randbits)
     request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
     requests.throttled(request.seq + 1, 4.0, NOW)
     assert requests.due(NOW + RESEND_S) == [request.frame]
 
 
 def test_a_ping_comes_before_the_requests_and_only_while_one_has_no_answer() -> None:
-    requests, sent = BrokerRequests(PING_S), list[Kind]()
+    requests, sent = BrokerRequests(PING_S, secrets.randbits), list[Kind]()
 
     def send(frame: Frame) -> bool:
         sent.append(codec.read_header(frame).kind)
@@ -59,7 +63,7 @@ def test_a_ping_comes_before_the_requests_and_only_while_one_has_no_answer() -> 
 
 
 def test_a_full_connection_is_tried_once() -> None:
-    requests, tried = BrokerRequests(PING_S), list[Frame]()
+    requests, tried = BrokerRequests(PING_S, secrets.randbits), list[Frame]()
 
     def send(frame: Frame) -> bool:
         tried.append(frame)
@@ -69,6 +73,27 @@ def test_a_full_connection_is_tried_once() -> None:
         requests.add(Open("cartpole", b"n" * 16), 0, NOW)
     assert not requests.send_due(NOW + RESEND_S, send)
     assert len(tried) == 2  # the PING, and the first request
+
+
+def test_no_number_follows_from_those_of_other_requests() -> None:
+    requests = BrokerRequests(PING_S, secrets.randbits)
+    seqs = [requests.add(Open("cartpole", b"n" * 16), 0, NOW).seq for _ in range(1000)]
+    assert len({*seqs}) == len(seqs)
+    assert min(seqs) >= FIRST_SEQ
+    assert max(seqs) < 2**53  # which a JavaScript number holds exactly
+    # Of random numbers, some are this large and small, except once in 2**1000 runs.
+    assert max(seqs) >= FIRST_SEQ + 2**51 > min(seqs)
+    steps = {after - before for before, after in itertools.pairwise(seqs)}
+    assert len(steps) == len(seqs) - 1
+
+
+def test_requests_under_way_have_different_numbers() -> None:
+    drawn = iter([3, 3, 3, 4, 3])
+    requests = BrokerRequests(PING_S, lambda _: next(drawn))
+    first, second = (requests.add(Open("cartpole", b"n" * 16), 0, NOW) for _ in range(2))
+    assert (first.seq, second.seq) == (FIRST_SEQ + 3, FIRST_SEQ + 4)
+    requests.forget([first])
+    assert requests.add(Open("cartpole", b"n" * 16), 0, NOW).seq == first.seq
 
 
 def _opened(agent: str) -> Opened:
@@ -81,7 +106,7 @@ def _answer(requests: BrokerRequests, seq: int, message: Message, sid: int = 7) 
 
 
 def test_the_answered_requests_are_known_until_they_are_forgotten() -> None:
-    requests = BrokerRequests(PING_S)
+    requests = BrokerRequests(PING_S, secrets.randbits)
     first, second = (requests.add(Open("cartpole", b"n" * 16), 0, NOW) for _ in range(2))
     assert not requests.answered
     for _ in range(2):  # a repeated answer changes nothing
@@ -92,7 +117,7 @@ def test_the_answered_requests_are_known_until_they_are_forgotten() -> None:
 
 
 def test_sessions_that_are_opened_together_share_equal_answers() -> None:
-    requests = BrokerRequests(PING_S)
+    requests = BrokerRequests(PING_S, secrets.randbits)
     pending = [requests.add(Open("cartpole", b"n" * 16), 0, NOW) for _ in range(4)]
     for sid, (request, agent) in enumerate(zip(pending, "abab", strict=True)):
         _answer(requests, request.seq, _opened(agent), sid)
@@ -104,7 +129,7 @@ def test_sessions_that_are_opened_together_share_equal_answers() -> None:
 
 
 def test_of_large_answers_only_one_is_kept_to_be_shared_and_none_afterwards() -> None:
-    requests = BrokerRequests(PING_S)
+    requests = BrokerRequests(PING_S, secrets.randbits)
     pending = [requests.add(Open("cartpole", b"n" * 16), 0, NOW) for _ in range(4)]
     for request, letter in zip(pending, "abab", strict=True):
         _answer(requests, request.seq, _opened(letter * (MAX_SHARED_SIZE + 1)))
@@ -116,7 +141,7 @@ def test_of_large_answers_only_one_is_kept_to_be_shared_and_none_afterwards() ->
 
 
 def test_sessions_that_are_opened_one_after_another_share_nothing() -> None:
-    requests, answers = BrokerRequests(PING_S), []
+    requests, answers = BrokerRequests(PING_S, secrets.randbits), []
     for _ in range(2):
         request = requests.add(Open("cartpole", b"n" * 16), 0, NOW)
         _answer(requests, request.seq, _opened("a"))

@@ -14,8 +14,9 @@ import structlog.testing
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.broker.refusals import Refusal
 from gymwire.protocol import codec
+from gymwire.protocol.codec import PLAIN
 from gymwire.protocol.errors import Denied, ProtocolError, RequestTimeout
-from gymwire.protocol.messages import Code, Kind
+from gymwire.protocol.messages import Code, Error, Kind
 from tests import wire
 from tests.learner_agent.client.test_interrupted import in_memory
 from tests.wire import BROKER, Network
@@ -83,6 +84,40 @@ def test_an_opened_that_answers_nothing(
     text = "No env agent has opened a session at 'moody'"
     with falsified(Kind.OPENED, seq=seq), times_out(network, match=text):
         make("moody", broker=BROKER, **LIMITS)
+
+
+@pytest.mark.parametrize("answer", [Kind.OPENED, Kind.ERROR])
+def test_an_env_agent_cannot_answer_later_requests(
+    network: Network, monkeypatch: pytest.MonkeyPatch, answer: Kind
+) -> None:
+    """An env agent whose session has been closed knows only the number of that session's OPEN."""
+    seen: list[bytes] = []
+    send, arrived = wire.Dealer.send, wire.Dealer.arrived
+
+    def arrive(self: wire.Dealer, frame: bytes) -> None:
+        if codec.read_header(frame).kind is Kind.OPENED:
+            seen.append(frame)
+        arrived(self, frame)
+
+    def answer_first(self: wire.Dealer, frame: bytes | bytearray, wait: bool = False) -> bool:
+        if seen and codec.read_header(frame).kind in (Kind.OPEN, Kind.FIND):
+            header = codec.read_header(seen[0])
+            error = PLAIN.encode(Error(Code.DENIED, "no"), header.sid)
+            forged = bytearray(error if answer is Kind.ERROR else seen[0])
+            for seq in range(header.seq + 1, header.seq + 256):  # as many as a broker relays
+                forged[codec.SEQ] = seq.to_bytes(8, "little")
+                self.inbox.append(bytes(forged))
+        return send(self, frame, wait)
+
+    monkeypatch.setattr(wire.Dealer, "arrived", arrive)
+    monkeypatch.setattr(wire.Dealer, "send", answer_first)
+    connection = network.connection()
+    first = connection.open("moody")
+    first.close()
+    second = connection.open("moody")
+    assert second.sid not in (first.sid, 0)
+    assert [one["address"] for one in connection.find()] == ["moody"]
+    connection.close()
 
 
 def test_an_opened_of_another_session(network: Network) -> None:
