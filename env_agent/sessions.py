@@ -269,7 +269,7 @@ class SessionHost:
             )
         ]
         facts: list[Any] = [found.spec, found.metadata, found.render_mode, request.num_envs]
-        kind = request.env_kind
+        kind = runner.kind
         described = [observation, action, *singles]
         content = values.encode([service.address, kind, *facts])
         watchable = not _unwatchable(service, runner)
