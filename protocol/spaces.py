@@ -151,8 +151,8 @@ def _charge_batched(space: Space[Any], count: int, context: _NodeContext) -> Non
     """Charge for a space as Gymnasium's `batch_space` batches it."""
     if isinstance(space, spaces.Dict | spaces.Tuple):
         context.charge(0, UnsupportedSpaceError)
-        is_dict = isinstance(space, spaces.Dict)
-        for key, child in space.spaces.items() if is_dict else enumerate(space.spaces):
+        inner: Any = space.spaces
+        for key, child in enumerate(inner) if isinstance(inner, tuple) else inner.items():
             _charge_batched(child, count, context.child(_key_step(key)))
     elif isinstance(space, (*_ARRAY_SPACES, spaces.Discrete)):
         context.charge(2 * count * _size(space), UnsupportedSpaceError)

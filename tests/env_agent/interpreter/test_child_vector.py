@@ -349,7 +349,7 @@ def test_a_wrong_number_of_environments_is_malformed(
         make(there(f"{VECTORS}:Walkers"), 2, NEXT_STEP)
 
 
-@pytest.mark.parametrize("env", ["Walkers", "make_pool", "tests/Frames-v0"])
+@pytest.mark.parametrize("env", ["make_pool", "tests/Frames-v0"])
 def test_another_number_of_environments_is_refused_before_their_spaces_are_batched(
     make: Make, env: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
