@@ -149,8 +149,9 @@ def kind_of(env: Env | Vector) -> str:
     """Return the kind of an environment, see `EnvKind`, whatever it says of itself."""
     if isinstance(env, VectorEnv):
         return EnvKind.VECTOR
-    has_kind = isinstance(env, pettingzoo.MultiAgentEnv | ChildEnv)
-    return env.kind if has_kind else EnvKind.ENV
+    if isinstance(env, pettingzoo.MultiAgentEnv | ChildEnv):
+        return str(env.kind)
+    return EnvKind.ENV
 
 
 def unpack(result: Any, method: str) -> tuple[Any, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -50,7 +50,7 @@ class Loop:
     def __init__(self, slots: int, unfinished: Unfinished | None = None) -> None:
         factory = Factory("CartPole-v1")
         services = [Service(name, factory, max_sessions=slots) for name in ("it", "other")]
-        self.crew: Any = HeldCrew()
+        self.crew = cast(Any, HeldCrew())
         host = SessionHost(services, unfinished=unfinished)
         self._lifecycle = Lifecycle(host, self.crew, lambda error: None, time.monotonic)
         self.sent: list[Any] = []

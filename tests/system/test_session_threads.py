@@ -177,17 +177,16 @@ def test_abandoned_steps_do_not_pile_up(started: Programs, tmp_path: Path) -> No
     gate = tmp_path / "gate"
     serve(started, url, "Stuck", "--max-sessions", "2", gate=str(gate))  # in two loops
 
-    def leave_stuck() -> None:
-        with contextlib.closing(BrokerConnection(url)) as connection:
-            (session,) = connection.open_all("it", [0], wait_s=0.0)
-            session.request(Reset(), PATIENCE_S)
-            session.begin(Act(np.int64(1)))
+    def leave_stuck(times: int) -> None:
+        for _ in range(times):
+            with contextlib.closing(BrokerConnection(url)) as connection:
+                (session,) = connection.open_all("it", [0], wait_s=0.0)
+                session.request(Reset(), PATIENCE_S)
+                session.begin(Act(np.int64(1)))
 
-    for _ in range(MIN_UNFINISHED + 1):
-        leave_stuck()
+    leave_stuck(MIN_UNFINISHED + 1)
     with pytest.raises(NoFreeSlot, match="environments of ended sessions at 'it' are still busy"):
-        for _ in range(MIN_UNFINISHED):  # a loop may not have noticed yet that a session has ended
-            leave_stuck()
+        leave_stuck(MIN_UNFINISHED)  # a loop may not have noticed yet that a session has ended
     gate.touch()
     with contextlib.closing(ProxyEnv("it", broker=url, wait_s=PATIENCE_S)) as env:
         env.reset()
