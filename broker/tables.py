@@ -239,7 +239,7 @@ class Tables:
         self.names: list[str] = []  # the addresses on offer, sorted
         self._loops: dict[str, dict[bytes, Peer]] = {}  # address → the loops that offer it
         self._offers: Counter[bytes] = Counter()  # offers of all loops by agent
-        self._load: Counter[tuple[bytes, bytes | None]] = Counter()  # sessions by process
+        self._load: Counter[tuple[bytes, bytes | None]] = Counter()  # by process
 
     def add_peer(self, peer: Peer) -> Peer | None:
         """Add a peer, or register the new connection of a known one.
@@ -328,7 +328,7 @@ class Tables:
         return agent in self._offers
 
     def load_of(self, loop: Peer) -> int:
-        """Return how many sessions the process of this loop has."""
+        """Return how many sessions the process of this loop has, with its stuck ones."""
         return self._load[loop.process]
 
     # --- sessions ---------------------------------------------------------------------------------
@@ -429,6 +429,7 @@ class Tables:
         loop.note_stuck(in_step_s, now)
         if self.stuck.pop(sid, None) is None:
             loop.stuck[address] += 1
+            self._load[loop.process] += 1
         self.stuck[sid] = loop, address, now
 
     def expire_stuck(self, now: float) -> None:
@@ -439,6 +440,7 @@ class Tables:
                 return
             del self.stuck[sid]
             _decrement(loop.stuck, address)
+            _decrement(self._load, loop.process)
 
     def orphan(self, session: Session, *, until: float) -> None:
         """Start the lease of a session whose learner is lost."""

@@ -28,6 +28,7 @@ from gymwire.env_agent.progress_reporter import ProgressReporter
 from gymwire.env_agent.registration import check_offer
 from gymwire.env_agent.sessions import SessionHost, Warned
 from gymwire.env_agent.transports import DirectEndpoint, DirectSettings, Transports
+from gymwire.env_agent.unfinished import Unfinished
 from gymwire.protocol.errors import ConfigurationError, GymwireError
 from gymwire.protocol.messages import AGENT_SIZE, Offer
 from gymwire.protocol.outside_exceptions import is_from_signal_handler
@@ -91,10 +92,11 @@ class Agent:
         self._id = secrets.token_bytes(AGENT_SIZE)
         max_slots = max(service.max_sessions for service in services)
         warned: Warned = {}
+        unfinished = Unfinished()
         self._loops = [
             ServingLoop(
                 partial(self._make_transports, index),
-                SessionHost(services, key, lambda: self._restore_signals(), warned),
+                SessionHost(services, key, lambda: self._restore_signals(), warned, unfinished),
                 self._id,
                 logs_broker_state=index == 0,
                 has_threads=threads is None,

@@ -18,7 +18,7 @@ from gymwire.env_agent.recorder import Recorder
 from gymwire.env_agent.runners.runner import Runner
 from gymwire.protocol import space_descriptions, spaces
 from gymwire.protocol.errors import ConfigurationError
-from gymwire.protocol.messages import EnvKind, Offer, Open
+from gymwire.protocol.messages import MULTI_AGENT, EnvKind, Offer, Open
 from gymwire.protocol.pictures import RENDER_MODES
 
 MAX_NUM_ENVS = 4096  # of one session: a number from the wire must not exhaust the memory
@@ -143,6 +143,7 @@ class Environments:
         Raises ConfigurationError, or what the constructor raises.
         """
         num_envs = request.num_envs
+        _check_kind(request.env_kind, num_envs)
         if not 0 <= num_envs <= MAX_NUM_ENVS:
             raise ConfigurationError(
                 f"A session has at most {MAX_NUM_ENVS} environments, not {num_envs}. Spread them "
@@ -152,11 +153,7 @@ class Environments:
         if spare is not None:
             is_default = num_envs == 0 and request.render_mode is None and not request.env_kwargs
             is_default &= not service.watch_modes and not isinstance(spare.env, VectorEnv)
-            if (
-                is_default
-                and getattr(spare.env, "kind", EnvKind.ENV) == request.env_kind
-                and not spare.lost
-            ):
+            if is_default and spare.kind == request.env_kind and not spare.lost:
                 return spare
             self.close(spare, service.address)
         if request.render_mode is None and service.watch_modes:
@@ -194,3 +191,17 @@ class Environments:
         """Close the environments that no session has used."""
         for address in list(self._spares):
             self.close_spare(address)
+
+
+def _check_kind(kind: str, num_envs: int) -> None:
+    """Raise ConfigurationError if there is no such kind, or if a session cannot be of it."""
+    if kind not in (EnvKind.ENV, EnvKind.VECTOR, *MULTI_AGENT):
+        raise ConfigurationError(
+            f"There is no kind of environment {kind!r:.100}. A learner can open env, vector, "
+            f"parallel or aec."
+        )
+    if (kind == EnvKind.VECTOR) != (num_envs != 0):
+        raise ConfigurationError(
+            f"The kind {kind!r} contradicts num_envs={num_envs}. A vector has at least one "
+            f"environment, and for every other kind num_envs is 0."
+        )

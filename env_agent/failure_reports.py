@@ -188,6 +188,17 @@ def no_thread() -> Error:
     )
 
 
+def too_many_unfinished(address: str, count: int, slots: int) -> Error:
+    """Report that the environments of `count` ended sessions are still busy."""
+    return Error(
+        Code.NO_FREE_SLOT,
+        f"{count} environments of ended sessions at {address!r} are still busy: they execute a "
+        f"step that their learner has abandoned, are being made, or close. That is too many for "
+        f"{slots} {'slot' if slots == 1 else 'slots'}. Wait until some of them end, restart this "
+        f"env agent, or find out why they take so long.",
+    )
+
+
 def session_lost(why: str = "") -> Error:
     """Report that this agent does not have a session anymore."""
     return Error(

@@ -16,7 +16,7 @@ from gymwire.env_agent import known_spaces
 from gymwire.env_agent.bounded_cache import BoundedCache
 from gymwire.env_agent.closing import close_all, closed_on_error
 from gymwire.env_agent.space_watch import SpaceWatch
-from gymwire.protocol import vector_infos
+from gymwire.protocol import spaces, vector_infos
 
 MAX_PATTERNS = 16  # vectors that differ
 MAX_ENVS = 16  # of one: a pattern has buffers for them all
@@ -69,7 +69,10 @@ class HostedVector(_Vector):
         envs: list[Env[Any, Any]] = []
         with closed_on_error(envs):
             for make in makers:
-                envs.append(make())  # noqa: PERF401 - if one fails, those before it are closed
+                envs.append(make())  # if one fails, those before it are closed
+                if len(envs) == 1:  # the others would take memory, too
+                    for name in ("observation_space", "action_space"):
+                        spaces.check_batched(getattr(envs[0], name), len(makers), root=name)
             key = _key(envs, mode)
             pattern = _PATTERNS.get(key)
             if pattern is None:

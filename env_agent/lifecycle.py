@@ -49,7 +49,8 @@ class Lifecycle:
         self._count_failure = count_failure
         self._clock = clock
         self._log = structlog.get_logger()
-        self._opening: dict[int, bool] = {}  # sid → whether the session has ended meanwhile
+        self._opening: dict[int, str] = {}  # sid → address
+        self._given_up: set[int] = set()  # those of them that have ended meanwhile
 
     @property
     def idle(self) -> bool:
@@ -67,6 +68,10 @@ class Lifecycle:
         if sid in self._opening:
             return  # a repetition, whose reply will come
         slot = slots.get(sid)
+        if slot is None and (refusal := self._host.refusal(request.address)):
+            self._log_refused(sid, request, refusal.text)
+            self.transports.link.send(PLAIN.encode(refusal, sid, header.seq))
+            return
         alone = self.idle if slot is None else len(slots) == 1
         executor = self._crew.assign(me) if slot is None else slot.executor
         if executor is None:
@@ -76,7 +81,7 @@ class Lifecycle:
         if direct is not None:
             direct.expect(sid, request.learner)
         offer = None if direct is None else direct.offer
-        self._opening[sid] = False
+        self._opening[sid] = request.address
         job = partial(self._make, executor, header, request, offer)
         self._crew.execute(me, executor, job, alone=alone)
 
@@ -108,13 +113,14 @@ class Lifecycle:
         me: Executor,
     ) -> None:
         sid = header.sid
-        has_ended = self._opening.pop(sid)
+        del self._opening[sid]
+        if has_ended := sid in self._given_up:
+            self._given_up.remove(sid)
+            self._host.unfinished.remove(request.address)
         if slot is None:
             if self.transports.direct is not None:
                 self.transports.direct.detach(sid)
-            facts = {"session": session_text(sid), "address": request.address}
-            why = _error_text(frame)
-            self._log.warning("session refused", **facts, **learner_facts(request), why=why)
+            self._log_refused(sid, request, _error_text(frame))
             self._crew.release(executor)
         elif sid not in self._host.slots:
             slot.executor, slot.opened_at = executor, self._clock()
@@ -124,6 +130,10 @@ class Lifecycle:
                 self.end(me, slot, "it was given up while it was opened")
                 return
         self.transports.link.send(frame)
+
+    def _log_refused(self, sid: int, request: Open, why: str) -> None:
+        facts = {"session": session_text(sid), "address": request.address}
+        self._log.warning("session refused", **facts, **learner_facts(request), why=why)
 
     def closed(self, slot: Slot, path: bytes, seq: int, frame: Frame | None, me: Executor) -> None:
         """Reply to CLOSE, and end the session."""
@@ -150,6 +160,7 @@ class Lifecycle:
             self.transports.direct.detach(session.sid, loss)
         alone = self.idle
         self._host.ending[session.sid] = slot
+        self._host.unfinished.add(session.address)
 
         def close() -> Sequel:
             executor.current_request = (session.sid, CLOSING, self._clock())
@@ -159,6 +170,7 @@ class Lifecycle:
 
         def release(reader: Executor) -> None:
             del self._host.ending[session.sid]
+            self._host.unfinished.remove(session.address)
             self._crew.release(executor)
             sequel(reader)
             LARGE_MESSAGES.note_end()
@@ -184,7 +196,13 @@ class Lifecycle:
         if slot is not None:
             self.end(me, slot, slot.runner.lost or why)  # the learner may have left because of it
         elif sid in self._opening:
-            self._opening[sid] = True
+            self._give_up(sid)
+
+    def _give_up(self, sid: int) -> None:
+        """Note that a session has ended while its environment is made."""
+        if sid not in self._given_up:
+            self._given_up.add(sid)
+            self._host.unfinished.add(self._opening[sid])
 
     @property
     def may_lose_sessions(self) -> bool:
@@ -211,7 +229,7 @@ class Lifecycle:
     def end_all(self, me: Executor) -> None:
         """Close all environments, those of other threads first, as long as `me` is the reader."""
         for sid in self._opening:
-            self._opening[sid] = True
+            self._give_up(sid)
         for slot in sorted(self._host.slots.values(), key=lambda slot: slot.executor is me):
             if self._crew.reader is me:
                 self._close(me, slot, lambda _me: None)

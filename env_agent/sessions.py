@@ -21,6 +21,7 @@ from gymwire.env_agent.requests import RequestHandler
 from gymwire.env_agent.runners.runner import Runner
 from gymwire.env_agent.session import Session
 from gymwire.env_agent.slot import Slot
+from gymwire.env_agent.unfinished import Unfinished
 from gymwire.protocol import values
 from gymwire.protocol.capabilities import CAPABILITIES, VALUES, common
 from gymwire.protocol.codec import PLAIN, Codec, Frame, check_size, renumber
@@ -106,6 +107,7 @@ class SessionHost:
         key: the agent's key pair, or None.
         after_call: called after each call of an environment that is not a step on the fast path.
         warned: which warnings about values were logged; all loops of an env agent share it.
+        unfinished: counts the environments of ended sessions; all loops share it, too.
 
     Attributes:
         environments: makes, describes and closes the environments.
@@ -113,6 +115,7 @@ class SessionHost:
         slots: the open sessions by sid.
         by_key: the open sessions by the eight bytes of the sid in a frame.
         ending: the ended sessions whose environment is not closed yet, by sid.
+        unfinished: counts the environments of ended sessions.
     """
 
     def __init__(
@@ -121,12 +124,14 @@ class SessionHost:
         key: KeyPair | None = None,
         after_call: Callable[[], None] = lambda: None,
         warned: Warned | None = None,
+        unfinished: Unfinished | None = None,
     ) -> None:
         self.environments = Environments(services)
         self.requests = RequestHandler(after_call)
         self.slots: dict[int, Slot] = {}
         self.by_key: dict[bytes, Slot] = {}
         self.ending: dict[int, Slot] = {}
+        self.unfinished = Unfinished() if unfinished is None else unfinished
         self._key = key
         self._pid = os.getpid()
         self._after_call = after_call
@@ -190,6 +195,13 @@ class SessionHost:
             self.environments.close(runner, service.address)
             return None, PLAIN.encode(failure_reports.open_failed(service.address, error), sid, seq)
         return slot, frame
+
+    def refusal(self, address: str) -> Error | None:
+        """Return why no session can open although the broker has a slot; None: it can."""
+        service = self.environments.service(address)
+        slots = 0 if service is None else service.max_sessions
+        count = self.unfinished.excess(address, slots)
+        return failure_reports.too_many_unfinished(address, count, slots) if count else None
 
     @property
     def listed(self) -> list[list[Any]]:
@@ -269,7 +281,7 @@ class SessionHost:
             )
         ]
         facts: list[Any] = [found.spec, found.metadata, found.render_mode, request.num_envs]
-        kind = request.env_kind
+        kind = runner.kind
         described = [observation, action, *singles]
         content = values.encode([service.address, kind, *facts])
         watchable = not _unwatchable(service, runner)

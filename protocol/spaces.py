@@ -35,7 +35,15 @@ from gymwire.protocol.remote_space import RemoteSpace, SpaceCalls
 from gymwire.protocol.space_codecs import compile, known_class
 from gymwire.protocol.values import MAX_DEPTH
 
-__all__ = ["MAX_SPACE_BYTES", "ForeignSpace", "build", "compile", "describe", "foreign"]
+__all__ = [
+    "MAX_SPACE_BYTES",
+    "ForeignSpace",
+    "build",
+    "check_batched",
+    "compile",
+    "describe",
+    "foreign",
+]
 
 MAX_SPACE_BYTES: Final = 1 << 28
 """The maximum memory for the bounds of one described space: otherwise a few bytes from a stranger
@@ -122,6 +130,37 @@ def describe(space: Space[Any], *, root: str = "space") -> list[list[Any]]:
     return list(_describe_at(space, _NodeContext(root)))
 
 
+def check_batched(space: Space[Any], count: int, *, root: str = "space") -> None:
+    """Raise UnsupportedSpaceError if the space of `count` environments would be too large.
+
+    It charges what `describe` will charge for the batched space, without making that.
+    """
+    context = _NodeContext(root)
+    try:
+        _charge_batched(space, count, context)
+    except UnsupportedSpaceError as error:
+        if context.budget.left >= 0:
+            raise
+        raise UnsupportedSpaceError(
+            f"{error} There are {count} environments: open fewer of them in one session.",
+            path=error.path,
+        ) from None
+
+
+def _charge_batched(space: Space[Any], count: int, context: _NodeContext) -> None:
+    """Charge for a space as Gymnasium's `batch_space` batches it."""
+    if isinstance(space, spaces.Dict | spaces.Tuple):
+        context.charge(0, UnsupportedSpaceError)
+        inner: Any = space.spaces
+        for key, child in enumerate(inner) if isinstance(inner, tuple) else inner.items():
+            _charge_batched(child, count, context.child(_key_step(key)))
+    elif isinstance(space, (*_ARRAY_SPACES, spaces.Discrete)):
+        context.charge(2 * count * _size(space), UnsupportedSpaceError)
+    else:  # a tuple of copies
+        for _ in _describe_at(space, replace(context, copies=count * context.copies)):
+            pass
+
+
 def foreign(space: Space[Any], root: str) -> list[ForeignSpace]:
     """Return the parts of a space that are not of Gymnasium's own classes. Raises as `describe`."""
     context = _NodeContext(root)
@@ -139,11 +178,15 @@ def _describe_at(space: Space[Any], context: _NodeContext) -> Iterator[list[Any]
         if kind is None:
             yield _describe_remote(space, name, context)
             return
-    dtype = space.dtype if isinstance(space, _ARRAY_SPACES) else None
-    size = 0 if dtype is None else math.prod(space.shape or ()) * dtype.itemsize
+    size = _size(space) if isinstance(space, _ARRAY_SPACES) else 0
     context.charge(2 * size, UnsupportedSpaceError)
     assert kind is not None
     yield from _describe.registry[kind](space, context)
+
+
+def _size(space: Space[Any]) -> int:
+    """Return how many bytes a value of a space of arrays has."""
+    return 0 if space.dtype is None else math.prod(space.shape or ()) * space.dtype.itemsize
 
 
 def _describe_remote(space: Space[Any], name: str, context: _NodeContext) -> list[Any]:

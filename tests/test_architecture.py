@@ -81,6 +81,7 @@ IMPURE = {
     "env_agent/loop.py": "receives, steps and sends",
     "env_agent/memory.py": "changes settings of the process",
     "env_agent/many_threads.py": "changes settings of the process",
+    "env_agent/unfinished.py": "has a lock, because all loops share it",
     "env_agent/progress_reporter.py": "is a thread with a socket",
     "env_agent/recorded_session.py": "passes frames to the recorder",
     "env_agent/recorder.py": "writes files in a thread",

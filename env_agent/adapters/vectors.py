@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from gymwire.env_agent.closing import closed_on_error
+from gymwire.protocol import spaces
 from gymwire.protocol.errors import ConfigurationError
 
 _MODES = {mode.name.replace("_", "").lower(): mode for mode in AutoresetMode}
@@ -87,10 +88,17 @@ class AdaptedVector(VectorEnv[Any, Any, Any]):
 
 
 def spaces_of(env: Any, name: str) -> tuple[Space[Any], Space[Any]]:
-    """Return the spaces of one environment and of the vector. EnvPool has only the former."""
+    """Return the spaces of one environment and of the vector. EnvPool has only the former.
+
+    Raises UnsupportedSpaceError if the space of the vector would be too large.
+    """
     batched = getattr(env, name)
     single = getattr(env, f"single_{name}", batched)
-    return single, batch_space(single, int(env.num_envs)) if batched == single else batched
+    if batched != single:
+        return single, batched
+    num_envs = int(env.num_envs)
+    spaces.check_batched(single, num_envs, root=name)
+    return single, batch_space(single, num_envs)
 
 
 def is_vector(made: object) -> bool:
@@ -158,12 +166,21 @@ def check_request(
     takes_num_envs: bool,
 ) -> None:
     """Raise ConfigurationError if a factory has made another vector than the learner requested."""
+    check_number(name, made.num_envs, num_envs, takes_num_envs=takes_num_envs)
     has = made.metadata["autoreset_mode"]
-    if has != mode or made.num_envs != num_envs:
+    if has != mode:
+        raise ConfigurationError(
+            f"{name} made a vector with the autoreset mode {has.value!r}, but the learner "
+            f"requested {mode.value!r}."
+        )
+
+
+def check_number(name: str, has: Any, num_envs: int, *, takes_num_envs: bool) -> None:
+    """Raise ConfigurationError if a vector has another number of environments than requested."""
+    if has != num_envs:
         advice = "" if takes_num_envs else " Give the factory a parameter num_envs."
         raise ConfigurationError(
-            f"{name} made {made.num_envs} environments with the autoreset mode {has.value!r}, but "
-            f"the learner requested {num_envs} with {mode.value!r}.{advice}"
+            f"{name} made {has!r:.100} environments, but the learner requested {num_envs}.{advice}"
         )
 
 

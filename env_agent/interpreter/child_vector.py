@@ -28,6 +28,9 @@ _PER_ENV = ("get_attr", "set_attr")
 class OwnVector(ChildEnv):
     """A vector in another process. `vectors.adapt` makes Gymnasium's of it, as of others'.
 
+    `request`: what the learner requests. Raises ConfigurationError if it has another number of
+    environments.
+
     Attributes:
         num_envs: the number of its environments.
         single_observation_space: the space of one of them.
@@ -42,19 +45,35 @@ class OwnVector(ChildEnv):
 
     kinds: ClassVar[tuple[str, ...]] = (child.VECTOR,)
 
+    def __init__(
+        self,
+        process: ChildProcess,
+        index: int,
+        facts: Any,
+        name: str,
+        given: Mapping[str, Space[Any]],
+        request: Request,
+    ) -> None:
+        self._request = request
+        super().__init__(process, index, facts, name, given)
+
     def _read(self, facts: Any, name: str, given: Mapping[str, Space[Any]]) -> None:
         super()._read(facts, name, given)
         self.num_envs = facts["num_envs"]
         if type(self.num_envs) is not int or not 0 < self.num_envs <= MAX_NUM_ENVS:
             raise ValueError(f"it has {self.num_envs!r:.100} environments")
+        self.is_registered = bool(facts.get("is_registered"))
+        self.takes_num_envs = bool(facts.get("takes_num_envs"))
+        if self._request is not ONE:  # before the spaces are batched for as many as it names
+            vectors.check_number(
+                name, self.num_envs, self._request[0], takes_num_envs=self.takes_num_envs
+            )
         for one in child.SPACES:
             root = f"single_{one}"
             single = given[one] if one in given else built(root, facts[root], name)
             vars(self)[root] = single
         self.autoreset_mode = facts["autoreset_mode"]
         self.config = {"batch_size": facts["batch_size"]}
-        self.is_registered = bool(facts.get("is_registered"))
-        self.takes_num_envs = bool(facts.get("takes_num_envs"))
         self.refused = facts.get("refused")
         self.has_get_attr = bool(facts["has_get_attr"])
         _, self._batched = vectors.spaces_of(self, "observation_space")
@@ -126,4 +145,6 @@ def make_in(
     packed = values.encode(dict(kwargs))
     facts = process.make(index, name, render_mode, packed, kind, list(given), list(request))
     is_vector = type(facts) is dict and facts.get("kind") == child.VECTOR
-    return (OwnVector if is_vector else ChildEnv)(process, index, facts, name, given)
+    if is_vector:
+        return OwnVector(process, index, facts, name, given, request)
+    return ChildEnv(process, index, facts, name, given)

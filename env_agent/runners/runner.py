@@ -12,15 +12,17 @@ import numpy as np
 from gymnasium import Space
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
+from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.description import Description, describe
 from gymwire.env_agent.elsewhere import why_gone
 from gymwire.env_agent.factory import Env, Vector
 from gymwire.env_agent.hosted_vector import HostedVector
+from gymwire.env_agent.interpreter.child_env import ChildEnv
 from gymwire.env_agent.runners.each_env import access_each, is_for_each
 from gymwire.env_agent.space_watch import SpaceWatch
 from gymwire.protocol import generators, remote_space, spaces, values, vector_infos
-from gymwire.protocol.messages import MULTI_AGENT, Call
+from gymwire.protocol.messages import MULTI_AGENT, Call, EnvKind
 
 
 class Runner:
@@ -35,6 +37,7 @@ class Runner:
             unchecked; `wire_infos` converts the infos of a vector. It is a tuple only if these
             infos need no conversion except for their arrays of objects.
         spaces: knows the spaces as the learner gets them.
+        kind: the kind of the environment, see `EnvKind`.
         is_for_watchers: whether the environment has its render mode only for watchers, so that for
             the learner it has none.
     """
@@ -42,6 +45,7 @@ class Runner:
     def __init__(self, env: Env | Vector, *, is_for_watchers: bool = False) -> None:
         self.env = env
         self.is_for_watchers = is_for_watchers
+        self.kind = kind_of(env)
         with closed_on_error([env]):
             self.step = _without_casts(env) if isinstance(env, HostedVector) else env.step
             self.spaces = SpaceWatch(env)
@@ -120,7 +124,7 @@ class Runner:
             return found(*call.args, **call.kwargs)
         if name == "np_random":
             return {"value": generators.describe(found)}
-        if isinstance(found, Space) and getattr(env, "kind", "") in MULTI_AGENT:
+        if isinstance(found, Space) and self.kind in MULTI_AGENT:
             return {"space": spaces.describe(found, root=name)}
         return {"method": True} if callable(found) else {"value": found}
 
@@ -139,6 +143,15 @@ class Runner:
     def close(self) -> None:
         """Close the environment."""
         self.env.close()
+
+
+def kind_of(env: Env | Vector) -> str:
+    """Return the kind of an environment, see `EnvKind`, whatever it says of itself."""
+    if isinstance(env, VectorEnv):
+        return EnvKind.VECTOR
+    if isinstance(env, pettingzoo.MultiAgentEnv | ChildEnv):
+        return str(env.kind)
+    return EnvKind.ENV
 
 
 def unpack(result: Any, method: str) -> tuple[Any, ...]:

@@ -61,6 +61,19 @@ def test_a_stuck_session_does_not_take_a_slot(broker: Broker) -> None:
     assert broker.open(other)
 
 
+def test_a_process_without_stuck_sessions_is_preferred(broker: Broker) -> None:
+    sid, other = abandoned(broker)
+    broker.env(FREE, agent=b"b" * 16)  # the first of equals is the other one
+    broker.say(b"\x01env", Ping())
+    for number in range(2):
+        broker.say(PROGRESS, Progress(60.0), sid, 1)
+        broker.say(b"\x01env", Ping())
+        broker.open(other, nonce=b"m" * 15 + bytes([number]))
+        assert len(broker.core._tables.peers[FREE].sessions) == 1
+    broker.expire(PROGRESS_TTL_S + 0.1)
+    assert {*broker.core._tables._load.values()} == {1}
+
+
 FREE = b"\x01free"
 
 

@@ -105,6 +105,12 @@ def test_too_few_descriptors_end_the_agent_with_one_error(
         made.run()
 
 
+def test_all_loops_count_the_environments_of_ended_sessions_together() -> None:
+    services = [service(address="cartpole", env="CartPole-v1", max_sessions=3)]
+    made = agent.Agent(services, cast(Any, None), lambda _token: cast(Any, Presence()))
+    assert len({id(loop.host.unfinished) for loop in made._loops}) == 1 < len(made._loops)
+
+
 class Log:
     """A logger that collects the lines of all threads."""
 

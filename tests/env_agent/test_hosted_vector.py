@@ -17,6 +17,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymwire.env_agent import failure_reports, hosted_vector
 from gymwire.env_agent.hosted_vector import MAX_ENVS, MAX_PATTERNS, HostedVector
 from gymwire.protocol import spaces
+from gymwire.protocol.errors import UnsupportedSpaceError
 from tests.rich_envs import Level
 from tests.sameness import assert_same
 from tests.sampling import sampled
@@ -165,3 +166,15 @@ def test_the_number_of_patterns_is_bounded() -> None:
     for n in range(MAX_PATTERNS + 3):
         HostedVector([partial(Env, Discrete(n + 2))], MODE)
     assert len(hosted_vector._PATTERNS) <= MAX_PATTERNS
+
+
+def test_a_vector_that_would_be_too_large_is_refused_after_its_first_environment() -> None:
+    made: list[Env] = []
+
+    def make() -> Env:
+        made.append(Env(Box(0, 255, (210, 160, 3), np.uint8)))
+        return made[-1]
+
+    with pytest.raises(UnsupportedSpaceError, match="There are 1500 environments"):
+        HostedVector([make] * 1500, MODE)
+    assert len(made) == 1

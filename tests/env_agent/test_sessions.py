@@ -14,6 +14,7 @@ import zmq
 from gymnasium.spaces import Box, Discrete, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 
+from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
 from gymwire.env_agent.runners.runner import Runner
@@ -458,3 +459,60 @@ def test_a_space_that_one_session_has_replaced_concerns_no_other() -> None:
 def _request(slot: Slot, message: Message, seq: int) -> tuple[Header, bytes]:
     frame = bytes(slot.codec.encode(message, slot.session.sid, seq))
     return read_header(frame), frame
+
+
+class Boastful(Odd):
+    """An environment with one agent that claims to have several."""
+
+    kind = "parallel"
+    state = 3
+
+
+def opened(host: SessionHost, kind: str, num_envs: int) -> Message:
+    mode = "NextStep" if num_envs else ""
+    request = Open("odd", b"n" * 16, num_envs=num_envs, autoreset_mode=mode, kind=kind)
+    return PLAIN.decode(host.open(SID, 1, request, None))
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_envs", "why"),
+    [
+        ("parallel", 2, "contradicts num_envs=2"),
+        ("aec", 2, "contradicts num_envs=2"),
+        ("env", 2, "contradicts num_envs=2"),
+        ("vector", 0, "contradicts num_envs=0"),
+        ("nonsense", 0, "There is no kind of environment 'nonsense'"),
+        ("x" * 1000, 2, "There is no kind of environment 'xxx"),
+        ("parallel", 0, "is an environment with one agent"),
+    ],
+)
+def test_a_kind_that_the_environment_is_not_of_is_refused(
+    kind: str, num_envs: int, why: str
+) -> None:
+    refused = opened(make_host(), kind, num_envs)
+    assert isinstance(refused, Error)
+    assert refused.code == Code.OPEN_FAILED
+    assert why in refused.text
+    assert len(refused.text) < 400
+
+
+@pytest.mark.parametrize("uses_spare", [False, True])
+@pytest.mark.parametrize(("kind", "num_envs"), [("env", 0), ("", 0), ("vector", 2), ("", 2)])
+def test_what_is_exposed_depends_on_the_environment_not_on_what_it_claims(
+    kind: str, num_envs: int, *, uses_spare: bool
+) -> None:
+    service = Service("odd", Factory("odd:Boastful", Boastful))
+    host = SessionHost([service])
+    if uses_spare:
+        host.environments.describe(service, 1, None)
+    found = opened(host, kind, num_envs)
+    assert isinstance(found, Opened)
+    assert not {*pettingzoo.EXPOSED} & {*found.limits["attributes"]}
+    close_all(host)
+
+
+def test_an_environment_that_claims_to_have_several_agents_is_not_opened_as_such() -> None:
+    service = Service("odd", Factory("odd:Boastful", Boastful))
+    host = SessionHost([service])
+    host.environments.describe(service, 1, None)
+    assert isinstance(opened(host, "parallel", 0), Error)

@@ -18,7 +18,17 @@ from hypothesis import strategies as st
 
 from gymwire.protocol.errors import DecodingError, UnsupportedSpaceError
 from gymwire.protocol.space_codecs import NOT_COMPACT
-from gymwire.protocol.spaces import build, compile, describe, foreign
+from gymwire.protocol.spaces import (
+    _NODE_BYTES,
+    _charge_batched,
+    _describe_at,
+    _NodeContext,
+    build,
+    check_batched,
+    compile,
+    describe,
+    foreign,
+)
 from gymwire.protocol.values import MAX_DEPTH, Tail
 from tests.protocol.test_values import joined
 from tests.sameness import assert_same
@@ -161,6 +171,43 @@ def test_a_malformed_foreign_space_is_refused(node: Any) -> None:
 def test_a_space_that_has_no_portable_form_is_refused(space: Space[Any]) -> None:
     with pytest.raises(UnsupportedSpaceError):
         describe(space)
+
+
+@pytest.mark.parametrize("name", sampled(sorted(ZOO.keys() - {"box-widest"}), 8))
+@pytest.mark.parametrize("count", [1, 3, 40])
+def test_a_batched_space_costs_what_is_computed_before_it_is_made(name: str, count: int) -> None:
+    try:
+        batched = batch_space(ZOO[name], count)
+    except Exception:  # noqa: BLE001 - such spaces cannot be batched
+        return
+    computed, described = _NodeContext("space"), _NodeContext("space")
+    _charge_batched(ZOO[name], count, computed)
+    for _ in _describe_at(batched, described):
+        pass
+    # Only the tuples of copies are not counted themselves.
+    missing = computed.budget.left - described.budget.left
+    assert missing % _NODE_BYTES == 0
+    assert 0 <= missing <= _NODE_BYTES * sum(node[0] == "Tuple" for node in describe(batched))
+
+
+@pytest.mark.parametrize(
+    ("space", "count"),
+    [
+        (spaces.Box(0, 255, (210, 160, 3), np.uint8), 1500),
+        (spaces.Dict(a=spaces.Tuple([spaces.Box(0, 1, (256,))])), 1 << 20),
+        (spaces.MultiBinary(1 << 10), 1 << 20),
+        (spaces.Text(5), 1 << 15),
+        (spaces.Sequence(spaces.Box(0, 1, (1 << 20,))), 40),
+        (spaces.Discrete(3), 1 << 30),
+        (MyBox(0, 1, (256,)), 1 << 20),
+        (MySpace(), 1 << 15),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_batched_space_that_would_be_too_large_is_refused(space: Space[Any], count: int) -> None:
+    check_batched(space, 2)
+    with pytest.raises(UnsupportedSpaceError, match=r"MiB\. There are .* open fewer of them"):
+        check_batched(space, count)
 
 
 def tower(levels: int) -> Space[Any]:

@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 
 from gymwire import ProxyEnv, ProxyVectorEnv
+from gymwire.env_agent.unfinished import MIN_UNFINISHED
 from gymwire.learner_agent.client.connection import BrokerConnection
 from gymwire.protocol.errors import NoFreeSlot, RequestTimeout
+from gymwire.protocol.messages import Act, Reset
 from tests.processes import Programs, programs
 from tests.sampling import sampled, thorough
 
@@ -174,6 +176,26 @@ def test_an_abandoned_step_does_not_delay_the_next_session(
     for env in others:
         assert env.step(0)[0] == 1
         env.close()
+
+
+def test_abandoned_steps_do_not_pile_up(started: Programs, tmp_path: Path) -> None:
+    _, url = started.broker()
+    gate = tmp_path / "gate"
+    serve(started, url, "Stuck", "--max-sessions", "2", gate=str(gate))  # in two loops
+
+    def leave_stuck(times: int) -> None:
+        for _ in range(times):
+            with contextlib.closing(BrokerConnection(url)) as connection:
+                (session,) = connection.open_all("it", [0], wait_s=0.0)
+                session.request(Reset(), PATIENCE_S)
+                session.begin(Act(np.int64(1)))
+
+    leave_stuck(MIN_UNFINISHED + 1)
+    with pytest.raises(NoFreeSlot, match="environments of ended sessions at 'it' are still busy"):
+        leave_stuck(MIN_UNFINISHED)  # a loop may not have noticed yet that a session has ended
+    gate.touch()
+    with contextlib.closing(ProxyEnv("it", broker=url, wait_s=PATIENCE_S)) as env:
+        env.reset()
 
 
 def test_with_a_number_of_threads_no_session_waits_for_an_abandoned_step(

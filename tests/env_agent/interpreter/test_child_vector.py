@@ -13,8 +13,10 @@ import pytest
 import structlog
 from gymnasium.spaces import Box, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
 
 from gymwire.env_agent import failure_reports
+from gymwire.env_agent.adapters import vectors as adapters
 from gymwire.env_agent.description import describe
 from gymwire.env_agent.elsewhere import EnvironmentGone, why_gone
 from gymwire.env_agent.factory import resolve
@@ -22,10 +24,10 @@ from gymwire.env_agent.interpreter import child, child_spaces
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess
-from gymwire.env_agent.interpreter.child_vector import AdaptedOwnVector
+from gymwire.env_agent.interpreter.child_vector import MAX_NUM_ENVS, ONE, AdaptedOwnVector
 from gymwire.env_agent.runners.runner import Runner
 from gymwire.protocol import generators
-from gymwire.protocol.errors import ConfigurationError, DecodingError
+from gymwire.protocol.errors import ConfigurationError, DecodingError, UnsupportedSpaceError
 from gymwire.protocol.messages import Call
 from gymwire.protocol.values import convert, decode, encode
 from tests.interpreters import bare, others
@@ -179,8 +181,8 @@ def test_a_class_that_refuses_a_mode_is_told() -> None:
 @pytest.mark.parametrize(
     ("env", "num_envs", "mode", "why"),
     [
-        ("make_two", 3, NEXT_STEP, "made 2 .* requested 3 .*a parameter num_envs"),
-        ("make_pool", 3, SAME_STEP, "mode 'NextStep'.* requested 3 with 'SameStep'.$"),
+        ("make_two", 3, NEXT_STEP, "made 2 .* requested 3. .*a parameter num_envs"),
+        ("make_pool", 3, SAME_STEP, "mode 'NextStep'.* requested 'SameStep'.$"),
         ("make_slow_pool", 3, NEXT_STEP, "returns only 1. Leave batch_size"),
         ("make_walkers", 3, NEXT_STEP, "takes no keyword argument 'wings'"),
     ],
@@ -345,6 +347,42 @@ def test_a_wrong_number_of_environments_is_malformed(
     monkeypatch.setattr(ChildProcess, "make", lie)
     with pytest.raises(DecodingError, match=r"describes its environment wrongly: it has .* env"):
         make(there(f"{VECTORS}:Walkers"), 2, NEXT_STEP)
+
+
+@pytest.mark.parametrize("env", ["make_pool", "tests/Frames-v0"])
+def test_another_number_of_environments_is_refused_before_their_spaces_are_batched(
+    make: Make, env: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, batched = ChildProcess.make, list[int]()
+
+    def lie(process: ChildProcess, *args: Any) -> Any:
+        facts = original(process, *args)
+        has_several = facts["kind"] == child.VECTOR and args[-1] != list(ONE)
+        return {**facts, "num_envs": MAX_NUM_ENVS} if has_several else facts
+
+    def note(space: Any, count: int) -> Any:
+        batched.append(count)
+        return batch_space(space, count)
+
+    monkeypatch.setattr(ChildProcess, "make", lie)
+    monkeypatch.setattr(adapters, "batch_space", note)
+    with pytest.raises(ConfigurationError, match=f"made {MAX_NUM_ENVS} environments, but the lear"):
+        make(there(f"{VECTORS}:{env}"), 2, SAME_STEP if "Frames" in env else NEXT_STEP)
+    assert {*batched} <= {1}
+
+
+def test_a_first_vector_whose_spaces_would_be_too_large_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original, space = ChildProcess.make, child.read_space(Box(0, 1, (256,)))
+    seen = dict.fromkeys(["observation_space", "single_observation_space"], space)
+
+    def lie(process: ChildProcess, *args: Any) -> Any:
+        return {**original(process, *args), **seen, "num_envs": MAX_NUM_ENVS}
+
+    monkeypatch.setattr(ChildProcess, "make", lie)
+    with pytest.raises(UnsupportedSpaceError, match=f"There are {MAX_NUM_ENVS} environments"):
+        there(f"{VECTORS}:make_pool").make_first()
 
 
 def test_malformed_attributes_end_the_session(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
