@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any, Final
@@ -28,7 +28,7 @@ from typing import Any, Final
 import numpy as np
 from gymnasium import Space, spaces
 
-from gymwire.protocol.arrays import MAX_DIMS, dtype_from_text, dtype_to_text
+from gymwire.protocol.arrays import MAX_DIMS, MAX_EMPTY, dtype_from_text, dtype_to_text, empty_size
 from gymwire.protocol.errors import DecodingError, GymwireError, UnsupportedSpaceError
 from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.remote_space import RemoteSpace, SpaceCalls
@@ -41,6 +41,7 @@ MAX_SPACE_BYTES: Final = 1 << 28
 """The maximum memory for the bounds of one described space: otherwise a few bytes from a stranger
 could claim all memory."""
 _NODE_BYTES = 1 << 14  # charged for each node; its random generator alone has 4 KiB
+_ROW_BYTES = MAX_SPACE_BYTES // MAX_EMPTY  # charged for each row of an array without items
 _KEY_TYPES = frozenset({str, int, bool, float, bytes, type(None)})
 _SORTS_KEYS = "sort_keys" in inspect.signature(spaces.Dict).parameters  # Gymnasium >= 1.4
 
@@ -140,10 +141,16 @@ def _describe_at(space: Space[Any], context: _NodeContext) -> Iterator[list[Any]
             yield _describe_remote(space, name, context)
             return
     dtype = space.dtype if isinstance(space, _ARRAY_SPACES) else None
-    size = 0 if dtype is None else math.prod(space.shape or ()) * dtype.itemsize
-    context.charge(2 * size, UnsupportedSpaceError)
+    size = 0 if dtype is None else _size_of_bounds(space.shape or (), dtype)
+    context.charge(size, UnsupportedSpaceError)
     assert kind is not None
     yield from _describe.registry[kind](space, context)
+
+
+def _size_of_bounds(shape: Sequence[int], dtype: np.dtype[Any]) -> int:
+    """Return what to charge for the bounds of an array space, in bytes."""
+    size = 2 * math.prod(shape) * dtype.itemsize
+    return size or _ROW_BYTES * empty_size(shape)
 
 
 def _describe_remote(space: Space[Any], name: str, context: _NodeContext) -> list[Any]:
@@ -307,7 +314,7 @@ def _check(ok: bool, context: _NodeContext, what: str) -> None:
 def _shape(value: Any, dtype: np.dtype[Any], context: _NodeContext) -> tuple[int, ...]:
     sizes = type(value) is list and all(type(n) is int and n >= 0 for n in value)
     _check(sizes and len(value) <= MAX_DIMS, context, "shape")
-    context.charge(2 * math.prod(value) * dtype.itemsize, DecodingError)
+    context.charge(_size_of_bounds(value, dtype), DecodingError)
     return tuple(value)
 
 
