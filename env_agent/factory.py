@@ -246,6 +246,8 @@ def _registered(
     if wanted is _OWN:
         made = _own_vector(name, num_envs, mode, kwargs)
         if made.metadata["autoreset_mode"] == mode:
+            with closed_on_error([made]):
+                vectors.check_request(made, name, num_envs, mode, takes_num_envs=True)
             return made
         closing.close(made)
     return _sync([lambda: wrap(_make_registered(name, **kwargs), wrappers)] * num_envs, mode)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterable
 from typing import Any, Final
 
 import numpy as np
@@ -18,6 +19,7 @@ __all__ = [
     "ALIGNMENT",
     "LARGE",
     "MAX_DIMS",
+    "MAX_EMPTY",
     "SCALARS",
     "TIMES",
     "Tail",
@@ -25,6 +27,7 @@ __all__ = [
     "copy_array",
     "dtype_from_text",
     "dtype_to_text",
+    "empty_size",
     "object_array",
     "reorder",
 ]
@@ -33,6 +36,9 @@ LARGE: Final = 4096
 """Arrays of at least this many bytes go to the tail, if there is one."""
 MAX_DIMS: Final = 32
 """The maximum number of dimensions of an array."""
+MAX_EMPTY: Final = 1 << 18
+"""The maximum of what `empty_size` returns for the arrays of a message in total: a few bytes could
+otherwise declare an array over whose rows a loop takes forever."""
 ALIGNMENT: Final = 16
 """Every buffer of a tail starts at a multiple of this many bytes."""
 
@@ -74,20 +80,30 @@ def dtype_from_text(text: object) -> np.dtype[Any]:
     raise DecodingError(f"Unknown dtype {text!r:.40}.")
 
 
+def empty_size(shape: Iterable[int]) -> int:
+    """Return the product of the sizes other than 0 of an array without items.
+
+    A loop over its rows, and a list of them, take time and memory for each, but it has no bytes.
+    """
+    return math.prod(filter(None, shape))
+
+
 class Tail:
     """The large buffers of one frame, in the order in which they follow its head.
 
     Attributes:
         parts: (offset, buffer) pairs with increasing offsets. Each buffer is a flat memoryview of
             bytes; it shares memory with the array if that is C-contiguous.
+        empty: the `empty_size` of the arrays without items in the head of the frame, in total.
         size: bytes from the start of the tail to the end of its last buffer.
     """
 
-    __slots__ = ("parts", "size")
+    __slots__ = ("empty", "parts", "size")
 
     def __init__(self) -> None:
         self.parts: list[tuple[int, memoryview]] = []
         self.size = 0
+        self.empty = 0
 
     def add(self, array: np.ndarray[Any, Any]) -> int:
         """Append an array; return the offset of its first byte, a multiple of 16."""
@@ -157,6 +173,8 @@ def object_array(shape: Any, items: Any, axes: Any = None) -> np.ndarray[Any, An
         raise DecodingError("The shape of an array of objects, or its items, are not a list.")
     if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) != len(items):
         raise DecodingError(f"{len(items)} items do not make an array of shape {shape!r:.100}.")
+    if not items and empty_size(shape) > MAX_EMPTY:
+        raise DecodingError(f"An array without items has the shape {shape!r:.100}.")
     # Item by item: `np.array` would make one array of a list of arrays.
     array = np.fromiter(items, object, len(items)).reshape(shape)
     return array if axes is None else reorder(axes, array)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 from gymnasium.spaces import GraphInstance
 
-from gymwire.protocol.arrays import MAX_DIMS, SCALARS, TIMES, dtype_to_text
+from gymwire.protocol.arrays import MAX_DIMS, MAX_EMPTY, SCALARS, TIMES, dtype_to_text, empty_size
 from gymwire.protocol.conversions import Converter
 from gymwire.protocol.crowding import is_crowded
 from gymwire.protocol.named_tuples import is_rebuilt
@@ -123,6 +123,8 @@ def _name_fault(value: Any) -> str | None:
     if kind is np.ndarray:
         if value.ndim > MAX_DIMS:
             return f"is an array of {value.ndim} dimensions; the maximum is {MAX_DIMS}"
+        if (fault := _name_fault_of_shape(value)) is not None:
+            return fault
         if value.dtype == object:
             return "is an array of objects, which the other side's release does not know"
         if dtype_to_text(value.dtype) is None:
@@ -141,6 +143,16 @@ def _name_fault(value: Any) -> str | None:
             "numbers, text, bytes, NumPy arrays, and lists, tuples and dicts of them"
         )
     return None
+
+
+def _name_fault_of_shape(array: np.ndarray[Any, Any]) -> str | None:
+    """Return why an array cannot be serialized because it has rows but no items, or None."""
+    if array.size or empty_size(array.shape) <= MAX_EMPTY:
+        return None
+    return (
+        f"is an array without items of the shape {array.shape}; the product of the sizes other "
+        f"than 0 may be at most {MAX_EMPTY}"
+    )
 
 
 def _name_fault_of_keys(value: Mapping[Any, Any]) -> str | None:
@@ -195,6 +207,8 @@ class _Replacer:
             return self._opaque(value, path, "contains itself")
         # Of other mappings, which may raise anything, the keys are checked once they are dicts.
         fault = _name_fault_of_keys(value) if kind is dict or kind is OrderedDict else None
+        if has_objects:
+            fault = _name_fault_of_shape(value)
         if len(self._above) >= MAX_DEPTH:
             fault = f"is nested deeper than {MAX_DEPTH} levels"
         if fault is not None:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import singledispatch
 from typing import Any, Final
@@ -28,7 +28,7 @@ from typing import Any, Final
 import numpy as np
 from gymnasium import Space, spaces
 
-from gymwire.protocol.arrays import MAX_DIMS, dtype_from_text, dtype_to_text
+from gymwire.protocol.arrays import MAX_DIMS, MAX_EMPTY, dtype_from_text, dtype_to_text, empty_size
 from gymwire.protocol.errors import DecodingError, GymwireError, UnsupportedSpaceError
 from gymwire.protocol.outside_exceptions import is_from_outside
 from gymwire.protocol.remote_space import RemoteSpace, SpaceCalls
@@ -49,6 +49,7 @@ MAX_SPACE_BYTES: Final = 1 << 28
 """The maximum memory for the bounds of one described space: otherwise a few bytes from a stranger
 could claim all memory."""
 _NODE_BYTES = 1 << 14  # charged for each node; its random generator alone has 4 KiB
+_ROW_BYTES = MAX_SPACE_BYTES // MAX_EMPTY  # charged for each row of an array without items
 _KEY_TYPES = frozenset({str, int, bool, float, bytes, type(None)})
 _SORTS_KEYS = "sort_keys" in inspect.signature(spaces.Dict).parameters  # Gymnasium >= 1.4
 
@@ -155,7 +156,7 @@ def _charge_batched(space: Space[Any], count: int, context: _NodeContext) -> Non
         for key, child in enumerate(inner) if isinstance(inner, tuple) else inner.items():
             _charge_batched(child, count, context.child(_key_step(key)))
     elif isinstance(space, (*_ARRAY_SPACES, spaces.Discrete)):
-        context.charge(2 * count * _size(space), UnsupportedSpaceError)
+        context.charge(_bounds_of(space, count), UnsupportedSpaceError)
     else:  # a tuple of copies
         for _ in _describe_at(space, replace(context, copies=count * context.copies)):
             pass
@@ -178,15 +179,21 @@ def _describe_at(space: Space[Any], context: _NodeContext) -> Iterator[list[Any]
         if kind is None:
             yield _describe_remote(space, name, context)
             return
-    size = _size(space) if isinstance(space, _ARRAY_SPACES) else 0
-    context.charge(2 * size, UnsupportedSpaceError)
+    size = _bounds_of(space) if isinstance(space, _ARRAY_SPACES) else 0
+    context.charge(size, UnsupportedSpaceError)
     assert kind is not None
     yield from _describe.registry[kind](space, context)
 
 
-def _size(space: Space[Any]) -> int:
-    """Return how many bytes a value of a space of arrays has."""
-    return 0 if space.dtype is None else math.prod(space.shape or ()) * space.dtype.itemsize
+def _bounds_of(space: Space[Any], *rows: int) -> int:
+    """Return what to charge for the bounds of a space, or of a batch of it with so many rows."""
+    return 0 if space.dtype is None else _size_of_bounds((*rows, *(space.shape or ())), space.dtype)
+
+
+def _size_of_bounds(shape: Sequence[int], dtype: np.dtype[Any]) -> int:
+    """Return what to charge for the bounds of an array space, in bytes."""
+    size = 2 * math.prod(shape) * dtype.itemsize
+    return size or _ROW_BYTES * empty_size(shape)
 
 
 def _describe_remote(space: Space[Any], name: str, context: _NodeContext) -> list[Any]:
@@ -350,7 +357,7 @@ def _check(ok: bool, context: _NodeContext, what: str) -> None:
 def _shape(value: Any, dtype: np.dtype[Any], context: _NodeContext) -> tuple[int, ...]:
     sizes = type(value) is list and all(type(n) is int and n >= 0 for n in value)
     _check(sizes and len(value) <= MAX_DIMS, context, "shape")
-    context.charge(2 * math.prod(value) * dtype.itemsize, DecodingError)
+    context.charge(_size_of_bounds(value, dtype), DecodingError)
     return tuple(value)
 
 

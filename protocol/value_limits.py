@@ -21,6 +21,7 @@ __all__ = [
     "MAX_INT_BYTES",
     "MAX_OTHER_KEYS",
     "MAX_OTHER_KEY_BYTES",
+    "PER_BYTE",
     "check_cost",
     "has_other_keys",
 ]
@@ -38,7 +39,8 @@ COUNT_ABOVE: Final = 96 << 10
 """The size in bytes up to which a value needs no counting: it costs at most 120 times its size, and
 so its memory is within the free amount."""
 FREE_BYTES: Final = 14 << 20
-"""The memory that a value may take whatever its size; beyond it, 7 bytes for each of its bytes."""
+"""The memory that a value may take whatever its size; beyond it, PER_BYTE for each of its bytes."""
+PER_BYTE: Final = 7
 
 # First byte → size of the number, bool or None that it starts, or of an empty map or list.
 _FIXED = dict.fromkeys(range(0x81), 1) | dict.fromkeys(range(0xE0, 0x100), 1)
@@ -54,7 +56,7 @@ _TOO_SHORT = "A value ends before the length that it declares."
 
 def check_cost(data: bytes) -> None:
     """Raise DecodingError if the value in `data` would take too much memory."""
-    most = FREE_BYTES + 7 * len(data)
+    most = FREE_BYTES + PER_BYTE * len(data)
     try:
         too_many = cost_exceeds(data, most)
     except IndexError:

@@ -37,6 +37,7 @@ from gymwire.protocol.arrays import (
     ALIGNMENT,
     LARGE,
     MAX_DIMS,
+    MAX_EMPTY,
     SCALARS,
     TIMES,
     Tail,
@@ -44,6 +45,7 @@ from gymwire.protocol.arrays import (
     copy_array,
     dtype_from_text,
     dtype_to_text,
+    empty_size,
     object_array,
     reorder,
 )
@@ -116,7 +118,7 @@ def _extend(tail: Tail | None, extended: bool, depth: int, value: Any) -> msgpac
     if kind in CONTAINERS or kind is np.ndarray or is_rebuilt(kind):
         if depth > MAX_DEPTH:
             raise ValueError("too deep")
-        code, parts = _parts(kind, value, MAX_DEPTH - depth, extended)
+        code, parts = _parts(kind, value, MAX_DEPTH - depth, extended, tail)
         return _extension(code, _pack(parts, tail, extended, depth + 1))
     if kind is int:
         return _extension(_INT, _int_to_bytes(value))
@@ -131,7 +133,9 @@ def _extend(tail: Tail | None, extended: bool, depth: int, value: Any) -> msgpac
     raise TypeError(kind)
 
 
-def _parts(kind: type, value: Any, depth: int, extended: bool) -> tuple[int, Any]:
+def _parts(
+    kind: type, value: Any, depth: int, extended: bool, tail: Tail | None
+) -> tuple[int, Any]:
     """Return the extension type of a container, and the value that it contains."""
     if kind is OrderedDict:
         return _ORDERED, dict(value)
@@ -147,6 +151,8 @@ def _parts(kind: type, value: Any, depth: int, extended: bool) -> tuple[int, Any
     items = value.ravel().tolist()
     if value.dtype != object or value.ndim > MAX_DIMS or not is_encodable(items, depth):
         raise TypeError(value.dtype)
+    if not items:
+        _count_empty(value.shape, tail)
     return _OBJECTS, [list(value.shape), items] if axes is None else [[*value.shape], items, axes]
 
 
@@ -158,11 +164,24 @@ def _int_to_bytes(value: int) -> bytes:
 
 
 def _pack_array(array: np.ndarray[Any, Any], tail: Tail | None) -> bytes:
-    if array.nbytes < LARGE:
+    if 0 < array.nbytes < LARGE:
         return _start_of_array(array.dtype, array.shape) + array.tobytes()
+    if not array.size:
+        _count_empty(array.shape, tail)
+        return _start_of_array(array.dtype, array.shape)
     body = array.tobytes() if tail is None else tail.add(array)
     packed: bytes = msgpack.packb([_checked_text(array.dtype, array.shape), array.shape, body])
     return packed
+
+
+def _count_empty(shape: tuple[int, ...], tail: Tail | None) -> None:
+    """Raise ValueError if the receiver would refuse a message with one more array without items."""
+    size = empty_size(shape)
+    if tail is not None:
+        size += tail.empty
+        tail.empty = size
+    if size > MAX_EMPTY:
+        raise ValueError("its arrays without items have too many rows in total")
 
 
 def _checked_text(dtype: np.dtype[Any], shape: tuple[int, ...]) -> str:
@@ -181,7 +200,7 @@ def _start_of_array(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
 
 
 def _encode(value: Any, tail: Tail | None, root: str, depth: int, extended: bool) -> bytes:
-    mark = 0 if tail is None else len(tail.parts)
+    mark, empty = (0, 0) if tail is None else (len(tail.parts), tail.empty)
     cause: Exception | None = None
     try:
         packed = _pack(value, tail, extended)
@@ -193,6 +212,7 @@ def _encode(value: Any, tail: Tail | None, root: str, depth: int, extended: bool
         cause = error
     if tail is not None:
         tail.rewind(mark)
+        tail.empty = empty
     check(value, root=root)
     if cause is not None and is_from_outside(cause):
         raise cause
@@ -323,10 +343,11 @@ class _Reader:
     """Decodes one message and its extension types.
 
     The arrays in the tail may not be larger together than the tail: if many of them pointed at the
-    same bytes, a small message could claim any amount of memory.
+    same bytes, a small message could claim any amount of memory. Arrays without items have a bound
+    of their own, since loops over their rows cost time and memory.
     """
 
-    __slots__ = ("budget", "depth", "makes_types", "names", "tail", "text_keys")
+    __slots__ = ("budget", "depth", "empty", "makes_types", "names", "tail", "text_keys")
 
     def __init__(self, tail: memoryview | None, *, text_keys: bool, makes_types: bool) -> None:
         self.text_keys = text_keys
@@ -334,6 +355,7 @@ class _Reader:
         self.tail = tail
         self.budget = 0 if tail is None else len(tail)
         self.depth = 0
+        self.empty = 0
         self.names: set[Any] = set()  # of the types of named tuples
 
     def read(self, data: bytes) -> Any:
@@ -347,10 +369,8 @@ class _Reader:
             return _read_scalar(data)
         if code == _ARRAY:
             array = _read_array(data, self.tail)
-            if array.nbytes > len(data):  # its bytes came from the tail
-                self.budget -= array.nbytes
-                if self.budget < 0:
-                    raise DecodingError("Several arrays use the same bytes of a tail.")
+            if not 0 < array.nbytes <= len(data):
+                self._charge(array)
             return array
         if code == _INT:
             if len(data) > MAX_INT_BYTES:
@@ -361,6 +381,20 @@ class _Reader:
         if not _TUPLE <= code <= _REORDERED:
             raise DecodingError(f"Unknown extension type {code}.")
         return self._container(code, data)
+
+    def _charge(self, array: np.ndarray[Any, Any]) -> None:
+        """Count an array without items, or one whose bytes came from the tail."""
+        if array.size:
+            self.budget -= array.nbytes
+            if self.budget < 0:
+                raise DecodingError("Several arrays use the same bytes of a tail.")
+            return
+        self.empty += empty_size(array.shape)
+        if self.empty > MAX_EMPTY:
+            raise DecodingError(
+                f"The products of the sizes other than 0 of the arrays without items are more than "
+                f"{MAX_EMPTY} in total."
+            )
 
     def _container(self, code: int, data: bytes) -> Any:
         if self.depth > MAX_DEPTH:
@@ -382,7 +416,10 @@ class _Reader:
                 return self._named(*items)
             depth = MAX_DEPTH - self.depth
             if code == _OBJECTS and all(is_encodable(item, depth) for item in items):
-                return object_array(*items)
+                array = object_array(*items)
+                if not array.size:
+                    self._charge(array)
+                return array
             if code == _REORDERED:
                 return reorder(*items)
         raise DecodingError(f"Extension type {code} has malformed contents.")

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from gymwire.protocol.arrays import MAX_DIMS, object_array
+from gymwire.protocol.arrays import MAX_DIMS, MAX_EMPTY, empty_size, object_array
 from gymwire.protocol.errors import DecodingError
 from gymwire.protocol.outside_exceptions import is_from_outside
 
@@ -52,6 +52,8 @@ def _without_objects(
     copy = infos
     for key, value in infos.items():
         if type(value) is np.ndarray and value.dtype.kind == "O":
+            if not value.size and empty_size(value.shape) > MAX_EMPTY:
+                continue  # the receiver would refuse it: the encoder says so
             places.append([[*path, key], list(value.shape)])
             plain: Any = value.ravel().tolist()
         elif type(value) is dict:
@@ -93,10 +95,14 @@ def from_wire(form: Any, *, exact: bool = False) -> tuple[Any, Casts]:
         raise DecodingError("The infos of a vector are neither a dict nor infos with places.")
     infos, places, casts = form
     infos = _copied(infos) if type(infos) is dict else infos
+    empty = 0
     for place in places:
         if type(place) is not list or len(place) != 2:
             raise DecodingError("The place of an array of objects is not [path, shape].")
-        _restore(infos, *place)
+        array = _restore(infos, *place)
+        empty += 0 if array.size else empty_size(array.shape)
+        if empty > MAX_EMPTY:
+            raise DecodingError("Arrays of objects without items have too many rows in total.")
     try:
         read = dict(map(_read_cast, casts))
         if exact:
@@ -151,7 +157,7 @@ def _read_pair(pair: Any) -> tuple[int, Any]:
             raise DecodingError("A cast value is not [index, value].")
 
 
-def _restore(infos: Any, path: Any, shape: Any) -> None:
+def _restore(infos: Any, path: Any, shape: Any) -> np.ndarray[Any, Any]:
     if type(path) is not list or not path or type(shape) is not list or len(shape) > MAX_DIMS:
         raise DecodingError("The place of an array of objects is not [path, shape].")
     holder, items = None, infos
@@ -165,4 +171,6 @@ def _restore(infos: Any, path: Any, shape: Any) -> None:
             items = None
     if type(items) is not list or holder is None:
         raise DecodingError(f"No list of items at {path!r:.100}.")
-    holder[path[-1]] = object_array(shape, items)
+    array = object_array(shape, items)
+    holder[path[-1]] = array
+    return array

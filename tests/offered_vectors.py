@@ -318,6 +318,11 @@ def make_next_step_frames(num_envs: int, **kwargs: Any) -> NextStepFrames:
     return NextStepFrames(num_envs, **kwargs)
 
 
+def make_seven_frames(num_envs: int, **kwargs: Any) -> Frames:
+    """Make another number of environments than requested."""
+    return Frames(7, **kwargs)
+
+
 _VECTORS: dict[str, Any] = {
     "Frames": Frames,
     "MadeFrames": make_frames,
@@ -325,6 +330,7 @@ _VECTORS: dict[str, Any] = {
     "SizedFrames": SizedFrames,
     "NextStepFrames": NextStepFrames,
     "MadeNextStepFrames": make_next_step_frames,
+    "SevenFrames": make_seven_frames,
 }
 _SINGLE: Any = Single
 for _name, _vector in _VECTORS.items():

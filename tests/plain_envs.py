@@ -431,6 +431,14 @@ class Flock:
         sys.stdout.write("the flock is gone\n")
 
 
+class ShortFlock(Flock):
+    """Returns nothing but an observation from a step."""
+
+    def step(self, actions: Any) -> Any:
+        """Return too few values."""
+        return (self._see(),)
+
+
 def make_flock(num_envs: int = 1, **kwargs: Any) -> Flock:
     """Make a vector, as a factory does."""
     return Flock(num_envs, **kwargs)

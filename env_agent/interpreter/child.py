@@ -60,7 +60,7 @@ _KEPT_KEYS = {str, bytes, int, float, bool, type(None)}
 MAX_INT_BYTES = MAX_OTHER_KEYS = MAX_NAME = 256
 MAX_OTHER_KEY_BYTES = 512
 MAX_TRIES = 6, 13, 26
-MAX_DIMS = 32
+MAX_DIMS, MAX_EMPTY = 32, 1 << 18
 # Stands in `above` while a key is packed: conversions in keys are not marked. No object has the
 # id 0.
 _IN_KEY = 0
@@ -218,9 +218,9 @@ def _is_portable(dtype: Any) -> bool:
 
 def _pack_numpy(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
     """Return the bytes of an array or a NumPy scalar, b"" if its dtype has no portable form."""
-    dtype = value.dtype
+    dtype, shape = value.dtype, value.shape
     if kind is np.ndarray:
-        if value.ndim > MAX_DIMS:
+        if len(shape) > MAX_DIMS or (0 in shape and np.prod([n or 1 for n in shape]) > MAX_EMPTY):
             return b""
         axes = axes_order(value)
         if dtype.kind == "O" and len(above) < MAX_DEPTH - 1:
@@ -232,7 +232,7 @@ def _pack_numpy(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
         if axes is not None:
             # A copy in C order: that of a transposed array may still have another.
             return _mark("reordered", axes, value.transpose(axes).copy("C"), above=())
-        return _extension(1, _pack_items([dtype.str, list(value.shape), value.tobytes()], above))
+        return _extension(1, _pack_items([dtype.str, list(shape), value.tobytes()], above))
     if dtype.kind == "U":
         return _extension(2, b"U\0" + str(value).encode("utf-8", "backslashreplace"))
     if dtype.kind == "S":

@@ -154,15 +154,14 @@ class ChildFactory:
                 later = [partial(make_one, i) for i in range(1, num_envs)]
                 return _of_single([lambda: first, *later], mode)
             own = vectors.adapt(first, self.name, AdaptedOwnVector)
-            if not first.is_registered:
-                sized = first.takes_num_envs
-                vectors.check_request(own, self.name, num_envs, mode, takes_num_envs=sized)
-            elif own.metadata["autoreset_mode"] != mode:
+            if first.is_registered and own.metadata["autoreset_mode"] != mode:
                 if first.refused is not None:
                     raise child_errors.build(first.refused)
                 made = _of_single([partial(make_one, i + 1) for i in range(num_envs)], mode)
                 closing.close(own, address=self._address)
                 return made
+            sized = first.takes_num_envs
+            vectors.check_request(own, self.name, num_envs, mode, takes_num_envs=sized)
             return own
 
         return self._in_process(make)

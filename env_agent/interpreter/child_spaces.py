@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium import Space
 
 from gymwire.protocol import spaces
-from gymwire.protocol.arrays import dtype_to_text
+from gymwire.protocol.arrays import MAX_DIMS, dtype_to_text
 from gymwire.protocol.errors import DecodingError
 
 _FAULTS = (LookupError, TypeError, ValueError, OverflowError, AttributeError)
@@ -56,7 +56,7 @@ def _leaf(found: dict[str, Any]) -> list[Any]:
     if "n" in found:
         n = found["n"]
         if shape or found["class"].endswith(".MultiBinary"):
-            return ["MultiBinary", np.asarray(n, np.int64).tolist()]
+            return ["MultiBinary", _shape(n, ()) if np.ndim(n) else int(n)]
         return ["Discrete", _dtype(found, "int64"), int(n), int(found.get("start", 0))]
     if "max_length" in found:
         characters = "".join(found["character_list" if "character_list" in found else "characters"])
@@ -75,7 +75,10 @@ def _dtype(found: dict[str, Any], default: str) -> str:
 
 
 def _shape(shape: Any, values: Any) -> list[int]:
-    return [int(size) for size in (np.shape(values) if shape is None else shape)]
+    sizes = np.shape(values) if shape is None else shape
+    if len(sizes) > MAX_DIMS:
+        raise ValueError(f"has {len(sizes)} dimensions; the maximum is {MAX_DIMS}")
+    return [int(size) for size in sizes]
 
 
 def _numbers(values: Any, text: str, shape: list[int]) -> Any:

@@ -29,13 +29,14 @@ from gymwire.protocol import values
 from gymwire.protocol.arrays import copy_array, object_array, reorder
 from gymwire.protocol.conversions import Converted
 from gymwire.protocol.crowding import is_crowded
-from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.errors import DecodingError, EncodingError
 from gymwire.protocol.named_tuples import MAX_FIELDS, MAX_NAME, MAX_TYPES, base_type
-from gymwire.protocol.value_limits import CROWDED, MAX_OTHER_KEYS
+from gymwire.protocol.value_limits import CROWDED, FREE_BYTES, MAX_OTHER_KEYS, PER_BYTE
 
 Form = tuple[str, list[int] | None]
 """Dtype and shape of the values of a space; shape None: NumPy scalars."""
 Step = tuple[Any, float, bool, bool, dict[str, Any]]
+_LIST, _ITEM, _NUMBER, _TEXT = 64, 8, 32, 80  # bytes of memory
 _REWARDS: tuple[Callable[[float], Any], ...] = (float, np.float64)  # by child.REWARDS
 
 
@@ -292,15 +293,48 @@ def compile_step(form: Form | None) -> Callable[[bytes, int], Step]:
 
 
 def without_numpy(value: Any) -> Any:
-    """Return a value with lists and numbers in the place of arrays and NumPy's numbers."""
-    kind = type(value)
-    if isinstance(value, np.ndarray | np.generic):
-        return value.tolist()
-    if kind is dict or kind is OrderedDict:
-        return kind((without_numpy(key), without_numpy(item)) for key, item in value.items())
-    if kind is list or kind is tuple:
-        return kind(map(without_numpy, value))
-    return value
+    """Return a value with lists and numbers in the place of arrays and NumPy's numbers.
+
+    Raises EncodingError if the lists would take too much memory.
+    """
+    return _Lists().convert(value)
+
+
+class _Lists:
+    """Makes lists of the arrays of one message, which together are as bounded as other lists."""
+
+    def __init__(self) -> None:
+        self._left = FREE_BYTES
+
+    def convert(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is np.ndarray:
+            self._charge(value)
+            return value.tolist()
+        if isinstance(value, np.generic):
+            return value.tolist()
+        if kind is dict or kind is OrderedDict:
+            pairs = value.items()
+            return kind((self.convert(key), self.convert(item)) for key, item in pairs)
+        if kind is list or kind is tuple:
+            return kind(map(self.convert, value))
+        return value
+
+    def _charge(self, array: np.ndarray[Any, Any]) -> None:
+        dtype, items, cost = array.dtype, 1, 0
+        for n in array.shape:
+            cost += items * (_LIST + _ITEM * n)
+            items *= n
+        if dtype.kind in "SUmM":
+            cost += items * (_TEXT + dtype.itemsize)
+        elif dtype.itemsize > 1:  # Python keeps the small integers
+            cost += items * _NUMBER
+        self._left -= max(0, cost - PER_BYTE * array.nbytes)
+        if self._left < 0:
+            raise EncodingError(
+                f"The environment runs without NumPy, and the list of the numbers of an array of "
+                f"shape {array.shape} and dtype {dtype} would take too much memory."
+            )
 
 
 def coerce(space: Space[Any], value: Any) -> Any:

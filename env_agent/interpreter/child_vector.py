@@ -80,7 +80,7 @@ class OwnVector(ChildEnv):
 
     def _coerced(self, result: tuple[Any, ...]) -> tuple[Any, ...]:
         seen, *rest = result
-        for i, dtype in enumerate(_NUMBERS[: len(rest) - 1]):
+        for i, dtype in enumerate(_NUMBERS[: max(0, len(rest) - 1)]):
             if isinstance(rest[i], list | tuple):
                 rest[i] = np.asarray(rest[i], dtype)
         return (child_values.coerce(self._batched, seen), *rest)

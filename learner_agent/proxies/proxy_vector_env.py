@@ -330,7 +330,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
     def render(self) -> tuple[Any, ...] | None:
         """Return one frame for each environment; None without a render mode."""
         frames: list[Any] = []
-        for reply in self._ask(dict.fromkeys(range(len(self._group)), Render())):
+        for i, reply in enumerate(self._ask(dict.fromkeys(range(len(self._group)), Render()))):
             assert type(reply) is RenderedFrame
             if reply.frame is None:
                 return None
@@ -339,7 +339,7 @@ class ProxyVectorEnv(VectorEnv[Any, Any, Any]):
             elif isinstance(reply.frame, np.ndarray) and reply.frame.ndim:  # EnvPool's
                 frames += list(reply.frame)
             else:
-                raise self._malformed("picture")
+                raise self._malformed(f"picture for {self._group.names(i)}")
         return tuple(frames)
 
     # --- attributes -------------------------------------------------------------------------------

@@ -17,8 +17,9 @@ from gymwire.learner_agent.proxies.interrupts import check_alone
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.learner_agent.proxies.rounds import Rounds
 from gymwire.protocol import values, vector_infos
-from gymwire.protocol.errors import BatchSizeError, GymwireError, MoveError
+from gymwire.protocol.errors import BatchSizeError, GymwireError, MoveError, ProtocolError
 from gymwire.protocol.messages import Kind, Message, Percept, Reset, Status
+from gymwire.protocol.outside_exceptions import is_from_outside
 
 _ndarray = np.ndarray  # Python looks an attribute of this module up each time
 VectorStep = tuple[Any, NDArray[Any], NDArray[Any], NDArray[Any], dict[str, Any]]
@@ -86,9 +87,12 @@ class VectorSteps:
         self.in_call = False
 
     def undo(self, error: BaseException) -> None:
-        """End a call with an exception. Unless it is a reply, no reply counts as returned."""
+        """End a call with an exception.
+
+        Unless it is a reply, or a reply is malformed, no reply counts as returned.
+        """
         self.in_call = False
-        if self._group.is_failure(error):
+        if isinstance(error, ProtocolError) or self._group.is_failure(error):
             return
         self._group.undo()
         self.rounds.keep()
@@ -309,7 +313,33 @@ class VectorSteps:
         return step
 
     def _joined(self, percepts: Mapping[int, Message]) -> VectorStep:
-        """Join the percepts of some sessions, in their order, to those of one vector."""
+        """Join the percepts of some sessions, in their order, to those of one vector.
+
+        Raises ProtocolError if they do not fit; then they count as returned.
+        """
+        try:
+            return self._join(percepts)
+        except (AttributeError, LookupError, TypeError, ValueError, ProtocolError) as error:
+            if is_from_outside(error):
+                raise
+            self._group.mark_returned(percepts)
+            awaited = [i for i in self._awaited if i not in percepts]
+            self._forget()
+            self._awaited = awaited
+            names = ", ".join(map(self._group.names, self._misfits(percepts)))
+            raise ProtocolError(f"The env agent sent a malformed percept for {names}.") from error
+
+    def _misfits(self, percepts: Mapping[int, Any]) -> list[int]:
+        """Return the sessions whose percepts have wrong sizes; all if that is not known."""
+        sizes = self._group.sizes
+        return [
+            i
+            for i, one in percepts.items()
+            for part in [(one.reward, one.terminated, one.truncated)]
+            if any(getattr(array, "shape", ())[:1] != (sizes[i],) for array in part)
+        ] or [*percepts]
+
+    def _join(self, percepts: Mapping[int, Message]) -> VectorStep:
         parts: list[Percept] = [*percepts.values()]  # type: ignore[list-item]
         assert {*map(type, parts)} == {Percept}
         observations = [part.observation for part in parts]

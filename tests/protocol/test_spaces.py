@@ -259,6 +259,7 @@ BAD = {
     "a MultiDiscrete without elements": [["MultiDiscrete", "<i8", [2], 0, 0]],
     "a MultiBinary of zero": [["MultiBinary", 0]],
     "a MultiBinary of gigabytes": [["MultiBinary", 2**40]],
+    "a Box of many rows without numbers": [["Box", "|u1", [2**40, 0], b"", b""]],
     "a MultiBinary of text": [["MultiBinary", "1"]],
     "a Text of negative length": [["Text", -1, 3, "a"]],
     "a Text of the wrong order": [["Text", 3, 1, "a"]],

@@ -403,6 +403,11 @@ HOSTILE = {
     "an opaque of one": ext(6, ["a"]),
     "an ordered dict of a list": ext(7, []),
     "an array of objects with an axis twice": ext(9, [[1, 1], [None], [0, 0]]),
+    "an array of many rows without bytes": ext(1, ["|u1", [2**60, 0], b""]),
+    "an array of many columns without bytes": ext(1, ["<f8", [0, 2**9, 2**9, 2], b""]),
+    "many arrays of rows without bytes": b"\x92" + 2 * ext(1, ["<f8", [2**17 + 1, 0], b""]),
+    "an array of many rows without objects": ext(9, [[2**40, 0], []]),
+    "many arrays of rows without objects": b"\x92" + 2 * ext(9, [[2**17 + 1, 0], []]),
     "an array of objects with axes and more": ext(9, [[1], [None], [0], None]),
 }
 
@@ -435,6 +440,27 @@ def test_arrays_that_claim_the_same_bytes_are_refused() -> None:
     head: bytes = b"\x92" + 2 * ext(1, ["|u1", [5000], 0])
     with pytest.raises(DecodingError, match="same bytes"):
         values.unpack(head, memoryview(bytes(9999)))
+
+
+def test_rows_without_bytes_in_the_tail_are_bounded_too() -> None:
+    head: bytes = b"\x92" + 2 * ext(1, ["|u1", [2**17 + 1, 0], 0])
+    with pytest.raises(DecodingError, match="without items"):
+        values.unpack(head, memoryview(bytes(16)))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, object])
+def test_arrays_without_items_are_sent_up_to_a_bound(dtype: Any) -> None:
+    most: list[Any] = [np.empty((2**17, 0), dtype), np.empty((0, 2**8, 2**9), dtype)]
+    tail = Tail()
+    with pytest.raises(EncodingError, match="without items"):
+        values.pack([*most, np.empty(0, dtype)], tail)
+    read = values.unpack(values.pack(most, tail))
+    assert [(one.shape, one.dtype) for one in read] == [(one.shape, dtype) for one in most]
+    with pytest.raises(EncodingError, match=r"x\[0\] is an array without items") as caught:
+        values.encode([np.empty((2**18 + 1, 0), dtype)], root="x")
+    assert caught.value.path == "x[0]"
+    copy, paths = values.opaque({"a": np.empty((2**18 + 1, 0), dtype)})
+    assert (type(copy["a"]), paths) == (Opaque, ['info["a"]'])
 
 
 @settings(max_examples=3 * settings().max_examples)

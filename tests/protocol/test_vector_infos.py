@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gymwire.protocol import values, vector_infos
-from gymwire.protocol.errors import DecodingError
+from gymwire.protocol.errors import DecodingError, EncodingError
 from tests.sameness import assert_same
 
 
@@ -46,6 +46,12 @@ def test_casts_can_be_undone() -> None:
     assert_same(vector_infos.from_wire(form, exact=True), (undone, {}))
 
 
+def test_an_array_of_objects_that_the_receiver_would_refuse_is_an_error() -> None:
+    form = vector_infos.to_wire({"a": np.empty((2**18 + 1, 0), object), "b": objects(None)})
+    with pytest.raises(EncodingError, match="without items"):
+        values.encode(form)
+
+
 def test_infos_without_objects_are_sent_unchanged() -> None:
     assert vector_infos.to_wire(INFOS[1]) is INFOS[1]
 
@@ -73,6 +79,8 @@ def test_values_that_were_cast_are_sent_beside_their_array() -> None:
         [{"a": [1]}, [[[["a"]], [1]]], []],
         [{"a": [1]}, [[["a", "b"], [1]]], []],
         [{"a": [1]}, [[["a"], [1] * 33]], []],
+        [{"a": []}, [[["a"], [2**40, 0]]], []],
+        [{"a": [], "b": []}, [[[key], [2**17 + 1, 0]] for key in "ab"], []],
         [{}, [], [3]],
         [{}, [], [["a", []], [[]]]],
         [{}, [], [[["a"], [[-1, 2]]]]],

@@ -9,6 +9,8 @@ export class Tuple extends Array {}
 
 const MAX_INT = 256; // bytes: reading one takes time quadratic in them
 
+const MAX_EMPTY = 2 ** 18; // rows of an array without numbers: they take no bytes, but a loop takes time
+
 /** @typedef {Int8Array | Uint8Array | Int16Array | Uint16Array | Int32Array | Uint32Array | BigInt64Array | BigUint64Array | Float32Array | Float64Array} Typed */
 
 const NATIVE = new Map(
@@ -32,6 +34,9 @@ export class NDArray {
   constructor(data, shape = [data.length], dtype = DTYPES.get(data.constructor)) {
     if (!dtype || !NATIVE.has(dtype)) throw new TypeError(`${dtype} is not a supported type of arrays.`);
     if (product(shape) !== data.length) throw new RangeError(`[${shape}] is not the shape of ${data.length} numbers.`);
+    if (!data.length && product(shape.filter(Boolean)) > MAX_EMPTY) {
+      throw new RangeError(`[${shape}] is too large for an array without numbers.`);
+    }
     this.data = data;
     this.shape = shape;
     this.dtype = dtype;

@@ -69,6 +69,8 @@ test("arrays keep their types and shapes", () => {
   for (const array of arrays) assert.deepEqual(again([array])[0], array);
   assert.deepEqual(again([new Int16Array([5])])[0], new NDArray(new Int16Array([5])));
   assert.throws(() => new NDArray(new Float32Array(3), [2]));
+  assert.equal(NDArray.from("<f4", [2 ** 18, 0], new Uint8Array(0)).data.length, 0);
+  assert.throws(() => NDArray.from("<f4", [0, 2 ** 18 + 1], new Uint8Array(0)), /too large/);
   assert.deepEqual([...NDArray.from(">i2", [2], new Uint8Array([0, 1, 1, 0])).data], [1, 256]);
 });
 

@@ -299,6 +299,7 @@ def test_the_limits_of_values_are_those_of_the_protocol() -> None:
     for name in ("MAX_DEPTH", "MAX_INT_BYTES", "MAX_OTHER_KEYS", "MAX_OTHER_KEY_BYTES"):
         assert getattr(child, name) == getattr(values if name == "MAX_DEPTH" else limits, name)
     assert child.MAX_DIMS == arrays.MAX_DIMS
+    assert child.MAX_EMPTY == arrays.MAX_EMPTY
     assert child.MAX_NAME == named_tuples.MAX_NAME == named_tuples.MAX_FIELDS
     assert child.MAX_TRIES == crowding.MAX_TRIES
     for numbers in (crowding_numbers(1000), [*range(1000)], [PRIME * i for i in range(1000)]):

@@ -20,14 +20,19 @@ from gymwire.env_agent.adapters import vectors as adapters
 from gymwire.env_agent.description import describe
 from gymwire.env_agent.elsewhere import EnvironmentGone, why_gone
 from gymwire.env_agent.factory import resolve
-from gymwire.env_agent.interpreter import child, child_spaces
+from gymwire.env_agent.interpreter import child, child_spaces, child_values
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.interpreter.child_vector import MAX_NUM_ENVS, ONE, AdaptedOwnVector
-from gymwire.env_agent.runners.runner import Runner
+from gymwire.env_agent.runners.runner import Runner, unpack
 from gymwire.protocol import generators
-from gymwire.protocol.errors import ConfigurationError, DecodingError, UnsupportedSpaceError
+from gymwire.protocol.errors import (
+    ConfigurationError,
+    DecodingError,
+    EncodingError,
+    UnsupportedSpaceError,
+)
 from gymwire.protocol.messages import Call
 from gymwire.protocol.values import convert, decode, encode
 from tests.interpreters import bare, others
@@ -409,3 +414,56 @@ def test_bounds_that_are_all_equal_are_sent_as_one_number(monkeypatch: pytest.Mo
     ):
         built = child_spaces.build(child.unpack(child.pack(child.read_space(space))), "space")
         assert_same(vars(built), {**vars(space), "_np_random": None})
+
+
+@pytest.mark.parametrize("elsewhere", [False, True])
+def test_a_registered_vector_of_another_size_is_refused(make: Make, elsewhere: bool) -> None:
+    env = f"{VECTORS}:tests/SevenFrames-v0"
+    factory = there(env) if elsewhere else resolve(env, {})
+    with pytest.raises(ConfigurationError, match=r"made 7 environments, .* requested 2"):
+        make(factory, 2, NEXT_STEP)
+
+
+def test_a_result_that_is_too_short_is_named(make: Make, bare_python: str) -> None:
+    made = make(there("tests.plain_envs:ShortFlock", bare_python), 2, NEXT_STEP)
+    made.reset()
+    with pytest.raises(ValueError, match="must return 5 values"):
+        unpack(made.step(np.zeros(2, np.int64)), "step")
+
+
+@pytest.mark.parametrize("n", [np.empty((2**17, 0)), np.ones(33), [1] * 33, 2**40])
+def test_the_size_of_a_multi_binary_is_bounded(n: Any) -> None:
+    found = [{"class": "lab.MultiBinary", "inside": 0, "n": n, "shape": (1,)}]
+    with pytest.raises(DecodingError):
+        child_spaces.build(found, "space")
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, object])
+def test_an_array_of_too_many_rows_without_items_has_no_form(
+    monkeypatch: pytest.MonkeyPatch, dtype: Any
+) -> None:
+    monkeypatch.setattr(child, "np", np)
+    most = np.empty((2**18, 0), dtype)
+    assert child_values.decode(child.pack(most)).shape == most.shape
+    more: Any = child_values.decode(child.pack(np.empty((2**18 + 1, 0), dtype)))
+    assert type(more).__name__ == "ndarray"
+    assert type(more) is not np.ndarray
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        np.full(2**20, 300, np.uint16),
+        [np.full(2**19, 300, np.uint16)] * 2,
+        {"a": (np.zeros((2**18, 1), np.uint8),)},
+        np.full(2**18, "a"),
+    ],
+    ids=["large", "several", "rows", "text"],
+)
+def test_lists_in_the_place_of_arrays_are_bounded(value: Any) -> None:
+    with pytest.raises(EncodingError, match="without NumPy"):
+        child_values.without_numpy(value)
+    small = [np.arange(3), np.float32(2), {"a": (np.zeros((1, 2), np.uint8), "b")}]
+    assert child_values.without_numpy(small) == [[0, 1, 2], 2.0, {"a": ([[0, 0]], "b")}]
+    frame = np.zeros((1080, 1920, 3), np.uint8)
+    assert len(child_values.without_numpy(frame.ravel())) == frame.size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -14,6 +15,7 @@ from gymnasium.wrappers import TimeLimit
 from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.env_agent.config import service
 from gymwire.learner_agent.client.session import RemoteSession
+from gymwire.learner_agent.client.session_group import SessionGroup
 from gymwire.protocol.errors import AttributeDenied, ProtocolError
 from gymwire.protocol.messages import Call, Message, RenderedFrame, Result
 from tests.learner_agent.client.test_interrupted import in_memory
@@ -86,9 +88,36 @@ def test_a_malformed_picture_is_the_agents_fault(
 ) -> None:
     with ProxyVectorEnv("moody", 3, BROKER) as vector:
         monkeypatch.setattr(RemoteSession, "_read", lambda *_: RenderedFrame(frame))
-        with pytest.raises(ProtocolError, match="sent a malformed picture"):
+        with pytest.raises(ProtocolError, match="malformed picture for environments 0 to 2"):
             vector.render()
         monkeypatch.undo()
+
+
+def test_a_malformed_reply_of_a_vector_counts_as_returned(
+    network: Network, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = SessionGroup.read
+
+    def bent(group: SessionGroup, i: int, timeout_s: float | None = None) -> Any:
+        reply: Any = read(group, i, timeout_s)
+        if i == 1 and isinstance(reply, RenderedFrame):
+            return replace(reply, frame=5)
+        return replace(reply, reward=np.float64(1)) if i == 1 else reply
+
+    with ProxyVectorEnv("moody", 3, BROKER, sessions=2, render_mode="ansi") as vector:
+        vector.reset()
+        actions = vector.action_space.sample()
+        monkeypatch.setattr(SessionGroup, "read", bent)
+        for _ in range(2):
+            with pytest.raises(ProtocolError, match="malformed percept for environment 2"):
+                vector.step(actions)
+            vector.send(actions, [0, 1, 2])
+            with pytest.raises(ProtocolError, match="malformed percept for environment 2"):
+                vector.recv(3)
+            with pytest.raises(ProtocolError, match="malformed picture for environment 2"):
+                vector.render()
+        monkeypatch.undo()
+        assert vector.step(actions)[1].shape == (3,)
 
 
 def test_a_vector_refuses_attributes_that_would_change_nothing(network: Network) -> None:
