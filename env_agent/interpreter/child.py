@@ -888,6 +888,15 @@ def _classes(name: str, module: str = "") -> tuple[Any, ...]:
     return tuple(one for one in found if isinstance(one, type))
 
 
+def continues(generator: Any, state: Any) -> bool:
+    """Set a generator to a state; return False if it is of another kind."""
+    bits = getattr(generator, "bit_generator", None)
+    if type(bits).__name__ != state["bit_generator"]:
+        return False
+    bits.state = state
+    return True
+
+
 class Hosted:
     """One environment, with the dialogue of Gymnasium whatever its library is."""
 
@@ -1038,8 +1047,15 @@ class Hosted:
             return False
         return True
 
-    def set(self, name: str, value: Any) -> None:
-        """Set an attribute; a generator is its state."""
+    def set(self, name: str, value: Any, in_place: bool = False) -> None:
+        """Set an attribute; a generator is its state.
+
+        `in_place`: the environment keeps its generator, which continues from the state.
+        """
+        if in_place and self.has(name):
+            known = self._find(name)
+            if continues(known, value) and self._find(name) is known:  # not a copy
+                return
         value = self._given(name, value)
         if hasattr(self.env, "set_wrapper_attr"):
             self.env.set_wrapper_attr(name, value)
@@ -1115,8 +1131,13 @@ class HostedOwnVector(Hosted):
         """Return an attribute of each environment, as `get` does."""
         return [self._described(name, one) for one in self.env.get_attr(name)]
 
-    def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute of each environment."""
+    def set_attr(self, name: str, values: Any, in_place: bool = False) -> None:
+        """Set an attribute of each environment, as `set` does."""
+        if in_place:
+            known = self.env.get_attr(name)
+            done = list(map(continues, known, values))
+            if all(done) and all(a is b for a, b in zip(known, self.env.get_attr(name))):
+                return
         is_each = name == "np_random" and isinstance(values, (list, tuple))
         self.env.set_attr(name, [self._given(name, one) for one in values] if is_each else values)
 

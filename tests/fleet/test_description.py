@@ -103,7 +103,12 @@ def test_a_tilde_in_the_path_of_a_key_is_the_home_folder(
         (HEAD + OFFER + "python = ''\n", 7, "python in [[offer]]", "a text"),
         (HEAD + OFFER + "[slurm]\nminutes = -3\n", 8, "minutes in [slurm]", "from 1 to"),
         (HEAD + OFFER + "[slurm]\nminutes = 1" + "0" * 20 + "\n", 8, "minutes", "from 1 to"),
-        (HEAD + OFFER + "[slurm]\nsetup = [1]\n", 8, "setup in [slurm]", "a list of one-line texts"),
+        (
+            HEAD + OFFER + "[slurm]\nsetup = [1]\n",
+            8,
+            "setup in [slurm]",
+            "a list of one-line texts",
+        ),
         (HEAD + OFFER + "[slurm]\npartition = ''\n", 8, "partition in [slurm]", "a text"),
         (HEAD + OFFER + '[slurm]\npartition = "a\\nb"\n', 8, "partition", "a text of one line"),
         (HEAD + OFFER + '[slurm]\noptions = { "a\\nb" = 1 }\n', 8, "options", "one-line texts"),

@@ -36,6 +36,7 @@ NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode
 VECTORS = "tests.offered_vectors"
 OTHERS = others()
 Make = Callable[..., Any]
+SEEDS = {"Keeping": (3, 4), "make_keeping": (3, 4), "KeepingFrames": 3}
 
 
 @pytest.fixture(scope="module")
@@ -254,6 +255,37 @@ def test_generators_are_read_and_set(make: Make, env: str) -> None:
         assert_same_result(both, methodcaller("reset", None, None))
 
 
+@pytest.mark.parametrize("maker", ["Keeping", "make_keeping", "KeepingFrames"])
+def test_environments_keep_their_generators(make: Make, maker: str) -> None:
+    env, action = f"{VECTORS}:{maker}", np.zeros(2, np.int64)
+    both = [
+        Runner(make(one, 2, NEXT_STEP, render_mode="rgb_array"))
+        for one in (resolve(env, {}), there(env))
+    ]
+    assert_same_result(both, methodcaller("reset", 3, None))
+    states = [generators.describe(np.random.default_rng(n)) for n in (8, 9)]
+    if maker == "KeepingFrames":
+        del states[1:]
+    for one in both:
+        one.access(Call("set", "np_random", (states, True)))
+        assert_same(one.access(Call("get", "np_random_seed"))["value"], SEEDS[maker])
+    assert_same_result(both, methodcaller("step", action))
+    before = both[0].read_generator()
+    for one in both:
+        one.render_unnoticed()
+        assert_same(one.read_generator(), before)
+        assert_same(one.access(Call("get", "np_random_seed"))["value"], SEEDS[maker])
+    assert_same_result(both, methodcaller("step", action))
+    for one in both:
+        one.access(Call("set", "np_random", (states,)))  # other generators, which are not kept
+    assert_same_result(both, methodcaller("step", action))
+    other = generators.describe(np.random.Generator(np.random.MT19937(1)))
+    for one in both:
+        one.access(Call("set", "np_random", ([other] * len(states), True)))
+    assert_same_result(both, methodcaller("step", action))
+    assert_same_result(both, methodcaller("reset", None, None))
+
+
 def test_each_environment_of_gymnasiums_own_vector_has_attributes(make: Make) -> None:
     env = f"{VECTORS}:make_sync"
     both = [Runner(make(one, 2, NEXT_STEP)) for one in (resolve(env, {}), there(env))]
@@ -371,3 +403,20 @@ def test_bounds_that_are_all_equal_are_sent_as_one_number(monkeypatch: pytest.Mo
     ):
         built = child_spaces.build(child.unpack(child.pack(child.read_space(space))), "space")
         assert_same(vars(built), {**vars(space), "_np_random": None})
+
+
+def test_an_environment_keeps_its_generator() -> None:
+    env = f"{VECTORS}:Keeping"
+    found = []
+    state = generators.describe(np.random.default_rng(8))
+    for factory in (resolve(env, {}), there(env)):
+        made: Any = factory.make_first()
+        with contextlib.closing(made):
+            runner = Runner(made)
+            runner.reset(3, None)
+            runner.access(Call("set", "np_random", (state, True)))
+            runner.render_unnoticed()
+            seed = runner.access(Call("get", "np_random_seed"))
+            found.append((seed, runner.read_generator(), runner.step(0)))
+    assert_same(*found)
+    assert found[0][0] == {"value": 3}
