@@ -63,11 +63,17 @@ class _Pool:
 
 
 class OldPool(_Pool, gymnasium.Env[Any, Any]):
-    """As EnvPool 0.8: an Env, without a declared autoreset mode, whose reset takes no seed."""
+    """As EnvPool 0.8: an Env, without a declared autoreset mode, whose reset takes no seed.
+
+    Only its `config` and its length say how many environments it has.
+    """
 
     @property
-    def num_envs(self) -> int:
-        """The number of environments."""
+    def config(self) -> dict[str, Any]:
+        """The options that it was made with."""
+        return {"num_envs": len(self), "batch_size": len(self)}
+
+    def __len__(self) -> int:
         return len(self._steps)
 
     def reset(self, env_id: Any = None) -> tuple[Any, dict[str, Any]]:  # type: ignore[override]

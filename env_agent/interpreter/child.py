@@ -1088,8 +1088,10 @@ class HostedOwnVector(Hosted):
     """A vector that a library or the user's own code makes."""
 
     def __init__(self, env: Any, render_mode: str | None, given: Any) -> None:
+        config = getattr(env, "config", None)
+        self._config: Any = config if isinstance(config, Mapping) else {}
         for name in (*SPACES, "num_envs", "reset", "step", "close"):
-            if not hasattr(env, name):
+            if not hasattr(env, name) and not (name == "num_envs" and name in self._config):
                 raise TypeError(
                     f"The class or factory made a {type(env).__name__}, which is not a vector: it "
                     f"has no {name!r}."
@@ -1104,10 +1106,11 @@ class HostedOwnVector(Hosted):
             facts["single_" + name] = read_space(space)
         if any(getattr(env, "metadata", None) is one.metadata for one in _vector_classes()):
             facts["metadata"].pop("autoreset_mode", None)  # another vector's, as in `vectors.py`
-        config = getattr(env, "config", None)
-        batch_size = config.get("batch_size") if isinstance(config, Mapping) else None
+        # EnvPool 0.8 has the number only in its `config`.
+        num_envs = env.num_envs if hasattr(env, "num_envs") else self._config["num_envs"]
         mode = getattr(env, "autoreset_mode", None)
-        facts.update(kind=VECTOR, num_envs=int(env.num_envs), autoreset_mode=mode)
+        facts.update(kind=VECTOR, num_envs=int(num_envs), autoreset_mode=mode)
+        batch_size = self._config.get("batch_size")
         facts.update(batch_size=batch_size, has_get_attr=hasattr(env, "get_attr"))
         return facts
 
