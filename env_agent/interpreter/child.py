@@ -1097,6 +1097,13 @@ class HostedOwnVector(Hosted):
                     f"has no {name!r}."
                 )
         super().__init__(env, render_mode, given)
+        of_gym = getattr(sys.modules.get("gym.vector"), "VectorEnv", ())
+        if isinstance(env, of_gym) and (self._asks_for_info or not self._reset_takes["seed"]):
+            raise TypeError(
+                f"The class or factory made a {type(env).__name__} of gym before 0.26, whose "
+                f"vectors cannot be served. Install gym 0.26, or let the factory make a single "
+                f"environment: gymwire makes the vector."
+            )
 
     def facts(self) -> dict[str, Any]:
         """Return what the env agent must know, as attributes."""

@@ -420,3 +420,14 @@ def test_an_environment_keeps_its_generator() -> None:
             found.append((seed, runner.read_generator(), runner.step(0)))
     assert_same(*found)
     assert found[0][0] == {"value": 3}
+
+
+@pytest.mark.parametrize("version", [21, 25, 26])
+def test_vectors_of_gym_before_0_26_are_refused(make: Make, python: str, version: int) -> None:
+    env = "tests.plain_envs:make_vector_of_gym"
+    factory = ChildFactory("a", env, python, {"version": version})
+    if version == 26:
+        assert make(factory, 2, NEXT_STEP).num_envs == 2
+        return
+    with pytest.raises(RaisedInChild, match=rf"VectorOfGym{version} of gym before 0\.26"):
+        factory.make_first()
