@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -139,6 +140,13 @@ def _mode(made: Any, name: str) -> AutoresetMode:
         raise ConfigurationError(
             f"{name} returned {type(made).__name__}, not a gymnasium.vector.VectorEnv. Check the "
             f"class or factory that the env agent was started with."
+        )
+    methods = ("reset", "step", "render", "close")
+    if any(inspect.iscoroutinefunction(getattr(made, one, None)) for one in methods):
+        raise ConfigurationError(
+            f"{name} made a {type(made).__name__} with `async def` methods, but a vector without "
+            f"--python cannot be asynchronous. Remove `async` from {', '.join(methods)}, or let "
+            f"the factory make single environments, which may be asynchronous."
         )
     num_envs, batch_size = count(made), config.get("batch_size")
     if batch_size not in (None, num_envs):  # an asynchronous EnvPool
