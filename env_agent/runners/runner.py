@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import Space
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
 
 from gymwire.env_agent.closing import closed_on_error
 from gymwire.env_agent.description import Description, describe
@@ -183,6 +183,7 @@ def _generators_of(env: Any) -> _Generators | None:
         if not isinstance(env, VectorEnv):
             found = [env.get_wrapper_attr("np_random")]
         else:
+            env = _vector_with(env, "np_random")
             found = [*env.get_attr("np_random")] if hasattr(env, "get_attr") else [env.np_random]
         return found, [*map(generators.describe, found)]
     except Exception:  # noqa: BLE001 - the environment's: it has none, or not such a one
@@ -201,7 +202,7 @@ def _restore(env: Any, before: list[np.random.Generator], states: list[dict[str,
     # Those of a process are copies.
     if not isinstance(env, VectorEnv):
         env.set_wrapper_attr("np_random", before[0])
-    elif hasattr(env, "get_attr"):
+    elif hasattr(env := _vector_with(env, "np_random"), "get_attr"):
         env.set_attr("np_random", before)
     else:
         env.np_random = before[0]
@@ -236,8 +237,19 @@ _SPACES = (
 )
 
 
+def _vector_with(env: Any, name: str) -> Any:
+    """Return the vector itself, or the one inside Gymnasium's wrappers that has an attribute.
+
+    The wrappers pass `np_random` on, but not `get_attr` and `set_attr`.
+    """
+    while isinstance(env, VectorWrapper) and (name == "np_random" or not hasattr(env, name)):
+        env = env.env
+    return env
+
+
 def _access_vector(env: Any, call: Call) -> Any:
     name = call.name
+    env = _vector_with(env, name)
     if not hasattr(env, "get_attr"):  # a vector that does not consist of single environments
         if call.mode == "call":
             return getattr(env, name)(*call.args, **call.kwargs)

@@ -13,6 +13,7 @@ import pytest
 import structlog
 from gymnasium.spaces import Box, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.description import describe
@@ -28,6 +29,7 @@ from gymwire.protocol import generators
 from gymwire.protocol.errors import ConfigurationError, DecodingError
 from gymwire.protocol.messages import Call
 from gymwire.protocol.values import convert, decode, encode
+from tests import offered_vectors
 from tests.interpreters import bare, others
 from tests.sameness import assert_same
 from tests.sampling import sampled
@@ -431,3 +433,29 @@ def test_vectors_of_gym_before_0_26_are_refused(make: Make, python: str, version
         return
     with pytest.raises(RaisedInChild, match=rf"VectorOfGym{version} of gym before 0\.26"):
         factory.make_first()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_gymnasiums_wrappers_of_vectors_pass_generators_on(count: int) -> None:
+    env: VectorEnv[Any, Any, Any] = offered_vectors.make_keeping(2, "rgb_array")
+    bare = Runner(offered_vectors.make_keeping(2, "rgb_array"))
+    for _ in range(count):
+        env = RecordEpisodeStatistics(env)
+    wrapped = Runner(env)
+    states = [generators.describe(np.random.default_rng(n)) for n in (8, 9)]
+    for one in (bare, wrapped):
+        one.reset(3, None)
+        for more in ((True,), ()):
+            one.access(Call("set", "np_random", (states, *more)))
+            assert one.read_generator() == tuple(states)
+        one.reset(None, None)
+        before = one.read_generator()
+        one.render_unnoticed()
+        assert one.read_generator() == before
+        assert one.access(Call("get", "render_mode"))["value"]
+        one.access(Call("set", "gravity", ([1.0, 2.0],)))
+        assert one.access(Call("get", "gravity")) == {"value": (1.0, 2.0)}
+    if count:
+        assert wrapped.access(Call("get", "episode_count")) == {"value": 0}
+    for one in (bare, wrapped):
+        one.close()
