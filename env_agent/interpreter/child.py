@@ -890,7 +890,7 @@ def _classes(name: str, module: str = "") -> tuple[Any, ...]:
 
 def continues(generator: Any, state: Any) -> bool:
     """Set a generator to a state; return False if it is of another kind."""
-    bits = getattr(generator, "bit_generator", None)
+    bits: Any = getattr(generator, "bit_generator", None)
     if type(bits).__name__ != state["bit_generator"]:
         return False
     bits.state = state

@@ -37,7 +37,7 @@ def test_the_generator_is_that_of_the_vector(kind: type[Pool] | type[OldPool]) -
 class AsyncPool(Pool):
     """A vector that awaits in a step."""
 
-    async def step(self, actions: Any, env_id: Any = None) -> Any:
+    async def step(self, actions: Any, env_id: Any = None) -> Any:  # type: ignore[override]
         """Step all."""
         return super().step(actions, env_id)
 

@@ -420,7 +420,7 @@ def test_an_environment_keeps_its_generator() -> None:
             runner.render_unnoticed()
             seed = runner.access(Call("get", "np_random_seed"))
             found.append((seed, runner.read_generator(), runner.step(0)))
-    assert_same(*found)
+    assert_same(found[0], found[1])
     assert found[0][0] == {"value": 3}
 
 
