@@ -63,11 +63,17 @@ class _Pool:
 
 
 class OldPool(_Pool, gymnasium.Env[Any, Any]):
-    """As EnvPool 0.8: an Env, without a declared autoreset mode, whose reset takes no seed."""
+    """As EnvPool 0.8: an Env, without a declared autoreset mode, whose reset takes no seed.
+
+    Only its `config` and its length say how many environments it has.
+    """
 
     @property
-    def num_envs(self) -> int:
-        """The number of environments."""
+    def config(self) -> dict[str, Any]:
+        """The options that it was made with."""
+        return {"num_envs": len(self), "batch_size": len(self)}
+
+    def __len__(self) -> int:
         return len(self._steps)
 
     def reset(self, env_id: Any = None) -> tuple[Any, dict[str, Any]]:  # type: ignore[override]
@@ -222,6 +228,64 @@ def make_mode_walkers(
 def make_sync(num_envs: int) -> VectorEnv[Any, Any, Any]:
     """Make Gymnasium's own vector of single environments."""
     return SyncVectorEnv([partial(gymnasium.make, "CartPole-v1")] * num_envs)
+
+
+class Keeping(gymnasium.Env[Any, Any]):
+    """Draws, also when it renders, from the generator that it had in its last reset."""
+
+    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012 - as in Gymnasium
+    observation_space = Box(0.0, 1.0, (2,), np.float64)
+    action_space = Discrete(2)
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Start."""
+        super().reset(seed=seed)
+        self.random = self.np_random
+        return self.random.random(2), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Step."""
+        return self.random.random(2), 0.0, False, False, {}
+
+    def render(self) -> Any:
+        """Return a picture."""
+        return self.random.integers(0, 256, (4, 4, 3), np.uint8)
+
+
+def make_keeping(num_envs: int, render_mode: str | None = None) -> VectorEnv[Any, Any, Any]:
+    """Make Gymnasium's own vector of them."""
+    return SyncVectorEnv([partial(Keeping, render_mode)] * num_envs)
+
+
+class KeepingFrames(VectorEnv[Any, Any, Any]):
+    """A hand-written vector that does the same."""
+
+    metadata: Any = {"autoreset_mode": "next-step", "render_modes": ["rgb_array"]}  # noqa: RUF012 - as in Gymnasium
+
+    def __init__(self, num_envs: int, render_mode: str | None = None) -> None:
+        self.num_envs, self.render_mode = num_envs, render_mode
+        self.single_observation_space = Keeping.observation_space
+        self.single_action_space = Keeping.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        """Start."""
+        super().reset(seed=seed)
+        self.random = self.np_random
+        return self.random.random((self.num_envs, 2)), {}
+
+    def step(self, actions: Any) -> Step:
+        """Step."""
+        no = np.zeros(self.num_envs, np.bool_)
+        return self.random.random((self.num_envs, 2)), np.zeros(self.num_envs), no, no, {}
+
+    def render(self) -> Any:
+        """Return pictures."""
+        return tuple(self.random.integers(0, 256, (self.num_envs, 4, 4, 3), np.uint8))
 
 
 class Single(gymnasium.Env[Any, Any]):

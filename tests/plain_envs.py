@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from array import array
 from collections import Counter, namedtuple
 from pathlib import Path
@@ -442,3 +443,27 @@ class ShortFlock(Flock):
 def make_flock(num_envs: int = 1, **kwargs: Any) -> Flock:
     """Make a vector, as a factory does."""
     return Flock(num_envs, **kwargs)
+
+
+class VectorOfGym21(Flock):
+    """A vector of gym 0.21: its reset takes no seed, and returns only the observations."""
+
+    def reset(self) -> Any:  # type: ignore[override]
+        """Start."""
+        return super().reset()[0]
+
+
+class VectorOfGym25(Flock):
+    """A vector of gym 0.22 to 0.25: its reset returns infos only if it is told so."""
+
+    def reset(self, *, seed: Any = None, return_info: bool = False, options: Any = None) -> Any:
+        """Start."""
+        return super().reset()[0]
+
+
+def make_vector_of_gym(num_envs: int, version: int) -> Flock:
+    """Make a vector, with the class of vectors that gym of this version has."""
+    gym: Any = types.ModuleType("gym.vector")
+    gym.VectorEnv = kind = {21: VectorOfGym21, 25: VectorOfGym25, 26: Flock}[version]
+    sys.modules["gym.vector"] = gym
+    return kind(num_envs)

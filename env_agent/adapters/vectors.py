@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -33,7 +34,7 @@ class AdaptedVector(VectorEnv[Any, Any, Any]):
 
     def __init__(self, env: Any, mode: AutoresetMode) -> None:
         self._env = env
-        self.num_envs = int(env.num_envs)
+        self.num_envs = count(env)
         self.metadata = {**getattr(env, "metadata", {}), "autoreset_mode": mode}
         self.render_mode = getattr(env, "render_mode", None)
         spec = getattr(env, "spec", None)
@@ -87,6 +88,11 @@ class AdaptedVector(VectorEnv[Any, Any, Any]):
         return getattr(self._env, name)
 
 
+def count(env: Any) -> int:
+    """Return the number of environments. EnvPool 0.8 has it only in its `config`."""
+    return int(env.num_envs if hasattr(env, "num_envs") else env.config["num_envs"])
+
+
 def spaces_of(env: Any, name: str) -> tuple[Space[Any], Space[Any]]:
     """Return the spaces of one environment and of the vector. EnvPool has only the former.
 
@@ -96,7 +102,7 @@ def spaces_of(env: Any, name: str) -> tuple[Space[Any], Space[Any]]:
     single = getattr(env, f"single_{name}", batched)
     if batched != single:
         return single, batched
-    num_envs = int(env.num_envs)
+    num_envs = count(env)
     spaces.check_batched(single, num_envs, root=name)
     return single, batch_space(single, num_envs)
 
@@ -134,17 +140,26 @@ def adapt(
 
 def _mode(made: Any, name: str) -> AutoresetMode:
     """Return the autoreset mode of a vector. Raises ConfigurationError, as `adapt` does."""
-    needed = ("num_envs", "observation_space", "action_space", "reset", "step", "close")
-    if not all(hasattr(made, one) for one in needed):
+    needed = ("observation_space", "action_space", "reset", "step", "close")
+    config = getattr(made, "config", None)
+    config = config if isinstance(config, Mapping) else {}
+    is_counted = hasattr(made, "num_envs") or "num_envs" in config
+    if not (is_counted and all(hasattr(made, one) for one in needed)):
         raise ConfigurationError(
             f"{name} returned {type(made).__name__}, not a gymnasium.vector.VectorEnv. Check the "
             f"class or factory that the env agent was started with."
         )
-    config = getattr(made, "config", None)
-    batch_size = config.get("batch_size") if isinstance(config, Mapping) else None
-    if batch_size not in (None, made.num_envs):  # an asynchronous EnvPool
+    methods = ("reset", "step", "render", "close")
+    if any(inspect.iscoroutinefunction(getattr(made, one, None)) for one in methods):
         raise ConfigurationError(
-            f"{name} made a vector of {made.num_envs} environments of which each step returns only "
+            f"{name} made a {type(made).__name__} with `async def` methods, but a vector without "
+            f"--python cannot be asynchronous. Remove `async` from {', '.join(methods)}, or let "
+            f"the factory make single environments, which may be asynchronous."
+        )
+    num_envs, batch_size = count(made), config.get("batch_size")
+    if batch_size not in (None, num_envs):  # an asynchronous EnvPool
+        raise ConfigurationError(
+            f"{name} made a vector of {num_envs} environments of which each step returns only "
             f"{batch_size}. Leave batch_size out. Learners that do not wait for the slowest "
             f"environments open several sessions, and use send() and recv()."
         )

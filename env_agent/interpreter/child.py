@@ -888,6 +888,15 @@ def _classes(name: str, module: str = "") -> tuple[Any, ...]:
     return tuple(one for one in found if isinstance(one, type))
 
 
+def continues(generator: Any, state: Any) -> bool:
+    """Set a generator to a state; return False if it is of another kind."""
+    bits: Any = getattr(generator, "bit_generator", None)
+    if type(bits).__name__ != state["bit_generator"]:
+        return False
+    bits.state = state
+    return True
+
+
 class Hosted:
     """One environment, with the dialogue of Gymnasium whatever its library is."""
 
@@ -1038,8 +1047,15 @@ class Hosted:
             return False
         return True
 
-    def set(self, name: str, value: Any) -> None:
-        """Set an attribute; a generator is its state."""
+    def set(self, name: str, value: Any, in_place: bool = False) -> None:
+        """Set an attribute; a generator is its state.
+
+        `in_place`: the environment keeps its generator, which continues from the state.
+        """
+        if in_place and self.has(name):
+            known = self._find(name)
+            if continues(known, value) and self._find(name) is known:  # not a copy
+                return
         value = self._given(name, value)
         if hasattr(self.env, "set_wrapper_attr"):
             self.env.set_wrapper_attr(name, value)
@@ -1072,13 +1088,22 @@ class HostedOwnVector(Hosted):
     """A vector that a library or the user's own code makes."""
 
     def __init__(self, env: Any, render_mode: str | None, given: Any) -> None:
+        config = getattr(env, "config", None)
+        self._config: Any = config if isinstance(config, Mapping) else {}
         for name in (*SPACES, "num_envs", "reset", "step", "close"):
-            if not hasattr(env, name):
+            if not hasattr(env, name) and not (name == "num_envs" and name in self._config):
                 raise TypeError(
                     f"The class or factory made a {type(env).__name__}, which is not a vector: it "
                     f"has no {name!r}."
                 )
         super().__init__(env, render_mode, given)
+        of_gym = getattr(sys.modules.get("gym.vector"), "VectorEnv", ())
+        if isinstance(env, of_gym) and (self._asks_for_info or not self._reset_takes["seed"]):
+            raise TypeError(
+                f"The class or factory made a {type(env).__name__} of gym before 0.26, whose "
+                f"vectors cannot be served. Install gym 0.26, or let the factory make a single "
+                f"environment: gymwire makes the vector."
+            )
 
     def facts(self) -> dict[str, Any]:
         """Return what the env agent must know, as attributes."""
@@ -1088,10 +1113,11 @@ class HostedOwnVector(Hosted):
             facts["single_" + name] = read_space(space)
         if any(getattr(env, "metadata", None) is one.metadata for one in _vector_classes()):
             facts["metadata"].pop("autoreset_mode", None)  # another vector's, as in `vectors.py`
-        config = getattr(env, "config", None)
-        batch_size = config.get("batch_size") if isinstance(config, Mapping) else None
+        # EnvPool 0.8 has the number only in its `config`.
+        num_envs = env.num_envs if hasattr(env, "num_envs") else self._config["num_envs"]
         mode = getattr(env, "autoreset_mode", None)
-        facts.update(kind=VECTOR, num_envs=int(env.num_envs), autoreset_mode=mode)
+        facts.update(kind=VECTOR, num_envs=int(num_envs), autoreset_mode=mode)
+        batch_size = self._config.get("batch_size")
         facts.update(batch_size=batch_size, has_get_attr=hasattr(env, "get_attr"))
         return facts
 
@@ -1115,8 +1141,13 @@ class HostedOwnVector(Hosted):
         """Return an attribute of each environment, as `get` does."""
         return [self._described(name, one) for one in self.env.get_attr(name)]
 
-    def set_attr(self, name: str, values: Any) -> None:
-        """Set an attribute of each environment."""
+    def set_attr(self, name: str, values: Any, in_place: bool = False) -> None:
+        """Set an attribute of each environment, as `set` does."""
+        if in_place:
+            known = self.env.get_attr(name)
+            done = list(map(continues, known, values))
+            if all(done) and all(a is b for a, b in zip(known, self.env.get_attr(name))):
+                return
         is_each = name == "np_random" and isinstance(values, (list, tuple))
         self.env.set_attr(name, [self._given(name, one) for one in values] if is_each else values)
 

@@ -22,6 +22,13 @@ from gymwire.protocol.errors import ConfigurationError, DecodingError
 from gymwire.protocol.messages import MULTI_AGENT, EnvKind
 
 
+class CopiedGenerator(np.random.Generator):
+    """A generator in the state of one in a process.
+
+    Setting `np_random` to it does not replace that one, but sets its state.
+    """
+
+
 class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
     """An environment in another process; every method raises what the environment raises there.
 
@@ -169,7 +176,7 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
             case ["value", value]:
                 return value
             case ["generator", state]:
-                return generators.build(state)
+                return CopiedGenerator(generators.build(state).bit_generator)
             case ["space", described]:
                 return child_spaces.build(described, name)
             case ["method"]:
@@ -179,11 +186,12 @@ class ChildEnv(RunsElsewhere, gymnasium.Env[Any, Any]):
 
     def set_wrapper_attr(self, name: str, value: Any, *, force: bool = True) -> bool:
         """Set an attribute."""
+        in_place = isinstance(value, CopiedGenerator)
         if isinstance(value, np.random.Generator):
-            if self.has_wrapper_attr(name):
+            if not in_place and self.has_wrapper_attr(name):
                 generators.check(self.get_wrapper_attr(name))
             value = generators.describe(value)
-        self._call("set", name, value)
+        self._call("set", name, value, in_place)
         return True
 
     @property

@@ -11,7 +11,7 @@ from gymnasium import Space
 from gymwire.env_agent.adapters import vectors
 from gymwire.env_agent.elsewhere import RunsElsewhere
 from gymwire.env_agent.interpreter import child, child_values
-from gymwire.env_agent.interpreter.child_env import ChildEnv, built
+from gymwire.env_agent.interpreter.child_env import ChildEnv, CopiedGenerator, built
 from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.protocol import generators, values
@@ -94,9 +94,11 @@ class OwnVector(ChildEnv):
 
     def set_attr(self, name: str, found: Any) -> None:
         """Set an attribute of each environment."""
+        in_place = False
         if name == "np_random" and isinstance(found, list | tuple):
+            in_place = all(isinstance(one, CopiedGenerator) for one in found)
             found = list(map(generators.describe, found))
-        self._call("set_attr", name, found)
+        self._call("set_attr", name, found, in_place)
 
 
 class AdaptedOwnVector(RunsElsewhere, vectors.AdaptedVector):

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from gymnasium import Space
-from gymnasium.vector import SyncVectorEnv, VectorEnv
+from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
 
 from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.closing import closed_on_error
@@ -92,7 +92,7 @@ class Runner:
         env = self.env
         if isinstance(env, SyncVectorEnv):
             env = env.envs[index]
-        before = _generator_of(env)
+        before = _generators_of(env)
         try:
             frame = env.render()
         finally:
@@ -116,7 +116,8 @@ class Runner:
                 is_set = found is not None and generators.set_state(found, value)
                 if is_set and env.get_wrapper_attr(name) is found:  # not a copy
                     return None
-                value = generators.build(value)
+                # Setting a copy from a process sets the state of the generator there.
+                value = found if is_set else generators.build(value)
             env.set_wrapper_attr(name, value)
             return None
         found = env.get_wrapper_attr(name)
@@ -186,24 +187,38 @@ _RETURNED = {
 }
 
 
-def _generator_of(env: Any) -> tuple[np.random.Generator, dict[str, Any]] | None:
-    """Return the generator of an environment and its state; None if it has none."""
+_Generators = tuple[list[np.random.Generator], list[dict[str, Any]]]
+
+
+def _generators_of(env: Any) -> _Generators | None:
+    """Return the generators of an environment or a vector and their states; None without any."""
     try:
-        found = env.np_random if isinstance(env, VectorEnv) else env.get_wrapper_attr("np_random")
-        return found, generators.describe(found)
+        if not isinstance(env, VectorEnv):
+            found = [env.get_wrapper_attr("np_random")]
+        else:
+            env = _vector_with(env, "np_random")
+            found = [*env.get_attr("np_random")] if hasattr(env, "get_attr") else [env.np_random]
+        return found, [*map(generators.describe, found)]
     except Exception:  # noqa: BLE001 - the environment's: it has none, or not such a one
         return None
 
 
-def _restore(env: Any, generator: np.random.Generator, state: dict[str, Any]) -> None:
-    """Set the generator of an environment to its earlier state, if rendering has changed it."""
-    found = _generator_of(env)
-    if found is None or values.encode(found[1]) != values.encode(state):
+def _restore(env: Any, before: list[np.random.Generator], states: list[dict[str, Any]]) -> None:
+    """Set the generators to their earlier states, if rendering has changed them."""
+    found = _generators_of(env)
+    if found is not None and values.encode(found[1]) == values.encode(states):
+        return
+    for generator, state in zip(before, states, strict=True):
         generator.bit_generator.state = state
-        if isinstance(env, VectorEnv):
-            env.np_random = generator
-        elif found is None or found[0] is not generator:  # of a process with its own interpreter
-            env.set_wrapper_attr("np_random", generator)
+    if found is not None and all(a is b for a, b in zip(found[0], before, strict=True)):
+        return
+    # Those of a process are copies.
+    if not isinstance(env, VectorEnv):
+        env.set_wrapper_attr("np_random", before[0])
+    elif hasattr(env := _vector_with(env, "np_random"), "get_attr"):
+        env.set_attr("np_random", before)
+    else:
+        env.np_random = before[0]
 
 
 def _without_casts(env: HostedVector) -> Callable[[Any], Any]:
@@ -235,8 +250,19 @@ _SPACES = (
 )
 
 
+def _vector_with(env: Any, name: str) -> Any:
+    """Return the vector itself, or the one inside Gymnasium's wrappers that has an attribute.
+
+    The wrappers pass `np_random` on, but not `get_attr` and `set_attr`.
+    """
+    while isinstance(env, VectorWrapper) and (name == "np_random" or not hasattr(env, name)):
+        env = env.env
+    return env
+
+
 def _access_vector(env: Any, call: Call) -> Any:
     name = call.name
+    env = _vector_with(env, name)
     if not hasattr(env, "get_attr"):  # a vector that does not consist of single environments
         if call.mode == "call":
             return getattr(env, name)(*call.args, **call.kwargs)
@@ -247,7 +273,7 @@ def _access_vector(env: Any, call: Call) -> Any:
                 is_set = known is not None and generators.set_state(known, value[0])
                 if is_set and getattr(env, name) is known:  # not a copy
                     return None
-                value = generators.build(value[0])
+                value = known if is_set else generators.build(value[0])
             setattr(env, name, value)
             return None
         found = getattr(env, name)
@@ -255,13 +281,14 @@ def _access_vector(env: Any, call: Call) -> Any:
     if call.mode == "set":
         found = call.args[0]
         if name == "np_random":
+            known, is_set = (), False
             if call.args[1:] == (True,):
                 known = env.get_attr(name)
-                done = [*map(generators.set_state, known, found)]
+                is_set = all([*map(generators.set_state, known, found)])
                 again = env.get_attr(name)
-                if all(done) and all(a is b for a, b in zip(known, again, strict=True)):
+                if is_set and all(a is b for a, b in zip(known, again, strict=True)):
                     return None
-            found = [generators.build(state) for state in found]
+            found = [*known] if is_set else [generators.build(state) for state in found]
         env.set_attr(name, found)
         return None
     if call.mode == "call":

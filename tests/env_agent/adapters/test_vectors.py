@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
 from gymwire.env_agent.adapters import vectors
+from gymwire.protocol.errors import ConfigurationError
 from tests.offered_vectors import OldPool, Pool
 
 
@@ -29,3 +32,16 @@ def test_the_generator_is_that_of_the_vector(kind: type[Pool] | type[OldPool]) -
     assert adapted.np_random_seed == pool.np_random_seed
     adapted.np_random = other = np.random.default_rng(4)
     assert pool.np_random is other
+
+
+class AsyncPool(Pool):
+    """A vector that awaits in a step."""
+
+    async def step(self, actions: Any, env_id: Any = None) -> Any:  # type: ignore[override]
+        """Step all."""
+        return super().step(actions, env_id)
+
+
+def test_an_asynchronous_vector_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match=r"AsyncPool with `async def` .* cannot be async"):
+        vectors.adapt(AsyncPool(2), "pool")

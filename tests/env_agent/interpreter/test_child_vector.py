@@ -14,6 +14,7 @@ import structlog
 from gymnasium.spaces import Box, MultiDiscrete
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 from gymwire.env_agent import failure_reports
 from gymwire.env_agent.adapters import vectors as adapters
@@ -35,6 +36,7 @@ from gymwire.protocol.errors import (
 )
 from gymwire.protocol.messages import Call
 from gymwire.protocol.values import convert, decode, encode
+from tests import offered_vectors
 from tests.interpreters import bare, others
 from tests.sameness import assert_same
 from tests.sampling import sampled
@@ -43,6 +45,7 @@ NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode
 VECTORS = "tests.offered_vectors"
 OTHERS = others()
 Make = Callable[..., Any]
+SEEDS = {"Keeping": (3, 4), "make_keeping": (3, 4), "KeepingFrames": 3}
 
 
 @pytest.fixture(scope="module")
@@ -261,6 +264,37 @@ def test_generators_are_read_and_set(make: Make, env: str) -> None:
         assert_same_result(both, methodcaller("reset", None, None))
 
 
+@pytest.mark.parametrize("maker", ["Keeping", "make_keeping", "KeepingFrames"])
+def test_environments_keep_their_generators(make: Make, maker: str) -> None:
+    env, action = f"{VECTORS}:{maker}", np.zeros(2, np.int64)
+    both = [
+        Runner(make(one, 2, NEXT_STEP, render_mode="rgb_array"))
+        for one in (resolve(env, {}), there(env))
+    ]
+    assert_same_result(both, methodcaller("reset", 3, None))
+    states = [generators.describe(np.random.default_rng(n)) for n in (8, 9)]
+    if maker == "KeepingFrames":
+        del states[1:]
+    for one in both:
+        one.access(Call("set", "np_random", (states, True)))
+        assert_same(one.access(Call("get", "np_random_seed"))["value"], SEEDS[maker])
+    assert_same_result(both, methodcaller("step", action))
+    before = both[0].read_generator()
+    for one in both:
+        one.render_unnoticed()
+        assert_same(one.read_generator(), before)
+        assert_same(one.access(Call("get", "np_random_seed"))["value"], SEEDS[maker])
+    assert_same_result(both, methodcaller("step", action))
+    for one in both:
+        one.access(Call("set", "np_random", (states,)))  # other generators, which are not kept
+    assert_same_result(both, methodcaller("step", action))
+    other = generators.describe(np.random.Generator(np.random.MT19937(1)))
+    for one in both:
+        one.access(Call("set", "np_random", ([other] * len(states), True)))
+    assert_same_result(both, methodcaller("step", action))
+    assert_same_result(both, methodcaller("reset", None, None))
+
+
 def test_each_environment_of_gymnasiums_own_vector_has_attributes(make: Make) -> None:
     env = f"{VECTORS}:make_sync"
     both = [Runner(make(one, 2, NEXT_STEP)) for one in (resolve(env, {}), there(env))]
@@ -467,3 +501,57 @@ def test_lists_in_the_place_of_arrays_are_bounded(value: Any) -> None:
     assert child_values.without_numpy(small) == [[0, 1, 2], 2.0, {"a": ([[0, 0]], "b")}]
     frame = np.zeros((1080, 1920, 3), np.uint8)
     assert len(child_values.without_numpy(frame.ravel())) == frame.size
+
+
+def test_an_environment_keeps_its_generator() -> None:
+    env = f"{VECTORS}:Keeping"
+    found = []
+    state = generators.describe(np.random.default_rng(8))
+    for factory in (resolve(env, {}), there(env)):
+        made: Any = factory.make_first()
+        with contextlib.closing(made):
+            runner = Runner(made)
+            runner.reset(3, None)
+            runner.access(Call("set", "np_random", (state, True)))
+            runner.render_unnoticed()
+            seed = runner.access(Call("get", "np_random_seed"))
+            found.append((seed, runner.read_generator(), runner.step(0)))
+    assert_same(found[0], found[1])
+    assert found[0][0] == {"value": 3}
+
+
+@pytest.mark.parametrize("version", [21, 25, 26])
+def test_vectors_of_gym_before_0_26_are_refused(make: Make, python: str, version: int) -> None:
+    env = "tests.plain_envs:make_vector_of_gym"
+    factory = ChildFactory("a", env, python, {"version": version})
+    if version == 26:
+        assert make(factory, 2, NEXT_STEP).num_envs == 2
+        return
+    with pytest.raises(RaisedInChild, match=rf"VectorOfGym{version} of gym before 0\.26"):
+        factory.make_first()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_gymnasiums_wrappers_of_vectors_pass_generators_on(count: int) -> None:
+    env: VectorEnv[Any, Any, Any] = offered_vectors.make_keeping(2, "rgb_array")
+    bare = Runner(offered_vectors.make_keeping(2, "rgb_array"))
+    for _ in range(count):
+        env = RecordEpisodeStatistics(env)
+    wrapped = Runner(env)
+    states = [generators.describe(np.random.default_rng(n)) for n in (8, 9)]
+    for one in (bare, wrapped):
+        one.reset(3, None)
+        for more in ((True,), ()):
+            one.access(Call("set", "np_random", (states, *more)))
+            assert one.read_generator() == tuple(states)
+        one.reset(None, None)
+        before = one.read_generator()
+        one.render_unnoticed()
+        assert one.read_generator() == before
+        assert one.access(Call("get", "render_mode"))["value"]
+        one.access(Call("set", "gravity", ([1.0, 2.0],)))
+        assert one.access(Call("get", "gravity")) == {"value": (1.0, 2.0)}
+    if count:
+        assert wrapped.access(Call("get", "episode_count")) == {"value": 0}
+    for one in (bare, wrapped):
+        one.close()
