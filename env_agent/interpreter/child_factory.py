@@ -247,7 +247,12 @@ def given_spaces(name: str) -> dict[str, Space[Any]]:
     if ":" not in name:
         raise ConfigurationError(f"--spaces {name}: write module:NAME or ./file.py:NAME.")
     names = ("observation_space", "action_space")
-    found, pid = look_up(name), os.getpid()
+    found, pid = look_up(name, "--spaces "), os.getpid()
+    if found is None:
+        module, _, attribute = name.rpartition(":")
+        raise ConfigurationError(
+            f"--spaces {name}: {module} has no {attribute!r}. Check the spelling."
+        )
     try:
         if callable(found) and not hasattr(found, "observation_space"):
             found = found()
