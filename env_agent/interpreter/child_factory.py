@@ -50,7 +50,7 @@ NOT_FOUND = ("__main__", NotFound.__name__)  # the module and the class where it
 _MISSING_KEYWORD = re.compile(
     r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'"
 )
-CHECK = "Check env_kwargs (--env-kwargs at the env agent)."
+CHECK = "Check env_kwargs."
 _FILE = re.compile(r'^  File "(.*)", line', re.MULTILINE)
 # Where the constructor is called, and what comes behind the traceback of a cause.
 _CALLERS = "child.py", "registration.py"
