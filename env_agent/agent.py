@@ -246,6 +246,8 @@ class Agent:
             trace["traceback"] = raised.traceback
             failed = raised if is_only else ConfigurationError(raised.why)
             failed.__cause__ = error
+        if service.source:
+            failed.args = (f"{service.source}: {failed}", *failed.args[1:])
         if not is_only:
             self._log.error("offer left out", address=service.address, why=str(failed), **trace)
         return failed

@@ -158,7 +158,7 @@ def _without_bad_ones(path: Path, tables: Sequence[object]) -> list[Service]:
             found = service(**_checked(where, table))
             if found.address in services:
                 raise ConfigurationError(f"{where}: {found.address!r} is offered twice.")
-            services[found.address] = found
+            services[found.address] = replace(found, source=where)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the others can still be served
             end_if_forked(pid, error)
             failed = (

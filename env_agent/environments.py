@@ -39,6 +39,7 @@ class Service:
         watchable: whether operators may watch the sessions.
         watch_rate: how many frames of a session to render per second, at most.
         watch_modes: how they can be shown, the best mode first; `describe` finds it out.
+        source: the file and the number of the offer in it, for errors; "" without a file.
     """
 
     address: str
@@ -50,6 +51,7 @@ class Service:
     watchable: bool = False
     watch_rate: int = WATCH_RATE
     watch_modes: list[str] = field(default_factory=list, compare=False)
+    source: str = field(default="", compare=False)
 
 
 class Environments:

@@ -419,7 +419,7 @@ def resolve_wrapper(text: str) -> Wrapper:
         ) from None
     if ":" not in name:
         raise ConfigurationError(f"--wrap {name}: write module:Wrapper or ./file.py:Wrapper.")
-    found = look_up(name)
+    found = look_up(name, "--wrap ")
     if not callable(found):
         raise ConfigurationError(f"--wrap {name}: there is no such class or function.")
     return Wrapper(name, found, kwargs)
@@ -430,13 +430,14 @@ def _add_current_folder() -> None:
         sys.path.insert(0, "")
 
 
-def look_up(name: str) -> Any:
+def look_up(name: str, option: str = "") -> Any:
     """Return what `package.module:NAME` or `./file.py:NAME` names; None if there is no NAME.
 
-    Raises ConfigurationError if the module cannot be imported.
+    Raises ConfigurationError if the module cannot be imported; it begins with `option` and `name`.
     """
     _add_current_folder()
     module_name, _, attribute = name.rpartition(":")
+    name = option + name
     if module_name.endswith(".py"):
         path = Path(module_name)
         return _import(path.stem, name, lambda: _attribute(_load(path, name), attribute))

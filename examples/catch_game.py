@@ -1,8 +1,11 @@
 """A small pygame game that owns its loop and offers itself as an environment.
 
+pip install pygame
 gymwire broker
 python examples/catch_game.py
 gymwire run catch --episodes 3
+
+In a clone, put ./run before each command, as in `./run pip install pygame`.
 
 Move the paddle with the arrow keys. While a learner is connected, it plays instead.
 """

@@ -125,17 +125,20 @@ class Fleet:
         The agents have the offers in another file.
         """
         for index, offer in enumerate(self.offers, 1):
+            file = rf"(?:GYMWIRE_CONFIG: )?[^\n]*?, offer {index}: "
+            python = re.escape(f"The interpreter {offer.get('python')} ")
             starts = (
-                ("env", rf"GYMWIRE_CONFIG: [^\n]*, offer {index}: "),
+                ("python", f"(?:{file})?(?={python})"),
+                ("wrap", f"{file}--wrap "),
+                ("spaces", f"{file}--spaces "),
+                ("env", file),
                 ("env", re.escape(f"{offer['env']}: ")),
-                ("python", re.escape(f"The interpreter {offer.get('python')} ")),
             )
             for key, start in starts:
-                found = re.search(f"gymwire serve: ({start})", error)
+                found = re.search(f"gymwire serve: {start}", error)
                 if found:
                     before, said = error[: found.start()], error[found.end() :]
                     line = line_of(self.text, "offer", key, index)
-                    said = said if key == "env" else found[1] + said
                     for old, new in (("use --env ", "set env to "), ("--python", "python")):
                         said = said.replace(old, new)
                     return f"{before}{self.path}, line {line}, {key} in [[offer]]: {said}"

@@ -50,7 +50,7 @@ NOT_FOUND = ("__main__", NotFound.__name__)  # the module and the class where it
 _MISSING_KEYWORD = re.compile(
     r"missing \d+ required (?:positional|keyword-only) arguments?: '(\w+)'"
 )
-CHECK = "Check env_kwargs (--env-kwargs at the env agent)."
+CHECK = "Check env_kwargs."
 _FILE = re.compile(r'^  File "(.*)", line', re.MULTILINE)
 # Where the constructor is called, and what comes behind the traceback of a cause.
 _CALLERS = "child.py", "registration.py"
@@ -246,7 +246,12 @@ def given_spaces(name: str) -> dict[str, Space[Any]]:
     if ":" not in name:
         raise ConfigurationError(f"--spaces {name}: write module:NAME or ./file.py:NAME.")
     names = ("observation_space", "action_space")
-    found, pid = look_up(name), os.getpid()
+    found, pid = look_up(name, "--spaces "), os.getpid()
+    if found is None:
+        module, _, attribute = name.rpartition(":")
+        raise ConfigurationError(
+            f"--spaces {name}: {module} has no {attribute!r}. Check the spelling."
+        )
     try:
         if callable(found) and not hasattr(found, "observation_space"):
             found = found()

@@ -73,7 +73,7 @@ OPTIONS = (
         kind=kinds.FILE,
         commands=("serve",),
         metavar="FILE",
-        help="a TOML file with several offers",
+        help="a TOML file with several offers; options of one offer are keys in it",
     ),
     Option(
         keyword="max_sessions",

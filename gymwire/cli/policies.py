@@ -54,6 +54,10 @@ def load(text: str | None, env: Env, seed: int | None) -> Policy:
         return learners.load_for(text, env.observation_space, env.action_space, seed).best
     if text.endswith(MODEL):
         return _model(Path(text), env)
+    if text.endswith(".py"):
+        raise ConfigurationError(
+            f"{text} is a file. Also name the class or function in it, such as {text}:my_policy."
+        )
     name, _, attribute = text.rpartition(":")
     if not name or not attribute:
         raise ConfigurationError(

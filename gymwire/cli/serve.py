@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from gymwire.cli.connection import AgentOptions, naming
 from gymwire.cli.kinds import NEVER, WITHIN_HOST
 from gymwire.cli.output import Output
@@ -163,6 +165,7 @@ def make_services(options: Options) -> list[Service]:
             raise ConfigurationError(
                 "Give either --config, or an address and an environment, not both."
             )
+        _check_offer_options(options)
         with naming(options, "config"):
             return _share(config.load(options.config), options)
     if options.address and not options.env:
@@ -198,15 +201,37 @@ def make_services(options: Options) -> list[Service]:
     return _share([service], options)
 
 
+def _check_offer_options(options: Options) -> None:
+    """Raise ConfigurationError if options of an offer are given together with a file of offers.
+
+    Variables may be meant for other commands, so they only cause a warning.
+    """
+    given = {key: options.origins[key] for key in config.KEYS if key in options.origins}
+    for key, origin in given.items():
+        if origin.startswith("--"):
+            raise ConfigurationError(
+                f"{origin} has no effect on the offers of {options.config}. Set the key `{key}` of "
+                f"each offer in that file instead."
+            )
+    if given and not options.worker:  # of several workers, only one warns
+        structlog.get_logger().warning(
+            "variables without effect on the offers of a file",
+            variables=sorted(given.values()),
+            config=str(options.config),
+        )
+
+
 def _share(services: list[Service], options: Options) -> list[Service]:
     """Return the services with the slots that this worker serves."""
     if options.worker is None:
         return services
     count, index = options.workers, options.worker
-    if any(one.max_sessions < count for one in services):
-        raise ConfigurationError(
-            f"{count} workers need --max-sessions {count} or more: one session for each."
-        )
+    for one in services:
+        if one.max_sessions < count:
+            raise ConfigurationError(
+                f"{one.address}: {count} workers need `max_sessions` (--max-sessions) of {count} "
+                f"or more: one session for each."
+            )
     return [
         replace(one, max_sessions=(one.max_sessions + count - 1 - index) // count)
         for one in services

@@ -106,6 +106,15 @@ def test_the_help_of_a_command_has_one_or_two_examples_that_can_be_read(
         ("check", "gymwire check: No address given: pass ADDRESS, or set GYMWIRE_ADDRESS."),
         ("stop", "gymwire stop: No target given: pass TARGET"),
         ("serve a CartPole-v1 --wrap nowhere", "gymwire serve: --wrap nowhere: write module:"),
+        ("serve a CartPole-v1 --wrap nope:X", "gymwire serve: --wrap nope:X: there is no module"),
+        ("serve a CartPole-v1 --wrap ./x.py:X", "gymwire serve: --wrap ./x.py:X: there is no file"),
+        ("serve a CartPole-v1 --wrap .a:X", "gymwire serve: --wrap .a:X: '.a' is not the name of"),
+        ("serve a X --python p --spaces nope:X", "gymwire serve: --spaces nope:X: there is no mod"),
+        ("serve a X --python p --spaces ./x.py:X", "gymwire serve: --spaces ./x.py:X: there is no"),
+        (
+            "serve a X --python p --spaces math:nope",
+            "gymwire serve: --spaces math:nope: math has no 'nope'. Check the spelling.",
+        ),
         (
             "serve a CartPole-v1 --spaces ./a.py:B",
             "gymwire serve: --spaces: Only an environment in",

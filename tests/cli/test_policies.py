@@ -99,6 +99,7 @@ def test_run_plays_a_policy(walk: Walk, module: Path, text: str) -> None:
     [
         ("right", "'right' is not a policy"),
         (":right", "is not a policy"),
+        ("my_policies.py", r"my_policies\.py is a file\. Also name the class or function in it"),
         ("my_policies:", "is not a policy"),
         ("my_policies:left", "no function or class 'left'"),
         ("my_policies:number", "no function or class 'number'"),

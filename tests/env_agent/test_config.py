@@ -142,8 +142,22 @@ OTHER = "env = './code.py:Bad'\npython = 'python'\n"
     ("bad", "why", "has_trace"),
     [
         ("env = './exits.py:X'", "importing 'exits' raised SystemExit: 4 (", True),
-        ("env = 'CartPole-v1'\nwrap = ['./exits.py:X']", "'exits' raised SystemExit: 4 (", True),
-        (f"{OTHER}spaces = './exits.py:X'", "importing 'exits' raised SystemExit: 4 (", True),
+        (
+            "env = 'CartPole-v1'\nwrap = ['./exits.py:X']",
+            "--wrap ./exits.py:X: importing 'exits' raised SystemExit: 4 (",
+            True,
+        ),
+        ("env = 'CartPole-v1'\nwrap = ['nope:X']", "--wrap nope:X: there is no module", False),
+        (
+            f"{OTHER}spaces = './exits.py:X'",
+            "--spaces ./exits.py:X: importing 'exits' raised SystemExit: 4 (",
+            True,
+        ),
+        (
+            f"{OTHER}spaces = './code.py:nope'",
+            "--spaces ./code.py:nope: ./code.py has no 'nope'. Check the spelling.",
+            False,
+        ),
         (
             f"{OTHER}spaces = './code.py:raises'",
             "--spaces ./code.py:raises raised RuntimeError: no simulator (",

@@ -179,6 +179,24 @@ def test_an_interpreter_that_this_machine_lacks_is_named(tmp_path: Path) -> None
             "The interpreter /bin/none cannot be started. Check python.",
         ),
         (
+            "python",
+            "/bin/none",
+            "/run/a.toml, offer 2: The interpreter /bin/none cannot be started. Check --python.",
+            "The interpreter /bin/none cannot be started. Check python.",
+        ),
+        (
+            "spaces",
+            "nope:X",
+            "GYMWIRE_CONFIG: a.toml, offer 2: --spaces nope:X: there is no module 'nope'.",
+            "nope:X: there is no module 'nope'.",
+        ),
+        (
+            "env",
+            "nomod:Thing",
+            "a.toml, offer 2: nomod:Thing: /bin/python has no module 'nomod'.",
+            "nomod:Thing: /bin/python has no module 'nomod'.",
+        ),
+        (
             "env",
             "calvin_env:Calvin",
             "calvin_env:Calvin: /bin/python has no module 'calvin_env'.",
@@ -189,7 +207,8 @@ def test_an_interpreter_that_this_machine_lacks_is_named(tmp_path: Path) -> None
 def test_an_error_of_an_agent_names_the_line_of_its_offer(
     tmp_path: Path, key: str, value: str, said: str, expected: str
 ) -> None:
-    offer = {"address": "two", "env": "x", key: value}
+    needed = {"python": "p"} if key == "spaces" else {}
+    offer = {"address": "two", "env": "x", **needed, key: value}
     text = "".join(f"{name} = '{each}'\n" for name, each in offer.items())
     fleet = read(tmp_path, HEAD + OFFER + "[[offer]]\n" + text)
     where = f"{tmp_path / 'fleet.toml'}, line {8 + [*offer].index(key)}, {key} in [[offer]]: "

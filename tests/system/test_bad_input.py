@@ -376,6 +376,25 @@ def test_the_only_environment_reports_where_it_failed(
     assert 'registering_envs.py", line' in trace
 
 
+@pytest.mark.parametrize("is_only", [True, False])
+def test_an_offer_whose_environment_cannot_be_made_is_named(
+    programs: Programs, tmp_path: Path, is_only: bool
+) -> None:
+    _, url = programs.broker()
+    (file := tmp_path / "offers.toml").write_text(
+        "[[offer]]\naddress = 'gone'\nenv = 'CartPole-v1'\npython = '/nope/python'\n"
+        + "[[offer]]\naddress = 'pole'\nenv = 'CartPole-v1'\n" * (not is_only)
+    )
+    options = ("--broker", url, "--log-format", "json")
+    agent = programs.start("gymwire", "serve", "--config", str(file), *options)
+    where = f"{file}, offer 1: The interpreter /nope/python cannot be started"
+    if is_only:
+        assert agent.wait() == 2
+        assert any(line.startswith(f"gymwire serve: {where}") for line in agent.output)
+    else:
+        assert agent.wait_for("offer left out")["why"].startswith(where)
+
+
 def test_a_module_that_exits_is_an_error_that_says_where(
     programs: Programs, tmp_path: Path
 ) -> None:

@@ -164,7 +164,7 @@ def test_workers_that_keep_dying_are_started_at_longer_and_longer_intervals(
     [
         (["--env", "tests.system.pool_envs:Deadly"], "licence has expired"),
         thorough(["--env", "NoSuchEnvironment-v0"], "NoSuchEnvironment"),
-        thorough(["--max-sessions", "1"], "workers need --max-sessions"),
+        thorough(["--max-sessions", "1"], "workers need `max_sessions` (--max-sessions) of"),
     ],
 )
 def test_a_pool_that_can_never_start_says_why_once(

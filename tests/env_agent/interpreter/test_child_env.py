@@ -694,7 +694,7 @@ def test_a_wrong_keyword_is_named_without_a_traceback(name: str, tmp_path: Path)
         ({}, "needs the keyword argument 'size'"),
     ):
         factory = ChildFactory("a", f"{tmp_path}/keywords.py:{name}", sys.executable, kwargs)
-        remedy = " Check env_kwargs (--env-kwargs at the env agent)."
+        remedy = " Check env_kwargs."  # they may be the learner's or the operator's
         for make, expected in (
             (factory.make_first, ""),  # the env agent adds what its operator can do
             (partial(factory.make, None, {}), remedy),
