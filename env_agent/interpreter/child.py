@@ -220,7 +220,8 @@ def _pack_numpy(value: Any, kind: type, above: tuple[int, ...]) -> bytes:
     """Return the bytes of an array or a NumPy scalar, b"" if its dtype has no portable form."""
     dtype, shape = value.dtype, value.shape
     if kind is np.ndarray:
-        if len(shape) > MAX_DIMS or (0 in shape and np.prod([n or 1 for n in shape]) > MAX_EMPTY):
+        sizes = [n or 1 for n in shape]
+        if len(shape) > MAX_DIMS or (0 in shape and np.multiply.reduce(sizes) > MAX_EMPTY):
             return b""
         axes = axes_order(value)
         if dtype.kind == "O" and len(above) < MAX_DEPTH - 1:
