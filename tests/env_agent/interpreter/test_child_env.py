@@ -36,26 +36,12 @@ from gymwire.protocol.messages import Call, Code, EnvKind, Percept, Status
 from gymwire.protocol.space_codecs import compile as compile_space
 from gymwire.protocol.values import Opaque, check, convert, decode, encode
 from tests.env_agent.adapters.test_foreign import Dm
-from tests.interpreters import bare, others
+from tests.interpreters import others
 from tests.rich_envs import Rich, Tensors
 from tests.sameness import assert_same
-from tests.sampling import sampled
 from tests.space_zoo import ZOO
 
 Make = Callable[..., ChildEnv]
-OTHERS = others()
-
-
-@pytest.fixture(scope="module")
-def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An interpreter without packages."""
-    return bare(tmp_path_factory.mktemp("bare"))
-
-
-@pytest.fixture(params=["without-packages", *sampled(OTHERS, 2)])
-def python(request: pytest.FixtureRequest, bare_python: str) -> str:
-    """Every interpreter that there is."""
-    return OTHERS.get(request.param, bare_python)
 
 
 @pytest.fixture
@@ -74,9 +60,9 @@ def make() -> Iterator[Make]:
 PLAIN = "tests.plain_envs:Plain"
 
 
-@pytest.mark.skipif(not OTHERS, reason="no other Python interpreter on this machine")
+@pytest.mark.skipif(not others(), reason="no other Python interpreter on this machine")
 def test_there_are_other_interpreters() -> None:
-    assert all(Path(path).exists() for path in OTHERS.values())
+    assert all(Path(path).exists() for path in others().values())
 
 
 def test_values_arrive_unchanged_from_every_interpreter(make: Make, python: str) -> None:

@@ -37,27 +37,12 @@ from gymwire.protocol.errors import (
 from gymwire.protocol.messages import Call
 from gymwire.protocol.values import convert, decode, encode
 from tests import offered_vectors
-from tests.interpreters import bare, others
 from tests.sameness import assert_same
-from tests.sampling import sampled
 
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode
 VECTORS = "tests.offered_vectors"
-OTHERS = others()
 Make = Callable[..., Any]
 SEEDS = {"Keeping": (3, 4), "make_keeping": (3, 4), "KeepingFrames": 3}
-
-
-@pytest.fixture(scope="module")
-def bare_python(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An interpreter without packages."""
-    return bare(tmp_path_factory.mktemp("bare"))
-
-
-@pytest.fixture(params=["without-packages", *sampled(OTHERS, 2)])
-def python(request: pytest.FixtureRequest, bare_python: str) -> str:
-    """Every interpreter that there is."""
-    return OTHERS.get(request.param, bare_python)
 
 
 @pytest.fixture(autouse=True)
