@@ -182,6 +182,11 @@ def check_request(
 ) -> None:
     """Raise ConfigurationError if a factory has made another vector than the learner requested."""
     check_number(name, made.num_envs, num_envs, takes_num_envs=takes_num_envs)
+    check_mode(made, name, mode)
+
+
+def check_mode(made: VectorEnv[Any, Any, Any], name: str, mode: AutoresetMode) -> None:
+    """Raise ConfigurationError if a vector has another autoreset mode than requested."""
     has = made.metadata["autoreset_mode"]
     if has != mode:
         raise ConfigurationError(

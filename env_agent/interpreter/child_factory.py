@@ -160,8 +160,7 @@ class ChildFactory:
                 made = _of_single([partial(make_one, i + 1) for i in range(num_envs)], mode)
                 closing.close(own, address=self._address)
                 return made
-            sized = first.takes_num_envs
-            vectors.check_request(own, self.name, num_envs, mode, takes_num_envs=sized)
+            vectors.check_mode(own, self.name, mode)
             return own
 
         return self._in_process(make)
