@@ -40,17 +40,13 @@ def check(generator: Any) -> None:
         )
 
 
-def set_state(generator: np.random.Generator, state: Any) -> bool:
-    """Set a generator to a state; return False if it is of another kind.
-
-    Raises DecodingError, and AttributeError for anything but a generator.
-    """
-    build(state)  # checks it
-    check(generator)
-    if generator.bit_generator.state["bit_generator"] != state["bit_generator"]:
-        return False
-    generator.bit_generator.state = state
-    return True
+def continued(old: np.random.Generator | None, new: np.random.Generator) -> np.random.Generator:
+    """Return `old` in the state of `new`, but `new` itself if they are of different kinds."""
+    state = new.bit_generator.state
+    if old is None or old.bit_generator.state["bit_generator"] != state["bit_generator"]:
+        return new
+    old.bit_generator.state = state
+    return old
 
 
 def build(state: Any) -> np.random.Generator:

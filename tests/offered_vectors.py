@@ -9,8 +9,9 @@ from typing import Any
 import gymnasium
 import numpy as np
 from gymnasium.spaces import Box, Discrete, Space
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv, VectorWrapper
 from gymnasium.vector.utils import batch_space
+from gymnasium.wrappers.vector import RecordEpisodeStatistics
 
 Step = tuple[Any, Any, Any, Any, dict[str, Any]]
 
@@ -258,6 +259,22 @@ class Keeping(gymnasium.Env[Any, Any]):
 def make_keeping(num_envs: int, render_mode: str | None = None) -> VectorEnv[Any, Any, Any]:
     """Make Gymnasium's own vector of them."""
     return SyncVectorEnv([partial(Keeping, render_mode)] * num_envs)
+
+
+def make_wrapped_keeping(num_envs: int, render_mode: str | None = None) -> Any:
+    """Make this vector, in two of Gymnasium's wrappers."""
+    return Counting(RecordEpisodeStatistics(make_keeping(num_envs, render_mode)))
+
+
+class Counting(VectorWrapper):  # type: ignore[type-arg, unused-ignore]
+    """A wrapper with attributes of its own."""
+
+    count = 0
+
+    def add(self, number: int) -> int:
+        """Add a number to the count."""
+        self.count += number
+        return self.count
 
 
 class KeepingFrames(VectorEnv[Any, Any, Any]):

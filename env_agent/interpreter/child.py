@@ -38,6 +38,7 @@ AS_INT = b"i"
 COMPACT, VALUE, RAISED = 3, 4, 5  # the kinds of answers
 COMPACT_HEAD = struct.Struct("<BBBd")  # type of the reward, terminated, truncated, reward
 SPACES = ("observation_space", "action_space")
+GENERATOR = "np_random"
 SPEC = ("id", "reward_threshold", "nondeterministic", "max_episode_steps", "order_enforce")
 MARK = b"gymwire:marked"
 MAX_DEPTH = 64
@@ -889,13 +890,14 @@ def _classes(name: str, module: str = "") -> tuple[Any, ...]:
     return tuple(one for one in found if isinstance(one, type))
 
 
-def continues(generator: Any, state: Any) -> bool:
-    """Set a generator to a state; return False if it is of another kind."""
-    bits: Any = getattr(generator, "bit_generator", None)
-    if type(bits).__name__ != state["bit_generator"]:
-        return False
+def continued(old: Any, state: Any) -> Any:
+    """Return a generator in a state: the old one if there is one of the same kind."""
+    bits = getattr(old, "bit_generator", None)
+    if bits is None or bits.state["bit_generator"] != state["bit_generator"]:
+        bits = getattr(np.random, state["bit_generator"])()
+        old = np.random.Generator(bits)
     bits.state = state
-    return True
+    return old
 
 
 class Hosted:
@@ -1034,7 +1036,7 @@ class Hosted:
     def _described(name: str, found: Any) -> list[Any]:
         if callable(found):
             return ["method"]
-        if name == "np_random" and hasattr(type(found), "bit_generator"):
+        if name == GENERATOR and hasattr(type(found), "bit_generator"):
             return ["generator", dict(found.bit_generator.state)]
         if isinstance(found, _classes("Space")):
             return ["space", read_space(found)]
@@ -1053,11 +1055,11 @@ class Hosted:
 
         `in_place`: the environment keeps its generator, which continues from the state.
         """
-        if in_place and self.has(name):
-            known = self._find(name)
-            if continues(known, value) and self._find(name) is known:  # not a copy
+        if name == GENERATOR:
+            old = self._find(name) if in_place and self.has(name) else None
+            value = continued(old, value)
+            if value is old and self._find(name) is old:  # not a copy
                 return
-        value = self._given(name, value)
         if hasattr(self.env, "set_wrapper_attr"):
             self.env.set_wrapper_attr(name, value)
             return
@@ -1065,14 +1067,6 @@ class Hosted:
             setattr(self._holder(name), name, value)
         except AttributeError:
             setattr(getattr(self.env, "unwrapped", self.env), name, value)
-
-    @staticmethod
-    def _given(name: str, value: Any) -> Any:
-        if name != "np_random":
-            return value
-        bits = getattr(np.random, value["bit_generator"])()
-        bits.state = value
-        return np.random.Generator(bits)
 
     def call(self, name: str, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call a method."""
@@ -1118,8 +1112,7 @@ class HostedOwnVector(Hosted):
         num_envs = env.num_envs if hasattr(env, "num_envs") else self._config["num_envs"]
         mode = getattr(env, "autoreset_mode", None)
         facts.update(kind=VECTOR, num_envs=int(num_envs), autoreset_mode=mode)
-        batch_size = self._config.get("batch_size")
-        facts.update(batch_size=batch_size, has_get_attr=hasattr(env, "get_attr"))
+        facts["batch_size"] = self._config.get("batch_size")
         return facts
 
     def step(self, action: Any) -> Any:
@@ -1138,19 +1131,26 @@ class HostedOwnVector(Hosted):
         self._check_spaces()
         return result
 
+    def has_each(self, name: str) -> bool:
+        """Return whether `get_attr` is the way to an attribute: no wrapper around it has that."""
+        if not self.has("get_attr"):
+            return False
+        vector = self._holder("get_attr")
+        return name == GENERATOR or not self.has(name) or self._holder(name) is vector
+
     def get_attr(self, name: str) -> list[Any]:
         """Return an attribute of each environment, as `get` does."""
-        return [self._described(name, one) for one in self.env.get_attr(name)]
+        return [self._described(name, one) for one in self._holder("get_attr").get_attr(name)]
 
-    def set_attr(self, name: str, values: Any, in_place: bool = False) -> None:
-        """Set an attribute of each environment, as `set` does."""
-        if in_place:
-            known = self.env.get_attr(name)
-            done = list(map(continues, known, values))
-            if all(done) and all(a is b for a, b in zip(known, self.env.get_attr(name))):
+    def set_attr(self, name: str, values: Any, kept: list[bool]) -> None:
+        """Set an attribute of each environment, as `set` does; `kept`: who keeps its generator."""
+        env = self._holder("get_attr")
+        if kept:
+            old = [one if keeps else None for one, keeps in zip(env.get_attr(name), kept)]
+            values = list(map(continued, old, values))
+            if all(a is b for a, b in zip(env.get_attr(name), values)):
                 return
-        is_each = name == "np_random" and isinstance(values, (list, tuple))
-        self.env.set_attr(name, [self._given(name, one) for one in values] if is_each else values)
+        env.set_attr(name, values)
 
 
 # --- the process ----------------------------------------------------------------------------------

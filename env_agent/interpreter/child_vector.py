@@ -22,7 +22,7 @@ class or factory is known to make vectors."""
 ONE: Request = (1, None, False)
 MAX_NUM_ENVS = 1 << 20  # that a process may name: the batched spaces take memory for each
 _NUMBERS = (np.float64, np.bool_, np.bool_)  # of rewards, terminations and truncations
-_PER_ENV = ("get_attr", "set_attr")
+_PER_ENV = ("has_each", "get_attr", "set_attr")
 
 
 class OwnVector(ChildEnv):
@@ -38,9 +38,7 @@ class OwnVector(ChildEnv):
         autoreset_mode: its mode as it declares it by an attribute, or None.
         config: the part of EnvPool's `config` that matters.
         is_registered: whether it is of the class that is registered with an id.
-        takes_num_envs: whether its maker has a parameter for their number.
         refused: what its maker raised when it was told the mode, as the process reports it.
-        has_get_attr: whether it has `get_attr` and `set_attr`, as vectors of single environments.
     """
 
     kinds: ClassVar[tuple[str, ...]] = (child.VECTOR,)
@@ -63,11 +61,9 @@ class OwnVector(ChildEnv):
         if type(self.num_envs) is not int or not 0 < self.num_envs <= MAX_NUM_ENVS:
             raise ValueError(f"it has {self.num_envs!r:.100} environments")
         self.is_registered = bool(facts.get("is_registered"))
-        self.takes_num_envs = bool(facts.get("takes_num_envs"))
         if self._request is not ONE:  # before the spaces are batched for as many as it names
-            vectors.check_number(
-                name, self.num_envs, self._request[0], takes_num_envs=self.takes_num_envs
-            )
+            sized = bool(facts.get("takes_num_envs"))
+            vectors.check_number(name, self.num_envs, self._request[0], takes_num_envs=sized)
         for one in child.SPACES:
             root = f"single_{one}"
             single = given[one] if one in given else built(root, facts[root], name)
@@ -75,7 +71,6 @@ class OwnVector(ChildEnv):
         self.autoreset_mode = facts["autoreset_mode"]
         self.config = {"batch_size": facts["batch_size"]}
         self.refused = facts.get("refused")
-        self.has_get_attr = bool(facts["has_get_attr"])
         _, self._batched = vectors.spaces_of(self, "observation_space")
 
     def _coerced(self, result: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -84,6 +79,13 @@ class OwnVector(ChildEnv):
             if isinstance(rest[i], list | tuple):
                 rest[i] = np.asarray(rest[i], dtype)
         return (child_values.coerce(self._batched, seen), *rest)
+
+    def has_each(self, name: str) -> bool:
+        """Return whether `get_attr` and `set_attr` give access to an attribute.
+
+        They do in vectors of single environments, unless a wrapper around the vector has it.
+        """
+        return bool(self._call("has_each", name))
 
     def get_attr(self, name: str) -> tuple[Any, ...]:
         """Return an attribute of each environment."""
@@ -94,11 +96,11 @@ class OwnVector(ChildEnv):
 
     def set_attr(self, name: str, found: Any) -> None:
         """Set an attribute of each environment."""
-        in_place = False
+        kept: list[bool] = []
         if name == "np_random" and isinstance(found, list | tuple):
-            in_place = all(isinstance(one, CopiedGenerator) for one in found)
+            kept = [isinstance(one, CopiedGenerator) for one in found]
             found = list(map(generators.describe, found))
-        self._call("set_attr", name, found, in_place)
+        self._call("set_attr", name, found, kept)
 
 
 class AdaptedOwnVector(RunsElsewhere, vectors.AdaptedVector):
@@ -115,8 +117,6 @@ class AdaptedOwnVector(RunsElsewhere, vectors.AdaptedVector):
         if name == "_env":
             raise AttributeError(name)
         if name in _PER_ENV:
-            if not self._env.has_get_attr:
-                raise AttributeError(name)
             return getattr(self._env, name)
         try:
             return self._env.get_wrapper_attr(name)

@@ -10,9 +10,12 @@ import gymnasium
 import numpy as np
 from gymnasium.vector import SyncVectorEnv, VectorEnv
 
-from gymwire.protocol import generators
+from gymwire.env_agent.runners.env_generators import EnvGenerators
+from gymwire.env_agent.runners.holders import GENERATOR, find_holder
 from gymwire.protocol.capabilities import EACH_MODES
 from gymwire.protocol.messages import Call
+
+_GENERATOR_MODES = ("each-get", "each-set")
 
 
 def is_for_each(call: Call) -> bool:
@@ -39,10 +42,13 @@ def access_each(env: Any, call: Call) -> tuple[Any, ...]:
             f"The environments of a call must be numbers from 0 to {num_envs - 1}, each at most "
             f"once, not {reprlib.repr(numbers)}."
         )
-    if isinstance(env, SyncVectorEnv):
-        return tuple([_access(env.envs[one], call, args) for one in numbers])
     if not isinstance(env, VectorEnv):
         return tuple([_access(env, call, args) for _ in numbers])  # one or none
+    env, is_each = find_holder(env, call.name)
+    if isinstance(env, SyncVectorEnv):
+        return tuple([_access(env.envs[one], call, args) for one in numbers])
+    if is_each and call.name == GENERATOR and call.mode in _GENERATOR_MODES:
+        return _access_generators(env, call, numbers, args)
     if call.mode != "each-wrapped" and [*numbers] != [*range(num_envs)]:
         raise ValueError(
             f"This vector of {num_envs} environments is a {type(env).__name__}, which does not "
@@ -57,19 +63,29 @@ def _access(env: Any, call: Call, args: Sequence[Any]) -> Any:
         return _is_wrapped(env, name)
     if call.mode == "each-has":
         return hasattr(env, name) if is_vector else env.has_wrapper_attr(name)
+    if name == GENERATOR and call.mode in _GENERATOR_MODES:
+        return _access_generators(env, call, [0], args)[0]
     if call.mode == "each-set":
-        value = generators.build(args[0]) if name == "np_random" else args[0]
         if is_vector:
-            setattr(env, name, value)
+            setattr(env, name, args[0])
         else:
-            env.set_wrapper_attr(name, value)
+            env.set_wrapper_attr(name, args[0])
         return None
     found = getattr(env, name) if is_vector else env.get_wrapper_attr(name)
     if call.mode == "each-call":
         return found(*args, **call.kwargs)
-    if name == "np_random":
-        return {"value": generators.describe(found)}
     return {"method": True} if callable(found) else {"value": found}
+
+
+def _access_generators(
+    env: Any, call: Call, numbers: Sequence[int], args: Sequence[Any]
+) -> tuple[Any, ...]:
+    found = EnvGenerators(env)
+    if call.mode == "each-set":
+        found.replace(numbers, args[0])
+        return (None,) * len(numbers)
+    states = found.states()
+    return tuple([{"value": states[one]} for one in numbers])
 
 
 def _is_wrapped(env: Any, name: str) -> bool:

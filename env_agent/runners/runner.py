@@ -8,9 +8,8 @@ from dataclasses import replace
 from itertools import islice
 from typing import Any
 
-import numpy as np
 from gymnasium import Space
-from gymnasium.vector import SyncVectorEnv, VectorEnv, VectorWrapper
+from gymnasium.vector import SyncVectorEnv, VectorEnv
 
 from gymwire.env_agent.adapters import pettingzoo
 from gymwire.env_agent.closing import closed_on_error
@@ -20,8 +19,10 @@ from gymwire.env_agent.factory import Env, Vector
 from gymwire.env_agent.hosted_vector import HostedVector
 from gymwire.env_agent.interpreter.child_env import ChildEnv
 from gymwire.env_agent.runners.each_env import access_each, is_for_each
+from gymwire.env_agent.runners.env_generators import EnvGenerators, generators_kept
+from gymwire.env_agent.runners.holders import GENERATOR, find_holder
 from gymwire.env_agent.space_watch import SpaceWatch
-from gymwire.protocol import generators, remote_space, spaces, values, vector_infos
+from gymwire.protocol import remote_space, spaces, vector_infos
 from gymwire.protocol.messages import MULTI_AGENT, Call, EnvKind
 
 
@@ -89,16 +90,13 @@ class Runner:
 
         Its generator has the same state afterwards, so that no later step differs.
         """
-        env = self.env
+        env: Any = self.env
         if isinstance(env, SyncVectorEnv):
             env = env.envs[index]
-        before = _generators_of(env)
-        try:
-            frame = env.render()
-        finally:
-            if before is not None:
-                _restore(env, *before)
-        return frame[index] if isinstance(env, VectorEnv) and frame else frame
+        with generators_kept(env):
+            found = env.render()
+        is_batch = isinstance(env, VectorEnv) and found is not None and len(found) > 0
+        return found[index] if is_batch else found
 
     def access(self, call: Call) -> Any:
         """Read, write or call the attribute that `call` names; return the value of RESULT."""
@@ -106,28 +104,30 @@ class Runner:
             return access_each(self.env, call)
         if call.name == remote_space.CALL:
             return _ask_space(self.env, *call.args)
+        if call.name == GENERATOR and call.mode != "call":
+            return self._access_generators(call)
         if isinstance(self.env, VectorEnv):
             return _access_vector(self.env, call)
         name, env = call.name, self.env
         if call.mode == "set":
-            value = call.args[0]
-            if name == "np_random":
-                found = env.get_wrapper_attr(name) if call.args[1:] == (True,) else None
-                is_set = found is not None and generators.set_state(found, value)
-                if is_set and env.get_wrapper_attr(name) is found:  # not a copy
-                    return None
-                # Setting a copy from a process sets the state of the generator there.
-                value = found if is_set else generators.build(value)
-            env.set_wrapper_attr(name, value)
+            env.set_wrapper_attr(name, call.args[0])
             return None
         found = env.get_wrapper_attr(name)
         if call.mode == "call":
             return found(*call.args, **call.kwargs)
-        if name == "np_random":
-            return {"value": generators.describe(found)}
         if isinstance(found, Space) and self.kind in MULTI_AGENT:
             return {"space": spaces.describe(found, root=name)}
         return {"method": True} if callable(found) else {"value": found}
+
+    def _access_generators(self, call: Call) -> Any:
+        found = EnvGenerators(self.env)
+        if call.mode == "set":
+            state, *more = call.args
+            states = state if isinstance(self.env, VectorEnv) else [state]
+            found.set(states, kept=range(found.num_envs) if more == [True] else ())
+            return None
+        states = found.states()
+        return {"value": tuple(states) if found.is_each else states[0]}
 
     def read_generator(self) -> Any:
         """Return the state of the generator, of a vector a tuple of them; None if it has none."""
@@ -187,40 +187,6 @@ _RETURNED = {
 }
 
 
-_Generators = tuple[list[np.random.Generator], list[dict[str, Any]]]
-
-
-def _generators_of(env: Any) -> _Generators | None:
-    """Return the generators of an environment or a vector and their states; None without any."""
-    try:
-        if not isinstance(env, VectorEnv):
-            found = [env.get_wrapper_attr("np_random")]
-        else:
-            env = _vector_with(env, "np_random")
-            found = [*env.get_attr("np_random")] if hasattr(env, "get_attr") else [env.np_random]
-        return found, [*map(generators.describe, found)]
-    except Exception:  # noqa: BLE001 - the environment's: it has none, or not such a one
-        return None
-
-
-def _restore(env: Any, before: list[np.random.Generator], states: list[dict[str, Any]]) -> None:
-    """Set the generators to their earlier states, if rendering has changed them."""
-    found = _generators_of(env)
-    if found is not None and values.encode(found[1]) == values.encode(states):
-        return
-    for generator, state in zip(before, states, strict=True):
-        generator.bit_generator.state = state
-    if found is not None and all(a is b for a, b in zip(found[0], before, strict=True)):
-        return
-    # Those of a process are copies.
-    if not isinstance(env, VectorEnv):
-        env.set_wrapper_attr("np_random", before[0])
-    elif hasattr(env := _vector_with(env, "np_random"), "get_attr"):
-        env.set_attr("np_random", before)
-    else:
-        env.np_random = before[0]
-
-
 def _without_casts(env: HostedVector) -> Callable[[Any], Any]:
     """Return a `step` whose result is a list if infos were cast: only `wire_infos` knows them."""
     step = env.step
@@ -250,50 +216,17 @@ _SPACES = (
 )
 
 
-def _vector_with(env: Any, name: str) -> Any:
-    """Return the vector itself, or the one inside Gymnasium's wrappers that has an attribute.
-
-    The wrappers pass `np_random` on, but not `get_attr` and `set_attr`.
-    """
-    while isinstance(env, VectorWrapper) and (name == "np_random" or not hasattr(env, name)):
-        env = env.env
-    return env
-
-
 def _access_vector(env: Any, call: Call) -> Any:
     name = call.name
-    env = _vector_with(env, name)
-    if not hasattr(env, "get_attr"):  # a vector that does not consist of single environments
-        if call.mode == "call":
-            return getattr(env, name)(*call.args, **call.kwargs)
-        if call.mode == "set":
-            value = call.args[0]
-            if name == "np_random":  # a list of one state
-                known = getattr(env, name) if call.args[1:] == (True,) else None
-                is_set = known is not None and generators.set_state(known, value[0])
-                if is_set and getattr(env, name) is known:  # not a copy
-                    return None
-                value = known if is_set else generators.build(value[0])
-            setattr(env, name, value)
-            return None
-        found = getattr(env, name)
-        return {"value": generators.describe(found) if name == "np_random" else found}
+    env, is_each = find_holder(env, name)
     if call.mode == "set":
-        found = call.args[0]
-        if name == "np_random":
-            known, is_set = (), False
-            if call.args[1:] == (True,):
-                known = env.get_attr(name)
-                is_set = all([*map(generators.set_state, known, found)])
-                again = env.get_attr(name)
-                if is_set and all(a is b for a, b in zip(known, again, strict=True)):
-                    return None
-            found = [*known] if is_set else [generators.build(state) for state in found]
-        env.set_attr(name, found)
+        if is_each:
+            env.set_attr(name, call.args[0])
+        else:
+            setattr(env, name, call.args[0])
         return None
     if call.mode == "call":
-        return tuple(env.call(name, *call.args, **call.kwargs))
-    found = tuple(env.get_attr(name))
-    if name == "np_random":
-        found = tuple(map(generators.describe, found))
-    return {"value": found}
+        if is_each:
+            return tuple(env.call(name, *call.args, **call.kwargs))
+        return getattr(env, name)(*call.args, **call.kwargs)
+    return {"value": tuple(env.get_attr(name)) if is_each else getattr(env, name)}

@@ -42,7 +42,9 @@ from tests.sameness import assert_same
 NEXT_STEP, SAME_STEP, DISABLED = AutoresetMode
 VECTORS = "tests.offered_vectors"
 Make = Callable[..., Any]
-SEEDS = {"Keeping": (3, 4), "make_keeping": (3, 4), "KeepingFrames": 3}
+SEEDS = {
+    "Keeping": (3, 4), "make_keeping": (3, 4), "make_wrapped_keeping": (3, 4), "KeepingFrames": 3
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -249,7 +251,9 @@ def test_generators_are_read_and_set(make: Make, env: str) -> None:
         assert_same_result(both, methodcaller("reset", None, None))
 
 
-@pytest.mark.parametrize("maker", ["Keeping", "make_keeping", "KeepingFrames"])
+@pytest.mark.parametrize(
+    "maker", ["Keeping", "make_keeping", "make_wrapped_keeping", "KeepingFrames"]
+)
 def test_environments_keep_their_generators(make: Make, maker: str) -> None:
     env, action = f"{VECTORS}:{maker}", np.zeros(2, np.int64)
     both = [
@@ -278,6 +282,31 @@ def test_environments_keep_their_generators(make: Make, maker: str) -> None:
         one.access(Call("set", "np_random", ([other] * len(states), True)))
     assert_same_result(both, methodcaller("step", action))
     assert_same_result(both, methodcaller("reset", None, None))
+    numbers = [0, 1] if maker == "KeepingFrames" else [1]  # the vector has one generator
+    for one in both:
+        rest = one.read_generator()
+        assert one.access(Call("each-set", "np_random", (numbers, states[0])))[0] is None
+        found = one.access(Call("each-get", "np_random", (numbers,)))
+        assert_same(found, ({"value": states[0]},) * len(numbers))
+        if maker != "KeepingFrames":
+            assert_same(one.read_generator(), (rest[0], states[0]))
+    assert_same_result(both, methodcaller("step", action))
+    assert_same_result(both, methodcaller("reset", None, None))
+
+
+def test_attributes_of_wrapped_vectors_are_those_of_wrappers_and_environments(make: Make) -> None:
+    env = f"{VECTORS}:make_wrapped_keeping"
+    both = [Runner(make(one, 2, NEXT_STEP)) for one in (resolve(env, {}), there(env))]
+    for one in both:
+        assert one.access(Call("call", "add", (4,))) == 4
+        one.access(Call("set", "count", (2,)))
+        assert one.access(Call("get", "count")) == {"value": 2}
+        assert one.access(Call("get", "episode_count")) == {"value": 0}
+        one.access(Call("set", "gravity", ([1.0, 2.0],)))
+        assert one.access(Call("get", "gravity")) == {"value": (1.0, 2.0)}
+        assert one.access(Call("call", "has_wrapper_attr", ("gravity",))) == (True, True)
+        with pytest.raises(Exception, match="wings"):
+            one.access(Call("get", "wings"))
 
 
 def test_each_environment_of_gymnasiums_own_vector_has_attributes(make: Make) -> None:

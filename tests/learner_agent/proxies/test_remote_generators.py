@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,15 +18,36 @@ from gymwire import ProxyEnv, ProxyVectorEnv
 from gymwire.learner_agent.proxies.remote_generators import RemoteGenerators
 from gymwire.protocol import generators
 from gymwire.protocol.errors import EnvironmentFailed, EnvironmentLost, MoveError
+from gymwire.protocol.messages import Call
+from tests.offered_vectors import make_wrapped_keeping
 from tests.processes import programs
 from tests.sameness import assert_same
 from tests.typed_envs import Typed
 
+WRAPPED = "tests.offered_vectors:make_wrapped_keeping"
+OFFERS = f"""
+[[offer]]
+address = "typed"
+env = "tests.typed_envs:Typed"
+[[offer]]
+address = "own"
+env = "CartPole-v1"
+[[offer]]
+address = "wrapped"
+env = "{WRAPPED}"
+[[offer]]
+address = "elsewhere"
+env = "{WRAPPED}"
+python = "{sys.executable}"
+"""
+
 
 @pytest.fixture(scope="module")
-def broker(broker_url: str) -> Iterator[str]:
+def broker(broker_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    config = tmp_path_factory.mktemp("generators") / "offers.toml"
+    config.write_text(OFFERS)
     with programs() as started:
-        started.env_agent(broker_url, "--address", "typed", "--env", "tests.typed_envs:Typed")
+        started.env_agent(broker_url, "--config", str(config))
         yield broker_url
 
 
@@ -110,27 +132,48 @@ def test_a_reset_with_a_seed_replaces_the_generators_of_those_that_it_resets(
 
 @pytest.mark.parametrize("sessions", [1, 2])
 def test_a_vector_class_of_its_own_has_one_generator_in_each_session(
-    broker_url: str, sessions: int
+    broker: str, sessions: int
 ) -> None:
-    with programs() as started:
-        started.env_agent(broker_url, "--address", "own", "--env", "CartPole-v1")
-        remote = ProxyVectorEnv("own", 4, broker_url, sessions=sessions)
-        locals_ = [gymnasium.make_vec("CartPole-v1", 4 // sessions) for _ in range(sessions)]
-        remote.reset(seed=3)
-        for i, one in enumerate(locals_):
-            one.reset(seed=3 + i * 4 // sessions)
-        kept, kept_here = remote.np_random, [one.np_random for one in locals_]
-        for seed in (None, 8):
-            assert [one.random() for one in kept] == [one.random() for one in kept_here]
-            observations = remote.reset(seed=seed)[0]
-            here = [
-                one.reset(seed=None if seed is None else seed + i * 4 // sessions)[0]
-                for i, one in enumerate(locals_)
-            ]
-            assert_same(observations, np.concatenate(here))
+    remote = ProxyVectorEnv("own", 4, broker, sessions=sessions)
+    locals_ = [gymnasium.make_vec("CartPole-v1", 4 // sessions) for _ in range(sessions)]
+    remote.reset(seed=3)
+    for i, one in enumerate(locals_):
+        one.reset(seed=3 + i * 4 // sessions)
+    kept, kept_here = remote.np_random, [one.np_random for one in locals_]
+    for seed in (None, 8):
         assert [one.random() for one in kept] == [one.random() for one in kept_here]
-        assert_same(remote.reset()[0], np.concatenate([one.reset()[0] for one in locals_]))
-        remote.close()
+        observations = remote.reset(seed=seed)[0]
+        here = [
+            one.reset(seed=None if seed is None else seed + i * 4 // sessions)[0]
+            for i, one in enumerate(locals_)
+        ]
+        assert_same(observations, np.concatenate(here))
+    assert [one.random() for one in kept] == [one.random() for one in kept_here]
+    assert_same(remote.reset()[0], np.concatenate([one.reset()[0] for one in locals_]))
+    remote.close()
+
+
+@pytest.mark.parametrize("address", ["wrapped", "elsewhere"])
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_vectors_in_gymnasiums_wrappers_draw_the_same_as_locally(
+    broker: str, address: str, sessions: int
+) -> None:
+    def drawn(envs: Any) -> Iterator[Any]:
+        yield envs.reset(seed=4)[0]
+        for _ in range(2):
+            kept = envs.np_random
+            yield kept[3].random(), [one.normal() for one in kept], envs.np_random_seed
+            yield envs.step(np.zeros(4, int))[:2], envs.np_random[1].integers(9)
+            yield envs.reset()[0]
+        envs.reset(seed=7)
+        yield [one.random() for one in (*kept, *envs.np_random)], envs.step(np.zeros(4, int))[0]
+
+    with ProxyVectorEnv(address, 4, broker, sessions=sessions) as remote:
+        for here, there in zip(drawn(make_wrapped_keeping(4)), drawn(remote), strict=True):
+            assert_same(there, here)
+        for number, state in enumerate(one.bit_generator.state for one in remote.np_random):
+            call = Call("each-get", "np_random")
+            assert_same(remote.access_each(call, [number]), [{"value": state}])
 
 
 def test_sticky_actions_repeat_as_locally(broker: str) -> None:
@@ -187,7 +230,7 @@ class Remote:
         self.log.append("write")
         if self.failure is not None:
             raise self.failure
-        assert generators.set_state(self.generator, states[0])
+        self.generator.bit_generator.state = states[0]
 
 
 def test_states_are_read_once_and_written_once() -> None:
