@@ -1132,11 +1132,11 @@ class HostedOwnVector(Hosted):
         return result
 
     def has_each(self, name: str) -> bool:
-        """Return whether `get_attr` is the way to an attribute: no wrapper around it has that."""
-        if not self.has("get_attr"):
-            return False
-        vector = self._holder("get_attr")
-        return name == GENERATOR or not self.has(name) or self._holder(name) is vector
+        """Return what `find_holder` in `runners/holders.py` does: whether `get_attr` reaches it."""
+        env, wrappers = self.env, _classes("VectorWrapper", ".vector")
+        while isinstance(env, wrappers) and (name == GENERATOR or not hasattr(env, name)):
+            env = env.env
+        return hasattr(env, "get_attr")
 
     def get_attr(self, name: str) -> list[Any]:
         """Return an attribute of each environment, as `get` does."""

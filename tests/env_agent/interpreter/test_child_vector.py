@@ -26,6 +26,7 @@ from gymwire.env_agent.interpreter.child_errors import RaisedInChild
 from gymwire.env_agent.interpreter.child_factory import ChildFactory
 from gymwire.env_agent.interpreter.child_process import ChildProcess
 from gymwire.env_agent.interpreter.child_vector import MAX_NUM_ENVS, ONE, AdaptedOwnVector
+from gymwire.env_agent.runners.holders import find_holder
 from gymwire.env_agent.runners.runner import Runner, unpack
 from gymwire.protocol import generators
 from gymwire.protocol.errors import (
@@ -292,6 +293,20 @@ def test_environments_keep_their_generators(make: Make, maker: str) -> None:
             assert_same(one.read_generator(), (rest[0], states[0]))
     assert_same_result(both, methodcaller("step", action))
     assert_same_result(both, methodcaller("reset", None, None))
+
+
+def test_only_gymnasiums_wrappers_of_vectors_are_looked_through() -> None:
+    frames: Any = offered_vectors.KeepingFrames(2)
+    frames.env = offered_vectors.make_keeping(2)
+    for env, name, is_each in (
+        (frames, "np_random", False),
+        (frames.env, "np_random", True),
+        (RecordEpisodeStatistics(frames.env), "np_random", True),
+        (RecordEpisodeStatistics(frames.env), "episode_count", False),
+        (RecordEpisodeStatistics(frames.env), "gravity", True),
+    ):
+        assert child.HostedOwnVector(env, None, ()).has_each(name) is is_each
+        assert find_holder(env, name)[1] is is_each
 
 
 def test_attributes_of_wrapped_vectors_are_those_of_wrappers_and_environments(make: Make) -> None:
