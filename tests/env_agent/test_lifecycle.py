@@ -51,8 +51,8 @@ class Loop:
         factory = Factory("CartPole-v1")
         services = [Service(name, factory, max_sessions=slots) for name in ("it", "other")]
         self.crew = cast(Any, HeldCrew())
-        host = SessionHost(services, unfinished=unfinished)
-        self._lifecycle = Lifecycle(host, self.crew, lambda error: None, time.monotonic)
+        self.host = SessionHost(services, unfinished=unfinished)
+        self._lifecycle = Lifecycle(self.host, self.crew, lambda error: None, time.monotonic)
         self.sent: list[Any] = []
         link = SimpleNamespace(send=self.sent.append)
         self._lifecycle.transports = SimpleNamespace(link=link, direct=None)  # type: ignore[assignment]
@@ -61,10 +61,12 @@ class Loop:
     def begin(self, address: str = "it") -> int:
         """Begin to open a session, and return its sid."""
         self._sid += 1
-        request = Open(address, b"n" * 16)
-        header = read_header(PLAIN.encode(request, self._sid, 1))
-        self._lifecycle.open(ME, header, request)
+        self.send_open(self._sid, address)
         return self._sid
+
+    def send_open(self, sid: int, address: str = "it") -> None:
+        request = Open(address, b"n" * 16)
+        self._lifecycle.open(ME, read_header(PLAIN.encode(request, sid, 1)), request)
 
     def abandon(self, sid: int) -> None:
         self._lifecycle.abandon(ME, sid, "the learner has left")
@@ -129,3 +131,16 @@ def test_sessions_that_close_are_forgotten() -> None:
         loop.crew.run()
     assert unfinished.excess("it", -1) == 0
     assert not unfinished._counts
+
+
+def test_a_repeated_open_does_not_open_an_ended_session_again() -> None:
+    loop = Loop(1)
+    sid = loop.begin()
+    loop.crew.run()
+    loop.send_open(sid)  # during a long request, behind which a job would wait
+    loop.abandon(sid)
+    loop.send_open(sid)
+    assert loop.sent == [loop.sent[0]] * 2
+    while loop.crew.jobs:
+        loop.crew.run()
+    assert not loop.host.slots
