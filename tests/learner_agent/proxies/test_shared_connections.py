@@ -128,6 +128,28 @@ def test_proxies_of_one_thread_share_a_connection_and_equal_local_ones(
     assert connection.closed
 
 
+def test_a_thread_that_holds_a_proxy_frees_its_slot_when_it_is_dropped(broker: str) -> None:
+    class Actor(threading.Thread):
+        def run(self) -> None:
+            self.env = ProxyEnv("moody", broker)
+
+    actor = Actor()
+    actor.start()
+    actor.join(PATIENCE_S)
+    connection = connection_of(actor.env)
+    del actor
+    assert connection.closed
+
+
+def test_a_shared_connection_belongs_to_the_thread_that_uses_it_last(broker: str) -> None:
+    with ProxyEnv("moody", broker) as first:
+        use = connection_of(first).use
+        use.thread = weakref.ref(threading.Thread())  # one that has ended, with the same number
+        with ProxyEnv("moody", broker) as second:
+            assert connection_of(second).use is use
+        assert use.thread() is threading.current_thread()
+
+
 @PATHS
 def test_a_failure_or_time_out_of_one_does_not_disturb_another(
     gated: Callable[..., ProxyEnv], tmp_path: Path, direct: str
