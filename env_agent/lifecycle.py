@@ -51,6 +51,7 @@ class Lifecycle:
         self._log = structlog.get_logger()
         self._opening: dict[int, str] = {}  # sid → address
         self._given_up: set[int] = set()  # those of them that have ended meanwhile
+        self._refusing: set[str] = set()  # addresses without room for a session, as the log says
 
     @property
     def idle(self) -> bool:
@@ -72,9 +73,12 @@ class Lifecycle:
             self.transports.link.send(again)
             return
         if refusal := self._host.refusal(request.address):
-            self._log_refused(sid, request, refusal.text)
+            if request.address not in self._refusing:  # learners that wait ask again and again
+                self._refusing.add(request.address)
+                self._log_refused(sid, request, refusal.text[:MAX_REASON])
             self.transports.link.send(PLAIN.encode(refusal, sid, header.seq))
             return
+        self._refusing.discard(request.address)
         alone, executor = self.idle, self._crew.assign(me)
         if executor is None:
             self.transports.link.send(PLAIN.encode(failure_reports.no_thread(), sid, header.seq))

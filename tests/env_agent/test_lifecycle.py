@@ -7,11 +7,12 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import structlog.testing
 
 from gymwire.env_agent.crew import Executor, Job
 from gymwire.env_agent.environments import Service
 from gymwire.env_agent.factory import Factory
-from gymwire.env_agent.lifecycle import Lifecycle
+from gymwire.env_agent.lifecycle import MAX_REASON, Lifecycle
 from gymwire.env_agent.sessions import SessionHost
 from gymwire.env_agent.unfinished import MIN_UNFINISHED, Unfinished
 from gymwire.protocol.codec import PLAIN, read_header
@@ -96,9 +97,16 @@ def test_no_session_opens_while_too_many_ended_ones_are_busy(slots: int) -> None
     loop, most = Loop(slots), max(slots, MIN_UNFINISHED)
     for _ in range(most + 1):
         loop.leave_stuck()
-    assert f"{most + 1} environments of ended sessions at 'it' are still busy" in loop.refusal()
-    assert loop.refusal("other") == ""
-    loop.crew.run()  # one of them closes
+    for number in (1, 2):
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(3):  # a learner may wait
+                why = loop.refusal()
+        assert f"{most + 1} environments of ended sessions at 'it' are still busy" in why
+        assert [entry["why"] for entry in logs] == [why[:MAX_REASON]]
+        assert loop.refusal("other") == ""
+        loop.crew.run()  # one of them closes
+        if number == 1:
+            loop.leave_stuck()
     assert loop.refusal() == ""
 
 
